@@ -1,0 +1,88 @@
+"""What is wrong with the data, said before any training starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def check_arrays(
+    inputs: Tensor,
+    targets: Tensor,
+    class_names: Sequence[str] | None = None,
+    feature_names: Sequence[str] | None = None,
+    *,
+    part: str = "",
+) -> None:
+    """Raises a `ValueError` that says what is wrong with the arrays of a data set, and where.
+
+    Args:
+        inputs: Shape (N, ...).
+        targets: Classes (N,) as integers, or values (N,) or (N, D) as floating point.
+        class_names: Names of the classes; labels must be smaller than their number.
+        feature_names: Names of the columns of `inputs`, for the message.
+        part: Prefix of the arguments' names in the message, such as ``"test_"``.
+    """
+    if len(inputs) != len(targets):
+        raise ValueError(
+            f"{part}inputs has {len(inputs)} samples and {part}targets has {len(targets)}; "
+            "they must be equally long."
+        )
+    if len(inputs) == 0:
+        raise ValueError(f"{part}inputs is empty; a data set needs at least one sample.")
+    if inputs.ndim < 2:
+        raise ValueError(
+            f"{part}inputs has shape {tuple(inputs.shape)}; expected (N, features) or "
+            "(N, C, H, W). For a single feature use inputs[:, None]."
+        )
+    _check_finite(f"{part}inputs", inputs, feature_names)
+    if targets.is_floating_point():
+        if targets.ndim > 2:
+            raise ValueError(
+                f"{part}targets has shape {tuple(targets.shape)}; expected values of shape (N,) "
+                "or (N, D)."
+            )
+        _check_finite(f"{part}targets", targets, None)
+        return
+    if targets.ndim != 1:
+        raise ValueError(
+            f"{part}targets has shape {tuple(targets.shape)}; expected classes of shape (N,)."
+        )
+    low, high = int(targets.min()), int(targets.max())
+    if low < 0:
+        row = int(targets.argmin())
+        raise ValueError(f"{part}targets has label {low} in row {row}; classes start at 0.")
+    if class_names is not None and high >= len(class_names):
+        raise ValueError(
+            f"{part}targets has label {high} in row {int(targets.argmax())}, but there are "
+            f"{len(class_names)} classes, 0 … {len(class_names) - 1}."
+        )
+    if not part and low == high:
+        raise ValueError(
+            f"targets has one class only ({low}); a classifier needs at least two classes."
+        )
+
+
+def _check_finite(argument: str, values: Tensor, names: Sequence[str] | None) -> None:
+    if not values.is_floating_point():
+        return
+    # One pass without a mask of the whole array: a sum is finite only if every term is,
+    # save for overflow, which the slow look below sorts out.
+    if torch.isfinite(values.sum()):
+        return
+    bad = ~torch.isfinite(values)
+    if not bad.any():
+        return
+    first = [int(i) for i in bad.nonzero()[0]]
+    where = f"row {first[0]}"
+    if values.ndim == 2:
+        column = first[1]
+        where += f", column {column}" + (f" ({names[column]!r})" if names else "")
+    elif values.ndim > 2:
+        where += f", position {tuple(first[1:])}"
+    raise ValueError(
+        f"{argument} has {int(bad.sum())} value(s) that are not finite, the first "
+        f"({values[tuple(first)].item()}) in {where}; remove or impute them."
+    )

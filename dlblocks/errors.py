@@ -1,0 +1,54 @@
+"""How the package says that an argument is wrong: what was expected, what came, and the cure."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(value: object, choices: Iterable[str]) -> str:
+    """Returns ``"; did you mean 'adam'?"`` for the closest choice, or ``""`` if none is close.
+
+    >>> did_you_mean("adan", ["adam", "sgd"])
+    "; did you mean 'adam'?"
+    """
+    close = difflib.get_close_matches(str(value).lower(), list(choices), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def check_choice(argument: str, value: object, choices: Iterable[str]) -> None:
+    """Raises a `ValueError` that lists the choices unless `value` is one of them.
+
+    >>> check_choice("optimizer", "adan", ["adam", "sgd"])
+    Traceback (most recent call last):
+    ValueError: optimizer='adan' is not known; did you mean 'adam'? Choose from: adam, sgd.
+    """
+    choices = list(choices)
+    if value not in choices:
+        hint = did_you_mean(value, choices) or "."
+        raise ValueError(
+            f"{argument}={value!r} is not known{hint} Choose from: {', '.join(choices)}."
+        )
+
+
+def check_range(
+    argument: str,
+    value: float,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    low_open: bool = False,
+    high_open: bool = False,
+) -> None:
+    """Raises a `ValueError` unless `value` lies in the interval (NaN never does).
+
+    >>> check_range("dropout", 1.5, 0, 1, high_open=True)
+    Traceback (most recent call last):
+    ValueError: dropout=1.5 is outside [0, 1).
+    """
+    above = low is None or (value > low if low_open else value >= low)
+    below = high is None or (value < high if high_open else value <= high)
+    if not (above and below and value == value):
+        left = "(-inf" if low is None else f"{'(' if low_open else '['}{low}"
+        right = "inf)" if high is None else f"{high}{')' if high_open else ']'}"
+        raise ValueError(f"{argument}={value!r} is outside {left}, {right}.")
