@@ -1,0 +1,6 @@
+"""Plain `torch.nn.Module`s: tensors in, tensors out."""
+
+from dlblocks.nets.cnn import CNN
+from dlblocks.nets.mlp import MLP
+
+__all__ = ["CNN", "MLP"]

@@ -1,0 +1,238 @@
+"""The command line: ``dlblocks fit | validate | test | predict | cross-validate --config …``.
+
+Lightning's own CLI with one subcommand more, and with everything that a command writes in one run
+folder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import numpy as np
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_only
+
+from dlblocks import tracking
+from dlblocks.crossval import cross_validate
+from dlblocks.data import DataModule
+from dlblocks.errors import did_you_mean
+from dlblocks.files import check_new_run_dir, next_run_dir, whole_file
+from dlblocks.predictions import gather, stack
+from dlblocks.quiet import quiet
+
+LoggerName = Literal["csv", "wandb", "tensorboard", "none"]
+CROSS_VALIDATE = "cross-validate"
+
+
+class Trainer(pl.Trainer):
+    """Lightning's Trainer, with the subcommand's arguments of ``cross-validate``."""
+
+    def cross_validate(
+        self,
+        model: pl.LightningModule,
+        datamodule: pl.LightningDataModule | None = None,
+        num_folds: int = 5,
+        repeats: int = 1,
+    ) -> None:
+        """Fit and validate a new model for each fold of the data.
+
+        Args:
+            model: Made anew for every fold.
+            datamodule: Likewise.
+            num_folds: Number of folds.
+            repeats: How often to cross-validate, each time with other folds.
+        """
+        raise RuntimeError("cross-validation runs many Trainers; use dlblocks.crossval.")
+
+
+# A subcommand is looked up by its name, and this one's is not an identifier.
+setattr(Trainer, CROSS_VALIDATE, Trainer.cross_validate)
+
+
+class Parser(LightningArgumentParser):
+    """Adds the nearest known key to the message about an unknown one."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        found = re.search(
+            r"[Kk]ey ['\"]?([\w.-]+)['\"]? is not expected|arguments: --([\w.-]+)", message
+        )
+        unknown = found and (found.group(1) or found.group(2))
+        if unknown:
+            names = {part for action in self._actions for part in action.dest.split(".")}
+            hint = did_you_mean(unknown.rpartition(".")[2], names)
+            message += hint.removesuffix(" ") if hint else ""
+        return super().error(message, ex)
+
+
+class CLI(LightningCLI):
+    """See the module. Adds ``--run_dir``, ``--logger``, ``--monitor`` and ``--mode``."""
+
+    def __init__(self, args: Sequence[str] | None = None) -> None:
+        super().__init__(
+            model_class=pl.LightningModule,
+            datamodule_class=pl.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            trainer_class=Trainer,
+            save_config_callback=SaveConfig,
+            seed_everything_default=0,
+            parser_class=Parser,
+            parser_kwargs={"prog": "dlblocks", "description": __doc__},
+            auto_configure_optimizers=False,
+            # Our models save plain hyperparameters of their own, the same from Python and from
+            # here; Lightning's substitute would also freeze those of the first fold.
+            load_from_checkpoint_support=False,
+            args=list(args) if args is not None else None,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {**LightningCLI.subcommands(), CROSS_VALIDATE: {"model", "datamodule"}}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--run_dir",
+            type=str | None,
+            default=None,
+            help="Where everything goes; by default runs/<name of the config file>.",
+        )
+        parser.add_argument(
+            "--logger", type=LoggerName, default="csv", help="Where metrics are logged."
+        )
+        parser.add_argument(
+            "--monitor", type=str, default="val/loss", help="Metric that chooses the best epoch."
+        )
+        parser.add_argument(
+            "--mode", type=Literal["min", "max"], default="min", help="Which of it is best."
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Leaves the configuration as given.
+
+        Lightning would let the checkpoint's hyperparameters beat the flags in silence, and import
+        the class that it names. Ours are compared when the weights are loaded.
+        """
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        config = self.config[self.subcommand]
+        self.run_dir = self._run_dir(config)
+        given = config.trainer
+        if given.logger is None:
+            logger = tracking.make_logger(config.logger, self.run_dir, run_name=self.run_dir.name)
+            kwargs["logger"] = logger or False
+        if given.default_root_dir is None:
+            kwargs["default_root_dir"] = str(self.run_dir)
+        callbacks = list(self.config_init[self.subcommand].trainer.callbacks or [])
+        callbacks.append(tracking.LogTrainerSettings())
+        keeps = given.enable_checkpointing is not False and not given.fast_dev_run
+        if keeps and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
+            callbacks.append(
+                ModelCheckpoint(
+                    self.run_dir / "checkpoints",
+                    filename="best",
+                    monitor=config.monitor,
+                    mode=config.mode,
+                    save_last=True,
+                    enable_version_counter=False,
+                )
+            )
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+    def _run_dir(self, config: Namespace) -> Path:
+        if config.run_dir is not None:
+            # Only a fit fills a folder; the others may add to that of the model they load.
+            fills = self.subcommand in ("fit", CROSS_VALIDATE) and rank_zero_only.rank == 0
+            resumes = config.get("ckpt_path") is not None
+            return (
+                check_new_run_dir(config.run_dir) if fills and not resumes else Path(config.run_dir)
+            )
+        files = config.config or []
+        name = Path(str(files[-1])).stem if files else config.model.class_path.rpartition(".")[2]
+        suffix = "" if self.subcommand == "fit" else f"-{self.subcommand}"
+        return next_run_dir(Path("runs") / f"{name}{suffix}")
+
+    def fit(self, **kwargs: Any) -> None:
+        """Fits, and says where everything lies."""
+        with quiet():
+            self.trainer.fit(**kwargs)
+        self._say(f"Everything is in {self.run_dir}.")
+
+    def validate(self, **kwargs: Any) -> None:
+        """Validates; the table is Lightning's."""
+        with quiet():
+            self.trainer.validate(**kwargs)
+
+    def test(self, **kwargs: Any) -> None:
+        """Tests; the table is Lightning's."""
+        with quiet():
+            self.trainer.test(**kwargs)
+
+    def predict(self, **kwargs: Any) -> None:
+        """Predicts, and writes ``predictions.npz`` into the run folder."""
+        with quiet():
+            batches = gather(self.trainer.predict(**kwargs) or [])
+        if not self.trainer.is_global_zero:
+            return
+        path = self.run_dir / "predictions.npz"
+        arrays = stack(batches)
+        with whole_file(path) as part:
+            np.savez_compressed(part, **arrays)
+        shapes = ", ".join(f"{name} {values.shape}" for name, values in arrays.items())
+        self._say(f"Predictions are in {path}: {shapes}.")
+
+    def cross_validate(self, num_folds: int, repeats: int, **kwargs: Any) -> None:
+        """Cross-validates what the configuration describes, made anew for every fold."""
+        config = self.config[CROSS_VALIDATE]
+        own = ("callbacks", "logger", "default_root_dir", "enable_progress_bar")
+        arguments = self.config_init[CROSS_VALIDATE].trainer
+
+        def anew() -> Namespace:
+            return self.parser.instantiate_classes(self.config)[CROSS_VALIDATE]
+
+        if not isinstance(self.datamodule, DataModule):
+            raise TypeError(
+                f"cross-validate needs a dlblocks DataModule, got {type(self.datamodule).__name__}."
+            )
+        result = cross_validate(
+            lambda: anew().model,
+            self.datamodule,
+            num_folds=num_folds,
+            repeats=repeats,
+            make_callbacks=lambda: anew().trainer.callbacks or [],
+            trainer={k: v for k, v in vars(arguments).items() if k not in own and v is not None},
+            monitor=config.monitor,
+            mode=config.mode,
+            logger=config.logger,
+            run_dir=self.run_dir,
+            seed=config.seed_everything,
+            progress_bar=arguments.enable_progress_bar is not False,
+        )
+        self._say(result.table())
+        self._say(f"Everything is in {self.run_dir}.")
+
+    @staticmethod
+    def _say(text: str) -> None:
+        if rank_zero_only.rank == 0:
+            print(text, flush=True)
+
+
+setattr(CLI, CROSS_VALIDATE, CLI.cross_validate)
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves the whole configuration as ``config.yaml`` in the run folder of a fit."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    CLI(args)

@@ -1,0 +1,101 @@
+"""One progress bar over all folds: which fold of how many, and how long is left."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.utilities import rank_zero_only
+from tqdm import tqdm
+
+SHOW_EVERY_SECONDS = 0.2
+
+
+class FoldProgress:
+    """The bar over all fits of a cross-validation. Its `callback` goes into each fold's Trainer.
+
+    The total is an estimate: a fold that stops early makes the folds still to come as long as the
+    mean of those that have ended.
+    """
+
+    def __init__(self, num_fits: int, *, show: bool = True) -> None:
+        self.num_fits = num_fits
+        self.ended: list[float] = []
+        self.bar: tqdm | None = None
+        if show and rank_zero_only.rank == 0:
+            self.bar = tqdm(
+                total=float(num_fits),
+                bar_format="{desc} {bar} {percentage:3.0f}% | {elapsed} elapsed, {remaining} left",
+                file=sys.stderr,
+                dynamic_ncols=True,
+                mininterval=0.1 if sys.stderr.isatty() else 10.0,
+                smoothing=0.05,
+            )
+
+    def callback(self, fit: int) -> ProgressBar:
+        """The progress bar of fit number `fit`, 0 … num_fits - 1."""
+        return _FoldBar(self, fit)
+
+    def update(self, fit: int, share: float, text: str) -> None:
+        """Shows fit number `fit` as done to `share` of its epochs."""
+        if self.bar is None:
+            return
+        whole = sum(self.ended) / len(self.ended) if self.ended else 1.0
+        self.bar.total = sum(self.ended) + max(share, whole) + whole * (self.num_fits - fit - 1)
+        self.bar.set_description_str(f"fold {fit + 1}/{self.num_fits} | {text}", refresh=False)
+        self.bar.update(sum(self.ended) + share - self.bar.n)
+
+    def end_fit(self, share: float) -> None:
+        self.ended.append(share)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.total = self.bar.n  # what early stopping saved is done, not missing
+            self.bar.refresh()
+            self.bar.close()
+
+
+class _FoldBar(ProgressBar):
+    """Reports one Trainer's progress to the bar over all folds."""
+
+    def __init__(self, progress: FoldProgress, fit: int) -> None:
+        super().__init__()
+        self.progress, self.fit = progress, fit
+        self._shown = 0.0
+        self._share = 0.0
+
+    def disable(self) -> None:
+        """Nothing to disable: only rank 0 has a bar."""
+
+    def enable(self) -> None:
+        """Nothing to enable: see `disable`."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        now = time.monotonic()
+        if now - self._shown > SHOW_EVERY_SECONDS:
+            self._shown = now
+            self._show(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._show(trainer)
+        self.progress.end_fit(self._share)
+
+    def _show(self, trainer: pl.Trainer) -> None:
+        epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
+        if epochs is None and trainer.max_steps > 0:
+            self._share = trainer.global_step / trainer.max_steps
+        elif epochs is not None:
+            progress = trainer.fit_loop.epoch_progress.current
+            batches = trainer.num_training_batches
+            # In mid-epoch the epoch counts as far as it has come.
+            part = 0.0
+            if progress.ready > progress.processed and batches not in (0, float("inf")):
+                part = min(1.0, (trainer.fit_loop.batch_idx + 1) / batches)
+            self._share = min(1.0, (progress.processed + part) / epochs)
+        epoch = f"epoch {trainer.current_epoch + 1}" + (f"/{epochs}" if epochs else "")
+        metrics = self.get_metrics(trainer, trainer.lightning_module)
+        shown = [f"{k} {v:.4g}" for k, v in metrics.items() if isinstance(v, float)][:2]
+        self.progress.update(self.fit, self._share, " | ".join([epoch, *shown]))

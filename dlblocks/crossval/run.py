@@ -1,0 +1,347 @@
+"""`cross_validate`: K fits, each with everything new, and what they found."""
+
+from __future__ import annotations
+
+import inspect
+import platform
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from dlblocks import __version__, tracking
+from dlblocks.crossval.figures import write_figures
+from dlblocks.crossval.history import History
+from dlblocks.crossval.progress import FoldProgress
+from dlblocks.crossval.result import CrossValidationResult, OutOfFold, fold_dir, write_rows
+from dlblocks.data import DataModule
+from dlblocks.errors import check_choice, check_range, did_you_mean
+from dlblocks.files import check_new_run_dir
+from dlblocks.predictions import gather, stack
+from dlblocks.quiet import quiet
+
+OWN_TRAINER_ARGUMENTS = {
+    "callbacks": "pass make_callbacks=, which makes them anew for every fold",
+    "logger": "pass logger='csv', 'wandb', 'tensorboard' or None",
+    "default_root_dir": "pass run_dir=",
+    "enable_progress_bar": "pass progress_bar=",
+}
+
+
+def cross_validate(
+    make_model: Callable[[], pl.LightningModule],
+    datamodule: DataModule | Callable[[], DataModule],
+    *,
+    num_folds: int = 5,
+    repeats: int = 1,
+    make_callbacks: Callable[[], Sequence[Callback]] | None = None,
+    trainer: Mapping[str, Any] | None = None,
+    monitor: str = "val/loss",
+    mode: Literal["min", "max"] = "min",
+    logger: Literal["csv", "wandb", "tensorboard", "none"] | None = "csv",
+    run_dir: str | PathLike[str] = "runs/cross-validation",
+    seed: int = 0,
+    progress_bar: bool = True,
+    figures: bool = True,
+) -> CrossValidationResult:
+    """Fits a new model for each fold and validates it on the samples that it has not seen.
+
+    Datamodule, model, callbacks, logger and Trainer are made anew for every fold, so that nothing
+    passes from one to the next. Fit number i is seeded with ``seed + i`` before its model is made;
+    the global random states of the caller are as before afterwards. The weights of the epoch with
+    the best `monitor` are kept, validated and used for the out-of-fold predictions. That epoch is
+    chosen on the same samples that score it, as early stopping is wont to: scores are a little
+    optimistic by it. The test set is never touched.
+
+    The run folder holds ``summary.json``, ``folds.csv``, ``oof.npz``, ``figures/*.png`` and for
+    each fold ``fold-0/checkpoints/best.ckpt`` and ``fold-0/history.csv`` (later repeats:
+    ``repeat-1/fold-0/…``).
+
+    Args:
+        make_model: Returns a new LightningModule; called once a fold.
+        datamodule: A `DataModule`, or a function that returns one. Its `num_folds` and `fold` are
+            set here; its `split_seed` decides the folds (repeat r uses ``split_seed + r``).
+        num_folds: Number of folds K >= 2.
+        repeats: How often to cross-validate, each time with other folds.
+        make_callbacks: Returns new callbacks; called once a fold.
+        trainer: Arguments of the Lightning `Trainer`, such as ``{"max_epochs": 30}``.
+        monitor: The logged metric by which the best epoch is chosen.
+        mode: Whether ``"min"`` or ``"max"`` of `monitor` is best.
+        logger: Where each fold logs; W&B runs share a group named after `run_dir`.
+        run_dir: A folder that is empty or does not exist.
+        seed: Seed of initialisation, dropout and all else that is random in training.
+        progress_bar: Show one bar over all folds, on rank 0.
+        figures: Draw ``figures/*.png``.
+
+    Returns:
+        The result: ``result.mean("val/accuracy")``, ``result.folds``, ``result.oof``, …
+
+    Raises:
+        ValueError: An argument is wrong, or `make_model` returned the same model twice.
+        FileExistsError: `run_dir` holds something already.
+
+    Example:
+        >>> import tempfile
+        >>> from dlblocks.data import DigitsDataModule
+        >>> from dlblocks.models import MLPClassifier
+        >>> result = cross_validate(
+        ...     lambda: MLPClassifier(64, 10), DigitsDataModule(), num_folds=2,
+        ...     trainer={"max_epochs": 1, "accelerator": "cpu"}, progress_bar=False, figures=False,
+        ...     run_dir=tempfile.mkdtemp(),
+        ... )
+        >>> len(result.folds), len(result.oof)
+        (2, 1437)
+    """
+    check_range("num_folds", num_folds, 2)
+    check_range("repeats", repeats, 1)
+    check_choice("mode", mode, ["min", "max"])
+    trainer_args = _check_trainer(trainer)
+    # Other ranks of the same run come here while rank 0 is already writing.
+    path = check_new_run_dir(run_dir) if rank_zero_only.rank == 0 else Path(run_dir)
+    plan = _Plan(
+        make_model, make_callbacks or list, trainer_args, monitor, mode, logger, path, num_folds
+    )
+    fits = [(repeat, fold) for repeat in range(repeats) for fold in range(num_folds)]
+    progress = FoldProgress(len(fits), show=progress_bar)
+    done: list[_Fit] = []
+    started = time.monotonic()
+    with isolate_rng(), quiet():
+        try:
+            for number, (repeat, fold) in enumerate(fits):
+                done.append(
+                    _run_fold(
+                        plan,
+                        _datamodule_for(datamodule, num_folds, repeat, fold),
+                        repeat,
+                        fold,
+                        seed + number,
+                        progress.callback(number) if progress_bar else None,
+                    )
+                )
+        finally:
+            progress.close()
+    result = CrossValidationResult(
+        run_dir=path,
+        folds=[fit.row for fit in done],
+        oof=_join([fit.oof for fit in done]),
+        histories=[fit.history for fit in done],
+        info={
+            "num_folds": num_folds,
+            "repeats": repeats,
+            "monitor": monitor,
+            "mode": mode,
+            "seconds": time.monotonic() - started,
+            "config": {"seed": seed, "logger": logger, "trainer": trainer_args, **done[0].config},
+            "versions": versions(),
+        },
+    )
+    if rank_zero_only.rank == 0:
+        result.write()
+        if figures:
+            write_figures(result, done[0].datamodule)
+    return result
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    return {
+        "dlblocks": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning": pl.__version__,
+        "numpy": np.__version__,
+    }
+
+
+@dataclass
+class _Plan:
+    """What is the same for every fold."""
+
+    make_model: Callable[[], pl.LightningModule]
+    make_callbacks: Callable[[], Sequence[Callback]]
+    trainer: dict[str, Any]
+    monitor: str
+    mode: str
+    logger: str | None
+    run_dir: Path
+    num_folds: int
+    seen: weakref.WeakSet = field(default_factory=weakref.WeakSet)
+
+    def new_model(self) -> pl.LightningModule:
+        model = self.make_model()
+        if not isinstance(model, pl.LightningModule):
+            raise TypeError(
+                f"make_model must return a LightningModule, got {type(model).__name__}; "
+                "pass a function such as lambda: MLPClassifier(64, 10)."
+            )
+        self._check_new(model, "make_model", "model")
+        return model
+
+    def new_callbacks(self) -> list[Callback]:
+        callbacks = list(self.make_callbacks())
+        for callback in callbacks:
+            if isinstance(callback, ModelCheckpoint):
+                raise ValueError(
+                    "make_callbacks returned a ModelCheckpoint, but cross_validate keeps the best "
+                    "weights of each fold itself; leave it out and set monitor= and mode=."
+                )
+            self._check_new(callback, "make_callbacks", type(callback).__name__)
+        return callbacks
+
+    def _check_new(self, thing: Any, argument: str, what: str) -> None:
+        if thing in self.seen:
+            raise ValueError(
+                f"{argument} returned the same {what} for two folds, which would carry one fold's "
+                "training into the next; make it inside the function."
+            )
+        self.seen.add(thing)
+
+
+@dataclass
+class _Fit:
+    """What one fold leaves."""
+
+    row: dict[str, Any]
+    oof: OutOfFold | None
+    history: list[dict[str, float]]
+    config: dict[str, Any]
+    datamodule: DataModule
+
+
+def _run_fold(
+    plan: _Plan,
+    datamodule: DataModule,
+    repeat: int,
+    fold: int,
+    seed: int,
+    bar: Callback | None,
+) -> _Fit:
+    started = time.monotonic()
+    pl.seed_everything(seed, workers=True, verbose=False)
+    folder = fold_dir(plan.run_dir, {"repeat": repeat, "fold": fold})
+    name = f"{plan.run_dir.name}-{folder.relative_to(plan.run_dir)}".replace("/", "-")
+    model, callbacks = plan.new_model(), plan.new_callbacks()
+    history = History()
+    checkpoint = ModelCheckpoint(
+        folder / "checkpoints",
+        filename="best",
+        monitor=plan.monitor,
+        mode=plan.mode,
+        enable_version_counter=False,
+    )
+    logger = tracking.make_logger(
+        plan.logger,
+        folder,
+        run_name=name,
+        group=plan.run_dir.name,
+        job_type="fold",
+        config={"fold": fold, "repeat": repeat, "num_folds": plan.num_folds, "seed": seed},
+    )
+    try:
+        trainer = pl.Trainer(
+            **plan.trainer,
+            callbacks=[
+                *callbacks,
+                checkpoint,
+                tracking.LogTrainerSettings(),
+                *([] if bar is None else [bar]),
+            ],
+            logger=[history] if logger is None else [history, logger],
+            default_root_dir=folder,
+            enable_progress_bar=bar is not None,
+        )
+        trainer.fit(model, datamodule=datamodule)
+        # fast_dev_run keeps no checkpoints: its last weights stand for the best.
+        best = checkpoint.best_model_path or None
+        (metrics,) = trainer.validate(model, datamodule=datamodule, ckpt_path=best, verbose=False)
+        datamodule.predict_on = "val"
+        predictions = trainer.predict(model, datamodule=datamodule, return_predictions=True)
+        oof = _out_of_fold(gather(predictions or []), repeat, fold)
+    finally:
+        tracking.finish_logger(logger)
+
+    monitored = [row[plan.monitor] for row in history.rows if plan.monitor in row]
+    pick = min if plan.mode == "min" else max
+    row: dict[str, Any] = {
+        "repeat": repeat,
+        "fold": fold,
+        "epochs": trainer.current_epoch,
+        "best_epoch": 1 + monitored.index(pick(monitored)) if monitored else trainer.current_epoch,
+        "num_train": len(datamodule.train_targets()),
+        "num_val": len(datamodule.arrays("val")[2]),
+        **{key: float(value) for key, value in metrics.items()},
+        "seconds": round(time.monotonic() - started, 3),
+        "checkpoint": str(Path(best).relative_to(plan.run_dir.absolute())) if best else "",
+    }
+    if trainer.is_global_zero:
+        write_rows(folder / "history.csv", history.rows)
+    config = {
+        "model": {"class": type(model).__name__, **dict(model.hparams_initial)},
+        "data": {"class": type(datamodule).__name__, **dict(datamodule.hparams_initial)},
+    }
+    for key in ("fold", "num_folds"):
+        config["data"].pop(key, None)
+    return _Fit(row, oof, history.rows, config, datamodule)
+
+
+def _datamodule_for(
+    given: DataModule | Callable[[], DataModule], num_folds: int, repeat: int, fold: int
+) -> DataModule:
+    datamodule = given if isinstance(given, pl.LightningDataModule) else given()
+    if not isinstance(datamodule, DataModule):
+        raise TypeError(
+            f"datamodule must be a dlblocks DataModule or a function that returns one, got "
+            f"{type(datamodule).__name__}; ArrayDataModule makes one of your arrays."
+        )
+    return datamodule.for_fold(fold, num_folds, split_seed=datamodule.split_seed + repeat)
+
+
+def _check_trainer(trainer: Mapping[str, Any] | None) -> dict[str, Any]:
+    arguments = dict(trainer or {})
+    known = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
+    for name, value in arguments.items():
+        if name in OWN_TRAINER_ARGUMENTS:
+            raise ValueError(
+                f"trainer={{{name!r}: …}} would be shared by the folds; "
+                f"{OWN_TRAINER_ARGUMENTS[name]}."
+            )
+        if name not in known:
+            raise ValueError(
+                f"trainer={{{name!r}: {value!r}}} is no argument of Trainer"
+                f"{did_you_mean(name, known) or '.'}"
+            )
+    if arguments.get("strategy") in ("ddp_spawn", "ddp_fork", "ddp_notebook"):
+        raise ValueError(
+            f"trainer={{'strategy': {arguments['strategy']!r}}} fits in processes whose metrics "
+            "and callbacks do not come back; use strategy='ddp'."
+        )
+    arguments.setdefault("enable_model_summary", False)
+    return arguments
+
+
+def _out_of_fold(batches: Sequence[Any], repeat: int, fold: int) -> OutOfFold | None:
+    keys = ("index", "target", "prediction")
+    if not batches or not all(isinstance(b, dict) and b.keys() >= set(keys) for b in batches):
+        return None
+    arrays = stack([{key: batch[key] for key in keys} for batch in batches])
+    size = len(arrays["index"])
+    return OutOfFold(**arrays, fold=np.full(size, fold), repeat=np.full(size, repeat))
+
+
+def _join(parts: Sequence[OutOfFold | None]) -> OutOfFold | None:
+    found = [part for part in parts if part is not None]
+    if len(found) < len(parts):
+        return None
+    columns = {name: np.concatenate([getattr(p, name) for p in found]) for name in vars(found[0])}
+    order = np.lexsort((columns["index"], columns["repeat"]))
+    return OutOfFold(**{name: values[order] for name, values in columns.items()})

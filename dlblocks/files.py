@@ -1,0 +1,79 @@
+"""Files that are written whole or not at all, and run folders that never overwrite a run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives a temporary path beside `path`; renamed to `path` at the end, removed on an error.
+
+    The temporary name keeps the ending, from which some writers choose their format.
+
+    >>> import tempfile
+    >>> target = Path(tempfile.mkdtemp()) / "deep" / "note.txt"
+    >>> with whole_file(target) as part:
+    ...     _ = part.write_text("done")
+    >>> target.read_text(), len(list(target.parent.iterdir()))
+    ('done', 1)
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        # mkstemp makes a private file; what is finished gets the permissions of any new file.
+        umask = os.umask(0)
+        os.umask(umask)
+        part.chmod(0o666 & ~umask)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes `value` as indented JSON, whole or not at all; a value JSON lacks is written as text.
+
+    A number that is not finite becomes null: JSON has no NaN, and other readers refuse it.
+    """
+    with whole_file(path) as part:
+        part.write_text(json.dumps(_finite(value), indent=2, default=str) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and value - value != 0:
+        return None
+    return value
+
+
+def check_new_run_dir(run_dir: str | os.PathLike[str]) -> Path:
+    """Returns `run_dir` as a path, or raises a `FileExistsError` if it already holds something."""
+    path = Path(run_dir)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(
+            f"run_dir='{run_dir}' already holds a run; choose another run_dir, or delete it first."
+        )
+    return path
+
+
+def next_run_dir(base: str | os.PathLike[str]) -> Path:
+    """Returns `base`, or ``base-2``, ``base-3``, … : the first that holds nothing yet."""
+    base = Path(base)
+    number, path = 1, base
+    while path.exists() and (not path.is_dir() or any(path.iterdir())):
+        number += 1
+        path = base.with_name(f"{base.name}-{number}")
+    return path

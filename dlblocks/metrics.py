@@ -1,0 +1,78 @@
+"""Metrics of the two learning problems, and the label helper that lets them take soft targets."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection, R2Score
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassCalibrationError,
+    MulticlassF1Score,
+)
+
+
+def hard_labels(targets: Tensor) -> Tensor:
+    """The class of each sample: int64 targets (N,) as they are, soft ones (N, C) by their largest.
+
+    Of equal largest the first counts. torchmetrics' accuracy gives 0.0 for soft targets (N, C),
+    without a word: pass them through here first.
+
+    >>> hard_labels(torch.tensor([[0.3, 0.7], [0.5, 0.5]]))
+    tensor([1, 0])
+    """
+    return targets.argmax(1) if targets.is_floating_point() else targets
+
+
+def classification_metrics(num_classes: int) -> MetricCollection:
+    """Accuracy, macro F1 and expected calibration error.
+
+    - ``accuracy``: share of samples whose largest probability is their class.
+    - ``f1``: mean over the classes of 2PR / (P + R). A class that is neither among the targets nor
+      among the predictions is left out.
+    - ``calibration_error``: mean distance between confidence and accuracy over 15 bins of
+      confidence, weighted by their samples (Naeini et al. 2015, Guo et al. 2017).
+
+    ``update`` takes probabilities (N, C) and classes (N,); see `hard_labels`.
+
+    >>> metrics = classification_metrics(2)
+    >>> metrics.update(torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0, 0]))
+    >>> metrics.compute()["accuracy"]
+    tensor(0.5000)
+    """
+    return MetricCollection(
+        {
+            "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
+            "f1": MulticlassF1Score(num_classes, average="macro", validate_args=False),
+            "calibration_error": MulticlassCalibrationError(
+                num_classes, n_bins=15, validate_args=False
+            ),
+        },
+        compute_groups=False,
+    )
+
+
+def regression_metrics() -> MetricCollection:
+    """RMSE, MAE and R², in the units of the targets.
+
+    RMSE = √(mean (ŷ - y)²) and MAE = mean |ŷ - y| over all values; R² = 1 - Σ (ŷ - y)² / Σ (y - ȳ)²,
+    averaged over the D targets, and NaN for fewer than two samples.
+
+    ``update`` takes predictions and targets, both of shape (N, D).
+
+    >>> metrics = regression_metrics()
+    >>> metrics.update(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [4.0]]))
+    >>> metrics.compute()["mae"]
+    tensor(1.)
+    """
+    return MetricCollection(
+        {"rmse": MeanSquaredError(squared=False), "mae": MeanAbsoluteError(), "r2": _R2Score()},
+        compute_groups=False,
+    )
+
+
+class _R2Score(R2Score):
+    """R² that is NaN, rather than an error, where it is not defined."""
+
+    def compute(self) -> Tensor:
+        return super().compute() if self.total >= 2 else torch.tensor(torch.nan)

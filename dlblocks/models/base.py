@@ -1,0 +1,320 @@
+"""`Model`: what every LightningModule of this package shares.
+
+One step serves training, validation and test. A step leaves its numbers in a buffer; they are
+checked, summed and logged some steps at a time, because a logged key costs Lightning about as much
+as the step of a small net, and because reading a number from an accelerator stops it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, MetricCollection
+
+from dlblocks.errors import check_range
+from dlblocks.models import checkpoints
+from dlblocks.optim import check_optimizer, check_schedule, make_optimizer, make_schedule
+from dlblocks.optim.schedules import schedule_needs_total_steps
+
+Stage = Literal["train", "val", "test"]
+STAGES: tuple[Stage, ...] = ("train", "val", "test")
+# Steps between two looks at the buffered losses on an accelerator: each look waits for the device.
+FLUSH_EVERY = 32
+
+
+class Model(pl.LightningModule):
+    """A LightningModule: a net with its loss, metrics and optimizer.
+
+    Subclasses define `loss` and `make_metrics`, and perhaps `prediction` and `check_data`. They
+    log ``<stage>/loss`` and ``<stage>/<metric>`` for the stages train, val and test, once an epoch,
+    over all samples of the epoch and all ranks.
+
+    A training loss that is not finite stops the fit with the number of the step.
+
+    Args:
+        net: Maps a batch of inputs to outputs.
+        optimizer: Name of the optimizer; see `dlblocks.optim.OPTIMIZERS`.
+        lr: Learning rate; None for the optimizer's default.
+        weight_decay: Decay of the weights; norms and biases are left out.
+        optimizer_args: Further arguments of the optimizer, such as ``{"betas": [0.9, 0.99]}``.
+        lr_schedule: Name of the learning-rate schedule; see `dlblocks.optim.SCHEDULES`.
+        lr_schedule_args: Its arguments, such as ``{"step_size": 10}``.
+        warmup_steps: Optimizer steps over which the learning rate rises linearly from 0.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module | None = None,
+        *,
+        optimizer: str = "adam",
+        lr: float | None = None,
+        weight_decay: float = 0.0,
+        optimizer_args: dict[str, Any] | None = None,
+        lr_schedule: str = "constant",
+        lr_schedule_args: dict[str, Any] | None = None,
+        warmup_steps: int = 0,
+    ) -> None:
+        super().__init__()
+        check_optimizer(optimizer, optimizer_args)
+        check_schedule(lr_schedule, lr_schedule_args, warmup_steps=warmup_steps)
+        if lr is not None:
+            check_range("lr", lr, 0)
+        check_range("weight_decay", weight_decay, 0)
+        self.net = nn.Identity() if net is None else net
+        self.optimizer_name = optimizer
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.optimizer_args = dict(optimizer_args or {})
+        self.lr_schedule = lr_schedule
+        self.lr_schedule_args = dict(lr_schedule_args or {})
+        self.warmup_steps = warmup_steps
+        # Names that do not collide with `train` and `test`-like methods of modules.
+        self.losses = nn.ModuleDict({f"{stage}_loss": MeanMetric() for stage in STAGES})
+        self.metrics = nn.ModuleDict(
+            {f"{stage}_metrics": self.make_metrics(stage) for stage in STAGES}
+        )
+        self._buffers_of: dict[str, _Buffer] = {stage: _Buffer() for stage in STAGES}
+        self._first_batch = True
+
+    # What a learning problem defines
+
+    def make_metrics(self, stage: Stage) -> MetricCollection:
+        """The metrics of one stage, updated with (predictions, targets) of `for_metrics`."""
+        return MetricCollection({})
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss of a batch, a scalar."""
+        raise NotImplementedError(f"{type(self).__name__} must define loss(outputs, targets).")
+
+    def for_metrics(self, outputs: Tensor, targets: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
+        """What to keep of a batch until the metrics are updated."""
+        return outputs, targets
+
+    def prediction(self, outputs: Tensor) -> Tensor:
+        """What `predict` returns for the net's outputs."""
+        return outputs
+
+    def check_data(self, datamodule: Any) -> None:
+        """Raises a `ValueError` if the model does not fit the data of `datamodule`."""
+        shape = getattr(datamodule, "input_shape", None)
+        check_input = getattr(self.net, "check_input", None)
+        if isinstance(shape, tuple) and callable(check_input):
+            check_input(shape)
+
+    def check_batch(self, outputs: Tensor, targets: Tensor) -> None:
+        """Raises a `ValueError` if targets do not fit the outputs; called on a fit's first batch."""
+
+    # Steps
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.net(inputs)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._step(batch, "val")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._step(batch, "test")
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Returns ``{"prediction", "target", "index"}``, the last two as far as the batch has them.
+
+        `prediction` has shape (N, C) for classes (probabilities) and that of the targets for
+        values; `index` is the sample's row in its data set, shape (N,).
+        """
+        inputs, *rest = batch if isinstance(batch, (list, tuple)) else [batch]
+        result = {"prediction": self.prediction(self(inputs))}
+        result.update(zip(("target", "index"), rest, strict=False))
+        return result
+
+    def _step(self, batch: Any, stage: Stage) -> Tensor:
+        inputs, targets = self._inputs_and_targets(batch)
+        outputs = self(inputs)
+        if self._first_batch:
+            self.check_batch(outputs, targets)
+            self._first_batch = False
+        loss = self.loss(outputs, targets)
+        buffer = self._buffers_of[stage]
+        with torch.no_grad():
+            kept = self.for_metrics(outputs.detach(), targets, stage)
+        buffer.add(loss.detach(), kept, step=self.global_step)
+        if len(buffer) >= FLUSH_EVERY or (stage == "train" and loss.device.type == "cpu"):
+            self._flush(stage, whole=len(buffer) >= FLUSH_EVERY)
+        return loss
+
+    def _inputs_and_targets(self, batch: Any) -> tuple[Tensor, Tensor]:
+        if isinstance(batch, (list, tuple)) and len(batch) >= 2:
+            return batch[0], batch[1]
+        size = f" of {len(batch)}" if isinstance(batch, (list, tuple, dict)) else ""
+        raise ValueError(
+            f"{type(self).__name__} expects batches [inputs, targets], got {type(batch).__name__}"
+            f"{size}; give your DataLoader a collate_fn that makes such pairs."
+        )
+
+    def _flush(self, stage: Stage, *, whole: bool = True) -> None:
+        """Checks the buffered losses; if `whole`, moves the buffer into the metrics too."""
+        buffer = self._buffers_of[stage]
+        if stage == "train":
+            buffer.check_finite(self)
+        if whole and len(buffer):
+            losses, sizes, predictions, targets = buffer.take()
+            self.losses[f"{stage}_loss"].update(losses, sizes)
+            self.metrics[f"{stage}_metrics"].update(predictions, targets)
+
+    # Epochs
+
+    def setup(self, stage: str) -> None:
+        self._first_batch = True
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is not None:
+            self.check_data(datamodule)
+
+    def on_train_epoch_start(self) -> None:
+        self._reset("train")
+
+    def on_validation_epoch_start(self) -> None:
+        self._reset("val")
+
+    def on_test_epoch_start(self) -> None:
+        self._reset("test")
+
+    def on_train_epoch_end(self) -> None:
+        self._log("train")
+
+    def on_validation_epoch_end(self) -> None:
+        self._log("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log("test")
+
+    def _reset(self, stage: Stage) -> None:
+        self._buffers_of[stage] = _Buffer()
+        self.losses[f"{stage}_loss"].reset()
+        self.metrics[f"{stage}_metrics"].reset()
+
+    def _log(self, stage: Stage) -> None:
+        self._flush(stage)
+        # Computed over all ranks already; Lightning's mean of equal numbers changes nothing.
+        values = {"loss": self.losses[f"{stage}_loss"].compute()}
+        values.update(self.metrics[f"{stage}_metrics"].compute())
+        self.log_dict(
+            {f"{stage}/{name}": value for name, value in values.items()},
+            prog_bar=stage == "val",
+            sync_dist=self.trainer.world_size > 1,
+        )
+
+    # Optimization
+
+    def configure_optimizers(self) -> Any:
+        optimizer = make_optimizer(
+            self.optimizer_name,
+            self,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            args=self.optimizer_args,
+        )
+        total_steps = steps_per_epoch = None
+        if schedule_needs_total_steps(self.lr_schedule):
+            total = self.trainer.estimated_stepping_batches
+            total_steps = None if total == float("inf") else int(total)
+            batches = self.trainer.num_training_batches
+            if batches != float("inf"):
+                steps_per_epoch = -(-int(batches) // self.trainer.accumulate_grad_batches)
+        schedules = make_schedule(
+            self.lr_schedule,
+            optimizer,
+            total_steps=total_steps,
+            steps_per_epoch=steps_per_epoch,
+            warmup_steps=self.warmup_steps,
+            args=self.lr_schedule_args,
+        )
+        return [optimizer], schedules
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoints.describe(self, checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoints.check_same(self, checkpoint)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = True,
+        **kwargs: Any,
+    ) -> Model:
+        """Returns the model saved at `checkpoint_path`, which must be a `cls`.
+
+        Reads tensors and plain values only. Keyword arguments replace saved hyperparameters; a
+        model made from a net of your own needs it back: ``load_from_checkpoint(path, net=net)``.
+
+        Raises:
+            ValueError: The file is truncated, holds another class or names code to run.
+        """
+        if hparams_file is not None or weights_only is False:
+            raise ValueError(
+                "load_from_checkpoint reads hyperparameters from the checkpoint and plain values "
+                "only; leave out hparams_file and weights_only=False."
+            )
+        return checkpoints.load(
+            checkpoint_path,
+            classes=[cls],
+            map_location=map_location,
+            strict=strict is not False,
+            overrides=kwargs,
+        )
+
+    @classmethod
+    def hyperparameter_names(cls) -> list[str]:
+        """Names of the constructor's arguments: what a checkpoint holds, save live modules."""
+        return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+
+
+class _Buffer:
+    """What the last steps of one stage left to be checked and summed."""
+
+    def __init__(self) -> None:
+        self.losses: list[Tensor] = []
+        self.kept: list[tuple[Tensor, Tensor]] = []
+        self.steps: list[int] = []
+        self.checked = 0
+
+    def __len__(self) -> int:
+        return len(self.losses)
+
+    def add(self, loss: Tensor, kept: tuple[Tensor, Tensor], step: int) -> None:
+        self.losses.append(loss)
+        self.kept.append(kept)
+        self.steps.append(step)
+
+    def check_finite(self, model: Model) -> None:
+        new = self.losses[self.checked :]
+        if not new:
+            return
+        finite = torch.isfinite(new[0] if len(new) == 1 else torch.stack(new))
+        if not finite.all():
+            first = self.checked + int((~finite).reshape(-1).int().argmax())
+            raise FloatingPointError(
+                f"train/loss is {self.losses[first].item()} at step {self.steps[first]} "
+                f"(epoch {model.current_epoch}); lower lr (now {model.lr}), clip gradients, or "
+                "look for values in the data that are not finite."
+            )
+        self.checked = len(self.losses)
+
+    def take(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        losses = torch.stack(self.losses).float()
+        sizes = torch.tensor([len(targets) for _, targets in self.kept], device=losses.device)
+        predictions, targets = (torch.cat(parts) for parts in zip(*self.kept, strict=True))
+        self.losses, self.kept, self.steps, self.checked = [], [], [], 0
+        return losses, sizes, predictions, targets

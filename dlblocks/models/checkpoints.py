@@ -1,0 +1,183 @@
+"""Checkpoints that load: by class or by path alone, and never by running what they name."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable, Mapping
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from dlblocks.models.base import Model
+
+CLASS_PATH = "_class_path"
+HPARAMS = "hyper_parameters"
+
+
+def describe(model: Model, checkpoint: dict[str, Any]) -> None:
+    """Leaves in `checkpoint` the model's class path and plain hyperparameters, and no more."""
+    names = model.hyperparameter_names()
+    hparams = {name: _plain(model.hparams[name]) for name in names if name in model.hparams}
+    hparams = {name: value for name, value in hparams.items() if value is not _NOT_PLAIN}
+    checkpoint[HPARAMS] = {**hparams, CLASS_PATH: class_path(type(model))}
+    for key in ("hparams_name", "hparams_type"):
+        checkpoint.pop(key, None)
+
+
+def class_path(cls: type) -> str:
+    """Where a class is found: ``"dlblocks.models.classification.MLPClassifier"``."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def check_same(model: Model, checkpoint: Mapping[str, Any]) -> None:
+    """Raises a `ValueError` if `checkpoint` was saved by another class or other dimensions."""
+    saved = checkpoint.get(HPARAMS) or {}
+    path = saved.get(CLASS_PATH)
+    if path is not None and path != class_path(type(model)):
+        raise ValueError(
+            f"the checkpoint holds a {path}, not a {class_path(type(model))}; "
+            "make that model, or use dlblocks.models.load(path)."
+        )
+    here, there = model.state_dict(), checkpoint.get("state_dict", {})
+    shapes = {k: (tuple(there[k].shape), tuple(here[k].shape)) for k in here.keys() & there.keys()}
+    if here.keys() == there.keys() and all(old == new for old, new in shapes.values()):
+        return
+    different = [
+        f"{name}={_plain(saved[name])!r} (here {model.hparams[name]!r})"
+        for name in model.hyperparameter_names()
+        if name in saved and name in model.hparams and not _equal(saved[name], model.hparams[name])
+    ]
+    if different:
+        raise ValueError(
+            f"the checkpoint was made with {', '.join(different)}; make the model with the same "
+            "arguments, or use dlblocks.models.load(path)."
+        )
+
+
+def load(
+    path: str | PathLike[str],
+    *,
+    classes: Iterable[type[Model]] = (),
+    map_location: Any = "cpu",
+    strict: bool = True,
+    overrides: Mapping[str, Any] | None = None,
+) -> Model:
+    """Returns the model saved at `path`, in evaluation mode, whichever class and door made it.
+
+    The file is read with ``weights_only=True``. The class that it names is looked up among the
+    models of this package and `classes` (with their subclasses); nothing is imported for it.
+
+    Args:
+        path: A checkpoint of the Trainer.
+        classes: Your own subclasses of `Model`. Given, the checkpoint must be of one of them.
+        map_location: Where to put the weights, as in `torch.load`.
+        strict: Refuse missing and unexpected weights.
+        overrides: Constructor arguments in place of the saved ones, such as ``{"net": net}`` for a
+            `Classifier` over a net of your own.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is truncated, is no checkpoint, holds another class, or names code.
+    """
+    checkpoint = _read(path, map_location or "cpu")
+    saved = dict(checkpoint.get(HPARAMS) or {})
+    wanted = saved.pop(CLASS_PATH, None)
+    if not isinstance(wanted, str):
+        raise ValueError(
+            f"{path} names no class of dlblocks; load it with the class that made it, or give the "
+            "state_dict in it to your own model."
+        )
+    cls = _resolve(wanted, list(classes), path)
+    names = cls.hyperparameter_names()
+    arguments = {name: value for name, value in saved.items() if name in names}
+    for name, value in (overrides or {}).items():
+        if name not in names:
+            raise ValueError(f"{name} is not an argument of {cls.__name__}: {', '.join(names)}.")
+        arguments[name] = value
+    if "net" in names and "net" not in arguments:
+        raise ValueError(
+            f"{path} holds a {cls.__name__} over a net that was made elsewhere; pass it as net=."
+        )
+    model = cls(**arguments)
+    model.on_load_checkpoint(checkpoint)
+    model.load_state_dict(checkpoint["state_dict"], strict=strict)
+    if map_location not in (None, "cpu") and isinstance(map_location, (str, torch.device)):
+        model.to(map_location)
+    return model.eval()
+
+
+def _read(path: str | PathLike[str], map_location: Any) -> dict[str, Any]:
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except (FileNotFoundError, IsADirectoryError):
+        raise
+    except pickle.UnpicklingError as error:
+        if "weights_only" in str(error).lower() or "Unsupported" in str(error):
+            raise ValueError(
+                f"{path} holds more than weights and plain values, and reading it could run code; "
+                "refused. Save it anew with plain hyperparameters."
+            ) from error
+        raise ValueError(f"{path} is truncated or is no checkpoint ({error}).") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} is truncated or is no checkpoint ({error}).") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ValueError(f"{path} has no state_dict; it is no checkpoint of a Trainer.")
+    return checkpoint
+
+
+def _resolve(wanted: str, classes: list[type[Model]], path: Any) -> type[Model]:
+    from dlblocks.models.base import Model
+
+    ours = {class_path(cls): cls for cls in _with_subclasses(Model) if _is_ours(cls)}
+    allowed = {class_path(cls): cls for root in classes for cls in _with_subclasses(root)}
+    known = allowed or ours
+    if wanted in known:
+        return known[wanted]
+    if wanted in ours:
+        names = ", ".join(cls.__name__ for cls in classes)
+        raise ValueError(f"{path} holds a {wanted}, not a {names}.")
+    raise ValueError(
+        f"{path} names the class {wanted!r}, which is neither of dlblocks nor given; nothing that "
+        "a checkpoint names is imported. Pass your class: "
+        "dlblocks.models.load(path, classes=[YourModel])."
+    )
+
+
+def _is_ours(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] == "dlblocks"
+
+
+def _with_subclasses(cls: type[Model]) -> Iterable[type[Model]]:
+    yield cls
+    for subclass in cls.__subclasses__():
+        yield from _with_subclasses(subclass)
+
+
+class _NotPlain:
+    pass
+
+
+_NOT_PLAIN = _NotPlain()
+
+
+def _plain(value: Any) -> Any:
+    """The value with lists for sequences and dicts for mappings, or `_NOT_PLAIN`."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        # Exact types: a NumPy float is a float, but cannot be read with weights_only=True.
+        for kind in (bool, int, float, str):
+            if isinstance(value, kind):
+                return kind(value)
+        return None
+    if isinstance(value, (list, tuple)):
+        items = [_plain(item) for item in value]
+        return _NOT_PLAIN if any(item is _NOT_PLAIN for item in items) else items
+    if isinstance(value, Mapping):
+        pairs = {str(key): _plain(item) for key, item in value.items()}
+        return _NOT_PLAIN if any(item is _NOT_PLAIN for item in pairs.values()) else pairs
+    return _NOT_PLAIN
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return bool(_plain(one) == _plain(other))
