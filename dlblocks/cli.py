@@ -16,13 +16,12 @@ import numpy as np
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities import rank_zero_only
 
 from dlblocks import tracking
 from dlblocks.crossval import cross_validate
 from dlblocks.data import DataModule
 from dlblocks.errors import did_you_mean
-from dlblocks.files import check_new_run_dir, next_run_dir, whole_file
+from dlblocks.files import check_new_run_dir, is_rank_zero, next_run_dir, whole_file
 from dlblocks.predictions import gather, stack
 from dlblocks.quiet import quiet
 
@@ -147,7 +146,7 @@ class CLI(LightningCLI):
     def _run_dir(self, config: Namespace) -> Path:
         if config.run_dir is not None:
             # Only a fit fills a folder; the others may add to that of the model they load.
-            fills = self.subcommand in ("fit", CROSS_VALIDATE) and rank_zero_only.rank == 0
+            fills = self.subcommand in ("fit", CROSS_VALIDATE) and is_rank_zero()
             resumes = config.get("ckpt_path") is not None
             return (
                 check_new_run_dir(config.run_dir) if fills and not resumes else Path(config.run_dir)
@@ -182,7 +181,7 @@ class CLI(LightningCLI):
         path = self.run_dir / "predictions.npz"
         arrays = stack(batches)
         with whole_file(path) as part:
-            np.savez_compressed(part, **arrays)
+            np.savez_compressed(part, **arrays)  # type: ignore[arg-type]
         shapes = ", ".join(f"{name} {values.shape}" for name, values in arrays.items())
         self._say(f"Predictions are in {path}: {shapes}.")
 
@@ -218,7 +217,7 @@ class CLI(LightningCLI):
 
     @staticmethod
     def _say(text: str) -> None:
-        if rank_zero_only.rank == 0:
+        if is_rank_zero():
             print(text, flush=True)
 
 

@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+# Tells the processes of other ranks which run folder rank 0 has chosen.
+RUN_DIR = "DLBLOCKS_RUN_DIR"
+
 
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -59,6 +62,13 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def is_rank_zero() -> bool:
+    """Whether this process is the one that writes; known before there is a Trainer."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
 def check_new_run_dir(run_dir: str | os.PathLike[str]) -> Path:
     """Returns `run_dir` as a path, or raises a `FileExistsError` if it already holds something."""
     path = Path(run_dir)
@@ -70,10 +80,17 @@ def check_new_run_dir(run_dir: str | os.PathLike[str]) -> Path:
 
 
 def next_run_dir(base: str | os.PathLike[str]) -> Path:
-    """Returns `base`, or ``base-2``, ``base-3``, … : the first that holds nothing yet."""
+    """Returns `base`, or ``base-2``, ``base-3``, … : the first that holds nothing yet.
+
+    The processes that Lightning starts for the other ranks run the same script a little later, when
+    rank 0 has begun to write: they are told the folder through the environment.
+    """
     base = Path(base)
+    if not is_rank_zero() and RUN_DIR in os.environ:
+        return Path(os.environ[RUN_DIR])
     number, path = 1, base
     while path.exists() and (not path.is_dir() or any(path.iterdir())):
         number += 1
         path = base.with_name(f"{base.name}-{number}")
+    os.environ[RUN_DIR] = str(path)
     return path

@@ -20,8 +20,8 @@ def cross_entropy(
         y' = (1 - ε) y + ε / C
         loss = - Σ_i Σ_c w_c y'_ic log softmax(logits_i)_c  /  Σ_i Σ_c w_c y_ic
 
-    torch's own divides soft targets by N instead of their weight, so that the same batch has another
-    loss once a mixing callback has made its targets soft. Without weights the two agree.
+    torch's own divides by N for soft targets, not by their weight, so that the same batch has
+    another loss once a mixing callback has made its targets soft. Without weights the two agree.
 
     Args:
         logits: Shape (N, C), floating point.

@@ -55,8 +55,8 @@ def classification_metrics(num_classes: int) -> MetricCollection:
 def regression_metrics() -> MetricCollection:
     """RMSE, MAE and R², in the units of the targets.
 
-    RMSE = √(mean (ŷ - y)²) and MAE = mean |ŷ - y| over all values; R² = 1 - Σ (ŷ - y)² / Σ (y - ȳ)²,
-    averaged over the D targets, and NaN for fewer than two samples.
+    RMSE = √(mean (ŷ - y)²) and MAE = mean |ŷ - y| over all values; R² is
+    1 - Σ (ŷ - y)² / Σ (y - ȳ)², averaged over the D targets, and NaN for fewer than two samples.
 
     ``update`` takes predictions and targets, both of shape (N, D).
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
+
+from dlblocks.files import is_rank_zero
 
 SHOW_EVERY_SECONDS = 0.2
 
@@ -25,7 +26,7 @@ class FoldProgress:
         self.num_fits = num_fits
         self.ended: list[float] = []
         self.bar: tqdm | None = None
-        if show and rank_zero_only.rank == 0:
+        if show and is_rank_zero():
             self.bar = tqdm(
                 total=float(num_fits),
                 bar_format="{desc} {bar} {percentage:3.0f}% | {elapsed} elapsed, {remaining} left",
@@ -88,14 +89,15 @@ class _FoldBar(ProgressBar):
         if epochs is None and trainer.max_steps > 0:
             self._share = trainer.global_step / trainer.max_steps
         elif epochs is not None:
-            progress = trainer.fit_loop.epoch_progress.current
+            progress: Any = trainer.fit_loop.epoch_progress.current
             batches = trainer.num_training_batches
             # In mid-epoch the epoch counts as far as it has come.
             part = 0.0
             if progress.ready > progress.processed and batches not in (0, float("inf")):
                 part = min(1.0, (trainer.fit_loop.batch_idx + 1) / batches)
             self._share = min(1.0, (progress.processed + part) / epochs)
-        epoch = f"epoch {trainer.current_epoch + 1}" + (f"/{epochs}" if epochs else "")
+        started = min(trainer.current_epoch + 1, epochs or sys.maxsize)
+        epoch = f"epoch {started}" + (f"/{epochs}" if epochs else "")
         metrics = self.get_metrics(trainer, trainer.lightning_module)
         shown = [f"{k} {v:.4g}" for k, v in metrics.items() if isinstance(v, float)][:2]
         self.progress.update(self.fit, self._share, " | ".join([epoch, *shown]))

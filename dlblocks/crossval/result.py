@@ -60,8 +60,8 @@ class CrossValidationResult:
 
     Attributes:
         run_dir: Where everything lies.
-        folds: One row a fit: repeat, fold, epochs run, best epoch (from 1), samples, seconds, checkpoint,
-            and the validation metrics of the best epoch's weights.
+        folds: One row a fit: repeat, fold, epochs run, best epoch (from 1), samples, seconds,
+            checkpoint, and the validation metrics of the best epoch's weights.
         oof: Out-of-fold predictions, or None if the model has no `predict_step` that gives them.
         histories: One list of rows a fit, one row an epoch, of all that was logged.
         info: Monitor, seconds, configuration and versions, as in ``summary.json``.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import platform
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -14,19 +13,17 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
-import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from dlblocks import __version__, tracking
+from dlblocks import tracking
 from dlblocks.crossval.figures import write_figures
 from dlblocks.crossval.history import History
 from dlblocks.crossval.progress import FoldProgress
 from dlblocks.crossval.result import CrossValidationResult, OutOfFold, fold_dir, write_rows
 from dlblocks.data import DataModule
 from dlblocks.errors import check_choice, check_range, did_you_mean
-from dlblocks.files import check_new_run_dir
+from dlblocks.files import check_new_run_dir, is_rank_zero
 from dlblocks.predictions import gather, stack
 from dlblocks.quiet import quiet
 
@@ -107,7 +104,7 @@ def cross_validate(
     check_choice("mode", mode, ["min", "max"])
     trainer_args = _check_trainer(trainer)
     # Other ranks of the same run come here while rank 0 is already writing.
-    path = check_new_run_dir(run_dir) if rank_zero_only.rank == 0 else Path(run_dir)
+    path = check_new_run_dir(run_dir) if is_rank_zero() else Path(run_dir)
     plan = _Plan(
         make_model, make_callbacks or list, trainer_args, monitor, mode, logger, path, num_folds
     )
@@ -142,25 +139,14 @@ def cross_validate(
             "mode": mode,
             "seconds": time.monotonic() - started,
             "config": {"seed": seed, "logger": logger, "trainer": trainer_args, **done[0].config},
-            "versions": versions(),
+            "versions": tracking.versions(),
         },
     )
-    if rank_zero_only.rank == 0:
+    if is_rank_zero():
         result.write()
         if figures:
             write_figures(result, done[0].datamodule)
     return result
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    return {
-        "dlblocks": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "lightning": pl.__version__,
-        "numpy": np.__version__,
-    }
 
 
 @dataclass

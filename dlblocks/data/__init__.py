@@ -1,17 +1,35 @@
 """LightningDataModules that split into folds, and the pieces they are made of."""
 
+from dlblocks.data.arrays import ArrayDataModule
 from dlblocks.data.base import DataModule, Source
+from dlblocks.data.curve import CurveDataModule
 from dlblocks.data.dataset import ArrayDataset
 from dlblocks.data.digits import DigitsDataModule
 from dlblocks.data.folds import holdout, kfold
+from dlblocks.data.image_folder import ImageFolderDataModule
 from dlblocks.data.sampler import EpochSampler
+from dlblocks.data.tabular import TabularDataModule
+from dlblocks.data.vision import (
+    CIFAR10DataModule,
+    CIFAR100DataModule,
+    FashionMNISTDataModule,
+    MNISTDataModule,
+)
 
 __all__ = [
+    "ArrayDataModule",
     "ArrayDataset",
+    "CIFAR10DataModule",
+    "CIFAR100DataModule",
+    "CurveDataModule",
     "DataModule",
     "DigitsDataModule",
     "EpochSampler",
+    "FashionMNISTDataModule",
+    "ImageFolderDataModule",
+    "MNISTDataModule",
     "Source",
+    "TabularDataModule",
     "holdout",
     "kfold",
 ]

@@ -7,6 +7,7 @@ A source (digits, a table, MNIST, …) is a subclass that says where its arrays 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,8 @@ class Source:
         class_names: Names of the classes 0 … C-1; None for values.
         groups: Group of each sample, shape (N,), if samples belong together.
         feature_names: Names of the columns of a table.
+        complete: Fills in what `inputs` lacks (NaN), given `inputs` and the rows that train; it
+            must look at no other rows. Returns a new array.
     """
 
     inputs: Tensor
@@ -46,6 +49,7 @@ class Source:
     class_names: list[str] | None = None
     groups: np.ndarray | None = None
     feature_names: list[str] | None = None
+    complete: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 class DataModule(pl.LightningDataModule):
@@ -109,6 +113,7 @@ class DataModule(pl.LightningDataModule):
         self.predict_on = "test"
         self._source: Source | None = None
         self._rows: dict[str, Tensor] = {}
+        self._inputs = torch.empty(0)  # those of the source, completed for this fold
         self._affine: tuple[Tensor, Tensor] | None = None
 
     # What a source defines
@@ -124,7 +129,9 @@ class DataModule(pl.LightningDataModule):
         """The arrays, loaded and checked at first use."""
         if self._source is None:
             source = self.load()
-            check_arrays(source.inputs, source.targets, source.class_names, source.feature_names)
+            if source.complete is None:
+                names = source.class_names, source.feature_names
+                check_arrays(source.inputs, source.targets, *names)
             if source.test_inputs is not None and source.test_targets is not None:
                 check_arrays(
                     source.test_inputs,
@@ -242,6 +249,10 @@ class DataModule(pl.LightningDataModule):
             )[self.fold]
         rows = {"train": development[train], "val": development[val], "test": test}
         self._rows = {part: torch.from_numpy(index) for part, index in rows.items()}
+        self._inputs = source.inputs
+        if source.complete is not None:
+            self._inputs = source.complete(source.inputs, self._rows["train"])
+            check_arrays(self._inputs, source.targets, source.class_names, source.feature_names)
         self._affine = self._fit_normalisation()
 
     def _stratified(self) -> bool:
@@ -300,7 +311,7 @@ class DataModule(pl.LightningDataModule):
         source = self.source
         if part == "test" and source.test_inputs is not None and source.test_targets is not None:
             return source.test_inputs, source.test_targets
-        return source.inputs, source.targets
+        return self._inputs, source.targets
 
     def _loader(self, part: str, *, with_index: bool = False) -> DataLoader:
         training = part == "train" and not with_index
@@ -344,7 +355,7 @@ class DataModule(pl.LightningDataModule):
 
     def _fit_normalisation(self) -> tuple[Tensor, Tensor]:
         """Scale and shift of ``x * scale + shift``, fitted to the training rows alone."""
-        inputs, rows = self.source.inputs, self._rows["train"]
+        inputs, rows = self._inputs, self._rows["train"]
         unit = 1.0 if inputs.is_floating_point() else 1 / 255
         if not self.normalize:
             return torch.tensor(unit), torch.tensor(0.0)

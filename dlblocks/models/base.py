@@ -72,10 +72,9 @@ class Model(pl.LightningModule):
         self.lr_schedule = lr_schedule
         self.lr_schedule_args = dict(lr_schedule_args or {})
         self.warmup_steps = warmup_steps
-        # Names that do not collide with `train` and `test`-like methods of modules.
-        self.losses = nn.ModuleDict({f"{stage}_loss": MeanMetric() for stage in STAGES})
-        self.metrics = nn.ModuleDict(
-            {f"{stage}_metrics": self.make_metrics(stage) for stage in STAGES}
+        # Suffixed, because a module's child cannot be called "train", as its method is.
+        self._metrics = nn.ModuleDict(
+            {f"{stage}_metrics": _StageMetrics(self.make_metrics(stage)) for stage in STAGES}
         )
         self._buffers_of: dict[str, _Buffer] = {stage: _Buffer() for stage in STAGES}
         self._first_batch = True
@@ -106,7 +105,7 @@ class Model(pl.LightningModule):
             check_input(shape)
 
     def check_batch(self, outputs: Tensor, targets: Tensor) -> None:
-        """Raises a `ValueError` if targets do not fit the outputs; called on a fit's first batch."""
+        """Raises a `ValueError` if targets do not fit outputs; called on the first batch."""
 
     # Steps
 
@@ -164,16 +163,26 @@ class Model(pl.LightningModule):
             buffer.check_finite(self)
         if whole and len(buffer):
             losses, sizes, predictions, targets = buffer.take()
-            self.losses[f"{stage}_loss"].update(losses, sizes)
-            self.metrics[f"{stage}_metrics"].update(predictions, targets)
+            metrics = self._stage_metrics(stage)
+            metrics.loss.update(losses, sizes)
+            metrics.others.update(predictions, targets)
+
+    def _stage_metrics(self, stage: Stage) -> _StageMetrics:
+        metrics = self._metrics[f"{stage}_metrics"]
+        assert isinstance(metrics, _StageMetrics)  # for the type checker
+        return metrics
 
     # Epochs
 
     def setup(self, stage: str) -> None:
         self._first_batch = True
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if datamodule is not None:
-            self.check_data(datamodule)
+        if self.datamodule is not None:
+            self.check_data(self.datamodule)
+
+    @property
+    def datamodule(self) -> Any:
+        """The Trainer's datamodule, or None if it was given loaders."""
+        return getattr(self.trainer, "datamodule", None)
 
     def on_train_epoch_start(self) -> None:
         self._reset("train")
@@ -195,14 +204,15 @@ class Model(pl.LightningModule):
 
     def _reset(self, stage: Stage) -> None:
         self._buffers_of[stage] = _Buffer()
-        self.losses[f"{stage}_loss"].reset()
-        self.metrics[f"{stage}_metrics"].reset()
+        metrics = self._stage_metrics(stage)
+        metrics.loss.reset()
+        metrics.others.reset()
 
     def _log(self, stage: Stage) -> None:
         self._flush(stage)
         # Computed over all ranks already; Lightning's mean of equal numbers changes nothing.
-        values = {"loss": self.losses[f"{stage}_loss"].compute()}
-        values.update(self.metrics[f"{stage}_metrics"].compute())
+        metrics = self._stage_metrics(stage)
+        values = {"loss": metrics.loss.compute(), **metrics.others.compute()}
         self.log_dict(
             {f"{stage}/{name}": value for name, value in values.items()},
             prog_bar=stage == "val",
@@ -279,6 +289,15 @@ class Model(pl.LightningModule):
     def hyperparameter_names(cls) -> list[str]:
         """Names of the constructor's arguments: what a checkpoint holds, save live modules."""
         return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+
+
+class _StageMetrics(nn.Module):
+    """The mean loss of one stage, and its other metrics."""
+
+    def __init__(self, others: MetricCollection) -> None:
+        super().__init__()
+        self.loss = MeanMetric()
+        self.others = others
 
 
 class _Buffer:

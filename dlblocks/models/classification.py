@@ -109,7 +109,7 @@ class Classifier(Model):
             self.class_weight = self._balanced_weight().to(self.device)
 
     def _balanced_weight(self) -> Tensor:
-        train_targets = getattr(self.trainer.datamodule, "train_targets", None)
+        train_targets = getattr(self.datamodule, "train_targets", None)
         if not callable(train_targets):
             raise ValueError(
                 "class_weights='balanced' needs a datamodule with train_targets(); "

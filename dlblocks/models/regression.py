@@ -116,7 +116,7 @@ class Regressor(Model):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage == "fit" and self.standardize_targets:
-            train_targets = getattr(self.trainer.datamodule, "train_targets", None)
+            train_targets = getattr(self.datamodule, "train_targets", None)
             if not callable(train_targets):
                 raise ValueError(
                     "standardize_targets=True needs a datamodule with train_targets(); scale the "

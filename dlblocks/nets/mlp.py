@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -59,7 +60,7 @@ class MLP(nn.Module):
         self.in_features = in_features
         widths = [in_features, *hidden]
         layers: list[nn.Module] = []
-        for fan_in, width in zip(widths, widths[1:], strict=False):
+        for fan_in, width in itertools.pairwise(widths):
             # Batch norm subtracts the mean, and with it any bias before it.
             layers.append(nn.Linear(fan_in, width, bias=norm != "batch"))
             if norm is not None:

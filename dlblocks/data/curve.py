@@ -1,0 +1,93 @@
+"""A curve with noise: the smallest regression there is."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dlblocks.data.base import DataModule, Source
+from dlblocks.errors import check_range
+
+
+class CurveDataModule(DataModule):
+    """Samples of y = exp(-x²) · cos(10x) + noise, with x uniform and the noise Gaussian.
+
+    Inputs have shape (N, 1), targets (N, 1).
+
+    Args:
+        num_samples: Number of samples N, the test set included.
+        noise: Standard deviation of the noise.
+        low: Smallest x.
+        high: Largest x.
+        data_seed: Seed of x and of the noise.
+        batch_size: Samples a batch.
+        num_workers: Worker processes a loader.
+        num_folds: Number of folds, or None for a single split by `val_fraction`.
+        fold: Which fold validates.
+        val_fraction: Validation share of the development set when `num_folds` is None.
+        test_fraction: Share held out first as test set, outside every fold.
+        split_seed: Seed of every split.
+        shuffle_seed: Seed of the order of training samples.
+        stratify: Keep the proportions of the classes in every part; None: for classes, yes.
+        normalize: Standardise by the training part's mean and standard deviation.
+
+    Example:
+        >>> data = CurveDataModule(num_samples=100)
+        >>> data.in_features, data.out_features, data.num_classes
+        (1, 1, None)
+    """
+
+    def __init__(
+        self,
+        *,
+        num_samples: int = 2000,
+        noise: float = 0.1,
+        low: float = -2.0,
+        high: float = 2.0,
+        data_seed: int = 0,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        num_folds: int | None = None,
+        fold: int = 0,
+        val_fraction: float = 0.2,
+        test_fraction: float = 0.2,
+        split_seed: int = 0,
+        shuffle_seed: int = 0,
+        stratify: bool | None = None,
+        normalize: bool = True,
+    ) -> None:
+        super().__init__(
+            batch_size=batch_size,
+            num_workers=num_workers,
+            num_folds=num_folds,
+            fold=fold,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+            split_seed=split_seed,
+            shuffle_seed=shuffle_seed,
+            stratify=stratify,
+            normalize=normalize,
+        )
+        check_range("num_samples", num_samples, 2)
+        check_range("noise", noise, 0)
+        if not low < high:
+            raise ValueError(f"low={low} must be below high={high}.")
+        self.num_samples = num_samples
+        self.noise = noise
+        self.low = low
+        self.high = high
+        self.data_seed = data_seed
+        self.save_hyperparameters()
+
+    @staticmethod
+    def function(x: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """The curve without noise, exp(-x²) · cos(10x)."""
+        x = np.asarray(x, dtype=np.float64)
+        return np.exp(-(x**2)) * np.cos(10 * x)
+
+    def load(self) -> Source:
+        random = np.random.default_rng(self.data_seed)
+        x = random.uniform(self.low, self.high, (self.num_samples, 1))
+        y = self.function(x) + self.noise * random.standard_normal((self.num_samples, 1))
+        return Source(torch.from_numpy(x).float(), torch.from_numpy(y).float())

@@ -1,0 +1,208 @@
+"""Where runs are logged: CSV, TensorBoard, Weights & Biases; and what is logged about them."""
+
+from __future__ import annotations
+
+import netrc
+import os
+import platform
+import socket
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlparse
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+
+from dlblocks import __version__
+from dlblocks.errors import check_choice
+from dlblocks.files import is_rank_zero
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LoggerName = Literal["csv", "wandb", "tensorboard", "none"]
+LOGGERS = ("csv", "wandb", "tensorboard", "none")
+PROBE_SECONDS = 3.0
+_said: set[str] = set()
+
+
+def make_logger(
+    name: LoggerName | str | None,
+    run_dir: str | os.PathLike[str],
+    *,
+    project: str = "dlblocks",
+    run_name: str | None = None,
+    group: str | None = None,
+    job_type: str | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Logger | None:
+    """Makes a logger that writes into `run_dir`.
+
+    ``"csv"`` writes ``metrics.csv``, ``"tensorboard"`` the folder ``tensorboard``, ``"wandb"`` the
+    folder ``wandb``. A W&B run is online if there are credentials and its server answers within 3
+    seconds; otherwise it is offline, which is said once, and ``wandb sync`` uploads it later. Set
+    ``WANDB_MODE`` to decide yourself. Every call is a run of its own; end it by `finish_logger`.
+
+    Args:
+        name: ``"csv"``, ``"wandb"``, ``"tensorboard"``, or ``"none"`` or None for no logger.
+        run_dir: The run's folder; made when something is written.
+        project: W&B project.
+        run_name: W&B name of the run.
+        group: W&B group, such as all folds of a cross-validation.
+        job_type: W&B job type, such as ``"fold"``.
+        config: Hyperparameters to log beside those of model, data and trainer.
+
+    Raises:
+        ValueError: There is no such logger.
+    """
+    name = "none" if name is None else name
+    check_choice("logger", name, LOGGERS)
+    folder = Path(run_dir)
+    logger: Logger
+    if name == "none":
+        return None
+    if name == "csv":
+        logger = CSVLogger(folder, name="", version="")
+    elif name == "tensorboard":
+        logger = TensorBoardLogger(folder, name="tensorboard", version="")
+    else:
+        import wandb
+
+        if is_rank_zero():
+            folder.mkdir(parents=True, exist_ok=True)
+        # Given to the run alone; Lightning's offline=True would set WANDB_MODE for the process.
+        mode = os.environ.get("WANDB_MODE") or wandb_mode()
+        logger = WandbLogger(
+            save_dir=folder,
+            name=run_name,
+            project=project,
+            group=group,
+            job_type=job_type,
+            mode=mode,
+            # Without it, a second run in one process would go on writing into the first.
+            reinit="create_new",
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+    if config:
+        logger.log_hyperparams(dict(config))
+    return logger
+
+
+def finish_logger(logger: Logger | None) -> None:
+    """Ends what `make_logger` began, so that the next run of this process is another one."""
+    if isinstance(logger, WandbLogger) and is_rank_zero():
+        logger.experiment.finish()
+    elif isinstance(logger, TensorBoardLogger) and is_rank_zero():
+        logger.experiment.close()
+
+
+def wandb_mode() -> Literal["online", "offline"]:
+    """``"online"`` if W&B can be reached with credentials; else ``"offline"``, and says why once.
+
+    Asked before a run begins, because wandb itself raises without credentials, and without a
+    network waits 100 seconds before it does.
+    """
+    import wandb
+
+    settings = wandb.Settings()
+    server = urlparse(os.environ.get("WANDB_BASE_URL") or settings.base_url)
+    host = server.hostname or ""
+    if not (os.environ.get("WANDB_API_KEY") or _in_netrc(host)):
+        _say_once("W&B has no credentials here: runs are logged offline (wandb login to change).")
+        return "offline"
+    port = server.port or (443 if server.scheme == "https" else 80)
+    proxy = os.environ.get(f"{server.scheme}_proxy") or os.environ.get(
+        f"{server.scheme.upper()}_PROXY"
+    )
+    if proxy:
+        gate = urlparse(proxy if "//" in proxy else f"//{proxy}")
+        host, port = gate.hostname or host, gate.port or port
+    try:
+        socket.create_connection((host, port), timeout=PROBE_SECONDS).close()
+    except OSError as error:
+        _say_once(f"W&B does not answer at {host} ({error}): runs are logged offline.")
+        return "offline"
+    return "online"
+
+
+def _in_netrc(host: str) -> bool:
+    path = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
+    try:
+        return netrc.netrc(path).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _say_once(text: str) -> None:
+    if text not in _said and is_rank_zero():
+        _said.add(text)
+        print(text, file=sys.stderr, flush=True)
+
+
+class LogTrainerSettings(Callback):
+    """Logs the Trainer's settings and versions as hyperparameters, beside model's and data's."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        for logger in trainer.loggers:
+            logger.log_hyperparams({"trainer": trainer_settings(trainer), "versions": versions()})
+
+
+def trainer_settings(trainer: pl.Trainer) -> dict[str, Any]:
+    """What decides how a Trainer trains, as plain values."""
+    return {
+        "max_epochs": trainer.max_epochs,
+        "max_steps": trainer.max_steps,
+        "precision": str(trainer.precision),
+        "accelerator": type(trainer.accelerator).__name__,
+        "strategy": type(trainer.strategy).__name__,
+        "devices": trainer.num_devices,
+        "num_nodes": trainer.num_nodes,
+        "accumulate_grad_batches": trainer.accumulate_grad_batches,
+        "gradient_clip_val": trainer.gradient_clip_val,
+        "gradient_clip_algorithm": None
+        if trainer.gradient_clip_algorithm is None
+        else str(trainer.gradient_clip_algorithm.value),
+        "callbacks": {
+            type(callback).__name__: _plain_attributes(callback)
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+            if type(callback).__module__.startswith(("dlblocks.callbacks", "lightning.pytorch"))
+        },
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    return {
+        "dlblocks": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "lightning": pl.__version__,
+    }
+
+
+def _plain_attributes(thing: Any) -> dict[str, Any]:
+    return {
+        key: value
+        for key, value in vars(thing).items()
+        if not key.startswith("_") and isinstance(value, (bool, int, float, str))
+    }
+
+
+def log_figures(loggers: Iterable[Logger], figures: Mapping[str, Figure]) -> None:
+    """Sends figures to the loggers that can show them: W&B and TensorBoard."""
+    for logger in loggers:
+        if not is_rank_zero():
+            return
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            logger.experiment.log({name: wandb.Image(figure) for name, figure in figures.items()})
+        elif isinstance(logger, TensorBoardLogger):
+            for name, figure in figures.items():
+                logger.experiment.add_figure(name, figure, close=False)
