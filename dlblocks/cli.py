@@ -7,13 +7,13 @@ folder.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace, auto_cli
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
@@ -54,7 +54,7 @@ class Trainer(pl.Trainer):
 setattr(Trainer, CROSS_VALIDATE, Trainer.cross_validate)
 
 
-class Parser(LightningArgumentParser):
+class _DidYouMean(ArgumentParser):
     """Adds the nearest known key to the message about an unknown one."""
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
@@ -67,6 +67,14 @@ class Parser(LightningArgumentParser):
             hint = did_you_mean(unknown.rpartition(".")[2], names)
             message += hint.removesuffix(" ") if hint else ""
         return super().error(message, ex)
+
+
+class Parser(_DidYouMean, LightningArgumentParser):
+    """Lightning's parser, with hints."""
+
+
+class RecipeParser(_DidYouMean):
+    """The parser of a recipe, with hints."""
 
 
 class CLI(LightningCLI):
@@ -235,3 +243,8 @@ class SaveConfig(SaveConfigCallback):
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     CLI(args)
+
+
+def run_recipe(function: Callable[..., None]) -> None:
+    """Runs a recipe's function with arguments from the command line, said by its signature."""
+    auto_cli(function, as_positional=False, parser_class=RecipeParser)

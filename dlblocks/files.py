@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +95,29 @@ def next_run_dir(base: str | os.PathLike[str]) -> Path:
         path = base.with_name(f"{base.name}-{number}")
     os.environ[RUN_DIR] = str(path)
     return path
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows as CSV, whole or not at all, with every key of any row as a column."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with whole_file(path) as part, part.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Reads what `write_rows` wrote: numbers as numbers, an empty cell as a missing key."""
+    with path.open(newline="") as file:
+        return [
+            {key: _parse(text) for key, text in row.items() if text} for row in csv.DictReader(file)
+        ]
+
+
+def _parse(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -191,10 +191,12 @@ def hardest(
     order = np.argsort(true, kind="stable")[:count]
     columns = min(len(order), 5 if len(order) <= 20 else 8)
     rows = -(-len(order) // columns)
-    figure = _figure(1.7 * columns, 2.15 * rows)
+    figure = _figure(1.7 * columns, 2.3 * rows)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
-        axis.set_axis_off()
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.set_frame_on(False)
     for axis, i in zip(axes, order, strict=False):
         image = images[i]
         if image.ndim == 3:
@@ -211,16 +213,8 @@ def hardest(
             fontweight="bold",
             pad=3,
         )
-        axis.text(
-            0.5,
-            -0.04,
-            f"p(true) {true[i]:.2f}\nsample {indices[i]}",
-            transform=axis.transAxes,
-            ha="center",
-            va="top",
-            fontsize=8,
-            color="#444444",
-        )
+        said = f"p(true) {true[i]:.2f}\nsample {indices[i]}"
+        axis.set_xlabel(said, fontsize=8, color="#444444", labelpad=3)
     figure.suptitle("hardest samples: true → predicted", fontsize=11)
     return figure
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dlblocks.errors import did_you_mean
-from dlblocks.files import whole_file, write_json
+from dlblocks.files import read_rows, whole_file, write_json, write_rows
 
 # Columns of a row of `folds` that are not metrics.
 ROW_KEYS = (
@@ -182,32 +181,6 @@ def fold_dir(run_dir: Path, row: Mapping[str, Any]) -> Path:
     """The folder of one fit: ``fold-0``, or ``repeat-1/fold-0`` after the first repeat."""
     name = f"fold-{row['fold']}"
     return run_dir / f"repeat-{row['repeat']}" / name if row["repeat"] else run_dir / name
-
-
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows as CSV, whole or not at all, with every key of any row as a column."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    with whole_file(path) as part, part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Reads what `write_rows` wrote: numbers as numbers, an empty cell as a missing key."""
-    with path.open(newline="") as file:
-        return [
-            {key: _parse(text) for key, text in row.items() if text} for row in csv.DictReader(file)
-        ]
-
-
-def _parse(text: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def _number(value: float) -> str:

@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from dlblocks import tracking
-from dlblocks.crossval.figures import write_figures
-from dlblocks.crossval.history import History
+from dlblocks import report, tracking
 from dlblocks.crossval.progress import FoldProgress
-from dlblocks.crossval.result import CrossValidationResult, OutOfFold, fold_dir, write_rows
+from dlblocks.crossval.result import CrossValidationResult, OutOfFold, fold_dir
 from dlblocks.data import DataModule
-from dlblocks.errors import check_choice, check_range, did_you_mean
+from dlblocks.errors import check_choice, check_range
 from dlblocks.files import check_new_run_dir, is_rank_zero
+from dlblocks.fitting import check_trainer_arguments, configuration, fit
 from dlblocks.predictions import gather, stack
 from dlblocks.quiet import quiet
 
-OWN_TRAINER_ARGUMENTS = {
-    "callbacks": "pass make_callbacks=, which makes them anew for every fold",
-    "logger": "pass logger='csv', 'wandb', 'tensorboard' or None",
-    "default_root_dir": "pass run_dir=",
-    "enable_progress_bar": "pass progress_bar=",
-}
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def cross_validate(
@@ -97,12 +91,12 @@ def cross_validate(
         ...     run_dir=tempfile.mkdtemp(),
         ... )
         >>> len(result.folds), len(result.oof)
-        (2, 1437)
+        (2, 1438)
     """
     check_range("num_folds", num_folds, 2)
     check_range("repeats", repeats, 1)
     check_choice("mode", mode, ["min", "max"])
-    trainer_args = _check_trainer(trainer)
+    trainer_args = check_trainer_arguments(trainer)
     # Other ranks of the same run come here while rank 0 is already writing.
     path = check_new_run_dir(run_dir) if is_rank_zero() else Path(run_dir)
     plan = _Plan(
@@ -110,7 +104,7 @@ def cross_validate(
     )
     fits = [(repeat, fold) for repeat in range(repeats) for fold in range(num_folds)]
     progress = FoldProgress(len(fits), show=progress_bar)
-    done: list[_Fit] = []
+    done: list[_Fold] = []
     started = time.monotonic()
     with isolate_rng(), quiet():
         try:
@@ -145,7 +139,7 @@ def cross_validate(
     if is_rank_zero():
         result.write()
         if figures:
-            write_figures(result, done[0].datamodule)
+            report.save_figures(path / "figures", _figures(result, done[0].datamodule))
     return result
 
 
@@ -176,11 +170,6 @@ class _Plan:
     def new_callbacks(self) -> list[Callback]:
         callbacks = list(self.make_callbacks())
         for callback in callbacks:
-            if isinstance(callback, ModelCheckpoint):
-                raise ValueError(
-                    "make_callbacks returned a ModelCheckpoint, but cross_validate keeps the best "
-                    "weights of each fold itself; leave it out and set monitor= and mode=."
-                )
             self._check_new(callback, "make_callbacks", type(callback).__name__)
         return callbacks
 
@@ -194,7 +183,7 @@ class _Plan:
 
 
 @dataclass
-class _Fit:
+class _Fold:
     """What one fold leaves."""
 
     row: dict[str, Any]
@@ -211,20 +200,12 @@ def _run_fold(
     fold: int,
     seed: int,
     bar: Callback | None,
-) -> _Fit:
+) -> _Fold:
     started = time.monotonic()
     pl.seed_everything(seed, workers=True, verbose=False)
     folder = fold_dir(plan.run_dir, {"repeat": repeat, "fold": fold})
     name = f"{plan.run_dir.name}-{folder.relative_to(plan.run_dir)}".replace("/", "-")
     model, callbacks = plan.new_model(), plan.new_callbacks()
-    history = History()
-    checkpoint = ModelCheckpoint(
-        folder / "checkpoints",
-        filename="best",
-        monitor=plan.monitor,
-        mode=plan.mode,
-        enable_version_counter=False,
-    )
     logger = tracking.make_logger(
         plan.logger,
         folder,
@@ -233,51 +214,37 @@ def _run_fold(
         job_type="fold",
         config={"fold": fold, "repeat": repeat, "num_folds": plan.num_folds, "seed": seed},
     )
-    try:
-        trainer = pl.Trainer(
-            **plan.trainer,
-            callbacks=[
-                *callbacks,
-                checkpoint,
-                tracking.LogTrainerSettings(),
-                *([] if bar is None else [bar]),
-            ],
-            logger=[history] if logger is None else [history, logger],
-            default_root_dir=folder,
-            enable_progress_bar=bar is not None,
-        )
-        trainer.fit(model, datamodule=datamodule)
-        # fast_dev_run keeps no checkpoints: its last weights stand for the best.
-        best = checkpoint.best_model_path or None
-        (metrics,) = trainer.validate(model, datamodule=datamodule, ckpt_path=best, verbose=False)
-        datamodule.predict_on = "val"
-        predictions = trainer.predict(model, datamodule=datamodule, return_predictions=True)
-        oof = _out_of_fold(gather(predictions or []), repeat, fold)
-    finally:
-        tracking.finish_logger(logger)
-
-    monitored = [row[plan.monitor] for row in history.rows if plan.monitor in row]
-    pick = min if plan.mode == "min" else max
+    done = fit(
+        model,
+        datamodule,
+        folder,
+        callbacks=callbacks,
+        trainer=plan.trainer,
+        monitor=plan.monitor,
+        mode=plan.mode,
+        logger=logger,
+        bar=bar or False,
+    )
+    datamodule.predict_on = "val"
+    batches = done.trainer.predict(model, datamodule=datamodule, return_predictions=True)
     row: dict[str, Any] = {
         "repeat": repeat,
         "fold": fold,
-        "epochs": trainer.current_epoch,
-        "best_epoch": 1 + monitored.index(pick(monitored)) if monitored else trainer.current_epoch,
+        "epochs": done.epochs,
+        "best_epoch": done.best_epoch,
         "num_train": len(datamodule.train_targets()),
         "num_val": len(datamodule.arrays("val")[2]),
-        **{key: float(value) for key, value in metrics.items()},
+        **done.metrics,
         "seconds": round(time.monotonic() - started, 3),
-        "checkpoint": str(Path(best).relative_to(plan.run_dir.absolute())) if best else "",
+        "checkpoint": str(done.checkpoint.relative_to(plan.run_dir.absolute()))
+        if done.checkpoint
+        else "",
     }
-    if trainer.is_global_zero:
-        write_rows(folder / "history.csv", history.rows)
-    config = {
-        "model": {"class": type(model).__name__, **dict(model.hparams_initial)},
-        "data": {"class": type(datamodule).__name__, **dict(datamodule.hparams_initial)},
-    }
+    config = configuration(model, datamodule)
     for key in ("fold", "num_folds"):
         config["data"].pop(key, None)
-    return _Fit(row, oof, history.rows, config, datamodule)
+    oof = _out_of_fold(gather(batches or []), repeat, fold)
+    return _Fold(row, oof, done.history, config, datamodule)
 
 
 def _datamodule_for(
@@ -290,29 +257,6 @@ def _datamodule_for(
             f"{type(datamodule).__name__}; ArrayDataModule makes one of your arrays."
         )
     return datamodule.for_fold(fold, num_folds, split_seed=datamodule.split_seed + repeat)
-
-
-def _check_trainer(trainer: Mapping[str, Any] | None) -> dict[str, Any]:
-    arguments = dict(trainer or {})
-    known = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
-    for name, value in arguments.items():
-        if name in OWN_TRAINER_ARGUMENTS:
-            raise ValueError(
-                f"trainer={{{name!r}: …}} would be shared by the folds; "
-                f"{OWN_TRAINER_ARGUMENTS[name]}."
-            )
-        if name not in known:
-            raise ValueError(
-                f"trainer={{{name!r}: {value!r}}} is no argument of Trainer"
-                f"{did_you_mean(name, known) or '.'}"
-            )
-    if arguments.get("strategy") in ("ddp_spawn", "ddp_fork", "ddp_notebook"):
-        raise ValueError(
-            f"trainer={{'strategy': {arguments['strategy']!r}}} fits in processes whose metrics "
-            "and callbacks do not come back; use strategy='ddp'."
-        )
-    arguments.setdefault("enable_model_summary", False)
-    return arguments
 
 
 def _out_of_fold(batches: Sequence[Any], repeat: int, fold: int) -> OutOfFold | None:
@@ -331,3 +275,18 @@ def _join(parts: Sequence[OutOfFold | None]) -> OutOfFold | None:
     columns = {name: np.concatenate([getattr(p, name) for p in found]) for name in vars(found[0])}
     order = np.lexsort((columns["index"], columns["repeat"]))
     return OutOfFold(**{name: values[order] for name, values in columns.items()})
+
+
+def _figures(result: CrossValidationResult, datamodule: DataModule) -> dict[str, Figure]:
+    figures = report.curve_figures(
+        result.histories,
+        [row["best_epoch"] for row in result.folds],
+        is_classification=datamodule.is_classification,
+    )
+    if result.oof is not None:
+        once = result.oof.repeat == 0
+        arrays = {name: values[once] for name, values in vars(result.oof).items()}
+        figures |= report.prediction_figures(
+            datamodule, "val", arrays, title="Out-of-fold predictions"
+        )
+    return figures

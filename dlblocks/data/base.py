@@ -209,6 +209,11 @@ class DataModule(pl.LightningDataModule):
         rows = self._rows[part]
         return inputs[rows], targets[rows], rows
 
+    def raw_inputs(self, part: str) -> Tensor:
+        """The whole input array in which the index of a sample of `part` counts; not normalised."""
+        self.setup()
+        return self._part_arrays(part)[0]
+
     def train_targets(self) -> Tensor:
         """Targets of the training part of this fold: what class weights may be fitted to."""
         return self.arrays("train")[1]

@@ -157,7 +157,9 @@ class TabularDataModule(DataModule):
             raise ValueError(f"{path} has no column beside target={self.target!r} to learn from.")
         _refuse_missing(path, str(self.target), labels)
         targets, class_names = _targets(labels, self.task, str(self.target))
-        blocks, names, slices = [], [], []
+        blocks: list[np.ndarray] = []
+        names: list[str] = []
+        slices: list[slice] = []
         for column, cells in table.items():
             if self.missing == "refuse":
                 _refuse_missing(path, column, cells, "; set missing='impute' to fill it in")
@@ -249,7 +251,7 @@ def _encode(column: str, cells: list[str]) -> tuple[np.ndarray, list[str]]:
 
 
 def _impute(inputs: Tensor, rows: Tensor, slices: list[slice]) -> Tensor:
-    """Fills NaN from the given rows: a number by their median, a category by their most frequent."""
+    """Fills NaN from some rows: a number by their median, a category by the most frequent."""
     inputs = inputs.clone()
     for columns in slices:
         block, seen = inputs[:, columns], inputs[rows, columns]

@@ -1,0 +1,231 @@
+"""One fit done right: the best weights kept, everything in one run folder, figures drawn."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+
+from dlblocks import report, tracking
+from dlblocks.data import DataModule
+from dlblocks.errors import check_choice, did_you_mean
+from dlblocks.files import check_new_run_dir, is_rank_zero, write_json, write_rows
+from dlblocks.history import History
+from dlblocks.predictions import gather, stack
+from dlblocks.quiet import quiet
+
+OWN_ARGUMENTS = {
+    "logger": "pass logger='csv', 'wandb', 'tensorboard' or None",
+    "default_root_dir": "pass run_dir=",
+    "callbacks": "pass them apart from trainer=",
+    "enable_progress_bar": "pass progress_bar=",
+}
+
+
+@dataclass
+class Fit:
+    """A finished fit, its model holding the weights of the best epoch.
+
+    Attributes:
+        trainer: The Trainer, for what follows.
+        history: One row an epoch of all that was logged.
+        checkpoint: The best epoch's checkpoint; None under ``fast_dev_run``.
+        best_epoch: The best epoch, from 1.
+        epochs: Epochs run.
+        metrics: Validation metrics of the best weights.
+        seconds: Duration of the fit.
+    """
+
+    trainer: pl.Trainer
+    history: list[dict[str, float]]
+    checkpoint: Path | None
+    best_epoch: int
+    epochs: int
+    metrics: dict[str, float]
+    seconds: float
+
+
+def check_trainer_arguments(trainer: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns a copy of Trainer arguments, or raises a `ValueError` that names the wrong one."""
+    arguments = dict(trainer or {})
+    known = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
+    for name, value in arguments.items():
+        if name in OWN_ARGUMENTS:
+            raise ValueError(
+                f"trainer={{{name!r}: …}} has a place of its own; {OWN_ARGUMENTS[name]}."
+            )
+        if name not in known:
+            hint = did_you_mean(name, known) or "; see lightning.pytorch.Trainer"
+            raise ValueError(f"trainer={{{name!r}: {value!r}}} is no argument of Trainer{hint}")
+    if arguments.get("strategy") in ("ddp_spawn", "ddp_fork", "ddp_notebook"):
+        raise ValueError(
+            f"trainer={{'strategy': {arguments['strategy']!r}}} fits in processes whose metrics "
+            "and callbacks do not come back; use strategy='ddp'."
+        )
+    arguments.setdefault("enable_model_summary", False)
+    return arguments
+
+
+def fit(
+    model: pl.LightningModule,
+    datamodule: pl.LightningDataModule,
+    folder: Path,
+    *,
+    callbacks: Sequence[Callback],
+    trainer: Mapping[str, Any],
+    monitor: str,
+    mode: str,
+    logger: Logger | None,
+    bar: Callback | bool,
+) -> Fit:
+    """Fits `model`, ends its logger, restores the best epoch's weights and validates them.
+
+    Args:
+        model: A new LightningModule.
+        datamodule: Its data, with a validation part.
+        folder: Gets ``checkpoints/best.ckpt`` and ``history.csv``.
+        callbacks: New callbacks, without a ModelCheckpoint.
+        trainer: Checked arguments of the Trainer.
+        monitor: The logged metric that chooses the best epoch.
+        mode: ``"min"`` or ``"max"``.
+        logger: A new logger, or None.
+        bar: A progress bar; True for Lightning's, False for none.
+    """
+    for callback in callbacks:
+        if isinstance(callback, ModelCheckpoint):
+            raise ValueError(
+                "callbacks hold a ModelCheckpoint, but the best weights are kept anyway; "
+                "leave it out and set monitor= and mode=."
+            )
+    started = time.monotonic()
+    history = History()
+    checkpoint = ModelCheckpoint(
+        folder / "checkpoints",
+        filename="best",
+        monitor=monitor,
+        mode=mode,
+        enable_version_counter=False,
+    )
+    own = [checkpoint, tracking.LogTrainerSettings()]
+    try:
+        fitter = pl.Trainer(
+            **trainer,
+            callbacks=[*callbacks, *own, *([bar] if isinstance(bar, Callback) else [])],
+            logger=[history] if logger is None else [history, logger],
+            default_root_dir=folder,
+            enable_progress_bar=bool(bar),
+        )
+        fitter.fit(model, datamodule=datamodule)
+    finally:
+        tracking.finish_logger(logger)
+    seconds = time.monotonic() - started
+    # What follows is no epoch of the fit and must not be logged as one.
+    fitter.loggers = []
+    # fast_dev_run keeps no checkpoints: its last weights stand for the best.
+    best = checkpoint.best_model_path or None
+    (metrics,) = fitter.validate(model, datamodule=datamodule, ckpt_path=best, verbose=False)
+    if fitter.is_global_zero:
+        write_rows(folder / "history.csv", history.rows)
+    monitored = [(row[monitor], row["epoch"]) for row in history.rows if monitor in row]
+    pick = min if mode == "min" else max
+    best_epoch = int(pick(monitored, key=lambda pair: pair[0])[1]) + 1 if monitored else 0
+    return Fit(
+        trainer=fitter,
+        history=history.rows,
+        checkpoint=Path(best) if best else None,
+        best_epoch=best_epoch or fitter.current_epoch,
+        epochs=fitter.current_epoch,
+        metrics={name: float(value) for name, value in metrics.items()},
+        seconds=seconds,
+    )
+
+
+def fit_and_test(
+    model: pl.LightningModule,
+    datamodule: DataModule,
+    *,
+    callbacks: Sequence[Callback] = (),
+    trainer: Mapping[str, Any] | None = None,
+    monitor: str = "val/loss",
+    mode: Literal["min", "max"] = "min",
+    logger: Literal["csv", "wandb", "tensorboard", "none"] | None = "csv",
+    run_dir: str | PathLike[str] = "runs/fit",
+    progress_bar: bool = True,
+) -> dict[str, float]:
+    """Fits a model, restores its best epoch and tests it, once; returns the metrics of both.
+
+    The run folder holds ``summary.json``, ``history.csv``, ``checkpoints/best.ckpt``, the logger's
+    files and ``figures/*.png``: learning curves, and for the test set the confusion matrix and the
+    hardest images, or predicted over true values.
+
+    Args:
+        model: A new LightningModule.
+        datamodule: Its data, with a test set.
+        callbacks: Callbacks, such as ``[Augment(rotation=10)]``.
+        trainer: Arguments of the Lightning `Trainer`, such as ``{"max_epochs": 30}``.
+        monitor: The logged metric that chooses the best epoch.
+        mode: Whether ``"min"`` or ``"max"`` of it is best.
+        logger: Where to log.
+        run_dir: A folder that is empty or does not exist.
+        progress_bar: Show Lightning's progress bar.
+
+    Raises:
+        ValueError: An argument is wrong.
+        FileExistsError: `run_dir` holds something already.
+    """
+    check_choice("mode", mode, ["min", "max"])
+    arguments = check_trainer_arguments(trainer)
+    path = check_new_run_dir(run_dir) if is_rank_zero() else Path(run_dir)
+    with quiet():
+        done = fit(
+            model,
+            datamodule,
+            path,
+            callbacks=callbacks,
+            trainer=arguments,
+            monitor=monitor,
+            mode=mode,
+            logger=tracking.make_logger(logger, path, run_name=path.name, job_type="fit"),
+            bar=progress_bar,
+        )
+        (tested,) = done.trainer.test(model, datamodule=datamodule, verbose=False)
+        datamodule.predict_on = "test"
+        arrays = stack(gather(done.trainer.predict(model, datamodule=datamodule) or []))
+    metrics = {**done.metrics, **{name: float(value) for name, value in tested.items()}}
+    if done.trainer.is_global_zero:
+        write_json(
+            path / "summary.json",
+            {
+                "metrics": metrics,
+                "epochs": done.epochs,
+                "best_epoch": done.best_epoch,
+                "seconds": done.seconds,
+                "config": {"trainer": arguments, **configuration(model, datamodule)},
+                "versions": tracking.versions(),
+            },
+        )
+        figures = report.curve_figures(
+            [done.history], [done.best_epoch], is_classification=datamodule.is_classification
+        )
+        if {"index", "target", "prediction"} <= arrays.keys():
+            figures |= report.prediction_figures(datamodule, "test", arrays, title="Test set")
+        report.save_figures(path / "figures", figures)
+    return metrics
+
+
+def configuration(
+    model: pl.LightningModule, datamodule: pl.LightningDataModule
+) -> dict[str, dict[str, Any]]:
+    """The hyperparameters of a model and its data, with their classes."""
+    return {
+        "model": {"class": type(model).__name__, **dict(model.hparams_initial)},
+        "data": {"class": type(datamodule).__name__, **dict(datamodule.hparams_initial)},
+    }

@@ -1,0 +1,90 @@
+"""One fit of a convolutional net on handwritten digits: validation, test, figures.
+
+Result: RESULT
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from lightning.pytorch import seed_everything
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+
+from dlblocks.callbacks import Augment
+from dlblocks.cli import run_recipe
+from dlblocks.data import DigitsDataModule
+from dlblocks.files import is_rank_zero, next_run_dir
+from dlblocks.fitting import fit_and_test
+from dlblocks.models import CNNClassifier
+
+
+def main(
+    channels: list[int] = [32, 64],  # noqa: B006 - only read
+    augment: bool = True,
+    max_epochs: int = 30,
+    patience: int = 12,
+    lr: float = 0.01,
+    run_dir: str | None = None,
+    logger: Literal["csv", "wandb", "tensorboard", "none"] = "csv",
+    fast_dev_run: bool = False,
+    accelerator: str = "auto",
+    devices: int | str = "auto",
+    precision: str = "32-true",
+    seed: int = 0,
+) -> None:
+    """One fit of a convolutional net on handwritten digits: validation, test, figures.
+
+    Args:
+        channels: Channels of each block.
+        augment: Small random shifts, rotations and scales of the training images.
+        max_epochs: Epochs at most.
+        patience: Stop after so many epochs without a better validation loss.
+        lr: Peak of the one-cycle learning rate.
+        run_dir: Where everything goes; by default runs/cnn, or runs/cnn-2 and so on.
+        logger: Where to log.
+        fast_dev_run: One batch of everything, to see that it runs.
+        accelerator: What to train on, as for Lightning's Trainer.
+        devices: How many of them, as for Lightning's Trainer.
+        precision: Numeric precision, as for Lightning's Trainer.
+        seed: Seed of split, initialisation and augmentation.
+    """
+    seed_everything(seed, workers=True, verbose=False)
+    folder = run_dir or next_run_dir("runs/cnn")
+    datamodule = DigitsDataModule(split_seed=seed, shuffle_seed=seed)
+    model = CNNClassifier(
+        in_channels=1,
+        num_classes=10,
+        channels=channels,
+        convs_per_block=2,
+        head="flatten",
+        image_size=8,
+        optimizer="adamw",
+        lr=lr,
+        weight_decay=0.02,
+        lr_schedule="one_cycle",
+    )
+    callbacks: list[Callback] = [EarlyStopping("val/loss", patience=patience)]
+    if augment:
+        callbacks.append(Augment(translation=0.1, rotation=10.0, scale=(0.9, 1.1), seed=seed))
+    metrics = fit_and_test(
+        model,
+        datamodule,
+        callbacks=callbacks,
+        trainer={
+            "max_epochs": max_epochs,
+            "accelerator": accelerator,
+            "devices": devices,
+            "precision": precision,
+            "fast_dev_run": fast_dev_run,
+        },
+        logger=logger,
+        run_dir=folder,
+    )
+    if is_rank_zero():
+        for name, value in metrics.items():
+            print(f"{name:<24}{value:.4f}")
+        print(f"Everything is in {folder}: summary.json, history.csv, checkpoints/, figures/.")
+
+
+if __name__ == "__main__":
+    run_recipe(main)

@@ -1,0 +1,133 @@
+"""K-fold cross-validation of a CNN on real handwritten digits.
+
+1,797 scanned digits of 8×8 pixels. A fifth is held out as test set and not touched; the rest is
+split into stratified folds, and for each a new CNN is trained with small random shifts, rotations
+and scales, stopped early, and scored with its best weights.
+
+Result: RESULT
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+
+from dlblocks.callbacks import Augment, CutMix, MixUp
+from dlblocks.cli import run_recipe
+from dlblocks.crossval import cross_validate
+from dlblocks.data import DigitsDataModule
+from dlblocks.files import is_rank_zero, next_run_dir
+from dlblocks.models import CNNClassifier
+
+
+def main(
+    num_folds: int = 5,
+    repeats: int = 1,
+    mix: Literal["none", "mixup", "cutmix"] = "none",
+    baseline: bool = False,
+    max_epochs: int = 30,
+    patience: int = 12,
+    lr: float = 0.01,
+    run_dir: str | None = None,
+    logger: Literal["csv", "wandb", "tensorboard", "none"] = "csv",
+    fast_dev_run: bool = False,
+    accelerator: str = "auto",
+    devices: int | str = "auto",
+    precision: str = "32-true",
+    seed: int = 0,
+) -> None:
+    """K-fold cross-validation of a CNN on real handwritten digits.
+
+    Args:
+        num_folds: Number of folds.
+        repeats: How often to cross-validate, each time with other folds.
+        mix: Mix pairs of training images, by MixUp or CutMix, or not.
+        baseline: Score scikit-learn's RBF support vector machine on the same folds too.
+        max_epochs: Epochs at most.
+        patience: Stop a fold after so many epochs without a better validation loss.
+        lr: Peak of the one-cycle learning rate.
+        run_dir: Where everything goes; by default runs/kfold, or runs/kfold-2 and so on.
+        logger: Where each fold logs.
+        fast_dev_run: One batch of everything, to see that it runs.
+        accelerator: What to train on, as for Lightning's Trainer.
+        devices: How many of them, as for Lightning's Trainer.
+        precision: Numeric precision, as for Lightning's Trainer.
+        seed: Seed of folds, initialisation and augmentation.
+    """
+    datamodule = DigitsDataModule(batch_size=64, split_seed=seed, shuffle_seed=seed)
+    folder = run_dir or next_run_dir("runs/kfold")
+
+    def make_model() -> CNNClassifier:
+        return CNNClassifier(
+            in_channels=1,
+            num_classes=10,
+            channels=[32, 64],
+            convs_per_block=2,
+            head="flatten",
+            image_size=8,
+            optimizer="adamw",
+            lr=lr,
+            weight_decay=0.02,
+            lr_schedule="one_cycle",
+        )
+
+    def make_callbacks() -> list[Callback]:
+        mixers: dict[str, list[Callback]] = {
+            "none": [],
+            "mixup": [MixUp(alpha=0.2, seed=seed)],
+            "cutmix": [CutMix(alpha=1.0, p=0.5, seed=seed)],
+        }
+        return [
+            Augment(translation=0.1, rotation=10.0, scale=(0.9, 1.1), seed=seed),
+            *mixers[mix],
+            EarlyStopping("val/loss", patience=patience),
+        ]
+
+    result = cross_validate(
+        make_model,
+        datamodule,
+        num_folds=num_folds,
+        repeats=repeats,
+        make_callbacks=make_callbacks,
+        trainer={
+            "max_epochs": max_epochs,
+            "accelerator": accelerator,
+            "devices": devices,
+            "precision": precision,
+            "fast_dev_run": fast_dev_run,
+        },
+        logger=logger,
+        run_dir=folder,
+        seed=seed,
+    )
+    if not is_rank_zero():
+        return
+    print(result.table())
+    if baseline:
+        scores = [
+            support_vector_machine(
+                datamodule.for_fold(row["fold"], num_folds, split_seed=seed + row["repeat"])
+            )
+            for row in result.folds
+        ]
+        print(
+            f"scikit-learn's RBF SVM on the same folds: accuracy "
+            f"{np.mean(scores):.4f} ± {np.std(scores, ddof=1):.4f}"
+        )
+    print(f"Everything is in {folder}: summary.json, folds.csv, oof.npz, fold-*/, figures/.")
+
+
+def support_vector_machine(datamodule: DigitsDataModule) -> float:
+    """Validation accuracy of an RBF SVM (C=10, gamma=0.001 on pixels 0 … 16) on one fold."""
+    from sklearn.svm import SVC
+
+    inputs, targets, _ = datamodule.arrays("train")
+    machine = SVC(C=10, gamma=0.001).fit(inputs.flatten(1).numpy() / 255 * 16, targets.numpy())
+    inputs, targets, _ = datamodule.arrays("val")
+    return float(machine.score(inputs.flatten(1).numpy() / 255 * 16, targets.numpy()))
+
+
+if __name__ == "__main__":
+    run_recipe(main)
