@@ -6,14 +6,19 @@ folder.
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import re
-from collections.abc import Callable, Sequence
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import lightning.pytorch as pl
 import numpy as np
 from jsonargparse import ArgumentParser, Namespace, auto_cli
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
@@ -54,19 +59,30 @@ class Trainer(pl.Trainer):
 setattr(Trainer, CROSS_VALIDATE, Trainer.cross_validate)
 
 
+UNKNOWN_KEY = re.compile(
+    r"[Oo]ption '(?P<option>[\w.]+)' is not accepted"
+    r"|[Kk]ey '?(?P<key>[\w.]+)'? is not expected"
+    r"|not accept option '(?P<nested>[\w.]+)'"
+    r"|[Uu]nrecognized arguments: --(?P<flag>[\w.-]+)"
+)
+CLASS_PATH = re.compile(r"class_path '(?P<path>[\w.]+)'")
+
+
 class _DidYouMean(ArgumentParser):
     """Adds the nearest known key to the message about an unknown one."""
 
-    def error(self, message: str, ex: Exception | None = None) -> Any:
-        found = re.search(
-            r"[Kk]ey ['\"]?([\w.-]+)['\"]? is not expected|arguments: --([\w.-]+)", message
-        )
-        unknown = found and (found.group(1) or found.group(2))
-        if unknown:
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        found = UNKNOWN_KEY.search(message)
+        if found is not None:
+            key = next(group for group in found.groups() if group).rpartition(".")[2]
             names = {part for action in self._actions for part in action.dest.split(".")}
-            hint = did_you_mean(unknown.rpartition(".")[2], names)
-            message += hint.removesuffix(" ") if hint else ""
-        return super().error(message, ex)
+            names |= inspect.signature(pl.Trainer.__init__).parameters.keys()
+            for match in CLASS_PATH.finditer(message):
+                module, _, name = match["path"].rpartition(".")
+                cls = getattr(sys.modules.get(module), name, None)
+                names = set(inspect.signature(cls).parameters) if cls else names
+            message = f"{message}\n{key!r} is not known{did_you_mean(key, names) or '.'}"
+        super().error(message, ex)
 
 
 class Parser(_DidYouMean, LightningArgumentParser):
@@ -137,7 +153,11 @@ class CLI(LightningCLI):
             kwargs["default_root_dir"] = str(self.run_dir)
         callbacks = list(self.config_init[self.subcommand].trainer.callbacks or [])
         callbacks.append(tracking.LogTrainerSettings())
-        keeps = given.enable_checkpointing is not False and not given.fast_dev_run
+        keeps = (
+            self.subcommand == "fit"
+            and given.enable_checkpointing is not False
+            and not given.fast_dev_run
+        )
         if keeps and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
             callbacks.append(
                 ModelCheckpoint(
@@ -149,7 +169,8 @@ class CLI(LightningCLI):
                     enable_version_counter=False,
                 )
             )
-        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        with quiet():
+            return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
     def _run_dir(self, config: Namespace) -> Path:
         if config.run_dir is not None:
@@ -242,9 +263,31 @@ class SaveConfig(SaveConfigCallback):
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command line."""
-    CLI(args)
+    with _plain_errors():
+        CLI(args)
 
 
 def run_recipe(function: Callable[..., None]) -> None:
     """Runs a recipe's function with arguments from the command line, said by its signature."""
-    auto_cli(function, as_positional=False, parser_class=RecipeParser)
+    with _plain_errors():
+        auto_cli(function, as_positional=False, parser_class=RecipeParser)
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Says what the user did wrong in one line, without the traceback that led there.
+
+    Only for errors that this package, or the making of a class that was asked for, has raised on
+    purpose; anything else keeps its traceback.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, OSError, FloatingPointError, MisconfigurationException) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        raisers = ("/dlblocks/", "/jsonargparse/", "/lightning/pytorch/trainer/connectors/")
+        if not any(raiser in frames[-1].filename.replace("\\", "/") for raiser in raisers):
+            raise
+        # The union types of a class argument bury what the class itself said.
+        said = re.findall(r"^ *- (?!Expected a )(.+)$", str(error), flags=re.MULTILINE)
+        print(f"error: {said[0] if said else error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -81,6 +81,8 @@ class Model(pl.LightningModule):
 
     # What a learning problem defines
 
+    shown: tuple[str, ...] = ()  # metrics in the progress bar, beside the loss
+
     def make_metrics(self, stage: Stage) -> MetricCollection:
         """The metrics of one stage, updated with (predictions, targets) of `for_metrics`."""
         return MetricCollection({})
@@ -213,11 +215,13 @@ class Model(pl.LightningModule):
         # Computed over all ranks already; Lightning's mean of equal numbers changes nothing.
         metrics = self._stage_metrics(stage)
         values = {"loss": metrics.loss.compute(), **metrics.others.compute()}
-        self.log_dict(
-            {f"{stage}/{name}": value for name, value in values.items()},
-            prog_bar=stage == "val",
-            sync_dist=self.trainer.world_size > 1,
-        )
+        for name, value in values.items():
+            self.log(
+                f"{stage}/{name}",
+                value,
+                prog_bar=stage == "val" and name in ("loss", *self.shown),
+                sync_dist=self.trainer.world_size > 1,
+            )
 
     # Optimization
 

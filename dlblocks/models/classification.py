@@ -82,6 +82,8 @@ class Classifier(Model):
         if type(self) is Classifier:  # a leaf saves its own arguments, and only those
             self.save_hyperparameters(ignore=["net"])
 
+    shown = ("accuracy",)
+
     def make_metrics(self, stage: Stage) -> MetricCollection:
         metrics = classification_metrics(self.num_classes)
         if stage == "train":

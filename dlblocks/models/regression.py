@@ -87,6 +87,8 @@ class Regressor(Model):
         if type(self) is Regressor:  # a leaf saves its own arguments, and only those
             self.save_hyperparameters(ignore=["net"])
 
+    shown = ("rmse",)
+
     def make_metrics(self, stage: Stage) -> MetricCollection:
         return regression_metrics()
 

@@ -135,10 +135,7 @@ class CNN(nn.Module):
         return 2**self.num_pools
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.ndim != 4 or images.shape[1] != self.in_channels:
-            self.check_input(tuple(images.shape[1:]))
-        if min(images.shape[2:]) < self.min_image_size:
-            self.check_input(tuple(images.shape[1:]))
+        self.check_input(tuple(images.shape[1:]))
         maps = self.blocks(images)  # (N, channels[-1], H', W')
         return self.head(maps)  # (N, out_features)
 

@@ -1,0 +1,73 @@
+"""What all tests share: one thread, no W&B account, and a quiet Trainer."""
+
+import os
+
+# Before torch starts: many small nets are slower, and less repeatable, on several threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _isolated(tmp_path, monkeypatch):
+    """Each test works in a folder of its own and knows no W&B account."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "DLBLOCKS_RUN_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def make_trainer():
+    """A Trainer that logs nothing and prints nothing."""
+
+    def make(**arguments) -> pl.Trainer:
+        settings = {
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "max_epochs": 1,
+        }
+        return pl.Trainer(**{**settings, **arguments})
+
+    return make
+
+
+class Plain(pl.LightningModule):
+    """Somebody else's LightningModule: nothing of ours in it. Keeps the batches that it saw."""
+
+    def __init__(self, net: nn.Module | None = None, num_classes: int | None = 3):
+        super().__init__()
+        self.net = net or nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+        if num_classes is not None:
+            self.num_classes = num_classes
+        self.seen: list = []
+        self.seen_in_validation: list = []
+
+    def _pair(self, batch):
+        return (batch["x"], batch["y"]) if isinstance(batch, dict) else (batch[0], batch[1])
+
+    def training_step(self, batch, batch_idx):
+        x, y = self._pair(batch)
+        self.seen.append((x.clone(), y.clone()))
+        return F.cross_entropy(self.net(x), y)
+
+    def validation_step(self, batch, batch_idx):
+        self.seen_in_validation.append([t.clone() for t in self._pair(batch)])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+@pytest.fixture
+def plain_module():
+    return Plain
