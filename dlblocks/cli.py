@@ -11,6 +11,7 @@ import inspect
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -134,6 +135,12 @@ class CLI(LightningCLI):
         parser.add_argument(
             "--mode", type=Literal["min", "max"], default="min", help="Which of it is best."
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        with warnings.catch_warnings():
+            # `main(args)` may be called from a program with arguments of its own.
+            warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+            super().parse_arguments(parser, args)
 
     def _parse_ckpt_path(self) -> None:
         """Leaves the configuration as given.

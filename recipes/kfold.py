@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging
 
 from dlblocks.callbacks import Augment, CutMix, MixUp
 from dlblocks.cli import run_recipe
@@ -56,7 +56,7 @@ def main(
         precision: Numeric precision, as for Lightning's Trainer.
         seed: Seed of folds, initialisation and augmentation.
     """
-    datamodule = DigitsDataModule(batch_size=64, split_seed=seed, shuffle_seed=seed)
+    datamodule = DigitsDataModule(test_fraction=0.0, split_seed=seed, shuffle_seed=seed)
     folder = run_dir or next_run_dir("runs/kfold")
 
     def make_model() -> CNNClassifier:
@@ -82,6 +82,7 @@ def main(
         return [
             Augment(translation=0.1, rotation=10.0, scale=(0.9, 1.1), seed=seed),
             *mixers[mix],
+            EMAWeightAveraging(decay=0.98),
             EarlyStopping("val/loss", patience=patience),
         ]
 
@@ -108,7 +109,7 @@ def main(
     if baseline:
         scores = [
             support_vector_machine(
-                datamodule.for_fold(row["fold"], num_folds, split_seed=seed + row["repeat"])
+                datamodule.for_fold(row["fold"], num_folds, repeat=row["repeat"])
             )
             for row in result.folds
         ]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from dlblocks import report, tracking
@@ -61,7 +62,7 @@ def cross_validate(
     Args:
         make_model: Returns a new LightningModule; called once a fold.
         datamodule: A `DataModule`, or a function that returns one. Its `num_folds` and `fold` are
-            set here; its `split_seed` decides the folds (repeat r uses ``split_seed + r``).
+            set here; its `split_seed` decides the folds.
         num_folds: Number of folds K >= 2.
         repeats: How often to cross-validate, each time with other folds.
         make_callbacks: Returns new callbacks; called once a fold.
@@ -226,7 +227,9 @@ def _run_fold(
         bar=bar or False,
     )
     datamodule.predict_on = "val"
-    batches = done.trainer.predict(model, datamodule=datamodule, return_predictions=True)
+    batches = None
+    if is_overridden("predict_step", model) or is_overridden("forward", model):
+        batches = done.trainer.predict(model, datamodule=datamodule, return_predictions=True)
     row: dict[str, Any] = {
         "repeat": repeat,
         "fold": fold,
@@ -256,7 +259,7 @@ def _datamodule_for(
             f"datamodule must be a dlblocks DataModule or a function that returns one, got "
             f"{type(datamodule).__name__}; ArrayDataModule makes one of your arrays."
         )
-    return datamodule.for_fold(fold, num_folds, split_seed=datamodule.split_seed + repeat)
+    return datamodule.for_fold(fold, num_folds, repeat=repeat)
 
 
 def _out_of_fold(batches: Sequence[Any], repeat: int, fold: int) -> OutOfFold | None:

@@ -111,6 +111,7 @@ class DataModule(pl.LightningDataModule):
         self.stratify = stratify
         self.normalize = normalize
         self.predict_on = "test"
+        self.repeat = 0
         self._source: Source | None = None
         self._rows: dict[str, Tensor] = {}
         self._inputs = torch.empty(0)  # those of the source, completed for this fold
@@ -243,7 +244,8 @@ class DataModule(pl.LightningDataModule):
             test = np.arange(len(source.test_inputs))
         targets = None if targets is None else targets[development]
         groups = None if source.groups is None else source.groups[development]
-        size, seed = len(development), self.split_seed
+        # The test set stays what it is in every repeat.
+        size, seed = len(development), self.split_seed + self.repeat
         if self.num_folds is None:
             train, val = folds.holdout(
                 size, self.val_fraction, targets=targets, groups=groups, seed=seed
@@ -268,21 +270,24 @@ class DataModule(pl.LightningDataModule):
             )
         return self.is_classification if self.stratify is None else self.stratify
 
-    def for_fold(
-        self, fold: int | None, num_folds: int | None, *, split_seed: int | None = None
-    ) -> Self:
-        """A datamodule as new over the same arrays, set to one fold; this one is left as it is."""
-        _check_fold(num_folds, fold or 0)
+    def for_fold(self, fold: int, num_folds: int | None, *, repeat: int = 0) -> Self:
+        """A datamodule as new over the same arrays, set to one fold; this one is left as it is.
+
+        Args:
+            fold: Which fold validates.
+            num_folds: Number of folds, or None for a single split.
+            repeat: Another number gives other folds, of the same development set.
+        """
+        _check_fold(num_folds, fold)
         new = copy.copy(self)
         new.trainer = None
-        new.num_folds, new.fold = num_folds, fold or 0
-        new.split_seed = self.split_seed if split_seed is None else split_seed
+        new.num_folds, new.fold, new.repeat = num_folds, fold, repeat
         new._source = self.source
         new._rows, new._affine = {}, None
         # Lightning has no public way to change hyperparameters of a copy without changing those of
         # the original, whose dictionaries the copy shares.
         hparams = copy.deepcopy(self.hparams)
-        for key in hparams.keys() & {"num_folds", "fold", "split_seed"}:
+        for key in hparams.keys() & {"num_folds", "fold"}:
             hparams[key] = getattr(new, key)
         vars(new).update(_hparams=hparams, _hparams_initial=copy.deepcopy(hparams))
         return new

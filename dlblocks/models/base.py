@@ -66,8 +66,9 @@ class Model(pl.LightningModule):
         check_range("weight_decay", weight_decay, 0)
         self.net = nn.Identity() if net is None else net
         self.optimizer_name = optimizer
-        self.lr = lr
-        self.weight_decay = weight_decay
+        # Plain numbers: the optimizer's state goes into the checkpoint, where NumPy's cannot.
+        self.lr = None if lr is None else float(lr)
+        self.weight_decay = float(weight_decay)
         self.optimizer_args = dict(optimizer_args or {})
         self.lr_schedule = lr_schedule
         self.lr_schedule_args = dict(lr_schedule_args or {})

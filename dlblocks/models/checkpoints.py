@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
@@ -110,7 +112,9 @@ def load(
 
 def _read(path: str | PathLike[str], map_location: Any) -> dict[str, Any]:
     try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch only warns of is refused below
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except (FileNotFoundError, IsADirectoryError):
         raise
     except pickle.UnpicklingError as error:
@@ -164,6 +168,8 @@ _NOT_PLAIN = _NotPlain()
 
 def _plain(value: Any) -> Any:
     """The value with lists for sequences and dicts for mappings, or `_NOT_PLAIN`."""
+    if isinstance(value, np.generic):
+        value = value.item()
     if value is None or isinstance(value, (bool, int, float, str)):
         # Exact types: a NumPy float is a float, but cannot be read with weights_only=True.
         for kind in (bool, int, float, str):

@@ -38,10 +38,11 @@ def test_splits_depend_on_split_seed_alone():
 
 def test_for_fold_changes_only_the_copy():
     original = DigitsDataModule()
-    original.setup()
     before = parts(original)
-    copy = original.for_fold(3, 5, split_seed=4)
-    assert (copy.num_folds, copy.fold, copy.split_seed) == (5, 3, 4)
+    copy = original.for_fold(3, 5, repeat=4)
+    assert (copy.num_folds, copy.fold, copy.repeat) == (5, 3, 4)
+    assert parts(copy)["test"] == before["test"]
+    assert parts(copy) != parts(original.for_fold(3, 5))
     assert copy.hparams["fold"] == copy.hparams_initial["fold"] == 3
     assert original.hparams["fold"] == 0
     assert original.hparams["num_folds"] is None

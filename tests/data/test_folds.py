@@ -50,14 +50,14 @@ def test_no_group_is_in_both_parts():
 
 def test_splits_ignore_and_leave_the_global_seeds():
     first = kfold(N, 5, targets=TARGETS)
-    np.random.seed(99)  # noqa: NPY002 - the global state is the point
+    np.random.seed(99)
     random.seed(99)
     torch.manual_seed(99)
-    state = np.random.get_state()[1].copy()  # noqa: NPY002
+    state = np.random.get_state()[1].copy()
     second = kfold(N, 5, targets=TARGETS)
     for one, other in zip(first, second, strict=True):
         np.testing.assert_array_equal(one[1], other[1])
-    np.testing.assert_array_equal(state, np.random.get_state()[1])  # noqa: NPY002
+    np.testing.assert_array_equal(state, np.random.get_state()[1])
     assert any((a[1] != b[1]).any() for a, b in zip(first, kfold(N, 5, seed=1), strict=True))
 
 

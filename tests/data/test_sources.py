@@ -280,9 +280,7 @@ def test_cifar_files(cls, tmp_path, monkeypatch):
     assert data.input_shape == (3, 32, 32)
     assert data.class_names == [f"class {i}" for i in range(count)]
     (test_name, _), *_ = theirs.test_list
-    np.testing.assert_array_equal(
-        data.arrays("test")[0], images[test_name].reshape(-1, 3, 32, 32)
-    )
+    np.testing.assert_array_equal(data.arrays("test")[0], images[test_name].reshape(-1, 3, 32, 32))
 
 
 def test_missing_vision_files_are_said(tmp_path):
@@ -358,4 +356,3 @@ def test_curve():
     assert torch.equal(again.source.targets, data.source.targets)
     with pytest.raises(ValueError, match="must be below"):
         CurveDataModule(low=1, high=0)
-

@@ -124,7 +124,9 @@ def schedule(name, steps, **arguments):
 
 def test_constant_and_warmup():
     assert schedule("constant", 3) == [0.5] * 3
-    assert schedule("constant", 6, warmup_steps=4) == pytest.approx([0.125, 0.25, 0.375, 0.5, 0.5, 0.5])
+    assert schedule("constant", 6, warmup_steps=4) == pytest.approx(
+        [0.125, 0.25, 0.375, 0.5, 0.5, 0.5]
+    )
 
 
 def test_step_is_torchs_step_lr():

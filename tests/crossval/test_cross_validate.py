@@ -1,0 +1,294 @@
+import csv
+import json
+import random
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from sklearn.metrics import accuracy_score
+from sklearn.model_selection import StratifiedKFold
+from torch import nn
+
+from dlblocks.callbacks import Augment, MixUp
+from dlblocks.crossval import CrossValidationResult, cross_validate
+from dlblocks.data import ArrayDataModule, CurveDataModule, DataModule, DigitsDataModule
+from dlblocks.models import Classifier, MLPClassifier, MLPRegressor, load
+
+CPU = {"accelerator": "cpu", "max_epochs": 2}
+
+
+def run(tmp_path, make_model=None, data=None, name="run", **arguments):
+    settings = {"num_folds": 3, "trainer": CPU, "progress_bar": False, "figures": False,
+                "run_dir": tmp_path / name}  # fmt: skip
+    return cross_validate(
+        make_model or (lambda: MLPClassifier(64, 10, hidden=[16], lr=0.01)),
+        data or DigitsDataModule(),
+        **{**settings, **arguments},
+    )
+
+
+def rows_of(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_files_and_result(tmp_path):
+    result = run(tmp_path, figures=True)
+    folder = tmp_path / "run"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["num_folds"] == 3
+    assert summary["config"]["model"]["hidden"] == [16]
+    assert summary["config"]["data"]["class"] == "DigitsDataModule"
+    assert summary["config"]["trainer"]["max_epochs"] == 2
+    assert {"dlblocks", "torch", "lightning", "python"} <= summary["versions"].keys()
+    accuracy = summary["metrics"]["val/accuracy"]
+    assert accuracy["folds"] == [row["val/accuracy"] for row in result.folds]
+    assert accuracy["mean"] == pytest.approx(np.mean(accuracy["folds"]))
+    assert accuracy["std"] == pytest.approx(np.std(accuracy["folds"], ddof=1))
+    rows = rows_of(folder / "folds.csv")
+    assert [float(row["val/loss"]) for row in rows] == result.values("val/loss")
+    for name in ("learning_curves", "confusion_matrix", "hardest"):
+        assert (folder / "figures" / f"{name}.png").stat().st_size > 5000
+    for fold in range(3):
+        assert (folder / f"fold-{fold}" / "metrics.csv").is_file()
+        history = rows_of(folder / f"fold-{fold}" / "history.csv")
+        assert [row["epoch"] for row in history] == ["0", "1"]
+        assert {"train/loss", "val/loss", "val/accuracy"} <= history[0].keys()
+    assert not list(folder.rglob(".*"))  # no temporary file is left
+
+    again = CrossValidationResult.load(folder)
+    assert again.folds == result.folds
+    for read, kept in zip(again.histories, result.histories, strict=True):
+        assert read == [pytest.approx(row) for row in kept]
+    np.testing.assert_array_equal(again.oof.prediction, result.oof.prediction)
+    assert again.table() == result.table()
+
+
+def test_out_of_fold_predictions_are_those_of_the_best_checkpoints(tmp_path):
+    result = run(tmp_path)
+    data, oof = DigitsDataModule(), result.oof
+    development = sorted([*data.arrays("train")[2].tolist(), *data.arrays("val")[2].tolist()])
+    assert oof.index.tolist() == development  # each once, in order, and no test sample
+    np.testing.assert_array_equal(oof.target, data.source.targets[oof.index])
+    np.testing.assert_allclose(oof.prediction.sum(1), 1, rtol=1e-5)
+    for row in result.folds:
+        inside = oof.fold == row["fold"]
+        fold = data.for_fold(row["fold"], 3)
+        inputs, targets, index = fold.arrays("val")
+        np.testing.assert_array_equal(oof.index[inside], index)
+        model = load(tmp_path / "run" / row["checkpoint"])
+        with torch.no_grad():
+            expected = model(fold.transform(inputs)).softmax(1)
+        np.testing.assert_allclose(oof.prediction[inside], expected, atol=1e-6)
+        assert row["val/accuracy"] == pytest.approx(accuracy_score(targets, expected.argmax(1)))
+
+
+def test_folds_are_scikit_learns(tmp_path):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 4)), np.arange(60) % 3
+    result = run(
+        tmp_path, lambda: MLPClassifier(4, 3), ArrayDataModule(x, y, split_seed=5), num_folds=4
+    )
+    splitter = StratifiedKFold(4, shuffle=True, random_state=5)
+    for fold, (_, val) in enumerate(splitter.split(x, y)):
+        np.testing.assert_array_equal(result.oof.index[result.oof.fold == fold], val)
+
+
+def test_the_same_seed_gives_the_same_numbers(tmp_path):
+    def callbacks():
+        return [Augment(rotation=10), MixUp(0.2)]
+
+    results = [
+        run(tmp_path, name=str(i), make_callbacks=callbacks, seed=seed)
+        for i, seed in enumerate((0, 0, 1))
+    ]
+    first, second, other = [result.oof.prediction for result in results]
+    np.testing.assert_array_equal(first, second)
+    assert not np.array_equal(first, other)
+
+
+def test_a_fold_does_not_depend_on_the_folds_before_it(tmp_path):
+    whole = run(tmp_path, name="whole")
+    data = DigitsDataModule().for_fold(2, 3)
+    pl.seed_everything(0 + 2, workers=True, verbose=False)
+    model = MLPClassifier(64, 10, hidden=[16], lr=0.01)
+    trainer = pl.Trainer(
+        **CPU, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[ModelCheckpoint(tmp_path / "alone", monitor="val/loss", filename="best")],
+    )  # fmt: skip
+    trainer.fit(model, datamodule=data)
+    alone = load(tmp_path / "alone" / "best.ckpt").state_dict()
+    folded = load(tmp_path / "whole" / whole.folds[2]["checkpoint"]).state_dict()
+    for name, value in alone.items():
+        assert torch.equal(value, folded[name])
+
+
+def test_the_callers_random_state_is_left_as_it_was(tmp_path):
+    def state():
+        return random.random(), np.random.rand(), float(torch.rand(()))
+
+    pl.seed_everything(3, verbose=False)
+    expected = state()
+    pl.seed_everything(3, verbose=False)
+    run(tmp_path, num_folds=2)
+    assert state() == expected
+
+
+def test_training_sees_only_its_own_part(tmp_path):
+    """Every training batch holds rows of the training part, and validation is never augmented."""
+    n = 60
+    x = torch.arange(n).float()[:, None].repeat(1, 3)
+    y = torch.arange(n) % 2
+    seen = {}
+
+    class Spy(pl.Callback):
+        def __init__(self):
+            self.trained, self.validated = set(), set()
+            seen[len(seen)] = self
+
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            self.trained |= set(batch[0][:, 0].tolist())
+
+        def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, loader=0):
+            self.validated |= set(batch[0][:, 0].tolist())
+
+    data = ArrayDataModule(x, y, normalize=False, test_fraction=0.2)
+    run(tmp_path, lambda: MLPClassifier(3, 2), data, make_callbacks=lambda: [Spy()])
+    test = set(map(float, data.arrays("test")[2].tolist()))
+    assert len(seen) == 3
+    for spy in seen.values():
+        assert not spy.trained & spy.validated
+        assert not (spy.trained | spy.validated) & test
+        assert len(spy.trained | spy.validated) == 48
+    validated = [v for spy in seen.values() for v in spy.validated]
+    assert len(validated) == len(set(validated)) == 48
+
+
+def test_a_model_that_memorises_scores_at_chance(tmp_path):
+    """Random labels can be learned by heart, but not predicted: a leak would show."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(400, 30)), rng.integers(0, 2, 400)
+    result = run(
+        tmp_path,
+        lambda: MLPClassifier(30, 2, hidden=[128], lr=0.01),
+        ArrayDataModule(x, y),
+        trainer={**CPU, "max_epochs": 20},
+        monitor="train/accuracy",
+        mode="max",
+    )
+    assert all(h[-1]["train/accuracy"] > 0.95 for h in result.histories)
+    correct = (result.oof.prediction.argmax(1) == result.oof.target).sum()
+    assert abs(correct - 200) < 40  # four standard deviations
+
+
+def test_early_stopping_keeps_the_best_epoch(tmp_path):
+    result = run(
+        tmp_path,
+        lambda: MLPClassifier(64, 10, hidden=[64], optimizer="adam", lr=0.05),
+        make_callbacks=lambda: [EarlyStopping("val/loss", patience=2)],
+        trainer={**CPU, "max_epochs": 40},
+    )
+    for row, history in zip(result.folds, result.histories, strict=True):
+        losses = [h["val/loss"] for h in history]
+        assert row["epochs"] == len(losses) < 40
+        assert row["best_epoch"] == 1 + int(np.argmin(losses))
+        assert row["val/loss"] == pytest.approx(min(losses), rel=1e-5)
+    assert "best" in result.table()
+
+
+def test_repeats_have_other_folds(tmp_path):
+    result = run(tmp_path, num_folds=2, repeats=2)
+    assert [(r["repeat"], r["fold"]) for r in result.folds] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    oof = result.oof
+    per_repeat = [oof.index[oof.repeat == r] for r in (0, 1)]
+    np.testing.assert_array_equal(*per_repeat)
+    assert (oof.fold[oof.repeat == 0] != oof.fold[oof.repeat == 1]).any()
+    assert (tmp_path / "run" / "repeat-1" / "fold-1" / "history.csv").is_file()
+    assert len(result.values("val/loss")) == 4
+
+
+def test_values(tmp_path):
+    result = run(
+        tmp_path,
+        lambda: MLPRegressor(1, hidden=[16], lr=0.01),
+        CurveDataModule(num_samples=200),
+        figures=True,
+    )
+    assert result.oof.prediction.shape == result.oof.target.shape == (160, 1)
+    assert result.mean("val/rmse") > 0
+    for name in ("learning_curves", "predicted_vs_true", "curve"):
+        assert (tmp_path / "run" / "figures" / f"{name}.png").is_file()
+
+
+def test_somebody_elses_module(tmp_path, plain_module):
+    class Theirs(plain_module):
+        def validation_step(self, batch, batch_idx):
+            self.log("loss_of_mine", nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
+
+    data = ArrayDataModule(np.random.default_rng(0).random((60, 4)), np.arange(60) % 3)
+    result = run(tmp_path, Theirs, data, monitor="loss_of_mine", logger=None)
+    assert result.metrics == ["loss_of_mine"]
+
+
+def test_a_datamodule_may_come_from_a_function(tmp_path):
+    made = []
+
+    def make() -> DataModule:
+        made.append(DigitsDataModule())
+        return made[-1]
+
+    result = run(tmp_path, data=make)
+    assert len(made) == 3
+    assert len(result.oof) == 1438
+
+
+def test_fast_dev_run(tmp_path):
+    result = run(tmp_path, trainer={"fast_dev_run": True, "accelerator": "cpu"}, figures=True)
+    assert len(result.folds) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"num_folds": 1}, ValueError, "num_folds=1"),
+        ({"repeats": 0}, ValueError, "repeats=0"),
+        ({"mode": "lowest"}, ValueError, "mode='lowest'"),
+        ({"logger": "wandbb"}, ValueError, "did you mean 'wandb'"),
+        ({"trainer": {"max_epoch": 3}}, ValueError, "did you mean 'max_epochs'"),
+        ({"trainer": {"callbacks": []}}, ValueError, "place of its own"),
+        ({"trainer": {"strategy": "ddp_spawn"}}, ValueError, "use strategy='ddp'"),
+        ({"make_callbacks": lambda: [ModelCheckpoint()]}, ValueError, "set monitor= and mode="),
+        ({"make_model": lambda: nn.Linear(2, 2)}, TypeError, "must return a LightningModule"),
+        ({"data": 3}, TypeError, "callable|DataModule"),
+    ],
+)
+def test_bad_input(tmp_path, arguments, error, message):
+    with pytest.raises(error, match=message):
+        run(tmp_path, **arguments)
+
+
+def test_a_model_used_twice_is_refused(tmp_path):
+    model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), 10)
+    with pytest.raises(ValueError, match="same model for two folds"):
+        run(tmp_path, lambda: model)
+    stopper = EarlyStopping("val/loss")
+    with pytest.raises(ValueError, match="same EarlyStopping for two folds"):
+        run(tmp_path, name="other", make_callbacks=lambda: [stopper])
+
+
+def test_a_run_folder_is_never_overwritten(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="choose another run_dir"):
+        run(tmp_path)
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["notes.txt"]
+
+
+def test_unknown_metrics_and_folders_are_said(tmp_path):
+    result = run(tmp_path, num_folds=2)
+    with pytest.raises(KeyError, match="did you mean 'val/accuracy'"):
+        result.mean("val/acuracy")
+    with pytest.raises(FileNotFoundError, match=r"no summary\.json"):
+        CrossValidationResult.load(tmp_path / "nothing")
