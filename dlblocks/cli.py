@@ -194,32 +194,40 @@ class CLI(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         """Fits, and says where everything lies."""
-        with quiet():
+        with self._running():
             self.trainer.fit(**kwargs)
         self._say(f"Everything is in {self.run_dir}.")
 
     def validate(self, **kwargs: Any) -> None:
         """Validates; the table is Lightning's."""
-        with quiet():
+        with self._running():
             self.trainer.validate(**kwargs)
 
     def test(self, **kwargs: Any) -> None:
         """Tests; the table is Lightning's."""
-        with quiet():
+        with self._running():
             self.trainer.test(**kwargs)
 
     def predict(self, **kwargs: Any) -> None:
         """Predicts, and writes ``predictions.npz`` into the run folder."""
-        with quiet():
-            batches = gather(self.trainer.predict(**kwargs) or [])
+        with self._running():
+            arrays = stack(gather(self.trainer.predict(**kwargs) or []))
         if not self.trainer.is_global_zero:
             return
         path = self.run_dir / "predictions.npz"
-        arrays = stack(batches)
         with whole_file(path) as part:
             np.savez_compressed(part, **arrays)  # type: ignore[arg-type]
         shapes = ", ".join(f"{name} {values.shape}" for name, values in arrays.items())
         self._say(f"Predictions are in {path}: {shapes}.")
+
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[None]:
+        try:
+            with quiet():
+                yield
+        finally:
+            for logger in self.trainer.loggers:
+                tracking.finish_logger(logger)
 
     def cross_validate(self, num_folds: int, repeats: int, **kwargs: Any) -> None:
         """Cross-validates what the configuration describes, made anew for every fold."""

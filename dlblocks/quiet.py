@@ -12,6 +12,8 @@ from collections.abc import Iterator
 REMARKS = (
     r"The '.*_dataloader' does not have many workers",
     r"The number of training batches \(\d+\) is smaller than the logging interval",
+    # Restoring weights to test or predict needs no callback of the fit.
+    r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
     r"Checkpoint directory .* exists and is not empty",
 )
 

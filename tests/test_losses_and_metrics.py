@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -56,7 +58,7 @@ def test_classification_metrics_are_scikit_learns():
     confidence, right = probabilities.max(1).values.numpy(), (predicted == TARGETS).numpy()
     expected = 0.0
     edges = np.linspace(0, 1, 16)
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in itertools.pairwise(edges):
         inside = (confidence > low) & (confidence <= high)
         if inside.any():
             gap = abs(confidence[inside].mean() - right[inside].mean())

@@ -1,3 +1,4 @@
+import itertools
 import pickle
 
 import lightning.pytorch as pl
@@ -106,7 +107,7 @@ def test_ranks_share_the_samples(size, ranks):
         list(EpochSampler(range(size), shuffle=False, num_replicas=ranks, rank=rank))
         for rank in range(ranks)
     ]
-    assert sorted(sum(evaluation, [])) == list(range(size))  # no padding
+    assert sorted(itertools.chain(*evaluation)) == list(range(size))  # no padding
     training = [
         EpochSampler(range(size), shuffle=True, num_replicas=ranks, rank=rank)
         for rank in range(ranks)
@@ -114,8 +115,8 @@ def test_ranks_share_the_samples(size, ranks):
     lists = [list(sampler) for sampler in training]
     assert [len(sampler) for sampler in training] == [len(x) for x in lists]
     assert len({len(x) for x in lists}) == 1  # gradients are averaged step by step
-    assert set(sum(lists, [])) == set(range(size))
-    assert len(sum(lists, [])) - size < ranks
+    assert set(itertools.chain(*lists)) == set(range(size))
+    assert sum(map(len, lists)) - size < ranks
 
 
 def test_a_last_batch_of_one_is_left_out_of_training():

@@ -202,7 +202,7 @@ def test_a_loss_that_is_not_finite_stops_the_fit_at_its_step(make_trainer):
 
 
 def test_a_loss_that_is_not_finite_is_found_in_the_buffer():
-    """On an accelerator losses are looked at some steps at a time; the step is named all the same."""
+    """On an accelerator many losses are looked at together; the step is named all the same."""
     model = MLPClassifier(4, 2)
     buffer = model._buffers_of["train"]
     kept = torch.zeros(1), torch.zeros(1)

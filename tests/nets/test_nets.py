@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -24,7 +25,7 @@ def test_mlp_is_its_formula(hidden):
     expected = expected @ linears[-1].weight.T + linears[-1].bias
     torch.testing.assert_close(net(x), expected)
     widths = [4, *hidden, 3]
-    assert num_parameters(net) == sum((a + 1) * b for a, b in zip(widths, widths[1:], strict=False))
+    assert num_parameters(net) == sum((a + 1) * b for a, b in itertools.pairwise(widths))
 
 
 def test_mlp_norm_and_dropout():

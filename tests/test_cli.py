@@ -1,0 +1,208 @@
+"""The command line, and every configuration in `configs/`."""
+
+import gzip
+import json
+import pickle
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from dlblocks.cli import main
+from dlblocks.models import load
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
+         "--trainer.enable_model_summary=false"]  # fmt: skip
+
+
+def write_mnist(folder):
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in ("train", "t10k"):
+        images = rng.integers(0, 256, (60, 28, 28), dtype=np.uint8)
+        labels = (np.arange(60) % 10).astype(np.uint8)
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            head = struct.pack(">HBB", 0, 8, array.ndim)
+            head += struct.pack(f">{array.ndim}I", *array.shape)
+            (raw / f"{name}-{kind}-ubyte").write_bytes(head + array.tobytes())
+            packed = gzip.compress(head + array.tobytes())
+            (raw / f"{name}-{kind}-ubyte.gz").write_bytes(packed)
+
+
+def write_cifar10(folder, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    base = folder / CIFAR10.base_folder
+    base.mkdir()
+    rng = np.random.default_rng(0)
+    names = [name for name, _ in CIFAR10.train_list + CIFAR10.test_list]
+    for name in names:
+        data = rng.integers(0, 256, (40, 3072), dtype=np.uint8)
+        batch = {"data": data, "labels": [i % 10 for i in range(40)]}
+        (base / name).write_bytes(pickle.dumps(batch))
+    label_names = {"label_names": [str(i) for i in range(10)]}
+    (base / CIFAR10.meta["filename"]).write_bytes(pickle.dumps(label_names))
+    # The true files are known by their checksums; these are small ones.
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_fits_tests_and_predicts(config, tmp_path, monkeypatch):
+    extra = [*QUIET, "--trainer.max_epochs=1", f"--config={config}"]
+    if config.stem.startswith("mnist"):
+        write_mnist(tmp_path)
+    if config.stem.startswith("cifar10"):
+        write_cifar10(tmp_path, monkeypatch)
+        extra.append("--model.warmup_steps=1")
+    if config.stem.startswith(("mnist", "cifar")):
+        extra += [f"--data.root={tmp_path}", "--data.batch_size=8"]
+        extra += [f"--trainer.limit_{part}_batches=2" for part in ("train", "val", "test")]
+        extra.append("--trainer.limit_predict_batches=2")
+    main(["fit", *extra])
+    run = tmp_path / "runs" / config.stem
+    best = run / "checkpoints" / "best.ckpt"
+    assert (run / "config.yaml").is_file()
+    assert (run / "metrics.csv").is_file()
+    model = load(best)
+    given = yaml.safe_load(config.read_text())["model"]["init_args"]
+    changed = {"warmup_steps"}
+    assert {k: model.hparams[k] for k in given if k not in changed} == {
+        k: v for k, v in given.items() if k not in changed
+    }
+    main(["test", *extra, f"--ckpt_path={best}"])
+    main(["predict", *extra, f"--ckpt_path={best}"])
+    with np.load(tmp_path / "runs" / f"{config.stem}-predict" / "predictions.npz") as arrays:
+        size = len(arrays["index"])
+        assert arrays["prediction"].shape[0] == arrays["target"].shape[0] == size > 0
+        assert (np.diff(arrays["index"]) > 0).all()
+
+
+def test_every_config_names_every_part_of_ours():
+    for config in CONFIGS:
+        content = yaml.safe_load(config.read_text())
+        assert content["model"]["class_path"].startswith("dlblocks.models.")
+        assert content["data"]["class_path"].startswith("dlblocks.data.")
+    assert {c.stem for c in CONFIGS} >= {
+        "digits_mlp", "digits_cnn", "mnist_cnn", "cifar10_cnn", "tabular_mlp", "curve_mlp"
+    }  # fmt: skip
+
+
+def test_cross_validate(tmp_path, capsys):
+    config = ROOT / "configs" / "digits_cnn.yaml"
+    main([
+        "cross-validate", f"--config={config}", "--num_folds=2", "--trainer.max_epochs=2", *QUIET,
+        "--model.channels=[4,8]", "--run_dir=cv",
+    ])  # fmt: skip
+    said = capsys.readouterr().out
+    assert "mean ± std" in said
+    assert "Everything is in cv" in said
+    summary = json.loads((tmp_path / "cv" / "summary.json").read_text())
+    assert summary["num_folds"] == 2
+    assert summary["config"]["model"]["channels"] == [4, 8]
+    assert summary["config"]["trainer"]["max_epochs"] == 2
+    folds = summary["metrics"]["val/loss"]["folds"]
+    assert len(set(folds)) == 2  # each fold its own data and initialisation
+    models = [load(tmp_path / "cv" / f"fold-{k}" / "checkpoints" / "best.ckpt") for k in (0, 1)]
+    assert models[0].hparams == models[1].hparams
+
+
+def test_the_command_line_does_what_python_does(tmp_path):
+    from dlblocks.callbacks import Augment
+    from dlblocks.crossval import cross_validate
+    from dlblocks.data import DigitsDataModule
+    from dlblocks.models import MLPClassifier
+
+    main([
+        "cross-validate", "--model=MLPClassifier", "--model.in_features=64",
+        "--model.num_classes=10", "--data=DigitsDataModule", "--data.batch_size=200",
+        "--trainer.callbacks+=dlblocks.callbacks.Augment", "--trainer.callbacks.rotation=10",
+        "--num_folds=2", "--trainer.max_epochs=1", "--run_dir=cli", *QUIET,
+    ])  # fmt: skip
+    result = cross_validate(
+        lambda: MLPClassifier(64, 10), DigitsDataModule(batch_size=200), num_folds=2,
+        make_callbacks=lambda: [Augment(rotation=10)], progress_bar=False, figures=False,
+        trainer={"max_epochs": 1, "accelerator": "cpu"}, run_dir="python",
+    )  # fmt: skip
+    summary = json.loads((tmp_path / "cli" / "summary.json").read_text())
+    assert summary["metrics"]["val/loss"]["folds"] == result.values("val/loss")
+
+
+# An accelerator that no machine has beside the other.
+MISSING = "mps" if torch.cuda.is_available() else "gpu"
+DIGITS = ["fit", f"--config={ROOT / 'configs' / 'digits_mlp.yaml'}", *QUIET]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model.optimizer=adan"], "did you mean 'adam'"),
+        (["--model.lr_schedule=cosin"], "did you mean 'cosine'"),
+        (["--model.activation=rleu"], "did you mean 'relu'"),
+        (["--model.optimzer=adam"], "'optimzer' is not known; did you mean 'optimizer'"),
+        (["--data.batchsize=3"], "'batchsize' is not known; did you mean 'batch_size'"),
+        (["--trainer.max_epocks=3"], "did you mean 'max_epochs'"),
+        (["--data.num_folds=5", "--data.fold=7"], "fold=7 is outside 0 … 4"),
+        (["--data.num_folds=500"], "num_folds=500 needs 500 members of each class"),
+        (["--model.in_features=60"], "set in_features=64"),
+        (["--model.num_classes=9"], "set num_classes=10"),
+        (["--trainer.precision=17"], "trainer.precision"),
+        ([f"--trainer.accelerator={MISSING}"], "backend|not available|not found"),
+        (["--logger=wandbb"], "logger"),
+    ],
+)
+def test_errors_are_one_line_without_a_traceback(flags, message, capsys, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        main([*DIGITS, *flags])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert re.search(message, said), said
+    assert "Traceback" not in said
+    assert not (tmp_path / "runs" / "digits_mlp" / "checkpoints").exists()
+
+
+def test_unknown_key_in_a_file(tmp_path, capsys):
+    text = (ROOT / "configs" / "digits_mlp.yaml").read_text()
+    (tmp_path / "bad.yaml").write_text(text.replace("optimizer:", "optimzer:"))
+    with pytest.raises(SystemExit):
+        main(["fit", "--config=bad.yaml", *QUIET])
+    assert "did you mean 'optimizer'" in capsys.readouterr().err
+
+
+def test_a_run_folder_is_not_overwritten(tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(SystemExit):
+        main([*DIGITS, "--run_dir=mine", "--trainer.max_epochs=1"])
+    assert "already holds a run" in capsys.readouterr().err
+    for _ in range(2):
+        main([*DIGITS, "--trainer.max_epochs=1", "--trainer.limit_train_batches=1"])
+    assert (tmp_path / "runs" / "digits_mlp-2" / "config.yaml").is_file()
+
+
+def test_a_checkpoint_of_other_dimensions_is_said(capsys):
+    main([*DIGITS, "--trainer.max_epochs=1", "--run_dir=a"])
+    with pytest.raises(SystemExit):
+        main(["test", *DIGITS[1:], "--model.hidden=[3]", "--ckpt_path=a/checkpoints/best.ckpt"])
+    assert "hidden=[256, 256] (here [3])" in capsys.readouterr().err
+
+
+def test_private_method_of_lightning_is_still_there():
+    """`CLI` stops it from letting checkpoints overrule flags; this notices a renaming."""
+    from lightning.pytorch.cli import LightningCLI
+
+    assert callable(LightningCLI._parse_ckpt_path)
+
+
+def test_module_and_console_script_say_help():
+    for command in ([sys.executable, "-m", "dlblocks"], [Path(sys.executable).parent / "dlblocks"]):
+        said = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
+        assert "cross-validate" in said.stdout
