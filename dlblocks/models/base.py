@@ -8,6 +8,7 @@ as the step of a small net, and because reading a number from an accelerator sto
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -143,8 +144,8 @@ class Model(pl.LightningModule):
             self._first_batch = False
         loss = self.loss(outputs, targets)
         buffer = self._buffers_of[stage]
-        with torch.no_grad():
-            kept = self.for_metrics(outputs.detach(), targets, stage)
+        # Of detached outputs: nothing here is part of the graph.
+        kept = self.for_metrics(outputs.detach(), targets, stage)
         buffer.add(loss.detach(), kept, step=self.global_step)
         if len(buffer) >= FLUSH_EVERY or (stage == "train" and loss.device.type == "cpu"):
             self._flush(stage, whole=len(buffer) >= FLUSH_EVERY)
@@ -326,9 +327,9 @@ class _Buffer:
         new = self.losses[self.checked :]
         if not new:
             return
-        finite = torch.isfinite(new[0] if len(new) == 1 else torch.stack(new))
-        if not finite.all():
-            first = self.checked + int((~finite).reshape(-1).int().argmax())
+        values = [new[0].item()] if len(new) == 1 else torch.stack(new).tolist()
+        if not all(map(math.isfinite, values)):
+            first = self.checked + [math.isfinite(value) for value in values].index(False)
             raise FloatingPointError(
                 f"train/loss is {self.losses[first].item()} at step {self.steps[first]} "
                 f"(epoch {model.current_epoch}); lower lr (now {model.lr}), clip gradients, or "
