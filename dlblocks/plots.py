@@ -36,8 +36,8 @@ def learning_curves(
 ) -> Figure:
     """Draws the metrics of one or more fits over the epochs: training dashed, validation solid.
 
-    Each fit is a thin line; the mean over the fits that are still running is thick. A dot marks
-    each fit's best epoch.
+    Each fit is a thin line; their mean, as far as all of them ran, is thick. A dot marks each fit's
+    best epoch.
 
     Args:
         histories: For each fit one row an epoch, ``{"epoch": 0, "train/loss": …, "val/loss": …}``;
@@ -295,9 +295,9 @@ def _series(history: Sequence[Mapping[str, float]], key: str) -> tuple[np.ndarra
 
 
 def _mean_curve(lines: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    epochs = np.unique(np.concatenate([epochs for epochs, _ in lines]))
-    means = [np.mean([v[e == epoch][0] for e, v in lines if epoch in e]) for epoch in epochs]
-    return epochs, np.array(means)
+    # A mean over fewer and fewer fits would jump where one of them stops.
+    epochs = np.array(sorted(set.intersection(*(set(epochs.tolist()) for epochs, _ in lines))))
+    return epochs, np.array([np.mean([v[e == epoch][0] for e, v in lines]) for epoch in epochs])
 
 
 def _rgb(colour: str) -> np.ndarray:
