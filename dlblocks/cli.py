@@ -91,7 +91,13 @@ class Parser(_DidYouMean, LightningArgumentParser):
 
 
 class RecipeParser(_DidYouMean):
-    """The parser of a recipe, with hints."""
+    """The parser of a recipe, with hints; ``--flag`` alone means ``--flag=true``."""
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> Any:
+        action = super().add_argument(*args, **kwargs)
+        if kwargs.get("type") is bool:
+            action.nargs, action.const = "?", True
+        return action
 
 
 class CLI(LightningCLI):

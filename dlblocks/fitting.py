@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import Logger
 
 from dlblocks import report, tracking
@@ -129,6 +129,9 @@ def fit(
     seconds = time.monotonic() - started
     # What follows is no epoch of the fit and must not be logged as one.
     fitter.loggers = []
+    # The checkpoint's `state_dict` are the averaged weights. Left in place, the callback would swap
+    # them in for validation alone, and test and predict would use the others.
+    fitter.callbacks = [c for c in fitter.callbacks if not isinstance(c, WeightAveraging)]
     # fast_dev_run keeps no checkpoints: its last weights stand for the best.
     best = checkpoint.best_model_path or None
     (metrics,) = fitter.validate(model, datamodule=datamodule, ckpt_path=best, verbose=False)

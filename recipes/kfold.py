@@ -1,8 +1,9 @@
 """K-fold cross-validation of a CNN on real handwritten digits.
 
-1,797 scanned digits of 8×8 pixels. A fifth is held out as test set and not touched; the rest is
-split into stratified folds, and for each a new CNN is trained with small random shifts, rotations
-and scales, stopped early, and scored with its best weights.
+All 1,797 scanned digits of 8×8 pixels are split into stratified folds, and for each a new CNN is
+trained with small random shifts, rotations and scales, stopped early, and scored with its best
+moving average of weights. The score is of the epoch chosen on the same fold, so it is a little
+optimistic: for comparisons, not for a report of what new data would give.
 
 Result: RESULT
 """

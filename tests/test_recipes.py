@@ -20,7 +20,7 @@ def run(recipe, *flags):
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_runs(recipe, tmp_path):
-    done = run(recipe, "--fast_dev_run=true", "--run_dir=out", "--accelerator=cpu")
+    done = run(recipe, "--fast_dev_run", "--run_dir=out", "--accelerator=cpu")
     assert done.returncode == 0, done.stderr
     assert "Everything is in out" in done.stdout
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["metrics"]
@@ -43,7 +43,7 @@ def test_kfold_mixes_and_measures_its_baseline(tmp_path):
     for mix in ("mixup", "cutmix"):
         done = run(
             recipe, f"--mix={mix}", "--max_epochs=1", "--num_folds=2", f"--run_dir={mix}",
-            "--baseline=true", "--accelerator=cpu",
+            "--baseline", "--accelerator=cpu",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert "scikit-learn's RBF SVM on the same folds: accuracy 0.9" in done.stdout

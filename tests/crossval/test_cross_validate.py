@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from sklearn.metrics import accuracy_score
 from sklearn.model_selection import StratifiedKFold
 from torch import nn
@@ -32,6 +32,26 @@ def run(tmp_path, make_model=None, data=None, name="run", **arguments):
 def rows_of(path):
     with path.open() as file:
         return list(csv.DictReader(file))
+
+
+def test_averaged_weights_validate_predict_and_are_saved(tmp_path):
+    # A slow average after two epochs is far from the weights that were trained.
+    result = run(
+        tmp_path,
+        make_callbacks=lambda: [EMAWeightAveraging(decay=0.97)],
+        trainer={**CPU, "accelerator": "cpu"},
+    )
+    for row in result.folds:
+        inside = result.oof.fold == row["fold"]
+        target, prediction = result.oof.target[inside], result.oof.prediction[inside]
+        loss = -np.log(prediction[np.arange(len(target)), target]).mean()
+        assert loss == pytest.approx(row["val/loss"], rel=1e-4)
+        data = DigitsDataModule().for_fold(row["fold"], 3)
+        inputs, _, _ = data.arrays("val")
+        model = load(tmp_path / "run" / row["checkpoint"]).eval()
+        with torch.no_grad():
+            expected = model(data.transform(inputs)).softmax(1)
+        np.testing.assert_allclose(prediction, expected, atol=1e-6)
 
 
 def test_files_and_result(tmp_path):
