@@ -131,7 +131,8 @@ def fit(
     fitter.loggers = []
     # The checkpoint's `state_dict` are the averaged weights. Left in place, the callback would swap
     # them in for validation alone, and test and predict would use the others.
-    fitter.callbacks = [c for c in fitter.callbacks if not isinstance(c, WeightAveraging)]
+    attached: list[Callback] = vars(fitter)["callbacks"]  # an attribute without an annotation
+    attached[:] = [c for c in attached if not isinstance(c, WeightAveraging)]
     # fast_dev_run keeps no checkpoints: its last weights stand for the best.
     best = checkpoint.best_model_path or None
     (metrics,) = fitter.validate(model, datamodule=datamodule, ckpt_path=best, verbose=False)

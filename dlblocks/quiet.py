@@ -14,6 +14,8 @@ REMARKS = (
     r"The number of training batches \(\d+\) is smaller than the logging interval",
     # Restoring weights to test or predict needs no callback of the fit.
     r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
+    # The checkpoint's weights are the averaged ones already.
+    r"You're using the WeightAveraging callback, but loading a checkpoint outside the 'fit' stage",
     r"Checkpoint directory .* exists and is not empty",
 )
 
