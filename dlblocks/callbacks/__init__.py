@@ -4,6 +4,7 @@ from dlblocks.callbacks.augment import Augment, affine, affine_matrix
 from dlblocks.callbacks.base import BatchTransform
 from dlblocks.callbacks.cutmix import CutMix, boxes, cutmix
 from dlblocks.callbacks.cutout import Cutout, cutout
+from dlblocks.callbacks.exact_resume import ExactResume
 from dlblocks.callbacks.mixup import MixUp, mixup
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "BatchTransform",
     "CutMix",
     "Cutout",
+    "ExactResume",
     "MixUp",
     "affine",
     "affine_matrix",

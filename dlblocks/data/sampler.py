@@ -48,6 +48,11 @@ class EpochSampler(DistributedSampler[int]):
         if avoid_single and self.num_samples > 1 and self.num_samples % avoid_single == 1:
             self.num_samples -= avoid_single > 1
         self.total_size = size
+        self._skip = 0
+
+    def skip_next(self, samples: int) -> None:
+        """Leaves out the first `samples` of this rank's next pass, as a resumed epoch needs."""
+        self._skip = samples
 
     def __iter__(self) -> Iterator[int]:
         if self.shuffle:
@@ -55,7 +60,9 @@ class EpochSampler(DistributedSampler[int]):
             order = np.resize(order, -(-self.total_size // self.num_replicas) * self.num_replicas)
         else:
             order = np.arange(self.total_size)
-        return iter(order[self.rank :: self.num_replicas][: self.num_samples].tolist())
+        mine = order[self.rank :: self.num_replicas][: self.num_samples]
+        skip, self._skip = self._skip, 0
+        return iter(mine[skip:].tolist())
 
     def __len__(self) -> int:
         return self.num_samples

@@ -171,6 +171,10 @@ class Model(pl.LightningModule):
             metrics.loss.update(losses, sizes)
             metrics.others.update(predictions, targets)
 
+    def flush(self) -> None:
+        """Moves into the metrics what is buffered of training; `ExactResume` saves them so."""
+        self._flush("train")
+
     def _stage_metrics(self, stage: Stage) -> _StageMetrics:
         metrics = self._metrics[f"{stage}_metrics"]
         assert isinstance(metrics, _StageMetrics)  # for the type checker

@@ -1,0 +1,198 @@
+"""Random transforms of single images, as pure functions of (seed, epoch, index)."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dlblocks.errors import check_range, did_you_mean
+
+# Otherwise albumentations asks the network for a newer version of itself when it is imported.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+
+class SampleTransform:
+    """Makes a random transform of one image depend on (seed, epoch, index) and on nothing else.
+
+    The result is the same with any number of workers, for any order of samples and after resuming,
+    and another in every epoch. For each sample the global generators of torch (CPU), numpy and
+    Python and those of albumentations are seeded; afterwards the global ones are as before. A
+    generator that a callable keeps to itself is out of reach. The images keep shape and dtype:
+    conversion and normalisation are the datamodule's, which does the same to validation images.
+
+    Args:
+        transform: A transform of albumentations (given an array (H, W, C), its generators are
+            replaced), of torchvision.transforms.v2 or any callable (given a tensor (C, H, W)). It
+            may work in place: it gets a copy.
+        seed: Another seed gives other augmentations; at least 0.
+
+    Raises:
+        TypeError: If `transform` cannot be called.
+        ValueError: If a transform has arguments that albumentations ignores, expects boxes or
+            keypoints, or normalises.
+
+    Example:
+        >>> from torchvision.transforms import v2
+        >>> transform = SampleTransform(v2.RandomCrop(32, padding=4))
+        >>> image = torch.arange(32 * 32 * 3, dtype=torch.uint8).view(3, 32, 32)
+        >>> transform(image, epoch=0, index=7).equal(transform(image, epoch=1, index=7))
+        False
+    """
+
+    def __init__(self, transform: Callable[..., Any], seed: int = 0) -> None:
+        if not callable(transform) or isinstance(transform, type):
+            raise TypeError(
+                f"train_transform={transform!r} cannot be called with an image; make an instance "
+                "of a class, and join several transforms by Compose([...])."
+            )
+        check_range("seed", seed, 0)
+        self.transform, self.seed = transform, seed
+        self.name = getattr(transform, "__name__", type(transform).__name__)
+        self.is_albumentations = _is_albumentations(transform)
+        _check(transform)
+
+    def __call__(self, image: Tensor, *, epoch: int, index: int) -> Tensor:
+        """The image (C, H, W) of row `index` as it is in `epoch`; same shape and dtype."""
+        return self.batch(image[None], torch.tensor([index]), epoch)[0]
+
+    @torch.no_grad()
+    def batch(self, images: Tensor, rows: Tensor, epoch: int) -> Tensor:
+        """The images of some rows as they are in `epoch`, in new memory of equal shape and dtype.
+
+        Args:
+            images: Shape (N, C, H, W), uint8 or floating point, on the CPU; never written to.
+            rows: The index of each image in the whole data set, int64 of shape (N,).
+            epoch: Counts from 0.
+
+        Raises:
+            ValueError: If the transform fails, or changes shape or dtype.
+            TypeError: If it returns no tensor.
+        """
+        if images.ndim != 4:
+            raise ValueError(
+                f"train_transform={self.name} needs images (N, C, H, W), got shape "
+                f"{tuple(images.shape)}; use train_transform=None for other data."
+            )
+        # A copy, so that a transform in place changes neither the data nor the result.
+        inputs: Any = images.clone(memory_format=torch.contiguous_format)
+        numpy_rng, python_rng = np.random.default_rng(0), random.Random(0)
+        pcg64: Any = numpy_rng.bit_generator.state
+        if self.is_albumentations:
+            inputs = inputs.permute(0, 2, 3, 1).contiguous().numpy()
+            # One pair of generators for all transforms, reseeded below (5 µs). set_random_seed()
+            # takes 13 µs for each and gives all the same numbers: two flips always come together.
+            self.transform.set_random_state(numpy_rng, python_rng)  # type: ignore[attr-defined]
+        result = torch.empty_like(images, memory_format=torch.contiguous_format)
+        with _global_generators_restored():
+            seeds = _seeds(self.seed, epoch, rows.numpy())
+            for image, place, row, words in zip(inputs, result, rows.tolist(), seeds, strict=True):
+                # Different words: torch's and numpy's generators are the same Mersenne Twister.
+                torch.default_generator.manual_seed(words[0])  # torch.manual_seed takes 100 µs
+                np.random.seed(words[1] & 0xFFFFFFFF)
+                random.seed(words[2])
+                if self.is_albumentations:
+                    python_rng.seed(words[3])
+                    pcg64["state"]["state"] = words[4] << 64 | words[5]
+                    numpy_rng.bit_generator.state = pcg64
+                place.copy_(self._apply(image, place, f"row {row} in epoch {epoch}"))
+        return result
+
+    def _apply(self, image: Any, like: Tensor, where: str) -> Tensor:
+        """The transformed image, checked to be a tensor with the shape and dtype of `like`."""
+        try:
+            if self.is_albumentations:
+                new = self.transform(image=image)["image"]
+                if isinstance(new, np.ndarray):  # not so after ToTensorV2
+                    new = torch.from_numpy(np.atleast_3d(new).copy()).permute(2, 0, 1)
+            else:
+                new = self.transform(image)
+        except Exception as error:
+            kind = "array (H, W, C)" if self.is_albumentations else "tensor (C, H, W)"
+            raise ValueError(
+                f"train_transform={self.name} failed on {where}, an image of shape "
+                f"{tuple(like.shape)} and {like.dtype}, given as {kind}: {error!r}. Transforms of "
+                "PIL images do not work here; take those of torchvision.transforms.v2."
+            ) from error
+        if not isinstance(new, Tensor):
+            raise TypeError(
+                f"train_transform={self.name} returned {type(new).__name__} for {where}; return "
+                f"a tensor (C, H, W) of {like.dtype}, and remove ToPILImage and the like."
+            )
+        if new.dtype != like.dtype:
+            raise ValueError(
+                f"train_transform={self.name} changed {where} from {like.dtype} to {new.dtype}; "
+                "leave conversion and normalisation to the datamodule, which does the same to "
+                "validation images: remove ToDtype, ToTensor, ToFloat or Normalize."
+            )
+        if new.shape != like.shape:
+            raise ValueError(
+                f"train_transform={self.name} changed {where} from shape {tuple(like.shape)} to "
+                f"{tuple(new.shape)}, but validation images keep their shape; crop with padding, "
+                "or set image_size= of the datamodule to have all images in another size."
+            )
+        return new
+
+
+def _is_albumentations(transform: object) -> bool:
+    library: Any = sys.modules.get("albumentations")  # is there if objects of it are
+    return bool(library) and isinstance(transform, (library.BasicTransform, library.BaseCompose))
+
+
+def _tree(transform: object) -> Iterator[Any]:
+    """The transform and all those in it; both libraries list them alike."""
+    yield transform
+    parts = getattr(transform, "transforms", ())
+    for part in parts if isinstance(parts, Sequence) else ():
+        yield from _tree(part)
+
+
+def _check(transform: object) -> None:
+    """Raises a `ValueError` for what would silently do something else than it says."""
+    for part in _tree(transform):
+        name = type(part).__name__
+        if name == "Normalize" and type(part).__module__.startswith(("torchvision", "albument")):
+            raise ValueError(
+                f"train_transform holds {part!r}, which validation images would not get; remove "
+                "it and leave normalisation to the datamodule."
+            )
+        if wrong := getattr(part, "invalid_args", None):  # albumentations only warned
+            valid = list(inspect.signature(type(part)).parameters)
+            hint = "".join(did_you_mean(argument, valid) for argument in wrong) or "."
+            raise ValueError(
+                f"train_transform: {name} was given {', '.join(wrong)}, which this version of "
+                f"albumentations ignores{hint} Arguments of {name}: {', '.join(valid)}."
+            )
+        if getattr(part, "processors", None):
+            raise ValueError(
+                f"train_transform: {name} expects {' and '.join(part.processors)}, but gets "
+                "images only; remove bbox_params= and keypoint_params=."
+            )
+
+
+def _seeds(seed: int, epoch: int, rows: np.ndarray) -> list[list[int]]:
+    """Six 64-bit words a row, by SplitMix64 (Steele et al. 2014); a SeedSequence takes 40 µs."""
+    state: Any = np.random.SeedSequence((seed, epoch)).generate_state(6, np.uint64)
+    state = state + rows.astype(np.uint64)[:, None] * 0x9E3779B97F4A7C15
+    state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9
+    state = (state ^ (state >> 27)) * 0x94D049BB133111EB
+    return (state ^ (state >> 31)).tolist()
+
+
+@contextmanager
+def _global_generators_restored() -> Iterator[None]:
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
