@@ -1,10 +1,12 @@
 """Callbacks for any LightningModule and any batch, each over a pure function."""
 
-from dlblocks.callbacks.augment import Augment, affine, affine_matrix
+from dlblocks.callbacks.augment import Augment
 from dlblocks.callbacks.base import BatchTransform
+from dlblocks.callbacks.color import adjust_color
 from dlblocks.callbacks.cutmix import CutMix, boxes, cutmix
 from dlblocks.callbacks.cutout import Cutout, cutout
 from dlblocks.callbacks.exact_resume import ExactResume
+from dlblocks.callbacks.geometry import affine, affine_matrix, shift_flip
 from dlblocks.callbacks.mixup import MixUp, mixup
 
 __all__ = [
@@ -14,10 +16,12 @@ __all__ = [
     "Cutout",
     "ExactResume",
     "MixUp",
+    "adjust_color",
     "affine",
     "affine_matrix",
     "boxes",
     "cutmix",
     "cutout",
     "mixup",
+    "shift_flip",
 ]

@@ -1,9 +1,14 @@
-"""Augmentation: random flips and small affine maps of each training image.
+"""Augmentation: random changes of each training image that leave its label true.
 
-Every image is mapped by its own random scale, rotation, shear and translation about its centre,
-all in one bilinear resampling. Suggested: what leaves the label true. For digits a few degrees and
-pixels and no flip (Simard, Steinkraus and Platt 2003); for photographs ``horizontal_flip=0.5``
-(Krizhevsky et al. 2012).
+Every image is changed by its own draws, the whole batch at once, on the batch's device. In this
+order: flips, crop, scale, shear, rotation and translation, all in one resampling (none, if whole
+pixels suffice); brightness, contrast, saturation; noise; erasing.
+
+Suggested, each from its source: for digits a few degrees and pixels and no flip (Simard, Steinkraus
+and Platt 2003); for CIFAR ``horizontal_flip=0.5, crop_padding=4`` (He et al. 2016); for photographs
+``brightness=contrast=saturation=0.4`` too (Howard 2013); ``erase=0.5`` where a class shows in more
+than one place (Zhong et al., "Random Erasing Data Augmentation", 2020); ``noise=0.05`` (Bishop,
+"Training with Noise is Equivalent to Tikhonov Regularization", 1995).
 """
 
 from __future__ import annotations
@@ -13,92 +18,40 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from dlblocks.callbacks.base import BatchTransform, check_images
+from dlblocks.callbacks.color import adjust_color
+from dlblocks.callbacks.cutout import cutout
+from dlblocks.callbacks.geometry import Padding, affine, affine_matrix, shift_flip
 from dlblocks.errors import check_choice, check_range
-
-Padding = Literal["zeros", "border", "reflection"]
-
-
-def affine_matrix(
-    rotation: Tensor, translation: Tensor, scale: Tensor, shear: Tensor, flip: Tensor
-) -> Tensor:
-    """Maps from output to input pixels, both measured from the image's centre.
-
-    The image is flipped, then scaled, sheared and rotated about its centre, then moved: the order
-    of torchvision's `affine`, and its signs.
-
-    Args:
-        rotation: Degrees, clockwise as seen (rows run downwards), shape (N,).
-        translation: Pixels to the right and down, shape (N, 2).
-        scale: Factor of size, shape (N,).
-        shear: Degrees along x, shape (N,).
-        flip: Whether to mirror left and right, bool, shape (N,).
-
-    Returns:
-        Float32 of shape (N, 2, 3): ``[x, y]_in = M[:, :2] [x, y]_out + M[:, 2]``.
-    """
-    angle, slant = torch.deg2rad(rotation), torch.deg2rad(shear)
-    cos, sin, tan = angle.cos(), angle.sin(), slant.tan()
-    # Forward: scale · R(angle) · [[1, -tan], [0, 1]], of determinant scale²; inverted by hand.
-    inverse = torch.stack(
-        [
-            torch.stack([cos - sin * tan, sin + cos * tan], dim=1),
-            torch.stack([-sin, cos], dim=1),
-        ],
-        dim=1,
-    )
-    inverse = inverse / scale[:, None, None]
-    # Mirroring is the first thing done to the image, so the last on the way back.
-    mirror = torch.where(flip, -1.0, 1.0)
-    inverse[:, 0] *= mirror[:, None]
-    offset = -(inverse @ translation[:, :, None])
-    return torch.cat([inverse, offset], dim=2)
-
-
-def affine(images: Tensor, matrix: Tensor, *, padding: Padding = "zeros") -> Tensor:
-    """Resamples each image by its own affine map, bilinearly.
-
-    Args:
-        images: Shape (N, C, H, W): floating point, or uint8, which is rounded back to uint8.
-        matrix: From output to input pixels about the centre, shape (N, 2, 3); see `affine_matrix`.
-        padding: What lies outside an image: ``"zeros"``, its ``"border"`` repeated, or its
-            ``"reflection"``.
-
-    Returns:
-        New images, of the same shape and dtype.
-    """
-    height, width = images.shape[2:]
-    size = torch.tensor([width, height], dtype=torch.float32)
-    # From pixels to the [-1, 1] of grid_sample: x / (W / 2), y / (H / 2).
-    linear = matrix[:, :, :2] * size[None, None, :] / size[None, :, None]
-    theta = torch.cat([linear, matrix[:, :, 2:] * 2 / size[None, :, None]], dim=2)
-    dtype = images.dtype if images.dtype in (torch.float32, torch.float64) else torch.float32
-    theta = theta.to(images.device, dtype, non_blocking=True)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    result = F.grid_sample(
-        images.to(dtype), grid, mode="bilinear", padding_mode=padding, align_corners=False
-    )
-    if not images.is_floating_point():
-        result = result.round_()
-    return result.to(images.dtype)
 
 
 class Augment(BatchTransform):
-    """Random flip, rotation, scale, shear and translation of each training image.
+    """Random changes of each training image; see the module. Each is off by default.
 
-    Images (N, C, H, W), uint8 or floating point, on any device. The datamodule's own
-    `on_after_batch_transfer` comes afterwards, so that a fill of zeros is black, whatever it
-    normalises. Each part is off by default.
+    Images (N, C, H, W), uint8 or floating point of any precision, on any device; shape and dtype
+    stay. The datamodule's own `on_after_batch_transfer` comes afterwards, so that images are raw
+    here and a fill of zeros is black, whatever it normalises.
 
     Args:
         horizontal_flip: Probability of mirroring left and right.
-        translation: Uniform in ± this share of width and height.
+        vertical_flip: Probability of mirroring top and bottom.
+        crop_padding: Crop at a random place after padding by this many pixels on each side: a
+            shift, uniform in ± this many whole pixels.
+        translation: Shift uniform in ± this share of width and height.
         rotation: Uniform in ± this many degrees.
         scale: Uniform between these two factors of size.
-        shear: Uniform in ± this many degrees.
+        shear: Uniform in ± this many degrees, along x.
         padding: What comes in at the edges: ``"zeros"``, ``"border"`` or ``"reflection"``.
+        brightness: Factor uniform in 1 ± this, at least 0; so too the next two.
+        contrast: See `adjust_color`.
+        saturation: Needs three channels.
+        noise: Standard deviation of Gaussian noise, as a share of the range of pixels: of 255 for
+            uint8 (where it is cut off at 0 and 255), of 1 for floating point.
+        erase: Probability that a rectangle is set to 0.
+        erase_area: Its share of the image, uniform between these two.
+        erase_ratio: Its height over its width, log-uniform between these two; a side longer than
+            the image is cut to it.
         p: Probability that a batch is augmented.
         start_epoch: First epoch with it.
         stop_epoch: First epoch without it again.
@@ -108,7 +61,8 @@ class Augment(BatchTransform):
         extras: See `BatchTransform`.
 
     Raises:
-        ValueError: An argument out of range; inputs that are not images.
+        ValueError: An argument out of range; inputs that are not images; colours of floating-point
+            images that are not in [0, 1].
 
     Example:
         >>> augment = Augment(rotation=10, translation=0.1, scale=(0.9, 1.1))
@@ -123,11 +77,20 @@ class Augment(BatchTransform):
         self,
         *,
         horizontal_flip: float = 0.0,
+        vertical_flip: float = 0.0,
+        crop_padding: int = 0,
         translation: float = 0.0,
         rotation: float = 0.0,
         scale: tuple[float, float] = (1.0, 1.0),
         shear: float = 0.0,
         padding: Padding = "zeros",
+        brightness: float = 0.0,
+        contrast: float = 0.0,
+        saturation: float = 0.0,
+        noise: float = 0.0,
+        erase: float = 0.0,
+        erase_area: tuple[float, float] = (0.02, 0.33),
+        erase_ratio: tuple[float, float] = (0.3, 3.3),
         p: float = 1.0,
         start_epoch: int = 0,
         stop_epoch: int | None = None,
@@ -146,39 +109,132 @@ class Augment(BatchTransform):
             extras=extras,
         )
         check_range("horizontal_flip", horizontal_flip, 0, 1)
+        check_range("vertical_flip", vertical_flip, 0, 1)
+        check_range("crop_padding", crop_padding, 0)
+        if crop_padding != int(crop_padding):
+            raise ValueError(
+                f"crop_padding={crop_padding} must be a whole number of pixels; for a share of "
+                "the image use translation."
+            )
         check_range("translation", translation, 0, 1)
         check_range("rotation", rotation, 0, 180)
         check_range("shear", shear, 0, 90, high_open=True)
         check_choice("padding", padding, ["zeros", "border", "reflection"])
-        low, high = scale
-        if not (0 < low <= high and math.isfinite(high)):
-            raise ValueError(f"scale={scale} must be two factors with 0 < low <= high.")
+        for name, value in (
+            ("brightness", brightness),
+            ("contrast", contrast),
+            ("saturation", saturation),
+            ("noise", noise),
+        ):
+            check_range(name, value, 0, math.inf, high_open=True)
+        check_range("erase", erase, 0, 1)
         self.horizontal_flip = horizontal_flip
+        self.vertical_flip = vertical_flip
+        self.crop_padding = int(crop_padding)
         self.translation = translation
         self.rotation = rotation
-        self.scale = (low, high)
+        self.scale = _two_factors("scale", scale)
         self.shear = shear
         self.padding = padding
+        self.brightness = brightness
+        self.contrast = contrast
+        self.saturation = saturation
+        self.noise = noise
+        self.erase = erase
+        self.erase_area = _two_factors("erase_area", erase_area)
+        check_range("erase_area", self.erase_area[1], 0, 1)
+        self.erase_ratio = _two_factors("erase_ratio", erase_ratio)
+        self._range_checked = False
 
     def transform(
         self, inputs: Tensor, targets: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         check_images(inputs, "Augment", "use MixUp for tabular data")
-        size, (height, width) = len(inputs), inputs.shape[2:]
         # All draws are made, whatever is off, so that switching one part on moves no other.
-        draws = torch.rand(6, size, generator=generator)
-        signed = 2 * draws - 1
-        flip = draws[5] < self.horizontal_flip
+        draws = torch.rand(17, len(inputs), generator=generator)
+        noise_seed = int(torch.randint(1 << 62, (), generator=generator))
+        changes_values = self.brightness or self.contrast or self.saturation or self.noise
+        images = inputs
+        bound = 1.0 if inputs.is_floating_point() else 255.0
+        if changes_values and not inputs.is_floating_point():
+            images = inputs.float()  # rounded once, at the end
+        images = self._move(images, draws[:9])
+        if self.brightness or self.contrast or self.saturation:
+            self._check_range(inputs)
+            factors = {
+                name: (1 + getattr(self, name) * (2 * draw - 1)).clamp_(min=0)
+                for name, draw in zip(
+                    ("brightness", "contrast", "saturation"), draws[9:12], strict=True
+                )
+                if getattr(self, name)
+            }
+            images = adjust_color(images, bound=bound, **factors)
+        if self.noise:
+            images = self._add_noise(images, bound, noise_seed)
+        if images.dtype != inputs.dtype:
+            images = images.clamp(0, bound).round_().to(inputs.dtype)
+        if self.erase:
+            images = cutout(images, self._erased(draws[12:], *images.shape[2:]))
+        return images, targets
+
+    def _move(self, images: Tensor, draws: Tensor) -> Tensor:
+        height, width = images.shape[2:]
+        flip = torch.stack([draws[0] < self.horizontal_flip, draws[1] < self.vertical_flip], dim=1)
+        sides = 2 * self.crop_padding + 1
+        shift = (draws[2:4] * sides).long().clamp_(max=sides - 1).T - self.crop_padding
         low, high = self.scale
         if not (self.translation or self.rotation or self.shear or low != 1 or high != 1):
-            mask = flip.to(inputs.device, non_blocking=True)[:, None, None, None]
-            return torch.where(mask, inputs.flip(3), inputs), targets
-        moves = torch.stack([signed[0] * width, signed[1] * height], dim=1) * self.translation
+            if not (self.horizontal_flip or self.vertical_flip or self.crop_padding):
+                return images
+            return shift_flip(images, shift, flip, padding=self.padding)
+        signed = 2 * draws - 1
+        moves = torch.stack([signed[4] * width, signed[5] * height], dim=1) * self.translation
         matrix = affine_matrix(
-            signed[2] * self.rotation,
-            moves,
-            low + draws[3] * (high - low),
-            signed[4] * self.shear,
+            signed[6] * self.rotation,
+            moves + shift,
+            low + draws[7] * (high - low),
+            signed[8] * self.shear,
             flip,
         )
-        return affine(inputs, matrix, padding=self.padding), targets
+        return affine(images, matrix, padding=self.padding)
+
+    def _add_noise(self, images: Tensor, bound: float, seed: int) -> Tensor:
+        # Drawn where the images are: copying as much as the images would take longer.
+        own = torch.Generator(images.device).manual_seed(seed)
+        dtype = images.dtype if images.dtype == torch.float64 else torch.float32
+        noise = torch.randn(images.shape, generator=own, device=images.device, dtype=dtype)
+        return noise.mul_(self.noise * bound).add_(images).to(images.dtype)
+
+    def _erased(self, draws: Tensor, height: int, width: int) -> Tensor:
+        """The box of each image that is set to 0, empty for most: int64 of shape (N, 4)."""
+        (small, large), (flat, tall) = self.erase_area, self.erase_ratio
+        area = (small + draws[1] * (large - small)) * height * width
+        ratio = (math.log(flat) + draws[2] * (math.log(tall) - math.log(flat))).exp()
+        sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], dim=1).round()
+        limit = torch.tensor([height, width])
+        sides = torch.minimum(sides.long().clamp_(min=1), limit)
+        free = limit - sides
+        start = torch.minimum((draws[3:5].T * (free + 1)).long(), free)
+        return torch.cat([start, start + sides * (draws[0] < self.erase)[:, None]], dim=1)
+
+    def _check_range(self, images: Tensor) -> None:
+        """Looks at the first batch; at every batch it would make an accelerator wait."""
+        if self._range_checked:
+            return
+        self._range_checked = True
+        if not images.is_floating_point():
+            return
+        low, high = images.min().item(), images.max().item()
+        if low < 0 or high > 1:
+            raise ValueError(
+                "Augment changes brightness, contrast and saturation of raw images, uint8 or in "
+                f"[0, 1], and got values from {low:.3g} to {high:.3g}; normalise afterwards, in "
+                "on_after_batch_transfer."
+            )
+
+
+def _two_factors(argument: str, values: tuple[float, float]) -> tuple[float, float]:
+    low, high = values
+    if not (0 < low <= high and math.isfinite(high)):
+        raise ValueError(f"{argument}={values} must be two factors with 0 < low <= high.")
+    return low, high

@@ -1,0 +1,154 @@
+import pytest
+import torch
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import functional as TF
+
+from dlblocks.callbacks import affine, affine_matrix, shift_flip
+
+
+def one(value):
+    return torch.tensor([float(value)])
+
+
+def ours(image, angle=0, move=(0, 0), scale=1, shear=0, flip=(False, False), **arguments):
+    matrix = affine_matrix(
+        one(angle), torch.tensor([move], dtype=torch.float32), one(scale), one(shear),
+        torch.tensor([flip]),
+    )  # fmt: skip
+    return affine(image[None], matrix, **arguments)[0]
+
+
+# Affine maps
+
+
+@pytest.mark.parametrize("size", [(8, 8), (12, 20), (31, 17)])
+@pytest.mark.parametrize(
+    ("angle", "move", "scale", "shear"),
+    [
+        (30, (0, 0), 1, 0),
+        (-75, (0, 0), 1, 0),
+        (0, (3, -2), 1, 0),
+        (0, (0, 0), 1.4, 0),
+        (0, (0, 0), 1, 20),
+        (17, (2, 1), 0.8, -12),
+    ],
+)
+def test_affine_is_torchvisions(size, angle, move, scale, shear):
+    image = torch.rand(3, *size)
+    expected = TF.affine(
+        image, angle, list(move), scale, [shear, 0.0], interpolation=InterpolationMode.BILINEAR
+    )
+    torch.testing.assert_close(ours(image, angle, move, scale, shear), expected, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("padding", ["zeros", "border"])
+def test_affine_is_opencvs(padding):
+    """A second opinion, which maps by another formula: corners of pixels, not centres."""
+    cv2 = pytest.importorskip("cv2")
+    image = torch.rand(40, 60)
+    height, width = image.shape
+    # OpenCV turns against the clock for positive angles, about a pixel's centre.
+    forward = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), -25, 1.2)
+    forward[:, 2] += (4, -3)
+    mode = {"zeros": cv2.BORDER_CONSTANT, "border": cv2.BORDER_REPLICATE}[padding]
+    expected = cv2.warpAffine(
+        image.numpy(), forward, (width, height), flags=cv2.INTER_LINEAR, borderMode=mode
+    )
+    found = ours(image[None], 25, (4, -3), 1.2, padding=padding)[0]
+    # Older versions of OpenCV round positions to 1/32 of a pixel.
+    torch.testing.assert_close(found, torch.from_numpy(expected), atol=0.04, rtol=0)
+
+
+@pytest.mark.parametrize("flip", [(True, False), (False, True), (True, True)])
+def test_flip_comes_first(flip):
+    image = torch.rand(1, 9, 12)
+    flipped = TF.hflip(image) if flip[0] else image
+    flipped = TF.vflip(flipped) if flip[1] else flipped
+    expected = TF.affine(
+        flipped, 25, [1, 2], 1.1, [0.0, 0.0], interpolation=InterpolationMode.BILINEAR
+    )
+    torch.testing.assert_close(ours(image, 25, (1, 2), 1.1, flip=flip), expected, atol=2e-4, rtol=0)
+
+
+def test_identity_and_quarter_turn():
+    image = torch.rand(2, 8, 8)
+    torch.testing.assert_close(ours(image), image, atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours(image, 90), torch.rot90(image, -1, (1, 2)), atol=1e-4, rtol=0)
+
+
+def test_each_sample_has_its_own_map():
+    images = torch.rand(5, 1, 10, 10)
+    angle, scale = torch.linspace(-40, 40, 5), torch.linspace(0.8, 1.2, 5)
+    matrix = affine_matrix(
+        angle, torch.zeros(5, 2), scale, torch.zeros(5), torch.zeros(5, 2, dtype=torch.bool)
+    )
+    together = affine(images, matrix)
+    for i in range(5):
+        torch.testing.assert_close(together[i], ours(images[i], angle[i], scale=scale[i]))
+
+
+def test_dtypes_and_padding():
+    image = torch.randint(0, 256, (1, 8, 8), dtype=torch.uint8)
+    turned = ours(image, 20)
+    assert turned.dtype == torch.uint8
+    exact = ours(image.float(), 20)
+    assert (turned.float() - exact).abs().max() <= 0.5
+    assert ours(image.bfloat16(), 20).dtype == torch.bfloat16
+    assert ours(image.double(), 20).dtype == torch.float64
+    moved = ours(image, move=(8, 0))
+    assert (moved == 0).all()
+    assert (ours(image, move=(8, 0), padding="border") == image[..., :1]).all()
+
+
+# Whole pixels
+
+
+def slow_shift_flip(images, shift, flip, padding):
+    """One sample, one step at a time, by torchvision."""
+    margin = 7
+    result = []
+    for image, (x, y), (across, down) in zip(images, shift.tolist(), flip.tolist(), strict=True):
+        image = TF.hflip(image) if across else image
+        image = TF.vflip(image) if down else image
+        mode = {"zeros": "constant", "border": "edge", "reflection": "symmetric"}[padding]
+        padded = v2.functional.pad(image, [margin] * 4, padding_mode=mode)
+        height, width = image.shape[1:]
+        result.append(TF.crop(padded, margin - y, margin - x, height, width))
+    return torch.stack(result)
+
+
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize(
+    "shape", [(12, 3, 9, 7), (12, 1, 8, 8), (12, 3, 64, 50), (12, 2, 70, 66)], ids=str
+)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16], ids=str)
+def test_shift_flip_is_torchvisions_flip_pad_and_crop(padding, shape, dtype):
+    images = torch.randint(0, 256, shape).to(dtype)
+    shift = torch.randint(-7, 8, (12, 2))
+    flip = torch.rand(12, 2) < 0.5
+    found = shift_flip(images, shift, flip, padding=padding)
+    assert found.dtype == dtype
+    assert found.is_contiguous()
+    assert torch.equal(found, slow_shift_flip(images, shift, flip, padding))
+
+
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+def test_shift_flip_is_the_affine_map_of_whole_pixels(padding):
+    images = torch.rand(16, 3, 11, 14)
+    shift, flip = torch.randint(-5, 6, (16, 2)), torch.rand(16, 2) < 0.5
+    zeros = torch.zeros(16)
+    matrix = affine_matrix(zeros, shift.float(), torch.ones(16), zeros, flip)
+    torch.testing.assert_close(
+        shift_flip(images, shift, flip, padding=padding),
+        affine(images, matrix, padding=padding),
+        atol=1e-5,
+        rtol=0,
+    )
+
+
+def test_shift_beyond_the_image_and_other_layouts():
+    images = torch.rand(2, 3, 6, 5).permute(0, 1, 3, 2)  # not contiguous
+    none = torch.zeros(2, 2, dtype=torch.bool)
+    assert (shift_flip(images, torch.tensor([[6, 0], [0, -9]]), none) == 0).all()
+    assert torch.equal(shift_flip(images, torch.zeros(2, 2, dtype=torch.int64), none), images)
+    assert shift_flip(images[:0], torch.zeros(0, 2, dtype=torch.int64), none[:0]).shape[0] == 0
