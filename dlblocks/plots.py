@@ -160,6 +160,74 @@ def confusion_matrix(
     return figure
 
 
+def batch(
+    images: npt.ArrayLike,
+    targets: npt.ArrayLike,
+    class_names: Sequence[str] | None = None,
+) -> Figure:
+    """Draws the images of a batch in a grid, each with its label.
+
+    A soft label is drawn with the shares of its classes, largest first, three at most: ``7 62 %``.
+
+    Args:
+        images: Shape (N, C, H, W) with C = 1 or 3, or (N, H, W); uint8, or floating point, which is
+            scaled by the range of the whole batch.
+        targets: Classes (N,), soft labels or several labels (N, C), or values, floating point of
+            shape (N,) or (N, 1).
+        class_names: Names of the classes; None for their numbers, or for values.
+
+    Raises:
+        ValueError: Lengths differ, there is no sample, or the images have another shape.
+    """
+    images, targets = np.asarray(images), np.asarray(targets)
+    _check_lengths(images=images, targets=targets)
+    if images.dtype != np.uint8:
+        low, high = float(images.min()), float(images.max())
+        images = (images - low) / (high - low if high > low else 1.0)
+    # As near to a square as the labels under the images allow.
+    columns = min(len(images), max(4, round(len(images) ** 0.5)))
+    rows = -(-len(images) // columns)
+    figure = _figure(1.4 * columns, 1.75 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.set_frame_on(False)
+    for axis, image, target in zip(axes, images, targets, strict=False):
+        _show_image(axis, image)
+        axis.set_xlabel(_label(target, class_names), fontsize=9, labelpad=3)
+    return figure
+
+
+def _show_image(axis: Axes, image: np.ndarray) -> None:
+    """Draws one image (C, H, W) or (H, W), uint8 or floats in [0, 1]."""
+    if image.ndim == 3:
+        if image.shape[0] not in (1, 3):
+            raise ValueError(
+                f"images have {image.shape[0]} channels; only 1 (grey) or 3 (colour) can be drawn."
+            )
+        image = image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)
+    grey: dict[str, Any] = {"cmap": "gray_r", "vmin": 0}
+    grey["vmax"] = 255 if image.dtype == np.uint8 else 1
+    axis.imshow(image, **(grey if image.ndim == 2 else {}))
+
+
+def _label(target: np.ndarray, class_names: Sequence[str] | None) -> str:
+    """A class, the shares of several classes, or a value, in words."""
+    if target.ndim == 1 and len(target) > 1:
+        largest = np.argsort(-target, kind="stable")[:3]
+        shares = [(i, float(target[i])) for i in largest if target[i] > 0.005]
+        names = [str(i) if class_names is None else class_names[i] for i, _ in shares]
+        if len(shares) == 1 and shares[0][1] > 0.995:
+            return names[0]
+        parts = [f"{name}: {100 * p:.0f} %" for name, (_, p) in zip(names, shares, strict=True)]
+        return ("\n" if max(map(len, names), default=0) > 4 else ", ").join(parts)
+    value = target.reshape(-1)[0]
+    if np.issubdtype(value.dtype, np.integer):
+        return str(value) if class_names is None else class_names[value]
+    return f"{value:.3g}"
+
+
 def hardest(
     images: npt.ArrayLike,
     targets: npt.ArrayLike,
@@ -199,12 +267,10 @@ def hardest(
         axis.set_frame_on(False)
     for axis, i in zip(axes, order, strict=False):
         image = images[i]
-        if image.ndim == 3:
-            image = image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)
         if image.dtype != np.uint8:
             low, high = float(image.min()), float(image.max())
             image = (image - low) / (high - low if high > low else 1.0)
-        axis.imshow(image, cmap="gray_r" if image.ndim == 2 else None)
+        _show_image(axis, image)
         guess = int(probabilities[i].argmax())
         axis.set_title(
             f"{class_names[targets[i]]} → {class_names[guess]}",

@@ -153,6 +153,49 @@ class LogTrainerSettings(Callback):
             logger.log_hyperparams({"trainer": trainer_settings(trainer), "versions": versions()})
 
 
+class LogFirstBatch(Callback):
+    """Sends a picture of the first training batch to the loggers that can show it.
+
+    The images are as the model sees them, after augmentation and mixing, with their labels. W&B
+    and TensorBoard get it as ``train/batch``. Batches that are not ``[images, targets, …]`` are
+    passed over.
+
+    Args:
+        count: How many images, at most a batch.
+    """
+
+    def __init__(self, count: int = 16) -> None:
+        self.count = count
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step or batch_idx or trainer.current_epoch or not is_rank_zero():
+            return
+        if not any(
+            isinstance(logger, (WandbLogger, TensorBoardLogger)) for logger in trainer.loggers
+        ):
+            return
+        if not (isinstance(batch, (list, tuple)) and len(batch) >= 2):
+            return
+        images, targets = batch[:2]
+        if not all(isinstance(entry, torch.Tensor) for entry in (images, targets)):
+            return
+        if images.ndim != 4 or images.shape[1] not in (1, 3) or targets.ndim not in (1, 2):
+            return
+        from dlblocks import plots
+
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        as_images = getattr(datamodule, "as_images", lambda images: images.float().cpu())
+        targets = targets[: self.count].cpu()
+        figure = plots.batch(
+            as_images(images[: self.count]).numpy(),
+            (targets.float() if targets.is_floating_point() else targets).numpy(),
+            getattr(datamodule, "class_names", None),
+        )
+        log_figures(trainer.loggers, {"train/batch": figure})
+
+
 def trainer_settings(trainer: pl.Trainer) -> dict[str, Any]:
     """What decides how a Trainer trains, as plain values."""
     return {

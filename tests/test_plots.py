@@ -70,6 +70,39 @@ def test_hardest_are_those_with_the_least_probability(shape):
     assert figure.axes[0].get_title() == f"{'abc'[targets[first]]} → {guess}"
 
 
+@pytest.mark.parametrize("shape", [(6, 1, 5, 4), (6, 3, 5, 4), (6, 5, 4)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_batch_shows_images_in_order_and_on_one_scale(shape, dtype):
+    images = RNG.integers(10, 200, shape).astype(dtype)
+    axes = [axis for axis in plots.batch(images, np.arange(6)).axes if axis.images]
+    assert len(axes) == 6
+    scaled = images if dtype == np.uint8 else (images - images.min()) / np.ptp(images)
+    for axis, image in zip(axes, scaled, strict=True):
+        if image.ndim == 3:
+            image = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+        np.testing.assert_allclose(axis.images[0].get_array(), image)
+        if image.ndim == 2:  # no image is stretched by its own range
+            assert axis.images[0].get_clim() == (0, 255 if dtype == np.uint8 else 1)
+
+
+@pytest.mark.parametrize(
+    ("target", "names", "label"),
+    [
+        (2, ["a", "b", "c"], "c"),
+        (2, None, "2"),
+        ([0.0, 0.38, 0.62], ["a", "b", "c"], "c: 62 %, b: 38 %"),
+        ([0.0, 0.38, 0.62], ["cat", "horse", "dog"], "dog: 62 %\nhorse: 38 %"),
+        ([0.001, 0.999, 0.0], ["a", "b", "c"], "b"),
+        ([0.4, 0.3, 0.2, 0.1], None, "0: 40 %, 1: 30 %, 2: 20 %"),
+        (0.12345, None, "0.123"),
+        ([7.5], None, "7.5"),
+    ],
+)
+def test_batch_says_the_labels(target, names, label):
+    figure = plots.batch(np.zeros((1, 1, 4, 4)), np.array([target]), names)
+    assert figure.axes[0].get_xlabel() == label
+
+
 def test_values_over_values():
     y = RNG.normal(size=50)
     figure = plots.predicted_vs_true(y, y + 0.5)
@@ -83,6 +116,8 @@ def test_values_over_values():
     ("draw", "message"),
     [
         (lambda: plots.learning_curves([]), "empty"),
+        (lambda: plots.batch(np.zeros((2, 4, 8, 8)), [0, 1]), "have 4 channels; only 1"),
+        (lambda: plots.batch(np.zeros((2, 1, 8, 8)), [0]), "images 2, targets 1"),
         (lambda: plots.learning_curves([history(2)], best_epochs=[1, 2]), "one a fit"),
         (lambda: plots.confusion_matrix([0, 1], [0], ["a", "b"]), "targets 2, predictions 1"),
         (lambda: plots.confusion_matrix([0, 2], [0, 1], ["a", "b"]), "label 2 has no name"),

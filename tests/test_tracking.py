@@ -11,17 +11,23 @@ from dlblocks import tracking
 from dlblocks.callbacks import MixUp
 from dlblocks.cli import main
 from dlblocks.crossval import cross_validate
-from dlblocks.data import DigitsDataModule
+from dlblocks.data import DigitsDataModule, TabularDataModule
 from dlblocks.models import MLPClassifier
 from dlblocks.plots import learning_curves
-from dlblocks.tracking import LogTrainerSettings, finish_logger, log_figures, make_logger
+from dlblocks.tracking import (
+    LogFirstBatch,
+    LogTrainerSettings,
+    finish_logger,
+    log_figures,
+    make_logger,
+)
 
 
 def fit(logger, max_epochs=2):
     trainer = pl.Trainer(
         accelerator="cpu", max_epochs=max_epochs, logger=logger, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, gradient_clip_val=1.5,
-        callbacks=[LogTrainerSettings(), MixUp(0.4)],
+        callbacks=[LogTrainerSettings(), LogFirstBatch(), MixUp(0.4)],
     )  # fmt: skip
     model = MLPClassifier(64, 10, hidden=[16], lr=0.01)
     trainer.fit(model, datamodule=DigitsDataModule(batch_size=300, split_seed=4))
@@ -58,6 +64,9 @@ def test_wandb_offline_from_python(tmp_path, capfd):
     assert losses[-1] == pytest.approx(float(trainer.callback_metrics["val/loss"]))
     assert len([row for row in two["history"] if "val/loss" in row]) == 1
     assert any(key.startswith("curves") for row in one["history"] for key in row)
+    shown = [i for i, row in enumerate(one["history"]) if any("train/batch" in key for key in row)]
+    assert shown == [0]
+    assert len(list(tmp_path.glob("a/wandb/offline-*/files/media/images/train/batch*.png"))) == 1
     config = one["config"]
     assert config["hidden"] == [16]  # the model's
     assert config["split_seed"] == 4  # the data's
@@ -145,7 +154,19 @@ def test_csv_and_tensorboard(tmp_path):
     events = EventAccumulator(str(tmp_path / "tb" / "tensorboard"))
     events.Reload()
     assert len(events.Scalars("val/loss")) == 2
-    assert events.Tags()["images"] == ["curves"]
+    assert set(events.Tags()["images"]) == {"train/batch", "curves"}
+    assert [event.step for event in events.Images("train/batch")] == [0]
+
+
+def test_batches_without_images_are_passed_over(tmp_path):
+    logger = make_logger("tensorboard", tmp_path)
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=1, logger=logger, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=[LogFirstBatch()],
+    )  # fmt: skip
+    trainer.fit(MLPClassifier(13, 3), datamodule=TabularDataModule("wine"))
+    finish_logger(logger)
+    assert not list(tmp_path.rglob("*.png"))
 
 
 def test_no_logger_and_unknown_logger(tmp_path):

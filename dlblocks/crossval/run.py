@@ -235,8 +235,8 @@ def _run_fold(
         "fold": fold,
         "epochs": done.epochs,
         "best_epoch": done.best_epoch,
-        "num_train": len(datamodule.train_targets()),
-        "num_val": len(datamodule.arrays("val")[2]),
+        "num_train": len(datamodule.indices("train")),
+        "num_val": len(datamodule.indices("val")),
         **done.metrics,
         "seconds": round(time.monotonic() - started, 3),
         "checkpoint": str(done.checkpoint.relative_to(plan.run_dir.absolute()))

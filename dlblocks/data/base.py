@@ -7,9 +7,8 @@ A source (digits, a table, MNIST, …) is a subclass that says where its arrays 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
@@ -19,37 +18,17 @@ from torch.utils.data import DataLoader
 from typing_extensions import Self
 
 from dlblocks.data import folds
-from dlblocks.data.checks import check_arrays
+from dlblocks.data.checks import check_arrays, check_fold
 from dlblocks.data.dataset import ArrayDataset, collate, collate_with_index
+from dlblocks.data.normalisation import standardisation
+from dlblocks.data.resident import ResidentArrays
 from dlblocks.data.sampler import EpochSampler
-from dlblocks.errors import check_range
+from dlblocks.data.source import Source
+from dlblocks.data.transforms import SampleTransform
+from dlblocks.errors import check_choice, check_range
 
-
-@dataclass
-class Source:
-    """The arrays of one source of data, as `DataModule.load` returns them.
-
-    Attributes:
-        inputs: Shape (N, ...): images NCHW, uint8 in 0 … 255 or floating point; features (N, F),
-            floating point.
-        targets: Classes, int64 of shape (N,), or values, floating point of shape (N,) or (N, D).
-        test_inputs: The official test set, if there is one.
-        test_targets: Its targets.
-        class_names: Names of the classes 0 … C-1; None for values.
-        groups: Group of each sample, shape (N,), if samples belong together.
-        feature_names: Names of the columns of a table.
-        complete: Fills in what `inputs` lacks (NaN), given `inputs` and the rows that train; it
-            must look at no other rows. Returns a new array.
-    """
-
-    inputs: Tensor
-    targets: Tensor
-    test_inputs: Tensor | None = None
-    test_targets: Tensor | None = None
-    class_names: list[str] | None = None
-    groups: np.ndarray | None = None
-    feature_names: list[str] | None = None
-    complete: Callable[[Tensor, Tensor], Tensor] | None = None
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class DataModule(pl.LightningDataModule):
@@ -78,6 +57,12 @@ class DataModule(pl.LightningDataModule):
         shuffle_seed: Seed of the order of training samples, new in every epoch.
         stratify: Keep the proportions of the classes in every part. None: for classes, yes.
         normalize: Standardise inputs by the training part's mean and standard deviation.
+        train_transform: A transform of albumentations or torchvision.transforms.v2, or any
+            callable, for single training images, in the worker processes; see
+            `dlblocks.data.transforms.SampleTransform`. `dlblocks.callbacks.Augment` is many times
+            faster where it has what you need.
+        device_resident: Keep the arrays on the accelerator, so that no batch is copied to it; needs
+            ``num_workers=0``. ``"auto"``: if it can be and they take at most half of what is free.
     """
 
     def __init__(
@@ -93,13 +78,22 @@ class DataModule(pl.LightningDataModule):
         shuffle_seed: int = 0,
         stratify: bool | None = None,
         normalize: bool = True,
+        train_transform: Callable[[Any], Any] | None = None,
+        device_resident: bool | Literal["auto"] = False,
     ) -> None:
         super().__init__()
         check_range("batch_size", batch_size, 1)
         check_range("num_workers", num_workers, 0)
         check_range("val_fraction", val_fraction, 0, 1, high_open=True)
         check_range("test_fraction", test_fraction, 0, 1, high_open=True)
-        _check_fold(num_folds, fold)
+        check_fold(num_folds, fold)
+        check_choice("device_resident", str(device_resident), ["True", "False", "auto"])
+        if device_resident is True and (num_workers or train_transform is not None):
+            raise ValueError(
+                f"device_resident=True keeps the arrays on the accelerator, out of reach for "
+                f"num_workers={num_workers} and train_transform={train_transform!r}; use "
+                "num_workers=0 and callbacks.Augment, or device_resident='auto'."
+            )
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.num_folds = num_folds
@@ -110,6 +104,11 @@ class DataModule(pl.LightningDataModule):
         self.shuffle_seed = shuffle_seed
         self.stratify = stratify
         self.normalize = normalize
+        self.train_transform = (
+            None if train_transform is None else SampleTransform(train_transform, shuffle_seed)
+        )
+        self.device_resident = device_resident
+        self._resident = ResidentArrays(device_resident)
         self.predict_on = "test"
         self.repeat = 0
         self._source: Source | None = None
@@ -130,17 +129,7 @@ class DataModule(pl.LightningDataModule):
         """The arrays, loaded and checked at first use."""
         if self._source is None:
             source = self.load()
-            if source.complete is None:
-                names = source.class_names, source.feature_names
-                check_arrays(source.inputs, source.targets, *names)
-            if source.test_inputs is not None and source.test_targets is not None:
-                check_arrays(
-                    source.test_inputs,
-                    source.test_targets,
-                    source.class_names,
-                    source.feature_names,
-                    part="test_",
-                )
+            source.check()
             self._source = source
         return self._source
 
@@ -208,7 +197,12 @@ class DataModule(pl.LightningDataModule):
         self.setup()
         inputs, targets = self._part_arrays(part)
         rows = self._rows[part]
-        return inputs[rows], targets[rows], rows
+        return inputs.index_select(0, rows), targets.index_select(0, rows), rows
+
+    def indices(self, part: str) -> Tensor:
+        """Rows of the source that are ``"train"``, ``"val"`` or ``"test"``, int64 of shape (M,)."""
+        self.setup()
+        return self._rows[part]
 
     def raw_inputs(self, part: str) -> Tensor:
         """The whole input array in which the index of a sample of `part` counts; not normalised."""
@@ -217,7 +211,7 @@ class DataModule(pl.LightningDataModule):
 
     def train_targets(self) -> Tensor:
         """Targets of the training part of this fold: what class weights may be fitted to."""
-        return self.arrays("train")[1]
+        return self.source.targets.index_select(0, self.indices("train"))
 
     # Splits
 
@@ -225,42 +219,34 @@ class DataModule(pl.LightningDataModule):
         if self._rows:
             return
         source = self.source
-        targets = source.targets.numpy() if self._stratified() else None
-        development, test = np.arange(len(source.inputs)), np.empty(0, dtype=np.int64)
-        if source.test_inputs is None:
-            development, test = folds.holdout(
-                len(development),
-                self.test_fraction,
-                targets=targets,
-                groups=source.groups,
-                seed=self.split_seed,
-            )
-        elif self.test_fraction:
+        if source.test_inputs is not None and self.test_fraction:
             raise ValueError(
                 f"test_fraction={self.test_fraction} is set, but {type(self).__name__} has a test "
                 "set of its own; use test_fraction=0."
             )
-        else:
-            test = np.arange(len(source.test_inputs))
-        targets = None if targets is None else targets[development]
-        groups = None if source.groups is None else source.groups[development]
-        # The test set stays what it is in every repeat.
-        size, seed = len(development), self.split_seed + self.repeat
-        if self.num_folds is None:
-            train, val = folds.holdout(
-                size, self.val_fraction, targets=targets, groups=groups, seed=seed
-            )
-        else:
-            train, val = folds.kfold(
-                size, self.num_folds, targets=targets, groups=groups, seed=seed
-            )[self.fold]
-        rows = {"train": development[train], "val": development[val], "test": test}
+        rows = folds.split(
+            len(source.inputs),
+            num_folds=self.num_folds,
+            fold=self.fold,
+            val_fraction=self.val_fraction,
+            test_fraction=self.test_fraction,
+            targets=source.targets.numpy() if self._stratified() else None,
+            groups=source.groups,
+            seed=self.split_seed,
+            repeat=self.repeat,
+        )
+        if source.test_inputs is not None:
+            rows["test"] = np.arange(len(source.test_inputs))
         self._rows = {part: torch.from_numpy(index) for part, index in rows.items()}
         self._inputs = source.inputs
         if source.complete is not None:
             self._inputs = source.complete(source.inputs, self._rows["train"])
             check_arrays(self._inputs, source.targets, source.class_names, source.feature_names)
-        self._affine = self._fit_normalisation()
+        if self.normalize:
+            self._affine = standardisation(self._inputs, self._rows["train"])
+        else:
+            unit = 1.0 if self._inputs.is_floating_point() else 1 / 255
+            self._affine = torch.tensor(unit), torch.tensor(0.0)
 
     def _stratified(self) -> bool:
         if self.stratify and not self.is_classification:
@@ -278,7 +264,7 @@ class DataModule(pl.LightningDataModule):
             num_folds: Number of folds, or None for a single split.
             repeat: Another number gives other folds, of the same development set.
         """
-        _check_fold(num_folds, fold)
+        check_fold(num_folds, fold)
         new = copy.copy(self)
         new.trainer = None
         new.num_folds, new.fold, new.repeat = num_folds, fold, repeat
@@ -325,10 +311,20 @@ class DataModule(pl.LightningDataModule):
 
     def _loader(self, part: str, *, with_index: bool = False) -> DataLoader:
         training = part == "train" and not with_index
-        dataset = ArrayDataset(*self._part_arrays(part), self._rows[part])
-        world_size, rank = 1, 0
+        inputs, targets = self._part_arrays(part)
+        transform = self.train_transform if training else None
+        world_size, rank, epoch = 1, 0, 0
         if self.trainer is not None:
             world_size, rank = self.trainer.world_size, self.trainer.global_rank
+            # Lightning tells the epoch later; workers of a run that goes on have begun by then.
+            epoch = self.trainer.current_epoch
+            if not self.num_workers and transform is None:
+                prefix = "test_" if inputs is self.source.test_inputs else ""
+                inputs, targets = self._resident.move(
+                    {f"{prefix}inputs": inputs, f"{prefix}targets": targets},
+                    self.trainer.strategy.root_device,
+                )
+        dataset = ArrayDataset(inputs, targets, self._rows[part], transform)
         sampler = EpochSampler(
             dataset,
             shuffle=training,
@@ -336,7 +332,9 @@ class DataModule(pl.LightningDataModule):
             num_replicas=world_size,
             rank=rank,
             avoid_single=self.batch_size if training else None,
+            with_epoch=transform is not None,
         )
+        sampler.set_epoch(epoch)
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
@@ -344,7 +342,7 @@ class DataModule(pl.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             collate_fn=collate_with_index if with_index else collate,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_available() and inputs.device.type == "cpu",
             # A loader's iterator draws a number from this generator instead of the global one:
             # how many loaders ran must not change a model's dropout.
             generator=torch.Generator().manual_seed(self.shuffle_seed),
@@ -357,42 +355,44 @@ class DataModule(pl.LightningDataModule):
 
     def transform(self, inputs: Tensor) -> Tensor:
         """Raw inputs (N, ...) as the model sees them: floating point, scaled, normalised."""
+        scale, shift = self._scale_and_shift(inputs.device)
+        if inputs.is_floating_point():
+            return (inputs * scale.to(inputs.dtype)).add_(shift.to(inputs.dtype))
+        # In place in the new memory: half the time of one fused operation out of place.
+        return inputs.to(torch.get_default_dtype()).mul_(scale).add_(shift)
+
+    def inverse_transform(self, inputs: Tensor) -> Tensor:
+        """What `transform` made of raw inputs, back in the units of the source; floating point."""
+        scale, shift = self._scale_and_shift(inputs.device)
+        return (inputs - shift) / scale
+
+    def _scale_and_shift(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if self._affine is None:
             raise RuntimeError("transform() needs the split; call setup() first.")
-        scale, shift = (t.to(inputs.device, non_blocking=True) for t in self._affine)
-        dtype = inputs.dtype if inputs.is_floating_point() else torch.get_default_dtype()
-        return torch.addcmul(shift.to(dtype), inputs.to(dtype), scale.to(dtype))
+        scale, shift = self._affine
+        return scale.to(device, non_blocking=True), shift.to(device, non_blocking=True)
 
-    def _fit_normalisation(self) -> tuple[Tensor, Tensor]:
-        """Scale and shift of ``x * scale + shift``, fitted to the training rows alone."""
-        inputs, rows = self._inputs, self._rows["train"]
-        unit = 1.0 if inputs.is_floating_point() else 1 / 255
-        if not self.normalize:
-            return torch.tensor(unit), torch.tensor(0.0)
-        # Channels of images, columns of tables; float64 sums, some rows at a time.
-        shape = (-1,) + (1,) * (inputs.ndim - 2)
-        axes = [0, *range(2, inputs.ndim)]
-        count = 0
-        total = torch.zeros(inputs.shape[1], dtype=torch.float64)
-        for chunk in rows.split(4096):
-            x = inputs[chunk].double()
-            total += x.sum(axes)
-            count += x.numel() // x.shape[1]
-        mean = total / count
-        square = torch.zeros_like(total)
-        for chunk in rows.split(4096):
-            square += (inputs[chunk].double() - mean.view(shape)).square().sum(axes)
-        std = (square / count).sqrt()
-        std[std <= 1e-12 * mean.abs().clamp(min=1)] = 1.0  # a constant column stays finite: 0
-        return (1 / std).view(shape).float(), (-mean / std).view(shape).float()
+    def show(self, callbacks: Sequence[pl.Callback] = (), *, count: int = 16) -> Figure:
+        """Draws images of the first training batch as a model will see them, with their labels.
 
+        The batch goes the way of a real fit, through the given callbacks too, such as
+        ``[Augment(rotation=10), MixUp()]``; normalisation is undone for the eye.
 
-def _check_fold(num_folds: int | None, fold: int) -> None:
-    if num_folds is None:
-        if fold != 0:
-            raise ValueError(f"fold={fold} has no effect without num_folds; set num_folds.")
-        return
-    if num_folds < 2:
-        raise ValueError(f"num_folds={num_folds} is too few; use at least 2, or None for a split.")
-    if not 0 <= fold < num_folds:
-        raise ValueError(f"fold={fold} is outside 0 … {num_folds - 1} (num_folds={num_folds}).")
+        Args:
+            callbacks: Those that change batches; copies are used.
+            count: How many images, at most a batch.
+        """
+        from dlblocks.data.show import first_batch
+        from dlblocks.plots import batch
+
+        self._image_shape()
+        new = self.for_fold(self.fold, self.num_folds, repeat=self.repeat)
+        images, targets = (x[:count] for x in first_batch(new, callbacks))
+        return batch(new.as_images(images).numpy(), targets.numpy(), self.class_names)
+
+    def as_images(self, inputs: Tensor) -> Tensor:
+        """What `transform` made of images, to be looked at: uint8, or floats as in the source."""
+        raw = self.inverse_transform(inputs.float().cpu())
+        if self.source.inputs.is_floating_point():
+            return raw
+        return raw.round_().clamp_(0, 255).to(torch.uint8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -31,6 +33,7 @@ class CurveDataModule(DataModule):
         shuffle_seed: Seed of the order of training samples.
         stratify: Keep the proportions of the classes in every part; None: for classes, yes.
         normalize: Standardise by the training part's mean and standard deviation.
+        device_resident: Keep the arrays on the accelerator: True, False or ``"auto"``.
 
     Example:
         >>> data = CurveDataModule(num_samples=100)
@@ -56,6 +59,7 @@ class CurveDataModule(DataModule):
         shuffle_seed: int = 0,
         stratify: bool | None = None,
         normalize: bool = True,
+        device_resident: bool | Literal["auto"] = False,
     ) -> None:
         super().__init__(
             batch_size=batch_size,
@@ -68,6 +72,7 @@ class CurveDataModule(DataModule):
             shuffle_seed=shuffle_seed,
             stratify=stratify,
             normalize=normalize,
+            device_resident=device_resident,
         )
         check_range("num_samples", num_samples, 2)
         check_range("noise", noise, 0)

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from dlblocks.data.transforms import SampleTransform
+
 Sample = tuple[Tensor, Tensor, int]
+Position = int | tuple[int, int]
 
 
 class Rows(Sequence[Sample]):
@@ -45,6 +48,8 @@ class ArrayDataset(Dataset[Sample]):
         inputs: Shape (N, ...), any dtype.
         targets: Shape (N, ...): int64 classes or floating-point values.
         rows: The rows that belong to the data set, int64 of shape (M,); all of them by default.
+        transform: Changes each input by (seed, epoch, row). The data set is then indexed by
+            ``(epoch, i)``, as `EpochSampler(with_epoch=True)` yields it, or by i in epoch 0.
 
     Example:
         >>> data = ArrayDataset(torch.arange(6.).reshape(3, 2), torch.tensor([0, 1, 0]),
@@ -53,7 +58,13 @@ class ArrayDataset(Dataset[Sample]):
         (2, (tensor([4., 5.]), tensor(0), 2))
     """
 
-    def __init__(self, inputs: Tensor, targets: Tensor, rows: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        rows: Tensor | None = None,
+        transform: SampleTransform | None = None,
+    ) -> None:
         if len(inputs) != len(targets):
             raise ValueError(
                 f"inputs has {len(inputs)} rows and targets has {len(targets)}; "
@@ -61,17 +72,30 @@ class ArrayDataset(Dataset[Sample]):
             )
         self.inputs, self.targets = inputs, targets
         self.rows = torch.arange(len(inputs)) if rows is None else rows
+        self.transform = transform
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, i: int) -> Sample:
+    def __getitem__(self, i: Position) -> Sample:
+        epoch, i = i if isinstance(i, tuple) else (0, i)
         row = int(self.rows[i])
-        return self.inputs[row], self.targets[row], row
+        image = self.inputs[row]
+        if self.transform is not None:
+            image = self.transform(image, epoch=epoch, index=row)
+        return image, self.targets[row], row
 
-    def __getitems__(self, batch: Sequence[int] | Tensor) -> Rows:
-        rows = self.rows.index_select(0, torch.as_tensor(batch, dtype=torch.int64))
-        return Rows(self.inputs.index_select(0, rows), self.targets.index_select(0, rows), rows)
+    def __getitems__(self, batch: Sequence[Position] | Tensor) -> Rows:
+        positions = torch.as_tensor(batch, dtype=torch.int64)
+        epoch = 0
+        if positions.ndim == 2:
+            epoch, positions = int(positions[0, 0]), positions[:, 1]
+        rows = self.rows.index_select(0, positions)
+        where = rows.to(self.inputs.device, non_blocking=True)
+        inputs = self.inputs.index_select(0, where)
+        if self.transform is not None:
+            inputs = self.transform.batch(inputs, rows, epoch)
+        return Rows(inputs, self.targets.index_select(0, where), rows)
 
 
 def collate(rows: Sequence[Sample]) -> list[Any]:

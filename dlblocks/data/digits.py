@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Literal
+
 import numpy as np
 import torch
 
@@ -26,6 +29,9 @@ class DigitsDataModule(DataModule):
         shuffle_seed: Seed of the order of training samples.
         stratify: Keep the proportions of the classes in every part; None means yes.
         normalize: Standardise by the training part's mean and standard deviation.
+        train_transform: A random transform of single training images, in the workers; see
+            `DataModule`.
+        device_resident: Keep the arrays on the accelerator: True, False or ``"auto"``.
 
     Example:
         >>> data = DigitsDataModule(num_folds=5, fold=0)
@@ -46,6 +52,8 @@ class DigitsDataModule(DataModule):
         shuffle_seed: int = 0,
         stratify: bool | None = None,
         normalize: bool = True,
+        train_transform: Callable[[Any], Any] | None = None,
+        device_resident: bool | Literal["auto"] = False,
     ) -> None:
         super().__init__(
             batch_size=batch_size,
@@ -58,8 +66,10 @@ class DigitsDataModule(DataModule):
             shuffle_seed=shuffle_seed,
             stratify=stratify,
             normalize=normalize,
+            train_transform=train_transform,
+            device_resident=device_resident,
         )
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore=["train_transform"])
 
     def load(self) -> Source:
         from sklearn.datasets import load_digits

@@ -7,6 +7,7 @@ state, so a split is the same on every rank, in every fold and under every globa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -128,6 +129,53 @@ def holdout(
         everything, test_size=num_held_out, random_state=seed, stratify=classes
     )
     return _sorted(rest), _sorted(held_out)
+
+
+def split(
+    num_samples: int,
+    *,
+    num_folds: int | None = None,
+    fold: int = 0,
+    val_fraction: float = 0.2,
+    test_fraction: float = 0.0,
+    targets: npt.ArrayLike | None = None,
+    groups: npt.ArrayLike | None = None,
+    seed: int = 0,
+    repeat: int = 0,
+) -> dict[str, Indices]:
+    """Splits ``range(num_samples)`` into ``"train"``, ``"val"`` and ``"test"``.
+
+    First `test_fraction` is held out, the same in every fold and repeat; of the rest, `fold` of
+    `num_folds` validates, or without folds `val_fraction`.
+
+    Args:
+        num_samples: Number of samples N.
+        num_folds: Number of folds, or None for a single split.
+        fold: Which fold validates.
+        val_fraction: Validation share of what is not held out, without folds.
+        test_fraction: Share held out first.
+        targets: Stratify by them; see `kfold`.
+        groups: Keep them whole; see `kfold`.
+        seed: Seed of the splits.
+        repeat: Another number gives other folds.
+
+    Example:
+        >>> {part: len(rows) for part, rows in split(10, num_folds=4, test_fraction=0.2).items()}
+        {'train': 6, 'val': 2, 'test': 2}
+    """
+    classes = None if targets is None else _as_column("targets", targets, num_samples)
+    members = None if groups is None else _as_column("groups", groups, num_samples)
+    rest, test = holdout(num_samples, test_fraction, targets=classes, groups=members, seed=seed)
+    arguments: dict[str, Any] = {
+        "targets": None if classes is None else classes[rest],
+        "groups": None if members is None else members[rest],
+        "seed": seed + repeat,
+    }
+    if num_folds is None:
+        train, val = holdout(len(rest), val_fraction, **arguments)
+    else:
+        train, val = kfold(len(rest), num_folds, **arguments)[fold]
+    return {"train": rest[train], "val": rest[val], "test": test}
 
 
 def _group_holdout(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import repeat
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset, DistributedSampler
@@ -27,6 +29,8 @@ class EpochSampler(DistributedSampler[int]):
         rank: This process's rank.
         avoid_single: A batch size B. If the last batch of B would hold a single sample, that sample
             is left out of this epoch: batch norm cannot train on a batch of one.
+        with_epoch: Yield pairs (epoch, position), for a data set whose samples change with the
+            epoch: told with every sample, it reaches worker processes in time.
     """
 
     def __init__(
@@ -38,6 +42,7 @@ class EpochSampler(DistributedSampler[int]):
         num_replicas: int = 1,
         rank: int = 0,
         avoid_single: int | None = None,
+        with_epoch: bool = False,
     ) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed)
         size = len(dataset)  # type: ignore[arg-type]
@@ -48,13 +53,14 @@ class EpochSampler(DistributedSampler[int]):
         if avoid_single and self.num_samples > 1 and self.num_samples % avoid_single == 1:
             self.num_samples -= avoid_single > 1
         self.total_size = size
+        self.with_epoch = with_epoch
         self._skip = 0
 
     def skip_next(self, samples: int) -> None:
         """Leaves out the first `samples` of this rank's next pass, as a resumed epoch needs."""
         self._skip = samples
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[Any]:
         if self.shuffle:
             order = np.random.default_rng((self.seed, self.epoch)).permutation(self.total_size)
             order = np.resize(order, -(-self.total_size // self.num_replicas) * self.num_replicas)
@@ -62,7 +68,8 @@ class EpochSampler(DistributedSampler[int]):
             order = np.arange(self.total_size)
         mine = order[self.rank :: self.num_replicas][: self.num_samples]
         skip, self._skip = self._skip, 0
-        return iter(mine[skip:].tolist())
+        positions = mine[skip:].tolist()
+        return zip(repeat(self.epoch), positions) if self.with_epoch else iter(positions)
 
     def __len__(self) -> int:
         return self.num_samples

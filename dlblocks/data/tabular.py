@@ -51,6 +51,7 @@ class TabularDataModule(DataModule):
         shuffle_seed: Seed of the order of training samples.
         stratify: Keep the proportions of the classes in every part; None: for classes, yes.
         normalize: Standardise by the training part's mean and standard deviation.
+        device_resident: Keep the arrays on the accelerator: True, False or ``"auto"``.
 
     Raises:
         ValueError: No or unknown data set or column, a missing cell, and the like; for the file,
@@ -82,6 +83,7 @@ class TabularDataModule(DataModule):
         shuffle_seed: int = 0,
         stratify: bool | None = None,
         normalize: bool = True,
+        device_resident: bool | Literal["auto"] = False,
     ) -> None:
         super().__init__(
             batch_size=batch_size,
@@ -94,6 +96,7 @@ class TabularDataModule(DataModule):
             shuffle_seed=shuffle_seed,
             stratify=stratify,
             normalize=normalize,
+            device_resident=device_resident,
         )
         if (dataset is None) == (csv is None):
             raise ValueError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,6 +31,8 @@ class _TorchvisionDataModule(DataModule):
         shuffle_seed: int = 0,
         stratify: bool | None = None,
         normalize: bool = True,
+        train_transform: Callable[[Any], Any] | None = None,
+        device_resident: bool | Literal["auto"] = False,
     ) -> None:
         super().__init__(
             batch_size=batch_size,
@@ -41,10 +44,12 @@ class _TorchvisionDataModule(DataModule):
             shuffle_seed=shuffle_seed,
             stratify=stratify,
             normalize=normalize,
+            train_transform=train_transform,
+            device_resident=device_resident,
         )
         self.root = root
         self.download = download
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore=["train_transform"])
 
     def prepare_data(self) -> None:
         if self.download:
@@ -101,6 +106,9 @@ class MNISTDataModule(_TorchvisionDataModule):
         shuffle_seed: Seed of the order of training samples.
         stratify: Keep the proportions of the classes in every part; None: for classes, yes.
         normalize: Standardise by the training part's mean and standard deviation.
+        train_transform: A random transform of single training images, in the workers; see
+            `DataModule`.
+        device_resident: Keep the arrays on the accelerator: True, False or ``"auto"``.
     """
 
     dataset_name = "MNIST"
@@ -121,6 +129,9 @@ class FashionMNISTDataModule(_TorchvisionDataModule):
         shuffle_seed: Seed of the order of training samples.
         stratify: Keep the proportions of the classes in every part; None: for classes, yes.
         normalize: Standardise by the training part's mean and standard deviation.
+        train_transform: A random transform of single training images, in the workers; see
+            `DataModule`.
+        device_resident: Keep the arrays on the accelerator: True, False or ``"auto"``.
     """
 
     dataset_name = "FashionMNIST"
@@ -141,6 +152,9 @@ class CIFAR10DataModule(_TorchvisionDataModule):
         shuffle_seed: Seed of the order of training samples.
         stratify: Keep the proportions of the classes in every part; None: for classes, yes.
         normalize: Standardise by the training part's mean and standard deviation.
+        train_transform: A random transform of single training images, in the workers; see
+            `DataModule`.
+        device_resident: Keep the arrays on the accelerator: True, False or ``"auto"``.
     """
 
     dataset_name = "CIFAR10"
@@ -161,6 +175,9 @@ class CIFAR100DataModule(_TorchvisionDataModule):
         shuffle_seed: Seed of the order of training samples.
         stratify: Keep the proportions of the classes in every part; None: for classes, yes.
         normalize: Standardise by the training part's mean and standard deviation.
+        train_transform: A random transform of single training images, in the workers; see
+            `DataModule`.
+        device_resident: Keep the arrays on the accelerator: True, False or ``"auto"``.
     """
 
     dataset_name = "CIFAR100"
