@@ -41,7 +41,7 @@ from dlblocks.quiet import quiet
 
 TURNS = 7
 MEAN, STD = [0.5] * 3, [0.25] * 3
-Run = Callable[[], None]
+Run = Callable[[], object]
 
 
 class Samples(Dataset):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+import mmap
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dlblocks.data.base import DataModule, Source
+from dlblocks.data.cache import read_only_tensor
 
 
 class ArrayDataModule(DataModule):
@@ -18,8 +23,13 @@ class ArrayDataModule(DataModule):
     The arrays are shared, not copied, and never written to. uint8 stays uint8 until a batch is on
     its device; float64 becomes float32.
 
+    Inputs may be larger than memory: a memory map (``np.load(file, mmap_mode="r")``), or the name
+    of a ``.npy`` file, which is then mapped. Only the rows of a batch are read. Such a file must
+    be uint8 images, float32 or float16, since others would be converted whole.
+
     Args:
-        inputs: Images (N, C, H, W), uint8 or floating point, or features (N, F), floating point.
+        inputs: Images (N, C, H, W), uint8 or floating point, or features (N, F), floating point;
+            or a ``.npy`` file of those, as `targets`, `test_inputs` and `test_targets` may be, too.
         targets: Classes (N,), integers from 0, or names, which are sorted; or values (N,) or
             (N, D), floating point.
         test_inputs: An official test set, outside every fold.
@@ -36,10 +46,14 @@ class ArrayDataModule(DataModule):
         shuffle_seed: Seed of the order of training samples.
         stratify: Keep the proportions of the classes in every part; None: for classes, yes.
         normalize: Standardise by the training part's mean and standard deviation.
+        train_transform: A random transform of single training images, in the workers; see
+            `DataModule`.
+        device_resident: Keep the arrays on the accelerator: True, False or ``"auto"``.
 
     Raises:
-        ValueError: Lengths differ, values are not finite, images are NHWC, and the like; said at
-            the first use of the data.
+        FileNotFoundError: A file is not there.
+        ValueError: Lengths differ, values are not finite, images are NHWC, a memory map would have
+            to be converted, and the like; said at the first use of the data.
 
     Example:
         >>> data = ArrayDataModule(np.random.rand(20, 3), np.arange(20) % 2, num_folds=5)
@@ -49,11 +63,13 @@ class ArrayDataModule(DataModule):
 
     def __init__(
         self,
-        inputs: Tensor | npt.ArrayLike,
-        targets: Tensor | npt.ArrayLike,
+        # Names of files first: the command line takes the first type that a text fits, and NumPy
+        # would make an array of bytes of it.
+        inputs: str | Path | Tensor | npt.ArrayLike,
+        targets: str | Path | Tensor | npt.ArrayLike,
         *,
-        test_inputs: Tensor | npt.ArrayLike | None = None,
-        test_targets: Tensor | npt.ArrayLike | None = None,
+        test_inputs: str | Path | Tensor | npt.ArrayLike | None = None,
+        test_targets: str | Path | Tensor | npt.ArrayLike | None = None,
         groups: npt.ArrayLike | None = None,
         class_names: list[str] | None = None,
         batch_size: int = 64,
@@ -66,6 +82,8 @@ class ArrayDataModule(DataModule):
         shuffle_seed: int = 0,
         stratify: bool | None = None,
         normalize: bool = True,
+        train_transform: Callable[[Any], Any] | None = None,
+        device_resident: bool | Literal["auto"] = False,
     ) -> None:
         super().__init__(
             batch_size=batch_size,
@@ -78,6 +96,8 @@ class ArrayDataModule(DataModule):
             shuffle_seed=shuffle_seed,
             stratify=stratify,
             normalize=normalize,
+            train_transform=train_transform,
+            device_resident=device_resident,
         )
         if (test_inputs is None) != (test_targets is None):
             raise ValueError("give test_inputs and test_targets together, or neither.")
@@ -85,7 +105,7 @@ class ArrayDataModule(DataModule):
         self.groups = None if groups is None else np.asarray(groups)
         self.given_class_names = class_names
         self.save_hyperparameters(
-            ignore=["inputs", "targets", "test_inputs", "test_targets", "groups"]
+            ignore=["inputs", "targets", "test_inputs", "test_targets", "groups", "train_transform"]
         )
 
     def load(self) -> Source:
@@ -104,14 +124,17 @@ class ArrayDataModule(DataModule):
 
 
 def _inputs(argument: str, values: Any) -> Tensor:
+    values = _opened(argument, values)
+    if _is_mapped(values):
+        _check_mapped(argument, values)
     tensor = values if isinstance(values, Tensor) else _as_tensor(argument, values)
     if tensor.is_complex() or tensor.dtype == torch.bool:
         raise ValueError(f"{argument} is {tensor.dtype}; expected floating point or uint8.")
     if tensor.ndim == 4 and tensor.shape[-1] in (1, 3, 4) and tensor.shape[1] not in (1, 3, 4):
         raise ValueError(
             f"{argument} has shape {tuple(tensor.shape)}, whose last axis looks like channels; "
-            f"images are (N, C, H, W): pass {argument}.transpose(0, 3, 1, 2) "
-            "(NumPy) or .permute(0, 3, 1, 2) (torch)."
+            f"images are (N, C, H, W): pass {argument}.transpose(0, 3, 1, 2) (NumPy; of a file "
+            "np.load(file, mmap_mode='r').transpose(0, 3, 1, 2)) or .permute(0, 3, 1, 2) (torch)."
         )
     if tensor.dtype == torch.uint8 and tensor.ndim == 4:
         return tensor
@@ -123,6 +146,7 @@ def _inputs(argument: str, values: Any) -> Tensor:
 def _targets(
     argument: str, values: Any, class_names: list[str] | None
 ) -> tuple[Tensor, list[str] | None]:
+    values = _opened(argument, values)
     if not isinstance(values, Tensor):
         array = np.asarray(values)
         if array.dtype.kind in "USO":
@@ -155,6 +179,55 @@ def _as_tensor(argument: str, values: Any) -> Tensor:
         raise ValueError(f"{argument} has dtype {array.dtype}; expected numbers.")
     if array.dtype.kind == "u" and array.dtype != np.uint8:
         array = array.astype(np.int64)
-    if not array.flags.writeable or any(stride < 0 for stride in array.strides):
-        array = array.copy()  # torch can share neither
-    return torch.from_numpy(array)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    if any(stride < 0 for stride in array.strides):
+        array = array.copy()  # torch has no such tensors
+    if not array.flags.writeable and not _is_mapped(array):
+        array = array.copy()  # a slip of the user's must be no crash
+    return read_only_tensor(array)
+
+
+# Arrays in files
+
+
+def _opened(argument: str, values: Any) -> Any:
+    """Maps the ``.npy`` file that `values` names; returns anything else as it is."""
+    if not isinstance(values, (str, os.PathLike)):
+        return values
+    path = Path(values)
+    if path.suffix != ".npy":
+        raise ValueError(f"{argument}={str(path)!r} is no .npy file; save one by np.save.")
+    if not path.is_file():
+        raise FileNotFoundError(f"{argument}={str(path)!r} is no file.")
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, EOFError) as error:
+        raise ValueError(
+            f"{argument}={str(path)!r} cannot be mapped ({error}); save one whole array of "
+            "numbers by np.save."
+        ) from error
+    return array
+
+
+def _is_mapped(values: Any) -> bool:
+    """Whether the memory of an array, or of what it is a view of, is a file's."""
+    while isinstance(values, np.ndarray):
+        values = values.base
+    return isinstance(values, mmap.mmap)
+
+
+def _check_mapped(argument: str, array: np.ndarray) -> None:
+    """Raises a `ValueError` for what could not be used without a copy of the whole file."""
+    images = array.dtype == np.uint8 and array.ndim == 4
+    if not images and array.dtype not in (np.float32, np.float16):
+        raise ValueError(
+            f"{argument} is a memory map of dtype {array.dtype} and shape {array.shape}, which "
+            "would have to be converted whole; save it as float32, or as uint8 if it is images "
+            "(N, C, H, W)."
+        )
+    if any(stride < 0 or stride > array.strides[0] for stride in array.strides):
+        raise ValueError(
+            f"{argument} is a memory map whose samples do not lie one after the other (Fortran "
+            f"order, strides {array.strides}); save it by np.save(file, np.ascontiguousarray(…))."
+        )

@@ -65,6 +65,18 @@ def check_arrays(
         )
 
 
+def check_fold(num_folds: int | None, fold: int) -> None:
+    """Raises a `ValueError` unless there is such a fold."""
+    if num_folds is None:
+        if fold != 0:
+            raise ValueError(f"fold={fold} has no effect without num_folds; set num_folds.")
+        return
+    if num_folds < 2:
+        raise ValueError(f"num_folds={num_folds} is too few; use at least 2, or None for a split.")
+    if not 0 <= fold < num_folds:
+        raise ValueError(f"fold={fold} is outside 0 … {num_folds - 1} (num_folds={num_folds}).")
+
+
 def _check_finite(argument: str, values: Tensor, names: Sequence[str] | None) -> None:
     if not values.is_floating_point():
         return
@@ -72,10 +84,17 @@ def _check_finite(argument: str, values: Tensor, names: Sequence[str] | None) ->
     # save for overflow, which the slow look below sorts out.
     if torch.isfinite(values.sum()):
         return
-    bad = ~torch.isfinite(values)
-    if not bad.any():
+    # A mask of some rows at a time, for arrays larger than memory.
+    rows = max(1, 2**20 // values[0].numel())
+    count, first = 0, list[int]()
+    for start in range(0, len(values), rows):
+        bad = ~torch.isfinite(values[start : start + rows])
+        if not first and bad.any():
+            row, *rest = (int(i) for i in bad.nonzero()[0])
+            first = [start + row, *rest]
+        count += int(bad.sum())
+    if not first:
         return
-    first = [int(i) for i in bad.nonzero()[0]]
     where = f"row {first[0]}"
     if values.ndim == 2:
         column = first[1]
@@ -83,6 +102,6 @@ def _check_finite(argument: str, values: Tensor, names: Sequence[str] | None) ->
     elif values.ndim > 2:
         where += f", position {tuple(first[1:])}"
     raise ValueError(
-        f"{argument} has {int(bad.sum())} value(s) that are not finite, the first "
+        f"{argument} has {count} value(s) that are not finite, the first "
         f"({values[tuple(first)].item()}) in {where}; remove or impute them."
     )

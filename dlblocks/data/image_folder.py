@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dlblocks.data.base import DataModule, Source
+from dlblocks.data.cache import cached_images, decode_all
 from dlblocks.errors import check_range
-from dlblocks.files import is_rank_zero
 
 
 class ImageFolderDataModule(DataModule):
     """Images in ``root/<class>/…``, or in ``root/train/<class>/…`` and ``root/test/<class>/…``.
 
-    Every image is decoded once into one uint8 array in memory: its shorter side is resized to
-    `image_size` (antialiased bilinear) and the centre cut out. Classes are the sorted names of the
-    folders, as in torchvision's `ImageFolder`. A ``test`` folder is the test set; then
-    `test_fraction` must be 0.
+    Every image is decoded once into one uint8 array, in memory or with `cache` in a file: its
+    shorter side is resized to `size` (antialiased bilinear) and the centre cut out. Classes
+    are the sorted names of the folders, as in torchvision's `ImageFolder`. A ``test`` folder is the
+    test set; then `test_fraction` must be 0.
+
+    With `cache` the array is a plain ``.npy`` file that is memory-mapped, so that it may be larger
+    than memory. It is built once, by one process, and then used by every run and rank with the same
+    files and settings; where an image was added, removed or changed it is built anew, which a
+    warning says. Its memory is read-only: writing into the source's arrays would be a crash.
 
     Args:
         root: The folder.
-        image_size: Height and width, or one number for both.
-        channels: 3 for colour, 1 for grey.
+        size: Height and width, or one number for both.
+        in_channels: 3 for colour, 1 for grey.
+        cache: Keep the decoded images in an array file, decoded once and read from the disk, for
+            more images than fit in memory: True for a file in `root`, or the folder for it.
         batch_size: Samples a batch.
         num_workers: Worker processes a loader.
         num_folds: Number of folds, or None for a single split by `val_fraction`.
@@ -37,9 +47,14 @@ class ImageFolderDataModule(DataModule):
         shuffle_seed: Seed of the order of training samples.
         stratify: Keep the proportions of the classes in every part; None: for classes, yes.
         normalize: Standardise by the training part's mean and standard deviation.
+        train_transform: A random transform of single training images, in the workers; see
+            `DataModule`.
+        device_resident: Keep the arrays on the accelerator: True, False or ``"auto"``.
 
     Raises:
         FileNotFoundError: There is no such folder, or no class or image in it.
+        FileExistsError: The file of the cache is not ours, or was cut off; it is left as it is.
+        OSError: The folder of the cache cannot be written to or has no room; nothing is left there.
         ValueError: An image cannot be decoded; the message names the file.
     """
 
@@ -47,8 +62,9 @@ class ImageFolderDataModule(DataModule):
         self,
         root: str,
         *,
-        image_size: int | tuple[int, int],
-        channels: Literal[1, 3] = 3,
+        size: int | tuple[int, int],
+        in_channels: Literal[1, 3] = 3,
+        cache: bool | str = False,
         batch_size: int = 64,
         num_workers: int = 0,
         num_folds: int | None = None,
@@ -59,6 +75,8 @@ class ImageFolderDataModule(DataModule):
         shuffle_seed: int = 0,
         stratify: bool | None = None,
         normalize: bool = True,
+        train_transform: Callable[[Any], Any] | None = None,
+        device_resident: bool | Literal["auto"] = False,
     ) -> None:
         super().__init__(
             batch_size=batch_size,
@@ -71,48 +89,78 @@ class ImageFolderDataModule(DataModule):
             shuffle_seed=shuffle_seed,
             stratify=stratify,
             normalize=normalize,
+            train_transform=train_transform,
+            device_resident=device_resident,
         )
-        sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        sides = (size, size) if isinstance(size, int) else tuple(size)
         if len(sides) != 2:
-            raise ValueError(f"image_size={image_size} must be (height, width) or one number.")
+            raise ValueError(f"size={size} must be (height, width) or one number.")
         for side in sides:
-            check_range("image_size", side, 1)
-        if channels not in (1, 3):
-            raise ValueError(f"channels={channels} must be 1 (grey) or 3 (colour).")
+            check_range("size", side, 1)
+        if in_channels not in (1, 3):
+            raise ValueError(f"in_channels={in_channels} must be 1 (grey) or 3 (colour).")
         self.root = root
         self.size = sides
-        self.channels = channels
-        self.save_hyperparameters()
+        self.channels = in_channels
+        self.cache = cache
+        self.save_hyperparameters(ignore=["train_transform"])
+
+    def prepare_data(self) -> None:
+        if self.cache:
+            for folder in self._folders():
+                self._read(folder)
 
     def load(self) -> Source:
+        train, *test = self._folders()
+        inputs, targets, names = self._read(train)
+        source = Source(inputs, targets, class_names=names)
+        for folder in test:
+            source.test_inputs, source.test_targets, found = self._read(folder)
+            if found != names:
+                raise ValueError(
+                    f"{folder} has the classes {found} and {train} {names}; they must be the same."
+                )
+        return source
+
+    def _folders(self) -> list[Path]:
+        """The folders that hold a folder a class: that of training and, if there, that of test."""
         root = Path(self.root)
         if not root.is_dir():
             raise FileNotFoundError(f"root={self.root!r} is no folder.")
         if not (root / "train").is_dir():
-            inputs, targets, names = self._decode(root)
-            return Source(inputs, targets, class_names=names)
-        inputs, targets, names = self._decode(root / "train")
-        source = Source(inputs, targets, class_names=names)
-        if (root / "test").is_dir():
-            source.test_inputs, source.test_targets, found = self._decode(root / "test")
-            if found != names:
-                raise ValueError(
-                    f"{root / 'test'} has the classes {found} and {root / 'train'} {names}; "
-                    "they must be the same."
-                )
-        return source
+            return [root]
+        return [root / part for part in ("train", "test") if (root / part).is_dir()]
 
-    def _decode(self, folder: Path) -> tuple[Tensor, Tensor, list[str]]:
+    def _read(self, folder: Path) -> tuple[Tensor, Tensor, list[str]]:
         from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
-        from tqdm import tqdm
 
         names, number_of = find_classes(folder)
-        files = make_dataset(str(folder), number_of, extensions=IMG_EXTENSIONS)
-        images = np.empty((len(files), self.channels, *self.size), dtype=np.uint8)
-        bar = tqdm(files, desc=f"decoding {folder}", disable=not is_rank_zero(), delay=1.0)
-        for i, (file, _) in enumerate(bar):
-            images[i] = _decode(file, self.size, self.channels)
-        return torch.from_numpy(images), torch.tensor([label for _, label in files]), names
+        samples = make_dataset(str(folder), number_of, extensions=IMG_EXTENSIONS)
+        files, targets = [file for file, _ in samples], torch.tensor([n for _, n in samples])
+        shape = (self.channels, *self.size)
+        decode = partial(_decode, size=self.size, channels=self.channels)
+        if self.cache:
+            path = self._cache_file(folder)
+            return cached_images(path, folder, files, shape, decode), targets, names
+        images = np.empty((len(files), *shape), dtype=np.uint8)
+        decode_all(files, decode, images.__setitem__, f"decoding {folder}")
+        return torch.from_numpy(images), targets, names
+
+    def _cache_file(self, folder: Path) -> Path:
+        root = Path(self.root)
+        part = "images" if folder == root else folder.name
+        name = f"{part}-{self.channels}x{self.size[0]}x{self.size[1]}.npy"
+        if self.cache is True:
+            return root / f"dlblocks-{name}"
+        cache = Path(str(self.cache))
+        if folder.resolve() in cache.resolve().parents:
+            raise ValueError(
+                f"cache={self.cache!r} is inside {folder}, where every folder is a class; use "
+                "cache=True, or a folder outside."
+            )
+        # Two roots may share a folder.
+        place = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:8]
+        return cache / f"dlblocks-{root.resolve().name}-{place}-{name}"
 
 
 def _decode(file: str, size: Sequence[int], channels: int) -> np.ndarray:

@@ -137,7 +137,7 @@ class SampleTransform:
             raise ValueError(
                 f"train_transform={self.name} changed {where} from shape {tuple(like.shape)} to "
                 f"{tuple(new.shape)}, but validation images keep their shape; crop with padding, "
-                "or set image_size= of the datamodule to have all images in another size."
+                "or set size= of ImageFolderDataModule to have all images in another size."
             )
         return new
 

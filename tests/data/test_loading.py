@@ -197,7 +197,7 @@ def test_bad_arguments(arguments, message):
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16])
-@pytest.mark.parametrize("chunk", [1, 100, 1 << 22])
+@pytest.mark.parametrize("chunk", [1, 100, 1 << 18])
 def test_mean_and_std_in_chunks(dtype, chunk, monkeypatch):
     monkeypatch.setattr("dlblocks.data.normalisation.CHUNK", chunk)
     inputs = (torch.rand(40, 3, 4, 5) * torch.tensor([1, 90, 255]).view(3, 1, 1)).to(dtype)

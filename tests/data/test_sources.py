@@ -3,10 +3,13 @@ import hashlib
 import io
 import pickle
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from jsonargparse import ArgumentParser
+from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 from sklearn import datasets as sklearn_datasets
 from sklearn.impute import SimpleImputer
@@ -23,6 +26,7 @@ from dlblocks.data import (
     MNISTDataModule,
     TabularDataModule,
 )
+from dlblocks.models import CNNClassifier
 
 
 def test_digits_are_scikit_learns():
@@ -95,9 +99,142 @@ def test_label_beyond_the_names_is_refused():
         ArrayDataModule(np.zeros((3, 2)), [0, 1, 3], class_names=["a", "b", "c"]).setup()
 
 
+def test_values_that_are_not_finite_are_counted_over_all_rows():
+    inputs = np.zeros((5, 2**19), dtype=np.float32)  # looked at two rows at a time
+    inputs[3, 7], inputs[4, 1], inputs[4, 9] = np.inf, np.nan, np.nan
+    with pytest.raises(ValueError, match=r"3 value\(s\) .* first \(inf\) in row 3, column 7"):
+        ArrayDataModule(inputs, [0, 1, 0, 1, 0]).setup()
+
+
 def test_huge_but_finite_values_are_no_infinity():
     big = np.full((4, 2), 3e38, dtype=np.float32)
     assert ArrayDataModule(big, [0, 1, 0, 1]).num_classes == 2
+
+
+# Array files
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Images as uint8 and features as float32 and float16, in files; and their classes."""
+    random = np.random.default_rng(0)
+    arrays = {
+        "images": random.integers(0, 256, (24, 3, 5, 4), dtype=np.uint8),
+        "features": random.random((24, 6), dtype=np.float32),
+        "half": random.random((24, 6)).astype(np.float16),
+        "targets": np.arange(24) % 3,
+    }
+    for name, array in arrays.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    return arrays
+
+
+@pytest.mark.parametrize("name", ["images", "features", "half"])
+@pytest.mark.parametrize("give", [str, Path, lambda path: np.load(path, mmap_mode="r")])
+def test_array_files_give_the_same_as_arrays(tmp_path, saved, name, give):
+    plain = ArrayDataModule(saved[name], saved["targets"], batch_size=5, num_folds=3, fold=1)
+    inputs, targets = (give(tmp_path / f"{name}.npy") for name in (name, "targets"))
+    mapped = ArrayDataModule(
+        inputs, targets, batch_size=5, num_folds=3, fold=1, test_inputs=inputs, test_targets=targets
+    )
+    for data in (plain, mapped):
+        data.setup()
+    assert mapped.source.inputs.dtype == plain.source.inputs.dtype
+    assert torch.equal(mapped.source.test_inputs, plain.source.inputs)
+    for loader in ("train_dataloader", "val_dataloader"):
+        ours, theirs = (
+            [data.on_after_batch_transfer(batch, 0) for batch in getattr(data, loader)()]
+            for data in (mapped, plain)
+        )
+        assert len(ours) == len(theirs) > 1
+        for (x, y), (other_x, other_y) in zip(ours, theirs, strict=True):
+            assert torch.equal(x, other_x)
+            assert torch.equal(y, other_y)
+
+
+def test_array_files_can_be_given_on_the_command_line(tmp_path, saved):
+    parser = ArgumentParser()
+    parser.add_class_arguments(ArrayDataModule, "data")
+    given = ["--data.inputs", "images.npy", "--data.targets", "targets.npy"]
+    data = parser.instantiate_classes(parser.parse_args(given)).data  # in tmp_path
+    np.testing.assert_array_equal(data.source.inputs, saved["images"])
+
+
+def test_a_memory_map_is_shared_and_an_array_that_is_read_only_is_not(tmp_path, saved):
+    inputs = np.load(tmp_path / "images.npy", mmap_mode="r")
+    for given in (inputs, np.asarray(inputs), inputs[:], inputs[::2]):
+        source = ArrayDataModule(given, np.arange(len(given)) % 3).source
+        assert source.inputs.data_ptr() == inputs.ctypes.data
+    whole = np.load(tmp_path / "images.npy")
+    whole.flags.writeable = False
+    source = ArrayDataModule(whole, saved["targets"]).source
+    assert source.inputs.data_ptr() != whole.ctypes.data
+
+
+def test_a_map_with_channels_last_is_turned_without_a_copy(tmp_path, saved):
+    np.save(tmp_path / "last.npy", saved["images"].transpose(0, 2, 3, 1).copy())
+    with pytest.raises(
+        ValueError, match=r"inputs has shape \(24, 5, 4, 3\), whose last axis looks"
+    ):
+        ArrayDataModule(str(tmp_path / "last.npy"), saved["targets"]).setup()
+    last = np.load(tmp_path / "last.npy", mmap_mode="r")
+    turned = ArrayDataModule(last.transpose(0, 3, 1, 2), saved["targets"])
+    np.testing.assert_array_equal(turned.source.inputs, saved["images"])
+    assert turned.source.inputs.data_ptr() == last.ctypes.data
+
+
+def test_names_and_big_endian_numbers_in_files(tmp_path):
+    np.save(tmp_path / "names.npy", np.array(["b", "ä", "b", "c"]))
+    data = ArrayDataModule(np.zeros((4, 2)), str(tmp_path / "names.npy"))
+    assert data.class_names == ["b", "c", "ä"]
+    np.save(tmp_path / "values.npy", np.array([0.5, 1, 2, 3], dtype=">f8"))
+    data = ArrayDataModule(np.zeros((4, 2)), str(tmp_path / "values.npy"))
+    assert data.source.targets.tolist() == [0.5, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((4, 3)), r"dtype float64 and shape \(4, 3\).* save it as float32"),
+        (np.zeros((4, 3), dtype=int), "dtype int64"),
+        (np.zeros((4, 3, 8, 8), dtype=np.uint16), "dtype uint16"),
+        (np.zeros((4, 3), dtype=np.uint8), "dtype uint8 .* float32, or as uint8 if it is images"),
+        (np.zeros((4, 3), dtype=bool), "dtype bool"),
+        (np.zeros((4, 3), dtype=">f4"), "dtype >f4"),
+        (np.zeros((4, 3), dtype=np.complex64), "dtype complex64"),
+        (np.asfortranarray(np.zeros((4, 3), dtype=np.float32)), "do not lie one after the other"),
+        (np.array([["a"]] * 4), "dtype <U1"),
+        (np.array([[None]] * 4), "cannot be mapped .*Python objects"),
+        (np.zeros((4, 3, 8), dtype=np.uint8), "dtype uint8"),
+        (np.full((4, 3), np.nan, dtype=np.float32), r"12 value\(s\) that are not finite"),
+    ],
+)
+def test_bad_array_files_are_refused(tmp_path, array, message):
+    path = tmp_path / "bad.npy"
+    np.save(path, array)
+    with pytest.raises(ValueError, match=f"inputs.*{message}"):
+        ArrayDataModule(str(path), [0, 1, 0, 1]).setup()
+    with pytest.raises(ValueError, match=f"test_inputs.*{message}"):
+        ArrayDataModule(
+            np.zeros((2, 3)), [0, 1], test_inputs=path, test_targets=[0, 1, 0, 1]
+        ).setup()
+
+
+def test_files_that_are_no_array_files_are_refused(tmp_path, saved):
+    with pytest.raises(FileNotFoundError, match=r"inputs='.*none\.npy' is no file"):
+        ArrayDataModule(str(tmp_path / "none.npy"), [0, 1]).setup()
+    with pytest.raises(ValueError, match=r"targets='labels\.csv' is no \.npy file"):
+        ArrayDataModule(np.zeros((2, 3)), "labels.csv").setup()
+    whole = (tmp_path / "images.npy").read_bytes()
+    for name, content in (
+        ("empty", b""),
+        ("cut", whole[:1000]),
+        ("text", b"a,b\n1,2\n"),
+        ("pickle", pickle.dumps([1, 2])),
+    ):
+        (tmp_path / f"{name}.npy").write_bytes(content)
+        with pytest.raises(ValueError, match=rf"inputs='.*{name}\.npy' cannot be mapped"):
+            ArrayDataModule(tmp_path / f"{name}.npy", saved["targets"]).setup()
 
 
 # Tables
@@ -300,14 +437,27 @@ def test_image_folder(tmp_path):
     for i in range(4):
         paint(tmp_path / "red" / f"{i}.png", (255, 0, 0))
         paint(tmp_path / "blue" / f"{i}.bmp", (0, 0, 255), size=(8, 30))
-    data = ImageFolderDataModule(str(tmp_path), image_size=(6, 8))
+    data = ImageFolderDataModule(str(tmp_path), size=(6, 8))
     assert data.class_names == ["blue", "red"]
     assert data.source.inputs.shape == (8, 3, 6, 8)
     assert data.source.inputs.dtype == torch.uint8
     for image, target in zip(data.source.inputs, data.source.targets, strict=True):
         assert (image[0 if target else 2] == 255).all()
-    grey = ImageFolderDataModule(str(tmp_path), image_size=4, channels=1)
+    grey = ImageFolderDataModule(str(tmp_path), size=4, in_channels=1)
     assert grey.input_shape == (1, 4, 4)
+
+
+def test_image_folder_trains_a_cnn_with_a_logger(tmp_path, make_trainer):
+    """Lightning refuses hyperparameters of model and data that share a name and differ."""
+    for i in range(6):
+        paint(tmp_path / "images" / "red" / f"{i}.png", (255, 40 * i, 0))
+        paint(tmp_path / "images" / "blue" / f"{i}.png", (0, 40 * i, 255))
+    trainer = make_trainer(logger=CSVLogger(tmp_path / "log"), log_every_n_steps=1)
+    trainer.fit(
+        CNNClassifier(3, 2, channels=[4]),
+        datamodule=ImageFolderDataModule(str(tmp_path / "images"), size=8, batch_size=4),
+    )
+    assert trainer.global_step == 3
 
 
 def test_image_folder_with_a_test_set(tmp_path):
@@ -315,30 +465,30 @@ def test_image_folder_with_a_test_set(tmp_path):
         for name in ("a", "b"):
             for i in range(count):
                 paint(tmp_path / part / name / f"{i}.png", (i, i, i))
-    data = ImageFolderDataModule(str(tmp_path), image_size=4)
+    data = ImageFolderDataModule(str(tmp_path), size=4)
     assert len(data.arrays("test")[0]) == 4
     assert len(data.arrays("train")[0]) + len(data.arrays("val")[0]) == 12
 
 
 def test_bad_image_folders_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="is no folder"):
-        ImageFolderDataModule(str(tmp_path / "none"), image_size=4).setup()
+        ImageFolderDataModule(str(tmp_path / "none"), size=4).setup()
     paint(tmp_path / "a" / "good.png", (1, 2, 3))
     paint(tmp_path / "b" / "good.png", (1, 2, 3))
     buffer = io.BytesIO()
     Image.new("RGB", (40, 40), (9, 9, 9)).save(buffer, "PNG")
     (tmp_path / "b" / "broken.png").write_bytes(buffer.getvalue()[:60])
     with pytest.raises(ValueError, match=r"broken\.png cannot be decoded"):
-        ImageFolderDataModule(str(tmp_path), image_size=4).setup()
-    with pytest.raises(ValueError, match="channels=2"):
-        ImageFolderDataModule(str(tmp_path), image_size=4, channels=2)
+        ImageFolderDataModule(str(tmp_path), size=4).setup()
+    with pytest.raises(ValueError, match="in_channels=2"):
+        ImageFolderDataModule(str(tmp_path), size=4, in_channels=2)
 
 
 def test_empty_class_folder_is_refused(tmp_path):
     paint(tmp_path / "a" / "good.png", (1, 2, 3))
     (tmp_path / "b").mkdir()
     with pytest.raises(FileNotFoundError, match="b"):
-        ImageFolderDataModule(str(tmp_path), image_size=4).setup()
+        ImageFolderDataModule(str(tmp_path), size=4).setup()
 
 
 # The curve

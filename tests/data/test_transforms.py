@@ -342,8 +342,8 @@ def test_seed_is_checked():
 @pytest.mark.parametrize(
     ("transform", "error", "message"),
     [
-        (v2.RandomCrop(12), ValueError, r"\(3, 16, 16\) to \(3, 12, 12\).*image_size="),
-        (A.RandomCrop(12, 12), ValueError, r"\(3, 16, 16\) to \(3, 12, 12\).*image_size="),
+        (v2.RandomCrop(12), ValueError, r"\(3, 16, 16\) to \(3, 12, 12\).*size="),
+        (A.RandomCrop(12, 12), ValueError, r"\(3, 16, 16\) to \(3, 12, 12\).*size="),
         (lambda image: image[:1], ValueError, r"to \(1, 16, 16\).*validation images keep"),
         (v2.ToDtype(torch.float32, scale=True), ValueError, "uint8 to torch.float32.*remove ToD"),
         (A.ToFloat(), ValueError, "uint8 to torch.float32.*leave conversion and normalisation"),
