@@ -4,6 +4,7 @@ from dlblocks.models.base import Model
 from dlblocks.models.checkpoints import load
 from dlblocks.models.classification import Classifier, CNNClassifier, MLPClassifier
 from dlblocks.models.regression import MLPRegressor, Regressor
+from dlblocks.models.voting import VotingClassifier, VotingRegressor
 
 __all__ = [
     "CNNClassifier",
@@ -12,5 +13,7 @@ __all__ = [
     "MLPRegressor",
     "Model",
     "Regressor",
+    "VotingClassifier",
+    "VotingRegressor",
     "load",
 ]

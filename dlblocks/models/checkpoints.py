@@ -20,12 +20,56 @@ HPARAMS = "hyper_parameters"
 
 def describe(model: Model, checkpoint: dict[str, Any]) -> None:
     """Leaves in `checkpoint` the model's class path and plain hyperparameters, and no more."""
+    checkpoint[HPARAMS] = description(model)
+    for key in ("hparams_name", "hparams_type"):
+        checkpoint.pop(key, None)
+
+
+def description(model: Model) -> dict[str, Any]:
+    """The model's class path and plain hyperparameters, from which `rebuild` makes it again."""
     names = model.hyperparameter_names()
     hparams = {name: _plain(model.hparams[name]) for name in names if name in model.hparams}
     hparams = {name: value for name, value in hparams.items() if value is not _NOT_PLAIN}
-    checkpoint[HPARAMS] = {**hparams, CLASS_PATH: class_path(type(model))}
-    for key in ("hparams_name", "hparams_type"):
-        checkpoint.pop(key, None)
+    return {**hparams, CLASS_PATH: class_path(type(model))}
+
+
+def rebuild(
+    description: Mapping[str, Any],
+    *,
+    classes: Iterable[type[Model]] = (),
+    overrides: Mapping[str, Any] | None = None,
+    source: Any = "the description",
+) -> Model:
+    """A new model, with new weights, of the class and hyperparameters of a `description`.
+
+    Args:
+        description: What `description` returned.
+        classes: Further classes that it may name; see `load`.
+        overrides: Constructor arguments in place of those described.
+        source: Where the description comes from, for messages.
+
+    Raises:
+        ValueError: The class is not known, or an argument is missing or not its own.
+    """
+    saved = dict(description)
+    wanted = saved.pop(CLASS_PATH, None)
+    if not isinstance(wanted, str):
+        raise ValueError(
+            f"{source} names no class of dlblocks; load it with the class that made it, or give "
+            "the state_dict in it to your own model."
+        )
+    cls = _resolve(wanted, list(classes), source)
+    names = cls.hyperparameter_names()
+    arguments = {name: value for name, value in saved.items() if name in names}
+    for name, value in (overrides or {}).items():
+        if name not in names:
+            raise ValueError(f"{name} is not an argument of {cls.__name__}: {', '.join(names)}.")
+        arguments[name] = value
+    if "net" in names and "net" not in arguments:
+        raise ValueError(
+            f"{source} holds a {cls.__name__} over a net that was made elsewhere; pass it as net=."
+        )
+    return cls(**arguments)
 
 
 def class_path(cls: type) -> str:
@@ -84,25 +128,9 @@ def load(
         ValueError: The file is truncated, is no checkpoint, holds another class, or names code.
     """
     checkpoint = _read(path, map_location or "cpu")
-    saved = dict(checkpoint.get(HPARAMS) or {})
-    wanted = saved.pop(CLASS_PATH, None)
-    if not isinstance(wanted, str):
-        raise ValueError(
-            f"{path} names no class of dlblocks; load it with the class that made it, or give the "
-            "state_dict in it to your own model."
-        )
-    cls = _resolve(wanted, list(classes), path)
-    names = cls.hyperparameter_names()
-    arguments = {name: value for name, value in saved.items() if name in names}
-    for name, value in (overrides or {}).items():
-        if name not in names:
-            raise ValueError(f"{name} is not an argument of {cls.__name__}: {', '.join(names)}.")
-        arguments[name] = value
-    if "net" in names and "net" not in arguments:
-        raise ValueError(
-            f"{path} holds a {cls.__name__} over a net that was made elsewhere; pass it as net=."
-        )
-    model = cls(**arguments)
+    model = rebuild(
+        checkpoint.get(HPARAMS) or {}, classes=classes, overrides=overrides, source=path
+    )
     model.on_load_checkpoint(checkpoint)
     model.load_state_dict(checkpoint["state_dict"], strict=strict)
     if map_location not in (None, "cpu") and isinstance(map_location, (str, torch.device)):

@@ -1,0 +1,181 @@
+"""Several models as one: the average of what they predict.
+
+Averaging members that err differently lowers the error (Hansen and Salamon, "Neural Network
+Ensembles", 1990); with the models of a cross-validation as members it is also called CV bagging
+(Krogh and Vedelsby, "Neural Network Ensembles, Cross Validation, and Active Learning", 1995).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from dlblocks.errors import check_choice
+from dlblocks.models import checkpoints
+from dlblocks.models.base import Model
+from dlblocks.models.classification import Classifier
+from dlblocks.models.regression import Regressor
+
+# The share of a class that no member votes for; its logarithm stays finite.
+NO_VOTE = 1e-6
+Kind = TypeVar("Kind", bound=Model)
+
+
+class VotingClassifier(Classifier):
+    """The average of several classifiers; evaluated like one, saved and loaded as one.
+
+    ``"soft"`` voting averages the members' probabilities: p = (1/M) Σ p_m; `forward` returns
+    log p, whose softmax is p. ``"hard"`` voting counts the classes that members find likeliest.
+
+    Members may have been trained on inputs normalised in different ways, as the models of a
+    cross-validation are. Given their `normalisations`, the inputs of `forward` are raw, in the
+    units of the source; under a Trainer with one of our datamodules, its batches are understood.
+
+    Args:
+        members: Classifiers of one number of classes, or their descriptions in a checkpoint.
+        voting: ``"soft"`` or ``"hard"``.
+        normalisations: For each member the scale and shift of ``raw * scale + shift`` that it was
+            trained on, or None if all take the same inputs.
+
+    Raises:
+        ValueError: No members, or members of different numbers of classes.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Any],
+        *,
+        voting: Literal["soft", "hard"] = "soft",
+        normalisations: Sequence[Any] | None = None,
+    ) -> None:
+        check_choice("voting", voting, ["soft", "hard"])
+        models = _models(members, Classifier)
+        counts = {model.num_classes for model in models}
+        if len(counts) > 1:
+            raise ValueError(f"members have {sorted(counts)} classes; they must have the same.")
+        super().__init__(_Committee(models, normalisations), counts.pop())
+        self.voting = voting
+        _describe(self, models, normalisations, voting=voting)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits = self.net(_raw(self, inputs)).float()
+        if self.voting == "soft":
+            return logits.log_softmax(2).logsumexp(0) - math.log(len(logits))
+        votes = torch.nn.functional.one_hot(logits.argmax(2), self.num_classes).float()
+        return votes.mean(0).clamp_(min=NO_VOTE).log()
+
+    def configure_optimizers(self) -> Any:
+        raise _cannot_train(self)
+
+
+class VotingRegressor(Regressor):
+    """The average of several regressors; evaluated like one, saved and loaded as one.
+
+    Args:
+        members: Regressors of one number of values, or their descriptions in a checkpoint.
+        normalisations: See `VotingClassifier`.
+
+    Raises:
+        ValueError: No members, or members of different numbers of values.
+    """
+
+    def __init__(
+        self, members: Sequence[Any], *, normalisations: Sequence[Any] | None = None
+    ) -> None:
+        models = _models(members, Regressor)
+        counts = {model.out_features for model in models}
+        if len(counts) > 1:
+            raise ValueError(f"members put out {sorted(counts)} values; they must put out as many.")
+        super().__init__(_Committee(models, normalisations), counts.pop())
+        _describe(self, models, normalisations)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.net(_raw(self, inputs)).mean(0)
+
+    def configure_optimizers(self) -> Any:
+        raise _cannot_train(self)
+
+
+class _Committee(nn.Module):
+    """All members' outputs for the same inputs, stacked: shape (M, N, ...)."""
+
+    def __init__(self, models: Sequence[Model], normalisations: Sequence[Any] | None) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(models)
+        self.normalisations = normalisations is not None
+        if normalisations is not None:
+            if len(normalisations) != len(models):
+                raise ValueError(
+                    f"normalisations has {len(normalisations)} entries and members {len(models)}; "
+                    "give one a member."
+                )
+            for i, pair in enumerate(normalisations):
+                for name, value in zip(("scale", "shift"), pair, strict=True):
+                    self.register_buffer(
+                        f"{name}_{i}", torch.as_tensor(value, dtype=torch.float32), persistent=False
+                    )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs = []
+        for i, member in enumerate(self.members):
+            own = inputs
+            if self.normalisations:
+                scale, shift = getattr(self, f"scale_{i}"), getattr(self, f"shift_{i}")
+                own = inputs.to(scale.dtype) * scale + shift
+            outputs.append(member(own))
+        return torch.stack(outputs)
+
+
+def _models(members: Sequence[Any], kind: type[Kind]) -> list[Kind]:
+    """The members, made anew from their descriptions where they are such."""
+    if not members:
+        raise ValueError("members is empty; an ensemble needs at least one.")
+    models = []
+    for member in members:
+        model = checkpoints.rebuild(member) if isinstance(member, Mapping) else member
+        if not isinstance(model, kind):
+            raise ValueError(
+                f"members hold a {type(model).__name__}; every one must be a {kind.__name__} of "
+                "dlblocks."
+            )
+        models.append(model)
+    return models
+
+
+def _describe(
+    model: Model,
+    members: Sequence[Model],
+    normalisations: Sequence[Any] | None,
+    **others: Any,
+) -> None:
+    """Saves hyperparameters from which the same model can be made again: plain values only."""
+    plain = None
+    if normalisations is not None:
+        plain = [[torch.as_tensor(value).tolist() for value in pair] for pair in normalisations]
+    described = {
+        "members": [checkpoints.description(member) for member in members],
+        "normalisations": plain,
+        **others,
+    }
+    model.save_hyperparameters(described, logger=False)
+
+
+def _raw(model: Model, inputs: Tensor) -> Tensor:
+    """Inputs in the units of the source, whatever the Trainer's datamodule made of them."""
+    committee = model.net
+    if not (isinstance(committee, _Committee) and committee.normalisations):
+        return inputs
+    trainer = model._trainer  # `trainer` raises where there is none
+    inverse = getattr(getattr(trainer, "datamodule", None), "inverse_transform", None)
+    return inputs if inverse is None else inverse(inputs)
+
+
+def _cannot_train(model: Model) -> RuntimeError:
+    return RuntimeError(
+        f"{type(model).__name__} is made of models that are trained already; train them one by "
+        "one, and use Trainer.validate, test or predict with their ensemble."
+    )
