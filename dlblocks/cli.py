@@ -24,6 +24,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from dlblocks import tracking
+from dlblocks.callbacks import ExactResume
+from dlblocks.callbacks.resume_csv import csv_writers
 from dlblocks.crossval import cross_validate
 from dlblocks.data import DataModule
 from dlblocks.errors import did_you_mean
@@ -171,21 +173,27 @@ class CLI(LightningCLI):
             and given.enable_checkpointing is not False
             and not given.fast_dev_run
         )
-        if keeps and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
+        resumable = any(isinstance(c, ExactResume) for c in callbacks)
+        if keeps and sum(isinstance(c, ModelCheckpoint) for c in callbacks) == resumable:
             callbacks.append(
                 ModelCheckpoint(
                     self.run_dir / "checkpoints",
                     filename="best",
                     monitor=config.monitor,
                     mode=config.mode,
-                    save_last=True,
+                    save_last=not resumable,
                     enable_version_counter=False,
                 )
             )
         with quiet():
-            return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+            trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        if self.subcommand == "fit" and config.ckpt_path is not None:
+            csv_writers(trainer)  # they go on; Lightning would delete what a killed run has written
+        return trainer
 
     def _run_dir(self, config: Namespace) -> Path:
+        if config.run_dir is None and self.subcommand == "fit" and config.ckpt_path == "last":
+            raise ValueError("--ckpt_path=last goes on with a run; say which with --run_dir.")
         if config.run_dir is not None:
             # Only a fit fills a folder; the others may add to that of the model they load.
             fills = self.subcommand in ("fit", CROSS_VALIDATE) and is_rank_zero()
@@ -275,10 +283,16 @@ setattr(CLI, CROSS_VALIDATE, CLI.cross_validate)
 
 
 class SaveConfig(SaveConfigCallback):
-    """Saves the whole configuration as ``config.yaml`` in the run folder of a fit."""
+    """Saves the whole configuration as ``config.yaml`` in the run folder of a fit.
+
+    A run that is resumed keeps the configuration that it began with.
+    """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit":
+        if stage != "fit":
+            return
+        began = (Path(trainer.log_dir or "") / self.config_filename).is_file()
+        if self.config.ckpt_path is None or not trainer.strategy.broadcast(began):
             super().setup(trainer, pl_module, stage)
 
 

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, WeightAveragi
 from lightning.pytorch.loggers import Logger
 
 from dlblocks import report, tracking
+from dlblocks.callbacks import ExactResume
 from dlblocks.data import DataModule
 from dlblocks.errors import check_choice, did_you_mean
 from dlblocks.files import check_new_run_dir, is_rank_zero, write_json, write_rows
@@ -92,7 +93,8 @@ def fit(
         model: A new LightningModule.
         datamodule: Its data, with a validation part.
         folder: Gets ``checkpoints/best.ckpt`` and ``history.csv``.
-        callbacks: New callbacks, without a ModelCheckpoint.
+        callbacks: New callbacks, without a ModelCheckpoint; an `ExactResume` may be among them, and
+            writes into ``checkpoints`` too.
         trainer: Checked arguments of the Trainer.
         monitor: The logged metric that chooses the best epoch.
         mode: ``"min"`` or ``"max"``.
@@ -100,7 +102,7 @@ def fit(
         bar: A progress bar; True for Lightning's, False for none.
     """
     for callback in callbacks:
-        if isinstance(callback, ModelCheckpoint):
+        if isinstance(callback, ModelCheckpoint) and not isinstance(callback, ExactResume):
             raise ValueError(
                 "callbacks hold a ModelCheckpoint, but the best weights are kept anyway; "
                 "leave it out and set monitor= and mode=."

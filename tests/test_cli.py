@@ -2,8 +2,10 @@
 
 import gzip
 import json
+import os
 import pickle
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -208,3 +210,59 @@ def test_module_and_console_script_say_help():
     for command in ([sys.executable, "-m", "dlblocks"], [Path(sys.executable).parent / "dlblocks"]):
         said = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
         assert "cross-validate" in said.stdout
+
+
+RESUMED = [*DIGITS, "--trainer.max_epochs=3", "--model.dropout=0.2", "--data.batch_size=160",
+           "--trainer.callbacks+=ExactResume",
+           "--trainer.callbacks.every_n_train_steps=2"]  # fmt: skip
+
+
+def test_a_killed_run_goes_on_in_its_folder(tmp_path):
+    """The same command with --ckpt_path=last; against the run that was not killed."""
+    (tmp_path / "killer.py").write_text(
+        "import os, signal\n"
+        "from lightning.pytorch.callbacks import Callback\n"
+        "class Killer(Callback):\n"
+        "    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):\n"
+        "        if trainer.fit_loop.total_batch_idx == 14:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-m", "dlblocks", *RESUMED, "--run_dir=killed",
+         "--trainer.callbacks+=killer.Killer"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    config = (tmp_path / "killed" / "config.yaml").read_text()
+    main([*RESUMED, "--run_dir=killed", "--ckpt_path=last"])
+    main([*RESUMED, "--run_dir=whole"])
+    for name in ("last", "best"):
+        a, b = (
+            torch.load(tmp_path / run / "checkpoints" / f"{name}.ckpt")["state_dict"]
+            for run in ("killed", "whole")
+        )
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    for run in ("killed", "whole"):
+        checkpoints = sorted(path.name for path in (tmp_path / run / "checkpoints").iterdir())
+        assert checkpoints == ["best.ckpt", "last.ckpt"]
+    rows = [(tmp_path / run / "metrics.csv").read_text() for run in ("killed", "whole")]
+    assert rows[0] == rows[1]
+    assert len(rows[0].splitlines()) > 3
+    assert (tmp_path / "killed" / "config.yaml").read_text() == config
+
+
+def test_going_on_needs_the_folder_of_the_run(capsys):
+    with pytest.raises(SystemExit):
+        main([*RESUMED, "--ckpt_path=last"])
+    assert "say which with --run_dir" in capsys.readouterr().err
+
+
+def test_a_longer_run_keeps_what_was_logged(tmp_path):
+    """Without ExactResume, too: Lightning would delete metrics.csv."""
+    command = [*DIGITS, "--data.batch_size=160", "--model.lr_schedule=constant", "--run_dir=a"]
+    main([*command, "--trainer.max_epochs=1"])
+    before = (tmp_path / "a" / "metrics.csv").read_text()
+    main([*command, "--trainer.max_epochs=2", "--ckpt_path=last"])
+    after = (tmp_path / "a" / "metrics.csv").read_text()
+    assert after.startswith(before) and len(after) > len(before)

@@ -171,7 +171,7 @@ class Model(pl.LightningModule):
             metrics.loss.update(losses, sizes)
             metrics.others.update(predictions, targets)
 
-    def flush(self) -> None:
+    def flush_metrics(self) -> None:
         """Moves into the metrics what is buffered of training; `ExactResume` saves them so."""
         self._flush("train")
 

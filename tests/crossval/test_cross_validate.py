@@ -11,9 +11,10 @@ from sklearn.metrics import accuracy_score
 from sklearn.model_selection import StratifiedKFold
 from torch import nn
 
-from dlblocks.callbacks import Augment, MixUp
+from dlblocks.callbacks import Augment, ExactResume, MixUp
 from dlblocks.crossval import CrossValidationResult, cross_validate
 from dlblocks.data import ArrayDataModule, CurveDataModule, DataModule, DigitsDataModule
+from dlblocks.fitting import fit_and_test
 from dlblocks.models import Classifier, MLPClassifier, MLPRegressor, load
 
 CPU = {"accelerator": "cpu", "max_epochs": 2}
@@ -143,6 +144,24 @@ def test_a_fold_does_not_depend_on_the_folds_before_it(tmp_path):
     folded = load(tmp_path / "whole" / whole.folds[2]["checkpoint"]).state_dict()
     for name, value in alone.items():
         assert torch.equal(value, folded[name])
+
+
+def test_exact_resume_may_be_among_the_callbacks_and_changes_nothing(tmp_path):
+    plain = run(tmp_path, name="plain", num_folds=2)
+    result = run(tmp_path, num_folds=2, make_callbacks=lambda: [ExactResume(every_n_train_steps=3)])
+    assert result.values("val/loss") == plain.values("val/loss")
+    scores = fit_and_test(
+        MLPClassifier(64, 10, hidden=[16]),
+        DigitsDataModule(test_fraction=0.2),
+        callbacks=[ExactResume()],
+        trainer=CPU,
+        run_dir=tmp_path / "single",
+        progress_bar=False,
+    )
+    assert scores["test/loss"] > 0
+    for folder in ("run/fold-0", "run/fold-1", "single"):
+        files = (tmp_path / folder / "checkpoints").iterdir()
+        assert sorted(path.name for path in files) == ["best.ckpt", "last.ckpt"]
 
 
 def test_the_callers_random_state_is_left_as_it_was(tmp_path):

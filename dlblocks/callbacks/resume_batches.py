@@ -1,0 +1,147 @@
+"""The training batches of an epoch, which can begin in its middle."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric.utilities.data import sized_len
+from lightning.pytorch.utilities import CombinedLoader
+
+from dlblocks.callbacks.resume_state import random_state, set_random_state
+
+CPU = torch.device("cpu")
+
+
+class ResumableBatches:
+    """Stands between Lightning and its `CombinedLoader`; begins it when the first batch is wanted.
+
+    Lightning itself begins the loaders before it tells samplers the epoch, and at other moments in
+    a resumed run than in one that was not killed. Both change what they draw.
+
+    Args:
+        combined: The loaders, begun at least once.
+        device: The device whose generator counts.
+        before_batch: Called before every batch but the first of an epoch.
+    """
+
+    def __init__(
+        self, combined: CombinedLoader, device: torch.device, before_batch: Callable[[], None]
+    ) -> None:
+        self.combined, self.device, self.before_batch = combined, device, before_batch
+        self.length = sized_len(combined)
+        self.iterator: Iterator[Any] | None = None
+        self.began: dict[str, Any] = {}  # the random state at the epoch's first batch
+        self.given = 0
+        self._next: list[Any] = []  # batches loaded while the epoch was begun again
+        self._own: dict[str, Any] | None = None  # a random state for the loaders alone
+        self._resume: dict[str, Any] | None = None
+
+    def __len__(self) -> int:
+        if self.length is None:
+            raise TypeError("a loader has no length")
+        return self.length
+
+    def reset(self) -> None:
+        """Ends the workers; called by Lightning at the end of the fit."""
+        self.combined.reset()
+
+    def __iter__(self) -> ResumableBatches:
+        self.iterator = None
+        return self
+
+    def __next__(self) -> Any:
+        if self.iterator is None:
+            self.iterator = self._begin()
+        else:
+            self.before_batch()
+        self.given += 1
+        return self._next.pop(0) if self._next else self._load(self.iterator)
+
+    def state(self, batches: int) -> dict[str, Any]:
+        """What `resume` needs to go on after the first `batches` batches of this epoch."""
+        return {"began": self.began, "batches": batches, "given": self.given, "now": self.random()}
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Arranges that the next epoch to begin is one that had got as far as `state`."""
+        self._resume = state
+
+    def random(self) -> dict[str, Any]:
+        """The state of all random numbers."""
+        return random_state(self.device, *self._generators())
+
+    def set_random(self, state: dict[str, Any]) -> None:
+        """Puts back what `random` returned."""
+        set_random_state(self.device, state, *self._generators())
+
+    def _begin(self) -> Iterator[Any]:
+        loaders = self.combined.flattened
+        if any(getattr(x, "persistent_workers", False) and not _can_skip(x) for x in loaders):
+            self.combined.reset()  # the random states of these workers come from past epochs
+        self.given, self._next = 0, []
+        resume, self._resume = self._resume, None
+        if resume is not None:
+            self.set_random(resume["began"])
+        self.began = self.random()
+        apart = len(loaders) > 1 or self.length is None
+        self._own = _new_random_state() if apart else None
+        if resume is None:
+            return iter(self.combined)
+        self.given = resume["batches"]
+        skips = len(loaders) == 1 and _can_skip(loaders[0])
+        if skips:
+            loaders[0].sampler.skip_next(self.given * loaders[0].batch_size)
+        iterator = iter(self.combined)
+        for _ in range(0 if skips else self.given):
+            self._load(iterator)
+        # Without a known length Lightning loads a batch ahead.
+        self._next = [self._load(iterator) for _ in range(resume["given"] - self.given)]
+        self.set_random(resume["now"])
+        return iterator
+
+    def _load(self, iterator: Iterator[Any]) -> Any:
+        if self._own is None:
+            return next(iterator)
+        # Of several loaders a shorter one begins again within the epoch, and then draws; and a
+        # batch that was loaded ahead has to be loaded again. So that the same comes after a kill,
+        # they draw from random numbers of their own, not between those of the training.
+        training = random_state(CPU)
+        set_random_state(CPU, self._own)
+        try:
+            return next(iterator)
+        finally:
+            self._own = random_state(CPU)
+            set_random_state(CPU, training)
+
+    def _generators(self) -> list[torch.Generator]:
+        """The generators that loaders and samplers hold, each once, in a fixed order."""
+        found: dict[int, torch.Generator] = {}
+        for loader in self.combined.flattened:
+            batches = getattr(loader, "batch_sampler", None)
+            samplers = getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None)
+            for holder in (loader, *samplers):
+                generator = getattr(holder, "generator", None)
+                if isinstance(generator, torch.Generator):
+                    found.setdefault(id(generator), generator)
+        return list(found.values())
+
+
+def _new_random_state() -> dict[str, Any]:
+    """A random state that follows from the present one; this takes one draw from torch's."""
+    seed = int(torch.randint(2**32, ()))
+    present = random_state(CPU)
+    # torch.manual_seed would seed accelerators too.
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+    new = random_state(CPU)
+    set_random_state(CPU, present)
+    return new
+
+
+def _can_skip(loader: Any) -> bool:
+    """Whether it is a loader of this package, whose batches depend on (seed, epoch) alone."""
+    return hasattr(getattr(loader, "sampler", None), "skip_next")
