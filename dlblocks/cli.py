@@ -167,7 +167,7 @@ class CLI(LightningCLI):
         if given.default_root_dir is None:
             kwargs["default_root_dir"] = str(self.run_dir)
         callbacks = list(self.config_init[self.subcommand].trainer.callbacks or [])
-        callbacks.append(tracking.LogTrainerSettings())
+        callbacks += [tracking.LogTrainerSettings(), tracking.LogFirstBatch()]
         keeps = (
             self.subcommand == "fit"
             and given.enable_checkpointing is not False

@@ -116,7 +116,7 @@ def fit(
         mode=mode,
         enable_version_counter=False,
     )
-    own = [checkpoint, tracking.LogTrainerSettings()]
+    own = [checkpoint, tracking.LogTrainerSettings(), tracking.LogFirstBatch()]
     try:
         fitter = pl.Trainer(
             **trainer,

@@ -266,3 +266,19 @@ def test_a_longer_run_keeps_what_was_logged(tmp_path):
     main([*command, "--trainer.max_epochs=2", "--ckpt_path=last"])
     after = (tmp_path / "a" / "metrics.csv").read_text()
     assert after.startswith(before) and len(after) > len(before)
+
+
+@pytest.mark.filterwarnings("ignore:.*Unable to serialize instance")
+def test_a_transform_of_single_samples_from_yaml(tmp_path):
+    config = yaml.safe_load((ROOT / "configs" / "digits_mlp.yaml").read_text())
+    crop = {"class_path": "torchvision.transforms.v2.RandomCrop",
+            "init_args": {"size": 8, "padding": 1}}  # fmt: skip
+    config["data"].setdefault("init_args", {})["train_transform"] = {
+        "class_path": "torchvision.transforms.v2.Compose",
+        "init_args": {"transforms": [crop]},
+    }
+    path = tmp_path / "augmented.yaml"
+    path.write_text(yaml.safe_dump(config))
+    main(["fit", *QUIET, "--trainer.max_epochs=1", f"--config={path}"])
+    saved = (tmp_path / "runs" / "augmented" / "config.yaml").read_text()
+    assert "RandomCrop" in saved

@@ -94,6 +94,7 @@ def test_wandb_from_the_command_line(tmp_path):
     assert run["config"]["in_features"] == 64
     assert run["config"]["batch_size"] == 300
     assert run["config"]["trainer"]["max_epochs"] == 1
+    assert any("train/batch" in key for key in run["history"][0])
 
 
 def test_a_run_for_each_fold(tmp_path):
@@ -108,6 +109,7 @@ def test_a_run_for_each_fold(tmp_path):
     assert {run["job_type"] for run in runs} == {"fold"}
     for run, loss in zip(runs, result.values("val/loss"), strict=True):
         assert run["summary"]["val/loss"] == pytest.approx(loss)
+        assert any("train/batch" in key for key in run["history"][0])
         assert run["finished"]
 
 

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torchvision.transforms import v2
 
 from dlblocks.callbacks import Augment, ExactResume, MixUp
 from dlblocks.data import DigitsDataModule
@@ -144,8 +145,12 @@ def setting(kind, workers, persistent):
     pl.seed_everything(1, verbose=False)
     if kind == "ours":
         model = MLPClassifier(64, 10, hidden=[16], dropout=0.3, lr=0.01, lr_schedule="one_cycle")
-        data = {"datamodule": DigitsDataModule(batch_size=128, num_workers=workers)}
-        return model, data, [Augment(rotation=10), MixUp(0.2)]
+        data = DigitsDataModule(
+            batch_size=128,
+            num_workers=workers,
+            train_transform=v2.RandomCrop(8, padding=1),
+        )
+        return model, {"datamodule": data}, [Augment(rotation=10, noise=0.05), MixUp(0.2)]
     digits = DigitsDataModule()
     (x, y, _), (val_x, val_y, _) = digits.arrays("train"), digits.arrays("val")
     generator = torch.Generator().manual_seed(5) if kind == "generator" else None
