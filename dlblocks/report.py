@@ -31,6 +31,13 @@ def curve_figures(
     return {"learning_curves": plots.learning_curves(histories, metrics=metrics, best_epochs=best)}
 
 
+def score_figure(
+    name: str, metric: str, values: Sequence[float], interval: tuple[float, float]
+) -> dict[str, Figure]:
+    """The metric of every fold of one cross-validation, with its mean and interval."""
+    return {"scores": plots.strip({name: values}, intervals={name: interval}, metric=metric)}
+
+
 def prediction_figures(
     datamodule: DataModule,
     part: str,
@@ -38,13 +45,13 @@ def prediction_figures(
     *,
     title: str,
 ) -> dict[str, Figure]:
-    """What predictions look like: the confusion matrix and the hardest images, or values.
+    """What predictions look like: confusion matrix, reliability and hardest images, or values.
 
     Args:
         datamodule: Where the samples come from.
         part: ``"train"``, ``"val"`` or ``"test"``: which arrays `index` counts in.
         arrays: ``index``, ``target`` and ``prediction``, each sample once.
-        title: Put above the confusion matrix.
+        title: Put above the confusion matrix and the reliability diagram.
     """
     targets, predictions, index = arrays["target"], arrays["prediction"], arrays["index"]
     inputs = datamodule.raw_inputs(part)
@@ -63,6 +70,8 @@ def prediction_figures(
             targets, predictions.argmax(1), names, title=title
         )
     }
+    if predictions.min() >= 0 and predictions.max() < 1.01:  # not NaN, as of a failed training
+        figures["reliability"] = plots.reliability(targets, predictions, title=title)
     if len(datamodule.input_shape) == 3:
         true = np.take_along_axis(predictions, targets[:, None], axis=1)[:, 0]
         worst = np.argsort(true, kind="stable")[:NUM_HARDEST]

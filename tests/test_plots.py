@@ -1,12 +1,15 @@
+import io
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 
 from dlblocks import plots
 from dlblocks.files import whole_file
+from dlblocks.metrics import classification_metrics
 
 RNG = np.random.default_rng(0)
 
@@ -34,6 +37,104 @@ def test_learning_curves_show_the_numbers():
     assert loss.get_yscale() == "log"
     assert accuracy.get_ylabel() == "accuracy"
     assert len(plots.learning_curves([history(4)], metrics=["loss"]).axes) == 1
+
+
+def band_at(collection, epoch):
+    """Lower and upper edge of a filled band at one epoch."""
+    x, y = collection.get_paths()[0].vertices.T
+    return y[x == epoch].min(), y[x == epoch].max()
+
+
+def test_learning_curves_have_a_band_as_far_as_all_fits_ran():
+    histories = [history(5), history(3, 0.1), history(4, 0.3)]
+    for rows in histories:
+        for row in rows:
+            row["train/accuracy"] = 0.2 * row["epoch"] + row["train/loss"]
+    loss, accuracy = plots.learning_curves(histories).axes
+    for axis, metric in ((loss, "loss"), (accuracy, "accuracy")):
+        bands = dict(zip(("train", "val"), axis.collections, strict=True))
+        for part, band in bands.items():
+            assert set(band.get_paths()[0].vertices[:, 0]) == {1, 2, 3}
+            for epoch in (1, 2, 3):
+                values = [rows[epoch - 1][f"{part}/{metric}"] for rows in histories]
+                mean, std = np.mean(values), np.std(values, ddof=1)
+                assert band_at(band, epoch) == pytest.approx((mean - std, mean + std))
+        low, high = axis.get_ylim()
+        for line in axis.lines:  # all is in sight
+            assert low <= min(line.get_ydata(), default=low)
+            assert max(line.get_ydata(), default=high) <= high
+    assert not plots.learning_curves([history(5)]).axes[0].collections
+
+
+def test_a_band_that_reaches_below_zero_stays_on_a_logarithmic_axis():
+    histories = [[{"epoch": 0, "val/loss": value}] for value in (0.01, 0.02, 5.0)]
+    axis = plots.learning_curves(histories, metrics=["loss"]).axes[0]
+    assert axis.get_yscale() == "log"
+    assert band_at(axis.collections[0], 1)[0] > 0
+    assert 0.001 < axis.get_ylim()[0] < 0.01
+
+
+def test_losses_that_differ_little_are_drawn_on_a_plain_axis():
+    histories = [[{"epoch": 0, "val/loss": 0.3}, {"epoch": 1, "val/loss": 0.2}]]
+    assert plots.learning_curves(histories, metrics=["loss"]).axes[0].get_yscale() == "linear"
+
+
+def test_fits_that_share_no_epoch_have_no_band():
+    histories = [[{"epoch": 0, "val/loss": 1.0}], [{"epoch": 1, "val/loss": 2.0}]]
+    figure = plots.learning_curves(histories, metrics=["loss"])
+    figure.savefig(io.BytesIO())
+
+
+def test_strip_shows_every_fold_the_mean_and_the_interval():
+    values = {"MLP": [0.9, 0.95, 0.9, 0.8], "CNN": [0.99, 0.98, 0.97]}
+    axis = plots.strip(values, intervals={"MLP": (0.85, 0.93)}, metric="val/accuracy").axes[0]
+    dots = [line for line in axis.lines if line.get_marker() == "o"]
+    assert [sorted(line.get_xdata()) for line in dots] == [sorted(row) for row in values.values()]
+    places = set(zip(dots[0].get_xdata(), dots[0].get_ydata(), strict=True))
+    assert len(places) == 4  # of equal scores none hides another
+    means = [line.get_xdata()[0] for line in axis.lines if line.get_marker() == "D"]
+    assert means == pytest.approx([np.mean(row) for row in values.values()])
+    assert [0.85, 0.93] in [list(line.get_xdata()) for line in axis.lines]
+    said = [text.get_text() for text in axis.texts]
+    assert said == ["mean 0.8875, 95 % interval 0.85 … 0.93", "mean 0.98"]
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["MLP", "CNN"]
+    assert "val/accuracy" in axis.get_xlabel()
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0, 1000.0])  # from unsure to probabilities of 1
+@pytest.mark.parametrize("classes", [2, 10])
+def test_reliability_has_the_error_that_the_models_log(scale, classes):
+    logits = torch.tensor(scale * RNG.normal(size=(400, classes)), dtype=torch.float32)
+    probabilities = logits.softmax(1)
+    targets = torch.tensor(RNG.integers(0, classes, 400))
+    targets[:200] = logits[:200].argmax(1)
+    metric = classification_metrics(classes)["calibration_error"]
+    metric.update(probabilities, targets)
+    title = plots.reliability(targets, probabilities, title="Test").axes[0].get_title()
+    assert title == f"Test: expected calibration error {float(metric.compute()):.4f}"
+
+
+def test_reliability_keeps_a_confidence_of_one_apart_as_the_models_do():
+    probabilities = torch.tensor([[1.0, 0.0], *[[0.95, 0.05]] * 3])
+    targets = torch.tensor([1, 0, 0, 0])
+    metric = classification_metrics(2)["calibration_error"]
+    metric.update(probabilities, targets)
+    assert float(metric.compute()) == pytest.approx(0.2875)  # 1/4 · |0 - 1| + 3/4 · |1 - 0.95|
+    assert "0.2875" in plots.reliability(targets, probabilities).axes[0].get_title()
+
+
+def test_reliability_shows_accuracy_confidence_and_counts():
+    # 0.5 lies on an edge and belongs above it; 1.0 is drawn as part of the last bar.
+    confidence = np.array([0.5, 0.52, 0.58, 0.58, 0.72, 0.75, 0.78, 1.0, 0.97])
+    right = np.array([True, True, False, False, True, True, False, True, False])
+    probabilities = np.stack([confidence, 1 - confidence], 1)
+    top, bottom = plots.reliability(np.where(right, 0, 1), probabilities, num_bins=10).axes
+    bars = {round(bar.get_x() + bar.get_width() / 2, 2): bar.get_height() for bar in top.patches}
+    assert bars == pytest.approx({0.55: 0.5, 0.75: 2 / 3, 0.95: 0.5})
+    dots = next(line for line in top.lines if line.get_marker() == "o")
+    assert list(dots.get_xdata()) == pytest.approx([0.545, 0.75, 0.985])
+    assert [text.get_text() for text in bottom.texts] == ["4", "3", "2"]
+    assert [bar.get_height() for bar in bottom.patches] == [4, 3, 2]
 
 
 def test_confusion_matrix_shows_the_counts():
@@ -122,6 +223,13 @@ def test_values_over_values():
         (lambda: plots.confusion_matrix([0, 1], [0], ["a", "b"]), "targets 2, predictions 1"),
         (lambda: plots.confusion_matrix([0, 2], [0, 1], ["a", "b"]), "label 2 has no name"),
         (lambda: plots.predicted_vs_true([], []), "no sample"),
+        (lambda: plots.strip({}), "without folds"),
+        (lambda: plots.strip({"a": []}), "without folds"),
+        (lambda: plots.strip({"a": [1]}, intervals={"b": (0, 1)}), "has 'b', which values lacks"),
+        (lambda: plots.reliability([0, 1], np.ones((3, 2))), "targets 2, probabilities 3"),
+        (lambda: plots.reliability([0], [[-2.0, 3.0]]), "from -2 to 3; expected 0 … 1. Pass logit"),
+        (lambda: plots.reliability([0], [[np.nan, 1.0]]), "from nan to nan"),
+        (lambda: plots.reliability([0, 1], [0.5, 0.5]), r"shape \(2,\); expected \(N, C\)"),
         (lambda: plots.hardest(np.zeros((2, 4, 4)), [0], np.ones((1, 2)), ["a", "b"]), "images 2"),
     ],
 )

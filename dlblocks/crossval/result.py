@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from dlblocks.errors import did_you_mean
+from dlblocks.crossval import text
+from dlblocks.crossval.out_of_fold import OutOfFold
+from dlblocks.crossval.statistics import (
+    Comparison,
+    corrected_t_test,
+    mean_interval,
+    pooled_metrics,
+)
+from dlblocks.errors import check_choice, did_you_mean
 from dlblocks.files import read_rows, whole_file, write_json, write_rows
 
 # Columns of a row of `folds` that are not metrics.
@@ -27,30 +34,6 @@ ROW_KEYS = (
     "seconds",
     "checkpoint",
 )
-
-
-@dataclass
-class OutOfFold:
-    """Predictions for each development sample by the model of the fold that did not train on it.
-
-    Rows are sorted by (repeat, index).
-
-    Attributes:
-        index: The sample's row in its data set, int64 of shape (M,).
-        target: Its target, shape (M,) or (M, D).
-        prediction: Probabilities (M, C) for classes; values of the target's shape otherwise.
-        fold: The fold that predicted it, int64 of shape (M,).
-        repeat: The repeat, int64 of shape (M,).
-    """
-
-    index: npt.NDArray[np.int64]
-    target: npt.NDArray[Any]
-    prediction: npt.NDArray[np.floating]
-    fold: npt.NDArray[np.int64]
-    repeat: npt.NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.index)
 
 
 @dataclass
@@ -89,7 +72,7 @@ class CrossValidationResult:
 
     def mean(self, metric: str) -> float:
         """Mean of a metric over the fits."""
-        return statistics.fmean(self.values(metric))
+        return float(np.mean(self.values(metric)))
 
     def std(self, metric: str) -> float:
         """Standard deviation of a metric over the fits, with n - 1 in the denominator.
@@ -97,38 +80,119 @@ class CrossValidationResult:
         It describes the spread between folds. It is not the standard error of the mean: the folds
         share training data (Bengio and Grandvalet 2004).
         """
-        return statistics.stdev(self.values(metric))
+        return float(np.std(self.values(metric), ddof=1))
+
+    @property
+    def test_to_train(self) -> float:
+        """Validation over training samples, over all fits: 1 / (K - 1) for K folds."""
+        num_val, num_train = (
+            sum(row[key] for row in self.folds) for key in ("num_val", "num_train")
+        )
+        return num_val / num_train
+
+    def interval(self, metric: str, *, level: float = 0.95) -> tuple[float, float]:
+        """An interval of a metric's expected value, wider than folds taken for independent give.
+
+        It is the mean ± t · √((1 / n + n_test / n_train) · s²) over the n fits, with Student's
+        distribution of n - 1 degrees of freedom (Nadeau and Bengio 2003): about what the training
+        procedure scores on average, on training sets of this size from the same population. It is
+        not about one of the models, and an approximation; see
+        `dlblocks.crossval.statistics.mean_interval`.
+        """
+        return mean_interval(self.values(metric), self.test_to_train, level=level)
+
+    def pooled(self) -> dict[str, float]:
+        """Metrics of the out-of-fold predictions of all folds at once, by scikit-learn.
+
+        For classes ``accuracy``, macro ``f1``, ``log_loss``, and for two classes ``auc``; for
+        values ``rmse``, ``mae``, ``r2``. Each is computed over the samples of one repeat and then
+        averaged over the repeats. What is no mean over samples, as F1, AUC, RMSE and R², differs
+        from the mean of the folds. AUC here also ranks samples of one fold against those of
+        another, whose models may disagree in how sure they are (Forman and Scholz 2010).
+
+        Raises:
+            ValueError: There are no out-of-fold predictions, or of another shape than these have.
+        """
+        if self.oof is None:
+            raise ValueError(
+                "the model gave no out-of-fold predictions; its predict_step must return a "
+                "dictionary of index, target and prediction."
+            )
+        repeats = [self.oof.repeat == repeat for repeat in np.unique(self.oof.repeat)]
+        found = [pooled_metrics(self.oof.target[one], self.oof.prediction[one]) for one in repeats]
+        return {name: float(np.mean([each[name] for each in found])) for name in found[0]}
+
+    def compare(self, other: CrossValidationResult, metric: str = "val/accuracy") -> Comparison:
+        """Tests whether a metric differs between two cross-validations on the same folds.
+
+        The corrected resampled t-test (Nadeau and Bengio 2003) on the differences fold by fold; see
+        `dlblocks.crossval.statistics.corrected_t_test`. ``print`` the answer for a sentence.
+
+        Args:
+            other: The result to compare with; `difference` is this one's mean minus the other's.
+            metric: A metric that both have.
+
+        Raises:
+            ValueError: The folds, samples or targets are not the same, or cannot be known to be,
+                since a model gave no out-of-fold predictions.
+            KeyError: A result lacks the metric.
+        """
+        different = _what_differs(self, other)
+        if different:
+            raise ValueError(
+                f"the two cross-validations cannot be compared fold by fold: {different}; run both "
+                "with the same data, split_seed, num_folds and repeats."
+            )
+        return corrected_t_test(
+            self.values(metric), other.values(metric), self.test_to_train, metric=metric
+        )
+
+    def to_pandas(self, what: Literal["folds", "oof"] = "folds") -> Any:
+        """A `pandas.DataFrame` of the folds, or of the out-of-fold predictions.
+
+        Args:
+            what: ``"folds"``, one row a fit as in `folds`; or ``"oof"``, one row a sample and
+                repeat: ``repeat, fold, index, target, prediction``. For classes `prediction` is the
+                most probable one, and ``probability_<class>`` follow; values in D columns are
+                ``target_0``, …, ``prediction_0``, ….
+
+        Raises:
+            ModuleNotFoundError: pandas is not installed.
+            ValueError: There are no out-of-fold predictions.
+        """
+        check_choice("what", what, ["folds", "oof"])
+        try:
+            pandas = importlib.import_module("pandas")
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "to_pandas needs pandas, which dlblocks does not install: pip install pandas."
+            ) from error
+        if what == "folds":
+            return pandas.DataFrame(self.folds)
+        if self.oof is None:
+            raise ValueError("what='oof', but the model gave no out-of-fold predictions.")
+        return pandas.DataFrame(self.oof.columns(self.info.get("class_names")))
+
+    def report(self) -> Path:
+        """Writes ``report.html`` into `run_dir` and returns its path.
+
+        One page that needs no other file and no network: scores with their intervals, the folds,
+        the figures that the run has drawn, configuration, versions and seeds.
+        """
+        from dlblocks.crossval.page import page
+
+        path = self.run_dir / "report.html"
+        with whole_file(path) as part:
+            part.write_text(page(self), encoding="utf-8")
+        return path
 
     def table(self) -> str:
-        """The folds as text: fold, epochs, the metrics, seconds; then mean ± std."""
-        chosen = _table_metrics(self.metrics)
-        repeated = len({row["repeat"] for row in self.folds}) > 1
-        head = [*(["repeat"] if repeated else []), "fold", "epochs", *chosen, "seconds"]
-        rows = [
-            [
-                *([str(row["repeat"])] if repeated else []),
-                str(row["fold"]),
-                f"{row['epochs']} (best {row['best_epoch']})",
-                *(_number(row[name]) for name in chosen),
-                f"{row['seconds']:.1f}",
-            ]
-            for row in self.folds
-        ]
-        seconds = sum(row["seconds"] for row in self.folds)
-        last = [
-            *([""] if repeated else []),
-            "mean ± std",
-            "",
-            *(f"{_number(self.mean(name))} ± {_number(self.std(name))}" for name in chosen),
-            f"{seconds:.1f} in all",
-        ]
-        widths = [max(len(line[i]) for line in [head, *rows, last]) for i in range(len(head))]
+        """The folds as text: fold, epochs, the metrics, seconds.
 
-        def line(cells: Sequence[str]) -> str:
-            return "  ".join(f"{c:<{w}}" for c, w in zip(cells, widths, strict=True)).rstrip()
-
-        rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
-        return "\n".join([line(head), rule, *map(line, rows), rule, line(last)])
+        Below them each metric's mean ± std, its 95 % interval (see `interval`), and its value over
+        the pooled out-of-fold predictions.
+        """
+        return text.table(self)
 
     # Files
 
@@ -139,12 +203,21 @@ class CrossValidationResult:
                 name: {
                     "mean": self.mean(name),
                     "std": self.std(name),
+                    "interval": list(self.interval(name)),
                     "folds": self.values(name),
                 }
                 for name in self.metrics
             },
+            "pooled": self.pooled_or_none(),
             **self.info,
         }
+
+    def pooled_or_none(self) -> dict[str, float]:
+        """`pooled`, or an empty dictionary where these predictions have no such metrics."""
+        try:
+            return self.pooled()
+        except ValueError:
+            return {}
 
     def write(self) -> None:
         """Writes ``oof.npz``, ``folds.csv`` and, last, ``summary.json`` into `run_dir`."""
@@ -167,7 +240,8 @@ class CrossValidationResult:
                 f"run_dir='{run_dir}' has no summary.json: no cross-validation has ended there."
             )
         info = json.loads((path / "summary.json").read_text())
-        info.pop("metrics")
+        for key in ("metrics", "pooled"):  # computed from the folds
+            info.pop(key, None)
         rows = read_rows(path / "folds.csv")
         oof = None
         if (path / "oof.npz").is_file():
@@ -183,13 +257,13 @@ def fold_dir(run_dir: Path, row: Mapping[str, Any]) -> Path:
     return run_dir / f"repeat-{row['repeat']}" / name if row["repeat"] else run_dir / name
 
 
-def _number(value: float) -> str:
-    """Four decimals, or four digits where that would say too little or too much."""
-    small = value != 0 and abs(value) < 1e-3
-    return f"{value:.2e}" if small else f"{value:.4f}" if abs(value) < 1e4 else f"{value:.4g}"
-
-
-def _table_metrics(names: Sequence[str]) -> list[str]:
-    """The metrics worth a column: the score that people ask for, and the loss."""
-    first = [n for n in ("val/accuracy", "val/f1", "val/rmse", "val/r2", "val/loss") if n in names]
-    return first or list(names)[:4]
+def _what_differs(first: CrossValidationResult, second: CrossValidationResult) -> str:
+    """Says the first thing in which the folds of two results differ, or nothing."""
+    fits = [[(row["repeat"], row["fold"]) for row in result.folds] for result in (first, second)]
+    if fits[0] != fits[1]:
+        counts = [f"{len({r for r, _ in fit})} × {len({f for _, f in fit})}" for fit in fits]
+        return f"repeats × folds are {counts[0]} here and {counts[1]} there"
+    if first.oof is None or second.oof is None:
+        which = "this one" if first.oof is None else "the other"
+        return f"{which} has no out-of-fold predictions, so its folds are not known"
+    return first.oof.difference(second.oof)

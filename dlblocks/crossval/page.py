@@ -1,0 +1,195 @@
+"""A cross-validation as one HTML page that needs no other file and no network."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dlblocks.crossval.text import number, table_metrics
+
+if TYPE_CHECKING:
+    from dlblocks.crossval.result import CrossValidationResult
+
+# What a figure shows, in the order of the page; those of other names follow.
+CAPTIONS = {
+    "scores": "Score of each fold: dots are folds, below them the mean and its 95 % interval.",
+    "learning_curves": "Learning curves: a thin line a fold, thick their mean, the band one "
+    "standard deviation, dots the best epochs.",
+    "confusion_matrix": "Out-of-fold predictions: true class in the row, predicted in the column.",
+    "reliability": "Reliability: accuracy of the out-of-fold predictions by their confidence.",
+    "predicted_vs_true": "Out-of-fold predictions over the true values.",
+    "curve": "The samples and their out-of-fold predictions.",
+    "hardest": "Hardest samples: the true class got the lowest out-of-fold probability.",
+}
+
+STYLE = """
+:root { color-scheme: light dark; --text: #1b1f24; --soft: #59636e; --line: #d1d9e0;
+  --back: #ffffff; --raised: #f6f8fa; }
+@media (prefers-color-scheme: dark) { :root { --text: #e6edf3; --soft: #9198a1;
+  --line: #3d444d; --back: #0d1117; --raised: #161b22; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.5rem 1rem 3rem; max-width: 60rem; color: var(--text);
+  background: var(--back); font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; margin: 0 0 .3rem; line-height: 1.25; }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
+p { margin: .4rem 0; }
+.soft, figcaption { color: var(--soft); font-size: .9rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
+th, td { padding: .35rem .8rem .35rem 0; text-align: right; white-space: nowrap;
+  border-bottom: 1px solid var(--line); }
+th:first-child, td:first-child { text-align: left; }
+th { color: var(--soft); font-weight: 600; font-size: .9rem; }
+figure { margin: 1.4rem 0; }
+img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 6px;
+  padding: 6px; border: 1px solid var(--line); }
+figcaption { margin-top: .4rem; }
+pre { overflow-x: auto; padding: .8rem; border-radius: 6px; background: var(--raised);
+  font: .85rem/1.45 ui-monospace, monospace; }
+summary { cursor: pointer; }
+@media (max-width: 40rem) { table { font-size: .82rem; } th { font-size: .78rem; }
+  th, td { padding-right: .55rem; } }
+"""
+
+
+def page(result: CrossValidationResult) -> str:
+    """The page of a result, with the figures that lie in its run folder."""
+    info, name = result.info, result.run_dir.absolute().name
+    repeats = len({row["repeat"] for row in result.folds})
+    folds = len({row["fold"] for row in result.folds})
+    size = f"{folds} folds" + (f", {repeats} repeats" if repeats > 1 else "")
+    said = [
+        size,
+        *([f"{len(result.oof) // repeats} samples"] if result.oof is not None else []),
+        *([f"best epoch by {info['monitor']} ({info['mode']})"] if "monitor" in info else []),
+        *([f"{info['seconds']:.1f} s"] if "seconds" in info else []),
+    ]
+    parts = [
+        f"<h1>Cross-validation: {_text(name)}</h1>",
+        f'<p class="soft">{_text(" · ".join(said))}</p>',
+        "<h2>Scores</h2>",
+        _scores(result),
+        "<h2>Folds</h2>",
+        _folds(result),
+        "<h2>Figures</h2>",
+        *(_figures(result.run_dir / "figures") or ['<p class="soft">The run drew none.</p>']),
+        "<h2>How it was made</h2>",
+        _origin(result),
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>Cross-validation: {_text(name)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(parts)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def _scores(result: CrossValidationResult) -> str:
+    pooled = result.pooled_or_none()
+    rows = []
+    # The scores that people ask for first.
+    for name in dict.fromkeys([*table_metrics(result.metrics), *result.metrics]):
+        low, high = result.interval(name)
+        over_all = pooled.pop(name.removeprefix("val/"), None)
+        rows.append([
+            name,
+            number(result.mean(name)),
+            number(result.std(name)),
+            f"{number(low)} … {number(high)}",
+            "" if over_all is None else number(over_all),
+        ])  # fmt: skip
+    rows += [[name, "", "", "", number(value)] for name, value in pooled.items()]
+    head = ["metric", "mean", "std", "95 % interval", *(["pooled"] if result.oof else [])]
+    note = (
+        "The interval is that of the training procedure's expected score, by Student's t with "
+        "the variance that Nadeau and Bengio (2003) corrected for training samples that folds "
+        "share; std is the spread of the folds."
+    )
+    if result.oof is not None:
+        note += " Pooled: over the out-of-fold predictions of all folds at once."
+    return f'{_table(head, [row[: len(head)] for row in rows])}\n<p class="soft">{note}</p>'
+
+
+def _folds(result: CrossValidationResult) -> str:
+    repeated = len({row["repeat"] for row in result.folds}) > 1
+    chosen = table_metrics(result.metrics)
+    head = [
+        *(["repeat"] if repeated else []),
+        "fold",
+        *chosen,
+        *("epochs", "best", "training", "validation", "seed", "seconds"),
+    ]
+    seed = result.info.get("config", {}).get("seed")
+    rows = [
+        [
+            *([row["repeat"]] if repeated else []),
+            row["fold"],
+            *(number(row[name]) for name in chosen),
+            *(row[key] for key in ("epochs", "best_epoch", "num_train", "num_val")),
+            "" if seed is None else seed + i,
+            f"{row['seconds']:.1f}",
+        ]
+        for i, row in enumerate(result.folds)
+    ]
+    return _table(head, rows)
+
+
+def _figures(folder: Path) -> list[str]:
+    order = list(CAPTIONS)
+    paths = sorted(
+        folder.glob("[!.]*.png"),
+        key=lambda path: (order.index(path.stem) if path.stem in order else len(order), path.stem),
+    )
+    figures = []
+    for path in paths:
+        caption = _text(CAPTIONS.get(path.stem, path.stem.replace("_", " ")))
+        data = base64.b64encode(path.read_bytes()).decode()
+        figures.append(
+            f'<figure>\n<img alt="{caption}" src="data:image/png;base64,{data}">\n'
+            f"<figcaption>{caption}</figcaption>\n</figure>"
+        )
+    return figures
+
+
+def _origin(result: CrossValidationResult) -> str:
+    info = result.info
+    config = info.get("config", {})
+    parts = []
+    if "seed" in config:
+        seed, split = config["seed"], config.get("data", {}).get("split_seed")
+        last = seed + len(result.folds) - 1
+        parts.append(
+            f"Seeds: {seed} … {last} for the fits, in their order"
+            + (f"; {split} for the split." if split is not None else ".")
+        )
+    if info.get("versions"):
+        parts.append("Versions: " + ", ".join(f"{k} {v}" for k, v in info["versions"].items()))
+    lines = [f"<p>{_text(part)}</p>" for part in parts]
+    if config:
+        said = json.dumps(config, indent=2, default=str, ensure_ascii=False)
+        lines += [
+            "<details open>\n<summary>Configuration</summary>",
+            f"<pre>{_text(said)}</pre>\n</details>",
+        ]
+    return "\n".join(lines)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    def line(tag: str, cells: Sequence[Any]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{_text(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    body = "\n".join(line("td", row) for row in rows)
+    return (
+        f'<div class="scroll"><table>\n<thead>{line("th", head)}</thead>\n'
+        f"<tbody>\n{body}\n</tbody>\n</table></div>"
+    )
+
+
+def _text(value: Any) -> str:
+    """Any text as text of the page: nothing in it is markup, also within an attribute."""
+    return html.escape(str(value), quote=True)

@@ -1,0 +1,219 @@
+"""What the scores of folds allow one to say: an interval, a comparison, metrics over all folds.
+
+Folds share training samples, so their scores are not independent, and the variance of their mean is
+more than s² / n. There is no unbiased estimate of it from one cross-validation (Bengio and
+Grandvalet 2004). Nadeau and Bengio (2003) replace 1 / n by 1 / n + n_test / n_train, which is what
+is used here; Bouckaert and Frank (2004) found it to keep its promise for repeated K-fold.
+
+References:
+    - Nadeau, Bengio: Inference for the generalization error. Machine Learning 52, 2003.
+    - Bengio, Grandvalet: No unbiased estimator of the variance of K-fold cross-validation.
+      Journal of Machine Learning Research 5, 2004.
+    - Bouckaert, Frank: Evaluating the replicability of significance tests for comparing learning
+      algorithms. PAKDD 2004.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dlblocks.errors import check_range
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `CrossValidationResult.compare` found: one metric of two cross-validations.
+
+    Attributes:
+        metric: Its name.
+        difference: Mean of the first minus mean of the second.
+        interval: 95 % interval of the difference.
+        t: The difference over its corrected standard error.
+        p: Two-sided p-value of "both have the same expected score".
+        degrees_of_freedom: Number of fits minus one.
+    """
+
+    metric: str
+    difference: float
+    interval: tuple[float, float]
+    t: float
+    p: float
+    degrees_of_freedom: int
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return (
+            f"{self.metric}: difference {self.difference:+.4g}, 95 % interval {low:+.4g} … "
+            f"{high:+.4g}, p = {self.p:.3g} (corrected resampled t-test, "
+            f"t({self.degrees_of_freedom}) = {self.t:.2f})"
+        )
+
+
+def mean_interval(
+    values: Sequence[float] | npt.NDArray[np.floating], test_to_train: float, *, level: float = 0.95
+) -> tuple[float, float]:
+    """Interval of the mean score of n fits by Nadeau and Bengio's corrected variance.
+
+    mean ± t · √((1 / n + n_test / n_train) · s²), where s² is the variance of the scores with n - 1
+    in the denominator, and t the quantile of Student's distribution with n - 1 degrees of freedom.
+
+    It is about the expected score of the training procedure, on training sets of this size from the
+    same population. It is not about one trained model, nor the range in which folds fall, nor data
+    of another kind; and it is an approximation, which knows nothing of a score's bounds: the end of
+    an accuracy's interval may lie above 1. A bias of the scores, such as that of an epoch chosen on
+    the same samples, stays in it. It was derived for folds drawn at random; for blocks of time or
+    whole groups it is a rough guide.
+
+    Args:
+        values: The metric of each fit, at least two.
+        test_to_train: Validation over training samples of a fit: 1 / (K - 1) for K folds. Zero
+            gives the plain interval of independent scores.
+        level: Share of intervals that should hold the expected score.
+
+    Raises:
+        ValueError: There are fewer than two values, or an argument is out of range.
+
+    Example:
+        >>> low, high = mean_interval([0.9, 0.92, 0.94], 0.5)
+        >>> round(low, 4), round(high, 4)
+        (0.8414, 0.9986)
+    """
+    from scipy.stats import t as student
+
+    check_range("level", level, 0, 1, low_open=True, high_open=True)
+    mean, error = _mean_and_error(values, test_to_train)
+    half = float(student.ppf((1 + level) / 2, len(values) - 1)) * error
+    return mean - half, mean + half
+
+
+def corrected_t_test(
+    first: Sequence[float], second: Sequence[float], test_to_train: float, *, metric: str = "score"
+) -> Comparison:
+    """The corrected resampled t-test of two models' scores on the same folds.
+
+    With the differences d of n fits, t = mean(d) / √((1 / n + n_test / n_train) · s²(d)), which is
+    compared with Student's distribution with n - 1 degrees of freedom (Nadeau and Bengio 2003).
+    Where all differences are equal, p is 1 for zero and 0 for any other.
+
+    Args:
+        first: The metric of each fit of one model.
+        second: The metric of the other model on the same fits.
+        test_to_train: Validation over training samples of a fit; zero gives the usual paired
+            t-test, which takes the folds for independent and finds differences where there are
+            none.
+        metric: Name of the metric, for the answer.
+
+    Raises:
+        ValueError: Lengths differ, or there are fewer than two values.
+    """
+    from scipy.stats import t as student
+
+    if len(first) != len(second):
+        raise ValueError(
+            f"first has {len(first)} scores and second {len(second)}; give one a fold, of the same "
+            "folds."
+        )
+    differences = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
+    mean, error = _mean_and_error(differences, test_to_train)
+    freedom = len(differences) - 1
+    t = mean / error if error else float(np.copysign(np.inf, mean)) if mean else 0.0
+    return Comparison(
+        metric=metric,
+        difference=mean,
+        interval=mean_interval(differences, test_to_train),
+        t=t,
+        p=float(2 * student.sf(abs(t), freedom)),
+        degrees_of_freedom=freedom,
+    )
+
+
+def pooled_metrics(
+    target: npt.NDArray[Any], prediction: npt.NDArray[np.floating]
+) -> dict[str, float]:
+    """Metrics over all samples at once, by scikit-learn.
+
+    - Classes (integer targets (M,), probabilities (M, C)): ``accuracy``, macro ``f1``,
+      ``log_loss``, and for two classes ``auc``. Predictions that are no probabilities have neither
+      log loss nor AUC.
+    - Values (M,) or (M, D): ``rmse`` and ``mae`` over all of them, ``r2`` averaged over the D.
+
+    All are NaN where a prediction is not finite; AUC is where one class alone occurs, R² for fewer
+    than two samples.
+
+    Raises:
+        ValueError: `target` and `prediction` are neither of these.
+
+    Example:
+        >>> pooled_metrics(np.array([1.0, 2.0]), np.array([1.0, 4.0]))["mae"]
+        1.0
+    """
+    if is_classes(target, prediction):
+        found = _class_metrics(target, prediction)
+    elif target.shape[0] == prediction.shape[0] and target.size == prediction.size:
+        shape = len(target), -1
+        found = _value_metrics(target.reshape(shape), prediction.reshape(shape))
+    else:
+        raise ValueError(
+            f"target has shape {target.shape} ({target.dtype}) and prediction {prediction.shape}; "
+            "expected classes (M,) with probabilities (M, C), or values of one shape."
+        )
+    return {name: float(value) for name, value in found.items()}
+
+
+def is_classes(target: npt.NDArray[Any], prediction: npt.NDArray[Any]) -> bool:
+    """Whether these are classes (M,) and a probability of each (M, C), rather than values."""
+    return np.issubdtype(target.dtype, np.integer) and target.ndim == 1 and prediction.ndim == 2
+
+
+def _class_metrics(target: np.ndarray, prediction: np.ndarray) -> dict[str, Any]:
+    from sklearn import metrics
+
+    num_classes = prediction.shape[1]
+    if not np.isfinite(prediction).all():
+        names = ["accuracy", "f1", "log_loss", *(["auc"] if num_classes == 2 else [])]
+        return dict.fromkeys(names, np.nan)
+    predicted = prediction.argmax(1)
+    found = {
+        "accuracy": metrics.accuracy_score(target, predicted),
+        "f1": metrics.f1_score(target, predicted, average="macro"),
+    }
+    # Half precision rounds: what sums to one nearly is made to do so, or scikit-learn warns.
+    sums = prediction.sum(1, keepdims=True, dtype=float)
+    if (prediction >= 0).all() and np.allclose(sums, 1, atol=0.01):
+        shares = prediction / sums
+        found["log_loss"] = metrics.log_loss(target, shares, labels=range(num_classes))
+        if num_classes == 2:
+            both = len(np.unique(target)) == 2
+            found["auc"] = metrics.roc_auc_score(target, shares[:, 1]) if both else np.nan
+    return found
+
+
+def _value_metrics(target: np.ndarray, prediction: np.ndarray) -> dict[str, Any]:
+    from sklearn import metrics
+
+    if not np.isfinite(prediction).all():
+        return dict.fromkeys(["rmse", "mae", "r2"], np.nan)
+    return {
+        # scikit-learn's own root averages the roots of the D columns.
+        "rmse": metrics.mean_squared_error(target, prediction) ** 0.5,
+        "mae": metrics.mean_absolute_error(target, prediction),
+        "r2": metrics.r2_score(target, prediction) if len(target) > 1 else np.nan,
+    }
+
+
+def _mean_and_error(
+    values: Sequence[float] | npt.NDArray[np.floating], test_to_train: float
+) -> tuple[float, float]:
+    """The mean of n scores and its corrected standard error."""
+    check_range("test_to_train", test_to_train, 0)
+    if len(values) < 2:
+        raise ValueError(
+            f"{len(values)} score has no variance; give the scores of two fits at least."
+        )
+    variance = (1 / len(values) + test_to_train) * float(np.var(values, ddof=1))
+    return float(np.mean(values)), variance**0.5

@@ -1,0 +1,58 @@
+"""A cross-validation as a table of text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dlblocks.crossval.result import CrossValidationResult
+
+
+def table(result: CrossValidationResult) -> str:
+    """What `CrossValidationResult.table` returns."""
+    chosen = table_metrics(result.metrics)
+    repeated = len({row["repeat"] for row in result.folds}) > 1
+    head = [*(["repeat"] if repeated else []), "fold", "epochs", *chosen, "seconds"]
+    rows = [
+        [
+            *([str(row["repeat"])] if repeated else []),
+            str(row["fold"]),
+            f"{row['epochs']} (best {row['best_epoch']})",
+            *(number(row[name]) for name in chosen),
+            f"{row['seconds']:.1f}",
+        ]
+        for row in result.folds
+    ]
+    seconds = sum(row["seconds"] for row in result.folds)
+    start = [""] if repeated else []
+    means = [f"{number(result.mean(name))} ± {number(result.std(name))}" for name in chosen]
+    ends = [result.interval(name) for name in chosen]
+    pooled = result.pooled_or_none()
+    below = [
+        [*start, "mean ± std", "", *means, f"{seconds:.1f} in all"],
+        [*start, "95 % interval", "", *(f"{number(a)} … {number(b)}" for a, b in ends), ""],
+    ]
+    over_all = [pooled.get(name.removeprefix("val/")) for name in chosen]
+    if any(value is not None for value in over_all):
+        cells = ["" if value is None else number(value) for value in over_all]
+        below.append([*start, "pooled", "", *cells, ""])
+    widths = [max(len(line[i]) for line in [head, *rows, *below]) for i in range(len(head))]
+
+    def line(cells: Sequence[str]) -> str:
+        return "  ".join(f"{c:<{w}}" for c, w in zip(cells, widths, strict=True)).rstrip()
+
+    rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
+    return "\n".join([line(head), rule, *map(line, rows), rule, *map(line, below)])
+
+
+def number(value: float) -> str:
+    """Four decimals, or four digits where that would say too little or too much."""
+    small = value != 0 and abs(value) < 1e-3
+    return f"{value:.2e}" if small else f"{value:.4f}" if abs(value) < 1e4 else f"{value:.4g}"
+
+
+def table_metrics(names: Sequence[str]) -> list[str]:
+    """The metrics worth a column: the score that people ask for, and the loss."""
+    first = [n for n in ("val/accuracy", "val/f1", "val/rmse", "val/r2", "val/loss") if n in names]
+    return first or list(names)[:4]

@@ -1,0 +1,27 @@
+"""The figures of an experiment, as matplotlib `Figure`s that touch no display and no global state.
+
+Show one in a notebook by ending a cell with it; write one with `save`.
+"""
+
+from dlblocks.plots.classes import confusion_matrix, reliability
+from dlblocks.plots.fits import learning_curves, strip
+from dlblocks.plots.images import batch, hardest
+from dlblocks.plots.style import BLUE, GREEN, GREY, ORANGE, RED, save
+from dlblocks.plots.values import curve, predicted_vs_true
+
+__all__ = [
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "ORANGE",
+    "RED",
+    "batch",
+    "confusion_matrix",
+    "curve",
+    "hardest",
+    "learning_curves",
+    "predicted_vs_true",
+    "reliability",
+    "save",
+    "strip",
+]

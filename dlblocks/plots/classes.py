@@ -1,0 +1,173 @@
+"""Figures of predicted classes: which are confused, and how far their probabilities are right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from dlblocks.plots.style import BLUE, GREY, RED, check_lengths, new_figure, rgb, style_axis
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def confusion_matrix(
+    targets: npt.ArrayLike,
+    predictions: npt.ArrayLike,
+    class_names: Sequence[str],
+    *,
+    title: str | None = None,
+) -> Figure:
+    """Draws how often each true class (row) was predicted as each class (column).
+
+    Cells show counts. Right ones are blue and wrong ones red, each by their share of the row, the
+    wrong ones on a scale of their own, so that few errors show beside many hits. The last column is
+    the recall of each class.
+
+    Args:
+        targets: True classes, int, shape (N,).
+        predictions: Predicted classes, int, shape (N,).
+        class_names: Names of the classes 0 … C-1.
+        title: Put above, followed by the accuracy.
+
+    Raises:
+        ValueError: Lengths differ, there is no sample, or a label has no name.
+    """
+    from sklearn.metrics import confusion_matrix as count
+
+    targets, predictions = np.asarray(targets), np.asarray(predictions)
+    check_lengths(targets=targets, predictions=predictions)
+    num_classes = len(class_names)
+    if max(targets.max(), predictions.max()) >= num_classes:
+        raise ValueError(
+            f"label {max(targets.max(), predictions.max())} has no name: class_names has "
+            f"{num_classes}."
+        )
+    counts = count(targets, predictions, labels=np.arange(num_classes))
+    totals = np.maximum(counts.sum(1, keepdims=True), 1)
+    share = counts / totals
+    wrong = share * (1 - np.eye(num_classes))
+    right = np.diag(share)
+    colour = np.ones((num_classes, num_classes, 3))
+    blue, red = rgb(BLUE), rgb(RED)
+    strength = wrong / wrong.max() if wrong.max() > 0 else wrong
+    colour -= strength[..., None] * (1 - red)
+    for i in range(num_classes):
+        colour[i, i] = 1 - 0.55 * right[i] * (1 - blue)
+    side = max(4.2, 0.46 * num_classes + 1.6)
+    figure = new_figure(side + 0.5, side)
+    axis = figure.subplots()
+    axis.imshow(np.clip(colour, 0, 1))
+    small = 9 if num_classes <= 12 else 6
+    if num_classes <= 30:
+        for i, j in np.argwhere(counts > 0):
+            axis.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=small)
+    for i in range(num_classes):
+        recall = f"{100 * right[i]:.1f} %" if counts[i].sum() else "–"
+        axis.text(num_classes - 0.3, i, recall, va="center", fontsize=small, color="#444444")
+    axis.text(num_classes - 0.3, -0.85, "recall", va="center", fontsize=small, color="#444444")
+    turn = 0 if max(map(len, class_names)) <= 3 else 45
+    axis.set_xticks(
+        range(num_classes), class_names, rotation=turn, ha="right" if turn else "center"
+    )
+    axis.set_yticks(range(num_classes), class_names)
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("true")
+    for side_name in ("top", "right", "left", "bottom"):
+        axis.spines[side_name].set_color("#cccccc")
+    axis.tick_params(length=0)
+    errors = int((targets != predictions).sum())
+    accuracy = f"{errors} of {len(targets)} wrong, accuracy {1 - errors / len(targets):.4f}"
+    axis.set_title(f"{title}: {accuracy}" if title else accuracy, fontsize=10, pad=14)
+    return figure
+
+
+def reliability(
+    targets: npt.ArrayLike,
+    probabilities: npt.ArrayLike,
+    *,
+    num_bins: int = 15,
+    title: str | None = None,
+) -> Figure:
+    """Draws how often a model is right when it says that it is sure to some degree.
+
+    Samples are put in bins of equal width by their confidence, the largest probability. A bar shows
+    the accuracy in its bin, from which a line leads to the bin's mean confidence on the diagonal:
+    bars below it are over-confident, bars above it under-confident. Below are the samples of each
+    bin. The title says the expected calibration error (Naeini et al. 2015, Guo et al. 2017),
+    Σ n_b / N · |accuracy_b - confidence_b|, as the models log it: ``val/calibration_error``.
+
+    Args:
+        targets: True classes, int, shape (N,).
+        probabilities: Shape (N, C).
+        num_bins: Number of bins of confidence over [0, 1].
+        title: Put above, followed by the error.
+
+    Raises:
+        ValueError: Lengths differ, there is no sample, or `probabilities` is not two-dimensional or
+            not between 0 and 1.
+    """
+    targets, probabilities = np.asarray(targets), np.asarray(probabilities)
+    check_lengths(targets=targets, probabilities=probabilities)
+    if probabilities.ndim != 2:
+        raise ValueError(
+            f"probabilities have shape {probabilities.shape}; expected (N, C), one column a class."
+        )
+    low, high = float(probabilities.min()), float(probabilities.max())
+    if not (low >= 0 and high < 1.01):  # 1 + rounding is no error
+        raise ValueError(
+            f"probabilities reach from {low:.4g} to {high:.4g}; expected 0 … 1. Pass logits "
+            "through a softmax first."
+        )
+    counts, accuracy, confidence = _bins(targets, probabilities, num_bins)
+    # torchmetrics keeps a bin of its own for confidence 1, and so must its error; it is drawn as
+    # part of the last bar.
+    error = float((counts / counts.sum() * np.abs(accuracy - confidence)).sum())
+    last = counts[-2:].sum()
+    for means in (accuracy, confidence):
+        means[-2] = (means[-2:] * counts[-2:]).sum() / max(last, 1)
+    counts[-2] = last
+    counts, accuracy, confidence = counts[:-1], accuracy[:-1], confidence[:-1]
+
+    figure = new_figure(5.4, 5.0)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    edges = np.linspace(0, 1, num_bins + 1)
+    middle, width, some = (edges[:-1] + edges[1:]) / 2, 1 / num_bins, counts > 0
+    shape = {"width": 0.92 * width, "color": BLUE, "linewidth": 0}
+    top.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1.2, label="confidence = accuracy")
+    top.bar(middle[some], accuracy[some], alpha=0.75, label="accuracy", **shape)
+    top.vlines(confidence[some], accuracy[some], confidence[some], color=RED, linewidth=1.8)
+    top.plot(
+        confidence[some], confidence[some], "o", color=RED, markersize=5, label="mean confidence"
+    )
+    top.set_xlim(0, 1)
+    top.set_ylim(0, 1.02)
+    style_axis(top, "", "accuracy")
+    top.legend(frameon=False, loc="upper left", fontsize=9)
+    bottom.bar(middle[some], counts[some], **shape)
+    bottom.set_yscale("log")
+    bottom.yaxis.set_major_formatter("{x:g}")
+    bottom.set_ylim(0.7, 6 * counts.max())
+    for x, count in zip(middle[some], counts[some], strict=True):
+        bottom.text(x, 1.15 * count, f"{count}", ha="center", va="bottom", fontsize=7)
+    style_axis(bottom, "confidence: largest probability", "samples")
+    said = f"expected calibration error {error:.4f}"
+    top.set_title(f"{title}: {said}" if title else said, fontsize=10)
+    return figure
+
+
+def _bins(
+    targets: np.ndarray, probabilities: np.ndarray, num_bins: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Samples, accuracy and mean confidence of the bins [0, 1/B) … [1 - 1/B, 1) and [1, ∞)."""
+    confidence = probabilities.max(1)
+    edges = np.linspace(0, 1, num_bins + 1, dtype=confidence.dtype)
+    at = np.searchsorted(edges, confidence, side="right") - 1
+    right = probabilities.argmax(1) == targets
+    counts = np.bincount(at, minlength=num_bins + 1)
+    sums = [np.bincount(at, weights, num_bins + 1) for weights in (right, confidence)]
+    accuracy, mean = (values / np.maximum(counts, 1) for values in sums)
+    return counts, accuracy, mean

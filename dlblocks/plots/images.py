@@ -1,0 +1,140 @@
+"""Figures of images: those of a batch with their labels, and those that are hardest to tell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dlblocks.plots.style import GREEN, RED, check_lengths, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def batch(
+    images: npt.ArrayLike,
+    targets: npt.ArrayLike,
+    class_names: Sequence[str] | None = None,
+) -> Figure:
+    """Draws the images of a batch in a grid, each with its label.
+
+    A soft label is drawn with the shares of its classes, largest first, three at most: ``7 62 %``.
+
+    Args:
+        images: Shape (N, C, H, W) with C = 1 or 3, or (N, H, W); uint8, or floating point, which is
+            scaled by the range of the whole batch.
+        targets: Classes (N,), soft labels or several labels (N, C), or values, floating point of
+            shape (N,) or (N, 1).
+        class_names: Names of the classes; None for their numbers, or for values.
+
+    Raises:
+        ValueError: Lengths differ, there is no sample, or the images have another shape.
+    """
+    images, targets = np.asarray(images), np.asarray(targets)
+    check_lengths(images=images, targets=targets)
+    if images.dtype != np.uint8:
+        low, high = float(images.min()), float(images.max())
+        images = (images - low) / (high - low if high > low else 1.0)
+    # As near to a square as the labels under the images allow.
+    columns = min(len(images), max(4, round(len(images) ** 0.5)))
+    rows = -(-len(images) // columns)
+    figure = new_figure(1.4 * columns, 1.75 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.set_frame_on(False)
+    for axis, image, target in zip(axes, images, targets, strict=False):
+        _show_image(axis, image)
+        axis.set_xlabel(_label(target, class_names), fontsize=9, labelpad=3)
+    return figure
+
+
+def _show_image(axis: Axes, image: np.ndarray) -> None:
+    """Draws one image (C, H, W) or (H, W), uint8 or floats in [0, 1]."""
+    if image.ndim == 3:
+        if image.shape[0] not in (1, 3):
+            raise ValueError(
+                f"images have {image.shape[0]} channels; only 1 (grey) or 3 (colour) can be drawn."
+            )
+        image = image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)
+    grey: dict[str, Any] = {"cmap": "gray_r", "vmin": 0}
+    grey["vmax"] = 255 if image.dtype == np.uint8 else 1
+    axis.imshow(image, **(grey if image.ndim == 2 else {}))
+
+
+def _label(target: np.ndarray, class_names: Sequence[str] | None) -> str:
+    """A class, the shares of several classes, or a value, in words."""
+    if target.ndim == 1 and len(target) > 1:
+        largest = np.argsort(-target, kind="stable")[:3]
+        shares = [(i, float(target[i])) for i in largest if target[i] > 0.005]
+        names = [str(i) if class_names is None else class_names[i] for i, _ in shares]
+        if len(shares) == 1 and shares[0][1] > 0.995:
+            return names[0]
+        parts = [f"{name}: {100 * p:.0f} %" for name, (_, p) in zip(names, shares, strict=True)]
+        return ("\n" if max(map(len, names), default=0) > 4 else ", ").join(parts)
+    value = target.reshape(-1)[0]
+    if np.issubdtype(value.dtype, np.integer):
+        return str(value) if class_names is None else class_names[value]
+    return f"{value:.3g}"
+
+
+def hardest(
+    images: npt.ArrayLike,
+    targets: npt.ArrayLike,
+    probabilities: npt.ArrayLike,
+    class_names: Sequence[str],
+    *,
+    indices: npt.ArrayLike | None = None,
+    count: int = 20,
+) -> Figure:
+    """Draws the samples whose true class got the lowest probability, hardest first.
+
+    Args:
+        images: Shape (N, C, H, W) with C = 1 or 3, or (N, H, W); uint8, or floating point, which is
+            scaled by its own range.
+        targets: True classes, int, shape (N,).
+        probabilities: Shape (N, C).
+        class_names: Names of the classes.
+        indices: Number of each sample in its data set; by default 0 … N-1.
+        count: How many to draw.
+
+    Raises:
+        ValueError: Lengths differ, or there is no sample.
+    """
+    images, targets = np.asarray(images), np.asarray(targets)
+    probabilities = np.asarray(probabilities)
+    indices = np.arange(len(targets)) if indices is None else np.asarray(indices)
+    check_lengths(images=images, targets=targets, probabilities=probabilities, indices=indices)
+    true = np.take_along_axis(probabilities, targets[:, None], axis=1)[:, 0]
+    order = np.argsort(true, kind="stable")[:count]
+    columns = min(len(order), 5 if len(order) <= 20 else 8)
+    rows = -(-len(order) // columns)
+    figure = new_figure(1.7 * columns, 2.3 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.set_frame_on(False)
+    for axis, i in zip(axes, order, strict=False):
+        image = images[i]
+        if image.dtype != np.uint8:
+            low, high = float(image.min()), float(image.max())
+            image = (image - low) / (high - low if high > low else 1.0)
+        _show_image(axis, image)
+        guess = int(probabilities[i].argmax())
+        axis.set_title(
+            f"{class_names[targets[i]]} → {class_names[guess]}",
+            fontsize=11,
+            color=GREEN if guess == targets[i] else RED,
+            fontweight="bold",
+            pad=3,
+        )
+        said = f"p(true) {true[i]:.2f}\nsample {indices[i]}"
+        axis.set_xlabel(said, fontsize=8, color="#444444", labelpad=3)
+    figure.suptitle("hardest samples: true → predicted", fontsize=11)
+    return figure

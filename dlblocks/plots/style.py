@@ -1,0 +1,55 @@
+"""What the figures share: colours, axes, the writing of files and the check of lengths."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dlblocks.files import whole_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart by the colour-blind.
+BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#999999"
+
+
+def save(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 120) -> None:
+    """Writes a figure as PNG, SVG or PDF by the ending of `path`, whole or not at all."""
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=dpi)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of `width` by `height` inches, out of pyplot's sight."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def style_axis(axis: Axes, x: str, y: str) -> None:
+    """Names the axes; a light grid and no frame at the top and right."""
+    axis.set_xlabel(x)
+    axis.set_ylabel(y)
+    axis.grid(True, color="#e6e6e6", linewidth=0.8)
+    axis.set_axisbelow(True)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+
+
+def rgb(colour: str) -> np.ndarray:
+    """``"#rrggbb"`` as three numbers in [0, 1]."""
+    return np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+
+
+def check_lengths(**arrays: Any) -> None:
+    """Raises a `ValueError` unless all arrays are equally long and hold something."""
+    sizes = {name: len(values) for name, values in arrays.items()}
+    if len(set(sizes.values())) > 1:
+        said = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise ValueError(f"arrays must be equally long, got {said}.")
+    if 0 in sizes.values():
+        raise ValueError(f"{', '.join(sizes)}: there is no sample to draw.")

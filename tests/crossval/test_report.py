@@ -1,0 +1,176 @@
+"""The page of a cross-validation: whole, of one file, and with nothing in it that is not text."""
+
+import base64
+import json
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from dlblocks.crossval import CrossValidationResult, cross_validate, page
+from dlblocks.data import DigitsDataModule
+from dlblocks.models import MLPClassifier
+from dlblocks.report import prediction_figures
+
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Page(HTMLParser):
+    """The text and the tags of a page; tags that do not match raise."""
+
+    def __init__(self, path):
+        super().__init__(convert_charrefs=True)
+        self.open, self.tags, self.text = [], [], []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return cross_validate(
+        lambda: MLPClassifier(64, 10, hidden=[16], lr=0.01),
+        DigitsDataModule(split_seed=4),
+        num_folds=3,
+        trainer={"max_epochs": 2, "accelerator": "cpu"},
+        logger=None,
+        seed=11,
+        progress_bar=False,
+        run_dir=tmp_path_factory.mktemp("runs") / "digits",
+    )
+
+
+@pytest.fixture
+def run_dir(finished, tmp_path):
+    return shutil.copytree(finished.run_dir, tmp_path / "digits")
+
+
+def test_cross_validate_draws_what_the_page_shows_and_writes_no_page(finished):
+    names = sorted(path.stem for path in (finished.run_dir / "figures").iterdir())
+    assert names == ["confusion_matrix", "hardest", "learning_curves", "reliability", "scores"]
+    assert set(names) <= page.CAPTIONS.keys()
+    assert not (finished.run_dir / "report.html").exists()
+    summary = json.loads((finished.run_dir / "summary.json").read_text())
+    assert summary["class_names"] == [str(i) for i in range(10)]
+    assert summary["pooled"] == pytest.approx(finished.pooled())
+
+
+def test_the_page_says_everything_and_comes_from_the_files_alone(finished, run_dir):
+    result = CrossValidationResult.load(run_dir)
+    path = result.report()
+    assert path == run_dir / "report.html"
+    read = Page(path)
+    for metric in finished.metrics:
+        low, high = finished.interval(metric)
+        for said in (finished.mean(metric), finished.std(metric)):
+            assert f"{said:.4f}" in read.text
+        assert f"{low:.4f} … {high:.4f}" in read.text
+    for row in result.folds:
+        assert f"{row['val/accuracy']:.4f}" in read.text
+        assert str(row["num_train"]) in read.text
+    for value in finished.pooled().values():
+        assert f"{value:.4f}" in read.text
+    text = "".join(read.text)
+    assert "Seeds: 11 … 13 for the fits, in their order; 4 for the split." in text
+    for name, version in finished.info["versions"].items():
+        assert f"{name} {version}" in text
+    configuration = json.loads(text[text.index("Configuration") + len("Configuration") :])
+    assert configuration == json.loads(json.dumps(finished.info["config"], default=str))
+
+    finished_page = page.page(finished).replace("digits", "")
+    assert finished_page == path.read_text().replace("digits", "")
+
+
+def test_the_figures_are_in_the_page_and_nothing_else_is_needed(run_dir):
+    read = Page(CrossValidationResult.load(run_dir).report())
+    images = [attributes for tag, attributes in read.tags if tag == "img"]
+    figures = {path.read_bytes() for path in (run_dir / "figures").iterdir()}
+    prefix = "data:image/png;base64,"
+    assert all(image["src"].startswith(prefix) and image["alt"] for image in images)
+    assert {base64.b64decode(image["src"][len(prefix) :]) for image in images} == figures
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in read.tags}
+    assert all(not a.get("href") and not a.get("srcset") for _, a in read.tags)
+    style = (run_dir / "report.html").read_text().split("</style>")[0]
+    assert "url(" not in style and "@import" not in style
+    assert "prefers-color-scheme: dark" in style
+    assert (
+        "meta",
+        {"name": "viewport", "content": "width=device-width, initial-scale=1"},
+    ) in read.tags
+
+
+def test_all_text_is_escaped(run_dir):
+    nasty = '<script>alert("1")</script>&amp;\''
+    moved = run_dir.rename(run_dir.with_name('<img src=x> & "co"'))
+    summary = json.loads((moved / "summary.json").read_text())
+    summary["config"]["model"]["note"] = nasty
+    summary["versions"][nasty] = nasty
+    summary["monitor"] = nasty
+    (moved / "summary.json").write_text(json.dumps(summary))
+    folds = (moved / "folds.csv").read_text().replace("val/accuracy", "<b>accuracy</b>")
+    (moved / "folds.csv").write_text(folds)
+    (moved / "figures" / 'a"><b>.png').write_bytes((moved / "figures" / "scores.png").read_bytes())
+    plain = Page(CrossValidationResult.load(moved).report())
+    tags = {tag for tag, _ in plain.tags}
+    assert not {"script", "b"} & tags
+    assert all(a["src"].startswith("data:") for tag, a in plain.tags if tag == "img")
+    assert 'a"><b>' in [a["alt"] for tag, a in plain.tags if tag == "img"]
+    text = "".join(plain.text)
+    assert text.count(nasty) >= 2  # said as it is
+    assert nasty.replace('"', '\\"') in text  # in the configuration, which is JSON
+    assert '<img src=x> & "co"' in text and "<b>accuracy</b>" in text
+
+
+def test_a_page_is_written_whole_or_not_at_all(run_dir, monkeypatch):
+    result = CrossValidationResult.load(run_dir)
+    before = result.report().read_bytes()
+
+    def fail(result):
+        raise RuntimeError("in the middle")
+
+    monkeypatch.setattr(page, "page", fail)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        result.report()
+    assert (run_dir / "report.html").read_bytes() == before
+    assert not [path.name for path in run_dir.iterdir() if path.name.startswith(".")]
+
+
+def test_a_page_without_figures_predictions_and_configuration(run_dir):
+    shutil.rmtree(run_dir / "figures")
+    (run_dir / "oof.npz").unlink()
+    summary = {"metrics": {}}  # as little as a summary can hold
+    (run_dir / "summary.json").write_text(json.dumps(summary))
+    text = "".join(Page(CrossValidationResult.load(run_dir).report()).text)
+    assert "The run drew none." in text
+    assert "pooled" not in text
+
+
+def test_repeats_are_told_apart(finished, tmp_path):
+    rows = finished.folds + [{**row, "repeat": 1} for row in finished.folds]
+    repeated = CrossValidationResult(tmp_path, rows, None, [], dict(finished.info))
+    text = "".join(Page(repeated.report()).text)
+    assert "3 folds, 2 repeats" in text
+    assert "repeatfold" in text.replace("\n", "")
+    assert "Seeds: 11 … 16" in text
+
+
+def test_predictions_that_are_no_probabilities_have_no_reliability():
+    data, index = DigitsDataModule(), np.arange(30)
+    arrays = {"index": index, "target": data.source.targets.numpy()[:30]}
+    shares = np.full((30, 10), 0.1, dtype=np.float32)
+    for prediction, drawn in ((shares, True), (9 * shares - 4, False), (shares * np.nan, False)):
+        figures = prediction_figures(data, "val", {**arrays, "prediction": prediction}, title="a")
+        assert ("reliability" in figures) == drawn
+        assert {"confusion_matrix", "hardest"} <= figures.keys()

@@ -1,0 +1,307 @@
+"""What may be said about the scores of folds, against formulas, scipy, scikit-learn and chance."""
+
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn import metrics
+
+from dlblocks.crossval import CrossValidationResult, OutOfFold
+from dlblocks.crossval.statistics import corrected_t_test, mean_interval, pooled_metrics
+
+SCORES = [0.91, 0.94, 0.89, 0.95, 0.92]
+OTHERS = [0.90, 0.90, 0.88, 0.93, 0.93]
+
+
+def result(tmp_path, scores=SCORES, *, seed=0, repeats=1, binary=False, **changes):
+    """A result as a cross-validation of 5 folds of 50 samples leaves it, without the training."""
+    folds = len(scores) // repeats
+    rng = np.random.default_rng(seed)
+    target = np.random.default_rng(9).integers(0, 2 if binary else 3, 50)
+    oof = OutOfFold(
+        index=np.tile(np.arange(50), repeats),
+        target=np.tile(target, repeats),
+        prediction=rng.dirichlet(np.ones(2 if binary else 3), 50 * repeats).astype(np.float32),
+        fold=np.tile(np.arange(50) % folds, repeats),
+        repeat=np.repeat(np.arange(repeats), 50),
+    )
+    rows = [
+        {
+            "repeat": i // folds, "fold": i % folds, "epochs": 3, "best_epoch": 2,
+            "num_train": 50 - 50 // folds, "num_val": 50 // folds, "val/accuracy": score,
+            "val/loss": 1 - score, "seconds": 1.0, "checkpoint": "",
+        }
+        for i, score in enumerate(scores)
+    ]  # fmt: skip
+    made = {"run_dir": tmp_path, "folds": rows, "oof": oof, "histories": [], "info": {}}
+    return CrossValidationResult(**{**made, **changes})
+
+
+def slow_error(values, test_to_train):
+    """Nadeau and Bengio's corrected variance of the mean of n scores, as a loop."""
+    n = len(values)
+    mean = 0.0
+    for value in values:
+        mean += value / n
+    squares = 0.0
+    for value in values:
+        squares += (value - mean) ** 2
+    return mean, math.sqrt((1 / n + test_to_train) * squares / (n - 1))
+
+
+def test_interval_is_the_papers_formula():
+    mean, error = slow_error(SCORES, 1 / 4)
+    quantile = 2.7764451  # of Student's t at 0.975 with 4 degrees of freedom, from a table
+    low, high = mean_interval(SCORES, 1 / 4)
+    assert (low, high) == pytest.approx((mean - quantile * error, mean + quantile * error))
+    naive = stats.t.interval(0.95, 4, loc=mean, scale=stats.sem(SCORES))
+    assert mean_interval(SCORES, 0) == pytest.approx(naive)
+    assert high - low == pytest.approx((naive[1] - naive[0]) * 1.5)  # √(1/5 + 1/4) / √(1/5)
+    wide = mean_interval(SCORES, 1 / 4, level=0.99)
+    assert wide[0] < low < high < wide[1]
+
+
+def test_comparison_is_the_papers_formula():
+    mean, error = slow_error([a - b for a, b in zip(SCORES, OTHERS, strict=True)], 1 / 4)
+    found = corrected_t_test(SCORES, OTHERS, 1 / 4)
+    assert found.difference == pytest.approx(mean)
+    assert found.t == pytest.approx(mean / error)
+    assert found.degrees_of_freedom == 4
+    # Student's distribution of 4 degrees of freedom has a closed form.
+    x = found.t / math.sqrt(4 + found.t**2)
+    assert found.p == pytest.approx(1 - (1.5 * x - 0.5 * x**3))
+    assert found.interval == pytest.approx((mean - 2.7764451 * error, mean + 2.7764451 * error))
+
+
+def test_without_correction_it_is_scipys_paired_test():
+    naive = corrected_t_test(SCORES, OTHERS, 0)
+    expected = stats.ttest_rel(SCORES, OTHERS)
+    assert (naive.t, naive.p) == pytest.approx((expected.statistic, expected.pvalue))
+    assert naive.degrees_of_freedom == expected.df
+    assert naive.interval == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    back = corrected_t_test(OTHERS, SCORES, 0)
+    assert (back.difference, back.p) == pytest.approx((-naive.difference, naive.p))
+
+
+def test_equal_differences():
+    same = corrected_t_test(SCORES, SCORES, 0.25)
+    assert (same.difference, same.t, same.p, same.interval) == (0, 0, 1, (0, 0))
+    shifted = corrected_t_test([0.5, 0.75], [1.0, 1.25], 0.25)
+    assert (shifted.t, shifted.p, shifted.interval) == (-math.inf, 0, (-0.5, -0.5))
+    assert math.isnan(corrected_t_test([math.nan, 1.0], [1.0, 1.0], 0.25).p)
+
+
+def test_the_corrected_test_keeps_its_level_where_the_naive_one_does_not():
+    """Two models that are equally good: each is given one half of what decides the target."""
+    rng = np.random.default_rng(0)
+    datasets, samples, folds, repeats = 1000, 60, 5, 4
+    first, second = rng.normal(size=(2, datasets, samples, 3))
+    y = first.sum(2) + second.sum(2) + rng.normal(size=(datasets, samples))
+    scores = []
+    for _ in range(repeats):
+        fold = rng.permutation(samples) % folds
+        for k in range(folds):
+            train, val = fold != k, fold == k
+            errors = []
+            for x in (first, second):
+                a, b = x[:, train], y[:, train, None]
+                weight = np.linalg.solve(a.swapaxes(1, 2) @ a, a.swapaxes(1, 2) @ b)
+                errors.append(((x[:, val] @ weight - y[:, val, None]) ** 2).mean((1, 2)))
+            scores.append(errors)
+    scores = np.array(scores)  # (fits, 2, datasets)
+
+    def rejected(test_to_train):
+        tests = [corrected_t_test(*scores[:, :, i].T, test_to_train) for i in range(datasets)]
+        return np.mean([test.p < 0.05 for test in tests])
+
+    assert 0.02 < rejected(1 / (folds - 1)) < 0.08
+    assert rejected(0) > 0.3
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: mean_interval([0.9], 0.25), "1 score has no variance"),
+        (lambda: mean_interval(SCORES, 0.25, level=95), "level=95 is outside"),
+        (lambda: mean_interval(SCORES, -0.1), "test_to_train=-0.1"),
+        (lambda: corrected_t_test(SCORES, SCORES[:4], 0.25), "first has 5 scores and second 4"),
+        (lambda: pooled_metrics(np.zeros((4, 8, 8), int), np.zeros((4, 3, 8, 8))), "expected cla"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_pooled_classes_are_scikit_learns(classes):
+    rng = np.random.default_rng(0)
+    target = rng.integers(0, classes, 300)
+    prediction = rng.dirichlet(np.ones(classes), 300)
+    found = pooled_metrics(target, prediction.astype(np.float32))
+    guess = prediction.argmax(1)
+    assert found["accuracy"] == np.mean(guess == target)
+    assert found["f1"] == pytest.approx(metrics.f1_score(target, guess, average="macro"))
+    likelihood = -np.log(prediction[np.arange(300), target]).mean()
+    assert found["log_loss"] == pytest.approx(likelihood, rel=1e-5)
+    assert ("auc" in found) == (classes == 2)
+    if classes == 2:
+        pairs = [p > q for p in prediction[target == 1, 1] for q in prediction[target == 0, 1]]
+        assert found["auc"] == pytest.approx(np.mean(pairs))
+
+
+def test_pooled_classes_at_the_edges():
+    target, sure = np.array([0, 1, 1]), np.eye(2)[[0, 1, 1]]
+    assert pooled_metrics(target, sure)["log_loss"] == pytest.approx(0)
+    # A class that does not occur is no reason to fail, nor is half precision.
+    third = np.full((3, 3), 1 / 3, dtype=np.float16)
+    assert pooled_metrics(target, third)["log_loss"] == pytest.approx(math.log(3))
+    assert math.isnan(pooled_metrics(np.array([1, 1]), sure[1:])["auc"])
+    assert pooled_metrics(target, 5 * sure - 1).keys() == {"accuracy", "f1"}  # scores, not shares
+    sure[1] = math.nan
+    broken = pooled_metrics(target, sure)
+    assert broken.keys() == {"accuracy", "f1", "log_loss", "auc"}
+    assert all(map(math.isnan, broken.values()))
+
+
+@pytest.mark.parametrize("shape", [(80,), (80, 1), (80, 3)])
+def test_pooled_values_are_scikit_learns(shape):
+    rng = np.random.default_rng(0)
+    target = (
+        rng.normal(size=shape) * [1, 5, 9][: shape[1]] if len(shape) > 1 else rng.normal(size=80)
+    )
+    prediction = target + rng.normal(size=shape)
+    found = pooled_metrics(target, prediction)
+    assert found["rmse"] == pytest.approx(np.sqrt(np.mean((target - prediction) ** 2)))
+    assert found["mae"] == pytest.approx(np.abs(target - prediction).mean())
+    columns = zip(target.reshape(80, -1).T, prediction.reshape(80, -1).T, strict=True)
+    assert found["r2"] == pytest.approx(np.mean([metrics.r2_score(t, p) for t, p in columns]))
+    assert math.isnan(pooled_metrics(target[:1], prediction[:1])["r2"])
+
+
+def test_pooled_is_averaged_over_repeats(tmp_path):
+    scores = [*SCORES, *OTHERS]
+    found = result(tmp_path, scores, repeats=2, binary=True)
+    oof = found.oof
+    each = [metrics.roc_auc_score(oof.target[oof.repeat == r], oof.prediction[oof.repeat == r, 1])
+            for r in (0, 1)]  # fmt: skip
+    assert found.pooled()["auc"] == pytest.approx(np.mean(each))
+    mixed = metrics.roc_auc_score(oof.target, oof.prediction[:, 1])
+    assert found.pooled()["auc"] != pytest.approx(mixed, rel=1e-6)
+
+
+def test_interval_in_result_summary_and_table(tmp_path):
+    found = result(tmp_path)
+    low, high = found.interval("val/accuracy")
+    assert (low, high) == mean_interval(SCORES, 1 / 4)
+    found.write()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["metrics"]["val/accuracy"]["interval"] == [low, high]
+    assert summary["pooled"] == pytest.approx(found.pooled())
+    lines = found.table().split("\n")
+    assert f"{low:.4f} … {high:.4f}" in lines[-2]
+    assert lines[-1].split() == ["pooled", f"{found.pooled()['accuracy']:.4f}"]
+    assert max(map(len, lines)) <= 80
+    again = result(tmp_path, scores=[*SCORES, *OTHERS], repeats=2)
+    assert again.interval("val/accuracy") == mean_interval([*SCORES, *OTHERS], 1 / 4)
+
+
+def test_a_result_of_other_predictions_is_still_written(tmp_path):
+    mask = np.zeros((50, 4, 4), int)
+    odd = result(tmp_path)
+    odd.oof.target = mask
+    odd.write()
+    assert json.loads((tmp_path / "summary.json").read_text())["pooled"] == {}
+    with pytest.raises(ValueError, match="expected classes"):
+        odd.pooled()
+    none = result(tmp_path, oof=None)
+    assert none.summary()["pooled"] == {}
+    assert "pooled" not in none.table()
+    with pytest.raises(ValueError, match="must return a dictionary of index"):
+        none.pooled()
+
+
+def test_compare(tmp_path):
+    first, second = result(tmp_path), result(tmp_path, OTHERS, seed=1)
+    found = first.compare(second)
+    assert found == corrected_t_test(SCORES, OTHERS, 1 / 4, metric="val/accuracy")
+    low, high = found.interval
+    for part in ("val/accuracy", f"{found.difference:+.4g}", f"{low:+.4g} … {high:+.4g}",
+                 f"p = {found.p:.3g}", f"t(4) = {found.t:.2f}"):  # fmt: skip
+        assert part in str(found)
+    assert first.compare(second, "val/loss").difference == pytest.approx(-found.difference)
+    with pytest.raises(KeyError, match="did you mean 'val/accuracy'"):
+        first.compare(second, "val/acuracy")
+
+
+def test_compare_refuses_other_folds_and_says_what_differs(tmp_path):
+    first = result(tmp_path)
+
+    def refused(other, message):
+        with pytest.raises(ValueError, match=message):
+            first.compare(other)
+
+    def changed(name, rows, values):
+        other = result(tmp_path, OTHERS)
+        array = getattr(other.oof, name).copy()
+        array[rows] = values
+        setattr(other.oof, name, array)
+        return other
+
+    refused(changed("fold", [7, 8], [3, 2]), r"fold differs in 2 of 50 rows, first for sample 7 in"
+            r" repeat 0: 2 here and 3 there; run both with the same data, split_seed")  # fmt: skip
+    refused(changed("index", 49, 60), "index differs in 1 of 50 rows, first for sample 49")
+    refused(changed("target", 0, 99), "target differs in 1 of 50 rows")
+    refused(changed("repeat", 3, 1), "repeat differs in 1 of 50 rows")
+    refused(result(tmp_path, OTHERS[:2]), "repeats × folds are 1 × 5 here and 1 × 2 there")
+    refused(result(tmp_path, OTHERS, oof=None), "the other has no out-of-fold predictions")
+    fewer = result(tmp_path, OTHERS)
+    fewer.oof = OutOfFold(**{name: values[:40] for name, values in vars(fewer.oof).items()})
+    refused(fewer, "50 out-of-fold predictions here and 40 there")
+    wide = result(tmp_path, OTHERS)
+    wide.oof.target = wide.oof.target[:, None]
+    refused(wide, r"targets have shape \(50,\) here and \(50, 1\) there")
+
+
+def test_to_pandas(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    found = result(tmp_path, info={"class_names": ["cat", "dog", "owl"]})
+    folds = found.to_pandas()
+    assert isinstance(folds, pandas.DataFrame)
+    assert folds.to_dict("records") == found.folds
+    oof = found.to_pandas("oof")
+    probabilities = ["probability_cat", "probability_dog", "probability_owl"]
+    assert list(oof) == ["repeat", "fold", "index", "target", "prediction", *probabilities]
+    np.testing.assert_array_equal(oof[probabilities], found.oof.prediction)
+    accuracy = (oof["target"] == oof["prediction"]).mean()
+    assert accuracy == pytest.approx(found.pooled()["accuracy"])
+    assert oof.groupby("fold").size().tolist() == [10] * 5
+
+    values = np.arange(100.0).reshape(50, 2)
+    found.oof.target, found.oof.prediction = values, values + 1
+    assert list(found.to_pandas("oof"))[3:] == [
+        "target_0",
+        "target_1",
+        "prediction_0",
+        "prediction_1",
+    ]
+    assert found.to_pandas("oof")["prediction_1"].tolist() == (values[:, 1] + 1).tolist()
+    found.oof.target, found.oof.prediction = values[:, 0], values[:, :1]
+    assert list(found.to_pandas("oof"))[3:] == ["target", "prediction"]
+
+
+def test_to_pandas_says_what_is_missing(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="what='oofs' is not known; did you mean 'oof'"):
+        result(tmp_path).to_pandas("oofs")
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install pandas"):
+        result(tmp_path).to_pandas()
+
+
+def test_to_pandas_without_predictions(tmp_path):
+    pytest.importorskip("pandas")
+    with pytest.raises(ValueError, match="no out-of-fold predictions"):
+        result(tmp_path, oof=None).to_pandas("oof")
