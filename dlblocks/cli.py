@@ -27,7 +27,7 @@ from dlblocks import tracking
 from dlblocks.callbacks import ExactResume
 from dlblocks.callbacks.resume_csv import csv_writers
 from dlblocks.crossval import cross_validate
-from dlblocks.data import DataModule
+from dlblocks.data import SplitDataModule
 from dlblocks.errors import did_you_mean
 from dlblocks.files import check_new_run_dir, is_rank_zero, next_run_dir, whole_file
 from dlblocks.predictions import gather, stack
@@ -44,7 +44,7 @@ class Trainer(pl.Trainer):
         self,
         model: pl.LightningModule,
         datamodule: pl.LightningDataModule | None = None,
-        num_folds: int = 5,
+        num_folds: int | None = None,
         repeats: int = 1,
     ) -> None:
         """Fit and validate a new model for each fold of the data.
@@ -52,7 +52,7 @@ class Trainer(pl.Trainer):
         Args:
             model: Made anew for every fold.
             datamodule: Likewise.
-            num_folds: Number of folds.
+            num_folds: Number of folds; by default what the data say, else 5.
             repeats: How often to cross-validate, each time with other folds.
         """
         raise RuntimeError("cross-validation runs many Trainers; use dlblocks.crossval.")
@@ -243,7 +243,7 @@ class CLI(LightningCLI):
             for logger in self.trainer.loggers:
                 tracking.finish_logger(logger)
 
-    def cross_validate(self, num_folds: int, repeats: int, **kwargs: Any) -> None:
+    def cross_validate(self, num_folds: int | None, repeats: int, **kwargs: Any) -> None:
         """Cross-validates what the configuration describes, made anew for every fold."""
         config = self.config[CROSS_VALIDATE]
         own = ("callbacks", "logger", "default_root_dir", "enable_progress_bar")
@@ -252,9 +252,10 @@ class CLI(LightningCLI):
         def anew() -> Namespace:
             return self.parser.instantiate_classes(self.config)[CROSS_VALIDATE]
 
-        if not isinstance(self.datamodule, DataModule):
+        if not isinstance(self.datamodule, SplitDataModule):
             raise TypeError(
-                f"cross-validate needs a dlblocks DataModule, got {type(self.datamodule).__name__}."
+                f"cross-validate needs a dlblocks DataModule, got {type(self.datamodule).__name__};"
+                " FoldedDataModule makes one of it."
             )
         result = cross_validate(
             lambda: anew().model,

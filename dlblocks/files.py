@@ -13,6 +13,8 @@ from typing import Any
 
 # Tells the processes of other ranks which run folder rank 0 has chosen.
 RUN_DIR = "DLBLOCKS_RUN_DIR"
+# The first and the last file of a cross-validation.
+PLAN, SUMMARY = "plan.json", "summary.json"
 
 
 @contextlib.contextmanager
@@ -80,8 +82,10 @@ def check_new_run_dir(run_dir: str | os.PathLike[str]) -> Path:
     return path
 
 
-def next_run_dir(base: str | os.PathLike[str]) -> Path:
+def next_run_dir(base: str | os.PathLike[str], *, resume: bool = False) -> Path:
     """Returns `base`, or ``base-2``, ``base-3``, … : the first that holds nothing yet.
+
+    With `resume` a cross-validation that was begun there and has not ended is gone on with.
 
     The processes that Lightning starts for the other ranks run the same script a little later, when
     rank 0 has begun to write: they are told the folder through the environment.
@@ -91,6 +95,8 @@ def next_run_dir(base: str | os.PathLike[str]) -> Path:
         return Path(os.environ[RUN_DIR])
     number, path = 1, base
     while path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if resume and (path / PLAN).is_file() and not (path / SUMMARY).is_file():
+            break
         number += 1
         path = base.with_name(f"{base.name}-{number}")
     os.environ[RUN_DIR] = str(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -19,10 +20,12 @@ from dlblocks.callbacks import ExactResume
 from dlblocks.data import DataModule
 from dlblocks.errors import check_choice, did_you_mean
 from dlblocks.files import check_new_run_dir, is_rank_zero, write_json, write_rows
-from dlblocks.history import History
+from dlblocks.history import History, KeepHistory
 from dlblocks.predictions import gather, stack
 from dlblocks.quiet import quiet
 
+# What a killed fit may lose; writing a checkpoint at every short epoch would cost more.
+RESUME_SECONDS = 10.0
 OWN_ARGUMENTS = {
     "logger": "pass logger='csv', 'wandb', 'tensorboard' or None",
     "default_root_dir": "pass run_dir=",
@@ -86,6 +89,7 @@ def fit(
     mode: str,
     logger: Logger | None,
     bar: Callback | bool,
+    resume: bool = False,
 ) -> Fit:
     """Fits `model`, ends its logger, restores the best epoch's weights and validates them.
 
@@ -100,6 +104,7 @@ def fit(
         mode: ``"min"`` or ``"max"``.
         logger: A new logger, or None.
         bar: A progress bar; True for Lightning's, False for none.
+        resume: Go on where a killed fit of the same folder was, and keep what that needs.
     """
     for callback in callbacks:
         if isinstance(callback, ModelCheckpoint) and not isinstance(callback, ExactResume):
@@ -116,7 +121,12 @@ def fit(
         mode=mode,
         enable_version_counter=False,
     )
-    own = [checkpoint, tracking.LogTrainerSettings(), tracking.LogFirstBatch()]
+    own: list[Callback] = [checkpoint, tracking.LogTrainerSettings(), tracking.LogFirstBatch()]
+    resume = resume and not trainer.get("fast_dev_run")
+    if resume:
+        own.append(KeepHistory(history))
+        if not any(isinstance(callback, ExactResume) for callback in callbacks):
+            own.append(ExactResume(min_seconds=RESUME_SECONDS))
     try:
         fitter = pl.Trainer(
             **trainer,
@@ -125,7 +135,9 @@ def fit(
             default_root_dir=folder,
             enable_progress_bar=bool(bar),
         )
-        fitter.fit(model, datamodule=datamodule)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"\.fit\(ckpt_path=.last.\) is set, but there is no")
+            fitter.fit(model, datamodule=datamodule, ckpt_path="last" if resume else None)
     finally:
         tracking.finish_logger(logger)
     seconds = time.monotonic() - started

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
 
@@ -38,3 +39,16 @@ class History(Logger):
         if not self.rows or self.rows[-1]["epoch"] != int(epoch):
             self.rows.append({"epoch": int(epoch)})
         self.rows[-1].update({k: float(v) for k, v in metrics.items() if k != "epoch"})
+
+
+class KeepHistory(Callback):
+    """Keeps the rows of a `History` in every checkpoint, so that a resumed fit has them all."""
+
+    def __init__(self, history: History) -> None:
+        self.history = history
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": [dict(row) for row in self.history.rows]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history.rows[:] = [dict(row) for row in state_dict["rows"]]

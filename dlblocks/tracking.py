@@ -7,7 +7,7 @@ import os
 import platform
 import socket
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlparse
@@ -38,6 +38,7 @@ def make_logger(
     run_name: str | None = None,
     group: str | None = None,
     job_type: str | None = None,
+    run_id: str | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> Logger | None:
     """Makes a logger that writes into `run_dir`.
@@ -54,6 +55,7 @@ def make_logger(
         run_name: W&B name of the run.
         group: W&B group, such as all folds of a cross-validation.
         job_type: W&B job type, such as ``"fold"``.
+        run_id: W&B id; a run of this id that was begun before is continued. None for a new one.
         config: Hyperparameters to log beside those of model, data and trainer.
 
     Raises:
@@ -83,6 +85,8 @@ def make_logger(
             group=group,
             job_type=job_type,
             mode=mode,
+            id=run_id,
+            resume=None if run_id is None else "allow",
             # Without it, a second run in one process would go on writing into the first.
             reinit="create_new",
             settings=wandb.Settings(silent=True, console="off"),
@@ -212,7 +216,7 @@ def trainer_settings(trainer: pl.Trainer) -> dict[str, Any]:
         if trainer.gradient_clip_algorithm is None
         else str(trainer.gradient_clip_algorithm.value),
         "callbacks": {
-            type(callback).__name__: _plain_attributes(callback)
+            type(callback).__name__: plain_attributes(callback)
             for callback in trainer.callbacks  # type: ignore[attr-defined]
             if type(callback).__module__.startswith(("dlblocks.callbacks", "lightning.pytorch"))
         },
@@ -229,12 +233,51 @@ def versions() -> dict[str, str]:
     }
 
 
-def _plain_attributes(thing: Any) -> dict[str, Any]:
-    return {
-        key: value
-        for key, value in vars(thing).items()
-        if not key.startswith("_") and isinstance(value, (bool, int, float, str))
-    }
+def plain_attributes(thing: Any) -> dict[str, Any]:
+    """The public attributes of an object that are plain values, such as a callback's settings."""
+    plain = (bool, int, float, str)
+
+    def is_plain(value: Any) -> bool:
+        if isinstance(value, (list, tuple)):
+            return all(isinstance(item, plain) for item in value)
+        return isinstance(value, plain)
+
+    public = {key: value for key, value in vars(thing).items() if not key.startswith("_")}
+    return {key: value for key, value in public.items() if is_plain(value)}
+
+
+def log_summary(
+    logger: Logger,
+    *,
+    values: Mapping[str, float],
+    rows: Sequence[Mapping[str, Any]],
+    figures: Mapping[str, Figure],
+    checkpoints: Sequence[Path] = (),
+) -> None:
+    """Sends what several runs have found together to a W&B run of its own.
+
+    Args:
+        logger: Made by ``make_logger("wandb", …, job_type="summary")``; another is passed over.
+        values: Becomes the summary of the run, such as ``{"val/accuracy/mean": 0.98}``.
+        rows: One row a run, logged as the table ``folds``.
+        figures: Logged by their names.
+        checkpoints: Files, logged as one artifact of type ``model``.
+    """
+    if not (isinstance(logger, WandbLogger) and is_rank_zero()):
+        return
+    import wandb
+
+    run = logger.experiment
+    columns: list[Any] = list(dict.fromkeys(key for row in rows for key in row))
+    table = wandb.Table(columns=columns, data=[[row.get(c) for c in columns] for row in rows])
+    run.log({"folds": table})
+    log_figures([logger], figures)
+    if checkpoints:
+        artifact = wandb.Artifact(f"{run.name or run.id}-checkpoints", type="model")
+        for path in checkpoints:
+            artifact.add_file(str(path), name=f"{path.parent.parent.name}-{path.name}")
+        run.log_artifact(artifact)
+    run.summary.update(dict(values))
 
 
 def log_figures(loggers: Iterable[Logger], figures: Mapping[str, Figure]) -> None:

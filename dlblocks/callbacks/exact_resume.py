@@ -8,7 +8,9 @@ between a checkpoint's writing and the next step. `ExactResume` keeps and restor
 
 from __future__ import annotations
 
+import math
 import os
+import time
 import warnings
 from os import PathLike
 from pathlib import Path
@@ -43,7 +45,7 @@ class ExactResume(ModelCheckpoint):
         trainer = pl.Trainer(callbacks=[ExactResume("runs/a", every_n_train_steps=500)])
         trainer.fit(model, datamodule=data, ckpt_path="last")  # the first time, starts
 
-    The file is written at the start of every epoch, at the end of the fit, and within the epoch
+    The file is written at the start of epochs, at the end of the fit, and within the epoch
     every `every_n_train_steps` optimizer steps; where gradients are half accumulated or a
     validation has just run, one of the next steps is waited for. It is written beside and renamed:
     a kill in the middle leaves the file before. The best weights are another callback's, a
@@ -76,9 +78,11 @@ class ExactResume(ModelCheckpoint):
     Args:
         dirpath: Folder of ``last.ckpt``; None for ``<default_root_dir>/checkpoints``.
         every_n_train_steps: Optimizer steps between two writes within an epoch; None for none.
+        min_seconds: At the start of an epoch, write only if so many seconds have passed since the
+            last write: where epochs are short, writing would take much of the time.
 
     Raises:
-        ValueError: `every_n_train_steps` is below 1, or (at `fit`) another ModelCheckpoint has
+        ValueError: `every_n_train_steps` is below 1, `min_seconds` below 0, or (at `fit`) another ModelCheckpoint has
             `save_last`, which would take ``ckpt_path="last"`` for itself.
     """
 
@@ -87,13 +91,17 @@ class ExactResume(ModelCheckpoint):
         dirpath: str | PathLike[str] | None = None,
         *,
         every_n_train_steps: int | None = None,
+        min_seconds: float = 0.0,
     ) -> None:
         if every_n_train_steps is not None:
             check_range("every_n_train_steps", every_n_train_steps, 1)
+        check_range("min_seconds", min_seconds, 0)
         # Of ModelCheckpoint only what finds the file is used: nothing is saved by its own rules.
         super().__init__(None if dirpath is None else Path(dirpath), filename="last", save_top_k=0)
         self.every_n_train_steps = every_n_train_steps
+        self.min_seconds = min_seconds
         self.saved_step = -1
+        self._saved_at = -math.inf  # seconds of a clock that only goes forward
         self._writing: int | None = None  # batches done in the epoch, while the file is written
         self._state: dict[str, Any] | None = None  # what a checkpoint held for this rank
         self._batches: ResumableBatches | None = None
@@ -149,6 +157,7 @@ class ExactResume(ModelCheckpoint):
         ):
             return
         self.saved_step, self._writing = trainer.global_step, batches
+        self._saved_at = time.monotonic()
         path = self._path(trainer)
         part = path.with_name("last.ckpt.part")
         try:
@@ -168,7 +177,11 @@ class ExactResume(ModelCheckpoint):
         fetcher, batches = self._watch(trainer)
         if state is not None:
             batches.set_random(state["random"]["now"])
-        self._save(trainer, batches=0)
+        # All ranks write together, by the clock of the first.
+        if not self.min_seconds or trainer.strategy.broadcast(
+            time.monotonic() - self._saved_at >= self.min_seconds
+        ):
+            self._save(trainer, batches=0)
         if trainer.current_epoch == 0:
             iter(fetcher)  # in later epochs Lightning does it
 

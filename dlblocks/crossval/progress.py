@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-from dlblocks.files import is_rank_zero
+from dlblocks.files import is_rank_zero, write_json
 
 SHOW_EVERY_SECONDS = 0.2
+WATCH_EVERY_SECONDS = 0.5
 
 
 class FoldProgress:
@@ -38,7 +44,7 @@ class FoldProgress:
 
     def callback(self, fit: int) -> ProgressBar:
         """The progress bar of fit number `fit`, 0 … num_fits - 1."""
-        return _FoldBar(self, fit)
+        return FoldBar(self, fit)
 
     def update(self, fit: int, share: float, text: str) -> None:
         """Shows fit number `fit` as done to `share` of its epochs."""
@@ -52,6 +58,38 @@ class FoldProgress:
     def end_fit(self, share: float) -> None:
         self.ended.append(share)
 
+    def skip(self, count: int) -> None:
+        """Counts fits that were finished before this run."""
+        self.ended += [1.0] * count
+
+    @contextlib.contextmanager
+    def watching(self, notes: Path) -> Iterator[None]:
+        """Shows what fits in other processes write into the folder `notes`, until the end."""
+        before, over = len(self.ended), threading.Event()
+
+        def show() -> None:
+            while not over.wait(WATCH_EVERY_SECONDS):
+                found = {int(path.stem): path.read_text() for path in notes.glob("[0-9]*.json")}
+                running = []
+                shares = 0.0
+                for fit, note in sorted(found.items()):
+                    share, text = json.loads(note)
+                    shares += 1.0 if text is None else share
+                    if text is not None:
+                        running.append(f"{fit + 1}: {text}")
+                if self.bar is not None:
+                    said = f"folds of {self.num_fits}, {before} before | " if before else "folds "
+                    self.bar.set_description_str(said + " | ".join(running), refresh=False)
+                    self.bar.update(before + shares - self.bar.n)
+
+        thread = threading.Thread(target=show, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
     def close(self) -> None:
         if self.bar is not None:
             self.bar.total = self.bar.n  # what early stopping saved is done, not missing
@@ -59,10 +97,28 @@ class FoldProgress:
             self.bar.close()
 
 
-class _FoldBar(ProgressBar):
+class Notes:
+    """Stands in for `FoldProgress` in another process: writes down what that one reads.
+
+    Args:
+        folder: The folder of the notes, one a fit.
+        fit: Number of the fit.
+    """
+
+    def __init__(self, folder: Path, fit: int) -> None:
+        self.path = folder / f"{fit}.json"
+
+    def update(self, fit: int, share: float, text: str | None) -> None:
+        write_json(self.path, [share, text])
+
+    def end_fit(self, share: float) -> None:
+        write_json(self.path, [share, None])
+
+
+class FoldBar(ProgressBar):
     """Reports one Trainer's progress to the bar over all folds."""
 
-    def __init__(self, progress: FoldProgress, fit: int) -> None:
+    def __init__(self, progress: FoldProgress | Notes, fit: int) -> None:
         super().__init__()
         self.progress, self.fit = progress, fit
         self._shown = 0.0

@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from dlblocks import report, tracking
 from dlblocks.crossval.progress import FoldProgress
 from dlblocks.crossval.result import CrossValidationResult, OutOfFold, fold_dir
-from dlblocks.data import DataModule
+from dlblocks.crossval.splits import check_same, new_datamodule, plan_splits, write_splits
+from dlblocks.crossval.text import table_metrics
+from dlblocks.data import DataModule, SplitDataModule
 from dlblocks.errors import check_choice, check_range
 from dlblocks.files import check_new_run_dir, is_rank_zero
 from dlblocks.fitting import check_trainer_arguments, configuration, fit
-from dlblocks.predictions import gather, stack
+from dlblocks.predictions import predict_part
 from dlblocks.quiet import quiet
 
 if TYPE_CHECKING:
@@ -32,9 +33,9 @@ if TYPE_CHECKING:
 
 def cross_validate(
     make_model: Callable[[], pl.LightningModule],
-    datamodule: DataModule | Callable[[], DataModule],
+    datamodule: SplitDataModule | Callable[[], SplitDataModule],
     *,
-    num_folds: int = 5,
+    num_folds: int | None = None,
     repeats: int = 1,
     make_callbacks: Callable[[], Sequence[Callback]] | None = None,
     trainer: Mapping[str, Any] | None = None,
@@ -55,15 +56,24 @@ def cross_validate(
     chosen on the same samples that score it, as early stopping is wont to: scores are a little
     optimistic by it. The test set is never touched.
 
-    The run folder holds ``summary.json``, ``folds.csv``, ``oof.npz``, ``figures/*.png`` and for
-    each fold ``fold-0/checkpoints/best.ckpt`` and ``fold-0/history.csv`` (later repeats:
-    ``repeat-1/fold-0/…``).
+    Each development sample is validated once in every repeat, save under
+    ``split="time_series"``, where the first block only trains, and ``"predefined"``, where samples
+    of no fold do. Any model whose `predict_step`, given a validation batch, returns a prediction a
+    sample has out-of-fold predictions, and so has one with no more than a `forward` for the inputs
+    alone; they are left as they come, so that those of somebody else's model may be logits.
+
+    Before the first fit the splits are written to ``folds.json``, with a fingerprint of the data.
+    Later the run folder also holds ``summary.json``, ``folds.csv``, ``oof.npz``,
+    ``figures/*.png`` and for each fold ``fold-0/checkpoints/best.ckpt`` and ``fold-0/history.csv``
+    (later repeats: ``repeat-1/fold-0/…``).
 
     Args:
         make_model: Returns a new LightningModule; called once a fold.
-        datamodule: A `DataModule`, or a function that returns one. Its `num_folds` and `fold` are
-            set here; its `split_seed` decides the folds.
-        num_folds: Number of folds K >= 2.
+        datamodule: A `DataModule`, or anybody's data in a `FoldedDataModule`; or a function that
+            returns one. Its `num_folds` and `fold` are set here; its `split` and `split_seed`
+            decide the folds.
+        num_folds: Number of folds K >= 2. None: what the data say where `split` is
+            ``"leave_one_group_out"`` or ``"predefined"``, else the datamodule's own, else 5.
         repeats: How often to cross-validate, each time with other folds.
         make_callbacks: Returns new callbacks; called once a fold.
         trainer: Arguments of the Lightning `Trainer`, such as ``{"max_epochs": 30}``.
@@ -94,26 +104,41 @@ def cross_validate(
         >>> len(result.folds), len(result.oof)
         (2, 1438)
     """
-    check_range("num_folds", num_folds, 2)
+    if num_folds is not None:
+        check_range("num_folds", num_folds, 2)
     check_range("repeats", repeats, 1)
     check_choice("mode", mode, ["min", "max"])
     trainer_args = check_trainer_arguments(trainer)
     # Other ranks of the same run come here while rank 0 is already writing.
     path = check_new_run_dir(run_dir) if is_rank_zero() else Path(run_dir)
-    plan = _Plan(
-        make_model, make_callbacks or list, trainer_args, monitor, mode, logger, path, num_folds
-    )
-    fits = [(repeat, fold) for repeat in range(repeats) for fold in range(num_folds)]
-    progress = FoldProgress(len(fits), show=progress_bar)
     done: list[_Fold] = []
     started = time.monotonic()
     with isolate_rng(), quiet():
+        data = new_datamodule(datamodule, seed)
+        splits = plan_splits(data, num_folds, repeats)
+        if is_rank_zero():
+            write_splits(path / "folds.json", splits)
+        plan = _Plan(
+            make_model,
+            make_callbacks or list,
+            trainer_args,
+            monitor,
+            mode,
+            logger,
+            path,
+            num_folds=splits["num_folds"],
+        )
+        progress = FoldProgress(len(splits["folds"]), show=progress_bar)
         try:
-            for number, (repeat, fold) in enumerate(fits):
+            for number, written in enumerate(splits["folds"]):
+                if number and not isinstance(datamodule, SplitDataModule):
+                    data = new_datamodule(datamodule, seed)
+                    check_same(data, splits, number)
+                repeat, fold = written["repeat"], written["fold"]
                 done.append(
                     _run_fold(
                         plan,
-                        _datamodule_for(datamodule, num_folds, repeat, fold),
+                        data.for_fold(fold, plan.num_folds, repeat=repeat),
                         repeat,
                         fold,
                         seed + number,
@@ -128,10 +153,11 @@ def cross_validate(
         oof=_join([fit.oof for fit in done]),
         histories=[fit.history for fit in done],
         info={
-            "num_folds": num_folds,
+            "num_folds": plan.num_folds,
             "repeats": repeats,
             "monitor": monitor,
             "mode": mode,
+            "class_names": done[0].datamodule.class_names,
             "seconds": time.monotonic() - started,
             "config": {"seed": seed, "logger": logger, "trainer": trainer_args, **done[0].config},
             "versions": tracking.versions(),
@@ -191,12 +217,12 @@ class _Fold:
     oof: OutOfFold | None
     history: list[dict[str, float]]
     config: dict[str, Any]
-    datamodule: DataModule
+    datamodule: SplitDataModule
 
 
 def _run_fold(
     plan: _Plan,
-    datamodule: DataModule,
+    datamodule: SplitDataModule,
     repeat: int,
     fold: int,
     seed: int,
@@ -226,10 +252,7 @@ def _run_fold(
         logger=logger,
         bar=bar or False,
     )
-    datamodule.predict_on = "val"
-    batches = None
-    if is_overridden("predict_step", model) or is_overridden("forward", model):
-        batches = done.trainer.predict(model, datamodule=datamodule, return_predictions=True)
+    predicted = predict_part(done.trainer, model, datamodule, "val")
     row: dict[str, Any] = {
         "repeat": repeat,
         "fold": fold,
@@ -246,50 +269,53 @@ def _run_fold(
     config = configuration(model, datamodule)
     for key in ("fold", "num_folds"):
         config["data"].pop(key, None)
-    oof = _out_of_fold(gather(batches or []), repeat, fold)
+    oof = None
+    if predicted is not None:
+        numbers = {"fold": fold, "repeat": repeat}
+        size = len(predicted["index"])
+        oof = OutOfFold(**predicted, **{key: np.full(size, n) for key, n in numbers.items()})
     return _Fold(row, oof, done.history, config, datamodule)
-
-
-def _datamodule_for(
-    given: DataModule | Callable[[], DataModule], num_folds: int, repeat: int, fold: int
-) -> DataModule:
-    datamodule = given if isinstance(given, pl.LightningDataModule) else given()
-    if not isinstance(datamodule, DataModule):
-        raise TypeError(
-            f"datamodule must be a dlblocks DataModule or a function that returns one, got "
-            f"{type(datamodule).__name__}; ArrayDataModule makes one of your arrays."
-        )
-    return datamodule.for_fold(fold, num_folds, repeat=repeat)
-
-
-def _out_of_fold(batches: Sequence[Any], repeat: int, fold: int) -> OutOfFold | None:
-    keys = ("index", "target", "prediction")
-    if not batches or not all(isinstance(b, dict) and b.keys() >= set(keys) for b in batches):
-        return None
-    arrays = stack([{key: batch[key] for key in keys} for batch in batches])
-    size = len(arrays["index"])
-    return OutOfFold(**arrays, fold=np.full(size, fold), repeat=np.full(size, repeat))
 
 
 def _join(parts: Sequence[OutOfFold | None]) -> OutOfFold | None:
     found = [part for part in parts if part is not None]
-    if len(found) < len(parts):
+    shapes = {(part.target.shape[1:], part.prediction.shape[1:]) for part in found}
+    if len(found) < len(parts) or len(shapes) > 1:
         return None
     columns = {name: np.concatenate([getattr(p, name) for p in found]) for name in vars(found[0])}
     order = np.lexsort((columns["index"], columns["repeat"]))
     return OutOfFold(**{name: values[order] for name, values in columns.items()})
 
 
-def _figures(result: CrossValidationResult, datamodule: DataModule) -> dict[str, Figure]:
+def _figures(result: CrossValidationResult, datamodule: SplitDataModule) -> dict[str, Figure]:
     figures = report.curve_figures(
         result.histories,
         [row["best_epoch"] for row in result.folds],
         is_classification=datamodule.is_classification,
     )
-    if result.oof is not None:
+    if result.metrics:
+        metric = table_metrics(result.metrics)[0]
+        figures |= report.score_figure(
+            result.run_dir.absolute().name, metric, result.values(metric), result.interval(metric)
+        )
+    if (
+        result.oof is not None
+        and isinstance(datamodule, DataModule)
+        and _are_scores(result.oof, datamodule)
+    ):
         once = result.oof.repeat == 0
         arrays = {name: values[once] for name, values in vars(result.oof).items()}
         figures |= report.prediction_figures(
             datamodule, "val", arrays, title="Out-of-fold predictions"
         )
     return figures
+
+
+def _are_scores(oof: OutOfFold, datamodule: DataModule) -> bool:
+    """Whether predictions are what figures draw: probabilities of the classes, or values."""
+    if not datamodule.is_classification:
+        return oof.prediction.size == oof.target.size
+    shape = (len(oof), datamodule.num_classes)
+    if oof.prediction.shape != shape or not np.isfinite(oof.prediction).all():
+        return False
+    return bool(oof.prediction.min() >= 0 and np.allclose(oof.prediction.sum(1), 1, atol=1e-2))

@@ -30,7 +30,7 @@ def table(result: CrossValidationResult) -> str:
     ends = [result.interval(name) for name in chosen]
     pooled = result.pooled_or_none()
     below = [
-        [*start, "mean ± std", "", *means, f"{seconds:.1f} in all"],
+        [*start, "mean ± std", _missing(result), *means, f"{seconds:.1f} in all"],
         [*start, "95 % interval", "", *(f"{number(a)} … {number(b)}" for a, b in ends), ""],
     ]
     over_all = [pooled.get(name.removeprefix("val/")) for name in chosen]
@@ -44,6 +44,12 @@ def table(result: CrossValidationResult) -> str:
 
     rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
     return "\n".join([line(head), rule, *map(line, rows), rule, *map(line, below)])
+
+
+def _missing(result: CrossValidationResult) -> str:
+    """``"4 of 5 folds"`` where folds have failed."""
+    failed = result.info.get("failed", [])
+    return f"{len(result.folds)} of {len(result.folds) + len(failed)} folds" if failed else ""
 
 
 def number(value: float) -> str:

@@ -5,9 +5,11 @@ from dlblocks.data.base import DataModule, Source
 from dlblocks.data.curve import CurveDataModule
 from dlblocks.data.dataset import ArrayDataset
 from dlblocks.data.digits import DigitsDataModule
+from dlblocks.data.folded import FoldedDataModule
 from dlblocks.data.folds import holdout, kfold
 from dlblocks.data.image_folder import ImageFolderDataModule
 from dlblocks.data.sampler import EpochSampler
+from dlblocks.data.split_module import SplitDataModule
 from dlblocks.data.tabular import TabularDataModule
 from dlblocks.data.vision import (
     CIFAR10DataModule,
@@ -26,9 +28,11 @@ __all__ = [
     "DigitsDataModule",
     "EpochSampler",
     "FashionMNISTDataModule",
+    "FoldedDataModule",
     "ImageFolderDataModule",
     "MNISTDataModule",
     "Source",
+    "SplitDataModule",
     "TabularDataModule",
     "holdout",
     "kfold",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dlblocks.data.base import DataModule, Source
 from dlblocks.data.cache import read_only_tensor
+from dlblocks.data.splits import Split
 
 
 class ArrayDataModule(DataModule):
@@ -35,16 +36,22 @@ class ArrayDataModule(DataModule):
         test_inputs: An official test set, outside every fold.
         test_targets: Its targets.
         groups: Group of each sample, shape (N,): no group is in two parts.
+        folds: Fold of each sample, shape (N,), integers or texts, for ``split="predefined"``; one
+            that is negative or empty always trains.
         class_names: Names of the classes 0 … C-1.
         batch_size: Samples a batch.
         num_workers: Worker processes a loader.
-        num_folds: Number of folds, or None for a single split by `val_fraction`.
+        split: ``"kfold"``; ``"time_series"``, rows in the order of time; ``"leave_one_group_out"``;
+            or ``"predefined"``. See `SplitDataModule`.
+        num_folds: Number of folds, or None for a single split by `val_fraction`, or where `split`
+            takes it from the data.
         fold: Which fold validates.
         val_fraction: Validation share of the development set when `num_folds` is None.
         test_fraction: Share held out first as test set, outside every fold.
         split_seed: Seed of every split.
         shuffle_seed: Seed of the order of training samples.
-        stratify: Keep the proportions of the classes in every part; None: for classes, yes.
+        stratify: Keep the proportions of the classes in every part, or of ten quantile bins of
+            values; None: for classes, yes.
         normalize: Standardise by the training part's mean and standard deviation.
         train_transform: A random transform of single training images, in the workers; see
             `DataModule`.
@@ -71,9 +78,11 @@ class ArrayDataModule(DataModule):
         test_inputs: str | Path | Tensor | npt.ArrayLike | None = None,
         test_targets: str | Path | Tensor | npt.ArrayLike | None = None,
         groups: npt.ArrayLike | None = None,
+        folds: npt.ArrayLike | None = None,
         class_names: list[str] | None = None,
         batch_size: int = 64,
         num_workers: int = 0,
+        split: Split = "kfold",
         num_folds: int | None = None,
         fold: int = 0,
         val_fraction: float = 0.2,
@@ -88,6 +97,7 @@ class ArrayDataModule(DataModule):
         super().__init__(
             batch_size=batch_size,
             num_workers=num_workers,
+            split=split,
             num_folds=num_folds,
             fold=fold,
             val_fraction=val_fraction,
@@ -103,20 +113,21 @@ class ArrayDataModule(DataModule):
             raise ValueError("give test_inputs and test_targets together, or neither.")
         self.given = inputs, targets, test_inputs, test_targets
         self.groups = None if groups is None else np.asarray(groups)
+        self.folds = None if folds is None else np.asarray(folds)
         self.given_class_names = class_names
-        self.save_hyperparameters(
-            ignore=["inputs", "targets", "test_inputs", "test_targets", "groups", "train_transform"]
-        )
+        arrays = ["inputs", "targets", "test_inputs", "test_targets", "groups", "folds"]
+        self.save_hyperparameters(ignore=[*arrays, "train_transform"])
 
     def load(self) -> Source:
         inputs, targets, test_inputs, test_targets = self.given
         classes, names = _targets("targets", targets, self.given_class_names)
-        source = Source(_inputs("inputs", inputs), classes, class_names=names, groups=self.groups)
-        if self.groups is not None and self.groups.shape != (len(source.inputs),):
-            raise ValueError(
-                f"groups has shape {self.groups.shape}, expected one a sample, "
-                f"({len(source.inputs)},)."
-            )
+        source = Source(
+            _inputs("inputs", inputs),
+            classes,
+            class_names=names,
+            groups=self.groups,
+            folds=self.folds,
+        )
         if test_inputs is not None:
             source.test_inputs = _inputs("test_inputs", test_inputs)
             source.test_targets, _ = _targets("test_targets", test_targets, names)

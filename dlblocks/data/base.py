@@ -6,7 +6,6 @@ A source (digits, a table, MNIST, …) is a subclass that says where its arrays 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,13 +16,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from typing_extensions import Self
 
-from dlblocks.data import folds
-from dlblocks.data.checks import check_arrays, check_fold
+from dlblocks.data.checks import check_arrays
 from dlblocks.data.dataset import ArrayDataset, collate, collate_with_index
+from dlblocks.data.fingerprint import fingerprint
 from dlblocks.data.normalisation import standardisation
 from dlblocks.data.resident import ResidentArrays
 from dlblocks.data.sampler import EpochSampler
 from dlblocks.data.source import Source
+from dlblocks.data.split_module import Columns, SplitDataModule
+from dlblocks.data.splits import Split
 from dlblocks.data.transforms import SampleTransform
 from dlblocks.errors import check_choice, check_range
 
@@ -31,13 +32,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class DataModule(pl.LightningDataModule):
+class DataModule(SplitDataModule):
     """A LightningDataModule over arrays in memory, with K-fold splitting.
 
     The test set is the official one, or `test_fraction` held out first; it is outside every fold.
     The rest, the development set, is split into `num_folds` folds, of which `fold` validates, or
-    without folds by `val_fraction`. Splits depend on `split_seed` alone: never on the global
-    seed, the rank or the fold.
+    without folds by `val_fraction`; see `SplitDataModule` for the kinds of `split`. Splits depend
+    on `split_seed` alone: never on the global seed, the rank or the fold.
 
     Batches are ``[inputs, targets]`` (predict: ``[inputs, targets, index]``, where `index` is the
     sample's row in the source). Images leave as floats: uint8 is scaled to [0, 1] and, with
@@ -55,7 +56,9 @@ class DataModule(pl.LightningDataModule):
         test_fraction: Share held out as test set where the source has no official one.
         split_seed: Seed of every split.
         shuffle_seed: Seed of the order of training samples, new in every epoch.
-        stratify: Keep the proportions of the classes in every part. None: for classes, yes.
+        split: ``"kfold"``, ``"time_series"``, ``"leave_one_group_out"`` or ``"predefined"``.
+        stratify: Keep the proportions of the classes in every part, or of ten quantile bins of
+            values. None: for classes, yes.
         normalize: Standardise inputs by the training part's mean and standard deviation.
         train_transform: A transform of albumentations or torchvision.transforms.v2, or any
             callable, for single training images, in the worker processes; see
@@ -70,6 +73,7 @@ class DataModule(pl.LightningDataModule):
         *,
         batch_size: int = 64,
         num_workers: int = 0,
+        split: Split = "kfold",
         num_folds: int | None = None,
         fold: int = 0,
         val_fraction: float = 0.2,
@@ -81,12 +85,17 @@ class DataModule(pl.LightningDataModule):
         train_transform: Callable[[Any], Any] | None = None,
         device_resident: bool | Literal["auto"] = False,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            split=split,
+            num_folds=num_folds,
+            fold=fold,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+            split_seed=split_seed,
+            stratify=stratify,
+        )
         check_range("batch_size", batch_size, 1)
         check_range("num_workers", num_workers, 0)
-        check_range("val_fraction", val_fraction, 0, 1, high_open=True)
-        check_range("test_fraction", test_fraction, 0, 1, high_open=True)
-        check_fold(num_folds, fold)
         check_choice("device_resident", str(device_resident), ["True", "False", "auto"])
         if device_resident is True and (num_workers or train_transform is not None):
             raise ValueError(
@@ -96,23 +105,14 @@ class DataModule(pl.LightningDataModule):
             )
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.num_folds = num_folds
-        self.fold = fold
-        self.val_fraction = val_fraction
-        self.test_fraction = test_fraction
-        self.split_seed = split_seed
         self.shuffle_seed = shuffle_seed
-        self.stratify = stratify
         self.normalize = normalize
         self.train_transform = (
             None if train_transform is None else SampleTransform(train_transform, shuffle_seed)
         )
         self.device_resident = device_resident
         self._resident = ResidentArrays(device_resident)
-        self.predict_on = "test"
-        self.repeat = 0
         self._source: Source | None = None
-        self._rows: dict[str, Tensor] = {}
         self._inputs = torch.empty(0)  # those of the source, completed for this fold
         self._affine: tuple[Tensor, Tensor] | None = None
 
@@ -134,9 +134,19 @@ class DataModule(pl.LightningDataModule):
         return self._source
 
     @property
-    def is_classification(self) -> bool:
-        """Whether the targets are classes (integers) rather than values."""
-        return not self.source.targets.is_floating_point()
+    def columns(self) -> Columns:
+        """What the arrays are split by."""
+        source = self.source
+        targets = source.targets
+        if targets.dtype == torch.bfloat16:  # NumPy has none
+            targets = targets.float()
+        return Columns(len(source.inputs), targets.numpy(), source.groups, source.folds)
+
+    def fingerprint(self) -> str:
+        """A hash of the arrays but an official test set; see `dlblocks.data.fingerprint`."""
+        source = self.source
+        columns = {"targets": source.targets, "groups": source.groups, "folds": source.folds}
+        return fingerprint({"inputs": source.inputs}, columns)
 
     @property
     def class_names(self) -> list[str] | None:
@@ -199,11 +209,6 @@ class DataModule(pl.LightningDataModule):
         rows = self._rows[part]
         return inputs.index_select(0, rows), targets.index_select(0, rows), rows
 
-    def indices(self, part: str) -> Tensor:
-        """Rows of the source that are ``"train"``, ``"val"`` or ``"test"``, int64 of shape (M,)."""
-        self.setup()
-        return self._rows[part]
-
     def raw_inputs(self, part: str) -> Tensor:
         """The whole input array in which the index of a sample of `part` counts; not normalised."""
         self.setup()
@@ -224,20 +229,9 @@ class DataModule(pl.LightningDataModule):
                 f"test_fraction={self.test_fraction} is set, but {type(self).__name__} has a test "
                 "set of its own; use test_fraction=0."
             )
-        rows = folds.split(
-            len(source.inputs),
-            num_folds=self.num_folds,
-            fold=self.fold,
-            val_fraction=self.val_fraction,
-            test_fraction=self.test_fraction,
-            targets=source.targets.numpy() if self._stratified() else None,
-            groups=source.groups,
-            seed=self.split_seed,
-            repeat=self.repeat,
-        )
+        self._rows = self._split_rows()
         if source.test_inputs is not None:
-            rows["test"] = np.arange(len(source.test_inputs))
-        self._rows = {part: torch.from_numpy(index) for part, index in rows.items()}
+            self._rows["test"] = torch.arange(len(source.test_inputs))
         self._inputs = source.inputs
         if source.complete is not None:
             self._inputs = source.complete(source.inputs, self._rows["train"])
@@ -248,40 +242,16 @@ class DataModule(pl.LightningDataModule):
             unit = 1.0 if self._inputs.is_floating_point() else 1 / 255
             self._affine = torch.tensor(unit), torch.tensor(0.0)
 
-    def _stratified(self) -> bool:
-        if self.stratify and not self.is_classification:
-            raise ValueError(
-                "stratify=True, but the targets are values and only classes can be stratified; "
-                "use stratify=False."
-            )
-        return self.is_classification if self.stratify is None else self.stratify
-
     def for_fold(self, fold: int, num_folds: int | None, *, repeat: int = 0) -> Self:
-        """A datamodule as new over the same arrays, set to one fold; this one is left as it is.
-
-        Args:
-            fold: Which fold validates.
-            num_folds: Number of folds, or None for a single split.
-            repeat: Another number gives other folds, of the same development set.
-        """
-        check_fold(num_folds, fold)
-        new = copy.copy(self)
-        new.trainer = None
-        new.num_folds, new.fold, new.repeat = num_folds, fold, repeat
-        new._source = self.source
-        new._rows, new._affine = {}, None
-        # Lightning has no public way to change hyperparameters of a copy without changing those of
-        # the original, whose dictionaries the copy shares.
-        hparams = copy.deepcopy(self.hparams)
-        for key in hparams.keys() & {"num_folds", "fold"}:
-            hparams[key] = getattr(new, key)
-        vars(new).update(_hparams=hparams, _hparams_initial=copy.deepcopy(hparams))
+        _ = self.source  # loaded once for all folds
+        new = super().for_fold(fold, num_folds, repeat=repeat)
+        new._affine = None
         return new
 
     # Batches
 
     def train_dataloader(self) -> DataLoader:
-        return self._loader("train")
+        return self._loader("train", training=True)
 
     def val_dataloader(self) -> DataLoader | list:
         return self._loader("val") if len(self._rows["val"]) else []
@@ -301,7 +271,7 @@ class DataModule(pl.LightningDataModule):
         part = self.predict_on
         if part == "test" and not len(self._rows["test"]):
             part = "val"
-        return self._loader(part, with_index=True)
+        return self._loader(part, with_index=self.predict_index)
 
     def _part_arrays(self, part: str) -> tuple[Tensor, Tensor]:
         source = self.source
@@ -309,8 +279,7 @@ class DataModule(pl.LightningDataModule):
             return source.test_inputs, source.test_targets
         return self._inputs, source.targets
 
-    def _loader(self, part: str, *, with_index: bool = False) -> DataLoader:
-        training = part == "train" and not with_index
+    def _loader(self, part: str, *, training: bool = False, with_index: bool = False) -> DataLoader:
         inputs, targets = self._part_arrays(part)
         transform = self.train_transform if training else None
         world_size, rank, epoch = 1, 0, 0

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dlblocks.errors import check_range
+
 
 def check_arrays(
     inputs: Tensor,
@@ -65,10 +67,12 @@ def check_arrays(
         )
 
 
-def check_fold(num_folds: int | None, fold: int) -> None:
-    """Raises a `ValueError` unless there is such a fold."""
+def check_fold(num_folds: int | None, fold: int, *, counted: bool = False) -> None:
+    """Raises a `ValueError` unless there is such a fold; `counted`: the data says how many."""
     if num_folds is None:
-        if fold != 0:
+        if counted:
+            check_range("fold", fold, 0)
+        elif fold != 0:
             raise ValueError(f"fold={fold} has no effect without num_folds; set num_folds.")
         return
     if num_folds < 2:

@@ -23,6 +23,8 @@ class Source:
         test_targets: Its targets.
         class_names: Names of the classes 0 … C-1; None for values.
         groups: Group of each sample, shape (N,), if samples belong together.
+        folds: Predefined fold of each sample, shape (N,), integers or texts; negative or empty
+            for a sample that always trains.
         feature_names: Names of the columns of a table.
         complete: Fills in what `inputs` lacks (NaN), given `inputs` and the rows that train; it
             must look at no other rows. Returns a new array.
@@ -34,6 +36,7 @@ class Source:
     test_targets: Tensor | None = None
     class_names: list[str] | None = None
     groups: np.ndarray | None = None
+    folds: np.ndarray | None = None
     feature_names: list[str] | None = None
     complete: Callable[[Tensor, Tensor], Tensor] | None = None
 

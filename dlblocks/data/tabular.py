@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dlblocks.data.base import DataModule, Source
+from dlblocks.data.splits import Split
 from dlblocks.errors import check_choice, did_you_mean
 
 DATASETS = ("iris", "wine", "breast_cancer", "diabetes")
@@ -39,17 +40,23 @@ class TabularDataModule(DataModule):
         csv: Path of a CSV file, in its place.
         target: The CSV column to predict.
         group: A CSV column of groups, none of which is in two parts; it is no feature.
+        fold_column: A CSV column of folds, for ``split="predefined"``; a row whose cell is empty or
+            -1 always trains. It is no feature.
         task: ``"classification"``, ``"regression"``, or None to decide by the target.
         missing: ``"refuse"`` or ``"impute"``.
         batch_size: Samples a batch.
         num_workers: Worker processes a loader.
-        num_folds: Number of folds, or None for a single split by `val_fraction`.
+        split: ``"kfold"``; ``"time_series"``, rows in the order of time; ``"leave_one_group_out"``;
+            or ``"predefined"``. See `SplitDataModule`.
+        num_folds: Number of folds, or None for a single split by `val_fraction`, or where `split`
+            takes it from the data.
         fold: Which fold validates.
         val_fraction: Validation share of the development set when `num_folds` is None.
         test_fraction: Share held out first as test set, outside every fold.
         split_seed: Seed of every split.
         shuffle_seed: Seed of the order of training samples.
-        stratify: Keep the proportions of the classes in every part; None: for classes, yes.
+        stratify: Keep the proportions of the classes in every part, or of ten quantile bins of
+            values; None: for classes, yes.
         normalize: Standardise by the training part's mean and standard deviation.
         device_resident: Keep the arrays on the accelerator: True, False or ``"auto"``.
 
@@ -71,10 +78,12 @@ class TabularDataModule(DataModule):
         csv: str | None = None,
         target: str | None = None,
         group: str | None = None,
+        fold_column: str | None = None,
         task: Literal["classification", "regression"] | None = None,
         missing: Literal["refuse", "impute"] = "refuse",
         batch_size: int = 64,
         num_workers: int = 0,
+        split: Split = "kfold",
         num_folds: int | None = None,
         fold: int = 0,
         val_fraction: float = 0.2,
@@ -88,6 +97,7 @@ class TabularDataModule(DataModule):
         super().__init__(
             batch_size=batch_size,
             num_workers=num_workers,
+            split=split,
             num_folds=num_folds,
             fold=fold,
             val_fraction=val_fraction,
@@ -105,7 +115,8 @@ class TabularDataModule(DataModule):
             )
         if dataset is not None:
             check_choice("dataset", dataset, DATASETS)
-            for name, value in (("target", target), ("group", group), ("task", task)):
+            of_files = {"target": target, "group": group, "fold_column": fold_column, "task": task}
+            for name, value in of_files.items():
                 if value is not None:
                     raise ValueError(f"{name}={value!r} has no effect on dataset={dataset!r}.")
         elif target is None:
@@ -117,6 +128,7 @@ class TabularDataModule(DataModule):
         self.csv = csv
         self.target = target
         self.group = group
+        self.fold_column = fold_column
         self.task = task
         self.missing = missing
         self.save_hyperparameters()
@@ -147,15 +159,21 @@ class TabularDataModule(DataModule):
         if not path.is_file():
             raise FileNotFoundError(f"csv={self.csv!r} is no file.")
         table = _read(path)
-        for argument, column in (("target", self.target), ("group", self.group)):
+        own = {"target": self.target, "group": self.group, "fold_column": self.fold_column}
+        for argument, column in own.items():
             if column is not None and column not in table:
                 hint = did_you_mean(column, table) or "."
                 raise ValueError(
                     f"{argument}={column!r} is no column of {path}{hint} "
                     f"There are: {', '.join(table)}."
                 )
-        labels = table.pop(str(self.target))
-        groups = np.array(table.pop(self.group)) if self.group is not None else None
+        labels = table[str(self.target)]
+        # Read, not popped: one column may be both.
+        groups = np.array(table[self.group]) if self.group is not None else None
+        folds = _folds(table[self.fold_column]) if self.fold_column is not None else None
+        if self.group is not None:
+            _refuse_missing(path, self.group, table[self.group])
+        table = {name: cells for name, cells in table.items() if name not in own.values()}
         if not table:
             raise ValueError(f"{path} has no column beside target={self.target!r} to learn from.")
         _refuse_missing(path, str(self.target), labels)
@@ -180,6 +198,7 @@ class TabularDataModule(DataModule):
             targets,
             class_names=class_names,
             groups=groups,
+            folds=folds,
             feature_names=names,
             complete=complete if self.missing == "impute" else None,
         )
@@ -237,6 +256,15 @@ def _targets(cells: list[str], task: str | None, column: str) -> tuple[Tensor, l
     names = sorted(set(cells), key=float) if numeric else sorted(set(cells))
     number_of = {name: i for i, name in enumerate(names)}
     return torch.tensor([number_of[cell] for cell in cells]), names
+
+
+def _folds(cells: list[str]) -> np.ndarray:
+    """Integers if all cells are, so that fold 10 comes after fold 9; else texts."""
+    names = ["" if _is_missing(cell) else cell for cell in cells]
+    try:
+        return np.array([int(name or -1) for name in names])
+    except ValueError:
+        return np.array(names)
 
 
 def _encode(column: str, cells: list[str]) -> tuple[np.ndarray, list[str]]:

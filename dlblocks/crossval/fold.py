@@ -1,0 +1,212 @@
+"""One fit of a cross-validation: run, written into its folder, and read back.
+
+A fold is finished when its ``fold.json`` is there, which is written last.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+from lightning.pytorch.callbacks import Callback
+
+from dlblocks import tracking
+from dlblocks.crossval.out_of_fold import OutOfFold
+from dlblocks.crossval.result import fold_dir
+from dlblocks.data import SplitDataModule
+from dlblocks.files import read_rows, whole_file, write_json
+from dlblocks.fitting import fit
+from dlblocks.predictions import predict_part
+
+FINISHED = "fold.json"
+# What was made in this process, by the key of the plan that it belongs to.
+_seen: dict[str, weakref.WeakSet] = {}
+
+
+@dataclass(frozen=True)
+class Job:
+    """Which fit it is."""
+
+    number: int
+    repeat: int
+    fold: int
+
+    @property
+    def name(self) -> str:
+        """``"fold 2"``, or ``"repeat 1, fold 2"`` after the first repeat."""
+        return f"repeat {self.repeat}, fold {self.fold}" if self.repeat else f"fold {self.fold}"
+
+
+@dataclass
+class Fold:
+    """What one fit leaves.
+
+    Attributes:
+        row: The row of ``folds.csv``.
+        oof: Its out-of-fold predictions, or None.
+        history: One row an epoch.
+    """
+
+    row: dict[str, Any]
+    oof: OutOfFold | None
+    history: list[dict[str, float]]
+
+
+@dataclass
+class Plan:
+    """What is the same for every fit; see `cross_validate`."""
+
+    make_model: Callable[[], pl.LightningModule]
+    make_callbacks: Callable[[], Sequence[Callback]]
+    trainer: dict[str, Any]
+    monitor: str
+    mode: str
+    logger: str | None
+    run_dir: Path
+    seed: int
+    resume: bool
+    num_folds: int = 0
+    run_id: str = ""
+    key: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    def new_model(self) -> pl.LightningModule:
+        model = self.make_model()
+        if not isinstance(model, pl.LightningModule):
+            raise TypeError(
+                f"make_model must return a LightningModule, got {type(model).__name__}; "
+                "pass a function such as lambda: MLPClassifier(64, 10)."
+            )
+        self._check_new(model, "make_model", "model")
+        return model
+
+    def new_callbacks(self) -> list[Callback]:
+        callbacks = list(self.make_callbacks())
+        for callback in callbacks:
+            self._check_new(callback, "make_callbacks", type(callback).__name__)
+        return callbacks
+
+    def _check_new(self, thing: Any, argument: str, what: str) -> None:
+        seen = _seen.setdefault(self.key, weakref.WeakSet())
+        if thing in seen:
+            raise ValueError(
+                f"{argument} returned the same {what} for two folds, which would carry one fold's "
+                "training into the next; make it inside the function."
+            )
+        seen.add(thing)
+
+    def folder(self, job: Job) -> Path:
+        """Where the fit leaves its files."""
+        return fold_dir(self.run_dir, {"repeat": job.repeat, "fold": job.fold})
+
+    def forget(self) -> None:
+        """Lets go of what was made for this run."""
+        _seen.pop(self.key, None)
+
+
+def run_fold(plan: Plan, datamodule: SplitDataModule, job: Job, bar: Callback | None) -> Fold:
+    """Fits, validates and predicts one fold, and writes what it found.
+
+    A fit that was killed goes on where it was.
+
+    Args:
+        plan: What is the same for every fit.
+        datamodule: A new one, set to the fold.
+        job: Which fit it is.
+        bar: Its progress bar.
+    """
+    started = time.monotonic()
+    seed = plan.seed + job.number
+    pl.seed_everything(seed, workers=True, verbose=False)
+    folder = plan.folder(job)
+    name = f"{plan.run_dir.name}-{folder.relative_to(plan.run_dir)}".replace("/", "-")
+    model, callbacks = plan.new_model(), plan.new_callbacks()
+    place = {"fold": job.fold, "repeat": job.repeat}
+    logger = tracking.make_logger(
+        plan.logger,
+        folder,
+        run_name=name,
+        group=plan.run_dir.name,
+        job_type="fold",
+        run_id=f"{plan.run_id}-{job.repeat}-{job.fold}",
+        config={**place, "num_folds": plan.num_folds, "seed": seed},
+    )
+    done = fit(
+        model,
+        datamodule,
+        folder,
+        callbacks=callbacks,
+        trainer=plan.trainer,
+        monitor=plan.monitor,
+        mode=plan.mode,
+        logger=logger,
+        bar=bar or False,
+        resume=plan.resume,
+    )
+    predicted = predict_part(done.trainer, model, datamodule, "val")
+    row: dict[str, Any] = {
+        "repeat": job.repeat,
+        "fold": job.fold,
+        "epochs": done.epochs,
+        "best_epoch": done.best_epoch,
+        "num_train": len(datamodule.indices("train")),
+        "num_val": len(datamodule.indices("val")),
+        **done.metrics,
+        "seconds": round(time.monotonic() - started, 3),
+        "checkpoint": str(done.checkpoint.relative_to(plan.run_dir.absolute()))
+        if done.checkpoint
+        else "",
+    }
+    oof = None
+    if predicted is not None:
+        size = len(predicted["index"])
+        oof = OutOfFold(**predicted, **{key: np.full(size, n) for key, n in place.items()})
+    if done.trainer.is_global_zero:
+        _write(folder, row, oof, getattr(datamodule, "normalisation", None))
+    return Fold(row, oof, done.history)
+
+
+def _write(folder: Path, row: dict[str, Any], oof: OutOfFold | None, normalisation: Any) -> None:
+    if oof is not None:
+        with whole_file(folder / "oof.npz") as part:
+            np.savez_compressed(part, **vars(oof))
+    plain = None if normalisation is None else [tensor.tolist() for tensor in normalisation]
+    write_json(
+        folder / FINISHED,
+        {"row": row, "has_predictions": oof is not None, "normalisation": plain},
+    )
+    # Nothing has to go on from here.
+    (folder / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
+
+
+def read_fold(folder: Path) -> Fold | None:
+    """What a finished fit has left, or None if it is not finished."""
+    path = folder / FINISHED
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text())
+    # JSON has no NaN: a metric that was not finite is null there.
+    row = {key: float("nan") if value is None else value for key, value in found["row"].items()}
+    oof = None
+    if found["has_predictions"]:
+        with np.load(folder / "oof.npz") as arrays:
+            oof = OutOfFold(**arrays)
+    return Fold(row, oof, read_rows(folder / "history.csv"))
+
+
+def join(parts: Sequence[OutOfFold | None]) -> OutOfFold | None:
+    """The predictions of all folds, sorted by (repeat, index); None if a fold has none."""
+    found = [part for part in parts if part is not None]
+    shapes = {(part.target.shape[1:], part.prediction.shape[1:]) for part in found}
+    if not found or len(found) < len(parts) or len(shapes) > 1:
+        return None
+    columns = {name: np.concatenate([getattr(p, name) for p in found]) for name in vars(found[0])}
+    order = np.lexsort((columns["index"], columns["repeat"]))
+    return OutOfFold(**{name: values[order] for name, values in columns.items()})

@@ -1,0 +1,335 @@
+"""`FoldedDataModule`: anybody's LightningDataModule or data set, set to folds."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import numpy.typing as npt
+import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+)
+from typing_extensions import Self
+
+from dlblocks.data.fingerprint import fingerprint
+from dlblocks.data.foreign import GROUPS, TARGETS, arrays, as_numpy, length, read_column
+from dlblocks.data.sampler import EpochSampler
+from dlblocks.data.split_module import Columns, SplitDataModule
+from dlblocks.data.splits import Split
+
+HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+UNIFORM = (SequentialSampler, RandomSampler, DistributedSampler)
+# What a loader of a fold takes over from the loader that was given.
+KEPT = (
+    "batch_size",
+    "collate_fn",
+    "num_workers",
+    "pin_memory",
+    "worker_init_fn",
+    "timeout",
+    "multiprocessing_context",
+    "prefetch_factor",
+    "persistent_workers",
+)
+
+
+class _LoadedSampler(EpochSampler):
+    """An `EpochSampler` that a resumed run cannot skip batches of, but loads and drops them.
+
+    Somebody else's data set may draw random numbers in its workers; only so do they come to the
+    same state.
+    """
+
+    @property
+    def skip_next(self) -> Any:
+        raise AttributeError("batches are loaded, not skipped")
+
+
+class FoldedDataModule(SplitDataModule):
+    """Makes folds of somebody else's data, for `dlblocks.crossval.cross_validate`.
+
+    The development set is the training data set and nothing else: of a LightningDataModule, that of
+    its `train_dataloader()` after ``setup("fit")``. Its validation data are not used, its test and
+    predict data never a part of a fold. Samples are numbered by their place in the training data
+    set.
+
+    Batches are the loader's own: its `batch_size`, `collate_fn`, workers, pinned memory,
+    `worker_init_fn` and, in training, `drop_last` are kept; validation drops nothing. So are the
+    datamodule's hooks that transfer batches. The training order is new in every epoch, a function
+    of `shuffle_seed` and the epoch alone; where the last batch would hold a single sample, that
+    sample is left out of this epoch. An attribute that is not found here is the datamodule's.
+
+    **Augmentation**: a training data set that augments does so in validation, too, unless
+    `eval_dataset` gives the same samples without.
+
+    Args:
+        data: A LightningDataModule, a DataLoader, or a Dataset with ``dataset[i]`` and a length,
+            which is loaded in batches of 64.
+        targets: Classes or values, one a sample, to stratify by. None: read from the data set's
+            `targets`, `labels` or `y`, or the last tensor of a `TensorDataset`, also within a
+            `Subset`; where there is nothing of the kind, folds are not stratified.
+        groups: Group of each sample. None: read from its `groups`, if it has them.
+        folds: Fold of each sample, for ``split="predefined"``.
+        eval_dataset: The same samples, in the same order, for validation, test and prediction.
+        split: See `SplitDataModule`.
+        num_folds: Number of folds, or None.
+        fold: Which fold validates.
+        val_fraction: Validation share without folds.
+        test_fraction: Share of the training data set held out first, outside every fold. With 0,
+            the test set is the datamodule's, if it has one.
+        split_seed: Seed of every split.
+        shuffle_seed: Seed of the order of training samples.
+        stratify: Keep the proportions of the classes, or of ten quantile bins of values. None: for
+            classes, yes.
+
+    Raises:
+        TypeError: `data` is nothing of that, or has no numbered samples.
+        ValueError: Lengths differ, or the loader has a sampler that cannot be confined to a fold;
+            said at the first use of the data.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> data = FoldedDataModule(TensorDataset(torch.zeros(6, 2), torch.arange(6) % 2))
+        >>> data.for_fold(0, 3).indices("val").shape
+        torch.Size([2])
+    """
+
+    def __init__(
+        self,
+        data: pl.LightningDataModule | DataLoader | Dataset,
+        *,
+        targets: npt.ArrayLike | None = None,
+        groups: npt.ArrayLike | None = None,
+        folds: npt.ArrayLike | None = None,
+        eval_dataset: Dataset | None = None,
+        split: Split = "kfold",
+        num_folds: int | None = None,
+        fold: int = 0,
+        val_fraction: float = 0.2,
+        test_fraction: float = 0.0,
+        split_seed: int = 0,
+        shuffle_seed: int = 0,
+        stratify: bool | None = None,
+    ) -> None:
+        super().__init__(
+            split=split,
+            num_folds=num_folds,
+            fold=fold,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+            split_seed=split_seed,
+            stratify=stratify,
+        )
+        if isinstance(data, SplitDataModule):
+            raise TypeError(f"{type(data).__name__} has folds of its own; use it as it is.")
+        if not isinstance(data, (pl.LightningDataModule, DataLoader, Dataset)):
+            raise TypeError(
+                "data must be a LightningDataModule, a DataLoader or a Dataset, got "
+                f"{type(data).__name__}."
+            )
+        self.data = data
+        self.shuffle_seed = shuffle_seed
+        self.given = {"targets": targets, "groups": groups, "folds": folds}
+        self.eval_dataset = eval_dataset
+        self._loaded: DataLoader | None = None
+        self._columns: Columns | None = None
+        if isinstance(data, pl.LightningDataModule):
+            self.prepare_data_per_node = data.prepare_data_per_node
+            # Only those it defines: Lightning prefers a datamodule's hooks to the model's.
+            for hook in HOOKS:
+                if is_overridden(hook, data):
+                    setattr(self, hook, getattr(data, hook))
+        self.save_hyperparameters(ignore=["data", "targets", "groups", "folds", "eval_dataset"])
+        plain = (bool, int, float, str, type(None))
+        theirs = dict(getattr(data, "hparams_initial", {}))
+        self.hparams["wrapped"] = {
+            "class": type(data).__name__,
+            **{key: value for key, value in theirs.items() if isinstance(value, plain)},
+        }
+        # What loggers get; Lightning's own way to add to it compares arrays that were given.
+        vars(self).update(_hparams_initial=copy.deepcopy(self.hparams))
+
+    def __getattr__(self, name: str) -> Any:
+        data = vars(self).get("data")
+        if name.startswith("_") or not isinstance(data, pl.LightningDataModule):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(data, name)
+
+    # What the data are
+
+    @property
+    def batch_size(self) -> int:  # type: ignore[override]
+        """Samples a batch (of each rank), as the loader has it."""
+        return int(self.loader.batch_size or 1)
+
+    @property
+    def loader(self) -> DataLoader:
+        """The training loader that was given, of whose data set the folds are made."""
+        if self._loaded is None:
+            self._loaded = self._load()
+        return self._loaded
+
+    def _load(self) -> DataLoader:
+        loader: Any = self.data
+        if isinstance(loader, pl.LightningDataModule):
+            loader.setup("fit")
+            loader = loader.train_dataloader()
+        elif isinstance(loader, Dataset):
+            loader = DataLoader(loader, batch_size=64)
+        who = type(self.data).__name__
+        if not isinstance(loader, DataLoader):
+            raise TypeError(
+                f"{who}.train_dataloader() returned {type(loader).__name__}; folds are made of one "
+                "DataLoader: pass the Dataset itself."
+            )
+        dataset = loader.dataset
+        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+            raise TypeError(
+                f"{type(dataset).__name__} of {who} has no numbered samples; folds need a data set "
+                "with dataset[i] and a length."
+            )
+        own_batches = type(loader.batch_sampler) not in (BatchSampler, type(None))
+        uniform = isinstance(loader.sampler, UNIFORM) and not getattr(
+            loader.sampler, "replacement", False
+        )
+        if loader.batch_size is None or own_batches or not uniform:
+            sampler = loader.batch_sampler if own_batches else loader.sampler
+            raise ValueError(
+                f"the DataLoader of {who} has a {type(sampler).__name__} and "
+                f"batch_size={loader.batch_size}, which cannot be confined to a fold; pass "
+                "DataLoader(dataset, batch_size=…) without a sampler."
+            )
+        if self.eval_dataset is not None and length(self.eval_dataset) != length(dataset):
+            raise ValueError(
+                f"eval_dataset has {length(self.eval_dataset)} samples and the training data set "
+                f"{length(dataset)}; they must be the same samples in the same order."
+            )
+        return loader
+
+    @property
+    def columns(self) -> Columns:
+        """What the data set is split by."""
+        if self._columns is None:
+            dataset = self.loader.dataset
+            found: dict[str, np.ndarray | None] = {}
+            for name, attributes in (("targets", TARGETS), ("groups", GROUPS), ("folds", ())):
+                given = self.given[name]
+                values = read_column(dataset, attributes) if given is None else as_numpy(given)
+                if values is not None and len(values) != length(dataset):
+                    raise ValueError(
+                        f"{name} has {len(values)} values and the training data set "
+                        f"{length(dataset)} samples; give one value a sample."
+                    )
+                found[name] = values
+            targets = found["targets"]
+            if targets is not None and targets.dtype.kind in "USO":  # names of classes
+                found["targets"] = np.unique(targets.astype(str), return_inverse=True)[1]
+            self._columns = Columns(length(dataset), **found)
+        return self._columns
+
+    def fingerprint(self) -> str:
+        """A hash of what is held in memory.
+
+        That is the number of samples, targets, groups and folds, the tensors of a `TensorDataset`,
+        and the attributes `data` and `samples` of other data sets. No sample is loaded, since it
+        may be augmented at random; so changes in files are not seen.
+        """
+        columns = self.columns
+        return fingerprint(
+            arrays(self.loader.dataset),
+            {
+                "num_samples": [columns.num_samples],
+                "targets": columns.targets,
+                "groups": columns.groups,
+                "folds": columns.folds,
+            },
+        )
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The data set's `classes`, else the numbers of the classes; None for values."""
+        numbers = super().class_names
+        dataset: Any = self.loader.dataset
+        while isinstance(dataset, Subset):
+            dataset = dataset.dataset
+        names = [str(name) for name in getattr(dataset, "classes", ())]
+        return names if numbers is not None and len(names) >= len(numbers) else numbers
+
+    def train_targets(self) -> Tensor:
+        """Targets of the training part of this fold: what class weights may be fitted to."""
+        targets = self.columns.targets
+        if targets is None:
+            raise ValueError("the data set has no targets that can be read; give targets=.")
+        return torch.as_tensor(targets)[self.indices("train")]
+
+    def for_fold(self, fold: int, num_folds: int | None, *, repeat: int = 0) -> Self:
+        _ = self.columns  # loaded once for all folds
+        return super().for_fold(fold, num_folds, repeat=repeat)
+
+    # Lightning
+
+    def prepare_data(self) -> None:
+        if isinstance(self.data, pl.LightningDataModule):
+            self.data.prepare_data()
+
+    def setup(self, stage: str) -> None:
+        if isinstance(self.data, pl.LightningDataModule):
+            self.data.trainer = self.trainer
+        if not self._rows:
+            self._rows = self._split_rows()
+
+    def train_dataloader(self) -> DataLoader:
+        return self._fold_loader("train", training=True)
+
+    def val_dataloader(self) -> DataLoader | list:
+        return self._fold_loader("val") if len(self._rows["val"]) else []
+
+    def test_dataloader(self) -> Any:
+        if len(self._rows["test"]):
+            return self._fold_loader("test")
+        if isinstance(self.data, pl.LightningDataModule):
+            self.data.setup("test")
+            return self.data.test_dataloader()
+        raise ValueError("there is no test set; hold one out with test_fraction=0.2.")
+
+    def predict_dataloader(self) -> DataLoader:
+        """Batches of the part named by `predict_on`; without test rows, "test" stands for "val"."""
+        part = self.predict_on
+        return self._fold_loader("val" if part == "test" and not len(self._rows["test"]) else part)
+
+    def _fold_loader(self, part: str, *, training: bool = False) -> DataLoader:
+        given = self.loader
+        whole = given.dataset if training or self.eval_dataset is None else self.eval_dataset
+        dataset = Subset(whole, self._rows[part].tolist())
+        drop_last = training and given.drop_last
+        sampler = (_LoadedSampler if given.num_workers else EpochSampler)(
+            dataset,
+            shuffle=training,
+            seed=self.shuffle_seed,
+            num_replicas=1 if self.trainer is None else self.trainer.world_size,
+            rank=0 if self.trainer is None else self.trainer.global_rank,
+            avoid_single=given.batch_size if training and not drop_last else None,
+        )
+        # Lightning tells the epoch later; workers of a run that goes on have begun by then.
+        sampler.set_epoch(0 if self.trainer is None else self.trainer.current_epoch)
+        kept: dict[str, Any] = {name: getattr(given, name) for name in KEPT}
+        return DataLoader(
+            dataset,
+            **kept,
+            sampler=sampler,
+            drop_last=drop_last,
+            # See `DataModule`: loaders must not draw from the model's random numbers.
+            generator=torch.Generator().manual_seed(self.shuffle_seed),
+        )

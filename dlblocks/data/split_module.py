@@ -1,0 +1,208 @@
+"""`SplitDataModule`: a datamodule whose development set is split into training and validation."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from dlblocks.data.checks import check_fold
+from dlblocks.data.folds import Indices
+from dlblocks.data.splits import COUNTED, SPLITS, Split, splits
+from dlblocks.errors import check_choice, check_range
+
+DEFAULT_FOLDS = 5
+
+
+@dataclass
+class Columns:
+    """What a data set is split by, one value a sample.
+
+    Attributes:
+        num_samples: Number of samples N.
+        targets: Classes, integers of shape (N,); values, floating point; or None if not known.
+        groups: Group of each sample, shape (N,).
+        folds: Predefined fold of each sample, shape (N,).
+    """
+
+    num_samples: int
+    targets: np.ndarray | None
+    groups: np.ndarray | None
+    folds: np.ndarray | None
+
+
+class SplitDataModule(pl.LightningDataModule):
+    """What cross-validation needs of a datamodule: that it can be set to each of its folds.
+
+    `DataModule` is one over arrays, `FoldedDataModule` over anybody's data set. Subclasses define
+    `columns`, `fingerprint` and the loaders.
+
+    Args:
+        split: How the development set is split: ``"kfold"``, stratified and by groups as
+            `stratify` and the data say; ``"time_series"``, training always before validation, in
+            the order of the samples; ``"leave_one_group_out"``, a fold for each group; or
+            ``"predefined"``, a fold for each value of a column of folds.
+        num_folds: Number of folds K. None: a single split by `val_fraction`, or, for the last two
+            kinds of `split`, what the data says.
+        fold: Which fold validates, 0 … K-1.
+        val_fraction: Validation share of the development set without folds.
+        test_fraction: Share held out first, outside every fold.
+        split_seed: Seed of every split.
+        stratify: Keep the proportions of the classes in every part, or of ten quantile bins of
+            values. None: for classes, yes.
+
+    Attributes:
+        predict_on: The part that `predict_dataloader` loads, in the order of `indices`.
+        predict_index: Whether its batches end with the index of every sample, where they can.
+        batch_size: Samples a batch (of each rank).
+    """
+
+    batch_size: int
+    predict_on = "test"
+    predict_index = True
+    repeat = 0
+
+    def __init__(
+        self,
+        *,
+        split: Split = "kfold",
+        num_folds: int | None = None,
+        fold: int = 0,
+        val_fraction: float = 0.2,
+        test_fraction: float = 0.0,
+        split_seed: int = 0,
+        stratify: bool | None = None,
+    ) -> None:
+        super().__init__()
+        check_choice("split", split, SPLITS)
+        check_range("val_fraction", val_fraction, 0, 1, high_open=True)
+        check_range("test_fraction", test_fraction, 0, 1, high_open=True)
+        check_fold(num_folds, fold, counted=split in COUNTED)
+        if stratify and split != "kfold":
+            raise ValueError(
+                f"stratify=True has no effect with split={split!r}; use split='kfold', or leave "
+                "stratify out."
+            )
+        self.split: Split = split
+        self.num_folds = num_folds
+        self.fold = fold
+        self.val_fraction = val_fraction
+        self.test_fraction = test_fraction
+        self.split_seed = split_seed
+        self.stratify = stratify
+        self._rows: dict[str, Tensor] = {}
+
+    # What a subclass defines
+
+    @property
+    def columns(self) -> Columns:
+        """What the data set is split by."""
+        raise NotImplementedError(f"{type(self).__name__} must define columns.")
+
+    def fingerprint(self) -> str:
+        """A hash of the data, by which a later run knows whether it has the same."""
+        raise NotImplementedError(f"{type(self).__name__} must define fingerprint().")
+
+    @property
+    def is_classification(self) -> bool:
+        """Whether the targets are classes (integers) rather than values."""
+        targets = self.columns.targets
+        return targets is not None and targets.dtype.kind in "iub" and targets.ndim == 1
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes 0 … C-1, or None for values."""
+        targets = self.columns.targets
+        if targets is None or not self.is_classification:
+            return None
+        return [str(i) for i in range(int(targets.max()) + 1)]
+
+    # Splits
+
+    def splits(self, num_folds: int | None = None, *, repeat: int = 0) -> list[dict[str, Indices]]:
+        """The rows of ``"train"``, ``"val"`` and ``"test"`` of every fold.
+
+        Args:
+            num_folds: Number of folds; None as in the constructor.
+            repeat: Another number gives other folds of ``split="kfold"``.
+        """
+        columns = self.columns
+        return splits(
+            columns.num_samples,
+            split=self.split,
+            num_folds=num_folds,
+            val_fraction=self.val_fraction,
+            test_fraction=self.test_fraction,
+            targets=self._strata(columns.targets),
+            groups=columns.groups,
+            folds=columns.folds,
+            seed=self.split_seed,
+            repeat=repeat,
+        )
+
+    def count_folds(self, num_folds: int | None = None) -> int:
+        """The number of folds of a cross-validation that is asked for `num_folds`.
+
+        None means what the data says, or the datamodule's own `num_folds`, or 5.
+
+        Raises:
+            ValueError: The data says another number.
+        """
+        if self.split in COUNTED:
+            return len(self.splits(num_folds))
+        return num_folds or self.num_folds or DEFAULT_FOLDS
+
+    def _strata(self, targets: np.ndarray | None) -> np.ndarray | None:
+        if self.stratify is False or not (self.stratify or self.is_classification):
+            return None
+        if targets is None:
+            raise ValueError("stratify=True needs targets, one a sample; give targets=.")
+        if targets.ndim == 2 and targets.shape[1] == 1:
+            targets = targets[:, 0]
+        if targets.ndim > 1:
+            raise ValueError(
+                f"stratify=True, but targets has shape {targets.shape}: several labels or values a "
+                "sample, for which scikit-learn has no stratified split; use stratify=False, or "
+                "split='predefined' with folds of your own."
+            )
+        return targets
+
+    def _split_rows(self) -> dict[str, Tensor]:
+        found = self.splits(self.num_folds, repeat=self.repeat)
+        if self.fold >= len(found):
+            raise ValueError(
+                f"fold={self.fold} is outside 0 … {len(found) - 1}: split={self.split!r} makes "
+                f"{len(found)} folds of this data."
+            )
+        return {part: torch.from_numpy(rows) for part, rows in found[self.fold].items()}
+
+    def indices(self, part: str) -> Tensor:
+        """Rows that are ``"train"``, ``"val"`` or ``"test"``, int64 of shape (M,)."""
+        self.setup("fit")
+        return self._rows[part]
+
+    def for_fold(self, fold: int, num_folds: int | None, *, repeat: int = 0) -> Self:
+        """A datamodule as new over the same data, set to one fold; this one is left as it is.
+
+        Args:
+            fold: Which fold validates.
+            num_folds: Number of folds, or None as in the constructor.
+            repeat: Another number gives other folds, of the same development set.
+        """
+        check_fold(num_folds, fold, counted=self.split in COUNTED)
+        new = copy.copy(self)
+        new.trainer = None
+        new.num_folds, new.fold, new.repeat = num_folds, fold, repeat
+        new._rows = {}
+        # Lightning has no public way to change hyperparameters of a copy without changing those of
+        # the original, whose dictionaries the copy shares.
+        hparams = copy.deepcopy(self.hparams)
+        for key in hparams.keys() & {"num_folds", "fold"}:
+            hparams[key] = getattr(new, key)
+        vars(new).update(_hparams=hparams, _hparams_initial=copy.deepcopy(hparams))
+        return new

@@ -1,0 +1,354 @@
+"""Folds of somebody else's data."""
+
+import itertools
+import pickle
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.demos.boring_classes import (
+    BoringDataModule,
+    BoringDataModuleNoLen,
+    BoringModel,
+    IterableBoringDataModule,
+)
+from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    Subset,
+    TensorDataset,
+    WeightedRandomSampler,
+    default_collate,
+)
+
+from dlblocks.callbacks import ExactResume
+from dlblocks.data import DigitsDataModule, EpochSampler, FoldedDataModule
+from dlblocks.data.foreign import TARGETS, read_column
+
+N = 50
+X = torch.arange(N).float()[:, None].repeat(1, 4)
+Y = torch.arange(N) % 3
+
+
+class Samples(Dataset):
+    """Somebody's data set: a dictionary a sample, and what it knows beside."""
+
+    classes = ("ant", "bee", "cat")
+
+    def __init__(self, shift=0.0, **attributes):
+        self.shift = shift
+        vars(self).update(attributes)
+
+    def __len__(self):
+        return N
+
+    def __getitem__(self, i):
+        return {"x": X[i] + self.shift, "y": Y[i]}
+
+
+def collate(samples):
+    return {**default_collate(samples), "collated": True}
+
+
+class Theirs(pl.LightningDataModule):
+    """With the guard, the loader settings and the hooks that people write."""
+
+    vocabulary = 7
+
+    def __init__(self, size=3):
+        super().__init__()
+        self.save_hyperparameters()
+        self.prepared = 0
+        self.transferred = []
+
+    def prepare_data(self):
+        self.prepared += 1
+
+    def setup(self, stage):
+        if not hasattr(self, "train_set"):
+            self.train_set = Samples(targets=Y.tolist(), groups=(np.arange(N) // 5).tolist())
+            self.val_set = Samples(shift=1000.0)
+
+    def train_dataloader(self):
+        return DataLoader(self.train_set, 8, shuffle=True, drop_last=True, collate_fn=collate)
+
+    def val_dataloader(self):
+        return DataLoader(self.val_set, 8)
+
+    def test_dataloader(self):
+        return DataLoader(Samples(shift=2000.0), 8)
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        self.transferred.append(self.trainer.training)
+        return {**batch, "x": batch["x"] * 2}
+
+
+class Spy(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen = {"train": [], "val": [], "test": []}
+
+    def training_step(self, batch, batch_idx):
+        self.seen["train"].append(batch)
+        return self.weight * 1.0
+
+    def validation_step(self, batch, batch_idx):
+        self.seen["val"].append(batch)
+
+    def test_step(self, batch, batch_idx):
+        self.seen["test"].append(batch)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([self.weight], 0.1)
+
+
+def rows(batches, scale=1.0):
+    """Which samples are in batches: their inputs are their numbers."""
+    return [round(x / scale) for batch in batches for x in batch["x"][:, 0].tolist()]
+
+
+def test_folds_are_those_of_scikit_learn():
+    labels = Y.numpy()
+    groups = np.arange(N) // 5
+    for arguments, splitter, columns in (
+        ({}, StratifiedKFold, (labels,)),
+        ({"stratify": False}, KFold, ()),
+        ({"stratify": False, "groups": groups}, GroupKFold, (labels, groups)),
+    ):
+        data = FoldedDataModule(TensorDataset(X, Y), split_seed=4, **arguments)
+        expected = splitter(5, shuffle=True, random_state=4).split(X.numpy(), *columns)
+        for fold, (train, val) in enumerate(expected):
+            folded = data.for_fold(fold, 5)
+            np.testing.assert_array_equal(folded.indices("val"), val)
+            np.testing.assert_array_equal(folded.indices("train"), train)
+            assert len(folded.indices("test")) == 0
+
+
+def test_batches_hooks_and_settings_are_theirs(make_trainer):
+    theirs, spy = Theirs(), Spy()
+    data = FoldedDataModule(theirs).for_fold(1, 5)
+    make_trainer(num_sanity_val_steps=0, max_epochs=2).fit(spy, datamodule=data)
+    train, val = (data.indices(part).tolist() for part in ("train", "val"))
+    seen = rows(spy.seen["train"], scale=2)
+    assert all(batch["collated"] for batch in spy.seen["train"] + spy.seen["val"])
+    assert [len(batch["x"]) for batch in spy.seen["train"]] == [8] * 10  # drop_last, as theirs
+    assert set(seen) <= set(train)
+    assert seen[:40] != seen[40:]
+    assert seen != sorted(seen)
+    assert rows(spy.seen["val"], scale=2) == val * 2  # nothing dropped, in order
+    groups = np.arange(N) // 5
+    assert not set(groups[train]) & set(groups[val])
+    assert theirs.transferred.count(True) == 10  # the hook can see its Trainer
+    assert theirs.prepared == 1
+    assert data.vocabulary == 7  # for modules that ask the datamodule
+    assert data.class_names == ["ant", "bee", "cat"]
+    assert data.is_classification
+    assert data.batch_size == 8
+    with pytest.raises(AttributeError, match="vocabulari"):
+        _ = data.vocabulari
+    # Their test set, and never their validation set.
+    make_trainer().test(spy, datamodule=data, verbose=False)
+    assert rows(spy.seen["test"], scale=2) == list(range(2000, 2000 + N))
+    assert theirs.trainer is not None
+
+
+def test_the_order_is_ours():
+    """That of `EpochSampler`, whatever the global seed; `test_foreign` has two ranks."""
+    data = FoldedDataModule(TensorDataset(X, Y), shuffle_seed=3).for_fold(0, 5)
+    data.setup("fit")
+    loaders = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        loaders.append([x[:, 0].tolist() for x, _ in data.train_dataloader()])
+    sampler = EpochSampler(range(40), shuffle=True, seed=3)
+    expected = data.indices("train")[list(sampler)].tolist()
+    assert loaders[0] == loaders[1]
+    assert list(itertools.chain(*loaders[0])) == expected
+
+
+def test_the_models_own_hook_is_called_if_they_have_none(make_trainer):
+    class Doubles(Spy):
+        def on_before_batch_transfer(self, batch, dataloader_idx):
+            return {"x": batch[0] * 2}
+
+    spy = Doubles()
+    data = FoldedDataModule(TensorDataset(X, Y), num_folds=5)
+    with pytest.warns(UserWarning, match="overridden `on_before_batch_transfer` in `LightningMod"):
+        make_trainer(num_sanity_val_steps=0).fit(spy, datamodule=data)
+    assert rows(spy.seen["val"], scale=2) == data.indices("val").tolist()
+
+
+def test_validation_is_not_augmented_with_an_eval_dataset(make_trainer):
+    spy = Spy()
+    data = FoldedDataModule(
+        DataLoader(Samples(shift=100.0), 8), eval_dataset=Samples(), num_folds=5, test_fraction=0.2
+    )
+    trainer = make_trainer(num_sanity_val_steps=0)
+    trainer.fit(spy, datamodule=data)
+    trainer.test(spy, datamodule=data, verbose=False)
+    found = {part: rows(batches) for part, batches in spy.seen.items()}
+    assert found["val"] == data.indices("val").tolist()
+    assert found["test"] == data.indices("test").tolist()
+    assert sorted(found["train"]) == (data.indices("train") + 100).tolist()
+    with pytest.raises(ValueError, match="eval_dataset has 50 samples and the training data set 3"):
+        FoldedDataModule(TensorDataset(X[:3]), eval_dataset=Samples()).setup("fit")
+
+
+def test_columns_are_read_without_loading_a_sample():
+    class Never(Dataset):
+        def __init__(self, **attributes):
+            vars(self).update(attributes)
+
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, i):
+            raise AssertionError
+
+    y = [3, 1, 2, 0]
+    half = Subset(Never(targets=y), [0, 3])
+    for dataset, expected in (
+        (Never(targets=y), y),
+        (Never(labels=np.array(y)), y),
+        (Never(y=[torch.tensor(i) for i in y]), y),
+        (half, [3, 0]),
+        (Subset(half, [1]), [0]),
+        (ConcatDataset([half, TensorDataset(torch.zeros(2, 1), torch.tensor([7, 8]))]),
+         [3, 0, 7, 8]),
+    ):  # fmt: skip
+        assert read_column(dataset, TARGETS).tolist() == expected
+    for dataset in (
+        Never(), Never(targets=y[:2]), TensorDataset(X), ConcatDataset([half, Never()]),
+        Never(targets="text"),
+    ):  # fmt: skip
+        assert read_column(dataset, TARGETS) is None
+    names = FoldedDataModule(Never(targets=["b", "a", "b", "c"]))
+    assert names.columns.targets.tolist() == [1, 0, 1, 2]
+    values = FoldedDataModule(Never(targets=[0.5, 1.5, 2.0, 3.0]))
+    assert not values.is_classification
+    assert values.class_names is None
+    unknown = FoldedDataModule(Never(), num_folds=2)
+    unknown.setup("fit")
+    with pytest.raises(ValueError, match="stratify=True needs targets"):
+        FoldedDataModule(Never(), num_folds=2, stratify=True).setup("fit")
+    labels = torch.eye(4).long()
+    FoldedDataModule(Never(targets=labels), num_folds=2).setup("fit")
+    with pytest.raises(ValueError, match="several labels"):
+        FoldedDataModule(Never(targets=labels), num_folds=2, stratify=True).setup("fit")
+
+
+def test_train_targets_and_other_splits():
+    data = FoldedDataModule(TensorDataset(X, Y), split="time_series", num_folds=4)
+    assert data.train_targets().tolist() == Y[:10].tolist()
+    folds = np.arange(N) % 4 - 1
+    data = FoldedDataModule(TensorDataset(X), folds=folds, split="predefined")
+    assert data.count_folds() == 3
+    with pytest.raises(ValueError, match="no targets that can be read"):
+        data.train_targets()
+
+
+def test_lightnings_demo_datamodule(make_trainer):
+    demo = BoringDataModule()
+    data = FoldedDataModule(demo).for_fold(1, 4)
+    make_trainer().fit(BoringModel(), datamodule=data)
+    (train,) = next(iter(data.train_dataloader())).shape[:1]
+    assert train == 1
+    assert [len(data.indices(part)) for part in ("train", "val", "test")] == [48, 16, 0]
+    val = torch.cat(list(data.val_dataloader()))
+    assert torch.equal(val, demo.random_full.data[:64][data.indices("val")])
+
+
+class Noisy(Dataset):
+    """Draws random numbers for every sample, in the worker process if there is one."""
+
+    def __len__(self):
+        return N
+
+    def __getitem__(self, i):
+        return {"x": X[i] + torch.rand(4)}
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_killed_run_goes_on_with_the_same_batches(tmp_path, make_trainer, num_workers):
+    class Dies(Spy):
+        def training_step(self, batch, batch_idx):
+            if self.global_step == 7:
+                raise RuntimeError("killed")
+            return super().training_step(batch, batch_idx)
+
+    def fit(spy, folder):
+        pl.seed_everything(0, verbose=False)
+        data = FoldedDataModule(DataLoader(Noisy(), 4, num_workers=num_workers), num_folds=5)
+        trainer = make_trainer(
+            enable_checkpointing=True, max_epochs=2,
+            callbacks=[ExactResume(tmp_path / folder, every_n_train_steps=5)],
+        )  # fmt: skip
+        resumed = (tmp_path / folder).exists()
+        trainer.fit(spy, datamodule=data, ckpt_path="last" if resumed else None)
+        return [batch["x"] for batch in spy.seen["train"]]
+
+    whole = fit(Spy(), "whole")
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(Dies(), "killed")
+    rest = fit(Spy(), "killed")
+    assert len(whole) == 20
+    assert len(rest) == 15
+    assert all(torch.equal(a, b) for a, b in zip(whole[5:], rest, strict=True))
+
+
+def test_it_can_be_sent_to_another_process():
+    data = pickle.loads(pickle.dumps(FoldedDataModule(Theirs()).for_fold(2, 5)))
+    assert data.indices("val").tolist() == FoldedDataModule(Theirs()).for_fold(2, 5).indices(
+        "val"
+    ).tolist()  # fmt: skip
+    assert data.hparams["wrapped"] == {"class": "Theirs", "size": 3}
+    assert data.hparams["num_folds"] == 5
+
+
+def test_fingerprint():
+    def of(*tensors, **arguments):
+        return FoldedDataModule(TensorDataset(*tensors), **arguments).fingerprint()
+
+    parts = [Subset(TensorDataset(X, Y), rows) for rows in (range(10), range(10, 20))]
+    found = [
+        of(X, Y), of(X + 1, Y), of(X, 2 - Y), of(X, Y, groups=Y), of(X[1:], Y[1:]),
+        *(FoldedDataModule(part).fingerprint() for part in parts),
+        FoldedDataModule(ConcatDataset(parts)).fingerprint(),
+        FoldedDataModule(Samples()).fingerprint(),
+    ]  # fmt: skip
+    assert len(set(found)) == len(found)
+    assert of(X, Y) == of(X.clone(), Y, split_seed=3, num_folds=2)
+
+
+def weighted():
+    sampler = WeightedRandomSampler([1.0] * N, N)
+    return DataLoader(Samples(), 8, sampler=sampler)
+
+
+@pytest.mark.parametrize(
+    ("data", "arguments", "error", "message"),
+    [
+        (3, {}, TypeError, "got int"),
+        (DigitsDataModule(), {}, TypeError, "has folds of its own"),
+        (BoringDataModuleNoLen(), {}, TypeError, "RandomIterableDataset .* no numbered samples"),
+        (IterableBoringDataModule(), {}, TypeError, "returned list; folds are made of one"),
+        (weighted(), {}, ValueError, "WeightedRandomSampler .* cannot be confined to a fold"),
+        (
+            DataLoader(Samples(), 8, sampler=RandomSampler(range(N), replacement=True)),
+            {}, ValueError, "RandomSampler",
+        ),
+        (DataLoader(Samples(), batch_size=None), {}, ValueError, "batch_size=None"),
+        (Samples(), {"targets": Y[:9]}, ValueError, "targets has 9 values .* 50 samples"),
+        (Samples(), {"groups": np.ones(N), "num_folds": 3}, ValueError, "for all 50 samples"),
+        (Samples(), {"num_folds": 51}, ValueError, "num_folds=51 is more than the 50"),
+        (Samples(), {"split": "leave_one_group_out"}, ValueError, "needs groups"),
+    ],
+)  # fmt: skip
+def test_bad_data_are_refused(data, arguments, error, message):
+    with pytest.raises(error, match=message):
+        FoldedDataModule(data, **arguments).setup("fit")
