@@ -150,6 +150,11 @@ class Augment(BatchTransform):
         self, inputs: Tensor, targets: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         check_images(inputs, "Augment", "use MixUp for tabular data")
+        if not (inputs.is_floating_point() or inputs.dtype == torch.uint8):
+            raise ValueError(
+                f"Augment expects images that are uint8 or floating point, got {inputs.dtype}; "
+                "convert them, values in 0 … 255 by .to(torch.uint8), others by .float()."
+            )
         # All draws are made, whatever is off, so that switching one part on moves no other.
         draws = torch.rand(17, len(inputs), generator=generator)
         noise_seed = int(torch.randint(1 << 62, (), generator=generator))
@@ -234,7 +239,13 @@ class Augment(BatchTransform):
 
 
 def _two_factors(argument: str, values: tuple[float, float]) -> tuple[float, float]:
-    low, high = values
-    if not (0 < low <= high and math.isfinite(high)):
-        raise ValueError(f"{argument}={values} must be two factors with 0 < low <= high.")
+    try:
+        low, high = values
+        is_fine = 0 < low <= high and math.isfinite(high)
+    except (TypeError, ValueError):  # not two, or no numbers
+        is_fine = False
+    if not is_fine:
+        raise ValueError(
+            f"{argument}={values!r} must be two factors (low, high) with 0 < low <= high."
+        )
     return low, high

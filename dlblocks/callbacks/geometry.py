@@ -61,6 +61,8 @@ def affine(images: Tensor, matrix: Tensor, *, padding: Padding = "zeros") -> Ten
         New images, of the same shape and dtype.
     """
     height, width = images.shape[2:]
+    if len(images) == 0:
+        return images.clone()
     size = torch.tensor([width, height], dtype=torch.float32)
     # From pixels to the [-1, 1] of grid_sample: x / (W / 2), y / (H / 2).
     linear = matrix[:, :, :2] * size[None, None, :] / size[None, :, None]
@@ -107,7 +109,8 @@ def shift_flip(
     if images.device.type == "cpu" and images[0].numel() >= LARGE_IMAGE:
         return _shift_flip_one_by_one(images, start, flip, padding)
     margin = int(start.abs().max())
-    source = _pad(images, margin, padding) if margin else images.contiguous()
+    # Rows of values that lie side by side, which padding leaves as they were in NHWC.
+    source = (_pad(images, margin, padding) if margin else images).contiguous()
     tall, wide = source.shape[2:]
     # Those to be mirrored last, side by side.
     order = flip[:, 0].int().argsort(stable=True)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch.utils.data import DataLoader
 from torchvision.transforms import functional as TF
 from torchvision.transforms import v2
 
@@ -233,6 +234,9 @@ def test_same_seed_same_images_other_seed_others():
         ({"rotation": -1}, "rotation=-1"),
         ({"scale": (1.2, 0.8)}, "low <= high"),
         ({"scale": (0.0, 1.0)}, "0 < low"),
+        ({"scale": 1.1}, r"scale=1.1 must be two factors \(low, high\)"),
+        ({"scale": (0.9, 1, 1.1)}, "must be two factors"),
+        ({"scale": "ab"}, "scale='ab' must be two factors"),
         ({"shear": 90}, "shear=90"),
         ({"translation": 2}, "translation=2"),
         ({"horizontal_flip": 1.1}, "horizontal_flip=1.1"),
@@ -259,9 +263,40 @@ def test_tables_are_refused():
         transform(torch.zeros(4, 10), rotation=5)
 
 
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int64, torch.bool], ids=str)
+def test_other_integers_than_uint8_are_refused(dtype):
+    with pytest.raises(ValueError, match=f"uint8 or floating point, got {dtype}"):
+        transform(torch.ones(2, 1, 4, 4, dtype=dtype), rotation=5)
+
+
 def test_colours_of_normalised_images_are_refused():
     images = torch.randn(4, 3, 8, 8)
     for name in ("brightness", "contrast", "saturation"):
         with pytest.raises(ValueError, match=r"raw images.*got values from -.*normalise afterw"):
             transform(images, **{name: 0.2})
     transform(images, rotation=5, noise=0.1, erase=0.5)  # these need no range
+
+
+@pytest.mark.parametrize("large", [1, 1 << 40])
+def test_crops_of_a_users_own_batches_with_channels_last(
+    large, monkeypatch, make_trainer, plain_module
+):
+    monkeypatch.setattr("dlblocks.callbacks.geometry.LARGE_IMAGE", large)
+    arrays = np.random.default_rng(0).integers(1, 256, (4, 16, 12, 3), dtype=np.uint8)
+
+    def collate(rows):
+        images = torch.from_numpy(np.stack([image for image, _ in rows])).permute(0, 3, 1, 2)
+        return images, torch.tensor([target for _, target in rows])
+
+    class Look(plain_module):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            self.seen.append(batch[0])
+            return batch[0][:, 0, :2, :2].float().flatten(1), batch[1]
+
+    module = Look()
+    loader = DataLoader([(image, 0) for image in arrays], 4, collate_fn=collate)
+    make_trainer(callbacks=[Augment(crop_padding=2)]).fit(module, loader)
+    padded = np.pad(arrays, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    for image, whole in zip(module.seen[0].permute(0, 2, 3, 1).numpy(), padded, strict=True):
+        crops = [whole[i : i + 16, j : j + 12] for i in range(5) for j in range(5)]
+        assert any(np.array_equal(image, crop) for crop in crops)

@@ -121,9 +121,12 @@ def slow_shift_flip(images, shift, flip, padding):
 @pytest.mark.parametrize("shape", [(12, 3, 9, 7), (12, 1, 8, 8), (12, 3, 30, 20)], ids=str)
 @pytest.mark.parametrize("large", [1, 1 << 40])  # one by one, and all together
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16], ids=str)
-def test_shift_flip_is_torchvisions_flip_pad_and_crop(padding, shape, dtype, large, monkeypatch):
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_shift_flip_is_torchvisions_flip_pad_and_crop(
+    padding, shape, dtype, layout, large, monkeypatch
+):
     monkeypatch.setattr("dlblocks.callbacks.geometry.LARGE_IMAGE", large)
-    images = torch.randint(0, 256, shape).to(dtype)
+    images = torch.randint(0, 256, shape).to(dtype).to(memory_format=layout)
     shift = torch.randint(-7, 8, (12, 2))
     flip = torch.rand(12, 2) < 0.5
     found = shift_flip(images, shift, flip, padding=padding)
@@ -154,3 +157,4 @@ def test_shift_beyond_the_image_and_other_layouts(large, monkeypatch):
     assert (shift_flip(images, torch.tensor([[6, 0], [0, -9]]), none) == 0).all()
     assert torch.equal(shift_flip(images, torch.zeros(2, 2, dtype=torch.int64), none), images)
     assert shift_flip(images[:0], torch.zeros(0, 2, dtype=torch.int64), none[:0]).shape[0] == 0
+    assert affine(images[:0], torch.zeros(0, 2, 3)).shape == (0, 3, 5, 6)
