@@ -2,8 +2,9 @@
 
 Lightning's checkpoints hold weights, optimizers, schedulers and counters. What they lack, and what
 makes a resumed run another run: the states of the random number generators, of each process; the
-place in the epoch's order of samples; the half-way sums of the epoch's metrics; what happens
-between a checkpoint's writing and the next step. `ExactResume` keeps and restores these.
+place in the epoch's order of samples; the half-way sums of the epoch's metrics; which parameters
+are frozen and which modules in evaluation mode; what happens between a checkpoint's writing and the
+next step. `ExactResume` keeps and restores these.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loops.fetchers import _DataFetcher
+from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dlblocks.callbacks import resume_state
 from dlblocks.callbacks.resume_batches import ResumableBatches
 from dlblocks.callbacks.resume_csv import csv_writers
+from dlblocks.callbacks.resume_files import known_files, write_again
 from dlblocks.errors import check_range
 
 NOT_RESUMABLE = "You're resuming from a checkpoint that ended before the epoch ended"
@@ -42,21 +45,30 @@ class ExactResume(ModelCheckpoint):
     DDP, on the same hardware with deterministic operations. It is all that is needed; the same
     script, with the same seed, is run again::
 
-        trainer = pl.Trainer(callbacks=[ExactResume("runs/a", every_n_train_steps=500)])
+        trainer = pl.Trainer(
+            callbacks=[ExactResume("runs/a", every_n_train_steps=500)],
+            logger=CSVLogger("runs/a", name="", version=""),
+        )
         trainer.fit(model, datamodule=data, ckpt_path="last")  # the first time, starts
 
     The file is written at the start of epochs, at the end of the fit, and within the epoch
     every `every_n_train_steps` optimizer steps; where gradients are half accumulated or a
     validation has just run, one of the next steps is waited for. It is written beside and renamed:
     a kill in the middle leaves the file before. The best weights are another callback's, a
-    ``ModelCheckpoint(monitor=…)``.
+    ``ModelCheckpoint(monitor=…)``, whose files of repeated steps are overwritten.
 
     A resumed epoch begins with the order it had, and batches that were trained on are skipped. A
     loader of this package skips them at once. From any other they are loaded and dropped, so that
     worker processes come to the same state; and its workers are new in every epoch, even if they
     are `persistent_workers`. With ``ckpt_path="last"``, a `CSVLogger` of the same folder goes on
-    with its ``metrics.csv``; rows after the checkpoint are dropped, for they are logged again. W&B
-    and TensorBoard are given those steps a second time. A run that had stopped early stops again.
+    with its ``metrics.csv``; rows after the checkpoint are dropped, for they are logged again.
+    Lightning's default logger begins a new ``version_1`` instead, as does a `CSVLogger` without
+    ``version=``. W&B and TensorBoard are given those steps a second time. A run that had stopped
+    early stops again.
+
+    Runs with equal settings are identical. With another `every_n_train_steps` the weights are, too,
+    but sums that a module flushes before writing (below) may be grouped otherwise, and their logged
+    means differ in the last digits.
 
     What is not kept:
 
@@ -65,7 +77,8 @@ class ExactResume(ModelCheckpoint):
     - what a module or callback holds in attributes beside its `state_dict`, `on_save_checkpoint`
       and torchmetrics; within an epoch `on_train_epoch_start` is not called again. A module that
       buffers what it will put into its metrics may define `flush_metrics()`, called before writing;
-    - gradients that manual optimization accumulates over batches;
+    - gradients that manual optimization accumulates over batches, and when a
+      ``ModelCheckpoint(train_time_interval=…)`` wrote;
     - within an epoch: sums logged with a `sync_dist_group`, steps that take a `dataloader_iter`
       (written at epochs only), validation by wall-clock time, loaders reloaded every few epochs;
     - the weights that `on_train_end` puts into the module, if the run had ended already;
@@ -82,8 +95,9 @@ class ExactResume(ModelCheckpoint):
             last write: where epochs are short, writing would take much of the time.
 
     Raises:
-        ValueError: `every_n_train_steps` is below 1, `min_seconds` below 0, or (at `fit`) another ModelCheckpoint has
-            `save_last`, which would take ``ckpt_path="last"`` for itself.
+        ValueError: `every_n_train_steps` is no whole number from 1, `min_seconds` is below 0, or
+            (at `fit`) another ModelCheckpoint has `save_last`, which would take
+            ``ckpt_path="last"`` for itself.
     """
 
     def __init__(
@@ -95,11 +109,16 @@ class ExactResume(ModelCheckpoint):
     ) -> None:
         if every_n_train_steps is not None:
             check_range("every_n_train_steps", every_n_train_steps, 1)
+            if every_n_train_steps != int(every_n_train_steps):
+                raise ValueError(
+                    f"every_n_train_steps={every_n_train_steps} must be a whole number of steps."
+                )
         check_range("min_seconds", min_seconds, 0)
         # Of ModelCheckpoint only what finds the file is used: nothing is saved by its own rules.
         super().__init__(None if dirpath is None else Path(dirpath), filename="last", save_top_k=0)
         self.every_n_train_steps = every_n_train_steps
         self.min_seconds = min_seconds
+        self._default_folder = dirpath is None  # of each Trainer its own
         self.saved_step = -1
         self._saved_at = -math.inf  # seconds of a clock that only goes forward
         self._writing: int | None = None  # batches done in the epoch, while the file is written
@@ -119,10 +138,10 @@ class ExactResume(ModelCheckpoint):
     # The file
 
     def _path(self, trainer: pl.Trainer) -> Path:
-        if self.dirpath is None:
+        if self._default_folder:
             # Not below the logger's folder, which may have a new version in every process.
             self.dirpath = os.path.realpath(Path(trainer.default_root_dir) / "checkpoints")
-        return Path(self.dirpath) / "last.ckpt"
+        return Path(str(self.dirpath)) / "last.ckpt"
 
     def _find_last_checkpoints(self, trainer: pl.Trainer) -> set[str]:
         """Called for ``ckpt_path="last"``, before any hook and before loggers open their files."""
@@ -139,17 +158,22 @@ class ExactResume(ModelCheckpoint):
         if stage != "fit":
             return
         callbacks: list[Callback] = vars(trainer)["callbacks"]  # it has no annotation
-        for other in callbacks:
-            if isinstance(other, ModelCheckpoint) and other is not self and other.save_last:
+        for other in self._others(trainer):
+            if other.save_last:
                 raise ValueError(
                     "ExactResume keeps last.ckpt, and so does another ModelCheckpoint with "
                     f"save_last={other.save_last!r}; leave that out."
                 )
+            write_again(other, None, trainer)
         self.saved_step, self._state, self._batches = -1, None, None
         csv_writers(trainer)
         # Last, so that trainer.checkpoint_callback is that of the best weights.
         others = [c for c in callbacks if c is not self and not isinstance(c, _First)]
         vars(trainer)["callbacks"] = [_First(self), *others, self]
+
+    def _others(self, trainer: pl.Trainer) -> list[ModelCheckpoint]:
+        found = trainer.checkpoint_callbacks
+        return [c for c in found if isinstance(c, ModelCheckpoint) and c is not self]
 
     def _save(self, trainer: pl.Trainer, batches: int) -> None:
         if trainer.global_step == self.saved_step or (
@@ -177,6 +201,7 @@ class ExactResume(ModelCheckpoint):
         fetcher, batches = self._watch(trainer)
         if state is not None:
             batches.set_random(state["random"]["now"])
+            resume_state.set_module_modes(trainer.lightning_module, state["modules"])
         # All ranks write together, by the clock of the first.
         if not self.min_seconds or trainer.strategy.broadcast(
             time.monotonic() - self._saved_at >= self.min_seconds
@@ -231,6 +256,7 @@ class ExactResume(ModelCheckpoint):
             "saved_step": self.saved_step,
             "should_stop": trainer.should_stop,
             "accumulate_grad_batches": trainer.accumulate_grad_batches,
+            "modules": resume_state.module_modes(pl_module),
             "metrics": resume_state.metric_states(pl_module),
             "logged": resume_state.logged_state(trainer),
             "callback_metrics": {k: v.detach().cpu() for k, v in trainer.callback_metrics.items()},
@@ -242,7 +268,12 @@ class ExactResume(ModelCheckpoint):
         for logger in trainer.loggers:
             logger.save()
         rows = [writer.rows for writer in csv_writers(trainer)]
-        checkpoint["callbacks"][self.state_key] = {"ranks": states, "csv_rows": rows}
+        files = {other.state_key: known_files(other) for other in self._others(trainer)}
+        checkpoint["callbacks"][self.state_key] = {
+            "ranks": states,
+            "csv_rows": rows,
+            "files": files,
+        }
 
     # Going on
 
@@ -266,6 +297,14 @@ class ExactResume(ModelCheckpoint):
         self.saved_step = self._state["saved_step"]
         for writer, rows in zip(csv_writers(trainer), saved["csv_rows"], strict=False):
             writer.keep(rows)
+        for other in self._others(trainer):
+            write_again(other, saved["files"].get(other.state_key), trainer)
+        if isinstance(trainer.precision_plugin, DoublePrecision):
+            # Lightning has rounded the weights to the float32 that the module still has here.
+            pl_module.double()
+            # Callbacks that average weights keep the module's own under another name.
+            weights = checkpoint.get("current_model_state", checkpoint["state_dict"])
+            pl_module.load_state_dict(weights, strict=pl_module.strict_loading)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         state = self._state
@@ -284,7 +323,9 @@ class ExactResume(ModelCheckpoint):
         trainer.accumulate_grad_batches = state["accumulate_grad_batches"]
         resume_state.set_logged_state(trainer, pl_module, state["logged"])
         fetcher, batches = self._watch(trainer)
-        batches.resume(state["random"])
+        batches.resume(
+            state["random"], lambda: resume_state.set_module_modes(pl_module, state["modules"])
+        )
         iter(fetcher)
         # It is not so here: the batches are skipped.
         warnings.filterwarnings("ignore", message=NOT_RESUMABLE)
@@ -307,6 +348,8 @@ class _First(Callback):
         self.resume.after_fit(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        for other in self.resume._others(trainer):
+            write_again(other, None, trainer)
         vars(trainer)["callbacks"] = [c for c in vars(trainer)["callbacks"] if c is not self]
 
 

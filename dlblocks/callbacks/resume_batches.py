@@ -39,6 +39,7 @@ class ResumableBatches:
         self._next: list[Any] = []  # batches loaded while the epoch was begun again
         self._own: dict[str, Any] | None = None  # a random state for the loaders alone
         self._resume: dict[str, Any] | None = None
+        self._then: Callable[[], None] = lambda: None
 
     def __len__(self) -> int:
         if self.length is None:
@@ -65,9 +66,12 @@ class ResumableBatches:
         """What `resume` needs to go on after the first `batches` batches of this epoch."""
         return {"began": self.began, "batches": batches, "given": self.given, "now": self.random()}
 
-    def resume(self, state: dict[str, Any]) -> None:
-        """Arranges that the next epoch to begin is one that had got as far as `state`."""
-        self._resume = state
+    def resume(self, state: dict[str, Any], then: Callable[[], None]) -> None:
+        """Arranges that the next epoch to begin is one that had got as far as `state`.
+
+        Then `then` is called: after all hooks of the start, before the first batch is given.
+        """
+        self._resume, self._then = state, then
 
     def random(self) -> dict[str, Any]:
         """The state of all random numbers."""
@@ -100,6 +104,7 @@ class ResumableBatches:
         # Without a known length Lightning loads a batch ahead.
         self._next = [self._load(iterator) for _ in range(resume["given"] - self.given)]
         self.set_random(resume["now"])
+        self._then()
         return iterator
 
     def _load(self, iterator: Iterator[Any]) -> Any:

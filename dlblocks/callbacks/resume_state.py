@@ -1,6 +1,7 @@
 """What Lightning's checkpoints lack, as plain values: taken from a run, and put back into another.
 
-Random numbers, half-way sums of metrics and of what was logged. `ExactResume` says when.
+Random numbers, what is frozen, half-way sums of metrics and of what was logged. `ExactResume` says
+when.
 """
 
 from __future__ import annotations
@@ -48,6 +49,29 @@ def set_random_state(device: torch.device, state: Plain, *generators: torch.Gene
         generator.set_state(saved.cpu())
     if "device" in state and device.type != "cpu":
         torch.get_device_module(device).set_rng_state(state["device"].cpu())
+
+
+def module_modes(module: pl.LightningModule) -> Plain:
+    """Which parameters are trained and which modules in training mode, by their names."""
+    return {
+        "requires_grad": {name: p.requires_grad for name, p in module.named_parameters()},
+        "training": {name: part.training for name, part in module.named_modules()},
+        # Lightning's finetuning switches this off while a batch norm is frozen.
+        "track_running_stats": {
+            name: part.track_running_stats
+            for name, part in module.named_modules()
+            if hasattr(part, "track_running_stats")
+        },
+    }
+
+
+def set_module_modes(module: pl.LightningModule, modes: Plain) -> None:
+    """Puts back what `module_modes` took."""
+    parts: dict[str, Any] = {**dict(module.named_modules()), **dict(module.named_parameters())}
+    for attribute, values in modes.items():
+        for name, value in values.items():
+            if name in parts and getattr(parts[name], attribute) != value:
+                setattr(parts[name], attribute, value)
 
 
 def metric_states(module: pl.LightningModule) -> dict[str, Plain]:

@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 import torchmetrics
+from lightning.pytorch.callbacks import BackboneFinetuning
 from lightning.pytorch.loggers import Logger
 from torch import nn
 from torch.nn import functional as F
@@ -117,6 +118,27 @@ class Nudge(pl.Callback):
     on_train_epoch_start = on_train_epoch_end = on_train_batch_end = on_train_end = _nudge
 
 
+class Frozen(Own):
+    """Freezes at the start of the fit, and chooses anew in every epoch."""
+
+    def on_train_start(self):
+        self.net[1].requires_grad_(False)
+
+    def on_train_epoch_start(self):
+        super().on_train_epoch_start()
+        self.net[1].requires_grad_(self.current_epoch >= 1)
+        self.net[2].train(self.current_epoch != 1)
+
+
+class Finetuned(Own):
+    """For Lightning's `BackboneFinetuning`."""
+
+    backbone = property(lambda self: self.net[:4])
+
+    def configure_optimizers(self):
+        return torch.optim.Adam([p for p in self.parameters() if p.requires_grad], lr=0.01)
+
+
 class Stream(IterableDataset):
     """Samples that come without a number of them."""
 
@@ -169,7 +191,13 @@ def setting(kind, workers, persistent):
         else loader,
         "val_dataloaders": DataLoader(TensorDataset(val_x / 255, val_y), 128),
     }
-    return Pairs() if kind == "combined" else Own(), loaders, [Nudge()]
+    callbacks = [Nudge()]
+    if kind == "finetuned":
+        callbacks.append(
+            BackboneFinetuning(unfreeze_backbone_at_epoch=1, train_bn=False, verbose=False)
+        )
+    models = {"combined": Pairs, "frozen": Frozen, "finetuned": Finetuned}
+    return models.get(kind, Own)(), loaders, callbacks
 
 
 class Pairs(Own):

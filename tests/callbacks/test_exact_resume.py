@@ -39,6 +39,10 @@ pytestmark = [
         ("own", {"val_check_interval": 4, "check_val_every_n_epoch": None}),
         ("own", {"max_steps": 22}),
         ("own", {"reload_dataloaders_every_n_epochs": 1}),
+        ("own", {"precision": "64-true"}),
+        ("own", {"precision": "bf16-true"}),
+        ("frozen", {}),
+        ("finetuned", {}),
         ("generator", {}),
         ("combined", {}),
         ("combined", {"workers": 1}),
@@ -138,6 +142,17 @@ def test_default_folder_is_found_again_by_a_new_trainer(tmp_path, make_trainer, 
     assert len(module.seen) == 4  # two epochs: the first had been done
 
 
+def test_default_folder_is_that_of_each_trainer(tmp_path, make_trainer, plain_module):
+    data = DataLoader(TensorDataset(torch.randn(8, 4), torch.arange(8) % 3), 4)
+    resume = ExactResume()
+    for name in "ab":
+        trainer = make_trainer(
+            enable_checkpointing=True, default_root_dir=tmp_path / name, callbacks=[resume]
+        )
+        trainer.fit(plain_module(), data)
+        assert (tmp_path / name / "checkpoints" / "last.ckpt").exists()
+
+
 def test_best_checkpoint_stays_the_users(tmp_path, make_trainer):
     model, data, _ = setting("own", 0, False)
     best = ModelCheckpoint(tmp_path / "best", monitor="val")
@@ -150,9 +165,61 @@ def test_best_checkpoint_stays_the_users(tmp_path, make_trainer):
     assert trainer.checkpoint_callback is best and Path(best.best_model_path).exists()
 
 
-def test_wrong_interval_is_refused():
-    with pytest.raises(ValueError, match="every_n_train_steps=0"):
-        ExactResume(every_n_train_steps=0)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"filename": "best", "monitor": "val", "every_n_train_steps": None},
+        {"filename": "{epoch}", "monitor": "val", "every_n_train_steps": None},
+        {"filename": "some", "monitor": "loss_step", "every_n_train_steps": 2, "save_top_k": 3},
+        {"filename": "{step}-{val/x}", "monitor": None, "every_n_train_steps": 3, "save_top_k": -1},
+    ],
+    ids=str,
+)
+def test_files_of_the_best_are_those_of_the_run_that_was_not_killed(settings, tmp_path):
+    """Those of steps that are repeated are overwritten, those of an earlier run are not."""
+
+    def fit(folder, kill=-1, every=8):
+        best = folder / "best"
+        if not best.exists():
+            best.mkdir(parents=True)
+            (best / "best.ckpt").write_text("somebody else's")
+            (best / "some.ckpt").write_text("somebody else's")
+        model, data, callbacks = setting("own", 0, False)
+        checkpoint = ModelCheckpoint(best, **settings)
+        resume = ExactResume(folder, every_n_train_steps=every)
+        trainer = pl.Trainer(
+            max_epochs=3,
+            callbacks=[*callbacks, checkpoint, resume, Kill(kill)],
+            logger=False,
+            accelerator="cpu",
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            val_check_interval=3,
+        )
+        with contextlib.suppress(Killed), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+            trainer.fit(model, **data, ckpt_path="last")
+        scores = {Path(k).name: float(v) for k, v in checkpoint.best_k_models.items()}
+        files = {}
+        for path in sorted(best.rglob("*.ckpt")):
+            foreign = path.read_bytes().startswith(b"somebody")
+            files[str(path.relative_to(best))] = foreign or torch.load(path)["global_step"]
+        assert "file_exists" not in vars(checkpoint) or kill >= 0
+        return scores, Path(checkpoint.best_model_path).name, files
+
+    whole = fit(tmp_path / "whole")
+    for kill in (4, 7, 14, 23):
+        folder = tmp_path / f"killed-{kill}"
+        fit(folder, kill)
+        if kill == 7:
+            fit(folder, kill + 3)
+        assert fit(folder) == whole, kill
+
+
+@pytest.mark.parametrize("every", [0, 1.5])
+def test_wrong_interval_is_refused(every):
+    with pytest.raises(ValueError, match=f"every_n_train_steps={every}"):
+        ExactResume(every_n_train_steps=every)
 
 
 def test_two_writers_of_the_last_file_are_refused(tmp_path, make_trainer, plain_module):
