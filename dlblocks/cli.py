@@ -46,14 +46,22 @@ class Trainer(pl.Trainer):
         datamodule: pl.LightningDataModule | None = None,
         num_folds: int | None = None,
         repeats: int = 1,
+        n_jobs: int = 1,
+        on_error: Literal["raise", "continue"] = "raise",
+        log_checkpoints: bool = False,
     ) -> None:
         """Fit and validate a new model for each fold of the data.
+
+        The same command goes on with a run that was killed.
 
         Args:
             model: Made anew for every fold.
             datamodule: Likewise.
             num_folds: Number of folds; by default what the data say, else 5.
             repeats: How often to cross-validate, each time with other folds.
+            n_jobs: Folds side by side, each in a process of its own.
+            on_error: What to do when a fold fails.
+            log_checkpoints: Send the best checkpoints to W&B as an artifact.
         """
         raise RuntimeError("cross-validation runs many Trainers; use dlblocks.crossval.")
 
@@ -196,7 +204,7 @@ class CLI(LightningCLI):
             raise ValueError("--ckpt_path=last goes on with a run; say which with --run_dir.")
         if config.run_dir is not None:
             # Only a fit fills a folder; the others may add to that of the model they load.
-            fills = self.subcommand in ("fit", CROSS_VALIDATE) and is_rank_zero()
+            fills = self.subcommand == "fit" and is_rank_zero()
             resumes = config.get("ckpt_path") is not None
             return (
                 check_new_run_dir(config.run_dir) if fills and not resumes else Path(config.run_dir)
@@ -204,7 +212,8 @@ class CLI(LightningCLI):
         files = config.config or []
         name = Path(str(files[-1])).stem if files else config.model.class_path.rpartition(".")[2]
         suffix = "" if self.subcommand == "fit" else f"-{self.subcommand}"
-        return next_run_dir(Path("runs") / f"{name}{suffix}")
+        resume = self.subcommand == CROSS_VALIDATE
+        return next_run_dir(Path("runs") / f"{name}{suffix}", resume=resume)
 
     def fit(self, **kwargs: Any) -> None:
         """Fits, and says where everything lies."""
@@ -243,7 +252,15 @@ class CLI(LightningCLI):
             for logger in self.trainer.loggers:
                 tracking.finish_logger(logger)
 
-    def cross_validate(self, num_folds: int | None, repeats: int, **kwargs: Any) -> None:
+    def cross_validate(
+        self,
+        num_folds: int | None,
+        repeats: int,
+        n_jobs: int,
+        on_error: Literal["raise", "continue"],
+        log_checkpoints: bool,
+        **kwargs: Any,
+    ) -> None:
         """Cross-validates what the configuration describes, made anew for every fold."""
         config = self.config[CROSS_VALIDATE]
         own = ("callbacks", "logger", "default_root_dir", "enable_progress_bar")
@@ -262,6 +279,9 @@ class CLI(LightningCLI):
             self.datamodule,
             num_folds=num_folds,
             repeats=repeats,
+            n_jobs=n_jobs,
+            on_error=on_error,
+            log_checkpoints=log_checkpoints,
             make_callbacks=lambda: anew().trainer.callbacks or [],
             trainer={k: v for k, v in vars(arguments).items() if k not in own and v is not None},
             monitor=config.monitor,

@@ -144,9 +144,10 @@ def fit(
     # What follows is no epoch of the fit and must not be logged as one.
     fitter.loggers = []
     # The checkpoint's `state_dict` are the averaged weights. Left in place, the callback would swap
-    # them in for validation alone, and test and predict would use the others.
+    # them in for validation alone, and test and predict would use the others. And the history is
+    # that of the whole fit, not of the best epoch's checkpoint.
     attached: list[Callback] = vars(fitter)["callbacks"]  # an attribute without an annotation
-    attached[:] = [c for c in attached if not isinstance(c, WeightAveraging)]
+    attached[:] = [c for c in attached if not isinstance(c, (WeightAveraging, KeepHistory))]
     # fast_dev_run keeps no checkpoints: its last weights stand for the best.
     best = checkpoint.best_model_path or None
     (metrics,) = fitter.validate(model, datamodule=datamodule, ckpt_path=best, verbose=False)

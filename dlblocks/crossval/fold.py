@@ -62,7 +62,10 @@ class Fold:
 
 @dataclass
 class Plan:
-    """What is the same for every fit; see `cross_validate`."""
+    """What is the same for every fit; see `cross_validate`.
+
+    `check` is called with each fit's model and callbacks before they are used.
+    """
 
     make_model: Callable[[], pl.LightningModule]
     make_callbacks: Callable[[], Sequence[Callback]]
@@ -73,6 +76,7 @@ class Plan:
     run_dir: Path
     seed: int
     resume: bool
+    check: Callable[[pl.LightningModule, Sequence[Callback]], None] | None = None
     num_folds: int = 0
     run_id: str = ""
     key: str = field(default_factory=lambda: secrets.token_hex(8))
@@ -128,6 +132,8 @@ def run_fold(plan: Plan, datamodule: SplitDataModule, job: Job, bar: Callback | 
     folder = plan.folder(job)
     name = f"{plan.run_dir.name}-{folder.relative_to(plan.run_dir)}".replace("/", "-")
     model, callbacks = plan.new_model(), plan.new_callbacks()
+    if plan.check is not None:
+        plan.check(model, callbacks)
     place = {"fold": job.fold, "repeat": job.repeat}
     logger = tracking.make_logger(
         plan.logger,

@@ -56,6 +56,7 @@ def run_side_by_side(
 
     processes = min(joblib.cpu_count() if n_jobs == -1 else n_jobs, len(jobs))
     threads = max(1, torch.get_num_threads() // processes)
+    plan = replace(plan, check=None)  # done, and not to be sent elsewhere
     with tempfile.TemporaryDirectory(prefix="dlblocks-") as folder:
         notes = Path(folder)
         tasks = (joblib.delayed(_work)(plan, make_data(job), job, threads, notes) for job in jobs)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
-import weakref
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,15 +15,18 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from dlblocks import report, tracking
+from dlblocks.crossval.fold import Fold, Job, Plan, join, read_fold, run_fold
+from dlblocks.crossval.out_of_fold import OutOfFold
+from dlblocks.crossval.parallel import check_jobs, run_side_by_side
+from dlblocks.crossval.plan import begin, describe
 from dlblocks.crossval.progress import FoldProgress
-from dlblocks.crossval.result import CrossValidationResult, OutOfFold, fold_dir
-from dlblocks.crossval.splits import check_same, new_datamodule, plan_splits, write_splits
+from dlblocks.crossval.result import CrossValidationResult
+from dlblocks.crossval.splits import check_same, new_datamodule, plan_splits
 from dlblocks.crossval.text import table_metrics
 from dlblocks.data import DataModule, SplitDataModule
 from dlblocks.errors import check_choice, check_range
-from dlblocks.files import check_new_run_dir, is_rank_zero
-from dlblocks.fitting import check_trainer_arguments, configuration, fit
-from dlblocks.predictions import predict_part
+from dlblocks.files import SUMMARY, is_rank_zero
+from dlblocks.fitting import check_trainer_arguments
 from dlblocks.quiet import quiet
 
 if TYPE_CHECKING:
@@ -41,8 +43,12 @@ def cross_validate(
     trainer: Mapping[str, Any] | None = None,
     monitor: str = "val/loss",
     mode: Literal["min", "max"] = "min",
+    n_jobs: int = 1,
+    on_error: Literal["raise", "continue"] = "raise",
     logger: Literal["csv", "wandb", "tensorboard", "none"] | None = "csv",
+    log_checkpoints: bool = False,
     run_dir: str | PathLike[str] = "runs/cross-validation",
+    resume: bool = True,
     seed: int = 0,
     progress_bar: bool = True,
     figures: bool = True,
@@ -62,10 +68,16 @@ def cross_validate(
     sample has out-of-fold predictions, and so has one with no more than a `forward` for the inputs
     alone; they are left as they come, so that those of somebody else's model may be logits.
 
-    Before the first fit the splits are written to ``folds.json``, with a fingerprint of the data.
-    Later the run folder also holds ``summary.json``, ``folds.csv``, ``oof.npz``,
-    ``figures/*.png`` and for each fold ``fold-0/checkpoints/best.ckpt`` and ``fold-0/history.csv``
-    (later repeats: ``repeat-1/fold-0/…``).
+    A run that was killed goes on when the same call is made again: finished folds are read back,
+    the one that was broken off goes on from its last checkpoint, at most about ten seconds and an
+    epoch old, and scores, predictions and weights are bit for bit those of a run that was not
+    killed (on the same hardware and versions, with as many threads). A finished run is read back.
+
+    Before the first fit the configuration is written to ``plan.json`` and the splits to
+    ``folds.json``, with a fingerprint of the data. Later the run folder also holds
+    ``summary.json``, ``folds.csv``, ``oof.npz``, ``figures/*.png`` and for each fold
+    ``fold-0/checkpoints/best.ckpt``, ``fold-0/history.csv`` and ``fold-0/fold.json`` (later
+    repeats: ``repeat-1/fold-0/…``).
 
     Args:
         make_model: Returns a new LightningModule; called once a fold.
@@ -79,8 +91,18 @@ def cross_validate(
         trainer: Arguments of the Lightning `Trainer`, such as ``{"max_epochs": 30}``.
         monitor: The logged metric by which the best epoch is chosen.
         mode: Whether ``"min"`` or ``"max"`` of `monitor` is best.
-        logger: Where each fold logs; W&B runs share a group named after `run_dir`.
-        run_dir: A folder that is empty or does not exist.
+        n_jobs: Folds side by side, each in a process of its own with its share of the cores and,
+            where there are several, a GPU; -1 for one a core. Through joblib: under
+            ``joblib.parallel_config("dask")`` or ``"ray"`` they run on a cluster that shares
+            `run_dir`.
+        on_error: What to do when a fold fails: ``"raise"`` its error, or ``"continue"`` with the
+            others, say it, and list it under ``failed`` in ``summary.json``. Calling again runs
+            what failed.
+        logger: Where each fold logs. W&B runs share a group named after `run_dir`; a further run
+            of the group, of job type ``"summary"``, holds means, the table of folds and figures.
+        log_checkpoints: Send the best checkpoints of all folds to W&B as an artifact.
+        run_dir: A folder that is empty or does not exist, or holds a run to go on with.
+        resume: Go on with the run in `run_dir`; False refuses a folder that holds something.
         seed: Seed of initialisation, dropout and all else that is random in training.
         progress_bar: Show one bar over all folds, on rank 0.
         figures: Draw ``figures/*.png``.
@@ -90,7 +112,8 @@ def cross_validate(
 
     Raises:
         ValueError: An argument is wrong, or `make_model` returned the same model twice.
-        FileExistsError: `run_dir` holds something already.
+        FileExistsError: `run_dir` holds something else, or a run with another configuration, other
+            data or other folds; the message lists the differences.
 
     Example:
         >>> import tempfile
@@ -108,183 +131,165 @@ def cross_validate(
         check_range("num_folds", num_folds, 2)
     check_range("repeats", repeats, 1)
     check_choice("mode", mode, ["min", "max"])
+    check_choice("on_error", on_error, ["raise", "continue"])
     trainer_args = check_trainer_arguments(trainer)
-    # Other ranks of the same run come here while rank 0 is already writing.
-    path = check_new_run_dir(run_dir) if is_rank_zero() else Path(run_dir)
-    done: list[_Fold] = []
+    check_jobs(n_jobs, trainer_args)
     started = time.monotonic()
+    plan = Plan(
+        make_model,
+        make_callbacks or list,
+        trainer_args,
+        monitor=monitor,
+        mode=mode,
+        logger=logger,
+        run_dir=Path(run_dir),
+        seed=seed,
+        resume=resume,
+    )
     with isolate_rng(), quiet():
         data = new_datamodule(datamodule, seed)
         splits = plan_splits(data, num_folds, repeats)
-        if is_rank_zero():
-            write_splits(path / "folds.json", splits)
-        plan = _Plan(
-            make_model,
-            make_callbacks or list,
-            trainer_args,
-            monitor,
-            mode,
-            logger,
-            path,
-            num_folds=splits["num_folds"],
-        )
-        progress = FoldProgress(len(splits["folds"]), show=progress_bar)
+        plan.num_folds = splits["num_folds"]
+        jobs = [Job(i, split["repeat"], split["fold"]) for i, split in enumerate(splits["folds"])]
+        # Read by every rank before any fit, so that all run the same folds.
+        read = [(job, read_fold(plan.folder(job))) for job in jobs if resume]
+        found = {job: fold for job, fold in read if fold is not None}
+        config: dict[str, Any] = {}
+
+        def check(model: pl.LightningModule, callbacks: Sequence[Callback]) -> None:
+            """Before anything is trained: that the run folder is new, or of the same run."""
+            if config:
+                return
+            settings = {"trainer": trainer_args, "monitor": monitor, "mode": mode, "seed": seed}
+            config.update(describe(model, callbacks, data, **settings))
+            if is_rank_zero():
+                # Other ranks of the same run come here while this one is already writing.
+                plan.run_id = begin(plan.run_dir, config, splits, resume=resume)
+
+        plan.check = check
+        todo = [job for job in jobs if job not in found]
+        progress = FoldProgress(len(jobs), show=progress_bar)
+        progress.skip(len(found))
+
+        def make_data(job: Job) -> SplitDataModule:
+            base = data
+            if job.number and not isinstance(datamodule, SplitDataModule):
+                base = new_datamodule(datamodule, seed)
+                check_same(base, splits, job.number)
+            return base.for_fold(job.fold, plan.num_folds, repeat=job.repeat)
+
+        if n_jobs > 1 or n_jobs == -1 or not todo:
+            check(plan.new_model(), plan.new_callbacks())  # otherwise the first fold's are
+        if n_jobs == 1:
+            outcomes = _one_by_one(plan, make_data, todo, progress if progress_bar else None)
+        else:
+            outcomes = run_side_by_side(plan, make_data, todo, n_jobs, progress)
+        failed: dict[Job, Exception] = {}
         try:
-            for number, written in enumerate(splits["folds"]):
-                if number and not isinstance(datamodule, SplitDataModule):
-                    data = new_datamodule(datamodule, seed)
-                    check_same(data, splits, number)
-                repeat, fold = written["repeat"], written["fold"]
-                done.append(
-                    _run_fold(
-                        plan,
-                        data.for_fold(fold, plan.num_folds, repeat=repeat),
-                        repeat,
-                        fold,
-                        seed + number,
-                        progress.callback(number) if progress_bar else None,
-                    )
-                )
+            for job, outcome in outcomes:
+                if isinstance(outcome, Fold):
+                    found[job] = outcome
+                elif not plan.run_id and is_rank_zero():
+                    raise outcome  # before any fit: the run folder, or the model itself
+                elif on_error == "raise":
+                    raise _named(outcome, job) from outcome
+                else:
+                    failed[job] = outcome
+                    print(f"{job.name} failed: {outcome!r}", file=sys.stderr, flush=True)
         finally:
             progress.close()
+            plan.forget()
+    if not found:
+        job, error = next(iter(failed.items()))
+        raise _named(error, job) from error
+    done = [found[job] for job in jobs if job in found]
     result = CrossValidationResult(
-        run_dir=path,
-        folds=[fit.row for fit in done],
-        oof=_join([fit.oof for fit in done]),
-        histories=[fit.history for fit in done],
+        run_dir=plan.run_dir,
+        folds=[fold.row for fold in done],
+        oof=join([fold.oof for fold in done]),
+        histories=[fold.history for fold in done],
         info={
             "num_folds": plan.num_folds,
             "repeats": repeats,
             "monitor": monitor,
             "mode": mode,
-            "class_names": done[0].datamodule.class_names,
+            "class_names": data.class_names,
+            **({"failed": _failures(failed)} if failed else {}),
             "seconds": time.monotonic() - started,
-            "config": {"seed": seed, "logger": logger, "trainer": trainer_args, **done[0].config},
+            "config": {"logger": logger, **config},
             "versions": tracking.versions(),
         },
     )
-    if is_rank_zero():
+    if is_rank_zero() and (todo or not (plan.run_dir / SUMMARY).is_file()):
         result.write()
-        if figures:
-            report.save_figures(path / "figures", _figures(result, done[0].datamodule))
+        drawn = _figures(result, data) if figures else {}
+        report.save_figures(plan.run_dir / "figures", drawn)
+        _log_summary(plan, result, drawn, log_checkpoints)
     return result
 
 
-@dataclass
-class _Plan:
-    """What is the same for every fold."""
-
-    make_model: Callable[[], pl.LightningModule]
-    make_callbacks: Callable[[], Sequence[Callback]]
-    trainer: dict[str, Any]
-    monitor: str
-    mode: str
-    logger: str | None
-    run_dir: Path
-    num_folds: int
-    seen: weakref.WeakSet = field(default_factory=weakref.WeakSet)
-
-    def new_model(self) -> pl.LightningModule:
-        model = self.make_model()
-        if not isinstance(model, pl.LightningModule):
-            raise TypeError(
-                f"make_model must return a LightningModule, got {type(model).__name__}; "
-                "pass a function such as lambda: MLPClassifier(64, 10)."
-            )
-        self._check_new(model, "make_model", "model")
-        return model
-
-    def new_callbacks(self) -> list[Callback]:
-        callbacks = list(self.make_callbacks())
-        for callback in callbacks:
-            self._check_new(callback, "make_callbacks", type(callback).__name__)
-        return callbacks
-
-    def _check_new(self, thing: Any, argument: str, what: str) -> None:
-        if thing in self.seen:
-            raise ValueError(
-                f"{argument} returned the same {what} for two folds, which would carry one fold's "
-                "training into the next; make it inside the function."
-            )
-        self.seen.add(thing)
+def _one_by_one(
+    plan: Plan,
+    make_data: Callable[[Job], SplitDataModule],
+    jobs: Sequence[Job],
+    progress: FoldProgress | None,
+) -> Iterator[tuple[Job, Fold | Exception]]:
+    for job in jobs:
+        bar = None if progress is None else progress.callback(job.number)
+        try:
+            yield job, run_fold(plan, make_data(job), job, bar)
+        except Exception as error:
+            yield job, error
 
 
-@dataclass
-class _Fold:
-    """What one fold leaves."""
+def _named(error: Exception, job: Job) -> Exception:
+    """The same kind of error, whose message begins with the name of the fold."""
+    message = f"{job.name}: {error}"
+    try:
+        named = type(error)(message)
+    except Exception:  # one that wants other arguments
+        return RuntimeError(f"{job.name}: {error!r}")
+    return named if str(named) == message else RuntimeError(f"{job.name}: {error!r}")
 
-    row: dict[str, Any]
-    oof: OutOfFold | None
-    history: list[dict[str, float]]
-    config: dict[str, Any]
-    datamodule: SplitDataModule
+
+def _failures(failed: Mapping[Job, Exception]) -> list[dict[str, Any]]:
+    return [
+        {"repeat": job.repeat, "fold": job.fold, "error": repr(error)}
+        for job, error in failed.items()
+    ]
 
 
-def _run_fold(
-    plan: _Plan,
-    datamodule: SplitDataModule,
-    repeat: int,
-    fold: int,
-    seed: int,
-    bar: Callback | None,
-) -> _Fold:
-    started = time.monotonic()
-    pl.seed_everything(seed, workers=True, verbose=False)
-    folder = fold_dir(plan.run_dir, {"repeat": repeat, "fold": fold})
-    name = f"{plan.run_dir.name}-{folder.relative_to(plan.run_dir)}".replace("/", "-")
-    model, callbacks = plan.new_model(), plan.new_callbacks()
+def _log_summary(
+    plan: Plan, result: CrossValidationResult, figures: Mapping[str, Figure], checkpoints: bool
+) -> None:
+    summary = result.summary()
     logger = tracking.make_logger(
-        plan.logger,
-        folder,
-        run_name=name,
+        "wandb" if plan.logger == "wandb" else None,
+        plan.run_dir,
+        run_name=f"{plan.run_dir.name}-summary",
         group=plan.run_dir.name,
-        job_type="fold",
-        config={"fold": fold, "repeat": repeat, "num_folds": plan.num_folds, "seed": seed},
+        job_type="summary",
+        run_id=f"{plan.run_id}-summary",
+        config=summary["config"],
     )
-    done = fit(
-        model,
-        datamodule,
-        folder,
-        callbacks=callbacks,
-        trainer=plan.trainer,
-        monitor=plan.monitor,
-        mode=plan.mode,
-        logger=logger,
-        bar=bar or False,
-    )
-    predicted = predict_part(done.trainer, model, datamodule, "val")
-    row: dict[str, Any] = {
-        "repeat": repeat,
-        "fold": fold,
-        "epochs": done.epochs,
-        "best_epoch": done.best_epoch,
-        "num_train": len(datamodule.indices("train")),
-        "num_val": len(datamodule.indices("val")),
-        **done.metrics,
-        "seconds": round(time.monotonic() - started, 3),
-        "checkpoint": str(done.checkpoint.relative_to(plan.run_dir.absolute()))
-        if done.checkpoint
-        else "",
+    if logger is None:
+        return
+    values = {
+        f"{metric}/{name}": found[name]
+        for metric, found in summary["metrics"].items()
+        for name in ("mean", "std")
     }
-    config = configuration(model, datamodule)
-    for key in ("fold", "num_folds"):
-        config["data"].pop(key, None)
-    oof = None
-    if predicted is not None:
-        numbers = {"fold": fold, "repeat": repeat}
-        size = len(predicted["index"])
-        oof = OutOfFold(**predicted, **{key: np.full(size, n) for key, n in numbers.items()})
-    return _Fold(row, oof, done.history, config, datamodule)
-
-
-def _join(parts: Sequence[OutOfFold | None]) -> OutOfFold | None:
-    found = [part for part in parts if part is not None]
-    shapes = {(part.target.shape[1:], part.prediction.shape[1:]) for part in found}
-    if len(found) < len(parts) or len(shapes) > 1:
-        return None
-    columns = {name: np.concatenate([getattr(p, name) for p in found]) for name in vars(found[0])}
-    order = np.lexsort((columns["index"], columns["repeat"]))
-    return OutOfFold(**{name: values[order] for name, values in columns.items()})
+    paths = [plan.run_dir / row["checkpoint"] for row in result.folds if row["checkpoint"]]
+    try:
+        tracking.log_summary(
+            logger,
+            values={**values, **{f"pooled/{k}": v for k, v in summary["pooled"].items()}},
+            rows=result.folds,
+            figures=figures,
+            checkpoints=paths if checkpoints else (),
+        )
+    finally:
+        tracking.finish_logger(logger)
 
 
 def _figures(result: CrossValidationResult, datamodule: SplitDataModule) -> dict[str, Figure]:
