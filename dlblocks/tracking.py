@@ -16,8 +16,10 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_info
 
 from dlblocks import __version__
+from dlblocks.csv_log import go_on
 from dlblocks.errors import check_choice
 from dlblocks.files import is_rank_zero
 
@@ -55,7 +57,8 @@ def make_logger(
         run_name: W&B name of the run.
         group: W&B group, such as all folds of a cross-validation.
         job_type: W&B job type, such as ``"fold"``.
-        run_id: W&B id; a run of this id that was begun before is continued. None for a new one.
+        run_id: A run of this id that was begun before is gone on with, in W&B and in
+            ``metrics.csv``. None for a new one.
         config: Hyperparameters to log beside those of model, data and trainer.
 
     Raises:
@@ -68,7 +71,9 @@ def make_logger(
     if name == "none":
         return None
     if name == "csv":
-        logger = CSVLogger(folder, name="", version="")
+        logger = csv = CSVLogger(folder, name="", version="")
+        if run_id is not None and is_rank_zero():
+            go_on(csv)  # Lightning would delete what the run has written
     elif name == "tensorboard":
         logger = TensorBoardLogger(folder, name="tensorboard", version="")
     else:
@@ -162,7 +167,7 @@ class LogFirstBatch(Callback):
 
     The images are as the model sees them, after augmentation and mixing, with their labels. W&B
     and TensorBoard get it as ``train/batch``. Batches that are not ``[images, targets, …]`` are
-    passed over.
+    passed over, as is what cannot be drawn or sent: a picture must never stop a run.
 
     Args:
         count: How many images, at most a batch.
@@ -187,17 +192,23 @@ class LogFirstBatch(Callback):
             return
         if images.ndim != 4 or images.shape[1] not in (1, 3) or targets.ndim not in (1, 2):
             return
+        try:
+            figure = self._draw(images[: self.count], targets[: self.count].cpu(), trainer)
+            log_figures(trainer.loggers, {"train/batch": figure})
+        except Exception as error:
+            rank_zero_info(f"LogFirstBatch passes the first batch over: {error!r}")
+
+    def _draw(self, images: torch.Tensor, targets: torch.Tensor, trainer: pl.Trainer) -> Figure:
         from dlblocks import plots
 
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         as_images = getattr(datamodule, "as_images", lambda images: images.float().cpu())
-        targets = targets[: self.count].cpu()
-        figure = plots.batch(
-            as_images(images[: self.count]).numpy(),
+        return plots.batch(
+            as_images(images).numpy(),
             (targets.float() if targets.is_floating_point() else targets).numpy(),
             getattr(datamodule, "class_names", None),
+            values=None if getattr(datamodule, "is_classification", True) else True,
         )
-        log_figures(trainer.loggers, {"train/batch": figure})
 
 
 def trainer_settings(trainer: pl.Trainer) -> dict[str, Any]:

@@ -196,12 +196,25 @@ def test_batch_shows_images_in_order_and_on_one_scale(shape, dtype):
         ([0.001, 0.999, 0.0], ["a", "b", "c"], "b"),
         ([0.4, 0.3, 0.2, 0.1], None, "0: 40 %, 1: 30 %, 2: 20 %"),
         (0.12345, None, "0.123"),
+        (-100, ["a", "b"], "-100"),
+        (-1, ["a", "b"], "-1"),
+        (2, ["a", "b"], "2"),
+        ([0.0, 0.38, 0.62], ["a", "b"], "2: 62 %, b: 38 %"),
+        ("cat", ["a", "b"], "cat"),
+        (True, None, "True"),
+        ([-1.5, 0.25], None, "-1.5, 0.25"),
+        ([0.5, 2.0, 0.1, 0.1], None, "0.5, 2, 0.1, …"),
         ([7.5], None, "7.5"),
     ],
 )
 def test_batch_says_the_labels(target, names, label):
     figure = plots.batch(np.zeros((1, 1, 4, 4)), np.array([target]), names)
     assert figure.axes[0].get_xlabel() == label
+
+
+def test_batch_draws_values_between_0_and_1_where_they_are_said_to_be_values():
+    figure = plots.batch(np.zeros((1, 1, 4, 4)), np.array([[0.38, 0.62]]), values=True)
+    assert figure.axes[0].get_xlabel() == "0.38, 0.62"
 
 
 def test_values_over_values():

@@ -4,7 +4,9 @@ import time
 
 import lightning.pytorch as pl
 import pytest
+import torch
 import yaml
+from torch.utils.data import DataLoader, TensorDataset
 from wandb_offline import read_runs
 
 from dlblocks import tracking
@@ -169,6 +171,46 @@ def test_batches_without_images_are_passed_over(tmp_path):
     trainer.fit(MLPClassifier(13, 3), datamodule=TabularDataModule("wine"))
     finish_logger(logger)
     assert not list(tmp_path.rglob("*.png"))
+
+
+@pytest.mark.parametrize("drawable", [True, False])
+def test_the_picture_of_a_batch_never_stops_a_run(tmp_path, drawable):
+    class Data(pl.LightningDataModule):
+        class_names = ("a", "b")
+
+        def train_dataloader(self):
+            targets = torch.tensor([0, 1, -100, 7])
+            return DataLoader(TensorDataset(torch.rand(4, 1, 4, 4), targets), 4)
+
+        def as_images(self, images):
+            return images if drawable else images.nonsense()
+
+    class Model(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+
+        def training_step(self, batch, batch_idx):
+            return self.weight * batch[0].mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    logger = make_logger("tensorboard", tmp_path)
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=1, logger=logger, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=[LogFirstBatch()],
+        log_every_n_steps=1,
+    )  # fmt: skip
+    trainer.fit(Model(), datamodule=Data())
+    finish_logger(logger)
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert trainer.global_step == 1
+    assert events.Tags()["images"] == (["train/batch"] if drawable else [])
 
 
 def test_no_logger_and_unknown_logger(tmp_path):

@@ -19,17 +19,22 @@ def batch(
     images: npt.ArrayLike,
     targets: npt.ArrayLike,
     class_names: Sequence[str] | None = None,
+    *,
+    values: bool | None = None,
 ) -> Figure:
     """Draws the images of a batch in a grid, each with its label.
 
-    A soft label is drawn with the shares of its classes, largest first, three at most: ``7 62 %``.
+    A soft label is drawn with the shares of its classes, largest first, three at most: ``7: 62 %``.
+    A class without a name is drawn as its number, and what is no number as it is.
 
     Args:
         images: Shape (N, C, H, W) with C = 1 or 3, or (N, H, W); uint8, or floating point, which is
             scaled by the range of the whole batch.
         targets: Classes (N,), soft labels or several labels (N, C), or values, floating point of
-            shape (N,) or (N, 1).
+            shape (N,) or (N, D).
         class_names: Names of the classes; None for their numbers, or for values.
+        values: Whether targets (N, D) are values rather than shares of classes. None: if some are
+            outside [0, 1].
 
     Raises:
         ValueError: Lengths differ, there is no sample, or the images have another shape.
@@ -39,6 +44,8 @@ def batch(
     if images.dtype != np.uint8:
         low, high = float(images.min()), float(images.max())
         images = (images - low) / (high - low if high > low else 1.0)
+    if values is None and targets.ndim == 2 and targets.dtype.kind == "f":
+        values = bool((targets < 0).any() or (targets > 1.01).any())  # 1 + rounding is a share
     # As near to a square as the labels under the images allow.
     columns = min(len(images), max(4, round(len(images) ** 0.5)))
     rows = -(-len(images) // columns)
@@ -50,7 +57,8 @@ def batch(
         axis.set_frame_on(False)
     for axis, image, target in zip(axes, images, targets, strict=False):
         _show_image(axis, image)
-        axis.set_xlabel(_label(target, class_names), fontsize=9, labelpad=3)
+        said = _values(target) if values else _label(target, class_names)
+        axis.set_xlabel(said, fontsize=9, labelpad=3)
     return figure
 
 
@@ -72,15 +80,24 @@ def _label(target: np.ndarray, class_names: Sequence[str] | None) -> str:
     if target.ndim == 1 and len(target) > 1:
         largest = np.argsort(-target, kind="stable")[:3]
         shares = [(i, float(target[i])) for i in largest if target[i] > 0.005]
-        names = [str(i) if class_names is None else class_names[i] for i, _ in shares]
+        names = [_name(i, class_names) for i, _ in shares]
         if len(shares) == 1 and shares[0][1] > 0.995:
             return names[0]
         parts = [f"{name}: {100 * p:.0f} %" for name, (_, p) in zip(names, shares, strict=True)]
         return ("\n" if max(map(len, names), default=0) > 4 else ", ").join(parts)
     value = target.reshape(-1)[0]
-    if np.issubdtype(value.dtype, np.integer):
-        return str(value) if class_names is None else class_names[value]
-    return f"{value:.3g}"
+    return _name(int(value), class_names) if isinstance(value, np.integer) else _values(target)
+
+
+def _name(number: int, class_names: Sequence[str] | None) -> str:
+    names = class_names or ()
+    return names[number] if 0 <= number < len(names) else str(number)
+
+
+def _values(target: np.ndarray) -> str:
+    """One value or several, in words; three at most."""
+    parts = [f"{v:.3g}" if isinstance(v, np.floating) else str(v) for v in target.flat]
+    return ", ".join(parts[:3]) + ("" if len(parts) <= 3 else ", …")
 
 
 def hardest(
