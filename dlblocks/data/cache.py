@@ -13,6 +13,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import threading
 import warnings
@@ -29,7 +30,7 @@ from torch import Tensor
 from dlblocks.files import is_rank_zero, whole_file
 
 MARK = b"dlblocks-images\n"
-VERSION = 1  # of the file and of how images are resized; another one is built anew
+VERSION = 2  # of the file and of how images are made; another one is built anew
 
 TAIL = len(MARK) + 8
 
@@ -69,12 +70,14 @@ def cached_images(
     if images is None:
         with _explained(path, about):
             path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path):
+        with _locked(path) as is_held:
             images = _open(path, about)  # another process may have built it
             if images is None:
                 if path.exists():
                     why = _what_changed(_read_footer(path), about)
                     rank_zero_warn(f"{path} is built anew: {why}.")
+                if is_held:
+                    _remove_parts(path)
                 _build(path, files, about, decode)
                 images = _open(path, about)
     if images is None:
@@ -181,9 +184,11 @@ def _read_footer(path: Path) -> dict[str, Any]:
         length = int.from_bytes(tail[:8], "little")
         if tail[8:] == MARK and promised and size == promised + length + TAIL:
             file.seek(promised)
-            found: dict[str, Any] = json.loads(file.read(length))
-            return found
-    if size < promised:
+            if found := _parsed(file.read(length)):
+                return found
+    if tail[8:] == MARK and size == promised + length + TAIL:
+        why = "its footer is damaged"
+    elif size < promised:
         why = f"it was cut off, its header promises at least {promised:,} bytes"
     else:
         why = "another program wrote it, or its end was cut off"
@@ -192,6 +197,25 @@ def _read_footer(path: Path) -> dict[str, Any]:
         "need it, delete it, and it is built anew; or choose another folder with "
         "cache='/another/folder'."
     )
+
+
+def _parsed(footer: bytes) -> dict[str, Any] | None:
+    """What `_footer` was made of; None if it is damaged."""
+    try:
+        found = json.loads(footer)
+        kinds = {"version": int, "fingerprint": str, "shape": list}
+        return found if all(isinstance(found[key], kinds[key]) for key in kinds) else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _remove_parts(path: Path) -> None:
+    """Removes the unfinished files of builds of `path` that were killed; none is at work now."""
+    name = re.compile(rf"\.{re.escape(path.stem)}-\w{{8}}{re.escape(path.suffix)}")
+    for part in path.parent.iterdir():
+        if name.fullmatch(part.name):
+            with contextlib.suppress(OSError):  # another user's
+                part.unlink()
 
 
 def _build(path: Path, files: Sequence[str], about: dict[str, Any], decode: Decode) -> None:
@@ -234,11 +258,14 @@ def _explained(path: Path, about: dict[str, Any]) -> Iterator[None]:
     except OSError as error:
         cure = "choose another folder with cache='/another/folder'"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            needed = math.prod(about["shape"])
             free = shutil.disk_usage(next(p for p in path.parents if p.exists())).free
+            limit = f"{free:,} are free"
+            if error.errno == errno.EFBIG:
+                limit = "a file may not be so large here (see ulimit -f)"
             message = (
                 f"{path.parent} has no room for the image cache ({os.strerror(error.errno)}): "
-                f"{needed:,} bytes are needed, {free:,} are free; {cure}, or a smaller size."
+                f"{math.prod(about['shape']):,} bytes are needed, {limit}; {cure}, or a smaller "
+                "size."
             )
         else:
             message = f"{path.parent} cannot hold the image cache ({error}); {cure}."
@@ -246,15 +273,19 @@ def _explained(path: Path, about: dict[str, Any]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock on the folder, where the system has such locks; without, work is done twice."""
+def _locked(path: Path) -> Iterator[bool]:
+    """Holds a lock on the folder, where the system has such locks; without, work is done twice.
+
+    Gives whether it is held.
+    """
     try:
         import fcntl
 
         handle = os.open(path.parent, os.O_RDONLY)
     except (ImportError, OSError):
-        yield
+        yield False
         return
+    is_held = False
     try:
         with contextlib.suppress(OSError):  # a file system without locks
             try:
@@ -262,6 +293,7 @@ def _locked(path: Path) -> Iterator[None]:
             except BlockingIOError:
                 rank_zero_info(f"Waiting for another process that builds {path}.")
                 fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+            is_held = True
+        yield is_held
     finally:
         os.close(handle)

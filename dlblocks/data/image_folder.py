@@ -22,7 +22,8 @@ class ImageFolderDataModule(DataModule):
     """Images in ``root/<class>/…``, or in ``root/train/<class>/…`` and ``root/test/<class>/…``.
 
     Every image is decoded once into one uint8 array, in memory or with `cache` in a file: its
-    shorter side is resized to `size` (antialiased bilinear) and the centre cut out. Classes
+    shorter side is resized to `size` (antialiased bilinear) and the centre cut out. 16-bit grey is
+    divided by 257, so that 65535 becomes 255. Classes
     are the sorted names of the folders, as in torchvision's `ImageFolder`. A ``test`` folder is the
     test set; then `test_fraction` must be 0.
 
@@ -55,7 +56,8 @@ class ImageFolderDataModule(DataModule):
         FileNotFoundError: There is no such folder, or no class or image in it.
         FileExistsError: The file of the cache is not ours, or was cut off; it is left as it is.
         OSError: The folder of the cache cannot be written to or has no room; nothing is left there.
-        ValueError: An image cannot be decoded; the message names the file.
+        ValueError: An image cannot be decoded, or its pixels are floating point or 32-bit, whose
+            range is not known; the message names the file.
     """
 
     def __init__(
@@ -92,9 +94,11 @@ class ImageFolderDataModule(DataModule):
             train_transform=train_transform,
             device_resident=device_resident,
         )
-        sides = (size, size) if isinstance(size, int) else tuple(size)
-        if len(sides) != 2:
-            raise ValueError(f"size={size} must be (height, width) or one number.")
+        sides = tuple(size) if isinstance(size, Sequence) else (size, size)
+        if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+            raise ValueError(
+                f"size={size!r} must be (height, width) or one number, in whole pixels."
+            )
         for side in sides:
             check_range("size", side, 1)
         if in_channels not in (1, 3):
@@ -169,7 +173,17 @@ def _decode(file: str, size: Sequence[int], channels: int) -> np.ndarray:
 
     try:
         with Image.open(file) as opened:
-            image = ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
+            image = ImageOps.exif_transpose(opened)
+            # Pillow's own conversion of these cuts off at 255.
+            if image.mode[:4] == "I;16" or (image.mode == "I" and opened.format in ("PNG", "PPM")):
+                pixels = (np.asarray(image).astype(np.uint32) + 128) // 257
+                image = Image.fromarray(pixels.astype(np.uint8))
+            if image.mode in ("I", "F"):
+                raise ValueError(
+                    f"its pixels are of mode {image.mode}, whose range is not known: save it with "
+                    "8 or 16 bits"
+                )
+            image = image.convert("L" if channels == 1 else "RGB")
     except Exception as error:
         raise ValueError(
             f"{file} cannot be decoded as an image ({error}); mend it, or remove it."
