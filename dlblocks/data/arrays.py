@@ -22,7 +22,8 @@ class ArrayDataModule(DataModule):
     """Tensors or NumPy arrays as a datamodule: splits, folds, normalisation, loaders.
 
     The arrays are shared, not copied, and never written to. uint8 stays uint8 until a batch is on
-    its device; float64 becomes float32.
+    its device; float64 becomes float32. Half precision saves memory: batches are float32, or what
+    the Trainer's `precision` makes of them.
 
     Inputs may be larger than memory: a memory map (``np.load(file, mmap_mode="r")``), or the name
     of a ``.npy`` file, which is then mapped. Only the rows of a batch are read. Such a file must
@@ -138,7 +139,7 @@ def _inputs(argument: str, values: Any) -> Tensor:
     values = _opened(argument, values)
     if _is_mapped(values):
         _check_mapped(argument, values)
-    tensor = values if isinstance(values, Tensor) else _as_tensor(argument, values)
+    tensor = values.detach() if isinstance(values, Tensor) else _as_tensor(argument, values)
     if tensor.is_complex() or tensor.dtype == torch.bool:
         raise ValueError(f"{argument} is {tensor.dtype}; expected floating point or uint8.")
     if tensor.ndim == 4 and tensor.shape[-1] in (1, 3, 4) and tensor.shape[1] not in (1, 3, 4):
@@ -170,12 +171,13 @@ def _targets(
             numbers = [names.index(str(value)) for value in array.ravel()]
             return torch.tensor(numbers).reshape(array.shape), names
         values = _as_tensor(argument, array)
+    values = values.detach()
     if values.is_floating_point():
         if class_names is not None:
             raise ValueError(
                 f"{argument} are floating point and class_names is given; classes must be integers."
             )
-        return values.float() if values.dtype == torch.float64 else values, None
+        return values.float(), None
     if values.ndim == 2:
         raise ValueError(
             f"{argument} has shape {tuple(values.shape)} and is integer; for one-hot rows pass "

@@ -26,7 +26,7 @@ from dlblocks.data.source import Source
 from dlblocks.data.split_module import Columns, SplitDataModule
 from dlblocks.data.splits import Split
 from dlblocks.data.transforms import SampleTransform
-from dlblocks.errors import check_choice, check_range
+from dlblocks.errors import check_range
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -96,7 +96,9 @@ class DataModule(SplitDataModule):
         )
         check_range("batch_size", batch_size, 1)
         check_range("num_workers", num_workers, 0)
-        check_choice("device_resident", str(device_resident), ["True", "False", "auto"])
+        check_range("shuffle_seed", shuffle_seed, 0)
+        if not isinstance(device_resident, bool) and device_resident != "auto":
+            raise ValueError(f"device_resident={device_resident!r} must be True, False or 'auto'.")
         if device_resident is True and (num_workers or train_transform is not None):
             raise ValueError(
                 f"device_resident=True keeps the arrays on the accelerator, out of reach for "
@@ -254,10 +256,10 @@ class DataModule(SplitDataModule):
         return self._loader("train", training=True)
 
     def val_dataloader(self) -> DataLoader | list:
-        return self._loader("val") if len(self._rows["val"]) else []
+        return self._loader("val") if len(self.rows_of("val")) else []
 
     def test_dataloader(self) -> DataLoader:
-        if not len(self._rows["test"]):
+        if not len(self.rows_of("test")):
             raise ValueError(
                 f"{type(self).__name__} has no test set; hold one out with test_fraction=0.2."
             )
@@ -269,7 +271,7 @@ class DataModule(SplitDataModule):
         That is the test set or, where there is none, the validation part.
         """
         part = self.predict_on
-        if part == "test" and not len(self._rows["test"]):
+        if part == "test" and not len(self.rows_of("test")):
             part = "val"
         return self._loader(part, with_index=self.predict_index)
 
@@ -293,7 +295,7 @@ class DataModule(SplitDataModule):
                     {f"{prefix}inputs": inputs, f"{prefix}targets": targets},
                     self.trainer.strategy.root_device,
                 )
-        dataset = ArrayDataset(inputs, targets, self._rows[part], transform)
+        dataset = ArrayDataset(inputs, targets, self.rows_of(part), transform)
         sampler = EpochSampler(
             dataset,
             shuffle=training,
@@ -320,12 +322,18 @@ class DataModule(SplitDataModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Makes floats of the inputs and normalises them, on the batch's device."""
         inputs, *rest = batch
-        return [self.transform(inputs), *rest]
+        inputs = self.transform(inputs)
+        if self.trainer is not None:  # to the model's dtype under "16-true", "bf16-true", "64-true"
+            inputs = self.trainer.precision_plugin.convert_input(inputs)
+        return [inputs, *rest]
 
     def transform(self, inputs: Tensor) -> Tensor:
-        """Raw inputs (N, ...) as the model sees them: floating point, scaled, normalised."""
+        """Raw inputs (N, ...) as the model sees them: floating point, scaled, normalised.
+
+        float32 and float64 stay; uint8 and half precision become torch's default dtype.
+        """
         scale, shift = self._scale_and_shift(inputs.device)
-        if inputs.is_floating_point():
+        if inputs.dtype in (torch.float32, torch.float64):
             return (inputs * scale.to(inputs.dtype)).add_(shift.to(inputs.dtype))
         # In place in the new memory: half the time of one fused operation out of place.
         return inputs.to(torch.get_default_dtype()).mul_(scale).add_(shift)
@@ -341,14 +349,16 @@ class DataModule(SplitDataModule):
         scale, shift = self._affine
         return scale.to(device, non_blocking=True), shift.to(device, non_blocking=True)
 
-    def show(self, callbacks: Sequence[pl.Callback] = (), *, count: int = 16) -> Figure:
+    def show(
+        self, callbacks: pl.Callback | Sequence[pl.Callback] = (), *, count: int = 16
+    ) -> Figure:
         """Draws images of the first training batch as a model will see them, with their labels.
 
         The batch goes the way of a real fit, through the given callbacks too, such as
         ``[Augment(rotation=10), MixUp()]``; normalisation is undone for the eye.
 
         Args:
-            callbacks: Those that change batches; copies are used.
+            callbacks: Those that change batches, or one of them; copies are used.
             count: How many images, at most a batch.
         """
         from dlblocks.data.show import first_batch
@@ -356,8 +366,15 @@ class DataModule(SplitDataModule):
 
         self._image_shape()
         new = self.for_fold(self.fold, self.num_folds, repeat=self.repeat)
+        if isinstance(callbacks, pl.Callback):
+            callbacks = [callbacks]
         images, targets = (x[:count] for x in first_batch(new, callbacks))
-        return batch(new.as_images(images).numpy(), targets.numpy(), self.class_names)
+        return batch(
+            new.as_images(images).numpy(),
+            targets.numpy(),
+            self.class_names,
+            values=not self.is_classification,
+        )
 
     def as_images(self, inputs: Tensor) -> Tensor:
         """What `transform` made of images, to be looked at: uint8, or floats as in the source."""

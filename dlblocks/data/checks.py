@@ -67,6 +67,55 @@ def check_arrays(
         )
 
 
+def check_test_set(
+    inputs: Tensor,
+    targets: Tensor,
+    test_inputs: Tensor,
+    test_targets: Tensor,
+    class_names: Sequence[str] | None = None,
+) -> None:
+    """Raises a `ValueError` unless a model of the training set can be tested on the test set.
+
+    Args:
+        inputs: Shape (N, ...).
+        targets: Classes, integers of shape (N,), or values, floating point.
+        test_inputs: Shape (M, ...).
+        test_targets: Shape (M,) or (M, D).
+        class_names: Names of the classes; None if they are those in `targets`.
+    """
+    shape, test_shape = tuple(inputs.shape[1:]), tuple(test_inputs.shape[1:])
+    if shape != test_shape:
+        raise ValueError(
+            f"test_inputs has samples of shape {test_shape} and inputs of {shape}; give both in "
+            "the same shape."
+        )
+    both_floating = inputs.is_floating_point() and test_inputs.is_floating_point()
+    if inputs.dtype != test_inputs.dtype and not both_floating:
+        raise ValueError(
+            f"test_inputs is {test_inputs.dtype} and inputs {inputs.dtype}, of which only uint8 "
+            "is scaled to [0, 1]; give both in the same units and dtype."
+        )
+    if targets.is_floating_point() != test_targets.is_floating_point():
+        raise ValueError(
+            f"test_targets is {test_targets.dtype} and targets {targets.dtype}; give integers in "
+            "both for classes, or floating point in both for values."
+        )
+    if targets.is_floating_point():
+        if targets.shape[1:] != test_targets.shape[1:]:
+            raise ValueError(
+                f"test_targets has shape {tuple(test_targets.shape)} and targets "
+                f"{tuple(targets.shape)}; give equally many values a sample."
+            )
+        return
+    count = int(targets.max()) + 1 if class_names is None else len(class_names)
+    high = int(test_targets.max())
+    if high >= count:
+        raise ValueError(
+            f"test_targets has label {high} in row {int(test_targets.argmax())}, but targets has "
+            f"the classes 0 … {count - 1}; give class_names if there are more."
+        )
+
+
 def check_fold(num_folds: int | None, fold: int, *, counted: bool = False) -> None:
     """Raises a `ValueError` unless there is such a fold; `counted`: the data says how many."""
     if num_folds is None:

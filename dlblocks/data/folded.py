@@ -28,6 +28,7 @@ from dlblocks.data.foreign import GROUPS, TARGETS, arrays, as_numpy, length, rea
 from dlblocks.data.sampler import EpochSampler
 from dlblocks.data.split_module import Columns, SplitDataModule
 from dlblocks.data.splits import Split
+from dlblocks.errors import check_range
 
 HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 UNIFORM = (SequentialSampler, RandomSampler, DistributedSampler)
@@ -140,6 +141,7 @@ class FoldedDataModule(SplitDataModule):
                 f"{type(data).__name__}."
             )
         self.data = data
+        check_range("shuffle_seed", shuffle_seed, 0)
         self.shuffle_seed = shuffle_seed
         self.given = {"targets": targets, "groups": groups, "folds": folds}
         self.eval_dataset = eval_dataset
@@ -294,10 +296,10 @@ class FoldedDataModule(SplitDataModule):
         return self._fold_loader("train", training=True)
 
     def val_dataloader(self) -> DataLoader | list:
-        return self._fold_loader("val") if len(self._rows["val"]) else []
+        return self._fold_loader("val") if len(self.rows_of("val")) else []
 
     def test_dataloader(self) -> Any:
-        if len(self._rows["test"]):
+        if len(self.rows_of("test")):
             return self._fold_loader("test")
         if isinstance(self.data, pl.LightningDataModule):
             self.data.setup("test")
@@ -307,12 +309,14 @@ class FoldedDataModule(SplitDataModule):
     def predict_dataloader(self) -> DataLoader:
         """Batches of the part named by `predict_on`; without test rows, "test" stands for "val"."""
         part = self.predict_on
-        return self._fold_loader("val" if part == "test" and not len(self._rows["test"]) else part)
+        if part == "test" and not len(self.rows_of("test")):
+            part = "val"
+        return self._fold_loader(part)
 
     def _fold_loader(self, part: str, *, training: bool = False) -> DataLoader:
         given = self.loader
         whole = given.dataset if training or self.eval_dataset is None else self.eval_dataset
-        dataset = Subset(whole, self._rows[part].tolist())
+        dataset = Subset(whole, self.rows_of(part).tolist())
         drop_last = training and given.drop_last
         sampler = (_LoadedSampler if given.num_workers else EpochSampler)(
             dataset,

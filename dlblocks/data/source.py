@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from dlblocks.data.checks import check_arrays
+from dlblocks.data.checks import check_arrays, check_test_set
 
 
 @dataclass
@@ -46,4 +46,6 @@ class Source:
         if self.complete is None:  # otherwise what `complete` returns is checked
             check_arrays(self.inputs, self.targets, *names)
         if self.test_inputs is not None and self.test_targets is not None:
-            check_arrays(self.test_inputs, self.test_targets, *names, part="test_")
+            test_set = self.test_inputs, self.test_targets
+            check_arrays(*test_set, *names, part="test_")
+            check_test_set(self.inputs, self.targets, *test_set, self.class_names)

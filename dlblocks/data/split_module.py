@@ -181,6 +181,14 @@ class SplitDataModule(pl.LightningDataModule):
             )
         return {part: torch.from_numpy(rows) for part, rows in found[self.fold].items()}
 
+    def rows_of(self, part: str) -> Tensor:
+        """The rows of a part after `setup`, int64 of shape (M,)."""
+        if not self._rows:
+            raise RuntimeError(
+                f"{type(self).__name__} has no loaders before it is split; call setup('fit') first."
+            )
+        return self._rows[part]
+
     def indices(self, part: str) -> Tensor:
         """Rows that are ``"train"``, ``"val"`` or ``"test"``, int64 of shape (M,)."""
         self.setup("fit")

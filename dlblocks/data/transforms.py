@@ -148,10 +148,13 @@ def _is_albumentations(transform: object) -> bool:
 
 
 def _tree(transform: object) -> Iterator[Any]:
-    """The transform and all those in it; both libraries list them alike."""
+    """The transform and all those in it; both libraries list them alike, torch has children."""
     yield transform
     parts = getattr(transform, "transforms", ())
-    for part in parts if isinstance(parts, Sequence) else ():
+    parts = list(parts) if isinstance(parts, Sequence) else []
+    if isinstance(transform, torch.nn.Module):
+        parts += transform.children()
+    for part in parts:
         yield from _tree(part)
 
 

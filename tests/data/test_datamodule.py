@@ -5,10 +5,17 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
-from dlblocks.data import ArrayDataModule, ArrayDataset, DigitsDataModule, EpochSampler
+from dlblocks.data import (
+    ArrayDataModule,
+    ArrayDataset,
+    DigitsDataModule,
+    EpochSampler,
+    FoldedDataModule,
+)
 from dlblocks.data.dataset import collate, collate_with_index
+from dlblocks.models import MLPClassifier, MLPRegressor
 
 
 def parts(datamodule):
@@ -79,6 +86,36 @@ def test_uint8_is_scaled_and_constant_columns_stay_finite():
     data = ArrayDataModule(np.full((10, 2), 7.7), np.arange(10) % 2)
     data.setup()
     assert data.transform(data.source.inputs).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true", "64-true", "bf16-mixed"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32, "mapped"], ids=str)
+def test_batches_have_the_dtype_of_the_model(dtype, precision, tmp_path, make_trainer):
+    class Look(MLPClassifier):
+        def training_step(self, batch, batch_idx):
+            seen.append(batch[0])
+            return super().training_step(batch, batch_idx)
+
+    seen: list = []
+    inputs = np.random.default_rng(0).integers(0, 256, (20, 1, 3, 3))
+    if dtype == "mapped":
+        np.save(tmp_path / "half.npy", inputs.astype(np.float16))
+        inputs = np.load(tmp_path / "half.npy", mmap_mode="r")
+    else:
+        inputs = inputs.astype(dtype)
+    data = ArrayDataModule(inputs, np.arange(20) % 2, batch_size=8)
+    make_trainer(precision=precision).fit(Look(9, 2), datamodule=data)
+    own = {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(precision, torch.float32)
+    assert {x.dtype for x in seen} == {own}
+    assert data.inverse_transform(seen[0].float()).max() > 99  # the scale is that of the source
+
+
+def test_half_precision_targets_become_float32(make_trainer):
+    x = np.random.default_rng(0).random((20, 3)).astype(np.float16)
+    data = ArrayDataModule(x, x[:, 0])
+    assert data.source.inputs.dtype == torch.float16  # they stay small
+    assert data.source.targets.dtype == torch.float32
+    make_trainer().fit(MLPRegressor(3), datamodule=data)
 
 
 def test_large_means_lose_no_precision():
@@ -194,11 +231,24 @@ def test_properties_and_pickle():
         ({"batch_size": 0}, "batch_size=0"),
         ({"val_fraction": 1.0}, "val_fraction=1.0"),
         ({"num_workers": -1}, "num_workers=-1"),
+        ({"shuffle_seed": -1}, "shuffle_seed=-1"),
+        ({"device_resident": 1}, "device_resident=1 must be True, False or 'auto'"),
+        ({"device_resident": "False"}, "device_resident='False' must be"),
     ],
 )
 def test_bad_arguments_are_refused_at_once(arguments, message):
     with pytest.raises(ValueError, match=message):
         DigitsDataModule(**arguments)
+
+
+@pytest.mark.parametrize("part", ["train", "val", "test", "predict"])
+@pytest.mark.parametrize("folded", [True, False])
+def test_loaders_before_setup_say_so(part, folded):
+    data = DigitsDataModule()
+    if folded:
+        data = FoldedDataModule(TensorDataset(torch.rand(9, 2), torch.arange(9) % 2))
+    with pytest.raises(RuntimeError, match=r"before it is split; call setup\('fit'\) first"):
+        getattr(data, f"{part}_dataloader")()
 
 
 def test_missing_test_set_is_said():

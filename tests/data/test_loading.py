@@ -1,5 +1,7 @@
 """How batches come about: per-sample transforms, resident arrays, what a model gets to see."""
 
+import re
+
 import lightning.pytorch as pl
 import numpy as np
 import pytest
@@ -184,7 +186,7 @@ def test_on_a_gpu_the_arrays_are_there(make_trainer, resident):
     [
         ({"device_resident": True, "num_workers": 2}, r"num_workers=2.*use num_workers=0"),
         ({"device_resident": True, "train_transform": crop()}, "callbacks.Augment"),
-        ({"device_resident": "yes"}, "device_resident='yes' is not known"),
+        ({"device_resident": "yes"}, "device_resident='yes' must be True, False or"),
         ({"train_transform": 3}, "train_transform=3 cannot be called"),
     ],
 )
@@ -239,6 +241,20 @@ def test_show_goes_through_the_callbacks():
     labels = [axis.get_xlabel() for axis in DigitsDataModule().show([mix], count=9).axes]
     assert sum("%, " in label for label in labels) >= 5
     assert mix.found_classes is None  # a copy was used
+
+
+def test_show_takes_one_callback_alone():
+    labels = [axis.get_xlabel() for axis in DigitsDataModule().show(MixUp(1.0), count=9).axes]
+    assert any("%, " in label for label in labels)
+
+
+@pytest.mark.parametrize("callbacks", [[], [MixUp(1.0)]], ids=["plain", "mixed"])
+def test_show_draws_several_values_as_values(callbacks):
+    """In [0, 1] as shares of classes are, but they are none."""
+    values = np.random.default_rng(0).random((40, 2))
+    data = ArrayDataModule(np.zeros((40, 1, 4, 4), np.uint8), values)
+    labels = [axis.get_xlabel() for axis in data.show(callbacks).axes]
+    assert all(re.fullmatch(r"[\d.]+, [\d.]+", label) for label in labels)
 
 
 def test_show_needs_images():

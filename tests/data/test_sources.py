@@ -94,6 +94,62 @@ def test_bad_arrays_are_refused(inputs, targets, message):
         ArrayDataModule(inputs, targets).setup()
 
 
+def test_inputs_that_need_a_gradient_are_detached():
+    inputs, values = (torch.rand(8, 2, requires_grad=True) for _ in range(2))
+    data = ArrayDataModule(inputs, values)
+    data.setup()
+    assert not data.source.inputs.requires_grad and not data.source.targets.requires_grad
+    assert data.columns.targets.shape == (8, 2)
+
+
+IMAGES = np.zeros((6, 3, 4, 4), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (
+            (IMAGES, [0, 1, 2] * 2),
+            (IMAGES[:, :1], [0, 1, 2] * 2),
+            r"test_inputs has samples of shape \(1, 4, 4\) and inputs of \(3, 4, 4\)",
+        ),
+        (
+            (IMAGES, [0, 1, 2] * 2),
+            (IMAGES / 255, [0, 1, 2] * 2),
+            r"test_inputs is torch.float32 and inputs torch.uint8.*same units and dtype",
+        ),
+        (
+            (IMAGES, [0, 1, 2] * 2),
+            (IMAGES, [0.0, 1, 2] * 2),
+            r"test_targets is torch.float32 and targets torch.int64; give integers in both",
+        ),
+        (
+            (IMAGES, [0.0, 1, 2] * 2),
+            (IMAGES, np.zeros((6, 2))),
+            r"test_targets has shape \(6, 2\) and targets \(6,\)",
+        ),
+        (
+            (IMAGES, [0, 1, 2] * 2),
+            (IMAGES, [0, 1, 3] * 2),
+            r"test_targets has label 3 in row 2, but targets has the classes 0 … 2; give class_nam",
+        ),
+    ],
+)
+def test_a_test_set_unlike_the_training_set_is_refused(train, test, message):
+    with pytest.raises(ValueError, match=message):
+        ArrayDataModule(*train, test_inputs=test[0], test_targets=test[1]).setup()
+
+
+def test_a_test_set_like_the_training_set_is_taken():
+    """Of other floats; with named classes that the training set lacks; with fewer classes."""
+    x, half = np.zeros((6, 2), np.float32), np.zeros((3, 2), np.float16)
+    for targets, names in (([0, 1, 3], list("abcd")), ([0, 0, 0], None)):
+        data = ArrayDataModule(
+            x, [0, 1, 2] * 2, test_inputs=half, test_targets=targets, class_names=names
+        )
+        assert len(data.arrays("test")[0]) == 3
+
+
 def test_label_beyond_the_names_is_refused():
     with pytest.raises(ValueError, match="label 3 in row 2"):
         ArrayDataModule(np.zeros((3, 2)), [0, 1, 3], class_names=["a", "b", "c"]).setup()
@@ -482,6 +538,33 @@ def test_bad_image_folders_are_refused(tmp_path):
         ImageFolderDataModule(str(tmp_path), size=4).setup()
     with pytest.raises(ValueError, match="in_channels=2"):
         ImageFolderDataModule(str(tmp_path), size=4, in_channels=2)
+
+
+@pytest.mark.parametrize("size", [2.5, (8.5, 8), (8, 8, 8), "8", None])
+def test_bad_sizes_are_refused(size):
+    with pytest.raises(ValueError, match=r"size=.* must be \(height, width\) or one number"):
+        ImageFolderDataModule("folder", size=size)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
+def test_16_bit_grey_is_scaled(tmp_path, name):
+    pixels = np.arange(65536).reshape(256, 256).astype(np.uint16)
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(pixels).save(tmp_path / folder / name)
+    for channels in (1, 3):
+        data = ImageFolderDataModule(str(tmp_path), size=256, in_channels=channels)
+        expected = np.round(pixels / 65535 * 255)
+        assert (data.source.inputs.numpy() == expected).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_images_of_unknown_range_are_refused(tmp_path, dtype):
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(np.ones((4, 4), dtype)).save(tmp_path / folder / "a.tif")
+    with pytest.raises(ValueError, match=r"x/a\.tif cannot be .* mode [FI], .*8 or 16 bits"):
+        ImageFolderDataModule(str(tmp_path), size=4).setup()
 
 
 def test_empty_class_folder_is_refused(tmp_path):

@@ -320,8 +320,12 @@ def test_boxes_and_keypoints_are_refused():
 
 @pytest.mark.parametrize(
     "transform",
-    [A.Compose([A.Normalize()]), v2.Compose([v2.RandomApply([v2.Normalize([0.5], [0.5])])])],
-    ids=["albumentations", "torchvision"],
+    [
+        A.Compose([A.Normalize()]),
+        v2.Compose([v2.RandomApply([v2.Normalize([0.5], [0.5])])]),
+        torch.nn.Sequential(v2.Identity(), torch.nn.Sequential(v2.Normalize([0.5], [0.5]))),
+    ],
+    ids=["albumentations", "torchvision", "sequential"],
 )
 def test_normalisation_is_refused(transform):
     with pytest.raises(ValueError, match=r"Normalize.*leave normalisation to the datamodule"):
