@@ -25,8 +25,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from dlblocks import tracking
 from dlblocks.callbacks import ExactResume
-from dlblocks.callbacks.resume_csv import csv_writers
 from dlblocks.crossval import cross_validate
+from dlblocks.csv_log import csv_writers
 from dlblocks.data import SplitDataModule
 from dlblocks.errors import did_you_mean
 from dlblocks.files import check_new_run_dir, is_rank_zero, next_run_dir, whole_file

@@ -27,8 +27,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from dlblocks.callbacks import resume_state
 from dlblocks.callbacks.resume_batches import ResumableBatches
-from dlblocks.callbacks.resume_csv import csv_writers
 from dlblocks.callbacks.resume_files import known_files, write_again
+from dlblocks.csv_log import csv_writers
 from dlblocks.errors import check_range
 
 NOT_RESUMABLE = "You're resuming from a checkpoint that ended before the epoch ended"

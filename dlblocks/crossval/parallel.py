@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def run_side_by_side(
     jobs: Sequence[Job],
     n_jobs: int,
     progress: FoldProgress,
-) -> Iterator[tuple[Job, Fold | Exception]]:
+) -> Generator[tuple[Job, Fold | Exception], None, None]:
     """Runs fits in `n_jobs` processes; yields each as it ends, with its error if it failed.
 
     The processes share the cores out among them, and where there are several GPUs each fit has one
@@ -61,8 +62,16 @@ def run_side_by_side(
         notes = Path(folder)
         tasks = (joblib.delayed(_work)(plan, make_data(job), job, threads, notes) for job in jobs)
         parallel = joblib.Parallel(n_jobs=processes, return_as="generator_unordered")
+        outcomes = parallel(tasks)
         with progress.watching(notes):
-            yield from parallel(tasks)
+            try:
+                # `yield from` would close them without the filter below.
+                for outcome in outcomes:  # noqa: UP028
+                    yield outcome
+            finally:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # that fits were broken off, as they should be
+                    outcomes.close()
 
 
 def _work(

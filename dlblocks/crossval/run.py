@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -197,6 +197,7 @@ def cross_validate(
                     failed[job] = outcome
                     print(f"{job.name} failed: {outcome!r}", file=sys.stderr, flush=True)
         finally:
+            outcomes.close()
             progress.close()
             plan.forget()
     if not found:
@@ -233,7 +234,7 @@ def _one_by_one(
     make_data: Callable[[Job], SplitDataModule],
     jobs: Sequence[Job],
     progress: FoldProgress | None,
-) -> Iterator[tuple[Job, Fold | Exception]]:
+) -> Generator[tuple[Job, Fold | Exception], None, None]:
     for job in jobs:
         bar = None if progress is None else progress.callback(job.number)
         try:

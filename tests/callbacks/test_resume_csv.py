@@ -7,7 +7,7 @@ from lightning.pytorch.loggers import CSVLogger
 from resume_runs import BATCHES, Kill, Killed, setting
 
 from dlblocks.callbacks import ExactResume
-from dlblocks.callbacks.resume_csv import ContinuedCSV
+from dlblocks.csv_log import ContinuedCSV
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*ckpt_path=.last.. is set, but there is no last")
 

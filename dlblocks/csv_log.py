@@ -52,16 +52,21 @@ class ContinuedCSV(ExperimentWriter):
             writer.writerows(rows)
 
 
+def go_on(logger: CSVLogger) -> ContinuedCSV:
+    """Makes `logger` go on with the file of its folder; to be called on rank 0."""
+    writer = logger._experiment
+    if not isinstance(writer, ContinuedCSV):
+        logger.finalize("")  # writes what may be buffered
+        hparams = getattr(writer, "hparams", {})
+        logger._experiment = writer = ContinuedCSV(logger.log_dir)
+        writer.hparams.update(hparams)
+    return writer
+
+
 def csv_writers(trainer: pl.Trainer) -> list[ContinuedCSV]:
     """The writers of the Trainer's CSV loggers, each made to go on; none but on rank 0."""
-    writers = []
-    for logger in trainer.loggers:
-        if isinstance(logger, CSVLogger) and trainer.is_global_zero:
-            writer = logger._experiment
-            if not isinstance(writer, ContinuedCSV):
-                logger.finalize("")  # writes what may be buffered
-                hparams = getattr(writer, "hparams", {})
-                logger._experiment = writer = ContinuedCSV(logger.log_dir)
-                writer.hparams.update(hparams)
-            writers.append(writer)
-    return writers
+    return [
+        go_on(logger)
+        for logger in trainer.loggers
+        if isinstance(logger, CSVLogger) and trainer.is_global_zero
+    ]

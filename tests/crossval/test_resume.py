@@ -1,0 +1,368 @@
+"""Cross-validations that were killed, that ran side by side, or of which a fold failed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
+from wandb_offline import read_runs
+
+from dlblocks.callbacks import Augment, MixUp
+from dlblocks.crossval import CrossValidationResult, cross_validate
+from dlblocks.data import ArrayDataModule, DigitsDataModule
+from dlblocks.files import next_run_dir
+from dlblocks.models import MLPClassifier, load
+
+# Epochs, folds, batches: 3 epochs of 5 batches in each of 3 folds.
+SCRIPT = """
+import os, signal, sys
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import EarlyStopping
+import torch
+torch.set_num_threads(1)
+import dlblocks.crossval.fold, dlblocks.fitting
+from dlblocks.callbacks import Augment, MixUp
+from dlblocks.crossval import cross_validate
+from dlblocks.data import DigitsDataModule
+from dlblocks.models import MLPClassifier
+
+folder, kill, n_jobs, every = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+dlblocks.fitting.RESUME_SECONDS = every
+fold, moment = kill.split("-") if kill != "never" else (None, None)
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+class Kill(pl.Callback):
+    def _at(self, trainer, name):
+        if moment == name and trainer.datamodule.fold == int(fold):
+            die()
+    def on_train_start(self, trainer, module):
+        self._at(trainer, "start")
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.current_epoch == 1 and batch_idx == 3:
+            self._at(trainer, "middle")
+    def on_train_end(self, trainer, module):
+        self._at(trainer, "end")
+    def on_predict_start(self, trainer, module):
+        self._at(trainer, "predict")
+
+if moment == "write":
+    real = dlblocks.crossval.fold.write_json
+    def write_json(path, value):
+        if path.parent.name == f"fold-{fold}":
+            die()
+        real(path, value)
+    dlblocks.crossval.fold.write_json = write_json
+
+result = cross_validate(
+    lambda: MLPClassifier(64, 10, hidden=[16], dropout=0.2, lr=0.01, lr_schedule="one_cycle"),
+    DigitsDataModule(batch_size=200),
+    num_folds=3,
+    make_callbacks=lambda: [
+        Augment(rotation=10), MixUp(0.2), EarlyStopping("val/loss", patience=5), Kill()
+    ],
+    trainer={"max_epochs": 3, "accelerator": "cpu"},
+    run_dir=folder,
+    n_jobs=n_jobs,
+    progress_bar=n_jobs > 1,
+    figures=False,
+)
+print("OOF", len(result.oof))
+"""
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("killed")
+    (folder / "script.py").write_text(SCRIPT)
+
+    def start(name, kill="never", n_jobs=1, every=0.0):
+        done = subprocess.run(
+            [sys.executable, "script.py", name, kill, str(n_jobs), str(every)],
+            cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        expected = 0 if kill == "never" else -signal.SIGKILL
+        assert done.returncode == expected, done.stdout + done.stderr
+        return folder / name
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def whole(start):
+    return start("whole")
+
+
+def without_seconds(summary):
+    return {key: value for key, value in summary.items() if key not in ("seconds", "run_dir")}
+
+
+def assert_same(one, other):
+    """Scores, predictions and weights, bit for bit."""
+    first, second = (json.loads((path / "summary.json").read_text()) for path in (one, other))
+    assert without_seconds(first) == without_seconds(second)
+    assert (one / "oof.npz").read_bytes() == (other / "oof.npz").read_bytes()
+    for fold in range(3):
+        paths = [path / f"fold-{fold}" for path in (one, other)]
+        weights = [
+            torch.load(path / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+            for path in paths
+        ]
+        assert weights[0].keys() == weights[1].keys()
+        assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+        for name in ("history.csv", "metrics.csv"):
+            logged = [(path / name).read_text() for path in paths]
+            assert logged[0] == logged[1], (fold, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [0.0, 10.0])
+@pytest.mark.parametrize("kill", ["0-start", "1-middle", "1-end", "2-predict", "0-write"])
+def test_killed_and_called_again(start, whole, kill, every):
+    if every and kill not in ("1-middle", "1-end"):
+        pytest.skip("with no checkpoint in between, these are the same")
+    name = f"{kill}-{every}"
+    run_dir = start(name, kill, every=every)
+    finished = int(kill[0])
+    kept = {path: path.stat().st_mtime_ns for path in run_dir.glob("fold-*/fold.json")}
+    assert len(kept) == finished
+    assert not (run_dir / "summary.json").exists()
+    start(name, every=every)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept  # not run again
+    assert_same(run_dir, whole)
+    leftovers = [path.name for path in run_dir.rglob("*") if ".ckpt" in path.name]
+    assert leftovers == ["best.ckpt"] * 3
+
+
+@pytest.mark.slow
+def test_folds_side_by_side_are_those_one_after_another(start, whole):
+    run_dir = start("side-by-side", n_jobs=2)
+    assert_same(run_dir, whole)
+
+
+def run(folder, make_model=None, data=None, **arguments):
+    settings = {
+        "num_folds": 2,
+        "trainer": {"max_epochs": 2, "accelerator": "cpu"},
+        "progress_bar": False,
+        "figures": False,
+    }
+    return cross_validate(
+        make_model or (lambda: MLPClassifier(64, 10, hidden=[8])),
+        data or DigitsDataModule(batch_size=300),
+        run_dir=folder,
+        **{**settings, **arguments},
+    )
+
+
+def test_a_finished_run_is_read_back(tmp_path):
+    first = run(tmp_path / "a")
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*")}
+
+    class Untrainable(MLPClassifier):
+        def training_step(self, batch, batch_idx):
+            raise AssertionError("trained again")
+
+    Untrainable.__name__ = "MLPClassifier"
+    again = run(tmp_path / "a", lambda: Untrainable(64, 10, hidden=[8]))
+    assert again.folds == first.folds
+    assert again.summary()["metrics"] == first.summary()["metrics"]
+    for name in ("index", "target", "prediction", "fold", "repeat"):
+        np.testing.assert_array_equal(getattr(again.oof, name), getattr(first.oof, name))
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*")} == times
+    assert CrossValidationResult.load(tmp_path / "a").folds == first.folds
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"make_model": lambda: MLPClassifier(64, 10, hidden=[8], lr=0.5)}, "model.lr was None"),
+        ({"make_model": lambda: MLPClassifier(64, 10, hidden=[9])}, "model.hidden"),
+        ({"data": DigitsDataModule(batch_size=299)}, "data.batch_size was 300 and is 299"),
+        ({"data": DigitsDataModule(batch_size=300, split_seed=1)}, "split_seed was 0 and is 1"),
+        ({"num_folds": 3}, "data or splits: num_folds was 2 and is 3"),
+        ({"seed": 1}, "seed was 0 and is 1"),
+        ({"trainer": {"max_epochs": 3, "accelerator": "cpu"}}, "trainer.max_epochs was 2 and is 3"),
+        ({"make_callbacks": lambda: [MixUp(0.3)]}, "callbacks"),
+        ({"monitor": "val/accuracy"}, "monitor was 'val/loss' and is 'val/accuracy'"),
+        ({"resume": False}, "already holds a run"),
+    ],
+    ids=str,
+)
+def test_another_configuration_is_refused(tmp_path, changed, message):
+    run(tmp_path / "a", trainer={"max_epochs": 2, "accelerator": "cpu", "fast_dev_run": False})
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*")}
+    arguments = {"trainer": {"max_epochs": 2, "accelerator": "cpu", "fast_dev_run": False}}
+    if "trainer" in changed:
+        changed = {"trainer": {**changed["trainer"], "fast_dev_run": False}}
+    with pytest.raises(FileExistsError, match=message):
+        run(tmp_path / "a", **{**arguments, **changed})
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*")} == before
+
+
+def test_other_data_are_refused(tmp_path):
+    x, y = np.random.default_rng(0).random((60, 4)), np.arange(60) % 3
+
+    def arguments(inputs):
+        return {
+            "make_model": lambda: MLPClassifier(4, 3, hidden=[4]),
+            "data": ArrayDataModule(inputs, y),
+        }
+
+    run(tmp_path / "a", **arguments(x))
+    other = x.copy()
+    other[7, 2] += 1e-3
+    with pytest.raises(FileExistsError, match="data or splits: fingerprint"):
+        run(tmp_path / "a", **arguments(other))
+
+
+def test_a_folder_with_something_else_is_refused(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        run(tmp_path / "a")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["thesis.txt"]
+
+
+def test_next_run_dir_goes_on_with_what_has_not_ended(tmp_path):
+    first = tmp_path / "cv"
+    first.mkdir()
+    (first / "plan.json").write_text("{}")
+    assert next_run_dir(first, resume=True) == first
+    assert next_run_dir(first) == tmp_path / "cv-2"
+    (first / "summary.json").write_text("{}")
+    assert next_run_dir(first, resume=True) == tmp_path / "cv-2"
+
+
+class Fails(MLPClassifier):
+    """Fails in one fold, as long as a file is there."""
+
+    def on_train_epoch_start(self):
+        super().on_train_epoch_start()
+        if self.trainer.datamodule.fold == 1 and self.current_epoch == 1 and os.path.exists("fail"):
+            raise RuntimeError("out of luck")
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_a_failing_fold_is_named(tmp_path, n_jobs):
+    (tmp_path / "fail").touch()
+    with pytest.raises(RuntimeError, match="fold 1: out of luck"):
+        run(tmp_path / "a", lambda: Fails(64, 10, hidden=[8]), n_jobs=n_jobs, num_folds=3)
+    assert not (tmp_path / "a" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_the_others_go_on_and_the_call_again_runs_what_failed(tmp_path, capfd, n_jobs):
+    (tmp_path / "fail").touch()
+    arguments = {
+        "make_model": lambda: Fails(64, 10, hidden=[8]),
+        "num_folds": 3,
+        "on_error": "continue",
+        "n_jobs": n_jobs,
+    }
+    result = run(tmp_path / "a", **arguments)
+    assert "fold 1 failed: RuntimeError('out of luck')" in capfd.readouterr().err
+    assert [row["fold"] for row in result.folds] == [0, 2]
+    assert result.oof is not None
+    assert "2 of 3 folds" in result.table()
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    assert summary["failed"] == [{"repeat": 0, "fold": 1, "error": "RuntimeError('out of luck')"}]
+    (tmp_path / "fail").unlink()
+    mended = run(tmp_path / "a", **arguments)
+    assert [row["fold"] for row in mended.folds] == [0, 1, 2]
+    assert "failed" not in json.loads((tmp_path / "a" / "summary.json").read_text())
+    assert mended.folds[0] == result.folds[0]
+    expected = run(tmp_path / "b", **{**arguments, "n_jobs": 1})
+    assert mended.values("val/loss") == expected.values("val/loss")
+
+
+def test_all_folds_failing_is_an_error(tmp_path):
+    class Always(MLPClassifier):
+        def training_step(self, batch, batch_idx):
+            raise FloatingPointError("no luck at all")
+
+    with pytest.raises(FloatingPointError, match="fold 0: no luck at all"):
+        run(tmp_path / "a", lambda: Always(64, 10), on_error="continue")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_jobs": 0}, "n_jobs=0"),
+        ({"n_jobs": 2, "trainer": {"devices": 2}}, "n_jobs=2 gives each fold a process"),
+        ({"n_jobs": 2, "trainer": {"strategy": "ddp"}}, "strategy='ddp'"),
+        ({"on_error": "ignore"}, "on_error='ignore'"),
+    ],
+)
+def test_bad_arguments(tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "a", **arguments)
+    assert not (tmp_path / "a").exists()
+
+
+def test_the_summary_is_a_run_of_the_group(tmp_path):
+    result = run(tmp_path / "cv", logger="wandb", figures=True, log_checkpoints=True)
+    runs = {one["job_type"]: one for one in read_runs(tmp_path / "cv")}
+    summary = runs["summary"]
+    assert (summary["group"], summary["name"]) == ("cv", "cv-summary")
+    assert summary["finished"]
+    for metric in ("val/loss", "val/accuracy"):
+        assert summary["summary"][f"{metric}/mean"] == pytest.approx(result.mean(metric))
+        assert summary["summary"][f"{metric}/std"] == pytest.approx(result.std(metric))
+    assert summary["summary"]["pooled/accuracy"] == pytest.approx(result.pooled()["accuracy"])
+    logged = {key.split("/")[0] for row in summary["history"] for key in row}
+    assert {"folds", "confusion_matrix", "learning_curves", "scores"} <= logged
+    ids = {one["id"] for one in read_runs(tmp_path / "cv")}
+    run_id = json.loads((tmp_path / "cv" / "plan.json").read_text())["run_id"]
+    assert ids == {f"{run_id}-0-0", f"{run_id}-0-1", f"{run_id}-summary"}
+    assert summary["config"]["model"]["hidden"] == [8]
+
+
+def test_early_stopping_is_not_forgotten(tmp_path, monkeypatch):
+    """A fold killed after its last epoch, before its result was written, trains no more."""
+    monkeypatch.setattr("dlblocks.fitting.RESUME_SECONDS", 0.0)
+    arguments = {
+        "make_model": lambda: MLPClassifier(64, 10, hidden=[8], lr=0.5),
+        "make_callbacks": lambda: [EarlyStopping("val/loss", patience=0)],
+        "trainer": {"max_epochs": 30, "accelerator": "cpu"},
+    }
+    whole = run(tmp_path / "whole", **arguments)
+
+    def fails(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("dlblocks.crossval.fold.predict_part", fails)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "broken", **arguments)
+    mended = run(tmp_path / "broken", **arguments)
+    for one, other in zip(whole.folds, mended.folds, strict=True):
+        assert one["epochs"] == other["epochs"] < 30
+        assert one["val/loss"] == other["val/loss"]
+    assert whole.histories == mended.histories
+
+
+def test_checkpoints_load_and_predict_the_out_of_fold_predictions(tmp_path):
+    result = run(tmp_path / "a", make_callbacks=lambda: [Augment(rotation=5)])
+    for row in result.folds:
+        model = load(tmp_path / "a" / row["checkpoint"])
+        data = DigitsDataModule().for_fold(row["fold"], 2)
+        images, _, rows = data.arrays("val")
+        mine = result.oof.fold == row["fold"]
+        with torch.no_grad():
+            expected = model(data.transform(images)).softmax(1)
+        order = rows.argsort()
+        np.testing.assert_array_equal(result.oof.index[mine], rows[order])
+        np.testing.assert_allclose(result.oof.prediction[mine], expected[order], atol=1e-5)
+    assert isinstance(model, pl.LightningModule)
