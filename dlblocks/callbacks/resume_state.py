@@ -115,6 +115,7 @@ def logged_state(trainer: pl.Trainer) -> dict[str, Plain]:
             "reduce_fx": meta.reduce_fx.__name__,
             "builtin": meta.reduce_fx in (min, max, sum),
             "sums": _on_cpu(metric.metric_state) if metric.is_tensor else {},
+            "defaults": _on_cpu(metric._defaults),  # what later epochs begin with: 0 of some dtype
             "last": last.detach().cpu().clone() if isinstance(last, Tensor) else None,
         }
     return state
@@ -133,6 +134,7 @@ def set_logged_state(
         result = _ResultMetric(meta, is_tensor=bool(saved["sums"]))
         if result.is_tensor:
             _set_sums(result, saved["sums"], module.device)
+            result._defaults.update(saved["defaults"])
             result._update_count = 1
         elif meta.metric_attribute in metrics:
             result.value = metrics[meta.metric_attribute]

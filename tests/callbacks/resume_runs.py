@@ -79,6 +79,8 @@ class Own(pl.LightningModule):
         loss = F.cross_entropy(logits, y)
         size = len(y)
         self.log("loss", loss, on_step=True, on_epoch=True, batch_size=size)
+        # Summed in a precision that depends on where it is logged first.
+        self.log("single", loss.float(), on_step=False, on_epoch=True, batch_size=size)
         self.log("largest", loss, reduce_fx=max, on_step=False, on_epoch=True, batch_size=size)
         if batch_idx == 1:
             # Not logged again: its value at the epoch's end, and at each step, is this one.
