@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -22,6 +22,13 @@ from dlblocks.crossval.statistics import (
 )
 from dlblocks.errors import check_choice, did_you_mean
 from dlblocks.files import read_rows, whole_file, write_json, write_rows
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+    from lightning.pytorch.callbacks import Callback
+
+    from dlblocks.data import SplitDataModule
+    from dlblocks.models import Model
 
 # Columns of a row of `folds` that are not metrics.
 ROW_KEYS = (
@@ -54,6 +61,8 @@ class CrossValidationResult:
     oof: OutOfFold | None
     histories: list[list[dict[str, float]]] = field(default_factory=list)
     info: dict[str, Any] = field(default_factory=dict)
+    # What `cross_validate` was given; a result that was loaded has it not.
+    given: dict[str, Any] | None = field(default=None, repr=False, compare=False)
 
     @property
     def metrics(self) -> list[str]:
@@ -185,6 +194,94 @@ class CrossValidationResult:
         with whole_file(path) as part:
             part.write_text(page(self), encoding="utf-8")
         return path
+
+    # Models
+
+    def ensemble(self, classes: Iterable[type[Model]] = ()) -> Model:
+        """The average of the fold models, as one model: probabilities for classes, else values.
+
+        Its `forward` takes raw inputs, in the units of the data's source: each member gets them
+        normalised as in its own fold. Under a Trainer with one of our datamodules it understands
+        the datamodule's batches, whatever they are normalised by. It can be saved by a Trainer and
+        loaded by `dlblocks.models.load`.
+
+        Args:
+            classes: Your own subclasses of our models, if the folds have such.
+
+        Raises:
+            ValueError: The fold models are not of dlblocks, or there are no checkpoints.
+        """
+        from dlblocks.crossval.final import ensemble
+
+        return ensemble(self, classes)
+
+    def refit(
+        self,
+        make_model: Callable[[], pl.LightningModule] | None = None,
+        datamodule: SplitDataModule | None = None,
+        *,
+        make_callbacks: Callable[[], Sequence[Callback]] | None = None,
+        trainer: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+    ) -> pl.LightningModule:
+        """One new model, trained on all development data; saved as ``refit/model.ckpt``.
+
+        It is trained for the median of the folds' best epochs, under the learning-rate schedule
+        that the folds had, without early stopping.
+
+        Args:
+            make_model: As for `cross_validate`, like all that follow; not needed on the result
+                that `cross_validate` returned.
+            datamodule: The data.
+            make_callbacks: Callbacks; early stopping is left out.
+            trainer: Arguments of the Trainer.
+            seed: The seed.
+
+        Raises:
+            ValueError: The result was loaded, and `make_model` or `datamodule` is missing.
+        """
+        from dlblocks.crossval.final import refit
+
+        given = self.given or {}
+        arguments: dict[str, Any] = {
+            "make_model": make_model or given.get("make_model"),
+            "datamodule": datamodule or given.get("datamodule"),
+            "make_callbacks": make_callbacks or given.get("make_callbacks"),
+            "trainer": trainer or given.get("trainer"),
+            "seed": given.get("seed", 0) if seed is None else seed,
+        }
+        for name in ("make_model", "datamodule"):
+            if arguments[name] is None:
+                raise ValueError(f"a result that was loaded does not know {name}; give {name}=.")
+        return refit(self, **arguments)
+
+    def test(
+        self,
+        model: pl.LightningModule,
+        datamodule: SplitDataModule | None = None,
+        *,
+        trainer: Mapping[str, Any] | None = None,
+    ) -> dict[str, float]:
+        """Metrics of a model on the test set, which no fold has seen; written to ``test.json``.
+
+        To be done last, and once: a second call is refused.
+
+        Args:
+            model: `ensemble` or `refit`.
+            datamodule: The data; not needed on the result that `cross_validate` returned.
+            trainer: Arguments of the Trainer.
+
+        Raises:
+            FileExistsError: The test set was looked at before.
+            ValueError: There is no test set, or `datamodule` is missing.
+        """
+        from dlblocks.crossval.final import test_once
+
+        given = self.given or {}
+        data = datamodule or given.get("datamodule")
+        if data is None:
+            raise ValueError("a result that was loaded does not know datamodule; give datamodule=.")
+        return test_once(self, model, data, trainer=trainer or given.get("trainer"))
 
     def table(self) -> str:
         """The folds as text: fold, epochs, the metrics, seconds.

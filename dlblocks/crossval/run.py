@@ -220,6 +220,13 @@ def cross_validate(
             "config": {"logger": logger, **config},
             "versions": tracking.versions(),
         },
+        given={
+            "make_model": make_model,
+            "datamodule": data,
+            "make_callbacks": make_callbacks,
+            "trainer": trainer_args,
+            "seed": seed,
+        },
     )
     if is_rank_zero() and (todo or not (plan.run_dir / SUMMARY).is_file()):
         result.write()

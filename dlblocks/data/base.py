@@ -250,6 +250,14 @@ class DataModule(SplitDataModule):
         new._affine = None
         return new
 
+    @property
+    def normalisation(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift of ``raw * scale + shift``, by which `transform` makes inputs."""
+        self.setup()
+        if self._affine is None:
+            raise RuntimeError("the normalisation is fitted by setup(); call it first.")
+        return self._affine
+
     # Batches
 
     def train_dataloader(self) -> DataLoader:

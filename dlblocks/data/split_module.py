@@ -66,6 +66,7 @@ class SplitDataModule(pl.LightningDataModule):
     predict_on = "test"
     predict_index = True
     repeat = 0
+    whole = False  # whether all that is not held out trains; see `for_all`
 
     def __init__(
         self,
@@ -179,7 +180,11 @@ class SplitDataModule(pl.LightningDataModule):
                 f"fold={self.fold} is outside 0 … {len(found) - 1}: split={self.split!r} makes "
                 f"{len(found)} folds of this data."
             )
-        return {part: torch.from_numpy(rows) for part, rows in found[self.fold].items()}
+        rows = found[self.fold]
+        if self.whole:
+            everything = np.arange(self.columns.num_samples)
+            rows = {**rows, "train": np.setdiff1d(everything, rows["test"]), "val": everything[:0]}
+        return {part: torch.from_numpy(row) for part, row in rows.items()}
 
     def rows_of(self, part: str) -> Tensor:
         """The rows of a part after `setup`, int64 of shape (M,)."""
@@ -207,10 +212,20 @@ class SplitDataModule(pl.LightningDataModule):
         new.trainer = None
         new.num_folds, new.fold, new.repeat = num_folds, fold, repeat
         new._rows = {}
+        new.whole = False
         # Lightning has no public way to change hyperparameters of a copy without changing those of
         # the original, whose dictionaries the copy shares.
         hparams = copy.deepcopy(self.hparams)
         for key in hparams.keys() & {"num_folds", "fold"}:
             hparams[key] = getattr(new, key)
         vars(new).update(_hparams=hparams, _hparams_initial=copy.deepcopy(hparams))
+        return new
+
+    def for_all(self) -> Self:
+        """A datamodule as new whose training part is all that is not held out for the test.
+
+        It has no validation part. This one is left as it is.
+        """
+        new = self.for_fold(self.fold, self.num_folds, repeat=self.repeat)
+        new.whole = True
         return new

@@ -1,0 +1,117 @@
+"""After a cross-validation: the models of its folds as one, one model on all data, the test set."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from dlblocks.crossval.fold import FINISHED
+from dlblocks.crossval.result import CrossValidationResult, fold_dir
+from dlblocks.data import SplitDataModule
+from dlblocks.files import write_json
+from dlblocks.fitting import check_trainer_arguments
+from dlblocks.models import Classifier, Model, Regressor, VotingClassifier, VotingRegressor, load
+from dlblocks.quiet import quiet
+
+TESTED = "test.json"
+
+
+def ensemble(result: CrossValidationResult, classes: Iterable[type[Model]] = ()) -> Model:
+    """The average of the fold models, in evaluation mode; see `CrossValidationResult.ensemble`."""
+    members, normalisations = [], []
+    for row in result.folds:
+        if not row.get("checkpoint"):
+            raise ValueError(
+                f"fold {row['fold']} has no checkpoint, as under fast_dev_run; there is nothing "
+                "to make an ensemble of."
+            )
+        members.append(load(result.run_dir / row["checkpoint"], classes=classes))
+        path = fold_dir(result.run_dir, row) / FINISHED
+        normalisations.append(json.loads(path.read_text())["normalisation"])
+    known = None if any(pair is None for pair in normalisations) else normalisations
+    if all(isinstance(member, Classifier) for member in members):
+        return VotingClassifier(members, normalisations=known).eval()
+    if all(isinstance(member, Regressor) for member in members):
+        return VotingRegressor(members, normalisations=known).eval()
+    names = sorted({type(member).__name__ for member in members})
+    raise ValueError(f"models of {', '.join(names)} have no average; it is for classes or values.")
+
+
+def refit(
+    result: CrossValidationResult,
+    make_model: Callable[[], pl.LightningModule],
+    datamodule: SplitDataModule | Callable[[], SplitDataModule],
+    *,
+    make_callbacks: Callable[[], Sequence[Callback]] | None = None,
+    trainer: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> pl.LightningModule:
+    """One model, trained on all development data; see `CrossValidationResult.refit`."""
+    arguments = check_trainer_arguments(trainer)
+    epochs = max(1, round(statistics.median(row["best_epoch"] for row in result.folds)))
+    folder = result.run_dir / "refit"
+    given = datamodule if isinstance(datamodule, SplitDataModule) else datamodule()
+    with isolate_rng(), quiet():
+        pl.seed_everything(seed, workers=True, verbose=False)
+        model = make_model()
+        given_callbacks = make_callbacks() if make_callbacks else ()
+        # There is no validation by which it could stop.
+        callbacks = [c for c in given_callbacks if not isinstance(c, EarlyStopping)]
+        fitter = pl.Trainer(
+            **{"enable_progress_bar": False, **arguments, "limit_val_batches": 0},
+            callbacks=[*callbacks, _StopAfter(epochs)],
+            logger=False,
+            default_root_dir=folder,
+            enable_checkpointing=False,
+        )
+        fitter.fit(model, datamodule=given.for_all())
+        fitter.save_checkpoint(folder / "model.ckpt")
+    return model.eval()
+
+
+class _StopAfter(Callback):
+    """Ends the fit after some epochs; schedules run as if it went on, as they did in the folds."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch + 1 >= self.epochs:
+            trainer.should_stop = True
+
+
+def test_once(
+    result: CrossValidationResult,
+    model: pl.LightningModule,
+    datamodule: SplitDataModule,
+    *,
+    trainer: Mapping[str, Any] | None = None,
+) -> dict[str, float]:
+    """Metrics of the test set, which is looked at once; see `CrossValidationResult.test`."""
+    path = result.run_dir / TESTED
+    if path.is_file():
+        raise FileExistsError(
+            f"{path} says that the test set was looked at already: "
+            f"{json.loads(path.read_text())['metrics']}. Choosing a model by a second look would "
+            "make its score too good; delete the file if that is not why."
+        )
+    arguments = check_trainer_arguments(trainer)
+    with isolate_rng(), quiet():
+        tester = pl.Trainer(
+            **{"enable_progress_bar": False, **arguments},
+            logger=False,
+            default_root_dir=result.run_dir,
+            enable_checkpointing=False,
+        )
+        # All folds have the same test set.
+        (found,) = tester.test(model, datamodule=datamodule.for_all(), verbose=False)
+    metrics = {name: float(value) for name, value in found.items()}
+    if tester.is_global_zero:
+        write_json(path, {"metrics": metrics, "model": type(model).__name__})
+    return metrics

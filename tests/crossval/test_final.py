@@ -1,0 +1,168 @@
+"""What is made of a cross-validation: an ensemble, a model on all data, the test score."""
+
+import json
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
+
+from dlblocks.callbacks import Augment
+from dlblocks.crossval import CrossValidationResult, cross_validate
+from dlblocks.data import ArrayDataModule, CurveDataModule, DigitsDataModule, TabularDataModule
+from dlblocks.models import MLPClassifier, MLPRegressor, load
+
+
+def run(folder, make_model, data, **arguments):
+    return cross_validate(
+        make_model,
+        data,
+        run_dir=folder,
+        **{
+            "num_folds": 3,
+            "trainer": {"max_epochs": 4, "accelerator": "cpu"},
+            "progress_bar": False,
+            "figures": False,
+            **arguments,
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cv") / "digits"
+    return run(folder, lambda: MLPClassifier(64, 10, hidden=[16], lr=0.01), DigitsDataModule())
+
+
+def test_the_ensemble_averages_models_that_each_see_their_own_normalisation(digits):
+    images = DigitsDataModule().arrays("test")[0]
+    shares = []
+    for row in digits.folds:
+        model = load(digits.run_dir / row["checkpoint"])
+        data = DigitsDataModule(num_folds=3, fold=row["fold"])
+        data.setup()
+        with torch.no_grad():
+            shares.append(model(data.transform(images)).softmax(1))
+    with torch.no_grad():
+        found = digits.ensemble()(images).softmax(1)
+    torch.testing.assert_close(found, sum(shares) / 3)
+
+
+def test_the_ensemble_under_a_trainer_and_from_its_file(digits, make_trainer, tmp_path):
+    data, together = DigitsDataModule(), digits.ensemble()
+    trainer = make_trainer()
+    (metrics,) = trainer.test(together, datamodule=data, verbose=False)
+    images, targets, _ = data.arrays("test")
+    with torch.no_grad():
+        expected = together.cpu()(images) if together._trainer is None else None
+    trainer.save_checkpoint(tmp_path / "ensemble.ckpt")
+    again = load(tmp_path / "ensemble.ckpt")
+    with torch.no_grad():
+        right = (again(images).argmax(1) == targets).float().mean()
+    assert expected is None
+    assert metrics["test/accuracy"] == pytest.approx(float(right), abs=1e-6)
+    loaded = CrossValidationResult.load(digits.run_dir).ensemble()
+    with torch.no_grad():
+        assert torch.equal(loaded(images), again(images))
+
+
+def test_regression_and_filled_in_tables(tmp_path, make_trainer):
+    result = run(
+        tmp_path / "curve",
+        lambda: MLPRegressor(1, hidden=[16], lr=0.02, standardize_targets=True),
+        CurveDataModule(num_samples=300),
+    )
+    batches = make_trainer().predict(result.ensemble(), datamodule=CurveDataModule(num_samples=300))
+    found = torch.cat([batch["prediction"] for batch in batches])
+    data = CurveDataModule(num_samples=300)
+    expected = []
+    for row in result.folds:
+        fold = data.for_fold(row["fold"], 3)
+        fold.setup()
+        with torch.no_grad():
+            expected.append(
+                load(result.run_dir / row["checkpoint"])(fold.transform(fold.arrays("test")[0]))
+            )
+    torch.testing.assert_close(found.flatten(), (sum(expected) / 3).flatten(), atol=1e-5, rtol=1e-4)
+
+
+class Epochs(pl.Callback):
+    def __init__(self, seen):
+        self.seen = seen
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.seen.append((trainer.current_epoch, trainer.optimizers[0].param_groups[0]["lr"]))
+
+
+def test_refit_trains_on_all_development_data_for_the_median_epoch(tmp_path):
+    seen = []
+    result = run(
+        tmp_path / "a",
+        lambda: MLPClassifier(64, 10, hidden=[16], lr=0.01, lr_schedule="one_cycle"),
+        DigitsDataModule(batch_size=100),
+        make_callbacks=lambda: [EarlyStopping("val/loss"), Augment(rotation=5), Epochs(seen)],
+    )
+    for row, best in zip(result.folds, (1, 3, 2), strict=True):
+        row["best_epoch"] = best
+    seen.clear()
+    model = result.refit()
+    data = DigitsDataModule(batch_size=100).for_all()
+    assert len(data.indices("train")) == 1797 - len(data.indices("test"))
+    assert not len(data.indices("val"))
+    assert [epoch for epoch, _ in seen] == [0] * 15 + [1] * 15
+    # The schedule is that of four epochs: after two of them the rate is still high.
+    assert seen[-1][1] > 0.005
+    again = load(tmp_path / "a" / "refit" / "model.ckpt")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value.cpu(), again.state_dict()[name])
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    repeated = result.refit().state_dict()
+    assert all(torch.equal(weights[name], repeated[name]) for name in weights)
+
+
+def test_the_test_set_is_looked_at_once(digits, make_trainer):
+    metrics = digits.test(digits.ensemble())
+    (expected,) = make_trainer().test(
+        digits.ensemble(), datamodule=DigitsDataModule(), verbose=False
+    )
+    assert metrics["test/accuracy"] == pytest.approx(expected["test/accuracy"])
+    written = json.loads((digits.run_dir / "test.json").read_text())
+    assert written == {"metrics": metrics, "model": "VotingClassifier"}
+    with pytest.raises(FileExistsError, match="looked at already"):
+        digits.test(digits.refit())
+
+
+def test_a_loaded_result_says_what_it_needs(digits):
+    loaded = CrossValidationResult.load(digits.run_dir)
+    with pytest.raises(ValueError, match="give make_model="):
+        loaded.refit()
+    with pytest.raises(ValueError, match="give datamodule="):
+        loaded.test(loaded.ensemble())
+
+
+def test_no_test_set_and_foreign_models(tmp_path):
+    x, y = np.random.default_rng(0).random((60, 4)), np.arange(60) % 3
+
+    class Theirs(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = torch.nn.Linear(4, 3)
+
+        def training_step(self, batch, batch_idx):
+            return torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def validation_step(self, batch, batch_idx):
+            self.log("val/loss", self.training_step(batch, batch_idx))
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    result = run(tmp_path / "a", Theirs, ArrayDataModule(x, y))
+    with pytest.raises(ValueError, match="names no class of dlblocks"):
+        result.ensemble()
+    wine = run(
+        tmp_path / "b", lambda: MLPClassifier(13, 3), TabularDataModule("wine", test_fraction=0)
+    )
+    with pytest.raises(ValueError, match="no test set"):
+        wine.test(wine.ensemble())
