@@ -28,6 +28,7 @@ from dlblocks.models import CNNClassifier
 def main(
     num_folds: int = 5,
     repeats: int = 1,
+    n_jobs: int = 1,
     mix: Literal["none", "mixup", "cutmix"] = "none",
     baseline: bool = False,
     max_epochs: int = 30,
@@ -46,12 +47,14 @@ def main(
     Args:
         num_folds: Number of folds.
         repeats: How often to cross-validate, each time with other folds.
+        n_jobs: Folds side by side, each in a process of its own.
         mix: Mix pairs of training images, by MixUp or CutMix, or not.
         baseline: Score scikit-learn's RBF support vector machine on the same folds too.
         max_epochs: Epochs at most.
         patience: Stop a fold after so many epochs without a better validation loss.
         lr: Peak of the one-cycle learning rate.
-        run_dir: Where everything goes; by default runs/kfold, or runs/kfold-2 and so on.
+        run_dir: Where everything goes; by default runs/kfold, or runs/kfold-2 and so on. A run
+            there that was killed is gone on with.
         logger: Where each fold logs.
         fast_dev_run: One batch of everything, to see that it runs.
         accelerator: What to train on, as for Lightning's Trainer.
@@ -60,7 +63,7 @@ def main(
         seed: Seed of folds, initialisation and augmentation.
     """
     datamodule = DigitsDataModule(test_fraction=0.0, split_seed=seed, shuffle_seed=seed)
-    folder = run_dir or next_run_dir("runs/kfold")
+    folder = run_dir or next_run_dir("runs/kfold", resume=True)
 
     def make_model() -> CNNClassifier:
         return CNNClassifier(
@@ -94,6 +97,7 @@ def main(
         datamodule,
         num_folds=num_folds,
         repeats=repeats,
+        n_jobs=n_jobs,
         make_callbacks=make_callbacks,
         trainer={
             "max_epochs": max_epochs,
@@ -120,6 +124,7 @@ def main(
             f"scikit-learn's RBF SVM on the same folds: accuracy "
             f"{np.mean(scores):.4f} ± {np.std(scores, ddof=1):.4f}"
         )
+    print(f"A page with all of it: {result.report()}")
     print(f"Everything is in {folder}: summary.json, folds.csv, oof.npz, fold-*/, figures/.")
 
 
