@@ -212,6 +212,13 @@ def test_batch_says_the_labels(target, names, label):
     assert figure.axes[0].get_xlabel() == label
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_batch_takes_tensors_of_any_kind(dtype):
+    images = torch.rand(2, 1, 4, 4, dtype=dtype, requires_grad=True)
+    figure = plots.batch(images, torch.tensor([1.5, 0.5], dtype=dtype, requires_grad=True))
+    assert [axis.get_xlabel() for axis in figure.axes if axis.images] == ["1.5", "0.5"]
+
+
 def test_batch_draws_values_between_0_and_1_where_they_are_said_to_be_values():
     figure = plots.batch(np.zeros((1, 1, 4, 4)), np.array([[0.38, 0.62]]), values=True)
     assert figure.axes[0].get_xlabel() == "0.38, 0.62"

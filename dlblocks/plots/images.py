@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from dlblocks.plots.style import GREEN, RED, check_lengths, new_figure
+from dlblocks.plots.style import GREEN, RED, as_numpy, check_lengths, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +39,7 @@ def batch(
     Raises:
         ValueError: Lengths differ, there is no sample, or the images have another shape.
     """
-    images, targets = np.asarray(images), np.asarray(targets)
+    images, targets = as_numpy(images), as_numpy(targets)
     check_lengths(images=images, targets=targets)
     if images.dtype != np.uint8:
         low, high = float(images.min()), float(images.max())

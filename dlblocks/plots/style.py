@@ -45,6 +45,14 @@ def rgb(colour: str) -> np.ndarray:
     return np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
 
 
+def as_numpy(values: Any) -> np.ndarray:
+    """An array; of a tensor, too, on any device, of any precision, with a gradient or without."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = values.float() if values.is_floating_point() else values
+    return np.asarray(values)
+
+
 def check_lengths(**arrays: Any) -> None:
     """Raises a `ValueError` unless all arrays are equally long and hold something."""
     sizes = {name: len(values) for name, values in arrays.items()}
