@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from dlblocks.crossval.fold import FINISHED
@@ -16,6 +16,7 @@ from dlblocks.crossval.result import CrossValidationResult, fold_dir
 from dlblocks.data import SplitDataModule
 from dlblocks.files import write_json
 from dlblocks.fitting import check_trainer_arguments
+from dlblocks.history import History
 from dlblocks.models import Classifier, Model, Regressor, VotingClassifier, VotingRegressor, load
 from dlblocks.quiet import quiet
 
@@ -54,6 +55,8 @@ def refit(
 ) -> pl.LightningModule:
     """One model, trained on all development data; see `CrossValidationResult.refit`."""
     arguments = check_trainer_arguments(trainer)
+    for name in ("min_epochs", "min_steps"):  # they would make it longer
+        arguments.pop(name, None)
     epochs = max(1, round(statistics.median(row["best_epoch"] for row in result.folds)))
     folder = result.run_dir / "refit"
     given = datamodule if isinstance(datamodule, SplitDataModule) else datamodule()
@@ -61,12 +64,18 @@ def refit(
         pl.seed_everything(seed, workers=True, verbose=False)
         model = make_model()
         given_callbacks = make_callbacks() if make_callbacks else ()
-        # There is no validation by which it could stop.
-        callbacks = [c for c in given_callbacks if not isinstance(c, EarlyStopping)]
+        # There is no validation by which it could stop or choose.
+        left_out = (EarlyStopping, ModelCheckpoint)
+        callbacks = [c for c in given_callbacks if not isinstance(c, left_out)]
+        if getattr(model, "lr_schedule", None) == "plateau":
+            raise ValueError(
+                "lr_schedule='plateau' lowers the rate by the validation loss, and refit has no "
+                "validation; give refit a make_model with another schedule."
+            )
         fitter = pl.Trainer(
             **{"enable_progress_bar": False, **arguments, "limit_val_batches": 0},
             callbacks=[*callbacks, _StopAfter(epochs)],
-            logger=False,
+            logger=History(),  # callbacks may need one
             default_root_dir=folder,
             enable_checkpointing=False,
         )

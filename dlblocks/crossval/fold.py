@@ -6,6 +6,7 @@ A fold is finished when its ``fold.json`` is there, which is written last.
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import time
 import weakref
@@ -22,13 +23,13 @@ from dlblocks import tracking
 from dlblocks.crossval.out_of_fold import OutOfFold
 from dlblocks.crossval.result import fold_dir
 from dlblocks.data import SplitDataModule
-from dlblocks.files import read_rows, whole_file, write_json
+from dlblocks.files import is_rank_zero, read_rows, whole_file, write_json
 from dlblocks.fitting import fit
 from dlblocks.predictions import predict_part
 
 FINISHED = "fold.json"
 # What was made in this process, by the key of the plan that it belongs to.
-_seen: dict[str, weakref.WeakSet] = {}
+_seen: dict[str, dict[int, weakref.ref]] = {}
 
 
 @dataclass(frozen=True)
@@ -98,13 +99,14 @@ class Plan:
         return callbacks
 
     def _check_new(self, thing: Any, argument: str, what: str) -> None:
-        seen = _seen.setdefault(self.key, weakref.WeakSet())
-        if thing in seen:
+        # By identity: callbacks may have an equality of their own.
+        seen = _seen.setdefault(self.key, {})
+        if id(thing) in seen and seen[id(thing)]() is thing:
             raise ValueError(
                 f"{argument} returned the same {what} for two folds, which would carry one fold's "
                 "training into the next; make it inside the function."
             )
-        seen.add(thing)
+        seen[id(thing)] = weakref.ref(thing)
 
     def folder(self, job: Job) -> Path:
         """Where the fit leaves its files."""
@@ -166,7 +168,8 @@ def run_fold(plan: Plan, datamodule: SplitDataModule, job: Job, bar: Callback | 
         "num_val": len(datamodule.indices("val")),
         **done.metrics,
         "seconds": round(time.monotonic() - started, 3),
-        "checkpoint": str(done.checkpoint.relative_to(plan.run_dir.absolute()))
+        # Lightning has resolved links in its own path.
+        "checkpoint": str(folder.relative_to(plan.run_dir) / "checkpoints" / done.checkpoint.name)
         if done.checkpoint
         else "",
     }
@@ -184,12 +187,20 @@ def _write(folder: Path, row: dict[str, Any], oof: OutOfFold | None, normalisati
         with whole_file(folder / "oof.npz") as part:
             np.savez_compressed(part, **vars(oof))
     plain = None if normalisation is None else [tensor.tolist() for tensor in normalisation]
+    # JSON has no numbers that are not finite.
+    row = {
+        k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()
+    }
     write_json(
         folder / FINISHED,
         {"row": row, "has_predictions": oof is not None, "normalisation": plain},
     )
     # Nothing has to go on from here.
-    (folder / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
+    _last_checkpoint(folder).unlink(missing_ok=True)
+
+
+def _last_checkpoint(folder: Path) -> Path:
+    return folder / "checkpoints" / "last.ckpt"
 
 
 def read_fold(folder: Path) -> Fold | None:
@@ -197,9 +208,10 @@ def read_fold(folder: Path) -> Fold | None:
     path = folder / FINISHED
     if not path.is_file():
         return None
+    if is_rank_zero():
+        _last_checkpoint(folder).unlink(missing_ok=True)  # as `_write` did, if it came to it
     found = json.loads(path.read_text())
-    # JSON has no NaN: a metric that was not finite is null there.
-    row = {key: float("nan") if value is None else value for key, value in found["row"].items()}
+    row = {k: float(v) if v in ("nan", "inf", "-inf") else v for k, v in found["row"].items()}
     oof = None
     if found["has_predictions"]:
         with np.load(folder / "oof.npz") as arrays:

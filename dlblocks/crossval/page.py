@@ -62,6 +62,9 @@ def page(result: CrossValidationResult) -> str:
     repeats = len({row["repeat"] for row in result.folds})
     folds = len({row["fold"] for row in result.folds})
     size = f"{folds} folds" + (f", {repeats} repeats" if repeats > 1 else "")
+    failed = info.get("failed", [])
+    if failed:
+        size = f"{len(result.folds)} of {len(result.folds) + len(failed)} fits; the others failed"
     said = [
         size,
         *([f"{len(result.oof) // repeats} samples"] if result.oof is not None else []),
@@ -72,6 +75,10 @@ def page(result: CrossValidationResult) -> str:
         f"<h1>Cross-validation: {_text(name)}</h1>",
         f'<p class="soft">{_text(" · ".join(said))}</p>',
         "<h2>Scores</h2>",
+        *(
+            f"<p>Failed: repeat {one['repeat']}, fold {one['fold']}: {_text(one['error'])}</p>"
+            for one in failed
+        ),
         _scores(result),
         "<h2>Folds</h2>",
         _folds(result),
@@ -125,16 +132,17 @@ def _folds(result: CrossValidationResult) -> str:
         *("epochs", "best", "training", "validation", "seed", "seconds"),
     ]
     seed = result.info.get("config", {}).get("seed")
+    num_folds = result.info.get("num_folds", 0)
     rows = [
         [
             *([row["repeat"]] if repeated else []),
             row["fold"],
             *(number(row[name]) for name in chosen),
             *(row[key] for key in ("epochs", "best_epoch", "num_train", "num_val")),
-            "" if seed is None else seed + i,
+            "" if seed is None else seed + row["repeat"] * num_folds + row["fold"],
             f"{row['seconds']:.1f}",
         ]
-        for i, row in enumerate(result.folds)
+        for row in result.folds
     ]
     return _table(head, rows)
 
@@ -162,7 +170,7 @@ def _origin(result: CrossValidationResult) -> str:
     parts = []
     if "seed" in config:
         seed, split = config["seed"], config.get("data", {}).get("split_seed")
-        last = seed + len(result.folds) - 1
+        last = seed + len(result.folds) + len(info.get("failed", [])) - 1
         parts.append(
             f"Seeds: {seed} … {last} for the fits, in their order"
             + (f"; {split} for the split." if split is not None else ".")

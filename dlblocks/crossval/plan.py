@@ -7,6 +7,8 @@ A run folder that has one can be gone on with, by the same configuration on the 
 from __future__ import annotations
 
 import json
+import math
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from torch.nn.parameter import UninitializedParameter
 
 from dlblocks import tracking
 from dlblocks.crossval.splits import write_splits
@@ -41,7 +44,16 @@ def describe(
     found = configuration(model, datamodule)
     for key in ("fold", "num_folds"):
         found["data"].pop(key, None)
-    shapes = {name: list(p.shape) for name, p in model.named_parameters()}
+    shapes = {
+        name: list(p.shape)
+        for name, p in model.named_parameters()
+        if not isinstance(p, UninitializedParameter)
+    }
+    transform = getattr(datamodule, "train_transform", None)
+    if transform is not None:
+        # Without the addresses of functions.
+        found["data"]["train_transform"] = re.sub(" at 0x[0-9a-f]+", "", repr(transform.transform))
+    found["data"].setdefault("batch_size", getattr(datamodule, "batch_size", None))
     described = {
         **settings,
         **found,
@@ -66,7 +78,8 @@ def begin(run_dir: Path, config: Mapping[str, Any], splits: dict[str, Any], *, r
     """
     path = run_dir / PLAN
     if not (resume and path.is_file()):
-        check_new_run_dir(run_dir)
+        if not _broken_off(run_dir):
+            check_new_run_dir(run_dir)
         run_id = secrets.token_hex(4)
         write_splits(run_dir / FOLDS, splits)
         write_json(path, {"run_id": run_id, "config": config, "versions": tracking.versions()})
@@ -84,6 +97,13 @@ def begin(run_dir: Path, config: Mapping[str, Any], splits: dict[str, Any], *, r
     return str(old["run_id"])
 
 
+def _broken_off(run_dir: Path) -> bool:
+    """Whether the folder holds no more than what a kill right here leaves."""
+    parts = (f".{Path(FOLDS).stem}-", f".{Path(PLAN).stem}-")
+    names = [path.name for path in run_dir.iterdir()] if run_dir.is_dir() else []
+    return all(name == FOLDS or name.startswith(parts) for name in names)
+
+
 def _plain(value: Any) -> Any:
     """The value as JSON gives it back; what JSON lacks is named by its class."""
     if isinstance(value, Mapping):
@@ -91,7 +111,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if value is None or isinstance(value, (bool, int, float, str)):
-        return json.loads(json.dumps(value)) if value == value else str(value)
+        finite = not isinstance(value, float) or math.isfinite(value)
+        return json.loads(json.dumps(value)) if finite else str(value)
     return f"<{type(value).__name__}>"
 
 
@@ -106,6 +127,11 @@ def _differences(old: Any, new: Any, name: str = "") -> list[str]:
             else:
                 found += _differences(old[key], new[key], where)
         return found
+    if all(isinstance(v, list) and v and isinstance(v[0], dict) for v in (old, new)):
+        if len(old) == len(new):
+            pairs = enumerate(zip(old, new, strict=True))
+            return [text for i, (a, b) in pairs for text in _differences(a, b, f"{name}[{i}]")]
+        return [f"{name} had {len(old)} entries and has {len(new)}"]
     if old == new:
         return []
     short = all(len(repr(value)) <= 60 for value in (old, new))

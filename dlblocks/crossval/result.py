@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -87,9 +88,12 @@ class CrossValidationResult:
         """Standard deviation of a metric over the fits, with n - 1 in the denominator.
 
         It describes the spread between folds. It is not the standard error of the mean: the folds
-        share training data (Bengio and Grandvalet 2004).
+        share training data (Bengio and Grandvalet 2004). NaN if a single fit has not failed.
         """
-        return float(np.std(self.values(metric), ddof=1))
+        if len(self.folds) < 2:
+            return math.nan
+        with np.errstate(invalid="ignore"):  # of an infinite score, which has none
+            return float(np.std(self.values(metric), ddof=1))
 
     @property
     def test_to_train(self) -> float:
@@ -106,9 +110,12 @@ class CrossValidationResult:
         distribution of n - 1 degrees of freedom (Nadeau and Bengio 2003): about what the training
         procedure scores on average, on training sets of this size from the same population. It is
         not about one of the models, and an approximation; see
-        `dlblocks.crossval.statistics.mean_interval`.
+        `dlblocks.crossval.statistics.mean_interval`. NaN if a single fit has not failed.
         """
-        return mean_interval(self.values(metric), self.test_to_train, level=level)
+        if len(self.folds) < 2:
+            return math.nan, math.nan
+        with np.errstate(invalid="ignore"):
+            return mean_interval(self.values(metric), self.test_to_train, level=level)
 
     def pooled(self) -> dict[str, float]:
         """Metrics of the out-of-fold predictions of all folds at once, by scikit-learn.
@@ -203,7 +210,8 @@ class CrossValidationResult:
         Its `forward` takes raw inputs, in the units of the data's source: each member gets them
         normalised as in its own fold. Under a Trainer with one of our datamodules it understands
         the datamodule's batches, whatever they are normalised by. It can be saved by a Trainer and
-        loaded by `dlblocks.models.load`.
+        loaded by `dlblocks.models.load`. Folds that have failed are no members. Missing values of
+        raw inputs are not filled in: that is the datamodule's.
 
         Args:
             classes: Your own subclasses of our models, if the folds have such.
@@ -227,7 +235,7 @@ class CrossValidationResult:
         """One new model, trained on all development data; saved as ``refit/model.ckpt``.
 
         It is trained for the median of the folds' best epochs, under the learning-rate schedule
-        that the folds had, without early stopping.
+        that the folds had, without early stopping. Nothing is validated.
 
         Args:
             make_model: As for `cross_validate`, like all that follow; not needed on the result
@@ -238,7 +246,8 @@ class CrossValidationResult:
             seed: The seed.
 
         Raises:
-            ValueError: The result was loaded, and `make_model` or `datamodule` is missing.
+            ValueError: The result was loaded, and `make_model` or `datamodule` is missing; or the
+                schedule is ``"plateau"``, which waits for validation.
         """
         from dlblocks.crossval.final import refit
 
@@ -318,10 +327,18 @@ class CrossValidationResult:
 
     def write(self) -> None:
         """Writes ``oof.npz``, ``folds.csv`` and, last, ``summary.json`` into `run_dir`."""
+        self.write_parts()
+        self.write_summary()
+
+    def write_parts(self) -> None:
+        """Writes ``oof.npz`` and ``folds.csv``."""
         if self.oof is not None:
             with whole_file(self.run_dir / "oof.npz") as part:
                 np.savez_compressed(part, **vars(self.oof))
         write_rows(self.run_dir / "folds.csv", self.folds)
+
+    def write_summary(self) -> None:
+        """Writes ``summary.json``, by which a run is known to have ended."""
         write_json(self.run_dir / "summary.json", self.summary())
 
     @classmethod

@@ -72,6 +72,10 @@ def cross_validate(
     the one that was broken off goes on from its last checkpoint, at most about ten seconds and an
     epoch old, and scores, predictions and weights are bit for bit those of a run that was not
     killed (on the same hardware and versions, with as many threads). A finished run is read back.
+    Another configuration is refused as far as it can be seen: hyperparameters, shapes of the
+    weights, plain attributes of callbacks, Trainer arguments, the data and their splits. What
+    functions hold inside, such as the decay of an `EMAWeightAveraging`, and the code of modules
+    cannot be seen: give such a run another `run_dir`. Only one process may work in a `run_dir`.
 
     Before the first fit the configuration is written to ``plan.json`` and the splits to
     ``folds.json``, with a fingerprint of the data. Later the run folder also holds
@@ -180,7 +184,9 @@ def cross_validate(
 
         if n_jobs > 1 or n_jobs == -1 or not todo:
             check(plan.new_model(), plan.new_callbacks())  # otherwise the first fold's are
-        if n_jobs == 1:
+            if todo:
+                plan.new_model()  # a second one, to see that it is another
+        if n_jobs == 1 or not todo:
             outcomes = _one_by_one(plan, make_data, todo, progress if progress_bar else None)
         else:
             outcomes = run_side_by_side(plan, make_data, todo, n_jobs, progress)
@@ -229,10 +235,12 @@ def cross_validate(
         },
     )
     if is_rank_zero() and (todo or not (plan.run_dir / SUMMARY).is_file()):
-        result.write()
+        # The summary comes last: what a kill prevents before it, the next call makes up for.
+        result.write_parts()
         drawn = _figures(result, data) if figures else {}
         report.save_figures(plan.run_dir / "figures", drawn)
         _log_summary(plan, result, drawn, log_checkpoints)
+        result.write_summary()
     return result
 
 

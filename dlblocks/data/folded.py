@@ -245,12 +245,16 @@ class FoldedDataModule(SplitDataModule):
         """A hash of what is held in memory.
 
         That is the number of samples, targets, groups and folds, the tensors of a `TensorDataset`,
-        and the attributes `data` and `samples` of other data sets. No sample is loaded, since it
+        and of other data sets the attributes `data` and `samples` and all that are tensors or
+        arrays; of `eval_dataset` likewise. No sample is loaded, since it
         may be augmented at random; so changes in files are not seen.
         """
         columns = self.columns
+        held = arrays(self.loader.dataset)
+        if self.eval_dataset is not None:
+            held |= {f"eval.{name}": a for name, a in arrays(self.eval_dataset).items()}
         return fingerprint(
-            arrays(self.loader.dataset),
+            held,
             {
                 "num_samples": [columns.num_samples],
                 "targets": columns.targets,

@@ -52,7 +52,8 @@ def arrays(dataset: Dataset) -> dict[str, Any]:
         return {f"{i}.{name}": a for i, part in parts for name, a in arrays(part).items()}
     if isinstance(dataset, TensorDataset):
         return {f"tensor{i}": tensor for i, tensor in enumerate(dataset.tensors)}
-    found = {name: getattr(dataset, name, None) for name in ("data", "samples")}
+    own = {k: v for k, v in vars(dataset).items() if isinstance(v, (Tensor, np.ndarray))}
+    found = {**own, **{name: getattr(dataset, name, None) for name in ("data", "samples")}}
     return {
         name: values if isinstance(values, (Tensor, np.ndarray)) else [str(v) for v in values]
         for name, values in found.items()

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import torch
+from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor, nn
 
 from dlblocks.errors import check_choice
@@ -169,7 +170,9 @@ def _raw(model: Model, inputs: Tensor) -> Tensor:
     committee = model.net
     if not (isinstance(committee, _Committee) and committee.normalisations):
         return inputs
-    trainer = model._trainer  # `trainer` raises where there is none
+    trainer = model._trainer  # `trainer` raises where there is none; it stays after a run
+    if trainer is None or trainer.state.status != TrainerStatus.RUNNING:
+        return inputs
     inverse = getattr(getattr(trainer, "datamodule", None), "inverse_transform", None)
     return inputs if inverse is None else inverse(inputs)
 

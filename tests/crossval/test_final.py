@@ -6,9 +6,9 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 
-from dlblocks.callbacks import Augment
+from dlblocks.callbacks import Augment, ExactResume
 from dlblocks.crossval import CrossValidationResult, cross_validate
 from dlblocks.data import ArrayDataModule, CurveDataModule, DigitsDataModule, TabularDataModule
 from dlblocks.models import MLPClassifier, MLPRegressor, load
@@ -64,6 +64,14 @@ def test_the_ensemble_under_a_trainer_and_from_its_file(digits, make_trainer, tm
         assert torch.equal(loaded(images), again(images))
 
 
+def test_raw_inputs_stay_raw_after_a_trainer(digits, make_trainer):
+    images, together = DigitsDataModule().arrays("test")[0], digits.ensemble()
+    with torch.no_grad():
+        before = together(images)
+        make_trainer().test(together, datamodule=DigitsDataModule(), verbose=False)
+        assert torch.equal(together(images), before)
+
+
 def test_regression_and_filled_in_tables(tmp_path, make_trainer):
     result = run(
         tmp_path / "curve",
@@ -116,6 +124,21 @@ def test_refit_trains_on_all_development_data_for_the_median_epoch(tmp_path):
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     repeated = result.refit().state_dict()
     assert all(torch.equal(weights[name], repeated[name]) for name in weights)
+
+
+def test_refit_takes_the_callbacks_of_the_folds(tmp_path):
+    result = run(
+        tmp_path / "a",
+        lambda: MLPClassifier(64, 10, hidden=[16]),
+        DigitsDataModule(batch_size=300),
+        make_callbacks=lambda: [ExactResume(), LearningRateMonitor()],
+        trainer={"max_epochs": 4, "min_epochs": 4, "accelerator": "cpu"},
+    )
+    for row in result.folds:
+        row["best_epoch"] = 2
+    assert result.refit().trainer.current_epoch == 2
+    with pytest.raises(ValueError, match="refit has no validation"):
+        result.refit(lambda: MLPClassifier(64, 10, lr_schedule="plateau"))
 
 
 def test_the_test_set_is_looked_at_once(digits, make_trainer):

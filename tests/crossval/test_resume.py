@@ -17,7 +17,7 @@ from dlblocks.callbacks import Augment, MixUp
 from dlblocks.crossval import CrossValidationResult, cross_validate
 from dlblocks.data import ArrayDataModule, DigitsDataModule
 from dlblocks.files import next_run_dir
-from dlblocks.models import MLPClassifier, load
+from dlblocks.models import Classifier, MLPClassifier, load
 
 # Epochs, folds, batches: 3 epochs of 5 batches in each of 3 folds.
 SCRIPT = """
@@ -241,6 +241,115 @@ def test_a_folder_with_something_else_is_refused(tmp_path):
     with pytest.raises(FileExistsError, match="already holds a run"):
         run(tmp_path / "a")
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("left", [["folds.json"], [".folds-x1.json"], ["folds.json", ".plan-a"]])
+def test_a_folder_that_was_broken_off_at_the_start_is_new(tmp_path, left):
+    (tmp_path / "a").mkdir()
+    for name in left:
+        (tmp_path / "a" / name).write_text("{")
+    assert len(run(tmp_path / "a").folds) == 2
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_what_was_not_done_after_the_last_fold_is_done(tmp_path, n_jobs):
+    first = run(tmp_path / "a", figures=True)
+    (tmp_path / "a" / "summary.json").unlink()  # it is written last
+    for path in (tmp_path / "a" / "figures").iterdir():
+        path.unlink()
+    again = run(tmp_path / "a", figures=True, n_jobs=n_jobs)
+    assert again.folds == first.folds
+    assert (tmp_path / "a" / "summary.json").is_file()
+    assert (tmp_path / "a" / "figures" / "scores.png").is_file()
+    assert run(tmp_path / "a", n_jobs=n_jobs).folds == first.folds
+
+
+def test_a_kill_before_the_figures_is_made_up_for(tmp_path, monkeypatch):
+    def fails(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("dlblocks.crossval.run.report.save_figures", fails)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "a", figures=True)
+    assert not (tmp_path / "a" / "summary.json").exists()
+    run(tmp_path / "a", figures=True)
+    assert (tmp_path / "a" / "figures" / "scores.png").is_file()
+
+
+def test_a_folder_behind_a_link(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    result = run(tmp_path / "link" / ".." / "link" / "a")
+    for row in result.folds:
+        assert row["checkpoint"] == f"fold-{row['fold']}/checkpoints/best.ckpt"
+        assert (tmp_path / "real" / "a" / row["checkpoint"]).is_file()
+
+
+class Remembers(pl.Callback):
+    """As most callbacks that look for the best of something; equal to its like."""
+
+    def __init__(self, patience=3):
+        self.best, self.patience = float("inf"), patience
+
+    def __eq__(self, other):
+        return isinstance(other, Remembers)
+
+    __hash__ = None
+
+
+def test_callbacks_with_infinities_and_an_equality_of_their_own(tmp_path):
+    first = run(tmp_path / "a", make_callbacks=lambda: [Remembers()])
+    assert run(tmp_path / "a", make_callbacks=lambda: [Remembers()]).folds == first.folds
+    with pytest.raises(FileExistsError, match=r"callbacks\[0\].patience was 3 and is 4"):
+        run(tmp_path / "a", make_callbacks=lambda: [Remembers(4)])
+
+
+class Infinite(MLPClassifier):
+    def on_validation_epoch_end(self):
+        super().on_validation_epoch_end()
+        self.log("val/inf", float("inf"))
+        self.log("val/nan", float("nan"))
+
+
+def test_metrics_that_are_not_finite_come_back(tmp_path):
+    first = run(tmp_path / "a", lambda: Infinite(64, 10, hidden=[8]))
+    again = run(tmp_path / "a", lambda: Infinite(64, 10, hidden=[8]))
+    for result in (first, again):
+        assert all(row["val/inf"] == float("inf") for row in result.folds)
+        assert all(np.isnan(row["val/nan"]) for row in result.folds)
+
+
+def test_modules_whose_shapes_are_not_known_yet(tmp_path):
+    def make_model():
+        return Classifier(
+            torch.nn.Sequential(
+                torch.nn.Flatten(),
+                torch.nn.LazyLinear(10),
+            ),
+            10,
+        )
+
+    assert len(run(tmp_path / "a", make_model).folds) == 2
+
+
+def test_the_same_model_twice_is_said_before_training_side_by_side(tmp_path):
+    model = MLPClassifier(64, 10, hidden=[8])
+    with pytest.raises(ValueError, match="same model for two folds"):
+        run(tmp_path / "a", lambda: model, n_jobs=2)
+    assert not list((tmp_path / "a").glob("fold-*"))
+
+
+def test_one_fold_that_is_left_has_no_spread(tmp_path):
+    (tmp_path / "fail").touch()
+    result = run(tmp_path / "a", lambda: Fails(64, 10, hidden=[8]), on_error="continue",
+                 figures=True)  # fmt: skip
+    assert len(result.folds) == 1
+    assert np.isnan(result.std("val/loss"))
+    assert "1 of 2 folds" in result.table()
+    page = result.report().read_text()
+    assert "1 of 2 fits" in page
+    assert "out of luck" in page
 
 
 def test_next_run_dir_goes_on_with_what_has_not_ended(tmp_path):
