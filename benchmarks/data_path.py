@@ -14,9 +14,10 @@ all of them once; ratios are peer / ours within a turn.
 - With a GPU: the share of a ResNet-18 step that resident data and augmentation take.
 
 Measured (one thread of a two-core AMD EPYC virtual machine, torch 2.14, medians): at 32×32
-torchvision takes 43×, albumentations 11× and kornia 6× as long as ours, without augmentation torchvision 50× to
-74×; at 224×224 5×, 2×, 4× and 6×, where new memory costs more than the work (a copy alone would
-leave no more than 26×). Data are 3 % of the MLP's epoch. Nothing was measured on a GPU yet.
+torchvision takes 43×, albumentations 11× and kornia 6× as long as ours, without augmentation
+torchvision 50×; at 224×224 5×, 2×, 4× and 6×, where new memory costs more than the work (reading
+and writing alone leave no more than 26×). Data are 3 % of the MLP's epoch. Nothing was measured on
+a GPU yet.
 
 Run: pip install 'dlblocks[bench]', then python benchmarks/data_path.py
 """
