@@ -69,6 +69,7 @@ def test_train_transform_is_that_of_seed_epoch_and_row(make_trainer):
     assert torch.equal(torch.cat(sees.validated[-2:]), data.transform(data.arrays("val")[0]))
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker")  # on two cores
 def test_workers_make_no_difference_to_it(make_trainer):
     def epochs(num_workers):
         data = DigitsDataModule(batch_size=400, train_transform=crop(), num_workers=num_workers)
