@@ -13,8 +13,8 @@ from typing import Any
 
 # Tells the processes of other ranks which run folder rank 0 has chosen.
 RUN_DIR = "DLBLOCKS_RUN_DIR"
-# The first and the last file of a cross-validation.
-PLAN, SUMMARY = "plan.json", "summary.json"
+# The first and the last file of a cross-validation, and the one that is there while it runs.
+PLAN, SUMMARY, LOCK = "plan.json", "summary.json", ".lock"
 
 
 @contextlib.contextmanager
@@ -72,10 +72,17 @@ def is_rank_zero() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
+def holds_something(path: Path) -> bool:
+    """Whether there is something at `path`, other than a folder that is empty but for its lock."""
+    if not path.is_dir():
+        return path.exists()
+    return any(entry.name != LOCK for entry in path.iterdir())
+
+
 def check_new_run_dir(run_dir: str | os.PathLike[str]) -> Path:
     """Returns `run_dir` as a path, or raises a `FileExistsError` if it already holds something."""
     path = Path(run_dir)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if holds_something(path):
         raise FileExistsError(
             f"run_dir='{run_dir}' already holds a run; choose another run_dir, or delete it first."
         )
@@ -94,7 +101,7 @@ def next_run_dir(base: str | os.PathLike[str], *, resume: bool = False) -> Path:
     if not is_rank_zero() and RUN_DIR in os.environ:
         return Path(os.environ[RUN_DIR])
     number, path = 1, base
-    while path.exists() and (not path.is_dir() or any(path.iterdir())):
+    while holds_something(path):
         if resume and (path / PLAN).is_file() and not (path / SUMMARY).is_file():
             break
         number += 1

@@ -1,22 +1,55 @@
-"""Folds side by side, each in a process of its own, by joblib."""
+"""Folds side by side, each in a process of its own: by joblib, here or on a cluster."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
 import tempfile
+import threading
+import time
 import warnings
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from dlblocks.crossval.fold import Fold, Job, Plan, run_fold
+from dlblocks.crossval.fold import Fold, Job, Plan, read_fold, run_fold
+from dlblocks.crossval.lock import locked
 from dlblocks.crossval.progress import FoldBar, FoldProgress, Notes
 from dlblocks.data import SplitDataModule
 from dlblocks.errors import check_range
+from dlblocks.files import LOCK, PLAN
 from dlblocks.quiet import quiet
+
+# How often Ray runs a fold again whose machine has died.
+LOST = 3
+WATCH_SECONDS = 1.0
+# By these a process finds out that it is one rank of many. A fold in a worker is a run of its own,
+# whatever started the worker: srun, say, which has numbered the nodes of a Ray cluster.
+RANKS = (
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
+    *("SLURM_PROCID", "SLURM_NTASKS", "JSM_NAMESPACE_RANK", "TORCHELASTIC_RUN_ID"),
+)
+# Two folds in one process, as in the threads of a Dask worker, would share its random state.
+_one_fold = threading.Lock()
+
+
+@dataclass
+class Task:
+    """What a worker gets, wherever it is."""
+
+    plan: Plan
+    datamodule: SplitDataModule
+    job: Job
+    threads: int
+    notes: Path
+    parent: int
 
 
 def check_jobs(n_jobs: int, trainer: Mapping[str, Any]) -> None:
@@ -55,36 +88,143 @@ def run_side_by_side(
     """
     import joblib
 
-    processes = min(joblib.cpu_count() if n_jobs == -1 else n_jobs, len(jobs))
-    threads = max(1, torch.get_num_threads() // processes)
-    plan = replace(plan, check=None)  # done, and not to be sent elsewhere
+    backend, _ = joblib.parallel.get_active_backend()
+    is_ray = type(backend).__module__.startswith("ray.")
+    processes = len(jobs) if is_ray else joblib.cpu_count()
+    processes = min(processes if n_jobs == -1 else n_jobs, len(jobs))
+    options = _ray_options(backend, plan) if is_ray else {}
+    threads = max(1, int(options.get("num_cpus", torch.get_num_threads() // processes)))
+    # The check is done, and not to be sent elsewhere, where the working folder may be another.
+    plan = replace(plan, check=None, run_dir=plan.run_dir.absolute())
     with tempfile.TemporaryDirectory(prefix="dlblocks-") as folder:
         notes = Path(folder)
-        tasks = (joblib.delayed(_work)(plan, make_data(job), job, threads, notes) for job in jobs)
-        parallel = joblib.Parallel(n_jobs=processes, return_as="generator_unordered")
-        outcomes = parallel(tasks)
+        tasks = (Task(plan, make_data(job), job, threads, notes, os.getpid()) for job in jobs)
+        if is_ray:
+            outcomes = _on_ray(tasks, processes, options)
+        else:
+            parallel = joblib.Parallel(n_jobs=processes, return_as="generator_unordered")
+            outcomes = parallel(joblib.delayed(_work)(task) for task in tasks)
         with progress.watching(notes):
             try:
-                # `yield from` would close them without the filter below.
-                for outcome in outcomes:  # noqa: UP028
-                    yield outcome
+                for job, outcome in outcomes:
+                    Notes(notes, job.number).end_fit(1.0)  # on another machine it could not
+                    yield job, outcome
             finally:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # that fits were broken off, as they should be
                     outcomes.close()
 
 
-def _work(
-    plan: Plan, datamodule: SplitDataModule, job: Job, threads: int, notes: Path
-) -> tuple[Job, Fold | Exception]:
+def _ray_options(backend: Any, plan: Plan) -> dict[str, Any]:
+    """What a fold needs of the cluster, which `ray_remote_args` of joblib's backend overrides."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init()
+    options: dict[str, Any] = {"num_cpus": 1, "max_retries": LOST, "scheduling_strategy": "SPREAD"}
+    accelerator = plan.trainer.get("accelerator", "auto")
+    if accelerator != "cpu" and ray.cluster_resources().get("GPU"):
+        options["num_gpus"] = 1
+    return {**options, **(backend.ray_remote_args or {})}
+
+
+def _on_ray(
+    tasks: Iterator[Task], count: int, options: Mapping[str, Any]
+) -> Generator[tuple[Job, Fold | Exception], None, None]:
+    """Runs `count` tasks at a time as Ray's own, not through joblib's pool for Ray.
+
+    That pool (Ray 2.60) may put all its workers on one node, fails as a whole when a node dies, and
+    gives nothing before all is done. A task of Ray's is run again, `LOST` times at most, if its
+    node or process has died, and the others go on.
+    """
+    import ray
+
+    work = ray.remote(**options)(_work)
+    running: dict[Any, Job] = {}
+    try:
+        while True:
+            for task in islice(tasks, count - len(running)):
+                running[work.remote(task)] = task.job
+            if not running:
+                return
+            (done,), _ = ray.wait(list(running), num_returns=1)
+            job = running.pop(done)
+            outcome: tuple[Job, Fold | Exception]
+            try:
+                outcome = ray.get(done)
+            except ray.exceptions.RayError as error:
+                outcome = job, error
+            yield outcome
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+
+
+def wait_for_workers(plan: Plan, jobs: Sequence[Job]) -> None:
+    """Waits for fits that workers of a killed call still run in this run folder.
+
+    Workers on the machine of their call end within a second or two of it; those that a cluster
+    has left behind may come to the end of their fold.
+    """
+    for job in jobs:
+        folder = plan.folder(job)
+        if (folder / LOCK).exists():
+            with locked(folder, waiting=f"Waiting for a process that still runs {job.name}."):
+                pass
+
+
+def _work(task: Task) -> tuple[Job, Fold | Exception]:
     """Runs one fit in this process."""
-    torch.set_num_threads(threads)
+    plan, job = task.plan, task.job
+    _end_with(task.parent)
+    torch.set_num_threads(task.threads)
     if torch.cuda.device_count() > 1 and plan.trainer.get("accelerator", "auto") != "cpu":
         mine = [job.number % torch.cuda.device_count()]
         plan = replace(plan, trainer={**plan.trainer, "devices": mine})
-    bar = FoldBar(Notes(notes, job.number), job.number) if notes.is_dir() else None
-    with isolate_rng(), quiet():
+    bar = FoldBar(Notes(task.notes, job.number), job.number) if task.notes.is_dir() else None
+    folder, waiting = plan.folder(job), f"Waiting for a process that still runs {job.name}."
+    with _one_fold, _alone(), isolate_rng(), quiet():
         try:
-            return job, run_fold(plan, datamodule, job, bar)
+            if not (plan.run_dir / PLAN).is_file():
+                raise FileNotFoundError(
+                    f"run_dir='{plan.run_dir}' is not the same folder on {socket.gethostname()}; "
+                    "folds on a cluster need one that all machines share."
+                )
+            with locked(folder, waiting=waiting):
+                # Where a machine was lost from sight, not dead, it may have come to the end.
+                found = read_fold(folder) if plan.resume else None
+                return job, found or run_fold(plan, task.datamodule, job, bar)
         except Exception as error:
             return job, error
+
+
+def _end_with(parent: int) -> None:
+    """Makes this process end soon after the one that started it, where that is `parent`.
+
+    A worker that outlived a killed call would go on for nobody. It ends as abruptly, and its fold
+    goes on from its last checkpoint likewise.
+    """
+    if os.getppid() != parent:
+        return  # on a cluster, which ends its workers itself
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_SECONDS)
+        os._exit(1)
+
+    name = f"dlblocks-ends-with-{parent}"
+    if all(thread.name != name for thread in threading.enumerate()):
+        threading.Thread(target=watch, name=name, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Hides from Lightning that this process may be a rank of something else."""
+    hidden = {name: os.environ.pop(name) for name in RANKS if name in os.environ}
+    said: Any = rank_zero_only  # Lightning keeps the rank there
+    rank, said.rank = said.rank, 0
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+        said.rank = rank

@@ -20,7 +20,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from dlblocks import tracking
 from dlblocks.crossval.splits import write_splits
-from dlblocks.files import PLAN, check_new_run_dir, write_json
+from dlblocks.files import LOCK, PLAN, check_new_run_dir, write_json
 from dlblocks.fitting import configuration
 
 FOLDS = "folds.json"
@@ -101,7 +101,7 @@ def _broken_off(run_dir: Path) -> bool:
     """Whether the folder holds no more than what a kill right here leaves."""
     parts = (f".{Path(FOLDS).stem}-", f".{Path(PLAN).stem}-")
     names = [path.name for path in run_dir.iterdir()] if run_dir.is_dir() else []
-    return all(name == FOLDS or name.startswith(parts) for name in names)
+    return all(name in (FOLDS, LOCK) or name.startswith(parts) for name in names)
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -17,7 +18,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from dlblocks import report, tracking
 from dlblocks.crossval.fold import Fold, Job, Plan, join, read_fold, run_fold
 from dlblocks.crossval.out_of_fold import OutOfFold
-from dlblocks.crossval.parallel import check_jobs, run_side_by_side
+from dlblocks.crossval.lock import locked
+from dlblocks.crossval.parallel import check_jobs, run_side_by_side, wait_for_workers
 from dlblocks.crossval.plan import begin, describe
 from dlblocks.crossval.progress import FoldProgress
 from dlblocks.crossval.result import CrossValidationResult
@@ -138,7 +140,6 @@ def cross_validate(
     check_choice("on_error", on_error, ["raise", "continue"])
     trainer_args = check_trainer_arguments(trainer)
     check_jobs(n_jobs, trainer_args)
-    started = time.monotonic()
     plan = Plan(
         make_model,
         make_callbacks or list,
@@ -150,13 +151,43 @@ def cross_validate(
         seed=seed,
         resume=resume,
     )
+    with locked(plan.run_dir) if is_rank_zero() else contextlib.nullcontext():
+        return _cross_validate(
+            plan,
+            datamodule,
+            num_folds,
+            repeats,
+            n_jobs=n_jobs,
+            on_error=on_error,
+            log_checkpoints=log_checkpoints,
+            progress_bar=progress_bar,
+            figures=figures,
+        )
+
+
+def _cross_validate(
+    plan: Plan,
+    datamodule: SplitDataModule | Callable[[], SplitDataModule],
+    num_folds: int | None,
+    repeats: int,
+    *,
+    n_jobs: int,
+    on_error: str,
+    log_checkpoints: bool,
+    progress_bar: bool,
+    figures: bool,
+) -> CrossValidationResult:
+    """See `cross_validate`; the run folder is this process's own, or that of its rank 0."""
+    started = time.monotonic()
     with isolate_rng(), quiet():
-        data = new_datamodule(datamodule, seed)
+        data = new_datamodule(datamodule, plan.seed)
         splits = plan_splits(data, num_folds, repeats)
         plan.num_folds = splits["num_folds"]
         jobs = [Job(i, split["repeat"], split["fold"]) for i, split in enumerate(splits["folds"])]
+        if is_rank_zero():
+            wait_for_workers(plan, jobs)
         # Read by every rank before any fit, so that all run the same folds.
-        read = [(job, read_fold(plan.folder(job))) for job in jobs if resume]
+        read = [(job, read_fold(plan.folder(job))) for job in jobs if plan.resume]
         found = {job: fold for job, fold in read if fold is not None}
         config: dict[str, Any] = {}
 
@@ -164,11 +195,11 @@ def cross_validate(
             """Before anything is trained: that the run folder is new, or of the same run."""
             if config:
                 return
-            settings = {"trainer": trainer_args, "monitor": monitor, "mode": mode, "seed": seed}
+            settings = {key: getattr(plan, key) for key in ("trainer", "monitor", "mode", "seed")}
             config.update(describe(model, callbacks, data, **settings))
             if is_rank_zero():
                 # Other ranks of the same run come here while this one is already writing.
-                plan.run_id = begin(plan.run_dir, config, splits, resume=resume)
+                plan.run_id = begin(plan.run_dir, config, splits, resume=plan.resume)
 
         plan.check = check
         todo = [job for job in jobs if job not in found]
@@ -178,7 +209,7 @@ def cross_validate(
         def make_data(job: Job) -> SplitDataModule:
             base = data
             if job.number and not isinstance(datamodule, SplitDataModule):
-                base = new_datamodule(datamodule, seed)
+                base = new_datamodule(datamodule, plan.seed)
                 check_same(base, splits, job.number)
             return base.for_fold(job.fold, plan.num_folds, repeat=job.repeat)
 
@@ -218,20 +249,20 @@ def cross_validate(
         info={
             "num_folds": plan.num_folds,
             "repeats": repeats,
-            "monitor": monitor,
-            "mode": mode,
+            "monitor": plan.monitor,
+            "mode": plan.mode,
             "class_names": data.class_names,
             **({"failed": _failures(failed)} if failed else {}),
             "seconds": time.monotonic() - started,
-            "config": {"logger": logger, **config},
+            "config": {"logger": plan.logger, **config},
             "versions": tracking.versions(),
         },
         given={
-            "make_model": make_model,
+            "make_model": plan.make_model,
             "datamodule": data,
-            "make_callbacks": make_callbacks,
-            "trainer": trainer_args,
-            "seed": seed,
+            "make_callbacks": plan.make_callbacks,
+            "trainer": plan.trainer,
+            "seed": plan.seed,
         },
     )
     if is_rank_zero() and (todo or not (plan.run_dir / SUMMARY).is_file()):
