@@ -17,8 +17,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from dlblocks import report, tracking
 from dlblocks.crossval.fold import Fold, Job, Plan, join, read_fold, run_fold
-from dlblocks.crossval.out_of_fold import OutOfFold
 from dlblocks.crossval.lock import locked
+from dlblocks.crossval.out_of_fold import OutOfFold
 from dlblocks.crossval.parallel import check_jobs, run_side_by_side, wait_for_workers
 from dlblocks.crossval.plan import begin, describe
 from dlblocks.crossval.progress import FoldProgress
