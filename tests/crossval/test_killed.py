@@ -1,13 +1,12 @@
 """Cross-validations that were killed by SIGKILL, and called again, against one that was not."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 
 import pytest
-import torch
+from same_runs import assert_same
 
 # Epochs, folds, batches: 3 epochs of 5 batches in each of 3 folds.
 SCRIPT = """
@@ -92,28 +91,6 @@ def start(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(start):
     return start("whole")
-
-
-def without_seconds(summary):
-    return {key: value for key, value in summary.items() if key not in ("seconds", "run_dir")}
-
-
-def assert_same(one, other):
-    """Scores, predictions and weights, bit for bit."""
-    first, second = (json.loads((path / "summary.json").read_text()) for path in (one, other))
-    assert without_seconds(first) == without_seconds(second)
-    assert (one / "oof.npz").read_bytes() == (other / "oof.npz").read_bytes()
-    for fold in range(3):
-        paths = [path / f"fold-{fold}" for path in (one, other)]
-        weights = [
-            torch.load(path / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
-            for path in paths
-        ]
-        assert weights[0].keys() == weights[1].keys()
-        assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
-        for name in ("history.csv", "metrics.csv"):
-            logged = [(path / name).read_text() for path in paths]
-            assert logged[0] == logged[1], (fold, name)
 
 
 @pytest.mark.slow
