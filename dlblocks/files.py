@@ -72,6 +72,19 @@ def is_rank_zero() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
+def know_rank(num_nodes: int) -> None:
+    """Tells Lightning this process's rank where only its Trainer would find it out, too late.
+
+    That is so on several nodes where each was started by hand, with ``NODE_RANK`` set.
+    """
+    from lightning.pytorch.utilities import rank_zero_only
+
+    launched = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+    if num_nodes > 1 and not any(name in os.environ for name in launched):
+        said: Any = rank_zero_only
+        said.rank = int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", 0)))
+
+
 def holds_something(path: Path) -> bool:
     """Whether there is something at `path`, other than a folder that is empty but for its lock."""
     if not path.is_dir():

@@ -19,7 +19,7 @@ from dlblocks import report, tracking
 from dlblocks.callbacks import ExactResume
 from dlblocks.data import DataModule
 from dlblocks.errors import check_choice, did_you_mean
-from dlblocks.files import check_new_run_dir, is_rank_zero, write_json, write_rows
+from dlblocks.files import check_new_run_dir, is_rank_zero, know_rank, write_json, write_rows
 from dlblocks.history import History, KeepHistory
 from dlblocks.predictions import gather, stack
 from dlblocks.quiet import quiet
@@ -140,6 +140,10 @@ def fit(
             fitter.fit(model, datamodule=datamodule, ckpt_path="last" if resume else None)
     finally:
         tracking.finish_logger(logger)
+    if fitter.is_global_zero:
+        # What SLURM's signal before a requeue has left: predict would load it in place of the best.
+        for requeued in folder.glob("hpc_ckpt_*.ckpt"):
+            requeued.unlink()
     seconds = time.monotonic() - started
     # What follows is no epoch of the fit and must not be logged as one.
     fitter.loggers = []
@@ -202,6 +206,7 @@ def fit_and_test(
     """
     check_choice("mode", mode, ["min", "max"])
     arguments = check_trainer_arguments(trainer)
+    know_rank(arguments.get("num_nodes", 1))
     path = check_new_run_dir(run_dir) if is_rank_zero() else Path(run_dir)
     with quiet():
         done = fit(

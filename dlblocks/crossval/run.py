@@ -27,7 +27,7 @@ from dlblocks.crossval.splits import check_same, new_datamodule, plan_splits
 from dlblocks.crossval.text import table_metrics
 from dlblocks.data import DataModule, SplitDataModule
 from dlblocks.errors import check_choice, check_range
-from dlblocks.files import SUMMARY, is_rank_zero
+from dlblocks.files import SUMMARY, is_rank_zero, know_rank
 from dlblocks.fitting import check_trainer_arguments
 from dlblocks.quiet import quiet
 
@@ -140,6 +140,7 @@ def cross_validate(
     check_choice("on_error", on_error, ["raise", "continue"])
     trainer_args = check_trainer_arguments(trainer)
     check_jobs(n_jobs, trainer_args)
+    know_rank(trainer_args.get("num_nodes", 1))
     plan = Plan(
         make_model,
         make_callbacks or list,
