@@ -77,7 +77,8 @@ def cross_validate(
     Another configuration is refused as far as it can be seen: hyperparameters, shapes of the
     weights, plain attributes of callbacks, Trainer arguments, the data and their splits. What
     functions hold inside, such as the decay of an `EMAWeightAveraging`, and the code of modules
-    cannot be seen: give such a run another `run_dir`. Only one process may work in a `run_dir`.
+    cannot be seen: give such a run another `run_dir`. A second process in the same `run_dir` is
+    refused while the first lives; where the file system has no locks, that is only warned of.
 
     Before the first fit the configuration is written to ``plan.json`` and the splits to
     ``folds.json``, with a fingerprint of the data. Later the run folder also holds
@@ -98,9 +99,10 @@ def cross_validate(
         monitor: The logged metric by which the best epoch is chosen.
         mode: Whether ``"min"`` or ``"max"`` of `monitor` is best.
         n_jobs: Folds side by side, each in a process of its own with its share of the cores and,
-            where there are several, a GPU; -1 for one a core. Through joblib: under
-            ``joblib.parallel_config("dask")`` or ``"ray"`` they run on a cluster that shares
-            `run_dir`.
+            where there are several, a GPU; -1 for one a core. Under
+            ``joblib.parallel_config("ray")`` or ``"dask"`` (``pip install 'dlblocks[ray]'``) they
+            run on a cluster that shares `run_dir`; folds of a machine that dies are run again.
+            See ``docs/cluster.md``, for SLURM and several nodes a fold as well.
         on_error: What to do when a fold fails: ``"raise"`` its error, or ``"continue"`` with the
             others, say it, and list it under ``failed`` in ``summary.json``. Calling again runs
             what failed.
@@ -118,6 +120,7 @@ def cross_validate(
 
     Raises:
         ValueError: An argument is wrong, or `make_model` returned the same model twice.
+        BlockingIOError: Another process works in `run_dir`.
         FileExistsError: `run_dir` holds something else, or a run with another configuration, other
             data or other folds; the message lists the differences.
 
