@@ -85,7 +85,6 @@ def _acquire(folder: Path, waiting: str | None) -> int | None:
             os.close(handle)
             if waiting is None:
                 raise BlockingIOError(
-                    errno.EWOULDBLOCK,
                     f"run_dir='{folder}' is in use by {holder}: two at once would spoil each "
                     "other's files. Wait until it has ended or stop it, and call again; or choose "
                     "another run_dir.",

@@ -153,7 +153,7 @@ def _on_ray(
             try:
                 outcome = ray.get(done)
             except ray.exceptions.RayError as error:
-                outcome = job, error
+                outcome = job, RuntimeError(f"Ray could not run it: {str(error).strip()}")
             yield outcome
     finally:
         for reference in running:

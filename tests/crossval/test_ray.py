@@ -117,7 +117,12 @@ def start(tmp_path_factory):
         done = subprocess.run(
             [sys.executable, "script.py", "."],
             cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"},
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "RAY_USAGE_STATS_ENABLED": "0",
+                "RAY_AUTH_MODE": "disabled",  # or it leaves a file in the home folder
+            },
             capture_output=True,
             text=True,
             timeout=240,
