@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 
+import joblib
+import numpy as np
 import pytest
 from joblib.externals.loky import get_reusable_executor
 from same_runs import assert_same
@@ -268,4 +270,15 @@ def test_a_worker_is_no_rank_of_what_has_started_it(tmp_path, monkeypatch):
     finally:
         get_reusable_executor().shutdown()
     assert len(result.oof) == 1438
-    assert all((tmp_path / "run" / f"fold-{fold}" / "fold.json").exists() for fold in range(2))
+    for fold in range(2):  # other ranks log nothing
+        rows = (tmp_path / "run" / f"fold-{fold}" / "metrics.csv").read_text().splitlines()
+        assert len(rows) > 1
+
+
+def test_folds_in_threads_of_one_process_do_not_share_its_random_state(tmp_path):
+    """As with Dask workers that have several threads: one after another, but right."""
+    with joblib.parallel_config("threading"):
+        threads = run(tmp_path / "threads", n_jobs=2)
+    alone = run(tmp_path / "alone")
+    assert threads.values("val/loss") == alone.values("val/loss")
+    np.testing.assert_array_equal(threads.oof.prediction, alone.oof.prediction)
