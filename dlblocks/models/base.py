@@ -166,14 +166,39 @@ class Model(pl.LightningModule):
         if stage == "train":
             buffer.check_finite(self)
         if whole and len(buffer):
-            losses, sizes, predictions, targets = buffer.take()
-            metrics = self._stage_metrics(stage)
-            metrics.loss.update(losses, sizes)
-            metrics.others.update(predictions, targets)
+            self.update_metrics(stage, *buffer.take())
 
     def flush_metrics(self) -> None:
         """Moves into the metrics what is buffered of training; `ExactResume` saves them so."""
         self._flush("train")
+
+    def update_metrics(
+        self, stage: Stage, losses: Tensor, sizes: Tensor, predictions: Tensor, targets: Tensor
+    ) -> None:
+        """Adds batches to the metrics of a stage.
+
+        Args:
+            stage: Which stage.
+            losses: The mean loss of each batch, shape (B,).
+            sizes: The samples of each batch, shape (B,).
+            predictions: Of all samples, as `for_metrics` gives them.
+            targets: Likewise.
+        """
+        metrics = self._stage_metrics(stage)
+        metrics.loss.update(losses, sizes)
+        metrics.others.update(predictions, targets)
+
+    def compute_metrics(self, stage: Stage) -> dict[str, Tensor]:
+        """The metrics of a stage over all ranks by the names they are logged under."""
+        metrics = self._stage_metrics(stage)
+        values = {"loss": metrics.loss.compute(), **metrics.others.compute()}
+        return {f"{stage}/{name}": value for name, value in values.items()}
+
+    def reset_metrics(self, stage: Stage) -> None:
+        """Empties the metrics of a stage."""
+        metrics = self._stage_metrics(stage)
+        metrics.loss.reset()
+        metrics.others.reset()
 
     def _stage_metrics(self, stage: Stage) -> _StageMetrics:
         metrics = self._metrics[f"{stage}_metrics"]
@@ -212,22 +237,14 @@ class Model(pl.LightningModule):
 
     def _reset(self, stage: Stage) -> None:
         self._buffers_of[stage] = _Buffer()
-        metrics = self._stage_metrics(stage)
-        metrics.loss.reset()
-        metrics.others.reset()
+        self.reset_metrics(stage)
 
     def _log(self, stage: Stage) -> None:
         self._flush(stage)
+        shown = {f"{stage}/{name}" for name in ("loss", *self.shown)} if stage == "val" else ()
         # Computed over all ranks already; Lightning's mean of equal numbers changes nothing.
-        metrics = self._stage_metrics(stage)
-        values = {"loss": metrics.loss.compute(), **metrics.others.compute()}
-        for name, value in values.items():
-            self.log(
-                f"{stage}/{name}",
-                value,
-                prog_bar=stage == "val" and name in ("loss", *self.shown),
-                sync_dist=self.trainer.world_size > 1,
-            )
+        for name, value in self.compute_metrics(stage).items():
+            self.log(name, value, prog_bar=name in shown, sync_dist=self.trainer.world_size > 1)
 
     # Optimization
 

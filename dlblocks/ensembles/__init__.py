@@ -1,0 +1,7 @@
+"""Several models as one: fitted together, and asked together."""
+
+from dlblocks.ensembles.errors import NotVectorizable
+from dlblocks.ensembles.member import Member
+from dlblocks.ensembles.vectorized import check_vectorizable, fit_together
+
+__all__ = ["Member", "NotVectorizable", "check_vectorizable", "fit_together"]

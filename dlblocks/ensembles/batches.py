@@ -1,0 +1,139 @@
+"""The batches of several members side by side, each member's those of its own loader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dlblocks.callbacks.base import BatchTransform
+from dlblocks.data.normalisation import rescale
+from dlblocks.ensembles.member import Member
+
+
+@dataclass
+class Batches:
+    """Batches of M members that are equally large: one step of their fits.
+
+    Attributes:
+        members: Numbers of the members.
+        inputs: Shape (M, N, ...).
+        targets: Shape (M, N, ...).
+        rows: Rows of the samples in the members' data, on the CPU, shape (M, N).
+    """
+
+    members: list[int]
+    inputs: Tensor
+    targets: Tensor
+    rows: Tensor
+
+
+class BatchSource:
+    """Makes the batches of one part of the data of several members.
+
+    Members whose arrays are the same, as those of the folds of one data set are, share one gather
+    and one normalisation a step, each with its own mean and deviation.
+
+    Args:
+        members: The members, attached.
+        part: ``"train"`` or ``"val"``.
+        device: Where the batches go.
+    """
+
+    def __init__(self, members: Sequence[Member], part: str, device: torch.device) -> None:
+        self.members = members
+        self.training = part == "train"
+        self.device = device
+        loaders = [
+            m.datamodule.train_dataloader() if self.training else m.datamodule.val_dataloader()
+            for m in members
+        ]
+        self.samplers = [loader.sampler for loader in loaders]
+        self.datasets = [loader.dataset for loader in loaders]
+        self.sizes = [loader.batch_size for loader in loaders]
+        self.orders: list[Tensor] = []
+        first = self.datasets[0]
+        self.shared = all(
+            d.inputs is first.inputs and d.targets is first.targets for d in self.datasets
+        )
+        affine = [m.datamodule.normalisation for m in members]
+        self.shared &= all(
+            scale.shape == affine[0][0].shape and shift.shape == affine[0][1].shape
+            for scale, shift in affine
+        )
+        if self.shared:
+            self.scale, self.shift = (
+                torch.stack([pair[i] for pair in affine]).to(device).unsqueeze(1) for i in (0, 1)
+            )
+        self.changed = [
+            self.training and any(isinstance(c, BatchTransform) for c in m.callbacks)
+            for m in members
+        ]
+
+    def count(self, k: int) -> int:
+        """Batches of member k in an epoch."""
+        return -(-len(self.samplers[k]) // self.sizes[k])
+
+    def begin(self, epoch: int) -> None:
+        """Takes every member's order of an epoch."""
+        self.orders = []
+        for sampler, dataset in zip(self.samplers, self.datasets, strict=True):
+            sampler.set_epoch(epoch)
+            positions = torch.tensor(list(sampler), dtype=torch.int64)
+            self.orders.append(dataset.rows.index_select(0, positions))
+
+    def step(self, number: int, members: Sequence[int]) -> Iterator[Batches]:
+        """The batches of one step: one for each size, of those members that have one.
+
+        Args:
+            number: Which batch of the epoch, from 0.
+            members: The members that take part.
+        """
+        by_size: dict[int, list[int]] = {}
+        rows: dict[int, Tensor] = {}
+        for k in members:
+            size = self.sizes[k]
+            rows[k] = self.orders[k][number * size : (number + 1) * size]
+            if len(rows[k]):
+                by_size.setdefault(len(rows[k]), []).append(k)
+        for group in by_size.values():
+            yield from self._gather(group, torch.stack([rows[k] for k in group]))
+
+    def _gather(self, members: list[int], rows: Tensor) -> Iterator[Batches]:
+        if self.shared and not any(self.changed[k] for k in members):
+            dataset = self.datasets[0]
+            where = rows.flatten().to(dataset.inputs.device, non_blocking=True)
+            inputs = dataset.inputs.index_select(0, where).to(self.device, non_blocking=True)
+            targets = dataset.targets.index_select(0, where).to(self.device, non_blocking=True)
+            inputs = inputs.unflatten(0, rows.shape)
+            scale, shift = self.scale, self.shift
+            if len(members) < len(self.members):
+                scale, shift = scale[members], shift[members]
+            # A table's (C,) and an image's (C, 1, 1) end where the inputs end; a plain unit does
+            # not.
+            missing = inputs.ndim - scale.ndim
+            if missing:
+                scale, shift = (x.reshape(*x.shape, *(1,) * missing) for x in (scale, shift))
+            yield Batches(
+                members, rescale(inputs, scale, shift), targets.unflatten(0, rows.shape), rows
+            )
+            return
+        # Of its own for each; those that are alike go together.
+        alike: dict[tuple, list[tuple[int, Tensor, Tensor, Tensor]]] = {}
+        for k, mine in zip(members, rows, strict=True):
+            dataset = self.datasets[k]
+            where = mine.to(dataset.inputs.device, non_blocking=True)
+            batch = [
+                x.index_select(0, where).to(self.device, non_blocking=True)
+                for x in (dataset.inputs, dataset.targets)
+            ]
+            inputs, targets = self.members[k].datamodule.on_after_batch_transfer(batch, 0)
+            kind = (inputs.shape, inputs.dtype, targets.shape, targets.dtype)
+            alike.setdefault(kind, []).append((k, inputs, targets, mine))
+        for parts in alike.values():
+            numbers, inputs, targets, found = zip(*parts, strict=True)
+            yield Batches(
+                list(numbers), torch.stack(inputs), torch.stack(targets), torch.stack(found)
+            )

@@ -1,0 +1,242 @@
+"""One of several models that are fitted together: everything of it that is its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from torch import Tensor
+from torch.optim import Optimizer
+
+from dlblocks.csv_log import csv_writers
+from dlblocks.data import DataModule
+from dlblocks.ensembles.errors import NotVectorizable
+from dlblocks.history import History
+from dlblocks.models.base import Model
+
+
+class MemberTrainer:
+    """The Trainer as one member's model, datamodule and callbacks see it.
+
+    What is the member's own is here: its data, its counts, its metrics and whether it is to stop.
+    Everything else is the Trainer's that fits all members.
+    """
+
+    def __init__(self, trainer: pl.Trainer, member: Member) -> None:
+        self._trainer = trainer
+        self.datamodule = member.datamodule
+        self.callbacks = member.callbacks
+        self.loggers = member.loggers
+        self.accumulate_grad_batches = 1
+        self.num_training_batches = 0
+        self.max_epochs = trainer.max_epochs
+        self.current_epoch = 0
+        self.global_step = 0
+        self.should_stop = False
+        self.training = True
+        self.callback_metrics: dict[str, Tensor] = {}
+        self.fit_loop = SimpleNamespace(total_batch_idx=-1)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trainer, name)
+
+    @property
+    def logger(self) -> Logger | None:
+        """The first of the member's loggers."""
+        return self.loggers[0] if self.loggers else None
+
+    @property
+    def estimated_stepping_batches(self) -> int:
+        """Optimizer steps of the whole fit, unless it stops early."""
+        return -(-self.num_training_batches // self.accumulate_grad_batches) * self.max_epochs
+
+
+@dataclass
+class Best:
+    """The weights of the best epoch.
+
+    Attributes:
+        epoch: The epoch, from 0.
+        step: Optimizer steps until then.
+        value: The monitored metric.
+        state: Parameters and buffers.
+        metrics: All that was logged of it.
+    """
+
+    epoch: int
+    step: int
+    value: float
+    state: dict[str, Tensor]
+    metrics: dict[str, float]
+
+
+@dataclass
+class Member:
+    """A model to be fitted together with others, and what is its own.
+
+    Attributes:
+        name: What messages call it, such as ``"fold 2"``.
+        model: The model, new.
+        datamodule: Its data, set to its own training and validation part.
+        callbacks: Its callbacks: early stopping, and changes of batches.
+        loggers: Its loggers.
+        seed: Its seed.
+        history: One row an epoch.
+        best: The best epoch so far.
+        epochs: Epochs run.
+        error: What stopped it, if it failed.
+    """
+
+    name: str
+    model: Model
+    datamodule: DataModule
+    callbacks: Sequence[Callback] = ()
+    loggers: Sequence[Logger] = ()
+    seed: int = 0
+    history: History = field(default_factory=History)
+    best: Best | None = None
+    epochs: int = 0
+    error: Exception | None = None
+
+    def __post_init__(self) -> None:
+        self.steps = 0
+        self.active = True
+        self.trainer: MemberTrainer
+        self.optimizer: Optimizer
+        self.schedules: list[dict[str, Any]] = []
+
+    def attach(self, trainer: pl.Trainer, accumulate: int) -> None:
+        """Gives model, datamodule and callbacks their Trainer, and sets them up."""
+        own: Any = MemberTrainer(trainer, self)
+        self.trainer = own
+        self.model.trainer = own
+        self.datamodule.trainer = own
+        own.accumulate_grad_batches = accumulate
+        self.datamodule.setup("fit")
+        for callback in self.callbacks:
+            callback.setup(own, self.model, "fit")
+        self.model.setup("fit")
+
+    def make_optimizer(self) -> None:
+        """Has the model make its optimizer and schedules, as a Trainer would."""
+        optimizers, schedules = _unpacked(self.model.configure_optimizers())
+        if len(optimizers) != 1 or isinstance(optimizers[0], torch.optim.LBFGS):
+            found = ", ".join(type(optimizer).__name__ for optimizer in optimizers) or "no optimizer"
+            raise NotVectorizable(
+                f"the model trains by {found}, and models fitted together need one optimizer that "
+                "takes a gradient at a time"
+            )
+        self.optimizer = optimizers[0]
+        self.schedules = [{**SCHEDULE, **_as_dict(schedule)} for schedule in schedules]
+
+    def step_schedules(self, interval: str, *, plateau: bool, count: int) -> None:
+        """Steps the learning-rate schedules of one kind, as a Trainer would."""
+        for schedule in self.schedules:
+            scheduler = schedule["scheduler"]
+            monitored = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+            if schedule["interval"] != interval or monitored != plateau:
+                continue
+            if count % schedule["frequency"]:
+                continue
+            if not monitored:
+                scheduler.step()
+                continue
+            value = self.trainer.callback_metrics.get(schedule["monitor"])
+            if value is not None:
+                scheduler.step(value)
+            elif schedule["strict"]:
+                known = ", ".join(sorted(self.trainer.callback_metrics))
+                raise ValueError(
+                    f"the learning-rate schedule monitors {schedule['monitor']!r}, which was not "
+                    f"logged; logged are {known}."
+                )
+
+    def log(self, metrics: Mapping[str, Tensor]) -> None:
+        """Logs what an epoch has found, as a Trainer would at its end."""
+        values = {name: float(value) for name, value in metrics.items()}
+        row = {**values, "epoch": self.trainer.current_epoch}
+        for logger in (self.history, *self.loggers):
+            logger.log_metrics(dict(row), step=self.steps - 1)
+        self.trainer.callback_metrics.update(metrics)
+
+    def call(self, hook: str) -> None:
+        """Calls a hook of the callbacks."""
+        trainer: Any = self.trainer
+        for callback in self.callbacks:
+            getattr(callback, hook)(trainer, self.model)
+
+    def state(self) -> dict[str, Any]:
+        """All of the member that a later process needs to go on with it, as plain values."""
+        for logger in self.loggers:
+            logger.save()
+        trainer: Any = self.trainer
+        best = None if self.best is None else vars(self.best)
+        return {
+            "name": self.name,
+            "active": self.active,
+            "steps": self.steps,
+            "epochs": self.epochs,
+            "error": None if self.error is None else str(self.error),
+            "model": self.model.state_dict(),
+            "best": best,
+            "history": self.history.rows,
+            "callbacks": [callback.state_dict() for callback in self.callbacks],
+            "schedules": [schedule["scheduler"].state_dict() for schedule in self.schedules],
+            "csv_rows": [writer.rows for writer in csv_writers(trainer)],
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restores what `state` returned."""
+        trainer: Any = self.trainer
+        self.active, self.steps, self.epochs = state["active"], state["steps"], state["epochs"]
+        self.trainer.global_step = self.steps
+        self.error = None if state["error"] is None else RuntimeError(state["error"])
+        self.model.load_state_dict(state["model"])
+        self.best = None if state["best"] is None else Best(**state["best"])
+        self.history.rows[:] = state["history"]
+        for callback, saved in zip(self.callbacks, state["callbacks"], strict=True):
+            callback.load_state_dict(saved)
+        for schedule, saved in zip(self.schedules, state["schedules"], strict=True):
+            schedule["scheduler"].load_state_dict(saved)
+        for writer, rows in zip(csv_writers(trainer), state["csv_rows"], strict=False):
+            writer.keep(rows)
+
+    def detach(self) -> None:
+        """Ends what `attach` began."""
+        trainer: Any = self.trainer
+        for callback in self.callbacks:
+            callback.teardown(trainer, self.model, "fit")
+        self.model._trainer = None
+        self.datamodule.trainer = None
+
+
+SCHEDULE = {"interval": "epoch", "frequency": 1, "monitor": None, "strict": True}
+
+
+def _as_dict(schedule: Any) -> dict[str, Any]:
+    return schedule if isinstance(schedule, dict) else {"scheduler": schedule}
+
+
+def _unpacked(found: Any) -> tuple[list[Optimizer], list[Any]]:
+    """Optimizers and schedules from what `configure_optimizers` may return."""
+    if isinstance(found, Optimizer):
+        return [found], []
+    if isinstance(found, dict):
+        schedules = [found["lr_scheduler"]] if "lr_scheduler" in found else []
+        return [found["optimizer"]], schedules
+    if isinstance(found, (list, tuple)):
+        if len(found) == 2 and isinstance(found[0], (list, tuple)):
+            schedules = found[1]
+            return list(found[0]), list(schedules if isinstance(schedules, list) else [schedules])
+        if all(isinstance(part, Optimizer) for part in found):
+            return list(found), []
+        if all(isinstance(part, dict) for part in found):
+            parts = [_unpacked(part) for part in found]
+            return [o for p, _ in parts for o in p], [s for _, p in parts for s in p]
+    return [], []

@@ -1,0 +1,187 @@
+"""K models of one architecture as one: each parameter a tensor with a leading axis of K."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from dlblocks.ensembles.errors import NotVectorizable
+from dlblocks.models.base import Model
+
+
+class Stack:
+    """The parameters and buffers of K models in shared memory, and their batched computation.
+
+    The models' own parameters, buffers and gradients are views of row k of the stacked tensors, so
+    that what an optimizer or a checkpoint does to a model is done to the stack. One model
+    of the stack computes for all, by `torch.func.vmap` over the leading axis: its `forward`, its
+    `loss`, batch norm with each model's own statistics, and dropout with draws of each model's own.
+
+    Args:
+        models: K >= 1 models with equal names, shapes and dtypes of parameters and buffers.
+        device: Where to compute.
+
+    Raises:
+        NotVectorizable: The models differ.
+    """
+
+    def __init__(self, models: Sequence[Model], device: torch.device) -> None:
+        _check_same(models)
+        self.models = list(models)
+        self.device = device
+        self._template = _Step(_without_metrics(models[0])).to(device)
+        self._modes = {module: module.training for module in self._template.modules()}
+        self._run = vmap(self._call, randomness="different")
+        self.params: dict[str, Tensor] = {}
+        self.buffers: dict[str, Tensor] = {}
+        self._fill(
+            [dict(model.named_parameters()) for model in models],
+            [dict(model.named_buffers()) for model in models],
+        )
+
+    def __len__(self) -> int:
+        return len(self.models)
+
+    def _fill(
+        self, params: Sequence[dict[str, Tensor]], buffers: Sequence[dict[str, Tensor]]
+    ) -> None:
+        def stacked(rows: Sequence[dict[str, Tensor]], name: str) -> Tensor:
+            return torch.stack([row[name].detach().to(self.device) for row in rows])
+
+        self.params = {
+            name: stacked(params, name).requires_grad_(p.requires_grad)
+            for name, p in params[0].items()
+        }
+        self.buffers = {name: stacked(buffers, name) for name in buffers[0]}
+        for k, model in enumerate(self.models):
+            for name, p in model.named_parameters():
+                p.data = self.params[name].data[k]
+                p.grad = None
+            for name, _ in list(model.named_buffers()):
+                owner, _, leaf = name.rpartition(".")
+                model.get_submodule(owner)._buffers[leaf] = self.buffers[name][k]
+
+    def train(self, mode: bool = True) -> None:
+        """Sets the models to training, in which modules keep the mode they came with, or not."""
+        for module, training in self._modes.items():
+            module.training = training and mode
+
+    def _call(
+        self, params: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return functional_call(self._template, ({**params, **buffers},), (inputs, targets))
+
+    def run(
+        self, inputs: Tensor, targets: Tensor, members: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Losses, shape (M,), and outputs, shape (M, N, ...), of each member on a batch of its own.
+
+        Args:
+            inputs: Shape (M, N, ...).
+            targets: Shape (M, N, ...).
+            members: Which M of the models compute, all by default. Buffers of the others stay.
+        """
+        names = (self.params, self.buffers)
+        if members is None or len(members) == len(self):
+            params, buffers = (_prefixed(group) for group in names)
+            return self._run(params, buffers, inputs, targets)
+        where = torch.tensor(members, device=self.device)
+        params, buffers = (
+            _prefixed({name: x.index_select(0, where) for name, x in group.items()})
+            for group in names
+        )
+        result = self._run(params, buffers, inputs, targets)
+        for name, whole in self.buffers.items():
+            whole.index_copy_(0, where, buffers[PREFIX + name])
+        return result
+
+    def link_gradients(self) -> None:
+        """Makes the models' gradients views of the stack's; call once, after the first backward."""
+        for name, stacked in self.params.items():
+            if stacked.grad is None:
+                continue  # of no use to the loss: as without a stack, the optimizer leaves it alone
+            for k, model in enumerate(self.models):
+                model.get_parameter(name).grad = stacked.grad[k]
+
+    def gradients(self) -> list[Tensor]:
+        """The stacked gradients, of the parameters that have one."""
+        return [p.grad for p in self.params.values() if p.grad is not None]
+
+    def state(self, k: int) -> dict[str, Tensor]:
+        """A copy of model k's parameters and buffers, as its `state_dict` has them."""
+        return {name: value.detach().clone() for name, value in self.models[k].state_dict().items()}
+
+    def keep(self, members: Sequence[int]) -> None:
+        """Leaves only these models in the stack; the others keep their weights, on their own."""
+        dropped = [m for k, m in enumerate(self.models) if k not in set(members)]
+        for model in dropped:
+            for p in model.parameters():
+                p.data, p.grad = p.data.clone(), None
+            for name, buffer in list(model.named_buffers()):
+                owner, _, leaf = name.rpartition(".")
+                model.get_submodule(owner)._buffers[leaf] = buffer.clone()
+        self.models = [self.models[k] for k in members]
+        gradients = {n: p.grad is not None for n, p in self.params.items()}
+        self._fill(
+            [dict(model.named_parameters()) for model in self.models],
+            [dict(model.named_buffers()) for model in self.models],
+        )
+        for name, p in self.params.items():
+            p.grad = torch.zeros_like(p) if gradients[name] else None
+        self.link_gradients()
+
+
+PREFIX = "model."
+
+
+class _Step(nn.Module):
+    """What is computed for each model: outputs, and their loss."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = self.model(inputs)
+        return self.model.loss(outputs, targets), outputs
+
+
+def _prefixed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {PREFIX + name: tensor for name, tensor in tensors.items()}
+
+
+def _without_metrics(model: Model) -> Model:
+    """A copy for computation alone, attached to no Trainer."""
+    trainer, model._trainer = model._trainer, None
+    try:
+        new = copy.deepcopy(model)
+    finally:
+        model._trainer = trainer
+    new._metrics = nn.ModuleDict()
+    return new
+
+
+def _check_same(models: Sequence[Model]) -> None:
+    def described(model: Model) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        return {name: (x.shape, x.dtype) for name, x in tensors.items()}
+
+    first = described(models[0])
+    for k, model in enumerate(models):
+        mine = described(model)
+        if type(model) is not type(models[0]) or mine.keys() != first.keys():
+            raise NotVectorizable(
+                f"model {k} is a {type(model).__name__} with other parameters than model 0, a "
+                f"{type(models[0]).__name__}; models fitted together need the same architecture"
+            )
+        for name, found in mine.items():
+            if found != first[name]:
+                raise NotVectorizable(
+                    f"{name} is {found[1]} of shape {tuple(found[0])} in model {k} and "
+                    f"{first[name][1]} of shape {tuple(first[name][0])} in model 0; models fitted "
+                    "together need the same architecture"
+                )

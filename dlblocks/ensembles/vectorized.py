@@ -1,0 +1,568 @@
+"""K fits as one: K models of one architecture, each on data of its own, trained by one Trainer.
+
+A fit of a small net is dominated by Python and by the launching of kernels. Here K of them share
+both: every step computes the losses and gradients of all K models in one batched call
+(`torch.func.vmap` over stacked parameters), and updates them in one more. What belongs to a model
+stays its own: initialisation, order of the data, normalisation, batch-norm statistics, dropout,
+changes of batches, gradient clipping, learning rate and its schedule, the choice of the best epoch,
+early stopping.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dlblocks.callbacks import resume_state
+from dlblocks.callbacks.base import BatchTransform
+from dlblocks.data import DataModule
+from dlblocks.ensembles.batches import Batches, BatchSource
+from dlblocks.ensembles.errors import NotVectorizable
+from dlblocks.ensembles.member import Best, Member
+from dlblocks.ensembles.optimizers import MergedOptimizer
+from dlblocks.ensembles.stack import Stack
+from dlblocks.files import whole_file
+from dlblocks.models.base import FLUSH_EVERY, Model, Stage
+
+# Optimizer steps that are one batch to the Trainer: its own work is then done once for all.
+STEPS_AT_ONCE = 64
+# What a killed fit may lose.
+SAVE_SECONDS = 10.0
+# Trainer arguments that are heeded here, or that only concern what is the same for all members.
+TRAINER_ARGUMENTS = {
+    "max_epochs", "accelerator", "devices", "precision", "gradient_clip_val",
+    "gradient_clip_algorithm", "accumulate_grad_batches", "check_val_every_n_epoch",
+    "limit_train_batches", "limit_val_batches", "enable_model_summary", "deterministic",
+    "benchmark", "num_sanity_val_steps", "log_every_n_steps", "profiler", "detect_anomaly",
+    "inference_mode", "strategy", "num_nodes",
+}  # fmt: skip
+PRECISIONS = (None, 32, "32", "32-true", "bf16-mixed")
+CALLBACKS = (EarlyStopping, BatchTransform)
+
+
+def check_vectorizable(
+    model: pl.LightningModule,
+    datamodule: pl.LightningDataModule,
+    callbacks: Sequence[Callback],
+    trainer: Mapping[str, Any],
+) -> None:
+    """Raises `NotVectorizable` if fits of this kind cannot be run as one, as far as can be seen.
+
+    Args:
+        model: One of the models.
+        datamodule: Its data.
+        callbacks: Its callbacks.
+        trainer: Arguments of the Trainer.
+    """
+    if not isinstance(model, Model):
+        raise NotVectorizable(
+            f"{type(model).__name__} is no model of dlblocks.models, whose step is known"
+        )
+    changed = _overridden(model)
+    if changed:
+        raise NotVectorizable(
+            f"{type(model).__name__} has a {changed} of its own, which would run once for all"
+        )
+    if not isinstance(datamodule, DataModule):
+        raise NotVectorizable(f"{type(datamodule).__name__} is no datamodule over arrays in memory")
+    if datamodule.train_transform is not None:
+        raise NotVectorizable("train_transform changes samples one by one, in worker processes")
+    for callback in callbacks:
+        if not isinstance(callback, CALLBACKS):
+            raise NotVectorizable(
+                f"the callback {type(callback).__name__} works on one model; only EarlyStopping "
+                "and callbacks that change batches work here"
+            )
+    _check_trainer(trainer)
+
+
+def _check_trainer(trainer: Mapping[str, Any]) -> None:
+    for name, value in trainer.items():
+        default = inspect.signature(pl.Trainer.__init__).parameters[name].default
+        if name not in TRAINER_ARGUMENTS and value != default:
+            raise NotVectorizable(f"trainer={{{name!r}: {value!r}}} is not supported")
+    if trainer.get("precision") not in PRECISIONS:
+        raise NotVectorizable(
+            f"precision={trainer['precision']!r} is not supported; '32-true' and 'bf16-mixed' are"
+        )
+    for name, plain in (("strategy", ("auto",)), ("num_nodes", (1,))):
+        if trainer.get(name, plain[0]) not in plain:
+            raise NotVectorizable(f"{name}={trainer[name]!r}: one device fits all")
+    if trainer.get("devices", "auto") not in ("auto", 1, "1", [0], None):
+        raise NotVectorizable(f"devices={trainer['devices']!r}: one device fits all")
+    epochs = trainer.get("max_epochs")
+    if epochs is not None and epochs < 1:
+        raise NotVectorizable(f"max_epochs={epochs} sets no end")
+    for name in ("limit_train_batches", "limit_val_batches"):
+        if trainer.get(name) == 0:
+            raise NotVectorizable(f"{name}=0 leaves nothing to do")
+    if not isinstance(trainer.get("accumulate_grad_batches", 1), int):
+        raise NotVectorizable("accumulate_grad_batches must be a number of batches")
+
+
+# What a model of ours may define without losing its place: all else that Lightning calls would be
+# called for one model, or not at all.
+FREE = {"forward", "setup", "configure_optimizers", "hparams", "on_save_checkpoint"}
+
+
+def _overridden(model: Model) -> str | None:
+    """The first method of a user's subclass that Lightning or `Model` would call in a step."""
+    ours = {name for name in vars(Model) if name.startswith(("_step", "_flush", "_log", "_reset"))}
+    for cls in type(model).__mro__:
+        if cls.__module__.startswith("dlblocks.models."):
+            return None
+        for name in vars(cls):
+            hook = name.endswith("_step") or name.startswith(("on_", "optimizer_", "lr_"))
+            hook |= name in ("backward", "configure_gradient_clipping", "manual_backward")
+            if (hook or name in ours) and name not in FREE and hasattr(Model, name):
+                return name
+    return None
+
+
+def fit_together(
+    members: Sequence[Member],
+    *,
+    trainer: Mapping[str, Any],
+    monitor: str,
+    mode: str,
+    bar: Callback | None = None,
+    save_to: Path | None = None,
+    on_error: str = "raise",
+    default_root_dir: Path | None = None,
+) -> None:
+    """Fits all members in one Lightning fit; each then holds the weights of its own best epoch.
+
+    The losses, weights and metrics of a member are those of a fit of its own, within rounding, but
+    for draws of dropout, which come from a generator that all share.
+
+    Args:
+        members: Models of one architecture with what is their own.
+        trainer: Arguments of the Trainer.
+        monitor: The logged metric that chooses the best epoch.
+        mode: Whether ``"min"`` or ``"max"`` of it is best.
+        bar: A progress bar.
+        save_to: A file that is written every ten seconds, at the ends of epochs, and from which a
+            killed fit goes on; None for none.
+        on_error: ``"raise"``, or ``"continue"`` with the other members when the loss of one is not
+            finite; its `error` says so.
+        default_root_dir: Folder of whatever else the Trainer writes.
+
+    Raises:
+        NotVectorizable: The models, their data or callbacks cannot be fitted together; nothing has
+            been trained or written then.
+    """
+    for member in members:
+        check_vectorizable(member.model, member.datamodule, member.callbacks, trainer)
+    arguments = {k: v for k, v in trainer.items() if k not in HEEDED_HERE}
+    arguments.setdefault("max_epochs", 1000)  # Lightning's own default
+    if arguments.get("devices", "auto") == "auto":
+        arguments["devices"] = 1
+    with warnings.catch_warnings():
+        # Each member has its own optimizer.
+        warnings.filterwarnings("ignore", "`LightningModule.configure_optimizers` returned `None`")
+        fitter = pl.Trainer(
+            **arguments,
+            callbacks=[] if bar is None else [bar],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=bar is not None,
+            default_root_dir=default_root_dir,
+        )
+        together = Together(
+            members, fitter, trainer, monitor, mode, on_error=on_error, save_to=save_to
+        )
+        try:
+            together.go_on()
+            if not together.is_over:
+                fitter.fit(together, train_dataloaders=together.loader())
+        finally:
+            together.detach()
+        together.restore_best()
+
+
+HEEDED_HERE = {
+    "gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches",
+    "check_val_every_n_epoch", "limit_train_batches", "limit_val_batches", "num_sanity_val_steps",
+}  # fmt: skip
+
+
+class Together(pl.LightningModule):
+    """The LightningModule whose fit is the fit of all members; see `fit_together`.
+
+    Everything is made ready here, so that what cannot be fitted together is known before anything
+    is trained.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        fitter: pl.Trainer,
+        trainer: Mapping[str, Any],
+        monitor: str,
+        mode: str,
+        *,
+        on_error: str,
+        save_to: Path | None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.members = list(members)
+        self.fitter = fitter
+        self.monitor, self.mode = monitor, mode
+        self.on_error = on_error
+        self.save_to = save_to
+        self.accumulate = trainer.get("accumulate_grad_batches") or 1
+        self.clip = trainer.get("gradient_clip_val")
+        self.clip_by_value = str(trainer.get("gradient_clip_algorithm") or "norm") == "value"
+        self.validate_every = trainer.get("check_val_every_n_epoch") or 1
+        self.limit_train = trainer.get("limit_train_batches")
+        self.limit_val = trainer.get("limit_val_batches")
+        self.epoch = 0
+        self._linked = False
+        self._saved_at = time.monotonic()
+        self.root_device = fitter.strategy.root_device
+        for member in self.members:
+            member.attach(fitter, self.accumulate)
+        self.live = self.members
+        self._make_sources()
+        for k, member in enumerate(self.members):
+            member.trainer.num_training_batches = self._batches(k)
+        self.stack = Stack([member.model for member in self.members], self.root_device)
+        for member in self.members:
+            member.make_optimizer()
+        self.optimizers_of = MergedOptimizer([member.optimizer for member in self.members])
+        self._try()
+        for member in self.members:
+            member.call("on_train_start")
+
+    # Before
+
+    def _make_sources(self) -> None:
+        self.train_source = BatchSource(self.live, "train", self.root_device)
+        self.val_source = BatchSource(self.live, "val", self.root_device)
+        self.val_source.begin(0)
+
+    def _batches(self, k: int) -> int:
+        return _limited(self.train_source.count(k), self.limit_train)
+
+    def _try(self) -> None:
+        """One step without consequences, to see whether the models can be computed together."""
+        self.train_source.begin(0)
+        buffers = {name: buffer.clone() for name, buffer in self.stack.buffers.items()}
+        devices = [self.root_device] if self.root_device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            for batches in self.train_source.step(0, range(len(self.live))):
+                try:
+                    with self.fitter.precision_plugin.train_step_context():
+                        losses, outputs = self.stack.run(
+                            batches.inputs, batches.targets, batches.members
+                        )
+                    gradients = torch.autograd.grad(
+                        losses.sum(), [p for p in self.stack.params.values() if p.requires_grad],
+                        allow_unused=True,
+                    )
+                except torch.OutOfMemoryError:
+                    raise
+                except Exception as error:
+                    # What a single model cannot compute either is no matter of the stack.
+                    self._alone(batches)
+                    raise NotVectorizable(
+                        f"{type(self.live[0].model).__name__} cannot be computed for several "
+                        f"models at once: {str(error).splitlines()[0] if str(error) else error!r}"
+                    ) from error
+                del gradients
+                self.live[batches.members[0]].model.check_batch(outputs[0], batches.targets[0])
+        for name, buffer in buffers.items():
+            self.stack.buffers[name].copy_(buffer)
+
+    def _alone(self, batches: Batches) -> None:
+        model = self.live[batches.members[0]].model
+        with self.fitter.precision_plugin.train_step_context():
+            outputs = model(batches.inputs[0])
+            model.check_batch(outputs, batches.targets[0])
+            model.loss(outputs, batches.targets[0])
+
+    # The fit
+
+    def loader(self) -> DataLoader:
+        """The numbers of the steps, some at a time: what the Trainer takes for batches."""
+        steps = max(self._batches(k) for k in range(len(self.live)))
+        chunks = [list(range(steps)[i : i + STEPS_AT_ONCE]) for i in range(0, steps, STEPS_AT_ONCE)]
+        return DataLoader(_Chunks(chunks), batch_size=None)
+
+    def configure_optimizers(self) -> None:
+        """None: each member has its own."""
+
+    def on_train_epoch_start(self) -> None:
+        self.stack.train()
+        self.train_source.begin(self.epoch)
+        self._sums = _Sums(self.live, "train")
+        for member in self.live:
+            member.trainer.current_epoch = self.epoch
+
+    def training_step(self, steps: Sequence[int], batch_idx: int) -> None:
+        for number in steps:
+            taking_part = [k for k, m in enumerate(self.live) if m.active and number < self._batches(k)]
+            if taking_part:
+                self._step(number, taking_part)
+
+    def _step(self, number: int, taking_part: list[int]) -> None:
+        for k in taking_part:
+            member = self.live[k]
+            member.trainer.fit_loop.total_batch_idx = self.epoch * self._batches(k) + number - 1
+        for batches in self.train_source.step(number, taking_part):
+            losses, outputs = self.stack.run(batches.inputs, batches.targets, batches.members)
+            total = losses.sum()
+            (total if self.accumulate == 1 else total / self.accumulate).backward()
+            self._check_finite(batches.members, losses.detach(), number)
+            self._sums.add(batches, losses.detach(), outputs.detach())
+        if not self._linked:
+            self.stack.link_gradients()
+            self._linked = True
+        last = number + 1
+        due = [
+            k for k in taking_part
+            if self.live[k].active
+            and (last % self.accumulate == 0 or last == self._batches(k))
+        ]
+        if not due:
+            return
+        if self.clip:
+            self._clip_gradients(due)
+        self.optimizers_of.step(due)
+        self._zero_gradients(due)
+        for k in due:
+            member = self.live[k]
+            member.steps += 1
+            member.trainer.global_step = member.steps
+            if member.schedules:
+                member.step_schedules("step", plateau=False, count=last)
+
+    def _clip_gradients(self, due: Sequence[int]) -> None:
+        gradients = self.stack.gradients()
+        if self.clip_by_value:
+            for gradient in gradients:
+                gradient.clamp_(-self.clip, self.clip)
+            return
+        norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
+        factors = (self.clip / (norms + 1e-6)).clamp(max=1.0)  # as clip_grad_norm_ has it
+        for gradient in gradients:
+            gradient[due] *= factors[due].view(-1, *(1,) * (gradient.ndim - 1))
+
+    def _zero_gradients(self, due: Sequence[int]) -> None:
+        gradients = self.stack.gradients()
+        if len(due) == len(self.live):
+            torch._foreach_zero_(gradients)
+            return
+        for gradient in gradients:
+            gradient[list(due)] = 0
+
+    def _check_finite(self, members: Sequence[int], losses: Tensor, number: int) -> None:
+        if losses.isfinite().all():
+            return
+        for k, loss in zip(members, losses.tolist(), strict=True):
+            if math.isfinite(loss):
+                continue
+            member = self.live[k]
+            error = FloatingPointError(
+                f"train/loss is {loss} at step {member.steps} (epoch {self.epoch}); lower lr (now "
+                f"{member.model.lr}), clip gradients, or look for values in the data that are not "
+                "finite."
+            )
+            member.error, member.active = error, False
+            if self.on_error == "raise":
+                raise FloatingPointError(f"{member.name}: {error}") from error
+
+    def on_train_epoch_end(self) -> None:
+        train = self._sums.compute()
+        validated = (self.epoch + 1) % self.validate_every == 0
+        val = self._validate() if validated else [{} for _ in self.live]
+        for k, member in enumerate(self.live):
+            if not member.active:
+                continue  # failed in this epoch
+            member.step_schedules("epoch", plateau=False, count=self.epoch + 1)
+            if validated:
+                member.log(val[k])
+                member.call("on_validation_end")
+            member.log(train[k])
+            member.call("on_train_epoch_end")
+            member.epochs = self.epoch + 1
+            if validated:
+                self._keep_best(member, {**train[k], **val[k]})
+            member.step_schedules("epoch", plateau=True, count=self.epoch + 1)
+            member.active = not member.trainer.should_stop
+        self.epoch += 1
+        self._drop_stopped()
+        if not self.live:
+            self.fitter.should_stop = True
+        self._save()
+
+    def _drop_stopped(self) -> None:
+        """Takes the members that have stopped out of the stack: from here on they cost nothing."""
+        keep = [k for k, member in enumerate(self.live) if member.active]
+        if len(keep) == len(self.live):
+            return
+        self.live = [self.live[k] for k in keep]
+        if self.live:
+            self.stack.keep(keep)
+            self.optimizers_of.keep(keep)
+            self._make_sources()
+
+    def _validate(self) -> list[dict[str, Tensor]]:
+        self.stack.train(False)
+        sums = _Sums(self.live, "val")
+        active = [k for k, member in enumerate(self.live) if member.active]
+        counts = {k: _limited(self.val_source.count(k), self.limit_val) for k in active}
+        with torch.inference_mode(), self.fitter.precision_plugin.val_step_context():
+            for number in range(max(counts.values(), default=0)):
+                part = [k for k in active if number < counts[k]]
+                for batches in self.val_source.step(number, part):
+                    losses, outputs = self.stack.run(
+                        batches.inputs, batches.targets, batches.members
+                    )
+                    sums.add(batches, losses, outputs)
+        self.stack.train()
+        return sums.compute()
+
+    def _keep_best(self, member: Member, metrics: Mapping[str, Tensor]) -> None:
+        values = {name: float(value) for name, value in metrics.items()}
+        if self.monitor not in values:
+            raise ValueError(
+                f"monitor={self.monitor!r} was not logged by {type(member.model).__name__}; logged "
+                f"are {', '.join(sorted(values))}."
+            )
+        value, worst = values[self.monitor], math.inf if self.mode == "min" else -math.inf
+        value = worst if math.isnan(value) else value
+        better = member.best is None or (
+            value < member.best.value if self.mode == "min" else value > member.best.value
+        )
+        if better:
+            state = {n: x.detach().clone() for n, x in member.model.state_dict().items()}
+            kept = {n: v for n, v in values.items() if n.startswith("val/")}
+            member.best = Best(self.epoch, member.steps, value, state, kept)
+
+    # Going on, and the end
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no epoch is left to run."""
+        return not self.live or not self.fitter.max_epochs
+
+    def _save(self) -> None:
+        if self.save_to is None or time.monotonic() - self._saved_at < SAVE_SECONDS:
+            return
+        self._saved_at = time.monotonic()
+        state = {
+            "epoch": self.epoch,
+            "random": resume_state.random_state(self.root_device),
+            "members": [member.state() for member in self.members],
+            "optimizers": {
+                self.members.index(member): self.optimizers_of.state(k)
+                for k, member in enumerate(self.live)
+            },
+        }
+        with whole_file(self.save_to) as part:
+            torch.save(state, part)
+
+    def go_on(self) -> None:
+        """Goes on where a killed fit of the same members was, if it has left its file."""
+        if self.save_to is None or not self.save_to.is_file():
+            return
+        state = torch.load(self.save_to, map_location=self.root_device, weights_only=True)
+        for member, saved in zip(self.members, state["members"], strict=True):
+            member.load(saved)
+        for k, saved in state["optimizers"].items():
+            self.optimizers_of.load(k, saved)
+        self.epoch = state["epoch"]
+        self._drop_stopped()
+        self.fitter.fit_loop.max_epochs = (self.fitter.max_epochs or 0) - self.epoch
+        resume_state.set_random_state(self.root_device, state["random"])
+
+    def detach(self) -> None:
+        """Lets go of the Trainer."""
+        for member in self.members:
+            member.detach()
+
+    def restore_best(self) -> None:
+        """Gives every member the weights of its best epoch, in memory of its own."""
+        for member in self.members:
+            for p in member.model.parameters():
+                p.data, p.grad = p.data.clone(), None
+            for module in member.model.modules():
+                for name, buffer in module._buffers.items():
+                    module._buffers[name] = None if buffer is None else buffer.clone()
+            if member.best is not None:
+                member.model.load_state_dict(member.best.state)
+
+
+class _Chunks(Dataset):
+    def __init__(self, chunks: Sequence[list[int]]) -> None:
+        self.chunks = chunks
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, i: int) -> list[int]:
+        return self.chunks[i]
+
+
+class _Sums:
+    """What the steps of an epoch leave, until it is put into the members' metrics."""
+
+    def __init__(self, members: Sequence[Member], stage: Stage) -> None:
+        self.members, self.stage = members, stage
+        self.parts: dict[tuple[int, ...], list[tuple[Tensor, Tensor, Tensor]]] = {}
+        self.steps = 0
+        for member in members:
+            member.model.reset_metrics(stage)
+
+    def add(self, batches: Batches, losses: Tensor, outputs: Tensor) -> None:
+        model = self.members[batches.members[0]].model
+        # Of all members' samples at once: it treats every sample by itself.
+        kept = model.for_metrics(
+            outputs.flatten(0, 1), batches.targets.flatten(0, 1), self.stage
+        )
+        predictions, targets = (x.unflatten(0, batches.targets.shape[:2]) for x in kept)
+        self.parts.setdefault(tuple(batches.members), []).append((losses, predictions, targets))
+        self.steps += 1
+        if self.steps % FLUSH_EVERY == 0:
+            self._flush()
+
+    def _flush(self) -> None:
+        of_member: list[list[tuple[Tensor, Tensor, Tensor, Tensor]]] = [[] for _ in self.members]
+        for members, parts in self.parts.items():
+            losses = torch.stack([part[0] for part in parts]).float()
+            sizes = torch.tensor([part[2].shape[1] for part in parts], device=losses.device)
+            predictions, targets = (torch.cat([part[i] for part in parts], dim=1) for i in (1, 2))
+            for j, k in enumerate(members):
+                of_member[k].append((losses[:, j], sizes, predictions[j], targets[j]))
+        for member, found in zip(self.members, of_member, strict=True):
+            if found:
+                columns = [torch.cat(column) for column in zip(*found, strict=True)]
+                member.model.update_metrics(self.stage, *columns)
+        self.parts = {}
+
+    def compute(self) -> list[dict[str, Tensor]]:
+        """The metrics of each member; none for one without samples."""
+        self._flush()
+        return [
+            m.model.compute_metrics(self.stage) if m.active else {} for m in self.members
+        ]
+
+
+def _limited(count: int, limit: int | float | None) -> int:
+    """As the Trainer's ``limit_train_batches`` has it: so many batches, or such a share."""
+    if limit is None:
+        return count
+    return min(count, limit) if isinstance(limit, int) else int(count * limit)
