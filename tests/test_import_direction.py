@@ -17,7 +17,7 @@ FLOORS = [
     | {"data.folds"},
     {"data", "callbacks", "models", "tracking"},
     {"report"},
-    {"fitting"},
+    {"fitting", "ensembles"},
     {"crossval"},
     {"cli"},
     {"__main__"},

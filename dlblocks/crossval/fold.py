@@ -10,7 +10,7 @@ import math
 import secrets
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 
 from dlblocks import tracking
 from dlblocks.crossval.out_of_fold import OutOfFold
@@ -112,6 +113,24 @@ class Plan:
         """Where the fit leaves its files."""
         return fold_dir(self.run_dir, {"repeat": job.repeat, "fold": job.fold})
 
+    def new_logger(self, job: Job) -> Logger | None:
+        """The logger of a fit, its W&B run one of the group that is named after the run folder."""
+        folder = self.folder(job)
+        return tracking.make_logger(
+            self.logger,
+            folder,
+            run_name=f"{self.run_dir.name}-{folder.relative_to(self.run_dir)}".replace("/", "-"),
+            group=self.run_dir.name,
+            job_type="fold",
+            run_id=f"{self.run_id}-{job.repeat}-{job.fold}",
+            config={
+                "fold": job.fold,
+                "repeat": job.repeat,
+                "num_folds": self.num_folds,
+                "seed": self.seed + job.number,
+            },
+        )
+
     def forget(self) -> None:
         """Lets go of what was made for this run."""
         _seen.pop(self.key, None)
@@ -129,23 +148,11 @@ def run_fold(plan: Plan, datamodule: SplitDataModule, job: Job, bar: Callback | 
         bar: Its progress bar.
     """
     started = time.monotonic()
-    seed = plan.seed + job.number
-    pl.seed_everything(seed, workers=True, verbose=False)
+    pl.seed_everything(plan.seed + job.number, workers=True, verbose=False)
     folder = plan.folder(job)
-    name = f"{plan.run_dir.name}-{folder.relative_to(plan.run_dir)}".replace("/", "-")
     model, callbacks = plan.new_model(), plan.new_callbacks()
     if plan.check is not None:
         plan.check(model, callbacks)
-    place = {"fold": job.fold, "repeat": job.repeat}
-    logger = tracking.make_logger(
-        plan.logger,
-        folder,
-        run_name=name,
-        group=plan.run_dir.name,
-        job_type="fold",
-        run_id=f"{plan.run_id}-{job.repeat}-{job.fold}",
-        config={**place, "num_folds": plan.num_folds, "seed": seed},
-    )
     done = fit(
         model,
         datamodule,
@@ -154,32 +161,78 @@ def run_fold(plan: Plan, datamodule: SplitDataModule, job: Job, bar: Callback | 
         trainer=plan.trainer,
         monitor=plan.monitor,
         mode=plan.mode,
-        logger=logger,
+        logger=plan.new_logger(job),
         bar=bar or False,
         resume=plan.resume,
     )
     predicted = predict_part(done.trainer, model, datamodule, "val")
+    return finish_fold(
+        plan,
+        job,
+        datamodule,
+        epochs=done.epochs,
+        best_epoch=done.best_epoch,
+        metrics=done.metrics,
+        seconds=time.monotonic() - started,
+        checkpoint=done.checkpoint,
+        predicted=predicted,
+        history=done.history,
+        write=done.trainer.is_global_zero,
+    )
+
+
+def finish_fold(
+    plan: Plan,
+    job: Job,
+    datamodule: SplitDataModule,
+    *,
+    epochs: int,
+    best_epoch: int,
+    metrics: Mapping[str, float],
+    seconds: float,
+    checkpoint: Path | None,
+    predicted: Mapping[str, np.ndarray] | None,
+    history: list[dict[str, float]],
+    write: bool = True,
+) -> Fold:
+    """What a fit leaves, written into its folder too; ``fold.json`` comes last.
+
+    Args:
+        plan: What is the same for every fit.
+        job: Which fit it is.
+        datamodule: Its data.
+        epochs: Epochs run.
+        best_epoch: The best, from 1.
+        metrics: Validation metrics of the best epoch.
+        seconds: Duration of the fit.
+        checkpoint: The best epoch's checkpoint.
+        predicted: ``index``, ``target`` and ``prediction`` of the validation part.
+        history: One row an epoch.
+        write: Whether this process writes.
+    """
+    folder = plan.folder(job)
+    place = {"fold": job.fold, "repeat": job.repeat}
     row: dict[str, Any] = {
         "repeat": job.repeat,
         "fold": job.fold,
-        "epochs": done.epochs,
-        "best_epoch": done.best_epoch,
+        "epochs": epochs,
+        "best_epoch": best_epoch,
         "num_train": len(datamodule.indices("train")),
         "num_val": len(datamodule.indices("val")),
-        **done.metrics,
-        "seconds": round(time.monotonic() - started, 3),
+        **metrics,
+        "seconds": round(seconds, 3),
         # Lightning has resolved links in its own path.
-        "checkpoint": str(folder.relative_to(plan.run_dir) / "checkpoints" / done.checkpoint.name)
-        if done.checkpoint
+        "checkpoint": str(folder.relative_to(plan.run_dir) / "checkpoints" / checkpoint.name)
+        if checkpoint
         else "",
     }
     oof = None
     if predicted is not None:
         size = len(predicted["index"])
         oof = OutOfFold(**predicted, **{key: np.full(size, n) for key, n in place.items()})
-    if done.trainer.is_global_zero:
+    if write:
         _write(folder, row, oof, getattr(datamodule, "normalisation", None))
-    return Fold(row, oof, done.history)
+    return Fold(row, oof, history)
 
 
 def _write(folder: Path, row: dict[str, Any], oof: OutOfFold | None, normalisation: Any) -> None:

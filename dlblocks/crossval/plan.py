@@ -97,6 +97,14 @@ def begin(run_dir: Path, config: Mapping[str, Any], splits: dict[str, Any], *, r
     return str(old["run_id"])
 
 
+def engine_of(run_dir: Path) -> str | None:
+    """The engine of the run in a folder, or None if there is no run."""
+    path = run_dir / PLAN
+    if not path.is_file():
+        return None
+    return str(json.loads(path.read_text())["config"].get("engine", "sequential"))
+
+
 def _broken_off(run_dir: Path) -> bool:
     """Whether the folder holds no more than what a kill right here leaves."""
     parts = (f".{Path(FOLDS).stem}-", f".{Path(PLAN).stem}-")

@@ -58,6 +58,16 @@ class FoldProgress:
     def end_fit(self, share: float) -> None:
         self.ended.append(share)
 
+    def update_together(self, count: int, share: float, text: str) -> None:
+        """Shows `count` fits that are run as one as done to `share` of their epochs."""
+        if self.bar is not None:
+            self.bar.set_description_str(f"{count} folds at once | {text}", refresh=False)
+            self.bar.update(sum(self.ended) + count * share - self.bar.n)
+
+    def end_together(self, count: int) -> None:
+        """Counts fits that have ended together."""
+        self.ended += [1.0] * count
+
     def skip(self, count: int) -> None:
         """Counts fits that were finished before this run."""
         self.ended += [1.0] * count

@@ -20,11 +20,12 @@ from dlblocks.crossval.fold import Fold, Job, Plan, join, read_fold, run_fold
 from dlblocks.crossval.lock import locked
 from dlblocks.crossval.out_of_fold import OutOfFold
 from dlblocks.crossval.parallel import check_jobs, run_side_by_side, wait_for_workers
-from dlblocks.crossval.plan import begin, describe
+from dlblocks.crossval.plan import begin, describe, engine_of
 from dlblocks.crossval.progress import FoldProgress
 from dlblocks.crossval.result import CrossValidationResult
 from dlblocks.crossval.splits import check_same, new_datamodule, plan_splits
 from dlblocks.crossval.text import table_metrics
+from dlblocks.crossval.vectorized import choose_engine, run_together
 from dlblocks.data import DataModule, SplitDataModule
 from dlblocks.errors import check_choice, check_range
 from dlblocks.files import SUMMARY, is_rank_zero, know_rank
@@ -45,6 +46,7 @@ def cross_validate(
     trainer: Mapping[str, Any] | None = None,
     monitor: str = "val/loss",
     mode: Literal["min", "max"] = "min",
+    engine: Literal["sequential", "vectorized", "auto"] = "sequential",
     n_jobs: int = 1,
     on_error: Literal["raise", "continue"] = "raise",
     logger: Literal["csv", "wandb", "tensorboard", "none"] | None = "csv",
@@ -98,6 +100,14 @@ def cross_validate(
         trainer: Arguments of the Lightning `Trainer`, such as ``{"max_epochs": 30}``.
         monitor: The logged metric by which the best epoch is chosen.
         mode: Whether ``"min"`` or ``"max"`` of `monitor` is best.
+        engine: How the fits are run. ``"sequential"``: one after another. ``"vectorized"``: all as
+            one, in which every step computes all models at once; many times faster for small nets.
+            Needs models of `dlblocks.models`, a `DataModule` over arrays, one device, and no
+            callbacks but `EarlyStopping` and those that change batches. Everything a fold has is
+            its own as before; losses and weights agree within rounding, save that dropout draws
+            other numbers. ``seconds`` of a fold is its share. ``"auto"``: vectorized if it can be
+            and a few measured steps say that it is faster; what was chosen and why is said, and
+            kept in ``summary.json``.
         n_jobs: Folds side by side, each in a process of its own with its share of the cores and,
             where there are several, a GPU; -1 for one a core. Under
             ``joblib.parallel_config("ray")`` or ``"dask"`` (``pip install 'dlblocks[ray]'``) they
@@ -140,6 +150,12 @@ def cross_validate(
         check_range("num_folds", num_folds, 2)
     check_range("repeats", repeats, 1)
     check_choice("mode", mode, ["min", "max"])
+    check_choice("engine", engine, ["sequential", "vectorized", "auto"])
+    if engine == "vectorized" and n_jobs != 1:
+        raise ValueError(
+            f"n_jobs={n_jobs} has no effect with engine='vectorized', which runs all folds as one; "
+            "leave one of the two out."
+        )
     check_choice("on_error", on_error, ["raise", "continue"])
     trainer_args = check_trainer_arguments(trainer)
     check_jobs(n_jobs, trainer_args)
@@ -161,6 +177,7 @@ def cross_validate(
             datamodule,
             num_folds,
             repeats,
+            engine=engine,
             n_jobs=n_jobs,
             on_error=on_error,
             log_checkpoints=log_checkpoints,
@@ -175,6 +192,7 @@ def _cross_validate(
     num_folds: int | None,
     repeats: int,
     *,
+    engine: str,
     n_jobs: int,
     on_error: str,
     log_checkpoints: bool,
@@ -194,12 +212,15 @@ def _cross_validate(
         read = [(job, read_fold(plan.folder(job))) for job in jobs if plan.resume]
         found = {job: fold for job, fold in read if fold is not None}
         config: dict[str, Any] = {}
+        chosen, why = "sequential", "n_jobs runs folds side by side" if n_jobs != 1 else ""
 
         def check(model: pl.LightningModule, callbacks: Sequence[Callback]) -> None:
             """Before anything is trained: that the run folder is new, or of the same run."""
             if config:
                 return
             settings = {key: getattr(plan, key) for key in ("trainer", "monitor", "mode", "seed")}
+            if chosen == "vectorized":  # which draws other numbers
+                settings["engine"] = chosen
             config.update(describe(model, callbacks, data, **settings))
             if is_rank_zero():
                 # Other ranks of the same run come here while this one is already writing.
@@ -217,11 +238,21 @@ def _cross_validate(
                 check_same(base, splits, job.number)
             return base.for_fold(job.fold, plan.num_folds, repeat=job.repeat)
 
-        if n_jobs > 1 or n_jobs == -1 or not todo:
+        if engine == "auto" and plan.resume and (before := engine_of(plan.run_dir)):
+            chosen, why = before, "as this run began"
+        elif engine != "sequential" and n_jobs == 1 and todo:
+            chosen, why = choose_engine(engine, plan, make_data, todo)
+        elif engine == "vectorized":
+            chosen = engine
+        if engine == "auto" and todo and is_rank_zero():
+            print(f"engine: {chosen}; {why}", file=sys.stderr, flush=True)
+        if n_jobs > 1 or n_jobs == -1 or not todo or chosen == "vectorized":
             check(plan.new_model(), plan.new_callbacks())  # otherwise the first fold's are
             if todo:
                 plan.new_model()  # a second one, to see that it is another
-        if n_jobs == 1 or not todo:
+        if chosen == "vectorized" and todo:
+            outcomes = run_together(plan, make_data, todo, progress, on_error)
+        elif n_jobs == 1 or not todo:
             outcomes = _one_by_one(plan, make_data, todo, progress if progress_bar else None)
         else:
             outcomes = run_side_by_side(plan, make_data, todo, n_jobs, progress)
@@ -255,6 +286,8 @@ def _cross_validate(
             "repeats": repeats,
             "monitor": plan.monitor,
             "mode": plan.mode,
+            "engine": chosen,
+            **({"engine_because": why} if engine == "auto" else {}),
             "class_names": data.class_names,
             **({"failed": _failures(failed)} if failed else {}),
             "seconds": time.monotonic() - started,

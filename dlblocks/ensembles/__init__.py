@@ -2,6 +2,6 @@
 
 from dlblocks.ensembles.errors import NotVectorizable
 from dlblocks.ensembles.member import Member
-from dlblocks.ensembles.vectorized import check_vectorizable, fit_together
+from dlblocks.ensembles.vectorized import Together, check_vectorizable, fit_together
 
-__all__ = ["Member", "NotVectorizable", "check_vectorizable", "fit_together"]
+__all__ = ["Member", "NotVectorizable", "Together", "check_vectorizable", "fit_together"]

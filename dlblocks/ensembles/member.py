@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dlblocks import tracking
 from dlblocks.csv_log import csv_writers
 from dlblocks.data import DataModule
 from dlblocks.ensembles.errors import NotVectorizable
@@ -127,7 +128,9 @@ class Member:
         """Has the model make its optimizer and schedules, as a Trainer would."""
         optimizers, schedules = _unpacked(self.model.configure_optimizers())
         if len(optimizers) != 1 or isinstance(optimizers[0], torch.optim.LBFGS):
-            found = ", ".join(type(optimizer).__name__ for optimizer in optimizers) or "no optimizer"
+            found = (
+                ", ".join(type(optimizer).__name__ for optimizer in optimizers) or "no optimizer"
+            )
             raise NotVectorizable(
                 f"the model trains by {found}, and models fitted together need one optimizer that "
                 "takes a gradient at a time"
@@ -157,12 +160,32 @@ class Member:
                     f"logged; logged are {known}."
                 )
 
+    def begin(self) -> None:
+        """Logs what the fit is, and begins it for the callbacks."""
+        trainer: Any = self.trainer
+        if self.loggers:
+            settings = {
+                **self.model.hparams_initial,
+                **self.datamodule.hparams_initial,
+                "trainer": tracking.trainer_settings(trainer),
+                "versions": tracking.versions(),
+            }
+            for logger in self.loggers:
+                logger.log_hyperparams(settings)
+        self.call("on_train_start")
+
+    def show(self, batch: list[Tensor]) -> None:
+        """Sends a picture of the first batch to loggers that can show it."""
+        trainer: Any = self.trainer
+        tracking.LogFirstBatch().on_train_batch_start(trainer, self.model, batch, 0)
+
     def log(self, metrics: Mapping[str, Tensor]) -> None:
         """Logs what an epoch has found, as a Trainer would at its end."""
         values = {name: float(value) for name, value in metrics.items()}
         row = {**values, "epoch": self.trainer.current_epoch}
         for logger in (self.history, *self.loggers):
             logger.log_metrics(dict(row), step=self.steps - 1)
+            logger.save()
         self.trainer.callback_metrics.update(metrics)
 
     def call(self, hook: str) -> None:

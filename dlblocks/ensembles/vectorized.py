@@ -14,11 +14,12 @@ import inspect
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from torch import Tensor
@@ -34,6 +35,7 @@ from dlblocks.ensembles.optimizers import MergedOptimizer
 from dlblocks.ensembles.stack import Stack
 from dlblocks.files import whole_file
 from dlblocks.models.base import FLUSH_EVERY, Model, Stage
+from dlblocks.predictions import stack as stack_predictions
 
 # Optimizer steps that are one batch to the Trainer: its own work is then done once for all.
 STEPS_AT_ONCE = 64
@@ -130,17 +132,7 @@ def _overridden(model: Model) -> str | None:
     return None
 
 
-def fit_together(
-    members: Sequence[Member],
-    *,
-    trainer: Mapping[str, Any],
-    monitor: str,
-    mode: str,
-    bar: Callback | None = None,
-    save_to: Path | None = None,
-    on_error: str = "raise",
-    default_root_dir: Path | None = None,
-) -> None:
+def fit_together(members: Sequence[Member], **settings: Any) -> None:
     """Fits all members in one Lightning fit; each then holds the weights of its own best epoch.
 
     The losses, weights and metrics of a member are those of a fit of its own, within rounding, but
@@ -148,47 +140,13 @@ def fit_together(
 
     Args:
         members: Models of one architecture with what is their own.
-        trainer: Arguments of the Trainer.
-        monitor: The logged metric that chooses the best epoch.
-        mode: Whether ``"min"`` or ``"max"`` of it is best.
-        bar: A progress bar.
-        save_to: A file that is written every ten seconds, at the ends of epochs, and from which a
-            killed fit goes on; None for none.
-        on_error: ``"raise"``, or ``"continue"`` with the other members when the loss of one is not
-            finite; its `error` says so.
-        default_root_dir: Folder of whatever else the Trainer writes.
+        settings: Those of `Together`.
 
     Raises:
         NotVectorizable: The models, their data or callbacks cannot be fitted together; nothing has
             been trained or written then.
     """
-    for member in members:
-        check_vectorizable(member.model, member.datamodule, member.callbacks, trainer)
-    arguments = {k: v for k, v in trainer.items() if k not in HEEDED_HERE}
-    arguments.setdefault("max_epochs", 1000)  # Lightning's own default
-    if arguments.get("devices", "auto") == "auto":
-        arguments["devices"] = 1
-    with warnings.catch_warnings():
-        # Each member has its own optimizer.
-        warnings.filterwarnings("ignore", "`LightningModule.configure_optimizers` returned `None`")
-        fitter = pl.Trainer(
-            **arguments,
-            callbacks=[] if bar is None else [bar],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=bar is not None,
-            default_root_dir=default_root_dir,
-        )
-        together = Together(
-            members, fitter, trainer, monitor, mode, on_error=on_error, save_to=save_to
-        )
-        try:
-            together.go_on()
-            if not together.is_over:
-                fitter.fit(together, train_dataloaders=together.loader())
-        finally:
-            together.detach()
-        together.restore_best()
+    Together(members, **settings).fit()
 
 
 HEEDED_HERE = {
@@ -202,23 +160,37 @@ class Together(pl.LightningModule):
 
     Everything is made ready here, so that what cannot be fitted together is known before anything
     is trained.
+
+    Args:
+        members: Models of one architecture with what is their own.
+        trainer: Arguments of the Trainer.
+        monitor: The logged metric that chooses the best epoch.
+        mode: Whether ``"min"`` or ``"max"`` of it is best.
+        bar: A progress bar.
+        save_to: A file that is written every ten seconds, at the ends of epochs, and from which a
+            killed fit goes on; None for none.
+        on_error: ``"raise"``, or ``"continue"`` with the other members when the loss of one is not
+            finite; its `error` says so.
+        folder: Where the Trainer writes whatever it writes.
     """
 
     def __init__(
         self,
         members: Sequence[Member],
-        fitter: pl.Trainer,
+        *,
         trainer: Mapping[str, Any],
         monitor: str,
         mode: str,
-        *,
-        on_error: str,
-        save_to: Path | None,
+        bar: Callback | None = None,
+        save_to: Path | None = None,
+        on_error: str = "raise",
+        folder: Path | None = None,
     ) -> None:
         super().__init__()
+        for member in members:
+            check_vectorizable(member.model, member.datamodule, member.callbacks, trainer)
         self.automatic_optimization = False
         self.members = list(members)
-        self.fitter = fitter
         self.monitor, self.mode = monitor, mode
         self.on_error = on_error
         self.save_to = save_to
@@ -231,9 +203,23 @@ class Together(pl.LightningModule):
         self.epoch = 0
         self._linked = False
         self._saved_at = time.monotonic()
-        self.root_device = fitter.strategy.root_device
+        arguments = {k: v for k, v in trainer.items() if k not in HEEDED_HERE}
+        if arguments.get("devices", "auto") == "auto":
+            arguments["devices"] = 1
+        if arguments.get("max_epochs") is None:
+            arguments["max_epochs"] = 1000  # Lightning's own default
+        self.fitter = pl.Trainer(
+            **arguments,
+            callbacks=[] if bar is None else [bar],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=bar is not None,
+            default_root_dir=folder,
+        )
+        self._max_epochs = int(arguments["max_epochs"])
+        self.root_device = self.fitter.strategy.root_device
         for member in self.members:
-            member.attach(fitter, self.accumulate)
+            member.attach(self.fitter, self.accumulate)
         self.live = self.members
         self._make_sources()
         for k, member in enumerate(self.members):
@@ -243,8 +229,22 @@ class Together(pl.LightningModule):
             member.make_optimizer()
         self.optimizers_of = MergedOptimizer([member.optimizer for member in self.members])
         self._try()
-        for member in self.members:
-            member.call("on_train_start")
+
+    def fit(self) -> None:
+        """Runs the fit, or what is left of it."""
+        with warnings.catch_warnings():
+            # Each member has its own optimizer.
+            warnings.filterwarnings("ignore", "`LightningModule.configure_optimizers` returned")
+            try:
+                self.go_on()
+                if not self.is_over:
+                    for member in self.live:
+                        member.begin()
+                    self.fitter.fit(self, train_dataloaders=self.loader())
+                    self._save(at_once=True)
+            finally:
+                self.detach()
+        self._restore_best()
 
     # Before
 
@@ -269,7 +269,8 @@ class Together(pl.LightningModule):
                             batches.inputs, batches.targets, batches.members
                         )
                     gradients = torch.autograd.grad(
-                        losses.sum(), [p for p in self.stack.params.values() if p.requires_grad],
+                        losses.sum(),
+                        [p for p in self.stack.params.values() if p.requires_grad],
                         allow_unused=True,
                     )
                 except torch.OutOfMemoryError:
@@ -285,6 +286,38 @@ class Together(pl.LightningModule):
                 self.live[batches.members[0]].model.check_batch(outputs[0], batches.targets[0])
         for name, buffer in buffers.items():
             self.stack.buffers[name].copy_(buffer)
+
+    def seconds_a_step(self, repeats: int = 3) -> tuple[float, float]:
+        """The time of a step's losses and gradients: of all members together, and one by one.
+
+        The shortest of some tries, after one that counts for nothing. Leaves weights, statistics
+        and random numbers as they are.
+        """
+        self.train_source.begin(0)
+        (batches, *_) = self.train_source.step(0, range(len(self.live)))
+        share = len(self.live) / len(batches.members)
+        buffers = {name: buffer.clone() for name, buffer in self.stack.buffers.items()}
+        params = [p for p in self.stack.params.values() if p.requires_grad]
+        model = self.live[batches.members[0]].model
+        own = [p for p in model.parameters() if p.requires_grad]
+
+        def together() -> None:
+            losses, _ = self.stack.run(batches.inputs, batches.targets, batches.members)
+            torch.autograd.grad(losses.sum(), params, allow_unused=True)
+
+        def alone() -> None:
+            loss = model.loss(model(batches.inputs[0]), batches.targets[0])
+            torch.autograd.grad(loss, own, allow_unused=True)
+
+        devices = [self.root_device] if self.root_device.type == "cuda" else []
+        with (
+            torch.random.fork_rng(devices=devices),
+            self.fitter.precision_plugin.train_step_context(),
+        ):
+            found = [_shortest(run, repeats, self.root_device) for run in (together, alone)]
+        for name, buffer in buffers.items():
+            self.stack.buffers[name].copy_(buffer)
+        return share * found[0], len(self.live) * found[1]
 
     def _alone(self, batches: Batches) -> None:
         model = self.live[batches.members[0]].model
@@ -313,7 +346,9 @@ class Together(pl.LightningModule):
 
     def training_step(self, steps: Sequence[int], batch_idx: int) -> None:
         for number in steps:
-            taking_part = [k for k, m in enumerate(self.live) if m.active and number < self._batches(k)]
+            taking_part = [
+                k for k, m in enumerate(self.live) if m.active and number < self._batches(k)
+            ]
             if taking_part:
                 self._step(number, taking_part)
 
@@ -322,6 +357,9 @@ class Together(pl.LightningModule):
             member = self.live[k]
             member.trainer.fit_loop.total_batch_idx = self.epoch * self._batches(k) + number - 1
         for batches in self.train_source.step(number, taking_part):
+            if not self.epoch and not number:
+                for j, k in enumerate(batches.members):
+                    self.live[k].show([batches.inputs[j], batches.targets[j]])
             losses, outputs = self.stack.run(batches.inputs, batches.targets, batches.members)
             total = losses.sum()
             (total if self.accumulate == 1 else total / self.accumulate).backward()
@@ -332,9 +370,9 @@ class Together(pl.LightningModule):
             self._linked = True
         last = number + 1
         due = [
-            k for k in taking_part
-            if self.live[k].active
-            and (last % self.accumulate == 0 or last == self._batches(k))
+            k
+            for k in taking_part
+            if self.live[k].active and (last % self.accumulate == 0 or last == self._batches(k))
         ]
         if not due:
             return
@@ -382,7 +420,7 @@ class Together(pl.LightningModule):
             )
             member.error, member.active = error, False
             if self.on_error == "raise":
-                raise FloatingPointError(f"{member.name}: {error}") from error
+                raise error
 
     def on_train_epoch_end(self) -> None:
         train = self._sums.compute()
@@ -454,23 +492,51 @@ class Together(pl.LightningModule):
 
     # Going on, and the end
 
+    def progress(self) -> tuple[float, str]:
+        """The share of the epochs that is done, and a line about it."""
+        total = self._max_epochs
+        monitored = [m.best.value for m in self.members if m.best is not None]
+        text = f"epoch {self.epoch}/{total}"
+        if len(self.live) < len(self.members):
+            text += f" | {len(self.live)} still running"
+        if monitored:
+            text += f" | best {self.monitor} {sum(monitored) / len(monitored):.4g}"
+        return self.epoch / total, text
+
+    def predict(self, member: Member, part: str) -> dict[str, np.ndarray]:
+        """``index``, ``target`` and ``prediction`` of a part of a member's data, sorted by index.
+
+        To be called after `fit`.
+        """
+        data = member.datamodule
+        rows, found = data.indices(part), []
+        inputs, targets = data.raw_inputs(part), data.source.targets
+        member.model.eval()
+        with torch.inference_mode(), self.fitter.precision_plugin.val_step_context():
+            for index in rows.split(data.batch_size):
+                batch = [inputs.index_select(0, index), targets.index_select(0, index)]
+                batch = [x.to(self.root_device) for x in batch]
+                batch[0] = data.transform(batch[0])
+                result = member.model.predict_step([*batch, index], 0)
+                found.append({**result, "target": batch[1].cpu()})
+        return stack_predictions(found)
+
     @property
     def is_over(self) -> bool:
         """Whether no epoch is left to run."""
         return not self.live or not self.fitter.max_epochs
 
-    def _save(self) -> None:
-        if self.save_to is None or time.monotonic() - self._saved_at < SAVE_SECONDS:
+    def _save(self, *, at_once: bool = False) -> None:
+        if self.save_to is None:
+            return
+        if not at_once and time.monotonic() - self._saved_at < SAVE_SECONDS:
             return
         self._saved_at = time.monotonic()
         state = {
             "epoch": self.epoch,
             "random": resume_state.random_state(self.root_device),
-            "members": [member.state() for member in self.members],
-            "optimizers": {
-                self.members.index(member): self.optimizers_of.state(k)
-                for k, member in enumerate(self.live)
-            },
+            "members": {member.name: member.state() for member in self.members},
+            "optimizers": {m.name: self.optimizers_of.state(k) for k, m in enumerate(self.live)},
         }
         with whole_file(self.save_to) as part:
             torch.save(state, part)
@@ -480,13 +546,15 @@ class Together(pl.LightningModule):
         if self.save_to is None or not self.save_to.is_file():
             return
         state = torch.load(self.save_to, map_location=self.root_device, weights_only=True)
-        for member, saved in zip(self.members, state["members"], strict=True):
-            member.load(saved)
-        for k, saved in state["optimizers"].items():
-            self.optimizers_of.load(k, saved)
+        if any(member.name not in state["members"] for member in self.members):
+            return  # it belongs to other fits
+        for k, member in enumerate(self.members):
+            member.load(state["members"][member.name])
+            if member.name in state["optimizers"]:
+                self.optimizers_of.load(k, state["optimizers"][member.name])
         self.epoch = state["epoch"]
         self._drop_stopped()
-        self.fitter.fit_loop.max_epochs = (self.fitter.max_epochs or 0) - self.epoch
+        self.fitter.fit_loop.max_epochs = self._max_epochs - self.epoch
         resume_state.set_random_state(self.root_device, state["random"])
 
     def detach(self) -> None:
@@ -494,7 +562,7 @@ class Together(pl.LightningModule):
         for member in self.members:
             member.detach()
 
-    def restore_best(self) -> None:
+    def _restore_best(self) -> None:
         """Gives every member the weights of its best epoch, in memory of its own."""
         for member in self.members:
             for p in member.model.parameters():
@@ -530,9 +598,7 @@ class _Sums:
     def add(self, batches: Batches, losses: Tensor, outputs: Tensor) -> None:
         model = self.members[batches.members[0]].model
         # Of all members' samples at once: it treats every sample by itself.
-        kept = model.for_metrics(
-            outputs.flatten(0, 1), batches.targets.flatten(0, 1), self.stage
-        )
+        kept = model.for_metrics(outputs.flatten(0, 1), batches.targets.flatten(0, 1), self.stage)
         predictions, targets = (x.unflatten(0, batches.targets.shape[:2]) for x in kept)
         self.parts.setdefault(tuple(batches.members), []).append((losses, predictions, targets))
         self.steps += 1
@@ -556,9 +622,18 @@ class _Sums:
     def compute(self) -> list[dict[str, Tensor]]:
         """The metrics of each member; none for one without samples."""
         self._flush()
-        return [
-            m.model.compute_metrics(self.stage) if m.active else {} for m in self.members
-        ]
+        return [m.model.compute_metrics(self.stage) if m.active else {} for m in self.members]
+
+
+def _shortest(run: Callable[[], None], repeats: int, device: torch.device) -> float:
+    seconds = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        run()
+        if device.type != "cpu":
+            torch.get_device_module(device).synchronize()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds[1:])
 
 
 def _limited(count: int, limit: int | float | None) -> int:

@@ -6,10 +6,14 @@ import pickle
 import warnings
 from collections.abc import Iterable, Mapping
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import lightning.pytorch as pl
 import numpy as np
 import torch
+
+from dlblocks.files import whole_file
 
 if TYPE_CHECKING:
     from dlblocks.models.base import Model
@@ -23,6 +27,29 @@ def describe(model: Model, checkpoint: dict[str, Any]) -> None:
     checkpoint[HPARAMS] = description(model)
     for key in ("hparams_name", "hparams_type"):
         checkpoint.pop(key, None)
+
+
+def write_checkpoint(path: Path, model: Model, *, epoch: int, global_step: int) -> None:
+    """Writes a checkpoint of a model's weights, as a Trainer would that has no more to keep.
+
+    Args:
+        path: The file, written whole or not at all.
+        model: The model.
+        epoch: Its epoch, from 0.
+        global_step: Optimizer steps until then.
+    """
+    checkpoint: dict[str, Any] = {
+        "epoch": epoch,
+        "global_step": global_step,
+        "pytorch-lightning_version": pl.__version__,
+        "state_dict": {name: value.detach().cpu() for name, value in model.state_dict().items()},
+        "callbacks": {},
+        "loops": {},
+    }
+    model.on_save_checkpoint(checkpoint)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as part:
+        torch.save(checkpoint, part)
 
 
 def description(model: Model) -> dict[str, Any]:
