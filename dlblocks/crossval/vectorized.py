@@ -149,7 +149,9 @@ def _together(
     members = []
     for i, job in enumerate(jobs):
         pl.seed_everything(plan.seed + job.number, workers=True, verbose=False)
-        model, callbacks, datamodule = plan.new_model(), plan.new_callbacks(), make_data(job)
+        model: Any = plan.new_model()
+        datamodule: Any = make_data(job)
+        callbacks = plan.new_callbacks()
         if i == 0:
             # Before the others are made.
             check_vectorizable(model, datamodule, callbacks, plan.trainer)

@@ -2,6 +2,7 @@
 
 from dlblocks.ensembles.errors import NotVectorizable
 from dlblocks.ensembles.member import Member
-from dlblocks.ensembles.vectorized import Together, check_vectorizable, fit_together
+from dlblocks.ensembles.support import check_vectorizable
+from dlblocks.ensembles.vectorized import Together, fit_together
 
 __all__ = ["Member", "NotVectorizable", "Together", "check_vectorizable", "fit_together"]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dlblocks.callbacks.base import BatchTransform
+from dlblocks.data.dataset import ArrayDataset
 from dlblocks.data.normalisation import rescale
+from dlblocks.data.sampler import EpochSampler
 from dlblocks.ensembles.member import Member
 
 
@@ -46,13 +49,13 @@ class BatchSource:
         self.members = members
         self.training = part == "train"
         self.device = device
-        loaders = [
+        loaders: list[Any] = [
             m.datamodule.train_dataloader() if self.training else m.datamodule.val_dataloader()
             for m in members
         ]
-        self.samplers = [loader.sampler for loader in loaders]
-        self.datasets = [loader.dataset for loader in loaders]
-        self.sizes = [loader.batch_size for loader in loaders]
+        self.samplers: list[EpochSampler] = [loader.sampler for loader in loaders]
+        self.datasets: list[ArrayDataset] = [loader.dataset for loader in loaders]
+        self.sizes: list[int] = [loader.batch_size for loader in loaders]
         self.orders: list[Tensor] = []
         first = self.datasets[0]
         self.shared = all(
@@ -133,7 +136,6 @@ class BatchSource:
             kind = (inputs.shape, inputs.dtype, targets.shape, targets.dtype)
             alike.setdefault(kind, []).append((k, inputs, targets, mine))
         for parts in alike.values():
-            numbers, inputs, targets, found = zip(*parts, strict=True)
-            yield Batches(
-                list(numbers), torch.stack(inputs), torch.stack(targets), torch.stack(found)
-            )
+            numbers = [part[0] for part in parts]
+            stacked = [torch.stack(column) for column in list(zip(*parts, strict=True))[1:]]
+            yield Batches(numbers, *stacked)

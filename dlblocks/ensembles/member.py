@@ -36,7 +36,7 @@ class MemberTrainer:
         self.loggers = member.loggers
         self.accumulate_grad_batches = 1
         self.num_training_batches = 0
-        self.max_epochs = trainer.max_epochs
+        self.max_epochs = int(trainer.max_epochs or 0)
         self.current_epoch = 0
         self.global_step = 0
         self.should_stop = False

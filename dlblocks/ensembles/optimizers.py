@@ -44,7 +44,7 @@ class MergedOptimizer:
         cls = type(first)
         if len(optimizers) > 1 and _is_separable(cls) and all(type(o) is cls for o in optimizers):
             self._merged = copy.copy(first)
-            state: dict[Any, Any] = defaultdict(dict)
+            state: defaultdict[torch.Tensor, Any] = defaultdict(dict)
             for optimizer in self.optimizers:
                 state.update(optimizer.state)
             self._merged.state = state

@@ -120,7 +120,8 @@ class Stack:
         dropped = [m for k, m in enumerate(self.models) if k not in set(members)]
         for model in dropped:
             for p in model.parameters():
-                p.data, p.grad = p.data.clone(), None
+                p.data = p.detach().clone()
+                p.grad = None
             for name, buffer in list(model.named_buffers()):
                 owner, _, leaf = name.rpartition(".")
                 model.get_submodule(owner)._buffers[leaf] = buffer.clone()

@@ -10,7 +10,6 @@ early stopping.
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
 import warnings
@@ -21,115 +20,25 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dlblocks.callbacks import resume_state
-from dlblocks.callbacks.base import BatchTransform
-from dlblocks.data import DataModule
 from dlblocks.ensembles.batches import Batches, BatchSource
 from dlblocks.ensembles.errors import NotVectorizable
 from dlblocks.ensembles.member import Best, Member
 from dlblocks.ensembles.optimizers import MergedOptimizer
 from dlblocks.ensembles.stack import Stack
+from dlblocks.ensembles.sums import Sums
+from dlblocks.ensembles.support import check_vectorizable
 from dlblocks.files import whole_file
-from dlblocks.models.base import FLUSH_EVERY, Model, Stage
 from dlblocks.predictions import stack as stack_predictions
 
 # Optimizer steps that are one batch to the Trainer: its own work is then done once for all.
 STEPS_AT_ONCE = 64
 # What a killed fit may lose.
 SAVE_SECONDS = 10.0
-# Trainer arguments that are heeded here, or that only concern what is the same for all members.
-TRAINER_ARGUMENTS = {
-    "max_epochs", "accelerator", "devices", "precision", "gradient_clip_val",
-    "gradient_clip_algorithm", "accumulate_grad_batches", "check_val_every_n_epoch",
-    "limit_train_batches", "limit_val_batches", "enable_model_summary", "deterministic",
-    "benchmark", "num_sanity_val_steps", "log_every_n_steps", "profiler", "detect_anomaly",
-    "inference_mode", "strategy", "num_nodes",
-}  # fmt: skip
-PRECISIONS = (None, 32, "32", "32-true", "bf16-mixed")
-CALLBACKS = (EarlyStopping, BatchTransform)
-
-
-def check_vectorizable(
-    model: pl.LightningModule,
-    datamodule: pl.LightningDataModule,
-    callbacks: Sequence[Callback],
-    trainer: Mapping[str, Any],
-) -> None:
-    """Raises `NotVectorizable` if fits of this kind cannot be run as one, as far as can be seen.
-
-    Args:
-        model: One of the models.
-        datamodule: Its data.
-        callbacks: Its callbacks.
-        trainer: Arguments of the Trainer.
-    """
-    if not isinstance(model, Model):
-        raise NotVectorizable(
-            f"{type(model).__name__} is no model of dlblocks.models, whose step is known"
-        )
-    changed = _overridden(model)
-    if changed:
-        raise NotVectorizable(
-            f"{type(model).__name__} has a {changed} of its own, which would run once for all"
-        )
-    if not isinstance(datamodule, DataModule):
-        raise NotVectorizable(f"{type(datamodule).__name__} is no datamodule over arrays in memory")
-    if datamodule.train_transform is not None:
-        raise NotVectorizable("train_transform changes samples one by one, in worker processes")
-    for callback in callbacks:
-        if not isinstance(callback, CALLBACKS):
-            raise NotVectorizable(
-                f"the callback {type(callback).__name__} works on one model; only EarlyStopping "
-                "and callbacks that change batches work here"
-            )
-    _check_trainer(trainer)
-
-
-def _check_trainer(trainer: Mapping[str, Any]) -> None:
-    for name, value in trainer.items():
-        default = inspect.signature(pl.Trainer.__init__).parameters[name].default
-        if name not in TRAINER_ARGUMENTS and value != default:
-            raise NotVectorizable(f"trainer={{{name!r}: {value!r}}} is not supported")
-    if trainer.get("precision") not in PRECISIONS:
-        raise NotVectorizable(
-            f"precision={trainer['precision']!r} is not supported; '32-true' and 'bf16-mixed' are"
-        )
-    for name, plain in (("strategy", ("auto",)), ("num_nodes", (1,))):
-        if trainer.get(name, plain[0]) not in plain:
-            raise NotVectorizable(f"{name}={trainer[name]!r}: one device fits all")
-    if trainer.get("devices", "auto") not in ("auto", 1, "1", [0], None):
-        raise NotVectorizable(f"devices={trainer['devices']!r}: one device fits all")
-    epochs = trainer.get("max_epochs")
-    if epochs is not None and epochs < 1:
-        raise NotVectorizable(f"max_epochs={epochs} sets no end")
-    for name in ("limit_train_batches", "limit_val_batches"):
-        if trainer.get(name) == 0:
-            raise NotVectorizable(f"{name}=0 leaves nothing to do")
-    if not isinstance(trainer.get("accumulate_grad_batches", 1), int):
-        raise NotVectorizable("accumulate_grad_batches must be a number of batches")
-
-
-# What a model of ours may define without losing its place: all else that Lightning calls would be
-# called for one model, or not at all.
-FREE = {"forward", "setup", "configure_optimizers", "hparams", "on_save_checkpoint"}
-
-
-def _overridden(model: Model) -> str | None:
-    """The first method of a user's subclass that Lightning or `Model` would call in a step."""
-    ours = {name for name in vars(Model) if name.startswith(("_step", "_flush", "_log", "_reset"))}
-    for cls in type(model).__mro__:
-        if cls.__module__.startswith("dlblocks.models."):
-            return None
-        for name in vars(cls):
-            hook = name.endswith("_step") or name.startswith(("on_", "optimizer_", "lr_"))
-            hook |= name in ("backward", "configure_gradient_clipping", "manual_backward")
-            if (hook or name in ours) and name not in FREE and hasattr(Model, name):
-                return name
-    return None
 
 
 def fit_together(members: Sequence[Member], **settings: Any) -> None:
@@ -195,7 +104,7 @@ class Together(pl.LightningModule):
         self.on_error = on_error
         self.save_to = save_to
         self.accumulate = trainer.get("accumulate_grad_batches") or 1
-        self.clip = trainer.get("gradient_clip_val")
+        self.clip: float = trainer.get("gradient_clip_val") or 0.0
         self.clip_by_value = str(trainer.get("gradient_clip_algorithm") or "norm") == "value"
         self.validate_every = trainer.get("check_val_every_n_epoch") or 1
         self.limit_train = trainer.get("limit_train_batches")
@@ -340,7 +249,7 @@ class Together(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         self.stack.train()
         self.train_source.begin(self.epoch)
-        self._sums = _Sums(self.live, "train")
+        self._sums = Sums(self.live, "train", self.root_device)
         for member in self.live:
             member.trainer.current_epoch = self.epoch
 
@@ -459,7 +368,7 @@ class Together(pl.LightningModule):
 
     def _validate(self) -> list[dict[str, Tensor]]:
         self.stack.train(False)
-        sums = _Sums(self.live, "val")
+        sums = Sums(self.live, "val", self.root_device)
         active = [k for k, member in enumerate(self.live) if member.active]
         counts = {k: _limited(self.val_source.count(k), self.limit_val) for k in active}
         with torch.inference_mode(), self.fitter.precision_plugin.val_step_context():
@@ -583,46 +492,6 @@ class _Chunks(Dataset):
 
     def __getitem__(self, i: int) -> list[int]:
         return self.chunks[i]
-
-
-class _Sums:
-    """What the steps of an epoch leave, until it is put into the members' metrics."""
-
-    def __init__(self, members: Sequence[Member], stage: Stage) -> None:
-        self.members, self.stage = members, stage
-        self.parts: dict[tuple[int, ...], list[tuple[Tensor, Tensor, Tensor]]] = {}
-        self.steps = 0
-        for member in members:
-            member.model.reset_metrics(stage)
-
-    def add(self, batches: Batches, losses: Tensor, outputs: Tensor) -> None:
-        model = self.members[batches.members[0]].model
-        # Of all members' samples at once: it treats every sample by itself.
-        kept = model.for_metrics(outputs.flatten(0, 1), batches.targets.flatten(0, 1), self.stage)
-        predictions, targets = (x.unflatten(0, batches.targets.shape[:2]) for x in kept)
-        self.parts.setdefault(tuple(batches.members), []).append((losses, predictions, targets))
-        self.steps += 1
-        if self.steps % FLUSH_EVERY == 0:
-            self._flush()
-
-    def _flush(self) -> None:
-        of_member: list[list[tuple[Tensor, Tensor, Tensor, Tensor]]] = [[] for _ in self.members]
-        for members, parts in self.parts.items():
-            losses = torch.stack([part[0] for part in parts]).float()
-            sizes = torch.tensor([part[2].shape[1] for part in parts], device=losses.device)
-            predictions, targets = (torch.cat([part[i] for part in parts], dim=1) for i in (1, 2))
-            for j, k in enumerate(members):
-                of_member[k].append((losses[:, j], sizes, predictions[j], targets[j]))
-        for member, found in zip(self.members, of_member, strict=True):
-            if found:
-                columns = [torch.cat(column) for column in zip(*found, strict=True)]
-                member.model.update_metrics(self.stage, *columns)
-        self.parts = {}
-
-    def compute(self) -> list[dict[str, Tensor]]:
-        """The metrics of each member; none for one without samples."""
-        self._flush()
-        return [m.model.compute_metrics(self.stage) if m.active else {} for m in self.members]
 
 
 def _shortest(run: Callable[[], None], repeats: int, device: torch.device) -> float:

@@ -1,0 +1,88 @@
+"""From what the steps of an epoch leave to each member's metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dlblocks.ensembles.batches import Batches
+from dlblocks.ensembles.grouped import make_sums
+from dlblocks.ensembles.member import Member
+from dlblocks.models.base import FLUSH_EVERY, Stage
+
+
+class Sums:
+    """The losses and metrics of one stage of an epoch, of several members.
+
+    Metrics of the package are summed for all members at once; a member that has metrics of its own
+    gets what it would have got by itself.
+
+    Args:
+        members: The members.
+        stage: The stage.
+        device: Where the batches are.
+    """
+
+    def __init__(self, members: Sequence[Member], stage: Stage, device: torch.device) -> None:
+        self.members, self.stage = members, stage
+        self.grouped = make_sums(members[0].model, len(members), device)
+        self.parts: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
+        self.losses = torch.zeros(2, len(members), device=device)  # their sums, and samples
+        for member in members:
+            member.model.reset_metrics(stage)
+
+    def add(self, batches: Batches, losses: Tensor, outputs: Tensor) -> None:
+        """Adds a step: losses (M,) and outputs (M, N, ...), detached."""
+        model = self.members[batches.members[0]].model
+        size = batches.rows.shape[1]
+        # Of all members' samples at once: it treats every sample by itself.
+        predictions, targets = model.for_metrics(
+            outputs.flatten(0, 1), batches.targets.flatten(0, 1), self.stage
+        )
+        who = torch.tensor(batches.members, device=losses.device)
+        sizes = torch.full_like(losses, size)
+        self.parts.append((who, losses.float(), sizes, predictions, targets))
+        if len(self.parts) >= FLUSH_EVERY:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self.parts:
+            return
+        columns = list(zip(*self.parts, strict=True))
+        owners, losses, sizes = (torch.cat(column) for column in columns[:3])
+        predictions, targets = (torch.cat(column) for column in columns[3:])
+        samples = torch.repeat_interleave(owners, sizes.long())
+        if self.grouped is not None:
+            self.losses.index_add_(1, owners, torch.stack([losses * sizes, sizes]))
+            self.grouped.update(samples, predictions, targets)
+        else:
+            for k, member in enumerate(self.members):
+                mine, rows = owners == k, samples == k
+                if mine.any():
+                    member.model.update_metrics(
+                        self.stage, losses[mine], sizes[mine], predictions[rows], targets[rows]
+                    )
+        self.parts = []
+
+    def compute(self) -> list[dict[str, Tensor]]:
+        """What each member logs; nothing for one that has failed."""
+        self._flush()
+        if self.grouped is None:
+            return [
+                member.model.compute_metrics(self.stage) if member.active else {}
+                for member in self.members
+            ]
+        found = {
+            "loss": self.losses[0] / self.losses[1],
+            **self.grouped.compute(whole=self.stage != "train"),
+        }
+        # One look at the device for all.
+        columns = torch.stack([values.double() for values in found.values()]).cpu().float()
+        return [
+            {f"{self.stage}/{name}": columns[i, k] for i, name in enumerate(found)}
+            if member.active
+            else {}
+            for k, member in enumerate(self.members)
+        ]

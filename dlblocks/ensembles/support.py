@@ -1,0 +1,102 @@
+"""What can be fitted together, as far as it can be seen before it is tried."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+
+from dlblocks.callbacks.base import BatchTransform
+from dlblocks.data import DataModule
+from dlblocks.ensembles.errors import NotVectorizable
+from dlblocks.models.base import Model
+
+# Trainer arguments that are heeded here, or that only concern what is the same for all members.
+TRAINER_ARGUMENTS = {
+    "max_epochs", "accelerator", "devices", "precision", "gradient_clip_val",
+    "gradient_clip_algorithm", "accumulate_grad_batches", "check_val_every_n_epoch",
+    "limit_train_batches", "limit_val_batches", "enable_model_summary", "deterministic",
+    "benchmark", "num_sanity_val_steps", "log_every_n_steps", "profiler", "detect_anomaly",
+    "inference_mode", "strategy", "num_nodes",
+}  # fmt: skip
+PRECISIONS = (None, 32, "32", "32-true", "bf16-mixed")
+CALLBACKS = (EarlyStopping, BatchTransform)
+
+
+def check_vectorizable(
+    model: Any, datamodule: Any, callbacks: Sequence[Callback], trainer: Mapping[str, Any]
+) -> None:
+    """Raises `NotVectorizable` if fits of this kind cannot be run as one, as far as can be seen.
+
+    Args:
+        model: One of the models.
+        datamodule: Its data.
+        callbacks: Its callbacks.
+        trainer: Arguments of the Trainer.
+    """
+    if not isinstance(model, Model):
+        raise NotVectorizable(
+            f"{type(model).__name__} is no model of dlblocks.models, whose step is known"
+        )
+    changed = _overridden(model)
+    if changed:
+        raise NotVectorizable(
+            f"{type(model).__name__} has a {changed} of its own, which would run once for all"
+        )
+    if not isinstance(datamodule, DataModule):
+        raise NotVectorizable(f"{type(datamodule).__name__} is no datamodule over arrays in memory")
+    if datamodule.train_transform is not None:
+        raise NotVectorizable("train_transform changes samples one by one, in worker processes")
+    for callback in callbacks:
+        if not isinstance(callback, CALLBACKS):
+            raise NotVectorizable(
+                f"the callback {type(callback).__name__} works on one model; only EarlyStopping "
+                "and callbacks that change batches work here"
+            )
+    _check_trainer(trainer)
+
+
+def _check_trainer(trainer: Mapping[str, Any]) -> None:
+    for name, value in trainer.items():
+        default = inspect.signature(pl.Trainer.__init__).parameters[name].default
+        if name not in TRAINER_ARGUMENTS and value != default:
+            raise NotVectorizable(f"trainer={{{name!r}: {value!r}}} is not supported")
+    if trainer.get("precision") not in PRECISIONS:
+        raise NotVectorizable(
+            f"precision={trainer['precision']!r} is not supported; '32-true' and 'bf16-mixed' are"
+        )
+    for name, plain in (("strategy", ("auto",)), ("num_nodes", (1,))):
+        if trainer.get(name, plain[0]) not in plain:
+            raise NotVectorizable(f"{name}={trainer[name]!r}: one device fits all")
+    if trainer.get("devices", "auto") not in ("auto", 1, "1", [0], None):
+        raise NotVectorizable(f"devices={trainer['devices']!r}: one device fits all")
+    epochs = trainer.get("max_epochs")
+    if epochs is not None and epochs < 1:
+        raise NotVectorizable(f"max_epochs={epochs} sets no end")
+    for name in ("limit_train_batches", "limit_val_batches"):
+        if trainer.get(name) == 0:
+            raise NotVectorizable(f"{name}=0 leaves nothing to do")
+    if not isinstance(trainer.get("accumulate_grad_batches", 1), int):
+        raise NotVectorizable("accumulate_grad_batches must be a number of batches")
+
+
+# What a model of ours may define without losing its place: all else that Lightning calls would be
+# called for one model, or not at all.
+FREE = {"forward", "setup", "configure_optimizers", "hparams", "on_save_checkpoint"}
+
+
+def _overridden(model: Model) -> str | None:
+    """The first method of a user's subclass that Lightning or `Model` would call in a step."""
+    ours = {name for name in vars(Model) if name.startswith(("_step", "_flush", "_log", "_reset"))}
+    for cls in type(model).__mro__:
+        if cls.__module__.startswith("dlblocks.models."):
+            return None
+        for name in vars(cls):
+            hook = name.endswith("_step") or name.startswith(("on_", "optimizer_", "lr_"))
+            hook |= name in ("backward", "configure_gradient_clipping", "manual_backward")
+            if (hook or name in ours) and name not in FREE and hasattr(Model, name):
+                return name
+    return None
