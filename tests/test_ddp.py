@@ -1,5 +1,6 @@
 """Two real processes, started by a script as a user would start them."""
 
+import csv
 import json
 import os
 import subprocess
@@ -9,6 +10,43 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dlblocks.cli import main
+
+ROOT = str(Path(__file__).parents[1])
+# 447 = 3 · 149 digits: each fold trains on 298 samples and validates 149, of which two ranks get
+# 75 and 74. Batches of 32 in one process are the same samples as 16 on each of two, whose
+# gradients DDP averages: training is the same but for rounding.
+DATA = """
+from sklearn.datasets import load_digits
+from dlblocks.data import ArrayDataModule
+
+
+class Digits447(ArrayDataModule):
+    def __init__(self, batch_size: int = 32, num_folds: int | None = None, fold: int = 0):
+        images, targets = load_digits(return_X_y=True)
+        super().__init__(
+            images[:447], targets[:447], batch_size=batch_size, stratify=False,
+            num_folds=num_folds, fold=fold,
+        )
+"""
+FOLDS = """
+import sys
+from dlblocks.crossval import cross_validate
+from dlblocks.models import MLPClassifier
+from data447 import Digits447
+
+
+def run(name, batch_size, **trainer):
+    return cross_validate(
+        lambda: MLPClassifier(64, 10, hidden=[16], lr=0.01), Digits447(batch_size), num_folds=3,
+        trainer={"max_epochs": 3, "accelerator": "cpu", **trainer}, progress_bar=False,
+        run_dir=name, figures=False,
+    )
+
+
+if __name__ == "__main__":
+    run(sys.argv[1], 16, strategy="ddp", devices=2)
+"""
 SCRIPT = """
 import json, sys
 import numpy as np
@@ -54,23 +92,46 @@ result = cross_validate(
     num_folds=2, trainer={"max_epochs": 2, **settings}, progress_bar=False,
     run_dir=f"cv-{devices}",
 )
+from folds import run
+
+if devices == 1:
+    run("one", 32)
+    run("bf16-mixed", 32, precision="bf16-mixed")
+    run("bf16-true", 32, precision="bf16-true")
+else:
+    run("ddp", 16, strategy="ddp", devices=2)
 if trainer.is_global_zero:
     assert len(result.oof) == 1438
     json.dump({**validated, **tested}, open(f"metrics-{devices}.json", "w"))
 """
 
 
+COMMAND = [
+    "cross-validate", "--model=dlblocks.models.MLPClassifier", "--model.in_features=64",
+    "--model.num_classes=10",
+    "--model.hidden=[16]", "--model.lr=0.01", "--data=data447.Digits447", "--num_folds=3",
+    "--trainer.max_epochs=3", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
+]  # fmt: skip
+DDP = ["--data.batch_size=16", "--trainer.strategy=ddp", "--trainer.devices=2"]
+
+
+def start(folder, *arguments):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([ROOT, str(folder)])}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=env, capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ddp")
-    (folder / "script.py").write_text(SCRIPT)
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for name, text in (("script", SCRIPT), ("data447", DATA), ("folds", FOLDS)):
+        (folder / f"{name}.py").write_text(text)
     for devices in (1, 2):
-        done = subprocess.run(
-            [sys.executable, "script.py", str(devices)], cwd=folder, env=env,
-            capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
+        start(folder, "script.py", str(devices))
     return Path(folder)
 
 
@@ -103,3 +164,68 @@ def test_ranks_draw_differently(runs):
     draws = [(runs / f"draws-{rank}.txt").read_text().split() for rank in (0, 1)]
     assert len(draws[0]) == len(draws[1]) > 10
     assert not set(draws[0]) & set(draws[1])
+
+
+def rows(run_dir):
+    """Per fold: epochs, best epoch and the metrics."""
+    with (run_dir / "folds.csv").open(newline="") as file:
+        found = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
+    left_out = ("seconds", "checkpoint")
+    return [{k: float(v) for k, v in row.items() if k not in left_out} for row in found]
+
+
+def check_same_folds(one, two):
+    assert len(rows(one)) == len(rows(two)) == 3
+    for mine, theirs in zip(rows(one), rows(two), strict=True):
+        assert {"val/loss", "val/accuracy", "val/f1", "val/calibration_error"} <= mine.keys()
+        assert mine == pytest.approx(theirs, rel=1e-3)
+    with np.load(one / "oof.npz") as mine, np.load(two / "oof.npz") as theirs:
+        for name in ("index", "target", "fold", "repeat"):
+            np.testing.assert_array_equal(mine[name], theirs[name])
+        np.testing.assert_array_equal(theirs["index"], np.arange(447))
+        np.testing.assert_allclose(mine["prediction"], theirs["prediction"], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_folds_of_two_processes_are_those_of_one(runs):
+    check_same_folds(runs / "one", runs / "ddp")
+    with np.load(runs / "one" / "oof.npz") as one:  # that had learnt something
+        assert (one["prediction"].argmax(1) == one["target"]).mean() > 0.7
+
+
+@pytest.mark.slow
+def test_folds_under_torchrun_are_those_of_one_process(runs):
+    start(
+        runs, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "folds.py",
+        "torchrun",
+    )  # fmt: skip
+    check_same_folds(runs / "one", runs / "torchrun")
+
+
+@pytest.mark.slow
+def test_folds_of_two_processes_from_the_command_line(runs):
+    """Each process parses the command; without --run_dir rank 0 chooses, and tells the other."""
+    done = start(runs, "-m", "dlblocks", *COMMAND, *DDP)
+    (run_dir,) = (runs / "runs").iterdir()
+    check_same_folds(runs / "one", run_dir)
+    assert done.stdout.count("Everything is in") == 1
+
+
+@pytest.mark.slow
+def test_bf16(runs, monkeypatch):
+    monkeypatch.syspath_prepend(runs)
+    main([*COMMAND, "--trainer.precision=bf16-mixed", f"--run_dir={runs / 'bf16-cli'}"])
+    with np.load(runs / "one" / "oof.npz") as arrays:
+        whole = arrays["prediction"]
+    for name in ("bf16-mixed", "bf16-true", "bf16-cli"):
+        with np.load(runs / name / "oof.npz") as arrays:
+            found = arrays["prediction"]
+            assert found.dtype == np.float32
+            np.testing.assert_array_equal(arrays["index"], np.arange(447))
+        # bfloat16 has 8 bits of precision; 30 steps of Adam add up what it rounds.
+        assert 0 < np.abs(found - whole).mean() < 0.02
+        for row, expected in zip(rows(runs / name), rows(runs / "one"), strict=True):
+            assert all(np.isfinite(value) for value in row.values())
+            assert row["val/loss"] == pytest.approx(expected["val/loss"], rel=0.1)
+    with np.load(runs / "bf16-mixed" / "oof.npz") as a, np.load(runs / "bf16-cli" / "oof.npz") as b:
+        np.testing.assert_array_equal(a["prediction"], b["prediction"])
