@@ -109,8 +109,12 @@ def next_run_dir(base: str | os.PathLike[str], *, resume: bool = False) -> Path:
 
     The processes that Lightning starts for the other ranks run the same script a little later, when
     rank 0 has begun to write: they are told the folder through the environment.
+
+    Raises:
+        ValueError: A launcher such as torchrun has started the processes, which cannot be told.
     """
     base = Path(base)
+    _check_one_process(base)
     if not is_rank_zero() and RUN_DIR in os.environ:
         return Path(os.environ[RUN_DIR])
     number, path = 1, base
@@ -121,6 +125,20 @@ def next_run_dir(base: str | os.PathLike[str], *, resume: bool = False) -> Path:
         path = base.with_name(f"{base.name}-{number}")
     os.environ[RUN_DIR] = str(path)
     return path
+
+
+def _check_one_process(base: Path) -> None:
+    from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+
+    for launcher, size in (
+        ("torchrun", TorchElasticEnvironment.detect() and os.environ.get("WORLD_SIZE")),
+        ("srun", SLURMEnvironment.detect() and os.environ.get("SLURM_NTASKS")),
+    ):
+        if size and int(size) > 1:
+            raise ValueError(
+                f"{launcher} has started {size} processes, each of which would choose a run folder "
+                f"by itself; give run_dir, such as run_dir='{base}'."
+            )
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

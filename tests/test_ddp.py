@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from dlblocks.cli import main
+from dlblocks.files import next_run_dir
 
 ROOT = str(Path(__file__).parents[1])
 # 447 = 3 · 149 digits: each fold trains on 298 samples and validates 149, of which two ranks get
@@ -178,12 +179,12 @@ def check_same_folds(one, two):
     assert len(rows(one)) == len(rows(two)) == 3
     for mine, theirs in zip(rows(one), rows(two), strict=True):
         assert {"val/loss", "val/accuracy", "val/f1", "val/calibration_error"} <= mine.keys()
-        assert mine == pytest.approx(theirs, rel=1e-3)
+        assert mine == pytest.approx(theirs, rel=1e-5)
     with np.load(one / "oof.npz") as mine, np.load(two / "oof.npz") as theirs:
         for name in ("index", "target", "fold", "repeat"):
             np.testing.assert_array_equal(mine[name], theirs[name])
         np.testing.assert_array_equal(theirs["index"], np.arange(447))
-        np.testing.assert_allclose(mine["prediction"], theirs["prediction"], atol=1e-4)
+        np.testing.assert_allclose(mine["prediction"], theirs["prediction"], atol=1e-5)
 
 
 @pytest.mark.slow
@@ -209,6 +210,23 @@ def test_folds_of_two_processes_from_the_command_line(runs):
     (run_dir,) = (runs / "runs").iterdir()
     check_same_folds(runs / "one", run_dir)
     assert done.stdout.count("Everything is in") == 1
+
+
+@pytest.mark.parametrize(
+    ("launcher", "variables"),
+    [
+        ("torchrun", {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2"}),
+        ("srun", {"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "train"}),
+    ],
+)
+def test_a_launcher_s_processes_must_be_told_the_run_folder(monkeypatch, launcher, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f"{launcher} has started 2 processes.*give run_dir"):
+        next_run_dir("runs/a")
+    for name in variables:
+        monkeypatch.setenv(name, "1")
+    assert next_run_dir("runs/a") == Path("runs/a")
 
 
 @pytest.mark.slow
