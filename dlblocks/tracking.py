@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import netrc
 import os
 import platform
-import socket
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlparse
 
 import lightning.pytorch as pl
 import torch
@@ -22,14 +18,13 @@ from dlblocks import __version__
 from dlblocks.csv_log import go_on
 from dlblocks.errors import check_choice
 from dlblocks.files import is_rank_zero
+from dlblocks.wandb_log import LenientWandbLogger, wandb_mode, wandb_settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LoggerName = Literal["csv", "wandb", "tensorboard", "none"]
 LOGGERS = ("csv", "wandb", "tensorboard", "none")
-PROBE_SECONDS = 3.0
-_said: set[str] = set()
 
 
 def make_logger(
@@ -48,7 +43,8 @@ def make_logger(
     ``"csv"`` writes ``metrics.csv``, ``"tensorboard"`` the folder ``tensorboard``, ``"wandb"`` the
     folder ``wandb``. A W&B run is online if there are credentials and its server answers within 3
     seconds; otherwise it is offline, which is said once, and ``wandb sync`` uploads it later. Set
-    ``WANDB_MODE`` to decide yourself. Every call is a run of its own; end it by `finish_logger`.
+    ``WANDB_MODE`` to decide yourself. Losing W&B in mid-run never stops training; see
+    `LenientWandbLogger`. Every call is a run of its own; end it by `finish_logger`.
 
     Args:
         name: ``"csv"``, ``"wandb"``, ``"tensorboard"``, or ``"none"`` or None for no logger.
@@ -77,13 +73,11 @@ def make_logger(
     elif name == "tensorboard":
         logger = TensorBoardLogger(folder, name="tensorboard", version="")
     else:
-        import wandb
-
         if is_rank_zero():
             folder.mkdir(parents=True, exist_ok=True)
         # Given to the run alone; Lightning's offline=True would set WANDB_MODE for the process.
         mode = os.environ.get("WANDB_MODE") or wandb_mode()
-        logger = WandbLogger(
+        logger = LenientWandbLogger(
             save_dir=folder,
             name=run_name,
             project=project,
@@ -94,7 +88,7 @@ def make_logger(
             resume=None if run_id is None else "allow",
             # Without it, a second run in one process would go on writing into the first.
             reinit="create_new",
-            settings=wandb.Settings(silent=True, console="off"),
+            settings=wandb_settings(),
         )
     if config:
         logger.log_hyperparams(dict(config))
@@ -103,53 +97,12 @@ def make_logger(
 
 def finish_logger(logger: Logger | None) -> None:
     """Ends what `make_logger` began, so that the next run of this process is another one."""
-    if isinstance(logger, WandbLogger) and is_rank_zero():
+    if isinstance(logger, LenientWandbLogger):
+        logger.finish()
+    elif isinstance(logger, WandbLogger) and is_rank_zero():
         logger.experiment.finish()
     elif isinstance(logger, TensorBoardLogger) and is_rank_zero():
         logger.experiment.close()
-
-
-def wandb_mode() -> Literal["online", "offline"]:
-    """``"online"`` if W&B can be reached with credentials; else ``"offline"``, and says why once.
-
-    Asked before a run begins, because wandb itself raises without credentials, and without a
-    network waits 100 seconds before it does.
-    """
-    import wandb
-
-    settings = wandb.Settings()
-    server = urlparse(os.environ.get("WANDB_BASE_URL") or settings.base_url)
-    host = server.hostname or ""
-    if not (os.environ.get("WANDB_API_KEY") or _in_netrc(host)):
-        _say_once("W&B has no credentials here: runs are logged offline (wandb login to change).")
-        return "offline"
-    port = server.port or (443 if server.scheme == "https" else 80)
-    proxy = os.environ.get(f"{server.scheme}_proxy") or os.environ.get(
-        f"{server.scheme.upper()}_PROXY"
-    )
-    if proxy:
-        gate = urlparse(proxy if "//" in proxy else f"//{proxy}")
-        host, port = gate.hostname or host, gate.port or port
-    try:
-        socket.create_connection((host, port), timeout=PROBE_SECONDS).close()
-    except OSError as error:
-        _say_once(f"W&B does not answer at {host} ({error}): runs are logged offline.")
-        return "offline"
-    return "online"
-
-
-def _in_netrc(host: str) -> bool:
-    path = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
-    try:
-        return netrc.netrc(path).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
-def _say_once(text: str) -> None:
-    if text not in _said and is_rank_zero():
-        _said.add(text)
-        print(text, file=sys.stderr, flush=True)
 
 
 class LogTrainerSettings(Callback):
@@ -274,21 +227,18 @@ def log_summary(
         figures: Logged by their names.
         checkpoints: Files, logged as one artifact of type ``model``.
     """
-    if not (isinstance(logger, WandbLogger) and is_rank_zero()):
+    if not (isinstance(logger, LenientWandbLogger) and is_rank_zero()):
         return
     import wandb
 
-    run = logger.experiment
     columns: list[Any] = list(dict.fromkeys(key for row in rows for key in row))
     table = wandb.Table(columns=columns, data=[[row.get(c) for c in columns] for row in rows])
-    run.log({"folds": table})
+    logger.log_metrics({"folds": table})
     log_figures([logger], figures)
     if checkpoints:
-        artifact = wandb.Artifact(f"{run.name or run.id}-checkpoints", type="model")
-        for path in checkpoints:
-            artifact.add_file(str(path), name=f"{path.parent.parent.name}-{path.name}")
-        run.log_artifact(artifact)
-    run.summary.update(dict(values))
+        logger.log_checkpoints(checkpoints)
+    with logger.unless_lost():
+        logger.experiment.summary.update(dict(values))
 
 
 def log_figures(loggers: Iterable[Logger], figures: Mapping[str, Figure]) -> None:
@@ -299,7 +249,8 @@ def log_figures(loggers: Iterable[Logger], figures: Mapping[str, Figure]) -> Non
         if isinstance(logger, WandbLogger):
             import wandb
 
-            logger.experiment.log({name: wandb.Image(figure) for name, figure in figures.items()})
+            images: dict[str, Any] = {name: wandb.Image(figure) for name, figure in figures.items()}
+            logger.log_metrics(images)
         elif isinstance(logger, TensorBoardLogger):
             for name, figure in figures.items():
                 logger.experiment.add_figure(name, figure, close=False)

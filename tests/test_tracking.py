@@ -9,7 +9,7 @@ import yaml
 from torch.utils.data import DataLoader, TensorDataset
 from wandb_offline import read_runs
 
-from dlblocks import tracking
+from dlblocks import wandb_log
 from dlblocks.callbacks import MixUp
 from dlblocks.cli import main
 from dlblocks.crossval import cross_validate
@@ -38,7 +38,7 @@ def fit(logger, max_epochs=2):
 
 @pytest.fixture(autouse=True)
 def _say_again():
-    tracking._said.clear()
+    wandb_log._said.clear()
 
 
 def test_wandb_offline_from_python(tmp_path, capfd):
@@ -121,7 +121,7 @@ def test_no_network_is_found_in_time(tmp_path, monkeypatch, capfd):
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"):
         monkeypatch.delenv(name, raising=False)
     started = time.monotonic()
-    assert tracking.wandb_mode() == "offline"
+    assert wandb_log.wandb_mode() == "offline"
     assert time.monotonic() - started < 10
     assert "does not answer at 127.0.0.1" in capfd.readouterr().err
 
@@ -131,10 +131,10 @@ def test_credentials_in_netrc_count(tmp_path, monkeypatch):
     path = tmp_path / "netrc"
     path.write_text("machine 127.0.0.1\n login user\n password " + "0" * 40)
     path.chmod(0o600)
-    assert not tracking._in_netrc("127.0.0.1")
+    assert not wandb_log._in_netrc("127.0.0.1")
     monkeypatch.setenv("NETRC", str(path))
-    assert tracking._in_netrc("127.0.0.1")
-    assert not tracking._in_netrc("example.org")
+    assert wandb_log._in_netrc("127.0.0.1")
+    assert not wandb_log._in_netrc("example.org")
 
 
 def test_csv_and_tensorboard(tmp_path):
