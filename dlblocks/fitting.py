@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import Logger
 
@@ -137,7 +138,18 @@ def fit(
         )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"\.fit\(ckpt_path=.last.\) is set, but there is no")
-            fitter.fit(model, datamodule=datamodule, ckpt_path="last" if resume else None)
+            try:
+                fitter.fit(model, datamodule=datamodule, ckpt_path="last" if resume else None)
+            except MisconfigurationException as error:
+                logged = sorted(fitter.callback_metrics)
+                # Said by ModelCheckpoint after the first validation.
+                if monitor in logged or f"monitor={monitor!r}" not in str(error):
+                    raise
+                hint = did_you_mean(monitor, logged) or "."
+                raise ValueError(
+                    f"monitor={monitor!r} was not logged by {type(model).__name__}{hint} There "
+                    f"are: {', '.join(logged) or 'none; log it in validation_step by self.log'}."
+                ) from error
     finally:
         tracking.finish_logger(logger)
     if fitter.is_global_zero:

@@ -2,5 +2,6 @@
 
 from dlblocks.crossval.result import CrossValidationResult, OutOfFold
 from dlblocks.crossval.run import cross_validate
+from dlblocks.crossval.statistics import Comparison
 
-__all__ = ["CrossValidationResult", "OutOfFold", "cross_validate"]
+__all__ = ["Comparison", "CrossValidationResult", "OutOfFold", "cross_validate"]

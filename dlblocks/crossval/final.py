@@ -18,12 +18,17 @@ from dlblocks.files import write_json
 from dlblocks.fitting import check_trainer_arguments
 from dlblocks.history import History
 from dlblocks.models import Classifier, Model, Regressor, VotingClassifier, VotingRegressor, load
+from dlblocks.models.checkpoints import restore
 from dlblocks.quiet import quiet
 
 TESTED = "test.json"
 
 
-def ensemble(result: CrossValidationResult, classes: Iterable[type[Model]] = ()) -> Model:
+def ensemble(
+    result: CrossValidationResult,
+    classes: Iterable[type[Model]] = (),
+    make_model: Callable[[], pl.LightningModule] | None = None,
+) -> Model:
     """The average of the fold models, in evaluation mode; see `CrossValidationResult.ensemble`."""
     members, normalisations = [], []
     for row in result.folds:
@@ -32,7 +37,7 @@ def ensemble(result: CrossValidationResult, classes: Iterable[type[Model]] = ())
                 f"fold {row['fold']} has no checkpoint, as under fast_dev_run; there is nothing "
                 "to make an ensemble of."
             )
-        members.append(load(result.run_dir / row["checkpoint"], classes=classes))
+        members.append(_member(result, row["checkpoint"], list(classes), make_model))
         path = fold_dir(result.run_dir, row) / FINISHED
         normalisations.append(json.loads(path.read_text())["normalisation"])
     known = None if any(pair is None for pair in normalisations) else normalisations
@@ -42,6 +47,34 @@ def ensemble(result: CrossValidationResult, classes: Iterable[type[Model]] = ())
         return VotingRegressor(members, normalisations=known).eval()
     names = sorted({type(member).__name__ for member in members})
     raise ValueError(f"models of {', '.join(names)} have no average; it is for classes or values.")
+
+
+def _member(
+    result: CrossValidationResult,
+    checkpoint: str,
+    classes: list[type[Model]],
+    make_model: Callable[[], pl.LightningModule] | None,
+) -> Model:
+    """The model of one fold: as its checkpoint describes it, else as `make_model` makes it."""
+    path = result.run_dir / checkpoint
+    if make_model is None:
+        try:
+            return load(path, classes=classes)
+        except ValueError as error:
+            make_model = (result.given or {}).get("make_model")
+            if make_model is None:
+                raise ValueError(
+                    f"{error} A result that was loaded does not know how its models were made; "
+                    "give make_model=, or classes= for your own."
+                ) from error
+    with isolate_rng(), quiet():
+        model = make_model()
+    if not isinstance(model, Model):
+        raise ValueError(
+            f"make_model makes a {type(model).__name__}, which is no model of dlblocks; an "
+            "ensemble is of Classifiers or Regressors."
+        )
+    return restore(model, path)
 
 
 def refit(

@@ -204,7 +204,12 @@ class CrossValidationResult:
 
     # Models
 
-    def ensemble(self, classes: Iterable[type[Model]] = ()) -> Model:
+    def ensemble(
+        self,
+        classes: Iterable[type[Model]] = (),
+        *,
+        make_model: Callable[[], pl.LightningModule] | None = None,
+    ) -> Model:
         """The average of the fold models, as one model: probabilities for classes, else values.
 
         Its `forward` takes raw inputs, in the units of the data's source: each member gets them
@@ -215,13 +220,19 @@ class CrossValidationResult:
 
         Args:
             classes: Your own subclasses of our models, if the folds have such.
+            make_model: As for `cross_validate`: makes what the checkpoints cannot say, as a
+                `Classifier` over a net of your own; not needed on the result that `cross_validate`
+                returned. Saved, such an ensemble is loaded by ``dlblocks.models.load(path,
+                overrides={"members": [make_model() for _ in result.folds]})``, one of your own
+                classes by ``load(path, classes=[YourModel])``.
 
         Raises:
-            ValueError: The fold models are not of dlblocks, or there are no checkpoints.
+            ValueError: The fold models are not of dlblocks, there are no checkpoints, or the result
+                was loaded and `make_model` or `classes` is missing.
         """
         from dlblocks.crossval.final import ensemble
 
-        return ensemble(self, classes)
+        return ensemble(self, classes, make_model)
 
     def refit(
         self,

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from dlblocks.errors import check_range
 
+SHOWN = 8  # columns in a message
+
 
 def check_arrays(
     inputs: Tensor,
@@ -140,21 +142,34 @@ def _check_finite(argument: str, values: Tensor, names: Sequence[str] | None) ->
     # A mask of some rows at a time, for arrays larger than memory.
     rows = max(1, 2**20 // values[0].numel())
     count, first = 0, list[int]()
+    columns: set[int] = set()
     for start in range(0, len(values), rows):
         bad = ~torch.isfinite(values[start : start + rows])
         if not first and bad.any():
             row, *rest = (int(i) for i in bad.nonzero()[0])
             first = [start + row, *rest]
         count += int(bad.sum())
+        if values.ndim == 2:
+            columns.update(bad.any(0).nonzero().flatten().tolist())
     if not first:
         return
     where = f"row {first[0]}"
     if values.ndim == 2:
         column = first[1]
         where += f", column {column}" + (f" ({names[column]!r})" if names else "")
+        if len(columns) > 1:
+            shown = [repr(names[i]) if names else str(i) for i in sorted(columns)[:SHOWN]]
+            more = f" and {len(columns) - SHOWN} more" if len(columns) > SHOWN else ""
+            where += f"; they are in columns {', '.join(shown)}{more}"
     elif values.ndim > 2:
         where += f", position {tuple(first[1:])}"
+    cure = "remove these rows"
+    if argument.endswith("inputs"):
+        cure += (
+            ", or fill NaN in by what the training part of each fold says, as "
+            "TabularDataModule(csv=…, missing='impute') does"
+        )
     raise ValueError(
         f"{argument} has {count} value(s) that are not finite, the first "
-        f"({values[tuple(first)].item()}) in {where}; remove or impute them."
+        f"({values[tuple(first)].item()}) in {where}; {cure}."
     )

@@ -306,7 +306,7 @@ class Model(pl.LightningModule):
             )
         return checkpoints.load(
             checkpoint_path,
-            classes=[cls],
+            only=cls,
             map_location=map_location,
             strict=strict is not False,
             overrides=kwargs,

@@ -65,14 +65,17 @@ def rebuild(
     *,
     classes: Iterable[type[Model]] = (),
     overrides: Mapping[str, Any] | None = None,
+    only: type[Model] | None = None,
     source: Any = "the description",
 ) -> Model:
     """A new model, with new weights, of the class and hyperparameters of a `description`.
 
     Args:
-        description: What `description` returned.
+        description: What `description` returned. The members of an ensemble are described in it,
+            and made anew likewise.
         classes: Further classes that it may name; see `load`.
         overrides: Constructor arguments in place of those described.
+        only: Refuse any class but this and its subclasses.
         source: Where the description comes from, for messages.
 
     Raises:
@@ -85,7 +88,10 @@ def rebuild(
             f"{source} names no class of dlblocks; load it with the class that made it, or give "
             "the state_dict in it to your own model."
         )
-    cls = _resolve(wanted, list(classes), source)
+    classes = [*classes, *([only] if only else [])]
+    cls = _resolve(wanted, classes, source)
+    if only is not None and not issubclass(cls, only):
+        raise ValueError(f"{source} holds a {wanted}, not a {only.__name__}.")
     names = cls.hyperparameter_names()
     arguments = {name: value for name, value in saved.items() if name in names}
     for name, value in (overrides or {}).items():
@@ -94,8 +100,16 @@ def rebuild(
         arguments[name] = value
     if "net" in names and "net" not in arguments:
         raise ValueError(
-            f"{source} holds a {cls.__name__} over a net that was made elsewhere; pass it as net=."
+            f"{source} holds a {cls.__name__} over a net that was made elsewhere; pass it as net=, "
+            "or for an ensemble all members, with any weights: overrides={'members': [model, …]}."
         )
+    if "members" in names:
+        arguments["members"] = [
+            rebuild(member, classes=classes, source=f"member {i} of {source}")
+            if isinstance(member, Mapping)
+            else member
+            for i, member in enumerate(arguments["members"])
+        ]
     return cls(**arguments)
 
 
@@ -136,6 +150,7 @@ def load(
     map_location: Any = "cpu",
     strict: bool = True,
     overrides: Mapping[str, Any] | None = None,
+    only: type[Model] | None = None,
 ) -> Model:
     """Returns the model saved at `path`, in evaluation mode, whichever class and door made it.
 
@@ -144,11 +159,14 @@ def load(
 
     Args:
         path: A checkpoint of the Trainer.
-        classes: Your own subclasses of `Model`. Given, the checkpoint must be of one of them.
+        classes: Your own subclasses of `Model`, of which the checkpoint, or the members of an
+            ensemble in it, may be.
         map_location: Where to put the weights, as in `torch.load`.
         strict: Refuse missing and unexpected weights.
         overrides: Constructor arguments in place of the saved ones, such as ``{"net": net}`` for a
-            `Classifier` over a net of your own.
+            `Classifier` over a net of your own, and ``{"members": [model, …]}`` for an ensemble of
+            such.
+        only: Refuse a checkpoint of any class but this and its subclasses.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -156,13 +174,27 @@ def load(
     """
     checkpoint = _read(path, map_location or "cpu")
     model = rebuild(
-        checkpoint.get(HPARAMS) or {}, classes=classes, overrides=overrides, source=path
+        checkpoint.get(HPARAMS) or {}, classes=classes, overrides=overrides, only=only, source=path
     )
-    model.on_load_checkpoint(checkpoint)
-    model.load_state_dict(checkpoint["state_dict"], strict=strict)
+    _fill(model, checkpoint, strict)
     if map_location not in (None, "cpu") and isinstance(map_location, (str, torch.device)):
         model.to(map_location)
     return model.eval()
+
+
+def restore(model: Model, path: str | PathLike[str]) -> Model:
+    """Puts the weights saved at `path` into a model of the same kind; in evaluation mode.
+
+    Raises:
+        ValueError: The file is truncated, is no checkpoint, or of another class or dimensions.
+    """
+    _fill(model, _read(path, "cpu"), strict=True)
+    return model.eval()
+
+
+def _fill(model: Model, checkpoint: dict[str, Any], strict: bool) -> None:
+    model.on_load_checkpoint(checkpoint)
+    model.load_state_dict(checkpoint["state_dict"], strict=strict)
 
 
 def _read(path: str | PathLike[str], map_location: Any) -> dict[str, Any]:
@@ -189,14 +221,11 @@ def _read(path: str | PathLike[str], map_location: Any) -> dict[str, Any]:
 def _resolve(wanted: str, classes: list[type[Model]], path: Any) -> type[Model]:
     from dlblocks.models.base import Model
 
-    ours = {class_path(cls): cls for cls in _with_subclasses(Model) if _is_ours(cls)}
-    allowed = {class_path(cls): cls for root in classes for cls in _with_subclasses(root)}
-    known = allowed or ours
+    given = {cls for root in classes for cls in _with_subclasses(root)}
+    ours = {cls for cls in _with_subclasses(Model) if _is_ours(cls)}
+    known = {class_path(cls): cls for cls in ours | given}
     if wanted in known:
         return known[wanted]
-    if wanted in ours:
-        names = ", ".join(cls.__name__ for cls in classes)
-        raise ValueError(f"{path} holds a {wanted}, not a {names}.")
     raise ValueError(
         f"{path} names the class {wanted!r}, which is neither of dlblocks nor given; nothing that "
         "a checkpoint names is imported. Pass your class: "

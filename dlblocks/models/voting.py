@@ -37,7 +37,9 @@ class VotingClassifier(Classifier):
     units of the source; under a Trainer with one of our datamodules, its batches are understood.
 
     Args:
-        members: Classifiers of one number of classes, or their descriptions in a checkpoint.
+        members: Classifiers of one number of classes, or their descriptions in a checkpoint. A
+            checkpoint of yours that has members of your own classes is loaded by
+            ``dlblocks.models.load(path, classes=[YourModel])``.
         voting: ``"soft"`` or ``"hard"``.
         normalisations: For each member the scale and shift of ``raw * scale + shift`` that it was
             trained on, or None if all take the same inputs.

@@ -272,6 +272,25 @@ def test_somebody_elses_module(tmp_path, plain_module):
     assert result.metrics == ["loss_of_mine"]
 
 
+@pytest.mark.parametrize(("every", "epochs"), [(1, [0]), (2, [0, 1])])
+def test_a_monitor_that_is_never_logged(tmp_path, plain_module, every, epochs):
+    """It is found after the first validation: no further epoch is spent."""
+    begun = []
+
+    class Theirs(plain_module):
+        def on_train_epoch_start(self):
+            begun.append(self.current_epoch)
+
+        def validation_step(self, batch, batch_idx):
+            self.log("val_loss", nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
+
+    data = ArrayDataModule(np.random.default_rng(0).random((60, 4)), np.arange(60) % 3)
+    settings = {"max_epochs": 6, "accelerator": "cpu", "check_val_every_n_epoch": every}
+    with pytest.raises(ValueError, match=r"monitor='val/loss'.*did you mean 'val_loss'\? There"):
+        run(tmp_path, Theirs, data, trainer=settings)
+    assert begun == epochs
+
+
 def test_a_datamodule_may_come_from_a_function(tmp_path):
     made = []
 

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 from dlblocks.callbacks import Augment, ExactResume
 from dlblocks.crossval import CrossValidationResult, cross_validate
 from dlblocks.data import ArrayDataModule, CurveDataModule, DigitsDataModule, TabularDataModule
-from dlblocks.models import MLPClassifier, MLPRegressor, load
+from dlblocks.models import Classifier, MLPClassifier, MLPRegressor, load
 
 
 def run(folder, make_model, data, **arguments):
@@ -179,10 +179,80 @@ def test_no_test_set_and_foreign_models(tmp_path):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
     result = run(tmp_path / "a", Theirs, ArrayDataModule(x, y))
-    with pytest.raises(ValueError, match="names no class of dlblocks"):
+    with pytest.raises(ValueError, match="makes a Theirs, which is no model of dlblocks"):
         result.ensemble()
+    with pytest.raises(ValueError, match="names no class of dlblocks"):
+        CrossValidationResult.load(tmp_path / "a").ensemble()
     wine = run(
         tmp_path / "b", lambda: MLPClassifier(13, 3), TabularDataModule("wine", test_fraction=0)
     )
     with pytest.raises(ValueError, match="no test set"):
         wine.test(wine.ensemble())
+
+
+class Scaled(MLPClassifier):
+    """A user's own class: its hyperparameters are its arguments."""
+
+    def __init__(self, scale: float = 2.0, in_features: int = 13):
+        super().__init__(in_features, 3, hidden=[8], lr=0.01)
+        self.scale = scale
+        self.save_hyperparameters()
+
+    def forward(self, inputs):
+        return super().forward(inputs) * self.scale
+
+
+def over_own_net():
+    return Classifier(torch.nn.Sequential(torch.nn.Linear(13, 8), torch.nn.Tanh(),
+                                          torch.nn.Linear(8, 3)), 3, lr=0.01)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["own class", "own net"])
+def test_ensembles_of_models_of_the_users_own(tmp_path, make_trainer, kind):
+    own_net = kind == "own net"
+    make_model = over_own_net if own_net else lambda: Scaled(3.0)
+    result = run(tmp_path / "cv", make_model, TabularDataModule("wine"))
+    random_state = torch.get_rng_state()
+    together = result.ensemble()
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+    # By hand: each member's probabilities on its own fold's normalisation.
+    data = TabularDataModule("wine")
+    inputs, shares = data.arrays("test")[0], []
+    for row in result.folds:
+        fold = data.for_fold(row["fold"], 3)
+        fold.setup()
+        member = make_model()
+        path = result.run_dir / row["checkpoint"]
+        member.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
+        with torch.no_grad():
+            shares.append(member.eval()(fold.transform(inputs)).softmax(1))
+    with torch.no_grad():
+        torch.testing.assert_close(together(inputs).softmax(1), sum(shares) / 3)
+
+    trainer = make_trainer()
+    (metrics,) = trainer.test(together, datamodule=data, verbose=False)
+    trainer.save_checkpoint(tmp_path / "ensemble.ckpt")
+    needs = {"overrides": {"members": [make_model() for _ in range(3)]}}
+    again = load(tmp_path / "ensemble.ckpt", **(needs if own_net else {"classes": [Scaled]}))
+    with torch.no_grad():
+        assert torch.equal(again(inputs), together(inputs))
+    (found,) = make_trainer().test(again, datamodule=data, verbose=False)
+    assert found == metrics
+    with pytest.raises(ValueError, match="overrides=.*members" if own_net else r"classes=\["):
+        load(tmp_path / "ensemble.ckpt")
+    if not own_net:
+        with pytest.raises(ValueError, match="holds a .*VotingClassifier, not a Scaled"):
+            Scaled.load_from_checkpoint(tmp_path / "ensemble.ckpt")
+
+    loaded = CrossValidationResult.load(tmp_path / "cv")
+    with pytest.raises(ValueError, match="give make_model=, or classes="):
+        loaded.ensemble()
+    for model in (
+        loaded.ensemble(make_model=make_model),
+        *([] if own_net else [loaded.ensemble(classes=[Scaled])]),
+    ):
+        with torch.no_grad():
+            assert torch.equal(model(inputs), together(inputs))
+    with pytest.raises(ValueError, match="holds a .*, not a .*MLPClassifier"):
+        loaded.ensemble(make_model=lambda: MLPClassifier(13, 3))
