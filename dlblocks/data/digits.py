@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from dlblocks.data.base import DataModule, Source
+from dlblocks.data.splits import Split
 
 
 class DigitsDataModule(DataModule):
@@ -21,6 +22,7 @@ class DigitsDataModule(DataModule):
     Args:
         batch_size: Samples a batch.
         num_workers: Worker processes a loader.
+        split: ``"kfold"`` or ``"time_series"``, rows in the order of time; see `SplitDataModule`.
         num_folds: Number of folds, or None for a single split by `val_fraction`.
         fold: Which fold validates.
         val_fraction: Validation share of the development set when `num_folds` is None.
@@ -44,6 +46,7 @@ class DigitsDataModule(DataModule):
         *,
         batch_size: int = 64,
         num_workers: int = 0,
+        split: Split = "kfold",
         num_folds: int | None = None,
         fold: int = 0,
         val_fraction: float = 0.2,
@@ -58,6 +61,7 @@ class DigitsDataModule(DataModule):
         super().__init__(
             batch_size=batch_size,
             num_workers=num_workers,
+            split=split,
             num_folds=num_folds,
             fold=fold,
             val_fraction=val_fraction,

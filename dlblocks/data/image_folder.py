@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from dlblocks.data.base import DataModule, Source
 from dlblocks.data.cache import cached_images, decode_all
+from dlblocks.data.splits import Split
 from dlblocks.errors import check_range
 
 
@@ -38,9 +40,18 @@ class ImageFolderDataModule(DataModule):
         in_channels: 3 for colour, 1 for grey.
         cache: Keep the decoded images in an array file, decoded once and read from the disk, for
             more images than fit in memory: True for a file in `root`, or the folder for it.
+        groups: Says which images belong together, as those of one patient or writer: no group is
+            in two parts. A regular expression, searched in the path below `root` (or its folder
+            ``train``), such as ``cat/anna-3.png``: its first group in parentheses, or all that it
+            matches, names the group: ``"([a-z]+)-"``, or ``"/(.+)/"`` for
+            ``root/<class>/<group>/…``. Or a function of that path, which returns a name.
+        folds: Likewise the fold of each image, for ``split="predefined"``; an empty name always
+            trains.
         batch_size: Samples a batch.
         num_workers: Worker processes a loader.
-        num_folds: Number of folds, or None for a single split by `val_fraction`.
+        split: ``"kfold"``, ``"leave_one_group_out"`` or ``"predefined"``; see `SplitDataModule`.
+        num_folds: Number of folds, or None for a single split by `val_fraction`, or where `split`
+            takes it from the data.
         fold: Which fold validates.
         val_fraction: Validation share of the development set when `num_folds` is None.
         test_fraction: Share held out first as test set, outside every fold.
@@ -57,7 +68,8 @@ class ImageFolderDataModule(DataModule):
         FileExistsError: The file of the cache is not ours, or was cut off; it is left as it is.
         OSError: The folder of the cache cannot be written to or has no room; nothing is left there.
         ValueError: An image cannot be decoded, or its pixels are floating point or 32-bit, whose
-            range is not known; the message names the file.
+            range is not known; the message names the file. Or `groups` or `folds` is no regular
+            expression, or matches nothing in a path.
     """
 
     def __init__(
@@ -67,8 +79,11 @@ class ImageFolderDataModule(DataModule):
         size: int | tuple[int, int],
         in_channels: Literal[1, 3] = 3,
         cache: bool | str = False,
+        groups: str | Callable[[str], str] | None = None,
+        folds: str | Callable[[str], str] | None = None,
         batch_size: int = 64,
         num_workers: int = 0,
+        split: Split = "kfold",
         num_folds: int | None = None,
         fold: int = 0,
         val_fraction: float = 0.2,
@@ -83,6 +98,7 @@ class ImageFolderDataModule(DataModule):
         super().__init__(
             batch_size=batch_size,
             num_workers=num_workers,
+            split=split,
             num_folds=num_folds,
             fold=fold,
             val_fraction=val_fraction,
@@ -94,6 +110,11 @@ class ImageFolderDataModule(DataModule):
             train_transform=train_transform,
             device_resident=device_resident,
         )
+        if split == "time_series":
+            raise ValueError(
+                "split='time_series' needs samples in the order of time, but folders come class by "
+                "class; use split='predefined' with folds=."
+            )
         sides = tuple(size) if isinstance(size, Sequence) else (size, size)
         if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
             raise ValueError(
@@ -107,7 +128,11 @@ class ImageFolderDataModule(DataModule):
         self.size = sides
         self.channels = in_channels
         self.cache = cache
-        self.save_hyperparameters(ignore=["train_transform"])
+        self.groups = _named_by("groups", groups)
+        self.folds = _named_by("folds", folds)
+        given = {"groups": groups, "folds": folds}
+        functions = [name for name, value in given.items() if callable(value)]
+        self.save_hyperparameters(ignore=["train_transform", *functions])
 
     def prepare_data(self) -> None:
         if self.cache:
@@ -116,10 +141,16 @@ class ImageFolderDataModule(DataModule):
 
     def load(self) -> Source:
         train, *test = self._folders()
-        inputs, targets, names = self._read(train)
-        source = Source(inputs, targets, class_names=names)
+        inputs, targets, names, paths = self._read(train)
+        source = Source(
+            inputs,
+            targets,
+            class_names=names,
+            groups=None if self.groups is None else np.array([self.groups(p) for p in paths]),
+            folds=None if self.folds is None else np.array([self.folds(p) for p in paths]),
+        )
         for folder in test:
-            source.test_inputs, source.test_targets, found = self._read(folder)
+            source.test_inputs, source.test_targets, found, _ = self._read(folder)
             if found != names:
                 raise ValueError(
                     f"{folder} has the classes {found} and {train} {names}; they must be the same."
@@ -135,20 +166,22 @@ class ImageFolderDataModule(DataModule):
             return [root]
         return [root / part for part in ("train", "test") if (root / part).is_dir()]
 
-    def _read(self, folder: Path) -> tuple[Tensor, Tensor, list[str]]:
+    def _read(self, folder: Path) -> tuple[Tensor, Tensor, list[str], list[str]]:
+        """Images, classes, names of the classes, and the paths below `folder`."""
         from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
         names, number_of = find_classes(folder)
         samples = make_dataset(str(folder), number_of, extensions=IMG_EXTENSIONS)
         files, targets = [file for file, _ in samples], torch.tensor([n for _, n in samples])
+        paths = [Path(file).relative_to(folder).as_posix() for file in files]
         shape = (self.channels, *self.size)
         decode = partial(_decode, size=self.size, channels=self.channels)
         if self.cache:
             path = self._cache_file(folder)
-            return cached_images(path, folder, files, shape, decode), targets, names
+            return cached_images(path, folder, files, shape, decode), targets, names, paths
         images = np.empty((len(files), *shape), dtype=np.uint8)
         decode_all(files, decode, images.__setitem__, f"decoding {folder}")
-        return torch.from_numpy(images), targets, names
+        return torch.from_numpy(images), targets, names, paths
 
     def _cache_file(self, folder: Path) -> Path:
         root = Path(self.root)
@@ -165,6 +198,28 @@ class ImageFolderDataModule(DataModule):
         # Two roots may share a folder.
         place = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:8]
         return cache / f"dlblocks-{root.resolve().name}-{place}-{name}"
+
+
+def _named_by(
+    argument: str, given: str | Callable[[str], str] | None
+) -> Callable[[str], str] | None:
+    """A function from a path to a name, from such a function or a regular expression."""
+    if not isinstance(given, str):
+        return given
+    try:
+        pattern = re.compile(given)
+    except re.error as error:
+        raise ValueError(f"{argument}={given!r} is no regular expression ({error}).") from error
+
+    def name(path: str) -> str:
+        found = pattern.search(path)
+        if found is None:
+            raise ValueError(
+                f"{argument}={given!r} matches nothing in {path!r}; every path needs a match."
+            )
+        return found[1 if pattern.groups else 0] or ""
+
+    return name
 
 
 def _decode(file: str, size: Sequence[int], channels: int) -> np.ndarray:

@@ -110,8 +110,8 @@ def _check_columns(split: str, groups: object, folds: object) -> None:
     ):
         if split == needs and value is None:
             raise ValueError(
-                f"split={split!r} needs {argument}, one value a sample; ArrayDataModule has "
-                f"{argument}=, TabularDataModule a column of the file."
+                f"split={split!r} needs {argument}, one value a sample; ArrayDataModule and "
+                f"ImageFolderDataModule have {argument}=, TabularDataModule a column of the file."
             )
     if folds is not None and split != "predefined":
         raise ValueError(f"folds has no effect with split={split!r}; use split='predefined'.")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dlblocks.data.base import DataModule, Source
+from dlblocks.data.splits import Split
 
 
 class _TorchvisionDataModule(DataModule):
@@ -24,6 +25,7 @@ class _TorchvisionDataModule(DataModule):
         download: bool = True,
         batch_size: int = 64,
         num_workers: int = 0,
+        split: Split = "kfold",
         num_folds: int | None = None,
         fold: int = 0,
         val_fraction: float = 0.2,
@@ -37,6 +39,7 @@ class _TorchvisionDataModule(DataModule):
         super().__init__(
             batch_size=batch_size,
             num_workers=num_workers,
+            split=split,
             num_folds=num_folds,
             fold=fold,
             val_fraction=val_fraction,
@@ -99,6 +102,7 @@ class MNISTDataModule(_TorchvisionDataModule):
         download: Download them, on one rank, if they are not there.
         batch_size: Samples a batch.
         num_workers: Worker processes a loader.
+        split: ``"kfold"`` or ``"time_series"``, rows in the order of time; see `SplitDataModule`.
         num_folds: Number of folds, or None for a single split by `val_fraction`.
         fold: Which fold validates.
         val_fraction: Validation share of the development set when `num_folds` is None.
@@ -122,6 +126,7 @@ class FashionMNISTDataModule(_TorchvisionDataModule):
         download: Download them, on one rank, if they are not there.
         batch_size: Samples a batch.
         num_workers: Worker processes a loader.
+        split: ``"kfold"`` or ``"time_series"``, rows in the order of time; see `SplitDataModule`.
         num_folds: Number of folds, or None for a single split by `val_fraction`.
         fold: Which fold validates.
         val_fraction: Validation share of the development set when `num_folds` is None.
@@ -145,6 +150,7 @@ class CIFAR10DataModule(_TorchvisionDataModule):
         download: Download them, on one rank, if they are not there.
         batch_size: Samples a batch.
         num_workers: Worker processes a loader.
+        split: ``"kfold"`` or ``"time_series"``, rows in the order of time; see `SplitDataModule`.
         num_folds: Number of folds, or None for a single split by `val_fraction`.
         fold: Which fold validates.
         val_fraction: Validation share of the development set when `num_folds` is None.
@@ -168,6 +174,7 @@ class CIFAR100DataModule(_TorchvisionDataModule):
         download: Download them, on one rank, if they are not there.
         batch_size: Samples a batch.
         num_workers: Worker processes a loader.
+        split: ``"kfold"`` or ``"time_series"``, rows in the order of time; see `SplitDataModule`.
         num_folds: Number of folds, or None for a single split by `val_fraction`.
         fold: Which fold validates.
         val_fraction: Validation share of the development set when `num_folds` is None.

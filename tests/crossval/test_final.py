@@ -242,7 +242,7 @@ def test_ensembles_of_models_of_the_users_own(tmp_path, make_trainer, kind):
     with pytest.raises(ValueError, match="overrides=.*members" if own_net else r"classes=\["):
         load(tmp_path / "ensemble.ckpt")
     if not own_net:
-        with pytest.raises(ValueError, match="holds a .*VotingClassifier, not a Scaled"):
+        with pytest.raises(ValueError, match=r"holds a .*VotingClassifier, not a Scaled"):
             Scaled.load_from_checkpoint(tmp_path / "ensemble.ckpt")
 
     loaded = CrossValidationResult.load(tmp_path / "cv")
@@ -254,5 +254,5 @@ def test_ensembles_of_models_of_the_users_own(tmp_path, make_trainer, kind):
     ):
         with torch.no_grad():
             assert torch.equal(model(inputs), together(inputs))
-    with pytest.raises(ValueError, match="holds a .*, not a .*MLPClassifier"):
+    with pytest.raises(ValueError, match=r"holds a .*, not a .*MLPClassifier"):
         loaded.ensemble(make_model=lambda: MLPClassifier(13, 3))

@@ -68,6 +68,20 @@ def test_bad_arrays_are_refused(inputs, targets, message):
         ArrayDataModule(inputs, targets).setup()
 
 
+def test_columns_that_are_not_finite_are_named():
+    inputs = np.zeros((30, 12))
+    inputs[3, 2], inputs[5, 7] = np.nan, np.inf
+    data = ArrayDataModule(inputs, np.arange(30) % 2)
+    with pytest.raises(ValueError, match=r"2 value.*row 3, column 2; they are in columns 2, 7; "):
+        data.setup()
+    inputs[:, :11] = np.nan
+    with pytest.raises(ValueError, match="in columns 0, 1, 2, 3, 4, 5, 6, 7 and 3 more"):
+        ArrayDataModule(inputs, np.arange(30) % 2).setup()
+    values = np.where(np.arange(30) == 4, np.nan, 1.0)
+    with pytest.raises(ValueError, match=r"targets has 1 value.*row 4; remove these rows.$"):
+        ArrayDataModule(np.zeros((30, 2)), values).setup()
+
+
 def test_inputs_that_need_a_gradient_are_detached():
     inputs, values = (torch.rand(8, 2, requires_grad=True) for _ in range(2))
     data = ArrayDataModule(inputs, values)

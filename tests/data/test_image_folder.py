@@ -6,9 +6,9 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
-from dlblocks.data import (
-    ImageFolderDataModule,
-)
+from dlblocks.cli import main
+from dlblocks.crossval import CrossValidationResult
+from dlblocks.data import ImageFolderDataModule
 from dlblocks.models import CNNClassifier
 
 # Folders of images
@@ -44,6 +44,79 @@ def test_image_folder_trains_a_cnn_with_a_logger(tmp_path, make_trainer):
         datamodule=ImageFolderDataModule(str(tmp_path / "images"), size=8, batch_size=4),
     )
     assert trainer.global_step == 3
+
+
+WRITERS = ("anna", "bert", "carl")
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Two letters by three writers, unequally many."""
+    for letter in "ab":
+        for number, writer in enumerate(WRITERS):
+            for i in range(2 + number):
+                paint(tmp_path / "images" / letter / f"{writer}-{i}.png", (i, number, 0))
+    return str(tmp_path / "images")
+
+
+@pytest.mark.parametrize(
+    "groups", ["/([a-z]+)-", "[a-z]{4}", lambda path: path.split("/")[1].split("-")[0]]
+)
+def test_groups_of_images(written, groups):
+    data = ImageFolderDataModule(written, size=4, groups=groups, split="leave_one_group_out")
+    assert data.count_folds() == 3
+    for fold, writer in enumerate(WRITERS):
+        part = data.for_fold(fold, None)
+        # The green of an image is the number of its writer.
+        assert set(part.arrays("val")[0][:, 1].unique().tolist()) == {fold}, writer
+        assert len(part.indices("val")) == 2 * (2 + fold)
+        assert fold not in part.arrays("train")[0][:, 1]
+    kfold = ImageFolderDataModule(written, size=4, groups=groups, num_folds=3)
+    for fold in range(3):
+        assert len(kfold.for_fold(fold, 3).arrays("val")[0][:, 1].unique()) == 1
+
+
+def test_predefined_folds_of_images(written):
+    data = ImageFolderDataModule(written, size=4, folds=r"-(\d)", split="predefined")
+    assert data.count_folds() == 4
+    assert [len(data.for_fold(fold, None).indices("val")) for fold in range(4)] == [6, 6, 4, 2]
+    # An empty name always trains.
+    some = ImageFolderDataModule(written, size=4, folds="(bert|carl|$)", split="predefined")
+    assert some.count_folds() == 2
+    assert len(some.indices("val")) == 6
+    assert len(some.indices("train")) == 12
+
+
+def test_groups_of_images_from_yaml(written, tmp_path):
+    (tmp_path / "letters.yaml").write_text(f"""
+model:
+  class_path: dlblocks.models.CNNClassifier
+  init_args: {{in_channels: 3, num_classes: 2, channels: [4]}}
+data:
+  class_path: dlblocks.data.ImageFolderDataModule
+  init_args: {{root: {written}, size: 4, groups: "/([a-z]+)-", split: leave_one_group_out}}
+trainer: {{max_epochs: 1, accelerator: cpu, enable_progress_bar: false}}
+logger: none
+run_dir: {tmp_path / "run"}
+""")
+    main(["cross-validate", f"--config={tmp_path / 'letters.yaml'}"])
+    result = CrossValidationResult.load(tmp_path / "run")
+    assert [row["num_val"] for row in result.folds] == [4, 6, 8]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"groups": "(", "num_folds": 2}, r"groups='\(' is no regular expression"),
+        ({"groups": "dora", "num_folds": 2}, "matches nothing in 'a/anna-0.png'"),
+        ({"split": "leave_one_group_out"}, "ImageFolderDataModule have groups="),
+        ({"split": "time_series"}, "class by class"),
+        ({"folds": r"(\d)"}, "use split='predefined'"),
+    ],
+)
+def test_bad_groups_of_images_are_refused(written, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ImageFolderDataModule(written, size=4, **arguments).setup()
 
 
 def test_image_folder_with_a_test_set(tmp_path):
