@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dlblocks import plots
-from dlblocks.data import DataModule
+from dlblocks.data import DataModule, SplitDataModule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,13 +39,17 @@ def score_figure(
 
 
 def prediction_figures(
-    datamodule: DataModule,
+    datamodule: SplitDataModule,
     part: str,
     arrays: Mapping[str, np.ndarray],
     *,
     title: str,
 ) -> dict[str, Figure]:
     """What predictions look like: confusion matrix, reliability and hardest images, or values.
+
+    Scores of classes that are no probabilities, such as logits, have a confusion matrix only;
+    what is neither scores of classes nor one value a target has no figure. What shows inputs is
+    for a `DataModule`.
 
     Args:
         datamodule: Where the samples come from.
@@ -54,35 +58,52 @@ def prediction_figures(
         title: Put above the confusion matrix and the reliability diagram.
     """
     targets, predictions, index = arrays["target"], arrays["prediction"], arrays["index"]
-    inputs = datamodule.raw_inputs(part)
-    if not datamodule.is_classification:
+    ours = datamodule if isinstance(datamodule, DataModule) else None
+    if np.issubdtype(targets.dtype, np.floating):
+        if predictions.size != targets.size:
+            return {}
         figures = {
             "predicted_vs_true": plots.predicted_vs_true(targets.ravel(), predictions.ravel())
         }
-        if datamodule.input_shape == (1,) and targets.ndim <= 2 and targets.size == len(targets):
-            x = inputs[index].numpy().ravel()
+        if ours and ours.input_shape == (1,) and targets.size == len(targets):
+            x = ours.raw_inputs(part)[index].numpy().ravel()
             order = np.argsort(x)
             figures["curve"] = plots.curve(x, targets.ravel(), x[order], predictions.ravel()[order])
         return figures
+    if not _scores_of_classes(targets, predictions):
+        return {}
+    num_classes = predictions.shape[1]
     names = datamodule.class_names or []
+    if len(names) != num_classes:  # the data do not know of a class that they lack
+        names = [str(i) for i in range(num_classes)]
     figures = {
         "confusion_matrix": plots.confusion_matrix(
             targets, predictions.argmax(1), names, title=title
         )
     }
-    if predictions.min() >= 0 and predictions.max() < 1.01:  # not NaN, as of a failed training
-        figures["reliability"] = plots.reliability(targets, predictions, title=title)
-    if len(datamodule.input_shape) == 3:
+    if predictions.min() < 0 or not np.allclose(predictions.sum(1), 1, atol=1e-2):
+        return figures
+    figures["reliability"] = plots.reliability(targets, predictions, title=title)
+    if ours and len(ours.input_shape) == 3:
         true = np.take_along_axis(predictions, targets[:, None], axis=1)[:, 0]
         worst = np.argsort(true, kind="stable")[:NUM_HARDEST]
         figures["hardest"] = plots.hardest(
-            inputs[index[worst]].numpy(),
+            ours.raw_inputs(part)[index[worst]].numpy(),
             targets[worst],
             predictions[worst],
             names,
             indices=index[worst],
         )
     return figures
+
+
+def _scores_of_classes(targets: np.ndarray, predictions: np.ndarray) -> bool:
+    """Whether these are classes (M,) and a score of each (M, C), of which the highest is meant."""
+    if not (np.issubdtype(targets.dtype, np.integer) and targets.ndim == 1):
+        return False
+    if predictions.ndim != 2 or predictions.shape[1] < 2 or not np.isfinite(predictions).all():
+        return False
+    return bool(targets.min() >= 0 and targets.max() < predictions.shape[1])
 
 
 def save_figures(folder: Path, figures: Mapping[str, Figure]) -> None:

@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
-import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from dlblocks import report, tracking
 from dlblocks.crossval.fold import Fold, Job, Plan, join, read_fold, run_fold
 from dlblocks.crossval.lock import locked
-from dlblocks.crossval.out_of_fold import OutOfFold
 from dlblocks.crossval.parallel import check_jobs, run_side_by_side, wait_for_workers
 from dlblocks.crossval.plan import begin, describe, engine_of
 from dlblocks.crossval.progress import FoldProgress
@@ -26,7 +24,7 @@ from dlblocks.crossval.result import CrossValidationResult
 from dlblocks.crossval.splits import check_same, new_datamodule, plan_splits
 from dlblocks.crossval.text import table_metrics
 from dlblocks.crossval.vectorized import choose_engine, run_together
-from dlblocks.data import DataModule, SplitDataModule
+from dlblocks.data import SplitDataModule
 from dlblocks.errors import check_choice, check_range
 from dlblocks.files import SUMMARY, is_rank_zero, know_rank
 from dlblocks.fitting import check_trainer_arguments
@@ -387,24 +385,10 @@ def _figures(result: CrossValidationResult, datamodule: SplitDataModule) -> dict
         figures |= report.score_figure(
             result.run_dir.absolute().name, metric, result.values(metric), result.interval(metric)
         )
-    if (
-        result.oof is not None
-        and isinstance(datamodule, DataModule)
-        and _are_scores(result.oof, datamodule)
-    ):
+    if result.oof is not None:
         once = result.oof.repeat == 0
         arrays = {name: values[once] for name, values in vars(result.oof).items()}
         figures |= report.prediction_figures(
             datamodule, "val", arrays, title="Out-of-fold predictions"
         )
     return figures
-
-
-def _are_scores(oof: OutOfFold, datamodule: DataModule) -> bool:
-    """Whether predictions are what figures draw: probabilities of the classes, or values."""
-    if not datamodule.is_classification:
-        return oof.prediction.size == oof.target.size
-    shape = (len(oof), datamodule.num_classes)
-    if oof.prediction.shape != shape or not np.isfinite(oof.prediction).all():
-        return False
-    return bool(oof.prediction.min() >= 0 and np.allclose(oof.prediction.sum(1), 1, atol=1e-2))

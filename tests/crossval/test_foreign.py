@@ -84,6 +84,10 @@ def run(make_model, data, **arguments):
     return cross_validate(make_model, data, **{**settings, **arguments})
 
 
+def figures_of(result):
+    return {path.stem for path in (result.run_dir / "figures").iterdir()}
+
+
 @pytest.mark.parametrize("make", [TheirModule, Predicts, Dictionary])
 @pytest.mark.parametrize("ours", [False, True])
 def test_their_predictions_are_matched_to_samples(make, ours):
@@ -107,6 +111,8 @@ def test_their_predictions_are_matched_to_samples(make, ours):
         assert "predict_step" not in vars(model)
     for name in ("summary.json", "folds.csv", "oof.npz", "folds.json", "figures"):
         assert (result.run_dir / name).exists()
+    # Their logits say which class is meant, and not how likely.
+    assert figures_of(result) == {"learning_curves", "scores", "confusion_matrix"}
     config = json.loads((result.run_dir / "summary.json").read_text())["config"]
     assert config["model"]["class"] == make.__name__
     assert "num_folds" not in config["data"]
@@ -126,12 +132,16 @@ def test_our_models_on_their_data():
     # The same folds, order of samples, seeds and so numbers, whoever holds the data.
     np.testing.assert_array_equal(results[0].oof.prediction, results[1].oof.prediction)
     assert results[0].values("val/accuracy") == results[1].values("val/accuracy")
+    for result in results:
+        drawn = figures_of(result)
+        assert drawn == {"learning_curves", "scores", "confusion_matrix", "reliability"}
     values = TensorDataset(torch.from_numpy(X), torch.from_numpy(X @ np.ones(4, np.float32)))
     result = run(
         lambda: MLPRegressor(4, hidden=[8]), FoldedDataModule(values), monitor="val/loss",
         run_dir="values",
     )  # fmt: skip
     assert result.oof.prediction.shape == (N,)
+    assert figures_of(result) == {"learning_curves", "scores", "predicted_vs_true"}
 
 
 class Logs(BoringModel):
@@ -145,6 +155,7 @@ def test_lightnings_demo_classes():
     assert [row["num_val"] for row in result.folds] == [16] * 4
     assert len(result.values("val_loss")) == 4
     assert result.oof is None
+    assert figures_of(result) == {"learning_curves", "scores"}
     targets = np.arange(64) % 2
     result = run(Logs, FoldedDataModule(BoringDataModule(), targets=targets), run_dir="given")
     np.testing.assert_array_equal(result.oof.target, targets)

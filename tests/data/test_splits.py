@@ -5,7 +5,13 @@ import pytest
 import torch
 from sklearn.model_selection import PredefinedSplit, TimeSeriesSplit
 
-from dlblocks.data import ArrayDataModule, CurveDataModule, DigitsDataModule, TabularDataModule
+from dlblocks.data import (
+    ArrayDataModule,
+    CurveDataModule,
+    DigitsDataModule,
+    MNISTDataModule,
+    TabularDataModule,
+)
 from dlblocks.data.fingerprint import MAX_BYTES, fingerprint
 
 X, Y = np.random.default_rng(0).random((30, 2)), np.arange(30) % 2
@@ -46,6 +52,15 @@ def test_time_series_of_a_datamodule():
     data = ArrayDataModule(X, Y, split="time_series", test_fraction=0.2, val_fraction=0.25)
     assert data.indices("val").tolist() == [18, 19, 20, 21, 22, 23]
     assert data.indices("test").tolist() == [24, 25, 26, 27, 28, 29]
+
+
+def test_time_series_of_digits_and_of_torchvision_s_sets():
+    data = DigitsDataModule(split="time_series", num_folds=3, fold=2)
+    assert data.indices("train").max() < data.indices("val").min()
+    assert data.indices("val").max() < data.indices("test").min()
+    assert MNISTDataModule(split="time_series", num_folds=3).split == "time_series"
+    with pytest.raises(ValueError, match="'leave_one_group_out' needs groups"):
+        DigitsDataModule(split="leave_one_group_out").setup()
 
 
 def test_values_are_stratified_if_asked_for():
