@@ -53,7 +53,10 @@ class LenientWandbLogger(WandbLogger):
                 if mode == "disabled":
                     raise
                 instead = "not at all" if mode == "offline" else "offline"
-                _say_once(f"W&B cannot begin a run ({_reason(error)}): it is logged {instead}.")
+                _say_once(
+                    f"W&B cannot begin a run ({_reason(error)}): it is logged {instead}.",
+                    about=f"begin {instead}",  # the reason may be said in other words next time
+                )
             else:
                 return
 
@@ -210,7 +213,8 @@ def _drop_service() -> None:
         wandb.teardown()
 
 
-def _say_once(text: str) -> None:
-    if text not in _said and is_rank_zero():
-        _said.add(text)
+def _say_once(text: str, about: str = "") -> None:
+    """Prints `text`, unless it, or something else `about` the same, was printed before."""
+    if (about or text) not in _said and is_rank_zero():
+        _said.add(about or text)
         print(text, file=sys.stderr, flush=True)
