@@ -77,9 +77,12 @@ def folds(run_dir, deed):
 
 
 def logged(folder: Path, kind: str = "offline-run"):
-    """The one run of a folder."""
+    """The one run of a folder; wandb's process may write its end a little after `finish`."""
     (path,) = folder.glob(f"wandb/{kind}-*/*.wandb")
-    return read_run(path)
+    late = time.monotonic() + 5
+    while not (run := read_run(path))["finished"] and time.monotonic() < late:
+        time.sleep(0.1)
+    return run
 
 
 def losses(run):

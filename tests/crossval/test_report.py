@@ -173,6 +173,7 @@ def test_predictions_that_are_no_probabilities_have_a_confusion_matrix_at_most()
     for prediction, drawn in (
         (shares, {"confusion_matrix", "reliability", "hardest"}),
         (9 * shares - 4, {"confusion_matrix"}),  # as logits are
+        (9 * shares, {"confusion_matrix"}),
         (shares * np.nan, set()),  # of a failed training
         (shares[:, :5], set()),  # fewer classes than there are
         (shares[:, 0], set()),
