@@ -49,6 +49,7 @@ class BatchSource:
         self.members = members
         self.training = part == "train"
         self.device = device
+        self.precision = members[0].trainer.precision_plugin
         loaders: list[Any] = [
             m.datamodule.train_dataloader() if self.training else m.datamodule.val_dataloader()
             for m in members
@@ -119,9 +120,8 @@ class BatchSource:
             missing = inputs.ndim - scale.ndim
             if missing:
                 scale, shift = (x.reshape(*x.shape, *(1,) * missing) for x in (scale, shift))
-            yield Batches(
-                members, rescale(inputs, scale, shift), targets.unflatten(0, rows.shape), rows
-            )
+            inputs = self.precision.convert_input(rescale(inputs, scale, shift))
+            yield Batches(members, inputs, targets.unflatten(0, rows.shape), rows)
             return
         # Of its own for each; those that are alike go together.
         alike: dict[tuple, list[tuple[int, Tensor, Tensor, Tensor]]] = {}

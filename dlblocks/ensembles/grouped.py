@@ -47,8 +47,8 @@ class ClassificationSums:
     def __init__(self, num_models: int, num_classes: int, device: torch.device) -> None:
         self.shape = (num_models, num_classes, num_classes)
         self.confusion = torch.zeros(num_models * num_classes**2, device=device, dtype=torch.int64)
-        # Of each bin of confidence: samples, sum of confidences, right ones. As torchmetrics has it,
-        # bins are open above and a confidence of 1 has one to itself.
+        # Of each bin of confidence: samples, sum of confidences, right ones. As torchmetrics has
+        # it, bins are open above and a confidence of 1 has one to itself.
         self.bins = torch.zeros(3, num_models * (NUM_BINS + 1), device=device)
         self.edges = torch.linspace(0, 1, NUM_BINS + 1, device=device)
 

@@ -122,6 +122,7 @@ class Together(pl.LightningModule):
             callbacks=[] if bar is None else [bar],
             logger=False,
             enable_checkpointing=False,
+            enable_model_summary=False,
             enable_progress_bar=bar is not None,
             default_root_dir=folder,
         )
@@ -144,6 +145,8 @@ class Together(pl.LightningModule):
         with warnings.catch_warnings():
             # Each member has its own optimizer.
             warnings.filterwarnings("ignore", "`LightningModule.configure_optimizers` returned")
+            # The merged optimizer has stepped.
+            warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler.step\(\)` before")
             try:
                 self.go_on()
                 if not self.is_over:
@@ -425,7 +428,7 @@ class Together(pl.LightningModule):
             for index in rows.split(data.batch_size):
                 batch = [inputs.index_select(0, index), targets.index_select(0, index)]
                 batch = [x.to(self.root_device) for x in batch]
-                batch[0] = data.transform(batch[0])
+                batch[0] = self.fitter.precision_plugin.convert_input(data.transform(batch[0]))
                 result = member.model.predict_step([*batch, index], 0)
                 found.append({**result, "target": batch[1].cpu()})
         return stack_predictions(found)
