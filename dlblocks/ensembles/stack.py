@@ -131,8 +131,8 @@ class Stack:
             [dict(model.named_parameters()) for model in self.models],
             [dict(model.named_buffers()) for model in self.models],
         )
-        for name, p in self.params.items():
-            p.grad = torch.zeros_like(p) if gradients[name] else None
+        for name, stacked_p in self.params.items():
+            stacked_p.grad = torch.zeros_like(stacked_p) if gradients[name] else None
         self.link_gradients()
 
 

@@ -61,6 +61,7 @@ def fit_together(members: Sequence[Member], **settings: Any) -> None:
 HEEDED_HERE = {
     "gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches",
     "check_val_every_n_epoch", "limit_train_batches", "limit_val_batches", "num_sanity_val_steps",
+    "enable_model_summary",
 }  # fmt: skip
 
 

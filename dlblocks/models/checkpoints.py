@@ -44,7 +44,6 @@ def write_checkpoint(path: Path, model: Model, *, epoch: int, global_step: int) 
         "pytorch-lightning_version": pl.__version__,
         "state_dict": {name: value.detach().cpu() for name, value in model.state_dict().items()},
         "callbacks": {},
-        "loops": {},
     }
     model.on_save_checkpoint(checkpoint)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,257 @@
+"""``engine="vectorized"``: the files, results and runs of the sequential engine, in one fit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
+from torch import nn
+from wandb_offline import read_runs
+
+from dlblocks.callbacks import MixUp
+from dlblocks.crossval import CrossValidationResult, cross_validate
+from dlblocks.data import DigitsDataModule, TabularDataModule
+from dlblocks.models import Classifier, MLPClassifier, MLPRegressor, load
+
+CPU = {"accelerator": "cpu", "max_epochs": 3}
+
+
+def run(folder, make_model=None, data=None, **arguments):
+    settings = {"num_folds": 3, "trainer": CPU, "progress_bar": False, "figures": False,
+                "run_dir": folder, "engine": "vectorized"}  # fmt: skip
+    return cross_validate(
+        make_model or (lambda: MLPClassifier(64, 10, hidden=[16], lr=0.01)),
+        data or DigitsDataModule(batch_size=128),
+        **{**settings, **arguments},
+    )
+
+
+def files(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_the_same_files_and_numbers(tmp_path):
+    arguments = {
+        "make_callbacks": lambda: [MixUp(0.2), EarlyStopping("val/loss", patience=2)],
+        "repeats": 2,
+        "figures": True,
+    }
+    one = run(tmp_path / "vectorized", **arguments)
+    other = run(tmp_path / "sequential", **arguments, engine="sequential")
+    assert files(tmp_path / "vectorized") == files(tmp_path / "sequential")
+    assert (tmp_path / "vectorized/folds.json").read_text() == (
+        tmp_path / "sequential/folds.json"
+    ).read_text()
+    assert one.metrics == other.metrics
+    for name in one.metrics:
+        np.testing.assert_allclose(one.values(name), other.values(name), atol=1e-3)
+    for name in ("index", "target", "fold", "repeat"):
+        np.testing.assert_array_equal(getattr(one.oof, name), getattr(other.oof, name))
+    np.testing.assert_allclose(one.oof.prediction, other.oof.prediction, atol=1e-3)
+    assert one.oof.prediction.dtype == other.oof.prediction.dtype
+    assert [row.keys() for row in one.folds] == [row.keys() for row in other.folds]
+    mine, theirs = (
+        json.loads((tmp_path / name / "summary.json").read_text())
+        for name in ("vectorized", "sequential")
+    )
+    assert mine.pop("engine") == "vectorized" and theirs.pop("engine") == "sequential"
+    assert mine.keys() == theirs.keys()
+    for part in ("metrics.csv", "history.csv"):
+        header, sample = (
+            (tmp_path / name / "fold-1" / part).read_text().splitlines()
+            for name in ("vectorized", "sequential")
+        )
+        assert header[0] == sample[0] and len(header) == len(sample)
+
+
+def test_what_comes_after(tmp_path):
+    data = DigitsDataModule(batch_size=128, test_fraction=0.2)
+    result = run(tmp_path / "cv", data=data)
+    again = CrossValidationResult.load(tmp_path / "cv")
+    assert again.mean("val/accuracy") == result.mean("val/accuracy")
+    first = load(tmp_path / "cv" / result.folds[0]["checkpoint"]).eval()
+    fold = data.for_fold(0, 3)
+    inputs, _, rows = fold.arrays("val")
+    with torch.no_grad():
+        probabilities = first(fold.transform(inputs)).softmax(1)
+    mine = result.oof.prediction[np.isin(result.oof.index, rows)]
+    np.testing.assert_allclose(probabilities, mine, atol=1e-6)
+    # Lightning itself takes the checkpoint, and so do the ensemble and the refit.
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False,
+                         enable_checkpointing=False)  # fmt: skip
+    (tested,) = trainer.test(
+        MLPClassifier(64, 10, hidden=[16], lr=0.01),
+        datamodule=fold,
+        ckpt_path=str(tmp_path / "cv" / result.folds[0]["checkpoint"]),
+        verbose=False,
+    )
+    assert 0.5 < tested["test/accuracy"] <= 1
+    ensemble = result.ensemble()
+    assert len(ensemble.members) == 3
+    assert isinstance(result.refit(), MLPClassifier)
+    # Called again, everything is read back.
+    stamp = (tmp_path / "cv/fold-1/fold.json").stat().st_mtime_ns
+    assert run(tmp_path / "cv", data=data).mean("val/loss") == result.mean("val/loss")
+    assert (tmp_path / "cv/fold-1/fold.json").stat().st_mtime_ns == stamp
+
+
+def test_values_are_predicted_in_the_shape_of_the_targets(tmp_path):
+    def make():
+        return MLPRegressor(10, hidden=[8], standardize_targets=True)
+
+    data = TabularDataModule("diabetes", test_fraction=0)
+    one = run(tmp_path / "a", make, data)
+    other = run(tmp_path / "b", make, data, engine="sequential")
+    assert one.oof.prediction.shape == other.oof.prediction.shape == (442,)
+    np.testing.assert_allclose(one.oof.prediction, other.oof.prediction, rtol=1e-3, atol=0.5)
+
+
+def test_another_engine_is_another_run(tmp_path):
+    run(tmp_path / "a")
+    with pytest.raises(FileExistsError, match="engine"):
+        run(tmp_path / "a", engine="sequential")
+    # "auto" goes on with what is there.
+    assert len(run(tmp_path / "a", engine="auto").folds) == 3
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, x):
+        y = self.layer(x.flatten(1))
+        return y if y.sum() > 0 else 2 * y
+
+
+def test_auto_says_what_it_chose_and_why(tmp_path, capsys):
+    result = run(tmp_path / "small", engine="auto")
+    said = capsys.readouterr().err
+    assert "engine: vectorized; a step takes" in said
+    summary = json.loads((tmp_path / "small/summary.json").read_text())
+    assert summary["engine"] == "vectorized" and "for 3 folds at once" in summary["engine_because"]
+    assert CrossValidationResult.load(tmp_path / "small").oof is not None
+    assert result.mean("val/accuracy") > 0.3
+
+    run(tmp_path / "branching", lambda: Classifier(Branching(), 10), engine="auto")
+    assert "engine: sequential; the folds cannot be fitted together" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"engine='vectorized' cannot run these fits.*'auto'"):
+        run(tmp_path / "demanded", lambda: Classifier(Branching(), 10))
+    assert not (tmp_path / "demanded").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"engine": "vectorised"}, "did you mean 'vectorized'"), ({"n_jobs": 2}, "n_jobs=2 has no")],
+)
+def test_bad_arguments(tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "a", **arguments)
+
+
+def test_a_fold_that_fails(tmp_path):
+    def make():
+        # Fold number k is seeded with k.
+        return MLPClassifier(
+            64, 10, hidden=[16], optimizer="sgd", lr=1e30 if torch.initial_seed() == 1 else 0.1
+        )
+
+    with pytest.raises(FloatingPointError, match=r"^fold 1: train/loss"):
+        run(tmp_path / "a", make)
+    result = run(tmp_path / "b", make, on_error="continue")
+    assert [row["fold"] for row in result.folds] == [0, 2]
+    summary = json.loads((tmp_path / "b/summary.json").read_text())
+    assert [failure["fold"] for failure in summary["failed"]] == [1]
+
+
+def test_wandb_runs(tmp_path):
+    run(tmp_path / "cv", logger="wandb")
+    found = {r["name"]: r for r in read_runs(tmp_path / "cv")}
+    assert set(found) == {"cv-fold-0", "cv-fold-1", "cv-fold-2", "cv-summary"}
+    for k in range(3):
+        one = found[f"cv-fold-{k}"]
+        assert one["group"] == "cv" and one["job_type"] == "fold" and one["finished"]
+        assert one["config"]["fold"] == k and one["config"]["lr"] == 0.01
+        assert one["summary"]["val/accuracy"] > 0.3
+        assert [row["epoch"] for row in one["history"] if "val/loss" in row] == [0, 1, 2]
+
+
+SCRIPT = """
+import os, signal, sys
+import torch
+torch.set_num_threads(1)
+from lightning.pytorch.callbacks import EarlyStopping
+from dlblocks.callbacks import MixUp
+from dlblocks.crossval import cross_validate
+from dlblocks.data import DigitsDataModule
+from dlblocks.ensembles import vectorized
+from dlblocks.models import MLPClassifier
+import dlblocks.crossval.vectorized as engine
+
+folder, moment = sys.argv[1:]
+vectorized.SAVE_SECONDS = 0.0
+if moment.startswith("epoch"):
+    real = vectorized.Together.on_train_epoch_start
+    def on_train_epoch_start(self):
+        if self.epoch == int(moment[-1]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(self)
+    vectorized.Together.on_train_epoch_start = on_train_epoch_start
+elif moment == "finish":
+    real_finish = engine._finish
+    def _finish(plan, job, *rest):
+        if job.fold == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real_finish(plan, job, *rest)
+    engine._finish = _finish
+result = cross_validate(
+    lambda: MLPClassifier(64, 10, hidden=[16], dropout=0.2, lr=0.05, lr_schedule="one_cycle"),
+    DigitsDataModule(batch_size=128), num_folds=3, engine="vectorized",
+    make_callbacks=lambda: [MixUp(0.2), EarlyStopping("val/loss", patience=1)],
+    trainer={"max_epochs": 6, "accelerator": "cpu"}, run_dir=folder, figures=False,
+    progress_bar=False,
+)
+"""
+
+
+def call(folder, moment):
+    script = folder.parent / "run.py"
+    script.write_text(SCRIPT)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", str(script), str(folder), moment],
+        env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_killed_and_called_again(tmp_path):
+    done = call(tmp_path / "whole", "never")
+    assert done.returncode == 0, done.stderr
+    for moment in ("epoch1", "epoch3", "finish"):
+        folder = tmp_path / moment
+        assert call(folder, moment).returncode == -signal.SIGKILL
+        done = call(folder, "never")
+        assert done.returncode == 0, done.stderr
+        assert files(folder) == files(tmp_path / "whole")
+        with np.load(folder / "oof.npz") as one, np.load(tmp_path / "whole/oof.npz") as other:
+            for name in other:
+                np.testing.assert_array_equal(one[name], other[name])
+        for k in range(3):
+            part = f"fold-{k}/checkpoints/best.ckpt"
+            one, other = (
+                torch.load(path / part, weights_only=True) for path in (folder, tmp_path / "whole")
+            )
+            assert one["epoch"] == other["epoch"]
+            for name, value in other["state_dict"].items():
+                assert torch.equal(one["state_dict"][name], value), name
+            for part in ("metrics.csv", "history.csv"):
+                assert (folder / f"fold-{k}" / part).read_text() == (
+                    tmp_path / "whole" / f"fold-{k}" / part
+                ).read_text()
