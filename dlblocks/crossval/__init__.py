@@ -1,6 +1,13 @@
 """Cross-validation of any LightningModule in one call."""
 
+from dlblocks.crossval.nested import NestedResult, nested_cross_validate
 from dlblocks.crossval.result import CrossValidationResult, OutOfFold
 from dlblocks.crossval.run import cross_validate
 
-__all__ = ["CrossValidationResult", "OutOfFold", "cross_validate"]
+__all__ = [
+    "CrossValidationResult",
+    "NestedResult",
+    "OutOfFold",
+    "cross_validate",
+    "nested_cross_validate",
+]

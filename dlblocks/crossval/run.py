@@ -269,6 +269,7 @@ def named(error: Exception, name: str) -> Exception:
 
 
 def failures(failed: Mapping[Job, Exception]) -> list[dict[str, Any]]:
+    """What ``summary.json`` says of fits that have failed."""
     return [
         {"repeat": job.repeat, "fold": job.fold, "error": repr(error)}
         for job, error in failed.items()
@@ -313,9 +314,7 @@ def log_summary(
         tracking.finish_logger(logger)
 
 
-def result_figures(
-    result: CrossValidationResult, datamodule: SplitDataModule
-) -> dict[str, Figure]:
+def result_figures(result: CrossValidationResult, datamodule: SplitDataModule) -> dict[str, Figure]:
     """All that can be drawn of a result, by the names of the files."""
     figures = report.curve_figures(
         result.histories,

@@ -9,9 +9,7 @@ if TYPE_CHECKING:
     from dlblocks.crossval.result import CrossValidationResult
 
 
-def table(
-    result: CrossValidationResult, beside: Mapping[str, Sequence[str]] | None = None
-) -> str:
+def table(result: CrossValidationResult, beside: Mapping[str, Sequence[str]] | None = None) -> str:
     """What `CrossValidationResult.table` returns.
 
     Args:

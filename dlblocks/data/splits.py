@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-import numpy as np
 import numpy.typing as npt
 
 from dlblocks.data.folds import (
@@ -123,8 +122,8 @@ def hold_out_test(
     """The rows of the development set and those held out; arguments are those of `splits`.
 
     Example:
-        >>> hold_out_test(5, split="time_series", test_fraction=0.2, development=np.array([1, 2]))
-        (array([1, 2]), array([4]))
+        >>> hold_out_test(4, split="time_series", test_fraction=0.25)
+        (array([0, 1, 2]), array([3]))
     """
     if split == "time_series":
         rest, test = last(num_samples, test_fraction)
