@@ -216,6 +216,7 @@ def nested_cross_validate(
             bar_format="{desc} {bar} {percentage:3.0f}% | {elapsed} elapsed, {remaining} left",
             file=sys.stderr,
             dynamic_ncols=True,
+            mininterval=0.1 if sys.stderr.isatty() else 10.0,
             disable=not (progress_bar and is_rank_zero()),
         )
         with bar:
@@ -442,7 +443,7 @@ class _Outer:
         plan, folder = self.plan, self.plan.folder(job)
 
         def tell(point: str, fits: int) -> None:
-            bar.set_description_str(f"outer {job.name} | {point}", refresh=False)
+            bar.set_description_str(f"outer {job.name} | {point}", refresh=sys.stderr.isatty())
             bar.update(fits)
 
         part = self.training_part(job)
@@ -491,6 +492,7 @@ class _Outer:
             predicted = predict_part(scorer, model, outer, "val")
             if logger is not None:
                 logger.log_metrics(metrics, step=steps)
+                logger.save()
         finally:
             tracking.finish_logger(logger)
         checkpoint = (best.run_dir / "refit" / "model.ckpt").relative_to(plan.run_dir)
@@ -537,6 +539,8 @@ def _flat(search: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _figures(result: NestedResult, data: SplitDataModule) -> dict[str, Figure]:
     drawn = result_figures(result, data)
+    # A mean over different hyperparameters, of training alone, would say nothing.
+    drawn.pop("learning_curves", None)
     monitor = result.info["monitor"]
     if monitor in result.metrics:
         values = {

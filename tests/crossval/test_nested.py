@@ -1,6 +1,9 @@
 """Nested cross-validation against scikit-learn's, and what its choice may not see."""
 
 import json
+import os
+import subprocess
+import sys
 
 import lightning.pytorch as pl
 import numpy as np
@@ -478,6 +481,57 @@ def test_a_cross_validation_and_a_nested_one_are_not_mixed():
             RidgeModel, data, num_folds=2, trainer=CPU, monitor="val/mse", run_dir="run",
             progress_bar=False,
         )  # fmt: skip
+
+
+TWO_RANKS = """
+import sys
+import torch
+from dlblocks.crossval import nested_cross_validate
+from dlblocks.data import TabularDataModule
+from dlblocks.models import MLPClassifier
+
+torch.set_num_threads(1)
+
+class Unsynced(MLPClassifier):
+    def on_validation_epoch_end(self):
+        super().on_validation_epoch_end()
+        sign = 1 if self.global_rank else -1  # the ranks would choose differently
+        self.log("odd", sign * self.hparams.lr, sync_dist=False)
+
+for devices, monitor in ((1, "val/loss"), (2, "val/loss"), (2, "odd")):
+    nested_cross_validate(
+        lambda lr: Unsynced(4, 3, hidden=[8], lr=lr),
+        TabularDataModule("iris", batch_size=40 // devices),
+        {"lr": [0.05, 0.2]},
+        num_folds=2,
+        inner_folds=2,
+        monitor=monitor,
+        trainer={
+            "accelerator": "cpu", "max_epochs": 2, "devices": devices,
+            "strategy": "ddp" if devices > 1 else "auto",
+        },
+        run_dir=f"{devices}-{monitor[:3]}",
+        figures=False,
+        progress_bar=False,
+    )
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_choose_as_one(tmp_path):
+    (tmp_path / "script.py").write_text(TWO_RANKS)
+    done = subprocess.run(
+        [sys.executable, "script.py"], capture_output=True, text=True, timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, two, odd = (NestedResult.load(name) for name in ("1-val", "2-val", "2-odd"))
+    assert [c["point"] for c in one.choices] == [c["point"] for c in two.choices]
+    np.testing.assert_allclose(two.values("val/loss"), one.values("val/loss"), rtol=1e-4)
+    np.testing.assert_array_equal(two.oof.index, one.oof.index)
+    np.testing.assert_allclose(two.oof.prediction, one.oof.prediction, atol=1e-4)
+    assert [c["hyperparameters"]["lr"] for c in odd.choices] == [0.2, 0.2]  # as rank 0 has it
+    assert len(odd.oof) == 120
 
 
 def test_a_function_makes_the_data_anew():
