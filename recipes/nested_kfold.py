@@ -5,7 +5,9 @@ width are chosen by five inner folds of its training samples alone, then a netwo
 trained on all of them and scored on the outer fold: what the whole procedure, the search included,
 would score on new wines. The score that the choice had on its inner folds is printed beside it.
 
-Result: TODO
+Result: accuracy 0.9776 ± 0.0233 over five outer folds (seed 0), where an RBF SVM that is chosen the
+same way has 0.9830 ± 0.0155; the loss of what was chosen is 0.03 on the inner folds that chose it,
+and 0.21 on the outer ones. 69 s for the 155 fits (two CPU cores, torch 2.14, lightning 2.6.6).
 """
 
 from __future__ import annotations

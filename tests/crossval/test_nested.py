@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -441,6 +442,54 @@ def test_called_again_goes_on_where_it_was():
         assert rows == first
     small("whole", lambda: [Kill()])
     assert Kill.count == 11  # a finished run is read back
+
+
+KILLED = """
+import os, signal, sys
+import lightning.pytorch as pl
+import torch
+import dlblocks.fitting
+from dlblocks.crossval import nested_cross_validate
+from dlblocks.data import TabularDataModule
+from dlblocks.models import MLPClassifier
+
+torch.set_num_threads(1)
+dlblocks.fitting.RESUME_SECONDS = 0.0
+count, at = 0, int(sys.argv[1])
+
+class Kill(pl.Callback):
+    def on_train_epoch_start(self, trainer, module):
+        global count
+        count += trainer.current_epoch == 1
+        if count == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+nested_cross_validate(
+    lambda lr: MLPClassifier(4, 3, hidden=[8], lr=lr, dropout=0.1),
+    TabularDataModule("iris"),
+    {"lr": [0.05, 0.001]},
+    num_folds=2,
+    inner_folds=2,
+    trainer={"accelerator": "cpu", "max_epochs": 3},
+    make_callbacks=lambda: [Kill()],
+    run_dir="killed",
+    progress_bar=False,
+    figures=False,
+)
+"""
+
+
+@pytest.mark.slow
+def test_killed_within_an_inner_fit_and_called_again(tmp_path):
+    (tmp_path / "script.py").write_text(KILLED)
+    for at, code in ((3, -signal.SIGKILL), (0, 0)):
+        done = subprocess.run(
+            [sys.executable, "script.py", str(at)], capture_output=True, text=True, timeout=300,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == code, done.stderr
+        assert (tmp_path / "killed" / "summary.json").exists() == (code == 0)
+    assert_same(NestedResult.load("killed"), small("whole"))
 
 
 @pytest.mark.slow
