@@ -311,7 +311,7 @@ def iris(tmp_path_factory):
     return nested_cross_validate(**arguments, run_dir=folder, repeats=2), arguments
 
 
-def test_epochs_are_the_median_of_the_inner_folds(iris):
+def test_what_is_chosen_is_what_its_cross_validation_says(iris):
     result, arguments = iris
     assert len(result.search) == 16
     for row, choice in zip(result.folds, result.choices, strict=True):
@@ -330,6 +330,35 @@ def test_epochs_are_the_median_of_the_inner_folds(iris):
         assert dict(model.hparams)["lr"] == choice["hyperparameters"]["lr"]
     assert not list(result.run_dir.rglob("best.ckpt"))
     assert len(list(result.run_dir.rglob("model.ckpt"))) == 4
+
+
+class Dips(RidgeModel):
+    """Its error is least in an epoch from 2 to 5 that its training rows decide."""
+
+    def on_train_epoch_start(self):
+        self.rows, self.epochs = [], self.current_epoch + 1
+
+    def on_train_epoch_end(self):
+        pass
+
+    def validation_step(self, batch, batch_idx):
+        x = torch.cat([x for x, _ in self.rows]).double()
+        self.goal = 2 + int(x.abs().sum() * 1e3) % 4
+        self.log("val/mse", abs(self.epochs - self.goal) + 0.0, batch_size=len(batch[0]))
+
+
+def test_what_is_chosen_is_trained_for_the_median_of_the_best_epochs():
+    result = run(
+        ArrayDataModule(X, Y), Dips, {"alpha": [1.0]}, num_folds=3, inner_folds=3,
+        trainer={**CPU, "max_epochs": 7},
+        make_callbacks=lambda: [pl.callbacks.EarlyStopping("val/mse", patience=3)],
+    )  # fmt: skip
+    fitted = [model for model in Dips.made if hasattr(model, "epochs")]
+    goals = [[inner.goal for inner in fitted[4 * fold : 4 * fold + 3]] for fold in range(3)]
+    expected = np.median(goals, axis=1).tolist()
+    assert len(set(expected)) > 1
+    assert [model.epochs for model in fitted[3::4]] == expected
+    assert [row["epochs"] for row in result.folds] == expected
 
 
 def test_files_tables_and_what_is_loaded(iris):
@@ -421,9 +450,9 @@ def test_called_again_goes_on_where_it_was():
     class Kill(pl.Callback):
         count = at = 0
 
-        def on_train_start(self, trainer, module):
-            Kill.count += 1
-            if Kill.count == Kill.at:
+        def on_train_epoch_start(self, trainer, module):
+            Kill.count += trainer.current_epoch == 1
+            if Kill.count == Kill.at and trainer.current_epoch == 1:
                 raise Killed
 
     whole = small("whole", lambda: [Kill()])
