@@ -84,10 +84,14 @@ def _equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def check_names(make_model: Callable[..., Any], points: Sequence[Mapping[str, Any]]) -> None:
-    """Raises a `ValueError` unless `make_model` takes the names of every point, and needs no more.
+    """Raises an error unless `make_model` takes the names of every point, and needs no more.
 
     What cannot be inspected is passed over.
     """
+    if not callable(make_model):
+        raise TypeError(
+            f"make_model={make_model!r} must be a function that makes a model of hyperparameters."
+        )
     try:
         parameters = inspect.signature(make_model).parameters.values()
     except (TypeError, ValueError):
@@ -262,6 +266,11 @@ class Search:
             if self.on_error == "raise":
                 raise named(error, said(self.points[number])) from error
             return None, repr(error)
+        if self.monitor not in result.metrics:
+            raise ValueError(
+                f"monitor={self.monitor!r} is not logged in validation, by which points are "
+                f"compared; choose from: {', '.join(result.metrics)}."
+            )
         result.folds = _agreed(result.folds)
         return result, ""
 

@@ -723,6 +723,7 @@ def test_points_are_scikit_learns():
         ({"grid": {"alpha": [8, 8]}}, ValueError, "grid has alpha=8 twice"),
         ({"make_model": lambda alpha, beta: None}, ValueError, "make_model needs 'beta'"),
         ({"make_model": lambda alpha: 3}, TypeError, "must return a LightningModule, got int"),
+        ({"make_model": 3}, TypeError, "make_model=3 must be a function"),
         ({"num_folds": 1}, ValueError, "num_folds=1"),
         ({"inner_folds": 1}, ValueError, "inner_folds=1"),
         ({"repeats": 0}, ValueError, "repeats=0"),
@@ -770,6 +771,14 @@ def test_models_that_cannot_be_searched():
             {"width": [4, -1]},
         )  # fmt: skip
     assert not any(hasattr(model, "x") for model in RidgeModel.made)
+
+
+def test_a_monitor_that_validation_lacks():
+    with pytest.raises(ValueError, match=r"monitor='train/loss' is not logged in validation.*val/"):
+        run(
+            TabularDataModule("iris"), lambda lr: MLPClassifier(4, 3, lr=lr), {"lr": [0.1, 0.2]},
+            num_folds=2, inner_folds=2, monitor="train/loss",
+        )  # fmt: skip
 
 
 def test_progress_names_fold_and_point(capsys):
