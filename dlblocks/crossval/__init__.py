@@ -1,6 +1,7 @@
 """Cross-validation of any LightningModule in one call."""
 
-from dlblocks.crossval.nested import NestedResult, nested_cross_validate
+from dlblocks.crossval.nested import nested_cross_validate
+from dlblocks.crossval.nested_result import NestedResult
 from dlblocks.crossval.result import CrossValidationResult, OutOfFold
 from dlblocks.crossval.run import cross_validate
 
