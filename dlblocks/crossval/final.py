@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from dlblocks.crossval.fold import FINISHED
@@ -85,12 +86,13 @@ def refit(
     make_callbacks: Callable[[], Sequence[Callback]] | None = None,
     trainer: Mapping[str, Any] | None = None,
     seed: int = 0,
+    loggers: Sequence[Logger] = (),
 ) -> pl.LightningModule:
     """One model, trained on all development data; see `CrossValidationResult.refit`."""
     arguments = check_trainer_arguments(trainer)
     for name in ("min_epochs", "min_steps"):  # they would make it longer
         arguments.pop(name, None)
-    epochs = max(1, round(statistics.median(row["best_epoch"] for row in result.folds)))
+    epochs = refit_epochs(result)
     folder = result.run_dir / "refit"
     given = datamodule if isinstance(datamodule, SplitDataModule) else datamodule()
     with isolate_rng(), quiet():
@@ -108,13 +110,18 @@ def refit(
         fitter = pl.Trainer(
             **{"enable_progress_bar": False, **arguments, "limit_val_batches": 0},
             callbacks=[*callbacks, _StopAfter(epochs)],
-            logger=History(),  # callbacks may need one
+            logger=list(loggers) or History(),  # callbacks may need one
             default_root_dir=folder,
             enable_checkpointing=False,
         )
         fitter.fit(model, datamodule=given.for_all())
         fitter.save_checkpoint(folder / "model.ckpt")
     return model.eval()
+
+
+def refit_epochs(result: CrossValidationResult) -> int:
+    """For how many epochs `refit` trains: the median of the folds' best ones."""
+    return max(1, round(statistics.median(row["best_epoch"] for row in result.folds)))
 
 
 class _StopAfter(Callback):

@@ -231,11 +231,14 @@ def finish_fold(
         size = len(predicted["index"])
         oof = OutOfFold(**predicted, **{key: np.full(size, n) for key, n in place.items()})
     if write:
-        _write(folder, row, oof, getattr(datamodule, "normalisation", None))
+        write_fold(folder, row, oof, getattr(datamodule, "normalisation", None))
     return Fold(row, oof, history)
 
 
-def _write(folder: Path, row: dict[str, Any], oof: OutOfFold | None, normalisation: Any) -> None:
+def write_fold(
+    folder: Path, row: dict[str, Any], oof: OutOfFold | None, normalisation: Any
+) -> None:
+    """Writes what a fit has found; ``history.csv`` is there already."""
     if oof is not None:
         with whole_file(folder / "oof.npz") as part:
             np.savez_compressed(part, **vars(oof))
@@ -262,7 +265,7 @@ def read_fold(folder: Path) -> Fold | None:
     if not path.is_file():
         return None
     if is_rank_zero():
-        _last_checkpoint(folder).unlink(missing_ok=True)  # as `_write` did, if it came to it
+        _last_checkpoint(folder).unlink(missing_ok=True)  # as `write_fold` did, if it came to it
     found = json.loads(path.read_text())
     row = {k: float(v) if v in ("nan", "inf", "-inf") else v for k, v in found["row"].items()}
     oof = None

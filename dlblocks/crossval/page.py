@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 # What a figure shows, in the order of the page; those of other names follow.
 CAPTIONS = {
     "scores": "Score of each fold: dots are folds, below them the mean and its 95 % interval.",
+    "inner_and_outer": "What was chosen, as its inner folds scored it and as the outer fold did: "
+    "how far the inner scores are better is the optimism of a search's best score.",
     "learning_curves": "Learning curves: a thin line a fold, thick their mean, the band one "
     "standard deviation, dots the best epochs.",
     "confusion_matrix": "Out-of-fold predictions: true class in the row, predicted in the column.",
@@ -82,6 +84,7 @@ def page(result: CrossValidationResult) -> str:
         _scores(result),
         "<h2>Folds</h2>",
         _folds(result),
+        *(["<h2>Search</h2>", _search(result)] if "search" in info else []),
         "<h2>Figures</h2>",
         *(_figures(result.run_dir / "figures") or ['<p class="soft">The run drew none.</p>']),
         "<h2>How it was made</h2>",
@@ -145,6 +148,30 @@ def _folds(result: CrossValidationResult) -> str:
         for row in result.folds
     ]
     return _table(head, rows)
+
+
+def _search(result: CrossValidationResult) -> str:
+    """Of a nested cross-validation: every point of the grid, with the mean of its inner folds."""
+    info = result.info
+    repeated = len({row["repeat"] for row in result.folds}) > 1
+    rows = [
+        [
+            *([row["repeat"]] if repeated else []),
+            row["fold"],
+            ", ".join(f"{name}={value!r}" for name, value in row["hyperparameters"].items()),
+            *("" if row[key] is None else number(row[key]) for key in ("mean", "std")),
+            row["epochs"],
+            "chosen" if row["chosen"] else row.get("error", ""),
+        ]
+        for row in info["search"]
+    ]
+    head = [*(["repeat"] if repeated else []), *("fold", "hyperparameters")]
+    head += [f"inner {info['monitor']}", "std", "epochs", ""]
+    note = (
+        "Each outer fold chose by the inner folds of its own training samples; epochs are the "
+        "median of the best ones. The scores above are of samples that no choice has seen."
+    )
+    return f'{_table(head, rows)}\n<p class="soft">{note}</p>'
 
 
 def _figures(folder: Path) -> list[str]:

@@ -262,7 +262,7 @@ def _cross_validate(
                 elif not plan.run_id and is_rank_zero():
                     raise outcome  # before any fit: the run folder, or the model itself
                 elif on_error == "raise":
-                    raise _named(outcome, job) from outcome
+                    raise named(outcome, job.name) from outcome
                 else:
                     failed[job] = outcome
                     print(f"{job.name} failed: {outcome!r}", file=sys.stderr, flush=True)
@@ -272,7 +272,7 @@ def _cross_validate(
             plan.forget()
     if not found:
         job, error = next(iter(failed.items()))
-        raise _named(error, job) from error
+        raise named(error, job.name) from error
     done = [found[job] for job in jobs if job in found]
     result = CrossValidationResult(
         run_dir=plan.run_dir,
@@ -287,7 +287,7 @@ def _cross_validate(
             "engine": chosen,
             **({"engine_because": why} if engine == "auto" else {}),
             "class_names": data.class_names,
-            **({"failed": _failures(failed)} if failed else {}),
+            **({"failed": failures(failed)} if failed else {}),
             "seconds": time.monotonic() - started,
             "config": {"logger": plan.logger, **config},
             "versions": tracking.versions(),
@@ -303,9 +303,9 @@ def _cross_validate(
     if is_rank_zero() and (todo or not (plan.run_dir / SUMMARY).is_file()):
         # The summary comes last: what a kill prevents before it, the next call makes up for.
         result.write_parts()
-        drawn = _figures(result, data) if figures else {}
+        drawn = result_figures(result, data) if figures else {}
         report.save_figures(plan.run_dir / "figures", drawn)
-        _log_summary(plan, result, drawn, log_checkpoints)
+        log_summary(plan, result, drawn, log_checkpoints)
         result.write_summary()
     return result
 
@@ -324,26 +324,32 @@ def _one_by_one(
             yield job, error
 
 
-def _named(error: Exception, job: Job) -> Exception:
+def named(error: Exception, name: str) -> Exception:
     """The same kind of error, whose message begins with the name of the fold."""
-    message = f"{job.name}: {error}"
+    message = f"{name}: {error}"
     try:
-        named = type(error)(message)
+        new = type(error)(message)
     except Exception:  # one that wants other arguments
-        return RuntimeError(f"{job.name}: {error!r}")
-    return named if str(named) == message else RuntimeError(f"{job.name}: {error!r}")
+        return RuntimeError(f"{name}: {error!r}")
+    return new if str(new) == message else RuntimeError(f"{name}: {error!r}")
 
 
-def _failures(failed: Mapping[Job, Exception]) -> list[dict[str, Any]]:
+def failures(failed: Mapping[Job, Exception]) -> list[dict[str, Any]]:
+    """What ``summary.json`` says of fits that have failed."""
     return [
         {"repeat": job.repeat, "fold": job.fold, "error": repr(error)}
         for job, error in failed.items()
     ]
 
 
-def _log_summary(
-    plan: Plan, result: CrossValidationResult, figures: Mapping[str, Figure], checkpoints: bool
+def log_summary(
+    plan: Plan,
+    result: CrossValidationResult,
+    figures: Mapping[str, Figure],
+    checkpoints: bool,
+    rows: Sequence[Mapping[str, Any]] | None = None,
 ) -> None:
+    """Logs the summary run of a W&B group; `rows` are its table, by default the folds."""
     summary = result.summary()
     logger = tracking.make_logger(
         "wandb" if plan.logger == "wandb" else None,
@@ -366,7 +372,7 @@ def _log_summary(
         tracking.log_summary(
             logger,
             values={**values, **{f"pooled/{k}": v for k, v in summary["pooled"].items()}},
-            rows=result.folds,
+            rows=rows or result.folds,
             figures=figures,
             checkpoints=paths if checkpoints else (),
         )
@@ -374,7 +380,8 @@ def _log_summary(
         tracking.finish_logger(logger)
 
 
-def _figures(result: CrossValidationResult, datamodule: SplitDataModule) -> dict[str, Figure]:
+def result_figures(result: CrossValidationResult, datamodule: SplitDataModule) -> dict[str, Figure]:
+    """All that can be drawn of a result, by the names of the files."""
     figures = report.curve_figures(
         result.histories,
         [row["best_epoch"] for row in result.folds],

@@ -2,41 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dlblocks.crossval.result import CrossValidationResult
 
 
-def table(result: CrossValidationResult) -> str:
-    """What `CrossValidationResult.table` returns."""
+def table(result: CrossValidationResult, beside: Mapping[str, Sequence[str]] | None = None) -> str:
+    """What `CrossValidationResult.table` returns.
+
+    Args:
+        result: The result.
+        beside: Further columns, before the metrics: a cell for each fold, and one for the means.
+    """
+    beside = beside or {}
     chosen = table_metrics(result.metrics)
     repeated = len({row["repeat"] for row in result.folds}) > 1
-    head = [*(["repeat"] if repeated else []), "fold", "epochs", *chosen, "seconds"]
+    head = [*(["repeat"] if repeated else []), "fold", "epochs", *beside, *chosen, "seconds"]
     rows = [
         [
             *([str(row["repeat"])] if repeated else []),
             str(row["fold"]),
-            f"{row['epochs']} (best {row['best_epoch']})",
+            str(row["epochs"]) if beside else f"{row['epochs']} (best {row['best_epoch']})",
+            *(cells[i] for cells in beside.values()),
             *(number(row[name]) for name in chosen),
             f"{row['seconds']:.1f}",
         ]
-        for row in result.folds
+        for i, row in enumerate(result.folds)
     ]
     seconds = sum(row["seconds"] for row in result.folds)
     start = [""] if repeated else []
     means = [f"{number(result.mean(name))} ± {number(result.std(name))}" for name in chosen]
     ends = [result.interval(name) for name in chosen]
     pooled = result.pooled_or_none()
+    last, blank = [cells[-1] for cells in beside.values()], [""] * len(beside)
     below = [
-        [*start, "mean ± std", _missing(result), *means, f"{seconds:.1f} in all"],
-        [*start, "95 % interval", "", *(f"{number(a)} … {number(b)}" for a, b in ends), ""],
+        [*start, "mean ± std", _missing(result), *last, *means, f"{seconds:.1f} in all"],
+        [*start, "95 % interval", "", *blank, *(f"{number(a)} … {number(b)}" for a, b in ends), ""],
     ]
     over_all = [pooled.get(name.removeprefix("val/")) for name in chosen]
     if any(value is not None for value in over_all):
         cells = ["" if value is None else number(value) for value in over_all]
-        below.append([*start, "pooled", "", *cells, ""])
+        below.append([*start, "pooled", "", *blank, *cells, ""])
     widths = [max(len(line[i]) for line in [head, *rows, *below]) for i in range(len(head))]
 
     def line(cells: Sequence[str]) -> str:

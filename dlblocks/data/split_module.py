@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
 from dlblocks.data.checks import check_fold
 from dlblocks.data.folds import Indices
-from dlblocks.data.splits import COUNTED, SPLITS, Split, splits
+from dlblocks.data.splits import COUNTED, SPLITS, Split, hold_out_test, splits
 from dlblocks.errors import check_choice, check_range
 
 DEFAULT_FOLDS = 5
@@ -67,6 +69,7 @@ class SplitDataModule(pl.LightningDataModule):
     predict_index = True
     repeat = 0
     whole = False  # whether all that is not held out trains; see `for_all`
+    development: Indices | None = None  # the rows that are split, if not all; see `for_rows`
 
     def __init__(
         self,
@@ -132,19 +135,26 @@ class SplitDataModule(pl.LightningDataModule):
             num_folds: Number of folds; None as in the constructor.
             repeat: Another number gives other folds of ``split="kfold"``.
         """
-        columns = self.columns
         return splits(
-            columns.num_samples,
-            split=self.split,
             num_folds=num_folds,
             val_fraction=self.val_fraction,
-            test_fraction=self.test_fraction,
-            targets=self._strata(columns.targets),
-            groups=columns.groups,
-            folds=columns.folds,
-            seed=self.split_seed,
+            folds=self.columns.folds,
             repeat=repeat,
+            **self._test_arguments(),
         )
+
+    def _test_arguments(self) -> dict[str, Any]:
+        """What decides which rows are held out and which are the development set."""
+        columns = self.columns
+        return {
+            "num_samples": columns.num_samples,
+            "split": self.split,
+            "test_fraction": self.test_fraction,
+            "targets": self._strata(columns.targets),
+            "groups": columns.groups,
+            "seed": self.split_seed,
+            "development": self.development,
+        }
 
     def count_folds(self, num_folds: int | None = None) -> int:
         """The number of folds of a cross-validation that is asked for `num_folds`.
@@ -174,16 +184,17 @@ class SplitDataModule(pl.LightningDataModule):
         return targets
 
     def _split_rows(self) -> dict[str, Tensor]:
-        found = self.splits(self.num_folds, repeat=self.repeat)
-        if self.fold >= len(found):
-            raise ValueError(
-                f"fold={self.fold} is outside 0 … {len(found) - 1}: split={self.split!r} makes "
-                f"{len(found)} folds of this data."
-            )
-        rows = found[self.fold]
         if self.whole:
-            everything = np.arange(self.columns.num_samples)
-            rows = {**rows, "train": np.setdiff1d(everything, rows["test"]), "val": everything[:0]}
+            rest, test = hold_out_test(**self._test_arguments())
+            rows = {"train": rest, "val": rest[:0], "test": test}
+        else:
+            found = self.splits(self.num_folds, repeat=self.repeat)
+            if self.fold >= len(found):
+                raise ValueError(
+                    f"fold={self.fold} is outside 0 … {len(found) - 1}: split={self.split!r} makes "
+                    f"{len(found)} folds of this data."
+                )
+            rows = found[self.fold]
         return {part: torch.from_numpy(row) for part, row in rows.items()}
 
     def rows_of(self, part: str) -> Tensor:
@@ -228,4 +239,38 @@ class SplitDataModule(pl.LightningDataModule):
         """
         new = self.for_fold(self.fold, self.num_folds, repeat=self.repeat)
         new.whole = True
+        return new
+
+    def for_rows(self, rows: npt.ArrayLike) -> Self:
+        """A datamodule as new whose development set is some rows alone, which are then split.
+
+        All else stays: samples keep their numbers, the test set is the same, and so are the kind of
+        split, groups and stratification, of these rows. The inner folds of a nested
+        cross-validation are made so: ``data.for_rows(data.splits(5)[0]["train"])``. This one is
+        left as it is.
+
+        Args:
+            rows: Numbers of samples of the development set, in any order, int of shape (M,).
+
+        Raises:
+            ValueError: There are no rows, one is there twice, or not in the development set.
+        """
+        given = np.asarray(rows)
+        if given.ndim != 1 or not len(given) or given.dtype.kind not in "iu":
+            raise ValueError(
+                f"rows has shape {given.shape} and dtype {given.dtype}; expected at least one "
+                "number of a sample, integers of shape (M,)."
+            )
+        kept, counts = np.unique(given.astype(np.int64), return_counts=True)
+        if counts.max() > 1:
+            raise ValueError(f"rows has {kept[counts.argmax()]} {counts.max()} times.")
+        mine, _ = hold_out_test(**self._test_arguments())
+        outside = kept[~np.isin(kept, mine)]
+        if len(outside):
+            raise ValueError(
+                f"row {outside[0]} is not in the development set of {len(mine)} samples "
+                f"({len(outside)} such rows in all)."
+            )
+        new = self.for_fold(self.fold, self.num_folds, repeat=self.repeat)
+        new.development = kept
         return new

@@ -37,6 +37,7 @@ def splits(
     folds: npt.ArrayLike | None = None,
     seed: int = 0,
     repeat: int = 0,
+    development: Indices | None = None,
 ) -> list[dict[str, Indices]]:
     """Splits ``range(num_samples)`` into ``"train"``, ``"val"`` and ``"test"``, once for each fold.
 
@@ -56,6 +57,8 @@ def splits(
         folds: See `predefined`.
         seed: Seed of the splits.
         repeat: Another number gives other folds of ``"kfold"``.
+        development: Split these rows alone instead of all that is not held out; sorted, and none
+            of them held out.
 
     Raises:
         ValueError: An argument that the split needs is missing, or one that it cannot heed is
@@ -70,10 +73,15 @@ def splits(
     classes = None if targets is None else as_column("targets", targets, num_samples)
     members = None if groups is None else as_column("groups", groups, num_samples)
     numbers = None if folds is None else as_column("folds", folds, num_samples)
-    if split == "time_series":
-        rest, test = last(num_samples, test_fraction)
-    else:
-        rest, test = holdout(num_samples, test_fraction, targets=classes, groups=members, seed=seed)
+    rest, test = hold_out_test(
+        num_samples,
+        split=split,
+        test_fraction=test_fraction,
+        targets=classes,
+        groups=members,
+        seed=seed,
+        development=development,
+    )
     members = None if members is None else members[rest]
     arguments: dict[str, Any] = {
         "targets": None if classes is None else classes[rest],
@@ -99,6 +107,29 @@ def splits(
             f"leave num_folds out, or set num_folds={len(pairs)}."
         )
     return [{"train": rest[train], "val": rest[val], "test": test} for train, val in pairs]
+
+
+def hold_out_test(
+    num_samples: int,
+    *,
+    split: str = "kfold",
+    test_fraction: float = 0.0,
+    targets: npt.ArrayLike | None = None,
+    groups: npt.ArrayLike | None = None,
+    seed: int = 0,
+    development: Indices | None = None,
+) -> Fold:
+    """The rows of the development set and those held out; arguments are those of `splits`.
+
+    Example:
+        >>> hold_out_test(4, split="time_series", test_fraction=0.25)
+        (array([0, 1, 2]), array([3]))
+    """
+    if split == "time_series":
+        rest, test = last(num_samples, test_fraction)
+    else:
+        rest, test = holdout(num_samples, test_fraction, targets=targets, groups=groups, seed=seed)
+    return (rest if development is None else development), test
 
 
 def _check_columns(split: str, groups: object, folds: object) -> None:
