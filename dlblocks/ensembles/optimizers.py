@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
-# Each treats every tensor by itself, so that the tensors of several models may share a step.
+from dlblocks.ensembles.stack import Stack
+
 # Fused kernels do for all tensors of a call what the others do operation by operation.
 FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
-SEPARABLE = (
+# Each treats every value by itself: the stack of K tensors is to them one tensor.
+ELEMENTWISE = (
     *FUSED,
     torch.optim.Adagrad,
     torch.optim.Adadelta,
@@ -22,35 +25,42 @@ SEPARABLE = (
     torch.optim.RAdam,
     torch.optim.RMSprop,
 )
+OURS = "dlblocks.optim."
+SET_APART = ("params", "param_names")
 
 
 class MergedOptimizer:
     """Steps the optimizers of several models together.
 
-    Every optimizer keeps its own parameter groups, which its schedulers change; parameter groups
-    whose settings are equal at the time of a step go into one call. The state is kept by parameter,
-    so that each model has its own, step counts included. Optimizers that torch does not have step
-    one after another.
+    Every optimizer keeps its own parameter groups, which its schedulers change, and every model its
+    own state, step counts included. While all models take the same step with the same settings, an
+    optimizer that treats every value by itself steps the stacked parameters. Otherwise the
+    parameters of models with equal settings go into one call. Optimizers that neither torch nor
+    this package has step one after another.
 
     Args:
         optimizers: One a model.
+        stack: The models.
     """
 
-    def __init__(self, optimizers: Sequence[Optimizer]) -> None:
+    def __init__(self, optimizers: Sequence[Optimizer], stack: Stack) -> None:
         self.optimizers = list(optimizers)
-        first = self.optimizers[0]
+        self.stack = stack
+        self._steps = [0] * len(optimizers)
+        self._params: dict[tuple[tuple[int, int], ...], list[Tensor]] = {}
         self._merged: Optimizer | None = None
-        self._params: dict[tuple[tuple[int, int], ...], list[torch.Tensor]] = {}
-        cls = type(first)
-        if len(optimizers) > 1 and _is_separable(cls) and all(type(o) is cls for o in optimizers):
-            self._merged = copy.copy(first)
-            state: defaultdict[torch.Tensor, Any] = defaultdict(dict)
+        self._stacked: Optimizer | None = None  # has the state while it is there
+        cls = type(self.optimizers[0])
+        is_known = cls in ELEMENTWISE or cls.__module__.startswith(OURS)
+        if is_known and all(type(optimizer) is cls for optimizer in optimizers):
+            self._merged = copy.copy(self.optimizers[0])
+            state: defaultdict[Tensor, Any] = defaultdict(dict)
             for optimizer in self.optimizers:
                 state.update(optimizer.state)
-            self._merged.state = state
-            for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
                     _choose_kernel(group, cls)
+            self._merged.state = state
+        self._can_stack = cls in ELEMENTWISE or getattr(cls, "elementwise", False)
 
     def step(self, members: Sequence[int]) -> None:
         """Steps the optimizers of some models."""
@@ -63,6 +73,49 @@ class MergedOptimizer:
             for j, group in enumerate(self.optimizers[k].param_groups):
                 settings = tuple(_hashable(v) for name, v in group.items() if name not in SET_APART)
                 equal.setdefault(settings, []).append((k, j))
+        if self._can_stack and self._in_step(members, equal):
+            self._step_stacked()
+        else:
+            self._step_merged(equal)
+        for k in members:
+            self._steps[k] += 1
+
+    def _in_step(self, members: Sequence[int], equal: Mapping[Any, list[tuple[int, int]]]) -> bool:
+        """Whether all models do the same: as many steps, and equal settings of like groups."""
+        if len(members) < len(self.optimizers) or len(set(self._steps)) > 1:
+            return False
+        groups = [[j for k, j in places if k == 0] for places in equal.values()]
+        return all(
+            len(places) == len(mine) * len(self.optimizers)
+            for places, mine in zip(equal.values(), groups, strict=True)
+        )
+
+    def _step_stacked(self) -> None:
+        assert self._merged is not None  # for the type checker
+        if self._stacked is None:
+            self._stacked = copy.copy(self._merged)
+            self._stacked.state = defaultdict(dict)
+            for name, stacked in self.stack.params.items():
+                parts = [
+                    self._merged.state.get(model.get_parameter(name), {})
+                    for model in self.stack.models
+                ]
+                if parts[0]:
+                    self._stacked.state[stacked] = {
+                        key: _stack([part[key] for part in parts], stacked.shape[1:])
+                        for key in parts[0]
+                    }
+            self._merged.state.clear()
+        place = {p: name for name, p in self.stack.models[0].named_parameters()}
+        self._stacked.param_groups = [
+            {**group, "params": [self.stack.params[place[p]] for p in group["params"]]}
+            for group in self.optimizers[0].param_groups
+        ]
+        self._stacked.step()
+
+    def _step_merged(self, equal: Mapping[Any, list[tuple[int, int]]]) -> None:
+        assert self._merged is not None  # for the type checker
+        self._unstack()
         groups = []
         for places in equal.values():
             params = self._params.get(key := tuple(places))
@@ -74,32 +127,63 @@ class MergedOptimizer:
         self._merged.param_groups = groups
         self._merged.step()
 
+    def _unstack(self) -> None:
+        """Gives every model its own state back."""
+        if self._stacked is None or self._merged is None:
+            return
+        for k, model in enumerate(self.stack.models):
+            self._merged.state.update(self._state_of(k, model))
+        self._stacked = None
+
+    def _state_of(self, k: int, model: torch.nn.Module) -> dict[Tensor, dict[str, Any]]:
+        if self._merged is None:
+            return dict(self.optimizers[k].state)
+        if self._stacked is None:
+            return {p: self._merged.state[p] for p in model.parameters() if p in self._merged.state}
+        found: dict[Tensor, dict[str, Any]] = {}
+        for name, stacked in self.stack.params.items():
+            if state := self._stacked.state.get(stacked):
+                found[model.get_parameter(name)] = {
+                    key: _row(value, k, stacked.shape) for key, value in state.items()
+                }
+        return found
+
     def keep(self, members: Sequence[int]) -> None:
-        """Leaves only these optimizers; the others keep the state they have here."""
+        """Leaves only these models; to be called before the stack does the same."""
+        self._unstack()
         self.optimizers = [self.optimizers[k] for k in members]
+        self._steps = [self._steps[k] for k in members]
         self._params = {}
 
     def state(self, k: int) -> dict[str, Any]:
-        """The state of model k's optimizer, as its `state_dict`."""
+        """The state of model k's optimizer, as its `state_dict`, and how often it has stepped."""
         optimizer = self.optimizers[k]
+        optimizer.state = defaultdict(dict, self._state_of(k, self.stack.models[k]))
+        found = {"optimizer": optimizer.state_dict(), "steps": self._steps[k]}
         if self._merged is not None:
-            params = {p for group in optimizer.param_groups for p in group["params"]}
-            mine = {p: s for p, s in self._merged.state.items() if p in params}
-            optimizer.state = defaultdict(dict, mine)
-        return optimizer.state_dict()
+            optimizer.state = defaultdict(dict)
+        return found
 
     def load(self, k: int, state: dict[str, Any]) -> None:
-        """Restores what `state` returned for model k."""
-        self.optimizers[k].load_state_dict(state)
+        """Restores what `state` returned for model k, before the first step."""
+        self.optimizers[k].load_state_dict(state["optimizer"])
+        self._steps[k] = state["steps"]
         if self._merged is not None:
             self._merged.state.update(self.optimizers[k].state)
 
 
-SET_APART = ("params", "param_names")
+def _stack(parts: Sequence[Any], shape: torch.Size) -> Any:
+    """State of the stacked parameter: what is kept for every value, or once for all."""
+    if isinstance(parts[0], Tensor) and parts[0].shape == shape and parts[0].ndim:
+        return torch.stack(list(parts))
+    return parts[0].clone() if isinstance(parts[0], Tensor) else parts[0]
 
 
-def _is_separable(cls: type[Optimizer]) -> bool:
-    return cls in SEPARABLE or cls.__module__.startswith("dlblocks.optim.")
+def _row(value: Any, k: int, shape: torch.Size) -> Any:
+    """Model k's part of the state of a stacked parameter."""
+    if isinstance(value, Tensor) and value.shape == shape:
+        return value[k].clone()
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _choose_kernel(group: dict[str, Any], cls: type[Optimizer]) -> None:
@@ -108,13 +192,13 @@ def _choose_kernel(group: dict[str, Any], cls: type[Optimizer]) -> None:
     if any(group.get(name) for name in ("capturable", "differentiable")):
         return
     floating = all(p.is_floating_point() for p in group["params"])
-    if cls in FUSED and floating and not isinstance(group["lr"], torch.Tensor):
+    if cls in FUSED and floating and not isinstance(group["lr"], Tensor):
         group["fused"] = True
     elif "foreach" in group:
         group["foreach"] = True
 
 
 def _hashable(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, Tensor):
         return id(value)
     return tuple(value) if isinstance(value, list) else value

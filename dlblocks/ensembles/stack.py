@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from dlblocks.ensembles.errors import NotVectorizable
 from dlblocks.models.base import Model
@@ -35,6 +36,8 @@ class Stack:
         self.device = device
         self._template = _Step(_without_metrics(models[0])).to(device)
         self._modes = {module: module.training for module in self._template.modules()}
+        names = [*dict(models[0].named_parameters()), *dict(models[0].named_buffers())]
+        self._places = [_place(self._template.model, name) for name in names]
         self._run = vmap(self._call, randomness="different")
         self.params: dict[str, Tensor] = {}
         self.buffers: dict[str, Tensor] = {}
@@ -70,10 +73,16 @@ class Stack:
         for module, training in self._modes.items():
             module.training = training and mode
 
-    def _call(
-        self, params: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor, targets: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        return functional_call(self._template, ({**params, **buffers},), (inputs, targets))
+    def _call(self, inputs: Tensor, targets: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        # As functional_call does, in a tenth of its time, which for a small net is noticed.
+        before = [holder[name] for holder, name in self._places]
+        for (holder, name), tensor in zip(self._places, tensors, strict=True):
+            holder[name] = tensor
+        try:
+            return self._template(inputs, targets)
+        finally:
+            for (holder, name), tensor in zip(self._places, before, strict=True):
+                holder[name] = tensor
 
     def run(
         self, inputs: Tensor, targets: Tensor, members: Sequence[int] | None = None
@@ -85,18 +94,15 @@ class Stack:
             targets: Shape (M, N, ...).
             members: Which M of the models compute, all by default. Buffers of the others stay.
         """
-        names = (self.params, self.buffers)
+        params, buffers = list(self.params.values()), list(self.buffers.values())
         if members is None or len(members) == len(self):
-            params, buffers = (_prefixed(group) for group in names)
-            return self._run(params, buffers, inputs, targets)
+            return self._run(inputs, targets, *params, *buffers)
         where = torch.tensor(members, device=self.device)
-        params, buffers = (
-            _prefixed({name: x.index_select(0, where) for name, x in group.items()})
-            for group in names
-        )
-        result = self._run(params, buffers, inputs, targets)
-        for name, whole in self.buffers.items():
-            whole.index_copy_(0, where, buffers[PREFIX + name])
+        params, parts = ([x.index_select(0, where) for x in group] for group in (params, buffers))
+        result = self._run(inputs, targets, *params, *parts)
+        with torch.no_grad():
+            for whole, part in zip(buffers, parts, strict=True):
+                whole.index_copy_(0, where, part)
         return result
 
     def link_gradients(self) -> None:
@@ -136,9 +142,6 @@ class Stack:
         self.link_gradients()
 
 
-PREFIX = "model."
-
-
 class _Step(nn.Module):
     """What is computed for each model: outputs, and their loss."""
 
@@ -151,8 +154,12 @@ class _Step(nn.Module):
         return self.model.loss(outputs, targets), outputs
 
 
-def _prefixed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {PREFIX + name: tensor for name, tensor in tensors.items()}
+def _place(model: nn.Module, name: str) -> tuple[dict[str, Any], str]:
+    """Where a module keeps a parameter or buffer."""
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    holder: dict[str, Any] = module._parameters if leaf in module._parameters else module._buffers
+    return holder, leaf
 
 
 def _without_metrics(model: Model) -> Model:

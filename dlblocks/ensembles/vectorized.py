@@ -138,7 +138,9 @@ class Together(pl.LightningModule):
         self.stack = Stack([member.model for member in self.members], self.root_device)
         for member in self.members:
             member.make_optimizer()
-        self.optimizers_of = MergedOptimizer([member.optimizer for member in self.members])
+        self.optimizers_of = MergedOptimizer(
+            [member.optimizer for member in self.members], self.stack
+        )
         self._try()
 
     def fit(self) -> None:
@@ -366,8 +368,8 @@ class Together(pl.LightningModule):
             return
         self.live = [self.live[k] for k in keep]
         if self.live:
-            self.stack.keep(keep)
             self.optimizers_of.keep(keep)
+            self.stack.keep(keep)
             self._make_sources()
 
     def _validate(self) -> list[dict[str, Tensor]]:
