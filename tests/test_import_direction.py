@@ -13,7 +13,8 @@ PACKAGE = Path(dlblocks.__file__).parent
 # Each room may import those above it, and nothing below.
 FLOORS = [
     {"errors", "files", "quiet"},
-    {"nets", "optim", "losses", "metrics", "history", "csv_log", "predictions", "plots"}
+    {"losses"},
+    {"nets", "optim", "metrics", "history", "csv_log", "predictions", "plots"}
     | {"data.folds"},
     {"data", "callbacks", "models", "tracking"},
     {"report"},
