@@ -14,8 +14,7 @@ PACKAGE = Path(dlblocks.__file__).parent
 FLOORS = [
     {"errors", "files", "quiet"},
     {"losses"},
-    {"nets", "optim", "metrics", "history", "csv_log", "predictions", "plots"}
-    | {"data.folds"},
+    {"nets", "optim", "metrics", "history", "csv_log", "predictions", "plots"} | {"data.folds"},
     {"data", "callbacks", "models", "tracking"},
     {"report"},
     {"fitting"},

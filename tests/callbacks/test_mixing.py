@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
 from dlblocks.callbacks import CutMix, Cutout, MixUp, boxes, cutmix, cutout, mixup
-from dlblocks.callbacks.mixup import draw_mix
+from dlblocks.callbacks.mixing import draw_mix
 
 
 def generator(seed=0):
