@@ -214,7 +214,8 @@ class BatchTransform(Callback):
     def entries(self, batch: Any) -> Entries:
         """What of the batch is to be changed."""
         who = type(self).__name__
-        return Entries(batch, self.input_key, self.target_key, self.extras, who)
+        keys = self.input_key, self.target_key, self.extras
+        return Entries(batch, *keys, who, self.extra_actions)
 
 
 class _Hook:

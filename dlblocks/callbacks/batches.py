@@ -44,15 +44,22 @@ class Entries:
         target_key: Where the targets are: a tensor.
         extras: ``"refuse"``, ``"keep"``, or what to do with each further entry.
         who: Name of the transform, for error messages.
+        actions: What it can do with a further entry.
 
     Raises:
         ValueError: The batch has another structure, or an entry that nobody knows how to change.
     """
 
     def __init__(
-        self, batch: Any, input_key: Key, target_key: Key, extras: Extras, who: str
+        self,
+        batch: Any,
+        input_key: Key,
+        target_key: Key,
+        extras: Extras,
+        who: str,
+        actions: Sequence[str] = ("keep",),
     ) -> None:
-        self.batch, self.who = batch, who
+        self.batch, self.who, self.actions = batch, who, actions
         self.input_path, self.target_path = path_of(input_key), path_of(target_key)
         inputs = self._find(self.input_path, "input_key")
         target = self._find(self.target_path, "target_key")
@@ -86,7 +93,7 @@ class Entries:
             try:
                 if not isinstance(entry, (Mapping, Sequence)) or isinstance(entry, str):
                     raise TypeError
-                entry = entry[key]  # type: ignore[call-overload, index]
+                entry = entry[key]  # type: ignore[index]
             except (KeyError, IndexError, TypeError):
                 raise self._unknown(argument, path) from None
         return entry
@@ -154,11 +161,19 @@ class Entries:
         )
         if is_list_of_samples or any(self._is_per_sample(x) for x in tensors_in(entry)):
             shown = path[-1] if len(path) == 1 else list(path)
+            meaning = {
+                "input": "changes as the inputs do (a second image, a mask)",
+                "target": "changes as the targets do (weights of samples)",
+                "keep": "may stay as it is",
+            }
             raise ValueError(
                 f"{self.who} does not know how to change entry {shown!r} of the batch "
-                f"{structure(self.batch)} along with the inputs; leave it out of the batch, say "
-                f"extras={{{path[-1]!r}: 'input'}} if it changes as the inputs do (a second image, "
-                "a mask), 'target' if as the targets do (weights), or 'keep' if it stays as it is."
+                f"{structure(self.batch)} along with the inputs; leave it out of the batch, or set "
+                + ", or ".join(
+                    f"extras={{{path[len(self.container)]!r}: {action!r}}} if it {meaning[action]}"
+                    for action in self.actions
+                )
+                + "."
             )
 
     def _is_per_sample(self, entry: Tensor) -> bool:

@@ -124,7 +124,8 @@ def cutmix(images: Tensor, targets: Tensor, box: Tensor, index: Tensor) -> tuple
                 [0.5000, 0.5000]]))
     """
     index = index.to(images.device, non_blocking=True)
-    lam = kept_share(box, *images.shape[2:], targets.dtype)
+    height, width = images.shape[2:]
+    lam = kept_share(box, height, width, targets.dtype)
     return paste(images, gather(images, index), box), average(targets, lam, index)
 
 
@@ -230,7 +231,7 @@ class CutMix(Mixer):
     def mix_input(self, inputs: Tensor, mix: Mix) -> Tensor:
         assert mix.box is not None  # for the type checker
         images = inputs.unsqueeze(1) if inputs.ndim == 3 else inputs
-        mixed = paste(images, gather(images, mix.index), mix.box)
+        mixed = paste(images, gather(images, mix.partner), mix.box)
         return mixed.squeeze(1) if inputs.ndim == 3 else mixed
 
     def pasted(self, target: Tensor, inputs: Tensor) -> bool:

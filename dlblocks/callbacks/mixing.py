@@ -21,14 +21,22 @@ class Mix(NamedTuple):
     """How a batch is mixed.
 
     Attributes:
-        index: The partner of each sample, int64, shape (N,).
+        partner: The partner of each sample, int64, shape (N,).
         lam: The share of each sample's own target, float32, shape (N,).
         box: What comes from the partner, int64, shape (N, 4), if it is a rectangle.
     """
 
-    index: Tensor
+    partner: Tensor
     lam: Tensor
     box: Tensor | None = None
+
+    def to(self, device: torch.device) -> Mix:
+        """The same on another device, without waiting for it."""
+        if device.type == "cpu":
+            return self
+        partner, lam = (t.to(device, non_blocking=True) for t in (self.partner, self.lam))
+        box = None if self.box is None else self.box.to(device, non_blocking=True)
+        return Mix(partner, lam, box)
 
 
 class Mixer(BatchTransform):
@@ -138,7 +146,7 @@ class Mixer(BatchTransform):
         self, inputs: list[Tensor], targets: list[Any], mix: Mix
     ) -> tuple[list[Any], list[Any]]:
         device = inputs[0].device
-        mix = Mix(*(t if t is None else t.to(device, non_blocking=True) for t in mix))
+        mix = mix.to(device)
         new_inputs = [self.mix_input(x, mix) for x in inputs]
         new_targets = [self._mix_target(y, inputs[0], mix, i == 0) for i, y in enumerate(targets)]
         if self._first_mixed is None:
@@ -177,8 +185,8 @@ class Mixer(BatchTransform):
         self._looked = True
         if self.targets == "pair":
             lam = mix.lam.to(soft.dtype)
-            return MixedTargets(target, gather(target, mix.index), lam)
-        return average(soft, mix.lam, mix.index)
+            return MixedTargets(target, gather(target, mix.partner), lam)
+        return average(soft, mix.lam, mix.partner)
 
     # Where it fails
 
