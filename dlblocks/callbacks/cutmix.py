@@ -32,7 +32,9 @@ from dlblocks.callbacks.base import check_images
 from dlblocks.callbacks.batches import Key
 from dlblocks.callbacks.mixing import Mix, Mixer, average, draw_mix, gather
 
-# Integers of the size of each dtype, for `paste` and `erase`.
+# Images of fewer bytes are quicker pasted all at once, by a mask, than one after another.
+LOOP_BYTES = 6 << 10
+# Integers of the size of each dtype.
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -55,15 +57,9 @@ def boxes(center: Tensor, sides: Tensor, height: int, width: int) -> Tensor:
         tensor([[2, 0, 7, 2]])
     """
     start = center - sides // 2
-    limit = center.new_tensor([height, width])
-    first = start.clamp(min=0)
-    last = torch.minimum(start + sides, limit)
-    return torch.cat([first, torch.maximum(last, first)], dim=1)
-
-
-def box_area(box: Tensor) -> Tensor:
-    """Pixels in each box, int64 of shape (N,)."""
-    return (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])
+    ends = torch.cat([start, start + sides], dim=1)
+    limit = ends.new_tensor([height, width, height, width])
+    return torch.minimum(ends.clamp_(min=0), limit)
 
 
 def box_mask(
@@ -80,26 +76,30 @@ def box_mask(
 
 
 def bits_of(images: Tensor) -> torch.dtype | None:
-    """The integers as which `images` can be computed with bit by bit, or None.
+    """The integers as which the memory of `images` can be handled, or None.
 
-    Bits are exact for every dtype, NaN and -0 included, and on the CPU three times as fast as
-    selection by a mask of bool. Elsewhere, and where gradients flow, selection it is.
+    Exact for every dtype, NaN and -0 included, and faster on the CPU, where selection by a mask of
+    bool has no vector instructions. Elsewhere, and where gradients flow, selection it is.
     """
     if images.device.type != "cpu" or images.requires_grad:
         return None
     return BITS.get(images.element_size())
 
 
-def paste(images: Tensor, partners: Tensor, box: Tensor) -> Tensor:
-    """Each image with its box from its partner; uses up the memory of `partners`."""
-    height, width = images.shape[2:]
+def paste(images: Tensor, box: Tensor, index: Tensor) -> Tensor:
+    """Each image with its box from its partner."""
     dtype = bits_of(images)
-    if dtype is None:
-        return torch.where(box_mask(box, height, width, images.device), partners, images)
-    own, new = images.view(dtype), partners.view(dtype)
-    mask = box_mask(box, height, width, images.device, dtype)
-    new.bitwise_xor_(own).bitwise_and_(mask).bitwise_xor_(own)
-    return partners
+    if dtype is None or images[:1].nbytes < LOOP_BYTES:
+        height, width = images.shape[2:]
+        mask = box_mask(box, height, width, images.device)
+        return torch.where(mask, gather(images, index), images)
+    # Only the boxes are touched twice. Slices of NumPy take a quarter of the time of torch's.
+    pasted = images.clone()
+    source, target = images.view(dtype).numpy(), pasted.view(dtype).numpy()
+    rows = zip(target, index.tolist(), box.tolist(), strict=True)
+    for image, partner, (top, left, bottom, right) in rows:
+        image[:, top:bottom, left:right] = source[partner, :, top:bottom, left:right]
+    return pasted
 
 
 def cutmix(images: Tensor, targets: Tensor, box: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,13 +126,14 @@ def cutmix(images: Tensor, targets: Tensor, box: Tensor, index: Tensor) -> tuple
     index = index.to(images.device, non_blocking=True)
     height, width = images.shape[2:]
     lam = kept_share(box, height, width, targets.dtype)
-    return paste(images, gather(images, index), box), average(targets, lam, index)
+    return paste(images, box, index), average(targets, lam, index)
 
 
 def kept_share(box: Tensor, height: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """The share of each image that is outside its box, shape (N,), float32 or wider."""
     dtype = torch.promote_types(dtype, torch.float32)
-    return 1 - box_area(box).to(dtype) / (height * width)
+    sides = (box[:, 2:] - box[:, :2]).to(dtype)
+    return sides.prod(1).div_(-height * width).add_(1)
 
 
 class CutMix(Mixer):
@@ -218,10 +219,10 @@ class CutMix(Mixer):
     def draw(self, inputs: Tensor, generator: torch.Generator) -> Mix:
         size, (height, width) = len(inputs), inputs.shape[2:]
         lam, index = draw_mix(size, self.alpha, generator, self.per_sample)
-        limit = torch.tensor([height, width])
-        sides = ((1 - lam).sqrt()[:, None] * limit).round().long()
+        limit = torch.tensor([float(height), float(width)])
+        sides = ((1 - lam).sqrt_()[:, None] * limit).round_().long()
         count = size if self.per_sample else 1
-        center = (torch.rand(count, 2, generator=generator) * limit).long().expand(size, 2)
+        center = torch.rand(count, 2, generator=generator).mul_(limit).long().expand(size, 2)
         box = boxes(center, sides, height, width)
         return Mix(index, kept_share(box, height, width), box)
 
@@ -231,7 +232,7 @@ class CutMix(Mixer):
     def mix_input(self, inputs: Tensor, mix: Mix) -> Tensor:
         assert mix.box is not None  # for the type checker
         images = inputs.unsqueeze(1) if inputs.ndim == 3 else inputs
-        mixed = paste(images, gather(images, mix.partner), mix.box)
+        mixed = paste(images, mix.box, mix.partner)
         return mixed.squeeze(1) if inputs.ndim == 3 else mixed
 
     def pasted(self, target: Tensor, inputs: Tensor) -> bool:

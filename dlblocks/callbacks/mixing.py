@@ -251,9 +251,7 @@ def draw_mix(
     lam = (gamma[0] / gamma.sum(0)).nan_to_num(1.0).float().expand(size)
     order = torch.randperm(size, generator=generator)
     # Each sample's partner is the next of a random order, the last one's the first.
-    index = torch.empty_like(order)
-    index[order] = order.roll(-1)
-    return lam, index
+    return lam, torch.empty_like(order).scatter_(0, order, order.roll(-1))
 
 
 def _kind(before: Any, after: Any) -> str:
