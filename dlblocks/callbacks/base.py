@@ -54,8 +54,9 @@ class BatchTransform(Callback):
         stop_epoch: First epoch without it again, or None; -5 leaves the last five epochs without.
         seed: Seed of the random draws.
         input_key: Where the inputs are in the batch: a position, the key of a dictionary, or a list
-            of them from the outside in, such as ``["images", 0]`` for entry 0 of entry "images".
-        target_key: Likewise for the targets.
+            of them from the outside in, such as ``["images", 0]`` for entry 0 of entry "images";
+            None if the batch is nothing but inputs. Of a nest of tensors, all are inputs.
+        target_key: Likewise for the targets, which are one tensor; None if there are none.
         extras: What to do with further entries that have the batch's length and are not plain
             sample numbers: ``"refuse"``; ``"keep"`` them as they are; or, for those that take it,
             a dictionary of entries, such as ``{"mask": "input", "weight": "target", "id": "keep"}``
@@ -73,8 +74,8 @@ class BatchTransform(Callback):
         start_epoch: int = 0,
         stop_epoch: int | None = None,
         seed: int = 0,
-        input_key: Key = 0,
-        target_key: Key = 1,
+        input_key: Key | None = 0,
+        target_key: Key | None = 1,
         extras: Literal["refuse", "keep"] | Mapping[Any, str] = "refuse",
     ) -> None:
         check_range("p", p, 0, 1)
@@ -114,8 +115,9 @@ class BatchTransform(Callback):
                 f"{type(self).__name__} changes one input tensor, got {structure(inputs)}; set "
                 "input_key= to one of them."
             )
-        new_inputs, new_targets = self.transform(inputs[0], targets[0], generator)
-        return [new_inputs], [new_targets]
+        target = targets[0] if targets else inputs[0].new_empty(len(inputs[0]), 0)
+        new_inputs, new_target = self.transform(inputs[0], target, generator)
+        return [new_inputs], [new_target] if targets else []
 
     # The hook
 

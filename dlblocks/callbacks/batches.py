@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Mapping, MutableMapping, MutableSequence, Sequence
 from typing import Any
 
@@ -40,8 +41,9 @@ class Entries:
 
     Args:
         batch: Any nest of dictionaries, lists, tuples and namedtuples.
-        input_key: Where the inputs are: a tensor, or a nest of tensors that are all inputs.
-        target_key: Where the targets are: a tensor.
+        input_key: Where the inputs are: a tensor, or a nest of tensors that are all inputs. None if
+            the batch is nothing else.
+        target_key: Where the targets are: a tensor. None if there are none.
         extras: ``"refuse"``, ``"keep"``, or what to do with each further entry.
         who: Name of the transform, for error messages.
         actions: What it can do with a further entry.
@@ -53,31 +55,33 @@ class Entries:
     def __init__(
         self,
         batch: Any,
-        input_key: Key,
-        target_key: Key,
+        input_key: Key | None,
+        target_key: Key | None,
         extras: Extras,
         who: str,
         actions: Sequence[str] = ("keep",),
     ) -> None:
         self.batch, self.who, self.actions = batch, who, actions
-        self.input_path, self.target_path = path_of(input_key), path_of(target_key)
-        inputs = self._find(self.input_path, "input_key")
-        target = self._find(self.target_path, "target_key")
-        self.inputs = tensors_in(inputs)
+        self.input_path = path_of(input_key)
+        self.target_path = None if target_key is None else path_of(target_key)
+        self.inputs = tensors_in(self._find(self.input_path, "input_key"))
         if not self.inputs or not all(x.ndim for x in self.inputs):
             raise self._unknown("input_key", self.input_path)
-        if not isinstance(target, (Tensor, MixedTargets)):
-            raise self._unknown("target_key", self.target_path)
-        self.targets: list[Any] = [target]
+        self.targets: list[Any] = []
+        if self.target_path is not None:
+            target = self._find(self.target_path, "target_key")
+            if not isinstance(target, (Tensor, MixedTargets)):
+                raise self._unknown("target_key", self.target_path)
+            self.targets.append(target)
         self.size = len(self.inputs[0])
         # Extras are looked for in the innermost container of both: a CombinedLoader's batch holds
         # other loaders' samples too.
-        shared = 0
-        while self.input_path[shared] == self.target_path[shared] and shared + 1 < min(
-            len(self.input_path), len(self.target_path)
-        ):
-            shared += 1
-        self.container = self.input_path[:shared]
+        self.own_paths = [path for path in (self.input_path, self.target_path) if path]
+        self.container: Path = ()
+        if self.own_paths:
+            together = zip(*(path[:-1] for path in self.own_paths), strict=False)
+            same = itertools.takewhile(lambda keys: len(set(keys)) == 1, together)
+            self.container = tuple(keys[0] for keys in same)
         self.extra_paths: list[tuple[Path, str]] = []
         self._sort_extras(extras)
         for x in self.inputs:
@@ -99,18 +103,19 @@ class Entries:
         return entry
 
     def _unknown(self, argument: str, path: Path) -> ValueError:
-        shown = path[0] if len(path) == 1 else list(path)
+        shown = None if not path else path[0] if len(path) == 1 else list(path)
         return ValueError(
             f"{self.who} found no tensor at {argument}={shown!r} of the batch "
             f"{structure(self.batch)}; set input_key= and target_key= to where the inputs and "
-            "targets are, such as 0, 'image', or ['a', 0] inside entry 'a'."
+            "targets are, such as 0, 'image', or ['a', 0] inside entry 'a'; None means that the "
+            "batch is nothing but inputs, or has no targets."
         )
 
     def _sort_extras(self, extras: Extras) -> None:
-        if extras == "keep":
+        if extras == "keep" or not self.own_paths:
             return
         given = dict(extras) if isinstance(extras, Mapping) else {}
-        own = {path[len(self.container)] for path in (self.input_path, self.target_path)}
+        own = {path[len(self.container)] for path in self.own_paths}
         container = self._find(self.container, "input_key")
         items = container.items() if isinstance(container, Mapping) else enumerate(container)
         for key, entry in items:
@@ -143,7 +148,7 @@ class Entries:
 
     def _refuse_beside(self, path: Path) -> None:
         """Looks beside inputs and targets that lie deeper than their common container."""
-        for own in (self.input_path, self.target_path):
+        for own in self.own_paths:
             if own[: len(path)] != path or len(own) == len(path):
                 continue
             entry = self._find(path, "input_key")
@@ -189,14 +194,17 @@ class Entries:
             return _replace(batch, path, _map_tensors(entry, new))
 
         batch = put(self.batch, self.input_path, new_inputs)
-        batch = _replace(batch, self.target_path, next(new_targets))
+        if self.target_path is not None:
+            batch = _replace(batch, self.target_path, next(new_targets))
         for path, action in self.extra_paths:
             batch = put(batch, path, new_inputs if action == "input" else new_targets)
         return batch
 
 
-def path_of(key: Key) -> Path:
-    """A key as a path from the outside in."""
+def path_of(key: Key | None) -> Path:
+    """A key as a path from the outside in; None is the batch itself."""
+    if key is None:
+        return ()
     return (key,) if isinstance(key, (int, str)) else tuple(key)
 
 

@@ -186,8 +186,8 @@ class CutMix(Mixer):
         start_epoch: int = 0,
         stop_epoch: int | None = None,
         seed: int = 0,
-        input_key: Key = 0,
-        target_key: Key = 1,
+        input_key: Key | None = 0,
+        target_key: Key | None = 1,
         extras: Literal["refuse", "keep"] | Mapping[Any, str] = "refuse",
     ) -> None:
         super().__init__(

@@ -65,8 +65,8 @@ class Mixer(BatchTransform):
         start_epoch: int = 0,
         stop_epoch: int | None = None,
         seed: int = 0,
-        input_key: Key = 0,
-        target_key: Key = 1,
+        input_key: Key | None = 0,
+        target_key: Key | None = 1,
         extras: Literal["refuse", "keep"] | Mapping[Any, str] = "refuse",
     ) -> None:
         super().__init__(
@@ -135,7 +135,7 @@ class Mixer(BatchTransform):
         if self.alpha == 0:
             return batch
         entries = self.entries(batch)
-        if isinstance(entries.targets[0], MixedTargets):
+        if any(isinstance(target, MixedTargets) for target in entries.targets):
             return batch
         self.check_inputs(entries.inputs)
         self._step = 0
@@ -149,7 +149,7 @@ class Mixer(BatchTransform):
         mix = mix.to(device)
         new_inputs = [self.mix_input(x, mix) for x in inputs]
         new_targets = [self._mix_target(y, inputs[0], mix, i == 0) for i, y in enumerate(targets)]
-        if self._first_mixed is None:
+        if targets and self._first_mixed is None:
             self._first_mixed = (self._step, _kind(targets[0], new_targets[0]))
         return new_inputs, new_targets
 
