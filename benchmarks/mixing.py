@@ -24,6 +24,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -57,7 +58,7 @@ def runs_of(batch: list[torch.Tensor]) -> dict[str, dict[str, Run]]:
     erasing = RandomErasing(probability=1.0, mode="const", device="cpu")
     vision_mixup = v2.MixUp(alpha=1.0, num_classes=CLASSES)
     vision_cutmix = v2.CutMix(alpha=1.0, num_classes=CLASSES)
-    keys = ["input", "class"]
+    keys: Any = ["input", "class"]
     kornia_mixup = RandomMixUpV2(p=1.0, data_keys=keys)
     kornia_cutmix = RandomCutMixV2(p=1.0, data_keys=keys, use_correct_lambda=True)
     return {
