@@ -114,15 +114,22 @@ class Entries:
     def _sort_extras(self, extras: Extras) -> None:
         if extras == "keep" or not self.own_paths:
             return
-        given = dict(extras) if isinstance(extras, Mapping) else {}
-        own = {path[len(self.container)] for path in self.own_paths}
         container = self._find(self.container, "input_key")
-        items = container.items() if isinstance(container, Mapping) else enumerate(container)
-        for key, entry in items:
-            path = (*self.container, key)
-            # Through YAML and the command line, positions may come as strings.
-            action = given.pop(key, None) or given.pop(str(key), None)
-            if key in own:
+        items = dict(container.items() if isinstance(container, Mapping) else enumerate(container))
+        given = dict(extras) if isinstance(extras, Mapping) else {}
+        for key in list(given):
+            if key not in items:  # through YAML and the command line, positions may be strings
+                found_key = next((own for own in items if str(own) == key), None)
+                if found_key is None:
+                    raise ValueError(
+                        f"extras={extras!r} names {key!r}, which is not in the batch "
+                        f"{structure(self.batch)}."
+                    )
+                given[found_key] = given.pop(key)
+        own_keys = {path[len(self.container)] for path in self.own_paths}
+        for key, entry in items.items():
+            path, action = (*self.container, key), given.get(key)
+            if key in own_keys:
                 if action is not None:
                     raise ValueError(
                         f"extras={extras!r} names {key!r}, which holds the inputs or the targets "
@@ -140,11 +147,6 @@ class Entries:
                     )
                 (self.inputs if action == "input" else self.targets).extend(found)
                 self.extra_paths.append((path, action))
-        if given:
-            raise ValueError(
-                f"extras={extras!r} names {next(iter(given))!r}, which is not in the batch "
-                f"{structure(self.batch)}."
-            )
 
     def _refuse_beside(self, path: Path) -> None:
         """Looks beside inputs and targets that lie deeper than their common container."""
@@ -167,9 +169,9 @@ class Entries:
         if is_list_of_samples or any(self._is_per_sample(x) for x in tensors_in(entry)):
             shown = path[-1] if len(path) == 1 else list(path)
             meaning = {
+                "keep": "may stay as it is",
                 "input": "changes as the inputs do (a second image, a mask)",
                 "target": "changes as the targets do (weights of samples)",
-                "keep": "may stay as it is",
             }
             raise ValueError(
                 f"{self.who} does not know how to change entry {shown!r} of the batch "

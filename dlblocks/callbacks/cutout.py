@@ -127,17 +127,17 @@ class Cutout(BatchTransform):
         return [cutout(images, box, self.fill) for images in inputs], targets
 
     def _check(self, images: Tensor, first: Tensor) -> None:
+        if images is not first and not images.is_floating_point():
+            raise ValueError(
+                f"Cutout got a further input of {images.dtype}; masks of classes have no mean to "
+                "be erased with: keep them, extras={...: 'keep'}."
+            )
         check_images(images, "Cutout", "use dropout for tabular data")
         if images.shape[2:] != first.shape[2:]:
             raise ValueError(
                 f"Cutout erases the same square of all inputs, but got shapes "
                 f"{tuple(first.shape)} and {tuple(images.shape)}; resize one of them, or set "
                 "input_key= to the images alone."
-            )
-        if images is not first and not images.is_floating_point():
-            raise ValueError(
-                f"Cutout got a further input of {images.dtype}; masks of classes have no mean to "
-                "be erased with: keep them, extras={...: 'keep'}."
             )
         if not images.is_floating_point():
             high = 1 if images.dtype == torch.bool else torch.iinfo(images.dtype).max

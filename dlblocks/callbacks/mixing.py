@@ -204,7 +204,8 @@ class Mixer(BatchTransform):
     ) -> None:
         """Adds the cure to an error of the first training step that got mixed targets."""
         super().on_exception(trainer, pl_module, exception)
-        self.explain(exception, batches_seen(trainer))
+        # In training_step, Lightning has counted the batch already.
+        self.explain(exception, batches_seen(trainer) - 1)
 
     def explain(self, exception: BaseException, step: int) -> None:
         """Adds the cure, if `exception` comes from the first training step with mixed targets."""

@@ -182,9 +182,11 @@ def test_dtypes_and_memory_formats_stay(side, layout, dtype):
     kept = x.clone()
     for method in (MixUp(1.0, num_classes=3), CutMix(num_classes=3), Cutout(0.5)):
         new_x, new_y = method.transform(x, TARGETS["classes"], generator(1))
-        reference, _ = method.transform(x.double().contiguous(), TARGETS["classes"], generator(1))
-        tolerance = {} if isinstance(method, MixUp) else {"rtol": 0, "atol": 0}
-        torch.testing.assert_close(new_x, reference.to(dtype), **tolerance)
+        exact = x.double().contiguous()
+        reference, _ = method.transform(exact, TARGETS["classes"], generator(1))
+        # λ is rounded to the dtype too, alike for inputs and targets; pasting is exact.
+        error = (new_x.double() - reference).abs().max()
+        assert error <= (8 * torch.finfo(dtype).eps if isinstance(method, MixUp) else 0)
         assert torch.equal(x, kept)
         if not isinstance(method, Cutout):
             assert new_y.dtype == dtype
