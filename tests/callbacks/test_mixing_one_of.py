@@ -179,8 +179,8 @@ trainer:
         stop_epoch: -1
         transforms:
           - class_path: dlblocks.callbacks.MixUp
-            init_args: {alpha: 0.8, input_key: 0, extras: {2: keep}}
-          - {class_path: dlblocks.callbacks.CutMix, init_args: {p: 0.5, extras: {"2": keep}}}
+            init_args: {alpha: 0.8, input_key: [0], extras: keep}
+          - {class_path: dlblocks.callbacks.CutMix, init_args: {p: 0.5, extras: {}}}
           - {class_path: dlblocks.callbacks.Augment, init_args: {crop_padding: 1}}
 """  # noqa: E501
 
