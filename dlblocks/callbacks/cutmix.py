@@ -83,6 +83,8 @@ def bits_of(images: Tensor) -> torch.dtype | None:
     """
     if images.device.type != "cpu" or images.requires_grad:
         return None
+    if images.is_conj() or images.is_neg():  # lazy views, whose memory is not their value
+        return None
     return BITS.get(images.element_size())
 
 

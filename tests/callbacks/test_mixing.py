@@ -223,6 +223,14 @@ def test_missing_values_stay_where_they_are(side):
     assert (erased[0] == 0).any()
 
 
+def test_lazy_views_are_read_by_value():
+    x = torch.randn(6, 1, 64, 64, dtype=torch.complex64).conj().imag
+    assert x.is_neg()
+    for method in (CutMix(), Cutout(0.5)):
+        found, _ = method.transform(x, soft(), generator())
+        assert torch.equal(found, method.transform(x.resolve_neg(), soft(), generator())[0])
+
+
 def test_gradients_flow_through_the_pure_functions():
     """Manifold mixup (Verma et al. 2019) mixes hidden activations."""
     x = torch.randn(3, 2, 4, 4, dtype=torch.float64, requires_grad=True)
