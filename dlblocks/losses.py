@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from dlblocks.errors import check_range
 
 
 def cross_entropy(
@@ -12,36 +18,155 @@ def cross_entropy(
     *,
     weight: Tensor | None = None,
     label_smoothing: float = 0.0,
+    ignore_index: int = -100,
 ) -> Tensor:
     """Cross-entropy whose value is the same for hard targets and for their one-hot rows.
 
-    With class weights w, smoothing ε and targets y (one-hot, or soft rows that sum to 1)::
+    With class weights w, smoothing ε, targets y (one-hot or soft rows) and their sums
+    m_i = Σ_c y_ic, which are 1 for a sample that counts and 0 for one that is ignored::
 
-        y' = (1 - ε) y + ε / C
+        y' = (1 - ε) y + ε m / C
         loss = - Σ_i Σ_c w_c y'_ic log softmax(logits_i)_c  /  Σ_i Σ_c w_c y_ic
 
-    torch's own divides by N for soft targets, not by their weight, so that the same batch has
-    another loss once a mixing callback has made its targets soft. Without weights the two agree.
+    torch's own divides by N for soft targets, not by their weight, and cannot leave any out, so
+    that the same batch has another loss once a mixing callback has made its targets soft. A sample
+    mixed with an ignored one counts by the share that is its own.
 
     Args:
-        logits: Shape (N, C), floating point.
-        targets: Classes, int64 of shape (N,), or soft targets, floating point of shape (N, C).
+        logits: Shape (N, C) or (N, C, d1, ...), floating point.
+        targets: Classes, int64 of shape (N,) or (N, d1, ...), or soft targets, floating point of
+            the shape of `logits`.
         weight: Weight of each class, shape (C,).
         label_smoothing: ε in [0, 1) (Szegedy et al. 2016).
+        ignore_index: The class index that does not count. Among soft targets, rows of zeros do not.
 
     Returns:
-        The mean loss, a scalar.
+        The mean loss, a scalar; NaN, as torch's, if nothing counts.
 
     Example:
-        >>> import torch
         >>> logits, weight = torch.tensor([[1.0, 2.0], [0.0, 3.0]]), torch.tensor([1.0, 3.0])
         >>> hard = cross_entropy(logits, torch.tensor([0, 1]), weight=weight)
         >>> soft = cross_entropy(logits, torch.eye(2), weight=weight)
         >>> torch.allclose(hard, soft)
         True
     """
-    loss = F.cross_entropy(logits, targets, weight=weight, label_smoothing=label_smoothing)
-    if weight is None or not targets.is_floating_point():
-        return loss
+    if not targets.is_floating_point():
+        return F.cross_entropy(
+            logits,
+            targets,
+            weight=weight,
+            label_smoothing=label_smoothing,
+            ignore_index=ignore_index,
+        )
+    # Summed in float32 at least: in bf16 a sum of 257 ones is 256.
+    dtype = torch.promote_types(targets.dtype, torch.float32)
+    mass = targets.sum(1, keepdim=True, dtype=dtype)
+    counted = mass.sum()
+    if weight is not None:
+        counted = (targets.sum([0, *range(2, targets.ndim)], dtype=dtype) * weight).sum()
+    if label_smoothing:
+        share = (label_smoothing / logits.shape[1]) * mass
+        targets = targets * (1 - label_smoothing) + share.to(targets.dtype)
+    loss = F.cross_entropy(logits, targets, weight=weight)
     # torch has divided the right sum by N; give it its own denominator.
-    return loss * (len(targets) / (targets * weight).sum())
+    return loss * (mass.numel() / counted).to(loss.dtype)
+
+
+def binary_cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    pos_weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int | None = None,
+) -> Tensor:
+    """Binary cross-entropy of one or several labels, with label smoothing and labels left out.
+
+    With smoothing ε, labels y in [0, 1] and the weight p of the positive side::
+
+        y' = (1 - ε) y + ε / 2
+        loss = - mean [ p y' log σ(logit) + (1 - y') log (1 - σ(logit)) ]
+
+    Args:
+        logits: Any shape, floating point.
+        targets: Labels in [0, 1] of the same shape, floating point, integers or bool.
+        pos_weight: p of each label, broadcast against `logits`.
+        label_smoothing: ε in [0, 1).
+        ignore_index: The value of labels that are not known and do not count, such as -1.
+
+    Returns:
+        The mean over all labels that count, a scalar; NaN if none does.
+
+    Raises:
+        ValueError: `targets` has not the shape of `logits`, or ε lies outside [0, 1).
+
+    Example:
+        >>> logits = torch.tensor([[0.0, 0.0]])
+        >>> binary_cross_entropy(logits, torch.tensor([[1, -1]]), ignore_index=-1)
+        tensor(0.6931)
+    """
+    check_range("label_smoothing", label_smoothing, 0, 1, high_open=True)
+    if targets.shape != logits.shape:
+        raise ValueError(
+            f"binary_cross_entropy expects targets of the logits' shape {tuple(logits.shape)}, got "
+            f"{tuple(targets.shape)}; for class indices use cross_entropy."
+        )
+    smooth = targets.to(logits.dtype) * (1 - label_smoothing) + label_smoothing / 2
+    if ignore_index is None:
+        return F.binary_cross_entropy_with_logits(logits, smooth, pos_weight=pos_weight)
+    loss = F.binary_cross_entropy_with_logits(
+        logits, smooth, pos_weight=pos_weight, reduction="none"
+    )
+    known = targets != ignore_index
+    return loss.where(known, 0).sum() / known.sum()
+
+
+class MixedTargets(NamedTuple):
+    """Targets of a mixed batch in two parts, for losses that take hard targets only.
+
+    Attributes:
+        first: Targets of the samples themselves, shape (N, ...), as they were.
+        second: Targets of their partners, of the same shape.
+        lam: Share of the samples themselves, floating point, shape (N,).
+    """
+
+    first: Tensor
+    second: Tensor
+    lam: Tensor
+
+
+def mixed_loss(
+    loss_fn: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor | MixedTargets
+) -> Tensor:
+    """The mean of any loss over a batch that may have been mixed by ``MixUp(targets="pair")``.
+
+    Of `MixedTargets` it is the mean of ``lam * loss_fn(outputs, first) + (1 - lam) *
+    loss_fn(outputs, second)``, and of other targets the mean of ``loss_fn(outputs, targets)``, so
+    that one line serves training and validation.
+
+    Args:
+        loss_fn: Gives a loss for each sample, shape (N,) or (N, d1, ...): ``reduction="none"``.
+        outputs: The net's outputs, shape (N, ...).
+        targets: Targets of any kind that `loss_fn` takes, or `MixedTargets`.
+
+    Raises:
+        ValueError: `loss_fn` gives one number for a mixed batch, whose samples each have a share.
+
+    Example:
+        >>> def loss_fn(outputs, targets):
+        ...     return torch.nn.functional.nll_loss(outputs, targets, reduction="none")
+        >>> log_p = torch.tensor([[-1.0, -3.0]])
+        >>> mixed = MixedTargets(torch.tensor([0]), torch.tensor([1]), torch.tensor([0.75]))
+        >>> mixed_loss(loss_fn, log_p, mixed), mixed_loss(loss_fn, log_p, torch.tensor([1]))
+        (tensor(1.5000), tensor(3.))
+    """
+    if not isinstance(targets, MixedTargets):
+        return loss_fn(outputs, targets).mean()
+    first, second = loss_fn(outputs, targets.first), loss_fn(outputs, targets.second)
+    if first.ndim == 0 or len(first) != len(targets.lam):
+        raise ValueError(
+            f"mixed_loss needs one loss a sample, shape ({len(targets.lam)}, ...), but loss_fn "
+            f"gave shape {tuple(first.shape)}; set reduction='none' in it."
+        )
+    lam = targets.lam.to(first.dtype).reshape(-1, *(1,) * (first.ndim - 1))
+    return torch.lerp(second, first, lam).mean()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection, R2Score
@@ -11,17 +13,57 @@ from torchmetrics.classification import (
     MulticlassF1Score,
 )
 
+from dlblocks.errors import check_choice
+from dlblocks.losses import MixedTargets
 
-def hard_labels(targets: Tensor) -> Tensor:
-    """The class of each sample: int64 targets (N,) as they are, soft ones (N, C) by their largest.
 
-    Of equal largest the first counts. torchmetrics' accuracy gives 0.0 for soft targets (N, C),
-    without a word: pass them through here first.
+def hard_labels(
+    targets: Tensor | MixedTargets,
+    *,
+    task: Literal["multiclass", "multilabel", "binary"] = "multiclass",
+    ignore_index: int | None = None,
+) -> Tensor:
+    """Targets as metrics take them: soft ones by their dominant label, hard ones as they are.
 
-    >>> hard_labels(torch.tensor([[0.3, 0.7], [0.5, 0.5]]))
-    tensor([1, 0])
+    torchmetrics' accuracy gives 0.0 for soft targets (N, C), without a word, and others raise: pass
+    the targets of mixed batches through here first.
+
+    Args:
+        targets: Integers, which stay; floating point of shape (N, C, ...) for ``"multiclass"``, of
+            any shape for the others; or `MixedTargets`.
+        task: ``"multiclass"``: the class with the largest share, of equal ones the first, shape
+            (N, ...). ``"multilabel"`` and ``"binary"``: 1 where the share is at least one half.
+        ignore_index: The class of rows of zeros, which come from ignored targets; None gives
+            them class 0 as any row without a largest value.
+
+    Returns:
+        int64 labels, or the integers given.
+
+    Example:
+        >>> hard_labels(torch.tensor([[0.3, 0.7], [0.5, 0.5]]))
+        tensor([1, 0])
+        >>> hard_labels(torch.tensor([[0.3, 0.7], [0.5, 0.5]]), task="multilabel")
+        tensor([[0, 1],
+                [1, 1]])
     """
-    return targets.argmax(1) if targets.is_floating_point() else targets
+    check_choice("task", task, ["multiclass", "multilabel", "binary"])
+    if isinstance(targets, MixedTargets):
+        first, second, lam = targets
+        lam = lam.reshape(-1, *(1,) * (first.ndim - 1))
+        if task == "multiclass" and not first.is_floating_point():
+            return first.where(lam >= 0.5, second)
+        targets = torch.lerp(second.to(lam.dtype), first.to(lam.dtype), lam)
+    if not targets.is_floating_point():
+        return targets
+    if task != "multiclass":
+        return (targets >= 0.5).long()
+    if targets.ndim < 2:
+        raise ValueError(
+            f"hard_labels expects soft targets (N, C, ...), got shape {tuple(targets.shape)}; set "
+            "task='binary' for the probabilities of one label."
+        )
+    labels = targets.argmax(1)
+    return labels if ignore_index is None else labels.where(targets.any(1), ignore_index)
 
 
 def classification_metrics(num_classes: int) -> MetricCollection:

@@ -13,8 +13,9 @@ PACKAGE = Path(dlblocks.__file__).parent
 # Each room may import those above it, and nothing below.
 FLOORS = [
     {"errors", "files", "quiet"},
-    {"nets", "optim", "losses", "metrics", "history", "csv_log", "wandb_log", "predictions"}
-    | {"data.folds", "plots"},
+    {"losses"},
+    {"nets", "optim", "metrics", "history", "csv_log", "wandb_log", "predictions", "plots"}
+    | {"data.folds"},
     {"data", "callbacks", "models", "tracking"},
     {"report"},
     {"fitting", "ensembles"},

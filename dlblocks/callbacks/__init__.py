@@ -8,6 +8,7 @@ from dlblocks.callbacks.cutout import Cutout, cutout
 from dlblocks.callbacks.exact_resume import ExactResume
 from dlblocks.callbacks.geometry import affine, affine_matrix, shift_flip
 from dlblocks.callbacks.mixup import MixUp, mixup
+from dlblocks.callbacks.one_of import OneOf
 
 __all__ = [
     "Augment",
@@ -16,6 +17,7 @@ __all__ = [
     "Cutout",
     "ExactResume",
     "MixUp",
+    "OneOf",
     "adjust_color",
     "affine",
     "affine_matrix",

@@ -9,16 +9,29 @@ LightningModule, any datamodule and any number of these callbacks.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
+from dlblocks.callbacks.batches import Entries, Key, structure
+from dlblocks.callbacks.targets import soft_targets
 from dlblocks.errors import check_choice, check_range
+
+__all__ = [
+    "BatchTransform",
+    "batches_seen",
+    "check_images",
+    "mix",
+    "per_sample",
+    "soft_targets",
+    "structure",
+]
 
 HOOK = "on_after_batch_transfer"
 MASK = (1 << 64) - 1
@@ -29,7 +42,8 @@ class BatchTransform(Callback):
 
     Subclasses define `transform`, and set `before_hook` if they are to see the batch before the
     datamodule's own `on_after_batch_transfer` (raw images) rather than after it. Callbacks of the
-    same kind act in the order of the Trainer's list.
+    same kind act in the order of the Trainer's list. What must be known of the module or the data
+    is taken in `prepare`.
 
     Random draws are a function of (seed, batch number, rank, place in the Trainer's list): two
     ranks and two callbacks differ, and a resumed run repeats what it would have drawn.
@@ -37,15 +51,21 @@ class BatchTransform(Callback):
     Args:
         p: Probability that a batch is transformed.
         start_epoch: First epoch with the transform, from 0.
-        stop_epoch: First epoch without it again, or None.
+        stop_epoch: First epoch without it again, or None; -5 leaves the last five epochs without.
         seed: Seed of the random draws.
-        input_key: Where the inputs are in the batch: a position, or the key of a dictionary.
-        target_key: Likewise for the targets.
+        input_key: Where the inputs are in the batch: a position, the key of a dictionary, or a list
+            of them from the outside in, such as ``["images", 0]`` for entry 0 of entry "images";
+            None if the batch is nothing but inputs. Of a nest of tensors, all are inputs.
+        target_key: Likewise for the targets, which are one tensor; None if there are none.
         extras: What to do with further entries that have the batch's length and are not plain
-            sample numbers: ``"refuse"``, or ``"keep"`` them as they are.
+            sample numbers: ``"refuse"``; ``"keep"`` them as they are; or, for those that take it,
+            a dictionary of entries, such as ``{"mask": "input", "weight": "target", "id": "keep"}``
+            for what changes as inputs do, as targets do, or not.
     """
 
     before_hook = False
+    # What `extras` may say of an entry.
+    extra_actions: tuple[str, ...] = ("keep",)
 
     def __init__(
         self,
@@ -54,14 +74,18 @@ class BatchTransform(Callback):
         start_epoch: int = 0,
         stop_epoch: int | None = None,
         seed: int = 0,
-        input_key: int | str = 0,
-        target_key: int | str = 1,
-        extras: Literal["refuse", "keep"] = "refuse",
+        input_key: Key | None = 0,
+        target_key: Key | None = 1,
+        extras: Literal["refuse", "keep"] | Mapping[Any, str] = "refuse",
     ) -> None:
         check_range("p", p, 0, 1)
         check_range("start_epoch", start_epoch, 0)
-        check_choice("extras", extras, ["refuse", "keep"])
-        if stop_epoch is not None and stop_epoch <= start_epoch:
+        if isinstance(extras, Mapping):
+            for key, action in extras.items():
+                check_choice(f"extras[{key!r}]", action, self.extra_actions)
+        else:
+            check_choice("extras", extras, ["refuse", "keep"])
+        if stop_epoch is not None and 0 <= stop_epoch <= start_epoch:
             raise ValueError(
                 f"stop_epoch={stop_epoch} is not after start_epoch={start_epoch}; "
                 "the transform would never act."
@@ -74,6 +98,7 @@ class BatchTransform(Callback):
         self.target_key = target_key
         self.extras = extras
         self.place = 0
+        self.max_epochs: int | None = None
 
     def transform(
         self, inputs: Tensor, targets: Tensor, generator: torch.Generator
@@ -81,10 +106,43 @@ class BatchTransform(Callback):
         """Returns new inputs and targets; writes into neither. `generator` is on the CPU."""
         raise NotImplementedError(f"{type(self).__name__} must define transform().")
 
+    def transform_entries(
+        self, inputs: list[Tensor], targets: list[Any], generator: torch.Generator
+    ) -> tuple[list[Any], list[Any]]:
+        """Likewise for several inputs, and entries that change as inputs or targets do."""
+        if len(inputs) > 1 or len(targets) > 1:
+            raise ValueError(
+                f"{type(self).__name__} changes one input tensor, got {structure(inputs)}; set "
+                "input_key= to one of them."
+            )
+        target = targets[0] if targets else inputs[0].new_empty(len(inputs[0]), 0)
+        new_inputs, new_target = self.transform(inputs[0], target, generator)
+        return [new_inputs], [new_target] if targets else []
+
     # The hook
+
+    def prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Takes what it needs from trainer and module, before the first batch."""
+        self.max_epochs = trainer.max_epochs
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return  # one epoch of any plan
+        last, stop, name = self._max_epochs(), self._stop(), type(self).__name__
+        if self.stop_epoch is not None and stop is None:
+            raise ValueError(
+                f"{name}(stop_epoch={self.stop_epoch}) counts from the end, which max_epochs="
+                f"{trainer.max_epochs} does not say; set max_epochs or a stop_epoch >= 0."
+            )
+        if stop is not None and stop <= self.start_epoch:
+            raise ValueError(
+                f"{name}(start_epoch={self.start_epoch}, stop_epoch={self.stop_epoch}) would never "
+                f"act in max_epochs={last}."
+            )
+        if last is not None and last <= self.start_epoch:
+            rank_zero_warn(f"{name}(start_epoch={self.start_epoch}) comes after max_epochs={last}.")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.place = [c for c in _callbacks(trainer) if isinstance(c, BatchTransform)].index(self)
+        self.prepare(trainer, pl_module)
         owner = _owner(trainer, pl_module)
         hook = vars(owner).get(HOOK)
         if not isinstance(hook, _Hook):
@@ -112,52 +170,54 @@ class BatchTransform(Callback):
 
     # A batch
 
+    def _max_epochs(self) -> int | None:
+        return None if self.max_epochs in (None, -1) else self.max_epochs
+
+    def _stop(self) -> int | None:
+        last = self._max_epochs()
+        if self.stop_epoch is None or self.stop_epoch >= 0:
+            return self.stop_epoch
+        return None if last is None else last + self.stop_epoch
+
     def active(self, epoch: int) -> bool:
         """Whether the transform acts in `epoch`."""
-        return self.start_epoch <= epoch and (self.stop_epoch is None or epoch < self.stop_epoch)
+        stop = self._stop()
+        return self.start_epoch <= epoch and (stop is None or epoch < stop)
+
+    def generator(self, step: int, rank: int) -> torch.Generator:
+        """The source of all random draws for one batch."""
+        return torch.Generator().manual_seed(mix(self.seed, step, rank, self.place))
 
     def apply(self, batch: Any, *, epoch: int, step: int, rank: int) -> Any:
         """The batch as the model gets it: transformed, or as it is. Nothing is written in place."""
-        if not self.active(epoch):
-            return batch
-        generator = torch.Generator().manual_seed(mix(self.seed, step, rank, self.place))
-        if self.p < 1 and torch.rand((), generator=generator) >= self.p:
-            return batch
-        inputs, targets = self._entry(batch, self.input_key), self._entry(batch, self.target_key)
-        self._check_extras(batch, len(inputs))
-        new_inputs, new_targets = self.transform(inputs, targets, generator)
-        return _replace(batch, {self.input_key: new_inputs, self.target_key: new_targets})
-
-    def _entry(self, batch: Any, key: int | str) -> Tensor:
-        try:
-            entry = batch[key]
-            if not isinstance(batch, (Mapping, Sequence)):
-                raise TypeError
-        except (KeyError, IndexError, TypeError):
-            entry = None
-        if not isinstance(entry, Tensor):
-            argument = "input_key" if key == self.input_key else "target_key"
-            raise ValueError(
-                f"{type(self).__name__} found no tensor at {argument}={key!r} of the batch "
-                f"{structure(batch)}; set input_key= and target_key= to where the inputs and "
-                "targets are."
-            )
-        return entry
-
-    def _check_extras(self, batch: Any, size: int) -> None:
-        if self.extras == "keep":
-            return
-        items = batch.items() if isinstance(batch, Mapping) else enumerate(batch)
-        for key, entry in items:
-            if key in (self.input_key, self.target_key) or not isinstance(entry, Tensor):
-                continue
-            is_sample_number = entry.ndim == 1 and not entry.is_floating_point()
-            if entry.ndim and len(entry) == size and not is_sample_number:
-                raise ValueError(
-                    f"{type(self).__name__} does not know how to change entry {key!r} of the batch "
-                    f"{structure(batch)} along with the inputs; leave it out of the batch, or set "
-                    "extras='keep' if it may stay as it is."
+        if self.active(epoch):
+            generator = self.generator(step, rank)
+            if self.p == 1 or torch.rand((), generator=generator) < self.p:
+                entries = self.entries(batch)
+                return entries.replaced(
+                    *self.transform_entries(entries.inputs, entries.targets, generator)
                 )
+        return self.rehearse(batch) if step == 0 else batch
+
+    def apply_at(self, batch: Any, *, before: bool, epoch: int, step: int, rank: int) -> Any:
+        """`apply`, if this is its turn: before the datamodule's own hook, or after it."""
+        if before != self.before_hook:
+            return batch
+        return self.apply(batch, epoch=epoch, step=step, rank=rank)
+
+    def rehearse(self, batch: Any) -> Any:
+        """The first batch of a run, if it is not transformed: the chance to find errors early."""
+        return batch
+
+    def rehearse_at(self, batch: Any, *, before: bool) -> Any:
+        """`rehearse`, if this is its turn."""
+        return self.rehearse(batch) if before == self.before_hook else batch
+
+    def entries(self, batch: Any) -> Entries:
+        """What of the batch is to be changed."""
+        who = type(self).__name__
+        keys = self.input_key, self.target_key, self.extras
+        return Entries(batch, *keys, who, self.extra_actions)
 
 
 class _Hook:
@@ -177,12 +237,10 @@ class _Hook:
             "rank": self.trainer.global_rank,
         }
         for transform in self.transforms:
-            if transform.before_hook:
-                batch = transform.apply(batch, **where)
+            batch = transform.apply_at(batch, before=True, **where)
         batch = self.inner(batch, dataloader_idx)
         for transform in self.transforms:
-            if not transform.before_hook:
-                batch = transform.apply(batch, **where)
+            batch = transform.apply_at(batch, before=False, **where)
         return batch
 
 
@@ -210,34 +268,6 @@ def mix(*numbers: int) -> int:
     return state >> 1
 
 
-def structure(batch: Any) -> str:
-    """A batch's structure in words, for error messages.
-
-    >>> structure({"x": torch.zeros(2, 3), "n": 1})
-    "{'x': Tensor (2, 3), 'n': int}"
-    """
-    if isinstance(batch, Tensor):
-        return f"Tensor {tuple(batch.shape)}"
-    if isinstance(batch, Mapping):
-        return "{" + ", ".join(f"{k!r}: {structure(v)}" for k, v in batch.items()) + "}"
-    if isinstance(batch, (list, tuple)):
-        return "[" + ", ".join(structure(entry) for entry in batch) + "]"
-    return type(batch).__name__
-
-
-def _replace(batch: Any, new: Mapping[int | str, Tensor]) -> Any:
-    """A container like `batch` with some entries new."""
-    if isinstance(batch, Mapping):
-        entries = {**batch, **new}
-        return entries if type(batch) is dict else type(batch)(entries)  # type: ignore[call-arg]
-    entries_list = list(batch)
-    for key, entry in new.items():
-        entries_list[key] = entry  # type: ignore[index]
-    if hasattr(batch, "_make"):
-        return batch._make(entries_list)
-    return type(batch)(entries_list)
-
-
 def _callbacks(trainer: pl.Trainer) -> list[Callback]:
     return trainer.callbacks  # type: ignore[attr-defined]
 
@@ -260,40 +290,6 @@ def check_images(images: Tensor, who: str, instead: str) -> None:
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
     """Values (N,) on the device of `like`, shaped to broadcast over its other axes."""
-    values = values.to(like.device, like.dtype, non_blocking=True)
+    # The dtype first: some devices have no float64.
+    values = values.to(like.dtype).to(like.device, non_blocking=True)
     return values.reshape(-1, *(1,) * (like.ndim - 1))
-
-
-def soft_targets(
-    targets: Tensor, num_classes: int | None, owner: Any, who: str, like: Tensor
-) -> Tensor:
-    """Targets that can be mixed: classes (N,) become one-hot rows; floating point stays.
-
-    Args:
-        targets: Classes, integers of shape (N,), or floating point of any shape, or 0/1 integers of
-            shape (N, C) for several labels at once.
-        num_classes: Number of classes, or None to take that of `owner`.
-        owner: Something that may have `num_classes`.
-        who: The caller's name, for the message.
-        like: Gives the floating-point dtype.
-    """
-    dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
-    if targets.is_floating_point():
-        return targets
-    if targets.ndim > 1:
-        return targets.to(dtype)
-    count = num_classes if num_classes is not None else owner
-    if not isinstance(count, int):
-        raise ValueError(
-            f"{who} must know the number of classes to mix class indices; set num_classes=."
-        )
-    if targets.device.type == "cpu" and len(targets):
-        # On an accelerator this look would wait for the device.
-        low, high = int(targets.min()), int(targets.max())
-        if low < 0 or high >= count:
-            raise ValueError(
-                f"{who} found label {low if low < 0 else high}, outside 0 … {count - 1} "
-                f"(num_classes={count})."
-            )
-    # Comparison, because F.one_hot waits for an accelerator to learn the largest label.
-    return (targets[:, None] == torch.arange(count, device=targets.device)).to(dtype)

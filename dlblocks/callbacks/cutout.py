@@ -1,20 +1,29 @@
 """Cutout: a square of each image is erased.
 
+A centre is drawn uniformly from the pixels; the square of fixed side around it, clipped at the
+border, is set to the mean image, which after normalisation is 0.
+
 Source: DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout",
-2017: a square of fixed size around a uniform centre, clipped at the border, is set to the mean
-image, which after normalisation is 0; 16 pixels for CIFAR-10, 8 for CIFAR-100, 20 for SVHN. Use it
-for images in which the class shows in more than one place.
+2017. Suggested there: 16 pixels for CIFAR-10, 8 for CIFAR-100, 20 for SVHN, 24 and 32 for STL-10
+with and without augmentation. Use it for images in which the class shows in more than one place;
+`Augment` has rectangles of random size (``erase``).
+
+Does not mix with: images in which one small place decides the class; targets with a value for each
+pixel, which would have to be guessed. After CutMix it erases what the label counts: by `OneOf` take
+one of the two. It does mix with label smoothing, weight decay and dropout.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from dlblocks.callbacks.base import BatchTransform, check_images
-from dlblocks.callbacks.cutmix import box_mask, boxes
+from dlblocks.callbacks.batches import Key
+from dlblocks.callbacks.cutmix import bits_of, box_mask, boxes
 from dlblocks.errors import check_range
 
 
@@ -28,27 +37,50 @@ def cutout(images: Tensor, box: Tensor, fill: float = 0.0) -> Tensor:
 
     Returns:
         New images, of the same shape and dtype.
+
+    Example:
+        >>> cutout(torch.ones(1, 1, 2, 3), torch.tensor([[0, 1, 2, 2]]))
+        tensor([[[[1., 0., 1.],
+                  [1., 0., 1.]]]])
     """
-    return images.masked_fill(box_mask(box, images.shape[2], images.shape[3], images.device), fill)
+    height, width = images.shape[2:]
+    dtype = bits_of(images)
+    if dtype is None or fill != 0:
+        return images.masked_fill(box_mask(box, height, width, images.device), fill)
+    # All bits zero are the number 0 in every dtype.
+    outside = box_mask(box, height, width, images.device, dtype).bitwise_not_()
+    return torch.bitwise_and(images.view(dtype), outside).view(images.dtype)
 
 
 class Cutout(BatchTransform):
     """Erases a square of each training image, after normalisation; see the module.
 
+    Images (N, C, H, W) of any dtype, which stays, or a nest of several of the same height and
+    width, which all lose the same square. Targets stay.
+
     Args:
         size: Side of the square: pixels as an int, or a share of height and width as a float.
         fill: Value inside the square; 0 is the mean of normalised images.
-        p: Probability that a batch is transformed.
+        p: Probability that a batch is transformed, all of it.
         start_epoch: First epoch with it.
-        stop_epoch: First epoch without it again.
+        stop_epoch: First epoch without it again; -5 leaves the last five epochs without.
         seed: Seed of the draws.
-        input_key: Where the images are in the batch.
+        input_key: Where the images are in the batch; see `BatchTransform`.
         target_key: Where the targets are.
-        extras: See `BatchTransform`.
+        extras: See `BatchTransform`; masks are to be kept or, floating point, erased as inputs.
 
     Raises:
-        ValueError: `size` is negative, or a share above 1; inputs that are not images.
+        ValueError: `size` is negative, or a share above 1; inputs that are not images; a `fill`
+            that their dtype cannot hold.
+
+    Example:
+        >>> images, generator = torch.rand(4, 3, 32, 32), torch.Generator().manual_seed(0)
+        >>> erased, _ = Cutout(16).transform(images, torch.arange(4), generator)
+        >>> int((erased == 0).sum((1, 2, 3)).max()) <= 3 * 16 * 16
+        True
     """
+
+    extra_actions = ("keep", "input")
 
     def __init__(
         self,
@@ -59,9 +91,9 @@ class Cutout(BatchTransform):
         start_epoch: int = 0,
         stop_epoch: int | None = None,
         seed: int = 0,
-        input_key: int | str = 0,
-        target_key: int | str = 1,
-        extras: Literal["refuse", "keep"] = "refuse",
+        input_key: Key | None = 0,
+        target_key: Key | None = 1,
+        extras: Literal["refuse", "keep"] | Mapping[Any, str] = "refuse",
     ) -> None:
         super().__init__(
             p=p,
@@ -79,10 +111,38 @@ class Cutout(BatchTransform):
     def transform(
         self, inputs: Tensor, targets: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        check_images(inputs, "Cutout", "use dropout for tabular data")
-        height, width = inputs.shape[2:]
+        new_inputs, new_targets = self.transform_entries([inputs], [targets], generator)
+        return new_inputs[0], new_targets[0]
+
+    def transform_entries(
+        self, inputs: list[Tensor], targets: list[Any], generator: torch.Generator
+    ) -> tuple[list[Any], list[Any]]:
+        for images in inputs:
+            self._check(images, inputs[0])
+        size, (height, width) = len(inputs[0]), inputs[0].shape[2:]
         limit = torch.tensor([height, width])
         sides = [self.size] * 2 if isinstance(self.size, int) else (limit * self.size).round()
-        center = (torch.rand(len(inputs), 2, generator=generator) * limit).long()
-        box = boxes(center, torch.as_tensor(sides).long().expand(len(inputs), 2), height, width)
-        return cutout(inputs, box, self.fill), targets
+        center = (torch.rand(size, 2, generator=generator) * limit).long()
+        box = boxes(center, torch.as_tensor(sides).long().expand(size, 2), height, width)
+        return [cutout(images, box, self.fill) for images in inputs], targets
+
+    def _check(self, images: Tensor, first: Tensor) -> None:
+        if images is not first and not images.is_floating_point():
+            raise ValueError(
+                f"Cutout got a further input of {images.dtype}; masks of classes have no mean to "
+                "be erased with: keep them, extras={...: 'keep'}."
+            )
+        check_images(images, "Cutout", "use dropout for tabular data")
+        if images.shape[2:] != first.shape[2:]:
+            raise ValueError(
+                f"Cutout erases the same square of all inputs, but got shapes "
+                f"{tuple(first.shape)} and {tuple(images.shape)}; resize one of them, or set "
+                "input_key= to the images alone."
+            )
+        if not images.is_floating_point():
+            high = 1 if images.dtype == torch.bool else torch.iinfo(images.dtype).max
+            if self.fill != int(self.fill) or not 0 <= self.fill <= high:
+                raise ValueError(
+                    f"fill={self.fill} does not fit images of {images.dtype}; give a whole number "
+                    f"in 0 … {high}."
+                )

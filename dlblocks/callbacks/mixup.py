@@ -4,23 +4,30 @@ For each sample i a partner j and λ ~ Beta(α, α) are drawn, and::
 
     x̃ = λ x_i + (1 - λ) x_j        ỹ = λ y_i + (1 - λ) y_j
 
-Source: Zhang, Cissé, Dauphin and Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", 2018. They
-use α in 0.1 … 0.4 on ImageNet and 1 on CIFAR-10; the paper draws one λ a batch, here each sample
-has its own unless ``per_sample=False``. Use it where labels are noisy, data few, or probabilities
-must be calibrated; it needs longer training. Not for inputs that cannot be averaged (token
-numbers). With label smoothing it softens twice: use one of them.
+Source: Zhang, Cissé, Dauphin and Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", 2018. The
+paper draws one λ a batch, here each sample has its own unless ``per_sample=False``.
+
+Suggested: α in 0.1 … 0.4 for ImageNet, 1 for CIFAR-10 (ibid., sections 3.1 and 3.2); 0.8 together
+with CutMix for vision transformers (Touvron et al., "Training data-efficient image transformers",
+2021). Use it where labels are noisy, data few, or probabilities must be calibrated, and train
+longer; leave it off for the last epochs (``stop_epoch=-10``), which brings the training data back
+to what will be met (Ge et al., "YOLOX", 2021, leave off the last 15).
+
+Does not mix with: inputs that cannot be averaged, such as token numbers; boxes and other extra
+entries, unless it is said what becomes of them; label smoothing, which softens a second time.
+With CutMix take one of the two by `OneOf`; one after the other is right too, but hard.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from dlblocks.callbacks.base import BatchTransform, per_sample, soft_targets
-from dlblocks.errors import check_range
+from dlblocks.callbacks.batches import Key
+from dlblocks.callbacks.mixing import Mix, Mixer, average, draw_mix
 
 
 def mixup(inputs: Tensor, targets: Tensor, lam: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,33 +50,47 @@ def mixup(inputs: Tensor, targets: Tensor, lam: Tensor, index: Tensor) -> tuple[
                 [0.0000, 1.0000]]))
     """
     index = index.to(inputs.device, non_blocking=True)
-    return (
-        torch.lerp(inputs.index_select(0, index), inputs, per_sample(lam, inputs)),
-        torch.lerp(targets.index_select(0, index), targets, per_sample(lam, targets)),
-    )
+    return average(inputs, lam, index), average(targets, lam, index)
 
 
-class MixUp(BatchTransform):
+class MixUp(Mixer):
     """Mixes pairs of training samples and their targets; see the module for when to use it.
 
-    Inputs of any shape (N, ...), floating point. Class indices (N,) become soft targets (N, C);
-    soft targets, several labels (N, C) and values keep their shape.
+    Inputs of any shape (N, ...): images, tables, sequences of values, or a nest of several such
+    tensors, which are all mixed with the same λ and partner. Floating point of any precision keeps
+    its dtype; uint8 images are rounded.
+
+    Class indices (N,) become soft targets (N, C) of the inputs' dtype, masks of classes (N, H, W)
+    become (N, C, H, W); soft targets, several labels (N, C) and values keep their shape. Further
+    entries can be mixed as targets (sample weights), or as inputs.
 
     Args:
         alpha: α of the Beta distribution; 0 switches the method off.
         num_classes: Number of classes, for targets that are class indices; None takes that of the
-            module or the datamodule.
+            module, of its hyperparameters, or of the datamodule.
         per_sample: Draw λ for each sample rather than for the batch.
-        p: Probability that a batch is mixed.
+        targets: ``"soft"``; or ``"pair"``, `MixedTargets` for `mixed_loss` and a loss that takes
+            hard targets only.
+        ignore_index: The class index that does not count in the loss; its soft row is zeros, which
+            `dlblocks.losses.cross_entropy` leaves out.
+        p: Probability that a batch is mixed, all of it.
         start_epoch: First epoch with mixing.
-        stop_epoch: First epoch without it again.
+        stop_epoch: First epoch without it again; -5 leaves the last five epochs without.
         seed: Seed of the draws.
-        input_key: Where the inputs are in the batch.
+        input_key: Where the inputs are in the batch; see `BatchTransform`.
         target_key: Where the targets are.
         extras: See `BatchTransform`.
 
     Raises:
-        ValueError: ``alpha < 0``, inputs that are integers, a label outside the classes.
+        ValueError: ``alpha < 0``, inputs that are integers, a label outside the classes, classes
+            whose number is not known, a batch of another structure.
+
+    Example:
+        >>> mix = MixUp(0.2, num_classes=10, stop_epoch=-10)
+        >>> images, labels = torch.rand(8, 1, 28, 28), torch.arange(8)
+        >>> inputs, targets = mix.transform(images, labels, torch.Generator().manual_seed(0))
+        >>> inputs.shape, targets.shape
+        (torch.Size([8, 1, 28, 28]), torch.Size([8, 10]))
     """
 
     def __init__(
@@ -78,15 +99,22 @@ class MixUp(BatchTransform):
         *,
         num_classes: int | None = None,
         per_sample: bool = True,
+        targets: Literal["soft", "pair"] = "soft",
+        ignore_index: int = -100,
         p: float = 1.0,
         start_epoch: int = 0,
         stop_epoch: int | None = None,
         seed: int = 0,
-        input_key: int | str = 0,
-        target_key: int | str = 1,
-        extras: Literal["refuse", "keep"] = "refuse",
+        input_key: Key | None = 0,
+        target_key: Key | None = 1,
+        extras: Literal["refuse", "keep"] | Mapping[Any, str] = "refuse",
     ) -> None:
         super().__init__(
+            alpha,
+            num_classes=num_classes,
+            per_sample=per_sample,
+            targets=targets,
+            ignore_index=ignore_index,
             p=p,
             start_epoch=start_epoch,
             stop_epoch=stop_epoch,
@@ -95,47 +123,18 @@ class MixUp(BatchTransform):
             target_key=target_key,
             extras=extras,
         )
-        check_range("alpha", alpha, 0)
-        self.alpha = alpha
-        self.num_classes = num_classes
-        self.per_sample = per_sample
-        self.found_classes: int | None = None
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.found_classes = find_num_classes(trainer, pl_module)
-        super().on_train_start(trainer, pl_module)
+    def draw(self, inputs: Tensor, generator: torch.Generator) -> Mix:
+        lam, index = draw_mix(len(inputs), self.alpha, generator, self.per_sample)
+        return Mix(index, lam)
 
-    def transform(
-        self, inputs: Tensor, targets: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        if self.alpha == 0:
-            return inputs, targets
+    def mix_input(self, inputs: Tensor, mix: Mix) -> Tensor:
+        if inputs.dtype == torch.uint8:
+            return average(inputs.float(), mix.lam, mix.partner).round_().to(torch.uint8)
         if not inputs.is_floating_point():
             raise ValueError(
-                f"MixUp expects floating-point inputs, got {inputs.dtype}; convert images to float "
-                "in the datamodule; token numbers cannot be averaged."
+                f"MixUp expects floating-point inputs or uint8 images, got {inputs.dtype} of shape "
+                f"{tuple(inputs.shape)}; convert values by .float(); token numbers and masks of "
+                "classes cannot be averaged: mix embeddings, or make masks one-hot."
             )
-        targets = soft_targets(targets, self.num_classes, self.found_classes, "MixUp", inputs)
-        lam, index = draw_mix(len(inputs), self.alpha, generator, self.per_sample)
-        return mixup(inputs, targets, lam, index)
-
-
-def draw_mix(
-    size: int, alpha: float, generator: torch.Generator, per_sample: bool
-) -> tuple[Tensor, Tensor]:
-    """Draws λ ~ Beta(α, α), float32 (N,), and a random partner for each sample, int64 (N,)."""
-    # Two gamma variables make a beta variable; drawn in float64, where a small α does not
-    # underflow to 0 / 0.
-    shape = torch.full((2, size if per_sample else 1), alpha, dtype=torch.float64)
-    gamma = torch._standard_gamma(shape, generator=generator)
-    lam = (gamma[0] / gamma.sum(0)).nan_to_num(1.0).float().expand(size)
-    return lam, torch.randperm(size, generator=generator)
-
-
-def find_num_classes(trainer: Any, pl_module: Any) -> int | None:
-    """Number of classes of the module or, failing that, of the datamodule."""
-    for thing in (pl_module, trainer.datamodule):
-        found = getattr(thing, "num_classes", None)
-        if isinstance(found, int):
-            return found
-    return None
+        return average(inputs, mix.lam, mix.partner)

@@ -189,7 +189,7 @@ def test_extra_entries():
     changed = AddOne().apply(batch, epoch=0, step=0, rank=0)
     assert torch.equal(changed[2], batch[2])  # sample numbers stay
     masks = [X, Y, torch.zeros(12, 8, 8)]
-    with pytest.raises(ValueError, match=r"entry 2 of the batch .*\(12, 8, 8\).*extras='keep'"):
+    with pytest.raises(ValueError, match=r"entry 2 of .*\(12, 8, 8\).*extras=\{2: 'keep'\}"):
         AddOne().apply(masks, epoch=0, step=0, rank=0)
     assert AddOne(extras="keep").apply(masks, epoch=0, step=0, rank=0)[2] is masks[2]
 

@@ -6,7 +6,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
 from dlblocks.callbacks import CutMix, Cutout, MixUp, boxes, cutmix, cutout, mixup
-from dlblocks.callbacks.mixup import draw_mix
+from dlblocks.callbacks.cutmix import LOOP_BYTES
+from dlblocks.callbacks.mixing import draw_mix
+from dlblocks.losses import MixedTargets, cross_entropy
 
 
 def generator(seed=0):
@@ -68,6 +70,22 @@ def test_sorted_batches_get_real_partners():
     assert ((mixed > 0).all(1)).float().mean() > 0.3
 
 
+def test_partners_are_a_cycle_and_uniform():
+    counts = torch.zeros(6, 6)
+    for seed in range(3000):
+        index = draw_mix(6, 1.0, generator(seed), per_sample=True)[1]
+        visited, place = [], 0
+        for _ in range(6):
+            visited.append(place)
+            place = int(index[place])
+        assert sorted(visited) == list(range(6))
+        assert place == 0
+        counts[torch.arange(6), index] += 1
+    assert not counts.diagonal().any()
+    others = counts[~torch.eye(6, dtype=torch.bool)].numpy()
+    assert stats.chisquare(others).pvalue > 0.01
+
+
 @pytest.mark.parametrize("size", [1, 2, 7])
 def test_any_batch_size(size):
     x, y = torch.randn(size, 3, 5, 5), torch.zeros(size, dtype=torch.int64)
@@ -106,6 +124,164 @@ def test_inputs_of_any_shape_and_bf16():
         new_x, new_y = MixUp(1.0, num_classes=3).transform(x, TARGETS["classes"], generator())
         assert new_x.shape == shape
         assert new_x.dtype == new_y.dtype == torch.bfloat16
+
+
+def slow_mixup(x, y, lam, index):
+    """The paper's sentence, value by value."""
+    new_x, new_y = x.clone(), y.clone()
+    for i in range(len(x)):
+        for new, old in ((new_x, x), (new_y, y)):
+            flat, own, other = new[i].view(-1), old[i].reshape(-1), old[int(index[i])].reshape(-1)
+            for k in range(len(flat)):
+                flat[k] = lam[i] * own[k] + (1 - lam[i]) * other[k]
+    return new_x, new_y
+
+
+def slow_cutmix(x, box, index):
+    """Pixel by pixel; also gives the share of pixels kept."""
+    new, kept = x.clone(), torch.ones(len(x))
+    height, width = x.shape[-2:]
+    for i, (top, left, bottom, right) in enumerate(box.tolist()):
+        for r in range(height):
+            for c in range(width):
+                if top <= r < bottom and left <= c < right:
+                    new[i, ..., r, c] = x[int(index[i]), ..., r, c]
+                    kept[i] -= 1 / (height * width)
+    return new, kept
+
+
+def test_the_callbacks_are_the_slow_loops_of_what_they_draw():
+    x, classes, y = torch.rand(6, 2, 5, 7), TARGETS["classes"], torch.eye(3)[TARGETS["classes"]]
+    method = MixUp(0.7, num_classes=3)
+    plan = method.draw(x, generator(3))
+    expected = slow_mixup(x, y, plan.lam, plan.partner)
+    found = method.transform(x, classes, generator(3))
+    torch.testing.assert_close(found, expected)
+
+    cut = CutMix(0.7, num_classes=3)
+    plan = cut.draw(x, generator(3))
+    expected_x, kept = slow_cutmix(x, plan.box, plan.partner)
+    new_x, new_y = cut.transform(x, classes, generator(3))
+    assert torch.equal(new_x, expected_x)
+    torch.testing.assert_close(plan.lam, kept)
+    torch.testing.assert_close(new_y, slow_mixup(y, y, kept, plan.partner)[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided", "expanded"])
+@pytest.mark.parametrize("side", [6, 40])  # pasted by a mask, one after another
+def test_dtypes_and_memory_formats_stay(side, layout, dtype):
+    x = torch.randn(6, 4, side, side).to(dtype)
+    if layout == "channels_last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    elif layout == "strided":
+        x = torch.randn(6, 4, side, 2 * side).to(dtype)[..., ::2]
+    elif layout == "expanded":
+        x = x[:, :1].expand(6, 4, side, side)
+    assert (x[:1].nbytes >= LOOP_BYTES) == (side == 40)
+    kept = x.clone()
+    for method in (MixUp(1.0, num_classes=3), CutMix(num_classes=3), Cutout(0.5)):
+        new_x, new_y = method.transform(x, TARGETS["classes"], generator(1))
+        exact = x.double().contiguous()
+        reference, _ = method.transform(exact, TARGETS["classes"], generator(1))
+        # λ is rounded to the dtype too, alike for inputs and targets; pasting is exact.
+        error = (new_x.double() - reference).abs().max()
+        assert error <= (8 * torch.finfo(dtype).eps if isinstance(method, MixUp) else 0)
+        assert torch.equal(x, kept)
+        if not isinstance(method, Cutout):
+            assert new_y.dtype == dtype
+        if layout == "channels_last":
+            assert new_x.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_integer_images():
+    x = torch.randint(256, (6, 3, 9, 9), dtype=torch.uint8, generator=generator())
+    plan = MixUp(1.0).draw(x, generator(2))
+    new_x, new_y = MixUp(1.0, num_classes=3).transform(x, TARGETS["classes"], generator(2))
+    exact, _ = slow_mixup(x.double(), soft(), plan.lam.double(), plan.partner)
+    assert new_x.dtype == torch.uint8
+    assert (new_x.double() - exact).abs().max() <= 0.5 + 1e-4
+    assert new_y.dtype == torch.float32
+    for dtype in (torch.uint8, torch.int16, torch.int64, torch.bool):
+        new_x, _ = CutMix(num_classes=3).transform(x.to(dtype), TARGETS["classes"], generator(2))
+        assert new_x.dtype == dtype
+    with pytest.raises(ValueError, match=r"got torch.int64 of shape \(6, 20\).*token numbers"):
+        MixUp(num_classes=3).transform(torch.zeros(6, 20).long(), TARGETS["classes"], generator())
+
+
+@pytest.mark.parametrize("side", [8, 64])
+def test_missing_values_stay_where_they_are(side):
+    """NaN, infinity and -0 outside the box are not touched, inside they are the partner's."""
+    x = torch.randn(6, 3, side, side)
+    x[0], x[1], x[2, :, ::2], x[3, :, :, ::3] = torch.nan, torch.inf, -0.0, -torch.inf
+    plan = CutMix().draw(x, generator())
+    new_x, _ = CutMix().transform(x, soft(), generator())
+    expected, _ = slow_cutmix(x, plan.box, plan.partner)
+    assert torch.equal(new_x.view(torch.int32), expected.view(torch.int32))
+    erased, _ = Cutout(0.5).transform(x, soft(), generator())
+    assert erased[0].isnan().any()
+    assert (erased[0] == 0).any()
+
+
+def test_lazy_views_are_read_by_value():
+    x = torch.randn(6, 1, 64, 64, dtype=torch.complex64).conj().imag
+    assert x.is_neg()
+    for method in (CutMix(), Cutout(0.5)):
+        found, _ = method.transform(x, soft(), generator())
+        assert torch.equal(found, method.transform(x.resolve_neg(), soft(), generator())[0])
+
+
+def test_gradients_flow_through_the_pure_functions():
+    """Manifold mixup (Verma et al. 2019) mixes hidden activations."""
+    x = torch.randn(3, 2, 4, 4, dtype=torch.float64, requires_grad=True)
+    y, lam, index = (
+        soft(3).double(),
+        torch.tensor([0.2, 0.9, 0.5]).double(),
+        torch.tensor([1, 2, 0]),
+    )
+    box = torch.tensor([[0, 0, 2, 3], [1, 1, 1, 4], [2, 0, 4, 4]])
+    assert torch.autograd.gradcheck(lambda x: mixup(x, y, lam, index)[0], x)
+    assert torch.autograd.gradcheck(lambda x: cutmix(x, y, box, index)[0], x)
+    assert torch.autograd.gradcheck(lambda x: cutout(x, box), x)
+    plain = x.detach()
+    assert torch.equal(cutmix(x, y, box, index)[0], cutmix(plain, y, box, index)[0])
+    assert torch.equal(cutout(x, box), cutout(plain, box))
+
+
+def test_nothing_waits_for_a_device():
+    """Tensors on "meta" have no values: reading one, which would stop an accelerator, raises."""
+    x, y = torch.rand(6, 3, 40, 40, device="meta"), torch.rand(6, 3, device="meta")
+    index, box = torch.arange(6, device="meta"), torch.zeros(6, 4, device="meta").long()
+    assert mixup(x, y, torch.rand(6, device="meta"), index)[1].shape == (6, 3)
+    assert cutmix(x, y, box, index)[0].shape == x.shape
+    assert cutout(x, box, fill=1.0).shape == x.shape
+    labels = torch.zeros(6, device="meta").long()
+    for method in (
+        MixUp(num_classes=3),
+        CutMix(num_classes=3),
+        MixUp(targets="pair", num_classes=3),
+    ):
+        method._looked = True  # the first batch's labels are looked at, once
+        new_x, new_y = method.transform(x, labels, generator())
+        assert new_x.device.type == "meta"
+        assert len(new_y) == (3 if isinstance(new_y, MixedTargets) else 6)
+    assert Cutout().transform(x, labels, generator())[0].device.type == "meta"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_nothing_waits_for_the_gpu():
+    x, labels = torch.rand(6, 3, 40, 40, device="cuda"), torch.arange(6, device="cuda") % 3
+    methods = [MixUp(num_classes=3), CutMix(num_classes=3), Cutout()]
+    cpu = [m.transform(x.cpu(), labels.cpu(), generator(1)) for m in methods]
+    for method in methods:
+        method.transform(x, labels, generator())
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = [m.transform(x, labels, generator(1)) for m in methods]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for on_gpu, on_cpu in zip(found, cpu, strict=True):
+        torch.testing.assert_close(on_gpu, on_cpu, check_device=False)
 
 
 def test_alpha_zero_switches_off():
@@ -162,6 +338,89 @@ def test_cutmix_labels_are_the_true_share_of_pixels():
     kept = (new_x == x).float().mean((1, 2, 3))
     torch.testing.assert_close(new_y[torch.arange(n), torch.arange(n)], kept)
     assert 0.5 < kept.mean() < 0.8  # 1/2 without clipping, more with
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
+def test_areas_are_distributed_as_the_papers(alpha):
+    """Against the pseudo-code of Yun et al. in NumPy, which draws λ, centre and box its own way."""
+    height, width, n = 30, 20, 3000
+    rng = np.random.default_rng(0)
+    expected = []
+    for _ in range(n):
+        lam = rng.beta(alpha, alpha)
+        h, w = round(height * np.sqrt(1 - lam)), round(width * np.sqrt(1 - lam))
+        r, c = rng.integers(height), rng.integers(width)
+        top, left = r - h // 2, c - w // 2
+        rows = sum(0 <= i < height for i in range(top, top + h))
+        columns = sum(0 <= i < width for i in range(left, left + w))
+        expected.append(1 - rows * columns / (height * width))
+    plan = CutMix(alpha).draw(torch.empty(n, 1, height, width), generator())
+    assert stats.ks_2samp(plan.lam.numpy(), expected).pvalue > 0.01
+    # Without clipping, the share would be λ itself: the test can tell them apart.
+    assert stats.ks_2samp(plan.lam.numpy(), rng.beta(alpha, alpha, n)).pvalue < 1e-6
+
+
+def test_one_box_a_batch_on_request():
+    plan = CutMix(per_sample=False).draw(torch.empty(9, 1, 8, 8), generator())
+    assert len(plan.box.unique(dim=0)) == len(plan.lam.unique()) == 1
+    assert len(plan.partner.unique()) == 9
+
+
+# Targets
+
+
+def test_masks_of_classes():
+    x = torch.rand(6, 3, 9, 7)
+    masks = torch.randint(4, (6, 9, 7), generator=generator())
+    masks[:, 0] = 255
+    plan = CutMix().draw(x, generator())
+    new_x, pasted = CutMix().transform(x, masks, generator())
+    assert torch.equal(pasted, slow_cutmix(masks, plan.box, plan.partner)[0])
+    assert torch.equal(new_x, slow_cutmix(x, plan.box, plan.partner)[0])
+    rows = masks[:, None].float()
+    assert torch.equal(CutMix().transform(x, rows, generator())[1], pasted[:, None].float())
+
+    method = MixUp(1.0, num_classes=4, ignore_index=255)
+    plan = method.draw(x, generator())
+    _, mixed = method.transform(x, masks, generator())
+    one_hot = torch.stack([(masks == c).float() for c in range(4)], 1)
+    torch.testing.assert_close(mixed, slow_mixup(x, one_hot, plan.lam, plan.partner)[1])
+    with pytest.raises(ValueError, match=r"label 255, outside 0 … 3.*ignore_index"):
+        MixUp(1.0, num_classes=4).transform(x, masks, generator())
+
+
+def test_ignored_classes_stay_ignored():
+    y = torch.tensor([0, -100, 2, -100])
+    logits = torch.randn(4, 3)
+    mixed = MixUp(1.0, num_classes=3).unmixed(logits)
+    rows = MixUp(1.0, num_classes=3)._mix_target(y, logits, mixed, True)
+    assert rows.sum(1).tolist() == [1, 0, 1, 0]
+    expected = torch.nn.functional.cross_entropy(logits, y)
+    torch.testing.assert_close(cross_entropy(logits, rows), expected)
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_pairs_are_the_soft_targets_in_two_parts(kind):
+    x, y = torch.randn(6, 3, 8, 8), TARGETS[kind]
+    for make in (MixUp, CutMix):
+        _, whole = make(1.0, num_classes=3).transform(x, y, generator())
+        _, pair = make(1.0, num_classes=3, targets="pair").transform(x, y, generator())
+        assert pair.first is y
+        assert pair.second.dtype == y.dtype
+        first, second = (
+            torch.eye(3)[part] if kind == "classes" else part.float() for part in pair[:2]
+        )
+        lam = pair.lam.reshape(-1, *(1,) * (first.ndim - 1))
+        torch.testing.assert_close(lam * first + (1 - lam) * second, whole)
+
+
+def test_several_labels_keep_their_shape():
+    """timm makes (20, 5) of (4, 5)."""
+    y = torch.tensor([[1, 0, 1, 0, 0], [0, 0, 0, 0, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]])
+    for form in (y, y.bool(), y.float()):
+        mixed = MixUp(1.0, num_classes=5).transform(torch.rand(4, 3), form, generator())[1]
+        plan = MixUp(1.0).draw(torch.rand(4, 3), generator())
+        torch.testing.assert_close(mixed, slow_mixup(y, y.float(), plan.lam, plan.partner)[1])
 
 
 def test_cut_side_is_the_root_of_one_minus_lambda():
@@ -243,6 +502,37 @@ def test_cutout_sizes_and_dtypes():
             lambda: MixUp(num_classes=3).transform(torch.zeros(6, 4, dtype=torch.int64),
                                                    TARGETS["classes"], generator()),
             "floating-point inputs",
+        ),
+        (lambda: MixUp(float("inf")), "alpha=inf"),
+        (lambda: CutMix(num_classes=1), "num_classes=1 is outside"),
+        (lambda: MixUp(targets="hard"), "targets='hard'"),
+        (
+            lambda: MixUp(num_classes=3).transform(torch.zeros(6, 4), torch.ones(6, 5).long(),
+                                                   generator()),
+            r"integer targets of shape \(6, 5\).*\(N, 3\)",
+        ),
+        (
+            lambda: MixUp().transform(torch.zeros(6, 4), torch.full((6, 5), 2), generator()),
+            "several labels as 0 and 1",
+        ),
+        (
+            lambda: MixUp(num_classes=3).transform(torch.zeros(6, 4), torch.zeros(5), generator()),
+            r"6 inputs but targets of shape \(5,\)",
+        ),
+        (
+            lambda: MixUp(num_classes=3).transform(torch.zeros(6, 4), torch.tensor(1.0),
+                                                   generator()),
+            r"targets of shape \(\)",
+        ),
+        (
+            lambda: CutMix(num_classes=3).transform(torch.zeros(6, 3, 8, 8), torch.zeros(6, 4, 4),
+                                                    generator()),
+            "targets of the images' height and width",
+        ),
+        (
+            lambda: Cutout(fill=0.5).transform(torch.zeros(2, 3, 8, 8).byte(), torch.zeros(2),
+                                               generator()),
+            "fill=0.5 does not fit images of torch.uint8",
         ),
         (
             lambda: MixUp(num_classes=2).transform(torch.zeros(6, 4), TARGETS["classes"],
