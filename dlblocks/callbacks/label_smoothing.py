@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from dlblocks.callbacks.base import BatchTransform
-from dlblocks.callbacks.mixup import find_num_classes
+from dlblocks.callbacks.targets import find_num_classes
 from dlblocks.errors import check_range
 
 
@@ -160,6 +160,11 @@ class LabelSmoothing(BatchTransform):
     ) -> tuple[Tensor, Tensor]:
         if self.smoothing == 0:
             return inputs, targets
+        if not isinstance(targets, Tensor):
+            raise ValueError(
+                f"LabelSmoothing expects targets as a tensor, got {type(targets).__name__}; put it "
+                "before what mixes targets in pairs."
+            )
         count = self.found_classes if self.num_classes is None else self.num_classes
         if not targets.is_floating_point():
             if count is None:

@@ -165,7 +165,9 @@ class Norms(pl.Callback):
         self.largest, self.biases = [], []
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        self.largest.append(max(float(module.net[i].weight.norm(dim=1).max()) for i in (0, 3)))
+        self.largest.append(
+            max(float(module.net[i].weight.detach().norm(dim=1).max()) for i in (0, 3))
+        )
 
 
 @pytest.mark.parametrize("adam", [False, True])
