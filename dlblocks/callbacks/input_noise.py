@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from dlblocks.callbacks.base import BatchTransform, check_images
+from dlblocks.callbacks.batches import Key
 from dlblocks.errors import check_choice, check_range
 
 
@@ -116,7 +117,7 @@ class InputNoise(BatchTransform):
         start_epoch: int = 0,
         stop_epoch: int | None = None,
         seed: int = 0,
-        input_key: int | str = 0,
+        input_key: Key = 0,
     ) -> None:
         super().__init__(
             p=p,

@@ -21,13 +21,14 @@ weight, by which the loss is divided, is then that of the smoothed rows.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
 from dlblocks.callbacks.base import BatchTransform
+from dlblocks.callbacks.batches import Key
 from dlblocks.callbacks.targets import find_num_classes
 from dlblocks.errors import check_range
 
@@ -122,8 +123,8 @@ class LabelSmoothing(BatchTransform):
         start_epoch: int = 0,
         stop_epoch: int | None = None,
         seed: int = 0,
-        input_key: int | str = 0,
-        target_key: int | str = 1,
+        input_key: Key = 0,
+        target_key: Key = 1,
         extras: Literal["refuse", "keep"] = "keep",
     ) -> None:
         super().__init__(
@@ -144,7 +145,8 @@ class LabelSmoothing(BatchTransform):
         self.found_classes: int | None = None
         self._checked = False
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().prepare(trainer, pl_module)
         self.found_classes = find_num_classes(trainer, pl_module)
         self._checked = False
         own = getattr(pl_module, "label_smoothing", None)
@@ -153,7 +155,6 @@ class LabelSmoothing(BatchTransform):
                 f"{type(pl_module).__name__} has label_smoothing={own}, and LabelSmoothing would "
                 "smooth again; leave one of them out."
             )
-        super().on_train_start(trainer, pl_module)
 
     def transform(
         self, inputs: Tensor, targets: Tensor, generator: torch.Generator
@@ -184,6 +185,11 @@ class LabelSmoothing(BatchTransform):
             ignore_index=self.ignore_index,
             dtype=dtype,
         )
+
+    def transform_entries(
+        self, inputs: list[Tensor], targets: list[Any], generator: torch.Generator
+    ) -> tuple[list[Any], list[Any]]:
+        return inputs, [self.transform(inputs[0], targets[0], generator)[1]]
 
     def _check_labels(self, targets: Tensor, count: int) -> None:
         if targets.device.type != "cpu" and self._checked:
