@@ -213,13 +213,14 @@ class SAM(AroundStep):
         if not weights:
             return  # training_step returned None
         device = trainer.strategy.root_device
-        state, steps = random_state(device), len(self._window)
+        steps = len(self._window)
         moved = sam_perturbation(weights, gradients, self.rho, adaptive=flags, eta=self.eta)
         with _moved(weights, moved), paused(pl_module):
             pl_module.optimizer_zero_grad(trainer.current_epoch, batch_idx, optimizer)
             self._again = True
             try:
                 for i, (args, kwargs, before) in enumerate(self._window):
+                    # After the same draws the generators are where they were after the first pass.
                     set_random_state(device, before)
                     with _synchronized(trainer, i == steps - 1):
                         output: Any = trainer.strategy.training_step(*args, **kwargs)
@@ -229,7 +230,6 @@ class SAM(AroundStep):
                             trainer.strategy.backward(loss, optimizer)
             finally:
                 self._again = False
-        set_random_state(device, state)
 
 
 @contextlib.contextmanager
