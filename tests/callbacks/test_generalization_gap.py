@@ -55,9 +55,11 @@ class Foreign(pl.LightningModule):
         self.log("val_step", loss, on_step=True, on_epoch=False)
         self.seen.append(batch[0])
 
+    def on_validation_epoch_start(self):
+        self.seen.clear()
+
     def on_validation_epoch_end(self):
         self.log("val_samples", float(sum(map(len, self.seen))))
-        self.seen.clear()
 
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), lr=0.01)

@@ -203,9 +203,24 @@ def test_statistics_of_batch_norm_are_those_at_the_weights(momentum, make_traine
         torch.testing.assert_close(getattr(net[0], name), getattr(expected, name))
 
 
+class InPlace(torchmetrics.Metric):
+    """Counts updates, in place, as many metrics of users do."""
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("count", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self):
+        self.count += 1
+
+    def compute(self):
+        return self.count
+
+
 class Logs(Net):
     def __init__(self):
         super().__init__()
+        self.updates = InPlace()
         metrics = {
             "accuracy": torchmetrics.Accuracy("multiclass", num_classes=3),
             "recall": torchmetrics.Recall("multiclass", num_classes=3),
@@ -219,6 +234,8 @@ class Logs(Net):
         loss = F.cross_entropy(logits, batch[1])
         self.kept.append((logits.detach().softmax(1), batch[1], loss.detach()))
         self.metrics(logits.softmax(1), batch[1])
+        self.updates.update()
+        self.log("updates", self.updates, on_epoch=True, on_step=False)
         self.log("loss", loss, on_epoch=True, on_step=False)
         self.log_dict(self.metrics, on_epoch=True, on_step=False)
         return loss
@@ -234,6 +251,7 @@ def test_logs_metrics_and_outputs_are_those_of_the_first_pass(make_trainer):
     assert module.outputs == losses
     logged = trainer.callback_metrics
     assert float(logged["loss"]) == pytest.approx(sum(losses) / 7)
+    assert float(logged["updates"]) == 7
     p, y = (torch.cat([step[i] for step in first]) for i in (0, 1))
     fresh = torchmetrics.MetricCollection(
         {name: metric.clone() for name, metric in module.metrics.items(copy_state=False)}

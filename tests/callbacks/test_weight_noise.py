@@ -201,6 +201,25 @@ def test_weights_come_back_whatever_happens(where, make_trainer):
     assert "training_step" not in vars(module)
 
 
+@pytest.mark.filterwarnings("ignore:.training_step. returned .None.")
+def test_a_window_whose_last_batch_is_left_out(make_trainer):
+    """The optimizer steps nevertheless, and from the clean weights."""
+
+    class Skips(Net):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            return None if batch_idx == 1 else loss
+
+        def on_before_optimizer_step(self, optimizer):
+            self.stepped = self.weights()
+
+    module, watch = Skips(), Watch()
+    arguments = {"accumulate_grad_batches": 2, "limit_train_batches": 2}
+    fit([WeightNoise(0.3), watch], make_trainer, module, **arguments)
+    assert same(module.stepped, watch.before[0])
+    assert not same(watch.after[1], watch.before[0])
+
+
 class Manual(Net):
     def __init__(self):
         super().__init__()
