@@ -167,15 +167,18 @@ class GeneralizationGap(Callback):
         return {name: found[name] for name in self.metrics or found}
 
     def _batches(self, trainer: pl.Trainer) -> Iterable[Any]:
+        limit = self.limit_batches
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            limit = int(trainer.fast_dev_run)  # type: ignore[attr-defined]
         if self.dataloader is not None:
             loader = self.dataloader()
-            if not isinstance(self.limit_batches, int):
+            if not isinstance(limit, int):
                 return loader
-            return (batch for _, batch in zip(range(self.limit_batches), loader, strict=False))
+            return (batch for _, batch in zip(range(limit), loader, strict=False))
         with _validation_form(trainer) as loader:
-            return self._in_order(loader, trainer)
+            return self._in_order(loader, trainer, limit)
 
-    def _in_order(self, loader: Any, trainer: pl.Trainer) -> DataLoader:
+    def _in_order(self, loader: Any, trainer: pl.Trainer, limit: int | float | None) -> DataLoader:
         """A loader of the same data set, without its sampler."""
         dataset = getattr(loader, "dataset", None)
         if not isinstance(loader, DataLoader) or isinstance(dataset, IterableDataset):
@@ -189,10 +192,10 @@ class GeneralizationGap(Callback):
             batch_size = getattr(loader.batch_sampler, "batch_size", None) or 64
         count = len(dataset)  # type: ignore[arg-type]
         wanted = count
-        if isinstance(self.limit_batches, float):
-            wanted = max(1, round(self.limit_batches * count))
-        elif self.limit_batches is not None:
-            wanted = min(count, self.limit_batches * (batch_size or 1) * trainer.world_size)
+        if isinstance(limit, float):
+            wanted = max(1, round(limit * count))
+        elif limit is not None:
+            wanted = min(count, limit * (batch_size or 1) * trainer.world_size)
         rows = torch.arange(count)
         if wanted < count:
             generator = torch.Generator().manual_seed(self.seed)

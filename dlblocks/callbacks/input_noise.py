@@ -20,7 +20,7 @@ one of them. After `MixUp`, the noise is not averaged away; before it, it is.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -97,7 +97,8 @@ class InputNoise(BatchTransform):
         start_epoch: First epoch with it.
         stop_epoch: First epoch without it again.
         seed: Seed of the draws; on another kind of device they are others.
-        input_key: Where the inputs are in the batch. Its other entries, targets or none, are kept.
+        input_key: Where the inputs are in the batch, one tensor or several that each get their
+            noise; None if it is nothing else. Its other entries are kept.
 
     Raises:
         ValueError: ``std < 0``, `amount` outside [0, 1], an argument of the other kind, inputs that
@@ -117,7 +118,7 @@ class InputNoise(BatchTransform):
         start_epoch: int = 0,
         stop_epoch: int | None = None,
         seed: int = 0,
-        input_key: Key = 0,
+        input_key: Key | None = 0,
     ) -> None:
         super().__init__(
             p=p,
@@ -125,7 +126,7 @@ class InputNoise(BatchTransform):
             stop_epoch=stop_epoch,
             seed=seed,
             input_key=input_key,
-            target_key=input_key,  # there need be no targets, as for an autoencoder
+            target_key=None,  # there need be none, as for an autoencoder
             extras="keep",
         )
         check_choice("kind", kind, ["gaussian", "salt_and_pepper"])
@@ -153,8 +154,12 @@ class InputNoise(BatchTransform):
     def transform(
         self, inputs: Tensor, targets: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        noisy = self._noisy(inputs, generator)
-        return noisy, noisy
+        return self._noisy(inputs, generator), targets
+
+    def transform_entries(
+        self, inputs: list[Tensor], targets: list[Any], generator: torch.Generator
+    ) -> tuple[list[Any], list[Any]]:
+        return [self._noisy(x, generator) for x in inputs], targets
 
     def _noisy(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
         if self.share == 0:

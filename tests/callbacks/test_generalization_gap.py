@@ -194,6 +194,12 @@ def test_limits_are_a_random_choice(limit, samples, make_trainer):
     assert samples < 38 or chosen[0] != pytest.approx(0)
 
 
+def test_a_fast_run_is_fast(make_trainer):
+    trainer = make_trainer(callbacks=[GeneralizationGap()], fast_dev_run=True)
+    trainer.fit(Counts(), *loaders())
+    assert float(trainer.callback_metrics["train_eval/count"]) == 4
+
+
 def test_every_n_epochs(make_trainer):
     epochs = []
 

@@ -74,6 +74,17 @@ def test_batches_without_targets(make_trainer, plain_module):
     assert not torch.equal(torch.cat([batch[0] for batch in module.seen]), x)
 
 
+@pytest.mark.parametrize("key", [None, "x"])
+def test_several_inputs(key):
+    inputs = [torch.zeros(100, 2), torch.zeros(100, 2)]
+    batch = inputs if key is None else {"x": inputs, "y": 1}
+    new = InputNoise(0.1, input_key=key).apply(batch, epoch=0, step=0, rank=0)
+    first, second = new if key is None else new["x"]
+    assert 0.05 < float(first.std()) < 0.15
+    assert not torch.equal(first, second)
+    assert not inputs[0].any()
+
+
 def test_zero_switches_off():
     x = torch.randn(4, 1, 3, 3)
     assert InputNoise(0.0).transform(x, x, generator())[0] is x
