@@ -11,8 +11,8 @@ Help?", 2019: it calibrates, and it harms a net that is to teach another.
 For modules of your own whose loss takes soft targets; the models of this package, and
 `torch.nn.CrossEntropyLoss`, have the argument ``label_smoothing``: use one of them. Smoothing is
 linear, so that it may stand before or after `MixUp` and `CutMix`: the smoothed mix is the mix of
-the smoothed. MixUp softens targets by itself, and little is gained by both. With targets to be
-ignored, put it first, for it knows them.
+the smoothed. MixUp softens targets by itself, and little is gained by both. Ignored samples stay so
+in either order, if both have the same `ignore_index`; ``MixUp(targets="pair")`` must come after.
 
 With `dlblocks.losses.cross_entropy` ignored samples count for nothing; torch's own loss gives them
 no gradient, but divides by their number, too. Class weights apply to the smoothed rows; their mean

@@ -83,6 +83,8 @@ def fit(module, callbacks, make_trainer, **arguments):
 @pytest.mark.parametrize("mixer", [MixUp, CutMix])
 def test_before_or_after_mixing(mixer, make_trainer, plain_module):
     x = torch.randn(12, 1, 2, 2)
+    y = CLASSES % 3
+    y[::5] = -100
     found = []
     for first in (True, False):
         module = plain_module(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
@@ -91,10 +93,11 @@ def test_before_or_after_mixing(mixer, make_trainer, plain_module):
         callbacks = (
             [LabelSmoothing(0.3), callbacks[0]] if first else [LabelSmoothing(0), *callbacks]
         )
-        make_trainer(callbacks=callbacks).fit(module, DataLoader(TensorDataset(x, CLASSES % 3), 4))
+        make_trainer(callbacks=callbacks).fit(module, DataLoader(TensorDataset(x, y), 4))
         found.append(torch.cat([y for _, y in module.seen]))
     torch.testing.assert_close(found[0], found[1])
     assert ((found[0] > 0.11).sum(1) == 2).any()  # some are mixed
+    assert (found[0].sum(1) < 0.99).any()  # some with an ignored partner, or ignored
 
 
 @pytest.mark.parametrize("kind", ["tuple", "list", "dict"])
