@@ -80,6 +80,8 @@ class Model(pl.LightningModule):
         )
         self._buffers_of: dict[str, _Buffer] = {stage: _Buffer() for stage in STAGES}
         self._first_batch = True
+        # True while a step is repeated, as by `callbacks.SAM`: metrics and losses are not kept.
+        self.metrics_paused = False
 
     # What a learning problem defines
 
@@ -143,6 +145,8 @@ class Model(pl.LightningModule):
             self.check_batch(outputs, targets)
             self._first_batch = False
         loss = self.loss(outputs, targets)
+        if self.metrics_paused:
+            return loss
         buffer = self._buffers_of[stage]
         # Of detached outputs: nothing here is part of the graph.
         kept = self.for_metrics(outputs.detach(), targets, stage)

@@ -1,0 +1,285 @@
+"""GeneralizationGap: how much better a model is on the data that it was trained on.
+
+::
+
+    gap = metric(validation data) - metric(training data)
+
+What is logged as training loss does not show it: it is an average over an epoch in which the
+weights change, with dropout, augmentation, mixing and smoothed labels, so that it is often above
+the validation loss of a model that overfits. Here both are measured alike, by the module's own
+`validation_step`, in evaluation mode, by the same weights.
+
+Source: the gap is that of the theory of generalization (Vapnik, "The Nature of Statistical Learning
+Theory", 1995); for deep nets see Zhang et al., "Understanding Deep Learning Requires Rethinking
+Generalization", 2017, and Jiang et al., "Fantastic Generalization Measures and Where to Find Them",
+2020.
+
+Use it to see whether regularization is what a model lacks: a large gap in the loss says so, a small
+one with a high loss asks for a larger model or a longer training. It costs a forward pass over the
+training data; ``limit_batches=0.2`` and ``every_n_epochs=5`` make it cheap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.data import extract_batch_size
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+from torchmetrics import Metric
+
+from dlblocks.callbacks.resume_state import random_state, set_random_state
+from dlblocks.callbacks.untouched import logging_to, metrics_kept
+from dlblocks.errors import check_range, did_you_mean
+
+PREFIXES = ("val/", "val_", "valid/", "valid_", "validation/", "validation_")
+REDUCTIONS = ("mean", "sum", "max", "min")
+
+
+class GeneralizationGap(Callback):
+    """Logs the gap between validation and training data at the end of epochs; see the module.
+
+    For each metric that `validation_step`, or the module's `on_validation_epoch_end`, logs, such as
+    ``val/loss``, there are ``train_eval/loss``, its value on the training data, and ``gap/loss``,
+    validation minus training. Of losses a positive gap is overfitting, of accuracies a negative
+    one.
+
+    The training data are measured at the start of each validation, so with averaged weights where
+    validation has those. With a datamodule of this package they are the training part in the form
+    of validation, without `train_transform`. Of any other loader its data set is read in order, and
+    an augmentation within that data set acts here, too: give `dataloader`, the same samples without
+    it. Batches pass the hooks of the datamodule as in validation.
+
+    Training goes on as if nothing had been measured: random numbers, metrics, the order of the
+    data and `ExactResume` are not touched. But what else the module does in these steps, such as
+    sending pictures to a logger, it does twice, for `validation_step`, `on_validation_epoch_start`
+    and `on_validation_epoch_end` are called for the training data first.
+
+    Under DDP each rank measures a share of the training data, no sample twice.
+
+    Args:
+        metrics: Names as they are logged in validation, such as ``["val/loss"]``; None for all.
+        every_n_epochs: Epochs between two measurements.
+        limit_batches: Number of batches (of each rank), or share of the data in (0, 1], to measure:
+            a random choice of samples, always the same. None for all.
+        dataloader: A function that returns a loader of training data in the form of validation.
+            Under DDP each rank must be given its share.
+        seed: Seed of the choice.
+
+    Raises:
+        ValueError: A bad number; in the first validation: a metric that is not logged, several
+            loaders, or a data set without numbered samples.
+    """
+
+    def __init__(
+        self,
+        metrics: Sequence[str] | None = None,
+        *,
+        every_n_epochs: int = 1,
+        limit_batches: int | float | None = None,
+        dataloader: Callable[[], Iterable[Any]] | None = None,
+        seed: int = 0,
+    ) -> None:
+        check_range("every_n_epochs", every_n_epochs, 1)
+        if isinstance(limit_batches, float):
+            check_range("limit_batches", limit_batches, 0, 1, low_open=True)
+        elif limit_batches is not None:
+            check_range("limit_batches", limit_batches, 1)
+        if isinstance(metrics, str):
+            raise TypeError(f"metrics={metrics!r} must be a list of names: [{metrics!r}].")
+        if metrics is not None and not metrics:
+            raise ValueError("metrics is empty; name one, or leave it out for all.")
+        self.metrics = metrics
+        self.every_n_epochs = every_n_epochs
+        self.limit_batches = limit_batches
+        self.dataloader = dataloader
+        self.seed = seed
+        self._measured: dict[str, float] = {}
+
+    # When
+
+    def on_validation_batch_start(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        # Here the module is as it will be validated: in evaluation mode, with the averaged weights
+        # of whatever callback has some; and its sums are those of an epoch's start.
+        is_fit = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if not is_fit or batch_idx or dataloader_idx:
+            return
+        if (trainer.current_epoch + 1) % self.every_n_epochs:
+            return
+        self._measured = self._measure(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Where validation ends, nothing can be logged.
+        measured, self._measured = self._measured, {}
+        validated = trainer.callback_metrics
+        for name, value in measured.items():
+            short = next((name.removeprefix(p) for p in PREFIXES if name.startswith(p)), name)
+            gap = float(validated[name]) - value
+            for key, number in ((f"train_eval/{short}", value), (f"gap/{short}", gap)):
+                pl_module.log(key, number, sync_dist=trainer.world_size > 1)
+
+    # What
+
+    def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
+        if len(trainer.num_val_batches) > 1:
+            raise ValueError(
+                f"GeneralizationGap compares with one validation loader, and there are "
+                f"{len(trainer.num_val_batches)}; use one."
+            )
+        log = _Log()
+        device = trainer.strategy.root_device
+        state = random_state(device)
+        try:
+            with metrics_kept(pl_module), logging_to(pl_module, log):
+                for i, batch in enumerate(self._batches(trainer)):
+                    batch = trainer.precision_plugin.convert_input(batch)
+                    # The datamodule's hook or the module's; Lightning has no public way to it.
+                    batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+                    batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+                    log.batch = batch
+                    # Not the strategy's step: in DDP's, ranks would wait for each other, and they
+                    # may have unequal numbers of batches.
+                    with trainer.precision_plugin.val_step_context():
+                        pl_module.validation_step(batch, i)
+                log.batch = None
+                pl_module.on_validation_epoch_end()
+                found = log.values(trainer)
+                pl_module.on_validation_epoch_start()
+        finally:
+            set_random_state(device, state)
+        for name in self.metrics or ():
+            if name not in found:
+                hint = did_you_mean(name, found) or f"; it logs {', '.join(found) or 'nothing'}"
+                raise ValueError(f"metrics has {name!r}, which validation does not log{hint}.")
+        return {name: found[name] for name in self.metrics or found}
+
+    def _batches(self, trainer: pl.Trainer) -> Iterable[Any]:
+        limit = self.limit_batches
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            limit = int(trainer.fast_dev_run)  # type: ignore[attr-defined]
+        if self.dataloader is not None:
+            loader = self.dataloader()
+            if not isinstance(limit, int):
+                return loader
+            return (batch for _, batch in zip(range(limit), loader, strict=False))
+        with _validation_form(trainer) as loader:
+            return self._in_order(loader, trainer, limit)
+
+    def _in_order(self, loader: Any, trainer: pl.Trainer, limit: int | float | None) -> DataLoader:
+        """A loader of the same data set, without its sampler."""
+        dataset = getattr(loader, "dataset", None)
+        if not isinstance(loader, DataLoader) or isinstance(dataset, IterableDataset):
+            raise ValueError(
+                "GeneralizationGap reads the training data from one DataLoader with numbered "
+                f"samples, and got {type(loader).__name__} of {type(dataset).__name__}; give "
+                "dataloader=, a function that returns batches in the form of validation."
+            )
+        batch_size = loader.batch_size
+        if batch_size is None and loader.batch_sampler is not None:
+            batch_size = getattr(loader.batch_sampler, "batch_size", None) or 64
+        count = len(dataset)  # type: ignore[arg-type]
+        wanted = count
+        if isinstance(limit, float):
+            wanted = max(1, round(limit * count))
+        elif limit is not None:
+            wanted = min(count, limit * (batch_size or 1) * trainer.world_size)
+        rows = torch.arange(count)
+        if wanted < count:
+            generator = torch.Generator().manual_seed(self.seed)
+            rows = torch.randperm(count, generator=generator)[:wanted].sort()[0]
+        return DataLoader(
+            dataset,  # type: ignore[arg-type]
+            batch_size=batch_size,
+            sampler=rows[trainer.global_rank :: trainer.world_size].tolist(),
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+            pin_memory=loader.pin_memory,
+            worker_init_fn=loader.worker_init_fn,
+        )
+
+
+class _Log:
+    """Stands in for ``module.log``, and reduces as Lightning does at the end of an epoch."""
+
+    def __init__(self) -> None:
+        self.batch: Any = None
+        self._sums: dict[str, tuple[str, list[Tensor], list[float]]] = {}
+        self._metrics: dict[str, Metric] = {}
+
+    def __call__(
+        self,
+        name: str,
+        value: Any,
+        prog_bar: bool = False,
+        logger: bool | None = None,
+        on_step: bool | None = None,
+        on_epoch: bool | None = None,
+        reduce_fx: Any = "mean",
+        batch_size: int | None = None,
+        **others: Any,
+    ) -> None:
+        if on_epoch is False:
+            return
+        if isinstance(value, Metric):
+            self._metrics[name] = value
+            return
+        kind = reduce_fx if isinstance(reduce_fx, str) else getattr(reduce_fx, "__name__", "?")
+        if kind not in REDUCTIONS:
+            raise ValueError(
+                f"GeneralizationGap cannot reduce {name!r} by {reduce_fx!r}, only by "
+                f"{', '.join(REDUCTIONS)}; name the metrics to compare by metrics=."
+            )
+        if batch_size is None:
+            batch_size = 1 if self.batch is None else extract_batch_size(self.batch)
+        _, values, sizes = self._sums.setdefault(name, (kind, [], []))
+        values.append(torch.as_tensor(value).detach().double().mean())
+        sizes.append(batch_size)
+
+    def values(self, trainer: pl.Trainer) -> dict[str, float]:
+        """Over all ranks."""
+        device = trainer.strategy.root_device
+
+        def over_ranks(value: Tensor, kind: str) -> Tensor:
+            if trainer.world_size == 1:
+                return value
+            return trainer.strategy.reduce(value.to(device), reduce_op=kind)
+
+        found = {}
+        for name, (kind, values, sizes) in self._sums.items():
+            stacked = torch.stack([value.cpu() for value in values])
+            if kind == "mean":
+                weights = torch.tensor(sizes, dtype=stacked.dtype)
+                total = over_ranks((stacked * weights).sum(), "sum")
+                found[name] = float(total / over_ranks(weights.sum(), "sum"))
+            else:
+                found[name] = float(over_ranks(getattr(stacked, kind)(), kind))
+        # These exchange their sums by themselves.
+        return found | {name: float(metric.compute()) for name, metric in self._metrics.items()}
+
+
+@contextlib.contextmanager
+def _validation_form(trainer: pl.Trainer) -> Iterator[Any]:
+    """The training loader, of datamodules of this package without the training's transform."""
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    if not (hasattr(datamodule, "predict_on") and hasattr(datamodule, "predict_index")):
+        yield trainer.train_dataloader
+        return
+    before = datamodule.predict_on, datamodule.predict_index
+    datamodule.predict_on, datamodule.predict_index = "train", False
+    try:
+        yield datamodule.predict_dataloader()
+    finally:
+        datamodule.predict_on, datamodule.predict_index = before

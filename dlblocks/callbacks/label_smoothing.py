@@ -1,0 +1,204 @@
+"""LabelSmoothing: a small share of every target is spread evenly over the classes.
+
+::
+
+    y' = (1 - ε) y + ε m / C                m = Σ_c y_c: 1, or 0 for an ignored sample
+
+Source: Szegedy, Vanhoucke, Ioffe, Shlens and Wojna, "Rethinking the Inception Architecture for
+Computer Vision", 2016, with ε = 0.1; Müller, Kornblith and Hinton, "When Does Label Smoothing
+Help?", 2019: it calibrates, and it harms a net that is to teach another.
+
+For modules of your own whose loss takes soft targets; the models of this package, and
+`torch.nn.CrossEntropyLoss`, have the argument ``label_smoothing``: use one of them. Smoothing is
+linear, so that it may stand before or after `MixUp` and `CutMix`: the smoothed mix is the mix of
+the smoothed. MixUp softens targets by itself, and little is gained by both. Ignored samples stay so
+in either order, if both have the same `ignore_index`; ``MixUp(targets="pair")`` must come after.
+
+With `dlblocks.losses.cross_entropy` ignored samples count for nothing; torch's own loss gives them
+no gradient, but divides by their number, too. Class weights apply to the smoothed rows; their mean
+weight, by which the loss is divided, is then that of the smoothed rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from dlblocks.callbacks.base import BatchTransform
+from dlblocks.callbacks.batches import Key
+from dlblocks.callbacks.targets import find_num_classes
+from dlblocks.errors import check_range
+
+
+def smooth_labels(
+    targets: Tensor,
+    smoothing: float,
+    num_classes: int | None = None,
+    *,
+    ignore_index: int = -100,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Soft targets ``(1 - ε) y + ε m / C`` of classes or of soft targets.
+
+    Args:
+        targets: Classes, integers of shape (N,) or (N, d1, ...), or soft targets, floating point of
+            shape (N, C) or (N, C, d1, ...), where rows of zeros are ignored samples.
+        smoothing: ε in [0, 1).
+        num_classes: C, needed for classes.
+        ignore_index: The class that is no class: its rows are zeros.
+        dtype: Floating-point dtype of the result; None for that of soft targets, or the default.
+
+    Returns:
+        Shape (N, C) or (N, C, d1, ...).
+
+    Raises:
+        ValueError: C is not known or not that of soft targets, or targets are values (N,).
+
+    Example:
+        >>> smooth_labels(torch.tensor([1, -100]), 0.2, 2)
+        tensor([[0.1000, 0.9000],
+                [0.0000, 0.0000]])
+    """
+    if targets.is_floating_point():
+        if targets.ndim < 2:
+            raise ValueError(
+                f"smooth_labels expects classes or soft targets (N, C), got {targets.dtype} of "
+                f"shape {tuple(targets.shape)}; values of a regression have no classes to smooth."
+            )
+        if num_classes is not None and targets.shape[1] != num_classes:
+            raise ValueError(
+                f"num_classes={num_classes}, but soft targets of shape {tuple(targets.shape)} "
+                f"have {targets.shape[1]} classes."
+            )
+        dtype = targets.dtype if dtype is None else dtype
+        wide = targets.to(torch.promote_types(dtype, torch.float32))
+        mass = wide.sum(1, keepdim=True)
+        return ((1 - smoothing) * wide + (smoothing / targets.shape[1]) * mass).to(dtype)
+    if num_classes is None:
+        raise ValueError("smooth_labels needs the number of classes; set num_classes=.")
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    share = smoothing / num_classes
+    low, high = (torch.tensor(value, dtype=dtype) for value in (share, 1 - smoothing + share))
+    classes = torch.arange(num_classes, device=targets.device)
+    classes = classes.reshape(1, -1, *(1,) * (targets.ndim - 1))
+    # Comparison, because F.one_hot waits for an accelerator to learn the largest label.
+    rows = torch.where(targets.unsqueeze(1) == classes, high, low)
+    return rows * (targets != ignore_index).unsqueeze(1)
+
+
+class LabelSmoothing(BatchTransform):
+    """Smooths the targets of training batches; see the module for when to use it.
+
+    Classes of shape (N,) or (N, d1, ...), 0 … C-1, become soft targets (N, C) or (N, C, d1, ...);
+    soft targets keep their shape. Validation keeps its targets.
+
+    Args:
+        smoothing: ε in [0, 1); 0 switches the method off.
+        num_classes: Number of classes; None takes that of the module or the datamodule.
+        ignore_index: Targets of this value stay ignored: their rows are zeros.
+        p: Probability that a batch is smoothed; with less than 1, the loss must take both kinds.
+        start_epoch: First epoch with smoothing.
+        stop_epoch: First epoch without it again.
+        seed: Seed of the draws of `p`.
+        input_key: Where the inputs are in the batch.
+        target_key: Where the targets are.
+        extras: See `BatchTransform`.
+
+    Raises:
+        ValueError: ε outside [0, 1), an unknown number of classes, a label outside the classes
+            (looked for in every batch on the CPU, and in the first on an accelerator), targets
+            that are values.
+    """
+
+    def __init__(
+        self,
+        smoothing: float = 0.1,
+        num_classes: int | None = None,
+        *,
+        ignore_index: int = -100,
+        p: float = 1.0,
+        start_epoch: int = 0,
+        stop_epoch: int | None = None,
+        seed: int = 0,
+        input_key: Key = 0,
+        target_key: Key = 1,
+        extras: Literal["refuse", "keep"] = "keep",
+    ) -> None:
+        super().__init__(
+            p=p,
+            start_epoch=start_epoch,
+            stop_epoch=stop_epoch,
+            seed=seed,
+            input_key=input_key,
+            target_key=target_key,
+            extras=extras,
+        )
+        check_range("smoothing", smoothing, 0, 1, high_open=True)
+        if num_classes is not None:
+            check_range("num_classes", num_classes, 2)
+        self.smoothing = smoothing
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.found_classes: int | None = None
+        self._checked = False
+
+    def prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().prepare(trainer, pl_module)
+        self.found_classes = find_num_classes(trainer, pl_module)
+        self._checked = False
+        own = getattr(pl_module, "label_smoothing", None)
+        if self.smoothing and isinstance(own, (int, float)) and own:
+            raise ValueError(
+                f"{type(pl_module).__name__} has label_smoothing={own}, and LabelSmoothing would "
+                "smooth again; leave one of them out."
+            )
+
+    def transform(
+        self, inputs: Tensor, targets: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        if self.smoothing == 0:
+            return inputs, targets
+        if not isinstance(targets, Tensor):
+            raise ValueError(
+                f"LabelSmoothing expects targets as a tensor, got {type(targets).__name__}; put it "
+                "before what mixes targets in pairs."
+            )
+        count = self.found_classes if self.num_classes is None else self.num_classes
+        if not targets.is_floating_point():
+            if count is None:
+                raise ValueError(
+                    "LabelSmoothing must know the number of classes to smooth class indices; set "
+                    "num_classes=."
+                )
+            self._check_labels(targets, count)
+        dtype = None
+        if not targets.is_floating_point() and inputs.is_floating_point():
+            dtype = inputs.dtype
+        return inputs, smooth_labels(
+            targets,
+            self.smoothing,
+            # What a module calls its number of classes may be another thing than soft columns.
+            self.num_classes if targets.is_floating_point() else count,
+            ignore_index=self.ignore_index,
+            dtype=dtype,
+        )
+
+    def transform_entries(
+        self, inputs: list[Tensor], targets: list[Any], generator: torch.Generator
+    ) -> tuple[list[Any], list[Any]]:
+        return inputs, [self.transform(inputs[0], targets[0], generator)[1]]
+
+    def _check_labels(self, targets: Tensor, count: int) -> None:
+        if targets.device.type != "cpu" and self._checked:
+            return  # a look would wait for the device
+        self._checked = True
+        outside = (targets < 0) | (targets >= count)
+        outside &= targets != self.ignore_index
+        if outside.any():
+            raise ValueError(
+                f"LabelSmoothing found label {int(targets[outside][0])}, outside 0 … {count - 1} "
+                f"(num_classes={count}) and not ignore_index={self.ignore_index}."
+            )

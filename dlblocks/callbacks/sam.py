@@ -1,0 +1,252 @@
+"""SAM: a step that looks for flat minima, sharpness-aware minimization.
+
+Each step climbs to the worst point nearby, to first order, and descends by the gradient there::
+
+    e = ρ g / ‖g‖                      g = ∇L(w), the norm over all parameters
+    w ← optimizer step with ∇L(w + e)
+
+Source: Foret, Kleiner, Mobahi and Neyshabur, "Sharpness-Aware Minimization for Efficiently
+Improving Generalization", 2021; they suggest ρ = 0.05, and tune over 0.01 … 0.5. With
+``adaptive=True`` the neighbourhood follows the scale of each weight (Kwon, Kim, Park and Choi,
+"ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning of Deep Neural Networks",
+2021)::
+
+    e = ρ T² g / ‖T g‖                 T = |w| + η for weights, 1 for biases
+
+for which ρ is about ten times as large, 0.5 on CIFAR-10 and 1 on CIFAR-100, and η = 0.01.
+
+Use it where data are few or labels noisy and the test error is what counts: a step costs two.
+Gradient accumulation, clipping and mixed precision, weight decay, mixing and dropout go with it; so
+do averaged weights. `WeightNoise` is the cheap way to the same end: use one of them. Not with LBFGS
+or manual optimization.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import ParallelStrategy
+from torch import Tensor
+from torch.optim import LBFGS, Optimizer
+
+from dlblocks.callbacks.around_step import AroundStep
+from dlblocks.callbacks.parameters import check_automatic, check_whole_parameters
+from dlblocks.callbacks.resume_state import random_state, set_random_state
+from dlblocks.callbacks.untouched import paused
+from dlblocks.errors import check_range
+
+OPTIMIZER_STEP = "optimizer_step"
+# Keeps a gradient of zeros from dividing by zero.
+TINY = 1e-12
+
+
+@torch.no_grad()
+def sam_perturbation(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    rho: float,
+    *,
+    adaptive: bool | Sequence[bool] = False,
+    eta: float = 0.01,
+) -> list[Tensor]:
+    """The step to the worst point within ρ: ``ρ g / ‖g‖``, or adaptive ``ρ T² g / ‖T g‖``.
+
+    It does not depend on the scale of the gradients, so that those of a loss that was scaled
+    for half precision will do.
+
+    Args:
+        weights: Tensors of any shapes.
+        gradients: Their gradients, of the same shapes.
+        rho: The radius ρ.
+        adaptive: Whether T is ``|w| + η`` rather than 1; one for all tensors or one each.
+        eta: η.
+
+    Returns:
+        A perturbation for each tensor.
+
+    Example:
+        >>> w, g = [torch.tensor([1.0, 0.0])], [torch.tensor([3.0, 4.0])]
+        >>> sam_perturbation(w, g, rho=0.5)
+        [tensor([0.3000, 0.4000])]
+    """
+    flags = [adaptive] * len(weights) if isinstance(adaptive, bool) else list(adaptive)
+    scales = [w.abs() + eta if flag else None for w, flag in zip(weights, flags, strict=True)]
+    scaled = [g if t is None else g * t for g, t in zip(gradients, scales, strict=True)]
+    # In float32 at least: squares of half precision overflow.
+    norms = [
+        torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32))
+        for g in scaled
+    ]
+    norm = torch.linalg.vector_norm(torch.stack([n.to(norms[0]) for n in norms]))
+    factor = rho / (norm + TINY)
+    return [(g if t is None else g * t) * factor.to(g) for g, t in zip(scaled, scales, strict=True)]
+
+
+class SAM(AroundStep):
+    """Sharpness-aware minimization, with any optimizer but LBFGS; see the module for when.
+
+    The module's own `training_step`, optimizer and schedules stay as they are::
+
+        trainer = pl.Trainer(callbacks=[SAM(rho=0.05)], accumulate_grad_batches=4,
+                             precision="bf16-mixed", gradient_clip_val=1.0)
+
+    - *Accumulation*: the whole window's gradient makes the perturbation, and all of its batches are
+      run again there: the step is that of one large batch. The window's batches are kept in memory.
+    - *Mixed precision*: under ``"16-mixed"`` both passes are scaled, unscaled once; a step that
+      overflows is left out, as ever, with the weights as they were.
+    - *Clipping*, and `on_before_optimizer_step` of other callbacks, get the gradient at w + e.
+    - *DDP*: the perturbation is that of the gradient over all ranks, the same on each. (Foret et
+      al. let each accelerator perturb by its own share, "m-sharpness": here m is the whole batch,
+      and a smaller m is a smaller batch.)
+    - Both passes see the same batch, mixed once, and draw the same random numbers: dropout drops
+      the same units. What is logged, torchmetrics and `outputs` are those of the first pass, at w;
+      buffers, such as the statistics of batch norm, are not updated by the second.
+
+    The step's own hooks, `on_before_backward` and `on_after_backward`, are called for both
+    passes. `training_step` must not write into its batch. In pure half precision
+    (``"bf16-true"``) a perturbation may be lost in rounding. Attributes that `training_step`
+    changes beside buffers and metrics are changed twice.
+
+    Args:
+        rho: Radius ρ > 0 of the neighbourhood.
+        adaptive: Scale it by the weights (ASAM), those whose name has "weight" as in the authors'
+            code.
+        eta: η of the adaptive form.
+
+    Raises:
+        ValueError: ``rho <= 0``, ``eta < 0``; at the start of the fit: manual optimization, LBFGS,
+            a step that takes the loader's iterator, parameters spread over processes.
+    """
+
+    def __init__(self, rho: float = 0.05, *, adaptive: bool = False, eta: float = 0.01) -> None:
+        check_range("rho", rho, 0, low_open=True, high_open=True, high=float("inf"))
+        check_range("eta", eta, 0)
+        self.rho = rho
+        self.adaptive = adaptive
+        self.eta = eta
+        # The steps since the gradients were zero: arguments, and random numbers before.
+        self._window: list[tuple[tuple, dict[str, Any], Any]] = []
+        self._again = False
+        self._trainer: pl.Trainer | None = None
+        self._replaced: Any = None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        check_automatic(pl_module, "SAM")
+        check_whole_parameters(trainer, "SAM")
+        if sum(isinstance(c, SAM) for c in vars(trainer)["callbacks"]) > 1:
+            raise ValueError("callbacks hold two SAM; a step climbs once: leave one out.")
+        if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
+            raise ValueError(
+                "SAM does not go with LBFGS, whose line search needs the gradient of the loss that "
+                "it measures; use another optimizer."
+            )
+        if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
+            raise ValueError(
+                "SAM runs training_step twice on a batch, and this one takes a dataloader_iter; "
+                "give it (batch, batch_idx)."
+            )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._window, self._again, self._trainer = [], False, trainer
+        self._replaced = vars(pl_module).get(OPTIMIZER_STEP)
+        inner = pl_module.optimizer_step
+
+        def optimizer_step(
+            epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+        ) -> None:
+            def both() -> Any:
+                loss = optimizer_closure()
+                self._second_pass(trainer, pl_module, batch_idx, optimizer)
+                return loss
+
+            inner(epoch, batch_idx, optimizer, both)
+
+        vars(pl_module)[OPTIMIZER_STEP] = optimizer_step
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        if self._trainer is not None:
+            del vars(pl_module)[OPTIMIZER_STEP]
+            if self._replaced is not None:
+                vars(pl_module)[OPTIMIZER_STEP] = self._replaced
+        self._window, self._again, self._trainer, self._replaced = [], False, None, None
+
+    # First pass
+
+    def around_step(self, run: Callable[[], Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        if not self._again and self._trainer is not None:
+            device = self._trainer.strategy.root_device
+            self._window.append((args, kwargs, random_state(device)))
+        return run()
+
+    def on_before_zero_grad(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        # Called between the forward and the backward pass of a window's first batch.
+        del self._window[:-1]
+
+    # Second pass
+
+    def _second_pass(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch_idx: int, optimizer: Any
+    ) -> None:
+        names = {id(parameter): name for name, parameter in pl_module.named_parameters()}
+        weights, gradients, flags = [], [], []
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                if parameter.grad.is_sparse:
+                    raise ValueError(
+                        f"SAM needs dense gradients, and {names.get(id(parameter))} has a sparse "
+                        "one; use Embedding(sparse=False)."
+                    )
+                weights.append(parameter)
+                gradients.append(parameter.grad)
+                flags.append(self.adaptive and "weight" in names.get(id(parameter), ""))
+        if not weights:
+            return  # training_step returned None
+        device = trainer.strategy.root_device
+        steps = len(self._window)
+        moved = sam_perturbation(weights, gradients, self.rho, adaptive=flags, eta=self.eta)
+        with _moved(weights, moved), paused(pl_module):
+            pl_module.optimizer_zero_grad(trainer.current_epoch, batch_idx, optimizer)
+            self._again = True
+            try:
+                for i, (args, kwargs, before) in enumerate(self._window):
+                    # After the same draws the generators are where they were after the first pass.
+                    set_random_state(device, before)
+                    with _synchronized(trainer, i == steps - 1):
+                        output: Any = trainer.strategy.training_step(*args, **kwargs)
+                        loss = output["loss"] if isinstance(output, dict) else output
+                        if loss is not None:
+                            loss = loss / trainer.accumulate_grad_batches
+                            trainer.strategy.backward(loss, optimizer)
+            finally:
+                self._again = False
+
+
+@contextlib.contextmanager
+def _moved(weights: list[Tensor], steps: list[Tensor]) -> Iterator[None]:
+    """Adds `steps` to the weights, and afterwards puts back what they were, bit for bit."""
+    saved = [weight.detach().clone() for weight in weights]
+    with torch.no_grad():
+        torch._foreach_add_(weights, steps)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            torch._foreach_copy_(weights, saved)
+
+
+def _synchronized(trainer: pl.Trainer, is_last: bool) -> contextlib.AbstractContextManager:
+    """Ranks add up their gradients after the last batch of a window only, as in the first pass."""
+    if isinstance(trainer.strategy, ParallelStrategy) and not is_last:
+        return trainer.strategy.block_backward_sync()
+    return contextlib.nullcontext()

@@ -1,0 +1,90 @@
+"""Running a module's steps without a trace: metrics, buffers and logs are as before."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+from torchmetrics import Metric
+
+# Of a module that keeps sums outside of torchmetrics: an attribute that, while it is True, stops
+# it. `dlblocks.models.Model` has it.
+PAUSED = "metrics_paused"
+
+
+@contextlib.contextmanager
+def metrics_kept(module: nn.Module) -> Iterator[None]:
+    """Puts back, afterwards, the sums of every metric in `module`."""
+    kept = []
+    for part in module.modules():
+        if isinstance(part, Metric):
+            # Metrics of one collection may share a tensor: it must be the same again, too.
+            contents = {
+                name: list(value) if isinstance(value, list) else value.clone()
+                for name, value in part.metric_state.items()
+            }
+            kept.append((part, dict(vars(part)), contents))
+    try:
+        yield
+    finally:
+        for part, attributes, contents in kept:
+            vars(part).update(attributes)
+            for name, content in contents.items():
+                held = attributes[name]
+                if isinstance(held, list):
+                    held[:] = content
+                else:
+                    held.copy_(content)
+
+
+@contextlib.contextmanager
+def buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Puts back, afterwards, every buffer of `module`: the statistics of batch norm, and others."""
+    kept = [
+        (part, name, buffer, buffer.clone())
+        for part in module.modules()
+        for name, buffer in part.named_buffers(recurse=False)
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for part, name, buffer, content in kept:
+                buffer.copy_(content)
+                if getattr(part, name) is not buffer:
+                    setattr(part, name, buffer)
+
+
+@contextlib.contextmanager
+def logging_to(module: pl.LightningModule, log: Callable[..., None]) -> Iterator[None]:
+    """Lets ``module.log`` and ``module.log_dict`` call `log` instead."""
+    had = vars(module).get("log")
+    vars(module)["log"] = log
+    try:
+        yield
+    finally:
+        del vars(module)["log"]
+        if had is not None:
+            vars(module)["log"] = had
+
+
+@contextlib.contextmanager
+def paused(module: pl.LightningModule) -> Iterator[None]:
+    """Logs, metrics and buffers take no notice of the steps within."""
+    had = vars(module).get(PAUSED)
+    if hasattr(module, PAUSED):
+        setattr(module, PAUSED, True)
+    try:
+        with metrics_kept(module), buffers_kept(module), logging_to(module, _nothing):
+            yield
+    finally:
+        if hasattr(module, PAUSED):
+            setattr(module, PAUSED, bool(had))
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    pass
