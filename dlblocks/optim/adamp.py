@@ -149,12 +149,12 @@ class AdamP(ProjectedOptimizer):
 
     def _descend(
         self,
-        outs: Sequence[Tensor],
-        grads: Sequence[Tensor],
-        states: Sequence[Sequence[Tensor]],
+        outs: list[Tensor],
+        grads: list[Tensor],
+        states: Sequence[list[Tensor]],
         group: dict[str, Any],
-        lr: float | Tensor,
-        decay: float,
+        lr: Any,
+        decay: Any,
     ) -> None:
         exp_avgs, exp_avg_sqs, steps = states
         betas, eps = group["betas"], group["eps"]
@@ -174,18 +174,18 @@ class AdamP(ProjectedOptimizer):
             return
         beta1, beta2 = betas
         if group["maximize"]:
-            grads = torch._foreach_neg(grads)
+            grads = list(torch._foreach_neg(grads))
         if decay:
             torch._foreach_mul_(outs, 1 - decay)
         torch._foreach_lerp_(exp_avgs, grads, 1 - beta1)
         torch._foreach_mul_(exp_avg_sqs, beta2)
         torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1 - beta2)
         counts = [float(step) for step in steps]
-        denominators = torch._foreach_sqrt(exp_avg_sqs)
+        denominators = list(torch._foreach_sqrt(exp_avg_sqs))
         torch._foreach_div_(denominators, [math.sqrt(1 - beta2**count) for count in counts])
         torch._foreach_add_(denominators, eps)
         firsts = exp_avgs
         if group["nesterov"]:
-            firsts = torch._foreach_lerp(exp_avgs, grads, 1 - beta1)
+            firsts = list(torch._foreach_lerp(exp_avgs, grads, 1 - beta1))
         sizes = [-lr / (1 - beta1**count) for count in counts]
         torch._foreach_addcdiv_(outs, firsts, denominators, sizes)

@@ -27,8 +27,8 @@ class BaseOptimizer(Optimizer):
     counts_steps = False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        if isinstance(param_group.get("betas", self.defaults.get("betas")), list):  # from YAML
-            betas = param_group.get("betas", self.defaults.get("betas"))
+        betas = param_group.get("betas", self.defaults.get("betas"))
+        if isinstance(betas, list):  # from YAML
             param_group = {**param_group, "betas": tuple(betas)}
         super().add_param_group(param_group)
         group = self.param_groups[-1]
@@ -39,11 +39,10 @@ class BaseOptimizer(Optimizer):
             raise
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        if isinstance(group["lr"], Tensor):
-            if group["lr"].numel() != 1:
-                raise ValueError(
-                    f"lr is a tensor of shape {tuple(group['lr'].shape)}; it must be one number."
-                )
+        if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
+            raise ValueError(
+                f"lr is a tensor of shape {tuple(group['lr'].shape)}; it must be one number."
+            )
         for name in ("lr", "eps", "weight_decay", "delta", "wd_ratio"):
             if name in group:
                 check_range(name, float(group[name]), 0)
@@ -74,7 +73,7 @@ class BaseOptimizer(Optimizer):
         group: dict[str, Any],
         params: list[Tensor],
         grads: list[Tensor],
-        states: list[list[Tensor]],
+        *states: list[Tensor],
     ) -> None:
         """Appends the parameters with a gradient, their gradients and their states."""
         names = [*self.state_names, *(["step"] if self.counts_steps else [])]
@@ -119,12 +118,10 @@ class BaseOptimizer(Optimizer):
         for group in self.param_groups:
             params: list[Tensor] = []
             grads: list[Tensor] = []
-            # One list a name, written out because Dynamo fills lists that are empty.
-            a: list[Tensor] = []
-            b: list[Tensor] = []
-            c: list[Tensor] = []
-            states = [a, b, c][: len(self.state_names) + self.counts_steps]
-            self._init_group(group, params, grads, states)
+            states: list[list[Tensor]] = [[] for _ in self.state_names]
+            if self.counts_steps:
+                states.append([])
+            self._init_group(group, params, grads, *states)
             if params:
                 self._update(group, params, grads, states)
         return loss

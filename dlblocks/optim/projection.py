@@ -9,7 +9,7 @@ and gradient says that the weight is such a one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +22,8 @@ from dlblocks.optim.base import BaseOptimizer, by_device_and_dtype
 # next. Measured on two CPUs; in values.
 STACK_UP_TO = 2**15
 STACK_IN_ALL = 2**20
-CHUNK = 2**17
+CHUNK = 2**19
+HALF = (torch.float16, torch.bfloat16)
 
 
 class Decision(NamedTuple):
@@ -60,9 +61,7 @@ def decide(
     whole_grad = torch.linalg.vector_norm(grad_norm, dim=1)
     cosine = dot.sum(1).abs() / (whole.clamp_min(eps) * whole_grad.clamp_min(eps))
     layer = cosine < delta / math.sqrt(dot.shape[1] * columns)
-    return Decision(
-        channel | layer, channel, torch.where(channel[:, None], norm, whole[:, None])
-    )
+    return Decision(channel | layer, channel, torch.where(channel[:, None], norm, whole[:, None]))
 
 
 def factors(
@@ -94,12 +93,12 @@ class ProjectedOptimizer(BaseOptimizer):
 
     def _descend(
         self,
-        outs: Sequence[Tensor],
-        grads: Sequence[Tensor],
-        states: Sequence[Sequence[Tensor]],
+        outs: list[Tensor],
+        grads: list[Tensor],
+        states: Sequence[list[Tensor]],
         group: dict[str, Any],
-        lr: float | Tensor,
-        decay: float,
+        lr: Any,
+        decay: Any,
     ) -> None:
         """Updates `states`, and ``out ← out · (1 - decay) + perturbation``, in place.
 
@@ -136,9 +135,9 @@ class ProjectedOptimizer(BaseOptimizer):
     ) -> None:
         lr = group["lr"]
         traced = torch.compiler.is_compiling()
-        if isinstance(lr, Tensor) and lr.device.type == "cpu" and not traced:
-            if not group["capturable"]:
-                lr = float(lr)
+        is_cpu = isinstance(lr, Tensor) and lr.device.type == "cpu"
+        if is_cpu and not traced and not group["capturable"]:
+            lr = float(lr)
         if traced or self._one_by_one(group, lr, params[0].device):
             for p, grad, *state in zip(params, grads, *states, strict=True):
                 self._update_one(p, grad, state, group, lr)
@@ -216,42 +215,31 @@ class ProjectedOptimizer(BaseOptimizer):
         p, grad, rest = shaped[0], shaped[1], row[len(shaped) :]
         on_cpu, eps = p.device.type == "cpu", group["eps"]
         size = max(1, CHUNK // p.shape[1]) if on_cpu else len(p)
-        scratch = torch.empty_like(p[:size])
-        dots, norms, grad_norms = zip(
-            *(
-                _products(a, b, scratch)
-                for a, b in zip(p.split(size), grad.split(size), strict=True)
-            ),
-            strict=True,
-        )
-        found = decide(
-            torch.cat(dots)[None],
-            torch.cat(norms)[None],
-            torch.cat(grad_norms)[None],
-            p.shape[1],
-            delta=group["delta"],
-            eps=eps,
-        )
+        out, products = torch.empty_like(p[:size]), torch.empty_like(p[:size])
+        parts = zip(p.split(size), grad.split(size), strict=True)
+        sums = zip(*(_sums(a, b, products) for a, b in parts), strict=True)
+        dots, norms, grad_norms = (torch.cat(values)[None] for values in sums)
+        found = decide(dots, norms, grad_norms, p.shape[1], delta=group["delta"], eps=eps)
         if on_cpu:
             if not found.projected.item():
                 _append(plain, row)
                 return
-            if not found.channel.item():  # the factor depends on all rows
+            if size < len(p) and not found.channel.item():  # the factor depends on all rows
                 size = len(p)
-                scratch = torch.empty_like(p)
+                out, products = torch.empty_like(p), torch.empty_like(p)
         decay = self._decay(group, lr)
         first = 0
         for part in zip(*(x.split(size) for x in shaped), strict=True):
             rows = part[0]
             last = first + len(rows)
-            out = scratch[: len(rows)].zero_()
-            self._descend([out], [part[1]], [*([x] for x in (*part[2:], *rest))], group, lr, 0.0)
-            dot = _dot(rows, out)[None]
+            u = out[: len(rows)].zero_()
+            self._descend([u], [part[1]], [[x] for x in (*part[2:], *rest)], group, lr, 0.0)
             here = found._replace(norm=found.norm[:, first:last])
+            dot = _dot(rows, u, products)[None]
             factor = factors(here, dot, decay=decay, wd_ratio=group["wd_ratio"], eps=eps)
             if self._projects_state(group):
                 _project_(part[2][None], rows[None], here, eps)
-            _combine(rows, factor[0, :, None], out)
+            _combine(rows, factor[0, :, None], u)
             first = last
 
     def _update_stacked(
@@ -262,12 +250,12 @@ class ProjectedOptimizer(BaseOptimizer):
         plain: list[list[Tensor]],
     ) -> None:
         """Steps matrices of one shape, or leaves them to `plain` if none is projected."""
-        columns = list(zip(*bucket, strict=True))
+        columns = [list(column) for column in zip(*bucket, strict=True)]
         shape = bucket[0][0].shape
         p = torch.stack(columns[0]).view(len(bucket), shape[0], -1)
         grad = torch.stack(columns[1]).view_as(p)
-        dot, norm, grad_norm = _products(p, grad, torch.empty_like(p))
         delta, eps = group["delta"], group["eps"]
+        dot, norm, grad_norm = _sums(p, grad)
         found = decide(dot, norm, grad_norm, p.shape[2], delta=delta, eps=eps)
         if p.device.type == "cpu":
             projected = found.projected.tolist()
@@ -280,10 +268,10 @@ class ProjectedOptimizer(BaseOptimizer):
                 keep = [i for i, is_projected in enumerate(projected) if is_projected]
                 index = torch.tensor(keep)
                 found = Decision(*(x[index] for x in found))
-                columns = [tuple(column[i] for i in keep) for column in columns]
+                columns = [[column[i] for i in keep] for column in columns]
                 p = p[index]
         out = torch.zeros_like(p)
-        shaped = out.view(-1, *shape).unbind(0)
+        shaped = list(out.view(-1, *shape).unbind(0))
         self._descend(shaped, columns[1], columns[2:], group, lr, 0.0)
         dot = _dot(p, out)
         decay = self._decay(group, lr)
@@ -291,9 +279,9 @@ class ProjectedOptimizer(BaseOptimizer):
         if self._projects_state(group):
             state = torch.stack(columns[2]).view_as(p)
             _project_(state, p, found, eps)
-            torch._foreach_copy_(list(columns[2]), list(state.view(-1, *shape).unbind(0)))
+            torch._foreach_copy_(columns[2], list(state.view(-1, *shape).unbind(0)))
         _combine(p, factor[..., None], out)
-        torch._foreach_copy_(list(columns[0]), list(p.view(-1, *shape).unbind(0)))
+        torch._foreach_copy_(columns[0], list(p.view(-1, *shape).unbind(0)))
 
 
 def _append(lists: list[list[Tensor]], row: Sequence[Tensor]) -> None:
@@ -318,20 +306,21 @@ def _rows(x: Tensor) -> Tensor:
     return x.view(len(x), -1)
 
 
-def _products(p: Tensor, grad: Tensor, scratch: Tensor) -> Iterator[Tensor] | tuple[Tensor, ...]:
+def _dot(a: Tensor, b: Tensor, products: Tensor | None = None) -> Tensor:
+    """a·b of every row, in at least float32; `products` is memory to write to."""
+    if a.dtype in HALF:
+        return (a.float() * b.float()).sum(-1)
+    return torch.mul(a, b, out=None if products is None else products[: len(a)]).sum(-1)
+
+
+def _sums(p: Tensor, grad: Tensor, products: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """p·g, |p| and |g| of every row, in at least float32."""
-    if p.dtype in (torch.float16, torch.bfloat16):
-        p, grad = p.float(), grad.float()
-        scratch = p if p.numel() == 0 else torch.empty_like(p)
-    dot = torch.mul(p, grad, out=scratch[: len(p)]).sum(-1)
-    norms = torch.linalg.vector_norm(p, dim=-1), torch.linalg.vector_norm(grad, dim=-1)
-    return dot, *norms
-
-
-def _dot(p: Tensor, out: Tensor) -> Tensor:
-    if p.dtype in (torch.float16, torch.bfloat16):
-        p, out = p.float(), out.float()
-    return torch.linalg.vecdot(p, out)
+    wide = torch.float32 if p.dtype in HALF else None
+    return (
+        _dot(p, grad, products),
+        torch.linalg.vector_norm(p, dim=-1, dtype=wide),
+        torch.linalg.vector_norm(grad, dim=-1, dtype=wide),
+    )
 
 
 def _project_(x: Tensor, p: Tensor, found: Decision, eps: float) -> None:
@@ -342,7 +331,7 @@ def _project_(x: Tensor, p: Tensor, found: Decision, eps: float) -> None:
 
 def _combine(p: Tensor, factor: Tensor, out: Tensor) -> None:
     """``p ← p · factor + out``, in place."""
-    if p.dtype in (torch.float16, torch.bfloat16):
+    if p.dtype in HALF:
         p.copy_(p * factor + out)
     else:
-        p.mul_(factor).add_(out)
+        torch.addcmul(out, p, factor, out=p)

@@ -106,16 +106,16 @@ class SGDP(ProjectedOptimizer):
 
     def _descend(
         self,
-        outs: Sequence[Tensor],
-        grads: Sequence[Tensor],
-        states: Sequence[Sequence[Tensor]],
+        outs: list[Tensor],
+        grads: list[Tensor],
+        states: Sequence[list[Tensor]],
         group: dict[str, Any],
-        lr: float | Tensor,
-        decay: float,
+        lr: Any,
+        decay: Any,
     ) -> None:
         buffers, momentum = states[0], group["momentum"]
         if group["maximize"]:
-            grads = torch._foreach_neg(grads)
+            grads = list(torch._foreach_neg(grads))
         if decay:
             torch._foreach_mul_(outs, 1 - decay)
         torch._foreach_mul_(buffers, momentum)
