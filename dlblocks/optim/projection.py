@@ -291,7 +291,7 @@ def _append(lists: list[list[Tensor]], row: Sequence[Tensor]) -> None:
 
 def _order(x: Tensor) -> list[int]:
     """The axes of `x`, the first first, the others as they lie in memory."""
-    return [0, *sorted(range(1, x.ndim), key=lambda axis: -x.stride(axis))]
+    return [0, *sorted(range(1, x.ndim), key=lambda axis: -x.stride()[axis])]
 
 
 def _is_dense(x: Tensor) -> bool:
