@@ -37,6 +37,7 @@ class Length(NamedTuple):
 
         `length` units from the start of the training, or all of it.
         """
+        check_choice("unit", unit, UNITS)
         if length is not None:
             check_range("length", length, 0, low_open=True)
             end = round(length * self.steps_in(unit, name))
