@@ -6,8 +6,9 @@ gradients at right angles to the weights, as batch norm makes them, of which all
 thread; the optimizers take turns, a turn being some steps. The ratio is that of each turn.
 
 The floor is the time to move what Adam must: weight, gradient and two moments read, three of them
-written, at the rate of a copy of one large tensor. Peak memory is what the step allocates beyond
-weights, gradients and state: on a GPU torch's count, on a CPU the sum that torch's profiler shows.
+written, at the best rate of a copy, a sum and an addition of large tensors. Peak memory is what the
+step allocates at once beyond weights, gradients and state, as torch counts it on a GPU and torch's
+profiler on a CPU.
 
 Run: python benchmarks/optimizers.py [--device cuda] [--compile] [--turns 15]
 """
@@ -78,11 +79,16 @@ def sync(device: str) -> None:
 
 
 def floor(values: int, device: str) -> float:
-    """Seconds to move seven tensors of `values` float32, at the rate of the fastest copy."""
-    source = torch.randn(max(values, 2**20), device=device)
-    target = torch.empty_like(source)
-    best = min(seconds(lambda: target.copy_(source), 5, device) for _ in range(5))
-    return 7 / 2 * best * values / source.numel()
+    """Seconds to read or write `values` float32 seven times, at the best rate that was seen."""
+    x, y = (torch.randn(max(values, 2**20), device=device) for _ in range(2))
+    z = torch.empty_like(x)
+    passes: dict[int, Callable[[], Any]] = {
+        2: lambda: y.copy_(x),
+        3: lambda: torch.add(x, y, out=z),
+        1: lambda: x.sum(),
+    }
+    rates = [n / min(seconds(f, 5, device) for _ in range(5)) for n, f in passes.items()]
+    return 7 / max(rates) * values / x.numel()
 
 
 def peak(step: Callable[[], Any], device: str) -> float:
