@@ -263,12 +263,14 @@ class Model(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer()
-        accumulated = self.trainer.accumulate_grad_batches
-        if isinstance(optimizer, torch.optim.LBFGS) and accumulated > 1:
-            raise ValueError(
-                f"accumulate_grad_batches={accumulated}, but lbfgs computes the loss of one batch "
-                "several times a step; use a larger batch_size, such as 'full'."
-            )
+        if isinstance(optimizer, torch.optim.LBFGS):
+            accumulated, ranks = self.trainer.accumulate_grad_batches, self.trainer.world_size
+            if accumulated > 1 or ranks > 1:
+                raise ValueError(
+                    f"accumulate_grad_batches={accumulated} on {ranks} devices, but lbfgs computes "
+                    "the loss of one batch on one device several times a step; use a larger "
+                    "batch_size, such as 'full', and devices=1."
+                )
         total_steps = steps_per_epoch = None
         if schedule_needs_total_steps(self.lr_schedule):
             total = self.trainer.estimated_stepping_batches

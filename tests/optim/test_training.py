@@ -193,3 +193,46 @@ def test_from_the_command_line(tmp_path):
     group = state["optimizer_states"][0]["param_groups"][0]
     assert (group["wd_ratio"], group["betas"]) == (0.1, (0.9, 0.99))
     assert group["lr"] == pytest.approx(0.001)  # 2 · 0.001, halved after the first epoch
+
+
+RANKS = """
+import lightning.pytorch as pl, torch, warnings
+warnings.filterwarnings("ignore")
+from dlblocks.data import CurveDataModule
+from dlblocks.models import MLPRegressor
+
+def fit(optimizer, accumulate):
+    torch.manual_seed(0)
+    model = MLPRegressor(
+        1, hidden=[4], optimizer=optimizer, lr=0.1, lr_schedule="exponential",
+        lr_schedule_args={"gamma": 0.5},
+    )
+    data = CurveDataModule(num_samples=100, test_fraction=0, batch_size=16)
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=2, strategy="ddp", max_epochs=2, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        accumulate_grad_batches=accumulate,
+    )
+    trainer.fit(model, data)
+    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    both = trainer.strategy.all_gather(weights)
+    rate = trainer.optimizers[0].param_groups[0]["lr"]
+    if trainer.is_global_zero:
+        print("found", trainer.global_step, rate, torch.equal(both[0], both[1]), flush=True)
+
+fit("adamp", 2)
+try:
+    fit("lbfgs", 1)
+except ValueError as error:
+    print("refused", error, flush=True)
+"""
+
+
+def test_two_processes(tmp_path):
+    """80 samples on 2 ranks: 3 batches of 16, 2 steps an epoch; the rate halves twice."""
+    (tmp_path / "ranks.py").write_text(RANKS)
+    done = subprocess.run(
+        [sys.executable, "ranks.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert "found 4 0.025 True" in done.stdout, done.stderr
+    assert "on 2 devices, but lbfgs" in done.stdout
