@@ -71,10 +71,10 @@ def train(net, x, optimizer, steps=500, step=None):
 
 
 @functools.lru_cache
-def reference(net_name, case):
+def reference(net_name, case, steps):
     net, x = seeded(net_name)
     _, theirs, arguments = CASES[case]
-    return train(net, x, theirs(net.parameters(), **arguments))
+    return train(net, x, theirs(net.parameters(), **arguments), steps)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -83,8 +83,9 @@ def reference(net_name, case):
 def test_500_steps_are_those_of_the_authors(net_name, case, path):
     net, x = seeded(net_name)
     ours, _, arguments = CASES[case]
-    found = train(net, x, ours(net.parameters(), **arguments, **PATHS[path]))
-    torch.testing.assert_close(found, reference(net_name, case), rtol=1e-9, atol=1e-11)
+    steps = 500 if path == "default" else 100  # the other paths for less, as time counts
+    found = train(net, x, ours(net.parameters(), **arguments, **PATHS[path]), steps)
+    torch.testing.assert_close(found, reference(net_name, case, steps), rtol=1e-9, atol=1e-11)
 
 
 def at_right_angles(p, grad, *, rows):
