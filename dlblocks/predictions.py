@@ -88,7 +88,7 @@ def predict_part(
         return None
     rows = datamodule.indices(part)[trainer.global_rank :: trainer.world_size]
     targets = datamodule.columns.targets
-    size = datamodule.batch_size
+    size = len(rows) if datamodule.batch_size == "full" else datamodule.batch_size
     step = model.predict_step
     found: list[dict[str, Tensor]] = []
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dlblocks.data.base import DataModule, Source
+from dlblocks.data.base import BatchSize, DataModule, Source
 from dlblocks.data.cache import read_only_tensor
 from dlblocks.data.splits import Split
 
@@ -40,7 +40,7 @@ class ArrayDataModule(DataModule):
         folds: Fold of each sample, shape (N,), integers or texts, for ``split="predefined"``; one
             that is negative or empty always trains.
         class_names: Names of the classes 0 … C-1.
-        batch_size: Samples a batch.
+        batch_size: Samples a batch, or ``"full"``.
         num_workers: Worker processes a loader.
         split: ``"kfold"``; ``"time_series"``, rows in the order of time; ``"leave_one_group_out"``;
             or ``"predefined"``. See `SplitDataModule`.
@@ -81,7 +81,7 @@ class ArrayDataModule(DataModule):
         groups: npt.ArrayLike | None = None,
         folds: npt.ArrayLike | None = None,
         class_names: list[str] | None = None,
-        batch_size: int = 64,
+        batch_size: BatchSize = 64,
         num_workers: int = 0,
         split: Split = "kfold",
         num_folds: int | None = None,

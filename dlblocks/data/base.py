@@ -23,10 +23,10 @@ from dlblocks.data.normalisation import rescale, standardisation
 from dlblocks.data.resident import ResidentArrays
 from dlblocks.data.sampler import EpochSampler
 from dlblocks.data.source import Source
-from dlblocks.data.split_module import Columns, SplitDataModule
+from dlblocks.data.split_module import BatchSize, Columns, SplitDataModule
 from dlblocks.data.splits import Split
 from dlblocks.data.transforms import SampleTransform
-from dlblocks.errors import check_range
+from dlblocks.errors import check_choice, check_range
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,7 +48,8 @@ class DataModule(SplitDataModule):
     To add a source, subclass and define `load() -> Source` (and `prepare_data` for a download).
 
     Args:
-        batch_size: Samples a batch (of each rank).
+        batch_size: Samples a batch (of each rank), or ``"full"``: one batch of all the samples of
+            a part, for full-batch descent. With 1 it is stochastic descent, in between mini-batch.
         num_workers: Worker processes a loader. Arrays in memory are usually fastest with 0.
         num_folds: Number of folds K, or None for a single split by `val_fraction`.
         fold: Which fold validates, 0 … K-1.
@@ -71,7 +72,7 @@ class DataModule(SplitDataModule):
     def __init__(
         self,
         *,
-        batch_size: int = 64,
+        batch_size: BatchSize = 64,
         num_workers: int = 0,
         split: Split = "kfold",
         num_folds: int | None = None,
@@ -94,7 +95,10 @@ class DataModule(SplitDataModule):
             split_seed=split_seed,
             stratify=stratify,
         )
-        check_range("batch_size", batch_size, 1)
+        if isinstance(batch_size, str):
+            check_choice("batch_size", batch_size, ["full"])
+        else:
+            check_range("batch_size", batch_size, 1)
         check_range("num_workers", num_workers, 0)
         check_range("shuffle_seed", shuffle_seed, 0)
         if not isinstance(device_resident, bool) and device_resident != "auto":
@@ -310,13 +314,13 @@ class DataModule(SplitDataModule):
             seed=self.shuffle_seed,
             num_replicas=world_size,
             rank=rank,
-            avoid_single=self.batch_size if training else None,
+            avoid_single=self.batch_size if training and self.batch_size != "full" else None,
             with_epoch=transform is not None,
         )
         sampler.set_epoch(epoch)
         return DataLoader(
             dataset,
-            batch_size=self.batch_size,
+            batch_size=max(1, len(sampler)) if self.batch_size == "full" else self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,

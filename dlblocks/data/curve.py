@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dlblocks.data.base import DataModule, Source
+from dlblocks.data.base import BatchSize, DataModule, Source
 from dlblocks.errors import check_range
 
 
@@ -23,7 +23,7 @@ class CurveDataModule(DataModule):
         low: Smallest x.
         high: Largest x.
         data_seed: Seed of x and of the noise.
-        batch_size: Samples a batch.
+        batch_size: Samples a batch, or ``"full"``.
         num_workers: Worker processes a loader.
         num_folds: Number of folds, or None for a single split by `val_fraction`.
         fold: Which fold validates.
@@ -49,7 +49,7 @@ class CurveDataModule(DataModule):
         low: float = -2.0,
         high: float = 2.0,
         data_seed: int = 0,
-        batch_size: int = 64,
+        batch_size: BatchSize = 64,
         num_workers: int = 0,
         num_folds: int | None = None,
         fold: int = 0,

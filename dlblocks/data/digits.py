@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from dlblocks.data.base import DataModule, Source
+from dlblocks.data.base import BatchSize, DataModule, Source
 from dlblocks.data.splits import Split
 
 
@@ -20,7 +20,7 @@ class DigitsDataModule(DataModule):
     Recognition of Handwritten Digits", E. Alpaydin and C. Kaynak, UCI repository (1998).
 
     Args:
-        batch_size: Samples a batch.
+        batch_size: Samples a batch, or ``"full"``.
         num_workers: Worker processes a loader.
         split: ``"kfold"`` or ``"time_series"``, rows in the order of time; see `SplitDataModule`.
         num_folds: Number of folds, or None for a single split by `val_fraction`.
@@ -44,7 +44,7 @@ class DigitsDataModule(DataModule):
     def __init__(
         self,
         *,
-        batch_size: int = 64,
+        batch_size: BatchSize = 64,
         num_workers: int = 0,
         split: Split = "kfold",
         num_folds: int | None = None,

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlblocks.data.base import DataModule, Source
+from dlblocks.data.base import BatchSize, DataModule, Source
 from dlblocks.data.cache import cached_images, decode_all
 from dlblocks.data.splits import Split
 from dlblocks.errors import check_range
@@ -47,7 +47,7 @@ class ImageFolderDataModule(DataModule):
             ``root/<class>/<group>/…``. Or a function of that path, which returns a name.
         folds: Likewise the fold of each image, for ``split="predefined"``; an empty name always
             trains.
-        batch_size: Samples a batch.
+        batch_size: Samples a batch, or ``"full"``.
         num_workers: Worker processes a loader.
         split: ``"kfold"``, ``"leave_one_group_out"`` or ``"predefined"``; see `SplitDataModule`.
         num_folds: Number of folds, or None for a single split by `val_fraction`, or where `split`
@@ -81,7 +81,7 @@ class ImageFolderDataModule(DataModule):
         cache: bool | str = False,
         groups: str | Callable[[str], str] | None = None,
         folds: str | Callable[[str], str] | None = None,
-        batch_size: int = 64,
+        batch_size: BatchSize = 64,
         num_workers: int = 0,
         split: Split = "kfold",
         num_folds: int | None = None,

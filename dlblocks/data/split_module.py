@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
@@ -19,6 +19,7 @@ from dlblocks.data.splits import COUNTED, SPLITS, Split, hold_out_test, splits
 from dlblocks.errors import check_choice, check_range
 
 DEFAULT_FOLDS = 5
+BatchSize = int | Literal["full"]
 
 
 @dataclass
@@ -61,10 +62,10 @@ class SplitDataModule(pl.LightningDataModule):
     Attributes:
         predict_on: The part that `predict_dataloader` loads, in the order of `indices`.
         predict_index: Whether its batches end with the index of every sample, where they can.
-        batch_size: Samples a batch (of each rank).
+        batch_size: Samples a batch (of each rank); ``"full"`` for all of a part.
     """
 
-    batch_size: int
+    batch_size: BatchSize
     predict_on = "test"
     predict_index = True
     repeat = 0

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlblocks.data.base import DataModule, Source
+from dlblocks.data.base import BatchSize, DataModule, Source
 from dlblocks.data.splits import Split
 from dlblocks.errors import check_choice, did_you_mean
 
@@ -44,7 +44,7 @@ class TabularDataModule(DataModule):
             -1 always trains. It is no feature.
         task: ``"classification"``, ``"regression"``, or None to decide by the target.
         missing: ``"refuse"`` or ``"impute"``.
-        batch_size: Samples a batch.
+        batch_size: Samples a batch, or ``"full"``.
         num_workers: Worker processes a loader.
         split: ``"kfold"``; ``"time_series"``, rows in the order of time; ``"leave_one_group_out"``;
             or ``"predefined"``. See `SplitDataModule`.
@@ -81,7 +81,7 @@ class TabularDataModule(DataModule):
         fold_column: str | None = None,
         task: Literal["classification", "regression"] | None = None,
         missing: Literal["refuse", "impute"] = "refuse",
-        batch_size: int = 64,
+        batch_size: BatchSize = 64,
         num_workers: int = 0,
         split: Split = "kfold",
         num_folds: int | None = None,

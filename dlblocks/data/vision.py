@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlblocks.data.base import DataModule, Source
+from dlblocks.data.base import BatchSize, DataModule, Source
 from dlblocks.data.splits import Split
 
 
@@ -23,7 +23,7 @@ class _TorchvisionDataModule(DataModule):
         root: str = "data",
         *,
         download: bool = True,
-        batch_size: int = 64,
+        batch_size: BatchSize = 64,
         num_workers: int = 0,
         split: Split = "kfold",
         num_folds: int | None = None,
@@ -100,7 +100,7 @@ class MNISTDataModule(_TorchvisionDataModule):
     Args:
         root: Folder with the files, as torchvision lays them out.
         download: Download them, on one rank, if they are not there.
-        batch_size: Samples a batch.
+        batch_size: Samples a batch, or ``"full"``.
         num_workers: Worker processes a loader.
         split: ``"kfold"`` or ``"time_series"``, rows in the order of time; see `SplitDataModule`.
         num_folds: Number of folds, or None for a single split by `val_fraction`.
@@ -124,7 +124,7 @@ class FashionMNISTDataModule(_TorchvisionDataModule):
     Args:
         root: Folder with the files, as torchvision lays them out.
         download: Download them, on one rank, if they are not there.
-        batch_size: Samples a batch.
+        batch_size: Samples a batch, or ``"full"``.
         num_workers: Worker processes a loader.
         split: ``"kfold"`` or ``"time_series"``, rows in the order of time; see `SplitDataModule`.
         num_folds: Number of folds, or None for a single split by `val_fraction`.
@@ -148,7 +148,7 @@ class CIFAR10DataModule(_TorchvisionDataModule):
     Args:
         root: Folder with the files, as torchvision lays them out.
         download: Download them, on one rank, if they are not there.
-        batch_size: Samples a batch.
+        batch_size: Samples a batch, or ``"full"``.
         num_workers: Worker processes a loader.
         split: ``"kfold"`` or ``"time_series"``, rows in the order of time; see `SplitDataModule`.
         num_folds: Number of folds, or None for a single split by `val_fraction`.
@@ -172,7 +172,7 @@ class CIFAR100DataModule(_TorchvisionDataModule):
     Args:
         root: Folder with the files, as torchvision lays them out.
         download: Download them, on one rank, if they are not there.
-        batch_size: Samples a batch.
+        batch_size: Samples a batch, or ``"full"``.
         num_workers: Worker processes a loader.
         split: ``"kfold"`` or ``"time_series"``, rows in the order of time; see `SplitDataModule`.
         num_folds: Number of folds, or None for a single split by `val_fraction`.

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torchmetrics import MeanMetric, MetricCollection
 
 from dlblocks.errors import check_range
@@ -38,10 +39,12 @@ class Model(pl.LightningModule):
 
     Args:
         net: Maps a batch of inputs to outputs.
-        optimizer: Name of the optimizer; see `dlblocks.optim.OPTIMIZERS`.
+        optimizer: Name of the optimizer, or class path; see `dlblocks.optim.make_optimizer`.
         lr: Learning rate; None for the optimizer's default.
         weight_decay: Decay of the weights; norms and biases are left out.
-        optimizer_args: Further arguments of the optimizer, such as ``{"betas": [0.9, 0.99]}``.
+        optimizer_args: Further arguments of the optimizer, such as ``{"betas": [0.9, 0.99]}``, and
+            of its groups: ``{"lr_groups": {"net.head": 10.0}, "layer_decay": 0.9}``; see
+            `dlblocks.optim.param_groups`. `dlblocks.optim.describe` shows them.
         lr_schedule: Name of the learning-rate schedule; see `dlblocks.optim.SCHEDULES`.
         lr_schedule_args: Its arguments, such as ``{"step_size": 10}``.
         warmup_steps: Optimizer steps over which the learning rate rises linearly from 0.
@@ -60,11 +63,11 @@ class Model(pl.LightningModule):
         warmup_steps: int = 0,
     ) -> None:
         super().__init__()
-        check_optimizer(optimizer, optimizer_args)
+        check_range("weight_decay", weight_decay, 0)
+        check_optimizer(optimizer, optimizer_args, weight_decay=weight_decay)
         check_schedule(lr_schedule, lr_schedule_args, warmup_steps=warmup_steps)
         if lr is not None:
             check_range("lr", lr, 0)
-        check_range("weight_decay", weight_decay, 0)
         self.net = nn.Identity() if net is None else net
         self.optimizer_name = optimizer
         # Plain numbers: the optimizer's state goes into the checkpoint, where NumPy's cannot.
@@ -252,18 +255,30 @@ class Model(pl.LightningModule):
 
     # Optimization
 
-    def configure_optimizers(self) -> Any:
-        optimizer = make_optimizer(
+    def make_optimizer(self) -> Optimizer:
+        """The optimizer that the model is trained with, as new."""
+        return make_optimizer(
             self.optimizer_name,
             self,
             lr=self.lr,
             weight_decay=self.weight_decay,
             args=self.optimizer_args,
         )
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer()
+        if isinstance(optimizer, torch.optim.LBFGS):
+            accumulated, ranks = self.trainer.accumulate_grad_batches, self.trainer.world_size
+            if accumulated > 1 or ranks > 1:
+                raise ValueError(
+                    f"accumulate_grad_batches={accumulated} on {ranks} devices, but lbfgs computes "
+                    "the loss of one batch on one device several times a step; use a larger "
+                    "batch_size, such as 'full', and devices=1."
+                )
         total_steps = steps_per_epoch = None
         if schedule_needs_total_steps(self.lr_schedule):
             total = self.trainer.estimated_stepping_batches
-            total_steps = None if total == float("inf") else int(total)
+            total_steps = int(total) if 0 < total < float("inf") else None
             batches = self.trainer.num_training_batches
             if batches != float("inf"):
                 steps_per_epoch = -(-int(batches) // self.trainer.accumulate_grad_batches)

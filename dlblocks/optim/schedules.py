@@ -1,9 +1,9 @@
-"""Learning-rate schedules by name, with linear warm-up, in steps of the optimizer."""
+"""Learning-rate schedules by name, with linear warm-up, stepped with the optimizer."""
 
 from __future__ import annotations
 
 import inspect
-import math
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,108 +11,52 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, OneCycleLR, ReduceLROnPlateau
 
 from dlblocks.errors import check_choice, check_range, did_you_mean
-
-Factor = Callable[[int], float]
-
-
-def constant() -> Factor:
-    """The learning rate times 1."""
-    return lambda step: 1.0
-
-
-def step_decay(*, step_size: float = 30.0, gamma: float = 0.1, steps_per_epoch: int) -> Factor:
-    """The learning rate times ``gamma ** floor(epoch / step_size)``.
-
-    Args:
-        step_size: Epochs between two drops.
-        gamma: What the rate is multiplied by at each.
-        steps_per_epoch: Optimizer steps in an epoch.
-    """
-    check_range("step_size", step_size, 0, low_open=True)
-    check_range("gamma", gamma, 0)
-    return lambda step: gamma ** int(step / (step_size * steps_per_epoch))
-
-
-def cosine(*, final: float = 0.0, total_steps: int, warmup_steps: int = 0) -> Factor:
-    """From 1 to `final` along half a cosine (Loshchilov and Hutter 2017, without restarts).
-
-    Args:
-        final: The factor at the end.
-        total_steps: Optimizer steps of the whole fit.
-        warmup_steps: Steps before the cosine begins.
-    """
-    check_range("final", final, 0)
-    length = max(1, total_steps - warmup_steps)
-
-    def factor(step: int) -> float:
-        done = min(1.0, max(0, step - warmup_steps) / length)
-        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
-
-    return factor
-
-
-def with_warmup(factor: Factor, warmup_steps: int) -> Factor:
-    """Times ``(step + 1) / warmup_steps`` during the first `warmup_steps` (Goyal et al. 2017)."""
-    if not warmup_steps:
-        return factor
-    return lambda step: min(1.0, (step + 1) / warmup_steps) * factor(step)
-
-
-def one_cycle(
-    *,
-    pct_start: float = 0.3,
-    div_factor: float = 25.0,
-    final_div_factor: float = 1e4,
-    cycle_momentum: bool = True,
-    base_momentum: float = 0.85,
-    max_momentum: float = 0.95,
-) -> dict[str, Any]:
-    """Arguments of torch's `OneCycleLR` (Smith and Topin 2018), whose peak is the rate `lr`."""
-    return dict(locals())
-
-
-def plateau(
-    *,
-    monitor: str = "val/loss",
-    mode: str = "min",
-    factor: float = 0.1,
-    patience: int = 10,
-    min_lr: float = 0.0,
-) -> dict[str, Any]:
-    """Arguments of torch's `ReduceLROnPlateau`, and the metric that it watches."""
-    check_choice("mode", mode, ["min", "max"])
-    return dict(locals())
-
+from dlblocks.optim.lr_factors import (
+    Factor,
+    Length,
+    constant,
+    cosine,
+    cosine_restarts,
+    exponential,
+    multi_step,
+    one_cycle,
+    plateau,
+    polynomial,
+    step_decay,
+    with_warmup,
+)
 
 SCHEDULES: dict[str, Callable[..., Any]] = {
     "constant": constant,
     "step": step_decay,
+    "multi_step": multi_step,
+    "exponential": exponential,
     "cosine": cosine,
+    "cosine_restarts": cosine_restarts,
     "one_cycle": one_cycle,
+    "polynomial": polynomial,
     "plateau": plateau,
 }
-# What the training tells a schedule, and its user does not.
-GIVEN = {"steps_per_epoch", "total_steps", "warmup_steps"}
 
 
 def schedule_needs_total_steps(name: str) -> bool:
-    """Whether the schedule must know how long the training is."""
-    return name in ("step", "cosine", "one_cycle")
+    """Whether the schedule should know how long the training is."""
+    return name not in ("constant", "plateau")
 
 
 def check_schedule(
     name: str, args: Mapping[str, Any] | None = None, *, warmup_steps: int = 0
 ) -> None:
-    """Raises a `ValueError` if there is no such schedule, or it has no such argument.
+    """Raises a `ValueError` if there is no such schedule, or its arguments are wrong.
 
     >>> check_schedule("cosin")
     Traceback (most recent call last):
     ValueError: lr_schedule='cosin' is not known; did you mean 'cosine'? Choose from: constant, \
-step, cosine, one_cycle, plateau.
+step, multi_step, exponential, cosine, cosine_restarts, one_cycle, polynomial, plateau.
     """
     check_choice("lr_schedule", name, SCHEDULES)
     check_range("warmup_steps", warmup_steps, 0)
-    known = sorted(inspect.signature(SCHEDULES[name]).parameters.keys() - GIVEN)
+    known = sorted(inspect.signature(SCHEDULES[name]).parameters.keys() - {"known"})
     for key in args or {}:
         if key not in known:
             takes = f"it takes {', '.join(known)}." if known else "it takes none."
@@ -125,6 +69,10 @@ step, cosine, one_cycle, plateau.
             f"warmup_steps={warmup_steps} has no effect on one_cycle, which warms up by itself; "
             "use lr_schedule_args={'pct_start': …}."
         )
+    if name in ("one_cycle", "plateau"):
+        SCHEDULES[name](**(args or {}))
+    else:  # for some training, so that a wrong value is said before this one begins
+        SCHEDULES[name](Length(1000, 10, 0), **(args or {}))
 
 
 def make_schedule(
@@ -138,25 +86,37 @@ def make_schedule(
 ) -> list[dict[str, Any]]:
     """Makes the schedulers of `optimizer`, described as Lightning's `configure_optimizers` wants.
 
-    =========  =================================================  ==================================
-    name       the learning rate                                  arguments
-    =========  =================================================  ==================================
-    constant   stays                                              none
-    step       × gamma every step_size epochs                     step_size=30, gamma=0.1
-    cosine     falls to final · lr along half a cosine            final=0
-    one_cycle  rises to lr and falls to near 0, momentum against  pct_start=0.3, div_factor=25, …
-    plateau    × factor when monitor has not improved             monitor="val/loss", mode="min",
-               for patience epochs                                factor=0.1, patience=10, min_lr=0
-    =========  =================================================  ==================================
+    ===============  ===============================================  =============================
+    name             the learning rate                                arguments
+    ===============  ===============================================  =============================
+    constant         stays                                            none
+    step             × gamma every step_size                          step_size=30, gamma=0.1, unit
+    multi_step       × gamma at each milestone                        milestones, gamma=0.1, unit
+    exponential      × gamma every epoch, or step                     gamma=0.95, unit
+    cosine           falls to final · lr along half a cosine          final=0, length=None, unit
+    cosine_restarts  the same again and again, each                   period=10, period_factor=1,
+                     period_factor times longer                       final=0, unit
+    one_cycle        rises to lr and falls to near 0, momentum        pct_start=0.3,
+                     against it                                       div_factor=25, …
+    polynomial       falls to final · lr as (1 - t) ** power          power=1, final=0,
+                                                                      length=None, unit
+    plateau          × factor when monitor has not improved for       monitor="val/loss", factor=0.1
+                     patience epochs                                  patience=10, min_lr=0, mode
+    ===============  ===============================================  =============================
 
-    Before any but one_cycle the rate rises linearly over `warmup_steps` optimizer steps; the epochs
-    of ``step`` count from the start all the same, and the cosine begins after the warm-up.
+    ``unit="epoch"`` or ``"step"`` is what numbers of the schedule count; the rate is set at every
+    step of the optimizer all the same. Before any but one_cycle the rate rises linearly over
+    `warmup_steps` optimizer steps. Epochs count from the start of the training; cosines and
+    polynomial begin after the warm-up.
+
+    A schedule that ends before the training, or would go on after it, gives a warning; so does
+    a training that is resumed with another length than the one that its schedule was made for.
 
     Args:
         name: A name of the table.
         optimizer: Whose rates are scheduled.
-        total_steps: Optimizer steps of the whole fit, for cosine and one_cycle.
-        steps_per_epoch: Optimizer steps in an epoch, for step.
+        total_steps: Optimizer steps of the whole fit.
+        steps_per_epoch: Optimizer steps in an epoch.
         warmup_steps: Optimizer steps of warm-up.
         args: Arguments of the schedule.
 
@@ -166,27 +126,19 @@ def make_schedule(
     """
     check_schedule(name, args, warmup_steps=warmup_steps)
     arguments = dict(args or {})
-    if name in ("cosine", "one_cycle") and total_steps is None:
-        raise ValueError(
-            f"lr_schedule={name!r} must know how long the training is; set max_epochs or max_steps."
-        )
-    if name == "step" and steps_per_epoch is None:
-        raise ValueError(
-            "lr_schedule='step' must know the length of an epoch, which this data does not have; "
-            "use 'constant' or 'plateau', or limit_train_batches."
-        )
+    known = Length(total_steps, steps_per_epoch, warmup_steps)
     if total_steps is not None and warmup_steps >= total_steps > 0:
         raise ValueError(
             f"warmup_steps={warmup_steps} is as long as the training, {total_steps} steps; "
             "make it shorter."
         )
     if name == "one_cycle":
+        _, steps = known.span(None, "step", name)
         rates = [group["lr"] for group in optimizer.param_groups]
         settings = one_cycle(**arguments)
         group = optimizer.param_groups[0]
         settings["cycle_momentum"] &= "betas" in group or bool(group.get("momentum"))
-        cycle = OneCycleLR(optimizer, rates, total_steps=total_steps, **settings)
-        return [_each_step(cycle)]
+        return [_each_step(_OneCycle(optimizer, rates, total_steps=steps, **settings))]
     if name == "plateau":
         settings = plateau(**arguments)
         monitor = settings.pop("monitor")
@@ -196,13 +148,76 @@ def make_schedule(
         return [*warm, {**watch, "frequency": 1, "monitor": monitor}]
     if name == "constant" and not warmup_steps:
         return []
-    if name == "step":
-        factor = step_decay(**arguments, steps_per_epoch=steps_per_epoch or 1)
-    elif name == "cosine":
-        factor = cosine(**arguments, total_steps=total_steps or 1, warmup_steps=warmup_steps)
-    else:
-        factor = constant()
-    return [_each_step(LambdaLR(optimizer, with_warmup(factor, warmup_steps)))]
+    factor = SCHEDULES[name](known, **arguments)
+    _compare(name, arguments, known)
+    return [_each_step(_Schedule(optimizer, with_warmup(factor, warmup_steps), total_steps))]
+
+
+def _compare(name: str, arguments: Mapping[str, Any], known: Length) -> None:
+    """Warns of a schedule that does not fit the length of the training."""
+    given = {
+        "step": ("step_size", arguments.get("step_size", 30.0)),
+        "multi_step": ("milestones", arguments.get("milestones")),
+        "cosine": ("length", arguments.get("length")),
+        "polynomial": ("length", arguments.get("length")),
+    }.get(name)
+    if given is None or given[1] is None or known.total_steps is None:
+        return
+    argument, value = given
+    unit = arguments.get("unit", "epoch")
+    each = known.steps_in(unit, name)
+    last = max(value) if name == "multi_step" else value
+    training = known.total_steps / each
+    said = (
+        f"lr_schedule={name!r} has {argument}={value}, in {unit}s, but the training lasts "
+        f"{training:g}"
+    )
+    if name in ("step", "multi_step"):
+        if last >= training:
+            warnings.warn(f"{said}: the rate never gets to its last drop.", stacklevel=3)
+    elif round(last * each) != known.total_steps:
+        end = "stays at its last value" if last < training else "does not get to its last value"
+        warnings.warn(f"{said}: the rate {end}.", stacklevel=3)
+
+
+class _Schedule(LambdaLR):
+    """A factor of the step, that remembers for how long a training it was made."""
+
+    def __init__(self, optimizer: Optimizer, factor: Factor, total_steps: int | None) -> None:
+        self.total_steps = total_steps
+        super().__init__(optimizer, factor)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        saved, own = state_dict.get("total_steps"), self.total_steps
+        super().load_state_dict(state_dict)
+        self.total_steps = own
+        _say_other_length(saved, own, f"goes on as one of {own} steps")
+
+
+class _OneCycle(OneCycleLR):
+    """torch's, but it stays at its end: Lightning steps it once more, and a fit may go on."""
+
+    def get_lr(self) -> Any:
+        step = self.last_epoch
+        self.last_epoch = min(step, self.total_steps - 1)
+        try:
+            return super().get_lr()
+        finally:
+            self.last_epoch = step
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        own = self.total_steps
+        super().load_state_dict(state_dict)
+        _say_other_length(self.total_steps, own, "keeps its end")
+
+
+def _say_other_length(saved: int | None, own: int | None, what: str) -> None:
+    if saved != own and saved is not None and own is not None:
+        warnings.warn(
+            f"the learning-rate schedule was made for a training of {saved} steps, and this one "
+            f"has {own}; it {what}.",
+            stacklevel=3,
+        )
 
 
 def _linear_warmup(optimizer: Optimizer, warmup_steps: int) -> LinearLR:

@@ -1,0 +1,161 @@
+"""What a step of AdamP costs, against its authors' code, timm's, pytorch_optimizer's and Adam.
+
+Two sets of parameters: those of ResNet-18 (11.7 million values in 62 tensors), and a 100-layer MLP
+of 64 × 64 (200 tensors); each with random gradients, of which no weight is projected, and with
+gradients at right angles to the weights, as batch norm makes them, of which all matrices are. One
+thread; the optimizers take turns, a turn being some steps. The ratio is that of each turn.
+
+The floor is the time to move what Adam must: weight, gradient and two moments read, three of them
+written, at the best rate of a copy, a sum and an addition of large tensors. Peak memory is what the
+step allocates at once beyond weights, gradients and state, as torch counts it on a GPU and torch's
+profiler on a CPU.
+
+Run: python benchmarks/optimizers.py [--device cuda] [--compile] [--turns 15]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import adamp
+import pytorch_optimizer
+import timm.optim
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from dlblocks.optim import AdamP
+
+PEERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "AdamP (ours)": AdamP,
+    "AdamP (authors)": adamp.AdamP,
+    "AdamP (timm)": timm.optim.AdamP,
+    "AdamP (pytorch_optimizer)": pytorch_optimizer.AdamP,
+    "Adam(foreach=True)": lambda params, **k: torch.optim.Adam(params, foreach=True, **k),
+    "Adam(fused=True)": lambda params, **k: torch.optim.Adam(params, fused=True, **k),
+}
+
+
+def resnet() -> list[Tensor]:
+    return [p.detach() for p in torchvision.models.resnet18().parameters()]
+
+
+def small() -> list[Tensor]:
+    return [p.detach() for _ in range(100) for p in nn.Linear(64, 64).parameters()]
+
+
+def make(tensors: list[Tensor], device: str, projected: bool) -> list[nn.Parameter]:
+    """Parameters with gradients, the same for every optimizer."""
+    generator = torch.Generator().manual_seed(0)
+    params = []
+    for value in tensors:
+        grad = torch.randn(value.shape, generator=generator) * 1e-2
+        if projected and value.ndim > 1:
+            p, g = value.flatten(1), grad.flatten(1)
+            g = g - p * ((p * g).sum(1, keepdim=True) / p.square().sum(1, keepdim=True))
+            grad = g.view_as(value)
+        # A copy: optimizers write into their weights.
+        params.append(nn.Parameter(value.clone().to(device)))
+        params[-1].grad = grad.to(device)
+    return params
+
+
+def seconds(step: Callable[[], Any], steps: int, device: str) -> float:
+    sync(device)
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    sync(device)
+    return (time.perf_counter() - start) / steps
+
+
+def sync(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def floor(values: int, device: str) -> float:
+    """Seconds to read or write `values` float32 seven times, at the best rate that was seen."""
+    x, y = (torch.randn(max(values, 2**20), device=device) for _ in range(2))
+    z = torch.empty_like(x)
+    passes: dict[int, Callable[[], Any]] = {
+        2: lambda: y.copy_(x),
+        3: lambda: torch.add(x, y, out=z),
+        1: lambda: x.sum(),
+    }
+    rates = [n / min(seconds(f, 5, device) for _ in range(5)) for n, f in passes.items()]
+    return 7 / max(rates) * values / x.numel()
+
+
+def peak(step: Callable[[], Any], device: str) -> float:
+    """Bytes that the step has allocated at once, beyond what was there."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(profile_memory=True, record_shapes=False) as profile:
+        step()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = most = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most
+
+
+def compare(
+    name: str, tensors: list[Tensor], *, projected: bool, args: argparse.Namespace, steps: int
+) -> None:
+    """Prints milliseconds a step, ratios to ours, and the peak of memory."""
+    optimizers = {}
+    for peer, factory in PEERS.items():
+        optimizers[peer] = factory(make(tensors, args.device, projected), lr=1e-6)
+    calls: dict[str, Callable[[], Any]] = {peer: o.step for peer, o in optimizers.items()}
+    if args.compile:
+        compiled = AdamP(make(tensors, args.device, projected), lr=1e-6)
+        calls["AdamP (ours, compiled)"] = torch.compile(compiled.step)
+    for call in calls.values():
+        for _ in range(3):
+            call()
+    turns: dict[str, list[float]] = {peer: [] for peer in calls}
+    for _ in range(args.turns):
+        for peer, call in calls.items():
+            turns[peer].append(seconds(call, steps, args.device))
+    kind = "all matrices projected" if projected else "none projected"
+    count = sum(x.numel() for x in tensors)
+    print(f"\n{name}: {len(tensors)} tensors, {count:,} values, {kind}")
+    print(
+        f"{'':<28}{'ms/step':>9}{'min':>8}{'max':>8}   {'/ ours':>7}{'min':>7}{'max':>7}{'MiB':>8}"
+    )
+    for peer, values in turns.items():
+        ratios = [value / ours for value, ours in zip(values, turns["AdamP (ours)"], strict=True)]
+        shown = "".join(f"{1e3 * f(values):{w}.2f}" for f, w in ((statistics.median, 9), (min, 8)))
+        shown += f"{1e3 * max(values):8.2f}   "
+        shown += f"{statistics.median(ratios):7.2f}{min(ratios):7.2f}{max(ratios):7.2f}"
+        print(f"{peer:<28}{shown}{peak(calls[peer], args.device) / 2**20:8.1f}", flush=True)
+    print(f"{'floor: memory traffic':<28}{1e3 * floor(count, args.device):9.2f}")
+
+
+def main() -> None:
+    """Prints one table for each set of parameters and kind of gradient."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--compile", action="store_true", help="ours under torch.compile too")
+    parser.add_argument("--turns", type=int, default=15)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    where = torch.cuda.get_device_name() if args.device == "cuda" else "CPU, one thread"
+    print(f"torch {torch.__version__}, {where}, {args.turns} turns")
+    for projected in (False, True):
+        compare("ResNet-18", resnet(), projected=projected, args=args, steps=3)
+        compare("100-layer MLP", small(), projected=projected, args=args, steps=10)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""SGDP (Heo et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from dlblocks.errors import check_range
+from dlblocks.optim.projection import ProjectedOptimizer
+
+
+class SGDP(ProjectedOptimizer):
+    """SGD with momentum that does not make scale-invariant weights grow (Heo et al. 2021).
+
+    With the buffer ``b ← momentum · b + (1 - dampening) · g`` (from 0) and d = b, or
+    ``g + momentum · b`` with `nesterov`:
+
+    - where the weight looks scale-invariant, as in `AdamP`,
+      ``p ← p · (1 - lr · weight_decay · wd_ratio / (1 - momentum)) - lr · (d - p̂ (p̂·d))``;
+    - elsewhere ``p ← p · (1 - lr · weight_decay / (1 - momentum)) - lr · d``.
+
+    Unlike `torch.optim.SGD`, the decay is decoupled, and dampening acts from the first step. The
+    updates are those of the authors' package ``adamp``, whose `state_dict` can be loaded. As there,
+    and not in the paper, without `nesterov` the projection is taken out of the buffer too.
+
+    Args:
+        params: Parameters, or groups of them.
+        lr: Learning rate; a tensor of one number, too.
+        momentum: Momentum in [0, 1).
+        dampening: Dampening of the momentum.
+        weight_decay: Decoupled decay of the weights.
+        nesterov: Nesterov's momentum.
+        eps: Added to norms.
+        delta: Threshold of the cosine.
+        wd_ratio: Share of the decay that projected weights have.
+        foreach: False: one tensor after the other.
+        maximize: Ascend.
+        capturable: No branch on values and no wait for the device, for CUDA graphs.
+
+    Raises:
+        ValueError: A negative rate, or no parameters.
+        TypeError: A parameter that is not floating point.
+
+    Example:
+        >>> net = torch.nn.Linear(4, 2)
+        >>> optimizer = SGDP(net.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+        >>> net(torch.ones(3, 4)).square().mean().backward()
+        >>> optimizer.step()
+    """
+
+    state_names = ("momentum",)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 0.1,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        eps: float = 1e-8,
+        delta: float = 0.1,
+        wd_ratio: float = 0.1,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "dampening": dampening,
+                "weight_decay": weight_decay,
+                "nesterov": nesterov,
+                "eps": eps,
+                "delta": delta,
+                "wd_ratio": wd_ratio,
+                "foreach": foreach,
+                "maximize": maximize,
+                "capturable": capturable,
+            },
+        )
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        check_range("momentum", group["momentum"], 0, 1, high_open=True)
+
+    def _decay(self, group: dict[str, Any], lr: Any) -> Any:
+        return lr * group["weight_decay"] / (1 - group["momentum"])
+
+    def _projects_state(self, group: dict[str, Any]) -> bool:
+        return not group["nesterov"]
+
+    def _perturbation(
+        self, grad: Tensor, states: Sequence[Tensor], group: dict[str, Any], lr: float | Tensor
+    ) -> Tensor:
+        momentum = group["momentum"]
+        buffer = states[0].mul_(momentum).add_(grad, alpha=1 - group["dampening"])
+        return (grad + momentum * buffer if group["nesterov"] else buffer) * -lr
+
+    def _descend(
+        self,
+        outs: list[Tensor],
+        grads: list[Tensor],
+        states: Sequence[list[Tensor]],
+        group: dict[str, Any],
+        lr: Any,
+        decay: Any,
+    ) -> None:
+        buffers, momentum = states[0], group["momentum"]
+        if group["maximize"]:
+            grads = list(torch._foreach_neg(grads))
+        if decay:
+            torch._foreach_mul_(outs, 1 - decay)
+        torch._foreach_mul_(buffers, momentum)
+        torch._foreach_add_(buffers, grads, alpha=1 - group["dampening"])
+        if group["nesterov"]:
+            torch._foreach_add_(outs, grads, alpha=-lr)
+            torch._foreach_add_(outs, buffers, alpha=-lr * momentum)
+        else:
+            torch._foreach_add_(outs, buffers, alpha=-lr)
