@@ -46,6 +46,7 @@ class Trainer(pl.Trainer):
         datamodule: pl.LightningDataModule | None = None,
         num_folds: int | None = None,
         repeats: int = 1,
+        engine: Literal["sequential", "vectorized", "auto"] = "sequential",
         n_jobs: int = 1,
         on_error: Literal["raise", "continue"] = "raise",
         log_checkpoints: bool = False,
@@ -59,6 +60,7 @@ class Trainer(pl.Trainer):
             datamodule: Likewise.
             num_folds: Number of folds; by default what the data say, else 5.
             repeats: How often to cross-validate, each time with other folds.
+            engine: ``"sequential"``, ``"vectorized"``: all folds as one fit, or ``"auto"``.
             n_jobs: Folds side by side, each in a process of its own.
             on_error: What to do when a fold fails.
             log_checkpoints: Send the best checkpoints to W&B as an artifact.
@@ -256,6 +258,7 @@ class CLI(LightningCLI):
         self,
         num_folds: int | None,
         repeats: int,
+        engine: Literal["sequential", "vectorized", "auto"],
         n_jobs: int,
         on_error: Literal["raise", "continue"],
         log_checkpoints: bool,
@@ -279,6 +282,7 @@ class CLI(LightningCLI):
             self.datamodule,
             num_folds=num_folds,
             repeats=repeats,
+            engine=engine,
             n_jobs=n_jobs,
             on_error=on_error,
             log_checkpoints=log_checkpoints,

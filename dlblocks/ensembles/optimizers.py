@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -47,7 +47,9 @@ class MergedOptimizer:
         self.optimizers = list(optimizers)
         self.stack = stack
         self._steps = [0] * len(optimizers)
+        self._equal: dict[tuple[int, ...], list[list[tuple[int, int]]]] = {}
         self._params: dict[tuple[tuple[int, int], ...], list[Tensor]] = {}
+        self._stacked_params: list[list[Tensor]] = []
         self._merged: Optimizer | None = None
         self._stacked: Optimizer | None = None  # has the state while it is there
         cls = type(self.optimizers[0])
@@ -68,11 +70,9 @@ class MergedOptimizer:
             for k in members:
                 self.optimizers[k].step()
             return
-        equal: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
-        for k in members:
-            for j, group in enumerate(self.optimizers[k].param_groups):
-                settings = tuple(_hashable(v) for name, v in group.items() if name not in SET_APART)
-                equal.setdefault(settings, []).append((k, j))
+        equal = self._equal.get(key := tuple(members))
+        if equal is None:
+            equal = self._equal[key] = self._find_equal(members)
         if self._can_stack and self._in_step(members, equal):
             self._step_stacked()
         else:
@@ -80,14 +80,27 @@ class MergedOptimizer:
         for k in members:
             self._steps[k] += 1
 
-    def _in_step(self, members: Sequence[int], equal: Mapping[Any, list[tuple[int, int]]]) -> bool:
+    def settings_changed(self) -> None:
+        """To be called when a schedule may have changed the settings of an optimizer."""
+        self._equal = {}
+
+    def _find_equal(self, members: Sequence[int]) -> list[list[tuple[int, int]]]:
+        """Pairs (model, parameter group), together where the settings of the groups are equal."""
+        equal: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
+        for k in members:
+            for j, group in enumerate(self.optimizers[k].param_groups):
+                settings = tuple(_hashable(v) for name, v in group.items() if name not in SET_APART)
+                equal.setdefault(settings, []).append((k, j))
+        return list(equal.values())
+
+    def _in_step(self, members: Sequence[int], equal: Sequence[list[tuple[int, int]]]) -> bool:
         """Whether all models do the same: as many steps, and equal settings of like groups."""
         if len(members) < len(self.optimizers) or len(set(self._steps)) > 1:
             return False
-        groups = [[j for k, j in places if k == 0] for places in equal.values()]
+        count = len(self.optimizers)
         return all(
-            len(places) == len(mine) * len(self.optimizers)
-            for places, mine in zip(equal.values(), groups, strict=True)
+            set(places) == {(k, j) for k in range(count) for j in {j for _, j in places}}
+            for places in equal
         )
 
     def _step_stacked(self) -> None:
@@ -106,18 +119,20 @@ class MergedOptimizer:
                         for key in parts[0]
                     }
             self._merged.state.clear()
-        place = {p: name for name, p in self.stack.models[0].named_parameters()}
-        self._stacked.param_groups = [
-            {**group, "params": [self.stack.params[place[p]] for p in group["params"]]}
-            for group in self.optimizers[0].param_groups
-        ]
+            place = {p: name for name, p in self.stack.models[0].named_parameters()}
+            self._stacked_params = [
+                [self.stack.params[place[p]] for p in group["params"]]
+                for group in self.optimizers[0].param_groups
+            ]
+        groups = zip(self.optimizers[0].param_groups, self._stacked_params, strict=True)
+        self._stacked.param_groups = [{**group, "params": params} for group, params in groups]
         self._stacked.step()
 
-    def _step_merged(self, equal: Mapping[Any, list[tuple[int, int]]]) -> None:
+    def _step_merged(self, equal: Sequence[list[tuple[int, int]]]) -> None:
         assert self._merged is not None  # for the type checker
         self._unstack()
         groups = []
-        for places in equal.values():
+        for places in equal:
             params = self._params.get(key := tuple(places))
             if params is None:
                 found = (self.optimizers[k].param_groups[j]["params"] for k, j in places)
@@ -153,7 +168,7 @@ class MergedOptimizer:
         self._unstack()
         self.optimizers = [self.optimizers[k] for k in members]
         self._steps = [self._steps[k] for k in members]
-        self._params = {}
+        self._params, self._equal = {}, {}
 
     def state(self, k: int) -> dict[str, Any]:
         """The state of model k's optimizer, as its `state_dict`, and how often it has stepped."""

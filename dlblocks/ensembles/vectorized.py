@@ -301,6 +301,7 @@ class Together(pl.LightningModule):
             member.trainer.global_step = member.steps
             if member.schedules:
                 member.step_schedules("step", plateau=False, count=last)
+                self.optimizers_of.settings_changed()
 
     def _clip_gradients(self, due: Sequence[int]) -> None:
         gradients = self.stack.gradients()
@@ -354,6 +355,7 @@ class Together(pl.LightningModule):
             if validated:
                 self._keep_best(member, {**train[k], **val[k]})
             member.step_schedules("epoch", plateau=True, count=self.epoch + 1)
+            self.optimizers_of.settings_changed()
             member.active = not member.trainer.should_stop
         self.epoch += 1
         self._drop_stopped()
@@ -468,6 +470,7 @@ class Together(pl.LightningModule):
             if member.name in state["optimizers"]:
                 self.optimizers_of.load(k, state["optimizers"][member.name])
         self.epoch = state["epoch"]
+        self.optimizers_of.settings_changed()
         self._drop_stopped()
         self.fitter.fit_loop.max_epochs = self._max_epochs - self.epoch
         resume_state.set_random_state(self.root_device, state["random"])
