@@ -238,6 +238,25 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path):
     assert "best" in result.table()
 
 
+class LossOfNaN(MLPClassifier):
+    """Logs a validation loss of NaN in its first epoch."""
+
+    def compute_metrics(self, stage):
+        found = super().compute_metrics(stage)
+        if stage == "val" and self.trainer.current_epoch == 0 and self.trainer.state.fn == "fit":
+            found["val/loss"] = found["val/loss"] * torch.nan
+        return found
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_an_epoch_whose_score_is_no_number_is_not_the_best(tmp_path, mode):
+    result = run(tmp_path, lambda: LossOfNaN(64, 10, hidden=[8]), mode=mode)
+    for row, history in zip(result.folds, result.histories, strict=True):
+        assert np.isnan(history[0]["val/loss"])
+        saved = torch.load(tmp_path / "run" / row["checkpoint"], weights_only=True)
+        assert row["best_epoch"] == saved["epoch"] + 1 > 1
+
+
 def test_repeats_have_other_folds(tmp_path):
     result = run(tmp_path, num_folds=2, repeats=2)
     assert [(r["repeat"], r["fold"]) for r in result.folds] == [(0, 0), (0, 1), (1, 0), (1, 1)]
