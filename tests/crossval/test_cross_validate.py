@@ -356,6 +356,19 @@ def test_a_model_used_twice_is_refused(tmp_path):
         run(tmp_path, name="other", make_callbacks=lambda: [stopper])
 
 
+@pytest.mark.parametrize("engine", ["sequential", "vectorized"])
+def test_models_that_share_what_is_trained_are_refused(tmp_path, engine):
+    shared = nn.Linear(64, 16)
+
+    def make_model():
+        return Classifier(nn.Sequential(nn.Flatten(), shared, nn.ReLU(), nn.Linear(16, 10)), 10)
+
+    with pytest.raises(ValueError, match=r"same parameter net\.1\.weight for two folds"):
+        run(tmp_path, make_model, engine=engine)
+    shared.requires_grad_(False)  # of a net that was trained before, and is not now
+    assert len(run(tmp_path, make_model, name="frozen", engine=engine).folds) == 3
+
+
 def test_a_run_folder_is_never_overwritten(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
