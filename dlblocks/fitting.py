@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -169,8 +170,13 @@ def fit(
     (metrics,) = fitter.validate(model, datamodule=datamodule, ckpt_path=best, verbose=False)
     if fitter.is_global_zero:
         write_rows(folder / "history.csv", history.rows)
-    monitored = [(row[monitor], row["epoch"]) for row in history.rows if monitor in row]
-    pick = min if mode == "min" else max
+    worst, pick = (math.inf, min) if mode == "min" else (-math.inf, max)
+    monitored = [
+        # As ModelCheckpoint takes a value that is none; `min` would take it for the best.
+        (worst if math.isnan(row[monitor]) else row[monitor], row["epoch"])
+        for row in history.rows
+        if monitor in row
+    ]
     best_epoch = int(pick(monitored, key=lambda pair: pair[0])[1]) + 1 if monitored else 0
     return Fit(
         trainer=fitter,

@@ -91,6 +91,9 @@ class Plan:
                 "pass a function such as lambda: MLPClassifier(64, 10)."
             )
         self._check_new(model, "make_model", "model")
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                self._check_new(parameter, "make_model", f"parameter {name}")
         return model
 
     def new_callbacks(self) -> list[Callback]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from dlblocks import plots, report, tracking
 from dlblocks.crossval.final import refit
 from dlblocks.crossval.fold import Fold, Job, Plan, join, read_fold, write_fold
+from dlblocks.crossval.lock import locked
 from dlblocks.crossval.nested_result import NestedResult
 from dlblocks.crossval.out_of_fold import OutOfFold
 from dlblocks.crossval.parallel import check_jobs
@@ -37,7 +39,7 @@ from dlblocks.crossval.splits import new_datamodule, plan_splits
 from dlblocks.data import SplitDataModule
 from dlblocks.data.splits import COUNTED
 from dlblocks.errors import check_choice, check_range
-from dlblocks.files import SUMMARY, is_rank_zero, write_rows
+from dlblocks.files import SUMMARY, is_rank_zero, know_rank, write_rows
 from dlblocks.fitting import check_trainer_arguments
 from dlblocks.history import History
 from dlblocks.predictions import predict_part
@@ -131,6 +133,7 @@ def nested_cross_validate(
     Raises:
         ValueError: An argument is wrong, `make_model` does not take a name of `grid`, or an outer
             fold's training samples are too few for `inner_folds`.
+        BlockingIOError: Another process works in `run_dir`.
         TypeError: `grid` is none, or `datamodule` cannot be set to folds.
         FileExistsError: `run_dir` holds something else, as for `cross_validate`.
 
@@ -162,118 +165,122 @@ def nested_cross_validate(
     check_choice("logger", logger or "none", tracking.LOGGERS)
     trainer_args = check_trainer_arguments(trainer)
     check_jobs(n_jobs, trainer_args)
+    know_rank(trainer_args.get("num_nodes", 1))
     points = grid_points(grid)
     check_names(make_model, points)
-    started = time.monotonic()
-    with isolate_rng(), quiet():
-        data = new_datamodule(datamodule, seed)
-        splits = plan_splits(data, num_folds, repeats)
-        if inner_folds is None and data.split not in COUNTED:
-            inner_folds = INNER_FOLDS
-        search = Search(
-            make_model,
-            points,
-            make_callbacks,
-            inner_folds,
-            monitor,
-            mode,
-            on_error,
-            {"trainer": trainer_args, "n_jobs": n_jobs, "resume": resume, "seed": seed},
-        )
-        outer = _Outer(
-            search,
-            datamodule,
-            data,
-            Plan(
+    with locked(Path(run_dir)) if is_rank_zero() else contextlib.nullcontext():
+        started = time.monotonic()
+        with isolate_rng(), quiet():
+            data = new_datamodule(datamodule, seed)
+            splits = plan_splits(data, num_folds, repeats)
+            if inner_folds is None and data.split not in COUNTED:
+                inner_folds = INNER_FOLDS
+            search = Search(
                 make_model,
-                make_callbacks or list,
-                trainer_args,
-                monitor=monitor,
-                mode=mode,
-                logger=logger,
-                run_dir=Path(run_dir),
-                seed=seed,
-                resume=resume,
-                num_folds=splits["num_folds"],
-            ),
+                points,
+                make_callbacks,
+                inner_folds,
+                monitor,
+                mode,
+                on_error,
+                {"trainer": trainer_args, "n_jobs": n_jobs, "resume": resume, "seed": seed},
+            )
+            outer = _Outer(
+                search,
+                datamodule,
+                data,
+                Plan(
+                    make_model,
+                    make_callbacks or list,
+                    trainer_args,
+                    monitor=monitor,
+                    mode=mode,
+                    logger=logger,
+                    run_dir=Path(run_dir),
+                    seed=seed,
+                    resume=resume,
+                    num_folds=splits["num_folds"],
+                ),
+            )
+            jobs = [
+                Job(i, split["repeat"], split["fold"]) for i, split in enumerate(splits["folds"])
+            ]
+            # Read by every rank before any fit, so that all run the same folds.
+            read = [(job, outer.read(job)) for job in jobs if resume]
+            found = {job: fold for job, fold in read if fold is not None}
+            fits = {job: len(points) * outer.count_inner(job) + 1 for job in jobs}
+            settings = {"trainer": trainer_args, "monitor": monitor, "mode": mode, "seed": seed}
+            config = search.describe(data, **settings)
+            if is_rank_zero():
+                outer.plan.run_id = begin(outer.plan.run_dir, config, splits, resume=resume)
+            todo = [job for job in jobs if job not in found]
+            failed: dict[Job, Exception] = {}
+            bar = tqdm(
+                total=sum(fits.values()),
+                initial=sum(fits[job] for job in found),
+                bar_format="{desc} {bar} {percentage:3.0f}% | {elapsed} elapsed, {remaining} left",
+                file=sys.stderr,
+                dynamic_ncols=True,
+                mininterval=0.1 if sys.stderr.isatty() else 10.0,
+                disable=not (progress_bar and is_rank_zero()),
+            )
+            with bar:
+                for job in todo:
+                    done = bar.n
+                    try:
+                        found[job] = outer.run(job, bar)
+                    except FileExistsError:  # of another run
+                        raise
+                    except Exception as error:
+                        if on_error == "raise":
+                            raise named(error, f"outer {job.name}") from error
+                        failed[job] = error
+                        print(f"outer {job.name} failed: {error!r}", file=sys.stderr, flush=True)
+                    bar.update(done + fits[job] - bar.n)
+        if not found:
+            job, why = next(iter(failed.items()))
+            raise named(why, f"outer {job.name}") from why
+        done_jobs = [job for job in jobs if job in found]
+        folds = [found[job][0] for job in done_jobs]
+        result = NestedResult(
+            run_dir=outer.plan.run_dir,
+            folds=[fold.row for fold in folds],
+            oof=join([fold.oof for fold in folds]),
+            histories=[fold.history for fold in folds],
+            info={
+                "num_folds": splits["num_folds"],
+                "repeats": repeats,
+                "inner_folds": inner_folds,
+                "monitor": monitor,
+                "mode": mode,
+                "class_names": data.class_names,
+                **({"failed": failures(failed)} if failed else {}),
+                "search": [
+                    {"repeat": job.repeat, "fold": job.fold, **row}
+                    for job in done_jobs
+                    for row in found[job][1]
+                ],
+                "seconds": time.monotonic() - started,
+                "config": {"logger": logger, **config},
+                "versions": tracking.versions(),
+            },
+            given={
+                "search": search,
+                "make_model": make_model,
+                "datamodule": data,
+                "make_callbacks": make_callbacks,
+                "trainer": trainer_args,
+                "seed": seed,
+            },
         )
-        jobs = [Job(i, split["repeat"], split["fold"]) for i, split in enumerate(splits["folds"])]
-        # Read by every rank before any fit, so that all run the same folds.
-        read = [(job, outer.read(job)) for job in jobs if resume]
-        found = {job: fold for job, fold in read if fold is not None}
-        fits = {job: len(points) * outer.count_inner(job) + 1 for job in jobs}
-        settings = {"trainer": trainer_args, "monitor": monitor, "mode": mode, "seed": seed}
-        config = search.describe(data, **settings)
-        if is_rank_zero():
-            outer.plan.run_id = begin(outer.plan.run_dir, config, splits, resume=resume)
-        todo = [job for job in jobs if job not in found]
-        failed: dict[Job, Exception] = {}
-        bar = tqdm(
-            total=sum(fits.values()),
-            initial=sum(fits[job] for job in found),
-            bar_format="{desc} {bar} {percentage:3.0f}% | {elapsed} elapsed, {remaining} left",
-            file=sys.stderr,
-            dynamic_ncols=True,
-            mininterval=0.1 if sys.stderr.isatty() else 10.0,
-            disable=not (progress_bar and is_rank_zero()),
-        )
-        with bar:
-            for job in todo:
-                done = bar.n
-                try:
-                    found[job] = outer.run(job, bar)
-                except FileExistsError:  # of another run
-                    raise
-                except Exception as error:
-                    if on_error == "raise":
-                        raise named(error, f"outer {job.name}") from error
-                    failed[job] = error
-                    print(f"outer {job.name} failed: {error!r}", file=sys.stderr, flush=True)
-                bar.update(done + fits[job] - bar.n)
-    if not found:
-        job, why = next(iter(failed.items()))
-        raise named(why, f"outer {job.name}") from why
-    done_jobs = [job for job in jobs if job in found]
-    folds = [found[job][0] for job in done_jobs]
-    result = NestedResult(
-        run_dir=outer.plan.run_dir,
-        folds=[fold.row for fold in folds],
-        oof=join([fold.oof for fold in folds]),
-        histories=[fold.history for fold in folds],
-        info={
-            "num_folds": splits["num_folds"],
-            "repeats": repeats,
-            "inner_folds": inner_folds,
-            "monitor": monitor,
-            "mode": mode,
-            "class_names": data.class_names,
-            **({"failed": failures(failed)} if failed else {}),
-            "search": [
-                {"repeat": job.repeat, "fold": job.fold, **row}
-                for job in done_jobs
-                for row in found[job][1]
-            ],
-            "seconds": time.monotonic() - started,
-            "config": {"logger": logger, **config},
-            "versions": tracking.versions(),
-        },
-        given={
-            "search": search,
-            "make_model": make_model,
-            "datamodule": data,
-            "make_callbacks": make_callbacks,
-            "trainer": trainer_args,
-            "seed": seed,
-        },
-    )
-    if is_rank_zero() and (todo or not (outer.plan.run_dir / SUMMARY).is_file()):
-        # The summary comes last: what a kill prevents before it, the next call makes up for.
-        result.write_parts()
-        drawn = _figures(result, data) if figures else {}
-        report.save_figures(outer.plan.run_dir / "figures", drawn)
-        log_summary(outer.plan, result, drawn, log_checkpoints, result.rows())
-        result.write_summary()
-    return result
+        if is_rank_zero() and (todo or not (outer.plan.run_dir / SUMMARY).is_file()):
+            # The summary comes last: what a kill prevents before it, the next call makes up for.
+            result.write_parts()
+            drawn = _figures(result, data) if figures else {}
+            report.save_figures(outer.plan.run_dir / "figures", drawn)
+            log_summary(outer.plan, result, drawn, log_checkpoints, result.rows())
+            result.write_summary()
+        return result
 
 
 class _Outer:

@@ -238,6 +238,25 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path):
     assert "best" in result.table()
 
 
+class LossOfNaN(MLPClassifier):
+    """Logs a validation loss of NaN in its first epoch."""
+
+    def compute_metrics(self, stage):
+        found = super().compute_metrics(stage)
+        if stage == "val" and self.trainer.current_epoch == 0 and self.trainer.state.fn == "fit":
+            found["val/loss"] = found["val/loss"] * torch.nan
+        return found
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_an_epoch_whose_score_is_no_number_is_not_the_best(tmp_path, mode):
+    result = run(tmp_path, lambda: LossOfNaN(64, 10, hidden=[8]), mode=mode)
+    for row, history in zip(result.folds, result.histories, strict=True):
+        assert np.isnan(history[0]["val/loss"])
+        saved = torch.load(tmp_path / "run" / row["checkpoint"], weights_only=True)
+        assert row["best_epoch"] == saved["epoch"] + 1 > 1
+
+
 def test_repeats_have_other_folds(tmp_path):
     result = run(tmp_path, num_folds=2, repeats=2)
     assert [(r["repeat"], r["fold"]) for r in result.folds] == [(0, 0), (0, 1), (1, 0), (1, 1)]
@@ -335,6 +354,19 @@ def test_a_model_used_twice_is_refused(tmp_path):
     stopper = EarlyStopping("val/loss")
     with pytest.raises(ValueError, match="same EarlyStopping for two folds"):
         run(tmp_path, name="other", make_callbacks=lambda: [stopper])
+
+
+@pytest.mark.parametrize("engine", ["sequential", "vectorized"])
+def test_models_that_share_what_is_trained_are_refused(tmp_path, engine):
+    shared = nn.Linear(64, 16)
+
+    def make_model():
+        return Classifier(nn.Sequential(nn.Flatten(), shared, nn.ReLU(), nn.Linear(16, 10)), 10)
+
+    with pytest.raises(ValueError, match=r"same parameter net\.1\.weight for two folds"):
+        run(tmp_path, make_model, engine=engine)
+    shared.requires_grad_(False)  # of a net that was trained before, and is not now
+    assert len(run(tmp_path, make_model, name="frozen", engine=engine).folds) == 3
 
 
 def test_a_run_folder_is_never_overwritten(tmp_path):

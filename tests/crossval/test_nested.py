@@ -31,6 +31,7 @@ from dlblocks.crossval import (
     cross_validate,
     nested_cross_validate,
 )
+from dlblocks.crossval.lock import locked
 from dlblocks.crossval.search import grid_points
 from dlblocks.data import ArrayDataModule, FoldedDataModule, TabularDataModule
 from dlblocks.models import MLPClassifier, load
@@ -656,6 +657,14 @@ def test_points_that_fail_are_not_chosen(capsys):
     assert "negative alpha" in loaded.report().read_text()
     with pytest.raises(ValueError, match=r"no point of grid has a mean of monitor='val/mse'"):
         run(data, Sometimes, {"alpha": [99]}, num_folds=2, inner_folds=2, run_dir="nothing")
+
+
+def test_a_second_call_in_the_same_folder_is_refused(tmp_path):
+    data = ArrayDataModule(X, Y)
+    with locked(tmp_path / "run"), pytest.raises(BlockingIOError, match="is in use by process"):
+        # Taken for a point that fails, it would be left out of the choice.
+        run(data, Sometimes, {"alpha": [1.0]}, num_folds=2, inner_folds=2, on_error="continue",
+            run_dir=tmp_path / "run")  # fmt: skip
 
 
 def test_an_outer_fold_that_fails_is_named():
