@@ -210,6 +210,7 @@ def _cross_validate(
         read = [(job, read_fold(plan.folder(job))) for job in jobs if plan.resume]
         found = {job: fold for job, fold in read if fold is not None}
         config: dict[str, Any] = {}
+        together = None
         chosen, why = "sequential", "n_jobs runs folds side by side" if n_jobs != 1 else ""
 
         def check(model: pl.LightningModule, callbacks: Sequence[Callback]) -> None:
@@ -239,17 +240,19 @@ def _cross_validate(
         if engine == "auto" and plan.resume and (before := engine_of(plan.run_dir)):
             chosen, why = before, "as this run began"
         elif engine != "sequential" and n_jobs == 1 and todo:
-            chosen, why = choose_engine(engine, plan, make_data, todo)
+            chosen, why, together = choose_engine(engine, plan, make_data, todo)
         elif engine == "vectorized":
             chosen = engine
         if engine == "auto" and todo and is_rank_zero():
             print(f"engine: {chosen}; {why}", file=sys.stderr, flush=True)
-        if n_jobs > 1 or n_jobs == -1 or not todo or chosen == "vectorized":
+        if together is not None:
+            check(together.members[0].model, together.members[0].callbacks)
+        elif n_jobs > 1 or n_jobs == -1 or not todo or chosen == "vectorized":
             check(plan.new_model(), plan.new_callbacks())  # otherwise the first fold's are
             if todo:
                 plan.new_model()  # a second one, to see that it is another
         if chosen == "vectorized" and todo:
-            outcomes = run_together(plan, make_data, todo, progress, on_error)
+            outcomes = run_together(plan, make_data, todo, progress, on_error, together)
         elif n_jobs == 1 or not todo:
             outcomes = _one_by_one(plan, make_data, todo, progress if progress_bar else None)
         else:

@@ -8,15 +8,14 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.loggers import Logger
 
 from dlblocks import tracking
 from dlblocks.crossval.fold import Fold, Job, Plan, finish_fold
 from dlblocks.crossval.progress import FoldProgress
 from dlblocks.data import SplitDataModule
 from dlblocks.ensembles import Member, NotVectorizable, Together, check_vectorizable
+from dlblocks.ensembles.probe import is_out_of_memory, seconds_a_step
 from dlblocks.files import write_rows
 from dlblocks.models.checkpoints import write_checkpoint
 
@@ -27,7 +26,7 @@ STEP_SECONDS = 5e-4
 
 def choose_engine(
     engine: str, plan: Plan, make_data: Callable[[Job], SplitDataModule], jobs: Sequence[Job]
-) -> tuple[str, str]:
+) -> tuple[str, str, Together | None]:
     """Which engine runs these fits, and why.
 
     Args:
@@ -37,29 +36,44 @@ def choose_engine(
         jobs: The fits.
 
     Returns:
-        The engine, and a sentence that says why it was chosen.
+        The engine, a sentence that says why it was chosen, and the fits, ready to run, if they are
+        to be run as one and memory suffices.
 
     Raises:
         NotVectorizable: The fits must be vectorized and cannot be.
     """
+    together, part = None, jobs
     try:
-        together = _together(plan, make_data, jobs)
+        while together is None:
+            try:
+                together = _together(plan, make_data, part)
+            except Exception as error:
+                if len(part) == 1 or not is_out_of_memory(error):
+                    raise
+                part = part[: -(-len(part) // 2)]
     except NotVectorizable as error:
         if engine == "vectorized":
             raise NotVectorizable(
                 f"engine='vectorized' cannot run these fits: {error}; use engine='sequential', or "
                 "'auto' to have it chosen."
             ) from error
-        return "sequential", f"the folds cannot be fitted together: {error}"
+        return "sequential", f"the folds cannot be fitted together: {error}", None
+    except Exception as error:
+        if engine == "vectorized":
+            raise
+        # One after the other, it is said which fold has it.
+        return "sequential", f"a fold fails: {error!r}", None
+    ready = together if len(part) == len(jobs) else None
     if engine == "vectorized":
-        together.detach()
-        return engine, "as asked"
-    at_once, apart = together.seconds_a_step()
+        return engine, "as asked", ready
+    at_once, apart = seconds_a_step(together)
+    apart += STEP_SECONDS * len(part)
+    why = f"a step takes {1e3 * at_once:.2g} ms for {len(part)} folds at once and "
+    why += f"{1e3 * apart:.2g} ms for one after the other"
+    if at_once < apart:
+        return "vectorized", why, ready
     together.detach()
-    apart += STEP_SECONDS * len(jobs)
-    said = f"a step takes {1e3 * at_once:.2g} ms for {len(jobs)} folds at once and "
-    said += f"{1e3 * apart:.2g} ms for one after the other"
-    return ("vectorized" if at_once < apart else "sequential"), said
+    return "sequential", why, None
 
 
 def run_together(
@@ -68,6 +82,7 @@ def run_together(
     jobs: Sequence[Job],
     progress: FoldProgress,
     on_error: str,
+    together: Together | None = None,
 ) -> Generator[tuple[Job, Fold | Exception], None, None]:
     """Runs fits as one; yields each, with its error if it failed.
 
@@ -79,45 +94,36 @@ def run_together(
         jobs: The fits.
         progress: The bar over all fits.
         on_error: ``"raise"``, or ``"continue"`` with the other folds when one fails.
+        together: The fits, ready to run; made here if None.
     """
     try:
-        found = _run(plan, make_data, jobs, progress, on_error)
+        found = _run(plan, jobs, together or _together(plan, make_data, jobs), progress, on_error)
     except Exception as error:
-        if len(jobs) == 1 or not _is_out_of_memory(error):
+        if len(jobs) == 1 or not is_out_of_memory(error):
             raise
-        half = -(-len(jobs) // 2)
-        print(
-            f"{len(jobs)} folds at once need more memory than there is; going on with {half}.",
-            file=sys.stderr,
-            flush=True,
-        )
         found = None
     if found is not None:
         yield from found
         return
+    del together
+    half = -(-len(jobs) // 2)
+    said = f"{len(jobs)} folds at once need more memory than there is; going on with {half}."
+    print(said, file=sys.stderr, flush=True)
     for part in (jobs[:half], jobs[half:]):
         yield from run_together(plan, make_data, part, progress, on_error)
 
 
 def _run(
-    plan: Plan,
-    make_data: Callable[[Job], SplitDataModule],
-    jobs: Sequence[Job],
-    progress: FoldProgress,
-    on_error: str,
+    plan: Plan, jobs: Sequence[Job], together: Together, progress: FoldProgress, on_error: str
 ) -> list[tuple[Job, Fold | Exception]]:
     started = time.monotonic()
+    together.on_error = on_error
+    together.save_to = plan.run_dir / STATE if plan.resume else None
+    together.show(_Bar(progress, len(jobs)))
     loggers = [plan.new_logger(job) for job in jobs]
     try:
-        together = _together(
-            plan,
-            make_data,
-            jobs,
-            loggers,
-            bar=_Bar(progress, len(jobs)),
-            save_to=plan.run_dir / STATE if plan.resume else None,
-            on_error=on_error,
-        )
+        for member, logger in zip(together.members, loggers, strict=True):
+            member.log_to([] if logger is None else [logger])
         try:
             together.fit()
         except Exception as error:
@@ -139,11 +145,7 @@ def _run(
 
 
 def _together(
-    plan: Plan,
-    make_data: Callable[[Job], SplitDataModule],
-    jobs: Sequence[Job],
-    loggers: Sequence[Logger | None] = (),
-    **settings: Any,
+    plan: Plan, make_data: Callable[[Job], SplitDataModule], jobs: Sequence[Job]
 ) -> Together:
     """The fits of some jobs, ready to run, each begun as `run_fold` would."""
     members = []
@@ -155,10 +157,7 @@ def _together(
         if i == 0:
             # Before the others are made.
             check_vectorizable(model, datamodule, callbacks, plan.trainer)
-        logger = loggers[i] if loggers else None
-        members.append(
-            Member(job.name, model, datamodule, callbacks, [] if logger is None else [logger])
-        )
+        members.append(Member(job.name, model, datamodule, callbacks))
     # What all share is drawn as the first fit would.
     pl.seed_everything(plan.seed + jobs[0].number, workers=True, verbose=False)
     return Together(
@@ -167,7 +166,6 @@ def _together(
         monitor=plan.monitor,
         mode=plan.mode,
         folder=plan.run_dir,
-        **settings,
     )
 
 
@@ -189,13 +187,6 @@ def _finish(plan: Plan, job: Job, member: Member, together: Together, seconds: f
         checkpoint=checkpoint,
         predicted=together.predict(member, "val"),
         history=member.history.rows,
-    )
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # On the CPU torch raises a plain RuntimeError.
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        "DefaultCPUAllocator" in str(error)
     )
 
 

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from dlblocks.callbacks.base import BatchTransform
 from dlblocks.data.dataset import ArrayDataset
 from dlblocks.data.normalisation import rescale
 from dlblocks.data.sampler import EpochSampler
+from dlblocks.ensembles.errors import NotVectorizable
 from dlblocks.ensembles.member import Member
 
 
@@ -54,6 +56,8 @@ class BatchSource:
             m.datamodule.train_dataloader() if self.training else m.datamodule.val_dataloader()
             for m in members
         ]
+        if any(not isinstance(loader, DataLoader) for loader in loaders):
+            raise NotVectorizable(f"a member has no {part} samples")
         self.samplers: list[EpochSampler] = [loader.sampler for loader in loaders]
         self.datasets: list[ArrayDataset] = [loader.dataset for loader in loaders]
         self.sizes: list[int] = [loader.batch_size for loader in loaders]

@@ -20,16 +20,18 @@ def make_sums(
     model: Model, num_models: int, device: torch.device
 ) -> ClassificationSums | RegressionSums | None:
     """Sums for K models like `model`, or None if it has metrics of its own."""
-
-    def same(cls: type[Model]) -> bool:
-        names = ("make_metrics", "for_metrics")
-        return all(getattr(type(model), name) is getattr(cls, name) for name in names)
-
-    if isinstance(model, Classifier) and same(Classifier):
+    if not is_ours(model, "make_metrics", "for_metrics"):
+        return None
+    if isinstance(model, Classifier):
         return ClassificationSums(num_models, model.num_classes, device)
-    if isinstance(model, Regressor) and same(Regressor):
+    if isinstance(model, Regressor):
         return RegressionSums(num_models, model.out_features, device)
     return None
+
+
+def is_ours(model: Model, *names: str) -> bool:
+    """Whether methods of a model are those of the package, not of a user's subclass."""
+    return all(getattr(type(model), n).__module__.startswith("dlblocks.models.") for n in names)
 
 
 class ClassificationSums:

@@ -29,12 +29,17 @@ class MemberTrainer:
     Everything else is the Trainer's that fits all members.
     """
 
-    def __init__(self, trainer: pl.Trainer, member: Member) -> None:
+    def __init__(self, trainer: pl.Trainer, member: Member, settings: Mapping[str, Any]) -> None:
         self._trainer = trainer
+        # What the one Trainer must not do itself, because it is each member's own.
+        self.limit_train_batches = settings.get("limit_train_batches") or 1.0
+        self.limit_val_batches = settings.get("limit_val_batches") or 1.0
+        self.check_val_every_n_epoch = settings.get("check_val_every_n_epoch") or 1
+        self.gradient_clip_val = settings.get("gradient_clip_val")
+        self.accumulate_grad_batches = settings.get("accumulate_grad_batches") or 1
         self.datamodule = member.datamodule
         self.callbacks = member.callbacks
         self.loggers = member.loggers
-        self.accumulate_grad_batches = 1
         self.num_training_batches = 0
         self.max_epochs = int(trainer.max_epochs or 0)
         self.current_epoch = 0
@@ -112,13 +117,12 @@ class Member:
         self.optimizer: Optimizer
         self.schedules: list[dict[str, Any]] = []
 
-    def attach(self, trainer: pl.Trainer, accumulate: int) -> None:
+    def attach(self, trainer: pl.Trainer, settings: Mapping[str, Any]) -> None:
         """Gives model, datamodule and callbacks their Trainer, and sets them up."""
-        own: Any = MemberTrainer(trainer, self)
+        own: Any = MemberTrainer(trainer, self, settings)
         self.trainer = own
         self.model.trainer = own
         self.datamodule.trainer = own
-        own.accumulate_grad_batches = accumulate
         self.datamodule.setup("fit")
         for callback in self.callbacks:
             callback.setup(own, self.model, "fit")
@@ -159,6 +163,10 @@ class Member:
                     f"the learning-rate schedule monitors {schedule['monitor']!r}, which was not "
                     f"logged; logged are {known}."
                 )
+
+    def log_to(self, loggers: Sequence[Logger]) -> None:
+        """Sets the member's loggers, before the fit."""
+        self.loggers = self.trainer.loggers = list(loggers)
 
     def begin(self) -> None:
         """Logs what the fit is, and begins it for the callbacks."""
@@ -229,6 +237,12 @@ class Member:
             schedule["scheduler"].load_state_dict(saved)
         for writer, rows in zip(csv_writers(trainer), state["csv_rows"], strict=False):
             writer.keep(rows)
+
+    def forget_rows(self) -> None:
+        """Empties the member's CSV logs."""
+        trainer: Any = self.trainer
+        for writer in csv_writers(trainer):
+            writer.keep(0)
 
     def detach(self) -> None:
         """Ends what `attach` began."""

@@ -54,6 +54,7 @@ class MergedOptimizer:
         self._stacked: Optimizer | None = None  # has the state while it is there
         cls = type(self.optimizers[0])
         is_known = cls in ELEMENTWISE or cls.__module__.startswith(OURS)
+        is_known &= not any(_has_hooks(optimizer) for optimizer in optimizers)
         if is_known and all(type(optimizer) is cls for optimizer in optimizers):
             self._merged = copy.copy(self.optimizers[0])
             state: defaultdict[Tensor, Any] = defaultdict(dict)
@@ -211,6 +212,10 @@ def _choose_kernel(group: dict[str, Any], cls: type[Optimizer]) -> None:
         group["fused"] = True
     elif "foreach" in group:
         group["foreach"] = True
+
+
+def _has_hooks(optimizer: Optimizer) -> bool:
+    return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
 
 
 def _hashable(value: Any) -> Any:

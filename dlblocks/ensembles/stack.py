@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
+from torch.nn.parameter import is_lazy
 
 from dlblocks.ensembles.dense import dense_forward, dense_layers, dense_loss
 from dlblocks.ensembles.errors import NotVectorizable
+from dlblocks.ensembles.support import plain_state
 from dlblocks.models.base import Model
 
 
@@ -35,13 +37,14 @@ class Stack:
         _check_same(models)
         self.models = list(models)
         self.device = device
-        self._template = _Step(_without_metrics(models[0])).to(device)
-        self._modes = {module: module.training for module in self._template.modules()}
+        self.template = _without_metrics(models[0]).to(device)
+        self._modes = {module: module.training for module in self.template.modules()}
         self._names = [*dict(models[0].named_parameters()), *dict(models[0].named_buffers())]
-        self._vmapped = _Vmapped(self._template, self._names)
-        self._layers = dense_layers(self._template.model)
+        self._vmapped = _Vmapped(_Step(self.template), self._names)
+        self._layers = dense_layers(self.template)
         if self._layers is not None:
-            tail = _Step(copy.copy(self._template.model))
+            tail = _Step(copy.copy(self.template))
+            vars(tail.model)["_trainer"] = _NoTrainer()  # which a copy lets go of
             tail.model._modules = {**tail.model._modules, "net": nn.Identity()}
             self._after_net = _Vmapped(tail, [n for n in self._names if not n.startswith("net.")])
         self.params: dict[str, Tensor] = {}
@@ -78,7 +81,7 @@ class Stack:
         for module, training in self._modes.items():
             module.training = training and mode
         if self._layers is not None:
-            self._after_net.step.model.training = self._template.model.training
+            self._after_net.step.model.training = self.template.training
 
     def run(
         self, inputs: Tensor, targets: Tensor, members: Sequence[int] | None = None
@@ -108,7 +111,7 @@ class Stack:
         if self._layers is None:
             return self._vmapped(inputs, targets, named)
         values = dense_forward(self._layers, inputs, named)
-        model = self._template.model
+        model = self.template
         losses = dense_loss(model, values, targets)
         return self._after_net(values, targets, named) if losses is None else (losses, values)
 
@@ -180,7 +183,13 @@ class _Vmapped:
         for (holder, name), tensor in zip(self.places, tensors, strict=True):
             holder[name] = tensor
         try:
-            return self.step(inputs, targets)
+            found = self.step(inputs, targets)
+            for (holder, name), tensor in zip(self.places, tensors, strict=True):
+                if holder[name] is not tensor:
+                    raise NotVectorizable(
+                        f"a step puts another tensor in the place of {name}; write into it instead"
+                    )
+            return found
         finally:
             for (holder, name), tensor in zip(self.places, before, strict=True):
                 holder[name] = tensor
@@ -202,15 +211,27 @@ def _without_metrics(model: Model) -> Model:
     finally:
         model._trainer = trainer
     new._metrics = nn.ModuleDict()
+    vars(new)["_trainer"] = _NoTrainer()
     return new
 
 
-def _check_same(models: Sequence[Model]) -> None:
-    def described(model: Model) -> dict[str, tuple[torch.Size, torch.dtype]]:
-        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        return {name: (x.shape, x.dtype) for name, x in tensors.items()}
+class _NoTrainer:
+    """Stands for the Trainer of the model that computes for all: there is none to be asked."""
 
-    first = described(models[0])
+    def __getattr__(self, name: str) -> Any:
+        raise NotVectorizable(f"a step asks for, or logs to, the Trainer ({name}) of one model")
+
+
+def _check_same(models: Sequence[Model]) -> None:
+    def described(model: Model) -> dict[str, tuple[torch.Size, torch.dtype, bool]]:
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        for name, x in tensors.items():
+            if is_lazy(x):
+                raise NotVectorizable(f"{name} is lazy: its shape is not known before the fit")
+        return {name: (x.shape, x.dtype, x.requires_grad) for name, x in tensors.items()}
+
+    _check_tensors(models[0])
+    first, plain = described(models[0]), plain_state(models[0])
     for k, model in enumerate(models):
         mine = described(model)
         if type(model) is not type(models[0]) or mine.keys() != first.keys():
@@ -221,7 +242,30 @@ def _check_same(models: Sequence[Model]) -> None:
         for name, found in mine.items():
             if found != first[name]:
                 raise NotVectorizable(
-                    f"{name} is {found[1]} of shape {tuple(found[0])} in model {k} and "
-                    f"{first[name][1]} of shape {tuple(first[name][0])} in model 0; models fitted "
-                    "together need the same architecture"
+                    f"{name} is {_said(*found)} in model {k} and {_said(*first[name])} in model 0; "
+                    "models fitted together need the same architecture"
                 )
+        if plain_state(model) != plain:
+            other = plain_state(model)
+            name = next(n for n in {**plain, **other} if plain.get(n) != other.get(n))
+            raise NotVectorizable(
+                f"{name} is {other.get(name)!r} in model {k} and {plain.get(name)!r} in model 0; "
+                "only what trains a model, such as lr, may differ"
+            )
+
+
+def _said(shape: torch.Size, dtype: torch.dtype, requires_grad: bool) -> str:
+    return f"{dtype} of shape {tuple(shape)}{'' if requires_grad else ' (not trained)'}"
+
+
+def _check_tensors(model: Model) -> None:
+    """That every parameter has one place, and nothing that is called with its gradient."""
+    for kind in ("parameters", "buffers"):
+        named = getattr(model, f"named_{kind}")
+        once = {name for name, _ in named()}
+        for name, _ in named(remove_duplicate=False):
+            if name not in once:
+                raise NotVectorizable(f"{name} is tied to another of the {kind}")
+    for name, p in model.named_parameters():
+        if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
+            raise NotVectorizable(f"{name} has a hook on its gradient")

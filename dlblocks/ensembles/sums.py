@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dlblocks.ensembles.batches import Batches
-from dlblocks.ensembles.grouped import make_sums
+from dlblocks.ensembles.grouped import is_ours, make_sums
 from dlblocks.ensembles.member import Member
 from dlblocks.models.base import FLUSH_EVERY, Stage
 
@@ -28,6 +28,7 @@ class Sums:
     def __init__(self, members: Sequence[Member], stage: Stage, device: torch.device) -> None:
         self.members, self.stage = members, stage
         self.grouped = make_sums(members[0].model, len(members), device)
+        self.alike = is_ours(members[0].model, "for_metrics", "prediction")
         self.parts: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
         self.losses = torch.zeros(2, len(members), device=device)  # their sums, and samples
         for member in members:
@@ -37,10 +38,15 @@ class Sums:
         """Adds a step: losses (M,) and outputs (M, N, ...), detached."""
         model = self.members[batches.members[0]].model
         size = batches.rows.shape[1]
-        # Of all members' samples at once: it treats every sample by itself.
-        predictions, targets = model.for_metrics(
-            outputs.flatten(0, 1), batches.targets.flatten(0, 1), self.stage
-        )
+        if self.alike:
+            # Of all members' samples at once: it treats every sample by itself.
+            predictions, targets = model.for_metrics(
+                outputs.flatten(0, 1), batches.targets.flatten(0, 1), self.stage
+            )
+        else:
+            pairs = zip(batches.members, outputs, batches.targets, strict=True)
+            parts = [self.members[k].model.for_metrics(o, t, self.stage) for k, o, t in pairs]
+            predictions, targets = (torch.cat(column) for column in zip(*parts, strict=True))
         who = torch.tensor(batches.members, device=losses.device)
         sizes = torch.full_like(losses, size)
         self.parts.append((who, losses.float(), sizes, predictions, targets))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
+import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
 from dlblocks.callbacks.base import BatchTransform
@@ -56,7 +59,28 @@ def check_vectorizable(
                 f"the callback {type(callback).__name__} works on one model; only EarlyStopping "
                 "and callbacks that change batches work here"
             )
+    _check_data(datamodule)
     _check_trainer(trainer)
+
+
+# What Lightning would call of a datamodule, and the engine does not.
+OF_DATA = (
+    "on_before_batch_transfer",
+    "transfer_batch_to_device",
+    "on_after_batch_transfer",
+    "transform",
+    "train_dataloader",
+    "val_dataloader",
+    "_loader",
+)
+
+
+def _check_data(datamodule: DataModule) -> None:
+    for name in OF_DATA:
+        if getattr(type(datamodule), name) is not getattr(DataModule, name):
+            raise NotVectorizable(
+                f"{type(datamodule).__name__} has a {name} of its own, which works on one batch"
+            )
 
 
 def _check_trainer(trainer: Mapping[str, Any]) -> None:
@@ -91,6 +115,7 @@ FREE = {"forward", "setup", "configure_optimizers", "hparams", "on_save_checkpoi
 def _overridden(model: Model) -> str | None:
     """The first method of a user's subclass that Lightning or `Model` would call in a step."""
     ours = {name for name in vars(Model) if name.startswith(("_step", "_flush", "_log", "_reset"))}
+    ours |= {"update_metrics", "compute_metrics", "reset_metrics", "flush_metrics"}
     for cls in type(model).__mro__:
         if cls.__module__.startswith("dlblocks.models."):
             return None
@@ -100,3 +125,59 @@ def _overridden(model: Model) -> str | None:
             if (hook or name in ours) and name not in FREE and hasattr(Model, name):
                 return name
     return None
+
+
+# What may differ between members, because it only decides how each is trained.
+OWN = {
+    "lr",
+    "weight_decay",
+    "optimizer_name",
+    "optimizer_args",
+    "lr_schedule",
+    "lr_schedule_args",
+    "warmup_steps",
+}
+INTERNAL = {"training", "_buffers_of", "_first_batch", "_hparams", "_hparams_initial"}
+PLAIN = (bool, int, float, complex, str, bytes, type(None))
+
+
+def plain_state(model: Model) -> dict[str, Any]:
+    """The attributes of all modules of a model that are plain values, by their names.
+
+    Raises:
+        NotVectorizable: An attribute is a tensor that is no parameter or buffer.
+    """
+    known = vars(pl.LightningModule()).keys() | OWN | INTERNAL
+    found: dict[str, Any] = {}
+    for path, module in model.named_modules():
+        if path.startswith("_metrics"):
+            continue
+        for name, value in vars(module).items():
+            if name in known:
+                continue
+            where = f"{path}.{name}" if path else name
+            if _holds_tensor(value):
+                raise NotVectorizable(
+                    f"{where} is or holds a tensor that is neither a parameter nor a buffer; use "
+                    "register_buffer"
+                )
+            if _is_plain(value):
+                # A copy: what a step changes in place is seen too.
+                found[where] = copy.deepcopy(value)
+    return found
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(_is_plain(key) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, (list, tuple, set)):
+        return all(_is_plain(item) for item in value)
+    return isinstance(value, PLAIN)
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(_holds_tensor(item) for item in value.values())
+    if isinstance(value, (list, tuple)):
+        return any(_holds_tensor(item) for item in value)
+    return isinstance(value, (torch.Tensor, np.ndarray))

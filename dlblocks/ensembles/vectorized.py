@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dlblocks.callbacks import resume_state
-from dlblocks.ensembles.batches import Batches, BatchSource
-from dlblocks.ensembles.errors import NotVectorizable
+from dlblocks.ensembles.batches import BatchSource
 from dlblocks.ensembles.member import Best, Member
 from dlblocks.ensembles.optimizers import MergedOptimizer
+from dlblocks.ensembles.probe import quiet_vmap, try_a_step
 from dlblocks.ensembles.stack import Stack
 from dlblocks.ensembles.sums import Sums
 from dlblocks.ensembles.support import check_vectorizable
+from dlblocks.errors import did_you_mean
 from dlblocks.files import whole_file
+from dlblocks.models.base import FLUSH_EVERY
 from dlblocks.predictions import stack as stack_predictions
 
 # Optimizer steps that are one batch to the Trainer: its own work is then done once for all.
@@ -76,12 +78,13 @@ class Together(pl.LightningModule):
         trainer: Arguments of the Trainer.
         monitor: The logged metric that chooses the best epoch.
         mode: Whether ``"min"`` or ``"max"`` of it is best.
-        bar: A progress bar.
+        folder: Where the Trainer writes whatever it writes.
+
+    Attributes:
         save_to: A file that is written every ten seconds, at the ends of epochs, and from which a
             killed fit goes on; None for none.
         on_error: ``"raise"``, or ``"continue"`` with the other members when the loss of one is not
             finite; its `error` says so.
-        folder: Where the Trainer writes whatever it writes.
     """
 
     def __init__(
@@ -91,9 +94,6 @@ class Together(pl.LightningModule):
         trainer: Mapping[str, Any],
         monitor: str,
         mode: str,
-        bar: Callback | None = None,
-        save_to: Path | None = None,
-        on_error: str = "raise",
         folder: Path | None = None,
     ) -> None:
         super().__init__()
@@ -102,8 +102,8 @@ class Together(pl.LightningModule):
         self.automatic_optimization = False
         self.members = list(members)
         self.monitor, self.mode = monitor, mode
-        self.on_error = on_error
-        self.save_to = save_to
+        self.on_error = "raise"
+        self.save_to: Path | None = None
         self.accumulate = trainer.get("accumulate_grad_batches") or 1
         self.clip: float = trainer.get("gradient_clip_val") or 0.0
         self.clip_by_value = str(trainer.get("gradient_clip_algorithm") or "norm") == "value"
@@ -112,6 +112,7 @@ class Together(pl.LightningModule):
         self.limit_val = trainer.get("limit_val_batches")
         self.epoch = 0
         self._linked = False
+        self._unchecked: list[tuple[list[int], Tensor, int]] = []
         self._saved_at = time.monotonic()
         arguments = {k: v for k, v in trainer.items() if k not in HEEDED_HERE}
         if arguments.get("devices", "auto") == "auto":
@@ -120,17 +121,16 @@ class Together(pl.LightningModule):
             arguments["max_epochs"] = 1000  # Lightning's own default
         self.fitter = pl.Trainer(
             **arguments,
-            callbacks=[] if bar is None else [bar],
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,
-            enable_progress_bar=bar is not None,
+            enable_progress_bar=False,
             default_root_dir=folder,
         )
         self._max_epochs = int(arguments["max_epochs"])
         self.root_device = self.fitter.strategy.root_device
         for member in self.members:
-            member.attach(self.fitter, self.accumulate)
+            member.attach(self.fitter, trainer)
         self.live = self.members
         self._make_sources()
         for k, member in enumerate(self.members):
@@ -141,11 +141,15 @@ class Together(pl.LightningModule):
         self.optimizers_of = MergedOptimizer(
             [member.optimizer for member in self.members], self.stack
         )
-        self._try()
+        try_a_step(self)
+
+    def show(self, bar: Callback) -> None:
+        """Shows the fit by a callback of its Trainer."""
+        vars(self.fitter)["callbacks"].append(bar)
 
     def fit(self) -> None:
         """Runs the fit, or what is left of it."""
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), quiet_vmap():
             # Each member has its own optimizer.
             warnings.filterwarnings("ignore", "`LightningModule.configure_optimizers` returned")
             # The merged optimizer has stepped.
@@ -169,77 +173,7 @@ class Together(pl.LightningModule):
         self.val_source.begin(0)
 
     def _batches(self, k: int) -> int:
-        return _limited(self.train_source.count(k), self.limit_train)
-
-    def _try(self) -> None:
-        """One step without consequences, to see whether the models can be computed together."""
-        self.train_source.begin(0)
-        buffers = {name: buffer.clone() for name, buffer in self.stack.buffers.items()}
-        devices = [self.root_device] if self.root_device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            for batches in self.train_source.step(0, range(len(self.live))):
-                try:
-                    with self.fitter.precision_plugin.train_step_context():
-                        losses, outputs = self.stack.run(
-                            batches.inputs, batches.targets, batches.members
-                        )
-                    gradients = torch.autograd.grad(
-                        losses.sum(),
-                        [p for p in self.stack.params.values() if p.requires_grad],
-                        allow_unused=True,
-                    )
-                except torch.OutOfMemoryError:
-                    raise
-                except Exception as error:
-                    # What a single model cannot compute either is no matter of the stack.
-                    self._alone(batches)
-                    raise NotVectorizable(
-                        f"{type(self.live[0].model).__name__} cannot be computed for several "
-                        f"models at once: {str(error).splitlines()[0] if str(error) else error!r}"
-                    ) from error
-                del gradients
-                self.live[batches.members[0]].model.check_batch(outputs[0], batches.targets[0])
-        for name, buffer in buffers.items():
-            self.stack.buffers[name].copy_(buffer)
-
-    def seconds_a_step(self, repeats: int = 3) -> tuple[float, float]:
-        """The time of a step's losses and gradients: of all members together, and one by one.
-
-        The shortest of some tries, after one that counts for nothing. Leaves weights, statistics
-        and random numbers as they are.
-        """
-        self.train_source.begin(0)
-        (batches, *_) = self.train_source.step(0, range(len(self.live)))
-        share = len(self.live) / len(batches.members)
-        buffers = {name: buffer.clone() for name, buffer in self.stack.buffers.items()}
-        params = [p for p in self.stack.params.values() if p.requires_grad]
-        model = self.live[batches.members[0]].model
-        own = [p for p in model.parameters() if p.requires_grad]
-
-        def together() -> None:
-            losses, _ = self.stack.run(batches.inputs, batches.targets, batches.members)
-            torch.autograd.grad(losses.sum(), params, allow_unused=True)
-
-        def alone() -> None:
-            loss = model.loss(model(batches.inputs[0]), batches.targets[0])
-            torch.autograd.grad(loss, own, allow_unused=True)
-
-        devices = [self.root_device] if self.root_device.type == "cuda" else []
-        with (
-            torch.random.fork_rng(devices=devices),
-            self.fitter.precision_plugin.train_step_context(),
-        ):
-            found = [_shortest(run, repeats, self.root_device) for run in (together, alone)]
-        for name, buffer in buffers.items():
-            self.stack.buffers[name].copy_(buffer)
-        return share * found[0], len(self.live) * found[1]
-
-    def _alone(self, batches: Batches) -> None:
-        model = self.live[batches.members[0]].model
-        with self.fitter.precision_plugin.train_step_context():
-            outputs = model(batches.inputs[0])
-            model.check_batch(outputs, batches.targets[0])
-            model.loss(outputs, batches.targets[0])
+        return _limited("train", self.train_source.count(k), self.limit_train)
 
     # The fit
 
@@ -303,11 +237,12 @@ class Together(pl.LightningModule):
                 member.step_schedules("step", plateau=False, count=last)
                 self.optimizers_of.settings_changed()
 
-    def _clip_gradients(self, due: Sequence[int]) -> None:
+    def _clip_gradients(self, due: list[int]) -> None:
         gradients = self.stack.gradients()
         if self.clip_by_value:
             for gradient in gradients:
-                gradient.clamp_(-self.clip, self.clip)
+                # Those of the others are half accumulated.
+                gradient[due] = gradient[due].clamp(-self.clip, self.clip)
             return
         norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
         factors = (self.clip / (norms + 1e-6)).clamp(max=1.0)  # as clip_grad_norm_ has it
@@ -323,10 +258,25 @@ class Together(pl.LightningModule):
             gradient[list(due)] = 0
 
     def _check_finite(self, members: Sequence[int], losses: Tensor, number: int) -> None:
-        if losses.isfinite().all():
+        if self.root_device.type != "cpu":
+            # A look would wait for the device.
+            self._unchecked.append((list(members), losses, number))
+            if len(self._unchecked) >= FLUSH_EVERY:
+                self._check_late()
             return
+        if not losses.isfinite().all():
+            self._fail(members, losses, number)
+
+    def _check_late(self) -> None:
+        pending, self._unchecked = self._unchecked, []
+        if pending and not torch.cat([losses for _, losses, _ in pending]).isfinite().all():
+            for members, losses, number in pending:
+                self._fail(members, losses, number)
+
+    def _fail(self, members: Sequence[int], losses: Tensor, number: int) -> None:
+        """Stops the members whose loss is not finite."""
         for k, loss in zip(members, losses.tolist(), strict=True):
-            if math.isfinite(loss):
+            if math.isfinite(loss) or not self.live[k].active:
                 continue
             member = self.live[k]
             error = FloatingPointError(
@@ -339,6 +289,7 @@ class Together(pl.LightningModule):
                 raise error
 
     def on_train_epoch_end(self) -> None:
+        self._check_late()
         train = self._sums.compute()
         validated = (self.epoch + 1) % self.validate_every == 0
         val = self._validate() if validated else [{} for _ in self.live]
@@ -378,7 +329,7 @@ class Together(pl.LightningModule):
         self.stack.train(False)
         sums = Sums(self.live, "val", self.root_device)
         active = [k for k, member in enumerate(self.live) if member.active]
-        counts = {k: _limited(self.val_source.count(k), self.limit_val) for k in active}
+        counts = {k: _limited("val", self.val_source.count(k), self.limit_val) for k in active}
         with torch.inference_mode(), self.fitter.precision_plugin.val_step_context():
             for number in range(max(counts.values(), default=0)):
                 part = [k for k in active if number < counts[k]]
@@ -393,9 +344,10 @@ class Together(pl.LightningModule):
     def _keep_best(self, member: Member, metrics: Mapping[str, Tensor]) -> None:
         values = {name: float(value) for name, value in metrics.items()}
         if self.monitor not in values:
+            hint = did_you_mean(self.monitor, values) or "."
             raise ValueError(
-                f"monitor={self.monitor!r} was not logged by {type(member.model).__name__}; logged "
-                f"are {', '.join(sorted(values))}."
+                f"monitor={self.monitor!r} was not logged by {type(member.model).__name__}{hint} "
+                f"Logged are {', '.join(sorted(values))}."
             )
         value, worst = values[self.monitor], math.inf if self.mode == "min" else -math.inf
         value = worst if math.isnan(value) else value
@@ -428,9 +380,10 @@ class Together(pl.LightningModule):
         data = member.datamodule
         rows, found = data.indices(part), []
         inputs, targets = data.raw_inputs(part), data.source.targets
+        size = data.batch_size if isinstance(data.batch_size, int) else max(len(rows), 1)
         member.model.eval()
         with torch.inference_mode(), self.fitter.precision_plugin.val_step_context():
-            for index in rows.split(data.batch_size):
+            for index in rows.split(size):
                 batch = [inputs.index_select(0, index), targets.index_select(0, index)]
                 batch = [x.to(self.root_device) for x in batch]
                 batch[0] = self.fitter.precision_plugin.convert_input(data.transform(batch[0]))
@@ -461,10 +414,10 @@ class Together(pl.LightningModule):
     def go_on(self) -> None:
         """Goes on where a killed fit of the same members was, if it has left its file."""
         if self.save_to is None or not self.save_to.is_file():
-            return
+            return self._start_anew()
         state = torch.load(self.save_to, map_location=self.root_device, weights_only=True)
         if any(member.name not in state["members"] for member in self.members):
-            return  # it belongs to other fits
+            return self._start_anew()  # it belongs to other fits
         for k, member in enumerate(self.members):
             member.load(state["members"][member.name])
             if member.name in state["optimizers"]:
@@ -474,6 +427,11 @@ class Together(pl.LightningModule):
         self._drop_stopped()
         self.fitter.fit_loop.max_epochs = self._max_epochs - self.epoch
         resume_state.set_random_state(self.root_device, state["random"])
+
+    def _start_anew(self) -> None:
+        """Drops what a fit that was broken off before it could save has logged."""
+        for member in self.members:
+            member.forget_rows()
 
     def detach(self) -> None:
         """Lets go of the Trainer."""
@@ -503,19 +461,13 @@ class _Chunks(Dataset):
         return self.chunks[i]
 
 
-def _shortest(run: Callable[[], None], repeats: int, device: torch.device) -> float:
-    seconds = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
-        run()
-        if device.type != "cpu":
-            torch.get_device_module(device).synchronize()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds[1:])
-
-
-def _limited(count: int, limit: int | float | None) -> int:
+def _limited(part: str, count: int, limit: int | float | None) -> int:
     """As the Trainer's ``limit_train_batches`` has it: so many batches, or such a share."""
     if limit is None:
         return count
-    return min(count, limit) if isinstance(limit, int) else int(count * limit)
+    found = min(count, limit) if isinstance(limit, int) else int(count * limit)
+    if found < 1:
+        raise ValueError(
+            f"limit_{part}_batches={limit} of {count} batches leaves none; use a larger share."
+        )
+    return found

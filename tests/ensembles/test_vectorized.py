@@ -345,7 +345,9 @@ def test_a_loss_that_is_not_finite(tmp_path):
     with pytest.raises(FloatingPointError, match=r"train/loss is .* at step \d+ .*lower lr"):
         Together(exploding(), **settings).fit()
     found = exploding()
-    Together(found, **settings, on_error="continue").fit()
+    together = Together(found, **settings)
+    together.on_error = "continue"
+    together.fit()
     assert isinstance(found[1].error, FloatingPointError)
     assert found[0].error is None and found[0].epochs == 3
     # The others are what they are without it.

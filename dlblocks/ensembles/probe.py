@@ -1,0 +1,141 @@
+"""A step without consequences: whether models can be computed together, and how fast that is."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from dlblocks.ensembles.errors import NotVectorizable
+from dlblocks.ensembles.support import plain_state
+
+if TYPE_CHECKING:
+    from dlblocks.ensembles.batches import Batches
+    from dlblocks.ensembles.vectorized import Together
+
+
+@contextlib.contextmanager
+def quiet_vmap() -> Iterator[None]:
+    """Silences advice to torch's developers about operations that vmap computes one by one."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop because we have not yet")
+        yield
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was short; on the CPU torch raises a plain `RuntimeError`."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        "DefaultCPUAllocator" in str(error)
+    )
+
+
+@contextlib.contextmanager
+def _untouched(together: Together) -> Iterator[None]:
+    """Leaves buffers, modes and random numbers as they were."""
+    stack, device = together.stack, together.root_device
+    buffers = {name: buffer.clone() for name, buffer in stack.buffers.items()}
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), quiet_vmap():
+            yield
+    finally:
+        stack.train()
+        for name, buffer in buffers.items():
+            stack.buffers[name].copy_(buffer)
+
+
+def try_a_step(together: Together) -> None:
+    """Computes losses and gradients of one step, and a step of validation.
+
+    Raises:
+        NotVectorizable: The models cannot be computed together, though each by itself can.
+    """
+    stack, precision = together.stack, together.fitter.precision_plugin
+    params = [p for p in stack.params.values() if p.requires_grad]
+    together.train_source.begin(0)
+    before = plain_state(stack.template)
+    everyone = range(len(together.live))
+    with _untouched(together):
+        for training in (True, False):
+            source = together.train_source if training else together.val_source
+            stack.train(training)
+            for batches in source.step(0, everyone):
+                context = precision.train_step_context if training else precision.val_step_context
+                try:
+                    with context(), torch.set_grad_enabled(training):
+                        losses, outputs = stack.run(
+                            batches.inputs, batches.targets, batches.members
+                        )
+                    if training:
+                        torch.autograd.grad(losses.sum(), params, allow_unused=True)
+                except NotVectorizable:
+                    raise
+                except Exception as error:
+                    if is_out_of_memory(error):
+                        raise
+                    # What a single model cannot compute either is no matter of the stack.
+                    _alone(together, batches)
+                    raise NotVectorizable(
+                        f"{type(stack.template).__name__} cannot be computed for several models "
+                        f"at once: {_short(error)}"
+                    ) from error
+                model = together.live[batches.members[0]].model
+                model.check_batch(outputs[0], batches.targets[0])
+        if plain_state(stack.template) != before:
+            raise NotVectorizable(
+                f"{type(stack.template).__name__} changes attributes of its own in a step, and all "
+                "models would share them"
+            )
+
+
+def seconds_a_step(together: Together, repeats: int = 3) -> tuple[float, float]:
+    """The time of a step's losses and gradients: of all members together, and one by one.
+
+    The shortest of some tries, after one that counts for nothing.
+    """
+    stack = together.stack
+    together.train_source.begin(0)
+    (batches, *_) = together.train_source.step(0, range(len(together.live)))
+    share = len(together.live) / len(batches.members)
+    params = [p for p in stack.params.values() if p.requires_grad]
+    model = together.live[batches.members[0]].model
+    own = [p for p in model.parameters() if p.requires_grad]
+
+    def at_once() -> None:
+        losses, _ = stack.run(batches.inputs, batches.targets, batches.members)
+        torch.autograd.grad(losses.sum(), params, allow_unused=True)
+
+    def alone() -> None:
+        loss = model.loss(model(batches.inputs[0]), batches.targets[0])
+        torch.autograd.grad(loss, own, allow_unused=True)
+
+    with _untouched(together), together.fitter.precision_plugin.train_step_context():
+        found = [_shortest(run, repeats, together.root_device) for run in (at_once, alone)]
+    return share * found[0], len(together.live) * found[1]
+
+
+def _alone(together: Together, batches: Batches) -> None:
+    model = together.live[batches.members[0]].model
+    with together.fitter.precision_plugin.train_step_context():
+        outputs = model(batches.inputs[0])
+        model.check_batch(outputs, batches.targets[0])
+        model.loss(outputs, batches.targets[0])
+
+
+def _shortest(run: Callable[[], None], repeats: int, device: torch.device) -> float:
+    seconds = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        run()
+        if device.type != "cpu":
+            torch.get_device_module(device).synchronize()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds[1:])
+
+
+def _short(error: Exception) -> str:
+    text = str(error).split("\n")[0].split(" Please file")[0].split(". ")[0]
+    return text or repr(error)

@@ -1,0 +1,184 @@
+"""What looks as if it could be fitted together, and would give wrong numbers in silence."""
+
+import random
+
+import pytest
+import torch
+from sklearn.datasets import load_iris
+from torch import nn
+
+from dlblocks.data import ArrayDataModule
+from dlblocks.ensembles import Member, NotVectorizable, Together
+from dlblocks.models import Classifier, MLPClassifier
+
+TRAINER = {"accelerator": "cpu", "max_epochs": 2}
+inputs, targets = (torch.tensor(x) for x in load_iris(return_X_y=True))
+DATA = {"inputs": inputs.float(), "targets": targets, "batch_size": 32, "num_folds": 3}
+
+
+def together(make, data=None):
+    data = data or ArrayDataModule(**DATA)
+    members = [Member(f"fold {k}", make(), data.for_fold(k, 3)) for k in range(3)]
+    return Together(members, trainer=TRAINER, monitor="val/loss", mode="min")
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return self.c(self.b(self.a(x)))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+class PlainTensor(Net):
+    def __init__(self):
+        super().__init__()
+        self.shift = torch.randn(3)
+
+    def forward(self, x):
+        return self.layer(x) + self.shift
+
+
+class Counter(Net):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.layer(x) * self.calls
+
+
+class Rebound(Net):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x):
+        self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+        return self.layer(x - self.mean)
+
+
+class OnlyInEvaluation(Net):
+    def forward(self, x):
+        return self.layer(x) if self.training or x.sum() > 0 else -self.layer(x)
+
+
+class AsksForTheEpoch(MLPClassifier):
+    def loss(self, outputs, targets):
+        return super().loss(outputs, targets) * (1 + self.current_epoch)
+
+
+class Logs(MLPClassifier):
+    def loss(self, outputs, targets):
+        self.log("train/extra", 1.0)
+        return super().loss(outputs, targets)
+
+
+class OwnMetrics(MLPClassifier):
+    def compute_metrics(self, stage):
+        return {f"{stage}/loss": torch.tensor(0.0)}
+
+
+class FromItsData(MLPClassifier):
+    def setup(self, stage):
+        super().setup(stage)
+        self.scale = float(self.trainer.datamodule.train_targets().float().std())
+
+    def loss(self, outputs, targets):
+        return self.scale * super().loss(outputs, targets)
+
+
+def hooked():
+    model = MLPClassifier(4, 3)
+    next(model.parameters()).register_hook(lambda gradient: 0 * gradient)
+    return model
+
+
+def lazy():
+    return Classifier(nn.Sequential(nn.LazyLinear(3)), 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Classifier(Tied(), 3), r"net\.b\.weight is tied"),
+        (lambda: Classifier(PlainTensor(), 3), r"net\.shift is or holds a tensor"),
+        (lambda: Classifier(Counter(), 3), "changes attributes of its own in a step"),
+        (lambda: Classifier(Rebound(), 3), "another tensor in the place of mean"),
+        (lambda: Classifier(OnlyInEvaluation(), 3), "cannot be computed for several"),
+        (lambda: AsksForTheEpoch(4, 3), r"asks for.*current_epoch"),
+        (lambda: Logs(4, 3), "logs to, the Trainer"),
+        (lambda: OwnMetrics(4, 3), "compute_metrics of its own"),
+        (lambda: FromItsData(4, 3), r"scale is .* in model 1"),
+        (hooked, "hook on its gradient"),
+        (lazy, "is lazy"),
+        (lambda: MLPClassifier(4, 3, label_smoothing=random.choice([0.1, 0.2])), "label_smoothing"),
+    ],
+)
+def test_models_that_are_refused(make, message):
+    random.seed(1)
+    with pytest.raises(NotVectorizable, match=message):
+        together(make)
+
+
+class OwnTransform(ArrayDataModule):
+    def transform(self, inputs):
+        return super().transform(inputs) * 2
+
+
+class OwnHook(ArrayDataModule):
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return super().on_after_batch_transfer(batch, dataloader_idx)
+
+
+class OwnLoader(ArrayDataModule):
+    def train_dataloader(self):
+        return super().train_dataloader()
+
+
+@pytest.mark.parametrize("cls", [OwnTransform, OwnHook, OwnLoader])
+def test_data_that_are_refused(cls):
+    with pytest.raises(NotVectorizable, match=f"{cls.__name__} has a .* of its own"):
+        together(lambda: MLPClassifier(4, 3), cls(**DATA))
+
+
+def test_a_member_that_is_trained_in_other_parts():
+    frozen = iter([False, True, False])
+
+    def make():
+        model = MLPClassifier(4, 3)
+        if next(frozen):
+            model.net.layers[0].requires_grad_(False)
+        return model
+
+    with pytest.raises(NotVectorizable, match="not trained"):
+        together(make)
+
+
+def test_full_batches():
+    done = together(lambda: MLPClassifier(4, 3), ArrayDataModule(**{**DATA, "batch_size": "full"}))
+    done.fit()
+    assert all(member.steps == 2 for member in done.members)
+    assert len(done.predict(done.members[0], "val")["index"]) == 50
+
+
+def test_a_share_that_leaves_no_batch():
+    data = ArrayDataModule(**DATA)
+    members = [Member("fold 0", MLPClassifier(4, 3), data.for_fold(0, 3))]
+    with pytest.raises(ValueError, match=r"limit_train_batches=0.001 of \d+ batches leaves none"):
+        Together(
+            members,
+            trainer={**TRAINER, "limit_train_batches": 0.001},
+            monitor="val/loss",
+            mode="min",
+        )
