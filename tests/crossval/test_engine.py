@@ -131,7 +131,7 @@ class Branching(nn.Module):
 
 
 def test_auto_says_what_it_chose_and_why(tmp_path, capsys):
-    result = run(tmp_path / "small", engine="auto")
+    result = run(tmp_path / "small", engine="auto", progress_bar=True)
     said = capsys.readouterr().err
     assert "engine: vectorized; a step takes" in said
     summary = json.loads((tmp_path / "small/summary.json").read_text())
@@ -139,7 +139,12 @@ def test_auto_says_what_it_chose_and_why(tmp_path, capsys):
     assert CrossValidationResult.load(tmp_path / "small").oof is not None
     assert result.mean("val/accuracy") > 0.3
 
-    run(tmp_path / "branching", lambda: Classifier(Branching(), 10), engine="auto")
+    run(
+        tmp_path / "branching",
+        lambda: Classifier(Branching(), 10),
+        engine="auto",
+        progress_bar=True,
+    )
     assert "engine: sequential; the folds cannot be fitted together" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"engine='vectorized' cannot run these fits.*'auto'"):
         run(tmp_path / "demanded", lambda: Classifier(Branching(), 10))

@@ -127,7 +127,7 @@ def test_a_kill_before_the_figures_is_made_up_for(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("dlblocks.crossval.run.report.save_figures", fails)
+        patched.setattr("dlblocks.crossval.outcome.report.save_figures", fails)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "a", figures=True)
     assert not (tmp_path / "a" / "summary.json").exists()
