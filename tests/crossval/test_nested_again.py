@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 
+import forked
 import lightning.pytorch as pl
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from sklearn.model_selection import (
     ParameterGrid,
 )
 
+import dlblocks.fitting
 from dlblocks.crossval import (
     NestedResult,
     cross_validate,
@@ -82,50 +84,26 @@ def test_called_again_goes_on_where_it_was():
     assert Kill.count == 11  # a finished run is read back
 
 
-KILLED = """
-import os, signal, sys
-import lightning.pytorch as pl
-import torch
-import dlblocks.fitting
-from dlblocks.crossval import nested_cross_validate
-from dlblocks.data import TabularDataModule
-from dlblocks.models import MLPClassifier
-
-torch.set_num_threads(1)
-dlblocks.fitting.RESUME_SECONDS = 0.0
-count, at = 0, int(sys.argv[1])
-
 class Kill(pl.Callback):
+    """Kills its process in the second epoch of a fit; 0 for none."""
+
+    def __init__(self, at):
+        self._at = at
+
     def on_train_epoch_start(self, trainer, module):
-        global count
-        count += trainer.current_epoch == 1
-        if count == at:
+        Kill.count += trainer.current_epoch == 1
+        if Kill.count == self._at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-nested_cross_validate(
-    lambda lr: MLPClassifier(4, 3, hidden=[8], lr=lr, dropout=0.1),
-    TabularDataModule("iris"),
-    {"lr": [0.05, 0.001]},
-    num_folds=2,
-    inner_folds=2,
-    trainer={"accelerator": "cpu", "max_epochs": 3},
-    make_callbacks=lambda: [Kill()],
-    run_dir="killed",
-    progress_bar=False,
-    figures=False,
-)
-"""
+
+def killed(at):
+    Kill.count, dlblocks.fitting.RESUME_SECONDS = 0, 0.0
+    small("killed", lambda: [Kill(at)])
 
 
-@pytest.mark.slow
 def test_killed_within_an_inner_fit_and_called_again(tmp_path):
-    (tmp_path / "script.py").write_text(KILLED)
     for at, code in ((3, -signal.SIGKILL), (0, 0)):
-        done = subprocess.run(
-            [sys.executable, "script.py", str(at)], capture_output=True, text=True, timeout=300,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        assert done.returncode == code, done.stderr
+        forked.run(killed, at, code=code)
         assert (tmp_path / "killed" / "summary.json").exists() == (code == 0)
     assert_same(NestedResult.load("killed"), small("whole"))
 
@@ -135,9 +113,14 @@ def test_side_by_side_is_one_after_another():
     assert_same(small("side", n_jobs=2), small("one"))
 
 
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
+def test_another_configuration_is_refused():
+    arguments = {
+        "data": ArrayDataModule(X, Y), "grid": {"alpha": [0.01, 3.0]}, "num_folds": 2,
+        "inner_folds": 2,
+    }  # fmt: skip
+    run(**arguments)
+    RidgeModel.made.clear()
+    for changed, message in (
         ({"grid": {"alpha": [0.01]}}, "points had 2 entries and has 1"),
         ({"grid": {"alpha": [0.02, 3.0]}}, r"points\[0\].hyperparameters.alpha was"),
         ({"inner_folds": 4}, "inner_folds was 2 and is 4"),
@@ -145,19 +128,11 @@ def test_side_by_side_is_one_after_another():
         ({"data": ArrayDataModule(X, Y + 1)}, "fingerprint"),
         ({"seed": 1}, "seed was 0 and is 1"),
         ({"resume": False}, "already holds a run"),
-    ],
-    ids=str,
-)
-def test_another_configuration_is_refused(changed, message):
-    arguments = {
-        "data": ArrayDataModule(X, Y), "grid": {"alpha": [0.01, 3.0]}, "num_folds": 2,
-        "inner_folds": 2,
-    }  # fmt: skip
-    run(**arguments)
-    RidgeModel.made.clear()
-    with pytest.raises(FileExistsError, match=message):
-        run(**{**arguments, **changed})
-    assert not any(hasattr(model, "x") for model in RidgeModel.made)
+        ({"engine": "auto"}, "engine is new"),
+    ):
+        with pytest.raises(FileExistsError, match=message):
+            run(**{**arguments, **changed})
+        assert not any(hasattr(model, "x") for model in RidgeModel.made)
 
 
 def test_a_cross_validation_and_a_nested_one_are_not_mixed():
@@ -185,19 +160,18 @@ class Unsynced(MLPClassifier):
         sign = 1 if self.global_rank else -1  # the ranks would choose differently
         self.log("odd", sign * self.hparams.lr, sync_dist=False)
 
-for devices, monitor in ((1, "val/loss"), (2, "val/loss"), (2, "odd")):
+for monitor in ("val/loss", "odd"):
     nested_cross_validate(
         lambda lr: Unsynced(4, 3, hidden=[8], lr=lr),
-        TabularDataModule("iris", batch_size=40 // devices),
+        TabularDataModule("iris", batch_size=20),
         {"lr": [0.05, 0.2]},
         num_folds=2,
         inner_folds=2,
         monitor=monitor,
         trainer={
-            "accelerator": "cpu", "max_epochs": 2, "devices": devices,
-            "strategy": "ddp" if devices > 1 else "auto",
+            "accelerator": "cpu", "max_epochs": 2, "devices": 2, "strategy": "ddp",
         },
-        run_dir=f"{devices}-{monitor[:3]}",
+        run_dir=monitor[:3],
         figures=False,
         progress_bar=False,
     )
@@ -212,7 +186,12 @@ def test_two_processes_choose_as_one(tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    one, two, odd = (NestedResult.load(name) for name in ("1-val", "2-val", "2-odd"))
+    one = nested_cross_validate(
+        lambda lr: MLPClassifier(4, 3, hidden=[8], lr=lr), TabularDataModule("iris", batch_size=40),
+        {"lr": [0.05, 0.2]}, num_folds=2, inner_folds=2, progress_bar=False, figures=False,
+        trainer={"accelerator": "cpu", "max_epochs": 2}, run_dir="one",
+    )  # fmt: skip
+    two, odd = (NestedResult.load(name) for name in ("val", "odd"))
     assert [c["point"] for c in one.choices] == [c["point"] for c in two.choices]
     np.testing.assert_allclose(two.values("val/loss"), one.values("val/loss"), rtol=1e-4)
     np.testing.assert_array_equal(two.oof.index, one.oof.index)
