@@ -27,6 +27,7 @@ def main(
     num_folds: int = 5,
     inner_folds: int = 5,
     repeats: int = 1,
+    engine: Literal["sequential", "vectorized", "auto"] = "auto",
     n_jobs: int = 1,
     lr: list[float] = [0.001, 0.01, 0.1],  # noqa: B006 - only read
     width: list[int] = [8, 64],  # noqa: B006 - only read
@@ -45,6 +46,7 @@ def main(
         num_folds: Number of outer folds, which score.
         inner_folds: Number of inner folds, which choose.
         repeats: How often to do it all, each time with other outer folds.
+        engine: How the inner folds are run: one after another, as one fit, or as is faster.
         n_jobs: Inner folds side by side, each in a process of its own.
         lr: Learning rates to choose from.
         width: Widths of the hidden layer to choose from.
@@ -75,6 +77,7 @@ def main(
         num_folds=num_folds,
         inner_folds=inner_folds,
         repeats=repeats,
+        engine=engine,
         n_jobs=n_jobs,
         trainer={
             "max_epochs": max_epochs,

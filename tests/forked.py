@@ -6,40 +6,78 @@ server), so they share nothing with the process of the tests.
 
 import multiprocessing
 import os
+import socket
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["dlblocks.callbacks", "dlblocks.crossval", "dlblocks.models"])
 
 
-def start(function, *arguments):
+def start(function, *arguments, environment=None, said="said.txt"):
     """Starts a function of a test module in a process of its own, in this working folder.
 
-    What it says goes to the file ``said.txt`` there.
+    Args:
+        function: At the top of its module.
+        arguments: Its arguments.
+        environment: Variables to set first; by these a process may be one rank of several.
+        said: The file to which goes what it says.
     """
-    process = CONTEXT.Process(target=_run, args=(os.getcwd(), function, arguments))
+    process = CONTEXT.Process(
+        target=_run, args=(os.getcwd(), said, environment or {}, function, arguments)
+    )
     process.start()
     return process
 
 
-def run(function, *arguments, code=0):
-    """Runs a function in a process of its own; an error unless it ends with this exit code."""
-    process = start(function, *arguments)
+def run(function, *arguments, code=0, environments=({},)):
+    """Runs a function in a process for each environment; an error unless all end with `code`."""
+    processes = [
+        start(function, *arguments, environment=environment, said=f"said-{i}.txt")
+        for i, environment in enumerate(environments)
+    ]
     try:
-        process.join(120)
-        with open("said.txt") as file:
-            assert process.exitcode == code, file.read()
+        for process in processes:
+            process.join(120)
+        said = []
+        for i in range(len(processes)):
+            with open(f"said-{i}.txt") as file:
+                said.append(file.read())
+        assert [process.exitcode for process in processes] == [code] * len(processes), said
     finally:
-        process.kill()
-        process.join()
-        process.close()
+        for process in processes:
+            process.kill()
+            process.join()
+            process.close()
 
 
-def _run(folder, function, arguments):
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def two_ranks():
+    """The environments that torchrun gives two processes."""
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2",
+              "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0",
+              "TORCHELASTIC_RUN_ID": "none"}  # fmt: skip
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+
+
+def know_rank():
+    """What Lightning does when it is imported."""
+    from lightning.fabric.utilities import rank_zero
+
+    rank_zero.rank_zero_only.rank = rank_zero._get_rank() or 0
+
+
+def _run(folder, said, environment, function, arguments):
     import torch
 
     os.chdir(folder)
-    with open("said.txt", "w") as file:
+    with open(said, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    os.environ.update(environment)
+    know_rank()
     torch.set_num_threads(1)
     function(*arguments)

@@ -1,14 +1,19 @@
 """Nested cross-validation called again, side by side, by another engine, failing."""
 
+import contextlib
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import forked
 import lightning.pytorch as pl
 import numpy as np
 import pytest
+import torch
 from ridge import CPU, FOLDS, GROUPS, N, RidgeModel, X, Y, run
 from sklearn.model_selection import (
     ParameterGrid,
@@ -16,13 +21,15 @@ from sklearn.model_selection import (
 
 import dlblocks.fitting
 from dlblocks.crossval import (
+    CrossValidationResult,
     NestedResult,
     cross_validate,
     nested_cross_validate,
 )
 from dlblocks.crossval.search import grid_points
 from dlblocks.data import ArrayDataModule, TabularDataModule
-from dlblocks.models import MLPClassifier
+from dlblocks.ensembles import NotVectorizable
+from dlblocks.models import Classifier, MLPClassifier
 
 
 @pytest.fixture(autouse=True)
@@ -33,9 +40,9 @@ def _forget():
 # Called again, side by side, failing
 
 
-def small(folder, make_callbacks=None, **arguments):
+def small(folder, make_callbacks=None, dropout=0.1, **arguments):
     return nested_cross_validate(
-        lambda lr: MLPClassifier(4, 3, hidden=[8], lr=lr, dropout=0.1),
+        lambda lr: MLPClassifier(4, 3, hidden=[8], lr=lr, dropout=dropout),
         TabularDataModule("iris"),
         {"lr": [0.05, 0.001]},
         num_folds=2,
@@ -135,6 +142,114 @@ def test_another_configuration_is_refused():
         assert not any(hasattr(model, "x") for model in RidgeModel.made)
 
 
+HOLD = """
+import fcntl, sys
+with open(sys.argv[1], "w") as file:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    print("there", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def hold(path):
+    """Another process that has the lock for as long; its first line is empty if it cannot."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-S", "-c", HOLD, path], text=True, **pipes) as other:
+        yield other.stdout.readline()
+
+
+def test_a_second_process_is_refused_and_cannot_begin(tmp_path):
+    (tmp_path / "run").mkdir()
+    arguments = {"data": ArrayDataModule(X, Y), "num_folds": 2, "inner_folds": 2}
+    with hold("run/.lock") as got:
+        assert got == "there\n"
+        with pytest.raises(BlockingIOError, match="run_dir='run' is in use by"):
+            run(**arguments)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]  # the other's
+    assert not any(hasattr(model, "x") for model in RidgeModel.made)
+    tried = []
+
+    class Try(pl.Callback):
+        def on_train_start(self, trainer, module):
+            if len(tried) < 2:
+                for path in ("run/.lock", "run/fold-0/point-0/.lock"):
+                    with hold(path) as got:
+                        tried.append(got)
+
+    run(**arguments, make_callbacks=lambda: [Try()])
+    assert tried == ["", ""]
+    assert not list((tmp_path / "run").rglob(".*"))
+
+
+def test_the_inner_folds_as_one_fit(tmp_path):
+    alone, together = (
+        small(engine, engine=engine, dropout=0.0) for engine in ("sequential", "vectorized")
+    )
+    assert {row["engine"] for row in together.search} == {"vectorized"}
+    inner = json.loads((tmp_path / "vectorized/fold-1/point-0/plan.json").read_text())
+    assert inner["config"]["engine"] == "vectorized"
+    assert [row["point"] for row in together.choices] == [row["point"] for row in alone.choices]
+    for mine, theirs in zip(together.search, alone.search, strict=True):
+        np.testing.assert_allclose(mine["scores"], theirs["scores"], atol=1e-4)
+    # The models of the outer folds are fits of their own, and bit for bit the same.
+    assert together.values("val/loss") == alone.values("val/loss")
+    np.testing.assert_array_equal(together.oof.prediction, alone.oof.prediction)
+    with pytest.raises(FileExistsError, match="engine was 'vectorized' and is 'auto'"):
+        small("vectorized", engine="auto", dropout=0.0)
+    with pytest.raises(FileExistsError, match="engine is gone"):
+        small("vectorized", dropout=0.0)
+    together.refit()
+    assert CrossValidationResult.load("vectorized/refit/point-1").info["engine"] == "vectorized"
+
+
+def test_auto_decides_for_each_point_and_keeps_to_it(monkeypatch, capsys):
+    class Branching(torch.nn.Linear):
+        def forward(self, x):
+            y = super().forward(x)
+            return y if y.sum() > 0 else 2 * y
+
+    class Killed(BaseException):
+        pass
+
+    def make(branching):
+        made.append(branching)
+        if len(made) == stop:
+            raise Killed
+        return Classifier(Branching(4, 3) if branching else torch.nn.Linear(4, 3), 3)
+
+    def call():
+        return run(TabularDataModule("iris"), make, {"branching": [False, True]}, num_folds=2,
+                   inner_folds=2, engine="auto", monitor="val/loss")  # fmt: skip
+
+    made, stop = [], 0
+    assert [row["engine"] for row in call().search] == ["vectorized", "sequential"] * 2
+    assert "engine:" not in capsys.readouterr().err  # a line a point and fold would be too many
+    count, made = len(made), []
+    assert json.loads(Path("run/plan.json").read_text())["config"]["engine"] == "auto"
+    # Killed after the first outer fold; whatever would be measured now, what was begun goes on.
+    shutil.move("run", "whole")
+    stop = count - 1
+    with pytest.raises(Killed):
+        call()
+    monkeypatch.setattr("dlblocks.crossval.vectorized.STEP_SECONDS", -1e9)
+    stop = 0
+    assert [row["engine"] for row in call().search] == ["vectorized", "sequential"] * 2
+
+
+def test_a_point_that_cannot_be_vectorized_is_said_before_any_fit(tmp_path):
+    class Own(MLPClassifier):
+        def training_step(self, batch, batch_idx):
+            return 2 * super().training_step(batch, batch_idx)
+
+    with pytest.raises(NotVectorizable, match=r"own=True: engine='vectorized' cannot.*'auto'"):
+        run(
+            TabularDataModule("iris"), lambda own: (Own if own else MLPClassifier)(4, 3),
+            {"own": [False, True]}, monitor="val/loss", engine="vectorized", on_error="continue",
+        )  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_cross_validation_and_a_nested_one_are_not_mixed():
     data = ArrayDataModule(X, Y)
     run(data, num_folds=2, inner_folds=2)
@@ -145,53 +260,36 @@ def test_a_cross_validation_and_a_nested_one_are_not_mixed():
         )  # fmt: skip
 
 
-TWO_RANKS = """
-import sys
-import torch
-from dlblocks.crossval import nested_cross_validate
-from dlblocks.data import TabularDataModule
-from dlblocks.models import MLPClassifier
-
-torch.set_num_threads(1)
-
 class Unsynced(MLPClassifier):
     def on_validation_epoch_end(self):
         super().on_validation_epoch_end()
         sign = 1 if self.global_rank else -1  # the ranks would choose differently
         self.log("odd", sign * self.hparams.lr, sync_dist=False)
 
-for monitor in ("val/loss", "odd"):
-    nested_cross_validate(
-        lambda lr: Unsynced(4, 3, hidden=[8], lr=lr),
-        TabularDataModule("iris", batch_size=20),
-        {"lr": [0.05, 0.2]},
-        num_folds=2,
-        inner_folds=2,
-        monitor=monitor,
-        trainer={
-            "accelerator": "cpu", "max_epochs": 2, "devices": 2, "strategy": "ddp",
-        },
-        run_dir=monitor[:3],
-        figures=False,
-        progress_bar=False,
-    )
-"""
+
+def choose(devices):
+    for monitor in ("val/loss", "odd") if devices == 2 else ("val/loss",):
+        nested_cross_validate(
+            lambda lr: Unsynced(4, 3, hidden=[8], lr=lr),
+            TabularDataModule("iris", batch_size=40 // devices),
+            {"lr": [0.05, 0.2]},
+            num_folds=2,
+            inner_folds=2,
+            monitor=monitor,
+            trainer={
+                "accelerator": "cpu", "max_epochs": 2, "devices": devices,
+                "strategy": "ddp" if devices > 1 else "auto",
+            },
+            run_dir=f"{devices}-{monitor[:3]}",
+            figures=False,
+            progress_bar=False,
+        )  # fmt: skip
 
 
-@pytest.mark.slow
-def test_two_processes_choose_as_one(tmp_path):
-    (tmp_path / "script.py").write_text(TWO_RANKS)
-    done = subprocess.run(
-        [sys.executable, "script.py"], capture_output=True, text=True, timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    one = nested_cross_validate(
-        lambda lr: MLPClassifier(4, 3, hidden=[8], lr=lr), TabularDataModule("iris", batch_size=40),
-        {"lr": [0.05, 0.2]}, num_folds=2, inner_folds=2, progress_bar=False, figures=False,
-        trainer={"accelerator": "cpu", "max_epochs": 2}, run_dir="one",
-    )  # fmt: skip
-    two, odd = (NestedResult.load(name) for name in ("val", "odd"))
+def test_two_processes_choose_as_one():
+    forked.run(choose, 2, environments=forked.two_ranks())
+    choose(1)
+    one, two, odd = (NestedResult.load(name) for name in ("1-val", "2-val", "2-odd"))
     assert [c["point"] for c in one.choices] == [c["point"] for c in two.choices]
     np.testing.assert_allclose(two.values("val/loss"), one.values("val/loss"), rtol=1e-4)
     np.testing.assert_array_equal(two.oof.index, one.oof.index)
@@ -301,6 +399,8 @@ def test_points_are_scikit_learns():
         ({"logger": "wandbb"}, ValueError, "did you mean 'wandb'"),
         ({"trainer": {"max_epoch": 3}}, ValueError, "did you mean 'max_epochs'"),
         ({"n_jobs": 0}, ValueError, "n_jobs=0"),
+        ({"engine": "vectorised"}, ValueError, "did you mean 'vectorized'"),
+        ({"engine": "vectorized", "n_jobs": 2}, ValueError, "n_jobs=2 has no effect"),
         (
             {"inner_folds": 41}, ValueError,
             "inner_folds=41 of the 40 training samples of outer fold 0: .*num_folds=41 is more",
