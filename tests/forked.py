@@ -55,12 +55,29 @@ def free_port():
         return str(free.getsockname()[1])
 
 
-def two_ranks():
-    """The environments that torchrun gives two processes."""
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2",
-              "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0",
-              "TORCHELASTIC_RUN_ID": "none"}  # fmt: skip
-    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+def torchrun(function, *arguments, nodes=1, processes=2):
+    """Runs a function in the processes that torchrun starts on each of some nodes, all here."""
+    port = free_port()
+    run(
+        _torchrun, nodes, processes, port, function, arguments,
+        environments=[{"NODE": str(node)} for node in range(nodes)],
+    )  # fmt: skip
+
+
+def _torchrun(nodes, processes, port, function, arguments):
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=nodes, max_nodes=nodes, nproc_per_node=processes, run_id="none",
+        rdzv_backend="static", rdzv_endpoint=f"127.0.0.1:{port}",
+        rdzv_configs={"rank": int(os.environ["NODE"])}, start_method="fork", max_restarts=0,
+    )  # fmt: skip
+    elastic_launch(config, _work)(function, arguments)
+
+
+def _work(function, arguments):
+    know_rank()
+    function(*arguments)
 
 
 def know_rank():

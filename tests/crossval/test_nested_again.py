@@ -287,7 +287,7 @@ def choose(devices):
 
 
 def test_two_processes_choose_as_one():
-    forked.run(choose, 2, environments=forked.two_ranks())
+    forked.torchrun(choose, 2)
     choose(1)
     one, two, odd = (NestedResult.load(name) for name in ("1-val", "2-val", "2-odd"))
     assert [c["point"] for c in one.choices] == [c["point"] for c in two.choices]

@@ -9,7 +9,6 @@ import forked
 import lightning.pytorch as pl
 import numpy as np
 import pytest
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from dlblocks.crossval import cross_validate
 from dlblocks.data import ArrayDataModule
@@ -43,21 +42,6 @@ def train(nodes):
     )  # fmt: skip
 
 
-def work():
-    forked.know_rank()
-    train(2)
-
-
-def agent(port):
-    """What torchrun starts on a node, which starts the workers there."""
-    config = LaunchConfig(
-        min_nodes=2, max_nodes=2, nproc_per_node=1, run_id="none", rdzv_backend="static",
-        rdzv_endpoint=f"127.0.0.1:{port}", rdzv_configs={"rank": int(os.environ["NODE"])},
-        start_method="fork", max_restarts=0,
-    )  # fmt: skip
-    elastic_launch(config, work)()
-
-
 def srun(rank, port, nodes=2):
     slurm = {"PROCID": rank, "NODEID": rank, "LOCALID": 0, "NTASKS": nodes, "NTASKS_PER_NODE": 1,
              "NNODES": nodes, "JOB_ID": 7, "NODELIST": "127.0.0.1", "JOB_NAME": "cv"}  # fmt: skip
@@ -81,10 +65,10 @@ def one(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("launch", ["torchrun", srun, by_hand])
 def test_two_nodes_find_what_one_process_finds(tmp_path, one, launch):
-    port = forked.free_port()
     if launch == "torchrun":
-        forked.run(agent, port, environments=[{"NODE": str(rank)} for rank in range(2)])
+        forked.torchrun(train, 2, nodes=2, processes=1)
     else:
+        port = forked.free_port()
         forked.run(train, 2, environments=[launch(rank, port) for rank in range(2)])
     two = tmp_path / "run"
     summaries = [json.loads((run / "summary.json").read_text()) for run in (one, two)]
