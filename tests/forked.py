@@ -7,6 +7,8 @@ server), so they share nothing with the process of the tests.
 import multiprocessing
 import os
 import socket
+import sys
+from unittest import mock
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["dlblocks.callbacks", "dlblocks.crossval", "dlblocks.models"])
@@ -22,9 +24,12 @@ def start(function, *arguments, environment=None, said="said.txt"):
         said: The file to which goes what it says.
     """
     process = CONTEXT.Process(
-        target=_run, args=(os.getcwd(), said, environment or {}, function, arguments)
+        target=_run,
+        args=(os.getcwd(), said, {**os.environ, **(environment or {})}, function, arguments),
     )
-    process.start()
+    # The server, which begins with the first process, would not look where this process does.
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path))):
+        process.start()
     return process
 
 
@@ -94,6 +99,7 @@ def _run(folder, said, environment, function, arguments):
     with open(said, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    os.environ.clear()
     os.environ.update(environment)
     know_rank()
     torch.set_num_threads(1)
