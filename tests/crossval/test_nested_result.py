@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 import torch
 from ridge import CPU, RidgeModel, X, Y, run
-from sklearn.model_selection import (
-    ParameterGrid,
-)
+from sklearn.model_selection import ParameterGrid
 from wandb_offline import read_runs
 
 from dlblocks.crossval import (
