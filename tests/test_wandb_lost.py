@@ -106,7 +106,7 @@ def test_online(tmp_path, start, capfd):
 
 
 def test_a_server_that_is_lost_in_mid_run(tmp_path, start, monkeypatch, capfd):
-    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "2")
+    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "1")
     server = start()
     started = time.monotonic()
     result = folds(tmp_path / "cv", server.kill)
@@ -117,7 +117,7 @@ def test_a_server_that_is_lost_in_mid_run(tmp_path, start, monkeypatch, capfd):
     assert len(losses(first)) == len(losses(second)) == EPOCHS  # on disk, for wandb sync
     assert min(losses(first)) == pytest.approx(result.folds[0]["val/loss"])
     said = capfd.readouterr().err
-    assert said.count("has not taken all of a run within 2 seconds: wandb sync") == 1
+    assert said.count("has not taken all of a run within 1 seconds: wandb sync") == 1
     assert str(tmp_path / "cv" / "fold-0") in said
     assert said.count("does not answer") == 1  # the second fold is offline
 
@@ -170,7 +170,7 @@ def test_the_process_of_wandb_killed_between_runs(tmp_path, monkeypatch, capfd):
 
 @pytest.mark.parametrize("kind", ["hang", "refuse"])
 def test_a_run_that_cannot_begin_online_is_offline(tmp_path, start, monkeypatch, capfd, kind):
-    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "2")
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
     start(kind)
     started = time.monotonic()
     for name in ("a", "b"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,44 +11,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
-import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 from tqdm import tqdm
 
-from dlblocks import plots, report, tracking
-from dlblocks.crossval.final import refit
-from dlblocks.crossval.fold import Fold, Job, Plan, join, read_fold, write_fold
+from dlblocks import plots, tracking
+from dlblocks.crossval.fold import Job, Plan, join
 from dlblocks.crossval.lock import locked
 from dlblocks.crossval.nested_result import NestedResult
-from dlblocks.crossval.out_of_fold import OutOfFold
+from dlblocks.crossval.outcome import failures, named, result_figures, write_outcome
+from dlblocks.crossval.outer import Outer
 from dlblocks.crossval.parallel import check_jobs
 from dlblocks.crossval.plan import begin
-from dlblocks.crossval.run import failures, log_summary, named, result_figures
-from dlblocks.crossval.search import (
-    SEARCHED,
-    Grid,
-    Search,
-    check_names,
-    forget_weights,
-    grid_points,
-    said,
-)
+from dlblocks.crossval.search import Grid, Search, check_names, grid_points
 from dlblocks.crossval.splits import new_datamodule, plan_splits
 from dlblocks.data import SplitDataModule
 from dlblocks.data.splits import COUNTED
 from dlblocks.errors import check_choice, check_range
-from dlblocks.files import SUMMARY, is_rank_zero, know_rank, write_rows
+from dlblocks.files import SUMMARY, is_rank_zero, know_rank
 from dlblocks.fitting import check_trainer_arguments
-from dlblocks.history import History
-from dlblocks.predictions import predict_part
 from dlblocks.quiet import quiet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INNER_FOLDS = 5
-Data = SplitDataModule | Callable[[], SplitDataModule]
 
 
 def nested_cross_validate(
@@ -64,6 +50,7 @@ def nested_cross_validate(
     trainer: Mapping[str, Any] | None = None,
     monitor: str = "val/loss",
     mode: Literal["min", "max"] = "min",
+    engine: Literal["sequential", "vectorized", "auto"] = "sequential",
     n_jobs: int = 1,
     on_error: Literal["raise", "continue"] = "raise",
     logger: Literal["csv", "wandb", "tensorboard", "none"] | None = "csv",
@@ -115,6 +102,11 @@ def nested_cross_validate(
         monitor: The validation metric by which inner fits choose their best epoch, and whose mean
             over the inner folds chooses the point.
         mode: Whether ``"min"`` or ``"max"`` of `monitor` is best.
+        engine: How the inner folds of a point are run, as for `cross_validate`: ``"vectorized"``
+            trains all of them as one. ``"auto"`` measures anew for each point and outer fold, and
+            `NestedResult.search` says what it chose; as that hangs on what else the machine does,
+            name an engine where a run must be repeatable to the last digit. The models of the outer
+            folds are trained one by one.
         n_jobs: Inner folds of a point side by side, as for `cross_validate`; more than
             `inner_folds` are of no use.
         on_error: ``"continue"`` leaves a point out of the choice if one of its inner fits fails,
@@ -131,10 +123,10 @@ def nested_cross_validate(
         The result; its scores are those of the outer folds.
 
     Raises:
-        ValueError: An argument is wrong, `make_model` does not take a name of `grid`, or an outer
-            fold's training samples are too few for `inner_folds`.
-        BlockingIOError: Another process works in `run_dir`.
+        ValueError: An argument is wrong, `make_model` does not take a name of `grid`, an outer
+            fold's training samples are too few for `inner_folds`, or a point cannot be vectorized.
         TypeError: `grid` is none, or `datamodule` cannot be set to folds.
+        BlockingIOError: Another process works in `run_dir`.
         FileExistsError: `run_dir` holds something else, as for `cross_validate`.
 
     References:
@@ -164,242 +156,149 @@ def nested_cross_validate(
     check_choice("on_error", on_error, ["raise", "continue"])
     check_choice("logger", logger or "none", tracking.LOGGERS)
     trainer_args = check_trainer_arguments(trainer)
-    check_jobs(n_jobs, trainer_args)
-    know_rank(trainer_args.get("num_nodes", 1))
+    check_jobs(n_jobs, trainer_args, engine)
     points = grid_points(grid)
     check_names(make_model, points)
-    with locked(Path(run_dir)) if is_rank_zero() else contextlib.nullcontext():
-        started = time.monotonic()
-        with isolate_rng(), quiet():
-            data = new_datamodule(datamodule, seed)
-            splits = plan_splits(data, num_folds, repeats)
-            if inner_folds is None and data.split not in COUNTED:
-                inner_folds = INNER_FOLDS
-            search = Search(
-                make_model,
-                points,
-                make_callbacks,
-                inner_folds,
-                monitor,
-                mode,
-                on_error,
-                {"trainer": trainer_args, "n_jobs": n_jobs, "resume": resume, "seed": seed},
-            )
-            outer = _Outer(
-                search,
-                datamodule,
-                data,
-                Plan(
-                    make_model,
-                    make_callbacks or list,
-                    trainer_args,
-                    monitor=monitor,
-                    mode=mode,
-                    logger=logger,
-                    run_dir=Path(run_dir),
-                    seed=seed,
-                    resume=resume,
-                    num_folds=splits["num_folds"],
-                ),
-            )
-            jobs = [
-                Job(i, split["repeat"], split["fold"]) for i, split in enumerate(splits["folds"])
-            ]
-            # Read by every rank before any fit, so that all run the same folds.
-            read = [(job, outer.read(job)) for job in jobs if resume]
-            found = {job: fold for job, fold in read if fold is not None}
-            fits = {job: len(points) * outer.count_inner(job) + 1 for job in jobs}
-            settings = {"trainer": trainer_args, "monitor": monitor, "mode": mode, "seed": seed}
-            config = search.describe(data, **settings)
-            if is_rank_zero():
-                outer.plan.run_id = begin(outer.plan.run_dir, config, splits, resume=resume)
-            todo = [job for job in jobs if job not in found]
-            failed: dict[Job, Exception] = {}
-            bar = tqdm(
-                total=sum(fits.values()),
-                initial=sum(fits[job] for job in found),
-                bar_format="{desc} {bar} {percentage:3.0f}% | {elapsed} elapsed, {remaining} left",
-                file=sys.stderr,
-                dynamic_ncols=True,
-                mininterval=0.1 if sys.stderr.isatty() else 10.0,
-                disable=not (progress_bar and is_rank_zero()),
-            )
-            with bar:
-                for job in todo:
-                    done = bar.n
-                    try:
-                        found[job] = outer.run(job, bar)
-                    except FileExistsError:  # of another run
-                        raise
-                    except Exception as error:
-                        if on_error == "raise":
-                            raise named(error, f"outer {job.name}") from error
-                        failed[job] = error
-                        print(f"outer {job.name} failed: {error!r}", file=sys.stderr, flush=True)
-                    bar.update(done + fits[job] - bar.n)
-        if not found:
-            job, why = next(iter(failed.items()))
-            raise named(why, f"outer {job.name}") from why
-        done_jobs = [job for job in jobs if job in found]
-        folds = [found[job][0] for job in done_jobs]
-        result = NestedResult(
-            run_dir=outer.plan.run_dir,
-            folds=[fold.row for fold in folds],
-            oof=join([fold.oof for fold in folds]),
-            histories=[fold.history for fold in folds],
-            info={
-                "num_folds": splits["num_folds"],
-                "repeats": repeats,
-                "inner_folds": inner_folds,
-                "monitor": monitor,
-                "mode": mode,
-                "class_names": data.class_names,
-                **({"failed": failures(failed)} if failed else {}),
-                "search": [
-                    {"repeat": job.repeat, "fold": job.fold, **row}
-                    for job in done_jobs
-                    for row in found[job][1]
-                ],
-                "seconds": time.monotonic() - started,
-                "config": {"logger": logger, **config},
-                "versions": tracking.versions(),
-            },
-            given={
-                "search": search,
-                "make_model": make_model,
-                "datamodule": data,
-                "make_callbacks": make_callbacks,
-                "trainer": trainer_args,
-                "seed": seed,
-            },
+    know_rank(trainer_args.get("num_nodes", 1))
+    search = Search(
+        make_model,
+        points,
+        make_callbacks,
+        inner_folds,
+        monitor,
+        mode,
+        on_error,
+        {
+            "trainer": trainer_args,
+            "engine": engine,
+            "n_jobs": n_jobs,
+            "resume": resume,
+            "seed": seed,
+        },
+    )
+    plan = Plan(
+        make_model,
+        make_callbacks or list,
+        trainer_args,
+        monitor=monitor,
+        mode=mode,
+        logger=logger,
+        run_dir=Path(run_dir),
+        seed=seed,
+        resume=resume,
+    )
+    # The inner cross-validations hold the locks of their own folders.
+    with locked(plan.run_dir) if is_rank_zero() else contextlib.nullcontext():
+        return _nested(
+            search,
+            plan,
+            datamodule,
+            num_folds,
+            repeats,
+            log_checkpoints=log_checkpoints,
+            progress_bar=progress_bar,
+            figures=figures,
         )
-        if is_rank_zero() and (todo or not (outer.plan.run_dir / SUMMARY).is_file()):
-            # The summary comes last: what a kill prevents before it, the next call makes up for.
-            result.write_parts()
-            drawn = _figures(result, data) if figures else {}
-            report.save_figures(outer.plan.run_dir / "figures", drawn)
-            log_summary(outer.plan, result, drawn, log_checkpoints, result.rows())
-            result.write_summary()
-        return result
 
 
-class _Outer:
-    """Runs outer folds.
-
-    Args:
-        search: The search within each.
-        given: The data, or what makes them.
-        data: The data.
-        plan: What is the same for every fold.
-    """
-
-    def __init__(self, search: Search, given: Data, data: SplitDataModule, plan: Plan) -> None:
-        self.search, self.given, self.data, self.plan = search, given, data, plan
-
-    def training_part(self, job: Job) -> Data:
-        """The data of an outer fold's training samples, or what makes them."""
-        rows = self.data.splits(self.plan.num_folds, repeat=job.repeat)[job.fold]["train"]
-        if isinstance(self.given, SplitDataModule):
-            return self.data.for_rows(rows)
-        return lambda: new_datamodule(self.given, self.plan.seed).for_rows(rows)
-
-    def count_inner(self, job: Job) -> int:
-        """The number of inner folds; raises a `ValueError` if there can be none."""
-        rows = self.data.splits(self.plan.num_folds, repeat=job.repeat)[job.fold]["train"]
-        try:
-            return len(self.data.for_rows(rows).splits(self.search.num_folds))
-        except ValueError as error:
-            raise ValueError(
-                f"inner_folds={self.search.num_folds} of the {len(rows)} training samples of outer "
-                f"{job.name}: {error}"
-            ) from error
-
-    def read(self, job: Job) -> tuple[Fold, list[dict[str, Any]]] | None:
-        """What a finished outer fold has left, or None if it is not finished."""
-        fold = read_fold(self.plan.folder(job))
-        if fold is None:
-            return None
-        return fold, json.loads((self.plan.folder(job) / SEARCHED).read_text())
-
-    def run(self, job: Job, bar: tqdm) -> tuple[Fold, list[dict[str, Any]]]:
-        """Searches on the training samples, trains what was chosen, and scores it once."""
-        started = time.monotonic()
-        plan, folder = self.plan, self.plan.folder(job)
-
-        def tell(point: str, fits: int) -> None:
-            bar.set_description_str(f"outer {job.name} | {point}", refresh=sys.stderr.isatty())
-            bar.update(fits)
-
-        part = self.training_part(job)
-        rows, best = self.search.run(part, folder, tell)
-        (choice,) = (row for row in rows if row["chosen"])
-        tell(f"training: {said(choice['hyperparameters'])}", 0)
-        history = History()
+def _nested(
+    search: Search,
+    plan: Plan,
+    datamodule: SplitDataModule | Callable[[], SplitDataModule],
+    num_folds: int | None,
+    repeats: int,
+    *,
+    log_checkpoints: bool,
+    progress_bar: bool,
+    figures: bool,
+) -> NestedResult:
+    """See `nested_cross_validate`; the run folder is this process's own, or that of its rank 0."""
+    started = time.monotonic()
+    with isolate_rng(), quiet():
+        data = new_datamodule(datamodule, plan.seed)
+        splits = plan_splits(data, num_folds, repeats)
+        plan.num_folds = splits["num_folds"]
+        if search.num_folds is None and data.split not in COUNTED:
+            search.num_folds = INNER_FOLDS
+        outer = Outer(search, datamodule, data, plan)
+        jobs = [Job(i, split["repeat"], split["fold"]) for i, split in enumerate(splits["folds"])]
+        # Read by every rank before any fit, so that all run the same folds.
+        read = [(job, outer.read(job)) for job in jobs if plan.resume]
+        found = {job: fold for job, fold in read if fold is not None}
+        fits = {job: len(search.points) * outer.count_inner(job) + 1 for job in jobs}
+        settings = {key: getattr(plan, key) for key in ("trainer", "monitor", "mode", "seed")}
+        if search.engine != "sequential":  # which may draw other numbers
+            settings["engine"] = search.engine
+        config = search.describe(data, **settings)
+        todo = [job for job in jobs if job not in found]
+        if todo:
+            search.check_engine(outer.training_part(todo[0]), plan)
         if is_rank_zero():
-            (folder / "metrics.csv").unlink(missing_ok=True)  # of a fit that was killed
-        place = {"fold": job.fold, "repeat": job.repeat}
-        logger = tracking.make_logger(
-            plan.logger,
-            folder,
-            run_name=f"{plan.run_dir.name}-{folder.relative_to(plan.run_dir)}".replace("/", "-"),
-            group=plan.run_dir.name,
-            job_type="fold",
-            run_id=f"{plan.run_id}-{job.repeat}-{job.fold}",
-            config={
-                **place,
-                "num_folds": plan.num_folds,
-                "seed": plan.seed + job.number,
-                "chosen": choice["hyperparameters"],
-                f"inner/{plan.monitor}": choice["mean"],
-            },
+            plan.run_id = begin(plan.run_dir, config, splits, resume=plan.resume)
+        failed: dict[Job, Exception] = {}
+        bar = tqdm(
+            total=sum(fits.values()),
+            initial=sum(fits[job] for job in found),
+            bar_format="{desc} {bar} {percentage:3.0f}% | {elapsed} elapsed, {remaining} left",
+            file=sys.stderr,
+            dynamic_ncols=True,
+            mininterval=0.1 if sys.stderr.isatty() else 10.0,
+            disable=not (progress_bar and is_rank_zero()),
         )
-        try:
-            model = refit(
-                best,
-                self.search.model_of(choice["point"]),
-                part,
-                make_callbacks=self.search.make_callbacks,
-                trainer=plan.trainer,
-                seed=plan.seed + job.number,
-                loggers=[history, *([] if logger is None else [logger])],
-            )
-            steps, epochs = model.trainer.global_step, model.trainer.current_epoch
-            outer = self.data.for_fold(job.fold, plan.num_folds, repeat=job.repeat)
-            scorer = pl.Trainer(
-                **{"enable_progress_bar": False, **plan.trainer},
-                logger=False,
-                default_root_dir=folder,
-                enable_checkpointing=False,
-            )
-            (scores,) = scorer.validate(model, datamodule=outer, verbose=False)
-            metrics = {name: float(value) for name, value in scores.items()}
-            predicted = predict_part(scorer, model, outer, "val")
-            if logger is not None:
-                logger.log_metrics(metrics, step=steps)
-                logger.save()
-        finally:
-            tracking.finish_logger(logger)
-        checkpoint = (best.run_dir / "refit" / "model.ckpt").relative_to(plan.run_dir)
-        row: dict[str, Any] = {
-            "repeat": job.repeat,
-            "fold": job.fold,
-            "epochs": epochs,
-            "best_epoch": epochs,
-            "num_train": len(outer.indices("train")),
-            "num_val": len(outer.indices("val")),
-            **metrics,
-            "seconds": round(time.monotonic() - started, 3),
-            "checkpoint": str(checkpoint),
-        }
-        oof = None
-        if predicted is not None:
-            size = len(predicted["index"])
-            oof = OutOfFold(**predicted, **{key: np.full(size, n) for key, n in place.items()})
-        if scorer.is_global_zero:
-            forget_weights(folder)
-            write_rows(folder / "history.csv", history.rows)
-            write_fold(folder, row, oof, getattr(outer, "normalisation", None))
-        return Fold(row, oof, history.rows), rows
+        with bar:
+            for job in todo:
+                done = bar.n
+                try:
+                    found[job] = outer.run(job, bar)
+                except (FileExistsError, BlockingIOError):  # of another run
+                    raise
+                except Exception as error:
+                    if search.on_error == "raise":
+                        raise named(error, f"outer {job.name}") from error
+                    failed[job] = error
+                    print(f"outer {job.name} failed: {error!r}", file=sys.stderr, flush=True)
+                bar.update(done + fits[job] - bar.n)
+    if not found:
+        job, why = next(iter(failed.items()))
+        raise named(why, f"outer {job.name}") from why
+    done_jobs = [job for job in jobs if job in found]
+    folds = [found[job][0] for job in done_jobs]
+    result = NestedResult(
+        run_dir=plan.run_dir,
+        folds=[fold.row for fold in folds],
+        oof=join([fold.oof for fold in folds]),
+        histories=[fold.history for fold in folds],
+        info={
+            "num_folds": plan.num_folds,
+            "repeats": repeats,
+            "inner_folds": search.num_folds,
+            "monitor": plan.monitor,
+            "mode": plan.mode,
+            "engine": search.engine,
+            "class_names": data.class_names,
+            **({"failed": failures(failed)} if failed else {}),
+            "search": [
+                {"repeat": job.repeat, "fold": job.fold, **row}
+                for job in done_jobs
+                for row in found[job][1]
+            ],
+            "seconds": time.monotonic() - started,
+            "config": {"logger": plan.logger, **config},
+            "versions": tracking.versions(),
+        },
+        given={
+            "search": search,
+            "make_model": plan.make_model,
+            "datamodule": data,
+            "make_callbacks": search.make_callbacks,
+            "trainer": plan.trainer,
+            "seed": plan.seed,
+        },
+    )
+    if is_rank_zero() and (todo or not (plan.run_dir / SUMMARY).is_file()):
+        drawn = _figures(result, data) if figures else {}
+        write_outcome(plan, result, drawn, checkpoints=log_checkpoints, rows=result.rows())
+    return result
 
 
 def _figures(result: NestedResult, data: SplitDataModule) -> dict[str, Figure]:

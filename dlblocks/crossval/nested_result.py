@@ -37,7 +37,8 @@ class NestedResult(CrossValidationResult):
 
         ``repeat, fold, point``; ``hyperparameters``; ``scores``, the metric `monitor` of the inner
         folds, with their ``mean`` and ``std`` (n - 1 in the denominator); ``epochs``, the median of
-        their best; ``chosen``; and ``error``, with a mean of NaN, where an inner fit has failed.
+        their best; ``chosen``; ``engine``, which has run them; and ``error``, with a mean of NaN,
+        where an inner fit has failed.
         """
         nan = {"mean": math.nan, "std": math.nan}  # JSON has none
         return [
@@ -152,7 +153,7 @@ def _parameters(row: Mapping[str, Any]) -> dict[str, Any]:
 def _flat(search: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows of a search without nesting, one cell a value."""
     keys = ("repeat", "fold", "point")
-    more = ("mean", "std", "epochs", "chosen")
+    more = ("mean", "std", "epochs", "chosen", "engine")
     return [
         {
             **{key: row[key] for key in keys},

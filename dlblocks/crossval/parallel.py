@@ -23,7 +23,7 @@ from dlblocks.crossval.fold import Fold, Job, Plan, read_fold, run_fold
 from dlblocks.crossval.lock import locked
 from dlblocks.crossval.progress import FoldBar, FoldProgress, Notes
 from dlblocks.data import SplitDataModule
-from dlblocks.errors import check_range
+from dlblocks.errors import check_choice, check_range
 from dlblocks.files import LOCK, PLAN
 from dlblocks.quiet import quiet
 
@@ -52,8 +52,14 @@ class Task:
     parent: int
 
 
-def check_jobs(n_jobs: int, trainer: Mapping[str, Any]) -> None:
-    """Raises a `ValueError` if folds cannot run side by side with these Trainer arguments."""
+def check_jobs(n_jobs: int, trainer: Mapping[str, Any], engine: str) -> None:
+    """Raises a `ValueError` if folds cannot run side by side with the other arguments."""
+    check_choice("engine", engine, ["sequential", "vectorized", "auto"])
+    if engine == "vectorized" and n_jobs != 1:
+        raise ValueError(
+            f"n_jobs={n_jobs} has no effect with engine='vectorized', which runs all folds as one; "
+            "leave one of the two out."
+        )
     if n_jobs == -1:
         return
     check_range("n_jobs", n_jobs, 1)

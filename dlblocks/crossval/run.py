@@ -8,30 +8,27 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from dlblocks import report, tracking
+from dlblocks import tracking
 from dlblocks.crossval.fold import Fold, Job, Plan, join, read_fold, run_fold
 from dlblocks.crossval.lock import locked
+from dlblocks.crossval.outcome import failures, named, result_figures, write_outcome
 from dlblocks.crossval.parallel import check_jobs, run_side_by_side, wait_for_workers
 from dlblocks.crossval.plan import begin, describe, engine_of
 from dlblocks.crossval.progress import FoldProgress
 from dlblocks.crossval.result import CrossValidationResult
 from dlblocks.crossval.splits import check_same, new_datamodule, plan_splits
-from dlblocks.crossval.text import table_metrics
 from dlblocks.crossval.vectorized import choose_engine, run_together
 from dlblocks.data import SplitDataModule
 from dlblocks.errors import check_choice, check_range
 from dlblocks.files import SUMMARY, is_rank_zero, know_rank
 from dlblocks.fitting import check_trainer_arguments
 from dlblocks.quiet import quiet
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def cross_validate(
@@ -104,8 +101,8 @@ def cross_validate(
             callbacks but `EarlyStopping` and those that change batches. Everything a fold has is
             its own as before; losses and weights agree within rounding, save that dropout draws
             other numbers. ``seconds`` of a fold is its share. ``"auto"``: vectorized if it can be
-            and a few measured steps say that it is faster; what was chosen and why is said, and
-            kept in ``summary.json``.
+            and a few measured steps say that it is faster; what was chosen and why is said with
+            the progress bar, and kept in ``summary.json``.
         n_jobs: Folds side by side, each in a process of its own with its share of the cores and,
             where there are several, a GPU; -1 for one a core. Under
             ``joblib.parallel_config("ray")`` or ``"dask"`` (``pip install 'dlblocks[ray]'``) they
@@ -148,15 +145,9 @@ def cross_validate(
         check_range("num_folds", num_folds, 2)
     check_range("repeats", repeats, 1)
     check_choice("mode", mode, ["min", "max"])
-    check_choice("engine", engine, ["sequential", "vectorized", "auto"])
-    if engine == "vectorized" and n_jobs != 1:
-        raise ValueError(
-            f"n_jobs={n_jobs} has no effect with engine='vectorized', which runs all folds as one; "
-            "leave one of the two out."
-        )
     check_choice("on_error", on_error, ["raise", "continue"])
     trainer_args = check_trainer_arguments(trainer)
-    check_jobs(n_jobs, trainer_args)
+    check_jobs(n_jobs, trainer_args, engine)
     know_rank(trainer_args.get("num_nodes", 1))
     plan = Plan(
         make_model,
@@ -243,7 +234,7 @@ def _cross_validate(
             chosen, why, together = choose_engine(engine, plan, make_data, todo)
         elif engine == "vectorized":
             chosen = engine
-        if engine == "auto" and todo and is_rank_zero():
+        if engine == "auto" and todo and progress_bar and is_rank_zero():
             print(f"engine: {chosen}; {why}", file=sys.stderr, flush=True)
         if together is not None:
             check(together.members[0].model, together.members[0].callbacks)
@@ -304,12 +295,8 @@ def _cross_validate(
         },
     )
     if is_rank_zero() and (todo or not (plan.run_dir / SUMMARY).is_file()):
-        # The summary comes last: what a kill prevents before it, the next call makes up for.
-        result.write_parts()
         drawn = result_figures(result, data) if figures else {}
-        report.save_figures(plan.run_dir / "figures", drawn)
-        log_summary(plan, result, drawn, log_checkpoints)
-        result.write_summary()
+        write_outcome(plan, result, drawn, checkpoints=log_checkpoints)
     return result
 
 
@@ -325,80 +312,3 @@ def _one_by_one(
             yield job, run_fold(plan, make_data(job), job, bar)
         except Exception as error:
             yield job, error
-
-
-def named(error: Exception, name: str) -> Exception:
-    """The same kind of error, whose message begins with the name of the fold."""
-    message = f"{name}: {error}"
-    try:
-        new = type(error)(message)
-    except Exception:  # one that wants other arguments
-        return RuntimeError(f"{name}: {error!r}")
-    return new if str(new) == message else RuntimeError(f"{name}: {error!r}")
-
-
-def failures(failed: Mapping[Job, Exception]) -> list[dict[str, Any]]:
-    """What ``summary.json`` says of fits that have failed."""
-    return [
-        {"repeat": job.repeat, "fold": job.fold, "error": repr(error)}
-        for job, error in failed.items()
-    ]
-
-
-def log_summary(
-    plan: Plan,
-    result: CrossValidationResult,
-    figures: Mapping[str, Figure],
-    checkpoints: bool,
-    rows: Sequence[Mapping[str, Any]] | None = None,
-) -> None:
-    """Logs the summary run of a W&B group; `rows` are its table, by default the folds."""
-    summary = result.summary()
-    logger = tracking.make_logger(
-        "wandb" if plan.logger == "wandb" else None,
-        plan.run_dir,
-        run_name=f"{plan.run_dir.name}-summary",
-        group=plan.run_dir.name,
-        job_type="summary",
-        run_id=f"{plan.run_id}-summary",
-        config=summary["config"],
-    )
-    if logger is None:
-        return
-    values = {
-        f"{metric}/{name}": found[name]
-        for metric, found in summary["metrics"].items()
-        for name in ("mean", "std")
-    }
-    paths = [plan.run_dir / row["checkpoint"] for row in result.folds if row["checkpoint"]]
-    try:
-        tracking.log_summary(
-            logger,
-            values={**values, **{f"pooled/{k}": v for k, v in summary["pooled"].items()}},
-            rows=rows or result.folds,
-            figures=figures,
-            checkpoints=paths if checkpoints else (),
-        )
-    finally:
-        tracking.finish_logger(logger)
-
-
-def result_figures(result: CrossValidationResult, datamodule: SplitDataModule) -> dict[str, Figure]:
-    """All that can be drawn of a result, by the names of the files."""
-    figures = report.curve_figures(
-        result.histories,
-        [row["best_epoch"] for row in result.folds],
-        is_classification=datamodule.is_classification,
-    )
-    if result.metrics:
-        metric = table_metrics(result.metrics)[0]
-        figures |= report.score_figure(
-            result.run_dir.absolute().name, metric, result.values(metric), result.interval(metric)
-        )
-    if result.oof is not None:
-        once = result.oof.repeat == 0
-        arrays = {name: values[once] for name, values in vars(result.oof).items()}
-        figures |= report.prediction_figures(
-            datamodule, "val", arrays, title="Out-of-fold predictions"
-        )
-    return figures

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,15 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from dlblocks.crossval.final import refit_epochs
+from dlblocks.crossval.fold import Job, Plan
+from dlblocks.crossval.outcome import named
 from dlblocks.crossval.plan import describe
 from dlblocks.crossval.result import CrossValidationResult
-from dlblocks.crossval.run import cross_validate, named
+from dlblocks.crossval.run import cross_validate
+from dlblocks.crossval.splits import new_datamodule
+from dlblocks.crossval.vectorized import choose_engine
 from dlblocks.data import SplitDataModule
+from dlblocks.ensembles import NotVectorizable
 from dlblocks.errors import did_you_mean
 from dlblocks.files import is_rank_zero, write_json
 
@@ -144,6 +149,11 @@ class Search:
     on_error: str
     arguments: dict[str, Any]
 
+    @property
+    def engine(self) -> str:
+        """How the inner folds are run."""
+        return str(self.arguments["engine"])
+
     def model_of(self, number: int) -> Callable[[], pl.LightningModule]:
         """What makes a model of a point."""
         return partial(self.make_model, **self.points[number])
@@ -170,6 +180,36 @@ class Search:
             found.append({"hyperparameters": hyperparameters, **of_model})
             before = model
         return {**described, "inner_folds": self.num_folds, "points": found}
+
+    def check_engine(
+        self, datamodule: SplitDataModule | Callable[[], SplitDataModule], outer: Plan
+    ) -> None:
+        """Raises an error, before anything is trained, if a point cannot be run as it must be.
+
+        Args:
+            datamodule: The training samples of an outer fold, or what makes them.
+            outer: The plan of the outer folds.
+
+        Raises:
+            NotVectorizable: The engine must be ``"vectorized"`` and cannot be.
+        """
+        if self.engine != "vectorized":
+            return
+        data = new_datamodule(datamodule, outer.seed)
+        num_folds = data.count_folds(self.num_folds)
+        jobs = [Job(fold, 0, fold) for fold in range(2)]
+
+        def make_data(job: Job) -> SplitDataModule:
+            return data.for_fold(job.fold, num_folds)
+
+        for number, point in enumerate(self.points):
+            plan = replace(outer, make_model=self.model_of(number))
+            try:
+                choose_engine(self.engine, plan, make_data, jobs)
+            except NotVectorizable as error:
+                raise named(error, said(point)) from error
+            finally:
+                plan.forget()
 
     def _check(self, model: Any, before: pl.LightningModule | None) -> None:
         if not isinstance(model, pl.LightningModule):
@@ -220,6 +260,7 @@ class Search:
                     "scores": result.values(self.monitor) if result and whole else [],
                     "epochs": refit_epochs(result) if result and whole else 0,
                     "chosen": False,
+                    "engine": result.info["engine"] if result else "",
                     **({} if whole else {"error": error or failed[0]["error"]}),
                 }
             )
@@ -260,7 +301,7 @@ class Search:
                 figures=False,
                 **self.arguments,
             )
-        except FileExistsError:  # of another run
+        except (FileExistsError, BlockingIOError):  # of another run
             raise
         except Exception as error:
             if self.on_error == "raise":

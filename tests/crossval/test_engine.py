@@ -3,9 +3,8 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 
+import forked
 import lightning.pytorch as pl
 import numpy as np
 import pytest
@@ -14,8 +13,9 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn
 from wandb_offline import read_runs
 
+from dlblocks import ensembles
 from dlblocks.callbacks import MixUp
-from dlblocks.crossval import CrossValidationResult, cross_validate
+from dlblocks.crossval import CrossValidationResult, cross_validate, vectorized
 from dlblocks.data import DigitsDataModule, TabularDataModule
 from dlblocks.models import Classifier, MLPClassifier, MLPRegressor, VotingClassifier, load
 
@@ -131,7 +131,7 @@ class Branching(nn.Module):
 
 
 def test_auto_says_what_it_chose_and_why(tmp_path, capsys):
-    result = run(tmp_path / "small", engine="auto")
+    result = run(tmp_path / "small", engine="auto", progress_bar=True)
     said = capsys.readouterr().err
     assert "engine: vectorized; a step takes" in said
     summary = json.loads((tmp_path / "small/summary.json").read_text())
@@ -139,7 +139,12 @@ def test_auto_says_what_it_chose_and_why(tmp_path, capsys):
     assert CrossValidationResult.load(tmp_path / "small").oof is not None
     assert result.mean("val/accuracy") > 0.3
 
-    run(tmp_path / "branching", lambda: Classifier(Branching(), 10), engine="auto")
+    run(
+        tmp_path / "branching",
+        lambda: Classifier(Branching(), 10),
+        engine="auto",
+        progress_bar=True,
+    )
     assert "engine: sequential; the folds cannot be fitted together" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"engine='vectorized' cannot run these fits.*'auto'"):
         run(tmp_path / "demanded", lambda: Classifier(Branching(), 10))
@@ -182,63 +187,42 @@ def test_wandb_runs(tmp_path):
         assert [row["epoch"] for row in one["history"] if "val/loss" in row] == [0, 1, 2]
 
 
-SCRIPT = """
-import os, signal, sys
-import torch
-torch.set_num_threads(1)
-from lightning.pytorch.callbacks import EarlyStopping
-from dlblocks.callbacks import MixUp
-from dlblocks.crossval import cross_validate
-from dlblocks.data import DigitsDataModule
-from dlblocks.ensembles import vectorized
-from dlblocks.models import MLPClassifier
-import dlblocks.crossval.vectorized as engine
+def train(folder, moment):
+    """Kills itself at the beginning of an epoch, or when fold 0 is finished; or never."""
+    ensembles.vectorized.SAVE_SECONDS = 0.0
+    if moment.startswith("epoch"):
+        real = ensembles.vectorized.Together.on_train_epoch_start
 
-folder, moment = sys.argv[1:]
-vectorized.SAVE_SECONDS = 0.0
-if moment.startswith("epoch"):
-    real = vectorized.Together.on_train_epoch_start
-    def on_train_epoch_start(self):
-        if self.epoch == int(moment[-1]):
-            os.kill(os.getpid(), signal.SIGKILL)
-        real(self)
-    vectorized.Together.on_train_epoch_start = on_train_epoch_start
-elif moment == "finish":
-    real_finish = engine._finish
-    def _finish(plan, job, *rest):
-        if job.fold == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real_finish(plan, job, *rest)
-    engine._finish = _finish
-result = cross_validate(
-    lambda: MLPClassifier(64, 10, hidden=[16], dropout=0.2, lr=0.05, lr_schedule="one_cycle"),
-    DigitsDataModule(batch_size=128), num_folds=3, engine="vectorized",
-    make_callbacks=lambda: [MixUp(0.2), EarlyStopping("val/loss", patience=1)],
-    trainer={"max_epochs": 6, "accelerator": "cpu"}, run_dir=folder, figures=False,
-    progress_bar=False,
-)
-"""
+        def on_train_epoch_start(self):
+            if self.epoch == int(moment[-1]):
+                os.kill(os.getpid(), signal.SIGKILL)
+            real(self)
 
+        ensembles.vectorized.Together.on_train_epoch_start = on_train_epoch_start
+    elif moment == "finish":
+        real_finish = vectorized._finish
 
-def call(folder, moment):
-    script = folder.parent / "run.py"
-    script.write_text(SCRIPT)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", str(script), str(folder), moment],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
+        def _finish(plan, job, *rest):
+            if job.fold == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real_finish(plan, job, *rest)
+
+        vectorized._finish = _finish
+    cross_validate(
+        lambda: MLPClassifier(64, 10, hidden=[16], dropout=0.2, lr=0.05, lr_schedule="one_cycle"),
+        DigitsDataModule(batch_size=128), num_folds=3, engine="vectorized",
+        make_callbacks=lambda: [MixUp(0.2), EarlyStopping("val/loss", patience=1)],
+        trainer={"max_epochs": 6, "accelerator": "cpu"}, run_dir=folder, figures=False,
+        progress_bar=False,
     )  # fmt: skip
 
 
-@pytest.mark.slow
 def test_killed_and_called_again(tmp_path):
-    done = call(tmp_path / "whole", "never")
-    assert done.returncode == 0, done.stderr
+    forked.run(train, tmp_path / "whole", "never")
     for moment in ("epoch1", "epoch3", "finish"):
         folder = tmp_path / moment
-        assert call(folder, moment).returncode == -signal.SIGKILL
-        done = call(folder, "never")
-        assert done.returncode == 0, done.stderr
+        forked.run(train, folder, moment, code=-signal.SIGKILL)
+        forked.run(train, folder, "never")
         assert files(folder) == files(tmp_path / "whole")
         with np.load(folder / "oof.npz") as one, np.load(tmp_path / "whole/oof.npz") as other:
             for name in other:

@@ -6,13 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import forked
 import joblib
+import lightning.pytorch as pl
 import numpy as np
 import pytest
-from joblib.externals.loky import get_reusable_executor
 from same_runs import assert_same
 
+from dlblocks.callbacks import ExactResume
 from dlblocks.crossval import cross_validate, lock
 from dlblocks.crossval.fold import Job, Plan
 from dlblocks.crossval.lock import locked
@@ -20,61 +23,6 @@ from dlblocks.crossval.parallel import Task, _work
 from dlblocks.data import DigitsDataModule
 from dlblocks.files import holds_something
 from dlblocks.models import MLPClassifier
-
-# A fold waits in its third epoch as long as the file ``hold`` is there. Where ``orphan`` is, a fold
-# in a worker kills the call that has started it, and goes on.
-SCRIPT = """
-import os, signal, sys, time
-from pathlib import Path
-import lightning.pytorch as pl
-import torch
-torch.set_num_threads(1)
-from dlblocks.callbacks import ExactResume
-from dlblocks.crossval import cross_validate
-from dlblocks.data import DigitsDataModule
-from dlblocks.models import MLPClassifier
-
-class Hold(pl.Callback):
-    def on_train_epoch_start(self, trainer, module):
-        if trainer.current_epoch != 2:
-            return
-        Path(f"at-{trainer.datamodule.fold}.txt").write_text(str(os.getpid()))
-        while Path("hold").exists():
-            time.sleep(0.05)
-        if Path("orphan").exists():
-            while not all(Path(f"at-{fold}.txt").exists() for fold in range(2)):
-                time.sleep(0.05)
-            if trainer.datamodule.fold == 0:
-                os.kill(os.getppid(), signal.SIGKILL)
-            time.sleep(600)  # in the midst of training
-
-if __name__ == "__main__":
-    cross_validate(
-        lambda: MLPClassifier(64, 10, hidden=[16], dropout=0.2, lr=0.01),
-        DigitsDataModule(batch_size=300), num_folds=2, n_jobs=int(sys.argv[2]),
-        trainer={"max_epochs": 4, "accelerator": "cpu"}, run_dir=sys.argv[1], figures=False,
-        make_callbacks=lambda: [Hold(), ExactResume()], progress_bar=False,
-    )
-"""
-
-
-def begin(folder, run_dir, n_jobs=1):
-    """Starts the script. What it says goes into a file: a pipe would be open as long as workers."""
-    (folder / "script.py").write_text(SCRIPT)
-    with (folder / "errors.txt").open("w") as errors:
-        return subprocess.Popen(
-            [sys.executable, "script.py", run_dir, str(n_jobs)],
-            cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stderr=errors,
-        )
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
-    assert begin(folder, "whole").wait(120) == 0
-    return folder / "whole"
 
 
 def wait_for(condition, seconds=120):
@@ -94,56 +42,94 @@ def alive(pid):
         return file.read().rsplit(")", 1)[1].split()[0] != "Z"
 
 
+class Hold(pl.Callback):
+    """A fold waits in its third epoch as long as the file ``hold`` is there.
+
+    Where ``orphan`` is, a fold in a worker kills the call that has started it, and goes on.
+    """
+
+    def on_train_epoch_start(self, trainer, module):
+        if trainer.current_epoch != 2:
+            return
+        Path(f"at-{trainer.datamodule.fold}.txt").write_text(str(os.getpid()))
+        while Path("hold").exists():
+            time.sleep(0.05)
+        if Path("orphan").exists():
+            wait_for(lambda: all(Path(f"at-{fold}.txt").exists() for fold in range(2)))
+            if trainer.datamodule.fold == 0:
+                os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(600)  # in the midst of training
+
+
+def train(run_dir, n_jobs=1):
+    # As on a Ray or Dask cluster that srun has started: its workers have a number each.
+    variables = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1",
+                 "SLURM_NNODES": "2", "SLURM_LOCALID": "0", "SLURM_NODEID": "1",
+                 "SLURM_JOB_ID": "7"}  # fmt: skip
+    if n_jobs > 1:
+        os.environ.update(variables)
+    cross_validate(
+        lambda: MLPClassifier(64, 10, hidden=[16], dropout=0.2, lr=0.01),
+        DigitsDataModule(batch_size=300), num_folds=2, n_jobs=n_jobs,
+        trainer={"max_epochs": 4, "accelerator": "cpu"}, run_dir=run_dir, figures=False,
+        make_callbacks=lambda: [Hold(), ExactResume()], progress_bar=False,
+    )  # fmt: skip
+
+
 @pytest.mark.slow
-def test_a_second_process_is_told_and_the_first_goes_on(tmp_path, whole):
+def test_a_second_process_is_told_and_workers_end_with_their_call(tmp_path):
     (tmp_path / "hold").touch()
-    first = begin(tmp_path, "run")
+    first = forked.start(train, "run", 2)
+    workers = []
     try:
-        wait_for((tmp_path / "at-0.txt").exists)
-        assert begin(tmp_path, "run").wait(120) == 1
-        errors = (tmp_path / "errors.txt").read_text()
-        assert "run_dir='run' is in use by process" in errors
-        assert f"process {first.pid} on" in errors
-        assert "choose another run_dir" in errors
-        (tmp_path / "hold").unlink()
-        assert first.wait(120) == 0
+        wait_for(lambda: all((tmp_path / f"at-{fold}.txt").exists() for fold in range(2)))
+        workers = [int((tmp_path / f"at-{fold}.txt").read_text()) for fold in range(2)]
+        expected = rf"run_dir='run' is in use by process {first.pid} on .*choose another run_dir"
+        with pytest.raises(BlockingIOError, match=expected):
+            train("run")
+        # Such a worker is no rank of what has started it: other ranks log nothing.
+        for fold in range(2):
+            rows = (tmp_path / "run" / f"fold-{fold}" / "metrics.csv").read_text().splitlines()
+            assert len(rows) > 1
+        (tmp_path / "orphan").touch()
+        (tmp_path / "hold").unlink()  # the first goes on, and is killed by its worker
+        first.join(120)
+        assert first.exitcode == -signal.SIGKILL
+        (tmp_path / "orphan").unlink()
+        train("run")  # at once
+        assert not any(map(alive, workers))
     finally:
         first.kill()
-    assert_same(tmp_path / "run", whole, num_folds=2)
+        for worker in filter(alive, workers):
+            os.kill(worker, signal.SIGKILL)
+    train("whole")
+    assert_same(tmp_path / "run", tmp_path / "whole", num_folds=2)
     assert not list((tmp_path / "run").rglob(".*"))
 
 
-@pytest.mark.slow
-def test_workers_end_with_the_call_that_started_them(tmp_path, whole):
-    (tmp_path / "orphan").touch()
-    assert begin(tmp_path, "run", n_jobs=2).wait(120) == -signal.SIGKILL
-    (tmp_path / "orphan").unlink()
-    workers = [int((tmp_path / f"at-{fold}.txt").read_text()) for fold in range(2)]
-    again = begin(tmp_path, "run", n_jobs=2)  # at once
-    try:
-        assert again.wait(120) == 0
-        assert not any(map(alive, workers))
-        assert_same(tmp_path / "run", whole, num_folds=2)
-    finally:
-        again.kill()
-        for worker in filter(alive, workers):
-            os.kill(worker, signal.SIGKILL)
+# In a process of its own, without the packages that `dlblocks.crossval` needs.
+LOCK = f"""
+import importlib.util, os, sys, time
+from pathlib import Path
+spec = importlib.util.spec_from_file_location("lock", {lock.__file__!r})
+lock = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(lock)
+"""
 
 
 def test_kill_9_ends_a_lock_and_forked_processes_do_not_share_it(tmp_path):
-    code = """if True:
-        import os, signal, sys, time
-        from pathlib import Path
-        from dlblocks.crossval.lock import locked
-        with locked(Path("folder")):
-            child = os.fork()
-            if not child:
-                time.sleep(60)
-                os._exit(0)
-            print(child, flush=True)
-            time.sleep(60)
-    """
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    code = """
+with lock.locked(Path("folder")):
+    child = os.fork()
+    if not child:
+        time.sleep(60)
+        os._exit(0)
+    print(child, flush=True)
+    time.sleep(60)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOCK + code], stdout=subprocess.PIPE, text=True
+    )
     child = int(process.stdout.readline())
     try:
         expected = pytest.raises(BlockingIOError, match=f"in use by process {process.pid} on")
@@ -163,25 +149,22 @@ def test_kill_9_ends_a_lock_and_forked_processes_do_not_share_it(tmp_path):
 
 
 def test_one_at_a_time_although_the_file_comes_and_goes(tmp_path):
-    code = """if True:
-        import os
-        from pathlib import Path
-        from dlblocks.crossval import lock
-        lock.RETRY_SECONDS = 0.0
-        count = Path("count.txt")
-        children = []
-        while len(children) < 3:
-            children.append(os.fork())
-            if not children[-1]:
-                for _ in range(200):
-                    with lock.locked(Path("folder"), waiting=""):
-                        count.write_text(str(int(count.read_text()) + 1))
-                os._exit(0)
-        assert all(os.waitpid(child, 0)[1] == 0 for child in children)
-    """
+    code = """
+lock.RETRY_SECONDS = 0.0
+count = Path("count.txt")
+children = []
+while len(children) < 3:
+    children.append(os.fork())
+    if not children[-1]:
+        for _ in range(200):
+            with lock.locked(Path("folder"), waiting=""):
+                count.write_text(str(int(count.read_text()) + 1))
+        os._exit(0)
+assert all(os.waitpid(child, 0)[1] == 0 for child in children)
+"""
     (tmp_path / "count.txt").write_text("0")
     (tmp_path / "folder").mkdir()
-    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+    assert subprocess.run([sys.executable, "-c", LOCK + code], timeout=120).returncode == 0
     assert (tmp_path / "count.txt").read_text() == "600"
 
 
@@ -218,16 +201,15 @@ def run(folder, **arguments):
 
 
 def test_a_worker_on_a_cluster_that_a_killed_call_has_left_is_waited_for(tmp_path, capfd):
-    code = """if True:
-        import time
-        from pathlib import Path
-        from dlblocks.crossval.lock import locked
-        with locked(Path("run/fold-1")):
-            print("there", flush=True)
-            time.sleep(1)
-            Path("gone").touch()
-    """
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    code = """
+with lock.locked(Path("run/fold-1")):
+    print("there", flush=True)
+    time.sleep(1)
+    Path("gone").touch()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOCK + code], stdout=subprocess.PIPE, text=True
+    )
     process.stdout.readline()
     # A fold that somebody works on was begun by a run that has a plan.
     with pytest.raises(FileExistsError, match="already holds a run"):
@@ -256,23 +238,6 @@ def test_a_folder_that_is_not_shared_is_said(tmp_path):
     _, error = _work(Task(plan, DigitsDataModule(), Job(1, 0, 1), 1, tmp_path / "no", 0))
     assert isinstance(error, FileNotFoundError)
     assert "is not the same folder on" in str(error)
-
-
-def test_a_worker_is_no_rank_of_what_has_started_it(tmp_path, monkeypatch):
-    """As on a Ray or Dask cluster that srun has started: its workers have a number each."""
-    get_reusable_executor().shutdown()
-    for name, value in {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1",
-                        "SLURM_NNODES": "2", "SLURM_LOCALID": "0", "SLURM_NODEID": "1",
-                        "SLURM_JOB_ID": "7"}.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    try:
-        result = run(tmp_path / "run", n_jobs=2)
-    finally:
-        get_reusable_executor().shutdown()
-    assert len(result.oof) == 1438
-    for fold in range(2):  # other ranks log nothing
-        rows = (tmp_path / "run" / f"fold-{fold}" / "metrics.csv").read_text().splitlines()
-        assert len(rows) > 1
 
 
 def test_folds_in_threads_of_one_process_do_not_share_its_random_state(tmp_path):

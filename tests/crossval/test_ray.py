@@ -57,14 +57,6 @@ def kill_when_ready(kill):
     threading.Thread(target=wait, daemon=True).start()
 """
 
-WHOLE = """
-def place():
-    return "here"
-
-if __name__ == "__main__":
-    run(n_jobs=1)
-"""
-
 RAY = """
 import ray
 from ray.cluster_utils import Cluster
@@ -134,14 +126,21 @@ def start(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(start):
-    return start("whole", WHOLE)
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "argv", ["script.py", str(folder)])
+        script = {"place": lambda: "here"}
+        exec(COMMON, script)
+        script["run"](n_jobs=1)
+    return folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("package", "script"), [("ray", RAY), ("distributed", DASK)])
-def test_the_folds_of_a_dead_machine_are_run_again(start, whole, package, script):
+def test_the_folds_of_a_dead_machine_are_run_again(start, request, package, script):
     pytest.importorskip(package)
+    whole = request.getfixturevalue("whole")
     folder = start(package, script)
     lost = int((folder / "ready").read_text())
     began = {fold: (folder / f"fold-{fold}.txt").read_text().splitlines() for fold in range(4)}

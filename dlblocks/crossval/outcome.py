@@ -1,0 +1,116 @@
+"""What is said, written, drawn and logged of the outcome of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dlblocks import report, tracking
+from dlblocks.crossval.fold import Job, Plan
+from dlblocks.crossval.result import CrossValidationResult
+from dlblocks.crossval.text import table_metrics
+from dlblocks.data import SplitDataModule
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def named(error: Exception, name: str) -> Exception:
+    """The same kind of error, whose message begins with the name of the fold."""
+    message = f"{name}: {error}"
+    try:
+        new = type(error)(message)
+    except Exception:  # one that wants other arguments
+        return RuntimeError(f"{name}: {error!r}")
+    return new if str(new) == message else RuntimeError(f"{name}: {error!r}")
+
+
+def failures(failed: Mapping[Job, Exception]) -> list[dict[str, Any]]:
+    """What ``summary.json`` says of fits that have failed."""
+    return [
+        {"repeat": job.repeat, "fold": job.fold, "error": repr(error)}
+        for job, error in failed.items()
+    ]
+
+
+def result_figures(result: CrossValidationResult, datamodule: SplitDataModule) -> dict[str, Figure]:
+    """All that can be drawn of a result, by the names of the files."""
+    figures = report.curve_figures(
+        result.histories,
+        [row["best_epoch"] for row in result.folds],
+        is_classification=datamodule.is_classification,
+    )
+    if result.metrics:
+        metric = table_metrics(result.metrics)[0]
+        figures |= report.score_figure(
+            result.run_dir.absolute().name, metric, result.values(metric), result.interval(metric)
+        )
+    if result.oof is not None:
+        once = result.oof.repeat == 0
+        arrays = {name: values[once] for name, values in vars(result.oof).items()}
+        figures |= report.prediction_figures(
+            datamodule, "val", arrays, title="Out-of-fold predictions"
+        )
+    return figures
+
+
+def write_outcome(
+    plan: Plan,
+    result: CrossValidationResult,
+    figures: Mapping[str, Figure],
+    *,
+    checkpoints: bool,
+    rows: Sequence[Mapping[str, Any]] | None = None,
+) -> None:
+    """Writes what is of the whole run, and logs the summary run of its W&B group.
+
+    The summary comes last: what a kill prevents before it, the next call makes up for.
+
+    Args:
+        plan: Of the run.
+        result: Its result.
+        figures: What was drawn of it, by the names of the files.
+        checkpoints: Whether W&B gets the models as an artifact.
+        rows: The table of the summary run; by default the folds.
+    """
+    result.write_parts()
+    report.save_figures(plan.run_dir / "figures", figures)
+    _log_summary(plan, result, figures, checkpoints, result.folds if rows is None else rows)
+    result.write_summary()
+
+
+def _log_summary(
+    plan: Plan,
+    result: CrossValidationResult,
+    figures: Mapping[str, Figure],
+    checkpoints: bool,
+    rows: Sequence[Mapping[str, Any]],
+) -> None:
+    summary = result.summary()
+    logger = tracking.make_logger(
+        "wandb" if plan.logger == "wandb" else None,
+        plan.run_dir,
+        run_name=f"{plan.run_dir.name}-summary",
+        group=plan.run_dir.name,
+        job_type="summary",
+        run_id=f"{plan.run_id}-summary",
+        config=summary["config"],
+    )
+    if logger is None:
+        return
+    values = {
+        f"{metric}/{name}": found[name]
+        for metric, found in summary["metrics"].items()
+        for name in ("mean", "std")
+    }
+    paths = [plan.run_dir / row["checkpoint"] for row in result.folds if row["checkpoint"]]
+    try:
+        tracking.log_summary(
+            logger,
+            values={**values, **{f"pooled/{k}": v for k, v in summary["pooled"].items()}},
+            rows=rows,
+            figures=figures,
+            checkpoints=paths if checkpoints else (),
+        )
+    finally:
+        tracking.finish_logger(logger)
