@@ -1,0 +1,235 @@
+"""Learners fitted one after another in one Lightning fit, whose epochs are the stages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from dlblocks.data import DataModule
+from dlblocks.data.dataset import ArrayDataset, collate_with_index
+from dlblocks.data.sampler import EpochSampler
+from dlblocks.models.base import Model
+from dlblocks.optim import make_optimizer, make_schedule
+
+# Without gradients more samples fit into memory than a training batch has.
+EVALUATION_BATCHES = 4
+
+
+@dataclass
+class Task:
+    """What one learner is to be fitted to.
+
+    Attributes:
+        learner: The learner, a new model.
+        positions: Its samples, as positions in the training part, int64, shape (n,).
+        targets: Of all training samples, shape (N, ...).
+        weights: Of all training samples, mean 1, shape (N,); None if all weigh the same.
+    """
+
+    learner: Model
+    positions: Tensor
+    targets: Tensor
+    weights: Tensor | None = None
+
+
+class Booster(Protocol):
+    """What the stages are made of: `GradientBoosting` and `AdaBoost`."""
+
+    def begin_stage(self, stage: int) -> Task | None:
+        """What stage 0, 1, … is to learn, or None if there is nothing left to learn."""
+
+    def batch_loss(
+        self, learner: Any, outputs: Tensor, targets: Tensor, weights: Tensor | None
+    ) -> Tensor:
+        """The mean loss of a batch."""
+
+    def end_stage(self, stage: int, outputs: dict[str, Tensor]) -> bool:
+        """Takes the learner's outputs for ``"train"`` and ``"val"``; False ends the fit."""
+
+
+class Stages(pl.LightningModule):
+    """One fit of many learners. An epoch is a stage; a batch is one pass over its samples.
+
+    A pass takes many optimizer steps, so that the Trainer's own work is done once for all of them:
+    with one Trainer a stage, or one of its steps a batch, small nets would wait for it more than
+    half of the time.
+
+    Args:
+        booster: Says what each stage learns, and takes what it has learned.
+        datamodule: The data.
+        epochs: Passes over the samples of a stage.
+        clip: `gradient_clip_val`, or 0.
+        clip_by_value: Clip values, not the norm.
+        seed: Seed of the learners' weights and draws.
+    """
+
+    def __init__(
+        self,
+        booster: Booster,
+        datamodule: DataModule,
+        *,
+        epochs: int,
+        clip: float,
+        clip_by_value: bool,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.booster, self.data = booster, datamodule
+        self.epochs, self.clip, self.clip_by_value, self.seed = epochs, clip, clip_by_value, seed
+        self.inputs = datamodule.raw_inputs("train")
+        self.rows = {part: datamodule.indices(part) for part in ("train", "val")}
+        self.position = torch.full((len(self.inputs),), -1)  # of a row in the training part
+        self.position[self.rows["train"]] = torch.arange(len(self.rows["train"]))
+        self.task: Task | None = None
+
+    def passes(self) -> DataLoader:
+        """The numbers of the passes: what the Trainer takes for batches."""
+        return DataLoader(range(self.epochs), batch_size=None)  # type: ignore[arg-type]
+
+    def configure_optimizers(self) -> None:
+        """None: each learner has its own."""
+
+    def on_train_epoch_start(self) -> None:
+        stage = self.current_epoch
+        torch.manual_seed(self.seed + stage)
+        self.task = task = self.booster.begin_stage(stage)
+        if task is None:
+            return
+        precision = self.trainer.precision_plugin
+        task.learner = precision.convert_module(task.learner).to(self.device)  # type: ignore[assignment]
+        task.learner.train()
+        self.targets = task.targets.to(self.device)
+        self.weights = None if task.weights is None else task.weights.float().to(self.device)
+        self.dataset, self.sampler, self.loader = self._stage_loader(task.positions)
+        if self_fitting(task.learner) is None:
+            self._make_optimizer(task.learner, len(self.loader))
+
+    def _stage_loader(self, positions: Tensor) -> tuple[ArrayDataset, EpochSampler, DataLoader]:
+        data = self.data
+        dataset = ArrayDataset(
+            self.inputs,
+            data.source.targets,
+            self.rows["train"][positions],
+            data.train_transform,
+        )
+        sampler = EpochSampler(
+            dataset,
+            shuffle=True,
+            seed=data.shuffle_seed,
+            avoid_single=data.batch_size,
+            with_epoch=data.train_transform is not None,
+        )
+        loader = DataLoader(
+            dataset,
+            batch_size=data.batch_size,
+            sampler=sampler,
+            num_workers=data.num_workers,
+            collate_fn=collate_with_index,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator().manual_seed(data.shuffle_seed),
+        )
+        return dataset, sampler, loader
+
+    def _make_optimizer(self, learner: Model, steps: int) -> None:
+        self.optimizer = make_optimizer(
+            learner.optimizer_name,
+            learner,
+            lr=learner.lr,
+            weight_decay=learner.weight_decay,
+            args=learner.optimizer_args,
+        )
+        schedules = make_schedule(
+            learner.lr_schedule,
+            self.optimizer,
+            total_steps=self.epochs * steps,
+            steps_per_epoch=steps,
+            warmup_steps=learner.warmup_steps,
+            args=learner.lr_schedule_args,
+        )
+        self.schedules: list[Any] = [schedule["scheduler"] for schedule in schedules]
+
+    def training_step(self, number: int, batch_idx: int) -> None:
+        task = self.task
+        if task is None:
+            return
+        fit = self_fitting(task.learner)
+        if fit is not None:
+            if number == 0:
+                self._fit_whole(task, fit)
+            return
+        self.sampler.set_epoch(self.current_epoch * self.epochs + number)
+        parameters = [p for p in task.learner.parameters() if p.requires_grad]
+        losses = []
+        for inputs, _, rows in self.loader:
+            at = self.position[rows].to(self.device)
+            weights = None if self.weights is None else self.weights[at]
+            outputs = task.learner(self._prepared(inputs))
+            loss = self.booster.batch_loss(task.learner, outputs, self.targets[at], weights)
+            self.optimizer.zero_grad()
+            loss.backward()
+            if self.clip and self.clip_by_value:
+                torch.nn.utils.clip_grad_value_(parameters, self.clip)
+            elif self.clip:
+                torch.nn.utils.clip_grad_norm_(parameters, self.clip)
+            self.optimizer.step()
+            for schedule in self.schedules:
+                schedule.step()
+            losses.append(loss.detach())
+        # Once a pass: reading a number from an accelerator waits for it.
+        if not math.isfinite(mean := torch.stack(losses).mean().item()):
+            raise FloatingPointError(
+                f"the loss of the learner of stage {self.current_epoch + 1} is {mean} in pass "
+                f"{number + 1}; lower lr (now {task.learner.lr}), clip gradients, or look for "
+                "values in the data that are not finite."
+            )
+
+    def _fit_whole(self, task: Task, fit: Callable[..., Any]) -> None:
+        inputs = torch.cat([self._prepared(x) for x, _ in self._in_order(self.dataset.rows)])
+        at = task.positions.to(self.device)
+        fit(inputs, self.targets[at], None if self.weights is None else self.weights[at])
+
+    def on_train_epoch_end(self) -> None:
+        stage, go_on = self.current_epoch, False
+        if self.task is not None:
+            outputs = {part: self._outputs(self.task.learner, part) for part in ("train", "val")}
+            self.task = None
+            go_on = self.booster.end_stage(stage, outputs)
+        if not go_on:
+            self.trainer.should_stop = True
+
+    def _outputs(self, learner: Model, part: str) -> Tensor:
+        """The outputs of one learner for a part, as float64 on the CPU; empty for an empty part."""
+        learner.eval()
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            found = [
+                learner(self._prepared(inputs)).double().cpu()
+                for inputs, _ in self._in_order(self.rows[part])
+            ]
+        return torch.cat(found) if found else torch.empty(0)
+
+    def _in_order(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """The raw inputs of some rows, with their rows, as they are: no transform of training."""
+        for chunk in rows.split(EVALUATION_BATCHES * self.data.batch_size):
+            yield self.inputs.index_select(0, chunk), chunk
+
+    def _prepared(self, inputs: Tensor) -> Tensor:
+        """Raw inputs as the learner sees them: on its device, normalised, in its precision."""
+        inputs = self.data.transform(inputs.to(self.device, non_blocking=True))
+        return self.trainer.precision_plugin.convert_input(inputs)
+
+
+def self_fitting(learner: Model) -> Callable[..., Any] | None:
+    """The `fit_samples` of a learner or of its net, if it has one."""
+    for owner in (learner, learner.net):
+        fit = getattr(owner, "fit_samples", None)
+        if callable(fit):
+            return fit
+    return None
