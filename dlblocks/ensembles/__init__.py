@@ -8,4 +8,13 @@ from dlblocks.ensembles.stagewise import BoostingResult
 from dlblocks.ensembles.support import check_vectorizable
 from dlblocks.ensembles.vectorized import Together, fit_together
 
-__all__ = ["AdaBoost", "BoostingResult", "GradientBoosting", "Member", "NotVectorizable", "Together", "check_vectorizable", "fit_together"]
+__all__ = [
+    "AdaBoost",
+    "BoostingResult",
+    "GradientBoosting",
+    "Member",
+    "NotVectorizable",
+    "Together",
+    "check_vectorizable",
+    "fit_together",
+]

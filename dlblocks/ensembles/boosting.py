@@ -141,7 +141,8 @@ class GradientBoosting(Stagewise):
 
     def wrap(self, net: nn.Module) -> Model:
         count = self.datamodule.out_features
-        if count == 2 and self.datamodule.is_classification:
+        fits_itself = callable(getattr(net, "fit_samples", None))
+        if count == 2 and self.datamodule.is_classification and not fits_itself:
             # Either width will do: what it has is seen when it is tried.
             data = self.datamodule
             rows = data.indices("train")[:2]

@@ -13,13 +13,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dlblocks.data import DataModule
-from dlblocks.data.dataset import ArrayDataset, collate_with_index
+from dlblocks.data.dataset import ArrayDataset, collate
 from dlblocks.data.sampler import EpochSampler
 from dlblocks.models.base import Model
 from dlblocks.optim import make_optimizer, make_schedule
 
 # Without gradients more samples fit into memory than a training batch has.
 EVALUATION_BATCHES = 4
+# Normalised inputs that are kept for all stages.
+READY_BYTES = 1 << 28
+FUSED = ("sgd", "momentum", "nesterov", "adam", "adamw")
 
 
 @dataclass
@@ -86,8 +89,7 @@ class Stages(pl.LightningModule):
         self.epochs, self.clip, self.clip_by_value, self.seed = epochs, clip, clip_by_value, seed
         self.inputs = datamodule.raw_inputs("train")
         self.rows = {part: datamodule.indices(part) for part in ("train", "val")}
-        self.position = torch.full((len(self.inputs),), -1)  # of a row in the training part
-        self.position[self.rows["train"]] = torch.arange(len(self.rows["train"]))
+        self.ready: dict[str, Tensor] = {}
         self.task: Task | None = None
 
     def passes(self) -> DataLoader:
@@ -96,6 +98,15 @@ class Stages(pl.LightningModule):
 
     def configure_optimizers(self) -> None:
         """None: each learner has its own."""
+
+    def on_fit_start(self) -> None:
+        """Normalises the inputs once for all stages, if they are few and always the same."""
+        floats = sum(map(len, self.rows.values())) * self.inputs[0].numel()
+        if self.data.train_transform is None and 4 * floats <= READY_BYTES:
+            self.ready = {
+                part: self._prepared(self.inputs.index_select(0, rows))
+                for part, rows in self.rows.items()
+            }
 
     def on_train_epoch_start(self) -> None:
         stage = self.current_epoch
@@ -108,35 +119,39 @@ class Stages(pl.LightningModule):
         task.learner.train()
         self.targets = task.targets.to(self.device)
         self.weights = None if task.weights is None else task.weights.float().to(self.device)
-        self.dataset, self.sampler, self.loader = self._stage_loader(task.positions)
+        data = self.data
+        of: Any = range(len(task.positions))  # only its length counts
+        self.sampler = EpochSampler(
+            of, shuffle=True, seed=data.shuffle_seed, avoid_single=data.batch_size
+        )
         if self_fitting(task.learner) is None:
-            self._make_optimizer(task.learner, len(self.loader))
+            self._make_optimizer(task.learner, -(-len(self.sampler) // data.batch_size))
 
-    def _stage_loader(self, positions: Tensor) -> tuple[ArrayDataset, EpochSampler, DataLoader]:
+    def _batches(self, task: Task) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one pass: inputs, and their positions in the training part."""
+        order = task.positions[torch.tensor(list(self.sampler))]
+        size = self.data.batch_size
+        if self.ready:
+            for at in order.to(self.device).split(size):
+                yield self.ready["train"].index_select(0, at), at
+            return
         data = self.data
         dataset = ArrayDataset(
-            self.inputs,
-            data.source.targets,
-            self.rows["train"][positions],
-            data.train_transform,
+            self.inputs, data.source.targets, self.rows["train"][order], data.train_transform
         )
-        sampler = EpochSampler(
-            dataset,
-            shuffle=True,
-            seed=data.shuffle_seed,
-            avoid_single=data.batch_size,
-            with_epoch=data.train_transform is not None,
-        )
+        epoch, whole = self.sampler.epoch, range(len(order))
+        in_order = whole if data.train_transform is None else [(epoch, i) for i in whole]
         loader = DataLoader(
             dataset,
-            batch_size=data.batch_size,
-            sampler=sampler,
+            batch_size=size,
+            sampler=in_order,  # type: ignore[arg-type]
             num_workers=data.num_workers,
-            collate_fn=collate_with_index,
+            collate_fn=collate,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator().manual_seed(data.shuffle_seed),
         )
-        return dataset, sampler, loader
+        for (inputs, _), at in zip(loader, order.to(self.device).split(size), strict=True):
+            yield self._prepared(inputs), at
 
     def _make_optimizer(self, learner: Model, steps: int) -> None:
         self.optimizer = make_optimizer(
@@ -144,7 +159,7 @@ class Stages(pl.LightningModule):
             learner,
             lr=learner.lr,
             weight_decay=learner.weight_decay,
-            args=learner.optimizer_args,
+            args={**self._fused(learner), **learner.optimizer_args},
         )
         schedules = make_schedule(
             learner.lr_schedule,
@@ -155,6 +170,12 @@ class Stages(pl.LightningModule):
             args=learner.lr_schedule_args,
         )
         self.schedules: list[Any] = [schedule["scheduler"] for schedule in schedules]
+
+    def _fused(self, learner: Model) -> dict[str, bool]:
+        """The optimizer as one kernel, where it can be: the same numbers, in half of the time."""
+        given = {"fused", "foreach", "differentiable", "capturable"} & learner.optimizer_args.keys()
+        can = learner.optimizer_name in FUSED and self.device.type in ("cpu", "cuda")
+        return {"fused": True} if can and not given else {}
 
     def training_step(self, number: int, batch_idx: int) -> None:
         task = self.task
@@ -168,10 +189,9 @@ class Stages(pl.LightningModule):
         self.sampler.set_epoch(self.current_epoch * self.epochs + number)
         parameters = [p for p in task.learner.parameters() if p.requires_grad]
         losses = []
-        for inputs, _, rows in self.loader:
-            at = self.position[rows].to(self.device)
+        for inputs, at in self._batches(task):
             weights = None if self.weights is None else self.weights[at]
-            outputs = task.learner(self._prepared(inputs))
+            outputs = task.learner(inputs)
             loss = self.booster.batch_loss(task.learner, outputs, self.targets[at], weights)
             self.optimizer.zero_grad()
             loss.backward()
@@ -192,8 +212,8 @@ class Stages(pl.LightningModule):
             )
 
     def _fit_whole(self, task: Task, fit: Callable[..., Any]) -> None:
-        inputs = torch.cat([self._prepared(x) for x, _ in self._in_order(self.dataset.rows)])
         at = task.positions.to(self.device)
+        inputs = torch.cat(list(self._in_order("train")))[at]
         fit(inputs, self.targets[at], None if self.weights is None else self.weights[at])
 
     def on_train_epoch_end(self) -> None:
@@ -209,16 +229,17 @@ class Stages(pl.LightningModule):
         """The outputs of one learner for a part, as float64 on the CPU; empty for an empty part."""
         learner.eval()
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            found = [
-                learner(self._prepared(inputs)).double().cpu()
-                for inputs, _ in self._in_order(self.rows[part])
-            ]
+            found = [learner(inputs).double().cpu() for inputs in self._in_order(part)]
         return torch.cat(found) if found else torch.empty(0)
 
-    def _in_order(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """The raw inputs of some rows, with their rows, as they are: no transform of training."""
-        for chunk in rows.split(EVALUATION_BATCHES * self.data.batch_size):
-            yield self.inputs.index_select(0, chunk), chunk
+    def _in_order(self, part: str) -> Iterator[Tensor]:
+        """The inputs of a part as they are: no transform of training."""
+        size = EVALUATION_BATCHES * self.data.batch_size
+        if self.ready:
+            yield from self.ready[part].split(size) if len(self.ready[part]) else ()
+            return
+        for rows in self.rows[part].split(size) if len(self.rows[part]) else ():
+            yield self._prepared(self.inputs.index_select(0, rows))
 
     def _prepared(self, inputs: Tensor) -> Tensor:
         """Raw inputs as the learner sees them: on its device, normalised, in its precision."""

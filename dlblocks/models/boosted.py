@@ -200,9 +200,7 @@ class _Sum(_Members):
             self.register_buffer(name, values, persistent=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        total = self._start(inputs)
-        for total in self.staged(inputs):  # noqa: B007: the last one is the sum
-            pass
+        *_, total = [self._start(inputs), *self.staged(inputs)]
         return total
 
     def staged(self, inputs: Tensor) -> Iterator[Tensor]:
