@@ -1,10 +1,10 @@
 """Boosting of small nets: ours against Ensemble-Pytorch's (package torchensemble).
 
-The same nets, data, batches, passes, shrinkage and number of stages, in turn in one process, on one
-thread. The peer gets our fast loader, of inputs that are normalised already; it starts from 0, keeps
-no predictions and searches no step, so each of its steps runs all earlier learners, and its backward
-pass goes through them. Ours searches a step for each stage, scores training and validation, and
-writes its run folder.
+The same nets, data, batches, passes, shrinkage and number of stages, in turn in one process, on
+one thread. The peer gets our fast loader, of inputs that are normalised already. It keeps no
+predictions, so each of its steps runs all earlier learners, and its backward pass goes through
+them; it searches no step. Ours searches a step for each stage, scores training and validation,
+and writes its run folder.
 
 Measured (…)
 

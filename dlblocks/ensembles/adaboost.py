@@ -21,7 +21,9 @@ from dlblocks.models.boosted import vote_logits
 
 
 class AdaBoost(Stagewise):
-    """AdaBoost for C classes: SAMME (Zhu, Zou, Rosset and Hastie 2009); of two, Freund and Schapire's.
+    """AdaBoost for C classes: SAMME (Zhu, Zou, Rosset and Hastie 2009).
+
+    Of two classes it is the AdaBoost of Freund and Schapire (1997).
 
     From equal weights w_i = 1/N of the training samples, stage m = 1 … M
 
@@ -126,8 +128,8 @@ class AdaBoost(Stagewise):
     def check_learner(self, learner: Any) -> None:
         if learner.class_weights is not None:
             raise ValueError(
-                f"class_weights={learner.class_weights!r} has no effect on a learner, whose samples "
-                "AdaBoost weighs; leave it out."
+                f"class_weights={learner.class_weights!r} has no effect on a learner, whose "
+                "samples AdaBoost weighs; leave it out."
             )
 
     def prepare(self) -> None:
@@ -166,7 +168,8 @@ class AdaBoost(Stagewise):
         wrong = labels["train"] != y
         error = self.weights[wrong].sum().item()
         chance = 1 - 1 / self.num_classes
-        if error >= chance:
+        # A learner that is the one before has just the error of chance, but for rounding.
+        if error >= chance - 1e-9:
             said = f"the learner of stage {stage + 1} has the weighted error {error:.3g}"
             cure = "train longer, or use larger learners"
             if not self.learners:
@@ -178,8 +181,8 @@ class AdaBoost(Stagewise):
         perfect = not wrong.any()
         if perfect:
             self.stopped = (
-                f"the learner of stage {stage + 1} makes no error on the training samples, so there "
-                "is nothing left to weigh; for more stages use weaker learners."
+                f"the learner of stage {stage + 1} makes no error on the training samples, so "
+                "there is nothing left to weigh; for more stages use weaker learners."
             )
         error = max(error, 0.5 / len(y)) if perfect else error
         alpha = self.learning_rate * (

@@ -354,8 +354,8 @@ def _checked(trainer: Mapping[str, Any] | None) -> dict[str, Any]:
     arguments["devices"] = 1 if arguments["devices"] == "auto" else arguments["devices"]
     if str(arguments.get("precision", "")) in ("16", "16-mixed", "16-true"):
         raise ValueError(
-            f"trainer={{'precision': {arguments['precision']!r}}} needs its gradients scaled, which "
-            "boosting does not do; use 'bf16-mixed' or '32-true'."
+            f"trainer={{'precision': {arguments['precision']!r}}} needs its gradients scaled, "
+            "which boosting does not do; use 'bf16-mixed' or '32-true'."
         )
     check_range("gradient_clip_val", arguments.get("gradient_clip_val") or 0.0, 0)
     return arguments

@@ -134,10 +134,8 @@ def test_several_weak_nets_are_better_than_one_and_the_model_is_one(make_trainer
     assert metrics["val/loss"] == pytest.approx(result.history[-1]["val/loss"], rel=1e-5)
     (tested,) = trainer.test(model, datamodule=data, verbose=False)
     found = torch.cat([b["prediction"] for b in trainer.predict(model, datamodule=data)])
-    truth = data.arrays("test")[1]
-    assert (found.argmax(1) == truth).float().mean().item() == pytest.approx(
-        tested["test/accuracy"]
-    )
+    right = found.argmax(1) == data.arrays("test")[1]
+    assert right.float().mean().item() == pytest.approx(tested["test/accuracy"])
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["metrics"]["val/accuracy"] == pytest.approx(accuracies[-1])
     assert summary["config"]["boosting"]["class"] == "AdaBoost"
@@ -163,7 +161,7 @@ def test_a_perfect_learner_ends_the_fit():
 def test_a_first_learner_no_better_than_chance_is_an_error():
     always = lambda: SklearnClassifier(DummyClassifier(strategy="most_frequent"), 3)  # noqa: E731
     data = ArrayDataModule(np.random.rand(60, 2), np.arange(60) % 3)
-    with pytest.raises(ValueError, match="no better than chance.*is the first; train longer"):
+    with pytest.raises(ValueError, match=r"no better than chance.*is the first; train longer"):
         boost(always, data).fit()
 
 

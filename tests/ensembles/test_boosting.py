@@ -341,16 +341,11 @@ def test_classes_are_learned_and_the_model_is_one(count, width, make_trainer, tm
 def test_one_logit_and_two_agree_about_two_classes():
     """With exact learners: the softmax of (-f/2, f/2) is the sigmoid of f."""
     data = classes(2)
-    runs = [
-        boost(
-            lambda w=w: Regressor(LeastSquares(5, w), w),
-            data,
-            num_stages=4,
-            shrinkage=0.5,
-            run_dir=f"{w}",
-        ).fit()
-        for w in (1, 2)
-    ]
+    runs = []
+    for width in (1, 2):
+        make = lambda w=width: Regressor(LeastSquares(5, w), w)  # noqa: E731
+        run = boost(make, data, num_stages=4, shrinkage=0.5, run_dir=f"{width}")
+        runs.append(run.fit())
     for one, two in zip(runs[0].history, runs[1].history, strict=True):
         assert one["train/loss"] == pytest.approx(two["train/loss"], rel=1e-4)
 
