@@ -220,6 +220,7 @@ class Stages(pl.LightningModule):
         stage, go_on = self.current_epoch, False
         if self.task is not None:
             outputs = {part: self._outputs(self.task.learner, part) for part in ("train", "val")}
+            self.task.learner.cpu()  # of all learners, one at a time is on the accelerator
             self.task = None
             go_on = self.booster.end_stage(stage, outputs)
         if not go_on:

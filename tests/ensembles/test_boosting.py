@@ -387,6 +387,25 @@ def test_runs_are_repeatable_and_leave_the_random_state_alone():
     assert run("bb", 0) == run("c", 0) != run("d", 1)
 
 
+@pytest.mark.parametrize("way", ["in pieces", "transformed"])
+def test_inputs_prepared_a_batch_at_a_time_are_those_prepared_at_once(way, monkeypatch):
+    def run(name, **arguments):
+        data = DigitsDataModule(batch_size=128, **arguments)
+        learner = lambda: MLPRegressor(64, 10, hidden=[8])  # noqa: E731
+        return boost(learner, data, subsample=0.5, num_stages=2, run_dir=name).fit().history
+
+    once = run("a")
+    if way == "in pieces":
+        monkeypatch.setattr("dlblocks.ensembles.stages.READY_BYTES", 0)
+        assert run("b") == once
+    else:  # of the training batches alone: what is kept of a learner is for images as they are
+        seen = []
+        found = run("b", train_transform=lambda image: seen.append(len(image)) or image)
+        for row, expected in zip(found, once, strict=True):
+            assert row["val/loss"] == pytest.approx(expected["val/loss"], rel=1e-4)
+        assert len(seen) == 2 * 574  # half of 1,149, in each stage
+
+
 def test_early_stopping_keeps_the_best_stages():
     """Noise: a tree learns it by heart, and validation gets worse from some stage on."""
     rng = np.random.default_rng(0)
@@ -552,6 +571,15 @@ def test_one_learner_returned_twice():
 def test_a_loss_that_is_not_finite_names_the_stage():
     with pytest.raises(FloatingPointError, match=r"stage 1 .* lower lr"):
         boost(lambda: MLPRegressor(5, 1, optimizer="sgd", lr=1e25), values()).fit()
+
+
+def test_learners_over_nets_of_the_users_own_are_given_back_to_load():
+    result = boost(lambda: nn.Linear(5, 1), values()).fit()
+    with pytest.raises(ValueError, match="net that was made elsewhere"):
+        load(result.checkpoint)
+    members = [Regressor(nn.Linear(5, 1)) for _ in range(3)]
+    model = load(result.checkpoint, overrides={"members": members})
+    assert torch.equal(model(torch.ones(2, 5)), result.model(torch.ones(2, 5)))
 
 
 def test_models_refuse_what_does_not_fit(make_trainer):
