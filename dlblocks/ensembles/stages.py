@@ -119,18 +119,25 @@ class Stages(pl.LightningModule):
         task.learner.train()
         self.targets = task.targets.to(self.device)
         self.weights = None if task.weights is None else task.weights.float().to(self.device)
-        data = self.data
         of: Any = range(len(task.positions))  # only its length counts
+        size = self._batch_size(len(of))
         self.sampler = EpochSampler(
-            of, shuffle=True, seed=data.shuffle_seed, avoid_single=data.batch_size
+            of,
+            shuffle=True,
+            seed=self.data.shuffle_seed,
+            avoid_single=size if len(of) > size else None,
         )
         if self_fitting(task.learner) is None:
-            self._make_optimizer(task.learner, -(-len(self.sampler) // data.batch_size))
+            self._make_optimizer(task.learner, -(-len(self.sampler) // size))
+
+    def _batch_size(self, samples: int) -> int:
+        size = self.data.batch_size
+        return samples if isinstance(size, str) else size
 
     def _batches(self, task: Task) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of one pass: inputs, and their positions in the training part."""
         order = task.positions[torch.tensor(list(self.sampler))]
-        size = self.data.batch_size
+        size = self._batch_size(len(order))
         if self.ready:
             for at in order.to(self.device).split(size):
                 yield self.ready["train"].index_select(0, at), at
@@ -235,7 +242,7 @@ class Stages(pl.LightningModule):
 
     def _in_order(self, part: str) -> Iterator[Tensor]:
         """The inputs of a part as they are: no transform of training."""
-        size = EVALUATION_BATCHES * self.data.batch_size
+        size = EVALUATION_BATCHES * self._batch_size(len(self.rows[part]) or 1)
         if self.ready:
             yield from self.ready[part].split(size) if len(self.ready[part]) else ()
             return

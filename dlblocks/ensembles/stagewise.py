@@ -23,6 +23,7 @@ from dlblocks.errors import check_range, did_you_mean
 from dlblocks.files import check_new_run_dir, write_json, write_rows
 from dlblocks.models import checkpoints
 from dlblocks.models.base import Model
+from dlblocks.optim.factory import optimizer_spec
 from dlblocks.quiet import quiet
 
 LoggerName = Literal["csv", "wandb", "tensorboard", "none"]
@@ -296,6 +297,11 @@ class Stagewise:
             raise ValueError(
                 "lr_schedule='plateau' watches validation, which learners do not have; use "
                 "'constant', 'step', 'cosine' or 'one_cycle'."
+            )
+        if issubclass(optimizer_spec(learner.optimizer_name).cls, torch.optim.LBFGS):
+            raise ValueError(
+                f"optimizer={learner.optimizer_name!r} computes the loss of a batch several times a "
+                "step, which the stages of boosting do not; use another."
             )
         self.check_learner(learner)
         return learner

@@ -406,6 +406,18 @@ def test_inputs_prepared_a_batch_at_a_time_are_those_prepared_at_once(way, monke
         assert len(seen) == 2 * 574  # half of 1,149, in each stage
 
 
+def test_full_batches_take_one_step_a_pass():
+    made = []
+
+    def make_learner():
+        made.append(Counting(5, 1))
+        return made[-1]
+
+    data = values(batch_size="full")
+    boost(make_learner, data, num_stages=2, trainer={**CPU, "max_epochs": 3}).fit()
+    assert [m.calls for m in made] == [1 + 3 + 2, 3 + 2]
+
+
 def test_early_stopping_keeps_the_best_stages():
     """Noise: a tree learns it by heart, and validation gets worse from some stage on."""
     rng = np.random.default_rng(0)
@@ -541,6 +553,7 @@ def test_bad_arguments(arguments, said):
         (lambda: VotingRegressor([learner()]), values(), {}, "configure_optimizers is its own"),
         (lambda: MLPRegressor(5, 1, standardize_targets=True), values(), {}, "standardize_targets"),
         (lambda: MLPRegressor(5, 1, lr_schedule="plateau"), values(), {}, "plateau"),
+        (lambda: MLPRegressor(5, 1, optimizer="lbfgs"), values(), {}, "optimizer='lbfgs'"),
         (learner, values(val_fraction=0.0), {"patience": 3}, "patience=3 needs validation"),
     ],
 )
