@@ -300,8 +300,8 @@ class Stagewise:
             )
         if issubclass(optimizer_spec(learner.optimizer_name).cls, torch.optim.LBFGS):
             raise ValueError(
-                f"optimizer={learner.optimizer_name!r} computes the loss of a batch several times a "
-                "step, which the stages of boosting do not; use another."
+                f"optimizer={learner.optimizer_name!r} computes the loss of a batch several "
+                "times a step, which the stages of boosting do not; use another."
             )
         self.check_learner(learner)
         return learner
