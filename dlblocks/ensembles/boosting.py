@@ -1,0 +1,257 @@
+"""Gradient boosting: each learner is fitted to what the ensemble so far has left over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from os import PathLike
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dlblocks.data import DataModule
+from dlblocks.ensembles.boosting_losses import HuberLoss, LogLoss, make_loss
+from dlblocks.ensembles.stages import Task
+from dlblocks.ensembles.stagewise import LoggerName, Stagewise
+from dlblocks.errors import check_choice, check_range
+from dlblocks.models import GradientBoostingClassifier, GradientBoostingRegressor, Regressor
+from dlblocks.models.base import Model
+
+LOSSES = ("mse", "mae", "huber", "log_loss")
+
+
+class GradientBoosting(Stagewise):
+    """Gradient boosting (Friedman 2001) of small nets, for values and for classes.
+
+    From the constant F_0 of least loss, stage m = 1 … M
+
+    1. computes the pseudo-residuals r_i = -∂L(y_i, F) / ∂F at F = F_{m-1}(x_i),
+    2. fits a new learner h_m to them by its own loss, which is the squared error unless it says
+       otherwise; they are divided by their root mean square first, so that the learning rate
+       suits every stage,
+    3. finds ρ_m of least loss of F_{m-1} + ρ h_m, by a line search: one for each output value; for
+       classes one for all,
+    4. sets F_m = F_{m-1} + ν ρ_m h_m, with the shrinkage ν.
+
+    With ``subsample < 1`` steps 1 to 3 see a new random part of the training samples at each stage,
+    drawn without replacement (Friedman 2002). F_m is kept for every sample, so that M stages cost
+    M times the cost of one: no learner is run again once it is fitted.
+
+    Learners are regressors of as many values as the targets: C for C classes, or of one for two
+    classes, whose log-odds it then is. All learners are fitted in one Lightning fit, with the
+    optimizer, learning rate and schedule that each was made with. A learner, or its net, that has
+    a method ``fit_samples(inputs, targets, weights)`` is fitted by it instead, at once on all the
+    samples of its stage (`weights` is None here): a linear model in closed form, or a tree.
+
+    Args:
+        make_learner: Makes a new learner at each call: a `Regressor` such as `MLPRegressor`, or a
+            net, which is trained by Adam.
+        datamodule: The data; inputs are normalised as it does. Its validation part, if it has one,
+            is scored at each stage.
+        num_stages: Number of stages M.
+        shrinkage: ν in (0, 1].
+        loss: ``"mse"``, ``"mae"`` or ``"huber"`` for values, ``"log_loss"`` for classes; None for
+            the first or the last, as the targets are.
+        line_search: Search ρ_m; else the learner's values are taken as they are.
+        subsample: Share of the training samples that a stage sees, in (0, 1].
+        huber_quantile: The share of residuals that the Huber loss takes for no outliers.
+        patience: Stop when ``val/loss`` has not improved for so many stages, and keep the best
+            ones. None: no early stopping, all stages are kept.
+        trainer: Arguments of the Lightning Trainer, as for each learner: ``max_epochs`` (10),
+            ``gradient_clip_val``, ``accelerator``, ``precision``, …
+        seed: Seed of weights, dropout and subsampling.
+        logger: Where the losses of the stages are logged.
+        run_dir: A folder that is empty or does not exist; gets ``summary.json``, ``history.csv``
+            and ``checkpoints/best.ckpt``.
+        progress_bar: Show a bar over the stages.
+
+    Raises:
+        TypeError: `make_learner` is no function, or `datamodule` none of ours.
+        ValueError: An argument is out of range.
+
+    Example:
+        >>> import tempfile
+        >>> from dlblocks.data import TabularDataModule
+        >>> from dlblocks.models import MLPRegressor
+        >>> boosting = GradientBoosting(
+        ...     lambda: MLPRegressor(10, 1, hidden=[8], lr=0.01),
+        ...     TabularDataModule("diabetes"),
+        ...     num_stages=3,
+        ...     trainer={"max_epochs": 1, "accelerator": "cpu"},
+        ...     run_dir=tempfile.mkdtemp(),
+        ...     progress_bar=False,
+        ... )
+        >>> result = boosting.fit()
+        >>> len(result.history), type(result.model).__name__  # stage 0 is the constant
+        (4, 'GradientBoostingRegressor')
+    """
+
+    kind = Regressor
+    monitor = "val/loss"
+    mode: Literal["min", "max"] = "min"
+
+    def __init__(
+        self,
+        make_learner: Callable[[], nn.Module],
+        datamodule: DataModule,
+        *,
+        num_stages: int = 50,
+        shrinkage: float = 0.1,
+        loss: Literal["mse", "mae", "huber", "log_loss"] | None = None,
+        line_search: bool = True,
+        subsample: float = 1.0,
+        huber_quantile: float = 0.9,
+        patience: int | None = None,
+        trainer: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        logger: LoggerName | None = "csv",
+        run_dir: str | PathLike[str] = "runs/boosting",
+        progress_bar: bool = True,
+    ) -> None:
+        super().__init__(
+            make_learner,
+            datamodule,
+            num_stages=num_stages,
+            patience=patience,
+            trainer=trainer,
+            seed=seed,
+            logger=logger,
+            run_dir=run_dir,
+            progress_bar=progress_bar,
+        )
+        check_range("shrinkage", shrinkage, 0, 1, low_open=True)
+        check_range("subsample", subsample, 0, 1, low_open=True)
+        check_range("huber_quantile", huber_quantile, 0, 1, low_open=True, high_open=True)
+        if loss is not None:
+            check_choice("loss", loss, LOSSES)
+        self.loss_name, self.shrinkage, self.line_search = loss, shrinkage, line_search
+        self.subsample, self.huber_quantile = subsample, huber_quantile
+        self.settings = {
+            "loss": loss,
+            "shrinkage": shrinkage,
+            "line_search": line_search,
+            "subsample": subsample,
+            "huber_quantile": huber_quantile,
+        }
+
+    def width(self) -> tuple[int, ...]:
+        count = self.datamodule.out_features
+        return (1, 2) if self.datamodule.is_classification and count == 2 else (count,)
+
+    def wrap(self, net: nn.Module) -> Model:
+        count = self.datamodule.out_features
+        fits_itself = callable(getattr(net, "fit_samples", None))
+        if count == 2 and self.datamodule.is_classification and not fits_itself:
+            # Either width will do: what it has is seen when it is tried.
+            data = self.datamodule
+            rows = data.indices("train")[:2]
+            with torch.no_grad():
+                training = net.training
+                found = net.eval()(data.transform(data.raw_inputs("train")[rows]))
+                net.train(training)
+            count = 1 if found.ndim == 2 and found.shape[1] == 1 else count
+        return Regressor(net, count)
+
+    def check_learner(self, learner: Any) -> None:
+        if learner.standardize_targets:
+            raise ValueError(
+                "standardize_targets=True has no effect on a learner, whose targets are scaled "
+                "residuals; leave it out."
+            )
+
+    def prepare(self) -> None:
+        data = self.datamodule
+        is_classes = data.is_classification
+        name = self.loss_name or ("log_loss" if is_classes else "mse")
+        targets = data.source.targets
+        kind = "classes" if is_classes else "values"
+        if (name == "log_loss") != is_classes:
+            suited = "'log_loss'" if is_classes else "'mse', 'mae' or 'huber'"
+            raise ValueError(
+                f"loss={name!r} does not suit the targets of {type(data).__name__}, which are "
+                f"{kind}; use {suited}."
+            )
+        assert isinstance(self._first, Regressor)  # for the type checker
+        self.loss = make_loss(
+            name,
+            num_classes=data.num_classes,
+            width=self._first.out_features,
+            quantile=self.huber_quantile,
+        )
+        self.targets = {
+            part: self.loss.encode(targets[data.indices(part)]) for part in ("train", "val")
+        }
+        y = self.targets["train"]
+        self.initial = self.loss.initial(y)
+        self.predictions = {
+            part: self.initial.expand(len(y), -1).clone() for part, y in self.targets.items()
+        }
+        self.loss.begin(y, self.predictions["train"])
+        self.steps: list[list[float]] = []
+
+    def begin_stage(self, stage: int) -> Task | None:
+        if not stage:
+            self.record({"stage": 0, **self._losses()})
+        y, f = self.targets["train"], self.predictions["train"]
+        self._bag = torch.arange(len(y))
+        if self.subsample < 1:
+            size = max(1, round(self.subsample * len(y)))
+            order = np.random.default_rng((self.seed, stage)).permutation(len(y))
+            self._bag = torch.from_numpy(order[:size]).sort().values
+        self.loss.begin(y[self._bag], f[self._bag])
+        residuals = self.loss.residuals(y, f)
+        square = residuals[self._bag].square()
+        # The softmax ties the outputs together; values have units of their own.
+        mean = square.mean() if isinstance(self.loss, LogLoss) else square.mean(0)
+        self._scale = mean.sqrt().expand(y.shape[1])
+        if not self._scale.any():
+            self.stopped = f"no residuals are left after stage {stage}."
+            return None
+        scaled = torch.where(self._scale > 0, residuals / self._scale, 0.0)
+        return Task(self.next_learner(), self._bag, scaled.float())
+
+    def batch_loss(
+        self, learner: Any, outputs: Tensor, targets: Tensor, weights: Tensor | None
+    ) -> Tensor:
+        return learner.loss(outputs.float(), targets)
+
+    def add(self, stage: int, outputs: dict[str, Tensor]) -> dict[str, float]:
+        y, f, h = self.targets["train"], self.predictions["train"], outputs["train"]
+        if h.shape != y.shape:
+            raise ValueError(
+                f"a learner put out shape {tuple(h.shape)} for {len(y)} samples; expected "
+                f"{tuple(y.shape)}."
+            )
+        bag = self._bag
+        rho = self.loss.line_search(y[bag], f[bag], h[bag]) if self.line_search else self._scale
+        step = self.shrinkage * rho
+        for part, values in outputs.items():
+            if len(values):
+                self.predictions[part] += step * values
+        self.steps.append(step.tolist())
+        self.learners.append(self._made[-1])
+        # In units of the residuals: 1 is the step of a learner that has met them exactly.
+        relative = torch.where(self._scale > 0, rho / self._scale, 0.0)
+        return {**self._losses(), "step": relative.mean().item()}
+
+    def _losses(self) -> dict[str, float]:
+        return {
+            f"{part}/loss": self.loss.value(y, self.predictions[part])
+            for part, y in self.targets.items()
+            if len(y)
+        }
+
+    def make_model(self, num_stages: int) -> Model:
+        members, steps = self.learners[:num_stages], self.steps[:num_stages]
+        initial = self.initial.tolist()
+        if isinstance(self.loss, LogLoss):
+            return GradientBoostingClassifier(members, steps, initial, self.loss.num_classes)
+        delta = self.loss.reported_delta if isinstance(self.loss, HuberLoss) else None
+        return GradientBoostingRegressor(
+            members,
+            steps,
+            initial,
+            loss=self.loss.name,  # type: ignore[arg-type]
+            delta=delta or 1.0,
+        )

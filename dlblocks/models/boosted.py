@@ -1,0 +1,255 @@
+"""What boosting has fitted, as one model: a weighted sum, or a weighted vote, of its learners."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dlblocks.errors import check_range
+from dlblocks.models import checkpoints
+from dlblocks.models.base import Model
+from dlblocks.models.classification import Classifier
+from dlblocks.models.regression import Regressor
+
+
+class GradientBoostingRegressor(Regressor):
+    """What `dlblocks.ensembles.GradientBoosting` fits to values: F(x) = F_0 + Σ_m a_m h_m(x).
+
+    It is evaluated like any regressor, and saved and loaded as one model; to train it on, boost
+    again. It takes the inputs that its learners were trained on: those of the same datamodule.
+
+    Args:
+        members: The learners h_m, regressors of as many values as `initial` has, or their
+            descriptions in a checkpoint.
+        steps: For each learner the factors a_m of its values, M rows of D numbers.
+        initial: The initial prediction F_0, D numbers.
+        loss: ``"mse"``, ``"mae"`` or ``"huber"``: what is logged as ``loss``.
+        delta: Where the Huber loss turns from a parabola into a line.
+
+    Raises:
+        ValueError: As many steps as members are needed, each of the width of `initial`.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Any],
+        steps: Sequence[Sequence[float]],
+        initial: Sequence[float],
+        *,
+        loss: Literal["mse", "mae", "huber"] = "mse",
+        delta: float = 1.0,
+    ) -> None:
+        models = _models(members, Regressor)
+        super().__init__(_Sum(models, steps, initial), len(initial), loss=loss)
+        self.delta = float(delta)
+        described = {**_described(models), "steps": _lists(steps), "initial": list(initial)}
+        self.save_hyperparameters({**described, "loss": loss, "delta": self.delta}, logger=False)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if self.loss_name != "huber":
+            return super().loss(outputs, targets)
+        targets = targets.reshape(len(targets), -1).to(outputs.dtype)
+        return F.huber_loss(outputs.flatten(1), targets, delta=self.delta)
+
+    @torch.no_grad()
+    def staged_predict(self, inputs: Tensor) -> Iterator[Tensor]:
+        """Yields the predictions after 1, 2, …, M stages, each of shape (N, D)."""
+        yield from self.net.staged(inputs)  # type: ignore[operator]
+
+    def configure_optimizers(self) -> Any:
+        raise _cannot_train(self)
+
+
+class GradientBoostingClassifier(Classifier):
+    """What `dlblocks.ensembles.GradientBoosting` fits to classes: logits F_0 + Σ_m a_m h_m(x).
+
+    For two classes the learners may put out a single value, the log-odds of class 1.
+
+    Args:
+        members: The learners h_m, regressors of C values, or of one for two classes, or their
+            descriptions in a checkpoint.
+        steps: For each learner the factors a_m of its values.
+        initial: The initial prediction F_0.
+        num_classes: Number of classes C.
+
+    Raises:
+        ValueError: As many steps as members are needed, each of the width of `initial`.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Any],
+        steps: Sequence[Sequence[float]],
+        initial: Sequence[float],
+        num_classes: int,
+    ) -> None:
+        models = _models(members, Regressor)
+        width = len(initial)
+        if width != num_classes and not (width == 1 and num_classes == 2):
+            raise ValueError(
+                f"initial has {width} values for {num_classes} classes; expected {num_classes}"
+                f"{', or 1' if num_classes == 2 else ''}."
+            )
+        super().__init__(_Sum(models, steps, initial), num_classes)
+        described = {**_described(models), "steps": _lists(steps), "initial": list(initial)}
+        self.save_hyperparameters({**described, "num_classes": num_classes}, logger=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return _logits(self.net(inputs))
+
+    @torch.no_grad()
+    def staged_predict(self, inputs: Tensor) -> Iterator[Tensor]:
+        """Yields the probabilities after 1, 2, …, M stages, each of shape (N, C)."""
+        for raw in self.net.staged(inputs):  # type: ignore[operator]
+            yield self.prediction(_logits(raw))
+
+    def configure_optimizers(self) -> Any:
+        raise _cannot_train(self)
+
+
+class AdaBoostClassifier(Classifier):
+    """What `dlblocks.ensembles.AdaBoost` fits: a vote of its learners, weighted by α_m.
+
+    With the vote g_m(x)_k = 1 for the class that learner m finds likeliest, and -1 / (C - 1) for
+    all others, the logits are Σ_m α_m g_m(x) / ((C - 1) Σ_m α_m), as in scikit-learn's class of
+    this name (Zhu et al. 2009, equation 15). The likeliest class is that of the largest vote; the
+    probabilities are those of an average vote, and far from certain.
+
+    Args:
+        members: The learners, classifiers of C classes, or their descriptions in a checkpoint.
+        alphas: Their weights α_m > 0.
+        num_classes: Number of classes C.
+
+    Raises:
+        ValueError: No members, as many alphas as members are needed, or one is not positive.
+    """
+
+    def __init__(self, members: Sequence[Any], alphas: Sequence[float], num_classes: int) -> None:
+        models = _models(members, Classifier)
+        if not models or len(alphas) != len(models):
+            raise ValueError(
+                f"alphas has {len(alphas)} entries and members {len(models)}; give one a member, "
+                "and at least one."
+            )
+        for alpha in alphas:
+            check_range("alphas", alpha, 0, low_open=True)
+        _check_widths([model.num_classes for model in models], num_classes)
+        super().__init__(_Members(models), num_classes)
+        self.alphas = [float(alpha) for alpha in alphas]
+        described = {**_described(models), "alphas": self.alphas, "num_classes": num_classes}
+        self.save_hyperparameters(described, logger=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        *_, last = self._staged(inputs)
+        return last
+
+    @torch.no_grad()
+    def staged_predict(self, inputs: Tensor) -> Iterator[Tensor]:
+        """Yields the probabilities after 1, 2, …, M stages, each of shape (N, C)."""
+        for logits in self._staged(inputs):
+            yield self.prediction(logits)
+
+    def _staged(self, inputs: Tensor) -> Iterator[Tensor]:
+        votes: Tensor | float = 0.0
+        total = 0.0
+        for alpha, member in zip(self.alphas, self.net.members, strict=True):  # type: ignore[arg-type]
+            labels = member(inputs).argmax(1)
+            votes = votes + alpha * F.one_hot(labels, self.num_classes).float()
+            total += alpha
+            yield vote_logits(votes / total)
+
+    def configure_optimizers(self) -> Any:
+        raise _cannot_train(self)
+
+
+def vote_logits(shares: Tensor) -> Tensor:
+    """The logits of `AdaBoostClassifier` for shares of the vote, shape (N, C), rows sum to 1."""
+    others = shares.shape[1] - 1
+    return (shares - (1 - shares) / others) / others
+
+
+class _Members(nn.Module):
+    def __init__(self, models: Sequence[Model]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(models)
+
+
+class _Sum(_Members):
+    """F_0 + Σ_m a_m h_m(x), shape (N, W)."""
+
+    def __init__(
+        self,
+        models: Sequence[Regressor],
+        steps: Sequence[Sequence[float]],
+        initial: Sequence[float],
+    ) -> None:
+        super().__init__(models)
+        _check_widths([model.out_features for model in models], len(initial))
+        if len(steps) != len(models) or any(len(step) != len(initial) for step in steps):
+            raise ValueError(
+                f"steps has {len(steps)} rows of {sorted({len(step) for step in steps})} numbers; "
+                f"expected {len(models)}, one a member, of {len(initial)}."
+            )
+        # Hyperparameters both: they are not saved with the weights again.
+        of = {"steps": torch.tensor(_lists(steps)).reshape(len(models), len(initial))}
+        for name, values in {**of, "initial": torch.tensor([float(x) for x in initial])}.items():
+            self.register_buffer(name, values, persistent=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        *_, total = [self._start(inputs), *self.staged(inputs)]
+        return total
+
+    def staged(self, inputs: Tensor) -> Iterator[Tensor]:
+        total = self._start(inputs)
+        for step, member in zip(self.get_buffer("steps"), self.members, strict=True):
+            total = total + step * member(inputs)
+            yield total
+
+    def _start(self, inputs: Tensor) -> Tensor:
+        initial = self.get_buffer("initial")
+        return initial.expand(len(inputs), len(initial))
+
+
+def _logits(raw: Tensor) -> Tensor:
+    return torch.cat([torch.zeros_like(raw), raw], 1) if raw.shape[1] == 1 else raw
+
+
+def _models(members: Sequence[Any], kind: type[Any]) -> list[Any]:
+    """The members, made anew from their descriptions where they are such."""
+    models = []
+    for member in members:
+        model = checkpoints.rebuild(member) if isinstance(member, Mapping) else member
+        if not isinstance(model, kind):
+            raise ValueError(
+                f"members hold a {type(model).__name__}; every one must be a {kind.__name__} of "
+                "dlblocks."
+            )
+        models.append(model)
+    return models
+
+
+def _check_widths(found: Sequence[int], expected: int) -> None:
+    if set(found) - {expected}:
+        raise ValueError(
+            f"members put out {sorted(set(found))} values; each must put out {expected}."
+        )
+
+
+def _described(models: Sequence[Model]) -> dict[str, Any]:
+    """Plain values, from which the members can be made again."""
+    return {"members": [checkpoints.description(model) for model in models]}
+
+
+def _lists(steps: Sequence[Sequence[float]]) -> list[list[float]]:
+    return [[float(value) for value in step] for step in steps]
+
+
+def _cannot_train(model: Model) -> RuntimeError:
+    return RuntimeError(
+        f"{type(model).__name__} is made of learners that are trained already; boost again to "
+        "train more, and use Trainer.validate, test or predict with this one."
+    )
