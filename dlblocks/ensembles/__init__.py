@@ -1,7 +1,8 @@
 """Several models as one: fitted together, and asked together."""
 
-from dlblocks.ensembles.bagging import Bagging, DeepEnsemble
+from dlblocks.ensembles.bagging import Bagging
 from dlblocks.ensembles.bagging_result import BaggingResult
+from dlblocks.ensembles.deep_ensemble import DeepEnsemble
 from dlblocks.ensembles.errors import NotVectorizable
 from dlblocks.ensembles.member import Member
 from dlblocks.ensembles.out_of_bag import OutOfBag

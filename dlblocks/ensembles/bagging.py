@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 import time
 import warnings
@@ -20,7 +18,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from dlblocks import report, tracking
 from dlblocks.data import SplitDataModule
-from dlblocks.ensembles.bagging_result import ENSEMBLE, SAMPLES, BaggingResult
+from dlblocks.ensembles import bagging_plan as plan
+from dlblocks.ensembles.bagging_result import ENSEMBLE, BaggingResult
 from dlblocks.ensembles.bootstrap import Rows, draw_all, missing_classes
 from dlblocks.ensembles.engine import ENGINES
 from dlblocks.ensembles.member_fits import Fits, Fitted
@@ -30,13 +29,10 @@ from dlblocks.errors import check_choice, check_range
 from dlblocks.files import (
     PLAN,
     SUMMARY,
-    check_new_run_dir,
     is_rank_zero,
     know_rank,
-    whole_file,
-    write_json,
 )
-from dlblocks.fitting import check_trainer_arguments, configuration
+from dlblocks.fitting import check_trainer_arguments
 from dlblocks.models import Regressor
 from dlblocks.models.checkpoints import restore, write_checkpoint
 from dlblocks.quiet import quiet
@@ -206,7 +202,7 @@ class Bagging:
             if engine == "vectorized":  # which draws other numbers
                 config["engine"] = engine
             if is_rank_zero():
-                fits.run_id = self._begin(config, samples)
+                fits.run_id = plan.begin(self.run_dir, config, samples, goes_on=self._goes_on())
                 if self.engine == "auto" and todo:
                     print(f"engine: {engine}; {why}", file=sys.stderr, flush=True)
             if lacking and todo:
@@ -314,20 +310,15 @@ class Bagging:
             )
         for k in range(self.num_members):
             fits.make_data(k)  # whose rows are checked
-        config = {
-            "kind": self.kind,
-            **{key: getattr(self, key) for key in ("num_members", "voting", "trainer", "monitor")},
-            **{key: getattr(self, key) for key in ("mode", "seed")},
-            **configuration(model, data),
-            "parameters": fits.shapes,
-            "callbacks": [
-                {"class": type(c).__name__, **tracking.plain_attributes(c)} for c in callbacks
-            ],
-            "fingerprint": data.fingerprint(),
-            "samples": hashlib.sha256(b"|".join(s.tobytes() for s in samples)).hexdigest(),
-        }
-        plain: dict[str, Any] = json.loads(json.dumps(config, default=lambda v: type(v).__name__))
-        return plain
+        settings = ("kind", "num_members", "voting", "trainer", "monitor", "mode", "seed")
+        return plan.describe(
+            model,
+            callbacks,
+            data,
+            samples,
+            parameters=fits.shapes,
+            **{name: getattr(self, name) for name in settings},
+        )
 
     def _goes_on(self) -> bool:
         return self.resume and (self.run_dir / PLAN).is_file()
@@ -335,34 +326,10 @@ class Bagging:
     def _choose(self, fits: Fits, todo: Sequence[int]) -> tuple[str, str]:
         """The engine, and why."""
         if self.engine == "auto" and self._goes_on():
-            before = json.loads((self.run_dir / PLAN).read_text())["config"]
-            return before.get("engine", "sequential"), "as this run began"
+            return plan.engine_of(self.run_dir), "as this run began"
         if self.engine == "sequential" or not todo:
             return ("sequential" if self.engine == "auto" else self.engine), "as asked"
         return fits.choose(self.engine, todo)
-
-    def _begin(self, config: dict[str, Any], samples: Sequence[Rows]) -> str:
-        """Writes plan and samples into a new run folder, or finds those of the folder the same."""
-        path = self.run_dir / PLAN
-        if not self._goes_on():
-            check_new_run_dir(self.run_dir)
-            run_id = hashlib.sha256(f"{time.time_ns()}{path}".encode()).hexdigest()[:8]
-            arrays: dict[str, Any] = {str(k): rows for k, rows in enumerate(samples)}
-            with whole_file(self.run_dir / SAMPLES) as part:
-                np.savez_compressed(part, **arrays)
-            write_json(path, {"run_id": run_id, "config": config, "versions": tracking.versions()})
-            return run_id
-        before = json.loads(path.read_text())
-        old = before["config"]
-        names = [key for key in {**old, **config} if old.get(key) != config.get(key)]
-        if names:
-            shown = [f"{key} was {old.get(key)!r} and is {config.get(key)!r}" for key in names]
-            raise FileExistsError(
-                f"run_dir='{self.run_dir}' holds a run of another kind: "
-                f"{'; '.join(text if len(text) < 200 else text[:200] + ' …' for text in shown)}. "
-                "Choose another run_dir, or delete it first."
-            )
-        return str(before["run_id"])
 
     def _warn(self, lacking: Mapping[int, list[int]]) -> None:
         member, classes = next(iter(lacking.items()))
@@ -438,47 +405,3 @@ class Bagging:
                 tracking.finish_logger(logger)
         # The summary comes last: what a kill prevents before it, the next call makes up for.
         result.write_summary()
-
-
-class DeepEnsemble(Bagging):
-    """A deep ensemble: members that differ by initialisation and order of the data alone.
-
-    Bagging without resampling: each member is trained on the whole training part, so that nothing
-    is out of a bag, and the validation or test set scores the ensemble. For nets, the differences
-    of initialisation and order are enough, and often better than bootstrap samples
-    (Lakshminarayanan, Pritzel and Blundell 2017). Of that paper's recipe, members are combined as
-    here; adversarial training and the variance that a regressor predicts for itself are not a part.
-
-    Args:
-        make_model: As all that follow, see `Bagging`.
-        datamodule: The data.
-        num_members: Number of members M >= 1.
-        run_dir: The run folder.
-        settings: Those of `Bagging`, but for max_samples, bootstrap, stratify and samples.
-    """
-
-    kind = "deep ensemble"
-
-    def __init__(
-        self,
-        make_model: Callable[[], pl.LightningModule],
-        datamodule: SplitDataModule | Callable[[], SplitDataModule],
-        *,
-        num_members: int = 5,
-        run_dir: str | PathLike[str] = "runs/deep-ensemble",
-        **settings: Any,
-    ) -> None:
-        for name in ("max_samples", "bootstrap", "stratify", "samples"):
-            if name in settings:
-                raise ValueError(
-                    f"{name} draws samples, and every member of a DeepEnsemble is trained on all; "
-                    "use Bagging."
-                )
-        super().__init__(
-            make_model,
-            datamodule,
-            num_members=num_members,
-            run_dir=run_dir,
-            bootstrap=False,
-            **settings,
-        )

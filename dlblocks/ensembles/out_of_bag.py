@@ -100,7 +100,7 @@ def combine(
 
 
 def score(model: VotingClassifier | VotingRegressor, oob: OutOfBag) -> dict[str, float]:
-    """Metrics of the out-of-bag predictions, as `model` logs them of a test set, by names like ``oob/loss``.
+    """Metrics of the out-of-bag predictions, as `model` logs them of a test set: ``oob/loss`` etc.
 
     Args:
         model: The ensemble, whose loss and metrics are computed of its predictions.

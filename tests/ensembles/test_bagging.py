@@ -1,0 +1,637 @@
+"""Bagging held against scikit-learn's, and against everything that peers get wrong."""
+
+import copy
+import json
+import os
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.ensemble import BaggingClassifier, BaggingRegressor
+from sklearn.metrics import accuracy_score, log_loss
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from dlblocks.callbacks import MixUp
+from dlblocks.data import (
+    ArrayDataModule,
+    DigitsDataModule,
+    FoldedDataModule,
+    TabularDataModule,
+)
+from dlblocks.ensembles import Bagging, BaggingResult, DeepEnsemble, NotVectorizable, Voting
+from dlblocks.ensembles.bootstrap import draw
+from dlblocks.ensembles.engine import in_halves
+from dlblocks.ensembles.out_of_bag import combine
+from dlblocks.models import Classifier, CNNClassifier, MLPClassifier, MLPRegressor, load
+from tests.wandb_offline import read_run
+
+EPOCHS = 3
+
+
+def settings(**more):
+    trainer = {"max_epochs": EPOCHS, "accelerator": "cpu"}
+    quiet = {"progress_bar": False, "figures": False, "logger": None}
+    return {"num_members": 3, "trainer": trainer, **quiet, **more}
+
+
+def digits(**arguments):
+    return DigitsDataModule(**{"batch_size": 32, "test_fraction": 0.5, **arguments})
+
+
+def diabetes():
+    return TabularDataModule("diabetes", batch_size=32)
+
+
+def mlp():
+    return MLPClassifier(64, 10, hidden=[16], norm="batch", lr=0.03)
+
+
+def regressor():
+    return MLPRegressor(10, 1, hidden=[16], lr=0.03, standardize_targets=True)
+
+
+@pytest.fixture(scope="module")
+def bagged(tmp_path_factory):
+    """One run that several tests look at."""
+    path = tmp_path_factory.mktemp("runs") / "bagging"
+    data = digits()
+    result = Bagging(
+        mlp, data, **settings(num_members=6, engine="vectorized", run_dir=path, logger="csv")
+    ).fit()
+    return data, result
+
+
+# Against scikit-learn
+
+
+def slow_loop(make, x, y, val, k):
+    """The training of member k, written out; returns the model of the best epoch, and a scaler."""
+    scaler = StandardScaler().fit(x.reshape(len(x), -1))
+    if x.ndim == 4:  # images are scaled by channel
+        scaler = StandardScaler().fit(x.reshape(-1, 1))
+        scaler.mean_, scaler.scale_ = scaler.mean_[0], scaler.scale_[0]
+
+    def scaled(values):
+        return torch.from_numpy(((values - scaler.mean_) / scaler.scale_).astype(np.float32))
+
+    pl.seed_everything(k, verbose=False)
+    model = make()
+    inputs, targets = scaled(x), torch.from_numpy(y)
+    if isinstance(model, MLPRegressor):
+        model.target_mean.fill_(float(y.mean()))
+        model.target_std.fill_(float(y.std()))
+    optimizer = torch.optim.Adam(model.parameters(), lr=model.lr)
+    best = None
+    for epoch in range(EPOCHS):
+        model.train()
+        order = np.random.default_rng((k, epoch)).permutation(len(x))
+        for rows in np.split(order, range(32, len(x), 32)):
+            if len(rows) == 1:
+                continue
+            optimizer.zero_grad()
+            model.loss(model(inputs[rows]), targets[rows]).backward()
+            optimizer.step()
+        model.eval()
+        with torch.no_grad():
+            loss = model.loss(model(scaled(val[0])), torch.from_numpy(val[1])).item()
+        if best is None or loss < best[0]:
+            best = loss, copy.deepcopy(model.state_dict())
+    model.load_state_dict(best[1])
+    return model, scaled
+
+
+def estimator(make, val, shape, kind):
+    """Our training in scikit-learn's clothes; the k-th to be fitted is member k."""
+    made = []
+
+    class Net(kind, BaseEstimator):
+        def fit(self, x, y):
+            self.classes_ = np.arange(10)
+            self.net_, self.scaled_ = slow_loop(make, x.reshape(-1, *shape), y, val, len(made))
+            made.append(self)
+            return self
+
+        def predict(self, x):
+            with torch.no_grad():
+                found = self.net_(self.scaled_(x.reshape(-1, *shape))).numpy()
+            return found.argmax(1) if kind is ClassifierMixin else found[:, 0]
+
+    class Sure(Net):
+        def predict_proba(self, x):
+            with torch.no_grad():
+                return self.net_(self.scaled_(x.reshape(-1, *shape))).softmax(1).numpy()
+
+    return Sure if kind is ClassifierMixin else Net, Net
+
+
+@pytest.mark.parametrize("voting", ["soft", "hard"])
+def test_classes_are_those_of_scikit_learns_bagging(tmp_path, make_trainer, voting):
+    data = digits()
+    (x, y, rows), (val_x, val_y, _), (test_x, _, _) = map(data.arrays, ("train", "val", "test"))
+    val = val_x.double().numpy(), val_y.numpy()
+    soft, hard = estimator(mlp, val, x.shape[1:], ClassifierMixin)
+    theirs = BaggingClassifier(
+        (soft if voting == "soft" else hard)(), 8, oob_score=True, random_state=0
+    )
+    with np.errstate(invalid="ignore"):
+        theirs.fit(x.double().numpy().reshape(len(x), -1), y.numpy())
+    samples = [rows.numpy()[drawn] for drawn in theirs.estimators_samples_]
+    ours = Bagging(
+        mlp,
+        data,
+        **settings(num_members=8, voting=voting, samples=samples, run_dir=tmp_path / "a"),
+        engine="vectorized",
+    ).fit()
+    flat = test_x.double().numpy().reshape(len(test_x), -1)
+    batches = make_trainer().predict(ours.model, datamodule=data)
+    predicted = torch.cat([batch["prediction"] for batch in batches]).numpy()
+    np.testing.assert_allclose(predicted, theirs.predict_proba(flat), atol=2e-3)
+    assert (predicted.argmax(1) == theirs.predict(flat)).mean() > 0.99
+    out = ours.oob.predicted
+    order = np.argsort(rows.numpy())
+    np.testing.assert_allclose(
+        ours.oob.prediction[out], theirs.oob_decision_function_[order][out], atol=2e-3
+    )
+    assert ours.oob_score["oob/accuracy"] == pytest.approx(theirs.oob_score_, abs=0.03)
+
+
+def test_values_are_those_of_scikit_learns_bagging(tmp_path, make_trainer):
+    data = diabetes()
+    (x, y, rows), (val_x, val_y, _), (test_x, _, _) = map(data.arrays, ("train", "val", "test"))
+    val = val_x.double().numpy(), val_y.numpy()
+    net, _ = estimator(regressor, val, x.shape[1:], RegressorMixin)
+    theirs = BaggingRegressor(net(), 15, oob_score=True, random_state=1)
+    theirs.fit(x.double().numpy(), y.numpy().ravel())
+    samples = [rows.numpy()[drawn] for drawn in theirs.estimators_samples_]
+    ours = Bagging(
+        regressor, data, **settings(num_members=15, samples=samples, run_dir=tmp_path / "a")
+    )
+    ours.engine = "vectorized"
+    found = ours.fit()
+    batches = make_trainer().predict(found.model, datamodule=data)
+    predicted = torch.cat([batch["prediction"] for batch in batches]).numpy().ravel()
+    np.testing.assert_allclose(predicted, theirs.predict(test_x.double().numpy()), rtol=1e-3)
+    assert found.oob.predicted.all()
+    order = np.argsort(rows.numpy())
+    np.testing.assert_allclose(
+        found.oob.prediction.ravel(), theirs.oob_prediction_[order], rtol=1e-3
+    )
+    assert found.oob_score["oob/r2"] == pytest.approx(theirs.oob_score_, abs=1e-3)
+
+
+# What peers get wrong
+
+
+def test_engines_agree_and_leave_the_same_files(tmp_path):
+    found = {}
+    for engine in ("sequential", "vectorized"):
+        found[engine] = Bagging(
+            mlp,
+            digits(),
+            engine=engine,
+            make_callbacks=lambda: [MixUp(), EarlyStopping("val/loss", patience=1)],
+            **settings(run_dir=tmp_path / engine, logger="csv"),
+        ).fit()
+    one, other = found.values()
+    files = [
+        {
+            str(path.relative_to(tmp_path / engine))
+            for path in (tmp_path / engine).rglob("*")
+            if path.is_file()
+        }
+        for engine in found
+    ]
+    assert files[0] == files[1]
+    assert "member-2/checkpoints/best.ckpt" in files[0]
+    for mine, theirs in zip(one.members, other.members, strict=True):
+        assert mine.keys() == theirs.keys()
+        for name in mine.keys() - {"seconds"}:
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-2, abs=1e-2), name
+    assert all((a == b).all() for a, b in zip(one.samples, other.samples, strict=True))
+    np.testing.assert_allclose(one.oob.prediction, other.oob.prediction, atol=1e-2)
+    np.testing.assert_array_equal(one.oob.votes, other.oob.votes)
+
+
+def test_samples_are_kept_and_nothing_leaks(bagged):
+    data, result = bagged
+    train = data.indices("train")
+    with np.load(result.run_dir / "samples.npz") as kept:
+        assert sorted(kept) == [str(k) for k in range(6)]
+        for k, rows in enumerate(result.samples):
+            np.testing.assert_array_equal(kept[str(k)], rows)
+            assert len(rows) == len(train) > len(set(rows))
+            assert set(rows) <= set(train.tolist())
+            out = np.load(result.run_dir / f"member-{k}" / "oob.npz")["index"]
+            assert set(out) == set(train.tolist()) - set(rows)
+            images = data.source.inputs[torch.from_numpy(rows)].double()
+            scale, shift = getattr(result.model.net, f"scale_{k}"), result.model.net
+            shift = getattr(shift, f"shift_{k}")
+            assert float(scale) == pytest.approx(1 / images.std(correction=0).item(), rel=1e-5)
+            mean = images.mean() / images.std(correction=0)
+            assert float(shift) == pytest.approx(-mean.item(), rel=1e-5)
+    assert len({tuple(rows) for rows in result.samples}) == 6
+    votes = sum(~np.isin(result.oob.index, rows) for rows in result.samples)
+    np.testing.assert_array_equal(result.oob.votes, votes)
+    np.testing.assert_array_equal(result.oob.target, data.source.targets[result.oob.index])
+
+
+def test_best_weights_are_not_the_live_model(tmp_path, make_trainer):
+    """A rate so high that the best epoch is not the last; its weights are those of the ensemble."""
+    data = digits()
+    result = DeepEnsemble(
+        lambda: MLPClassifier(64, 10, hidden=[16], norm="batch", lr=0.3, optimizer="sgd",
+                              optimizer_args={"momentum": 0.98}),
+        data,
+        **settings(num_members=2, run_dir=tmp_path / "a",
+                   trainer={"max_epochs": 6, "accelerator": "cpu"}),
+    ).fit()  # fmt: skip
+    assert any(row["best_epoch"] < row["epochs"] for row in result.members)
+    for k, row in enumerate(result.members):
+        losses = [epoch["val/loss"] for epoch in result.histories[k] if "val/loss" in epoch]
+        assert losses.index(min(losses)) + 1 == row["best_epoch"]
+        member = Voting([result.model.net.members[k]])
+        (found,) = make_trainer().validate(member, datamodule=data, verbose=False)
+        assert found["val/loss"] == pytest.approx(min(losses), rel=1e-4)
+        assert row["val/loss"] == pytest.approx(min(losses), rel=1e-4)
+
+
+def first_weight(model):
+    return next(iter(model.net.state_dict().values())).numpy().tobytes()
+
+
+@pytest.mark.parametrize("engine", ["sequential", "vectorized"])
+def test_members_start_apart_and_see_another_order(tmp_path, engine):
+    starts, orders = [], []
+
+    def make():
+        model = mlp()
+        starts.append(first_weight(model))
+        return model
+
+    class Keep(DigitsDataModule):
+        def train_dataloader(self):
+            loader = super().train_dataloader()
+            orders.append(tuple(loader.sampler))
+            return loader
+
+    data = Keep(batch_size=32, test_fraction=0.5)
+    result = DeepEnsemble(make, data, engine=engine, **settings(run_dir=tmp_path / "a")).fit()
+    assert result.oob is None and result.oob_score == {}
+    assert all(row["num_oob"] == 0 for row in result.members)
+    assert len(set(starts)) >= 3
+    assert len(set(orders)) >= 3
+    for k in range(3):
+        pl.seed_everything(k, verbose=False)
+        assert first_weight(mlp()) in starts
+
+
+def test_loss_is_the_cross_entropy_of_the_averaged_probabilities(bagged, make_trainer):
+    data, result = bagged
+    batches = make_trainer().predict(result.model, datamodule=data)
+    predicted = torch.cat([batch["prediction"] for batch in batches]).double().numpy()
+    targets = torch.cat([batch["target"] for batch in batches]).numpy()
+    (found,) = make_trainer().test(result.model, datamodule=data, verbose=False)
+    predicted /= predicted.sum(1, keepdims=True)
+    assert found["test/loss"] == pytest.approx(log_loss(targets, predicted), rel=1e-4)
+    oob = result.oob.arrays()
+    assert result.oob_score["oob/loss"] == pytest.approx(
+        log_loss(oob["target"], oob["prediction"] / oob["prediction"].sum(1, keepdims=True)),
+        rel=1e-4,
+    )
+    assert result.oob_score["oob/accuracy"] == pytest.approx(
+        accuracy_score(oob["target"], oob["prediction"].argmax(1))
+    )
+
+
+def test_files_load_and_predict_the_same(bagged, make_trainer):
+    data, result = bagged
+    again = BaggingResult.load(result.run_dir)
+    assert again.members == result.members and again.oob_score == result.oob_score
+    for name, values in vars(result.oob).items():
+        np.testing.assert_array_equal(values, getattr(again.oob, name))
+    assert all((a == b).all() for a, b in zip(again.samples, result.samples, strict=True))
+    assert again.histories == result.histories
+    both = [
+        make_trainer().predict(model, datamodule=data)
+        for model in (result.model, load(result.run_dir / "ensemble.ckpt"), again.model)
+    ]
+    for first, *others in zip(*both, strict=True):
+        assert all(torch.equal(first["prediction"], o["prediction"]) for o in others)
+    summary = json.loads((result.run_dir / "summary.json").read_text())
+    assert summary["oob"]["oob/accuracy"] == result.oob_score["oob/accuracy"]
+    never = int((result.oob.votes == 0).sum())
+    assert summary["oob"]["num_never_out"] == never
+    assert summary["oob"]["num_scored"] == len(result.oob) - never
+    assert (result.run_dir / "member-5" / "metrics.csv").is_file()
+
+
+# Out of the bag
+
+
+def test_the_out_of_bag_score_is_that_of_a_held_out_set(tmp_path, make_trainer):
+    data = DigitsDataModule(test_fraction=0.4)
+    result = Bagging(
+        lambda: MLPClassifier(64, 10, hidden=[32], lr=0.01),
+        data,
+        engine="vectorized",
+        **settings(num_members=20, run_dir=tmp_path / "a",
+                   trainer={"max_epochs": 8, "accelerator": "cpu"}),
+    ).fit()  # fmt: skip
+    (found,) = make_trainer().test(result.model, datamodule=data, verbose=False)
+    held_out, oob = found["test/accuracy"], result.oob_score["oob/accuracy"]
+    sizes = len(data.indices("test")), int(result.oob.predicted.sum())
+    error = np.sqrt(sum(p * (1 - p) / n for p, n in zip((held_out, oob), sizes, strict=True)))
+    # About a third of the members vote out of the bag: a little worse is as it should be.
+    assert -3 * error - 0.015 < oob - held_out < 3 * error
+    # And far from what the members say of samples that they were trained on.
+    assert oob < 0.995
+
+
+def test_samples_that_no_member_left_out_count_in_no_score(tmp_path):
+    result = Bagging(mlp, digits(), **settings(num_members=1, run_dir=tmp_path / "a")).fit()
+    oob = result.oob
+    seen = np.isin(oob.index, result.samples[0])
+    assert seen.any() and not seen.all()
+    np.testing.assert_array_equal(oob.votes, ~seen)
+    assert np.isnan(oob.prediction[seen]).all() and np.isnan(oob.spread[seen]).all()
+    assert not np.isnan(oob.prediction[~seen]).any()
+    right = oob.prediction[~seen].argmax(1) == oob.target[~seen]
+    assert result.oob_score["oob/accuracy"] == pytest.approx(right.mean())
+    assert result.summary()["oob"]["num_never_out"] == seen.sum()
+
+
+@pytest.mark.parametrize("voting", ["soft", "hard"])
+def test_combined_as_a_slow_loop_combines(voting):
+    random = np.random.default_rng(0)
+    index = np.array([2, 3, 5, 8, 9])
+    parts = []
+    for size in (2, 3, 4):
+        rows = np.sort(random.choice(index[:4], size, replace=False))
+        parts.append({"index": rows, "prediction": random.dirichlet(np.ones(3), size) * 1.0})
+    found = combine(index, np.zeros(5), parts, voting=voting)
+    for i, row in enumerate(index):
+        values = [
+            part["prediction"][np.flatnonzero(part["index"] == row)[0]]
+            for part in parts
+            if row in part["index"]
+        ]
+        assert found.votes[i] == len(values)
+        if not values:
+            assert np.isnan(found.prediction[i]).all()
+            continue
+        np.testing.assert_allclose(found.spread[i], np.std(values, axis=0), atol=1e-12)
+        votes = [np.eye(3)[np.argmax(v)] for v in values] if voting == "hard" else values
+        np.testing.assert_allclose(found.prediction[i], np.mean(votes, axis=0))
+
+
+# Samples
+
+
+def test_draws():
+    rows = np.arange(100, 1100)
+    sample = draw(rows, seed=3, member=2)
+    np.testing.assert_array_equal(sample, draw(rows, seed=3, member=2))
+    assert len(sample) == 1000 and set(sample) <= set(rows)
+    share = np.mean([len(set(draw(rows, seed=0, member=k))) / 1000 for k in range(20)])
+    assert share == pytest.approx(1 - (1 - 1 / 1000) ** 1000, abs=0.01)
+    assert {tuple(draw(rows, seed=s, member=k)) for s in (0, 1) for k in (0, 1)}.__len__() == 4
+    pasted = draw(rows, seed=0, member=0, share=0.25, replace=False)
+    assert len(pasted) == len(set(pasted)) == 250
+    classes = np.repeat([0, 1, 2], [900, 97, 3])
+    for k in range(5):
+        drawn = draw(rows, seed=0, member=k, classes=classes)
+        np.testing.assert_array_equal(np.bincount(classes[drawn - 100]), [900, 97, 3])
+    groups = np.arange(1000) % 7
+    drawn = draw(rows, seed=0, member=0, groups=groups)
+    counts = np.bincount(drawn - 100, minlength=1000)
+    for group in range(7):
+        assert len(set(counts[groups == group])) == 1
+    assert 0 in counts
+
+
+def test_groups_stay_whole(tmp_path):
+    random = np.random.default_rng(0)
+    groups = random.integers(0, 12, 120)
+    data = ArrayDataModule(
+        random.normal(size=(120, 4)), random.integers(0, 2, 120), groups=groups, num_folds=4
+    )
+    result = Bagging(
+        lambda: MLPClassifier(4, 2, hidden=[4]), data, **settings(run_dir=tmp_path / "a")
+    ).fit()
+    for k, rows in enumerate(result.samples):
+        out = np.load(tmp_path / "a" / f"member-{k}" / "oob.npz")["index"]
+        assert not set(groups[rows]) & set(groups[out])
+        assert not set(groups[rows]) & set(groups[data.indices("val")])
+
+
+def test_a_sample_that_misses_a_class_is_said(tmp_path):
+    random = np.random.default_rng(0)
+    targets = np.repeat([0, 1, 2], [40, 40, 4])
+    data = ArrayDataModule(random.normal(size=(84, 4)), targets, val_fraction=0.5)
+    train = data.indices("train").numpy()
+    without = np.resize(train[targets[train] != 2], len(train))
+
+    def make():
+        return MLPClassifier(4, 3, hidden=[4])
+
+    given = {"samples": [train, without, train]}
+    with pytest.warns(UserWarning, match="1 of 3 members miss a class, first that of member 1 cl"):
+        result = Bagging(make, data, **settings(run_dir=tmp_path / "a"), **given).fit()
+    assert result.info["missing_classes"] == {1: [2]}
+    assert result.model.num_classes == 3
+    balanced = Bagging(
+        lambda: MLPClassifier(4, 3, class_weights="balanced"),
+        data,
+        **settings(run_dir=tmp_path / "b"),
+        **given,
+    )
+    with pytest.raises(ValueError, match="sample of member 1 has none of class 2; use stratify"):
+        balanced.fit()
+    assert not (tmp_path / "b").exists()
+    stratified = Bagging(
+        make, data, stratify=True, **settings(num_members=5, run_dir=tmp_path / "c")
+    ).fit()
+    for rows in stratified.samples:
+        np.testing.assert_array_equal(np.bincount(targets[rows]), np.bincount(targets[train]))
+
+
+# Going on
+
+
+class StopAt(Callback):
+    """Breaks off the fit of the member whose model is the one of this number."""
+
+    made = 0
+
+    def __init__(self, when):
+        self.when = when
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.current_epoch == 1 and trainer.default_root_dir.endswith(f"member-{self.when}"):
+            raise KeyboardInterrupt
+
+
+def test_a_broken_run_goes_on(tmp_path):
+    stop = [1]
+    arguments = settings(run_dir=tmp_path / "a")
+
+    def run(run_dir):
+        arguments["run_dir"] = run_dir
+        return Bagging(mlp, digits(), make_callbacks=lambda: [StopAt(stop[0])], **arguments).fit()
+
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run(tmp_path / "a")
+    first = (tmp_path / "a" / "member-0" / "member.json").stat().st_mtime_ns
+    assert not (tmp_path / "a" / "member-1" / "member.json").exists()
+    stop[0] = 99
+    for path in (tmp_path / "a" / "plan.json",):  # the callback's attribute is a setting of the run
+        path.write_text(path.read_text().replace('"when": 1', '"when": 99'))
+    resumed = run(tmp_path / "a")
+    assert (tmp_path / "a" / "member-0" / "member.json").stat().st_mtime_ns == first
+    whole = run(tmp_path / "b")
+    np.testing.assert_array_equal(resumed.oob.prediction, whole.oob.prediction)
+    for mine, theirs in zip(resumed.members, whole.members, strict=True):
+        assert {**mine, "seconds": 0} == {**theirs, "seconds": 0}
+    written = (tmp_path / "a" / "summary.json").stat().st_mtime_ns
+    assert run(tmp_path / "a").oob_score == whole.oob_score
+    assert (tmp_path / "a" / "summary.json").stat().st_mtime_ns == written
+    arguments["seed"] = 5
+    with pytest.raises(FileExistsError, match="seed was 0 and is 5"):
+        run(tmp_path / "a")
+
+
+def test_vectorized_members_that_are_left(tmp_path):
+    def run():
+        return Bagging(mlp, digits(), engine="vectorized", **settings(run_dir=tmp_path / "a")).fit()
+
+    whole = run()
+    os.unlink(tmp_path / "a" / "member-1" / "member.json")
+    os.unlink(tmp_path / "a" / "summary.json")
+    again = run()
+    np.testing.assert_allclose(again.oob.prediction, whole.oob.prediction, atol=1e-4)
+
+
+def test_too_many_for_memory_are_run_in_halves(capsys):
+    ran = []
+
+    def run(keys):
+        if len(keys) > 2:
+            raise torch.OutOfMemoryError("no memory")
+        ran.append(list(keys))
+        return [(key, key * 10) for key in keys]
+
+    assert dict(in_halves(run, [0, 1, 2, 3, 4], "members")) == {k: k * 10 for k in range(5)}
+    assert ran == [[0, 1], [2], [3, 4]]
+    assert "5 members at once need more memory than there is; going on with 3" in (
+        capsys.readouterr().err
+    )
+
+
+# Elsewhere
+
+
+def test_wandb_runs_are_one_group(tmp_path):
+    Bagging(
+        mlp,
+        digits(),
+        engine="vectorized",
+        **{**settings(num_members=2, run_dir=tmp_path / "bags"), "logger": "wandb"},
+    ).fit()
+    runs = [read_run(path) for path in (tmp_path / "bags").rglob("*.wandb")]
+    assert {run["group"] for run in runs} == {"bags"}
+    assert sorted(run["job_type"] for run in runs) == ["member", "member", "summary"]
+    (summary,) = (run["summary"] for run in runs if run["job_type"] == "summary")
+    assert summary["oob/accuracy"] == pytest.approx(
+        json.loads((tmp_path / "bags" / "summary.json").read_text())["oob"]["oob/accuracy"]
+    )
+    assert "members" in summary
+
+
+def test_anybodys_data_and_nets(tmp_path, make_trainer):
+    random = np.random.default_rng(0)
+    inputs = torch.from_numpy(random.normal(size=(90, 4))).float()
+    targets = (inputs[:, 0] > 0).long()
+    data = FoldedDataModule(TensorDataset(inputs, targets))
+
+    def make():
+        return Classifier(nn.Linear(4, 2), 2, lr=0.1)
+
+    result = Bagging(make, data, engine="auto", **settings(run_dir=tmp_path / "a")).fit()
+    assert result.info["engine"] == "sequential"
+    assert "FoldedDataModule" in result.info["engine_because"]
+    assert len(result.oob) == 72
+    again = BaggingResult.load(tmp_path / "a", make_model=make)
+    with torch.no_grad():
+        assert torch.equal(again.model(inputs), result.model(inputs))
+    with pytest.raises(NotVectorizable, match="no datamodule over arrays"):
+        Bagging(make, data, engine="vectorized", **settings(run_dir=tmp_path / "b")).fit()
+    assert not (tmp_path / "b").exists()
+
+
+def test_figures(tmp_path):
+    Bagging(mlp, digits(), **{**settings(run_dir=tmp_path / "a"), "figures": True}).fit()
+    names = {path.stem for path in (tmp_path / "a" / "figures").iterdir()}
+    assert {"learning_curves", "confusion_matrix", "reliability"} <= names
+
+
+def test_voting_over_models_and_checkpoints(bagged, make_trainer):
+    data, result = bagged
+    paths = [result.run_dir / row["checkpoint"] for row in result.members]
+    pairs = [
+        [getattr(result.model.net, f"{name}_{k}") for name in ("scale", "shift")] for k in range(6)
+    ]
+    mixed = Voting([*paths[:3], *result.model.net.members[3:]], normalisations=pairs)
+    raw = data.arrays("test")[0]
+    with torch.no_grad():
+        torch.testing.assert_close(mixed(raw), result.model(raw))
+    different = Voting([mlp(), CNNClassifier(1, 10)], voting="hard")
+    assert different.voting == "hard" and not different.training
+
+
+def test_bad_arguments(tmp_path):
+    def bad(match, error=ValueError, make=mlp, data=None, kind=Bagging, **more):
+        with pytest.raises(error, match=match):
+            kind(make, data or digits(), **{**settings(run_dir=tmp_path / "a"), **more}).fit()
+        assert not (tmp_path / "a").exists()
+
+    widths = []
+    one = mlp()
+    bad(r"num_members=0 is outside \[1", num_members=0)
+    bad(r"max_samples=0 is outside \(0, 1\]", max_samples=0)
+    bad("voting='median'", voting="median")
+    bad("engine='parallel'", engine="parallel")
+    for engine in ("sequential", "vectorized"):
+        widths.extend([9, 8])
+        bad(
+            r"different architectures, first in net\.\S+: \[8, 64\] and \[9, 64\]",
+            make=lambda: MLPClassifier(64, 10, hidden=[widths.pop()]),
+            engine=engine,
+        )
+    bad("the same model twice", make=lambda: one)
+    shared = EarlyStopping("val/loss")
+    bad("same EarlyStopping twice", make_callbacks=lambda: [shared])
+    bad("returned a BoringModel", make=pl.demos.boring_classes.BoringModel)
+    bad("no validation part", data=digits(val_fraction=0))
+    bad("keeps no weights", trainer={"fast_dev_run": True})
+    bad("votes for classes", make=regressor, data=diabetes(), voting="hard")
+    bad("stratify=True needs classes", make=regressor, data=diabetes(), stratify=True)
+    bad("knows? what came after", make=mlp, data=digits(split="time_series"), error=ValueError)
+    bad("samples has 1 entries and num_members=3", samples=[[0]])
+    val = int(digits().indices("val")[0])
+    bad(f"row {val} is not in the training part", samples=[[val]] * 3)
+    bad("drawn already", samples=[[0]] * 3, stratify=True)
+    bad("every member of a DeepEnsemble", kind=DeepEnsemble, max_samples=0.5)
+    bad("must be a dlblocks DataModule", TypeError, data=pl.LightningDataModule())
+    with pytest.raises(FileNotFoundError, match="no bagging has ended there"):
+        BaggingResult.load(tmp_path)
+    with pytest.raises(ValueError, match="members is empty"):
+        Voting([])
+    with pytest.raises(ValueError, match="votes for classes"):
+        Voting([regressor()], voting="hard")
+    with pytest.raises(ValueError, match="no common vote"):
+        Voting([regressor(), mlp()])
