@@ -39,7 +39,7 @@ def draw(
 
     Example:
         >>> draw([4, 5, 6], seed=0, member=1).tolist()
-        [5, 5, 6]
+        [5, 6, 6]
     """
     pool = np.asarray(rows, dtype=np.int64)
     random = np.random.default_rng((seed, member))

@@ -15,6 +15,7 @@ from sklearn.metrics import accuracy_score, log_loss
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.utils.data import TensorDataset
+from wandb_offline import read_run
 
 from dlblocks.callbacks import MixUp
 from dlblocks.data import (
@@ -28,7 +29,6 @@ from dlblocks.ensembles.bootstrap import draw
 from dlblocks.ensembles.engine import in_halves
 from dlblocks.ensembles.out_of_bag import combine
 from dlblocks.models import Classifier, CNNClassifier, MLPClassifier, MLPRegressor, load
-from tests.wandb_offline import read_run
 
 EPOCHS = 3
 
