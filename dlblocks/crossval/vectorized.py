@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
 
@@ -16,50 +14,27 @@ from dlblocks import tracking
 from dlblocks.crossval.fold import Fold, Job, Plan, finish_fold
 from dlblocks.crossval.progress import FoldProgress
 from dlblocks.data import SplitDataModule
-from dlblocks.ensembles import Member, NotVectorizable, Together, check_vectorizable
+from dlblocks.ensembles import Member, Together, check_vectorizable
+from dlblocks.ensembles.engine import choose_engine as choose
+from dlblocks.ensembles.engine import in_halves
 from dlblocks.files import write_rows
 from dlblocks.models.checkpoints import write_checkpoint
 
 STATE = "together.ckpt"
-# What Lightning's loop costs a step of a fit of its own, at the least; benchmarks/overhead.py.
-STEP_SECONDS = 5e-4
 
 
 def choose_engine(
     engine: str, plan: Plan, make_data: Callable[[Job], SplitDataModule], jobs: Sequence[Job]
 ) -> tuple[str, str]:
-    """Which engine runs these fits, and why.
+    """Which engine runs these fits, and why; see `dlblocks.ensembles.engine.choose_engine`.
 
     Args:
         engine: ``"vectorized"`` or ``"auto"``.
         plan: What is the same for every fit.
         make_data: Returns a new datamodule set to the fold of a job.
         jobs: The fits.
-
-    Returns:
-        The engine, and a sentence that says why it was chosen.
-
-    Raises:
-        NotVectorizable: The fits must be vectorized and cannot be.
     """
-    try:
-        together = _together(plan, make_data, jobs)
-    except NotVectorizable as error:
-        if engine == "vectorized":
-            raise NotVectorizable(
-                f"engine='vectorized' cannot run these fits: {error}; use engine='sequential', or "
-                "'auto' to have it chosen."
-            ) from error
-        return "sequential", f"the folds cannot be fitted together: {error}"
-    if engine == "vectorized":
-        together.detach()
-        return engine, "as asked"
-    at_once, apart = together.seconds_a_step()
-    together.detach()
-    apart += STEP_SECONDS * len(jobs)
-    said = f"a step takes {1e3 * at_once:.2g} ms for {len(jobs)} folds at once and "
-    said += f"{1e3 * apart:.2g} ms for one after the other"
-    return ("vectorized" if at_once < apart else "sequential"), said
+    return choose(engine, lambda: _together(plan, make_data, jobs), len(jobs), "folds")
 
 
 def run_together(
@@ -80,23 +55,11 @@ def run_together(
         progress: The bar over all fits.
         on_error: ``"raise"``, or ``"continue"`` with the other folds when one fails.
     """
-    try:
-        found = _run(plan, make_data, jobs, progress, on_error)
-    except Exception as error:
-        if len(jobs) == 1 or not _is_out_of_memory(error):
-            raise
-        half = -(-len(jobs) // 2)
-        print(
-            f"{len(jobs)} folds at once need more memory than there is; going on with {half}.",
-            file=sys.stderr,
-            flush=True,
-        )
-        found = None
-    if found is not None:
-        yield from found
-        return
-    for part in (jobs[:half], jobs[half:]):
-        yield from run_together(plan, make_data, part, progress, on_error)
+
+    def run(part: Sequence[Job]) -> list[tuple[Job, Fold | Exception]]:
+        return _run(plan, make_data, part, progress, on_error)
+
+    yield from in_halves(run, jobs, "folds")
 
 
 def _run(
@@ -189,13 +152,6 @@ def _finish(plan: Plan, job: Job, member: Member, together: Together, seconds: f
         checkpoint=checkpoint,
         predicted=together.predict(member, "val"),
         history=member.history.rows,
-    )
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # On the CPU torch raises a plain RuntimeError.
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        "DefaultCPUAllocator" in str(error)
     )
 
 
