@@ -244,23 +244,23 @@ class Bagging:
             )
         if is_rank_zero():
             data.prepare_data()
-        if data.whole or not len(data.indices("val")):
+        new = data.for_fold(data.fold, data.num_folds, repeat=data.repeat)
+        if data.whole or not len(new.indices("val")):
             raise ValueError(
                 "the data have no validation part, by which each member's best epoch is chosen; "
                 "set val_fraction or num_folds."
             )
-        data = data.for_fold(data.fold, data.num_folds, repeat=data.repeat)
-        if self._leaves_out and data.columns.targets is None:
+        if self._leaves_out and new.columns.targets is None:
             raise ValueError(
                 "the targets of the data cannot be read, and out-of-bag predictions are held "
                 "against them; give targets= to FoldedDataModule."
             )
-        if self._leaves_out and data.split == "time_series":
+        if self._leaves_out and new.split == "time_series":
             raise ValueError(
                 "split='time_series' holds past against future, and what is out of the bag would "
                 "be scored by models that know what came after it; use DeepEnsemble."
             )
-        return data
+        return new
 
     @property
     def _leaves_out(self) -> bool:
@@ -300,6 +300,7 @@ class Bagging:
                     f"make_callbacks returned the same {type(callback).__name__} twice, which "
                     "would carry one member's training into the next; make it inside the function."
                 )
+        model.check_data(data)
         if self.voting == "hard" and isinstance(model, Regressor):
             raise ValueError("voting='hard' counts votes for classes, and values have none.")
         if lacking and getattr(model, "class_weights", None) == "balanced":

@@ -33,7 +33,7 @@ def draw(
         seed: Another seed gives other samples.
         member: Number of the member.
         share: Size of the sample over N, in (0, 1]; at least one is drawn.
-        replace: Draw with replacement.
+        replace: Draw with replacement; without, and with a `share` of 1, all rows are returned.
         groups: Group of each row, shape (N,): whole groups are drawn, `share` of their number.
         classes: Class of each row, shape (N,): each class is drawn by itself, `share` of its size.
 
@@ -42,6 +42,8 @@ def draw(
         [5, 6, 6]
     """
     pool = np.asarray(rows, dtype=np.int64)
+    if share == 1 and not replace:
+        return pool
     random = np.random.default_rng((seed, member))
 
     def some(of: npt.NDArray[Any]) -> npt.NDArray[Any]:
