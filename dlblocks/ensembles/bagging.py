@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 import warnings
@@ -33,6 +34,7 @@ from dlblocks.files import (
     know_rank,
 )
 from dlblocks.fitting import check_trainer_arguments
+from dlblocks.lock import locked
 from dlblocks.models import Regressor
 from dlblocks.models.checkpoints import restore, write_checkpoint
 from dlblocks.quiet import quiet
@@ -170,9 +172,15 @@ class Bagging:
                 one and the same, or the loss of one is not finite.
             NotVectorizable: They must be vectorized and cannot be.
             FileExistsError: `run_dir` holds something else, or a run of another kind.
+            BlockingIOError: Another process works in `run_dir`.
         """
-        started = time.monotonic()
         know_rank(self.trainer.get("num_nodes", 1))
+        with locked(self.run_dir) if is_rank_zero() else contextlib.nullcontext():
+            return self._fit()
+
+    def _fit(self) -> BaggingResult:
+        """See `fit`; the run folder is this process's own, or that of its rank 0."""
+        started = time.monotonic()
         with isolate_rng(), quiet():
             data = self._data()
             samples = self._samples(data)

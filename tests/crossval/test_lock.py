@@ -15,10 +15,10 @@ from same_runs import assert_same
 
 from dlblocks.crossval import cross_validate, lock
 from dlblocks.crossval.fold import Job, Plan
-from dlblocks.crossval.lock import locked
 from dlblocks.crossval.parallel import Task, _work
 from dlblocks.data import DigitsDataModule
 from dlblocks.files import holds_something
+from dlblocks.lock import locked
 from dlblocks.models import MLPClassifier
 
 # A fold waits in its third epoch as long as the file ``hold`` is there. Where ``orphan`` is, a fold
@@ -134,7 +134,7 @@ def test_kill_9_ends_a_lock_and_forked_processes_do_not_share_it(tmp_path):
     code = """if True:
         import os, signal, sys, time
         from pathlib import Path
-        from dlblocks.crossval.lock import locked
+        from dlblocks.lock import locked
         with locked(Path("folder")):
             child = os.fork()
             if not child:
@@ -166,7 +166,7 @@ def test_one_at_a_time_although_the_file_comes_and_goes(tmp_path):
     code = """if True:
         import os
         from pathlib import Path
-        from dlblocks.crossval import lock
+        from dlblocks import lock
         lock.RETRY_SECONDS = 0.0
         count = Path("count.txt")
         children = []
@@ -221,7 +221,7 @@ def test_a_worker_on_a_cluster_that_a_killed_call_has_left_is_waited_for(tmp_pat
     code = """if True:
         import time
         from pathlib import Path
-        from dlblocks.crossval.lock import locked
+        from dlblocks.lock import locked
         with locked(Path("run/fold-1")):
             print("there", flush=True)
             time.sleep(1)

@@ -29,6 +29,7 @@ from dlblocks.ensembles import Bagging, BaggingResult, DeepEnsemble, NotVectoriz
 from dlblocks.ensembles.bootstrap import draw
 from dlblocks.ensembles.engine import in_halves
 from dlblocks.ensembles.out_of_bag import combine
+from dlblocks.lock import locked
 from dlblocks.models import Classifier, CNNClassifier, MLPClassifier, MLPRegressor, load
 
 EPOCHS = 3
@@ -526,6 +527,11 @@ def test_a_broken_run_goes_on(tmp_path):
     assert (tmp_path / "a" / "summary.json").stat().st_mtime_ns == written
     with pytest.raises(FileExistsError, match="seed was 0 and is 5"):
         run("a", seed=5)
+
+
+def test_one_process_at_a_time(tmp_path):
+    with locked(tmp_path / "a"), pytest.raises(BlockingIOError, match="in use by process"):
+        Bagging(mlp, digits(), **settings(run_dir=tmp_path / "a")).fit()
 
 
 def test_vectorized_members_that_are_left(tmp_path, double):
