@@ -20,7 +20,12 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from dlblocks import report, tracking
 from dlblocks.data import SplitDataModule
 from dlblocks.ensembles import bagging_plan as plan
-from dlblocks.ensembles.bagging_result import ENSEMBLE, BaggingResult
+from dlblocks.ensembles.bagging_result import (
+    ENSEMBLE,
+    BaggingResult,
+    log_summary,
+    result_figures,
+)
 from dlblocks.ensembles.bootstrap import Rows, draw_all, missing_classes
 from dlblocks.ensembles.engine import ENGINES
 from dlblocks.ensembles.member_fits import Fits, Fitted
@@ -379,38 +384,9 @@ class Bagging:
     def _write(self, fits: Fits, data: SplitDataModule, result: BaggingResult) -> None:
         write_checkpoint(self.run_dir / ENSEMBLE, result.model, epoch=0, global_step=0)
         result.write_parts()
-        figures = {}
-        if self.figures:
-            figures = report.curve_figures(
-                result.histories,
-                [row["best_epoch"] for row in result.members],
-                is_classification=data.is_classification,
-            )
-            if result.oob is not None:
-                figures |= report.prediction_figures(
-                    data, "train", result.oob.arrays(), title="Out-of-bag predictions"
-                )
-            report.save_figures(self.run_dir / "figures", figures)
-        logger = tracking.make_logger(
-            "wandb" if self.logger == "wandb" else None,
-            self.run_dir,
-            run_name=f"{self.run_dir.name}-summary",
-            group=self.run_dir.name,
-            job_type="summary",
-            run_id=f"{fits.run_id}-summary",
-            config=result.info["config"],
-        )
-        if logger is not None:
-            values = {f"{name}/mean": result.mean(name) for name in result.metrics}
-            try:
-                tracking.log_summary(
-                    logger,
-                    values={**values, **result.oob_score},
-                    rows=result.members,
-                    figures=figures,
-                    table="members",
-                )
-            finally:
-                tracking.finish_logger(logger)
+        figures = result_figures(result, data) if self.figures else {}
+        report.save_figures(self.run_dir / "figures", figures)
+        if self.logger == "wandb":
+            log_summary(result, figures, run_id=f"{fits.run_id}-summary")
         # The summary comes last: what a kill prevents before it, the next call makes up for.
         result.write_summary()

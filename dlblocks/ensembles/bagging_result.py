@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from dlblocks import report, tracking
+from dlblocks.data import SplitDataModule
 from dlblocks.ensembles.bootstrap import Rows
 from dlblocks.ensembles.member_fits import read_member
 from dlblocks.ensembles.out_of_bag import OutOfBag
@@ -21,6 +23,9 @@ from dlblocks.errors import did_you_mean
 from dlblocks.files import SUMMARY, whole_file, write_json, write_rows
 from dlblocks.models import Model, VotingClassifier, VotingRegressor, load
 from dlblocks.quiet import quiet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ENSEMBLE, SAMPLES, OOB = "ensemble.ckpt", "samples.npz", "oob.npz"
 
@@ -155,3 +160,44 @@ class BaggingResult:
             [fitted.history for fitted in done],
             info,
         )
+
+
+def result_figures(result: BaggingResult, datamodule: SplitDataModule) -> dict[str, Figure]:
+    """All that can be drawn of a result, by the names of the files."""
+    figures = report.curve_figures(
+        result.histories,
+        [row["best_epoch"] for row in result.members],
+        is_classification=datamodule.is_classification,
+    )
+    if result.oob is not None:
+        figures |= report.prediction_figures(
+            datamodule, "train", result.oob.arrays(), title="Out-of-bag predictions"
+        )
+    return figures
+
+
+def log_summary(result: BaggingResult, figures: Mapping[str, Figure], *, run_id: str) -> None:
+    """Logs the summary run of a W&B group."""
+    name = result.run_dir.name
+    logger = tracking.make_logger(
+        "wandb",
+        result.run_dir,
+        run_name=f"{name}-summary",
+        group=name,
+        job_type="summary",
+        run_id=run_id,
+        config=result.info["config"],
+    )
+    if logger is None:
+        return
+    means = {f"{metric}/mean": result.mean(metric) for metric in result.metrics}
+    try:
+        tracking.log_summary(
+            logger,
+            values={**means, **result.oob_score},
+            rows=result.members,
+            figures=figures,
+            table="members",
+        )
+    finally:
+        tracking.finish_logger(logger)
