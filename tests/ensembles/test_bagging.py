@@ -1,6 +1,5 @@
-"""Bagging held against scikit-learn's, and against everything that peers get wrong."""
+"""What bagging leaves, and everything that peers get wrong."""
 
-import copy
 import json
 import os
 
@@ -8,53 +7,23 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from bagging_runs import diabetes, digits, mlp, regressor, settings
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.demos.boring_classes import BoringModel
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-from sklearn.ensemble import BaggingClassifier, BaggingRegressor
 from sklearn.metrics import accuracy_score, log_loss
-from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.utils.data import TensorDataset
 from wandb_offline import read_run
 
 from dlblocks.callbacks import MixUp
 from dlblocks.data import (
-    ArrayDataModule,
     DigitsDataModule,
     FoldedDataModule,
-    TabularDataModule,
 )
 from dlblocks.ensembles import Bagging, BaggingResult, DeepEnsemble, NotVectorizable, Voting
-from dlblocks.ensembles.bootstrap import draw
 from dlblocks.ensembles.engine import in_halves
-from dlblocks.ensembles.out_of_bag import combine
 from dlblocks.lock import locked
-from dlblocks.models import Classifier, CNNClassifier, MLPClassifier, MLPRegressor, load
-
-EPOCHS = 3
-
-
-def settings(**more):
-    trainer = {"max_epochs": EPOCHS, "accelerator": "cpu"}
-    quiet = {"progress_bar": False, "figures": False, "logger": None}
-    return {"num_members": 3, "trainer": trainer, **quiet, **more}
-
-
-def digits(**arguments):
-    return DigitsDataModule(**{"batch_size": 32, "test_fraction": 0.5, **arguments})
-
-
-def diabetes():
-    return TabularDataModule("diabetes", batch_size=32)
-
-
-def mlp():
-    return MLPClassifier(64, 10, hidden=[16], norm="batch", lr=0.03)
-
-
-def regressor():
-    return MLPRegressor(10, 1, hidden=[16], lr=0.03, standardize_targets=True)
+from dlblocks.models import Classifier, CNNClassifier, MLPClassifier, load
 
 
 @pytest.fixture
@@ -74,126 +43,6 @@ def bagged(tmp_path_factory):
         mlp, data, **settings(num_members=6, engine="vectorized", run_dir=path, logger="csv")
     ).fit()
     return data, result
-
-
-# Against scikit-learn
-
-
-def slow_loop(make, x, y, val, k):
-    """The training of member k, written out; its model of the best epoch, and how it scales."""
-    # Images are scaled by channel; the datamodule rounds scale and shift to float32.
-    scaler = StandardScaler().fit(x.reshape(-1, 1) if x.ndim == 4 else x)
-    scale = (1 / scaler.scale_).astype(np.float32)
-    shift = (-scaler.mean_ / scaler.scale_).astype(np.float32)
-
-    def scaled(values):
-        return torch.from_numpy(values * scale + shift).to(torch.get_default_dtype())
-
-    pl.seed_everything(k, verbose=False)
-    model = make()
-    inputs, targets = scaled(x), torch.from_numpy(y)
-    if isinstance(model, MLPRegressor):
-        model.target_mean.fill_(float(y.mean()))
-        model.target_std.fill_(float(y.std()))
-    optimizer = torch.optim.Adam(model.parameters(), lr=model.lr)
-    best = None
-    for epoch in range(EPOCHS):
-        model.train()
-        order = np.random.default_rng((k, epoch)).permutation(len(x))
-        for rows in np.split(order, range(32, len(x), 32)):
-            if len(rows) == 1:
-                continue
-            optimizer.zero_grad()
-            model.loss(model(inputs[rows]), targets[rows]).backward()
-            optimizer.step()
-        model.eval()
-        with torch.no_grad():
-            loss = model.loss(model(scaled(val[0])), torch.from_numpy(val[1])).item()
-        if best is None or loss < best[0]:
-            best = loss, copy.deepcopy(model.state_dict())
-    model.load_state_dict(best[1])
-    return model, scaled
-
-
-def estimator(make, val, shape, kind):
-    """Our training in scikit-learn's clothes; the k-th to be fitted is member k."""
-    made = []
-
-    class Net(kind, BaseEstimator):
-        def fit(self, x, y):
-            self.classes_ = np.arange(10)
-            self.net_, self.scaled_ = slow_loop(make, x.reshape(-1, *shape), y, val, len(made))
-            made.append(self)
-            return self
-
-        def predict(self, x):
-            with torch.no_grad():
-                found = self.net_(self.scaled_(x.reshape(-1, *shape))).numpy()
-            return found.argmax(1) if kind is ClassifierMixin else found[:, 0]
-
-    class Sure(Net):
-        def predict_proba(self, x):
-            with torch.no_grad():
-                return self.net_(self.scaled_(x.reshape(-1, *shape))).softmax(1).numpy()
-
-    return Sure if kind is ClassifierMixin else Net, Net
-
-
-@pytest.mark.parametrize("voting", ["soft", "hard"])
-def test_classes_are_those_of_scikit_learns_bagging(tmp_path, make_trainer, double, voting):
-    data = digits()
-    (x, y, rows), (val_x, val_y, _), (test_x, _, _) = map(data.arrays, ("train", "val", "test"))
-    val = val_x.double().numpy(), val_y.numpy()
-    soft, hard = estimator(mlp, val, x.shape[1:], ClassifierMixin)
-    theirs = BaggingClassifier(
-        (soft if voting == "soft" else hard)(), 20, oob_score=True, random_state=0
-    )
-    theirs.fit(x.double().numpy().reshape(len(x), -1), y.numpy())
-    samples = [rows.numpy()[drawn] for drawn in theirs.estimators_samples_]
-    ours = Bagging(
-        mlp,
-        data,
-        **settings(num_members=20, voting=voting, samples=samples, run_dir=tmp_path / "a"),
-        engine="vectorized",
-    ).fit()
-    flat = test_x.double().numpy().reshape(len(test_x), -1)
-    batches = make_trainer().predict(ours.model, datamodule=data)
-    predicted = torch.cat([batch["prediction"] for batch in batches]).numpy()
-    np.testing.assert_allclose(predicted, theirs.predict_proba(flat), atol=1e-4)
-    sure = np.ptp(np.sort(predicted, 1)[:, -2:], axis=1) > 1e-3  # ties may be broken either way
-    assert sure.mean() > 0.95
-    np.testing.assert_array_equal(predicted[sure].argmax(1), theirs.predict(flat)[sure])
-    assert ours.oob.predicted.all()
-    order = np.argsort(rows.numpy())
-    np.testing.assert_allclose(ours.oob.prediction, theirs.oob_decision_function_[order], atol=1e-4)
-    assert ours.oob_score["oob/accuracy"] == pytest.approx(theirs.oob_score_, abs=1e-3)
-
-
-def test_values_are_those_of_scikit_learns_bagging(tmp_path, make_trainer):
-    data = diabetes()
-    (x, y, rows), (val_x, val_y, _), (test_x, _, _) = map(data.arrays, ("train", "val", "test"))
-    val = val_x.double().numpy(), val_y.numpy()
-    net, _ = estimator(regressor, val, x.shape[1:], RegressorMixin)
-    theirs = BaggingRegressor(net(), 15, oob_score=True, random_state=1)
-    theirs.fit(x.double().numpy(), y.numpy().ravel())
-    samples = [rows.numpy()[drawn] for drawn in theirs.estimators_samples_]
-    ours = Bagging(
-        regressor, data, **settings(num_members=15, samples=samples, run_dir=tmp_path / "a")
-    )
-    ours.engine = "vectorized"
-    found = ours.fit()
-    batches = make_trainer().predict(found.model, datamodule=data)
-    predicted = torch.cat([batch["prediction"] for batch in batches]).numpy().ravel()
-    np.testing.assert_allclose(predicted, theirs.predict(test_x.double().numpy()), rtol=1e-3)
-    assert found.oob.predicted.all()
-    order = np.argsort(rows.numpy())
-    np.testing.assert_allclose(
-        found.oob.prediction.ravel(), theirs.oob_prediction_[order], rtol=1e-3
-    )
-    assert found.oob_score["oob/r2"] == pytest.approx(theirs.oob_score_, abs=1e-3)
-
-
-# What peers get wrong
 
 
 def test_engines_agree_and_leave_the_same_files(tmp_path, double):
@@ -300,21 +149,6 @@ def test_members_start_apart_and_see_another_order(tmp_path, engine):
         assert first_weight(mlp()) in starts
 
 
-def test_a_deep_ensembles_members_are_fits_of_their_own(tmp_path, double):
-    """Of the whole training part, from another start, in another order."""
-    result = DeepEnsemble(mlp, digits(), **settings(run_dir=tmp_path / "a")).fit()
-    data = digits()
-    (x, y, rows), (val_x, val_y, _) = map(data.arrays, ("train", "val"))
-    val = val_x.double().numpy(), val_y.numpy()
-    for k, sample in enumerate(result.samples):
-        np.testing.assert_array_equal(sample, rows)
-        expected, _ = slow_loop(mlp, x.double().numpy(), y.numpy(), val, k)
-        for mine, own in zip(
-            result.model.net.members[k].parameters(), expected.parameters(), strict=True
-        ):
-            torch.testing.assert_close(mine, own, atol=1e-5, rtol=1e-5)
-
-
 def test_loss_is_the_cross_entropy_of_the_averaged_probabilities(bagged, make_trainer):
     data, result = bagged
     batches = make_trainer().predict(result.model, datamodule=data)
@@ -353,139 +187,6 @@ def test_files_load_and_predict_the_same(bagged, make_trainer):
     assert summary["oob"]["num_never_out"] == never
     assert summary["oob"]["num_scored"] == len(result.oob) - never
     assert (result.run_dir / "member-5" / "metrics.csv").is_file()
-
-
-# Out of the bag
-
-
-def test_the_out_of_bag_score_is_that_of_a_held_out_set(tmp_path, make_trainer):
-    data = DigitsDataModule(test_fraction=0.4)
-    result = Bagging(
-        lambda: MLPClassifier(64, 10, hidden=[32], lr=0.01),
-        data,
-        engine="vectorized",
-        **settings(num_members=20, run_dir=tmp_path / "a",
-                   trainer={"max_epochs": 8, "accelerator": "cpu"}),
-    ).fit()  # fmt: skip
-    (found,) = make_trainer().test(result.model, datamodule=data, verbose=False)
-    held_out, oob = found["test/accuracy"], result.oob_score["oob/accuracy"]
-    sizes = len(data.indices("test")), int(result.oob.predicted.sum())
-    error = np.sqrt(sum(p * (1 - p) / n for p, n in zip((held_out, oob), sizes, strict=True)))
-    # About a third of the members vote out of the bag: a little worse is as it should be.
-    assert -3 * error - 0.015 < oob - held_out < 3 * error
-    # And far from what the members say of samples that they were trained on.
-    assert oob < 0.995
-
-
-def test_samples_that_no_member_left_out_count_in_no_score(tmp_path):
-    result = Bagging(mlp, digits(), **settings(num_members=1, run_dir=tmp_path / "a")).fit()
-    oob = result.oob
-    seen = np.isin(oob.index, result.samples[0])
-    assert seen.any() and not seen.all()
-    np.testing.assert_array_equal(oob.votes, ~seen)
-    assert np.isnan(oob.prediction[seen]).all() and np.isnan(oob.spread[seen]).all()
-    assert not np.isnan(oob.prediction[~seen]).any()
-    right = oob.prediction[~seen].argmax(1) == oob.target[~seen]
-    assert result.oob_score["oob/accuracy"] == pytest.approx(right.mean())
-    assert result.summary()["oob"]["num_never_out"] == seen.sum()
-
-
-@pytest.mark.parametrize("voting", ["soft", "hard"])
-def test_combined_as_a_slow_loop_combines(voting):
-    random = np.random.default_rng(0)
-    index = np.array([2, 3, 5, 8, 9])
-    parts = []
-    for size in (2, 3, 4):
-        rows = np.sort(random.choice(index[:4], size, replace=False))
-        parts.append({"index": rows, "prediction": random.dirichlet(np.ones(3), size) * 1.0})
-    found = combine(index, np.zeros(5), parts, voting=voting)
-    for i, row in enumerate(index):
-        values = [
-            part["prediction"][np.flatnonzero(part["index"] == row)[0]]
-            for part in parts
-            if row in part["index"]
-        ]
-        assert found.votes[i] == len(values)
-        if not values:
-            assert np.isnan(found.prediction[i]).all()
-            continue
-        np.testing.assert_allclose(found.spread[i], np.std(values, axis=0), atol=1e-12)
-        votes = [np.eye(3)[np.argmax(v)] for v in values] if voting == "hard" else values
-        np.testing.assert_allclose(found.prediction[i], np.mean(votes, axis=0))
-
-
-# Samples
-
-
-def test_draws():
-    rows = np.arange(100, 1100)
-    sample = draw(rows, seed=3, member=2)
-    np.testing.assert_array_equal(sample, draw(rows, seed=3, member=2))
-    assert len(sample) == 1000 and set(sample) <= set(rows)
-    share = np.mean([len(set(draw(rows, seed=0, member=k))) / 1000 for k in range(20)])
-    assert share == pytest.approx(1 - (1 - 1 / 1000) ** 1000, abs=0.01)
-    assert {tuple(draw(rows, seed=s, member=k)) for s in (0, 1) for k in (0, 1)}.__len__() == 4
-    pasted = draw(rows, seed=0, member=0, share=0.25, replace=False)
-    assert len(pasted) == len(set(pasted)) == 250
-    classes = np.repeat([0, 1, 2], [900, 97, 3])
-    for k in range(5):
-        drawn = draw(rows, seed=0, member=k, classes=classes)
-        np.testing.assert_array_equal(np.bincount(classes[drawn - 100]), [900, 97, 3])
-    groups = np.arange(1000) % 7
-    drawn = draw(rows, seed=0, member=0, groups=groups)
-    counts = np.bincount(drawn - 100, minlength=1000)
-    for group in range(7):
-        assert len(set(counts[groups == group])) == 1
-    assert 0 in counts
-
-
-def test_groups_stay_whole(tmp_path):
-    random = np.random.default_rng(0)
-    groups = random.integers(0, 12, 120)
-    data = ArrayDataModule(
-        random.normal(size=(120, 4)), random.integers(0, 2, 120), groups=groups, num_folds=4
-    )
-    result = Bagging(
-        lambda: MLPClassifier(4, 2, hidden=[4]), data, **settings(run_dir=tmp_path / "a")
-    ).fit()
-    for k, rows in enumerate(result.samples):
-        out = np.load(tmp_path / "a" / f"member-{k}" / "oob.npz")["index"]
-        assert not set(groups[rows]) & set(groups[out])
-        assert not set(groups[rows]) & set(groups[data.indices("val")])
-
-
-def test_a_sample_that_misses_a_class_is_said(tmp_path):
-    random = np.random.default_rng(0)
-    targets = np.repeat([0, 1, 2], [40, 40, 4])
-    data = ArrayDataModule(random.normal(size=(84, 4)), targets, val_fraction=0.5)
-    train = data.indices("train").numpy()
-    without = np.resize(train[targets[train] != 2], len(train))
-
-    def make():
-        return MLPClassifier(4, 3, hidden=[4])
-
-    given = {"samples": [train, without, train]}
-    with pytest.warns(UserWarning, match="1 of 3 members miss a class, first that of member 1 cl"):
-        result = Bagging(make, data, **settings(run_dir=tmp_path / "a"), **given).fit()
-    assert result.info["missing_classes"] == {1: [2]}
-    assert result.model.num_classes == 3
-    balanced = Bagging(
-        lambda: MLPClassifier(4, 3, class_weights="balanced"),
-        data,
-        **settings(run_dir=tmp_path / "b"),
-        **given,
-    )
-    with pytest.raises(ValueError, match="sample of member 1 has none of class 2; use stratify"):
-        balanced.fit()
-    assert not (tmp_path / "b").exists()
-    stratified = Bagging(
-        make, data, stratify=True, **settings(num_members=5, run_dir=tmp_path / "c")
-    ).fit()
-    for rows in stratified.samples:
-        np.testing.assert_array_equal(np.bincount(targets[rows]), np.bincount(targets[train]))
-
-
-# Going on
 
 
 class StopAt(Callback):
@@ -559,9 +260,6 @@ def test_too_many_for_memory_are_run_in_halves(capsys):
     assert "5 members at once need more memory than there is; going on with 3" in (
         capsys.readouterr().err
     )
-
-
-# Elsewhere
 
 
 def test_wandb_runs_are_one_group(tmp_path):
