@@ -28,7 +28,7 @@ from dlblocks.ensembles.bagging_result import (
 )
 from dlblocks.ensembles.bootstrap import Rows, draw_all, missing_classes
 from dlblocks.ensembles.engine import ENGINES
-from dlblocks.ensembles.member_fits import Fits, Fitted
+from dlblocks.ensembles.member_fits import STATE, Fits, Fitted
 from dlblocks.ensembles.out_of_bag import combine, score
 from dlblocks.ensembles.voting import Voting
 from dlblocks.errors import check_choice, check_range
@@ -388,5 +388,6 @@ class Bagging:
         report.save_figures(self.run_dir / "figures", figures)
         if self.logger == "wandb":
             log_summary(result, figures, run_id=f"{fits.run_id}-summary")
+        (self.run_dir / STATE).unlink(missing_ok=True)  # if a kill has left it
         # The summary comes last: what a kill prevents before it, the next call makes up for.
         result.write_summary()
