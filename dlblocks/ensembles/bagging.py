@@ -137,6 +137,8 @@ class Bagging:
         figures: bool = True,
     ) -> None:
         check_range("num_members", num_members, 1)
+        if not isinstance(num_members, int):
+            raise ValueError(f"num_members={num_members!r} is no whole number.")
         check_range("max_samples", max_samples, 0, 1, low_open=True)
         check_range("seed", seed, 0)
         check_choice("voting", voting, ["soft", "hard"])

@@ -182,7 +182,9 @@ class _Committee(nn.Module):
             for i, pair in enumerate(normalisations):
                 for name, value in zip(("scale", "shift"), pair, strict=True):
                     self.register_buffer(
-                        f"{name}_{i}", torch.as_tensor(value, dtype=torch.float32), persistent=False
+                        f"{name}_{i}",
+                        torch.as_tensor(value, dtype=torch.get_default_dtype()),
+                        persistent=False,
                     )
 
     def forward(self, inputs: Tensor) -> Tensor:
