@@ -73,7 +73,8 @@ class SplitDataModule(pl.LightningDataModule):
     repeat = 0
     whole = False  # whether all that is not held out trains; see `for_all`
     development: Indices | None = None  # the rows that are split, if not all; see `for_rows`
-    training_rows: Tensor | None = None  # the rows that train; see `for_training_rows`
+    # The parts before, and the rows that train instead; see `for_training_rows`.
+    _drawn: tuple[dict[str, Tensor], Tensor] | None = None
 
     def __init__(
         self,
@@ -188,6 +189,10 @@ class SplitDataModule(pl.LightningDataModule):
         return targets
 
     def _split_rows(self) -> dict[str, Tensor]:
+        if self._drawn is not None:
+            parts, drawn = self._drawn
+            out = parts["train"][~torch.isin(parts["train"], drawn)]
+            return {**parts, "train": drawn, "oob": out}
         if self.whole:
             rest, test = hold_out_test(**self._test_arguments())
             rows = {"train": rest, "val": rest[:0], "test": test}
@@ -199,12 +204,7 @@ class SplitDataModule(pl.LightningDataModule):
                     f"{len(found)} folds of this data."
                 )
             rows = found[self.fold]
-        parts = {part: torch.from_numpy(row) for part, row in rows.items()}
-        if self.training_rows is not None:
-            whole = parts["train"]
-            parts["oob"] = whole[~torch.isin(whole, self.training_rows)]
-            parts["train"] = self.training_rows
-        return parts
+        return {part: torch.from_numpy(row) for part, row in rows.items()}
 
     def rows_of(self, part: str) -> Tensor:
         """The rows of a part after `setup`, int64 of shape (M,)."""
@@ -233,7 +233,7 @@ class SplitDataModule(pl.LightningDataModule):
         new.num_folds, new.fold, new.repeat = num_folds, fold, repeat
         new._rows = {}
         new.whole = False
-        new.training_rows = None
+        new._drawn = None
         # Lightning has no public way to change hyperparameters of a copy without changing those of
         # the original, whose dictionaries the copy shares.
         hparams = copy.deepcopy(self.hparams)
@@ -309,13 +309,16 @@ class SplitDataModule(pl.LightningDataModule):
         new = self.for_fold(self.fold, self.num_folds, repeat=self.repeat)
         new.whole = self.whole
         drawn = torch.from_numpy(given.astype(np.int64))
-        outside = drawn[~torch.isin(drawn, new._split_rows()["train"])]
+        # Splitting takes longer than all else here, and an ensemble has many members.
+        known = self._rows and self._drawn is None
+        parts = dict(self._rows) if known else new._split_rows()
+        outside = drawn[~torch.isin(drawn, parts["train"])]
         if len(outside):
             raise ValueError(
                 f"row {int(outside[0])} is not in the training part ({len(outside)} such rows in "
                 "all)."
             )
-        new.training_rows = drawn
+        new._drawn = parts, drawn
         if shuffle_seed is not None:
             new._reseed(shuffle_seed)
         return new

@@ -324,8 +324,9 @@ class Bagging:
                 f"class_weights='balanced', but the sample of member {member} has none of class "
                 f"{classes[0]}; use stratify=True."
             )
-        for k in range(self.num_members):
-            fits.make_data(k)  # whose rows are checked
+        if self.samples is not None:
+            for k in range(self.num_members):
+                fits.make_data(k)  # whose rows are checked
         settings = ("kind", "num_members", "voting", "trainer", "monitor", "mode", "seed")
         return plan.describe(
             model,
