@@ -84,6 +84,7 @@ def test_draws():
     for k in range(5):
         drawn = draw(rows, seed=0, member=k, classes=classes)
         np.testing.assert_array_equal(np.bincount(classes[drawn - 100]), [900, 97, 3])
+        assert len(set(drawn)) == pytest.approx(632, abs=60)
     groups = np.arange(1000) % 7
     drawn = draw(rows, seed=0, member=0, groups=groups)
     counts = np.bincount(drawn - 100, minlength=1000)
