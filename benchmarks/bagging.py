@@ -12,9 +12,8 @@ Twenty MLPs (64→128→128→10, Adam, batch 64) on bootstrap samples of the di
 In turn, in one process, on one thread. torchensemble 0.2.0 still trains on current torch.
 
 Measured (two-core virtual machine, torch 2.14, lightning 2.6.6, five turns): Ensemble-Pytorch takes
-1.75× as long as ``engine="vectorized"`` (1.50 to 1.90), without validation 1.73× (1.57 to 2.07), and
-``engine="sequential"`` 3.6×. The wanted 4× is not reached: nets of this width are bound by their
-arithmetic, which both have to do.
+1.75× as long as ``engine="vectorized"`` (1.50 to 1.90), 1.73× (1.57 to 2.07) unvalidated, and
+``engine="sequential"`` 3.6× as long. The wanted 4× is not reached.
 
 Run: pip install 'dlblocks[bench]', then python benchmarks/bagging.py
 """
