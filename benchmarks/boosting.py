@@ -57,7 +57,7 @@ def theirs(data: DataModule, in_features: int, width: int) -> Callable[[], objec
     inputs = data.transform(inputs)
     targets = targets if data.is_classification else targets.reshape(-1, 1)
     dataset = ArrayDataset(inputs, targets)
-    loader = DataLoader(dataset, data.batch_size, shuffle=True, collate_fn=collate)
+    loader = DataLoader(dataset, int(data.batch_size), shuffle=True, collate_fn=collate)
     kind = GradientBoostingClassifier if data.is_classification else GradientBoostingRegressor
 
     def run() -> object:

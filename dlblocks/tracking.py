@@ -217,23 +217,25 @@ def log_summary(
     rows: Sequence[Mapping[str, Any]],
     figures: Mapping[str, Figure],
     checkpoints: Sequence[Path] = (),
+    table: str = "folds",
 ) -> None:
     """Sends what several runs have found together to a W&B run of its own.
 
     Args:
         logger: Made by ``make_logger("wandb", …, job_type="summary")``; another is passed over.
         values: Becomes the summary of the run, such as ``{"val/accuracy/mean": 0.98}``.
-        rows: One row a run, logged as the table ``folds``.
+        rows: One row a run, logged as the table named `table`.
         figures: Logged by their names.
         checkpoints: Files, logged as one artifact of type ``model``.
+        table: The name of the table.
     """
     if not (isinstance(logger, LenientWandbLogger) and is_rank_zero()):
         return
     import wandb
 
     columns: list[Any] = list(dict.fromkeys(key for row in rows for key in row))
-    table = wandb.Table(columns=columns, data=[[row.get(c) for c in columns] for row in rows])
-    logger.log_metrics({"folds": table})
+    values_of = wandb.Table(columns=columns, data=[[row.get(c) for c in columns] for row in rows])
+    logger.log_metrics({table: values_of})
     log_figures([logger], figures)
     if checkpoints:
         logger.log_checkpoints(checkpoints)

@@ -13,12 +13,13 @@ PACKAGE = Path(dlblocks.__file__).parent
 # Each room may import those above it, and nothing below.
 FLOORS = [
     {"errors", "files", "quiet"},
-    {"losses"},
+    {"losses", "lock"},
     {"nets", "optim", "metrics", "history", "csv_log", "wandb_log", "predictions", "plots"}
     | {"data.folds"},
     {"data", "callbacks", "models", "tracking"},
     {"report"},
-    {"fitting", "ensembles"},
+    {"fitting"},
+    {"ensembles"},
     {"crossval"},
     {"cli"},
     {"__main__"},

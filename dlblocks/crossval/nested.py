@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from dlblocks import plots, tracking
 from dlblocks.crossval.fold import Job, Plan, join
-from dlblocks.crossval.lock import locked
 from dlblocks.crossval.nested_result import NestedResult
 from dlblocks.crossval.outcome import failures, named, result_figures, write_outcome
 from dlblocks.crossval.outer import Outer
@@ -30,6 +29,7 @@ from dlblocks.data.splits import COUNTED
 from dlblocks.errors import check_choice, check_range
 from dlblocks.files import SUMMARY, is_rank_zero, know_rank
 from dlblocks.fitting import check_trainer_arguments
+from dlblocks.lock import locked
 from dlblocks.quiet import quiet
 
 if TYPE_CHECKING:

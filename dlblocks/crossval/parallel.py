@@ -20,11 +20,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from dlblocks.crossval.fold import Fold, Job, Plan, read_fold, run_fold
-from dlblocks.crossval.lock import locked
 from dlblocks.crossval.progress import FoldBar, FoldProgress, Notes
 from dlblocks.data import SplitDataModule
 from dlblocks.errors import check_choice, check_range
 from dlblocks.files import LOCK, PLAN
+from dlblocks.lock import locked
 from dlblocks.quiet import quiet
 
 # How often Ray runs a fold again whose machine has died.

@@ -254,6 +254,11 @@ class DataModule(SplitDataModule):
         new._affine = None
         return new
 
+    def _reseed(self, shuffle_seed: int) -> None:
+        super()._reseed(shuffle_seed)
+        if self.train_transform is not None:
+            self.train_transform = SampleTransform(self.train_transform.transform, shuffle_seed)
+
     @property
     def normalisation(self) -> tuple[Tensor, Tensor]:
         """Scale and shift of ``raw * scale + shift``, by which `transform` makes inputs."""

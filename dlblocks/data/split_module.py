@@ -63,14 +63,18 @@ class SplitDataModule(pl.LightningDataModule):
         predict_on: The part that `predict_dataloader` loads, in the order of `indices`.
         predict_index: Whether its batches end with the index of every sample, where they can.
         batch_size: Samples a batch (of each rank); ``"full"`` for all of a part.
+        shuffle_seed: Seed of the order of training samples.
     """
 
     batch_size: BatchSize
+    shuffle_seed: int
     predict_on = "test"
     predict_index = True
     repeat = 0
     whole = False  # whether all that is not held out trains; see `for_all`
     development: Indices | None = None  # the rows that are split, if not all; see `for_rows`
+    # The parts before, and the rows that train instead; see `for_training_rows`.
+    _drawn: tuple[dict[str, Tensor], Tensor] | None = None
 
     def __init__(
         self,
@@ -185,6 +189,10 @@ class SplitDataModule(pl.LightningDataModule):
         return targets
 
     def _split_rows(self) -> dict[str, Tensor]:
+        if self._drawn is not None:
+            parts, drawn = self._drawn
+            out = parts["train"][~torch.isin(parts["train"], drawn)]
+            return {**parts, "train": drawn, "oob": out}
         if self.whole:
             rest, test = hold_out_test(**self._test_arguments())
             rows = {"train": rest, "val": rest[:0], "test": test}
@@ -225,6 +233,7 @@ class SplitDataModule(pl.LightningDataModule):
         new.num_folds, new.fold, new.repeat = num_folds, fold, repeat
         new._rows = {}
         new.whole = False
+        new._drawn = None
         # Lightning has no public way to change hyperparameters of a copy without changing those of
         # the original, whose dictionaries the copy shares.
         hparams = copy.deepcopy(self.hparams)
@@ -275,3 +284,48 @@ class SplitDataModule(pl.LightningDataModule):
         new = self.for_fold(self.fold, self.num_folds, repeat=self.repeat)
         new.development = kept
         return new
+
+    def for_training_rows(self, rows: npt.ArrayLike, *, shuffle_seed: int | None = None) -> Self:
+        """A datamodule as new that trains on rows drawn from its training part, perhaps repeatedly.
+
+        A row that is given twice is seen twice an epoch, and counts twice in what is fitted to the
+        training part, such as the normalisation. Those that are not drawn are the part ``"oob"``,
+        out of the bag; validation and test part stay. Members of a bagging ensemble are trained on
+        such. This one is left as it is; `for_fold` and what uses it know nothing of the draw.
+
+        Args:
+            rows: Numbers of samples of the training part, in any order, int of shape (M,).
+            shuffle_seed: Another seed of the order of the training samples.
+
+        Raises:
+            ValueError: There are no rows, or one is not in the training part.
+        """
+        given = np.asarray(rows)
+        if given.ndim != 1 or not len(given) or given.dtype.kind not in "iu":
+            raise ValueError(
+                f"rows has shape {given.shape} and dtype {given.dtype}; expected at least one "
+                "number of a sample, integers of shape (M,)."
+            )
+        new = self.for_fold(self.fold, self.num_folds, repeat=self.repeat)
+        new.whole = self.whole
+        drawn = torch.from_numpy(given.astype(np.int64))
+        # Splitting takes longer than all else here, and an ensemble has many members.
+        known = self._rows and self._drawn is None
+        parts = dict(self._rows) if known else new._split_rows()
+        outside = drawn[~torch.isin(drawn, parts["train"])]
+        if len(outside):
+            raise ValueError(
+                f"row {int(outside[0])} is not in the training part ({len(outside)} such rows in "
+                "all)."
+            )
+        new._drawn = parts, drawn
+        if shuffle_seed is not None:
+            new._reseed(shuffle_seed)
+        return new
+
+    def _reseed(self, shuffle_seed: int) -> None:
+        """Sets the seed of the order, of a copy that `for_fold` has made."""
+        self.shuffle_seed = shuffle_seed
+        if "shuffle_seed" in self.hparams:
+            self.hparams["shuffle_seed"] = shuffle_seed
+            vars(self).update(_hparams_initial=copy.deepcopy(self.hparams))

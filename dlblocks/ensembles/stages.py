@@ -151,7 +151,7 @@ class Stages(pl.LightningModule):
         loader = DataLoader(
             dataset,
             batch_size=size,
-            sampler=in_order,  # type: ignore[arg-type]
+            sampler=in_order,
             num_workers=data.num_workers,
             collate_fn=collate,
             pin_memory=self.device.type == "cuda",

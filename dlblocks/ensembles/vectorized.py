@@ -43,23 +43,6 @@ STEPS_AT_ONCE = 64
 SAVE_SECONDS = 10.0
 
 
-def fit_together(members: Sequence[Member], **settings: Any) -> None:
-    """Fits all members in one Lightning fit; each then holds the weights of its own best epoch.
-
-    The losses, weights and metrics of a member are those of a fit of its own, within rounding, but
-    for draws of dropout, which come from a generator that all share.
-
-    Args:
-        members: Models of one architecture with what is their own.
-        settings: Those of `Together`.
-
-    Raises:
-        NotVectorizable: The models, their data or callbacks cannot be fitted together; nothing has
-            been trained or written then.
-    """
-    Together(members, **settings).fit()
-
-
 HEEDED_HERE = {
     "gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches",
     "check_val_every_n_epoch", "limit_train_batches", "limit_val_batches", "num_sanity_val_steps",
@@ -68,7 +51,11 @@ HEEDED_HERE = {
 
 
 class Together(pl.LightningModule):
-    """The LightningModule whose fit is the fit of all members; see `fit_together`.
+    """The LightningModule whose fit is the fit of all members; each with what is its own.
+
+    The losses, weights and metrics of a member are those of a fit of its own, within rounding, but
+    for draws of dropout, which come from a generator that all share. Afterwards each model holds
+    the weights of its own best epoch.
 
     Everything is made ready here, so that what cannot be fitted together is known before anything
     is trained.

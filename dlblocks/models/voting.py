@@ -32,6 +32,9 @@ class VotingClassifier(Classifier):
     ``"soft"`` voting averages the members' probabilities: p = (1/M) Σ p_m; `forward` returns
     log p, whose softmax is p. ``"hard"`` voting counts the classes that members find likeliest.
 
+    `predict` adds the members' ``"spread"``, the standard deviation of their probabilities, shape
+    (N, C); `uncertainty` says how much of the doubt is disagreement.
+
     Members may have been trained on inputs normalised in different ways, as the models of a
     cross-validation are. Given their `normalisations`, the inputs of `forward` are raw, in the
     units of the source; under a Trainer with one of our datamodules, its batches are understood.
@@ -65,11 +68,41 @@ class VotingClassifier(Classifier):
         _describe(self, models, normalisations, voting=voting)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        logits = self.net(_raw(self, inputs)).float()
+        return self._combined(_outputs(self, inputs).float())
+
+    def _combined(self, logits: Tensor) -> Tensor:
         if self.voting == "soft":
             return logits.log_softmax(2).logsumexp(0) - math.log(len(logits))
-        votes = torch.nn.functional.one_hot(logits.argmax(2), self.num_classes).float()
-        return votes.mean(0).clamp_(min=NO_VOTE).log()
+        return hard_votes(logits).mean(0).clamp_(min=NO_VOTE).log()
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        inputs, *rest = batch if isinstance(batch, (list, tuple)) else [batch]
+        logits = _outputs(self, inputs).float()
+        result = {"prediction": self.prediction(self._combined(logits))}
+        result.update(zip(("target", "index"), rest, strict=False))
+        result["spread"] = logits.softmax(2).std(0, correction=0)
+        return result
+
+    @torch.no_grad()
+    def uncertainty(self, inputs: Tensor) -> dict[str, Tensor]:
+        """How unsure the members are of each sample, in nats, each of shape (N,).
+
+        ``"entropy"`` is that of the average, H(p) = -Σ p log p. It is the sum of
+        ``"expected_entropy"``, (1/M) Σ H(p_m), the doubt that members share, and of
+        ``"mutual_information"``, their disagreement, which more data could remove (Houlsby et al.
+        2011; Depeweg et al. 2018). Always of the members' probabilities, under hard voting too.
+
+        Args:
+            inputs: As for `forward`.
+        """
+        logs = _outputs(self, inputs).float().log_softmax(2)
+        mean = logs.logsumexp(0) - math.log(len(logs))
+        entropy, expected = _entropy(mean), _entropy(logs).mean(0)
+        return {
+            "entropy": entropy,
+            "expected_entropy": expected,
+            "mutual_information": (entropy - expected).clamp(min=0),
+        }
 
     def configure_optimizers(self) -> Any:
         raise _cannot_train(self)
@@ -77,6 +110,9 @@ class VotingClassifier(Classifier):
 
 class VotingRegressor(Regressor):
     """The average of several regressors; evaluated like one, saved and loaded as one.
+
+    `predict` adds the members' ``"spread"``, their standard deviation (with M in the denominator),
+    in the units and the shape of the prediction.
 
     Args:
         members: Regressors of one number of values, or their descriptions in a checkpoint.
@@ -97,10 +133,37 @@ class VotingRegressor(Regressor):
         _describe(self, models, normalisations)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.net(_raw(self, inputs)).mean(0)
+        return _outputs(self, inputs).mean(0)
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        inputs, *rest = batch if isinstance(batch, (list, tuple)) else [batch]
+        values = _outputs(self, inputs).float()
+        if rest and rest[0].ndim == 1:
+            values = values.squeeze(2)
+        result = {"prediction": values.mean(0)}
+        result.update(zip(("target", "index"), rest, strict=False))
+        result["spread"] = values.std(0, correction=0)
+        return result
 
     def configure_optimizers(self) -> Any:
         raise _cannot_train(self)
+
+
+def hard_votes(scores: Tensor) -> Tensor:
+    """One vote for the class of the highest score.
+
+    Args:
+        scores: Shape (..., C).
+
+    Returns:
+        Floating point of the same shape: 1 for the class that is voted for, else 0.
+
+    Example:
+        >>> hard_votes(torch.tensor([[0.2, 0.8], [0.5, 0.4]]))
+        tensor([[0., 1.],
+                [1., 0.]])
+    """
+    return nn.functional.one_hot(scores.argmax(-1), scores.shape[-1]).to(scores.dtype)
 
 
 class _Committee(nn.Module):
@@ -119,7 +182,9 @@ class _Committee(nn.Module):
             for i, pair in enumerate(normalisations):
                 for name, value in zip(("scale", "shift"), pair, strict=True):
                     self.register_buffer(
-                        f"{name}_{i}", torch.as_tensor(value, dtype=torch.float32), persistent=False
+                        f"{name}_{i}",
+                        torch.as_tensor(value, dtype=torch.get_default_dtype()),
+                        persistent=False,
                     )
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -165,6 +230,17 @@ def _describe(
         **others,
     }
     model.save_hyperparameters(described, logger=False)
+
+
+def _outputs(model: Model, inputs: Tensor) -> Tensor:
+    """What each member puts out for the inputs, shape (M, N, ...)."""
+    outputs: Tensor = model.net(_raw(model, inputs))
+    return outputs
+
+
+def _entropy(logs: Tensor) -> Tensor:
+    """-Σ p log p over the last axis, from log p."""
+    return torch.special.entr(logs.exp()).sum(-1)
 
 
 def _raw(model: Model, inputs: Tensor) -> Tensor:

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 from same_runs import assert_same
 
+from dlblocks import lock
 from dlblocks.callbacks import ExactResume
-from dlblocks.crossval import cross_validate, lock
+from dlblocks.crossval import cross_validate
 from dlblocks.crossval.fold import Job, Plan
-from dlblocks.crossval.lock import locked
 from dlblocks.crossval.parallel import Task, _work
 from dlblocks.data import DigitsDataModule
 from dlblocks.files import holds_something
+from dlblocks.lock import locked
 from dlblocks.models import MLPClassifier
 
 

@@ -130,3 +130,37 @@ def test_all_rows_train_where_no_single_split_is_possible():
     """`for_all` needs no validation part, and so does not split: three groups allow no fifth."""
     data = ArrayDataModule(X, LABELS, groups=GROUPS % 3)
     assert len(data.for_all().indices("train")) == N
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_training_rows_are_drawn_with_repeats(foreign):
+    inputs, targets = torch.from_numpy(X), torch.from_numpy(LABELS)
+    if foreign:
+        data = FoldedDataModule(TensorDataset(inputs, targets, torch.arange(N)), targets=LABELS)
+    else:
+        data = ArrayDataModule(X, LABELS, batch_size=16)
+    train = data.indices("train")
+    rows = np.random.default_rng(1).choice(train.numpy(), len(train))
+    drawn = data.for_training_rows(rows, shuffle_seed=7)
+    assert sorted(drawn.indices("train").tolist()) == sorted(rows.tolist())
+    assert set(drawn.indices("oob").tolist()) == set(train.tolist()) - set(rows.tolist())
+    for part in ("val", "test"):
+        assert torch.equal(drawn.indices(part), data.indices(part))
+    assert torch.equal(data.indices("train"), train)
+    seen = torch.cat([batch[0] for batch in drawn.train_dataloader()])
+    seen = seen[:, 0].sort().values
+    torch.testing.assert_close(seen, inputs[torch.from_numpy(rows)][:, 0].sort().values)
+    assert torch.equal(drawn.train_targets(), targets[torch.from_numpy(rows)])
+    assert drawn.shuffle_seed == drawn.hparams["shuffle_seed"] == 7
+    assert data.shuffle_seed == data.hparams["shuffle_seed"] == 0
+    if not foreign:
+        scale, shift = drawn.normalisation
+        values = X[rows].astype(np.float64)
+        np.testing.assert_allclose(1 / scale, values.std(0), rtol=1e-5)
+        np.testing.assert_allclose(-shift / scale, values.mean(0), rtol=1e-4, atol=1e-6)
+    # Whatever sets folds afterwards starts anew.
+    assert torch.equal(drawn.for_fold(0, None).indices("train"), train)
+    with pytest.raises(ValueError, match="not in the training part"):
+        data.for_training_rows(data.indices("val"))
+    with pytest.raises(ValueError, match=r"shape \(0,\)"):
+        data.for_training_rows([])

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import entropy
 from sklearn.ensemble import VotingClassifier as SklearnVoting
 from sklearn.preprocessing import LabelEncoder
 from torch import nn
@@ -67,6 +68,28 @@ def test_confident_members_give_finite_logits():
         assert VotingClassifier(models, voting=voting)(INPUTS).isfinite().all()
 
 
+@pytest.mark.parametrize("voting", ["soft", "hard"])
+def test_uncertainty_and_spread_are_those_of_the_members(make_trainer, voting):
+    models = classifiers(4)
+    ours = VotingClassifier(models, voting=voting).eval()
+    with torch.no_grad():
+        shares = torch.stack([model(INPUTS).softmax(1) for model in models]).double().numpy()
+    found = ours.uncertainty(INPUTS)
+    total = entropy(shares.mean(0), axis=1)
+    expected = np.mean([entropy(share, axis=1) for share in shares], axis=0)
+    np.testing.assert_allclose(found["entropy"], total, rtol=1e-5)
+    np.testing.assert_allclose(found["expected_entropy"], expected, rtol=1e-5)
+    np.testing.assert_allclose(found["mutual_information"], total - expected, atol=1e-5)
+    assert (found["mutual_information"] > 1e-4).all()
+    batch = ours.predict_step([INPUTS, torch.zeros(40), torch.arange(40)], 0)
+    assert list(batch) == ["prediction", "target", "index", "spread"]
+    np.testing.assert_allclose(batch["spread"].detach(), shares.std(0), atol=1e-6)
+    np.testing.assert_allclose(batch["prediction"].detach(), ours(INPUTS).softmax(1).detach())
+    alone = VotingClassifier(models[:1])
+    assert (alone.uncertainty(INPUTS)["mutual_information"] < 1e-6).all()
+    assert (alone.predict_step(INPUTS, 0)["spread"] == 0).all()
+
+
 def test_regression_is_the_mean_in_the_units_of_the_targets(make_trainer):
     data = TabularDataModule("diabetes")
     models = []
@@ -83,6 +106,9 @@ def test_regression_is_the_mean_in_the_units_of_the_targets(make_trainer):
         for model in models
     ]
     torch.testing.assert_close(predicted, (alone[0] + alone[1]) / 2)
+    spread = torch.cat([b["spread"] for b in trainer.predict(together, datamodule=data)])
+    assert spread.shape == predicted.shape
+    torch.testing.assert_close(spread, (alone[0] - alone[1]).abs() / 2, rtol=1e-4, atol=1e-4)
     targets = data.arrays("test")[1]
     (metrics,) = trainer.test(together, datamodule=data, verbose=False)
     expected = (predicted - targets).square().mean().sqrt().item()

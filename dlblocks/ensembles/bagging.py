@@ -1,0 +1,396 @@
+"""`Bagging` and `DeepEnsemble`: one architecture, trained many times, as one model."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import numpy as np
+import numpy.typing as npt
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from dlblocks import report, tracking
+from dlblocks.data import SplitDataModule
+from dlblocks.ensembles import bagging_plan as plan
+from dlblocks.ensembles.bagging_result import (
+    ENSEMBLE,
+    BaggingResult,
+    log_summary,
+    result_figures,
+)
+from dlblocks.ensembles.bootstrap import Rows, draw_all, missing_classes
+from dlblocks.ensembles.engine import ENGINES
+from dlblocks.ensembles.member_fits import STATE, Fits, Fitted
+from dlblocks.ensembles.out_of_bag import combine, score
+from dlblocks.ensembles.voting import Voting
+from dlblocks.errors import check_choice, check_range
+from dlblocks.files import (
+    PLAN,
+    SUMMARY,
+    is_rank_zero,
+    know_rank,
+)
+from dlblocks.fitting import check_trainer_arguments
+from dlblocks.lock import locked
+from dlblocks.models import Regressor
+from dlblocks.models.checkpoints import restore, write_checkpoint
+from dlblocks.quiet import quiet
+
+
+class Bagging:
+    """Bagging: members of one architecture, each trained on a bootstrap sample (Breiman 1996).
+
+    Member k is a new model, seeded with ``seed + k``, trained on N of the N samples of the training
+    part of `datamodule`, drawn with replacement by (seed, k) alone, in an order of its own. What is
+    fitted to training data, such as the normalisation, is fitted to its own sample. Validation is
+    the datamodule's: by it each member keeps the weights of its best epoch and may stop early.
+    Where the data have groups, whole groups are drawn.
+
+    About 37 % of the training part are out of a member's bag. What it predicts for those it has
+    not seen: averaged, they score the ensemble without a sample more, somewhat pessimistically,
+    since only about a third of the members vote on each. The validation part is in no bag.
+
+    `fit` gives the ensemble as one model, by soft or hard voting or averaged values, whose
+    `predict` says how far the members are apart. Its run folder holds ``summary.json``,
+    ``samples.npz`` (the rows of every member, with repeats), ``oob.npz``, ``ensemble.ckpt``,
+    ``figures/*.png``, and for each member ``member-0/checkpoints/best.ckpt``,
+    ``member-0/history.csv`` and what its logger writes. A run that was killed goes on when it is
+    made and fitted again: finished members are read back, unfinished ones go on from their last
+    checkpoint.
+
+    Args:
+        make_model: Returns a new `Classifier` or `Regressor`; called for every member.
+        datamodule: A `DataModule`, or anybody's data in a `FoldedDataModule`; or a function that
+            returns one. It must have a validation part.
+        num_members: Number of members M >= 1.
+        voting: ``"soft"``, the average of probabilities; or ``"hard"``, the share of the votes.
+            Values are averaged.
+        max_samples: Size of a sample over that of the training part, in (0, 1].
+        bootstrap: Draw with replacement. False with `max_samples` < 1 is pasting (Breiman 1999).
+        stratify: Draw from each class by itself, as many as it has: no sample misses a class.
+        samples: The rows of each member's sample, drawn elsewhere, instead of draws.
+        make_callbacks: Returns new callbacks; called for every member.
+        trainer: Arguments of the Lightning `Trainer`, such as ``{"max_epochs": 30}``.
+        monitor: The logged metric by which each member's best epoch is chosen.
+        mode: Whether ``"min"`` or ``"max"`` of `monitor` is best.
+        engine: ``"sequential"``: one fit after another. ``"vectorized"``: all as one, many times
+            faster for small nets; needs a `DataModule` over arrays, one device, and no callbacks
+            but `EarlyStopping` and those that change batches. Losses and weights agree within
+            rounding, save that dropout draws other numbers. ``"auto"``: vectorized if it can be and
+            a few measured steps say that it is faster.
+        logger: Where each member logs. W&B runs share a group named after `run_dir`, with a summary
+            run.
+        run_dir: A folder that is empty or does not exist, or holds a run to go on with.
+        resume: Go on with the run in `run_dir`; False refuses a folder that holds something.
+        seed: Seed of the samples, of initialisation, dropout and the order of the data.
+        progress_bar: Show one bar over all members.
+        figures: Draw ``figures/*.png``: learning curves, and what is out of the bag.
+
+    Raises:
+        ValueError: An argument is wrong.
+
+    Example:
+        >>> import tempfile
+        >>> from dlblocks.data import DigitsDataModule
+        >>> from dlblocks.models import MLPClassifier
+        >>> bagging = Bagging(
+        ...     lambda: MLPClassifier(64, 10), DigitsDataModule(), num_members=3,
+        ...     engine="vectorized", trainer={"max_epochs": 2, "accelerator": "cpu"},
+        ...     progress_bar=False, figures=False, run_dir=tempfile.mkdtemp(),
+        ... )
+        >>> result = bagging.fit()
+        >>> len(result.oob), type(result.model).__name__
+        (1150, 'VotingClassifier')
+    """
+
+    kind = "bagging"
+
+    def __init__(
+        self,
+        make_model: Callable[[], pl.LightningModule],
+        datamodule: SplitDataModule | Callable[[], SplitDataModule],
+        *,
+        num_members: int = 10,
+        voting: Literal["soft", "hard"] = "soft",
+        max_samples: float = 1.0,
+        bootstrap: bool = True,
+        stratify: bool = False,
+        samples: Sequence[npt.ArrayLike] | None = None,
+        make_callbacks: Callable[[], Sequence[Callback]] | None = None,
+        trainer: Mapping[str, Any] | None = None,
+        monitor: str = "val/loss",
+        mode: Literal["min", "max"] = "min",
+        engine: Literal["sequential", "vectorized", "auto"] = "sequential",
+        logger: Literal["csv", "wandb", "tensorboard", "none"] | None = "csv",
+        run_dir: str | PathLike[str] = "runs/bagging",
+        resume: bool = True,
+        seed: int = 0,
+        progress_bar: bool = True,
+        figures: bool = True,
+    ) -> None:
+        check_range("num_members", num_members, 1)
+        if not isinstance(num_members, int):
+            raise ValueError(f"num_members={num_members!r} is no whole number.")
+        check_range("max_samples", max_samples, 0, 1, low_open=True)
+        check_range("seed", seed, 0)
+        check_choice("voting", voting, ["soft", "hard"])
+        check_choice("mode", mode, ["min", "max"])
+        check_choice("engine", engine, ENGINES)
+        if samples is not None:
+            if len(samples) != num_members:
+                raise ValueError(
+                    f"samples has {len(samples)} entries and num_members={num_members}; give the "
+                    "rows of each member."
+                )
+            if stratify or not bootstrap or max_samples != 1:
+                raise ValueError(
+                    "samples= are drawn already; leave out max_samples, bootstrap and stratify."
+                )
+        self.trainer = check_trainer_arguments(trainer)
+        if self.trainer.get("fast_dev_run"):
+            raise ValueError(
+                "trainer={'fast_dev_run': …} keeps no weights to make an ensemble of; use "
+                "{'max_epochs': 1, 'limit_train_batches': 1}."
+            )
+        self.make_model, self.datamodule = make_model, datamodule
+        self.num_members, self.voting = num_members, voting
+        self.max_samples, self.bootstrap, self.stratify = max_samples, bootstrap, stratify
+        self.samples = samples
+        self.make_callbacks = make_callbacks or list
+        self.monitor, self.mode, self.engine = monitor, mode, engine
+        self.logger, self.run_dir, self.resume = logger, Path(run_dir), resume
+        self.seed, self.progress_bar, self.figures = seed, progress_bar, figures
+
+    def fit(self) -> BaggingResult:
+        """Trains the members, or those that are left, and makes them one model.
+
+        The global random states of the caller are as before afterwards.
+
+        Raises:
+            ValueError: The data have no validation part, models are of different architectures or
+                one and the same, or the loss of one is not finite.
+            NotVectorizable: They must be vectorized and cannot be.
+            FileExistsError: `run_dir` holds something else, or a run of another kind.
+            BlockingIOError: Another process works in `run_dir`.
+        """
+        know_rank(self.trainer.get("num_nodes", 1))
+        with locked(self.run_dir) if is_rank_zero() else contextlib.nullcontext():
+            return self._fit()
+
+    def _fit(self) -> BaggingResult:
+        """See `fit`; the run folder is this process's own, or that of its rank 0."""
+        started = time.monotonic()
+        with isolate_rng(), quiet():
+            data = self._data()
+            samples = self._samples(data)
+            fits = Fits(
+                self.make_model,
+                self.make_callbacks,
+                lambda k: data.for_training_rows(
+                    samples[k], shuffle_seed=getattr(data, "shuffle_seed", 0) + k
+                ),
+                num_members=self.num_members,
+                trainer=self.trainer,
+                monitor=self.monitor,
+                mode=self.mode,
+                logger=self.logger,
+                run_dir=self.run_dir,
+                seed=self.seed,
+                resume=self.resume,
+            )
+            lacking = missing_classes(data, samples)
+            config = self._check(fits, data, samples, lacking)
+            members = range(self.num_members)
+            # Read by every rank before any fit, so that all run the same members.
+            read = {k: fits.read(k) for k in members} if self._goes_on() else {}
+            found = {k: fitted for k, fitted in read.items() if fitted is not None}
+            todo = [k for k in members if k not in found]
+            engine, why = self._choose(fits, todo)
+            if engine == "vectorized":  # which draws other numbers
+                config["engine"] = engine
+            if is_rank_zero():
+                fits.run_id = plan.begin(self.run_dir, config, samples, goes_on=self._goes_on())
+                if self.engine == "auto" and todo:
+                    print(f"engine: {engine}; {why}", file=sys.stderr, flush=True)
+            if lacking and todo:
+                self._warn(lacking)
+            if todo:
+                found.update(fits.run(engine, todo, show=self.progress_bar))
+            done = [found[k] for k in members]
+            result = self._result(fits, data, samples, done)
+            result.info = {
+                "kind": self.kind,
+                "num_members": self.num_members,
+                "voting": self.voting,
+                "monitor": self.monitor,
+                "mode": self.mode,
+                "engine": engine,
+                **({"engine_because": why} if self.engine == "auto" else {}),
+                **({"missing_classes": lacking} if lacking else {}),
+                "class_names": data.class_names,
+                "seconds": time.monotonic() - started,
+                "config": {"logger": self.logger, **config},
+                "versions": tracking.versions(),
+            }
+            if is_rank_zero() and (todo or not (self.run_dir / SUMMARY).is_file()):
+                self._write(fits, data, result)
+        return result
+
+    # Before
+
+    def _data(self) -> SplitDataModule:
+        """A new datamodule over the data that were given."""
+        pl.seed_everything(self.seed, workers=True, verbose=False)
+        given = self.datamodule
+        data = given if isinstance(given, pl.LightningDataModule) else given()
+        if not isinstance(data, SplitDataModule):
+            raise TypeError(
+                f"datamodule must be a dlblocks DataModule or a function that returns one, got "
+                f"{type(data).__name__}; ArrayDataModule makes one of your arrays, "
+                "FoldedDataModule of your LightningDataModule or Dataset."
+            )
+        if is_rank_zero():
+            data.prepare_data()
+        new = data.for_fold(data.fold, data.num_folds, repeat=data.repeat)
+        if data.whole or not len(new.indices("val")):
+            raise ValueError(
+                "the data have no validation part, by which each member's best epoch is chosen; "
+                "set val_fraction or num_folds."
+            )
+        if self._leaves_out and new.columns.targets is None:
+            raise ValueError(
+                "the targets of the data cannot be read, and out-of-bag predictions are held "
+                "against them; give targets= to FoldedDataModule."
+            )
+        if self._leaves_out and new.split == "time_series":
+            raise ValueError(
+                "split='time_series' holds past against future, and what is out of the bag would "
+                "be scored by models that know what came after it; use DeepEnsemble."
+            )
+        return new
+
+    @property
+    def _leaves_out(self) -> bool:
+        """Whether there may be samples out of the bag."""
+        return self.bootstrap or self.max_samples < 1
+
+    def _samples(self, data: SplitDataModule) -> list[Rows]:
+        if self.samples is not None:
+            return [np.asarray(rows, dtype=np.int64) for rows in self.samples]
+        return draw_all(
+            data,
+            self.num_members,
+            seed=self.seed,
+            share=self.max_samples,
+            replace=self.bootstrap,
+            stratify=self.stratify,
+        )
+
+    def _check(
+        self,
+        fits: Fits,
+        data: SplitDataModule,
+        samples: Sequence[Rows],
+        lacking: Mapping[int, list[int]],
+    ) -> dict[str, Any]:
+        """Checks models, callbacks and samples; returns what decides what the fits are."""
+        model, callbacks = fits.new_model(), list(self.make_callbacks())
+        if fits.new_model() is model:
+            raise ValueError(
+                "make_model returned the same model twice, and all members would be one; make it "
+                "inside the function."
+            )
+        again = [id(callback) for callback in self.make_callbacks()]
+        for callback in callbacks:
+            if id(callback) in again:
+                raise ValueError(
+                    f"make_callbacks returned the same {type(callback).__name__} twice, which "
+                    "would carry one member's training into the next; make it inside the function."
+                )
+        model.check_data(data)
+        if self.voting == "hard" and isinstance(model, Regressor):
+            raise ValueError("voting='hard' counts votes for classes, and values have none.")
+        if lacking and getattr(model, "class_weights", None) == "balanced":
+            member, classes = next(iter(lacking.items()))
+            raise ValueError(
+                f"class_weights='balanced', but the sample of member {member} has none of class "
+                f"{classes[0]}; use stratify=True."
+            )
+        if self.samples is not None:
+            for k in range(self.num_members):
+                fits.make_data(k)  # whose rows are checked
+        settings = ("kind", "num_members", "voting", "trainer", "monitor", "mode", "seed")
+        return plan.describe(
+            model,
+            callbacks,
+            data,
+            samples,
+            parameters=fits.shapes,
+            **{name: getattr(self, name) for name in settings},
+        )
+
+    def _goes_on(self) -> bool:
+        return self.resume and (self.run_dir / PLAN).is_file()
+
+    def _choose(self, fits: Fits, todo: Sequence[int]) -> tuple[str, str]:
+        """The engine, and why."""
+        if self.engine == "auto" and self._goes_on():
+            return plan.engine_of(self.run_dir), "as this run began"
+        if self.engine == "sequential" or not todo:
+            return ("sequential" if self.engine == "auto" else self.engine), "as asked"
+        return fits.choose(self.engine, todo)
+
+    def _warn(self, lacking: Mapping[int, list[int]]) -> None:
+        member, classes = next(iter(lacking.items()))
+        warnings.warn(
+            f"the samples of {len(lacking)} of {self.num_members} members miss a class, first that "
+            f"of member {member} class {classes[0]}: these members will hardly ever predict it. "
+            "stratify=True draws from each class by itself.",
+            stacklevel=3,
+        )
+
+    # After
+
+    def _result(
+        self, fits: Fits, data: SplitDataModule, samples: list[Rows], done: Sequence[Fitted]
+    ) -> BaggingResult:
+        models = [
+            restore(fits.new_model(), self.run_dir / fitted.row["checkpoint"]) for fitted in done
+        ]
+        pairs = [fitted.normalisation for fitted in done]
+        known = None if any(pair is None for pair in pairs) else pairs
+        model: Any = self.voting
+        model = Voting(models, voting=model, normalisations=known)
+        oob = None
+        parts = [fitted.oob for fitted in done]
+        if any(parts) and data.columns.targets is not None:
+            index = np.sort(data.indices("train").numpy())
+            oob = combine(index, data.columns.targets[index], parts, voting=self.voting)
+        return BaggingResult(
+            run_dir=self.run_dir,
+            model=model,
+            members=[fitted.row for fitted in done],
+            samples=samples,
+            oob=oob,
+            oob_score={} if oob is None else score(model, oob),
+            histories=[fitted.history for fitted in done],
+        )
+
+    def _write(self, fits: Fits, data: SplitDataModule, result: BaggingResult) -> None:
+        write_checkpoint(self.run_dir / ENSEMBLE, result.model, epoch=0, global_step=0)
+        result.write_parts()
+        figures = result_figures(result, data) if self.figures else {}
+        report.save_figures(self.run_dir / "figures", figures)
+        if self.logger == "wandb":
+            log_summary(result, figures, run_id=f"{fits.run_id}-summary")
+        (self.run_dir / STATE).unlink(missing_ok=True)  # if a kill has left it
+        # The summary comes last: what a kill prevents before it, the next call makes up for.
+        result.write_summary()

@@ -1,0 +1,58 @@
+"""`Voting`: models that are trained already, as one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from os import PathLike
+from typing import Any, Literal
+
+from dlblocks.errors import check_choice
+from dlblocks.models import Classifier, Model, Regressor, VotingClassifier, VotingRegressor, load
+
+
+def Voting(
+    members: Sequence[Model | str | PathLike[str]],
+    *,
+    voting: Literal["soft", "hard"] = "soft",
+    normalisations: Sequence[Any] | None = None,
+    classes: Iterable[type[Model]] = (),
+) -> VotingClassifier | VotingRegressor:
+    """The models as one, in evaluation mode: a `VotingClassifier`, or a `VotingRegressor`.
+
+    Architectures may differ. Models are taken as they are, not copied: what later changes one of
+    them changes the ensemble.
+
+    Args:
+        members: Models, or paths of checkpoints.
+        voting: ``"soft"``, the average of probabilities or values; or ``"hard"``, the share of the
+            votes for each class.
+        normalisations: For each member the scale and shift of its own inputs, its datamodule's
+            `normalisation`, if they differ; inputs are then raw. See `VotingClassifier`.
+        classes: Your own subclasses of our models, of which checkpoints may be.
+
+    Raises:
+        ValueError: There are no members, or they are not all classifiers of as many classes, or all
+            regressors of as many values; or hard voting of values.
+
+    Example:
+        >>> import torch
+        >>> from dlblocks.models import CNNClassifier, MLPClassifier
+        >>> both = Voting([MLPClassifier(64, 10), CNNClassifier(1, 10)], voting="hard")
+        >>> both(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
+    """
+    check_choice("voting", voting, ["soft", "hard"])
+    own = list(classes)
+    models = [m if isinstance(m, Model) else load(m, classes=own) for m in members]
+    if not models:
+        raise ValueError("members is empty; an ensemble needs at least one.")
+    if all(isinstance(model, Classifier) for model in models):
+        return VotingClassifier(models, voting=voting, normalisations=normalisations).eval()
+    if all(isinstance(model, Regressor) for model in models):
+        if voting == "hard":
+            raise ValueError("voting='hard' counts votes for classes, and values have none.")
+        return VotingRegressor(models, normalisations=normalisations).eval()
+    names = sorted({type(model).__name__ for model in models})
+    raise ValueError(
+        f"models of {', '.join(names)} have no common vote; it is for Classifiers or Regressors."
+    )
