@@ -23,6 +23,7 @@ from dlblocks.callbacks import SAM, Augment, CutMix, Cutout, InputNoise, MixUp, 
 from dlblocks.cli import run_recipe
 from dlblocks.crossval import Comparison, CrossValidationResult, cross_validate
 from dlblocks.data import DigitsDataModule
+from dlblocks.errors import check_choice, check_range
 from dlblocks.files import is_rank_zero, next_run_dir, write_json
 from dlblocks.models import CNNClassifier, MLPClassifier, load
 
@@ -97,17 +98,17 @@ def main(
         run_dir: Where everything goes; by default runs/regularization, or runs/regularization-2
             and so on. A run there that was killed is gone on with when it is named.
         logger: Where each fold logs.
-        fast_dev_run: One batch of everything, to see that it runs.
+        fast_dev_run: One batch of everything, in two folds, to see that it runs.
         accelerator: What to train on, as for Lightning's Trainer.
         devices: How many of them, as for Lightning's Trainer.
         precision: Numeric precision, as for Lightning's Trainer.
         seed: Seed of which digits, folds, initialisation and noise.
     """
-    unknown = [name for name in methods if name not in METHODS]
-    if unknown or len(methods) < 2:
-        raise SystemExit(f"error: methods={methods}; give two or more of: {', '.join(METHODS)}")
-    if not 100 <= samples <= DIGITS - 100:
-        raise SystemExit(f"error: samples={samples} must lie in 100 … {DIGITS - 100}")
+    for method in methods:
+        check_choice("methods", method, METHODS)
+    check_range("samples", samples, 100, DIGITS - 100)
+    if fast_dev_run:
+        num_folds, repeats = 2, 1
     datamodule = DigitsDataModule(
         batch_size=32, test_fraction=1 - samples / DIGITS, split_seed=seed, shuffle_seed=seed
     )
@@ -162,7 +163,8 @@ def main(
     for net in nets:
         found = rows[net] = {}
         for method in methods:
-            print(f"{LABELS[net]}: {method}", flush=True)
+            if is_rank_zero():
+                print(f"{LABELS[net]}: {method}", flush=True)
             result = run(net, method)
             first = next(iter(found.values())).result if found else result
             ends = [history[-1].get("train/accuracy", np.nan) for history in result.histories]
