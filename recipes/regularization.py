@@ -167,9 +167,12 @@ def main(
                 print(f"{LABELS[net]}: {method}", flush=True)
             result = run(net, method)
             first = next(iter(found.values())).result if found else result
-            ends = [history[-1].get("train/accuracy", np.nan) for history in result.histories]
+            ends = [history[-1]["train/accuracy"] for history in result.histories if history]
             found[method] = Row(
-                result, result.compare(first), float(np.mean(ends)), truth(result, datamodule)
+                result,
+                result.compare(first),
+                float(np.mean(ends or np.nan)),
+                truth(result, datamodule),
             )
     if not is_rank_zero():
         return

@@ -92,6 +92,8 @@ class Mixer(Softening):
 
     @property
     def cure(self) -> str:
+        if self.targets == "pair":
+            return "or, for a pair, dlblocks.losses.mixed_loss, or targets='soft' for soft targets"
         return (
             "or, for a loss that needs hard targets, "
             f"{type(self).__name__}(targets='pair') and dlblocks.losses.mixed_loss"

@@ -222,6 +222,11 @@ def test_changes_of_batches_are_those_of_a_fit_of_its_own(tmp_path):
     assert_same(together, apart)
 
 
+def test_pairs_are_refused_with_the_cure(tmp_path):
+    with pytest.raises(ValueError, match=r"MixedTargets of the targets.*leave targets='pair' out"):
+        both_ways(tmp_path, mlp, digits(), lambda: [MixUp(targets="pair")], max_epochs=1)
+
+
 @pytest.mark.parametrize("arguments", [{}, {"accumulate_grad_batches": 2}], ids=str)
 def test_every_change_of_batches_at_once(arguments, tmp_path):
     def callbacks():
