@@ -76,7 +76,7 @@ def main(
     methods: list[str] = list(METHODS),  # noqa: B006 - only read
     samples: int = 200,
     num_folds: int = 5,
-    repeats: int = 5,
+    repeats: int = 3,
     max_epochs: int = 60,
     run_dir: str | None = None,
     logger: Literal["csv", "wandb", "tensorboard", "none"] = "none",
@@ -177,13 +177,13 @@ def main(
     if not is_rank_zero():
         return
     metrics = {}
-    for net, found in rows.items():
+    for key, found in rows.items():
         others = list(found)[1:]
         p = holm([found[name].versus.p for name in others])
         adjusted = dict(zip(others, p, strict=True))
-        print("\n" + table(LABELS[net], found, adjusted))
+        print("\n" + table(LABELS[key], found, adjusted))
         for name, row in found.items():
-            metrics[f"{net}/{name}"] = {
+            metrics[f"{key}/{name}"] = {
                 "val/accuracy": row.result.mean("val/accuracy"),
                 "interval": row.result.interval("val/accuracy"),
                 "test/accuracy": row.test,

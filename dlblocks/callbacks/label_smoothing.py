@@ -120,8 +120,6 @@ class LabelSmoothing(Softening):
             that are values.
     """
 
-    cure = "or leave LabelSmoothing out for the loss's own argument, if it has one"
-
     def __init__(
         self,
         smoothing: float = 0.1,
@@ -164,6 +162,10 @@ class LabelSmoothing(Softening):
                 f"{type(pl_module).__name__} has label_smoothing={own}, and LabelSmoothing would "
                 "smooth again; leave one of them out."
             )
+
+    @property
+    def cure(self) -> str:
+        return "or leave LabelSmoothing out for the loss's own argument, if it has one"
 
     def rehearse(self, batch: Any) -> Any:
         entries = self.entries(batch)

@@ -19,8 +19,6 @@ class Softening(BatchTransform):
     cannot take it fails on the first batch of a run, and say in `cure` what else may help.
     """
 
-    cure = ""
-
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
         # The first batch that was softened, and what its targets became.
@@ -34,6 +32,11 @@ class Softening(BatchTransform):
     def apply(self, batch: Any, *, epoch: int, step: int, rank: int) -> Any:
         self._step = step
         return super().apply(batch, epoch=epoch, step=step, rank=rank)
+
+    @property
+    def cure(self) -> str:
+        """What may help beside a loss that takes soft targets."""
+        raise NotImplementedError(f"{type(self).__name__} must define cure.")
 
     def softened(self, before: Any, after: Any) -> None:
         """Takes note of a batch's targets, as they were and as they are."""
