@@ -247,7 +247,7 @@ def table(net: str, found: dict[str, Row], adjusted: dict[str, float]) -> str:
         f"p: corrected t-test on the folds; p Holm: with {len(adjusted)} methods tried. "
         "Early stopping's folds chose its epoch."
     )
-    return "\n".join(lines).replace("%", " %").replace("nan  %", "nan")
+    return "\n".join(lines).replace("%", " %").replace("nan %", "  nan")
 
 
 def dots(rows: dict[str, dict[str, Row]]) -> Figure:
@@ -263,12 +263,12 @@ def dots(rows: dict[str, dict[str, Row]]) -> Figure:
         for y, name in enumerate(names):
             row = found[name]
             low, high = (100 * end for end in row.versus.interval)
-            axis.plot([low, high], [y, y], color=BLUE, linewidth=2, alpha=0.6)
-            axis.plot(100 * row.versus.difference, y, "o", color=BLUE, markersize=7)
-            axis.plot(100 * (row.test - found[first].test), y, "D", color=RED, markersize=6)
+            axis.plot([low, high], [y - 0.12] * 2, color=BLUE, linewidth=2, alpha=0.6)
+            axis.plot(100 * row.versus.difference, y - 0.12, "o", color=BLUE, markersize=7)
+            axis.plot(100 * (row.test - found[first].test), y + 0.16, "D", color=RED, markersize=6)
         axis.axvline(0, color="#333333", linewidth=1)
         style_axis(axis, f"accuracy minus that of {first} (percentage points)", "")
-        axis.set_title(f"{LABELS[net]}: {first} has {found[first].test:.1%} on the test set")
+        axis.set_title(f"{LABELS[net]} (test set, {first}: {100 * found[first].test:.1f} %)")
         axis.set_yticks(range(len(names)), names)
         axis.tick_params(axis="y", length=0)
     axes[0].invert_yaxis()
