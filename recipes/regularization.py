@@ -5,7 +5,16 @@ the same net, and cross-validated on the same folds of 200 digits; the last epoc
 scored. The folds' verdict is a corrected t-test against the bare net. The other 1,597 digits say
 how good it was: "test" is the mean accuracy there of the models of all folds.
 
-Result: TODO
+Result (seed 0, one run): the bare nets learn all their samples by heart and have 91.5 % (CNN) and
+91.1 % (MLP) on the test set. Augmentation alone helps much: 95.3 % and 94.5 %. Cutout, input noise
+and cutmix add 1 to 2 points to the CNN, and 0.5 to 1 to the MLP; L2, batch norm, weight noise, SAM
+and label smoothing at most one. Dropout is good for the MLP (+0.9), bad for the CNN (-1.2). Early
+stopping costs a point: 40 samples choose its epoch, in the middle of the schedule. All together
+is the worst, by 52 and 5 points: too much for 60 epochs, and 9 of 15 CNNs were stopped before they
+learned. The folds alone could have told none of the gains: with 200 samples their intervals are
+1 to 7 points to either side (augmentation: +3.7, -3.5 … +10.9, p = 0.29), and of 26 comparisons one
+is below 0.05 after Holm's correction, or just at it, the CNN's collapse. 7 minutes (two CPU cores
+shared with other work, torch 2.14, lightning 2.6.6).
 """
 
 from __future__ import annotations
@@ -31,6 +40,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DIGITS = 1797
+SHOWN = 12  # points to either side in the figure; what lies beyond is written
 LABELS = {"cnn": "CNN", "mlp": "MLP"}
 SHIFTS: dict[str, Any] = {"translation": 0.1, "rotation": 10.0, "scale": (0.9, 1.1)}
 
@@ -265,7 +275,13 @@ def dots(rows: dict[str, dict[str, Row]]) -> Figure:
             low, high = (100 * end for end in row.versus.interval)
             axis.plot([low, high], [y - 0.12] * 2, color=BLUE, linewidth=2, alpha=0.6)
             axis.plot(100 * row.versus.difference, y - 0.12, "o", color=BLUE, markersize=7)
-            axis.plot(100 * (row.test - found[first].test), y + 0.16, "D", color=RED, markersize=6)
+            beyond = 100 * (row.test - found[first].test)
+            if abs(beyond) < SHOWN:
+                axis.plot(beyond, y + 0.16, "D", color=RED, markersize=6)
+            elif np.isfinite(beyond):
+                edge, side = (SHOWN, "right") if beyond > 0 else (-SHOWN, "left")
+                axis.text(edge, y + 0.16, f" {beyond:+.0f} ", ha=side, va="center", color=RED)
+        axis.set_xlim(-SHOWN, SHOWN)
         axis.axvline(0, color="#333333", linewidth=1)
         style_axis(axis, f"accuracy minus that of {first} (percentage points)", "")
         axis.set_title(f"{LABELS[net]} (test set, {first}: {100 * found[first].test:.1f} %)")
