@@ -10,7 +10,7 @@ Result (seed 0, one run): the bare nets learn all their samples by heart and hav
 and cutmix add 1.4 to 1.9 points to the CNN and 0.5 to 1 to the MLP, mixup 1.1 and nothing; L2,
 batch norm, weight noise, SAM and label smoothing less than one. Dropout is good for the MLP (+0.9)
 and bad for the CNN (-1.2). Early stopping costs a point: most fits end before the learning rate
-comes down. All together is worst, by 52 and 5 points: 20 % and 46 % of the training samples are
+has come down. All together is worst, by 52 and 5 points: 20 % and 46 % of the training samples are
 learned, and 9 of 15 CNNs are stopped by epoch 16. The folds alone tell none of the gains: with 200
 samples their intervals are 1 to 7 points to either side (augmentation of the CNN: +3.7, -3.5 …
 +10.9, p = 0.29). Of each net's 13 comparisons one and none are below 0.05 after Holm's correction:
