@@ -198,16 +198,22 @@ def versions() -> dict[str, str]:
 
 
 def plain_attributes(thing: Any) -> dict[str, Any]:
-    """The public attributes of an object that are plain values, such as a callback's settings."""
+    """The public attributes of an object that are plain values, such as a callback's settings.
+
+    Callbacks that it holds, as `OneOf` does, are described likewise.
+    """
     plain = (bool, int, float, str)
-
-    def is_plain(value: Any) -> bool:
-        if isinstance(value, (list, tuple)):
-            return all(isinstance(item, plain) for item in value)
-        return isinstance(value, plain)
-
-    public = {key: value for key, value in vars(thing).items() if not key.startswith("_")}
-    return {key: value for key, value in public.items() if is_plain(value)}
+    found: dict[str, Any] = {}
+    for key, value in vars(thing).items():
+        if key.startswith("_"):
+            continue
+        is_list, is_map = isinstance(value, (list, tuple)), isinstance(value, Mapping)
+        items = list(value.values() if is_map else value) if is_list or is_map else [value]
+        if is_list and items and all(isinstance(item, Callback) for item in items):
+            found[key] = [{"class": type(c).__name__, **plain_attributes(c)} for c in items]
+        elif all(isinstance(item, plain) for item in items) and (items or is_list):
+            found[key] = dict(value) if is_map else value
+    return found
 
 
 def log_summary(

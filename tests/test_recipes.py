@@ -1,5 +1,6 @@
 """Every recipe runs, and says what it takes."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -50,6 +51,40 @@ def test_kfold_mixes_and_measures_its_baseline(tmp_path):
         assert "fold 2/2" in done.stderr
         assert "left" in done.stderr
         assert (tmp_path / mix / "figures" / "hardest.png").is_file()
+
+
+def test_regularization_scores_on_folds_and_on_the_rest(tmp_path):
+    recipe = ROOT / "recipes" / "regularization.py"
+    flags = ["--nets=[mlp]", "--methods=[none, mixup, early stopping]", "--run_dir=out"]
+    flags += ["--num_folds=2", "--repeats=1", "--max_epochs=3", "--accelerator=cpu"]
+    done = run(recipe, *flags)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "summary.json").read_text())["metrics"]
+    assert list(found) == ["mlp/none", "mlp/mixup", "mlp/early stopping"]
+    for name, row in found.items():
+        assert 0.1 < row["test/accuracy"] < 1, name
+        assert row["difference"] == pytest.approx(
+            row["val/accuracy"] - found["mlp/none"]["val/accuracy"]
+        )
+        folder = tmp_path / "out" / name.replace(" ", "-")
+        sizes = [[int(row[key]) for key in ("num_train", "num_val")] for row in rows(folder)]
+        assert sizes == [[100, 100], [100, 100]]
+        # Without early stopping it is the last epoch that is scored.
+        if name != "mlp/early stopping":
+            assert [row["best_epoch"] for row in rows(folder)] == ["3", "3"]
+    p, adjusted = (
+        [found[f"mlp/{m}"][key] for m in ("mixup", "early stopping")] for key in ("p", "p_holm")
+    )
+    assert min(adjusted) == pytest.approx(min(1, 2 * min(p)))
+    assert max(adjusted) == pytest.approx(max(min(1, 2 * min(p)), max(p)))
+    done = run(recipe, "--methods=[none, mixop]")
+    assert done.returncode == 2
+    assert "did you mean 'mixup'" in done.stderr
+
+
+def rows(folder):
+    with (folder / "folds.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def test_recipes_say_what_is_wrong():

@@ -27,8 +27,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from dlblocks.callbacks.base import BatchTransform
 from dlblocks.callbacks.batches import Key
+from dlblocks.callbacks.softening import Softening
 from dlblocks.callbacks.targets import find_num_classes
 from dlblocks.errors import check_range
 
@@ -55,7 +55,7 @@ def smooth_labels(
         Shape (N, C) or (N, C, d1, ...).
 
     Raises:
-        ValueError: C is not known or not that of soft targets, or targets are values (N,).
+        ValueError: C is not known or not that of soft targets, or targets are values (N,) or bool.
 
     Example:
         >>> smooth_labels(torch.tensor([1, -100]), 0.2, 2)
@@ -77,6 +77,11 @@ def smooth_labels(
         wide = targets.to(torch.promote_types(dtype, torch.float32))
         mass = wide.sum(1, keepdim=True)
         return ((1 - smoothing) * wide + (smoothing / targets.shape[1]) * mass).to(dtype)
+    if targets.dtype == torch.bool:
+        raise ValueError(
+            f"smooth_labels expects classes, got bool of shape {tuple(targets.shape)}; several "
+            "labels have no distribution over classes: losses.binary_cross_entropy smooths them."
+        )
     if num_classes is None:
         raise ValueError("smooth_labels needs the number of classes; set num_classes=.")
     dtype = torch.get_default_dtype() if dtype is None else dtype
@@ -89,11 +94,13 @@ def smooth_labels(
     return rows * (targets != ignore_index).unsqueeze(1)
 
 
-class LabelSmoothing(BatchTransform):
+class LabelSmoothing(Softening):
     """Smooths the targets of training batches; see the module for when to use it.
 
     Classes of shape (N,) or (N, d1, ...), 0 … C-1, become soft targets (N, C) or (N, C, d1, ...);
-    soft targets keep their shape. Validation keeps its targets.
+    soft targets keep their shape. Validation keeps its targets. A first batch of a run that is not
+    to be smoothed gets soft targets all the same, so that a loss that cannot take them is found out
+    before any training time is spent.
 
     Args:
         smoothing: ε in [0, 1); 0 switches the method off.
@@ -156,6 +163,17 @@ class LabelSmoothing(BatchTransform):
                 "smooth again; leave one of them out."
             )
 
+    @property
+    def cure(self) -> str:
+        return "or leave LabelSmoothing out for the loss's own argument, if it has one"
+
+    def rehearse(self, batch: Any) -> Any:
+        entries = self.entries(batch)
+        if self.smoothing == 0 or not isinstance(entries.targets[0], Tensor):
+            return batch
+        soft = self._smooth(entries.inputs[0], entries.targets[0], 0.0)
+        return entries.replaced(entries.inputs, [soft])
+
     def transform(
         self, inputs: Tensor, targets: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
@@ -166,6 +184,14 @@ class LabelSmoothing(BatchTransform):
                 f"LabelSmoothing expects targets as a tensor, got {type(targets).__name__}; put it "
                 "before what mixes targets in pairs."
             )
+        return inputs, self._smooth(inputs, targets, self.smoothing)
+
+    def transform_entries(
+        self, inputs: list[Tensor], targets: list[Any], generator: torch.Generator
+    ) -> tuple[list[Any], list[Any]]:
+        return inputs, [self.transform(inputs[0], targets[0], generator)[1]]
+
+    def _smooth(self, inputs: Tensor, targets: Tensor, smoothing: float) -> Tensor:
         count = self.found_classes if self.num_classes is None else self.num_classes
         if not targets.is_floating_point():
             if count is None:
@@ -177,19 +203,16 @@ class LabelSmoothing(BatchTransform):
         dtype = None
         if not targets.is_floating_point() and inputs.is_floating_point():
             dtype = inputs.dtype
-        return inputs, smooth_labels(
+        smooth = smooth_labels(
             targets,
-            self.smoothing,
+            smoothing,
             # What a module calls its number of classes may be another thing than soft columns.
             self.num_classes if targets.is_floating_point() else count,
             ignore_index=self.ignore_index,
             dtype=dtype,
         )
-
-    def transform_entries(
-        self, inputs: list[Tensor], targets: list[Any], generator: torch.Generator
-    ) -> tuple[list[Any], list[Any]]:
-        return inputs, [self.transform(inputs[0], targets[0], generator)[1]]
+        self.softened(targets, smooth)
+        return smooth
 
     def _check_labels(self, targets: Tensor, count: int) -> None:
         if targets.device.type != "cpu" and self._checked:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -10,8 +9,9 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from dlblocks.callbacks.base import BatchTransform, batches_seen, per_sample
+from dlblocks.callbacks.base import per_sample
 from dlblocks.callbacks.batches import Key
+from dlblocks.callbacks.softening import Softening
 from dlblocks.callbacks.targets import find_num_classes, soft_targets
 from dlblocks.errors import check_choice, check_range
 from dlblocks.losses import MixedTargets
@@ -39,7 +39,7 @@ class Mix(NamedTuple):
         return Mix(partner, lam, box)
 
 
-class Mixer(BatchTransform):
+class Mixer(Softening):
     """Mixes each sample with a partner from its batch, and the targets alike.
 
     Subclasses define `draw` and `mix_input`. Partners are a random cycle through the batch: every
@@ -89,9 +89,15 @@ class Mixer(BatchTransform):
         self.ignore_index = ignore_index
         self.found_classes: int | None = None
         self._looked = False  # at the labels of a batch on an accelerator
-        # The first batch that was mixed, and what its targets became.
-        self._step = 0
-        self._first_mixed: tuple[int, str] | None = None
+
+    @property
+    def cure(self) -> str:
+        if self.targets == "pair":
+            return "or, for a pair, dlblocks.losses.mixed_loss, or targets='soft' for soft targets"
+        return (
+            "or, for a loss that needs hard targets, "
+            f"{type(self).__name__}(targets='pair') and dlblocks.losses.mixed_loss"
+        )
 
     def draw(self, inputs: Tensor, generator: torch.Generator) -> Mix:
         """Draws how to mix a batch of these inputs."""
@@ -138,7 +144,6 @@ class Mixer(BatchTransform):
         if any(isinstance(target, MixedTargets) for target in entries.targets):
             return batch
         self.check_inputs(entries.inputs)
-        self._step = 0
         mix = self.unmixed(entries.inputs[0])
         return entries.replaced(*self._mixed(entries.inputs, entries.targets, mix))
 
@@ -149,8 +154,8 @@ class Mixer(BatchTransform):
         mix = mix.to(device)
         new_inputs = [self.mix_input(x, mix) for x in inputs]
         new_targets = [self._mix_target(y, inputs[0], mix, i == 0) for i, y in enumerate(targets)]
-        if targets and self._first_mixed is None:
-            self._first_mixed = (self._step, _kind(targets[0], new_targets[0]))
+        if targets:
+            self.softened(targets[0], new_targets[0])
         return new_inputs, new_targets
 
     def _mix_target(self, target: Any, inputs: Tensor, mix: Mix, is_first: bool) -> Any:
@@ -188,42 +193,10 @@ class Mixer(BatchTransform):
             return MixedTargets(target, gather(target, mix.partner), lam)
         return average(soft, mix.lam, mix.partner)
 
-    # Where it fails
-
     def prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().prepare(trainer, pl_module)
         self.found_classes = find_num_classes(trainer, pl_module)
-        self._looked, self._first_mixed = False, None
-
-    def apply(self, batch: Any, *, epoch: int, step: int, rank: int) -> Any:
-        self._step = step
-        return super().apply(batch, epoch=epoch, step=step, rank=rank)
-
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        """Adds the cure to an error of the first training step that got mixed targets."""
-        super().on_exception(trainer, pl_module, exception)
-        # In training_step, Lightning has counted the batch already.
-        self.explain(exception, batches_seen(trainer) - 1)
-
-    def explain(self, exception: BaseException, step: int) -> None:
-        """Adds the cure, if `exception` comes from the first training step with mixed targets."""
-        if self._first_mixed is None or self._first_mixed[0] != step or not self._first_mixed[1]:
-            return
-        kinds = (TypeError, ValueError, RuntimeError, IndexError, AttributeError)
-        if not isinstance(exception, kinds) or isinstance(exception, torch.OutOfMemoryError):
-            return
-        frames = traceback.extract_tb(exception.__traceback__)
-        if not any(frame.name == "training_step" for frame in frames):
-            return
-        name = type(self).__name__
-        exception.args = (
-            f"{exception}\n\n{name} gave training_step {self._first_mixed[1]}. If that is what the "
-            "error is about: for the loss use dlblocks.losses.cross_entropy, which takes hard and "
-            "soft targets, and for metrics dlblocks.metrics.hard_labels(targets); or, for a loss "
-            f"that needs hard targets, {name}(targets='pair') and dlblocks.losses.mixed_loss.",
-        )
+        self._looked = False
 
 
 def gather(values: Tensor, index: Tensor) -> Tensor:
@@ -253,15 +226,3 @@ def draw_mix(
     order = torch.randperm(size, generator=generator)
     # Each sample's partner is the next of a random order, the last one's the first.
     return lam, torch.empty_like(order).scatter_(0, order, order.roll(-1))
-
-
-def _kind(before: Any, after: Any) -> str:
-    """What targets became, in words, if it is something that a loss may not take."""
-    if isinstance(after, MixedTargets):
-        return "targets that are a pair, MixedTargets(first, second, lam)"
-    if before.is_floating_point() or not after.is_floating_point():
-        return ""
-    return (
-        f"soft targets, {after.dtype} of shape {tuple(after.shape)}, for the integers of shape "
-        f"{tuple(before.shape)} in the batch"
-    )

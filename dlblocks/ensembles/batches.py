@@ -137,6 +137,11 @@ class BatchSource:
                 for x in (dataset.inputs, dataset.targets)
             ]
             inputs, targets = self.members[k].datamodule.on_after_batch_transfer(batch, 0)
+            if not isinstance(targets, Tensor):
+                raise ValueError(
+                    f"a callback made {type(targets).__name__} of the targets, which no model of "
+                    "dlblocks.models takes; leave targets='pair' out of MixUp and CutMix."
+                )
             kind = (inputs.shape, inputs.dtype, targets.shape, targets.dtype)
             alike.setdefault(kind, []).append((k, inputs, targets, mine))
         for parts in alike.values():

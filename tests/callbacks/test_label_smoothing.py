@@ -1,5 +1,6 @@
 """Label smoothing against torch's loss, and a loop written from Szegedy et al. 2016."""
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
@@ -149,6 +150,7 @@ def test_zero_switches_off(make_trainer, plain_module):
         (lambda: smooth_labels(CLASSES, 0.1), "set num_classes="),
         (lambda: smooth_labels(torch.randn(5), 0.1), "values of a regression"),
         (lambda: smooth_labels(torch.rand(5, 4), 0.1, 3), "have 4 classes"),
+        (lambda: smooth_labels(torch.rand(5, 4) > 0.5, 0.1, 4), "several labels"),
     ],
 )
 def test_bad_input(act, message):
@@ -171,3 +173,43 @@ def test_not_on_top_of_the_models_own(make_trainer):
     data = DataLoader(TensorDataset(torch.randn(12, 4), CLASSES % 3), 4)
     with pytest.raises(ValueError, match=r"label_smoothing=0.1, and LabelSmoothing would smooth"):
         make_trainer(callbacks=[LabelSmoothing(0.1)]).fit(model, data, data)
+
+
+class HardLossOnly(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.steps = 0
+
+    def training_step(self, batch, batch_idx):
+        inputs, targets = batch
+        loss = F.nll_loss(self.layer(inputs).log_softmax(1), targets)
+        self.steps += 1
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.mark.parametrize("late", [{}, {"start_epoch": 3}, {"p": 0.01, "seed": 1}], ids=str)
+def test_a_loss_that_cannot_take_soft_targets_is_said_before_the_first_step(late, make_trainer):
+    data = DataLoader(TensorDataset(torch.randn(12, 4), CLASSES % 3), 4)
+    # Of two that soften, the one that made the targets soft is to blame.
+    for others in ([], [MixUp(num_classes=3)]):
+        module = HardLossOnly()
+        callbacks = [LabelSmoothing(0.1, 3, **late), *others]
+        message = r"(?s)LabelSmoothing gave training_step soft targets, .*\(4, 3\).*argument"
+        with pytest.raises(RuntimeError, match=message) as raised:
+            make_trainer(max_epochs=5, callbacks=callbacks).fit(module, data)
+        assert "MixUp" not in str(raised.value)
+        assert module.steps == 0
+
+
+def test_a_first_batch_that_is_not_smoothed_has_rows_of_ones(make_trainer, plain_module):
+    data = DataLoader(TensorDataset(torch.randn(12, 4), CLASSES % 3), 4)
+    module = plain_module()
+    callback = LabelSmoothing(0.3, start_epoch=1)
+    make_trainer(max_epochs=2, callbacks=[callback]).fit(module, data)
+    assert torch.equal(module.seen[0][1], torch.eye(3)[CLASSES[:4] % 3])
+    assert torch.equal(module.seen[1][1], CLASSES[4:8] % 3)
+    torch.testing.assert_close(module.seen[3][1], 0.7 * torch.eye(3)[CLASSES[:4] % 3] + 0.1)

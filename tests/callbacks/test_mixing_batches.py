@@ -324,6 +324,11 @@ def test_a_loss_that_cannot_take_soft_targets_is_said_before_the_first_step(
     assert module.steps == 0
 
 
+def test_a_loss_that_cannot_take_pairs_is_told_of_the_loss_that_can(make_trainer):
+    with pytest.raises(TypeError, match=r"that are a pair, (.|\n)*mixed_loss, or targets='so"):
+        make_trainer(callbacks=[MixUp(targets="pair")]).fit(Net(loss=F.nll_loss), loader())
+
+
 def test_the_first_batch_goes_through_unmixed(make_trainer):
     module = Net()
     make_trainer(max_epochs=2, callbacks=[MixUp(start_epoch=1)]).fit(module, loader())

@@ -83,7 +83,7 @@ def test_bad_arguments_from_the_command_line(flags, message, tmp_path, capsys):
     assert message in str(error.value) + capsys.readouterr().err
 
 
-def run(folder, *, kill=None, resume=False, **settings):
+def run(folder, *, kill=None, resume=False, others=(), **settings):
     pl.seed_everything(1, verbose=False)
     model = MLPClassifier(64, 10, hidden=[16], norm="batch", dropout=0.3, lr=0.01)
     callbacks = [
@@ -94,6 +94,7 @@ def run(folder, *, kill=None, resume=False, **settings):
         WeightPenalty(l1=1e-4, l2=1e-3, max_norm=2.0),
         SAM(0.1),
         GeneralizationGap(limit_batches=2),
+        *others,
         ExactResume(folder, every_n_train_steps=1),
     ]
     log = Rows()

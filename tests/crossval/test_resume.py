@@ -10,11 +10,12 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from wandb_offline import read_runs
 
-from dlblocks.callbacks import Augment, MixUp
+from dlblocks.callbacks import Augment, CutMix, MixUp, OneOf
 from dlblocks.crossval import CrossValidationResult, cross_validate
 from dlblocks.data import ArrayDataModule, DigitsDataModule
 from dlblocks.files import next_run_dir
 from dlblocks.models import Classifier, MLPClassifier, load
+from dlblocks.tracking import plain_attributes
 
 
 def run(folder, make_model=None, data=None, **arguments):
@@ -75,6 +76,19 @@ def test_another_configuration_is_refused(tmp_path, changed, message):
     with pytest.raises(FileExistsError, match=message):
         run(tmp_path / "a", **{**arguments, **changed})
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*")} == before
+
+
+def test_callbacks_that_a_callback_holds_are_part_of_the_configuration(tmp_path):
+    def one_of(alpha):
+        return {"make_callbacks": lambda: [OneOf([MixUp(alpha), CutMix()])]}
+
+    first = run(tmp_path / "a", **one_of(0.2))
+    assert run(tmp_path / "a", **one_of(0.2)).folds == first.folds
+    message = r"callbacks\[0\].transforms\[0\].alpha was 0.2 and is 0.3"
+    with pytest.raises(FileExistsError, match=message):
+        run(tmp_path / "a", **one_of(0.3))
+    extras = {"mask": "input"}
+    assert plain_attributes(CutMix(extras=extras))["extras"] == extras
 
 
 def test_other_data_are_refused(tmp_path):

@@ -9,7 +9,15 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from sklearn.datasets import load_diabetes, load_digits
 from torch import nn
 
-from dlblocks.callbacks import Augment, CutMix, MixUp
+from dlblocks.callbacks import (
+    Augment,
+    CutMix,
+    Cutout,
+    InputNoise,
+    LabelSmoothing,
+    MixUp,
+    OneOf,
+)
 from dlblocks.data import ArrayDataModule, DataModule, DigitsDataModule, Source
 from dlblocks.ensembles import Member, NotVectorizable, Together
 from dlblocks.fitting import check_trainer_arguments, fit
@@ -211,6 +219,25 @@ def test_changes_of_batches_are_those_of_a_fit_of_its_own(tmp_path):
         return [Augment(rotation=10), MixUp(0.4, p=0.5), CutMix(p=0.5)]
 
     together, apart = both_ways(tmp_path, cnn, digits(), callbacks, max_epochs=3)
+    assert_same(together, apart)
+
+
+def test_pairs_are_refused_with_the_cure(tmp_path):
+    with pytest.raises(ValueError, match=r"MixedTargets of the targets.*leave targets='pair' out"):
+        both_ways(tmp_path, mlp, digits(), lambda: [MixUp(targets="pair")], max_epochs=1)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"accumulate_grad_batches": 2}], ids=str)
+def test_every_change_of_batches_at_once(arguments, tmp_path):
+    def callbacks():
+        return [
+            LabelSmoothing(0.1, p=0.5),
+            OneOf([MixUp(0.4), CutMix(stop_epoch=-1), Cutout(3)], p=0.7),
+            InputNoise(0.1, start_epoch=1),
+            InputNoise(kind="salt_and_pepper", amount=0.1),
+        ]
+
+    together, apart = both_ways(tmp_path, mlp, digits(), callbacks, max_epochs=3, **arguments)
     assert_same(together, apart)
 
 
