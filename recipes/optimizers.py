@@ -11,7 +11,6 @@ RESULT
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -125,6 +124,7 @@ def main(
     }
     seeds = range(seed, seed + num_seeds)
     found: dict[str, list[Run]] = {}
+    rows: list[dict[str, Any]] = []
     print(f"{'optimizer':<11}{'lr':>8}   loss of validation   RMSE from the curve   seconds")
     for name in optimizers:
         started = time.monotonic()
@@ -143,13 +143,14 @@ def main(
             f"{errors[0]:.4f} ± {errors[1]:.4f}{seconds:>16.1f}",
             flush=True,
         )
-        write_rows(
-            folder / name / "rates.csv",
-            [{"lr": r.lr, "seed": r.seed, "val/loss": r.best, "rmse": r.rmse} for r in runs],
-        )
+        rows += [
+            {"optimizer": name, "lr": r.lr, "seed": r.seed, "val/loss": r.best, "rmse": r.rmse}
+            for r in runs
+        ]
         log(found[name], logger, folder, name)
     if not found:
         raise SystemExit("error: no optimizer has a rate with which all its fits end.")
+    write_rows(folder / "fits.csv", rows)
     plots.save(draw(found), folder / "figures" / "optimizers.png")
     write_json(
         folder / "summary.json",
@@ -166,7 +167,7 @@ def main(
             "versions": tracking.versions(),
         },
     )
-    print(f"Everything is in {folder}: summary.json, <optimizer>/, figures/.")
+    print(f"Everything is in {folder}: summary.json, fits.csv, <optimizer>/, figures/.")
 
 
 def make_model(name: str, lr: float, seed: int) -> MLPRegressor:
@@ -222,7 +223,7 @@ def one_by_one(
                 done = fit(
                     model,
                     data,
-                    folder / name / f"lr-{lr}-seed-{s}",
+                    folder / "fits" / f"{name}-lr-{lr:g}-seed-{s}",
                     callbacks=[],
                     trainer={**trainer, "enable_model_summary": False},
                     monitor="val/loss",
@@ -256,7 +257,7 @@ def finished(
 def mean_std(runs: Sequence[Run], what: str) -> tuple[float, float]:
     """Mean and standard deviation over the seeds."""
     values = [getattr(run, what) for run in runs]
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
 def log(runs: Sequence[Run], kind: str, folder: Path, name: str) -> None:
@@ -306,7 +307,7 @@ def draw(found: Mapping[str, Sequence[Run]]) -> Figure:
         for axis in row[len(names) :]:
             axis.set_visible(False)
         for axis, name, colour in zip(row, names, COLOURS, strict=False):
-            axis.plot(x, data.function(x), color=plots.GREY, linewidth=2.4)
+            axis.plot(x, data.function(x), color="#c8c8c8", linewidth=2.4)
             for run in found[name]:
                 axis.plot(x, run.curve, color=colour, linewidth=1)
             style_axis(axis, "", "")
