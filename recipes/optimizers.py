@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 
 # For each optimizer the rates to choose from, around the best of a wider search.
 RATES: dict[str, list[float]] = {
-    "sgd": [0.03, 0.1, 0.2],
+    "sgd": [0.03, 0.06, 0.1],
     "momentum": [0.01, 0.03, 0.06],
-    "nesterov": [0.003, 0.01, 0.02],
-    "sgdp": [0.003, 0.01, 0.02],
+    "nesterov": [0.01, 0.02, 0.03],
+    "sgdp": [0.01, 0.02, 0.03],
     "lbfgs": [1.0],  # its line search finds the length of a step
     "adagrad": [0.03, 0.1, 0.3],
     "adadelta": [0.3, 1.0, 3.0],
@@ -83,7 +83,7 @@ class Run:
 
 
 def main(
-    optimizers: list[str] = list(RATES),  # noqa: B006, B008 - only read
+    optimizers: list[str] = list(RATES),  # noqa: B006 - only read
     num_seeds: int = 3,
     num_samples: int = 10_000,
     max_epochs: int = 100,
@@ -103,7 +103,7 @@ def main(
         num_samples: Points of the curve; 64 % train, 16 % choose rate and epoch.
         max_epochs: Epochs; of 100 iterations with 10,000 samples.
         run_dir: Where everything goes; by default runs/optimizers, or runs/optimizers-2 and so on.
-        logger: Where the losses of each optimizer at its best rate are logged, one run an optimizer.
+        logger: Where each optimizer logs its losses at its best rate, as one run.
         fast_dev_run: One epoch of few samples and one seed, to see that it runs.
         accelerator: What to train on, as for Lightning's Trainer.
         devices: One device fits all.
@@ -241,9 +241,7 @@ def grid(data: CurveDataModule) -> np.ndarray:
     return np.linspace(data.low, data.high, 401)
 
 
-def finished(
-    lr: float, seed: int, best: float, losses: list[float], model: Any, data: Any
-) -> Run:
+def finished(lr: float, seed: int, best: float, losses: list[float], model: Any, data: Any) -> Run:
     """A fit, held against the curve without noise."""
     x = grid(data)
     with torch.inference_mode():

@@ -270,9 +270,7 @@ def draw(
         lower.set_ylim(-1.7, 1.7)
         style_axis(lower, "x", f"width {shown(widths)}" if name == next(iter(errors)) else "")
     axes[0, 0].legend(frameon=False, fontsize=9.5, loc="lower left")
-    axes[0, 1].text(
-        widths[-1], 1.2e-4, "0: exact", ha="right", fontsize=9.5, color=plots.GREEN
-    )
+    axes[0, 1].text(widths[-1], 1.2e-4, "0: exact", ha="right", fontsize=9.5, color=plots.GREEN)
     return figure
 
 
