@@ -193,7 +193,8 @@ def draw(
     """The finder's curve with the rates read from it, and what short trainings reach with them."""
     figure = new_figure(10, 3.9)
     left, right = figure.subplots(1, 2)
-    left.plot(rates, losses, color=plots.GREY, linewidth=2)
+    # Lightning's mean begins at half of the loss; its suggestion leaves those steps out, too.
+    left.plot(rates[SKIPPED:], losses[SKIPPED:], color=plots.GREY, linewidth=2)
     for name, lr in readings.items():
         if lr is None:
             continue
@@ -203,7 +204,7 @@ def draw(
         rows = [row for row in trained if row["reading"] == name]
         x, y = ([row[key] for row in rows] for key in ("lr", "val/accuracy"))
         right.plot(x, y, "o-", color=colour, label=f"{label} × 0.1, 1, 10")
-    low = float(np.nanmin(losses))
+    low = float(np.nanmin(losses[SKIPPED:]))
     left.set_ylim(0.9 * low, min(float(np.nanmax(losses)), 2 * float(losses[SKIPPED])) * 1.05)
     style_axis(left, "learning rate", "training loss, smoothed")
     style_axis(right, "learning rate", f"validation accuracy after {max_epochs} epochs")
