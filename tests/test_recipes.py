@@ -1,11 +1,13 @@
 """Every recipe runs, and says what it takes."""
 
 import csv
+import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -95,3 +97,55 @@ def test_recipes_say_what_is_wrong():
     assert done.returncode == 2
     assert "num_folds=1" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_constructed_network_draws_straight_lines():
+    recipe = load("universal_approximation")
+    for function in recipe.FUNCTIONS.values():
+        x = np.linspace(-1, 1, 8)
+        expected = np.interp(recipe.GRID, x, function(x))
+        np.testing.assert_allclose(
+            recipe.evaluate(recipe.construct(function, 7)), expected, atol=1e-12
+        )
+    kinks = recipe.FUNCTIONS["kinks"]
+    found = recipe.evaluate(recipe.construct(kinks, 8))
+    np.testing.assert_allclose(found, kinks(recipe.GRID), atol=1e-12)
+
+
+def test_least_squares_over_random_features_is_numpys():
+    recipe = load("universal_approximation")
+    (member,) = recipe.make_members(recipe.FUNCTIONS["smooth"], 6, [3], 200, 0.01)
+    hidden = recipe.linear_layers(member.model.net)[0]
+    weight, bias = (p.detach().double().numpy() for p in (hidden.weight, hidden.bias))
+
+    def features(x):
+        return np.c_[np.maximum(x[:, None] * weight.T + bias, 0), np.ones(len(x))]
+
+    net = recipe.least_squares(member)
+    inputs, targets, _ = member.datamodule.arrays("train")
+    x, y = inputs.double().numpy()[:, 0], targets.double().numpy()[:, 0]
+    solution = np.linalg.lstsq(features(x), y, rcond=None)[0]
+    expected = features(recipe.GRID) @ solution
+    np.testing.assert_allclose(recipe.evaluate(net), expected, atol=1e-6)
+
+
+def test_the_steepest_rate():
+    recipe = load("lr_range")
+    rates = np.geomspace(1e-6, 10, 141)
+    # Falls about 1e-2 in log rate; rises, and then falls more steeply, after its lowest point.
+    losses = 2.3 - 2 / (1 + np.exp(-4 * np.log(rates / 1e-2))) + np.where(rates > 1, rates, 0)
+    assert recipe.steepest(rates, losses) == pytest.approx(1e-2)
+
+
+def test_optimizers_recipe_names_what_is_unknown():
+    done = run(ROOT / "recipes" / "optimizers.py", '--optimizers=["adan"]')
+    assert done.returncode == 2
+    assert "adan" in done.stderr and "did you mean" in done.stderr
