@@ -46,6 +46,7 @@ What Lightning 2.6 does there, as `tests/callbacks/test_averaging.py` has it:
 from dlblocks.callbacks.augment import Augment
 from dlblocks.callbacks.base import BatchTransform
 from dlblocks.callbacks.color import adjust_color
+from dlblocks.callbacks.curvature import sharpness, top_eigenvalue
 from dlblocks.callbacks.cutmix import CutMix, boxes, cutmix
 from dlblocks.callbacks.cutout import Cutout, cutout
 from dlblocks.callbacks.exact_resume import ExactResume
@@ -56,6 +57,7 @@ from dlblocks.callbacks.label_smoothing import LabelSmoothing, smooth_labels
 from dlblocks.callbacks.mixup import MixUp, mixup
 from dlblocks.callbacks.one_of import OneOf
 from dlblocks.callbacks.sam import SAM, sam_perturbation
+from dlblocks.callbacks.sharp_minima import Sharpness
 from dlblocks.callbacks.weight_noise import WeightNoise, add_weight_noise
 from dlblocks.callbacks.weight_penalty import WeightPenalty, clip_rows, weight_penalty
 
@@ -71,6 +73,7 @@ __all__ = [
     "LabelSmoothing",
     "MixUp",
     "OneOf",
+    "Sharpness",
     "WeightNoise",
     "WeightPenalty",
     "add_weight_noise",
@@ -85,7 +88,9 @@ __all__ = [
     "mixup",
     "salt_and_pepper",
     "sam_perturbation",
+    "sharpness",
     "shift_flip",
     "smooth_labels",
+    "top_eigenvalue",
     "weight_penalty",
 ]

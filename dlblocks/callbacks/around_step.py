@@ -65,3 +65,9 @@ class _Step:
         for callback in reversed(self.around):
             run = functools.partial(callback.around_step, run, args, kwargs)
         return run()
+
+
+def plain_step(module: pl.LightningModule) -> Callable[..., Any]:
+    """The module's `training_step` without what callbacks have put around it."""
+    step = getattr(module, STEP)
+    return step.inner if isinstance(step, _Step) else step

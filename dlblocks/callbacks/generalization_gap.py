@@ -21,8 +21,7 @@ training data; ``limit_batches=0.2`` and ``every_n_epochs=5`` make it cheap.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -31,10 +30,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics import Metric
 
 from dlblocks.callbacks.resume_state import random_state, set_random_state
+from dlblocks.callbacks.training_batches import check_limit, to_device, training_batches
 from dlblocks.callbacks.untouched import logging_to, metrics_kept
 from dlblocks.errors import check_range, did_you_mean
 
@@ -87,10 +86,7 @@ class GeneralizationGap(Callback):
         seed: int = 0,
     ) -> None:
         check_range("every_n_epochs", every_n_epochs, 1)
-        if isinstance(limit_batches, float):
-            check_range("limit_batches", limit_batches, 0, 1, low_open=True)
-        elif limit_batches is not None:
-            check_range("limit_batches", limit_batches, 1)
+        check_limit(limit_batches)
         if isinstance(metrics, str):
             raise TypeError(f"metrics={metrics!r} must be a list of names: [{metrics!r}].")
         if metrics is not None and not metrics:
@@ -144,11 +140,15 @@ class GeneralizationGap(Callback):
         state = random_state(device)
         try:
             with metrics_kept(pl_module), logging_to(pl_module, log):
-                for i, batch in enumerate(self._batches(trainer)):
-                    batch = trainer.precision_plugin.convert_input(batch)
-                    # The datamodule's hook or the module's; Lightning has no public way to it.
-                    batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
-                    batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+                batches = training_batches(
+                    trainer,
+                    "GeneralizationGap",
+                    limit_batches=self.limit_batches,
+                    dataloader=self.dataloader,
+                    seed=self.seed,
+                )
+                for i, batch in enumerate(batches):
+                    batch = to_device(trainer, pl_module, batch)
                     log.batch = batch
                     # Not the strategy's step: in DDP's, ranks would wait for each other, and they
                     # may have unequal numbers of batches.
@@ -165,50 +165,6 @@ class GeneralizationGap(Callback):
                 hint = did_you_mean(name, found) or f"; it logs {', '.join(found) or 'nothing'}"
                 raise ValueError(f"metrics has {name!r}, which validation does not log{hint}.")
         return {name: found[name] for name in self.metrics or found}
-
-    def _batches(self, trainer: pl.Trainer) -> Iterable[Any]:
-        limit = self.limit_batches
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            limit = int(trainer.fast_dev_run)  # type: ignore[attr-defined]
-        if self.dataloader is not None:
-            loader = self.dataloader()
-            if not isinstance(limit, int):
-                return loader
-            return (batch for _, batch in zip(range(limit), loader, strict=False))
-        with _validation_form(trainer) as loader:
-            return self._in_order(loader, trainer, limit)
-
-    def _in_order(self, loader: Any, trainer: pl.Trainer, limit: int | float | None) -> DataLoader:
-        """A loader of the same data set, without its sampler."""
-        dataset = getattr(loader, "dataset", None)
-        if not isinstance(loader, DataLoader) or isinstance(dataset, IterableDataset):
-            raise ValueError(
-                "GeneralizationGap reads the training data from one DataLoader with numbered "
-                f"samples, and got {type(loader).__name__} of {type(dataset).__name__}; give "
-                "dataloader=, a function that returns batches in the form of validation."
-            )
-        batch_size = loader.batch_size
-        if batch_size is None and loader.batch_sampler is not None:
-            batch_size = getattr(loader.batch_sampler, "batch_size", None) or 64
-        count = len(dataset)  # type: ignore[arg-type]
-        wanted = count
-        if isinstance(limit, float):
-            wanted = max(1, round(limit * count))
-        elif limit is not None:
-            wanted = min(count, limit * (batch_size or 1) * trainer.world_size)
-        rows = torch.arange(count)
-        if wanted < count:
-            generator = torch.Generator().manual_seed(self.seed)
-            rows = torch.randperm(count, generator=generator)[:wanted].sort()[0]
-        return DataLoader(
-            dataset,  # type: ignore[arg-type]
-            batch_size=batch_size,
-            sampler=rows[trainer.global_rank :: trainer.world_size].tolist(),
-            num_workers=loader.num_workers,
-            collate_fn=loader.collate_fn,
-            pin_memory=loader.pin_memory,
-            worker_init_fn=loader.worker_init_fn,
-        )
 
 
 class _Log:
@@ -268,18 +224,3 @@ class _Log:
                 found[name] = float(over_ranks(getattr(stacked, kind)(), kind))
         # These exchange their sums by themselves.
         return found | {name: float(metric.compute()) for name, metric in self._metrics.items()}
-
-
-@contextlib.contextmanager
-def _validation_form(trainer: pl.Trainer) -> Iterator[Any]:
-    """The training loader, of datamodules of this package without the training's transform."""
-    datamodule = trainer.datamodule  # type: ignore[attr-defined]
-    if not (hasattr(datamodule, "predict_on") and hasattr(datamodule, "predict_index")):
-        yield trainer.train_dataloader
-        return
-    before = datamodule.predict_on, datamodule.predict_index
-    datamodule.predict_on, datamodule.predict_index = "train", False
-    try:
-        yield datamodule.predict_dataloader()
-    finally:
-        datamodule.predict_on, datamodule.predict_index = before
