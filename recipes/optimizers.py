@@ -198,9 +198,9 @@ def at_once(
             trainer=trainer,
             monitor="val/loss",
             mode="min",
-            on_error="continue",
             folder=folder,
         )
+        together.on_error = "continue"
         together.fit()
     runs = []
     for (lr, s), member in zip(settings, members, strict=True):
@@ -284,7 +284,8 @@ def draw(found: Mapping[str, Sequence[Run]]) -> Figure:
     }
     families = {title: names for title, names in families.items() if names}
     figure = new_figure(10, 3 + 1.55 * len(families))
-    upper, lower = figure.subfigures(2, 1, height_ratios=[2.9, 1.55 * len(families)])
+    parts: Any = figure.subfigures(2, 1, height_ratios=[2.9, 1.55 * len(families)])
+    upper, lower = parts
     panels = upper.subplots(1, len(families), sharey=True, squeeze=False)[0]
     fits = lower.subplots(len(families), 5, sharex=True, sharey=True, squeeze=False)
     data = CurveDataModule()
