@@ -45,12 +45,12 @@ RATES: dict[str, list[float]] = {
     "adagrad": [0.03, 0.1, 0.3],
     "adadelta": [0.3, 1.0, 3.0],
     "rmsprop": [0.001, 0.003, 0.01],
-    "lion": [0.0003, 0.001, 0.003],
+    "lion": [0.0001, 0.0003, 0.001],
     "adam": [0.001, 0.003, 0.01],
     "adamw": [0.001, 0.003, 0.01],
     "nadam": [0.0006, 0.002, 0.006],
-    "radam": [0.003, 0.01, 0.03],
-    "adamp": [0.003, 0.01, 0.03],
+    "radam": [0.001, 0.003, 0.01],
+    "adamp": [0.001, 0.003, 0.01],
 }
 FAMILIES = {
     "gradient descent": ["sgd", "momentum", "nesterov", "sgdp", "lbfgs"],
@@ -284,7 +284,8 @@ def draw(found: Mapping[str, Sequence[Run]]) -> Figure:
     }
     families = {title: names for title, names in families.items() if names}
     figure = new_figure(10, 3 + 1.55 * len(families))
-    upper, lower = figure.subfigures(2, 1, height_ratios=[2.9, 1.55 * len(families)])
+    halves: Any = figure.subfigures(2, 1, height_ratios=[2.9, 1.55 * len(families)])
+    upper, lower = halves
     panels = upper.subplots(1, len(families), sharey=True, squeeze=False)[0]
     fits = lower.subplots(len(families), 5, sharex=True, sharey=True, squeeze=False)
     data = CurveDataModule()
@@ -312,9 +313,8 @@ def draw(found: Mapping[str, Sequence[Run]]) -> Figure:
             axis.set_ylim(-1.15, 1.25)
             axis.set_title(f"{name}, lr {found[name][0].lr:g}", color=colour, fontsize=10.5)
     lower.supxlabel("x: the curve (grey), and the fits of all seeds", fontsize=10.5)
-    panels[0].annotate(
-        "noise", (1, NOISE**2), xytext=(2, -2), textcoords="offset points", va="top", fontsize=9
-    )
+    across = panels[0].get_yaxis_transform()
+    panels[0].text(0.5, NOISE**2 * 0.97, "noise", transform=across, va="top", fontsize=9.5)
     return figure
 
 
