@@ -84,7 +84,11 @@ def main(
     folder = Path(run_dir or next_run_dir("runs/lr_range"))
     if is_rank_zero():
         check_new_run_dir(folder)
-    hardware: dict[str, Any] = {"accelerator": accelerator, "devices": devices, "precision": precision}
+    hardware: dict[str, Any] = {
+        "accelerator": accelerator,
+        "devices": devices,
+        "precision": precision,
+    }
     datamodule = DigitsDataModule(split_seed=seed, shuffle_seed=seed)
 
     def make_model(lr: float | None = None) -> MLPClassifier | CNNClassifier:

@@ -5,7 +5,12 @@
 the rate with the lowest validation loss, averaged over the seeds, is its best. L-BFGS has batches
 of its own: an epoch is one step on all samples, of up to 20 iterations, one fit after another.
 
-RESULT
+Result: L-BFGS is nearest to the curve, then the relatives of Adam, and descent without momentum is
+last. RMSE from the curve without noise, mean ± standard deviation over seeds 0 to 2: lbfgs 0.0066 ±
+0.0003, nadam 0.023 ± 0.004, lion 0.026 ± 0.006, radam 0.028 ± 0.006, adamp 0.029 ± 0.006, adam and
+adamw (the same without decay) 0.030 ± 0.006, adadelta 0.035 ± 0.001, rmsprop 0.036 ± 0.004, adagrad
+and momentum 0.043, nesterov and sgdp 0.053, sgd 0.14 ± 0.02. The noise has 0.1. 17 minutes (one
+thread of two CPU cores in other use, torch 2.14, lightning 2.6.6).
 """
 
 from __future__ import annotations
@@ -37,7 +42,7 @@ if TYPE_CHECKING:
 
 # For each optimizer the rates to choose from, around the best of a wider search.
 RATES: dict[str, list[float]] = {
-    "sgd": [0.03, 0.06, 0.1],
+    "sgd": [0.01, 0.03, 0.06],
     "momentum": [0.01, 0.03, 0.06],
     "nesterov": [0.01, 0.02, 0.03],
     "sgdp": [0.01, 0.02, 0.03],
