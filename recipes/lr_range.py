@@ -6,7 +6,11 @@ read from it: Lightning's suggestion, where the loss falls steepest per unit of 
 where it falls steepest per unit of its logarithm, as the figure shows it. Both are checked: short
 trainings at a tenth of each, at the rate itself, and at ten times as much.
 
-RESULT
+Result: Lightning's suggestion, 5.4e-6, is a slip of noise: per unit of rate, what is steep lies
+where rates are small. Five epochs with it end at 0.049 validation accuracy (0.54 at ten times it).
+The steepest rate of the figure, 0.0017, ends at 0.955, and at 0.906 and 0.948 with a tenth and ten
+times of it. MLP of 256-256 with Adam, seed 0, one run each; 24 s (two CPU cores in other use, torch
+2.14, lightning 2.6.6). CNN (--net=cnn): suggestion 1.6e-4, 0.62; steepest 0.026, 0.958.
 """
 
 from __future__ import annotations

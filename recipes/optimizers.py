@@ -5,7 +5,12 @@
 the rate with the lowest validation loss, averaged over the seeds, is its best. L-BFGS has batches
 of its own: an epoch is one step on all samples, of up to 20 iterations, one fit after another.
 
-RESULT
+Result: L-BFGS is nearest to the curve, then the relatives of Adam, and descent without momentum is
+last. RMSE from the curve without noise, mean ± standard deviation over seeds 0 to 2: lbfgs 0.0066 ±
+0.0003, nadam 0.023 ± 0.004, lion 0.026 ± 0.006, radam 0.028 ± 0.006, adamp 0.029 ± 0.006, adam and
+adamw (the same without decay) 0.030 ± 0.006, adadelta 0.035 ± 0.001, rmsprop 0.036 ± 0.004, adagrad
+and momentum 0.043, nesterov and sgdp 0.053, sgd 0.14 ± 0.02. The noise has 0.1. 17 minutes (one
+thread of two CPU cores in other use, torch 2.14, lightning 2.6.6).
 """
 
 from __future__ import annotations
@@ -37,7 +42,7 @@ if TYPE_CHECKING:
 
 # For each optimizer the rates to choose from, around the best of a wider search.
 RATES: dict[str, list[float]] = {
-    "sgd": [0.03, 0.06, 0.1],
+    "sgd": [0.01, 0.03, 0.06],
     "momentum": [0.01, 0.03, 0.06],
     "nesterov": [0.01, 0.02, 0.03],
     "sgdp": [0.01, 0.02, 0.03],
@@ -45,12 +50,12 @@ RATES: dict[str, list[float]] = {
     "adagrad": [0.03, 0.1, 0.3],
     "adadelta": [0.3, 1.0, 3.0],
     "rmsprop": [0.001, 0.003, 0.01],
-    "lion": [0.0003, 0.001, 0.003],
+    "lion": [0.0001, 0.0003, 0.001],
     "adam": [0.001, 0.003, 0.01],
     "adamw": [0.001, 0.003, 0.01],
     "nadam": [0.0006, 0.002, 0.006],
-    "radam": [0.003, 0.01, 0.03],
-    "adamp": [0.003, 0.01, 0.03],
+    "radam": [0.001, 0.003, 0.01],
+    "adamp": [0.001, 0.003, 0.01],
 }
 FAMILIES = {
     "gradient descent": ["sgd", "momentum", "nesterov", "sgdp", "lbfgs"],
@@ -284,8 +289,8 @@ def draw(found: Mapping[str, Sequence[Run]]) -> Figure:
     }
     families = {title: names for title, names in families.items() if names}
     figure = new_figure(10, 3 + 1.55 * len(families))
-    parts: Any = figure.subfigures(2, 1, height_ratios=[2.9, 1.55 * len(families)])
-    upper, lower = parts
+    halves: Any = figure.subfigures(2, 1, height_ratios=[2.9, 1.55 * len(families)])
+    upper, lower = halves
     panels = upper.subplots(1, len(families), sharey=True, squeeze=False)[0]
     fits = lower.subplots(len(families), 5, sharex=True, sharey=True, squeeze=False)
     data = CurveDataModule()
@@ -313,9 +318,8 @@ def draw(found: Mapping[str, Sequence[Run]]) -> Figure:
             axis.set_ylim(-1.15, 1.25)
             axis.set_title(f"{name}, lr {found[name][0].lr:g}", color=colour, fontsize=10.5)
     lower.supxlabel("x: the curve (grey), and the fits of all seeds", fontsize=10.5)
-    panels[0].annotate(
-        "noise", (1, NOISE**2), xytext=(2, -2), textcoords="offset points", va="top", fontsize=9
-    )
+    across = panels[0].get_yaxis_transform()
+    panels[0].text(0.5, NOISE**2 * 0.97, "noise", transform=across, va="top", fontsize=9.5)
     return figure
 
 
