@@ -504,7 +504,7 @@ def test_ctrl_c_leaves_nothing(root, tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "KeyboardInterrupt" in err
-    assert time.monotonic() - start < 3  # not all the 23 images
+    assert time.monotonic() - start < 20  # not all the 23 images
     assert files(root) == before
 
 

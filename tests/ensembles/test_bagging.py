@@ -20,6 +20,7 @@ from dlblocks.data import (
     DigitsDataModule,
     FoldedDataModule,
 )
+from dlblocks.data.sampler import EpochSampler
 from dlblocks.ensembles import Bagging, BaggingResult, DeepEnsemble, NotVectorizable, Voting
 from dlblocks.ensembles.engine import in_halves
 from dlblocks.lock import locked
@@ -124,7 +125,7 @@ def first_weight(model):
 
 
 @pytest.mark.parametrize("engine", ["sequential", "vectorized"])
-def test_members_start_apart_and_see_another_order(tmp_path, engine):
+def test_members_start_apart_and_see_another_order(tmp_path, engine, monkeypatch):
     starts, orders = [], []
 
     def make():
@@ -132,13 +133,16 @@ def test_members_start_apart_and_see_another_order(tmp_path, engine):
         starts.append(first_weight(model))
         return model
 
-    class Keep(DigitsDataModule):
-        def train_dataloader(self):
-            loader = super().train_dataloader()
-            orders.append(tuple(loader.sampler))
-            return loader
+    iterate = EpochSampler.__iter__
 
-    data = Keep(batch_size=32, test_fraction=0.5)
+    def kept(self):
+        order = list(iterate(self))
+        if self.shuffle:
+            orders.append(tuple(order))
+        return iter(order)
+
+    monkeypatch.setattr(EpochSampler, "__iter__", kept)
+    data = DigitsDataModule(batch_size=32, test_fraction=0.5)
     result = DeepEnsemble(make, data, engine=engine, **settings(run_dir=tmp_path / "a")).fit()
     assert result.oob is None and result.oob_score == {}
     assert all(row["num_oob"] == 0 for row in result.members)

@@ -327,7 +327,7 @@ def test_classes_are_learned_and_the_model_is_one(count, width, make_trainer, tm
     (validated,) = trainer.validate(model, datamodule=data, verbose=False)
     assert validated["val/loss"] == pytest.approx(result.history[-1]["val/loss"], rel=1e-5)
     (tested,) = trainer.test(model, datamodule=data, verbose=False)
-    assert tested["test/accuracy"] > 1.5 / count
+    assert tested["test/accuracy"] > 1.3 / count
     batches = trainer.predict(model, datamodule=data)
     found = torch.cat([batch["prediction"] for batch in batches])
     assert found.shape == (30, count)
