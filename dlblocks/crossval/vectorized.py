@@ -15,13 +15,12 @@ from dlblocks.crossval.fold import Fold, Job, Plan, finish_fold
 from dlblocks.crossval.progress import FoldProgress
 from dlblocks.data import SplitDataModule
 from dlblocks.ensembles import Member, NotVectorizable, Together, check_vectorizable
+from dlblocks.ensembles.engine import STEP_SECONDS
 from dlblocks.ensembles.probe import is_out_of_memory, seconds_a_step
 from dlblocks.files import write_rows
 from dlblocks.models.checkpoints import write_checkpoint
 
 STATE = "together.ckpt"
-# What Lightning's loop costs a step of a fit of its own, at the least; benchmarks/overhead.py.
-STEP_SECONDS = 5e-4
 
 
 def choose_engine(

@@ -10,8 +10,9 @@ from dlblocks.ensembles.errors import NotVectorizable
 from dlblocks.ensembles.probe import is_out_of_memory, seconds_a_step
 from dlblocks.ensembles.vectorized import Together
 
-# What Lightning's loop costs a step of a fit of its own, at the least; benchmarks/overhead.py.
-STEP_SECONDS = 5e-4
+# What a step of a fit of its own costs at the least beside losses and gradients: Lightning's loop,
+# the optimizer's step, metrics (benchmarks/vectorized.py: 2 ms, of which 0.4 are the gradients).
+STEP_SECONDS = 1.5e-3
 ENGINES = ("sequential", "vectorized", "auto")
 Key = TypeVar("Key")
 Found = TypeVar("Found")
