@@ -11,7 +11,7 @@ from dlblocks.ensembles.probe import is_out_of_memory, seconds_a_step
 from dlblocks.ensembles.vectorized import Together
 
 # What a step of a fit of its own costs at the least beside losses and gradients: Lightning's loop,
-# the optimizer's step, metrics (about 2 ms a step in all for a small MLP, benchmarks/vectorized.py).
+# the optimizer's step, metrics (of about 2 ms for a small MLP; benchmarks/vectorized.py).
 STEP_SECONDS = 1.5e-3
 ENGINES = ("sequential", "vectorized", "auto")
 Key = TypeVar("Key")
