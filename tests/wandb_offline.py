@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from pathlib import Path
 
 from wandb.proto import wandb_internal_pb2
@@ -61,5 +62,11 @@ def read_run(path: Path) -> dict:
 
 def read_runs(folder: Path) -> list[dict]:
     """All offline runs below a folder, by name."""
-    runs = [read_run(path) for path in folder.rglob("offline-run-*/*.wandb")]
+    # wandb's own process writes them, on a busy machine some time after the run has ended.
+    for _ in range(50):
+        paths = list(folder.rglob("offline-run-*/*.wandb"))
+        if paths and all(path.stat().st_size for path in paths):
+            break
+        time.sleep(0.2)
+    runs = [read_run(path) for path in paths]
     return sorted(runs, key=lambda run: run["name"])
