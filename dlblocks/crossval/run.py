@@ -84,7 +84,8 @@ def cross_validate(
     repeats: ``repeat-1/fold-0/…``).
 
     Args:
-        make_model: Returns a new LightningModule; called once a fold.
+        make_model: Returns a new LightningModule; called once a fold, and for each fold once more
+            where ``engine="auto"`` has tried the fits together and runs them one by one.
         datamodule: A `DataModule`, or anybody's data in a `FoldedDataModule`; or a function that
             returns one. Its `num_folds` and `fold` are set here; its `split` and `split_seed`
             decide the folds.
