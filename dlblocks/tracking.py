@@ -62,7 +62,8 @@ def make_logger(
     """
     name = "none" if name is None else name
     check_choice("logger", name, LOGGERS)
-    folder = Path(run_dir)
+    # Absolute: the process of wandb stays in the folder where it was started.
+    folder = Path(run_dir).absolute()
     logger: Logger
     if name == "none":
         return None

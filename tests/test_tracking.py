@@ -41,6 +41,17 @@ def _say_again():
     wandb_log._said.clear()
 
 
+def test_a_relative_folder_is_that_of_the_call_not_where_wandb_was_started(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        logger = make_logger("wandb", "run", run_name=name)
+        logger.log_metrics({"x": 1.0}, step=0)
+        finish_logger(logger)
+        assert [run["name"] for run in read_runs(tmp_path / name)] == [name]
+
+
 def test_wandb_offline_from_python(tmp_path, capfd):
     before = dict(os.environ)
     logger = make_logger("wandb", tmp_path / "a", run_name="one", group="g", job_type="fit")

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:R
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch):
     wandb_log._said.clear()
+    wandb_log._drop_service()  # an earlier test's: wandb reads the environment only as it starts
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"):
         monkeypatch.delenv(name, raising=False)
     yield
