@@ -9,14 +9,14 @@ each of them a number of times; ratios are peer / ours within a turn.
 - *Cutout*: against timm's `RandomErasing`, which erases in place, and against it on a copy, as it
   must be used if the data set is in memory and is to stay whole.
 - *faults*: pages of new memory that the system had to give in a call, in thousands; where batches
-  are large they cost more than the work, and they depend on what else the process has freed.
+  are large they cost more than the work. Ours uses the memory of an earlier batch that nobody holds.
 
-Measured (one thread of a two-core AMD EPYC virtual machine, torch 2.14, timm 1.0.31, kornia 0.9,
-medians), peer / ours at 32×32: MixUp timm 11×, kornia 10×, torchvision 1.1×; CutMix timm 14×,
-kornia 16×, torchvision 0.6× (its one box a batch is cheaper than a box an image); Cutout 7×. At
-224×224: MixUp timm 1.2×, kornia 5.6×, torchvision 2×; CutMix timm 1.05×, kornia 13×, torchvision
-1.8×; Cutout 0.1× in place and 0.4× on a copy. There the pages of one new batch are nearly all of
-our time, and timm, which writes into the batch it is given, gets by with as many or none.
+Measured (one thread of a two-core AMD EPYC virtual machine, the other core in use, torch 2.14, timm
+1.0.31, kornia 0.9, medians), peer / ours at 32×32: MixUp timm 11×, kornia 15×, torchvision 1.3×;
+CutMix timm 14×, kornia 16×, torchvision 0.55× (its one box a batch is cheaper than a box an image);
+Cutout 7×. At 224×224: MixUp timm 4.4×, kornia 20×, torchvision 7×; CutMix timm 3.7×, kornia 47×,
+torchvision 6.5×; Cutout 4.7× on a copy, and 0.4× in place: copying the batch is nearly all of our
+time there, and timm writes into what it is given.
 
 Run: pip install 'dlblocks[bench]', then python benchmarks/mixing.py
 """

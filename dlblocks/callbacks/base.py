@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from dlblocks.callbacks.batches import Entries, Key, structure
+from dlblocks.callbacks.memory import BatchMemory
 from dlblocks.callbacks.targets import soft_targets
 from dlblocks.errors import check_choice, check_range
 
@@ -97,6 +98,7 @@ class BatchTransform(Callback):
         self.input_key = input_key
         self.target_key = target_key
         self.extras = extras
+        self.memory = BatchMemory()  # for those whose new batch may be in it
         self.place = 0
         self.max_epochs: int | None = None
 
@@ -151,6 +153,7 @@ class BatchTransform(Callback):
         hook.transforms.append(self)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.memory.clear()
         owner = _owner(trainer, pl_module)
         hook = vars(owner).get(HOOK)
         if isinstance(hook, _Hook) and self in hook.transforms:

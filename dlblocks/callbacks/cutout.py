@@ -24,16 +24,21 @@ from torch import Tensor
 from dlblocks.callbacks.base import BatchTransform, check_images
 from dlblocks.callbacks.batches import Key
 from dlblocks.callbacks.cutmix import bits_of, box_mask, boxes
+from dlblocks.callbacks.memory import BatchMemory
+from dlblocks.callbacks.mixing import LARGE_BYTES
 from dlblocks.errors import check_range
 
 
-def cutout(images: Tensor, box: Tensor, fill: float = 0.0) -> Tensor:
+def cutout(
+    images: Tensor, box: Tensor, fill: float = 0.0, memory: BatchMemory | None = None
+) -> Tensor:
     """Sets each image's box to `fill`.
 
     Args:
         images: Shape (N, C, H, W), any dtype.
         box: Top, left, bottom, right of each image, the last two excluded, int64, shape (N, 4).
         fill: The value inside the box.
+        memory: Where the new images are to be, if they are large; None for new memory.
 
     Returns:
         New images, of the same shape and dtype.
@@ -45,11 +50,19 @@ def cutout(images: Tensor, box: Tensor, fill: float = 0.0) -> Tensor:
     """
     height, width = images.shape[2:]
     dtype = bits_of(images)
-    if dtype is None or fill != 0:
-        return images.masked_fill(box_mask(box, height, width, images.device), fill)
-    # All bits zero are the number 0 in every dtype.
-    outside = box_mask(box, height, width, images.device, dtype).bitwise_not_()
-    return torch.bitwise_and(images.view(dtype), outside).view(images.dtype)
+    if dtype is None:  # a clone, because masked_fill forgets channels last
+        return images.clone().masked_fill_(box_mask(box, height, width, images.device), fill)
+    if fill == 0 and images[:1].nbytes < LARGE_BYTES:
+        # All bits zero are the number 0 in every dtype.
+        outside = box_mask(box, height, width, images.device, dtype).bitwise_not_()
+        return torch.bitwise_and(images.view(dtype), outside).view(images.dtype)
+    erased = torch.empty_like(images) if memory is None else memory.like(images)
+    bits = torch.tensor(fill, dtype=images.dtype).view(dtype).item()
+    rows = zip(erased.view(dtype).numpy(), images.view(dtype).numpy(), box.tolist(), strict=True)
+    for image, own, (top, left, bottom, right) in rows:
+        image[:] = own
+        image[:, top:bottom, left:right] = bits
+    return erased
 
 
 class Cutout(BatchTransform):
@@ -124,7 +137,7 @@ class Cutout(BatchTransform):
         sides = [self.size] * 2 if isinstance(self.size, int) else (limit * self.size).round()
         center = (torch.rand(size, 2, generator=generator) * limit).long()
         box = boxes(center, torch.as_tensor(sides).long().expand(size, 2), height, width)
-        return [cutout(images, box, self.fill) for images in inputs], targets
+        return [cutout(images, box, self.fill, self.memory) for images in inputs], targets
 
     def _check(self, images: Tensor, first: Tensor) -> None:
         if images is not first and not images.is_floating_point():

@@ -11,10 +11,14 @@ from torch import Tensor
 
 from dlblocks.callbacks.base import per_sample
 from dlblocks.callbacks.batches import Key
+from dlblocks.callbacks.memory import BatchMemory
 from dlblocks.callbacks.softening import Softening
 from dlblocks.callbacks.targets import find_num_classes, soft_targets
 from dlblocks.errors import check_choice, check_range
 from dlblocks.losses import MixedTargets
+
+# On the CPU, samples of more bytes are quicker worked on one after another than all at once.
+LARGE_BYTES = 64 << 10
 
 
 class Mix(NamedTuple):
@@ -206,12 +210,24 @@ def gather(values: Tensor, index: Tensor) -> Tensor:
     return torch.index_select(values, 0, index, out=torch.empty_like(values))
 
 
-def average(values: Tensor, lam: Tensor, index: Tensor) -> Tensor:
+def average(
+    values: Tensor, lam: Tensor, index: Tensor, memory: BatchMemory | None = None
+) -> Tensor:
     """``lam * values + (1 - lam) * values[index]`` with λ of each sample, shape (N,)."""
-    partner = gather(values, index)
-    # Into memory that is there already: new memory costs more than the sum.
-    out = None if values.requires_grad else partner
-    return torch.lerp(partner, values, per_sample(lam, values), out=out)
+    lam = per_sample(lam, values)
+    if values.requires_grad:
+        return torch.lerp(values.index_select(0, index), values, lam)
+    out = torch.empty_like(values) if memory is None else memory.like(values)
+    if values.device.type == "cpu" and values[:1].nbytes >= LARGE_BYTES:
+        # One after another, each is read and written once.
+        rows = values.unbind()
+        for new, own, share, partner in zip(
+            out.unbind(), rows, lam.unbind(), index.tolist(), strict=True
+        ):
+            torch.lerp(rows[partner], own, share, out=new)
+        return out
+    torch.index_select(values, 0, index, out=out)
+    return torch.lerp(out, values, lam, out=out)
 
 
 def draw_mix(

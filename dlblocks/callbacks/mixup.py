@@ -130,11 +130,13 @@ class MixUp(Mixer):
 
     def mix_input(self, inputs: Tensor, mix: Mix) -> Tensor:
         if inputs.dtype == torch.uint8:
-            return average(inputs.float(), mix.lam, mix.partner).round_().to(torch.uint8)
+            return (
+                average(inputs.float(), mix.lam, mix.partner, self.memory).round_().to(torch.uint8)
+            )
         if not inputs.is_floating_point():
             raise ValueError(
                 f"MixUp expects floating-point inputs or uint8 images, got {inputs.dtype} of shape "
                 f"{tuple(inputs.shape)}; convert values by .float(); token numbers and masks of "
                 "classes cannot be averaged: mix embeddings, or make masks one-hot."
             )
-        return average(inputs, mix.lam, mix.partner)
+        return average(inputs, mix.lam, mix.partner, self.memory)

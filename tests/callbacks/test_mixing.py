@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
 from dlblocks.callbacks import CutMix, Cutout, MixUp, boxes, cutmix, cutout, mixup
-from dlblocks.callbacks.cutmix import LOOP_BYTES
+from dlblocks.callbacks.cutmix import LARGE_BYTES, LOOP_BYTES
 from dlblocks.callbacks.mixing import draw_mix
 from dlblocks.losses import MixedTargets, cross_entropy
 
@@ -169,7 +169,7 @@ def test_the_callbacks_are_the_slow_loops_of_what_they_draw():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided", "expanded"])
-@pytest.mark.parametrize("side", [6, 40])  # pasted by a mask, one after another
+@pytest.mark.parametrize("side", [6, 40, 130])  # by a mask, one after another, copied so as well
 def test_dtypes_and_memory_formats_stay(side, layout, dtype):
     x = torch.randn(6, 4, side, side).to(dtype)
     if layout == "channels_last":
@@ -178,9 +178,15 @@ def test_dtypes_and_memory_formats_stay(side, layout, dtype):
         x = torch.randn(6, 4, side, 2 * side).to(dtype)[..., ::2]
     elif layout == "expanded":
         x = x[:, :1].expand(6, 4, side, side)
-    assert (x[:1].nbytes >= LOOP_BYTES) == (side == 40)
+    assert (x[:1].nbytes >= LOOP_BYTES) == (side >= 40)
+    assert (x[:1].nbytes >= LARGE_BYTES) == (side == 130)
     kept = x.clone()
-    for method in (MixUp(1.0, num_classes=3), CutMix(num_classes=3), Cutout(0.5)):
+    for method in (
+        MixUp(1.0, num_classes=3),
+        CutMix(num_classes=3),
+        Cutout(0.5),
+        Cutout(3, fill=2),
+    ):
         new_x, new_y = method.transform(x, TARGETS["classes"], generator(1))
         exact = x.double().contiguous()
         reference, _ = method.transform(exact, TARGETS["classes"], generator(1))
@@ -455,14 +461,19 @@ def test_mixup_then_cutmix_has_right_labels(make_trainer, plain_module):
 # Cutout
 
 
-def test_cutout_is_a_loop_over_pixels():
-    x = torch.randn(5, 3, 9, 7)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.bool])
+@pytest.mark.parametrize("planes", [3, 2000])  # by a mask, one after another
+@pytest.mark.parametrize("fill", [0.0, 1.0, 2.0])
+def test_cutout_is_a_loop_over_pixels(fill, planes, dtype):
+    if (dtype, fill) == (torch.bool, 2.0):
+        pytest.skip("no such value")
+    x = torch.randint(0, 9, (5, planes, 9, 7)).to(dtype)
     box = boxes(torch.tensor([[0, 0], [4, 3], [8, 6], [2, 6], [4, 0]]),
                 torch.tensor([[3, 3]]).expand(5, 2), 9, 7)  # fmt: skip
-    new = cutout(x, box, fill=2.0)
+    new = cutout(x, box, fill)
     for i, (top, left, bottom, right) in enumerate(box.tolist()):
         expected = x[i].clone()
-        expected[:, top:bottom, left:right] = 2.0
+        expected[:, top:bottom, left:right] = fill
         assert torch.equal(new[i], expected)
 
 
