@@ -9,7 +9,8 @@ each of them a number of times; ratios are peer / ours within a turn.
 - *Cutout*: against timm's `RandomErasing`, which erases in place, and against it on a copy, as it
   must be used if the data set is in memory and is to stay whole.
 - *faults*: pages of new memory that the system had to give in a call, in thousands; where batches
-  are large they cost more than the work. Ours uses the memory of an earlier batch that nobody holds.
+  are large they cost more than the work. Ours takes the memory of an earlier batch that nobody
+  holds any more.
 
 Measured (one thread of a two-core AMD EPYC virtual machine, the other core in use, torch 2.14, timm
 1.0.31, kornia 0.9, medians), peer / ours at 32×32: MixUp timm 11×, kornia 15×, torchvision 1.3×;
