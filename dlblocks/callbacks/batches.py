@@ -193,7 +193,7 @@ class Entries:
 
         def put(batch: Any, path: Path, new: Any) -> Any:
             entry = self._find(path, "input_key")
-            return _replace(batch, path, _map_tensors(entry, new))
+            return _replace(batch, path, map_tensors(entry, new))
 
         batch = put(self.batch, self.input_path, new_inputs)
         if self.target_path is not None:
@@ -219,7 +219,7 @@ def tensors_in(nest: Any) -> list[Tensor]:
     return found
 
 
-def _map_tensors(nest: Any, new: Any) -> Any:
+def map_tensors(nest: Any, new: Any) -> Any:
     """A nest like `nest` whose tensors are the next of `new`."""
     if isinstance(nest, Tensor):
         return next(new)

@@ -1,9 +1,10 @@
-"""OneOf: for each batch, one of several transforms is chosen at random.
+"""OneOf: for each batch, or each sample, one of several transforms is chosen at random.
 
 Two methods that each take a part of the image or of the label away take too much together: MixUp
 and CutMix are used in turn, each for half of the batches (Touvron et al., "Training data-efficient
 image transformers & distillation through attention", 2021: MixUp with α = 0.8, CutMix with 1.0).
-The choice is made for the batch, as timm's ``switch_prob`` does by default.
+The choice is made for the batch, as timm's ``switch_prob`` does by default, or for each sample, as
+it does with ``mode="elem"``.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from torch import Tensor
 
-from dlblocks.callbacks.base import BatchTransform, mix
+from dlblocks.callbacks.base import BatchTransform, mix, structure
+from dlblocks.callbacks.batches import map_tensors, tensors_in
 
 
 class OneOf(BatchTransform):
-    """Applies one of several transforms to each training batch, chosen at random.
+    """Applies one of several transforms to each training batch or sample, chosen at random.
 
     Each keeps its own arguments: its keys, its seed, and its own `p` and epochs, outside which its
     turn leaves the batch as it is. Members may be any `BatchTransform`, `Augment` and another
@@ -30,9 +33,14 @@ class OneOf(BatchTransform):
     order: whether anything is done (if ``p < 1``), and which. The chosen one then draws from a
     generator of its own seed and of its place in this list, so that members never share draws.
 
+    With ``per_sample=True`` all of them are applied to the whole batch, which takes the time of
+    all, and of each sample the result of one is taken. Where some make targets soft, all samples
+    get soft targets.
+
     Args:
         transforms: The transforms to choose from.
         weights: How often each is chosen, relative to their sum; None for equally often.
+        per_sample: Choose for each sample rather than for the batch.
         p: Probability that one is chosen at all.
         start_epoch: First epoch with a choice.
         stop_epoch: First epoch without it again; -5 leaves the last five epochs without.
@@ -41,7 +49,8 @@ class OneOf(BatchTransform):
     Raises:
         TypeError: One of `transforms` is not a `BatchTransform`.
         ValueError: No transforms, one of them twice, or weights that are not one number >= 0 each
-            with a positive sum.
+            with a positive sum. With `per_sample`, batches of which the transforms make different
+            structures.
 
     Example:
         >>> from dlblocks.callbacks import CutMix, MixUp
@@ -56,6 +65,7 @@ class OneOf(BatchTransform):
         transforms: Sequence[BatchTransform],
         *,
         weights: Sequence[float] | None = None,
+        per_sample: bool = False,
         p: float = 1.0,
         start_epoch: int = 0,
         stop_epoch: int | None = None,
@@ -86,6 +96,7 @@ class OneOf(BatchTransform):
             )
         self.transforms = transforms
         self.weights = weights
+        self.per_sample = per_sample
         self._place_members()
 
     def prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -109,13 +120,18 @@ class OneOf(BatchTransform):
         """The transform of this batch, or None."""
         if not self.active(epoch):
             return None
+        number = int(self._choices(1, step, rank))
+        return self.transforms[number] if number < len(self.transforms) else None
+
+    def _choices(self, size: int, step: int, rank: int) -> Tensor:
+        """Numbers of transforms, int64 of shape (size,); one past the last for none of them."""
         generator = self.generator(step, rank)
-        if self.p < 1 and torch.rand((), generator=generator) >= self.p:
-            return None
-        bounds = list(itertools.accumulate(self.weights))
-        drawn = float(torch.rand((), generator=generator, dtype=torch.float64)) * bounds[-1]
-        pairs = zip(self.transforms, bounds, strict=True)
-        return next(member for member, bound in pairs if drawn < bound)
+        some = torch.ones(size, dtype=torch.bool)
+        if self.p < 1:
+            some = torch.rand(size, generator=generator) < self.p
+        bounds = torch.tensor(list(itertools.accumulate(self.weights)), dtype=torch.float64)
+        drawn = torch.rand(size, generator=generator, dtype=torch.float64) * bounds[-1]
+        return torch.where(some, torch.bucketize(drawn, bounds, right=True), len(bounds))
 
     def apply(self, batch: Any, *, epoch: int, step: int, rank: int) -> Any:
         for before in (True, False):
@@ -124,6 +140,8 @@ class OneOf(BatchTransform):
 
     def apply_at(self, batch: Any, *, before: bool, epoch: int, step: int, rank: int) -> Any:
         # The choice comes out the same before and after the datamodule's own hook.
+        if self.per_sample and self.active(epoch):
+            return self._apply_each(batch, before=before, epoch=epoch, step=step, rank=rank)
         one = self.chosen(epoch=epoch, step=step, rank=rank)
         if one is not None:
             batch = one.apply_at(batch, before=before, epoch=epoch, step=step, rank=rank)
@@ -133,10 +151,40 @@ class OneOf(BatchTransform):
                     batch = member.rehearse_at(batch, before=before)
         return batch
 
+    def _apply_each(self, batch: Any, *, before: bool, epoch: int, step: int, rank: int) -> Any:
+        made = [
+            member.apply_at(batch, before=before, epoch=epoch, step=step, rank=rank)
+            for member in self.transforms
+        ]
+        if all(result is batch for result in made):
+            return batch
+        results = [*made, batch]
+        if len({_form(result) for result in results}) > 1:
+            # What one of them does to the structure, softening targets, is done to all results.
+            results = [self.rehearse_at(result, before=before) for result in results]
+        if len({_form(result) for result in results}) > 1:
+            raise ValueError(
+                "OneOf(per_sample=True) takes each sample from the result of one of its "
+                "transforms, but they make different structures of a batch: "
+                + ", ".join(structure(result) for result in results[:-1])
+                + "; choose for the batch, per_sample=False."
+            )
+        leaves = [tensors_in(result) for result in results]
+        # The samples are counted in what was changed: a batch may hold more than its own.
+        rows = [*zip(*leaves, strict=True)]
+        size = next(len(row[-1]) for row in rows if any(leaf is not row[-1] for leaf in row))
+        chosen = self._choices(size, step, rank)
+        return map_tensors(results[-1], iter([_pick(row, chosen) for row in rows]))
+
     def rehearse_at(self, batch: Any, *, before: bool) -> Any:
         for member in self.transforms:
             batch = member.rehearse_at(batch, before=before)
         return batch
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        for member in self.transforms:
+            member.on_train_end(trainer, pl_module)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -144,3 +192,20 @@ class OneOf(BatchTransform):
         super().on_exception(trainer, pl_module, exception)
         for member in self.transforms:
             member.on_exception(trainer, pl_module, exception)
+
+
+def _form(batch: Any) -> tuple:
+    """What two batches must share, so that samples of one may stand in the other."""
+    return tuple((tuple(leaf.shape), leaf.dtype) for leaf in tensors_in(batch))
+
+
+def _pick(tensors: Sequence[Tensor], chosen: Tensor) -> Tensor:
+    """Sample i of ``tensors[chosen[i]]``."""
+    *others, picked = tensors
+    if all(tensor is picked for tensor in others):
+        return picked
+    chosen = chosen.to(picked.device, non_blocking=True)
+    for number, tensor in enumerate(others):
+        rows = (chosen == number).reshape(-1, *(1,) * (picked.ndim - 1))
+        picked = torch.where(rows, tensor, picked)
+    return picked

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 
-from dlblocks.callbacks import CutMix, Cutout, MixUp
+from dlblocks.callbacks import CutMix, Cutout, MixUp, OneOf
 from dlblocks.callbacks.memory import LEAST_BYTES, BatchMemory
 
 LARGE = torch.zeros(16, 3, 160, 160)  # 4.9 MB
@@ -106,7 +106,7 @@ def test_the_end_of_training_gives_it_back(make_trainer, plain_module):
     images, labels = torch.rand(32, 3, 160, 160), torch.arange(32) % 3
     loader = torch.utils.data.DataLoader(list(zip(images, labels, strict=True)), batch_size=16)
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 160 * 160, 3))
-    method, module = CutMix(), plain_module(net)
-    make_trainer(callbacks=[method]).fit(module, loader)
-    assert method.memory._buffers == []
+    method, member, module = CutMix(), CutMix(), plain_module(net)
+    make_trainer(callbacks=[method, OneOf([member])]).fit(module, loader)
+    assert method.memory._buffers == member.memory._buffers == []
     assert len(module.seen) == 2

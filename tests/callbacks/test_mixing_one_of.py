@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -47,6 +48,92 @@ def test_each_batch_gets_one_as_often_as_its_weight():
         counts[what(one, step)] += 1
     assert counts[3] == 0
     assert stats.chisquare(counts[:3], [500, 500, 1000]).pvalue > 0.01
+
+
+def test_each_sample_gets_one_as_often_as_its_weight():
+    one = OneOf([Add(1), Add(2), Add(3)], weights=[1, 2, 0], p=0.75, per_sample=True)
+    counts = torch.zeros(4)
+    rows = []
+    for step in range(200):
+        added = (one.apply(BATCH, epoch=0, step=step, rank=0)[0] - X).round()
+        assert torch.equal(added, added[:, :1, :1, :1].expand_as(X))
+        rows.append(added[:, 0, 0, 0])
+        counts += torch.bincount(rows[-1].long(), minlength=4)
+    assert counts[3] == 0
+    assert stats.chisquare(counts[:3], [600, 600, 1200]).pvalue > 0.01
+    other = OneOf([Add(1), Add(2), Add(3)], weights=[1, 2, 0], p=0.75, per_sample=True)
+    assert what(other, 3) == what(one, 3)
+    # Neighbours, and the same sample of the next batch, are chosen for by themselves.
+    table = torch.stack(rows)
+    assert abs(np.corrcoef(table[:, 0], table[:, 1])[0, 1]) < 0.2
+    assert abs(np.corrcoef(table[1:, 0], table[:-1, 0])[0, 1]) < 0.2
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("targets", ["soft", "pair"])
+def test_each_sample_is_that_of_its_transform_and_all_targets_are_alike(targets, layout):
+    mixers = [MixUp(0.8, num_classes=C, targets=targets), CutMix(num_classes=C, targets=targets)]
+    members = [*mixers, Cutout(4), Add(3)]
+    one = OneOf(members, p=0.8, per_sample=True)
+    x = X.contiguous(memory_format=layout)
+    seen = set()
+    for step in range(6):
+        new_x, new_y = one.apply([x, Y], epoch=0, step=step, rank=0)
+        assert new_x.is_contiguous(memory_format=layout)
+        alone = [member.apply([x, Y], epoch=0, step=step, rank=0) for member in members]
+        assert torch.equal(x, X)
+        for i in range(len(X)):
+            found = [torch.equal(new_x[i], made[i]) for made, _ in [*alone, (x, Y)]]
+            number = found.index(True)
+            seen.add(number)
+            own = torch.eye(C)[Y[i]]
+            if targets == "pair":
+                first, second, lam = (part[i] for part in new_y)
+                assert first == Y[i]
+                if number < 2:
+                    expected = alone[number][1]
+                    assert (second, lam) == (expected.second[i], expected.lam[i])
+                else:
+                    assert lam == 1
+            else:
+                expected = alone[number][1][i] if number < 2 else own
+                torch.testing.assert_close(new_y[i], expected)
+    assert seen == {0, 1, 2, 3, 4}
+
+
+def test_each_sample_before_or_after_the_datamodules_hook():
+    one = OneOf([AddBefore(3), Add(1)], per_sample=True)
+    added = (one.apply(BATCH, epoch=0, step=2, rank=0)[0] - X).round()
+    assert sorted(added.unique().tolist()) == [1, 3]
+
+
+def test_each_sample_of_a_fit(make_trainer, plain_module):
+    """Somebody else's module, the last epoch without: targets there are hard again."""
+    module = plain_module(nn.Sequential(nn.Flatten(), nn.Linear(108, C)))
+    one = OneOf(
+        [MixUp(0.8), Cutout(4, stop_epoch=1), OneOf([CutMix(), Cutout(2)], per_sample=True)],
+        stop_epoch=-1, per_sample=True,
+    )  # fmt: skip
+    loader = DataLoader(TensorDataset(X, Y), batch_size=5)
+    make_trainer(max_epochs=3, callbacks=[one]).fit(module, loader)
+    shapes = [tuple(y.shape) for _, y in module.seen]
+    assert shapes == [(5, C), (5, C), (2, C)] * 2 + [(5,), (5,), (2,)]
+    for _, y in module.seen[:6]:
+        torch.testing.assert_close(y.sum(1), torch.ones(len(y)))
+    assert torch.equal(module.seen[6][0], X[:5])
+
+
+def test_what_cannot_be_put_together_is_said():
+    class Crop(BatchTransform):
+        def transform(self, inputs, targets, generator):
+            return inputs[..., 1:], targets
+
+    one = OneOf([Crop(), MixUp(num_classes=C), MixUp(num_classes=C, targets="pair")],
+                per_sample=True)  # fmt: skip
+    with pytest.raises(
+        ValueError, match=r"different structures .*\(12, 3, 6, 5\).*per_sample=False"
+    ):
+        one.apply(BATCH, epoch=0, step=1, rank=0)
 
 
 def test_the_choice_is_a_function_of_seed_step_and_rank():
