@@ -3,10 +3,13 @@
 import csv
 import importlib.util
 import json
+import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 
@@ -16,9 +19,20 @@ COMMON = ("run_dir", "logger", "fast_dev_run", "accelerator", "devices", "precis
 
 
 def run(recipe, *flags):
-    return subprocess.run(
-        [sys.executable, recipe, *flags], capture_output=True, text=True, timeout=300
-    )
+    """Runs a recipe in a process of its own, as a script."""
+    process = forked.start(_main, str(recipe), *map(str, flags))
+    process.join(300)
+    out, err = Path("stdout.txt").read_text(), Path("stderr.txt").read_text()
+    return subprocess.CompletedProcess(flags, process.exitcode, out, err)
+
+
+def _main(recipe, *flags):
+    for stream, number in (("stdout", 1), ("stderr", 2)):
+        with open(f"{stream}.txt", "w") as file:
+            os.dup2(file.fileno(), number)
+    sys.argv = [recipe, *flags]
+    sys.path[0] = str(Path(recipe).parent)
+    runpy.run_path(recipe, run_name="__main__")
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
