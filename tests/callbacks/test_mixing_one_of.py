@@ -291,16 +291,16 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 from dlblocks.callbacks import CutMix, MixUp, OneOf
 
-epochs, devices, ckpt, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
 # Every pixel is its sample's number.
 x = torch.arange(16.0)[:, None, None, None].expand(16, 1, 6, 6).contiguous()
 
 
 class Net(pl.LightningModule):
-    num_classes, seen = 16, []
+    num_classes = 16
 
     def __init__(self):
         super().__init__()
+        self.seen = []
         self.net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 16))
 
     def training_step(self, batch, batch_idx):
@@ -312,19 +312,25 @@ class Net(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1e-3)
 
 
-torch.manual_seed(0)
-trainer = pl.Trainer(
-    max_epochs=epochs, accelerator="cpu", devices=devices, logger=False,
-    strategy="ddp" if devices > 1 else "auto", enable_checkpointing=False,
-    enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
-    callbacks=[OneOf([MixUp(1.0), CutMix()])],
-)
-module = Net()
-# All ranks read the same samples in the same order: what differs is drawn.
-trainer.fit(module, DataLoader(TensorDataset(x, torch.arange(16)), 8),
-            ckpt_path=None if ckpt == "-" else ckpt)
-trainer.save_checkpoint(f"{out}.ckpt")
-json.dump(module.seen, open(f"{out}-{trainer.global_rank}.json", "w"))
+def fit(epochs, ckpt, out, per_sample):
+    torch.manual_seed(0)
+    trainer = pl.Trainer(
+        max_epochs=epochs, accelerator="cpu", devices=2, strategy="ddp", logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False,
+        callbacks=[OneOf([MixUp(1.0), CutMix()], per_sample=per_sample)],
+    )
+    module = Net()
+    # All ranks read the same samples in the same order: what differs is drawn.
+    trainer.fit(module, DataLoader(TensorDataset(x, torch.arange(16)), 8), ckpt_path=ckpt)
+    trainer.save_checkpoint(f"{out}.ckpt")
+    json.dump(module.seen, open(f"{out}-{trainer.global_rank}.json", "w"))
+
+
+for kind in ("batch", "sample"):
+    fit(4, None, f"{kind}-whole", kind == "sample")
+    fit(2, None, f"{kind}-half", kind == "sample")
+    fit(4, f"{kind}-half.ckpt", f"{kind}-rest", kind == "sample")
 """
 
 
@@ -332,22 +338,19 @@ json.dump(module.seen, open(f"{out}-{trainer.global_rank}.json", "w"))
 def test_two_ranks_draw_differently_and_a_resumed_run_the_same(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def run(*arguments):
-        done = subprocess.run(
-            [sys.executable, "script.py", *map(str, arguments)], cwd=tmp_path, env=env,
-            capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, env=env, capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
 
     def seen(name):
         return json.loads((tmp_path / f"{name}.json").read_text())
 
-    run(4, 2, "-", "whole")
-    run(2, 2, "-", "half")
-    run(4, 2, "half.ckpt", "rest")
-    for rank in (0, 1):
-        assert len(seen(f"whole-{rank}")) == 8
-        assert seen(f"half-{rank}") + seen(f"rest-{rank}") == seen(f"whole-{rank}")
-    pairs = zip(seen("whole-0"), seen("whole-1"), strict=True)
-    assert all(a != b for a, b in pairs)
+    for kind in ("batch", "sample"):
+        for rank in (0, 1):
+            whole = seen(f"{kind}-whole-{rank}")
+            assert len(whole) == 8
+            assert seen(f"{kind}-half-{rank}") + seen(f"{kind}-rest-{rank}") == whole
+        pairs = zip(seen(f"{kind}-whole-0"), seen(f"{kind}-whole-1"), strict=True)
+        assert all(a != b for a, b in pairs)
