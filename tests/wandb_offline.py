@@ -14,7 +14,7 @@ FULL, FIRST, _, LAST = 1, 2, 3, 4
 
 def _records(path: Path):
     data = path.read_bytes()
-    assert data[:4] == b":W&B", f"{path} is no W&B log"
+    assert not data or data[:4] == b":W&B", f"{path} is no W&B log"
     position, parts = HEADER, b""
     while position + HEADER <= len(data):
         if BLOCK - position % BLOCK < HEADER:  # no header fits: padding up to the next block
@@ -22,6 +22,8 @@ def _records(path: Path):
             continue
         _, size, kind = struct.unpack_from("<IHB", data, position)
         position += HEADER
+        if position + size > len(data):
+            return  # it is being written
         chunk = data[position : position + size]
         position += size
         parts = chunk if kind in (FULL, FIRST) else parts + chunk
@@ -63,10 +65,9 @@ def read_run(path: Path) -> dict:
 def read_runs(folder: Path) -> list[dict]:
     """All offline runs below a folder, by name."""
     # wandb's own process writes them, on a busy machine some time after the run has ended.
-    for _ in range(50):
-        paths = list(folder.rglob("offline-run-*/*.wandb"))
-        if paths and all(path.stat().st_size for path in paths):
-            break
-        time.sleep(0.2)
-    runs = [read_run(path) for path in paths]
-    return sorted(runs, key=lambda run: run["name"])
+    late = time.monotonic() + 10
+    while True:
+        runs = [read_run(path) for path in folder.rglob("offline-run-*/*.wandb")]
+        if (runs and all(run["finished"] for run in runs)) or time.monotonic() > late:
+            return sorted(runs, key=lambda run: run["name"])
+        time.sleep(0.1)
