@@ -20,7 +20,7 @@ lightning 2.6.6).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -32,6 +32,7 @@ from dlblocks import plots, tracking
 from dlblocks.callbacks import SAM, Augment, CutMix, Cutout, InputNoise, MixUp, OneOf, WeightNoise
 from dlblocks.cli import run_recipe
 from dlblocks.crossval import Comparison, CrossValidationResult, cross_validate
+from dlblocks.crossval.statistics import holm
 from dlblocks.data import DigitsDataModule
 from dlblocks.errors import check_choice, check_range
 from dlblocks.files import is_rank_zero, next_run_dir, write_json
@@ -227,15 +228,6 @@ def truth(result: CrossValidationResult, datamodule: DigitsDataModule) -> float:
                 float((model(part.transform(inputs)).argmax(1) == targets).float().mean())
             )
     return float(np.mean(scores))
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """Holm's (1979) adjusted p-values: of all those below 0.05, one false in 20 tables at most."""
-    order = np.argsort(p)
-    scaled = np.asarray(p)[order] * np.arange(len(p), 0, -1)
-    adjusted = np.empty(len(p))
-    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1)
-    return adjusted.tolist()
 
 
 def table(net: str, found: dict[str, Row], adjusted: dict[str, float]) -> str:

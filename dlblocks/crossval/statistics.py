@@ -92,7 +92,11 @@ def mean_interval(
 
 
 def corrected_t_test(
-    first: Sequence[float], second: Sequence[float], test_to_train: float, *, metric: str = "score"
+    first: Sequence[float] | npt.NDArray[np.floating],
+    second: Sequence[float] | npt.NDArray[np.floating],
+    test_to_train: float,
+    *,
+    metric: str = "score",
 ) -> Comparison:
     """The corrected resampled t-test of two models' scores on the same folds.
 
@@ -130,6 +134,27 @@ def corrected_t_test(
         p=float(2 * student.sf(abs(t), freedom)),
         degrees_of_freedom=freedom,
     )
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's (1979) adjusted p-values, in the order given; below 0.05, one in 20 tables is wrong.
+
+    The smallest of m is multiplied by m, the next by m - 1, …; none is less than the one before it,
+    and none more than 1. A table in which many methods are compared with one is held to one error,
+    whether or not the tests depend on each other.
+
+    Args:
+        p: The p-values.
+
+    Example:
+        >>> [round(value, 3) for value in holm([0.04, 0.01, 0.03])]
+        [0.06, 0.03, 0.06]
+    """
+    order = np.argsort(p)
+    scaled = np.asarray(p, dtype=float)[order] * np.arange(len(p), 0, -1)
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1)
+    return adjusted.tolist()
 
 
 def pooled_metrics(
