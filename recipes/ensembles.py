@@ -13,6 +13,7 @@ Result: …
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -203,7 +204,9 @@ def main(
         ]
         methods = [m for m in METHODS if m != "AdaBoost" or task.make_weak is not None]
         scores: dict[str, list[dict[str, float]]] = {m: [] for m in (*methods, *PEERS)}
-        with tqdm(total=len(folds) * (len(methods) + 1), dynamic_ncols=True) as bar:
+        total = len(folds) * (len(methods) + 1)
+        seldom = 0.1 if sys.stderr.isatty() else 10.0
+        with tqdm(total=total, dynamic_ncols=True, mininterval=seldom) as bar:
             for i, (repeat, fold, train, held_out) in enumerate(folds):
                 split = Split(
                     task,
@@ -219,14 +222,15 @@ def main(
                 inputs = data.raw_inputs("train")[held_out]
                 predicted: dict[str, tuple[np.ndarray, float]] = {}
                 for method in methods:
-                    bar.set_description_str(f"{name} | split {i + 1}/{len(folds)} | {method}")
+                    bar.set_description_str(
+                        f"{name} | split {i + 1}/{len(folds)} | {method}", refresh=False
+                    )
                     started = time.monotonic()
                     with quiet():
                         model = METHODS[method](split)
                     seconds = time.monotonic() - started
                     predicted[method] = predict(model, inputs), seconds
                     bar.update()
-                bar.set_description_str(f"{name} | split {i + 1}/{len(folds)} | scikit-learn")
                 predicted |= trees(data, train, held_out, num_trees=10 if fast_dev_run else 100)
                 bar.update()
                 target = data.source.targets[held_out].numpy()
@@ -304,7 +308,6 @@ def ada_boost(split: Split) -> Model:
         split.task.make_weak,
         split.data,
         num_stages=split.stages,
-        patience=10,
         trainer={**split.trainer, "max_epochs": STAGE_EPOCHS},
         **silent(split, "adaboost"),
     )
@@ -421,13 +424,13 @@ def table(name: str, found: Scores, num_folds: int, repeats: int) -> str:
     first = next(iter(found))
     unit = " in %" if task.percent else ""
     head = (
-        f"{name:<19}{metric + unit:<24}{'minus ' + first:<26}{'p Holm':>6}{other:>10}{'seconds':>9}"
+        f"{name:<19}{metric + unit:<25}{'minus ' + first:<25}{'p Holm':>7}{other:>10}{'seconds':>9}"
     )
     lines = [head, "─" * len(head)]
     for method, scores in found.items():
         low, high = (scale * x for x in mean_interval(scores[metric], 1 / (num_folds - 1)))
         mean = scale * scores[metric].mean()
-        line = f"{method:<19}{f'{mean:.{digits}f}  ({low:.{digits}f} … {high:.{digits}f})':<24}"
+        line = f"{method:<19}{f'{mean:.{digits}f}  ({low:.{digits}f} … {high:.{digits}f})':<25}"
         difference, p = "", ""
         if method in compared:
             test, adjusted = compared[method]
@@ -435,7 +438,7 @@ def table(name: str, found: Scores, num_folds: int, repeats: int) -> str:
             middle = f"{scale * test.difference:+.{digits}f}"
             difference = f"{middle}  ({low:+.{digits}f} … {high:+.{digits}f})"
             p = f"{adjusted:.3f}"
-        line += f"{difference:<26}{p:>6}{scores[other].mean():>10.3f}"
+        line += f"{difference:<25}{p:>7}{scores[other].mean():>10.3f}"
         lines.append(line + f"{scores['seconds'].mean():>9.1f}")
     lines.append(
         f"means of {num_folds} folds × {repeats}, 95 % intervals and p of the corrected t-test; "
@@ -498,7 +501,8 @@ def dots(found: Mapping[str, Scores], num_folds: int) -> Figure:
         for y, (method, (test, _)) in enumerate(compared.items()):
             colour = plots.ORANGE if method in PEERS else plots.BLUE
             differences = scale * (scores[method][metric] - scores[first][metric])
-            axis.plot(differences, np.full(len(differences), y), "o", color="#cccccc", markersize=4)
+            each = np.full(len(differences), y + 0.25)
+            axis.plot(differences, each, "o", color="#bbbbbb", markersize=4, alpha=0.7)
             axis.plot([scale * x for x in test.interval], [y, y], color=colour, linewidth=2.4)
             axis.plot(scale * test.difference, y, "o", color=colour, markersize=8)
             took = f"{scores[method]['seconds'].mean():.1f} s"

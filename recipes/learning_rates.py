@@ -12,6 +12,7 @@ Result: …
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -144,17 +145,23 @@ def main(
         data = DigitsDataModule(split_seed=seed, shuffle_seed=s)
         return Member(f"lr {lr:g}, seed {s}", model, data)
 
-    started = time.monotonic()
+    epochs, started = trainer["max_epochs"], time.monotonic()
     members = [new_member(lr, s) for lr in rates for s in seeds]
     before = [untrained_loss(member) for member in members]
     with quiet():
-        together = Together(members, trainer=trainer, monitor="val/loss", mode="min", folder=folder)
-        together.on_error = "continue"
-        with tqdm(total=trainer["max_epochs"], unit="epoch", dynamic_ncols=True) as bar:
+        together = Together(
+            members,
+            trainer=trainer,
+            monitor="val/loss",
+            mode="min",
+            folder=folder,
+            on_error="continue",
+        )
+        seldom = 0.1 if sys.stderr.isatty() else 10.0
+        with tqdm(total=epochs, unit="epoch", dynamic_ncols=True, mininterval=seldom) as bar:
             together.show(LambdaCallback(on_train_epoch_end=lambda *_: bar.update()))
             together.fit()
     seconds = time.monotonic() - started
-    epochs = trainer["max_epochs"]
     found = [
         summed_up(lr, members[i : i + num_seeds], before[i : i + num_seeds], epochs)
         for lr, i in zip(rates, range(0, len(members), num_seeds), strict=True)

@@ -204,8 +204,8 @@ def at_once(
             monitor="val/loss",
             mode="min",
             folder=folder,
+            on_error="continue",
         )
-        together.on_error = "continue"
         together.fit()
     runs = []
     for (lr, s), member in zip(settings, members, strict=True):

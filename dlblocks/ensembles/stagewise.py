@@ -44,7 +44,9 @@ class BoostingResult:
 
     Attributes:
         model: The ensemble, one model, in evaluation mode: for ``Trainer.test``, ``predict``,
-            ``staged_predict(inputs)``.
+            ``staged_predict(inputs)``. Called by itself it takes inputs as the datamodule's
+            `transform` makes them; ``Voting([model], normalisations=[data.normalisation])`` takes
+            them in the units of the source, as the ensembles of `Bagging` do.
         history: One row a stage: its number from 1, the losses or accuracies of the ensemble after
             it, and what was found of its learner.
         best_stage: The stage of the best validation score, or the last one without validation.
@@ -150,7 +152,7 @@ class Stagewise:
         self.learners: list[Model] = []  # of the ensemble
         self._made: list[Model] = []
         self.history: list[dict[str, float]] = []
-        self.stopped = ""
+        self.stopped, self._out_of_patience = "", False
         data = self.datamodule
         data.prepare_data()
         data.setup("fit")
@@ -226,7 +228,7 @@ class Stagewise:
         finally:
             self.bar.close()
             tracking.finish_logger(self.log)
-        if self.stopped:
+        if self.stopped and not self._out_of_patience:  # which was asked for
             rank_zero_warn(f"{type(self).__name__} stopped: {self.stopped}")
 
     def end_stage(self, stage: int, outputs: dict[str, Tensor]) -> bool:
@@ -236,7 +238,8 @@ class Stagewise:
         self.record({"stage": stage + 1, **row})
         self.bar.update()
         best = self._best_stage()
-        if self.patience is not None and stage + 1 - best >= self.patience:
+        if self.patience is not None and not self.stopped and stage + 1 - best >= self.patience:
+            self._out_of_patience = True
             self.stopped = (
                 f"{self.monitor} has not improved for {self.patience} stages, since stage {best}."
             )

@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
@@ -32,7 +32,7 @@ from dlblocks.ensembles.probe import quiet_vmap, try_a_step
 from dlblocks.ensembles.stack import Stack
 from dlblocks.ensembles.sums import Sums
 from dlblocks.ensembles.support import check_vectorizable
-from dlblocks.errors import did_you_mean
+from dlblocks.errors import check_choice, did_you_mean
 from dlblocks.files import whole_file
 from dlblocks.models.base import FLUSH_EVERY
 from dlblocks.predictions import stack as stack_predictions
@@ -66,12 +66,13 @@ class Together(pl.LightningModule):
         monitor: The logged metric that chooses the best epoch.
         mode: Whether ``"min"`` or ``"max"`` of it is best.
         folder: Where the Trainer writes whatever it writes.
+        on_error: ``"raise"``, or ``"continue"`` with the other members when the loss of one is not
+            finite; its `error` says so, and it keeps the weights of its best epoch before, if there
+            was one.
 
     Attributes:
         save_to: A file that is written every ten seconds, at the ends of epochs, and from which a
             killed fit goes on; None for none.
-        on_error: ``"raise"``, or ``"continue"`` with the other members when the loss of one is not
-            finite; its `error` says so.
     """
 
     def __init__(
@@ -82,14 +83,16 @@ class Together(pl.LightningModule):
         monitor: str,
         mode: str,
         folder: Path | None = None,
+        on_error: Literal["raise", "continue"] = "raise",
     ) -> None:
         super().__init__()
+        check_choice("on_error", on_error, ["raise", "continue"])
         for member in members:
             check_vectorizable(member.model, member.datamodule, member.callbacks, trainer)
         self.automatic_optimization = False
         self.members = list(members)
         self.monitor, self.mode = monitor, mode
-        self.on_error = "raise"
+        self.on_error: str = on_error
         self.save_to: Path | None = None
         self.accumulate = trainer.get("accumulate_grad_batches") or 1
         self.clip: float = trainer.get("gradient_clip_val") or 0.0
