@@ -208,6 +208,7 @@ def main(
         seldom = 0.1 if sys.stderr.isatty() else 10.0
         with tqdm(total=total, dynamic_ncols=True, mininterval=seldom) as bar:
             for i, (repeat, fold, train, held_out) in enumerate(folds):
+                bar.set_description_str(f"{name} | split {i + 1}/{len(folds)}", refresh=False)
                 split = Split(
                     task,
                     data.for_rows(train),
@@ -219,18 +220,7 @@ def main(
                     num_stages,
                     engine,
                 )
-                inputs = data.raw_inputs("train")[held_out]
-                predicted: dict[str, tuple[np.ndarray, float]] = {}
-                for method in methods:
-                    bar.set_description_str(
-                        f"{name} | split {i + 1}/{len(folds)} | {method}", refresh=False
-                    )
-                    started = time.monotonic()
-                    with quiet():
-                        model = METHODS[method](split)
-                    seconds = time.monotonic() - started
-                    predicted[method] = predict(model, inputs), seconds
-                    bar.update()
+                predicted = nets(split, data.raw_inputs("train")[held_out], methods, bar)
                 predicted |= trees(data, train, held_out, num_trees=10 if fast_dev_run else 100)
                 bar.update()
                 target = data.source.targets[held_out].numpy()
@@ -359,6 +349,22 @@ def trained(split: Split, make_model: Callable[[], Model], name: str) -> Model:
         bar=False,
     )
     return model
+
+
+def nets(
+    split: Split, inputs: Tensor, methods: Sequence[str], bar: tqdm
+) -> dict[str, tuple[np.ndarray, float]]:
+    """What the methods predict for the inputs when they are trained on a split; with seconds."""
+    found = {}
+    for method in methods:
+        bar.set_postfix_str(method, refresh=False)
+        started = time.monotonic()
+        with quiet():
+            model = METHODS[method](split)
+        seconds = time.monotonic() - started
+        found[method] = predict(model, inputs), seconds
+        bar.update()
+    return found
 
 
 def on_raw(models: Sequence[Model], data: DataModule) -> Model:

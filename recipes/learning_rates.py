@@ -229,6 +229,7 @@ def main(
             },
             "best": {"lr": best.lr, "test/accuracy": tests},
             "seconds": {"all": seconds, "one": one.seconds, "fits": len(members)},
+            "alone": {"val/loss": one.metrics["val/loss"]},
             "config": {
                 "net": net,
                 "optimizer": optimizer,

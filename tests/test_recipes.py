@@ -8,10 +8,17 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import forked
 import numpy as np
 import pytest
+import torch
+from scipy.stats import t as student
+from sklearn import ensemble
+
+from dlblocks.data import TabularDataModule
+from dlblocks.models import load as load_model
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
@@ -157,6 +164,98 @@ def test_the_steepest_rate():
     # Falls about 1e-2 in log rate; rises, and then falls more steeply, after its lowest point.
     losses = 2.3 - 2 / (1 + np.exp(-4 * np.log(rates / 1e-2))) + np.where(rates > 1, rates, 0)
     assert recipe.steepest(rates, losses) == pytest.approx(1e-2)
+
+
+def test_a_rate_that_diverges_leaves_the_others_alone(tmp_path):
+    flags = ["--min_lr=0.01", "--max_lr=1e8", "--num_rates=3", "--num_seeds=2", "--run_dir=out"]
+    flags += ["--optimizer=sgd", "--max_epochs=2", "--accelerator=cpu"]
+    done = run(ROOT / "recipes" / "learning_rates.py", *flags)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert list(found["metrics"]) == ["0.01", "1000", "1e+08"]
+    low, high = (found["metrics"][lr] for lr in ("0.01", "1e+08"))
+    assert low["diverged"] == [False, False] and high["diverged"] == [True, True]
+    assert high["val/loss"] == [None, None]
+    assert max(low["val/loss"]) < np.log(10)
+    assert found["best"]["lr"] == 0.01
+    # The same fit by itself, by Lightning alone.
+    assert found["alone"]["val/loss"] == pytest.approx(low["val/loss"][0], abs=1e-4)
+    assert (tmp_path / "out" / "figures" / "learning_rates.pdf").is_file()
+    assert "2 diverged" in done.stdout
+
+
+def test_how_a_fit_has_failed():
+    recipe = load("learning_rates")
+    # Of three seeds one stops, one learns nothing, one comes down after a bad beginning.
+    losses = {"stops": [3.0], "nothing": [2.4, 2.31], "learns": [9.0, 0.5]}
+    members = [
+        SimpleNamespace(
+            history=SimpleNamespace(rows=[{"val/loss": x, "val/accuracy": 1 / x} for x in each])
+        )
+        for each in losses.values()
+    ]
+    rate = recipe.summed_up(0.1, members, before=[2.5, 2.5, 2.5], epochs=2)
+    assert rate.diverged.tolist() == [True, False, False]
+    assert rate.at_chance.tolist() == [False, True, False]
+    np.testing.assert_array_equal(rate.best(rate.losses), [np.nan, 2.31, 0.5])
+    np.testing.assert_array_equal(rate.best(rate.accuracies), [np.nan, 1 / 2.31, 2])
+    assert rate.outcome() == "1 diverged, 1 at chance"
+    # One that ends above where it began, though its loss is a number.
+    rate = recipe.summed_up(0.1, members[2:], before=[0.4], epochs=2)
+    assert rate.diverged.tolist() == [True]
+
+
+def test_ensembles_are_scored_on_what_they_have_not_seen(tmp_path):
+    done = run(
+        ROOT / "recipes" / "ensembles.py", "--datasets=[diabetes]", "--fast_dev_run",
+        "--run_dir=out", "--accelerator=cpu",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    data = TabularDataModule("diabetes", test_fraction=0.0)
+    inputs, targets, _ = data.arrays("train")
+    with (tmp_path / "out" / "scores.csv").open(newline="") as file:
+        scores = list(csv.DictReader(file))
+    found = json.loads((tmp_path / "out" / "summary.json").read_text())["metrics"]
+    assert "diabetes/AdaBoost" not in found and "diabetes/random forest" in found
+    rmse = {name: [] for name in ("single net", "bagging")}
+    for fold, split in enumerate(data.splits(2)):
+        folder = tmp_path / "out" / "diabetes" / f"split-{fold}"
+        with np.load(folder / "bagging" / "samples.npz") as samples:
+            for rows in samples.values():
+                assert np.isin(rows, split["train"]).all()
+        model = load_model(folder / "bagging" / "ensemble.ckpt")
+        with torch.no_grad():
+            errors = model(inputs[split["val"]])[:, 0] - targets[split["val"]]
+        rows = {r["method"]: r for r in scores if int(r["fold"]) == fold}
+        assert float(rows["bagging"]["rmse"]) == pytest.approx(errors.square().mean().sqrt().item())
+        for name, values in rmse.items():
+            values.append(float(rows[name]["rmse"]))
+    row = found["diabetes/bagging"]
+    differences = np.subtract(rmse["bagging"], rmse["single net"])
+    assert row["difference"] == pytest.approx(differences.mean())
+    # Nadeau and Bengio's variance of two folds, 1 / 2 + 1 / 1.
+    t = differences.mean() / np.sqrt(1.5 * differences.var(ddof=1))
+    assert row["p"] == pytest.approx(2 * student.sf(abs(t), 1))
+    assert row["p_holm"] >= row["p"]
+
+
+@pytest.mark.parametrize("source", ["wine", "diabetes"])
+def test_the_average_of_trees_is_scikit_learns_vote(source):
+    recipe = load("ensembles")
+    data = TabularDataModule(source, test_fraction=0.0)
+    split = data.splits(3)[0]
+    found = recipe.trees(data, split["train"], split["val"], num_trees=5)
+    inputs, targets, _ = (x.numpy() for x in data.arrays("train"))
+    kind = "Classifier" if source == "wine" else "Regressor"
+    parts = [
+        (name, getattr(ensemble, name + kind)(n_estimators=5, random_state=0))
+        for name in ("RandomForest", "GradientBoosting")
+    ]
+    soft = {"voting": "soft"} if source == "wine" else {}
+    vote = getattr(ensemble, "Voting" + kind)(parts, **soft)
+    vote.fit(inputs[split["train"]], targets[split["train"]])
+    ask = vote.predict_proba if source == "wine" else vote.predict
+    np.testing.assert_allclose(found["both trees"][0], ask(inputs[split["val"]]))
 
 
 def test_optimizers_recipe_names_what_is_unknown():

@@ -58,6 +58,16 @@ class BaggingResult:
     info: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def checkpoint(self) -> Path:
+        """The checkpoint of `model`, for `dlblocks.models.load`."""
+        return self.run_dir / ENSEMBLE
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the call of `fit` that ended the run."""
+        return float(self.info["seconds"])
+
+    @property
     def metrics(self) -> list[str]:
         """Names of the validation metrics that every member has."""
         return [name for name in self.members[0] if all(name in m for m in self.members)

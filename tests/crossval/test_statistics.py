@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn import metrics
 
 from dlblocks.crossval import CrossValidationResult, OutOfFold
-from dlblocks.crossval.statistics import corrected_t_test, mean_interval, pooled_metrics
+from dlblocks.crossval.statistics import corrected_t_test, holm, mean_interval, pooled_metrics
 
 SCORES = [0.91, 0.94, 0.89, 0.95, 0.92]
 OTHERS = [0.90, 0.90, 0.88, 0.93, 0.93]
@@ -305,3 +305,20 @@ def test_to_pandas_without_predictions(tmp_path):
     pytest.importorskip("pandas")
     with pytest.raises(ValueError, match="no out-of-fold predictions"):
         result(tmp_path, oof=None).to_pandas("oof")
+
+
+def test_holms_values_are_those_at_which_its_procedure_rejects():
+    """The procedure of 1979, step by step: from the smallest on, reject while p <= level / left."""
+    rng = np.random.default_rng(0)
+    for size in (0, 1, 2, 7):
+        p = rng.beta(0.5, 3, size=size)
+        p[: size // 2] = p[:1].repeat(size // 2)  # ties
+        adjusted = holm(p.tolist())
+        assert len(adjusted) == size
+        for level in rng.uniform(0, 1, 200):
+            rejected = set()
+            for rank, i in enumerate(np.argsort(p)):
+                if p[i] > level / (size - rank):
+                    break
+                rejected.add(int(i))
+            assert rejected == {i for i, value in enumerate(adjusted) if value <= level}

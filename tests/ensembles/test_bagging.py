@@ -174,6 +174,7 @@ def test_loss_is_the_cross_entropy_of_the_averaged_probabilities(bagged, make_tr
 def test_files_load_and_predict_the_same(bagged, make_trainer):
     data, result = bagged
     again = BaggingResult.load(result.run_dir)
+    assert again.seconds == result.seconds > 0
     assert again.members == result.members and again.oob_score == result.oob_score
     for name, values in vars(result.oob).items():
         np.testing.assert_array_equal(values, getattr(again.oob, name))
@@ -181,7 +182,7 @@ def test_files_load_and_predict_the_same(bagged, make_trainer):
     assert again.histories == result.histories
     both = [
         make_trainer().predict(model, datamodule=data)
-        for model in (result.model, load(result.run_dir / "ensemble.ckpt"), again.model)
+        for model in (result.model, load(result.checkpoint), again.model)
     ]
     for first, *others in zip(*both, strict=True):
         assert all(torch.equal(first["prediction"], o["prediction"]) for o in others)

@@ -12,7 +12,7 @@ from sklearn.tree import DecisionTreeRegressor
 from torch import nn
 
 from dlblocks.data import ArrayDataModule, DigitsDataModule, TabularDataModule
-from dlblocks.ensembles import GradientBoosting
+from dlblocks.ensembles import GradientBoosting, Voting
 from dlblocks.ensembles.boosting_losses import AbsoluteLoss, HuberLoss, LogLoss, SquaredLoss
 from dlblocks.files import read_rows
 from dlblocks.models import (
@@ -432,6 +432,19 @@ def test_early_stopping_keeps_the_best_stages():
     found = result.model(data.transform(data.arrays("val")[0]))[:, 0]
     error = (found - data.arrays("val")[1]).square().mean().item()
     assert error == pytest.approx(min(losses), rel=1e-5)
+
+
+def test_a_vote_takes_the_boosted_model_over_raw_inputs(tmp_path, make_trainer):
+    data = TabularDataModule("diabetes")
+    result = boost(lambda: MLPRegressor(10, 1, hidden=[8]), data, run_dir=tmp_path / "a").fit()
+    model = Voting([result.model], normalisations=[data.normalisation])
+    raw = data.arrays("val")[0]
+    with torch.no_grad():
+        torch.testing.assert_close(model(raw), result.model(data.transform(raw)))
+    trainer = make_trainer()
+    (alone,) = trainer.validate(result.model, datamodule=data, verbose=False)
+    (within,) = trainer.validate(model, datamodule=data, verbose=False)
+    assert within["val/rmse"] == pytest.approx(alone["val/rmse"], rel=1e-5)
 
 
 def test_nothing_left_to_learn_ends_the_fit():

@@ -371,10 +371,10 @@ def test_a_loss_that_is_not_finite(tmp_path):
     settings = {"trainer": {**CPU, "max_epochs": 3}, "monitor": "val/loss", "mode": "min"}
     with pytest.raises(FloatingPointError, match=r"train/loss is .* at step \d+ .*lower lr"):
         Together(exploding(), **settings).fit()
+    with pytest.raises(ValueError, match=r"on_error='go on'"):
+        Together(exploding(), **settings, on_error="go on")
     found = exploding()
-    together = Together(found, **settings)
-    together.on_error = "continue"
-    together.fit()
+    Together(found, **settings, on_error="continue").fit()
     assert isinstance(found[1].error, FloatingPointError)
     assert found[0].error is None and found[0].epochs == 3
     # The others are what they are without it.
