@@ -212,7 +212,7 @@ def test_ensembles_are_scored_on_what_they_have_not_seen(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     data = TabularDataModule("diabetes", test_fraction=0.0)
-    inputs, targets, _ = data.arrays("train")
+    inputs, targets = data.raw_inputs("train"), data.source.targets
     with (tmp_path / "out" / "scores.csv").open(newline="") as file:
         scores = list(csv.DictReader(file))
     found = json.loads((tmp_path / "out" / "summary.json").read_text())["metrics"]
@@ -245,7 +245,7 @@ def test_the_average_of_trees_is_scikit_learns_vote(source):
     data = TabularDataModule(source, test_fraction=0.0)
     split = data.splits(3)[0]
     found = recipe.trees(data, split["train"], split["val"], num_trees=5)
-    inputs, targets, _ = (x.numpy() for x in data.arrays("train"))
+    inputs, targets = data.raw_inputs("train").numpy(), data.source.targets.numpy()
     kind = "Classifier" if source == "wine" else "Regressor"
     parts = [
         (name, getattr(ensemble, name + kind)(n_estimators=5, random_state=0))
