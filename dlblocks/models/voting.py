@@ -23,6 +23,7 @@ from dlblocks.models.regression import Regressor
 
 # The share of a class that no member votes for; its logarithm stays finite.
 NO_VOTE = 1e-6
+IDENTITY = (1.0, 0.0)  # the scale and shift of inputs that stay as they are
 Kind = TypeVar("Kind", bound=Model)
 
 
@@ -38,6 +39,7 @@ class VotingClassifier(Classifier):
     Members may have been trained on inputs normalised in different ways, as the models of a
     cross-validation are. Given their `normalisations`, the inputs of `forward` are raw, in the
     units of the source; under a Trainer with one of our datamodules, its batches are understood.
+    A member that is such an ensemble itself has ``(1.0, 0.0)`` there; if all are, leave them out.
 
     Args:
         members: Classifiers of one number of classes, or their descriptions in a checkpoint. A
@@ -60,6 +62,7 @@ class VotingClassifier(Classifier):
     ) -> None:
         check_choice("voting", voting, ["soft", "hard"])
         models = _models(members, Classifier)
+        normalisations = _for_each(models, normalisations)
         counts = {model.num_classes for model in models}
         if len(counts) > 1:
             raise ValueError(f"members have {sorted(counts)} classes; they must have the same.")
@@ -126,6 +129,7 @@ class VotingRegressor(Regressor):
         self, members: Sequence[Any], *, normalisations: Sequence[Any] | None = None
     ) -> None:
         models = _models(members, Regressor)
+        normalisations = _for_each(models, normalisations)
         counts = {model.out_features for model in models}
         if len(counts) > 1:
             raise ValueError(f"members put out {sorted(counts)} values; they must put out as many.")
@@ -212,6 +216,35 @@ def _models(members: Sequence[Any], kind: type[Kind]) -> list[Kind]:
             )
         models.append(model)
     return models
+
+
+def _for_each(
+    models: Sequence[Model], normalisations: Sequence[Any] | None
+) -> Sequence[Any] | None:
+    """The normalisations, of which members that have some of their own need none but the identity.
+
+    They would take normalised inputs for raw ones, since it is the vote that knows the Trainer.
+    """
+    raw = [isinstance(m.net, _Committee) and m.net.normalisations for m in models]
+    if normalisations is None and all(raw):
+        return [IDENTITY] * len(models)
+    pairs = [None] * len(models) if normalisations is None else normalisations
+    for i, (takes_raw, pair) in enumerate(zip(raw, pairs, strict=False)):
+        if takes_raw and (pair is None or not _is_identity(pair)):
+            raise ValueError(
+                f"member {i} is an ensemble whose members have normalisations of their own, so "
+                f"that it takes inputs in the units of the source; give normalisations= with "
+                f"{IDENTITY} for it, and the datamodule's `normalisation` for models that take "
+                "normalised inputs."
+            )
+    return normalisations
+
+
+def _is_identity(pair: Any) -> bool:
+    return all(
+        bool((torch.as_tensor(given) == value).all())
+        for given, value in zip(pair, IDENTITY, strict=True)
+    )
 
 
 def _describe(

@@ -325,6 +325,28 @@ def test_voting_over_models_and_checkpoints(bagged, make_trainer):
     assert different.voting == "hard" and not different.training
 
 
+def test_a_vote_over_ensembles_is_that_of_their_members(bagged, make_trainer):
+    data, result = bagged
+    both = Voting([result.model, result.checkpoint])
+    raw = data.arrays("test")[0]
+    with torch.no_grad():
+        torch.testing.assert_close(both(raw), result.model(raw))
+    trainer = make_trainer()
+    (alone,) = trainer.test(result.model, datamodule=data, verbose=False)
+    (within,) = trainer.test(both, datamodule=data, verbose=False)
+    assert within == pytest.approx(alone, rel=1e-5)
+    # Beside a model that takes normalised inputs.
+    single = mlp()
+    with pytest.raises(ValueError, match=r"member 1 is an ensemble.*\(1\.0, 0\.0\) for it"):
+        Voting([single, result.model])
+    with pytest.raises(ValueError, match="member 1 is an ensemble"):
+        Voting([single, result.model], normalisations=[data.normalisation] * 2)
+    mixed = Voting([single, result.model], normalisations=[data.normalisation, (1.0, 0.0)])
+    with torch.no_grad():
+        p = [single(data.transform(raw)).softmax(1), result.model(raw).softmax(1)]
+        torch.testing.assert_close(mixed(raw).softmax(1), (p[0] + p[1]) / 2)
+
+
 def test_bad_arguments(tmp_path):
     def bad(match, error=ValueError, make=mlp, data=None, kind=Bagging, **more):
         with pytest.raises(error, match=match):
