@@ -514,15 +514,23 @@ def dots(found: Mapping[str, Scores], num_folds: int) -> Figure:
             took = f"{scores[method]['seconds'].mean():.1f} s"
             axis.text(1.02, y, took, transform=axis.get_yaxis_transform(), va="center", fontsize=10)
         axis.axvline(0, color="#333333", linewidth=1)
-        unit = "accuracy, percentage points" if task.percent else "RMSE (left is better)"
-        style_axis(axis, f"{unit}: minus that of one net", "")
+        unit = (
+            "accuracy in percentage points (right is better)"
+            if task.percent
+            else "RMSE (left is better)"
+        )
+        style_axis(axis, f"{unit}, minus that of one net", "")
         value = scale * scores[first][metric].mean()
         took = f"{scores[first]['seconds'].mean():.1f} s"
-        said = f"{value:.1f} %" if task.percent else f"{value:.1f}"
+        said = f"{value:.1f} %" if task.percent else f"an RMSE of {value:.1f}"
         axis.set_title(f"{name}: one net has {said}, in {took}", fontsize=12)
         axis.set_yticks(range(len(compared)), list(compared))
         axis.tick_params(axis="y", length=0)
         axis.invert_yaxis()
+    for label, colour in (("nets", plots.BLUE), ("scikit-learn's trees", plots.ORANGE)):
+        axes[0].plot([], [], "o-", color=colour, linewidth=2.4, label=f"{label}, 95 % interval")
+    axes[0].plot([], [], "o", color="#bbbbbb", markersize=4, label="each split")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 

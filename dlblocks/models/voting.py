@@ -71,7 +71,10 @@ class VotingClassifier(Classifier):
         _describe(self, models, normalisations, voting=voting)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self._combined(_outputs(self, inputs).float())
+        return self._of_raw(_raw(self, inputs))
+
+    def _of_raw(self, inputs: Tensor) -> Tensor:
+        return self._combined(self.net(inputs).float())
 
     def _combined(self, logits: Tensor) -> Tensor:
         if self.voting == "soft":
@@ -137,7 +140,11 @@ class VotingRegressor(Regressor):
         _describe(self, models, normalisations)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return _outputs(self, inputs).mean(0)
+        return self._of_raw(_raw(self, inputs))
+
+    def _of_raw(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.net(inputs)
+        return outputs.mean(0)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         inputs, *rest = batch if isinstance(batch, (list, tuple)) else [batch]
@@ -198,7 +205,9 @@ class _Committee(nn.Module):
             if self.normalisations:
                 scale, shift = getattr(self, f"scale_{i}"), getattr(self, f"shift_{i}")
                 own = inputs.to(scale.dtype) * scale + shift
-            outputs.append(member(own))
+            # What the Trainer made of the inputs is undone already, by the vote that it runs.
+            vote = getattr(member, "_of_raw", None)
+            outputs.append(member(own) if vote is None else vote(own))
         return torch.stack(outputs)
 
 
