@@ -6,9 +6,27 @@ models of different kinds: all beside scikit-learn's random forest and gradient 
 average of these two, on handwritten digits (classes) and on diabetes (values), on the same splits
 of a repeated K-fold. The nets choose their epoch, or number of stages, on 15 % of the training
 samples of a split; the trees, which choose nothing, train on those too. The fold that scores is
-seen by none of them. Settings are plain ones; none was tuned on these scores.
+seen by none of them. Settings are plain ones.
 
-Result: …
+Result: (seed 0, two repeats of five folds) nearly every ensemble of nets is a little better than
+one net, and no gain is beyond doubt; AdaBoost is worse. Mean, 95 % interval of the difference from
+one net, seconds of a split:
+
+    digits             accuracy                    log loss   s    diabetes: RMSE            s
+    single net         97.27 %                     0.085    1.0    57.59                    1.0
+    deep ensemble      97.80 %  (-0.11 … +1.17)    0.075    1.2    55.28  (-6.19 … +1.58)   1.0
+    bagging            97.75 %  (-0.44 … +1.39)    0.085    1.4    55.00  (-7.16 … +2.00)   1.1
+    voting             97.94 %  (-0.14 … +1.48)    0.083    3.8    54.71  (-6.68 … +0.93)   2.9
+    gradient boosting  98.14 %  (-0.04 … +1.77)    0.079    2.1    55.65  (-6.25 … +2.38)   1.2
+    AdaBoost           95.35 %  (-3.55 … -0.29)    2.253    2.9
+    random forest      97.47 %  (-0.80 … +1.19)    0.306    0.2    58.96  (-6.26 … +9.00)   0.2
+    tree boosting      96.52 %  (-1.96 … +0.45)    0.118    5.3    58.55  (-5.37 … +7.29)   0.1
+    both trees         96.86 %  (-1.50 … +0.67)    0.186    5.6    58.12  (-6.36 … +7.42)   0.2
+
+After Holm's correction no p is below 0.2. Ten nets trained as one take little longer than one net
+by itself. AdaBoost's log loss is that of a vote, which is never sure. It has no early stopping,
+with which it had 94.43 %: the one setting that was changed after a look at scores. About 4 minutes
+(one thread of two CPU cores, torch 2.14, lightning 2.6.6); twice as long beside other work.
 """
 
 from __future__ import annotations

@@ -6,7 +6,13 @@ fits of which each has its own weights, order of the data and optimizer, and goe
 that diverges stops and leaves the others alone. The rate of lowest validation loss is then fitted
 once more by itself, which says how long that takes, and whether it is the same fit.
 
-Result: …
+Result: of SGD with momentum, the rate 0.1 has the lowest validation loss, 0.163 ± 0.013 (mean ±
+standard deviation over seeds 0 to 2), and 96.9 ± 0.7 % on the test set; a wide range below comes
+near to it (0.19 to 0.20 from 0.003 to 0.06). At 0.3 the loss is 0.51, at 0.56 and above nets learn
+nothing; a fit diverged at 1.8 and 5.6, all three at 10. 51 fits at once took 11 to 13 s, one of
+them alone 1.0 to 1.3 s, which would be 4.5 to 5.2 times as long for all of them; the losses of that
+fit, alone and among all, differ by less than 1e-6 (two runs, one thread of two CPU cores, torch
+2.14, lightning 2.6.6).
 """
 
 from __future__ import annotations
