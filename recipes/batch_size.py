@@ -42,8 +42,8 @@ SCALED, WARM = "large, scaled rate", "large, scaled + warm-up"
 COLOURS = {
     SMALL: plots.BLUE,
     LARGE: plots.RED,
-    STEPS: plots.ORANGE,
-    SCALED: plots.GREEN,
+    STEPS: plots.GREEN,
+    SCALED: plots.ORANGE,
     WARM: "#CC79A7",
 }
 MEASURED = {
