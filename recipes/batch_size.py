@@ -1,6 +1,38 @@
-"""Small against large batches on the digits, after Keskar et al. 2017 and Goyal et al. 2017.
+"""Small against large batches on the digits: accuracy, sharpness, and the line between them.
 
-RESULT
+An MLP, 64 → 128 → 128 → 10, learns 1,024 digits by gradient descent with momentum in batches of 16
+and of 128, an eighth of all (Keskar et al., "On Large-Batch Training for Deep Learning", 2017, took
+a tenth, and Adam). The large batch is trained over as many epochs, which are an eighth of the
+steps, and over as many steps, which are eight times the epochs; and, as remedies, over as many
+epochs with eight times the rate (Goyal et al., "Accurate, Large Minibatch SGD", 2017), at once or
+after a linear warm-up of five epochs. A seed has weights, a split and an order of its own, the same
+in all settings. Measured are the last weights: ε-sharpness (Keskar's equation 4, whole space, ε =
+1e-3) and top Hessian eigenvalue of the loss of all training digits, in float64.
+
+Result: mean ± standard deviation over seeds 0 to 9. Every training accuracy is 100 %; a test set
+has 645 digits, one of which is 0.16 %; "- small" is the difference from the small batch, seed by
+seed::
+
+                         epochs  steps  loss of training  test accuracy   - small      sharpness
+    small                    60  3,840           0.00027  97.88 ± 0.47                 0.105 ± 0.021
+    large                    60    480           0.00481  97.30 ± 0.63 -0.57 ± 0.43     1.75 ± 0.31
+    large, equal steps      480  3,840           0.00035  97.74 ± 0.54 -0.14 ± 0.27    0.564 ± 0.16
+    large, scaled rate       60    480           0.00009  97.61 ± 0.56 -0.26 ± 0.34    0.016 ± 0.006
+    large, scaled + warm-up  60    480           0.00009  97.88 ± 0.55  0.00 ± 0.33    0.018 ± 0.005
+
+    Top Hessian eigenvalue: 0.10 ± 0.01, 2.4 ± 0.4, 0.28 ± 0.04, 0.028 ± 0.009, 0.026 ± 0.008.
+
+Over equal epochs it is as Keskar et al. say: the large batch generalizes less well, by half a point
+(lower in 8 of 10 seeds), and its solutions are 17 times as sharp. But they are also less trained:
+after equal steps a gap of 0.14 is left, which ten seeds do not tell from none, and five times the
+sharpness. Sharpness does not rank the settings: with the scaled rate the solutions are seven times
+flatter than the small batch's, and a quarter of a point worse. Scaled with warm-up, in an eighth of
+the steps, the large batch is as good as the small one. On the line there is no barrier between the
+solutions (training accuracy is 100 % all the way), and as in their figure 3 it gets worse sooner
+beyond the large batch: training accuracy is 84 % at α = 2, 100.0 % at α = -1. After equal steps it
+is 94 % and 99.9 %. Linear scaling has an end: with batches of 512 (--large=512, seeds 0 to 4; gaps
+of 1.1 over equal epochs and 0.1 over equal steps) two of five fits end at chance and one at 50 %,
+with warm-up one at chance. 2.5 minutes (one thread of two CPU cores in other use, torch 2.14, lightning 2.6.6).
 """
 
 from __future__ import annotations
@@ -34,7 +66,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DIGITS = 1797
-VALIDATION = 128  # digits on which the learning rate of the small batch was chosen
+# To choose rates by: from 0.003 to 0.05 the small batch is equally good on them, within noise.
+VALIDATION = 128
 ALPHAS = np.linspace(-1, 2, 61)
 PARTS = ("train", "val", "test")
 SMALL, LARGE, STEPS = "small", "large", "large, equal steps"
