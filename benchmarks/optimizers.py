@@ -24,7 +24,8 @@ which should come near to Adam(fused=True): 54 and 54 ms of ResNet-18, for 8 ms 
 run (ours without it 22 and 32); 3.1 and 3.8 ms of the small tensors, for 1.1 and 1.2. No GPU was to
 be had.
 
-Run: pip install 'dlblocks[bench]', then python benchmarks/optimizers.py [--device cuda] [--compile] [--turns 15]
+Run: pip install 'dlblocks[bench]', then
+python benchmarks/optimizers.py [--device cuda] [--compile] [--turns 15]
 """
 
 from __future__ import annotations
