@@ -32,7 +32,8 @@ solutions (training accuracy is 100 % all the way), and as in their figure 3 it 
 beyond the large batch: training accuracy is 84 % at α = 2, 100.0 % at α = -1. After equal steps it
 is 94 % and 99.9 %. Linear scaling has an end: with batches of 512 (--large=512, seeds 0 to 4; gaps
 of 1.1 over equal epochs and 0.1 over equal steps) two of five fits end at chance and one at 50 %,
-with warm-up one at chance. 2.5 minutes (one thread of two CPU cores in other use, torch 2.14, lightning 2.6.6).
+with warm-up one at chance. 2.5 minutes (one thread of two CPU cores in other use, torch 2.14,
+lightning 2.6.6).
 """
 
 from __future__ import annotations
