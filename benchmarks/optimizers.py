@@ -96,7 +96,7 @@ def sync(device: str) -> None:
 def floor(values: int, device: str) -> float:
     """Seconds to read or write `values` float32 seven times, at the best rate that was seen."""
     x, y = (torch.randn(max(values, 2**20), device=device) for _ in range(2))
-    # In place, as an optimizer writes: memory written without having been read is read all the same.
+    # In place, as an optimizer writes: memory written but not read before is read all the same.
     passes: dict[int, Callable[[], Any]] = {2: lambda: x.neg_(), 3: lambda: y.add_(x, alpha=1e-3)}
     rates = [n / min(seconds(f, 5, device) for _ in range(5)) for n, f in passes.items()]
     return 7 / max(rates) * values / x.numel()
