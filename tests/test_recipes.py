@@ -1,5 +1,6 @@
 """Every recipe runs, and says what it takes."""
 
+import copy
 import csv
 import importlib.util
 import json
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import forked
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -105,8 +107,8 @@ def test_regularization_scores_on_folds_and_on_the_rest(tmp_path):
     assert "did you mean 'mixup'" in done.stderr
 
 
-def rows(folder):
-    with (folder / "folds.csv").open(newline="") as file:
+def rows(folder, name="folds.csv"):
+    with (folder / name).open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -262,3 +264,70 @@ def test_optimizers_recipe_names_what_is_unknown():
     done = run(ROOT / "recipes" / "optimizers.py", '--optimizers=["adan"]')
     assert done.returncode == 2
     assert "adan" in done.stderr and "did you mean" in done.stderr
+
+
+def test_batch_size_compares_what_it_says(tmp_path):
+    recipe = load("batch_size")
+    folder = tmp_path / "out"
+    recipe.main(
+        small=16, large=60, lr=0.08, samples=120, num_seeds=2, max_epochs=3, warmup_epochs=2,
+        run_dir=str(folder), accelerator="cpu",
+    )  # fmt: skip
+    fits = rows(folder, "fits.csv")
+    columns = ("batch_size", "lr", "epochs", "steps", "warmup_steps")
+    settings = {row["setting"]: [float(row[name]) for name in columns] for row in fits}
+    assert settings == {
+        "small": [16, 0.08, 3, 24, 0],
+        "large": [60, 0.08, 3, 6, 0],
+        "large, equal steps": [60, 0.08, 12, 24, 0],
+        "large, scaled rate": [60, pytest.approx(0.3), 3, 6, 0],
+        "large, scaled + warm-up": [60, pytest.approx(0.3), 3, 6, 4],
+    }
+    assert len(fits) == 10
+    # The line begins and ends at the solutions.
+    line = rows(folder, "line.csv")
+    assert len(line) == 2 * 2 * 61
+    for row in line:
+        at = {0.0: "small", 1.0: row["to"]}.get(round(float(row["alpha"]), 9))
+        if at is None:
+            continue
+        (fit,) = (f for f in fits if (f["setting"], f["seed"]) == (at, row["seed"]))
+        for name in ("train/loss", "train/accuracy", "test/loss", "test/accuracy"):
+            assert float(row[name]) == pytest.approx(float(fit[name]), rel=1e-9)
+    found = json.loads((folder / "summary.json").read_text())["metrics"]["large"]["sharpness"]
+    values = [float(fit["sharpness"]) for fit in fits if fit["setting"] == "large"]
+    assert found["mean"] == pytest.approx(np.mean(values)) and min(values) > 0
+    assert found["std"] == pytest.approx(np.std(values, ddof=1))
+    assert (folder / "figures" / "batch_size.pdf").is_file()
+    with pytest.raises(ValueError, match="small=64 is outside"):
+        recipe.main(small=64, large=64)
+
+
+def test_batch_size_measures_the_weights_of_the_last_epoch():
+    recipe = load("batch_size")
+    setting = recipe.make_settings(32, 64, 0.05, 1, 128, 3)["large, scaled + warm-up"]
+    member, alone = (recipe.make_member(setting, 128, 7) for _ in range(2))
+    recipe.train([member], setting, {"accelerator": "cpu"}, None)
+    found = recipe.measure(member, 1e-3)
+    trainer = pl.Trainer(
+        max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+    )  # fmt: skip
+    trainer.fit(alone.model, datamodule=alone.datamodule)
+    assert trainer.global_step == setting.steps
+    inputs, targets, _ = alone.datamodule.arrays("test")
+    logits = alone.model.eval()(alone.datamodule.transform(inputs)).detach()
+    losses = [-row.log_softmax(0)[y] for row, y in zip(logits, targets, strict=True)]
+    assert found.measured["test/loss"] == pytest.approx(float(np.mean(losses)), rel=1e-4)
+    right = np.mean([int(row.argmax()) == y for row, y in zip(logits, targets, strict=True)])
+    assert found.measured["test/accuracy"] == pytest.approx(right)
+    assert len(found.losses) == 3
+
+    start = recipe.measure(recipe.make_member(setting, 128, 7), 1e-3)
+    between = recipe.between(start, found)["train/loss"]
+    middle = copy.deepcopy(found.net)
+    pairs = zip(start.net.parameters(), found.net.parameters(), strict=True)
+    for p, (a, b) in zip(middle.parameters(), pairs, strict=True):
+        p.data = (a.data + b.data) / 2
+    at = int(np.argmin(abs(recipe.ALPHAS - 0.5)))
+    assert between[at] == pytest.approx(recipe.evaluate(middle, *found.data["train"])[0])

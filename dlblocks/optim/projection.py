@@ -185,11 +185,14 @@ class ProjectedOptimizer(BaseOptimizer):
     ) -> None:
         plain: list[list[Tensor]] = [[] for _ in range(2 + len(states))]
         buckets: dict[Any, list[tuple[Tensor, ...]]] = {}
+        number = len(self.state_names) + 2
         for i, row in enumerate(zip(params, grads, *states, strict=True)):
+            strides = row[0].stride()
+            if any(x.stride() != strides for x in row[1:number]):
+                row = (*_alike(row[:number]), *row[number:])
             p = row[0]
             strides = p.stride()
-            shaped = row[1 : len(self.state_names) + 2]
-            if not _is_dense(p) or any(x.stride() != strides for x in shaped):
+            if not _is_dense(p) or any(x.stride() != strides for x in row[1:number]):
                 self._update_one(p, row[1], row[2:], group, lr)
             elif p.ndim < 2 or p.numel() == 0:
                 _append(plain, row)
@@ -288,6 +291,13 @@ class ProjectedOptimizer(BaseOptimizer):
 def _append(lists: list[list[Tensor]], row: Sequence[Tensor]) -> None:
     for values, value in zip(lists, row, strict=True):
         values.append(value)
+
+
+def _alike(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """With equal strides, if they differ along axes of one value alone, as gradients of vmap do."""
+    if not all(x.is_contiguous() for x in tensors):
+        return tensors
+    return [x.view(-1).view(x.shape) for x in tensors]
 
 
 def _order(x: Tensor) -> list[int]:

@@ -1,5 +1,6 @@
 """Sharpness where the answer is known, and against training without it."""
 
+import csv
 import itertools
 import math
 import os
@@ -26,6 +27,7 @@ from dlblocks.callbacks import (
     sharpness,
     top_eigenvalue,
 )
+from dlblocks.cli import main
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import MLPClassifier
 
@@ -95,6 +97,32 @@ def test_linear_loss_is_exact_in_both_spaces():
     found = sharpness(loss, x, 0.01, directions=2, seed=5)
     assert found == pytest.approx(100 * rise / (1 + base))
     assert x[0].tolist() == [1.0, -2.0]
+
+
+def test_the_corner_that_the_gradient_points_to_is_tried_last():
+    """Slopes so unlike that one iteration moves most coordinates little."""
+    slopes = torch.logspace(0, -6, 30, dtype=torch.float64)
+    slopes[::2] *= -1
+    x = torch.zeros(30, dtype=torch.float64, requires_grad=True)
+    points = []
+
+    def loss():
+        points.append(x.detach().clone())
+        return (slopes * x).sum()
+
+    found = sharpness(loss, [x], 0.01, iterations=1, starts=1)
+    assert found == pytest.approx(100 * 0.01 * float(slopes.abs().sum()), rel=1e-9)
+    corner = 0.01 * slopes.sign()
+    assert torch.allclose(points[-1], corner, rtol=1e-12)
+    assert not any(torch.allclose(point, corner) for point in points[:-1])
+
+
+def test_a_corner_that_is_lower_changes_nothing():
+    """Of 1 - (x - 0.005)² the maximum lies within the box."""
+    x = leaf(0.0)
+    found = sharpness(lambda: 1 - (x - 0.005).square().sum(), [x], 0.01, iterations=50)
+    base = 1 - 0.005**2
+    assert found == pytest.approx(100 * (1 - base) / (1 + base), rel=1e-6)
 
 
 def test_units_of_the_loss_do_not_matter_to_the_search():
@@ -449,6 +477,40 @@ def test_several_loaders_are_refused(make_trainer):
 
     with pytest.raises(ValueError, match="Sharpness reads the training data from one DataLoader"):
         make_trainer(callbacks=[Sharpness()]).fit(Two(), {"a": loader(), "b": loader()})
+
+
+CONFIG = """
+model:
+  class_path: dlblocks.models.MLPClassifier
+  init_args: {in_features: 64, num_classes: 10, hidden: [16]}
+data:
+  class_path: dlblocks.data.DigitsDataModule
+  init_args: {batch_size: 256}
+trainer:
+  max_epochs: 2
+  accelerator: cpu
+  enable_progress_bar: false
+  enable_model_summary: false
+  callbacks:
+    - {class_path: dlblocks.callbacks.Sharpness, init_args: {limit_batches: 1, at_epochs: [-1]}}
+    - class_path: dlblocks.callbacks.Sharpness
+      init_args: {epsilon: 5.0e-4, directions: 3, eigenvalue: false, limit_batches: 0.5}
+"""
+
+
+def test_from_yaml(tmp_path):
+    (tmp_path / "sharp.yaml").write_text(CONFIG)
+    main(["fit", "--config=sharp.yaml"])
+    with (tmp_path / "runs" / "sharp" / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    measured = {
+        name: [float(row[name]) for row in rows if row[name]]
+        for name in ("train/sharpness", "train/sharpness_subspace", "train/hessian_eigenvalue")
+    }
+    assert [len(values) for values in measured.values()] == [1, 2, 1]
+    assert all(0 < value < math.inf for values in measured.values() for value in values)
+    with pytest.raises(SystemExit):
+        main(["fit", "--config=sharp.yaml", "--trainer.callbacks.epsilom=1"])
 
 
 DDP = """

@@ -368,3 +368,25 @@ def test_lion_is_its_paper(path):
                 theta -= 0.1 * ((c > 0) - (c < 0) + 0.5 * theta)
                 m = 0.95 * m + 0.05 * g.item()
             assert value.item() == pytest.approx(theta, rel=1e-12)
+
+
+@pytest.mark.parametrize("optimizer_class", [AdamP, SGDP])
+def test_strides_of_axes_of_one_value_do_not_matter(optimizer_class, monkeypatch):
+    """vmap gives gradients whose strides differ where there is one value only."""
+    generator = torch.Generator().manual_seed(0)
+    ends = []
+    for odd in (False, True):
+        params = []
+        for shape, strides in (((6, 1), (1, 6)), ((1, 6), (1, 1)), ((6, 1), (1, 1))):
+            generator.manual_seed(len(params))
+            values, grads = torch.randn(2, 6, generator=generator)
+            params.append(nn.Parameter(values.view(shape)))
+            params[-1].grad = torch.as_strided(grads, shape, strides if odd else (shape[1], 1))
+        if odd:
+            assert params[0].grad.stride() != params[0].stride()
+            monkeypatch.delattr(projection.ProjectedOptimizer, "_update_one")
+        optimizer = optimizer_class(params, lr=0.1, weight_decay=0.1)
+        for _ in range(3):
+            optimizer.step()
+        ends.append(params)
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
