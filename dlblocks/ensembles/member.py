@@ -244,6 +244,16 @@ class Member:
         for writer in csv_writers(trainer):
             writer.keep(0)
 
+    def restore_best(self) -> None:
+        """Gives the model the weights of its best epoch, in memory of its own."""
+        for p in self.model.parameters():
+            p.data, p.grad = p.data.clone(), None
+        for module in self.model.modules():
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = None if buffer is None else buffer.clone()
+        if self.best is not None:
+            self.model.load_state_dict(self.best.state)
+
     def detach(self) -> None:
         """Ends what `attach` began."""
         trainer: Any = self.trainer
