@@ -7,7 +7,6 @@ bias and product are one operation, and the loss needs no rule that is interpret
 from __future__ import annotations
 
 from collections.abc import Mapping
-
 from typing import Any
 
 import torch

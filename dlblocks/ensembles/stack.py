@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -122,17 +122,17 @@ class Stack:
         losses = dense_loss(model, values, targets)
         return self._after_net(values, targets, named) if losses is None else (losses, values)
 
-    def link_gradients(self) -> None:
-        """Makes the models' gradients views of the stack's; call once, after the first backward.
+    def make_gradients(self, names: Iterable[str]) -> None:
+        """Gives these parameters gradients of 0, the models' own being views of the stack's.
 
-        From here on, gradients are added to: they are never None again.
+        They are only ever added to. A parameter without one is of no use to the loss: as without a
+        stack, the optimizer leaves it alone.
         """
-        # One that is of no use to the loss has none: as without a stack, the optimizer leaves its
-        # parameter alone.
-        self._gradients = {n: p.grad for n, p in self.params.items() if p.grad is not None}
-        for name, stacked in self._gradients.items():
+        self._gradients = {name: torch.zeros_like(self.params[name].data) for name in names}
+        for name, gradient in self._gradients.items():
+            self.params[name].grad = gradient
             for k, model in enumerate(self.models):
-                model.get_parameter(name).grad = stacked[k]
+                model.get_parameter(name).grad = gradient[k]
 
     def clip_gradients(self, members: list[int], limit: float, *, by_value: bool) -> None:
         """Clips the gradients of some models, each its own; those of the others stay.
@@ -176,14 +176,11 @@ class Stack:
                 owner, _, leaf = name.rpartition(".")
                 model.get_submodule(owner)._buffers[leaf] = buffer.clone()
         self.models = [self.models[k] for k in members]
-        linked = self._gradients.keys()
         self._fill(
             [dict(model.named_parameters()) for model in self.models],
             [dict(model.named_buffers()) for model in self.models],
         )
-        for name, stacked_p in self.params.items():
-            stacked_p.grad = torch.zeros_like(stacked_p) if name in linked else None
-        self.link_gradients()
+        self.make_gradients(self._gradients)
 
 
 class _Step(nn.Module):

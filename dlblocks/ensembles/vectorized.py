@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dlblocks.ensembles import saved
 from dlblocks.ensembles.batches import BatchSource
+from dlblocks.ensembles.errors import NotVectorizable, naming
 from dlblocks.ensembles.member import Best, Member
 from dlblocks.ensembles.optimizers import MergedOptimizer
 from dlblocks.ensembles.probe import quiet_vmap, try_a_step
@@ -95,10 +96,15 @@ class Together(pl.LightningModule):
         self.clip: float = trainer.get("gradient_clip_val") or 0.0
         self.clip_by_value = str(trainer.get("gradient_clip_algorithm") or "norm") == "value"
         self.validate_every = trainer.get("check_val_every_n_epoch") or 1
+        if self.validate_every > 1 and monitor.startswith("train/"):
+            raise NotVectorizable(
+                f"monitor={monitor!r} with check_val_every_n_epoch={self.validate_every}: one by "
+                "one, weights are judged by the training of the epoch before; monitor a "
+                "metric of validation"
+            )
         self.limit_train = trainer.get("limit_train_batches")
         self.limit_val = trainer.get("limit_val_batches")
         self.epoch = 0
-        self._linked = False
         self._unchecked: list[tuple[list[int], Tensor, int]] = []
         self._saved_at = time.monotonic()
         arguments = {k: v for k, v in trainer.items() if k not in HEEDED_HERE}
@@ -116,8 +122,9 @@ class Together(pl.LightningModule):
         )
         self._max_epochs = int(arguments["max_epochs"])
         self.root_device = self.fitter.strategy.root_device
-        for member in self.members:
-            member.attach(self.fitter, trainer)
+        for k, member in enumerate(self.members):
+            with naming(member.name if k else None):  # what the first has, all are likely to have
+                member.attach(self.fitter, trainer)
         self.live = self.members
         self._make_sources()
         for k, member in enumerate(self.members):
@@ -201,9 +208,6 @@ class Together(pl.LightningModule):
             (total if self.accumulate == 1 else total / self.accumulate).backward()
             self._check_finite(batches.members, losses, total.detach(), number)
             self._sums.add(batches, losses, outputs.detach())
-        if not self._linked:
-            self.stack.link_gradients()
-            self._linked = True
         last = number + 1
         due = [
             k
