@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
@@ -45,6 +46,8 @@ def choose_engine(
                 if len(part) == 1 or not is_out_of_memory(error):
                     raise
                 part = _halves(part)[0]
+            if together is None:
+                gc.collect()  # a Trainer and its module hold one another, and all that failed
     except NotVectorizable as error:
         if engine == "vectorized":
             raise NotVectorizable(
@@ -95,7 +98,9 @@ def in_halves(
     else:
         yield from found
         return
-    # Outside of the handler, whose error holds the memory.
+    # Outside of the handler, whose error holds the memory; as a Trainer and its module hold each
+    # other.
+    gc.collect()
     for part in halves:
         yield from in_halves(run, part, what)
 
