@@ -179,7 +179,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--only", choices=("mlp", "cnn", "growth"))
     parser.add_argument("--figure", type=Path, default=Path("vectorized.png"))
     parser.add_argument("--grow", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -198,18 +199,26 @@ def main() -> None:
         return
     print(f"torch {torch.__version__}, lightning {pl.__version__}, {given.threads} thread(s)")
     with quiet():
-        runs = {
+        runs: dict[str, Run] = {
             "vectorized": folds(mlp, "vectorized", given.epochs),
             "sequential": folds(mlp, "sequential", given.epochs),
             "one fit of one fold": one_fit(given.epochs),
             "skorch": skorch(given.epochs),
         }
-        compare(f"MLP, {FOLDS} folds, {given.epochs} epochs", runs, given.turns)
+        if given.only in (None, "mlp"):
+            compare(f"MLP, {FOLDS} folds, {given.epochs} epochs", runs, given.turns)
         runs = {
             "auto": folds(cnn, "auto", 3),
             "sequential": folds(cnn, "sequential", 3),
         }
-        compare(f"CNN, {FOLDS} folds, 3 epochs", runs, min(given.turns, 3))
+        if given.only in (None, "cnn"):
+            compare(f"CNN, {FOLDS} folds, 3 epochs", runs, given.turns)
+    if given.only in (None, "growth"):
+        grow(given)
+
+
+def grow(given: argparse.Namespace) -> None:
+    """Prints and draws what one fit of K models takes."""
     rows = []
     print(f"\n{'K':>4}{'seconds':>10}{'MB':>8}")
     for count in SIZES:
