@@ -14,6 +14,7 @@ import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,12 @@ from torch.utils.data import DataLoader, Dataset
 from dlblocks.ensembles import saved
 from dlblocks.ensembles.batches import BatchSource
 from dlblocks.ensembles.errors import NotVectorizable, naming
-from dlblocks.ensembles.member import Best, Member
+from dlblocks.ensembles.member import Member
 from dlblocks.ensembles.optimizers import MergedOptimizer
 from dlblocks.ensembles.probe import quiet_vmap, try_a_step
 from dlblocks.ensembles.stack import Stack
 from dlblocks.ensembles.sums import Sums
 from dlblocks.ensembles.support import check_vectorizable
-from dlblocks.errors import did_you_mean
 from dlblocks.models.base import FLUSH_EVERY
 from dlblocks.no_gpu import quick_gpu_check
 from dlblocks.predictions import stack as stack_predictions
@@ -277,7 +277,8 @@ class Together(pl.LightningModule):
             member.call("on_train_epoch_end")
             member.epochs = self.epoch + 1
             if validated:
-                self._keep_best(k, {**train[k], **val[k]})
+                found = {**train[k], **val[k]}
+                member.keep_best(found, self.monitor, self.mode, partial(self.stack.state, k))
             member.step_schedules("epoch", plateau=True, count=self.epoch + 1)
             self.optimizers_of.settings_changed()
             member.active = not member.trainer.should_stop
@@ -313,25 +314,6 @@ class Together(pl.LightningModule):
                     sums.add(batches, losses, outputs)
         self.stack.train()
         return sums.compute()
-
-    def _keep_best(self, k: int, metrics: Mapping[str, Tensor]) -> None:
-        member = self.live[k]
-        values = {name: float(value) for name, value in metrics.items()}
-        if self.monitor not in values:
-            hint = did_you_mean(self.monitor, values) or "."
-            raise ValueError(
-                f"monitor={self.monitor!r} was not logged by {type(member.model).__name__}{hint} "
-                f"Logged are {', '.join(sorted(values))}."
-            )
-        value, worst = values[self.monitor], math.inf if self.mode == "min" else -math.inf
-        value = worst if math.isnan(value) else value
-        better = member.best is None or (
-            value < member.best.value if self.mode == "min" else value > member.best.value
-        )
-        if better:
-            state = self.stack.state(k)
-            kept = {n: v for n, v in values.items() if n.startswith("val/")}
-            member.best = Best(self.epoch, member.steps, value, state, kept)
 
     # Going on, and the end
 
