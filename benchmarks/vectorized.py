@@ -11,9 +11,10 @@
 Measured (2-core x86 VM, no GPU, one thread, torch 2.14, lightning 2.6.6, three turns, median and
 range). MLP, 10 epochs: 0.81 s for all folds (0.80 to 0.81). The sequential engine takes 6.4 times
 as long (6.3 to 6.7; wanted: 5), one fit of one fold 0.63 (0.60 to 0.76; wanted: 0.5 or more),
-skorch 4.0 (3.8 to 4.0; wanted: 8, missed: gradients alone take more than half of the time). CNN, 3 epochs: ``"auto"`` takes 2.4 s (2.2 to 2.8), its measuring included, the sequential
-engine 1.8 times as long (1.5 to 1.9). Growth, one run each, K = 1, 2, 5, 10, 20, 50: 0.20, 0.24,
-0.38, 0.68, 1.2, 3.0 s, and 846, 848, 854, 867, 889, 956 MB, nearly all of it what the imports take
+skorch 4.0 (3.8 to 4.0; wanted: 8, missed: gradients alone take more than half of the time). CNN, 3
+epochs: ``"auto"`` takes 2.4 s (2.2 to 2.8), its measuring included, the sequential engine 1.8 times
+as long (1.5 to 1.9). Growth, one run each, K = 1, 2, 5, 10, 20, 50: 0.20, 0.24, 0.38, 0.68, 1.2,
+3.0 s, and 846, 848, 854, 867, 889, 956 MB, nearly all of it what the imports take
 (docs/vectorized.png).
 
 Run: pip install 'dlblocks[bench]', then python benchmarks/vectorized.py [--threads 2]
