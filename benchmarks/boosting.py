@@ -6,9 +6,9 @@ predictions, so each of its steps runs all earlier learners, and its backward pa
 them; it searches no step. Ours searches a step for each stage, scores training and validation,
 and writes its run folder.
 
-Measured (two-core AMD EPYC virtual machine, torch 2.14, torchensemble 0.2.0, three turns) before
-inputs were normalised once for all stages and optimizers fused: the peer takes 4.0× as long for
-the digits (3.8 to 4.2), 2.9× for the diabetes data (2.2 to 3.1).
+Measured (2-core x86 VM, no GPU, one thread, torch 2.14, torchensemble 0.2.0, three turns, median
+and range): the peer takes 5.0 times as long for the digits (4.9 to 5.3), 4.7 times for the diabetes
+data (3.7 to 5.2); wanted: 4.
 
 Run: pip install 'dlblocks[bench]', then python benchmarks/boosting.py
 """

@@ -8,15 +8,17 @@
 - *Growth*: K models of that MLP in one fit, K = 1 … 50, each K in a process of its own: seconds,
   and the memory that the process has taken at most. Also drawn, into ``--figure``.
 
-Measured (two-core virtual machine, the other core in use, one thread, torch 2.14, lightning 2.6.6,
-medians of three turns). MLP, 10 epochs: 1.64 s for all folds; the sequential engine takes 5.5 times
-as long (4.7 to 5.6), one fit of one fold 0.46 (0.41 to 0.48), skorch 3.1 (2.7 to 3.1; wanted: 8).
-CNN, 3 epochs: ``"auto"`` was 1.2 times as fast as sequential (0.9 to 2.4), before it counted what
-Lightning and the optimizer cost a step; it chose now one engine, now the other. Growth, one run
-each, K = 1, 2, 5, 10, 20, 50: 0.25, 0.30, 0.49, 0.88, 1.5, 4.0 s, and 846, 849, 856, 871, 890,
-958 MB, nearly all of it what the imports take.
+Measured (2-core x86 VM, no GPU, one thread, torch 2.14, lightning 2.6.6, three turns, median and
+range). MLP, 10 epochs: 0.81 s for all folds (0.80 to 0.81). The sequential engine takes 6.4 times
+as long (6.3 to 6.7; wanted: 5), one fit of one fold 0.63 (0.60 to 0.76; wanted: 0.5 or more),
+skorch 4.0 (3.8 to 4.0; wanted: 8, missed: gradients alone take more than half of the time). CNN, 3
+epochs: ``"auto"`` takes 2.4 s (2.2 to 2.8), its measuring included, the sequential engine 1.8 times
+as long (1.5 to 1.9). Growth, one run each, K = 1, 2, 5, 10, 20, 50: 0.20, 0.24, 0.38, 0.68, 1.2,
+3.0 s, and 846, 848, 854, 867, 889, 956 MB, nearly all of it what the imports take
+(docs/vectorized.png).
 
 Run: pip install 'dlblocks[bench]', then python benchmarks/vectorized.py [--threads 2]
+[--only mlp | cnn | growth]
 """
 
 from __future__ import annotations
@@ -168,7 +170,8 @@ def draw(rows: list[tuple[int, float, float]], path: Path) -> None:
         axis.plot(counts, [row[i] for row in rows], marker="o")
         if i == 1:
             axis.plot(counts, [rows[0][1] * k for k in counts], linestyle="--", color="0.6")
-            axis.annotate("K fits", (counts[2], rows[0][1] * counts[2]), color="0.4")
+            place = {"xytext": (8, -4), "textcoords": "offset points", "color": "0.4"}
+            axis.annotate("K × the first", (counts[3], rows[0][1] * counts[3]), **place)
         axis.set_ylim(bottom=0, top=1.25 * max(row[i] for row in rows))
         style_axis(axis, "models in one fit, K", label)
     figure.savefig(path, dpi=150)
@@ -179,7 +182,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--only", choices=("mlp", "cnn", "growth"))
     parser.add_argument("--figure", type=Path, default=Path("vectorized.png"))
     parser.add_argument("--grow", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -198,18 +202,26 @@ def main() -> None:
         return
     print(f"torch {torch.__version__}, lightning {pl.__version__}, {given.threads} thread(s)")
     with quiet():
-        runs = {
+        runs: dict[str, Run] = {
             "vectorized": folds(mlp, "vectorized", given.epochs),
             "sequential": folds(mlp, "sequential", given.epochs),
             "one fit of one fold": one_fit(given.epochs),
             "skorch": skorch(given.epochs),
         }
-        compare(f"MLP, {FOLDS} folds, {given.epochs} epochs", runs, given.turns)
+        if given.only in (None, "mlp"):
+            compare(f"MLP, {FOLDS} folds, {given.epochs} epochs", runs, given.turns)
         runs = {
             "auto": folds(cnn, "auto", 3),
             "sequential": folds(cnn, "sequential", 3),
         }
-        compare(f"CNN, {FOLDS} folds, 3 epochs", runs, min(given.turns, 3))
+        if given.only in (None, "cnn"):
+            compare(f"CNN, {FOLDS} folds, 3 epochs", runs, given.turns)
+    if given.only in (None, "growth"):
+        grow(given)
+
+
+def grow(given: argparse.Namespace) -> None:
+    """Prints and draws what one fit of K models takes."""
     rows = []
     print(f"\n{'K':>4}{'seconds':>10}{'MB':>8}")
     for count in SIZES:

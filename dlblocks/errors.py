@@ -52,3 +52,17 @@ def check_range(
         left = "(-inf" if low is None else f"{'(' if low_open else '['}{low}"
         right = "inf)" if high is None else f"{high}{')' if high_open else ']'}"
         raise ValueError(f"{argument}={value!r} is outside {left}, {right}.")
+
+
+def named(error: Exception, name: str) -> Exception:
+    """The same kind of error, whose message begins with the name of what it belongs to.
+
+    >>> named(ValueError("lr=-1"), "fold 2")
+    ValueError('fold 2: lr=-1')
+    """
+    message = f"{name}: {error}"
+    try:
+        new = type(error)(message)
+    except Exception:  # one that wants other arguments
+        return RuntimeError(f"{name}: {error!r}")
+    return new if str(new) == message else RuntimeError(f"{name}: {error!r}")

@@ -23,6 +23,7 @@ from dlblocks.data import DataModule
 from dlblocks.errors import check_choice, did_you_mean
 from dlblocks.files import check_new_run_dir, is_rank_zero, know_rank, write_json, write_rows
 from dlblocks.history import History, KeepHistory
+from dlblocks.no_gpu import quick_gpu_check
 from dlblocks.predictions import gather, stack
 from dlblocks.quiet import quiet
 
@@ -137,7 +138,7 @@ def fit(
             default_root_dir=folder,
             enable_progress_bar=bool(bar),
         )
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), quick_gpu_check():
             warnings.filterwarnings("ignore", r"\.fit\(ckpt_path=.last.\) is set, but there is no")
             try:
                 fitter.fit(model, datamodule=datamodule, ckpt_path="last" if resume else None)

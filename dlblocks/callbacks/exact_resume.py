@@ -76,7 +76,8 @@ class ExactResume(ModelCheckpoint):
       from one epoch to the next;
     - what a module or callback holds in attributes beside its `state_dict`, `on_save_checkpoint`
       and torchmetrics; within an epoch `on_train_epoch_start` is not called again. A module that
-      buffers what it will put into its metrics may define `flush_metrics()`, called before writing;
+      buffers what it will put into its metrics, or makes them late, may define `flush_metrics()`,
+      called before writing and before restoring;
     - gradients that manual optimization accumulates over batches, and when a
       ``ModelCheckpoint(train_time_interval=…)`` wrote;
     - within an epoch: sums logged with a `sync_dist_group`, steps that take a `dataloader_iter`
@@ -311,6 +312,8 @@ class ExactResume(ModelCheckpoint):
         if state is None:
             return
         device = pl_module.device
+        if callable(flush := getattr(pl_module, "flush_metrics", None)):
+            flush()
         resume_state.set_metric_states(pl_module, state["metrics"])
         trainer.callback_metrics.update(
             {name: value.to(device) for name, value in state["callback_metrics"].items()}

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from dlblocks import plots, tracking
 from dlblocks.crossval.fold import Job, Plan, join
 from dlblocks.crossval.nested_result import NestedResult
-from dlblocks.crossval.outcome import failures, named, result_figures, write_outcome
+from dlblocks.crossval.outcome import failures, result_figures, write_outcome
 from dlblocks.crossval.outer import Outer
 from dlblocks.crossval.parallel import check_jobs
 from dlblocks.crossval.plan import begin
@@ -26,7 +26,7 @@ from dlblocks.crossval.search import Grid, Search, check_names, grid_points
 from dlblocks.crossval.splits import new_datamodule, plan_splits
 from dlblocks.data import SplitDataModule
 from dlblocks.data.splits import COUNTED
-from dlblocks.errors import check_choice, check_range
+from dlblocks.errors import check_choice, check_range, named
 from dlblocks.files import SUMMARY, is_rank_zero, know_rank
 from dlblocks.fitting import check_trainer_arguments
 from dlblocks.lock import locked

@@ -15,16 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def named(error: Exception, name: str) -> Exception:
-    """The same kind of error, whose message begins with the name of the fold."""
-    message = f"{name}: {error}"
-    try:
-        new = type(error)(message)
-    except Exception:  # one that wants other arguments
-        return RuntimeError(f"{name}: {error!r}")
-    return new if str(new) == message else RuntimeError(f"{name}: {error!r}")
-
-
 def failures(failed: Mapping[Job, Exception]) -> list[dict[str, Any]]:
     """What ``summary.json`` says of fits that have failed."""
     return [

@@ -16,15 +16,15 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from dlblocks import tracking
 from dlblocks.crossval.fold import Fold, Job, Plan, join, read_fold, run_fold
-from dlblocks.crossval.outcome import failures, named, result_figures, write_outcome
+from dlblocks.crossval.outcome import failures, result_figures, write_outcome
 from dlblocks.crossval.parallel import check_jobs, run_side_by_side, wait_for_workers
 from dlblocks.crossval.plan import begin, describe, engine_of
 from dlblocks.crossval.progress import FoldProgress
 from dlblocks.crossval.result import CrossValidationResult
 from dlblocks.crossval.splits import check_same, new_datamodule, plan_splits
-from dlblocks.crossval.vectorized import choose_engine, run_together
+from dlblocks.crossval.vectorized import choose, run_together
 from dlblocks.data import SplitDataModule
-from dlblocks.errors import check_choice, check_range
+from dlblocks.errors import check_choice, check_range, named
 from dlblocks.files import SUMMARY, is_rank_zero, know_rank
 from dlblocks.fitting import check_trainer_arguments
 from dlblocks.lock import locked
@@ -111,7 +111,8 @@ def cross_validate(
             See ``docs/cluster.md``, for SLURM and several nodes a fold as well.
         on_error: What to do when a fold fails: ``"raise"`` its error, or ``"continue"`` with the
             others, say it, and list it under ``failed`` in ``summary.json``. Calling again runs
-            what failed.
+            what failed. Under ``engine="vectorized"`` an error before the first step, or one that
+            is no fold's own, is raised all the same: nothing is trained yet, or all are concerned.
         logger: Where each fold logs. W&B runs share a group named after `run_dir`; a further run
             of the group, of job type ``"summary"``, holds means, the table of folds and figures.
         log_checkpoints: Send the best checkpoints of all folds to W&B as an artifact.
@@ -232,7 +233,7 @@ def _cross_validate(
         if engine == "auto" and plan.resume and (before := engine_of(plan.run_dir)):
             chosen, why = before, "as this run began"
         elif engine != "sequential" and n_jobs == 1 and todo:
-            chosen, why, together = choose_engine(engine, plan, make_data, todo)
+            chosen, why, together = choose(engine, plan, make_data, todo)
         elif engine == "vectorized":
             chosen = engine
         if engine == "auto" and todo and progress_bar and is_rank_zero():
@@ -245,6 +246,7 @@ def _cross_validate(
                 plan.new_model()  # a second one, to see that it is another
         if chosen == "vectorized" and todo:
             outcomes = run_together(plan, make_data, todo, progress, on_error, together)
+            together = None  # which nothing may hold if its memory is short
         elif n_jobs == 1 or not todo:
             outcomes = _one_by_one(plan, make_data, todo, progress if progress_bar else None)
         else:

@@ -17,15 +17,14 @@ from lightning.pytorch.callbacks import Callback
 
 from dlblocks.crossval.final import refit_epochs
 from dlblocks.crossval.fold import Job, Plan
-from dlblocks.crossval.outcome import named
 from dlblocks.crossval.plan import describe
 from dlblocks.crossval.result import CrossValidationResult
 from dlblocks.crossval.run import cross_validate
 from dlblocks.crossval.splits import new_datamodule
-from dlblocks.crossval.vectorized import choose_engine
+from dlblocks.crossval.vectorized import choose
 from dlblocks.data import SplitDataModule
 from dlblocks.ensembles import NotVectorizable
-from dlblocks.errors import did_you_mean
+from dlblocks.errors import did_you_mean, named
 from dlblocks.files import is_rank_zero, write_json
 
 SEARCHED = "search.json"
@@ -205,7 +204,7 @@ class Search:
         for number, point in enumerate(self.points):
             plan = replace(outer, make_model=self.model_of(number))
             try:
-                choose_engine(self.engine, plan, make_data, jobs)
+                choose(self.engine, plan, make_data, jobs)
             except NotVectorizable as error:
                 raise named(error, said(point)) from error
             finally:

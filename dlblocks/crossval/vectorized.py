@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
@@ -14,65 +13,28 @@ from dlblocks import tracking
 from dlblocks.crossval.fold import Fold, Job, Plan, finish_fold
 from dlblocks.crossval.progress import FoldProgress
 from dlblocks.data import SplitDataModule
-from dlblocks.ensembles import Member, NotVectorizable, Together, check_vectorizable
-from dlblocks.ensembles.engine import STEP_SECONDS
-from dlblocks.ensembles.probe import is_out_of_memory, seconds_a_step
+from dlblocks.ensembles import Member, Together, check_vectorizable
+from dlblocks.ensembles.engine import choose_engine, in_halves
+from dlblocks.ensembles.errors import is_out_of_memory, naming
+from dlblocks.errors import named
 from dlblocks.files import write_rows
 from dlblocks.models.checkpoints import write_checkpoint
 
 STATE = "together.ckpt"
 
 
-def choose_engine(
+def choose(
     engine: str, plan: Plan, make_data: Callable[[Job], SplitDataModule], jobs: Sequence[Job]
 ) -> tuple[str, str, Together | None]:
-    """Which engine runs these fits, and why.
+    """Which engine runs these fits, and why; see `choose_engine`.
 
     Args:
         engine: ``"vectorized"`` or ``"auto"``.
         plan: What is the same for every fit.
         make_data: Returns a new datamodule set to the fold of a job.
         jobs: The fits.
-
-    Returns:
-        The engine, a sentence that says why it was chosen, and the fits, ready to run, if they are
-        to be run as one and memory suffices.
-
-    Raises:
-        NotVectorizable: The fits must be vectorized and cannot be.
     """
-    together, part = None, jobs
-    try:
-        while together is None:
-            try:
-                together = _together(plan, make_data, part)
-            except Exception as error:
-                if len(part) == 1 or not is_out_of_memory(error):
-                    raise
-                part = part[: -(-len(part) // 2)]
-    except NotVectorizable as error:
-        if engine == "vectorized":
-            raise NotVectorizable(
-                f"engine='vectorized' cannot run these fits: {error}; use engine='sequential', or "
-                "'auto' to have it chosen."
-            ) from error
-        return "sequential", f"the folds cannot be fitted together: {error}", None
-    except Exception as error:
-        if engine == "vectorized":
-            raise
-        # One after the other, it is said which fold has it.
-        return "sequential", f"a fold fails: {error!r}", None
-    ready = together if len(part) == len(jobs) else None
-    if engine == "vectorized":
-        return engine, "as asked", ready
-    at_once, apart = seconds_a_step(together)
-    apart += STEP_SECONDS * len(part)
-    why = f"a step takes {1e3 * at_once:.2g} ms for {len(part)} folds at once and "
-    why += f"{1e3 * apart:.2g} ms for one after the other"
-    if at_once < apart:
-        return "vectorized", why, ready
-    together.detach()
-    return "sequential", why, None
+    return choose_engine(engine, lambda part: _together(plan, make_data, part), jobs, "folds")
 
 
 def run_together(
@@ -95,21 +57,14 @@ def run_together(
         on_error: ``"raise"``, or ``"continue"`` with the other folds when one fails.
         together: The fits, ready to run; made here if None.
     """
-    try:
-        found = _run(plan, jobs, together or _together(plan, make_data, jobs), progress, on_error)
-    except Exception as error:
-        if len(jobs) == 1 or not is_out_of_memory(error):
-            raise
-        found = None
-    if found is not None:
-        yield from found
-        return
-    del together
-    half = -(-len(jobs) // 2)
-    said = f"{len(jobs)} folds at once need more memory than there is; going on with {half}."
-    print(said, file=sys.stderr, flush=True)
-    for part in (jobs[:half], jobs[half:]):
-        yield from run_together(plan, make_data, part, progress, on_error)
+    ready = [] if together is None else [together]
+    del together  # which nothing may hold if its memory is short
+
+    def run(part: Sequence[Job]) -> list[tuple[Job, Fold | Exception]]:
+        fits = ready.pop() if ready else _together(plan, make_data, part)
+        return _run(plan, part, fits, progress, on_error)
+
+    yield from in_halves(run, jobs, "folds")
 
 
 def _run(
@@ -128,7 +83,9 @@ def _run(
         except Exception as error:
             mine = [job for job, m in zip(jobs, together.members, strict=True) if m.error is error]
             if not mine:
-                raise
+                if is_out_of_memory(error):
+                    raise
+                raise named(error, "all folds") from error
             return [(mine[0], error)]
     finally:
         for logger in loggers:
@@ -150,9 +107,10 @@ def _together(
     members = []
     for i, job in enumerate(jobs):
         pl.seed_everything(plan.seed + job.number, workers=True, verbose=False)
-        model: Any = plan.new_model()
-        datamodule: Any = make_data(job)
-        callbacks = plan.new_callbacks()
+        with naming(job.name if i else None):
+            model: Any = plan.new_model()
+            datamodule: Any = make_data(job)
+            callbacks = plan.new_callbacks()
         if i == 0:
             # Before the others are made.
             check_vectorizable(model, datamodule, callbacks, plan.trainer)

@@ -7,6 +7,7 @@ from itertools import repeat
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from torch.utils.data import Dataset, DistributedSampler
 
 
@@ -60,15 +61,18 @@ class EpochSampler(DistributedSampler[int]):
         """Leaves out the first `samples` of this rank's next pass, as a resumed epoch needs."""
         self._skip = samples
 
-    def __iter__(self) -> Iterator[Any]:
+    def positions(self) -> npt.NDArray[np.int64]:
+        """The positions of this rank in the epoch."""
         if self.shuffle:
             order = np.random.default_rng((self.seed, self.epoch)).permutation(self.total_size)
             order = np.resize(order, -(-self.total_size // self.num_replicas) * self.num_replicas)
         else:
             order = np.arange(self.total_size)
-        mine = order[self.rank :: self.num_replicas][: self.num_samples]
+        return order[self.rank :: self.num_replicas][: self.num_samples]
+
+    def __iter__(self) -> Iterator[Any]:
         skip, self._skip = self._skip, 0
-        positions = mine[skip:].tolist()
+        positions = self.positions()[skip:].tolist()
         return zip(repeat(self.epoch), positions) if self.with_epoch else iter(positions)
 
     def __len__(self) -> int:

@@ -30,6 +30,7 @@ from dlblocks.ensembles.bootstrap import Rows, draw_all, missing_classes
 from dlblocks.ensembles.engine import ENGINES
 from dlblocks.ensembles.member_fits import STATE, Fits, Fitted
 from dlblocks.ensembles.out_of_bag import combine, score
+from dlblocks.ensembles.vectorized import Together
 from dlblocks.ensembles.voting import Voting
 from dlblocks.errors import check_choice, check_range
 from dlblocks.files import (
@@ -213,7 +214,7 @@ class Bagging:
             read = {k: fits.read(k) for k in members} if self._goes_on() else {}
             found = {k: fitted for k, fitted in read.items() if fitted is not None}
             todo = [k for k in members if k not in found]
-            engine, why = self._choose(fits, todo)
+            engine, why, together = self._choose(fits, todo)
             if engine == "vectorized":  # which draws other numbers
                 config["engine"] = engine
             if is_rank_zero():
@@ -223,7 +224,9 @@ class Bagging:
             if lacking and todo:
                 self._warn(lacking)
             if todo:
-                found.update(fits.run(engine, todo, show=self.progress_bar))
+                run = fits.run(engine, todo, together, show=self.progress_bar)
+                together = None  # which nothing may hold if its memory is short
+                found.update(run)
             done = [found[k] for k in members]
             result = self._result(fits, data, samples, done)
             result.info = {
@@ -340,12 +343,12 @@ class Bagging:
     def _goes_on(self) -> bool:
         return self.resume and (self.run_dir / PLAN).is_file()
 
-    def _choose(self, fits: Fits, todo: Sequence[int]) -> tuple[str, str]:
-        """The engine, and why."""
+    def _choose(self, fits: Fits, todo: Sequence[int]) -> tuple[str, str, Together | None]:
+        """The engine, why, and the members ready to be run as one, if they are."""
         if self.engine == "auto" and self._goes_on():
-            return plan.engine_of(self.run_dir), "as this run began"
+            return plan.engine_of(self.run_dir), "as this run began", None
         if self.engine == "sequential" or not todo:
-            return ("sequential" if self.engine == "auto" else self.engine), "as asked"
+            return ("sequential" if self.engine == "auto" else self.engine), "as asked", None
         return fits.choose(self.engine, todo)
 
     def _warn(self, lacking: Mapping[int, list[int]]) -> None:

@@ -7,9 +7,11 @@ bias and product are one operation, and the loss needs no rule that is interpret
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from dlblocks.models.base import Model
@@ -40,21 +42,32 @@ def dense_layers(model: Model) -> list[tuple[str, nn.Module]] | None:
     return layers
 
 
-def dense_forward(layers: list[tuple[str, nn.Module]], inputs: Tensor, tensors: Tensors) -> Tensor:
+def dense_forward(
+    layers: list[tuple[str, nn.Module]],
+    inputs: Tensor,
+    tensors: Tensors,
+    gradients: Tensors | None = None,
+) -> Tensor:
     """Outputs (M, N, D) of M perceptrons for inputs (M, N, ...), each for its own.
 
     Args:
         layers: Those of one of them, in the mode to be used.
         inputs: The inputs.
         tensors: Parameters and buffers by name, stacked; running statistics are written into.
+        gradients: Gradients by name: the backward pass adds those of linear layers to them, and
+            autograd has nothing to do with these parameters.
     """
+    gradients = gradients or {}
     x = inputs.flatten(2)  # (M, N, F)
     for name, layer in layers:
         weight, bias = tensors.get(f"{name}.weight"), tensors.get(f"{name}.bias")
         if isinstance(layer, nn.Linear):
             assert weight is not None  # for the type checker
-            product = weight.transpose(1, 2)
-            x = x @ product if bias is None else torch.baddbmm(bias.unsqueeze(1), x, product)
+            sums = [gradients.get(f"{name}.{leaf}") for leaf in ("weight", "bias")]
+            if sums[0] is None or (bias is not None and sums[1] is None):
+                x = _linear(x, weight, bias)
+            else:
+                x = _Linear.apply(x, weight, bias, *sums)
         elif isinstance(layer, nn.BatchNorm1d):
             # The features of all models side by side are the channels of one batch norm.
             size = x.shape
@@ -75,6 +88,43 @@ def dense_forward(layers: list[tuple[str, nn.Module]], inputs: Tensor, tensors: 
         else:
             x = layer(x)
     return x
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    product = weight.transpose(1, 2)
+    return x @ product if bias is None else torch.baddbmm(bias.unsqueeze(1), x, product)
+
+
+class _Linear(torch.autograd.Function):
+    """`_linear` whose backward pass adds to given gradients, within the matrix product itself.
+
+    Autograd would make the products first, transposed, and add them then: for twenty perceptrons
+    that takes a quarter of a step.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        of_weight: Tensor,
+        of_bias: Tensor | None,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.sums = of_weight, of_bias
+        return _linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (g,) = gradients  # (M, N, D)
+        x, weight = ctx.saved_tensors
+        of_weight, of_bias = ctx.sums
+        of_weight.baddbmm_(g.transpose(1, 2), x)
+        if of_bias is not None:
+            of_bias += g.sum(1)
+        return (g @ weight if ctx.needs_input_grad[0] else None), None, None, None, None
 
 
 def dense_loss(model: Model, outputs: Tensor, targets: Tensor) -> Tensor | None:

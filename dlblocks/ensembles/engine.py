@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
-from dlblocks.ensembles.errors import NotVectorizable
-from dlblocks.ensembles.probe import is_out_of_memory, seconds_a_step
+from dlblocks.ensembles.errors import NotVectorizable, is_out_of_memory
+from dlblocks.ensembles.probe import seconds_a_step
 from dlblocks.ensembles.vectorized import Together
 
 # What a step of a fit of its own costs at the least beside losses and gradients: Lightning's loop,
@@ -19,47 +20,57 @@ Found = TypeVar("Found")
 
 
 def choose_engine(
-    engine: str, make_together: Callable[[], Together], count: int, what: str
-) -> tuple[str, str]:
+    engine: str, make_together: Callable[[Sequence[Key]], Together], keys: Sequence[Key], what: str
+) -> tuple[str, str, Together | None]:
     """Which engine runs some fits, and why.
 
     Args:
         engine: ``"vectorized"`` or ``"auto"``.
-        make_together: Makes the fits ready to be run as one.
-        count: How many they are.
+        make_together: Makes some of the fits ready to be run as one.
+        keys: All of them.
         what: What they are, such as ``"folds"``.
 
     Returns:
-        The engine, and a sentence that says why it was chosen.
+        The engine, a sentence that says why it was chosen, and the fits, ready to run, if they are
+        to be run as one and memory suffices for all.
 
     Raises:
         NotVectorizable: The fits must be vectorized and cannot be.
     """
+    together, part = None, keys
     try:
-        together = make_together()
+        while together is None:
+            try:
+                together = make_together(part)
+            except Exception as error:
+                if len(part) == 1 or not is_out_of_memory(error):
+                    raise
+                part = _halves(part)[0]
+            if together is None:
+                gc.collect()  # a Trainer and its module hold one another, and all that failed
     except NotVectorizable as error:
         if engine == "vectorized":
             raise NotVectorizable(
                 f"engine='vectorized' cannot run these fits: {error}; use engine='sequential', or "
                 "'auto' to have it chosen."
             ) from error
-        return "sequential", f"the {what} cannot be fitted together: {error}"
+        return "sequential", f"the {what} cannot be fitted together: {error}", None
     except Exception as error:
-        if count == 1 or not is_out_of_memory(error):
+        if engine == "vectorized":
             raise
-        return (
-            "vectorized",
-            f"{count} {what} at once need more memory than there is, a part may fit",
-        )
-    if engine == "vectorized":
-        together.detach()
-        return engine, "as asked"
-    at_once, apart = seconds_a_step(together)
+        # One after the other, it is said which of them has it.
+        return "sequential", f"one of the {what} fails: {error!r}", None
+    chosen, why = engine, "as asked"
+    if engine == "auto":
+        at_once, apart = seconds_a_step(together)
+        apart += STEP_SECONDS * len(part)
+        why = f"a step takes {1e3 * at_once:.2g} ms for {len(part)} {what} at once and "
+        why += f"{1e3 * apart:.2g} ms for one after the other"
+        chosen = "vectorized" if at_once < apart else "sequential"
+    if chosen == "vectorized" and len(part) == len(keys):
+        return chosen, why, together
     together.detach()
-    apart += STEP_SECONDS * count
-    said = f"a step takes {1e3 * at_once:.2g} ms for {count} {what} at once and "
-    said += f"{1e3 * apart:.2g} ms for one after the other"
-    return ("vectorized" if at_once < apart else "sequential"), said
+    return chosen, why, None
 
 
 def in_halves(
@@ -77,15 +88,23 @@ def in_halves(
     except Exception as error:
         if len(keys) == 1 or not is_out_of_memory(error):
             raise
-        half = -(-len(keys) // 2)
+        halves = _halves(keys)
         print(
-            f"{len(keys)} {what} at once need more memory than there is; going on with {half}.",
+            f"{len(keys)} {what} at once need more memory than there is; going on with "
+            f"{len(halves[0])}.",
             file=sys.stderr,
             flush=True,
         )
     else:
         yield from found
         return
-    # Outside of the handler, whose error holds the memory.
-    for part in (keys[:half], keys[half:]):
+    # Outside of the handler, whose error holds the memory; as a Trainer and its module hold each
+    # other.
+    gc.collect()
+    for part in halves:
         yield from in_halves(run, part, what)
+
+
+def _halves(keys: Sequence[Key]) -> tuple[Sequence[Key], Sequence[Key]]:
+    half = -(-len(keys) // 2)
+    return keys[:half], keys[half:]

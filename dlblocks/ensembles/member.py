@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from dlblocks import tracking
 from dlblocks.csv_log import csv_writers
 from dlblocks.data import DataModule
 from dlblocks.ensembles.errors import NotVectorizable
+from dlblocks.errors import did_you_mean
 from dlblocks.history import History
 from dlblocks.models.base import Model
 
@@ -243,6 +245,48 @@ class Member:
         trainer: Any = self.trainer
         for writer in csv_writers(trainer):
             writer.keep(0)
+
+    def keep_best(
+        self,
+        metrics: Mapping[str, Tensor],
+        monitor: str,
+        mode: str,
+        copy_state: Callable[[], dict[str, Tensor]],
+    ) -> None:
+        """Keeps the weights if the epoch is the best so far.
+
+        Args:
+            metrics: All that was logged of it.
+            monitor: Which of them is looked at.
+            mode: Whether ``"min"`` or ``"max"`` of it is best.
+            copy_state: Returns a copy of parameters and buffers.
+
+        Raises:
+            ValueError: `monitor` was not logged.
+        """
+        values = {name: float(value) for name, value in metrics.items()}
+        if monitor not in values:
+            hint = did_you_mean(monitor, values) or "."
+            raise ValueError(
+                f"monitor={monitor!r} was not logged by {type(self.model).__name__}{hint} "
+                f"Logged are {', '.join(sorted(values))}."
+            )
+        value, worst = values[monitor], math.inf if mode == "min" else -math.inf
+        value = worst if math.isnan(value) else value
+        before = None if self.best is None else self.best.value
+        if before is None or (value < before if mode == "min" else value > before):
+            kept = {name: v for name, v in values.items() if name.startswith("val/")}
+            self.best = Best(self.trainer.current_epoch, self.steps, value, copy_state(), kept)
+
+    def restore_best(self) -> None:
+        """Gives the model the weights of its best epoch, in memory of its own."""
+        for p in self.model.parameters():
+            p.data, p.grad = p.data.clone(), None
+        for module in self.model.modules():
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = None if buffer is None else buffer.clone()
+        if self.best is not None:
+            self.model.load_state_dict(self.best.state)
 
     def detach(self) -> None:
         """Ends what `attach` began."""

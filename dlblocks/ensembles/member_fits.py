@@ -24,9 +24,11 @@ from tqdm import tqdm
 from dlblocks import tracking
 from dlblocks.data import SplitDataModule
 from dlblocks.ensembles.engine import choose_engine, in_halves
+from dlblocks.ensembles.errors import is_out_of_memory, naming
 from dlblocks.ensembles.member import Member
 from dlblocks.ensembles.support import check_vectorizable
 from dlblocks.ensembles.vectorized import Together
+from dlblocks.errors import named
 from dlblocks.files import is_rank_zero, read_rows, whole_file, write_json, write_rows
 from dlblocks.fitting import fit
 from dlblocks.models import Classifier, Model, Regressor
@@ -119,27 +121,37 @@ class Fits:
 
     # Engines
 
-    def choose(self, engine: str, members: Sequence[int]) -> tuple[str, str]:
+    def choose(self, engine: str, members: Sequence[int]) -> tuple[str, str, Together | None]:
         """Which engine fits these members, and why; see `choose_engine`."""
-        if engine == "vectorized":
-            members = members[:2]  # what two of one architecture can, all can
-        return choose_engine(engine, lambda: self._together(members), len(members), "members")
+        return choose_engine(engine, self._together, members, "members")
 
     def run(
-        self, engine: str, members: Sequence[int], *, show: bool
+        self, engine: str, members: Sequence[int], together: Together | None, *, show: bool
     ) -> Iterator[tuple[int, Fitted]]:
-        """Fits some members; yields each when it is finished."""
+        """Fits some members; yields each when it is finished.
+
+        Args:
+            engine: The engine.
+            members: The members.
+            together: They, ready to be run as one, if they are.
+            show: Show a bar over all members.
+        """
+        ready = [] if together is None else [together]
+        del together  # which nothing may hold if its memory is short
+
+        def run(part: Sequence[int]) -> Sequence[tuple[int, Fitted]]:
+            return self._fit_together(part, ready.pop() if ready else self._together(part), bar)
+
         with _bar(self.num_members, self.num_members - len(members), show=show) as bar:
             if engine == "vectorized":
-                found = in_halves(lambda part: self._fit_together(part, bar), members, "members")
-                yield from found
+                yield from in_halves(run, members, "members")
                 (self.run_dir / STATE).unlink(missing_ok=True)
                 return
             for k in members:
                 try:
                     yield k, self._fit_one(k, bar)
                 except Exception as error:
-                    raise _named(error, k) from error
+                    raise named(error, f"member {k}") from error
 
     def _fit_one(self, k: int, bar: tqdm | None) -> Fitted:
         started = time.monotonic()
@@ -171,19 +183,17 @@ class Fits:
             history=done.history,
         )
 
-    def _together(self, numbers: Sequence[int], loggers: Sequence[Logger | None] = ()) -> Together:
+    def _together(self, numbers: Sequence[int]) -> Together:
         """Members ready to be fitted as one, each begun as `_fit_one` would."""
         members = []
         for i, k in enumerate(numbers):
             pl.seed_everything(self.seed + k, workers=True, verbose=False)
-            model, data, callbacks = self.new_model(), self.make_data(k), self.make_callbacks()
+            with naming(f"member {k}" if i else None):
+                model, callbacks = self.new_model(), self.make_callbacks()
+                data: Any = self.make_data(k)
             if i == 0:
                 check_vectorizable(model, data, list(callbacks), self.trainer)
-            own: Any = data
-            logger = loggers[i] if loggers else None
-            members.append(
-                Member(f"member {k}", model, own, callbacks, [] if logger is None else [logger])
-            )
+            members.append(Member(f"member {k}", model, data, callbacks))
         # What all share is drawn as the first fit would.
         pl.seed_everything(self.seed + numbers[0], workers=True, verbose=False)
         return Together(
@@ -195,22 +205,25 @@ class Fits:
         )
 
     def _fit_together(
-        self, numbers: Sequence[int], bar: tqdm | None
+        self, numbers: Sequence[int], together: Together, bar: tqdm | None
     ) -> Sequence[tuple[int, Fitted]]:
         started = time.monotonic()
+        together.save_to = self.run_dir / STATE if self.resume else None
+        if bar is not None:
+            together.show(_Bar(bar, len(numbers)))
         loggers = [self.new_logger(k) for k in numbers]
         try:
-            together = self._together(numbers, loggers)
-            together.save_to = self.run_dir / STATE if self.resume else None
-            if bar is not None:
-                together.show(_Bar(bar, len(numbers)))
+            for member, logger in zip(together.members, loggers, strict=True):
+                member.log_to([] if logger is None else [logger])
             try:
                 together.fit()
             except Exception as error:
-                for k, member in zip(numbers, together.members, strict=True):
+                for member in together.members:
                     if member.error is error:
-                        raise _named(error, k) from error
-                raise
+                        raise named(error, member.name) from error
+                if is_out_of_memory(error):
+                    raise
+                raise named(error, "all members") from error
         finally:
             for logger in loggers:
                 tracking.finish_logger(logger)
@@ -301,16 +314,6 @@ def read_member(folder: Path) -> Fitted | None:
         with np.load(folder / "oob.npz") as arrays:
             oob = dict(arrays)
     return Fitted(row, oob, read_rows(folder / "history.csv"), found["normalisation"])
-
-
-def _named(error: Exception, k: int) -> Exception:
-    """The same kind of error, whose message begins with the member."""
-    message = f"member {k}: {error}"
-    try:
-        new = type(error)(message)
-    except Exception:  # one that wants other arguments
-        return RuntimeError(message)
-    return new if str(new) == message else RuntimeError(message)
 
 
 @contextmanager

@@ -48,10 +48,12 @@ class MergedOptimizer:
         self.stack = stack
         self._steps = [0] * len(optimizers)
         self._equal: dict[tuple[int, ...], list[list[tuple[int, int]]]] = {}
+        self._alike: set[tuple[int, ...]] = set()  # with equal settings of like groups
         self._params: dict[tuple[tuple[int, int], ...], list[Tensor]] = {}
         self._stacked_params: list[list[Tensor]] = []
         self._merged: Optimizer | None = None
         self._stacked: Optimizer | None = None  # has the state while it is there
+        self._changed = True
         cls = type(self.optimizers[0])
         is_known = cls in ELEMENTWISE or cls.__module__.startswith(OURS)
         is_known &= not any(_has_hooks(optimizer) for optimizer in optimizers)
@@ -74,7 +76,9 @@ class MergedOptimizer:
         equal = self._equal.get(key := tuple(members))
         if equal is None:
             equal = self._equal[key] = self._find_equal(members)
-        if self._can_stack and self._in_step(members, equal):
+            if self._can_stack and len(members) == len(self.optimizers) and self._are_like(equal):
+                self._alike.add(key)
+        if key in self._alike and len(set(self._steps)) == 1:
             self._step_stacked()
         else:
             self._step_merged(equal)
@@ -83,7 +87,7 @@ class MergedOptimizer:
 
     def settings_changed(self) -> None:
         """To be called when a schedule may have changed the settings of an optimizer."""
-        self._equal = {}
+        self._equal, self._alike, self._changed = {}, set(), True
 
     def _find_equal(self, members: Sequence[int]) -> list[list[tuple[int, int]]]:
         """Pairs (model, parameter group), together where the settings of the groups are equal."""
@@ -94,10 +98,8 @@ class MergedOptimizer:
                 equal.setdefault(settings, []).append((k, j))
         return list(equal.values())
 
-    def _in_step(self, members: Sequence[int], equal: Sequence[list[tuple[int, int]]]) -> bool:
-        """Whether all models do the same: as many steps, and equal settings of like groups."""
-        if len(members) < len(self.optimizers) or len(set(self._steps)) > 1:
-            return False
+    def _are_like(self, equal: Sequence[list[tuple[int, int]]]) -> bool:
+        """Whether like parameter groups of all models have equal settings."""
         count = len(self.optimizers)
         return all(
             set(places) == {(k, j) for k in range(count) for j in {j for _, j in places}}
@@ -125,8 +127,11 @@ class MergedOptimizer:
                 [self.stack.params[place[p]] for p in group["params"]]
                 for group in self.optimizers[0].param_groups
             ]
-        groups = zip(self.optimizers[0].param_groups, self._stacked_params, strict=True)
-        self._stacked.param_groups = [{**group, "params": params} for group, params in groups]
+            self._changed = True
+        if self._changed:
+            groups = zip(self.optimizers[0].param_groups, self._stacked_params, strict=True)
+            self._stacked.param_groups = [{**group, "params": params} for group, params in groups]
+            self._changed = False
         self._stacked.step()
 
     def _step_merged(self, equal: Sequence[list[tuple[int, int]]]) -> None:
@@ -169,7 +174,8 @@ class MergedOptimizer:
         self._unstack()
         self.optimizers = [self.optimizers[k] for k in members]
         self._steps = [self._steps[k] for k in members]
-        self._params, self._equal = {}, {}
+        self._params = {}
+        self.settings_changed()
 
     def state(self, k: int) -> dict[str, Any]:
         """The state of model k's optimizer, as its `state_dict`, and how often it has stepped."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from dlblocks.ensembles.errors import NotVectorizable
+from dlblocks.ensembles.errors import NotVectorizable, is_out_of_memory
 from dlblocks.ensembles.support import plain_state
 
 if TYPE_CHECKING:
@@ -24,13 +26,6 @@ def quiet_vmap() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "There is a performance drop because we have not yet")
         yield
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was short; on the CPU torch raises a plain `RuntimeError`."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        "DefaultCPUAllocator" in str(error)
-    )
 
 
 @contextlib.contextmanager
@@ -50,11 +45,14 @@ def _untouched(together: Together) -> Iterator[None]:
 def try_a_step(together: Together) -> None:
     """Computes losses and gradients of one step, and a step of validation.
 
+    The parameters that have a gradient have one of 0 afterwards.
+
     Raises:
         NotVectorizable: The models cannot be computed together, though each by itself can.
     """
     stack, precision = together.stack, together.fitter.precision_plugin
-    params = [p for p in stack.params.values() if p.requires_grad]
+    params = {name: p for name, p in stack.params.items() if p.requires_grad}
+    used: dict[str, None] = {}
     together.train_source.begin(0)
     before = plain_state(stack.template)
     everyone = range(len(together.live))
@@ -64,13 +62,18 @@ def try_a_step(together: Together) -> None:
             stack.train(training)
             for batches in source.step(0, everyone):
                 context = precision.train_step_context if training else precision.val_step_context
+                drawn = _draws_elsewhere()
                 try:
                     with context(), torch.set_grad_enabled(training):
                         losses, outputs = stack.run(
                             batches.inputs, batches.targets, batches.members
                         )
                     if training:
-                        torch.autograd.grad(losses.sum(), params, allow_unused=True)
+                        found = torch.autograd.grad(
+                            losses.sum(), [*params.values()], allow_unused=True
+                        )
+                        pairs = zip(params, found, strict=True)
+                        used.update({name: None for name, g in pairs if g is not None})
                 except NotVectorizable:
                     raise
                 except Exception as error:
@@ -82,6 +85,11 @@ def try_a_step(together: Together) -> None:
                         f"{type(stack.template).__name__} cannot be computed for several models "
                         f"at once: {_short(error)}"
                     ) from error
+                if _draws_elsewhere() != drawn:
+                    raise NotVectorizable(
+                        f"{type(stack.template).__name__} draws from Python's random or NumPy in a "
+                        "step, and one draw would serve all models; draw by torch"
+                    )
                 model = together.live[batches.members[0]].model
                 model.check_batch(outputs[0], batches.targets[0])
         if plain_state(stack.template) != before:
@@ -89,6 +97,13 @@ def try_a_step(together: Together) -> None:
                 f"{type(stack.template).__name__} changes attributes of its own in a step, and all "
                 "models would share them"
             )
+    stack.make_gradients(used)
+
+
+def _draws_elsewhere() -> tuple[Any, ...]:
+    """The states of the global generators that are not torch's."""
+    _, keys, position, *rest = np.random.get_state(legacy=True)
+    return random.getstate(), np.asarray(keys).tobytes(), position, *rest
 
 
 def seconds_a_step(together: Together, repeats: int = 3) -> tuple[float, float]:
@@ -100,13 +115,13 @@ def seconds_a_step(together: Together, repeats: int = 3) -> tuple[float, float]:
     together.train_source.begin(0)
     (batches, *_) = together.train_source.step(0, range(len(together.live)))
     share = len(together.live) / len(batches.members)
-    params = [p for p in stack.params.values() if p.requires_grad]
     model = together.live[batches.members[0]].model
     own = [p for p in model.parameters() if p.requires_grad]
 
     def at_once() -> None:
         losses, _ = stack.run(batches.inputs, batches.targets, batches.members)
-        torch.autograd.grad(losses.sum(), params, allow_unused=True)
+        losses.sum().backward()
+        stack.zero_gradients(batches.members)
 
     def alone() -> None:
         loss = model.loss(model(batches.inputs[0]), batches.targets[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,6 +49,7 @@ class Stack:
             self._after_net = _Vmapped(tail, [n for n in self._names if not n.startswith("net.")])
         self.params: dict[str, Tensor] = {}
         self.buffers: dict[str, Tensor] = {}
+        self._gradients: dict[str, Tensor] = {}  # that are the models' own too
         self._fill(
             [dict(model.named_parameters()) for model in models],
             [dict(model.named_buffers()) for model in models],
@@ -95,7 +96,9 @@ class Stack:
         """
         params, buffers = list(self.params.values()), list(self.buffers.values())
         if members is None or len(members) == len(self):
-            return self._compute(inputs, targets, [*params, *buffers])
+            add = torch.is_grad_enabled() and not torch.is_autocast_enabled(self.device.type)
+            gradients = self._gradients if add else {}
+            return self._compute(inputs, targets, [*params, *buffers], gradients)
         where = torch.tensor(members, device=self.device)
         params, parts = ([x.index_select(0, where) for x in group] for group in (params, buffers))
         result = self._compute(inputs, targets, [*params, *parts])
@@ -105,27 +108,58 @@ class Stack:
         return result
 
     def _compute(
-        self, inputs: Tensor, targets: Tensor, tensors: Sequence[Tensor]
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        tensors: Sequence[Tensor],
+        gradients: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         named = dict(zip(self._names, tensors, strict=True))
         if self._layers is None:
             return self._vmapped(inputs, targets, named)
-        values = dense_forward(self._layers, inputs, named)
+        values = dense_forward(self._layers, inputs, named, gradients)
         model = self.template
         losses = dense_loss(model, values, targets)
         return self._after_net(values, targets, named) if losses is None else (losses, values)
 
-    def link_gradients(self) -> None:
-        """Makes the models' gradients views of the stack's; call once, after the first backward."""
-        for name, stacked in self.params.items():
-            if stacked.grad is None:
-                continue  # of no use to the loss: as without a stack, the optimizer leaves it alone
-            for k, model in enumerate(self.models):
-                model.get_parameter(name).grad = stacked.grad[k]
+    def make_gradients(self, names: Iterable[str]) -> None:
+        """Gives these parameters gradients of 0, the models' own being views of the stack's.
 
-    def gradients(self) -> list[Tensor]:
-        """The stacked gradients, of the parameters that have one."""
-        return [p.grad for p in self.params.values() if p.grad is not None]
+        They are only ever added to. A parameter without one is of no use to the loss: as without a
+        stack, the optimizer leaves it alone.
+        """
+        self._gradients = {name: torch.zeros_like(self.params[name].data) for name in names}
+        for name, gradient in self._gradients.items():
+            self.params[name].grad = gradient
+            for k, model in enumerate(self.models):
+                model.get_parameter(name).grad = gradient[k]
+
+    def clip_gradients(self, members: list[int], limit: float, *, by_value: bool) -> None:
+        """Clips the gradients of some models, each its own; those of the others stay.
+
+        Args:
+            members: Which models.
+            limit: The largest norm of all of a model's gradients, or the largest value.
+            by_value: Clip values, not the norm.
+        """
+        gradients = list(self._gradients.values())
+        if by_value:
+            for gradient in gradients:
+                gradient[members] = gradient[members].clamp(-limit, limit)
+            return
+        norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
+        factors = (limit / (norms + 1e-6)).clamp(max=1.0)  # as clip_grad_norm_ has it
+        for gradient in gradients:
+            gradient[members] *= factors[members].view(-1, *(1,) * (gradient.ndim - 1))
+
+    def zero_gradients(self, members: list[int]) -> None:
+        """Sets the gradients of some models to 0."""
+        gradients = list(self._gradients.values())
+        if len(members) == len(self):
+            torch._foreach_zero_(gradients)
+            return
+        for gradient in gradients:
+            gradient[members] = 0
 
     def state(self, k: int) -> dict[str, Tensor]:
         """A copy of model k's parameters and buffers, as its `state_dict` has them."""
@@ -142,14 +176,11 @@ class Stack:
                 owner, _, leaf = name.rpartition(".")
                 model.get_submodule(owner)._buffers[leaf] = buffer.clone()
         self.models = [self.models[k] for k in members]
-        gradients = {n: p.grad is not None for n, p in self.params.items()}
         self._fill(
             [dict(model.named_parameters()) for model in self.models],
             [dict(model.named_buffers()) for model in self.models],
         )
-        for name, stacked_p in self.params.items():
-            stacked_p.grad = torch.zeros_like(stacked_p) if gradients[name] else None
-        self.link_gradients()
+        self.make_gradients(self._gradients)
 
 
 class _Step(nn.Module):

@@ -23,6 +23,7 @@ from dlblocks.errors import check_range, did_you_mean
 from dlblocks.files import check_new_run_dir, write_json, write_rows
 from dlblocks.models import checkpoints
 from dlblocks.models.base import Model
+from dlblocks.no_gpu import quick_gpu_check
 from dlblocks.optim.factory import optimizer_spec
 from dlblocks.quiet import quiet
 
@@ -221,7 +222,7 @@ class Stagewise:
                 enable_model_summary=False,
                 default_root_dir=path,
             )
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), quick_gpu_check():
                 # Each learner has its own optimizer.
                 warnings.filterwarnings("ignore", "`LightningModule.configure_optimizers` returned")
                 fitter.fit(stages, train_dataloaders=stages.passes())

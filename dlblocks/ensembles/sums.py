@@ -29,15 +29,15 @@ class Sums:
         self.members, self.stage = members, stage
         self.grouped = make_sums(members[0].model, len(members), device)
         self.alike = is_ours(members[0].model, "for_metrics", "prediction")
-        self.parts: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
+        self.parts: list[tuple[list[int], int, Tensor, Tensor, Tensor]] = []
         self.losses = torch.zeros(2, len(members), device=device)  # their sums, and samples
-        for member in members:
-            member.model.reset_metrics(stage)
+        if self.grouped is None:
+            for member in members:
+                member.model.reset_metrics(stage)
 
     def add(self, batches: Batches, losses: Tensor, outputs: Tensor) -> None:
         """Adds a step: losses (M,) and outputs (M, N, ...), detached."""
         model = self.members[batches.members[0]].model
-        size = batches.rows.shape[1]
         if self.alike:
             # Of all members' samples at once: it treats every sample by itself.
             predictions, targets = model.for_metrics(
@@ -47,9 +47,8 @@ class Sums:
             pairs = zip(batches.members, outputs, batches.targets, strict=True)
             parts = [self.members[k].model.for_metrics(o, t, self.stage) for k, o, t in pairs]
             predictions, targets = (torch.cat(column) for column in zip(*parts, strict=True))
-        who = torch.tensor(batches.members, device=losses.device)
-        sizes = torch.full_like(losses, size)
-        self.parts.append((who, losses.float(), sizes, predictions, targets))
+        size = batches.rows.shape[1]
+        self.parts.append((batches.members, size, losses, predictions, targets))
         if len(self.parts) >= FLUSH_EVERY:
             self._flush()
 
@@ -57,9 +56,12 @@ class Sums:
         if not self.parts:
             return
         columns = list(zip(*self.parts, strict=True))
-        owners, losses, sizes = (torch.cat(column) for column in columns[:3])
-        predictions, targets = (torch.cat(column) for column in columns[3:])
-        samples = torch.repeat_interleave(owners, sizes.long())
+        losses, predictions, targets = (torch.cat(column) for column in columns[2:])
+        losses = losses.float()
+        owners = torch.tensor([k for part in self.parts for k in part[0]], device=losses.device)
+        counts = torch.tensor([size for who, size, *_ in self.parts for _ in who])
+        samples = owners.repeat_interleave(counts.to(losses.device))
+        sizes = counts.to(self.losses)
         if self.grouped is not None:
             self.losses.index_add_(1, owners, torch.stack([losses * sizes, sizes]))
             self.grouped.update(samples, predictions, targets)

@@ -14,6 +14,7 @@ import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,17 +25,18 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dlblocks.callbacks import resume_state
+from dlblocks.ensembles import saved
 from dlblocks.ensembles.batches import BatchSource
-from dlblocks.ensembles.member import Best, Member
+from dlblocks.ensembles.errors import NotVectorizable, naming
+from dlblocks.ensembles.member import Member
 from dlblocks.ensembles.optimizers import MergedOptimizer
 from dlblocks.ensembles.probe import quiet_vmap, try_a_step
 from dlblocks.ensembles.stack import Stack
 from dlblocks.ensembles.sums import Sums
 from dlblocks.ensembles.support import check_vectorizable
-from dlblocks.errors import check_choice, did_you_mean
-from dlblocks.files import whole_file
+from dlblocks.errors import check_choice
 from dlblocks.models.base import FLUSH_EVERY
+from dlblocks.no_gpu import quick_gpu_check
 from dlblocks.predictions import stack as stack_predictions
 
 # Optimizer steps that are one batch to the Trainer: its own work is then done once for all.
@@ -98,10 +100,15 @@ class Together(pl.LightningModule):
         self.clip: float = trainer.get("gradient_clip_val") or 0.0
         self.clip_by_value = str(trainer.get("gradient_clip_algorithm") or "norm") == "value"
         self.validate_every = trainer.get("check_val_every_n_epoch") or 1
+        if self.validate_every > 1 and monitor.startswith("train/"):
+            raise NotVectorizable(
+                f"monitor={monitor!r} with check_val_every_n_epoch={self.validate_every}: one by "
+                "one, weights are judged by the training of the epoch before; monitor a "
+                "metric of validation"
+            )
         self.limit_train = trainer.get("limit_train_batches")
         self.limit_val = trainer.get("limit_val_batches")
         self.epoch = 0
-        self._linked = False
         self._unchecked: list[tuple[list[int], Tensor, int]] = []
         self._saved_at = time.monotonic()
         arguments = {k: v for k, v in trainer.items() if k not in HEEDED_HERE}
@@ -119,8 +126,9 @@ class Together(pl.LightningModule):
         )
         self._max_epochs = int(arguments["max_epochs"])
         self.root_device = self.fitter.strategy.root_device
-        for member in self.members:
-            member.attach(self.fitter, trainer)
+        for k, member in enumerate(self.members):
+            with naming(member.name if k else None):  # what the first has, all are likely to have
+                member.attach(self.fitter, trainer)
         self.live = self.members
         self._make_sources()
         for k, member in enumerate(self.members):
@@ -139,7 +147,7 @@ class Together(pl.LightningModule):
 
     def fit(self) -> None:
         """Runs the fit, or what is left of it."""
-        with warnings.catch_warnings(), quiet_vmap():
+        with warnings.catch_warnings(), quiet_vmap(), quick_gpu_check():
             # Each member has its own optimizer.
             warnings.filterwarnings("ignore", "`LightningModule.configure_optimizers` returned")
             # The merged optimizer has stepped.
@@ -150,10 +158,10 @@ class Together(pl.LightningModule):
                     for member in self.live:
                         member.begin()
                     self.fitter.fit(self, train_dataloaders=self.loader())
-                    self._save(at_once=True)
             finally:
                 self.detach()
-        self._restore_best()
+        for member in self.members:
+            member.restore_best()
 
     # Before
 
@@ -200,13 +208,10 @@ class Together(pl.LightningModule):
                 for j, k in enumerate(batches.members):
                     self.live[k].show([batches.inputs[j], batches.targets[j]])
             losses, outputs = self.stack.run(batches.inputs, batches.targets, batches.members)
-            total = losses.sum()
+            total, losses = losses.sum(), losses.detach()
             (total if self.accumulate == 1 else total / self.accumulate).backward()
-            self._check_finite(batches.members, losses.detach(), number)
-            self._sums.add(batches, losses.detach(), outputs.detach())
-        if not self._linked:
-            self.stack.link_gradients()
-            self._linked = True
+            self._check_finite(batches.members, losses, total.detach(), number)
+            self._sums.add(batches, losses, outputs.detach())
         last = number + 1
         due = [
             k
@@ -216,9 +221,9 @@ class Together(pl.LightningModule):
         if not due:
             return
         if self.clip:
-            self._clip_gradients(due)
+            self.stack.clip_gradients(due, self.clip, by_value=self.clip_by_value)
         self.optimizers_of.step(due)
-        self._zero_gradients(due)
+        self.stack.zero_gradients(due)
         for k in due:
             member = self.live[k]
             member.steps += 1
@@ -227,34 +232,16 @@ class Together(pl.LightningModule):
                 member.step_schedules("step", plateau=False, count=last)
                 self.optimizers_of.settings_changed()
 
-    def _clip_gradients(self, due: list[int]) -> None:
-        gradients = self.stack.gradients()
-        if self.clip_by_value:
-            for gradient in gradients:
-                # Those of the others are half accumulated.
-                gradient[due] = gradient[due].clamp(-self.clip, self.clip)
-            return
-        norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
-        factors = (self.clip / (norms + 1e-6)).clamp(max=1.0)  # as clip_grad_norm_ has it
-        for gradient in gradients:
-            gradient[due] *= factors[due].view(-1, *(1,) * (gradient.ndim - 1))
-
-    def _zero_gradients(self, due: Sequence[int]) -> None:
-        gradients = self.stack.gradients()
-        if len(due) == len(self.live):
-            torch._foreach_zero_(gradients)
-            return
-        for gradient in gradients:
-            gradient[list(due)] = 0
-
-    def _check_finite(self, members: Sequence[int], losses: Tensor, number: int) -> None:
+    def _check_finite(
+        self, members: Sequence[int], losses: Tensor, total: Tensor, number: int
+    ) -> None:
         if self.root_device.type != "cpu":
             # A look would wait for the device.
             self._unchecked.append((list(members), losses, number))
             if len(self._unchecked) >= FLUSH_EVERY:
                 self._check_late()
             return
-        if not losses.isfinite().all():
+        if not math.isfinite(total.item()):
             self._fail(members, losses, number)
 
     def _check_late(self) -> None:
@@ -294,7 +281,8 @@ class Together(pl.LightningModule):
             member.call("on_train_epoch_end")
             member.epochs = self.epoch + 1
             if validated:
-                self._keep_best(member, {**train[k], **val[k]})
+                found = {**train[k], **val[k]}
+                member.keep_best(found, self.monitor, self.mode, partial(self.stack.state, k))
             member.step_schedules("epoch", plateau=True, count=self.epoch + 1)
             self.optimizers_of.settings_changed()
             member.active = not member.trainer.should_stop
@@ -330,24 +318,6 @@ class Together(pl.LightningModule):
                     sums.add(batches, losses, outputs)
         self.stack.train()
         return sums.compute()
-
-    def _keep_best(self, member: Member, metrics: Mapping[str, Tensor]) -> None:
-        values = {name: float(value) for name, value in metrics.items()}
-        if self.monitor not in values:
-            hint = did_you_mean(self.monitor, values) or "."
-            raise ValueError(
-                f"monitor={self.monitor!r} was not logged by {type(member.model).__name__}{hint} "
-                f"Logged are {', '.join(sorted(values))}."
-            )
-        value, worst = values[self.monitor], math.inf if self.mode == "min" else -math.inf
-        value = worst if math.isnan(value) else value
-        better = member.best is None or (
-            value < member.best.value if self.mode == "min" else value > member.best.value
-        )
-        if better:
-            state = {n: x.detach().clone() for n, x in member.model.state_dict().items()}
-            kept = {n: v for n, v in values.items() if n.startswith("val/")}
-            member.best = Best(self.epoch, member.steps, value, state, kept)
 
     # Going on, and the end
 
@@ -386,58 +356,27 @@ class Together(pl.LightningModule):
         """Whether no epoch is left to run."""
         return not self.live or not self.fitter.max_epochs
 
-    def _save(self, *, at_once: bool = False) -> None:
-        if self.save_to is None:
-            return
-        if not at_once and time.monotonic() - self._saved_at < SAVE_SECONDS:
+    def _save(self) -> None:
+        if self.save_to is None or time.monotonic() - self._saved_at < SAVE_SECONDS:
             return
         self._saved_at = time.monotonic()
-        state = {
-            "epoch": self.epoch,
-            "random": resume_state.random_state(self.root_device),
-            "members": {member.name: member.state() for member in self.members},
-            "optimizers": {m.name: self.optimizers_of.state(k) for k, m in enumerate(self.live)},
-        }
-        with whole_file(self.save_to) as part:
-            torch.save(state, part)
+        saved.save(self, self.save_to)
 
     def go_on(self) -> None:
         """Goes on where a killed fit of the same members was, if it has left its file."""
-        if self.save_to is None or not self.save_to.is_file():
-            return self._start_anew()
-        state = torch.load(self.save_to, map_location=self.root_device, weights_only=True)
-        if any(member.name not in state["members"] for member in self.members):
-            return self._start_anew()  # it belongs to other fits
-        for k, member in enumerate(self.members):
-            member.load(state["members"][member.name])
-            if member.name in state["optimizers"]:
-                self.optimizers_of.load(k, state["optimizers"][member.name])
-        self.epoch = state["epoch"]
+        if self.save_to is None or not saved.load(self, self.save_to):
+            # Drops what a fit that was broken off before it could save has logged.
+            for member in self.members:
+                member.forget_rows()
+            return
         self.optimizers_of.settings_changed()
         self._drop_stopped()
         self.fitter.fit_loop.max_epochs = self._max_epochs - self.epoch
-        resume_state.set_random_state(self.root_device, state["random"])
-
-    def _start_anew(self) -> None:
-        """Drops what a fit that was broken off before it could save has logged."""
-        for member in self.members:
-            member.forget_rows()
 
     def detach(self) -> None:
         """Lets go of the Trainer."""
         for member in self.members:
             member.detach()
-
-    def _restore_best(self) -> None:
-        """Gives every member the weights of its best epoch, in memory of its own."""
-        for member in self.members:
-            for p in member.model.parameters():
-                p.data, p.grad = p.data.clone(), None
-            for module in member.model.modules():
-                for name, buffer in module._buffers.items():
-                    module._buffers[name] = None if buffer is None else buffer.clone()
-            if member.best is not None:
-                member.model.load_state_dict(member.best.state)
 
 
 class _Chunks(Dataset):

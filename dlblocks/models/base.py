@@ -77,10 +77,13 @@ class Model(pl.LightningModule):
         self.lr_schedule = lr_schedule
         self.lr_schedule_args = dict(lr_schedule_args or {})
         self.warmup_steps = warmup_steps
-        # Suffixed, because a module's child cannot be called "train", as its method is.
-        self._metrics = nn.ModuleDict(
-            {f"{stage}_metrics": _StageMetrics(self.make_metrics(stage)) for stage in STAGES}
-        )
+        self._metrics = nn.ModuleDict()
+        if not type(self).make_metrics.__module__.startswith("dlblocks.models."):
+            # A user's are made at once: they may be wrong, or have sums that checkpoints hold. Ours
+            # wait until they are needed, because making them takes longer than making a small net,
+            # and most models of an ensemble never need them.
+            for stage in STAGES:
+                self._stage_metrics(stage)
         self._buffers_of: dict[str, _Buffer] = {stage: _Buffer() for stage in STAGES}
         self._first_batch = True
         # True while a step is repeated, as by `callbacks.SAM`: metrics and losses are not kept.
@@ -177,6 +180,7 @@ class Model(pl.LightningModule):
 
     def flush_metrics(self) -> None:
         """Moves into the metrics what is buffered of training; `ExactResume` saves them so."""
+        self._stage_metrics("train")  # which are there from now on, to be saved or to be restored
         self._flush("train")
 
     def update_metrics(
@@ -208,7 +212,11 @@ class Model(pl.LightningModule):
         metrics.others.reset()
 
     def _stage_metrics(self, stage: Stage) -> _StageMetrics:
-        metrics = self._metrics[f"{stage}_metrics"]
+        # Suffixed, because a module's child cannot be called "train", as its method is.
+        name = f"{stage}_metrics"
+        if name not in self._metrics:
+            self._metrics[name] = _StageMetrics(self.make_metrics(stage)).to(self.device)
+        metrics = self._metrics[name]
         assert isinstance(metrics, _StageMetrics)  # for the type checker
         return metrics
 

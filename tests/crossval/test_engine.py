@@ -1,8 +1,12 @@
 """``engine="vectorized"``: the files, results and runs of the sequential engine, in one fit."""
 
+import contextlib
+import gc
 import json
 import os
+import resource
 import signal
+from pathlib import Path
 
 import forked
 import lightning.pytorch as pl
@@ -19,6 +23,7 @@ from dlblocks.crossval import CrossValidationResult, cross_validate, vectorized
 from dlblocks.data import DigitsDataModule, TabularDataModule
 from dlblocks.models import Classifier, MLPClassifier, MLPRegressor, VotingClassifier, load
 
+EXTRA = 100_000_000  # bytes
 CPU = {"accelerator": "cpu", "max_epochs": 3}
 
 
@@ -173,6 +178,54 @@ def test_a_fold_that_fails(tmp_path):
     assert [row["fold"] for row in result.folds] == [0, 2]
     summary = json.loads((tmp_path / "b/summary.json").read_text())
     assert [failure["fold"] for failure in summary["failed"]] == [1]
+
+
+def test_what_fails_before_the_first_step_is_raised(tmp_path):
+    def make():
+        # Fold number k is seeded with k.
+        if torch.initial_seed() == 1:
+            raise ValueError("no luck")
+        return MLPClassifier(64, 10, hidden=[16])
+
+    for on_error in ("raise", "continue"):
+        with pytest.raises(ValueError, match=r"^fold 1: no luck$"):
+            run(tmp_path / "a", make, on_error=on_error)
+        assert not (tmp_path / "a").exists()
+        # What is no fold's own.
+        with pytest.raises(ValueError, match=r"^all folds: monitor='val/los' was not logged"):
+            run(tmp_path / on_error, on_error=on_error, monitor="val/los")
+
+
+def wide(folder, engine="vectorized"):
+    return run(
+        folder,
+        lambda: MLPClassifier(64, 10, hidden=[1024, 1024]),
+        num_folds=8,
+        trainer={"max_epochs": 1, "limit_train_batches": 2, "accelerator": "cpu"},
+        engine=engine,
+    )
+
+
+def with_little_memory(folder):
+    """Memory for some folds, not for eight: each takes some 25 MB."""
+    wide(folder / "first")  # what the first run takes for itself
+    gc.collect()
+    status = Path("/proc/self/status").read_text().split()
+    size = 1024 * int(status[status.index("VmSize:") + 1])
+    resource.setrlimit(resource.RLIMIT_AS, (size + EXTRA, resource.RLIM_INFINITY))
+    with (folder / "said.txt").open("w") as file, contextlib.redirect_stderr(file):
+        wide(folder / "little")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's own figures")
+def test_memory_for_some_of_the_folds(tmp_path):
+    forked.run(with_little_memory, tmp_path)
+    said = (tmp_path / "said.txt").read_text()
+    assert "8 folds at once need more memory than there is; going on with 4" in said
+    assert files(tmp_path / "little") == files(tmp_path / "first")
+    with np.load(tmp_path / "little/oof.npz") as one, np.load(tmp_path / "first/oof.npz") as other:
+        np.testing.assert_array_equal(one["index"], other["index"])
+        np.testing.assert_allclose(one["prediction"], other["prediction"], atol=1e-5)
 
 
 def test_wandb_runs(tmp_path):

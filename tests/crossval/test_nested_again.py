@@ -228,7 +228,7 @@ def test_auto_decides_for_each_point_and_keeps_to_it(monkeypatch, capsys):
     stop = count - 1
     with pytest.raises(Killed):
         call()
-    monkeypatch.setattr("dlblocks.crossval.vectorized.STEP_SECONDS", -1e9)
+    monkeypatch.setattr("dlblocks.ensembles.engine.STEP_SECONDS", -1e9)
     stop = 0
     assert [row["engine"] for row in call().search] == ["vectorized", "sequential"] * 2
 

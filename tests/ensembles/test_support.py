@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_iris
@@ -48,6 +49,18 @@ class PlainTensor(Net):
 
     def forward(self, x):
         return self.layer(x) + self.shift
+
+
+class SkipsByChance(Net):
+    """Stochastic depth (Huang et al. 2016), drawn by Python."""
+
+    def forward(self, x):
+        return self.layer(x) if random.random() < 0.5 else self.layer(2 * x)
+
+
+class NoisyByNumpy(Net):
+    def forward(self, x):
+        return self.layer(x) + float(np.random.normal())
 
 
 class Counter(Net):
@@ -113,6 +126,8 @@ def lazy():
     [
         (lambda: Classifier(Tied(), 3), r"net\.b\.weight is tied"),
         (lambda: Classifier(PlainTensor(), 3), r"net\.shift is or holds a tensor"),
+        (lambda: Classifier(SkipsByChance(), 3), r"draws from Python's random.*draw by torch"),
+        (lambda: Classifier(NoisyByNumpy(), 3), r"draws from Python's random or NumPy"),
         (lambda: Classifier(Counter(), 3), "changes attributes of its own in a step"),
         (lambda: Classifier(Rebound(), 3), "another tensor in the place of mean"),
         (lambda: Classifier(OnlyInEvaluation(), 3), "cannot be computed for several"),

@@ -20,6 +20,7 @@ from dlblocks.callbacks import (
 )
 from dlblocks.data import ArrayDataModule, DataModule, DigitsDataModule, Source
 from dlblocks.ensembles import Member, NotVectorizable, Together
+from dlblocks.ensembles.dense import dense_forward
 from dlblocks.fitting import check_trainer_arguments, fit
 from dlblocks.models import Classifier, CNNClassifier, MLPClassifier, MLPRegressor
 
@@ -178,8 +179,37 @@ def test_arguments_of_the_trainer(tmp_path, trainer):
     def new():
         return mlp(optimizer="momentum", lr_schedule="cosine")
 
-    together, apart = both_ways(tmp_path, new, digits(), max_epochs=4, **trainer)
+    monitor = "val/loss" if "check_val_every_n_epoch" in trainer else "train/loss"
+    together, apart = both_ways(tmp_path, new, digits(), monitor=monitor, max_epochs=4, **trainer)
     assert_same(together, apart)
+
+
+def test_training_that_chooses_weights_of_another_epoch_is_refused():
+    settings = {"trainer": {**CPU, "check_val_every_n_epoch": 2}, "mode": "min"}
+    with pytest.raises(NotVectorizable, match=r"monitor='train/loss' with check_val_every_n_ep"):
+        Together(members(mlp, digits()), monitor="train/loss", **settings)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_gradients_are_added_to_as_autograd_adds_them(with_bias):
+    layers = [("a", nn.Linear(5, 4, bias=with_bias)), ("b", nn.Tanh()), ("c", nn.Linear(4, 3))]
+    shapes = {"a.weight": (2, 4, 5), "c.weight": (2, 3, 4), "c.bias": (2, 3)}
+    shapes |= {"a.bias": (2, 4)} if with_bias else {}
+    tensors = {name: torch.randn(shape, requires_grad=True) for name, shape in shapes.items()}
+    before = {name: torch.randn(shape) for name, shape in shapes.items()}
+    inputs = torch.randn(2, 7, 5, requires_grad=True)
+    for name, p in tensors.items():
+        p.grad = before[name].clone()
+    dense_forward(layers, inputs, tensors).square().sum().backward()
+    expected = {name: p.grad for name, p in tensors.items()}
+    of_inputs, inputs.grad = inputs.grad, None
+    sums = {name: value.clone() for name, value in before.items()}
+    for p in tensors.values():
+        p.grad = None
+    dense_forward(layers, inputs, tensors, sums).square().sum().backward()
+    torch.testing.assert_close(sums, expected)
+    torch.testing.assert_close(inputs.grad, of_inputs)
+    assert all(p.grad is None for p in tensors.values())
 
 
 # 65 samples are 4 batches, the last sample left out, where 66 are 5; 130 and 131 end in batches of

@@ -7,6 +7,7 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score, log_loss, r2_score
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import Metric
 
 from dlblocks.callbacks import CutMix, MixUp
 from dlblocks.data import ArrayDataModule, CurveDataModule, DigitsDataModule, TabularDataModule
@@ -36,6 +37,25 @@ def test_metrics_are_those_of_all_predictions(make_trainer):
         assert found[f"{part}/f1"] == pytest.approx(f1_score(targets, predicted, average="macro"))
         assert found[f"{part}/loss"] == pytest.approx(log_loss(targets, probability), rel=1e-4)
         assert 0 <= found[f"{part}/calibration_error"] <= 1
+
+
+def test_metrics_are_made_when_they_are_needed():
+    model = MLPClassifier(64, 10)
+    assert not any(isinstance(part, Metric) for part in model.modules())
+    before = model.state_dict().keys()
+    model.reset_metrics("val")
+    assert {name.split(".")[1] for name, part in model.named_modules()
+            if isinstance(part, Metric)} == {"val_metrics"}  # fmt: skip
+    assert model.state_dict().keys() == before
+
+    class Mine(MLPClassifier):
+        def make_metrics(self, stage):
+            metrics = super().make_metrics(stage)
+            metrics["accuracy"].persistent(True)
+            return metrics
+
+    # What a checkpoint may hold is there from the beginning.
+    assert any("val_metrics" in name for name in Mine(64, 10).state_dict())
 
 
 def test_training_metrics_are_means_over_samples(make_trainer):
