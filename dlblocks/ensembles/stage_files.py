@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,11 @@ class StageFiles:
         path = self._path(stage)
         if not (self.goes_on and path.is_file()):
             return None
-        found: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            found: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except (EOFError, RuntimeError, pickle.UnpicklingError):
+            path.unlink()  # the machine itself may have gone down before it was on the disk
+            return None
         return found
 
     def keep(self, stage: int, learner: Model) -> None:
