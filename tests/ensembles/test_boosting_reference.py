@@ -92,7 +92,7 @@ def test_stages_are_those_of_a_slow_loop(loss, line_search, tmp_path):
             rho = [
                 minimize_scalar(
                     lambda t, k=k: risk(y[bag], f[bag] + t * h[bag], delta)[k],  # noqa: B023
-                    bounds=(0, 20 * np.max(scale)),
+                    bounds=(0, 200 * np.max(scale)),
                     method="bounded",
                     options={"xatol": 1e-9},
                 ).x
