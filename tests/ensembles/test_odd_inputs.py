@@ -356,3 +356,8 @@ def test_ensembles_load_in_another_process_and_folder(tmp_path):
     ):
         with torch.no_grad():
             torch.testing.assert_close(found, model.prediction(model(inputs)))
+
+
+def test_what_a_soft_vote_puts_out_are_logarithms_of_probabilities():
+    found = Voting([classifier() for _ in range(3)])(torch.randn(6, 5)).exp().sum(1)
+    torch.testing.assert_close(found, torch.ones(6))
