@@ -52,7 +52,8 @@ class AdaBoost(Stagewise):
         trainer: See `GradientBoosting`, as all that follow.
         seed: Seed of weights and dropout.
         logger: Where the accuracies of the stages are logged.
-        run_dir: A folder that is empty or does not exist.
+        run_dir: A folder that is empty or does not exist, or holds a run to go on with.
+        resume: See `GradientBoosting`.
         progress_bar: Show a bar over the stages.
 
     Raises:
@@ -91,6 +92,7 @@ class AdaBoost(Stagewise):
         seed: int = 0,
         logger: LoggerName | None = "csv",
         run_dir: str | PathLike[str] = "runs/adaboost",
+        resume: bool = True,
         progress_bar: bool = True,
     ) -> None:
         super().__init__(
@@ -102,6 +104,7 @@ class AdaBoost(Stagewise):
             seed=seed,
             logger=logger,
             run_dir=run_dir,
+            resume=resume,
             progress_bar=progress_bar,
         )
         check_range("learning_rate", learning_rate, 0, low_open=True)
@@ -184,7 +187,8 @@ class AdaBoost(Stagewise):
                 f"the learner of stage {stage + 1} makes no error on the training samples, so "
                 "there is nothing left to weigh; for more stages use weaker learners."
             )
-        error = max(error, 0.5 / len(y)) if perfect else error
+        # Of a single sample and two classes, half an error would be chance, and α 0.
+        error = max(error, 0.5 / max(len(y), 2)) if perfect else error
         alpha = self.learning_rate * (
             math.log((1 - error) / error) + math.log(self.num_classes - 1)
         )

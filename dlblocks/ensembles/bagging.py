@@ -196,7 +196,7 @@ class Bagging:
                 self.make_model,
                 self.make_callbacks,
                 lambda k: data.for_training_rows(
-                    samples[k], shuffle_seed=getattr(data, "shuffle_seed", 0) + k
+                    samples[k], shuffle_seed=getattr(data, "shuffle_seed", 0) + self.seed + k
                 ),
                 num_members=self.num_members,
                 trainer=self.trainer,
@@ -287,6 +287,8 @@ class Bagging:
 
     def _samples(self, data: SplitDataModule) -> list[Rows]:
         if self.samples is not None:
+            for rows in self.samples:
+                data.for_training_rows(rows)  # checks them
             return [np.asarray(rows, dtype=np.int64) for rows in self.samples]
         return draw_all(
             data,
@@ -327,9 +329,6 @@ class Bagging:
                 f"class_weights='balanced', but the sample of member {member} has none of class "
                 f"{classes[0]}; use stratify=True."
             )
-        if self.samples is not None:
-            for k in range(self.num_members):
-                fits.make_data(k)  # whose rows are checked
         settings = ("kind", "num_members", "voting", "trainer", "monitor", "mode", "seed")
         return plan.describe(
             model,

@@ -1,4 +1,4 @@
-"""``plan.json`` and ``samples.npz``: what a bagging run is, written before its first fit.
+"""``plan.json`` and ``samples.npz``: what a run of an ensemble is, written before its first fit.
 
 A run folder that has them can be gone on with by the same configuration on the same data, and by
 no other.
@@ -52,10 +52,15 @@ def describe(
         "fingerprint": data.fingerprint(),
         "samples": hashlib.sha256(b"|".join(rows.tobytes() for rows in samples)).hexdigest(),
     }
-    plain: dict[str, Any] = json.loads(
+    return plain(config)
+
+
+def plain(config: dict[str, Any]) -> dict[str, Any]:
+    """The same as plain values, as JSON gives them back; what JSON lacks by its class."""
+    found: dict[str, Any] = json.loads(
         json.dumps(config, default=lambda value: f"<{type(value).__name__}>")
     )
-    return plain
+    return found
 
 
 def begin(run_dir: Path, config: dict[str, Any], samples: Sequence[Rows], *, goes_on: bool) -> str:
@@ -73,14 +78,28 @@ def begin(run_dir: Path, config: dict[str, Any], samples: Sequence[Rows], *, goe
     Raises:
         FileExistsError: The folder holds something else, or a run of another configuration.
     """
-    path = run_dir / PLAN
     if not goes_on:
         check_new_run_dir(run_dir)
-        run_id = secrets.token_hex(4)
-        write_json(path, {"run_id": run_id, "config": config, "versions": tracking.versions()})
+        run_id = new_run(run_dir, config)
         _write_samples(run_dir, samples)
         return run_id
-    before = json.loads(path.read_text())
+    run_id = same_run(run_dir, config)
+    if not (run_dir / SAMPLES).is_file():  # killed between the two
+        _write_samples(run_dir, samples)
+    return run_id
+
+
+def new_run(run_dir: Path, config: dict[str, Any]) -> str:
+    """Writes the plan of a new run; returns its id."""
+    run_id = secrets.token_hex(4)
+    plan = {"run_id": run_id, "config": config, "versions": tracking.versions()}
+    write_json(run_dir / PLAN, plan)
+    return run_id
+
+
+def same_run(run_dir: Path, config: dict[str, Any]) -> str:
+    """The id of the run in a folder, or a `FileExistsError` if it has another configuration."""
+    before = json.loads((run_dir / PLAN).read_text())
     old = before["config"]
     names = [key for key in {**old, **config} if old.get(key) != config.get(key)]
     if names:
@@ -90,8 +109,6 @@ def begin(run_dir: Path, config: dict[str, Any], samples: Sequence[Rows], *, goe
             f"run_dir='{run_dir}' holds a run of another kind: {'; '.join(shown)}. Choose another "
             "run_dir, or delete it first."
         )
-    if not (run_dir / SAMPLES).is_file():  # killed between the two
-        _write_samples(run_dir, samples)
     return str(before["run_id"])
 
 

@@ -62,8 +62,11 @@ class GradientBoosting(Stagewise):
             ``gradient_clip_val``, ``accelerator``, ``precision``, …
         seed: Seed of weights, dropout and subsampling.
         logger: Where the losses of the stages are logged.
-        run_dir: A folder that is empty or does not exist; gets ``summary.json``, ``history.csv``
-            and ``checkpoints/best.ckpt``.
+        run_dir: A folder that is empty or does not exist, or holds a run to go on with; gets
+            ``plan.json``, ``summary.json``, ``history.csv`` and ``checkpoints/best.ckpt``.
+        resume: Go on with a run in `run_dir` that was killed, after its last finished stage; what
+            comes out is the same, bit for bit. Learners that fit themselves are fitted again.
+            False refuses a folder that holds something, and keeps nothing to go on from.
         progress_bar: Show a bar over the stages.
 
     Raises:
@@ -107,6 +110,7 @@ class GradientBoosting(Stagewise):
         seed: int = 0,
         logger: LoggerName | None = "csv",
         run_dir: str | PathLike[str] = "runs/boosting",
+        resume: bool = True,
         progress_bar: bool = True,
     ) -> None:
         super().__init__(
@@ -118,6 +122,7 @@ class GradientBoosting(Stagewise):
             seed=seed,
             logger=logger,
             run_dir=run_dir,
+            resume=resume,
             progress_bar=progress_bar,
         )
         check_range("shrinkage", shrinkage, 0, 1, low_open=True)

@@ -29,7 +29,7 @@ class Loss:
 
     def encode(self, targets: Tensor) -> Tensor:
         """The targets as float64, shape (N, W)."""
-        return targets.reshape(len(targets), -1).double()
+        return (targets[:, None] if targets.ndim == 1 else targets).double()
 
     def initial(self, y: Tensor) -> Tensor:
         """The constant of least loss, shape (W,)."""

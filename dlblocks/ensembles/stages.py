@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -53,6 +56,9 @@ class Booster(Protocol):
     ) -> Tensor:
         """The mean loss of a batch."""
 
+    def fitted(self, stage: int) -> Mapping[str, Any] | None:
+        """The weights of a learner that a killed fit has left, or None."""
+
     def end_stage(self, stage: int, outputs: dict[str, Tensor]) -> bool:
         """Takes the learner's outputs for ``"train"`` and ``"val"``; False ends the fit."""
 
@@ -91,6 +97,7 @@ class Stages(pl.LightningModule):
         self.rows = {part: datamodule.indices(part) for part in ("train", "val")}
         self.ready: dict[str, Tensor] = {}
         self.task: Task | None = None
+        self.restored = False
 
     def passes(self) -> DataLoader:
         """The numbers of the passes: what the Trainer takes for batches."""
@@ -110,7 +117,7 @@ class Stages(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         stage = self.current_epoch
-        torch.manual_seed(self.seed + stage)
+        seed_all(self.seed + stage)
         self.task = task = self.booster.begin_stage(stage)
         if task is None:
             return
@@ -127,7 +134,13 @@ class Stages(pl.LightningModule):
             seed=self.data.shuffle_seed,
             avoid_single=size if len(of) > size else None,
         )
+        self.restored = False
         if self_fitting(task.learner) is None:
+            weights = self.booster.fitted(stage)
+            if weights is not None:
+                task.learner.load_state_dict(weights)
+                self.restored = True
+                return
             self._make_optimizer(task.learner, -(-len(self.sampler) // size))
 
     def _batch_size(self, samples: int) -> int:
@@ -186,7 +199,7 @@ class Stages(pl.LightningModule):
 
     def training_step(self, number: int, batch_idx: int) -> None:
         task = self.task
-        if task is None:
+        if task is None or self.restored:
             return
         fit = self_fitting(task.learner)
         if fit is not None:
@@ -262,3 +275,23 @@ def self_fitting(learner: Model) -> Callable[..., Any] | None:
         if callable(fit):
             return fit
     return None
+
+
+def seed_all(seed: int) -> None:
+    """Seeds torch, numpy and Python; Lightning's would leave a variable in the environment."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+@contextmanager
+def isolated_rng() -> Iterator[None]:
+    """Leaves all random states as they were, on an error too."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)

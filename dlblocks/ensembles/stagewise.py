@@ -12,15 +12,21 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from tqdm import tqdm
 
 from dlblocks import tracking
+from dlblocks.csv_log import go_on
 from dlblocks.data import DataModule
-from dlblocks.ensembles.stages import Stages, Task, self_fitting
-from dlblocks.errors import check_range, did_you_mean
-from dlblocks.files import check_new_run_dir, write_json, write_rows
+from dlblocks.ensembles import bagging_plan
+from dlblocks.ensembles.stage_arguments import check_trainer, check_whole
+from dlblocks.ensembles.stage_files import StageFiles
+from dlblocks.ensembles.stages import Stages, Task, isolated_rng, seed_all, self_fitting
+from dlblocks.files import write_json, write_rows
+from dlblocks.lock import locked
 from dlblocks.models import checkpoints
 from dlblocks.models.base import Model
 from dlblocks.no_gpu import quick_gpu_check
@@ -28,14 +34,10 @@ from dlblocks.optim.factory import optimizer_spec
 from dlblocks.quiet import quiet
 
 LoggerName = Literal["csv", "wandb", "tensorboard", "none"]
-# Arguments of the Trainer that mean for a stage what they mean for a fit.
-TRAINER = (
-    "max_epochs", "gradient_clip_val", "gradient_clip_algorithm", "accelerator", "devices",
-    "precision", "deterministic", "benchmark", "detect_anomaly",
-)  # fmt: skip
-DEFAULT_EPOCHS = 10
 # What a learner may have of its own, and a stage would pass over in silence.
 HOOKS = ("configure_optimizers", "training_step")
+# These turn the learners themselves into it.
+TRUE_PRECISIONS = ("64", "64-true", "bf16-true")
 SHOWN = ("/loss", "/accuracy")  # in the progress bar
 
 
@@ -85,6 +87,7 @@ class Stagewise:
         seed: int,
         logger: LoggerName | None,
         run_dir: str | PathLike[str],
+        resume: bool,
         progress_bar: bool,
     ) -> None:
         name = type(self).__name__
@@ -98,14 +101,15 @@ class Stagewise:
                 f"datamodule is a {type(datamodule).__name__}; {name} needs a "
                 "dlblocks.data.DataModule, such as ArrayDataModule(inputs, targets)."
             )
-        check_range("num_stages", num_stages, 1)
-        check_range("seed", seed, 0)
+        check_whole("num_stages", num_stages, 1)
+        check_whole("seed", seed, 0)
         if patience is not None:
-            check_range("patience", patience, 1)
+            check_whole("patience", patience, 1)
         self.make_learner, self.datamodule = make_learner, datamodule
         self.num_stages, self.patience, self.seed = num_stages, patience, seed
-        self.trainer = _checked(trainer)
+        self.trainer = check_trainer(trainer)
         self.logger, self.run_dir, self.progress_bar = logger, Path(run_dir), progress_bar
+        self.resume = resume
         self.settings: dict[str, Any] = {}
 
     # What the kinds of boosting define
@@ -141,15 +145,19 @@ class Stagewise:
     # The fit
 
     def fit(self) -> BoostingResult:
-        """Fits all stages.
+        """Fits all stages, or those that a killed fit has not reached.
+
+        The global random states of the caller are as before afterwards.
 
         Raises:
             ValueError: The learners or targets do not fit, before anything is trained.
-            FileExistsError: `run_dir` holds something already.
-            FloatingPointError: The loss of a learner is not finite.
+            FileExistsError: `run_dir` holds something else, or a run of another configuration.
+            BlockingIOError: Another process works in `run_dir`.
+            FloatingPointError: The loss of a learner, or what it puts out, is not finite.
         """
         started = time.monotonic()
-        path = check_new_run_dir(self.run_dir)
+        path = self.run_dir
+        self._files = StageFiles(path, resume=self.resume)
         self.learners: list[Model] = []  # of the ensemble
         self._made: list[Model] = []
         self.history: list[dict[str, float]] = []
@@ -162,17 +170,22 @@ class Stagewise:
                 f"patience={self.patience} needs validation samples, and {type(data).__name__} has "
                 "none; set val_fraction, or leave patience out."
             )
-        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        with quiet(), torch.random.fork_rng(devices=devices):
-            torch.manual_seed(self.seed)
+        with quiet(), isolated_rng():
+            seed_all(self.seed)
             self._first: Model | None = self._new_learner()
             self._check_width(self._first)
             self.prepare()
-            self._run(path)
+            with locked(path):
+                self._run(path)
+                return self._finish(path, started)
+
+    def _finish(self, path: Path, started: float) -> BoostingResult:
         best = self._best_stage()
         # Early stopping keeps the best stages; without it all that were asked for are kept.
         kept = best if self.patience is not None else len(self.learners)
         model = self.make_model(kept).eval()
+        if str(self.trainer.get("precision")) in TRUE_PRECISIONS:
+            model = model.to(torch.get_default_dtype())  # as it is loaded, for inputs as they come
         seconds = time.monotonic() - started
         checkpoint = path / "checkpoints" / "best.ckpt"
         checkpoints.write_checkpoint(checkpoint, model, epoch=max(kept - 1, 0), global_step=kept)
@@ -190,9 +203,11 @@ class Stagewise:
                 "versions": tracking.versions(),
             },
         )
+        self._files.remove()
         return BoostingResult(model, self.history, best, self.stopped, seconds, checkpoint)
 
     def _run(self, path: Path) -> None:
+        run_id = self._files.begin(self._plan())
         arguments = dict(self.trainer)
         stages = Stages(
             self,
@@ -207,8 +222,14 @@ class Stagewise:
             path,
             run_name=path.name,
             job_type="boosting",
+            run_id=run_id,
             config=self._configuration() | {"versions": tracking.versions()},
         )
+        # What a killed fit has logged is not logged again; a file is written anew.
+        self._logged = self._files.finished() or -1
+        if isinstance(self.log, CSVLogger):
+            go_on(self.log).keep(0)
+            self._logged = -1
         self.bar = tqdm(
             total=self.num_stages, unit="stage", dynamic_ncols=True, disable=not self.progress_bar
         )
@@ -232,11 +253,21 @@ class Stagewise:
         if self.stopped and not self._out_of_patience:  # which was asked for
             rank_zero_warn(f"{type(self).__name__} stopped: {self.stopped}")
 
+    def fitted(self, stage: int) -> Mapping[str, Any] | None:
+        return self._files.read(stage)
+
     def end_stage(self, stage: int, outputs: dict[str, Tensor]) -> bool:
+        for part, values in outputs.items():
+            if not values.isfinite().all():
+                raise FloatingPointError(
+                    f"the learner of stage {stage + 1} puts out values for the {part} samples that "
+                    "are not finite; lower lr, clip gradients, or see to its fit_samples."
+                )
         row = self.add(stage, outputs)
         if row is None:
             return False
         self.record({"stage": stage + 1, **row})
+        self._files.keep(stage, self.learners[-1])
         self.bar.update()
         best = self._best_stage()
         if self.patience is not None and not self.stopped and stage + 1 - best >= self.patience:
@@ -251,7 +282,7 @@ class Stagewise:
         self.history.append(row)
         shown = {name: f"{value:.4g}" for name, value in row.items() if name.endswith(SHOWN)}
         self.bar.set_postfix(shown, refresh=False)
-        if self.log is not None:
+        if self.log is not None and row["stage"] > self._logged:
             metrics = {name: value for name, value in row.items() if name != "stage"}
             self.log.log_metrics(metrics, step=int(row["stage"]))
             self.log.save()
@@ -329,6 +360,25 @@ class Stagewise:
                 f"{type(data).__name__} need (N, {wanted})."
             )
 
+    def _plan(self) -> dict[str, Any]:
+        """All that decides what the stages are."""
+        assert self._first is not None  # for the type checker
+        shapes = {
+            name: list(value.shape)
+            for name, value in self._first.state_dict().items()
+            if not is_lazy(value)
+        }
+        config = self._configuration()
+        boosting = config.pop("boosting")
+        return bagging_plan.plain(
+            {
+                **boosting,
+                **config,
+                "fingerprint": self.datamodule.fingerprint(),
+                "parameters": shapes,
+            }
+        )
+
     def _configuration(self) -> dict[str, Any]:
         learner = self._first or self._made[0]
         own = {"num_stages": self.num_stages, "patience": self.patience, "seed": self.seed}
@@ -339,33 +389,3 @@ class Stagewise:
             "trainer": self.trainer,
             "data": {"class": type(data).__name__, **dict(data.hparams_initial)},
         }
-
-
-def _checked(trainer: Mapping[str, Any] | None) -> dict[str, Any]:
-    arguments = dict(trainer or {})
-    for name, value in arguments.items():
-        if name not in TRAINER:
-            hint = did_you_mean(name, TRAINER) or "."
-            raise ValueError(
-                f"trainer={{{name!r}: {value!r}}} has no meaning for the stages of boosting{hint} "
-                f"There are: {', '.join(TRAINER)}."
-            )
-    epochs = arguments.setdefault("max_epochs", DEFAULT_EPOCHS)
-    if not isinstance(epochs, int) or epochs < 1:
-        raise ValueError(
-            f"trainer={{'max_epochs': {epochs!r}}} must be at least 1: the passes of each learner "
-            "over its samples."
-        )
-    if arguments.setdefault("devices", 1) not in (1, "1", [0], "auto"):
-        raise ValueError(
-            f"trainer={{'devices': {arguments['devices']!r}}}, but boosting fits one learner after "
-            "another on one device; use devices=1."
-        )
-    arguments["devices"] = 1 if arguments["devices"] == "auto" else arguments["devices"]
-    if str(arguments.get("precision", "")) in ("16", "16-mixed", "16-true"):
-        raise ValueError(
-            f"trainer={{'precision': {arguments['precision']!r}}} needs its gradients scaled, "
-            "which boosting does not do; use 'bf16-mixed' or '32-true'."
-        )
-    check_range("gradient_clip_val", arguments.get("gradient_clip_val") or 0.0, 0)
-    return arguments

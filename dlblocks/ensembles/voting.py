@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from os import PathLike
 from typing import Any, Literal
 
+from torch import nn
+
 from dlblocks.errors import check_choice
 from dlblocks.models import Classifier, Model, Regressor, VotingClassifier, VotingRegressor, load
 
@@ -31,6 +33,7 @@ def Voting(
         classes: Your own subclasses of our models, of which checkpoints may be.
 
     Raises:
+        TypeError: `members` is no sequence of models and paths.
         ValueError: There are no members, or they are not all classifiers of as many classes, or all
             regressors of as many values; or hard voting of values.
 
@@ -42,6 +45,15 @@ def Voting(
         torch.Size([2, 10])
     """
     check_choice("voting", voting, ["soft", "hard"])
+    if isinstance(members, (str, PathLike, nn.Module)):
+        raise TypeError("members is a single model or path; give a list of them.")
+    for member in members:
+        if not isinstance(member, (Model, str, PathLike)):
+            raise TypeError(
+                f"members hold a {type(member).__name__}; each must be a Classifier or Regressor "
+                "of dlblocks, such as Classifier(net, num_classes) over a net of your own, or the "
+                "path of a checkpoint."
+            )
     own = list(classes)
     models = [m if isinstance(m, Model) else load(m, classes=own) for m in members]
     if not models:

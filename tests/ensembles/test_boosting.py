@@ -499,6 +499,7 @@ def test_run_folder_and_logs(tmp_path):
         "history.csv",
         "hparams.yaml",
         "metrics.csv",
+        "plan.json",
         "summary.json",
     ]
     with pytest.raises(FileExistsError, match="already holds a run"):

@@ -1,0 +1,81 @@
+"""What a fit of stages leaves on its way, and a fit that was killed goes on from."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dlblocks.ensembles import bagging_plan
+from dlblocks.files import PLAN, SUMMARY, check_new_run_dir, whole_file
+from dlblocks.models import Model
+
+
+class StageFiles:
+    """``plan.json``, and the weights of each learner until the fit has ended.
+
+    Whatever else a stage needs of those before it follows from what their learners put out. So a
+    fit goes on by running the learners that it has, in place of training them, and is then the fit
+    that was not killed, bit for bit.
+
+    Args:
+        run_dir: The run folder.
+        resume: Go on with a run in it that has not ended; else no file of a stage is written.
+
+    Raises:
+        FileExistsError: The folder holds something else.
+    """
+
+    def __init__(self, run_dir: Path, *, resume: bool) -> None:
+        self.run_dir, self.resume = run_dir, resume
+        there, ended = ((run_dir / name).is_file() for name in (PLAN, SUMMARY))
+        self.goes_on = resume and there and not ended
+        if not self.goes_on:
+            check_new_run_dir(run_dir)
+
+    def begin(self, config: dict[str, Any]) -> str:
+        """Writes the plan, or finds that of the folder the same; returns the run's id.
+
+        Raises:
+            FileExistsError: The run in the folder is of another configuration.
+        """
+        if self.goes_on:
+            return bagging_plan.same_run(self.run_dir, config)
+        check_new_run_dir(self.run_dir)  # once more, now that it is locked
+        return bagging_plan.new_run(self.run_dir, config)
+
+    def finished(self) -> int:
+        """How many stages, from the first, the fit that is gone on with had finished."""
+        count = 0
+        while self.goes_on and self._path(count).is_file():
+            count += 1
+        return count
+
+    def read(self, stage: int) -> Mapping[str, Any] | None:
+        """The weights of the learner of stage 0, 1, …, or None if it was not finished."""
+        path = self._path(stage)
+        if not (self.goes_on and path.is_file()):
+            return None
+        try:
+            found: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except (EOFError, RuntimeError, pickle.UnpicklingError):
+            path.unlink()  # the machine itself may have gone down before it was on the disk
+            return None
+        return found
+
+    def keep(self, stage: int, learner: Model) -> None:
+        """Writes the weights of the learner of a stage, if they are not there."""
+        if self.resume and not self._path(stage).is_file():
+            with whole_file(self._path(stage)) as part:
+                torch.save(learner.state_dict(), part)
+
+    def remove(self) -> None:
+        """Removes what an ended fit needs no more."""
+        for path in self._path(0).parent.glob("stage-*.ckpt"):
+            path.unlink()
+
+    def _path(self, stage: int) -> Path:
+        return self.run_dir / "checkpoints" / f"stage-{stage + 1}.ckpt"
