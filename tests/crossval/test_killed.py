@@ -74,7 +74,9 @@ def train(folder, kill="never", every=0.0, n_jobs=1):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    forked.run(train, folder)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder.parent)
+        forked.run(train, folder)
     return folder
 
 
