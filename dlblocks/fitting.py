@@ -120,6 +120,9 @@ def fit(
     checkpoint = ModelCheckpoint(
         folder / "checkpoints",
         filename="best",
+        # At a validation that is not every epoch's, a metric of training is that of the epoch
+        # before.
+        save_on_train_epoch_end=True if monitor.startswith("train") else None,
         monitor=monitor,
         mode=mode,
         enable_version_counter=False,

@@ -102,9 +102,8 @@ class Together(pl.LightningModule):
         self.validate_every = trainer.get("check_val_every_n_epoch") or 1
         if self.validate_every > 1 and monitor.startswith("train/"):
             raise NotVectorizable(
-                f"monitor={monitor!r} with check_val_every_n_epoch={self.validate_every}: one by "
-                "one, weights are judged by the training of the epoch before; monitor a "
-                "metric of validation"
+                f"monitor={monitor!r} with check_val_every_n_epoch={self.validate_every}: weights "
+                "are judged where they are validated; monitor a metric of validation"
             )
         self.limit_train = trainer.get("limit_train_batches")
         self.limit_val = trainer.get("limit_val_batches")

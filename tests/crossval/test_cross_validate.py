@@ -310,6 +310,26 @@ def test_a_monitor_that_is_never_logged(tmp_path, plain_module, every, epochs):
     assert begun == epochs
 
 
+@pytest.mark.parametrize(("every", "mode"), [(1, "min"), (3, "min"), (3, "max")])
+def test_a_metric_of_training_chooses_the_epoch_whose_weights_are_kept(tmp_path, every, mode):
+    """Lightning judges by it at a validation, where it is that of the epoch before."""
+    result = run(
+        tmp_path, lambda: MLPClassifier(64, 10, hidden=[16], lr=0.1, optimizer="sgd"),
+        monitor="train/loss", mode=mode,
+        trainer={"max_epochs": 5, "accelerator": "cpu", "check_val_every_n_epoch": every},
+    )  # fmt: skip
+    for row in result.folds:
+        folder = tmp_path / "run" / f"fold-{row['fold']}"
+        kept = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+        losses = [float(epoch["train/loss"]) for epoch in rows_of(folder / "history.csv")]
+        assert len(losses) == 5
+        assert (
+            kept["epoch"] + 1
+            == row["best_epoch"]
+            == 1 + losses.index({"min": min, "max": max}[mode](losses))
+        )
+
+
 def test_a_datamodule_may_come_from_a_function(tmp_path):
     made = []
 
