@@ -548,7 +548,11 @@ def dots(found: Mapping[str, Scores], num_folds: int) -> Figure:
     for label, colour in (("nets", plots.BLUE), ("scikit-learn's trees", plots.ORANGE)):
         axes[0].plot([], [], "o-", color=colour, linewidth=2.4, label=f"{label}, 95 % interval")
     axes[0].plot([], [], "o", color="#bbbbbb", markersize=4, label="each split")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=3 if len(found) > 1 else 1,
+    )
     return figure
 
 
