@@ -54,6 +54,24 @@ def check_range(
         raise ValueError(f"{argument}={value!r} is outside {left}, {right}.")
 
 
+def check_function(argument: str, value: object, example: str) -> None:
+    """Raises a `TypeError` unless `value` is a function that can make something new at each call.
+
+    >>> check_function("make_model", 3, "lambda: MLPClassifier(64, 10)")
+    Traceback (most recent call last):
+    TypeError: make_model=3 is no function; it must return a new one at each call, such as \
+lambda: MLPClassifier(64, 10).
+    """
+    # Models can be called, but make no models.
+    is_model = hasattr(value, "forward") and not isinstance(value, type)
+    if is_model or not callable(value):
+        what = f" is a {type(value).__name__}, and" if is_model else f"={value!r} is"
+        raise TypeError(
+            f"{argument}{what} no function; it must return a new one at each call, such as "
+            f"{example}."
+        )
+
+
 def named(error: Exception, name: str) -> Exception:
     """The same kind of error, whose message begins with the name of what it belongs to.
 

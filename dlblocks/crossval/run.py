@@ -24,7 +24,7 @@ from dlblocks.crossval.result import CrossValidationResult
 from dlblocks.crossval.splits import check_same, new_datamodule, plan_splits
 from dlblocks.crossval.vectorized import choose, run_together
 from dlblocks.data import SplitDataModule
-from dlblocks.errors import check_choice, check_range, named
+from dlblocks.errors import check_choice, check_function, check_range, named
 from dlblocks.files import SUMMARY, is_rank_zero, know_rank
 from dlblocks.fitting import check_trainer_arguments
 from dlblocks.lock import locked
@@ -145,6 +145,7 @@ def cross_validate(
     """
     if num_folds is not None:
         check_range("num_folds", num_folds, 2)
+    check_function("make_model", make_model, "lambda: MLPClassifier(64, 10)")
     check_range("repeats", repeats, 1)
     check_choice("mode", mode, ["min", "max"])
     check_choice("on_error", on_error, ["raise", "continue"])

@@ -24,7 +24,7 @@ from dlblocks.crossval.splits import new_datamodule
 from dlblocks.crossval.vectorized import choose
 from dlblocks.data import SplitDataModule
 from dlblocks.ensembles import NotVectorizable
-from dlblocks.errors import did_you_mean, named
+from dlblocks.errors import check_function, did_you_mean, named
 from dlblocks.files import is_rank_zero, write_json
 
 SEARCHED = "search.json"
@@ -92,10 +92,7 @@ def check_names(make_model: Callable[..., Any], points: Sequence[Mapping[str, An
 
     What cannot be inspected is passed over.
     """
-    if not callable(make_model):
-        raise TypeError(
-            f"make_model={make_model!r} must be a function that makes a model of hyperparameters."
-        )
+    check_function("make_model", make_model, "lambda lr: MLPClassifier(64, 10, lr=lr)")
     try:
         parameters = inspect.signature(make_model).parameters.values()
     except (TypeError, ValueError):

@@ -32,7 +32,7 @@ from dlblocks.ensembles.member_fits import STATE, Fits, Fitted
 from dlblocks.ensembles.out_of_bag import combine, score
 from dlblocks.ensembles.vectorized import Together
 from dlblocks.ensembles.voting import Voting
-from dlblocks.errors import check_choice, check_range
+from dlblocks.errors import check_choice, check_function, check_range
 from dlblocks.files import (
     PLAN,
     SUMMARY,
@@ -137,6 +137,7 @@ class Bagging:
         progress_bar: bool = True,
         figures: bool = True,
     ) -> None:
+        check_function("make_model", make_model, "lambda: MLPClassifier(64, 10)")
         check_range("num_members", num_members, 1)
         if not isinstance(num_members, int):
             raise ValueError(f"num_members={num_members!r} is no whole number.")
@@ -156,6 +157,9 @@ class Bagging:
                     "samples= are drawn already; leave out max_samples, bootstrap and stratify."
                 )
         self.trainer = check_trainer_arguments(trainer)
+        for name in ("max_epochs", "max_steps"):
+            if self.trainer.get(name) == 0:
+                raise ValueError(f"trainer={{{name!r}: 0}} trains no member; give 1 or more.")
         if self.trainer.get("fast_dev_run"):
             raise ValueError(
                 "trainer={'fast_dev_run': …} keeps no weights to make an ensemble of; use "
@@ -253,7 +257,8 @@ class Bagging:
         """A new datamodule over the data that were given."""
         pl.seed_everything(self.seed, workers=True, verbose=False)
         given = self.datamodule
-        data = given if isinstance(given, pl.LightningDataModule) else given()
+        is_function = callable(given) and not isinstance(given, pl.LightningDataModule)
+        data: Any = given() if is_function else given
         if not isinstance(data, SplitDataModule):
             raise TypeError(
                 f"datamodule must be a dlblocks DataModule or a function that returns one, got "

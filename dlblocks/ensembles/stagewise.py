@@ -25,6 +25,7 @@ from dlblocks.ensembles import bagging_plan
 from dlblocks.ensembles.stage_arguments import check_trainer, check_whole
 from dlblocks.ensembles.stage_files import StageFiles
 from dlblocks.ensembles.stages import Stages, Task, isolated_rng, seed_all, self_fitting
+from dlblocks.errors import check_function
 from dlblocks.files import write_json, write_rows
 from dlblocks.lock import locked
 from dlblocks.models import checkpoints
@@ -91,11 +92,7 @@ class Stagewise:
         progress_bar: bool,
     ) -> None:
         name = type(self).__name__
-        if not callable(make_learner) or isinstance(make_learner, nn.Module):
-            raise TypeError(
-                f"make_learner is a {type(make_learner).__name__}; {name} needs a function that "
-                "returns a new learner at each call, such as lambda: MLPRegressor(10, 1)."
-            )
+        check_function("make_learner", make_learner, "lambda: MLPRegressor(10, 1)")
         if not isinstance(datamodule, DataModule):
             raise TypeError(
                 f"datamodule is a {type(datamodule).__name__}; {name} needs a "

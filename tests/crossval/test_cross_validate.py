@@ -358,6 +358,7 @@ def test_fast_dev_run(tmp_path):
         ({"trainer": {"callbacks": []}}, ValueError, "place of its own"),
         ({"trainer": {"strategy": "ddp_spawn"}}, ValueError, "use strategy='ddp'"),
         ({"make_callbacks": lambda: [ModelCheckpoint()]}, ValueError, "set monitor= and mode="),
+        ({"make_model": nn.Linear(2, 2)}, TypeError, "make_model is a Linear, and no function"),
         ({"make_model": lambda: nn.Linear(2, 2)}, TypeError, "must return a LightningModule"),
         ({"data": 3}, TypeError, "callable|DataModule"),
     ],

@@ -347,6 +347,21 @@ def test_a_vote_over_ensembles_is_that_of_their_members(bagged, make_trainer):
         torch.testing.assert_close(mixed(raw).softmax(1), (p[0] + p[1]) / 2)
 
 
+def test_a_share_of_the_samples(tmp_path):
+    """Half of the training rows, once each; with replacement, n (1 - e^-0.5) of n are distinct."""
+    train = digits().indices("train")
+    for bootstrap, distinct in ((False, 0.5), (True, 1 - np.exp(-0.5))):
+        result = Bagging(
+            mlp, digits(), max_samples=0.5, bootstrap=bootstrap,
+            **settings(run_dir=tmp_path / str(bootstrap)),
+        ).fit()  # fmt: skip
+        for rows, member in zip(result.samples, result.members, strict=True):
+            assert len(rows) == round(len(train) / 2)
+            assert np.isin(rows, train).all()
+            assert len(np.unique(rows)) == pytest.approx(distinct * len(train), rel=0.05)
+            assert member["num_train"] == len(rows)
+
+
 def test_bad_arguments(tmp_path):
     def bad(match, error=ValueError, make=mlp, data=None, kind=Bagging, **more):
         with pytest.raises(error, match=match):
@@ -374,6 +389,13 @@ def test_bad_arguments(tmp_path):
     bad("num_classes=3, but DigitsDataModule has 10", make=lambda: MLPClassifier(64, 3))
     bad("no validation part", data=digits(val_fraction=0))
     bad("keeps no weights", trainer={"fast_dev_run": True})
+    bad("'max_epochs': 0} trains no member", trainer={"max_epochs": 0})
+    bad("make_model is a MLPClassifier, and no function", TypeError, make=one)
+    bad(
+        "a function that returns one, got int",
+        TypeError,
+        data=3,
+    )
     bad("votes for classes", make=regressor, data=diabetes(), voting="hard")
     bad("stratify=True needs classes", make=regressor, data=diabetes(), stratify=True)
     bad("knows? what came after", make=mlp, data=digits(split="time_series"), error=ValueError)
