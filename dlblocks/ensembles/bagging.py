@@ -256,9 +256,9 @@ class Bagging:
     def _data(self) -> SplitDataModule:
         """A new datamodule over the data that were given."""
         pl.seed_everything(self.seed, workers=True, verbose=False)
-        given = self.datamodule
+        given: Any = self.datamodule
         is_function = callable(given) and not isinstance(given, pl.LightningDataModule)
-        data: Any = given() if is_function else given
+        data = given() if is_function else given
         if not isinstance(data, SplitDataModule):
             raise TypeError(
                 f"datamodule must be a dlblocks DataModule or a function that returns one, got "
