@@ -42,12 +42,22 @@ def check_range(
 ) -> None:
     """Raises a `ValueError` unless `value` lies in the interval (NaN never does).
 
+    A `TypeError` if it is not a number.
+
+    >>> check_range("lr", "0.1", 0)
+    Traceback (most recent call last):
+    TypeError: lr='0.1' must be a number.
+
+
     >>> check_range("dropout", 1.5, 0, 1, high_open=True)
     Traceback (most recent call last):
     ValueError: dropout=1.5 is outside [0, 1).
     """
-    above = low is None or (value > low if low_open else value >= low)
-    below = high is None or (value < high if high_open else value <= high)
+    try:
+        above = low is None or (value > low if low_open else value >= low)
+        below = high is None or (value < high if high_open else value <= high)
+    except TypeError as error:
+        raise TypeError(f"{argument}={value!r} must be a number.") from error
     if not (above and below and value == value):
         left = "(-inf" if low is None else f"{'(' if low_open else '['}{low}"
         right = "inf)" if high is None else f"{high}{')' if high_open else ']'}"

@@ -117,6 +117,8 @@ def main(
     """
     for name in optimizers:
         check_choice("optimizers", name, RATES)
+    if not optimizers or len(set(optimizers)) < len(optimizers):
+        raise ValueError(f"optimizers={optimizers} must name at least one, and each once.")
     check_range("num_seeds", num_seeds, 1)
     if fast_dev_run:
         num_seeds, num_samples, max_epochs = 1, 200, 1

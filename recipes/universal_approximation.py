@@ -87,6 +87,8 @@ def main(
     """
     for width in widths:
         check_range("widths", width, 1)
+    if not widths or sorted(set(widths)) != widths:
+        raise ValueError(f"widths={widths} must be at least one, and rise.")
     check_range("num_seeds", num_seeds, 1)
     if fast_dev_run:
         widths, num_seeds, max_epochs = widths[:2], 1, 1

@@ -266,6 +266,20 @@ def test_optimizers_recipe_names_what_is_unknown():
     assert "adan" in done.stderr and "did you mean" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "argument", "values"),
+    [
+        ("optimizers", "optimizers", []),
+        ("optimizers", "optimizers", ["adam", "adam"]),
+        ("universal_approximation", "widths", []),
+        ("universal_approximation", "widths", [8, 4]),
+    ],
+)
+def test_lists_that_make_no_figure_are_refused(name, argument, values):
+    with pytest.raises(ValueError, match=f"{argument}="):
+        load(name).main(**{argument: values})
+
+
 def test_batch_size_compares_what_it_says(tmp_path):
     recipe = load("batch_size")
     folder = tmp_path / "out"

@@ -114,6 +114,13 @@ class Sharpness(Callback):
             check_range("epsilon", epsilon, 0, float("inf"), low_open=True, high_open=True)
         if directions is not None:
             check_range("directions", directions, 1)
+            if not isinstance(directions, int):
+                raise TypeError(f"directions={directions} must be a whole number.")
+        if dataloader is not None and not callable(dataloader):
+            raise TypeError(
+                f"dataloader must be a function that returns a loader, got "
+                f"{type(dataloader).__name__}; lambda: loader is one."
+            )
         if epsilon is None and directions is not None:
             raise ValueError(
                 f"directions={directions} has no effect with epsilon=None, which leaves the "
@@ -126,6 +133,8 @@ class Sharpness(Callback):
         check_limit(limit_batches)
         if isinstance(at_epochs, int):
             raise TypeError(f"at_epochs={at_epochs} must be a list of epochs: [{at_epochs}].")
+        if at_epochs is not None and not all(type(epoch) is int for epoch in at_epochs):
+            raise TypeError(f"at_epochs={at_epochs!r} must be a list of epochs, such as [0, -1].")
         if at_epochs is not None and not at_epochs:
             raise ValueError("at_epochs is empty; name an epoch, such as -1 for the last.")
         if at_epochs is not None and every_n_epochs != 1:

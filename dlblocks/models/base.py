@@ -284,7 +284,7 @@ class Model(pl.LightningModule):
                     "batch_size, such as 'full', and devices=1."
                 )
         total_steps = steps_per_epoch = None
-        if schedule_needs_total_steps(self.lr_schedule):
+        if schedule_needs_total_steps(self.lr_schedule) or self.warmup_steps:
             total = self.trainer.estimated_stepping_batches
             total_steps = int(total) if 0 < total < float("inf") else None
             batches = self.trainer.num_training_batches

@@ -12,7 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 from dlblocks.optim import fused as fused_kernel
 from dlblocks.optim.base import bias_correction
-from dlblocks.optim.projection import ProjectedOptimizer
+from dlblocks.optim.projection import HALF, ProjectedOptimizer
 
 
 class AdamP(ProjectedOptimizer):
@@ -141,7 +141,13 @@ class AdamP(ProjectedOptimizer):
         exp_avg, exp_avg_sq, step = states
         beta1, beta2 = group["betas"]
         exp_avg.lerp_(grad, 1 - beta1)
-        exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        if grad.dtype in HALF:  # as the fused kernel: eps, and squares of 5e-3, are 0 in float16
+            exp_avg, grad = exp_avg.float(), grad.float()
+            wide = exp_avg_sq.float().mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+            exp_avg_sq.copy_(wide)
+            exp_avg_sq = wide
+        else:
+            exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
         correction = bias_correction(beta2, step, grad.dtype).sqrt()
         denominator = (exp_avg_sq.sqrt() / correction).add_(group["eps"])
         first = exp_avg.lerp(grad, 1 - beta1) if group["nesterov"] else exp_avg
@@ -177,6 +183,10 @@ class AdamP(ProjectedOptimizer):
             grads = list(torch._foreach_neg(grads))
         if decay:
             torch._foreach_mul_(outs, 1 - decay)
+        if outs[0].dtype in HALF:
+            for out, grad, *state in zip(outs, grads, *states, strict=True):
+                out.add_(self._perturbation(grad, state, group, lr))
+            return
         torch._foreach_lerp_(exp_avgs, grads, 1 - beta1)
         torch._foreach_mul_(exp_avg_sqs, beta2)
         torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1 - beta2)

@@ -48,7 +48,11 @@ class BaseOptimizer(Optimizer):
                 check_range(name, float(group[name]), 0)
         if "betas" in group:
             betas = group["betas"]
-            if len(betas) != 2 or not all(isinstance(beta, (int, float)) for beta in betas):
+            if (
+                not isinstance(betas, tuple)
+                or len(betas) != 2
+                or not all(isinstance(beta, (int, float)) for beta in betas)
+            ):
                 raise ValueError(f"betas={betas!r} must be two numbers.")
             for i, beta in enumerate(betas):
                 check_range(f"betas[{i}]", beta, 0, 1, high_open=True)
@@ -134,6 +138,12 @@ class BaseOptimizer(Optimizer):
         states: Sequence[list[Tensor]],
     ) -> None:
         raise NotImplementedError(f"{type(self).__name__} must define _update.")
+
+
+def rate(group: dict[str, Any]) -> Any:
+    """The learning rate: a number, or a tensor without axes, which fits parameters of any shape."""
+    lr = group["lr"]
+    return lr.view(()) if isinstance(lr, Tensor) else lr
 
 
 def by_device_and_dtype(

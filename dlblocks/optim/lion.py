@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from dlblocks.optim.base import BaseOptimizer, by_device_and_dtype
+from dlblocks.optim.base import BaseOptimizer, by_device_and_dtype, rate
 
 
 class Lion(BaseOptimizer):
@@ -74,7 +74,7 @@ class Lion(BaseOptimizer):
         grads: list[Tensor],
         states: Sequence[list[Tensor]],
     ) -> None:
-        lr, (beta1, beta2) = group["lr"], group["betas"]
+        lr, (beta1, beta2) = rate(group), group["betas"]
         if group["foreach"] is False or isinstance(lr, Tensor) or torch.compiler.is_compiling():
             for p, grad, exp_avg in zip(params, grads, states[0], strict=True):
                 grad = -grad if group["maximize"] else grad

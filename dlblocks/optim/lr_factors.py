@@ -86,8 +86,10 @@ def multi_step(
     """
     if isinstance(milestones, (int, float)) or not milestones:
         raise ValueError(f"milestones={milestones!r} must be a list of numbers, such as [30, 60].")
-    if list(milestones) != sorted(milestones) or milestones[0] <= 0:
-        raise ValueError(f"milestones={list(milestones)} must be positive and rise.")
+    for i, milestone in enumerate(milestones):
+        check_range(f"milestones[{i}]", milestone, 0, low_open=True)
+    if list(milestones) != sorted(milestones):
+        raise ValueError(f"milestones={list(milestones)} must rise.")
     check_range("gamma", gamma, 0)
     each = known.steps_in(unit, "multi_step")
     steps = [milestone * each for milestone in milestones]
@@ -195,7 +197,13 @@ def one_cycle(
     max_momentum: float = 0.95,
 ) -> dict[str, Any]:
     """Arguments of torch's `OneCycleLR` (Smith and Topin 2018), whose peak is the rate `lr`."""
-    return dict(locals())
+    found = dict(locals())
+    check_range("pct_start", pct_start, 0, 1)
+    check_range("div_factor", div_factor, 0, low_open=True)
+    check_range("final_div_factor", final_div_factor, 0, low_open=True)
+    check_range("base_momentum", base_momentum, 0, 1, high_open=True)
+    check_range("max_momentum", max_momentum, 0, 1, high_open=True)
+    return found
 
 
 def plateau(
@@ -207,8 +215,12 @@ def plateau(
     min_lr: float = 0.0,
 ) -> dict[str, Any]:
     """Arguments of torch's `ReduceLROnPlateau`, and the metric that it watches."""
+    found = dict(locals())
     check_choice("mode", mode, ["min", "max"])
-    return dict(locals())
+    check_range("factor", factor, 0, 1, high_open=True)
+    check_range("patience", patience, 0)
+    check_range("min_lr", min_lr, 0)
+    return found
 
 
 def with_warmup(factor: Factor, warmup_steps: int) -> Factor:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dlblocks.optim.base import BaseOptimizer, by_device_and_dtype
+from dlblocks.optim.base import BaseOptimizer, by_device_and_dtype, rate
 
 # Small tensors of one shape are stacked, as the calls cost more than the numbers; larger ones are
 # taken alone, a part of their rows at a time, so that what one pass reads is in the cache for the
@@ -133,7 +133,7 @@ class ProjectedOptimizer(BaseOptimizer):
         grads: list[Tensor],
         states: Sequence[list[Tensor]],
     ) -> None:
-        lr = group["lr"]
+        lr = rate(group)
         traced = torch.compiler.is_compiling()
         is_cpu = isinstance(lr, Tensor) and lr.device.type == "cpu"
         if is_cpu and not traced and not group["capturable"]:

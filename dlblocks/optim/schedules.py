@@ -150,7 +150,8 @@ def make_schedule(
         return []
     factor = SCHEDULES[name](known, **arguments)
     _compare(name, arguments, known)
-    return [_each_step(_Schedule(optimizer, with_warmup(factor, warmup_steps), total_steps))]
+    made_for = total_steps if schedule_needs_total_steps(name) else None
+    return [_each_step(_Schedule(optimizer, with_warmup(factor, warmup_steps), made_for))]
 
 
 def _compare(name: str, arguments: Mapping[str, Any], known: Length) -> None:
@@ -160,6 +161,7 @@ def _compare(name: str, arguments: Mapping[str, Any], known: Length) -> None:
         "multi_step": ("milestones", arguments.get("milestones")),
         "cosine": ("length", arguments.get("length")),
         "polynomial": ("length", arguments.get("length")),
+        "cosine_restarts": ("period", arguments.get("period", 10.0)),
     }.get(name)
     if given is None or given[1] is None or known.total_steps is None:
         return
@@ -175,6 +177,9 @@ def _compare(name: str, arguments: Mapping[str, Any], known: Length) -> None:
     if name in ("step", "multi_step"):
         if last >= training:
             warnings.warn(f"{said}: the rate never gets to its last drop.", stacklevel=3)
+    elif name == "cosine_restarts":
+        if round(last * each) > known.total_steps:
+            warnings.warn(f"{said}: the rate does not get to its last value.", stacklevel=3)
     elif round(last * each) != known.total_steps:
         end = "stays at its last value" if last < training else "does not get to its last value"
         warnings.warn(f"{said}: the rate {end}.", stacklevel=3)

@@ -445,6 +445,10 @@ class Nothing(Foreign):
         ({"iterations": 0}, ValueError, "iterations=0"),
         ({"at_epochs": 3}, TypeError, r"must be a list of epochs: \[3\]"),
         ({"at_epochs": []}, ValueError, "at_epochs is empty"),
+        ({"at_epochs": [1.5]}, TypeError, r"at_epochs=\[1.5\] must be a list of epochs"),
+        ({"at_epochs": "1"}, TypeError, "at_epochs='1' must be a list of epochs"),
+        ({"directions": 2.5}, TypeError, "directions=2.5 must be a whole number"),
+        ({"dataloader": [1]}, TypeError, "function that returns a loader, got list"),
         ({"at_epochs": [1], "every_n_epochs": 2}, ValueError, "both say when"),
     ],
 )

@@ -266,6 +266,36 @@ def test_smaller_dtypes_are_near_float64(dtype, case, path):
     assert all(p.dtype == dtype for p in found)
 
 
+@pytest.mark.parametrize("path", [*PATHS, "capturable", "nesterov"])
+@pytest.mark.parametrize("shape", [(3,), (3, 4)])
+def test_small_gradients_of_float16(shape, path):
+    """Their squares, and eps, are 0 in float16: a step is one of the rate all the same."""
+    extra = PATHS.get(path, {path: True})
+    p = nn.Parameter(torch.ones(shape, dtype=torch.float16))
+    optimizer = AdamP([p], lr=0.01, **extra)
+    p.grad = torch.zeros_like(p)
+    p.grad[0] = 1e-3
+    optimizer.step()
+    size = 0.019 if path == "nesterov" else 0.01  # (0.9 · 0.1 + 0.1) / 0.1
+    expected = torch.ones(shape)
+    expected[0] -= size
+    torch.testing.assert_close(p.detach().float(), expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("optimizer_class", [AdamP, SGDP, Lion])
+@pytest.mark.parametrize("capturable", [False, True])
+def test_a_rate_of_one_value_and_a_parameter_without_axes(optimizer_class, capturable):
+    found = []
+    for lr in (0.1, torch.tensor([0.1])):
+        p = nn.Parameter(torch.tensor(1.0))
+        optimizer = optimizer_class([p], lr=lr, capturable=capturable)
+        p.grad = torch.tensor(2.0)
+        optimizer.step()
+        found.append(p.detach())
+    assert found[0] < 1
+    torch.testing.assert_close(found[1], found[0])
+
+
 def test_several_dtypes_and_layouts_at_once():
     pairs = tensors("mixed", (4, 3, 2, 2), 6)
     expected = after_steps(authors.AdamP, pairs, lr=0.1)
@@ -346,6 +376,7 @@ def test_what_adamp_refuses():
         ({"delta": -1.0}, "delta=-1.0"),
         ({"wd_ratio": -1.0}, "wd_ratio"),
         ({"eps": -1.0}, "eps"),
+        ({"betas": 0.9}, "betas=0.9 must be two numbers"),
         ({"fused": True, "foreach": True}, "no effect"),
     ]:
         with pytest.raises(ValueError, match=message):

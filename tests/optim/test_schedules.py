@@ -122,10 +122,30 @@ def test_plateau_with_warmup(warmup_steps):
         ("cosine", {"total_steps": 5, "warmup_steps": 5}, "make it shorter"),
         ("constant", {"warmup_steps": -1}, "warmup_steps=-1"),
         ("plateau", {"args": {"mode": "mean"}}, "mode='mean'"),
+        ("plateau", {"args": {"factor": -0.5}}, "factor=-0.5"),
+        ("plateau", {"args": {"factor": 1.0}}, "factor=1.0"),
+        ("plateau", {"args": {"patience": -1}}, "patience=-1"),
+        ("one_cycle", {"total_steps": 9, "args": {"div_factor": -2}}, "div_factor=-2"),
+        ("one_cycle", {"total_steps": 9, "args": {"pct_start": 2}}, "pct_start=2"),
+        ("constant", {"total_steps": 5, "warmup_steps": 5}, "make it shorter"),
+        ("plateau", {"total_steps": 5, "warmup_steps": 5}, "make it shorter"),
     ],
 )
 def test_bad_schedules_are_refused(name, arguments, message):
     with pytest.raises(ValueError, match=message):
+        make_schedule(name, optimizer_at(), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("step", {"args": {"step_size": "3"}}, "step_size='3' must be a number"),
+        ("multi_step", {"args": {"milestones": ["a"]}}, r"milestones\[0\]='a' must be a number"),
+        ("constant", {"warmup_steps": "5"}, "warmup_steps='5' must be a number"),
+    ],
+)
+def test_what_is_no_number_is_named(name, arguments, message):
+    with pytest.raises(TypeError, match=message):
         make_schedule(name, optimizer_at(), **arguments)
 
 
@@ -181,6 +201,7 @@ def test_polynomial_is_torchs(power):
         ("multi_step", {"milestones": [2, 9]}, r"milestones=\[2, 9\]"),
         ("cosine", {"length": 3}, "length=3, in epochs, .* lasts 4: the rate stays at its last"),
         ("polynomial", {"length": 50, "unit": "step"}, "in steps, .* lasts 40: the rate does not"),
+        ("cosine_restarts", {}, "period=10.0, in epochs, .* lasts 4: the rate does not"),
     ],
 )
 def test_another_length_than_the_training_is_said(name, args, message):

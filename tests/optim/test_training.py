@@ -133,6 +133,15 @@ def test_rates_in_a_training_and_when_it_goes_on(name, args, accumulate, tmp_pat
     assert first + run(ckpt_path=tmp_path / "stopped.ckpt") == pytest.approx(whole)
 
 
+@pytest.mark.parametrize("name", ["constant", "plateau"])
+def test_a_warmup_that_outlasts_the_training_is_refused(name, tmp_path):
+    """Of those schedules, too, that do not need to know how long the training is."""
+    model = MLPRegressor(1, lr_schedule=name, warmup_steps=10)
+    data = CurveDataModule(num_samples=100, test_fraction=0, batch_size=16)
+    with pytest.raises(ValueError, match="warmup_steps=10 is as long as the training, 10 steps"):
+        trainer(tmp_path, max_epochs=2).fit(model, data)
+
+
 def test_batch_size_decides_the_kind_of_descent(tmp_path):
     for batch_size, batches in (("full", 1), (32, 3), (1, 80)):
         data = CurveDataModule(num_samples=100, test_fraction=0, batch_size=batch_size)
