@@ -64,6 +64,18 @@ def check_range(
         raise ValueError(f"{argument}={value!r} is outside {left}, {right}.")
 
 
+def check_whole(argument: str, value: object, low: int) -> None:
+    """Raises a `ValueError` unless `value` is a whole number of at least `low`.
+
+    >>> check_whole("num_folds", 2.5, 2)
+    Traceback (most recent call last):
+    ValueError: num_folds=2.5 is no whole number.
+    """
+    if not isinstance(value, int):
+        raise ValueError(f"{argument}={value!r} is no whole number.")
+    check_range(argument, value, low)
+
+
 def check_function(argument: str, value: object, example: str) -> None:
     """Raises a `TypeError` unless `value` is a function that can make something new at each call.
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -29,6 +30,8 @@ from dlblocks.quiet import quiet
 
 # What a killed fit may lose; writing a checkpoint at every short epoch would cost more.
 RESUME_SECONDS = 10.0
+CALLBACKS = "lambda: [EarlyStopping('val/loss')]"  # what make_callbacks may be
+HIGHER_IS_BETTER = ("acc", "accuracy", "f1", "r2", "auc", "auroc", "precision", "recall")
 OWN_ARGUMENTS = {
     "logger": "pass logger='csv', 'wandb', 'tensorboard' or None",
     "default_root_dir": "pass run_dir=",
@@ -62,7 +65,15 @@ class Fit:
 
 def check_trainer_arguments(trainer: Mapping[str, Any] | None) -> dict[str, Any]:
     """Returns a copy of Trainer arguments, or raises a `ValueError` that names the wrong one."""
+    if trainer is not None and not isinstance(trainer, Mapping):
+        raise TypeError(
+            f"trainer is a {type(trainer).__name__}; give the arguments of a Trainer, which is "
+            "made anew for each fit, such as {'max_epochs': 30}."
+        )
     arguments = dict(trainer or {})
+    for name in ("max_epochs", "max_steps", "accumulate_grad_batches", "check_val_every_n_epoch"):
+        if isinstance(arguments.get(name), str):
+            raise TypeError(f"trainer={{{name!r}: {arguments[name]!r}}} must be a number.")
     known = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
     for name, value in arguments.items():
         if name in OWN_ARGUMENTS:
@@ -79,6 +90,23 @@ def check_trainer_arguments(trainer: Mapping[str, Any] | None) -> dict[str, Any]
         )
     arguments.setdefault("enable_model_summary", False)
     return arguments
+
+
+def new_callbacks(make_callbacks: Callable[[], Sequence[Callback]]) -> list[Callback]:
+    """What `make_callbacks` returns, or a `TypeError` if it is not a list of callbacks."""
+    made = make_callbacks()
+    if not isinstance(made, (list, tuple)) or not all(isinstance(c, Callback) for c in made):
+        raise TypeError(f"make_callbacks returned {made!r}; expected a list, as of {CALLBACKS}.")
+    return list(made)
+
+
+def check_mode(monitor: str, mode: str) -> None:
+    """Raises a `ValueError` unless `mode` is known and may be meant for `monitor`."""
+    check_choice("mode", mode, ["min", "max"])
+    if mode == "min" and re.split(r"[/_]", monitor)[-1].lower() in HIGHER_IS_BETTER:
+        raise ValueError(
+            f"monitor={monitor!r} is best where it is highest, but mode='min'; set mode='max'."
+        )
 
 
 def fit(
@@ -226,7 +254,7 @@ def fit_and_test(
         ValueError: An argument is wrong.
         FileExistsError: `run_dir` holds something already.
     """
-    check_choice("mode", mode, ["min", "max"])
+    check_mode(monitor, mode)
     arguments = check_trainer_arguments(trainer)
     know_rank(arguments.get("num_nodes", 1))
     path = check_new_run_dir(run_dir) if is_rank_zero() else Path(run_dir)

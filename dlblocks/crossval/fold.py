@@ -25,7 +25,7 @@ from dlblocks.crossval.out_of_fold import OutOfFold
 from dlblocks.crossval.result import fold_dir
 from dlblocks.data import SplitDataModule
 from dlblocks.files import is_rank_zero, read_rows, whole_file, write_json
-from dlblocks.fitting import fit
+from dlblocks.fitting import fit, new_callbacks
 from dlblocks.predictions import predict_part
 
 FINISHED = "fold.json"
@@ -97,7 +97,7 @@ class Plan:
         return model
 
     def new_callbacks(self) -> list[Callback]:
-        callbacks = list(self.make_callbacks())
+        callbacks = new_callbacks(self.make_callbacks)
         for callback in callbacks:
             self._check_new(callback, "make_callbacks", type(callback).__name__)
         return callbacks

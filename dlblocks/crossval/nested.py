@@ -26,9 +26,9 @@ from dlblocks.crossval.search import Grid, Search, check_names, grid_points
 from dlblocks.crossval.splits import new_datamodule, plan_splits
 from dlblocks.data import SplitDataModule
 from dlblocks.data.splits import COUNTED
-from dlblocks.errors import check_choice, check_range, named
+from dlblocks.errors import check_choice, check_function, check_whole, named
 from dlblocks.files import SUMMARY, is_rank_zero, know_rank
-from dlblocks.fitting import check_trainer_arguments
+from dlblocks.fitting import CALLBACKS, check_mode, check_trainer_arguments
 from dlblocks.lock import locked
 from dlblocks.quiet import quiet
 
@@ -150,9 +150,11 @@ def nested_cross_validate(
     """
     for name, number in (("num_folds", num_folds), ("inner_folds", inner_folds)):
         if number is not None:
-            check_range(name, number, 2)
-    check_range("repeats", repeats, 1)
-    check_choice("mode", mode, ["min", "max"])
+            check_whole(name, number, 2)
+    if make_callbacks is not None:
+        check_function("make_callbacks", make_callbacks, CALLBACKS)
+    check_whole("repeats", repeats, 1)
+    check_mode(monitor, mode)
     check_choice("on_error", on_error, ["raise", "continue"])
     check_choice("logger", logger or "none", tracking.LOGGERS)
     trainer_args = check_trainer_arguments(trainer)

@@ -24,9 +24,9 @@ from dlblocks.crossval.result import CrossValidationResult
 from dlblocks.crossval.splits import check_same, new_datamodule, plan_splits
 from dlblocks.crossval.vectorized import choose, run_together
 from dlblocks.data import SplitDataModule
-from dlblocks.errors import check_choice, check_function, check_range, named
+from dlblocks.errors import check_choice, check_function, check_whole, named
 from dlblocks.files import SUMMARY, is_rank_zero, know_rank
-from dlblocks.fitting import check_trainer_arguments
+from dlblocks.fitting import CALLBACKS, check_mode, check_trainer_arguments
 from dlblocks.lock import locked
 from dlblocks.quiet import quiet
 
@@ -144,10 +144,12 @@ def cross_validate(
         (2, 1438)
     """
     if num_folds is not None:
-        check_range("num_folds", num_folds, 2)
+        check_whole("num_folds", num_folds, 2)
     check_function("make_model", make_model, "lambda: MLPClassifier(64, 10)")
-    check_range("repeats", repeats, 1)
-    check_choice("mode", mode, ["min", "max"])
+    if make_callbacks is not None:
+        check_function("make_callbacks", make_callbacks, CALLBACKS)
+    check_whole("repeats", repeats, 1)
+    check_mode(monitor, mode)
     check_choice("on_error", on_error, ["raise", "continue"])
     trainer_args = check_trainer_arguments(trainer)
     check_jobs(n_jobs, trainer_args, engine)

@@ -26,6 +26,7 @@ from dlblocks.data import SplitDataModule
 from dlblocks.ensembles import NotVectorizable
 from dlblocks.errors import check_function, did_you_mean, named
 from dlblocks.files import is_rank_zero, write_json
+from dlblocks.fitting import new_callbacks
 
 SEARCHED = "search.json"
 Grid = Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Sequence[Any]]]
@@ -161,7 +162,7 @@ class Search:
             TypeError: `make_model` returned no LightningModule.
             ValueError: It returned the same model twice, or one that refitting cannot train.
         """
-        callbacks = list(self.make_callbacks() if self.make_callbacks else ())
+        callbacks = new_callbacks(self.make_callbacks or list)
         described: dict[str, Any] = {}
         found, before = [], None
         for number, point in enumerate(self.points):

@@ -32,14 +32,14 @@ from dlblocks.ensembles.member_fits import STATE, Fits, Fitted
 from dlblocks.ensembles.out_of_bag import combine, score
 from dlblocks.ensembles.vectorized import Together
 from dlblocks.ensembles.voting import Voting
-from dlblocks.errors import check_choice, check_function, check_range
+from dlblocks.errors import check_choice, check_function, check_range, check_whole
 from dlblocks.files import (
     PLAN,
     SUMMARY,
     is_rank_zero,
     know_rank,
 )
-from dlblocks.fitting import check_trainer_arguments
+from dlblocks.fitting import CALLBACKS, check_mode, check_trainer_arguments, new_callbacks
 from dlblocks.lock import locked
 from dlblocks.models import Regressor
 from dlblocks.models.checkpoints import restore, write_checkpoint
@@ -60,7 +60,7 @@ class Bagging:
     since only about a third of the members vote on each. The validation part is in no bag.
 
     `fit` gives the ensemble as one model, by soft or hard voting or averaged values, whose
-    `predict` says how far the members are apart. Its run folder holds ``summary.json``,
+    prediction says how far the members are apart. Its run folder holds ``summary.json``,
     ``samples.npz`` (the rows of every member, with repeats), ``oob.npz``, ``ensemble.ckpt``,
     ``figures/*.png``, and for each member ``member-0/checkpoints/best.ckpt``,
     ``member-0/history.csv`` and what its logger writes. A run that was killed goes on when it is
@@ -138,13 +138,13 @@ class Bagging:
         figures: bool = True,
     ) -> None:
         check_function("make_model", make_model, "lambda: MLPClassifier(64, 10)")
-        check_range("num_members", num_members, 1)
-        if not isinstance(num_members, int):
-            raise ValueError(f"num_members={num_members!r} is no whole number.")
+        if make_callbacks is not None:
+            check_function("make_callbacks", make_callbacks, CALLBACKS)
+        check_whole("num_members", num_members, 1)
         check_range("max_samples", max_samples, 0, 1, low_open=True)
         check_range("seed", seed, 0)
         check_choice("voting", voting, ["soft", "hard"])
-        check_choice("mode", mode, ["min", "max"])
+        check_mode(monitor, mode)
         check_choice("engine", engine, ENGINES)
         if samples is not None:
             if len(samples) != num_members:
@@ -312,7 +312,7 @@ class Bagging:
         lacking: Mapping[int, list[int]],
     ) -> dict[str, Any]:
         """Checks models, callbacks and samples; returns what decides what the fits are."""
-        model, callbacks = fits.new_model(), list(self.make_callbacks())
+        model, callbacks = fits.new_model(), new_callbacks(self.make_callbacks)
         if fits.new_model() is model:
             raise ValueError(
                 "make_model returned the same model twice, and all members would be one; make it "

@@ -64,8 +64,9 @@ class GradientBoosting(Stagewise):
         logger: Where the losses of the stages are logged.
         run_dir: A folder that is empty or does not exist, or holds a run to go on with; gets
             ``plan.json``, ``summary.json``, ``history.csv`` and ``checkpoints/best.ckpt``.
-        resume: Go on with a run in `run_dir` that was killed, after its last finished stage; what
-            comes out is the same, bit for bit. Learners that fit themselves are fitted again.
+        resume: Go on with a run in `run_dir` that was killed, after its last finished stage, or
+            read back one that has ended; what comes out is the same, bit for bit. The weights of
+            each learner are kept for it. Learners that fit themselves are fitted again.
             False refuses a folder that holds something, and keeps nothing to go on from.
         progress_bar: Show a bar over the stages.
 

@@ -30,7 +30,7 @@ from dlblocks.ensembles.support import check_vectorizable
 from dlblocks.ensembles.vectorized import Together
 from dlblocks.errors import named
 from dlblocks.files import is_rank_zero, read_rows, whole_file, write_json, write_rows
-from dlblocks.fitting import fit
+from dlblocks.fitting import fit, new_callbacks
 from dlblocks.models import Classifier, Model, Regressor
 from dlblocks.models.checkpoints import write_checkpoint
 from dlblocks.predictions import predict_part
@@ -161,7 +161,7 @@ class Fits:
             model,
             data,
             self.folder(k),
-            callbacks=list(self.make_callbacks()),
+            callbacks=new_callbacks(self.make_callbacks),
             trainer=self.trainer,
             monitor=self.monitor,
             mode=self.mode,

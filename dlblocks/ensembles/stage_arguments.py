@@ -15,13 +15,6 @@ TRAINER = (
 DEFAULT_EPOCHS = 10
 
 
-def check_whole(argument: str, value: Any, low: int) -> None:
-    """Raises a `ValueError` unless `value` is a whole number of at least `low`."""
-    if not isinstance(value, int):
-        raise ValueError(f"{argument}={value!r} is no whole number.")
-    check_range(argument, value, low)
-
-
 def check_trainer(trainer: Mapping[str, Any] | None) -> dict[str, Any]:
     """A copy of the Trainer arguments of stages, or a `ValueError` that names the wrong one."""
     arguments = dict(trainer or {})

@@ -1,7 +1,8 @@
-"""What a fit of stages leaves on its way, and a fit that was killed goes on from."""
+"""What a fit of stages leaves on its way, from which a fit that was killed goes on."""
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,15 +16,15 @@ from dlblocks.models import Model
 
 
 class StageFiles:
-    """``plan.json``, and the weights of each learner until the fit has ended.
+    """``plan.json``, and the weights of each learner.
 
     Whatever else a stage needs of those before it follows from what their learners put out. So a
     fit goes on by running the learners that it has, in place of training them, and is then the fit
-    that was not killed, bit for bit.
+    that was not killed, bit for bit. One that has ended is read back in the same way.
 
     Args:
         run_dir: The run folder.
-        resume: Go on with a run in it that has not ended; else no file of a stage is written.
+        resume: Go on with a run in it; else no file of a stage is written.
 
     Raises:
         FileExistsError: The folder holds something else.
@@ -31,8 +32,7 @@ class StageFiles:
 
     def __init__(self, run_dir: Path, *, resume: bool) -> None:
         self.run_dir, self.resume = run_dir, resume
-        there, ended = ((run_dir / name).is_file() for name in (PLAN, SUMMARY))
-        self.goes_on = resume and there and not ended
+        self.goes_on = resume and (run_dir / PLAN).is_file()
         if not self.goes_on:
             check_new_run_dir(run_dir)
 
@@ -72,10 +72,12 @@ class StageFiles:
             with whole_file(self._path(stage)) as part:
                 torch.save(learner.state_dict(), part)
 
-    def remove(self) -> None:
-        """Removes what an ended fit needs no more."""
-        for path in self._path(0).parent.glob("stage-*.ckpt"):
-            path.unlink()
+    def seconds(self) -> float | None:
+        """How long the fit took, if it has ended."""
+        path = self.run_dir / SUMMARY
+        if not (self.goes_on and path.is_file()):
+            return None
+        return float(json.loads(path.read_text())["seconds"])
 
     def _path(self, stage: int) -> Path:
         return self.run_dir / "checkpoints" / f"stage-{stage + 1}.ckpt"

@@ -22,10 +22,10 @@ from dlblocks import tracking
 from dlblocks.csv_log import go_on
 from dlblocks.data import DataModule
 from dlblocks.ensembles import bagging_plan
-from dlblocks.ensembles.stage_arguments import check_trainer, check_whole
+from dlblocks.ensembles.stage_arguments import check_trainer
 from dlblocks.ensembles.stage_files import StageFiles
 from dlblocks.ensembles.stages import Stages, Task, isolated_rng, seed_all, self_fitting
-from dlblocks.errors import check_function
+from dlblocks.errors import check_function, check_whole
 from dlblocks.files import write_json, write_rows
 from dlblocks.lock import locked
 from dlblocks.models import checkpoints
@@ -142,7 +142,7 @@ class Stagewise:
     # The fit
 
     def fit(self) -> BoostingResult:
-        """Fits all stages, or those that a killed fit has not reached.
+        """Fits all stages, or those that a killed fit has not reached; reads back one that ended.
 
         The global random states of the caller are as before afterwards.
 
@@ -183,7 +183,7 @@ class Stagewise:
         model = self.make_model(kept).eval()
         if str(self.trainer.get("precision")) in TRUE_PRECISIONS:
             model = model.to(torch.get_default_dtype())  # as it is loaded, for inputs as they come
-        seconds = time.monotonic() - started
+        seconds = self._files.seconds() or time.monotonic() - started
         checkpoint = path / "checkpoints" / "best.ckpt"
         checkpoints.write_checkpoint(checkpoint, model, epoch=max(kept - 1, 0), global_step=kept)
         write_rows(path / "history.csv", self.history)
@@ -200,7 +200,6 @@ class Stagewise:
                 "versions": tracking.versions(),
             },
         )
-        self._files.remove()
         return BoostingResult(model, self.history, best, self.stopped, seconds, checkpoint)
 
     def _run(self, path: Path) -> None:
@@ -312,6 +311,12 @@ class Stagewise:
             raise TypeError(
                 f"make_learner returned a {type(made).__name__}; expected a {self.kind.__name__}, "
                 "or a net."
+            )
+        if isinstance(made, pl.LightningModule) and not isinstance(made, Model):
+            raise ValueError(
+                f"make_learner returned a {type(made).__name__}, whose training_step and "
+                f"configure_optimizers would not be called; give a {self.kind.__name__}, such as "
+                f"{self.kind.__name__}(net, …) over its net, or the bare net."
             )
         learner = made if isinstance(made, Model) else self.wrap(made)
         if not isinstance(learner, self.kind):

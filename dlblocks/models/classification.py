@@ -24,7 +24,7 @@ class Classifier(Model):
     validation and test also ``f1`` (macro) and ``calibration_error`` (expected, 15 bins). With soft
     targets, as under mixup, accuracy counts agreement with the dominant class.
 
-    `forward` returns logits; `predict` returns probabilities (N, C).
+    `forward` returns logits; `Trainer.predict` gives probabilities (N, C).
 
     Args:
         net: Maps inputs (N, ...) to logits (N, C).

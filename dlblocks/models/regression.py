@@ -27,8 +27,8 @@ class Regressor(Model):
 
     With `standardize_targets` the net learns (y - mean) / std, with the mean and standard deviation
     of each target over the training part of the data; the two are kept with the weights. `forward`
-    and `predict` return values in the target's own units, and so are ``rmse``, ``mae`` and ``r2``.
-    ``loss`` is in the units in which the net learns.
+    and `Trainer.predict` give values in the target's own units, and so are ``rmse``, ``mae`` and
+    ``r2``. ``loss`` is in the units in which the net learns.
 
     Targets have shape (N,) or (N, D); predictions have the same.
 

@@ -33,8 +33,8 @@ class VotingClassifier(Classifier):
     ``"soft"`` voting averages the members' probabilities: p = (1/M) Σ p_m; `forward` returns
     log p, whose softmax is p. ``"hard"`` voting counts the classes that members find likeliest.
 
-    `predict` adds the members' ``"spread"``, the standard deviation of their probabilities, shape
-    (N, C); `uncertainty` says how much of the doubt is disagreement.
+    `Trainer.predict` adds the members' ``"spread"``, the standard deviation of their probabilities,
+    shape (N, C); `uncertainty` says how much of the doubt is disagreement.
 
     Members may have been trained on inputs normalised in different ways, as the models of a
     cross-validation are. Given their `normalisations`, the inputs of `forward` are raw, in the
@@ -117,8 +117,8 @@ class VotingClassifier(Classifier):
 class VotingRegressor(Regressor):
     """The average of several regressors; evaluated like one, saved and loaded as one.
 
-    `predict` adds the members' ``"spread"``, their standard deviation (with M in the denominator),
-    in the units and the shape of the prediction.
+    `Trainer.predict` adds the members' ``"spread"``, their standard deviation (with M in the
+    denominator), in the units and the shape of the prediction.
 
     Args:
         members: Regressors of one number of values, or their descriptions in a checkpoint.

@@ -55,6 +55,8 @@ class MLP(nn.Module):
         check_range("dropout", dropout, 0, 1, high_open=True)
         if norm is not None:
             check_choice("norm", norm, ["batch", "layer"])
+        if isinstance(hidden, int):
+            raise TypeError(f"hidden={hidden} must be a list of widths, such as [{hidden}].")
         for width in hidden:
             check_range("hidden", width, 1)
         self.in_features = in_features

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from boosting_learners import LeastSquares, SklearnRegressor
+from lightning.pytorch.demos.boring_classes import BoringModel
 from sklearn import _loss as sklearn_loss
 from sklearn.ensemble import GradientBoostingRegressor as SklearnBoosting
 from sklearn.linear_model import LinearRegression
@@ -496,13 +497,14 @@ def test_run_folder_and_logs(tmp_path):
     )
     assert found == [
         "checkpoints/best.ckpt",
+        *(f"checkpoints/stage-{stage}.ckpt" for stage in (1, 2, 3)),
         "history.csv",
         "hparams.yaml",
         "metrics.csv",
         "plan.json",
         "summary.json",
     ]
-    with pytest.raises(FileExistsError, match="already holds a run"):
+    with pytest.raises(FileExistsError, match=r"parameters was|class was"):
         boost(lambda: MLPRegressor(5, 1), values(), run_dir=tmp_path / "run").fit()
 
 
@@ -582,6 +584,8 @@ def test_things_that_are_no_learner_or_no_data():
         boost(learner(), values())
     with pytest.raises(TypeError, match="DataModule"):
         boost(learner, torch.zeros(3))
+    with pytest.raises(ValueError, match=r"BoringModel, whose training_step .* not be called"):
+        boost(BoringModel, values()).fit()
     with pytest.raises(TypeError, match="returned a str"):
         boost(lambda: "net", values()).fit()
 

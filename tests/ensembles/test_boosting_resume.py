@@ -180,9 +180,18 @@ def test_what_cannot_be_gone_on_with_is_refused(tmp_path):
         pytest.raises(BlockingIOError, match="in use by process"),
     ):
         boosting("gradient", tmp_path / "a").fit()
-    boosting("gradient", tmp_path / "a").fit()
-    with pytest.raises(FileExistsError, match="already holds a run"):
-        boosting("gradient", tmp_path / "a").fit()
+
+
+@pytest.mark.parametrize("kind", ["gradient", "ada"])
+def test_a_fit_that_has_ended_is_read_back(tmp_path, kind):
+    first = boosting(kind, tmp_path / "a").fit()
+    written = (tmp_path / "a" / "metrics.csv").read_text()
+    again = boosting(kind, tmp_path / "a", break_at=1, how="interrupt").fit()  # trains nothing
+    same(first, again)
+    assert again.seconds == first.seconds
+    assert (tmp_path / "a" / "metrics.csv").read_text() == written
+    with pytest.raises(FileExistsError, match="seed was 0 and is 1"):
+        boosting(kind, tmp_path / "a", seed=1).fit()
 
 
 def test_without_resume_nothing_is_kept_on_the_way(tmp_path):
