@@ -30,6 +30,7 @@ from dlblocks.csv_log import csv_writers
 from dlblocks.data import SplitDataModule
 from dlblocks.errors import did_you_mean
 from dlblocks.files import check_new_run_dir, is_rank_zero, next_run_dir, whole_file
+from dlblocks.fitting import check_mode, saying_what_was_logged
 from dlblocks.predictions import gather, stack
 from dlblocks.quiet import quiet
 
@@ -183,6 +184,8 @@ class CLI(LightningCLI):
             and given.enable_checkpointing is not False
             and not given.fast_dev_run
         )
+        if keeps:
+            check_mode(config.monitor, config.mode)
         resumable = any(isinstance(c, ExactResume) for c in callbacks)
         if keeps and sum(isinstance(c, ModelCheckpoint) for c in callbacks) == resumable:
             callbacks.append(
@@ -219,7 +222,7 @@ class CLI(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         """Fits, and says where everything lies."""
-        with self._running():
+        with self._running(), saying_what_was_logged(self.trainer, self.config.fit.monitor):
             self.trainer.fit(**kwargs)
         self._say(f"Everything is in {self.run_dir}.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 def did_you_mean(value: object, choices: Iterable[str]) -> str:
@@ -64,16 +65,18 @@ def check_range(
         raise ValueError(f"{argument}={value!r} is outside {left}, {right}.")
 
 
-def check_whole(argument: str, value: object, low: int) -> None:
+def check_whole(argument: str, value: Any, low: int) -> None:
     """Raises a `ValueError` unless `value` is a whole number of at least `low`.
+
+    A `TypeError` if it is not a number.
 
     >>> check_whole("num_folds", 2.5, 2)
     Traceback (most recent call last):
     ValueError: num_folds=2.5 is no whole number.
     """
+    check_range(argument, value, low)
     if not isinstance(value, int):
         raise ValueError(f"{argument}={value!r} is no whole number.")
-    check_range(argument, value, low)
 
 
 def check_function(argument: str, value: object, example: str) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 import re
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -109,6 +110,24 @@ def check_mode(monitor: str, mode: str) -> None:
         )
 
 
+@contextlib.contextmanager
+def saying_what_was_logged(trainer: pl.Trainer, monitor: str) -> Iterator[None]:
+    """Says what there is where a fit inside ends because `monitor` was not logged."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        logged = sorted(trainer.callback_metrics)
+        # Said by ModelCheckpoint after the first validation.
+        if monitor in logged or f"monitor={monitor!r}" not in str(error):
+            raise
+        hint = did_you_mean(monitor, logged) or "."
+        raise ValueError(
+            f"monitor={monitor!r} was not logged by {type(trainer.lightning_module).__name__}"
+            f"{hint} There are: "
+            f"{', '.join(logged) or 'none; log it in validation_step by self.log'}."
+        ) from error
+
+
 def fit(
     model: pl.LightningModule,
     datamodule: pl.LightningDataModule,
@@ -169,20 +188,9 @@ def fit(
             default_root_dir=folder,
             enable_progress_bar=bool(bar),
         )
-        with warnings.catch_warnings(), quick_gpu_check():
+        with warnings.catch_warnings(), quick_gpu_check(), saying_what_was_logged(fitter, monitor):
             warnings.filterwarnings("ignore", r"\.fit\(ckpt_path=.last.\) is set, but there is no")
-            try:
-                fitter.fit(model, datamodule=datamodule, ckpt_path="last" if resume else None)
-            except MisconfigurationException as error:
-                logged = sorted(fitter.callback_metrics)
-                # Said by ModelCheckpoint after the first validation.
-                if monitor in logged or f"monitor={monitor!r}" not in str(error):
-                    raise
-                hint = did_you_mean(monitor, logged) or "."
-                raise ValueError(
-                    f"monitor={monitor!r} was not logged by {type(model).__name__}{hint} There "
-                    f"are: {', '.join(logged) or 'none; log it in validation_step by self.log'}."
-                ) from error
+            fitter.fit(model, datamodule=datamodule, ckpt_path="last" if resume else None)
     finally:
         tracking.finish_logger(logger)
     if fitter.is_global_zero:

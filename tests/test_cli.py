@@ -161,6 +161,8 @@ DIGITS = ["fit", f"--config={ROOT / 'configs' / 'digits_mlp.yaml'}", *QUIET]
         (["--trainer.precision=17"], "trainer.precision"),
         ([f"--trainer.accelerator={MISSING}"], "backend|not available|not found"),
         (["--logger=wandbb"], "logger"),
+        (["--monitor=val/accuracy"], "set mode=.max"),
+        (["--monitor=val_loss"], "was not logged by MLPClassifier; did you mean .val/loss"),
     ],
 )
 def test_errors_are_one_line_without_a_traceback(flags, message, capsys, tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, OneCycleLR, ReduceLROnPlateau
 
-from dlblocks.errors import check_choice, check_range, did_you_mean
+from dlblocks.errors import check_choice, check_whole, did_you_mean
 from dlblocks.optim.lr_factors import (
     Factor,
     Length,
@@ -55,7 +55,7 @@ def check_schedule(
 step, multi_step, exponential, cosine, cosine_restarts, one_cycle, polynomial, plateau.
     """
     check_choice("lr_schedule", name, SCHEDULES)
-    check_range("warmup_steps", warmup_steps, 0)
+    check_whole("warmup_steps", warmup_steps, 0)
     known = sorted(inspect.signature(SCHEDULES[name]).parameters.keys() - {"known"})
     for key in args or {}:
         if key not in known:

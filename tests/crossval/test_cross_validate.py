@@ -352,7 +352,7 @@ def test_fast_dev_run(tmp_path):
     [
         ({"num_folds": 1}, ValueError, "num_folds=1"),
         ({"num_folds": 2.5}, ValueError, "num_folds=2.5 is no whole number"),
-        ({"num_folds": "5"}, ValueError, "num_folds='5' is no whole number"),
+        ({"num_folds": "5"}, TypeError, "num_folds='5' must be a number"),
         ({"repeats": 0}, ValueError, "repeats=0"),
         ({"monitor": "val/accuracy"}, ValueError, "best where it is highest.*set mode='max'"),
         ({"trainer": pl.Trainer(logger=False)}, TypeError, "trainer is a Trainer; give the arg"),
