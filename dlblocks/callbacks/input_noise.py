@@ -69,7 +69,8 @@ def salt_and_pepper(
         New images, of the same shape and dtype.
 
     Example:
-        >>> salt_and_pepper(torch.full((1, 1, 1, 3), 0.5), 1.0, low=0, high=1).unique().tolist()
+        >>> images, generator = torch.full((1, 1, 8, 8), 0.5), torch.Generator().manual_seed(0)
+        >>> salt_and_pepper(images, 1.0, low=0, high=1, generator=generator).unique().tolist()
         [0.0, 1.0]
     """
     n, channels, height, width = images.shape
