@@ -49,7 +49,6 @@ def check_range(
     Traceback (most recent call last):
     TypeError: lr='0.1' must be a number.
 
-
     >>> check_range("dropout", 1.5, 0, 1, high_open=True)
     Traceback (most recent call last):
     ValueError: dropout=1.5 is outside [0, 1).
