@@ -150,11 +150,17 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Reads what `write_rows` wrote: numbers as numbers, an empty cell as a missing key."""
+def read_rows(path: Path, *, texts: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Reads what `write_rows` wrote: numbers as numbers, an empty cell as a missing key.
+
+    Args:
+        path: The file.
+        texts: Columns that stay texts, also where they look like numbers.
+    """
     with path.open(newline="") as file:
         return [
-            {key: _parse(text) for key, text in row.items() if text} for row in csv.DictReader(file)
+            {key: text if key in texts else _parse(text) for key, text in row.items() if text}
+            for row in csv.DictReader(file)
         ]
 
 

@@ -220,7 +220,7 @@ def plain_attributes(thing: Any) -> dict[str, Any]:
 def log_summary(
     logger: Logger,
     *,
-    values: Mapping[str, float],
+    values: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
     figures: Mapping[str, Figure],
     checkpoints: Sequence[Path] = (),

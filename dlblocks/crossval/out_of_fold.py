@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dlblocks.crossval.statistics import is_classes
+from dlblocks.scores import kind_of
 
 
 @dataclass
@@ -21,7 +21,8 @@ class OutOfFold:
     Attributes:
         index: The sample's row in its data set, int64 of shape (M,).
         target: Its target, shape (M,) or (M, D).
-        prediction: Probabilities (M, C) for classes; values of the target's shape otherwise.
+        prediction: Probabilities (M, C) for classes; values of the target's shape otherwise. Those
+            of somebody else's model are as it gives them.
         fold: The fold that predicted it, int64 of shape (M,).
         repeat: The repeat, int64 of shape (M,).
     """
@@ -54,9 +55,13 @@ class OutOfFold:
         return ""
 
     def columns(self, class_names: Sequence[str] | None = None) -> dict[str, npt.NDArray[Any]]:
-        """The columns of a table with one row a prediction, as ``to_pandas("oof")`` has them."""
+        """Columns of a table with one row a prediction, as ``to_pandas("oof")`` has them.
+
+        Args:
+            class_names: Names of the classes 0 … C-1.
+        """
         columns = {"repeat": self.repeat, "fold": self.fold, "index": self.index}
-        if is_classes(self.target, self.prediction):
+        if self._are_scores():
             num_classes = self.prediction.shape[1]
             if class_names is None or len(class_names) != num_classes:
                 class_names = [str(i) for i in range(num_classes)]
@@ -68,3 +73,10 @@ class OutOfFold:
             numbered = [f"{name}_{i}" for i in range(len(values))] if len(values) > 1 else [name]
             columns |= dict(zip(numbered, values, strict=True))
         return columns
+
+    def _are_scores(self) -> bool:
+        """Whether the highest of a sample's predictions is its class."""
+        try:
+            return kind_of(self.target, self.prediction) == "scores"
+        except ValueError:
+            return False

@@ -108,6 +108,7 @@ def hardest(
     *,
     indices: npt.ArrayLike | None = None,
     count: int = 20,
+    title: str = "hardest samples",
 ) -> Figure:
     """Draws the samples whose true class got the lowest probability, hardest first.
 
@@ -119,6 +120,7 @@ def hardest(
         class_names: Names of the classes.
         indices: Number of each sample in its data set; by default 0 … N-1.
         count: How many to draw.
+        title: Put above, followed by what the images' own titles say.
 
     Raises:
         ValueError: Lengths differ, or there is no sample.
@@ -153,5 +155,5 @@ def hardest(
         )
         said = f"p(true) {true[i]:.2f}\nsample {indices[i]}"
         axis.set_xlabel(said, fontsize=8, color="#444444", labelpad=3)
-    figure.suptitle("hardest samples: true → predicted", fontsize=11)
+    figure.suptitle(f"{title}: true → predicted", fontsize=11)
     return figure

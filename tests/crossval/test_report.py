@@ -154,7 +154,8 @@ def test_a_page_without_figures_predictions_and_configuration(run_dir):
     (run_dir / "summary.json").write_text(json.dumps(summary))
     text = "".join(Page(CrossValidationResult.load(run_dir).report()).text)
     assert "The run drew none." in text
-    assert "pooled" not in text
+    assert "no pooled metrics: the model gave no out-of-fold predictions" in text
+    assert "Pooled:" not in text
 
 
 def test_repeats_are_told_apart(finished, tmp_path):
