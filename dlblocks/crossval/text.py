@@ -36,7 +36,7 @@ def table(result: CrossValidationResult, beside: Mapping[str, Sequence[str]] | N
             "" if over_all is None else number(over_all),
         ])  # fmt: skip
     times = [row["seconds"] for row in result.folds]
-    columns.append(["seconds", *(f"{t:.1f}" for t in times), f"{sum(times):.1f} in all", "", ""])
+    seconds = ["seconds", *(f"{t:.1f}" for t in times), f"{sum(times):.1f} in all", "", ""]
     names = _names(result, bool(shown))
     epochs = [
         str(row["epochs"]) if beside else f"{row['epochs']} (best {row['best_epoch']})"
@@ -44,7 +44,8 @@ def table(result: CrossValidationResult, beside: Mapping[str, Sequence[str]] | N
     ]
     lead = [["epochs", *epochs, _missing(result), "", ""]]
     lead += [[name, *cells, "", ""] for name, cells in beside.items()]
-    blocks = [_block(block, len(result.folds)) for block in _blocks(names, lead, columns)]
+    first, *more = _blocks(names, lead, columns, reserved=_width(seconds) + len(GAP))
+    blocks = [_block(block, len(result.folds)) for block in [[*first, seconds], *more]]
     others = {name: value for name, value in pooled.items() if name not in shown}
     said = ", ".join(f"{name} {number(value)}" for name, value in others.items())
     below = [f"pooled: {said}"] if others else []
@@ -65,17 +66,19 @@ def _names(result: CrossValidationResult, any_pooled: bool) -> list[list[str]]:
 
 
 def _blocks(
-    names: list[list[str]], lead: list[list[str]], columns: list[list[str]]
+    names: list[list[str]], lead: list[list[str]], columns: list[list[str]], reserved: int
 ) -> list[list[list[str]]]:
-    """The columns in blocks of at most `WIDTH` characters, each with the names of its rows."""
+    """The columns in blocks of at most `WIDTH` characters, each with the names of its rows.
+
+    The first has `lead` too, and room for `reserved` characters.
+    """
     blocks = [[*names, *lead]]
     for column in columns:
-        block = blocks[-1]
-        is_full = sum(_width(c) + len(GAP) for c in block) + _width(column) > WIDTH
-        if is_full and len(block) > len(names):
-            block = [*names]
-            blocks.append(block)
-        block.append(column)
+        room = WIDTH - (reserved if len(blocks) == 1 else 0)
+        used = sum(_width(c) + len(GAP) for c in blocks[-1])
+        if used + _width(column) > room and len(blocks[-1]) > len(names):
+            blocks.append([*names])
+        blocks[-1].append(column)
     return blocks
 
 

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from dlblocks.plots.style import BLUE, GREY, RED, check_lengths, new_figure, rgb, style_axis
+from dlblocks.plots.style import (
+    BLUE,
+    GREY,
+    RED,
+    check_lengths,
+    literal,
+    new_figure,
+    rgb,
+    style_axis,
+)
 from dlblocks.scores import NUM_BINS, calibration_bins, calibration_error
 
 if TYPE_CHECKING:
@@ -69,8 +78,9 @@ def confusion_matrix(
     for i in range(num_classes):
         recall = f"{100 * right[i]:.1f} %" if counts[i].sum() else "–"
         axis.text(num_classes - 0.3, i, recall, va="center", fontsize=small, color="#444444")
-    axis.text(num_classes - 0.3, -0.85, "recall", va="center", fontsize=small, color="#444444")
+    axis.text(num_classes - 0.3, -0.55, "recall", va="bottom", fontsize=small, color="#444444")
     turn = 0 if max(map(len, class_names)) <= 3 else 45
+    class_names = [literal(name) for name in class_names]
     axis.set_xticks(
         range(num_classes), class_names, rotation=turn, ha="right" if turn else "center"
     )
@@ -82,7 +92,7 @@ def confusion_matrix(
     axis.tick_params(length=0)
     errors = int((targets != predictions).sum())
     accuracy = f"{errors} of {len(targets)} wrong, accuracy {1 - errors / len(targets):.4f}"
-    axis.set_title(f"{title}: {accuracy}" if title else accuracy, fontsize=10, pad=14)
+    axis.set_title(f"{literal(title)}:\n{accuracy}" if title else accuracy, fontsize=10, pad=14)
     return figure
 
 
@@ -157,5 +167,5 @@ def reliability(
         bottom.text(x, 1.15 * count, f"{count}", ha="center", va="bottom", fontsize=7)
     style_axis(bottom, "confidence: largest probability", "samples")
     said = f"expected calibration error {error:.4f}"
-    top.set_title(f"{title}: {said}" if title else said, fontsize=10)
+    top.set_title(f"{literal(title)}:\n{said}" if title else said, fontsize=10)
     return figure

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dlblocks.plots.style import BLUE, GREEN, GREY, ORANGE, RED, new_figure, style_axis
+from dlblocks.plots.style import BLUE, GREEN, GREY, ORANGE, RED, literal, new_figure, style_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -153,7 +153,7 @@ def _draw_panel(
                 color=colour,
                 linewidth=0.8 if thin else 1.8,
                 alpha=0.45 if thin else 1.0,
-                label=None if thin else part or metric,
+                label=None if thin else part or literal(metric),
             )
             if best_epochs is not None and part == selected:
                 at = epochs == best_epochs[i]
@@ -164,7 +164,7 @@ def _draw_panel(
         highest = max(highest, values.max(initial=-np.inf))
         if thin and len(values):
             epochs, mean, std = _mean_curve(lines)
-            label = f"{part or metric}: mean ± std, {len(lines)} fits"
+            label = f"{part or literal(metric)}: mean ± std, {len(lines)} fits"
             axis.plot(epochs + 1, mean, style, color=colour, linewidth=2.2, label=label)
             bands.append((epochs + 1, mean, std, colour))
     if metric.lower().endswith("loss") and 0 < 4 * lowest < highest:
@@ -245,7 +245,7 @@ def strip(
         axis.text(mean, below + 0.12, said, ha="center", va="top", fontsize=9, color="#333333")
     style_axis(axis, f"{metric} (dots: folds)", "")
     axis.set_ylim(len(values) - 0.4, -0.5)
-    axis.set_yticks(range(len(values)), list(values))
+    axis.set_yticks(range(len(values)), [literal(name) for name in values])
     axis.tick_params(axis="y", length=0)
     axis.grid(False, axis="y")
     axis.spines["left"].set_visible(False)

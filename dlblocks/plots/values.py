@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from dlblocks.plots.style import BLUE, GREY, ORANGE, check_lengths, new_figure, style_axis
+from dlblocks.plots.style import BLUE, GREY, ORANGE, check_lengths, literal, new_figure, style_axis
 from dlblocks.scores import pooled_metrics
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def predicted_vs_true(
     if scores is None:
         scores = pooled_metrics(targets, predictions)
     said = f"RMSE {scores['rmse']:.4g}, R² {scores['r2']:.4f}"
-    axis.set_title(f"{title}:\n{said}" if title else said, fontsize=10)
+    axis.set_title(f"{literal(title)}:\n{said}" if title else said, fontsize=10)
     return figure
 
 
