@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +71,7 @@ def page(result: CrossValidationResult) -> str:
     said = [
         size,
         *([f"{len(result.oof) // repeats} samples"] if result.oof is not None else []),
-        *([f"best epoch by {info['monitor']} ({info['mode']})"] if "monitor" in info else []),
+        *_selection(info),
         *([f"{info['seconds']:.1f} s"] if "seconds" in info else []),
     ]
     parts = [
@@ -99,6 +99,18 @@ def page(result: CrossValidationResult) -> str:
         + "\n".join(parts)
         + "\n</body>\n</html>\n"
     )
+
+
+def _selection(info: Mapping[str, Any]) -> list[str]:
+    """How the epochs were selected, in words."""
+    if info.get("select") == "last":
+        return ["weights of the last epoch"]
+    if "monitor" not in info:
+        return []
+    said = f"best epoch by {info['monitor']} ({info['mode']})"
+    if info.get("select") == "inner":
+        said += f" on {100 * info['selection_fraction']:g} % of the training samples"
+    return [said]
 
 
 def _scores(result: CrossValidationResult) -> str:
