@@ -151,7 +151,9 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_rows(path: Path, *, texts: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Reads what `write_rows` wrote: numbers as numbers, an empty cell as a missing key.
+    """Reads the rows that `write_rows` wrote.
+
+    Numbers come as numbers, and an empty cell as a missing key.
 
     Args:
         path: The file.

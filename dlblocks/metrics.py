@@ -156,7 +156,7 @@ class _R2Score(Metric):
         self.count, self.mean, self.spread, self.errors = _merge(**both)
 
     def compute(self) -> Tensor:
-        """The mean of the D scores, or NaN for fewer than two samples."""
+        """Return the mean of the D scores."""
         count, spread, errors = self.count, self.spread, self.errors
         if count.ndim:  # of all ranks, side by side
             count, _, spread, errors = _merge(count, self.mean, spread, errors)
@@ -164,7 +164,9 @@ class _R2Score(Metric):
 
 
 def r2_from_sums(count: Tensor, spread: Tensor, errors: Tensor) -> Tensor:
-    """R² from sums over samples, as scikit-learn's `r2_score` has it; NaN for fewer than two.
+    """Compute R² from sums, as scikit-learn's `r2_score` defines it.
+
+    It is NaN for fewer than two samples.
 
     Args:
         count: Number of samples.
@@ -179,7 +181,7 @@ def r2_from_sums(count: Tensor, spread: Tensor, errors: Tensor) -> Tensor:
 def _merge(
     count: Tensor, mean: Tensor, spread: Tensor, errors: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Count, mean and sums of squares over all parts, which lie along the first axis."""
+    """Merge counts, means and sums along the first axis."""
     total, weight = count.sum(), count.reshape(-1, *(1,) * (mean.ndim - 1))
     middle = mean[0] + (weight / total * (mean - mean[0])).sum(0)
     between = weight * (mean - middle).square()

@@ -25,7 +25,7 @@ def curve_figures(
     *,
     monitor: str = "val/loss",
 ) -> dict[str, Figure]:
-    """The learning curves of one or more fits, or nothing if none logged a metric.
+    """Draws the learning curves of fits, if they logged a metric.
 
     Args:
         histories: For each fit one row an epoch.

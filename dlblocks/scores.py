@@ -1,6 +1,6 @@
 """Scores of predictions as arrays, over all samples at once.
 
-What tables and figures say of the same predictions comes from here, so that it is the same.
+Tables and figures take their numbers from here, so that they agree.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ NUM_BINS = 15
 def kind_of(
     target: npt.NDArray[Any], prediction: npt.NDArray[Any]
 ) -> Literal["scores", "labels", "values"]:
-    """Tells what predictions are: scores of classes, classes, or values.
+    """Tells scores of classes, predicted classes and values apart.
 
     - ``"scores"``: integer targets (M,) within 0 … C-1, and predictions (M, C) with C >= 2, of
       which the highest is meant.
@@ -60,7 +60,7 @@ def kind_of(
 
 
 def are_probabilities(prediction: npt.NDArray[Any]) -> bool:
-    """Whether scores (M, C) are shares that sum to 1, but for the rounding of half precision."""
+    """Tell whether scores (M, C) sum to 1, up to half-precision rounding."""
     sums = prediction.sum(1, dtype=float)
     return bool((prediction >= 0).all() and np.allclose(sums, 1, atol=0.01))
 
@@ -120,9 +120,10 @@ def calibration_error(
 def calibration_bins(
     target: npt.NDArray[Any], probabilities: npt.NDArray[Any], num_bins: int = NUM_BINS
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Samples, accuracy and mean confidence of the bins [0, 1/B) … [1 - 1/B, 1) and [1, ∞).
+    """Samples, accuracy and mean confidence of each bin of confidence.
 
-    Like torchmetrics, a confidence of 1 has a bin to itself.
+    The bins are [0, 1/B) … [1 - 1/B, 1) and [1, ∞): as in torchmetrics, a confidence of 1 has a
+    bin to itself.
     """
     import torch
 
@@ -159,7 +160,7 @@ def _score_metrics(target: np.ndarray, prediction: np.ndarray) -> dict[str, Any]
         return dict.fromkeys([*names, *(["auc"] if num_classes == 2 else [])], np.nan)
     found = _label_metrics(target, prediction.argmax(1))
     if are_probabilities(prediction):
-        # What sums to one nearly is made to do so, or scikit-learn warns.
+        # scikit-learn warns of sums that are only nearly 1.
         shares = prediction / prediction.sum(1, keepdims=True, dtype=float)
         found["log_loss"] = metrics.log_loss(target, shares, labels=range(num_classes))
         found["calibration_error"] = calibration_error(target, prediction)

@@ -240,7 +240,7 @@ def finish_fold(
 
 
 def group_of(datamodule: SplitDataModule) -> dict[str, str]:
-    """The name of a datamodule's fold as an entry of its row, if the data name their folds."""
+    """Name of the fold, if it has one, as an entry of its row."""
     name = datamodule.fold_name()
     return {} if name is None else {"group": name}
 

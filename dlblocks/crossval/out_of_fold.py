@@ -55,7 +55,7 @@ class OutOfFold:
         return ""
 
     def columns(self, class_names: Sequence[str] | None = None) -> dict[str, npt.NDArray[Any]]:
-        """Columns of a table with one row a prediction, as ``to_pandas("oof")`` has them.
+        """Make the columns of ``to_pandas("oof")``, one row a prediction.
 
         Args:
             class_names: Names of the classes 0 … C-1.
@@ -75,7 +75,7 @@ class OutOfFold:
         return columns
 
     def _are_scores(self) -> bool:
-        """Whether the highest of a sample's predictions is its class."""
+        """Tell whether the highest of a sample's predictions is its class."""
         try:
             return kind_of(self.target, self.prediction) == "scores"
         except ValueError:

@@ -102,7 +102,7 @@ def page(result: CrossValidationResult) -> str:
 
 
 def _selection(info: Mapping[str, Any]) -> list[str]:
-    """How the epochs were selected, in words."""
+    """Say how the epochs were selected."""
     if info.get("select") == "last":
         return ["weights of the last epoch"]
     if "monitor" not in info:

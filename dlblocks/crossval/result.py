@@ -141,7 +141,7 @@ class CrossValidationResult:
 
     @property
     def notes(self) -> list[str]:
-        """What to know before one believes the scores: of the run, and why none are pooled."""
+        """Warnings of the run, and why there are no pooled metrics."""
         notes = list(self.info.get("notes") or [])
         try:
             self._predictions()
@@ -150,7 +150,7 @@ class CrossValidationResult:
         return list(dict.fromkeys(notes))  # a result that was loaded has them all already
 
     def _predictions(self) -> OutOfFold:
-        """The out-of-fold predictions, or an error if there are none that can be scored."""
+        """Return the out-of-fold predictions if they can be scored, else raise."""
         if self.oof is None:
             raise ValueError(
                 "the model gave no out-of-fold predictions; its predict_step must return one "
@@ -326,7 +326,7 @@ class CrossValidationResult:
         return test_once(self, model, data, trainer=trainer or given.get("trainer"))
 
     def table(self) -> str:
-        """The folds as text: fold, epochs, all metrics, seconds; the monitor first.
+        """The folds as text, with all metrics, the monitor first.
 
         Below them each metric's mean ± std, its 95 % interval (see `interval`), and its value over
         the pooled out-of-fold predictions. More metrics than 100 characters have room for follow

@@ -1,4 +1,4 @@
-"""What the scores of folds allow one to say: an interval, and a comparison.
+"""Intervals and comparisons of the scores of folds.
 
 Folds share training samples, so their scores are not independent, and the variance of their mean is
 more than s² / n. There is no unbiased estimate of it from one cross-validation (Bengio and

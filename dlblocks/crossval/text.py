@@ -68,9 +68,9 @@ def _names(result: CrossValidationResult, any_pooled: bool) -> list[list[str]]:
 def _blocks(
     names: list[list[str]], lead: list[list[str]], columns: list[list[str]], reserved: int
 ) -> list[list[list[str]]]:
-    """The columns in blocks of at most `WIDTH` characters, each with the names of its rows.
+    """Put the columns into blocks of at most `WIDTH` characters.
 
-    The first has `lead` too, and room for `reserved` characters.
+    Each block begins with `names`. The first has `lead` too, and room for `reserved` characters.
     """
     blocks = [[*names, *lead]]
     for column in columns:
@@ -128,7 +128,7 @@ def number(value: float) -> str:
 
 
 def table_metrics(result: CrossValidationResult) -> list[str]:
-    """All metrics of the folds: the monitor first, then the scores that people ask for."""
+    """All metrics of the folds, the monitor first, then those of `FIRST`."""
     names = result.metrics
     monitor = result.info.get("monitor")
     return [n for n in dict.fromkeys([monitor, *FIRST, *names]) if n in names]

@@ -283,7 +283,10 @@ class FoldedDataModule(SplitDataModule):
 
     @property
     def class_names(self) -> list[str] | None:
-        """Those given, else the data set's `classes`, else numbers; None for values."""
+        """Names of the classes, or None for values.
+
+        They are those given, else the data set's `classes`, else numbers.
+        """
         numbers = super().class_names
         if self._class_names is not None and (numbers is not None or self.columns.targets is None):
             return list(self._class_names)

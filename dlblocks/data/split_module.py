@@ -174,9 +174,9 @@ class SplitDataModule(pl.LightningDataModule):
         return num_folds or self.num_folds or DEFAULT_FOLDS
 
     def fold_name(self) -> str | None:
-        """Name of the fold that validates: its group, or its value of the column of folds.
+        """Name of the fold that validates, or None if folds are drawn.
 
-        None for folds that are drawn.
+        It is the group that is left out, or the value in the column of predefined folds.
         """
         named = {"leave_one_group_out": self.columns.groups, "predefined": self.columns.folds}
         values = named.get(self.split)

@@ -42,7 +42,9 @@ Series = dict[str, dict[str, str]]  # metric → part → the name under which i
 
 
 def part_and_metric(name: str) -> tuple[str, str]:
-    """Splits the name of a logged metric; the part is ``""`` if the name has none.
+    """Splits the name of a logged metric into part and metric.
+
+    The part is ``""`` if the name has none.
 
     Example:
         >>> [part_and_metric(name) for name in ("val/loss", "train_acc_epoch", "Loss/valid", "f1")]
@@ -80,13 +82,14 @@ def learning_curves(
     best_epochs: Sequence[int] | None = None,
     monitor: str = "val/loss",
 ) -> Figure:
-    """Draws the metrics of one or more fits over the epochs, each part of the data in its colour.
+    """Draws the metrics of one or more fits over the epochs.
 
-    ``train/loss``, ``train_loss``, ``train_loss_epoch`` and ``loss/train`` all are the loss of the
-    training part; a name without a part stands for the part that is missing beside the others.
-    Each fit is a thin line. Their mean, as far as all of them ran, is thick, in a band of one
-    standard deviation (n - 1 in the denominator) to either side. A dot marks each fit's best epoch
-    on the series of the part that `monitor` was computed on: the selection part where there is one.
+    Each part of the data has its colour. ``train/loss``, ``train_loss``, ``train_loss_epoch`` and
+    ``loss/train`` all are the loss of the training part. A name without a part stands for the part
+    that is missing beside the others. Each fit is a thin line. Their mean, as far as all of them
+    ran, is thick, in a band of one standard deviation (n - 1 in the denominator) to either side.
+    A dot marks each fit's best epoch on the series of the part that `monitor` was computed on: the
+    selection part where there is one.
 
     Args:
         histories: For each fit one row an epoch, ``{"epoch": 0, "train/loss": …, "val/loss": …}``;
@@ -140,7 +143,7 @@ def _draw_panel(
     selected: str,
     best_epochs: Sequence[int] | None,
 ) -> None:
-    """One metric: a line for each part of the data and fit."""
+    """Draws one metric, a line for each fit and part."""
     lowest, highest, bands = np.inf, -np.inf, []
     for part, lines in parts.items():
         colour, style = PARTS[part]
@@ -182,7 +185,10 @@ def _draw_panel(
 
 
 def _find_series(histories: Sequence[Sequence[Mapping[str, float]]]) -> Series:
-    """Every metric that was logged, the training part first, and what has no part where it fits."""
+    """Finds the series of every metric, the training part first.
+
+    A name without a part becomes the one that is missing beside the others.
+    """
     rows = [row for history in histories for row in history]
     names = list(dict.fromkeys(k for row in rows for k, v in row.items() if np.isfinite(v)))
     found: Series = {}
