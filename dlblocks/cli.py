@@ -30,7 +30,7 @@ from dlblocks.csv_log import csv_writers
 from dlblocks.data import SplitDataModule
 from dlblocks.errors import did_you_mean
 from dlblocks.files import check_new_run_dir, is_rank_zero, next_run_dir, whole_file
-from dlblocks.fitting import check_mode, saying_what_was_logged
+from dlblocks.fitting import Select, check_mode, saying_what_was_logged
 from dlblocks.predictions import gather, stack
 from dlblocks.quiet import quiet
 
@@ -50,9 +50,11 @@ class Trainer(pl.Trainer):
         engine: Literal["sequential", "vectorized", "auto"] = "sequential",
         n_jobs: int = 1,
         on_error: Literal["raise", "continue"] = "raise",
+        select: Select = "inner",
+        selection_fraction: float = 0.15,
         log_checkpoints: bool = False,
     ) -> None:
-        """Fit and validate a new model for each fold of the data.
+        """Fit and score a new model for each fold of the data.
 
         The same command goes on with a run that was killed.
 
@@ -64,6 +66,9 @@ class Trainer(pl.Trainer):
             engine: ``"sequential"``, ``"vectorized"``: all folds as one fit, or ``"auto"``.
             n_jobs: Folds side by side, each in a process of its own.
             on_error: What to do when a fold fails.
+            select: How the epoch is selected: on a part of the training samples (``"inner"``), not
+                at all (``"last"``), or, with optimistic scores, on the fold itself (``"fold"``).
+            selection_fraction: Share of a fold's training samples that selects the epoch.
             log_checkpoints: Send the best checkpoints to W&B as an artifact.
         """
         raise RuntimeError("cross-validation runs many Trainers; use dlblocks.crossval.")
@@ -264,6 +269,8 @@ class CLI(LightningCLI):
         engine: Literal["sequential", "vectorized", "auto"],
         n_jobs: int,
         on_error: Literal["raise", "continue"],
+        select: Select,
+        selection_fraction: float,
         log_checkpoints: bool,
         **kwargs: Any,
     ) -> None:
@@ -288,6 +295,8 @@ class CLI(LightningCLI):
             engine=engine,
             n_jobs=n_jobs,
             on_error=on_error,
+            select=select,
+            selection_fraction=selection_fraction,
             log_checkpoints=log_checkpoints,
             make_callbacks=lambda: anew().trainer.callbacks or [],
             trainer={k: v for k, v in vars(arguments).items() if k not in own and v is not None},

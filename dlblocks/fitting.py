@@ -16,21 +16,37 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    ModelCheckpoint,
+    WeightAveraging,
+)
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyLogger
 
 from dlblocks import report, tracking
 from dlblocks.callbacks import ExactResume
-from dlblocks.data import DataModule
+from dlblocks.data import DataModule, SplitDataModule
 from dlblocks.errors import check_choice, did_you_mean
 from dlblocks.files import check_new_run_dir, is_rank_zero, know_rank, write_json, write_rows
-from dlblocks.history import History, KeepHistory
+from dlblocks.history import (
+    VALIDATION,
+    History,
+    KeepHistory,
+    name_of_selection,
+    record,
+    stop_recording,
+)
 from dlblocks.no_gpu import quick_gpu_check
 from dlblocks.predictions import gather, stack
 from dlblocks.quiet import quiet
 
 # What a killed fit may lose; writing a checkpoint at every short epoch would cost more.
 RESUME_SECONDS = 10.0
+Select = Literal["inner", "last", "fold"]
+SELECT = ("inner", "last", "fold")
+CHECKPOINTS = {True: "best", False: "last-epoch"}  # by whether the fit is validated
 CALLBACKS = "lambda: [EarlyStopping('val/loss')]"  # what make_callbacks may be
 HIGHER_IS_BETTER = ("acc", "accuracy", "f1", "r2", "auc", "auroc", "precision", "recall")
 OWN_ARGUMENTS = {
@@ -110,6 +126,34 @@ def check_mode(monitor: str, mode: str) -> None:
         )
 
 
+def check_needs_no_validation(
+    callbacks: Sequence[Callback], plateau_monitors: Sequence[str | None]
+) -> None:
+    """Raises a `ValueError` if a fit without validation waits for a validation metric.
+
+    Args:
+        callbacks: Callbacks of the fit.
+        plateau_monitors: What its plateau schedules monitor.
+    """
+    waiting = [(type(c).__name__, c.monitor) for c in callbacks if isinstance(c, EarlyStopping)] + [
+        ("a plateau schedule", name) for name in plateau_monitors
+    ]
+    for who, name in waiting:
+        if name and VALIDATION.match(name):
+            raise ValueError(
+                f"select='last' has no validation during the fit, but {who} monitors {name!r}; "
+                "leave it out, let it monitor a metric of training, or use select='inner'."
+            )
+
+
+class _NeedsNoValidation(Callback):
+    """Looks before the first step, when the schedules of any module are known."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        plateau = [c.monitor for c in trainer.lr_scheduler_configs if c.reduce_on_plateau]
+        check_needs_no_validation(vars(trainer)["callbacks"], plateau)
+
+
 @contextlib.contextmanager
 def saying_what_was_logged(trainer: pl.Trainer, monitor: str) -> Iterator[None]:
     """Says what there is where a fit inside ends because `monitor` was not logged."""
@@ -130,7 +174,7 @@ def saying_what_was_logged(trainer: pl.Trainer, monitor: str) -> Iterator[None]:
 
 def fit(
     model: pl.LightningModule,
-    datamodule: pl.LightningDataModule,
+    datamodule: SplitDataModule,
     folder: Path,
     *,
     callbacks: Sequence[Callback],
@@ -141,18 +185,21 @@ def fit(
     bar: Callback | bool,
     resume: bool = False,
 ) -> Fit:
-    """Fits `model`, ends its logger, restores the best epoch's weights and validates them.
+    """Fits `model`, restores the chosen epoch's weights and validates them on the part ``"val"``.
+
+    The epoch is chosen on the part that `datamodule.validate_on` names. Where that is None,
+    nothing is validated during the fit, and the weights of the last epoch are scored.
 
     Args:
         model: A new LightningModule.
-        datamodule: Its data, with a validation part.
-        folder: Gets ``checkpoints/best.ckpt`` and ``history.csv``.
+        datamodule: Its data; `validate_on` is ``"val"`` afterwards.
+        folder: Gets ``checkpoints/best.ckpt`` (or ``last-epoch.ckpt``) and ``history.csv``.
         callbacks: New callbacks, without a ModelCheckpoint; an `ExactResume` may be among them, and
             writes into ``checkpoints`` too.
         trainer: Checked arguments of the Trainer.
         monitor: The logged metric that chooses the best epoch.
         mode: ``"min"`` or ``"max"``.
-        logger: A new logger, or None.
+        logger: A new logger, or None. It is left open for what follows; see `finish_logger`.
         bar: A progress bar; True for Lightning's, False for none.
         resume: Go on where a killed fit of the same folder was, and keep what that needs.
     """
@@ -163,43 +210,47 @@ def fit(
                 "leave it out and set monitor= and mode=."
             )
     started = time.monotonic()
-    history = History()
+    history, validated_on = History(), datamodule.validate_on
+    of_training = monitor.startswith("train")
     checkpoint = ModelCheckpoint(
         folder / "checkpoints",
-        filename="best",
+        filename=CHECKPOINTS[validated_on is not None],
         # At a validation that is not every epoch's, a metric of training is that of the epoch
         # before.
-        save_on_train_epoch_end=True if monitor.startswith("train") else None,
-        monitor=monitor,
+        save_on_train_epoch_end=True if of_training or not validated_on else None,
+        monitor=monitor if validated_on else None,
         mode=mode,
         enable_version_counter=False,
     )
     own: list[Callback] = [checkpoint, tracking.LogTrainerSettings(), tracking.LogFirstBatch()]
+    if not validated_on:
+        own.append(_NeedsNoValidation())
     resume = resume and not trainer.get("fast_dev_run")
     if resume:
         own.append(KeepHistory(history))
         if not any(isinstance(callback, ExactResume) for callback in callbacks):
             own.append(ExactResume(min_seconds=RESUME_SECONDS))
-    try:
-        fitter = pl.Trainer(
-            **trainer,
-            callbacks=[*callbacks, *own, *([bar] if isinstance(bar, Callback) else [])],
-            logger=[history] if logger is None else [history, logger],
-            default_root_dir=folder,
-            enable_progress_bar=bool(bar),
-        )
-        with warnings.catch_warnings(), quick_gpu_check(), saying_what_was_logged(fitter, monitor):
-            warnings.filterwarnings("ignore", r"\.fit\(ckpt_path=.last.\) is set, but there is no")
-            fitter.fit(model, datamodule=datamodule, ckpt_path="last" if resume else None)
-    finally:
-        tracking.finish_logger(logger)
+    fitter = pl.Trainer(
+        **{**trainer, **({} if validated_on else {"limit_val_batches": 0})},
+        callbacks=[*callbacks, *own, *([bar] if isinstance(bar, Callback) else [])],
+        # One that drops everything: callbacks such as LearningRateMonitor refuse to have none.
+        logger=logger or DummyLogger(),
+        default_root_dir=folder,
+        enable_progress_bar=bool(bar),
+    )
+    record(fitter, history, validated_on=validated_on)
+    with warnings.catch_warnings(), quick_gpu_check(), saying_what_was_logged(fitter, monitor):
+        warnings.filterwarnings("ignore", r"\.fit\(ckpt_path=.last.\) is set, but there is no")
+        fitter.fit(model, datamodule=datamodule, ckpt_path="last" if resume else None)
     if fitter.is_global_zero:
         # What SLURM's signal before a requeue has left: predict would load it in place of the best.
         for requeued in folder.glob("hpc_ckpt_*.ckpt"):
             requeued.unlink()
     seconds = time.monotonic() - started
-    # What follows is no epoch of the fit and must not be logged as one.
-    fitter.loggers = []
+    stop_recording(fitter)  # what follows is not an epoch of the fit
+    if not validated_on and not trainer.get("fast_dev_run"):
+        limit = trainer.get("limit_val_batches")
+        fitter.limit_val_batches = 1.0 if limit is None else limit
     # The checkpoint's `state_dict` are the averaged weights. Left in place, the callback would swap
     # them in for validation alone, and test and predict would use the others. And the history is
     # that of the whole fit, not of the best epoch's checkpoint.
@@ -207,26 +258,65 @@ def fit(
     attached[:] = [c for c in attached if not isinstance(c, (WeightAveraging, KeepHistory))]
     # fast_dev_run keeps no checkpoints: its last weights stand for the best.
     best = checkpoint.best_model_path or None
-    (metrics,) = fitter.validate(model, datamodule=datamodule, ckpt_path=best, verbose=False)
+    metrics = score(fitter, model, datamodule, best, log=validated_on != "val")
     if fitter.is_global_zero:
         write_rows(folder / "history.csv", history.rows)
-    worst, pick = (math.inf, min) if mode == "min" else (-math.inf, max)
-    monitored = [
-        # As ModelCheckpoint takes a value that is none; `min` would take it for the best.
-        (worst if math.isnan(row[monitor]) else row[monitor], row["epoch"])
-        for row in history.rows
-        if monitor in row
-    ]
-    best_epoch = int(pick(monitored, key=lambda pair: pair[0])[1]) + 1 if monitored else 0
+    best_epoch = fitter.current_epoch
+    if validated_on:
+        renamed = validated_on == "selection" and not of_training
+        key = name_of_selection(monitor) if renamed else monitor
+        best_epoch = _best_epoch(history.rows, key, mode) or best_epoch
     return Fit(
         trainer=fitter,
         history=history.rows,
         checkpoint=Path(best) if best else None,
-        best_epoch=best_epoch or fitter.current_epoch,
+        best_epoch=best_epoch,
         epochs=fitter.current_epoch,
-        metrics={name: float(value) for name, value in metrics.items()},
+        metrics=metrics,
         seconds=seconds,
     )
+
+
+def score(
+    trainer: pl.Trainer,
+    model: pl.LightningModule,
+    datamodule: SplitDataModule,
+    checkpoint: str | Path | None,
+    *,
+    log: bool,
+) -> dict[str, float]:
+    """Validation metrics of a model on the part ``"val"`` of the data.
+
+    Args:
+        trainer: A Trainer.
+        model: The model.
+        datamodule: The data; `validate_on` is ``"val"`` afterwards.
+        checkpoint: Weights to load first, or None.
+        log: Send the metrics to the Trainer's loggers too.
+    """
+    datamodule.validate_on = "val"
+    loggers = trainer.loggers
+    if not log:
+        trainer.loggers = []
+    try:
+        found = trainer.validate(model, datamodule=datamodule, ckpt_path=checkpoint, verbose=False)
+    finally:
+        trainer.loggers = loggers
+    scores = {name: float(value) for metrics in found for name, value in metrics.items()}
+    tracking.log_scores(loggers, scores)
+    return scores
+
+
+def _best_epoch(rows: Sequence[Mapping[str, float]], key: str, mode: str) -> int:
+    """The epoch of the best value, from 1; 0 if there is none."""
+    worst, pick = (math.inf, min) if mode == "min" else (-math.inf, max)
+    monitored = [
+        # As ModelCheckpoint takes a value that is none; `min` would take it for the best.
+        (worst if math.isnan(row[key]) else row[key], row["epoch"])
+        for row in rows
+        if key in row
+    ]
+    return int(pick(monitored, key=lambda pair: pair[0])[1]) + 1 if monitored else 0
 
 
 def fit_and_test(
@@ -266,7 +356,8 @@ def fit_and_test(
     arguments = check_trainer_arguments(trainer)
     know_rank(arguments.get("num_nodes", 1))
     path = check_new_run_dir(run_dir) if is_rank_zero() else Path(run_dir)
-    with quiet():
+    used = tracking.make_logger(logger, path, run_name=path.name, job_type="fit")
+    with quiet(), tracking.finishing(used):
         done = fit(
             model,
             datamodule,
@@ -275,7 +366,7 @@ def fit_and_test(
             trainer=arguments,
             monitor=monitor,
             mode=mode,
-            logger=tracking.make_logger(logger, path, run_name=path.name, job_type="fit"),
+            logger=used,
             bar=progress_bar,
         )
         (tested,) = done.trainer.test(model, datamodule=datamodule, verbose=False)

@@ -26,9 +26,9 @@ from dlblocks.crossval.search import Grid, Search, check_names, grid_points
 from dlblocks.crossval.splits import new_datamodule, plan_splits
 from dlblocks.data import SplitDataModule
 from dlblocks.data.splits import COUNTED
-from dlblocks.errors import check_choice, check_function, check_whole, named
+from dlblocks.errors import check_choice, check_function, check_range, check_whole, named
 from dlblocks.files import SUMMARY, is_rank_zero, know_rank
-from dlblocks.fitting import CALLBACKS, check_mode, check_trainer_arguments
+from dlblocks.fitting import CALLBACKS, SELECT, Select, check_mode, check_trainer_arguments
 from dlblocks.lock import locked
 from dlblocks.quiet import quiet
 
@@ -53,6 +53,8 @@ def nested_cross_validate(
     engine: Literal["sequential", "vectorized", "auto"] = "sequential",
     n_jobs: int = 1,
     on_error: Literal["raise", "continue"] = "raise",
+    select: Select = "fold",
+    selection_fraction: float = 0.15,
     logger: Literal["csv", "wandb", "tensorboard", "none"] | None = "csv",
     log_checkpoints: bool = False,
     run_dir: str | PathLike[str] = "runs/nested-cross-validation",
@@ -74,8 +76,8 @@ def nested_cross_validate(
        or early stopping, as by `CrossValidationResult.refit`;
     4. the outer fold is looked at for the first time, and once: that is the score.
 
-    So neither hyperparameters nor the number of epochs have seen the samples that score them, and
-    the optimism that `cross_validate` names is not here. Scores are as those of scikit-learn's
+    So neither hyperparameters nor the number of epochs have seen the samples that score them: the
+    scores are unbiased, also with ``select="fold"``, which is about the inner folds alone. Scores are as those of scikit-learn's
     ``cross_val_score(GridSearchCV(...))``. The choice may differ between outer folds: what is
     scored is the procedure, not one point. `NestedResult.refit` applies it to all development data.
 
@@ -111,6 +113,11 @@ def nested_cross_validate(
             `inner_folds` are of no use.
         on_error: ``"continue"`` leaves a point out of the choice if one of its inner fits fails,
             and an outer fold out of the result if all points or the last fit do.
+        select: How the inner fits select their epoch, as for `cross_validate`. ``"fold"``, on the
+            inner fold that scores them: its optimism is the same for all points and stays inside
+            the search. ``"inner"``: on a selection part. ``"last"``: not at all; every model is
+            trained for all epochs.
+        selection_fraction: As for `cross_validate`.
         logger: Where the model of each outer fold logs, in one W&B group with a summary run.
         log_checkpoints: Send the models of the outer folds to W&B as an artifact.
         run_dir: A folder that is empty or does not exist, or holds a run to go on with.
@@ -156,6 +163,8 @@ def nested_cross_validate(
     check_whole("repeats", repeats, 1)
     check_mode(monitor, mode)
     check_choice("on_error", on_error, ["raise", "continue"])
+    check_choice("select", select, SELECT)
+    check_range("selection_fraction", selection_fraction, 0, 1, low_open=True, high_open=True)
     check_choice("logger", logger or "none", tracking.LOGGERS)
     trainer_args = check_trainer_arguments(trainer)
     check_jobs(n_jobs, trainer_args, engine)
@@ -176,6 +185,8 @@ def nested_cross_validate(
             "n_jobs": n_jobs,
             "resume": resume,
             "seed": seed,
+            "select": select,
+            "selection_fraction": selection_fraction,
         },
     )
     plan = Plan(
@@ -188,6 +199,8 @@ def nested_cross_validate(
         run_dir=Path(run_dir),
         seed=seed,
         resume=resume,
+        select=select,
+        selection_fraction=selection_fraction if select == "inner" else 0.0,
     )
     # The inner cross-validations hold the locks of their own folders.
     with locked(plan.run_dir) if is_rank_zero() else contextlib.nullcontext():
@@ -228,7 +241,7 @@ def _nested(
         read = [(job, outer.read(job)) for job in jobs if plan.resume]
         found = {job: fold for job, fold in read if fold is not None}
         fits = {job: len(search.points) * outer.count_inner(job) + 1 for job in jobs}
-        settings = {key: getattr(plan, key) for key in ("trainer", "monitor", "mode", "seed")}
+        settings = plan.settings()
         if search.engine != "sequential":  # which may draw other numbers
             settings["engine"] = search.engine
         config = search.describe(data, **settings)
@@ -276,6 +289,8 @@ def _nested(
             "inner_folds": search.num_folds,
             "monitor": plan.monitor,
             "mode": plan.mode,
+            "select": plan.select,
+            "selection_fraction": plan.selection_fraction,
             "engine": search.engine,
             "class_names": data.class_names,
             **({"failed": failures(failed)} if failed else {}),

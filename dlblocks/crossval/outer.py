@@ -50,7 +50,10 @@ class Outer:
         """The number of inner folds; raises a `ValueError` if there can be none."""
         rows = self.data.splits(self.plan.num_folds, repeat=job.repeat)[job.fold]["train"]
         try:
-            return len(self.data.for_rows(rows).splits(self.search.num_folds))
+            inner = self.data.for_rows(rows)
+            if self.plan.selection_fraction:
+                inner = inner.with_selection(self.plan.selection_fraction)
+            return len(inner.splits(self.search.num_folds))
         except ValueError as error:
             raise ValueError(
                 f"inner_folds={self.search.num_folds} of the {len(rows)} training samples of outer "
@@ -129,6 +132,7 @@ class Outer:
             "epochs": epochs,
             "best_epoch": epochs,
             "num_train": len(outer.indices("train")),
+            "num_selection": 0,
             "num_val": len(outer.indices("val")),
             **metrics,
             "seconds": round(time.monotonic() - started, 3),

@@ -38,6 +38,7 @@ ROW_KEYS = (
     "epochs",
     "best_epoch",
     "num_train",
+    "num_selection",
     "num_val",
     "seconds",
     "checkpoint",
@@ -97,11 +98,12 @@ class CrossValidationResult:
 
     @property
     def test_to_train(self) -> float:
-        """Validation over training samples, over all fits: 1 / (K - 1) for K folds."""
-        num_val, num_train = (
-            sum(row[key] for row in self.folds) for key in ("num_val", "num_train")
-        )
-        return num_val / num_train
+        """Validation over training samples, over all fits: 1 / (K - 1) for K folds.
+
+        Samples that select the epoch count as training samples: a fit depends on them too.
+        """
+        num_val = sum(row["num_val"] for row in self.folds)
+        return num_val / sum(row["num_train"] + row.get("num_selection", 0) for row in self.folds)
 
     def interval(self, metric: str, *, level: float = 0.95) -> tuple[float, float]:
         """An interval of a metric's expected value, wider than folds taken for independent give.
@@ -245,8 +247,10 @@ class CrossValidationResult:
     ) -> pl.LightningModule:
         """One new model, trained on all development data; saved as ``refit/model.ckpt``.
 
-        It is trained for the median of the folds' best epochs, under the learning-rate schedule
-        that the folds had, without early stopping. Nothing is validated.
+        It is trained for the median of the epochs that the folds selected, under the learning-rate
+        schedule that the folds had, without early stopping. Nothing is validated. The scores of
+        this result describe the models of the folds, which had fewer samples: this one is likely
+        to be a little better, and has no score of its own but on the test set.
 
         Args:
             make_model: As for `cross_validate`, like all that follow; not needed on the result

@@ -195,12 +195,9 @@ class Search:
         data = new_datamodule(datamodule, outer.seed)
         num_folds = data.count_folds(self.num_folds)
         jobs = [Job(fold, 0, fold) for fold in range(2)]
-
-        def make_data(job: Job) -> SplitDataModule:
-            return data.for_fold(job.fold, num_folds)
-
         for number, point in enumerate(self.points):
-            plan = replace(outer, make_model=self.model_of(number))
+            plan = replace(outer, make_model=self.model_of(number), num_folds=num_folds)
+            make_data = partial(plan.data_of, data)
             try:
                 choose(self.engine, plan, make_data, jobs)
             except NotVectorizable as error:
@@ -315,7 +312,7 @@ class Search:
 
 def forget_weights(folder: Path) -> None:
     """Removes the checkpoints of inner fits, which their scores do not need."""
-    for path in folder.glob("point-*/fold-*/checkpoints/best.ckpt"):
+    for path in folder.glob("point-*/fold-*/checkpoints/*.ckpt"):
         path.unlink()
 
 

@@ -273,7 +273,8 @@ class DataModule(SplitDataModule):
         return self._loader("train", training=True)
 
     def val_dataloader(self) -> DataLoader | list:
-        return self._loader("val") if len(self.rows_of("val")) else []
+        part = self.validate_on
+        return self._loader(part) if part and len(self.rows_of(part)) else []
 
     def test_dataloader(self) -> DataLoader:
         if not len(self.rows_of("test")):

@@ -300,7 +300,8 @@ class FoldedDataModule(SplitDataModule):
         return self._fold_loader("train", training=True)
 
     def val_dataloader(self) -> DataLoader | list:
-        return self._fold_loader("val") if len(self.rows_of("val")) else []
+        part = self.validate_on
+        return self._fold_loader(part) if part and len(self.rows_of(part)) else []
 
     def test_dataloader(self) -> Any:
         if len(self.rows_of("test")):

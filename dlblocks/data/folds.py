@@ -252,6 +252,59 @@ def holdout(
     return _sorted(rest), _sorted(held_out)
 
 
+def selection(
+    num_samples: int,
+    fraction: float,
+    *,
+    targets: npt.ArrayLike | None = None,
+    groups: npt.ArrayLike | None = None,
+    in_order: bool = False,
+    seed: int = 0,
+) -> Fold:
+    """Splits the training samples of a fold; returns (training, selection).
+
+    About `fraction` of the samples becomes the selection part, on which the epoch is chosen: as in
+    `holdout` stratified by `targets` and whole by `groups`, at least one group; or the last ones.
+
+    Args:
+        num_samples: Number of training samples N.
+        fraction: Share of the selection part, in (0, 1).
+        targets: Stratify by them.
+        groups: Keep them whole.
+        in_order: Take the last samples, in the order of time.
+        seed: Seed of the draw.
+
+    Raises:
+        ValueError: Fewer than two samples, no group, or a class less would be left to train on.
+
+    Example:
+        >>> training, selected_on = selection(20, 0.15, seed=1)
+        >>> len(training), len(selected_on)
+        (17, 3)
+    """
+    check_range("selection_fraction", fraction, 0, 1, low_open=True, high_open=True)
+    if num_samples < 3:
+        raise ValueError(f"{num_samples} training samples are too few for a selection part")
+    if in_order:
+        return last(num_samples, fraction)
+    if groups is not None:
+        members = as_column("groups", groups, num_samples)
+        # As many parts as there are groups, where there are fewer than the fraction asks for.
+        num_groups = len(np.unique(members))
+        fraction = max(fraction, 1 / num_groups) if num_groups > 1 else fraction
+    training, selected_on = holdout(
+        num_samples, fraction, targets=targets, groups=groups, seed=seed
+    )
+    if len(training) < 2:
+        raise ValueError(f"the selection part would leave {len(training)} sample to train on")
+    if targets is not None and not _are_values(np.asarray(targets)):
+        classes = np.asarray(targets)
+        gone = np.setdiff1d(classes, classes[training])
+        if len(gone):
+            raise ValueError(f"the selection part would take all samples of class {gone[0]}")
+    return training, selected_on
+
+
 def last(num_samples: int, fraction: float) -> Fold:
     """Holds out the last of samples in the order of time; returns (rest, held out), as `holdout`.
 
