@@ -30,7 +30,6 @@ from dlblocks.fitting import CALLBACKS, SELECT, Select, check_mode, check_traine
 from dlblocks.lock import locked
 from dlblocks.quiet import quiet
 
-
 OPTIMISTIC = "optimistic: the epoch was selected on the scored samples"
 
 
