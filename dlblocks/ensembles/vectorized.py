@@ -298,8 +298,9 @@ class Together(pl.LightningModule):
             elif self.val_source is None:
                 member.keep_last()
             member.step_schedules("epoch", plateau=True, count=self.epoch + 1)
-            self.optimizers_of.settings_changed()
             member.active = not member.trainer.should_stop
+        if any(member.schedules for member in self.live):
+            self.optimizers_of.settings_changed()
         self.epoch += 1
         self._drop_stopped()
         if not self.live:
