@@ -109,6 +109,8 @@ class SplitDataModule(pl.LightningDataModule):
         self.split_seed = split_seed
         self.stratify = stratify
         self._rows: dict[str, Tensor] = {}
+        # The folds that were made last: the copies that `for_fold` makes share them.
+        self._folds: dict[tuple[Any, ...], list[dict[str, Indices]]] = {}
 
     # What a subclass defines
 
@@ -150,13 +152,18 @@ class SplitDataModule(pl.LightningDataModule):
         return [self._with_selection_part(fold, rows) for fold, rows in enumerate(found)]
 
     def _splits(self, num_folds: int | None, repeat: int) -> list[dict[str, Indices]]:
-        return splits(
-            num_folds=num_folds,
-            val_fraction=self.val_fraction,
-            folds=self.columns.folds,
-            repeat=repeat,
-            **self._test_arguments(),
-        )
+        names = ("split", "val_fraction", "test_fraction", "split_seed", "stratify")
+        key = (num_folds, repeat, *(getattr(self, name) for name in names))
+        if key not in self._folds:
+            self._folds.clear()
+            self._folds[key] = splits(
+                num_folds=num_folds,
+                val_fraction=self.val_fraction,
+                folds=self.columns.folds,
+                repeat=repeat,
+                **self._test_arguments(),
+            )
+        return self._folds[key]
 
     def _test_arguments(self) -> dict[str, Any]:
         """What decides which rows are held out and which are the development set."""
@@ -344,7 +351,7 @@ class SplitDataModule(pl.LightningDataModule):
                 f"({len(outside)} such rows in all)."
             )
         new = self.for_fold(self.fold, self.num_folds, repeat=self.repeat)
-        new.development = kept
+        new.development, new._folds = kept, {}
         return new
 
     def for_training_rows(self, rows: npt.ArrayLike, *, shuffle_seed: int | None = None) -> Self:
