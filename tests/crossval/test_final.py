@@ -40,7 +40,7 @@ def test_the_ensemble_averages_models_that_each_see_their_own_normalisation(digi
     shares = []
     for row in digits.folds:
         model = load(digits.run_dir / row["checkpoint"])
-        data = DigitsDataModule(num_folds=3, fold=row["fold"])
+        data = DigitsDataModule().for_fold(row["fold"], 3).with_selection(0.15)
         data.setup()
         with torch.no_grad():
             shares.append(model(data.transform(images)).softmax(1))
@@ -83,7 +83,7 @@ def test_regression_and_filled_in_tables(tmp_path, make_trainer):
     data = CurveDataModule(num_samples=300)
     expected = []
     for row in result.folds:
-        fold = data.for_fold(row["fold"], 3)
+        fold = data.for_fold(row["fold"], 3).with_selection(0.15)
         fold.setup()
         with torch.no_grad():
             expected.append(
@@ -220,7 +220,7 @@ def test_ensembles_of_models_of_the_users_own(tmp_path, make_trainer, kind):
     data = TabularDataModule("wine")
     inputs, shares = data.arrays("test")[0], []
     for row in result.folds:
-        fold = data.for_fold(row["fold"], 3)
+        fold = data.for_fold(row["fold"], 3).with_selection(0.15)
         fold.setup()
         member = make_model()
         path = result.run_dir / row["checkpoint"]

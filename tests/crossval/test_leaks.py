@@ -106,6 +106,7 @@ def run(make_model, data, **arguments):
         "trainer": {"accelerator": "cpu", "max_epochs": 1, "num_sanity_val_steps": 0},
         "monitor": "val/accuracy", "mode": "max", "progress_bar": False, "figures": False,
         "logger": None, "run_dir": "run",
+        "select": "last",  # learned in one pass over all training samples
     }  # fmt: skip
     return cross_validate(make_model, data, **{**settings, **arguments})
 
