@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,7 +29,7 @@ from dlblocks.data import SplitDataModule
 from dlblocks.data.splits import COUNTED
 from dlblocks.errors import check_choice, check_function, check_whole, named
 from dlblocks.files import SUMMARY, is_rank_zero, know_rank
-from dlblocks.fitting import CALLBACKS, check_mode, check_trainer_arguments
+from dlblocks.fitting import CALLBACKS, check_trainer_arguments, resolve_mode
 from dlblocks.lock import locked
 from dlblocks.quiet import quiet
 
@@ -49,7 +50,7 @@ def nested_cross_validate(
     make_callbacks: Callable[[], Sequence[Callback]] | None = None,
     trainer: Mapping[str, Any] | None = None,
     monitor: str = "val/loss",
-    mode: Literal["min", "max"] = "min",
+    mode: Literal["min", "max"] | None = None,
     engine: Literal["sequential", "vectorized", "auto"] = "sequential",
     n_jobs: int = 1,
     on_error: Literal["raise", "continue"] = "raise",
@@ -101,7 +102,8 @@ def nested_cross_validate(
         trainer: Arguments of the Trainer, such as ``{"max_epochs": 30}``.
         monitor: The validation metric by which inner fits choose their best epoch, and whose mean
             over the inner folds chooses the point.
-        mode: Whether ``"min"`` or ``"max"`` of `monitor` is best.
+        mode: Whether ``"min"`` or ``"max"`` of `monitor` is best; None for the metric's own
+            direction, where its name or a torchmetrics object of the model says it.
         engine: How the inner folds of a point are run, as for `cross_validate`: ``"vectorized"``
             trains all of them as one. ``"auto"`` measures anew for each point and outer fold, and
             `NestedResult.search` says what it chose; as that hangs on what else the machine does,
@@ -154,13 +156,13 @@ def nested_cross_validate(
     if make_callbacks is not None:
         check_function("make_callbacks", make_callbacks, CALLBACKS)
     check_whole("repeats", repeats, 1)
-    check_mode(monitor, mode)
     check_choice("on_error", on_error, ["raise", "continue"])
     check_choice("logger", logger or "none", tracking.LOGGERS)
     trainer_args = check_trainer_arguments(trainer)
     check_jobs(n_jobs, trainer_args, engine)
     points = grid_points(grid)
     check_names(make_model, points)
+    mode = resolve_mode(monitor, mode, partial(make_model, **points[0]))
     know_rank(trainer_args.get("num_nodes", 1))
     search = Search(
         make_model,

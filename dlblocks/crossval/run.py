@@ -26,7 +26,7 @@ from dlblocks.crossval.vectorized import choose, run_together
 from dlblocks.data import SplitDataModule
 from dlblocks.errors import check_choice, check_function, check_whole, named
 from dlblocks.files import SUMMARY, is_rank_zero, know_rank
-from dlblocks.fitting import CALLBACKS, check_mode, check_trainer_arguments
+from dlblocks.fitting import CALLBACKS, check_trainer_arguments, resolve_mode
 from dlblocks.lock import locked
 from dlblocks.quiet import quiet
 
@@ -40,7 +40,7 @@ def cross_validate(
     make_callbacks: Callable[[], Sequence[Callback]] | None = None,
     trainer: Mapping[str, Any] | None = None,
     monitor: str = "val/loss",
-    mode: Literal["min", "max"] = "min",
+    mode: Literal["min", "max"] | None = None,
     engine: Literal["sequential", "vectorized", "auto"] = "sequential",
     n_jobs: int = 1,
     on_error: Literal["raise", "continue"] = "raise",
@@ -95,7 +95,8 @@ def cross_validate(
         make_callbacks: Returns new callbacks; called once a fold.
         trainer: Arguments of the Lightning `Trainer`, such as ``{"max_epochs": 30}``.
         monitor: The logged metric by which the best epoch is chosen.
-        mode: Whether ``"min"`` or ``"max"`` of `monitor` is best.
+        mode: Whether ``"min"`` or ``"max"`` of `monitor` is best; None for the metric's own
+            direction, where its name or a torchmetrics object of the model says it.
         engine: How the fits are run. ``"sequential"``: one after another. ``"vectorized"``: all as
             one, in which every step computes all models at once; many times faster for small nets.
             Needs models of `dlblocks.models`, a `DataModule` over arrays, one device, and no
@@ -149,7 +150,7 @@ def cross_validate(
     if make_callbacks is not None:
         check_function("make_callbacks", make_callbacks, CALLBACKS)
     check_whole("repeats", repeats, 1)
-    check_mode(monitor, mode)
+    mode = resolve_mode(monitor, mode, make_model)
     check_choice("on_error", on_error, ["raise", "continue"])
     trainer_args = check_trainer_arguments(trainer)
     check_jobs(n_jobs, trainer_args, engine)
