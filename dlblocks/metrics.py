@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any, Literal
 
@@ -209,6 +209,21 @@ def metric_range(name: str) -> Range:
     ranges = _ranges()
     found = {ranges.get(word, (None, None)) for word in _known_words(name)}
     return found.pop() if len(found) == 1 else (None, None)
+
+
+def metric_ranges(names: Iterable[str], loss: Range = (None, None)) -> dict[str, Range]:
+    """Ranges of logged metrics by their names, without those of unknown range.
+
+    Args:
+        names: As logged.
+        loss: The range of the module's own loss.
+
+    Example:
+        >>> metric_ranges(["val/loss", "val/accuracy", "val/it"], (0.0, None))
+        {'val/loss': (0.0, None), 'val/accuracy': (0.0, 1.0)}
+    """
+    found = {name: loss if name.endswith("/loss") else metric_range(name) for name in names}
+    return {name: bounds for name, bounds in found.items() if bounds != (None, None)}
 
 
 def mode_of_metric(module: nn.Module, name: str) -> Mode | None:

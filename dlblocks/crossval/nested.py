@@ -31,6 +31,7 @@ from dlblocks.errors import check_choice, check_function, check_whole, named
 from dlblocks.files import SUMMARY, is_rank_zero, know_rank
 from dlblocks.fitting import CALLBACKS, check_trainer_arguments, resolve_mode
 from dlblocks.lock import locked
+from dlblocks.metrics import metric_ranges
 from dlblocks.quiet import quiet
 
 if TYPE_CHECKING:
@@ -299,6 +300,7 @@ def _nested(
             "seed": plan.seed,
         },
     )
+    result.info["ranges"] = metric_ranges(result.metrics, search.loss_range)
     if is_rank_zero() and (todo or not (plan.run_dir / SUMMARY).is_file()):
         drawn = _figures(result, data) if figures else {}
         write_outcome(plan, result, drawn, checkpoints=log_checkpoints, rows=result.rows())

@@ -28,6 +28,7 @@ from dlblocks.errors import check_choice, check_function, check_whole, named
 from dlblocks.files import SUMMARY, is_rank_zero, know_rank
 from dlblocks.fitting import CALLBACKS, check_trainer_arguments, resolve_mode
 from dlblocks.lock import locked
+from dlblocks.metrics import metric_ranges
 from dlblocks.quiet import quiet
 
 
@@ -218,6 +219,7 @@ def _cross_validate(
             if chosen == "vectorized":  # which draws other numbers
                 settings["engine"] = chosen
             config.update(describe(model, callbacks, data, **settings))
+            plan.loss_range = getattr(model, "loss_range", plan.loss_range)
             if is_rank_zero():
                 # Other ranks of the same run come here while this one is already writing.
                 plan.run_id = begin(plan.run_dir, config, splits, resume=plan.resume)
@@ -301,6 +303,7 @@ def _cross_validate(
             "seed": plan.seed,
         },
     )
+    result.info["ranges"] = metric_ranges(result.metrics, plan.loss_range)
     if is_rank_zero() and (todo or not (plan.run_dir / SUMMARY).is_file()):
         drawn = result_figures(result, data) if figures else {}
         write_outcome(plan, result, drawn, checkpoints=log_checkpoints)

@@ -293,6 +293,25 @@ def test_somebody_elses_module(tmp_path, plain_module):
     assert result.metrics == ["loss_of_mine"]
 
 
+class OwnLoss(MLPClassifier):
+    """A loss of its own, of which nobody knows how low it goes."""
+
+    def loss(self, outputs, targets):
+        return super().loss(outputs, targets) - 5
+
+
+def test_ranges_are_kept_with_the_result(tmp_path):
+    result = run(tmp_path, num_folds=2)
+    unit = [0, 1]
+    known = {"val/loss": [0, None], "val/accuracy": unit, "val/f1": unit,
+             "val/calibration_error": unit}  # fmt: skip
+    assert CrossValidationResult.load(result.run_dir).info["ranges"] == known
+    assert run(tmp_path, num_folds=2).info["ranges"].keys() == known.keys()  # read back
+    other = run(tmp_path, lambda: OwnLoss(64, 10, hidden=[8]), num_folds=2, name="other")
+    assert "val/loss" not in other.info["ranges"]
+    assert other.interval("val/loss")[0] < -1
+
+
 def test_mode_is_the_metrics_own(tmp_path):
     result = run(tmp_path, monitor="val/accuracy", trainer={**CPU, "max_epochs": 3})
     assert result.info["mode"] == "max"
