@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
     from lightning.pytorch.callbacks import Callback
 
+    from dlblocks.crossval.held_out import HeldOutScores
     from dlblocks.data import SplitDataModule
     from dlblocks.models import Model
 
@@ -339,7 +340,7 @@ class CrossValidationResult:
         datamodule: SplitDataModule | None = None,
         *,
         trainer: Mapping[str, Any] | None = None,
-    ) -> dict[str, float]:
+    ) -> HeldOutScores:
         """Metrics of a model on the test set, which no fold has seen; written to ``test.json``.
 
         To be done last, and once: a second call is refused.
@@ -349,9 +350,13 @@ class CrossValidationResult:
             datamodule: The data; not needed on the result that `cross_validate` returned.
             trainer: Arguments of the Trainer.
 
+        Returns:
+            Metric → value, with ``.interval("test/accuracy")`` from the test samples; ``print`` it
+            for a table. Metrics of several test loaders are told apart by their names.
+
         Raises:
             FileExistsError: The test set was looked at before.
-            ValueError: There is no test set, or `datamodule` is missing.
+            ValueError: There is no test set, nothing is logged, or `datamodule` is missing.
         """
         from dlblocks.crossval.final import test_once
 
