@@ -30,7 +30,7 @@ from dlblocks.csv_log import csv_writers
 from dlblocks.data import SplitDataModule
 from dlblocks.errors import did_you_mean
 from dlblocks.files import check_new_run_dir, is_rank_zero, next_run_dir, whole_file
-from dlblocks.fitting import Select, check_mode, saying_what_was_logged
+from dlblocks.fitting import Select, checking_mode, resolve_mode, saying_what_was_logged
 from dlblocks.predictions import gather, stack
 from dlblocks.quiet import quiet
 
@@ -121,6 +121,8 @@ class RecipeParser(_DidYouMean):
 class CLI(LightningCLI):
     """See the module. Adds ``--run_dir``, ``--logger``, ``--monitor`` and ``--mode``."""
 
+    mode: Literal["min", "max"] | None = None  # of a fit that keeps its best epoch
+
     def __init__(self, args: Sequence[str] | None = None) -> None:
         super().__init__(
             model_class=pl.LightningModule,
@@ -157,7 +159,10 @@ class CLI(LightningCLI):
             "--monitor", type=str, default="val/loss", help="Metric that chooses the best epoch."
         )
         parser.add_argument(
-            "--mode", type=Literal["min", "max"], default="min", help="Which of it is best."
+            "--mode",
+            type=Literal["min", "max"] | None,
+            default=None,
+            help="Which of it is best; by default the metric's own direction.",
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -190,7 +195,7 @@ class CLI(LightningCLI):
             and not given.fast_dev_run
         )
         if keeps:
-            check_mode(config.monitor, config.mode)
+            self.mode = resolve_mode(config.monitor, config.mode, lambda: self.model)
         resumable = any(isinstance(c, ExactResume) for c in callbacks)
         if keeps and sum(isinstance(c, ModelCheckpoint) for c in callbacks) == resumable:
             callbacks.append(
@@ -198,7 +203,7 @@ class CLI(LightningCLI):
                     self.run_dir / "checkpoints",
                     filename="best",
                     monitor=config.monitor,
-                    mode=config.mode,
+                    mode=self.mode or "min",
                     save_last=not resumable,
                     enable_version_counter=False,
                 )
@@ -227,7 +232,11 @@ class CLI(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         """Fits, and says where everything lies."""
-        with self._running(), saying_what_was_logged(self.trainer, self.config.fit.monitor):
+        monitor = self.config.fit.monitor
+        checked: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if self.mode is not None:
+            checked = checking_mode(self.model, monitor, self.mode)
+        with self._running(), saying_what_was_logged(self.trainer, monitor), checked:
             self.trainer.fit(**kwargs)
         self._say(f"Everything is in {self.run_dir}.")
 

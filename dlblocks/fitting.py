@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +23,8 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities.seed import isolate_rng
+from torchmetrics import Metric
 
 from dlblocks import report, tracking
 from dlblocks.callbacks import ExactResume
@@ -38,6 +39,7 @@ from dlblocks.history import (
     record,
     stop_recording,
 )
+from dlblocks.metrics import Mode, metric_mode, mode_of, mode_of_metric
 from dlblocks.no_gpu import quick_gpu_check
 from dlblocks.predictions import gather, stack
 from dlblocks.quiet import quiet
@@ -48,7 +50,6 @@ Select = Literal["inner", "last", "fold"]
 SELECT = ("inner", "last", "fold")
 CHECKPOINTS = {True: "best", False: "last-epoch"}  # by whether the fit is validated
 CALLBACKS = "lambda: [EarlyStopping('val/loss')]"  # what make_callbacks may be
-HIGHER_IS_BETTER = ("acc", "accuracy", "f1", "r2", "auc", "auroc", "precision", "recall")
 OWN_ARGUMENTS = {
     "logger": "pass logger='csv', 'wandb', 'tensorboard' or None",
     "default_root_dir": "pass run_dir=",
@@ -117,13 +118,74 @@ def new_callbacks(make_callbacks: Callable[[], Sequence[Callback]]) -> list[Call
     return list(made)
 
 
-def check_mode(monitor: str, mode: str) -> None:
-    """Raises a `ValueError` unless `mode` is known and may be meant for `monitor`."""
-    check_choice("mode", mode, ["min", "max"])
-    if mode == "min" and re.split(r"[/_]", monitor)[-1].lower() in HIGHER_IS_BETTER:
+def resolve_mode(
+    monitor: str,
+    mode: Mode | None,
+    make_model: Callable[..., pl.LightningModule] | None = None,
+) -> Mode:
+    """Return `mode`, or for None the direction in which `monitor` is best.
+
+    Args:
+        monitor: Name of a metric.
+        mode: ``"min"``, ``"max"`` or None.
+        make_model: Called where the name does not say it: a torchmetrics object of the model may.
+
+    Raises:
+        ValueError: `mode` contradicts what is known of the metric, or nothing is known and `mode`
+            is None.
+    """
+    if mode is not None:
+        check_choice("mode", mode, ["min", "max"])
+    known = metric_mode(monitor)
+    if known is None and mode is None and make_model is not None:
+        with isolate_rng(), quiet():
+            model = make_model()
+        known = mode_of_metric(model, monitor) if isinstance(model, pl.LightningModule) else None
+    if known is not None and mode not in (None, known):
+        raise _contradiction(monitor, "", known, mode)
+    found = known or mode
+    if found is None:
         raise ValueError(
-            f"monitor={monitor!r} is best where it is highest, but mode='min'; set mode='max'."
+            f"monitor={monitor!r} does not say whether it is best low or high; set mode='min' or "
+            "mode='max'."
         )
+    return found
+
+
+def _contradiction(monitor: str, what: str, known: str, mode: str | None) -> ValueError:
+    best = {"min": "lowest", "max": "highest"}[known]
+    return ValueError(
+        f"monitor={monitor!r}{what} is best where it is {best}, but mode={mode!r}; set "
+        f"mode={known!r} or leave mode out."
+    )
+
+
+@contextlib.contextmanager
+def checking_mode(model: pl.LightningModule, monitor: str, mode: str) -> Iterator[None]:
+    """Raise a `ValueError` if the metric logged as `monitor` contradicts `mode`.
+
+    The first log of a fit is in Lightning's sanity validation, before anything is trained.
+    """
+    names = {monitor, *(monitor.removesuffix(end) for end in ("_epoch", "_step"))}
+    log = model.log
+
+    def check(known: str | None, what: str = "") -> None:
+        # A name that says it counts for more than an object, and was checked by `resolve_mode`.
+        if metric_mode(monitor) is None and known not in (None, mode):
+            raise _contradiction(monitor, what, str(known), mode)
+
+    def checked(name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        if isinstance(value, Metric) and name in names:
+            check(mode_of(value), f", logged as a {type(value).__name__},")
+        log(name, value, *args, **kwargs)
+
+    check(mode_of_metric(model, monitor))
+    # On the instance: `log_dict` calls it as well.
+    vars(model)["log"] = checked
+    try:
+        yield
+    finally:
+        del vars(model)["log"]
 
 
 def check_needs_no_validation(
@@ -239,7 +301,12 @@ def fit(
         enable_progress_bar=bool(bar),
     )
     record(fitter, history, validated_on=validated_on)
-    with warnings.catch_warnings(), quick_gpu_check(), saying_what_was_logged(fitter, monitor):
+    with (
+        warnings.catch_warnings(),
+        quick_gpu_check(),
+        saying_what_was_logged(fitter, monitor),
+        checking_mode(model, monitor, mode),
+    ):
         warnings.filterwarnings("ignore", r"\.fit\(ckpt_path=.last.\) is set, but there is no")
         fitter.fit(model, datamodule=datamodule, ckpt_path="last" if resume else None)
     if fitter.is_global_zero:
@@ -326,7 +393,7 @@ def fit_and_test(
     callbacks: Sequence[Callback] = (),
     trainer: Mapping[str, Any] | None = None,
     monitor: str = "val/loss",
-    mode: Literal["min", "max"] = "min",
+    mode: Literal["min", "max"] | None = None,
     logger: Literal["csv", "wandb", "tensorboard", "none"] | None = "csv",
     run_dir: str | PathLike[str] = "runs/fit",
     progress_bar: bool = True,
@@ -343,7 +410,7 @@ def fit_and_test(
         callbacks: Callbacks, such as ``[Augment(rotation=10)]``.
         trainer: Arguments of the Lightning `Trainer`, such as ``{"max_epochs": 30}``.
         monitor: The logged metric that chooses the best epoch.
-        mode: Whether ``"min"`` or ``"max"`` of it is best.
+        mode: Whether ``"min"`` or ``"max"`` of it is best; None for the metric's own direction.
         logger: Where to log.
         run_dir: A folder that is empty or does not exist.
         progress_bar: Show Lightning's progress bar.
@@ -352,7 +419,7 @@ def fit_and_test(
         ValueError: An argument is wrong.
         FileExistsError: `run_dir` holds something already.
     """
-    check_mode(monitor, mode)
+    mode = resolve_mode(monitor, mode, lambda: model)
     arguments = check_trainer_arguments(trainer)
     know_rank(arguments.get("num_nodes", 1))
     path = check_new_run_dir(run_dir) if is_rank_zero() else Path(run_dir)

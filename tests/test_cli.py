@@ -161,7 +161,9 @@ DIGITS = ["fit", f"--config={ROOT / 'configs' / 'digits_mlp.yaml'}", *QUIET]
         (["--trainer.precision=17"], "trainer.precision"),
         ([f"--trainer.accelerator={MISSING}"], "backend|not available|not found"),
         (["--logger=wandbb"], "logger"),
-        (["--monitor=val/accuracy"], "set mode=.max"),
+        (["--monitor=val/accuracy", "--mode=min"], "set mode=.max"),
+        (["--mode=max"], "set mode=.min"),
+        (["--monitor=val/it"], "set mode=.min. or mode=.max"),
         (["--monitor=val_loss"], "was not logged by MLPClassifier; did you mean .val/loss"),
     ],
 )

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from dlblocks.crossval.fold import FINISHED
+from dlblocks.crossval.held_out import HeldOutScores
 from dlblocks.crossval.result import CrossValidationResult, fold_dir
 from dlblocks.data import SplitDataModule
 from dlblocks.files import write_json
@@ -20,6 +22,7 @@ from dlblocks.fitting import check_trainer_arguments
 from dlblocks.history import History
 from dlblocks.models import Classifier, Model, Regressor, VotingClassifier, VotingRegressor, load
 from dlblocks.models.checkpoints import restore
+from dlblocks.predictions import predict_part
 from dlblocks.quiet import quiet
 
 TESTED = "test.json"
@@ -141,7 +144,7 @@ def test_once(
     datamodule: SplitDataModule,
     *,
     trainer: Mapping[str, Any] | None = None,
-) -> dict[str, float]:
+) -> HeldOutScores:
     """Metrics of the test set, which is looked at once; see `CrossValidationResult.test`."""
     path = result.run_dir / TESTED
     if path.is_file():
@@ -158,9 +161,39 @@ def test_once(
             default_root_dir=result.run_dir,
             enable_checkpointing=False,
         )
-        # All folds have the same test set.
-        (found,) = tester.test(model, datamodule=datamodule.for_all(), verbose=False)
-    metrics = {name: float(value) for name, value in found.items()}
+        data = datamodule.for_all()  # all folds have the same test set
+        logged = tester.test(model, datamodule=data, verbose=False)
+        # One dictionary a loader; Lightning tells their names apart.
+        metrics = {name: float(value) for loader in logged for name, value in loader.items()}
+        if not metrics:
+            raise ValueError(
+                f"nothing was logged in the test of {type(model).__name__}; log metrics in its "
+                "test_step, and leave out limit_test_batches=0."
+            )
+        written: dict[str, Any] = {"metrics": metrics, "model": type(model).__name__}
+        if tester.is_global_zero:
+            write_json(path, written)  # before what may fail: the test set was looked at
+        scores = HeldOutScores(metrics, *_test_predictions(tester, model, data, len(logged)))
     if tester.is_global_zero:
-        write_json(path, {"metrics": metrics, "model": type(model).__name__})
-    return metrics
+        intervals = {name: list(scores.interval(name)) for name in scores}
+        write_json(path, {**written, "intervals": intervals})
+    return scores
+
+
+def _test_predictions(
+    trainer: pl.Trainer, model: pl.LightningModule, data: SplitDataModule, num_loaders: int
+) -> tuple[dict[str, np.ndarray] | None, np.ndarray | None]:
+    """Predictions and groups of the test samples, None where there are none."""
+    rows = data.indices("test")
+    if num_loaders != 1 or not len(rows):  # loaders of somebody else's datamodule
+        return None, None
+    predicted = predict_part(trainer, model, data, "test")
+    if predicted is None:
+        return None, None
+    # Ranks get as many samples each, some of them twice.
+    index, first = np.unique(predicted["index"], return_index=True)
+    predicted = {name: values[first] for name, values in predicted.items()}
+    groups = data.columns.groups
+    # A test set of its own is numbered anew, and has no groups.
+    own = bool(np.isin(index, data.indices("train").numpy()).any())
+    return predicted, None if groups is None or own else np.asarray(groups)[index]

@@ -26,6 +26,7 @@ from dlblocks.crossval.result import fold_dir
 from dlblocks.data import SplitDataModule
 from dlblocks.files import is_rank_zero, read_rows, whole_file, write_json
 from dlblocks.fitting import Select, fit, new_callbacks
+from dlblocks.metrics import Range
 from dlblocks.predictions import predict_part
 
 FINISHED = "fold.json"
@@ -83,6 +84,7 @@ class Plan:
     check: Callable[[pl.LightningModule, Sequence[Callback]], None] | None = None
     num_folds: int = 0
     run_id: str = ""
+    loss_range: Range = (None, None)  # of the models
     key: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def settings(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,8 +29,9 @@ from dlblocks.data import SplitDataModule
 from dlblocks.data.splits import COUNTED
 from dlblocks.errors import check_choice, check_function, check_range, check_whole, named
 from dlblocks.files import SUMMARY, is_rank_zero, know_rank
-from dlblocks.fitting import CALLBACKS, SELECT, Select, check_mode, check_trainer_arguments
+from dlblocks.fitting import CALLBACKS, SELECT, Select, check_trainer_arguments, resolve_mode
 from dlblocks.lock import locked
+from dlblocks.metrics import metric_ranges
 from dlblocks.quiet import quiet
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ def nested_cross_validate(
     make_callbacks: Callable[[], Sequence[Callback]] | None = None,
     trainer: Mapping[str, Any] | None = None,
     monitor: str = "val/loss",
-    mode: Literal["min", "max"] = "min",
+    mode: Literal["min", "max"] | None = None,
     engine: Literal["sequential", "vectorized", "auto"] = "sequential",
     n_jobs: int = 1,
     on_error: Literal["raise", "continue"] = "raise",
@@ -77,9 +79,10 @@ def nested_cross_validate(
     4. the outer fold is looked at for the first time, and once: that is the score.
 
     So neither hyperparameters nor the number of epochs have seen the samples that score them: the
-    scores are unbiased, also with ``select="fold"``, which is about the inner folds alone. Scores are as those of scikit-learn's
-    ``cross_val_score(GridSearchCV(...))``. The choice may differ between outer folds: what is
-    scored is the procedure, not one point. `NestedResult.refit` applies it to all development data.
+    scores are unbiased, also with ``select="fold"``, which is about the inner folds alone. Scores
+    are as those of scikit-learn's ``cross_val_score(GridSearchCV(...))``. The choice may differ
+    between outer folds: what is scored is the procedure, not one point. `NestedResult.refit`
+    applies it to all development data.
 
     Normalisation is fitted anew for each inner fit; groups, strata, order in time and predefined
     folds hold for inner folds as for outer ones. Fits of the inner folds have the seeds ``seed``,
@@ -103,7 +106,8 @@ def nested_cross_validate(
         trainer: Arguments of the Trainer, such as ``{"max_epochs": 30}``.
         monitor: The validation metric by which inner fits choose their best epoch, and whose mean
             over the inner folds chooses the point.
-        mode: Whether ``"min"`` or ``"max"`` of `monitor` is best.
+        mode: Whether ``"min"`` or ``"max"`` of `monitor` is best; None for the metric's own
+            direction, where its name or a torchmetrics object of the model says it.
         engine: How the inner folds of a point are run, as for `cross_validate`: ``"vectorized"``
             trains all of them as one. ``"auto"`` measures anew for each point and outer fold, and
             `NestedResult.search` says what it chose; as that hangs on what else the machine does,
@@ -161,7 +165,6 @@ def nested_cross_validate(
     if make_callbacks is not None:
         check_function("make_callbacks", make_callbacks, CALLBACKS)
     check_whole("repeats", repeats, 1)
-    check_mode(monitor, mode)
     check_choice("on_error", on_error, ["raise", "continue"])
     check_choice("select", select, SELECT)
     check_range("selection_fraction", selection_fraction, 0, 1, low_open=True, high_open=True)
@@ -170,6 +173,7 @@ def nested_cross_validate(
     check_jobs(n_jobs, trainer_args, engine)
     points = grid_points(grid)
     check_names(make_model, points)
+    mode = resolve_mode(monitor, mode, partial(make_model, **points[0]))
     know_rank(trainer_args.get("num_nodes", 1))
     search = Search(
         make_model,
@@ -312,6 +316,7 @@ def _nested(
             "seed": plan.seed,
         },
     )
+    result.info["ranges"] = metric_ranges(result.metrics, search.loss_range)
     if is_rank_zero() and (todo or not (plan.run_dir / SUMMARY).is_file()):
         drawn = _figures(result, data) if figures else {}
         write_outcome(plan, result, drawn, checkpoints=log_checkpoints, rows=result.rows())

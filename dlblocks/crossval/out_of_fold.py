@@ -53,6 +53,19 @@ class OutOfFold:
                 )
         return ""
 
+    def correct(self) -> npt.NDArray[np.floating] | None:
+        """How often each sample's class is predicted right.
+
+        Returns:
+            Share of the repeats, one value a sample, in the order of `index`, shape (N,). None if
+            the targets are values.
+        """
+        if not is_classes(self.target, self.prediction):
+            return None
+        right = self.prediction.argmax(1) == self.target
+        _, sample, counts = np.unique(self.index, return_inverse=True, return_counts=True)
+        return np.bincount(sample, weights=right) / counts
+
     def columns(self, class_names: Sequence[str] | None = None) -> dict[str, npt.NDArray[Any]]:
         """The columns of a table with one row a prediction, as ``to_pandas("oof")`` has them."""
         columns = {"repeat": self.repeat, "fold": self.fold, "index": self.index}

@@ -26,8 +26,9 @@ from dlblocks.crossval.vectorized import choose, run_together
 from dlblocks.data import SplitDataModule
 from dlblocks.errors import check_choice, check_function, check_range, check_whole, named
 from dlblocks.files import SUMMARY, is_rank_zero, know_rank
-from dlblocks.fitting import CALLBACKS, SELECT, Select, check_mode, check_trainer_arguments
+from dlblocks.fitting import CALLBACKS, SELECT, Select, check_trainer_arguments, resolve_mode
 from dlblocks.lock import locked
+from dlblocks.metrics import metric_ranges
 from dlblocks.quiet import quiet
 
 OPTIMISTIC = "optimistic: the epoch was selected on the scored samples"
@@ -42,7 +43,7 @@ def cross_validate(
     make_callbacks: Callable[[], Sequence[Callback]] | None = None,
     trainer: Mapping[str, Any] | None = None,
     monitor: str = "val/loss",
-    mode: Literal["min", "max"] = "min",
+    mode: Literal["min", "max"] | None = None,
     engine: Literal["sequential", "vectorized", "auto"] = "sequential",
     n_jobs: int = 1,
     on_error: Literal["raise", "continue"] = "raise",
@@ -107,7 +108,8 @@ def cross_validate(
         monitor: The logged validation metric by which the epoch is selected, and the score that
             comes first in tables and figures. Under its usual name: ``"val/loss"`` also where the
             selection part is what it is computed on.
-        mode: Whether ``"min"`` or ``"max"`` of `monitor` is best.
+        mode: Whether ``"min"`` or ``"max"`` of `monitor` is best; None for the metric's own
+            direction, where its name or a torchmetrics object of the model says it.
         engine: How the fits are run. ``"sequential"``: one after another. ``"vectorized"``: all as
             one, in which every step computes all models at once; many times faster for small nets.
             Needs models of `dlblocks.models`, a `DataModule` over arrays, one device, and no
@@ -168,7 +170,7 @@ def cross_validate(
     if make_callbacks is not None:
         check_function("make_callbacks", make_callbacks, CALLBACKS)
     check_whole("repeats", repeats, 1)
-    check_mode(monitor, mode)
+    mode = resolve_mode(monitor, mode, make_model)
     check_choice("on_error", on_error, ["raise", "continue"])
     check_choice("select", select, SELECT)
     check_range("selection_fraction", selection_fraction, 0, 1, low_open=True, high_open=True)
@@ -240,6 +242,7 @@ def _cross_validate(
             if chosen == "vectorized":  # which draws other numbers
                 settings["engine"] = chosen
             config.update(describe(model, callbacks, data, **settings))
+            plan.loss_range = getattr(model, "loss_range", plan.loss_range)
             if is_rank_zero():
                 # Other ranks of the same run come here while this one is already writing.
                 plan.run_id = begin(plan.run_dir, config, splits, resume=plan.resume)
@@ -326,6 +329,7 @@ def _cross_validate(
             "seed": plan.seed,
         },
     )
+    result.info["ranges"] = metric_ranges(result.metrics, plan.loss_range)
     if is_rank_zero() and (todo or not (plan.run_dir / SUMMARY).is_file()):
         drawn = result_figures(result, data) if figures else {}
         write_outcome(plan, result, drawn, checkpoints=log_checkpoints)

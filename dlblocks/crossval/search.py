@@ -27,6 +27,7 @@ from dlblocks.ensembles import NotVectorizable
 from dlblocks.errors import check_function, did_you_mean, named
 from dlblocks.files import is_rank_zero, write_json
 from dlblocks.fitting import new_callbacks
+from dlblocks.metrics import Range
 
 SEARCHED = "search.json"
 Grid = Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Sequence[Any]]]
@@ -135,6 +136,7 @@ class Search:
         mode: ``"min"`` or ``"max"``.
         on_error: ``"continue"`` leaves a point out of the choice if one of its fits fails.
         arguments: Further arguments of `cross_validate`.
+        loss_range: Lowest and highest loss of the models, known after `describe`.
     """
 
     make_model: Callable[..., pl.LightningModule]
@@ -145,6 +147,7 @@ class Search:
     mode: str
     on_error: str
     arguments: dict[str, Any]
+    loss_range: Range = (None, None)
 
     @property
     def engine(self) -> str:
@@ -176,6 +179,7 @@ class Search:
             of_model = {key: described.pop(key) for key in ("model", "parameters")}
             found.append({"hyperparameters": hyperparameters, **of_model})
             before = model
+            self.loss_range = getattr(model, "loss_range", self.loss_range)
         return {**described, "inner_folds": self.num_folds, "points": found}
 
     def check_engine(

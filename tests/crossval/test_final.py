@@ -148,7 +148,8 @@ def test_the_test_set_is_looked_at_once(digits, make_trainer):
     )
     assert metrics["test/accuracy"] == pytest.approx(expected["test/accuracy"])
     written = json.loads((digits.run_dir / "test.json").read_text())
-    assert written == {"metrics": metrics, "model": "VotingClassifier"}
+    intervals = {name: list(metrics.interval(name)) for name in metrics}
+    assert written == {"metrics": metrics, "model": "VotingClassifier", "intervals": intervals}
     with pytest.raises(FileExistsError, match="looked at already"):
         digits.test(digits.refit())
 
