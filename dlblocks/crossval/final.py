@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,8 +14,9 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from dlblocks.crossval.fold import FINISHED
+from dlblocks.crossval.plan import FOLDS
 from dlblocks.crossval.result import CrossValidationResult, fold_dir
-from dlblocks.data import SplitDataModule
+from dlblocks.data import DataModule, SplitDataModule
 from dlblocks.files import write_json
 from dlblocks.fitting import check_trainer_arguments
 from dlblocks.history import History
@@ -141,6 +143,7 @@ def test_once(
     datamodule: SplitDataModule,
     *,
     trainer: Mapping[str, Any] | None = None,
+    allow_shared: bool = False,
 ) -> dict[str, float]:
     """Metrics of the test set, which is looked at once; see `CrossValidationResult.test`."""
     path = result.run_dir / TESTED
@@ -158,9 +161,61 @@ def test_once(
             default_root_dir=result.run_dir,
             enable_checkpointing=False,
         )
-        # All folds have the same test set.
-        (found,) = tester.test(model, datamodule=datamodule.for_all(), verbose=False)
-    metrics = {name: float(value) for name, value in found.items()}
+        data = datamodule.for_all()  # all folds have the same test set
+        _check_data_of(result, data)
+        data.trainer = tester  # as Lightning does; their loaders may ask it
+        shared = data.shared_with_test()
+        note = _note_on_shared(data, shared, allow_shared)
+        found = tester.test(model, datamodule=data, verbose=False)
+    # One dictionary a loader, in whose names is its number if there are several.
+    metrics = {name: float(value) for part in found for name, value in part.items()}
     if tester.is_global_zero:
-        write_json(path, {"metrics": metrics, "model": type(model).__name__})
+        written = {"metrics": metrics, "model": type(model).__name__}
+        write_json(
+            path,
+            {**written, "shared_with_training": shared, **({"notes": [note]} if note else {})},
+        )
+        if note:
+            print(note, file=sys.stderr, flush=True)
     return metrics
+
+
+def _check_data_of(result: CrossValidationResult, data: SplitDataModule) -> None:
+    """Raises a `ValueError` unless the data are those of the run: others may have been trained on.
+
+    A datamodule that is made anew may split in another way.
+    """
+    path = result.run_dir / FOLDS
+    if not path.is_file():
+        return
+    splits = json.loads(path.read_text())
+    same = data.fingerprint() == splits["fingerprint"]
+    if not same or data.splits(splits["num_folds"])[0]["test"].tolist() != splits["test"]:
+        raise ValueError(
+            f"the datamodule has other samples, or holds out others, than the run in "
+            f"'{result.run_dir}', which may have trained on some of them; give the datamodule of "
+            "that run, with splits drawn by a seeded generator. Other data are tested by "
+            "Trainer.test(model, datamodule=…)."
+        )
+
+
+def _note_on_shared(data: SplitDataModule, shared: int | None, allow: bool) -> str | None:
+    """A sentence on test samples that are in the development set, or a `ValueError`."""
+    if shared == 0:
+        return None
+    if shared is None:
+        return (
+            "Whether test samples are in the development set is not known: the data sets hold no "
+            "arrays to compare, and their samples are too many or differ every time they are "
+            "loaded."
+        )
+    note = f"{shared} of {data.count_test()} test samples are in the development set, too"
+    if isinstance(data, DataModule):
+        return f"{note}: exact copies in the official test set."
+    if allow:
+        return f"{note}, which allow_shared=True allows."
+    raise ValueError(
+        f"{note}: the score would be too good. Does setup('test') draw the split anew? Draw it in "
+        "__init__, or by random_split(…, generator=torch.Generator().manual_seed(0)). If the data "
+        "really hold duplicates, set allow_shared=True."
+    )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
 import numpy.typing as npt
 import torch
+from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils.data import (
@@ -20,15 +22,25 @@ from torch.utils.data import (
     RandomSampler,
     SequentialSampler,
     Subset,
+    SubsetRandomSampler,
 )
 from typing_extensions import Self
 
-from dlblocks.data.fingerprint import fingerprint
-from dlblocks.data.foreign import GROUPS, TARGETS, arrays, as_numpy, length, read_column
+from dlblocks.data.fingerprint import fingerprint, first_copies
+from dlblocks.data.foreign import (
+    GROUPS,
+    TARGETS,
+    arrays,
+    as_numpy,
+    count_shared,
+    input_keys,
+    length,
+    read_column,
+)
 from dlblocks.data.sampler import EpochSampler
 from dlblocks.data.split_module import Columns, SplitDataModule
 from dlblocks.data.splits import Split
-from dlblocks.errors import check_range
+from dlblocks.errors import check_choice, check_range
 
 HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 UNIFORM = (SequentialSampler, RandomSampler, DistributedSampler)
@@ -82,6 +94,8 @@ class FoldedDataModule(SplitDataModule):
             `targets`, `labels` or `y`, or the last tensor of a `TensorDataset`, also within a
             `Subset`; where there is nothing of the kind, folds are not stratified.
         groups: Group of each sample. None: read from its `groups`, if it has them.
+            ``"duplicates"``: samples of exactly equal inputs are a group; the data set must hold
+            its inputs in arrays or lists of texts.
         folds: Fold of each sample, for ``split="predefined"``.
         eval_dataset: The same samples, in the same order, for validation, test and prediction.
         split: See `SplitDataModule`.
@@ -112,7 +126,7 @@ class FoldedDataModule(SplitDataModule):
         data: pl.LightningDataModule | DataLoader | Dataset,
         *,
         targets: npt.ArrayLike | None = None,
-        groups: npt.ArrayLike | None = None,
+        groups: Literal["duplicates"] | npt.ArrayLike | None = None,
         folds: npt.ArrayLike | None = None,
         eval_dataset: Dataset | None = None,
         split: Split = "kfold",
@@ -143,10 +157,16 @@ class FoldedDataModule(SplitDataModule):
         self.data = data
         check_range("shuffle_seed", shuffle_seed, 0)
         self.shuffle_seed = shuffle_seed
+        self._keep_duplicates = isinstance(groups, str)
+        if isinstance(groups, str):
+            check_choice("groups", groups, ["duplicates"])
+            groups = None
         self.given = {"targets": targets, "groups": groups, "folds": folds}
         self.eval_dataset = eval_dataset
         self._loaded: DataLoader | None = None
         self._columns: Columns | None = None
+        self._keys: tuple[np.ndarray | None] | None = None  # what `input_keys` has found
+        self._test_loaders: Any = None  # those of the datamodule, asked for once
         if isinstance(data, pl.LightningDataModule):
             self.prepare_data_per_node = data.prepare_data_per_node
             # Only those it defines: Lightning prefers a datamodule's hooks to the model's.
@@ -238,7 +258,15 @@ class FoldedDataModule(SplitDataModule):
             targets = found["targets"]
             if targets is not None and targets.dtype.kind in "USO":  # names of classes
                 found["targets"] = np.unique(targets.astype(str), return_inverse=True)[1]
-            self._columns = Columns(length(dataset), **found)
+            if self._keep_duplicates:
+                keys = self.input_keys()
+                if keys is None:
+                    raise ValueError(
+                        f"groups='duplicates', but {type(dataset).__name__} holds no arrays or "
+                        "texts of at most 4 GiB that could be compared; give groups= of your own."
+                    )
+                found["groups"] = first_copies(keys)
+            self._columns = Columns(length(dataset), **found, copies=self._keep_duplicates)
         return self._columns
 
     def fingerprint(self) -> str:
@@ -262,6 +290,45 @@ class FoldedDataModule(SplitDataModule):
                 "folds": columns.folds,
             },
         )
+
+    def input_keys(self) -> np.ndarray | None:
+        if self._keys is None:
+            self._keys = (input_keys(self.loader.dataset),)
+        return self._keys[0]
+
+    def shared_with_test(self) -> int | None:
+        """The number of test samples that are in the training data set; None if not known.
+
+        Samples are known by their number where both parts are `Subset`s of one data set; else by
+        the arrays, texts or names of files that the data sets hold; else by what is loaded, unless
+        there are more than 20,000 or they are augmented at random.
+        """
+        if len(self.indices("test")):
+            return 0
+        known = [self.loader.dataset, *([] if self.eval_dataset is None else [self.eval_dataset])]
+        total = 0
+        for dataset in self._test_datasets():
+            if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+                return None
+            found = [count_shared(dataset, one) for one in known]
+            counts = [count for count in found if count is not None]
+            if not counts:
+                return None
+            total += max(counts)
+        return total
+
+    def count_test(self) -> int:
+        return len(self.indices("test")) or sum(length(data) for data in self._test_datasets())
+
+    def _test_datasets(self) -> list[Dataset]:
+        """The data sets of the test loaders, as far as their samplers go."""
+        found: list[Dataset] = []
+        for loader in _flat(self.test_dataloader()):
+            dataset, sampler = getattr(loader, "dataset", loader), getattr(loader, "sampler", None)
+            if isinstance(sampler, SubsetRandomSampler):
+                dataset = Subset(dataset, list(sampler.indices))
+            found.append(dataset)
+        return found
 
     @property
     def class_names(self) -> list[str] | None:
@@ -305,10 +372,24 @@ class FoldedDataModule(SplitDataModule):
     def test_dataloader(self) -> Any:
         if len(self.rows_of("test")):
             return self._fold_loader("test")
-        if isinstance(self.data, pl.LightningDataModule):
-            self.data.setup("test")
-            return self.data.test_dataloader()
-        raise ValueError("there is no test set; hold one out with test_fraction=0.2.")
+        if self._test_loaders is None:  # another setup might draw other samples
+            self._test_loaders = self._their_test_loaders()
+        return self._test_loaders
+
+    def _their_test_loaders(self) -> Any:
+        data = self.data
+        if not isinstance(data, pl.LightningDataModule):
+            raise ValueError("there is no test set; hold one out with test_fraction=0.2.")
+        _ = self.loader  # before setup("test"), which may draw the training data set, too
+        if is_overridden("test_dataloader", data):
+            data.setup("test")
+            loaders = data.test_dataloader()
+            if loaders is not None and list(_flat(loaders)):
+                return loaders
+        raise ValueError(
+            f"{type(data).__name__} has no test set: its test_dataloader() gives no loader; define "
+            "one, or hold samples out with test_fraction=0.2."
+        )
 
     def predict_dataloader(self) -> DataLoader:
         """Batches of the part named by `predict_on`; without test rows, "test" stands for "val"."""
@@ -341,3 +422,16 @@ class FoldedDataModule(SplitDataModule):
             # See `DataModule`: loaders must not draw from the model's random numbers.
             generator=torch.Generator().manual_seed(self.shuffle_seed),
         )
+
+
+def _flat(loaders: Any) -> Iterator[Any]:
+    """The loaders in lists, dictionaries and Lightning's `CombinedLoader`."""
+    if isinstance(loaders, CombinedLoader):
+        loaders = loaders.flattened
+    if isinstance(loaders, Mapping):
+        loaders = list(loaders.values())
+    if isinstance(loaders, (list, tuple)):
+        for loader in loaders:
+            yield from _flat(loader)
+    else:
+        yield loaders

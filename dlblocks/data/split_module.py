@@ -31,12 +31,15 @@ class Columns:
         targets: Classes, integers of shape (N,); values, floating point; or None if not known.
         groups: Group of each sample, shape (N,).
         folds: Predefined fold of each sample, shape (N,).
+        copies: Whether `groups` are copies of one sample each, as ``groups="duplicates"`` makes
+            them.
     """
 
     num_samples: int
     targets: np.ndarray | None
     groups: np.ndarray | None
     folds: np.ndarray | None
+    copies: bool = False
 
 
 class SplitDataModule(pl.LightningDataModule):
@@ -117,6 +120,24 @@ class SplitDataModule(pl.LightningDataModule):
         """A hash of the data, by which a later run knows whether it has the same."""
         raise NotImplementedError(f"{type(self).__name__} must define fingerprint().")
 
+    def input_keys(self) -> np.ndarray | None:
+        """A number for each sample, the same for equal inputs, int64 of shape (N,).
+
+        None if it is not known whether inputs are equal, or the data are larger than 4 GiB.
+        """
+        return None
+
+    def shared_with_test(self) -> int | None:
+        """The number of test samples that are in the development set; None if not known.
+
+        0 where the test set was held out of one set of samples, by `test_fraction`.
+        """
+        return 0
+
+    def count_test(self) -> int:
+        """The number of test samples."""
+        return len(self.indices("test"))
+
     @property
     def is_classification(self) -> bool:
         """Whether the targets are classes (integers) rather than values."""
@@ -157,9 +178,29 @@ class SplitDataModule(pl.LightningDataModule):
             "test_fraction": self.test_fraction,
             "targets": self._strata(columns.targets),
             "groups": columns.groups,
+            "copies": columns.copies,
             "seed": self.split_seed,
             "development": self.development,
         }
+
+    def count_duplicates(self, num_folds: int | None = None, *, repeat: int = 0) -> int | None:
+        """The number of validation samples with an exact copy in the training part of their fold.
+
+        Summed over the folds. Such a sample can be predicted by heart, and ``groups="duplicates"``
+        keeps its copies together. Only inputs are compared: copies may have different targets.
+
+        Args:
+            num_folds: Number of folds; None as in the constructor.
+            repeat: Another number for other folds, as in `splits`.
+
+        Returns:
+            The number, or None if it is not known; see `input_keys`.
+        """
+        keys = self.input_keys()
+        if keys is None:
+            return None
+        found = self.splits(num_folds, repeat=repeat)
+        return sum(int(np.isin(keys[rows["val"]], keys[rows["train"]]).sum()) for rows in found)
 
     def count_folds(self, num_folds: int | None = None) -> int:
         """The number of folds of a cross-validation that is asked for `num_folds`.
