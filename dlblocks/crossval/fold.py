@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
 from dlblocks import tracking
+from dlblocks.crossval.notes import count_scored
 from dlblocks.crossval.out_of_fold import OutOfFold
 from dlblocks.crossval.result import fold_dir
 from dlblocks.data import SplitDataModule
@@ -221,7 +222,7 @@ def finish_fold(
         "epochs": epochs,
         "best_epoch": best_epoch,
         "num_train": len(datamodule.indices("train")),
-        "num_val": len(datamodule.indices("val")),
+        "num_val": count_scored(datamodule, plan.trainer),
         **metrics,
         "seconds": round(seconds, 3),
         # Lightning has resolved links in its own path.

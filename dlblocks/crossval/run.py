@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from dlblocks import tracking
 from dlblocks.crossval.fold import Fold, Job, Plan, join, read_fold, run_fold
+from dlblocks.crossval.notes import duplicates_note, limit_note
 from dlblocks.crossval.outcome import failures, result_figures, write_outcome
 from dlblocks.crossval.parallel import check_jobs, run_side_by_side, wait_for_workers
 from dlblocks.crossval.plan import begin, describe, engine_of
@@ -151,7 +152,7 @@ def cross_validate(
     check_whole("repeats", repeats, 1)
     check_mode(monitor, mode)
     check_choice("on_error", on_error, ["raise", "continue"])
-    trainer_args = check_trainer_arguments(trainer)
+    trainer_args = check_trainer_arguments(trainer, monitor)
     check_jobs(n_jobs, trainer_args, engine)
     know_rank(trainer_args.get("num_nodes", 1))
     plan = Plan(
@@ -241,6 +242,10 @@ def _cross_validate(
             chosen = engine
         if engine == "auto" and todo and progress_bar and is_rank_zero():
             print(f"engine: {chosen}; {why}", file=sys.stderr, flush=True)
+        duplicates = data.count_duplicates(plan.num_folds)
+        notes = duplicates_note(duplicates, splits)
+        for note in notes if todo and progress_bar and is_rank_zero() else ():
+            print(note, file=sys.stderr, flush=True)
         if together is not None:
             check(together.members[0].model, together.members[0].callbacks)
         elif n_jobs > 1 or n_jobs == -1 or not todo or chosen == "vectorized":
@@ -287,6 +292,8 @@ def _cross_validate(
             "engine": chosen,
             **({"engine_because": why} if engine == "auto" else {}),
             "class_names": data.class_names,
+            "duplicates": duplicates,
+            "notes": notes + limit_note([fold.row for fold in done], splits),
             **({"failed": failures(failed)} if failed else {}),
             "seconds": time.monotonic() - started,
             "config": {"logger": plan.logger, **config},

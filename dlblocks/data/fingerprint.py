@@ -65,18 +65,17 @@ def row_keys(values: Tensor | np.ndarray | Sequence[Any]) -> np.ndarray:
     """
     if not isinstance(values, Tensor):
         if not isinstance(values, np.ndarray):
-            return _joined(_key(_bytes(value)) for value in values)
+            return _keys([_bytes(value) for value in values])
         if values.dtype.kind in "USO":
-            return _joined(_key(str(value).encode()) for value in values.tolist())
+            return _keys([str(value).encode() for value in values.tolist()])
     tensor = _as_tensor(values)
     width = tensor[:1].numel() * tensor.element_size()
     step = max(1, CHUNK_BYTES // max(width, 1))
-    return _joined(
-        _key(rows[i * width : (i + 1) * width])
-        for start in range(0, len(tensor), step)
-        for rows, count in [_row_bytes(tensor[start : start + step])]
-        for i in range(count)
-    )
+    found = [np.empty(0, dtype=np.int64)]
+    for rows in tensor.split(step):
+        memory = _row_bytes(rows)
+        found.append(_keys([memory[i * width : (i + 1) * width] for i in range(len(rows))]))
+    return np.concatenate(found)
 
 
 def first_copies(keys: np.ndarray) -> np.ndarray:
@@ -86,26 +85,23 @@ def first_copies(keys: np.ndarray) -> np.ndarray:
     return rows
 
 
-def _row_bytes(rows: Tensor) -> tuple[memoryview, int]:
+def _row_bytes(rows: Tensor) -> memoryview:
     if rows.is_floating_point():
         rows = rows + 0.0  # -0.0 becomes 0.0, to which it is equal
     array: Any = rows.reshape(-1).cpu().contiguous().view(torch.uint8).numpy()
-    return memoryview(array), len(rows)
+    return memoryview(array)
 
 
 def _bytes(value: Any) -> bytes:
     if isinstance(value, (Tensor, np.ndarray)):
         tensor = _as_tensor(value)[None]
-        return f"{tensor.dtype} {tuple(tensor.shape)} ".encode() + bytes(_row_bytes(tensor)[0])
+        return f"{tensor.dtype} {tuple(tensor.shape)} ".encode() + bytes(_row_bytes(tensor))
     return f"{type(value).__name__} {value}".encode()
 
 
-def _key(row: bytes | memoryview) -> bytes:
-    return hashlib.blake2b(row, digest_size=8).digest()
-
-
-def _joined(keys: Iterator[bytes]) -> np.ndarray:
-    return np.frombuffer(b"".join(keys), dtype="<i8").astype(np.int64)
+def _keys(rows: Sequence[bytes | memoryview]) -> np.ndarray:
+    digests = [hashlib.blake2b(row, digest_size=8).digest() for row in rows]
+    return np.frombuffer(b"".join(digests), dtype="<i8").astype(np.int64)
 
 
 def _as_tensor(values: Any) -> Tensor:

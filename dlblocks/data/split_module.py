@@ -14,6 +14,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from dlblocks.data.checks import check_fold
+from dlblocks.data.fingerprint import first_copies
 from dlblocks.data.folds import Indices
 from dlblocks.data.splits import COUNTED, SPLITS, Split, hold_out_test, splits
 from dlblocks.errors import check_choice, check_range
@@ -199,8 +200,13 @@ class SplitDataModule(pl.LightningDataModule):
         keys = self.input_keys()
         if keys is None:
             return None
-        found = self.splits(num_folds, repeat=repeat)
-        return sum(int(np.isin(keys[rows["val"]], keys[rows["train"]]).sum()) for rows in found)
+        first = first_copies(keys)
+        count = 0
+        for rows in self.splits(num_folds, repeat=repeat):
+            trained = np.zeros(len(first), dtype=bool)
+            trained[first[rows["train"]]] = True
+            count += int(trained[first[rows["val"]]].sum())
+        return count
 
     def count_folds(self, num_folds: int | None = None) -> int:
         """The number of folds of a cross-validation that is asked for `num_folds`.
