@@ -87,7 +87,7 @@ class Theirs(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-@pytest.mark.filterwarnings("ignore:Total length of")
+@pytest.mark.filterwarnings("ignore:Total length of", "ignore:.*could not find the monitored key")
 @pytest.mark.parametrize(
     ("batch_size", "trainer"),
     [
