@@ -239,7 +239,7 @@ def _nested(
         if is_rank_zero():
             plan.run_id = begin(plan.run_dir, config, splits, resume=plan.resume)
         duplicates = data.count_duplicates(plan.num_folds)
-        notes = duplicates_note(duplicates, splits)
+        notes = data.notes() + duplicates_note(duplicates, splits)
         for note in notes if todo and progress_bar and is_rank_zero() else ():
             print(note, file=sys.stderr, flush=True)
         failed: dict[Job, Exception] = {}

@@ -243,7 +243,7 @@ def _cross_validate(
         if engine == "auto" and todo and progress_bar and is_rank_zero():
             print(f"engine: {chosen}; {why}", file=sys.stderr, flush=True)
         duplicates = data.count_duplicates(plan.num_folds)
-        notes = duplicates_note(duplicates, splits)
+        notes = data.notes() + duplicates_note(duplicates, splits)
         for note in notes if todo and progress_bar and is_rank_zero() else ():
             print(note, file=sys.stderr, flush=True)
         if together is not None:

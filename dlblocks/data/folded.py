@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
+    ConcatDataset,
     DataLoader,
     Dataset,
     DistributedSampler,
@@ -74,9 +75,9 @@ class FoldedDataModule(SplitDataModule):
     """Makes folds of somebody else's data, for `dlblocks.crossval.cross_validate`.
 
     The development set is the training data set and nothing else: of a LightningDataModule, that of
-    its `train_dataloader()` after ``setup("fit")``. Its validation data are not used, its test and
-    predict data never a part of a fold. Samples are numbered by their place in the training data
-    set.
+    its `train_dataloader()` after ``setup("fit")``. Its validation data are used if `use_val` says
+    so, its test and predict data are never a part of a fold. Samples are numbered by their place in
+    the development set.
 
     Batches are the loader's own: its `batch_size`, `collate_fn`, workers, pinned memory,
     `worker_init_fn` and, in training, `drop_last` are kept; validation drops nothing. So are the
@@ -97,6 +98,9 @@ class FoldedDataModule(SplitDataModule):
             ``"duplicates"``: samples of exactly equal inputs are a group; the data set must hold
             its inputs in arrays or lists of texts.
         folds: Fold of each sample, for ``split="predefined"``.
+        use_val: Add the data set of the datamodule's `val_dataloader()` to the development set,
+            after the training samples. Its samples come as they are there, which may be without
+            augmentation.
         eval_dataset: The same samples, in the same order, for validation, test and prediction.
         split: See `SplitDataModule`.
         num_folds: Number of folds, or None.
@@ -128,6 +132,7 @@ class FoldedDataModule(SplitDataModule):
         targets: npt.ArrayLike | None = None,
         groups: Literal["duplicates"] | npt.ArrayLike | None = None,
         folds: npt.ArrayLike | None = None,
+        use_val: bool = False,
         eval_dataset: Dataset | None = None,
         split: Split = "kfold",
         num_folds: int | None = None,
@@ -162,8 +167,15 @@ class FoldedDataModule(SplitDataModule):
             check_choice("groups", groups, ["duplicates"])
             groups = None
         self.given = {"targets": targets, "groups": groups, "folds": folds}
+        if use_val and not isinstance(data, pl.LightningDataModule):
+            raise ValueError(
+                f"use_val=True needs the val_dataloader() of a LightningDataModule, got a "
+                f"{type(data).__name__}; pass a ConcatDataset of both parts."
+            )
+        self.use_val = use_val
         self.eval_dataset = eval_dataset
         self._loaded: DataLoader | None = None
+        self._num_unused = 0  # validation samples of theirs
         self._columns: Columns | None = None
         self._keys: tuple[np.ndarray | None] | None = None  # what `input_keys` has found
         self._test_loaders: Any = None  # those of the datamodule, asked for once
@@ -233,12 +245,49 @@ class FoldedDataModule(SplitDataModule):
                 f"batch_size={loader.batch_size}, which cannot be confined to a fold; pass "
                 "DataLoader(dataset, batch_size=…) without a sampler."
             )
+        loader = self._with_validation(loader)
+        dataset = loader.dataset
         if self.eval_dataset is not None and length(self.eval_dataset) != length(dataset):
             raise ValueError(
                 f"eval_dataset has {length(self.eval_dataset)} samples and the training data set "
                 f"{length(dataset)}; they must be the same samples in the same order."
             )
         return loader
+
+    def _with_validation(self, loader: DataLoader) -> DataLoader:
+        """The training loader; with `use_val` of the validation samples as well."""
+        data: Any = self.data
+        who = type(data).__name__
+        has = isinstance(data, pl.LightningDataModule) and is_overridden("val_dataloader", data)
+        found = _datasets(data.val_dataloader()) if has else []
+        if not all(hasattr(d, "__len__") and not isinstance(d, IterableDataset) for d in found):
+            found = []
+        if not self.use_val:
+            self._num_unused = sum(length(dataset) for dataset in found)
+            return loader
+        if len(found) != 1:
+            raise ValueError(
+                f"use_val=True needs one validation loader whose data set has a length, but {who} "
+                f"has {len(found)}; pass a ConcatDataset of all parts instead of the datamodule."
+            )
+        shared = count_shared(found[0], loader.dataset)
+        if shared:
+            raise ValueError(
+                f"use_val=True, but {shared} of {length(found[0])} validation samples of {who} are "
+                "training samples, too, and would be in two folds; leave use_val out."
+            )
+        kept: dict[str, Any] = {name: getattr(loader, name) for name in KEPT}
+        whole: Dataset = ConcatDataset([loader.dataset, found[0]])
+        return DataLoader(whole, drop_last=loader.drop_last, **kept)
+
+    def notes(self) -> list[str]:
+        _ = self.loader
+        if not self._num_unused:
+            return []
+        return [
+            f"{self._num_unused} validation samples of {type(self.data).__name__} are not used; "
+            "use_val=True adds them to the development set."
+        ]
 
     @property
     def columns(self) -> Columns:
@@ -307,7 +356,7 @@ class FoldedDataModule(SplitDataModule):
             return 0
         known = [self.loader.dataset, *([] if self.eval_dataset is None else [self.eval_dataset])]
         total = 0
-        for dataset in self._test_datasets():
+        for dataset in _datasets(self.test_dataloader()):
             if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
                 return None
             found = [count_shared(dataset, one) for one in known]
@@ -318,25 +367,17 @@ class FoldedDataModule(SplitDataModule):
         return total
 
     def count_test(self) -> int:
-        return len(self.indices("test")) or sum(length(data) for data in self._test_datasets())
-
-    def _test_datasets(self) -> list[Dataset]:
-        """The data sets of the test loaders, as far as their samplers go."""
-        found: list[Dataset] = []
-        for loader in _flat(self.test_dataloader()):
-            dataset, sampler = getattr(loader, "dataset", loader), getattr(loader, "sampler", None)
-            if isinstance(sampler, SubsetRandomSampler):
-                dataset = Subset(dataset, list(sampler.indices))
-            found.append(dataset)
-        return found
+        tested = _datasets(self.test_dataloader())
+        return len(self.indices("test")) or sum(length(dataset) for dataset in tested)
 
     @property
     def class_names(self) -> list[str] | None:
         """The data set's `classes`, else the numbers of the classes; None for values."""
         numbers = super().class_names
         dataset: Any = self.loader.dataset
-        while isinstance(dataset, Subset):
-            dataset = dataset.dataset
+        while isinstance(dataset, (Subset, ConcatDataset)):
+            parts = dataset.datasets if isinstance(dataset, ConcatDataset) else [dataset.dataset]
+            dataset = parts[0]
         names = [str(name) for name in getattr(dataset, "classes", ())]
         return names if numbers is not None and len(names) >= len(numbers) else numbers
 
@@ -422,6 +463,17 @@ class FoldedDataModule(SplitDataModule):
             # See `DataModule`: loaders must not draw from the model's random numbers.
             generator=torch.Generator().manual_seed(self.shuffle_seed),
         )
+
+
+def _datasets(loaders: Any) -> list[Dataset]:
+    """The data sets of loaders, as far as their samplers go."""
+    found: list[Dataset] = []
+    for loader in _flat(loaders):
+        dataset, sampler = getattr(loader, "dataset", loader), getattr(loader, "sampler", None)
+        if isinstance(sampler, SubsetRandomSampler):
+            dataset = Subset(dataset, list(sampler.indices))
+        found.append(dataset)
+    return found
 
 
 def _flat(loaders: Any) -> Iterator[Any]:

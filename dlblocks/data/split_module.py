@@ -135,6 +135,10 @@ class SplitDataModule(pl.LightningDataModule):
         """
         return 0
 
+    def notes(self) -> list[str]:
+        """Sentences on the data that a result should say."""
+        return []
+
     def count_test(self) -> int:
         """The number of test samples."""
         return len(self.indices("test"))

@@ -526,3 +526,83 @@ def test_inputs_are_known_by_arrays_and_texts_alone():
         assert (one == three, one == two) == (equal, False)
     for dataset in (Named(ids=np.arange(3)), Named(y=x), Named(samples=[("/", 0)] * 3)):
         assert input_keys(dataset) is None
+
+
+# Their validation samples
+
+
+class Cached(Dataset):
+    """As a user writes it: arrays, a transform and a list of classes."""
+
+    classes = ("ant", "bee", "cat")
+
+    def __init__(self, x, labels, transform=None):
+        self.x, self.labels, self.transform = x, labels, transform
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        x = self.x[i]
+        return {"x": self.transform(x) if self.transform else x, "y": self.labels[i]}
+
+
+class ThreeParts(pl.LightningDataModule):
+    """A real one: training samples are augmented, validation and test samples are not."""
+
+    def __init__(self, batch_size: int = 8, overlap: int = 0):
+        super().__init__()
+        self.save_hyperparameters()
+
+    def setup(self, stage):
+        first = 30 - self.hparams.overlap
+        self.train_set = Cached(X[:30], Y[:30].tolist(), lambda x: x + 1000)
+        self.val_set = Cached(X[first:40], Y[first:40].tolist())
+        self.test_set = Cached(X[40:], Y[40:].tolist())
+
+    def train_dataloader(self):
+        return DataLoader(self.train_set, self.hparams.batch_size, shuffle=True, collate_fn=collate)
+
+    def val_dataloader(self):
+        return DataLoader(self.val_set, 2)
+
+    def test_dataloader(self):
+        return DataLoader(self.test_set, 2)
+
+
+@pytest.mark.parametrize("augmented", [True, False])
+def test_validation_samples_join_the_development_set(make_trainer, augmented):
+    evaluated = None if augmented else Cached(X[:40], Y[:40].tolist())
+    data = FoldedDataModule(ThreeParts(), use_val=True, eval_dataset=evaluated)
+    assert data.notes() == []
+    assert data.columns.targets.tolist() == Y[:40].tolist()
+    assert data.class_names == ["ant", "bee", "cat"]
+    assert data.hparams["use_val"] is True
+    expected = StratifiedKFold(5, shuffle=True, random_state=0).split(X[:40], Y[:40])
+    seen = []
+    for fold, (train, val) in enumerate(expected):
+        spy, folded = Spy(), data.for_fold(fold, 5)
+        make_trainer(num_sanity_val_steps=0).fit(spy, datamodule=folded)
+        loaded = rows(spy.seen["train"])
+        assert sorted(i % 1000 for i in loaded) == train.tolist()
+        assert all((i >= 1000) == (i % 1000 < 30) for i in loaded)  # theirs alone are augmented
+        assert all(batch["collated"] for batch in spy.seen["train"] + spy.seen["val"])
+        assert len(spy.seen["train"][0]["x"]) == 8
+        shown = [i + 1000 if augmented and i < 30 else i for i in val]
+        assert rows(spy.seen["val"]) == shown
+        seen += val.tolist()
+    assert sorted(seen) == list(range(40))
+    assert data.shared_with_test() == 0
+    assert data.fingerprint() != FoldedDataModule(ThreeParts()).fingerprint()
+
+
+def test_unused_validation_samples_are_said():
+    (note,) = FoldedDataModule(ThreeParts()).notes()
+    assert "10 validation samples of ThreeParts are not used; use_val=True" in note
+    assert FoldedDataModule(TensorDataset(X, Y)).notes() == []
+    with pytest.raises(ValueError, match="3 of 13 validation samples of ThreeParts are training"):
+        FoldedDataModule(ThreeParts(overlap=3), use_val=True, num_folds=2).setup("fit")
+    with pytest.raises(ValueError, match=r"one validation loader .* Resplit has 0"):
+        FoldedDataModule(Resplit(), use_val=True, num_folds=2).setup("fit")
+    with pytest.raises(ValueError, match="got a TensorDataset; pass a ConcatDataset"):
+        FoldedDataModule(TensorDataset(X, Y), use_val=True)
