@@ -171,7 +171,7 @@ class CLI(LightningCLI):
         """
 
     def before_instantiate_classes(self) -> None:
-        """Refuses to judge a model without weights: those it is made with are random.
+        """Refuse to test, validate or predict with random weights.
 
         ``--ckpt_path=none`` says that the model brings its own, such as pretrained ones.
         """

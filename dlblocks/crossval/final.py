@@ -181,9 +181,9 @@ def test_once(
 
 
 def _check_data_of(result: CrossValidationResult, data: SplitDataModule) -> None:
-    """Raises a `ValueError` unless the data are those of the run: others may have been trained on.
+    """Raise a `ValueError` unless the datamodule holds the data and test set of the run.
 
-    A datamodule that is made anew may split in another way.
+    A new datamodule may split in another way. Then the run has trained on some of its test samples.
     """
     path = result.run_dir / FOLDS
     if not path.is_file():
@@ -200,7 +200,7 @@ def _check_data_of(result: CrossValidationResult, data: SplitDataModule) -> None
 
 
 def _note_on_shared(data: SplitDataModule, shared: int | None, allow: bool) -> str | None:
-    """A sentence on test samples that are in the development set, or a `ValueError`."""
+    """Describe test samples that are in the development set, or refuse them."""
     if shared == 0:
         return None
     if shared is None:

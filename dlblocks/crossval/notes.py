@@ -1,4 +1,4 @@
-"""Sentences that a result needs beside its scores, and the counts behind them."""
+"""Sentences that a result shows beside its scores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dlblocks.data import SplitDataModule
 
 
 def duplicates_note(count: int | None, splits: Mapping[str, Any]) -> list[str]:
-    """Says how many validation samples have a copy in training, if any have.
+    """Say how many validation samples have a copy in training.
 
     Args:
         count: As `SplitDataModule.count_duplicates` finds it.
@@ -25,7 +25,7 @@ def duplicates_note(count: int | None, splits: Mapping[str, Any]) -> list[str]:
 
 
 def limit_note(rows: Sequence[Mapping[str, Any]], splits: Mapping[str, Any]) -> list[str]:
-    """Says that only a part of the validation samples was scored, if so.
+    """Say that the Trainer has scored only some validation samples.
 
     Args:
         rows: Rows of the finished fits.
@@ -43,7 +43,7 @@ def limit_note(rows: Sequence[Mapping[str, Any]], splits: Mapping[str, Any]) -> 
 
 
 def count_scored(datamodule: SplitDataModule, trainer: Mapping[str, Any]) -> int:
-    """The number of validation samples that the Trainer's limits let score a fold.
+    """Count the validation samples within the Trainer's limits.
 
     Args:
         datamodule: Set to the fold.

@@ -167,7 +167,10 @@ class DataModule(SplitDataModule):
         return self.source.input_keys
 
     def shared_with_test(self) -> int | None:
-        """How many samples of an official test set have the inputs of a development sample."""
+        """Count the samples of an official test set whose inputs the development set has, too.
+
+        None beyond 4 GiB; 0 without an official test set.
+        """
         test, known = self.source.test_inputs, self.input_keys()
         if test is None:
             return 0

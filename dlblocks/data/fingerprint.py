@@ -1,4 +1,4 @@
-"""Hashes: of whole data sets, and of single samples."""
+"""Hashes of whole data sets and of single samples."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def fingerprint(inputs: Mapping[str, Any], columns: Mapping[str, Any]) -> str:
 
 
 def row_keys(values: Tensor | np.ndarray | Sequence[Any]) -> np.ndarray:
-    """One number a row, the same for equal rows.
+    """Return one number a row, the same for equal rows.
 
     It is a hash of 64 bits of the row's bytes (BLAKE2b): two different rows among a million get
     the same number with a probability of 3e-8. Rows are not equal to rows of another dtype.
@@ -60,7 +60,7 @@ def row_keys(values: Tensor | np.ndarray | Sequence[Any]) -> np.ndarray:
 
     Example:
         >>> one, two, three = row_keys(np.array([[1.0, 0.0], [2.0, 0.0], [1.0, -0.0]]))
-        >>> one == three, one == two
+        >>> bool(one == three), bool(one == two)
         (True, False)
     """
     if not isinstance(values, Tensor):
@@ -79,7 +79,7 @@ def row_keys(values: Tensor | np.ndarray | Sequence[Any]) -> np.ndarray:
 
 
 def first_copies(keys: np.ndarray) -> np.ndarray:
-    """The row of the first sample with the same key, int64 of shape (N,)."""
+    """Return the row of each sample's first copy, int64 of shape (N,)."""
     first, copy_of = np.unique(keys, return_index=True, return_inverse=True)[1:]
     rows: np.ndarray = first[copy_of]
     return rows

@@ -255,7 +255,7 @@ class FoldedDataModule(SplitDataModule):
         return loader
 
     def _with_validation(self, loader: DataLoader) -> DataLoader:
-        """The training loader; with `use_val` of the validation samples as well."""
+        """Return the training loader, with `use_val` over both parts."""
         data: Any = self.data
         who = type(data).__name__
         has = isinstance(data, pl.LightningDataModule) and is_overridden("val_dataloader", data)
@@ -346,11 +346,11 @@ class FoldedDataModule(SplitDataModule):
         return self._keys[0]
 
     def shared_with_test(self) -> int | None:
-        """The number of test samples that are in the training data set; None if not known.
+        """Count the test samples that are in the development set.
 
         Samples are known by their number where both parts are `Subset`s of one data set; else by
         the arrays, texts or names of files that the data sets hold; else by what is loaded, unless
-        there are more than 20,000 or they are augmented at random.
+        there are more than 20,000 or they are augmented at random. Then the answer is None.
         """
         if len(self.indices("test")):
             return 0

@@ -306,7 +306,7 @@ def _group_holdout(
 
 
 def _with_copies(fold: Fold, copy_of: Indices) -> Fold:
-    """Rows of samples, from a fold of the different ones and the number of each sample's."""
+    """Return a fold of all samples, from a fold of the different ones."""
     rest, held_out = (np.flatnonzero(np.isin(copy_of, part)).astype(np.int64) for part in fold)
     return rest, held_out
 

@@ -1,4 +1,4 @@
-"""What can be found out about anybody's data set: its targets, groups, arrays and samples."""
+"""Targets, groups, arrays and equal samples of anybody's data set."""
 
 from __future__ import annotations
 
@@ -81,15 +81,16 @@ def length(dataset: Dataset) -> int:
     return len(dataset)  # type: ignore[arg-type]
 
 
-# Which samples are the same
+# Equal samples
 
 
 def count_shared(test: Dataset, development: Dataset) -> int | None:
-    """The number of samples of one data set that are in another, or None if it is not known.
+    """Count the samples of one data set that are in another.
 
-    By their numbers, if both are `Subset`s of one data set, or of two over equal arrays. Else by
-    the rows of the arrays, texts and file names that the data sets hold. Else by what is loaded,
-    up to 20,000 samples and not if they are augmented at random.
+    Samples of `Subset`s of one data set, or of two over equal arrays, are known by their numbers.
+    Others are known by the rows of the arrays, texts and file names that the data sets hold, and
+    where there are none by what is loaded. None if there are more than 20,000 samples to load, or
+    if they are augmented at random.
 
     Example:
         >>> data = TensorDataset(torch.arange(6.0)[:, None])
@@ -115,16 +116,16 @@ def count_shared(test: Dataset, development: Dataset) -> int | None:
 
 
 def input_keys(dataset: Dataset) -> np.ndarray | None:
-    """A number for each sample, the same for equal inputs; None if no array or text holds them."""
+    """Return a number for each sample, or None if no array or text holds the inputs."""
     keys = sample_keys(dataset)
     inputs = {name: of for name, of in keys.items() if name not in ("targets", "files")}
     return _combined(inputs) if inputs else None
 
 
 def sample_keys(dataset: Dataset) -> dict[str, np.ndarray]:
-    """Numbers by which samples are known, int64 of shape (N,), by the names of what holds them.
+    """Return numbers of the samples, int64 of shape (N,), one array an attribute.
 
-    These are ``"targets"``, ``"files"`` for names of files, and all other arrays and lists of texts
+    The names are ``"targets"``, ``"files"`` for names of files, and all other arrays and lists of texts
     or arrays. Columns of single numbers are left out, since they may be the samples' own numbers.
     Empty if there is nothing of the kind, or more than 4 GiB of it.
     """
@@ -141,7 +142,7 @@ def sample_keys(dataset: Dataset) -> dict[str, np.ndarray]:
 
 
 def _held(dataset: Dataset) -> dict[str, Any]:
-    """What a data set holds, one entry a sample, by name."""
+    """Return the attributes that hold one entry a sample."""
     if isinstance(dataset, TensorDataset):
         *inputs, last = dataset.tensors
         return {f"tensor{i}": x for i, x in enumerate(inputs)} | (
@@ -169,7 +170,10 @@ def _only(values: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _listed(name: str, values: Sequence[Any]) -> dict[str, Any]:
-    """A list of texts, of names of files (with a class each, as in torchvision), or of arrays."""
+    """Return a list of texts, names of files or arrays, by name.
+
+    Names of files may have a class each, as in torchvision.
+    """
     firsts = [v[0] if isinstance(v, tuple) and v else v for v in values]
     if all(isinstance(value, (str, os.PathLike)) for value in firsts):
         if isinstance(firsts[0], os.PathLike) or os.path.exists(firsts[0]):
@@ -185,7 +189,7 @@ def _combined(columns: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _place(dataset: Dataset) -> tuple[Dataset, np.ndarray]:
-    """The data set within nested `Subset`s and wrappers, and which of its samples are meant."""
+    """Return the data set within `Subset`s and wrappers, and the rows of it."""
     rows = np.arange(length(dataset))
     while True:
         if isinstance(dataset, Subset):
@@ -202,7 +206,7 @@ def _place(dataset: Dataset) -> tuple[Dataset, np.ndarray]:
 
 
 def _loaded_keys(dataset: Dataset) -> list[int] | None:
-    """Numbers of the samples as they are loaded; None if they differ every time, or are unknown."""
+    """Return numbers of the loaded samples, or None if they differ every time."""
     size = length(dataset)
     probe = np.linspace(0, size - 1, min(size, PROBED)).round().astype(int).tolist()
     for i in probe:
@@ -213,7 +217,7 @@ def _loaded_keys(dataset: Dataset) -> list[int] | None:
 
 
 def _sample_key(sample: Any) -> int | None:
-    """A number for one sample: arrays, images, numbers and texts in lists and dictionaries."""
+    """Return a number for arrays, images, numbers and texts in any structure."""
     known = (Tensor, np.ndarray, np.generic, int, float, str, bytes, type(None))
     leaves = list(_leaves(sample))
     if not all(isinstance(leaf, known) for leaf in leaves):

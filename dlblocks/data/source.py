@@ -44,7 +44,7 @@ class Source:
 
     @cached_property
     def input_keys(self) -> np.ndarray:
-        """A number for each sample, int64 of shape (N,), the same for equal `inputs`."""
+        """Numbers of the samples, int64 of shape (N,), equal for equal `inputs`."""
         return row_keys(self.inputs)
 
     def check(self) -> None:

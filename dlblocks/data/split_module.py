@@ -122,16 +122,17 @@ class SplitDataModule(pl.LightningDataModule):
         raise NotImplementedError(f"{type(self).__name__} must define fingerprint().")
 
     def input_keys(self) -> np.ndarray | None:
-        """A number for each sample, the same for equal inputs, int64 of shape (N,).
+        """Return a number for each sample, the same for equal inputs.
 
-        None if it is not known whether inputs are equal, or the data are larger than 4 GiB.
+        int64 of shape (N,), or None if it is not known whether inputs are equal, or the data are
+        larger than 4 GiB.
         """
         return None
 
     def shared_with_test(self) -> int | None:
-        """The number of test samples that are in the development set; None if not known.
+        """Count the test samples that are in the development set.
 
-        0 where the test set was held out of one set of samples, by `test_fraction`.
+        None if it is not known. 0 where the test set was held out of one set of samples, by `test_fraction`.
         """
         return 0
 
@@ -189,9 +190,9 @@ class SplitDataModule(pl.LightningDataModule):
         }
 
     def count_duplicates(self, num_folds: int | None = None, *, repeat: int = 0) -> int | None:
-        """The number of validation samples with an exact copy in the training part of their fold.
+        """Count validation samples with an exact copy in the training part.
 
-        Summed over the folds. Such a sample can be predicted by heart, and ``groups="duplicates"``
+        The counts of all folds are added. Such a sample can be predicted by heart, and ``groups="duplicates"``
         keeps its copies together. Only inputs are compared: copies may have different targets.
 
         Args:
