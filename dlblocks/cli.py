@@ -36,6 +36,8 @@ from dlblocks.quiet import quiet
 
 LoggerName = Literal["csv", "wandb", "tensorboard", "none"]
 CROSS_VALIDATE = "cross-validate"
+# Subcommands for a model that is trained already.
+LOADS = ("validate", "test", "predict")
 
 
 class Trainer(pl.Trainer):
@@ -177,6 +179,28 @@ class CLI(LightningCLI):
         Lightning would let the checkpoint's hyperparameters beat the flags in silence, and import
         the class that it names. Ours are compared when the weights are loaded.
         """
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse to test, validate or predict with random weights.
+
+        ``--ckpt_path=none`` says that the model brings its own, such as pretrained ones.
+        """
+        if self.subcommand not in LOADS:
+            return
+        config = self.config[self.subcommand]
+        given = config.ckpt_path
+        if given == "none":
+            config.ckpt_path = None
+        elif given in (None, "last", "best"):
+            name = Path(str((config.config or ["<name>"])[-1])).stem
+            said = "" if given is None else f"; --ckpt_path={given} names none"
+            raise ValueError(
+                f"dlblocks {self.subcommand} needs the checkpoint of a fit{said}: without it the "
+                f"weights are random. Give --ckpt_path=runs/{name}/checkpoints/best.ckpt, or "
+                "--ckpt_path=none for a model that brings weights of its own."
+            )
+        elif "://" not in str(given) and not Path(given).exists():
+            raise FileNotFoundError(f"--ckpt_path={given} is not a file.")
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config = self.config[self.subcommand]

@@ -81,8 +81,20 @@ class Fit:
     seconds: float
 
 
-def check_trainer_arguments(trainer: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Returns a copy of Trainer arguments, or raises a `ValueError` that names the wrong one."""
+def check_trainer_arguments(
+    trainer: Mapping[str, Any] | None, monitor: str | None = None
+) -> dict[str, Any]:
+    """A copy of Trainer arguments, checked.
+
+    Args:
+        trainer: The arguments.
+        monitor: A metric that the fit needs; None if it needs none. A validation that never runs
+            is refused if the metric is one of validation.
+
+    Raises:
+        ValueError: An argument is wrong, or leaves nothing to train or to validate; the message
+            names it.
+    """
     if trainer is not None and not isinstance(trainer, Mapping):
         raise TypeError(
             f"trainer is a {type(trainer).__name__}; give the arguments of a Trainer, which is "
@@ -106,8 +118,47 @@ def check_trainer_arguments(trainer: Mapping[str, Any] | None) -> dict[str, Any]
             f"trainer={{'strategy': {arguments['strategy']!r}}} fits in processes whose metrics "
             "and callbacks do not come back; use strategy='ddp'."
         )
+    _check_amounts(arguments)
+    every, epochs = arguments.get("check_val_every_n_epoch"), arguments.get("max_epochs")
+    rarely = every is not None and epochs is not None and 0 < epochs < every
+    if rarely and monitor and not monitor.startswith("train") and not arguments.get("fast_dev_run"):
+        raise ValueError(
+            f"trainer={{'check_val_every_n_epoch': {every}, 'max_epochs': {epochs}}} never "
+            f"validates, but monitor={monitor!r} needs it; use check_val_every_n_epoch <= {epochs}."
+        )
     arguments.setdefault("enable_model_summary", False)
     return arguments
+
+
+def _check_amounts(arguments: Mapping[str, Any]) -> None:
+    """Raises a `ValueError` for numbers that leave nothing to train or validate."""
+    for name in ("max_epochs", "max_steps"):
+        value = arguments.get(name)
+        if value is not None and value < 1 and value != -1:
+            raise ValueError(f"trainer={{{name!r}: {value!r}}} trains nothing; give 1 or more.")
+    for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
+        value = arguments.get(name)
+        if value is not None and not value > 0:
+            raise ValueError(
+                f"trainer={{{name!r}: {value!r}}} leaves no batch; give a number of batches, such "
+                "as 10, or a share, such as 0.5."
+            )
+    for name in ("accumulate_grad_batches", "check_val_every_n_epoch"):
+        value = arguments.get(name)
+        if value is not None and (value < 1 or value != int(value)):
+            raise ValueError(
+                f"trainer={{{name!r}: {value!r}}} must be a whole number of at least 1."
+            )
+    for name in ("gradient_clip_val", "val_check_interval"):
+        value = arguments.get(name)
+        off = name == "gradient_clip_val" and value == 0
+        if isinstance(value, (int, float)) and not (value > 0 or off):
+            raise ValueError(f"trainer={{{name!r}: {value!r}}} must be a positive number.")
+    if arguments.get("overfit_batches"):
+        raise ValueError(
+            f"trainer={{'overfit_batches': {arguments['overfit_batches']!r}}} validates on "
+            "training samples; for a short trial use fast_dev_run=True, or limit_train_batches."
+        )
 
 
 def new_callbacks(make_callbacks: Callable[[], Sequence[Callback]]) -> list[Callback]:
@@ -325,6 +376,13 @@ def fit(
     attached[:] = [c for c in attached if not isinstance(c, (WeightAveraging, KeepHistory))]
     # fast_dev_run keeps no checkpoints: its last weights stand for the best.
     best = checkpoint.best_model_path or None
+    if best is None and not trainer.get("fast_dev_run"):
+        raise ValueError(
+            f"monitor={monitor!r} was never logged: the fit ended after {fitter.global_step} "
+            f"steps and {fitter.current_epoch} epochs without a validation that logs it. Train "
+            "longer, validate more often (val_check_interval, check_val_every_n_epoch), or use "
+            "smaller batches where drop_last leaves none."
+        )
     metrics = score(fitter, model, datamodule, best, log=validated_on != "val")
     if fitter.is_global_zero:
         write_rows(folder / "history.csv", history.rows)

@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
 from dlblocks import tracking
+from dlblocks.crossval.notes import count_scored
 from dlblocks.crossval.out_of_fold import OutOfFold
 from dlblocks.crossval.result import fold_dir
 from dlblocks.data import SplitDataModule
@@ -243,7 +244,7 @@ def finish_fold(
         "best_epoch": best_epoch,
         "num_train": len(datamodule.indices("train")),
         "num_selection": len(datamodule.indices("selection")) if plan.select == "inner" else 0,
-        "num_val": len(datamodule.indices("val")),
+        "num_val": count_scored(datamodule, plan.trainer),
         **metrics,
         "seconds": round(seconds, 3),
         # Lightning has resolved links in its own path.

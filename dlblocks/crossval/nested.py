@@ -19,6 +19,7 @@ from tqdm import tqdm
 from dlblocks import plots, tracking
 from dlblocks.crossval.fold import Job, Plan, join
 from dlblocks.crossval.nested_result import NestedResult
+from dlblocks.crossval.notes import duplicates_note, limit_note
 from dlblocks.crossval.outcome import failures, result_figures, write_outcome
 from dlblocks.crossval.outer import Outer
 from dlblocks.crossval.parallel import check_jobs
@@ -169,7 +170,7 @@ def nested_cross_validate(
     check_choice("select", select, SELECT)
     check_range("selection_fraction", selection_fraction, 0, 1, low_open=True, high_open=True)
     check_choice("logger", logger or "none", tracking.LOGGERS)
-    trainer_args = check_trainer_arguments(trainer)
+    trainer_args = check_trainer_arguments(trainer, monitor)
     check_jobs(n_jobs, trainer_args, engine)
     points = grid_points(grid)
     check_names(make_model, points)
@@ -254,6 +255,10 @@ def _nested(
             search.check_engine(outer.training_part(todo[0]), plan)
         if is_rank_zero():
             plan.run_id = begin(plan.run_dir, config, splits, resume=plan.resume)
+        duplicates = data.count_duplicates(plan.num_folds)
+        notes = data.notes() + duplicates_note(duplicates, splits)
+        for note in notes if todo and progress_bar and is_rank_zero() else ():
+            print(note, file=sys.stderr, flush=True)
         failed: dict[Job, Exception] = {}
         bar = tqdm(
             total=sum(fits.values()),
@@ -297,6 +302,8 @@ def _nested(
             "selection_fraction": plan.selection_fraction,
             "engine": search.engine,
             "class_names": data.class_names,
+            "duplicates": duplicates,
+            "notes": notes + limit_note([fold.row for fold in folds], splits),
             **({"failed": failures(failed)} if failed else {}),
             "search": [
                 {"repeat": job.repeat, "fold": job.fold, **row}

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from dlblocks import tracking
 from dlblocks.crossval.final import refit
 from dlblocks.crossval.fold import Fold, Job, Plan, read_fold, write_fold
+from dlblocks.crossval.notes import count_scored
 from dlblocks.crossval.out_of_fold import OutOfFold
 from dlblocks.crossval.search import SEARCHED, Search, forget_weights, said
 from dlblocks.crossval.splits import new_datamodule
@@ -133,7 +134,7 @@ class Outer:
             "best_epoch": epochs,
             "num_train": len(outer.indices("train")),
             "num_selection": 0,
-            "num_val": len(outer.indices("val")),
+            "num_val": count_scored(outer, plan.trainer),
             **metrics,
             "seconds": round(time.monotonic() - started, 3),
             "checkpoint": str(checkpoint),

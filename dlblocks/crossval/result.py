@@ -344,15 +344,23 @@ class CrossValidationResult:
         datamodule: SplitDataModule | None = None,
         *,
         trainer: Mapping[str, Any] | None = None,
+        allow_shared: bool = False,
     ) -> HeldOutScores:
         """Metrics of a model on the test set, which no fold has seen; written to ``test.json``.
 
         To be done last, and once: a second call is refused.
 
+        ``test.json`` holds the metrics and ``shared_with_training``: how many test samples are in
+        the development set, too; null if that cannot be found out. A test set of somebody else's
+        datamodule that has such samples is refused. Copies in the official test set of one of our
+        datamodules are counted, and no more: it is the benchmark's.
+
         Args:
             model: `ensemble` or `refit`.
             datamodule: The data; not needed on the result that `cross_validate` returned.
             trainer: Arguments of the Trainer.
+            allow_shared: Test in spite of samples that are in the development set, where the data
+                really hold duplicates.
 
         Returns:
             Metric → value, with ``.interval("test/accuracy")`` from the test samples; ``print`` it
@@ -360,7 +368,8 @@ class CrossValidationResult:
 
         Raises:
             FileExistsError: The test set was looked at before.
-            ValueError: There is no test set, nothing is logged, or `datamodule` is missing.
+            ValueError: There is no test set, nothing is logged, `datamodule` is missing or not that
+                of the run, or test samples are in the development set.
         """
         from dlblocks.crossval.final import test_once
 
@@ -368,7 +377,8 @@ class CrossValidationResult:
         data = datamodule or given.get("datamodule")
         if data is None:
             raise ValueError("a result that was loaded does not know datamodule; give datamodule=.")
-        return test_once(self, model, data, trainer=trainer or given.get("trainer"))
+        trainer = trainer or given.get("trainer")
+        return test_once(self, model, data, trainer=trainer, allow_shared=allow_shared)
 
     def table(self) -> str:
         """The folds as text: fold, epochs, the metrics, seconds.

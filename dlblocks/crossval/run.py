@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from dlblocks import tracking
 from dlblocks.crossval.fold import Fold, Job, Plan, join, read_fold, run_fold
+from dlblocks.crossval.notes import duplicates_note, limit_note
 from dlblocks.crossval.outcome import failures, result_figures, write_outcome
 from dlblocks.crossval.parallel import check_jobs, run_side_by_side, wait_for_workers
 from dlblocks.crossval.plan import begin, describe, engine_of
@@ -174,7 +175,7 @@ def cross_validate(
     check_choice("on_error", on_error, ["raise", "continue"])
     check_choice("select", select, SELECT)
     check_range("selection_fraction", selection_fraction, 0, 1, low_open=True, high_open=True)
-    trainer_args = check_trainer_arguments(trainer)
+    trainer_args = check_trainer_arguments(trainer, None if select == "last" else monitor)
     check_jobs(n_jobs, trainer_args, engine)
     know_rank(trainer_args.get("num_nodes", 1))
     plan = Plan(
@@ -267,6 +268,11 @@ def _cross_validate(
             chosen = engine
         if engine == "auto" and todo and progress_bar and is_rank_zero():
             print(f"engine: {chosen}; {why}", file=sys.stderr, flush=True)
+        duplicates = data.count_duplicates(plan.num_folds)
+        notes = [OPTIMISTIC] if plan.select == "fold" else []
+        notes += data.notes() + duplicates_note(duplicates, splits)
+        for note in notes if todo and progress_bar and is_rank_zero() else ():
+            print(note, file=sys.stderr, flush=True)
         if together is not None:
             check(together.members[0].model, together.members[0].callbacks)
         elif n_jobs > 1 or n_jobs == -1 or not todo or chosen == "vectorized":
@@ -312,10 +318,11 @@ def _cross_validate(
             "mode": plan.mode,
             "select": plan.select,
             "selection_fraction": plan.selection_fraction,
-            "notes": [OPTIMISTIC] if plan.select == "fold" else [],
             "engine": chosen,
             **({"engine_because": why} if engine == "auto" else {}),
             "class_names": data.class_names,
+            "duplicates": duplicates,
+            "notes": notes + limit_note([fold.row for fold in done], splits),
             **({"failed": failures(failed)} if failed else {}),
             "seconds": time.monotonic() - started,
             "config": {"logger": plan.logger, **config},

@@ -14,6 +14,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from dlblocks.data.checks import check_fold
+from dlblocks.data.fingerprint import first_copies
 from dlblocks.data.folds import Indices, selection
 from dlblocks.data.splits import COUNTED, SPLITS, Split, hold_out_test, splits
 from dlblocks.errors import check_choice, check_range
@@ -31,12 +32,15 @@ class Columns:
         targets: Classes, integers of shape (N,); values, floating point; or None if not known.
         groups: Group of each sample, shape (N,).
         folds: Predefined fold of each sample, shape (N,).
+        copies: Whether `groups` are copies of one sample each, as ``groups="duplicates"`` makes
+            them.
     """
 
     num_samples: int
     targets: np.ndarray | None
     groups: np.ndarray | None
     folds: np.ndarray | None
+    copies: bool = False
 
 
 class SplitDataModule(pl.LightningDataModule):
@@ -123,6 +127,29 @@ class SplitDataModule(pl.LightningDataModule):
         """A hash of the data, by which a later run knows whether it has the same."""
         raise NotImplementedError(f"{type(self).__name__} must define fingerprint().")
 
+    def input_keys(self) -> np.ndarray | None:
+        """Return a number for each sample, the same for equal inputs.
+
+        int64 of shape (N,), or None if it is not known whether inputs are equal, or the data are
+        larger than 4 GiB.
+        """
+        return None
+
+    def shared_with_test(self) -> int | None:
+        """Count the test samples that are in the development set; None if it is not known.
+
+        0 where the test set was held out of one set of samples, by `test_fraction`.
+        """
+        return 0
+
+    def notes(self) -> list[str]:
+        """Sentences on the data that a result should say."""
+        return []
+
+    def count_test(self) -> int:
+        """The number of test samples."""
+        return len(self.indices("test"))
+
     @property
     def is_classification(self) -> bool:
         """Whether the targets are classes (integers) rather than values."""
@@ -174,9 +201,35 @@ class SplitDataModule(pl.LightningDataModule):
             "test_fraction": self.test_fraction,
             "targets": self._strata(columns.targets),
             "groups": columns.groups,
+            "copies": columns.copies,
             "seed": self.split_seed,
             "development": self.development,
         }
+
+    def count_duplicates(self, num_folds: int | None = None, *, repeat: int = 0) -> int | None:
+        """Count validation samples with an exact copy in the training part.
+
+        The counts of all folds are added. Such a sample can be predicted by heart;
+        ``groups="duplicates"`` keeps its copies together. Only inputs are compared: copies may
+        have different targets.
+
+        Args:
+            num_folds: Number of folds; None as in the constructor.
+            repeat: Another number for other folds, as in `splits`.
+
+        Returns:
+            The number, or None if it is not known; see `input_keys`.
+        """
+        keys = self.input_keys()
+        if keys is None:
+            return None
+        first = first_copies(keys)
+        count = 0
+        for rows in self.splits(num_folds, repeat=repeat):
+            trained = np.zeros(len(first), dtype=bool)
+            trained[first[rows["train"]]] = True
+            count += int(trained[first[rows["val"]]].sum())
+        return count
 
     def count_folds(self, num_folds: int | None = None) -> int:
         """The number of folds of a cross-validation that is asked for `num_folds`.
@@ -235,6 +288,7 @@ class SplitDataModule(pl.LightningDataModule):
                 self.selection_fraction,
                 targets=None if strata is None else strata[train],
                 groups=None if columns.groups is None else columns.groups[train],
+                copies=columns.copies,
                 in_order=self.split == "time_series",
                 seed=self.split_seed,
             )

@@ -157,10 +157,7 @@ class Bagging:
                 raise ValueError(
                     "samples= are drawn already; leave out max_samples, bootstrap and stratify."
                 )
-        self.trainer = check_trainer_arguments(trainer)
-        for name in ("max_epochs", "max_steps"):
-            if self.trainer.get(name) == 0:
-                raise ValueError(f"trainer={{{name!r}: 0}} trains no member; give 1 or more.")
+        self.trainer = check_trainer_arguments(trainer, monitor)
         if self.trainer.get("fast_dev_run"):
             raise ValueError(
                 "trainer={'fast_dev_run': …} keeps no weights to make an ensemble of; use "
