@@ -30,12 +30,14 @@ from dlblocks.csv_log import csv_writers
 from dlblocks.data import SplitDataModule
 from dlblocks.errors import did_you_mean
 from dlblocks.files import check_new_run_dir, is_rank_zero, next_run_dir, whole_file
-from dlblocks.fitting import check_mode, saying_what_was_logged
+from dlblocks.fitting import Select, checking_mode, resolve_mode, saying_what_was_logged
 from dlblocks.predictions import gather, stack
 from dlblocks.quiet import quiet
 
 LoggerName = Literal["csv", "wandb", "tensorboard", "none"]
 CROSS_VALIDATE = "cross-validate"
+# Subcommands for a model that is trained already.
+LOADS = ("validate", "test", "predict")
 
 
 class Trainer(pl.Trainer):
@@ -50,9 +52,11 @@ class Trainer(pl.Trainer):
         engine: Literal["sequential", "vectorized", "auto"] = "sequential",
         n_jobs: int = 1,
         on_error: Literal["raise", "continue"] = "raise",
+        select: Select = "inner",
+        selection_fraction: float = 0.15,
         log_checkpoints: bool = False,
     ) -> None:
-        """Fit and validate a new model for each fold of the data.
+        """Fit and score a new model for each fold of the data.
 
         The same command goes on with a run that was killed.
 
@@ -64,6 +68,9 @@ class Trainer(pl.Trainer):
             engine: ``"sequential"``, ``"vectorized"``: all folds as one fit, or ``"auto"``.
             n_jobs: Folds side by side, each in a process of its own.
             on_error: What to do when a fold fails.
+            select: How the epoch is selected: on a part of the training samples (``"inner"``), not
+                at all (``"last"``), or, with optimistic scores, on the fold itself (``"fold"``).
+            selection_fraction: Share of a fold's training samples that selects the epoch.
             log_checkpoints: Send the best checkpoints to W&B as an artifact.
         """
         raise RuntimeError("cross-validation runs many Trainers; use dlblocks.crossval.")
@@ -116,6 +123,8 @@ class RecipeParser(_DidYouMean):
 class CLI(LightningCLI):
     """See the module. Adds ``--run_dir``, ``--logger``, ``--monitor`` and ``--mode``."""
 
+    mode: Literal["min", "max"] | None = None  # of a fit that keeps its best epoch
+
     def __init__(self, args: Sequence[str] | None = None) -> None:
         super().__init__(
             model_class=pl.LightningModule,
@@ -152,7 +161,10 @@ class CLI(LightningCLI):
             "--monitor", type=str, default="val/loss", help="Metric that chooses the best epoch."
         )
         parser.add_argument(
-            "--mode", type=Literal["min", "max"], default="min", help="Which of it is best."
+            "--mode",
+            type=Literal["min", "max"] | None,
+            default=None,
+            help="Which of it is best; by default the metric's own direction.",
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -167,6 +179,28 @@ class CLI(LightningCLI):
         Lightning would let the checkpoint's hyperparameters beat the flags in silence, and import
         the class that it names. Ours are compared when the weights are loaded.
         """
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse to test, validate or predict with random weights.
+
+        ``--ckpt_path=none`` says that the model brings its own, such as pretrained ones.
+        """
+        if self.subcommand not in LOADS:
+            return
+        config = self.config[self.subcommand]
+        given = config.ckpt_path
+        if given == "none":
+            config.ckpt_path = None
+        elif given in (None, "last", "best"):
+            name = Path(str((config.config or ["<name>"])[-1])).stem
+            said = "" if given is None else f"; --ckpt_path={given} names none"
+            raise ValueError(
+                f"dlblocks {self.subcommand} needs the checkpoint of a fit{said}: without it the "
+                f"weights are random. Give --ckpt_path=runs/{name}/checkpoints/best.ckpt, or "
+                "--ckpt_path=none for a model that brings weights of its own."
+            )
+        elif "://" not in str(given) and not Path(given).exists():
+            raise FileNotFoundError(f"--ckpt_path={given} is not a file.")
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config = self.config[self.subcommand]
@@ -185,7 +219,7 @@ class CLI(LightningCLI):
             and not given.fast_dev_run
         )
         if keeps:
-            check_mode(config.monitor, config.mode)
+            self.mode = resolve_mode(config.monitor, config.mode, lambda: self.model)
         resumable = any(isinstance(c, ExactResume) for c in callbacks)
         if keeps and sum(isinstance(c, ModelCheckpoint) for c in callbacks) == resumable:
             callbacks.append(
@@ -193,7 +227,7 @@ class CLI(LightningCLI):
                     self.run_dir / "checkpoints",
                     filename="best",
                     monitor=config.monitor,
-                    mode=config.mode,
+                    mode=self.mode or "min",
                     save_last=not resumable,
                     enable_version_counter=False,
                 )
@@ -222,7 +256,11 @@ class CLI(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         """Fits, and says where everything lies."""
-        with self._running(), saying_what_was_logged(self.trainer, self.config.fit.monitor):
+        monitor = self.config.fit.monitor
+        checked: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if self.mode is not None:
+            checked = checking_mode(self.model, monitor, self.mode)
+        with self._running(), saying_what_was_logged(self.trainer, monitor), checked:
             self.trainer.fit(**kwargs)
         self._say(f"Everything is in {self.run_dir}.")
 
@@ -264,6 +302,8 @@ class CLI(LightningCLI):
         engine: Literal["sequential", "vectorized", "auto"],
         n_jobs: int,
         on_error: Literal["raise", "continue"],
+        select: Select,
+        selection_fraction: float,
         log_checkpoints: bool,
         **kwargs: Any,
     ) -> None:
@@ -288,6 +328,8 @@ class CLI(LightningCLI):
             engine=engine,
             n_jobs=n_jobs,
             on_error=on_error,
+            select=select,
+            selection_fraction=selection_fraction,
             log_checkpoints=log_checkpoints,
             make_callbacks=lambda: anew().trainer.callbacks or [],
             trainer={k: v for k, v in vars(arguments).items() if k not in own and v is not None},

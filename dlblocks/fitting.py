@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,23 +15,41 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    ModelCheckpoint,
+    WeightAveraging,
+)
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities.seed import isolate_rng
+from torchmetrics import Metric
 
 from dlblocks import report, tracking
 from dlblocks.callbacks import ExactResume
-from dlblocks.data import DataModule
+from dlblocks.data import DataModule, SplitDataModule
 from dlblocks.errors import check_choice, did_you_mean
 from dlblocks.files import check_new_run_dir, is_rank_zero, know_rank, write_json, write_rows
-from dlblocks.history import History, KeepHistory
+from dlblocks.history import (
+    VALIDATION,
+    History,
+    KeepHistory,
+    name_of_selection,
+    record,
+    stop_recording,
+)
+from dlblocks.metrics import Mode, metric_mode, mode_of, mode_of_metric
 from dlblocks.no_gpu import quick_gpu_check
 from dlblocks.predictions import gather, stack
 from dlblocks.quiet import quiet
 
 # What a killed fit may lose; writing a checkpoint at every short epoch would cost more.
 RESUME_SECONDS = 10.0
+Select = Literal["inner", "last", "fold"]
+SELECT = ("inner", "last", "fold")
+CHECKPOINTS = {True: "best", False: "last-epoch"}  # by whether the fit is validated
 CALLBACKS = "lambda: [EarlyStopping('val/loss')]"  # what make_callbacks may be
-HIGHER_IS_BETTER = ("acc", "accuracy", "f1", "r2", "auc", "auroc", "precision", "recall")
 OWN_ARGUMENTS = {
     "logger": "pass logger='csv', 'wandb', 'tensorboard' or None",
     "default_root_dir": "pass run_dir=",
@@ -64,8 +81,20 @@ class Fit:
     seconds: float
 
 
-def check_trainer_arguments(trainer: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Returns a copy of Trainer arguments, or raises a `ValueError` that names the wrong one."""
+def check_trainer_arguments(
+    trainer: Mapping[str, Any] | None, monitor: str | None = None
+) -> dict[str, Any]:
+    """A copy of Trainer arguments, checked.
+
+    Args:
+        trainer: The arguments.
+        monitor: A metric that the fit needs; None if it needs none. A validation that never runs
+            is refused if the metric is one of validation.
+
+    Raises:
+        ValueError: An argument is wrong, or leaves nothing to train or to validate; the message
+            names it.
+    """
     if trainer is not None and not isinstance(trainer, Mapping):
         raise TypeError(
             f"trainer is a {type(trainer).__name__}; give the arguments of a Trainer, which is "
@@ -89,8 +118,47 @@ def check_trainer_arguments(trainer: Mapping[str, Any] | None) -> dict[str, Any]
             f"trainer={{'strategy': {arguments['strategy']!r}}} fits in processes whose metrics "
             "and callbacks do not come back; use strategy='ddp'."
         )
+    _check_amounts(arguments)
+    every, epochs = arguments.get("check_val_every_n_epoch"), arguments.get("max_epochs")
+    rarely = every is not None and epochs is not None and 0 < epochs < every
+    if rarely and monitor and not monitor.startswith("train") and not arguments.get("fast_dev_run"):
+        raise ValueError(
+            f"trainer={{'check_val_every_n_epoch': {every}, 'max_epochs': {epochs}}} never "
+            f"validates, but monitor={monitor!r} needs it; use check_val_every_n_epoch <= {epochs}."
+        )
     arguments.setdefault("enable_model_summary", False)
     return arguments
+
+
+def _check_amounts(arguments: Mapping[str, Any]) -> None:
+    """Raises a `ValueError` for numbers that leave nothing to train or validate."""
+    for name in ("max_epochs", "max_steps"):
+        value = arguments.get(name)
+        if value is not None and value < 1 and value != -1:
+            raise ValueError(f"trainer={{{name!r}: {value!r}}} trains nothing; give 1 or more.")
+    for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
+        value = arguments.get(name)
+        if value is not None and not value > 0:
+            raise ValueError(
+                f"trainer={{{name!r}: {value!r}}} leaves no batch; give a number of batches, such "
+                "as 10, or a share, such as 0.5."
+            )
+    for name in ("accumulate_grad_batches", "check_val_every_n_epoch"):
+        value = arguments.get(name)
+        if value is not None and (value < 1 or value != int(value)):
+            raise ValueError(
+                f"trainer={{{name!r}: {value!r}}} must be a whole number of at least 1."
+            )
+    for name in ("gradient_clip_val", "val_check_interval"):
+        value = arguments.get(name)
+        off = name == "gradient_clip_val" and value == 0
+        if isinstance(value, (int, float)) and not (value > 0 or off):
+            raise ValueError(f"trainer={{{name!r}: {value!r}}} must be a positive number.")
+    if arguments.get("overfit_batches"):
+        raise ValueError(
+            f"trainer={{'overfit_batches': {arguments['overfit_batches']!r}}} validates on "
+            "training samples; for a short trial use fast_dev_run=True, or limit_train_batches."
+        )
 
 
 def new_callbacks(make_callbacks: Callable[[], Sequence[Callback]]) -> list[Callback]:
@@ -101,13 +169,102 @@ def new_callbacks(make_callbacks: Callable[[], Sequence[Callback]]) -> list[Call
     return list(made)
 
 
-def check_mode(monitor: str, mode: str) -> None:
-    """Raises a `ValueError` unless `mode` is known and may be meant for `monitor`."""
-    check_choice("mode", mode, ["min", "max"])
-    if mode == "min" and re.split(r"[/_]", monitor)[-1].lower() in HIGHER_IS_BETTER:
+def resolve_mode(
+    monitor: str,
+    mode: Mode | None,
+    make_model: Callable[..., pl.LightningModule] | None = None,
+) -> Mode:
+    """Return `mode`, or for None the direction in which `monitor` is best.
+
+    Args:
+        monitor: Name of a metric.
+        mode: ``"min"``, ``"max"`` or None.
+        make_model: Called where the name does not say it: a torchmetrics object of the model may.
+
+    Raises:
+        ValueError: `mode` contradicts what is known of the metric, or nothing is known and `mode`
+            is None.
+    """
+    if mode is not None:
+        check_choice("mode", mode, ["min", "max"])
+    known = metric_mode(monitor)
+    if known is None and mode is None and make_model is not None:
+        with isolate_rng(), quiet():
+            model = make_model()
+        known = mode_of_metric(model, monitor) if isinstance(model, pl.LightningModule) else None
+    if known is not None and mode not in (None, known):
+        raise _contradiction(monitor, "", known, mode)
+    found = known or mode
+    if found is None:
         raise ValueError(
-            f"monitor={monitor!r} is best where it is highest, but mode='min'; set mode='max'."
+            f"monitor={monitor!r} does not say whether it is best low or high; set mode='min' or "
+            "mode='max'."
         )
+    return found
+
+
+def _contradiction(monitor: str, what: str, known: str, mode: str | None) -> ValueError:
+    best = {"min": "lowest", "max": "highest"}[known]
+    return ValueError(
+        f"monitor={monitor!r}{what} is best where it is {best}, but mode={mode!r}; set "
+        f"mode={known!r} or leave mode out."
+    )
+
+
+@contextlib.contextmanager
+def checking_mode(model: pl.LightningModule, monitor: str, mode: str) -> Iterator[None]:
+    """Raise a `ValueError` if the metric logged as `monitor` contradicts `mode`.
+
+    The first log of a fit is in Lightning's sanity validation, before anything is trained.
+    """
+    names = {monitor, *(monitor.removesuffix(end) for end in ("_epoch", "_step"))}
+    log = model.log
+
+    def check(known: str | None, what: str = "") -> None:
+        # A name that says it counts for more than an object, and was checked by `resolve_mode`.
+        if metric_mode(monitor) is None and known not in (None, mode):
+            raise _contradiction(monitor, what, str(known), mode)
+
+    def checked(name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        if isinstance(value, Metric) and name in names:
+            check(mode_of(value), f", logged as a {type(value).__name__},")
+        log(name, value, *args, **kwargs)
+
+    check(mode_of_metric(model, monitor))
+    # On the instance: `log_dict` calls it as well.
+    vars(model)["log"] = checked
+    try:
+        yield
+    finally:
+        del vars(model)["log"]
+
+
+def check_needs_no_validation(
+    callbacks: Sequence[Callback], plateau_monitors: Sequence[str | None]
+) -> None:
+    """Raises a `ValueError` if a fit without validation waits for a validation metric.
+
+    Args:
+        callbacks: Callbacks of the fit.
+        plateau_monitors: What its plateau schedules monitor.
+    """
+    waiting = [(type(c).__name__, c.monitor) for c in callbacks if isinstance(c, EarlyStopping)] + [
+        ("a plateau schedule", name) for name in plateau_monitors
+    ]
+    for who, name in waiting:
+        if name and VALIDATION.match(name):
+            raise ValueError(
+                f"select='last' has no validation during the fit, but {who} monitors {name!r}; "
+                "leave it out, let it monitor a metric of training, or use select='inner'."
+            )
+
+
+class _NeedsNoValidation(Callback):
+    """Looks before the first step, when the schedules of any module are known."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        plateau = [c.monitor for c in trainer.lr_scheduler_configs if c.reduce_on_plateau]
+        check_needs_no_validation(vars(trainer)["callbacks"], plateau)
 
 
 @contextlib.contextmanager
@@ -130,7 +287,7 @@ def saying_what_was_logged(trainer: pl.Trainer, monitor: str) -> Iterator[None]:
 
 def fit(
     model: pl.LightningModule,
-    datamodule: pl.LightningDataModule,
+    datamodule: SplitDataModule,
     folder: Path,
     *,
     callbacks: Sequence[Callback],
@@ -141,18 +298,21 @@ def fit(
     bar: Callback | bool,
     resume: bool = False,
 ) -> Fit:
-    """Fits `model`, ends its logger, restores the best epoch's weights and validates them.
+    """Fits `model`, restores the chosen epoch's weights and validates them on the part ``"val"``.
+
+    The epoch is chosen on the part that `datamodule.validate_on` names. Where that is None,
+    nothing is validated during the fit, and the weights of the last epoch are scored.
 
     Args:
         model: A new LightningModule.
-        datamodule: Its data, with a validation part.
-        folder: Gets ``checkpoints/best.ckpt`` and ``history.csv``.
+        datamodule: Its data; `validate_on` is ``"val"`` afterwards.
+        folder: Gets ``checkpoints/best.ckpt`` (or ``last-epoch.ckpt``) and ``history.csv``.
         callbacks: New callbacks, without a ModelCheckpoint; an `ExactResume` may be among them, and
             writes into ``checkpoints`` too.
         trainer: Checked arguments of the Trainer.
         monitor: The logged metric that chooses the best epoch.
         mode: ``"min"`` or ``"max"``.
-        logger: A new logger, or None.
+        logger: A new logger, or None. It is left open for what follows; see `finish_logger`.
         bar: A progress bar; True for Lightning's, False for none.
         resume: Go on where a killed fit of the same folder was, and keep what that needs.
     """
@@ -163,43 +323,52 @@ def fit(
                 "leave it out and set monitor= and mode=."
             )
     started = time.monotonic()
-    history = History()
+    history, validated_on = History(), datamodule.validate_on
+    of_training = monitor.startswith("train")
     checkpoint = ModelCheckpoint(
         folder / "checkpoints",
-        filename="best",
+        filename=CHECKPOINTS[validated_on is not None],
         # At a validation that is not every epoch's, a metric of training is that of the epoch
         # before.
-        save_on_train_epoch_end=True if monitor.startswith("train") else None,
-        monitor=monitor,
+        save_on_train_epoch_end=True if of_training or not validated_on else None,
+        monitor=monitor if validated_on else None,
         mode=mode,
         enable_version_counter=False,
     )
     own: list[Callback] = [checkpoint, tracking.LogTrainerSettings(), tracking.LogFirstBatch()]
+    if not validated_on:
+        own.append(_NeedsNoValidation())
     resume = resume and not trainer.get("fast_dev_run")
     if resume:
         own.append(KeepHistory(history))
         if not any(isinstance(callback, ExactResume) for callback in callbacks):
             own.append(ExactResume(min_seconds=RESUME_SECONDS))
-    try:
-        fitter = pl.Trainer(
-            **trainer,
-            callbacks=[*callbacks, *own, *([bar] if isinstance(bar, Callback) else [])],
-            logger=[history] if logger is None else [history, logger],
-            default_root_dir=folder,
-            enable_progress_bar=bool(bar),
-        )
-        with warnings.catch_warnings(), quick_gpu_check(), saying_what_was_logged(fitter, monitor):
-            warnings.filterwarnings("ignore", r"\.fit\(ckpt_path=.last.\) is set, but there is no")
-            fitter.fit(model, datamodule=datamodule, ckpt_path="last" if resume else None)
-    finally:
-        tracking.finish_logger(logger)
+    fitter = pl.Trainer(
+        **{**trainer, **({} if validated_on else {"limit_val_batches": 0})},
+        callbacks=[*callbacks, *own, *([bar] if isinstance(bar, Callback) else [])],
+        # One that drops everything: callbacks such as LearningRateMonitor refuse to have none.
+        logger=logger or DummyLogger(),
+        default_root_dir=folder,
+        enable_progress_bar=bool(bar),
+    )
+    record(fitter, history, validated_on=validated_on)
+    with (
+        warnings.catch_warnings(),
+        quick_gpu_check(),
+        saying_what_was_logged(fitter, monitor),
+        checking_mode(model, monitor, mode),
+    ):
+        warnings.filterwarnings("ignore", r"\.fit\(ckpt_path=.last.\) is set, but there is no")
+        fitter.fit(model, datamodule=datamodule, ckpt_path="last" if resume else None)
     if fitter.is_global_zero:
         # What SLURM's signal before a requeue has left: predict would load it in place of the best.
         for requeued in folder.glob("hpc_ckpt_*.ckpt"):
             requeued.unlink()
     seconds = time.monotonic() - started
-    # What follows is no epoch of the fit and must not be logged as one.
-    fitter.loggers = []
+    stop_recording(fitter)  # what follows is not an epoch of the fit
+    if not validated_on and not trainer.get("fast_dev_run"):
+        limit = trainer.get("limit_val_batches")
+        fitter.limit_val_batches = 1.0 if limit is None else limit
     # The checkpoint's `state_dict` are the averaged weights. Left in place, the callback would swap
     # them in for validation alone, and test and predict would use the others. And the history is
     # that of the whole fit, not of the best epoch's checkpoint.
@@ -207,26 +376,72 @@ def fit(
     attached[:] = [c for c in attached if not isinstance(c, (WeightAveraging, KeepHistory))]
     # fast_dev_run keeps no checkpoints: its last weights stand for the best.
     best = checkpoint.best_model_path or None
-    (metrics,) = fitter.validate(model, datamodule=datamodule, ckpt_path=best, verbose=False)
+    if best is None and not trainer.get("fast_dev_run"):
+        raise ValueError(
+            f"monitor={monitor!r} was never logged: the fit ended after {fitter.global_step} "
+            f"steps and {fitter.current_epoch} epochs without a validation that logs it. Train "
+            "longer, validate more often (val_check_interval, check_val_every_n_epoch), or use "
+            "smaller batches where drop_last leaves none."
+        )
+    metrics = score(fitter, model, datamodule, best, log=validated_on != "val")
     if fitter.is_global_zero:
         write_rows(folder / "history.csv", history.rows)
-    worst, pick = (math.inf, min) if mode == "min" else (-math.inf, max)
-    monitored = [
-        # As ModelCheckpoint takes a value that is none; `min` would take it for the best.
-        (worst if math.isnan(row[monitor]) else row[monitor], row["epoch"])
-        for row in history.rows
-        if monitor in row
-    ]
-    best_epoch = int(pick(monitored, key=lambda pair: pair[0])[1]) + 1 if monitored else 0
+    best_epoch = fitter.current_epoch
+    if validated_on:
+        renamed = validated_on == "selection" and not of_training
+        key = name_of_selection(monitor) if renamed else monitor
+        best_epoch = _best_epoch(history.rows, key, mode) or best_epoch
     return Fit(
         trainer=fitter,
         history=history.rows,
         checkpoint=Path(best) if best else None,
-        best_epoch=best_epoch or fitter.current_epoch,
+        best_epoch=best_epoch,
         epochs=fitter.current_epoch,
-        metrics={name: float(value) for name, value in metrics.items()},
+        metrics=metrics,
         seconds=seconds,
     )
+
+
+def score(
+    trainer: pl.Trainer,
+    model: pl.LightningModule,
+    datamodule: SplitDataModule,
+    checkpoint: str | Path | None,
+    *,
+    log: bool,
+) -> dict[str, float]:
+    """Validation metrics of a model on the part ``"val"`` of the data.
+
+    Args:
+        trainer: A Trainer.
+        model: The model.
+        datamodule: The data; `validate_on` is ``"val"`` afterwards.
+        checkpoint: Weights to load first, or None.
+        log: Send the metrics to the Trainer's loggers too.
+    """
+    datamodule.validate_on = "val"
+    loggers = trainer.loggers
+    if not log:
+        trainer.loggers = []
+    try:
+        found = trainer.validate(model, datamodule=datamodule, ckpt_path=checkpoint, verbose=False)
+    finally:
+        trainer.loggers = loggers
+    scores = {name: float(value) for metrics in found for name, value in metrics.items()}
+    tracking.log_scores(loggers, scores)
+    return scores
+
+
+def _best_epoch(rows: Sequence[Mapping[str, float]], key: str, mode: str) -> int:
+    """The epoch of the best value, from 1; 0 if there is none."""
+    worst, pick = (math.inf, min) if mode == "min" else (-math.inf, max)
+    monitored = [
+        # As ModelCheckpoint takes a value that is none; `min` would take it for the best.
+        (worst if math.isnan(row[key]) else row[key], row["epoch"])
+        for row in rows
+        if key in row
+    ]
+    return int(pick(monitored, key=lambda pair: pair[0])[1]) + 1 if monitored else 0
 
 
 def fit_and_test(
@@ -236,7 +451,7 @@ def fit_and_test(
     callbacks: Sequence[Callback] = (),
     trainer: Mapping[str, Any] | None = None,
     monitor: str = "val/loss",
-    mode: Literal["min", "max"] = "min",
+    mode: Literal["min", "max"] | None = None,
     logger: Literal["csv", "wandb", "tensorboard", "none"] | None = "csv",
     run_dir: str | PathLike[str] = "runs/fit",
     progress_bar: bool = True,
@@ -253,7 +468,7 @@ def fit_and_test(
         callbacks: Callbacks, such as ``[Augment(rotation=10)]``.
         trainer: Arguments of the Lightning `Trainer`, such as ``{"max_epochs": 30}``.
         monitor: The logged metric that chooses the best epoch.
-        mode: Whether ``"min"`` or ``"max"`` of it is best.
+        mode: Whether ``"min"`` or ``"max"`` of it is best; None for the metric's own direction.
         logger: Where to log.
         run_dir: A folder that is empty or does not exist.
         progress_bar: Show Lightning's progress bar.
@@ -262,11 +477,12 @@ def fit_and_test(
         ValueError: An argument is wrong.
         FileExistsError: `run_dir` holds something already.
     """
-    check_mode(monitor, mode)
+    mode = resolve_mode(monitor, mode, lambda: model)
     arguments = check_trainer_arguments(trainer)
     know_rank(arguments.get("num_nodes", 1))
     path = check_new_run_dir(run_dir) if is_rank_zero() else Path(run_dir)
-    with quiet():
+    used = tracking.make_logger(logger, path, run_name=path.name, job_type="fit")
+    with quiet(), tracking.finishing(used):
         done = fit(
             model,
             datamodule,
@@ -275,7 +491,7 @@ def fit_and_test(
             trainer=arguments,
             monitor=monitor,
             mode=mode,
-            logger=tracking.make_logger(logger, path, run_name=path.name, job_type="fit"),
+            logger=used,
             bar=progress_bar,
         )
         (tested,) = done.trainer.test(model, datamodule=datamodule, verbose=False)

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
+import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
+
+VALIDATION = re.compile(r"(?:val|valid|validation|dev|eval)(?=[/_.-])", re.IGNORECASE)
+OF_EPOCH = ("epoch", "step")  # what Lightning logs beside the metrics
+
+
+def name_of_selection(name: str) -> str:
+    """The name of a validation metric that was computed on the selection part.
+
+    Example:
+        >>> [name_of_selection(name) for name in ("val/loss", "valid_acc", "auroc")]
+        ['selection/loss', 'selection_acc', 'selection/auroc']
+    """
+    found = VALIDATION.match(name)
+    return f"selection{name[found.end() :]}" if found else f"selection/{name}"
 
 
 class History(Logger):
     """A logger that keeps one row an epoch in memory: ``{"epoch": 0, "val/loss": …, …}``.
 
-    A key logged several times in an epoch keeps its last value. Being a logger, it holds just what
-    was logged, when it was logged, by any LightningModule; a callback would see the validation
-    metrics of this epoch beside the training metrics of the one before.
+    A key logged several times in an epoch keeps its last value. It holds what was logged, when it
+    was logged, by any LightningModule. A callback would see the validation metrics of this epoch
+    beside the training metrics of the one before.
     """
 
     def __init__(self) -> None:
@@ -39,6 +55,35 @@ class History(Logger):
         if not self.rows or self.rows[-1]["epoch"] != int(epoch):
             self.rows.append({"epoch": int(epoch)})
         self.rows[-1].update({k: float(v) for k, v in metrics.items() if k != "epoch"})
+
+
+def record(trainer: pl.Trainer, history: History, *, validated_on: str | None) -> None:
+    """Keeps in `history` what `trainer` logs, without being one of its loggers.
+
+    So the module's `self.logger` is the user's alone. Metrics that are computed on the selection
+    part are logged under its name, here and in the user's logger.
+
+    Args:
+        trainer: A Trainer that has not begun.
+        history: Gets the rows.
+        validated_on: The part on which the fit validates.
+    """
+    connector: Any = trainer._logger_connector
+    log = connector.log_metrics
+
+    def log_metrics(metrics: Mapping[str, Any], step: int | None = None) -> None:
+        if trainer.validating and validated_on == "selection":
+            metrics = {k if k in OF_EPOCH else name_of_selection(k): metrics[k] for k in metrics}
+        if metrics and "step" not in metrics and step is None:
+            history.log_metrics({"epoch": trainer.current_epoch, **metrics})
+        log(metrics, step)
+
+    connector.log_metrics = log_metrics
+
+
+def stop_recording(trainer: pl.Trainer) -> None:
+    """Ends what `record` began."""
+    vars(trainer._logger_connector).pop("log_metrics", None)
 
 
 class KeepHistory(Callback):

@@ -125,17 +125,22 @@ def calibration_bins(
     The bins are [0, 1/B) … [1 - 1/B, 1) and [1, ∞): as in torchmetrics, a confidence of 1 has a
     bin to itself.
     """
-    import torch
-
-    # Its edges, too: those of NumPy differ in the last digit.
-    edges = torch.linspace(0, 1, num_bins + 1).numpy()
-    confidence = probabilities.max(1).astype(np.float32)
-    at = np.searchsorted(edges, confidence, side="right") - 1
+    confidence = probabilities.max(1)
+    at = bin_of(confidence, num_bins)
     right = probabilities.argmax(1) == target
     counts = np.bincount(at, minlength=num_bins + 1)
     sums = [np.bincount(at, weights, num_bins + 1) for weights in (right, confidence)]
     accuracy, mean = (values / np.maximum(counts, 1) for values in sums)
     return counts, accuracy, mean
+
+
+def bin_of(confidence: npt.NDArray[np.floating], num_bins: int = NUM_BINS) -> npt.NDArray[np.int64]:
+    """Number the bin of each confidence, as torchmetrics does."""
+    import torch
+
+    # Its edges, too: those of NumPy differ in the last digit.
+    edges = torch.linspace(0, 1, num_bins + 1).numpy()
+    return np.searchsorted(edges, confidence.astype(np.float32), side="right") - 1
 
 
 def _is_integer(values: np.ndarray) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -104,6 +105,15 @@ def finish_logger(logger: Logger | None) -> None:
         logger.experiment.finish()
     elif isinstance(logger, TensorBoardLogger) and is_rank_zero():
         logger.experiment.close()
+
+
+@contextlib.contextmanager
+def finishing(logger: Logger | None) -> Iterator[None]:
+    """Finishes the logger at the end, whatever happens inside."""
+    try:
+        yield
+    finally:
+        finish_logger(logger)
 
 
 class LogTrainerSettings(Callback):
@@ -215,6 +225,14 @@ def plain_attributes(thing: Any) -> dict[str, Any]:
         elif all(isinstance(item, plain) for item in items) and (items or is_list):
             found[key] = dict(value) if is_map else value
     return found
+
+
+def log_scores(loggers: Iterable[Logger], scores: Mapping[str, float]) -> None:
+    """Makes the final scores of a fit the summary of its W&B run, whatever its curves end with."""
+    for logger in loggers:
+        if isinstance(logger, LenientWandbLogger) and is_rank_zero():
+            with logger.unless_lost():
+                logger.experiment.summary.update(dict(scores))
 
 
 def log_summary(

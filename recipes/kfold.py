@@ -21,7 +21,7 @@ from dlblocks.callbacks import Augment, CutMix, MixUp
 from dlblocks.cli import run_recipe
 from dlblocks.crossval import cross_validate
 from dlblocks.data import DigitsDataModule
-from dlblocks.files import is_rank_zero, next_run_dir
+from dlblocks.files import is_rank_zero, next_run_dir, write_json
 from dlblocks.models import CNNClassifier
 
 
@@ -30,6 +30,7 @@ def main(
     repeats: int = 1,
     n_jobs: int = 1,
     mix: Literal["none", "mixup", "cutmix"] = "none",
+    select: Literal["inner", "last", "fold"] = "inner",
     baseline: bool = False,
     max_epochs: int = 30,
     patience: int = 12,
@@ -49,6 +50,8 @@ def main(
         repeats: How often to cross-validate, each time with other folds.
         n_jobs: Folds side by side, each in a process of its own.
         mix: Mix pairs of training images, by MixUp or CutMix, or not.
+        select: How each fold's epoch is selected: on a part of its training samples, not at all,
+            or, with optimistic scores, on the fold itself.
         baseline: Score scikit-learn's RBF support vector machine on the same folds too.
         max_epochs: Epochs at most.
         patience: Stop a fold after so many epochs without a better validation loss.
@@ -89,7 +92,7 @@ def main(
             Augment(translation=0.1, rotation=10.0, scale=(0.9, 1.1), seed=seed),
             *mixers[mix],
             EMAWeightAveraging(decay=0.98),
-            EarlyStopping("val/loss", patience=patience),
+            *([] if select == "last" else [EarlyStopping("val/loss", patience=patience)]),
         ]
 
     result = cross_validate(
@@ -106,6 +109,7 @@ def main(
             "precision": precision,
             "fast_dev_run": fast_dev_run,
         },
+        select=select,
         logger=logger,
         run_dir=folder,
         seed=seed,
@@ -120,10 +124,10 @@ def main(
             )
             for row in result.folds
         ]
-        print(
-            f"scikit-learn's RBF SVM on the same folds: accuracy "
-            f"{np.mean(scores):.4f} ± {np.std(scores, ddof=1):.4f}"
-        )
+        mean, std = float(np.mean(scores)), float(np.std(scores, ddof=1))
+        print(f"scikit-learn's RBF SVM on the same folds: accuracy {mean:.4f} ± {std:.4f}")
+        beside = {"SVM": {"val/accuracy": {"mean": mean, "std": std, "folds": scores}}}
+        write_json(result.run_dir / "summary.json", {**result.summary(), "baselines": beside})
     print(f"A page with all of it: {result.report()}")
     print(f"Everything is in {folder}: summary.json, folds.csv, oof.npz, fold-*/, figures/.")
 

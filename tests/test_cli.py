@@ -1,5 +1,6 @@
 """The command line, and every configuration in `configs/`."""
 
+import csv
 import gzip
 import json
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -161,7 +163,9 @@ DIGITS = ["fit", f"--config={ROOT / 'configs' / 'digits_mlp.yaml'}", *QUIET]
         (["--trainer.precision=17"], "trainer.precision"),
         ([f"--trainer.accelerator={MISSING}"], "backend|not available|not found"),
         (["--logger=wandbb"], "logger"),
-        (["--monitor=val/accuracy"], "set mode=.max"),
+        (["--monitor=val/accuracy", "--mode=min"], "set mode=.max"),
+        (["--mode=max"], "set mode=.min"),
+        (["--monitor=val/it"], "set mode=.min. or mode=.max"),
         (["--monitor=val_loss"], "was not logged by MLPClassifier; did you mean .val/loss"),
     ],
 )
@@ -199,6 +203,42 @@ def test_a_checkpoint_of_other_dimensions_is_said(capsys):
     with pytest.raises(SystemExit):
         main(["test", *DIGITS[1:], "--model.hidden=[3]", "--ckpt_path=a/checkpoints/best.ckpt"])
     assert "hidden=[256, 256] (here [3])" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+@pytest.mark.parametrize("flags", [[], ["--ckpt_path=last"], ["--ckpt_path=null"]])
+def test_random_weights_are_not_judged(command, flags, capsys, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        main([command, *DIGITS[1:], *flags])
+    said = capsys.readouterr()
+    assert stop.value.code == 2
+    assert f"dlblocks {command} needs the checkpoint of a fit" in said.err
+    assert "--ckpt_path=runs/digits_mlp/checkpoints/best.ckpt" in said.err
+    assert "test/loss" not in said.out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_weights_that_the_model_brings(capsys):
+    """They are those of the seed here, as Python has them."""
+    from dlblocks.data import DigitsDataModule
+    from dlblocks.models import MLPClassifier
+
+    main(["test", *DIGITS[1:], "--ckpt_path=none", "--run_dir=a", "--logger=csv"])
+    with (Path("a") / "metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    pl.seed_everything(0, workers=True, verbose=False)
+    data = DigitsDataModule()
+    model = MLPClassifier(64, 10, hidden=[256, 256], norm="batch", dropout=0.3).eval()
+    images, targets, _ = data.arrays("test")
+    with torch.no_grad():
+        right = model(data.transform(images)).argmax(1) == targets
+    assert float(row["test/accuracy"]) == pytest.approx(right.float().mean().item(), abs=1e-6)
+
+
+def test_a_checkpoint_that_is_not_there(capsys):
+    with pytest.raises(SystemExit):
+        main(["test", *DIGITS[1:], "--ckpt_path=nowhere.ckpt"])
+    assert "--ckpt_path=nowhere.ckpt is not a file" in capsys.readouterr().err
 
 
 def test_private_method_of_lightning_is_still_there():

@@ -5,12 +5,24 @@ import forked
 import numpy as np
 import pytest
 import torch
+import torchmetrics.classification
+import torchmetrics.clustering
+import torchmetrics.retrieval
+import torchmetrics.text
 from sklearn import metrics as sklearn_metrics
 from torch.nn import functional as F
 
 from dlblocks.ensembles.grouped import RegressionSums
 from dlblocks.losses import MixedTargets, binary_cross_entropy, cross_entropy, mixed_loss
-from dlblocks.metrics import classification_metrics, hard_labels, regression_metrics
+from dlblocks.metrics import (
+    classification_metrics,
+    hard_labels,
+    metric_mode,
+    metric_range,
+    mode_of,
+    mode_of_metric,
+    regression_metrics,
+)
 
 N, C = 200, 5
 GENERATOR = torch.Generator().manual_seed(0)
@@ -337,3 +349,85 @@ def test_r2_of_one_sample_is_not_a_number():
     found = metrics.compute()
     assert found["r2"].isnan()
     assert float(found["mae"]) == 1
+
+
+# What a metric's name says
+
+
+@pytest.mark.parametrize(
+    ("names", "mode"),
+    [
+        (
+            "val/loss val_loss valid_loss valLoss loss/val val/loss_ce loss_of_mine val/log_loss",
+            "min",
+        ),
+        ("val/rmse val_mae val/mse_epoch val/ece val/calibration_error val/error_rate cer", "min"),
+        ("val/negative_log_likelihood val/nll val_loss/dataloader_idx_0 train/perplexity", "min"),
+        ("val/DaviesBouldinScore val/false_positive_rate val/KLDivergence", "min"),
+        ("val/accuracy val_acc acc accuracy/val val/top5_acc acc5 val/balanced_accuracy", "max"),
+        (
+            "val/f1 val/f1_macro val/MulticlassF1Score val/BinaryAUROC val/roc_auc mIoU val/mAP",
+            "max",
+        ),
+        ("val/r2 val/R2Score val/dice val/kappa val/CohenKappa val/specificity val/psnr", "max"),
+        ("val/explained_variance val/mean_average_precision val/log_likelihood", "max"),
+        ("score val/it val/quality val/hmean val/5", None),
+        ("val/dice_loss val/accuracy_loss val/f1_error", None),
+        ("val/accuracy_std val/neg_mse val/loss_ratio val/accuracy_gap val/num_errors", None),
+    ],
+)
+def test_direction_of_names(names, mode):
+    for name in names.split():
+        assert metric_mode(name) == mode, name
+
+
+def test_directions_are_those_of_torchmetrics():
+    checked = 0
+    for domain in (torchmetrics.classification, torchmetrics.regression, torchmetrics.retrieval):
+        for name in domain.__all__:
+            higher = getattr(getattr(domain, name), "higher_is_better", None)
+            if isinstance(higher, bool) and name != "RetrievalMetric" and "GroupStat" not in name:
+                assert metric_mode(f"val/{name}") == ("max" if higher else "min"), name
+                checked += 1
+    assert checked > 70
+
+
+@pytest.mark.parametrize(
+    ("names", "bounds"),
+    [
+        ("val/accuracy val_acc f1 val/auc val/MulticlassRecall val/iou val/mean_iou", (0, 1)),
+        ("val/dice_score val/average_precision val/calibration_error val/fpr", (0, 1)),
+        ("val/rmse val/mae val/mean_squared_error val/log_loss", (0, None)),
+        ("val/r2 val/R2Score val/explained_variance", (None, 1)),
+        ("val/kappa val/MulticlassMatthewsCorrCoef val/spearman", (-1, 1)),
+        ("val/loss val/mse_loss val/score val/accuracy_loss val/accuracy_gap", (None, None)),
+        ("val/psnr val/error val/acc_rmse", (None, None)),
+    ],
+)
+def test_ranges_of_names(names, bounds):
+    for name in names.split():
+        assert metric_range(name) == bounds, name
+
+
+def test_direction_of_the_objects_of_a_module():
+    class Module(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.val_hinge = torchmetrics.classification.BinaryHingeLoss()
+            self.mean = torchmetrics.MeanMetric()
+            self.both = torchmetrics.MetricCollection(
+                {"s": torchmetrics.classification.BinaryAccuracy()}, prefix="val/"
+            )
+
+    module = Module()
+    assert mode_of_metric(module, "val/hinge") == mode_of_metric(module, "val_hinge") == "min"
+    assert mode_of_metric(module, "val/s") == "max"
+    for name in ("mean", "hinge", "s", "val/t"):
+        assert mode_of_metric(module, name) is None
+    assert mode_of(module.mean) is None
+
+
+def test_torchmetrics_mistakes_are_mended():
+    # The index is 0 for clusters that are points, and grows with their spread.
+    assert mode_of(torchmetrics.clustering.DaviesBouldinScore()) == "min"
+    assert mode_of(torchmetrics.text.WordInfoPreserved) == "max"

@@ -1,5 +1,6 @@
 """Cross-validation of any LightningModule in one call."""
 
+from dlblocks.crossval.held_out import HeldOutScores
 from dlblocks.crossval.nested import nested_cross_validate
 from dlblocks.crossval.nested_result import NestedResult
 from dlblocks.crossval.result import CrossValidationResult, OutOfFold
@@ -9,6 +10,7 @@ from dlblocks.crossval.statistics import Comparison
 __all__ = [
     "Comparison",
     "CrossValidationResult",
+    "HeldOutScores",
     "NestedResult",
     "OutOfFold",
     "cross_validate",

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from dlblocks.crossval.fold import FINISHED
+from dlblocks.crossval.held_out import HeldOutScores
+from dlblocks.crossval.plan import FOLDS
 from dlblocks.crossval.result import CrossValidationResult, fold_dir
-from dlblocks.data import SplitDataModule
+from dlblocks.data import DataModule, SplitDataModule
 from dlblocks.files import write_json
 from dlblocks.fitting import check_trainer_arguments
 from dlblocks.history import History
 from dlblocks.models import Classifier, Model, Regressor, VotingClassifier, VotingRegressor, load
 from dlblocks.models.checkpoints import restore
+from dlblocks.predictions import predict_part
 from dlblocks.quiet import quiet
 
 TESTED = "test.json"
@@ -141,7 +146,8 @@ def test_once(
     datamodule: SplitDataModule,
     *,
     trainer: Mapping[str, Any] | None = None,
-) -> dict[str, float]:
+    allow_shared: bool = False,
+) -> HeldOutScores:
     """Metrics of the test set, which is looked at once; see `CrossValidationResult.test`."""
     path = result.run_dir / TESTED
     if path.is_file():
@@ -158,9 +164,91 @@ def test_once(
             default_root_dir=result.run_dir,
             enable_checkpointing=False,
         )
-        # All folds have the same test set.
-        (found,) = tester.test(model, datamodule=datamodule.for_all(), verbose=False)
-    metrics = {name: float(value) for name, value in found.items()}
+        data = datamodule.for_all()  # all folds have the same test set
+        _check_data_of(result, data)
+        data.trainer = tester  # as Lightning does; their loaders may ask it
+        shared = data.shared_with_test()
+        note = _note_on_shared(data, shared, allow_shared)
+        logged = tester.test(model, datamodule=data, verbose=False)
+        # One dictionary a loader; Lightning tells their names apart.
+        metrics = {name: float(value) for loader in logged for name, value in loader.items()}
+        if not metrics:
+            raise ValueError(
+                f"nothing was logged in the test of {type(model).__name__}; log metrics in its "
+                "test_step, and leave out limit_test_batches=0."
+            )
+        written: dict[str, Any] = {
+            "metrics": metrics,
+            "model": type(model).__name__,
+            "shared_with_training": shared,
+            **({"notes": [note]} if note else {}),
+        }
+        if tester.is_global_zero:
+            write_json(path, written)  # before what may fail: the test set was looked at
+        scores = HeldOutScores(metrics, *_test_predictions(tester, model, data, len(logged)))
     if tester.is_global_zero:
-        write_json(path, {"metrics": metrics, "model": type(model).__name__})
-    return metrics
+        intervals = {name: list(scores.interval(name)) for name in scores}
+        write_json(path, {**written, "intervals": intervals})
+        if note:
+            print(note, file=sys.stderr, flush=True)
+    return scores
+
+
+def _test_predictions(
+    trainer: pl.Trainer, model: pl.LightningModule, data: SplitDataModule, num_loaders: int
+) -> tuple[dict[str, np.ndarray] | None, np.ndarray | None]:
+    """Predictions and groups of the test samples, None where there are none."""
+    rows = data.indices("test")
+    if num_loaders != 1 or not len(rows):  # loaders of somebody else's datamodule
+        return None, None
+    predicted = predict_part(trainer, model, data, "test")
+    if predicted is None:
+        return None, None
+    # Ranks get as many samples each, some of them twice.
+    index, first = np.unique(predicted["index"], return_index=True)
+    predicted = {name: values[first] for name, values in predicted.items()}
+    groups = data.columns.groups
+    # A test set of its own is numbered anew, and has no groups.
+    own = bool(np.isin(index, data.indices("train").numpy()).any())
+    return predicted, None if groups is None or own else np.asarray(groups)[index]
+
+
+def _check_data_of(result: CrossValidationResult, data: SplitDataModule) -> None:
+    """Raise a `ValueError` unless the datamodule holds the data and test set of the run.
+
+    A new datamodule may split in another way. Then the run has trained on some of its test samples.
+    """
+    path = result.run_dir / FOLDS
+    if not path.is_file():
+        return
+    splits = json.loads(path.read_text())
+    same = data.fingerprint() == splits["fingerprint"]
+    if not same or data.splits(splits["num_folds"])[0]["test"].tolist() != splits["test"]:
+        raise ValueError(
+            f"the datamodule has other samples, or holds out others, than the run in "
+            f"'{result.run_dir}', which may have trained on some of them; give the datamodule of "
+            "that run, with splits drawn by a seeded generator. Other data are tested by "
+            "Trainer.test(model, datamodule=…)."
+        )
+
+
+def _note_on_shared(data: SplitDataModule, shared: int | None, allow: bool) -> str | None:
+    """Describe test samples that are in the development set, or refuse them."""
+    if shared == 0:
+        return None
+    if shared is None:
+        return (
+            "Whether test samples are in the development set is not known: the data sets hold no "
+            "arrays to compare, and their samples are too many or differ every time they are "
+            "loaded."
+        )
+    note = f"{shared} of {data.count_test()} test samples are in the development set, too"
+    if isinstance(data, DataModule):
+        return f"{note}: exact copies in the official test set."
+    if allow:
+        return f"{note}, which allow_shared=True allows."
+    raise ValueError(
+        f"{note}: the score would be too good. Does setup('test') draw the split anew? Draw it in "
+        "__init__, or by random_split(…, generator=torch.Generator().manual_seed(0)). If the data "
+        "really hold duplicates, set allow_shared=True."
+    )

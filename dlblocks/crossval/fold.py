@@ -21,11 +21,13 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
 from dlblocks import tracking
+from dlblocks.crossval.notes import count_scored
 from dlblocks.crossval.out_of_fold import OutOfFold
 from dlblocks.crossval.result import fold_dir
 from dlblocks.data import SplitDataModule
 from dlblocks.files import is_rank_zero, read_rows, whole_file, write_json
-from dlblocks.fitting import fit, new_callbacks
+from dlblocks.fitting import Select, fit, new_callbacks
+from dlblocks.metrics import Range
 from dlblocks.predictions import predict_part
 
 FINISHED = "fold.json"
@@ -78,10 +80,28 @@ class Plan:
     run_dir: Path
     seed: int
     resume: bool
+    select: Select = "inner"
+    selection_fraction: float = 0.15
     check: Callable[[pl.LightningModule, Sequence[Callback]], None] | None = None
     num_folds: int = 0
     run_id: str = ""
+    loss_range: Range = (None, None)  # of the models
     key: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    def settings(self) -> dict[str, Any]:
+        """Arguments that decide what the fits are, as plain values."""
+        names = ["trainer", "monitor", "mode", "seed", "select"]
+        if self.select == "inner":
+            names.append("selection_fraction")
+        return {name: getattr(self, name) for name in names}
+
+    def data_of(self, data: SplitDataModule, job: Job) -> SplitDataModule:
+        """New data of a fit: set to its fold, and to the part that selects its epoch."""
+        new = data.for_fold(job.fold, self.num_folds, repeat=job.repeat)
+        if self.select == "inner":
+            return new.with_selection(self.selection_fraction)
+        new.validate_on = "val" if self.select == "fold" else None
+        return new
 
     def new_model(self) -> pl.LightningModule:
         model = self.make_model()
@@ -156,19 +176,21 @@ def run_fold(plan: Plan, datamodule: SplitDataModule, job: Job, bar: Callback | 
     model, callbacks = plan.new_model(), plan.new_callbacks()
     if plan.check is not None:
         plan.check(model, callbacks)
-    done = fit(
-        model,
-        datamodule,
-        folder,
-        callbacks=callbacks,
-        trainer=plan.trainer,
-        monitor=plan.monitor,
-        mode=plan.mode,
-        logger=plan.new_logger(job),
-        bar=bar or False,
-        resume=plan.resume,
-    )
-    predicted = predict_part(done.trainer, model, datamodule, "val")
+    logger = plan.new_logger(job)
+    with tracking.finishing(logger):
+        done = fit(
+            model,
+            datamodule,
+            folder,
+            callbacks=callbacks,
+            trainer=plan.trainer,
+            monitor=plan.monitor,
+            mode=plan.mode,
+            logger=logger,
+            bar=bar or False,
+            resume=plan.resume,
+        )
+        predicted = predict_part(done.trainer, model, datamodule, "val")
     return finish_fold(
         plan,
         job,
@@ -222,7 +244,8 @@ def finish_fold(
         "epochs": epochs,
         "best_epoch": best_epoch,
         "num_train": len(datamodule.indices("train")),
-        "num_val": len(datamodule.indices("val")),
+        "num_selection": len(datamodule.indices("selection")) if plan.select == "inner" else 0,
+        "num_val": count_scored(datamodule, plan.trainer),
         **metrics,
         "seconds": round(seconds, 3),
         # Lightning has resolved links in its own path.

@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from dlblocks import plots, tracking
 from dlblocks.crossval.fold import Job, Plan, join
 from dlblocks.crossval.nested_result import NestedResult
+from dlblocks.crossval.notes import duplicates_note, limit_note
 from dlblocks.crossval.outcome import failures, result_figures, write_outcome
 from dlblocks.crossval.outer import Outer
 from dlblocks.crossval.parallel import check_jobs
@@ -26,10 +28,11 @@ from dlblocks.crossval.search import Grid, Search, check_names, grid_points
 from dlblocks.crossval.splits import new_datamodule, plan_splits
 from dlblocks.data import SplitDataModule
 from dlblocks.data.splits import COUNTED
-from dlblocks.errors import check_choice, check_function, check_whole, named
+from dlblocks.errors import check_choice, check_function, check_range, check_whole, named
 from dlblocks.files import SUMMARY, is_rank_zero, know_rank
-from dlblocks.fitting import CALLBACKS, check_mode, check_trainer_arguments
+from dlblocks.fitting import CALLBACKS, SELECT, Select, check_trainer_arguments, resolve_mode
 from dlblocks.lock import locked
+from dlblocks.metrics import metric_ranges
 from dlblocks.quiet import quiet
 
 if TYPE_CHECKING:
@@ -49,10 +52,12 @@ def nested_cross_validate(
     make_callbacks: Callable[[], Sequence[Callback]] | None = None,
     trainer: Mapping[str, Any] | None = None,
     monitor: str = "val/loss",
-    mode: Literal["min", "max"] = "min",
+    mode: Literal["min", "max"] | None = None,
     engine: Literal["sequential", "vectorized", "auto"] = "sequential",
     n_jobs: int = 1,
     on_error: Literal["raise", "continue"] = "raise",
+    select: Select = "fold",
+    selection_fraction: float = 0.15,
     logger: Literal["csv", "wandb", "tensorboard", "none"] | None = "csv",
     log_checkpoints: bool = False,
     run_dir: str | PathLike[str] = "runs/nested-cross-validation",
@@ -74,10 +79,11 @@ def nested_cross_validate(
        or early stopping, as by `CrossValidationResult.refit`;
     4. the outer fold is looked at for the first time, and once: that is the score.
 
-    So neither hyperparameters nor the number of epochs have seen the samples that score them, and
-    the optimism that `cross_validate` names is not here. Scores are as those of scikit-learn's
-    ``cross_val_score(GridSearchCV(...))``. The choice may differ between outer folds: what is
-    scored is the procedure, not one point. `NestedResult.refit` applies it to all development data.
+    So neither hyperparameters nor the number of epochs have seen the samples that score them: the
+    scores are unbiased, also with ``select="fold"``, which is about the inner folds alone. Scores
+    are as those of scikit-learn's ``cross_val_score(GridSearchCV(...))``. The choice may differ
+    between outer folds: what is scored is the procedure, not one point. `NestedResult.refit`
+    applies it to all development data.
 
     Normalisation is fitted anew for each inner fit; groups, strata, order in time and predefined
     folds hold for inner folds as for outer ones. Fits of the inner folds have the seeds ``seed``,
@@ -101,7 +107,8 @@ def nested_cross_validate(
         trainer: Arguments of the Trainer, such as ``{"max_epochs": 30}``.
         monitor: The validation metric by which inner fits choose their best epoch, and whose mean
             over the inner folds chooses the point.
-        mode: Whether ``"min"`` or ``"max"`` of `monitor` is best.
+        mode: Whether ``"min"`` or ``"max"`` of `monitor` is best; None for the metric's own
+            direction, where its name or a torchmetrics object of the model says it.
         engine: How the inner folds of a point are run, as for `cross_validate`: ``"vectorized"``
             trains all of them as one. ``"auto"`` measures anew for each point and outer fold, and
             `NestedResult.search` says what it chose; as that hangs on what else the machine does,
@@ -111,6 +118,11 @@ def nested_cross_validate(
             `inner_folds` are of no use.
         on_error: ``"continue"`` leaves a point out of the choice if one of its inner fits fails,
             and an outer fold out of the result if all points or the last fit do.
+        select: How the inner fits select their epoch, as for `cross_validate`. ``"fold"``, on the
+            inner fold that scores them: its optimism is the same for all points and stays inside
+            the search. ``"inner"``: on a selection part. ``"last"``: not at all; every model is
+            trained for all epochs.
+        selection_fraction: As for `cross_validate`.
         logger: Where the model of each outer fold logs, in one W&B group with a summary run.
         log_checkpoints: Send the models of the outer folds to W&B as an artifact.
         run_dir: A folder that is empty or does not exist, or holds a run to go on with.
@@ -154,13 +166,15 @@ def nested_cross_validate(
     if make_callbacks is not None:
         check_function("make_callbacks", make_callbacks, CALLBACKS)
     check_whole("repeats", repeats, 1)
-    check_mode(monitor, mode)
     check_choice("on_error", on_error, ["raise", "continue"])
+    check_choice("select", select, SELECT)
+    check_range("selection_fraction", selection_fraction, 0, 1, low_open=True, high_open=True)
     check_choice("logger", logger or "none", tracking.LOGGERS)
-    trainer_args = check_trainer_arguments(trainer)
+    trainer_args = check_trainer_arguments(trainer, monitor)
     check_jobs(n_jobs, trainer_args, engine)
     points = grid_points(grid)
     check_names(make_model, points)
+    mode = resolve_mode(monitor, mode, partial(make_model, **points[0]))
     know_rank(trainer_args.get("num_nodes", 1))
     search = Search(
         make_model,
@@ -176,6 +190,8 @@ def nested_cross_validate(
             "n_jobs": n_jobs,
             "resume": resume,
             "seed": seed,
+            "select": select,
+            "selection_fraction": selection_fraction,
         },
     )
     plan = Plan(
@@ -188,6 +204,8 @@ def nested_cross_validate(
         run_dir=Path(run_dir),
         seed=seed,
         resume=resume,
+        select=select,
+        selection_fraction=selection_fraction if select == "inner" else 0.0,
     )
     # The inner cross-validations hold the locks of their own folders.
     with locked(plan.run_dir) if is_rank_zero() else contextlib.nullcontext():
@@ -228,7 +246,7 @@ def _nested(
         read = [(job, outer.read(job)) for job in jobs if plan.resume]
         found = {job: fold for job, fold in read if fold is not None}
         fits = {job: len(search.points) * outer.count_inner(job) + 1 for job in jobs}
-        settings = {key: getattr(plan, key) for key in ("trainer", "monitor", "mode", "seed")}
+        settings = plan.settings()
         if search.engine != "sequential":  # which may draw other numbers
             settings["engine"] = search.engine
         config = search.describe(data, **settings)
@@ -237,6 +255,10 @@ def _nested(
             search.check_engine(outer.training_part(todo[0]), plan)
         if is_rank_zero():
             plan.run_id = begin(plan.run_dir, config, splits, resume=plan.resume)
+        duplicates = data.count_duplicates(plan.num_folds)
+        notes = data.notes() + duplicates_note(duplicates, splits)
+        for note in notes if todo and progress_bar and is_rank_zero() else ():
+            print(note, file=sys.stderr, flush=True)
         failed: dict[Job, Exception] = {}
         bar = tqdm(
             total=sum(fits.values()),
@@ -276,8 +298,12 @@ def _nested(
             "inner_folds": search.num_folds,
             "monitor": plan.monitor,
             "mode": plan.mode,
+            "select": plan.select,
+            "selection_fraction": plan.selection_fraction,
             "engine": search.engine,
             "class_names": data.class_names,
+            "duplicates": duplicates,
+            "notes": notes + limit_note([fold.row for fold in folds], splits),
             **({"failed": failures(failed)} if failed else {}),
             "search": [
                 {"repeat": job.repeat, "fold": job.fold, **row}
@@ -297,6 +323,7 @@ def _nested(
             "seed": plan.seed,
         },
     )
+    result.info["ranges"] = metric_ranges(result.metrics, search.loss_range)
     if is_rank_zero() and (todo or not (plan.run_dir / SUMMARY).is_file()):
         drawn = _figures(result, data) if figures else {}
         write_outcome(plan, result, drawn, checkpoints=log_checkpoints, rows=result.rows())

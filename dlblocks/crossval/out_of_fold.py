@@ -54,6 +54,19 @@ class OutOfFold:
                 )
         return ""
 
+    def correct(self) -> npt.NDArray[np.floating] | None:
+        """How often each sample's class is predicted right.
+
+        Returns:
+            Share of the repeats, one value a sample, in the order of `index`, shape (N,). None if
+            the targets are values.
+        """
+        if not self._are_scores():
+            return None
+        right = self.prediction.argmax(1) == self.target
+        _, sample, counts = np.unique(self.index, return_inverse=True, return_counts=True)
+        return np.bincount(sample, weights=right) / counts
+
     def columns(self, class_names: Sequence[str] | None = None) -> dict[str, npt.NDArray[Any]]:
         """Make the columns of ``to_pandas("oof")``, one row a prediction.
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from dlblocks import tracking
 from dlblocks.crossval.final import refit
 from dlblocks.crossval.fold import Fold, Job, Plan, group_of, read_fold, write_fold
+from dlblocks.crossval.notes import count_scored
 from dlblocks.crossval.out_of_fold import OutOfFold
 from dlblocks.crossval.search import SEARCHED, Search, forget_weights, said
 from dlblocks.crossval.splits import new_datamodule
@@ -50,7 +51,10 @@ class Outer:
         """The number of inner folds; raises a `ValueError` if there can be none."""
         rows = self.data.splits(self.plan.num_folds, repeat=job.repeat)[job.fold]["train"]
         try:
-            return len(self.data.for_rows(rows).splits(self.search.num_folds))
+            inner = self.data.for_rows(rows)
+            if self.plan.selection_fraction:
+                inner = inner.with_selection(self.plan.selection_fraction)
+            return len(inner.splits(self.search.num_folds))
         except ValueError as error:
             raise ValueError(
                 f"inner_folds={self.search.num_folds} of the {len(rows)} training samples of outer "
@@ -130,7 +134,8 @@ class Outer:
             "epochs": epochs,
             "best_epoch": epochs,
             "num_train": len(outer.indices("train")),
-            "num_val": len(outer.indices("val")),
+            "num_selection": 0,
+            "num_val": count_scored(outer, plan.trainer),
             **metrics,
             "seconds": round(time.monotonic() - started, 3),
             "checkpoint": str(checkpoint),

@@ -18,16 +18,20 @@ from dlblocks.crossval.out_of_fold import OutOfFold
 from dlblocks.crossval.statistics import (
     Comparison,
     corrected_t_test,
+    least_error,
+    least_paired_error,
     mean_interval,
 )
 from dlblocks.errors import check_choice, did_you_mean
 from dlblocks.files import read_rows, whole_file, write_json, write_rows
+from dlblocks.metrics import Range, metric_range
 from dlblocks.scores import kind_of, pooled_metrics
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
     from lightning.pytorch.callbacks import Callback
 
+    from dlblocks.crossval.held_out import HeldOutScores
     from dlblocks.data import SplitDataModule
     from dlblocks.models import Model
 
@@ -39,6 +43,7 @@ ROW_KEYS = (
     "epochs",
     "best_epoch",
     "num_train",
+    "num_selection",
     "num_val",
     "seconds",
     "checkpoint",
@@ -99,25 +104,60 @@ class CrossValidationResult:
 
     @property
     def test_to_train(self) -> float:
-        """Validation over training samples, over all fits: 1 / (K - 1) for K folds."""
-        num_val, num_train = (
-            sum(row[key] for row in self.folds) for key in ("num_val", "num_train")
-        )
-        return num_val / num_train
+        """Validation over training samples, over all fits: 1 / (K - 1) for K folds.
+
+        Samples that select the epoch count as training samples: a fit depends on them too.
+        """
+        num_val = sum(row["num_val"] for row in self.folds)
+        return num_val / sum(row["num_train"] + row.get("num_selection", 0) for row in self.folds)
 
     def interval(self, metric: str, *, level: float = 0.95) -> tuple[float, float]:
-        """An interval of a metric's expected value, wider than folds taken for independent give.
+        """Interval of a metric's expected value, corrected for shared training data.
 
-        It is the mean ± t · √((1 / n + n_test / n_train) · s²) over the n fits, with Student's
-        distribution of n - 1 degrees of freedom (Nadeau and Bengio 2003): about what the training
-        procedure scores on average, on training sets of this size from the same population. It is
-        not about one of the models, and an approximation; see
-        `dlblocks.crossval.statistics.mean_interval`. NaN if a single fit has not failed.
+        It is the mean ± t · error over the n fits. The error is √((1 / n + n_test / n_train) · s²)
+        (Nadeau and Bengio 2003), but not less than that of the scored samples, if the metric has
+        known bounds; t is Student's, with K - 1 degrees of freedom for K folds. Ends outside the
+        metric's range are moved into it. The interval is about what the training procedure scores
+        on average, on training sets of this size from the same population. It is not about one of
+        the models, and an approximation; see `dlblocks.crossval.statistics`. NaN if a single fit
+        has not failed, or if all scores of a metric without bounds are equal.
         """
         if len(self.folds) < 2:
             return math.nan, math.nan
+        bounds = self._bounds(metric)
         with np.errstate(invalid="ignore"):
-            return mean_interval(self.values(metric), self.test_to_train, level=level)
+            return mean_interval(
+                self.values(metric),
+                self.test_to_train,
+                level=level,
+                least_error=least_error(self.mean(metric), bounds, self._num_scored),
+                bounds=bounds,
+                degrees_of_freedom=self._num_folds - 1,
+            )
+
+    def _bounds(self, metric: str) -> Range:
+        """The lowest and highest value of a metric, where they are known."""
+        known = self.info.get("ranges", {}).get(metric) or metric_range(metric)
+        low, high = known
+        # Somebody's accuracy may be in per cent.
+        outside = any(
+            (low is not None and value < low - 1e-6) or (high is not None and value > high + 1e-6)
+            for value in self.values(metric)
+        )
+        return (None, None) if outside else (low, high)
+
+    @property
+    def _num_folds(self) -> int:
+        """Number of folds in one repeat."""
+        return len({row["fold"] for row in self.folds})
+
+    @property
+    def _num_scored(self) -> int:
+        """Number of different samples that the folds have scored."""
+        scored: dict[int, int] = {}
+        for row in self.folds:
+            scored[row["repeat"]] = scored.get(row["repeat"], 0) + row["num_val"]
+        return max(scored.values())
 
     def pooled(self) -> dict[str, float]:
         """Metrics of the out-of-fold predictions of all folds at once, by scikit-learn.
@@ -159,29 +199,50 @@ class CrossValidationResult:
         kind_of(self.oof.target, self.oof.prediction)
         return self.oof
 
-    def compare(self, other: CrossValidationResult, metric: str = "val/accuracy") -> Comparison:
+    def compare(self, other: CrossValidationResult, metric: str | None = None) -> Comparison:
         """Tests whether a metric differs between two cross-validations on the same folds.
 
         The corrected resampled t-test (Nadeau and Bengio 2003) on the differences fold by fold; see
-        `dlblocks.crossval.statistics.corrected_t_test`. ``print`` the answer for a sentence.
+        `dlblocks.crossval.statistics.corrected_t_test`. ``print`` the answer for a sentence. The
+        standard error is not less than what the predictions of all samples allow, if the metric has
+        known bounds. If it has none and all differences are equal, p is NaN.
 
         Args:
             other: The result to compare with; `difference` is this one's mean minus the other's.
-            metric: A metric that both have.
+            metric: A metric that both have. None: the monitor of this result.
 
         Raises:
             ValueError: The folds, samples or targets are not the same, or cannot be known to be,
                 since a model gave no out-of-fold predictions.
             KeyError: A result lacks the metric.
         """
+        metric = metric or self.info.get("monitor", "val/loss")
+        for whose, result in (("this result", self), ("the other result", other)):
+            if metric not in result.metrics:
+                shared = [name for name in self.metrics if name in other.metrics]
+                raise KeyError(
+                    f"metric={metric!r} was not logged in every fold of {whose}"
+                    f"{did_you_mean(metric, shared) or ';'} give metric= one that both have: "
+                    f"{', '.join(shared)}."
+                )
         different = _what_differs(self, other)
         if different:
             raise ValueError(
                 f"the two cross-validations cannot be compared fold by fold: {different}; run both "
                 "with the same data, split_seed, num_folds and repeats."
             )
+        first, second = self._bounds(metric), other._bounds(metric)
         return corrected_t_test(
-            self.values(metric), other.values(metric), self.test_to_train, metric=metric
+            self.values(metric),
+            other.values(metric),
+            self.test_to_train,
+            metric=metric,
+            least_error=_least_difference_error(self, other, metric),
+            bounds=(
+                None if first[0] is None or second[1] is None else first[0] - second[1],
+                None if first[1] is None or second[0] is None else first[1] - second[0],
+            ),
+            degrees_of_freedom=self._num_folds - 1,
         )
 
     def to_pandas(self, what: Literal["folds", "oof"] = "folds") -> Any:
@@ -267,8 +328,10 @@ class CrossValidationResult:
     ) -> pl.LightningModule:
         """One new model, trained on all development data; saved as ``refit/model.ckpt``.
 
-        It is trained for the median of the folds' best epochs, under the learning-rate schedule
-        that the folds had, without early stopping. Nothing is validated.
+        It is trained for the median of the epochs that the folds selected, under the learning-rate
+        schedule that the folds had, without early stopping. Nothing is validated. The scores of
+        this result describe the models of the folds, which had fewer samples: this one is likely
+        to be a little better, and has no score of its own but on the test set.
 
         Args:
             make_model: As for `cross_validate`, like all that follow; not needed on the result
@@ -303,19 +366,32 @@ class CrossValidationResult:
         datamodule: SplitDataModule | None = None,
         *,
         trainer: Mapping[str, Any] | None = None,
-    ) -> dict[str, float]:
+        allow_shared: bool = False,
+    ) -> HeldOutScores:
         """Metrics of a model on the test set, which no fold has seen; written to ``test.json``.
 
         To be done last, and once: a second call is refused.
+
+        ``test.json`` holds the metrics and ``shared_with_training``: how many test samples are in
+        the development set, too; null if that cannot be found out. A test set of somebody else's
+        datamodule that has such samples is refused. Copies in the official test set of one of our
+        datamodules are counted, and no more: it is the benchmark's.
 
         Args:
             model: `ensemble` or `refit`.
             datamodule: The data; not needed on the result that `cross_validate` returned.
             trainer: Arguments of the Trainer.
+            allow_shared: Test in spite of samples that are in the development set, where the data
+                really hold duplicates.
+
+        Returns:
+            Metric → value, with ``.interval("test/accuracy")`` from the test samples; ``print`` it
+            for a table. Metrics of several test loaders are told apart by their names.
 
         Raises:
             FileExistsError: The test set was looked at before.
-            ValueError: There is no test set, or `datamodule` is missing.
+            ValueError: There is no test set, nothing is logged, `datamodule` is missing or not that
+                of the run, or test samples are in the development set.
         """
         from dlblocks.crossval.final import test_once
 
@@ -323,7 +399,8 @@ class CrossValidationResult:
         data = datamodule or given.get("datamodule")
         if data is None:
             raise ValueError("a result that was loaded does not know datamodule; give datamodule=.")
-        return test_once(self, model, data, trainer=trainer or given.get("trainer"))
+        trainer = trainer or given.get("trainer")
+        return test_once(self, model, data, trainer=trainer, allow_shared=allow_shared)
 
     def table(self) -> str:
         """The folds as text, with all metrics, the monitor first.
@@ -416,3 +493,24 @@ def _what_differs(first: CrossValidationResult, second: CrossValidationResult) -
         which = "this one" if first.oof is None else "the other"
         return f"{which} has no out-of-fold predictions, so its folds are not known"
     return first.oof.difference(second.oof)
+
+
+def _least_difference_error(
+    first: CrossValidationResult, second: CrossValidationResult, metric: str
+) -> float:
+    """Floor of the standard error of a difference, 0.0 without known bounds.
+
+    For classes it comes from the samples that one model alone predicts right. For other predictions
+    it is that of independent samples.
+    """
+    errors = [
+        least_error(result.mean(metric), result._bounds(metric), result._num_scored)
+        for result in (first, second)
+    ]
+    if not all(errors):
+        return 0.0
+    correct = [None if oof is None else oof.correct() for oof in (first.oof, second.oof)]
+    low, high = first._bounds(metric)
+    if correct[0] is None or correct[1] is None or low is None or high is None:
+        return math.hypot(*errors)
+    return (high - low) * least_paired_error(correct[0] - correct[1])

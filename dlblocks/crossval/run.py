@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from dlblocks import tracking
 from dlblocks.crossval.fold import Fold, Job, Plan, join, read_fold, run_fold
+from dlblocks.crossval.notes import duplicates_note, limit_note
 from dlblocks.crossval.outcome import failures, result_figures, write_outcome
 from dlblocks.crossval.parallel import check_jobs, run_side_by_side, wait_for_workers
 from dlblocks.crossval.plan import begin, describe, engine_of
@@ -24,11 +25,14 @@ from dlblocks.crossval.result import CrossValidationResult
 from dlblocks.crossval.splits import check_same, new_datamodule, plan_splits
 from dlblocks.crossval.vectorized import choose, run_together
 from dlblocks.data import SplitDataModule
-from dlblocks.errors import check_choice, check_function, check_whole, named
+from dlblocks.errors import check_choice, check_function, check_range, check_whole, named
 from dlblocks.files import SUMMARY, is_rank_zero, know_rank
-from dlblocks.fitting import CALLBACKS, check_mode, check_trainer_arguments
+from dlblocks.fitting import CALLBACKS, SELECT, Select, check_trainer_arguments, resolve_mode
 from dlblocks.lock import locked
+from dlblocks.metrics import metric_ranges
 from dlblocks.quiet import quiet
+
+OPTIMISTIC = "optimistic: the epoch was selected on the scored samples"
 
 
 def cross_validate(
@@ -40,10 +44,12 @@ def cross_validate(
     make_callbacks: Callable[[], Sequence[Callback]] | None = None,
     trainer: Mapping[str, Any] | None = None,
     monitor: str = "val/loss",
-    mode: Literal["min", "max"] = "min",
+    mode: Literal["min", "max"] | None = None,
     engine: Literal["sequential", "vectorized", "auto"] = "sequential",
     n_jobs: int = 1,
     on_error: Literal["raise", "continue"] = "raise",
+    select: Select = "inner",
+    selection_fraction: float = 0.15,
     logger: Literal["csv", "wandb", "tensorboard", "none"] | None = "csv",
     log_checkpoints: bool = False,
     run_dir: str | PathLike[str] = "runs/cross-validation",
@@ -52,14 +58,20 @@ def cross_validate(
     progress_bar: bool = True,
     figures: bool = True,
 ) -> CrossValidationResult:
-    """Fits a new model for each fold and validates it on the samples that it has not seen.
+    """Fits a new model for each fold and scores it on the samples that it has not seen.
 
-    Datamodule, model, callbacks, logger and Trainer are made anew for every fold, so that nothing
+    Datamodule, model, callbacks, logger and Trainer are created for every fold, so that nothing
     passes from one to the next. Fit number i is seeded with ``seed + i`` before its model is made;
-    the global random states of the caller are as before afterwards. The weights of the epoch with
-    the best `monitor` are kept, validated and used for the out-of-fold predictions. That epoch is
-    chosen on the same samples that score it, as early stopping is wont to: scores are a little
-    optimistic by it. The test set is never touched.
+    the global random states of the caller are as before afterwards. The test set is never touched.
+
+    The epoch is selected on one part of the data and scored on another. With ``select="inner"`` a
+    share of the fold's training samples, the selection part, decides which epoch's weights are
+    kept, when to stop early, and when a plateau schedule lowers the rate. The fold's validation
+    samples are looked at once, by the weights that were kept: that is the score, and these are the
+    out-of-fold predictions. Scores are therefore unbiased for models trained in this way, on this
+    many samples. During the fit the module's `validation_step` gets the selection part, and what
+    it logs as ``val/loss`` appears in curves, ``history.csv`` and the logger as
+    ``selection/loss``; ``val/…`` is always the score of the fold.
 
     Each development sample is validated once in every repeat, save under
     ``split="time_series"``, where the first block only trains, and ``"predefined"``, where samples
@@ -94,8 +106,11 @@ def cross_validate(
         repeats: How often to cross-validate, each time with other folds.
         make_callbacks: Returns new callbacks; called once a fold.
         trainer: Arguments of the Lightning `Trainer`, such as ``{"max_epochs": 30}``.
-        monitor: The logged metric by which the best epoch is chosen.
-        mode: Whether ``"min"`` or ``"max"`` of `monitor` is best.
+        monitor: The logged validation metric by which the epoch is selected, and the score that
+            comes first in tables and figures. Under its usual name: ``"val/loss"`` also where the
+            selection part is what it is computed on.
+        mode: Whether ``"min"`` or ``"max"`` of `monitor` is best; None for the metric's own
+            direction, where its name or a torchmetrics object of the model says it.
         engine: How the fits are run. ``"sequential"``: one after another. ``"vectorized"``: all as
             one, in which every step computes all models at once; many times faster for small nets.
             Needs models of `dlblocks.models`, a `DataModule` over arrays, one device, and no
@@ -113,6 +128,13 @@ def cross_validate(
             others, say it, and list it under ``failed`` in ``summary.json``. Calling again runs
             what failed. Under ``engine="vectorized"`` an error before the first step, or one that
             is no fold's own, is raised all the same: nothing is trained yet, or all are concerned.
+        select: How the epoch of each fold is selected. ``"inner"``: on a selection part, split off
+            the fold's training samples: stratified like the folds, by whole groups, for time series
+            the last rows. ``"last"``: not at all; the weights of the last epoch are scored, and
+            nothing is validated during the fit, so that early stopping or a plateau schedule on a
+            validation metric is refused. ``"fold"``: on the very samples that score it, which makes
+            scores optimistic, and is reported as such; only for comparisons with older results.
+        selection_fraction: Share of a fold's training samples in the selection part.
         logger: Where each fold logs. W&B runs share a group named after `run_dir`; a further run
             of the group, of job type ``"summary"``, holds means, the table of folds and figures.
         log_checkpoints: Send the best checkpoints of all folds to W&B as an artifact.
@@ -149,9 +171,11 @@ def cross_validate(
     if make_callbacks is not None:
         check_function("make_callbacks", make_callbacks, CALLBACKS)
     check_whole("repeats", repeats, 1)
-    check_mode(monitor, mode)
+    mode = resolve_mode(monitor, mode, make_model)
     check_choice("on_error", on_error, ["raise", "continue"])
-    trainer_args = check_trainer_arguments(trainer)
+    check_choice("select", select, SELECT)
+    check_range("selection_fraction", selection_fraction, 0, 1, low_open=True, high_open=True)
+    trainer_args = check_trainer_arguments(trainer, None if select == "last" else monitor)
     check_jobs(n_jobs, trainer_args, engine)
     know_rank(trainer_args.get("num_nodes", 1))
     plan = Plan(
@@ -164,6 +188,8 @@ def cross_validate(
         run_dir=Path(run_dir),
         seed=seed,
         resume=resume,
+        select=select,
+        selection_fraction=selection_fraction if select == "inner" else 0.0,
     )
     with locked(plan.run_dir) if is_rank_zero() else contextlib.nullcontext():
         return _cross_validate(
@@ -197,7 +223,7 @@ def _cross_validate(
     started = time.monotonic()
     with isolate_rng(), quiet():
         data = new_datamodule(datamodule, plan.seed)
-        splits = plan_splits(data, num_folds, repeats)
+        splits = plan_splits(data, num_folds, repeats, selection_fraction=plan.selection_fraction)
         plan.num_folds = splits["num_folds"]
         jobs = [Job(i, split["repeat"], split["fold"]) for i, split in enumerate(splits["folds"])]
         if is_rank_zero():
@@ -213,10 +239,11 @@ def _cross_validate(
             """Before anything is trained: that the run folder is new, or of the same run."""
             if config:
                 return
-            settings = {key: getattr(plan, key) for key in ("trainer", "monitor", "mode", "seed")}
+            settings = plan.settings()
             if chosen == "vectorized":  # which draws other numbers
                 settings["engine"] = chosen
             config.update(describe(model, callbacks, data, **settings))
+            plan.loss_range = getattr(model, "loss_range", plan.loss_range)
             if is_rank_zero():
                 # Other ranks of the same run come here while this one is already writing.
                 plan.run_id = begin(plan.run_dir, config, splits, resume=plan.resume)
@@ -231,7 +258,7 @@ def _cross_validate(
             if job.number and not isinstance(datamodule, SplitDataModule):
                 base = new_datamodule(datamodule, plan.seed)
                 check_same(base, splits, job.number)
-            return base.for_fold(job.fold, plan.num_folds, repeat=job.repeat)
+            return plan.data_of(base, job)
 
         if engine == "auto" and plan.resume and (before := engine_of(plan.run_dir)):
             chosen, why = before, "as this run began"
@@ -241,6 +268,11 @@ def _cross_validate(
             chosen = engine
         if engine == "auto" and todo and progress_bar and is_rank_zero():
             print(f"engine: {chosen}; {why}", file=sys.stderr, flush=True)
+        duplicates = data.count_duplicates(plan.num_folds)
+        notes = [OPTIMISTIC] if plan.select == "fold" else []
+        notes += data.notes() + duplicates_note(duplicates, splits)
+        for note in notes if todo and progress_bar and is_rank_zero() else ():
+            print(note, file=sys.stderr, flush=True)
         if together is not None:
             check(together.members[0].model, together.members[0].callbacks)
         elif n_jobs > 1 or n_jobs == -1 or not todo or chosen == "vectorized":
@@ -284,9 +316,13 @@ def _cross_validate(
             "repeats": repeats,
             "monitor": plan.monitor,
             "mode": plan.mode,
+            "select": plan.select,
+            "selection_fraction": plan.selection_fraction,
             "engine": chosen,
             **({"engine_because": why} if engine == "auto" else {}),
             "class_names": data.class_names,
+            "duplicates": duplicates,
+            "notes": notes + limit_note([fold.row for fold in done], splits),
             **({"failed": failures(failed)} if failed else {}),
             "seconds": time.monotonic() - started,
             "config": {"logger": plan.logger, **config},
@@ -300,6 +336,7 @@ def _cross_validate(
             "seed": plan.seed,
         },
     )
+    result.info["ranges"] = metric_ranges(result.metrics, plan.loss_range)
     if is_rank_zero() and (todo or not (plan.run_dir / SUMMARY).is_file()):
         drawn = result_figures(result, data) if figures else {}
         write_outcome(plan, result, drawn, checkpoints=log_checkpoints)

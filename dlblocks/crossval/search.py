@@ -27,6 +27,7 @@ from dlblocks.ensembles import NotVectorizable
 from dlblocks.errors import check_function, did_you_mean, named
 from dlblocks.files import is_rank_zero, write_json
 from dlblocks.fitting import new_callbacks
+from dlblocks.metrics import Range
 
 SEARCHED = "search.json"
 Grid = Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Sequence[Any]]]
@@ -135,6 +136,7 @@ class Search:
         mode: ``"min"`` or ``"max"``.
         on_error: ``"continue"`` leaves a point out of the choice if one of its fits fails.
         arguments: Further arguments of `cross_validate`.
+        loss_range: Lowest and highest loss of the models, known after `describe`.
     """
 
     make_model: Callable[..., pl.LightningModule]
@@ -145,6 +147,7 @@ class Search:
     mode: str
     on_error: str
     arguments: dict[str, Any]
+    loss_range: Range = (None, None)
 
     @property
     def engine(self) -> str:
@@ -176,6 +179,7 @@ class Search:
             of_model = {key: described.pop(key) for key in ("model", "parameters")}
             found.append({"hyperparameters": hyperparameters, **of_model})
             before = model
+            self.loss_range = getattr(model, "loss_range", self.loss_range)
         return {**described, "inner_folds": self.num_folds, "points": found}
 
     def check_engine(
@@ -195,12 +199,9 @@ class Search:
         data = new_datamodule(datamodule, outer.seed)
         num_folds = data.count_folds(self.num_folds)
         jobs = [Job(fold, 0, fold) for fold in range(2)]
-
-        def make_data(job: Job) -> SplitDataModule:
-            return data.for_fold(job.fold, num_folds)
-
         for number, point in enumerate(self.points):
-            plan = replace(outer, make_model=self.model_of(number))
+            plan = replace(outer, make_model=self.model_of(number), num_folds=num_folds)
+            make_data = partial(plan.data_of, data)
             try:
                 choose(self.engine, plan, make_data, jobs)
             except NotVectorizable as error:
@@ -315,7 +316,7 @@ class Search:
 
 def forget_weights(folder: Path) -> None:
     """Removes the checkpoints of inner fits, which their scores do not need."""
-    for path in folder.glob("point-*/fold-*/checkpoints/best.ckpt"):
+    for path in folder.glob("point-*/fold-*/checkpoints/*.ckpt"):
         path.unlink()
 
 

@@ -35,8 +35,16 @@ def new_datamodule(
     return datamodule
 
 
-def plan_splits(data: SplitDataModule, num_folds: int | None, repeats: int) -> dict[str, Any]:
+def plan_splits(
+    data: SplitDataModule, num_folds: int | None, repeats: int, *, selection_fraction: float = 0.0
+) -> dict[str, Any]:
     """All splits of a cross-validation, as `describe_splits` says them.
+
+    Args:
+        data: The data.
+        num_folds: Number of folds, or None for what the data say.
+        repeats: Number of repeats.
+        selection_fraction: Share of each training part that selects the epoch.
 
     Raises:
         ValueError: `num_folds` is not what the data say, or repeats would all be the same.
@@ -46,7 +54,10 @@ def plan_splits(data: SplitDataModule, num_folds: int | None, repeats: int) -> d
             f"repeats={repeats}, but split={data.split!r} makes the same folds every time; use "
             "repeats=1, or split='kfold'."
         )
-    return describe_splits(data, data.count_folds(num_folds), repeats)
+    num_folds = data.count_folds(num_folds)
+    if selection_fraction:
+        data = data.with_selection(selection_fraction)
+    return describe_splits(data, num_folds, repeats)
 
 
 def check_same(data: SplitDataModule, splits: Mapping[str, Any], number: int) -> None:
@@ -72,8 +83,9 @@ def describe_splits(datamodule: SplitDataModule, num_folds: int, repeats: int) -
     Returns:
         ``split``, ``num_folds``, ``repeats``, ``split_seed``; ``num_samples`` of the data and
         ``num_test`` of those held out; ``fingerprint``; ``folds``, one a fit: ``repeat``, ``fold``,
-        ``num_train``, ``num_val`` and the validation rows, ``val``; and ``test``, the rows held
-        out. All other rows train, but under ``"time_series"`` those before `val` alone.
+        ``num_train``, ``num_val`` and the validation rows, ``val``, after `with_selection` also
+        ``selection``, the rows that select the epoch; and ``test``, the rows held out. All other
+        rows train, but under ``"time_series"`` those before `val` alone.
     """
     found = [
         (repeat, fold, rows)
@@ -96,6 +108,7 @@ def describe_splits(datamodule: SplitDataModule, num_folds: int, repeats: int) -
                 "num_train": len(rows["train"]),
                 "num_val": len(rows["val"]),
                 "val": rows["val"].tolist(),
+                **({"selection": rows["selection"].tolist()} if "selection" in rows else {}),
             }
             for repeat, fold, rows in found
         ],

@@ -18,6 +18,7 @@ from dlblocks.ensembles.engine import choose_engine, in_halves
 from dlblocks.ensembles.errors import is_out_of_memory, naming
 from dlblocks.errors import named
 from dlblocks.files import write_rows
+from dlblocks.fitting import CHECKPOINTS
 from dlblocks.models.checkpoints import write_checkpoint
 
 STATE = "together.ckpt"
@@ -130,7 +131,7 @@ def _finish(plan: Plan, job: Job, member: Member, together: Together, seconds: f
     """Predicts the fold's validation part and writes what a fit of its own would have written."""
     folder, best = plan.folder(job), member.best
     assert best is not None  # for the type checker: every member that did not fail has one
-    checkpoint = folder / "checkpoints" / "best.ckpt"
+    checkpoint = folder / "checkpoints" / f"{CHECKPOINTS[plan.select != 'last']}.ckpt"
     write_checkpoint(checkpoint, member.model, epoch=best.epoch, global_step=best.step)
     write_rows(folder / "history.csv", member.history.rows)
     return finish_fold(

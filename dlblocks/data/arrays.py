@@ -16,6 +16,7 @@ from torch import Tensor
 from dlblocks.data.base import BatchSize, DataModule, Source
 from dlblocks.data.cache import read_only_tensor
 from dlblocks.data.splits import Split
+from dlblocks.errors import check_choice
 
 
 class ArrayDataModule(DataModule):
@@ -36,7 +37,8 @@ class ArrayDataModule(DataModule):
             (N, D), floating point.
         test_inputs: An official test set, outside every fold.
         test_targets: Its targets.
-        groups: Group of each sample, shape (N,): no group is in two parts.
+        groups: Group of each sample, shape (N,): no group is in two parts. ``"duplicates"``: equal
+            inputs are a group.
         folds: Fold of each sample, shape (N,), integers or texts, for ``split="predefined"``; one
             that is negative or empty always trains.
         class_names: Names of the classes 0 … C-1.
@@ -78,7 +80,7 @@ class ArrayDataModule(DataModule):
         *,
         test_inputs: str | Path | Tensor | npt.ArrayLike | None = None,
         test_targets: str | Path | Tensor | npt.ArrayLike | None = None,
-        groups: npt.ArrayLike | None = None,
+        groups: Literal["duplicates"] | npt.ArrayLike | None = None,
         folds: npt.ArrayLike | None = None,
         class_names: list[str] | None = None,
         batch_size: BatchSize = 64,
@@ -109,7 +111,11 @@ class ArrayDataModule(DataModule):
             normalize=normalize,
             train_transform=train_transform,
             device_resident=device_resident,
+            groups="duplicates" if isinstance(groups, str) else None,
         )
+        if isinstance(groups, str):
+            check_choice("groups", groups, ["duplicates"])
+            groups = None
         if (test_inputs is None) != (test_targets is None):
             raise ValueError("give test_inputs and test_targets together, or neither.")
         self.given = inputs, targets, test_inputs, test_targets

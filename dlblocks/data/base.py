@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from dlblocks.data.checks import check_arrays
 from dlblocks.data.dataset import ArrayDataset, collate, collate_with_index
-from dlblocks.data.fingerprint import fingerprint
+from dlblocks.data.fingerprint import MAX_SEARCHED_BYTES, fingerprint, first_copies, row_keys
 from dlblocks.data.normalisation import rescale, standardisation
 from dlblocks.data.resident import ResidentArrays
 from dlblocks.data.sampler import EpochSampler
@@ -67,6 +67,8 @@ class DataModule(SplitDataModule):
             faster where it has what you need.
         device_resident: Keep the arrays on the accelerator, so that no batch is copied to it; needs
             ``num_workers=0``. ``"auto"``: if it can be and they take at most half of what is free.
+        groups: ``"duplicates"`` keeps samples of exactly equal inputs together: none has a copy in
+            another part or fold. It takes the place of groups that the source may have.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class DataModule(SplitDataModule):
         normalize: bool = True,
         train_transform: Callable[[Any], Any] | None = None,
         device_resident: bool | Literal["auto"] = False,
+        groups: Literal["duplicates"] | None = None,
     ) -> None:
         super().__init__(
             split=split,
@@ -117,6 +120,9 @@ class DataModule(SplitDataModule):
             None if train_transform is None else SampleTransform(train_transform, shuffle_seed)
         )
         self.device_resident = device_resident
+        if groups is not None:
+            check_choice("groups", groups, ["duplicates"])
+        self._keep_duplicates = groups is not None
         self._resident = ResidentArrays(device_resident)
         self._source: Source | None = None
         self._inputs = torch.empty(0)  # those of the source, completed for this fold
@@ -146,7 +152,31 @@ class DataModule(SplitDataModule):
         targets = source.targets
         if targets.dtype == torch.bfloat16:  # NumPy has none
             targets = targets.float()
-        return Columns(len(source.inputs), targets.numpy(), source.groups, source.folds)
+        return Columns(
+            len(source.inputs),
+            targets.numpy(),
+            first_copies(source.input_keys) if self._keep_duplicates else source.groups,
+            source.folds,
+            copies=self._keep_duplicates,
+        )
+
+    def input_keys(self) -> np.ndarray | None:
+        inputs = self.source.inputs
+        if inputs.numel() * inputs.element_size() > MAX_SEARCHED_BYTES:
+            return None
+        return self.source.input_keys
+
+    def shared_with_test(self) -> int | None:
+        """Count the samples of an official test set whose inputs the development set has, too.
+
+        None beyond 4 GiB; 0 without an official test set.
+        """
+        test, known = self.source.test_inputs, self.input_keys()
+        if test is None:
+            return 0
+        if known is None or test.numel() * test.element_size() > MAX_SEARCHED_BYTES:
+            return None
+        return int(np.isin(row_keys(test), known).sum())
 
     def fingerprint(self) -> str:
         """A hash of the arrays but an official test set; see `dlblocks.data.fingerprint`."""
@@ -273,7 +303,8 @@ class DataModule(SplitDataModule):
         return self._loader("train", training=True)
 
     def val_dataloader(self) -> DataLoader | list:
-        return self._loader("val") if len(self.rows_of("val")) else []
+        part = self.validate_on
+        return self._loader(part) if part and len(self.rows_of(part)) else []
 
     def test_dataloader(self) -> DataLoader:
         if not len(self.rows_of("test")):

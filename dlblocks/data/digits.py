@@ -34,6 +34,7 @@ class DigitsDataModule(DataModule):
         train_transform: A random transform of single training images, in the workers; see
             `DataModule`.
         device_resident: Keep the arrays on the accelerator: True, False or ``"auto"``.
+        groups: ``"duplicates"`` keeps exactly equal images together.
 
     Example:
         >>> data = DigitsDataModule(num_folds=5, fold=0)
@@ -57,6 +58,7 @@ class DigitsDataModule(DataModule):
         normalize: bool = True,
         train_transform: Callable[[Any], Any] | None = None,
         device_resident: bool | Literal["auto"] = False,
+        groups: Literal["duplicates"] | None = None,
     ) -> None:
         super().__init__(
             batch_size=batch_size,
@@ -72,6 +74,7 @@ class DigitsDataModule(DataModule):
             normalize=normalize,
             train_transform=train_transform,
             device_resident=device_resident,
+            groups=groups,
         )
         self.save_hyperparameters(ignore=["train_transform"])
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
 import numpy.typing as npt
 import torch
+from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
+    ConcatDataset,
     DataLoader,
     Dataset,
     DistributedSampler,
@@ -21,15 +23,25 @@ from torch.utils.data import (
     RandomSampler,
     SequentialSampler,
     Subset,
+    SubsetRandomSampler,
 )
 from typing_extensions import Self
 
-from dlblocks.data.fingerprint import fingerprint
-from dlblocks.data.foreign import GROUPS, TARGETS, arrays, as_numpy, length, read_column
+from dlblocks.data.fingerprint import fingerprint, first_copies
+from dlblocks.data.foreign import (
+    GROUPS,
+    TARGETS,
+    arrays,
+    as_numpy,
+    count_shared,
+    input_keys,
+    length,
+    read_column,
+)
 from dlblocks.data.sampler import EpochSampler
 from dlblocks.data.split_module import Columns, SplitDataModule
 from dlblocks.data.splits import Split
-from dlblocks.errors import check_range
+from dlblocks.errors import check_choice, check_range
 
 HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 UNIFORM = (SequentialSampler, RandomSampler, DistributedSampler)
@@ -63,9 +75,9 @@ class FoldedDataModule(SplitDataModule):
     """Makes folds of somebody else's data, for `dlblocks.crossval.cross_validate`.
 
     The development set is the training data set and nothing else: of a LightningDataModule, that of
-    its `train_dataloader()` after ``setup("fit")``. Its validation data are not used, its test and
-    predict data never a part of a fold. Samples are numbered by their place in the training data
-    set.
+    its `train_dataloader()` after ``setup("fit")``. Its validation data are used if `use_val` says
+    so, its test and predict data are never a part of a fold. Samples are numbered by their place in
+    the development set.
 
     Batches are the loader's own: its `batch_size`, `collate_fn`, workers, pinned memory,
     `worker_init_fn` and, in training, `drop_last` are kept; validation drops nothing. So are the
@@ -84,7 +96,12 @@ class FoldedDataModule(SplitDataModule):
             `Subset`; where there is nothing of the kind, folds are not stratified.
         class_names: Names of the classes 0 … C-1. None: the data set's `classes`, else numbers.
         groups: Group of each sample. None: read from its `groups`, if it has them.
+            ``"duplicates"``: samples of exactly equal inputs are a group; the data set must hold
+            its inputs in arrays or lists of texts.
         folds: Fold of each sample, for ``split="predefined"``.
+        use_val: Add the data set of the datamodule's `val_dataloader()` to the development set,
+            after the training samples. Its samples come as they are there, which may be without
+            augmentation.
         eval_dataset: The same samples, in the same order, for validation, test and prediction.
         split: See `SplitDataModule`.
         num_folds: Number of folds, or None.
@@ -115,8 +132,9 @@ class FoldedDataModule(SplitDataModule):
         *,
         targets: npt.ArrayLike | None = None,
         class_names: Sequence[str] | None = None,
-        groups: npt.ArrayLike | None = None,
+        groups: Literal["duplicates"] | npt.ArrayLike | None = None,
         folds: npt.ArrayLike | None = None,
+        use_val: bool = False,
         eval_dataset: Dataset | None = None,
         split: Split = "kfold",
         num_folds: int | None = None,
@@ -147,10 +165,23 @@ class FoldedDataModule(SplitDataModule):
         self._class_names = None if class_names is None else _checked_names(class_names)
         check_range("shuffle_seed", shuffle_seed, 0)
         self.shuffle_seed = shuffle_seed
+        self._keep_duplicates = isinstance(groups, str)
+        if isinstance(groups, str):
+            check_choice("groups", groups, ["duplicates"])
+            groups = None
         self.given = {"targets": targets, "groups": groups, "folds": folds}
+        if use_val and not isinstance(data, pl.LightningDataModule):
+            raise ValueError(
+                f"use_val=True needs the val_dataloader() of a LightningDataModule, got a "
+                f"{type(data).__name__}; pass a ConcatDataset of both parts."
+            )
+        self.use_val = use_val
         self.eval_dataset = eval_dataset
         self._loaded: DataLoader | None = None
+        self._num_unused = 0  # validation samples of theirs
         self._columns: Columns | None = None
+        self._keys: tuple[np.ndarray | None] | None = None  # what `input_keys` has found
+        self._test_loaders: Any = None  # those of the datamodule, asked for once
         if isinstance(data, pl.LightningDataModule):
             self.prepare_data_per_node = data.prepare_data_per_node
             # Only those it defines: Lightning prefers a datamodule's hooks to the model's.
@@ -218,12 +249,49 @@ class FoldedDataModule(SplitDataModule):
                 f"batch_size={loader.batch_size}, which cannot be confined to a fold; pass "
                 "DataLoader(dataset, batch_size=…) without a sampler."
             )
+        loader = self._with_validation(loader)
+        dataset = loader.dataset
         if self.eval_dataset is not None and length(self.eval_dataset) != length(dataset):
             raise ValueError(
                 f"eval_dataset has {length(self.eval_dataset)} samples and the training data set "
                 f"{length(dataset)}; they must be the same samples in the same order."
             )
         return loader
+
+    def _with_validation(self, loader: DataLoader) -> DataLoader:
+        """Return the training loader, with `use_val` over both parts."""
+        data: Any = self.data
+        who = type(data).__name__
+        has = isinstance(data, pl.LightningDataModule) and is_overridden("val_dataloader", data)
+        found = _datasets(data.val_dataloader()) if has else []
+        if not all(hasattr(d, "__len__") and not isinstance(d, IterableDataset) for d in found):
+            found = []
+        if not self.use_val:
+            self._num_unused = sum(length(dataset) for dataset in found)
+            return loader
+        if len(found) != 1:
+            raise ValueError(
+                f"use_val=True needs one validation loader whose data set has a length, but {who} "
+                f"has {len(found)}; pass a ConcatDataset of all parts instead of the datamodule."
+            )
+        shared = count_shared(found[0], loader.dataset)
+        if shared:
+            raise ValueError(
+                f"use_val=True, but {shared} of {length(found[0])} validation samples of {who} are "
+                "training samples, too, and would be in two folds; leave use_val out."
+            )
+        kept: dict[str, Any] = {name: getattr(loader, name) for name in KEPT}
+        whole: Dataset = ConcatDataset([loader.dataset, found[0]])
+        return DataLoader(whole, drop_last=loader.drop_last, **kept)
+
+    def notes(self) -> list[str]:
+        _ = self.loader
+        if not self._num_unused:
+            return []
+        return [
+            f"{self._num_unused} validation samples of {type(self.data).__name__} are not used; "
+            "use_val=True adds them to the development set."
+        ]
 
     @property
     def columns(self) -> Columns:
@@ -243,9 +311,16 @@ class FoldedDataModule(SplitDataModule):
             targets = found["targets"]
             if targets is not None and targets.dtype.kind in "USO":  # names of classes
                 found["targets"] = np.unique(targets.astype(str), return_inverse=True)[1]
-            columns = Columns(length(dataset), **found)
-            self._check_class_names(columns.targets)
-            self._columns = columns
+            self._check_class_names(found["targets"])
+            if self._keep_duplicates:
+                keys = self.input_keys()
+                if keys is None:
+                    raise ValueError(
+                        f"groups='duplicates', but {type(dataset).__name__} holds no arrays or "
+                        "texts of at most 4 GiB that could be compared; give groups= of your own."
+                    )
+                found["groups"] = first_copies(keys)
+            self._columns = Columns(length(dataset), **found, copies=self._keep_duplicates)
         return self._columns
 
     def _check_class_names(self, targets: np.ndarray | None) -> None:
@@ -281,6 +356,36 @@ class FoldedDataModule(SplitDataModule):
             },
         )
 
+    def input_keys(self) -> np.ndarray | None:
+        if self._keys is None:
+            self._keys = (input_keys(self.loader.dataset),)
+        return self._keys[0]
+
+    def shared_with_test(self) -> int | None:
+        """Count the test samples that are in the development set.
+
+        Samples are known by their number where both parts are `Subset`s of one data set; else by
+        the arrays, texts or names of files that the data sets hold; else by what is loaded, unless
+        there are more than 20,000 or they are augmented at random. Then the answer is None.
+        """
+        if len(self.indices("test")):
+            return 0
+        known = [self.loader.dataset, *([] if self.eval_dataset is None else [self.eval_dataset])]
+        total = 0
+        for dataset in _datasets(self.test_dataloader()):
+            if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+                return None
+            found = [count_shared(dataset, one) for one in known]
+            counts = [count for count in found if count is not None]
+            if not counts:
+                return None
+            total += max(counts)
+        return total
+
+    def count_test(self) -> int:
+        tested = _datasets(self.test_dataloader())
+        return len(self.indices("test")) or sum(length(dataset) for dataset in tested)
+
     @property
     def class_names(self) -> list[str] | None:
         """Names of the classes, or None for values.
@@ -291,8 +396,9 @@ class FoldedDataModule(SplitDataModule):
         if self._class_names is not None and (numbers is not None or self.columns.targets is None):
             return list(self._class_names)
         dataset: Any = self.loader.dataset
-        while isinstance(dataset, Subset):
-            dataset = dataset.dataset
+        while isinstance(dataset, (Subset, ConcatDataset)):
+            parts = dataset.datasets if isinstance(dataset, ConcatDataset) else [dataset.dataset]
+            dataset = parts[0]
         names = [str(name) for name in getattr(dataset, "classes", ())]
         return names if numbers is not None and len(names) >= len(numbers) else numbers
 
@@ -323,15 +429,30 @@ class FoldedDataModule(SplitDataModule):
         return self._fold_loader("train", training=True)
 
     def val_dataloader(self) -> DataLoader | list:
-        return self._fold_loader("val") if len(self.rows_of("val")) else []
+        part = self.validate_on
+        return self._fold_loader(part) if part and len(self.rows_of(part)) else []
 
     def test_dataloader(self) -> Any:
         if len(self.rows_of("test")):
             return self._fold_loader("test")
-        if isinstance(self.data, pl.LightningDataModule):
-            self.data.setup("test")
-            return self.data.test_dataloader()
-        raise ValueError("there is no test set; hold one out with test_fraction=0.2.")
+        if self._test_loaders is None:  # another setup might draw other samples
+            self._test_loaders = self._their_test_loaders()
+        return self._test_loaders
+
+    def _their_test_loaders(self) -> Any:
+        data = self.data
+        if not isinstance(data, pl.LightningDataModule):
+            raise ValueError("there is no test set; hold one out with test_fraction=0.2.")
+        _ = self.loader  # before setup("test"), which may draw the training data set, too
+        if is_overridden("test_dataloader", data):
+            data.setup("test")
+            loaders = data.test_dataloader()
+            if loaders is not None and list(_flat(loaders)):
+                return loaders
+        raise ValueError(
+            f"{type(data).__name__} has no test set: its test_dataloader() gives no loader; define "
+            "one, or hold samples out with test_fraction=0.2."
+        )
 
     def predict_dataloader(self) -> DataLoader:
         """Batches of the part named by `predict_on`; without test rows, "test" stands for "val"."""
@@ -379,3 +500,27 @@ def _checked_names(class_names: Sequence[str]) -> list[str]:
                 f"class_names has {name!r} {names.count(name)} times; give each class its own."
             )
     return [str(name) for name in names]
+
+
+def _datasets(loaders: Any) -> list[Dataset]:
+    """The data sets of loaders, as far as their samplers go."""
+    found: list[Dataset] = []
+    for loader in _flat(loaders):
+        dataset, sampler = getattr(loader, "dataset", loader), getattr(loader, "sampler", None)
+        if isinstance(sampler, SubsetRandomSampler):
+            dataset = Subset(dataset, list(sampler.indices))
+        found.append(dataset)
+    return found
+
+
+def _flat(loaders: Any) -> Iterator[Any]:
+    """The loaders in lists, dictionaries and Lightning's `CombinedLoader`."""
+    if isinstance(loaders, CombinedLoader):
+        loaders = loaders.flattened
+    if isinstance(loaders, Mapping):
+        loaders = list(loaders.values())
+    if isinstance(loaders, (list, tuple)):
+        for loader in loaders:
+            yield from _flat(loader)
+    else:
+        yield loaders

@@ -44,7 +44,8 @@ class ImageFolderDataModule(DataModule):
             in two parts. A regular expression, searched in the path below `root` (or its folder
             ``train``), such as ``cat/anna-3.png``: its first group in parentheses, or all that it
             matches, names the group: ``"([a-z]+)-"``, or ``"/(.+)/"`` for
-            ``root/<class>/<group>/…``. Or a function of that path, which returns a name.
+            ``root/<class>/<group>/…``. Or a function of that path, which returns a name. Or
+            ``"duplicates"``: images that are exactly equal as decoded belong together.
         folds: Likewise the fold of each image, for ``split="predefined"``; an empty name always
             trains.
         batch_size: Samples a batch, or ``"full"``.
@@ -109,6 +110,7 @@ class ImageFolderDataModule(DataModule):
             normalize=normalize,
             train_transform=train_transform,
             device_resident=device_resident,
+            groups="duplicates" if groups == "duplicates" else None,
         )
         if split == "time_series":
             raise ValueError(
@@ -128,7 +130,7 @@ class ImageFolderDataModule(DataModule):
         self.size = sides
         self.channels = in_channels
         self.cache = cache
-        self.groups = _named_by("groups", groups)
+        self.groups = _named_by("groups", None if groups == "duplicates" else groups)
         self.folds = _named_by("folds", folds)
         given = {"groups": groups, "folds": folds}
         functions = [name for name, value in given.items() if callable(value)]

@@ -65,7 +65,8 @@ class EpochSampler(DistributedSampler[int]):
         """The positions of this rank in the epoch."""
         if self.shuffle:
             order = np.random.default_rng((self.seed, self.epoch)).permutation(self.total_size)
-            order = np.resize(order, -(-self.total_size // self.num_replicas) * self.num_replicas)
+            if self.total_size % self.num_replicas:
+                order = np.resize(order, len(order) + -len(order) % self.num_replicas)
         else:
             order = np.arange(self.total_size)
         return order[self.rank :: self.num_replicas][: self.num_samples]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from torch import Tensor
 
 from dlblocks.data.checks import check_arrays, check_test_set
+from dlblocks.data.fingerprint import row_keys
 
 
 @dataclass
@@ -39,6 +41,11 @@ class Source:
     folds: np.ndarray | None = None
     feature_names: list[str] | None = None
     complete: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    @cached_property
+    def input_keys(self) -> np.ndarray:
+        """Numbers of the samples, int64 of shape (N,), equal for equal `inputs`."""
+        return row_keys(self.inputs)
 
     def check(self) -> None:
         """Raises a `ValueError` that says what is wrong with the arrays, and where."""

@@ -14,7 +14,8 @@ from torch import Tensor
 from typing_extensions import Self
 
 from dlblocks.data.checks import check_fold
-from dlblocks.data.folds import Indices
+from dlblocks.data.fingerprint import first_copies
+from dlblocks.data.folds import Indices, selection
 from dlblocks.data.splits import COUNTED, SPLITS, Split, hold_out_test, splits
 from dlblocks.errors import check_choice, check_range
 
@@ -31,12 +32,15 @@ class Columns:
         targets: Classes, integers of shape (N,); values, floating point; or None if not known.
         groups: Group of each sample, shape (N,).
         folds: Predefined fold of each sample, shape (N,).
+        copies: Whether `groups` are copies of one sample each, as ``groups="duplicates"`` makes
+            them.
     """
 
     num_samples: int
     targets: np.ndarray | None
     groups: np.ndarray | None
     folds: np.ndarray | None
+    copies: bool = False
 
 
 class SplitDataModule(pl.LightningDataModule):
@@ -61,6 +65,8 @@ class SplitDataModule(pl.LightningDataModule):
 
     Attributes:
         predict_on: The part that `predict_dataloader` loads, in the order of `indices`.
+        validate_on: The part that `val_dataloader` loads: ``"val"``, ``"selection"`` during a fit
+            of `with_selection`, or None for no validation.
         predict_index: Whether its batches end with the index of every sample, where they can.
         batch_size: Samples a batch (of each rank); ``"full"`` for all of a part.
         shuffle_seed: Seed of the order of training samples.
@@ -69,8 +75,10 @@ class SplitDataModule(pl.LightningDataModule):
     batch_size: BatchSize
     shuffle_seed: int
     predict_on = "test"
+    validate_on: str | None = "val"
     predict_index = True
     repeat = 0
+    selection_fraction = 0.0  # share of the training part; see `with_selection`
     whole = False  # whether all that is not held out trains; see `for_all`
     development: Indices | None = None  # the rows that are split, if not all; see `for_rows`
     # The parts before, and the rows that train instead; see `for_training_rows`.
@@ -105,6 +113,8 @@ class SplitDataModule(pl.LightningDataModule):
         self.split_seed = split_seed
         self.stratify = stratify
         self._rows: dict[str, Tensor] = {}
+        # The folds that were made last: the copies that `for_fold` makes share them.
+        self._folds: dict[tuple[Any, ...], list[dict[str, Indices]]] = {}
 
     # What a subclass defines
 
@@ -116,6 +126,29 @@ class SplitDataModule(pl.LightningDataModule):
     def fingerprint(self) -> str:
         """A hash of the data, by which a later run knows whether it has the same."""
         raise NotImplementedError(f"{type(self).__name__} must define fingerprint().")
+
+    def input_keys(self) -> np.ndarray | None:
+        """Return a number for each sample, the same for equal inputs.
+
+        int64 of shape (N,), or None if it is not known whether inputs are equal, or the data are
+        larger than 4 GiB.
+        """
+        return None
+
+    def shared_with_test(self) -> int | None:
+        """Count the test samples that are in the development set; None if it is not known.
+
+        0 where the test set was held out of one set of samples, by `test_fraction`.
+        """
+        return 0
+
+    def notes(self) -> list[str]:
+        """Sentences on the data that a result should say."""
+        return []
+
+    def count_test(self) -> int:
+        """The number of test samples."""
+        return len(self.indices("test"))
 
     @property
     def is_classification(self) -> bool:
@@ -136,17 +169,28 @@ class SplitDataModule(pl.LightningDataModule):
     def splits(self, num_folds: int | None = None, *, repeat: int = 0) -> list[dict[str, Indices]]:
         """The rows of ``"train"``, ``"val"`` and ``"test"`` of every fold.
 
+        After `with_selection` also those of ``"selection"``.
+
         Args:
             num_folds: Number of folds; None as in the constructor.
             repeat: Another number gives other folds of ``split="kfold"``.
         """
-        return splits(
-            num_folds=num_folds,
-            val_fraction=self.val_fraction,
-            folds=self.columns.folds,
-            repeat=repeat,
-            **self._test_arguments(),
-        )
+        found = self._splits(num_folds, repeat)
+        return [self._with_selection_part(fold, rows) for fold, rows in enumerate(found)]
+
+    def _splits(self, num_folds: int | None, repeat: int) -> list[dict[str, Indices]]:
+        names = ("split", "val_fraction", "test_fraction", "split_seed", "stratify")
+        key = (num_folds, repeat, *(getattr(self, name) for name in names))
+        if key not in self._folds:
+            self._folds.clear()
+            self._folds[key] = splits(
+                num_folds=num_folds,
+                val_fraction=self.val_fraction,
+                folds=self.columns.folds,
+                repeat=repeat,
+                **self._test_arguments(),
+            )
+        return self._folds[key]
 
     def _test_arguments(self) -> dict[str, Any]:
         """What decides which rows are held out and which are the development set."""
@@ -157,9 +201,35 @@ class SplitDataModule(pl.LightningDataModule):
             "test_fraction": self.test_fraction,
             "targets": self._strata(columns.targets),
             "groups": columns.groups,
+            "copies": columns.copies,
             "seed": self.split_seed,
             "development": self.development,
         }
+
+    def count_duplicates(self, num_folds: int | None = None, *, repeat: int = 0) -> int | None:
+        """Count validation samples with an exact copy in the training part.
+
+        The counts of all folds are added. Such a sample can be predicted by heart;
+        ``groups="duplicates"`` keeps its copies together. Only inputs are compared: copies may
+        have different targets.
+
+        Args:
+            num_folds: Number of folds; None as in the constructor.
+            repeat: Another number for other folds, as in `splits`.
+
+        Returns:
+            The number, or None if it is not known; see `input_keys`.
+        """
+        keys = self.input_keys()
+        if keys is None:
+            return None
+        first = first_copies(keys)
+        count = 0
+        for rows in self.splits(num_folds, repeat=repeat):
+            trained = np.zeros(len(first), dtype=bool)
+            trained[first[rows["train"]]] = True
+            count += int(trained[first[rows["val"]]].sum())
+        return count
 
     def count_folds(self, num_folds: int | None = None) -> int:
         """The number of folds of a cross-validation that is asked for `num_folds`.
@@ -207,25 +277,52 @@ class SplitDataModule(pl.LightningDataModule):
             rest, test = hold_out_test(**self._test_arguments())
             rows = {"train": rest, "val": rest[:0], "test": test}
         else:
-            found = self.splits(self.num_folds, repeat=self.repeat)
+            found = self._splits(self.num_folds, self.repeat)
             if self.fold >= len(found):
                 raise ValueError(
                     f"fold={self.fold} is outside 0 … {len(found) - 1}: split={self.split!r} makes "
                     f"{len(found)} folds of this data."
                 )
-            rows = found[self.fold]
+            rows = self._with_selection_part(self.fold, found[self.fold])
         return {part: torch.from_numpy(row) for part, row in rows.items()}
 
-    def rows_of(self, part: str) -> Tensor:
-        """The rows of a part after `setup`, int64 of shape (M,)."""
+    def _with_selection_part(self, fold: int, rows: dict[str, Indices]) -> dict[str, Indices]:
+        if not self.selection_fraction:
+            return rows
+        columns, train = self.columns, rows["train"]
+        # Other folds than "kfold" are not stratified, and nor is what is split off of them.
+        strata = self._strata(columns.targets) if self.split == "kfold" else None
+        try:
+            training, selected_on = selection(
+                len(train),
+                self.selection_fraction,
+                targets=None if strata is None else strata[train],
+                groups=None if columns.groups is None else columns.groups[train],
+                copies=columns.copies,
+                in_order=self.split == "time_series",
+                seed=self.split_seed,
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"fold {fold} has {len(train)} training samples, of which "
+                f"selection_fraction={self.selection_fraction} would select the epoch: "
+                f"{str(error).rstrip('.')}. Use select='last', which needs no such part."
+            ) from error
+        return {**rows, "train": train[training], "selection": train[selected_on]}
+
+    def rows_of(self, part: str | None) -> Tensor:
+        """The rows of a part after `setup`, int64 of shape (M,); none of the part None."""
         if not self._rows:
             raise RuntimeError(
                 f"{type(self).__name__} has no loaders before it is split; call setup('fit') first."
             )
-        return self._rows[part]
+        return self._rows["train"][:0] if part is None else self._rows[part]
 
     def indices(self, part: str) -> Tensor:
-        """Rows that are ``"train"``, ``"val"`` or ``"test"``, int64 of shape (M,)."""
+        """Rows that are ``"train"``, ``"val"`` or ``"test"``, int64 of shape (M,).
+
+        After `with_selection` there is ``"selection"``, after `for_training_rows` ``"oob"``.
+        """
         self.setup("fit")
         return self._rows[part]
 
@@ -244,12 +341,38 @@ class SplitDataModule(pl.LightningDataModule):
         new._rows = {}
         new.whole = False
         new._drawn = None
+        new.selection_fraction, new.validate_on = 0.0, "val"
         # Lightning has no public way to change hyperparameters of a copy without changing those of
         # the original, whose dictionaries the copy shares.
         hparams = copy.deepcopy(self.hparams)
         for key in hparams.keys() & {"num_folds", "fold"}:
             hparams[key] = getattr(new, key)
         vars(new).update(_hparams=hparams, _hparams_initial=copy.deepcopy(hparams))
+        return new
+
+    def with_selection(self, fraction: float) -> Self:
+        """A datamodule as new that gives up a share of its training part to select the epoch.
+
+        That share is the part ``"selection"``, disjoint from ``"train"``, ``"val"`` and ``"test"``.
+        What is fitted to the training part does not see it. `val_dataloader` loads it as long as
+        `validate_on` is ``"selection"``, so that early stopping and the best epoch look at it;
+        with ``validate_on = "val"`` the fold is scored. It is stratified as the folds are, holds
+        whole groups, and under ``split="time_series"`` the last rows. This one is left as it is.
+
+        Args:
+            fraction: Share of the training part, in (0, 1).
+
+        Raises:
+            ValueError: At the first use of the data: too few samples, of a class or groups.
+
+        Example:
+            >>> from dlblocks.data import TabularDataModule
+            >>> data = TabularDataModule("iris").for_fold(0, 5).with_selection(0.15)
+            >>> {part: len(data.indices(part)) for part in ("train", "selection", "val", "test")}
+            {'train': 82, 'selection': 14, 'val': 24, 'test': 30}
+        """
+        new = self.for_fold(self.fold, self.num_folds, repeat=self.repeat)
+        new.selection_fraction, new.validate_on = fraction, "selection"
         return new
 
     def for_all(self) -> Self:
@@ -292,7 +415,7 @@ class SplitDataModule(pl.LightningDataModule):
                 f"({len(outside)} such rows in all)."
             )
         new = self.for_fold(self.fold, self.num_folds, repeat=self.repeat)
-        new.development = kept
+        new.development, new._folds = kept, {}
         return new
 
     def for_training_rows(self, rows: npt.ArrayLike, *, shuffle_seed: int | None = None) -> Self:

@@ -38,6 +38,7 @@ def splits(
     seed: int = 0,
     repeat: int = 0,
     development: Indices | None = None,
+    copies: bool = False,
 ) -> list[dict[str, Indices]]:
     """Splits ``range(num_samples)`` into ``"train"``, ``"val"`` and ``"test"``, once for each fold.
 
@@ -59,6 +60,7 @@ def splits(
         repeat: Another number gives other folds of ``"kfold"``.
         development: Split these rows alone instead of all that is not held out; sorted, and none
             of them held out.
+        copies: `groups` are copies of one sample each, as ``groups="duplicates"`` makes them.
 
     Raises:
         ValueError: An argument that the split needs is missing, or one that it cannot heed is
@@ -69,7 +71,7 @@ def splits(
         >>> {part: len(rows) for part, rows in first.items()}, len(others)
         ({'train': 6, 'val': 2, 'test': 2}, 3)
     """
-    _check_columns(split, groups, folds)
+    _check_columns(split, groups, folds, copies)
     classes = None if targets is None else as_column("targets", targets, num_samples)
     members = None if groups is None else as_column("groups", groups, num_samples)
     numbers = None if folds is None else as_column("folds", folds, num_samples)
@@ -81,11 +83,13 @@ def splits(
         groups=members,
         seed=seed,
         development=development,
+        copies=copies,
     )
     members = None if members is None else members[rest]
     arguments: dict[str, Any] = {
         "targets": None if classes is None else classes[rest],
         "groups": members,
+        "copies": copies,
         "seed": seed + repeat,
     }
     pairs: list[Fold]
@@ -118,6 +122,7 @@ def hold_out_test(
     groups: npt.ArrayLike | None = None,
     seed: int = 0,
     development: Indices | None = None,
+    copies: bool = False,
 ) -> Fold:
     """The rows of the development set and those held out; arguments are those of `splits`.
 
@@ -128,13 +133,20 @@ def hold_out_test(
     if split == "time_series":
         rest, test = last(num_samples, test_fraction)
     else:
-        rest, test = holdout(num_samples, test_fraction, targets=targets, groups=groups, seed=seed)
+        rest, test = holdout(
+            num_samples, test_fraction, targets=targets, groups=groups, copies=copies, seed=seed
+        )
     return (rest if development is None else development), test
 
 
-def _check_columns(split: str, groups: object, folds: object) -> None:
+def _check_columns(split: str, groups: object, folds: object, copies: bool) -> None:
     """Refuses a column that is missing, or that the split would have to disregard."""
     check_choice("split", split, SPLITS)
+    if copies and split in ("time_series", "leave_one_group_out"):
+        raise ValueError(
+            f"groups='duplicates' keeps copies of a sample together, which split={split!r} cannot; "
+            "use split='kfold', or leave groups out."
+        )
     for argument, value, needs in (
         ("groups", groups, "leave_one_group_out"),
         ("folds", folds, "predefined"),

@@ -42,6 +42,8 @@ class TabularDataModule(DataModule):
         group: A CSV column of groups, none of which is in two parts; it is no feature.
         fold_column: A CSV column of folds, for ``split="predefined"``; a row whose cell is empty or
             -1 always trains. It is no feature.
+        groups: ``"duplicates"`` keeps rows of exactly equal features together: none has a copy in
+            another part or fold.
         task: ``"classification"``, ``"regression"``, or None to decide by the target.
         missing: ``"refuse"`` or ``"impute"``.
         batch_size: Samples a batch, or ``"full"``.
@@ -79,6 +81,7 @@ class TabularDataModule(DataModule):
         target: str | None = None,
         group: str | None = None,
         fold_column: str | None = None,
+        groups: Literal["duplicates"] | None = None,
         task: Literal["classification", "regression"] | None = None,
         missing: Literal["refuse", "impute"] = "refuse",
         batch_size: BatchSize = 64,
@@ -107,7 +110,12 @@ class TabularDataModule(DataModule):
             stratify=stratify,
             normalize=normalize,
             device_resident=device_resident,
+            groups=groups,
         )
+        if group is not None and groups is not None:
+            raise ValueError(
+                f"group={group!r} and groups={groups!r} cannot both be kept whole; give one."
+            )
         if (dataset is None) == (csv is None):
             raise ValueError(
                 f"dataset={dataset!r} and csv={csv!r}: give one of them; "

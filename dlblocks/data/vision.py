@@ -35,6 +35,7 @@ class _TorchvisionDataModule(DataModule):
         normalize: bool = True,
         train_transform: Callable[[Any], Any] | None = None,
         device_resident: bool | Literal["auto"] = False,
+        groups: Literal["duplicates"] | None = None,
     ) -> None:
         super().__init__(
             batch_size=batch_size,
@@ -49,6 +50,7 @@ class _TorchvisionDataModule(DataModule):
             normalize=normalize,
             train_transform=train_transform,
             device_resident=device_resident,
+            groups=groups,
         )
         self.root = root
         self.download = download
@@ -113,6 +115,8 @@ class MNISTDataModule(_TorchvisionDataModule):
         train_transform: A random transform of single training images, in the workers; see
             `DataModule`.
         device_resident: Keep the arrays on the accelerator: True, False or ``"auto"``.
+        groups: ``"duplicates"`` keeps exactly equal images together: none has a copy in another
+            fold.
     """
 
     dataset_name = "MNIST"
@@ -137,6 +141,8 @@ class FashionMNISTDataModule(_TorchvisionDataModule):
         train_transform: A random transform of single training images, in the workers; see
             `DataModule`.
         device_resident: Keep the arrays on the accelerator: True, False or ``"auto"``.
+        groups: ``"duplicates"`` keeps exactly equal images together: none has a copy in another
+            fold.
     """
 
     dataset_name = "FashionMNIST"
@@ -161,6 +167,8 @@ class CIFAR10DataModule(_TorchvisionDataModule):
         train_transform: A random transform of single training images, in the workers; see
             `DataModule`.
         device_resident: Keep the arrays on the accelerator: True, False or ``"auto"``.
+        groups: ``"duplicates"`` keeps exactly equal images together: none has a copy in another
+            fold.
     """
 
     dataset_name = "CIFAR10"
@@ -185,6 +193,8 @@ class CIFAR100DataModule(_TorchvisionDataModule):
         train_transform: A random transform of single training images, in the workers; see
             `DataModule`.
         device_resident: Keep the arrays on the accelerator: True, False or ``"auto"``.
+        groups: ``"duplicates"`` keeps exactly equal images together: none has a copy in another
+            fold.
     """
 
     dataset_name = "CIFAR100"

@@ -39,7 +39,7 @@ from dlblocks.files import (
     is_rank_zero,
     know_rank,
 )
-from dlblocks.fitting import CALLBACKS, check_mode, check_trainer_arguments, new_callbacks
+from dlblocks.fitting import CALLBACKS, check_trainer_arguments, new_callbacks, resolve_mode
 from dlblocks.lock import locked
 from dlblocks.models import Regressor
 from dlblocks.models.checkpoints import restore, write_checkpoint
@@ -81,7 +81,8 @@ class Bagging:
         make_callbacks: Returns new callbacks; called for every member.
         trainer: Arguments of the Lightning `Trainer`, such as ``{"max_epochs": 30}``.
         monitor: The logged metric by which each member's best epoch is chosen.
-        mode: Whether ``"min"`` or ``"max"`` of `monitor` is best.
+        mode: Whether ``"min"`` or ``"max"`` of `monitor` is best; None for the metric's own
+            direction, where its name or a torchmetrics object of the model says it.
         engine: ``"sequential"``: one fit after another. ``"vectorized"``: all as one, many times
             faster for small nets; needs a `DataModule` over arrays, one device, and no callbacks
             but `EarlyStopping` and those that change batches. Losses and weights agree within
@@ -128,7 +129,7 @@ class Bagging:
         make_callbacks: Callable[[], Sequence[Callback]] | None = None,
         trainer: Mapping[str, Any] | None = None,
         monitor: str = "val/loss",
-        mode: Literal["min", "max"] = "min",
+        mode: Literal["min", "max"] | None = None,
         engine: Literal["sequential", "vectorized", "auto"] = "sequential",
         logger: Literal["csv", "wandb", "tensorboard", "none"] | None = "csv",
         run_dir: str | PathLike[str] = "runs/bagging",
@@ -144,7 +145,7 @@ class Bagging:
         check_range("max_samples", max_samples, 0, 1, low_open=True)
         check_range("seed", seed, 0)
         check_choice("voting", voting, ["soft", "hard"])
-        check_mode(monitor, mode)
+        mode = resolve_mode(monitor, mode, make_model)
         check_choice("engine", engine, ENGINES)
         if samples is not None:
             if len(samples) != num_members:
@@ -156,10 +157,7 @@ class Bagging:
                 raise ValueError(
                     "samples= are drawn already; leave out max_samples, bootstrap and stratify."
                 )
-        self.trainer = check_trainer_arguments(trainer)
-        for name in ("max_epochs", "max_steps"):
-            if self.trainer.get(name) == 0:
-                raise ValueError(f"trainer={{{name!r}: 0}} trains no member; give 1 or more.")
+        self.trainer = check_trainer_arguments(trainer, monitor)
         if self.trainer.get("fast_dev_run"):
             raise ValueError(
                 "trainer={'fast_dev_run': …} keeps no weights to make an ensemble of; use "

@@ -20,7 +20,7 @@ from dlblocks.csv_log import csv_writers
 from dlblocks.data import DataModule
 from dlblocks.ensembles.errors import NotVectorizable
 from dlblocks.errors import did_you_mean
-from dlblocks.history import History
+from dlblocks.history import History, name_of_selection
 from dlblocks.models.base import Model
 
 
@@ -73,14 +73,14 @@ class Best:
         epoch: The epoch, from 0.
         step: Optimizer steps until then.
         value: The monitored metric.
-        state: Parameters and buffers.
-        metrics: All that was logged of it.
+        state: Parameters and buffers; None for those that the model has at the end.
+        metrics: The score of these weights, or what was logged of the epoch.
     """
 
     epoch: int
     step: int
     value: float
-    state: dict[str, Tensor]
+    state: dict[str, Tensor] | None
     metrics: dict[str, float]
 
 
@@ -144,6 +144,11 @@ class Member:
         self.optimizer = optimizers[0]
         self.schedules = [{**SCHEDULE, **_as_dict(schedule)} for schedule in schedules]
 
+    def plateau_monitors(self) -> list[str | None]:
+        """What the plateau schedules monitor."""
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
+        return [s["monitor"] for s in self.schedules if isinstance(s["scheduler"], plateau)]
+
     def step_schedules(self, interval: str, *, plateau: bool, count: int) -> None:
         """Steps the learning-rate schedules of one kind, as a Trainer would."""
         for schedule in self.schedules:
@@ -189,9 +194,17 @@ class Member:
         trainer: Any = self.trainer
         tracking.LogFirstBatch().on_train_batch_start(trainer, self.model, batch, 0)
 
-    def log(self, metrics: Mapping[str, Tensor]) -> None:
-        """Logs what an epoch has found, as a Trainer would at its end."""
-        values = {name: float(value) for name, value in metrics.items()}
+    def log(self, metrics: Mapping[str, Tensor], *, selected: bool = False) -> None:
+        """Logs what an epoch has found, as a Trainer would at its end.
+
+        Args:
+            metrics: What it has found.
+            selected: Whether these are metrics of the selection part.
+        """
+        values = {
+            name_of_selection(name) if selected else name: float(value)
+            for name, value in metrics.items()
+        }
         row = {**values, "epoch": self.trainer.current_epoch}
         for logger in (self.history, *self.loggers):
             logger.log_metrics(dict(row), step=self.steps - 1)
@@ -278,15 +291,32 @@ class Member:
             kept = {name: v for name, v in values.items() if name.startswith("val/")}
             self.best = Best(self.trainer.current_epoch, self.steps, value, copy_state(), kept)
 
+    def keep_last(self) -> None:
+        """Counts the epoch whose weights the model has now as the one to keep."""
+        self.best = Best(self.trainer.current_epoch, self.steps, math.nan, None, {})
+
+    def keep_score(self, scores: Mapping[str, Tensor]) -> None:
+        """Keeps and logs the metrics of the kept weights on the part ``"val"``."""
+        assert self.best is not None  # for the type checker: every member that is scored has one
+        self.best.metrics = {name: float(value) for name, value in scores.items()}
+        row = {**self.best.metrics, "epoch": self.epochs}
+        for logger in self.loggers:
+            logger.log_metrics(dict(row), step=self.steps)
+            logger.save()
+
     def restore_best(self) -> None:
         """Gives the model the weights of its best epoch, in memory of its own."""
+        self.detach_from_stack()
+        if self.best is not None and self.best.state is not None:
+            self.model.load_state_dict(self.best.state)
+
+    def detach_from_stack(self) -> None:
+        """Gives the model's parameters and buffers memory of their own."""
         for p in self.model.parameters():
             p.data, p.grad = p.data.clone(), None
         for module in self.model.modules():
             for name, buffer in module._buffers.items():
                 module._buffers[name] = None if buffer is None else buffer.clone()
-        if self.best is not None:
-            self.model.load_state_dict(self.best.state)
 
     def detach(self) -> None:
         """Ends what `attach` began."""

@@ -157,21 +157,23 @@ class Fits:
         started = time.monotonic()
         pl.seed_everything(self.seed + k, workers=True, verbose=False)
         model, data = self.new_model(), self.make_data(k)
-        done = fit(
-            model,
-            data,
-            self.folder(k),
-            callbacks=new_callbacks(self.make_callbacks),
-            trainer=self.trainer,
-            monitor=self.monitor,
-            mode=self.mode,
-            logger=self.new_logger(k),
-            bar=False if bar is None else _Bar(bar, 1),
-            resume=self.resume,
-        )
-        predicted = None
-        if len(data.indices("oob")):
-            predicted = predict_part(done.trainer, model, data, "oob")
+        logger = self.new_logger(k)
+        with tracking.finishing(logger):
+            done = fit(
+                model,
+                data,
+                self.folder(k),
+                callbacks=new_callbacks(self.make_callbacks),
+                trainer=self.trainer,
+                monitor=self.monitor,
+                mode=self.mode,
+                logger=logger,
+                bar=False if bar is None else _Bar(bar, 1),
+                resume=self.resume,
+            )
+            predicted = None
+            if len(data.indices("oob")):
+                predicted = predict_part(done.trainer, model, data, "oob")
         return self._finish(
             k,
             data,

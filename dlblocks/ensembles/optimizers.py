@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -102,8 +103,7 @@ class MergedOptimizer:
         """Whether like parameter groups of all models have equal settings."""
         count = len(self.optimizers)
         return all(
-            set(places) == {(k, j) for k in range(count) for j in {j for _, j in places}}
-            for places in equal
+            set(places) == set(product(range(count), {j for _, j in places})) for places in equal
         )
 
     def _step_stacked(self) -> None:

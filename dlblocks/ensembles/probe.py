@@ -59,6 +59,8 @@ def try_a_step(together: Together) -> None:
     with _untouched(together):
         for training in (True, False):
             source = together.train_source if training else together.val_source
+            if source is None:
+                continue
             stack.train(training)
             for batches in source.step(0, everyone):
                 context = precision.train_step_context if training else precision.val_step_context

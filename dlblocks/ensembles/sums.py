@@ -88,9 +88,8 @@ class Sums:
         }
         # One look at the device for all.
         columns = torch.stack([values.double() for values in found.values()]).cpu().float()
+        names = [f"{self.stage}/{name}" for name in found]
         return [
-            {f"{self.stage}/{name}": columns[i, k] for i, name in enumerate(found)}
-            if member.active
-            else {}
-            for k, member in enumerate(self.members)
+            dict(zip(names, values.unbind(), strict=True)) if member.active else {}
+            for member, values in zip(self.members, columns.unbind(1), strict=True)
         ]

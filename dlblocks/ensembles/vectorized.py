@@ -25,6 +25,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dlblocks import tracking
 from dlblocks.ensembles import saved
 from dlblocks.ensembles.batches import BatchSource
 from dlblocks.ensembles.errors import NotVectorizable, naming
@@ -35,6 +36,7 @@ from dlblocks.ensembles.stack import Stack
 from dlblocks.ensembles.sums import Sums
 from dlblocks.ensembles.support import check_vectorizable
 from dlblocks.errors import check_choice
+from dlblocks.fitting import check_needs_no_validation
 from dlblocks.models.base import FLUSH_EVERY
 from dlblocks.no_gpu import quick_gpu_check
 from dlblocks.predictions import stack as stack_predictions
@@ -57,7 +59,8 @@ class Together(pl.LightningModule):
 
     The losses, weights and metrics of a member are those of a fit of its own, within rounding, but
     for draws of dropout, which come from a generator that all share. Afterwards each model holds
-    the weights of its own best epoch.
+    the weights of its own best epoch, chosen on the part that its `datamodule.validate_on` names;
+    where that is None, those of its last epoch.
 
     Everything is made ready here, so that what cannot be fitted together is known before anything
     is trained.
@@ -94,6 +97,7 @@ class Together(pl.LightningModule):
         self.automatic_optimization = False
         self.members = list(members)
         self.monitor, self.mode = monitor, mode
+        self.validates_on = members[0].datamodule.validate_on
         self.on_error: str = on_error
         self.save_to: Path | None = None
         self.accumulate = trainer.get("accumulate_grad_batches") or 1
@@ -135,6 +139,8 @@ class Together(pl.LightningModule):
         self.stack = Stack([member.model for member in self.members], self.root_device)
         for member in self.members:
             member.make_optimizer()
+            if self.validates_on is None:
+                check_needs_no_validation(member.callbacks, member.plateau_monitors())
         self.optimizers_of = MergedOptimizer(
             [member.optimizer for member in self.members], self.stack
         )
@@ -157,17 +163,24 @@ class Together(pl.LightningModule):
                     for member in self.live:
                         member.begin()
                     self.fitter.fit(self, train_dataloaders=self.loader())
+                for member in self.members:
+                    member.restore_best()
+                if self.validates_on != "val":
+                    self._score()
+                for member in self.members:
+                    if member.best is not None:
+                        tracking.log_scores(member.loggers, member.best.metrics)
             finally:
                 self.detach()
-        for member in self.members:
-            member.restore_best()
 
     # Before
 
     def _make_sources(self) -> None:
         self.train_source = BatchSource(self.live, "train", self.root_device)
-        self.val_source = BatchSource(self.live, "val", self.root_device)
-        self.val_source.begin(0)
+        self.val_source = None
+        if self.validates_on is not None:
+            self.val_source = BatchSource(self.live, "val", self.root_device)
+            self.val_source.begin(0)
 
     def _batches(self, k: int) -> int:
         return _limited("train", self.train_source.count(k), self.limit_train)
@@ -267,14 +280,14 @@ class Together(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         self._check_late()
         train = self._sums.compute()
-        validated = (self.epoch + 1) % self.validate_every == 0
+        validated = self.val_source is not None and (self.epoch + 1) % self.validate_every == 0
         val = self._validate() if validated else [{} for _ in self.live]
         for k, member in enumerate(self.live):
             if not member.active:
                 continue  # failed in this epoch
             member.step_schedules("epoch", plateau=False, count=self.epoch + 1)
             if validated:
-                member.log(val[k])
+                member.log(val[k], selected=self.validates_on == "selection")
                 member.call("on_validation_end")
             member.log(train[k])
             member.call("on_train_epoch_end")
@@ -282,9 +295,12 @@ class Together(pl.LightningModule):
             if validated:
                 found = {**train[k], **val[k]}
                 member.keep_best(found, self.monitor, self.mode, partial(self.stack.state, k))
+            elif self.val_source is None:
+                member.keep_last()
             member.step_schedules("epoch", plateau=True, count=self.epoch + 1)
-            self.optimizers_of.settings_changed()
             member.active = not member.trainer.should_stop
+        if any(member.schedules for member in self.live):
+            self.optimizers_of.settings_changed()
         self.epoch += 1
         self._drop_stopped()
         if not self.live:
@@ -302,7 +318,22 @@ class Together(pl.LightningModule):
             self.stack.keep(keep)
             self._make_sources()
 
+    def _score(self) -> None:
+        """Scores the kept weights of all members on the part ``"val"``, in one pass."""
+        self.live = [member for member in self.members if member.error is None]
+        if not self.live:
+            return
+        for member in self.live:
+            member.active, member.datamodule.validate_on = True, "val"
+        self.validates_on = "val"
+        self.stack = Stack([member.model for member in self.live], self.root_device)
+        self._make_sources()
+        for member, scores in zip(self.live, self._validate(), strict=True):
+            member.keep_score(scores)
+            member.detach_from_stack()
+
     def _validate(self) -> list[dict[str, Tensor]]:
+        assert self.val_source is not None  # for the type checker
         self.stack.train(False)
         sums = Sums(self.live, "val", self.root_device)
         active = [k for k, member in enumerate(self.live) if member.active]
@@ -323,7 +354,7 @@ class Together(pl.LightningModule):
     def progress(self) -> tuple[float, str]:
         """The share of the epochs that is done, and a line about it."""
         total = self._max_epochs
-        monitored = [m.best.value for m in self.members if m.best is not None]
+        monitored = [m.best.value for m in self.members if m.best is not None and m.best.state]
         text = f"epoch {self.epoch}/{total}"
         if len(self.live) < len(self.members):
             text += f" | {len(self.live)} still running"

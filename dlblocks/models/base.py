@@ -101,6 +101,13 @@ class Model(pl.LightningModule):
         """The mean loss of a batch, a scalar."""
         raise NotImplementedError(f"{type(self).__name__} must define loss(outputs, targets).")
 
+    @property
+    def loss_range(self) -> tuple[float | None, float | None]:
+        """Lowest and highest possible loss, None for an unknown bound."""
+        # None of our losses is negative; a subclass may define another.
+        is_own = type(self).loss.__module__.startswith("dlblocks.models.")
+        return (0.0 if is_own else None), None
+
     def for_metrics(self, outputs: Tensor, targets: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
         """What to keep of a batch until the metrics are updated."""
         return outputs, targets

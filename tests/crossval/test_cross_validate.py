@@ -10,6 +10,8 @@ from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, Model
 from sklearn.metrics import accuracy_score
 from sklearn.model_selection import StratifiedKFold
 from torch import nn
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassHingeLoss
 
 from dlblocks.callbacks import Augment, ExactResume, MixUp
 from dlblocks.crossval import CrossValidationResult, cross_validate
@@ -47,7 +49,7 @@ def test_averaged_weights_validate_predict_and_are_saved(tmp_path):
         target, prediction = result.oof.target[inside], result.oof.prediction[inside]
         loss = -np.log(prediction[np.arange(len(target)), target]).mean()
         assert loss == pytest.approx(row["val/loss"], rel=1e-4)
-        data = DigitsDataModule().for_fold(row["fold"], 3)
+        data = DigitsDataModule().for_fold(row["fold"], 3).with_selection(0.15)
         inputs, _, _ = data.arrays("val")
         model = load(tmp_path / "run" / row["checkpoint"]).eval()
         with torch.no_grad():
@@ -76,7 +78,7 @@ def test_files_and_result(tmp_path):
         assert (folder / f"fold-{fold}" / "metrics.csv").is_file()
         history = rows_of(folder / f"fold-{fold}" / "history.csv")
         assert [row["epoch"] for row in history] == ["0", "1"]
-        assert {"train/loss", "val/loss", "val/accuracy"} <= history[0].keys()
+        assert {"train/loss", "selection/loss", "selection/accuracy"} <= history[0].keys()
     assert not list(folder.rglob(".*"))  # no temporary file is left
 
     again = CrossValidationResult.load(folder)
@@ -96,7 +98,7 @@ def test_out_of_fold_predictions_are_those_of_the_best_checkpoints(tmp_path):
     np.testing.assert_allclose(oof.prediction.sum(1), 1, rtol=1e-5)
     for row in result.folds:
         inside = oof.fold == row["fold"]
-        fold = data.for_fold(row["fold"], 3)
+        fold = data.for_fold(row["fold"], 3).with_selection(0.15)
         inputs, targets, index = fold.arrays("val")
         np.testing.assert_array_equal(oof.index[inside], index)
         model = load(tmp_path / "run" / row["checkpoint"])
@@ -132,7 +134,7 @@ def test_the_same_seed_gives_the_same_numbers(tmp_path):
 
 def test_a_fold_does_not_depend_on_the_folds_before_it(tmp_path):
     whole = run(tmp_path, name="whole")
-    data = DigitsDataModule().for_fold(2, 3)
+    data = DigitsDataModule().for_fold(2, 3).with_selection(0.15)
     pl.seed_everything(0 + 2, workers=True, verbose=False)
     model = MLPClassifier(64, 10, hidden=[16], lr=0.01)
     trainer = pl.Trainer(
@@ -185,23 +187,27 @@ def test_training_sees_only_its_own_part(tmp_path):
 
     class Spy(pl.Callback):
         def __init__(self):
-            self.trained, self.validated = set(), set()
+            self.trained, self.validated, self.looked_at = set(), set(), set()
             seen[len(seen)] = self
 
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
             self.trained |= set(batch[0][:, 0].tolist())
 
         def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, loader=0):
-            self.validated |= set(batch[0][:, 0].tolist())
+            self.looked_at |= set(batch[0][:, 0].tolist())
+            if trainer.state.fn == "validate":  # the score, after the fit
+                self.validated |= set(batch[0][:, 0].tolist())
 
     data = ArrayDataModule(x, y, normalize=False, test_fraction=0.2)
     run(tmp_path, lambda: MLPClassifier(3, 2), data, make_callbacks=lambda: [Spy()])
     test = set(map(float, data.arrays("test")[2].tolist()))
     assert len(seen) == 3
     for spy in seen.values():
-        assert not spy.trained & spy.validated
-        assert not (spy.trained | spy.validated) & test
-        assert len(spy.trained | spy.validated) == 48
+        selected_on = spy.looked_at - spy.validated
+        assert not spy.trained & spy.looked_at
+        assert not (spy.trained | spy.looked_at) & test
+        assert len(spy.trained | spy.looked_at) == 48
+        assert len(selected_on) == 5
     validated = [v for spy in seen.values() for v in spy.validated]
     assert len(validated) == len(set(validated)) == 48
 
@@ -231,28 +237,27 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path):
         trainer={**CPU, "max_epochs": 40},
     )
     for row, history in zip(result.folds, result.histories, strict=True):
-        losses = [h["val/loss"] for h in history]
+        losses = [h["selection/loss"] for h in history]
         assert row["epochs"] == len(losses) < 40
         assert row["best_epoch"] == 1 + int(np.argmin(losses))
-        assert row["val/loss"] == pytest.approx(min(losses), rel=1e-5)
     assert "best" in result.table()
 
 
-class LossOfNaN(MLPClassifier):
-    """Logs a validation loss of NaN in its first epoch."""
+class ScoreOfNaN(MLPClassifier):
+    """Logs a validation loss and accuracy of NaN in its first epoch."""
 
     def compute_metrics(self, stage):
         found = super().compute_metrics(stage)
         if stage == "val" and self.trainer.current_epoch == 0 and self.trainer.state.fn == "fit":
-            found["val/loss"] = found["val/loss"] * torch.nan
+            found = {name: value * torch.nan for name, value in found.items()}
         return found
 
 
-@pytest.mark.parametrize("mode", ["min", "max"])
-def test_an_epoch_whose_score_is_no_number_is_not_the_best(tmp_path, mode):
-    result = run(tmp_path, lambda: LossOfNaN(64, 10, hidden=[8]), mode=mode)
+@pytest.mark.parametrize("monitor", ["val/loss", "val/accuracy"])
+def test_an_epoch_whose_score_is_no_number_is_not_the_best(tmp_path, monitor):
+    result = run(tmp_path, lambda: ScoreOfNaN(64, 10, hidden=[8]), monitor=monitor)
     for row, history in zip(result.folds, result.histories, strict=True):
-        assert np.isnan(history[0]["val/loss"])
+        assert np.isnan(history[0][monitor.replace("val/", "selection/")])
         saved = torch.load(tmp_path / "run" / row["checkpoint"], weights_only=True)
         assert row["best_epoch"] == saved["epoch"] + 1 > 1
 
@@ -291,6 +296,85 @@ def test_somebody_elses_module(tmp_path, plain_module):
     assert result.metrics == ["loss_of_mine"]
 
 
+class OwnLoss(MLPClassifier):
+    """A loss of its own, of which nobody knows how low it goes."""
+
+    def loss(self, outputs, targets):
+        return super().loss(outputs, targets) - 5
+
+
+def test_ranges_are_kept_with_the_result(tmp_path):
+    result = run(tmp_path, num_folds=2)
+    unit = [0, 1]
+    known = {"val/loss": [0, None], "val/accuracy": unit, "val/f1": unit,
+             "val/calibration_error": unit}  # fmt: skip
+    assert CrossValidationResult.load(result.run_dir).info["ranges"] == known
+    assert run(tmp_path, num_folds=2).info["ranges"].keys() == known.keys()  # read back
+    other = run(tmp_path, lambda: OwnLoss(64, 10, hidden=[8]), num_folds=2, name="other")
+    assert "val/loss" not in other.info["ranges"]
+    assert other.interval("val/loss")[0] < -1
+
+
+def test_mode_is_the_metrics_own(tmp_path):
+    result = run(tmp_path, monitor="val/accuracy", trainer={**CPU, "max_epochs": 3})
+    assert result.info["mode"] == "max"
+    for row, history in zip(result.folds, result.histories, strict=True):
+        scores = [epoch["val/accuracy"] for epoch in history]
+        assert row["best_epoch"] == 1 + int(np.argmax(scores))
+    assert run(tmp_path, name="other").info["mode"] == "min"
+
+
+class Scored(pl.LightningModule):
+    """Somebody else's: logs torchmetrics objects under names that say nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(4, 3)
+        self.val_score = MulticlassAccuracy(3)
+        self.others = MetricCollection({"it": MulticlassHingeLoss(3)}, prefix="val/")
+        self.seen = MulticlassAccuracy(3)
+        self.trained = 0
+
+    def training_step(self, batch, batch_idx):
+        self.trained += 1
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        outputs = self.net(batch[0]).softmax(1)
+        self.val_score(outputs, batch[1])
+        self.others(outputs, batch[1])
+        self.seen(outputs, batch[1])
+        self.log("val/score", self.val_score)
+        self.log("what", self.seen)
+        self.log_dict(self.others)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("monitor", "right", "wrong"),
+    [("val/score", "max", "min"), ("val/it", "min", "max"), ("what", "max", "min")],
+)
+def test_direction_of_a_metric_object_that_is_logged(tmp_path, monitor, right, wrong):
+    """Said before the first training step; its name alone says nothing."""
+    made = []
+
+    def make():
+        made.append(Scored())
+        return made[-1]
+
+    data = ArrayDataModule(np.random.default_rng(0).random((60, 4)), np.arange(60) % 3)
+    with pytest.raises(ValueError, match=f"monitor='{monitor}'.* is best .* set mode='{right}'"):
+        run(tmp_path, make, data, monitor=monitor, mode=wrong)
+    assert made and not any(model.trained for model in made)
+    good = run(tmp_path, make, data, name="good", monitor=monitor, mode=right, logger=None)
+    assert good.info["mode"] == right
+    assert "log" not in vars(made[-1])
+    if monitor != "what":  # an attribute, or an entry of a collection
+        assert run(tmp_path, make, data, name="none", monitor=monitor).info["mode"] == right
+
+
 @pytest.mark.parametrize(("every", "epochs"), [(1, [0]), (2, [0, 1])])
 def test_a_monitor_that_is_never_logged(tmp_path, plain_module, every, epochs):
     """It is found after the first validation: no further epoch is spent."""
@@ -310,24 +394,22 @@ def test_a_monitor_that_is_never_logged(tmp_path, plain_module, every, epochs):
     assert begun == epochs
 
 
-@pytest.mark.parametrize(("every", "mode"), [(1, "min"), (3, "min"), (3, "max")])
-def test_a_metric_of_training_chooses_the_epoch_whose_weights_are_kept(tmp_path, every, mode):
+@pytest.mark.parametrize(
+    ("every", "name", "best"), [(1, "loss", min), (3, "loss", min), (3, "accuracy", max)]
+)
+def test_a_metric_of_training_chooses_the_epoch_whose_weights_are_kept(tmp_path, every, name, best):
     """Lightning judges by it at a validation, where it is that of the epoch before."""
     result = run(
         tmp_path, lambda: MLPClassifier(64, 10, hidden=[16], lr=0.1, optimizer="sgd"),
-        monitor="train/loss", mode=mode,
+        monitor=f"train/{name}",
         trainer={"max_epochs": 5, "accelerator": "cpu", "check_val_every_n_epoch": every},
     )  # fmt: skip
     for row in result.folds:
         folder = tmp_path / "run" / f"fold-{row['fold']}"
         kept = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
-        losses = [float(epoch["train/loss"]) for epoch in rows_of(folder / "history.csv")]
-        assert len(losses) == 5
-        assert (
-            kept["epoch"] + 1
-            == row["best_epoch"]
-            == 1 + losses.index({"min": min, "max": max}[mode](losses))
-        )
+        scores = [float(epoch[f"train/{name}"]) for epoch in rows_of(folder / "history.csv")]
+        assert len(scores) == 5
+        assert kept["epoch"] + 1 == row["best_epoch"] == 1 + scores.index(best(scores))
 
 
 def test_a_datamodule_may_come_from_a_function(tmp_path):
@@ -354,7 +436,9 @@ def test_fast_dev_run(tmp_path):
         ({"num_folds": 2.5}, ValueError, "num_folds=2.5 is no whole number"),
         ({"num_folds": "5"}, TypeError, "num_folds='5' must be a number"),
         ({"repeats": 0}, ValueError, "repeats=0"),
-        ({"monitor": "val/accuracy"}, ValueError, "best where it is highest.*set mode='max'"),
+        ({"monitor": "val/accuracy", "mode": "min"}, ValueError, "is highest.*set mode='max'"),
+        ({"mode": "max"}, ValueError, "monitor='val/loss' is best where it is lowest.*'min'"),
+        ({"monitor": "val/score"}, ValueError, "monitor='val/score' does not say .*set mode='min'"),
         ({"trainer": pl.Trainer(logger=False)}, TypeError, "trainer is a Trainer; give the arg"),
         ({"trainer": {"max_epochs": "3"}}, TypeError, "{'max_epochs': '3'} must be a number"),
         ({"make_callbacks": [MixUp()]}, TypeError, "make_callbacks=.* is no function"),

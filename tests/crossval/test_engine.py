@@ -81,7 +81,7 @@ def test_what_comes_after(tmp_path):
     again = CrossValidationResult.load(tmp_path / "cv")
     assert again.mean("val/accuracy") == result.mean("val/accuracy")
     first = load(tmp_path / "cv" / result.folds[0]["checkpoint"]).eval()
-    fold = data.for_fold(0, 3)
+    fold = data.for_fold(0, 3).with_selection(0.15)
     inputs, _, rows = fold.arrays("val")
     with torch.no_grad():
         probabilities = first(fold.transform(inputs)).softmax(1)
@@ -237,7 +237,9 @@ def test_wandb_runs(tmp_path):
         assert one["group"] == "cv" and one["job_type"] == "fold" and one["finished"]
         assert one["config"]["fold"] == k and one["config"]["lr"] == 0.01
         assert one["summary"]["val/accuracy"] > 0.3
-        assert [row["epoch"] for row in one["history"] if "val/loss" in row] == [0, 1, 2]
+        curve = [row["epoch"] for row in one["history"] if "selection/loss" in row]
+        assert curve == [0, 1, 2]
+        assert [row["epoch"] for row in one["history"] if "val/loss" in row] == [3]  # the score
 
 
 def train(folder, moment):

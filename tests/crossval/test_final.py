@@ -7,11 +7,20 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
+from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset, random_split
 
 from dlblocks.callbacks import Augment, ExactResume
 from dlblocks.crossval import CrossValidationResult, cross_validate
-from dlblocks.data import ArrayDataModule, CurveDataModule, DigitsDataModule, TabularDataModule
+from dlblocks.data import (
+    ArrayDataModule,
+    CurveDataModule,
+    DigitsDataModule,
+    FoldedDataModule,
+    TabularDataModule,
+)
 from dlblocks.models import Classifier, MLPClassifier, MLPRegressor, load
+
+ONE_EPOCH = {"max_epochs": 1, "accelerator": "cpu"}
 
 
 def run(folder, make_model, data, **arguments):
@@ -40,7 +49,7 @@ def test_the_ensemble_averages_models_that_each_see_their_own_normalisation(digi
     shares = []
     for row in digits.folds:
         model = load(digits.run_dir / row["checkpoint"])
-        data = DigitsDataModule(num_folds=3, fold=row["fold"])
+        data = DigitsDataModule().for_fold(row["fold"], 3).with_selection(0.15)
         data.setup()
         with torch.no_grad():
             shares.append(model(data.transform(images)).softmax(1))
@@ -83,7 +92,7 @@ def test_regression_and_filled_in_tables(tmp_path, make_trainer):
     data = CurveDataModule(num_samples=300)
     expected = []
     for row in result.folds:
-        fold = data.for_fold(row["fold"], 3)
+        fold = data.for_fold(row["fold"], 3).with_selection(0.15)
         fold.setup()
         with torch.no_grad():
             expected.append(
@@ -148,7 +157,12 @@ def test_the_test_set_is_looked_at_once(digits, make_trainer):
     )
     assert metrics["test/accuracy"] == pytest.approx(expected["test/accuracy"])
     written = json.loads((digits.run_dir / "test.json").read_text())
-    assert written == {"metrics": metrics, "model": "VotingClassifier"}
+    assert written == {
+        "metrics": metrics,
+        "model": "VotingClassifier",
+        "shared_with_training": 0,
+        "intervals": {name: list(metrics.interval(name)) for name in metrics},
+    }
     with pytest.raises(FileExistsError, match="looked at already"):
         digits.test(digits.refit())
 
@@ -190,6 +204,127 @@ def test_no_test_set_and_foreign_models(tmp_path):
         wine.test(wine.ensemble())
 
 
+class Redrawn(pl.LightningDataModule):
+    """As in many tutorials: every `setup` draws the split anew."""
+
+    def __init__(self, seed=None, copies=0):
+        super().__init__()
+        x = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
+        self.whole = TensorDataset(x, torch.arange(100) % 3)
+        self.seed, self.copies = seed, copies
+
+    def setup(self, stage):
+        generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
+        self.a, self.b = random_split(self.whole, [70, 30], generator=generator)
+
+    def train_dataloader(self):
+        return DataLoader(self.a, 16)
+
+    def test_dataloader(self):
+        copies = TensorDataset(*(torch.stack(column) for column in zip(*self.a, strict=True)))
+        extra = Subset(copies, range(self.copies))
+        return DataLoader(ConcatDataset([self.b, extra]) if self.copies else self.b, 16)
+
+
+def small():
+    return MLPClassifier(4, 3, hidden=[4])
+
+
+def test_test_samples_that_were_trained_on_are_refused(tmp_path, capsys):
+    theirs = Redrawn()
+    result = run(tmp_path / "a", small, FoldedDataModule(theirs), trainer=ONE_EPOCH)
+    trained = set(theirs.a.indices)
+    with pytest.raises(ValueError, match=r"of 30 test samples are in the .* draw the split"):
+        result.test(result.ensemble())
+    assert trained & set(theirs.b.indices)
+    assert not (tmp_path / "a" / "test.json").exists()
+    # The models of a loaded result have seen samples of another split.
+    loaded = CrossValidationResult.load(tmp_path / "a")
+    torch.manual_seed(5)
+    with pytest.raises(ValueError, match="other samples, or holds out others, than the run"):
+        loaded.test(loaded.ensemble(), FoldedDataModule(Redrawn()))
+    with pytest.raises(ValueError, match="other samples"):
+        loaded.test(loaded.ensemble(), FoldedDataModule(Redrawn(), test_fraction=0.2))
+    assert capsys.readouterr().err.count("allow_shared") == 0
+
+
+def test_what_test_json_says_of_shared_samples(tmp_path, capsys):
+    def tested(name, theirs, **arguments):
+        result = run(tmp_path / name, small, FoldedDataModule(theirs), trainer=ONE_EPOCH)
+        metrics = result.test(result.ensemble(), **arguments)
+        written = json.loads((tmp_path / name / "test.json").read_text())
+        assert written["metrics"] == metrics
+        notes = written.get("notes", [])
+        err = capsys.readouterr().err
+        assert all(note in err for note in notes)
+        return metrics, written["shared_with_training"], notes
+
+    assert tested("clean", Redrawn(seed=0))[1:] == (0, [])
+    with pytest.raises(ValueError, match="5 of 35 test samples"):
+        tested("copies", Redrawn(seed=0, copies=5))
+    _, shared, (note,) = tested("allowed", Redrawn(seed=0, copies=5), allow_shared=True)
+    assert shared == 5
+    assert "allow_shared=True" in note
+
+    class Random(Redrawn):
+        def test_dataloader(self):
+            return DataLoader(Noisy(), 16)
+
+    class Noisy(torch.utils.data.Dataset):
+        def __len__(self):
+            return 10
+
+        def __getitem__(self, i):
+            return torch.randn(4), i % 3
+
+    _, shared, (note,) = tested("unknown", Random(seed=0))
+    assert shared is None
+    assert "is not known" in note
+
+
+def test_several_test_loaders(tmp_path):
+    class Several(Redrawn):
+        def test_dataloader(self):
+            return {"whole": DataLoader(self.b, 30), "part": DataLoader(Subset(self.b, [0]), 16)}
+
+    class Theirs(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = torch.nn.Linear(4, 3)
+
+        def training_step(self, batch, batch_idx):
+            return torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def validation_step(self, batch, batch_idx):
+            self.log("val/loss", self.training_step(batch, batch_idx))
+
+        def test_step(self, batch, batch_idx, dataloader_idx):
+            self.log("size", float(len(batch[0])))
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    theirs = Several(seed=0)
+    result = run(tmp_path / "a", Theirs, FoldedDataModule(theirs), trainer=ONE_EPOCH)
+    metrics = result.test(result.refit())
+    assert metrics == {"size/dataloader_idx_0": 30.0, "size/dataloader_idx_1": 1.0}
+
+
+def test_copies_in_an_official_test_set_are_counted(tmp_path, capsys):
+    x, y = np.random.default_rng(0).random((60, 4)), np.arange(60) % 3
+    data = ArrayDataModule(x[:40], y[:40], test_inputs=x[33:], test_targets=y[33:])
+    result = run(tmp_path / "a", small, data, trainer=ONE_EPOCH)
+    result.test(result.ensemble())
+    written = json.loads((tmp_path / "a" / "test.json").read_text())
+    assert written["shared_with_training"] == 7
+    assert "7 of 27 test samples" in written["notes"][0]
+    # Other rows are held out: some have been trained on.
+    digits = run(tmp_path / "b", lambda: MLPClassifier(64, 10), DigitsDataModule(),
+                 trainer=ONE_EPOCH)  # fmt: skip
+    with pytest.raises(ValueError, match="holds out others"):
+        digits.test(digits.ensemble(), DigitsDataModule(split_seed=1))
+
+
 class Scaled(MLPClassifier):
     """A user's own class: its hyperparameters are its arguments."""
 
@@ -220,7 +355,7 @@ def test_ensembles_of_models_of_the_users_own(tmp_path, make_trainer, kind):
     data = TabularDataModule("wine")
     inputs, shares = data.arrays("test")[0], []
     for row in result.folds:
-        fold = data.for_fold(row["fold"], 3)
+        fold = data.for_fold(row["fold"], 3).with_selection(0.15)
         fold.setup()
         member = make_model()
         path = result.run_dir / row["checkpoint"]

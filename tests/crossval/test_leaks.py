@@ -106,6 +106,7 @@ def run(make_model, data, **arguments):
         "trainer": {"accelerator": "cpu", "max_epochs": 1, "num_sanity_val_steps": 0},
         "monitor": "val/accuracy", "mode": "max", "progress_bar": False, "figures": False,
         "logger": None, "run_dir": "run",
+        "select": "last",  # learned in one pass over all training samples
     }  # fmt: skip
     return cross_validate(make_model, data, **{**settings, **arguments})
 
@@ -158,6 +159,36 @@ def test_a_memory_of_groups_shows_what_groups_are_for():
     assert accuracy(leaky) > 0.9
     clean = run(Memory, ArrayDataModule(x, y, normalize=False, groups=GROUPS), run_dir="clean")
     assert abs(accuracy(clean) - 0.5) < 4 * 0.5 / np.sqrt(N / 4)  # 30 independent labels
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_a_memory_of_copies_shows_what_duplicates_are_for(foreign, capsys):
+    """Labels are random, and every sample is there twice."""
+    labels = np.tile(RNG.integers(0, 2, N), 2)
+    x = np.tile(np.arange(N, dtype=np.float32), 2)[:, None]
+
+    def scored(name, **arguments):
+        if foreign:
+            samples = TensorDataset(torch.from_numpy(x), torch.from_numpy(labels))
+            data = FoldedDataModule(samples, **arguments)
+        else:
+            data = ArrayDataModule(x, labels, normalize=False, **arguments)
+        result = run(Memory, data, run_dir=name, progress_bar=True, num_folds=5)
+        written = json.loads((result.run_dir / "summary.json").read_text())
+        said = [note for note in written["notes"] if "exact copy" in note]
+        assert capsys.readouterr().err.count("exact copy") == len(said)
+        return accuracy(result), written["duplicates"], said
+
+    score, count, said = scored("leaky")
+    assert score > 0.8  # four of five samples have their copy in training
+    assert 0.6 * 2 * N < count < 2 * N
+    assert said == [
+        f"{count} of {2 * N} validation samples have an exact copy in the training part of their "
+        'fold; keep copies together by groups="duplicates".'
+    ]
+    score, count, said = scored("clean", groups="duplicates")
+    assert abs(score - 0.5) < 4 * 0.5 / np.sqrt(N)
+    assert (count, said) == (0, [])
 
 
 X = RNG.normal(size=(N, 4)).astype(np.float32)

@@ -37,7 +37,7 @@ def test_one_point_and_one_epoch_is_the_plain_cross_validation():
     )  # fmt: skip
     plain = cross_validate(
         lambda: MLPClassifier(4, 3, hidden=[8], dropout=0.2, lr=0.05), data, trainer=CPU,
-        progress_bar=False, figures=False, logger=None, run_dir="plain", **settings,
+        progress_bar=False, figures=False, logger=None, run_dir="plain", select="last", **settings,
     )  # fmt: skip
     assert nested.values("val/loss") == plain.values("val/loss")
     for name, values in vars(plain.oof).items():
@@ -165,7 +165,7 @@ def test_refit_searches_all_development_data(iris):
     plain = cross_validate(
         lambda: arguments["make_model"](**chosen["hyperparameters"]), arguments["datamodule"],
         num_folds=2, trainer=arguments["trainer"], make_callbacks=arguments["make_callbacks"],
-        progress_bar=False, figures=False, run_dir="plain", logger=None,
+        progress_bar=False, figures=False, run_dir="plain", logger=None, select="fold",
     )  # fmt: skip
     assert plain.values("val/loss") == chosen["scores"]
     for name, weights in plain.refit().state_dict().items():

@@ -10,7 +10,13 @@ from scipy import stats
 from sklearn import metrics
 
 from dlblocks.crossval import CrossValidationResult, OutOfFold
-from dlblocks.crossval.statistics import corrected_t_test, holm, mean_interval
+from dlblocks.crossval.statistics import (
+    corrected_t_test,
+    holm,
+    least_error,
+    least_paired_error,
+    mean_interval,
+)
 from dlblocks.scores import pooled_metrics
 
 SCORES = [0.91, 0.94, 0.89, 0.95, 0.92]
@@ -87,12 +93,103 @@ def test_without_correction_it_is_scipys_paired_test():
     assert (back.difference, back.p) == pytest.approx((-naive.difference, naive.p))
 
 
-def test_equal_differences():
-    same = corrected_t_test(SCORES, SCORES, 0.25)
-    assert (same.difference, same.t, same.p, same.interval) == (0, 0, 1, (0, 0))
-    shifted = corrected_t_test([0.5, 0.75], [1.0, 1.25], 0.25)
-    assert (shifted.t, shifted.p, shifted.interval) == (-math.inf, 0, (-0.5, -0.5))
+def test_equal_scores_have_an_unknown_spread_and_never_none():
+    assert all(map(math.isnan, mean_interval([0.3] * 5, 0.25)))
+    for other in ([0.3] * 5, [0.4] * 5):
+        found = corrected_t_test([0.3] * 5, other, 0.25)
+        assert all(map(math.isnan, (found.t, found.p, *found.interval)))
+    # Differences of rounding are none.
+    assert math.isnan(corrected_t_test(SCORES, [score - 0.1 for score in SCORES], 0.25).p)
     assert math.isnan(corrected_t_test([math.nan, 1.0], [1.0, 1.0], 0.25).p)
+    low, high = mean_interval([0.3] * 5, 0.25, least_error=0.01)
+    assert (low, high) == pytest.approx((0.3 - 0.027764451, 0.3 + 0.027764451))
+    shifted = corrected_t_test([0.5, 0.75], [1.0, 1.25], 0.5, least_error=0.1)
+    assert (shifted.t, shifted.degrees_of_freedom) == (-5, 1)
+    assert shifted.p == pytest.approx(1 - 2 / math.pi * math.atan(5))  # Cauchy's distribution
+
+
+def test_floor_bounds_and_degrees_of_freedom_of_an_interval():
+    wide = mean_interval(SCORES, 1 / 4, least_error=0.1)
+    mean = np.mean(SCORES)
+    assert wide == pytest.approx((mean - 0.27764451, mean + 0.27764451))
+    assert mean_interval(SCORES, 1 / 4, least_error=1e-9) == mean_interval(SCORES, 1 / 4)
+    assert mean_interval(SCORES, 1 / 4, least_error=0.1, bounds=(0.8, 1)) == (0.8, 1)
+    assert mean_interval(SCORES, 1 / 4, least_error=0.1, bounds=(None, 1)) == (wide[0], 1)
+    low, high = mean_interval(SCORES, 1 / 4, degrees_of_freedom=1)
+    _, error = slow_error(SCORES, 1 / 4)
+    assert (low, high) == pytest.approx((mean - 12.7062047 * error, mean + 12.7062047 * error))
+    test = corrected_t_test(SCORES, OTHERS, 1 / 4, degrees_of_freedom=1, bounds=(-0.01, 0.02))
+    assert (test.degrees_of_freedom, test.interval) == (1, (-0.01, 0.02))
+    assert test.p == pytest.approx(1 - 2 / math.pi * math.atan(test.t))
+
+
+def test_the_floor_is_the_error_of_the_scored_samples():
+    rng = np.random.default_rng(0)
+    for low, high in ((0.0, 1.0), (-1.0, 1.0), (2.0, 5.0)):
+        for size in (3, 50, 1000):
+            # One sample more at each end: of right and wrong it is the whole variance.
+            ends = np.append(rng.choice([low, high], size), [low, high])
+            exact = math.sqrt(ends.var() / size)
+            assert least_error(ends[:-2].mean(), (low, high), size) == pytest.approx(exact)
+            inside = rng.uniform(low, high, size) ** 2 / high
+            inside = np.clip(inside, low, high)
+            assert least_error(inside.mean(), (low, high), size) >= math.sqrt(inside.var() / size)
+    assert least_error(1.0, (0, 1), 60) == pytest.approx(math.sqrt(61 / 62 / 62 / 60))
+    assert least_error(0.0, (0, 1), 60) == pytest.approx(least_error(1.0, (0, 1), 60))
+    for unknown in ((0.0, None), (None, 1.0), (None, None)):
+        assert least_error(0.5, unknown, 60) == 0
+    assert least_error(math.nan, (0, 1), 60) == 0
+
+
+def test_the_paired_floor_is_mcnemars_error():
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(0, 2, (2, 200))
+    only_first = only_second = 0
+    for a, b in zip(first, second, strict=True):
+        only_first += a > b
+        only_second += b > a
+    z = (only_first - only_second) / math.sqrt(only_first + only_second)
+    error = least_paired_error(first - second)
+    with_one_more = math.sqrt((only_first + only_second) / (only_first + only_second + 1))
+    assert np.mean(first - second) / error == pytest.approx(z * with_one_more)
+    assert least_paired_error(np.zeros(50)) == 1 / 50
+
+
+@pytest.mark.parametrize(("folds", "repeats"), [(2, 1), (5, 1), (10, 1), (10, 3)])
+def test_intervals_and_tests_keep_their_level(tmp_path, folds, repeats):
+    """Two equally good classifiers; samples are hard or easy, and so are whole data sets."""
+    rng = np.random.default_rng(folds + repeats)
+    tables, samples, truth = 600, 60, 0.9
+    # Spread of the expected score between data sets, for half the variance of 60 samples.
+    shift = math.sqrt(0.5 * truth * (1 - truth) / samples) / stats.norm.pdf(stats.norm.ppf(truth))
+    center = stats.norm.ppf(truth) * math.sqrt(1 + shift**2)
+    hard = rng.normal(size=(tables, samples)) * 0.85
+    covered = found = 0
+    fold = np.stack([rng.permutation(samples) % folds for _ in range(repeats)])
+    for i in range(tables):
+        results = []
+        for _ in range(2):
+            own = hard[i] + rng.normal(size=samples) * 0.45 + shift * rng.normal() + center
+            noise = math.sqrt(1 - 0.85**2 - 0.45**2) * rng.normal(size=(repeats, samples))
+            right = own + noise > 0
+            scores = [right[r][fold[r] == k].mean() for r in range(repeats) for k in range(folds)]
+            oof = OutOfFold(
+                index=np.tile(np.arange(samples), repeats),
+                target=np.zeros(samples * repeats, dtype=int),
+                prediction=np.stack([right.ravel(), ~right.ravel()], 1).astype(float),
+                fold=fold.ravel(),
+                repeat=np.repeat(np.arange(repeats), samples),
+            )
+            made = result(tmp_path, scores, repeats=repeats, oof=oof)
+            for row in made.folds:
+                row.update(num_val=samples // folds, num_train=samples - samples // folds)
+            results.append(made)
+        low, high = results[0].interval("val/accuracy")
+        assert 0 <= low < high <= 1
+        covered += low <= truth <= high
+        found += results[0].compare(results[1], "val/accuracy").p < 0.05
+    assert covered / tables > 0.93
+    assert found / tables < 0.06
 
 
 def test_the_corrected_test_keeps_its_level_where_the_naive_one_does_not():
@@ -197,7 +294,10 @@ def test_pooled_is_averaged_over_repeats(tmp_path):
 def test_interval_in_result_summary_and_table(tmp_path):
     found = result(tmp_path)
     low, high = found.interval("val/accuracy")
-    assert (low, high) == mean_interval(SCORES, 1 / 4)
+    floor = least_error(np.mean(SCORES), (0, 1), 50)
+    settings = {"least_error": floor, "bounds": (0, 1)}
+    assert (low, high) == mean_interval(SCORES, 1 / 4, **settings)
+    assert high == 1  # without its bound, 1.04
     found.write()
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["metrics"]["val/accuracy"]["interval"] == [low, high]
@@ -208,8 +308,41 @@ def test_interval_in_result_summary_and_table(tmp_path):
     assert lines[-2].split() == ["pooled", pooled.pop("accuracy")]
     assert lines[-1] == "pooled: " + ", ".join(map(" ".join, pooled.items()))
     assert max(map(len, lines)) <= 80
-    again = result(tmp_path, scores=[*SCORES, *OTHERS], repeats=2)
-    assert again.interval("val/accuracy") == mean_interval([*SCORES, *OTHERS], 1 / 4)
+    # Repeats score the same 50 samples in 5 folds.
+    twice = [*SCORES, *OTHERS]
+    settings = {"least_error": least_error(np.mean(twice), (0, 1), 50), "bounds": (0, 1)}
+    again = result(tmp_path, scores=twice, repeats=2)
+    assert again.interval("val/accuracy") == mean_interval(
+        twice, 1 / 4, degrees_of_freedom=4, **settings
+    )
+
+
+def test_the_range_of_a_metric_ends_its_interval(tmp_path):
+    losses = [1 - score for score in SCORES]
+    free = mean_interval(losses, 1 / 4, level=0.999)
+    assert free[0] < 0
+    assert result(tmp_path).interval("val/loss", level=0.999) == free
+    info = {"ranges": {"val/loss": [0.0, None]}}  # as a run writes it for our own models
+    known = result(tmp_path, info=info)
+    assert known.interval("val/loss", level=0.999) == (0, free[1])
+    known.write()
+    assert json.loads((tmp_path / "summary.json").read_text())["ranges"] == info["ranges"]
+    # Per cent: the name's range cannot be meant.
+    percent = [100 * score for score in SCORES]
+    assert result(tmp_path, percent).interval("val/accuracy") == mean_interval(percent, 1 / 4)
+
+
+def test_equal_scores_in_a_result(tmp_path):
+    same = result(tmp_path, [0.9] * 5)
+    low, high = same.interval("val/accuracy")
+    assert high - low == pytest.approx(1 - 0.9 + 2.7764451 * least_error(0.9, (0, 1), 50))
+    assert all(map(math.isnan, same.interval("val/loss")))
+    other = result(tmp_path, [0.9] * 5, seed=1)
+    assert same.compare(other, "val/accuracy").p == 1
+    assert math.isnan(same.compare(other, "val/loss").p)
+    same.write()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["metrics"]["val/loss"]["interval"] == [None, None]
 
 
 def test_a_result_of_other_predictions_is_still_written(tmp_path):
@@ -229,16 +362,60 @@ def test_a_result_of_other_predictions_is_still_written(tmp_path):
 
 
 def test_compare(tmp_path):
-    first, second = result(tmp_path), result(tmp_path, OTHERS, seed=1)
-    found = first.compare(second)
-    assert found == corrected_t_test(SCORES, OTHERS, 1 / 4, metric="val/accuracy")
+    first, second = result(tmp_path, info={"monitor": "val/loss"}), result(tmp_path, OTHERS, seed=1)
+    alone = 0
+    for row in range(50):
+        right = [one.oof.prediction[row].argmax() == one.oof.target[row] for one in (first, second)]
+        alone += right[0] != right[1]
+    found = first.compare(second, "val/accuracy")
+    assert found == corrected_t_test(
+        SCORES, OTHERS, 1 / 4, metric="val/accuracy", bounds=(-1, 1),
+        least_error=math.sqrt(alone + 1) / 50,
+    )  # fmt: skip
     low, high = found.interval
     for part in ("val/accuracy", f"{found.difference:+.4g}", f"{low:+.4g} … {high:+.4g}",
                  f"p = {found.p:.3g}", f"t(4) = {found.t:.2f}"):  # fmt: skip
         assert part in str(found)
-    assert first.compare(second, "val/loss").difference == pytest.approx(-found.difference)
+    losses = first.compare(second)
+    assert losses == first.compare(second, "val/loss")
+    others = [1 - score for score in OTHERS]
+    assert losses == corrected_t_test(first.values("val/loss"), others, 1 / 4, metric="val/loss")
     with pytest.raises(KeyError, match="did you mean 'val/accuracy'"):
         first.compare(second, "val/acuracy")
+    for row in second.folds:
+        del row["val/loss"]
+    with pytest.raises(
+        KeyError, match=r"'val/loss' .* of the other result; give metric= .*: val/a"
+    ):
+        first.compare(second)
+
+
+def test_compare_averages_the_repeats_of_a_sample(tmp_path):
+    twice = [[*SCORES, *OTHERS], [*OTHERS, *SCORES]]
+    first, second = (result(tmp_path, twice[i], repeats=2, seed=i) for i in (0, 1))
+    squares = 0.0
+    for sample in range(50):
+        difference = 0.0
+        for one, sign in ((first, 1), (second, -1)):
+            for row in np.flatnonzero(one.oof.index == sample):
+                difference += sign * (one.oof.prediction[row].argmax() == one.oof.target[row]) / 2
+        squares += difference**2
+    found = first.compare(second, "val/accuracy")
+    assert found.degrees_of_freedom == 4
+    assert found == corrected_t_test(
+        *twice, 1 / 4, metric="val/accuracy", bounds=(-1, 1), degrees_of_freedom=4,
+        least_error=math.sqrt(squares + 1) / 50,
+    )  # fmt: skip
+
+
+def test_compare_bounded_metrics_of_other_predictions(tmp_path):
+    results = [result(tmp_path, scores, seed=i) for i, scores in enumerate((SCORES, OTHERS))]
+    for one in results:
+        one.oof.prediction = one.oof.prediction[:, 0]
+    floor = math.hypot(*(least_error(np.mean(x), (0, 1), 50) for x in (SCORES, OTHERS)))
+    assert results[0].compare(results[1], "val/accuracy") == corrected_t_test(
+        SCORES, OTHERS, 1 / 4, metric="val/accuracy", bounds=(-1, 1), least_error=floor
+    )
 
 
 def test_compare_refuses_other_folds_and_says_what_differs(tmp_path):
@@ -246,7 +423,7 @@ def test_compare_refuses_other_folds_and_says_what_differs(tmp_path):
 
     def refused(other, message):
         with pytest.raises(ValueError, match=message):
-            first.compare(other)
+            first.compare(other, "val/accuracy")
 
     def changed(name, rows, values):
         other = result(tmp_path, OTHERS)

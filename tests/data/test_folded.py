@@ -20,14 +20,16 @@ from torch.utils.data import (
     Dataset,
     RandomSampler,
     Subset,
+    SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
     default_collate,
+    random_split,
 )
 
 from dlblocks.callbacks import ExactResume
 from dlblocks.data import DigitsDataModule, EpochSampler, FoldedDataModule
-from dlblocks.data.foreign import TARGETS, read_column
+from dlblocks.data.foreign import TARGETS, count_shared, input_keys, read_column
 
 N = 50
 X = torch.arange(N).float()[:, None].repeat(1, 4)
@@ -385,3 +387,255 @@ def weighted():
 def test_bad_data_are_refused(data, arguments, error, message):
     with pytest.raises(error, match=message):
         FoldedDataModule(data, **arguments).setup("fit")
+
+
+# Test samples that are training samples
+
+
+class Resplit(pl.LightningDataModule):
+    """As in many tutorials: every `setup` draws the split anew, and makes the data set anew."""
+
+    def __init__(self, make=lambda: TensorDataset(X, Y), loaders=lambda loader: loader):
+        super().__init__()
+        self.make, self.loaders, self.stages = make, loaders, []
+
+    def setup(self, stage):
+        self.stages.append(stage)
+        self.train_set, self.test_set = random_split(self.make(), [40, 10])
+
+    def train_dataloader(self):
+        return DataLoader(self.train_set, 8, shuffle=True)
+
+    def test_dataloader(self):
+        return self.loaders(DataLoader(self.test_set, 8))
+
+
+class Loaded(Dataset):
+    """Holds nothing: its samples are known when they are loaded."""
+
+    def __init__(self, first=0, noise=0.0):
+        self.first, self.noise = first, noise
+
+    def __len__(self):
+        return 50
+
+    def __getitem__(self, i):
+        i = (self.first + i) % N
+        return {"x": X[i] + self.noise * torch.rand(4), "y": [int(Y[i]), "text", None]}
+
+
+class Transformed(Dataset):
+    """Somebody's wrapper of a part."""
+
+    def __init__(self, part):
+        self.part = part
+
+    def __len__(self):
+        return len(self.part)
+
+    def __getitem__(self, i):
+        x, *rest = self.part[i]
+        return x + torch.rand(()), *rest
+
+
+class Texts(Dataset):
+    def __init__(self, texts, labels):
+        self.texts, self.labels, self.number = texts, labels, np.arange(len(texts))
+
+    def __len__(self):
+        return len(self.texts)
+
+    def __getitem__(self, i):
+        return self.texts[i], self.labels[i]
+
+
+whole = Samples()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: TensorDataset(X, Y),
+        lambda: TensorDataset(X.clone(), Y),
+        lambda: TensorDataset(torch.ones(N, 4), Y),  # equal rows are not the same sample
+        lambda: whole,
+        lambda: Samples(x=X.numpy(), targets=Y.tolist()),
+        lambda: Subset(TensorDataset(X.repeat(2, 1)), range(N)),
+        lambda: Transformed(TensorDataset(X, Y)),
+        lambda: ConcatDataset([TensorDataset(X[:9], Y[:9]), TensorDataset(X[9:], Y[9:])]),
+        Loaded,
+    ],
+)
+@pytest.mark.parametrize(
+    "loaders", [lambda one: one, lambda one: [one, one], lambda one: {"a": one, "b": [one]}]
+)
+def test_shared_samples_are_counted(make, loaders):
+    theirs = Resplit(make, loaders)
+    data = FoldedDataModule(theirs).for_fold(0, 5)
+    before = data.loader.dataset
+    trained = set(before.indices)
+    several = 1 if isinstance(loaders(0), int) else 2
+    found = data.shared_with_test()
+    assert found == several * len(trained & set(theirs.test_set.indices)) > 0
+    assert data.count_test() == several * 10
+    # What was counted is tested, and training goes on with what the folds are of.
+    assert data.shared_with_test() == found
+    assert theirs.stages == ["fit", "test"]
+    assert data.loader.dataset is before is not theirs.train_set
+
+
+def test_shared_samples_of_other_data_sets(tmp_path):
+    part = TensorDataset(X[:20], Y[:20])
+    known = Texts([f"text {i}" for i in range(20)], [0] * 20)
+    files = [tmp_path / f"{i}.png" for i in range(4)]
+    for file in files:
+        file.touch()
+    for test, development, expected in (
+        (TensorDataset(X[15:30], Y[15:30]), part, 5),
+        (TensorDataset(X[15:30], Y[15:30] + 1), part, 0),  # another label: another sample
+        (TensorDataset(X[20:30], Y[20:30]), part, 0),
+        (Subset(part, range(5, 9)), Subset(part, range(7)), 2),
+        (Subset(Subset(part, range(5, 9)), [0]), Subset(part, range(7)), 1),
+        (Transformed(Subset(part, range(5, 9))), Subset(part, range(7)), 2),
+        (Texts(["text 3", "new"], [0, 0]), known, 1),
+        (Texts([str(f) for f in files[2:]], [0, 1]), Texts(files[:3], [0, 1, 0]), 1),
+        (Loaded(first=30), Subset(Loaded(), range(40)), 40),
+        (Loaded(noise=1.0), Loaded(), None),  # another sample at every look
+        (Loaded(), part, 0),
+        (TensorDataset(torch.zeros(20_000, 1)), Loaded(), None),  # too many to load
+    ):
+        assert count_shared(test, development) == expected
+
+
+def test_shared_samples_follow_the_sampler_and_eval_dataset():
+    class Theirs(pl.LightningDataModule):
+        def train_dataloader(self):
+            return DataLoader(Subset(Loaded(noise=1.0), range(40)), 8)
+
+        def test_dataloader(self):
+            return DataLoader(evaluated, 8, sampler=SubsetRandomSampler(range(37, 45)))
+
+    evaluated = Loaded()
+    plain = FoldedDataModule(Theirs(), num_folds=2)
+    assert plain.shared_with_test() is None
+    data = FoldedDataModule(Theirs(), num_folds=2, eval_dataset=Subset(evaluated, range(40)))
+    assert (data.shared_with_test(), data.count_test()) == (3, 8)
+    held_out = FoldedDataModule(Theirs(), num_folds=2, test_fraction=0.2)
+    assert (held_out.shared_with_test(), held_out.count_test()) == (0, 8)
+
+
+def test_no_test_set_is_said():
+    class None_(pl.LightningDataModule):
+        def train_dataloader(self):
+            return DataLoader(Samples(), 8)
+
+    class Empty(None_):
+        def test_dataloader(self):
+            return []
+
+    for theirs in (None_(), Empty()):
+        with pytest.raises(ValueError, match=r"no test set.*test_fraction=0\.2"):
+            FoldedDataModule(theirs, num_folds=2).shared_with_test()
+
+
+def test_inputs_are_known_by_arrays_and_texts_alone():
+    class Named(Dataset):
+        def __init__(self, **attributes):
+            vars(self).update(attributes)
+
+        def __len__(self):
+            return 3
+
+    x = np.array([[1.0, 0.0], [2.0, 2.0], [1.0, -0.0]])
+    for dataset, equal in (
+        (TensorDataset(torch.from_numpy(x), torch.arange(3)), True),
+        (Named(features=x, label=[1, 2, 3], ids=np.arange(3)), True),
+        (Named(data=x, other=torch.randn(3, 9)), True),
+        (Named(images=[torch.zeros(2), torch.ones(2), torch.zeros(2)]), True),
+        (Named(images=[torch.zeros(2), torch.ones(2), torch.zeros(1, 2)]), False),
+        (Named(words=["a", "b", "a"]), True),
+    ):
+        one, two, three = input_keys(dataset)
+        assert (one == three, one == two) == (equal, False)
+    for dataset in (Named(ids=np.arange(3)), Named(y=x), Named(samples=[("/", 0)] * 3)):
+        assert input_keys(dataset) is None
+
+
+# Their validation samples
+
+
+class Cached(Dataset):
+    """As a user writes it: arrays, a transform and a list of classes."""
+
+    classes = ("ant", "bee", "cat")
+
+    def __init__(self, x, labels, transform=None):
+        self.x, self.labels, self.transform = x, labels, transform
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        x = self.x[i]
+        return {"x": self.transform(x) if self.transform else x, "y": self.labels[i]}
+
+
+class ThreeParts(pl.LightningDataModule):
+    """A real one: training samples are augmented, validation and test samples are not."""
+
+    def __init__(self, batch_size: int = 8, overlap: int = 0):
+        super().__init__()
+        self.save_hyperparameters()
+
+    def setup(self, stage):
+        first = 30 - self.hparams.overlap
+        self.train_set = Cached(X[:30], Y[:30].tolist(), lambda x: x + 1000)
+        self.val_set = Cached(X[first:40], Y[first:40].tolist())
+        self.test_set = Cached(X[40:], Y[40:].tolist())
+
+    def train_dataloader(self):
+        return DataLoader(self.train_set, self.hparams.batch_size, shuffle=True, collate_fn=collate)
+
+    def val_dataloader(self):
+        return DataLoader(self.val_set, 2)
+
+    def test_dataloader(self):
+        return DataLoader(self.test_set, 2)
+
+
+@pytest.mark.parametrize("augmented", [True, False])
+def test_validation_samples_join_the_development_set(make_trainer, augmented):
+    evaluated = None if augmented else Cached(X[:40], Y[:40].tolist())
+    data = FoldedDataModule(ThreeParts(), use_val=True, eval_dataset=evaluated)
+    assert data.notes() == []
+    assert data.columns.targets.tolist() == Y[:40].tolist()
+    assert data.class_names == ["ant", "bee", "cat"]
+    assert data.hparams["use_val"] is True
+    expected = StratifiedKFold(5, shuffle=True, random_state=0).split(X[:40], Y[:40])
+    seen = []
+    for fold, (train, val) in enumerate(expected):
+        spy, folded = Spy(), data.for_fold(fold, 5)
+        make_trainer(num_sanity_val_steps=0).fit(spy, datamodule=folded)
+        loaded = rows(spy.seen["train"])
+        assert sorted(i % 1000 for i in loaded) == train.tolist()
+        assert all((i >= 1000) == (i % 1000 < 30) for i in loaded)  # theirs alone are augmented
+        assert all(batch["collated"] for batch in spy.seen["train"] + spy.seen["val"])
+        assert len(spy.seen["train"][0]["x"]) == 8
+        shown = [i + 1000 if augmented and i < 30 else i for i in val]
+        assert rows(spy.seen["val"]) == shown
+        seen += val.tolist()
+    assert sorted(seen) == list(range(40))
+    assert data.shared_with_test() == 0
+    assert data.fingerprint() != FoldedDataModule(ThreeParts()).fingerprint()
+
+
+def test_unused_validation_samples_are_said():
+    (note,) = FoldedDataModule(ThreeParts()).notes()
+    assert "10 validation samples of ThreeParts are not used; use_val=True" in note
+    assert FoldedDataModule(TensorDataset(X, Y)).notes() == []
+    with pytest.raises(ValueError, match="3 of 13 validation samples of ThreeParts are training"):
+        FoldedDataModule(ThreeParts(overlap=3), use_val=True, num_folds=2).setup("fit")
+    with pytest.raises(ValueError, match=r"one validation loader .* Resplit has 0"):
+        FoldedDataModule(Resplit(), use_val=True, num_folds=2).setup("fit")
+    with pytest.raises(ValueError, match="got a TensorDataset; pass a ConcatDataset"):
+        FoldedDataModule(TensorDataset(X, Y), use_val=True)

@@ -389,7 +389,7 @@ def test_bad_arguments(tmp_path):
     bad("num_classes=3, but DigitsDataModule has 10", make=lambda: MLPClassifier(64, 3))
     bad("no validation part", data=digits(val_fraction=0))
     bad("keeps no weights", trainer={"fast_dev_run": True})
-    bad("'max_epochs': 0} trains no member", trainer={"max_epochs": 0})
+    bad("'max_epochs': 0} trains nothing", trainer={"max_epochs": 0})
     bad("make_model is a MLPClassifier, and no function", TypeError, make=one)
     bad(
         "a function that returns one, got int",

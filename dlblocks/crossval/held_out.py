@@ -1,0 +1,271 @@
+"""Scores of the test set, with intervals from its samples.
+
+References:
+    - Wilson: Probable inference, the law of succession, and statistical inference. Journal of the
+      American Statistical Association 22, 1927.
+    - Efron, Tibshirani: An introduction to the bootstrap. Chapman and Hall, 1993.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dlblocks.crossval.text import number
+from dlblocks.errors import check_range, did_you_mean
+from dlblocks.scores import NUM_BINS, are_probabilities, bin_of, kind_of
+
+DRAWS = 2000
+TOLERANCE = 1e-3  # between a logged value and that of the predictions
+CHUNK = 4_000_000  # numbers in memory at once
+
+# A metric of the samples with weights W (B, N): one value a row of W.
+Weighted = Callable[[npt.NDArray[np.floating]], npt.NDArray[np.floating]]
+# What metrics are logged as, without "test" and what separates words.
+NAMES = {
+    "accuracy": ["accuracy"],
+    "acc": ["accuracy"],
+    "f1": ["f1"],
+    "f1score": ["f1"],
+    "calibrationerror": ["calibration_error"],
+    "ece": ["calibration_error"],
+    "auc": ["auc"],
+    "auroc": ["auc"],
+    "loss": ["log_loss", "mse", "mae"],
+    "logloss": ["log_loss"],
+    "nll": ["log_loss"],
+    "mse": ["mse"],
+    "rmse": ["rmse"],
+    "mae": ["mae"],
+    "r2": ["r2"],
+}
+
+
+class HeldOutScores(dict[str, float]):
+    """Metrics of the test set: name → value, with an interval for each.
+
+    Accuracy has Wilson's (1927) interval. Other metrics that can be computed from the predictions
+    have percentiles of the bootstrap: 2,000 draws of as many samples, with replacement. Where the
+    data have groups, whole groups are drawn, for accuracy too. Intervals are about this one model
+    on new samples, or groups, of the same population. ``print`` the scores for a table.
+    """
+
+    def __init__(
+        self,
+        metrics: Mapping[str, float],
+        predicted: Mapping[str, npt.NDArray[Any]] | None = None,
+        groups: npt.NDArray[Any] | None = None,
+    ) -> None:
+        """Compute the draws.
+
+        Args:
+            metrics: Logged values.
+            predicted: ``target`` and ``prediction`` of the same samples, or None.
+            groups: The group of each sample, shape (N,), or None.
+        """
+        super().__init__(metrics)
+        self._why = dict.fromkeys(metrics, "the model gives no predictions of the test samples")
+        self._keys: dict[str, str] = {}  # logged name → name in `weighted_metrics`
+        self._draws: dict[str, npt.NDArray[np.floating]] = {}
+        self._units, self._grouped = 0, groups is not None
+        if predicted is None:
+            return
+        size = len(predicted["target"])
+        self._units = size if groups is None else len(np.unique(groups))
+        known = weighted_metrics(predicted["target"], predicted["prediction"])
+        matches = {name: self._match(name, value, known, size) for name, value in metrics.items()}
+        self._keys = {name: key for name, key in matches.items() if key is not None}
+        drawn = {key for key in self._keys.values() if self._grouped or key != "accuracy"}
+        chunks = [
+            {key: known[key](weights) for key in drawn}
+            for weights in (_resamples(size, groups) if drawn else ())
+        ]
+        self._draws = {key: np.concatenate([chunk[key] for chunk in chunks]) for key in drawn}
+
+    def _match(
+        self, name: str, value: float, known: Mapping[str, Weighted], size: int
+    ) -> str | None:
+        """The metric of the predictions that was logged under a name, or None, with the reason."""
+        word = re.sub("[^a-z0-9]|test", "", name.rpartition("/")[2].lower())
+        self._why[name] = "it cannot be computed from the predictions"
+        keys = [key for key in NAMES.get(word, ()) if key in known]
+        for key in reversed(keys):
+            (found,) = known[key](np.ones((1, size)))
+            scale = abs(value) if key in ("log_loss", "mse", "rmse", "mae") else max(1, abs(value))
+            if abs(found - value) <= TOLERANCE * scale:
+                self._why[name] = "all draws of the bootstrap are equal"
+                return key
+            self._why[name] = f"the predictions give {found:.4g}"
+        return None
+
+    def interval(self, name: str, level: float = 0.95) -> tuple[float, float]:
+        """Interval of a metric's value on new samples, for the model that was tested.
+
+        NaN for a metric that does not follow from the predictions; ``print`` says why.
+
+        Args:
+            name: A metric of the test set.
+            level: Share of intervals that should hold the value.
+
+        Raises:
+            KeyError: There is no such metric.
+        """
+        from scipy.stats import norm
+
+        check_range("level", level, 0, 1, low_open=True, high_open=True)
+        if name not in self:
+            raise KeyError(
+                f"name={name!r} was not logged in the test{did_you_mean(name, self) or '.'} "
+                f"There are: {', '.join(self)}."
+            )
+        key = self._keys.get(name, "")
+        draws = self._draws.get(key, np.array([]))
+        draws = draws[np.isfinite(draws)]
+        if len(draws) and np.ptp(draws) > 0:
+            low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+            return float(low), float(high)
+        # Of a perfect score all draws are equal, and say nothing of the samples to come.
+        if key in ("accuracy", "f1", "auc"):
+            return wilson(self[name], self._units, float(norm.ppf((1 + level) / 2)))
+        return math.nan, math.nan
+
+    def __str__(self) -> str:
+        width = max(map(len, self), default=0)
+        lines = []
+        for name, value in self.items():
+            low, high = self.interval(name)
+            interval = f"95 % interval {number(low)} … {number(high)}"
+            if math.isnan(low):
+                interval = f"no interval: {self._why[name]}"
+            lines.append(f"{name:<{width}}  {number(value):<10}  {interval}")
+        if self._keys:
+            what = "groups; bootstrap" if self._grouped else "samples; accuracy's is Wilson's"
+            lines.append(f"Intervals from {self._units} {what}.")
+        return "\n".join(lines)
+
+
+def wilson(share: float, size: int, quantile: float) -> tuple[float, float]:
+    """Wilson's (1927) interval of a share.
+
+    It holds every π whose distance from the share p is at most z · √(π (1 - π) / N).
+
+    Args:
+        share: The share p.
+        size: Number of samples N.
+        quantile: The normal distribution's quantile z.
+
+    Example:
+        >>> low, high = wilson(0.9, 100, 1.959964)
+        >>> round(low, 4), round(high, 4)
+        (0.8256, 0.9448)
+    """
+    square = quantile**2 / size
+    center = (share + square / 2) / (1 + square)
+    half = math.sqrt(square * share * (1 - share) + square**2 / 4) / (1 + square)
+    return max(0.0, center - half), min(1.0, center + half)
+
+
+def weighted_metrics(target: npt.NDArray[Any], prediction: npt.NDArray[Any]) -> dict[str, Weighted]:
+    """Metrics of predictions as functions of the samples' weights.
+
+    Each takes weights W (B, N), such as how often a bootstrap has drawn each sample, and returns B
+    values. For weights of one they are the metrics that our models log.
+
+    Args:
+        target: Classes (N,), or values (N,) or (N, D).
+        prediction: Probabilities (N, C), or values.
+
+    Returns:
+        For classes ``accuracy``, macro ``f1``, and, of probabilities, ``log_loss``,
+        ``calibration_error`` and for two classes ``auc``; for values ``mse``, ``rmse``, ``mae`` and
+        ``r2``. Empty for predictions of another kind.
+    """
+    if not np.isfinite(prediction).all():
+        return {}
+    try:
+        kind = kind_of(target, prediction)
+    except ValueError:
+        return {}
+    if kind == "scores":
+        return _class_metrics(target, prediction.astype(float))
+    if kind == "values":
+        shape = len(target), -1
+        return _value_metrics(target.reshape(shape).astype(float), prediction.reshape(shape))
+    return {}
+
+
+def _class_metrics(target: npt.NDArray[Any], prediction: npt.NDArray[Any]) -> dict[str, Weighted]:
+    num_classes = prediction.shape[1]
+    guess = prediction.argmax(1)
+    right = (guess == target).astype(float)
+    is_target, is_guess = (np.eye(num_classes)[labels] for labels in (target, guess))
+
+    def f1(weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        both = weights @ (is_target + is_guess)  # 2 TP + FP + FN of each class
+        with np.errstate(invalid="ignore"):  # a class that is neither target nor guess
+            return np.nanmean(2 * (weights @ (is_target * is_guess)) / both, axis=1)
+
+    found: dict[str, Weighted] = {"accuracy": _mean_of(right), "f1": f1}
+    if not are_probabilities(prediction):
+        return found
+    smallest = np.finfo(np.float32).tiny
+    own = prediction[np.arange(len(target)), target].clip(smallest)
+    found["log_loss"] = _mean_of(-np.log(own))
+    confidence = prediction.max(1)
+    bins = np.eye(NUM_BINS + 1)[bin_of(confidence)]
+    gaps = bins * (right - confidence)[:, None]
+    found["calibration_error"] = lambda w: np.abs(w @ gaps).sum(1) / w.sum(1)
+    if num_classes == 2 and len(np.unique(target)) == 2:
+        found["auc"] = _auc(target, prediction[:, 1])
+    return found
+
+
+def _auc(target: npt.NDArray[Any], score: npt.NDArray[Any]) -> Weighted:
+    order = np.argsort(score, kind="stable")
+    positive = (target[order] == 1).astype(float)
+    starts = np.flatnonzero(np.diff(score[order], prepend=-np.inf))  # of equal scores
+
+    def auc(weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        weights = weights[:, order]
+        up = np.add.reduceat(weights * positive, starts, axis=1)
+        down = np.add.reduceat(weights * (1 - positive), starts, axis=1)
+        below = np.cumsum(down, axis=1) - down / 2  # ties count half
+        with np.errstate(invalid="ignore"):  # one class alone
+            return (up * below).sum(1) / (up.sum(1) * down.sum(1))
+
+    return auc
+
+
+def _value_metrics(target: npt.NDArray[Any], prediction: npt.NDArray[Any]) -> dict[str, Weighted]:
+    error = prediction - target
+    mse, mae = _mean_of((error**2).mean(1)), _mean_of(np.abs(error).mean(1))
+    centered = target - target.mean(0)
+
+    def r2(weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        around = (weights @ centered**2) - (weights @ centered) ** 2 / weights.sum(1)[:, None]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return (1 - (weights @ error**2) / around).mean(1)
+
+    return {"mse": mse, "rmse": lambda w: np.sqrt(mse(w)), "mae": mae, "r2": r2}
+
+
+def _mean_of(values: npt.NDArray[Any]) -> Weighted:
+    return lambda weights: (weights @ values) / weights.sum(1)
+
+
+def _resamples(size: int, groups: npt.NDArray[Any] | None) -> Iterator[npt.NDArray[np.floating]]:
+    """How often each bootstrap draw has each sample, some draws at a time."""
+    rng = np.random.default_rng(0)
+    _, group = np.unique(np.arange(size) if groups is None else groups, return_inverse=True)
+    units = group.max() + 1
+    left = DRAWS
+    while left:
+        rows = min(left, max(1, CHUNK // size))
+        counts = rng.multinomial(units, np.full(units, 1 / units), size=rows)
+        yield counts[:, group].astype(float)
+        left -= rows
