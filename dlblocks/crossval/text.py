@@ -38,8 +38,10 @@ def table(result: CrossValidationResult, beside: Mapping[str, Sequence[str]] | N
     times = [row["seconds"] for row in result.folds]
     seconds = ["seconds", *(f"{t:.1f}" for t in times), f"{sum(times):.1f} in all", "", ""]
     names = _names(result, bool(shown))
+    # Of a nested cross-validation, or without a selection, the last epoch is the one that counts.
+    is_last = bool(beside) or result.info.get("select") == "last"
     epochs = [
-        str(row["epochs"]) if beside else f"{row['epochs']} (best {row['best_epoch']})"
+        str(row["epochs"]) if is_last else f"{row['epochs']} (best {row['best_epoch']})"
         for row in result.folds
     ]
     lead = [["epochs", *epochs, _missing(result), "", ""]]
