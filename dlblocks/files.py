@@ -144,17 +144,25 @@ def _check_one_process(base: Path) -> None:
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes rows as CSV, whole or not at all, with every key of any row as a column."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    with whole_file(path) as part, part.open("w", newline="") as file:
+    with whole_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Reads what `write_rows` wrote: numbers as numbers, an empty cell as a missing key."""
-    with path.open(newline="") as file:
+def read_rows(path: Path, *, texts: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Reads the rows that `write_rows` wrote.
+
+    Numbers come as numbers, and an empty cell as a missing key.
+
+    Args:
+        path: The file.
+        texts: Columns that stay texts, also where they look like numbers.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
         return [
-            {key: _parse(text) for key, text in row.items() if text} for row in csv.DictReader(file)
+            {key: text if key in texts else _parse(text) for key, text in row.items() if text}
+            for row in csv.DictReader(file)
         ]
 
 

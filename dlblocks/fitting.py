@@ -510,9 +510,7 @@ def fit_and_test(
                 "versions": tracking.versions(),
             },
         )
-        figures = report.curve_figures(
-            [done.history], [done.best_epoch], is_classification=datamodule.is_classification
-        )
+        figures = report.curve_figures([done.history], [done.best_epoch], monitor=monitor)
         if {"index", "target", "prediction"} <= arrays.keys():
             figures |= report.prediction_figures(datamodule, "test", arrays, title="Test set")
         report.save_figures(path / "figures", figures)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection, R2Score
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassCalibrationError,
@@ -117,11 +117,79 @@ def regression_metrics() -> MetricCollection:
     )
 
 
-class _R2Score(R2Score):
-    """R² that is NaN, rather than an error, where it is not defined."""
+class _R2Score(Metric):
+    """R² that loses no digits to targets far from zero.
+
+    torchmetrics' `R2Score` subtracts two sums of squares in float32: targets of 10,000 to 10,010
+    give it any value. Here the squares are those of distances from the mean, in float64, and parts
+    are merged by the formula of Chan, Golub and LeVeque (1983). Like scikit-learn's `r2_score`,
+    constant targets give 1 without errors and 0 with some.
+    """
+
+    full_state_update = True  # states without a reduction cannot be merged by torchmetrics
+    count: Tensor
+    mean: Tensor
+    spread: Tensor
+    errors: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("count", "mean", "spread", "errors"):
+            self.add_state(name, default=torch.tensor(0.0), dist_reduce_fx=None)
+
+    def update(self, predictions: Tensor, targets: Tensor) -> None:
+        """Adds predictions and targets, both of shape (N,) or (N, D)."""
+        if not len(targets):
+            return
+        # Widened here: a module's `to(dtype)` narrows what is kept, and MPS has no float64.
+        wide = torch.float32 if targets.device.type == "mps" else torch.float64
+        targets, predictions = targets.to(wide), predictions.to(wide)
+        # Distances from a sample, so that constant targets have none at all.
+        distances = targets - targets[0]
+        mean = distances.mean(0)
+        new = {
+            "count": torch.tensor(len(targets), dtype=wide, device=targets.device),
+            "mean": targets[0] + mean,
+            "spread": (distances - mean).square().sum(0),
+            "errors": (predictions - targets).square().sum(0),
+        }
+        both = {
+            name: torch.stack([getattr(self, name).to(wide).expand_as(value), value])
+            for name, value in new.items()
+        }
+        self.count, self.mean, self.spread, self.errors = _merge(**both)
 
     def compute(self) -> Tensor:
-        return super().compute() if self.total >= 2 else torch.tensor(torch.nan)
+        """Return the mean of the D scores."""
+        count, spread, errors = self.count, self.spread, self.errors
+        if count.ndim:  # of all ranks, side by side
+            count, _, spread, errors = _merge(count, self.mean, spread, errors)
+        return r2_from_sums(count, spread, errors).mean().float()
+
+
+def r2_from_sums(count: Tensor, spread: Tensor, errors: Tensor) -> Tensor:
+    """Compute R² from sums, as scikit-learn's `r2_score` defines it.
+
+    It is NaN for fewer than two samples.
+
+    Args:
+        count: Number of samples.
+        spread: Σ (y - ȳ)².
+        errors: Σ (ŷ - y)².
+    """
+    constant = (errors == 0).to(errors.dtype)
+    found = torch.where(spread != 0, 1 - errors / spread, constant)
+    return torch.where(count >= 2, found, torch.nan)
+
+
+def _merge(
+    count: Tensor, mean: Tensor, spread: Tensor, errors: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Merge counts, means and sums along the first axis."""
+    total, weight = count.sum(), count.reshape(-1, *(1,) * (mean.ndim - 1))
+    middle = mean[0] + (weight / total * (mean - mean[0])).sum(0)
+    between = weight * (mean - middle).square()
+    return total, middle, (spread + between).sum(0), errors.sum(0)
 
 
 # Direction and range

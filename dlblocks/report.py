@@ -10,25 +10,32 @@ import numpy as np
 
 from dlblocks import plots
 from dlblocks.data import DataModule, SplitDataModule
+from dlblocks.scores import are_probabilities, kind_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NUM_HARDEST = 20
+MAX_CLASSES = 1000  # counts of more, which may be no classes, would not fit into memory
 
 
 def curve_figures(
     histories: Sequence[Sequence[Mapping[str, float]]],
     best_epochs: Sequence[int] | None,
     *,
-    is_classification: bool,
+    monitor: str = "val/loss",
 ) -> dict[str, Figure]:
-    """The learning curves of one or more fits; `best_epochs` count from 1."""
-    metrics = ("loss", "accuracy") if is_classification else ("loss", "rmse")
-    best = None if best_epochs is None else [epoch - 1 for epoch in best_epochs]
-    if not any(histories):
+    """Draws the learning curves of fits, if they logged a metric.
+
+    Args:
+        histories: For each fit one row an epoch.
+        best_epochs: The selected epoch of each fit, from 1.
+        monitor: The metric that selected it.
+    """
+    if not plots.curve_metrics(histories):
         return {}
-    return {"learning_curves": plots.learning_curves(histories, metrics=metrics, best_epochs=best)}
+    best = None if best_epochs is None else [epoch - 1 for epoch in best_epochs]
+    return {"learning_curves": plots.learning_curves(histories, best_epochs=best, monitor=monitor)}
 
 
 def score_figure(
@@ -44,66 +51,88 @@ def prediction_figures(
     arrays: Mapping[str, np.ndarray],
     *,
     title: str,
+    scores: Mapping[str, float] | None = None,
 ) -> dict[str, Figure]:
     """What predictions look like: confusion matrix, reliability and hardest images, or values.
 
-    Scores of classes that are no probabilities, such as logits, have a confusion matrix only;
-    what is neither scores of classes nor one value a target has no figure. What shows inputs is
-    for a `DataModule`.
+    Predicted classes, and scores that are not probabilities, such as logits, have a confusion
+    matrix only; what `dlblocks.scores.kind_of` refuses, or is not finite, has no figure. Figures
+    of inputs are for a `DataModule`. Over several repeats all predictions are drawn, but each
+    input once, with the mean of its predictions.
 
     Args:
         datamodule: Where the samples come from.
         part: ``"train"``, ``"val"`` or ``"test"``: which arrays `index` counts in.
-        arrays: ``index``, ``target`` and ``prediction``, each sample once.
-        title: Put above the confusion matrix and the reliability diagram.
+        arrays: ``index``, ``target`` and ``prediction``; and ``repeat`` if there are several.
+        title: Put above the figures.
+        scores: The metrics to put there, as `CrossValidationResult.pooled` gives them; None for
+            those of all predictions at once.
     """
-    targets, predictions, index = arrays["target"], arrays["prediction"], arrays["index"]
+    target, prediction, index = arrays["target"], arrays["prediction"], arrays["index"]
+    repeats = len(np.unique(arrays["repeat"])) if "repeat" in arrays else 1
+    if repeats > 1:
+        title += f", {repeats} repeats"
+    try:
+        kind = kind_of(target, prediction)
+    except ValueError:
+        return {}
+    if not np.isfinite(prediction).all():
+        return {}
     ours = datamodule if isinstance(datamodule, DataModule) else None
-    if np.issubdtype(targets.dtype, np.floating):
-        if predictions.size != targets.size:
-            return {}
+    if kind == "values":
         figures = {
-            "predicted_vs_true": plots.predicted_vs_true(targets.ravel(), predictions.ravel())
+            "predicted_vs_true": plots.predicted_vs_true(
+                target, prediction.reshape(target.shape), title=title, scores=scores or None
+            )
         }
-        if ours and ours.input_shape == (1,) and targets.size == len(targets):
+        if ours and ours.input_shape == (1,) and target.size == len(target):
+            index, target, prediction = _means(index, target, prediction)
             x = ours.raw_inputs(part)[index].numpy().ravel()
             order = np.argsort(x)
-            figures["curve"] = plots.curve(x, targets.ravel(), x[order], predictions.ravel()[order])
+            figures["curve"] = plots.curve(x, target.ravel(), x[order], prediction.ravel()[order])
         return figures
-    if not _scores_of_classes(targets, predictions):
-        return {}
-    num_classes = predictions.shape[1]
+    predicted = prediction if kind == "labels" else prediction.argmax(1)
+    if min(target.min(), predicted.min()) < 0:
+        return {}  # numbers that are not those of classes
     names = datamodule.class_names or []
+    if kind == "scores":
+        num_classes = prediction.shape[1]
+    else:
+        num_classes = int(max(len(names), target.max() + 1, predicted.max() + 1))
+    if num_classes > MAX_CLASSES:
+        return {}
     if len(names) != num_classes:  # the data do not know of a class that they lack
         names = [str(i) for i in range(num_classes)]
-    figures = {
-        "confusion_matrix": plots.confusion_matrix(
-            targets, predictions.argmax(1), names, title=title
-        )
-    }
-    if predictions.min() < 0 or not np.allclose(predictions.sum(1), 1, atol=1e-2):
+    figures = {"confusion_matrix": plots.confusion_matrix(target, predicted, names, title=title)}
+    if kind == "labels" or not are_probabilities(prediction):
         return figures
-    figures["reliability"] = plots.reliability(targets, predictions, title=title)
+    error = (scores or {}).get("calibration_error")
+    figures["reliability"] = plots.reliability(target, prediction, title=title, error=error)
     if ours and len(ours.input_shape) == 3:
-        true = np.take_along_axis(predictions, targets[:, None], axis=1)[:, 0]
+        index, target, prediction = _means(index, target, prediction)
+        true = np.take_along_axis(prediction, target[:, None], axis=1)[:, 0]
         worst = np.argsort(true, kind="stable")[:NUM_HARDEST]
         figures["hardest"] = plots.hardest(
             ours.raw_inputs(part)[index[worst]].numpy(),
-            targets[worst],
-            predictions[worst],
+            target[worst],
+            prediction[worst],
             names,
             indices=index[worst],
+            title="hardest samples" + (f", means of {repeats} repeats" if repeats > 1 else ""),
         )
     return figures
 
 
-def _scores_of_classes(targets: np.ndarray, predictions: np.ndarray) -> bool:
-    """Whether these are classes (M,) and a score of each (M, C), of which the highest is meant."""
-    if not (np.issubdtype(targets.dtype, np.integer) and targets.ndim == 1):
-        return False
-    if predictions.ndim != 2 or predictions.shape[1] < 2 or not np.isfinite(predictions).all():
-        return False
-    return bool(targets.min() >= 0 and targets.max() < predictions.shape[1])
+def _means(
+    index: np.ndarray, target: np.ndarray, prediction: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each sample once, sorted by index, with the mean of its predictions."""
+    once, first, where, counts = np.unique(
+        index, return_index=True, return_inverse=True, return_counts=True
+    )
+    sums = np.zeros((len(once), *prediction.shape[1:]))
+    np.add.at(sums, where, prediction)
+    return once, target[first], sums / counts.reshape(-1, *(1,) * (prediction.ndim - 1))
 
 
 def save_figures(folder: Path, figures: Mapping[str, Figure]) -> None:

@@ -238,7 +238,7 @@ def log_scores(loggers: Iterable[Logger], scores: Mapping[str, float]) -> None:
 def log_summary(
     logger: Logger,
     *,
-    values: Mapping[str, float],
+    values: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
     figures: Mapping[str, Figure],
     checkpoints: Sequence[Path] = (),

@@ -51,7 +51,6 @@ from dlblocks.crossval.statistics import (
     corrected_t_test,
     holm,
     mean_interval,
-    pooled_metrics,
 )
 from dlblocks.data import DataModule, DigitsDataModule, TabularDataModule
 from dlblocks.ensembles import AdaBoost, Bagging, DeepEnsemble, GradientBoosting, Voting
@@ -61,6 +60,7 @@ from dlblocks.fitting import fit
 from dlblocks.models import Classifier, CNNClassifier, MLPClassifier, MLPRegressor, Model
 from dlblocks.plots.style import new_figure, style_axis
 from dlblocks.quiet import quiet
+from dlblocks.scores import pooled_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

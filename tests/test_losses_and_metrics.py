@@ -1,5 +1,7 @@
 import itertools
+import os
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torchmetrics.text
 from sklearn import metrics as sklearn_metrics
 from torch.nn import functional as F
 
+from dlblocks.ensembles.grouped import RegressionSums
 from dlblocks.losses import MixedTargets, binary_cross_entropy, cross_entropy, mixed_loss
 from dlblocks.metrics import (
     classification_metrics,
@@ -237,6 +240,107 @@ def test_regression_metrics_are_scikit_learns(outputs):
     assert found["rmse"] == pytest.approx(mse**0.5, rel=1e-5)
     assert found["mae"] == pytest.approx(sklearn_metrics.mean_absolute_error(y, guess), rel=1e-5)
     assert found["r2"] == pytest.approx(sklearn_metrics.r2_score(y, guess), rel=1e-4)
+
+
+def cases_of_r2():
+    """Targets of all scales and offsets, constant ones, and a perfect model: name, y, ŷ."""
+    y = torch.randn(90, 3, generator=GENERATOR)
+    error = torch.randn(90, 3, generator=GENERATOR)
+    for offset in (0.0, 1e4, -1e6):
+        far = offset + torch.arange(90.0)[:, None].expand(90, 3) / 9
+        yield f"offset {offset}", far, far + 0.5 * error
+    yield "small", 1e-4 * y, 1e-4 * (y + error)
+    yield "outlier first", torch.cat([torch.full((1, 3), 1e5), y[1:]]), 0.9 * y
+    for constant in (0.0, 0.1, 12345.678):
+        same = torch.full((90, 3), constant)
+        yield f"constant {constant}", same, same + error
+        yield f"constant {constant}, no errors", same, same
+    yield "one column constant", torch.cat([y[:, :2], torch.ones(90, 1)], 1), y
+    yield "perfect", y, y
+
+
+CASES_OF_R2 = list(cases_of_r2())
+
+
+@pytest.mark.parametrize(("name", "y", "guess"), CASES_OF_R2, ids=[case[0] for case in CASES_OF_R2])
+def test_r2_is_scikit_learns_in_float64(name, y, guess):
+    """In one update and in several, of the metric and of the engine."""
+    expected = pytest.approx(sklearn_metrics.r2_score(y.double(), guess.double()), rel=1e-5)
+    parts = torch.tensor([0, 1, 8, 40, 90])
+    rows = [slice(a, b) for a, b in itertools.pairwise(parts.tolist())]
+    for chosen in ([slice(None)], rows, rows[::-1]):
+        metric = regression_metrics()["r2"]
+        for each in chosen:
+            metric.update(guess[each], y[each])
+        assert float(metric.compute()) == expected
+        metric.reset()
+        for each in chosen:  # `forward`, which gives each batch its own score
+            score = float(metric(guess[each], y[each]))
+            if len(y[each]) > 1:
+                alone = sklearn_metrics.r2_score(y[each].double(), guess[each].double())
+                assert score == pytest.approx(alone, rel=1e-5)
+        assert float(metric.compute()) == expected
+
+    sums = RegressionSums(2, 3, torch.device("cpu"))
+    for each in rows:
+        # The first model's samples between the second's, whose predictions are other ones.
+        both, order = [0, 1], torch.randperm(2 * len(y[each]), generator=GENERATOR)
+        model = torch.tensor(both).repeat_interleave(len(y[each]))[order]
+        predictions = torch.cat([guess[each], -guess[each]])[order]
+        sums.update(model, predictions, torch.cat([y[each], y[each]])[order])
+    found = sums.compute(whole=True)["r2"].tolist()
+    assert found[0] == expected
+    other = sklearn_metrics.r2_score(y.double(), -guess.double())
+    assert found[1] == pytest.approx(other, rel=1e-5)
+
+
+def score_on_one_rank():
+    rank = int(os.environ["RANK"])
+    torch.distributed.init_process_group("gloo")
+    for name, y, guess in CASES_OF_R2:
+        for columns in (slice(None), 0):
+            metric = regression_metrics()["r2"]
+            for rows in (torch.arange(90)[rank:30:2], torch.arange(30, 90)[(rank > 0) :: 5]):
+                metric.update(guess[rows, columns], y[rows, columns])
+            used = torch.cat([torch.arange(30), torch.arange(30, 90)[::5], torch.arange(31, 90, 5)])
+            true, given = y[used, columns].double(), guess[used, columns].double()
+            expected = sklearn_metrics.r2_score(true, given)
+            assert float(metric.compute()) == pytest.approx(expected, rel=1e-5), name
+    torch.distributed.destroy_process_group()
+
+
+def test_r2_of_two_processes_is_that_of_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": forked.free_port(), "WORLD_SIZE": "2"}
+    forked.run(score_on_one_rank, environments=[{**place, "RANK": str(i)} for i in range(2)])
+
+
+def test_r2_of_targets_of_one_column_and_after_moves():
+    y = 1e4 + torch.arange(50.0) / 5
+    guess = y + 0.5
+    expected = pytest.approx(sklearn_metrics.r2_score(y, guess), rel=1e-5)
+    holder = torch.nn.ModuleList([regression_metrics()])
+    for move in (lambda m: m.to(torch.bfloat16), lambda m: m.half(), lambda m: m.to("cpu")):
+        move(holder)
+        metric = holder[0]["r2"]
+        for rows in (slice(0, 20), slice(20, 20), slice(20, 50)):
+            metric.update(guess[rows], y[rows])
+        assert float(metric.compute()) == expected
+        assert metric.compute().dtype == torch.float32
+        metric.reset()
+    metric.set_dtype(torch.float64)
+    metric.update(guess, y)
+    assert float(metric.compute()) == expected
+
+
+def test_r2_of_a_failed_training_is_not_a_number():
+    y = torch.arange(6.0)[:, None]
+    metric = regression_metrics()["r2"]
+    metric.update(y * torch.nan, y)
+    assert metric.compute().isnan()
+    sums = RegressionSums(1, 1, torch.device("cpu"))
+    sums.update(torch.zeros(6, dtype=torch.int64), y * torch.nan, y)
+    assert sums.compute(whole=True)["r2"].isnan()
 
 
 def test_r2_of_one_sample_is_not_a_number():

@@ -1,4 +1,5 @@
 import io
+import math
 import subprocess
 import sys
 
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
+from sklearn.metrics import r2_score
 
 from dlblocks import plots
 from dlblocks.files import whole_file
@@ -85,6 +87,88 @@ def test_fits_that_share_no_epoch_have_no_band():
     figure.savefig(io.BytesIO())
 
 
+EPOCHS = [0, 1, 2]
+NAMES = {
+    "slash": ("train/loss", "val/loss"),
+    "underscore": ("train_loss", "valid_loss"),
+    "per epoch": ("train_loss_epoch", "validation_loss"),
+    "behind": ("loss/train", "loss/val"),
+    "selection": ("train/loss", "selection/loss"),
+    "training without a part": ("loss", "selection/loss"),
+    "validation without a part": ("training_loss", "loss"),
+}
+
+
+def named_history(*names, **more):
+    return [
+        {"epoch": e, **{name: 1 + i + 0.1 * e for i, name in enumerate(names)}, **more}
+        for e in EPOCHS
+    ]
+
+
+def legend(axis):
+    return [text.get_text() for text in axis.get_legend().get_texts()]
+
+
+@pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
+def test_learning_curves_pair_the_parts_of_a_metric_of_any_name(names):
+    of_steps = {"train_loss_step": 7.0} if "train_loss_epoch" in names else {}
+    rows = named_history(*names, **of_steps)
+    monitor = names[1].replace("selection", "val")
+    (axis,) = plots.learning_curves([rows], best_epochs=[1], monitor=monitor).axes
+    part = "selection" if "selection" in names[1] else "validation"
+    assert legend(axis) == ["training", part]
+    training, held_out, dot = axis.lines
+    assert list(training.get_ydata()) == [row[names[0]] for row in rows]
+    assert list(held_out.get_ydata()) == [row[names[1]] for row in rows]
+    assert (*dot.get_xdata(), *dot.get_ydata()) == (2, rows[1][names[1]])
+    assert dot.get_color() == held_out.get_color() != training.get_color()
+
+
+def test_learning_curves_of_training_alone_have_no_empty_panel_and_no_dots():
+    """As ``select="last"`` leaves it: nothing is validated, so no epoch is selected."""
+    rows = named_history("train/loss", "train/accuracy")
+    axes = plots.learning_curves([rows, rows], best_epochs=[2, 2], monitor="val/loss").axes
+    assert [axis.get_ylabel() for axis in axes] == ["loss", "accuracy"]
+    for axis in axes:
+        assert legend(axis) == ["training: mean ± std, 2 fits"]
+        assert not [line for line in axis.lines if line.get_marker() == "o"]
+    # An epoch that a metric of training has selected is marked on it.
+    (axis,) = plots.learning_curves(
+        [rows], metrics=["loss"], best_epochs=[2], monitor="train/loss"
+    ).axes
+    assert [line.get_marker() for line in axis.lines] == ["None", "o"]
+
+
+def test_learning_curves_show_the_loss_then_the_monitor_then_others_up_to_four():
+    rows = named_history("a", "train/b", "val/b", "val/auc", "val/c", "lr-Adam", "train/loss")
+    rows[0]["step"] = rows[0]["val/d"] = math.nan
+    names = [axis.get_ylabel() for axis in plots.learning_curves([rows], monitor="val/auc").axes]
+    assert names == ["loss", "auc", "b", "a"] == plots.curve_metrics([rows], monitor="val/auc")
+    alone = plots.learning_curves([named_history("acc")], best_epochs=[0], monitor="acc").axes[0]
+    assert legend(alone) == ["acc"]
+    assert alone.lines[-1].get_marker() == "o"
+    assert plots.curve_metrics([]) == plots.curve_metrics([[{"epoch": 0}]]) == []
+    three = plots.learning_curves([named_history("val/a", "val/b", "val/c")])
+    assert len(three.axes) == 3
+
+
+def test_texts_are_drawn_as_they_are():
+    """matplotlib reads ``$…$`` as mathematics, and fails where it is not."""
+    names = ["$x_$", r"$\frac$"]
+    shares = np.array([[0.9, 0.1], [0.2, 0.8]])
+    for figure in (
+        plots.confusion_matrix([0, 1], [0, 1], names, title="$x_$"),
+        plots.hardest(np.zeros((2, 4, 4)), [0, 1], shares, names, title="$x_$"),
+        plots.batch(np.zeros((2, 4, 4)), np.array([0, 1]), names),
+        plots.strip({"$x_$": [1, 2]}, metric="$x_$"),
+        plots.reliability([0, 1], shares, title="$x_$"),
+        plots.predicted_vs_true([0.0, 1.0], [0.0, 1.0], title="$x_$"),
+        plots.learning_curves([[{"epoch": 0, "val/$x_$": 1.0}]] * 2),
+    ):
+        figure.savefig(io.BytesIO())
+
+
 def test_strip_shows_every_fold_the_mean_and_the_interval():
     values = {"MLP": [0.9, 0.95, 0.9, 0.8], "CNN": [0.99, 0.98, 0.97]}
     axis = plots.strip(values, intervals={"MLP": (0.85, 0.93)}, metric="val/accuracy").axes[0]
@@ -111,7 +195,7 @@ def test_reliability_has_the_error_that_the_models_log(scale, classes):
     metric = classification_metrics(classes)["calibration_error"]
     metric.update(probabilities, targets)
     title = plots.reliability(targets, probabilities, title="Test").axes[0].get_title()
-    assert title == f"Test: expected calibration error {float(metric.compute()):.4f}"
+    assert title == f"Test:\nexpected calibration error {float(metric.compute()):.4f}"
 
 
 def test_reliability_keeps_a_confidence_of_one_apart_as_the_models_do():
@@ -224,6 +308,16 @@ def test_batch_draws_values_between_0_and_1_where_they_are_said_to_be_values():
     assert figure.axes[0].get_xlabel() == "0.38, 0.62"
 
 
+def test_values_of_several_columns_have_the_scores_of_the_table():
+    y = RNG.normal(size=(50, 2)) * [1, 30]
+    guess = y + RNG.normal(size=(50, 2))
+    expected = r2_score(y, guess)
+    assert abs(expected - r2_score(y.ravel(), guess.ravel())) > 0.1  # which is not what is meant
+    assert f"R² {expected:.4f}" in plots.predicted_vs_true(y, guess).axes[0].get_title()
+    given = plots.predicted_vs_true(y, guess, title="Test", scores={"rmse": 3.0, "r2": 0.25})
+    assert given.axes[0].get_title() == "Test:\nRMSE 3, R² 0.2500"
+
+
 def test_values_over_values():
     y = RNG.normal(size=50)
     figure = plots.predicted_vs_true(y, y + 0.5)
@@ -237,6 +331,7 @@ def test_values_over_values():
     ("draw", "message"),
     [
         (lambda: plots.learning_curves([]), "empty"),
+        (lambda: plots.learning_curves([history(2)], metrics=["f1"]), "there are: loss, accuracy"),
         (lambda: plots.batch(np.zeros((2, 4, 8, 8)), [0, 1]), "have 4 channels; only 1"),
         (lambda: plots.batch(np.zeros((2, 1, 8, 8)), [0]), "images 2, targets 1"),
         (lambda: plots.learning_curves([history(2)], best_epochs=[1, 2]), "one a fit"),

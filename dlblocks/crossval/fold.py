@@ -240,6 +240,7 @@ def finish_fold(
     row: dict[str, Any] = {
         "repeat": job.repeat,
         "fold": job.fold,
+        **group_of(datamodule),
         "epochs": epochs,
         "best_epoch": best_epoch,
         "num_train": len(datamodule.indices("train")),
@@ -259,6 +260,12 @@ def finish_fold(
     if write:
         write_fold(folder, row, oof, getattr(datamodule, "normalisation", None))
     return Fold(row, oof, history)
+
+
+def group_of(datamodule: SplitDataModule) -> dict[str, str]:
+    """Name of the fold, if it has one, as an entry of its row."""
+    name = datamodule.fold_name()
+    return {} if name is None else {"group": name}
 
 
 def write_fold(

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dlblocks.crossval.statistics import is_classes
 from dlblocks.crossval.text import number
 from dlblocks.errors import check_range, did_you_mean
+from dlblocks.scores import NUM_BINS, are_probabilities, bin_of, kind_of
 
 DRAWS = 2000
 TOLERANCE = 1e-3  # between a logged value and that of the predictions
@@ -187,9 +187,15 @@ def weighted_metrics(target: npt.NDArray[Any], prediction: npt.NDArray[Any]) -> 
     """
     if not np.isfinite(prediction).all():
         return {}
-    if is_classes(target, prediction):
+    try:
+        kind = kind_of(target, prediction)
+    except ValueError:
+        return {}
+    if kind == "labels":
+        return {"accuracy": _mean_of((target == prediction).astype(float))}
+    if kind == "scores":
         return _class_metrics(target, prediction.astype(float))
-    if len(target) == len(prediction) and target.size == prediction.size:
+    if kind == "values":
         shape = len(target), -1
         return _value_metrics(target.reshape(shape).astype(float), prediction.reshape(shape))
     return {}
@@ -207,13 +213,13 @@ def _class_metrics(target: npt.NDArray[Any], prediction: npt.NDArray[Any]) -> di
             return np.nanmean(2 * (weights @ (is_target * is_guess)) / both, axis=1)
 
     found: dict[str, Weighted] = {"accuracy": _mean_of(right), "f1": f1}
-    if (prediction < 0).any() or not np.allclose(prediction.sum(1), 1, atol=0.01):
+    if not are_probabilities(prediction):
         return found
     smallest = np.finfo(np.float32).tiny
     own = prediction[np.arange(len(target)), target].clip(smallest)
     found["log_loss"] = _mean_of(-np.log(own))
     confidence = prediction.max(1)
-    bins = np.eye(15)[np.digitize(confidence, np.linspace(0, 1, 16)[1:-1])]
+    bins = np.eye(NUM_BINS + 1)[bin_of(confidence)]
     gaps = bins * (right - confidence)[:, None]
     found["calibration_error"] = lambda w: np.abs(w @ gaps).sum(1) / w.sum(1)
     if num_classes == 2 and len(np.unique(target)) == 2:

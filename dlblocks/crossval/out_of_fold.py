@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dlblocks.crossval.statistics import is_classes
+from dlblocks.scores import kind_of
 
 
 @dataclass
@@ -21,7 +21,8 @@ class OutOfFold:
     Attributes:
         index: The sample's row in its data set, int64 of shape (M,).
         target: Its target, shape (M,) or (M, D).
-        prediction: Probabilities (M, C) for classes; values of the target's shape otherwise.
+        prediction: Probabilities (M, C) for classes; values of the target's shape otherwise. Those
+            of somebody else's model are as it gives them.
         fold: The fold that predicted it, int64 of shape (M,).
         repeat: The repeat, int64 of shape (M,).
     """
@@ -58,18 +59,25 @@ class OutOfFold:
 
         Returns:
             Share of the repeats, one value a sample, in the order of `index`, shape (N,). None if
-            the targets are values.
+            the predictions are not classes or scores of them.
         """
-        if not is_classes(self.target, self.prediction):
+        if self._kind() == "scores":
+            right = self.prediction.argmax(1) == self.target
+        elif self._kind() == "labels":
+            right = self.prediction == self.target
+        else:
             return None
-        right = self.prediction.argmax(1) == self.target
         _, sample, counts = np.unique(self.index, return_inverse=True, return_counts=True)
         return np.bincount(sample, weights=right) / counts
 
     def columns(self, class_names: Sequence[str] | None = None) -> dict[str, npt.NDArray[Any]]:
-        """The columns of a table with one row a prediction, as ``to_pandas("oof")`` has them."""
+        """Make the columns of ``to_pandas("oof")``, one row a prediction.
+
+        Args:
+            class_names: Names of the classes 0 … C-1.
+        """
         columns = {"repeat": self.repeat, "fold": self.fold, "index": self.index}
-        if is_classes(self.target, self.prediction):
+        if self._kind() == "scores":
             num_classes = self.prediction.shape[1]
             if class_names is None or len(class_names) != num_classes:
                 class_names = [str(i) for i in range(num_classes)]
@@ -81,3 +89,10 @@ class OutOfFold:
             numbered = [f"{name}_{i}" for i in range(len(values))] if len(values) > 1 else [name]
             columns |= dict(zip(numbered, values, strict=True))
         return columns
+
+    def _kind(self) -> str | None:
+        """As `dlblocks.scores.kind_of`; None where that raises."""
+        try:
+            return kind_of(self.target, self.prediction)
+        except ValueError:
+            return None

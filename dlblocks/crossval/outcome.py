@@ -28,18 +28,20 @@ def result_figures(result: CrossValidationResult, datamodule: SplitDataModule) -
     figures = report.curve_figures(
         result.histories,
         [row["best_epoch"] for row in result.folds],
-        is_classification=datamodule.is_classification,
+        monitor=result.info["monitor"],
     )
     if result.metrics:
-        metric = table_metrics(result.metrics)[0]
+        metric = table_metrics(result)[0]
         figures |= report.score_figure(
             result.run_dir.absolute().name, metric, result.values(metric), result.interval(metric)
         )
     if result.oof is not None:
-        once = result.oof.repeat == 0
-        arrays = {name: values[once] for name, values in vars(result.oof).items()}
         figures |= report.prediction_figures(
-            datamodule, "val", arrays, title="Out-of-fold predictions"
+            datamodule,
+            "val",
+            vars(result.oof),
+            title="Out-of-fold predictions",
+            scores=result.pooled_or_none(),
         )
     return figures
 
@@ -88,16 +90,24 @@ def _log_summary(
     )
     if logger is None:
         return
-    values = {
-        f"{metric}/{name}": found[name]
+    values: dict[str, Any] = {
+        f"{metric}/{name}": value
         for metric, found in summary["metrics"].items()
-        for name in ("mean", "std")
+        for name, value in (
+            ("mean", found["mean"]),
+            ("std", found["std"]),
+            ("interval_low", found["interval"][0]),
+            ("interval_high", found["interval"][1]),
+        )
     }
+    values |= {f"pooled/{name}": value for name, value in summary["pooled"].items()}
+    if summary["notes"]:
+        values["notes"] = " ".join(summary["notes"])
     paths = [plan.run_dir / row["checkpoint"] for row in result.folds if row["checkpoint"]]
     try:
         tracking.log_summary(
             logger,
-            values={**values, **{f"pooled/{k}": v for k, v in summary["pooled"].items()}},
+            values=values,
             rows=rows,
             figures=figures,
             checkpoints=paths if checkpoints else (),

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from dlblocks import tracking
 from dlblocks.crossval.final import refit
-from dlblocks.crossval.fold import Fold, Job, Plan, read_fold, write_fold
+from dlblocks.crossval.fold import Fold, Job, Plan, group_of, read_fold, write_fold
 from dlblocks.crossval.notes import count_scored
 from dlblocks.crossval.out_of_fold import OutOfFold
 from dlblocks.crossval.search import SEARCHED, Search, forget_weights, said
@@ -130,6 +130,7 @@ class Outer:
         row: dict[str, Any] = {
             "repeat": job.repeat,
             "fold": job.fold,
+            **group_of(outer),
             "epochs": epochs,
             "best_epoch": epochs,
             "num_train": len(outer.indices("train")),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import html
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlblocks.crossval.text import number, table_metrics
+from dlblocks.crossval.text import number, said_interval, table_metrics
 
 if TYPE_CHECKING:
     from dlblocks.crossval.result import CrossValidationResult
@@ -20,12 +20,13 @@ CAPTIONS = {
     "inner_and_outer": "What was chosen, as its inner folds scored it and as the outer fold did: "
     "how far the inner scores are better is the optimism of a search's best score.",
     "learning_curves": "Learning curves: a thin line a fold, thick their mean, the band one "
-    "standard deviation, dots the best epochs.",
+    "standard deviation, dots the selected epochs.",
     "confusion_matrix": "Out-of-fold predictions: true class in the row, predicted in the column.",
     "reliability": "Reliability: accuracy of the out-of-fold predictions by their confidence.",
     "predicted_vs_true": "Out-of-fold predictions over the true values.",
     "curve": "The samples and their out-of-fold predictions.",
-    "hardest": "Hardest samples: the true class got the lowest out-of-fold probability.",
+    "hardest": "Hardest samples: the true class got the lowest out-of-fold probability, on average "
+    "over the repeats.",
 }
 
 STYLE = """
@@ -70,7 +71,7 @@ def page(result: CrossValidationResult) -> str:
     said = [
         size,
         *([f"{len(result.oof) // repeats} samples"] if result.oof is not None else []),
-        *([f"best epoch by {info['monitor']} ({info['mode']})"] if "monitor" in info else []),
+        *_selection(info),
         *([f"{info['seconds']:.1f} s"] if "seconds" in info else []),
     ]
     parts = [
@@ -82,6 +83,7 @@ def page(result: CrossValidationResult) -> str:
             for one in failed
         ),
         _scores(result),
+        *(f"<p>Note: {_text(note)}</p>" for note in result.notes),
         "<h2>Folds</h2>",
         _folds(result),
         *(["<h2>Search</h2>", _search(result)] if "search" in info else []),
@@ -99,49 +101,66 @@ def page(result: CrossValidationResult) -> str:
     )
 
 
+def _selection(info: Mapping[str, Any]) -> list[str]:
+    """Say how the epochs were selected."""
+    if info.get("select") == "last":
+        return ["weights of the last epoch"]
+    if "monitor" not in info:
+        return []
+    said = f"best epoch by {info['monitor']} ({info['mode']})"
+    if info.get("select") == "inner":
+        said += f" on {100 * info['selection_fraction']:g} % of the training samples"
+    return [said]
+
+
 def _scores(result: CrossValidationResult) -> str:
     pooled = result.pooled_or_none()
+    has_pooled = bool(pooled)
     rows = []
-    # The scores that people ask for first.
-    for name in dict.fromkeys([*table_metrics(result.metrics), *result.metrics]):
-        low, high = result.interval(name)
+    for name in table_metrics(result):
         over_all = pooled.pop(name.removeprefix("val/"), None)
         rows.append([
             name,
             number(result.mean(name)),
             number(result.std(name)),
-            f"{number(low)} … {number(high)}",
+            said_interval(result, name),
             "" if over_all is None else number(over_all),
         ])  # fmt: skip
     rows += [[name, "", "", "", number(value)] for name, value in pooled.items()]
-    head = ["metric", "mean", "std", "95 % interval", *(["pooled"] if result.oof else [])]
+    head = ["metric", "mean", "std", "95 % interval", *(["pooled"] if has_pooled else [])]
     note = (
         "The interval is that of the training procedure's expected score, by Student's t with "
         "the variance that Nadeau and Bengio (2003) corrected for training samples that folds "
         "share; std is the spread of the folds."
     )
-    if result.oof is not None:
+    if has_pooled:
         note += " Pooled: over the out-of-fold predictions of all folds at once."
     return f'{_table(head, [row[: len(head)] for row in rows])}\n<p class="soft">{note}</p>'
 
 
 def _folds(result: CrossValidationResult) -> str:
     repeated = len({row["repeat"] for row in result.folds}) > 1
-    chosen = table_metrics(result.metrics)
+    named = any("group" in row for row in result.folds)
+    selected = any(row.get("num_selection") for row in result.folds)
+    chosen = table_metrics(result)
     head = [
         *(["repeat"] if repeated else []),
         "fold",
+        *(["group"] if named else []),
         *chosen,
-        *("epochs", "best", "training", "validation", "seed", "seconds"),
+        *("epochs", "best", "training", *(["selection"] if selected else []), "validation"),
+        *("seed", "seconds"),
     ]
+    samples = ["num_train", *(["num_selection"] if selected else []), "num_val"]
     seed = result.info.get("config", {}).get("seed")
     num_folds = result.info.get("num_folds", 0)
     rows = [
         [
             *([row["repeat"]] if repeated else []),
             row["fold"],
+            *([row.get("group", "")] if named else []),
             *(number(row[name]) for name in chosen),
-            *(row[key] for key in ("epochs", "best_epoch", "num_train", "num_val")),
+            *(row[key] for key in ("epochs", "best_epoch", *samples)),
             "" if seed is None else seed + row["repeat"] * num_folds + row["fold"],
             f"{row['seconds']:.1f}",
         ]
@@ -195,6 +214,9 @@ def _origin(result: CrossValidationResult) -> str:
     info = result.info
     config = info.get("config", {})
     parts = []
+    names = info.get("class_names") or []
+    if names != [str(i) for i in range(len(names))]:
+        parts.append("Classes: " + ", ".join(f"{i} {name}" for i, name in enumerate(names)))
     if "seed" in config:
         seed, split = config["seed"], config.get("data", {}).get("split_seed")
         last = seed + len(result.folds) + len(info.get("failed", [])) - 1

@@ -21,11 +21,11 @@ from dlblocks.crossval.statistics import (
     least_error,
     least_paired_error,
     mean_interval,
-    pooled_metrics,
 )
 from dlblocks.errors import check_choice, did_you_mean
 from dlblocks.files import read_rows, whole_file, write_json, write_rows
 from dlblocks.metrics import Range, metric_range
+from dlblocks.scores import kind_of, pooled_metrics
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 ROW_KEYS = (
     "repeat",
     "fold",
+    "group",
     "epochs",
     "best_epoch",
     "num_train",
@@ -56,7 +57,8 @@ class CrossValidationResult:
     Attributes:
         run_dir: Where everything lies.
         folds: One row a fit: repeat, fold, epochs run, best epoch (from 1), samples, seconds,
-            checkpoint, and the validation metrics of the best epoch's weights.
+            checkpoint, and the validation metrics of the best epoch's weights; `group` too, the
+            name of what is left out, where the data name their folds.
         oof: Out-of-fold predictions, or None if the model has no `predict_step` that gives them.
         histories: One list of rows a fit, one row an epoch, of all that was logged.
         info: Monitor, seconds, configuration and versions, as in ``summary.json``.
@@ -160,23 +162,42 @@ class CrossValidationResult:
     def pooled(self) -> dict[str, float]:
         """Metrics of the out-of-fold predictions of all folds at once, by scikit-learn.
 
-        For classes ``accuracy``, macro ``f1``, ``log_loss``, and for two classes ``auc``; for
-        values ``rmse``, ``mae``, ``r2``. Each is computed over the samples of one repeat and then
-        averaged over the repeats. What is no mean over samples, as F1, AUC, RMSE and R², differs
-        from the mean of the folds. AUC here also ranks samples of one fold against those of
-        another, whose models may disagree in how sure they are (Forman and Scholz 2010).
+        For classes ``accuracy`` and macro ``f1``, with probabilities also ``log_loss``,
+        ``calibration_error``, and for two classes ``auc``; for values ``rmse``, ``mae``, ``r2``;
+        see `dlblocks.scores.pooled_metrics`. Each is computed over the samples of one repeat and
+        then averaged over the repeats. What is not a mean over samples, as F1, AUC, RMSE and R²,
+        differs from the mean of the folds. AUC here also ranks samples of one fold against those
+        of another, whose models may disagree in how sure they are (Forman and Scholz 2010).
 
         Raises:
-            ValueError: There are no out-of-fold predictions, or of another shape than these have.
+            ValueError: There are no out-of-fold predictions, or they are of another kind, such as
+                one number a sample for integer targets, of which any score would be a guess.
         """
+        oof = self._predictions()
+        repeats = [oof.repeat == repeat for repeat in np.unique(oof.repeat)]
+        found = [pooled_metrics(oof.target[one], oof.prediction[one]) for one in repeats]
+        names = [name for name in found[0] if all(name in each for each in found)]
+        return {name: float(np.mean([each[name] for each in found])) for name in names}
+
+    @property
+    def notes(self) -> list[str]:
+        """Warnings of the run, and why there are no pooled metrics."""
+        notes = list(self.info.get("notes") or [])
+        try:
+            self._predictions()
+        except ValueError as error:
+            notes.append(f"no pooled metrics: {error}")
+        return list(dict.fromkeys(notes))  # a result that was loaded has them all already
+
+    def _predictions(self) -> OutOfFold:
+        """Return the out-of-fold predictions if they can be scored, else raise."""
         if self.oof is None:
             raise ValueError(
-                "the model gave no out-of-fold predictions; its predict_step must return a "
-                "dictionary of index, target and prediction."
+                "the model gave no out-of-fold predictions; its predict_step must return one "
+                "prediction a sample."
             )
-        repeats = [self.oof.repeat == repeat for repeat in np.unique(self.oof.repeat)]
-        found = [pooled_metrics(self.oof.target[one], self.oof.prediction[one]) for one in repeats]
-        return {name: float(np.mean([each[name] for each in found])) for name in found[0]}
+        kind_of(self.oof.target, self.oof.prediction)
+        return self.oof
 
     def compare(self, other: CrossValidationResult, metric: str | None = None) -> Comparison:
         """Tests whether a metric differs between two cross-validations on the same folds.
@@ -229,9 +250,10 @@ class CrossValidationResult:
 
         Args:
             what: ``"folds"``, one row a fit as in `folds`; or ``"oof"``, one row a sample and
-                repeat: ``repeat, fold, index, target, prediction``. For classes `prediction` is the
-                most probable one, and ``probability_<class>`` follow; values in D columns are
-                ``target_0``, …, ``prediction_0``, ….
+                repeat: ``repeat, fold, index, target, prediction``. For scores of classes
+                `prediction` is the class of the highest, and ``probability_<class>`` follow;
+                anything else is as the model gave it, and values in D columns are ``target_0``, …,
+                ``prediction_0``, ….
 
         Raises:
             ModuleNotFoundError: pandas is not installed.
@@ -381,10 +403,11 @@ class CrossValidationResult:
         return test_once(self, model, data, trainer=trainer, allow_shared=allow_shared)
 
     def table(self) -> str:
-        """The folds as text: fold, epochs, the metrics, seconds.
+        """The folds as text, with all metrics, the monitor first.
 
         Below them each metric's mean ± std, its 95 % interval (see `interval`), and its value over
-        the pooled out-of-fold predictions.
+        the pooled out-of-fold predictions. More metrics than 100 characters have room for follow
+        in further blocks. The `notes` come last.
         """
         return text.table(self)
 
@@ -404,6 +427,7 @@ class CrossValidationResult:
             },
             "pooled": self.pooled_or_none(),
             **self.info,
+            "notes": self.notes,
         }
 
     def pooled_or_none(self) -> dict[str, float]:
@@ -444,7 +468,7 @@ class CrossValidationResult:
         info = json.loads((path / "summary.json").read_text())
         for key in ("metrics", "pooled"):  # computed from the folds
             info.pop(key, None)
-        rows = read_rows(path / "folds.csv")
+        rows = read_rows(path / "folds.csv", texts=["group"])
         oof = None
         if (path / "oof.npz").is_file():
             with np.load(path / "oof.npz") as arrays:

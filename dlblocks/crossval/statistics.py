@@ -1,4 +1,4 @@
-"""Intervals, comparisons and pooled metrics of the scores of folds.
+"""Intervals and comparisons of the scores of folds.
 
 Folds share training samples, so their scores are not independent, and the variance of their mean is
 more than s² / n. There is no unbiased estimate of it from one cross-validation (Bengio and
@@ -30,7 +30,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -241,80 +240,6 @@ def holm(p: Sequence[float]) -> list[float]:
     adjusted = np.empty(len(p))
     adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1)
     return adjusted.tolist()
-
-
-def pooled_metrics(
-    target: npt.NDArray[Any], prediction: npt.NDArray[np.floating]
-) -> dict[str, float]:
-    """Metrics over all samples at once, by scikit-learn.
-
-    - Classes (integer targets (M,), probabilities (M, C)): ``accuracy``, macro ``f1``,
-      ``log_loss``, and for two classes ``auc``. Predictions that are no probabilities have neither
-      log loss nor AUC.
-    - Values (M,) or (M, D): ``rmse`` and ``mae`` over all of them, ``r2`` averaged over the D.
-
-    All are NaN where a prediction is not finite; AUC is where one class alone occurs, R² for fewer
-    than two samples.
-
-    Raises:
-        ValueError: `target` and `prediction` are neither of these.
-
-    Example:
-        >>> pooled_metrics(np.array([1.0, 2.0]), np.array([1.0, 4.0]))["mae"]
-        1.0
-    """
-    if is_classes(target, prediction):
-        found = _class_metrics(target, prediction)
-    elif target.shape[0] == prediction.shape[0] and target.size == prediction.size:
-        shape = len(target), -1
-        found = _value_metrics(target.reshape(shape), prediction.reshape(shape))
-    else:
-        raise ValueError(
-            f"target has shape {target.shape} ({target.dtype}) and prediction {prediction.shape}; "
-            "expected classes (M,) with probabilities (M, C), or values of one shape."
-        )
-    return {name: float(value) for name, value in found.items()}
-
-
-def is_classes(target: npt.NDArray[Any], prediction: npt.NDArray[Any]) -> bool:
-    """Whether these are classes (M,) and a probability of each (M, C), rather than values."""
-    return np.issubdtype(target.dtype, np.integer) and target.ndim == 1 and prediction.ndim == 2
-
-
-def _class_metrics(target: np.ndarray, prediction: np.ndarray) -> dict[str, Any]:
-    from sklearn import metrics
-
-    num_classes = prediction.shape[1]
-    if not np.isfinite(prediction).all():
-        names = ["accuracy", "f1", "log_loss", *(["auc"] if num_classes == 2 else [])]
-        return dict.fromkeys(names, np.nan)
-    predicted = prediction.argmax(1)
-    found = {
-        "accuracy": metrics.accuracy_score(target, predicted),
-        "f1": metrics.f1_score(target, predicted, average="macro"),
-    }
-    # Half precision rounds: what sums to one nearly is made to do so, or scikit-learn warns.
-    sums = prediction.sum(1, keepdims=True, dtype=float)
-    if (prediction >= 0).all() and np.allclose(sums, 1, atol=0.01):
-        shares = prediction / sums
-        found["log_loss"] = metrics.log_loss(target, shares, labels=range(num_classes))
-        if num_classes == 2:
-            both = len(np.unique(target)) == 2
-            found["auc"] = metrics.roc_auc_score(target, shares[:, 1]) if both else np.nan
-    return found
-
-
-def _value_metrics(target: np.ndarray, prediction: np.ndarray) -> dict[str, Any]:
-    from sklearn import metrics
-
-    if not np.isfinite(prediction).all():
-        return dict.fromkeys(["rmse", "mae", "r2"], np.nan)
-    return {
-        # scikit-learn's own root averages the roots of the D columns.
-        "rmse": metrics.mean_squared_error(target, prediction) ** 0.5,
-        "mae": metrics.mean_absolute_error(target, prediction),
-        "r2": metrics.r2_score(target, prediction) if len(target) > 1 else np.nan,
-    }
 
 
 def _mean_and_error(

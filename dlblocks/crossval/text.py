@@ -8,6 +8,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dlblocks.crossval.result import CrossValidationResult
 
+WIDTH = 100
+# The scores that people ask for first.
+FIRST = ("val/accuracy", "val/f1", "val/rmse", "val/r2", "val/loss")
+GAP = "  "
+
 
 def table(result: CrossValidationResult, beside: Mapping[str, Sequence[str]] | None = None) -> str:
     """What `CrossValidationResult.table` returns.
@@ -16,42 +21,87 @@ def table(result: CrossValidationResult, beside: Mapping[str, Sequence[str]] | N
         result: The result.
         beside: Further columns, before the metrics: a cell for each fold, and one for the means.
     """
-    beside = beside or {}
-    chosen = table_metrics(result.metrics)
-    repeated = len({row["repeat"] for row in result.folds}) > 1
-    head = [*(["repeat"] if repeated else []), "fold", "epochs", *beside, *chosen, "seconds"]
-    rows = [
-        [
-            *([str(row["repeat"])] if repeated else []),
-            str(row["fold"]),
-            str(row["epochs"]) if beside else f"{row['epochs']} (best {row['best_epoch']})",
-            *(cells[i] for cells in beside.values()),
-            *(number(row[name]) for name in chosen),
-            f"{row['seconds']:.1f}",
-        ]
-        for i, row in enumerate(result.folds)
+    beside, pooled = beside or {}, result.pooled_or_none()
+    shown = set()
+    columns = []  # head, a cell for each fold, mean ± std, interval, pooled
+    for name in table_metrics(result):
+        over_all = pooled.get(name.removeprefix("val/"))
+        if over_all is not None:
+            shown.add(name.removeprefix("val/"))
+        columns.append([
+            name,
+            *(number(row[name]) for row in result.folds),
+            f"{number(result.mean(name))} ± {number(result.std(name))}",
+            said_interval(result, name),
+            "" if over_all is None else number(over_all),
+        ])  # fmt: skip
+    times = [row["seconds"] for row in result.folds]
+    seconds = ["seconds", *(f"{t:.1f}" for t in times), f"{sum(times):.1f} in all", "", ""]
+    names = _names(result, bool(shown))
+    epochs = [
+        str(row["epochs"]) if beside else f"{row['epochs']} (best {row['best_epoch']})"
+        for row in result.folds
     ]
-    seconds = sum(row["seconds"] for row in result.folds)
-    start = [""] if repeated else []
-    means = [f"{number(result.mean(name))} ± {number(result.std(name))}" for name in chosen]
-    ends = [result.interval(name) for name in chosen]
-    pooled = result.pooled_or_none()
-    last, blank = [cells[-1] for cells in beside.values()], [""] * len(beside)
-    below = [
-        [*start, "mean ± std", _missing(result), *last, *means, f"{seconds:.1f} in all"],
-        [*start, "95 % interval", "", *blank, *(f"{number(a)} … {number(b)}" for a, b in ends), ""],
-    ]
-    over_all = [pooled.get(name.removeprefix("val/")) for name in chosen]
-    if any(value is not None for value in over_all):
-        cells = ["" if value is None else number(value) for value in over_all]
-        below.append([*start, "pooled", "", *blank, *cells, ""])
-    widths = [max(len(line[i]) for line in [head, *rows, *below]) for i in range(len(head))]
+    lead = [["epochs", *epochs, _missing(result), "", ""]]
+    lead += [[name, *cells, "", ""] for name, cells in beside.items()]
+    first, *more = _blocks(names, lead, columns, reserved=_width(seconds) + len(GAP))
+    blocks = [_block(block, len(result.folds)) for block in [[*first, seconds], *more]]
+    others = {name: value for name, value in pooled.items() if name not in shown}
+    said = ", ".join(f"{name} {number(value)}" for name, value in others.items())
+    below = [f"pooled: {said}"] if others else []
+    return "\n\n".join(blocks) + "".join(f"\n{line}" for line in [*below, *noted(result)])
+
+
+def _names(result: CrossValidationResult, any_pooled: bool) -> list[list[str]]:
+    """The columns that say which row it is."""
+    folds = result.folds
+    below = ["mean ± std", "95 % interval", "pooled" if any_pooled else ""]
+    columns = [["fold", *(str(row["fold"]) for row in folds), *below]]
+    if len({row["repeat"] for row in folds}) > 1:
+        columns.insert(0, ["repeat", *(str(row["repeat"]) for row in folds), "", "", ""])
+    if any("group" in row for row in folds):
+        groups = (_shortened(row.get("group", "")) for row in folds)
+        columns.append(["group", *groups, "", "", ""])
+    return columns
+
+
+def _blocks(
+    names: list[list[str]], lead: list[list[str]], columns: list[list[str]], reserved: int
+) -> list[list[list[str]]]:
+    """Put the columns into blocks of at most `WIDTH` characters.
+
+    Each block begins with `names`. The first has `lead` too, and room for `reserved` characters.
+    """
+    blocks = [[*names, *lead]]
+    for column in columns:
+        room = WIDTH - (reserved if len(blocks) == 1 else 0)
+        used = sum(_width(c) + len(GAP) for c in blocks[-1])
+        if used + _width(column) > room and len(blocks[-1]) > len(names):
+            blocks.append([*names])
+        blocks[-1].append(column)
+    return blocks
+
+
+def _block(columns: list[list[str]], num_folds: int) -> str:
+    widths = [_width(column) for column in columns]
 
     def line(cells: Sequence[str]) -> str:
-        return "  ".join(f"{c:<{w}}" for c, w in zip(cells, widths, strict=True)).rstrip()
+        return GAP.join(f"{c:<{w}}" for c, w in zip(cells, widths, strict=True)).rstrip()
 
-    rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
-    return "\n".join([line(head), rule, *map(line, rows), rule, *map(line, below)])
+    head, *rows = map(line, zip(*columns, strict=True))
+    rule = "─" * (sum(widths) + len(GAP) * (len(widths) - 1))
+    below = [row for row in rows[num_folds:] if row]
+    if below[-1].strip() == "pooled":  # of other blocks
+        below.pop()
+    return "\n".join([head, rule, *rows[:num_folds], rule, *below])
+
+
+def _width(column: Sequence[str]) -> int:
+    return max(map(len, column))
+
+
+def _shortened(name: str, length: int = 24) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"
 
 
 def _missing(result: CrossValidationResult) -> str:
@@ -60,13 +110,25 @@ def _missing(result: CrossValidationResult) -> str:
     return f"{len(result.folds)} of {len(result.folds) + len(failed)} folds" if failed else ""
 
 
+def noted(result: CrossValidationResult) -> list[str]:
+    """The notes of a result, a line each."""
+    return [f"note: {' '.join(note.split())}" for note in result.notes]
+
+
+def said_interval(result: CrossValidationResult, metric: str) -> str:
+    """``"0.8911 … 0.9534"``."""
+    low, high = result.interval(metric)
+    return f"{number(low)} … {number(high)}"
+
+
 def number(value: float) -> str:
     """Four decimals, or four digits where that would say too little or too much."""
     small = value != 0 and abs(value) < 1e-3
     return f"{value:.2e}" if small else f"{value:.4f}" if abs(value) < 1e4 else f"{value:.4g}"
 
 
-def table_metrics(names: Sequence[str]) -> list[str]:
-    """The metrics worth a column: the score that people ask for, and the loss."""
-    first = [n for n in ("val/accuracy", "val/f1", "val/rmse", "val/r2", "val/loss") if n in names]
-    return first or list(names)[:4]
+def table_metrics(result: CrossValidationResult) -> list[str]:
+    """All metrics of the folds, the monitor first, then those of `FIRST`."""
+    names = result.metrics
+    monitor = result.info.get("monitor")
+    return [n for n in dict.fromkeys([monitor, *FIRST, *names]) if n in names]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -94,6 +94,7 @@ class FoldedDataModule(SplitDataModule):
         targets: Classes or values, one a sample, to stratify by. None: read from the data set's
             `targets`, `labels` or `y`, or the last tensor of a `TensorDataset`, also within a
             `Subset`; where there is nothing of the kind, folds are not stratified.
+        class_names: Names of the classes 0 … C-1. None: the data set's `classes`, else numbers.
         groups: Group of each sample. None: read from its `groups`, if it has them.
             ``"duplicates"``: samples of exactly equal inputs are a group; the data set must hold
             its inputs in arrays or lists of texts.
@@ -130,6 +131,7 @@ class FoldedDataModule(SplitDataModule):
         data: pl.LightningDataModule | DataLoader | Dataset,
         *,
         targets: npt.ArrayLike | None = None,
+        class_names: Sequence[str] | None = None,
         groups: Literal["duplicates"] | npt.ArrayLike | None = None,
         folds: npt.ArrayLike | None = None,
         use_val: bool = False,
@@ -160,6 +162,7 @@ class FoldedDataModule(SplitDataModule):
                 f"{type(data).__name__}."
             )
         self.data = data
+        self._class_names = None if class_names is None else _checked_names(class_names)
         check_range("shuffle_seed", shuffle_seed, 0)
         self.shuffle_seed = shuffle_seed
         self._keep_duplicates = isinstance(groups, str)
@@ -185,7 +188,8 @@ class FoldedDataModule(SplitDataModule):
             for hook in HOOKS:
                 if is_overridden(hook, data):
                     setattr(self, hook, getattr(data, hook))
-        self.save_hyperparameters(ignore=["data", "targets", "groups", "folds", "eval_dataset"])
+        given = ["data", "targets", "class_names", "groups", "folds", "eval_dataset"]
+        self.save_hyperparameters(ignore=given)
         plain = (bool, int, float, str, type(None))
         theirs = dict(getattr(data, "hparams_initial", {}))
         self.hparams["wrapped"] = {
@@ -315,8 +319,21 @@ class FoldedDataModule(SplitDataModule):
                         "texts of at most 4 GiB that could be compared; give groups= of your own."
                     )
                 found["groups"] = first_copies(keys)
-            self._columns = Columns(length(dataset), **found, copies=self._keep_duplicates)
+            columns = Columns(length(dataset), **found, copies=self._keep_duplicates)
+            self._check_class_names(columns.targets)
+            self._columns = columns
         return self._columns
+
+    def _check_class_names(self, targets: np.ndarray | None) -> None:
+        names = self._class_names
+        if names is None or targets is None or targets.dtype.kind not in "iub":
+            return
+        largest = int(targets.max(initial=0))
+        if len(names) <= largest and targets.ndim == 1:
+            raise ValueError(
+                f"class_names has {len(names)} names, but the targets have class {largest}; give "
+                f"{largest + 1} names, in the order of the classes."
+            )
 
     def fingerprint(self) -> str:
         """A hash of what is held in memory.
@@ -372,8 +389,13 @@ class FoldedDataModule(SplitDataModule):
 
     @property
     def class_names(self) -> list[str] | None:
-        """The data set's `classes`, else the numbers of the classes; None for values."""
+        """Names of the classes, or None for values.
+
+        They are those given, else the data set's `classes`, else numbers.
+        """
         numbers = super().class_names
+        if self._class_names is not None and (numbers is not None or self.columns.targets is None):
+            return list(self._class_names)
         dataset: Any = self.loader.dataset
         while isinstance(dataset, (Subset, ConcatDataset)):
             parts = dataset.datasets if isinstance(dataset, ConcatDataset) else [dataset.dataset]
@@ -488,3 +510,18 @@ def _flat(loaders: Any) -> Iterator[Any]:
             yield from _flat(loader)
     else:
         yield loaders
+
+
+def _checked_names(class_names: Sequence[str]) -> list[str]:
+    names = list(class_names)
+    if isinstance(class_names, str) or not all(isinstance(name, str) for name in names):
+        raise TypeError(
+            f"class_names={class_names!r} must be a list of texts, one a class, such as "
+            "['cat', 'dog']."
+        )
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                f"class_names has {name!r} {names.count(name)} times; give each class its own."
+            )
+    return [str(name) for name in names]

@@ -243,6 +243,16 @@ class SplitDataModule(pl.LightningDataModule):
             return len(self.splits(num_folds))
         return num_folds or self.num_folds or DEFAULT_FOLDS
 
+    def fold_name(self) -> str | None:
+        """Name of the fold that validates, or None if folds are drawn.
+
+        It is the group that is left out, or the value in the column of predefined folds.
+        """
+        named = {"leave_one_group_out": self.columns.groups, "predefined": self.columns.folds}
+        values = named.get(self.split)
+        rows = self.indices("val")
+        return None if values is None or not len(rows) else str(values[int(rows[0])])
+
     def _strata(self, targets: np.ndarray | None) -> np.ndarray | None:
         if self.stratify is False or not (self.stratify or self.is_classification):
             return None

@@ -177,7 +177,7 @@ def result_figures(result: BaggingResult, datamodule: SplitDataModule) -> dict[s
     figures = report.curve_figures(
         result.histories,
         [row["best_epoch"] for row in result.members],
-        is_classification=datamodule.is_classification,
+        monitor=result.info["monitor"],
     )
     if result.oob is not None:
         figures |= report.prediction_figures(

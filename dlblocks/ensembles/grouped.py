@@ -8,12 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dlblocks.metrics import r2_from_sums
 from dlblocks.models.base import Model
 from dlblocks.models.classification import Classifier
 from dlblocks.models.regression import Regressor
 
 NUM_BINS = 15
-CONSTANT = 1e-4
 
 
 def make_sums(
@@ -101,17 +101,22 @@ class RegressionSums:
     """
 
     def __init__(self, num_models: int, num_targets: int, device: torch.device) -> None:
-        # In float64, because R² is a difference of large sums.
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self.count = torch.zeros(num_models, device=device, dtype=dtype)
-        # Of each target: squared and absolute errors, targets and their squares.
+        # One target of each model. R² is a difference of sums of squares, which are small where
+        # targets are measured from one of their own.
+        self.origin = torch.zeros(num_models, num_targets, device=device, dtype=dtype)
+        # Of each target: squared and absolute errors, distances from the origin and their squares.
         self.sums = torch.zeros(num_models, 4, num_targets, device=device, dtype=dtype)
 
     def update(self, model: Tensor, predictions: Tensor, targets: Tensor) -> None:
         """Adds samples: `model` (M,), predictions and targets (M, D)."""
         predictions, targets = predictions.to(self.sums.dtype), targets.to(self.sums.dtype)
-        error = predictions - targets
-        parts = torch.stack([error.square(), error.abs(), targets, targets.square()], dim=1)
+        is_new = (self.count == 0)[model, None]
+        # Of a model's several samples any may be written.
+        self.origin[model] = torch.where(is_new, targets, self.origin[model])
+        error, distance = predictions - targets, targets - self.origin[model]
+        parts = torch.stack([error.square(), error.abs(), distance, distance.square()], dim=1)
         self.sums.index_add_(0, model, parts)
         self.count.index_add_(0, model, torch.ones_like(model, dtype=self.count.dtype))
 
@@ -119,12 +124,9 @@ class RegressionSums:
         """Each metric, shape (K,)."""
         square, absolute, total, total_square = self.sums.unbind(1)
         count = self.count[:, None]
-        spread = total_square - total.square() / count
-        # As torchmetrics has it where errors or targets are constant.
-        wrong, varied = square > CONSTANT, spread > CONSTANT
-        r2 = torch.where(wrong & varied, 1 - square / spread, (~wrong).to(square.dtype)).mean(1)
+        spread = (total_square - total.square() / count).clamp(min=0)
         return {
             "mae": absolute.sum(1) / (self.count * absolute.shape[1]),
-            "r2": torch.where(self.count >= 2, r2, torch.nan),
+            "r2": r2_from_sums(count, spread, square).mean(1),
             "rmse": (square.sum(1) / (self.count * square.shape[1])).sqrt(),
         }

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from dlblocks.plots.style import BLUE, GREY, RED, check_lengths, new_figure, rgb, style_axis
+from dlblocks.plots.style import (
+    BLUE,
+    GREY,
+    RED,
+    check_lengths,
+    literal,
+    new_figure,
+    rgb,
+    style_axis,
+)
+from dlblocks.scores import NUM_BINS, calibration_bins, calibration_error
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,8 +78,9 @@ def confusion_matrix(
     for i in range(num_classes):
         recall = f"{100 * right[i]:.1f} %" if counts[i].sum() else "–"
         axis.text(num_classes - 0.3, i, recall, va="center", fontsize=small, color="#444444")
-    axis.text(num_classes - 0.3, -0.85, "recall", va="center", fontsize=small, color="#444444")
+    axis.text(num_classes - 0.3, -0.55, "recall", va="bottom", fontsize=small, color="#444444")
     turn = 0 if max(map(len, class_names)) <= 3 else 45
+    class_names = [literal(name) for name in class_names]
     axis.set_xticks(
         range(num_classes), class_names, rotation=turn, ha="right" if turn else "center"
     )
@@ -81,7 +92,7 @@ def confusion_matrix(
     axis.tick_params(length=0)
     errors = int((targets != predictions).sum())
     accuracy = f"{errors} of {len(targets)} wrong, accuracy {1 - errors / len(targets):.4f}"
-    axis.set_title(f"{title}: {accuracy}" if title else accuracy, fontsize=10, pad=14)
+    axis.set_title(f"{literal(title)}:\n{accuracy}" if title else accuracy, fontsize=10, pad=14)
     return figure
 
 
@@ -89,22 +100,23 @@ def reliability(
     targets: npt.ArrayLike,
     probabilities: npt.ArrayLike,
     *,
-    num_bins: int = 15,
+    num_bins: int = NUM_BINS,
     title: str | None = None,
+    error: float | None = None,
 ) -> Figure:
     """Draws how often a model is right when it says that it is sure to some degree.
 
     Samples are put in bins of equal width by their confidence, the largest probability. A bar shows
     the accuracy in its bin, from which a line leads to the bin's mean confidence on the diagonal:
     bars below it are over-confident, bars above it under-confident. Below are the samples of each
-    bin. The title says the expected calibration error (Naeini et al. 2015, Guo et al. 2017),
-    Σ n_b / N · |accuracy_b - confidence_b|, as the models log it: ``val/calibration_error``.
+    bin. The title says `dlblocks.scores.calibration_error`, as the models log it.
 
     Args:
         targets: True classes, int, shape (N,).
         probabilities: Shape (N, C).
         num_bins: Number of bins of confidence over [0, 1].
         title: Put above, followed by the error.
+        error: The error to put there, such as a mean over repeats; None for that of these samples.
 
     Raises:
         ValueError: Lengths differ, there is no sample, or `probabilities` is not two-dimensional or
@@ -122,10 +134,10 @@ def reliability(
             f"probabilities reach from {low:.4g} to {high:.4g}; expected 0 … 1. Pass logits "
             "through a softmax first."
         )
-    counts, accuracy, confidence = _bins(targets, probabilities, num_bins)
-    # torchmetrics keeps a bin of its own for confidence 1, and so must its error; it is drawn as
-    # part of the last bar.
-    error = float((counts / counts.sum() * np.abs(accuracy - confidence)).sum())
+    if error is None:
+        error = calibration_error(targets, probabilities, num_bins=num_bins)
+    counts, accuracy, confidence = calibration_bins(targets, probabilities, num_bins)
+    # A confidence of 1, which has a bin to itself, is drawn as part of the last bar.
     last = counts[-2:].sum()
     for means in (accuracy, confidence):
         means[-2] = (means[-2:] * counts[-2:]).sum() / max(last, 1)
@@ -155,19 +167,5 @@ def reliability(
         bottom.text(x, 1.15 * count, f"{count}", ha="center", va="bottom", fontsize=7)
     style_axis(bottom, "confidence: largest probability", "samples")
     said = f"expected calibration error {error:.4f}"
-    top.set_title(f"{title}: {said}" if title else said, fontsize=10)
+    top.set_title(f"{literal(title)}:\n{said}" if title else said, fontsize=10)
     return figure
-
-
-def _bins(
-    targets: np.ndarray, probabilities: np.ndarray, num_bins: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Samples, accuracy and mean confidence of the bins [0, 1/B) … [1 - 1/B, 1) and [1, ∞)."""
-    confidence = probabilities.max(1)
-    edges = np.linspace(0, 1, num_bins + 1, dtype=confidence.dtype)
-    at = np.searchsorted(edges, confidence, side="right") - 1
-    right = probabilities.argmax(1) == targets
-    counts = np.bincount(at, minlength=num_bins + 1)
-    sums = [np.bincount(at, weights, num_bins + 1) for weights in (right, confidence)]
-    accuracy, mean = (values / np.maximum(counts, 1) for values in sums)
-    return counts, accuracy, mean

@@ -2,88 +2,209 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dlblocks.plots.style import BLUE, ORANGE, RED, new_figure, style_axis
+from dlblocks.plots.style import BLUE, GREEN, GREY, ORANGE, RED, literal, new_figure, style_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PARTS = {"train": "training", "val": "validation"}
+# The parts of the data in a metric's name: colour and line.
+PARTS = {
+    "training": (ORANGE, "--"),
+    "validation": (BLUE, "-"),
+    "selection": (GREEN, "-"),
+    "test": (RED, "-"),
+    "": (GREY, "-"),  # a name that has none
+}
+WORDS = {
+    "training": "training",
+    "train": "training",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "eval": "validation",
+    "selection": "selection",
+    "test": "test",
+}
+_WORD = "|".join(WORDS)
+BEFORE = re.compile(rf"({_WORD})[/_.\- ](.+)", re.IGNORECASE)
+AFTER = re.compile(rf"(.+)[/_.\- ]({_WORD})", re.IGNORECASE)
+MAX_PANELS = 4
+
+Series = dict[str, dict[str, str]]  # metric → part → the name under which it was logged
+
+
+def part_and_metric(name: str) -> tuple[str, str]:
+    """Splits the name of a logged metric into part and metric.
+
+    The part is ``""`` if the name has none.
+
+    Example:
+        >>> [part_and_metric(name) for name in ("val/loss", "train_acc_epoch", "Loss/valid", "f1")]
+        [('validation', 'loss'), ('training', 'acc'), ('validation', 'Loss'), ('', 'f1')]
+    """
+    name = name.removesuffix("_epoch")
+    if found := BEFORE.fullmatch(name):
+        return WORDS[found[1].lower()], found[2]
+    if found := AFTER.fullmatch(name):
+        return WORDS[found[2].lower()], found[1]
+    return "", name
+
+
+def curve_metrics(
+    histories: Sequence[Sequence[Mapping[str, float]]], *, monitor: str | None = None
+) -> list[str]:
+    """The metrics that `learning_curves` draws by default, at most four.
+
+    The loss comes first, then the metric of `monitor`, then those of several parts of the data,
+    then the others. Learning rates are left out.
+    """
+    found = _find_series(histories)
+    chosen = part_and_metric(monitor or "")[1]
+    is_loss = [metric for metric in found if metric.lower() == "loss"]
+    is_loss = is_loss or [metric for metric in found if metric.lower().endswith("loss")][:1]
+    several = [metric for metric, parts in found.items() if len(parts) > 1]
+    order = [*is_loss, *([chosen] if chosen in found else []), *several, *found]
+    return list(dict.fromkeys(order))[:MAX_PANELS]
 
 
 def learning_curves(
     histories: Sequence[Sequence[Mapping[str, float]]],
     *,
-    metrics: Sequence[str] = ("loss", "accuracy"),
+    metrics: Sequence[str] | None = None,
     best_epochs: Sequence[int] | None = None,
+    monitor: str = "val/loss",
 ) -> Figure:
-    """Draws the metrics of one or more fits over the epochs: training dashed, validation solid.
+    """Draws the metrics of one or more fits over the epochs.
 
-    Each fit is a thin line. Their mean, as far as all of them ran, is thick, in a band of one
-    standard deviation (n - 1 in the denominator) to either side. A dot marks each fit's best epoch.
+    Each part of the data has its colour. ``train/loss``, ``train_loss``, ``train_loss_epoch`` and
+    ``loss/train`` all are the loss of the training part. A name without a part stands for the part
+    that is missing beside the others. Each fit is a thin line. Their mean, as far as all of them
+    ran, is thick, in a band of one standard deviation (n - 1 in the denominator) to either side.
+    A dot marks each fit's best epoch on the series of the part that `monitor` was computed on: the
+    selection part where there is one.
 
     Args:
         histories: For each fit one row an epoch, ``{"epoch": 0, "train/loss": …, "val/loss": …}``;
             keys may be missing.
-        metrics: One panel each: ``"loss"`` draws ``train/loss`` and ``val/loss``.
+        metrics: One panel each, by names without a part, such as ``"loss"``; those that were not
+            logged are left out. None: those of `curve_metrics`.
         best_epochs: The best epoch of each fit, from 0.
+        monitor: The metric that selected them.
 
     Raises:
-        ValueError: There are no rows, or another number of best epochs than of fits.
+        ValueError: No metric was logged, or there is another number of best epochs than of fits.
     """
-    if not histories or not any(histories):
-        raise ValueError("histories is empty; there is no epoch to draw.")
     if best_epochs is not None and len(best_epochs) != len(histories):
         raise ValueError(
             f"best_epochs has {len(best_epochs)} entries and histories {len(histories)}; "
             "give one a fit."
         )
-    figure = new_figure(4.2 * len(metrics), 3.4)
-    axes = figure.subplots(1, len(metrics), squeeze=False)[0]
-    for axis, metric in zip(axes, metrics, strict=True):
-        lowest, highest, bands = np.inf, 0.0, []
-        for part, colour, style in (("train", ORANGE, "--"), ("val", BLUE, "-")):
-            lines = [_series(history, f"{part}/{metric}") for history in histories]
-            for i, (epochs, values) in enumerate(lines):
-                thin = len(lines) > 1
-                axis.plot(
-                    epochs + 1,
-                    values,
-                    style,
-                    color=colour,
-                    linewidth=0.8 if thin else 1.8,
-                    alpha=0.45 if thin else 1.0,
-                    label=None if thin else PARTS[part],
-                )
-                if best_epochs is not None and part == "val":
-                    at = epochs == best_epochs[i]
-                    axis.plot(epochs[at] + 1, values[at], "o", color=colour, markersize=4)
-            values = np.concatenate([values for _, values in lines])
-            values = values[np.isfinite(values)]
-            lowest = min(lowest, values.min(initial=np.inf))
-            highest = max(highest, values.max(initial=0.0))
-            if len(lines) > 1 and len(values):
-                epochs, mean, std = _mean_curve(lines)
-                label = f"{PARTS[part]}: mean ± std, {len(lines)} fits"
-                axis.plot(epochs + 1, mean, style, color=colour, linewidth=2.2, label=label)
-                bands.append((epochs + 1, mean, std, colour))
-        if metric == "loss" and 0 < 4 * lowest < highest:
-            _log_scale(axis, highest / lowest)
-        limits = axis.get_ylim()  # the lines choose them; a band may reach below zero
-        for epochs, mean, std, colour in bands:
-            low = np.maximum(mean - std, lowest / 10) if axis.get_yscale() == "log" else mean - std
-            axis.fill_between(epochs, low, mean + std, color=colour, alpha=0.18, linewidth=0)
-        axis.set_ylim(limits)
-        style_axis(axis, "epoch", metric)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(frameon=False)
+    found = _find_series(histories)
+    wanted = curve_metrics(histories, monitor=monitor) if metrics is None else metrics
+    shown = [metric for metric in wanted if metric in found]
+    if not shown:
+        raise ValueError(
+            "histories is empty; there is no epoch to draw."
+            if not found
+            else f"metrics={list(wanted)} were not logged; there are: {', '.join(found)}."
+        )
+    columns = min(len(shown), 2)
+    rows = -(-len(shown) // columns)
+    figure = new_figure(4.2 * columns, 3.4 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes[len(shown) :]:
+        axis.remove()
+    has_selection = any("selection" in parts for parts in found.values())
+    named = {name: part for parts in found.values() for part, name in parts.items()}
+    selected = named.get(monitor, part_and_metric(monitor)[0])
+    if has_selection and selected != "training":
+        selected = "selection"
+    for axis, metric in zip(axes, shown, strict=False):
+        lines = {
+            part: [_series(history, name) for history in histories]
+            for part, name in found[metric].items()
+        }
+        _draw_panel(axis, metric, lines, selected, best_epochs)
     return figure
+
+
+def _draw_panel(
+    axis: Axes,
+    metric: str,
+    parts: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]],
+    selected: str,
+    best_epochs: Sequence[int] | None,
+) -> None:
+    """Draws one metric, a line for each fit and part."""
+    lowest, highest, bands = np.inf, -np.inf, []
+    for part, lines in parts.items():
+        colour, style = PARTS[part]
+        thin = len(lines) > 1
+        for i, (epochs, values) in enumerate(lines):
+            axis.plot(
+                epochs + 1,
+                values,
+                style,
+                color=colour,
+                linewidth=0.8 if thin else 1.8,
+                alpha=0.45 if thin else 1.0,
+                label=None if thin else part or literal(metric),
+            )
+            if best_epochs is not None and part == selected:
+                at = epochs == best_epochs[i]
+                axis.plot(epochs[at] + 1, values[at], "o", color=colour, markersize=4)
+        values = np.concatenate([values for _, values in lines])
+        values = values[np.isfinite(values)]
+        lowest = min(lowest, values.min(initial=np.inf))
+        highest = max(highest, values.max(initial=-np.inf))
+        if thin and len(values):
+            epochs, mean, std = _mean_curve(lines)
+            label = f"{part or literal(metric)}: mean ± std, {len(lines)} fits"
+            axis.plot(epochs + 1, mean, style, color=colour, linewidth=2.2, label=label)
+            bands.append((epochs + 1, mean, std, colour))
+    if metric.lower().endswith("loss") and 0 < 4 * lowest < highest:
+        _log_scale(axis, highest / lowest)
+    limits = axis.get_ylim()  # the lines choose them; a band may reach below zero
+    for epochs, mean, std, colour in bands:
+        low = np.maximum(mean - std, lowest / 10) if axis.get_yscale() == "log" else mean - std
+        axis.fill_between(epochs, low, mean + std, color=colour, alpha=0.18, linewidth=0)
+    axis.set_ylim(limits)
+    style_axis(axis, "epoch", metric)
+    locator: Any = axis.xaxis.get_major_locator()
+    locator.set_params(integer=True)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(frameon=False)
+
+
+def _find_series(histories: Sequence[Sequence[Mapping[str, float]]]) -> Series:
+    """Finds the series of every metric, the training part first.
+
+    A name without a part becomes the one that is missing beside the others.
+    """
+    rows = [row for history in histories for row in history]
+    names = list(dict.fromkeys(k for row in rows for k, v in row.items() if np.isfinite(v)))
+    found: Series = {}
+    for name in names:
+        of_steps = name.endswith("_step") and f"{name.removesuffix('_step')}_epoch" in names
+        if name in ("epoch", "step") or name.startswith("lr-") or of_steps:
+            continue
+        part, metric = part_and_metric(name)
+        found.setdefault(metric, {})[part] = name
+    for metric, parts in found.items():
+        if "" in parts and len(parts) > 1:
+            part = "validation" if "training" in parts else "training"
+            if part not in parts:
+                parts[part] = parts.pop("")
+        found[metric] = {part: parts[part] for part in PARTS if part in parts}
+    return found
 
 
 def strip(
@@ -130,7 +251,7 @@ def strip(
         axis.text(mean, below + 0.12, said, ha="center", va="top", fontsize=9, color="#333333")
     style_axis(axis, f"{metric} (dots: folds)", "")
     axis.set_ylim(len(values) - 0.4, -0.5)
-    axis.set_yticks(range(len(values)), list(values))
+    axis.set_yticks(range(len(values)), [literal(name) for name in values])
     axis.tick_params(axis="y", length=0)
     axis.grid(False, axis="y")
     axis.spines["left"].set_visible(False)

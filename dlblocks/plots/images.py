@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from dlblocks.plots.style import GREEN, RED, as_numpy, check_lengths, new_figure
+from dlblocks.plots.style import GREEN, RED, as_numpy, check_lengths, literal, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,7 +58,7 @@ def batch(
     for axis, image, target in zip(axes, images, targets, strict=False):
         _show_image(axis, image)
         said = _values(target) if values else _label(target, class_names)
-        axis.set_xlabel(said, fontsize=9, labelpad=3)
+        axis.set_xlabel(literal(said), fontsize=9, labelpad=3)
     return figure
 
 
@@ -108,6 +108,7 @@ def hardest(
     *,
     indices: npt.ArrayLike | None = None,
     count: int = 20,
+    title: str = "hardest samples",
 ) -> Figure:
     """Draws the samples whose true class got the lowest probability, hardest first.
 
@@ -119,6 +120,7 @@ def hardest(
         class_names: Names of the classes.
         indices: Number of each sample in its data set; by default 0 … N-1.
         count: How many to draw.
+        title: Put above, followed by what the images' own titles say.
 
     Raises:
         ValueError: Lengths differ, or there is no sample.
@@ -145,7 +147,7 @@ def hardest(
         _show_image(axis, image)
         guess = int(probabilities[i].argmax())
         axis.set_title(
-            f"{class_names[targets[i]]} → {class_names[guess]}",
+            literal(f"{class_names[targets[i]]} → {class_names[guess]}"),
             fontsize=11,
             color=GREEN if guess == targets[i] else RED,
             fontweight="bold",
@@ -153,5 +155,5 @@ def hardest(
         )
         said = f"p(true) {true[i]:.2f}\nsample {indices[i]}"
         axis.set_xlabel(said, fontsize=8, color="#444444", labelpad=3)
-    figure.suptitle("hardest samples: true → predicted", fontsize=11)
+    figure.suptitle(literal(f"{title}: true → predicted"), fontsize=11)
     return figure

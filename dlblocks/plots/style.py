@@ -32,12 +32,17 @@ def new_figure(width: float, height: float) -> Figure:
 
 def style_axis(axis: Axes, x: str, y: str) -> None:
     """Names the axes; a light grid and no frame at the top and right."""
-    axis.set_xlabel(x)
-    axis.set_ylabel(y)
+    axis.set_xlabel(literal(x))
+    axis.set_ylabel(literal(y))
     axis.grid(True, color="#e6e6e6", linewidth=0.8)
     axis.set_axisbelow(True)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
+
+
+def literal(text: str) -> str:
+    """The text as it is, where matplotlib would read ``$…$`` as mathematics."""
+    return text.replace("$", r"\$")
 
 
 def rgb(colour: str) -> np.ndarray:

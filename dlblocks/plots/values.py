@@ -2,37 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from dlblocks.plots.style import BLUE, GREY, ORANGE, check_lengths, new_figure, style_axis
+from dlblocks.plots.style import BLUE, GREY, ORANGE, check_lengths, literal, new_figure, style_axis
+from dlblocks.scores import pooled_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def predicted_vs_true(targets: npt.ArrayLike, predictions: npt.ArrayLike) -> Figure:
+def predicted_vs_true(
+    targets: npt.ArrayLike,
+    predictions: npt.ArrayLike,
+    *,
+    title: str | None = None,
+    scores: Mapping[str, float] | None = None,
+) -> Figure:
     """Draws predicted over true values, with the line of equality; RMSE and R² in the title.
 
     Args:
-        targets: Shape (N,).
-        predictions: Shape (N,).
+        targets: Floating point, shape (N,) or (N, D).
+        predictions: Of the same shape.
+        title: Put above, followed by the scores.
+        scores: The ``rmse`` and ``r2`` to put there, such as means over repeats; None for those
+            that `dlblocks.scores.pooled_metrics` gives these samples.
+
+    Raises:
+        ValueError: Lengths differ, or there is no sample.
     """
-    targets, predictions = np.asarray(targets), np.asarray(predictions)
+    targets, predictions = np.asarray(targets, dtype=float), np.asarray(predictions, dtype=float)
     check_lengths(targets=targets, predictions=predictions)
     figure = new_figure(4.6, 4.4)
     axis = figure.subplots()
     low = float(min(targets.min(), predictions.min()))
     high = float(max(targets.max(), predictions.max()))
     axis.plot([low, high], [low, high], color=GREY, linewidth=1)
-    axis.plot(targets, predictions, ".", color=BLUE, alpha=0.5, markersize=5)
-    residual = predictions - targets
-    spread = float(((targets - targets.mean()) ** 2).sum())
-    r2 = 1 - float((residual**2).sum()) / spread if spread > 0 else float("nan")
+    axis.plot(targets.ravel(), predictions.ravel(), ".", color=BLUE, alpha=0.5, markersize=5)
     style_axis(axis, "true", "predicted")
-    axis.set_title(f"RMSE {np.sqrt((residual**2).mean()):.4g}, R² {r2:.3f}", fontsize=10)
+    if scores is None:
+        scores = pooled_metrics(targets, predictions)
+    said = f"RMSE {scores['rmse']:.4g}, R² {scores['r2']:.4f}"
+    axis.set_title(f"{literal(title)}:\n{said}" if title else said, fontsize=10)
     return figure
 
 

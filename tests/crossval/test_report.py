@@ -7,9 +7,19 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import torch
+from torch.utils.data import TensorDataset
 
-from dlblocks.crossval import CrossValidationResult, cross_validate, page
-from dlblocks.data import DigitsDataModule
+from dlblocks.crossval import (
+    CrossValidationResult,
+    cross_validate,
+    nested_cross_validate,
+    page,
+)
+from dlblocks.crossval.outcome import result_figures
+from dlblocks.crossval.text import WIDTH, table_metrics
+from dlblocks.data import ArrayDataModule, DigitsDataModule, FoldedDataModule
+from dlblocks.files import write_rows
 from dlblocks.models import MLPClassifier
 from dlblocks.report import prediction_figures
 
@@ -154,7 +164,8 @@ def test_a_page_without_figures_predictions_and_configuration(run_dir):
     (run_dir / "summary.json").write_text(json.dumps(summary))
     text = "".join(Page(CrossValidationResult.load(run_dir).report()).text)
     assert "The run drew none." in text
-    assert "pooled" not in text
+    assert "no pooled metrics: the model gave no out-of-fold predictions" in text
+    assert "Pooled:" not in text
 
 
 def test_repeats_are_told_apart(finished, tmp_path):
@@ -164,6 +175,132 @@ def test_repeats_are_told_apart(finished, tmp_path):
     assert "3 folds, 2 repeats" in text
     assert "repeatfold" in text.replace("\n", "")
     assert "Seeds: 11 … 16" in text
+
+
+def many_metrics(run_dir, **info):
+    """A result of two folds whose every metric has another value, and names of its folds."""
+    names = [*(f"val/metric_{i}" for i in range(9)), "val/loss"]
+    rows = [
+        {
+            "repeat": 0, "fold": fold, "group": group, "epochs": 3, "best_epoch": 2,
+            "num_train": 10, "num_val": 5, **{n: fold + i for i, n in enumerate(names)},
+            "seconds": 1.0, "checkpoint": "",
+        }
+        for fold, group in enumerate(["hospital 007", "<b>a very long name of a hospital</b>"])
+    ]  # fmt: skip
+    return CrossValidationResult(
+        run_dir, rows, None, [], {"monitor": "val/metric_7", "mode": "min", **info}
+    )
+
+
+def test_a_table_of_many_metrics_has_blocks_that_fit_a_terminal(tmp_path):
+    result = many_metrics(tmp_path)
+    *blocks, last = result.table().split("\n\n")
+    assert max(map(len, result.table().split("note:")[0].split("\n"))) <= WIDTH
+    heads = [block.split("\n")[0].split() for block in [*blocks, last]]
+    assert heads[0][:5] == ["fold", "group", "epochs", "val/metric_7", "val/loss"]
+    assert heads[0][-1] == "seconds"
+    shown = [name for head in heads for name in head if name.startswith("val/")]
+    assert sorted(shown) == sorted(result.metrics)
+    for head, block in zip(heads, [*blocks, last], strict=True):
+        assert head[:2] == ["fold", "group"]
+        assert "hospital 007" in block
+        assert "mean ± std" in block
+
+
+def test_a_monitor_that_no_fold_has_leaves_the_usual_order(tmp_path):
+    result = many_metrics(tmp_path, monitor="train/loss")
+    assert table_metrics(result)[:2] == ["val/loss", "val/metric_0"]
+
+
+def test_notes_and_names_of_folds_are_in_all_that_is_written(tmp_path):
+    pytest.importorskip("pandas")
+    note = "optimistic: the epoch was selected on the scored samples"
+    result = many_metrics(tmp_path, notes=[note])
+    why = "no pooled metrics: the model gave no out-of-fold predictions"
+    assert [n.startswith(s) for n, s in zip(result.notes, [note, why], strict=True)] == [True] * 2
+    lines = result.table().split("\n")
+    assert lines[-2:] == [f"note: {n}" for n in result.notes]
+    result.write()
+    for fold in (0, 1):
+        write_rows(tmp_path / f"fold-{fold}" / "history.csv", [{"epoch": 0, "val/loss": 1.0}])
+    again = CrossValidationResult.load(tmp_path)
+    assert json.loads((tmp_path / "summary.json").read_text())["notes"] == result.notes
+    assert again.notes == result.notes
+    assert [row["group"] for row in again.folds] == [row["group"] for row in result.folds]
+    assert again.to_pandas()["group"].tolist() == [row["group"] for row in result.folds]
+    read = Page(again.report())
+    assert all(f"Note: {n}" in read.text for n in result.notes)
+    assert all(row["group"] in read.text for row in result.folds)
+
+
+def test_names_of_groups_and_classes_of_a_real_run(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 4)).astype(np.float32)
+    y = np.arange(60) % 3
+    groups = np.array(["007", "12", "Zürich"])[rng.integers(0, 3, 60)]
+    names = ["$low$", "<mid>", "high"]
+    result = cross_validate(
+        lambda: MLPClassifier(4, 3, hidden=[4]),
+        FoldedDataModule(
+            TensorDataset(torch.tensor(x), torch.tensor(y)), groups=groups, class_names=names,
+            split="leave_one_group_out",
+        ),
+        trainer={"max_epochs": 1, "accelerator": "cpu"}, logger=None, progress_bar=False,
+        run_dir=tmp_path / "run",
+    )  # fmt: skip
+    assert [row["group"] for row in result.folds] == ["007", "12", "Zürich"]
+    for row in result.folds:
+        of_fold = result.oof.index[result.oof.fold == row["fold"]]
+        assert set(groups[of_fold]) == {row["group"]}
+    again = CrossValidationResult.load(tmp_path / "run")
+    assert [row["group"] for row in again.folds] == ["007", "12", "Zürich"]
+    head, _, *rows = result.table().split("\n")[:5]
+    assert head.split()[:2] == ["fold", "group"]
+    assert [row.split()[1] for row in rows] == ["007", "12", "Zürich"]
+    assert again.info["class_names"] == names
+    assert list(again.oof.columns(names))[5:] == [f"probability_{name}" for name in names]
+    read = Page(again.report())
+    assert {"007", "12", "Zürich"} < set(read.text)
+    assert "Classes: 0 $low$, 1 <mid>, 2 high" in read.text
+    axis = result_figures(result, result.given["datamodule"])["confusion_matrix"].axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == [r"\$low\$", *names[1:]]
+
+
+def test_names_of_outer_folds(tmp_path):
+    folds = np.array(["a", "b", "c"])[np.arange(45) % 3]
+    data = ArrayDataModule(
+        np.random.default_rng(0).normal(size=(45, 2)).astype(np.float32), np.arange(45) % 2,
+        folds=folds, split="predefined",
+    )  # fmt: skip
+    result = nested_cross_validate(
+        lambda lr: MLPClassifier(2, 2, hidden=[2], lr=lr), data, {"lr": [0.1]},
+        trainer={"max_epochs": 1, "accelerator": "cpu"}, logger=None, progress_bar=False,
+        figures=False, run_dir=tmp_path,
+    )  # fmt: skip
+    assert [row["group"] for row in result.rows()] == ["a", "b", "c"]
+    assert result.table().split("\n")[2].split()[:2] == ["0", "a"]
+
+
+@pytest.mark.parametrize(
+    ("select", "said"),
+    [
+        ("last", "· weights of the last epoch ·"),
+        ("inner", "· best epoch by val/loss (min) on 15 % of the training samples ·"),
+        ("fold", "· best epoch by val/loss (min) ·"),
+        (None, "· best epoch by val/loss (min) ·"),
+    ],
+)
+def test_the_page_says_how_epochs_were_selected(finished, tmp_path, select, said):
+    info = {**finished.info, "select": select, "selection_fraction": 0.15}
+    result = CrossValidationResult(tmp_path, finished.folds, finished.oof, [], info)
+    assert said in "".join(Page(result.report()).text)
+
+
+def test_older_results_have_no_notes(finished, tmp_path):
+    info = {key: value for key, value in finished.info.items() if key != "notes"}
+    older = CrossValidationResult(tmp_path, finished.folds, finished.oof, [], info)
+    assert older.notes == older.summary()["notes"] == []
 
 
 def test_predictions_that_are_no_probabilities_have_a_confusion_matrix_at_most():
@@ -177,6 +314,7 @@ def test_predictions_that_are_no_probabilities_have_a_confusion_matrix_at_most()
         (shares * np.nan, set()),  # of a failed training
         (shares[:, :5], set()),  # fewer classes than there are
         (shares[:, 0], set()),
+        (data.source.targets.numpy()[:30], {"confusion_matrix"}),  # classes, as trees predict them
     ):
         figures = prediction_figures(data, "val", {**arrays, "prediction": prediction}, title="a")
         assert figures.keys() == drawn

@@ -16,8 +16,8 @@ from dlblocks.crossval.statistics import (
     least_error,
     least_paired_error,
     mean_interval,
-    pooled_metrics,
 )
+from dlblocks.scores import pooled_metrics
 
 SCORES = [0.91, 0.94, 0.89, 0.95, 0.92]
 OTHERS = [0.90, 0.90, 0.88, 0.93, 0.93]
@@ -261,7 +261,7 @@ def test_pooled_classes_at_the_edges():
     assert pooled_metrics(target, 5 * sure - 1).keys() == {"accuracy", "f1"}  # scores, not shares
     sure[1] = math.nan
     broken = pooled_metrics(target, sure)
-    assert broken.keys() == {"accuracy", "f1", "log_loss", "auc"}
+    assert broken.keys() == {"accuracy", "f1", "log_loss", "calibration_error", "auc"}
     assert all(map(math.isnan, broken.values()))
 
 
@@ -303,8 +303,10 @@ def test_interval_in_result_summary_and_table(tmp_path):
     assert summary["metrics"]["val/accuracy"]["interval"] == [low, high]
     assert summary["pooled"] == pytest.approx(found.pooled())
     lines = found.table().split("\n")
-    assert f"{low:.4f} … {high:.4f}" in lines[-2]
-    assert lines[-1].split() == ["pooled", f"{found.pooled()['accuracy']:.4f}"]
+    assert f"{low:.4f} … {high:.4f}" in lines[-3]
+    pooled = {name: f"{value:.4f}" for name, value in found.pooled().items()}
+    assert lines[-2].split() == ["pooled", pooled.pop("accuracy")]
+    assert lines[-1] == "pooled: " + ", ".join(map(" ".join, pooled.items()))
     assert max(map(len, lines)) <= 80
     # Repeats score the same 50 samples in 5 folds.
     twice = [*SCORES, *OTHERS]
@@ -349,13 +351,14 @@ def test_a_result_of_other_predictions_is_still_written(tmp_path):
     odd.oof.target = mask
     odd.write()
     assert json.loads((tmp_path / "summary.json").read_text())["pooled"] == {}
-    with pytest.raises(ValueError, match="expected classes"):
+    with pytest.raises(ValueError, match="expected classes") as error:
         odd.pooled()
+    assert odd.table().split("\n")[-1] == f"note: no pooled metrics: {error.value}"
     none = result(tmp_path, oof=None)
     assert none.summary()["pooled"] == {}
-    assert "pooled" not in none.table()
-    with pytest.raises(ValueError, match="must return a dictionary of index"):
+    with pytest.raises(ValueError, match="must return one prediction a sample") as error:
         none.pooled()
+    assert none.summary()["notes"] == [f"no pooled metrics: {error.value}"]
 
 
 def test_compare(tmp_path):

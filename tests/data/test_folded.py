@@ -327,6 +327,39 @@ def test_fingerprint():
     assert of(X, Y) == of(X.clone(), Y, split_seed=3, num_folds=2)
 
 
+def test_names_of_classes():
+    texts = ["cat", "dog", "owl"]
+    targets = np.arange(N) % 3
+    data = FoldedDataModule(Samples(), targets=targets, class_names=texts)
+    assert data.class_names == data.for_fold(0, 5).class_names == texts
+    more = FoldedDataModule(Samples(), targets=targets, class_names=[*texts, "yak"])
+    assert more.class_names == [*texts, "yak"]
+    assert "class_names" not in data.hparams
+    values = FoldedDataModule(Samples(), targets=targets * 1.0, class_names=texts)
+    assert values.class_names is None
+    for names, message in ((texts[:2], "has 2 names, but the targets have class 2; give 3"),
+                           ([*texts, "cat"], "has 'cat' 2 times")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            FoldedDataModule(Samples(), targets=targets, class_names=names).setup("fit")
+    for names in ("abc", [0, 1, 2]):
+        with pytest.raises(TypeError, match="must be a list of texts"):
+            FoldedDataModule(Samples(), targets=targets, class_names=names)
+
+
+def test_names_of_folds():
+    groups = np.array(["b", "a", "c", "a", "b"] * (N // 5))
+    for split, name in (("leave_one_group_out", "groups"), ("predefined", "folds")):
+        given = {name: groups, "split": split}
+        data = FoldedDataModule(Samples(), targets=np.arange(N) % 2, **given)
+        names = [data.for_fold(fold, None).fold_name() for fold in range(data.count_folds())]
+        assert names == ["a", "b", "c"]
+    numbers = np.where(groups == "a", -1, np.where(groups == "b", 7, 3))
+    data = FoldedDataModule(Samples(), folds=numbers, split="predefined")
+    assert [data.for_fold(fold, None).fold_name() for fold in (0, 1)] == ["3", "7"]
+    drawn = FoldedDataModule(Samples(), groups=groups, targets=np.arange(N) % 2)
+    assert drawn.for_fold(0, 3).fold_name() is None
+
+
 def weighted():
     sampler = WeightedRandomSampler([1.0] * N, N)
     return DataLoader(Samples(), 8, sampler=sampler)

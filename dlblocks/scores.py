@@ -1,0 +1,190 @@
+"""Scores of predictions as arrays, over all samples at once.
+
+Tables and figures take their numbers from here, so that they agree.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+NUM_BINS = 15
+
+
+def kind_of(
+    target: npt.NDArray[Any], prediction: npt.NDArray[Any]
+) -> Literal["scores", "labels", "values"]:
+    """Tells scores of classes, predicted classes and values apart.
+
+    - ``"scores"``: integer targets (M,) within 0 … C-1, and predictions (M, C) with C >= 2, of
+      which the highest is meant.
+    - ``"labels"``: integer targets (M,) and integer predictions (M,).
+    - ``"values"``: floating-point targets, and one prediction for each.
+
+    Raises:
+        ValueError: It is none of them, so that any score would be a guess; the message says why.
+
+    Example:
+        >>> kind_of(np.array([0, 1]), np.array([[0.9, 0.1], [0.4, 0.6]]))
+        'scores'
+    """
+    shapes = f"targets of shape {target.shape} and predictions of shape {prediction.shape}"
+    if len(target) != len(prediction):
+        raise ValueError(f"there are {shapes}; expected one prediction a target.")
+    if not _is_integer(target):
+        if target.dtype.kind == "f" and target.size == prediction.size:
+            return "values"
+        raise ValueError(f"there are {target.dtype} {shapes}; expected values of one shape.")
+    if target.ndim != 1:
+        raise ValueError(
+            f"there are integer {shapes}, as of several labels a sample; expected classes (M,)."
+        )
+    if prediction.ndim == 1 and _is_integer(prediction):
+        return "labels"
+    if prediction.size == len(prediction):
+        raise ValueError(
+            "the model puts out one number a sample for integer targets: a probability, a logit or "
+            "a value; predict scores (M, C) or integer classes (M,)."
+        )
+    if prediction.ndim != 2:
+        raise ValueError(f"there are integer {shapes}; expected classes (M,) and scores (M, C).")
+    outside = target[(target < 0) | (target >= prediction.shape[1])]
+    if len(outside):
+        raise ValueError(
+            f"target {outside[0]} is outside the classes 0 … {prediction.shape[1] - 1} of "
+            f"predictions of shape {prediction.shape}."
+        )
+    return "scores"
+
+
+def are_probabilities(prediction: npt.NDArray[Any]) -> bool:
+    """Tell whether scores (M, C) sum to 1, up to half-precision rounding."""
+    sums = prediction.sum(1, dtype=float)
+    return bool((prediction >= 0).all() and np.allclose(sums, 1, atol=0.01))
+
+
+def pooled_metrics(
+    target: npt.NDArray[Any], prediction: npt.NDArray[np.floating]
+) -> dict[str, float]:
+    """Metrics over all samples at once, by scikit-learn.
+
+    - Scores of classes, (M, C) for integer targets (M,): ``accuracy`` and macro ``f1`` of the
+      highest; of probabilities also ``log_loss``, `calibration_error`, and for two classes ``auc``.
+    - Classes, integers (M,) for integer targets (M,): ``accuracy`` and macro ``f1``.
+    - Values (M,) or (M, D): ``rmse`` and ``mae`` over all of them, ``r2`` averaged over the D.
+
+    All are NaN where a prediction is not finite; AUC is where one class alone occurs, R² for fewer
+    than two samples.
+
+    Raises:
+        ValueError: `target` and `prediction` are none of these; see `kind_of`.
+
+    Example:
+        >>> pooled_metrics(np.array([1.0, 2.0]), np.array([1.0, 4.0]))["mae"]
+        1.0
+    """
+    kind = kind_of(target, prediction)
+    if kind == "values":
+        shape = len(target), -1
+        found = _value_metrics(target.reshape(shape), prediction.reshape(shape))
+    elif kind == "labels":
+        found = _label_metrics(target, prediction)
+    else:
+        found = _score_metrics(target, prediction)
+    return {name: float(value) for name, value in found.items()}
+
+
+def calibration_error(
+    target: npt.NDArray[Any], probabilities: npt.NDArray[Any], *, num_bins: int = NUM_BINS
+) -> float:
+    """Expected calibration error, as torchmetrics' `MulticlassCalibrationError` has it.
+
+    Σ n_b / N · |accuracy_b - confidence_b| over `calibration_bins` (Naeini et al. 2015, Guo et al.
+    2017).
+
+    Args:
+        target: True classes, int, shape (N,).
+        probabilities: Shape (N, C).
+        num_bins: Number of bins of confidence over [0, 1].
+
+    Example:
+        >>> calibration_error(np.array([0, 1]), np.array([[0.75, 0.25], [0.75, 0.25]]))
+        0.25
+    """
+    counts, accuracy, confidence = calibration_bins(target, probabilities, num_bins)
+    return float((counts / counts.sum() * np.abs(accuracy - confidence)).sum())
+
+
+def calibration_bins(
+    target: npt.NDArray[Any], probabilities: npt.NDArray[Any], num_bins: int = NUM_BINS
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Samples, accuracy and mean confidence of each bin of confidence.
+
+    The bins are [0, 1/B) … [1 - 1/B, 1) and [1, ∞): as in torchmetrics, a confidence of 1 has a
+    bin to itself.
+    """
+    confidence = probabilities.max(1).astype(np.float32)
+    at = bin_of(confidence, num_bins)
+    right = probabilities.argmax(1) == target
+    counts = np.bincount(at, minlength=num_bins + 1)
+    sums = [np.bincount(at, weights, num_bins + 1) for weights in (right, confidence)]
+    accuracy, mean = (values / np.maximum(counts, 1) for values in sums)
+    return counts, accuracy, mean
+
+
+def bin_of(confidence: npt.NDArray[Any], num_bins: int = NUM_BINS) -> npt.NDArray[np.int64]:
+    """The number of the bin, 0 … B, of each confidence; see `calibration_bins`."""
+    import torch
+
+    # torchmetrics' edges, too: those of NumPy differ in the last digit.
+    edges = torch.linspace(0, 1, num_bins + 1).numpy()
+    return np.searchsorted(edges, confidence.astype(np.float32), side="right") - 1
+
+
+def _is_integer(values: np.ndarray) -> bool:
+    return values.dtype.kind in "iub"
+
+
+def _label_metrics(target: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
+    from sklearn import metrics
+
+    return {
+        "accuracy": metrics.accuracy_score(target, predicted),
+        "f1": metrics.f1_score(target, predicted, average="macro"),
+    }
+
+
+def _score_metrics(target: np.ndarray, prediction: np.ndarray) -> dict[str, Any]:
+    from sklearn import metrics
+
+    num_classes = prediction.shape[1]
+    if not np.isfinite(prediction).all():
+        names = ["accuracy", "f1", "log_loss", "calibration_error"]
+        return dict.fromkeys([*names, *(["auc"] if num_classes == 2 else [])], np.nan)
+    found = _label_metrics(target, prediction.argmax(1))
+    if are_probabilities(prediction):
+        # scikit-learn warns of sums that are only nearly 1.
+        shares = prediction / prediction.sum(1, keepdims=True, dtype=float)
+        found["log_loss"] = metrics.log_loss(target, shares, labels=range(num_classes))
+        found["calibration_error"] = calibration_error(target, prediction)
+        if num_classes == 2:
+            both = len(np.unique(target)) == 2
+            found["auc"] = metrics.roc_auc_score(target, shares[:, 1]) if both else np.nan
+    return found
+
+
+def _value_metrics(target: np.ndarray, prediction: np.ndarray) -> dict[str, Any]:
+    from sklearn import metrics
+
+    if not (np.isfinite(prediction).all() and np.isfinite(target).all()):
+        return dict.fromkeys(["rmse", "mae", "r2"], np.nan)
+    # Half precision has no squares of large numbers.
+    target, prediction = target.astype(float), prediction.astype(float)
+    return {
+        # scikit-learn's own root averages the roots of the D columns.
+        "rmse": metrics.mean_squared_error(target, prediction) ** 0.5,
+        "mae": metrics.mean_absolute_error(target, prediction),
+        "r2": metrics.r2_score(target, prediction) if len(target) > 1 else np.nan,
+    }
