@@ -41,20 +41,31 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from joblib import Parallel, delayed
 from scipy import stats
 
+from dlblocks.crossval import CrossValidationResult
+from dlblocks.crossval.fold import join
+from dlblocks.crossval.out_of_fold import OutOfFold
 from dlblocks.crossval.statistics import (
     corrected_t_test,
     least_error,
     least_paired_error,
     mean_interval,
 )
+from dlblocks.data import ArrayDataModule
+from dlblocks.ensembles import Member, Together
+from dlblocks.metrics import metric_ranges
+from dlblocks.models import MLPClassifier, Model
+from dlblocks.quiet import quiet
 
 Array = npt.NDArray[np.floating]
 Classes = npt.NDArray[np.integer]
@@ -64,6 +75,10 @@ STRENGTHS = (0.0, 0.4, 0.8)
 TRUTHS = (0.6, 0.9, 0.97)
 # Shares of a sample's difficulty that both models have, and that both repeats have.
 SHARED, KEPT = 0.7, 0.97
+RUNS = {60: 700, 400: 200}  # real cross-validations of so many samples
+COMPARED = 200  # of them, with another procedure
+FEATURES, HIDDEN, EPOCHS, NEW = 10, 8, 40, 100_000
+AT_ONCE = 1500  # fits
 CHECKED = 20  # tables of a row by which the formulas here are held against the package's
 
 
@@ -208,68 +223,189 @@ def simulated(quick: bool) -> Iterator[Row]:
                     )
 
 
-# Learners
+# Fits
 
 
-def least_squares(inputs: Array, targets: Classes, others: Array) -> npt.NDArray[np.bool_]:
-    """Predictions (T, M) of many least-squares classifiers at once."""
-    one = np.pad(inputs, ((0, 0), (0, 0), (0, 1)), constant_values=1)
-    turned = one.swapaxes(1, 2)
-    ridge = 1e-3 * np.eye(one.shape[2])
-    weight = np.linalg.solve(turned @ one + ridge, turned @ (2 * targets - 1)[..., None])
-    return (others @ weight[:, :-1] + weight[:, -1:])[..., 0] > 0
+@dataclass(frozen=True)
+class Setting:
+    """A kind of cross-validation.
+
+    Attributes:
+        problem: ``"random labels"`` or ``"two Gaussians"``.
+        samples: Samples N, half of each class.
+        folds: Number of folds.
+        repeats: Number of repeats.
+        select: As for `cross_validate`.
+        epochs: Epochs of a fit.
+    """
+
+    problem: str
+    samples: int
+    folds: int
+    repeats: int
+    select: str
+    epochs: int = EPOCHS
 
 
-def neighbours(count: int) -> Callable[[Array, Classes, Array], npt.NDArray[np.bool_]]:
-    """Predictions (T, M) by the majority of the nearest neighbours."""
-
-    def predict(inputs: Array, targets: Classes, others: Array) -> npt.NDArray[np.bool_]:
-        distance = (inputs**2).sum(2)[:, None] - 2 * others @ inputs.swapaxes(1, 2)
-        nearest = np.argpartition(distance, count - 1, axis=2)[:, :, :count]
-        return np.take_along_axis(targets[:, None], nearest, axis=2).mean(2) > 0.5
-
-    return predict
+def draw(problem: str, samples: int, rng: np.random.Generator) -> tuple[Array, Classes]:
+    """New samples of a problem, half of them of each class."""
+    targets = rng.permutation(np.arange(samples) % 2)
+    inputs = rng.normal(size=(samples, FEATURES)).astype(np.float32)
+    if problem == "two Gaussians":
+        inputs[:, 0] += 1.6 * targets - 0.8
+    return inputs, targets
 
 
-LEARNERS = {
-    "least squares, 5 features": (least_squares, 5),
-    "least squares, 20 features": (least_squares, 20),
-    "1 neighbour, 5 features": (neighbours(1), 5),
-    "5 neighbours, 5 features": (neighbours(5), 5),
-}
+def cross_validations(
+    setting: Setting, numbers: Sequence[int]
+) -> tuple[list[CrossValidationResult], Array]:
+    """Real cross-validations, their fits trained as one.
+
+    Args:
+        setting: What they are.
+        numbers: Numbers of the runs, which seed their data.
+
+    Returns:
+        The results, and the accuracy of every fold model on new samples, shape (runs, fits).
+    """
+    torch.set_num_threads(1)
+    parts = [
+        draw(setting.problem, setting.samples, np.random.default_rng([1, setting.samples, number]))
+        for number in numbers
+    ]
+    batch_size: Any = "full" if setting.samples < 100 else 64
+    whole = ArrayDataModule(
+        *map(np.concatenate, zip(*parts, strict=True)), normalize=False, batch_size=batch_size
+    )
+    members = []
+    for i, number in enumerate(numbers):
+        run = whole.for_rows(np.arange(setting.samples) + i * setting.samples)
+        for repeat in range(setting.repeats):
+            for fold in range(setting.folds):
+                data = run.for_fold(fold, setting.folds, repeat=repeat)
+                if setting.select == "inner":
+                    data = data.with_selection(0.15)
+                data.validate_on = {"inner": "selection", "last": None, "fold": "val"}[
+                    setting.select
+                ]
+                torch.manual_seed(1000 * number + 100 * repeat + fold)
+                model = MLPClassifier(FEATURES, 2, hidden=[HIDDEN], lr=0.03)
+                members.append(Member(f"{number}, {repeat}, {fold}", model, data, []))
+    together = Together(
+        members,
+        trainer={"max_epochs": setting.epochs, "accelerator": "cpu"},
+        monitor="val/accuracy",
+        mode="max",
+    )
+    with quiet():
+        together.fit()
+    results, fits = [], setting.folds * setting.repeats
+    for i in range(len(numbers)):
+        rows, predicted = [], []
+        for j, member in enumerate(members[i * fits : (i + 1) * fits]):
+            place = {"repeat": j // setting.folds, "fold": j % setting.folds}
+            found = together.predict(member, "val")
+            size = len(found["index"])
+            assert member.best is not None
+            sizes = {"num_train": setting.samples - size, "num_val": size}
+            rows.append({**place, **sizes, **member.best.metrics})
+            predicted.append(OutOfFold(**found, **{k: np.full(size, v) for k, v in place.items()}))
+        info = {
+            "monitor": "val/accuracy", "num_folds": setting.folds,
+            "ranges": metric_ranges(["val/accuracy"]),
+        }  # fmt: skip
+        results.append(CrossValidationResult(Path(), rows, join(predicted), info=info))
+    return results, accuracies([m.model for m in members], setting.problem).reshape(-1, fits)
 
 
-def learn(name: str, samples: int, folds: int, repeats: int, *, tables: int) -> Scores:
-    """Scores of a learner on two sets of features of the same samples."""
-    learner, features = LEARNERS[name]
-    rng = np.random.default_rng([samples, folds, repeats, features])
-    targets = rng.integers(0, 2, (tables, samples))
-    inputs = rng.normal(size=(2, tables, samples, features))
-    inputs[..., 0] += 2 * targets - 1
-    fits, right = [], np.zeros((2, tables, samples))
-    for _ in range(repeats):
-        fold = rng.permutation(samples) % folds
-        is_right = np.zeros((2, tables, samples))
-        for k in range(folds):
-            train, val = fold != k, fold == k
-            for model in range(2):
-                x, y = inputs[model], targets
-                is_right[model][:, val] = learner(x[:, train], y[:, train], x[:, val]) == y[:, val]
-        fits.append([fold_means(is_right[model], fold, folds) for model in range(2)])
-        right += is_right / repeats
-    scores = np.concatenate(fits, 2)
-    return Scores(scores, right, folds, float(scores.mean()))
+def accuracies(models: Sequence[Model], problem: str) -> Array:
+    """Accuracy of each model on 100,000 new samples."""
+    inputs, targets = map(torch.from_numpy, draw(problem, NEW, np.random.default_rng(2)))
+    found = []
+    for i in range(0, len(models), 100):
+        some = [dict(model.net.named_parameters()) for model in models[i : i + 100]]
+        first, shift, second, last = (
+            torch.stack([tensors[name].data for tensors in some]) for name in some[0]
+        )
+        hits = torch.zeros(len(some))
+        for x, y in zip(inputs.split(10_000), targets.split(10_000), strict=True):
+            hidden = (x @ first.transpose(1, 2) + shift[:, None]).relu()
+            logit = hidden @ (second[:, 1] - second[:, 0])[..., None]
+            guess = logit[..., 0] + (last[:, 1] - last[:, 0])[:, None] > 0
+            hits += (guess == y.bool()).sum(1)
+        found.append(hits / len(inputs))
+    return torch.cat(found).double().numpy()
 
 
-def learned(quick: bool) -> Iterator[Row]:
-    for name in LEARNERS:
-        for folds, repeats in LAYOUTS:
-            scores = learn(name, 60, folds, repeats, tables=200 if quick else 2000)
-            spread = scores.fits[0].mean(1).var() * 60 / (scores.truth * (1 - scores.truth)) - 1
-            yield judge(f"n=60   {folds:>2}×{repeats}  c={spread:.1f}  {name}", scores)
+def run_all(setting: Setting, runs: int) -> tuple[list[CrossValidationResult], Array]:
+    """Runs `cross_validations` in two processes, as many at once as memory and cache like."""
+    step = max(1, AT_ONCE // (setting.folds * setting.repeats))
+    chunks = [range(i, min(i + step, runs)) for i in range(0, runs, step)]
+    done = Parallel(n_jobs=2)(delayed(cross_validations)(setting, chunk) for chunk in chunks)
+    return [result for results, _ in done for result in results], np.concatenate(
+        [truths for _, truths in done]
+    )
 
 
-PARTS = {"Simulated scores": simulated, "Learners": learned}
+def judged(what: str, results: Sequence[CrossValidationResult], truths: Array) -> str:
+    """A line of the table: bias, and how often the intervals hold the truth."""
+    reported = np.array([result.mean("val/accuracy") for result in results])
+    truth = float(truths.mean())
+    difference = reported - truths.mean(1)
+    ends = np.array([result.interval("val/accuracy") for result in results])
+    covered = (ends[:, 0] <= truth) & (truth <= ends[:, 1])
+    return (
+        f"{what:<44}{reported.mean():>9.4f}{truth:>8.4f}{difference.mean():>+9.4f}"
+        f"{difference.std() / len(results) ** 0.5:>8.4f}{covered.mean():>10.3f}"
+        f"{np.ptp(ends, axis=1).mean():>7.3f}{len(results):>6}"
+    )
+
+
+def first_repeat(result: CrossValidationResult) -> CrossValidationResult:
+    """The first repeat alone."""
+    oof = result.oof
+    assert oof is not None  # for the type checker: our models predict
+    columns = {name: values[oof.repeat == 0] for name, values in vars(oof).items()}
+    rows = [row for row in result.folds if row["repeat"] == 0]
+    return CrossValidationResult(Path(), rows, OutOfFold(**columns), info=result.info)
+
+
+def fits(quick: bool) -> None:
+    """Prints bias and coverage of real cross-validations, then comparisons of two procedures."""
+    print(f"\n{'fits':<44}{'reported':>9}{'truth':>8}{'bias':>9}{'±':>8}{'coverage':>10}"
+          f"{'width':>7}{'runs':>6}")  # fmt: skip
+    kept: dict[tuple[str, int, str], list[CrossValidationResult]] = {}
+    for problem in ("random labels", "two Gaussians"):
+        for samples, runs in RUNS.items():
+            runs = 10 if quick else runs
+            for select in ("inner", "last", "fold"):
+                for folds, repeats in ((2, 1), (5, 1), (10, 3)):
+                    if select == "fold" and folds != 5:
+                        continue
+                    setting = Setting(problem, samples, folds, repeats, select)
+                    results, truths = run_all(setting, runs)
+                    pairs = [(f"{folds}×{repeats}", results, truths)]
+                    if repeats > 1:
+                        once = [first_repeat(result) for result in results]
+                        pairs.insert(0, (f"{folds}×1", once, truths[:, :folds]))
+                    for layout, found, true in pairs:
+                        what = f"{problem}, n={samples}, {layout}, {select}"
+                        print(judged(what, found, true), flush=True)
+                        if problem == "random labels":
+                            kept[layout, samples, select] = found[:COMPARED]
+    print(f"\n{'comparisons of ' + str(EPOCHS) + ' epochs with 2':<44}{'p < 0.05':>9}{'runs':>6}")
+    for samples in RUNS:
+        for select in ("inner", "last", "fold"):
+            for folds, repeats in ((5, 1), (10, 3)):
+                key = f"{folds}×{repeats}", samples, select
+                if key not in kept:
+                    continue
+                first = kept[key]
+                setting = Setting("random labels", samples, folds, repeats, select, 2)
+                second, _ = run_all(setting, len(first))
+                p = [a.compare(b).p for a, b in zip(first, second, strict=True)]
+                what = f"random labels, n={samples}, {key[0]}, {select}"
+                print(f"{what:<44}{np.mean(np.array(p) < 0.05):>9.3f}{len(p):>6}", flush=True)
 
 
 def show(title: str, rows: Iterator[Row]) -> None:
@@ -287,10 +423,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="Few tables, to see that it runs.")
     quick = parser.parse_args().quick
-    for title, part in PARTS.items():
-        started = time.monotonic()
-        show(title, part(quick))
-        print(f"{time.monotonic() - started:.0f} s")
+    started = time.monotonic()
+    show("Simulated scores", simulated(quick))
+    print(f"{time.monotonic() - started:.0f} s", flush=True)
+    fits(quick)
+    print(f"{time.monotonic() - started:.0f} s")
 
 
 if __name__ == "__main__":
