@@ -377,11 +377,13 @@ def fit(
     # fast_dev_run keeps no checkpoints: its last weights stand for the best.
     best = checkpoint.best_model_path or None
     if best is None and not trainer.get("fast_dev_run"):
+        ended = f"the fit ended after {fitter.global_step} steps, {fitter.current_epoch} epochs"
+        if not validated_on:
+            raise ValueError(f"{ended}, and has no weights to keep; train at least one epoch.")
         raise ValueError(
-            f"monitor={monitor!r} was never logged: the fit ended after {fitter.global_step} "
-            f"steps and {fitter.current_epoch} epochs without a validation that logs it. Train "
-            "longer, validate more often (val_check_interval, check_val_every_n_epoch), or use "
-            "smaller batches where drop_last leaves none."
+            f"{ended}, without a validation that logs monitor={monitor!r}. Train longer, validate "
+            "more often (val_check_interval, check_val_every_n_epoch), or use smaller batches "
+            "where drop_last leaves none."
         )
     metrics = score(fitter, model, datamodule, best, log=validated_on != "val")
     if fitter.is_global_zero:

@@ -125,7 +125,7 @@ def calibration_bins(
     The bins are [0, 1/B) … [1 - 1/B, 1) and [1, ∞): as in torchmetrics, a confidence of 1 has a
     bin to itself.
     """
-    confidence = probabilities.max(1)
+    confidence = probabilities.max(1).astype(np.float32)
     at = bin_of(confidence, num_bins)
     right = probabilities.argmax(1) == target
     counts = np.bincount(at, minlength=num_bins + 1)
@@ -134,11 +134,11 @@ def calibration_bins(
     return counts, accuracy, mean
 
 
-def bin_of(confidence: npt.NDArray[np.floating], num_bins: int = NUM_BINS) -> npt.NDArray[np.int64]:
-    """Number the bin of each confidence, as torchmetrics does."""
+def bin_of(confidence: npt.NDArray[Any], num_bins: int = NUM_BINS) -> npt.NDArray[np.int64]:
+    """The number of the bin, 0 … B, of each confidence; see `calibration_bins`."""
     import torch
 
-    # Its edges, too: those of NumPy differ in the last digit.
+    # torchmetrics' edges, too: those of NumPy differ in the last digit.
     edges = torch.linspace(0, 1, num_bins + 1).numpy()
     return np.searchsorted(edges, confidence.astype(np.float32), side="right") - 1
 

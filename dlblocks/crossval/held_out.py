@@ -26,7 +26,7 @@ CHUNK = 4_000_000  # numbers in memory at once
 
 # A metric of the samples with weights W (B, N): one value a row of W.
 Weighted = Callable[[npt.NDArray[np.floating]], npt.NDArray[np.floating]]
-# What metrics are logged as, without "test" and what separates words.
+# Names of metrics, without "test" and separators → metrics of the predictions.
 NAMES = {
     "accuracy": ["accuracy"],
     "acc": ["accuracy"],
@@ -47,7 +47,7 @@ NAMES = {
 
 
 class HeldOutScores(dict[str, float]):
-    """Metrics of the test set: name → value, with an interval for each.
+    """Metrics of the test set with their intervals, name → value.
 
     Accuracy has Wilson's (1927) interval. Other metrics that can be computed from the predictions
     have percentiles of the bootstrap: 2,000 draws of as many samples, with replacement. Where the
@@ -90,7 +90,7 @@ class HeldOutScores(dict[str, float]):
     def _match(
         self, name: str, value: float, known: Mapping[str, Weighted], size: int
     ) -> str | None:
-        """The metric of the predictions that was logged under a name, or None, with the reason."""
+        """Find what was logged under a name, or None, and keep the reason."""
         word = re.sub("[^a-z0-9]|test", "", name.rpartition("/")[2].lower())
         self._why[name] = "it cannot be computed from the predictions"
         keys = [key for key in NAMES.get(word, ()) if key in known]
@@ -104,7 +104,7 @@ class HeldOutScores(dict[str, float]):
         return None
 
     def interval(self, name: str, level: float = 0.95) -> tuple[float, float]:
-        """Interval of a metric's value on new samples, for the model that was tested.
+        """Interval of a metric's value on new samples for this model.
 
         NaN for a metric that does not follow from the predictions; ``print`` says why.
 
@@ -113,7 +113,7 @@ class HeldOutScores(dict[str, float]):
             level: Share of intervals that should hold the value.
 
         Raises:
-            KeyError: There is no such metric.
+            KeyError: No metric was logged under `name`.
         """
         from scipy.stats import norm
 
@@ -191,6 +191,8 @@ def weighted_metrics(target: npt.NDArray[Any], prediction: npt.NDArray[Any]) -> 
         kind = kind_of(target, prediction)
     except ValueError:
         return {}
+    if kind == "labels":
+        return {"accuracy": _mean_of((target == prediction).astype(float))}
     if kind == "scores":
         return _class_metrics(target, prediction.astype(float))
     if kind == "values":
@@ -259,7 +261,7 @@ def _mean_of(values: npt.NDArray[Any]) -> Weighted:
 
 
 def _resamples(size: int, groups: npt.NDArray[Any] | None) -> Iterator[npt.NDArray[np.floating]]:
-    """How often each bootstrap draw has each sample, some draws at a time."""
+    """Number of times that each draw of the bootstrap has each sample, in chunks."""
     rng = np.random.default_rng(0)
     _, group = np.unique(np.arange(size) if groups is None else groups, return_inverse=True)
     units = group.max() + 1

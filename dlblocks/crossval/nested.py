@@ -170,7 +170,7 @@ def nested_cross_validate(
     check_choice("select", select, SELECT)
     check_range("selection_fraction", selection_fraction, 0, 1, low_open=True, high_open=True)
     check_choice("logger", logger or "none", tracking.LOGGERS)
-    trainer_args = check_trainer_arguments(trainer, monitor)
+    trainer_args = check_trainer_arguments(trainer, None if select == "last" else monitor)
     check_jobs(n_jobs, trainer_args, engine)
     points = grid_points(grid)
     check_names(make_model, points)

@@ -59,11 +59,14 @@ class OutOfFold:
 
         Returns:
             Share of the repeats, one value a sample, in the order of `index`, shape (N,). None if
-            the targets are values.
+            the predictions are not classes or scores of them.
         """
-        if not self._are_scores():
+        if self._kind() == "scores":
+            right = self.prediction.argmax(1) == self.target
+        elif self._kind() == "labels":
+            right = self.prediction == self.target
+        else:
             return None
-        right = self.prediction.argmax(1) == self.target
         _, sample, counts = np.unique(self.index, return_inverse=True, return_counts=True)
         return np.bincount(sample, weights=right) / counts
 
@@ -74,7 +77,7 @@ class OutOfFold:
             class_names: Names of the classes 0 … C-1.
         """
         columns = {"repeat": self.repeat, "fold": self.fold, "index": self.index}
-        if self._are_scores():
+        if self._kind() == "scores":
             num_classes = self.prediction.shape[1]
             if class_names is None or len(class_names) != num_classes:
                 class_names = [str(i) for i in range(num_classes)]
@@ -87,9 +90,9 @@ class OutOfFold:
             columns |= dict(zip(numbered, values, strict=True))
         return columns
 
-    def _are_scores(self) -> bool:
-        """Tell whether the highest of a sample's predictions is its class."""
+    def _kind(self) -> str | None:
+        """As `dlblocks.scores.kind_of`; None where that raises."""
         try:
-            return kind_of(self.target, self.prediction) == "scores"
+            return kind_of(self.target, self.prediction)
         except ValueError:
-            return False
+            return None

@@ -10,9 +10,8 @@ here, with two additions:
   But N scored samples cannot say more than N samples can.
 - Student's distribution has K - 1 degrees of freedom for K folds, however often they are repeated.
   Bouckaert and Frank (2004) take n - 1 for the n fits of all repeats. But repeats score the same
-  samples again, and with n - 1 the test of two equally good nearest-neighbour classifiers found a
-  difference in 9 to 10 % of runs of 10 folds × 3. With K - 1 these were 6 %. See
-  ``benchmarks/trust.py``.
+  samples again. With n - 1, the test of two equally good nearest-neighbour classifiers found a
+  difference in 8 % of runs of 10 folds × 3, with K - 1 in 5 %. ``benchmarks/trust.py`` counts both.
 
 References:
     - Nadeau, Bengio: Inference for the generalization error. Machine Learning 52, 2003.

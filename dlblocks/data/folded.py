@@ -311,7 +311,6 @@ class FoldedDataModule(SplitDataModule):
             targets = found["targets"]
             if targets is not None and targets.dtype.kind in "USO":  # names of classes
                 found["targets"] = np.unique(targets.astype(str), return_inverse=True)[1]
-            self._check_class_names(found["targets"])
             if self._keep_duplicates:
                 keys = self.input_keys()
                 if keys is None:
@@ -320,7 +319,9 @@ class FoldedDataModule(SplitDataModule):
                         "texts of at most 4 GiB that could be compared; give groups= of your own."
                     )
                 found["groups"] = first_copies(keys)
-            self._columns = Columns(length(dataset), **found, copies=self._keep_duplicates)
+            columns = Columns(length(dataset), **found, copies=self._keep_duplicates)
+            self._check_class_names(columns.targets)
+            self._columns = columns
         return self._columns
 
     def _check_class_names(self, targets: np.ndarray | None) -> None:
@@ -487,21 +488,6 @@ class FoldedDataModule(SplitDataModule):
         )
 
 
-def _checked_names(class_names: Sequence[str]) -> list[str]:
-    names = list(class_names)
-    if isinstance(class_names, str) or not all(isinstance(name, str) for name in names):
-        raise TypeError(
-            f"class_names={class_names!r} must be a list of texts, one a class, such as "
-            "['cat', 'dog']."
-        )
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(
-                f"class_names has {name!r} {names.count(name)} times; give each class its own."
-            )
-    return [str(name) for name in names]
-
-
 def _datasets(loaders: Any) -> list[Dataset]:
     """The data sets of loaders, as far as their samplers go."""
     found: list[Dataset] = []
@@ -524,3 +510,18 @@ def _flat(loaders: Any) -> Iterator[Any]:
             yield from _flat(loader)
     else:
         yield loaders
+
+
+def _checked_names(class_names: Sequence[str]) -> list[str]:
+    names = list(class_names)
+    if isinstance(class_names, str) or not all(isinstance(name, str) for name in names):
+        raise TypeError(
+            f"class_names={class_names!r} must be a list of texts, one a class, such as "
+            "['cat', 'dog']."
+        )
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                f"class_names has {name!r} {names.count(name)} times; give each class its own."
+            )
+    return [str(name) for name in names]

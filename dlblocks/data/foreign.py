@@ -125,8 +125,8 @@ def input_keys(dataset: Dataset) -> np.ndarray | None:
 def sample_keys(dataset: Dataset) -> dict[str, np.ndarray]:
     """Return numbers of the samples, int64 of shape (N,), one array an attribute.
 
-    The names are ``"targets"``, ``"files"`` for names of files, and all other arrays and lists of texts
-    or arrays. Columns of single numbers are left out, since they may be the samples' own numbers.
+    The names are ``"targets"``, ``"files"`` for names of files, and those of all other arrays and
+    lists of texts or arrays. Columns of single numbers are left out: they may be sample numbers.
     Empty if there is nothing of the kind, or more than 4 GiB of it.
     """
     if isinstance(dataset, Subset):

@@ -108,6 +108,10 @@ def test_copies_are_kept_together(name, split):
     whole = data.for_all()
     keys = data.input_keys()
     assert not set(keys[whole.indices("train")]) & set(keys[whole.indices("test")])
+    selecting = data.for_fold(0, 4).with_selection(0.15)
+    parts = [set(keys[selecting.indices(part)]) for part in ("train", "selection", "val", "test")]
+    assert all(parts[:3])
+    assert sum(map(len, parts)) == len(set(keys.tolist()))
     inner = data.for_rows(data.splits(4)[0]["train"])
     assert together_within(inner, keys)
 
