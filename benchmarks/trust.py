@@ -75,7 +75,7 @@ STRENGTHS = (0.0, 0.4, 0.8)
 TRUTHS = (0.6, 0.9, 0.97)
 # Shares of a sample's difficulty that both models have, and that both repeats have.
 SHARED, KEPT = 0.7, 0.97
-RUNS = {60: 700, 400: 200}  # real cross-validations of so many samples
+RUNS = {60: 300, 400: 200}  # real cross-validations of so many samples
 COMPARED = 200  # of them, with another procedure
 FEATURES, HIDDEN, EPOCHS, NEW = 10, 8, 40, 100_000
 AT_ONCE = 1500  # fits

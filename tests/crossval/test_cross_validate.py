@@ -319,7 +319,7 @@ def test_mode_is_the_metrics_own(tmp_path):
     result = run(tmp_path, monitor="val/accuracy", trainer={**CPU, "max_epochs": 3})
     assert result.info["mode"] == "max"
     for row, history in zip(result.folds, result.histories, strict=True):
-        scores = [epoch["val/accuracy"] for epoch in history]
+        scores = [epoch["selection/accuracy"] for epoch in history]
         assert row["best_epoch"] == 1 + int(np.argmax(scores))
     assert run(tmp_path, name="other").info["mode"] == "min"
 
