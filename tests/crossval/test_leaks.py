@@ -104,7 +104,7 @@ class LeastSquares(ClosedForm):
 def run(make_model, data, **arguments):
     settings = {
         "trainer": {"accelerator": "cpu", "max_epochs": 1, "num_sanity_val_steps": 0},
-        "monitor": "val/accuracy", "mode": "max", "progress_bar": False, "figures": False,
+        "monitor": "val/accuracy", "progress_bar": False, "figures": False,
         "logger": None, "run_dir": "run",
     }  # fmt: skip
     return cross_validate(make_model, data, **{**settings, **arguments})
