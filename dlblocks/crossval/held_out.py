@@ -90,7 +90,7 @@ class HeldOutScores(dict[str, float]):
     def _match(
         self, name: str, value: float, known: Mapping[str, Weighted], size: int
     ) -> str | None:
-        """Find what was logged under a name, or None, and keep the reason."""
+        """Find the metric logged under a name; keep the reason if none is."""
         word = re.sub("[^a-z0-9]|test", "", name.rpartition("/")[2].lower())
         self._why[name] = "it cannot be computed from the predictions"
         keys = [key for key in NAMES.get(word, ()) if key in known]
@@ -261,7 +261,7 @@ def _mean_of(values: npt.NDArray[Any]) -> Weighted:
 
 
 def _resamples(size: int, groups: npt.NDArray[Any] | None) -> Iterator[npt.NDArray[np.floating]]:
-    """Number of times that each draw of the bootstrap has each sample, in chunks."""
+    """Count how often each draw has each sample, some draws at a time."""
     rng = np.random.default_rng(0)
     _, group = np.unique(np.arange(size) if groups is None else groups, return_inverse=True)
     units = group.max() + 1

@@ -193,7 +193,7 @@ def test_what_fails_before_the_first_step_is_raised(tmp_path):
         assert not (tmp_path / "a").exists()
         # What is no fold's own.
         with pytest.raises(ValueError, match=r"^all folds: monitor='val/los' was not logged"):
-            run(tmp_path / on_error, on_error=on_error, monitor="val/los")
+            run(tmp_path / on_error, on_error=on_error, monitor="val/los", mode="min")
 
 
 def wide(folder, engine="vectorized"):

@@ -62,7 +62,7 @@ def test_a_finished_run_is_read_back(tmp_path):
         ({"seed": 1}, "seed was 0 and is 1"),
         ({"trainer": {"max_epochs": 3, "accelerator": "cpu"}}, "trainer.max_epochs was 2 and is 3"),
         ({"make_callbacks": lambda: [MixUp(0.3)]}, "callbacks"),
-        ({"monitor": "val/score"}, "monitor was 'val/loss' and is 'val/score'"),
+        ({"monitor": "val/score", "mode": "min"}, "monitor was 'val/loss' and is 'val/score'"),
         ({"resume": False}, "already holds a run"),
     ],
     ids=str,
