@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
 from dlblocks.files import is_rank_zero, write_json
+from dlblocks.history import VALIDATION, name_of_selection
 
 SHOW_EVERY_SECONDS = 0.2
 WATCH_EVERY_SECONDS = 0.5
@@ -165,5 +166,10 @@ class FoldBar(ProgressBar):
         started = min(trainer.current_epoch + 1, epochs or sys.maxsize)
         epoch = f"epoch {started}" + (f"/{epochs}" if epochs else "")
         metrics = self.get_metrics(trainer, trainer.lightning_module)
+        if getattr(trainer.datamodule, "validate_on", None) == "selection":  # type: ignore[attr-defined]
+            metrics = {
+                name_of_selection(name) if VALIDATION.match(name) else name: value
+                for name, value in metrics.items()
+            }
         shown = [f"{k} {v:.4g}" for k, v in metrics.items() if isinstance(v, float)][:2]
         self.progress.update(self.fit, self._share, " | ".join([epoch, *shown]))

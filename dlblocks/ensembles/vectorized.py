@@ -37,6 +37,7 @@ from dlblocks.ensembles.sums import Sums
 from dlblocks.ensembles.support import check_vectorizable
 from dlblocks.errors import check_choice
 from dlblocks.fitting import check_needs_no_validation
+from dlblocks.history import name_of_selection
 from dlblocks.models.base import FLUSH_EVERY
 from dlblocks.no_gpu import quick_gpu_check
 from dlblocks.predictions import stack as stack_predictions
@@ -359,7 +360,10 @@ class Together(pl.LightningModule):
         if len(self.live) < len(self.members):
             text += f" | {len(self.live)} still running"
         if monitored:
-            text += f" | best {self.monitor} {sum(monitored) / len(monitored):.4g}"
+            name = self.monitor
+            if self.validates_on == "selection" and not name.startswith("train"):
+                name = name_of_selection(name)
+            text += f" | best {name} {sum(monitored) / len(monitored):.4g}"
         return self.epoch / total, text
 
     def predict(self, member: Member, part: str) -> dict[str, np.ndarray]:
