@@ -96,7 +96,7 @@ class Plan:
         return {name: getattr(self, name) for name in names}
 
     def data_of(self, data: SplitDataModule, job: Job) -> SplitDataModule:
-        """New data of a fit: set to its fold, and to the part that selects its epoch."""
+        """Return new data for a fit, with the part that selects its epoch."""
         new = data.for_fold(job.fold, self.num_folds, repeat=job.repeat)
         if self.select == "inner":
             return new.with_selection(self.selection_fraction)

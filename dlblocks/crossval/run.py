@@ -58,46 +58,47 @@ def cross_validate(
     progress_bar: bool = True,
     figures: bool = True,
 ) -> CrossValidationResult:
-    """Fits a new model for each fold and scores it on the samples that it has not seen.
+    """Fit and score a new model for each fold.
 
-    Datamodule, model, callbacks, logger and Trainer are created for every fold, so that nothing
-    passes from one to the next. Fit number i is seeded with ``seed + i`` before its model is made;
-    the global random states of the caller are as before afterwards. The test set is never touched.
+    Everything is new for every fold: datamodule, model, callbacks, logger and Trainer. Fit number i
+    is seeded with ``seed + i`` before its model is made. The caller's global random states are left
+    as they were. The test set is never touched.
 
-    The epoch is selected on one part of the data and scored on another. With ``select="inner"`` a
-    share of the fold's training samples, the selection part, decides which epoch's weights are
-    kept, when to stop early, and when a plateau schedule lowers the rate. The fold's validation
-    samples are looked at once, by the weights that were kept: that is the score, and these are the
-    out-of-fold predictions. Scores are therefore unbiased for models trained in this way, on this
-    many samples. During the fit the module's `validation_step` gets the selection part, and what
-    it logs as ``val/loss`` appears in curves, ``history.csv`` and the logger as
-    ``selection/loss``; ``val/…`` is always the score of the fold.
+    **One part selects the epoch, another scores it.** With ``select="inner"`` each fold splits the
+    selection part off its training samples. It decides which epoch's weights are kept, when to stop
+    early, and when a plateau schedule lowers the rate. The weights that were kept are then
+    validated once on the fold's own samples. That is the score, and it gives the out-of-fold
+    predictions. Scores are unbiased for models that are trained in this way, on as many samples.
 
-    Each development sample is validated once in every repeat, save under
-    ``split="time_series"``, where the first block only trains, and ``"predefined"``, where samples
-    of no fold do. Any model whose `predict_step`, given a validation batch, returns a prediction a
-    sample has out-of-fold predictions, and so has one with no more than a `forward` for the inputs
-    alone; they are left as they come, so that those of somebody else's model may be logits.
+    During the fit the module's `validation_step` gets the selection part. Its ``val/loss`` is
+    called ``selection/loss`` in curves, ``history.csv`` and the logger; ``val/…`` is always the
+    score of the fold. ``data.for_fold(0, 5).with_selection(0.15)`` has the same parts as fold 0.
 
-    A run that was killed goes on when the same call is made again: finished folds are read back,
-    the one that was broken off goes on from its last checkpoint, at most about ten seconds and an
-    epoch old, and scores, predictions and weights are bit for bit those of a run that was not
-    killed (on the same hardware and versions, with as many threads). A finished run is read back.
-    Another configuration is refused as far as it can be seen: hyperparameters, shapes of the
-    weights, plain attributes of callbacks, Trainer arguments, the data and their splits. What
-    functions hold inside, such as the decay of an `EMAWeightAveraging`, and the code of modules
-    cannot be seen: give such a run another `run_dir`. A second process in the same `run_dir` is
-    refused while the first lives; where the file system has no locks, that is only warned of.
+    Each development sample is scored once in every repeat. Two kinds of split leave some out: the
+    first block of ``"time_series"`` and the samples without a fold of ``"predefined"`` only train.
+    Out-of-fold predictions come from the module's `predict_step`, which gets the batches of
+    `validation_step` and returns one prediction a sample, or from a `forward` that takes the inputs
+    alone. They are kept as they are: those of your own module may be logits.
 
-    Before the first fit the configuration is written to ``plan.json`` and the splits to
-    ``folds.json``, with a fingerprint of the data. Later the run folder also holds
-    ``summary.json``, ``folds.csv``, ``oof.npz``, ``figures/*.png`` and for each fold
-    ``fold-0/checkpoints/best.ckpt``, ``fold-0/history.csv`` and ``fold-0/fold.json`` (later
-    repeats: ``repeat-1/fold-0/…``).
+    **Resume.** After a kill, make the same call again. Finished folds are loaded, and the broken
+    one resumes from its last checkpoint, which is about ten seconds and one epoch old at most.
+    Scores, predictions and weights are bit for bit those of a run without a kill, on the same
+    hardware and versions with as many threads. A finished run is loaded. Another configuration is
+    refused as far as it can be seen: hyperparameters, shapes of the weights, plain attributes of
+    callbacks, Trainer arguments, data and splits. Code and what functions hold inside, such as the
+    decay of an `EMAWeightAveraging`, cannot be seen: use another `run_dir`. A second process in the
+    same `run_dir` is refused while the first lives. A file system without locks only allows a
+    warning.
+
+    ``plan.json`` (the configuration) and ``folds.json`` (the splits, with a fingerprint of the
+    data) are written before the first fit. Later the run folder also holds ``summary.json``,
+    ``folds.csv``, ``oof.npz``, ``figures/*.png`` and for each fold ``fold-0/fold.json``,
+    ``fold-0/history.csv`` and ``fold-0/checkpoints/best.ckpt`` (``last-epoch.ckpt`` with
+    ``select="last"``; later repeats are in ``repeat-1/fold-0``).
 
     Args:
-        make_model: Returns a new LightningModule; called once a fold, and for each fold once more
-            where ``engine="auto"`` has tried the fits together and runs them one by one.
+        make_model: Returns a new LightningModule. Called for each fold, and a few times more where
+            something has to be tried first.
         datamodule: A `DataModule`, or anybody's data in a `FoldedDataModule`; or a function that
             returns one. Its `num_folds` and `fold` are set here; its `split` and `split_seed`
             decide the folds.
@@ -112,34 +113,34 @@ def cross_validate(
         mode: Whether ``"min"`` or ``"max"`` of `monitor` is best; None for the metric's own
             direction, where its name or a torchmetrics object of the model says it.
         engine: How the fits are run. ``"sequential"``: one after another. ``"vectorized"``: all as
-            one, in which every step computes all models at once; many times faster for small nets.
-            Needs models of `dlblocks.models`, a `DataModule` over arrays, one device, and no
-            callbacks but `EarlyStopping` and those that change batches. Everything a fold has is
-            its own as before; losses and weights agree within rounding, save that dropout draws
-            other numbers. ``seconds`` of a fold is its share. ``"auto"``: vectorized if it can be
-            and a few measured steps say that it is faster; what was chosen and why is said with
-            the progress bar, and kept in ``summary.json``.
+            one fit, in which every step computes all models at once; many times faster for small
+            nets. Needs models of `dlblocks.models`, a `DataModule` over arrays, one device, and no
+            callbacks but `EarlyStopping` and those that change batches. Losses and weights are
+            those of the sequential engine within rounding, but dropout draws other numbers. The
+            ``seconds`` of a fold are its share. ``"auto"``: vectorized if that is possible and a
+            few measured steps are faster. The choice and its reason are printed with the progress
+            bar and kept in ``summary.json``.
         n_jobs: Folds side by side, each in a process of its own with its share of the cores and,
             where there are several, a GPU; -1 for one a core. Under
             ``joblib.parallel_config("ray")`` or ``"dask"`` (``pip install 'dlblocks[ray]'``) they
             run on a cluster that shares `run_dir`; folds of a machine that dies are run again.
             See ``docs/cluster.md``, for SLURM and several nodes a fold as well.
-        on_error: What to do when a fold fails: ``"raise"`` its error, or ``"continue"`` with the
-            others, say it, and list it under ``failed`` in ``summary.json``. Calling again runs
-            what failed. Under ``engine="vectorized"`` an error before the first step, or one that
-            is no fold's own, is raised all the same: nothing is trained yet, or all are concerned.
+        on_error: ``"raise"`` the error of a fold, or ``"continue"`` with the others, print it, and
+            list it under ``failed`` in ``summary.json``. The same call later runs what failed.
+            With ``engine="vectorized"`` an error before the first step, or one that concerns all
+            folds, is raised in any case.
         select: How the epoch of each fold is selected. ``"inner"``: on a selection part, split off
-            the fold's training samples: stratified like the folds, by whole groups, for time series
-            the last rows. ``"last"``: not at all; the weights of the last epoch are scored, and
-            nothing is validated during the fit, so that early stopping or a plateau schedule on a
-            validation metric is refused. ``"fold"``: on the very samples that score it, which makes
-            scores optimistic, and is reported as such; only for comparisons with older results.
+            the fold's training samples; stratified like the folds, in whole groups, and for time
+            series the last rows. ``"last"``: not at all. The weights of the last epoch are scored,
+            and nothing is validated during the fit; early stopping or a plateau schedule on a
+            validation metric is refused. ``"fold"``: on the samples that score it. Such scores are
+            optimistic, and reported as such; use it to compare with older results.
         selection_fraction: Share of a fold's training samples in the selection part.
         logger: Where each fold logs. W&B runs share a group named after `run_dir`; a further run
             of the group, of job type ``"summary"``, holds means, the table of folds and figures.
         log_checkpoints: Send the best checkpoints of all folds to W&B as an artifact.
-        run_dir: A folder that is empty or does not exist, or holds a run to go on with.
-        resume: Go on with the run in `run_dir`; False refuses a folder that holds something.
+        run_dir: A folder that is empty or does not exist, or holds a run to resume.
+        resume: Resume the run in `run_dir`; False refuses a folder that holds something.
         seed: Seed of initialisation, dropout and all else that is random in training.
         progress_bar: Show one bar over all folds, on rank 0.
         figures: Draw ``figures/*.png``.

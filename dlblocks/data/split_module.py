@@ -311,7 +311,10 @@ class SplitDataModule(pl.LightningDataModule):
         return {**rows, "train": train[training], "selection": train[selected_on]}
 
     def rows_of(self, part: str | None) -> Tensor:
-        """The rows of a part after `setup`, int64 of shape (M,); none of the part None."""
+        """The rows of a part after `setup`, int64 of shape (M,).
+
+        There are none of the part None.
+        """
         if not self._rows:
             raise RuntimeError(
                 f"{type(self).__name__} has no loaders before it is split; call setup('fit') first."
@@ -351,13 +354,14 @@ class SplitDataModule(pl.LightningDataModule):
         return new
 
     def with_selection(self, fraction: float) -> Self:
-        """A datamodule as new that gives up a share of its training part to select the epoch.
+        """Return a new datamodule that selects the epoch on a share of its training part.
 
-        That share is the part ``"selection"``, disjoint from ``"train"``, ``"val"`` and ``"test"``.
-        What is fitted to the training part does not see it. `val_dataloader` loads it as long as
-        `validate_on` is ``"selection"``, so that early stopping and the best epoch look at it;
-        with ``validate_on = "val"`` the fold is scored. It is stratified as the folds are, holds
-        whole groups, and under ``split="time_series"`` the last rows. This one is left as it is.
+        The share is the part ``"selection"``, disjoint from ``"train"``, ``"val"`` and ``"test"``;
+        nothing that is fitted to the training part sees it. `val_dataloader` loads it as long as
+        `validate_on` is ``"selection"``: early stopping and the best epoch look at it. With
+        ``validate_on = "val"`` the fold is scored. The share is stratified like the folds and holds
+        whole groups; with ``split="time_series"`` it is the last rows. This datamodule stays as it
+        is.
 
         Args:
             fraction: Share of the training part, in (0, 1).

@@ -145,7 +145,7 @@ class Member:
         self.schedules = [{**SCHEDULE, **_as_dict(schedule)} for schedule in schedules]
 
     def plateau_monitors(self) -> list[str | None]:
-        """What the plateau schedules monitor."""
+        """Names of the metrics that plateau schedules monitor."""
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
         return [s["monitor"] for s in self.schedules if isinstance(s["scheduler"], plateau)]
 
@@ -292,11 +292,11 @@ class Member:
             self.best = Best(self.trainer.current_epoch, self.steps, value, copy_state(), kept)
 
     def keep_last(self) -> None:
-        """Counts the epoch whose weights the model has now as the one to keep."""
+        """Keep the weights that the model has now."""
         self.best = Best(self.trainer.current_epoch, self.steps, math.nan, None, {})
 
     def keep_score(self, scores: Mapping[str, Tensor]) -> None:
-        """Keeps and logs the metrics of the kept weights on the part ``"val"``."""
+        """Keep and log the metrics of the kept weights."""
         assert self.best is not None  # for the type checker: every member that is scored has one
         self.best.metrics = {name: float(value) for name, value in scores.items()}
         row = {**self.best.metrics, "epoch": self.epochs}

@@ -320,7 +320,7 @@ class Together(pl.LightningModule):
             self._make_sources()
 
     def _score(self) -> None:
-        """Scores the kept weights of all members on the part ``"val"``, in one pass."""
+        """Score the kept weights of all members in one pass."""
         self.live = [member for member in self.members if member.error is None]
         if not self.live:
             return
