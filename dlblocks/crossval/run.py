@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from dlblocks import tracking
 from dlblocks.crossval.fold import Fold, Job, Plan, join, read_fold, run_fold
-from dlblocks.crossval.notes import duplicates_note, limit_note
+from dlblocks.crossval.notes import duplicates_note, limit_note, predictions_note
 from dlblocks.crossval.outcome import failures, result_figures, write_outcome
 from dlblocks.crossval.parallel import check_jobs, run_side_by_side, wait_for_workers
 from dlblocks.crossval.plan import begin, describe, engine_of
@@ -77,7 +77,9 @@ def cross_validate(
     ``split="time_series"``, where the first block only trains, and ``"predefined"``, where samples
     of no fold do. Any model whose `predict_step`, given a validation batch, returns a prediction a
     sample has out-of-fold predictions, and so has one with no more than a `forward` for the inputs
-    alone; they are left as they come, so that those of somebody else's model may be logits.
+    alone; they are left as they come, so that those of somebody else's model may be logits. The
+    prediction of such a model is tried on one batch before the first fit. If it fails, then or
+    later, a warning names the error and the cure, ``result.oof`` is None, and the fits run.
 
     A run that was killed goes on when the same call is made again: finished folds are read back,
     the one that was broken off goes on from its last checkpoint, at most about ten seconds and an
@@ -291,6 +293,7 @@ def _cross_validate(
             for job, outcome in outcomes:
                 if isinstance(outcome, Fold):
                     found[job] = outcome
+                    plan.warned |= outcome.warned
                 elif not plan.run_id and is_rank_zero():
                     raise outcome  # before any fit: the run folder, or the model itself
                 elif on_error == "raise":
@@ -306,6 +309,9 @@ def _cross_validate(
         job, error = next(iter(failed.items()))
         raise named(error, job.name) from error
     done = [found[job] for job in jobs if job in found]
+    for fold in done:
+        if fold.reason is not None:
+            plan.warn(fold.reason)  # where it was a worker that found it out
     result = CrossValidationResult(
         run_dir=plan.run_dir,
         folds=[fold.row for fold in done],
@@ -322,7 +328,9 @@ def _cross_validate(
             **({"engine_because": why} if engine == "auto" else {}),
             "class_names": data.class_names,
             "duplicates": duplicates,
-            "notes": notes + limit_note([fold.row for fold in done], splits),
+            "notes": notes
+            + limit_note([fold.row for fold in done], splits)
+            + predictions_note([fold.reason for fold in done]),
             **({"failed": failures(failed)} if failed else {}),
             "seconds": time.monotonic() - started,
             "config": {"logger": plan.logger, **config},

@@ -221,7 +221,7 @@ def _resolve(wanted: str, classes: list[type[Model]], path: Any) -> type[Model]:
     from dlblocks.models.base import Model
 
     given = {cls for root in classes for cls in _with_subclasses(root)}
-    ours = {cls for cls in _with_subclasses(Model) if _is_ours(cls)}
+    ours = {cls for cls in _with_subclasses(Model) if is_ours(cls)}
     known = {class_path(cls): cls for cls in ours | given}
     if wanted in known:
         return known[wanted]
@@ -232,7 +232,8 @@ def _resolve(wanted: str, classes: list[type[Model]], path: Any) -> type[Model]:
     )
 
 
-def _is_ours(cls: type) -> bool:
+def is_ours(cls: type) -> bool:
+    """Whether a class is one of this package."""
     return cls.__module__.partition(".")[0] == "dlblocks"
 
 
