@@ -24,6 +24,7 @@ from dlblocks.fitting import check_trainer_arguments
 from dlblocks.history import History
 from dlblocks.models import Classifier, Model, Regressor, VotingClassifier, VotingRegressor, load
 from dlblocks.models.checkpoints import restore
+from dlblocks.plain import plain_checkpoints
 from dlblocks.predictions import NoPredictions, predict_part
 from dlblocks.quiet import quiet
 
@@ -120,7 +121,8 @@ def refit(
             enable_checkpointing=False,
         )
         fitter.fit(model, datamodule=given.for_all())
-        fitter.save_checkpoint(folder / "model.ckpt")
+        with plain_checkpoints(fitter):
+            fitter.save_checkpoint(folder / "model.ckpt")
     return model.eval()
 
 
