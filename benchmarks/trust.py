@@ -42,7 +42,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,8 @@ STRENGTHS = (0.0, 0.4, 0.8)
 TRUTHS = (0.6, 0.9, 0.97)
 # Shares of a sample's difficulty that both models have, and that both repeats have.
 SHARED, KEPT = 0.7, 0.97
-RUNS = {60: 300, 400: 200}  # real cross-validations of so many samples
+RUNS = {60: 600, 400: 200}  # real cross-validations of so many samples
+REPEATED = {60: 300, 400: 200}  # of them with three repeats
 COMPARED = 200  # of them, with another procedure
 FEATURES, HIDDEN, EPOCHS, NEW = 10, 8, 40, 100_000
 AT_ONCE = 1500  # fits
@@ -270,7 +271,11 @@ def cross_validations(
     """
     torch.set_num_threads(1)
     parts = [
-        draw(setting.problem, setting.samples, np.random.default_rng([1, setting.samples, number]))
+        draw(
+            setting.problem,
+            setting.samples,
+            np.random.default_rng([1, setting.samples, setting.folds, number]),
+        )
         for number in numbers
     ]
     batch_size: Any = "full" if setting.samples < 100 else 64
@@ -337,10 +342,11 @@ def accuracies(models: Sequence[Model], problem: str) -> Array:
     return torch.cat(found).double().numpy()
 
 
-def run_all(setting: Setting, runs: int) -> tuple[list[CrossValidationResult], Array]:
+def run_all(setting: Setting, numbers: Sequence[int]) -> tuple[list[CrossValidationResult], Array]:
     """Runs `cross_validations` in two processes, as many at once as memory and cache like."""
     step = max(1, AT_ONCE // (setting.folds * setting.repeats))
-    chunks = [range(i, min(i + step, runs)) for i in range(0, runs, step)]
+    step = min(step, -(-len(numbers) // 2))
+    chunks = [numbers[i : i + step] for i in range(0, len(numbers), step)]
     done = Parallel(n_jobs=2)(delayed(cross_validations)(setting, chunk) for chunk in chunks)
     return [result for results, _ in done for result in results], np.concatenate(
         [truths for _, truths in done]
@@ -376,23 +382,28 @@ def fits(quick: bool) -> None:
           f"{'width':>7}{'runs':>6}")  # fmt: skip
     kept: dict[tuple[str, int, str], list[CrossValidationResult]] = {}
     for problem in ("random labels", "two Gaussians"):
-        for samples, runs in RUNS.items():
-            runs = 10 if quick else runs
+        for samples in RUNS:
+            runs, repeated = (10, 5) if quick else (RUNS[samples], REPEATED[samples])
             for select in ("inner", "last", "fold"):
-                for folds, repeats in ((2, 1), (5, 1), (10, 3)):
-                    if select == "fold" and folds != 5:
-                        continue
-                    setting = Setting(problem, samples, folds, repeats, select)
-                    results, truths = run_all(setting, runs)
-                    pairs = [(f"{folds}×{repeats}", results, truths)]
-                    if repeats > 1:
-                        once = [first_repeat(result) for result in results]
-                        pairs.insert(0, (f"{folds}×1", once, truths[:, :folds]))
-                    for layout, found, true in pairs:
-                        what = f"{problem}, n={samples}, {layout}, {select}"
-                        print(judged(what, found, true), flush=True)
-                        if problem == "random labels":
-                            kept[layout, samples, select] = found[:COMPARED]
+                found = {}
+                for folds in (5,) if select == "fold" else (2, 5, 10):
+                    setting = Setting(problem, samples, folds, 1, select)
+                    if folds == 10:
+                        thrice = run_all(replace(setting, repeats=3), range(repeated))
+                        found["10×3"] = thrice
+                        once = [first_repeat(result) for result in thrice[0]]
+                        more = run_all(setting, range(repeated, runs)) if runs > repeated else None
+                        found["10×1"] = (
+                            once + (more[0] if more else []),
+                            np.concatenate([thrice[1][:, :10], *([more[1]] if more else [])]),
+                        )
+                    else:
+                        found[f"{folds}×1"] = run_all(setting, range(runs))
+                for layout, (results, truths) in sorted(found.items(), key=lambda pair: pair[0]):
+                    what = f"{problem}, n={samples}, {layout}, {select}"
+                    print(judged(what, results, truths), flush=True)
+                    if problem == "random labels":
+                        kept[layout, samples, select] = results[:COMPARED]
     print(f"\n{'comparisons of ' + str(EPOCHS) + ' epochs with 2':<44}{'p < 0.05':>9}{'runs':>6}")
     for samples in RUNS:
         for select in ("inner", "last", "fold"):
@@ -402,7 +413,7 @@ def fits(quick: bool) -> None:
                     continue
                 first = kept[key]
                 setting = Setting("random labels", samples, folds, repeats, select, 2)
-                second, _ = run_all(setting, len(first))
+                second, _ = run_all(setting, range(len(first)))
                 p = [a.compare(b).p for a, b in zip(first, second, strict=True)]
                 what = f"random labels, n={samples}, {key[0]}, {select}"
                 print(f"{what:<44}{np.mean(np.array(p) < 0.05):>9.3f}{len(p):>6}", flush=True)

@@ -41,6 +41,7 @@ from dlblocks.history import (
 )
 from dlblocks.metrics import Mode, metric_mode, mode_of, mode_of_metric
 from dlblocks.no_gpu import quick_gpu_check
+from dlblocks.plain import plain_checkpoints
 from dlblocks.predictions import gather, stack
 from dlblocks.quiet import quiet
 
@@ -357,9 +358,11 @@ def fit(
         quick_gpu_check(),
         saying_what_was_logged(fitter, monitor),
         checking_mode(model, monitor, mode),
+        plain_checkpoints(fitter),
     ):
         warnings.filterwarnings("ignore", r"\.fit\(ckpt_path=.last.\) is set, but there is no")
-        fitter.fit(model, datamodule=datamodule, ckpt_path="last" if resume else None)
+        last = "last" if resume else None
+        fitter.fit(model, datamodule=datamodule, ckpt_path=last, weights_only=True)
     if fitter.is_global_zero:
         # What SLURM's signal before a requeue has left: predict would load it in place of the best.
         for requeued in folder.glob("hpc_ckpt_*.ckpt"):
@@ -426,7 +429,9 @@ def score(
     if not log:
         trainer.loggers = []
     try:
-        found = trainer.validate(model, datamodule=datamodule, ckpt_path=checkpoint, verbose=False)
+        found = trainer.validate(
+            model, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True, verbose=False
+        )
     finally:
         trainer.loggers = loggers
     scores = {name: float(value) for metrics in found for name, value in metrics.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import lightning.pytorch as pl
@@ -15,6 +15,8 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor
 
 KEYS = ("index", "target", "prediction")
+# Names under which a batch may hold its targets.
+TARGETS = ("target", "targets", "label", "labels", "y")
 
 
 def gather(batches: Sequence[Any]) -> list[Any]:
@@ -61,15 +63,29 @@ def stack(batches: Sequence[Any]) -> dict[str, np.ndarray]:
     return arrays
 
 
+class NoPredictions(ValueError):
+    """Raised where a model gives no predictions, with the reason and the cure.
+
+    Attributes:
+        failed: Whether an error of the model or the data is the reason.
+    """
+
+    def __init__(self, reason: str, *, failed: bool = False) -> None:
+        super().__init__(reason)
+        self.failed = failed
+
+
 def predict_part(
     trainer: pl.Trainer, model: pl.LightningModule, datamodule: Any, part: str
-) -> dict[str, np.ndarray] | None:
+) -> dict[str, np.ndarray]:
     """Predicts one part of a `SplitDataModule` by any model; a collective of all ranks.
 
     The model's own `predict_step` gets the batches that its `validation_step` gets, and returns the
     predictions, or a dictionary that has them as ``"prediction"``. A model without one is called
-    with the first entry of the batch. Predictions are left as they come, be they probabilities or
-    logits.
+    with the first entry of the batch, or with the whole batch if that is a dictionary. Predictions
+    are left as they come, be they probabilities or logits. Targets are those that `predict_step`
+    returns as ``"target"``, else the second entry of the batch, or that of a name such as
+    ``"label"``, else those of the datamodule.
 
     Args:
         trainer: A Trainer that has fitted the model.
@@ -78,53 +94,182 @@ def predict_part(
         part: ``"train"``, ``"val"`` or ``"test"``.
 
     Returns:
-        ``index``, ``target`` and ``prediction``, sorted by index. None if there is no
-        `predict_step` and no `forward` of a single argument, if what they return is not one
-        prediction a sample, all of the same shape, or if targets are neither the second entry of
-        the batch nor known to the datamodule.
+        ``index``, ``target`` and ``prediction``, sorted by index.
+
+    Raises:
+        NoPredictions: The model has no `predict_step` and no `forward` of a single argument, or it
+            fails; what it returns is not one prediction a sample, all of the same shape; or the
+            targets are not known.
     """
-    own = is_overridden("predict_step", model)
-    if not own and not (is_overridden("forward", model) and _takes_one(model.forward)):
-        return None
-    rows = datamodule.indices(part)[trainer.global_rank :: trainer.world_size]
-    targets = datamodule.columns.targets
-    size = len(rows) if datamodule.batch_size == "full" else datamodule.batch_size
-    step = model.predict_step
-    found: list[dict[str, Tensor]] = []
+    predict = _Predict(trainer, model, datamodule, part)
+    found: list[dict[str, Tensor] | NoPredictions] = []
 
     def predict_step(batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        index = rows[batch_idx * size : (batch_idx + 1) * size]
-        if own:
-            wants_number = is_param_in_hook_signature(step, "batch_idx", min_args=2)
-            output = step(batch, batch_idx) if wants_number else step(batch)
-        else:
-            output = model(batch[0] if isinstance(batch, (list, tuple)) else batch)
-        found.append(_completed(output, batch, index, targets))
+        # Errors end no run, and must not end one rank without the others.
+        try:
+            output, rows = predict(batch, batch_idx)
+        except NoPredictions as reason:
+            found.append(reason)
+            return {}  # of None, Lightning would warn
+        found.append(rows)
         return output  # as it is, for callbacks that write predictions
 
-    with _replaced(model, "predict_step", predict_step), _predicting(datamodule, part):
-        trainer.predict(model, datamodule=datamodule, return_predictions=False)
-    batches = gather(found)
-    if not batches or not all(batches):
-        return None
+    try:
+        with _replaced(model, "predict_step", predict_step), _predicting(datamodule, part):
+            trainer.predict(model, datamodule=datamodule, return_predictions=False)
+    except Exception as error:
+        found.append(NoPredictions(f"prediction fails: {_short(error)}", failed=True))
+    batches: list[dict[str, Tensor]] = []
+    for batch in gather(found):
+        if isinstance(batch, NoPredictions):
+            raise batch
+        batches.append(batch)
+    if not batches:
+        raise NoPredictions(f"the part {part!r} has no samples.")
     shapes = {tuple(batch[key].shape[1:] for key in KEYS) for batch in batches}
-    return stack(batches) if len(shapes) == 1 else None
+    if len(shapes) > 1:
+        raise NoPredictions(
+            f"the predictions of {type(model).__name__} have different shapes in different "
+            "batches; return the same shape for every sample."
+        )
+    return stack(batches)
 
 
-def _completed(
-    output: Any, batch: Any, index: Tensor, targets: np.ndarray | None
-) -> dict[str, Tensor]:
-    """Predictions with index and target, on the CPU; empty if they are not one for each sample."""
-    found = output if isinstance(output, dict) else {"prediction": output}
-    target = found.get("target")
-    if target is None and isinstance(batch, (list, tuple)) and len(batch) > 1:
-        target = batch[1]
-    if not _one_each(target, index) and targets is not None:
-        target = torch.as_tensor(targets[index.numpy()])
-    prediction = found.get("prediction")
-    if _one_each(prediction, index) and _one_each(target, index):
-        return {"index": index, "target": target.cpu(), "prediction": prediction.detach().cpu()}
-    return {}
+def try_prediction(
+    trainer: pl.Trainer, model: pl.LightningModule, datamodule: Any, part: str
+) -> None:
+    """Predicts the first batch of a part, to learn before a long fit whether it works.
+
+    The caller keeps what must not change: random numbers, buffers, the mode of the modules.
+
+    Args:
+        trainer: A Trainer that is about to fit the model.
+        model: The model, on its device.
+        datamodule: The data.
+        part: As for `predict_part`.
+
+    Raises:
+        NoPredictions: As `predict_part` would, as far as one batch shows it.
+    """
+    predict = _Predict(trainer, model, datamodule, part)
+    stage = trainer.state.stage
+    trainer.predicting = True  # modules and datamodules may ask
+    try:
+        with _predicting(datamodule, part), trainer.precision_plugin.predict_step_context():
+            for batch in datamodule.predict_dataloader():
+                batch = trainer.precision_plugin.convert_input(batch)
+                batch = model._on_before_batch_transfer(batch, dataloader_idx=0)
+                predict(trainer.strategy.batch_to_device(batch, dataloader_idx=0), 0)
+                break
+    except NoPredictions:
+        raise
+    except Exception as error:
+        raise NoPredictions(f"prediction fails: {_short(error)}", failed=True) from error
+    finally:
+        trainer.state.stage = stage
+
+
+class _Predict:
+    """Predicts batches of one part, with the index and target of each sample."""
+
+    def __init__(
+        self, trainer: pl.Trainer, model: pl.LightningModule, datamodule: Any, part: str
+    ) -> None:
+        self.model, self.step = model, model.predict_step
+        self.own = is_overridden("predict_step", model)
+        name = type(model).__name__
+        if not self.own:
+            cure = "write def predict_step(self, batch, batch_idx) in it, which returns one row a "
+            cure += "sample."
+            if not is_overridden("forward", model):
+                raise NoPredictions(f"{name} has neither a predict_step nor a forward; {cure}")
+            if not _takes_one(model.forward):
+                raise NoPredictions(
+                    f"{name} has no predict_step, and its forward takes more than one argument; "
+                    f"{cure}"
+                )
+        self.wants_number = is_param_in_hook_signature(self.step, "batch_idx", min_args=2)
+        self.rows = datamodule.indices(part)[trainer.global_rank :: trainer.world_size]
+        self.targets = datamodule.columns.targets
+        full = datamodule.batch_size == "full"
+        self.size = len(self.rows) if full else datamodule.batch_size
+
+    def __call__(self, batch: Any, batch_idx: int) -> tuple[Any, dict[str, Tensor]]:
+        """Return what the model returns, and the rows of it on the CPU."""
+        index = self.rows[batch_idx * self.size : (batch_idx + 1) * self.size]
+        try:
+            output = self._output(batch, batch_idx)
+        except Exception as error:
+            raise NoPredictions(self._why(error, batch), failed=True) from error
+        found = output if isinstance(output, Mapping) else {"prediction": output}
+        prediction = found.get("prediction")
+        if not _one_each(prediction, index):
+            who = type(self.model).__name__
+            raise NoPredictions(
+                f"{who}{'.predict_step' if self.own else ''} returns {_what(output)} for "
+                f"{len(index)} samples; return a tensor of {len(index)} rows, or a dictionary that "
+                "has it as 'prediction'."
+            )
+        candidates = [found.get("target"), _target_in(batch)]
+        if self.targets is not None:
+            candidates.append(torch.as_tensor(self.targets[index.numpy()]))
+        for target in candidates:
+            if _one_each(target, index):
+                rows = {"index": index, "target": target, "prediction": prediction}
+                return output, {name: values.detach().cpu() for name, values in rows.items()}
+        raise NoPredictions(
+            "the targets are not known; give targets=, one a sample, to the FoldedDataModule, or "
+            "let predict_step return a dictionary with 'prediction' and 'target'."
+        )
+
+    def _output(self, batch: Any, batch_idx: int) -> Any:
+        if self.own:
+            return self.step(batch, batch_idx) if self.wants_number else self.step(batch)
+        return self.model(batch[0] if isinstance(batch, (list, tuple)) else batch)
+
+    def _why(self, error: Exception, batch: Any) -> str:
+        name = type(self.model).__name__
+        if self.own:
+            return (
+                f"{name}.predict_step fails with {_what(batch)}, which is what validation_step "
+                f"gets, too: {_short(error)}"
+            )
+        if isinstance(batch, Mapping):
+            key = next((k for k in batch if k not in TARGETS), next(iter(batch), ""))
+            given, entry = _what(batch), f"batch[{key!r}]"
+        else:
+            given, entry = "the first entry of the batch", "batch[0]"
+        return (
+            f"{name} has no predict_step, and its forward fails with {given}: {_short(error)}. "
+            "Write a predict_step that takes the batch, such as def predict_step(self, batch, "
+            f"batch_idx): return self({entry})."
+        )
+
+
+def _target_in(batch: Any) -> Any:
+    """The entry of a batch that holds its targets, or None."""
+    named = batch._asdict() if hasattr(batch, "_asdict") else batch
+    if isinstance(named, Mapping):
+        found = [named[key] for key in TARGETS if key in named]
+        if len(found) == 1:
+            return found[0]
+    return batch[1] if isinstance(batch, (list, tuple)) and len(batch) > 1 else None
+
+
+def _what(value: Any) -> str:
+    """Describe a batch or an output in a few words."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return f"a dictionary with {', '.join(map(repr, value)) or 'nothing'}"
+    if isinstance(value, (list, tuple)):
+        return f"a {type(value).__name__} of {len(value)} entries"
+    return f"a {type(value).__name__}"
+
+
+def _short(error: Exception) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 300 else f"{text[:297]}…"
 
 
 def _one_each(values: Any, index: Tensor) -> TypeGuard[Tensor]:
@@ -141,11 +286,14 @@ def _takes_one(function: Any) -> bool:
 
 @contextlib.contextmanager
 def _replaced(model: pl.LightningModule, name: str, function: Any) -> Iterator[None]:
+    had = vars(model).get(name)  # that of a compiled module
     vars(model)[name] = function
     try:
         yield
     finally:
         del vars(model)[name]
+        if had is not None:
+            vars(model)[name] = had
 
 
 @contextlib.contextmanager

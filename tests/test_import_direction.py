@@ -12,7 +12,7 @@ import dlblocks
 PACKAGE = Path(dlblocks.__file__).parent
 # Each room may import those above it, and nothing below.
 FLOORS = [
-    {"errors", "files", "no_gpu", "quiet"},
+    {"errors", "files", "no_gpu", "plain", "quiet"},
     {"losses", "lock", "scores"},
     {"nets", "optim", "metrics", "history", "csv_log", "wandb_log", "predictions", "plots"}
     | {"data.folds"},

@@ -30,6 +30,7 @@ from dlblocks.callbacks.resume_batches import ResumableBatches
 from dlblocks.callbacks.resume_files import known_files, write_again
 from dlblocks.csv_log import csv_writers
 from dlblocks.errors import check_range
+from dlblocks.plain import plain_checkpoints
 
 NOT_RESUMABLE = "You're resuming from a checkpoint that ended before the epoch ended"
 NOT_EXACT = "what follows is not exactly the run that it would have been."
@@ -51,11 +52,13 @@ class ExactResume(ModelCheckpoint):
         )
         trainer.fit(model, datamodule=data, ckpt_path="last")  # the first time, starts
 
-    The file is written at the start of epochs, at the end of the fit, and within the epoch
-    every `every_n_train_steps` optimizer steps; where gradients are half accumulated or a
-    validation has just run, one of the next steps is waited for. It is written beside and renamed:
-    a kill in the middle leaves the file before. The best weights are another callback's, a
-    ``ModelCheckpoint(monitor=…)``, whose files of repeated steps are overwritten.
+    The file holds plain values only: hyperparameters of other kinds, such as functions, are left
+    out, and the script makes the module with its own. It is written at the start of epochs, at the
+    end of the fit, and within the epoch every `every_n_train_steps` optimizer steps; where
+    gradients are half accumulated or a validation has just run, one of the next steps is waited
+    for. It is written beside and renamed: a kill in the middle leaves the file before. The best
+    weights are another callback's, a ``ModelCheckpoint(monitor=…)``, whose files of repeated steps
+    are overwritten.
 
     A resumed epoch begins with the order it had, and batches that were trained on are skipped. A
     loader of this package skips them at once. From any other they are loaded and dropped, so that
@@ -186,7 +189,8 @@ class ExactResume(ModelCheckpoint):
         path = self._path(trainer)
         part = path.with_name("last.ckpt.part")
         try:
-            trainer.save_checkpoint(part, weights_only=False)
+            with plain_checkpoints(trainer):
+                trainer.save_checkpoint(part, weights_only=False)
         finally:
             self._writing = None
         if trainer.is_global_zero:

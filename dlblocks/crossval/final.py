@@ -24,7 +24,8 @@ from dlblocks.fitting import check_trainer_arguments
 from dlblocks.history import History
 from dlblocks.models import Classifier, Model, Regressor, VotingClassifier, VotingRegressor, load
 from dlblocks.models.checkpoints import restore
-from dlblocks.predictions import predict_part
+from dlblocks.plain import plain_checkpoints
+from dlblocks.predictions import NoPredictions, predict_part
 from dlblocks.quiet import quiet
 
 TESTED = "test.json"
@@ -120,7 +121,8 @@ def refit(
             enable_checkpointing=False,
         )
         fitter.fit(model, datamodule=given.for_all())
-        fitter.save_checkpoint(folder / "model.ckpt")
+        with plain_checkpoints(fitter):
+            fitter.save_checkpoint(folder / "model.ckpt")
     return model.eval()
 
 
@@ -201,8 +203,9 @@ def _test_predictions(
     rows = data.indices("test")
     if num_loaders != 1 or not len(rows):  # loaders of somebody else's datamodule
         return None, None
-    predicted = predict_part(trainer, model, data, "test")
-    if predicted is None:
+    try:
+        predicted = predict_part(trainer, model, data, "test")
+    except NoPredictions:
         return None, None
     # Ranks get as many samples each, some of them twice.
     index, first = np.unique(predicted["index"], return_index=True)

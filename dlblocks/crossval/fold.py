@@ -17,10 +17,14 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
+import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from dlblocks import tracking
+from dlblocks.callbacks.untouched import paused
 from dlblocks.crossval.notes import count_scored
 from dlblocks.crossval.out_of_fold import OutOfFold
 from dlblocks.crossval.result import fold_dir
@@ -28,7 +32,8 @@ from dlblocks.data import SplitDataModule
 from dlblocks.files import is_rank_zero, read_rows, whole_file, write_json
 from dlblocks.fitting import Select, fit, new_callbacks
 from dlblocks.metrics import Range
-from dlblocks.predictions import predict_part
+from dlblocks.models.checkpoints import is_ours
+from dlblocks.predictions import NoPredictions, predict_part, try_prediction
 
 FINISHED = "fold.json"
 # What was made in this process, by the key of the plan that it belongs to.
@@ -57,11 +62,15 @@ class Fold:
         row: The row of ``folds.csv``.
         oof: Its out-of-fold predictions, or None.
         history: One row an epoch.
+        reason: Why there are no predictions, if there are none.
+        warned: Whether a warning was given for this reason.
     """
 
     row: dict[str, Any]
     oof: OutOfFold | None
     history: list[dict[str, float]]
+    reason: NoPredictions | None = None
+    warned: bool = False
 
 
 @dataclass
@@ -86,6 +95,9 @@ class Plan:
     num_folds: int = 0
     run_id: str = ""
     loss_range: Range = (None, None)  # of the models
+    tried: bool = False  # whether prediction was tried before a fit
+    reason: NoPredictions | None = None  # why it does not work
+    warned: bool = False
     key: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def settings(self) -> dict[str, Any]:
@@ -132,6 +144,12 @@ class Plan:
             )
         seen[id(thing)] = weakref.ref(thing)
 
+    def warn(self, reason: NoPredictions) -> None:
+        """Warn once that a failing prediction leaves the result without `oof`."""
+        if reason.failed and not self.warned:
+            self.warned = True
+            rank_zero_warn(f"result.oof will be None, and the fits go on: {reason}")
+
     def folder(self, job: Job) -> Path:
         """Where the fit leaves its files."""
         return fold_dir(self.run_dir, {"repeat": job.repeat, "fold": job.fold})
@@ -176,6 +194,9 @@ def run_fold(plan: Plan, datamodule: SplitDataModule, job: Job, bar: Callback | 
     model, callbacks = plan.new_model(), plan.new_callbacks()
     if plan.check is not None:
         plan.check(model, callbacks)
+    if not plan.tried and not is_ours(type(model)):  # ours are known to predict
+        callbacks.append(_TryPrediction(plan))
+    warned = plan.warned
     logger = plan.new_logger(job)
     with tracking.finishing(logger):
         done = fit(
@@ -190,8 +211,14 @@ def run_fold(plan: Plan, datamodule: SplitDataModule, job: Job, bar: Callback | 
             bar=bar or False,
             resume=plan.resume,
         )
-        predicted = predict_part(done.trainer, model, datamodule, "val")
-    return finish_fold(
+        predicted, reason = None, plan.reason
+        if reason is None:
+            try:
+                predicted = predict_part(done.trainer, model, datamodule, "val")
+            except NoPredictions as error:
+                reason = error
+                plan.warn(reason)
+    fold = finish_fold(
         plan,
         job,
         datamodule,
@@ -201,9 +228,38 @@ def run_fold(plan: Plan, datamodule: SplitDataModule, job: Job, bar: Callback | 
         seconds=time.monotonic() - started,
         checkpoint=done.checkpoint,
         predicted=predicted,
+        reason=reason,
         history=done.history,
         write=done.trainer.is_global_zero,
     )
+    fold.warned = plan.warned and not warned
+    return fold
+
+
+class _TryPrediction(Callback):
+    """Tries the prediction of one batch before the fit, which stays what it would have been.
+
+    It is tried on the fold's own model: only there are its device, its precision and what
+    ``setup("fit")`` has made as they will be.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        modes = {part: part.training for part in pl_module.modules()}
+        pl_module.eval()
+        try:
+            with isolate_rng(), paused(pl_module), torch.no_grad():
+                try_prediction(trainer, pl_module, datamodule, "val")
+        except NoPredictions as reason:
+            self.plan.reason = reason
+            self.plan.warn(reason)
+        finally:
+            self.plan.tried = True
+            for part, training in modes.items():
+                part.training = training
 
 
 def finish_fold(
@@ -217,6 +273,7 @@ def finish_fold(
     seconds: float,
     checkpoint: Path | None,
     predicted: Mapping[str, np.ndarray] | None,
+    reason: NoPredictions | None = None,
     history: list[dict[str, float]],
     write: bool = True,
 ) -> Fold:
@@ -232,6 +289,7 @@ def finish_fold(
         seconds: Duration of the fit.
         checkpoint: The best epoch's checkpoint.
         predicted: ``index``, ``target`` and ``prediction`` of the validation part.
+        reason: Why there are no predictions, if there are none.
         history: One row an epoch.
         write: Whether this process writes.
     """
@@ -258,8 +316,8 @@ def finish_fold(
         size = len(predicted["index"])
         oof = OutOfFold(**predicted, **{key: np.full(size, n) for key, n in place.items()})
     if write:
-        write_fold(folder, row, oof, getattr(datamodule, "normalisation", None))
-    return Fold(row, oof, history)
+        write_fold(folder, row, oof, getattr(datamodule, "normalisation", None), reason)
+    return Fold(row, oof, history, reason)
 
 
 def group_of(datamodule: SplitDataModule) -> dict[str, str]:
@@ -269,7 +327,11 @@ def group_of(datamodule: SplitDataModule) -> dict[str, str]:
 
 
 def write_fold(
-    folder: Path, row: dict[str, Any], oof: OutOfFold | None, normalisation: Any
+    folder: Path,
+    row: dict[str, Any],
+    oof: OutOfFold | None,
+    normalisation: Any,
+    reason: NoPredictions | None = None,
 ) -> None:
     """Writes what a fit has found; ``history.csv`` is there already."""
     if oof is not None:
@@ -280,10 +342,10 @@ def write_fold(
     row = {
         k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()
     }
-    write_json(
-        folder / FINISHED,
-        {"row": row, "has_predictions": oof is not None, "normalisation": plain},
-    )
+    written = {"row": row, "has_predictions": oof is not None, "normalisation": plain}
+    if reason is not None:
+        written["no_predictions"] = str(reason)
+    write_json(folder / FINISHED, written)
     # Nothing has to go on from here.
     _last_checkpoint(folder).unlink(missing_ok=True)
 
@@ -305,7 +367,9 @@ def read_fold(folder: Path) -> Fold | None:
     if found["has_predictions"]:
         with np.load(folder / "oof.npz") as arrays:
             oof = OutOfFold(**arrays)
-    return Fold(row, oof, read_rows(folder / "history.csv"))
+    text = found.get("no_predictions")
+    reason = None if text is None else NoPredictions(text)
+    return Fold(row, oof, read_rows(folder / "history.csv"), reason)
 
 
 def join(parts: Sequence[OutOfFold | None]) -> OutOfFold | None:

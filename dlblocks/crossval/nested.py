@@ -19,7 +19,7 @@ from tqdm import tqdm
 from dlblocks import plots, tracking
 from dlblocks.crossval.fold import Job, Plan, join
 from dlblocks.crossval.nested_result import NestedResult
-from dlblocks.crossval.notes import duplicates_note, limit_note
+from dlblocks.crossval.notes import duplicates_note, limit_note, predictions_note
 from dlblocks.crossval.outcome import failures, result_figures, write_outcome
 from dlblocks.crossval.outer import Outer
 from dlblocks.crossval.parallel import check_jobs
@@ -303,7 +303,9 @@ def _nested(
             "engine": search.engine,
             "class_names": data.class_names,
             "duplicates": duplicates,
-            "notes": notes + limit_note([fold.row for fold in folds], splits),
+            "notes": notes
+            + limit_note([fold.row for fold in folds], splits)
+            + predictions_note([fold.reason for fold in folds]),
             **({"failed": failures(failed)} if failed else {}),
             "search": [
                 {"repeat": job.repeat, "fold": job.fold, **row}

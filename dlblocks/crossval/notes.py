@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dlblocks.data import SplitDataModule
+from dlblocks.predictions import NoPredictions
 
 
 def duplicates_note(count: int | None, splits: Mapping[str, Any]) -> list[str]:
@@ -40,6 +41,19 @@ def limit_note(rows: Sequence[Mapping[str, Any]], splits: Mapping[str, Any]) -> 
         f"the Trainer limits validation to {scored} of {total} samples, and the scores are of "
         "these; out-of-fold predictions and pooled scores are of all, so that the two differ."
     ]
+
+
+NO_OOF = "no out-of-fold predictions: "
+
+
+def predictions_note(reasons: Sequence[NoPredictions | None]) -> list[str]:
+    """Say why a result has no out-of-fold predictions.
+
+    Args:
+        reasons: Of each fold, None where it has predictions.
+    """
+    found = [reason for reason in reasons if reason is not None]
+    return [f"{NO_OOF}{found[0]}"] if found else []
 
 
 def count_scored(datamodule: SplitDataModule, trainer: Mapping[str, Any]) -> int:

@@ -22,7 +22,7 @@ from dlblocks.crossval.splits import new_datamodule
 from dlblocks.data import SplitDataModule
 from dlblocks.files import is_rank_zero, write_rows
 from dlblocks.history import History
-from dlblocks.predictions import predict_part
+from dlblocks.predictions import NoPredictions, predict_part
 
 Data = SplitDataModule | Callable[[], SplitDataModule]
 
@@ -120,7 +120,12 @@ class Outer:
             )
             (scores,) = scorer.validate(model, datamodule=outer, verbose=False)
             metrics = {name: float(value) for name, value in scores.items()}
-            predicted = predict_part(scorer, model, outer, "val")
+            predicted, reason = None, None
+            try:
+                predicted = predict_part(scorer, model, outer, "val")
+            except NoPredictions as error:
+                reason = error
+                plan.warn(reason)
             if logger is not None:
                 logger.log_metrics(metrics, step=steps)
                 logger.save()
@@ -147,5 +152,5 @@ class Outer:
         if scorer.is_global_zero:
             forget_weights(folder)
             write_rows(folder / "history.csv", history.rows)
-            write_fold(folder, row, oof, getattr(outer, "normalisation", None))
-        return Fold(row, oof, history.rows), rows
+            write_fold(folder, row, oof, getattr(outer, "normalisation", None), reason)
+        return Fold(row, oof, history.rows, reason), rows

@@ -104,7 +104,8 @@ def run_side_by_side(
     plan = replace(plan, check=None, run_dir=plan.run_dir.absolute())
     with tempfile.TemporaryDirectory(prefix="dlblocks-") as folder:
         notes = Path(folder)
-        tasks = (Task(plan, make_data(job), job, threads, notes, os.getpid()) for job in jobs)
+        plans = {job: plan if job is jobs[0] else replace(plan, tried=True) for job in jobs}
+        tasks = (Task(plans[job], make_data(job), job, threads, notes, os.getpid()) for job in jobs)
         if is_ray:
             outcomes = _on_ray(tasks, processes, options)
         else:

@@ -22,6 +22,7 @@ from dlblocks import tracking
 from dlblocks.crossval.splits import write_splits
 from dlblocks.files import LOCK, PLAN, check_new_run_dir, write_json
 from dlblocks.fitting import configuration
+from dlblocks.plain import NOT_PLAIN, plain
 
 FOLDS = "folds.json"
 SHOWN = 8  # differences in a message
@@ -114,6 +115,8 @@ def _broken_off(run_dir: Path) -> bool:
 
 def _plain(value: Any) -> Any:
     """The value as JSON gives it back; what JSON lacks is named by its class."""
+    if (found := plain(value, lists=True)) is not NOT_PLAIN:
+        value = found
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dlblocks.crossval import text
+from dlblocks.crossval.notes import NO_OOF
 from dlblocks.crossval.out_of_fold import OutOfFold
 from dlblocks.crossval.statistics import (
     Comparison,
@@ -59,7 +60,7 @@ class CrossValidationResult:
         folds: One row a fit: repeat, fold, epochs run, best epoch (from 1), samples, seconds,
             checkpoint, and the validation metrics of the best epoch's weights; `group` too, the
             name of what is left out, where the data name their folds.
-        oof: Out-of-fold predictions, or None if the model has no `predict_step` that gives them.
+        oof: Out-of-fold predictions, or None if the model gives none; `notes` says why.
         histories: One list of rows a fit, one row an epoch, of all that was logged.
         info: Monitor, seconds, configuration and versions, as in ``summary.json``.
     """
@@ -183,6 +184,8 @@ class CrossValidationResult:
     def notes(self) -> list[str]:
         """Warnings of the run, and why there are no pooled metrics."""
         notes = list(self.info.get("notes") or [])
+        if any(note.startswith(NO_OOF) for note in notes):
+            return notes
         try:
             self._predictions()
         except ValueError as error:
@@ -192,8 +195,11 @@ class CrossValidationResult:
     def _predictions(self) -> OutOfFold:
         """Return the out-of-fold predictions if they can be scored, else raise."""
         if self.oof is None:
+            notes = [n for n in self.info.get("notes") or [] if n.startswith(NO_OOF)]
             raise ValueError(
-                "the model gave no out-of-fold predictions; its predict_step must return one "
+                notes[0]
+                if notes
+                else "the model gave no out-of-fold predictions; its predict_step must return one "
                 "prediction a sample."
             )
         kind_of(self.oof.target, self.oof.prediction)

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from dlblocks import tracking
 from dlblocks.crossval.fold import Fold, Job, Plan, join, read_fold, run_fold
-from dlblocks.crossval.notes import duplicates_note, limit_note
+from dlblocks.crossval.notes import duplicates_note, limit_note, predictions_note
 from dlblocks.crossval.outcome import failures, result_figures, write_outcome
 from dlblocks.crossval.parallel import check_jobs, run_side_by_side, wait_for_workers
 from dlblocks.crossval.plan import begin, describe, engine_of
@@ -78,7 +78,9 @@ def cross_validate(
     first block of ``"time_series"`` and the samples without a fold of ``"predefined"`` only train.
     Out-of-fold predictions come from the module's `predict_step`, which gets the batches of
     `validation_step` and returns one prediction a sample, or from a `forward` that takes the inputs
-    alone. They are kept as they are: those of your own module may be logits.
+    alone. They are kept as they are: those of your own module may be logits. The prediction of such
+    a module is tried on one batch before the first fit. If it fails, then or later, a warning names
+    the error and the cure, ``result.oof`` is None, and the fits run.
 
     **Resume.** After a kill, make the same call again. Finished folds are loaded, and the broken
     one resumes from its last checkpoint, which is about ten seconds and one epoch old at most.
@@ -292,6 +294,7 @@ def _cross_validate(
             for job, outcome in outcomes:
                 if isinstance(outcome, Fold):
                     found[job] = outcome
+                    plan.warned |= outcome.warned
                 elif not plan.run_id and is_rank_zero():
                     raise outcome  # before any fit: the run folder, or the model itself
                 elif on_error == "raise":
@@ -307,6 +310,9 @@ def _cross_validate(
         job, error = next(iter(failed.items()))
         raise named(error, job.name) from error
     done = [found[job] for job in jobs if job in found]
+    for fold in done:
+        if fold.reason is not None:
+            plan.warn(fold.reason)  # where it was a worker that found it out
     result = CrossValidationResult(
         run_dir=plan.run_dir,
         folds=[fold.row for fold in done],
@@ -323,7 +329,9 @@ def _cross_validate(
             **({"engine_because": why} if engine == "auto" else {}),
             "class_names": data.class_names,
             "duplicates": duplicates,
-            "notes": notes + limit_note([fold.row for fold in done], splits),
+            "notes": notes
+            + limit_note([fold.row for fold in done], splits)
+            + predictions_note([fold.reason for fold in done]),
             **({"failed": failures(failed)} if failed else {}),
             "seconds": time.monotonic() - started,
             "config": {"logger": plan.logger, **config},

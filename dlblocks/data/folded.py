@@ -93,7 +93,8 @@ class FoldedDataModule(SplitDataModule):
             which is loaded in batches of 64.
         targets: Classes or values, one a sample, to stratify by. None: read from the data set's
             `targets`, `labels` or `y`, or the last tensor of a `TensorDataset`, also within a
-            `Subset`; where there is nothing of the kind, folds are not stratified.
+            `Subset`; where there is nothing of the kind, folds are not stratified, and `notes` say
+            so. Classes of shape (N, 1) are taken for a column.
         class_names: Names of the classes 0 … C-1. None: the data set's `classes`, else numbers.
         groups: Group of each sample. None: read from its `groups`, if it has them.
             ``"duplicates"``: samples of exactly equal inputs are a group; the data set must hold
@@ -286,12 +287,19 @@ class FoldedDataModule(SplitDataModule):
 
     def notes(self) -> list[str]:
         _ = self.loader
-        if not self._num_unused:
-            return []
-        return [
-            f"{self._num_unused} validation samples of {type(self.data).__name__} are not used; "
-            "use_val=True adds them to the development set."
-        ]
+        notes = []
+        if self._num_unused:
+            notes.append(
+                f"{self._num_unused} validation samples of {type(self.data).__name__} are not "
+                "used; use_val=True adds them to the development set."
+            )
+        if self.columns.targets is None and self.split == "kfold" and self.stratify is None:
+            notes.append(
+                f"folds are not stratified: {type(self.loader.dataset).__name__} has no targets "
+                f"that can be read ({', '.join(TARGETS)}); give targets=, one a sample, or "
+                "stratify=False if they are not classes."
+            )
+        return notes
 
     @property
     def columns(self) -> Columns:
@@ -309,8 +317,12 @@ class FoldedDataModule(SplitDataModule):
                     )
                 found[name] = values
             targets = found["targets"]
-            if targets is not None and targets.dtype.kind in "USO":  # names of classes
-                found["targets"] = np.unique(targets.astype(str), return_inverse=True)[1]
+            if targets is not None and targets.dtype.kind in "iubUSO":  # classes
+                if targets.ndim == 2 and targets.shape[1] == 1:  # as a column, as in MedMNIST
+                    targets = targets[:, 0]
+                if targets.dtype.kind in "USO":
+                    targets = np.unique(targets.astype(str), return_inverse=True)[1]
+                found["targets"] = targets
             if self._keep_duplicates:
                 keys = self.input_keys()
                 if keys is None:

@@ -281,11 +281,6 @@ class Fits:
             "checkpoint": str(self._checkpoint(k).relative_to(self.run_dir)),
         }
         oob: dict[str, Any] = {}
-        if row["num_oob"] and predicted is None:
-            raise ValueError(
-                "predict_step gives no prediction of each sample, so that there is no out-of-bag "
-                "score; have it return a dictionary with 'prediction'."
-            )
         if predicted is not None:
             oob = {name: predicted[name] for name in ("index", "prediction")}
         pair = getattr(data, "normalisation", None)

@@ -10,23 +10,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 
 from dlblocks.files import whole_file
+from dlblocks.plain import NOT_PLAIN, plain, plain_hyperparameters
 
 if TYPE_CHECKING:
     from dlblocks.models.base import Model
 
 CLASS_PATH = "_class_path"
 HPARAMS = "hyper_parameters"
+LEFT_OUT = "_left_out"
 
 
 def describe(model: Model, checkpoint: dict[str, Any]) -> None:
     """Leaves in `checkpoint` the model's class path and plain hyperparameters, and no more."""
     checkpoint[HPARAMS] = description(model)
-    for key in ("hparams_name", "hparams_type"):
-        checkpoint.pop(key, None)
+    checkpoint.pop("hparams_name", None)
+    plain_hyperparameters(checkpoint)
 
 
 def write_checkpoint(path: Path, model: Model, *, epoch: int, global_step: int) -> None:
@@ -53,10 +54,15 @@ def write_checkpoint(path: Path, model: Model, *, epoch: int, global_step: int) 
 
 def description(model: Model) -> dict[str, Any]:
     """The model's class path and plain hyperparameters, from which `rebuild` makes it again."""
-    names = model.hyperparameter_names()
-    hparams = {name: _plain(model.hparams[name]) for name in names if name in model.hparams}
-    hparams = {name: value for name, value in hparams.items() if value is not _NOT_PLAIN}
-    return {**hparams, CLASS_PATH: class_path(type(model))}
+    names = [name for name in model.hyperparameter_names() if name in model.hparams]
+    hparams = {name: plain(model.hparams[name], lists=True) for name in names}
+    left_out = [name for name in names if hparams[name] is NOT_PLAIN]
+    found = {name: hparams[name] for name in names if name not in left_out}
+    return {
+        **found,
+        **({LEFT_OUT: left_out} if left_out else {}),
+        CLASS_PATH: class_path(type(model)),
+    }
 
 
 def rebuild(
@@ -97,6 +103,13 @@ def rebuild(
         if name not in names:
             raise ValueError(f"{name} is not an argument of {cls.__name__}: {', '.join(names)}.")
         arguments[name] = value
+    missing = [name for name in saved.get(LEFT_OUT, ()) if name not in arguments]
+    if missing:
+        raise ValueError(
+            f"{source} holds a {cls.__name__} whose {', '.join(missing)} could not be saved as "
+            f"plain values; give overrides={{{missing[0]!r}: …}}, or for an ensemble all members, "
+            "with any weights: overrides={'members': [model, …]}."
+        )
     if "net" in names and "net" not in arguments:
         raise ValueError(
             f"{source} holds a {cls.__name__} over a net that was made elsewhere; pass it as net=, "
@@ -131,7 +144,7 @@ def check_same(model: Model, checkpoint: Mapping[str, Any]) -> None:
     if here.keys() == there.keys() and all(old == new for old, new in shapes.values()):
         return
     different = [
-        f"{name}={_plain(saved[name])!r} (here {model.hparams[name]!r})"
+        f"{name}={saved[name]!r} (here {model.hparams[name]!r})"
         for name in model.hyperparameter_names()
         if name in saved and name in model.hparams and not _equal(saved[name], model.hparams[name])
     ]
@@ -221,7 +234,7 @@ def _resolve(wanted: str, classes: list[type[Model]], path: Any) -> type[Model]:
     from dlblocks.models.base import Model
 
     given = {cls for root in classes for cls in _with_subclasses(root)}
-    ours = {cls for cls in _with_subclasses(Model) if _is_ours(cls)}
+    ours = {cls for cls in _with_subclasses(Model) if is_ours(cls)}
     known = {class_path(cls): cls for cls in ours | given}
     if wanted in known:
         return known[wanted]
@@ -232,7 +245,8 @@ def _resolve(wanted: str, classes: list[type[Model]], path: Any) -> type[Model]:
     )
 
 
-def _is_ours(cls: type) -> bool:
+def is_ours(cls: type) -> bool:
+    """Whether a class is one of this package."""
     return cls.__module__.partition(".")[0] == "dlblocks"
 
 
@@ -242,31 +256,5 @@ def _with_subclasses(cls: type[Model]) -> Iterable[type[Model]]:
         yield from _with_subclasses(subclass)
 
 
-class _NotPlain:
-    pass
-
-
-_NOT_PLAIN = _NotPlain()
-
-
-def _plain(value: Any) -> Any:
-    """The value with lists for sequences and dicts for mappings, or `_NOT_PLAIN`."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or isinstance(value, (bool, int, float, str)):
-        # Exact types: a NumPy float is a float, but cannot be read with weights_only=True.
-        for kind in (bool, int, float, str):
-            if isinstance(value, kind):
-                return kind(value)
-        return None
-    if isinstance(value, (list, tuple)):
-        items = [_plain(item) for item in value]
-        return _NOT_PLAIN if any(item is _NOT_PLAIN for item in items) else items
-    if isinstance(value, Mapping):
-        pairs = {str(key): _plain(item) for key, item in value.items()}
-        return _NOT_PLAIN if any(item is _NOT_PLAIN for item in pairs.values()) else pairs
-    return _NOT_PLAIN
-
-
 def _equal(one: Any, other: Any) -> bool:
-    return bool(_plain(one) == _plain(other))
+    return bool(plain(one, lists=True) == plain(other, lists=True))

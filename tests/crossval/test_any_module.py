@@ -1,0 +1,376 @@
+"""What users bring of their own: modules, batches and hyperparameters of any kind."""
+
+import dataclasses
+import enum
+import functools
+import warnings
+from collections import namedtuple
+from pathlib import Path
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset, TensorDataset
+
+from dlblocks.crossval import CrossValidationResult, cross_validate
+from dlblocks.crossval.fold import _TryPrediction
+from dlblocks.data import ArrayDataModule, FoldedDataModule, TabularDataModule
+from dlblocks.models import MLPClassifier, load
+
+N = 60
+Y = np.arange(N) % 3
+X = (np.random.default_rng(0).normal(size=(N, 4)) + 2 * Y[:, None]).astype(np.float32)
+Pair = namedtuple("Pair", ["label", "image"])  # the target comes first
+
+
+class Norm(str, enum.Enum):
+    BATCH = "batch"
+
+
+@dataclasses.dataclass
+class Settings:
+    lr: float = 0.1
+
+
+class Samples(Dataset):
+    """Samples as a dictionary or a namedtuple; no attribute holds the targets."""
+
+    def __init__(self, kind=dict):
+        self.kind = kind
+
+    def __len__(self):
+        return N
+
+    def __getitem__(self, i):
+        return self.kind(image=torch.from_numpy(X[i]), label=int(Y[i]))
+
+
+def entry(batch, name):
+    return batch[name] if isinstance(batch, dict) else getattr(batch, name)
+
+
+class Net(pl.LightningModule):
+    """As in a tutorial: it knows the names in its batches; dropout draws random numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 3)
+        )
+
+    def forward(self, x):
+        return self.net(x)
+
+    def loss(self, batch):
+        return F.cross_entropy(self(entry(batch, "image")), entry(batch, "label"))
+
+    def training_step(self, batch, batch_idx):
+        return self.loss(batch)
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", self.loss(batch))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+class Predicts(Net):
+    def predict_step(self, batch, batch_idx):
+        return self(entry(batch, "image")).softmax(1)
+
+
+class TakesDict(Net):
+    def forward(self, batch):
+        return self.net(entry(batch, "image"))
+
+    def loss(self, batch):
+        return F.cross_entropy(self(batch), batch["label"])
+
+
+class FailsLater(Predicts):
+    def predict_step(self, batch, batch_idx):
+        if batch_idx:
+            raise RuntimeError("no second batch")
+        return super().predict_step(batch, batch_idx)
+
+
+def run(make_model, data=None, **arguments):
+    settings = {
+        "trainer": {"accelerator": "cpu", "max_epochs": 2}, "num_folds": 3, "logger": None,
+        "progress_bar": False, "figures": False, "run_dir": "run",
+    }  # fmt: skip
+    if data is None:
+        data = FoldedDataModule(Samples(), targets=Y)
+    return cross_validate(make_model, data, **{**settings, **arguments})
+
+
+def without_warnings(make_model, data=None, **arguments):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "result.oof will be None")
+        return run(make_model, data, **arguments)
+
+
+# Predictions
+
+
+def test_a_prediction_that_fails_is_said_once_and_the_folds_run():
+    began = []
+
+    class Started(Net):
+        def training_step(self, batch, batch_idx):
+            began.append(batch_idx)
+            return super().training_step(batch, batch_idx)
+
+    before = torch.get_rng_state()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warnings.filterwarnings("ignore", ".*LeafSpec|.*workers|.*logging interval")
+        # Before anything is trained.
+        warnings.showwarning = lambda *args, **kwargs: caught.append((args[0], len(began)))
+        result = run(Started)
+    ((message, steps),) = caught
+    assert steps == 0
+    said = str(message)
+    assert "forward fails with a dictionary with 'image', 'label': TypeError" in said
+    assert "def predict_step(self, batch, batch_idx): return self(batch['image'])" in said
+    assert torch.equal(before, torch.get_rng_state())
+    assert result.oof is None
+    assert len(result.values("val/loss")) == 3
+    (note,) = result.notes
+    assert note.startswith("no out-of-fold predictions: Started has no predict_step")
+    for again in (run(Started), CrossValidationResult.load("run")):
+        assert again.notes == [note]  # read back, and nothing is warned of again
+        assert again.values("val/loss") == result.values("val/loss")
+    with pytest.raises(ValueError, match=r"batch\['image'\]"):
+        result.pooled()
+
+
+@pytest.mark.parametrize("make", [Net, Predicts])
+def test_the_trial_leaves_the_fold_as_it_would_have_been(make, monkeypatch):
+    tried = without_warnings(make)
+    monkeypatch.setattr(_TryPrediction, "on_train_start", lambda *args: None)
+    untried = without_warnings(make, run_dir="untried")
+    assert tried.histories == untried.histories
+    assert tried.values("val/loss") == untried.values("val/loss")
+
+
+def test_a_later_failure_ends_no_run():
+    data = FoldedDataModule(torch.utils.data.DataLoader(Samples(), batch_size=8), targets=Y)
+    with pytest.warns(UserWarning, match="RuntimeError: no second batch") as caught:
+        result = run(FailsLater, data)
+    assert len([w for w in caught if "result.oof" in str(w.message)]) == 1
+    assert result.oof is None
+    assert "no second batch" in result.notes[0]
+    assert len(result.folds) == 3
+
+
+@pytest.mark.parametrize("kind", [dict, Pair])
+@pytest.mark.parametrize("make", [Predicts, TakesDict])
+def test_targets_are_found_by_their_names(kind, make):
+    if make is TakesDict and kind is Pair:
+        pytest.skip("its first entry is the label")
+    result = run(make, FoldedDataModule(Samples(kind)))
+    np.testing.assert_array_equal(result.oof.target, Y)
+    assert result.oof.prediction.shape == (N, 3)
+    assert "give targets=, one a sample" in result.notes[0]  # folds are not stratified
+
+
+def test_a_dictionary_of_outputs_is_refused_by_name():
+    class Dictionary(Net):
+        def predict_step(self, batch, batch_idx):
+            return {"logits": self(batch["image"])}
+
+    result = run(Dictionary)
+    assert result.oof is None
+    assert "Dictionary.predict_step returns a dictionary with 'logits'" in result.notes[0]
+    assert "as 'prediction'" in result.notes[0]
+
+
+def test_labels_in_a_column_stratify():
+    labels = np.r_[np.zeros(40), np.ones(14), np.full(6, 2)].astype(np.int64)
+    counts = []
+    for targets in (labels, labels[:, None], np.array(["a", "b", "c"])[labels][:, None]):
+        data = FoldedDataModule(TensorDataset(torch.from_numpy(X)), targets=targets)
+        assert data.is_classification
+        counts.append([np.bincount(labels[fold["val"]]).tolist() for fold in data.splits(2)])
+        assert data.notes() == []
+    assert counts == [[[20, 7, 3], [20, 7, 3]]] * 3
+
+
+# Hyperparameters
+
+PLAIN = {  # as given, and as a checkpoint has it
+    "lr": (np.float64(0.1), 0.1),
+    "width": (np.int32(3), 3),
+    "flag": (np.bool_(True), True),
+    "folder": (Path("a") / "b", "a/b"),
+    "norm": (Norm.BATCH, "batch"),
+    "widths": (range(2, 4), [2, 3]),
+    "pair": ((1, np.float32(0.5)), (1, 0.5)),
+    "array": (np.array([[1, 2]]), [[1, 2]]),
+    "nested": ({"a": [Path("c"), None]}, {"a": ["c", None]}),
+    "dtype": (torch.float64, torch.float64),
+}
+
+
+def other_kinds():
+    return {
+        "partial": functools.partial(torch.optim.Adam, lr=0.1),
+        "function": F.relu,
+        "kind": nn.ReLU,
+        "settings": Settings(),
+        "list": [F.relu],
+        "generator": np.random.default_rng(0),
+    }
+
+
+class Configured(Predicts):
+    """Saves whatever it is given."""
+
+    def __init__(self, module=None, weights=None, **things):
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Attribute 'module' is an instance")
+            self.save_hyperparameters()
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), np.float64(0.1))
+
+        class Half:
+            relu = F.relu
+
+            def __init__(self):
+                self.function = F.relu
+
+            def __call__(self, epoch):
+                return np.float64(0.5)
+
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, Half())]
+
+
+class Killed(Exception):
+    pass
+
+
+class Dies(pl.Callback):
+    def on_train_epoch_start(self, trainer, module):
+        if trainer.current_epoch == 2:
+            raise Killed
+
+
+class TheirData(pl.LightningDataModule):
+    def __init__(self, transform, folder):
+        super().__init__()
+        self.save_hyperparameters()
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(Samples(), 16)
+
+
+def test_hyperparameters_of_any_kind(monkeypatch):
+    monkeypatch.setattr("dlblocks.fitting.RESUME_SECONDS", 0.0)
+    weights = torch.ones(3)
+
+    def make():
+        given = {name: value for name, (value, _) in PLAIN.items()}
+        return Configured(nn.ReLU(), weights, **given, **other_kinds())
+
+    def data():
+        return FoldedDataModule(TheirData(F.relu, Path("data")), targets=Y)
+
+    arguments = {"trainer": {"accelerator": "cpu", "max_epochs": 3}, "num_folds": 2}
+    whole = run(make, data(), **arguments)
+    with pytest.raises(Exception, match="fold 0"):
+        run(make, data(), **arguments, run_dir="broken", make_callbacks=lambda: [Dies()])
+    last = torch.load("broken/fold-0/checkpoints/last.ckpt", weights_only=True)
+    assert last["epoch"] == 2
+    monkeypatch.setattr(Dies, "on_train_epoch_start", lambda *args: None)
+    mended = run(make, data(), **arguments, run_dir="broken", make_callbacks=lambda: [Dies()])
+    assert whole.histories == mended.histories
+    np.testing.assert_array_equal(whole.oof.prediction, mended.oof.prediction)
+    best = torch.load("run/fold-0/checkpoints/best.ckpt", weights_only=True)
+    found = best["hyper_parameters"]
+    assert torch.equal(found.pop("weights"), weights)
+    assert found == {name: value for name, (_, value) in PLAIN.items()}
+    for name, value in found.items():
+        assert type(value) is type(PLAIN[name][1])
+    # An ordinary resume and validation by Lightning, which reads weights and plain values only.
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=4, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    fold = data().for_fold(0, 2)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Be aware that when using|.*restore.*callback")
+        trainer.fit(make(), datamodule=fold, ckpt_path="run/fold-0/checkpoints/best.ckpt")
+    assert trainer.current_epoch == 4
+
+
+def test_what_a_hook_adds_must_be_plain():
+    class Adds(Net):
+        steps = 0
+
+        def on_save_checkpoint(self, checkpoint):
+            checkpoint["tools"] = {"act": [1, F.relu]}
+
+        def training_step(self, batch, batch_idx):
+            raise AssertionError("it is refused before training")
+
+    with pytest.raises(ValueError, match=r"entry tools\['act'\]\[1\] is a function"):
+        without_warnings(Adds)
+
+    class Holds(pl.Callback):
+        def state_dict(self):
+            return {"act": F.relu}
+
+    with pytest.warns(UserWarning, match=r"state of .*Holds\['act'\] is a function") as caught:
+        result = run(Predicts, make_callbacks=lambda: [Holds()], run_dir="callback")
+    assert len(result.folds) == 3
+    assert all("left out of the checkpoint" in str(w.message) for w in caught)
+
+
+class Activated(MLPClassifier):
+    def __init__(self, act=F.relu):
+        super().__init__(4, 3, hidden=[4])
+        self.act = act
+        self.save_hyperparameters()
+
+    def forward(self, inputs):
+        return self.act(self.net(inputs))
+
+
+def test_ours_do_not_load_with_another_value_than_they_had(make_trainer):
+    data = ArrayDataModule(X, Y)
+    trainer = make_trainer()
+    trainer.fit(Activated(torch.tanh), datamodule=data)
+    trainer.save_checkpoint("model.ckpt")
+    with pytest.raises(ValueError, match=r"act could not be saved .* overrides=\{'act': …\}"):
+        load("model.ckpt", classes=[Activated])
+    model = load("model.ckpt", classes=[Activated], overrides={"act": torch.tanh})
+    assert model.act is torch.tanh
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "read"),
+    [
+        ("hidden", np.array([4, 5]), [4, 5]),
+        ("hidden", range(4, 6), [4, 5]),
+        ("class_weights", torch.tensor([1.0, 2.0, 3.0]), [1.0, 2.0, 3.0]),
+    ],
+)
+def test_ours_take_arrays_and_paths(name, value, read, make_trainer, tmp_path):
+    table = tmp_path / "table.csv"
+    rows = [f"{a},{b},{c},{d},{y}" for (a, b, c, d), y in zip(X, Y, strict=True)]
+    table.write_text("\n".join(["a,b,c,d,y", *rows]))
+    data = TabularDataModule(csv=table, target="y")
+    trainer = make_trainer()
+    trainer.fit(MLPClassifier(4, 3, **{name: value}), datamodule=data)
+    trainer.save_checkpoint("model.ckpt")
+    model = load("model.ckpt")
+    assert model.hparams[name] == read
+    trainer.validate(model, datamodule=data, ckpt_path="model.ckpt", verbose=False)
+    checkpoint = torch.load("model.ckpt", weights_only=True)
+    assert checkpoint["datamodule_hyper_parameters"]["csv"] == str(table)
