@@ -116,6 +116,7 @@ class Fits:
             group=self.run_dir.name,
             job_type="member",
             run_id=f"{self.run_id}-{k}",
+            is_part=True,
             config={"member": k, "num_members": self.num_members, "seed": self.seed + k},
         )
 
