@@ -23,7 +23,6 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.utilities.seed import isolate_rng
 from torchmetrics import Metric
 
 from dlblocks import report, tracking
@@ -42,7 +41,7 @@ from dlblocks.history import (
 from dlblocks.metrics import Mode, metric_mode, mode_of, mode_of_metric
 from dlblocks.no_gpu import quick_gpu_check
 from dlblocks.predictions import gather, stack
-from dlblocks.quiet import quiet
+from dlblocks.quiet import isolated
 
 # What a killed fit may lose; writing a checkpoint at every short epoch would cost more.
 RESUME_SECONDS = 10.0
@@ -189,7 +188,7 @@ def resolve_mode(
         check_choice("mode", mode, ["min", "max"])
     known = metric_mode(monitor)
     if known is None and mode is None and make_model is not None:
-        with isolate_rng(), quiet():
+        with isolated():
             model = make_model()
         known = mode_of_metric(model, monitor) if isinstance(model, pl.LightningModule) else None
     if known is not None and mode not in (None, known):
@@ -484,7 +483,7 @@ def fit_and_test(
     know_rank(arguments.get("num_nodes", 1))
     path = check_new_run_dir(run_dir) if is_rank_zero() else Path(run_dir)
     used = tracking.make_logger(logger, path, run_name=path.name, job_type="fit")
-    with quiet(), tracking.finishing(used):
+    with isolated(), tracking.finishing(used):
         done = fit(
             model,
             datamodule,

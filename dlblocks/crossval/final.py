@@ -12,7 +12,6 @@ import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.seed import isolate_rng
 
 from dlblocks.crossval.fold import FINISHED
 from dlblocks.crossval.held_out import HeldOutScores
@@ -25,7 +24,7 @@ from dlblocks.history import History
 from dlblocks.models import Classifier, Model, Regressor, VotingClassifier, VotingRegressor, load
 from dlblocks.models.checkpoints import restore
 from dlblocks.predictions import predict_part
-from dlblocks.quiet import quiet
+from dlblocks.quiet import isolated
 
 TESTED = "test.json"
 
@@ -73,7 +72,7 @@ def _member(
                     f"{error} A result that was loaded does not know how its models were made; "
                     "give make_model=, or classes= for your own."
                 ) from error
-    with isolate_rng(), quiet():
+    with isolated():
         model = make_model()
     if not isinstance(model, Model):
         raise ValueError(
@@ -100,7 +99,7 @@ def refit(
     epochs = refit_epochs(result)
     folder = result.run_dir / "refit"
     given = datamodule if isinstance(datamodule, SplitDataModule) else datamodule()
-    with isolate_rng(), quiet():
+    with isolated():
         pl.seed_everything(seed, workers=True, verbose=False)
         model = make_model()
         given_callbacks = make_callbacks() if make_callbacks else ()
@@ -157,7 +156,7 @@ def test_once(
             "make its score too good; delete the file if that is not why."
         )
     arguments = check_trainer_arguments(trainer)
-    with isolate_rng(), quiet():
+    with isolated():
         tester = pl.Trainer(
             **{"enable_progress_bar": False, **arguments},
             logger=False,

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.seed import isolate_rng
 from tqdm import tqdm
 
 from dlblocks import plots, tracking
@@ -33,7 +32,7 @@ from dlblocks.files import SUMMARY, is_rank_zero, know_rank
 from dlblocks.fitting import CALLBACKS, SELECT, Select, check_trainer_arguments, resolve_mode
 from dlblocks.lock import locked
 from dlblocks.metrics import metric_ranges
-from dlblocks.quiet import quiet
+from dlblocks.quiet import isolated
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -234,7 +233,7 @@ def _nested(
 ) -> NestedResult:
     """See `nested_cross_validate`; the run folder is this process's own, or that of its rank 0."""
     started = time.monotonic()
-    with isolate_rng(), quiet():
+    with isolated():
         data = new_datamodule(datamodule, plan.seed)
         splits = plan_splits(data, num_folds, repeats)
         plan.num_folds = splits["num_folds"]

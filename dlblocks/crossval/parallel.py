@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.seed import isolate_rng
 
 from dlblocks.crossval.fold import Fold, Job, Plan, read_fold, run_fold
 from dlblocks.crossval.progress import FoldBar, FoldProgress, Notes
@@ -25,7 +24,7 @@ from dlblocks.data import SplitDataModule
 from dlblocks.errors import check_choice, check_range
 from dlblocks.files import LOCK, PLAN
 from dlblocks.lock import locked
-from dlblocks.quiet import quiet
+from dlblocks.quiet import isolated
 
 # How often Ray runs a fold again whose machine has died.
 LOST = 3
@@ -183,13 +182,13 @@ def _work(task: Task) -> tuple[Job, Fold | Exception]:
     """Runs one fit in this process."""
     plan, job = task.plan, task.job
     _end_with(task.parent)
-    torch.set_num_threads(task.threads)
     if torch.cuda.device_count() > 1 and plan.trainer.get("accelerator", "auto") != "cpu":
         mine = [job.number % torch.cuda.device_count()]
         plan = replace(plan, trainer={**plan.trainer, "devices": mine})
     bar = FoldBar(Notes(task.notes, job.number), job.number) if task.notes.is_dir() else None
     folder, waiting = plan.folder(job), f"Waiting for a process that still runs {job.name}."
-    with _one_fold, _alone(), isolate_rng(), quiet():
+    with _one_fold, _alone(), isolated():
+        torch.set_num_threads(task.threads)
         try:
             if not (plan.run_dir / PLAN).is_file():
                 raise FileNotFoundError(

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.seed import isolate_rng
 
 from dlblocks import tracking
 from dlblocks.crossval.fold import Fold, Job, Plan, join, read_fold, run_fold
@@ -30,7 +29,7 @@ from dlblocks.files import SUMMARY, is_rank_zero, know_rank
 from dlblocks.fitting import CALLBACKS, SELECT, Select, check_trainer_arguments, resolve_mode
 from dlblocks.lock import locked
 from dlblocks.metrics import metric_ranges
-from dlblocks.quiet import quiet
+from dlblocks.quiet import isolated
 
 OPTIMISTIC = "optimistic: the epoch was selected on the scored samples"
 
@@ -61,8 +60,9 @@ def cross_validate(
     """Fits a new model for each fold and scores it on the samples that it has not seen.
 
     Datamodule, model, callbacks, logger and Trainer are created for every fold, so that nothing
-    passes from one to the next. Fit number i is seeded with ``seed + i`` before its model is made;
-    the global random states of the caller are as before afterwards. The test set is never touched.
+    passes from one to the next. Fit number i is seeded with ``seed + i`` before its model is made.
+    Afterwards the global state of the caller is as before: random states, ``PL_…`` and ``WANDB_…``
+    variables, torch's defaults, filters of warnings. The test set is never touched.
 
     The epoch is selected on one part of the data and scored on another. With ``select="inner"`` a
     share of the fold's training samples, the selection part, decides which epoch's weights are
@@ -221,7 +221,7 @@ def _cross_validate(
 ) -> CrossValidationResult:
     """See `cross_validate`; the run folder is this process's own, or that of its rank 0."""
     started = time.monotonic()
-    with isolate_rng(), quiet():
+    with isolated():
         data = new_datamodule(datamodule, plan.seed)
         splits = plan_splits(data, num_folds, repeats, selection_fraction=plan.selection_fraction)
         plan.num_folds = splits["num_folds"]

@@ -15,7 +15,6 @@ import lightning.pytorch as pl
 import numpy as np
 import numpy.typing as npt
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.seed import isolate_rng
 
 from dlblocks import report, tracking
 from dlblocks.data import SplitDataModule
@@ -43,7 +42,7 @@ from dlblocks.fitting import CALLBACKS, check_trainer_arguments, new_callbacks, 
 from dlblocks.lock import locked
 from dlblocks.models import Regressor
 from dlblocks.models.checkpoints import restore, write_checkpoint
-from dlblocks.quiet import quiet
+from dlblocks.quiet import isolated
 
 
 class Bagging:
@@ -175,7 +174,7 @@ class Bagging:
     def fit(self) -> BaggingResult:
         """Trains the members, or those that are left, and makes them one model.
 
-        The global random states of the caller are as before afterwards.
+        The global state of the caller is as before afterwards; see `cross_validate`.
 
         Raises:
             ValueError: The data have no validation part, models are of different architectures or
@@ -191,7 +190,7 @@ class Bagging:
     def _fit(self) -> BaggingResult:
         """See `fit`; the run folder is this process's own, or that of its rank 0."""
         started = time.monotonic()
-        with isolate_rng(), quiet():
+        with isolated():
             data = self._data()
             samples = self._samples(data)
             fits = Fits(
