@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import (
     Callback,
     EarlyStopping,
     ModelCheckpoint,
+    ProgressBar,
     WeightAveraging,
 )
 from lightning.pytorch.loggers import Logger
@@ -53,7 +54,6 @@ OWN_ARGUMENTS = {
     "logger": "pass logger='csv', 'wandb', 'tensorboard' or None",
     "default_root_dir": "pass run_dir=",
     "callbacks": "pass them apart from trainer=",
-    "enable_progress_bar": "pass progress_bar=",
 }
 
 
@@ -83,7 +83,7 @@ class Fit:
 def check_trainer_arguments(
     trainer: Mapping[str, Any] | None, monitor: str | None = None
 ) -> dict[str, Any]:
-    """A copy of Trainer arguments, checked.
+    """A copy of Trainer arguments, checked, without ``enable_progress_bar``; see `shows_bar`.
 
     Args:
         trainer: The arguments.
@@ -117,6 +117,7 @@ def check_trainer_arguments(
             f"trainer={{'strategy': {arguments['strategy']!r}}} fits in processes whose metrics "
             "and callbacks do not come back; use strategy='ddp'."
         )
+    arguments.pop("enable_progress_bar", None)
     _check_amounts(arguments)
     every, epochs = arguments.get("check_val_every_n_epoch"), arguments.get("max_epochs")
     rarely = every is not None and epochs is not None and 0 < epochs < every
@@ -158,6 +159,16 @@ def _check_amounts(arguments: Mapping[str, Any]) -> None:
             f"trainer={{'overfit_batches': {arguments['overfit_batches']!r}}} validates on "
             "training samples; for a short trial use fast_dev_run=True, or limit_train_batches."
         )
+
+
+def shows_bar(progress_bar: bool, trainer: Mapping[str, Any] | None) -> bool:
+    """Whether to show a progress bar: both `progress_bar` and the Trainer's argument allow it."""
+    return progress_bar and (trainer or {}).get("enable_progress_bar") is not False
+
+
+def without_bars(callbacks: Sequence[Callback]) -> list[Callback]:
+    """The callbacks without progress bars, which do not change a fit."""
+    return [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
 
 
 def new_callbacks(make_callbacks: Callable[[], Sequence[Callback]]) -> list[Callback]:
@@ -312,7 +323,8 @@ def fit(
         monitor: The logged metric that chooses the best epoch.
         mode: ``"min"`` or ``"max"``.
         logger: A new logger, or None. It is left open for what follows; see `finish_logger`.
-        bar: A progress bar; True for Lightning's, False for none.
+        bar: A progress bar; True for Lightning's, False for none. One among the callbacks takes
+            its place.
         resume: Go on where a killed fit of the same folder was, and keep what that needs.
     """
     for callback in callbacks:
@@ -321,6 +333,9 @@ def fit(
                 "callbacks hold a ModelCheckpoint, but the best weights are kept anyway; "
                 "leave it out and set monitor= and mode=."
             )
+    shown = without_bars(callbacks)
+    if len(shown) < len(callbacks):
+        shown, bar = (list(callbacks), True) if bar else (shown, False)
     started = time.monotonic()
     history, validated_on = History(), datamodule.validate_on
     of_training = monitor.startswith("train")
@@ -344,7 +359,7 @@ def fit(
             own.append(ExactResume(min_seconds=RESUME_SECONDS))
     fitter = pl.Trainer(
         **{**trainer, **({} if validated_on else {"limit_val_batches": 0})},
-        callbacks=[*callbacks, *own, *([bar] if isinstance(bar, Callback) else [])],
+        callbacks=[*shown, *own, *([bar] if isinstance(bar, Callback) else [])],
         # One that drops everything: callbacks such as LearningRateMonitor refuse to have none.
         logger=logger or DummyLogger(),
         default_root_dir=folder,
@@ -472,7 +487,7 @@ def fit_and_test(
         mode: Whether ``"min"`` or ``"max"`` of it is best; None for the metric's own direction.
         logger: Where to log.
         run_dir: A folder that is empty or does not exist.
-        progress_bar: Show Lightning's progress bar.
+        progress_bar: Show Lightning's progress bar, or the one among the callbacks.
 
     Raises:
         ValueError: An argument is wrong.
@@ -493,7 +508,7 @@ def fit_and_test(
             monitor=monitor,
             mode=mode,
             logger=used,
-            bar=progress_bar,
+            bar=shows_bar(progress_bar, trainer),
         )
         (tested,) = done.trainer.test(model, datamodule=datamodule, verbose=False)
         datamodule.predict_on = "test"

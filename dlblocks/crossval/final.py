@@ -19,7 +19,7 @@ from dlblocks.crossval.plan import FOLDS
 from dlblocks.crossval.result import CrossValidationResult, fold_dir
 from dlblocks.data import DataModule, SplitDataModule
 from dlblocks.files import write_json
-from dlblocks.fitting import check_trainer_arguments
+from dlblocks.fitting import check_trainer_arguments, without_bars
 from dlblocks.history import History
 from dlblocks.models import Classifier, Model, Regressor, VotingClassifier, VotingRegressor, load
 from dlblocks.models.checkpoints import restore
@@ -105,7 +105,7 @@ def refit(
         given_callbacks = make_callbacks() if make_callbacks else ()
         # There is no validation by which it could stop or choose.
         left_out = (EarlyStopping, ModelCheckpoint)
-        callbacks = [c for c in given_callbacks if not isinstance(c, left_out)]
+        callbacks = [c for c in without_bars(given_callbacks) if not isinstance(c, left_out)]
         if getattr(model, "lr_schedule", None) == "plateau":
             raise ValueError(
                 "lr_schedule='plateau' lowers the rate by the validation loss, and refit has no "

@@ -11,11 +11,13 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
 from dlblocks.crossval.fold import Fold, Job, Plan, read_fold, run_fold
@@ -23,6 +25,7 @@ from dlblocks.crossval.progress import FoldBar, FoldProgress, Notes
 from dlblocks.data import SplitDataModule
 from dlblocks.errors import check_choice, check_range
 from dlblocks.files import LOCK, PLAN
+from dlblocks.fitting import new_callbacks, without_bars
 from dlblocks.lock import locked
 from dlblocks.quiet import isolated
 
@@ -100,7 +103,13 @@ def run_side_by_side(
     options = _ray_options(backend, plan) if is_ray else {}
     threads = max(1, int(options.get("num_cpus", torch.get_num_threads() // processes)))
     # The check is done, and not to be sent elsewhere, where the working folder may be another.
-    plan = replace(plan, check=None, run_dir=plan.run_dir.absolute())
+    plan = replace(
+        plan,
+        check=None,
+        run_dir=plan.run_dir.absolute(),
+        # Bars of several processes would overwrite each other.
+        make_callbacks=partial(_without_bars, plan.make_callbacks),
+    )
     with tempfile.TemporaryDirectory(prefix="dlblocks-") as folder:
         notes = Path(folder)
         tasks = (Task(plan, make_data(job), job, threads, notes, os.getpid()) for job in jobs)
@@ -118,6 +127,10 @@ def run_side_by_side(
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # that fits were broken off, as they should be
                     outcomes.close()
+
+
+def _without_bars(make_callbacks: Callable[[], Sequence[Callback]]) -> list[Callback]:
+    return without_bars(new_callbacks(make_callbacks))
 
 
 def _ray_options(backend: Any, plan: Plan) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from dlblocks.files import is_rank_zero, write_json
 
 SHOW_EVERY_SECONDS = 0.2
+LATER = 1e-3  # seconds
 WATCH_EVERY_SECONDS = 0.5
 
 
@@ -40,6 +41,8 @@ class FoldProgress:
                 dynamic_ncols=True,
                 mininterval=0.1 if sys.stderr.isatty() else 10.0,
                 smoothing=0.05,
+                # Drawn at the first update: a bar among the callbacks may take its place.
+                delay=LATER,
             )
 
     def callback(self, fit: int) -> ProgressBar:
@@ -102,8 +105,9 @@ class FoldProgress:
 
     def close(self) -> None:
         if self.bar is not None:
-            self.bar.total = self.bar.n  # what early stopping saved is done, not missing
-            self.bar.refresh()
+            if self.bar.n:
+                self.bar.total = self.bar.n  # what early stopping saved is done, not missing
+                self.bar.refresh()
             self.bar.close()
 
 

@@ -26,7 +26,14 @@ from dlblocks.crossval.vectorized import choose, run_together
 from dlblocks.data import SplitDataModule
 from dlblocks.errors import check_choice, check_function, check_range, check_whole, named
 from dlblocks.files import SUMMARY, is_rank_zero, know_rank
-from dlblocks.fitting import CALLBACKS, SELECT, Select, check_trainer_arguments, resolve_mode
+from dlblocks.fitting import (
+    CALLBACKS,
+    SELECT,
+    Select,
+    check_trainer_arguments,
+    resolve_mode,
+    shows_bar,
+)
 from dlblocks.lock import locked
 from dlblocks.metrics import metric_ranges
 from dlblocks.quiet import isolated
@@ -141,7 +148,9 @@ def cross_validate(
         run_dir: A folder that is empty or does not exist, or holds a run to go on with.
         resume: Go on with the run in `run_dir`; False refuses a folder that holds something.
         seed: Seed of initialisation, dropout and all else that is random in training.
-        progress_bar: Show one bar over all folds, on rank 0.
+        progress_bar: Show one bar over all folds, on rank 0. A progress bar of `make_callbacks`
+            takes its place where folds run one by one in this process. False, or
+            ``trainer={"enable_progress_bar": False}``, shows none at all.
         figures: Draw ``figures/*.png``.
 
     Returns:
@@ -201,7 +210,7 @@ def cross_validate(
             n_jobs=n_jobs,
             on_error=on_error,
             log_checkpoints=log_checkpoints,
-            progress_bar=progress_bar,
+            progress_bar=shows_bar(progress_bar, trainer),
             figures=figures,
         )
 

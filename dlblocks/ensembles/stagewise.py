@@ -27,6 +27,7 @@ from dlblocks.ensembles.stage_files import StageFiles
 from dlblocks.ensembles.stages import Stages, Task, seed_all, self_fitting
 from dlblocks.errors import check_function, check_whole
 from dlblocks.files import write_json, write_rows
+from dlblocks.fitting import shows_bar
 from dlblocks.lock import locked
 from dlblocks.models import checkpoints
 from dlblocks.models.base import Model
@@ -105,7 +106,8 @@ class Stagewise:
         self.make_learner, self.datamodule = make_learner, datamodule
         self.num_stages, self.patience, self.seed = num_stages, patience, seed
         self.trainer = check_trainer(trainer)
-        self.logger, self.run_dir, self.progress_bar = logger, Path(run_dir), progress_bar
+        self.logger, self.run_dir = logger, Path(run_dir)
+        self.progress_bar = shows_bar(progress_bar, trainer)
         self.resume = resume
         self.settings: dict[str, Any] = {}
 
