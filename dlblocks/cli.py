@@ -32,7 +32,7 @@ from dlblocks.errors import did_you_mean
 from dlblocks.files import check_new_run_dir, is_rank_zero, next_run_dir, whole_file
 from dlblocks.fitting import Select, checking_mode, resolve_mode, saying_what_was_logged
 from dlblocks.predictions import gather, stack
-from dlblocks.quiet import quiet
+from dlblocks.quiet import isolated, quiet
 
 LoggerName = Literal["csv", "wandb", "tensorboard", "none"]
 CROSS_VALIDATE = "cross-validate"
@@ -367,8 +367,8 @@ class SaveConfig(SaveConfigCallback):
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Runs the command line."""
-    with _plain_errors():
+    """Runs the command line; afterwards the global state of the process is as before."""
+    with _plain_errors(), isolated():
         CLI(args)
 
 

@@ -19,11 +19,11 @@ from lightning.pytorch.callbacks import (
     Callback,
     EarlyStopping,
     ModelCheckpoint,
+    ProgressBar,
     WeightAveraging,
 )
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.utilities.seed import isolate_rng
 from torchmetrics import Metric
 
 from dlblocks import report, tracking
@@ -43,7 +43,7 @@ from dlblocks.metrics import Mode, metric_mode, mode_of, mode_of_metric
 from dlblocks.no_gpu import quick_gpu_check
 from dlblocks.plain import plain_checkpoints
 from dlblocks.predictions import gather, stack
-from dlblocks.quiet import quiet
+from dlblocks.quiet import isolated
 
 # What a killed fit may lose; writing a checkpoint at every short epoch would cost more.
 RESUME_SECONDS = 10.0
@@ -55,7 +55,6 @@ OWN_ARGUMENTS = {
     "logger": "pass logger='csv', 'wandb', 'tensorboard' or None",
     "default_root_dir": "pass run_dir=",
     "callbacks": "pass them apart from trainer=",
-    "enable_progress_bar": "pass progress_bar=",
 }
 
 
@@ -85,7 +84,7 @@ class Fit:
 def check_trainer_arguments(
     trainer: Mapping[str, Any] | None, monitor: str | None = None
 ) -> dict[str, Any]:
-    """A copy of Trainer arguments, checked.
+    """A copy of Trainer arguments, checked, without ``enable_progress_bar``; see `shows_bar`.
 
     Args:
         trainer: The arguments.
@@ -119,6 +118,7 @@ def check_trainer_arguments(
             f"trainer={{'strategy': {arguments['strategy']!r}}} fits in processes whose metrics "
             "and callbacks do not come back; use strategy='ddp'."
         )
+    arguments.pop("enable_progress_bar", None)
     _check_amounts(arguments)
     every, epochs = arguments.get("check_val_every_n_epoch"), arguments.get("max_epochs")
     rarely = every is not None and epochs is not None and 0 < epochs < every
@@ -162,6 +162,16 @@ def _check_amounts(arguments: Mapping[str, Any]) -> None:
         )
 
 
+def shows_bar(progress_bar: bool, trainer: Mapping[str, Any] | None) -> bool:
+    """Whether to show a progress bar: both `progress_bar` and the Trainer's argument allow it."""
+    return progress_bar and (trainer or {}).get("enable_progress_bar") is not False
+
+
+def without_bars(callbacks: Sequence[Callback]) -> list[Callback]:
+    """The callbacks without progress bars, which do not change a fit."""
+    return [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
+
+
 def new_callbacks(make_callbacks: Callable[[], Sequence[Callback]]) -> list[Callback]:
     """What `make_callbacks` returns, or a `TypeError` if it is not a list of callbacks."""
     made = make_callbacks()
@@ -190,7 +200,7 @@ def resolve_mode(
         check_choice("mode", mode, ["min", "max"])
     known = metric_mode(monitor)
     if known is None and mode is None and make_model is not None:
-        with isolate_rng(), quiet():
+        with isolated():
             model = make_model()
         known = mode_of_metric(model, monitor) if isinstance(model, pl.LightningModule) else None
     if known is not None and mode not in (None, known):
@@ -314,7 +324,8 @@ def fit(
         monitor: The logged metric that chooses the best epoch.
         mode: ``"min"`` or ``"max"``.
         logger: A new logger, or None. It is left open for what follows; see `finish_logger`.
-        bar: A progress bar; True for Lightning's, False for none.
+        bar: A progress bar; True for Lightning's, False for none. One among the callbacks takes
+            its place.
         resume: Go on where a killed fit of the same folder was, and keep what that needs.
     """
     for callback in callbacks:
@@ -323,6 +334,9 @@ def fit(
                 "callbacks hold a ModelCheckpoint, but the best weights are kept anyway; "
                 "leave it out and set monitor= and mode=."
             )
+    shown = without_bars(callbacks)
+    if len(shown) < len(callbacks):
+        shown, bar = (list(callbacks), True) if bar else (shown, False)
     started = time.monotonic()
     history, validated_on = History(), datamodule.validate_on
     of_training = monitor.startswith("train")
@@ -346,7 +360,7 @@ def fit(
             own.append(ExactResume(min_seconds=RESUME_SECONDS))
     fitter = pl.Trainer(
         **{**trainer, **({} if validated_on else {"limit_val_batches": 0})},
-        callbacks=[*callbacks, *own, *([bar] if isinstance(bar, Callback) else [])],
+        callbacks=[*shown, *own, *([bar] if isinstance(bar, Callback) else [])],
         # One that drops everything: callbacks such as LearningRateMonitor refuse to have none.
         logger=logger or DummyLogger(),
         default_root_dir=folder,
@@ -478,7 +492,7 @@ def fit_and_test(
         mode: Whether ``"min"`` or ``"max"`` of it is best; None for the metric's own direction.
         logger: Where to log.
         run_dir: A folder that is empty or does not exist.
-        progress_bar: Show Lightning's progress bar.
+        progress_bar: Show Lightning's progress bar, or the one among the callbacks.
 
     Raises:
         ValueError: An argument is wrong.
@@ -489,7 +503,7 @@ def fit_and_test(
     know_rank(arguments.get("num_nodes", 1))
     path = check_new_run_dir(run_dir) if is_rank_zero() else Path(run_dir)
     used = tracking.make_logger(logger, path, run_name=path.name, job_type="fit")
-    with quiet(), tracking.finishing(used):
+    with isolated(), tracking.finishing(used):
         done = fit(
             model,
             datamodule,
@@ -499,7 +513,7 @@ def fit_and_test(
             monitor=monitor,
             mode=mode,
             logger=used,
-            bar=progress_bar,
+            bar=shows_bar(progress_bar, trainer),
         )
         (tested,) = done.trainer.test(model, datamodule=datamodule, verbose=False)
         datamodule.predict_on = "test"

@@ -32,11 +32,12 @@ def make_logger(
     name: LoggerName | str | None,
     run_dir: str | os.PathLike[str],
     *,
-    project: str = "dlblocks",
+    project: str | None = None,
     run_name: str | None = None,
     group: str | None = None,
     job_type: str | None = None,
     run_id: str | None = None,
+    is_part: bool = False,
     config: Mapping[str, Any] | None = None,
 ) -> Logger | None:
     """Makes a logger that writes into `run_dir`.
@@ -45,17 +46,23 @@ def make_logger(
     folder ``wandb``. A W&B run is online if there are credentials and its server answers within 3
     seconds; otherwise it is offline, which is said once, and ``wandb sync`` uploads it later. Set
     ``WANDB_MODE`` to decide yourself. Losing W&B in mid-run never stops training; see
-    `LenientWandbLogger`. Every call is a run of its own; end it by `finish_logger`.
+    `LenientWandbLogger`. Every call is a run of its own; end it by `finish_logger`. An active W&B
+    run of yours is neither used nor finished.
+
+    ``WANDB_PROJECT``, ``WANDB_ENTITY``, ``WANDB_DIR`` and ``WANDB_RUN_GROUP`` are respected. Under
+    a sweep agent, which sets ``WANDB_RUN_ID``, the run is the agent's: the active one if your
+    function has begun it, else one of that id. It is then named by W&B.
 
     Args:
         name: ``"csv"``, ``"wandb"``, ``"tensorboard"``, or ``"none"`` or None for no logger.
         run_dir: The run's folder; made when something is written.
-        project: W&B project.
+        project: W&B project; by default ``WANDB_PROJECT``, else ``"dlblocks"``.
         run_name: W&B name of the run.
-        group: W&B group, such as all folds of a cross-validation.
+        group: W&B group, such as all folds of a cross-validation; ``WANDB_RUN_GROUP`` overrides it.
         job_type: W&B job type, such as ``"fold"``.
         run_id: A run of this id that was begun before is gone on with, in W&B and in
             ``metrics.csv``. None for a new one.
+        is_part: The run is one of several, such as a fold, and never that of a sweep agent.
         config: Hyperparameters to log beside those of model, data and trainer.
 
     Raises:
@@ -77,24 +84,37 @@ def make_logger(
     else:
         if is_rank_zero():
             folder.mkdir(parents=True, exist_ok=True)
-        # Given to the run alone; Lightning's offline=True would set WANDB_MODE for the process.
-        mode = os.environ.get("WANDB_MODE") or wandb_mode()
+        agents = None if is_part else os.environ.get("WANDB_RUN_ID")
+        run_id = agents or run_id
         logger = LenientWandbLogger(
-            save_dir=folder,
-            name=run_name,
-            project=project,
-            group=group,
+            is_part=is_part,
+            lent=_active_run(agents),
+            save_dir=Path(os.environ.get("WANDB_DIR") or folder).absolute(),
+            name=None if agents else run_name,
+            project=project or os.environ.get("WANDB_PROJECT") or "dlblocks",
+            entity=os.environ.get("WANDB_ENTITY"),
+            group=os.environ.get("WANDB_RUN_GROUP") or group,
             job_type=job_type,
-            mode=mode,
+            # Given to the run alone; Lightning's offline=True would set WANDB_MODE for the process.
+            mode=os.environ.get("WANDB_MODE") or wandb_mode(),
             id=run_id,
             resume=None if run_id is None else "allow",
-            # Without it, a second run in one process would go on writing into the first.
+            # Without it, wandb would return the active run of the process.
             reinit="create_new",
             settings=wandb_settings(),
         )
     if config:
         logger.log_hyperparams(dict(config))
     return logger
+
+
+def _active_run(run_id: str | None) -> Any:
+    """The active W&B run if it has this id, else None."""
+    if run_id is None or not is_rank_zero():
+        return None
+    import wandb
+
+    return wandb.run if wandb.run is not None and wandb.run.id == run_id else None
 
 
 def finish_logger(logger: Logger | None) -> None:

@@ -32,7 +32,18 @@ class LenientWandbLogger(WandbLogger):
     is no trouble: wandb tries again in the background and writes all to disk, and at the end waits
     for at most a minute. Where wandb's own process dies, what follows is not logged to W&B. Each is
     said once, with the folder that ``wandb sync`` can upload.
+
+    An active run of the caller stays untouched; Lightning's logger would log into it.
+
+    Args:
+        is_part: Begin a run of its own under a sweep agent too, outside its sweep.
+        lent: A run of the caller to log into. It is not finished.
+        arguments: Arguments of `wandb.init`, and of Lightning's logger.
     """
+
+    def __init__(self, *, is_part: bool = False, lent: Any = None, **arguments: Any) -> None:
+        super().__init__(experiment=lent, **arguments)
+        self._is_part, self._lent = is_part, lent
 
     @property
     def experiment(self) -> Any:
@@ -64,13 +75,23 @@ class LenientWandbLogger(WandbLogger):
         import wandb
 
         try:
-            _ = super().experiment
+            self._experiment = self._new_run()
         except wandb.Error:
             raise
         except Exception:
             # wandb's own process may have died with an earlier run: begin with a new one.
             _drop_service()
-            _ = super().experiment
+            self._experiment = self._new_run()
+
+    def _new_run(self) -> Any:
+        """Begin a run as Lightning's logger does, but never take `wandb.run` for it."""
+        import wandb
+
+        with _apart_from_agent() if self._is_part else contextlib.nullcontext():
+            run = wandb.init(**self._wandb_init)
+        run.define_metric("trainer/global_step")
+        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        return run
 
     @contextlib.contextmanager
     def unless_lost(self) -> Iterator[None]:
@@ -130,9 +151,9 @@ class LenientWandbLogger(WandbLogger):
 
     @rank_zero_only
     def finish(self) -> None:
-        """Ends the run; what is not sent yet is waited for, for a minute at most."""
+        """Ends the run, if it is not lent; waits for a minute at most until all is sent."""
         run = self._experiment
-        if run is None:
+        if run is None or run is self._lent:
             return
         with self.unless_lost():
             try:
@@ -144,6 +165,26 @@ class LenientWandbLogger(WandbLogger):
                 )
         if self._experiment is not None and self._experiment is not run:
             self._experiment.finish()  # of the one in place of the lost: wandb has it as its own
+
+
+@contextlib.contextmanager
+def _apart_from_agent() -> Iterator[None]:
+    """Hide the sweep agent's run and parameters, which wandb gives to every run of the process."""
+    import wandb
+
+    setup = wandb.setup()
+    places: list[tuple[Any, str]] = [
+        (setup.settings, name) for name in ("run_id", "sweep_id", "sweep_param_path")
+    ]
+    places.append((setup, "_sweep_config"))
+    before = [getattr(owner, name, None) for owner, name in places]
+    for owner, name in places:
+        setattr(owner, name, None)
+    try:
+        yield
+    finally:
+        for (owner, name), value in zip(places, before, strict=True):
+            setattr(owner, name, value)
 
 
 def wandb_mode() -> Literal["online", "offline"]:
@@ -209,6 +250,8 @@ def _drop_service() -> None:
     """Forgets wandb's own process; the next run starts another."""
     import wandb
 
+    if wandb.run is not None:
+        return  # an active run of the caller, which this would finish
     with contextlib.suppress(Exception):  # it is dead
         wandb.teardown()
 

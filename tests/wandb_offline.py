@@ -49,6 +49,8 @@ def read_run(path: Path) -> dict:
                 "group": record.run.run_group,
                 "job_type": record.run.job_type,
                 "project": record.run.project,
+                "entity": record.run.entity,
+                "sweep": record.run.sweep_id,
             }
             run["config"] |= _values(record.run.config.update)
         elif kind == "config":

@@ -12,7 +12,6 @@ import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.seed import isolate_rng
 
 from dlblocks.crossval.fold import FINISHED
 from dlblocks.crossval.held_out import HeldOutScores
@@ -20,13 +19,13 @@ from dlblocks.crossval.plan import FOLDS
 from dlblocks.crossval.result import CrossValidationResult, fold_dir
 from dlblocks.data import DataModule, SplitDataModule
 from dlblocks.files import write_json
-from dlblocks.fitting import check_trainer_arguments
+from dlblocks.fitting import check_trainer_arguments, without_bars
 from dlblocks.history import History
 from dlblocks.models import Classifier, Model, Regressor, VotingClassifier, VotingRegressor, load
 from dlblocks.models.checkpoints import restore
 from dlblocks.plain import plain_checkpoints
 from dlblocks.predictions import NoPredictions, predict_part
-from dlblocks.quiet import quiet
+from dlblocks.quiet import isolated
 
 TESTED = "test.json"
 
@@ -74,7 +73,7 @@ def _member(
                     f"{error} A result that was loaded does not know how its models were made; "
                     "give make_model=, or classes= for your own."
                 ) from error
-    with isolate_rng(), quiet():
+    with isolated():
         model = make_model()
     if not isinstance(model, Model):
         raise ValueError(
@@ -101,13 +100,13 @@ def refit(
     epochs = refit_epochs(result)
     folder = result.run_dir / "refit"
     given = datamodule if isinstance(datamodule, SplitDataModule) else datamodule()
-    with isolate_rng(), quiet():
+    with isolated():
         pl.seed_everything(seed, workers=True, verbose=False)
         model = make_model()
         given_callbacks = make_callbacks() if make_callbacks else ()
         # There is no validation by which it could stop or choose.
         left_out = (EarlyStopping, ModelCheckpoint)
-        callbacks = [c for c in given_callbacks if not isinstance(c, left_out)]
+        callbacks = [c for c in without_bars(given_callbacks) if not isinstance(c, left_out)]
         if getattr(model, "lr_schedule", None) == "plateau":
             raise ValueError(
                 "lr_schedule='plateau' lowers the rate by the validation loss, and refit has no "
@@ -159,7 +158,7 @@ def test_once(
             "make its score too good; delete the file if that is not why."
         )
     arguments = check_trainer_arguments(trainer)
-    with isolate_rng(), quiet():
+    with isolated():
         tester = pl.Trainer(
             **{"enable_progress_bar": False, **arguments},
             logger=False,

@@ -164,6 +164,7 @@ class Plan:
             group=self.run_dir.name,
             job_type="fold",
             run_id=f"{self.run_id}-{job.repeat}-{job.fold}",
+            is_part=True,
             config={
                 "fold": job.fold,
                 "repeat": job.repeat,

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.seed import isolate_rng
 from tqdm import tqdm
 
 from dlblocks import plots, tracking
@@ -30,10 +29,17 @@ from dlblocks.data import SplitDataModule
 from dlblocks.data.splits import COUNTED
 from dlblocks.errors import check_choice, check_function, check_range, check_whole, named
 from dlblocks.files import SUMMARY, is_rank_zero, know_rank
-from dlblocks.fitting import CALLBACKS, SELECT, Select, check_trainer_arguments, resolve_mode
+from dlblocks.fitting import (
+    CALLBACKS,
+    SELECT,
+    Select,
+    check_trainer_arguments,
+    resolve_mode,
+    shows_bar,
+)
 from dlblocks.lock import locked
 from dlblocks.metrics import metric_ranges
-from dlblocks.quiet import quiet
+from dlblocks.quiet import isolated
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -128,7 +134,7 @@ def nested_cross_validate(
         run_dir: A folder that is empty or does not exist, or holds a run to go on with.
         resume: Go on with the run in `run_dir`; False refuses a folder that holds something.
         seed: Seed of initialisation, dropout and all else that is random in training.
-        progress_bar: Show one bar over all fits, on rank 0.
+        progress_bar: Show one bar over all fits, on rank 0, whatever bar `make_callbacks` has.
         figures: Draw ``figures/*.png``.
 
     Returns:
@@ -216,7 +222,7 @@ def nested_cross_validate(
             num_folds,
             repeats,
             log_checkpoints=log_checkpoints,
-            progress_bar=progress_bar,
+            progress_bar=shows_bar(progress_bar, trainer),
             figures=figures,
         )
 
@@ -234,7 +240,7 @@ def _nested(
 ) -> NestedResult:
     """See `nested_cross_validate`; the run folder is this process's own, or that of its rank 0."""
     started = time.monotonic()
-    with isolate_rng(), quiet():
+    with isolated():
         data = new_datamodule(datamodule, plan.seed)
         splits = plan_splits(data, num_folds, repeats)
         plan.num_folds = splits["num_folds"]

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from lightning.pytorch.utilities.seed import isolate_rng
 
 from dlblocks.crossval import text
 from dlblocks.crossval.final import refit
@@ -15,7 +14,7 @@ from dlblocks.crossval.result import CrossValidationResult
 from dlblocks.crossval.search import forget_weights, said
 from dlblocks.errors import check_choice
 from dlblocks.files import is_rank_zero, write_rows
-from dlblocks.quiet import quiet
+from dlblocks.quiet import isolated
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -127,7 +126,7 @@ class NestedResult(CrossValidationResult):
                 "nested_cross_validate again as before, which reads a finished run back."
             )
         search, data = self.given["search"], self.given["datamodule"]
-        with isolate_rng(), quiet():
+        with isolated():
             _, best = search.run(data, self.run_dir / "refit")
         if is_rank_zero():
             forget_weights(self.run_dir / "refit")

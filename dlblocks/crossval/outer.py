@@ -92,6 +92,7 @@ class Outer:
             group=plan.run_dir.name,
             job_type="fold",
             run_id=f"{plan.run_id}-{job.repeat}-{job.fold}",
+            is_part=True,
             config={
                 **place,
                 "num_folds": plan.num_folds,

@@ -11,21 +11,23 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.seed import isolate_rng
 
 from dlblocks.crossval.fold import Fold, Job, Plan, read_fold, run_fold
 from dlblocks.crossval.progress import FoldBar, FoldProgress, Notes
 from dlblocks.data import SplitDataModule
 from dlblocks.errors import check_choice, check_range
 from dlblocks.files import LOCK, PLAN
+from dlblocks.fitting import new_callbacks, without_bars
 from dlblocks.lock import locked
-from dlblocks.quiet import quiet
+from dlblocks.quiet import isolated
 
 # How often Ray runs a fold again whose machine has died.
 LOST = 3
@@ -101,7 +103,13 @@ def run_side_by_side(
     options = _ray_options(backend, plan) if is_ray else {}
     threads = max(1, int(options.get("num_cpus", torch.get_num_threads() // processes)))
     # The check is done, and not to be sent elsewhere, where the working folder may be another.
-    plan = replace(plan, check=None, run_dir=plan.run_dir.absolute())
+    plan = replace(
+        plan,
+        check=None,
+        run_dir=plan.run_dir.absolute(),
+        # Bars of several processes would overwrite each other.
+        make_callbacks=partial(_without_bars, plan.make_callbacks),
+    )
     with tempfile.TemporaryDirectory(prefix="dlblocks-") as folder:
         notes = Path(folder)
         plans = {job: plan if job is jobs[0] else replace(plan, tried=True) for job in jobs}
@@ -120,6 +128,10 @@ def run_side_by_side(
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # that fits were broken off, as they should be
                     outcomes.close()
+
+
+def _without_bars(make_callbacks: Callable[[], Sequence[Callback]]) -> list[Callback]:
+    return without_bars(new_callbacks(make_callbacks))
 
 
 def _ray_options(backend: Any, plan: Plan) -> dict[str, Any]:
@@ -184,13 +196,13 @@ def _work(task: Task) -> tuple[Job, Fold | Exception]:
     """Runs one fit in this process."""
     plan, job = task.plan, task.job
     _end_with(task.parent)
-    torch.set_num_threads(task.threads)
     if torch.cuda.device_count() > 1 and plan.trainer.get("accelerator", "auto") != "cpu":
         mine = [job.number % torch.cuda.device_count()]
         plan = replace(plan, trainer={**plan.trainer, "devices": mine})
     bar = FoldBar(Notes(task.notes, job.number), job.number) if task.notes.is_dir() else None
     folder, waiting = plan.folder(job), f"Waiting for a process that still runs {job.name}."
-    with _one_fold, _alone(), isolate_rng(), quiet():
+    with _one_fold, _alone(), isolated():
+        torch.set_num_threads(task.threads)
         try:
             if not (plan.run_dir / PLAN).is_file():
                 raise FileNotFoundError(

@@ -21,7 +21,7 @@ from torch.nn.parameter import UninitializedParameter
 from dlblocks import tracking
 from dlblocks.crossval.splits import write_splits
 from dlblocks.files import LOCK, PLAN, check_new_run_dir, write_json
-from dlblocks.fitting import configuration
+from dlblocks.fitting import configuration, without_bars
 from dlblocks.plain import NOT_PLAIN, plain
 
 FOLDS = "folds.json"
@@ -60,7 +60,8 @@ def describe(
         **found,
         "parameters": shapes,
         "callbacks": [
-            {"class": type(c).__name__, **tracking.plain_attributes(c)} for c in callbacks
+            {"class": type(c).__name__, **tracking.plain_attributes(c)}
+            for c in without_bars(callbacks)
         ],
     }
     plain: dict[str, Any] = _plain(described)

@@ -19,6 +19,7 @@ from dlblocks.files import is_rank_zero, write_json
 from dlblocks.history import VALIDATION, name_of_selection
 
 SHOW_EVERY_SECONDS = 0.2
+LATER = 1e-3  # seconds
 WATCH_EVERY_SECONDS = 0.5
 
 
@@ -41,6 +42,8 @@ class FoldProgress:
                 dynamic_ncols=True,
                 mininterval=0.1 if sys.stderr.isatty() else 10.0,
                 smoothing=0.05,
+                # Drawn at the first update: a bar among the callbacks may take its place.
+                delay=LATER,
             )
 
     def callback(self, fit: int) -> ProgressBar:
@@ -103,8 +106,9 @@ class FoldProgress:
 
     def close(self) -> None:
         if self.bar is not None:
-            self.bar.total = self.bar.n  # what early stopping saved is done, not missing
-            self.bar.refresh()
+            if self.bar.n:
+                self.bar.total = self.bar.n  # what early stopping saved is done, not missing
+                self.bar.refresh()
             self.bar.close()
 
 

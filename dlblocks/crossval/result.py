@@ -26,6 +26,7 @@ from dlblocks.crossval.statistics import (
 from dlblocks.errors import check_choice, did_you_mean
 from dlblocks.files import read_rows, whole_file, write_json, write_rows
 from dlblocks.metrics import Range, metric_range
+from dlblocks.quiet import isolated
 from dlblocks.scores import kind_of, pooled_metrics
 
 if TYPE_CHECKING:
@@ -321,7 +322,8 @@ class CrossValidationResult:
         """
         from dlblocks.crossval.final import ensemble
 
-        return ensemble(self, classes, make_model)
+        with isolated():  # making a model draws its weights
+            return ensemble(self, classes, make_model)
 
     def refit(
         self,

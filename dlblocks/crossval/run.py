@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.seed import isolate_rng
 
 from dlblocks import tracking
 from dlblocks.crossval.fold import Fold, Job, Plan, join, read_fold, run_fold
@@ -27,10 +26,17 @@ from dlblocks.crossval.vectorized import choose, run_together
 from dlblocks.data import SplitDataModule
 from dlblocks.errors import check_choice, check_function, check_range, check_whole, named
 from dlblocks.files import SUMMARY, is_rank_zero, know_rank
-from dlblocks.fitting import CALLBACKS, SELECT, Select, check_trainer_arguments, resolve_mode
+from dlblocks.fitting import (
+    CALLBACKS,
+    SELECT,
+    Select,
+    check_trainer_arguments,
+    resolve_mode,
+    shows_bar,
+)
 from dlblocks.lock import locked
 from dlblocks.metrics import metric_ranges
-from dlblocks.quiet import quiet
+from dlblocks.quiet import isolated
 
 OPTIMISTIC = "optimistic: the epoch was selected on the scored samples"
 
@@ -61,8 +67,9 @@ def cross_validate(
     """Fit and score a new model for each fold.
 
     Everything is new for every fold: datamodule, model, callbacks, logger and Trainer. Fit number i
-    is seeded with ``seed + i`` before its model is made. The caller's global random states are left
-    as they were. The test set is never touched.
+    is seeded with ``seed + i`` before its model is made. The caller's global state is left as it
+    was: random states, ``PL_…`` and ``WANDB_…`` variables, torch's defaults, filters of warnings.
+    The test set is never touched.
 
     **One part selects the epoch, another scores it.** With ``select="inner"`` each fold splits the
     selection part off its training samples. It decides which epoch's weights are kept, when to stop
@@ -144,7 +151,9 @@ def cross_validate(
         run_dir: A folder that is empty or does not exist, or holds a run to resume.
         resume: Resume the run in `run_dir`; False refuses a folder that holds something.
         seed: Seed of initialisation, dropout and all else that is random in training.
-        progress_bar: Show one bar over all folds, on rank 0.
+        progress_bar: Show one bar over all folds, on rank 0. A progress bar of `make_callbacks`
+            takes its place where folds run one by one in this process. False, or
+            ``trainer={"enable_progress_bar": False}``, shows none at all.
         figures: Draw ``figures/*.png``.
 
     Returns:
@@ -204,7 +213,7 @@ def cross_validate(
             n_jobs=n_jobs,
             on_error=on_error,
             log_checkpoints=log_checkpoints,
-            progress_bar=progress_bar,
+            progress_bar=shows_bar(progress_bar, trainer),
             figures=figures,
         )
 
@@ -224,7 +233,7 @@ def _cross_validate(
 ) -> CrossValidationResult:
     """See `cross_validate`; the run folder is this process's own, or that of its rank 0."""
     started = time.monotonic()
-    with isolate_rng(), quiet():
+    with isolated():
         data = new_datamodule(datamodule, plan.seed)
         splits = plan_splits(data, num_folds, repeats, selection_fraction=plan.selection_fraction)
         plan.num_folds = splits["num_folds"]

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from dlblocks.data.fingerprint import MAX_SEARCHED_BYTES, row_keys
+from dlblocks.quiet import isolated
 
 TARGETS = ("targets", "labels", "y")
 GROUPS = ("groups",)
@@ -109,7 +109,7 @@ def count_shared(test: Dataset, development: Dataset) -> int | None:
         return int(np.isin(theirs[test_rows], ours[rows]).sum())
     if length(test) + length(development) > MAX_LOADED:
         return None
-    with isolate_rng():
+    with isolated():
         loaded = [_loaded_keys(dataset) for dataset in (test, development)]
     found, known = loaded
     return None if found is None or known is None else sum(key in set(known) for key in found)

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from dlblocks.quiet import quiet
+from dlblocks.quiet import isolated
 
 
 class _Eye(pl.LightningModule):
@@ -42,7 +42,7 @@ def first_batch(
         callbacks: Those that change batches; copied, so that they are left as they are.
     """
     eye = _Eye()
-    with quiet(), torch.random.fork_rng(devices=[]):
+    with isolated():
         trainer = pl.Trainer(
             max_epochs=1,
             limit_train_batches=1,

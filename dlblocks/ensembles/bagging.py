@@ -15,7 +15,6 @@ import lightning.pytorch as pl
 import numpy as np
 import numpy.typing as npt
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.seed import isolate_rng
 
 from dlblocks import report, tracking
 from dlblocks.data import SplitDataModule
@@ -39,11 +38,17 @@ from dlblocks.files import (
     is_rank_zero,
     know_rank,
 )
-from dlblocks.fitting import CALLBACKS, check_trainer_arguments, new_callbacks, resolve_mode
+from dlblocks.fitting import (
+    CALLBACKS,
+    check_trainer_arguments,
+    new_callbacks,
+    resolve_mode,
+    shows_bar,
+)
 from dlblocks.lock import locked
 from dlblocks.models import Regressor
 from dlblocks.models.checkpoints import restore, write_checkpoint
-from dlblocks.quiet import quiet
+from dlblocks.quiet import isolated
 
 
 class Bagging:
@@ -93,7 +98,7 @@ class Bagging:
         run_dir: A folder that is empty or does not exist, or holds a run to go on with.
         resume: Go on with the run in `run_dir`; False refuses a folder that holds something.
         seed: Seed of the samples, of initialisation, dropout and the order of the data.
-        progress_bar: Show one bar over all members.
+        progress_bar: Show one bar over all members, as for `cross_validate`.
         figures: Draw ``figures/*.png``: learning curves, and what is out of the bag.
 
     Raises:
@@ -170,12 +175,13 @@ class Bagging:
         self.make_callbacks = make_callbacks or list
         self.monitor, self.mode, self.engine = monitor, mode, engine
         self.logger, self.run_dir, self.resume = logger, Path(run_dir), resume
-        self.seed, self.progress_bar, self.figures = seed, progress_bar, figures
+        self.seed, self.figures = seed, figures
+        self.progress_bar = shows_bar(progress_bar, trainer)
 
     def fit(self) -> BaggingResult:
         """Trains the members, or those that are left, and makes them one model.
 
-        The global random states of the caller are as before afterwards.
+        The global state of the caller is as before afterwards; see `cross_validate`.
 
         Raises:
             ValueError: The data have no validation part, models are of different architectures or
@@ -191,7 +197,7 @@ class Bagging:
     def _fit(self) -> BaggingResult:
         """See `fit`; the run folder is this process's own, or that of its rank 0."""
         started = time.monotonic()
-        with isolate_rng(), quiet():
+        with isolated():
             data = self._data()
             samples = self._samples(data)
             fits = Fits(

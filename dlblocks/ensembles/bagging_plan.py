@@ -21,7 +21,7 @@ from dlblocks.data import SplitDataModule
 from dlblocks.ensembles.bagging_result import SAMPLES
 from dlblocks.ensembles.bootstrap import Rows
 from dlblocks.files import PLAN, check_new_run_dir, whole_file, write_json
-from dlblocks.fitting import configuration
+from dlblocks.fitting import configuration, without_bars
 from dlblocks.models import Model
 
 LONGEST = 200  # a difference in a message
@@ -47,7 +47,8 @@ def describe(
         **settings,
         **configuration(model, data),
         "callbacks": [
-            {"class": type(c).__name__, **tracking.plain_attributes(c)} for c in callbacks
+            {"class": type(c).__name__, **tracking.plain_attributes(c)}
+            for c in without_bars(callbacks)
         ],
         "fingerprint": data.fingerprint(),
         "samples": hashlib.sha256(b"|".join(rows.tobytes() for rows in samples)).hexdigest(),

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import numpy as np
-from lightning.pytorch.utilities.seed import isolate_rng
 
 from dlblocks import report, tracking
 from dlblocks.data import SplitDataModule
@@ -22,7 +21,7 @@ from dlblocks.ensembles.out_of_bag import OutOfBag
 from dlblocks.errors import did_you_mean
 from dlblocks.files import SUMMARY, whole_file, write_json, write_rows
 from dlblocks.models import Model, VotingClassifier, VotingRegressor, load
-from dlblocks.quiet import quiet
+from dlblocks.quiet import isolated
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -148,10 +147,10 @@ class BaggingResult:
         scores = {name: value for name, value in info.pop("oob").items() if "/" in name}
         count = info["num_members"]
         overrides = None
-        if make_model is not None:
-            with isolate_rng(), quiet():
+        with isolated():
+            if make_model is not None:
                 overrides = {"members": [make_model() for _ in range(count)]}
-        model: Any = load(path / ENSEMBLE, classes=classes, overrides=overrides)
+            model: Any = load(path / ENSEMBLE, classes=classes, overrides=overrides)
         with np.load(path / SAMPLES) as arrays:
             samples = [arrays[str(k)] for k in range(count)]
         oob = None

@@ -37,6 +37,7 @@ from dlblocks.predictions import predict_part
 
 FINISHED = "member.json"
 STATE = "together.ckpt"
+LATER = 1e-3  # seconds
 
 
 @dataclass
@@ -116,6 +117,7 @@ class Fits:
             group=self.run_dir.name,
             job_type="member",
             run_id=f"{self.run_id}-{k}",
+            is_part=True,
             config={"member": k, "num_members": self.num_members, "seed": self.seed + k},
         )
 
@@ -318,7 +320,10 @@ def _bar(total: int, done: int, *, show: bool) -> Iterator[tqdm | None]:
     if not (show and is_rank_zero()):
         yield None
         return
-    with tqdm(total=float(total), initial=done, desc="members", dynamic_ncols=True) as bar:
+    # Drawn at the first update: a bar among the callbacks may take its place.
+    with tqdm(
+        total=float(total), initial=done, desc="members", dynamic_ncols=True, delay=LATER
+    ) as bar:
         bar.bar_format = "{desc} {bar} {percentage:3.0f}% | {elapsed} elapsed, {remaining} left"
         yield bar
 

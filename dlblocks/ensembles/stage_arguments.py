@@ -18,6 +18,7 @@ DEFAULT_EPOCHS = 10
 def check_trainer(trainer: Mapping[str, Any] | None) -> dict[str, Any]:
     """A copy of the Trainer arguments of stages, or a `ValueError` that names the wrong one."""
     arguments = dict(trainer or {})
+    arguments.pop("enable_progress_bar", None)
     for name, value in arguments.items():
         if name not in TRAINER:
             hint = did_you_mean(name, TRAINER) or "."

@@ -24,15 +24,16 @@ from dlblocks.data import DataModule
 from dlblocks.ensembles import bagging_plan
 from dlblocks.ensembles.stage_arguments import check_trainer
 from dlblocks.ensembles.stage_files import StageFiles
-from dlblocks.ensembles.stages import Stages, Task, isolated_rng, seed_all, self_fitting
+from dlblocks.ensembles.stages import Stages, Task, seed_all, self_fitting
 from dlblocks.errors import check_function, check_whole
 from dlblocks.files import write_json, write_rows
+from dlblocks.fitting import shows_bar
 from dlblocks.lock import locked
 from dlblocks.models import checkpoints
 from dlblocks.models.base import Model
 from dlblocks.no_gpu import quick_gpu_check
 from dlblocks.optim.factory import optimizer_spec
-from dlblocks.quiet import quiet
+from dlblocks.quiet import isolated
 
 LoggerName = Literal["csv", "wandb", "tensorboard", "none"]
 # What a learner may have of its own, and a stage would pass over in silence.
@@ -105,7 +106,8 @@ class Stagewise:
         self.make_learner, self.datamodule = make_learner, datamodule
         self.num_stages, self.patience, self.seed = num_stages, patience, seed
         self.trainer = check_trainer(trainer)
-        self.logger, self.run_dir, self.progress_bar = logger, Path(run_dir), progress_bar
+        self.logger, self.run_dir = logger, Path(run_dir)
+        self.progress_bar = shows_bar(progress_bar, trainer)
         self.resume = resume
         self.settings: dict[str, Any] = {}
 
@@ -144,7 +146,7 @@ class Stagewise:
     def fit(self) -> BoostingResult:
         """Fits all stages, or those that a killed fit has not reached; reads back one that ended.
 
-        The global random states of the caller are as before afterwards.
+        The global state of the caller is as before afterwards; see `cross_validate`.
 
         Raises:
             ValueError: The learners or targets do not fit, before anything is trained.
@@ -152,6 +154,10 @@ class Stagewise:
             BlockingIOError: Another process works in `run_dir`.
             FloatingPointError: The loss of a learner, or what it puts out, is not finite.
         """
+        with isolated():
+            return self._fit()
+
+    def _fit(self) -> BoostingResult:
         started = time.monotonic()
         path = self.run_dir
         self._files = StageFiles(path, resume=self.resume)
@@ -167,14 +173,13 @@ class Stagewise:
                 f"patience={self.patience} needs validation samples, and {type(data).__name__} has "
                 "none; set val_fraction, or leave patience out."
             )
-        with quiet(), isolated_rng():
-            seed_all(self.seed)
-            self._first: Model | None = self._new_learner()
-            self._check_width(self._first)
-            self.prepare()
-            with locked(path):
-                self._run(path)
-                return self._finish(path, started)
+        seed_all(self.seed)
+        self._first: Model | None = self._new_learner()
+        self._check_width(self._first)
+        self.prepare()
+        with locked(path):
+            self._run(path)
+            return self._finish(path, started)
 
     def _finish(self, path: Path, started: float) -> BoostingResult:
         best = self._best_stage()
