@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,8 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
 from torchmetrics import Metric
 
 from dlblocks import report, tracking
@@ -64,6 +67,7 @@ class Fit:
 
     Attributes:
         trainer: The Trainer, for what follows.
+        model: The module with the selected weights.
         history: One row an epoch of all that was logged.
         checkpoint: The best epoch's checkpoint; None under ``fast_dev_run``.
         best_epoch: The best epoch, from 1.
@@ -73,6 +77,7 @@ class Fit:
     """
 
     trainer: pl.Trainer
+    model: pl.LightningModule
     history: list[dict[str, float]]
     checkpoint: Path | None
     best_epoch: int
@@ -279,6 +284,24 @@ class _NeedsNoValidation(Callback):
 
 
 @contextlib.contextmanager
+def saying_that_nothing_is_validated(validated_on: str | None) -> Iterator[None]:
+    """Name `select` where a metric is missing, since the fit inside has no validation.
+
+    Names such as ``"val/loss"`` are refused before; of others only Lightning finds out.
+    """
+    try:
+        yield
+    except (RuntimeError, MisconfigurationException) as error:
+        missing = re.search(r"conditioned on metric `?(.+?)`? which is not available", str(error))
+        if validated_on is not None or missing is None:
+            raise
+        raise ValueError(
+            f"select='last' has no validation during the fit, but {missing[1]!r} is monitored, "
+            "which training does not log; monitor a metric of training, or use select='inner'."
+        ) from error
+
+
+@contextlib.contextmanager
 def saying_what_was_logged(trainer: pl.Trainer, monitor: str) -> Iterator[None]:
     """Says what there is where a fit inside ends because `monitor` was not logged."""
     try:
@@ -308,11 +331,13 @@ def fit(
     logger: Logger | None,
     bar: Callback | bool,
     resume: bool = False,
+    make_model: Callable[[], pl.LightningModule] | None = None,
 ) -> Fit:
-    """Fits `model`, restores the chosen epoch's weights and validates them on the part ``"val"``.
+    """Fit `model` and score the weights of the selected epoch.
 
-    The epoch is chosen on the part that `datamodule.validate_on` names. Where that is None,
-    nothing is validated during the fit, and the weights of the last epoch are scored.
+    The epoch is selected on the part that `datamodule.validate_on` names. Where that is None,
+    nothing is validated during the fit, and the weights of the last epoch are scored. The score is
+    of the part ``"val"``.
 
     Args:
         model: A new LightningModule.
@@ -327,6 +352,9 @@ def fit(
         bar: A progress bar; True for Lightning's, False for none. One among the callbacks takes
             its place.
         resume: Go on where a killed fit of the same folder was, and keep what that needs.
+        make_model: Makes the module that the selected weights are scored in. The one that was
+            trained may remember validation metrics of the fit, as a `MaxMetric` does. None: it is
+            scored in the one that was trained.
     """
     for callback in callbacks:
         if isinstance(callback, ModelCheckpoint) and not isinstance(callback, ExactResume):
@@ -351,15 +379,21 @@ def fit(
         enable_version_counter=False,
     )
     own: list[Callback] = [checkpoint, tracking.LogTrainerSettings(), tracking.LogFirstBatch()]
+    arguments = dict(trainer)
     if not validated_on:
+        # Early stopping looks at the end of every epoch then.
+        arguments |= {"limit_val_batches": 0, "check_val_every_n_epoch": 1}
+        arguments.pop("val_check_interval", None)
         own.append(_NeedsNoValidation())
+    elif validated_on == "selection":
+        arguments |= limit_of_selection(trainer, datamodule)
     resume = resume and not trainer.get("fast_dev_run")
     if resume:
         own.append(KeepHistory(history))
         if not any(isinstance(callback, ExactResume) for callback in callbacks):
             own.append(ExactResume(min_seconds=RESUME_SECONDS))
     fitter = pl.Trainer(
-        **{**trainer, **({} if validated_on else {"limit_val_batches": 0})},
+        **arguments,
         callbacks=[*shown, *own, *([bar] if isinstance(bar, Callback) else [])],
         # One that drops everything: callbacks such as LearningRateMonitor refuse to have none.
         logger=logger or DummyLogger(),
@@ -371,6 +405,7 @@ def fit(
         warnings.catch_warnings(),
         quick_gpu_check(),
         saying_what_was_logged(fitter, monitor),
+        saying_that_nothing_is_validated(validated_on),
         checking_mode(model, monitor, mode),
         plain_checkpoints(fitter),
     ):
@@ -383,7 +418,7 @@ def fit(
             requeued.unlink()
     seconds = time.monotonic() - started
     stop_recording(fitter)  # what follows is not an epoch of the fit
-    if not validated_on and not trainer.get("fast_dev_run"):
+    if not trainer.get("fast_dev_run"):
         limit = trainer.get("limit_val_batches")
         fitter.limit_val_batches = 1.0 if limit is None else limit
     # The checkpoint's `state_dict` are the averaged weights. Left in place, the callback would swap
@@ -402,22 +437,69 @@ def fit(
             "more often (val_check_interval, check_val_every_n_epoch), or use smaller batches "
             "where drop_last leaves none."
         )
-    metrics = score(fitter, model, datamodule, best, log=validated_on != "val")
+    log = validated_on != "val"
+    metrics = None
+    if make_model is not None and best is not None:
+        try:
+            new = _new_module(make_model, model, fitter)
+            metrics = score(fitter, new, datamodule, best, log=log)
+            model = new
+        except Exception as error:
+            _warn_of_old_module(model, error)
+    if metrics is None:
+        metrics = score(fitter, model, datamodule, best, log=log)
     if fitter.is_global_zero:
         write_rows(folder / "history.csv", history.rows)
     best_epoch = fitter.current_epoch
     if validated_on:
-        renamed = validated_on == "selection" and not of_training
-        key = name_of_selection(monitor) if renamed else monitor
+        key = name_of_selection(monitor) if validated_on == "selection" else monitor
+        if not any(key in row for row in history.rows):
+            key = monitor  # a metric of training
         best_epoch = _best_epoch(history.rows, key, mode) or best_epoch
     return Fit(
         trainer=fitter,
+        model=model,
         history=history.rows,
         checkpoint=Path(best) if best else None,
         best_epoch=best_epoch,
         epochs=fitter.current_epoch,
         metrics=metrics,
         seconds=seconds,
+    )
+
+
+def limit_of_selection(trainer: Mapping[str, Any], datamodule: SplitDataModule) -> dict[str, Any]:
+    """Return ``limit_val_batches`` for the selection part: at least one batch of it."""
+    limit, size = trainer.get("limit_val_batches"), len(datamodule.indices("selection"))
+    batch = size if datamodule.batch_size == "full" else datamodule.batch_size
+    if isinstance(limit, float) and limit < 1 and int(-(-size // batch) * limit) < 1:
+        return {"limit_val_batches": 1}
+    return {}
+
+
+def _new_module(
+    make_model: Callable[[], pl.LightningModule], trained: pl.LightningModule, trainer: pl.Trainer
+) -> pl.LightningModule:
+    """Make a module for the selected weights, set up like the one that was trained."""
+    with isolate_rng():
+        new = make_model()
+        new.trainer = trainer
+        new.setup("fit")
+    if new.state_dict().keys() != trained.state_dict().keys():
+        raise ValueError("it has other parameters than the one that was trained")
+    return new
+
+
+def _warn_of_old_module(trained: pl.LightningModule, error: Exception) -> None:
+    """Forget metrics of the fit as far as they are known, and say that more may be left."""
+    for part in trained.modules():
+        if isinstance(part, Metric):
+            part.reset()
+    rank_zero_warn(
+        f"The fold is scored in the {type(trained).__name__} that was trained, since a new one of "
+        f"make_model could not take its place ({type(error).__name__}: {error}). If it keeps the "
+        "best validation score of the fit in an attribute, what it logs of that is not the score "
+        "of the fold."
     )
 
 

@@ -10,7 +10,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
-VALIDATION = re.compile(r"(?:val|valid|validation|dev|eval)(?=[/_.-])", re.IGNORECASE)
+_WORD = r"(?:val|valid|validation|dev|eval)"
+VALIDATION = re.compile(rf"{_WORD}(?=[/_.-])|(?:.*(?<=[/_.-])){_WORD}$", re.IGNORECASE)
 OF_EPOCH = ("epoch", "step")  # what Lightning logs beside the metrics
 
 
@@ -18,11 +19,14 @@ def name_of_selection(name: str) -> str:
     """The name of a validation metric that was computed on the selection part.
 
     Example:
-        >>> [name_of_selection(name) for name in ("val/loss", "valid_acc", "auroc")]
-        ['selection/loss', 'selection_acc', 'selection/auroc']
+        >>> [name_of_selection(name) for name in ("val/loss", "acc_valid", "auroc")]
+        ['selection/loss', 'acc_selection', 'selection/auroc']
     """
-    found = VALIDATION.match(name)
-    return f"selection{name[found.end() :]}" if found else f"selection/{name}"
+    for pattern in (rf"^{_WORD}(?=[/_.-])", rf"(?<=[/_.-]){_WORD}$"):
+        renamed, found = re.subn(pattern, "selection", name, flags=re.IGNORECASE)
+        if found:
+            return renamed
+    return f"selection/{name}"
 
 
 class History(Logger):
@@ -72,8 +76,14 @@ def record(trainer: pl.Trainer, history: History, *, validated_on: str | None) -
     log = connector.log_metrics
 
     def log_metrics(metrics: Mapping[str, Any], step: int | None = None) -> None:
-        if trainer.validating and validated_on == "selection":
-            metrics = {k if k in OF_EPOCH else name_of_selection(k): metrics[k] for k in metrics}
+        if validated_on == "selection":
+            # Whatever is called a validation metric is of that part, also at the epoch's end.
+            metrics = {
+                name_of_selection(name)
+                if name not in OF_EPOCH and (trainer.validating or VALIDATION.match(name))
+                else name: value
+                for name, value in metrics.items()
+            }
         if metrics and "step" not in metrics and step is None:
             history.log_metrics({"epoch": trainer.current_epoch, **metrics})
         log(metrics, step)

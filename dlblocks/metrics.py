@@ -223,7 +223,7 @@ _MISTAKEN = {
 _UNSURE = """
     neg negative minus inverse inv reverse complement not gap diff difference delta change drop
     gain reduction improvement std var variance deviation sem weight scale count num number time
-    seconds ratio threshold
+    seconds ratio threshold skill log adjusted
 """
 _RANGES: dict[Range, str] = {
     (0.0, 1.0): """

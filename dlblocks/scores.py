@@ -21,7 +21,7 @@ def kind_of(
     - ``"scores"``: integer targets (M,) within 0 … C-1, and predictions (M, C) with C >= 2, of
       which the highest is meant.
     - ``"labels"``: integer targets (M,) and integer predictions (M,).
-    - ``"values"``: floating-point targets, and one prediction for each.
+    - ``"values"``: floating-point targets, not only 0 and 1, and one prediction for each.
 
     Raises:
         ValueError: It is none of them, so that any score would be a guess; the message says why.
@@ -35,6 +35,12 @@ def kind_of(
         raise ValueError(f"there are {shapes}; expected one prediction a target.")
     if not _is_integer(target):
         if target.dtype.kind == "f" and target.size == prediction.size:
+            if np.isin(target, (0, 1)).all():
+                raise ValueError(
+                    f"there are only 0 and 1 among the {target.dtype} targets: of two classes or "
+                    "of several labels rather than values; give integer classes, and predict "
+                    "scores (M, C)."
+                )
             return "values"
         raise ValueError(f"there are {target.dtype} {shapes}; expected values of one shape.")
     if target.ndim != 1:

@@ -431,3 +431,11 @@ def test_torchmetrics_mistakes_are_mended():
     # The index is 0 for clusters that are points, and grows with their spread.
     assert mode_of(torchmetrics.clustering.DaviesBouldinScore()) == "min"
     assert mode_of(torchmetrics.text.WordInfoPreserved) == "max"
+
+
+@pytest.mark.parametrize(
+    "name", ["val/brier_skill_score", "val/mse_skill_score", "val/log_mse", "val/rmse_log"]
+)
+def test_words_that_turn_a_metric_round_leave_it_unknown(name):
+    assert metric_mode(name) is None
+    assert metric_range(name) == (None, None)

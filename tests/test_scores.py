@@ -107,3 +107,11 @@ def test_calibration_error_at_the_edges_of_bins():
             target = np.random.default_rng(seed).integers(0, 2, len(sure))
             check_calibration(target, probabilities)
     check_calibration(np.array([0, 1, 1, 0]), np.eye(2, dtype=np.float32)[[0, 1, 0, 0]])
+
+
+def test_targets_of_0_and_1_are_not_values():
+    binary, guess = np.array([0.0, 1.0, 1.0]), np.array([0.1, 2.0, -1.0])
+    for target, prediction in ((binary, guess), (np.eye(3), np.ones((3, 3)))):
+        with pytest.raises(ValueError, match="only 0 and 1"):
+            pooled_metrics(target, prediction)
+    assert pooled_metrics(np.array([0.0, 1.0, 2.0]), guess)["mae"] == pytest.approx(4.1 / 3)

@@ -186,13 +186,28 @@ def test_once(
         }
         if tester.is_global_zero:
             write_json(path, written)  # before what may fail: the test set was looked at
-        scores = HeldOutScores(metrics, *_test_predictions(tester, model, data, len(logged)))
+        scores = HeldOutScores(
+            metrics,
+            *_test_predictions(tester, model, data, len(logged)),
+            num_samples=_count_tested(data, tester, len(logged)),
+            notes=[note] if note else [],
+        )
     if tester.is_global_zero:
         intervals = {name: list(scores.interval(name)) for name in scores}
         write_json(path, {**written, "intervals": intervals})
         if note:
             print(note, file=sys.stderr, flush=True)
     return scores
+
+
+def _count_tested(data: SplitDataModule, trainer: pl.Trainer, num_loaders: int) -> int:
+    """The number of test samples in one loader without limits, else 0: not known."""
+    if num_loaders != 1 or trainer.limit_test_batches != 1.0:
+        return 0
+    try:
+        return data.count_test()
+    except TypeError:  # a data set without a length
+        return 0
 
 
 def _test_predictions(

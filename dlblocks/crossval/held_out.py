@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,9 @@ class HeldOutScores(dict[str, float]):
         metrics: Mapping[str, float],
         predicted: Mapping[str, npt.NDArray[Any]] | None = None,
         groups: npt.NDArray[Any] | None = None,
+        *,
+        num_samples: int = 0,
+        notes: Sequence[str] = (),
     ) -> None:
         """Compute the draws.
 
@@ -67,13 +70,19 @@ class HeldOutScores(dict[str, float]):
             metrics: Logged values.
             predicted: ``target`` and ``prediction`` of the same samples, or None.
             groups: The group of each sample, shape (N,), or None.
+            num_samples: Number of test samples; accuracy has Wilson's interval without predictions.
+            notes: Sentences to show below.
         """
         super().__init__(metrics)
-        self._why = dict.fromkeys(metrics, "the model gives no predictions of the test samples")
+        self.notes = list(notes)
+        self._why = dict.fromkeys(metrics, "there are no predictions of these test samples")
         self._keys: dict[str, str] = {}  # logged name → name in `weighted_metrics`
         self._draws: dict[str, npt.NDArray[np.floating]] = {}
         self._units, self._grouped = 0, groups is not None
         if predicted is None:
+            self._units = num_samples
+            if num_samples:
+                self._keys = {name: "accuracy" for name in metrics if _is_accuracy(name)}
             return
         size = len(predicted["target"])
         self._units = size if groups is None else len(np.unique(groups))
@@ -91,7 +100,7 @@ class HeldOutScores(dict[str, float]):
         self, name: str, value: float, known: Mapping[str, Weighted], size: int
     ) -> str | None:
         """Find the metric logged under a name; keep the reason if none is."""
-        word = re.sub("[^a-z0-9]|test", "", name.rpartition("/")[2].lower())
+        word = _word(name)
         self._why[name] = "it cannot be computed from the predictions"
         keys = [key for key in NAMES.get(word, ()) if key in known]
         for key in reversed(keys):
@@ -144,8 +153,11 @@ class HeldOutScores(dict[str, float]):
                 interval = f"no interval: {self._why[name]}"
             lines.append(f"{name:<{width}}  {number(value):<10}  {interval}")
         if self._keys:
-            what = "groups; bootstrap" if self._grouped else "samples; accuracy's is Wilson's"
-            lines.append(f"Intervals from {self._units} {what}.")
+            kinds = [] if self._grouped or "accuracy" not in self._keys.values() else ["Wilson"]
+            kinds += ["bootstrap"] if self._draws else []
+            what = "groups" if self._grouped else "samples"
+            lines.append(f"Intervals from {self._units} {what}, by {' and '.join(kinds)}.")
+        lines += self.notes
         return "\n".join(lines)
 
 
@@ -168,6 +180,15 @@ def wilson(share: float, size: int, quantile: float) -> tuple[float, float]:
     center = (share + square / 2) / (1 + square)
     half = math.sqrt(square * share * (1 - share) + square**2 / 4) / (1 + square)
     return max(0.0, center - half), min(1.0, center + half)
+
+
+def _word(name: str) -> str:
+    """A logged name without its part and what separates words."""
+    return re.sub("[^a-z0-9]|test", "", name.rpartition("/")[2].lower())
+
+
+def _is_accuracy(name: str) -> bool:
+    return NAMES.get(_word(name)) == ["accuracy"]
 
 
 def weighted_metrics(target: npt.NDArray[Any], prediction: npt.NDArray[Any]) -> dict[str, Weighted]:

@@ -25,6 +25,29 @@ def duplicates_note(count: int | None, splits: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def selection_note(splits: Mapping[str, Any], fraction: float) -> list[str]:
+    """Say where whole groups make the selection part much larger or smaller than asked for.
+
+    Args:
+        splits: As `dlblocks.crossval.splits.describe_splits` makes them.
+        fraction: The share that was asked for.
+    """
+    if not fraction:
+        return []
+    shares = [
+        len(fold["selection"]) / (len(fold["selection"]) + fold["num_train"])
+        for fold in splits["folds"]
+    ]
+    if all(fraction / 2 <= share <= 1.5 * fraction for share in shares):
+        return []
+    low, high = min(shares), max(shares)
+    return [
+        f"the selection part holds {100 * low:.0f} to {100 * high:.0f} % of a fold's training "
+        f"samples, not {100 * fraction:.0f} %, as its groups are whole and the samples are few; "
+        "select='last' needs no such part."
+    ]
+
+
 def limit_note(rows: Sequence[Mapping[str, Any]], splits: Mapping[str, Any]) -> list[str]:
     """Say that the Trainer has scored only some validation samples.
 

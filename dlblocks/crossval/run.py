@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 
 from dlblocks import tracking
 from dlblocks.crossval.fold import Fold, Job, Plan, join, read_fold, run_fold
-from dlblocks.crossval.notes import duplicates_note, limit_note, predictions_note
+from dlblocks.crossval.notes import duplicates_note, limit_note, predictions_note, selection_note
 from dlblocks.crossval.outcome import failures, result_figures, write_outcome
 from dlblocks.crossval.parallel import check_jobs, run_side_by_side, wait_for_workers
 from dlblocks.crossval.plan import begin, describe, engine_of
@@ -283,6 +283,7 @@ def _cross_validate(
         duplicates = data.count_duplicates(plan.num_folds)
         notes = [OPTIMISTIC] if plan.select == "fold" else []
         notes += data.notes() + duplicates_note(duplicates, splits)
+        notes += selection_note(splits, plan.selection_fraction)
         for note in notes if todo and progress_bar and is_rank_zero() else ():
             print(note, file=sys.stderr, flush=True)
         if together is not None:

@@ -249,7 +249,7 @@ def holdout(
         classes = None if targets is None else as_column("targets", targets, num_samples)
         members = as_column("groups", groups, num_samples)
         _check_groups(members, num_folds)
-        return _group_holdout(classes, members, num_folds, seed)
+        return _group_holdout(classes, members, num_folds, fraction, seed)
 
     classes = None if targets is None else as_column("targets", targets, num_samples)
     num_held_out = _num_held_out(num_samples, fraction)
@@ -270,23 +270,25 @@ def holdout(
 
 def selection(
     num_samples: int,
-    fraction: float,
+    selection_fraction: float,
     *,
     targets: npt.ArrayLike | None = None,
+    stratify: bool = True,
     groups: npt.ArrayLike | None = None,
     copies: bool = False,
     in_order: bool = False,
     seed: int = 0,
 ) -> Fold:
-    """Splits the training samples of a fold; returns (training, selection).
+    """Split the training samples of a fold into training and selection part.
 
-    About `fraction` of the samples becomes the selection part, on which the epoch is chosen: as in
-    `holdout` stratified by `targets` and whole by `groups`, at least one group; or the last ones.
+    About `selection_fraction` of the samples becomes the selection part, on which the epoch is
+    selected. Groups stay whole, so that its share is only as near as their sizes allow.
 
     Args:
         num_samples: Number of training samples N.
-        fraction: Share of the selection part, in (0, 1).
-        targets: Stratify by them.
+        selection_fraction: Share of the selection part, in (0, 1).
+        targets: Classes or values. No class may be lost to the training part.
+        stratify: Stratify by `targets`.
         groups: Keep them whole.
         copies: Groups are copies of one sample each; see `kfold`.
         in_order: Take the last samples, in the order of time.
@@ -300,24 +302,32 @@ def selection(
         >>> len(training), len(selected_on)
         (17, 3)
     """
-    check_range("selection_fraction", fraction, 0, 1, low_open=True, high_open=True)
+    check_range("selection_fraction", selection_fraction, 0, 1, low_open=True, high_open=True)
     if num_samples < 3:
         raise ValueError(f"{num_samples} training samples are too few for a selection part")
+    labels = None if targets is None or _are_values(np.asarray(targets)) else np.asarray(targets)
+    strata = targets if stratify else None
     if in_order:
-        return last(num_samples, fraction)
-    if groups is not None and not copies:
+        training, selected_on = last(num_samples, selection_fraction)
+    elif groups is not None and not copies:
         members = as_column("groups", groups, num_samples)
-        # As many parts as there are groups, where there are fewer than the fraction asks for.
         num_groups = len(np.unique(members))
-        fraction = max(fraction, 1 / num_groups) if num_groups > 1 else fraction
-    training, selected_on = holdout(
-        num_samples, fraction, targets=targets, groups=groups, copies=copies, seed=seed
-    )
+        if num_groups < 2:
+            raise ValueError("its training samples are all of one group")
+        # As many parts as there are groups, where there are fewer than the fraction asks for.
+        num_folds = min(max(2, round(1 / selection_fraction)), num_groups)
+        classes = None if strata is None else np.asarray(strata)
+        training, selected_on = _group_holdout(
+            classes, members, num_folds, selection_fraction, seed
+        )
+    else:
+        training, selected_on = holdout(
+            num_samples, selection_fraction, targets=strata, groups=groups, copies=copies, seed=seed
+        )
     if len(training) < 2:
         raise ValueError(f"the selection part would leave {len(training)} sample to train on")
-    if targets is not None and not _are_values(np.asarray(targets)):
-        classes = np.asarray(targets)
-        gone = np.setdiff1d(classes, classes[training])
+    if labels is not None:
+        gone = np.setdiff1d(labels, labels[training])
         if len(gone):
             raise ValueError(f"the selection part would take all samples of class {gone[0]}")
     return training, selected_on
@@ -346,17 +356,30 @@ def _num_held_out(num_samples: int, fraction: float) -> int:
 
 
 def _group_holdout(
-    classes: np.ndarray | None, groups: np.ndarray, num_folds: int, seed: int
+    classes: np.ndarray | None, groups: np.ndarray, num_folds: int, fraction: float, seed: int
 ) -> Fold:
+    """Return the fold whose held-out share is nearest to `fraction`.
+
+    A fold that leaves all classes in the rest goes before one that does not.
+    """
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
+    labels = None if classes is None or _are_values(classes) else classes
     if classes is not None and _are_values(classes):
         classes = quantile_bins(classes, num_folds)
     if classes is not None and np.unique(classes, return_counts=True)[1].min() >= num_folds:
         splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
     else:
         splitter = GroupKFold(num_folds, shuffle=True, random_state=seed)
-    rest, held_out = next(iter(splitter.split(np.zeros(len(groups)), classes, groups)))
+
+    def badness(fold: Fold) -> tuple[int, float]:
+        rest, held_out = fold
+        lost = 0 if labels is None else len(np.setdiff1d(labels, labels[rest]))
+        return lost, abs(len(held_out) / len(groups) - fraction)
+
+    found = splitter.split(np.zeros(len(groups)), classes, groups)
+    # A part may be empty where few groups are dealt out by class.
+    rest, held_out = min((fold for fold in found if len(fold[0]) and len(fold[1])), key=badness)
     return _sorted(rest), _sorted(held_out)
 
 

@@ -290,13 +290,17 @@ class SplitDataModule(pl.LightningDataModule):
         if not self.selection_fraction:
             return rows
         columns, train = self.columns, rows["train"]
-        # Other folds than "kfold" are not stratified, and nor is what is split off of them.
-        strata = self._strata(columns.targets) if self.split == "kfold" else None
+        # Only "kfold" is stratified; of the others no class may be lost all the same.
+        stratify = self.split == "kfold" and self._strata(columns.targets) is not None
+        targets = self._strata(columns.targets) if stratify else None
+        if targets is None and self.is_classification:
+            targets = columns.targets
         try:
             training, selected_on = selection(
                 len(train),
                 self.selection_fraction,
-                targets=None if strata is None else strata[train],
+                targets=None if targets is None else targets[train],
+                stratify=stratify,
                 groups=None if columns.groups is None else columns.groups[train],
                 copies=columns.copies,
                 in_order=self.split == "time_series",

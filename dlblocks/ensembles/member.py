@@ -37,6 +37,8 @@ class MemberTrainer:
         self.limit_train_batches = settings.get("limit_train_batches") or 1.0
         self.limit_val_batches = settings.get("limit_val_batches") or 1.0
         self.check_val_every_n_epoch = settings.get("check_val_every_n_epoch") or 1
+        if member.datamodule.validate_on is None:
+            self.check_val_every_n_epoch = 1  # early stopping looks at the end of every epoch
         self.gradient_clip_val = settings.get("gradient_clip_val")
         self.accumulate_grad_batches = settings.get("accumulate_grad_batches") or 1
         self.datamodule = member.datamodule

@@ -338,7 +338,11 @@ class Together(pl.LightningModule):
         self.stack.train(False)
         sums = Sums(self.live, "val", self.root_device)
         active = [k for k, member in enumerate(self.live) if member.active]
-        counts = {k: _limited("val", self.val_source.count(k), self.limit_val) for k in active}
+        limit = self.limit_val
+        if self.validates_on == "selection" and isinstance(limit, float):
+            counts = {k: max(1, int(self.val_source.count(k) * limit)) for k in active}
+        else:
+            counts = {k: _limited("val", self.val_source.count(k), limit) for k in active}
         with torch.inference_mode(), self.fitter.precision_plugin.val_step_context():
             for number in range(max(counts.values(), default=0)):
                 part = [k for k in active if number < counts[k]]

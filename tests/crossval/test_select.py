@@ -8,12 +8,14 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch.nn import functional as F
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MaxMetric
 from wandb_offline import read_runs
 
 from dlblocks.cli import main
 from dlblocks.crossval import CrossValidationResult, cross_validate, nested_cross_validate
 from dlblocks.data import ArrayDataModule, DigitsDataModule, FoldedDataModule
+from dlblocks.history import name_of_selection
 from dlblocks.models import MLPClassifier, load
 
 CPU = {"max_epochs": 6, "accelerator": "cpu"}
@@ -321,3 +323,116 @@ def test_the_command_line(tmp_path, capsys):
     result = CrossValidationResult.load(tmp_path / "inner")
     total = len(DigitsDataModule().for_fold(0, 2).indices("train"))
     assert result.folds[0]["num_selection"] == round(0.3 * total)
+
+
+class Remembers(Theirs):
+    """Logs the best accuracy so far, kept in a metric and in an attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.best = MaxMetric()
+        self.highest = 0.0
+
+    def validation_step(self, batch, batch_idx):
+        self.right = (self(batch[0]).argmax(1) == batch[1]).float().mean()
+        self.log("val/acc", self.right)
+
+    def on_validation_epoch_end(self):
+        if not self.trainer.sanity_checking:
+            self.best.update(self.right)
+            self.highest = max(self.highest, float(self.right))
+            self.log("val/acc_best", self.best.compute())
+            self.log("val/acc_highest", self.highest)
+
+
+class BuiltLate(Remembers):
+    """Every second module has a layer more, so that it cannot take the weights of the first."""
+
+    made = 0
+
+    def __init__(self):
+        super().__init__()
+        BuiltLate.made += 1
+        if BuiltLate.made % 2 == 0:
+            self.other = torch.nn.Linear(2, 2)
+
+
+def remembered(folder, make):
+    samples = TensorDataset(torch.from_numpy(X), torch.from_numpy(Y))
+    folded = FoldedDataModule(DataLoader(samples, 100), split="predefined", folds=FOLDS)
+    return run(folder, folded, make, monitor="val/acc")
+
+
+def test_what_a_module_remembers_of_the_fit_is_not_its_score(tmp_path):
+    result = remembered(tmp_path / "run", Remembers)
+    for name in ("val/acc_best", "val/acc_highest"):
+        assert result.values(name) == pytest.approx(result.values("val/acc"))
+
+
+def test_a_module_that_cannot_be_made_again_is_scored_with_a_warning(tmp_path):
+    with pytest.warns(UserWarning, match="scored in the BuiltLate that was trained.*parameters"):
+        result = remembered(tmp_path / "run", BuiltLate)
+    assert result.values("val/acc_best") == pytest.approx(result.values("val/acc"))
+
+
+class LogsLoss(Theirs):
+    def training_step(self, batch, batch_idx):
+        # Best in the second epoch, by a name that does not say of which part it is.
+        value = [5.0, 1.0, 2.0, 3.0, 4.0, 6.0][self.current_epoch]
+        self.log("own", value, on_step=False, on_epoch=True)
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("select", ["inner", "fold"])
+def test_a_metric_of_training_of_any_name_selects_the_epoch(tmp_path, select):
+    samples = TensorDataset(torch.from_numpy(X), torch.from_numpy(Y))
+    folded = FoldedDataModule(samples, split="predefined", folds=FOLDS)
+    result = run(tmp_path / "run", folded, LogsLoss, monitor="own", mode="min", select=select)
+    for row in result.folds:
+        kept = torch.load(result.run_dir / row["checkpoint"], weights_only=True)
+        assert row["best_epoch"] == kept["epoch"] + 1 == 2
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_validation_metric_of_any_name_is_refused_without_validation(tmp_path, every):
+    with pytest.raises(ValueError, match=r"select='last'.*'acc' is monitored"):
+        theirs(
+            tmp_path / "run",
+            select="last",
+            make_callbacks=lambda: [EarlyStopping("acc", mode="max")],
+            trainer={**CPU, "check_val_every_n_epoch": every},
+        )
+
+
+@pytest.mark.parametrize("engine", ["sequential", "vectorized"])
+def test_early_stopping_by_training_works_with_rare_validation(tmp_path, engine):
+    result = run(
+        tmp_path / "run",
+        make_callbacks=lambda: [EarlyStopping("train/loss", stopping_threshold=0.6)],
+        trainer={**CPU, "max_epochs": 50, "check_val_every_n_epoch": 2},
+        select="last",
+        engine=engine,
+    )
+    assert all(row["epochs"] < 50 for row in result.folds)
+
+
+@pytest.mark.parametrize("engine", ["sequential", "vectorized"])
+def test_a_share_of_the_batches_leaves_one_of_the_selection_part(tmp_path, engine):
+    result = run(tmp_path / "run", trainer={**CPU, "limit_val_batches": 0.5}, engine=engine)
+    assert all("selection/loss" in row for row in result.histories[0])
+    assert [row["num_val"] for row in result.folds] == [16] * 4  # one of two batches
+
+
+def test_names_of_the_selection_part():
+    names = {
+        "val/loss": "selection/loss", "loss/val": "loss/selection", "acc_valid": "acc_selection",
+        "auroc": "selection/auroc", "value/x": "selection/value/x",
+    }  # fmt: skip
+    assert {name: name_of_selection(name) for name in names} == names
+
+
+def test_large_groups_are_said(tmp_path):
+    groups = np.repeat([0, 1, 2, 3], [10, 20, 30, 20])
+    result = run(tmp_path / "run", ArrayDataModule(X, Y, groups=groups), num_folds=4)
+    assert any("selection part holds" in note for note in result.notes)
+    assert not any("selection part holds" in note for note in run(tmp_path / "b").notes)

@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from dlblocks.data import ArrayDataModule, DigitsDataModule, FoldedDataModule
+from dlblocks.data.folds import selection
 
 N = 120
 RNG = np.random.default_rng(0)
@@ -81,6 +82,38 @@ def test_groups_stay_whole_and_there_is_at_least_one():
     assert [len(set(few[found[part]])) for part in ("train", "selection", "val")] == [2, 1, 1]
 
 
+@pytest.mark.parametrize(
+    ("sizes", "expected"), [((90, 10), 10), ((60, 30, 10), 10), ((20, 40), 20), ((5,) * 20, 15)]
+)
+def test_the_groups_nearest_to_the_share_are_taken(sizes, expected):
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    targets = RNG.integers(0, 2, len(groups))
+    for seed in range(20):
+        for of in (None, targets):
+            _, selected_on = selection(len(groups), 0.15, targets=of, groups=groups, seed=seed)
+            assert abs(len(selected_on) - expected) <= (0 if len(sizes) < 20 else 5)
+
+
+def test_no_class_is_lost_to_the_training_part():
+    targets = np.array([0] * 50 + [1] * 50 + [2] * 2)
+    folds = np.arange(102) % 3
+    x = RNG.normal(size=(102, 2)).astype(np.float32)
+    kept = refused = 0
+    for seed in range(60):
+        data = ArrayDataModule(x, targets, split="predefined", folds=folds, split_seed=seed)
+        for fold in range(3):
+            try:
+                found = parts(data, fold, None, 0.3)
+            except ValueError as error:
+                assert "all samples of class 2" in str(error)
+                refused += 1
+                continue
+            kept += 1
+            both = np.concatenate([found["train"], found["selection"]])
+            assert set(targets[found["train"]]) == set(targets[both])
+    assert kept > 100 and refused > 5
+
+
 def test_of_time_series_the_last_rows_before_validation_select():
     for fold in range(4):
         found = parts(ArrayDataModule(X, VALUES, split="time_series"), fold)
@@ -100,7 +133,7 @@ def test_predefined_folds_go_by_groups_if_there_are_any():
     [
         (ArrayDataModule(X[:4], VALUES[:4]), 2, "2 training samples are too few"),
         (ArrayDataModule(X[:8], np.repeat([0, 1], [6, 2])), 2, "class 1 has 1"),
-        (ArrayDataModule(X, CLASSES, groups=np.arange(N) // 60), 2, "groups is"),
+        (ArrayDataModule(X, CLASSES, groups=np.arange(N) // 60), 2, "all of one group"),
         (ArrayDataModule(X, CLASSES, groups=CLASSES), 3, "all samples of class"),
     ],
 )
