@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import BackboneFinetuning
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset, TensorDataset
@@ -18,7 +19,8 @@ from torch.utils.data import Dataset, TensorDataset
 from dlblocks.crossval import CrossValidationResult, cross_validate
 from dlblocks.crossval.fold import _TryPrediction
 from dlblocks.data import ArrayDataModule, FoldedDataModule, TabularDataModule
-from dlblocks.models import MLPClassifier, load
+from dlblocks.models import Classifier, MLPClassifier, load
+from dlblocks.optim.schedules import SCHEDULES
 
 N = 60
 Y = np.arange(N) % 3
@@ -484,3 +486,41 @@ def test_what_has_no_average_is_refused_by_name():
     result = run(Late, ArrayDataModule(X, Y), run_dir="late")
     with pytest.raises(ValueError, match=r"do not fit a new Late, .* in __init__: .*late\.weight"):
         result.ensemble()
+
+
+# Habits of Lightning
+
+
+class Unfrozen(Classifier):
+    """A net with a backbone that Lightning's callback unfreezes."""
+
+    def __init__(self, schedule, **arguments):
+        net = nn.Sequential()
+        net.backbone, net.head = nn.Linear(4, 8), nn.Linear(8, 3)
+        super().__init__(net, 3, lr=0.01, lr_schedule=schedule, **arguments)
+
+    @property
+    def backbone(self):
+        return self.net.backbone
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_unfreezing_a_backbone_under_every_schedule(schedule, monkeypatch):
+    monkeypatch.setattr("dlblocks.fitting.RESUME_SECONDS", 0.0)
+    args = {"milestones": [1, 3]} if schedule == "multi_step" else {}
+    rates = []
+
+    class Rates(pl.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "lr_schedule=.*the rate")
+        result = run(
+            lambda: Unfrozen(schedule, lr_schedule_args=args), ArrayDataModule(X, Y), num_folds=2,
+            trainer={"accelerator": "cpu", "max_epochs": 4}, progress_bar=False,
+            make_callbacks=lambda: [BackboneFinetuning(2, verbose=False), Rates()],
+        )  # fmt: skip
+    assert [len(one) for one in rates] == [1, 1, 2, 2] * 2
+    assert all(rate >= 0 for one in rates for rate in one)
+    assert len(result.folds) == 2
