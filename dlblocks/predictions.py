@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import lightning.pytorch as pl
@@ -73,6 +73,29 @@ class NoPredictions(ValueError):
     def __init__(self, reason: str, *, failed: bool = False) -> None:
         super().__init__(reason)
         self.failed = failed
+
+
+def predictor(model: pl.LightningModule) -> Callable[[Any, int], Any]:
+    """Return a function of a batch and its number that predicts as the model does.
+
+    It calls the model's own `predict_step`. A model without one is called with the first entry of
+    the batch, or with the whole batch if that is not a list or tuple.
+
+    Raises:
+        NoPredictions: There is no `predict_step`, and no `forward` of a single argument.
+    """
+    step, name = model.predict_step, type(model).__name__
+    if is_overridden("predict_step", model):
+        wants_number = is_param_in_hook_signature(step, "batch_idx", min_args=2)
+        return lambda batch, number: step(batch, number) if wants_number else step(batch)
+    cure = "write def predict_step(self, batch, batch_idx), which returns one row a sample."
+    if not is_overridden("forward", model):
+        raise NoPredictions(f"{name} has neither a predict_step nor a forward; {cure}")
+    if not _takes_one(model.forward):
+        raise NoPredictions(
+            f"{name} has no predict_step, and its forward takes more than one argument; {cure}"
+        )
+    return lambda batch, number: model(batch[0] if isinstance(batch, (list, tuple)) else batch)
 
 
 def predict_part(
@@ -175,20 +198,8 @@ class _Predict:
     def __init__(
         self, trainer: pl.Trainer, model: pl.LightningModule, datamodule: Any, part: str
     ) -> None:
-        self.model, self.step = model, model.predict_step
+        self.model, self.predict = model, predictor(model)
         self.own = is_overridden("predict_step", model)
-        name = type(model).__name__
-        if not self.own:
-            cure = "write def predict_step(self, batch, batch_idx) in it, which returns one row a "
-            cure += "sample."
-            if not is_overridden("forward", model):
-                raise NoPredictions(f"{name} has neither a predict_step nor a forward; {cure}")
-            if not _takes_one(model.forward):
-                raise NoPredictions(
-                    f"{name} has no predict_step, and its forward takes more than one argument; "
-                    f"{cure}"
-                )
-        self.wants_number = is_param_in_hook_signature(self.step, "batch_idx", min_args=2)
         self.rows = datamodule.indices(part)[trainer.global_rank :: trainer.world_size]
         self.targets = datamodule.columns.targets
         full = datamodule.batch_size == "full"
@@ -198,7 +209,7 @@ class _Predict:
         """Return what the model returns, and the rows of it on the CPU."""
         index = self.rows[batch_idx * self.size : (batch_idx + 1) * self.size]
         try:
-            output = self._output(batch, batch_idx)
+            output = self.predict(batch, batch_idx)
         except Exception as error:
             raise NoPredictions(self._why(error, batch), failed=True) from error
         found = output if isinstance(output, Mapping) else {"prediction": output}
@@ -221,11 +232,6 @@ class _Predict:
             "the targets are not known; give targets=, one a sample, to the FoldedDataModule, or "
             "let predict_step return a dictionary with 'prediction' and 'target'."
         )
-
-    def _output(self, batch: Any, batch_idx: int) -> Any:
-        if self.own:
-            return self.step(batch, batch_idx) if self.wants_number else self.step(batch)
-        return self.model(batch[0] if isinstance(batch, (list, tuple)) else batch)
 
     def _why(self, error: Exception, batch: Any) -> str:
         name = type(self.model).__name__

@@ -21,7 +21,15 @@ from dlblocks.data import DataModule, SplitDataModule
 from dlblocks.files import write_json
 from dlblocks.fitting import check_trainer_arguments, without_bars
 from dlblocks.history import History
-from dlblocks.models import Classifier, Model, Regressor, VotingClassifier, VotingRegressor, load
+from dlblocks.models import (
+    Classifier,
+    Model,
+    Regressor,
+    VotingClassifier,
+    VotingModule,
+    VotingRegressor,
+    load,
+)
 from dlblocks.models.checkpoints import restore
 from dlblocks.plain import plain_checkpoints
 from dlblocks.predictions import NoPredictions, predict_part
@@ -51,8 +59,12 @@ def ensemble(
         return VotingClassifier(members, normalisations=known).eval()
     if all(isinstance(member, Regressor) for member in members):
         return VotingRegressor(members, normalisations=known).eval()
-    names = sorted({type(member).__name__ for member in members})
-    raise ValueError(f"models of {', '.join(names)} have no average; it is for classes or values.")
+    if result.oof is not None and result.oof.prediction.dtype.kind not in "fc":
+        raise ValueError(
+            f"{type(members[0]).__name__} predicts {result.oof.prediction.dtype}, as of classes, "
+            "which have no average; let predict_step return probabilities or logits."
+        )
+    return VotingModule(members, normalisations=known).eval()
 
 
 def _member(
@@ -60,7 +72,7 @@ def _member(
     checkpoint: str,
     classes: list[type[Model]],
     make_model: Callable[[], pl.LightningModule] | None,
-) -> Model:
+) -> pl.LightningModule:
     """The model of one fold: as its checkpoint describes it, else as `make_model` makes it."""
     path = result.run_dir / checkpoint
     if make_model is None:
@@ -74,13 +86,7 @@ def _member(
                     "give make_model=, or classes= for your own."
                 ) from error
     with isolated():
-        model = make_model()
-    if not isinstance(model, Model):
-        raise ValueError(
-            f"make_model makes a {type(model).__name__}, which is no model of dlblocks; an "
-            "ensemble is of Classifiers or Regressors."
-        )
-    return restore(model, path)
+        return restore(make_model(), path)
 
 
 def refit(

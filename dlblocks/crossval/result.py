@@ -304,21 +304,28 @@ class CrossValidationResult:
 
         Its `forward` takes raw inputs, in the units of the data's source: each member gets them
         normalised as in its own fold. Under a Trainer with one of our datamodules it understands
-        the datamodule's batches, whatever they are normalised by. It can be saved by a Trainer and
-        loaded by `dlblocks.models.load`. Folds that have failed are no members. Missing values of
-        raw inputs are not filled in: that is the datamodule's.
+        the datamodule's batches, whatever they are normalised by. It is saved by
+        ``ensemble.save("model.ckpt")``, or by a Trainer, and loaded by `dlblocks.models.load`.
+        Folds that have failed are no members. Missing values of raw inputs are not filled in: that
+        is the datamodule's.
+
+        Modules of your own that are no subclasses of ours are averaged by what their `predict_step`
+        returns, or their `forward` if they have none; see `dlblocks.models.VotingModule`. Such an
+        ensemble predicts, and is not validated or tested.
 
         Args:
             classes: Your own subclasses of our models, if the folds have such.
             make_model: As for `cross_validate`: makes what the checkpoints cannot say, as a
-                `Classifier` over a net of your own; not needed on the result that `cross_validate`
-                returned. Saved, such an ensemble is loaded by ``dlblocks.models.load(path,
-                overrides={"members": [make_model() for _ in result.folds]})``, one of your own
-                classes by ``load(path, classes=[YourModel])``.
+                `Classifier` over a net of your own, or a LightningModule of your own; not needed
+                on the result that `cross_validate` returned. Saved, such an ensemble is loaded by
+                ``dlblocks.models.load(path, overrides={"members": [make_model() for _ in
+                result.folds]})``, one of your own subclasses of our models by ``load(path,
+                classes=[YourModel])``.
 
         Raises:
-            ValueError: The fold models are not of dlblocks, there are no checkpoints, or the result
-                was loaded and `make_model` or `classes` is missing.
+            ValueError: The fold models cannot predict, or predict classes, which have no average;
+                there are no checkpoints; or the result was loaded and `make_model` or `classes` is
+                missing.
         """
         from dlblocks.crossval.final import ensemble
 

@@ -9,7 +9,7 @@ from dlblocks.models.boosted import (
 from dlblocks.models.checkpoints import load
 from dlblocks.models.classification import Classifier, CNNClassifier, MLPClassifier
 from dlblocks.models.regression import MLPRegressor, Regressor
-from dlblocks.models.voting import VotingClassifier, VotingRegressor
+from dlblocks.models.voting import VotingClassifier, VotingModule, VotingRegressor
 
 __all__ = [
     "AdaBoostClassifier",
@@ -22,6 +22,7 @@ __all__ = [
     "Model",
     "Regressor",
     "VotingClassifier",
+    "VotingModule",
     "VotingRegressor",
     "load",
 ]

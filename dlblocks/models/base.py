@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import inspect
 import math
+from os import PathLike
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -308,6 +310,14 @@ class Model(pl.LightningModule):
         return [optimizer], schedules
 
     # Checkpoints
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write a checkpoint that `dlblocks.models.load` reads; no Trainer is needed.
+
+        Args:
+            path: The file, such as ``"model.ckpt"``; written whole or not at all.
+        """
+        checkpoints.write_checkpoint(Path(path), self, epoch=0, global_step=0)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoints.describe(self, checkpoint)

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -18,6 +18,7 @@ from dlblocks.plain import NOT_PLAIN, plain, plain_hyperparameters
 if TYPE_CHECKING:
     from dlblocks.models.base import Model
 
+Module = TypeVar("Module", bound=pl.LightningModule)
 CLASS_PATH = "_class_path"
 HPARAMS = "hyper_parameters"
 LEFT_OUT = "_left_out"
@@ -43,7 +44,10 @@ def write_checkpoint(path: Path, model: Model, *, epoch: int, global_step: int) 
         "epoch": epoch,
         "global_step": global_step,
         "pytorch-lightning_version": pl.__version__,
-        "state_dict": {name: value.detach().cpu() for name, value in model.state_dict().items()},
+        "state_dict": {
+            name: value.detach().cpu() if isinstance(value, torch.Tensor) else value
+            for name, value in model.state_dict().items()
+        },
         "callbacks": {},
     }
     model.on_save_checkpoint(checkpoint)
@@ -194,17 +198,27 @@ def load(
     return model.eval()
 
 
-def restore(model: Model, path: str | PathLike[str]) -> Model:
+def restore(model: Module, path: str | PathLike[str]) -> Module:
     """Puts the weights saved at `path` into a model of the same kind; in evaluation mode.
+
+    Args:
+        model: Any LightningModule.
+        path: A checkpoint of the Trainer.
 
     Raises:
         ValueError: The file is truncated, is no checkpoint, or of another class or dimensions.
     """
-    _fill(model, _read(path, "cpu"), strict=True)
+    try:
+        _fill(model, _read(path, "cpu"), strict=model.strict_loading)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the weights in {path} do not fit a new {type(model).__name__}, whose layers must all "
+            f"be made in __init__: {' '.join(str(error).split())}"
+        ) from error
     return model.eval()
 
 
-def _fill(model: Model, checkpoint: dict[str, Any], strict: bool) -> None:
+def _fill(model: pl.LightningModule, checkpoint: dict[str, Any], strict: bool) -> None:
     model.on_load_checkpoint(checkpoint)
     model.load_state_dict(checkpoint["state_dict"], strict=strict)
 

@@ -11,20 +11,22 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
+import lightning.pytorch as pl
 import torch
 from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor, nn
 
 from dlblocks.errors import check_choice
 from dlblocks.models import checkpoints
-from dlblocks.models.base import Model
+from dlblocks.models.base import Model, Stage
 from dlblocks.models.classification import Classifier
 from dlblocks.models.regression import Regressor
+from dlblocks.predictions import predictor
 
 # The share of a class that no member votes for; its logarithm stays finite.
 NO_VOTE = 1e-6
 IDENTITY = (1.0, 0.0)  # the scale and shift of inputs that stay as they are
-Kind = TypeVar("Kind", bound=Model)
+Kind = TypeVar("Kind", bound=pl.LightningModule)
 
 
 class VotingClassifier(Classifier):
@@ -160,6 +162,110 @@ class VotingRegressor(Regressor):
         raise _cannot_train(self)
 
 
+class VotingModule(Model):
+    """The average of what several LightningModules predict, whoever has written them.
+
+    Each member predicts by its own `predict_step`, or by its `forward` if it has none. What they
+    return is averaged as it is: p = (1/M) Σ p_m, be they probabilities, logits or values. The
+    members know their loss and metrics, and their average does not: it predicts, and is not
+    validated or tested.
+
+    `Trainer.predict` gives a dictionary of ``"prediction"`` and ``"spread"``, the members' standard
+    deviation (with M in the denominator), both of the shape of one member's prediction.
+
+    Args:
+        members: LightningModules. A checkpoint is loaded by ``dlblocks.models.load(path,
+            overrides={"members": [make_model() for _ in range(M)]})``.
+        normalisations: See `VotingClassifier`; for batches ``[inputs, …]``.
+
+    Raises:
+        ValueError: No members, members that cannot predict, or, at the prediction, predictions
+            that have no average, such as classes.
+
+    Example:
+        >>> members = [Model(nn.Linear(4, 2)) for _ in range(3)]
+        >>> VotingModule(members)(torch.zeros(5, 4)).shape
+        torch.Size([5, 2])
+    """
+
+    net: _Committee
+
+    def __init__(
+        self, members: Sequence[Any], *, normalisations: Sequence[Any] | None = None
+    ) -> None:
+        if members and all(isinstance(member, str) for member in members):
+            raise ValueError(
+                f"the members are of {members[0]}, which a checkpoint cannot make; give them with "
+                f"any weights: overrides={{'members': [make_model() for _ in "
+                f"range({len(members)})]}}."
+            )
+        models = _models(members, pl.LightningModule)
+        for model in models:
+            predictor(model)
+        super().__init__(_Committee(models, normalisations))
+        _describe(self, models, normalisations)
+
+    def forward(self, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        raw = _raw(self, inputs)
+        pairs = enumerate(self.net.members)
+        return self._mean([m(self.net.own(i, raw), *args, **kwargs) for i, m in pairs])[0]
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        outputs = []
+        for i, member in enumerate(self._members):
+            own = batch
+            if isinstance(batch, (list, tuple)) and self.net.normalisations:
+                inputs, *rest = batch
+                own = [self.net.own(i, _raw(self, inputs)), *rest]
+            outputs.append(predictor(member)(own, batch_idx))
+        named = [output if isinstance(output, Mapping) else {} for output in outputs]
+        result = {k: v for k, v in named[0].items() if k in ("target", "index")}
+        values = [n.get("prediction", o) for n, o in zip(named, outputs, strict=True)]
+        result["prediction"], result["spread"] = self._mean(values)
+        return result
+
+    @property
+    def _members(self) -> list[pl.LightningModule]:
+        return [m for m in self.net.members if isinstance(m, pl.LightningModule)]
+
+    def _mean(self, outputs: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation over the members."""
+        name = type(self.net.members[0]).__name__
+        for output in outputs:
+            if not isinstance(output, Tensor):
+                raise ValueError(
+                    f"{name} predicts a {type(output).__name__}, which has no average; let "
+                    "predict_step return a tensor, or a dictionary that has it as 'prediction'."
+                )
+            if not output.is_floating_point():
+                raise ValueError(
+                    f"{name} predicts {output.dtype}, as of classes, which have no average; let "
+                    "predict_step return probabilities or logits."
+                )
+            if output.shape != outputs[0].shape:
+                raise ValueError(
+                    f"members predict shapes {tuple(outputs[0].shape)} and {tuple(output.shape)}; "
+                    "they must be the same."
+                )
+        stacked = torch.stack(list(outputs))
+        return stacked.mean(0), stacked.std(0, correction=0)
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        for member in self._members:
+            member.trainer = self.trainer  # they may ask it
+
+    def _step(self, batch: Any, stage: Stage) -> Tensor:
+        raise RuntimeError(
+            f"the average of {type(self.net.members[0]).__name__} predicts, and has no loss and "
+            "no metrics of its own; use Trainer.predict, or validate and test single models, as "
+            "that of result.refit()."
+        )
+
+    def configure_optimizers(self) -> Any:
+        raise _cannot_train(self)
+
+
 def hard_votes(scores: Tensor) -> Tensor:
     """One vote for the class of the highest score.
 
@@ -180,7 +286,9 @@ def hard_votes(scores: Tensor) -> Tensor:
 class _Committee(nn.Module):
     """All members' outputs for the same inputs, stacked: shape (M, N, ...)."""
 
-    def __init__(self, models: Sequence[Model], normalisations: Sequence[Any] | None) -> None:
+    def __init__(
+        self, models: Sequence[pl.LightningModule], normalisations: Sequence[Any] | None
+    ) -> None:
         super().__init__()
         self.members = nn.ModuleList(models)
         self.normalisations = normalisations is not None
@@ -201,14 +309,18 @@ class _Committee(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         outputs = []
         for i, member in enumerate(self.members):
-            own = inputs
-            if self.normalisations:
-                scale, shift = getattr(self, f"scale_{i}"), getattr(self, f"shift_{i}")
-                own = inputs.to(scale.dtype) * scale + shift
+            own = self.own(i, inputs)
             # What the Trainer made of the inputs is undone already, by the vote that it runs.
             vote = getattr(member, "_of_raw", None)
             outputs.append(member(own) if vote is None else vote(own))
         return torch.stack(outputs)
+
+    def own(self, member: int, inputs: Any) -> Any:
+        """Return raw inputs as a member is used to them."""
+        if not self.normalisations:
+            return inputs
+        scale, shift = getattr(self, f"scale_{member}"), getattr(self, f"shift_{member}")
+        return inputs.to(scale.dtype) * scale + shift
 
 
 def _models(members: Sequence[Any], kind: type[Kind]) -> list[Kind]:
@@ -220,8 +332,8 @@ def _models(members: Sequence[Any], kind: type[Kind]) -> list[Kind]:
         model = checkpoints.rebuild(member) if isinstance(member, Mapping) else member
         if not isinstance(model, kind):
             raise ValueError(
-                f"members hold a {type(model).__name__}; every one must be a {kind.__name__} of "
-                "dlblocks."
+                f"members hold a {type(model).__name__}; every one must be a {kind.__name__}"
+                f"{' of dlblocks' if issubclass(kind, Model) else ''}."
             )
         models.append(model)
     return models
@@ -258,7 +370,7 @@ def _is_identity(pair: Any) -> bool:
 
 def _describe(
     model: Model,
-    members: Sequence[Model],
+    members: Sequence[pl.LightningModule],
     normalisations: Sequence[Any] | None,
     **others: Any,
 ) -> None:
@@ -267,7 +379,12 @@ def _describe(
     if normalisations is not None:
         plain = [[torch.as_tensor(value).tolist() for value in pair] for pair in normalisations]
     described = {
-        "members": [checkpoints.description(member) for member in members],
+        "members": [
+            checkpoints.description(member)
+            if isinstance(member, Model)
+            else checkpoints.class_path(type(member))
+            for member in members
+        ],
         "normalisations": plain,
         **others,
     }

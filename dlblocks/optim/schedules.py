@@ -109,6 +109,9 @@ def make_schedule(
     `warmup_steps` optimizer steps. Epochs count from the start of the training; cosines and
     polynomial begin after the warm-up.
 
+    A parameter group that is added later, as by Lightning's `BackboneFinetuning`, keeps the rate it
+    was added with, times what the schedule multiplies the rate by from then on.
+
     A schedule that ends before the training, or would go on after it, gives a warning; so does
     a training that is resumed with another length than the one that its schedule was made for.
 
@@ -192,6 +195,13 @@ class _Schedule(LambdaLR):
         self.total_steps = total_steps
         super().__init__(optimizer, factor)
 
+    def get_lr(self) -> Any:
+        factor, step = self.lr_lambdas[0], self.last_epoch
+        before = factor(step - 1) if step else 1.0
+        added = self.optimizer.param_groups[len(self.base_lrs) :]
+        ratio = factor(step) / before if before else 1.0
+        return [*super().get_lr(), *(group["lr"] * ratio for group in added)]
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         saved, own = state_dict.get("total_steps"), self.total_steps
         super().load_state_dict(state_dict)
@@ -203,12 +213,21 @@ class _OneCycle(OneCycleLR):
     """torch's, but it stays at its end: Lightning steps it once more, and a fit may go on."""
 
     def get_lr(self) -> Any:
-        step = self.last_epoch
+        step, groups = self.last_epoch, self.optimizer.param_groups
         self.last_epoch = min(step, self.total_steps - 1)
+        first, before = groups[0], groups[0]["lr"]
+        self.optimizer.param_groups = groups[: len(self.base_lrs)]
         try:
-            return super().get_lr()
+            rates = super().get_lr()
         finally:
-            self.last_epoch = step
+            self.last_epoch, self.optimizer.param_groups = step, groups
+        for group in groups[len(self.base_lrs) :]:
+            rates.append(group["lr"] * rates[0] / before if before else group["lr"])
+            if self.cycle_momentum and self.use_beta1:
+                group["betas"] = (first["betas"][0], *group["betas"][1:])
+            elif self.cycle_momentum:
+                group["momentum"] = first["momentum"]
+        return rates
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         own = self.total_steps

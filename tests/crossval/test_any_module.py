@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import BackboneFinetuning
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset, TensorDataset
@@ -18,7 +19,8 @@ from torch.utils.data import Dataset, TensorDataset
 from dlblocks.crossval import CrossValidationResult, cross_validate
 from dlblocks.crossval.fold import _TryPrediction
 from dlblocks.data import ArrayDataModule, FoldedDataModule, TabularDataModule
-from dlblocks.models import MLPClassifier, load
+from dlblocks.models import Classifier, MLPClassifier, load
+from dlblocks.optim.schedules import SCHEDULES
 
 N = 60
 Y = np.arange(N) % 3
@@ -374,3 +376,151 @@ def test_ours_take_arrays_and_paths(name, value, read, make_trainer, tmp_path):
     trainer.validate(model, datamodule=data, ckpt_path="model.ckpt", verbose=False)
     checkpoint = torch.load("model.ckpt", weights_only=True)
     assert checkpoint["datamodule_hyper_parameters"]["csv"] == str(table)
+
+
+# Ensembles
+
+
+class Logits(pl.LightningModule):
+    """Takes batches of ours, whose inputs are normalised, and has no predict_step."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", F.cross_entropy(self(batch[0]), batch[1]))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def weights_of(result, fold):
+    path = result.run_dir / result.folds[fold]["checkpoint"]
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def single(make, result, fold):
+    model = make().eval()
+    model.load_state_dict(weights_of(result, fold))
+    return model
+
+
+def test_the_ensemble_of_their_modules_averages_what_they_predict(make_trainer):
+    result = run(Predicts)
+    batch = {"image": torch.from_numpy(X), "label": torch.from_numpy(Y)}
+    models = [single(Predicts, result, fold) for fold in range(3)]
+    with torch.no_grad():
+        each = torch.stack([model.predict_step(batch, 0) for model in models])
+    result.ensemble().save("model.ckpt")  # without a Trainer
+    members = [Predicts() for _ in range(3)]
+    loaded = CrossValidationResult.load("run")
+    with pytest.raises(ValueError, match="give make_model="):
+        loaded.ensemble()
+    for model in (
+        result.ensemble(),
+        loaded.ensemble(make_model=Predicts),
+        load("model.ckpt", overrides={"members": members}),
+    ):
+        with torch.no_grad():
+            found = model.predict_step(batch, 0)
+        torch.testing.assert_close(found["prediction"], each.mean(0))
+        torch.testing.assert_close(found["spread"], each.std(0, correction=0))
+        data = FoldedDataModule(Samples(), targets=Y, num_folds=3)
+        batches = make_trainer().predict(model, datamodule=data)
+        rows = torch.cat([b["prediction"] for b in batches])
+        torch.testing.assert_close(rows, each.mean(0)[data.indices("val")])
+    with pytest.raises(
+        ValueError, match=r"Predicts.* cannot make.*make_model\(\) for _ in range\(3\)"
+    ):
+        load("model.ckpt")
+    with pytest.raises(RuntimeError, match=r"average of Predicts predicts.*Trainer\.predict"):
+        make_trainer().validate(model, datamodule=data, verbose=False)
+
+
+def test_each_of_their_modules_gets_its_own_normalisation(make_trainer):
+    data = ArrayDataModule(100 * X + 3, Y, batch_size=16)
+    result = run(Logits, data, num_folds=2)
+    each = []
+    for fold in range(2):
+        own = data.for_fold(fold, 2).with_selection(0.15)
+        own.setup()
+        with torch.no_grad():
+            each.append(single(Logits, result, fold)(own.transform(torch.from_numpy(100 * X + 3))))
+    expected = (each[0] + each[1]) / 2
+    model = result.ensemble()
+    with torch.no_grad():
+        torch.testing.assert_close(model(torch.from_numpy(100 * X + 3)), expected)
+    whole = ArrayDataModule(100 * X + 3, Y, num_folds=3)
+    batches = make_trainer().predict(model, datamodule=whole)
+    rows = torch.cat([b["prediction"] for b in batches])
+    torch.testing.assert_close(rows, expected[whole.indices("val")], atol=1e-4, rtol=1e-4)
+
+
+def test_what_has_no_average_is_refused_by_name():
+    class Classes(Predicts):
+        def predict_step(self, batch, batch_idx):
+            return super().predict_step(batch, batch_idx).argmax(1)
+
+    with pytest.raises(ValueError, match=r"Classes predicts int64.*return probabilities"):
+        run(Classes).ensemble()
+
+    class Names(Predicts):
+        def predict_step(self, batch, batch_idx):
+            return ["a"] * len(batch["label"])
+
+    ensemble = run(Names, run_dir="names").ensemble()
+    with pytest.raises(ValueError, match=r"Names predicts a list.*'prediction'"):
+        ensemble.predict_step({"label": [1]}, 0)
+
+    class Late(Logits):
+        def configure_model(self):
+            self.late = nn.Linear(1, 1)
+
+    result = run(Late, ArrayDataModule(X, Y), run_dir="late")
+    with pytest.raises(ValueError, match=r"do not fit a new Late, .* in __init__: .*late\.weight"):
+        result.ensemble()
+
+
+# Habits of Lightning
+
+
+class Unfrozen(Classifier):
+    """A net with a backbone that Lightning's callback unfreezes."""
+
+    def __init__(self, schedule, **arguments):
+        net = nn.Sequential()
+        net.backbone, net.head = nn.Linear(4, 8), nn.Linear(8, 3)
+        super().__init__(net, 3, lr=0.01, lr_schedule=schedule, **arguments)
+
+    @property
+    def backbone(self):
+        return self.net.backbone
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_unfreezing_a_backbone_under_every_schedule(schedule, monkeypatch):
+    monkeypatch.setattr("dlblocks.fitting.RESUME_SECONDS", 0.0)
+    args = {"milestones": [1, 3]} if schedule == "multi_step" else {}
+    rates = []
+
+    class Rates(pl.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "lr_schedule=.*the rate")
+        result = run(
+            lambda: Unfrozen(schedule, lr_schedule_args=args), ArrayDataModule(X, Y), num_folds=2,
+            trainer={"accelerator": "cpu", "max_epochs": 4}, progress_bar=False,
+            make_callbacks=lambda: [BackboneFinetuning(2, verbose=False), Rates()],
+        )  # fmt: skip
+    assert [len(one) for one in rates] == [1, 1, 2, 2] * 2
+    assert all(rate >= 0 for one in rates for rate in one)
+    assert len(result.folds) == 2

@@ -250,3 +250,50 @@ def test_resumed_schedules(name):
         assert longer == pytest.approx(whole[8:])
     else:
         assert longer[1:] == pytest.approx(schedule(name, 20, total_steps=30)[9:])
+
+
+def add_group(optimizer, lr):
+    weight = nn.Parameter(torch.zeros(1))
+    weight.grad = torch.zeros(1)
+    optimizer.add_param_group({"params": [weight], "lr": lr})
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "args"),
+    [
+        ("exponential", lambda o: ExponentialLR(o, 0.9), {"gamma": 0.9, "unit": "step"}),
+        ("cosine", lambda o: CosineAnnealingLR(o, 20), {}),
+        ("polynomial", lambda o: PolynomialLR(o, 20, power=2.0), {"power": 2.0}),
+        ("step", lambda o: StepLR(o, 4, 0.5), {"step_size": 4, "gamma": 0.5, "unit": "step"}),
+    ],
+)
+def test_a_group_that_is_added_later_is_scheduled_as_by_torch(name, make, args):
+    ours, theirs = optimizer_at(), optimizer_at()
+    (one,) = make_schedule(name, ours, total_steps=20, steps_per_epoch=5, args=args)
+    schedulers = {"ours": (ours, one["scheduler"]), "theirs": (theirs, make(theirs))}
+    found = {who: [] for who in schedulers}
+    for who, (optimizer, scheduler) in schedulers.items():
+        for step in range(18):
+            if step == 6:
+                add_group(optimizer, 0.05)
+            optimizer.step()
+            scheduler.step()
+            found[who] += [group["lr"] for group in optimizer.param_groups]
+    assert found["ours"] == pytest.approx(found["theirs"])
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_one_cycle_takes_a_group_that_is_added_later(optimizer):
+    settings = {} if optimizer == "adam" else {"args": {"momentum": 0.9}}
+    ours = make_optimizer(optimizer, nn.Linear(1, 1), lr=0.5, **settings)
+    scheduler = make_schedule("one_cycle", ours, total_steps=20)[0]["scheduler"]
+    for step in range(20):
+        if step == 6:
+            add_group(ours, 0.1 * ours.param_groups[0]["lr"])
+        ours.step()
+        scheduler.step()
+        if step >= 6:
+            first, added = ours.param_groups[0], ours.param_groups[-1]
+            assert added["lr"] == pytest.approx(0.1 * first["lr"])
+            momentum = [g["betas"][0] if "betas" in g else g["momentum"] for g in (first, added)]
+            assert momentum[0] == momentum[1]
