@@ -30,7 +30,14 @@ from dlblocks import report, tracking
 from dlblocks.callbacks import ExactResume
 from dlblocks.data import DataModule, SplitDataModule
 from dlblocks.errors import check_choice, did_you_mean
-from dlblocks.files import check_new_run_dir, is_rank_zero, know_rank, write_json, write_rows
+from dlblocks.files import (
+    check_new_run_dir,
+    is_rank_zero,
+    know_rank,
+    next_run_dir,
+    write_json,
+    write_rows,
+)
 from dlblocks.history import (
     VALIDATION,
     History,
@@ -469,7 +476,7 @@ def fit_and_test(
     monitor: str = "val/loss",
     mode: Literal["min", "max"] | None = None,
     logger: Literal["csv", "wandb", "tensorboard", "none"] | None = "csv",
-    run_dir: str | PathLike[str] = "runs/fit",
+    run_dir: str | PathLike[str] | None = None,
     progress_bar: bool = True,
 ) -> dict[str, float]:
     """Fits a model, restores its best epoch and tests it, once; returns the metrics of both.
@@ -486,7 +493,7 @@ def fit_and_test(
         monitor: The logged metric that chooses the best epoch.
         mode: Whether ``"min"`` or ``"max"`` of it is best; None for the metric's own direction.
         logger: Where to log.
-        run_dir: A folder that is empty or does not exist.
+        run_dir: A folder that is empty or does not exist. None: ``runs/fit``, or with ``-2``, ….
         progress_bar: Show Lightning's progress bar, or the one among the callbacks.
 
     Raises:
@@ -496,7 +503,9 @@ def fit_and_test(
     mode = resolve_mode(monitor, mode, lambda: model)
     arguments = check_trainer_arguments(trainer)
     know_rank(arguments.get("num_nodes", 1))
-    path = check_new_run_dir(run_dir) if is_rank_zero() else Path(run_dir)
+    path = Path(run_dir or next_run_dir("runs/fit"))
+    if is_rank_zero():
+        check_new_run_dir(path)
     used = tracking.make_logger(logger, path, run_name=path.name, job_type="fit")
     with isolated(), tracking.finishing(used):
         done = fit(
