@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
+import pickle
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import (
     Callback,
@@ -35,6 +37,7 @@ from dlblocks.files import (
     is_rank_zero,
     know_rank,
     next_run_dir,
+    whole_file,
     write_json,
     write_rows,
 )
@@ -56,6 +59,9 @@ RESUME_SECONDS = 10.0
 Select = Literal["inner", "last", "fold"]
 SELECT = ("inner", "last", "fold")
 CHECKPOINTS = {True: "best", False: "last-epoch"}  # by whether the fit is validated
+# Entries of a checkpoint.
+OF_TRAINING = ("optimizer_states", "lr_schedulers", "loops", "MixedPrecision")
+OF_AVERAGING = ("current_model_state", "averaging_state")
 CALLBACKS = "lambda: [EarlyStopping('val/loss')]"  # what make_callbacks may be
 OWN_ARGUMENTS = {
     "logger": "pass logger='csv', 'wandb', 'tensorboard' or None",
@@ -423,6 +429,29 @@ def fit(
         metrics=metrics,
         seconds=seconds,
     )
+
+
+def drop_training_state(path: Path | None) -> None:
+    """Rewrite the checkpoint of a finished fit without what only training needs.
+
+    Optimizers, schedules, loops and callbacks go; with Adam that is two thirds of the file. Weights
+    and hyperparameters stay, averaged weights among them, of which a `WeightAveraging` also keeps
+    those that were not averaged. A checkpoint that is more than weights and plain values stays
+    as it is.
+
+    Args:
+        path: The checkpoint; None for a fit that has kept none.
+    """
+    if path is None or not path.is_file():  # a folder, where the strategy has split it
+        return
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        return
+    dropped = (*OF_TRAINING, *OF_AVERAGING)
+    kept = {name: value for name, value in checkpoint.items() if name not in dropped}
+    with whole_file(path) as part:
+        torch.save({**kept, "callbacks": {}}, part)
 
 
 def score(

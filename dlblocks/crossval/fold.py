@@ -26,7 +26,7 @@ from dlblocks.crossval.out_of_fold import OutOfFold
 from dlblocks.crossval.result import fold_dir
 from dlblocks.data import SplitDataModule
 from dlblocks.files import is_rank_zero, read_rows, whole_file, write_json
-from dlblocks.fitting import Select, fit, new_callbacks
+from dlblocks.fitting import Select, drop_training_state, fit, new_callbacks
 from dlblocks.metrics import Range
 from dlblocks.predictions import predict_part
 
@@ -192,6 +192,8 @@ def run_fold(plan: Plan, datamodule: SplitDataModule, job: Job, bar: Callback | 
             resume=plan.resume,
         )
         predicted = predict_part(done.trainer, model, datamodule, "val")
+    if done.trainer.is_global_zero:
+        drop_training_state(done.checkpoint)
     return finish_fold(
         plan,
         job,
