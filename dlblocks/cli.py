@@ -13,6 +13,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -31,6 +32,7 @@ from dlblocks.data import SplitDataModule
 from dlblocks.errors import did_you_mean
 from dlblocks.files import check_new_run_dir, is_rank_zero, next_run_dir, whole_file
 from dlblocks.fitting import Select, checking_mode, resolve_mode, saying_what_was_logged
+from dlblocks.lock import numbered
 from dlblocks.predictions import gather, stack
 from dlblocks.quiet import isolated, quiet
 
@@ -251,8 +253,9 @@ class CLI(LightningCLI):
         files = config.config or []
         name = Path(str(files[-1])).stem if files else config.model.class_path.rpartition(".")[2]
         suffix = "" if self.subcommand == "fit" else f"-{self.subcommand}"
-        resume = self.subcommand == CROSS_VALIDATE
-        return next_run_dir(Path("runs") / f"{name}{suffix}", resume=resume)
+        base = Path("runs") / f"{name}{suffix}"
+        # A cross-validation resumes unfinished ones of its configuration, which is not known yet.
+        return base if self.subcommand == CROSS_VALIDATE else next_run_dir(base)
 
     def fit(self, **kwargs: Any) -> None:
         """Fits, and says where everything lies."""
@@ -320,7 +323,8 @@ class CLI(LightningCLI):
                 f"cross-validate needs a dlblocks DataModule, got {type(self.datamodule).__name__};"
                 " FoldedDataModule makes one of it."
             )
-        result = cross_validate(
+        run = partial(
+            cross_validate,
             lambda: anew().model,
             self.datamodule,
             num_folds=num_folds,
@@ -336,10 +340,14 @@ class CLI(LightningCLI):
             monitor=config.monitor,
             mode=config.mode,
             logger=config.logger,
-            run_dir=self.run_dir,
             seed=config.seed_everything,
             progress_bar=arguments.enable_progress_bar is not False,
         )
+        if config.run_dir is None:
+            result = numbered(self.run_dir, lambda path: run(run_dir=path), resume=True)
+        else:
+            result = run(run_dir=self.run_dir)
+        self.run_dir = result.run_dir
         self._say(result.table())
         self._say(f"Everything is in {self.run_dir}.")
 

@@ -6,15 +6,22 @@ import contextlib
 import csv
 import json
 import os
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# Tells the processes of other ranks which run folder rank 0 has chosen.
+# Tells the processes of other ranks which run folders rank 0 has chosen, one a call.
 RUN_DIR = "DLBLOCKS_RUN_DIR"
+_chosen: list[str] = []
 # The first and the last file of a cross-validation, and the one that is there while it runs.
 PLAN, SUMMARY, LOCK = "plan.json", "summary.json", ".lock"
+
+
+class OtherRunError(FileExistsError):
+    """The run folder holds something else."""
 
 
 @contextlib.contextmanager
@@ -96,7 +103,7 @@ def check_new_run_dir(run_dir: str | os.PathLike[str]) -> Path:
     """Returns `run_dir` as a path, or raises a `FileExistsError` if it already holds something."""
     path = Path(run_dir)
     if holds_something(path):
-        raise FileExistsError(
+        raise OtherRunError(
             f"run_dir='{run_dir}' already holds a run; choose another run_dir, or delete it first."
         )
     return path
@@ -107,24 +114,87 @@ def next_run_dir(base: str | os.PathLike[str], *, resume: bool = False) -> Path:
 
     With `resume` a cross-validation that was begun there and has not ended is gone on with.
 
-    The processes that Lightning starts for the other ranks run the same script a little later, when
-    rank 0 has begun to write: they are told the folder through the environment.
+    Raises:
+        ValueError: A launcher such as torchrun has started the processes, which cannot be told.
+    """
+    return next(run_dirs(base, resume=resume))
+
+
+def run_dirs(
+    base: str | os.PathLike[str],
+    *,
+    resume: bool,
+    in_use: Callable[[Path], bool] = lambda path: False,
+) -> Iterator[Path]:
+    """Yield the folders that a run may use: ``base``, ``base-2`` and so on.
+
+    They hold nothing, or with `resume` an unfinished run that is not `in_use`. The processes that
+    Lightning starts for the other ranks run the same script a little later, when rank 0 has begun
+    to write. They learn through the environment which folder each call has chosen. Once they are
+    connected, rank 0 sends them the first that holds nothing.
 
     Raises:
         ValueError: A launcher such as torchrun has started the processes, which cannot be told.
     """
     base = Path(base)
-    _check_one_process(base)
-    if not is_rank_zero() and RUN_DIR in os.environ:
-        return Path(os.environ[RUN_DIR])
+    call = len(_chosen)
+    if not is_rank_zero():
+        told = os.environ.get(RUN_DIR, "").split(os.pathsep)
+        _chosen.append(told[call] if call < len(told) else _from_rank_zero(None))
+        yield Path(_chosen[call])
+        return
+    if not _connected():
+        _check_one_process(base)
     number, path = 1, base
-    while holds_something(path):
-        if resume and (path / PLAN).is_file() and not (path / SUMMARY).is_file():
-            break
+    while True:
+        unfinished = (path / PLAN).is_file() and not (path / SUMMARY).is_file()
+        goes_on = resume and unfinished and not _connected() and not in_use(path)
+        if goes_on or not holds_something(path):
+            _chosen[call:] = [str(path)]
+            os.environ[RUN_DIR] = os.pathsep.join(_chosen)
+            if _connected():
+                _from_rank_zero(str(path))
+            yield path
         number += 1
         path = base.with_name(f"{base.name}-{number}")
-    os.environ[RUN_DIR] = str(path)
-    return path
+
+
+def _connected() -> bool:
+    """Whether other ranks of this run wait for what rank 0 sends."""
+    import torch
+
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _from_rank_zero(value: Any) -> Any:
+    import torch
+
+    held = [value]
+    torch.distributed.broadcast_object_list(held)
+    return held[0]
+
+
+def say_resumed(run_dir: Path, done: int, total: int, what: str) -> None:
+    """Say in one line on which run a call goes on, and when that was begun or finished.
+
+    Args:
+        run_dir: Its folder, with a ``plan.json``.
+        done: How many fits are finished.
+        total: How many there are.
+        what: What a fit is called: ``"folds"``.
+    """
+    if any((parent / PLAN).is_file() for parent in run_dir.absolute().parents):
+        return  # an inner run, of one that has said it
+    is_finished = done == total and (run_dir / SUMMARY).is_file()
+    date = time.localtime((run_dir / (SUMMARY if is_finished else PLAN)).stat().st_mtime)
+    when = time.strftime("%Y-%m-%d %H:%M", date)
+    print(
+        f"{run_dir}: finished {when}, loaded; pass another run_dir for a new run."
+        if is_finished
+        else f"{run_dir}: resuming a run of {when}, {done} of {total} {what} done.",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _check_one_process(base: Path) -> None:

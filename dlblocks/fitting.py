@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
+import pickle
 import re
 import time
 import warnings
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import (
     Callback,
@@ -33,7 +35,15 @@ from dlblocks import report, tracking
 from dlblocks.callbacks import ExactResume
 from dlblocks.data import DataModule, SplitDataModule
 from dlblocks.errors import check_choice, did_you_mean
-from dlblocks.files import check_new_run_dir, is_rank_zero, know_rank, write_json, write_rows
+from dlblocks.files import (
+    check_new_run_dir,
+    is_rank_zero,
+    know_rank,
+    next_run_dir,
+    whole_file,
+    write_json,
+    write_rows,
+)
 from dlblocks.history import (
     VALIDATION,
     History,
@@ -53,6 +63,9 @@ RESUME_SECONDS = 10.0
 Select = Literal["inner", "last", "fold"]
 SELECT = ("inner", "last", "fold")
 CHECKPOINTS = {True: "best", False: "last-epoch"}  # by whether the fit is validated
+# Entries of a checkpoint.
+OF_TRAINING = ("optimizer_states", "lr_schedulers", "loops", "MixedPrecision")
+OF_AVERAGING = ("current_model_state", "averaging_state")
 CALLBACKS = "lambda: [EarlyStopping('val/loss')]"  # what make_callbacks may be
 OWN_ARGUMENTS = {
     "logger": "pass logger='csv', 'wandb', 'tensorboard' or None",
@@ -503,6 +516,29 @@ def _warn_of_old_module(trained: pl.LightningModule, error: Exception) -> None:
     )
 
 
+def drop_training_state(path: Path | None) -> None:
+    """Rewrite the checkpoint of a finished fit without what only training needs.
+
+    Optimizers, schedules, loops and callbacks go; with Adam that is two thirds of the file. Weights
+    and hyperparameters stay, averaged weights among them, of which a `WeightAveraging` also keeps
+    those that were not averaged. A checkpoint that is more than weights and plain values stays
+    as it is.
+
+    Args:
+        path: The checkpoint; None for a fit that has kept none.
+    """
+    if path is None or not path.is_file():  # a folder, where the strategy has split it
+        return
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        return
+    dropped = (*OF_TRAINING, *OF_AVERAGING)
+    kept = {name: value for name, value in checkpoint.items() if name not in dropped}
+    with whole_file(path) as part:
+        torch.save({**kept, "callbacks": {}}, part)
+
+
 def score(
     trainer: pl.Trainer,
     model: pl.LightningModule,
@@ -556,7 +592,7 @@ def fit_and_test(
     monitor: str = "val/loss",
     mode: Literal["min", "max"] | None = None,
     logger: Literal["csv", "wandb", "tensorboard", "none"] | None = "csv",
-    run_dir: str | PathLike[str] = "runs/fit",
+    run_dir: str | PathLike[str] | None = None,
     progress_bar: bool = True,
 ) -> dict[str, float]:
     """Fits a model, restores its best epoch and tests it, once; returns the metrics of both.
@@ -573,7 +609,7 @@ def fit_and_test(
         monitor: The logged metric that chooses the best epoch.
         mode: Whether ``"min"`` or ``"max"`` of it is best; None for the metric's own direction.
         logger: Where to log.
-        run_dir: A folder that is empty or does not exist.
+        run_dir: A folder that is empty or does not exist. None: ``runs/fit``, or with ``-2``, ….
         progress_bar: Show Lightning's progress bar, or the one among the callbacks.
 
     Raises:
@@ -583,7 +619,9 @@ def fit_and_test(
     mode = resolve_mode(monitor, mode, lambda: model)
     arguments = check_trainer_arguments(trainer)
     know_rank(arguments.get("num_nodes", 1))
-    path = check_new_run_dir(run_dir) if is_rank_zero() else Path(run_dir)
+    path = Path(run_dir or next_run_dir("runs/fit"))
+    if is_rank_zero():
+        check_new_run_dir(path)
     used = tracking.make_logger(logger, path, run_name=path.name, job_type="fit")
     with isolated(), tracking.finishing(used):
         done = fit(

@@ -9,10 +9,11 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
-from dlblocks.files import LOCK
+from dlblocks.files import LOCK, OtherRunError, holds_something, is_rank_zero, run_dirs
 
 try:
     import fcntl
@@ -24,6 +25,33 @@ RETRY_SECONDS = 0.2
 NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 NO_WRITING = {errno.EACCES, errno.EPERM, errno.EROFS}
 _held: set[int] = set()
+T = TypeVar("T")
+
+
+def numbered(base: str | os.PathLike[str], run: Callable[[Path], T], *, resume: bool) -> T:
+    """Run in ``base``, ``base-2``, …: the first folder that is empty, or can be resumed.
+
+    Args:
+        base: The folder.
+        run: Called with a folder; raises an `OtherRunError` if that holds another run.
+        resume: Try folders of unfinished runs too. A finished run is never taken.
+    """
+    for path in run_dirs(base, resume=resume, in_use=_in_use):
+        was_empty = not holds_something(path)
+        try:
+            return run(path)
+        except OtherRunError:
+            if was_empty or not is_rank_zero():
+                raise
+    raise AssertionError  # for the type checker: there is always another number
+
+
+def _in_use(folder: Path) -> bool:
+    try:
+        with locked(folder):
+            return False
+    except BlockingIOError:
+        return True
 
 
 @contextlib.contextmanager

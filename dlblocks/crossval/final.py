@@ -19,7 +19,7 @@ from dlblocks.crossval.plan import FOLDS
 from dlblocks.crossval.result import CrossValidationResult, fold_dir
 from dlblocks.data import DataModule, SplitDataModule
 from dlblocks.files import write_json
-from dlblocks.fitting import check_trainer_arguments, without_bars
+from dlblocks.fitting import check_trainer_arguments, drop_training_state, without_bars
 from dlblocks.history import History
 from dlblocks.models import (
     Classifier,
@@ -128,6 +128,8 @@ def refit(
         fitter.fit(model, datamodule=given.for_all())
         with plain_checkpoints(fitter):
             fitter.save_checkpoint(folder / "model.ckpt")
+        if fitter.is_global_zero:
+            drop_training_state(folder / "model.ckpt")
     return model.eval()
 
 

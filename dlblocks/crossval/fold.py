@@ -30,7 +30,7 @@ from dlblocks.crossval.out_of_fold import OutOfFold
 from dlblocks.crossval.result import fold_dir
 from dlblocks.data import SplitDataModule
 from dlblocks.files import is_rank_zero, read_rows, whole_file, write_json
-from dlblocks.fitting import Select, fit, new_callbacks
+from dlblocks.fitting import Select, drop_training_state, fit, new_callbacks
 from dlblocks.metrics import Range
 from dlblocks.models.checkpoints import is_ours
 from dlblocks.predictions import NoPredictions, predict_part, try_prediction
@@ -221,6 +221,8 @@ def run_fold(plan: Plan, datamodule: SplitDataModule, job: Job, bar: Callback | 
             except NoPredictions as error:
                 reason = error
                 plan.warn(reason)
+    if done.trainer.is_global_zero:
+        drop_training_state(done.checkpoint)
     fold = finish_fold(
         plan,
         job,

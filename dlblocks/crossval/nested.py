@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -28,7 +29,7 @@ from dlblocks.crossval.splits import new_datamodule, plan_splits
 from dlblocks.data import SplitDataModule
 from dlblocks.data.splits import COUNTED
 from dlblocks.errors import check_choice, check_function, check_range, check_whole, named
-from dlblocks.files import SUMMARY, is_rank_zero, know_rank
+from dlblocks.files import PLAN, SUMMARY, is_rank_zero, know_rank, say_resumed
 from dlblocks.fitting import (
     CALLBACKS,
     SELECT,
@@ -37,13 +38,14 @@ from dlblocks.fitting import (
     resolve_mode,
     shows_bar,
 )
-from dlblocks.lock import locked
+from dlblocks.lock import locked, numbered
 from dlblocks.metrics import metric_ranges
 from dlblocks.quiet import isolated
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+RUN_DIR = "runs/nested-cross-validation"
 INNER_FOLDS = 5
 
 
@@ -66,7 +68,7 @@ def nested_cross_validate(
     selection_fraction: float = 0.15,
     logger: Literal["csv", "wandb", "tensorboard", "none"] | None = "csv",
     log_checkpoints: bool = False,
-    run_dir: str | PathLike[str] = "runs/nested-cross-validation",
+    run_dir: str | PathLike[str] | None = None,
     resume: bool = True,
     seed: int = 0,
     progress_bar: bool = True,
@@ -131,7 +133,9 @@ def nested_cross_validate(
         selection_fraction: As for `cross_validate`.
         logger: Where the model of each outer fold logs, in one W&B group with a summary run.
         log_checkpoints: Send the models of the outer folds to W&B as an artifact.
-        run_dir: A folder that is empty or does not exist, or holds a run to go on with.
+        run_dir: A folder that is empty or does not exist, or holds a run to go on with. A finished
+            run is loaded. Both are reported on stderr. None: ``runs/nested-cross-validation``,
+            numbered: the first that is empty, or holds an unfinished run of the same configuration.
         resume: Go on with the run in `run_dir`; False refuses a folder that holds something.
         seed: Seed of initialisation, dropout and all else that is random in training.
         progress_bar: Show one bar over all fits, on rank 0, whatever bar `make_callbacks` has.
@@ -207,24 +211,28 @@ def nested_cross_validate(
         monitor=monitor,
         mode=mode,
         logger=logger,
-        run_dir=Path(run_dir),
+        run_dir=Path(run_dir or RUN_DIR),
         seed=seed,
         resume=resume,
         select=select,
         selection_fraction=selection_fraction if select == "inner" else 0.0,
     )
-    # The inner cross-validations hold the locks of their own folders.
-    with locked(plan.run_dir) if is_rank_zero() else contextlib.nullcontext():
-        return _nested(
-            search,
-            plan,
-            datamodule,
-            num_folds,
-            repeats,
-            log_checkpoints=log_checkpoints,
-            progress_bar=shows_bar(progress_bar, trainer),
-            figures=figures,
-        )
+
+    def run(path: Path) -> NestedResult:
+        # The inner cross-validations hold the locks of their own folders.
+        with locked(path) if is_rank_zero() else contextlib.nullcontext():
+            return _nested(
+                search,
+                replace(plan, run_dir=path),
+                datamodule,
+                num_folds,
+                repeats,
+                log_checkpoints=log_checkpoints,
+                progress_bar=shows_bar(progress_bar, trainer),
+                figures=figures,
+            )
+
+    return run(plan.run_dir) if run_dir else numbered(RUN_DIR, run, resume=resume)
 
 
 def _nested(
@@ -260,7 +268,10 @@ def _nested(
         if todo:
             search.check_engine(outer.training_part(todo[0]), plan)
         if is_rank_zero():
+            was_begun = (plan.run_dir / PLAN).is_file()
             plan.run_id = begin(plan.run_dir, config, splits, resume=plan.resume)
+            if was_begun:
+                say_resumed(plan.run_dir, len(found), len(jobs), "outer folds")
         duplicates = data.count_duplicates(plan.num_folds)
         notes = data.notes() + duplicates_note(duplicates, splits)
         for note in notes if todo and progress_bar and is_rank_zero() else ():

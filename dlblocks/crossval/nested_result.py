@@ -15,6 +15,7 @@ from dlblocks.crossval.search import forget_weights, said
 from dlblocks.errors import check_choice
 from dlblocks.files import is_rank_zero, write_rows
 from dlblocks.quiet import isolated
+from dlblocks.tables import number, one_line
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -29,6 +30,10 @@ class NestedResult(CrossValidationResult):
     In `folds`, ``best_epoch`` is for how many epochs the model was trained, which the inner folds
     have decided. `ensemble` is of the models of the outer folds, each with its own hyperparameters.
     """
+
+    def __repr__(self) -> str:
+        """One line, as of a `CrossValidationResult`."""
+        return one_line(self, f"{len(self.folds)} outer folds", self.info.get("monitor"))
 
     @property
     def search(self) -> list[dict[str, Any]]:
@@ -86,7 +91,7 @@ class NestedResult(CrossValidationResult):
             self,
             {
                 "chosen": [*chosen, ""],
-                f"inner {self.info['monitor']}": [text.number(x) for x in [*inner, np.mean(inner)]],
+                f"inner {self.info['monitor']}": [number(x) for x in [*inner, np.mean(inner)]],
             },
         )
 

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlblocks.crossval.text import number, said_interval, table_metrics
+from dlblocks.crossval.text import said_interval, table_metrics
+from dlblocks.tables import number
 
 if TYPE_CHECKING:
     from dlblocks.crossval.result import CrossValidationResult

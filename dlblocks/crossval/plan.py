@@ -20,7 +20,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from dlblocks import tracking
 from dlblocks.crossval.splits import write_splits
-from dlblocks.files import LOCK, PLAN, check_new_run_dir, write_json
+from dlblocks.files import LOCK, PLAN, OtherRunError, check_new_run_dir, write_json
 from dlblocks.fitting import configuration, without_bars
 from dlblocks.plain import NOT_PLAIN, plain
 
@@ -92,7 +92,7 @@ def begin(run_dir: Path, config: Mapping[str, Any], splits: dict[str, Any], *, r
     different += [f"data or splits: {text}" for text in _differences(old_splits, _plain(splits))]
     if different:
         more = f", and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
-        raise FileExistsError(
+        raise OtherRunError(
             f"run_dir='{run_dir}' holds a cross-validation of another kind: "
             f"{'; '.join(different[:SHOWN])}{more}. Choose another run_dir, or delete it first."
         )

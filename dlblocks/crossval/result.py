@@ -28,6 +28,7 @@ from dlblocks.files import read_rows, whole_file, write_json, write_rows
 from dlblocks.metrics import Range, metric_range
 from dlblocks.quiet import isolated
 from dlblocks.scores import kind_of, pooled_metrics
+from dlblocks.tables import as_html, one_line
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -52,7 +53,7 @@ ROW_KEYS = (
 )
 
 
-@dataclass
+@dataclass(repr=False)
 class CrossValidationResult:
     """The result of `cross_validate`.
 
@@ -73,6 +74,14 @@ class CrossValidationResult:
     info: dict[str, Any] = field(default_factory=dict)
     # What `cross_validate` was given; a result that was loaded has it not.
     given: dict[str, Any] | None = field(default=None, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        """One line: run folder, fits, and the monitor's mean ± std."""
+        return one_line(self, f"{len(self.folds)} folds", self.info.get("monitor"))
+
+    def _repr_html_(self) -> str:
+        """The table, for notebooks."""
+        return as_html(self.table())
 
     @property
     def metrics(self) -> list[str]:

@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +26,7 @@ from dlblocks.crossval.splits import check_same, new_datamodule, plan_splits
 from dlblocks.crossval.vectorized import choose, run_together
 from dlblocks.data import SplitDataModule
 from dlblocks.errors import check_choice, check_function, check_range, check_whole, named
-from dlblocks.files import SUMMARY, is_rank_zero, know_rank
+from dlblocks.files import PLAN, SUMMARY, is_rank_zero, know_rank, say_resumed
 from dlblocks.fitting import (
     CALLBACKS,
     SELECT,
@@ -34,10 +35,11 @@ from dlblocks.fitting import (
     resolve_mode,
     shows_bar,
 )
-from dlblocks.lock import locked
+from dlblocks.lock import locked, numbered
 from dlblocks.metrics import metric_ranges
 from dlblocks.quiet import isolated
 
+RUN_DIR = "runs/cross-validation"
 OPTIMISTIC = "optimistic: the epoch was selected on the scored samples"
 
 
@@ -58,7 +60,7 @@ def cross_validate(
     selection_fraction: float = 0.15,
     logger: Literal["csv", "wandb", "tensorboard", "none"] | None = "csv",
     log_checkpoints: bool = False,
-    run_dir: str | PathLike[str] = "runs/cross-validation",
+    run_dir: str | PathLike[str] | None = None,
     resume: bool = True,
     seed: int = 0,
     progress_bar: bool = True,
@@ -148,7 +150,9 @@ def cross_validate(
         logger: Where each fold logs. W&B runs share a group named after `run_dir`; a further run
             of the group, of job type ``"summary"``, holds means, the table of folds and figures.
         log_checkpoints: Send the best checkpoints of all folds to W&B as an artifact.
-        run_dir: A folder that is empty or does not exist, or holds a run to resume.
+        run_dir: A folder that is empty or does not exist, or holds a run to resume. A finished run is
+            loaded. Both are reported on stderr. None: ``runs/cross-validation``, numbered: the
+            first that is empty, or holds an unfinished run of the same configuration.
         resume: Resume the run in `run_dir`; False refuses a folder that holds something.
         seed: Seed of initialisation, dropout and all else that is random in training.
         progress_bar: Show one bar over all folds, on rank 0. A progress bar of `make_callbacks`
@@ -197,25 +201,29 @@ def cross_validate(
         monitor=monitor,
         mode=mode,
         logger=logger,
-        run_dir=Path(run_dir),
+        run_dir=Path(run_dir or RUN_DIR),
         seed=seed,
         resume=resume,
         select=select,
         selection_fraction=selection_fraction if select == "inner" else 0.0,
     )
-    with locked(plan.run_dir) if is_rank_zero() else contextlib.nullcontext():
-        return _cross_validate(
-            plan,
-            datamodule,
-            num_folds,
-            repeats,
-            engine=engine,
-            n_jobs=n_jobs,
-            on_error=on_error,
-            log_checkpoints=log_checkpoints,
-            progress_bar=shows_bar(progress_bar, trainer),
-            figures=figures,
-        )
+
+    def run(path: Path) -> CrossValidationResult:
+        with locked(path) if is_rank_zero() else contextlib.nullcontext():
+            return _cross_validate(
+                replace(plan, run_dir=path),
+                datamodule,
+                num_folds,
+                repeats,
+                engine=engine,
+                n_jobs=n_jobs,
+                on_error=on_error,
+                log_checkpoints=log_checkpoints,
+                progress_bar=shows_bar(progress_bar, trainer),
+                figures=figures,
+            )
+
+    return run(plan.run_dir) if run_dir else numbered(RUN_DIR, run, resume=resume)
 
 
 def _cross_validate(
@@ -258,7 +266,10 @@ def _cross_validate(
             plan.loss_range = getattr(model, "loss_range", plan.loss_range)
             if is_rank_zero():
                 # Other ranks of the same run come here while this one is already writing.
+                was_begun = (plan.run_dir / PLAN).is_file()
                 plan.run_id = begin(plan.run_dir, config, splits, resume=plan.resume)
+                if was_begun:
+                    say_resumed(plan.run_dir, len(found), len(jobs), "folds")
 
         plan.check = check
         todo = [job for job in jobs if job not in found]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from dlblocks.tables import GAP, block, number, width
+
 if TYPE_CHECKING:
     from dlblocks.crossval.result import CrossValidationResult
 
 WIDTH = 100
 # The scores that people ask for first.
 FIRST = ("val/accuracy", "val/f1", "val/rmse", "val/r2", "val/loss")
-GAP = "  "
 
 
 def table(result: CrossValidationResult, beside: Mapping[str, Sequence[str]] | None = None) -> str:
@@ -46,8 +47,8 @@ def table(result: CrossValidationResult, beside: Mapping[str, Sequence[str]] | N
     ]
     lead = [["epochs", *epochs, _missing(result), "", ""]]
     lead += [[name, *cells, "", ""] for name, cells in beside.items()]
-    first, *more = _blocks(names, lead, columns, reserved=_width(seconds) + len(GAP))
-    blocks = [_block(block, len(result.folds)) for block in [[*first, seconds], *more]]
+    first, *more = _blocks(names, lead, columns, reserved=width(seconds) + len(GAP))
+    blocks = [_block(part, len(result.folds)) for part in [[*first, seconds], *more]]
     others = {name: value for name, value in pooled.items() if name not in shown}
     said = ", ".join(f"{name} {number(value)}" for name, value in others.items())
     below = [f"pooled: {said}"] if others else []
@@ -77,29 +78,18 @@ def _blocks(
     blocks = [[*names, *lead]]
     for column in columns:
         room = WIDTH - (reserved if len(blocks) == 1 else 0)
-        used = sum(_width(c) + len(GAP) for c in blocks[-1])
-        if used + _width(column) > room and len(blocks[-1]) > len(names):
+        used = sum(width(c) + len(GAP) for c in blocks[-1])
+        if used + width(column) > room and len(blocks[-1]) > len(names):
             blocks.append([*names])
         blocks[-1].append(column)
     return blocks
 
 
 def _block(columns: list[list[str]], num_folds: int) -> str:
-    widths = [_width(column) for column in columns]
-
-    def line(cells: Sequence[str]) -> str:
-        return GAP.join(f"{c:<{w}}" for c, w in zip(cells, widths, strict=True)).rstrip()
-
-    head, *rows = map(line, zip(*columns, strict=True))
-    rule = "─" * (sum(widths) + len(GAP) * (len(widths) - 1))
-    below = [row for row in rows[num_folds:] if row]
-    if below[-1].strip() == "pooled":  # of other blocks
-        below.pop()
-    return "\n".join([head, rule, *rows[:num_folds], rule, *below])
-
-
-def _width(column: Sequence[str]) -> int:
-    return max(map(len, column))
+    lines = block(columns, num_folds).split("\n")
+    if lines[-1].strip() == "pooled":  # of other blocks
+        lines.pop()
+    return "\n".join(lines)
 
 
 def _shortened(name: str, length: int = 24) -> str:
@@ -121,12 +111,6 @@ def said_interval(result: CrossValidationResult, metric: str) -> str:
     """``"0.8911 … 0.9534"``."""
     low, high = result.interval(metric)
     return f"{number(low)} … {number(high)}"
-
-
-def number(value: float) -> str:
-    """Four decimals, or four digits where that would say too little or too much."""
-    small = value != 0 and abs(value) < 1e-3
-    return f"{value:.2e}" if small else f"{value:.4f}" if abs(value) < 1e4 else f"{value:.4g}"
 
 
 def table_metrics(result: CrossValidationResult) -> list[str]:

@@ -52,7 +52,8 @@ class AdaBoost(Stagewise):
         trainer: See `GradientBoosting`, as all that follow.
         seed: Seed of weights and dropout.
         logger: Where the accuracies of the stages are logged.
-        run_dir: A folder that is empty or does not exist, or holds a run to go on with.
+        run_dir: A folder that is empty or does not exist, or holds a run to go on with. None:
+            ``runs/adaboost``, or with ``-2``, ``-3``, …
         resume: See `GradientBoosting`.
         progress_bar: Show a bar over the stages.
 
@@ -77,6 +78,7 @@ class AdaBoost(Stagewise):
     """
 
     kind = Classifier
+    base = "runs/adaboost"
     monitor = "val/accuracy"
     mode: Literal["min", "max"] = "max"
 
@@ -91,7 +93,7 @@ class AdaBoost(Stagewise):
         trainer: Mapping[str, Any] | None = None,
         seed: int = 0,
         logger: LoggerName | None = "csv",
-        run_dir: str | PathLike[str] = "runs/adaboost",
+        run_dir: str | PathLike[str] | None = None,
         resume: bool = True,
         progress_bar: bool = True,
     ) -> None:

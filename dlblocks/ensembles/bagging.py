@@ -37,6 +37,7 @@ from dlblocks.files import (
     SUMMARY,
     is_rank_zero,
     know_rank,
+    say_resumed,
 )
 from dlblocks.fitting import (
     CALLBACKS,
@@ -45,7 +46,7 @@ from dlblocks.fitting import (
     resolve_mode,
     shows_bar,
 )
-from dlblocks.lock import locked
+from dlblocks.lock import locked, numbered
 from dlblocks.models import Regressor
 from dlblocks.models.checkpoints import restore, write_checkpoint
 from dlblocks.quiet import isolated
@@ -95,7 +96,9 @@ class Bagging:
             a few measured steps say that it is faster.
         logger: Where each member logs. W&B runs share a group named after `run_dir`, with a summary
             run.
-        run_dir: A folder that is empty or does not exist, or holds a run to go on with.
+        run_dir: A folder that is empty or does not exist, or holds a run to go on with. A finished
+            run is loaded. Both are reported on stderr. None: ``runs/bagging``,
+            numbered: the first that is empty, or holds an unfinished run of the same configuration.
         resume: Go on with the run in `run_dir`; False refuses a folder that holds something.
         seed: Seed of the samples, of initialisation, dropout and the order of the data.
         progress_bar: Show one bar over all members, as for `cross_validate`.
@@ -119,6 +122,7 @@ class Bagging:
     """
 
     kind = "bagging"
+    base = "runs/bagging"  # the run folder, where none is given
 
     def __init__(
         self,
@@ -137,7 +141,7 @@ class Bagging:
         mode: Literal["min", "max"] | None = None,
         engine: Literal["sequential", "vectorized", "auto"] = "sequential",
         logger: Literal["csv", "wandb", "tensorboard", "none"] | None = "csv",
-        run_dir: str | PathLike[str] = "runs/bagging",
+        run_dir: str | PathLike[str] | None = None,
         resume: bool = True,
         seed: int = 0,
         progress_bar: bool = True,
@@ -174,7 +178,8 @@ class Bagging:
         self.samples = samples
         self.make_callbacks = make_callbacks or list
         self.monitor, self.mode, self.engine = monitor, mode, engine
-        self.logger, self.run_dir, self.resume = logger, Path(run_dir), resume
+        self.logger, self.resume = logger, resume
+        self.run_dir, self._is_numbered = Path(run_dir or self.base), not run_dir
         self.seed, self.figures = seed, figures
         self.progress_bar = shows_bar(progress_bar, trainer)
 
@@ -191,8 +196,16 @@ class Bagging:
             BlockingIOError: Another process works in `run_dir`.
         """
         know_rank(self.trainer.get("num_nodes", 1))
-        with locked(self.run_dir) if is_rank_zero() else contextlib.nullcontext():
-            return self._fit()
+        if self._is_numbered:
+            return numbered(self.base, self._fit_in, resume=self.resume)
+        return self._fit_in(self.run_dir)
+
+    def _fit_in(self, run_dir: Path) -> BaggingResult:
+        self.run_dir = run_dir
+        with locked(run_dir) if is_rank_zero() else contextlib.nullcontext():
+            result = self._fit()
+        self._is_numbered = False  # a further fit is one of this run
+        return result
 
     def _fit(self) -> BaggingResult:
         """See `fit`; the run folder is this process's own, or that of its rank 0."""
@@ -226,7 +239,10 @@ class Bagging:
             if engine == "vectorized":  # which draws other numbers
                 config["engine"] = engine
             if is_rank_zero():
-                fits.run_id = plan.begin(self.run_dir, config, samples, goes_on=self._goes_on())
+                goes_on = self._goes_on()
+                fits.run_id = plan.begin(self.run_dir, config, samples, goes_on=goes_on)
+                if goes_on:
+                    say_resumed(self.run_dir, len(found), self.num_members, "members")
                 if self.engine == "auto" and todo:
                     print(f"engine: {engine}; {why}", file=sys.stderr, flush=True)
             if lacking and todo:

@@ -20,7 +20,7 @@ from dlblocks import tracking
 from dlblocks.data import SplitDataModule
 from dlblocks.ensembles.bagging_result import SAMPLES
 from dlblocks.ensembles.bootstrap import Rows
-from dlblocks.files import PLAN, check_new_run_dir, whole_file, write_json
+from dlblocks.files import PLAN, OtherRunError, check_new_run_dir, whole_file, write_json
 from dlblocks.fitting import configuration, without_bars
 from dlblocks.models import Model
 
@@ -106,7 +106,7 @@ def same_run(run_dir: Path, config: dict[str, Any]) -> str:
     if names:
         shown = [f"{key} was {old.get(key)!r} and is {config.get(key)!r}" for key in names]
         shown = [text if len(text) < LONGEST else f"{text[:LONGEST]} …" for text in shown]
-        raise FileExistsError(
+        raise OtherRunError(
             f"run_dir='{run_dir}' holds a run of another kind: {'; '.join(shown)}. Choose another "
             "run_dir, or delete it first."
         )

@@ -22,6 +22,7 @@ from dlblocks.errors import did_you_mean
 from dlblocks.files import SUMMARY, whole_file, write_json, write_rows
 from dlblocks.models import Model, VotingClassifier, VotingRegressor, load
 from dlblocks.quiet import isolated
+from dlblocks.tables import as_html, block, number, one_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 ENSEMBLE, SAMPLES, OOB = "ensemble.ckpt", "samples.npz", "oob.npz"
 
 
-@dataclass
+@dataclass(repr=False)
 class BaggingResult:
     """The result of `Bagging.fit`.
 
@@ -55,6 +56,30 @@ class BaggingResult:
     oob_score: dict[str, float]
     histories: list[list[dict[str, float]]] = field(default_factory=list)
     info: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """One line: run folder, members, and the monitor's mean ± std."""
+        return one_line(self, f"{len(self.members)} members", self.info.get("monitor"))
+
+    def _repr_html_(self) -> str:
+        """The table, for notebooks."""
+        return as_html(self.table())
+
+    def table(self) -> str:
+        """The members as text, each alone, and below them the out-of-bag scores of all."""
+        names = [name for name in (self.info.get("monitor"),) if name in self.metrics]
+        names += [name for name in self.metrics if name not in names]
+        columns = [
+            ["member", *(str(row["member"]) for row in self.members), "mean ± std"],
+            ["epochs", *(f"{r['epochs']} (best {r['best_epoch']})" for r in self.members), ""],
+        ]
+        for name in names:
+            mean = f"{number(self.mean(name))} ± {number(self.std(name))}"
+            columns.append([name, *map(number, self.values(name)), mean])
+        seconds = [row["seconds"] for row in self.members]
+        columns.append(["seconds", *(f"{t:.1f}" for t in seconds), f"{sum(seconds):.1f} in all"])
+        scores = ", ".join(f"{name} {number(value)}" for name, value in self.oob_score.items())
+        return block(columns, len(self.members)) + (f"\nout of bag: {scores}" if scores else "")
 
     @property
     def checkpoint(self) -> Path:

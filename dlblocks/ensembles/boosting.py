@@ -63,7 +63,9 @@ class GradientBoosting(Stagewise):
         seed: Seed of weights, dropout and subsampling.
         logger: Where the losses of the stages are logged.
         run_dir: A folder that is empty or does not exist, or holds a run to go on with; gets
-            ``plan.json``, ``summary.json``, ``history.csv`` and ``checkpoints/best.ckpt``.
+            ``plan.json``, ``summary.json``, ``history.csv`` and ``checkpoints/best.ckpt``. None:
+            ``runs/boosting``, or with ``-2``, ``-3``, … the first that is empty or holds an
+            unfinished run of the same configuration.
         resume: Go on with a run in `run_dir` that was killed, after its last finished stage, or
             read back one that has ended; what comes out is the same, bit for bit. The weights of
             each learner are kept for it. Learners that fit themselves are fitted again.
@@ -92,6 +94,7 @@ class GradientBoosting(Stagewise):
     """
 
     kind = Regressor
+    base = "runs/boosting"
     monitor = "val/loss"
     mode: Literal["min", "max"] = "min"
 
@@ -110,7 +113,7 @@ class GradientBoosting(Stagewise):
         trainer: Mapping[str, Any] | None = None,
         seed: int = 0,
         logger: LoggerName | None = "csv",
-        run_dir: str | PathLike[str] = "runs/boosting",
+        run_dir: str | PathLike[str] | None = None,
         resume: bool = True,
         progress_bar: bool = True,
     ) -> None:

@@ -25,11 +25,12 @@ class DeepEnsemble(Bagging):
         make_model: As all that follow, see `Bagging`.
         datamodule: The data.
         num_members: Number of members M >= 1.
-        run_dir: The run folder.
+        run_dir: The run folder. None: ``runs/deep-ensemble``, or with ``-2``, ``-3``, …
         settings: Those of `Bagging`, but for max_samples, bootstrap, stratify and samples.
     """
 
     kind = "deep ensemble"
+    base = "runs/deep-ensemble"
 
     def __init__(
         self,
@@ -37,7 +38,7 @@ class DeepEnsemble(Bagging):
         datamodule: SplitDataModule | Callable[[], SplitDataModule],
         *,
         num_members: int = 5,
-        run_dir: str | PathLike[str] = "runs/deep-ensemble",
+        run_dir: str | PathLike[str] | None = None,
         **settings: Any,
     ) -> None:
         for name in ("max_samples", "bootstrap", "stratify", "samples"):

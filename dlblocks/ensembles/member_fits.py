@@ -30,7 +30,7 @@ from dlblocks.ensembles.support import check_vectorizable
 from dlblocks.ensembles.vectorized import Together
 from dlblocks.errors import named
 from dlblocks.files import is_rank_zero, read_rows, whole_file, write_json, write_rows
-from dlblocks.fitting import fit, new_callbacks
+from dlblocks.fitting import drop_training_state, fit, new_callbacks
 from dlblocks.models import Classifier, Model, Regressor
 from dlblocks.models.checkpoints import write_checkpoint
 from dlblocks.predictions import predict_part
@@ -176,6 +176,8 @@ class Fits:
             predicted = None
             if len(data.indices("oob")):
                 predicted = predict_part(done.trainer, model, data, "oob")
+        if done.trainer.is_global_zero:
+            drop_training_state(done.checkpoint)
         return self._finish(
             k,
             data,

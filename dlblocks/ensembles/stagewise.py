@@ -26,9 +26,9 @@ from dlblocks.ensembles.stage_arguments import check_trainer
 from dlblocks.ensembles.stage_files import StageFiles
 from dlblocks.ensembles.stages import Stages, Task, seed_all, self_fitting
 from dlblocks.errors import check_function, check_whole
-from dlblocks.files import write_json, write_rows
+from dlblocks.files import say_resumed, write_json, write_rows
 from dlblocks.fitting import shows_bar
-from dlblocks.lock import locked
+from dlblocks.lock import locked, numbered
 from dlblocks.models import checkpoints
 from dlblocks.models.base import Model
 from dlblocks.no_gpu import quick_gpu_check
@@ -75,6 +75,7 @@ class Stagewise:
     """
 
     kind: type[Model]  # of the learners
+    base: str  # the run folder, where none is given
     monitor: str
     mode: Literal["min", "max"]
 
@@ -88,7 +89,7 @@ class Stagewise:
         trainer: Mapping[str, Any] | None,
         seed: int,
         logger: LoggerName | None,
-        run_dir: str | PathLike[str],
+        run_dir: str | PathLike[str] | None,
         resume: bool,
         progress_bar: bool,
     ) -> None:
@@ -106,7 +107,8 @@ class Stagewise:
         self.make_learner, self.datamodule = make_learner, datamodule
         self.num_stages, self.patience, self.seed = num_stages, patience, seed
         self.trainer = check_trainer(trainer)
-        self.logger, self.run_dir = logger, Path(run_dir)
+        self.logger = logger
+        self.run_dir, self._is_numbered = Path(run_dir or self.base), not run_dir
         self.progress_bar = shows_bar(progress_bar, trainer)
         self.resume = resume
         self.settings: dict[str, Any] = {}
@@ -155,11 +157,13 @@ class Stagewise:
             FloatingPointError: The loss of a learner, or what it puts out, is not finite.
         """
         with isolated():
-            return self._fit()
+            if self._is_numbered:
+                return numbered(self.base, self._fit_in, resume=self.resume)
+            return self._fit_in(self.run_dir)
 
-    def _fit(self) -> BoostingResult:
+    def _fit_in(self, path: Path) -> BoostingResult:
         started = time.monotonic()
-        path = self.run_dir
+        self.run_dir = path
         self._files = StageFiles(path, resume=self.resume)
         self.learners: list[Model] = []  # of the ensemble
         self._made: list[Model] = []
@@ -179,7 +183,9 @@ class Stagewise:
         self.prepare()
         with locked(path):
             self._run(path)
-            return self._finish(path, started)
+            result = self._finish(path, started)
+        self._is_numbered = False  # a further fit is one of this run
+        return result
 
     def _finish(self, path: Path, started: float) -> BoostingResult:
         best = self._best_stage()
@@ -209,6 +215,10 @@ class Stagewise:
 
     def _run(self, path: Path) -> None:
         run_id = self._files.begin(self._plan())
+        if self._files.goes_on:
+            ended = self._files.seconds() is not None  # maybe after fewer stages
+            done = self.num_stages if ended else self._files.finished()
+            say_resumed(path, done, self.num_stages, "stages")
         arguments = dict(self.trainer)
         stages = Stages(
             self,

@@ -1,0 +1,198 @@
+"""Which folder a call works in, and what it says of a run that is there already."""
+
+import multiprocessing
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from dlblocks import files
+from dlblocks.cli import main
+from dlblocks.crossval import cross_validate, nested_cross_validate
+from dlblocks.data import ArrayDataModule, TabularDataModule
+from dlblocks.ensembles import Bagging, DeepEnsemble, GradientBoosting
+from dlblocks.fitting import fit_and_test
+from dlblocks.lock import locked
+from dlblocks.models import MLPClassifier, MLPRegressor
+
+CPU = {"max_epochs": 1, "accelerator": "cpu"}
+QUIET = {"progress_bar": False, "figures": False}
+WHEN = r"\d{4}-\d\d-\d\d \d\d:\d\d"
+
+
+class Fails(Callback):
+    """Kills the fit with this number, from 0, while `on`."""
+
+    on = True
+    fits = 0
+
+    def on_train_start(self, trainer, pl_module):
+        Fails.fits += 1
+        if Fails.on and Fails.fits > 1:
+            raise RuntimeError("killed")
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    Fails.on, Fails.fits = True, 0
+
+
+def model(lr=0.01):
+    return MLPClassifier(4, 3, hidden=[4], lr=lr)
+
+
+def folds(run_dir=None, lr=0.01, callback=Fails, **arguments):
+    return cross_validate(
+        lambda: model(lr), TabularDataModule("iris"), num_folds=3, trainer=CPU, run_dir=run_dir,
+        make_callbacks=lambda: [callback()], **{**QUIET, **arguments},
+    )  # fmt: skip
+
+
+def nested(run_dir=None):
+    return nested_cross_validate(
+        model, TabularDataModule("iris"), {"lr": [0.01]}, num_folds=2, inner_folds=2, trainer=CPU,
+        run_dir=run_dir, **QUIET,
+    )  # fmt: skip
+
+
+def ensemble(kind=Bagging, run_dir=None):
+    return kind(
+        model, TabularDataModule("iris"), num_members=2, trainer=CPU, run_dir=run_dir, **QUIET
+    ).fit()
+
+
+def boosted(run_dir=None):
+    x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+    return GradientBoosting(
+        lambda: MLPRegressor(2, 1, hidden=[4]), ArrayDataModule(x, x[:, :1]), num_stages=2,
+        trainer=CPU, run_dir=run_dir, progress_bar=False,
+    ).fit()  # fmt: skip
+
+
+def interrupted(**arguments):
+    with pytest.raises(RuntimeError, match="killed"):
+        folds(**arguments)
+    Fails.on = False
+
+
+def test_calls_without_a_folder_number_theirs(capfd):
+    Fails.on = False
+    assert [folds().run_dir.name for _ in range(3)] == [
+        "cross-validation", "cross-validation-2", "cross-validation-3"
+    ]  # fmt: skip
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (nested, "nested-cross-validation"),
+        (ensemble, "bagging"),
+        (lambda: ensemble(DeepEnsemble), "deep-ensemble"),
+        (boosted, "boosting"),
+        (
+            lambda: fit_and_test(
+                model(), TabularDataModule("iris", test_fraction=0.2), trainer=CPU,
+                progress_bar=False,
+            ),
+            "fit",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_so_do_the_others(call, name, capfd):
+    call()
+    call()
+    assert sorted(path.name for path in Path("runs").iterdir()) == [name, f"{name}-2"]
+    assert all((path / "summary.json").is_file() for path in Path("runs").iterdir())
+    assert capfd.readouterr().err == ""
+
+
+def test_an_ensemble_that_is_fitted_again_is_loaded():
+    bagging = Bagging(model, TabularDataModule("iris"), num_members=2, trainer=CPU, **QUIET)
+    assert bagging.fit().run_dir == bagging.fit().run_dir == Path("runs/bagging")
+
+
+def test_an_unfinished_run_is_resumed_if_it_is_the_same(capfd):
+    interrupted()
+    other = folds(lr=0.5)  # of another configuration
+    assert other.run_dir.name == "cross-validation-2"
+    assert capfd.readouterr().err == ""
+    Fails.fits = 0
+    same = folds()
+    assert same.run_dir.name == "cross-validation"
+    assert Fails.fits == 2
+    said = capfd.readouterr().err
+    assert re.fullmatch(
+        rf"runs/cross-validation: resuming a run of {WHEN}, 1 of 3 folds done\.\n", said
+    )
+    assert folds(resume=False).run_dir.name == "cross-validation-3"
+
+
+def test_an_unfinished_run_in_use_is_left_alone():
+    interrupted()
+    go, over = multiprocessing.Event(), multiprocessing.Event()
+    process = multiprocessing.get_context("fork").Process(target=_hold, args=(go, over))
+    process.start()
+    assert go.wait(10)
+    try:
+        assert folds().run_dir.name == "cross-validation-2"
+    finally:
+        over.set()
+        process.join()
+    assert folds().run_dir.name == "cross-validation"
+
+
+def _hold(go, over):
+    with locked(Path("runs/cross-validation")):
+        go.set()
+        over.wait(60)
+
+
+@pytest.mark.parametrize("call", [folds, nested, ensemble, boosted])
+def test_a_finished_run_that_is_loaded_is_reported(call, capfd):
+    Fails.on = False
+    call(run_dir="mine")
+    os.utime("mine/summary.json", (0, 1_700_000_000))
+    assert capfd.readouterr().err == ""
+    call(run_dir="mine")
+    said = capfd.readouterr().err
+    assert re.fullmatch(
+        rf"mine: finished {WHEN}, loaded; pass another run_dir for a new run\.\n", said
+    )
+    assert "2023-11-1" in said
+
+
+def test_the_command_line_passes_over_another_configuration(capfd):
+    command = [
+        "cross-validate", "--model=MLPClassifier", "--model.in_features=4",
+        "--model.num_classes=3", "--data=TabularDataModule", "--data.dataset=iris",
+        "--num_folds=2", "--trainer.max_epochs=1", "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false",
+    ]  # fmt: skip
+    for lr in (0.1, 0.2):
+        main([*command, f"--model.lr={lr}"])
+        Path("runs/MLPClassifier-cross-validate/summary.json").unlink(missing_ok=True)
+    assert "Everything is in runs/MLPClassifier-cross-validate-2." in capfd.readouterr().out
+    main([*command, "--model.lr=0.1"])
+    said = capfd.readouterr()
+    assert "2 of 2 folds done" in said.err
+    assert "Everything is in runs/MLPClassifier-cross-validate." in said.out
+
+
+def test_other_ranks_take_the_folders_of_rank_0_in_their_order(monkeypatch):
+    """Lightning starts them in the second call; they run the script from its beginning."""
+    monkeypatch.setattr(files, "_chosen", [])
+    assert [files.next_run_dir("runs/a"), files.next_run_dir("runs/b")] == [
+        Path("runs/a"), Path("runs/b")
+    ]  # fmt: skip
+    monkeypatch.setattr(files, "_chosen", [])
+    monkeypatch.setattr(files, "is_rank_zero", lambda: False)
+    Path("runs/a").mkdir(parents=True)
+    Path("runs/a/plan.json").touch()
+    assert [files.next_run_dir("runs/a"), files.next_run_dir("runs/b")] == [
+        Path("runs/a"), Path("runs/b")
+    ]  # fmt: skip
