@@ -150,8 +150,8 @@ def cross_validate(
         logger: Where each fold logs. W&B runs share a group named after `run_dir`; a further run
             of the group, of job type ``"summary"``, holds means, the table of folds and figures.
         log_checkpoints: Send the best checkpoints of all folds to W&B as an artifact.
-        run_dir: A folder that is empty or does not exist, or holds a run to resume. A finished run is
-            loaded. Both are reported on stderr. None: ``runs/cross-validation``, numbered: the
+        run_dir: A folder that is empty or does not exist, or holds a run to resume. A finished run
+            is loaded. Both are reported on stderr. None: ``runs/cross-validation``, numbered: the
             first that is empty, or holds an unfinished run of the same configuration.
         resume: Resume the run in `run_dir`; False refuses a folder that holds something.
         seed: Seed of initialisation, dropout and all else that is random in training.
