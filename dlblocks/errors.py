@@ -96,6 +96,16 @@ lambda: MLPClassifier(64, 10).
         )
 
 
+def other_lightning(thing: object) -> str:
+    """Say that something is of the package ``pytorch_lightning``, or nothing if it is not."""
+    if all(c.__module__.partition(".")[0] != "pytorch_lightning" for c in type(thing).__mro__):
+        return ""
+    return (
+        f" {type(thing).__name__} is of the package pytorch_lightning, whose classes are not those "
+        "of lightning.pytorch; import lightning.pytorch as pl in its place."
+    )
+
+
 def named(error: Exception, name: str) -> Exception:
     """The same kind of error, whose message begins with the name of what it belongs to.
 

@@ -19,6 +19,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
     Callback,
     EarlyStopping,
     ModelCheckpoint,
@@ -28,13 +29,14 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.compile import from_compiled
 from lightning.pytorch.utilities.seed import isolate_rng
 from torchmetrics import Metric
 
 from dlblocks import report, tracking
 from dlblocks.callbacks import ExactResume
 from dlblocks.data import DataModule, SplitDataModule
-from dlblocks.errors import check_choice, did_you_mean
+from dlblocks.errors import check_choice, did_you_mean, other_lightning
 from dlblocks.files import (
     check_new_run_dir,
     is_rank_zero,
@@ -190,11 +192,33 @@ def without_bars(callbacks: Sequence[Callback]) -> list[Callback]:
     return [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
 
 
+def new_module(
+    make_model: Callable[..., pl.LightningModule], example: str = "lambda: MLPClassifier(64, 10)"
+) -> pl.LightningModule:
+    """What `make_model` returns, or a `TypeError` if it is not a LightningModule.
+
+    Of a compiled one, ``torch.compile(module)``, the module itself, with its compiled steps.
+    """
+    model: Any = make_model()
+    if isinstance(getattr(model, "_orig_mod", None), pl.LightningModule):
+        model = from_compiled(model)
+    if not isinstance(model, pl.LightningModule):
+        raise TypeError(
+            f"make_model must return a LightningModule, got {type(model).__name__}; pass a "
+            f"function such as {example}.{other_lightning(model)}"
+        )
+    return model
+
+
 def new_callbacks(make_callbacks: Callable[[], Sequence[Callback]]) -> list[Callback]:
     """What `make_callbacks` returns, or a `TypeError` if it is not a list of callbacks."""
     made = make_callbacks()
     if not isinstance(made, (list, tuple)) or not all(isinstance(c, Callback) for c in made):
-        raise TypeError(f"make_callbacks returned {made!r}; expected a list, as of {CALLBACKS}.")
+        items = made if isinstance(made, (list, tuple)) else [made]
+        raise TypeError(
+            f"make_callbacks returned {made!r}; expected a list, as of {CALLBACKS}."
+            f"{''.join(filter(None, map(other_lightning, items)))}"
+        )
     return list(made)
 
 
@@ -219,8 +243,7 @@ def resolve_mode(
     known = metric_mode(monitor)
     if known is None and mode is None and make_model is not None:
         with isolated():
-            model = make_model()
-        known = mode_of_metric(model, monitor) if isinstance(model, pl.LightningModule) else None
+            known = mode_of_metric(new_module(make_model), monitor)
     if known is not None and mode not in (None, known):
         raise _contradiction(monitor, "", known, mode)
     found = known or mode
@@ -438,15 +461,17 @@ def fit(
     # them in for validation alone, and test and predict would use the others. And the history is
     # that of the whole fit, not of the best epoch's checkpoint.
     attached: list[Callback] = vars(fitter)["callbacks"]  # an attribute without an annotation
-    attached[:] = [c for c in attached if not isinstance(c, (WeightAveraging, KeepHistory))]
+    # A `BatchSizeFinder` would search again at every validation and prediction.
+    ended = (WeightAveraging, KeepHistory, BatchSizeFinder)
+    attached[:] = [c for c in attached if not isinstance(c, ended)]
     # fast_dev_run keeps no checkpoints: its last weights stand for the best.
     best = checkpoint.best_model_path or None
     if best is None and not trainer.get("fast_dev_run"):
-        ended = f"the fit ended after {fitter.global_step} steps, {fitter.current_epoch} epochs"
+        how = f"the fit ended after {fitter.global_step} steps, {fitter.current_epoch} epochs"
         if not validated_on:
-            raise ValueError(f"{ended}, and has no weights to keep; train at least one epoch.")
+            raise ValueError(f"{how}, and has no weights to keep; train at least one epoch.")
         raise ValueError(
-            f"{ended}, without a validation that logs monitor={monitor!r}. Train longer, validate "
+            f"{how}, without a validation that logs monitor={monitor!r}. Train longer, validate "
             "more often (val_check_interval, check_val_every_n_epoch), or use smaller batches "
             "where drop_last leaves none."
         )

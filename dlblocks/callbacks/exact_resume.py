@@ -289,6 +289,8 @@ class ExactResume(ModelCheckpoint):
             return
         saved = checkpoint["callbacks"].get(self.state_key)
         if saved is None:
+            if checkpoint["global_step"] == 0:
+                return  # of `BatchSizeFinder`, before the first step: nothing can be lost
             rank_zero_warn(f"ExactResume did not write this checkpoint; {NOT_EXACT}")
             return
         ranks = saved["ranks"]

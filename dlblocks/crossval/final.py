@@ -19,7 +19,12 @@ from dlblocks.crossval.plan import FOLDS
 from dlblocks.crossval.result import CrossValidationResult, fold_dir
 from dlblocks.data import DataModule, SplitDataModule
 from dlblocks.files import write_json
-from dlblocks.fitting import check_trainer_arguments, drop_training_state, without_bars
+from dlblocks.fitting import (
+    check_trainer_arguments,
+    drop_training_state,
+    new_module,
+    without_bars,
+)
 from dlblocks.history import History
 from dlblocks.models import (
     Classifier,
@@ -86,7 +91,7 @@ def _member(
                     "give make_model=, or classes= for your own."
                 ) from error
     with isolated():
-        return restore(make_model(), path)
+        return restore(new_module(make_model), path)
 
 
 def refit(
@@ -108,7 +113,7 @@ def refit(
     given = datamodule if isinstance(datamodule, SplitDataModule) else datamodule()
     with isolated():
         pl.seed_everything(seed, workers=True, verbose=False)
-        model = make_model()
+        model = new_module(make_model)
         given_callbacks = make_callbacks() if make_callbacks else ()
         # There is no validation by which it could stop or choose.
         left_out = (EarlyStopping, ModelCheckpoint)

@@ -30,7 +30,7 @@ from dlblocks.crossval.out_of_fold import OutOfFold
 from dlblocks.crossval.result import fold_dir
 from dlblocks.data import SplitDataModule
 from dlblocks.files import is_rank_zero, read_rows, whole_file, write_json
-from dlblocks.fitting import Select, drop_training_state, fit, new_callbacks
+from dlblocks.fitting import Select, drop_training_state, fit, new_callbacks, new_module
 from dlblocks.metrics import Range
 from dlblocks.models.checkpoints import is_ours
 from dlblocks.predictions import NoPredictions, predict_part, try_prediction
@@ -116,12 +116,7 @@ class Plan:
         return new
 
     def new_model(self) -> pl.LightningModule:
-        model = self.make_model()
-        if not isinstance(model, pl.LightningModule):
-            raise TypeError(
-                f"make_model must return a LightningModule, got {type(model).__name__}; "
-                "pass a function such as lambda: MLPClassifier(64, 10)."
-            )
+        model = new_module(self.make_model)
         self._check_new(model, "make_model", "model")
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:

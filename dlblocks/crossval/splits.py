@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from dlblocks.data import SplitDataModule
+from dlblocks.errors import other_lightning
 from dlblocks.files import is_rank_zero, whole_file
 
 
@@ -23,12 +24,14 @@ def new_datamodule(
     """
     # Somebody else's data may be drawn or split by the global seed: then the same in every fold.
     pl.seed_everything(seed, workers=True, verbose=False)
-    datamodule = given if isinstance(given, pl.LightningDataModule) else given()
+    datamodule: Any = given
+    if callable(given) and not isinstance(given, pl.LightningDataModule):
+        datamodule = given()
     if not isinstance(datamodule, SplitDataModule):
         raise TypeError(
             f"datamodule must be a dlblocks DataModule or a function that returns one, got "
             f"{type(datamodule).__name__}; ArrayDataModule makes one of your arrays, "
-            "FoldedDataModule of your LightningDataModule or Dataset."
+            f"FoldedDataModule of your LightningDataModule or Dataset.{other_lightning(datamodule)}"
         )
     if is_rank_zero():
         datamodule.prepare_data()

@@ -157,7 +157,7 @@ def _inputs(argument: str, values: Any) -> Tensor:
     if tensor.dtype == torch.uint8 and tensor.ndim == 4:
         return tensor
     if not tensor.is_floating_point() or tensor.dtype == torch.float64:
-        return tensor.float()
+        return tensor.to(_dtype())
     return tensor
 
 
@@ -183,13 +183,18 @@ def _targets(
             raise ValueError(
                 f"{argument} are floating point and class_names is given; classes must be integers."
             )
-        return values.float(), None
+        return values.to(_dtype()), None
     if values.ndim == 2:
         raise ValueError(
             f"{argument} has shape {tuple(values.shape)} and is integer; for one-hot rows pass "
             f"{argument}.argmax(1), for values to regress floating point."
         )
     return values.long(), class_names
+
+
+def _dtype() -> torch.dtype:
+    """Of what is kept: float32, or float64 if that is torch's default."""
+    return torch.promote_types(torch.float32, torch.get_default_dtype())
 
 
 def _as_tensor(argument: str, values: Any) -> Tensor:

@@ -369,6 +369,8 @@ class DataModule(SplitDataModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Makes floats of the inputs and normalises them, on the batch's device."""
+        if not isinstance(batch, (list, tuple)):  # no batch of ours: an `example_input_array`
+            return batch
         inputs, *rest = batch
         inputs = self.transform(inputs)
         if self.trainer is not None:  # to the model's dtype under "16-true", "bf16-true", "64-true"
@@ -378,7 +380,8 @@ class DataModule(SplitDataModule):
     def transform(self, inputs: Tensor) -> Tensor:
         """Raw inputs (N, ...) as the model sees them: floating point, scaled, normalised.
 
-        float32 and float64 stay; uint8 and half precision become torch's default dtype.
+        uint8 and half precision become torch's default dtype, and so does float32 if that is
+        float64; float64 stays.
         """
         return rescale(inputs, *self._scale_and_shift(inputs.device))
 

@@ -35,13 +35,14 @@ from dlblocks.data.foreign import (
     as_numpy,
     count_shared,
     input_keys,
+    is_dataset,
     length,
     read_column,
 )
 from dlblocks.data.sampler import EpochSampler
 from dlblocks.data.split_module import Columns, SplitDataModule
 from dlblocks.data.splits import Split
-from dlblocks.errors import check_choice, check_range
+from dlblocks.errors import check_choice, check_range, other_lightning
 
 HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 UNIFORM = (SequentialSampler, RandomSampler, DistributedSampler)
@@ -90,7 +91,7 @@ class FoldedDataModule(SplitDataModule):
 
     Args:
         data: A LightningDataModule, a DataLoader, or a Dataset with ``dataset[i]`` and a length,
-            which is loaded in batches of 64.
+            such as those of Hugging Face, which is loaded in batches of 64.
         targets: Classes or values, one a sample, to stratify by. None: read from the data set's
             `targets`, `labels` or `y`, or the last tensor of a `TensorDataset`, also within a
             `Subset`; where there is nothing of the kind, folds are not stratified, and `notes` say
@@ -157,10 +158,10 @@ class FoldedDataModule(SplitDataModule):
         )
         if isinstance(data, SplitDataModule):
             raise TypeError(f"{type(data).__name__} has folds of its own; use it as it is.")
-        if not isinstance(data, (pl.LightningDataModule, DataLoader, Dataset)):
+        if not isinstance(data, (pl.LightningDataModule, DataLoader)) and not is_dataset(data):
             raise TypeError(
-                "data must be a LightningDataModule, a DataLoader or a Dataset, got "
-                f"{type(data).__name__}."
+                "data must be a LightningDataModule, a DataLoader or a Dataset, which has a length "
+                f"and data[i], got {type(data).__name__}.{other_lightning(data)}"
             )
         self.data = data
         self._class_names = None if class_names is None else _checked_names(class_names)
@@ -179,6 +180,7 @@ class FoldedDataModule(SplitDataModule):
         self.use_val = use_val
         self.eval_dataset = eval_dataset
         self._loaded: DataLoader | None = None
+        self._batch_size: int | None = None
         self._num_unused = 0  # validation samples of theirs
         self._columns: Columns | None = None
         self._keys: tuple[np.ndarray | None] | None = None  # what `input_keys` has found
@@ -209,9 +211,13 @@ class FoldedDataModule(SplitDataModule):
     # What the data are
 
     @property
-    def batch_size(self) -> int:  # type: ignore[override]
-        """Samples a batch (of each rank), as the loader has it."""
-        return int(self.loader.batch_size or 1)
+    def batch_size(self) -> int:
+        """Samples a batch (of each rank): the loader's, unless set, as by `BatchSizeFinder`."""
+        return self._batch_size or int(self.loader.batch_size or 1)
+
+    @batch_size.setter
+    def batch_size(self, batch_size: int) -> None:
+        self._batch_size = batch_size
 
     @property
     def loader(self) -> DataLoader:
@@ -225,7 +231,7 @@ class FoldedDataModule(SplitDataModule):
         if isinstance(loader, pl.LightningDataModule):
             loader.setup("fit")
             loader = loader.train_dataloader()
-        elif isinstance(loader, Dataset):
+        elif is_dataset(loader):
             loader = DataLoader(loader, batch_size=64)
         who = type(self.data).__name__
         if not isinstance(loader, DataLoader):
@@ -485,11 +491,12 @@ class FoldedDataModule(SplitDataModule):
             seed=self.shuffle_seed,
             num_replicas=1 if self.trainer is None else self.trainer.world_size,
             rank=0 if self.trainer is None else self.trainer.global_rank,
-            avoid_single=given.batch_size if training and not drop_last else None,
+            avoid_single=self.batch_size if training and not drop_last else None,
         )
         # Lightning tells the epoch later; workers of a run that goes on have begun by then.
         sampler.set_epoch(0 if self.trainer is None else self.trainer.current_epoch)
         kept: dict[str, Any] = {name: getattr(given, name) for name in KEPT}
+        kept["batch_size"] = self.batch_size
         return DataLoader(
             dataset,
             **kept,

@@ -76,6 +76,14 @@ def as_numpy(values: Any) -> np.ndarray:
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
+def is_dataset(data: Any) -> bool:
+    """Whether it is a data set: torch's, or anything else that `DataLoader` takes as such."""
+    if isinstance(data, Dataset):
+        return True
+    builtin = type(data).__module__ in ("builtins", "numpy", "torch")
+    return not builtin and all(hasattr(type(data), m) for m in ("__len__", "__getitem__"))
+
+
 def length(dataset: Dataset) -> int:
     """The number of samples; an `IterableDataset` has none."""
     return len(dataset)  # type: ignore[arg-type]

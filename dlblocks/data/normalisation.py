@@ -54,8 +54,9 @@ def standardisation(inputs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rescale(inputs: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """``inputs * scale + shift``: float32 and float64 stay, others become torch's default dtype."""
+    """``inputs * scale + shift`` in torch's default dtype, or that of the inputs if it is wider."""
     if inputs.dtype in (torch.float32, torch.float64):
-        return (inputs * scale.to(inputs.dtype)).add_(shift.to(inputs.dtype))
+        dtype = torch.promote_types(inputs.dtype, torch.get_default_dtype())
+        return (inputs.to(dtype) * scale.to(dtype)).add_(shift.to(dtype))
     # In place in the new memory: half the time of one fused operation out of place.
     return inputs.to(torch.get_default_dtype()).mul_(scale).add_(shift)

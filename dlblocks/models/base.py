@@ -91,6 +91,13 @@ class Model(pl.LightningModule):
         # True while a step is repeated, as by `callbacks.SAM`: metrics and losses are not kept.
         self.metrics_paused = False
 
+    # TorchScript compiles all other properties.
+    __jit_unused_properties__: list[str] = [  # noqa: RUF012 (as Lightning has it)
+        *pl.LightningModule.__jit_unused_properties__,
+        "datamodule",
+        "loss_range",
+    ]
+
     # What a learning problem defines
 
     shown: tuple[str, ...] = ()  # metrics in the progress bar, beside the loss
@@ -157,6 +164,14 @@ class Model(pl.LightningModule):
         inputs, targets = self._inputs_and_targets(batch)
         outputs = self(inputs)
         if self._first_batch:
+            if not isinstance(outputs, Tensor):
+                named = ", ".join(map(repr, outputs)) if isinstance(outputs, dict) else ""
+                raise TypeError(
+                    f"{type(self.net).__name__} puts out a {type(outputs).__name__}"
+                    f"{f' with {named}' if named else ''}, but {type(self).__name__} expects a "
+                    "tensor; define forward in a subclass, such as return "
+                    f"self.net(inputs)[{next(iter(outputs), 0) if named else 0!r}]."
+                )
             self.check_batch(outputs, targets)
             self._first_batch = False
         loss = self.loss(outputs, targets)

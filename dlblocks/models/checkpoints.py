@@ -134,8 +134,11 @@ def class_path(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def check_same(model: Model, checkpoint: Mapping[str, Any]) -> None:
-    """Raises a `ValueError` if `checkpoint` was saved by another class or other dimensions."""
+def check_same(model: Model, checkpoint: dict[str, Any]) -> None:
+    """Raises a `ValueError` if `checkpoint` was saved by another class or other dimensions.
+
+    Weights of compiled nets get the names that they have in the model.
+    """
     saved = checkpoint.get(HPARAMS) or {}
     path = saved.get(CLASS_PATH)
     if path is not None and path != class_path(type(model)):
@@ -144,6 +147,9 @@ def check_same(model: Model, checkpoint: Mapping[str, Any]) -> None:
             "make that model, or use dlblocks.models.load(path)."
         )
     here, there = model.state_dict(), checkpoint.get("state_dict", {})
+    own = {_uncompiled(name): name for name in here}
+    for name in set(there) - set(here):  # whether a net in it is compiled makes no difference
+        there[own.get(_uncompiled(name), name)] = there.pop(name)
     shapes = {k: (tuple(there[k].shape), tuple(here[k].shape)) for k in here.keys() & there.keys()}
     if here.keys() == there.keys() and all(old == new for old, new in shapes.values()):
         return
@@ -157,6 +163,10 @@ def check_same(model: Model, checkpoint: Mapping[str, Any]) -> None:
             f"the checkpoint was made with {', '.join(different)}; make the model with the same "
             "arguments, or use dlblocks.models.load(path)."
         )
+
+
+def _uncompiled(name: str) -> str:
+    return name.replace("_orig_mod.", "")
 
 
 def load(

@@ -99,8 +99,11 @@ class Classifier(Model):
 
     def for_metrics(self, outputs: Tensor, targets: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
         targets = hard_labels(targets)
-        # Training logs accuracy only: a class a sample is all that needs keeping.
-        return (outputs.argmax(1) if stage == "train" else self.prediction(outputs)), targets
+        # Our own metrics of training are accuracy: a class a sample is all that needs keeping.
+        own = type(self).make_metrics.__module__.startswith("dlblocks.models.")
+        if stage == "train" and own:
+            return outputs.argmax(1), targets
+        return self.prediction(outputs), targets
 
     def prediction(self, outputs: Tensor) -> Tensor:
         return outputs.float().softmax(1)
@@ -123,7 +126,7 @@ class Classifier(Model):
                 f"class_weights='balanced', but class {int(counts.argmin())} has no training "
                 "sample; pass the weights as a list."
             )
-        return counts.sum() / (self.num_classes * counts.float())
+        return counts.sum() / (self.num_classes * counts.to(torch.get_default_dtype()))
 
     def check_data(self, datamodule: Any) -> None:
         super().check_data(datamodule)

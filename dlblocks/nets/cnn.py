@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from dlblocks.errors import check_choice, check_range
@@ -129,13 +130,16 @@ class CNN(nn.Module):
         self.head = nn.Sequential(*layers)
         init_weights(self, init, activation)
 
+    __jit_unused_properties__ = ("min_image_size",)
+
     @property
     def min_image_size(self) -> int:
         """The smallest height and width that the pooling leaves something of."""
         return 2**self.num_pools
 
     def forward(self, images: Tensor) -> Tensor:
-        self.check_input(tuple(images.shape[1:]))
+        if not torch.jit.is_scripting():
+            self.check_input(tuple(images.shape[1:]))
         maps = self.blocks(images)  # (N, channels[-1], H', W')
         return self.head(maps)  # (N, out_features)
 

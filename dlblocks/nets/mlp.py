@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from dlblocks.errors import check_choice, check_range
@@ -76,7 +77,7 @@ class MLP(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         x = inputs.flatten(1)  # (N, in_features)
-        if x.shape[1] != self.in_features:
+        if not torch.jit.is_scripting() and x.shape[1] != self.in_features:
             self.check_input(tuple(inputs.shape[1:]))
         return self.layers(x)  # (N, out_features)
 

@@ -10,16 +10,20 @@ from pathlib import Path
 import lightning.pytorch as pl
 import numpy as np
 import pytest
+import pytorch_lightning as other_pl
 import torch
-from lightning.pytorch.callbacks import BackboneFinetuning
+from lightning.pytorch.callbacks import BackboneFinetuning, BatchSizeFinder
+from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset, TensorDataset
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAUROC
 
 from dlblocks.crossval import CrossValidationResult, cross_validate
 from dlblocks.crossval.fold import _TryPrediction
 from dlblocks.data import ArrayDataModule, FoldedDataModule, TabularDataModule
-from dlblocks.models import Classifier, MLPClassifier, load
+from dlblocks.models import Classifier, CNNClassifier, MLPClassifier, MLPRegressor, load
 from dlblocks.optim.schedules import SCHEDULES
 
 N = 60
@@ -169,11 +173,8 @@ def test_a_later_failure_ends_no_run():
     assert len(result.folds) == 3
 
 
-@pytest.mark.parametrize("kind", [dict, Pair])
-@pytest.mark.parametrize("make", [Predicts, TakesDict])
+@pytest.mark.parametrize(("kind", "make"), [(dict, Predicts), (dict, TakesDict), (Pair, Predicts)])
 def test_targets_are_found_by_their_names(kind, make):
-    if make is TakesDict and kind is Pair:
-        pytest.skip("its first entry is the label")
     result = run(make, FoldedDataModule(Samples(kind)))
     np.testing.assert_array_equal(result.oof.target, Y)
     assert result.oof.prediction.shape == (N, 3)
@@ -524,3 +525,205 @@ def test_unfreezing_a_backbone_under_every_schedule(schedule, monkeypatch):
     assert [len(one) for one in rates] == [1, 1, 2, 2] * 2
     assert all(rate >= 0 for one in rates for rate in one)
     assert len(result.folds) == 2
+
+
+class Compiled(Logits):
+    """Predicts by its forward; compiled, all its steps are."""
+
+
+def test_compiled_modules():
+    data = ArrayDataModule(X, Y)
+    plain = run(Compiled, data, num_folds=2)
+    result = run(
+        lambda: torch.compile(Compiled(), backend="eager"), data, num_folds=2, run_dir="compiled"
+    )
+    assert result.values("val/loss") == pytest.approx(plain.values("val/loss"), rel=1e-5)
+    np.testing.assert_allclose(result.oof.prediction, plain.oof.prediction, atol=1e-5)
+    x = torch.from_numpy(X)
+    with torch.no_grad():
+        torch.testing.assert_close(result.ensemble()(x), plain.ensemble()(x))
+    assert isinstance(result.refit(), Compiled)
+
+
+def test_weights_of_a_compiled_net_load_into_a_plain_one(make_trainer):
+    compiled = Classifier(torch.compile(nn.Linear(4, 3), backend="eager"), 3)
+    trainer = make_trainer()
+    trainer.fit(compiled, datamodule=ArrayDataModule(X, Y))
+    trainer.save_checkpoint("compiled.ckpt")
+    net = nn.Linear(4, 3)
+    plain = load("compiled.ckpt", overrides={"net": net})
+    plain.save("plain.ckpt")
+    again = torch.compile(nn.Linear(4, 3), backend="eager")
+    load("plain.ckpt", overrides={"net": again})
+    for other in (net, again):
+        assert torch.equal(other.weight, compiled.net.weight)
+
+
+def test_classes_of_the_other_lightning_are_refused_by_name():
+    class Module(other_pl.LightningModule):
+        pass
+
+    class Data(other_pl.LightningDataModule):
+        pass
+
+    said = r"is of the package pytorch_lightning, .* import lightning\.pytorch as pl"
+    with pytest.raises(TypeError, match=f"got Module.*Module {said}"):
+        run(Module)
+    for make in (lambda: run(Predicts, Data()), lambda: FoldedDataModule(Data())):
+        with pytest.raises(TypeError, match=f"got Data.*Data {said}"):
+            make()
+    stopping = other_pl.callbacks.EarlyStopping("val/loss")
+    with pytest.raises(TypeError, match=f"EarlyStopping {said}"):
+        run(Predicts, make_callbacks=lambda: [stopping])
+
+
+def test_a_data_set_needs_a_length_and_numbered_samples_only():
+    class Rows:  # as those of Hugging Face; it says its columns by other names
+        def __len__(self):
+            return N
+
+        def __getitem__(self, i):
+            return {"image": torch.from_numpy(X[i]), "label": int(Y[i])}
+
+    found = run(Predicts, FoldedDataModule(Rows(), targets=Y))
+    expected = run(Predicts, FoldedDataModule(Samples(), targets=Y), run_dir="expected")
+    np.testing.assert_array_equal(found.oof.prediction, expected.oof.prediction)
+    for wrong in (np.zeros((4, 2)), [1, 2], {"a": 1}, "text", torch.zeros(3, 2), object()):
+        with pytest.raises(TypeError, match=r"which has a length and data\[i\], got"):
+            FoldedDataModule(wrong)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_example_inputs_reach_forward_as_they_are(rows, make_trainer):
+    shapes = []
+
+    class Example(Logits):
+        def __init__(self):
+            super().__init__()
+            self.example_input_array = torch.full((rows, 4), 7.0)
+
+        def forward(self, x):
+            shapes.append((tuple(x.shape), float(x.flatten()[0])))
+            return super().forward(x)
+
+    trainer = make_trainer(enable_model_summary=True, max_epochs=1)
+    trainer.fit(Example(), datamodule=ArrayDataModule(X, Y))
+    assert shapes[0] == ((rows, 4), 7.0)
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_a_batch_size_finder_searches_before_the_fit_only(folded):
+    samples = TensorDataset(torch.from_numpy(X), torch.from_numpy(Y))
+    data = FoldedDataModule(samples) if folded else ArrayDataModule(X, Y)
+    result = run(
+        Logits, data, num_folds=2, trainer={"accelerator": "cpu", "max_epochs": 3},
+        make_callbacks=lambda: [BatchSizeFinder(max_trials=2, steps_per_trial=1, init_val=4)],
+    )  # fmt: skip
+    assert [row["epochs"] for row in result.folds] == [3, 3]
+    assert [len(history) for history in result.histories] == [3, 3]
+    for fold in range(2):  # each prediction is that of its own sample
+        own = data.for_fold(fold, 2).with_selection(0.15)
+        own.setup("fit")
+        rows = own.indices("val")
+        inputs = torch.from_numpy(X)[rows]
+        with torch.no_grad():
+            expected = single(Logits, result, fold)(inputs if folded else own.transform(inputs))
+        found = result.oof.prediction[result.oof.fold == fold]
+        np.testing.assert_allclose(found, expected[rows.argsort()], atol=1e-6)
+
+
+def test_metrics_of_probabilities_in_every_stage():
+    class WithAuroc(MLPClassifier):
+        def make_metrics(self, stage):
+            return MetricCollection({"auroc": MulticlassAUROC(self.num_classes)})
+
+    result = run(lambda: WithAuroc(4, 3, hidden=[4]), ArrayDataModule(X, Y), num_folds=2)
+    assert 0 <= result.histories[0][-1]["train/auroc"] <= 1
+    for fold, row in enumerate(result.folds):
+        here = result.oof.fold == fold
+        expected = roc_auc_score(
+            result.oof.target[here], result.oof.prediction[here], multi_class="ovr"
+        )
+        assert row["val/auroc"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_nets_with_several_outputs_are_refused_by_name():
+    class Aux(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return {"logits": self.net(x), "aux": x}
+
+    class Named(Classifier):
+        def forward(self, inputs):
+            return self.net(inputs)["logits"]
+
+    data = ArrayDataModule(X, Y)
+    with pytest.raises(TypeError, match=r"Aux puts out a dict with 'logits', 'aux'.*\['logits'\]"):
+        run(lambda: Classifier(Aux(), 3), data)
+    assert run(lambda: Named(Aux(), 3), data, run_dir="named").oof.prediction.shape == (N, 3)
+
+
+@pytest.mark.parametrize("engine", ["sequential", "vectorized"])
+def test_float64_as_default_dtype(engine):
+    torch.set_default_dtype(torch.float64)
+    try:
+        result = run(
+            lambda: MLPClassifier(4, 3, hidden=[4], class_weights="balanced"),
+            ArrayDataModule(X, Y), engine=engine,
+        )  # fmt: skip
+        assert weights_of(result, 0)["net.layers.0.weight"].dtype == torch.float64
+        values = run(
+            lambda: MLPRegressor(4, hidden=[4]), ArrayDataModule(X, X.sum(1)), engine=engine,
+            run_dir="values",
+        )  # fmt: skip
+    finally:
+        torch.set_default_dtype(torch.float32)
+    single_precision = run(
+        lambda: MLPClassifier(4, 3, hidden=[4], class_weights="balanced"),
+        ArrayDataModule(X, Y), engine=engine, run_dir="single",
+    )  # fmt: skip
+    assert result.oof.prediction.shape == single_precision.oof.prediction.shape
+    assert np.isfinite(values.values("val/loss")).all()
+
+
+class HasTestLoaders(pl.LightningDataModule):
+    def __init__(self, loaders):
+        super().__init__()
+        self.loaders = loaders
+
+    def train_dataloader(self):
+        samples = TensorDataset(torch.from_numpy(X), torch.from_numpy(Y))
+        return torch.utils.data.DataLoader(samples, 16)
+
+    def test_dataloader(self):
+        samples = TensorDataset(torch.from_numpy(X + 100), torch.from_numpy(Y))
+        return [torch.utils.data.DataLoader(samples, 16) for _ in range(self.loaders)]
+
+
+class LogsTest(Logits):
+    def test_step(self, batch, batch_idx, dataloader_idx=0):
+        self.log("test/loss", F.cross_entropy(self(batch[0]), batch[1]))
+
+
+@pytest.mark.parametrize("loaders", [0, 1, 2])
+def test_any_number_of_test_loaders(loaders):
+    result = run(LogsTest, FoldedDataModule(HasTestLoaders(loaders)))
+    assert result.oof.prediction.shape == (N, 3)
+    if not loaders:
+        with pytest.raises(ValueError, match="HasTestLoaders has no test set"):
+            result.test(result.refit())
+        return
+    names = {1: ["test/loss"], 2: ["test/loss/dataloader_idx_0", "test/loss/dataloader_idx_1"]}
+    assert list(result.test(result.refit())) == names[loaders]
+
+
+@pytest.mark.filterwarnings("ignore:.*[Tt]orch[Ss]cript.*", "ignore:.*torch.jit.*")
+@pytest.mark.parametrize("model", [MLPClassifier(4, 3), CNNClassifier(1, 3)])
+def test_torchscript(model):
+    x = torch.rand(2, 4) if isinstance(model, MLPClassifier) else torch.rand(2, 1, 8, 8)
+    script = model.to_torchscript()
+    with torch.no_grad():
+        torch.testing.assert_close(script(x), model.eval()(x))
