@@ -97,7 +97,7 @@ lambda: MLPClassifier(64, 10).
 
 
 def other_lightning(thing: object) -> str:
-    """Say that something is of the package ``pytorch_lightning``, or nothing if it is not."""
+    """Say that something is of the package ``pytorch_lightning``, or nothing."""
     if all(c.__module__.partition(".")[0] != "pytorch_lightning" for c in type(thing).__mro__):
         return ""
     return (

@@ -195,9 +195,9 @@ def without_bars(callbacks: Sequence[Callback]) -> list[Callback]:
 def new_module(
     make_model: Callable[..., pl.LightningModule], example: str = "lambda: MLPClassifier(64, 10)"
 ) -> pl.LightningModule:
-    """What `make_model` returns, or a `TypeError` if it is not a LightningModule.
+    """Make a LightningModule, or raise a `TypeError` if it is not one.
 
-    Of a compiled one, ``torch.compile(module)``, the module itself, with its compiled steps.
+    Of a compiled one, ``torch.compile(module)``, return the module itself, with its compiled steps.
     """
     model: Any = make_model()
     if isinstance(getattr(model, "_orig_mod", None), pl.LightningModule):

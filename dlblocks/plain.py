@@ -1,4 +1,4 @@
-"""Plain values: what a checkpoint may hold so that reading it runs no code."""
+"""Plain values, which a checkpoint may hold so that reading it runs no code."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _same(new: Any, old: Any) -> bool:
 
 
 def _reads(value: Any) -> bool:
-    """Whether torch reads the value without running code."""
+    """Return True if torch reads the value without running code."""
     file = io.BytesIO()
     try:
         torch.save(value, file)
@@ -113,7 +113,7 @@ def _reads(value: Any) -> bool:
 
 
 def plain_hyperparameters(checkpoint: dict[str, Any]) -> None:
-    """Leave plain values only among the hyperparameters of a checkpoint, of model and data."""
+    """Leave only plain hyperparameters in a checkpoint, of model and data."""
     for key in HPARAMS:
         if key in checkpoint:
             checkpoint[key] = _only_plain(checkpoint[key])
@@ -159,7 +159,7 @@ def _only_plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pruned(value: Any) -> Any:
-    """Return the state of a scheduler, which keeps the attributes that are left out."""
+    """Return the state of a scheduler without what is not plain."""
     if (found := plain(value)) is not NOT_PLAIN:
         return found
     if isinstance(value, Mapping):
@@ -170,7 +170,7 @@ def _pruned(value: Any) -> Any:
 
 
 def _place(key: str, value: Any) -> str:
-    """Say where the first value is that is not plain, and what it is."""
+    """Name the first value that is not plain, and its class."""
     items: Any = ()
     if isinstance(value, Mapping):
         items = value.items()

@@ -64,7 +64,7 @@ def stack(batches: Sequence[Any]) -> dict[str, np.ndarray]:
 
 
 class NoPredictions(ValueError):
-    """Raised where a model gives no predictions, with the reason and the cure.
+    """A model gives no predictions; the message has the reason and the cure.
 
     Attributes:
         failed: Whether an error of the model or the data is the reason.
@@ -76,7 +76,7 @@ class NoPredictions(ValueError):
 
 
 def predictor(model: pl.LightningModule) -> Callable[[Any, int], Any]:
-    """Return a function of a batch and its number that predicts as the model does.
+    """Return a function (batch, batch number) that predicts as the model does.
 
     It calls the model's own `predict_step`. A model without one is called with the first entry of
     the batch, or with the whole batch if that is not a list or tuple.
@@ -161,7 +161,7 @@ def predict_part(
 def try_prediction(
     trainer: pl.Trainer, model: pl.LightningModule, datamodule: Any, part: str
 ) -> None:
-    """Predicts the first batch of a part, to learn before a long fit whether it works.
+    """Predict the first batch of a part, before a long fit.
 
     The caller keeps what must not change: random numbers, buffers, the mode of the modules.
 
@@ -193,7 +193,7 @@ def try_prediction(
 
 
 class _Predict:
-    """Predicts batches of one part, with the index and target of each sample."""
+    """Predict batches of one part, with each sample's index and target."""
 
     def __init__(
         self, trainer: pl.Trainer, model: pl.LightningModule, datamodule: Any, part: str
@@ -206,7 +206,7 @@ class _Predict:
         self.size = len(self.rows) if full else datamodule.batch_size
 
     def __call__(self, batch: Any, batch_idx: int) -> tuple[Any, dict[str, Tensor]]:
-        """Return what the model returns, and the rows of it on the CPU."""
+        """Return the model's output, and its rows on the CPU."""
         index = self.rows[batch_idx * self.size : (batch_idx + 1) * self.size]
         try:
             output = self.predict(batch, batch_idx)

@@ -237,10 +237,10 @@ def run_fold(plan: Plan, datamodule: SplitDataModule, job: Job, bar: Callback | 
 
 
 class _TryPrediction(Callback):
-    """Tries the prediction of one batch before the fit, which stays what it would have been.
+    """Try the prediction of one batch before the fit.
 
-    It is tried on the fold's own model: only there are its device, its precision and what
-    ``setup("fit")`` has made as they will be.
+    The fit stays what it would have been. It is tried on the fold's own model: only there are the
+    device, the precision and what ``setup("fit")`` has made as they will be.
     """
 
     def __init__(self, plan: Plan) -> None:

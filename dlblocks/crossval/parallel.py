@@ -112,7 +112,9 @@ def run_side_by_side(
     )
     with tempfile.TemporaryDirectory(prefix="dlblocks-") as folder:
         notes = Path(folder)
-        plans = {job: plan if job is jobs[0] else replace(plan, tried=True) for job in jobs}
+        # The first worker tries and warns for all.
+        others = replace(plan, tried=True, warned=True)
+        plans = {job: plan if job is jobs[0] else others for job in jobs}
         tasks = (Task(plans[job], make_data(job), job, threads, notes, os.getpid()) for job in jobs)
         if is_ray:
             outcomes = _on_ray(tasks, processes, options)

@@ -193,7 +193,7 @@ def _targets(
 
 
 def _dtype() -> torch.dtype:
-    """Of what is kept: float32, or float64 if that is torch's default."""
+    """Return float32, or float64 if that is torch's default."""
     return torch.promote_types(torch.float32, torch.get_default_dtype())
 
 

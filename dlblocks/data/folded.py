@@ -212,7 +212,10 @@ class FoldedDataModule(SplitDataModule):
 
     @property
     def batch_size(self) -> int:
-        """Samples a batch (of each rank): the loader's, unless set, as by `BatchSizeFinder`."""
+        """Samples a batch (of each rank).
+
+        The loader's own number, unless it is set, as by Lightning's `BatchSizeFinder`.
+        """
         return self._batch_size or int(self.loader.batch_size or 1)
 
     @batch_size.setter

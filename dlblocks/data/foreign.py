@@ -77,7 +77,7 @@ def as_numpy(values: Any) -> np.ndarray:
 
 
 def is_dataset(data: Any) -> bool:
-    """Whether it is a data set: torch's, or anything else that `DataLoader` takes as such."""
+    """Return True for torch's data sets and all else that `DataLoader` takes for one."""
     if isinstance(data, Dataset):
         return True
     builtin = type(data).__module__ in ("builtins", "numpy", "torch")

@@ -126,7 +126,7 @@ class ImageFolderDataModule(DataModule):
             check_range("size", side, 1)
         if in_channels not in (1, 3):
             raise ValueError(f"in_channels={in_channels} must be 1 (grey) or 3 (colour).")
-        root = str(root)  # plain, so that any checkpoint can be read back
+        root = str(root)  # plain, so that any checkpoint loads
         self.root = root
         self.size = sides
         self.channels = in_channels

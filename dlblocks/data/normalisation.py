@@ -54,7 +54,10 @@ def standardisation(inputs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rescale(inputs: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """``inputs * scale + shift`` in torch's default dtype, or that of the inputs if it is wider."""
+    """Return ``inputs * scale + shift``.
+
+    In torch's default dtype, or that of the inputs if it is wider.
+    """
     if inputs.dtype in (torch.float32, torch.float64):
         dtype = torch.promote_types(inputs.dtype, torch.get_default_dtype())
         return (inputs.to(dtype) * scale.to(dtype)).add_(shift.to(dtype))

@@ -133,7 +133,7 @@ class TabularDataModule(DataModule):
             check_choice("task", task, ["classification", "regression"])
         check_choice("missing", missing, ["refuse", "impute"])
         self.dataset = dataset
-        csv = None if csv is None else str(csv)  # plain, so that any checkpoint can be read back
+        csv = None if csv is None else str(csv)  # plain, so that any checkpoint loads
         self.csv = csv
         self.target = target
         self.group = group

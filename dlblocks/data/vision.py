@@ -52,7 +52,7 @@ class _TorchvisionDataModule(DataModule):
             device_resident=device_resident,
             groups=groups,
         )
-        root = str(root)  # plain, so that any checkpoint can be read back
+        root = str(root)  # plain, so that any checkpoint loads
         self.root = root
         self.download = download
         self.save_hyperparameters(ignore=["train_transform"])

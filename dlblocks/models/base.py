@@ -327,7 +327,7 @@ class Model(pl.LightningModule):
     # Checkpoints
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write a checkpoint that `dlblocks.models.load` reads; no Trainer is needed.
+        """Write a checkpoint that `dlblocks.models.load` reads, without a Trainer.
 
         Args:
             path: The file, such as ``"model.ckpt"``; written whole or not at all.

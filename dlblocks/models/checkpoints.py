@@ -270,7 +270,7 @@ def _resolve(wanted: str, classes: list[type[Model]], path: Any) -> type[Model]:
 
 
 def is_ours(cls: type) -> bool:
-    """Whether a class is one of this package."""
+    """Return True for classes of this package."""
     return cls.__module__.partition(".")[0] == "dlblocks"
 
 
