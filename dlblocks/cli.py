@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 import re
 import sys
 import traceback
@@ -24,7 +25,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from dlblocks import tracking
+from dlblocks import __version__, data, models, tracking
 from dlblocks.callbacks import ExactResume
 from dlblocks.crossval import cross_validate
 from dlblocks.csv_log import csv_writers
@@ -91,25 +92,77 @@ UNKNOWN_KEY = re.compile(
 CLASS_PATH = re.compile(r"class_path '(?P<path>[\w.]+)'")
 
 
+# Lines of jsonargparse that say nothing by themselves.
+FRAME = re.compile(
+    r"Parser key \S+:$|Does not validate|Subtypes:|Errors:|Given value"
+    r"|Problem with given class_path|Expected a <class 'NoneType'>|Expected a path but"
+    r"|Import path .* does not correspond"
+)
+KEY = re.compile(r'Parser key "(?P<key>[\w.]+)"')
+CHOICES = re.compile(
+    r"Expected a typing\.Literal\[(?P<of>.+)\]\. Got value: (?P<value>.*)"
+    r"|invalid choice: '(?P<invalid>.*)' \(choose from (?P<from>.+)\)"
+)
+ATTRIBUTE = re.compile(r"module '(?P<module>[\w.]+)' has no attribute '(?P<name>\w+)'")
+
+
 class _DidYouMean(ArgumentParser):
-    """Adds the nearest known key to the message about an unknown one."""
+    """Says in one sentence what is wrong, with the nearest known key."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         found = UNKNOWN_KEY.search(message)
-        if found is not None:
-            key = next(group for group in found.groups() if group).rpartition(".")[2]
+        if found is not None and "is not known" not in message:
+            whole = next(group for group in found.groups() if group)
             names = {part for action in self._actions for part in action.dest.split(".")}
             names |= inspect.signature(pl.Trainer.__init__).parameters.keys()
             for match in CLASS_PATH.finditer(message):
                 module, _, name = match["path"].rpartition(".")
                 cls = getattr(sys.modules.get(module), name, None)
                 names = set(inspect.signature(cls).parameters) if cls else names
-            message = f"{message}\n{key!r} is not known{did_you_mean(key, names) or '.'}"
+            parts = [part for part in whole.split(".") if part != "init_args"]
+            key = next((part for part in parts if part not in names), parts[-1])
+            place = f"--{whole}: " if found["flag"] else ""
+            message = f"{message}\n{place}{key!r} is not known{did_you_mean(key, names) or '.'}"
+        if self.exit_on_error and "JSONARGPARSE_DEBUG" not in os.environ:
+            print(f"error: {_sentence(message)}", file=sys.stderr)
+            self.exit(2)
         super().error(message, ex)
 
 
+def _sentence(message: str) -> str:
+    """The line of an error of jsonargparse that says what is wrong, with where that is."""
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    said = [line for line in lines if line and not FRAME.match(line)]
+    if not said:
+        return message
+    found = next((line for line in said if " is not known" in line), said[0])
+    choices, attribute = CHOICES.search(found), ATTRIBUTE.search(found)
+    if choices is not None:
+        value = choices["value"] or choices["invalid"]
+        names = re.findall(r"[\w.-]+", choices["of"] or choices["from"])
+        hint = did_you_mean(value, names) or "."
+        found = f"{value!r} is not known{hint} Choose from: {', '.join(names)}."
+    elif attribute is not None:
+        found += did_you_mean(attribute["name"], dir(sys.modules[attribute["module"]])) or "."
+    elif found.startswith("Expected a dot import path"):
+        name = found.rpartition(" ")[2]
+        hint = did_you_mean(name, [*models.__all__, *data.__all__]) or "."
+        found = f"{name!r} is not known{hint} Give a class of dlblocks, or one as module.Class."
+    elif found.startswith("Expected a "):
+        given = next((line for line in lines if line.startswith("Given value: ")), "")
+        kind = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", found.removeprefix("Expected a "))
+        found = f"expected {kind}, got {given.removeprefix('Given value: ')!r}."
+    keys = ".".join(KEY.findall(message))
+    # The first line may begin with a key, and go on with the reason.
+    found = re.sub(KEY.pattern + ": *", "", found)
+    return f"{keys}: {found}" if keys else found
+
+
 class Parser(_DidYouMean, LightningArgumentParser):
-    """Lightning's parser, with hints."""
+    """Lightning's parser, with hints; the beginning of a name does not stand for it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
 
 class RecipeParser(_DidYouMean):
@@ -137,7 +190,11 @@ class CLI(LightningCLI):
             save_config_callback=SaveConfig,
             seed_everything_default=0,
             parser_class=Parser,
-            parser_kwargs={"prog": "dlblocks", "description": __doc__},
+            parser_kwargs={
+                "prog": "dlblocks",
+                "description": __doc__,
+                "version": __version__,
+            },
             auto_configure_optimizers=False,
             # Our models save plain hyperparameters of their own, the same from Python and from
             # here; Lightning's substitute would also freeze those of the first fold.
@@ -376,8 +433,20 @@ class SaveConfig(SaveConfigCallback):
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command line; afterwards the global state of the process is as before."""
-    with _plain_errors(), isolated():
+    with _plain_errors(), isolated(), _classes_of_working_folder():
         CLI(args)
+
+
+@contextlib.contextmanager
+def _classes_of_working_folder() -> Iterator[None]:
+    """Find modules of the working folder, as ``python -m dlblocks`` does."""
+    before = list(sys.path)
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.insert(0, os.getcwd())
+    try:
+        yield
+    finally:
+        sys.path[:] = before
 
 
 def run_recipe(function: Callable[..., None]) -> None:

@@ -13,8 +13,9 @@ def did_you_mean(value: object, choices: Iterable[str]) -> str:
     >>> did_you_mean("adan", ["adam", "sgd"])
     "; did you mean 'adam'?"
     """
-    close = difflib.get_close_matches(str(value).lower(), list(choices), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    small = {choice.lower(): choice for choice in choices}
+    close = difflib.get_close_matches(str(value).lower(), small, n=1)
+    return f"; did you mean {small[close[0]]!r}?" if close else ""
 
 
 def check_choice(argument: str, value: object, choices: Iterable[str]) -> None:

@@ -22,8 +22,8 @@ from dlblocks.cli import main
 from dlblocks.models import load
 
 ROOT = Path(__file__).parent.parent
-# Tests of their own: test_wandb_runs.py.
-OTHERS = {"sweep"}
+# Tests of their own: in test_wandb_runs.py, and below.
+OTHERS = {"sweep", "own_data"}
 CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.yaml") if p.stem not in OTHERS)
 QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
          "--trainer.enable_model_summary=false"]  # fmt: skip
@@ -179,6 +179,80 @@ def test_errors_are_one_line_without_a_traceback(flags, message, capsys, tmp_pat
     assert re.search(message, said), said
     assert "Traceback" not in said
     assert not (tmp_path / "runs" / "digits_mlp" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (
+            ["--trainer.max_epoch=3"],  # the beginning of a name
+            "--trainer.max_epoch: 'max_epoch' is not known; did you mean 'max_epochs'?",
+        ),
+        (["--trainer.max_epochs=many"], "trainer.max_epochs: expected int, got 'many'."),
+        (["--model.lrr=3"], "model: 'lrr' is not known; did you mean 'lr'?"),
+        (
+            ["--data.split=kfol"],
+            "data.split: 'kfol' is not known; did you mean 'kfold'? Choose from: kfold, "
+            "time_series, leave_one_group_out, predefined.",
+        ),
+        (
+            ["--model=MLPClasifier"],
+            "model: 'MLPClasifier' is not known; did you mean 'MLPClassifier'? Give a class of "
+            "dlblocks, or one as module.Class.",
+        ),
+        (
+            ["--data=json.Decodr"],
+            "data: module 'json' has no attribute 'Decodr'; did you mean 'decoder'?",
+        ),
+    ],
+)
+def test_errors_of_the_parser_are_one_sentence(flags, sentence, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*DIGITS, *flags])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"error: {sentence}\n"
+
+
+def test_an_unknown_command_and_a_missing_file(capsys):
+    for arguments, part in ((["croos-validate"], "did you mean 'cross-validate'"),
+                            (["fit", "--config=nowhere.yaml"], "nowhere.yaml")):  # fmt: skip
+        with pytest.raises(SystemExit):
+            main(arguments)
+        said = capsys.readouterr().err
+        assert part in said
+        assert said.count("\n") == 1
+
+
+def test_version(capsys):
+    from importlib.metadata import version
+
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"dlblocks {version('dlblocks')}\n"
+
+
+def test_own_data_in_the_working_folder(tmp_path):
+    """As installed: the folder of the script is on the path, the working folder is not."""
+    config = ROOT / "configs" / "own_data.yaml"
+    comment = [line[1:].removeprefix(" " * 5) for line in config.read_text().splitlines()
+               if re.match("#( {5}|$)", line)]  # fmt: skip
+    (tmp_path / "own.py").write_text("\n".join(comment))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "dlblocks").write_text("from dlblocks.cli import main\nmain()\n")
+    done = subprocess.run(
+        [
+            sys.executable, "bin/dlblocks", "cross-validate", f"--config={config}", *QUIET,
+            "--num_folds=2", "--trainer.max_epochs=1", "--data.data.num_samples=60",
+            "--run_dir=run", "--n_jobs=2",
+        ],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "run" / "oof.npz") as arrays:
+        assert arrays["index"].tolist() == list(range(60))
+        inputs = np.linspace(-3, 3, 60)
+        np.testing.assert_array_equal(arrays["target"], np.sin(inputs) > 0)
 
 
 def test_unknown_key_in_a_file(tmp_path, capsys):
