@@ -523,6 +523,7 @@ def _new_module(
         new = make_model()
         new.trainer = trainer
         new.setup("fit")
+        new.configure_model()
     if new.state_dict().keys() != trained.state_dict().keys():
         raise ValueError("it has other parameters than the one that was trained")
     return new
