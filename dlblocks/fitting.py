@@ -28,9 +28,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.compile import from_compiled
-from lightning.pytorch.utilities.seed import isolate_rng
 from torchmetrics import Metric
 
 from dlblocks import report, tracking
@@ -50,6 +48,7 @@ from dlblocks.history import (
     VALIDATION,
     History,
     KeepHistory,
+    ValidationMemory,
     name_of_selection,
     record,
     stop_recording,
@@ -82,7 +81,6 @@ class Fit:
 
     Attributes:
         trainer: The Trainer, for what follows.
-        model: The module with the selected weights.
         history: One row an epoch of all that was logged.
         checkpoint: The best epoch's checkpoint; None under ``fast_dev_run``.
         best_epoch: The best epoch, from 1.
@@ -92,7 +90,6 @@ class Fit:
     """
 
     trainer: pl.Trainer
-    model: pl.LightningModule
     history: list[dict[str, float]]
     checkpoint: Path | None
     best_epoch: int
@@ -367,7 +364,6 @@ def fit(
     logger: Logger | None,
     bar: Callback | bool,
     resume: bool = False,
-    make_model: Callable[[], pl.LightningModule] | None = None,
 ) -> Fit:
     """Fit `model` and score the weights of the selected epoch.
 
@@ -388,9 +384,6 @@ def fit(
         bar: A progress bar; True for Lightning's, False for none. One among the callbacks takes
             its place.
         resume: Go on where a killed fit of the same folder was, and keep what that needs.
-        make_model: Makes the module that the selected weights are scored in. The one that was
-            trained may remember validation metrics of the fit, as a `MaxMetric` does. None: it is
-            scored in the one that was trained.
     """
     for callback in callbacks:
         if isinstance(callback, ModelCheckpoint) and not isinstance(callback, ExactResume):
@@ -414,7 +407,13 @@ def fit(
         mode=mode,
         enable_version_counter=False,
     )
-    own: list[Callback] = [checkpoint, tracking.LogTrainerSettings(), tracking.LogFirstBatch()]
+    memory = ValidationMemory()
+    own: list[Callback] = [
+        checkpoint,
+        memory,
+        tracking.LogTrainerSettings(),
+        tracking.LogFirstBatch(),
+    ]
     arguments = dict(trainer)
     if not validated_on:
         # Early stopping looks at the end of every epoch then.
@@ -475,17 +474,8 @@ def fit(
             "more often (val_check_interval, check_val_every_n_epoch), or use smaller batches "
             "where drop_last leaves none."
         )
-    log = validated_on != "val"
-    metrics = None
-    if make_model is not None and best is not None:
-        try:
-            new = _new_module(make_model, model, fitter)
-            metrics = score(fitter, new, datamodule, best, log=log)
-            model = new
-        except Exception as error:
-            _warn_of_old_module(model, error)
-    if metrics is None:
-        metrics = score(fitter, model, datamodule, best, log=log)
+    memory.forget(model)
+    metrics = score(fitter, model, datamodule, best, log=validated_on != "val")
     if fitter.is_global_zero:
         write_rows(folder / "history.csv", history.rows)
     best_epoch = fitter.current_epoch
@@ -496,7 +486,6 @@ def fit(
         best_epoch = _best_epoch(history.rows, key, mode) or best_epoch
     return Fit(
         trainer=fitter,
-        model=model,
         history=history.rows,
         checkpoint=Path(best) if best else None,
         best_epoch=best_epoch,
@@ -513,33 +502,6 @@ def limit_of_selection(trainer: Mapping[str, Any], datamodule: SplitDataModule) 
     if isinstance(limit, float) and limit < 1 and int(-(-size // batch) * limit) < 1:
         return {"limit_val_batches": 1}
     return {}
-
-
-def _new_module(
-    make_model: Callable[[], pl.LightningModule], trained: pl.LightningModule, trainer: pl.Trainer
-) -> pl.LightningModule:
-    """Make a module for the selected weights, set up like the one that was trained."""
-    with isolate_rng():
-        new = make_model()
-        new.trainer = trainer
-        new.setup("fit")
-        new.configure_model()
-    if new.state_dict().keys() != trained.state_dict().keys():
-        raise ValueError("it has other parameters than the one that was trained")
-    return new
-
-
-def _warn_of_old_module(trained: pl.LightningModule, error: Exception) -> None:
-    """Forget metrics of the fit as far as they are known, and say that more may be left."""
-    for part in trained.modules():
-        if isinstance(part, Metric):
-            part.reset()
-    rank_zero_warn(
-        f"The fold is scored in the {type(trained).__name__} that was trained, since a new one of "
-        f"make_model could not take its place ({type(error).__name__}: {error}). If it keeps the "
-        "best validation score of the fit in an attribute, what it logs of that is not the score "
-        "of the fold."
-    )
 
 
 def drop_training_state(path: Path | None) -> None:

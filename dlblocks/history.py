@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -9,9 +10,12 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
+from torch import Tensor
+from torchmetrics import Metric
 
 _WORD = r"(?:val|valid|validation|dev|eval)"
 VALIDATION = re.compile(rf"{_WORD}(?=[/_.-])|(?:.*(?<=[/_.-])){_WORD}$", re.IGNORECASE)
+MOST = 1000  # entries of a list or tensor that is looked at as an attribute
 OF_EPOCH = ("epoch", "step")  # what Lightning logs beside the metrics
 
 
@@ -107,3 +111,80 @@ class KeepHistory(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history.rows[:] = [dict(row) for row in state_dict["rows"]]
+
+
+class ValidationMemory(Callback):
+    """Knows which attributes of a module its validations have changed, and takes that back.
+
+    A module may keep the best score so far, in an attribute or a `MaxMetric`, and log it. What it
+    has seen on the part that selects the epoch must not be in the score of another part. What
+    training has changed stays.
+    """
+
+    def __init__(self) -> None:
+        self._first: dict[str, Any] = {}  # values before the first validation that changed them
+        self._new: set[str] = set()  # attributes that only a validation has made
+        self._before: dict[str, Any] | None = None
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._before = _plain_attributes(pl_module)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+        self._compare(pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._compare(pl_module)
+
+    def _compare(self, module: pl.LightningModule) -> None:
+        """Looks at the first hook after a validation, when those of its end have all run."""
+        before, self._before = self._before, None
+        if before is None:
+            return
+        for name, value in _plain_attributes(module).items():
+            if name not in before:
+                self._new.add(name)
+            elif name not in self._new and not _equal(before[name], value):
+                self._first.setdefault(name, before[name])
+
+    def forget(self, module: pl.LightningModule) -> None:
+        """Sets the attributes back, and resets the metrics."""
+        self._compare(module)
+        for part in module.modules():
+            if isinstance(part, Metric):
+                part.reset()
+        vars(module).update(copy.deepcopy(self._first))
+        for name in self._new:
+            vars(module).pop(name, None)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"first": self._first, "new": sorted(self._new)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._first, self._new = dict(state_dict["first"]), set(state_dict["new"])
+
+
+def _plain_attributes(module: pl.LightningModule) -> dict[str, Any]:
+    """Copies of the plain attributes of a module, without those of its parts."""
+    return {
+        name: copy.deepcopy(value)
+        for name, value in vars(module).items()
+        if not name.startswith("_") and name != "training" and _is_plain(value)
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return len(value) <= MOST and all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return len(value) <= MOST and all(map(_is_plain, [*value, *value.values()]))
+    if isinstance(value, Tensor):
+        return value.numel() <= MOST and not value.requires_grad and value.grad_fn is None
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and bool((one == other).all())
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return type(one) is type(other) and bool(one == other)

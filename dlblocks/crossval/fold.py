@@ -206,13 +206,11 @@ def run_fold(plan: Plan, datamodule: SplitDataModule, job: Job, bar: Callback | 
             logger=logger,
             bar=bar or False,
             resume=plan.resume,
-            # Ours keep nothing of the fit but their weights.
-            make_model=None if is_ours(type(model)) else plan.new_model,
         )
         predicted, reason = None, plan.reason
         if reason is None:
             try:
-                predicted = predict_part(done.trainer, done.model, datamodule, "val")
+                predicted = predict_part(done.trainer, model, datamodule, "val")
             except NoPredictions as error:
                 reason = error
                 plan.warn(reason)

@@ -247,10 +247,13 @@ def test_averaged_weights_are_measured_on_both_sides(make_trainer):
         [GeneralizationGap(), EMAWeightAveraging(decay=0.9)],
         [EMAWeightAveraging(decay=0.9), GeneralizationGap()],
     ):
-        stop = EarlyStopping("gap/weights", patience=0, check_on_train_epoch_end=True)
+        # Means over other numbers of batches may differ in the last digit.
+        stop = EarlyStopping(
+            "gap/weights", patience=0, min_delta=1e-5, check_on_train_epoch_end=True
+        )
         trainer = make_trainer(max_epochs=5, callbacks=[*callbacks, stop])
         trainer.fit(Same(), *loaders())
-        assert float(trainer.callback_metrics["gap/weights"]) == 0.0
+        assert float(trainer.callback_metrics["gap/weights"]) == pytest.approx(0.0, abs=1e-6)
         assert trainer.current_epoch == 2  # the gap did not get smaller than 0
 
 

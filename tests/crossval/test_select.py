@@ -345,18 +345,6 @@ class Remembers(Theirs):
             self.log("val/acc_highest", self.highest)
 
 
-class BuiltLate(Remembers):
-    """Every second module has a layer more, so that it cannot take the weights of the first."""
-
-    made = 0
-
-    def __init__(self):
-        super().__init__()
-        BuiltLate.made += 1
-        if BuiltLate.made % 2 == 0:
-            self.other = torch.nn.Linear(2, 2)
-
-
 def remembered(folder, make):
     samples = TensorDataset(torch.from_numpy(X), torch.from_numpy(Y))
     folded = FoldedDataModule(DataLoader(samples, 100), split="predefined", folds=FOLDS)
@@ -369,9 +357,25 @@ def test_what_a_module_remembers_of_the_fit_is_not_its_score(tmp_path):
         assert result.values(name) == pytest.approx(result.values("val/acc"))
 
 
-def test_a_module_that_cannot_be_made_again_is_scored_with_a_warning(tmp_path):
-    with pytest.warns(UserWarning, match="scored in the BuiltLate that was trained.*parameters"):
-        result = remembered(tmp_path / "run", BuiltLate)
+class Learns(Remembers):
+    """Learns in an attribute, too, which no checkpoint holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps = 0
+
+    def training_step(self, batch, batch_idx):
+        self.steps += 1
+        return super().training_step(batch, batch_idx)
+
+    def on_validation_epoch_end(self):
+        super().on_validation_epoch_end()
+        self.log("val/steps", float(self.steps))
+
+
+def test_what_training_has_changed_is_kept(tmp_path):
+    result = remembered(tmp_path / "run", Learns)
+    assert result.values("val/steps") == [6.0] * 4
     assert result.values("val/acc_best") == pytest.approx(result.values("val/acc"))
 
 
