@@ -212,7 +212,7 @@ def run_fold(plan: Plan, datamodule: SplitDataModule, job: Job, bar: Callback | 
             try:
                 predicted = predict_part(done.trainer, model, datamodule, "val")
             except NoPredictions as error:
-                reason = error
+                reason = plan.reason = error
                 plan.warn(reason)
     if done.trainer.is_global_zero:
         drop_training_state(done.checkpoint)
@@ -250,10 +250,11 @@ class _TryPrediction(Callback):
         pl_module.eval()
         try:
             with isolate_rng(), paused(pl_module), torch.no_grad():
-                try_prediction(trainer, pl_module, datamodule, "val")
+                try_prediction(trainer, pl_module, datamodule, "train")
         except NoPredictions as reason:
-            self.plan.reason = reason
-            self.plan.warn(reason)
+            # Numbers of a model that has not learned may be at fault: after the fit it is seen.
+            if not isinstance(reason.__cause__, torch.linalg.LinAlgError):
+                self.plan.warn(reason)
         finally:
             self.plan.tried = True
             for part, training in modes.items():
