@@ -272,6 +272,7 @@ def choose(devices):
             num_folds=2,
             inner_folds=2,
             monitor=monitor,
+            mode="min",
             trainer={
                 "accelerator": "cpu", "max_epochs": 2, "devices": devices,
                 "strategy": "ddp" if devices > 1 else "auto",
