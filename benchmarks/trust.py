@@ -4,11 +4,11 @@ Scores should be what the fold models score on new samples; a 95 % interval shou
 of runs; and a test of two equally good procedures should find a difference in 5 % of them at most.
 
 - *Simulated scores*: 10,000 tables of fold scores for each row, by the formulas of
-  `CrossValidationResult.interval` and `compare`. Each sample is hard or easy, for both models and in
-  every repeat; each data set is good or bad for training, and each fit a little. The strength c of
-  that is the variance of a data set's expected score, over the variance of the score of as many
-  independent samples. The true score is known. "plain" is Nadeau and Bengio's (2003) formula alone,
-  without a floor of the error and with n - 1 degrees of freedom.
+  `CrossValidationResult.interval` and `compare`. Each sample is hard or easy, for both models and
+  in every repeat; each data set is good or bad for training, and each fit a little. The strength c
+  of that is the variance of a data set's expected score, over the variance of the score of as many
+  independent samples. The true score is known. "plain" is Nadeau and Bengio's (2003) formula
+  alone, without a floor of the error and with n - 1 degrees of freedom.
 - *Fits*: real cross-validations, trained as one fit. The truth of a setting is the mean accuracy of
   its fold models on 100,000 new samples; the bias is the mean of what is reported minus that.
   Labels are random, or tell two Gaussians apart. The epoch is selected by accuracy.
