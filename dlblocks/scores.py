@@ -93,8 +93,7 @@ def pooled_metrics(
     """
     kind = kind_of(target, prediction)
     if kind == "values":
-        shape = len(target), -1
-        found = _value_metrics(target.reshape(shape), prediction.reshape(shape))
+        found = value_metrics(target, prediction)
     elif kind == "labels":
         found = _label_metrics(target, prediction)
     else:
@@ -181,9 +180,12 @@ def _score_metrics(target: np.ndarray, prediction: np.ndarray) -> dict[str, Any]
     return found
 
 
-def _value_metrics(target: np.ndarray, prediction: np.ndarray) -> dict[str, Any]:
+def value_metrics(target: npt.NDArray[Any], prediction: npt.NDArray[np.floating]) -> dict[str, Any]:
+    """RMSE, MAE and R² of values (M,) or (M, D); see `pooled_metrics`."""
     from sklearn import metrics
 
+    shape = len(target), -1
+    target, prediction = target.reshape(shape), prediction.reshape(shape)
     if not (np.isfinite(prediction).all() and np.isfinite(target).all()):
         return dict.fromkeys(["rmse", "mae", "r2"], np.nan)
     # Half precision has no squares of large numbers.

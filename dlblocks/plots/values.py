@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dlblocks.plots.style import BLUE, GREY, ORANGE, check_lengths, literal, new_figure, style_axis
-from dlblocks.scores import pooled_metrics
+from dlblocks.scores import value_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +29,7 @@ def predicted_vs_true(
         predictions: Of the same shape.
         title: Put above, followed by the scores.
         scores: The ``rmse`` and ``r2`` to put there, such as means over repeats; None for those
-            that `dlblocks.scores.pooled_metrics` gives these samples.
+            that `dlblocks.scores.value_metrics` gives these samples.
 
     Raises:
         ValueError: Lengths differ, or there is no sample.
@@ -44,7 +44,7 @@ def predicted_vs_true(
     axis.plot(targets.ravel(), predictions.ravel(), ".", color=BLUE, alpha=0.5, markersize=5)
     style_axis(axis, "true", "predicted")
     if scores is None:
-        scores = pooled_metrics(targets, predictions)
+        scores = value_metrics(targets, predictions)
     said = f"RMSE {scores['rmse']:.4g}, R² {scores['r2']:.4f}"
     axis.set_title(f"{literal(title)}:\n{said}" if title else said, fontsize=10)
     return figure
