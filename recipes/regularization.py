@@ -183,7 +183,7 @@ def main(
             ends = [history[-1]["train/accuracy"] for history in result.histories if history]
             found[method] = Row(
                 result,
-                result.compare(first),
+                result.compare(first, "val/accuracy"),
                 float(np.mean(ends or np.nan)),
                 truth(result, datamodule),
             )

@@ -9,7 +9,6 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import sklearn  # noqa: F401  sets variables of OpenMP when it is imported
-import sklearn  # noqa: F401 - it sets variables of its own when it is first imported
 import torch
 import wandb
 
