@@ -26,6 +26,10 @@ TRAINER = {"max_epochs": 1, "accelerator": "cpu", "deterministic": True}
 QUIET = {"progress_bar": False, "figures": False}
 
 
+# Which folders calls without `run_dir` chose stays, for processes of other ranks.
+NOT_OURS = ("PYTEST_CURRENT_TEST", "WANDB_SERVICE", "DLBLOCKS_RUN_DIR")
+
+
 def state():
     """All that a call could change, as values that can be compared."""
     cudnn = torch.backends.cudnn
@@ -40,9 +44,7 @@ def state():
         "cudnn": (cudnn.benchmark, cudnn.deterministic),
         "gradients": torch.is_grad_enabled(),
         # pytest's own, and where wandb's process is
-        "variables": {
-            k: v for k, v in os.environ.items() if k not in ("PYTEST_CURRENT_TEST", "WANDB_SERVICE")
-        },
+        "variables": {k: v for k, v in os.environ.items() if k not in NOT_OURS},
         "filters": list(warnings.filters),
         "levels": [logging.getLogger(name).level for name in LOGGERS],
         "folder": os.getcwd(),
