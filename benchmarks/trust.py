@@ -84,8 +84,13 @@ STRENGTHS = (0.0, 0.4, 0.8)
 TRUTHS = (0.6, 0.9, 0.97)
 # Shares of a sample's difficulty that both models have, and that both repeats have.
 SHARED, KEPT = 0.7, 0.97
-RUNS = {60: 600, 400: 200}  # real cross-validations of so many samples
-REPEATED = {60: 300, 400: 200}  # of them with three repeats
+# Real cross-validations of so many samples, and how many of them have three repeats.
+RUNS = {
+    ("random labels", 60): (720, 480),
+    ("random labels", 400): (200, 200),
+    ("two Gaussians", 60): (200, 200),
+    ("two Gaussians", 400): (200, 200),
+}
 COMPARED = 200  # of them, with another procedure
 FEATURES, HIDDEN, EPOCHS, NEW = 10, 8, 40, 100_000
 AT_ONCE = 1500  # fits
@@ -305,13 +310,13 @@ def cross_validations(
                 torch.manual_seed(1000 * number + 100 * repeat + fold)
                 model = MLPClassifier(FEATURES, 2, hidden=[HIDDEN], lr=0.03)
                 members.append(Member(f"{number}, {repeat}, {fold}", model, data, []))
-    together = Together(
-        members,
-        trainer={"max_epochs": setting.epochs, "accelerator": "cpu"},
-        monitor="val/accuracy",
-        mode="max",
-    )
     with quiet():
+        together = Together(
+            members,
+            trainer={"max_epochs": setting.epochs, "accelerator": "cpu"},
+            monitor="val/accuracy",
+            mode="max",
+        )
         together.fit()
     results, fits = [], setting.folds * setting.repeats
     for i in range(len(numbers)):
@@ -334,20 +339,22 @@ def cross_validations(
 
 def accuracies(models: Sequence[Model], problem: str) -> Array:
     """Accuracy of each model on 100,000 new samples."""
-    inputs, targets = map(torch.from_numpy, draw(problem, NEW, np.random.default_rng(2)))
+    drawn, targets = map(torch.from_numpy, draw(problem, NEW, np.random.default_rng(2)))
+    inputs, positive = drawn.T.contiguous(), targets.bool()
     found = []
     for i in range(0, len(models), 100):
         some = [dict(model.net.named_parameters()) for model in models[i : i + 100]]
         first, shift, second, last = (
             torch.stack([tensors[name].data for tensors in some]) for name in some[0]
         )
+        weights, bias = second[:, 1:] - second[:, :1], (last[:, 1] - last[:, 0])[:, None, None]
         hits = torch.zeros(len(some))
-        for x, y in zip(inputs.split(10_000), targets.split(10_000), strict=True):
-            hidden = (x @ first.transpose(1, 2) + shift[:, None]).relu()
-            logit = hidden @ (second[:, 1] - second[:, 0])[..., None]
-            guess = logit[..., 0] + (last[:, 1] - last[:, 0])[:, None] > 0
-            hits += (guess == y.bool()).sum(1)
-        found.append(hits / len(inputs))
+        # Few samples at a time: the hidden units of 100 models then fit into the cache.
+        for x, y in zip(inputs.split(1000, 1), positive.split(1000), strict=True):
+            hidden = torch.addmm(shift.reshape(-1, 1), first.flatten(0, 1), x).relu_()
+            logit = torch.baddbmm(bias, weights, hidden.view(len(some), HIDDEN, -1))
+            hits += ((logit[:, 0] > 0) == y).sum(1)
+        found.append(hits / NEW)
     return torch.cat(found).double().numpy()
 
 
@@ -390,31 +397,31 @@ def fits(quick: bool) -> None:
     print(f"\n{'fits':<44}{'reported':>9}{'truth':>8}{'bias':>9}{'±':>8}{'coverage':>10}"
           f"{'width':>7}{'runs':>6}")  # fmt: skip
     kept: dict[tuple[str, int, str], list[CrossValidationResult]] = {}
-    for problem in ("random labels", "two Gaussians"):
-        for samples in RUNS:
-            runs, repeated = (10, 5) if quick else (RUNS[samples], REPEATED[samples])
-            for select in ("inner", "last", "fold"):
-                found = {}
-                for folds in (5,) if select == "fold" else (2, 5, 10):
-                    setting = Setting(problem, samples, folds, 1, select)
-                    if folds == 10:
-                        thrice = run_all(replace(setting, repeats=3), range(repeated))
-                        found["10×3"] = thrice
-                        once = [first_repeat(result) for result in thrice[0]]
-                        more = run_all(setting, range(repeated, runs)) if runs > repeated else None
-                        found["10×1"] = (
-                            once + (more[0] if more else []),
-                            np.concatenate([thrice[1][:, :10], *([more[1]] if more else [])]),
-                        )
-                    else:
-                        found[f"{folds}×1"] = run_all(setting, range(runs))
-                for layout, (results, truths) in sorted(found.items(), key=lambda pair: pair[0]):
-                    what = f"{problem}, n={samples}, {layout}, {select}"
-                    print(judged(what, results, truths), flush=True)
-                    if problem == "random labels":
-                        kept[layout, samples, select] = results[:COMPARED]
+    for (problem, samples), (runs, repeated) in RUNS.items():
+        if quick:
+            runs, repeated = 10, 5
+        for select in ("inner", "last", "fold"):
+            found = {}
+            for folds in (5,) if select == "fold" else (2, 5, 10):
+                setting = Setting(problem, samples, folds, 1, select)
+                if folds == 10:
+                    thrice = run_all(replace(setting, repeats=3), range(repeated))
+                    found["10×3"] = thrice
+                    once = [first_repeat(result) for result in thrice[0]]
+                    more = run_all(setting, range(repeated, runs)) if runs > repeated else None
+                    found["10×1"] = (
+                        once + (more[0] if more else []),
+                        np.concatenate([thrice[1][:, :10], *([more[1]] if more else [])]),
+                    )
+                else:
+                    found[f"{folds}×1"] = run_all(setting, range(runs))
+            for layout, (results, truths) in sorted(found.items(), key=lambda pair: pair[0]):
+                what = f"{problem}, n={samples}, {layout}, {select}"
+                print(judged(what, results, truths), flush=True)
+                if problem == "random labels":
+                    kept[layout, samples, select] = results[:COMPARED]
     print(f"\n{'comparisons of ' + str(EPOCHS) + ' epochs with 2':<44}{'p < 0.05':>9}{'runs':>6}")
-    for samples in RUNS:
+    for samples in SIZES:
         for select in ("inner", "last", "fold"):
             for folds, repeats in ((5, 1), (10, 3)):
                 key = f"{folds}×{repeats}", samples, select

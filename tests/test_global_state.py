@@ -123,7 +123,7 @@ def boosted():
 def command():
     main([
         "fit", "--model=MLPClassifier", "--model.in_features=4", "--model.num_classes=3",
-        "--data=TabularDataModule", "--data.dataset=iris", "--trainer.max_epochs=1",
+        "--data=TabularDataModule", "--data.data=iris", "--trainer.max_epochs=1",
         "--trainer.accelerator=cpu", "--trainer.deterministic=true", "--run_dir=run",
         "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
     ])  # fmt: skip

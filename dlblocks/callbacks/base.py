@@ -126,6 +126,11 @@ class BatchTransform(Callback):
     def prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes what it needs from trainer and module, before the first batch."""
         self.max_epochs = trainer.max_epochs
+        if getattr(trainer.datamodule, "embeddings", None):  # type: ignore[attr-defined]
+            raise ValueError(
+                f"{type(self).__name__} changes inputs, of which columns are numbers of categories "
+                "(embed=), which it would spoil; use counts= in the place of embed=."
+            )
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return  # one epoch of any plan
         last, stop, name = self._max_epochs(), self._stop(), type(self).__name__

@@ -274,8 +274,9 @@ def _nested(
                 say_resumed(plan.run_dir, len(found), len(jobs), "outer folds")
         duplicates = data.count_duplicates(plan.num_folds)
         notes = data.notes() + duplicates_note(duplicates, splits)
-        for note in notes if todo and progress_bar and is_rank_zero() else ():
-            print(note, file=sys.stderr, flush=True)
+        for said in [data.description(), *notes] if todo and progress_bar else ():
+            if said and is_rank_zero():
+                print(said, file=sys.stderr, flush=True)
         failed: dict[Job, Exception] = {}
         bar = tqdm(
             total=sum(fits.values()),
@@ -319,6 +320,7 @@ def _nested(
             "selection_fraction": plan.selection_fraction,
             "engine": search.engine,
             "class_names": data.class_names,
+            "data": data.description(),
             "duplicates": duplicates,
             "notes": notes
             + limit_note([fold.row for fold in folds], splits)

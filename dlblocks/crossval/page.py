@@ -90,6 +90,7 @@ def page(result: CrossValidationResult) -> str:
         *(["<h2>Search</h2>", _search(result)] if "search" in info else []),
         "<h2>Figures</h2>",
         *(_figures(result.run_dir / "figures") or ['<p class="soft">The run drew none.</p>']),
+        *(["<h2>Data</h2>", f"<pre>{_text(info['data'])}</pre>"] if info.get("data") else []),
         "<h2>How it was made</h2>",
         _origin(result),
     ]

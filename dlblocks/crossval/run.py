@@ -295,8 +295,9 @@ def _cross_validate(
         notes = [OPTIMISTIC] if plan.select == "fold" else []
         notes += data.notes() + duplicates_note(duplicates, splits)
         notes += selection_note(splits, plan.selection_fraction)
-        for note in notes if todo and progress_bar and is_rank_zero() else ():
-            print(note, file=sys.stderr, flush=True)
+        for said in [data.description(), *notes] if todo and progress_bar else ():
+            if said and is_rank_zero():
+                print(said, file=sys.stderr, flush=True)
         if together is not None:
             check(together.members[0].model, together.members[0].callbacks)
         elif n_jobs > 1 or n_jobs == -1 or not todo or chosen == "vectorized":
@@ -349,6 +350,7 @@ def _cross_validate(
             "engine": chosen,
             **({"engine_because": why} if engine == "auto" else {}),
             "class_names": data.class_names,
+            "data": data.description(),
             "duplicates": duplicates,
             "notes": notes
             + limit_note([fold.row for fold in done], splits)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 from typing_extensions import Self
@@ -200,6 +201,11 @@ class DataModule(SplitDataModule):
         return None if names is None else len(names)
 
     @property
+    def feature_names(self) -> list[str] | None:
+        """Names of the features (the columns of `inputs`), or None if they have none."""
+        return self.source.feature_names
+
+    @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one input, without the batch axis."""
         return tuple(self.source.inputs.shape[1:])
@@ -273,10 +279,15 @@ class DataModule(SplitDataModule):
             self._inputs = source.complete(source.inputs, self._rows["train"])
             check_arrays(self._inputs, source.targets, source.class_names, source.feature_names)
         if self.normalize:
-            self._affine = standardisation(self._inputs, self._rows["train"])
+            scale, shift = standardisation(self._inputs, self._rows["train"])
+            for column in source.categories:
+                scale[column], shift[column] = 1, 0
+            self._affine = scale, shift
         else:
             unit = 1.0 if self._inputs.is_floating_point() else 1 / 255
             self._affine = torch.tensor(unit), torch.tensor(0.0)
+        if stage == "fit" and self.trainer is not None and (described := self.description()):
+            rank_zero_info("\n".join([described, *self.notes()]))
 
     def for_fold(self, fold: int, num_folds: int | None, *, repeat: int = 0) -> Self:
         _ = self.source  # loaded once for all folds
@@ -374,6 +385,11 @@ class DataModule(SplitDataModule):
         inputs, *rest = batch
         inputs = self.transform(inputs)
         if self.trainer is not None:  # to the model's dtype under "16-true", "bf16-true", "64-true"
+            if self.source.categories and self.trainer.precision in ("16-true", "bf16-true"):
+                raise ValueError(
+                    f"precision={self.trainer.precision!r} rounds the numbers of categories that "
+                    "an embedding needs; use precision='bf16-mixed'."
+                )
             inputs = self.trainer.precision_plugin.convert_input(inputs)
         return [inputs, *rest]
 

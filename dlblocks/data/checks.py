@@ -167,7 +167,7 @@ def _check_finite(argument: str, values: Tensor, names: Sequence[str] | None) ->
     if argument.endswith("inputs"):
         cure += (
             ", or fill NaN in by what the training part of each fold says, as "
-            "TabularDataModule(csv=…, missing='impute') does"
+            "TabularDataModule(…, missing='impute') does"
         )
     raise ValueError(
         f"{argument} has {count} value(s) that are not finite, the first "

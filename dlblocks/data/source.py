@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -30,6 +30,8 @@ class Source:
         feature_names: Names of the columns of a table.
         complete: Fills in what `inputs` lacks (NaN), given `inputs` and the rows that train; it
             must look at no other rows. Returns a new array.
+        categories: Columns of `inputs` that are numbers of categories, for an embedding, and how
+            many categories there are, without 0 for an unknown one. They are not normalised.
     """
 
     inputs: Tensor
@@ -41,6 +43,7 @@ class Source:
     folds: np.ndarray | None = None
     feature_names: list[str] | None = None
     complete: Callable[[Tensor, Tensor], Tensor] | None = None
+    categories: dict[int, int] = field(default_factory=dict)
 
     @cached_property
     def input_keys(self) -> np.ndarray:

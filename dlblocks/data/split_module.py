@@ -142,6 +142,10 @@ class SplitDataModule(pl.LightningDataModule):
         """
         return 0
 
+    def description(self) -> str:
+        """What a user should see of the data before a training, or nothing."""
+        return ""
+
     def notes(self) -> list[str]:
         """Sentences on the data that a result should say."""
         return []

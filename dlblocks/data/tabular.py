@@ -1,51 +1,97 @@
-"""Tables: those that come with scikit-learn, and the user's CSV files."""
+"""Tables: those that come with scikit-learn, CSV files, and DataFrames."""
 
 from __future__ import annotations
 
-import csv as csv_module
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dlblocks.data.base import BatchSize, DataModule, Source
+from dlblocks.data.csv_files import check_read_args, missing_texts, read_table
 from dlblocks.data.splits import Split
+from dlblocks.data.table_columns import (
+    Column,
+    ColumnReader,
+    complete,
+    encode,
+    factorize,
+    is_row_numbers,
+    refuse_missing,
+    shortened,
+    to_numbers,
+)
 from dlblocks.errors import check_choice, did_you_mean
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 DATASETS = ("iris", "wine", "breast_cancer", "diabetes")
-MISSING = {"", "na", "n/a", "nan", "null", "none", "?"}
-# Integers with at most so many different values are taken for classes.
-MAX_INTEGER_CLASSES = 20
+# Whole numbers with at most so many different values are taken for classes.
+MAX_NUMBER_CLASSES = 20
+AS_VALUES = 'if that is a value, set keep_default_na=False and na_values=[""]'
 
 
 class TabularDataModule(DataModule):
     """A table as features (N, F) and classes or values.
 
-    Either a data set of scikit-learn (``"iris"``, ``"wine"``, ``"breast_cancer"``: classes;
-    ``"diabetes"``: values) or a CSV file with a header. A column whose cells are all numbers is one
-    feature. Any other holds categories and becomes one 0/1 feature for each of them; the list of
-    categories is that of the whole file, so that every fold has the same features.
+    The table is a data set of scikit-learn (``"iris"``, ``"wine"``, ``"breast_cancer"``: classes;
+    ``"diabetes"``: values), a CSV file, a folder of CSV files, or a pandas DataFrame.
 
-    Missing cells (empty, NA, NaN, null, None, ?) are refused, or imputed from the training part of
-    the fold: numbers by the median, categories by the most frequent. Rows whose target is missing
-    are always refused.
+    What becomes of a column is said by `summary`, which is printed before a training:
 
-    A target is taken for classes if it is text, or whole numbers with at most 20 different values;
-    `task` overrules. Classes are sorted: by number if they are numbers, else by name.
+    - numbers and truth values: one feature;
+    - texts: categories, one feature of 0 and 1 for each; the list of categories is that of the
+      whole table, so that every fold has the same features;
+    - a column without a name that holds the numbers or names of the rows, as R and pandas write
+      it, is left out.
+
+    What cannot be known is asked by an error that names the arguments to choose from: dates,
+    identifiers, more than 50 categories, numbers with some cells that are none.
+
+    Missing cells are refused, or imputed from the training part of the fold: numbers by the median,
+    categories by the most frequent. Which texts count as missing is pandas' list (empty, NA, NaN,
+    None, null, …) unless `na_values` and `keep_default_na` say otherwise. Rows whose target is
+    missing are always refused.
+
+    A target is taken for classes if it is text, truth values, or whole numbers with at most 20
+    different values; `task` overrules. Classes can have any values; they are sorted, by number if
+    they are numbers, else by name, and `class_names` keeps them.
 
     Args:
-        dataset: Name of a data set of scikit-learn.
-        csv: Path of a CSV file, in its place.
-        target: The CSV column to predict.
-        group: A CSV column of groups, none of which is in two parts; it is no feature.
-        fold_column: A CSV column of folds, for ``split="predefined"``; a row whose cell is empty or
+        data: Name of a data set of scikit-learn, path of a CSV file or of a folder of them, or a
+            DataFrame, whose index is left out.
+        target: The column to predict.
+        group: A column of groups, none of which is in two parts; it is no feature.
+        fold_column: A column of folds, for ``split="predefined"``; a row whose cell is empty or
             -1 always trains. It is no feature.
         groups: ``"duplicates"`` keeps rows of exactly equal features together: none has a copy in
             another part or fold.
+        drop: Columns to leave out.
+        numeric: Columns that are numbers, though they look like identifiers.
+        categorical: Columns of categories, though they look like numbers or dates, or have more
+            than 50 categories. Their cells are read as text: "01" is not "1".
+        dates: Columns of dates: a list, or a dictionary with their formats, such as
+            ``{"signup": "%d.%m.%Y"}``. They become days since 1970 (UTC), month (1 to 12), weekday
+            (0 is Monday), and the hour if there is a time of the day.
+        counts: Columns of many categories that become one feature: the category's share of the
+            training rows of the fold.
+        embed: Columns of many categories that become their numbers, for a model with
+            ``embeddings=data.embeddings``. 0 stands for a category that no training row has, and
+            for a missing cell.
         task: ``"classification"``, ``"regression"``, or None to decide by the target.
         missing: ``"refuse"`` or ``"impute"``.
+        sep: What separates the columns of a file; None: a tab in ``.tsv``, else a comma.
+        decimal: The decimal point of a file's numbers.
+        encoding: Encoding of a file; None: UTF-8.
+        na_values: More texts that stand for a missing cell; or a dictionary, by column.
+        keep_default_na: Whether pandas' own list of such texts counts, too. If "None" or "NA" are
+            values: ``keep_default_na=False, na_values=[""]``.
+        read_args: Further arguments of `pandas.read_csv`, such as ``{"skiprows": 2}``.
         batch_size: Samples a batch, or ``"full"``.
         num_workers: Worker processes a loader.
         split: ``"kfold"``; ``"time_series"``, rows in the order of time; ``"leave_one_group_out"``;
@@ -59,13 +105,18 @@ class TabularDataModule(DataModule):
         shuffle_seed: Seed of the order of training samples.
         stratify: Keep the proportions of the classes in every part, or of ten quantile bins of
             values; None: for classes, yes.
-        normalize: Standardise by the training part's mean and standard deviation.
+        normalize: Standardise by the training part's mean and standard deviation; not the numbers
+            of `embed`.
         device_resident: Keep the arrays on the accelerator: True, False or ``"auto"``.
 
+    Attributes:
+        table_columns: What becomes of each column that is a feature, after the first use.
+
     Raises:
-        ValueError: No or unknown data set or column, a missing cell, and the like; for the file,
-            said at the first use of the data, with row (1 is the first after the header) and
-            column.
+        FileNotFoundError: There is no such file or folder; said at the first use of the data.
+        ValueError: An unknown argument of `read_csv`; and, at the first use of the data, an unknown
+            column, a file that cannot be read, a missing cell, or a column that cannot be known.
+            Rows are counted from 1, the first after the header.
 
     Example:
         >>> data = TabularDataModule("wine")
@@ -75,15 +126,26 @@ class TabularDataModule(DataModule):
 
     def __init__(
         self,
-        dataset: Literal["iris", "wine", "breast_cancer", "diabetes"] | None = None,
-        *,
-        csv: str | None = None,
+        data: str | Path | pd.DataFrame,
         target: str | None = None,
+        *,
         group: str | None = None,
         fold_column: str | None = None,
         groups: Literal["duplicates"] | None = None,
+        drop: Sequence[str] = (),
+        numeric: Sequence[str] = (),
+        categorical: Sequence[str] = (),
+        dates: Sequence[str] | dict[str, str] = (),
+        counts: Sequence[str] = (),
+        embed: Sequence[str] = (),
         task: Literal["classification", "regression"] | None = None,
         missing: Literal["refuse", "impute"] = "refuse",
+        sep: str | None = None,
+        decimal: str = ".",
+        encoding: str | None = None,
+        na_values: Sequence[str] | dict[str, list[str]] | None = None,
+        keep_default_na: bool = True,
+        read_args: dict[str, Any] | None = None,
         batch_size: BatchSize = 64,
         num_workers: int = 0,
         split: Split = "kfold",
@@ -116,193 +178,297 @@ class TabularDataModule(DataModule):
             raise ValueError(
                 f"group={group!r} and groups={groups!r} cannot both be kept whole; give one."
             )
-        if (dataset is None) == (csv is None):
-            raise ValueError(
-                f"dataset={dataset!r} and csv={csv!r}: give one of them; "
-                f"dataset is one of {', '.join(DATASETS)}."
-            )
-        if dataset is not None:
-            check_choice("dataset", dataset, DATASETS)
-            of_files = {"target": target, "group": group, "fold_column": fold_column, "task": task}
-            for name, value in of_files.items():
-                if value is not None:
-                    raise ValueError(f"{name}={value!r} has no effect on dataset={dataset!r}.")
-        elif target is None:
-            raise ValueError(f"csv={csv!r} needs target=, the name of the column to predict.")
         if task is not None:
             check_choice("task", task, ["classification", "regression"])
         check_choice("missing", missing, ["refuse", "impute"])
-        self.dataset = dataset
-        csv = None if csv is None else str(csv)  # plain, so that any checkpoint loads
-        self.csv = csv
-        self.target = target
+        self.is_frame = not isinstance(data, (str, Path))
+        if self.is_frame and not _is_data_frame(data):
+            raise TypeError(
+                f"data is a {type(data).__name__}; give the name of a data set of scikit-learn "
+                f"({', '.join(DATASETS)}), a path, or a pandas DataFrame. For arrays there is "
+                "ArrayDataModule."
+            )
+        data = data if self.is_frame else str(data)  # plain, so that any checkpoint loads
+        reading = {
+            "sep": sep,
+            "decimal": decimal,
+            "encoding": encoding,
+            "na_values": _plain(na_values),
+            "keep_default_na": keep_default_na,
+        }
+        asked = {
+            "drop": drop, "numeric": numeric, "categorical": categorical, "dates": dates,
+            "counts": counts, "embed": embed,
+        }  # fmt: skip
+        self.asked = {name: _names(name, given) for name, given in asked.items()}
+        self.date_formats = dict(dates) if isinstance(dates, Mapping) else dict.fromkeys(dates)
+        check_read_args("read_args", read_args or {})
+        for name in (read_args or {}).keys() & reading.keys():
+            raise ValueError(f"read_args has {name!r}; give it as {name}=.")
+        self.built_in = isinstance(data, str) and data in DATASETS
+        own: dict[str, Any] = {
+            "target": target, "group": group, "fold_column": fold_column, "task": task,
+        }  # fmt: skip
+        if self.built_in or self.is_frame:
+            # What is at its default has no effect either way.
+            own = own if self.built_in else {}
+            defaults = {"decimal": ".", "keep_default_na": True}
+            own |= {k: v for k, v in reading.items() if v != defaults.get(k)}
+            own["read_args"] = read_args
+            for name, value in own.items():
+                if value is not None:
+                    what = f"data={data!r}" if self.built_in else "a DataFrame"
+                    raise ValueError(f"{name}={value!r} has no effect on {what}; leave it out.")
+        elif isinstance(data, str) and not Path(data).exists() and not Path(data).suffix:
+            hint = did_you_mean(data, DATASETS) or "."
+            raise ValueError(
+                f"data={data!r} is neither a file nor a data set of scikit-learn{hint} Those are: "
+                f"{', '.join(DATASETS)}."
+            )
+        if not self.built_in and target is None:
+            raise ValueError("target=None: name the column to predict, target='…'.")
+        self.data = data
+        self.target = "target" if self.built_in else str(target)
         self.group = group
         self.fold_column = fold_column
         self.task = task
         self.missing = missing
-        self.save_hyperparameters()
+        self.read_args = {
+            **{k: v for k, v in reading.items() if v is not None},
+            **(read_args or {}),
+        }
+        self.table_columns: list[Column] = []
+        self._others: dict[str, tuple[str, str]] = {}  # columns that are no features: kind, use
+        self._notes: list[str] = []
+        self.save_hyperparameters(ignore=["data"] if self.is_frame else [])
+
+    # The table
 
     def load(self) -> Source:
-        return self._load_sklearn() if self.dataset is not None else self._load_csv()
-
-    def _load_sklearn(self) -> Source:
-        from sklearn import datasets
-
-        if self.dataset == "diabetes":
-            # Unscaled: scikit-learn's scaling has seen the rows that are held out here.
-            bunch = datasets.load_diabetes(scaled=False)
-            targets, names = torch.from_numpy(bunch.target).float(), None
-        else:
-            bunch = getattr(datasets, f"load_{self.dataset}")()
-            targets = torch.from_numpy(bunch.target).long()
-            names = [str(name) for name in bunch.target_names]
-        return Source(
-            torch.from_numpy(bunch.data).float(),
-            targets,
-            class_names=names,
-            feature_names=[str(name) for name in bunch.feature_names],
-        )
-
-    def _load_csv(self) -> Source:
-        path = Path(str(self.csv))
-        if not path.is_file():
-            raise FileNotFoundError(f"csv={self.csv!r} is no file.")
-        table = _read(path)
-        own = {"target": self.target, "group": self.group, "fold_column": self.fold_column}
-        for argument, column in own.items():
-            if column is not None and column not in table:
-                hint = did_you_mean(column, table) or "."
-                raise ValueError(
-                    f"{argument}={column!r} is no column of {path}{hint} "
-                    f"There are: {', '.join(table)}."
-                )
-        labels = table[str(self.target)]
-        # Read, not popped: one column may be both.
-        groups = np.array(table[self.group]) if self.group is not None else None
-        folds = _folds(table[self.fold_column]) if self.fold_column is not None else None
+        table, class_names = self._read()
+        where = "data" if self.is_frame or self.built_in else str(self.data)
+        target, labels = self.target, table[self.target]
+        self._refuse_missing(where, table, target)
+        targets, found = self._targets(where, labels)
+        groups = folds = None
         if self.group is not None:
-            _refuse_missing(path, self.group, table[self.group])
-        table = {name: cells for name, cells in table.items() if name not in own.values()}
-        if not table:
-            raise ValueError(f"{path} has no column beside target={self.target!r} to learn from.")
-        _refuse_missing(path, str(self.target), labels)
-        targets, class_names = _targets(labels, self.task, str(self.target))
-        blocks: list[np.ndarray] = []
-        names: list[str] = []
-        slices: list[slice] = []
-        for column, cells in table.items():
-            if self.missing == "refuse":
-                _refuse_missing(path, column, cells, "; set missing='impute' to fill it in")
-            block, block_names = _encode(column, cells)
-            slices.append(slice(len(names), len(names) + len(block_names)))
-            blocks.append(block)
-            names += block_names
-        inputs = torch.from_numpy(np.concatenate(blocks, axis=1)).float()
-
-        def complete(inputs: Tensor, rows: Tensor) -> Tensor:
-            return _impute(inputs, rows, slices)
-
+            self._refuse_missing(where, table, self.group)
+            groups = _plain_array(table[self.group])
+        if self.fold_column is not None:
+            folds = _folds(table[self.fold_column])
+        self._set_aside(table)
+        features = [name for name in table.columns if name not in self._others]
+        if not features:
+            raise ValueError(f"{where} has no column beside target={target!r} to learn from.")
+        reader = ColumnReader(
+            where,
+            numeric=self.asked["numeric"],
+            categorical=self.asked["categorical"],
+            dates=self.date_formats,
+            counts=self.asked["counts"],
+            embed=self.asked["embed"],
+            impute=self.missing == "impute",
+        )
+        self.table_columns = columns = [reader.read(table[name]) for name in features]
+        self._note(table)
+        inputs = encode(table, columns)
+        names = [name for column in columns for name in column.feature_names]
+        impute = self.missing == "impute"
+        needed = impute or any(column.kind in ("counts", "embedding") for column in columns)
         return Source(
             inputs,
             targets,
-            class_names=class_names,
+            class_names=class_names or found,
             groups=groups,
             folds=folds,
             feature_names=names,
-            complete=complete if self.missing == "impute" else None,
+            complete=partial(complete, columns=columns, impute=impute) if needed else None,
+            categories={
+                names.index(column.name): len(column.categories)
+                for column in columns
+                if column.kind == "embedding"
+            },
         )
 
+    def _read(self) -> tuple[pd.DataFrame, list[str] | None]:
+        """The table, and names of its classes if they are known."""
+        if self.built_in:
+            return _load_sklearn(str(self.data))
+        if self.is_frame:
+            frame: Any = self.data
+            table = frame.reset_index(drop=True)
+            table.columns = [str(name) for name in table.columns]
+            twice = table.columns[table.columns.duplicated()]
+            if len(twice):
+                raise ValueError(f"data has two columns named {twice[0]!r}; rename one.")
+        else:
+            as_text = [*self.asked["categorical"], *self.asked["counts"], *self.asked["embed"]]
+            dtype = self.read_args.get("dtype", dict.fromkeys(as_text, str))
+            table = read_table(Path(str(self.data)), {"dtype": dtype, **self.read_args})
+        given = {"target": self.target, "group": self.group, "fold_column": self.fold_column}
+        own = {argument: [name] for argument, name in given.items() if name is not None}
+        for argument, names in (own | self.asked).items():
+            for name in names:
+                if name not in table.columns:
+                    hint = did_you_mean(name, table.columns) or "."
+                    raise ValueError(
+                        f"{argument}={name!r} is no column of "
+                        f"{'data' if self.is_frame else self.data}{hint} "
+                        f"There are: {', '.join(table.columns)}."
+                    )
+        roles = [(name, argument) for argument, names in self.asked.items() for name in names]
+        for i, (name, argument) in enumerate(roles):
+            others = [other for known, other in roles[:i] if known == name]
+            others += [other for other, names in own.items() if name in names]
+            if others:
+                raise ValueError(f"column {name!r} is in {argument} and in {others[0]}; choose.")
+        return table, None
 
-def _read(path: Path) -> dict[str, list[str]]:
-    """The columns of a CSV file, as text."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = [row for row in csv_module.reader(file) if row]
-    if len(rows) < 2:
-        raise ValueError(f"{path} has no rows; expected a header and at least one row.")
-    header = [name.strip() for name in rows[0]]
-    if len(set(header)) < len(header):
-        twice = next(name for name in header if header.count(name) > 1)
-        raise ValueError(f"{path} has two columns named {twice!r}; rename one.")
-    for number, row in enumerate(rows[1:], start=1):
-        if len(row) != len(header):
-            raise ValueError(
-                f"{path}: row {number} has {len(row)} cells and the header {len(header)}."
-            )
-    return {name: [row[i].strip() for row in rows[1:]] for i, name in enumerate(header)}
+    def _set_aside(self, table: pd.DataFrame) -> None:
+        """Sort out the columns that are no features."""
+        self._others = {name: ("dropped", "nothing") for name in self.asked["drop"]}
+        kept = {name for argument, names in self.asked.items() for name in names}
+        for name in table.columns:
+            if name not in kept and is_row_numbers(name, table[name]):
+                self._others[name] = ("row numbers", "nothing")
+        own = {"fold_column": self.fold_column, "group": self.group, "target": self.target}
+        for argument, name in own.items():
+            if name is not None:
+                self._others[name] = (argument.removesuffix("_column"), "no feature")
 
+    def _refuse_missing(self, where: str, table: pd.DataFrame, name: str) -> None:
+        said = self._spelled(table, name)
+        cure = "remove these rows, or mend them"
+        refuse_missing(where, table[name], f"{cure}; {AS_VALUES}" if said else cure, said)
 
-def _is_missing(cell: str) -> bool:
-    return cell.lower() in MISSING
+    def _note(self, table: pd.DataFrame) -> None:
+        self._notes = [
+            f"column {name!r} holds the numbers or names of the rows and is left out"
+            for name, (kind, _) in self._others.items()
+            if kind == "row numbers"
+        ]
+        incomplete = [c.name for c in self.table_columns if c.missing and c.kind != "number"]
+        self._notes += [
+            f"missing cells of column {name!r} are filled in{said}; {AS_VALUES}"
+            for name in incomplete
+            if (said := self._spelled(table, name))
+        ]
+        self._notes += [
+            f"column {c.name!r} {c.remark}; if it tells nothing, set drop=[{c.name!r}]"
+            for c in self.table_columns
+            if c.remark
+        ]
+        days = [c for c in self.table_columns if c.kind == "date"]
+        if self.split == "time_series" and days:
+            column = table[days[0].name]
+            first = encode(table[[days[0].name]], days[:1])[:, 0]
+            if bool((first[1:] < first[:-1]).any()):
+                self._notes.append(
+                    f"rows are not in the order of column {column.name!r}, which "
+                    "split='time_series' takes for granted; sort them"
+                )
 
+    def _spelled(self, table: pd.DataFrame, name: str) -> str:
+        """Say how missing cells of a column are written in the file, if they are not empty."""
+        if self.is_frame or self.built_in or not table[name].isna().any():
+            return ""
+        counts = missing_texts(Path(str(self.data)), self.read_args, name).most_common(4)
+        return ", written " + ", ".join(f"{text!r} ({n})" for text, n in counts) if counts else ""
 
-def _refuse_missing(path: Path, column: str, cells: list[str], cure: str = "") -> None:
-    for number, cell in enumerate(cells, start=1):
-        if _is_missing(cell):
-            raise ValueError(f"{path}: row {number} has no value in column {column!r}{cure}.")
-
-
-def _number(cell: str) -> float | None:
-    try:
-        return float(cell)
-    except ValueError:
-        return None
-
-
-def _targets(cells: list[str], task: str | None, column: str) -> tuple[Tensor, list[str] | None]:
-    numbers = [_number(cell) for cell in cells]
-    numeric = all(number is not None for number in numbers)
-    if task is None:
-        whole = numeric and all(float(str(cell)).is_integer() for cell in cells)
-        few = len(set(cells)) <= MAX_INTEGER_CLASSES
-        task = "classification" if not numeric or (whole and few) else "regression"
-    if task == "regression":
+    def _targets(self, where: str, labels: pd.Series) -> tuple[Tensor, list[str] | None]:
+        numbers = to_numbers(labels)
+        numeric = bool(numbers.notna().all())
+        task = self.task
+        if task is None:
+            few = labels.nunique() <= MAX_NUMBER_CLASSES
+            whole = numeric and bool((numbers % 1 == 0).all())
+            task = "classification" if not numeric or (whole and few) else "regression"
+        if task == "classification":
+            codes, names = factorize(labels)
+            return torch.from_numpy(codes), names
         if not numeric:
-            row = numbers.index(None)
+            row = int(numbers.isna().to_numpy().argmax())
             raise ValueError(
-                f"task='regression', but row {row + 1} of column {column!r} is {cells[row]!r}."
+                f"{where}: task='regression', but row {row + 1} of column {labels.name!r} is "
+                f"{labels.iloc[row]!r}."
             )
-        return torch.tensor(numbers, dtype=torch.float32), None
-    names = sorted(set(cells), key=float) if numeric else sorted(set(cells))
-    number_of = {name: i for i, name in enumerate(names)}
-    return torch.tensor([number_of[cell] for cell in cells]), names
+        return torch.tensor(numbers.to_numpy(), dtype=torch.get_default_dtype()), None
+
+    # What it is
+
+    @property
+    def embeddings(self) -> dict[int, int]:
+        """For each feature of `embed` its position and its number of categories."""
+        return self.source.categories
+
+    def summary(self) -> pd.DataFrame:
+        """A table of the columns: kind, missing cells, and what becomes of them."""
+        import pandas as pd
+
+        _ = self.source
+        missing = {
+            "number": ", median where missing",
+            "date": ", median where missing",
+            "category": ", the most frequent where missing",
+        }
+        rows: dict[str, tuple[str, int, str]] = {
+            column.name: (
+                column.kind,
+                column.missing,
+                column.becomes + (missing.get(column.kind, "") if column.missing else ""),
+            )
+            for column in self.table_columns
+        }
+        others = {name: (kind, 0, use) for name, (kind, use) in self._others.items()}
+        names = self.class_names
+        of_target = "values" if names is None else f"{len(names)} classes: {shortened(names)}"
+        rows |= others | {self.target: (others[self.target][0], 0, of_target)}
+        return pd.DataFrame.from_dict(rows, orient="index", columns=["kind", "missing", "becomes"])
+
+    def description(self) -> str:
+        # scikit-learn's data sets are known: nothing has been decided here.
+        return "" if self.built_in else self.summary().to_string(max_rows=60)
+
+    def notes(self) -> list[str]:
+        _ = self.source
+        return [*super().notes(), *self._notes]
 
 
-def _folds(cells: list[str]) -> np.ndarray:
+def _load_sklearn(name: str) -> tuple[pd.DataFrame, list[str] | None]:
+    from sklearn import datasets
+
+    # Unscaled: scikit-learn's scaling has seen the rows that are held out here.
+    unscaled = {"scaled": False} if name == "diabetes" else {}
+    bunch = getattr(datasets, f"load_{name}")(as_frame=True, **unscaled)
+    names = None if name == "diabetes" else [str(one) for one in bunch.target_names]
+    return bunch.frame, names
+
+
+def _is_data_frame(data: Any) -> bool:
+    import pandas as pd
+
+    return isinstance(data, pd.DataFrame)
+
+
+def _names(argument: str, given: Any) -> list[str]:
+    if isinstance(given, str):
+        raise TypeError(f"{argument}={given!r} must be a list of columns, such as [{given!r}].")
+    return [str(name) for name in given]
+
+
+def _plain(na_values: Any) -> Any:
+    return na_values if na_values is None or isinstance(na_values, (dict, str)) else list(na_values)
+
+
+def _plain_array(cells: pd.Series) -> np.ndarray:
+    """Numbers, or texts."""
+    values = cells.to_numpy()
+    return values if values.dtype.kind in "iufb" else values.astype(str)
+
+
+def _folds(cells: pd.Series) -> np.ndarray:
     """Integers if all cells are, so that fold 10 comes after fold 9; else texts."""
-    names = ["" if _is_missing(cell) else cell for cell in cells]
-    try:
-        return np.array([int(name or -1) for name in names])
-    except ValueError:
-        return np.array(names)
-
-
-def _encode(column: str, cells: list[str]) -> tuple[np.ndarray, list[str]]:
-    """Float64 (N, width) and the names of its columns; a missing cell is NaN in all of them."""
-    missing = np.array([_is_missing(cell) for cell in cells])
-    numbers = [np.nan if gone else _number(c) for c, gone in zip(cells, missing, strict=True)]
-    if missing.all():
-        raise ValueError(f"column {column!r} has no value at all; leave it out.")
-    if None not in numbers:
-        return np.array(numbers, dtype=np.float64)[:, None], [column]
-    categories = sorted({c for c, gone in zip(cells, missing, strict=True) if not gone})
-    block = (np.array(cells)[:, None] == np.array(categories)[None, :]).astype(np.float64)
-    block[missing] = np.nan
-    return block, [f"{column}={category}" for category in categories]
-
-
-def _impute(inputs: Tensor, rows: Tensor, slices: list[slice]) -> Tensor:
-    """Fills NaN from some rows: a number by their median, a category by the most frequent."""
-    inputs = inputs.clone()
-    for columns in slices:
-        block, seen = inputs[:, columns], inputs[rows, columns]
-        gone = block[:, 0].isnan()
-        if not gone.any():
-            continue
-        seen = seen[~seen[:, 0].isnan()]
-        fill = torch.zeros(block.shape[1])  # nothing seen: 0, or no category
-        if len(seen) and block.shape[1] == 1:
-            fill = torch.from_numpy(np.median(seen.numpy(), axis=0))
-        elif len(seen):
-            fill[seen.sum(0).argmax()] = 1.0
-        block[gone] = fill.to(block.dtype)
-    return inputs
+    numbers = to_numbers(cells).fillna(-1)
+    if ((numbers % 1 == 0) & (cells.isna() | (to_numbers(cells).notna()))).all():
+        return numbers.to_numpy().astype(np.int64)
+    return cells.astype(object).where(cells.notna(), "").astype(str).to_numpy(dtype=str)

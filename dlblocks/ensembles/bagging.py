@@ -243,6 +243,9 @@ class Bagging:
                 fits.run_id = plan.begin(self.run_dir, config, samples, goes_on=goes_on)
                 if goes_on:
                     say_resumed(self.run_dir, len(found), self.num_members, "members")
+                if todo and self.progress_bar:
+                    for said in filter(None, [data.description(), *data.notes()]):
+                        print(said, file=sys.stderr, flush=True)
                 if self.engine == "auto" and todo:
                     print(f"engine: {engine}; {why}", file=sys.stderr, flush=True)
             if lacking and todo:

@@ -31,7 +31,11 @@ IGNORED = -100  # the default of dlblocks.losses.cross_entropy
 def dense_layers(model: Model) -> list[tuple[str, nn.Module]] | None:
     """The layers of a model's perceptron with their names, or None if it has no plain one."""
     net = model.net
-    if type(net) is not MLP or type(model).forward not in (Model.forward, Regressor.forward):
+    if (
+        type(net) is not MLP
+        or net.embeddings
+        or type(model).forward not in (Model.forward, Regressor.forward)
+    ):
         return None
     known = (nn.Linear, nn.BatchNorm1d, nn.LayerNorm, nn.Dropout, *POINTWISE)
     layers = [(f"net.layers.{name}", layer) for name, layer in net.layers.named_children()]

@@ -21,6 +21,7 @@ from torchmetrics import MeanMetric, MetricCollection
 
 from dlblocks.errors import check_range
 from dlblocks.models import checkpoints
+from dlblocks.nets import MLP
 from dlblocks.optim import check_optimizer, check_schedule, make_optimizer, make_schedule
 from dlblocks.optim.schedules import schedule_needs_total_steps
 
@@ -131,6 +132,12 @@ class Model(pl.LightningModule):
         check_input = getattr(self.net, "check_input", None)
         if isinstance(shape, tuple) and callable(check_input):
             check_input(shape)
+        embeddings = getattr(datamodule, "embeddings", None) or {}
+        if isinstance(self.net, MLP) and embeddings != self.net.embeddings:
+            raise ValueError(
+                f"embeddings={self.net.embeddings}, but {type(datamodule).__name__} numbers the "
+                f"categories of {embeddings}; set embeddings=data.embeddings."
+            )
 
     def check_batch(self, outputs: Tensor, targets: Tensor) -> None:
         """Raises a `ValueError` if targets do not fit outputs; called on the first batch."""

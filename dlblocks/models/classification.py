@@ -173,6 +173,8 @@ class MLPClassifier(Classifier):
         norm: ``"batch"``, ``"layer"`` or None.
         dropout: Probability with which a hidden unit is dropped.
         init: ``"kaiming"``, ``"xavier"`` or None for torch's default.
+        embeddings: For features that are numbers of categories their position and how many there
+            are: ``data.embeddings`` of a `TabularDataModule(…, embed=[…])`.
         label_smoothing: See `Classifier`, as all that follow.
         class_weights: Weights of the classes, or ``"balanced"``.
         optimizer: Name of the optimizer.
@@ -198,6 +200,7 @@ class MLPClassifier(Classifier):
         norm: Literal["batch", "layer"] | None = None,
         dropout: float = 0.0,
         init: Literal["kaiming", "xavier"] | None = "kaiming",
+        embeddings: dict[int, int] | None = None,
         label_smoothing: float = 0.0,
         class_weights: list[float] | Literal["balanced"] | None = None,
         optimizer: str = "adam",
@@ -216,6 +219,7 @@ class MLPClassifier(Classifier):
             norm=norm,
             dropout=dropout,
             init=init,
+            embeddings=embeddings,
         )
         super().__init__(
             net,

@@ -164,6 +164,8 @@ class MLPRegressor(Regressor):
         norm: ``"batch"``, ``"layer"`` or None.
         dropout: Probability with which a hidden unit is dropped.
         init: ``"kaiming"``, ``"xavier"`` or None for torch's default.
+        embeddings: For features that are numbers of categories their position and how many there
+            are: ``data.embeddings`` of a `TabularDataModule(…, embed=[…])`.
         loss: See `Regressor`, as all that follow.
         standardize_targets: Learn standardised targets.
         optimizer: Name of the optimizer.
@@ -189,6 +191,7 @@ class MLPRegressor(Regressor):
         norm: Literal["batch", "layer"] | None = None,
         dropout: float = 0.0,
         init: Literal["kaiming", "xavier"] | None = "kaiming",
+        embeddings: dict[int, int] | None = None,
         loss: Literal["mse", "mae", "huber"] = "mse",
         standardize_targets: bool = False,
         optimizer: str = "adam",
@@ -207,6 +210,7 @@ class MLPRegressor(Regressor):
             norm=norm,
             dropout=dropout,
             init=init,
+            embeddings=embeddings,
         )
         super().__init__(
             net,

@@ -1,6 +1,6 @@
 """Plain `torch.nn.Module`s: tensors in, tensors out."""
 
 from dlblocks.nets.cnn import CNN
-from dlblocks.nets.mlp import MLP
+from dlblocks.nets.mlp import MLP, EmbedCategories
 
-__all__ = ["CNN", "MLP"]
+__all__ = ["CNN", "MLP", "EmbedCategories"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -12,6 +12,52 @@ from torch import Tensor, nn
 
 from dlblocks.errors import check_choice, check_range
 from dlblocks.nets.layers import Init, init_weights, make_activation
+
+
+class EmbedCategories(nn.Module):
+    """Replaces numbers of categories by learned vectors (Guo and Berkhahn 2016).
+
+    A column of n categories holds whole numbers from 0 to n, of which 0 is an unknown category; its
+    vector is 0 and stays so. Vectors have min(50, ceil(1.6 n^0.56)) values, a rule of thumb of the
+    library fastai, drawn from a normal distribution with standard deviation 0.1.
+
+    Args:
+        in_features: Values in one input.
+        categories: For each such column its position and n, as ``data.embeddings`` of a
+            `TabularDataModule` says.
+
+    Shape:
+        Input (N, in_features); output (N, out_features): the other columns, then the vectors.
+
+    Example:
+        >>> import torch
+        >>> embed = EmbedCategories(3, {1: 100})
+        >>> embed(torch.tensor([[0.5, 7.0, 0.1]])).shape
+        torch.Size([1, 24])
+    """
+
+    def __init__(self, in_features: int, categories: Mapping[int, int]) -> None:
+        super().__init__()
+        self.categories = {int(column): int(count) for column, count in categories.items()}
+        for column, count in self.categories.items():
+            check_range("embeddings: position", column, 0, in_features - 1)
+            check_range(f"embeddings[{column}]", count, 1)
+        self.others = [i for i in range(in_features) if i not in self.categories]
+        self.out_features = len(self.others)
+        self.tables = nn.ModuleList()
+        for count in self.categories.values():
+            width = min(50, math.ceil(1.6 * count**0.56))
+            table = nn.Embedding(count + 1, width, padding_idx=0)
+            nn.init.normal_(table.weight[1:].detach(), std=0.1)
+            self.tables.append(table)
+            self.out_features += width
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        vectors = [
+            table(inputs[:, column].long())
+            for column, table in zip(self.categories, self.tables, strict=True)
+        ]
+        return torch.cat([inputs[:, self.others], *vectors], dim=1)
 
 
 class MLP(nn.Module):
@@ -26,6 +72,8 @@ class MLP(nn.Module):
         dropout: Probability in [0, 1) with which a hidden unit is zeroed in training
             (Srivastava et al. 2014).
         init: ``"kaiming"``, ``"xavier"`` or None; see `dlblocks.nets.layers.init_weights`.
+        embeddings: Of inputs that are numbers of categories the position and how many categories
+            there are; see `EmbedCategories`.
 
     Shape:
         Input (N, ...) with `in_features` values after the first axis; output (N, out_features).
@@ -49,6 +97,7 @@ class MLP(nn.Module):
         norm: Literal["batch", "layer"] | None = None,
         dropout: float = 0.0,
         init: Init | None = "kaiming",
+        embeddings: Mapping[int, int] | None = None,
     ) -> None:
         super().__init__()
         check_range("in_features", in_features, 1)
@@ -61,7 +110,9 @@ class MLP(nn.Module):
         for width in hidden:
             check_range("hidden", width, 1)
         self.in_features = in_features
-        widths = [in_features, *hidden]
+        self.embed = EmbedCategories(in_features, embeddings) if embeddings else None
+        self.embeddings = self.embed.categories if self.embed else {}
+        widths = [self.embed.out_features if self.embed else in_features, *hidden]
         layers: list[nn.Module] = []
         for fan_in, width in itertools.pairwise(widths):
             # Batch norm subtracts the mean, and with it any bias before it.
@@ -79,6 +130,8 @@ class MLP(nn.Module):
         x = inputs.flatten(1)  # (N, in_features)
         if not torch.jit.is_scripting() and x.shape[1] != self.in_features:
             self.check_input(tuple(inputs.shape[1:]))
+        if self.embed is not None:
+            x = self.embed(x)
         return self.layers(x)  # (N, out_features)
 
     def check_input(self, shape: tuple[int, ...]) -> None:

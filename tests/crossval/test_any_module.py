@@ -367,7 +367,7 @@ def test_ours_take_arrays_and_paths(name, value, read, make_trainer, tmp_path):
     table = tmp_path / "table.csv"
     rows = [f"{a},{b},{c},{d},{y}" for (a, b, c, d), y in zip(X, Y, strict=True)]
     table.write_text("\n".join(["a,b,c,d,y", *rows]))
-    data = TabularDataModule(csv=table, target="y")
+    data = TabularDataModule(table, target="y")
     trainer = make_trainer()
     trainer.fit(MLPClassifier(4, 3, **{name: value}), datamodule=data)
     trainer.save_checkpoint("model.ckpt")
@@ -375,7 +375,7 @@ def test_ours_take_arrays_and_paths(name, value, read, make_trainer, tmp_path):
     assert model.hparams[name] == read
     trainer.validate(model, datamodule=data, ckpt_path="model.ckpt", verbose=False)
     checkpoint = torch.load("model.ckpt", weights_only=True)
-    assert checkpoint["datamodule_hyper_parameters"]["csv"] == str(table)
+    assert checkpoint["datamodule_hyper_parameters"]["data"] == str(table)
 
 
 # Ensembles

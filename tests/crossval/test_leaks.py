@@ -408,7 +408,7 @@ def test_the_command_line_counts_the_groups_of_a_file(tmp_path):
     (tmp_path / "table.csv").write_text("".join(["x,z,who,y\n", *rows]))
     main([
         "cross-validate", "--model=MLPClassifier", "--model.in_features=2", "--model.num_classes=2",
-        "--data=TabularDataModule", "--data.csv=table.csv", "--data.target=y", "--data.group=who",
+        "--data=TabularDataModule", "--data.data=table.csv", "--data.target=y", "--data.group=who",
         "--data.split=leave_one_group_out", "--data.test_fraction=0", "--trainer.max_epochs=1",
         "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--run_dir=cli",
     ])  # fmt: skip

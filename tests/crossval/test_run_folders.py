@@ -169,7 +169,7 @@ def test_a_finished_run_that_is_loaded_is_reported(call, capfd):
 def test_the_command_line_passes_over_another_configuration(capfd):
     command = [
         "cross-validate", "--model=MLPClassifier", "--model.in_features=4",
-        "--model.num_classes=3", "--data=TabularDataModule", "--data.dataset=iris",
+        "--model.num_classes=3", "--data=TabularDataModule", "--data.data=iris",
         "--num_folds=2", "--trainer.max_epochs=1", "--trainer.accelerator=cpu",
         "--trainer.enable_progress_bar=false",
     ]  # fmt: skip

@@ -140,7 +140,7 @@ def test_tables_digits_and_image_folders(tmp_path):
     rows = [f"{a},{b},{'no' if i % 2 else 'yes'}" for i, (a, b) in enumerate(
         zip(ORIGINAL, ["", *"xyxyxyxy"] * 10, strict=True))]  # fmt: skip
     (tmp_path / "t.csv").write_text("\n".join(["a,b,label", *rows]))
-    table = {"csv": str(tmp_path / "t.csv"), "target": "label", "missing": "impute"}
+    table = {"data": str(tmp_path / "t.csv"), "target": "label", "missing": "impute"}
     assert TabularDataModule(**table).count_duplicates(4) > 0
     data = TabularDataModule(**table, groups="duplicates")
     assert together(data)
@@ -186,7 +186,7 @@ def test_what_is_not_known_or_cannot_be(monkeypatch):
         make(groups="duplicates", split="predefined", folds=ORIGINAL % 3).setup("fit")
         assert name
     with pytest.raises(ValueError, match="give one"):
-        TabularDataModule(csv="t.csv", target="y", group="g", groups="duplicates")
+        TabularDataModule("t.csv", target="y", group="g", groups="duplicates")
     monkeypatch.setattr("dlblocks.data.base.MAX_SEARCHED_BYTES", 90 * 5 * 4 - 1)
     assert ArrayDataModule(X, Y).count_duplicates(4) is None
     assert together_within(ArrayDataModule(X, Y, groups="duplicates"), row_keys(X))  # as asked

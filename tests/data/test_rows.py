@@ -103,7 +103,7 @@ def test_missing_cells_are_filled_in_from_training_rows_alone(tmp_path):
     cells = [str(i) if i % 5 else "" for i in range(20)]
     lines = ["a,y\n", *(f"{cell},{i % 2}\n" for i, cell in enumerate(cells))]
     (tmp_path / "table.csv").write_text("".join(lines))
-    data = TabularDataModule(csv="table.csv", target="y", missing="impute", test_fraction=0)
+    data = TabularDataModule("table.csv", target="y", missing="impute", test_fraction=0)
     part = data.for_rows(range(8)).for_fold(0, 2)
     known = [i for i in part.indices("train").tolist() if i % 5]
     assert part.raw_inputs("val")[0, 0] == np.median(known)

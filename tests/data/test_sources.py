@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from sklearn import datasets as sklearn_datasets
-from sklearn.impute import SimpleImputer
 from torchvision import datasets as torchvision_datasets
 
 from dlblocks.data import (
@@ -40,111 +39,6 @@ def test_tables_of_scikit_learn(name):
     np.testing.assert_allclose(data.source.targets, bunch.target)
     assert (data.num_classes is None) == (name == "diabetes")
     data.setup()
-
-
-CSV = """size,colour,age,label,patient
-1.5,red,3,yes,a
-2.5,,,no,a
-3.5,blue,5,yes,b
-4.5,red,1,no,c
-5.5,green,NA,yes,d
-6.5,blue,8,no,e
-7.5,red,2,yes,f
-8.5,red,9,no,g
-"""
-
-
-@pytest.fixture
-def table(tmp_path):
-    path = tmp_path / "table.csv"
-    path.write_text(CSV)
-    return str(path)
-
-
-def test_csv_encodes_and_imputes_from_the_training_rows(table):
-    data = TabularDataModule(csv=table, target="label", missing="impute", test_fraction=0)
-    data.setup()
-    names = data.source.feature_names
-    assert names[:5] == ["size", "colour=blue", "colour=green", "colour=red", "age"]
-    assert data.class_names == ["no", "yes"]
-    train_inputs, _, rows = data.arrays("train")
-    raw_age = data.source.inputs[:, 4:5].numpy()
-    expected = SimpleImputer(strategy="median").fit(raw_age[rows]).transform(raw_age)
-    inputs = data.raw_inputs("train")
-    np.testing.assert_allclose(inputs[:, 4:5], expected)
-    colours = data.source.inputs[rows][:, 1:4]
-    most = colours[~colours[:, 0].isnan()].sum(0).argmax()
-    assert inputs[1, 1:4].tolist() == torch.eye(3)[most].tolist()
-    assert data.source.inputs[1, 1:4].isnan().all()  # the source itself is left as it is
-    assert len(train_inputs) + len(data.arrays("val")[0]) == 8
-
-
-def test_csv_imputation_sees_no_validation_row(tmp_path):
-    rows = [f"{i if i % 7 else ''},{i % 2}" for i in range(1, 41)]
-    path = tmp_path / "t.csv"
-    path.write_text("x,y\n" + "\n".join(rows))
-    data = TabularDataModule(csv=str(path), target="y", missing="impute", test_fraction=0)
-    before = data.raw_inputs("train")[data.arrays("train")[2]]
-    for row in data.arrays("val")[2].tolist():
-        rows[row] = f"{1e6},{rows[row].split(',')[1]}"
-    path.write_text("x,y\n" + "\n".join(rows))
-    spoiled = TabularDataModule(csv=str(path), target="y", missing="impute", test_fraction=0)
-    assert torch.equal(spoiled.raw_inputs("train")[spoiled.arrays("train")[2]], before)
-
-
-def test_csv_groups_and_tasks(table):
-    data = TabularDataModule(csv=table, target="label", group="patient", missing="impute")
-    assert "patient=a" not in data.source.feature_names
-    data.setup()
-    assert TabularDataModule(csv=table, target="size", missing="impute").num_classes is None
-    forced = TabularDataModule(csv=table, target="size", task="classification", missing="impute")
-    assert forced.num_classes == 8
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"target": "labell"}, "did you mean 'label'"),
-        ({"target": "label"}, "row 2 has no value in column 'colour'; set missing='impute'"),
-        ({"target": "age"}, "row 2 has no value in column 'age'"),
-        ({"target": "label", "group": "who"}, "group='who' is no column"),
-        ({"target": "colour", "task": "regression"}, "has no value in column 'colour'"),
-    ],
-)
-def test_bad_tables_are_refused(table, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        TabularDataModule(csv=table, **arguments).setup()
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("a,b\n1,2\n3\n", "row 2 has 1 cells"),
-        ("a,a\n1,2\n", "two columns named 'a'"),
-        ("a,b\n", "no rows"),
-        ("b\n1\n2\n", "no column beside target"),
-        ("a,b\ninf,0\n1,1\n1,0\n2,1\n", r"row 0, column 0 \('a'\)"),
-        ("a,b\n,0\n,1\n", "column 'a'"),
-    ],
-)
-def test_bad_csv_files_are_refused(tmp_path, text, message):
-    path = tmp_path / "bad.csv"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        TabularDataModule(csv=str(path), target="b").setup()
-
-
-def test_bad_table_arguments():
-    with pytest.raises(ValueError, match="give one of them"):
-        TabularDataModule()
-    with pytest.raises(ValueError, match="did you mean 'wine'"):
-        TabularDataModule("wines")
-    with pytest.raises(ValueError, match="needs target="):
-        TabularDataModule(csv="x.csv")
-    with pytest.raises(ValueError, match="has no effect"):
-        TabularDataModule("wine", target="x")
-    with pytest.raises(FileNotFoundError, match="is no file"):
-        TabularDataModule(csv="nowhere.csv", target="x").setup()
 
 
 # Vision: small files in the true format

@@ -111,7 +111,7 @@ def test_a_column_of_folds(tmp_path):
         for i, part in enumerate(["10", "10", "", "", "9", "9", "NA", "-1", "10", "10", "9", "9"])
     )
     (tmp_path / "table.csv").write_text(text)
-    common = {"csv": str(tmp_path / "table.csv"), "target": "y", "group": "who"}
+    common = {"data": str(tmp_path / "table.csv"), "target": "y", "group": "who"}
     data = TabularDataModule(
         **common, fold_column="part", split="predefined", test_fraction=0, normalize=False
     )
@@ -123,7 +123,7 @@ def test_a_column_of_folds(tmp_path):
     (tmp_path / "table.csv").write_text(text.replace("3,b,", "3,,"))
     with pytest.raises(ValueError, match="row 4 has no value in column 'who'"):
         data.setup()
-    with pytest.raises(ValueError, match="fold_column='part' has no effect on dataset='iris'"):
+    with pytest.raises(ValueError, match="fold_column='part' has no effect on data='iris'"):
         TabularDataModule("iris", fold_column="part")
 
 

@@ -385,7 +385,7 @@ def test_imputed_columns_are_each_folds_own(tmp_path):
         for i in range(90):
             a, b = torch.randn(2, generator=generator).tolist()
             writer.writerow([a if i % 7 else "", b + i % 3, "xyz"[i % 3]])
-    data = TabularDataModule(csv=str(path), target="label", missing="impute", batch_size=8)
+    data = TabularDataModule(str(path), target="label", missing="impute", batch_size=8)
     together, apart = both_ways(
         tmp_path, lambda: MLPClassifier(2, 3, hidden=[8], lr=0.01), data, max_epochs=3
     )
