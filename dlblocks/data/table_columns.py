@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -25,6 +26,7 @@ MOSTLY_NUMBERS = 0.5
 # Below so many cells, that all are different says little.
 MIN_IDENTIFIERS = 11
 SHOWN = 3  # cells in a message
+DAY_FIRST = "dayfirst"  # in the place of a format
 DATE = re.compile(
     r"\d{4}([-/.])\d{1,2}\1\d{1,2}([T ].*)?"
     r"|\d{1,2}([-/.])\d{1,2}\3(\d{4}|\d{2})( .*)?"
@@ -37,7 +39,7 @@ IDENTIFIER = re.compile(
     r"(.*[\s_.-])?(id|uuid|guid|index|rownames?|row[\s_.-]?(number|id|names?|nr|no))", re.IGNORECASE
 )
 IDENTIFIER_SUFFIX = re.compile(r".*[a-z](ID|Id)")  # PassengerId, customerID
-SECONDS_A_DAY = 86_400
+CHUNK = 1024  # rows
 
 
 @dataclass
@@ -97,6 +99,7 @@ class ColumnReader:
         dates: Columns of dates, with a format or None.
         counts: Columns of categories of which the share of the training rows is taken.
         embed: Columns of categories that are numbered.
+        declared: Columns whose categories are known, and these in order.
         impute: Whether missing cells may be filled in.
     """
 
@@ -109,9 +112,11 @@ class ColumnReader:
         dates: Mapping[str, str | None] | None = None,
         counts: Sequence[str] = (),
         embed: Sequence[str] = (),
+        declared: Mapping[str, Sequence[str]] | None = None,
         impute: bool = False,
     ) -> None:
         self.where = where
+        self.declared = declared or {}
         self.dates = dict(dates or {})
         self.impute = impute
         self.asked: dict[str, Kind] = {
@@ -123,7 +128,7 @@ class ColumnReader:
         }
 
     def read(self, cells: Series) -> Column:
-        """What a column is."""
+        """What a column is; one of texts is as `compacted` makes it."""
         from pandas.api import types
 
         name, kind = str(cells.name), self.asked.get(str(cells.name))
@@ -133,11 +138,10 @@ class ColumnReader:
         if missing and not self.impute:
             refuse_missing(self.where, cells, "set missing='impute' to fill it in, or drop=")
         column = Column(name, kind or "number", missing)
-        if kind is None and isinstance(cells.dtype, types.CategoricalDtype):
+        if kind is None and name in self.declared:
             column.kind = "category"
             present = set(factorize(cells)[1])
-            declared = [text(category) for category in cells.cat.categories]
-            column.categories = [category for category in declared if category in present]
+            column.categories = [one for one in self.declared[name] if one in present]
             self._check_categories(column, cells)
         elif kind in ("category", "counts", "embedding"):
             column.categories = factorize(cells)[1]
@@ -149,13 +153,13 @@ class ColumnReader:
                 self._refuse_bad_numbers(name, cells, numbers)
         elif types.is_datetime64_any_dtype(cells.dtype):
             self._refuse_dates(name, cells)
-        elif types.is_timedelta64_dtype(cells.dtype) or types.is_complex_dtype(cells.dtype):
-            self._refuse(name, f"has the dtype {cells.dtype}", "convert it to numbers")
-        elif types.is_numeric_dtype(cells.dtype) or _all_booleans(cells):
+        elif isinstance(cells.dtype, types.CategoricalDtype):
+            self._read_texts(column, cells)
+        elif types.is_numeric_dtype(cells.dtype) and not types.is_complex_dtype(cells.dtype):
             self._check_identifier(name, cells)
             column.remark = _remark(cells)
         else:
-            self._read_texts(column, cells)
+            self._refuse(name, f"has the dtype {cells.dtype}", "convert it to numbers")
         return column
 
     def _read_texts(self, column: Column, cells: Series) -> None:
@@ -163,8 +167,7 @@ class ColumnReader:
         numbers = to_numbers(cells)
         share = int(numbers.notna().sum()) / count
         if share == 1:
-            column.kind = "number"
-            return
+            return  # a number, as are truth values
         if share >= MOSTLY_NUMBERS:
             self._refuse_bad_numbers(name, cells, numbers)
         column.kind = "category"
@@ -191,7 +194,7 @@ class ColumnReader:
                     f"give the format: dates={{{column.name!r}: '%d/%m/%Y'}}",
                 )
             if day_first:
-                column.date_format = "dayfirst"
+                column.date_format = DAY_FIRST
         days = to_days(cells, column.date_format)
         if days.isna().any():
             row = int(np.flatnonzero(days.isna())[0])
@@ -280,6 +283,17 @@ class ColumnReader:
 # Cells
 
 
+def compacted(cells: Series) -> Series:
+    """A column of texts as pandas' categories, with which all that follows is many times faster."""
+    import pandas as pd
+
+    if not (pd.api.types.is_object_dtype(cells.dtype) or pd.api.types.is_string_dtype(cells.dtype)):
+        return cells
+    codes, found = pd.factorize(cells)
+    known = pd.Categorical.from_codes(codes, categories=pd.Index(found, dtype=object))
+    return pd.Series(known, index=cells.index, name=cells.name)
+
+
 def text(cell: Any) -> str:
     """A cell as the name of a category: whole numbers without decimals, no spaces around."""
     if isinstance(cell, (float, np.floating)) and float(cell).is_integer():
@@ -310,23 +324,36 @@ def to_numbers(cells: Series) -> Series:
     if pd.api.types.is_numeric_dtype(cells.dtype):
         values = cells.to_numpy(dtype=np.float64, na_value=np.nan)
         return pd.Series(values, index=cells.index)
-    if not isinstance(cells.dtype, np.dtype) or cells.dtype != object:
-        cells = cells.astype(object)
-    return pd.to_numeric(cells, errors="coerce").astype(np.float64)
+    codes, found = pd.factorize(cells)  # each text is read once
+    numbers = pd.to_numeric(pd.Series(found).astype(object), errors="coerce").to_numpy(np.float64)
+    return pd.Series(np.append(numbers, np.nan)[codes], index=cells.index)
 
 
 def to_days(cells: Series, date_format: str | None) -> Series:
-    """Days since 1970-01-01 UTC, as float64 with a fraction; NaN for what is no date."""
+    """Days since 1970-01-01 UTC, as float64 with a fraction; NaN for what is no date.
+
+    Args:
+        cells: Texts or dates.
+        date_format: For `pandas.to_datetime`; `DAY_FIRST`, or None to infer it.
+    """
     import pandas as pd
 
-    if not pd.api.types.is_datetime64_any_dtype(cells.dtype):
-        kind: dict[str, Any] = {"format": date_format}
-        if date_format is None or date_format == "dayfirst":
-            kind = {"format": "mixed", "dayfirst": date_format == "dayfirst"}
-        cells = pd.to_datetime(cells.astype(str).where(cells.notna()), errors="coerce", **kind)
-    if cells.dt.tz is not None:
-        cells = cells.dt.tz_convert("UTC").dt.tz_localize(None)
-    return (cells - pd.Timestamp(0)) / pd.Timedelta(days=1)
+    codes, found = pd.factorize(cells)  # each date is read once
+    dates = pd.Series(found)
+    if not pd.api.types.is_datetime64_any_dtype(dates.dtype):
+        texts = dates.astype(str)
+        kind: dict[str, Any] = {"format": date_format, "errors": "coerce"}
+        if date_format is None or date_format == DAY_FIRST:
+            kind = {"dayfirst": date_format == DAY_FIRST, "errors": "coerce"}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a format that cannot be inferred
+            dates = pd.to_datetime(texts, **kind)
+        if "dayfirst" in kind and dates.isna().any():  # the format of the first is not that of all
+            dates = pd.to_datetime(texts, format="mixed", **kind)
+    if dates.dt.tz is not None:
+        dates = dates.dt.tz_convert("UTC").dt.tz_localize(None)
+    days = ((dates - pd.Timestamp(0)) / pd.Timedelta(days=1)).to_numpy()
+    return pd.Series(np.append(days, np.nan)[codes], index=cells.index)
 
 
 def refuse_missing(where: str, cells: Series, cure: str, said: str = "") -> None:
@@ -361,29 +388,27 @@ def encode(table: DataFrame, columns: Sequence[Column]) -> Tensor:
     Returns:
         float32, or float64 if float32 would round away what a column says.
     """
-    # Dates take long to read, numbers would take much memory to keep.
-    dates = {c.name: _date_parts(c, table[c.name]) for c in columns if c.kind == "date"}
-    wide = any(loses_precision(parts) for parts in dates.values()) or any(
-        loses_precision(to_numbers(table[c.name]).to_numpy()) for c in columns if c.kind == "number"
+    values = [_values(column, table[column.name]) for column in columns]
+    wide = any(
+        loses_precision(column)
+        for block in values
+        if block.dtype.kind in "iuf"
+        for column in block.reshape(len(block), -1).T
     )
     width = sum(len(column.feature_names) for column in columns)
     features = np.zeros((len(table), width), dtype=np.float64 if wide else np.float32)
-    start = 0
-    for column in columns:
-        stop = start + len(column.feature_names)
-        if column.kind == "number":
-            features[:, start] = to_numbers(table[column.name])
-        elif column.kind == "date":
-            features[:, start:stop] = dates.pop(column.name)
-        else:
-            codes = _codes(column, table[column.name])
+    rows = np.arange(CHUNK)
+    for first in range(0, len(table), CHUNK):  # which a cache holds
+        part, start = features[first : first + CHUNK], 0
+        for column, block in zip(columns, values, strict=True):
+            stop, cells = start + len(column.feature_names), block[first : first + CHUNK]
             if column.kind == "category":
-                known = codes >= 0
-                features[np.flatnonzero(known), start + codes[known]] = 1
-                features[~known, start:stop] = np.nan
+                part[rows[: len(cells)], start + np.maximum(cells, 0)] = 1
+                if column.missing:
+                    part[cells < 0, start:stop] = np.nan
             else:
-                features[:, start] = codes
-        start = stop
+                part[:, start:stop] = cells.reshape(len(cells), -1)
+            start = stop
     return torch.from_numpy(features)
 
 
@@ -433,21 +458,29 @@ def _impute(block: Tensor, rows: Tensor, *, most_frequent: bool) -> None:
     block[gone] = fill.to(block.dtype)
 
 
-def loses_precision(values: npt.NDArray[np.float64]) -> bool:
-    """Whether float32 rounds some column by more than a thousandth of its standard deviation.
+def loses_precision(values: npt.NDArray[Any]) -> bool:
+    """Whether float32 rounds numbers (N,) by more than a thousandth of their standard deviation.
 
-    Args:
-        values: Shape (N,) or (N, F); NaN does not count.
+    NaN does not count. What is constant, or infinite as float32, loses nothing here.
     """
-    for column in values.reshape(len(values), -1).T:
-        known = column[np.isfinite(column)]
-        if not len(known) or np.abs(known).max() > np.finfo(np.float32).max:
-            continue
-        # A number is rounded by at most 2^-24 of itself.
-        bound = np.abs(known).max() * 2.0**-24
-        if bound > 1e-3 * (std := known.std()) and std > 0:
-            return True
-    return False
+    low, high = np.fmin.reduce(values), np.fmax.reduce(values)
+    largest = max(abs(low), abs(high))
+    if not low < high or largest > np.finfo(np.float32).max:
+        return False
+    rounded = largest * 2.0**-24  # the most that a number is rounded by
+    if rounded <= 1e-3 * (high - low) / (2 * len(values)) ** 0.5:  # the least deviation there is
+        return False
+    return bool(rounded > 1e-3 * np.nanstd(values.astype(np.float64)))
+
+
+def _values(column: Column, cells: Series) -> npt.NDArray[Any]:
+    """Numbers (N,) or (N, F), or numbers of categories, -1 for a missing one."""
+    if column.kind == "date":
+        return _date_parts(column, cells)
+    if column.kind != "number":
+        return _codes(column, cells)
+    whole = isinstance(cells.dtype, np.dtype) and cells.dtype.kind in "iufb"
+    return cells.to_numpy() if whole else to_numbers(cells).to_numpy()
 
 
 def _date_parts(column: Column, cells: Series) -> npt.NDArray[np.float64]:
@@ -468,14 +501,12 @@ def _codes(column: Column, cells: Series) -> npt.NDArray[np.int64]:
     return np.array([*(place.get(name, -1) for name in names), -1])[codes]
 
 
-def _all_booleans(cells: Series) -> bool:
-    return cells.dtype == object and all(isinstance(one, bool) for one in cells.dropna().unique())
-
-
 def _remark(cells: Series) -> str:
     values = cells.to_numpy()
-    if cells.nunique() == 1 and len(cells) > 1:
-        return "is the same in every row"
+    ends = cells.iloc[[0, -1]]
+    if len(cells) > 1 and ends.nunique() == 1 and ends.notna().all():
+        if (cells == ends.iloc[0]).fillna(False).all():
+            return "is the same in every row"
     if values.dtype.kind in "iu" and len(values) > MIN_IDENTIFIERS and (np.diff(values) == 1).all():
         return "numbers the rows"
     return ""

@@ -17,12 +17,14 @@ from dlblocks.data.splits import Split
 from dlblocks.data.table_columns import (
     Column,
     ColumnReader,
+    compacted,
     complete,
     encode,
     factorize,
     is_row_numbers,
     refuse_missing,
     shortened,
+    text,
     to_numbers,
 )
 from dlblocks.errors import check_choice, did_you_mean
@@ -246,6 +248,12 @@ class TabularDataModule(DataModule):
 
     def load(self) -> Source:
         table, class_names = self._read()
+        declared = {
+            name: [text(one) for one in table[name].cat.categories]
+            for name in table.columns[table.dtypes == "category"]
+        }
+        for name in table.columns:
+            table[name] = compacted(table[name])
         where = "data" if self.is_frame or self.built_in else str(self.data)
         target, labels = self.target, table[self.target]
         self._refuse_missing(where, table, target)
@@ -267,6 +275,7 @@ class TabularDataModule(DataModule):
             dates=self.date_formats,
             counts=self.asked["counts"],
             embed=self.asked["embed"],
+            declared=declared,
             impute=self.missing == "impute",
         )
         self.table_columns = columns = [reader.read(table[name]) for name in features]

@@ -1,0 +1,78 @@
+"""Measure how long a table takes to load, and how much memory, beside `pandas.read_csv` alone.
+
+The file has 1,000,000 rows and 30 columns: 25 of numbers, 3 of categories, a date and the target.
+Each turn is a new process: ours is ``TabularDataModule(file, "y", dates=["when"]).source``, the
+peer is ``pandas.read_csv(file)``. The memory is the process's peak, less that after the imports.
+
+Run: python benchmarks/tables.py [--turns 5] [--rows 1000000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+OURS = 'TabularDataModule(path, "y", dates=["when"]).source'
+PEER = "pandas.read_csv(path)"
+TURN = """
+import json, resource, sys, time
+import numpy, pandas, torch
+from dlblocks.data import TabularDataModule
+path, torch_threads = sys.argv[1], torch.set_num_threads(1)
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before, start = peak(), time.perf_counter()
+kept = {what}
+print(json.dumps([time.perf_counter() - start, peak() - before]))
+"""
+
+
+def write(path: Path, rows: int) -> None:
+    """Writes the file."""
+    import numpy as np
+    import pandas as pd
+
+    rng = np.random.default_rng(0)
+    table = {f"x{i}": rng.normal(100, 15, rows).round(3) for i in range(20)}
+    table |= {f"n{i}": rng.integers(0, 1000, rows) for i in range(5)}
+    table |= {f"kind{i}": rng.choice(list("abcdefgh"), rows) for i in range(3)}
+    table["when"] = pd.Timestamp("2020-01-01") + pd.to_timedelta(rng.integers(0, 2000, rows), "D")
+    table["y"] = rng.choice(["no", "yes"], rows)
+    pd.DataFrame(table).to_csv(path, index=False)
+
+
+def turn(what: str, path: Path) -> tuple[float, float]:
+    """Seconds and MiB of one process."""
+    code = TURN.replace("{what}", what)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], check=True, capture_output=True, text=True
+    )
+    seconds, mebibytes = json.loads(done.stdout.splitlines()[-1])
+    return seconds, mebibytes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "table.csv"
+        write(path, args.rows)
+        print(f"{args.rows:,} rows × 30 columns, {path.stat().st_size / 2**20:.0f} MiB")
+        pairs = [(turn(PEER, path), turn(OURS, path)) for _ in range(args.turns)]
+    for i, (what, unit) in enumerate([("time", "s"), ("memory", "MiB")]):
+        ratios = [ours[i] / peer[i] for peer, ours in pairs]
+        peers, own = (statistics.median(pair[side][i] for pair in pairs) for side in (0, 1))
+        print(
+            f"{what}: ours / pandas.read_csv {statistics.median(ratios):.2f} "
+            f"({min(ratios):.2f} … {max(ratios):.2f}); medians {own:.1f} and {peers:.1f} {unit}"
+        )
+
+
+if __name__ == "__main__":
+    main()
