@@ -88,7 +88,7 @@ SHARED, KEPT = 0.7, 0.97
 RUNS = {
     ("random labels", 60): (720, 480),
     ("random labels", 400): (200, 200),
-    ("two Gaussians", 60): (200, 200),
+    ("two Gaussians", 60): (480, 480),
     ("two Gaussians", 400): (200, 200),
 }
 COMPARED = 200  # of them, with another procedure
@@ -325,6 +325,7 @@ def cross_validations(
             place = {"repeat": j // setting.folds, "fold": j % setting.folds}
             found = together.predict(member, "val")
             size = len(found["index"])
+            found["index"] = found["index"] - i * setting.samples  # as in a data set of its own
             assert member.best is not None
             sizes = {"num_train": setting.samples - size, "num_val": size}
             rows.append({**place, **sizes, **member.best.metrics})

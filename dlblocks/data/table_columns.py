@@ -503,10 +503,9 @@ def _codes(column: Column, cells: Series) -> npt.NDArray[np.int64]:
 
 def _remark(cells: Series) -> str:
     values = cells.to_numpy()
-    ends = cells.iloc[[0, -1]]
-    if len(cells) > 1 and ends.nunique() == 1 and ends.notna().all():
-        if (cells == ends.iloc[0]).fillna(False).all():
-            return "is the same in every row"
+    first, last = cells.iloc[[0, -1]].to_numpy(np.float64, na_value=np.nan)
+    if len(cells) > 1 and first == last and (cells == first).fillna(False).all():
+        return "is the same in every row"
     if values.dtype.kind in "iu" and len(values) > MIN_IDENTIFIERS and (np.diff(values) == 1).all():
         return "numbers the rows"
     return ""
