@@ -13,6 +13,19 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 
 
+def churn():
+    """A table as companies have them: identifiers, dates, households, gaps, 1 : 9 classes."""
+    rng, rows = np.random.default_rng(0), []
+    for i in range(600):
+        day = np.datetime64("2020-01-01") + int(rng.integers(0, 1500))
+        charge = "" if rng.random() < 0.05 else f"{rng.normal(70, 20):.2f}"
+        plan = rng.choice(["basic", "family", "premium", ""], p=[0.5, 0.3, 0.15, 0.05])
+        churned = "yes" if rng.random() < 0.1 else "no"
+        rows.append(f"C{i:05d},{day},{i // 2},city {rng.integers(0, 80)},{plan},{charge},{churned}")
+    header = "customer_id,signed_up,household,city,plan,monthly_charge,churned"
+    return "\n".join([header, *rows]) + "\n"
+
+
 @pytest.mark.slow
 def test_the_blocks_run_in_order(tmp_path):
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.S | re.M)
@@ -22,6 +35,7 @@ def test_the_blocks_run_in_order(tmp_path):
         for i in range(5):
             pixels = np.random.default_rng(i).integers(0, 255, (70, 80, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "photos" / kind / f"{i}.jpg")
+    (tmp_path / "churn.csv").write_text(churn())
     (tmp_path / "readme.py").write_text("\n".join(blocks))
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
