@@ -27,6 +27,9 @@ REMARKS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
 )
 
+# Where Lightning logs. It is the last if a library has imported the package of that name.
+LOGGERS = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning")
+
 # Variables that a Trainer, `seed_everything` and wandb set. A process of wandb's tells its children
 # by WANDB_SERVICE where it is, as long as it lives. The variables of a distributed run stay too:
 # the processes of its other ranks have them for all later calls.
@@ -99,7 +102,7 @@ def _remember(read: Callable[[], Any], write: Callable[[Any], Any]) -> Callable[
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silences Lightning's information lines and the remarks above; warnings stay."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         for remark in REMARKS:
