@@ -240,8 +240,8 @@ class _Predict:
             _array([values])
         except (TypeError, RuntimeError) as error:  # sparse, quantized, 8-bit floating point
             raise NoPredictions(
-                f"the {name} of {type(self.model).__name__} is no array: {_short(error)}; return "
-                "dense tensors of numbers."
+                f"the {name} of {type(self.model).__name__} is no array: "
+                f"{_short(error).rstrip('.')}; return dense tensors of numbers."
             ) from error
         return values
 

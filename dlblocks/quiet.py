@@ -42,8 +42,8 @@ def isolated() -> Iterator[None]:
     """Be quiet, and leave the global state of the process as it was, after an error too.
 
     Restored are the random states of Python, NumPy and torch, torch's default dtype, threads,
-    matmul precision, deterministic algorithms and settings of cuDNN, variables of Lightning and
-    W&B, filters of warnings, and the levels of loggers.
+    matmul precision, deterministic algorithms, detection of anomalies and settings of cuDNN,
+    variables of Lightning and W&B, filters of warnings, and the levels of loggers.
     """
     variables = _variables()
     loggers = [logging.getLogger(), *map(logging.getLogger, logging.root.manager.loggerDict)]
@@ -76,6 +76,10 @@ def _states() -> list[tuple[Callable[[], Any], Callable[[Any], Any]]]:
         (torch.get_default_dtype, torch.set_default_dtype),
         (torch.get_num_threads, torch.set_num_threads),
         (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+        (
+            lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
+            lambda value: torch.set_anomaly_enabled(*value),
+        ),
         (lambda: cudnn.benchmark, lambda value: setattr(cudnn, "benchmark", value)),
         (lambda: cudnn.deterministic, lambda value: setattr(cudnn, "deterministic", value)),
     ]
