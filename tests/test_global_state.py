@@ -62,10 +62,12 @@ def different(before):
 class Meddles(pl.Callback):
     """Changes what a user's callback may change."""
 
+    def on_fit_start(self, trainer, pl_module):
+        torch.autograd.set_detect_anomaly(True)
+
     def on_train_start(self, trainer, pl_module):
         torch.set_float32_matmul_precision("medium")
         torch.set_num_threads(2)
-        torch.autograd.set_detect_anomaly(True)
         warnings.simplefilter("ignore")
         logging.getLogger("mine").setLevel(logging.ERROR)
         os.environ["PL_GLOBAL_SEED"] = "99"
