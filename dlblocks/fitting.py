@@ -29,6 +29,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.compile import from_compiled
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torchmetrics import Metric
 
 from dlblocks import report, tracking
@@ -56,7 +57,7 @@ from dlblocks.history import (
 from dlblocks.metrics import Mode, metric_mode, mode_of, mode_of_metric
 from dlblocks.no_gpu import quick_gpu_check
 from dlblocks.plain import plain_checkpoints
-from dlblocks.predictions import gather, stack
+from dlblocks.predictions import gather, replaced, stack
 from dlblocks.quiet import isolated
 
 # What a killed fit may lose; writing a checkpoint at every short epoch would cost more.
@@ -189,6 +190,41 @@ def without_bars(callbacks: Sequence[Callback]) -> list[Callback]:
     return [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
 
 
+@contextlib.contextmanager
+def leaving_out(model: pl.LightningModule, kinds: tuple[type[Callback], ...]) -> Iterator[None]:
+    """Leave some callbacks out of those that a module configures itself.
+
+    Args:
+        model: The module.
+        kinds: Classes of the callbacks to leave out; an `ExactResume` stays.
+    """
+    configure: Any = model.configure_callbacks
+
+    def configure_callbacks() -> list[Callback]:
+        made = configure()
+        made = list(made) if isinstance(made, Sequence) else [made]
+        return [c for c in made if isinstance(c, ExactResume) or not isinstance(c, kinds)]
+
+    with replaced(model, "configure_callbacks", configure_callbacks):
+        yield
+
+
+class NoLogger(DummyLogger):
+    """Drops everything: callbacks such as `LearningRateMonitor` refuse to have no logger.
+
+    Args:
+        folder: What ``trainer.log_dir`` is, as without a logger.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = str(folder)
+
+    @property
+    def save_dir(self) -> str:
+        return self._folder
+
+
 def new_module(
     make_model: Callable[..., pl.LightningModule], example: str = "lambda: MLPClassifier(64, 10)"
 ) -> pl.LightningModule:
@@ -289,48 +325,67 @@ def checking_mode(model: pl.LightningModule, monitor: str, mode: str) -> Iterato
 
 
 def check_needs_no_validation(
-    callbacks: Sequence[Callback], plateau_monitors: Sequence[str | None]
+    callbacks: Sequence[Callback],
+    plateau_monitors: Sequence[str | None],
+    *,
+    who: str = "select='last'",
+    cure: str = "leave it out, let it monitor a metric of training, or use select='inner'",
 ) -> None:
     """Raises a `ValueError` if a fit without validation waits for a validation metric.
 
     Args:
         callbacks: Callbacks of the fit.
         plateau_monitors: What its plateau schedules monitor.
+        who: What has no validation, for the message.
+        cure: What to do about it, for the message.
     """
     waiting = [(type(c).__name__, c.monitor) for c in callbacks if isinstance(c, EarlyStopping)] + [
         ("a plateau schedule", name) for name in plateau_monitors
     ]
-    for who, name in waiting:
+    for what, name in waiting:
         if name and VALIDATION.match(name):
             raise ValueError(
-                f"select='last' has no validation during the fit, but {who} monitors {name!r}; "
-                "leave it out, let it monitor a metric of training, or use select='inner'."
+                f"{who} has no validation during the fit, but {what} monitors {name!r}; {cure}."
             )
 
 
-class _NeedsNoValidation(Callback):
-    """Looks before the first step, when the schedules of any module are known."""
+class NeedsNoValidation(Callback):
+    """Looks before the first step, when the schedules of any module are known.
+
+    Args:
+        arguments: `who` and `cure` of `check_needs_no_validation`.
+    """
+
+    def __init__(self, **arguments: str) -> None:
+        self.arguments = arguments
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         plateau = [c.monitor for c in trainer.lr_scheduler_configs if c.reduce_on_plateau]
-        check_needs_no_validation(vars(trainer)["callbacks"], plateau)
+        check_needs_no_validation(vars(trainer)["callbacks"], plateau, **self.arguments)
 
 
 @contextlib.contextmanager
-def saying_that_nothing_is_validated(validated_on: str | None) -> Iterator[None]:
-    """Name `select` where a metric is missing, since the fit inside has no validation.
+def saying_that_nothing_is_validated(
+    who: str = "select='last'",
+    cure: str = "monitor a metric of training, or use select='inner'",
+) -> Iterator[None]:
+    """Say where a metric is missing that the fit inside has no validation.
 
     Names such as ``"val/loss"`` are refused before; of others only Lightning finds out.
+
+    Args:
+        who: What has no validation, for the message.
+        cure: What to do about it, for the message.
     """
     try:
         yield
     except (RuntimeError, MisconfigurationException) as error:
         missing = re.search(r"conditioned on metric `?(.+?)`? which is not available", str(error))
-        if validated_on is not None or missing is None:
+        if missing is None:
             raise
         raise ValueError(
-            f"select='last' has no validation during the fit, but {missing[1]!r} is monitored, "
-            "which training does not log; monitor a metric of training, or use select='inner'."
+            f"{who} has no validation during the fit, but {missing[1]!r} is monitored, "
+            f"which training does not log; {cure}."
         ) from error
 
 
@@ -391,6 +446,12 @@ def fit(
                 "callbacks hold a ModelCheckpoint, but the best weights are kept anyway; "
                 "leave it out and set monitor= and mode=."
             )
+    if not is_overridden("validation_step", model):
+        what = "a metric" if monitor.startswith("train") else f"monitor={monitor!r}"
+        raise ValueError(
+            f"{type(model).__name__} has no validation_step, by which each fit is scored; write "
+            f"def validation_step(self, batch, batch_idx), which logs {what} by self.log."
+        )
     shown = without_bars(callbacks)
     if len(shown) < len(callbacks):
         shown, bar = (list(callbacks), True) if bar else (shown, False)
@@ -419,7 +480,7 @@ def fit(
         # Early stopping looks at the end of every epoch then.
         arguments |= {"limit_val_batches": 0, "check_val_every_n_epoch": 1}
         arguments.pop("val_check_interval", None)
-        own.append(_NeedsNoValidation())
+        own.append(NeedsNoValidation())
     elif validated_on == "selection":
         arguments |= limit_of_selection(trainer, datamodule)
     resume = resume and not trainer.get("fast_dev_run")
@@ -430,8 +491,7 @@ def fit(
     fitter = pl.Trainer(
         **arguments,
         callbacks=[*shown, *own, *([bar] if isinstance(bar, Callback) else [])],
-        # One that drops everything: callbacks such as LearningRateMonitor refuse to have none.
-        logger=logger or DummyLogger(),
+        logger=logger or NoLogger(folder),
         default_root_dir=folder,
         enable_progress_bar=bool(bar),
     )
@@ -440,9 +500,10 @@ def fit(
         warnings.catch_warnings(),
         quick_gpu_check(),
         saying_what_was_logged(fitter, monitor),
-        saying_that_nothing_is_validated(validated_on),
+        contextlib.nullcontext() if validated_on else saying_that_nothing_is_validated(),
         checking_mode(model, monitor, mode),
         plain_checkpoints(fitter),
+        leaving_out(model, (ModelCheckpoint,)),
     ):
         warnings.filterwarnings("ignore", r"\.fit\(ckpt_path=.last.\) is set, but there is no")
         last = "last" if resume else None
@@ -463,6 +524,8 @@ def fit(
     # A `BatchSizeFinder` would search again at every validation and prediction.
     ended = (WeightAveraging, KeepHistory, BatchSizeFinder)
     attached[:] = [c for c in attached if not isinstance(c, ended)]
+    # The module's own are attached already; Lightning would make and attach them again.
+    vars(fitter)["_callback_connector"]._attach_model_callbacks = lambda: None
     # fast_dev_run keeps no checkpoints: its last weights stand for the best.
     best = checkpoint.best_model_path or None
     if best is None and not trainer.get("fast_dev_run"):
@@ -545,17 +608,17 @@ def score(
         log: Send the metrics to the Trainer's loggers too.
     """
     datamodule.validate_on = "val"
-    loggers = trainer.loggers
-    if not log:
-        trainer.loggers = []
+    sending: dict[str, Any] = vars(trainer._logger_connector)
+    if not log:  # the module keeps its `self.logger`
+        sending["log_metrics"] = lambda *args, **kwargs: None
     try:
         found = trainer.validate(
             model, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True, verbose=False
         )
     finally:
-        trainer.loggers = loggers
+        sending.pop("log_metrics", None)
     scores = {name: float(value) for metrics in found for name, value in metrics.items()}
-    tracking.log_scores(loggers, scores)
+    tracking.log_scores(trainer.loggers, scores)
     return scores
 
 

@@ -138,7 +138,7 @@ def predict_part(
         return output  # as it is, for callbacks that write predictions
 
     try:
-        with _replaced(model, "predict_step", predict_step), _predicting(datamodule, part):
+        with replaced(model, "predict_step", predict_step), _predicting(datamodule, part):
             trainer.predict(model, datamodule=datamodule, return_predictions=False)
     except Exception as error:
         found.append(NoPredictions(f"prediction fails: {_short(error)}", failed=True))
@@ -221,17 +221,29 @@ class _Predict:
                 f"{len(index)} samples; return a tensor of {len(index)} rows, or a dictionary that "
                 "has it as 'prediction'."
             )
-        candidates = [found.get("target"), _target_in(batch)]
+        candidates = [found.get("target"), target_in(batch)]
         if self.targets is not None:
             candidates.append(torch.as_tensor(self.targets[index.numpy()]))
         for target in candidates:
             if _one_each(target, index):
                 rows = {"index": index, "target": target, "prediction": prediction}
-                return output, {name: values.detach().cpu() for name, values in rows.items()}
+                return output, {name: self._plain(name, v) for name, v in rows.items()}
         raise NoPredictions(
             "the targets are not known; give targets=, one a sample, to the FoldedDataModule, or "
             "let predict_step return a dictionary with 'prediction' and 'target'."
         )
+
+    def _plain(self, name: str, values: Tensor) -> Tensor:
+        """Return values on the CPU, of a kind that NumPy has."""
+        values = values.detach().cpu()
+        try:
+            _array([values])
+        except (TypeError, RuntimeError) as error:  # sparse, quantized, 8-bit floating point
+            raise NoPredictions(
+                f"the {name} of {type(self.model).__name__} is no array: "
+                f"{_short(error).rstrip('.')}; return dense tensors of numbers."
+            ) from error
+        return values
 
     def _why(self, error: Exception, batch: Any) -> str:
         name = type(self.model).__name__
@@ -252,7 +264,7 @@ class _Predict:
         )
 
 
-def _target_in(batch: Any) -> Any:
+def target_in(batch: Any) -> Any:
     """The entry of a batch that holds its targets, or None."""
     named = batch._asdict() if hasattr(batch, "_asdict") else batch
     if isinstance(named, Mapping):
@@ -291,7 +303,8 @@ def _takes_one(function: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _replaced(model: pl.LightningModule, name: str, function: Any) -> Iterator[None]:
+def replaced(model: pl.LightningModule, name: str, function: Any) -> Iterator[None]:
+    """Put a function in the place of a method of one model."""
     had = vars(model).get(name)  # that of a compiled module
     vars(model)[name] = function
     try:

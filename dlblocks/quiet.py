@@ -27,6 +27,9 @@ REMARKS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
 )
 
+# Where Lightning logs. It is the last if a library has imported the package of that name.
+LOGGERS = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning")
+
 # Variables that a Trainer, `seed_everything` and wandb set. A process of wandb's tells its children
 # by WANDB_SERVICE where it is, as long as it lives. The variables of a distributed run stay too:
 # the processes of its other ranks have them for all later calls.
@@ -39,8 +42,8 @@ def isolated() -> Iterator[None]:
     """Be quiet, and leave the global state of the process as it was, after an error too.
 
     Restored are the random states of Python, NumPy and torch, torch's default dtype, threads,
-    matmul precision, deterministic algorithms and settings of cuDNN, variables of Lightning and
-    W&B, filters of warnings, and the levels of loggers.
+    matmul precision, deterministic algorithms, detection of anomalies and settings of cuDNN,
+    variables of Lightning and W&B, filters of warnings, and the levels of loggers.
     """
     variables = _variables()
     loggers = [logging.getLogger(), *map(logging.getLogger, logging.root.manager.loggerDict)]
@@ -73,6 +76,10 @@ def _states() -> list[tuple[Callable[[], Any], Callable[[Any], Any]]]:
         (torch.get_default_dtype, torch.set_default_dtype),
         (torch.get_num_threads, torch.set_num_threads),
         (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+        (
+            lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
+            lambda value: torch.set_anomaly_enabled(*value),
+        ),
         (lambda: cudnn.benchmark, lambda value: setattr(cudnn, "benchmark", value)),
         (lambda: cudnn.deterministic, lambda value: setattr(cudnn, "deterministic", value)),
     ]
@@ -99,7 +106,7 @@ def _remember(read: Callable[[], Any], write: Callable[[Any], Any]) -> Callable[
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silences Lightning's information lines and the remarks above; warnings stay."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         for remark in REMARKS:

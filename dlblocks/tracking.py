@@ -47,7 +47,7 @@ def make_logger(
     seconds; otherwise it is offline, which is said once, and ``wandb sync`` uploads it later. Set
     ``WANDB_MODE`` to decide yourself. Losing W&B in mid-run never stops training; see
     `LenientWandbLogger`. Every call is a run of its own; end it by `finish_logger`. An active W&B
-    run of yours is neither used nor finished.
+    run of yours is neither used nor finished; until then `wandb.log` logs into the new run.
 
     ``WANDB_PROJECT``, ``WANDB_ENTITY``, ``WANDB_DIR`` and ``WANDB_RUN_GROUP`` are respected. Under
     a sweep agent, which sets ``WANDB_RUN_ID``, the run is the agent's: the active one if your

@@ -22,7 +22,13 @@ PROBE_SECONDS = 3.0
 # are 90 seconds and for ever. The environment variables WANDB_INIT_TIMEOUT and WANDB_FINISH_TIMEOUT
 # overrule.
 INIT_SECONDS, FINISH_SECONDS = 15.0, 60.0
+# Functions and attributes of `wandb` that are those of its active run.
+OF_ACTIVE_RUN = (
+    "run", "config", "log", "summary", "save", "use_artifact", "log_artifact", "define_metric",
+    "alert", "watch", "unwatch", "mark_preempting", "log_model", "use_model", "link_model",
+)  # fmt: skip
 _said: set[str] = set()
+_callers: dict[str, Any] = {}  # the caller's of `OF_ACTIVE_RUN`, while a run of ours is active
 
 
 class LenientWandbLogger(WandbLogger):
@@ -33,7 +39,8 @@ class LenientWandbLogger(WandbLogger):
     for at most a minute. Where wandb's own process dies, what follows is not logged to W&B. Each is
     said once, with the folder that ``wandb sync`` can upload.
 
-    An active run of the caller stays untouched; Lightning's logger would log into it.
+    An active run of the caller stays untouched; Lightning's logger would log into it. Until this
+    run is finished, it is the active one, so that modules may call `wandb.log` and `logger.watch`.
 
     Args:
         is_part: Begin a run of its own under a sweep agent too, outside its sweep.
@@ -91,6 +98,7 @@ class LenientWandbLogger(WandbLogger):
             run = wandb.init(**self._wandb_init)
         run.define_metric("trainer/global_step")
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        _activate(run)
         return run
 
     @contextlib.contextmanager
@@ -110,9 +118,11 @@ class LenientWandbLogger(WandbLogger):
         if self._experiment is not None:
             kept = f" What it has is in {_folder(self._experiment)}; wandb sync uploads it."
         _say_once(f"W&B is lost in mid-run ({_reason(error)}): the run goes on without it.{kept}")
+        _give_back(self._experiment)
         # Whatever else is called on the run is without effect.
         self._experiment = wandb.init(mode="disabled", reinit="create_new")
         _drop_service()
+        _activate(self._experiment)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -155,6 +165,7 @@ class LenientWandbLogger(WandbLogger):
         run = self._experiment
         if run is None or run is self._lent:
             return
+        _give_back(run)
         with self.unless_lost():
             try:
                 run.finish()
@@ -164,7 +175,28 @@ class LenientWandbLogger(WandbLogger):
                     f"seconds: wandb sync {_folder(run)} uploads it."
                 )
         if self._experiment is not None and self._experiment is not run:
+            _give_back(self._experiment)
             self._experiment.finish()  # of the one in place of the lost: wandb has it as its own
+
+
+def _activate(run: Any) -> None:
+    """Make a run what `wandb.run` is, and `wandb.log` and its like methods of it."""
+    import wandb
+
+    if not _callers:
+        _callers.update({name: getattr(wandb, name) for name in OF_ACTIVE_RUN})
+    for name in OF_ACTIVE_RUN:
+        setattr(wandb, name, run if name == "run" else getattr(run, name))
+
+
+def _give_back(run: Any) -> None:
+    """Make the caller's run the active one again, if `run` is."""
+    import wandb
+
+    if wandb.run is run:
+        for name, value in _callers.items():
+            setattr(wandb, name, value)
+        _callers.clear()
 
 
 @contextlib.contextmanager
@@ -250,7 +282,7 @@ def _drop_service() -> None:
     """Forgets wandb's own process; the next run starts another."""
     import wandb
 
-    if wandb.run is not None:
+    if (_callers.get("run") if _callers else wandb.run) is not None:
         return  # an active run of the caller, which this would finish
     with contextlib.suppress(Exception):  # it is dead
         wandb.teardown()

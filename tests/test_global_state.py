@@ -43,6 +43,7 @@ def state():
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "cudnn": (cudnn.benchmark, cudnn.deterministic),
         "gradients": torch.is_grad_enabled(),
+        "anomalies": (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
         # pytest's own, and where wandb's process is
         "variables": {k: v for k, v in os.environ.items() if k not in NOT_OURS},
         "filters": list(warnings.filters),
@@ -60,6 +61,9 @@ def different(before):
 
 class Meddles(pl.Callback):
     """Changes what a user's callback may change."""
+
+    def on_fit_start(self, trainer, pl_module):
+        torch.autograd.set_detect_anomaly(True)
 
     def on_train_start(self, trainer, pl_module):
         torch.set_float32_matmul_precision("medium")

@@ -92,6 +92,39 @@ def test_an_active_run_is_neither_used_nor_finished(call, count, tmp_path):
     assert all(run["finished"] for run in others)
 
 
+class Habits(MLPClassifier):
+    """Calls wandb itself, as under Lightning's own logger."""
+
+    def on_fit_start(self):
+        self.logger.watch(self, log="gradients", log_freq=1)
+        wandb.config.update({"own": 1})
+
+    def on_train_epoch_end(self):
+        assert wandb.run is self.logger.experiment
+        wandb.log({"by_wandb": float(self.current_epoch)})
+
+
+@pytest.mark.parametrize("engine", [{}, {"n_jobs": 2}], ids=["one by one", "n_jobs"])
+def test_modules_that_call_wandb_themselves(engine, tmp_path):
+    mine = wandb.init(project="mine", dir=tmp_path / "mine")
+    cross_validate(
+        lambda: Habits(4, 3, hidden=[4]), TabularDataModule("iris"), num_folds=2, logger="wandb",
+        run_dir=tmp_path / "run", trainer=TRAINER, **engine, **QUIET,
+    )  # fmt: skip
+    assert wandb.run is mine
+    wandb.log({"afterwards": 7.0})
+    mine.finish()
+    assert wandb.run is None
+    (read,) = read_runs(tmp_path / "mine")
+    assert read["history"][0].keys() - {"_runtime", "_step", "_timestamp"} == {"afterwards"}
+    parts = [run for run in read_runs(tmp_path / "run") if run["job_type"] == "fold"]
+    assert len(parts) == 2
+    for run in parts:
+        assert run["config"]["own"] == 1
+        assert [row["by_wandb"] for row in run["history"] if "by_wandb" in row] == [0.0]
+        assert any("gradients/" in name for row in run["history"] for name in row)
+
+
 def as_agent(monkeypatch, tmp_path, run_id, parameters):
     """Set what ``wandb agent`` sets before it starts a command or calls a function."""
     path = tmp_path / f"{run_id}.yaml"

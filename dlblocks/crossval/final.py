@@ -20,12 +20,16 @@ from dlblocks.crossval.result import CrossValidationResult, fold_dir
 from dlblocks.data import DataModule, SplitDataModule
 from dlblocks.files import write_json
 from dlblocks.fitting import (
+    NeedsNoValidation,
+    NoLogger,
     check_trainer_arguments,
     drop_training_state,
+    leaving_out,
     new_module,
+    saying_that_nothing_is_validated,
     without_bars,
 )
-from dlblocks.history import History
+from dlblocks.history import History, record
 from dlblocks.models import (
     Classifier,
     Model,
@@ -41,6 +45,8 @@ from dlblocks.predictions import NoPredictions, predict_part
 from dlblocks.quiet import isolated
 
 TESTED = "test.json"
+# What `refit` says of schedules that need validation.
+REFIT = {"who": "refit", "cure": "give refit a make_model with another schedule"}
 
 
 def ensemble(
@@ -102,9 +108,13 @@ def refit(
     make_callbacks: Callable[[], Sequence[Callback]] | None = None,
     trainer: Mapping[str, Any] | None = None,
     seed: int = 0,
-    loggers: Sequence[Logger] = (),
+    logger: Logger | None = None,
+    history: History | None = None,
 ) -> pl.LightningModule:
-    """One model, trained on all development data; see `CrossValidationResult.refit`."""
+    """One model, trained on all development data; see `CrossValidationResult.refit`.
+
+    A `history` gets a row of metrics an epoch.
+    """
     arguments = check_trainer_arguments(trainer)
     for name in ("min_epochs", "min_steps"):  # they would make it longer
         arguments.pop(name, None)
@@ -121,16 +131,19 @@ def refit(
         if getattr(model, "lr_schedule", None) == "plateau":
             raise ValueError(
                 "lr_schedule='plateau' lowers the rate by the validation loss, and refit has no "
-                "validation; give refit a make_model with another schedule."
+                f"validation; {REFIT['cure']}."
             )
         fitter = pl.Trainer(
             **{"enable_progress_bar": False, **arguments, "limit_val_batches": 0},
-            callbacks=[*callbacks, _StopAfter(epochs)],
-            logger=list(loggers) or History(),  # callbacks may need one
+            callbacks=[*callbacks, NeedsNoValidation(**REFIT), _StopAfter(epochs)],
+            logger=logger or NoLogger(folder),
             default_root_dir=folder,
             enable_checkpointing=False,
         )
-        fitter.fit(model, datamodule=given.for_all())
+        if history is not None:
+            record(fitter, history, validated_on=None)
+        with leaving_out(model, left_out), saying_that_nothing_is_validated(**REFIT):
+            fitter.fit(model, datamodule=given.for_all())
         with plain_checkpoints(fitter):
             fitter.save_checkpoint(folder / "model.ckpt")
         if fitter.is_global_zero:
@@ -174,7 +187,7 @@ def test_once(
     with isolated():
         tester = pl.Trainer(
             **{"enable_progress_bar": False, **arguments},
-            logger=False,
+            logger=NoLogger(result.run_dir),
             default_root_dir=result.run_dir,
             enable_checkpointing=False,
         )

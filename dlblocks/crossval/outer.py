@@ -21,6 +21,7 @@ from dlblocks.crossval.search import SEARCHED, Search, forget_weights, said
 from dlblocks.crossval.splits import new_datamodule
 from dlblocks.data import SplitDataModule
 from dlblocks.files import is_rank_zero, write_rows
+from dlblocks.fitting import NoLogger
 from dlblocks.history import History
 from dlblocks.predictions import NoPredictions, predict_part
 
@@ -109,13 +110,14 @@ class Outer:
                 make_callbacks=self.search.make_callbacks,
                 trainer=plan.trainer,
                 seed=plan.seed + job.number,
-                loggers=[history, *([] if logger is None else [logger])],
+                logger=logger,
+                history=history,
             )
             steps, epochs = model.trainer.global_step, model.trainer.current_epoch
             outer = self.data.for_fold(job.fold, plan.num_folds, repeat=job.repeat)
             scorer = pl.Trainer(
                 **{"enable_progress_bar": False, **plan.trainer},
-                logger=False,
+                logger=NoLogger(folder),
                 default_root_dir=folder,
                 enable_checkpointing=False,
             )

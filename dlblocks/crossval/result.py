@@ -319,8 +319,8 @@ class CrossValidationResult:
         is the datamodule's.
 
         Modules of your own that are no subclasses of ours are averaged by what their `predict_step`
-        returns, or their `forward` if they have none; see `dlblocks.models.VotingModule`. Such an
-        ensemble predicts, and is not validated or tested.
+        returns, or their `forward` if they have none. Such an ensemble is scored by metrics of its
+        predictions, not by those of the module; see `dlblocks.models.VotingModule`.
 
         Args:
             classes: Your own subclasses of our models, if the folds have such.

@@ -190,6 +190,7 @@ def cross_validate(
     mode = resolve_mode(monitor, mode, make_model)
     check_choice("on_error", on_error, ["raise", "continue"])
     check_choice("select", select, SELECT)
+    check_choice("logger", "none" if logger is None else logger, tracking.LOGGERS)
     check_range("selection_fraction", selection_fraction, 0, 1, low_open=True, high_open=True)
     trainer_args = check_trainer_arguments(trainer, None if select == "last" else monitor)
     check_jobs(n_jobs, trainer_args, engine)

@@ -161,7 +161,8 @@ class FoldedDataModule(SplitDataModule):
         if not isinstance(data, (pl.LightningDataModule, DataLoader)) and not is_dataset(data):
             raise TypeError(
                 "data must be a LightningDataModule, a DataLoader or a Dataset, which has a length "
-                f"and data[i], got {type(data).__name__}.{other_lightning(data)}"
+                f"and data[i], got {type(data).__name__}."
+                f"{other_lightning(data) or ' TensorDataset makes a Dataset of tensors.'}"
             )
         self.data = data
         self._class_names = None if class_names is None else _checked_names(class_names)

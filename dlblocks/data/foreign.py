@@ -16,6 +16,8 @@ from dlblocks.quiet import isolated
 
 TARGETS = ("targets", "labels", "y")
 GROUPS = ("groups",)
+# Packages whose classes have a length, but are no numbered samples.
+NO_DATASETS = ("builtins", "collections", "numpy", "torch", "pandas", "polars", "scipy")
 # Samples are compared one by one up to so many, which takes seconds to minutes.
 MAX_LOADED = 20_000
 # So many samples are loaded twice, to see whether they are augmented at random.
@@ -60,7 +62,7 @@ def arrays(dataset: Dataset) -> dict[str, Any]:
         return {f"{i}.{name}": a for i, part in parts for name, a in arrays(part).items()}
     if isinstance(dataset, TensorDataset):
         return {f"tensor{i}": tensor for i, tensor in enumerate(dataset.tensors)}
-    own = {k: v for k, v in vars(dataset).items() if isinstance(v, (Tensor, np.ndarray))}
+    own = {k: v for k, v in _attributes(dataset).items() if isinstance(v, (Tensor, np.ndarray))}
     found = {**own, **{name: getattr(dataset, name, None) for name in ("data", "samples")}}
     return {
         name: values if isinstance(values, (Tensor, np.ndarray)) else [str(v) for v in values]
@@ -80,8 +82,15 @@ def is_dataset(data: Any) -> bool:
     """Return True for torch's data sets and all else that `DataLoader` takes for one."""
     if isinstance(data, Dataset):
         return True
-    builtin = type(data).__module__ in ("builtins", "numpy", "torch")
-    return not builtin and all(hasattr(type(data), m) for m in ("__len__", "__getitem__"))
+    package = type(data).__module__.partition(".")[0]
+    return package not in NO_DATASETS and all(
+        hasattr(type(data), m) for m in ("__len__", "__getitem__")
+    )
+
+
+def _attributes(dataset: Any) -> dict[str, Any]:
+    """The attributes of a data set; one with `__slots__` may have none."""
+    return getattr(dataset, "__dict__", {})
 
 
 def length(dataset: Dataset) -> int:
@@ -157,7 +166,7 @@ def _held(dataset: Dataset) -> dict[str, Any]:
             {"targets": last} if inputs else {"tensor0": last}
         )
     found: dict[str, Any] = {}
-    attributes = {**vars(dataset), "samples": getattr(dataset, "samples", None)}
+    attributes = {**_attributes(dataset), "samples": getattr(dataset, "samples", None)}
     attributes["data"] = getattr(dataset, "data", None)
     for name, values in attributes.items():
         if not isinstance(values, (Tensor, np.ndarray, list, tuple)) or not len(values):
@@ -205,7 +214,7 @@ def _place(dataset: Dataset) -> tuple[Dataset, np.ndarray]:
             dataset = dataset.dataset
             continue
         # One that transforms the samples of another.
-        inner = [v for v in vars(dataset).values() if isinstance(v, Dataset)]
+        inner = [v for v in _attributes(dataset).values() if isinstance(v, Dataset)]
         if len(inner) != 1 or not hasattr(inner[0], "__len__"):
             return dataset, rows
         if length(inner[0]) != length(dataset):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from dlblocks.files import whole_file
 from dlblocks.plain import NOT_PLAIN, plain, plain_hyperparameters
@@ -218,12 +219,15 @@ def restore(model: Module, path: str | PathLike[str]) -> Module:
     Raises:
         ValueError: The file is truncated, is no checkpoint, or of another class or dimensions.
     """
+    if is_overridden("configure_model", model):  # may make layers
+        model.configure_model()
     try:
         _fill(model, _read(path, "cpu"), strict=model.strict_loading)
     except RuntimeError as error:
         raise ValueError(
             f"the weights in {path} do not fit a new {type(model).__name__}, whose layers must all "
-            f"be made in __init__: {' '.join(str(error).split())}"
+            "be made in __init__ or configure_model: "
+            f"{' '.join(str(error).split())}"
         ) from error
     return model.eval()
 

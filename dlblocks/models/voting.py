@@ -21,7 +21,8 @@ from dlblocks.models import checkpoints
 from dlblocks.models.base import Model, Stage
 from dlblocks.models.classification import Classifier
 from dlblocks.models.regression import Regressor
-from dlblocks.predictions import predictor
+from dlblocks.predictions import gather, predictor, stack, target_in
+from dlblocks.scores import pooled_metrics
 
 # The share of a class that no member votes for; its logarithm stays finite.
 NO_VOTE = 1e-6
@@ -166,9 +167,13 @@ class VotingModule(Model):
     """The average of what several LightningModules predict, whoever has written them.
 
     Each member predicts by its own `predict_step`, or by its `forward` if it has none. What they
-    return is averaged as it is: p = (1/M) Σ p_m, be they probabilities, logits or values. The
-    members know their loss and metrics, and their average does not: it predicts, and is not
-    validated or tested.
+    return is averaged as it is: p = (1/M) Σ p_m, be they probabilities, logits or values.
+
+    Losses and metrics of the members are not those of the average. `Trainer.validate` and `test`
+    log what `dlblocks.scores.pooled_metrics` makes of its predictions and targets, such as
+    ``test/accuracy``; of several loaders ``test/accuracy/dataloader_idx_1``. Targets are those that
+    `predict_step` returns as ``"target"``, else the second entry of the batch, or that of a name
+    such as ``"label"``.
 
     `Trainer.predict` gives a dictionary of ``"prediction"`` and ``"spread"``, the members' standard
     deviation (with M in the denominator), both of the shape of one member's prediction.
@@ -203,6 +208,7 @@ class VotingModule(Model):
         for model in models:
             predictor(model)
         super().__init__(_Committee(models, normalisations))
+        self._scored: dict[int, list[tuple[Tensor, Tensor]]] = {}  # by the number of the loader
         _describe(self, models, normalisations)
 
     def forward(self, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -255,12 +261,40 @@ class VotingModule(Model):
         for member in self._members:
             member.trainer = self.trainer  # they may ask it
 
-    def _step(self, batch: Any, stage: Stage) -> Tensor:
-        raise RuntimeError(
-            f"the average of {type(self.net.members[0]).__name__} predicts, and has no loss and "
-            "no metrics of its own; use Trainer.predict, or validate and test single models, as "
-            "that of result.refit()."
-        )
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._keep(batch, batch_idx, dataloader_idx)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._keep(batch, batch_idx, dataloader_idx)
+
+    def _keep(self, batch: Any, batch_idx: int, loader: int) -> None:
+        """Keep predictions and targets of a batch until the end of the epoch."""
+        found = self.predict_step(batch, batch_idx)
+        prediction, target = found["prediction"], found.get("target", target_in(batch))
+        if not isinstance(target, Tensor) or len(target) != len(prediction):
+            raise ValueError(
+                f"the average of {type(self.net.members[0]).__name__} is scored by its predictions "
+                "and their targets, which are not known; let predict_step return a dictionary with "
+                "'prediction' and 'target'."
+            )
+        self._scored.setdefault(loader, []).append((prediction.cpu(), target.cpu()))
+
+    def _reset(self, stage: Stage) -> None:
+        self._scored = {}
+
+    def _log(self, stage: Stage) -> None:
+        for loader, batches in self._scored.items():
+            columns = zip(*gather(batches), strict=True)
+            prediction, target = (stack(column)["prediction"] for column in columns)
+            end = f"/dataloader_idx_{loader}" if len(self._scored) > 1 else ""
+            for name, value in pooled_metrics(target, prediction).items():
+                self.log(
+                    f"{stage}/{name}{end}",
+                    value,
+                    sync_dist=self.trainer.world_size > 1,  # equal on all ranks
+                    add_dataloader_idx=False,
+                )
+        self._scored = {}
 
     def configure_optimizers(self) -> Any:
         raise _cannot_train(self)

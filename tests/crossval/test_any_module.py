@@ -9,10 +9,17 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import numpy as np
+import pandas
 import pytest
 import pytorch_lightning as other_pl
 import torch
-from lightning.pytorch.callbacks import BackboneFinetuning, BatchSizeFinder
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    BatchSizeFinder,
+    EarlyStopping,
+    ModelCheckpoint,
+)
+from lightning.pytorch.loggers import CSVLogger
 from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn import functional as F
@@ -20,11 +27,20 @@ from torch.utils.data import Dataset, TensorDataset
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAUROC
 
-from dlblocks.crossval import CrossValidationResult, cross_validate
+from dlblocks.crossval import CrossValidationResult, cross_validate, nested_cross_validate
 from dlblocks.crossval.fold import _TryPrediction
 from dlblocks.data import ArrayDataModule, FoldedDataModule, TabularDataModule
-from dlblocks.models import Classifier, CNNClassifier, MLPClassifier, MLPRegressor, load
+from dlblocks.files import read_rows
+from dlblocks.models import (
+    Classifier,
+    CNNClassifier,
+    MLPClassifier,
+    MLPRegressor,
+    VotingModule,
+    load,
+)
 from dlblocks.optim.schedules import SCHEDULES
+from dlblocks.scores import pooled_metrics
 
 N = 60
 Y = np.arange(N) % 3
@@ -52,6 +68,10 @@ class Samples(Dataset):
 
     def __getitem__(self, i):
         return self.kind(image=torch.from_numpy(X[i]), label=int(Y[i]))
+
+
+def tensors():
+    return TensorDataset(torch.from_numpy(X), torch.from_numpy(Y))
 
 
 def entry(batch, name):
@@ -440,8 +460,10 @@ def test_the_ensemble_of_their_modules_averages_what_they_predict(make_trainer):
         ValueError, match=r"Predicts.* cannot make.*make_model\(\) for _ in range\(3\)"
     ):
         load("model.ckpt")
-    with pytest.raises(RuntimeError, match=r"average of Predicts predicts.*Trainer\.predict"):
-        make_trainer().validate(model, datamodule=data, verbose=False)
+    rows = data.indices("val")
+    expected = pooled_metrics(Y[rows], each.mean(0)[rows].numpy())
+    (metrics,) = make_trainer().validate(model, datamodule=data, verbose=False)
+    assert metrics == pytest.approx({f"val/{name}": v for name, v in expected.items()})
 
 
 def test_each_of_their_modules_gets_its_own_normalisation(make_trainer):
@@ -463,7 +485,7 @@ def test_each_of_their_modules_gets_its_own_normalisation(make_trainer):
     torch.testing.assert_close(rows, expected[whole.indices("val")], atol=1e-4, rtol=1e-4)
 
 
-def test_what_has_no_average_is_refused_by_name():
+def test_what_has_no_average_is_refused_by_name(make_trainer):
     class Classes(Predicts):
         def predict_step(self, batch, batch_idx):
             return super().predict_step(batch, batch_idx).argmax(1)
@@ -480,12 +502,39 @@ def test_what_has_no_average_is_refused_by_name():
         ensemble.predict_step({"label": [1]}, 0)
 
     class Late(Logits):
-        def configure_model(self):
+        def setup(self, stage):
             self.late = nn.Linear(1, 1)
 
     result = run(Late, ArrayDataModule(X, Y), run_dir="late")
-    with pytest.raises(ValueError, match=r"do not fit a new Late, .* in __init__: .*late\.weight"):
+    said = r"do not fit a new Late, .* in __init__ or configure_model: .*late\.weight"
+    with pytest.raises(ValueError, match=said):
         result.ensemble()
+
+    model = VotingModule([Predicts(), Predicts()])
+    loader = torch.utils.data.DataLoader([{"image": torch.from_numpy(x)} for x in X], 16)
+    with pytest.raises(ValueError, match=r"average of Predicts is .*not known.*'target'"):
+        make_trainer().test(model, loader, verbose=False)
+
+
+class MadeByConfigureModel(Logits):
+    def __init__(self):
+        super().__init__()
+        self.net = None
+
+    def configure_model(self):
+        if self.net is None:
+            self.net = nn.Linear(4, 3)
+
+
+def test_layers_that_configure_model_makes_are_in_the_ensemble():
+    result = run(MadeByConfigureModel, FoldedDataModule(tensors()))
+    each = []
+    for fold in range(3):
+        weights = weights_of(result, fold)
+        each.append(X @ weights["net.weight"].numpy().T + weights["net.bias"].numpy())
+    with torch.no_grad():
+        found = result.ensemble()(torch.from_numpy(X))
+    np.testing.assert_allclose(found, sum(each) / 3, atol=1e-5)
 
 
 # Habits of Lightning
@@ -587,9 +636,28 @@ def test_a_data_set_needs_a_length_and_numbered_samples_only():
     found = run(Predicts, FoldedDataModule(Rows(), targets=Y))
     expected = run(Predicts, FoldedDataModule(Samples(), targets=Y), run_dir="expected")
     np.testing.assert_array_equal(found.oof.prediction, expected.oof.prediction)
-    for wrong in (np.zeros((4, 2)), [1, 2], {"a": 1}, "text", torch.zeros(3, 2), object()):
+    table = pandas.DataFrame({"x": [1.0, 2.0], "y": [0, 1]})
+    parameter = nn.Parameter(torch.zeros(3, 2))
+    for wrong in (
+        np.zeros((4, 2)), [1, 2], {"a": 1}, "text", torch.zeros(3, 2), parameter, object(), table,
+    ):  # fmt: skip
         with pytest.raises(TypeError, match=r"which has a length and data\[i\], got"):
             FoldedDataModule(wrong)
+
+
+def test_a_data_set_without_attributes():
+    class Slots:
+        __slots__ = ()
+
+        def __len__(self):
+            return N
+
+        def __getitem__(self, i):
+            return torch.from_numpy(X[i]), int(Y[i])
+
+    found = run(Logits, FoldedDataModule(Slots(), targets=Y))
+    expected = run(Logits, FoldedDataModule(tensors()), run_dir="expected")
+    np.testing.assert_array_equal(found.oof.prediction, expected.oof.prediction)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3])
@@ -688,6 +756,89 @@ def test_float64_as_default_dtype(engine):
     assert np.isfinite(values.values("val/loss")).all()
 
 
+class ConfiguresCallbacks(Logits):
+    """As in Lightning's documentation of `configure_callbacks`."""
+
+    def configure_callbacks(self):
+        return [EarlyStopping("val/loss", patience=1), ModelCheckpoint(monitor="val/loss")]
+
+
+def test_callbacks_that_the_module_configures():
+    data, trainer = FoldedDataModule(tensors()), {"accelerator": "cpu", "max_epochs": 4}
+    found = run(ConfiguresCallbacks, data, trainer=trainer)
+    stopping = {"make_callbacks": lambda: [EarlyStopping("val/loss", patience=1)]}
+    expected = run(Logits, data, trainer=trainer, run_dir="expected", **stopping)
+    assert found.values("val/loss") == expected.values("val/loss")
+    assert [row["epochs"] for row in found.folds] == [row["epochs"] for row in expected.folds]
+    names = [path.name for path in Path("run").rglob("*.ckpt")]
+    assert names == ["best.ckpt"] * 3
+    theirs, ours = found.refit().state_dict(), expected.refit().state_dict()
+    assert all(torch.equal(theirs[name], ours[name]) for name in ours)
+
+
+def test_a_batch_size_finder_of_the_module_searches_before_the_fit_only():
+    class Finds(Logits):
+        def configure_callbacks(self):
+            made.append(self)
+            return BatchSizeFinder(max_trials=2, steps_per_trial=1, init_val=4)
+
+    made = []
+    run(Finds, FoldedDataModule(tensors()))
+    assert len(made) == 3  # once a fold, and not again to validate and to predict
+
+
+def test_a_module_without_validation_step_is_refused_before_training():
+    class Trains(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(4, 3)
+
+        def training_step(self, batch, batch_idx):
+            raise AssertionError("it trains")
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    data = FoldedDataModule(tensors())
+    with pytest.raises(ValueError, match=r"Trains has no validation_step.*monitor='val/loss'"):
+        run(Trains, data)
+    with pytest.raises(ValueError, match=r"Trains has no validation_step.*logs a metric"):
+        run(Trains, data, monitor="train/loss", run_dir="train")
+
+
+@pytest.mark.parametrize("monitor", ["val/loss", "loss_of_others"])
+def test_refit_refuses_their_plateau_schedule_by_name(monitor):
+    class Plateau(Logits):
+        def validation_step(self, batch, batch_idx):
+            super().validation_step(batch, batch_idx)
+            self.log("loss_of_others", 1.0)
+
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": schedule, "monitor": monitor},
+            }
+
+    result = run(Plateau, FoldedDataModule(tensors()))
+    said = rf"refit has no validation .*'{monitor}'.*give refit a make_model with another schedule"
+    with pytest.raises(ValueError, match=said):
+        result.refit()
+    assert isinstance(result.refit(Logits), Logits)
+
+
+@pytest.mark.parametrize("change", [torch.Tensor.to_sparse, lambda x: x.to(torch.float8_e5m2)])
+def test_predictions_that_are_no_arrays_end_no_run(change):
+    class Odd(Logits):
+        def predict_step(self, batch, batch_idx):
+            return change(self(batch[0]))
+
+    result = run(Odd, FoldedDataModule(tensors()))
+    assert result.oof is None
+    assert any("the prediction of Odd is no array" in note for note in result.notes)
+
+
 class HasTestLoaders(pl.LightningDataModule):
     def __init__(self, loaders):
         super().__init__()
@@ -707,6 +858,78 @@ class LogsTest(Logits):
         self.log("test/loss", F.cross_entropy(self(batch[0]), batch[1]))
 
 
+class Draws(LogsTest):
+    """Sends pictures to its own logger in every stage, as TensorBoard's has them."""
+
+    def __init__(self, rate=0.1):
+        super().__init__()
+        self.save_hyperparameters()
+
+    def draw(self, stage):
+        assert len(self.loggers) == 1
+        self.logger.experiment.add_image(stage, torch.rand(1, 4, 4), self.global_step)
+        drawn.append((stage, type(self.logger).__name__))
+
+    def on_train_epoch_end(self):
+        self.log("drawn", 1.0)
+        self.draw("train")
+
+    def on_validation_epoch_end(self):
+        self.draw("val")
+
+    def on_test_epoch_end(self):
+        self.draw("test")
+
+
+drawn = []
+
+
+def test_modules_that_draw_into_their_logger_in_every_stage():
+    drawn.clear()
+    data = FoldedDataModule(HasTestLoaders(1))
+    result = run(Draws, data, logger="tensorboard", select="fold")
+    assert set(drawn) == {("train", "TensorBoardLogger"), ("val", "TensorBoardLogger")}
+    assert len(drawn) == 3 * (2 + 4)  # epochs; a sanity check, epochs and the score
+    drawn.clear()
+    assert list(result.test(result.refit())) == ["test/loss"]
+    assert {stage for stage, _ in drawn} == {"train", "test"}
+    drawn.clear()
+    trainer = {"accelerator": "cpu", "max_epochs": 1, "num_sanity_val_steps": 0}
+    nested = nested_cross_validate(
+        Draws, data, {"rate": [0.1, 0.2]}, num_folds=2, inner_folds=2, logger="tensorboard",
+        trainer=trainer, progress_bar=False, figures=False, run_dir="nested",
+    )  # fmt: skip
+    assert drawn.count(("train", "TensorBoardLogger")) == 2  # of what was chosen
+    for fold in range(2):
+        rows = read_rows(Path(f"nested/fold-{fold}/history.csv"))
+        assert [row["drawn"] for row in rows] == [1.0]
+    assert np.isfinite(nested.values("val/loss")).all()
+
+
+def test_the_folder_of_logs_without_a_logger():
+    folders = []
+
+    class Writes(Logits):
+        def on_fit_start(self):
+            folders.append(self.trainer.log_dir)
+
+    run(Writes, FoldedDataModule(tensors()))
+    assert folders == [f"run/fold-{i}" for i in range(3)]  # as of a Trainer without a logger
+
+
+def test_an_unknown_logger_is_refused_before_the_run_folder_is_made():
+    for logger in (CSVLogger("logs"), True, "tensorbord"):
+        with pytest.raises(ValueError, match=r"^logger=.* is not known.* Choose from: csv"):
+            run(Logits, FoldedDataModule(tensors()), logger=logger)
+    assert not Path("run").exists()
+
+
+def test_lightning_is_quiet_where_the_other_package_was_imported(caplog):
+    """It then logs under the name of that package."""
+    run(Logits, FoldedDataModule(tensors()))
+    assert not [record for record in caplog.records if "lightning" in record.name]
+
+
 @pytest.mark.parametrize("loaders", [0, 1, 2])
 def test_any_number_of_test_loaders(loaders):
     result = run(LogsTest, FoldedDataModule(HasTestLoaders(loaders)))
@@ -717,6 +940,15 @@ def test_any_number_of_test_loaders(loaders):
         return
     names = {1: ["test/loss"], 2: ["test/loss/dataloader_idx_0", "test/loss/dataloader_idx_1"]}
     assert list(result.test(result.refit())) == names[loaders]
+    Path("run/test.json").unlink()
+    ensemble = result.ensemble()
+    with torch.no_grad():
+        expected = pooled_metrics(Y, ensemble(torch.from_numpy(X + 100)).numpy())
+    ends = {1: [""], 2: ["/dataloader_idx_0", "/dataloader_idx_1"]}[loaders]
+    scores = result.test(ensemble)
+    assert scores == {
+        f"test/{k}{end}": pytest.approx(v) for end in ends for k, v in expected.items()
+    }
 
 
 @pytest.mark.filterwarnings("ignore:.*[Tt]orch[Ss]cript.*", "ignore:.*torch.jit.*")

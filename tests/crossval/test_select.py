@@ -197,7 +197,7 @@ def test_the_module_sees_the_users_logger_alone(tmp_path, logger):
     kinds = {tuple(type(one).__name__ for one in found) for found in loggers}
     name = {
         "csv": "CSVLogger", "tensorboard": "TensorBoardLogger", "wandb": "LenientWandbLogger",
-        None: "DummyLogger",
+        None: "NoLogger",
     }[logger]  # fmt: skip
     assert kinds == {(name,)}
 
