@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dlblocks.data.base import BatchSize, DataModule, Source
 from dlblocks.data.cache import read_only_tensor
+from dlblocks.data.labels import encode_labels
 from dlblocks.data.splits import Split
 from dlblocks.errors import check_choice
 
@@ -33,15 +34,18 @@ class ArrayDataModule(DataModule):
     Args:
         inputs: Images (N, C, H, W), uint8 or floating point, or features (N, F), floating point;
             or a ``.npy`` file of those, as `targets`, `test_inputs` and `test_targets` may be, too.
-        targets: Classes (N,), integers from 0, or names, which are sorted; or values (N,) or
-            (N, D), floating point.
+        targets: Classes, shape (N,) or (N, 1): whole numbers, bool or texts of any values, which
+            are mapped to 0 … C-1 and named by `class_names`; see
+            `dlblocks.data.labels.encode_labels`. Or values to regress, (N,) or (N, D), floating
+            point.
         test_inputs: An official test set, outside every fold.
         test_targets: Its targets.
         groups: Group of each sample, shape (N,): no group is in two parts. ``"duplicates"``: equal
             inputs are a group.
         folds: Fold of each sample, shape (N,), integers or texts, for ``split="predefined"``; one
             that is negative or empty always trains.
-        class_names: Names of the classes 0 … C-1.
+        class_names: Names of the classes 0 … C-1: texts in `targets` are looked up in it, whole
+            numbers are positions in it. None: the sorted labels in `targets`.
         batch_size: Samples a batch, or ``"full"``.
         num_workers: Worker processes a loader.
         split: ``"kfold"``; ``"time_series"``, rows in the order of time; ``"leave_one_group_out"``;
@@ -62,8 +66,9 @@ class ArrayDataModule(DataModule):
 
     Raises:
         FileNotFoundError: A file is not there.
-        ValueError: Lengths differ, values are not finite, images are NHWC, a memory map would have
-            to be converted, and the like; said at the first use of the data.
+        ValueError: Lengths differ, values are not finite, a label is missing or unknown, images are
+            NHWC, a memory map would have to be converted, and the like; said at the first use of
+            the data.
 
     Example:
         >>> data = ArrayDataModule(np.random.rand(20, 3), np.arange(20) % 2, num_folds=5)
@@ -137,7 +142,9 @@ class ArrayDataModule(DataModule):
         )
         if test_inputs is not None:
             source.test_inputs = _inputs("test_inputs", test_inputs)
-            source.test_targets, _ = _targets("test_targets", test_targets, names)
+            # A label of the test set has the class of the same label in the training set.
+            by_name = self.given_class_names is None
+            source.test_targets, _ = _targets("test_targets", test_targets, names, by_name=by_name)
         return source
 
 
@@ -162,34 +169,21 @@ def _inputs(argument: str, values: Any) -> Tensor:
 
 
 def _targets(
-    argument: str, values: Any, class_names: list[str] | None
+    argument: str, values: Any, class_names: list[str] | None, *, by_name: bool = False
 ) -> tuple[Tensor, list[str] | None]:
+    """Classes and their names; or values for regression, if they are floating point."""
     values = _opened(argument, values)
-    if not isinstance(values, Tensor):
-        array = np.asarray(values)
-        if array.dtype.kind in "USO":
-            names = class_names or sorted({str(value) for value in array.ravel()})
-            unknown = sorted({str(value) for value in array.ravel()} - set(names))
-            if unknown:
-                raise ValueError(
-                    f"{argument} has the class {unknown[0]!r}, which is not among {names}."
-                )
-            numbers = [names.index(str(value)) for value in array.ravel()]
-            return torch.tensor(numbers).reshape(array.shape), names
-        values = _as_tensor(argument, array)
-    values = values.detach()
-    if values.is_floating_point():
-        if class_names is not None:
-            raise ValueError(
-                f"{argument} are floating point and class_names is given; classes must be integers."
-            )
-        return values.to(_dtype()), None
-    if values.ndim == 2:
+    floating = values.dtype.is_floating_point if isinstance(values, Tensor) else None
+    if floating is None:
+        floating = np.asarray(values).dtype.kind == "f"
+    if not floating:
+        return encode_labels(argument, values, class_names, by_name=by_name)
+    if class_names is not None and not by_name:
         raise ValueError(
-            f"{argument} has shape {tuple(values.shape)} and is integer; for one-hot rows pass "
-            f"{argument}.argmax(1), for values to regress floating point."
+            f"{argument} are floating point and class_names is given; classes must be integers."
         )
-    return values.long(), class_names
+    tensor = values.detach() if isinstance(values, Tensor) else _as_tensor(argument, values)
+    return tensor.to(_dtype()), None
 
 
 def _dtype() -> torch.dtype:
