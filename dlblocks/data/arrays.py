@@ -16,6 +16,7 @@ from torch import Tensor
 from dlblocks.data.base import BatchSize, DataModule, Source
 from dlblocks.data.cache import read_only_tensor
 from dlblocks.data.labels import encode_labels
+from dlblocks.data.normalisation import needs_float64
 from dlblocks.data.splits import Split
 from dlblocks.errors import check_choice
 
@@ -24,8 +25,10 @@ class ArrayDataModule(DataModule):
     """Tensors or NumPy arrays as a datamodule: splits, folds, normalisation, loaders.
 
     The arrays are shared, not copied, and never written to. uint8 stays uint8 until a batch is on
-    its device; float64 becomes float32. Half precision saves memory: batches are float32, or what
-    the Trainer's `precision` makes of them.
+    its device. float64 and integers become float32, but for tables (N, F) that this would round by
+    more than 1e-3 of a column's standard deviation, such as times in milliseconds: these stay
+    float64 until they are normalised. Half precision saves memory: batches are float32, or what the
+    Trainer's `precision` makes of them.
 
     Inputs may be larger than memory: a memory map (``np.load(file, mmap_mode="r")``), or the name
     of a ``.npy`` file, which is then mapped. Only the rows of a batch are read. Such a file must
@@ -142,13 +145,17 @@ class ArrayDataModule(DataModule):
         )
         if test_inputs is not None:
             source.test_inputs = _inputs("test_inputs", test_inputs)
+            if torch.float64 in (source.inputs.dtype, source.test_inputs.dtype):  # keep both alike
+                source.inputs = _inputs("inputs", inputs, wide=True)
+                source.test_inputs = _inputs("test_inputs", test_inputs, wide=True)
             # A label of the test set has the class of the same label in the training set.
             by_name = self.given_class_names is None
             source.test_targets, _ = _targets("test_targets", test_targets, names, by_name=by_name)
         return source
 
 
-def _inputs(argument: str, values: Any) -> Tensor:
+def _inputs(argument: str, values: Any, *, wide: bool = False) -> Tensor:
+    """Images as uint8, or floating point; float64 if `wide`, or if float32 would lose too much."""
     values = _opened(argument, values)
     if _is_mapped(values):
         _check_mapped(argument, values)
@@ -164,7 +171,7 @@ def _inputs(argument: str, values: Any) -> Tensor:
     if tensor.dtype == torch.uint8 and tensor.ndim == 4:
         return tensor
     if not tensor.is_floating_point() or tensor.dtype == torch.float64:
-        return tensor.to(_dtype())
+        return tensor.to(torch.float64 if wide or needs_float64(tensor) else _dtype())
     return tensor
 
 
