@@ -155,7 +155,10 @@ class ArrayDataModule(DataModule):
 
 
 def _inputs(argument: str, values: Any, *, wide: bool = False) -> Tensor:
-    """Images as uint8, or floating point; float64 if `wide`, or if float32 would lose too much."""
+    """Return images as uint8, and other inputs as floating point.
+
+    They are float64 if `wide`, or if float32 would lose too much.
+    """
     values = _opened(argument, values)
     if _is_mapped(values):
         _check_mapped(argument, values)
@@ -178,7 +181,10 @@ def _inputs(argument: str, values: Any, *, wide: bool = False) -> Tensor:
 def _targets(
     argument: str, values: Any, class_names: list[str] | None, *, by_name: bool = False
 ) -> tuple[Tensor, list[str] | None]:
-    """Classes and their names; or values for regression, if they are floating point."""
+    """Return classes and their names, or values and None.
+
+    Values are what is floating point.
+    """
     values = _opened(argument, values)
     floating = values.dtype.is_floating_point if isinstance(values, Tensor) else None
     if floating is None:

@@ -343,7 +343,7 @@ class FoldedDataModule(SplitDataModule):
         return self._columns
 
     def _as_targets(self, targets: np.ndarray) -> np.ndarray | None:
-        """Return labels as integers, values as they are, and None for what is neither."""
+        """Return labels as integers and values as they are, else None."""
         kind = targets.dtype.kind
         column = targets[:, 0] if targets.shape[1:] == (1,) else targets  # as in MedMNIST
         if column.ndim > 1:  # several labels or values a sample

@@ -163,6 +163,7 @@ class ImageFolderDataModule(DataModule):
         self.size = sides
         self.channels = in_channels
         self.background = colour
+        self._num_val = 0  # images of the folder "val", the last of the source
         self.cache = cache
         self.groups = _named_by("groups", None if groups == "duplicates" else groups)
         self.folds = _named_by("folds", folds)
@@ -226,7 +227,7 @@ class ImageFolderDataModule(DataModule):
         return [{"train": train, "val": val, "test": test}]
 
     def _parts(self) -> dict[str, Path]:
-        """Return the folder of "train", and those of "val" and "test" if there are any."""
+        """Return the folder of each part that there is, by "train", "val" and "test"."""
         root = Path(self.root)
         if not root.is_dir():
             raise FileNotFoundError(f"root={self.root!r} is no folder.")
@@ -269,7 +270,7 @@ class ImageFolderDataModule(DataModule):
         return found
 
     def _decoded(self, folders: list[Path], images: list[tuple[str, str, int]]) -> Tensor:
-        """Decode images of some folders, or map the array file that holds them."""
+        """Decode images, or map the array file that holds them."""
         files = [file for file, _, _ in images]
         shape = (self.channels, *self.size)
         decode = partial(
@@ -313,7 +314,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _images(folder: Path) -> list[str]:
-    """Return the visible images in a folder and all below it, in torchvision's order."""
+    """Return all visible images below a folder, in torchvision's order."""
     found = []
     for place, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not _is_hidden(name)]
@@ -326,7 +327,7 @@ def _images(folder: Path) -> list[str]:
 
 
 def _part_of(folder: Path) -> str | None:
-    """Return "train", "val" or "test" for a folder of that name in any spelling."""
+    """Return which part a folder's name stands for, in any spelling."""
     name = re.sub(r"[ _-]?(set|data)$", "", folder.name.lower())
     return next((part for part, spellings in PARTS.items() if name in spellings), None)
 
@@ -342,7 +343,7 @@ def _class_folders(folder: Path) -> list[str]:
 
 
 def _list_images(folder: Path, names: list[str], part: str) -> list[tuple[str, str, int]]:
-    """List the images of a part: file, path below the folder, and number of the class.
+    """List the file, path below the folder, and class of each image.
 
     Args:
         folder: That of the part.

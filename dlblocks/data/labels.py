@@ -108,7 +108,7 @@ def read_labels(argument: str, values: Any) -> np.ndarray:
 
 
 def mask_as_none(values: Any) -> Any:
-    """Return a masked array as objects, with None for what is masked, and all else as it is."""
+    """Return a masked array as objects, with None for what is masked."""
     if not isinstance(values, np.ma.MaskedArray):
         return values
     objects = values.data.astype(object)
@@ -117,7 +117,7 @@ def mask_as_none(values: Any) -> Any:
 
 
 def _distinct(argument: str, values: Any) -> tuple[list[Any], np.ndarray]:
-    """Return the different labels, and for each row the position of its label among them."""
+    """Return the different labels, and each row's position among them."""
     array = _column(argument, values)
     if array.dtype.kind in "biuf":
         different, position = np.unique(array, return_inverse=True)
@@ -145,7 +145,7 @@ def _distinct(argument: str, values: Any) -> tuple[list[Any], np.ndarray]:
 
 
 def _column(argument: str, values: Any) -> np.ndarray:
-    """Return labels as an array of shape (N,); what is masked is None."""
+    """Return labels as an array of shape (N,), with None for what is masked."""
     if isinstance(values, (list, tuple)) and values and isinstance(values[0], Tensor):
         values = torch.stack(list(values))
     if isinstance(values, Tensor):

@@ -50,8 +50,8 @@ def mean_and_std(inputs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 def needs_float64(inputs: Tensor) -> bool:
     """Tell whether float32 would lose what a column says.
 
-    That is where rounding changes a value by more than 1e-3 of its column's standard deviation, as
-    of times in milliseconds since 1970. Values that are not finite do not count.
+    It does if rounding changes a value by more than 1e-3 of its column's standard deviation, as of
+    times in milliseconds since 1970. Values that are not finite do not count.
 
     Args:
         inputs: Features of shape (N, F), any dtype.
@@ -109,7 +109,7 @@ def _is_constant(mean: Tensor, std: Tensor) -> Tensor:
 
 
 def on_device(pair: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return scale and shift on a device, as float32 where it has no float64."""
+    """Return scale and shift on a device, as float32 on MPS."""
     if device.type == "mps":
         pair = pair[0].float(), pair[1].float()
     return pair[0].to(device, non_blocking=True), pair[1].to(device, non_blocking=True)

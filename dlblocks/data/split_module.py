@@ -159,9 +159,9 @@ class SplitDataModule(pl.LightningDataModule):
 
     @property
     def class_names(self) -> list[str] | None:
-        """Names of the classes 0 … C-1, or None for values and for labels that are no classes.
+        """Names of the classes 0 … C-1, or None for values.
 
-        Those are negative, or 100,000 and more.
+        None also for labels that are negative, or 100,000 and more.
         """
         targets = self.columns.targets
         if targets is None or not self.is_classification:
