@@ -226,6 +226,8 @@ class _Predict:
             candidates.append(torch.as_tensor(self.targets[index.numpy()]))
         for target in candidates:
             if _one_each(target, index):
+                if target.shape[1:] == (1,) and not target.is_floating_point():
+                    target = target[:, 0]  # labels as a column
                 rows = {"index": index, "target": target, "prediction": prediction}
                 return output, {name: self._plain(name, v) for name, v in rows.items()}
         raise NoPredictions(

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from dlblocks.data.base import BatchSize, DataModule, Source
 from dlblocks.data.cache import read_only_tensor
+from dlblocks.data.labels import encode_labels
+from dlblocks.data.normalisation import needs_float64
 from dlblocks.data.splits import Split
 from dlblocks.errors import check_choice
 
@@ -23,8 +25,10 @@ class ArrayDataModule(DataModule):
     """Tensors or NumPy arrays as a datamodule: splits, folds, normalisation, loaders.
 
     The arrays are shared, not copied, and never written to. uint8 stays uint8 until a batch is on
-    its device; float64 becomes float32. Half precision saves memory: batches are float32, or what
-    the Trainer's `precision` makes of them.
+    its device. float64 and integers become float32, but for tables (N, F) that this would round by
+    more than 1e-3 of a column's standard deviation, such as times in milliseconds: these stay
+    float64 until they are normalised. Half precision saves memory: batches are float32, or what the
+    Trainer's `precision` makes of them.
 
     Inputs may be larger than memory: a memory map (``np.load(file, mmap_mode="r")``), or the name
     of a ``.npy`` file, which is then mapped. Only the rows of a batch are read. Such a file must
@@ -33,15 +37,18 @@ class ArrayDataModule(DataModule):
     Args:
         inputs: Images (N, C, H, W), uint8 or floating point, or features (N, F), floating point;
             or a ``.npy`` file of those, as `targets`, `test_inputs` and `test_targets` may be, too.
-        targets: Classes (N,), integers from 0, or names, which are sorted; or values (N,) or
-            (N, D), floating point.
+        targets: Classes, shape (N,) or (N, 1): whole numbers, bool or texts of any values, which
+            are mapped to 0 … C-1 and named by `class_names`; see
+            `dlblocks.data.labels.encode_labels`. Or values to regress, (N,) or (N, D), floating
+            point.
         test_inputs: An official test set, outside every fold.
         test_targets: Its targets.
         groups: Group of each sample, shape (N,): no group is in two parts. ``"duplicates"``: equal
             inputs are a group.
         folds: Fold of each sample, shape (N,), integers or texts, for ``split="predefined"``; one
             that is negative or empty always trains.
-        class_names: Names of the classes 0 … C-1.
+        class_names: Names of the classes 0 … C-1: texts in `targets` are looked up in it, whole
+            numbers are positions in it. None: the sorted labels in `targets`.
         batch_size: Samples a batch, or ``"full"``.
         num_workers: Worker processes a loader.
         split: ``"kfold"``; ``"time_series"``, rows in the order of time; ``"leave_one_group_out"``;
@@ -62,8 +69,9 @@ class ArrayDataModule(DataModule):
 
     Raises:
         FileNotFoundError: A file is not there.
-        ValueError: Lengths differ, values are not finite, images are NHWC, a memory map would have
-            to be converted, and the like; said at the first use of the data.
+        ValueError: Lengths differ, values are not finite, a label is missing or unknown, images are
+            NHWC, a memory map would have to be converted, and the like; said at the first use of
+            the data.
 
     Example:
         >>> data = ArrayDataModule(np.random.rand(20, 3), np.arange(20) % 2, num_folds=5)
@@ -137,11 +145,20 @@ class ArrayDataModule(DataModule):
         )
         if test_inputs is not None:
             source.test_inputs = _inputs("test_inputs", test_inputs)
-            source.test_targets, _ = _targets("test_targets", test_targets, names)
+            if torch.float64 in (source.inputs.dtype, source.test_inputs.dtype):  # keep both alike
+                source.inputs = _inputs("inputs", inputs, wide=True)
+                source.test_inputs = _inputs("test_inputs", test_inputs, wide=True)
+            # A label of the test set has the class of the same label in the training set.
+            by_name = self.given_class_names is None
+            source.test_targets, _ = _targets("test_targets", test_targets, names, by_name=by_name)
         return source
 
 
-def _inputs(argument: str, values: Any) -> Tensor:
+def _inputs(argument: str, values: Any, *, wide: bool = False) -> Tensor:
+    """Return images as uint8, and other inputs as floating point.
+
+    They are float64 if `wide`, or if float32 would lose too much.
+    """
     values = _opened(argument, values)
     if _is_mapped(values):
         _check_mapped(argument, values)
@@ -157,39 +174,29 @@ def _inputs(argument: str, values: Any) -> Tensor:
     if tensor.dtype == torch.uint8 and tensor.ndim == 4:
         return tensor
     if not tensor.is_floating_point() or tensor.dtype == torch.float64:
-        return tensor.to(_dtype())
+        return tensor.to(torch.float64 if wide or needs_float64(tensor) else _dtype())
     return tensor
 
 
 def _targets(
-    argument: str, values: Any, class_names: list[str] | None
+    argument: str, values: Any, class_names: list[str] | None, *, by_name: bool = False
 ) -> tuple[Tensor, list[str] | None]:
+    """Return classes and their names, or values and None.
+
+    Values are what is floating point.
+    """
     values = _opened(argument, values)
-    if not isinstance(values, Tensor):
-        array = np.asarray(values)
-        if array.dtype.kind in "USO":
-            names = class_names or sorted({str(value) for value in array.ravel()})
-            unknown = sorted({str(value) for value in array.ravel()} - set(names))
-            if unknown:
-                raise ValueError(
-                    f"{argument} has the class {unknown[0]!r}, which is not among {names}."
-                )
-            numbers = [names.index(str(value)) for value in array.ravel()]
-            return torch.tensor(numbers).reshape(array.shape), names
-        values = _as_tensor(argument, array)
-    values = values.detach()
-    if values.is_floating_point():
-        if class_names is not None:
-            raise ValueError(
-                f"{argument} are floating point and class_names is given; classes must be integers."
-            )
-        return values.to(_dtype()), None
-    if values.ndim == 2:
+    floating = values.dtype.is_floating_point if isinstance(values, Tensor) else None
+    if floating is None:
+        floating = np.asarray(values).dtype.kind == "f"
+    if not floating:
+        return encode_labels(argument, values, class_names, by_name=by_name)
+    if class_names is not None and not by_name:
         raise ValueError(
-            f"{argument} has shape {tuple(values.shape)} and is integer; for one-hot rows pass "
-            f"{argument}.argmax(1), for values to regress floating point."
+            f"{argument} are floating point and class_names is given; classes must be integers."
         )
-    return values.long(), class_names
+    tensor = values.detach() if isinstance(values, Tensor) else _as_tensor(argument, values)
+    return tensor.to(_dtype()), None
 
 
 def _dtype() -> torch.dtype:

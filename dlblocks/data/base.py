@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 from typing_extensions import Self
@@ -20,7 +20,7 @@ from typing_extensions import Self
 from dlblocks.data.checks import check_arrays
 from dlblocks.data.dataset import ArrayDataset, collate, collate_with_index
 from dlblocks.data.fingerprint import MAX_SEARCHED_BYTES, fingerprint, first_copies, row_keys
-from dlblocks.data.normalisation import rescale, standardisation
+from dlblocks.data.normalisation import needs_float64, on_device, rescale, standardisation
 from dlblocks.data.resident import ResidentArrays
 from dlblocks.data.sampler import EpochSampler
 from dlblocks.data.source import Source
@@ -44,7 +44,8 @@ class DataModule(SplitDataModule):
     Batches are ``[inputs, targets]`` (predict: ``[inputs, targets, index]``, where `index` is the
     sample's row in the source). Images leave as floats: uint8 is scaled to [0, 1] and, with
     `normalize`, each channel (each column of a table) gets mean 0 and standard deviation 1 over
-    the training part of this fold. Both happen once a batch, on the batch's device.
+    the training part of this fold. Both happen once a batch, on the batch's device. Tables whose
+    numbers float32 would round too much, such as times, stay float64 until they are normalised.
 
     To add a source, subclass and define `load() -> Source` (and `prepare_data` for a download).
 
@@ -286,6 +287,12 @@ class DataModule(SplitDataModule):
         else:
             unit = 1.0 if self._inputs.is_floating_point() else 1 / 255
             self._affine = torch.tensor(unit), torch.tensor(0.0)
+            if torch.get_default_dtype() != torch.float64 and needs_float64(self._inputs):
+                rank_zero_warn(
+                    "normalize=False: batches are float32, which rounds some columns of inputs by "
+                    "more than 1e-3 of their standard deviation, as times in milliseconds since "
+                    "1970; use normalize=True, or subtract an offset from them."
+                )
         if stage == "fit" and self.trainer is not None and (described := self.description()):
             rank_zero_info("\n".join([described, *self.notes()]))
 
@@ -396,8 +403,7 @@ class DataModule(SplitDataModule):
     def transform(self, inputs: Tensor) -> Tensor:
         """Raw inputs (N, ...) as the model sees them: floating point, scaled, normalised.
 
-        uint8 and half precision become torch's default dtype, and so does float32 if that is
-        float64; float64 stays.
+        They leave in torch's default dtype. float64 is rounded to it only after it is normalised.
         """
         return rescale(inputs, *self._scale_and_shift(inputs.device))
 
@@ -409,8 +415,7 @@ class DataModule(SplitDataModule):
     def _scale_and_shift(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if self._affine is None:
             raise RuntimeError("transform() needs the split; call setup() first.")
-        scale, shift = self._affine
-        return scale.to(device, non_blocking=True), shift.to(device, non_blocking=True)
+        return on_device(self._affine, device)
 
     def show(
         self, callbacks: pl.Callback | Sequence[pl.Callback] = (), *, count: int = 16

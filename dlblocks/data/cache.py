@@ -30,7 +30,7 @@ from torch import Tensor
 from dlblocks.files import is_rank_zero, whole_file
 
 MARK = b"dlblocks-images\n"
-VERSION = 2  # of the file and of how images are made; another one is built anew
+VERSION = 3  # of the file and of how images are made; another one is built anew
 
 TAIL = len(MARK) + 8
 
@@ -38,13 +38,18 @@ Decode = Callable[[str], np.ndarray]
 
 
 def cached_images(
-    path: Path, root: Path, files: Sequence[str], shape: tuple[int, ...], decode: Decode
+    path: Path,
+    root: Path,
+    files: Sequence[str],
+    shape: tuple[int, ...],
+    decode: Decode,
+    settings: str = "",
 ) -> Tensor:
     """Returns the decoded `files`, mapped from the array file `path`, which is built if need be.
 
-    The file belongs to a fingerprint of `shape` and of the names, sizes and times of `files`; with
-    another fingerprint it is built anew, which a warning says. It appears whole or not at all.
-    Processes that need it at the same time wait for the first one to build it.
+    The file belongs to a fingerprint of `shape`, `settings` and the names, sizes and times of
+    `files`; with another fingerprint it is built anew, which a warning says. It appears whole or
+    not at all. Processes that need it at the same time wait for the first one to build it.
 
     Args:
         path: The array file.
@@ -52,6 +57,7 @@ def cached_images(
         files: Images to decode, in this order.
         shape: Shape (C, H, W) of a decoded image.
         decode: Makes such an array, uint8, of a file.
+        settings: What else the decoded images depend on, such as ``"background=255"``.
 
     Returns:
         uint8 images (N, C, H, W) that must not be written to: their memory is read-only.
@@ -64,7 +70,8 @@ def cached_images(
         "format": "dlblocks images",
         "version": VERSION,
         "shape": [len(files), *shape],
-        "fingerprint": _fingerprint(root, files, shape),
+        "settings": settings,
+        "fingerprint": _fingerprint(root, files, shape, settings),
     }
     images = _open(path, about)
     if images is None:
@@ -130,8 +137,8 @@ def decode_all(
             failed.set()
 
 
-def _fingerprint(root: Path, files: Sequence[str], shape: tuple[int, ...]) -> str:
-    digest = hashlib.sha256(f"{VERSION} {shape}".encode())
+def _fingerprint(root: Path, files: Sequence[str], shape: tuple[int, ...], settings: str) -> str:
+    digest = hashlib.sha256(f"{VERSION} {shape} {settings}".encode())
     for file in files:
         stat = os.stat(file)
         name = os.fsencode(os.path.relpath(file, root))
@@ -164,6 +171,8 @@ def _open(path: Path, about: dict[str, Any]) -> np.ndarray | None:
 def _what_changed(old: dict[str, Any], new: dict[str, Any]) -> str:
     if old["version"] != new["version"]:
         return "it was made by another version of dlblocks"
+    if old["settings"] != new["settings"]:
+        return f"it was made with {old['settings']}, and now {new['settings']}"
     if old["shape"] == new["shape"]:
         return "images have changed since"
     return f"its images are {tuple(old['shape'])}, and now {tuple(new['shape'])}"

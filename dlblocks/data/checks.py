@@ -64,8 +64,9 @@ def check_arrays(
             f"{len(class_names)} classes, 0 … {len(class_names) - 1}."
         )
     if not part and low == high:
+        name = low if class_names is None else repr(class_names[low])
         raise ValueError(
-            f"targets has one class only ({low}); a classifier needs at least two classes."
+            f"targets has one class only ({name}); a classifier needs at least two classes."
         )
 
 

@@ -39,6 +39,7 @@ from dlblocks.data.foreign import (
     length,
     read_column,
 )
+from dlblocks.data.labels import read_labels
 from dlblocks.data.sampler import EpochSampler
 from dlblocks.data.split_module import Columns, SplitDataModule
 from dlblocks.data.splits import Split
@@ -95,7 +96,8 @@ class FoldedDataModule(SplitDataModule):
         targets: Classes or values, one a sample, to stratify by. None: read from the data set's
             `targets`, `labels` or `y`, or the last tensor of a `TensorDataset`, also within a
             `Subset`; where there is nothing of the kind, folds are not stratified, and `notes` say
-            so. Classes of shape (N, 1) are taken for a column.
+            so. Labels may be whole numbers or texts of any values, of shape (N,) or (N, 1). They
+            decide the folds alone: batches keep the data set's own labels.
         class_names: Names of the classes 0 … C-1. None: the data set's `classes`, else numbers.
         groups: Group of each sample. None: read from its `groups`, if it has them.
             ``"duplicates"``: samples of exactly equal inputs are a group; the data set must hold
@@ -118,8 +120,8 @@ class FoldedDataModule(SplitDataModule):
 
     Raises:
         TypeError: `data` is nothing of that, or has no numbered samples.
-        ValueError: Lengths differ, or the loader has a sampler that cannot be confined to a fold;
-            said at the first use of the data.
+        ValueError: Lengths differ, a label is missing, or the loader has a sampler that cannot be
+            confined to a fold; said at the first use of the data.
 
     Example:
         >>> from torch.utils.data import TensorDataset
@@ -326,13 +328,8 @@ class FoldedDataModule(SplitDataModule):
                         f"{length(dataset)} samples; give one value a sample."
                     )
                 found[name] = values
-            targets = found["targets"]
-            if targets is not None and targets.dtype.kind in "iubUSO":  # classes
-                if targets.ndim == 2 and targets.shape[1] == 1:  # as a column, as in MedMNIST
-                    targets = targets[:, 0]
-                if targets.dtype.kind in "USO":
-                    targets = np.unique(targets.astype(str), return_inverse=True)[1]
-                found["targets"] = targets
+            if found["targets"] is not None:
+                found["targets"] = self._as_targets(found["targets"])
             if self._keep_duplicates:
                 keys = self.input_keys()
                 if keys is None:
@@ -345,6 +342,26 @@ class FoldedDataModule(SplitDataModule):
             self._check_class_names(columns.targets)
             self._columns = columns
         return self._columns
+
+    def _as_targets(self, targets: np.ndarray) -> np.ndarray | None:
+        """Return labels as integers and values as they are, else None."""
+        kind = targets.dtype.kind
+        column = targets[:, 0] if targets.shape[1:] == (1,) else targets  # as in MedMNIST
+        if column.ndim > 1:  # several labels or values a sample
+            several = kind in "USO"
+            return np.unique(targets.astype(str), return_inverse=True)[1] if several else targets
+        if kind == "f":
+            known = column[~np.isnan(column)]
+            if len(known) == len(column) or (known != known.round()).any():
+                return targets  # values
+        if kind in "iu":
+            return column
+        try:
+            return read_labels("targets", column)
+        except TypeError:  # dictionaries, such as the boxes of a detector
+            if self.given["targets"] is not None:
+                raise
+            return None
 
     def _check_class_names(self, targets: np.ndarray | None) -> None:
         names = self._class_names

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from dlblocks.data.fingerprint import MAX_SEARCHED_BYTES, row_keys
+from dlblocks.data.labels import mask_as_none
 from dlblocks.quiet import isolated
 
 TARGETS = ("targets", "labels", "y")
@@ -46,8 +47,9 @@ def read_column(dataset: Dataset, names: Sequence[str]) -> np.ndarray | None:
         last = names is TARGETS and len(dataset.tensors) > 1
         return as_numpy(dataset.tensors[-1]) if last else None
     for name in names:
-        values = getattr(dataset, name, None)
-        if isinstance(values, (Tensor, np.ndarray, list, tuple)) and len(values) == length(dataset):
+        values: Any = getattr(dataset, name, None)
+        is_column = isinstance(values, (Tensor, np.ndarray, list, tuple)) or _is_series(values)
+        if is_column and len(values) == length(dataset):
             return as_numpy(values)
     return None
 
@@ -75,7 +77,14 @@ def as_numpy(values: Any) -> np.ndarray:
     """Tensors, lists of numbers or texts, lists of scalar tensors, as one array."""
     if isinstance(values, (list, tuple)) and values and isinstance(values[0], Tensor):
         values = torch.stack(list(values))
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if isinstance(values, Tensor):
+        return values.detach().cpu().numpy()
+    return np.asarray(mask_as_none(values))
+
+
+def _is_series(values: Any) -> bool:
+    """Return True for a pandas Series, Index or array."""
+    return hasattr(values, "isna") and hasattr(values, "__array__")
 
 
 def is_dataset(data: Any) -> bool:

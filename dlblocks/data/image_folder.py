@@ -16,18 +16,40 @@ from torch import Tensor
 
 from dlblocks.data.base import BatchSize, DataModule, Source
 from dlblocks.data.cache import cached_images, decode_all
-from dlblocks.data.splits import Split
-from dlblocks.errors import check_range
+from dlblocks.data.folds import Indices
+from dlblocks.data.splits import Split, hold_out_test
+from dlblocks.errors import check_range, did_you_mean
+
+# Spellings of the folder of each part, in small letters and without "_set" or "_data".
+PARTS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+# Others than torchvision's must not be left out in silence.
+OF_TORCHVISION = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+ENDINGS = (*OF_TORCHVISION, ".gif", ".jfif", ".avif", ".heic", ".heif")
 
 
 class ImageFolderDataModule(DataModule):
-    """Images in ``root/<class>/…``, or in ``root/train/<class>/…`` and ``root/test/<class>/…``.
+    """Images in ``root/<class>/…``, or in ``root/train/<class>/…`` and so on.
 
-    Every image is decoded once into one uint8 array, in memory or with `cache` in a file: its
-    shorter side is resized to `size` (antialiased bilinear) and the centre cut out. 16-bit grey is
-    divided by 257, so that 65535 becomes 255. Classes
-    are the sorted names of the folders, as in torchvision's `ImageFolder`. A ``test`` folder is the
-    test set; then `test_fraction` must be 0.
+    **Parts.** Beside ``train`` there may be ``val`` and ``test``. They may be written training,
+    valid, validation, dev and testing, with ``_set`` or ``_data`` behind, in small or capital
+    letters. The images of ``val`` validate a single split, in place of `val_fraction`. For folds,
+    as in cross-validation, ``train`` and ``val`` together are the development set. ``test`` is the
+    test set; then `test_fraction` must be 0. Classes are the sorted names of the folders of
+    ``train``, as in torchvision's `ImageFolder`; ``val`` and ``test`` may lack some.
+
+    **Images.** Every image is decoded once into one uint8 array, in memory or with `cache` in a
+    file: its shorter side is resized to `size` (antialiased bilinear) and the centre cut out.
+    Photographs are turned upright, as their EXIF orientation says. Transparent pixels are laid on
+    `background`: ``alpha * pixel + (1 - alpha) * background``. 16-bit grey is divided by 257, so
+    that 65535 becomes 255. Of several frames (GIF, TIFF) the first is taken. Colour profiles are
+    not applied.
+
+    Hidden files and folders are left out: those whose name begins with a dot, such as
+    ``.ipynb_checkpoints`` and ``._photo.jpg``, ``__MACOSX`` and ``@eaDir``.
 
     With `cache` the array is a plain ``.npy`` file that is memory-mapped, so that it may be larger
     than memory. It is built once, by one process, and then used by every run and rank with the same
@@ -38,12 +60,13 @@ class ImageFolderDataModule(DataModule):
         root: The folder.
         size: Height and width, or one number for both.
         in_channels: 3 for colour, 1 for grey.
+        background: What transparent images are laid on, 0 … 255: one number, or (red, green, blue).
         cache: Keep the decoded images in an array file, decoded once and read from the disk, for
             more images than fit in memory: True for a file in `root`, or the folder for it.
         groups: Says which images belong together, as those of one patient or writer: no group is
             in two parts. A regular expression, searched in the path below `root` (or its folder
-            ``train``), such as ``cat/anna-3.png``: its first group in parentheses, or all that it
-            matches, names the group: ``"([a-z]+)-"``, or ``"/(.+)/"`` for
+            ``train`` or ``val``), such as ``cat/anna-3.png``: its first group in parentheses, or
+            all that it matches, names the group: ``"([a-z]+)-"``, or ``"/(.+)/"`` for
             ``root/<class>/<group>/…``. Or a function of that path, which returns a name. Or
             ``"duplicates"``: images that are exactly equal as decoded belong together.
         folds: Likewise the fold of each image, for ``split="predefined"``; an empty name always
@@ -54,7 +77,8 @@ class ImageFolderDataModule(DataModule):
         num_folds: Number of folds, or None for a single split by `val_fraction`, or where `split`
             takes it from the data.
         fold: Which fold validates.
-        val_fraction: Validation share of the development set when `num_folds` is None.
+        val_fraction: Validation share of the development set when `num_folds` is None and there is
+            no folder ``val``.
         test_fraction: Share held out first as test set, outside every fold.
         split_seed: Seed of every split.
         shuffle_seed: Seed of the order of training samples.
@@ -65,12 +89,14 @@ class ImageFolderDataModule(DataModule):
         device_resident: Keep the arrays on the accelerator: True, False or ``"auto"``.
 
     Raises:
-        FileNotFoundError: There is no such folder, or no class or image in it.
+        FileNotFoundError: There is no such folder, no class in it, or no image in a class of
+            ``train``.
         FileExistsError: The file of the cache is not ours, or was cut off; it is left as it is.
         OSError: The folder of the cache cannot be written to or has no room; nothing is left there.
         ValueError: An image cannot be decoded, or its pixels are floating point or 32-bit, whose
-            range is not known; the message names the file. Or `groups` or `folds` is no regular
-            expression, or matches nothing in a path.
+            range is not known; the message names the file. Parts are ambiguous, or lie beside or
+            inside folders of classes; ``val`` or ``test`` has a class that ``train`` lacks.
+            `groups` or `folds` is no regular expression, or matches nothing in a path.
     """
 
     def __init__(
@@ -79,6 +105,7 @@ class ImageFolderDataModule(DataModule):
         *,
         size: int | tuple[int, int],
         in_channels: Literal[1, 3] = 3,
+        background: int | tuple[int, int, int] = 255,
         cache: bool | str = False,
         groups: str | Callable[[str], str] | None = None,
         folds: str | Callable[[str], str] | None = None,
@@ -126,10 +153,17 @@ class ImageFolderDataModule(DataModule):
             check_range("size", side, 1)
         if in_channels not in (1, 3):
             raise ValueError(f"in_channels={in_channels} must be 1 (grey) or 3 (colour).")
+        colour = (background,) * 3 if isinstance(background, int) else tuple(background)
+        if len(colour) != 3:
+            raise ValueError(f"background={background!r} must be one number or (red, green, blue).")
+        for value in colour:
+            check_range("background", value, 0, 255)
         root = str(root)  # plain, so that any checkpoint loads
         self.root = root
         self.size = sides
         self.channels = in_channels
+        self.background = colour
+        self._num_val = 0  # images of the folder "val", the last of the source
         self.cache = cache
         self.groups = _named_by("groups", None if groups == "duplicates" else groups)
         self.folds = _named_by("folds", folds)
@@ -139,68 +173,201 @@ class ImageFolderDataModule(DataModule):
 
     def prepare_data(self) -> None:
         if self.cache:
-            for folder in self._folders():
-                self._read(folder)
+            self.load()
 
     def load(self) -> Source:
-        train, *test = self._folders()
-        inputs, targets, names, paths = self._read(train)
+        parts = self._parts()
+        names = _class_folders(parts["train"])
+        train, val, test = (
+            _list_images(parts[part], names, part) if part in parts else [] for part in PARTS
+        )
+        known = train + val
+        self._num_val = len(val)
+        paths = [path for _, path, _ in known]
         source = Source(
-            inputs,
-            targets,
+            self._decoded([parts[part] for part in ("train", "val") if part in parts], known),
+            torch.tensor([number for _, _, number in known]),
             class_names=names,
             groups=None if self.groups is None else np.array([self.groups(p) for p in paths]),
             folds=None if self.folds is None else np.array([self.folds(p) for p in paths]),
         )
-        for folder in test:
-            source.test_inputs, source.test_targets, found, _ = self._read(folder)
-            if found != names:
-                raise ValueError(
-                    f"{folder} has the classes {found} and {train} {names}; they must be the same."
-                )
+        if test:
+            source.test_inputs = self._decoded([parts["test"]], test)
+            source.test_targets = torch.tensor([number for _, _, number in test])
         return source
 
-    def _folders(self) -> list[Path]:
-        """The folders that hold a folder a class: that of training and, if there, that of test."""
+    def notes(self) -> list[str]:
+        _ = self.source
+        if not self._num_val:
+            return super().notes()
+        return [
+            *super().notes(),
+            f"the {self._num_val} images of the validation folder are a part of the development "
+            "set, of which the folds are made.",
+        ]
+
+    def _splits(self, num_folds: int | None, repeat: int) -> list[dict[str, Indices]]:
+        columns = self.columns
+        if num_folds is not None or self.split != "kfold" or not self._num_val:
+            return super()._splits(num_folds, repeat)
+        rest, test = hold_out_test(**self._test_arguments())
+        is_val = rest >= columns.num_samples - self._num_val
+        if is_val.all() or not is_val.any():  # of `for_rows`
+            return super()._splits(num_folds, repeat)
+        train, val = rest[~is_val], rest[is_val]
+        if columns.groups is not None:
+            both = np.intersect1d(columns.groups[train], columns.groups[val])
+            if len(both):
+                name = "equal images" if columns.copies else repr(str(both[0]))
+                raise ValueError(
+                    f"groups has {name} in the folders of both training and validation "
+                    f"({len(both)} such groups); keep each in one of them, or set num_folds, "
+                    "which draws folds of whole groups from both."
+                )
+        return [{"train": train, "val": val, "test": test}]
+
+    def _parts(self) -> dict[str, Path]:
+        """Return the folder of each part that there is, by "train", "val" and "test"."""
         root = Path(self.root)
         if not root.is_dir():
             raise FileNotFoundError(f"root={self.root!r} is no folder.")
-        if not (root / "train").is_dir():
-            return [root]
-        return [root / part for part in ("train", "test") if (root / part).is_dir()]
+        found: dict[str, Path] = {}
+        others = []
+        for folder in _folders(root):
+            part = _part_of(folder)
+            if part is None:
+                others.append(folder)
+            elif part in found:
+                raise ValueError(
+                    f"root={self.root!r} has the folders {found[part].name!r} and {folder.name!r}, "
+                    f"which both mean {part!r}; keep one of them."
+                )
+            else:
+                found[part] = folder
+        if not found:
+            for folder in others:
+                inside = [sub.name for sub in _folders(folder) if _part_of(sub)]
+                if len(inside) > 1:
+                    raise ValueError(
+                        f"root={self.root!r} has {' and '.join(map(repr, inside))} inside of "
+                        f"{folder.name!r}, which would be a class; use root={str(folder)!r}, or "
+                        f"move the classes into the parts: train/{folder.name}/…"
+                    )
+            return {"train": root}
+        names = " and ".join(repr(folder.name) for folder in found.values())
+        if "train" not in found:
+            raise ValueError(
+                f"root={self.root!r} has {names}, but no folder 'train'; add train/<class>/…, or "
+                "rename them if they are classes."
+            )
+        classes = [folder.name for folder in others if _images(folder)]
+        if classes:
+            raise ValueError(
+                f"root={self.root!r} has {names} beside other folders of images, such as "
+                f"{classes[0]!r}; move the classes into the parts (train/<class>/…), or rename "
+                "the parts if they are classes."
+            )
+        return found
 
-    def _read(self, folder: Path) -> tuple[Tensor, Tensor, list[str], list[str]]:
-        """Images, classes, names of the classes, and the paths below `folder`."""
-        from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
-
-        names, number_of = find_classes(folder)
-        samples = make_dataset(str(folder), number_of, extensions=IMG_EXTENSIONS)
-        files, targets = [file for file, _ in samples], torch.tensor([n for _, n in samples])
-        paths = [Path(file).relative_to(folder).as_posix() for file in files]
+    def _decoded(self, folders: list[Path], images: list[tuple[str, str, int]]) -> Tensor:
+        """Decode images, or map the array file that holds them."""
+        files = [file for file, _, _ in images]
         shape = (self.channels, *self.size)
-        decode = partial(_decode, size=self.size, channels=self.channels)
+        decode = partial(
+            _decode, size=self.size, channels=self.channels, background=self.background
+        )
         if self.cache:
-            path = self._cache_file(folder)
-            return cached_images(path, folder, files, shape, decode), targets, names, paths
-        images = np.empty((len(files), *shape), dtype=np.uint8)
-        decode_all(files, decode, images.__setitem__, f"decoding {folder}")
-        return torch.from_numpy(images), targets, names, paths
+            settings = f"background={self.background}"
+            path = self._cache_file(folders)
+            return cached_images(path, Path(self.root), files, shape, decode, settings)
+        decoded = np.empty((len(files), *shape), dtype=np.uint8)
+        decode_all(files, decode, decoded.__setitem__, f"decoding {folders[0]}")
+        return torch.from_numpy(decoded)
 
-    def _cache_file(self, folder: Path) -> Path:
+    def _cache_file(self, folders: list[Path]) -> Path:
         root = Path(self.root)
-        part = "images" if folder == root else folder.name
+        part = "images" if folders == [root] else "-".join(folder.name for folder in folders)
         name = f"{part}-{self.channels}x{self.size[0]}x{self.size[1]}.npy"
         if self.cache is True:
             return root / f"dlblocks-{name}"
         cache = Path(str(self.cache))
-        if folder.resolve() in cache.resolve().parents:
-            raise ValueError(
-                f"cache={self.cache!r} is inside {folder}, where every folder is a class; use "
-                "cache=True, or a folder outside."
-            )
+        for folder in folders:
+            if folder.resolve() in cache.resolve().parents:
+                raise ValueError(
+                    f"cache={self.cache!r} is inside {folder}, where every folder is a class; use "
+                    "cache=True, or a folder outside."
+                )
         # Two roots may share a folder.
         place = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:8]
         return cache / f"dlblocks-{root.resolve().name}-{place}-{name}"
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in ("__MACOSX", "@eaDir")
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Return the visible folders in a folder, sorted by name."""
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.is_dir() and not _is_hidden(entry.name)]
+    return [folder / name for name in sorted(names)]
+
+
+def _images(folder: Path) -> list[str]:
+    """Return all visible images below a folder, in torchvision's order."""
+    found = []
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not _is_hidden(name)]
+        found += [
+            (place, name)
+            for name in files
+            if name.lower().endswith(ENDINGS) and not _is_hidden(name)
+        ]
+    return [os.path.join(place, name) for place, name in sorted(found)]
+
+
+def _part_of(folder: Path) -> str | None:
+    """Return which part a folder's name stands for, in any spelling."""
+    name = re.sub(r"[ _-]?(set|data)$", "", folder.name.lower())
+    return next((part for part, spellings in PARTS.items() if name in spellings), None)
+
+
+def _class_folders(folder: Path) -> list[str]:
+    names = [sub.name for sub in _folders(folder)]
+    if not names:
+        raise FileNotFoundError(
+            f"{folder} has no folder of a class; expected {folder}/<class>/<image>, with endings "
+            f"such as {', '.join(ENDINGS[:4])}. Images without a class belong elsewhere."
+        )
+    return names
+
+
+def _list_images(folder: Path, names: list[str], part: str) -> list[tuple[str, str, int]]:
+    """List the file, path below the folder, and class of each image.
+
+    Args:
+        folder: That of the part.
+        names: Names of the classes, which are those of ``train``.
+        part: ``"train"``, every class of which must have an image, or another.
+    """
+    found = []
+    for name in _class_folders(folder):
+        if name not in names:
+            raise ValueError(
+                f"{folder} has the class {name!r}, which training lacks"
+                f"{did_you_mean(name, names)}; training has {', '.join(map(repr, names[:20]))}."
+            )
+        files = _images(folder / name)
+        if not files and part == "train":
+            raise FileNotFoundError(
+                f"{folder / name} has no image ({', '.join(ENDINGS)}); remove this class, or add "
+                "its images."
+            )
+        paths = [Path(file).relative_to(folder).as_posix() for file in files]
+        found += [(file, path, names.index(name)) for file, path in zip(files, paths, strict=True)]
+    if not found:
+        raise FileNotFoundError(f"{folder} has no image; remove this folder, or add its images.")
+    return found
 
 
 def _named_by(
@@ -225,7 +392,9 @@ def _named_by(
     return name
 
 
-def _decode(file: str, size: Sequence[int], channels: int) -> np.ndarray:
+def _decode(
+    file: str, size: Sequence[int], channels: int, background: tuple[int, int, int]
+) -> np.ndarray:
     """One image as uint8 (C, H, W): shorter side resized to fit, centre cut out."""
     from PIL import Image, ImageOps
 
@@ -241,11 +410,15 @@ def _decode(file: str, size: Sequence[int], channels: int) -> np.ndarray:
                     f"its pixels are of mode {image.mode}, whose range is not known: save it with "
                     "8 or 16 bits"
                 )
+            if image.has_transparency_data:
+                ground = Image.new("RGBA", image.size, (*background, 255))
+                image = Image.alpha_composite(ground, image.convert("RGBA"))
             image = image.convert("L" if channels == 1 else "RGB")
     except Exception as error:
-        raise ValueError(
-            f"{file} cannot be decoded as an image ({error}); mend it, or remove it."
-        ) from error
+        cure = "mend it, or remove it"
+        if file.lower().endswith((".heic", ".heif")):
+            cure = "save it as JPEG, or call pillow_heif.register_heif_opener() first"
+        raise ValueError(f"{file} cannot be decoded as an image ({error}); {cure}.") from error
     height, width = size
     fitted = ImageOps.fit(image, (width, height), method=Image.Resampling.BILINEAR)
     pixels = np.asarray(fitted)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 # Values taken at a time: 2 MB as float64, which a cache holds.
 CHUNK = 1 << 18
+# A rounding error of at most so much of a column's standard deviation is none.
+TOLERATED = 1e-3
+FLOAT32_EPS = 2.0**-24  # the largest relative error of rounding to float32
+FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
 def mean_and_std(inputs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,24 +47,85 @@ def mean_and_std(inputs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     return pivot + shift, (square / count - shift.square()).clamp_(min=0).sqrt()
 
 
+def needs_float64(inputs: Tensor) -> bool:
+    """Tell whether float32 would lose what a column says.
+
+    It does if rounding changes a value by more than 1e-3 of its column's standard deviation, as of
+    times in milliseconds since 1970. Values that are not finite do not count.
+
+    Args:
+        inputs: Features of shape (N, F), any dtype.
+
+    Example:
+        >>> needs_float64(torch.tensor([[1.7e12], [1.7e12 + 60_000]], dtype=torch.float64))
+        True
+    """
+    if inputs.ndim != 2 or inputs.dtype not in (torch.float64, torch.int64, torch.int32):
+        return False
+    if not inputs.numel():
+        return False
+    values = inputs.detach().cpu().numpy()
+    low, high = (f.reduce(values, axis=0).astype(np.float64) for f in (np.fmin, np.fmax))
+    # A standard deviation is at least (high - low) / √(2N), which spares most columns the rest.
+    with np.errstate(invalid="ignore", over="ignore"):
+        least = (high - low) / np.sqrt(2 * len(values))
+        safe = FLOAT32_EPS * np.maximum(abs(low), abs(high)) <= TOLERATED * least
+        safe &= np.maximum(abs(low), abs(high)) < FLOAT32_MAX
+    return any(_is_rounded(inputs[:, int(i)]) for i in np.flatnonzero(~safe))
+
+
+def _is_rounded(column: Tensor) -> bool:
+    """Tell whether float32 would lose what one column says."""
+    x = column.double()
+    x = x[x.isfinite()]
+    if not len(x):
+        return False
+    mean = x.mean()
+    std = (x - mean).square().mean().sqrt()
+    lost = (x - x.float()).abs().max()
+    return bool(lost > TOLERATED * std) and not _is_constant(mean, std)
+
+
 def standardisation(inputs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Scale and shift that give ``x * scale + shift`` mean 0 and deviation 1 over some rows.
 
-    Constant channels become 0. Float32, shaped to broadcast over inputs (N, C, ...).
+    Constant channels become 0. Shaped to broadcast over inputs (N, C, ...). Float32, but float64
+    for float64 inputs, and where a mean is so far from 0 that float32 would lose more than 1e-3
+    standard deviations.
     """
     mean, std = mean_and_std(inputs, rows)
-    std[std <= 1e-12 * mean.abs().clamp(min=1)] = 1.0  # a constant column stays finite: 0
+    constant = _is_constant(mean, std)
+    std[constant] = 1.0  # a constant column stays finite: 0
+    far = (FLOAT32_EPS * mean.abs() > TOLERATED * std) & ~constant
+    wide = inputs.dtype == torch.float64 or bool(far.any())
     shape = (-1,) + (1,) * (inputs.ndim - 2)
-    return (1 / std).view(shape).float(), (-mean / std).view(shape).float()
+    dtype = torch.float64 if wide else torch.float32
+    return (1 / std).view(shape).to(dtype), (-mean / std).view(shape).to(dtype)
+
+
+def _is_constant(mean: Tensor, std: Tensor) -> Tensor:
+    """Tell where a standard deviation is that of rounding errors alone."""
+    return std <= 1e-14 * mean.abs().clamp(min=1)
+
+
+def on_device(pair: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return scale and shift on a device, as float32 on MPS."""
+    if device.type == "mps":
+        pair = pair[0].float(), pair[1].float()
+    return pair[0].to(device, non_blocking=True), pair[1].to(device, non_blocking=True)
 
 
 def rescale(inputs: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Return ``inputs * scale + shift``.
+    """Return ``inputs * scale + shift`` in torch's default dtype.
 
-    In torch's default dtype, or that of the inputs if it is wider.
+    It is float32 at least where the inputs are. Computed in float64 if any of the three is.
     """
-    if inputs.dtype in (torch.float32, torch.float64):
-        dtype = torch.promote_types(inputs.dtype, torch.get_default_dtype())
+    default = torch.get_default_dtype()
+    if torch.float64 in (inputs.dtype, scale.dtype):
+        wide = (inputs.double() * scale.double()).add_(shift.double())
+        return wide.to(torch.promote_types(torch.float32, default))
+    if inputs.dtype == torch.float32:
+        dtype = torch.promote_types(inputs.dtype, default)
         return (inputs.to(dtype) * scale.to(dtype)).add_(shift.to(dtype))
     # In place in the new memory: half the time of one fused operation out of place.
-    return inputs.to(torch.get_default_dtype()).mul_(scale).add_(shift)
+    return inputs.to(default).mul_(scale).add_(shift)

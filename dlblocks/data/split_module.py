@@ -20,6 +20,7 @@ from dlblocks.data.splits import COUNTED, SPLITS, Split, hold_out_test, splits
 from dlblocks.errors import check_choice, check_range
 
 DEFAULT_FOLDS = 5
+MAX_CLASSES = 100_000  # larger labels are numbers of something else
 BatchSize = int | Literal["full"]
 
 
@@ -162,9 +163,14 @@ class SplitDataModule(pl.LightningDataModule):
 
     @property
     def class_names(self) -> list[str] | None:
-        """Names of the classes 0 … C-1, or None for values."""
+        """Names of the classes 0 … C-1, or None for values.
+
+        None also for labels that are negative, or 100,000 and more.
+        """
         targets = self.columns.targets
         if targets is None or not self.is_classification:
+            return None
+        if targets.min() < 0 or targets.max() >= MAX_CLASSES:
             return None
         return [str(i) for i in range(int(targets.max()) + 1)]
 

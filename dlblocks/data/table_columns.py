@@ -13,7 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dlblocks.data.cache import read_only_tensor
 from dlblocks.data.csv_files import NO_NAME
+from dlblocks.data.normalisation import needs_float64
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -390,10 +392,9 @@ def encode(table: DataFrame, columns: Sequence[Column]) -> Tensor:
     """
     values = [_values(column, table[column.name]) for column in columns]
     wide = any(
-        loses_precision(column)
+        needs_float64(read_only_tensor(block.reshape(len(block), -1)))
         for block in values
-        if block.dtype.kind in "iuf"
-        for column in block.reshape(len(block), -1).T
+        if block.dtype.kind in "if"
     )
     width = sum(len(column.feature_names) for column in columns)
     features = np.zeros((len(table), width), dtype=np.float64 if wide else np.float32)
@@ -456,21 +457,6 @@ def _impute(block: Tensor, rows: Tensor, *, most_frequent: bool) -> None:
     elif len(seen):
         fill = torch.from_numpy(np.median(seen.numpy(), axis=0))
     block[gone] = fill.to(block.dtype)
-
-
-def loses_precision(values: npt.NDArray[Any]) -> bool:
-    """Whether float32 rounds numbers (N,) by more than a thousandth of their standard deviation.
-
-    NaN does not count. What is constant, or infinite as float32, loses nothing here.
-    """
-    low, high = np.fmin.reduce(values), np.fmax.reduce(values)
-    largest = max(abs(low), abs(high))
-    if not low < high or largest > np.finfo(np.float32).max:
-        return False
-    rounded = largest * 2.0**-24  # the most that a number is rounded by
-    if rounded <= 1e-3 * (high - low) / (2 * len(values)) ** 0.5:  # the least deviation there is
-        return False
-    return bool(rounded > 1e-3 * np.nanstd(values.astype(np.float64)))
 
 
 def _values(column: Column, cells: Series) -> npt.NDArray[Any]:

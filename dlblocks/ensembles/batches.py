@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from dlblocks.callbacks.base import BatchTransform
 from dlblocks.data.dataset import ArrayDataset
-from dlblocks.data.normalisation import rescale
+from dlblocks.data.normalisation import on_device, rescale
 from dlblocks.data.sampler import EpochSampler
 from dlblocks.ensembles.errors import NotVectorizable
 from dlblocks.ensembles.member import Member
@@ -69,13 +69,14 @@ class BatchSource:
         )
         affine = [m.datamodule.normalisation for m in members]
         self.shared &= all(
-            scale.shape == affine[0][0].shape and shift.shape == affine[0][1].shape
+            scale.shape == affine[0][0].shape
+            and shift.shape == affine[0][1].shape
+            and scale.dtype == affine[0][0].dtype
             for scale, shift in affine
         )
         if self.shared:
-            self.scale, self.shift = (
-                torch.stack([pair[i] for pair in affine]).to(device).unsqueeze(1) for i in (0, 1)
-            )
+            pair = [torch.stack(of_all).unsqueeze(1) for of_all in zip(*affine, strict=True)]
+            self.scale, self.shift = on_device((pair[0], pair[1]), device)
         self.changed = [
             self.training and any(isinstance(c, BatchTransform) for c in m.callbacks)
             for m in members

@@ -181,7 +181,11 @@ class Model(pl.LightningModule):
                 )
             self.check_batch(outputs, targets)
             self._first_batch = False
-        loss = self.loss(outputs, targets)
+        try:
+            loss = self.loss(outputs, targets)
+        except IndexError:  # a label that the first batch did not have
+            self.check_batch(outputs, targets)
+            raise
         if self.metrics_paused:
             return loss
         buffer = self._buffers_of[stage]

@@ -15,6 +15,8 @@ from dlblocks.metrics import classification_metrics, hard_labels
 from dlblocks.models.base import Model, Stage
 from dlblocks.nets import CNN, MLP
 
+SHOWN = 10  # labels in a message
+
 
 class Classifier(Model):
     """A classifier over any net that puts out logits of shape (N, C).
@@ -120,11 +122,14 @@ class Classifier(Model):
                 "class_weights='balanced' needs a datamodule with train_targets(); "
                 "pass the weights as a list."
             )
-        counts = torch.bincount(train_targets(), minlength=self.num_classes)
+        targets = train_targets()
+        self._check_labels(targets)
+        counts = torch.bincount(targets, minlength=self.num_classes)
         if not counts.all():
             raise ValueError(
-                f"class_weights='balanced', but class {int(counts.argmin())} has no training "
-                "sample; pass the weights as a list."
+                f"class_weights='balanced', but class {int(counts.argmin())} of 0 … "
+                f"{self.num_classes - 1} has no training sample; pass the weights as a list, or "
+                "map the labels to classes that count from 0."
             )
         return counts.sum() / (self.num_classes * counts.to(torch.get_default_dtype()))
 
@@ -154,12 +159,31 @@ class Classifier(Model):
                     f"targets are floating point of shape {tuple(targets.shape)}; expected classes "
                     f"(int64, (N,)) or soft targets {tuple(outputs.shape)}."
                 )
-        elif targets.ndim != 1 or int(targets.max()) >= self.num_classes:
+            return
+        if targets.ndim != 1:
             raise ValueError(
-                f"targets of shape {tuple(targets.shape)} have labels up to {int(targets.max())}; "
-                f"expected shape (N,) and labels 0 … {self.num_classes - 1} "
-                f"(num_classes={self.num_classes})."
+                f"targets of integers have shape {tuple(targets.shape)}; expected classes of shape "
+                "(N,): let the data set return one number a sample, such as int(label), and for "
+                "one-hot rows label.argmax()."
             )
+        self._check_labels(targets)
+
+    def _check_labels(self, targets: Tensor) -> None:
+        """Raises a `ValueError` unless all labels are classes of this model."""
+        labels = targets.unique().tolist()  # sorted
+        if labels[0] >= 0 and labels[-1] < self.num_classes:
+            return
+        shown = ", ".join(map(str, labels[:SHOWN])) + (", …" if len(labels) > SHOWN else "")
+        cure = (
+            "Classes count from 0: map the labels in the data set, or use ArrayDataModule, which "
+            "maps labels of any values"
+        )
+        if labels[0] == 0:
+            cure += f"; if these are the numbers of all classes, set num_classes={labels[-1] + 1}"
+        raise ValueError(
+            f"targets have the labels {shown}, but num_classes={self.num_classes} means the "
+            f"classes 0 … {self.num_classes - 1}. {cure}."
+        )
 
 
 class MLPClassifier(Classifier):

@@ -326,19 +326,17 @@ class _Committee(nn.Module):
         super().__init__()
         self.members = nn.ModuleList(models)
         self.normalisations = normalisations is not None
+        # No buffers: a model in half precision would round them.
+        self.pairs: list[tuple[Tensor, Tensor]] = []
+        self.dtype_of: Tensor
+        self.register_buffer("dtype_of", torch.empty(0), persistent=False)  # that of the members
         if normalisations is not None:
             if len(normalisations) != len(models):
                 raise ValueError(
                     f"normalisations has {len(normalisations)} entries and members {len(models)}; "
                     "give one a member."
                 )
-            for i, pair in enumerate(normalisations):
-                for name, value in zip(("scale", "shift"), pair, strict=True):
-                    self.register_buffer(
-                        f"{name}_{i}",
-                        torch.as_tensor(value, dtype=torch.get_default_dtype()),
-                        persistent=False,
-                    )
+            self.pairs = [(_exact(scale), _exact(shift)) for scale, shift in normalisations]
 
     def forward(self, inputs: Tensor) -> Tensor:
         outputs = []
@@ -351,10 +349,26 @@ class _Committee(nn.Module):
 
     def own(self, member: int, inputs: Any) -> Any:
         """Return raw inputs as a member is used to them."""
-        if not self.normalisations:
+        if not self.normalisations or _takes_raw(self.members[member]):
             return inputs
-        scale, shift = getattr(self, f"scale_{member}"), getattr(self, f"shift_{member}")
-        return inputs.to(scale.dtype) * scale + shift
+        scale, shift = self.pairs[member]
+        if inputs.device.type == "mps":  # which has no float64
+            scale, shift = scale.float(), shift.float()
+        scale, shift = scale.to(inputs.device), shift.to(inputs.device)
+        own = self.dtype_of.dtype
+        wide = torch.promote_types(torch.promote_types(inputs.dtype, scale.dtype), own)
+        return (inputs.to(wide) * scale + shift).to(own)
+
+
+def _exact(values: Any) -> Tensor:
+    """Return numbers as float32 if they are such, else as float64."""
+    wide = torch.as_tensor(values, dtype=torch.float64)
+    return wide.float() if torch.equal(wide.float().double(), wide) else wide
+
+
+def _takes_raw(model: Any) -> bool:
+    net = getattr(model, "net", None)
+    return isinstance(net, _Committee) and net.normalisations
 
 
 def _models(members: Sequence[Any], kind: type[Kind]) -> list[Kind]:
@@ -380,7 +394,7 @@ def _for_each(
 
     They would take normalised inputs for raw ones, since it is the vote that knows the Trainer.
     """
-    raw = [isinstance(m.net, _Committee) and m.net.normalisations for m in models]
+    raw = [_takes_raw(model) for model in models]
     if normalisations is None and all(raw):
         return [IDENTITY] * len(models)
     pairs = [None] * len(models) if normalisations is None else normalisations
@@ -411,7 +425,7 @@ def _describe(
     """Saves hyperparameters from which the same model can be made again: plain values only."""
     plain = None
     if normalisations is not None:
-        plain = [[torch.as_tensor(value).tolist() for value in pair] for pair in normalisations]
+        plain = [[_exact(value).tolist() for value in pair] for pair in normalisations]
     described = {
         "members": [
             checkpoints.description(member)

@@ -173,5 +173,291 @@ def test_images_of_unknown_range_are_refused(tmp_path, dtype):
 def test_empty_class_folder_is_refused(tmp_path):
     paint(tmp_path / "a" / "good.png", (1, 2, 3))
     (tmp_path / "b").mkdir()
-    with pytest.raises(FileNotFoundError, match="b"):
+    with pytest.raises(FileNotFoundError, match=r"/b has no image .*; remove this class"):
         ImageFolderDataModule(str(tmp_path), size=4).setup()
+
+
+# Parts
+
+
+def paint_parts(root, **parts):
+    """A folder for each part, with so many images of the classes a and b, of a grey of its own."""
+    for grey, (part, count) in enumerate(parts.items(), start=1):
+        for name in "ab":
+            for i in range(count):
+                paint(root / part / name / f"{i}.png", (grey, grey, grey))
+    return str(root)
+
+
+def greys(data, part):
+    return data.arrays(part)[0][:, 0, 0, 0].tolist()
+
+
+@pytest.mark.parametrize("train", ["train", "Train", "TRAINING", "training_set", "train-data"])
+@pytest.mark.parametrize("val", ["val", "Val", "valid", "VALIDATION", "validation set", "dev"])
+@pytest.mark.parametrize("test", ["test", "Testing", "TEST", "test_set"])
+def test_parts_in_any_spelling(tmp_path, train, val, test):
+    root = paint_parts(tmp_path, **{train: 3, val: 2, test: 1})
+    data = ImageFolderDataModule(root, size=4)
+    assert data.class_names == ["a", "b"]
+    assert greys(data, "train") == [1] * 6
+    assert greys(data, "val") == [2] * 4
+    assert greys(data, "test") == [3] * 2
+
+
+def test_a_validation_folder_and_folds(tmp_path):
+    data = ImageFolderDataModule(paint_parts(tmp_path, train=4, val=2, test=1), size=4)
+    for num_folds, fold in ((3, 0), (3, 2)):
+        part = data.for_fold(fold, num_folds)
+        assert len(part.indices("val")) == 4
+        assert sorted(greys(part, "train") + greys(part, "val")) == [1] * 8 + [2] * 4
+        assert greys(part, "test") == [3] * 2
+    assert "the 4 images of the validation folder are a part of" in " ".join(data.notes())
+    assert sorted(greys(data.for_all(), "train")) == [1] * 8 + [2] * 4
+    # Of some rows alone, their images of the folder validate, if there are any.
+    some = data.for_rows([0, 1, 4, 5, 8, 10])
+    assert (some.indices("train").tolist(), some.indices("val").tolist()) == ([0, 1, 4, 5], [8, 10])
+    assert len(data.for_rows(range(8)).indices("val")) == 2  # by val_fraction
+    plain = ImageFolderDataModule(paint_parts(tmp_path / "plain", train=2, test=1), size=4)
+    assert plain.notes() == []
+
+
+def test_a_validation_folder_and_a_share_held_out(tmp_path):
+    root = paint_parts(tmp_path, train=10, val=10)
+    data = ImageFolderDataModule(root, size=4, test_fraction=0.25)
+    assert len(data.indices("test")) == 10
+    assert (set(greys(data, "train")), set(greys(data, "val"))) == ({1}, {2})
+    assert len(data.indices("train")) + len(data.indices("val")) == 30
+
+
+def test_groups_in_both_folders_are_refused(tmp_path):
+    root = paint_parts(tmp_path, train=3, val=2)
+    for groups, name in ((r"/(\d)", "'0'"), ("duplicates", "equal images")):
+        paint(tmp_path / "val" / "a" / "0.png", (1, 1, 1))
+        data = ImageFolderDataModule(root, size=4, groups=groups)
+        with pytest.raises(ValueError, match=f"groups has {name} in the folders of both"):
+            data.setup()
+
+
+def test_parts_may_lack_classes_of_training_alone(tmp_path):
+    root = paint_parts(tmp_path, train=3, val=2, test=2)
+    for part in ("val", "test"):
+        (tmp_path / part / "a").rename(tmp_path / part / "c")
+    with pytest.raises(ValueError, match="/val has the class 'c', which training lacks"):
+        ImageFolderDataModule(root, size=4).setup()
+    (tmp_path / "val" / "c").rename(tmp_path / "c")
+    with pytest.raises(ValueError, match="beside other folders of images, such as 'c'"):
+        ImageFolderDataModule(root, size=4).setup()
+    (tmp_path / "c").rename(tmp_path / "train" / "c")
+    data = ImageFolderDataModule(root, size=4)
+    assert data.class_names == ["a", "b", "c"]
+    assert data.arrays("val")[1].tolist() == [1, 1]
+    assert data.arrays("test")[1].tolist() == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (("val", "test"), "has 'test' and 'val', but no folder 'train'; add"),
+        (("train", "Training"), "'Training' and 'train', which both mean 'train'"),
+        (("train", "val", "valid"), "'val' and 'valid', which both mean 'val'"),
+        (("train", "cats"), "has 'train' beside other folders of images, such as 'cats'; move"),
+        (("cats/train", "cats/test", "dogs/train"), "inside of 'cats', which would be a class"),
+    ],
+)
+def test_ambiguous_parts_are_refused(tmp_path, parts, message):
+    root = paint_parts(tmp_path, **dict.fromkeys(parts, 1))
+    with pytest.raises(ValueError, match=message):
+        ImageFolderDataModule(root, size=4).setup()
+
+
+def test_other_folders_beside_the_parts_are_left_alone(tmp_path):
+    root = paint_parts(tmp_path, train=4, val=1)
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "boxes.json").write_text("{}")
+    assert ImageFolderDataModule(root, size=4).num_classes == 2
+    (tmp_path / "test").mkdir()
+    with pytest.raises(FileNotFoundError, match="/test has no folder of a class"):
+        ImageFolderDataModule(root, size=4).setup()
+    (tmp_path / "test" / "a").mkdir()
+    with pytest.raises(FileNotFoundError, match="/test has no image; remove this folder"):
+        ImageFolderDataModule(root, size=4).setup()
+
+
+# Formats
+
+
+def two_classes(root, save):
+    """The same picture in two classes; returns the pixels of one, as a datamodule reads them."""
+    for name in "xy":
+        (root / name).mkdir(parents=True, exist_ok=True)
+        save(root / name)
+
+    def read(**arguments):
+        data = ImageFolderDataModule(str(root), **{"size": 4, **arguments})
+        images = data.source.inputs
+        assert torch.equal(images[0], images[1]) and len(images) == 2
+        return images[0].numpy()
+
+    return read
+
+
+RAMP = np.arange(16, dtype=np.uint8).reshape(4, 4) * 17  # 0 … 255
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("background", [255, 0, 100])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "palette", "key"])
+def test_transparent_pixels_are_laid_on_the_background(tmp_path, mode, background, channels):
+    alpha = np.full((4, 4), 255, np.uint8)
+    alpha[:2] = 0
+    if mode in ("RGBA", "LA"):
+        alpha[1] = 51
+        bands = [RAMP] * (len(mode) - 1) + [alpha]
+        image, options = Image.merge(mode, [Image.fromarray(band) for band in bands]), {}
+    elif mode == "palette":
+        image, options = Image.fromarray(RAMP).convert("P"), {"transparency": 0}
+        alpha = np.where(np.asarray(image) == 0, 0, 255)
+    else:
+        image, options = Image.fromarray(RAMP), {"transparency": 17}
+        alpha = np.where(RAMP == 17, 0, 255)
+    read = two_classes(tmp_path, lambda folder: image.save(folder / "a.png", **options))
+    share = alpha / 255
+    expected = share * RAMP + (1 - share) * background
+    found = read(background=background, in_channels=channels)
+    np.testing.assert_allclose(found, np.stack([expected] * channels), atol=0.51)
+
+
+def test_the_background_may_be_a_colour(tmp_path):
+    image = Image.new("RGBA", (4, 4))
+    read = two_classes(tmp_path, lambda folder: image.save(folder / "a.webp", lossless=True))
+    assert read(background=(10, 20, 30))[:, 0, 0].tolist() == [10, 20, 30]
+    assert read()[:, 0, 0].tolist() == [255, 255, 255]
+    for bad in ((1, 2), 256, -1, (0, 0, 300)):
+        with pytest.raises(ValueError, match="background"):
+            read(background=bad)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_another_background_is_another_cache(tmp_path, cache):
+    image = Image.new("RGBA", (4, 4))
+    read = two_classes(tmp_path, lambda folder: image.save(folder / "a.png"))
+    assert (read(cache=cache) == 255).all()
+    if not cache:
+        assert (read(cache=cache, background=0) == 0).all()
+        return
+    with pytest.warns(UserWarning, match=r"made with background=\(255.*, and now .*\(0, 0, 0\)"):
+        assert (read(cache=cache, background=0) == 0).all()
+    assert (read(cache=cache, background=0) == 0).all()  # without a warning
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ending", ["JPG", "png", "webp"])
+def test_photographs_are_upright(tmp_path, orientation, ending):
+    """The pixels that a viewer shows, by the table of the EXIF standard."""
+    shown = np.zeros((8, 8), np.uint8)
+    shown[:4, :4], shown[:4, 4:] = 255, 128  # a corner and an edge, of which all turns differ
+    stored = {
+        1: lambda x: x,
+        2: np.fliplr,
+        3: lambda x: np.rot90(x, 2),
+        4: np.flipud,
+        5: np.transpose,
+        6: lambda x: np.rot90(x, 1),
+        7: lambda x: np.rot90(x, 2).T,
+        8: lambda x: np.rot90(x, -1),
+    }[orientation](shown)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 100} if ending == "JPG" else {"lossless": True}
+    image = Image.fromarray(np.ascontiguousarray(stored)).convert("RGB")
+    read = two_classes(
+        tmp_path, lambda folder: image.save(folder / f"a.{ending}", exif=exif, **options)
+    )
+    np.testing.assert_allclose(read(size=8)[0], shown, atol=3)
+
+
+def test_of_several_frames_the_first_is_taken(tmp_path):
+    frames = [Image.new("L", (4, 4), value) for value in (50, 100, 150)]
+    for ending in ("gif", "tif", "webp"):
+        more = {"save_all": True, "append_images": frames[1:]}
+        more |= {"lossless": True} if ending == "webp" else {}
+        read = two_classes(
+            tmp_path / ending,
+            lambda folder, e=ending, m=more: frames[0].save(folder / f"a.{e}", **m),
+        )
+        assert (read() == 50).all(), ending
+
+
+def test_other_modes(tmp_path):
+    """CMYK by Pillow's formula, and black and white."""
+    ink = Image.new("CMYK", (4, 4), (0, 255, 255, 0))
+    read = two_classes(tmp_path / "ink", lambda folder: ink.save(folder / "a.tif"))
+    assert read()[:, 0, 0].tolist() == [255, 0, 0]
+    bits = Image.fromarray(RAMP > 100)
+    assert bits.mode == "1"
+    read = two_classes(tmp_path / "bits", lambda folder: bits.save(folder / "a.png"))
+    np.testing.assert_array_equal(read(in_channels=1)[0], np.where(RAMP > 100, 255, 0))
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(buffer, "JPEG")
+    read = two_classes(
+        tmp_path / "cut", lambda folder: (folder / "ä.JPG").write_bytes(buffer.getvalue()[:2000])
+    )
+    with pytest.raises(ValueError, match=r"x/ä\.JPG cannot be .*truncated.*; mend it, or remove"):
+        read()
+    read = two_classes(tmp_path / "phone", lambda folder: (folder / "a.HEIC").write_bytes(b"..."))
+    with pytest.raises(ValueError, match=r"a\.HEIC cannot be .*; save it as JPEG, or call"):
+        read()
+
+
+def test_a_folder_of_phone_photographs(tmp_path):
+    """Turned JPEGs of several sizes with capital endings, hidden copies, and train and Val."""
+    random = np.random.default_rng(0)
+
+    def shoot(path, bright, orientation):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        size = (48, 64) if orientation < 5 else (64, 48)
+        pixels = random.integers(0, 60, (*size, 3), dtype=np.uint8) + np.uint8(120 * bright)
+        exif = Image.Exif()
+        exif[0x0112], exif[0x010F] = orientation, "Phone"
+        Image.fromarray(pixels).save(path, "JPEG", exif=exif)
+
+    for part, count in (("train", 8), ("Val", 3)):
+        for bright, name in enumerate(("Küche", "garden")):
+            for i in range(count):
+                shoot(tmp_path / part / name / f"IMG_{i:04}.JPG", bright, (1, 6, 3, 8)[i % 4])
+            for hidden in (".ipynb_checkpoints/IMG_0000-checkpoint.JPG", "._IMG_0001.JPG"):
+                shoot(tmp_path / part / name / hidden, 1 - bright, 1)
+            (tmp_path / part / name / ".DS_Store").write_bytes(b"\0")
+            (tmp_path / part / name / "Thumbs.db").write_bytes(b"\0")
+        (tmp_path / part / ".ipynb_checkpoints").mkdir()
+    shoot(tmp_path / "__MACOSX" / "train" / "garden" / "._IMG_0000.JPG", 1, 1)
+    shoot(tmp_path / "train" / "__MACOSX" / "._IMG_0000.JPG", 1, 1)
+    (tmp_path / ".git").mkdir()
+
+    data = ImageFolderDataModule(str(tmp_path), size=16, cache=True)
+    assert data.class_names == ["Küche", "garden"]
+    data.setup()
+    assert (len(data.indices("train")), len(data.indices("val"))) == (16, 6)
+    images, targets, _ = data.arrays("train")
+    assert ((images.float().mean((1, 2, 3)) > 100) == (targets == 1)).all()
+
+
+def test_hidden_copies_are_no_samples(tmp_path):
+    """The visible images are those of torchvision, in its order."""
+    from torchvision.datasets import ImageFolder
+
+    for name in ("a/1.png", "a/b/2.PNG", "a/b-c/3.bmp", "b/ö/4.jpeg", "b/z.webp"):
+        paint(tmp_path / "all" / name, (1, 2, 3))
+    theirs = [path for path, _ in ImageFolder(str(tmp_path / "all")).samples]
+    for name in ("a/.x/1.png", "a/.2.png", "b/@eaDir/z.webp", "__MACOSX/b/._4.jpeg", ".c/1.png"):
+        paint(tmp_path / "all" / name, (1, 2, 3))
+    seen = []
+    ImageFolderDataModule(
+        str(tmp_path / "all"), size=4, groups=lambda path: seen.append(path) or path
+    ).setup()
+    assert [str(tmp_path / "all" / path) for path in seen] == theirs

@@ -89,8 +89,7 @@ def test_samples_are_kept_and_nothing_leaks(bagged):
             out = np.load(result.run_dir / f"member-{k}" / "oob.npz")["index"]
             assert set(out) == set(train.tolist()) - set(rows)
             images = data.source.inputs[torch.from_numpy(rows)].double()
-            scale, shift = getattr(result.model.net, f"scale_{k}"), result.model.net
-            shift = getattr(shift, f"shift_{k}")
+            scale, shift = result.model.net.pairs[k]
             assert float(scale) == pytest.approx(1 / images.std(correction=0).item(), rel=1e-5)
             mean = images.mean() / images.std(correction=0)
             assert float(shift) == pytest.approx(-mean.item(), rel=1e-5)
@@ -314,9 +313,7 @@ def test_figures(tmp_path):
 def test_voting_over_models_and_checkpoints(bagged, make_trainer):
     data, result = bagged
     paths = [result.run_dir / row["checkpoint"] for row in result.members]
-    pairs = [
-        [getattr(result.model.net, f"{name}_{k}") for name in ("scale", "shift")] for k in range(6)
-    ]
+    pairs = result.model.net.pairs
     mixed = Voting([*paths[:3], *result.model.net.members[3:]], normalisations=pairs)
     raw = data.arrays("test")[0]
     with torch.no_grad():

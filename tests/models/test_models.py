@@ -260,7 +260,14 @@ def test_a_model_that_does_not_fit_the_data(make, data, message, make_trainer):
     ("model", "batch", "message"),
     [
         (Classifier(nn.Linear(4, 3), 2), (X, Y), "net puts out shape"),
-        (Classifier(nn.Linear(4, 2), 2), (X, Y + 1), "labels up to 2"),
+        (
+            Classifier(nn.Linear(4, 2), 2),
+            (X, Y + 1),
+            r"labels 1, 2, but num_classes=2 .* 0 … 1\. Classes count",
+        ),
+        (Classifier(nn.Linear(4, 2), 2), (X, Y - 1), "labels -1, 0, but num_classes=2"),
+        (Classifier(nn.Linear(4, 2), 2), (X, torch.arange(20) % 3), "set num_classes=3"),
+        (Classifier(nn.Linear(4, 2), 2), (X, Y[:, None]), r"shape \(20, 1\); .* one number"),
         (Classifier(nn.Linear(4, 2), 2), (X, torch.rand(20)), "soft targets"),
         (Regressor(nn.Linear(4, 2), 1), (X, torch.rand(20)), "out_features=1"),
         (MLPClassifier(4, 2), (X,), "expects batches"),

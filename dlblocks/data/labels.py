@@ -1,0 +1,232 @@
+"""Labels of any values as classes 0 … C-1."""
+
+from __future__ import annotations
+
+import re
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SHOWN = 20  # classes in a message
+NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
+
+
+def encode_labels(
+    argument: str,
+    values: Any,
+    class_names: list[str] | None = None,
+    *,
+    by_name: bool = False,
+) -> tuple[Tensor, list[str]]:
+    """Map labels to the classes 0 … C-1.
+
+    Classes are sorted by number if all labels are numbers, or texts of numbers, else by name.
+    Whole numbers that count from 0 stay as they are: 0 is the smallest, and at least half of
+    0 … max occur. A number that does not occur is then a class without samples. ``1`` and ``1.0``
+    are the same label.
+
+    Args:
+        argument: Name of the labels in messages.
+        values: Shape (N,) or (N, 1): a tensor, array, list or pandas Series of whole numbers, bool,
+            texts, or a mixture of them.
+        class_names: Names of the classes 0 … C-1. Texts are looked up in it, whole numbers are
+            positions in it.
+        by_name: Look whole numbers up in `class_names`, too: for the labels of a test set, given
+            the names that the training labels have got.
+
+    Returns:
+        Classes, int64 of shape (N,), and their names.
+
+    Raises:
+        ValueError: A label is missing (None, NaN, NaT, pandas.NA, masked or an empty text), is not
+            a whole number, or is not among `class_names`; or the shape is another one.
+        TypeError: What stands for a label is a list, dictionary or array.
+
+    Example:
+        >>> encode_labels("targets", [3, 7, 7])
+        (tensor([0, 1, 1]), ['3', '7'])
+        >>> encode_labels("targets", ["7", "3"], ["3", "7"])
+        (tensor([1, 0]), ['3', '7'])
+    """
+    labels, position = _distinct(argument, values)
+    numbers = [label for label in labels if _is_number(label)]
+    for label in numbers:
+        if not float(label).is_integer():
+            raise ValueError(
+                f"{argument} has {label} in row {_first(labels, position, label)}, which is not a "
+                "whole number and so not a class; for regression give floating-point numbers."
+            )
+    if class_names is not None:
+        classes = _look_up(argument, labels, position, class_names, by_name)
+        return _picked(classes, position), list(class_names)
+    if len(numbers) == len(labels) > 0:
+        top = int(max(numbers))
+        if min(numbers) == 0 and 2 * len({int(n) for n in numbers}) >= top + 1:
+            names = [str(i) for i in range(top + 1)]
+            return _picked([int(label) for label in labels], position), names
+    shown: dict[str, str] = {}  # the shortest text of each label
+    for label in labels:
+        text = _text(label)
+        shown[_key(text)] = min(shown.get(_key(text), text), text, key=len)
+    keys = sorted(shown)
+    if all(NUMBER.fullmatch(key) for key in keys):
+        keys.sort(key=float)
+    class_of = {key: i for i, key in enumerate(keys)}
+    classes = [class_of[_key(_text(label))] for label in labels]
+    return _picked(classes, position), [shown[key] for key in keys]
+
+
+def read_labels(argument: str, values: Any) -> np.ndarray:
+    """Return labels as numbers, to stratify somebody else's data by.
+
+    Whole numbers stay as they are, since the data set's batches hold them; texts become 0 … C-1.
+    Numbers that are not all whole are values and become float64.
+
+    Args:
+        argument: Name of the labels in messages.
+        values: Shape (N,) or (N, 1), as in `encode_labels`.
+
+    Returns:
+        int64 or float64 of shape (N,).
+
+    Raises:
+        ValueError: A label is missing, or the shape is another one.
+        TypeError: What stands for a label is a list, dictionary or array.
+
+    Example:
+        >>> read_labels("targets", np.array([[3], [7]])), read_labels("targets", ["b", "a"])
+        (array([3, 7]), array([1, 0]))
+    """
+    labels, position = _distinct(argument, values)
+    if not all(isinstance(label, (bool, np.bool_)) or _is_number(label) for label in labels):
+        return encode_labels(argument, values)[0].numpy()
+    whole = all(float(label).is_integer() for label in labels)
+    return np.array(labels, dtype=np.int64 if whole else np.float64)[position]
+
+
+def mask_as_none(values: Any) -> Any:
+    """Return a masked array as objects, with None for what is masked."""
+    if not isinstance(values, np.ma.MaskedArray):
+        return values
+    objects = values.data.astype(object)
+    objects[np.ma.getmaskarray(values)] = None
+    return objects
+
+
+def _distinct(argument: str, values: Any) -> tuple[list[Any], np.ndarray]:
+    """Return the different labels, and each row's position among them."""
+    array = _column(argument, values)
+    if array.dtype.kind in "biuf":
+        different, position = np.unique(array, return_inverse=True)
+        labels = different.tolist()
+    else:
+        positions: dict[Any, int] = {}
+        try:
+            rows = [positions.setdefault(label, len(positions)) for label in array.tolist()]
+        except TypeError as error:
+            raise TypeError(
+                f"{argument} has a list, dictionary or array in place of a label ({error}); give "
+                "one number or text a sample."
+            ) from error
+        position, labels = np.array(rows, dtype=np.int64), list(positions)
+    # NumPy makes the text "nan" of NaN among texts.
+    gone = [_is_missing(x) or (array.dtype.kind == "U" and x == "nan") for x in labels]
+    missing = np.flatnonzero(np.array(gone, dtype=bool)[position])
+    if len(missing):
+        raise ValueError(
+            f"{argument} has {len(missing)} missing label(s), the first "
+            f"({labels[position[missing[0]]]!r}) in row {missing[0]}; remove these rows, or give "
+            "them a label of their own, such as 'unknown'."
+        )
+    return labels, position
+
+
+def _column(argument: str, values: Any) -> np.ndarray:
+    """Return labels as an array of shape (N,), with None for what is masked."""
+    if isinstance(values, (list, tuple)) and values and isinstance(values[0], Tensor):
+        values = torch.stack(list(values))
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().numpy()
+    values = mask_as_none(values)
+    array = np.asarray(values)
+    if isinstance(values, (list, tuple)) and array.dtype.kind in "US":
+        array = np.asarray(values, dtype=object)  # or None and NaN would be texts
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise ValueError(
+            f"{argument} has shape {array.shape}; labels must have shape (N,) or (N, 1). For "
+            f"one-hot rows pass {argument}.argmax(1), for values to regress floating point."
+        )
+    return array
+
+
+def _is_missing(label: Any) -> bool:
+    if label is None or (isinstance(label, (str, bytes)) and not label.strip()):
+        return True
+    try:
+        return bool(label != label)  # NaN and NaT
+    except TypeError:  # pandas.NA is neither equal nor unequal
+        return True
+
+
+def _is_number(label: Any) -> bool:
+    return isinstance(label, Real) and not isinstance(label, bool)
+
+
+def _text(label: Any) -> str:
+    if _is_number(label):
+        return str(int(label))
+    return label.decode() if isinstance(label, bytes) else str(label)
+
+
+def _key(text: str) -> str:
+    """Return the same text for ``1`` and ``1.0``."""
+    return re.sub(r"\.0+$", "", text) if NUMBER.fullmatch(text) else text
+
+
+def _first(labels: list[Any], position: np.ndarray, label: Any) -> int:
+    return int((position == labels.index(label)).argmax())
+
+
+def _picked(classes: list[int], position: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(classes, dtype=np.int64)[position])
+
+
+def _look_up(
+    argument: str,
+    labels: list[Any],
+    position: np.ndarray,
+    class_names: list[str],
+    by_name: bool,
+) -> list[int]:
+    """Return the class of each of the different labels."""
+    known = {_key(name): i for i, name in enumerate(class_names)}
+    if len(known) < len(class_names):
+        raise ValueError(f"class_names={class_names} has a name twice; give each class its own.")
+    are_bool = all(isinstance(label, (bool, np.bool_)) for label in labels)
+    if are_bool and all(_text(label) in known for label in labels):
+        by_name = True
+    if not by_name and (are_bool or all(map(_is_number, labels))):
+        for label in labels:
+            if not 0 <= label < len(class_names):
+                raise ValueError(
+                    f"{argument} has label {label} in row {_first(labels, position, label)}, but "
+                    f"class_names has {len(class_names)} names, for the labels 0 … "
+                    f"{len(class_names) - 1}; leave class_names out, or give the labels as texts."
+                )
+        return [int(label) for label in labels]
+    for label in labels:
+        if _key(_text(label)) not in known:
+            names = ", ".join(map(repr, class_names[:SHOWN]))
+            if len(class_names) > SHOWN:
+                names += f" and {len(class_names) - SHOWN} more"
+            raise ValueError(
+                f"{argument} has label {label!r} in row {_first(labels, position, label)}, which "
+                f"is not among the classes {names}; remove these samples, or give class_names "
+                "that has all labels."
+            )
+    return [known[_key(_text(label))] for label in labels]
