@@ -176,16 +176,18 @@ def _not_decoded(path: Path, args: Mapping[str, Any], error: Exception) -> str:
 def _check_header(path: Path, table: pd.DataFrame, args: Mapping[str, Any]) -> None:
     """Raises a `ValueError` if the header shows that the file was read wrongly."""
     names = [str(name) for name in table.columns]
-    if len(names) == 1:
+    named = [name for name in names if not name.startswith(NO_NAME)]
+    if len(named) == 1:  # two if the cells have decimal commas
         for sep in (";", "\t", "|", ","):
-            if sep in names[0] and sep != args["sep"]:
+            if sep in named[0] and sep != args["sep"]:
                 raise ValueError(
-                    f"{path} has a single column, {names[0]!r}; if it is separated by {sep!r}, "
+                    f"{path} has a single column, {named[0]!r}; if it is separated by {sep!r}, "
                     f"set sep={sep!r}."
                 )
-        if re.search(r"\S\s+\S", names[0]) and table.iloc[:, 0].astype(str).str.contains(" ").all():
+        cells = table[table.columns[names.index(named[0])]].astype(str)
+        if re.search(r"\S\s+\S", named[0]) and cells.str.contains(r"\s").all():
             raise ValueError(
-                f"{path} has a single column, {names[0]!r}; if it is separated by spaces, set "
+                f"{path} has a single column, {named[0]!r}; if it is separated by spaces, set "
                 r"sep='\s+'."
             )
     bases = {name.rpartition(".")[0] for name in names if name.rpartition(".")[2].isdecimal()}

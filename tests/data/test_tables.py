@@ -426,6 +426,7 @@ def test_dialects(write, content, name, arguments):
     ("content", "message"),
     [
         (COMMA.replace(",", ";").encode(), "if it is separated by ';', set sep=';'"),
+        (b"a;c;b\n1,5;2;x\n2,5;3;y\n", "if it is separated by ';', set sep=';'"),
         (COMMA.replace(",", "\t").encode(), r"set sep='\\t'"),
         (COMMA.replace(",", " ").encode(), r"separated by spaces, set sep='\\s\+'"),
         (COMMA.encode("latin-1"), "is not encoding='utf-8'.*encoding='cp1252'"),
