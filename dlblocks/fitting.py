@@ -33,6 +33,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torchmetrics import Metric
 
 from dlblocks import report, tracking
+from dlblocks.arguments import checked
 from dlblocks.callbacks import ExactResume
 from dlblocks.data import DataModule, SplitDataModule
 from dlblocks.errors import check_choice, did_you_mean, other_lightning
@@ -634,6 +635,7 @@ def _best_epoch(rows: Sequence[Mapping[str, float]], key: str, mode: str) -> int
     return int(pick(monitored, key=lambda pair: pair[0])[1]) + 1 if monitored else 0
 
 
+@checked
 def fit_and_test(
     model: pl.LightningModule,
     datamodule: DataModule,

@@ -13,7 +13,7 @@ PACKAGE = Path(dlblocks.__file__).parent
 # Each room may import those above it, and nothing below.
 FLOORS = [
     {"errors", "files", "no_gpu", "plain", "quiet"},
-    {"losses", "lock", "scores", "tables"},
+    {"arguments", "losses", "lock", "scores", "tables"},
     {"nets", "optim", "metrics", "history", "csv_log", "wandb_log", "predictions", "plots"}
     | {"data.folds"},
     {"data", "callbacks", "models", "tracking"},

@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dlblocks.arguments import checked
 from dlblocks.callbacks.base import BatchTransform, check_images
 from dlblocks.callbacks.color import adjust_color
 from dlblocks.callbacks.cutout import cutout
@@ -73,6 +74,7 @@ class Augment(BatchTransform):
 
     before_hook = True
 
+    @checked
     def __init__(
         self,
         *,

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
+from dlblocks.arguments import checked
 from dlblocks.callbacks.batches import Entries, Key, structure
 from dlblocks.callbacks.memory import BatchMemory
 from dlblocks.callbacks.targets import soft_targets
@@ -68,6 +69,7 @@ class BatchTransform(Callback):
     # What `extras` may say of an entry.
     extra_actions: tuple[str, ...] = ("keep",)
 
+    @checked
     def __init__(
         self,
         *,

@@ -28,6 +28,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dlblocks.arguments import checked
 from dlblocks.callbacks.base import check_images
 from dlblocks.callbacks.batches import Key
 from dlblocks.callbacks.memory import BatchMemory
@@ -183,6 +184,7 @@ class CutMix(Mixer):
         (torch.Size([8, 3, 32, 32]), torch.Size([8, 10]))
     """
 
+    @checked
     def __init__(
         self,
         alpha: float = 1.0,

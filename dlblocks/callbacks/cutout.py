@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dlblocks.arguments import checked
 from dlblocks.callbacks.base import BatchTransform, check_images
 from dlblocks.callbacks.batches import Key
 from dlblocks.callbacks.cutmix import bits_of, box_mask, boxes
@@ -95,6 +96,7 @@ class Cutout(BatchTransform):
 
     extra_actions = ("keep", "input")
 
+    @checked
     def __init__(
         self,
         size: int | float = 0.5,

@@ -25,6 +25,7 @@ from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
+from dlblocks.arguments import checked
 from dlblocks.callbacks import resume_state
 from dlblocks.callbacks.resume_batches import ResumableBatches
 from dlblocks.callbacks.resume_files import known_files, write_again
@@ -104,6 +105,7 @@ class ExactResume(ModelCheckpoint):
             ``ckpt_path="last"`` for itself.
     """
 
+    @checked
     def __init__(
         self,
         dirpath: str | PathLike[str] | None = None,

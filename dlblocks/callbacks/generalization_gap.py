@@ -32,6 +32,7 @@ from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 from torchmetrics import Metric
 
+from dlblocks.arguments import checked
 from dlblocks.callbacks.resume_state import random_state, set_random_state
 from dlblocks.callbacks.training_batches import check_limit, to_device, training_batches
 from dlblocks.callbacks.untouched import logging_to, metrics_kept
@@ -76,6 +77,7 @@ class GeneralizationGap(Callback):
             loaders, or a data set without numbered samples.
     """
 
+    @checked
     def __init__(
         self,
         metrics: Sequence[str] | None = None,

@@ -25,6 +25,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dlblocks.arguments import checked
 from dlblocks.callbacks.base import BatchTransform, check_images
 from dlblocks.callbacks.batches import Key
 from dlblocks.errors import check_choice, check_range
@@ -106,6 +107,7 @@ class InputNoise(BatchTransform):
             are integers, salt and pepper for what are no images.
     """
 
+    @checked
     def __init__(
         self,
         std: float | None = None,

@@ -27,6 +27,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from dlblocks.arguments import checked
 from dlblocks.callbacks.batches import Key
 from dlblocks.callbacks.softening import Softening
 from dlblocks.callbacks.targets import find_num_classes
@@ -120,6 +121,7 @@ class LabelSmoothing(Softening):
             that are values.
     """
 
+    @checked
     def __init__(
         self,
         smoothing: float = 0.1,

@@ -26,6 +26,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dlblocks.arguments import checked
 from dlblocks.callbacks.batches import Key
 from dlblocks.callbacks.mixing import Mix, Mixer, average, draw_mix
 
@@ -93,6 +94,7 @@ class MixUp(Mixer):
         (torch.Size([8, 1, 28, 28]), torch.Size([8, 10]))
     """
 
+    @checked
     def __init__(
         self,
         alpha: float = 0.2,

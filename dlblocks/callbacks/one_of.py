@@ -18,6 +18,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from dlblocks.arguments import checked
 from dlblocks.callbacks.base import BatchTransform, mix, structure
 from dlblocks.callbacks.batches import map_tensors, tensors_in
 
@@ -60,6 +61,7 @@ class OneOf(BatchTransform):
         torch.Size([4, 10])
     """
 
+    @checked
     def __init__(
         self,
         transforms: Sequence[BatchTransform],

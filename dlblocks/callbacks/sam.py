@@ -34,6 +34,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
+from dlblocks.arguments import checked
 from dlblocks.callbacks.around_step import AroundStep
 from dlblocks.callbacks.parameters import check_automatic, check_whole_parameters
 from dlblocks.callbacks.resume_state import random_state, set_random_state
@@ -77,14 +78,15 @@ def sam_perturbation(
     flags = [adaptive] * len(weights) if isinstance(adaptive, bool) else list(adaptive)
     scales = [w.abs() + eta if flag else None for w, flag in zip(weights, flags, strict=True)]
     scaled = [g if t is None else g * t for g, t in zip(gradients, scales, strict=True)]
-    # In float32 at least: squares of half precision overflow.
-    norms = [
-        torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32))
-        for g in scaled
-    ]
+    # In float32 at least: squares of half precision overflow, and so does ρ over a small norm.
+    wide = [torch.promote_types(g.dtype, torch.float32) for g in scaled]
+    norms = [torch.linalg.vector_norm(g, dtype=w) for g, w in zip(scaled, wide, strict=True)]
     norm = torch.linalg.vector_norm(torch.stack([n.to(norms[0]) for n in norms]))
     factor = rho / (norm + TINY)
-    return [(g if t is None else g * t) * factor.to(g) for g, t in zip(scaled, scales, strict=True)]
+    return [
+        ((g if t is None else g * t).to(w) * factor.to(g.device, w)).to(g.dtype)
+        for g, t, w in zip(scaled, scales, wide, strict=True)
+    ]
 
 
 class SAM(AroundStep):
@@ -123,6 +125,7 @@ class SAM(AroundStep):
             a step that takes the loader's iterator, parameters spread over processes.
     """
 
+    @checked
     def __init__(self, rho: float = 0.05, *, adaptive: bool = False, eta: float = 0.01) -> None:
         check_range("rho", rho, 0, low_open=True, high_open=True, high=float("inf"))
         check_range("eta", eta, 0)

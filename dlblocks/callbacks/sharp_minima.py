@@ -35,6 +35,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor, nn
 
+from dlblocks.arguments import checked
 from dlblocks.callbacks.around_step import plain_step
 from dlblocks.callbacks.curvature import check_params, sharpness, top_eigenvalue
 from dlblocks.callbacks.parameters import check_whole_parameters
@@ -97,6 +98,7 @@ class Sharpness(Callback):
             numbered samples, a step without a loss.
     """
 
+    @checked
     def __init__(
         self,
         epsilon: float | None = 1e-3,

@@ -26,6 +26,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from dlblocks.arguments import checked
 from dlblocks.callbacks.around_step import AroundStep
 from dlblocks.callbacks.base import mix
 from dlblocks.callbacks.parameters import (
@@ -91,6 +92,7 @@ class WeightNoise(AroundStep):
             optimization, parameters spread over processes.
     """
 
+    @checked
     def __init__(
         self,
         std: float,

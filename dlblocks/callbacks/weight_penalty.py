@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.optim import LBFGS, Optimizer
 
+from dlblocks.arguments import checked
 from dlblocks.callbacks.parameters import check_whole_parameters, select_parameters
 from dlblocks.errors import check_range
 
@@ -98,6 +99,7 @@ class WeightPenalty(Callback):
             fused optimizer under ``"16-mixed"``, parameters spread over processes.
     """
 
+    @checked
     def __init__(
         self,
         *,

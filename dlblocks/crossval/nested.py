@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
 from dlblocks import plots, tracking
+from dlblocks.arguments import checked
 from dlblocks.crossval.fold import Job, Plan, join
 from dlblocks.crossval.nested_result import NestedResult
 from dlblocks.crossval.notes import duplicates_note, limit_note, predictions_note
@@ -49,6 +50,7 @@ RUN_DIR = "runs/nested-cross-validation"
 INNER_FOLDS = 5
 
 
+@checked
 def nested_cross_validate(
     make_model: Callable[..., pl.LightningModule],
     datamodule: SplitDataModule | Callable[[], SplitDataModule],

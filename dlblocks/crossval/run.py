@@ -15,6 +15,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from dlblocks import tracking
+from dlblocks.arguments import checked
 from dlblocks.crossval.fold import Fold, Job, Plan, join, read_fold, run_fold
 from dlblocks.crossval.notes import duplicates_note, limit_note, predictions_note, selection_note
 from dlblocks.crossval.outcome import failures, result_figures, write_outcome
@@ -43,6 +44,7 @@ RUN_DIR = "runs/cross-validation"
 OPTIMISTIC = "optimistic: the epoch was selected on the scored samples"
 
 
+@checked
 def cross_validate(
     make_model: Callable[[], pl.LightningModule],
     datamodule: SplitDataModule | Callable[[], SplitDataModule],

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from typing_extensions import Self
 
+from dlblocks.arguments import whole
 from dlblocks.data.checks import check_arrays
 from dlblocks.data.dataset import ArrayDataset, collate, collate_with_index
 from dlblocks.data.fingerprint import MAX_SEARCHED_BYTES, fingerprint, first_copies, row_keys
@@ -114,9 +115,9 @@ class DataModule(SplitDataModule):
                 f"num_workers={num_workers} and train_transform={train_transform!r}; use "
                 "num_workers=0 and callbacks.Augment, or device_resident='auto'."
             )
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.shuffle_seed = shuffle_seed
+        self.batch_size = whole(batch_size)
+        self.num_workers = whole(num_workers)
+        self.shuffle_seed = whole(shuffle_seed)
         self.normalize = normalize
         self.train_transform = (
             None if train_transform is None else SampleTransform(train_transform, shuffle_seed)

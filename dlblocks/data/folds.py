@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from dlblocks.arguments import checked
 from dlblocks.errors import check_range
 
 Indices = npt.NDArray[np.int64]
@@ -21,6 +22,7 @@ Fold = tuple[Indices, Indices]
 NUM_BINS = 10
 
 
+@checked
 def kfold(
     num_samples: int,
     num_folds: int,
@@ -209,6 +211,7 @@ def quantile_bins(values: npt.ArrayLike, needed: int, num_bins: int = NUM_BINS) 
     return numbers[bins].astype(np.int64)
 
 
+@checked
 def holdout(
     num_samples: int,
     fraction: float,

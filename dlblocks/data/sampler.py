@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset, DistributedSampler
 
+from dlblocks.arguments import checked
+
 
 class EpochSampler(DistributedSampler[int]):
     """Yields this rank's positions of a data set, in an order that depends on (seed, epoch) alone.
@@ -34,6 +36,7 @@ class EpochSampler(DistributedSampler[int]):
             epoch: told with every sample, it reaches worker processes in time.
     """
 
+    @checked
     def __init__(
         self,
         dataset: Dataset,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from dlblocks.arguments import check_arguments, whole
 from dlblocks.data.checks import check_fold
 from dlblocks.data.fingerprint import first_copies
 from dlblocks.data.folds import Indices, selection
@@ -85,6 +86,10 @@ class SplitDataModule(pl.LightningDataModule):
     # The parts before, and the rows that train instead; see `for_training_rows`.
     _drawn: tuple[dict[str, Tensor], Tensor] | None = None
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        check_arguments(cls.__init__, (None, *args), kwargs)
+        return super().__new__(cls)
+
     def __init__(
         self,
         *,
@@ -107,11 +112,11 @@ class SplitDataModule(pl.LightningDataModule):
                 "stratify out."
             )
         self.split: Split = split
-        self.num_folds = num_folds
-        self.fold = fold
+        self.num_folds = whole(num_folds)
+        self.fold = whole(fold)
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
-        self.split_seed = split_seed
+        self.split_seed = whole(split_seed)
         self.stratify = stratify
         self._rows: dict[str, Tensor] = {}
         # The folds that were made last: the copies that `for_fold` makes share them.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dlblocks.arguments import checked
 from dlblocks.data import DataModule
 from dlblocks.ensembles.stages import Task
 from dlblocks.ensembles.stagewise import LoggerName, Stagewise
@@ -82,6 +83,7 @@ class AdaBoost(Stagewise):
     monitor = "val/accuracy"
     mode: Literal["min", "max"] = "max"
 
+    @checked
     def __init__(
         self,
         make_learner: Callable[[], nn.Module],

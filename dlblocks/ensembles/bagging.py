@@ -17,6 +17,7 @@ import numpy.typing as npt
 from lightning.pytorch.callbacks import Callback
 
 from dlblocks import report, tracking
+from dlblocks.arguments import checked
 from dlblocks.data import SplitDataModule
 from dlblocks.ensembles import bagging_plan as plan
 from dlblocks.ensembles.bagging_result import (
@@ -124,6 +125,7 @@ class Bagging:
     kind = "bagging"
     base = "runs/bagging"  # the run folder, where none is given
 
+    @checked
     def __init__(
         self,
         make_model: Callable[[], pl.LightningModule],

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dlblocks.arguments import checked
 from dlblocks.data import DataModule
 from dlblocks.ensembles.boosting_losses import HuberLoss, LogLoss, make_loss
 from dlblocks.ensembles.stages import Task
@@ -98,6 +99,7 @@ class GradientBoosting(Stagewise):
     monitor = "val/loss"
     mode: Literal["min", "max"] = "min"
 
+    @checked
     def __init__(
         self,
         make_learner: Callable[[], nn.Module],

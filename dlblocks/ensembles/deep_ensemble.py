@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from dlblocks.arguments import checked
 from dlblocks.data import SplitDataModule
 from dlblocks.ensembles.bagging import Bagging
 
@@ -32,6 +33,7 @@ class DeepEnsemble(Bagging):
     kind = "deep ensemble"
     base = "runs/deep-ensemble"
 
+    @checked
     def __init__(
         self,
         make_model: Callable[[], pl.LightningModule],

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dlblocks import tracking
+from dlblocks.arguments import checked
 from dlblocks.ensembles import saved
 from dlblocks.ensembles.batches import BatchSource
 from dlblocks.ensembles.errors import NotVectorizable, naming
@@ -81,6 +82,7 @@ class Together(pl.LightningModule):
             killed fit goes on; None for none.
     """
 
+    @checked
     def __init__(
         self,
         members: Sequence[Member],

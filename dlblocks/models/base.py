@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric, MetricCollection
+from typing_extensions import Self
 
+from dlblocks.arguments import check_arguments
 from dlblocks.errors import check_range
 from dlblocks.models import checkpoints
 from dlblocks.nets import MLP
@@ -52,6 +54,10 @@ class Model(pl.LightningModule):
         lr_schedule_args: Its arguments, such as ``{"step_size": 10}``.
         warmup_steps: Optimizer steps over which the learning rate rises linearly from 0.
     """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        check_arguments(cls.__init__, (None, *args), kwargs)
+        return super().__new__(cls)
 
     def __init__(
         self,

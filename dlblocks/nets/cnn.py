@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from dlblocks.arguments import checked
 from dlblocks.errors import check_choice, check_range
 from dlblocks.nets.layers import Init, init_weights, make_activation
 
@@ -48,6 +49,7 @@ class CNN(nn.Module):
         torch.Size([2, 10])
     """
 
+    @checked
     def __init__(
         self,
         in_channels: int,

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from dlblocks.arguments import checked
 from dlblocks.errors import check_choice, check_range
 from dlblocks.nets.layers import Init, init_weights, make_activation
 
@@ -36,6 +37,7 @@ class EmbedCategories(nn.Module):
         torch.Size([1, 24])
     """
 
+    @checked
     def __init__(self, in_features: int, categories: Mapping[int, int]) -> None:
         super().__init__()
         self.categories = {int(column): int(count) for column, count in categories.items()}
@@ -87,6 +89,7 @@ class MLP(nn.Module):
         torch.Size([2, 10])
     """
 
+    @checked
     def __init__(
         self,
         in_features: int,

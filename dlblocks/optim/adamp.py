@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from dlblocks.arguments import checked
 from dlblocks.optim import fused as fused_kernel
 from dlblocks.optim.base import bias_correction
 from dlblocks.optim.projection import HALF, ProjectedOptimizer
@@ -58,6 +59,7 @@ class AdamP(ProjectedOptimizer):
     state_names = ("exp_avg", "exp_avg_sq")
     counts_steps = True
 
+    @checked
     def __init__(
         self,
         params: ParamsT,

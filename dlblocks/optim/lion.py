@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from dlblocks.arguments import checked
 from dlblocks.optim.base import BaseOptimizer, by_device_and_dtype, rate
 
 
@@ -44,6 +45,7 @@ class Lion(BaseOptimizer):
 
     elementwise = True  # what it does to a value depends on no other
 
+    @checked
     def __init__(
         self,
         params: ParamsT,

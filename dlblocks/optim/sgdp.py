@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from dlblocks.arguments import checked
 from dlblocks.errors import check_range
 from dlblocks.optim.projection import ProjectedOptimizer
 
@@ -54,6 +55,7 @@ class SGDP(ProjectedOptimizer):
 
     state_names = ("momentum",)
 
+    @checked
     def __init__(
         self,
         params: ParamsT,

@@ -371,3 +371,12 @@ class Iterates(Net):
 def test_what_does_not_go_together(module, callbacks, message, make_trainer):
     with pytest.raises(ValueError, match=message):
         make_trainer(callbacks=callbacks).fit(module(), loader())
+
+
+@pytest.mark.parametrize("scale", [0.0, 6e-8, 1.0])
+def test_small_gradients_in_half_precision(scale):
+    gradient = torch.tensor([3.0, 4.0]).mul(scale).half()
+    (found,) = sam_perturbation([torch.ones(2).half()], [gradient], rho=0.5)
+    (expected,) = sam_perturbation([torch.ones(2)], [gradient.float()], rho=0.5)
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found.float(), expected, rtol=1e-3, atol=0)

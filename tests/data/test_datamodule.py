@@ -232,7 +232,7 @@ def test_properties_and_pickle():
         ({"val_fraction": 1.0}, "val_fraction=1.0"),
         ({"num_workers": -1}, "num_workers=-1"),
         ({"shuffle_seed": -1}, "shuffle_seed=-1"),
-        ({"device_resident": 1}, "device_resident=1 must be True, False or 'auto'"),
+        ({"device_resident": 1}, "device_resident=1 must be True or False or 'auto'"),
         ({"device_resident": "False"}, "device_resident='False' must be"),
     ],
 )

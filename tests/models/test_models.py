@@ -289,7 +289,7 @@ def test_loaders_that_do_not_fit_the_model(model, batch, message, make_trainer):
         ({"lr": -1.0}, "lr=-1.0"),
         ({"weight_decay": -1.0}, "weight_decay=-1.0"),
         ({"label_smoothing": 1.0}, "label_smoothing=1.0"),
-        ({"class_weights": "balance"}, "use 'balanced'"),
+        ({"class_weights": "balance"}, "did you mean 'balanced'"),
         ({"class_weights": [1.0]}, "must be 2 numbers"),
     ],
 )

@@ -1,0 +1,275 @@
+"""Arguments checked and made plain by their annotations: one rule for every public call.
+
+An annotation says what an argument may be. NumPy's numbers, whole floats for integers, ranges,
+arrays and tensors for lists are converted to the plain values that they stand for; anything else
+is an error that names the argument, before any time is spent.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral, Real
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+import numpy as np
+from torch import Tensor
+
+from dlblocks.errors import did_you_mean
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+MAX_SEED = 2**32 - 1  # NumPy takes no larger one
+
+
+class ArgumentError(TypeError, ValueError):
+    """An argument is of a wrong type, or is not one of the values that there are."""
+
+
+class _Wrong(Exception):
+    """A value does not fit an annotation; the message says what does."""
+
+
+def checked(function: Function) -> Function:
+    """Check and convert the arguments of a function at each call, by its annotations.
+
+    Not for constructors that call Lightning's `save_hyperparameters`, which looks at the frames of
+    the calls; they have `check_arguments`.
+
+    Example:
+        >>> @checked
+        ... def repeat(text: str, count: int = 2, *, reverse: bool = False) -> str:
+        ...     return text * count
+        >>> repeat("ab", np.int64(3))
+        'ababab'
+        >>> repeat("ab", "3")
+        Traceback (most recent call last):
+        dlblocks.arguments.ArgumentError: count='3' must be a whole number.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError:
+            return function(*args, **kwargs)  # which says what is wrong
+        convert_arguments(function, signature, bound.arguments)
+        return function(*bound.args, **bound.kwargs)
+
+    return call  # type: ignore[return-value]
+
+
+def check_arguments(function: Callable[..., Any], args: Sequence[Any], kwargs: Any) -> None:
+    """Raise an `ArgumentError` if an argument does not fit its annotation.
+
+    Args:
+        function: What is to be called; nothing is said of one that is not ours.
+        args: Its positional arguments, ``self`` among them.
+        kwargs: Its other arguments.
+    """
+    if not function.__module__.startswith("dlblocks."):
+        return
+    signature = inspect.signature(function)
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError:  # which the call itself says, or a copy is made
+        return
+    convert_arguments(function, signature, bound.arguments)
+
+
+def convert_arguments(
+    function: Callable[..., Any], signature: inspect.Signature, arguments: dict[str, Any]
+) -> None:
+    """Convert arguments in place."""
+    hints = _hints(function)
+    for name, value in arguments.items():
+        parameter = signature.parameters[name]
+        if name not in hints or value is parameter.default:
+            continue
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        try:
+            arguments[name] = _converted(value, hints[name])
+        except _Wrong as error:
+            shown = f"={value!r}" if len(repr(value)) <= 80 else f" is a {type(value).__name__}: it"
+            raise ArgumentError(f"{name}{shown} {error}.") from None
+        is_seed = name == "seed" or name.endswith("_seed")
+        if is_seed and not 0 <= (arguments[name] or 0) <= MAX_SEED:
+            raise ArgumentError(f"{name}={value!r} is outside 0 … {MAX_SEED}.")
+
+
+def whole(value: Any) -> Any:
+    """Return an `int` for any whole number, and anything else as it is."""
+    try:
+        return _converted(value, int)
+    except _Wrong:
+        return value
+
+
+@functools.cache
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations that can be evaluated: names that only type checkers import cannot."""
+    found = {}
+    names = {**vars(typing), **getattr(function, "__globals__", {})}
+    for name, hint in inspect.get_annotations(function).items():
+        if isinstance(hint, str):
+            try:
+                hint = eval(hint, names)
+            except Exception:
+                continue
+        if name != "return":
+            found[name] = hint
+    return found
+
+
+def _converted(value: Any, hint: Any) -> Any:
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return _one_of(value, options)
+    if origin is Literal:
+        return _choice(value, options)
+    if hint is None or hint is type(None):
+        if value is None:
+            return None
+        raise _Wrong("must be None")
+    if hint in CONVERTERS:
+        return CONVERTERS[hint](value)
+    if origin in (list, Sequence):
+        return _items(value, options[0])
+    if origin is tuple:
+        return _tuple(value, options)
+    if origin in (dict, Mapping):
+        if isinstance(value, Mapping):
+            return value
+        raise _Wrong("must be a dictionary")
+    if origin is Callable:
+        if callable(value):
+            return value
+        raise _Wrong("must be a function")
+    return value  # a class says itself what is wrong
+
+
+def _one_of(value: Any, options: Sequence[Any]) -> Any:
+    if value is None and type(None) in options:
+        return None
+    classes = [one for one in options if isinstance(one, type) and one not in CONVERTERS]
+    if classes and isinstance(value, tuple(classes)):  # a rate that is a tensor stays one
+        return value
+    said = []
+    for option in options:
+        try:
+            return _converted(value, option)
+        except _Wrong as error:
+            said.append(str(error))
+    choices = [one for one in options if typing.get_origin(one) is Literal]
+    if isinstance(value, str) and choices:
+        values = [choice for one in choices for choice in typing.get_args(one)]
+        hint = did_you_mean(value, [one for one in values if isinstance(one, str)])
+        if hint:
+            raise _Wrong(f"is not known{hint} Choose from: {', '.join(map(str, values))}")
+    raise _Wrong(
+        " or ".join(dict.fromkeys([said[0], *(s.removeprefix("must ") for s in said[1:])]))
+    )
+
+
+def _choice(value: Any, options: Sequence[Any]) -> Any:
+    if isinstance(value, (np.generic, str)) or type(value) in (bool, int):
+        value = value.item() if isinstance(value, np.generic) else value
+        for option in options:
+            if type(option) is type(value) and option == value:
+                return option
+    hint = did_you_mean(value, [one for one in options if isinstance(one, str)])
+    if len(options) == 1:
+        raise _Wrong(f"must be {options[0]!r}")
+    raise _Wrong(f"must be one of {_listed(options)}{hint.rstrip('?')}")
+
+
+def _bool(value: Any) -> bool:
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    raise _Wrong("must be True or False")
+
+
+def _int(value: Any) -> int:
+    number = _number(value)
+    if number is None or number != number or not math.isfinite(number) or number != int(number):
+        raise _Wrong("must be a whole number")
+    return int(number)
+
+
+def _float(value: Any) -> float | int:
+    number = _number(value)
+    if number is None or not math.isfinite(number):
+        raise _Wrong("must be a finite number")
+    return number
+
+
+def _number(value: Any) -> int | float | None:
+    """A Python number for any real number or single value of an array, or None."""
+    if isinstance(value, (np.ndarray, Tensor)) and value.ndim == 0:
+        value = value.item()
+    if isinstance(value, (bool, np.bool_)):
+        return None
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else None
+
+
+def _str(value: Any) -> str:
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, PathLike):
+        return str(fspath(value))
+    raise _Wrong("must be a text")
+
+
+def _path(value: Any) -> Any:
+    if isinstance(value, PathLike):
+        return value
+    raise _Wrong("must be a path")
+
+
+def _items(value: Any, hint: Any) -> Any:
+    if isinstance(value, (str, bytes, Mapping)):
+        raise _Wrong("must be a list")
+    if isinstance(value, (np.ndarray, Tensor)):
+        value = value.tolist()
+    if not isinstance(value, Sequence):
+        raise _Wrong("must be a list")
+    items = []
+    for item in value:
+        try:
+            items.append(_converted(item, hint))
+        except _Wrong as error:
+            raise _Wrong(f"must be a list in which each entry {error}") from None
+    return tuple(items) if isinstance(value, tuple) else items
+
+
+def _tuple(value: Any, options: Sequence[Any]) -> Any:
+    if len(options) == 2 and options[1] is ...:
+        return tuple(_items(value, options[0]))
+    if isinstance(value, (np.ndarray, Tensor)):
+        value = value.tolist()
+    if not isinstance(value, (list, tuple)) or len(value) != len(options):
+        raise _Wrong(f"must be {len(options)} values")
+    return tuple(_converted(one, option) for one, option in zip(value, options, strict=True))
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return ", ".join(map(repr, values))
+
+
+CONVERTERS: dict[Any, Callable[[Any], Any]] = {
+    bool: _bool,
+    int: _int,
+    float: _float,
+    str: _str,
+    Path: _path,
+    PathLike: _path,
+}
