@@ -99,6 +99,8 @@ def convert_arguments(
         except _Wrong as error:
             shown = f"={value!r}" if len(repr(value)) <= 80 else f" is a {type(value).__name__}: it"
             raise ArgumentError(f"{name}{shown} {error}.") from None
+        if name == "run_dir" and value is not None and Path(value).is_file():
+            raise ArgumentError(f"run_dir={str(value)!r} is a file; name a folder.")
         is_seed = name == "seed" or name.endswith("_seed")
         if is_seed and not 0 <= (arguments[name] or 0) <= MAX_SEED:
             raise ArgumentError(f"{name}={value!r} is outside 0 … {MAX_SEED}.")
@@ -173,9 +175,8 @@ def _one_of(value: Any, options: Sequence[Any]) -> Any:
         hint = did_you_mean(value, [one for one in values if isinstance(one, str)])
         if hint:
             raise _Wrong(f"is not known{hint} Choose from: {', '.join(map(str, values))}")
-    raise _Wrong(
-        " or ".join(dict.fromkeys([said[0], *(s.removeprefix("must ") for s in said[1:])]))
-    )
+    others = [text.removeprefix("must be ") for text in said[1:]]
+    raise _Wrong(" or ".join(dict.fromkeys([said[0], *others])))
 
 
 def _choice(value: Any, options: Sequence[Any]) -> Any:

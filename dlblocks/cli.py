@@ -13,6 +13,7 @@ import re
 import sys
 import traceback
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,11 +27,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from dlblocks import __version__, data, models, tracking
+from dlblocks.arguments import MAX_SEED
 from dlblocks.callbacks import ExactResume
 from dlblocks.crossval import cross_validate
 from dlblocks.csv_log import csv_writers
 from dlblocks.data import SplitDataModule
-from dlblocks.errors import did_you_mean
+from dlblocks.errors import check_range, did_you_mean
 from dlblocks.files import check_new_run_dir, is_rank_zero, next_run_dir, whole_file
 from dlblocks.fitting import Select, checking_mode, resolve_mode, saying_what_was_logged
 from dlblocks.lock import numbered
@@ -231,6 +233,9 @@ class CLI(LightningCLI):
             # `main(args)` may be called from a program with arguments of its own.
             warnings.filterwarnings("ignore", "LightningCLI's args parameter")
             super().parse_arguments(parser, args)
+        seed = self.config[self.config.subcommand].seed_everything
+        if not isinstance(seed, bool) and seed is not None:
+            check_range("--seed_everything", seed, 0, MAX_SEED)
 
     def _parse_ckpt_path(self) -> None:
         """Leaves the configuration as given.
@@ -260,6 +265,8 @@ class CLI(LightningCLI):
             )
         elif "://" not in str(given) and not Path(given).exists():
             raise FileNotFoundError(f"--ckpt_path={given} is not a file.")
+        elif Path(given).is_file() and not zipfile.is_zipfile(given):
+            raise ValueError(f"--ckpt_path={given} is no checkpoint, or was cut off.")
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config = self.config[self.subcommand]

@@ -248,3 +248,22 @@ def test_conversions():
         sample(pair=3)
     with pytest.raises(TypeError, match="unexpected keyword argument 'cuont'"):
         sample(cuont=1)
+
+
+@pytest.mark.parametrize("function", [cross_validate, nested_cross_validate, ensembles.Bagging])
+def test_a_run_folder_that_is_a_file(function, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ArgumentError, match=r"run_dir='.*thesis.txt' is a file; name a folder"):
+        call(function, run_dir=tmp_path / "thesis.txt")
+
+
+def test_repeated_class_names_are_refused():
+    for make in (
+        lambda: data.ArrayDataModule(X, Y, class_names=["a", "b", "a"]).setup(),
+        lambda: data.FoldedDataModule(
+            torch.utils.data.TensorDataset(torch.zeros(60, 4), torch.from_numpy(Y)),
+            class_names=["a", "b", "a"],
+        ),
+    ):
+        with pytest.raises(ValueError, match=r"class_names.* give each class its own"):
+            make()
