@@ -1,6 +1,6 @@
-"""Arguments checked and made plain by their annotations: one rule for every public call.
+"""Check arguments by their annotations.
 
-An annotation says what an argument may be. NumPy's numbers, whole floats for integers, ranges,
+One rule serves every public call. An annotation says what an argument may be. NumPy's numbers, whole floats for integers, ranges,
 arrays and tensors for lists are converted to the plain values that they stand for; anything else
 is an error that names the argument, before any time is spent.
 """
@@ -28,15 +28,15 @@ MAX_SEED = 2**32 - 1  # NumPy takes no larger one
 
 
 class ArgumentError(TypeError, ValueError):
-    """An argument is of a wrong type, or is not one of the values that there are."""
+    """An argument has a wrong type or an unknown value."""
 
 
 class _Wrong(Exception):
-    """A value does not fit an annotation; the message says what does."""
+    """A value does not fit an annotation. The message says which ones do."""
 
 
 def checked(function: Function) -> Function:
-    """Check and convert the arguments of a function at each call, by its annotations.
+    """Check and convert the arguments of a function at each call.
 
     Not for constructors that call Lightning's `save_hyperparameters`, which looks at the frames of
     the calls; they have `check_arguments`.
@@ -107,7 +107,7 @@ def convert_arguments(
 
 
 def whole(value: Any) -> Any:
-    """Return an `int` for any whole number, and anything else as it is."""
+    """Return whole numbers as `int`, other values unchanged."""
     try:
         return _converted(value, int)
     except _Wrong:
@@ -116,7 +116,10 @@ def whole(value: Any) -> Any:
 
 @functools.cache
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations that can be evaluated: names that only type checkers import cannot."""
+    """Return the annotations of a function.
+
+    Those with names that only type checkers import are left out.
+    """
     found = {}
     names = {**vars(typing), **getattr(function, "__globals__", {})}
     for name, hint in inspect.get_annotations(function).items():
@@ -212,7 +215,10 @@ def _float(value: Any) -> float | int:
 
 
 def _number(value: Any) -> int | float | None:
-    """A Python number for any real number or single value of an array, or None."""
+    """Return a Python number for any real number, or None.
+
+    An array or tensor without axes is a number, too.
+    """
     if isinstance(value, (np.ndarray, Tensor)) and value.ndim == 0:
         value = value.item()
     if isinstance(value, (bool, np.bool_)):

@@ -204,7 +204,7 @@ class DataModule(SplitDataModule):
 
     @property
     def feature_names(self) -> list[str] | None:
-        """Names of the features (the columns of `inputs`), or None if they have none."""
+        """Names of the features, or None."""
         return self.source.feature_names
 
     @property

@@ -149,7 +149,7 @@ class SplitDataModule(pl.LightningDataModule):
         return 0
 
     def description(self) -> str:
-        """What a user should see of the data before a training, or nothing."""
+        """Return a text to show before a training. It may be empty."""
         return ""
 
     def notes(self) -> list[str]:
