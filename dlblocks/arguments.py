@@ -1,7 +1,7 @@
 """Check arguments by their annotations.
 
-One rule serves every public call. An annotation says what an argument may be. NumPy's numbers, whole floats for integers, ranges,
-arrays and tensors for lists are converted to the plain values that they stand for; anything else
+One rule serves every public call. An annotation says what an argument may be. NumPy's numbers become
+Python's, whole floats become integers, and ranges, arrays and tensors become lists. Anything else
 is an error that names the argument, before any time is spent.
 """
 
