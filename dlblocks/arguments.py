@@ -1,8 +1,8 @@
 """Check arguments by their annotations.
 
-One rule serves every public call. An annotation says what an argument may be. NumPy's numbers become
-Python's, whole floats become integers, and ranges, arrays and tensors become lists. Anything else
-is an error that names the argument, before any time is spent.
+One rule serves every public call. An annotation says what an argument may be. NumPy's numbers
+become Python's, whole floats become integers, and ranges, arrays and tensors become lists. Anything
+else is an error that names the argument, before any time is spent.
 """
 
 from __future__ import annotations
