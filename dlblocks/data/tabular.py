@@ -22,6 +22,8 @@ from dlblocks.data.table_columns import (
     encode,
     factorize,
     is_row_numbers,
+    is_text,
+    plain_numbers,
     refuse_missing,
     shortened,
     text,
@@ -252,6 +254,7 @@ class TabularDataModule(DataModule):
             name: [text(one) for one in table[name].cat.categories]
             for name in table.columns[table.dtypes == "category"]
         }
+        self._read_numbers(table)
         for name in table.columns:
             table[name] = compacted(table[name])
         where = "data" if self.is_frame or self.built_in else str(self.data)
@@ -277,6 +280,7 @@ class TabularDataModule(DataModule):
             embed=self.asked["embed"],
             declared=declared,
             impute=self.missing == "impute",
+            is_frame=self.is_frame,
         )
         self.table_columns = columns = [reader.read(table[name]) for name in features]
         self._note(table)
@@ -311,9 +315,11 @@ class TabularDataModule(DataModule):
             if len(twice):
                 raise ValueError(f"data has two columns named {twice[0]!r}; rename one.")
         else:
-            as_text = [*self.asked["categorical"], *self.asked["counts"], *self.asked["embed"]]
-            dtype = self.read_args.get("dtype", dict.fromkeys(as_text, str))
-            table = read_table(Path(str(self.data)), {"dtype": dtype, **self.read_args})
+            dtype = self.read_args.get("dtype", {})
+            if isinstance(dtype, Mapping):
+                dtype = {**dict.fromkeys(self._texts(), str), **dtype}
+            args = {k: v for k, v in self.read_args.items() if k != "thousands"}
+            table = read_table(Path(str(self.data)), {**args, "dtype": dtype})
         given = {"target": self.target, "group": self.group, "fold_column": self.fold_column}
         own = {argument: [name] for argument, name in given.items() if name is not None}
         for argument, names in (own | self.asked).items():
@@ -332,6 +338,27 @@ class TabularDataModule(DataModule):
             if others:
                 raise ValueError(f"column {name!r} is in {argument} and in {others[0]}; choose.")
         return table, None
+
+    def _texts(self) -> list[str]:
+        """Columns whose cells are read as text."""
+        return [name for kind in ("categorical", "counts", "embed", "dates")
+                for name in self.asked[kind]]  # fmt: skip
+
+    def _read_numbers(self, table: pd.DataFrame) -> None:
+        """Read numbers of other formats; pandas takes 01.02.2024 for one, with thousands='.'."""
+        decimal, thousands = self.read_args.get("decimal"), self.read_args.get("thousands")
+        if decimal in (None, ".") and thousands is None:
+            return
+        for name in set(table.columns).difference(
+            self._texts(), self.asked["drop"], [self.group, self.fold_column]
+        ):
+            if is_text(table[name]):
+                cure = "mend it" if thousands else "set read_args={'thousands': '.'} if it has some"
+                if name != self.target:
+                    cure += f", or categorical=[{name!r}] if it is a category"
+                table[name] = plain_numbers(
+                    str(self.data), table[name], decimal or ".", thousands, cure
+                )
 
     def _set_aside(self, table: pd.DataFrame) -> None:
         """Sort out the columns that are no features."""
