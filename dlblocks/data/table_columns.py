@@ -166,10 +166,26 @@ class ColumnReader:
             self._read_texts(column, cells)
         elif types.is_numeric_dtype(cells.dtype) and not types.is_complex_dtype(cells.dtype):
             self._check_identifier(name, cells)
+            if _are_dates(cells):
+                self._refuse_dates(
+                    name, str(cells.dropna().iloc[0]), f"numeric=[{name!r}] keeps it"
+                )
             column.remark = _remark(cells)
         else:
             self._refuse(name, f"has the dtype {cells.dtype}", "convert it to numbers")
+        if column.kind == "number":
+            self._check_finite(name, cells)
         return column
+
+    def _check_finite(self, name: str, cells: Series) -> None:
+        """Raises a `ValueError` if a cell is infinite, as are "inf" and 1e999."""
+        infinite = np.isinf(to_numbers(cells).to_numpy())
+        if infinite.any():
+            row = int(infinite.argmax())
+            cure = "remove these rows"
+            if not self.is_frame:
+                cure += f", or na_values=[{str(cells.iloc[row])!r}] if the cell is missing"
+            self._refuse(name, f"is infinite ({cells.iloc[row]}) in row {row + 1}", cure)
 
     def _read_texts(self, column: Column, cells: Series) -> None:
         name, count = column.name, int(cells.notna().sum())
@@ -281,12 +297,12 @@ class ColumnReader:
             "categories",
         )
 
-    def _refuse_dates(self, name: str, date: str) -> NoReturn:
+    def _refuse_dates(self, name: str, date: str, keep: str = "") -> NoReturn:
         self._refuse(
             name,
             f"has dates, such as {date!r}",
             f"dates=[{name!r}] makes days, month and weekday of it; drop=[{name!r}] leaves it out; "
-            f"categorical=[{name!r}] makes a category of each date",
+            + (keep or f"categorical=[{name!r}] makes a category of each date"),
         )
 
     def _refuse(self, name: str, what: str, cure: str) -> NoReturn:
@@ -369,7 +385,7 @@ def plain_numbers(
 
     codes, found = pd.factorize(cells)
     ours, pythons = _number_format(decimal, thousands), _number_format(".", None)
-    plain = []
+    plain: list[Any] = []
     for cell in found:
         known = ours.fullmatch(str(cell).strip())
         if known is None and pythons.fullmatch(str(cell).strip()):
@@ -556,6 +572,15 @@ def _codes(column: Column, cells: Series) -> npt.NDArray[np.int64]:
     codes, names = factorize(cells)
     place = {name: i for i, name in enumerate(column.categories)}
     return np.array([*(place.get(name, -1) for name in names), -1])[codes]
+
+
+def _are_dates(cells: Series) -> bool:
+    """Whether whole numbers are dates such as 20240131."""
+    values = cells.dropna().to_numpy(np.float64)
+    if not len(values) or values.min() < 1900_01_01 or values.max() > 2100_12_31:
+        return False
+    month, day = values // 100 % 100, values % 100
+    return bool(((month >= 1) & (month <= 12) & (day >= 1) & (day <= 31) & (day % 1 == 0)).all())
 
 
 def _remark(cells: Series) -> str:
