@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import mmap
 import re
 import warnings
 from collections import Counter
@@ -113,7 +114,7 @@ def _read(path: Path, given: Mapping[str, Any]) -> pd.DataFrame:
         raise ValueError(
             f"data={str(path)!r} is no CSV file; pass data=pandas.{reader}({str(path)!r})."
         )
-    args = {"skipinitialspace": True, "index_col": False, **given}
+    args = {"skipinitialspace": _has_spaces(path), "index_col": False, **given}
     if args.get("sep") is None:
         args["sep"] = "\t" if ".tsv" in [ending.lower() for ending in path.suffixes] else ","
     by_column = [
@@ -139,6 +140,14 @@ def _read(path: Path, given: Mapping[str, Any]) -> pd.DataFrame:
     if not len(table):
         raise ValueError(f"{path} has no rows; expected a header and at least one row.")
     return table
+
+
+def _has_spaces(path: Path) -> bool:
+    """Whether a file has a space or tab; to skip them costs pandas a fifth of its time."""
+    if not path.stat().st_size:
+        return False
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(b" ") >= 0 or content.find(b"\t") >= 0
 
 
 def _parse(path: Path, args: Mapping[str, Any]) -> Any:

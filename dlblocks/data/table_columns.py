@@ -179,7 +179,8 @@ class ColumnReader:
 
     def _check_finite(self, name: str, cells: Series) -> None:
         """Raises a `ValueError` if a cell is infinite, as are "inf" and 1e999."""
-        infinite = np.isinf(to_numbers(cells).to_numpy())
+        values = _numbers(cells)
+        infinite = np.isinf(values)
         if infinite.any():
             row = int(infinite.argmax())
             cure = "remove these rows"
@@ -319,7 +320,8 @@ def compacted(cells: Series) -> Series:
     if not is_text(cells):
         return cells
     codes, found = pd.factorize(cells)
-    known = pd.Categorical.from_codes(codes, categories=pd.Index(found, dtype=object))
+    texts = pd.Index(found, dtype=object)
+    known = pd.Categorical.from_codes(codes, categories=texts, validate=False)
     return pd.Series(known, index=cells.index, name=cells.name)
 
 
@@ -483,19 +485,21 @@ def encode(table: DataFrame, columns: Sequence[Column]) -> Tensor:
         for block in values
         if block.dtype.kind in "if"
     )
-    width = sum(len(column.feature_names) for column in columns)
-    features = np.zeros((len(table), width), dtype=np.float64 if wide else np.float32)
+    stops = np.cumsum([len(column.feature_names) for column in columns]).tolist()
+    features = np.zeros((len(table), stops[-1]), dtype=np.float64 if wide else np.float32)
     rows = np.arange(CHUNK)
     for first in range(0, len(table), CHUNK):  # which a cache holds
         part, start = features[first : first + CHUNK], 0
-        for column, block in zip(columns, values, strict=True):
-            stop, cells = start + len(column.feature_names), block[first : first + CHUNK]
+        for column, block, stop in zip(columns, values, stops, strict=True):
+            cells = block[first : first + CHUNK]
             if column.kind == "category":
                 part[rows[: len(cells)], start + np.maximum(cells, 0)] = 1
                 if column.missing:
                     part[cells < 0, start:stop] = np.nan
+            elif cells.ndim == 1:
+                part[:, start] = cells
             else:
-                part[:, start:stop] = cells.reshape(len(cells), -1)
+                part[:, start:stop] = cells
             start = stop
     return torch.from_numpy(features)
 
@@ -552,8 +556,13 @@ def _values(column: Column, cells: Series) -> npt.NDArray[Any]:
         return _date_parts(column, cells)
     if column.kind != "number":
         return _codes(column, cells)
-    whole = isinstance(cells.dtype, np.dtype) and cells.dtype.kind in "iufb"
-    return cells.to_numpy() if whole else to_numbers(cells).to_numpy()
+    return _numbers(cells)
+
+
+def _numbers(cells: Series) -> npt.NDArray[Any]:
+    """Numbers (N,), not copied where the cells are numbers of NumPy."""
+    plain = isinstance(cells.dtype, np.dtype) and cells.dtype.kind in "iufb"
+    return cells.to_numpy() if plain else to_numbers(cells).to_numpy()
 
 
 def _date_parts(column: Column, cells: Series) -> npt.NDArray[np.float64]:
@@ -576,8 +585,11 @@ def _codes(column: Column, cells: Series) -> npt.NDArray[np.int64]:
 
 def _are_dates(cells: Series) -> bool:
     """Whether whole numbers are dates such as 20240131."""
+    first = cells.iloc[: SHOWN + 1].dropna()  # which spares most columns the rest
+    if not len(first) or not first.between(1900_01_01, 2100_12_31).all():
+        return False
     values = cells.dropna().to_numpy(np.float64)
-    if not len(values) or values.min() < 1900_01_01 or values.max() > 2100_12_31:
+    if values.min() < 1900_01_01 or values.max() > 2100_12_31:
         return False
     month, day = values // 100 % 100, values % 100
     return bool(((month >= 1) & (month <= 12) & (day >= 1) & (day <= 31) & (day % 1 == 0)).all())
