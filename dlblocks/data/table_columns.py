@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -319,7 +319,13 @@ def compacted(cells: Series) -> Series:
 
     if not is_text(cells):
         return cells
-    codes, found = pd.factorize(cells)
+    try:
+        codes, found = pd.factorize(cells)
+    except TypeError as error:
+        raise ValueError(
+            f"column {cells.name!r} has cells that are neither numbers nor texts ({error}), such "
+            f"as {cells.iloc[0]!r}; make columns of them, or drop=[{cells.name!r}] leaves it out."
+        ) from error
     texts = pd.Index(found, dtype=object)
     known = pd.Categorical.from_codes(codes, categories=texts, validate=False)
     return pd.Series(known, index=cells.index, name=cells.name)
@@ -339,15 +345,18 @@ def text(cell: Any) -> str:
     return str(cell).strip()
 
 
-def factorize(cells: Series) -> tuple[npt.NDArray[np.int64], list[str]]:
+def factorize(
+    cells: Series, name: Callable[[Any], str] = text
+) -> tuple[npt.NDArray[np.int64], list[str]]:
     """Numbers of the categories, -1 for a missing cell, and their names in order.
 
-    Names are sorted as numbers if all of them are, else as texts.
+    Names are sorted as numbers if all of them are, else as texts. Cells of the same `name` are of
+    the same category.
     """
     import pandas as pd
 
     codes, found = pd.factorize(cells)
-    texts = [text(cell) for cell in found]
+    texts = [name(cell) for cell in found]
     names = sorted(set(texts))
     if all(map(_is_number, names)):
         names.sort(key=float)
@@ -562,6 +571,7 @@ def _values(column: Column, cells: Series) -> npt.NDArray[Any]:
 def _numbers(cells: Series) -> npt.NDArray[Any]:
     """Numbers (N,), not copied where the cells are numbers of NumPy."""
     plain = isinstance(cells.dtype, np.dtype) and cells.dtype.kind in "iufb"
+    plain = plain and cells.dtype.itemsize <= 8  # of which torch has numbers
     return cells.to_numpy() if plain else to_numbers(cells).to_numpy()
 
 
@@ -585,20 +595,19 @@ def _codes(column: Column, cells: Series) -> npt.NDArray[np.int64]:
 
 def _are_dates(cells: Series) -> bool:
     """Whether whole numbers are dates such as 20240131."""
-    first = cells.iloc[: SHOWN + 1].dropna()  # which spares most columns the rest
-    if not len(first) or not first.between(1900_01_01, 2100_12_31).all():
-        return False
-    values = cells.dropna().to_numpy(np.float64)
-    if values.min() < 1900_01_01 or values.max() > 2100_12_31:
-        return False
-    month, day = values // 100 % 100, values % 100
-    return bool(((month >= 1) & (month <= 12) & (day >= 1) & (day <= 31) & (day % 1 == 0)).all())
+    values = _numbers(cells)
+    for some in (values[: SHOWN + 1], values):  # the first spare most columns the rest
+        some = some[np.isfinite(some)].astype(np.float64)
+        month, day = some // 100 % 100, some % 100
+        dates = (some >= 1900_01_01) & (some <= 2100_12_31) & (month >= 1) & (month <= 12)
+        if not (dates & (day >= 1) & (day <= 31) & (day % 1 == 0)).all():
+            return False
+    return bool(len(some))
 
 
 def _remark(cells: Series) -> str:
-    values = cells.to_numpy()
-    first, last = cells.iloc[[0, -1]].to_numpy(np.float64, na_value=np.nan)
-    if len(cells) > 1 and first == last and (cells == first).fillna(False).all():
+    values = _numbers(cells)
+    if len(values) > 1 and values[0] == values[-1] and (values == values[0]).all():
         return "is the same in every row"
     if values.dtype.kind in "iu" and len(values) > MIN_IDENTIFIERS and (np.diff(values) == 1).all():
         return "numbers the rows"

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from dlblocks.data.base import BatchSize, DataModule, Source
 from dlblocks.data.csv_files import check_read_args, missing_texts, read_table
+from dlblocks.data.labels import label_key
 from dlblocks.data.splits import Split
 from dlblocks.data.table_columns import (
+    MIN_IDENTIFIERS,
     Column,
     ColumnReader,
     compacted,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 DATASETS = ("iris", "wine", "breast_cancer", "diabetes")
 # Whole numbers with at most so many different values are taken for classes.
 MAX_NUMBER_CLASSES = 20
+MAX_NOTES = 5  # of one kind
 AS_VALUES = 'if that is a value, set keep_default_na=False and na_values=[""]'
 
 
@@ -254,6 +257,7 @@ class TabularDataModule(DataModule):
             name: [text(one) for one in table[name].cat.categories]
             for name in table.columns[table.dtypes == "category"]
         }
+        table = table.drop(columns=self.asked["drop"])
         self._read_numbers(table)
         for name in table.columns:
             table[name] = compacted(table[name])
@@ -349,9 +353,7 @@ class TabularDataModule(DataModule):
         decimal, thousands = self.read_args.get("decimal"), self.read_args.get("thousands")
         if decimal in (None, ".") and thousands is None:
             return
-        for name in set(table.columns).difference(
-            self._texts(), self.asked["drop"], [self.group, self.fold_column]
-        ):
+        for name in set(table.columns).difference(self._texts(), [self.group, self.fold_column]):
             if is_text(table[name]):
                 cure = "mend it" if thousands else "set read_args={'thousands': '.'} if it has some"
                 if name != self.target:
@@ -389,11 +391,18 @@ class TabularDataModule(DataModule):
             for name in incomplete
             if (said := self._spelled(table, name))
         ]
-        self._notes += [
-            f"column {c.name!r} {c.remark}; if it tells nothing, set drop=[{c.name!r}]"
-            for c in self.table_columns
-            if c.remark
-        ]
+        remarked: dict[str, list[str]] = {}
+        for column in self.table_columns:
+            if column.remark:
+                remarked.setdefault(column.remark, []).append(column.name)
+        for remark, names in remarked.items():
+            if len(names) > MAX_NOTES:
+                self._notes.append(f"{len(names)} columns: each {remark}: {shortened(names)}")
+            else:
+                self._notes += [
+                    f"column {name!r} {remark}; if it tells nothing, set drop=[{name!r}]"
+                    for name in names
+                ]
         days = [c for c in self.table_columns if c.kind == "date"]
         if self.split == "time_series" and days:
             column = table[days[0].name]
@@ -420,7 +429,14 @@ class TabularDataModule(DataModule):
             whole = numeric and bool((numbers % 1 == 0).all())
             task = "classification" if not numeric or (whole and few) else "regression"
         if task == "classification":
-            codes, names = factorize(labels)
+            codes, names = factorize(labels, lambda cell: label_key(text(cell)))
+            if self.task is None and len(names) >= max(MIN_IDENTIFIERS, len(labels) / 2):
+                raise ValueError(
+                    f"{where}: target={labels.name!r} has {len(names)} different values in "
+                    f"{len(labels)} rows, such as {shortened(names)}, which is too many for "
+                    "classes; choose another target, convert it to numbers, or set "
+                    "task='classification'."
+                )
             return torch.from_numpy(codes), names
         if not numeric:
             row = int(numbers.isna().to_numpy().argmax())

@@ -390,6 +390,10 @@ def test_columns_that_tell_little_are_told(write):
         "column 't' numbers the rows; if it tells nothing, set drop=['t']",
         "column 'same' is the same in every row; if it tells nothing, set drop=['same']",
     ]
+    wide = pd.DataFrame({**{f"c{i}": [1] * N for i in range(300)}, "x": X, "y": LABEL})
+    assert loaded(wide, "y").notes() == [
+        "300 columns: each is the same in every row: c0, c1, c2, …"
+    ]
 
 
 def test_thousands_and_decimal_commas(write):
@@ -456,6 +460,7 @@ def test_a_file_is_as_large_in_memory_as_its_numbers(write):
         ([3, 7], ["3", "7"]),
         ([10, 9], ["9", "10"]),
         (["1", "1.0", "0"], ["0", "1"]),
+        (["1", "1.0", "none of them"], ["1", "none of them"]),
         ([True, False], ["False", "True"]),
         (["b", "a "], ["a", "b"]),
     ],
@@ -601,6 +606,35 @@ def test_a_data_frame_with_types_of_its_own(tmp_path):
 def test_bad_arguments(table, arguments, error, message):
     with pytest.raises(error, match=message):
         loaded(table, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ([[1, 2]] * N, r"column 'x' has cells that are neither .*\[1, 2\]; .*drop=\['x'\]"),
+        ([f"{i},5" for i in range(N)], "another format, .*; convert it to numbers"),
+        (["?", *map(str, X[1:])], r"data.replace\(\['\?'\], None\) if they are missing"),
+        (np.array([np.inf, *X[1:]]), r"is infinite \(inf\) in row 1; remove these rows\.$"),
+        (["a", None] * (N // 2), r"missing='impute' to fill it in, or drop=\['x'\] to leave"),
+    ],
+)
+def test_messages_of_data_frames_name_what_mends_a_data_frame(cells, message):
+    frame = pd.DataFrame({"x": list(cells), "z": X, "y": LABEL})
+    with pytest.raises(ValueError, match=message):
+        loaded(frame, "y")
+    assert loaded(frame, "y", drop=["x"]).feature_names == ["z"]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.longdouble, "uint8", "Float32"])
+def test_numbers_of_any_type(dtype):
+    frame = pd.DataFrame({"x": pd.Series(range(N), dtype=dtype), "y": LABEL})
+    assert loaded(frame, "y").source.inputs[:, 0].tolist() == list(range(N))
+
+
+def test_targets_that_are_no_classes():
+    frame = pd.DataFrame({"x": X, "y": pd.date_range("2024", periods=N)})
+    with pytest.raises(ValueError, match="target='y' has 60 different values in 60 rows"):
+        loaded(frame, "y")
 
 
 def test_bad_sources(tmp_path):
