@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import mmap
 import re
 import warnings
 from collections import Counter
@@ -113,9 +114,18 @@ def _read(path: Path, given: Mapping[str, Any]) -> pd.DataFrame:
         raise ValueError(
             f"data={str(path)!r} is no CSV file; pass data=pandas.{reader}({str(path)!r})."
         )
-    args = {"skipinitialspace": True, "index_col": False, **given}
+    args = {"skipinitialspace": _has_spaces(path), "index_col": False, **given}
     if args.get("sep") is None:
         args["sep"] = "\t" if ".tsv" in [ending.lower() for ending in path.suffixes] else ","
+    by_column = [
+        key for key in ("dtype", "na_values") if args.get(key) and isinstance(args[key], dict)
+    ]
+    if by_column:  # by stripped names, as the table has them; pandas wants those of the file
+        no_rows = {k: v for k, v in args.items() if k not in (*by_column, "skipfooter")}
+        names = list(getattr(_parse(path, {**no_rows, "nrows": 1}), "columns", ()))
+        for key in by_column:
+            given_as = args[key]
+            args[key] = {n: given_as[str(n).strip()] for n in names if str(n).strip() in given_as}
     table = _parse(path, args)
     if not isinstance(table, pd.DataFrame):
         raise ValueError(f"{path}: read_args={dict(given)!r} gives no table.")
@@ -130,6 +140,15 @@ def _read(path: Path, given: Mapping[str, Any]) -> pd.DataFrame:
     if not len(table):
         raise ValueError(f"{path} has no rows; expected a header and at least one row.")
     return table
+
+
+def _has_spaces(path: Path) -> bool:
+    """Whether a file has a space or tab; to skip them costs pandas a fifth of its time."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as all_:
+            return all_.find(b" ") >= 0 or all_.find(b"\t") >= 0
+    except (OSError, ValueError):  # it cannot be read, or is empty; pandas says which
+        return True
 
 
 def _parse(path: Path, args: Mapping[str, Any]) -> Any:
@@ -156,7 +175,7 @@ def _parse(path: Path, args: Mapping[str, Any]) -> Any:
             "if the file has another separator, name it: sep=';'. Lines above the header: "
             "read_args={'skiprows': 2}."
         ) from error
-    except (ValueError, TypeError, LookupError, OSError, EOFError, Warning) as error:
+    except Exception as error:  # each decompressor has errors of its own
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
@@ -215,6 +234,11 @@ def _with_row_names(path: Path, args: Mapping[str, Any], error: Exception) -> pd
         raise ValueError(
             f"{path}: rows have {cells} cells and the header {len(table.columns)}; complete the "
             "header."
+        ) from error
+    if not table.index.is_unique:
+        raise ValueError(
+            f"{path}: rows have {len(table.columns) + 1} cells and the header "
+            f"{len(table.columns)}; complete the header."
         ) from error
     return table.reset_index(names=f"{NO_NAME}0")
 

@@ -20,7 +20,7 @@ from dlblocks.data.folds import Indices
 from dlblocks.data.splits import Split, hold_out_test
 from dlblocks.errors import check_range, did_you_mean
 
-# Spellings of the folder of each part, in small letters and without "_set" or "_data".
+# Spellings of the folder of each part, in small letters and without what stands around them.
 PARTS = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
@@ -35,11 +35,12 @@ class ImageFolderDataModule(DataModule):
     """Images in ``root/<class>/…``, or in ``root/train/<class>/…`` and so on.
 
     **Parts.** Beside ``train`` there may be ``val`` and ``test``. They may be written training,
-    valid, validation, dev and testing, with ``_set`` or ``_data`` behind, in small or capital
-    letters. The images of ``val`` validate a single split, in place of `val_fraction`. For folds,
-    as in cross-validation, ``train`` and ``val`` together are the development set. ``test`` is the
-    test set; then `test_fraction` must be 0. Classes are the sorted names of the folders of
-    ``train``, as in torchvision's `ImageFolder`; ``val`` and ``test`` may lack some.
+    valid, validation, dev and testing, with such as ``_set``, ``_images`` or ``2017`` behind or
+    ``images_`` before, in small or capital letters. The images of ``val`` validate a single split,
+    in place of `val_fraction`. For folds, as in cross-validation, ``train`` and ``val`` together
+    are the development set. ``test`` is the test set; then `test_fraction` must be 0. Classes are
+    the sorted names of the folders of ``train``, as in torchvision's `ImageFolder`; ``val`` and
+    ``test`` may lack some.
 
     **Images.** Every image is decoded once into one uint8 array, in memory or with `cache` in a
     file: its shorter side is resized to `size` (antialiased bilinear) and the centre cut out.
@@ -317,7 +318,7 @@ def _images(folder: Path) -> list[str]:
     """Return all visible images below a folder, in torchvision's order."""
     found = []
     for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not _is_hidden(name)]
+        folders[:] = [n for n in folders if not _is_hidden(n) and not _leads_up(place, n)]
         found += [
             (place, name)
             for name in files
@@ -326,9 +327,17 @@ def _images(folder: Path) -> list[str]:
     return [os.path.join(place, name) for place, name in sorted(found)]
 
 
+def _leads_up(place: str, name: str) -> bool:
+    """Tell whether a folder is a link to a folder that it lies in, which has no end."""
+    path = os.path.join(place, name)
+    above = os.path.join(os.path.realpath(path), "")
+    return os.path.islink(path) and os.path.join(os.path.realpath(place), "").startswith(above)
+
+
 def _part_of(folder: Path) -> str | None:
     """Return which part a folder's name stands for, in any spelling."""
-    name = re.sub(r"[ _-]?(set|data)$", "", folder.name.lower())
+    name = re.sub(r"^(images?|imgs?|data)[ _-]", "", folder.name.lower())
+    name = re.sub(r"[ _-]?(set|data|images?|imgs?|photos?|pictures?|split|\d+)$", "", name)
     return next((part for part, spellings in PARTS.items() if name in spellings), None)
 
 

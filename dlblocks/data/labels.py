@@ -70,12 +70,12 @@ def encode_labels(
     shown: dict[str, str] = {}  # the shortest text of each label
     for label in labels:
         text = _text(label)
-        shown[_key(text)] = min(shown.get(_key(text), text), text, key=len)
+        shown[label_key(text)] = min(shown.get(label_key(text), text), text, key=len)
     keys = sorted(shown)
     if all(NUMBER.fullmatch(key) for key in keys):
         keys.sort(key=float)
     class_of = {key: i for i, key in enumerate(keys)}
-    classes = [class_of[_key(_text(label))] for label in labels]
+    classes = [class_of[label_key(_text(label))] for label in labels]
     return _picked(classes, position), [shown[key] for key in keys]
 
 
@@ -183,7 +183,7 @@ def _text(label: Any) -> str:
     return label.decode() if isinstance(label, bytes) else str(label)
 
 
-def _key(text: str) -> str:
+def label_key(text: str) -> str:
     """Return the same text for ``1`` and ``1.0``."""
     return re.sub(r"\.0+$", "", text) if NUMBER.fullmatch(text) else text
 
@@ -204,7 +204,7 @@ def _look_up(
     by_name: bool,
 ) -> list[int]:
     """Return the class of each of the different labels."""
-    known = {_key(name): i for i, name in enumerate(class_names)}
+    known = {label_key(name): i for i, name in enumerate(class_names)}
     if len(known) < len(class_names):
         raise ValueError(f"class_names={class_names} has a name twice; give each class its own.")
     are_bool = all(isinstance(label, (bool, np.bool_)) for label in labels)
@@ -220,7 +220,7 @@ def _look_up(
                 )
         return [int(label) for label in labels]
     for label in labels:
-        if _key(_text(label)) not in known:
+        if label_key(_text(label)) not in known:
             names = ", ".join(map(repr, class_names[:SHOWN]))
             if len(class_names) > SHOWN:
                 names += f" and {len(class_names) - SHOWN} more"
@@ -229,4 +229,4 @@ def _look_up(
                 f"is not among the classes {names}; remove these samples, or give class_names "
                 "that has all labels."
             )
-    return [known[_key(_text(label))] for label in labels]
+    return [known[label_key(_text(label))] for label in labels]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -25,6 +25,7 @@ Kind = Literal["number", "category", "date", "counts", "embedding"]
 MAX_CATEGORIES = 50
 # From this share of numbers on, a column of texts is a column of numbers with bad cells.
 MOSTLY_NUMBERS = 0.5
+MOSTLY_DATES = 0.5
 # Below so many cells, that all are different says little.
 MIN_IDENTIFIERS = 11
 SHOWN = 3  # cells in a message
@@ -36,6 +37,8 @@ DATE = re.compile(
     r"|(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\W+\d{1,2}\W+\d{2,4}.*",
     re.IGNORECASE,
 )
+TIME = re.compile(r"\d{1,2}:\d{2}.*|now|today", re.IGNORECASE)  # pandas adds the current day
+FORMATS = ((".", ","), (",", None), (",", "."), (".", " "), (".", "'"), (",", " "))
 DAY_AND_MONTH = re.compile(r"(\d{1,2})[-/.](\d{1,2})[-/.]\d")
 IDENTIFIER = re.compile(
     r"(.*[\s_.-])?(id|uuid|guid|index|rownames?|row[\s_.-]?(number|id|names?|nr|no))", re.IGNORECASE
@@ -102,6 +105,7 @@ class ColumnReader:
         counts: Columns of categories of which the share of the training rows is taken.
         embed: Columns of categories that are numbered.
         declared: Columns whose categories are known, and these in order.
+        is_frame: Whether the table is a DataFrame, which arguments of `read_csv` do not mend.
         impute: Whether missing cells may be filled in.
     """
 
@@ -116,8 +120,10 @@ class ColumnReader:
         embed: Sequence[str] = (),
         declared: Mapping[str, Sequence[str]] | None = None,
         impute: bool = False,
+        is_frame: bool = False,
     ) -> None:
         self.where = where
+        self.is_frame = is_frame
         self.declared = declared or {}
         self.dates = dict(dates or {})
         self.impute = impute
@@ -138,7 +144,8 @@ class ColumnReader:
         if missing == len(cells):
             self._refuse(name, "has no value at all", f"drop=[{name!r}] leaves it out")
         if missing and not self.impute:
-            refuse_missing(self.where, cells, "set missing='impute' to fill it in, or drop=")
+            cure = f"set missing='impute' to fill it in, or drop=[{name!r}] to leave it out"
+            refuse_missing(self.where, cells, cure)
         column = Column(name, kind or "number", missing)
         if kind is None and name in self.declared:
             column.kind = "category"
@@ -154,15 +161,32 @@ class ColumnReader:
             if (numbers.isna() & cells.notna()).any():
                 self._refuse_bad_numbers(name, cells, numbers)
         elif types.is_datetime64_any_dtype(cells.dtype):
-            self._refuse_dates(name, cells)
+            self._refuse_dates(name, str(cells.dropna().iloc[0]))
         elif isinstance(cells.dtype, types.CategoricalDtype):
             self._read_texts(column, cells)
         elif types.is_numeric_dtype(cells.dtype) and not types.is_complex_dtype(cells.dtype):
             self._check_identifier(name, cells)
+            if _are_dates(cells):
+                self._refuse_dates(
+                    name, str(cells.dropna().iloc[0]), f"numeric=[{name!r}] keeps it"
+                )
             column.remark = _remark(cells)
         else:
             self._refuse(name, f"has the dtype {cells.dtype}", "convert it to numbers")
+        if column.kind == "number":
+            self._check_finite(name, cells)
         return column
+
+    def _check_finite(self, name: str, cells: Series) -> None:
+        """Raises a `ValueError` if a cell is infinite, as are "inf" and 1e999."""
+        values = _numbers(cells)
+        infinite = np.isinf(values)
+        if infinite.any():
+            row = int(infinite.argmax())
+            cure = "remove these rows"
+            if not self.is_frame:
+                cure += f", or na_values=[{str(cells.iloc[row])!r}] if the cell is missing"
+            self._refuse(name, f"is infinite ({cells.iloc[row]}) in row {row + 1}", cure)
 
     def _read_texts(self, column: Column, cells: Series) -> None:
         name, count = column.name, int(cells.notna().sum())
@@ -175,8 +199,9 @@ class ColumnReader:
         column.kind = "category"
         column.categories = factorize(cells)[1]
         sample = column.categories[: 10 * MAX_CATEGORIES]
-        if sum(bool(DATE.fullmatch(one)) for one in sample) > 0.9 * len(sample):
-            self._refuse_dates(name, cells)
+        dates = [one for one in sample if DATE.fullmatch(one)]
+        if len(dates) > MOSTLY_DATES * len(sample):
+            self._refuse_dates(name, dates[0])
         if len(column.categories) > SHOWN:  # a few categories may well be "1,5" and "2,5"
             self._check_number_format(name, column.categories)
         self._check_categories(column, cells)
@@ -188,7 +213,14 @@ class ColumnReader:
             found = [DAY_AND_MONTH.match(str(cell)) for cell in cells.unique()]
             pairs = [(int(one[1]), int(one[2])) for one in found if one]
             day_first, month_first = (any(pair[i] > 12 for pair in pairs) for i in (0, 1))
-            if pairs and not day_first and not month_first:
+            times = [str(cell) for cell in cells.unique() if TIME.fullmatch(str(cell).strip())]
+            if times:
+                self._refuse(
+                    column.name,
+                    f"has times without a date, such as {times[0]!r}",
+                    f"give the format: dates={{{column.name!r}: '%H:%M'}}",
+                )
+            if pairs and day_first == month_first:
                 self._refuse(
                     column.name,
                     f"has dates such as {str(cells.iloc[0])!r}, of which day or month may come "
@@ -240,42 +272,38 @@ class ColumnReader:
 
     def _check_number_format(self, name: str, cells: Sequence[str]) -> None:
         """Raises a `ValueError` if the texts are numbers of another format."""
-        cures = {
-            "decimal=','": lambda cell: cell.replace(",", "."),
-            "decimal=',', read_args={'thousands': '.'}": lambda cell: cell.replace(".", "").replace(
-                ",", "."
-            ),
-            "read_args={'thousands': ','}": lambda cell: cell.replace(",", ""),
-        }
+        what, keep = f"such as {shortened(cells)}", f"categorical=[{name!r}] if they are categories"
         # "1,234" has thousands, "1,5" decimals: three digits after every comma decide.
-        if all(re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d*)?", cell) for cell in cells if "," in cell):
-            cures = dict(reversed(cures.items()))
-        for cure, convert in cures.items():
-            if all(_is_number(convert(cell)) for cell in cells):
-                self._refuse(
-                    name,
-                    f"has numbers of another format, such as {shortened(cells)}",
-                    f"set {cure}; or categorical=[{name!r}] if they are categories",
-                )
+        for decimal, thousands in FORMATS:
+            if all(map(_number_format(decimal, thousands).fullmatch, cells)):
+                cure = f"set decimal={decimal!r}" * (decimal != ".")
+                cure += ", " * bool(cure and thousands) if cure else "set " * bool(thousands)
+                cure += f"read_args={{'thousands': {thousands!r}}}" if thousands else ""
+                cure = "convert it to numbers" if self.is_frame else cure
+                self._refuse(name, f"has numbers of another format, {what}", f"{cure}; or {keep}")
+        if all(map(WITH_SIGN.fullmatch, cells)):
+            self._refuse(name, f"has numbers with a sign, {what}", f"remove the sign; or {keep}")
 
     def _refuse_bad_numbers(self, name: str, cells: Series, numbers: Series) -> NoReturn:
         bad = cells[numbers.isna() & cells.notna()]
         self._check_number_format(name, [str(cell) for cell in cells.dropna().unique()])
         rows = [f"{str(cell)!r} in row {row + 1}" for row, cell in bad.iloc[:SHOWN].items()]
         more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+        texts = sorted({str(cell) for cell in bad.iloc[:SHOWN]})
+        gone = f"data.replace({texts}, None)" if self.is_frame else f"na_values={texts}"
         self._refuse(
             name,
             f"has numbers, but for {len(bad)} cell(s): {', '.join(rows)}{more}",
-            f"mend them; or na_values={sorted({str(cell) for cell in bad.iloc[:SHOWN]})} if they "
-            f"are missing; or categorical=[{name!r}] if all cells are categories",
+            f"mend them; or {gone} if they are missing; or categorical=[{name!r}] if all cells are "
+            "categories",
         )
 
-    def _refuse_dates(self, name: str, cells: Series) -> NoReturn:
+    def _refuse_dates(self, name: str, date: str, keep: str = "") -> NoReturn:
         self._refuse(
             name,
-            f"has dates, such as {str(cells.dropna().iloc[0])!r}",
+            f"has dates, such as {date!r}",
             f"dates=[{name!r}] makes days, month and weekday of it; drop=[{name!r}] leaves it out; "
-            f"categorical=[{name!r}] makes a category of each date",
+            + (keep or f"categorical=[{name!r}] makes a category of each date"),
         )
 
     def _refuse(self, name: str, what: str, cure: str) -> NoReturn:
@@ -289,11 +317,25 @@ def compacted(cells: Series) -> Series:
     """A column of texts as pandas' categories, with which all that follows is many times faster."""
     import pandas as pd
 
-    if not (pd.api.types.is_object_dtype(cells.dtype) or pd.api.types.is_string_dtype(cells.dtype)):
+    if not is_text(cells):
         return cells
-    codes, found = pd.factorize(cells)
-    known = pd.Categorical.from_codes(codes, categories=pd.Index(found, dtype=object))
+    try:
+        codes, found = pd.factorize(cells)
+    except TypeError as error:
+        raise ValueError(
+            f"column {cells.name!r} has cells that are neither numbers nor texts ({error}), such "
+            f"as {cells.iloc[0]!r}; make columns of them, or drop=[{cells.name!r}] leaves it out."
+        ) from error
+    texts = pd.Index(found, dtype=object)
+    known = pd.Categorical.from_codes(codes, categories=texts, validate=False)
     return pd.Series(known, index=cells.index, name=cells.name)
+
+
+def is_text(cells: Series) -> bool:
+    """Whether a column has texts, or any objects."""
+    from pandas.api import types
+
+    return bool(types.is_object_dtype(cells.dtype) or types.is_string_dtype(cells.dtype))
 
 
 def text(cell: Any) -> str:
@@ -303,15 +345,18 @@ def text(cell: Any) -> str:
     return str(cell).strip()
 
 
-def factorize(cells: Series) -> tuple[npt.NDArray[np.int64], list[str]]:
+def factorize(
+    cells: Series, name: Callable[[Any], str] = text
+) -> tuple[npt.NDArray[np.int64], list[str]]:
     """Numbers of the categories, -1 for a missing cell, and their names in order.
 
-    Names are sorted as numbers if all of them are, else as texts.
+    Names are sorted as numbers if all of them are, else as texts. Cells of the same `name` are of
+    the same category.
     """
     import pandas as pd
 
     codes, found = pd.factorize(cells)
-    texts = [text(cell) for cell in found]
+    texts = [name(cell) for cell in found]
     names = sorted(set(texts))
     if all(map(_is_number, names)):
         names.sort(key=float)
@@ -331,6 +376,56 @@ def to_numbers(cells: Series) -> Series:
     return pd.Series(np.append(numbers, np.nan)[codes], index=cells.index)
 
 
+def plain_numbers(
+    where: str, cells: Series, decimal: str, thousands: str | None, cure: str
+) -> Series:
+    """Texts with numbers such as "1.234,5" written as "1234.5"; as numbers if all are.
+
+    Args:
+        where: The table's name in messages.
+        cells: Texts.
+        decimal: The decimal point.
+        thousands: What separates thousands, if anything does.
+        cure: What else the message says for a number of another format.
+
+    Raises:
+        ValueError: A cell is a number only with a decimal point, as "1.500" is not for
+            ``decimal=","``.
+    """
+    import pandas as pd
+
+    codes, found = pd.factorize(cells)
+    ours, pythons = _number_format(decimal, thousands), _number_format(".", None)
+    plain: list[Any] = []
+    for cell in found:
+        known = ours.fullmatch(str(cell).strip())
+        if known is None and pythons.fullmatch(str(cell).strip()):
+            row = int((codes == len(plain)).argmax()) + 1
+            given = f"decimal={decimal!r}" + f", thousands={thousands!r}" * bool(thousands)
+            raise ValueError(
+                f"{where}: column {cells.name!r} has {cell!r} in row {row}, which is no number "
+                f"with {given}; {cure}."
+            )
+        number = str(cell).strip().replace(thousands or decimal, "" if thousands else ".")
+        plain.append(number.replace(decimal, ".") if known else cell)
+    made = pd.Series([*plain, None], dtype=object)
+    if all(map(pythons.fullmatch, map(str, plain))):
+        made = pd.to_numeric(made)
+        made = made if (codes < 0).any() else pd.to_numeric(made[:-1])
+    return pd.Series(made.to_numpy()[codes], index=cells.index, name=cells.name)
+
+
+def _number_format(decimal: str, thousands: str | None) -> re.Pattern[str]:
+    """Numbers with this decimal point and this separator of thousands."""
+    point, whole = re.escape(decimal), r"\d+"
+    if thousands:
+        whole = rf"\d{{1,3}}({re.escape(thousands)}\d{{3}})+|\d+"
+    return re.compile(rf"[+-]?(({whole})({point}\d*)?|{point}\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
+WITH_SIGN = re.compile(r"[$€£¥]\s*[+-]?\d[\d.,]*|[+-]?\d[\d.,]*\s*[%$€£¥]", re.ASCII)
+
+
 def to_days(cells: Series, date_format: str | None) -> Series:
     """Days since 1970-01-01 UTC, as float64 with a fraction; NaN for what is no date.
 
@@ -344,9 +439,11 @@ def to_days(cells: Series, date_format: str | None) -> Series:
     dates = pd.Series(found)
     if not pd.api.types.is_datetime64_any_dtype(dates.dtype):
         texts = dates.astype(str)
-        kind: dict[str, Any] = {"format": date_format, "errors": "coerce"}
+        kind: dict[str, Any] = {"errors": "coerce", "utc": True}
         if date_format is None or date_format == DAY_FIRST:
-            kind = {"dayfirst": date_format == DAY_FIRST, "errors": "coerce"}
+            kind["dayfirst"] = date_format == DAY_FIRST
+        else:
+            kind["format"] = date_format
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of a format that cannot be inferred
             dates = pd.to_datetime(texts, **kind)
@@ -354,7 +451,8 @@ def to_days(cells: Series, date_format: str | None) -> Series:
             dates = pd.to_datetime(texts, format="mixed", **kind)
     if dates.dt.tz is not None:
         dates = dates.dt.tz_convert("UTC").dt.tz_localize(None)
-    days = ((dates - pd.Timestamp(0)) / pd.Timedelta(days=1)).to_numpy()
+    since = dates.to_numpy("datetime64[us]") - np.datetime64(0, "us")  # of year 1, too
+    days = since / np.timedelta64(1, "D")
     return pd.Series(np.append(days, np.nan)[codes], index=cells.index)
 
 
@@ -396,19 +494,21 @@ def encode(table: DataFrame, columns: Sequence[Column]) -> Tensor:
         for block in values
         if block.dtype.kind in "if"
     )
-    width = sum(len(column.feature_names) for column in columns)
-    features = np.zeros((len(table), width), dtype=np.float64 if wide else np.float32)
+    stops = np.cumsum([len(column.feature_names) for column in columns]).tolist()
+    features = np.zeros((len(table), stops[-1]), dtype=np.float64 if wide else np.float32)
     rows = np.arange(CHUNK)
     for first in range(0, len(table), CHUNK):  # which a cache holds
         part, start = features[first : first + CHUNK], 0
-        for column, block in zip(columns, values, strict=True):
-            stop, cells = start + len(column.feature_names), block[first : first + CHUNK]
+        for column, block, stop in zip(columns, values, stops, strict=True):
+            cells = block[first : first + CHUNK]
             if column.kind == "category":
                 part[rows[: len(cells)], start + np.maximum(cells, 0)] = 1
                 if column.missing:
                     part[cells < 0, start:stop] = np.nan
+            elif cells.ndim == 1:
+                part[:, start] = cells
             else:
-                part[:, start:stop] = cells.reshape(len(cells), -1)
+                part[:, start:stop] = cells
             start = stop
     return torch.from_numpy(features)
 
@@ -465,8 +565,14 @@ def _values(column: Column, cells: Series) -> npt.NDArray[Any]:
         return _date_parts(column, cells)
     if column.kind != "number":
         return _codes(column, cells)
-    whole = isinstance(cells.dtype, np.dtype) and cells.dtype.kind in "iufb"
-    return cells.to_numpy() if whole else to_numbers(cells).to_numpy()
+    return _numbers(cells)
+
+
+def _numbers(cells: Series) -> npt.NDArray[Any]:
+    """Numbers (N,), not copied where the cells are numbers of NumPy."""
+    plain = isinstance(cells.dtype, np.dtype) and cells.dtype.kind in "iufb"
+    plain = plain and cells.dtype.itemsize <= 8  # of which torch has numbers
+    return cells.to_numpy() if plain else to_numbers(cells).to_numpy()
 
 
 def _date_parts(column: Column, cells: Series) -> npt.NDArray[np.float64]:
@@ -487,10 +593,21 @@ def _codes(column: Column, cells: Series) -> npt.NDArray[np.int64]:
     return np.array([*(place.get(name, -1) for name in names), -1])[codes]
 
 
+def _are_dates(cells: Series) -> bool:
+    """Whether whole numbers are dates such as 20240131."""
+    values = _numbers(cells)
+    for some in (values[: SHOWN + 1], values):  # the first spare most columns the rest
+        some = some[np.isfinite(some)].astype(np.float64)
+        month, day = some // 100 % 100, some % 100
+        dates = (some >= 1900_01_01) & (some <= 2100_12_31) & (month >= 1) & (month <= 12)
+        if not (dates & (day >= 1) & (day <= 31) & (day % 1 == 0)).all():
+            return False
+    return bool(len(some))
+
+
 def _remark(cells: Series) -> str:
-    values = cells.to_numpy()
-    first, last = cells.iloc[[0, -1]].to_numpy(np.float64, na_value=np.nan)
-    if len(cells) > 1 and first == last and (cells == first).fillna(False).all():
+    values = _numbers(cells)
+    if len(values) > 1 and values[0] == values[-1] and (values == values[0]).all():
         return "is the same in every row"
     if values.dtype.kind in "iu" and len(values) > MIN_IDENTIFIERS and (np.diff(values) == 1).all():
         return "numbers the rows"

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from dlblocks.data.base import BatchSize, DataModule, Source
 from dlblocks.data.csv_files import check_read_args, missing_texts, read_table
+from dlblocks.data.labels import label_key
 from dlblocks.data.splits import Split
 from dlblocks.data.table_columns import (
+    MIN_IDENTIFIERS,
     Column,
     ColumnReader,
     compacted,
@@ -22,6 +24,8 @@ from dlblocks.data.table_columns import (
     encode,
     factorize,
     is_row_numbers,
+    is_text,
+    plain_numbers,
     refuse_missing,
     shortened,
     text,
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
 DATASETS = ("iris", "wine", "breast_cancer", "diabetes")
 # Whole numbers with at most so many different values are taken for classes.
 MAX_NUMBER_CLASSES = 20
+MAX_NOTES = 5  # of one kind
 AS_VALUES = 'if that is a value, set keep_default_na=False and na_values=[""]'
 
 
@@ -252,6 +257,8 @@ class TabularDataModule(DataModule):
             name: [text(one) for one in table[name].cat.categories]
             for name in table.columns[table.dtypes == "category"]
         }
+        table = table.drop(columns=self.asked["drop"])
+        self._read_numbers(table)
         for name in table.columns:
             table[name] = compacted(table[name])
         where = "data" if self.is_frame or self.built_in else str(self.data)
@@ -277,6 +284,7 @@ class TabularDataModule(DataModule):
             embed=self.asked["embed"],
             declared=declared,
             impute=self.missing == "impute",
+            is_frame=self.is_frame,
         )
         self.table_columns = columns = [reader.read(table[name]) for name in features]
         self._note(table)
@@ -311,9 +319,11 @@ class TabularDataModule(DataModule):
             if len(twice):
                 raise ValueError(f"data has two columns named {twice[0]!r}; rename one.")
         else:
-            as_text = [*self.asked["categorical"], *self.asked["counts"], *self.asked["embed"]]
-            dtype = self.read_args.get("dtype", dict.fromkeys(as_text, str))
-            table = read_table(Path(str(self.data)), {"dtype": dtype, **self.read_args})
+            dtype = self.read_args.get("dtype", {})
+            if isinstance(dtype, Mapping):
+                dtype = {**dict.fromkeys(self._texts(), str), **dtype}
+            args = {k: v for k, v in self.read_args.items() if k != "thousands"}
+            table = read_table(Path(str(self.data)), {**args, "dtype": dtype})
         given = {"target": self.target, "group": self.group, "fold_column": self.fold_column}
         own = {argument: [name] for argument, name in given.items() if name is not None}
         for argument, names in (own | self.asked).items():
@@ -332,6 +342,25 @@ class TabularDataModule(DataModule):
             if others:
                 raise ValueError(f"column {name!r} is in {argument} and in {others[0]}; choose.")
         return table, None
+
+    def _texts(self) -> list[str]:
+        """Columns whose cells are read as text."""
+        return [name for kind in ("categorical", "counts", "embed", "dates")
+                for name in self.asked[kind]]  # fmt: skip
+
+    def _read_numbers(self, table: pd.DataFrame) -> None:
+        """Read numbers of other formats; pandas takes 01.02.2024 for one, with thousands='.'."""
+        decimal, thousands = self.read_args.get("decimal"), self.read_args.get("thousands")
+        if decimal in (None, ".") and thousands is None:
+            return
+        for name in set(table.columns).difference(self._texts(), [self.group, self.fold_column]):
+            if is_text(table[name]):
+                cure = "mend it" if thousands else "set read_args={'thousands': '.'} if it has some"
+                if name != self.target:
+                    cure += f", or categorical=[{name!r}] if it is a category"
+                table[name] = plain_numbers(
+                    str(self.data), table[name], decimal or ".", thousands, cure
+                )
 
     def _set_aside(self, table: pd.DataFrame) -> None:
         """Sort out the columns that are no features."""
@@ -362,11 +391,18 @@ class TabularDataModule(DataModule):
             for name in incomplete
             if (said := self._spelled(table, name))
         ]
-        self._notes += [
-            f"column {c.name!r} {c.remark}; if it tells nothing, set drop=[{c.name!r}]"
-            for c in self.table_columns
-            if c.remark
-        ]
+        remarked: dict[str, list[str]] = {}
+        for column in self.table_columns:
+            if column.remark:
+                remarked.setdefault(column.remark, []).append(column.name)
+        for remark, names in remarked.items():
+            if len(names) > MAX_NOTES:
+                self._notes.append(f"{len(names)} columns: each {remark}: {shortened(names)}")
+            else:
+                self._notes += [
+                    f"column {name!r} {remark}; if it tells nothing, set drop=[{name!r}]"
+                    for name in names
+                ]
         days = [c for c in self.table_columns if c.kind == "date"]
         if self.split == "time_series" and days:
             column = table[days[0].name]
@@ -393,7 +429,14 @@ class TabularDataModule(DataModule):
             whole = numeric and bool((numbers % 1 == 0).all())
             task = "classification" if not numeric or (whole and few) else "regression"
         if task == "classification":
-            codes, names = factorize(labels)
+            codes, names = factorize(labels, lambda cell: label_key(text(cell)))
+            if self.task is None and len(names) >= max(MIN_IDENTIFIERS, len(labels) / 2):
+                raise ValueError(
+                    f"{where}: target={labels.name!r} has {len(names)} different values in "
+                    f"{len(labels)} rows, such as {shortened(names)}, which is too many for "
+                    "classes; choose another target, convert it to numbers, or set "
+                    "task='classification'."
+                )
             return torch.from_numpy(codes), names
         if not numeric:
             row = int(numbers.isna().to_numpy().argmax())

@@ -55,8 +55,9 @@ class EmbedCategories(nn.Module):
             self.out_features += width
 
     def forward(self, inputs: Tensor) -> Tensor:
+        # torch.vmap honours padding_idx for the first of the stacked tables only, hence the mask.
         vectors = [
-            table(inputs[:, column].long())
+            table(inputs[:, column].long()) * (inputs[:, column] >= 1).unsqueeze(1)
             for column, table in zip(self.categories, self.tables, strict=True)
         ]
         return torch.cat([inputs[:, self.others], *vectors], dim=1)

@@ -193,7 +193,8 @@ def greys(data, part):
     return data.arrays(part)[0][:, 0, 0, 0].tolist()
 
 
-@pytest.mark.parametrize("train", ["train", "Train", "TRAINING", "training_set", "train-data"])
+@pytest.mark.parametrize("train", ["train", "Train", "TRAINING", "training_set", "train-data",
+                                   "train_images", "images_train", "train2017"])  # fmt: skip
 @pytest.mark.parametrize("val", ["val", "Val", "valid", "VALIDATION", "validation set", "dev"])
 @pytest.mark.parametrize("test", ["test", "Testing", "TEST", "test_set"])
 def test_parts_in_any_spelling(tmp_path, train, val, test):
@@ -445,6 +446,16 @@ def test_a_folder_of_phone_photographs(tmp_path):
     assert (len(data.indices("train")), len(data.indices("val"))) == (16, 6)
     images, targets, _ = data.arrays("train")
     assert ((images.float().mean((1, 2, 3)) > 100) == (targets == 1)).all()
+
+
+def test_links_to_folders_above_are_not_followed(tmp_path):
+    for name in ("cat", "dog"):
+        paint(tmp_path / "all" / name / "0.png", "red")
+    paint(tmp_path / "elsewhere" / "1.png", "blue")
+    (tmp_path / "all" / "cat" / "loop").symlink_to("..")
+    (tmp_path / "all" / "dog" / "more").symlink_to(tmp_path / "elsewhere")
+    data = ImageFolderDataModule(str(tmp_path / "all"), size=4)
+    assert data.source.targets.tolist() == [0, 1, 1]
 
 
 def test_hidden_copies_are_no_samples(tmp_path):

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import json
+from datetime import datetime
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -159,9 +160,32 @@ def test_dates_of_other_formats(write):
     with pytest.raises(ValueError, match=r"'03/04/2024', of which day or month may come first; "
                        r"give the format"):  # fmt: skip
         loaded(few, "y", dates=["when"])
+    both = write(rows_of(["13/04/2024", "04/13/2024"] * 30, LABEL, header="when,y"), "both.csv")
+    with pytest.raises(ValueError, match="of which day or month may come first"):
+        loaded(both, "y", dates=["when"])
     bad = write(rows_of(["2024-01-01", "soon"] * 30, LABEL, header="when,y"), "bad.csv")
     with pytest.raises(ValueError, match="column 'when' is of dates, but row 2 is 'soon'"):
         loaded(bad, "y", dates=["when"])
+
+
+def test_dates_with_time_zones_and_of_any_year(write):
+    cells = ["2024-07-01 01:30+02:00", "2024-01-01T10:00Z", "0001-01-01", "9999-12-31"] * 15
+    data = loaded(write(rows_of(cells, LABEL, header="when,y")), "y", dates=["when"])
+    expected = [datetime(2024, 6, 30, 23, 30), datetime(2024, 1, 1, 10), datetime(1, 1, 1),
+                datetime(9999, 12, 31)]  # fmt: skip
+    for row, date in zip(data.source.inputs[:4].double(), expected, strict=True):
+        days, month, weekday, hour = row.tolist()
+        assert days == pytest.approx((date - datetime(1970, 1, 1)).total_seconds() / 86400)
+        assert [month, weekday] == [date.month, date.weekday()]
+        assert hour == pytest.approx(date.hour + date.minute / 60, abs=1e-4)
+
+
+def test_times_without_a_date_do_not_take_the_current_day(write):
+    path = write(rows_of(["10:30", "23:00"] * 30, LABEL, header="at,y"))
+    with pytest.raises(ValueError, match=r"times without a date, such as '10:30'; .*'%H:%M'"):
+        loaded(path, "y", dates=["at"])
+    data = loaded(path, "y", dates={"at": "%H:%M"})
+    assert data.source.inputs[:2, 3].tolist() == pytest.approx([10.5, 23], abs=1e-3)
 
 
 def test_missing_dates_are_imputed(write):
@@ -244,6 +268,25 @@ def test_a_model_learns_from_embedded_categories(tmp_path):
     assert saved(unknown).isfinite().all()
 
 
+def test_unknown_categories_stay_unknown_in_folds_fitted_as_one(tmp_path):
+    frame = pd.DataFrame(MANY)
+    frame.loc[::3, "city"] = None
+    data = TabularDataModule(frame, "y", embed=["city"], missing="impute")
+
+    def losses(engine):
+        result = cross_validate(
+            lambda: MLPClassifier(2, 2, embeddings=data.embeddings, lr=0.05), data, num_folds=3,
+            engine=engine, trainer={"max_epochs": 2, **FOLDS}, run_dir=tmp_path / engine,
+            progress_bar=False, figures=False,
+        )  # fmt: skip
+        for fold in range(3):
+            model = load(tmp_path / engine / f"fold-{fold}" / "checkpoints" / "best.ckpt")
+            assert not model.net.embed(torch.zeros(1, 2)).any()
+        return result.mean("val/loss")
+
+    np.testing.assert_allclose(losses("vectorized"), losses("sequential"), rtol=1e-5)
+
+
 def test_embeddings_are_refused_where_they_would_be_wrong():
     data = TabularDataModule(pd.DataFrame(MANY), "y", embed=["city"])
     with pytest.raises(ValueError, match=r"embeddings=\{\}, but .* set embeddings=data.embeddings"):
@@ -308,6 +351,14 @@ def test_other_texts_for_missing_cells(write):
         ([*map(str, X[1:]), "6.2 kg"], r"numbers, but for 1 cell\(s\): '6.2 kg' in row 60"),
         ([f'"{1 + i},{i:03d}.5"' for i in range(N)], "thousands': ','"),
         ([f'"{i},5"' for i in range(N)], "set decimal=','"),
+        ([f'"{i % 9},5"' if i % 2 else f"{i % 9}.5" for i in range(N)], r"but for 30 cell\(s\)"),
+        ([f"{i % 9} %" for i in range(N)], "has numbers with a sign, such as 0 %"),
+        ([f"${i % 9}.50" for i in range(N)], r"with a sign, .*; remove the sign; or categorical"),
+        (
+            [f"2024{1 + i // 28:02d}{1 + i % 28:02d}" for i in range(N)],
+            r"dates, such as '20240101'; dates=\['x'\] .*numeric=\['x'\] keeps it",
+        ),
+        ([f"2024-01-{1 + i % 28:02d}" if i % 9 else "?" for i in range(N)], r"dates=\['x'\]"),
         ([f"ab{i}" for i in range(N)], r"different in every row .*drop=\['x'\]"),
         ([f"2024-{1 + i // 28:02d}-{1 + i % 28:02d}" for i in range(N)], r"dates=\['x'\]"),
         ([f"{1 + i % 28}/{1 + i // 28}/24" for i in range(N)], r"dates=\['x'\]"),
@@ -339,9 +390,44 @@ def test_columns_that_tell_little_are_told(write):
         "column 't' numbers the rows; if it tells nothing, set drop=['t']",
         "column 'same' is the same in every row; if it tells nothing, set drop=['same']",
     ]
+    wide = pd.DataFrame({**{f"c{i}": [1] * N for i in range(300)}, "x": X, "y": LABEL})
+    assert loaded(wide, "y").notes() == [
+        "300 columns: each is the same in every row: c0, c1, c2, …"
+    ]
 
 
-def test_categories_that_look_like_numbers_keep_their_zeros(write):
+def test_thousands_and_decimal_commas(write):
+    """pandas reads 01.02.2024 as 1022024, with thousands=".", and 1.500 as 1.5 without."""
+    dates = pd.date_range("2024-01-28", periods=N, freq="D")
+    days = dates.strftime("%d.%m.%Y")
+    amounts = [f"{i % 7}.{500 + i}" for i in range(N)]
+    shares = [*[f"{i},5" for i in range(N - 1)], "k.A."]
+    path = write("am;amount;share;y\n" + "".join(
+        ";".join(row) + "\n" for row in zip(days, amounts, shares, LABEL, strict=True)
+    ))  # fmt: skip
+    german = {"sep": ";", "decimal": ","}
+    dots = {**german, "read_args": {"thousands": "."}}
+    with pytest.raises(ValueError, match=r"'0\.500' in row 1, which is no number with decimal=','"):
+        loaded(path, "y", **german)
+    with pytest.raises(ValueError, match=r"'am' has dates, such as '01.02.2024'"):
+        loaded(path, "y", drop=["share"], **dots)
+    with pytest.raises(ValueError, match=r"'share' has numbers, but for 1 cell\(s\): 'k.A.'"):
+        loaded(path, "y", dates=["am"], **dots)
+    data = loaded(path, "y", dates=["am"], na_values=["k.A."], missing="impute", **dots)
+    inputs = data.source.inputs
+    np.testing.assert_array_equal(inputs[:, 1], dates.month)
+    np.testing.assert_array_equal(inputs[:, 3], [1000 * (i % 7) + 500 + i for i in range(N)])
+    np.testing.assert_array_equal(inputs[:-1, 4], np.arange(N - 1) + 0.5)
+    assert inputs[-1, 4].isnan()
+    assert loaded(path, "amount", drop=["am", "share"], **dots).source.targets[1] == 1501
+
+
+@pytest.mark.parametrize("read_args", [{}, {"header": None, "skiprows": 1}])
+def test_categories_that_look_like_numbers_keep_their_zeros(write, read_args):
+    name, y = ("0", "1") if read_args else ("zip", "y")
+    spaced = write(rows_of(["01", "1", "007"] * 20, LABEL, header="zip ,y"))
+    data = loaded(spaced, y, categorical=[name], read_args=read_args)
+    assert data.feature_names == [f"{name}=01", f"{name}=1", f"{name}=007"]
     path = write(rows_of(["01", "1", "007"] * 20, LABEL, header="zip,y"))
     assert loaded(path, "y", categorical=["zip"]).feature_names == ["zip=01", "zip=1", "zip=007"]
     assert loaded(path, "y").feature_names == ["zip"]
@@ -374,6 +460,7 @@ def test_a_file_is_as_large_in_memory_as_its_numbers(write):
         ([3, 7], ["3", "7"]),
         ([10, 9], ["9", "10"]),
         (["1", "1.0", "0"], ["0", "1"]),
+        (["1", "1.0", "none of them"], ["1", "none of them"]),
         ([True, False], ["False", "True"]),
         (["b", "a "], ["a", "b"]),
     ],
@@ -438,7 +525,11 @@ def test_dialects(write, content, name, arguments):
         (b"a,a,b\n1,2,0\n3,4,1\n", "two columns named 'a'"),
         (b"a,b\n1,0\n3,1,4\n", r"cannot be read \(.*Expected 2 fields in line 3, saw 3"),
         (b"a,b\n1,0,5,6\n3,1,5,6\n", "rows have 4 cells and the header 2"),
-        (b"a,b\ninf,0\n1,1\n1,0\n2,1\n", r"row 0, column 0 \('a'\)"),
+        (
+            b"a,b\ninf,0\n1,1\n1,0\n2,1\n",
+            r"'a' is infinite \(inf\) in row 1; .*na_values=\['inf'\]",
+        ),
+        (b"a,b\nu,1,0\nu,2,1\nv,3,0\n", "rows have 3 cells and the header 2; complete"),
         (b"a,b\n1,2\n3\n", "row 2 has no value in column 'b'"),
         (b"5.1,3.5,0\n4.9,3.0,1\n4.7,3.2,0\n", "seems to have no header"),
     ],
@@ -517,6 +608,35 @@ def test_bad_arguments(table, arguments, error, message):
         loaded(table, **arguments)
 
 
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ([[1, 2]] * N, r"column 'x' has cells that are neither .*\[1, 2\]; .*drop=\['x'\]"),
+        ([f"{i},5" for i in range(N)], "another format, .*; convert it to numbers"),
+        (["?", *map(str, X[1:])], r"data.replace\(\['\?'\], None\) if they are missing"),
+        (np.array([np.inf, *X[1:]]), r"is infinite \(inf\) in row 1; remove these rows\.$"),
+        (["a", None] * (N // 2), r"missing='impute' to fill it in, or drop=\['x'\] to leave"),
+    ],
+)
+def test_messages_of_data_frames_name_what_mends_a_data_frame(cells, message):
+    frame = pd.DataFrame({"x": list(cells), "z": X, "y": LABEL})
+    with pytest.raises(ValueError, match=message):
+        loaded(frame, "y")
+    assert loaded(frame, "y", drop=["x"]).feature_names == ["z"]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.longdouble, "uint8", "Float32"])
+def test_numbers_of_any_type(dtype):
+    frame = pd.DataFrame({"x": pd.Series(range(N), dtype=dtype), "y": LABEL})
+    assert loaded(frame, "y").source.inputs[:, 0].tolist() == list(range(N))
+
+
+def test_targets_that_are_no_classes():
+    frame = pd.DataFrame({"x": X, "y": pd.date_range("2024", periods=N)})
+    with pytest.raises(ValueError, match="target='y' has 60 different values in 60 rows"):
+        loaded(frame, "y")
+
+
 def test_bad_sources(tmp_path):
     with pytest.raises(ValueError, match=r"data='wines' is neither .* did you mean 'wine'"):
         TabularDataModule("wines")
@@ -567,7 +687,7 @@ def test_penguins(write):
     assert data.in_features == 3 + 4 + 2
     assert data.summary().loc["sex", "missing"] == 11
     raw = installed("palmerpenguins", "data/penguins-raw.csv")
-    with pytest.raises(ValueError, match=r"column 'Date Egg' has dates, such as '2007-11-11'"):
+    with pytest.raises(ValueError, match=r"column 'Date Egg' has dates, such as '2007-11-09'"):
         loaded(raw, "Species", missing="impute", drop=["Individual ID"])
 
 
