@@ -1,4 +1,7 @@
-"""CSV files as a DataFrame, by pandas; what pandas would read wrongly in silence is an error."""
+"""Read CSV files by pandas.
+
+Files that pandas would read wrongly in silence are errors here.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ def check_read_args(argument: str, given: Mapping[str, Any]) -> None:
 
 
 def read_table(path: Path, read_args: Mapping[str, Any]) -> pd.DataFrame:
-    """The rows of a CSV file, or of all CSV files of a folder, one after the other.
+    """Read a CSV file, or all CSV files of a folder.
 
     Args:
         path: A file, or a folder whose files have the same columns; they are read in the order of
@@ -86,7 +89,9 @@ def read_table(path: Path, read_args: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def missing_texts(path: Path, read_args: Mapping[str, Any], column: str) -> Counter[str]:
-    """How the missing cells of a column are written in the file, and how often; no empty ones.
+    """Count how the missing cells of a column are written.
+
+    Empty cells are left out.
 
     Args:
         path: As for `read_table`.
@@ -143,7 +148,10 @@ def _read(path: Path, given: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def _has_spaces(path: Path) -> bool:
-    """Whether a file has a space or tab; to skip them costs pandas a fifth of its time."""
+    """Whether a file has a space or tab.
+
+    To skip spaces costs pandas a fifth of its time.
+    """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as all_:
             return all_.find(b" ") >= 0 or all_.find(b"\t") >= 0
@@ -193,7 +201,7 @@ def _not_decoded(path: Path, args: Mapping[str, Any], error: Exception) -> str:
 
 
 def _check_header(path: Path, table: pd.DataFrame, args: Mapping[str, Any]) -> None:
-    """Raises a `ValueError` if the header shows that the file was read wrongly."""
+    """Refuse a header that shows wrong arguments."""
     names = [str(name) for name in table.columns]
     named = [name for name in names if not name.startswith(NO_NAME)]
     if len(named) == 1:  # two if the cells have decimal commas
@@ -227,7 +235,7 @@ def _check_header(path: Path, table: pd.DataFrame, args: Mapping[str, Any]) -> N
 
 
 def _with_row_names(path: Path, args: Mapping[str, Any], error: Exception) -> pd.DataFrame:
-    """The table of a file whose rows begin with a name, as R writes them, unlike the header."""
+    """Read a file whose rows have one cell more than the header, as R writes them."""
     table = _parse(path, {**args, "index_col": None})
     if table.index.nlevels > 1:
         cells = len(table.columns) + table.index.nlevels

@@ -12,16 +12,8 @@ import torch
 from torch import Tensor
 
 from dlblocks.data.base import BatchSize, DataModule, Source
-from dlblocks.data.csv_files import check_read_args, missing_texts, read_table
-from dlblocks.data.labels import label_key
-from dlblocks.data.splits import Split
-from dlblocks.data.table_columns import (
-    MIN_IDENTIFIERS,
-    Column,
-    ColumnReader,
+from dlblocks.data.cells import (
     compacted,
-    complete,
-    encode,
     factorize,
     is_row_numbers,
     is_text,
@@ -31,6 +23,11 @@ from dlblocks.data.table_columns import (
     text,
     to_numbers,
 )
+from dlblocks.data.csv_files import check_read_args, missing_texts, read_table
+from dlblocks.data.labels import label_key
+from dlblocks.data.splits import Split
+from dlblocks.data.table_columns import MIN_IDENTIFIERS, Column, ColumnReader
+from dlblocks.data.table_features import complete, encode
 from dlblocks.errors import check_choice, did_you_mean
 
 if TYPE_CHECKING:
@@ -207,7 +204,7 @@ class TabularDataModule(DataModule):
             "drop": drop, "numeric": numeric, "categorical": categorical, "dates": dates,
             "counts": counts, "embed": embed,
         }  # fmt: skip
-        self.asked = {name: _names(name, given) for name, given in asked.items()}
+        self.asked = {name: [str(one) for one in given] for name, given in asked.items()}
         self.date_formats = dict(dates) if isinstance(dates, Mapping) else dict.fromkeys(dates)
         check_read_args("read_args", read_args or {})
         for name in (read_args or {}).keys() & reading.keys():
@@ -500,12 +497,6 @@ def _is_data_frame(data: Any) -> bool:
     import pandas as pd
 
     return isinstance(data, pd.DataFrame)
-
-
-def _names(argument: str, given: Any) -> list[str]:
-    if isinstance(given, str):
-        raise TypeError(f"{argument}={given!r} must be a list of columns, such as [{given!r}].")
-    return [str(name) for name in given]
 
 
 def _plain(na_values: Any) -> Any:
