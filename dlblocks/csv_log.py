@@ -37,7 +37,10 @@ class ContinuedCSV(ExperimentWriter):
 
     def keep(self, count: int) -> None:
         """Drops all rows but the first `count`: those that the resumed run will log again."""
-        if count < self.rows:
+        if count == 0 and self.path.is_file():
+            self.path.unlink()
+            self.metrics_keys, self.rows = [], 0
+        elif count < self.rows:
             self._write(self._read()[:count], self.metrics_keys)
             self.rows = count
 

@@ -6,9 +6,11 @@ import contextlib
 import csv
 import json
 import os
+import re
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,13 @@ RUN_DIR = "DLBLOCKS_RUN_DIR"
 _chosen: list[str] = []
 # The first and the last file of a cross-validation, and the one that is there while it runs.
 PLAN, SUMMARY, LOCK = "plan.json", "summary.json", ".lock"
+# What to do about a damaged file of a finished run.
+AGAIN = "delete summary.json and make the same call again, which writes both anew"
+PART = ".part"  # in the name of a file that is being written
+
+
+class DamagedFileError(ValueError):
+    """A file of a run cannot be read."""
 
 
 class OtherRunError(FileExistsError):
@@ -28,7 +37,8 @@ class OtherRunError(FileExistsError):
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Gives a temporary path beside `path`; renamed to `path` at the end, removed on an error.
 
-    The temporary name keeps the ending, from which some writers choose their format.
+    The temporary name keeps the ending, from which some writers choose their format. The content
+    is on the disk before the file has its name, so that a power cut leaves the old or the new file.
 
     >>> import tempfile
     >>> target = Path(tempfile.mkdtemp()) / "deep" / "note.txt"
@@ -39,7 +49,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(f"{PART}{path.suffix}", f".{path.stem}-", path.parent)
     os.close(handle)
     part = Path(name)
     try:
@@ -48,9 +58,90 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         part.chmod(0o666 & ~umask)
-        os.replace(part, path)
+        put_in_place(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def put_in_place(part: Path, path: Path) -> None:
+    """Rename a finished file, when it is on the disk."""
+    _sync(part)
+    os.replace(part, path)
+    with contextlib.suppress(OSError):  # not every system can do that with a folder
+        _sync(path.parent, os.O_RDONLY)
+
+
+def _sync(path: Path, how: int = os.O_RDWR) -> None:
+    handle = os.open(path, how)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def is_part(name: str) -> bool:
+    """Return True for the names of files that a killed process has left half written."""
+    return re.fullmatch(r"\..*-\w{8}\.part(\.\w+)?|last\.ckpt\.part", name) is not None
+
+
+def remove_parts(run_dir: Path) -> None:
+    """Remove the files that a killed run has left half written."""
+    for path in run_dir.rglob(f"*{PART}*"):
+        if is_part(path.name):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def is_json(path: Path) -> bool:
+    """Return True if there is a JSON file, and it can be read."""
+    try:
+        json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def is_whole(path: Path) -> bool:
+    """Return True for a checkpoint or ``.npz`` whose checksums (CRC-32) are right."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except PermissionError:
+        raise
+    except Exception:  # zipfile has many
+        return False
+
+
+def read_json(path: Path, cure: str) -> Any:
+    """Read a JSON file of a run; an error names the file and the cure if it is damaged."""
+    with reading(path, cure):
+        return json.loads(path.read_text())
+
+
+def read_arrays(path: Path, cure: str) -> dict[str, Any]:
+    """Read an ``.npz`` file of a run; see `read_json`."""
+    import numpy as np
+
+    # Opened here: np.load leaves a damaged file open.
+    with reading(path, cure), path.open("rb") as file, np.load(file) as arrays:
+        return dict(arrays)
+
+
+@contextlib.contextmanager
+def reading(path: Path, cure: str) -> Iterator[None]:
+    """Turn errors of a damaged file into a `ValueError` that names it and the cure.
+
+    Args:
+        path: The file, read inside.
+        cure: What to do about it.
+    """
+    try:
+        yield
+    except PermissionError:
+        raise
+    except Exception as error:
+        what = "is missing" if isinstance(error, FileNotFoundError) else f"is damaged ({error!r})"
+        raise DamagedFileError(f"{path} {what}; {cure}.") from error
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -93,10 +184,13 @@ def know_rank(num_nodes: int) -> None:
 
 
 def holds_something(path: Path) -> bool:
-    """Whether there is something at `path`, other than a folder that is empty but for its lock."""
+    """Whether there is something at `path`, other than a folder that is empty but for its lock.
+
+    Half-written files do not count.
+    """
     if not path.is_dir():
         return path.exists()
-    return any(entry.name != LOCK for entry in path.iterdir())
+    return any(entry.name != LOCK and not is_part(entry.name) for entry in path.iterdir())
 
 
 def check_new_run_dir(run_dir: str | os.PathLike[str]) -> Path:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import (
@@ -119,7 +120,10 @@ def check_trainer_arguments(
             f"trainer is a {type(trainer).__name__}; give the arguments of a Trainer, which is "
             "made anew for each fit, such as {'max_epochs': 30}."
         )
-    arguments = dict(trainer or {})
+    arguments = {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in (trainer or {}).items()
+    }
     for name in ("max_epochs", "max_steps", "accumulate_grad_batches", "check_val_every_n_epoch"):
         if isinstance(arguments.get(name), str):
             raise TypeError(f"trainer={{{name!r}: {arguments[name]!r}}} must be a number.")
@@ -488,7 +492,8 @@ def fit(
     if resume:
         own.append(KeepHistory(history))
         if not any(isinstance(callback, ExactResume) for callback in callbacks):
-            own.append(ExactResume(min_seconds=RESUME_SECONDS))
+            # First, to look for last.ckpt before `checkpoint` does.
+            own.insert(0, ExactResume(min_seconds=RESUME_SECONDS))
     fitter = pl.Trainer(
         **arguments,
         callbacks=[*shown, *own, *([bar] if isinstance(bar, Callback) else [])],

@@ -95,10 +95,15 @@ def _acquire(folder: Path, waiting: str | None) -> int | None:
     while fcntl is not None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError as error:
             if error.errno in NO_WRITING:
                 return None
+            if error.errno == errno.ELOOP:
+                raise OSError(
+                    f"{path} is a symbolic link, which is not followed: another file would be "
+                    "overwritten. Delete the link."
+                ) from error
             raise
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -138,7 +143,7 @@ def _acquire(folder: Path, waiting: str | None) -> int | None:
 def _is_still(path: Path, handle: int) -> bool:
     """Whether the open file is the one of that name, not one that its last holder has removed."""
     try:
-        mine, there = os.fstat(handle), path.stat()
+        mine, there = os.fstat(handle), path.lstat()
     except OSError:
         return False
     return mine.st_nlink > 0 and os.path.samestat(mine, there)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,14 +37,20 @@ def curve_figures(
     if not plots.curve_metrics(histories):
         return {}
     best = None if best_epochs is None else [epoch - 1 for epoch in best_epochs]
-    return {"learning_curves": plots.learning_curves(histories, best_epochs=best, monitor=monitor)}
+    with drawing("learning_curves") as figures:
+        figures["learning_curves"] = plots.learning_curves(
+            histories, best_epochs=best, monitor=monitor
+        )
+    return figures
 
 
 def score_figure(
     name: str, metric: str, values: Sequence[float], interval: tuple[float, float]
 ) -> dict[str, Figure]:
     """The metric of every fold of one cross-validation, with its mean and interval."""
-    return {"scores": plots.strip({name: values}, intervals={name: interval}, metric=metric)}
+    with drawing("scores") as figures:
+        figures["scores"] = plots.strip({name: values}, intervals={name: interval}, metric=metric)
+    return figures
 
 
 def prediction_figures(
@@ -79,17 +87,20 @@ def prediction_figures(
     if not np.isfinite(prediction).all():
         return {}
     ours = datamodule if isinstance(datamodule, DataModule) else None
+    figures: dict[str, Figure] = {}
     if kind == "values":
-        figures = {
-            "predicted_vs_true": plots.predicted_vs_true(
+        with drawing("predicted_vs_true"):
+            figures["predicted_vs_true"] = plots.predicted_vs_true(
                 target, prediction.reshape(target.shape), title=title, scores=scores or None
             )
-        }
         if ours and ours.input_shape == (1,) and target.size == len(target):
-            index, target, prediction = _means(index, target, prediction)
-            x = ours.raw_inputs(part)[index].numpy().ravel()
-            order = np.argsort(x)
-            figures["curve"] = plots.curve(x, target.ravel(), x[order], prediction.ravel()[order])
+            with drawing("curve"):
+                index, target, prediction = _means(index, target, prediction)
+                x = ours.raw_inputs(part)[index].numpy().ravel()
+                order = np.argsort(x)
+                figures["curve"] = plots.curve(
+                    x, target.ravel(), x[order], prediction.ravel()[order]
+                )
         return figures
     predicted = prediction if kind == "labels" else prediction.argmax(1)
     if min(target.min(), predicted.min()) < 0:
@@ -103,23 +114,26 @@ def prediction_figures(
         return {}
     if len(names) != num_classes:  # the data do not know of a class that they lack
         names = [str(i) for i in range(num_classes)]
-    figures = {"confusion_matrix": plots.confusion_matrix(target, predicted, names, title=title)}
+    with drawing("confusion_matrix"):
+        figures["confusion_matrix"] = plots.confusion_matrix(target, predicted, names, title=title)
     if kind == "labels" or not are_probabilities(prediction):
         return figures
     error = (scores or {}).get("calibration_error")
-    figures["reliability"] = plots.reliability(target, prediction, title=title, error=error)
+    with drawing("reliability"):
+        figures["reliability"] = plots.reliability(target, prediction, title=title, error=error)
     if ours and len(ours.input_shape) == 3:
-        index, target, prediction = _means(index, target, prediction)
-        true = np.take_along_axis(prediction, target[:, None], axis=1)[:, 0]
-        worst = np.argsort(true, kind="stable")[:NUM_HARDEST]
-        figures["hardest"] = plots.hardest(
-            ours.raw_inputs(part)[index[worst]].numpy(),
-            target[worst],
-            prediction[worst],
-            names,
-            indices=index[worst],
-            title="hardest samples" + (f", means of {repeats} repeats" if repeats > 1 else ""),
-        )
+        with drawing("hardest"):
+            index, target, prediction = _means(index, target, prediction)
+            true = np.take_along_axis(prediction, target[:, None], axis=1)[:, 0]
+            worst = np.argsort(true, kind="stable")[:NUM_HARDEST]
+            figures["hardest"] = plots.hardest(
+                ours.raw_inputs(part)[index[worst]].numpy(),
+                target[worst],
+                prediction[worst],
+                names,
+                indices=index[worst],
+                title="hardest samples" + (f", means of {repeats} repeats" if repeats > 1 else ""),
+            )
     return figures
 
 
@@ -135,7 +149,29 @@ def _means(
     return once, target[first], sums / counts.reshape(-1, *(1,) * (prediction.ndim - 1))
 
 
-def save_figures(folder: Path, figures: Mapping[str, Figure]) -> None:
-    """Writes each figure as ``<folder>/<name>.png``."""
+def save_figures(folder: Path, figures: Mapping[str, Figure]) -> dict[str, Figure]:
+    """Write each figure as ``<folder>/<name>.png``; return those that could be written."""
+    written = {}
     for name, figure in figures.items():
-        plots.save(figure, folder / f"{name}.png")
+        with drawing(name):
+            plots.save(figure, folder / f"{name}.png")
+            written[name] = figure
+    return written
+
+
+@contextlib.contextmanager
+def drawing(name: str) -> Iterator[dict[str, Figure]]:
+    """Turn an error while a figure is drawn into a warning: figures never cost a result.
+
+    Args:
+        name: The figure, for the warning.
+
+    Yields:
+        An empty dictionary for the figure.
+    """
+    try:
+        yield {}
+    except Exception as error:
+        warnings.warn(
+            f"The figure {name} could not be drawn and is left out: {error!r}", stacklevel=4
+        )

@@ -19,6 +19,7 @@ FLOORS = [
     {"data", "callbacks", "models", "tracking"},
     {"report"},
     {"fitting"},
+    {"plan"},
     {"ensembles"},
     {"crossval"},
     {"cli"},

@@ -385,3 +385,27 @@ def test_no_display_is_touched():
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+NAMES = ["$x_$", r"\frac{", "😀", "", "_a", "$a$ and $b$", r"\$5", "a\nb", "{}", "%s"]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
+def test_class_names_are_drawn_as_they_are(tmp_path, name):
+    from matplotlib.text import Text
+
+    figure = plots.confusion_matrix([0, 1], [0, 1], [name, "b"], title=name)
+    plots.save(figure, tmp_path / "a.png")
+    drawn = [text for text in figure.findobj(Text) if text.get_text()]
+    ticks = {text.get_text().replace(r"\$", "$") for text in drawn}
+    assert name in ticks or not name
+    assert not any(text._preprocess_math(text.get_text())[1] is True for text in drawn)
+
+
+def test_a_confusion_matrix_of_500_classes_is_of_bounded_size(tmp_path):
+    labels = np.arange(500)
+    figure = plots.confusion_matrix(labels, labels, [f"class number {i}" for i in labels])
+    assert max(figure.get_size_inches()) < 17
+    plots.save(figure, tmp_path / "a.png")
+    names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert names[:2] == ["class number 0", "class number 5"]

@@ -31,6 +31,7 @@ from dlblocks.callbacks.resume_batches import ResumableBatches
 from dlblocks.callbacks.resume_files import known_files, write_again
 from dlblocks.csv_log import csv_writers
 from dlblocks.errors import check_range
+from dlblocks.files import is_whole, put_in_place
 from dlblocks.plain import plain_checkpoints
 
 NOT_RESUMABLE = "You're resuming from a checkpoint that ended before the epoch ended"
@@ -152,11 +153,16 @@ class ExactResume(ModelCheckpoint):
     def _find_last_checkpoints(self, trainer: pl.Trainer) -> set[str]:
         """Called for ``ckpt_path="last"``, before any hook and before loggers open their files."""
         path = self._path(trainer)
-        if not path.exists():
-            return set()
+        found = path.is_dir() or is_whole(path)  # some strategies write a folder
+        if not found and path.exists():
+            rank_zero_warn(f"{path} is damaged, so the fit starts from its beginning.")
+            if trainer.is_global_zero:
+                path.unlink(missing_ok=True)  # other callbacks may look for it too
         if trainer.state.fn == TrainerFn.FITTING:
-            csv_writers(trainer)
-        return {str(path)}
+            for writer in csv_writers(trainer):
+                if not found:
+                    writer.keep(0)  # all is logged again
+        return {str(path)} if found else set()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._path(trainer)
@@ -197,7 +203,7 @@ class ExactResume(ModelCheckpoint):
             self._writing = None
         if trainer.is_global_zero:
             # Lightning's own last step is a copy where the folder is on another disk than /tmp.
-            os.replace(part, path)
+            put_in_place(part, path)
         self.last_model_path = str(path)
 
     # When to write

@@ -18,7 +18,7 @@ from dlblocks.crossval.held_out import HeldOutScores
 from dlblocks.crossval.plan import FOLDS
 from dlblocks.crossval.result import CrossValidationResult, fold_dir
 from dlblocks.data import DataModule, SplitDataModule
-from dlblocks.files import write_json
+from dlblocks.files import read_json, write_json
 from dlblocks.fitting import (
     NeedsNoValidation,
     NoLogger,
@@ -64,7 +64,8 @@ def ensemble(
             )
         members.append(_member(result, row["checkpoint"], list(classes), make_model))
         path = fold_dir(result.run_dir, row) / FINISHED
-        normalisations.append(json.loads(path.read_text())["normalisation"])
+        cure = f"delete {path}, and the same call runs {path.parent.name} again"
+        normalisations.append(read_json(path, cure)["normalisation"])
     known = None if any(pair is None for pair in normalisations) else normalisations
     if all(isinstance(member, Classifier) for member in members):
         return VotingClassifier(members, normalisations=known).eval()
@@ -264,7 +265,7 @@ def _check_data_of(result: CrossValidationResult, data: SplitDataModule) -> None
     path = result.run_dir / FOLDS
     if not path.is_file():
         return
-    splits = json.loads(path.read_text())
+    splits = read_json(path, "choose another run_dir: nothing says what its folds are")
     same = data.fingerprint() == splits["fingerprint"]
     if not same or data.splits(splits["num_folds"])[0]["test"].tolist() != splits["test"]:
         raise ValueError(

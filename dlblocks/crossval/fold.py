@@ -5,6 +5,7 @@ A fold is finished when its ``fold.json`` is there, which is written last.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import secrets
@@ -29,10 +30,19 @@ from dlblocks.crossval.notes import count_scored
 from dlblocks.crossval.out_of_fold import OutOfFold
 from dlblocks.crossval.result import fold_dir
 from dlblocks.data import SplitDataModule
-from dlblocks.files import is_rank_zero, read_rows, whole_file, write_json
+from dlblocks.files import (
+    OtherRunError,
+    is_rank_zero,
+    read_arrays,
+    read_rows,
+    reading,
+    whole_file,
+    write_json,
+)
 from dlblocks.fitting import Select, drop_training_state, fit, new_callbacks, new_module
 from dlblocks.metrics import Range
 from dlblocks.models.checkpoints import is_ours
+from dlblocks.plan import run_id_of
 from dlblocks.predictions import NoPredictions, predict_part, try_prediction
 
 FINISHED = "fold.json"
@@ -315,7 +325,8 @@ def finish_fold(
         size = len(predicted["index"])
         oof = OutOfFold(**predicted, **{key: np.full(size, n) for key, n in place.items()})
     if write:
-        write_fold(folder, row, oof, getattr(datamodule, "normalisation", None), reason)
+        pair = getattr(datamodule, "normalisation", None)
+        write_fold(folder, row, oof, pair, reason, plan=plan)
     return Fold(row, oof, history, reason)
 
 
@@ -331,8 +342,19 @@ def write_fold(
     oof: OutOfFold | None,
     normalisation: Any,
     reason: NoPredictions | None = None,
+    *,
+    plan: Plan,
 ) -> None:
-    """Writes what a fit has found; ``history.csv`` is there already."""
+    """Writes what a fit has found; ``history.csv`` is there already.
+
+    Raises:
+        FileExistsError: The run folder has become that of another run.
+    """
+    if run_id_of(plan.run_dir) != plan.run_id:
+        raise OtherRunError(
+            f"run_dir='{plan.run_dir}' holds another run by now, so {folder.name} of this one is "
+            "not written into it; stop one of the two calls, or give them different run_dir."
+        )
     if oof is not None:
         with whole_file(folder / "oof.npz") as part:
             np.savez_compressed(part, **vars(oof))
@@ -341,7 +363,12 @@ def write_fold(
     row = {
         k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()
     }
-    written = {"row": row, "has_predictions": oof is not None, "normalisation": plain}
+    written = {
+        "run_id": plan.run_id,
+        "row": row,
+        "has_predictions": oof is not None,
+        "normalisation": plain,
+    }
     if reason is not None:
         written["no_predictions"] = str(reason)
     write_json(folder / FINISHED, written)
@@ -353,22 +380,31 @@ def _last_checkpoint(folder: Path) -> Path:
     return folder / "checkpoints" / "last.ckpt"
 
 
-def read_fold(folder: Path) -> Fold | None:
-    """What a finished fit has left, or None if it is not finished."""
+def read_fold(folder: Path, run_id: str) -> Fold | None:
+    """What a finished fit of a run has left, or None if it is not finished.
+
+    Raises:
+        ValueError: A file is damaged.
+    """
     path = folder / FINISHED
     if not path.is_file():
         return None
+    cure = f"delete {path}, and the same call runs {folder.name} again"
+    with reading(path, cure):
+        found = json.loads(path.read_text())
+        if found["run_id"] != run_id:
+            return None  # of a run that was here before
+        row = {k: float(v) if v in ("nan", "inf", "-inf") else v for k, v in found["row"].items()}
     if is_rank_zero():
-        _last_checkpoint(folder).unlink(missing_ok=True)  # as `write_fold` did, if it came to it
-    found = json.loads(path.read_text())
-    row = {k: float(v) if v in ("nan", "inf", "-inf") else v for k, v in found["row"].items()}
+        with contextlib.suppress(OSError):  # a finished run may be read-only
+            _last_checkpoint(folder).unlink()  # as `write_fold` did, if it came to it
     oof = None
     if found["has_predictions"]:
-        with np.load(folder / "oof.npz") as arrays:
-            oof = OutOfFold(**arrays)
+        oof = OutOfFold(**read_arrays(folder / "oof.npz", cure))
     text = found.get("no_predictions")
     reason = None if text is None else NoPredictions(text)
-    return Fold(row, oof, read_rows(folder / "history.csv"), reason)
+    with reading(folder / "history.csv", cure):
+        return Fold(row, oof, read_rows(folder / "history.csv"), reason)
 
 
 def join(parts: Sequence[OutOfFold | None]) -> OutOfFold | None:

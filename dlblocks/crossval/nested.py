@@ -16,7 +16,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
-from dlblocks import plots, tracking
+from dlblocks import plots, report, tracking
 from dlblocks.arguments import checked
 from dlblocks.crossval.fold import Job, Plan, join
 from dlblocks.crossval.nested_result import NestedResult
@@ -30,7 +30,7 @@ from dlblocks.crossval.splits import new_datamodule, plan_splits
 from dlblocks.data import SplitDataModule
 from dlblocks.data.splits import COUNTED
 from dlblocks.errors import check_choice, check_function, check_range, check_whole, named
-from dlblocks.files import PLAN, SUMMARY, is_rank_zero, know_rank, say_resumed
+from dlblocks.files import PLAN, SUMMARY, is_json, is_rank_zero, know_rank, say_resumed
 from dlblocks.fitting import (
     CALLBACKS,
     SELECT,
@@ -41,6 +41,7 @@ from dlblocks.fitting import (
 )
 from dlblocks.lock import locked, numbered
 from dlblocks.metrics import metric_ranges
+from dlblocks.plan import run_id_of
 from dlblocks.quiet import isolated
 
 if TYPE_CHECKING:
@@ -178,12 +179,11 @@ def nested_cross_validate(
     if make_callbacks is not None:
         check_function("make_callbacks", make_callbacks, CALLBACKS)
     check_whole("repeats", repeats, 1)
-    check_choice("on_error", on_error, ["raise", "continue"])
     check_choice("select", select, SELECT)
     check_range("selection_fraction", selection_fraction, 0, 1, low_open=True, high_open=True)
     check_choice("logger", logger or "none", tracking.LOGGERS)
     trainer_args = check_trainer_arguments(trainer, None if select == "last" else monitor)
-    check_jobs(n_jobs, trainer_args, engine)
+    check_jobs(n_jobs, trainer_args, engine, on_error)
     points = grid_points(grid)
     check_names(make_model, points)
     mode = resolve_mode(monitor, mode, partial(make_model, **points[0]))
@@ -259,7 +259,8 @@ def _nested(
         outer = Outer(search, datamodule, data, plan)
         jobs = [Job(i, split["repeat"], split["fold"]) for i, split in enumerate(splits["folds"])]
         # Read by every rank before any fit, so that all run the same folds.
-        read = [(job, outer.read(job)) for job in jobs if plan.resume]
+        before = run_id_of(plan.run_dir) if plan.resume else ""
+        read = [(job, outer.read(job, before)) for job in jobs if before]
         found = {job: fold for job, fold in read if fold is not None}
         fits = {job: len(search.points) * outer.count_inner(job) + 1 for job in jobs}
         settings = plan.settings()
@@ -347,7 +348,7 @@ def _nested(
         },
     )
     result.info["ranges"] = metric_ranges(result.metrics, search.loss_range)
-    if is_rank_zero() and (todo or not (plan.run_dir / SUMMARY).is_file()):
+    if is_rank_zero() and (todo or not is_json(plan.run_dir / SUMMARY)):
         drawn = _figures(result, data) if figures else {}
         write_outcome(plan, result, drawn, checkpoints=log_checkpoints, rows=result.rows())
     return result
@@ -364,5 +365,6 @@ def _figures(result: NestedResult, data: SplitDataModule) -> dict[str, Figure]:
             "inner means of\nwhat was chosen": [choice["mean"] for choice in result.choices],
         }
         interval = {"outer folds": result.interval(monitor)}
-        drawn["inner_and_outer"] = plots.strip(values, intervals=interval, metric=monitor)
+        with report.drawing("inner_and_outer"):
+            drawn["inner_and_outer"] = plots.strip(values, intervals=interval, metric=monitor)
     return drawn

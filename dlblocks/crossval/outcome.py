@@ -66,7 +66,7 @@ def write_outcome(
         rows: The table of the summary run; by default the folds.
     """
     result.write_parts()
-    report.save_figures(plan.run_dir / "figures", figures)
+    figures = report.save_figures(plan.run_dir / "figures", figures)
     _log_summary(plan, result, figures, checkpoints, result.folds if rows is None else rows)
     result.write_summary()
 

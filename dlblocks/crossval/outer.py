@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -14,13 +13,13 @@ from tqdm import tqdm
 
 from dlblocks import tracking
 from dlblocks.crossval.final import refit
-from dlblocks.crossval.fold import Fold, Job, Plan, group_of, read_fold, write_fold
+from dlblocks.crossval.fold import FINISHED, Fold, Job, Plan, group_of, read_fold, write_fold
 from dlblocks.crossval.notes import count_scored
 from dlblocks.crossval.out_of_fold import OutOfFold
 from dlblocks.crossval.search import SEARCHED, Search, forget_weights, said
 from dlblocks.crossval.splits import new_datamodule
 from dlblocks.data import SplitDataModule
-from dlblocks.files import is_rank_zero, write_rows
+from dlblocks.files import is_rank_zero, read_json, write_rows
 from dlblocks.fitting import NoLogger
 from dlblocks.history import History
 from dlblocks.predictions import NoPredictions, predict_part
@@ -62,12 +61,14 @@ class Outer:
                 f"{job.name}: {error}"
             ) from error
 
-    def read(self, job: Job) -> tuple[Fold, list[dict[str, Any]]] | None:
+    def read(self, job: Job, run_id: str) -> tuple[Fold, list[dict[str, Any]]] | None:
         """What a finished outer fold has left, or None if it is not finished."""
-        fold = read_fold(self.plan.folder(job))
+        folder = self.plan.folder(job)
+        fold = read_fold(folder, run_id)
         if fold is None:
             return None
-        return fold, json.loads((self.plan.folder(job) / SEARCHED).read_text())
+        cure = f"delete {folder / FINISHED}, and the same call runs {folder.name} again"
+        return fold, read_json(folder / SEARCHED, cure)
 
     def run(self, job: Job, bar: tqdm) -> tuple[Fold, list[dict[str, Any]]]:
         """Searches on the training samples, trains what was chosen, and scores it once."""
@@ -155,5 +156,5 @@ class Outer:
         if scorer.is_global_zero:
             forget_weights(folder)
             write_rows(folder / "history.csv", history.rows)
-            write_fold(folder, row, oof, getattr(outer, "normalisation", None), reason)
+            write_fold(folder, row, oof, getattr(outer, "normalisation", None), reason, plan=plan)
         return Fold(row, oof, history.rows, reason), rows

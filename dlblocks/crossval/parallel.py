@@ -31,7 +31,7 @@ from dlblocks.quiet import isolated
 
 # How often Ray runs a fold again whose machine has died.
 LOST = 3
-WATCH_SECONDS = 1.0
+WATCH_SECONDS = 0.2
 # By these a process finds out that it is one rank of many. A fold in a worker is a run of its own,
 # whatever started the worker: srun, say, which has numbered the nodes of a Ray cluster.
 RANKS = (
@@ -52,11 +52,20 @@ class Task:
     threads: int
     notes: Path
     parent: int
+    is_child: bool = False  # whether the worker is a child of the process `parent`
 
 
-def check_jobs(n_jobs: int, trainer: Mapping[str, Any], engine: str) -> None:
-    """Raises a `ValueError` if folds cannot run side by side with the other arguments."""
+def check_jobs(n_jobs: int, trainer: Mapping[str, Any], engine: str, on_error: str) -> None:
+    """Raises a `ValueError` if folds cannot run side by side, or go on after an error."""
     check_choice("engine", engine, ["sequential", "vectorized", "auto"])
+    check_choice("on_error", on_error, ["raise", "continue"])
+    ranks = _count_ranks(trainer)
+    if on_error == "continue" and n_jobs == 1 and ranks > 1:
+        raise ValueError(
+            f"on_error='continue' cannot be used with {ranks} devices: an error on one of them "
+            "would leave the others waiting for it without end; use on_error='raise', or one "
+            "device (trainer={'devices': 1})."
+        )
     if engine == "vectorized" and n_jobs != 1:
         raise ValueError(
             f"n_jobs={n_jobs} has no effect with engine='vectorized', which runs all folds as one; "
@@ -75,12 +84,25 @@ def check_jobs(n_jobs: int, trainer: Mapping[str, Any], engine: str) -> None:
         )
 
 
+def _count_ranks(trainer: Mapping[str, Any]) -> int:
+    """Number of processes that run one fit together."""
+    devices, accelerator = trainer.get("devices", "auto"), trainer.get("accelerator", "auto")
+    if devices in ("auto", None, -1, "-1"):
+        count = 1 if accelerator in ("cpu", "mps") else max(torch.cuda.device_count(), 1)
+    elif isinstance(devices, str):
+        count = int(devices) if devices.isdigit() else len(devices.strip(",").split(","))
+    else:
+        count = devices if isinstance(devices, int) else len(devices)
+    return int(count * int(trainer.get("num_nodes", 1)))
+
+
 def run_side_by_side(
     plan: Plan,
     make_data: Callable[[Job], SplitDataModule],
     jobs: Sequence[Job],
     n_jobs: int,
     progress: FoldProgress,
+    on_error: str = "raise",
 ) -> Generator[tuple[Job, Fold | Exception], None, None]:
     """Runs fits in `n_jobs` processes; yields each as it ends, with its error if it failed.
 
@@ -93,6 +115,7 @@ def run_side_by_side(
         jobs: The fits.
         n_jobs: Number of processes; -1 for one a core.
         progress: The bar over all fits.
+        on_error: ``"raise"``, or ``"continue"`` with the other fits when a process dies.
     """
     import joblib
 
@@ -115,21 +138,76 @@ def run_side_by_side(
         # The first worker tries and warns for all.
         others = replace(plan, tried=True, warned=True)
         plans = {job: plan if job is jobs[0] else others for job in jobs}
-        tasks = (Task(plans[job], make_data(job), job, threads, notes, os.getpid()) for job in jobs)
+        is_child = type(backend).__name__ == "LokyBackend"
+
+        def make_task(job: Job) -> Task:
+            return Task(
+                plans[job], make_data(job), job, threads, notes, os.getpid(), is_child=is_child
+            )
+
         if is_ray:
-            outcomes = _on_ray(tasks, processes, options)
+            outcomes = _on_ray(map(make_task, jobs), processes, options)
         else:
-            parallel = joblib.Parallel(n_jobs=processes, return_as="generator_unordered")
-            outcomes = parallel(joblib.delayed(_work)(task) for task in tasks)
+            outcomes = _on_joblib(make_task, jobs, processes, notes, on_error)
         with progress.watching(notes):
             try:
                 for job, outcome in outcomes:
                     Notes(notes, job.number).end_fit(1.0)  # on another machine it could not
                     yield job, outcome
             finally:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # that fits were broken off, as they should be
-                    outcomes.close()
+                outcomes.close()
+
+
+def _on_joblib(
+    make_task: Callable[[Job], Task],
+    jobs: Sequence[Job],
+    processes: int,
+    notes: Path,
+    on_error: str,
+) -> Generator[tuple[Job, Fold | Exception], None, None]:
+    """Runs fits in joblib's processes.
+
+    When one process dies, joblib ends all of them and does not say which fit was at fault. With
+    ``on_error="continue"`` the fits that were running are resumed after the others, each alone. One
+    whose process dies again has failed.
+    """
+    import joblib
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    todo, suspects = list(jobs), list[Job]()
+    while todo or suspects:
+        some = todo or [suspects.pop(0)]
+        is_alone = not todo
+        # Two, as one would be this process; with one fit the other is never started.
+        parallel = joblib.Parallel(2 if is_alone else processes, return_as="generator_unordered")
+        outcomes = parallel(joblib.delayed(_work)(make_task(job)) for job in list(some))
+        try:
+            for job, outcome in outcomes:
+                some.remove(job)
+                yield job, outcome
+        except TerminatedWorkerError as error:
+            begun = [job for job in some if _begun(notes, job).exists()]
+            names = ", ".join(job.name for job in begun or some)
+            died = RuntimeError(
+                f"a worker process died, which ran one of: {names}. It was killed, crashed, or the "
+                f"memory was short: use fewer n_jobs, or on_error='continue'. {error}"
+            )
+            if on_error == "raise":
+                raise died from error
+            if is_alone or not begun:
+                yield from ((job, died) for job in some)
+                todo = []
+            else:
+                suspects += begun
+                todo = [job for job in some if job not in begun]
+        finally:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that fits were broken off, as they should be
+                outcomes.close()
+
+
+def _begun(notes: Path, job: Job) -> Path:
+    return notes / f"{job.number}.begun"
 
 
 def _without_bars(make_callbacks: Callable[[], Sequence[Callback]]) -> list[Callback]:
@@ -197,7 +275,9 @@ def wait_for_workers(plan: Plan, jobs: Sequence[Job]) -> None:
 def _work(task: Task) -> tuple[Job, Fold | Exception]:
     """Runs one fit in this process."""
     plan, job = task.plan, task.job
-    _end_with(task.parent)
+    _end_with(task.parent, is_child=task.is_child)
+    if task.notes.is_dir():
+        _begun(task.notes, job).touch()
     if torch.cuda.device_count() > 1 and plan.trainer.get("accelerator", "auto") != "cpu":
         mine = [job.number % torch.cuda.device_count()]
         plan = replace(plan, trainer={**plan.trainer, "devices": mine})
@@ -213,20 +293,29 @@ def _work(task: Task) -> tuple[Job, Fold | Exception]:
                 )
             with locked(folder, waiting=waiting):
                 # Where a machine was lost from sight, not dead, it may have come to the end.
-                found = read_fold(folder) if plan.resume else None
+                found = read_fold(folder, plan.run_id) if plan.resume else None
                 return job, found or run_fold(plan, task.datamodule, job, bar)
         except Exception as error:
             return job, error
 
 
-def _end_with(parent: int) -> None:
+def _end_with(parent: int, *, is_child: bool) -> None:
     """Makes this process end soon after the one that started it, where that is `parent`.
 
     A worker that outlived a killed call would go on for nobody. It ends as abruptly, and its fold
     goes on from its last checkpoint likewise.
+
+    Args:
+        parent: The process that has made the call.
+        is_child: Whether it has started this process itself. If not, as on a cluster, others see to
+            it that workers end.
     """
+    if os.getpid() == parent:
+        return  # joblib runs a single fit in the process of the call
     if os.getppid() != parent:
-        return  # on a cluster, which ends its workers itself
+        if is_child:
+            os._exit(1)  # it has ended while this process was starting
+        return
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import threading
 import time
@@ -15,7 +16,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-from dlblocks.files import is_rank_zero, write_json
+from dlblocks.files import is_rank_zero
 from dlblocks.history import VALIDATION, name_of_selection
 
 SHOW_EVERY_SECONDS = 0.2
@@ -124,10 +125,15 @@ class Notes:
         self.path = folder / f"{fit}.json"
 
     def update(self, fit: int, share: float, text: str | None) -> None:
-        write_json(self.path, [share, text])
+        self._write([share, text])
 
     def end_fit(self, share: float) -> None:
-        write_json(self.path, [share, None])
+        self._write([share, None])
+
+    def _write(self, note: list[Any]) -> None:
+        part = self.path.with_suffix(".part")  # not by `write_json`, which waits for the disk
+        part.write_text(json.dumps(note))
+        os.replace(part, self.path)
 
 
 class FoldBar(ProgressBar):

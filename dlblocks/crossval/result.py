@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,15 @@ from dlblocks.crossval.statistics import (
     mean_interval,
 )
 from dlblocks.errors import check_choice, did_you_mean
-from dlblocks.files import read_rows, whole_file, write_json, write_rows
+from dlblocks.files import (
+    AGAIN,
+    read_arrays,
+    read_json,
+    read_rows,
+    whole_file,
+    write_json,
+    write_rows,
+)
 from dlblocks.metrics import Range, metric_range
 from dlblocks.quiet import isolated
 from dlblocks.scores import kind_of, pooled_metrics
@@ -489,14 +496,13 @@ class CrossValidationResult:
             raise FileNotFoundError(
                 f"run_dir='{run_dir}' has no summary.json: no cross-validation has ended there."
             )
-        info = json.loads((path / "summary.json").read_text())
+        info = read_json(path / "summary.json", AGAIN)
         for key in ("metrics", "pooled"):  # computed from the folds
             info.pop(key, None)
         rows = read_rows(path / "folds.csv", texts=["group"])
         oof = None
         if (path / "oof.npz").is_file():
-            with np.load(path / "oof.npz") as arrays:
-                oof = OutOfFold(**arrays)
+            oof = OutOfFold(**read_arrays(path / "oof.npz", AGAIN))
         histories = [read_rows(fold_dir(path, row) / "history.csv") for row in rows]
         return cls(path, rows, oof, histories, info)
 

@@ -20,14 +20,14 @@ from dlblocks.crossval.fold import Fold, Job, Plan, join, read_fold, run_fold
 from dlblocks.crossval.notes import duplicates_note, limit_note, predictions_note, selection_note
 from dlblocks.crossval.outcome import failures, result_figures, write_outcome
 from dlblocks.crossval.parallel import check_jobs, run_side_by_side, wait_for_workers
-from dlblocks.crossval.plan import begin, describe, engine_of
+from dlblocks.crossval.plan import begin, describe
 from dlblocks.crossval.progress import FoldProgress
 from dlblocks.crossval.result import CrossValidationResult
 from dlblocks.crossval.splits import check_same, new_datamodule, plan_splits
 from dlblocks.crossval.vectorized import choose, run_together
 from dlblocks.data import SplitDataModule
 from dlblocks.errors import check_choice, check_function, check_range, check_whole, named
-from dlblocks.files import PLAN, SUMMARY, is_rank_zero, know_rank, say_resumed
+from dlblocks.files import PLAN, SUMMARY, is_json, is_rank_zero, know_rank, say_resumed
 from dlblocks.fitting import (
     CALLBACKS,
     SELECT,
@@ -38,6 +38,7 @@ from dlblocks.fitting import (
 )
 from dlblocks.lock import locked, numbered
 from dlblocks.metrics import metric_ranges
+from dlblocks.plan import engine_of, run_id_of
 from dlblocks.quiet import isolated
 
 RUN_DIR = "runs/cross-validation"
@@ -97,11 +98,14 @@ def cross_validate(
     one resumes from its last checkpoint, which is about ten seconds and one epoch old at most.
     Scores, predictions and weights are bit for bit those of a run without a kill, on the same
     hardware and versions with as many threads. A finished run is loaded. Another configuration is
-    refused as far as it can be seen: hyperparameters, shapes of the weights, plain attributes of
-    callbacks, Trainer arguments, data and splits. Code and what functions hold inside, such as the
-    decay of an `EMAWeightAveraging`, cannot be seen: use another `run_dir`. A second process in the
-    same `run_dir` is refused while the first lives. A file system without locks only allows a
-    warning.
+    refused as far as it can be seen: hyperparameters, layers and their plain attributes, shapes of
+    the weights, arguments of callbacks, Trainer arguments, data and splits. Of functions among
+    these, code, defaults and closure are compared. The code of methods and of what a function calls
+    cannot be seen: use another `run_dir`. A second process in the same `run_dir` is refused while
+    the first lives. A file system without locks only allows a warning.
+
+    A damaged file of the run folder is an error that names the file and the cure. But a damaged
+    ``last.ckpt`` only starts its fold anew, and a damaged ``summary.json`` is written again.
 
     ``plan.json`` (the configuration) and ``folds.json`` (the splits, with a fingerprint of the
     data) are written before the first fit. Later the run folder also holds ``summary.json``,
@@ -139,7 +143,9 @@ def cross_validate(
             run on a cluster that shares `run_dir`; folds of a machine that dies are run again.
             See ``docs/cluster.md``, for SLURM and several nodes a fold as well.
         on_error: ``"raise"`` the error of a fold, or ``"continue"`` with the others, print it, and
-            list it under ``failed`` in ``summary.json``. The same call later runs what failed.
+            list it under ``failed`` in ``summary.json``. The same call later runs what failed. If a
+            worker of `n_jobs` dies, the folds that ran are resumed one by one, and one that dies
+            again has failed. Not with several devices a fold, where the other ranks would hang.
             With ``engine="vectorized"`` an error before the first step, or one that concerns all
             folds, is raised in any case.
         select: How the epoch of each fold is selected. ``"inner"``: on a selection part, split off
@@ -190,12 +196,11 @@ def cross_validate(
         check_function("make_callbacks", make_callbacks, CALLBACKS)
     check_whole("repeats", repeats, 1)
     mode = resolve_mode(monitor, mode, make_model)
-    check_choice("on_error", on_error, ["raise", "continue"])
     check_choice("select", select, SELECT)
     check_choice("logger", "none" if logger is None else logger, tracking.LOGGERS)
     check_range("selection_fraction", selection_fraction, 0, 1, low_open=True, high_open=True)
     trainer_args = check_trainer_arguments(trainer, None if select == "last" else monitor)
-    check_jobs(n_jobs, trainer_args, engine)
+    check_jobs(n_jobs, trainer_args, engine, on_error)
     know_rank(trainer_args.get("num_nodes", 1))
     plan = Plan(
         make_model,
@@ -252,7 +257,8 @@ def _cross_validate(
         if is_rank_zero():
             wait_for_workers(plan, jobs)
         # Read by every rank before any fit, so that all run the same folds.
-        read = [(job, read_fold(plan.folder(job))) for job in jobs if plan.resume]
+        before = run_id_of(plan.run_dir) if plan.resume else ""
+        read = [(job, read_fold(plan.folder(job), before)) for job in jobs if before]
         found = {job: fold for job, fold in read if fold is not None}
         config: dict[str, Any] = {}
         together = None
@@ -286,8 +292,8 @@ def _cross_validate(
                 check_same(base, splits, job.number)
             return plan.data_of(base, job)
 
-        if engine == "auto" and plan.resume and (before := engine_of(plan.run_dir)):
-            chosen, why = before, "as this run began"
+        if engine == "auto" and plan.resume and (earlier := engine_of(plan.run_dir)):
+            chosen, why = earlier, "as this run began"
         elif engine != "sequential" and n_jobs == 1 and todo:
             chosen, why, together = choose(engine, plan, make_data, todo)
         elif engine == "vectorized":
@@ -313,7 +319,7 @@ def _cross_validate(
         elif n_jobs == 1 or not todo:
             outcomes = _one_by_one(plan, make_data, todo, progress if progress_bar else None)
         else:
-            outcomes = run_side_by_side(plan, make_data, todo, n_jobs, progress)
+            outcomes = run_side_by_side(plan, make_data, todo, n_jobs, progress, on_error)
         failed: dict[Job, Exception] = {}
         try:
             for job, outcome in outcomes:
@@ -372,7 +378,7 @@ def _cross_validate(
         },
     )
     result.info["ranges"] = metric_ranges(result.metrics, plan.loss_range)
-    if is_rank_zero() and (todo or not (plan.run_dir / SUMMARY).is_file()):
+    if is_rank_zero() and (todo or not is_json(plan.run_dir / SUMMARY)):
         drawn = result_figures(result, data) if figures else {}
         write_outcome(plan, result, drawn, checkpoints=log_checkpoints)
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import sys
 import time
 import warnings
@@ -19,7 +20,7 @@ from lightning.pytorch.callbacks import Callback
 from dlblocks import report, tracking
 from dlblocks.arguments import checked
 from dlblocks.data import SplitDataModule
-from dlblocks.ensembles import bagging_plan as plan
+from dlblocks.ensembles import bagging_plan
 from dlblocks.ensembles.bagging_result import (
     ENSEMBLE,
     BaggingResult,
@@ -36,6 +37,7 @@ from dlblocks.errors import check_choice, check_function, check_range, check_who
 from dlblocks.files import (
     PLAN,
     SUMMARY,
+    is_json,
     is_rank_zero,
     know_rank,
     say_resumed,
@@ -50,6 +52,7 @@ from dlblocks.fitting import (
 from dlblocks.lock import locked, numbered
 from dlblocks.models import Regressor
 from dlblocks.models.checkpoints import restore, write_checkpoint
+from dlblocks.plan import describe, engine_of
 from dlblocks.quiet import isolated
 
 
@@ -242,7 +245,7 @@ class Bagging:
                 config["engine"] = engine
             if is_rank_zero():
                 goes_on = self._goes_on()
-                fits.run_id = plan.begin(self.run_dir, config, samples, goes_on=goes_on)
+                fits.run_id = bagging_plan.begin(self.run_dir, config, samples, goes_on=goes_on)
                 if goes_on:
                     say_resumed(self.run_dir, len(found), self.num_members, "members")
                 if todo and self.progress_bar:
@@ -272,7 +275,7 @@ class Bagging:
                 "config": {"logger": self.logger, **config},
                 "versions": tracking.versions(),
             }
-            if is_rank_zero() and (todo or not (self.run_dir / SUMMARY).is_file()):
+            if is_rank_zero() and (todo or not is_json(self.run_dir / SUMMARY)):
                 self._write(fits, data, result)
         return result
 
@@ -360,12 +363,12 @@ class Bagging:
                 f"{classes[0]}; use stratify=True."
             )
         settings = ("kind", "num_members", "voting", "trainer", "monitor", "mode", "seed")
-        return plan.describe(
+        return describe(
             model,
             callbacks,
             data,
-            samples,
-            parameters=fits.shapes,
+            fingerprint=data.fingerprint(),
+            samples=hashlib.sha256(b"|".join(rows.tobytes() for rows in samples)).hexdigest(),
             **{name: getattr(self, name) for name in settings},
         )
 
@@ -375,7 +378,7 @@ class Bagging:
     def _choose(self, fits: Fits, todo: Sequence[int]) -> tuple[str, str, Together | None]:
         """The engine, why, and the members ready to be run as one, if they are."""
         if self.engine == "auto" and self._goes_on():
-            return plan.engine_of(self.run_dir), "as this run began", None
+            return engine_of(self.run_dir) or "sequential", "as this run began", None
         if self.engine == "sequential" or not todo:
             return ("sequential" if self.engine == "auto" else self.engine), "as asked", None
         return fits.choose(self.engine, todo)
@@ -420,7 +423,7 @@ class Bagging:
         write_checkpoint(self.run_dir / ENSEMBLE, result.model, epoch=0, global_step=0)
         result.write_parts()
         figures = result_figures(result, data) if self.figures else {}
-        report.save_figures(self.run_dir / "figures", figures)
+        figures = report.save_figures(self.run_dir / "figures", figures)
         if self.logger == "wandb":
             log_summary(result, figures, run_id=f"{fits.run_id}-summary")
         (self.run_dir / STATE).unlink(missing_ok=True)  # if a kill has left it

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +18,15 @@ from dlblocks.ensembles.bootstrap import Rows
 from dlblocks.ensembles.member_fits import read_member
 from dlblocks.ensembles.out_of_bag import OutOfBag
 from dlblocks.errors import did_you_mean
-from dlblocks.files import SUMMARY, whole_file, write_json, write_rows
+from dlblocks.files import (
+    AGAIN,
+    SUMMARY,
+    read_arrays,
+    read_json,
+    whole_file,
+    write_json,
+    write_rows,
+)
 from dlblocks.models import Model, VotingClassifier, VotingRegressor, load
 from dlblocks.quiet import isolated
 from dlblocks.tables import as_html, block, number, one_line
@@ -167,7 +174,7 @@ class BaggingResult:
             raise FileNotFoundError(
                 f"run_dir='{run_dir}' has no {SUMMARY} and {ENSEMBLE}: no bagging has ended there."
             )
-        info = json.loads((path / SUMMARY).read_text())
+        info = read_json(path / SUMMARY, AGAIN)
         del info["metrics"]  # computed from the members
         scores = {name: value for name, value in info.pop("oob").items() if "/" in name}
         count = info["num_members"]
@@ -176,12 +183,11 @@ class BaggingResult:
             if make_model is not None:
                 overrides = {"members": [make_model() for _ in range(count)]}
             model: Any = load(path / ENSEMBLE, classes=classes, overrides=overrides)
-        with np.load(path / SAMPLES) as arrays:
-            samples = [arrays[str(k)] for k in range(count)]
+        arrays = read_arrays(path / SAMPLES, AGAIN)
+        samples = [arrays[str(k)] for k in range(count)]
         oob = None
         if (path / OOB).is_file():
-            with np.load(path / OOB) as arrays:
-                oob = OutOfBag(**arrays)
+            oob = OutOfBag(**read_arrays(path / OOB, AGAIN))
         found = [read_member(path / f"member-{k}") for k in range(count)]
         done = [fitted for fitted in found if fitted is not None]
         return cls(

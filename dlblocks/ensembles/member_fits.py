@@ -29,7 +29,15 @@ from dlblocks.ensembles.member import Member
 from dlblocks.ensembles.support import check_vectorizable
 from dlblocks.ensembles.vectorized import Together
 from dlblocks.errors import named
-from dlblocks.files import is_rank_zero, read_rows, whole_file, write_json, write_rows
+from dlblocks.files import (
+    is_rank_zero,
+    read_arrays,
+    read_rows,
+    reading,
+    whole_file,
+    write_json,
+    write_rows,
+)
 from dlblocks.fitting import drop_training_state, fit, new_callbacks
 from dlblocks.models import Classifier, Model, Regressor
 from dlblocks.models.checkpoints import write_checkpoint
@@ -307,14 +315,14 @@ def read_member(folder: Path) -> Fitted | None:
     path = folder / FINISHED
     if not path.is_file():
         return None
-    found = json.loads(path.read_text())
-    # JSON has no numbers that are not finite.
-    row = {key: math.nan if value is None else value for key, value in found["row"].items()}
-    oob: dict[str, np.ndarray] = {}
-    if row["num_oob"]:
-        with np.load(folder / "oob.npz") as arrays:
-            oob = dict(arrays)
-    return Fitted(row, oob, read_rows(folder / "history.csv"), found["normalisation"])
+    cure = f"delete {path}, and the same call trains {folder.name} again"
+    with reading(path, cure):
+        found = json.loads(path.read_text())
+        # JSON has no numbers that are not finite.
+        row = {key: math.nan if value is None else value for key, value in found["row"].items()}
+    oob = read_arrays(folder / "oob.npz", cure) if row["num_oob"] else {}
+    with reading(folder / "history.csv", cure):
+        return Fitted(row, oob, read_rows(folder / "history.csv"), found["normalisation"])
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dlblocks.callbacks import resume_state
-from dlblocks.files import whole_file
+from dlblocks.files import is_whole, whole_file
 
 if TYPE_CHECKING:
     from dlblocks.ensembles.vectorized import Together
@@ -28,8 +28,8 @@ def save(together: Together, path: Path) -> None:
 
 
 def load(together: Together, path: Path) -> bool:
-    """Restores what `save` wrote; False if there is no file, or it belongs to other fits."""
-    if not path.is_file():
+    """Restores what `save` wrote; False if it is missing, damaged or of other fits."""
+    if not is_whole(path):
         return False
     state = torch.load(path, map_location=together.root_device, weights_only=True)
     if any(member.name not in state["members"] for member in together.members):

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dlblocks.ensembles import bagging_plan
-from dlblocks.files import PLAN, SUMMARY, check_new_run_dir, whole_file
+from dlblocks.files import PLAN, SUMMARY, check_new_run_dir, is_whole, remove_parts, whole_file
 from dlblocks.models import Model
+from dlblocks.plan import check_same_run, new_run, run_id_of
 
 
 class StageFiles:
@@ -43,9 +42,12 @@ class StageFiles:
             FileExistsError: The run in the folder is of another configuration.
         """
         if self.goes_on:
-            return bagging_plan.same_run(self.run_dir, config)
+            check_same_run(self.run_dir, config)
+            remove_parts(self.run_dir)
+            return run_id_of(self.run_dir)
         check_new_run_dir(self.run_dir)  # once more, now that it is locked
-        return bagging_plan.new_run(self.run_dir, config)
+        remove_parts(self.run_dir)
+        return new_run(self.run_dir, config)
 
     def finished(self) -> int:
         """How many stages, from the first, the fit that is gone on with had finished."""
@@ -59,11 +61,10 @@ class StageFiles:
         path = self._path(stage)
         if not (self.goes_on and path.is_file()):
             return None
-        try:
-            found: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (EOFError, RuntimeError, pickle.UnpicklingError):
-            path.unlink()  # the machine itself may have gone down before it was on the disk
+        if not is_whole(path):
+            path.unlink()  # it is trained again
             return None
+        found: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         return found
 
     def keep(self, stage: int, learner: Model) -> None:
@@ -77,7 +78,10 @@ class StageFiles:
         path = self.run_dir / SUMMARY
         if not (self.goes_on and path.is_file()):
             return None
-        return float(json.loads(path.read_text())["seconds"])
+        try:
+            return float(json.loads(path.read_text())["seconds"])
+        except (ValueError, KeyError, TypeError):
+            return None  # damaged; it is written again
 
     def _path(self, stage: int) -> Path:
         return self.run_dir / "checkpoints" / f"stage-{stage + 1}.ckpt"

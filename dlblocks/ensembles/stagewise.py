@@ -15,24 +15,23 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from tqdm import tqdm
 
 from dlblocks import tracking
 from dlblocks.csv_log import go_on
 from dlblocks.data import DataModule
-from dlblocks.ensembles import bagging_plan
 from dlblocks.ensembles.stage_arguments import check_trainer
 from dlblocks.ensembles.stage_files import StageFiles
 from dlblocks.ensembles.stages import Stages, Task, seed_all, self_fitting
 from dlblocks.errors import check_function, check_whole
-from dlblocks.files import say_resumed, write_json, write_rows
+from dlblocks.files import is_whole, say_resumed, write_json, write_rows
 from dlblocks.fitting import shows_bar
 from dlblocks.lock import locked, numbered
 from dlblocks.models import checkpoints
 from dlblocks.models.base import Model
 from dlblocks.no_gpu import quick_gpu_check
 from dlblocks.optim.factory import optimizer_spec
+from dlblocks.plan import describe
 from dlblocks.quiet import isolated
 
 LoggerName = Literal["csv", "wandb", "tensorboard", "none"]
@@ -194,8 +193,11 @@ class Stagewise:
         model = self.make_model(kept).eval()
         if str(self.trainer.get("precision")) in TRUE_PRECISIONS:
             model = model.to(torch.get_default_dtype())  # as it is loaded, for inputs as they come
-        seconds = self._files.seconds() or time.monotonic() - started
+        ended = self._files.seconds()
+        seconds = time.monotonic() - started if ended is None else ended
         checkpoint = path / "checkpoints" / "best.ckpt"
+        if ended is not None and is_whole(checkpoint):  # the folder may be read-only
+            return BoostingResult(model, self.history, best, self.stopped, seconds, checkpoint)
         checkpoints.write_checkpoint(checkpoint, model, epoch=max(kept - 1, 0), global_step=kept)
         write_rows(path / "history.csv", self.history)
         row = next((r for r in self.history if r["stage"] == kept), {})
@@ -229,7 +231,7 @@ class Stagewise:
             seed=self.seed,
         )
         self.log = tracking.make_logger(
-            self.logger,
+            None if self._files.seconds() is not None else self.logger,
             path,
             run_name=path.name,
             job_type="boosting",
@@ -380,20 +382,14 @@ class Stagewise:
     def _plan(self) -> dict[str, Any]:
         """All that decides what the stages are."""
         assert self._first is not None  # for the type checker
-        shapes = {
-            name: list(value.shape)
-            for name, value in self._first.state_dict().items()
-            if not is_lazy(value)
-        }
         config = self._configuration()
-        boosting = config.pop("boosting")
-        return bagging_plan.plain(
-            {
-                **boosting,
-                **config,
-                "fingerprint": self.datamodule.fingerprint(),
-                "parameters": shapes,
-            }
+        return describe(
+            self._first,
+            [],
+            self.datamodule,
+            **config["boosting"],
+            trainer=config["trainer"],
+            fingerprint=self.datamodule.fingerprint(),
         )
 
     def _configuration(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+import zipfile
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
@@ -13,7 +14,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from dlblocks.files import whole_file
+from dlblocks.files import SUMMARY, DamagedFileError, is_whole, whole_file
 from dlblocks.plain import NOT_PLAIN, plain, plain_hyperparameters
 
 if TYPE_CHECKING:
@@ -238,9 +239,13 @@ def _fill(model: pl.LightningModule, checkpoint: dict[str, Any], strict: bool) -
 
 
 def _read(path: str | PathLike[str], map_location: Any) -> dict[str, Any]:
+    path = Path(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch only warns of is refused below
+            # torch does not compare the checksums that it has written.
+            if zipfile.is_zipfile(path) and not is_whole(path):
+                raise ValueError("its content does not fit its checksums")
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except (FileNotFoundError, IsADirectoryError):
         raise
@@ -250,12 +255,24 @@ def _read(path: str | PathLike[str], map_location: Any) -> dict[str, Any]:
                 f"{path} holds more than weights and plain values, and reading it could run code; "
                 "refused. Save it anew with plain hyperparameters."
             ) from error
-        raise ValueError(f"{path} is truncated or is no checkpoint ({error}).") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} is truncated or is no checkpoint ({error}).") from error
+        raise _damaged(path, error) from error
+    except Exception as error:  # torch and zipfile have many
+        raise _damaged(path, error) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"{path} has no state_dict; it is no checkpoint of a Trainer.")
     return checkpoint
+
+
+def _damaged(path: Path, error: Exception) -> DamagedFileError:
+    """Name the file, and for one of a run the cure."""
+    cure = ""
+    for folder in (path.parent.parent, path.parent):
+        for name in ("fold.json", "member.json", SUMMARY):
+            if (folder / name).is_file():
+                cure = (
+                    f" Delete {folder / name} and make the same call again, which writes it anew."
+                )
+    return DamagedFileError(f"{path} is truncated or is no checkpoint ({error}).{cure}")
 
 
 def _resolve(wanted: str, classes: list[type[Model]], path: Any) -> type[Model]:

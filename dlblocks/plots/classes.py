@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+MOST_NAMED = 100
+
+
 def confusion_matrix(
     targets: npt.ArrayLike,
     predictions: npt.ArrayLike,
@@ -33,9 +36,10 @@ def confusion_matrix(
 ) -> Figure:
     """Draws how often each true class (row) was predicted as each class (column).
 
-    Cells show counts. Right ones are blue and wrong ones red, each by their share of the row, the
-    wrong ones on a scale of their own, so that few errors show beside many hits. The last column is
-    the recall of each class.
+    Cells show counts, of up to 30 classes. Right ones are blue and wrong ones red, each by their
+    share of the row, the wrong ones on a scale of their own, so that few errors show beside many
+    hits. The last column is the recall of each class. Of more than 100 classes only some have their
+    names.
 
     Args:
         targets: True classes, int, shape (N,).
@@ -67,7 +71,9 @@ def confusion_matrix(
     colour -= strength[..., None] * (1 - red)
     for i in range(num_classes):
         colour[i, i] = 1 - 0.55 * right[i] * (1 - blue)
-    side = max(4.2, 0.46 * num_classes + 1.6)
+    # Of many classes not every one has room for its name.
+    step = -(-num_classes // MOST_NAMED)
+    side = max(4.2, 0.46 * min(num_classes, 30) + 1.6)
     figure = new_figure(side + 0.5, side)
     axis = figure.subplots()
     axis.imshow(np.clip(colour, 0, 1))
@@ -75,16 +81,16 @@ def confusion_matrix(
     if num_classes <= 30:
         for i, j in np.argwhere(counts > 0):
             axis.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=small)
-    for i in range(num_classes):
+    named = range(0, num_classes, step)
+    for i in named:
         recall = f"{100 * right[i]:.1f} %" if counts[i].sum() else "–"
         axis.text(num_classes - 0.3, i, recall, va="center", fontsize=small, color="#444444")
     axis.text(num_classes - 0.3, -0.55, "recall", va="bottom", fontsize=small, color="#444444")
     turn = 0 if max(map(len, class_names)) <= 3 else 45
-    class_names = [literal(name) for name in class_names]
-    axis.set_xticks(
-        range(num_classes), class_names, rotation=turn, ha="right" if turn else "center"
-    )
-    axis.set_yticks(range(num_classes), class_names)
+    shown = [literal(class_names[i]) for i in named]
+    size = 10 if num_classes <= 30 else 7
+    axis.set_xticks(named, shown, rotation=turn, ha="right" if turn else "center", fontsize=size)
+    axis.set_yticks(named, shown, fontsize=size)
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
     for side_name in ("top", "right", "left", "bottom"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +20,8 @@ BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#9
 
 def save(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 120) -> None:
     """Writes a figure as PNG, SVG or PDF by the ending of `path`, whole or not at all."""
-    with whole_file(path) as part:
+    with whole_file(path) as part, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # it is drawn as a box
         figure.savefig(part, dpi=dpi)
 
 

@@ -24,6 +24,7 @@ from dlblocks.data import DigitsDataModule
 from dlblocks.files import holds_something
 from dlblocks.lock import locked
 from dlblocks.models import MLPClassifier
+from dlblocks.plan import run_id_of
 
 
 def wait_for(condition, seconds=120):
@@ -229,6 +230,7 @@ def test_a_fold_that_another_worker_has_ended_is_not_run_again(tmp_path):
     plan = Plan(
         make_model, list, {"accelerator": "cpu"}, "val/loss", "min", None, tmp_path / "run", 0, True
     )
+    plan.run_id = run_id_of(tmp_path / "run")
     job, fold = _work(Task(plan, DigitsDataModule(), Job(1, 0, 1), 1, tmp_path / "no", 0))
     assert job.fold == 1
     assert fold.row == result.folds[1]

@@ -115,7 +115,14 @@ def test_a_folder_with_something_else_is_refused(tmp_path):
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["thesis.txt"]
 
 
-@pytest.mark.parametrize("left", [["folds.json"], [".folds-x1.json"], ["folds.json", ".plan-a"]])
+@pytest.mark.parametrize(
+    "left",
+    [
+        ["folds.json"],
+        [".folds-x1y2z3a4.part.json"],
+        ["folds.json", ".plan-abcdefg_.part.json"],
+    ],
+)
 def test_a_folder_that_was_broken_off_at_the_start_is_new(tmp_path, left):
     (tmp_path / "a").mkdir()
     for name in left:

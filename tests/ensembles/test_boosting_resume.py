@@ -36,12 +36,12 @@ class Net(nn.Module):
         with torch.no_grad():
             self.net.layers[0].weight *= np.random.rand()
         Net.made += 1
-        self.breaks, self.how, self.calls = Net.made == break_at, how, 0
+        self._breaks, self._how, self._calls = Net.made == break_at, how, 0
 
     def forward(self, inputs):
-        self.calls += self.training
-        if self.breaks and self.calls == 5:
-            if self.how == "kill":
+        self._calls += self.training
+        if self._breaks and self._calls == 5:
+            if self._how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise KeyboardInterrupt
         return self.net(inputs)
@@ -92,7 +92,7 @@ def test_a_killed_fit_goes_on_bit_for_bit(kind, tmp_path):
     ran = boosting(kind, tmp_path / "a")
     resumed = ran.fit()
     # The finished learners were not trained again, but run on the training and validation part.
-    assert [m.net.calls for m in ran.learners] == [
+    assert [m.net._calls for m in ran.learners] == [
         0,
         0,
         0,
@@ -163,7 +163,7 @@ def test_what_cannot_be_gone_on_with_is_refused(tmp_path):
         "seed was 0 and is 1": {"seed": 1},
         "shrinkage was 0.5 and is 0.4": {"shrinkage": 0.4},
         "num_stages was 5 and is 6": {"num_stages": 6},
-        "trainer was": {"trainer": {"accelerator": "cpu", "max_epochs": 3}},
+        "trainer.max_epochs was 2 and is 3": {"trainer": {"accelerator": "cpu", "max_epochs": 3}},
         "already holds a run": {"resume": False},
     }.items():
         with pytest.raises(FileExistsError, match=said):
