@@ -149,15 +149,9 @@ def _converted(value: Any, hint: Any) -> Any:
         return _items(value, options[0])
     if origin is tuple:
         return _tuple(value, options)
-    if origin in (dict, Mapping):
-        if isinstance(value, Mapping):
-            return value
+    if origin is dict and not isinstance(value, Mapping):
         raise _Wrong("must be a dictionary")
-    if origin is Callable:
-        if callable(value):
-            return value
-        raise _Wrong("must be a function")
-    return value  # a class says itself what is wrong
+    return value  # functions and objects are checked where they are used
 
 
 def _one_of(value: Any, options: Sequence[Any]) -> Any:
@@ -166,18 +160,15 @@ def _one_of(value: Any, options: Sequence[Any]) -> Any:
     classes = [one for one in options if isinstance(one, type) and one not in CONVERTERS]
     if classes and isinstance(value, tuple(classes)):  # a rate that is a tensor stays one
         return value
-    said = []
+    said: list[str] = []
     for option in options:
         try:
             return _converted(value, option)
         except _Wrong as error:
-            said.append(str(error))
-    choices = [one for one in options if typing.get_origin(one) is Literal]
-    if isinstance(value, str) and choices:
-        values = [choice for one in choices for choice in typing.get_args(one)]
-        hint = did_you_mean(value, [one for one in values if isinstance(one, str)])
-        if hint:
-            raise _Wrong(f"is not known{hint} Choose from: {', '.join(map(str, values))}")
+            if typing.get_origin(option) is Literal and isinstance(value, str):
+                said.insert(0, str(error))
+            else:
+                said.append(str(error))
     others = [text.removeprefix("must be ") for text in said[1:]]
     raise _Wrong(" or ".join(dict.fromkeys([said[0], *others])))
 
@@ -188,10 +179,14 @@ def _choice(value: Any, options: Sequence[Any]) -> Any:
         for option in options:
             if type(option) is type(value) and option == value:
                 return option
-    hint = did_you_mean(value, [one for one in options if isinstance(one, str)])
-    if len(options) == 1:
-        raise _Wrong(f"must be {options[0]!r}")
-    raise _Wrong(f"must be one of {_listed(options)}{hint.rstrip('?')}")
+    if isinstance(value, str):
+        raise _Wrong(_unknown(value, options))
+    raise _Wrong(f"must be {' or '.join(map(repr, options))}")
+
+
+def _unknown(value: str, options: Sequence[Any]) -> str:
+    hint = did_you_mean(value, [one for one in options if isinstance(one, str)]) or "."
+    return f"is not known{hint} Choose from: {', '.join(map(str, options))}"
 
 
 def _bool(value: Any) -> bool:
@@ -266,10 +261,6 @@ def _tuple(value: Any, options: Sequence[Any]) -> Any:
     if not isinstance(value, (list, tuple)) or len(value) != len(options):
         raise _Wrong(f"must be {len(options)} values")
     return tuple(_converted(one, option) for one, option in zip(value, options, strict=True))
-
-
-def _listed(values: Sequence[Any]) -> str:
-    return ", ".join(map(repr, values))
 
 
 CONVERTERS: dict[Any, Callable[[Any], Any]] = {

@@ -27,7 +27,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from dlblocks.files import is_rank_zero, whole_file
+from dlblocks.files import PART, is_rank_zero, whole_file
 
 MARK = b"dlblocks-images\n"
 VERSION = 3  # of the file and of how images are made; another one is built anew
@@ -220,7 +220,7 @@ def _parsed(footer: bytes) -> dict[str, Any] | None:
 
 def _remove_parts(path: Path) -> None:
     """Removes the unfinished files of builds of `path` that were killed; none is at work now."""
-    name = re.compile(rf"\.{re.escape(path.stem)}-\w{{8}}{re.escape(path.suffix)}")
+    name = re.compile(rf"\.{re.escape(path.stem)}-\w{{8}}{re.escape(PART + path.suffix)}")
     for part in path.parent.iterdir():
         if name.fullmatch(part.name):
             with contextlib.suppress(OSError):  # another user's

@@ -433,8 +433,8 @@ def test_fast_dev_run(tmp_path):
     ("arguments", "error", "message"),
     [
         ({"num_folds": 1}, ValueError, "num_folds=1"),
-        ({"num_folds": 2.5}, ValueError, "num_folds=2.5 is no whole number"),
-        ({"num_folds": "5"}, TypeError, "num_folds='5' must be a number"),
+        ({"num_folds": 2.5}, ValueError, "num_folds=2.5 must be a whole number"),
+        ({"num_folds": "5"}, TypeError, "num_folds='5' must be a whole number"),
         ({"repeats": 0}, ValueError, "repeats=0"),
         ({"monitor": "val/accuracy", "mode": "min"}, ValueError, "is highest.*set mode='max'"),
         ({"mode": "max"}, ValueError, "monitor='val/loss' is best where it is lowest.*'min'"),

@@ -368,7 +368,7 @@ def test_bad_arguments(tmp_path):
     widths = []
     one = mlp()
     bad(r"num_members=0 is outside \[1", num_members=0)
-    bad("num_members=2.5 is no whole number", num_members=2.5)
+    bad("num_members=2.5 must be a whole number", num_members=2.5)
     bad(r"max_samples=0 is outside \(0, 1\]", max_samples=0)
     bad("voting='median'", voting="median")
     bad("engine='parallel'", engine="parallel")

@@ -504,7 +504,7 @@ def test_run_folder_and_logs(tmp_path):
         "plan.json",
         "summary.json",
     ]
-    with pytest.raises(FileExistsError, match=r"parameters was|class was"):
+    with pytest.raises(FileExistsError, match=r"model.hidden was \[4\] and is \[256\]|class was"):
         boost(lambda: MLPRegressor(5, 1), values(), run_dir=tmp_path / "run").fit()
 
 

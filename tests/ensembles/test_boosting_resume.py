@@ -170,7 +170,7 @@ def test_what_cannot_be_gone_on_with_is_refused(tmp_path):
             boosting("gradient", tmp_path / "a", **more).fit()
     changed = boosting("gradient", tmp_path / "a")
     changed.datamodule.source.targets[0] += 1
-    with pytest.raises(FileExistsError, match="fingerprint was"):
+    with pytest.raises(FileExistsError, match="fingerprint differs"):
         changed.fit()
     with pytest.raises(FileExistsError, match="class was 'GradientBoosting' and is 'AdaBoost'"):
         boosting("ada", tmp_path / "a").fit()

@@ -196,7 +196,7 @@ def test_one_sample_of_two_classes_leaves_adaboost_with_one_vote(tmp_path):
 @pytest.mark.parametrize("kind", [GradientBoosting, AdaBoost])
 def test_counts_are_whole_numbers(kind, name, value):
     data = ArrayDataModule(*arrays())
-    with pytest.raises(ValueError, match=f"{name}={value} is no whole number"):
+    with pytest.raises(ValueError, match=f"{name}={value} must be a whole number"):
         quick(kind, regressor, data, **{name: value})
 
 
@@ -252,8 +252,7 @@ def test_members_that_know_their_samples_by_heart_know_nothing_of_the_others(tmp
     model = result.model
     for k, sample in enumerate(result.samples):
         seen = data.source.inputs[np.unique(sample)]
-        member = Voting([model.net.members[k]], normalisations=[
-            [getattr(model.net, f"{name}_{k}") for name in ("scale", "shift")]])  # fmt: skip
+        member = Voting([model.net.members[k]], normalisations=[model.net.pairs[k]])
         truth = data.source.targets[np.unique(sample)]
         assert (member(seen).argmax(1) == truth).float().mean() > 0.98
     chance, count = 0.25, int(result.oob.predicted.sum())
