@@ -169,8 +169,10 @@ def _one_of(value: Any, options: Sequence[Any]) -> Any:
                 said.insert(0, str(error))
             else:
                 said.append(str(error))
-    others = [text.removeprefix("must be ") for text in said[1:]]
-    raise _Wrong(" or ".join(dict.fromkeys([said[0], *others])))
+    first, *others = dict.fromkeys(text.removeprefix("must be ") for text in said)
+    if said[0] != first:
+        raise _Wrong(" or ".join([said[0], *others]))
+    raise _Wrong(", or give ".join([first, *([" or ".join(others)] if others else [])]))
 
 
 def _choice(value: Any, options: Sequence[Any]) -> Any:
@@ -260,7 +262,10 @@ def _tuple(value: Any, options: Sequence[Any]) -> Any:
         value = value.tolist()
     if not isinstance(value, (list, tuple)) or len(value) != len(options):
         raise _Wrong(f"must be {len(options)} values")
-    return tuple(_converted(one, option) for one, option in zip(value, options, strict=True))
+    try:
+        return tuple(_converted(one, option) for one, option in zip(value, options, strict=True))
+    except _Wrong as error:
+        raise _Wrong(f"must be {len(options)} values, of which each {error}") from None
 
 
 CONVERTERS: dict[Any, Callable[[Any], Any]] = {

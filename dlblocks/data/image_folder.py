@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dlblocks.arguments import whole
 from dlblocks.data.base import BatchSize, DataModule, Source
 from dlblocks.data.cache import cached_images, decode_all
 from dlblocks.data.folds import Indices
@@ -145,11 +146,7 @@ class ImageFolderDataModule(DataModule):
                 "split='time_series' needs samples in the order of time, but folders come class by "
                 "class; use split='predefined' with folds=."
             )
-        sides = tuple(size) if isinstance(size, Sequence) else (size, size)
-        if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
-            raise ValueError(
-                f"size={size!r} must be (height, width) or one number, in whole pixels."
-            )
+        sides = tuple(map(whole, size if isinstance(size, Sequence) else (size, size)))
         for side in sides:
             check_range("size", side, 1)
         if in_channels not in (1, 3):

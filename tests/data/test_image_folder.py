@@ -145,7 +145,7 @@ def test_bad_image_folders_are_refused(tmp_path):
 
 @pytest.mark.parametrize("size", [2.5, (8.5, 8), (8, 8, 8), "8", None])
 def test_bad_sizes_are_refused(size):
-    with pytest.raises(ValueError, match=r"size=.* must be \(height, width\) or one number"):
+    with pytest.raises(ValueError, match=r"size=.* must be a whole number or 2 values"):
         ImageFolderDataModule("folder", size=size)
 
 

@@ -187,7 +187,7 @@ def test_on_a_gpu_the_arrays_are_there(make_trainer, resident):
     [
         ({"device_resident": True, "num_workers": 2}, r"num_workers=2.*use num_workers=0"),
         ({"device_resident": True, "train_transform": crop()}, "callbacks.Augment"),
-        ({"device_resident": "yes"}, "device_resident='yes' must be True, False or"),
+        ({"device_resident": "yes"}, "Choose from: auto, or give True or False"),
         ({"train_transform": 3}, "train_transform=3 cannot be called"),
     ],
 )
