@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from dlblocks.data.table_columns import Column
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
-CHUNK = 1024  # rows
+CHUNK = 4096  # rows at a time, which a cache holds
 
 
 def encode(table: DataFrame, columns: Sequence[Column]) -> Tensor:
@@ -45,7 +46,8 @@ def encode(table: DataFrame, columns: Sequence[Column]) -> Tensor:
     stops = np.cumsum([len(column.feature_names) for column in columns]).tolist()
     features = np.zeros((len(table), stops[-1]), dtype=np.float64 if wide else np.float32)
     rows = np.arange(CHUNK)
-    for first in range(0, len(table), CHUNK):  # which a cache holds
+
+    def fill(first: int) -> None:
         part, start = features[first : first + CHUNK], 0
         for column, block, stop in zip(columns, values, stops, strict=True):
             cells = block[first : first + CHUNK]
@@ -58,6 +60,9 @@ def encode(table: DataFrame, columns: Sequence[Column]) -> Tensor:
             else:
                 part[:, start:stop] = cells
             start = stop
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # NumPy copies without the lock
+        list(pool.map(fill, range(0, len(table), CHUNK)))
     return torch.from_numpy(features)
 
 
