@@ -161,7 +161,9 @@ def _one_of(value: Any, options: Sequence[Any]) -> Any:
     if classes and isinstance(value, tuple(classes)):  # a rate that is a tensor stays one
         return value
     said: list[str] = []
-    for option in options:
+    # 1.0 and 1 may mean different things, such as all batches and one.
+    exact = float if isinstance(value, (float, np.floating)) else type(value)
+    for option in sorted(options, key=lambda option: option is not exact):
         try:
             return _converted(value, option)
         except _Wrong as error:
@@ -251,7 +253,8 @@ def _items(value: Any, hint: Any) -> Any:
         try:
             items.append(_converted(item, hint))
         except _Wrong as error:
-            raise _Wrong(f"must be a list in which each entry {error}") from None
+            entry = str(error).removeprefix("must be ")
+            raise _Wrong(f"must be a list, each entry {entry}") from None
     return tuple(items) if isinstance(value, tuple) else items
 
 
@@ -265,7 +268,8 @@ def _tuple(value: Any, options: Sequence[Any]) -> Any:
     try:
         return tuple(_converted(one, option) for one, option in zip(value, options, strict=True))
     except _Wrong as error:
-        raise _Wrong(f"must be {len(options)} values, of which each {error}") from None
+        each = str(error).removeprefix("must be ")
+        raise _Wrong(f"must be {len(options)} values, each {each}") from None
 
 
 CONVERTERS: dict[Any, Callable[[Any], Any]] = {

@@ -235,6 +235,11 @@ def sample(
     return count, rate, kind, pair, more
 
 
+@checked
+def limited(batches: int | float | None = None) -> float | None:
+    return batches
+
+
 def test_conversions():
     rate = torch.tensor(0.5)
     assert sample(np.int64(2), rate)[1] is rate  # what may be a tensor stays one
@@ -242,10 +247,12 @@ def test_conversions():
     assert sample(kind=np.arange(2))[2] == [0, 1]
     assert sample(pair=[1, 2])[3] == (1, 2)
     assert sample(1, 0.1, None, (0, 1), "a", "b")[4] == ("a", "b")
-    with pytest.raises(ArgumentError, match=r"kind=\['a'\] must be a list in which each entry"):
+    with pytest.raises(ArgumentError, match=r"kind=.* must be a list, each entry a whole number"):
         sample(kind=["a"])
     with pytest.raises(ArgumentError, match="pair=3 must be 2 values"):
         sample(pair=3)
+    assert type(limited(np.float64(1.0))) is float  # all batches; 1 is one batch
+    assert type(limited(np.int64(1))) is int
     with pytest.raises(TypeError, match="unexpected keyword argument 'cuont'"):
         sample(cuont=1)
 

@@ -313,7 +313,7 @@ def test_bad_input(arguments, data, message, make_trainer):
 
 
 def test_a_name_alone_is_no_list():
-    with pytest.raises(TypeError, match="must be a list of names"):
+    with pytest.raises(TypeError, match="must be a list"):
         GeneralizationGap("val/loss")
 
 
