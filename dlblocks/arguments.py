@@ -242,12 +242,11 @@ def _path(value: Any) -> Any:
 
 
 def _items(value: Any, hint: Any) -> Any:
-    if isinstance(value, (str, bytes, Mapping)):
-        raise _Wrong("must be a list")
     if isinstance(value, (np.ndarray, Tensor)):
         value = value.tolist()
-    if not isinstance(value, Sequence):
-        raise _Wrong("must be a list")
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        shown = isinstance(value, (str, int, float)) and len(repr(value)) <= 80
+        raise _Wrong("must be a list" + (f", such as [{value!r}]" if shown else ""))
     items = []
     for item in value:
         try:

@@ -243,5 +243,5 @@ def test_bad_input(module, arguments, message, make_trainer):
 
 
 def test_a_pattern_alone_is_no_list(make_trainer):
-    with pytest.raises(TypeError, match=r"must be a list of patterns: \['net.\*'\]"):
+    with pytest.raises(TypeError, match=r"must be a list, such as \['net.\*'\]"):
         fit([WeightNoise(0.1, include="net.*")], make_trainer)
