@@ -342,7 +342,7 @@ def test_names_of_classes():
         with pytest.raises(ValueError, match=message):
             FoldedDataModule(Samples(), targets=targets, class_names=names).setup("fit")
     for names in ("abc", [0, 1, 2]):
-        with pytest.raises(TypeError, match="class_names=.* must be a list"):
+        with pytest.raises(TypeError, match=r"class_names=.* must be a list"):
             FoldedDataModule(Samples(), targets=targets, class_names=names)
 
 
