@@ -4,6 +4,9 @@ The file has 1,000,000 rows and 30 columns: 25 of numbers, 3 of categories, a da
 Each turn is a new process: ours is ``TabularDataModule(file, "y", dates=["when"]).source``, the
 peer is ``pandas.read_csv(file)``. The memory is the process's peak, less that after the imports.
 
+Measured (two CPU cores, pandas 3.1, which reads with two threads; three turns): time 1.91 (1.58 to
+2.15) times that of pandas, 3.1 and 1.6 s; memory 0.82 (0.78 to 0.89).
+
 Run: python benchmarks/tables.py [--turns 5] [--rows 1000000]
 """
 

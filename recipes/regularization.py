@@ -9,14 +9,12 @@ Result: (seed 0, one run) the bare nets learn all their samples by heart and hav
 91.1 % (MLP) on the test set. Augmentation alone helps much: 95.3 % and 94.5 %. Cutout, input noise
 and cutmix add 1.4 to 1.9 points to the CNN and 0.5 to 1 to the MLP, mixup 1.1 and nothing; L2,
 batch norm, weight noise, SAM and label smoothing less than one. Dropout is good for the MLP (+0.9)
-and bad for the CNN (-1.2). Early stopping costs a point: most fits end before the learning rate
-has come down. All together is worst, by 52 and 5 points: 20 % and 46 % of the training samples are
-learned, and 9 of 15 CNNs are stopped by epoch 16. The folds alone tell none of the gains: with 200
-samples their intervals are 1 to 7 points to either side (augmentation of the CNN: +3.7, -3.5 …
-+10.9, p = 0.29). Of each net's 13 comparisons one and none are below 0.05 after Holm's correction:
-the CNN's collapse, p = 0.047. 7 minutes (two CPU cores shared with other work, torch 2.14,
-lightning 2.6.6). "Early stopping" and "all together" were measured when the fold that scores them
-chose their epoch; now 15 % of their training samples do, and they are still to be measured again.
+and bad for the CNN (-1.2). Early stopping costs 1.7 and 1.3 points: it gives up 15 % of the
+training samples to choose its epoch. All together is worst, by 62 and 5 points: 18 % and 47 % of
+the training samples are learned. The folds alone tell none of the gains: with 200 samples their
+intervals are 1 to 7 points to either side (augmentation of the CNN: +3.7, -3.5 … +10.9, p = 0.29).
+Of each net's 13 comparisons one and none are below 0.05 after Holm's correction: the CNN's
+collapse, p = 0.048. 7 minutes (two CPU cores shared with other work, torch 2.14, lightning 2.6.6).
 """
 
 from __future__ import annotations
