@@ -32,7 +32,7 @@ class ArgumentError(TypeError, ValueError):
 
 
 class _Wrong(Exception):
-    """A value does not fit an annotation. The message says which ones do."""
+    """A value does not fit its annotation."""
 
 
 def checked(function: Function) -> Function:
@@ -118,7 +118,7 @@ def whole(value: Any) -> Any:
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     """Return the annotations of a function.
 
-    Those with names that only type checkers import are left out.
+    Names that only type checkers import cannot be evaluated and are left out.
     """
     found = {}
     names = {**vars(typing), **getattr(function, "__globals__", {})}
