@@ -286,6 +286,8 @@ def _drop_service() -> None:
         return  # an active run of the caller, which this would finish
     with contextlib.suppress(Exception):  # it is dead
         wandb.teardown()
+    # A worker has the address of the process that the caller had when it started the worker.
+    os.environ.pop("WANDB_SERVICE", None)
 
 
 def _say_once(text: str, about: str = "") -> None:

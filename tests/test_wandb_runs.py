@@ -1,6 +1,7 @@
 """Whose W&B runs are written: the caller's, a sweep agent's, or our own. All runs are offline."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,19 @@ def test_modules_that_call_wandb_themselves(engine, tmp_path):
         assert run["config"]["own"] == 1
         assert [row["by_wandb"] for row in run["history"] if "by_wandb" in row] == [0.0]
         assert any("gradients/" in name for row in run["history"] for name in row)
+
+
+def test_workers_that_know_an_ended_process_of_wandb(tmp_path):
+    """joblib keeps its workers, whose WANDB_SERVICE is that of the call that has started them."""
+    for i in range(2):
+        with wandb.init(project="mine", dir=tmp_path / "mine"):
+            cross_validate(
+                partial(MLPClassifier, 4, 3, hidden=[4]), TabularDataModule("iris"), num_folds=2,
+                logger="wandb", run_dir=tmp_path / f"run{i}", trainer=TRAINER, n_jobs=2, **QUIET,
+            )  # fmt: skip
+        wandb.teardown()
+        runs = read_runs(tmp_path / f"run{i}")
+        assert sum(run["job_type"] == "fold" for run in runs) == 2
 
 
 def as_agent(monkeypatch, tmp_path, run_id, parameters):

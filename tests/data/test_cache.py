@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from dlblocks.data import ImageFolderDataModule, image_folder
+from dlblocks.files import PART
 from dlblocks.models import CNNClassifier
 
 SIZE = (6, 9)
@@ -369,10 +370,15 @@ def test_parts_of_builds_that_were_killed_are_removed(root, monkeypatch, locks):
     fcntl = pytest.importorskip("fcntl")
     if not locks:
         monkeypatch.setattr(fcntl, "flock", no_locks)
-    part = root / ".dlblocks-train-3x6x9-x_3k0a9z.npy"
+    part = root / f".dlblocks-train-3x6x9-x_3k0a9z{PART}.npy"
     others = [
         root / name
-        for name in (".dlblocks-train-3x6x99-x_3k0a9z.npy", ".dlblocks-train-3x6x9-x.npy", "x.npy")
+        for name in (
+            f".dlblocks-train-3x6x99-x_3k0a9z{PART}.npy",
+            ".dlblocks-train-3x6x9-x_3k0a9z.npy",  # a name without the mark is not ours
+            f".dlblocks-train-3x6x9-x{PART}.npy",
+            "x.npy",
+        )
     ]
     for path in (part, *others):
         path.write_bytes(b"half")

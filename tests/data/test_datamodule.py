@@ -233,7 +233,7 @@ def test_properties_and_pickle():
         ({"num_workers": -1}, "num_workers=-1"),
         ({"shuffle_seed": -1}, "shuffle_seed=-1"),
         ({"device_resident": 1}, "device_resident=1 must be True or False or 'auto'"),
-        ({"device_resident": "False"}, "device_resident='False' must be"),
+        ({"device_resident": "False"}, "device_resident='False' is not known. Choose from: auto"),
     ],
 )
 def test_bad_arguments_are_refused_at_once(arguments, message):
