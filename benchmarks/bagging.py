@@ -38,10 +38,10 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 from torchensemble import BaggingClassifier
 
+from dlblocks._quiet import quiet
 from dlblocks.data import DigitsDataModule
 from dlblocks.ensembles import Bagging
 from dlblocks.models import MLPClassifier
-from dlblocks.quiet import quiet
 
 MEMBERS, EPOCHS, BATCH = 20, 10, 64
 TURNS = int(sys.argv[1]) if len(sys.argv) > 1 else 5

@@ -32,10 +32,10 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from dlblocks._quiet import quiet
 from dlblocks.crossval import cross_validate
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import CNNClassifier, MLPClassifier
-from dlblocks.quiet import quiet
 
 FOLDS, TURNS = 5, 5
 

@@ -40,10 +40,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from dlblocks._quiet import quiet
 from dlblocks.callbacks import Augment
 from dlblocks.data import ArrayDataModule
 from dlblocks.models import MLPClassifier
-from dlblocks.quiet import quiet
 
 TURNS = 7
 MEAN, STD = [0.5] * 3, [0.25] * 3

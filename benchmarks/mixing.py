@@ -37,7 +37,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 
 from dlblocks.callbacks import CutMix, Cutout, MixUp
-from dlblocks.callbacks.base import BatchTransform
+from dlblocks.callbacks._batch_transform import BatchTransform
 
 TURNS = 9
 CLASSES = 10

@@ -19,8 +19,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from dlblocks._quiet import quiet
 from dlblocks.models import MLPClassifier
-from dlblocks.quiet import quiet
 
 STEPS, TURNS = 300, 25
 

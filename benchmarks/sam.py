@@ -20,8 +20,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from dlblocks._quiet import quiet
 from dlblocks.callbacks import SAM
-from dlblocks.quiet import quiet
 
 STEPS, TURNS = 24, 9
 

@@ -99,9 +99,9 @@ import torch
 from joblib import Parallel, delayed
 from scipy import stats
 
+from dlblocks._quiet import quiet
 from dlblocks.crossval import CrossValidationResult
-from dlblocks.crossval.fold import join
-from dlblocks.crossval.out_of_fold import OutOfFold
+from dlblocks.crossval._fold import OutOfFold, join
 from dlblocks.crossval.statistics import (
     corrected_t_test,
     least_error,
@@ -112,7 +112,6 @@ from dlblocks.data import ArrayDataModule
 from dlblocks.ensembles import Member, Together
 from dlblocks.metrics import metric_ranges
 from dlblocks.models import MLPClassifier, Model
-from dlblocks.quiet import quiet
 
 Array = npt.NDArray[np.floating]
 Classes = npt.NDArray[np.integer]

@@ -160,7 +160,7 @@ def grown(count: int, epochs: int) -> tuple[float, float]:
 
 
 def draw(rows: list[tuple[int, float, float]], path: Path) -> None:
-    from dlblocks.plots.style import new_figure, style_axis
+    from dlblocks.plots._style import new_figure, style_axis
 
     figure = new_figure(8, 3)
     counts = [row[0] for row in rows]
@@ -193,7 +193,7 @@ def main() -> None:
     import lightning.pytorch as pl
     import torch
 
-    from dlblocks.quiet import quiet
+    from dlblocks._quiet import quiet
 
     torch.set_num_threads(given.threads)
     if given.grow:

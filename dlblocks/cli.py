@@ -27,17 +27,16 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from dlblocks import __version__, data, models, tracking
-from dlblocks.arguments import MAX_SEED
+from dlblocks._errors import MAX_SEED, check_range, did_you_mean
+from dlblocks._files import check_new_run_dir, is_rank_zero, next_run_dir, numbered, whole_file
+from dlblocks._quiet import isolated, quiet
 from dlblocks.callbacks import ExactResume
 from dlblocks.crossval import cross_validate
-from dlblocks.csv_log import csv_writers
 from dlblocks.data import SplitDataModule
-from dlblocks.errors import check_range, did_you_mean
-from dlblocks.files import check_new_run_dir, is_rank_zero, next_run_dir, whole_file
-from dlblocks.fitting import Select, checking_mode, resolve_mode, saying_what_was_logged
-from dlblocks.lock import numbered
-from dlblocks.predictions import gather, stack
-from dlblocks.quiet import isolated, quiet
+from dlblocks.models._predict import gather, join_batches
+from dlblocks.runs._trainer import checking_mode, resolve_mode, saying_what_was_logged
+from dlblocks.runs.fit import Select
+from dlblocks.tracking._csv import csv_writers
 
 LoggerName = Literal["csv", "wandb", "tensorboard", "none"]
 CROSS_VALIDATE = "cross-validate"
@@ -344,7 +343,7 @@ class CLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """Predicts, and writes ``predictions.npz`` into the run folder."""
         with self._running():
-            arrays = stack(gather(self.trainer.predict(**kwargs) or []))
+            arrays = join_batches(gather(self.trainer.predict(**kwargs) or []))
         if not self.trainer.is_global_zero:
             return
         path = self.run_dir / "predictions.npz"

@@ -17,7 +17,7 @@ from torchmetrics.classification import (
     MulticlassF1Score,
 )
 
-from dlblocks.errors import check_choice
+from dlblocks._errors import check_choice
 from dlblocks.losses import MixedTargets
 
 

@@ -51,15 +51,15 @@ from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from dlblocks import plots, tracking
+from dlblocks._errors import check_range
+from dlblocks._files import check_new_run_dir, next_run_dir, write_json, write_rows
+from dlblocks._quiet import quiet
 from dlblocks.callbacks import sharpness, top_eigenvalue
 from dlblocks.cli import run_recipe
 from dlblocks.data import DigitsDataModule
 from dlblocks.ensembles import Member, Together
-from dlblocks.errors import check_range
-from dlblocks.files import check_new_run_dir, next_run_dir, write_json, write_rows
 from dlblocks.models import MLPClassifier
-from dlblocks.plots.style import new_figure, style_axis
-from dlblocks.quiet import quiet
+from dlblocks.plots._style import new_figure, style_axis
 
 if TYPE_CHECKING:
     from pathlib import Path

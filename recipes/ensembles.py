@@ -45,6 +45,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dlblocks import plots, tracking
+from dlblocks._errors import check_choice, check_range
+from dlblocks._files import check_new_run_dir, next_run_dir, write_json, write_rows
+from dlblocks._quiet import quiet
+from dlblocks._scores import pooled_metrics
 from dlblocks.cli import run_recipe
 from dlblocks.crossval.statistics import (
     Comparison,
@@ -54,13 +58,9 @@ from dlblocks.crossval.statistics import (
 )
 from dlblocks.data import DataModule, DigitsDataModule, TabularDataModule
 from dlblocks.ensembles import AdaBoost, Bagging, DeepEnsemble, GradientBoosting, Voting
-from dlblocks.errors import check_choice, check_range
-from dlblocks.files import check_new_run_dir, next_run_dir, write_json, write_rows
-from dlblocks.fitting import fit
 from dlblocks.models import Classifier, CNNClassifier, MLPClassifier, MLPRegressor, Model
-from dlblocks.plots.style import new_figure, style_axis
-from dlblocks.quiet import quiet
-from dlblocks.scores import pooled_metrics
+from dlblocks.plots._style import new_figure, style_axis
+from dlblocks.runs.fit import fit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

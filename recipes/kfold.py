@@ -18,11 +18,11 @@ from typing import Literal
 import numpy as np
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging
 
+from dlblocks._files import is_rank_zero, next_run_dir, write_json
 from dlblocks.callbacks import Augment, CutMix, MixUp
 from dlblocks.cli import run_recipe
 from dlblocks.crossval import cross_validate
 from dlblocks.data import DigitsDataModule
-from dlblocks.files import is_rank_zero, next_run_dir, write_json
 from dlblocks.models import CNNClassifier
 
 

@@ -32,15 +32,15 @@ from lightning.pytorch.callbacks import LambdaCallback
 from tqdm import tqdm
 
 from dlblocks import plots, tracking
+from dlblocks._errors import check_range
+from dlblocks._files import check_new_run_dir, next_run_dir, write_json, write_rows
+from dlblocks._quiet import quiet
 from dlblocks.cli import run_recipe
 from dlblocks.data import DigitsDataModule
 from dlblocks.ensembles import Member, Together
-from dlblocks.errors import check_range
-from dlblocks.files import check_new_run_dir, next_run_dir, write_json, write_rows
-from dlblocks.fitting import fit
 from dlblocks.models import CNNClassifier, MLPClassifier
-from dlblocks.plots.style import new_figure, style_axis
-from dlblocks.quiet import quiet
+from dlblocks.plots._style import new_figure, style_axis
+from dlblocks.runs.fit import fit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -26,14 +26,14 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.tuner import Tuner
 
 from dlblocks import plots, tracking
+from dlblocks._errors import check_range
+from dlblocks._files import check_new_run_dir, is_rank_zero, next_run_dir, write_json, write_rows
+from dlblocks._quiet import quiet
 from dlblocks.cli import run_recipe
 from dlblocks.data import DigitsDataModule
-from dlblocks.errors import check_range
-from dlblocks.files import check_new_run_dir, is_rank_zero, next_run_dir, write_json, write_rows
-from dlblocks.fitting import fit
 from dlblocks.models import CNNClassifier, MLPClassifier
-from dlblocks.plots.style import new_figure, style_axis
-from dlblocks.quiet import quiet
+from dlblocks.plots._style import new_figure, style_axis
+from dlblocks.runs.fit import fit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

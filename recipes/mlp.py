@@ -11,11 +11,11 @@ from typing import Literal
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
+from dlblocks._files import is_rank_zero, next_run_dir
 from dlblocks.cli import run_recipe
 from dlblocks.data import DigitsDataModule
-from dlblocks.files import is_rank_zero, next_run_dir
-from dlblocks.fitting import fit_and_test
 from dlblocks.models import MLPClassifier
+from dlblocks.runs.fit import fit_and_test
 
 
 def main(

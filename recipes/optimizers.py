@@ -27,15 +27,15 @@ import torch
 from lightning.pytorch import seed_everything
 
 from dlblocks import plots, tracking
+from dlblocks._errors import check_choice, check_range
+from dlblocks._files import check_new_run_dir, next_run_dir, write_json, write_rows
+from dlblocks._quiet import quiet
 from dlblocks.cli import run_recipe
 from dlblocks.data import CurveDataModule
 from dlblocks.ensembles import Member, Together
-from dlblocks.errors import check_choice, check_range
-from dlblocks.files import check_new_run_dir, next_run_dir, write_json, write_rows
-from dlblocks.fitting import fit
 from dlblocks.models import MLPRegressor
-from dlblocks.plots.style import new_figure, style_axis
-from dlblocks.quiet import quiet
+from dlblocks.plots._style import new_figure, style_axis
+from dlblocks.runs.fit import fit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

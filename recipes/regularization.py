@@ -28,13 +28,13 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
 from dlblocks import plots, tracking
+from dlblocks._errors import check_choice, check_range
+from dlblocks._files import is_rank_zero, next_run_dir, write_json
 from dlblocks.callbacks import SAM, Augment, CutMix, Cutout, InputNoise, MixUp, OneOf, WeightNoise
 from dlblocks.cli import run_recipe
 from dlblocks.crossval import Comparison, CrossValidationResult, cross_validate
 from dlblocks.crossval.statistics import holm
 from dlblocks.data import DigitsDataModule
-from dlblocks.errors import check_choice, check_range
-from dlblocks.files import is_rank_zero, next_run_dir, write_json
 from dlblocks.models import CNNClassifier, MLPClassifier, load
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ def table(net: str, found: dict[str, Row], adjusted: dict[str, float]) -> str:
 
 def dots(rows: dict[str, dict[str, Row]]) -> Figure:
     """Difference from the first method: on the folds with interval, and on the test set."""
-    from dlblocks.plots.style import BLUE, RED, new_figure, style_axis
+    from dlblocks.plots._style import BLUE, RED, new_figure, style_axis
 
     count = max(len(found) for found in rows.values())
     figure = new_figure(1.6 + 3.9 * len(rows), 1.3 + 0.36 * count)

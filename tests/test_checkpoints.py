@@ -207,7 +207,7 @@ def test_files_that_name_code_are_refused(tmp_path, monkeypatch):
     # A class path is looked up, never imported.
     (tmp_path / "evil.py").write_text("open('imported', 'w')\nclass Model: pass\n")
     monkeypatch.syspath_prepend(tmp_path)
-    for name in ("evil.Model", "os.system", "dlblocks.models.base.os", "dlblocks.cli.main"):
+    for name in ("evil.Model", "os.system", "dlblocks.models.model.os", "dlblocks.cli.main"):
         torch.save(
             {"state_dict": {}, "hyper_parameters": {"_class_path": name}}, tmp_path / "evil.ckpt"
         )

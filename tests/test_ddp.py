@@ -12,11 +12,11 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 
+from dlblocks._files import next_run_dir
 from dlblocks.callbacks import MixUp
 from dlblocks.cli import main
 from dlblocks.crossval import cross_validate
 from dlblocks.data import DigitsDataModule
-from dlblocks.files import next_run_dir
 from dlblocks.models import MLPClassifier
 
 ROOT = str(Path(__file__).parents[1])

@@ -16,9 +16,9 @@ from dlblocks.cli import main
 from dlblocks.crossval import CrossValidationResult, cross_validate, nested_cross_validate
 from dlblocks.data import ArrayDataModule, TabularDataModule
 from dlblocks.ensembles import AdaBoost, Bagging, DeepEnsemble, GradientBoosting
-from dlblocks.ensembles.bagging_result import BaggingResult
-from dlblocks.fitting import fit_and_test
+from dlblocks.ensembles.results import BaggingResult
 from dlblocks.models import MLPClassifier, MLPRegressor
+from dlblocks.runs.fit import fit_and_test
 
 LOGGERS = ("", "lightning.pytorch", "lightning.fabric", "wandb", "mine")
 # By deterministic= Lightning changes settings of torch and of the environment.

@@ -12,7 +12,7 @@ import torchmetrics.text
 from sklearn import metrics as sklearn_metrics
 from torch.nn import functional as F
 
-from dlblocks.ensembles.grouped import RegressionSums
+from dlblocks.engine._metrics import RegressionSums
 from dlblocks.losses import MixedTargets, binary_cross_entropy, cross_entropy, mixed_loss
 from dlblocks.metrics import (
     classification_metrics,

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from dlblocks.no_gpu import NVML_CHECK, quick_gpu_check
+from dlblocks._lightning import NVML_CHECK, quick_gpu_check
 
 
 def test_the_environment_is_as_before(monkeypatch):

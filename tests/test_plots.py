@@ -10,7 +10,7 @@ from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 from sklearn.metrics import r2_score
 
 from dlblocks import plots
-from dlblocks.files import whole_file
+from dlblocks._files import whole_file
 from dlblocks.metrics import classification_metrics
 
 RNG = np.random.default_rng(0)

@@ -8,8 +8,8 @@ import torch
 from sklearn import metrics
 from torchmetrics.classification import MulticlassCalibrationError
 
+from dlblocks._scores import calibration_error, kind_of, pooled_metrics
 from dlblocks.metrics import classification_metrics
-from dlblocks.scores import calibration_error, kind_of, pooled_metrics
 
 RNG = np.random.default_rng(0)
 CLASSES = RNG.integers(0, 3, 60)

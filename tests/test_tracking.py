@@ -9,7 +9,6 @@ import yaml
 from torch.utils.data import DataLoader, TensorDataset
 from wandb_offline import read_runs
 
-from dlblocks import wandb_log
 from dlblocks.callbacks import MixUp
 from dlblocks.cli import main
 from dlblocks.crossval import cross_validate
@@ -23,6 +22,7 @@ from dlblocks.tracking import (
     log_figures,
     make_logger,
 )
+from dlblocks.tracking import _wandb as wandb_log
 
 
 def fit(logger, max_epochs=2):

@@ -12,10 +12,10 @@ from lightning.pytorch.callbacks import Callback
 from wandb_offline import read_run
 from wandb_server import Server
 
-from dlblocks import wandb_log
 from dlblocks.crossval import cross_validate
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import MLPClassifier
+from dlblocks.tracking import _wandb as wandb_log
 from dlblocks.tracking import finish_logger, make_logger
 
 EPOCHS = 3

@@ -15,8 +15,8 @@ from dlblocks.cli import main
 from dlblocks.crossval import cross_validate
 from dlblocks.data import ArrayDataModule, TabularDataModule
 from dlblocks.ensembles import Bagging, GradientBoosting
-from dlblocks.fitting import fit_and_test
 from dlblocks.models import MLPClassifier, MLPRegressor
+from dlblocks.runs.fit import fit_and_test
 
 SWEEP = Path(__file__).parent.parent / "configs" / "sweep.yaml"
 QUIET = {"progress_bar": False, "figures": False}

@@ -1,6 +1,6 @@
 """Callbacks for any LightningModule and any batch, each over a pure function.
 
-Early stopping, the best weights and averaged weights are Lightning's own. `dlblocks.fitting.fit`,
+Early stopping, the best weights and averaged weights are Lightning's own. `dlblocks.runs.fit.fit`,
 the command line and `cross_validate` keep the best epoch's weights and give them back, by `monitor`
 and `mode`; ``EarlyStopping(monitor="val/loss", patience=10)`` among the callbacks ends a fit before
 `max_epochs`. Patience counts validations, and the weights of the last are not those that remain.
@@ -43,21 +43,20 @@ What Lightning 2.6 does there, as `tests/callbacks/test_averaging.py` has it:
               return True
 """
 
+from dlblocks.callbacks._batch_transform import BatchTransform
+from dlblocks.callbacks._curvature import sharpness, top_eigenvalue
+from dlblocks.callbacks._geometry import adjust_color, affine, affine_matrix, shift_flip
 from dlblocks.callbacks.augment import Augment
-from dlblocks.callbacks.base import BatchTransform
-from dlblocks.callbacks.color import adjust_color
-from dlblocks.callbacks.curvature import sharpness, top_eigenvalue
 from dlblocks.callbacks.cutmix import CutMix, boxes, cutmix
 from dlblocks.callbacks.cutout import Cutout, cutout
 from dlblocks.callbacks.exact_resume import ExactResume
 from dlblocks.callbacks.generalization_gap import GeneralizationGap
-from dlblocks.callbacks.geometry import affine, affine_matrix, shift_flip
 from dlblocks.callbacks.input_noise import InputNoise, gaussian_noise, salt_and_pepper
 from dlblocks.callbacks.label_smoothing import LabelSmoothing, smooth_labels
 from dlblocks.callbacks.mixup import MixUp, mixup
 from dlblocks.callbacks.one_of import OneOf
 from dlblocks.callbacks.sam import SAM, sam_perturbation
-from dlblocks.callbacks.sharp_minima import Sharpness
+from dlblocks.callbacks.sharpness import Sharpness
 from dlblocks.callbacks.weight_noise import WeightNoise, add_weight_noise
 from dlblocks.callbacks.weight_penalty import WeightPenalty, clip_rows, weight_penalty
 

@@ -19,12 +19,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dlblocks.arguments import checked
-from dlblocks.callbacks.base import BatchTransform, check_images
-from dlblocks.callbacks.color import adjust_color
+from dlblocks._errors import check_choice, check_range, checked
+from dlblocks.callbacks._batch_transform import BatchTransform, check_images
+from dlblocks.callbacks._geometry import Padding, adjust_color, affine, affine_matrix, shift_flip
 from dlblocks.callbacks.cutout import cutout
-from dlblocks.callbacks.geometry import Padding, affine, affine_matrix, shift_flip
-from dlblocks.errors import check_choice, check_range
 
 
 class Augment(BatchTransform):

@@ -28,11 +28,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dlblocks.arguments import checked
-from dlblocks.callbacks.base import check_images
-from dlblocks.callbacks.batches import Key
-from dlblocks.callbacks.memory import BatchMemory
-from dlblocks.callbacks.mixing import LARGE_BYTES, Mix, Mixer, average, draw_mix, gather
+from dlblocks._errors import checked
+from dlblocks.callbacks._batch_transform import BatchMemory, Key, check_images
+from dlblocks.callbacks._soft_targets import LARGE_BYTES, Mix, Mixer, average, draw_mix, gather
 
 # Images of fewer bytes are quicker pasted all at once, by a mask, than one after another.
 LOOP_BYTES = 6 << 10

@@ -21,13 +21,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dlblocks.arguments import checked
-from dlblocks.callbacks.base import BatchTransform, check_images
-from dlblocks.callbacks.batches import Key
+from dlblocks._errors import check_range, checked
+from dlblocks.callbacks._batch_transform import BatchMemory, BatchTransform, Key, check_images
+from dlblocks.callbacks._soft_targets import LARGE_BYTES
 from dlblocks.callbacks.cutmix import bits_of, box_mask, boxes
-from dlblocks.callbacks.memory import BatchMemory
-from dlblocks.callbacks.mixing import LARGE_BYTES
-from dlblocks.errors import check_range
 
 
 def cutout(

@@ -25,14 +25,21 @@ from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
-from dlblocks.arguments import checked
-from dlblocks.callbacks import resume_state
-from dlblocks.callbacks.resume_batches import ResumableBatches
-from dlblocks.callbacks.resume_files import known_files, write_again
-from dlblocks.csv_log import csv_writers
-from dlblocks.errors import check_range
-from dlblocks.files import is_whole, put_in_place
-from dlblocks.plain import plain_checkpoints
+from dlblocks._errors import check_range, checked
+from dlblocks._files import is_whole, put_in_place
+from dlblocks._plain import plain_checkpoints
+from dlblocks.callbacks._resume import (
+    ResumableBatches,
+    known_files,
+    logged_state,
+    metric_states,
+    module_modes,
+    set_logged_state,
+    set_metric_states,
+    set_module_modes,
+    write_again,
+)
+from dlblocks.tracking._csv import csv_writers
 
 NOT_RESUMABLE = "You're resuming from a checkpoint that ended before the epoch ended"
 NOT_EXACT = "what follows is not exactly the run that it would have been."
@@ -214,7 +221,7 @@ class ExactResume(ModelCheckpoint):
         fetcher, batches = self._watch(trainer)
         if state is not None:
             batches.set_random(state["random"]["now"])
-            resume_state.set_module_modes(trainer.lightning_module, state["modules"])
+            set_module_modes(trainer.lightning_module, state["modules"])
         # All ranks write together, by the clock of the first.
         if not self.min_seconds or trainer.strategy.broadcast(
             time.monotonic() - self._saved_at >= self.min_seconds
@@ -269,9 +276,9 @@ class ExactResume(ModelCheckpoint):
             "saved_step": self.saved_step,
             "should_stop": trainer.should_stop,
             "accumulate_grad_batches": trainer.accumulate_grad_batches,
-            "modules": resume_state.module_modes(pl_module),
-            "metrics": resume_state.metric_states(pl_module),
-            "logged": resume_state.logged_state(trainer),
+            "modules": module_modes(pl_module),
+            "metrics": metric_states(pl_module),
+            "logged": logged_state(trainer),
             "callback_metrics": {k: v.detach().cpu() for k, v in trainer.callback_metrics.items()},
         }
         states = [state]
@@ -328,7 +335,7 @@ class ExactResume(ModelCheckpoint):
         device = pl_module.device
         if callable(flush := getattr(pl_module, "flush_metrics", None)):
             flush()
-        resume_state.set_metric_states(pl_module, state["metrics"])
+        set_metric_states(pl_module, state["metrics"])
         trainer.callback_metrics.update(
             {name: value.to(device) for name, value in state["callback_metrics"].items()}
         )
@@ -338,11 +345,9 @@ class ExactResume(ModelCheckpoint):
             return  # before_epoch does the rest
         self._state = None
         trainer.accumulate_grad_batches = state["accumulate_grad_batches"]
-        resume_state.set_logged_state(trainer, pl_module, state["logged"])
+        set_logged_state(trainer, pl_module, state["logged"])
         fetcher, batches = self._watch(trainer)
-        batches.resume(
-            state["random"], lambda: resume_state.set_module_modes(pl_module, state["modules"])
-        )
+        batches.resume(state["random"], lambda: set_module_modes(pl_module, state["modules"]))
         iter(fetcher)
         # It is not so here: the batches are skipped.
         warnings.filterwarnings("ignore", message=NOT_RESUMABLE)

@@ -32,11 +32,10 @@ from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 from torchmetrics import Metric
 
-from dlblocks.arguments import checked
-from dlblocks.callbacks.resume_state import random_state, set_random_state
-from dlblocks.callbacks.training_batches import check_limit, to_device, training_batches
-from dlblocks.callbacks.untouched import logging_to, metrics_kept
-from dlblocks.errors import check_range, did_you_mean
+from dlblocks._errors import check_range, checked, did_you_mean
+from dlblocks.callbacks._curvature import check_limit, to_device, training_batches
+from dlblocks.callbacks._resume import random_state, set_random_state
+from dlblocks.callbacks._side_effects import logging_to, metrics_kept
 
 PREFIXES = ("val/", "val_", "valid/", "valid_", "validation/", "validation_")
 REDUCTIONS = ("mean", "sum", "max", "min")

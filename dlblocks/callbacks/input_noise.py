@@ -25,10 +25,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dlblocks.arguments import checked
-from dlblocks.callbacks.base import BatchTransform, check_images
-from dlblocks.callbacks.batches import Key
-from dlblocks.errors import check_choice, check_range
+from dlblocks._errors import check_choice, check_range, checked
+from dlblocks.callbacks._batch_transform import BatchTransform, Key, check_images
 
 
 def gaussian_noise(inputs: Tensor, std: float, generator: torch.Generator | None = None) -> Tensor:

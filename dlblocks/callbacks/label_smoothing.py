@@ -27,11 +27,10 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from dlblocks.arguments import checked
-from dlblocks.callbacks.batches import Key
-from dlblocks.callbacks.softening import Softening
-from dlblocks.callbacks.targets import find_num_classes
-from dlblocks.errors import check_range
+from dlblocks._errors import check_range, checked
+from dlblocks.callbacks._batch_transform import Key
+from dlblocks.callbacks._soft_targets import Softening
+from dlblocks.losses import find_num_classes
 
 
 def smooth_labels(

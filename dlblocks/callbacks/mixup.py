@@ -26,9 +26,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dlblocks.arguments import checked
-from dlblocks.callbacks.batches import Key
-from dlblocks.callbacks.mixing import Mix, Mixer, average, draw_mix
+from dlblocks._errors import checked
+from dlblocks.callbacks._batch_transform import Key
+from dlblocks.callbacks._soft_targets import Mix, Mixer, average, draw_mix
 
 
 def mixup(inputs: Tensor, targets: Tensor, lam: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,9 +18,14 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from dlblocks.arguments import checked
-from dlblocks.callbacks.base import BatchTransform, mix, structure
-from dlblocks.callbacks.batches import map_tensors, tensors_in
+from dlblocks._errors import checked
+from dlblocks.callbacks._batch_transform import (
+    BatchTransform,
+    map_tensors,
+    mix,
+    structure,
+    tensors_in,
+)
 
 
 class OneOf(BatchTransform):

@@ -34,12 +34,11 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
-from dlblocks.arguments import checked
-from dlblocks.callbacks.around_step import AroundStep
-from dlblocks.callbacks.parameters import check_automatic, check_whole_parameters
-from dlblocks.callbacks.resume_state import random_state, set_random_state
-from dlblocks.callbacks.untouched import paused
-from dlblocks.errors import check_range
+from dlblocks._errors import check_range, checked
+from dlblocks.callbacks._parameters import check_automatic, check_whole_parameters
+from dlblocks.callbacks._resume import random_state, set_random_state
+from dlblocks.callbacks._side_effects import paused
+from dlblocks.callbacks._step_wrapper import AroundStep
 
 OPTIMIZER_STEP = "optimizer_step"
 # Keeps a gradient of zeros from dividing by zero.

@@ -26,15 +26,14 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from dlblocks.arguments import checked
-from dlblocks.callbacks.around_step import AroundStep
-from dlblocks.callbacks.base import mix
-from dlblocks.callbacks.parameters import (
+from dlblocks._errors import check_range, checked
+from dlblocks.callbacks._batch_transform import mix
+from dlblocks.callbacks._parameters import (
     check_automatic,
     check_whole_parameters,
     select_parameters,
 )
-from dlblocks.errors import check_range
+from dlblocks.callbacks._step_wrapper import AroundStep
 
 
 @torch.no_grad()

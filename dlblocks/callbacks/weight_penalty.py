@@ -33,9 +33,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.optim import LBFGS, Optimizer
 
-from dlblocks.arguments import checked
-from dlblocks.callbacks.parameters import check_whole_parameters, select_parameters
-from dlblocks.errors import check_range
+from dlblocks._errors import check_range, checked
+from dlblocks.callbacks._parameters import check_whole_parameters, select_parameters
 
 
 def weight_penalty(weights: Sequence[Tensor], l1: float = 0.0, l2: float = 0.0) -> Tensor:

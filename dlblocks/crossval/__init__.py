@@ -1,10 +1,10 @@
 """Cross-validation of any LightningModule in one call."""
 
+from dlblocks.crossval._fold import OutOfFold
+from dlblocks.crossval.cross_validate import cross_validate
 from dlblocks.crossval.held_out import HeldOutScores
 from dlblocks.crossval.nested import nested_cross_validate
-from dlblocks.crossval.nested_result import NestedResult
-from dlblocks.crossval.result import CrossValidationResult, OutOfFold
-from dlblocks.crossval.run import cross_validate
+from dlblocks.crossval.results import CrossValidationResult, NestedResult
 from dlblocks.crossval.statistics import Comparison
 
 __all__ = [

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dlblocks.crossval.text import number
-from dlblocks.errors import check_range, did_you_mean
-from dlblocks.scores import NUM_BINS, are_probabilities, bin_of, kind_of
+from dlblocks._errors import check_range, did_you_mean
+from dlblocks._scores import NUM_BINS, are_probabilities, bin_of, kind_of
+from dlblocks.runs._tables import number
 
 DRAWS = 2000
 TOLERANCE = 1e-3  # between a logged value and that of the predictions

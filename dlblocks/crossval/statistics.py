@@ -33,7 +33,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dlblocks.errors import check_range
+from dlblocks._errors import check_range
 from dlblocks.metrics import Range
 
 

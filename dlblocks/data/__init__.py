@@ -1,15 +1,14 @@
 """LightningDataModules that split into folds, and the pieces they are made of."""
 
 from dlblocks.data.arrays import ArrayDataModule
-from dlblocks.data.base import DataModule, Source
 from dlblocks.data.curve import CurveDataModule
-from dlblocks.data.dataset import ArrayDataset
+from dlblocks.data.datamodule import DataModule, Source
+from dlblocks.data.dataset import ArrayDataset, EpochSampler
 from dlblocks.data.digits import DigitsDataModule
-from dlblocks.data.folded import FoldedDataModule
-from dlblocks.data.folds import holdout, kfold
 from dlblocks.data.image_folder import ImageFolderDataModule
-from dlblocks.data.sampler import EpochSampler
-from dlblocks.data.split_module import SplitDataModule
+from dlblocks.data.kfold import FoldedDataModule
+from dlblocks.data.split_datamodule import SplitDataModule
+from dlblocks.data.splitting import holdout, kfold
 from dlblocks.data.tabular import TabularDataModule
 from dlblocks.data.vision import (
     CIFAR10DataModule,

@@ -13,12 +13,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dlblocks.data.base import BatchSize, DataModule, Source
-from dlblocks.data.cache import read_only_tensor
-from dlblocks.data.labels import encode_labels
-from dlblocks.data.normalisation import needs_float64
-from dlblocks.data.splits import Split
-from dlblocks.errors import check_choice
+from dlblocks._errors import check_choice
+from dlblocks.data._cache import read_only_tensor
+from dlblocks.data._labels import encode_labels
+from dlblocks.data._normalization import needs_float64
+from dlblocks.data.datamodule import BatchSize, DataModule, Source
+from dlblocks.data.splitting import Split
 
 
 class ArrayDataModule(DataModule):
@@ -39,7 +39,7 @@ class ArrayDataModule(DataModule):
             or a ``.npy`` file of those, as `targets`, `test_inputs` and `test_targets` may be, too.
         targets: Classes, shape (N,) or (N, 1): whole numbers, bool or texts of any values, which
             are mapped to 0 … C-1 and named by `class_names`; see
-            `dlblocks.data.labels.encode_labels`. Or values to regress, (N,) or (N, D), floating
+            `dlblocks.data._labels.encode_labels`. Or values to regress, (N,) or (N, D), floating
             point.
         test_inputs: An official test set, outside every fold.
         test_targets: Its targets.

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dlblocks.data.base import BatchSize, DataModule, Source
-from dlblocks.errors import check_range
+from dlblocks._errors import check_range
+from dlblocks.data.datamodule import BatchSize, DataModule, Source
 
 
 class CurveDataModule(DataModule):

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from dlblocks.data.base import BatchSize, DataModule, Source
-from dlblocks.data.splits import Split
+from dlblocks.data.datamodule import BatchSize, DataModule, Source
+from dlblocks.data.splitting import Split
 
 
 class DigitsDataModule(DataModule):

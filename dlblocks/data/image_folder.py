@@ -14,12 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlblocks.arguments import whole
-from dlblocks.data.base import BatchSize, DataModule, Source
-from dlblocks.data.cache import cached_images, decode_all
-from dlblocks.data.folds import Indices
-from dlblocks.data.splits import Split, hold_out_test
-from dlblocks.errors import check_range, did_you_mean
+from dlblocks._errors import check_range, did_you_mean, whole
+from dlblocks.data._cache import cached_images, decode_all
+from dlblocks.data.datamodule import BatchSize, DataModule, Source
+from dlblocks.data.splitting import Indices, Split, hold_out_test
 
 # Spellings of the folder of each part, in small letters and without what stands around them.
 PARTS = {

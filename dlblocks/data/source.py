@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from dlblocks.data.checks import check_arrays, check_test_set
-from dlblocks.data.fingerprint import row_keys
+from dlblocks._errors import check_range
+from dlblocks.data._fingerprint import row_keys
 
 
 @dataclass
@@ -59,3 +60,170 @@ class Source:
             test_set = self.test_inputs, self.test_targets
             check_arrays(*test_set, *names, part="test_")
             check_test_set(self.inputs, self.targets, *test_set, self.class_names)
+
+
+SHOWN = 8  # columns in a message
+
+
+def check_arrays(
+    inputs: Tensor,
+    targets: Tensor,
+    class_names: Sequence[str] | None = None,
+    feature_names: Sequence[str] | None = None,
+    *,
+    part: str = "",
+) -> None:
+    """Raises a `ValueError` that says what is wrong with the arrays of a data set, and where.
+
+    Args:
+        inputs: Shape (N, ...).
+        targets: Classes (N,) as integers, or values (N,) or (N, D) as floating point.
+        class_names: Names of the classes; labels must be smaller than their number.
+        feature_names: Names of the columns of `inputs`, for the message.
+        part: Prefix of the arguments' names in the message, such as ``"test_"``.
+    """
+    if len(inputs) != len(targets):
+        raise ValueError(
+            f"{part}inputs has {len(inputs)} samples and {part}targets has {len(targets)}; "
+            "they must be equally long."
+        )
+    if len(inputs) == 0:
+        raise ValueError(f"{part}inputs is empty; a data set needs at least one sample.")
+    if inputs.ndim < 2:
+        raise ValueError(
+            f"{part}inputs has shape {tuple(inputs.shape)}; expected (N, features) or "
+            "(N, C, H, W). For a single feature use inputs[:, None]."
+        )
+    _check_finite(f"{part}inputs", inputs, feature_names)
+    if targets.is_floating_point():
+        if targets.ndim > 2:
+            raise ValueError(
+                f"{part}targets has shape {tuple(targets.shape)}; expected values of shape (N,) "
+                "or (N, D)."
+            )
+        _check_finite(f"{part}targets", targets, None)
+        return
+    if targets.ndim != 1:
+        raise ValueError(
+            f"{part}targets has shape {tuple(targets.shape)}; expected classes of shape (N,)."
+        )
+    low, high = int(targets.min()), int(targets.max())
+    if low < 0:
+        row = int(targets.argmin())
+        raise ValueError(f"{part}targets has label {low} in row {row}; classes start at 0.")
+    if class_names is not None and high >= len(class_names):
+        raise ValueError(
+            f"{part}targets has label {high} in row {int(targets.argmax())}, but there are "
+            f"{len(class_names)} classes, 0 … {len(class_names) - 1}."
+        )
+    if not part and low == high:
+        name = low if class_names is None else repr(class_names[low])
+        raise ValueError(
+            f"targets has one class only ({name}); a classifier needs at least two classes."
+        )
+
+
+def check_test_set(
+    inputs: Tensor,
+    targets: Tensor,
+    test_inputs: Tensor,
+    test_targets: Tensor,
+    class_names: Sequence[str] | None = None,
+) -> None:
+    """Raises a `ValueError` unless a model of the training set can be tested on the test set.
+
+    Args:
+        inputs: Shape (N, ...).
+        targets: Classes, integers of shape (N,), or values, floating point.
+        test_inputs: Shape (M, ...).
+        test_targets: Shape (M,) or (M, D).
+        class_names: Names of the classes; None if they are those in `targets`.
+    """
+    shape, test_shape = tuple(inputs.shape[1:]), tuple(test_inputs.shape[1:])
+    if shape != test_shape:
+        raise ValueError(
+            f"test_inputs has samples of shape {test_shape} and inputs of {shape}; give both in "
+            "the same shape."
+        )
+    both_floating = inputs.is_floating_point() and test_inputs.is_floating_point()
+    if inputs.dtype != test_inputs.dtype and not both_floating:
+        raise ValueError(
+            f"test_inputs is {test_inputs.dtype} and inputs {inputs.dtype}, of which only uint8 "
+            "is scaled to [0, 1]; give both in the same units and dtype."
+        )
+    if targets.is_floating_point() != test_targets.is_floating_point():
+        raise ValueError(
+            f"test_targets is {test_targets.dtype} and targets {targets.dtype}; give integers in "
+            "both for classes, or floating point in both for values."
+        )
+    if targets.is_floating_point():
+        if targets.shape[1:] != test_targets.shape[1:]:
+            raise ValueError(
+                f"test_targets has shape {tuple(test_targets.shape)} and targets "
+                f"{tuple(targets.shape)}; give equally many values a sample."
+            )
+        return
+    count = int(targets.max()) + 1 if class_names is None else len(class_names)
+    high = int(test_targets.max())
+    if high >= count:
+        raise ValueError(
+            f"test_targets has label {high} in row {int(test_targets.argmax())}, but targets has "
+            f"the classes 0 … {count - 1}; give class_names if there are more."
+        )
+
+
+def check_fold(num_folds: int | None, fold: int, *, counted: bool = False) -> None:
+    """Raises a `ValueError` unless there is such a fold; `counted`: the data says how many."""
+    if num_folds is None:
+        if counted:
+            check_range("fold", fold, 0)
+        elif fold != 0:
+            raise ValueError(f"fold={fold} has no effect without num_folds; set num_folds.")
+        return
+    if num_folds < 2:
+        raise ValueError(f"num_folds={num_folds} is too few; use at least 2, or None for a split.")
+    if not 0 <= fold < num_folds:
+        raise ValueError(f"fold={fold} is outside 0 … {num_folds - 1} (num_folds={num_folds}).")
+
+
+def _check_finite(argument: str, values: Tensor, names: Sequence[str] | None) -> None:
+    if not values.is_floating_point():
+        return
+    # One pass without a mask of the whole array: a sum is finite only if every term is,
+    # save for overflow, which the slow look below sorts out.
+    if torch.isfinite(values.sum()):
+        return
+    # A mask of some rows at a time, for arrays larger than memory.
+    rows = max(1, 2**20 // values[0].numel())
+    count, first = 0, list[int]()
+    columns: set[int] = set()
+    for start in range(0, len(values), rows):
+        bad = ~torch.isfinite(values[start : start + rows])
+        if not first and bad.any():
+            row, *rest = (int(i) for i in bad.nonzero()[0])
+            first = [start + row, *rest]
+        count += int(bad.sum())
+        if values.ndim == 2:
+            columns.update(bad.any(0).nonzero().flatten().tolist())
+    if not first:
+        return
+    where = f"row {first[0]}"
+    if values.ndim == 2:
+        column = first[1]
+        where += f", column {column}" + (f" ({names[column]!r})" if names else "")
+        if len(columns) > 1:
+            shown = [repr(names[i]) if names else str(i) for i in sorted(columns)[:SHOWN]]
+            more = f" and {len(columns) - SHOWN} more" if len(columns) > SHOWN else ""
+            where += f"; they are in columns {', '.join(shown)}{more}"
+    elif values.ndim > 2:
+        where += f", position {tuple(first[1:])}"
+    cure = "remove these rows"
+    if argument.endswith("inputs"):
+        cure += (
+            ", or fill NaN in by what the training part of each fold says, as "
+            "TabularDataModule(…, missing='impute') does"
+        )
+    raise ValueError(
+        f"{argument} has {count} value(s) that are not finite, the first "
+        f"({values[tuple(first)].item()}) in {where}; {cure}."
+    )

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlblocks.data.base import BatchSize, DataModule, Source
-from dlblocks.data.cells import (
+from dlblocks._errors import check_choice, did_you_mean
+from dlblocks.data._cells import (
     compacted,
     factorize,
     is_row_numbers,
@@ -23,12 +23,12 @@ from dlblocks.data.cells import (
     text,
     to_numbers,
 )
-from dlblocks.data.csv_files import check_read_args, missing_texts, read_table
-from dlblocks.data.labels import label_key
-from dlblocks.data.splits import Split
-from dlblocks.data.table_columns import MIN_IDENTIFIERS, Column, ColumnReader
-from dlblocks.data.table_features import complete, encode
-from dlblocks.errors import check_choice, did_you_mean
+from dlblocks.data._columns import MIN_IDENTIFIERS, Column, ColumnReader
+from dlblocks.data._encode import complete, encode
+from dlblocks.data._labels import label_key
+from dlblocks.data._read_csv import check_read_args, missing_texts, read_table
+from dlblocks.data.datamodule import BatchSize, DataModule, Source
+from dlblocks.data.splitting import Split
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlblocks.errors import check_range, did_you_mean
+from dlblocks._errors import check_range, did_you_mean
 
 # Otherwise albumentations asks the network for a newer version of itself when it is imported.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")

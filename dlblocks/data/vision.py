@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlblocks.data.base import BatchSize, DataModule, Source
-from dlblocks.data.splits import Split
+from dlblocks.data.datamodule import BatchSize, DataModule, Source
+from dlblocks.data.splitting import Split
 
 
 class _TorchvisionDataModule(DataModule):

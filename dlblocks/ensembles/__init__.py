@@ -1,16 +1,14 @@
 """Several models as one: fitted together, and asked together."""
 
+from dlblocks.engine._support import NotVectorizable, check_vectorizable
+from dlblocks.engine.fit_many import Together
+from dlblocks.engine.member import Member
+from dlblocks.ensembles._bootstrap import OutOfBag
+from dlblocks.ensembles._stagewise import BoostingResult
 from dlblocks.ensembles.adaboost import AdaBoost
-from dlblocks.ensembles.bagging import Bagging
-from dlblocks.ensembles.bagging_result import BaggingResult
+from dlblocks.ensembles.bagging import Bagging, DeepEnsemble
 from dlblocks.ensembles.boosting import GradientBoosting
-from dlblocks.ensembles.deep_ensemble import DeepEnsemble
-from dlblocks.ensembles.errors import NotVectorizable
-from dlblocks.ensembles.member import Member
-from dlblocks.ensembles.out_of_bag import OutOfBag
-from dlblocks.ensembles.stagewise import BoostingResult
-from dlblocks.ensembles.support import check_vectorizable
-from dlblocks.ensembles.vectorized import Together
+from dlblocks.ensembles.results import BaggingResult
 from dlblocks.ensembles.voting import Voting
 
 __all__ = [

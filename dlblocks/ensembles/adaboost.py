@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlblocks.arguments import checked
+from dlblocks._errors import check_range, checked
 from dlblocks.data import DataModule
-from dlblocks.ensembles.stages import Task
-from dlblocks.ensembles.stagewise import LoggerName, Stagewise
-from dlblocks.errors import check_range
+from dlblocks.ensembles._stages import Task
+from dlblocks.ensembles._stagewise import LoggerName, Stagewise
 from dlblocks.models import AdaBoostClassifier, Classifier
-from dlblocks.models.base import Model
 from dlblocks.models.boosted import vote_logits
+from dlblocks.models.model import Model
 
 
 class AdaBoost(Stagewise):

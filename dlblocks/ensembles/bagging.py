@@ -17,43 +17,47 @@ import numpy as np
 import numpy.typing as npt
 from lightning.pytorch.callbacks import Callback
 
-from dlblocks import report, tracking
-from dlblocks.arguments import checked
+from dlblocks import tracking
+from dlblocks._errors import check_choice, check_function, check_range, check_whole, checked
+from dlblocks._files import (
+    PLAN,
+    SUMMARY,
+    check_new_run_dir,
+    is_json,
+    is_rank_zero,
+    is_whole,
+    know_rank,
+    locked,
+    numbered,
+    remove_parts,
+    say_resumed,
+    whole_file,
+)
+from dlblocks._quiet import isolated
 from dlblocks.data import SplitDataModule
-from dlblocks.ensembles import bagging_plan
-from dlblocks.ensembles.bagging_result import (
+from dlblocks.engine.choose import ENGINES
+from dlblocks.engine.fit_many import Together
+from dlblocks.ensembles._bootstrap import Rows, combine, draw_all, missing_classes, score
+from dlblocks.ensembles._member_fits import STATE, Fits, Fitted
+from dlblocks.ensembles.results import (
     ENSEMBLE,
+    SAMPLES,
     BaggingResult,
     log_summary,
     result_figures,
 )
-from dlblocks.ensembles.bootstrap import Rows, draw_all, missing_classes
-from dlblocks.ensembles.engine import ENGINES
-from dlblocks.ensembles.member_fits import STATE, Fits, Fitted
-from dlblocks.ensembles.out_of_bag import combine, score
-from dlblocks.ensembles.vectorized import Together
 from dlblocks.ensembles.voting import Voting
-from dlblocks.errors import check_choice, check_function, check_range, check_whole
-from dlblocks.files import (
-    PLAN,
-    SUMMARY,
-    is_json,
-    is_rank_zero,
-    know_rank,
-    say_resumed,
-)
-from dlblocks.fitting import (
+from dlblocks.models import Regressor
+from dlblocks.models._checkpoints import restore, write_checkpoint
+from dlblocks.runs._figures import save_figures
+from dlblocks.runs._plan import check_same_run, describe, engine_of, new_run, run_id_of
+from dlblocks.runs._trainer import (
     CALLBACKS,
     check_trainer_arguments,
     new_callbacks,
     resolve_mode,
     shows_bar,
 )
-from dlblocks.lock import locked, numbered
-from dlblocks.models import Regressor
-from dlblocks.models.checkpoints import restore, write_checkpoint
-from dlblocks.plan import describe, engine_of
-from dlblocks.quiet import isolated
 
 
 class Bagging:
@@ -245,7 +249,7 @@ class Bagging:
                 config["engine"] = engine
             if is_rank_zero():
                 goes_on = self._goes_on()
-                fits.run_id = bagging_plan.begin(self.run_dir, config, samples, goes_on=goes_on)
+                fits.run_id = _begin(self.run_dir, config, samples, goes_on=goes_on)
                 if goes_on:
                     say_resumed(self.run_dir, len(found), self.num_members, "members")
                 if todo and self.progress_bar:
@@ -423,9 +427,86 @@ class Bagging:
         write_checkpoint(self.run_dir / ENSEMBLE, result.model, epoch=0, global_step=0)
         result.write_parts()
         figures = result_figures(result, data) if self.figures else {}
-        figures = report.save_figures(self.run_dir / "figures", figures)
+        figures = save_figures(self.run_dir / "figures", figures)
         if self.logger == "wandb":
             log_summary(result, figures, run_id=f"{fits.run_id}-summary")
         (self.run_dir / STATE).unlink(missing_ok=True)  # if a kill has left it
         # The summary comes last: what a kill prevents before it, the next call makes up for.
         result.write_summary()
+
+
+def _begin(run_dir: Path, config: dict[str, Any], samples: Sequence[Rows], *, goes_on: bool) -> str:
+    """Writes plan and samples into a new run folder, or finds those of the folder the same.
+
+    Args:
+        run_dir: The run folder.
+        config: What `dlblocks.runs._plan.describe` returned.
+        samples: The rows that each member is trained on.
+        goes_on: Whether the run in the folder is to be gone on with.
+
+    Returns:
+        An id for this run and all that go on with it.
+
+    Raises:
+        FileExistsError: The folder holds something else, or a run of another configuration.
+        ValueError: ``plan.json`` is damaged.
+    """
+    if goes_on:
+        check_same_run(run_dir, config)
+        remove_parts(run_dir)
+        run_id = run_id_of(run_dir)
+    else:
+        check_new_run_dir(run_dir)
+        remove_parts(run_dir)
+        run_id = new_run(run_dir, config)
+    if not is_whole(run_dir / SAMPLES):  # a kill may have come between the two
+        arrays: dict[str, Any] = {str(k): rows for k, rows in enumerate(samples)}
+        with whole_file(run_dir / SAMPLES) as part:
+            np.savez_compressed(part, **arrays)
+    return run_id
+
+
+class DeepEnsemble(Bagging):
+    """A deep ensemble: members that differ by initialisation and order of the data alone.
+
+    Bagging without resampling: each member is trained on the whole training part, so that nothing
+    is out of a bag, and the validation or test set scores the ensemble. For nets, the differences
+    of initialisation and order are enough, and often better than bootstrap samples
+    (Lakshminarayanan, Pritzel and Blundell 2017). Of that paper's recipe, members are combined as
+    here; adversarial training and the variance that a regressor predicts for itself are not a part.
+
+    Args:
+        make_model: As all that follow, see `Bagging`.
+        datamodule: The data.
+        num_members: Number of members M >= 1.
+        run_dir: The run folder. None: ``runs/deep-ensemble``, or with ``-2``, ``-3``, …
+        settings: Those of `Bagging`, but for max_samples, bootstrap, stratify and samples.
+    """
+
+    kind = "deep ensemble"
+    base = "runs/deep-ensemble"
+
+    @checked
+    def __init__(
+        self,
+        make_model: Callable[[], pl.LightningModule],
+        datamodule: SplitDataModule | Callable[[], SplitDataModule],
+        *,
+        num_members: int = 5,
+        run_dir: str | PathLike[str] | None = None,
+        **settings: Any,
+    ) -> None:
+        for name in ("max_samples", "bootstrap", "stratify", "samples"):
+            if name in settings:
+                raise ValueError(
+                    f"{name} draws samples, and every member of a DeepEnsemble is trained on all; "
+                    "use Bagging."
+                )
+        super().__init__(
+            make_model,
+            datamodule,
+            num_members=num_members,
+            run_dir=run_dir,
+            bootstrap=False,
+            **settings,
+        )

@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dlblocks.arguments import checked
+from dlblocks._errors import check_choice, check_range, checked
 from dlblocks.data import DataModule
-from dlblocks.ensembles.boosting_losses import HuberLoss, LogLoss, make_loss
-from dlblocks.ensembles.stages import Task
-from dlblocks.ensembles.stagewise import LoggerName, Stagewise
-from dlblocks.errors import check_choice, check_range
+from dlblocks.ensembles._boosting_losses import HuberLoss, LogLoss, make_loss
+from dlblocks.ensembles._stages import Task
+from dlblocks.ensembles._stagewise import LoggerName, Stagewise
 from dlblocks.models import GradientBoostingClassifier, GradientBoostingRegressor, Regressor
-from dlblocks.models.base import Model
+from dlblocks.models.model import Model
 
 LOSSES = ("mse", "mae", "huber", "log_loss")
 

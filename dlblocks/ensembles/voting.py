@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from dlblocks.errors import check_choice
+from dlblocks._errors import check_choice
 from dlblocks.models import Classifier, Model, Regressor, VotingClassifier, VotingRegressor, load
 
 

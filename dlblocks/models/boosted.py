@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlblocks.errors import check_range
-from dlblocks.models import checkpoints
-from dlblocks.models.base import Model
+from dlblocks._errors import check_range
+from dlblocks.models import _checkpoints as checkpoints
 from dlblocks.models.classification import Classifier
+from dlblocks.models.model import Model
 from dlblocks.models.regression import Regressor
 
 
@@ -222,7 +222,7 @@ def _models(members: Sequence[Any], kind: type[Any]) -> list[Any]:
     """The members, made anew from their descriptions where they are such."""
     models = []
     for member in members:
-        model = checkpoints.rebuild(member) if isinstance(member, Mapping) else member
+        model = checkpoints.rebuild(member, Model) if isinstance(member, Mapping) else member
         if not isinstance(model, kind):
             raise ValueError(
                 f"members hold a {type(model).__name__}; every one must be a {kind.__name__} of "

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from dlblocks.errors import check_range
+from dlblocks._errors import check_range
 from dlblocks.losses import cross_entropy
 from dlblocks.metrics import classification_metrics, hard_labels
-from dlblocks.models.base import Model, Stage
+from dlblocks.models.model import Model, Stage
 from dlblocks.nets import CNN, MLP
 
 SHOWN = 10  # labels in a message

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
 
-from dlblocks.errors import check_choice
+from dlblocks._errors import check_choice
 from dlblocks.metrics import regression_metrics
-from dlblocks.models.base import Model, Stage
+from dlblocks.models.model import Model, Stage
 from dlblocks.nets import MLP
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

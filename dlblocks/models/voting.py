@@ -16,13 +16,13 @@ import torch
 from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor, nn
 
-from dlblocks.errors import check_choice
-from dlblocks.models import checkpoints
-from dlblocks.models.base import Model, Stage
+from dlblocks._errors import check_choice
+from dlblocks._scores import pooled_metrics
+from dlblocks.models import _checkpoints as checkpoints
+from dlblocks.models._predict import gather, join_batches, predictor, target_in
 from dlblocks.models.classification import Classifier
+from dlblocks.models.model import Model, Stage
 from dlblocks.models.regression import Regressor
-from dlblocks.predictions import gather, predictor, stack, target_in
-from dlblocks.scores import pooled_metrics
 
 # The share of a class that no member votes for; its logarithm stays finite.
 NO_VOTE = 1e-6
@@ -170,7 +170,7 @@ class VotingModule(Model):
     return is averaged as it is: p = (1/M) Σ p_m, be they probabilities, logits or values.
 
     Losses and metrics of the members are not those of the average. `Trainer.validate` and `test`
-    log what `dlblocks.scores.pooled_metrics` makes of its predictions and targets, such as
+    log what `dlblocks._scores.pooled_metrics` makes of its predictions and targets, such as
     ``test/accuracy``; of several loaders ``test/accuracy/dataloader_idx_1``. Targets are those that
     `predict_step` returns as ``"target"``, else the second entry of the batch, or that of a name
     such as ``"label"``.
@@ -285,7 +285,7 @@ class VotingModule(Model):
     def _log(self, stage: Stage) -> None:
         for loader, batches in self._scored.items():
             columns = zip(*gather(batches), strict=True)
-            prediction, target = (stack(column)["prediction"] for column in columns)
+            prediction, target = (join_batches(column)["prediction"] for column in columns)
             end = f"/dataloader_idx_{loader}" if len(self._scored) > 1 else ""
             for name, value in pooled_metrics(target, prediction).items():
                 self.log(
@@ -377,7 +377,7 @@ def _models(members: Sequence[Any], kind: type[Kind]) -> list[Kind]:
         raise ValueError("members is empty; an ensemble needs at least one.")
     models = []
     for member in members:
-        model = checkpoints.rebuild(member) if isinstance(member, Mapping) else member
+        model = checkpoints.rebuild(member, Model) if isinstance(member, Mapping) else member
         if not isinstance(model, kind):
             raise ValueError(
                 f"members hold a {type(model).__name__}; every one must be a {kind.__name__}"

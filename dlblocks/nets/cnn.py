@@ -8,9 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dlblocks.arguments import checked
-from dlblocks.errors import check_choice, check_range
-from dlblocks.nets.layers import Init, init_weights, make_activation
+from dlblocks._errors import check_choice, check_range, checked
+from dlblocks.nets._layers import Init, init_weights, make_activation
 
 
 class CNN(nn.Module):
@@ -29,13 +28,13 @@ class CNN(nn.Module):
         convs_per_block: Convolutions in each block.
         kernel_size: Side of the kernels, odd.
         norm: ``"batch"`` (Ioffe and Szegedy 2015) or None.
-        activation: Name of the activation; see `dlblocks.nets.layers.ACTIVATIONS`.
+        activation: Name of the activation; see `dlblocks.nets._layers.ACTIVATIONS`.
         pool: ``"max"`` or ``"avg"``.
         head: ``"gap"``, for images of any size, or ``"flatten"``, for images of `image_size`.
         image_size: Height and width of the images, or one number for square ones.
         hidden: Widths of the dense layers before the last.
         dropout: Probability in [0, 1) with which an input of a dense layer is zeroed in training.
-        init: ``"kaiming"``, ``"xavier"`` or None; see `dlblocks.nets.layers.init_weights`.
+        init: ``"kaiming"``, ``"xavier"`` or None; see `dlblocks.nets._layers.init_weights`.
 
     Shape:
         Input (N, in_channels, H, W); output (N, out_features).

@@ -10,9 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dlblocks.arguments import checked
-from dlblocks.errors import check_choice, check_range
-from dlblocks.nets.layers import Init, init_weights, make_activation
+from dlblocks._errors import check_choice, check_range, checked
+from dlblocks.nets._layers import Init, init_weights, make_activation
 
 
 class EmbedCategories(nn.Module):
@@ -70,11 +69,11 @@ class MLP(nn.Module):
         in_features: Values in one input; everything after the first axis is flattened.
         out_features: Values in one output.
         hidden: Widths of the hidden layers; empty for a linear model.
-        activation: Name of the activation; see `dlblocks.nets.layers.ACTIVATIONS`.
+        activation: Name of the activation; see `dlblocks.nets._layers.ACTIVATIONS`.
         norm: ``"batch"`` (Ioffe and Szegedy 2015), ``"layer"`` (Ba et al. 2016) or None.
         dropout: Probability in [0, 1) with which a hidden unit is zeroed in training
             (Srivastava et al. 2014).
-        init: ``"kaiming"``, ``"xavier"`` or None; see `dlblocks.nets.layers.init_weights`.
+        init: ``"kaiming"``, ``"xavier"`` or None; see `dlblocks.nets._layers.init_weights`.
         embeddings: Of inputs that are numbers of categories the position and how many categories
             there are; see `EmbedCategories`.
 

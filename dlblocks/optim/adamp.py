@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from dlblocks.arguments import checked
-from dlblocks.optim import fused as fused_kernel
-from dlblocks.optim.base import bias_correction
-from dlblocks.optim.projection import HALF, ProjectedOptimizer
+from dlblocks._errors import checked
+from dlblocks.optim._base import bias_correction, fused_adamw_, has_fused_kernel
+from dlblocks.optim._projection import HALF, ProjectedOptimizer
 
 
 class AdamP(ProjectedOptimizer):
@@ -101,7 +100,7 @@ class AdamP(ProjectedOptimizer):
         super()._check_group(group)
         if group["fused"]:
             for p in group["params"]:
-                if not fused_kernel.available(p.device, p.dtype):
+                if not has_fused_kernel(p.device, p.dtype):
                     raise ValueError(
                         f"fused=True, but torch has no fused kernel for {p.dtype} on {p.device}; "
                         "use fused=None."
@@ -110,7 +109,7 @@ class AdamP(ProjectedOptimizer):
     def _is_fused(self, group: dict[str, Any], p: Tensor) -> bool:
         if group["fused"] is False or group["foreach"] is not None or group["nesterov"]:
             return False
-        return fused_kernel.available(p.device, p.dtype)
+        return has_fused_kernel(p.device, p.dtype)
 
     def _steps_on_device(self, group: dict[str, Any], p: Tensor) -> bool:
         return bool(group["capturable"]) or self._is_fused(group, p)
@@ -167,7 +166,7 @@ class AdamP(ProjectedOptimizer):
         exp_avgs, exp_avg_sqs, steps = states
         betas, eps = group["betas"], group["eps"]
         if self._is_fused(group, outs[0]):
-            fused_kernel.adamw_(
+            fused_adamw_(
                 outs,
                 grads,
                 exp_avgs,

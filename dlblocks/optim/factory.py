@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from dlblocks.errors import check_range, did_you_mean
+from dlblocks._errors import check_range, did_you_mean
 from dlblocks.optim.adamp import AdamP
 from dlblocks.optim.lion import Lion
 from dlblocks.optim.param_groups import GROUP_ARGS, check_group_args, param_groups

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from dlblocks.arguments import checked
-from dlblocks.optim.base import BaseOptimizer, by_device_and_dtype, rate
+from dlblocks._errors import checked
+from dlblocks.optim._base import BaseOptimizer, by_device_and_dtype, rate
 
 
 class Lion(BaseOptimizer):

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from dlblocks.errors import check_range, did_you_mean
+from dlblocks._errors import check_range, did_you_mean
 
 # Arguments of `param_groups` that may stand among those of the optimizer.
 GROUP_ARGS = ("layer_decay", "lr_groups", "skip_norm_bias")

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from dlblocks.arguments import checked
-from dlblocks.errors import check_range
-from dlblocks.optim.projection import ProjectedOptimizer
+from dlblocks._errors import check_range, checked
+from dlblocks.optim._projection import ProjectedOptimizer
 
 
 class SGDP(ProjectedOptimizer):

@@ -3,10 +3,10 @@
 Show one in a notebook by ending a cell with it; write one with `save`.
 """
 
+from dlblocks.plots._style import BLUE, GREEN, GREY, ORANGE, RED, save
 from dlblocks.plots.classes import confusion_matrix, reliability
 from dlblocks.plots.fits import curve_metrics, learning_curves, strip
 from dlblocks.plots.images import batch, hardest
-from dlblocks.plots.style import BLUE, GREEN, GREY, ORANGE, RED, save
 from dlblocks.plots.values import curve, predicted_vs_true
 
 __all__ = [

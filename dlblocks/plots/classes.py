@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from dlblocks.plots.style import (
+from dlblocks._scores import NUM_BINS, calibration_bins, calibration_error
+from dlblocks.plots._style import (
     BLUE,
     GREY,
     RED,
@@ -18,7 +19,6 @@ from dlblocks.plots.style import (
     rgb,
     style_axis,
 )
-from dlblocks.scores import NUM_BINS, calibration_bins, calibration_error
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -115,7 +115,7 @@ def reliability(
     Samples are put in bins of equal width by their confidence, the largest probability. A bar shows
     the accuracy in its bin, from which a line leads to the bin's mean confidence on the diagonal:
     bars below it are over-confident, bars above it under-confident. Below are the samples of each
-    bin. The title says `dlblocks.scores.calibration_error`, as the models log it.
+    bin. The title says `dlblocks._scores.calibration_error`, as the models log it.
 
     Args:
         targets: True classes, int, shape (N,).

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dlblocks.plots.style import BLUE, GREEN, GREY, ORANGE, RED, literal, new_figure, style_axis
+from dlblocks.plots._style import BLUE, GREEN, GREY, ORANGE, RED, literal, new_figure, style_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from dlblocks.plots.style import GREEN, RED, as_numpy, check_lengths, literal, new_figure
+from dlblocks.plots._style import GREEN, RED, as_numpy, check_lengths, literal, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

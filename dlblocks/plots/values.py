@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from dlblocks.plots.style import BLUE, GREY, ORANGE, check_lengths, literal, new_figure, style_axis
-from dlblocks.scores import value_metrics
+from dlblocks._scores import value_metrics
+from dlblocks.plots._style import BLUE, GREY, ORANGE, check_lengths, literal, new_figure, style_axis
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +29,7 @@ def predicted_vs_true(
         predictions: Of the same shape.
         title: Put above, followed by the scores.
         scores: The ``rmse`` and ``r2`` to put there, such as means over repeats; None for those
-            that `dlblocks.scores.value_metrics` gives these samples.
+            that `dlblocks._scores.value_metrics` gives these samples.
 
     Raises:
         ValueError: Lengths differ, or there is no sample.

@@ -17,11 +17,11 @@ from lightning.pytorch.callbacks import (
 )
 from torch.nn import functional as F
 
-from dlblocks import fitting
+from dlblocks._quiet import quiet
 from dlblocks.crossval import cross_validate
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import MLPClassifier
-from dlblocks.quiet import quiet
+from dlblocks.runs import fit as fitting
 
 
 class Weights(pl.Callback):

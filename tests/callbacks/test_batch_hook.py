@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from dlblocks.callbacks import BatchTransform, CutMix, MixUp
-from dlblocks.callbacks.base import HOOK, batches_seen, mix
+from dlblocks.callbacks._batch_transform import HOOK, batches_seen, mix
 
 X = torch.randn(12, 4)
 Y = torch.arange(12) % 3

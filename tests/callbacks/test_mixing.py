@@ -6,8 +6,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
 from dlblocks.callbacks import CutMix, Cutout, MixUp, boxes, cutmix, cutout, mixup
+from dlblocks.callbacks._soft_targets import draw_mix
 from dlblocks.callbacks.cutmix import LARGE_BYTES, LOOP_BYTES
-from dlblocks.callbacks.mixing import draw_mix
 from dlblocks.losses import MixedTargets, cross_entropy
 
 

@@ -7,7 +7,7 @@ from lightning.pytorch.loggers import CSVLogger
 from resume_runs import BATCHES, Kill, Killed, setting
 
 from dlblocks.callbacks import ExactResume
-from dlblocks.csv_log import ContinuedCSV
+from dlblocks.tracking._csv import ContinuedCSV
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*ckpt_path=.last.. is set, but there is no last")
 

@@ -8,13 +8,13 @@ import pytest
 from sklearn import metrics
 from wandb_offline import read_runs
 
+from dlblocks._files import read_rows
+from dlblocks._scores import calibration_error
 from dlblocks.crossval import CrossValidationResult, cross_validate
-from dlblocks.crossval.outcome import result_figures
-from dlblocks.crossval.text import WIDTH
+from dlblocks.crossval._outcome import result_figures
+from dlblocks.crossval._report import WIDTH
 from dlblocks.data import ArrayDataModule, DigitsDataModule
-from dlblocks.files import read_rows
 from dlblocks.models import MLPClassifier, MLPRegressor
-from dlblocks.scores import calibration_error
 
 METRICS = ["val/accuracy", "val/calibration_error", "val/f1", "val/loss"]
 

@@ -27,10 +27,11 @@ from torch.utils.data import Dataset, TensorDataset
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAUROC
 
+from dlblocks._files import read_rows
+from dlblocks._scores import pooled_metrics
 from dlblocks.crossval import CrossValidationResult, cross_validate, nested_cross_validate
-from dlblocks.crossval.fold import _TryPrediction
+from dlblocks.crossval._fold import _TryPrediction
 from dlblocks.data import ArrayDataModule, FoldedDataModule, TabularDataModule
-from dlblocks.files import read_rows
 from dlblocks.models import (
     Classifier,
     CNNClassifier,
@@ -40,7 +41,6 @@ from dlblocks.models import (
     load,
 )
 from dlblocks.optim.schedules import SCHEDULES
-from dlblocks.scores import pooled_metrics
 
 N = 60
 Y = np.arange(N) % 3
@@ -294,7 +294,7 @@ class TheirData(pl.LightningDataModule):
 
 
 def test_hyperparameters_of_any_kind(monkeypatch):
-    monkeypatch.setattr("dlblocks.fitting.RESUME_SECONDS", 0.0)
+    monkeypatch.setattr("dlblocks.runs.fit.RESUME_SECONDS", 0.0)
     weights = torch.ones(3)
 
     def make():
@@ -555,7 +555,7 @@ class Unfrozen(Classifier):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_unfreezing_a_backbone_under_every_schedule(schedule, monkeypatch):
-    monkeypatch.setattr("dlblocks.fitting.RESUME_SECONDS", 0.0)
+    monkeypatch.setattr("dlblocks.runs.fit.RESUME_SECONDS", 0.0)
     args = {"milestones": [1, 3]} if schedule == "multi_step" else {}
     rates = []
 

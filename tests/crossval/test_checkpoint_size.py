@@ -8,8 +8,8 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from dlblocks.crossval import cross_validate
 from dlblocks.data import DigitsDataModule
 from dlblocks.ensembles import Bagging
-from dlblocks.fitting import drop_training_state
 from dlblocks.models import MLPClassifier, load
+from dlblocks.runs.fit import drop_training_state
 
 CPU = {"max_epochs": 2, "accelerator": "cpu"}
 QUIET = {"progress_bar": False, "figures": False}

@@ -11,12 +11,11 @@ import pytest
 import torch
 from same_runs import assert_same
 
+from dlblocks._files import is_whole, locked, write_json
 from dlblocks.callbacks import ExactResume
 from dlblocks.crossval import CrossValidationResult, cross_validate
 from dlblocks.data import ArrayDataModule
 from dlblocks.ensembles import Bagging, BaggingResult, GradientBoosting
-from dlblocks.files import is_whole, write_json
-from dlblocks.lock import locked
 from dlblocks.models import MLPClassifier, MLPRegressor, load
 
 X = np.random.default_rng(0).normal(size=(40, 4)).astype("float32")

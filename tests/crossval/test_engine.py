@@ -19,7 +19,8 @@ from wandb_offline import read_runs
 
 from dlblocks import ensembles
 from dlblocks.callbacks import MixUp
-from dlblocks.crossval import CrossValidationResult, cross_validate, vectorized
+from dlblocks.crossval import CrossValidationResult, cross_validate
+from dlblocks.crossval import _engine as vectorized
 from dlblocks.data import DigitsDataModule, TabularDataModule
 from dlblocks.models import Classifier, MLPClassifier, MLPRegressor, VotingClassifier, load
 

@@ -5,11 +5,11 @@ import warnings
 import numpy as np
 import pytest
 
-from dlblocks import fitting
 from dlblocks.crossval import cross_validate, nested_cross_validate
 from dlblocks.data import ArrayDataModule
 from dlblocks.ensembles import Bagging
 from dlblocks.models import MLPClassifier
+from dlblocks.runs import fit as fitting
 
 X = np.random.default_rng(0).normal(size=(60, 4)).astype("float32")
 Y = np.arange(60) % 3

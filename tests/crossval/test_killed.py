@@ -9,8 +9,8 @@ import pytest
 from lightning.pytorch.callbacks import EarlyStopping
 from same_runs import assert_same
 
-import dlblocks.crossval.fold
-import dlblocks.fitting
+import dlblocks.crossval._fold
+import dlblocks.runs.fit
 from dlblocks.callbacks import Augment, MixUp
 from dlblocks.crossval import cross_validate
 from dlblocks.data import DigitsDataModule
@@ -46,16 +46,16 @@ class Kill(pl.Callback):
 
 # Epochs, folds, batches: 3 epochs of 5 batches in each of 3 folds.
 def train(folder, kill="never", every=0.0, n_jobs=1):
-    dlblocks.fitting.RESUME_SECONDS = every
+    dlblocks.runs.fit.RESUME_SECONDS = every
     if kill.endswith("write"):
-        real = dlblocks.crossval.fold.write_json
+        real = dlblocks.crossval._fold.write_json
 
         def write_json(path, value):
             if path.parent.name == f"fold-{kill[0]}":
                 die()
             real(path, value)
 
-        dlblocks.crossval.fold.write_json = write_json
+        dlblocks.crossval._fold.write_json = write_json
     cross_validate(
         lambda: MLPClassifier(64, 10, hidden=[16], dropout=0.2, lr=0.01, lr_schedule="one_cycle"),
         DigitsDataModule(batch_size=200),

@@ -15,16 +15,15 @@ import numpy as np
 import pytest
 from same_runs import assert_same
 
-from dlblocks import lock
+from dlblocks import _files as lock
+from dlblocks._files import holds_something, locked
 from dlblocks.callbacks import ExactResume
 from dlblocks.crossval import cross_validate
-from dlblocks.crossval.fold import Job, Plan
-from dlblocks.crossval.parallel import Task, _work
+from dlblocks.crossval._fold import Job, Plan
+from dlblocks.crossval._parallel import Task, _work
 from dlblocks.data import DigitsDataModule
-from dlblocks.files import holds_something
-from dlblocks.lock import locked
 from dlblocks.models import MLPClassifier
-from dlblocks.plan import run_id_of
+from dlblocks.runs._plan import run_id_of
 
 
 def wait_for(condition, seconds=120):

@@ -16,7 +16,7 @@ import pytest
 import torch
 from ridge import CPU, RidgeModel, X, Y, run
 
-import dlblocks.fitting
+import dlblocks.runs.fit
 from dlblocks.crossval import (
     CrossValidationResult,
     NestedResult,
@@ -100,7 +100,7 @@ class Kill(pl.Callback):
 
 
 def killed(at):
-    Kill.count, dlblocks.fitting.RESUME_SECONDS = 0, 0.0
+    Kill.count, dlblocks.runs.fit.RESUME_SECONDS = 0, 0.0
     small("killed", lambda: [Kill(at)])
 
 
@@ -228,7 +228,7 @@ def test_auto_decides_for_each_point_and_keeps_to_it(monkeypatch, capsys):
     stop = count - 1
     with pytest.raises(Killed):
         call()
-    monkeypatch.setattr("dlblocks.ensembles.engine.STEP_SECONDS", -1e9)
+    monkeypatch.setattr("dlblocks.engine.choose.STEP_SECONDS", -1e9)
     stop = 0
     assert [row["engine"] for row in call().search] == ["vectorized", "sequential"] * 2
 

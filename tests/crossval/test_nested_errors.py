@@ -7,7 +7,7 @@ from ridge import FOLDS, GROUPS, N, RidgeModel, X, Y, run
 from sklearn.model_selection import ParameterGrid
 
 from dlblocks.crossval import NestedResult
-from dlblocks.crossval.search import grid_points
+from dlblocks.crossval._search import grid_points
 from dlblocks.data import ArrayDataModule, TabularDataModule
 from dlblocks.models import MLPClassifier
 

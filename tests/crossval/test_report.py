@@ -10,18 +10,14 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from dlblocks.crossval import (
-    CrossValidationResult,
-    cross_validate,
-    nested_cross_validate,
-    page,
-)
-from dlblocks.crossval.outcome import result_figures
-from dlblocks.crossval.text import WIDTH, table_metrics
+from dlblocks._files import write_rows
+from dlblocks.crossval import CrossValidationResult, cross_validate, nested_cross_validate
+from dlblocks.crossval import _report as page
+from dlblocks.crossval._outcome import result_figures
+from dlblocks.crossval._report import WIDTH, table_metrics
 from dlblocks.data import ArrayDataModule, DigitsDataModule, FoldedDataModule
-from dlblocks.files import write_rows
 from dlblocks.models import MLPClassifier
-from dlblocks.report import prediction_figures
+from dlblocks.runs._figures import prediction_figures
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 

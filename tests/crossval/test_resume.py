@@ -10,10 +10,10 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from wandb_offline import read_runs
 
+from dlblocks._files import next_run_dir
 from dlblocks.callbacks import Augment, CutMix, MixUp, OneOf
 from dlblocks.crossval import CrossValidationResult, cross_validate
 from dlblocks.data import ArrayDataModule, DigitsDataModule
-from dlblocks.files import next_run_dir
 from dlblocks.models import Classifier, MLPClassifier, load
 from dlblocks.tracking import plain_attributes
 
@@ -148,7 +148,7 @@ def test_a_kill_before_the_figures_is_made_up_for(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("dlblocks.crossval.outcome.report.save_figures", fails)
+        patched.setattr("dlblocks.crossval._report.report.save_figures", fails)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "a", figures=True)
     assert not (tmp_path / "a" / "summary.json").exists()
@@ -329,7 +329,7 @@ def test_the_summary_is_a_run_of_the_group(tmp_path):
 
 def test_early_stopping_is_not_forgotten(tmp_path, monkeypatch):
     """A fold killed after its last epoch, before its result was written, trains no more."""
-    monkeypatch.setattr("dlblocks.fitting.RESUME_SECONDS", 0.0)
+    monkeypatch.setattr("dlblocks.runs.fit.RESUME_SECONDS", 0.0)
     arguments = {
         "make_model": lambda: MLPClassifier(64, 10, hidden=[8], lr=0.5),
         "make_callbacks": lambda: [EarlyStopping("val/loss", patience=0)],
@@ -341,7 +341,7 @@ def test_early_stopping_is_not_forgotten(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("dlblocks.crossval.fold.predict_part", fails)
+        patched.setattr("dlblocks.crossval._fold.predict_part", fails)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "broken", **arguments)
     mended = run(tmp_path / "broken", **arguments)

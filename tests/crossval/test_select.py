@@ -15,8 +15,8 @@ from wandb_offline import read_runs
 from dlblocks.cli import main
 from dlblocks.crossval import CrossValidationResult, cross_validate, nested_cross_validate
 from dlblocks.data import ArrayDataModule, DigitsDataModule, FoldedDataModule
-from dlblocks.history import name_of_selection
 from dlblocks.models import MLPClassifier, load
+from dlblocks.runs._history import name_of_selection
 
 CPU = {"max_epochs": 6, "accelerator": "cpu"}
 N = 80

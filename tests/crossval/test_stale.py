@@ -18,7 +18,7 @@ from dlblocks.crossval import cross_validate, nested_cross_validate
 from dlblocks.data import ArrayDataModule, FoldedDataModule
 from dlblocks.ensembles import AdaBoost, Bagging, DeepEnsemble, GradientBoosting
 from dlblocks.models import Classifier, MLPClassifier, MLPRegressor
-from dlblocks.plan import described, differences
+from dlblocks.runs._plan import described, differences
 
 X = np.random.default_rng(0).normal(size=(40, 4)).astype("float32")
 Y = (X[:, 0] > 0).astype(int)

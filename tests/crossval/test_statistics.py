@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
+from dlblocks._scores import pooled_metrics
 from dlblocks.crossval import CrossValidationResult, OutOfFold
 from dlblocks.crossval.statistics import (
     corrected_t_test,
@@ -17,7 +18,6 @@ from dlblocks.crossval.statistics import (
     least_paired_error,
     mean_interval,
 )
-from dlblocks.scores import pooled_metrics
 
 SCORES = [0.91, 0.94, 0.89, 0.95, 0.92]
 OTHERS = [0.90, 0.90, 0.88, 0.93, 0.93]

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from dlblocks.crossval import cross_validate, nested_cross_validate
-from dlblocks.crossval.notes import count_scored
+from dlblocks.crossval._splits import count_scored
 from dlblocks.data import ArrayDataModule, FoldedDataModule
-from dlblocks.fitting import check_trainer_arguments
 from dlblocks.models import MLPClassifier
+from dlblocks.runs._trainer import check_trainer_arguments
 
 N = 150
 X = np.random.default_rng(0).normal(size=(N, 4)).astype(np.float32)

@@ -17,8 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
+from dlblocks._files import PART
 from dlblocks.data import ImageFolderDataModule, image_folder
-from dlblocks.files import PART
 from dlblocks.models import CNNClassifier
 
 SIZE = (6, 9)

@@ -16,8 +16,8 @@ from dlblocks.data import (
     MNISTDataModule,
     TabularDataModule,
 )
-from dlblocks.data.fingerprint import row_keys
-from dlblocks.data.folds import holdout, kfold
+from dlblocks.data._fingerprint import row_keys
+from dlblocks.data.splitting import holdout, kfold
 
 RNG = np.random.default_rng(0)
 ORIGINAL = RNG.integers(0, 40, 90)  # of which sample each is a copy
@@ -187,6 +187,6 @@ def test_what_is_not_known_or_cannot_be(monkeypatch):
         assert name
     with pytest.raises(ValueError, match="give one"):
         TabularDataModule("t.csv", target="y", group="g", groups="duplicates")
-    monkeypatch.setattr("dlblocks.data.base.MAX_SEARCHED_BYTES", 90 * 5 * 4 - 1)
+    monkeypatch.setattr("dlblocks.data.datamodule.MAX_SEARCHED_BYTES", 90 * 5 * 4 - 1)
     assert ArrayDataModule(X, Y).count_duplicates(4) is None
     assert together_within(ArrayDataModule(X, Y, groups="duplicates"), row_keys(X))  # as asked

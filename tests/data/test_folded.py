@@ -29,7 +29,7 @@ from torch.utils.data import (
 
 from dlblocks.callbacks import ExactResume
 from dlblocks.data import DigitsDataModule, EpochSampler, FoldedDataModule
-from dlblocks.data.foreign import TARGETS, count_shared, input_keys, read_column
+from dlblocks.data._foreign import TARGETS, count_shared, input_keys, read_column
 
 N = 50
 X = torch.arange(N).float()[:, None].repeat(1, 4)

@@ -14,8 +14,13 @@ from sklearn.model_selection import (
 )
 
 from dlblocks.data import holdout, kfold
-from dlblocks.data.folds import leave_one_group_out, predefined, quantile_bins, time_series
-from dlblocks.data.splits import splits
+from dlblocks.data.splitting import (
+    leave_one_group_out,
+    predefined,
+    quantile_bins,
+    splits,
+    time_series,
+)
 
 N = 60
 TARGETS = np.random.default_rng(0).integers(0, 3, N)

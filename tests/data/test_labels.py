@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from dlblocks.crossval import cross_validate
 from dlblocks.data import ArrayDataModule, FoldedDataModule
-from dlblocks.data.labels import encode_labels, read_labels
+from dlblocks.data._labels import encode_labels, read_labels
 from dlblocks.models import Classifier, MLPClassifier
 
 

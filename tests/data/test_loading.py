@@ -10,9 +10,9 @@ from torchvision.transforms import v2
 
 from dlblocks.callbacks import Augment, MixUp
 from dlblocks.data import ArrayDataModule, DigitsDataModule, EpochSampler, TabularDataModule
+from dlblocks.data._normalization import mean_and_std
+from dlblocks.data.datamodule import ResidentArrays
 from dlblocks.data.dataset import ArrayDataset
-from dlblocks.data.normalisation import mean_and_std
-from dlblocks.data.resident import ResidentArrays
 from dlblocks.data.transforms import SampleTransform
 
 
@@ -202,7 +202,7 @@ def test_bad_arguments(arguments, message):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16])
 @pytest.mark.parametrize("chunk", [1, 100, 1 << 18])
 def test_mean_and_std_in_chunks(dtype, chunk, monkeypatch):
-    monkeypatch.setattr("dlblocks.data.normalisation.CHUNK", chunk)
+    monkeypatch.setattr("dlblocks.data._normalization.CHUNK", chunk)
     inputs = (torch.rand(40, 3, 4, 5) * torch.tensor([1, 90, 255]).view(3, 1, 1)).to(dtype)
     rows = torch.arange(0, 40, 3)
     mean, std = mean_and_std(inputs, rows)

@@ -8,7 +8,7 @@ import torch
 
 from dlblocks.crossval import cross_validate
 from dlblocks.data import ArrayDataModule
-from dlblocks.data.normalisation import needs_float64, rescale, standardisation
+from dlblocks.data._normalization import needs_float64, rescale, standardisation
 from dlblocks.ensembles import AdaBoost, Bagging, GradientBoosting
 from dlblocks.models import MLPClassifier, MLPRegressor, VotingClassifier, load
 

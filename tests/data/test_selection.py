@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from dlblocks.data import ArrayDataModule, DigitsDataModule, FoldedDataModule
-from dlblocks.data.folds import selection
+from dlblocks.data.splitting import selection
 
 N = 120
 RNG = np.random.default_rng(0)

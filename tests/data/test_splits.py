@@ -12,7 +12,7 @@ from dlblocks.data import (
     MNISTDataModule,
     TabularDataModule,
 )
-from dlblocks.data.fingerprint import MAX_BYTES, fingerprint
+from dlblocks.data._fingerprint import MAX_BYTES, fingerprint
 
 X, Y = np.random.default_rng(0).random((30, 2)), np.arange(30) % 2
 GROUPS = np.arange(30) // 3

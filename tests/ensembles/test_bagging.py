@@ -15,15 +15,15 @@ from torch import nn
 from torch.utils.data import TensorDataset
 from wandb_offline import read_run
 
+from dlblocks._files import locked
 from dlblocks.callbacks import MixUp
 from dlblocks.data import (
     DigitsDataModule,
     FoldedDataModule,
 )
-from dlblocks.data.sampler import EpochSampler
+from dlblocks.data.dataset import EpochSampler
+from dlblocks.engine.choose import in_halves
 from dlblocks.ensembles import Bagging, BaggingResult, DeepEnsemble, NotVectorizable, Voting
-from dlblocks.ensembles.engine import in_halves
-from dlblocks.lock import locked
 from dlblocks.models import Classifier, CNNClassifier, MLPClassifier, load
 
 

@@ -12,10 +12,10 @@ from sklearn.linear_model import LinearRegression
 from sklearn.tree import DecisionTreeRegressor
 from torch import nn
 
+from dlblocks._files import read_rows
 from dlblocks.data import ArrayDataModule, DigitsDataModule, TabularDataModule
 from dlblocks.ensembles import GradientBoosting, Voting
-from dlblocks.ensembles.boosting_losses import AbsoluteLoss, HuberLoss, LogLoss, SquaredLoss
-from dlblocks.files import read_rows
+from dlblocks.ensembles._boosting_losses import AbsoluteLoss, HuberLoss, LogLoss, SquaredLoss
 from dlblocks.models import (
     GradientBoostingClassifier,
     GradientBoostingRegressor,
@@ -397,7 +397,7 @@ def test_inputs_prepared_a_batch_at_a_time_are_those_prepared_at_once(way, monke
 
     once = run("a")
     if way == "in pieces":
-        monkeypatch.setattr("dlblocks.ensembles.stages.READY_BYTES", 0)
+        monkeypatch.setattr("dlblocks.ensembles._stages.READY_BYTES", 0)
         assert run("b") == once
     else:  # of the training batches alone: what is kept of a learner is for images as they are
         seen = []

@@ -8,7 +8,7 @@ from scipy.optimize import minimize_scalar
 from torch import nn
 
 from dlblocks.data import ArrayDataModule
-from dlblocks.data.sampler import EpochSampler
+from dlblocks.data.dataset import EpochSampler
 from dlblocks.ensembles import GradientBoosting
 from dlblocks.models import Regressor
 

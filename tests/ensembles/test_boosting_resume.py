@@ -12,10 +12,9 @@ from boosting_learners import LeastSquares
 from torch import nn
 from wandb_offline import read_run
 
+from dlblocks._files import locked, read_rows
 from dlblocks.data import ArrayDataModule
 from dlblocks.ensembles import AdaBoost, GradientBoosting
-from dlblocks.files import read_rows
-from dlblocks.lock import locked
 from dlblocks.models import Classifier, Regressor, load
 from dlblocks.nets import MLP
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from dlblocks.data import ArrayDataModule
-from dlblocks.data.sampler import EpochSampler
+from dlblocks.data.dataset import EpochSampler
 from dlblocks.ensembles import AdaBoost, Bagging, DeepEnsemble, GradientBoosting, Voting
 from dlblocks.models import MLPClassifier, MLPRegressor, load
 

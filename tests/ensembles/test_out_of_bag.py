@@ -9,8 +9,7 @@ from dlblocks.data import (
     DigitsDataModule,
 )
 from dlblocks.ensembles import Bagging
-from dlblocks.ensembles.bootstrap import draw
-from dlblocks.ensembles.out_of_bag import combine
+from dlblocks.ensembles._bootstrap import combine, draw
 from dlblocks.models import MLPClassifier
 
 

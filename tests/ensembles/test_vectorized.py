@@ -19,10 +19,11 @@ from dlblocks.callbacks import (
     OneOf,
 )
 from dlblocks.data import ArrayDataModule, DataModule, DigitsDataModule, Source
+from dlblocks.engine._models import dense_forward
 from dlblocks.ensembles import Member, NotVectorizable, Together
-from dlblocks.ensembles.dense import dense_forward
-from dlblocks.fitting import check_trainer_arguments, fit
 from dlblocks.models import Classifier, CNNClassifier, MLPClassifier, MLPRegressor
+from dlblocks.runs._trainer import check_trainer_arguments
+from dlblocks.runs.fit import fit
 
 CPU = {"accelerator": "cpu"}
 

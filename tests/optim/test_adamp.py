@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from dlblocks.optim import SGDP, AdamP, Lion, fused, projection
+from dlblocks.optim import SGDP, AdamP, Lion
+from dlblocks.optim import _base as fused
+from dlblocks.optim import _projection as projection
 
 PATHS = {"default": {}, "foreach": {"foreach": True}, "one_by_one": {"foreach": False}}
 CASES = {
@@ -169,7 +171,7 @@ def test_what_is_not_projected_is_adamw(path):
 
 
 def test_the_private_kernel_is_there_and_does_adamw():
-    """`torch._fused_adamw_`, called in `dlblocks.optim.fused` alone."""
+    """`torch._fused_adamw_`, called in `dlblocks.optim._base` alone."""
     assert fused.available(torch.device("cpu"), torch.float32)
     assert not fused.available(torch.device("cpu"), torch.complex64)
     p, g = torch.randn(4), torch.randn(4)

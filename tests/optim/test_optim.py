@@ -6,14 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dlblocks.optim import (
-    OPTIMIZERS,
-    Lion,
-    check_optimizer,
-    describe,
-    make_optimizer,
-    param_groups,
-)
+from dlblocks.optim import OPTIMIZERS, Lion, check_optimizer, describe, make_optimizer, param_groups
 
 BY_HAND = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.01),

@@ -1,0 +1,486 @@
+"""Files that are written whole or not at all, and run folders that never overwrite a run."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import errno
+import json
+import os
+import re
+import socket
+import sys
+import tempfile
+import time
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+# Tells the processes of other ranks which run folders rank 0 has chosen, one a call.
+RUN_DIR = "DLBLOCKS_RUN_DIR"
+_chosen: list[str] = []
+# The first and the last file of a cross-validation, and the one that is there while it runs.
+PLAN, SUMMARY, LOCK = "plan.json", "summary.json", ".lock"
+# What to do about a damaged file of a finished run.
+AGAIN = "delete summary.json and make the same call again, which writes both anew"
+PART = ".part"  # in the name of a file that is being written
+
+
+class DamagedFileError(ValueError):
+    """A file of a run cannot be read."""
+
+
+class OtherRunError(FileExistsError):
+    """The run folder holds something else."""
+
+
+@contextlib.contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives a temporary path beside `path`; renamed to `path` at the end, removed on an error.
+
+    The temporary name keeps the ending, from which some writers choose their format. The content
+    is on the disk before the file has its name, so that a power cut leaves the old or the new file.
+
+    >>> import tempfile
+    >>> target = Path(tempfile.mkdtemp()) / "deep" / "note.txt"
+    >>> with whole_file(target) as part:
+    ...     _ = part.write_text("done")
+    >>> target.read_text(), len(list(target.parent.iterdir()))
+    ('done', 1)
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(f"{PART}{path.suffix}", f".{path.stem}-", path.parent)
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        # mkstemp makes a private file; what is finished gets the permissions of any new file.
+        umask = os.umask(0)
+        os.umask(umask)
+        part.chmod(0o666 & ~umask)
+        put_in_place(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def put_in_place(part: Path, path: Path) -> None:
+    """Rename a finished file, when it is on the disk."""
+    _sync(part)
+    os.replace(part, path)
+    with contextlib.suppress(OSError):  # not every system can do that with a folder
+        _sync(path.parent, os.O_RDONLY)
+
+
+def _sync(path: Path, how: int = os.O_RDWR) -> None:
+    handle = os.open(path, how)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def is_part(name: str) -> bool:
+    """Return True for the names of files that a killed process has left half written."""
+    return re.fullmatch(r"\..*-\w{8}\.part(\.\w+)?|last\.ckpt\.part", name) is not None
+
+
+def remove_parts(run_dir: Path) -> None:
+    """Remove the files that a killed run has left half written."""
+    for path in run_dir.rglob(f"*{PART}*"):
+        if is_part(path.name):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def is_json(path: Path) -> bool:
+    """Return True if there is a JSON file, and it can be read."""
+    try:
+        json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def is_whole(path: Path) -> bool:
+    """Return True for a checkpoint or ``.npz`` whose checksums (CRC-32) are right."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except PermissionError:
+        raise
+    except Exception:  # zipfile has many
+        return False
+
+
+def read_json(path: Path, cure: str) -> Any:
+    """Read a JSON file of a run; an error names the file and the cure if it is damaged."""
+    with reading(path, cure):
+        return json.loads(path.read_text())
+
+
+def read_arrays(path: Path, cure: str) -> dict[str, Any]:
+    """Read an ``.npz`` file of a run; see `read_json`."""
+    import numpy as np
+
+    # Opened here: np.load leaves a damaged file open.
+    with reading(path, cure), path.open("rb") as file, np.load(file) as arrays:
+        return dict(arrays)
+
+
+@contextlib.contextmanager
+def reading(path: Path, cure: str) -> Iterator[None]:
+    """Turn errors of a damaged file into a `ValueError` that names it and the cure.
+
+    Args:
+        path: The file, read inside.
+        cure: What to do about it.
+    """
+    try:
+        yield
+    except PermissionError:
+        raise
+    except Exception as error:
+        what = "is missing" if isinstance(error, FileNotFoundError) else f"is damaged ({error!r})"
+        raise DamagedFileError(f"{path} {what}; {cure}.") from error
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes `value` as indented JSON, whole or not at all; a value JSON lacks is written as text.
+
+    A number that is not finite becomes null: JSON has no NaN, and other readers refuse it.
+    """
+    with whole_file(path) as part:
+        part.write_text(json.dumps(_finite(value), indent=2, default=str) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and value - value != 0:
+        return None
+    return value
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is the one that writes; known before there is a Trainer."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def know_rank(num_nodes: int) -> None:
+    """Tells Lightning this process's rank where only its Trainer would find it out, too late.
+
+    That is so on several nodes where each was started by hand, with ``NODE_RANK`` set.
+    """
+    from lightning.pytorch.utilities import rank_zero_only
+
+    launched = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+    if num_nodes > 1 and not any(name in os.environ for name in launched):
+        said: Any = rank_zero_only
+        said.rank = int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", 0)))
+
+
+def holds_something(path: Path) -> bool:
+    """Whether there is something at `path`, other than a folder that is empty but for its lock.
+
+    Half-written files do not count.
+    """
+    if not path.is_dir():
+        return path.exists()
+    return any(entry.name != LOCK and not is_part(entry.name) for entry in path.iterdir())
+
+
+def check_new_run_dir(run_dir: str | os.PathLike[str]) -> Path:
+    """Returns `run_dir` as a path, or raises a `FileExistsError` if it already holds something."""
+    path = Path(run_dir)
+    if holds_something(path):
+        raise OtherRunError(
+            f"run_dir='{run_dir}' already holds a run; choose another run_dir, or delete it first."
+        )
+    return path
+
+
+def next_run_dir(base: str | os.PathLike[str], *, resume: bool = False) -> Path:
+    """Returns `base`, or ``base-2``, ``base-3``, … : the first that holds nothing yet.
+
+    With `resume` a cross-validation that was begun there and has not ended is gone on with.
+
+    Raises:
+        ValueError: A launcher such as torchrun has started the processes, which cannot be told.
+    """
+    return next(run_dirs(base, resume=resume))
+
+
+def run_dirs(
+    base: str | os.PathLike[str],
+    *,
+    resume: bool,
+    in_use: Callable[[Path], bool] = lambda path: False,
+) -> Iterator[Path]:
+    """Yield the folders that a run may use: ``base``, ``base-2`` and so on.
+
+    They hold nothing, or with `resume` an unfinished run that is not `in_use`. The processes that
+    Lightning starts for the other ranks run the same script a little later, when rank 0 has begun
+    to write. They learn through the environment which folder each call has chosen. Once they are
+    connected, rank 0 sends them the first that holds nothing.
+
+    Raises:
+        ValueError: A launcher such as torchrun has started the processes, which cannot be told.
+    """
+    base = Path(base)
+    call = len(_chosen)
+    if not is_rank_zero():
+        told = os.environ.get(RUN_DIR, "").split(os.pathsep)
+        _chosen.append(told[call] if call < len(told) else _from_rank_zero(None))
+        yield Path(_chosen[call])
+        return
+    if not _connected():
+        _check_one_process(base)
+    number, path = 1, base
+    while True:
+        unfinished = (path / PLAN).is_file() and not (path / SUMMARY).is_file()
+        goes_on = resume and unfinished and not _connected() and not in_use(path)
+        if goes_on or not holds_something(path):
+            _chosen[call:] = [str(path)]
+            os.environ[RUN_DIR] = os.pathsep.join(_chosen)
+            if _connected():
+                _from_rank_zero(str(path))
+            yield path
+        number += 1
+        path = base.with_name(f"{base.name}-{number}")
+
+
+def _connected() -> bool:
+    """Whether other ranks of this run wait for what rank 0 sends."""
+    import torch
+
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _from_rank_zero(value: Any) -> Any:
+    import torch
+
+    held = [value]
+    torch.distributed.broadcast_object_list(held)
+    return held[0]
+
+
+def say_resumed(run_dir: Path, done: int, total: int, what: str) -> None:
+    """Say in one line on which run a call goes on, and when that was begun or finished.
+
+    Args:
+        run_dir: Its folder, with a ``plan.json``.
+        done: How many fits are finished.
+        total: How many there are.
+        what: What a fit is called: ``"folds"``.
+    """
+    if any((parent / PLAN).is_file() for parent in run_dir.absolute().parents):
+        return  # an inner run, of one that has said it
+    is_finished = done == total and (run_dir / SUMMARY).is_file()
+    date = time.localtime((run_dir / (SUMMARY if is_finished else PLAN)).stat().st_mtime)
+    when = time.strftime("%Y-%m-%d %H:%M", date)
+    print(
+        f"{run_dir}: finished {when}, loaded; pass another run_dir for a new run."
+        if is_finished
+        else f"{run_dir}: resuming a run of {when}, {done} of {total} {what} done.",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _check_one_process(base: Path) -> None:
+    from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+
+    for launcher, size in (
+        ("torchrun", TorchElasticEnvironment.detect() and os.environ.get("WORLD_SIZE")),
+        ("srun", SLURMEnvironment.detect() and os.environ.get("SLURM_NTASKS")),
+    ):
+        if size and int(size) > 1:
+            raise ValueError(
+                f"{launcher} has started {size} processes, each of which would choose a run folder "
+                f"by itself; give run_dir, such as run_dir='{base}'."
+            )
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows as CSV, whole or not at all, with every key of any row as a column."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with whole_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_rows(path: Path, *, texts: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Reads the rows that `write_rows` wrote.
+
+    Numbers come as numbers, and an empty cell as a missing key.
+
+    Args:
+        path: The file.
+        texts: Columns that stay texts, also where they look like numbers.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            {key: text if key in texts else _parse(text) for key, text in row.items() if text}
+            for row in csv.DictReader(file)
+        ]
+
+
+def _parse(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is locked there
+    fcntl = None  # type: ignore[assignment]
+
+RETRY_SECONDS = 0.2
+# How file systems say that they have no locks, or that this user may not write here.
+NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
+NO_WRITING = {errno.EACCES, errno.EPERM, errno.EROFS}
+_held: set[int] = set()
+T = TypeVar("T")
+
+
+def numbered(base: str | os.PathLike[str], run: Callable[[Path], T], *, resume: bool) -> T:
+    """Run in ``base``, ``base-2``, …: the first folder that is empty, or can be resumed.
+
+    Args:
+        base: The folder.
+        run: Called with a folder; raises an `OtherRunError` if that holds another run.
+        resume: Try folders of unfinished runs too. A finished run is never taken.
+    """
+    for path in run_dirs(base, resume=resume, in_use=_in_use):
+        was_empty = not holds_something(path)
+        try:
+            return run(path)
+        except OtherRunError:
+            if was_empty or not is_rank_zero():
+                raise
+    raise AssertionError  # for the type checker: there is always another number
+
+
+def _in_use(folder: Path) -> bool:
+    try:
+        with locked(folder):
+            return False
+    except BlockingIOError:
+        return True
+
+
+@contextlib.contextmanager
+def locked(folder: Path, *, waiting: str | None = None) -> Iterator[None]:
+    """Holds the lock of a folder, which is made if need be.
+
+    The lock is the operating system's (`flock`) on the file ``.lock``, which names its holder and
+    is removed at the end. It ends with its process, even by ``kill -9``; a file that such a process
+    leaves behind locks nothing. Processes that were forked from the holder do not share it.
+
+    It holds between machines wherever the file system has such locks: NFS since Linux 2.6.12 (all
+    machines must mount it without ``local_lock`` or ``nolock``), Lustre mounted with ``flock``,
+    BeeGFS with ``tuneUseGlobalFileLocks``, GPFS; an NFS server releases the locks of a machine
+    that has died after its lease, about 90 seconds. Where there are no locks, a warning says so
+    and nothing is locked. A folder that cannot be written is not locked either.
+
+    Args:
+        folder: The folder.
+        waiting: What to say, once, while another process holds it; None for an error instead.
+
+    Raises:
+        BlockingIOError: Another process holds it.
+    """
+    is_new = not folder.exists()
+    handle = _acquire(folder, waiting)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            # While it is held: who has opened the file before sees that it is gone.
+            (folder / LOCK).unlink(missing_ok=True)
+            _held.discard(handle)
+            os.close(handle)
+        if is_new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # nothing came of it
+
+
+def _acquire(folder: Path, waiting: str | None) -> int | None:
+    path = folder / LOCK
+    while fcntl is not None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            if error.errno in NO_WRITING:
+                return None
+            if error.errno == errno.ELOOP:
+                raise OSError(
+                    f"{path} is a symbolic link, which is not followed: another file would be "
+                    "overwritten. Delete the link."
+                ) from error
+            raise
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_still(path, handle):
+                _held.add(handle)
+                os.ftruncate(handle, 0)
+                os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
+                return handle
+            os.close(handle)
+        except BlockingIOError:
+            holder = os.read(handle, 1000).decode(errors="replace") or "another process"
+            os.close(handle)
+            if waiting is None:
+                raise BlockingIOError(
+                    f"run_dir='{folder}' is in use by {holder}: two at once would spoil each "
+                    "other's files. Wait until it has ended or stop it, and call again; or choose "
+                    "another run_dir.",
+                ) from None
+            if waiting:
+                print(f"{waiting} ({holder})", file=sys.stderr, flush=True)
+                waiting = ""
+            time.sleep(RETRY_SECONDS)
+        except OSError as error:
+            os.close(handle)
+            if error.errno not in NO_LOCKS:
+                raise
+            warnings.warn(
+                f"The file system of run_dir='{folder}' has no locks ({error}): see to it that "
+                "no other process works there.",
+                stacklevel=3,
+            )
+            path.unlink(missing_ok=True)
+            return None
+    return None
+
+
+def _is_still(path: Path, handle: int) -> bool:
+    """Whether the open file is the one of that name, not one that its last holder has removed."""
+    try:
+        mine, there = os.fstat(handle), path.lstat()
+    except OSError:
+        return False
+    return mine.st_nlink > 0 and os.path.samestat(mine, there)
+
+
+def _let_go() -> None:
+    """In a forked process: the lock is the parent's, and must end with it."""
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)

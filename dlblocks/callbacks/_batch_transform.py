@@ -1,0 +1,580 @@
+"""The one hook on which every callback of this package changes a training batch.
+
+Lightning lets a callback replace entries of list batches only, and in silence fails on tuples; so
+the callbacks here wrap `on_after_batch_transfer` of the object that Lightning will call, the
+datamodule if it overrides the hook and else the module, while the fit lasts. It works with any
+LightningModule, any datamodule and any number of these callbacks.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+import weakref
+from collections.abc import Callable, Mapping, MutableMapping, MutableSequence, Sequence
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+
+from dlblocks._errors import check_choice, check_range, checked
+from dlblocks.losses import MixedTargets, soft_targets
+
+__all__ = [
+    "BatchTransform",
+    "batches_seen",
+    "check_images",
+    "mix",
+    "per_sample",
+    "soft_targets",
+    "structure",
+]
+
+HOOK = "on_after_batch_transfer"
+MASK = (1 << 64) - 1
+
+
+class BatchTransform(Callback):
+    """A callback that changes the inputs and targets of training batches, and of no others.
+
+    Subclasses define `transform`, and set `before_hook` if they are to see the batch before the
+    datamodule's own `on_after_batch_transfer` (raw images) rather than after it. Callbacks of the
+    same kind act in the order of the Trainer's list. What must be known of the module or the data
+    is taken in `prepare`.
+
+    Random draws are a function of (seed, batch number, rank, place in the Trainer's list): two
+    ranks and two callbacks differ, and a resumed run repeats what it would have drawn.
+
+    Args:
+        p: Probability that a batch is transformed.
+        start_epoch: First epoch with the transform, from 0.
+        stop_epoch: First epoch without it again, or None; -5 leaves the last five epochs without.
+        seed: Seed of the random draws.
+        input_key: Where the inputs are in the batch: a position, the key of a dictionary, or a list
+            of them from the outside in, such as ``["images", 0]`` for entry 0 of entry "images";
+            None if the batch is nothing but inputs. Of a nest of tensors, all are inputs.
+        target_key: Likewise for the targets, which are one tensor; None if there are none.
+        extras: What to do with further entries that have the batch's length and are not plain
+            sample numbers: ``"refuse"``; ``"keep"`` them as they are; or, for those that take it,
+            a dictionary of entries, such as ``{"mask": "input", "weight": "target", "id": "keep"}``
+            for what changes as inputs do, as targets do, or not.
+    """
+
+    before_hook = False
+    # What `extras` may say of an entry.
+    extra_actions: tuple[str, ...] = ("keep",)
+
+    @checked
+    def __init__(
+        self,
+        *,
+        p: float = 1.0,
+        start_epoch: int = 0,
+        stop_epoch: int | None = None,
+        seed: int = 0,
+        input_key: Key | None = 0,
+        target_key: Key | None = 1,
+        extras: Literal["refuse", "keep"] | Mapping[Any, str] = "refuse",
+    ) -> None:
+        check_range("p", p, 0, 1)
+        check_range("start_epoch", start_epoch, 0)
+        if isinstance(extras, Mapping):
+            for key, action in extras.items():
+                check_choice(f"extras[{key!r}]", action, self.extra_actions)
+        else:
+            check_choice("extras", extras, ["refuse", "keep"])
+        if stop_epoch is not None and 0 <= stop_epoch <= start_epoch:
+            raise ValueError(
+                f"stop_epoch={stop_epoch} is not after start_epoch={start_epoch}; "
+                "the transform would never act."
+            )
+        self.p = p
+        self.start_epoch = start_epoch
+        self.stop_epoch = stop_epoch
+        self.seed = seed
+        self.input_key = input_key
+        self.target_key = target_key
+        self.extras = extras
+        self.memory = BatchMemory()  # for those whose new batch may be in it
+        self.place = 0
+        self.max_epochs: int | None = None
+
+    def transform(
+        self, inputs: Tensor, targets: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Returns new inputs and targets; writes into neither. `generator` is on the CPU."""
+        raise NotImplementedError(f"{type(self).__name__} must define transform().")
+
+    def transform_entries(
+        self, inputs: list[Tensor], targets: list[Any], generator: torch.Generator
+    ) -> tuple[list[Any], list[Any]]:
+        """Likewise for several inputs, and entries that change as inputs or targets do."""
+        if len(inputs) > 1 or len(targets) > 1:
+            raise ValueError(
+                f"{type(self).__name__} changes one input tensor, got {structure(inputs)}; set "
+                "input_key= to one of them."
+            )
+        target = targets[0] if targets else inputs[0].new_empty(len(inputs[0]), 0)
+        new_inputs, new_target = self.transform(inputs[0], target, generator)
+        return [new_inputs], [new_target] if targets else []
+
+    # The hook
+
+    def prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Takes what it needs from trainer and module, before the first batch."""
+        self.max_epochs = trainer.max_epochs
+        if getattr(trainer.datamodule, "embeddings", None):  # type: ignore[attr-defined]
+            raise ValueError(
+                f"{type(self).__name__} changes inputs, of which columns are numbers of categories "
+                "(embed=), which it would spoil; use counts= in the place of embed=."
+            )
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return  # one epoch of any plan
+        last, stop, name = self._max_epochs(), self._stop(), type(self).__name__
+        if self.stop_epoch is not None and stop is None:
+            raise ValueError(
+                f"{name}(stop_epoch={self.stop_epoch}) counts from the end, which max_epochs="
+                f"{trainer.max_epochs} does not say; set max_epochs or a stop_epoch >= 0."
+            )
+        if stop is not None and stop <= self.start_epoch:
+            raise ValueError(
+                f"{name}(start_epoch={self.start_epoch}, stop_epoch={self.stop_epoch}) would never "
+                f"act in max_epochs={last}."
+            )
+        if last is not None and last <= self.start_epoch:
+            rank_zero_warn(f"{name}(start_epoch={self.start_epoch}) comes after max_epochs={last}.")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.place = [c for c in _callbacks(trainer) if isinstance(c, BatchTransform)].index(self)
+        self.prepare(trainer, pl_module)
+        owner = _owner(trainer, pl_module)
+        hook = vars(owner).get(HOOK)
+        if not isinstance(hook, _Hook):
+            hook = _Hook(trainer, getattr(owner, HOOK), replaced=hook)
+            vars(owner)[HOOK] = hook
+        hook.transforms.append(self)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.memory.clear()
+        owner = _owner(trainer, pl_module)
+        hook = vars(owner).get(HOOK)
+        if isinstance(hook, _Hook) and self in hook.transforms:
+            hook.transforms.remove(self)
+            if not hook.transforms:
+                del vars(owner)[HOOK]
+                if hook.replaced is not None:
+                    vars(owner)[HOOK] = hook.replaced
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self.on_train_end(trainer, pl_module)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.on_train_end(trainer, pl_module)
+
+    # A batch
+
+    def _max_epochs(self) -> int | None:
+        return None if self.max_epochs in (None, -1) else self.max_epochs
+
+    def _stop(self) -> int | None:
+        last = self._max_epochs()
+        if self.stop_epoch is None or self.stop_epoch >= 0:
+            return self.stop_epoch
+        return None if last is None else last + self.stop_epoch
+
+    def active(self, epoch: int) -> bool:
+        """Whether the transform acts in `epoch`."""
+        stop = self._stop()
+        return self.start_epoch <= epoch and (stop is None or epoch < stop)
+
+    def generator(self, step: int, rank: int) -> torch.Generator:
+        """The source of all random draws for one batch."""
+        return torch.Generator().manual_seed(mix(self.seed, step, rank, self.place))
+
+    def apply(self, batch: Any, *, epoch: int, step: int, rank: int) -> Any:
+        """The batch as the model gets it: transformed, or as it is. Nothing is written in place."""
+        if self.active(epoch):
+            generator = self.generator(step, rank)
+            if self.p == 1 or torch.rand((), generator=generator) < self.p:
+                entries = self.entries(batch)
+                return entries.replaced(
+                    *self.transform_entries(entries.inputs, entries.targets, generator)
+                )
+        return self.rehearse(batch) if step == 0 else batch
+
+    def apply_at(self, batch: Any, *, before: bool, epoch: int, step: int, rank: int) -> Any:
+        """`apply`, if this is its turn: before the datamodule's own hook, or after it."""
+        if before != self.before_hook:
+            return batch
+        return self.apply(batch, epoch=epoch, step=step, rank=rank)
+
+    def rehearse(self, batch: Any) -> Any:
+        """The first batch of a run, if it is not transformed: the chance to find errors early."""
+        return batch
+
+    def rehearse_at(self, batch: Any, *, before: bool) -> Any:
+        """`rehearse`, if this is its turn."""
+        return self.rehearse(batch) if before == self.before_hook else batch
+
+    def entries(self, batch: Any) -> Entries:
+        """What of the batch is to be changed."""
+        who = type(self).__name__
+        keys = self.input_key, self.target_key, self.extras
+        return Entries(batch, *keys, who, self.extra_actions)
+
+
+class _Hook:
+    """Stands in for `on_after_batch_transfer`: transforms, the hook itself, transforms."""
+
+    def __init__(self, trainer: pl.Trainer, inner: Callable, replaced: Any) -> None:
+        functools.update_wrapper(self, inner)  # Lightning looks through it for what is overridden
+        self.trainer, self.inner, self.replaced = trainer, inner, replaced
+        self.transforms: list[BatchTransform] = []
+
+    def __call__(self, batch: Any, dataloader_idx: int = 0) -> Any:
+        if not self.trainer.training:
+            return self.inner(batch, dataloader_idx)
+        where = {
+            "epoch": self.trainer.current_epoch,
+            "step": batches_seen(self.trainer),
+            "rank": self.trainer.global_rank,
+        }
+        for transform in self.transforms:
+            batch = transform.apply_at(batch, before=True, **where)
+        batch = self.inner(batch, dataloader_idx)
+        for transform in self.transforms:
+            batch = transform.apply_at(batch, before=False, **where)
+        return batch
+
+
+def batches_seen(trainer: pl.Trainer) -> int:
+    """Training batches before this one since the first epoch; a resumed run counts on.
+
+    Lightning has no public counter of batches: `global_step` counts optimizer steps, of which
+    several batches share one under accumulation.
+    """
+    return trainer.fit_loop.total_batch_idx + 1
+
+
+def mix(*numbers: int) -> int:
+    """A well-mixed 63-bit seed from integers, by the finaliser of SplitMix64 (Steele et al. 2014).
+
+    >>> mix(0, 1) != mix(1, 0)
+    True
+    """
+    state = 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & MASK
+        state ^= state >> 31
+    return state >> 1
+
+
+def _callbacks(trainer: pl.Trainer) -> list[Callback]:
+    return trainer.callbacks  # type: ignore[attr-defined]
+
+
+def _owner(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
+    """Whose hook Lightning calls."""
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    if datamodule is not None and is_overridden(HOOK, datamodule):
+        return datamodule
+    return pl_module
+
+
+def check_images(images: Tensor, who: str, instead: str) -> None:
+    """Raises a `ValueError` unless `images` is a batch of images (N, C, H, W)."""
+    if images.ndim != 4:
+        raise ValueError(
+            f"{who} expects image batches (N, C, H, W), got shape {tuple(images.shape)}; {instead}."
+        )
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """Values (N,) on the device of `like`, shaped to broadcast over its other axes."""
+    # The dtype first: some devices have no float64.
+    values = values.to(like.dtype).to(like.device, non_blocking=True)
+    return values.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+Key = int | str | Sequence[int | str]
+Path = tuple[int | str, ...]
+Extras = str | Mapping[Any, str]
+
+
+def structure(batch: Any) -> str:
+    """A batch's structure in words, for error messages.
+
+    >>> import torch
+    >>> structure({"x": torch.zeros(2, 3), "n": 1})
+    "{'x': Tensor (2, 3), 'n': int}"
+    """
+    if isinstance(batch, Tensor):
+        return f"Tensor {tuple(batch.shape)}"
+    if isinstance(batch, Mapping):
+        return "{" + ", ".join(f"{k!r}: {structure(v)}" for k, v in batch.items()) + "}"
+    if isinstance(batch, (list, tuple)):
+        entries = [structure(entry) for entry in batch[:8]]
+        if len(batch) > 8:
+            entries.append(f"… {len(batch)} entries")
+        return "[" + ", ".join(entries) + "]"
+    return type(batch).__name__
+
+
+class Entries:
+    """The tensors of a batch that a transform changes: its inputs, its targets, and extras of both.
+
+    Args:
+        batch: Any nest of dictionaries, lists, tuples and namedtuples.
+        input_key: Where the inputs are: a tensor, or a nest of tensors that are all inputs. None if
+            the batch is nothing else.
+        target_key: Where the targets are: a tensor. None if there are none.
+        extras: ``"refuse"``, ``"keep"``, or what to do with each further entry.
+        who: Name of the transform, for error messages.
+        actions: What it can do with a further entry.
+
+    Raises:
+        ValueError: The batch has another structure, or an entry that nobody knows how to change.
+    """
+
+    def __init__(
+        self,
+        batch: Any,
+        input_key: Key | None,
+        target_key: Key | None,
+        extras: Extras,
+        who: str,
+        actions: Sequence[str] = ("keep",),
+    ) -> None:
+        self.batch, self.who, self.actions = batch, who, actions
+        self.input_path = path_of(input_key)
+        self.target_path = None if target_key is None else path_of(target_key)
+        self.inputs = tensors_in(self._find(self.input_path, "input_key"))
+        if not self.inputs or not all(x.ndim for x in self.inputs):
+            raise self._unknown("input_key", self.input_path)
+        self.targets: list[Any] = []
+        if self.target_path is not None:
+            target = self._find(self.target_path, "target_key")
+            if not isinstance(target, (Tensor, MixedTargets)):
+                raise self._unknown("target_key", self.target_path)
+            self.targets.append(target)
+        self.size = len(self.inputs[0])
+        # Extras are looked for in the innermost container of both: a CombinedLoader's batch holds
+        # other loaders' samples too.
+        self.own_paths = [path for path in (self.input_path, self.target_path) if path]
+        self.container: Path = ()
+        if self.own_paths:
+            together = zip(*(path[:-1] for path in self.own_paths), strict=False)
+            same = itertools.takewhile(lambda keys: len(set(keys)) == 1, together)
+            self.container = tuple(keys[0] for keys in same)
+        self.extra_paths: list[tuple[Path, str]] = []
+        self._sort_extras(extras)
+        for x in self.inputs:
+            if len(x) != self.size:
+                raise ValueError(
+                    f"{who} found inputs of {self.size} and of {len(x)} samples in the batch "
+                    f"{structure(batch)}; all must have the batch's length."
+                )
+
+    def _find(self, path: Path, argument: str) -> Any:
+        entry = self.batch
+        for key in path:
+            try:
+                if not isinstance(entry, (Mapping, Sequence)) or isinstance(entry, str):
+                    raise TypeError
+                entry = entry[key]  # type: ignore[index]
+            except (KeyError, IndexError, TypeError):
+                raise self._unknown(argument, path) from None
+        return entry
+
+    def _unknown(self, argument: str, path: Path) -> ValueError:
+        shown = None if not path else path[0] if len(path) == 1 else list(path)
+        return ValueError(
+            f"{self.who} found no tensor at {argument}={shown!r} of the batch "
+            f"{structure(self.batch)}; set input_key= and target_key= to where the inputs and "
+            "targets are, such as 0, 'image', or ['a', 0] inside entry 'a'; None means that the "
+            "batch is nothing but inputs, or has no targets."
+        )
+
+    def _sort_extras(self, extras: Extras) -> None:
+        if extras == "keep" or not self.own_paths:
+            return
+        container = self._find(self.container, "input_key")
+        items = dict(container.items() if isinstance(container, Mapping) else enumerate(container))
+        given = dict(extras) if isinstance(extras, Mapping) else {}
+        for key in list(given):
+            if key not in items:  # through YAML and the command line, positions may be strings
+                found_key = next((own for own in items if str(own) == key), None)
+                if found_key is None:
+                    raise ValueError(
+                        f"extras={extras!r} names {key!r}, which is not in the batch "
+                        f"{structure(self.batch)}."
+                    )
+                given[found_key] = given.pop(key)
+        own_keys = {path[len(self.container)] for path in self.own_paths}
+        for key, entry in items.items():
+            path, action = (*self.container, key), given.get(key)
+            if key in own_keys:
+                if action is not None:
+                    raise ValueError(
+                        f"extras={extras!r} names {key!r}, which holds the inputs or the targets "
+                        f"of {self.who}."
+                    )
+                self._refuse_beside(path)
+            elif action is None:
+                self._refuse(path, entry)
+            elif action != "keep":
+                found = tensors_in(entry)
+                if not found:
+                    raise ValueError(
+                        f"{self.who} found no tensor at {key!r} of the batch "
+                        f"{structure(self.batch)}, which extras={extras!r} names."
+                    )
+                (self.inputs if action == "input" else self.targets).extend(found)
+                self.extra_paths.append((path, action))
+
+    def _refuse_beside(self, path: Path) -> None:
+        """Looks beside inputs and targets that lie deeper than their common container."""
+        for own in self.own_paths:
+            if own[: len(path)] != path or len(own) == len(path):
+                continue
+            entry = self._find(path, "input_key")
+            items = entry.items() if isinstance(entry, Mapping) else enumerate(entry)
+            for key, value in items:
+                if key == own[len(path)]:
+                    self._refuse_beside((*path, key))
+                else:
+                    self._refuse((*path, key), value)
+
+    def _refuse(self, path: Path, entry: Any) -> None:
+        """Raises if `entry` belongs to the samples and is not plain sample numbers."""
+        is_list_of_samples = (
+            isinstance(entry, (list, tuple)) and len(entry) == self.size and tensors_in(entry)
+        )
+        if is_list_of_samples or any(self._is_per_sample(x) for x in tensors_in(entry)):
+            shown = path[-1] if len(path) == 1 else list(path)
+            meaning = {
+                "keep": "may stay as it is",
+                "input": "changes as the inputs do (a second image, a mask)",
+                "target": "changes as the targets do (weights of samples)",
+            }
+            raise ValueError(
+                f"{self.who} does not know how to change entry {shown!r} of the batch "
+                f"{structure(self.batch)} along with the inputs; leave it out of the batch, or set "
+                + ", or ".join(
+                    f"extras={{{path[len(self.container)]!r}: {action!r}}} if it {meaning[action]}"
+                    for action in self.actions
+                )
+                + "."
+            )
+
+    def _is_per_sample(self, entry: Tensor) -> bool:
+        is_sample_number = entry.ndim == 1 and not entry.is_floating_point()
+        return entry.ndim > 0 and len(entry) == self.size and not is_sample_number
+
+    def replaced(self, inputs: Sequence[Any], targets: Sequence[Any]) -> Any:
+        """A batch like the given one with new inputs and targets, in the order found."""
+        new_inputs, new_targets = iter(inputs), iter(targets)
+
+        def put(batch: Any, path: Path, new: Any) -> Any:
+            entry = self._find(path, "input_key")
+            return _replace(batch, path, map_tensors(entry, new))
+
+        batch = put(self.batch, self.input_path, new_inputs)
+        if self.target_path is not None:
+            batch = _replace(batch, self.target_path, next(new_targets))
+        for path, action in self.extra_paths:
+            batch = put(batch, path, new_inputs if action == "input" else new_targets)
+        return batch
+
+
+def path_of(key: Key | None) -> Path:
+    """A key as a path from the outside in; None is the batch itself."""
+    if key is None:
+        return ()
+    return (key,) if isinstance(key, (int, str)) else tuple(key)
+
+
+def tensors_in(nest: Any) -> list[Tensor]:
+    """All tensors of a nest of containers, in order."""
+    if isinstance(nest, Tensor):
+        return [nest]
+    found: list[Tensor] = []
+    apply_to_collection(nest, Tensor, found.append)
+    return found
+
+
+def map_tensors(nest: Any, new: Any) -> Any:
+    """A nest like `nest` whose tensors are the next of `new`."""
+    if isinstance(nest, Tensor):
+        return next(new)
+    return apply_to_collection(nest, Tensor, lambda _: next(new))
+
+
+def _replace(batch: Any, path: Path, new: Any) -> Any:
+    """A container like `batch` with the entry at `path` new; nothing is written in place."""
+    if not path:
+        return new
+    key: Any = path[0]
+    new = _replace(batch[key], path[1:], new)
+    if isinstance(batch, (MutableMapping, MutableSequence)):
+        changed = copy.copy(batch)
+        changed[key] = new
+        return changed
+    if isinstance(batch, Mapping):
+        return type(batch)({**batch, key: new})  # type: ignore[call-arg]
+    entries = list(batch)
+    entries[key] = new
+    return batch._make(entries) if hasattr(batch, "_make") else type(batch)(entries)
+
+
+# Below it the C library keeps freed memory; above, the system takes it back and gives new pages,
+# which for a batch of images takes four times as long as to mix it.
+LEAST_BYTES = 4 << 20
+# One for the batch of this step, one for whoever still holds the last one.
+BUFFERS = 2
+
+
+class BatchMemory:
+    """Gives out tensors for new batches, in memory of earlier ones that nobody holds any more.
+
+    Whoever keeps a batch, a view of it, its NumPy array or a graph that needs it, keeps it as it
+    is: its memory is not given out again.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: list[tuple[Any, Any]] = []  # memory, and a weak reference to its use
+
+    def like(self, tensor: Tensor) -> Tensor:
+        """An uninitialised tensor of the shape, dtype, device and memory format of `tensor`."""
+        size = tensor.nbytes
+        if tensor.device.type != "cpu" or size < LEAST_BYTES:
+            return torch.empty_like(tensor)
+        strides = torch.empty_like(tensor, device="meta").stride()
+        held = [buffer for buffer in self._buffers if buffer[1]() is not None]
+        free = [memory for memory, user in self._buffers if user() is None]
+        memory = next((memory for memory in free if memory.nbytes >= size), None)
+        if memory is None:
+            if len(held) == BUFFERS:
+                return torch.empty_like(tensor)
+            memory = torch.empty(size, dtype=torch.uint8).numpy()
+        # Torch keeps this very array for as long as any tensor uses its memory.
+        lease = memory[:size]
+        self._buffers = [*held, (memory, weakref.ref(lease))]
+        return torch.from_numpy(lease).view(tensor.dtype).as_strided(tensor.shape, strides)
+
+    def clear(self) -> None:
+        """Gives the memory back."""
+        self._buffers = []
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return BatchMemory, ()  # a copy of it has memory of its own

@@ -1,0 +1,458 @@
+"""How sharp a loss is at a point: the ε-sharpness of Keskar et al. and the top of the Hessian.
+
+The callback over them is `Sharpness`. A loss is a function of no arguments that reads tensors;
+it is evaluated with other values in those tensors, and their own are put back, bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader, IterableDataset
+
+from dlblocks._errors import check_range
+
+# The loss at the present values, or parts of which it is the sum.
+Loss = Callable[[], "Tensor | Iterable[Tensor]"]
+
+
+def sharpness(
+    loss: Loss,
+    params: Sequence[Tensor],
+    epsilon: float = 1e-3,
+    *,
+    directions: int | None = None,
+    iterations: int = 10,
+    starts: int = 3,
+    seed: int = 0,
+    reduce: Callable[[Tensor], Tensor] | None = None,
+) -> float:
+    """How much the loss f rises in a small box around a point x, in percent.
+
+    ::
+
+        φ = 100 · (max f(x + A z) - f(x)) / (1 + f(x))     over |z_i| ≤ ε (|(A⁺x)_i| + 1)
+
+    Metric 2.1, equations 3 and 4, of Keskar, Mudigere, Nocedal, Smelyanskiy and Tang, "On
+    Large-Batch Training for Deep Learning: Generalization Gap and Sharp Minima", 2017. A is the
+    identity, for the whole space, or has p random columns, for a random subspace; they used p = 100
+    and ε = 1e-3 and 5e-4.
+
+    As theirs, the maximum is what a few iterations of L-BFGS-B find (SciPy's), so a lower bound of
+    the true one. They start at random points of the box, for at a minimum the gradient is zero. Of
+    such a start alone φ may be half of that of another; the highest of several is taken, and of the
+    corner of the box to which the gradient there points: the maximum itself where f is linear.
+
+    The columns of A are drawn from a standard normal distribution, which the paper leaves open;
+    φ of a subspace grows with their scale, so compare only values that were made alike. They take
+    p times the memory of the parameters.
+
+    Args:
+        loss: Returns f at the present values of `params`, a scalar, without randomness; or its
+            parts one after the other, of which it is the sum, so that a graph need not be
+            held for all data at once.
+        params: Tensors of float32 or float64 that require gradients; x is all of their values.
+        epsilon: ε > 0.
+        directions: p, at most the number of values; None for the whole space.
+        iterations: Iterations of L-BFGS-B from each start.
+        starts: Random points of the box to start from.
+        seed: Seed of A and of the starts.
+        reduce: Sums a tensor over the ranks if each has a part of the loss; all ranks must call
+            this function, with the same seed.
+
+    Returns:
+        φ ≥ 0; NaN if 1 + f(x) is not positive, or not finite.
+
+    Raises:
+        ValueError: A number out of range, no parameters.
+        TypeError: Parameters of half precision, in which such small steps are lost.
+
+    Example:
+        >>> x = torch.zeros(2, requires_grad=True)
+        >>> f = lambda: (x * torch.tensor([3.0, -1.0])).sum()
+        >>> round(sharpness(f, [x], epsilon=0.01), 4)  # 100 · (3 + 1) · 0.01
+        4.0
+    """
+    from scipy.optimize import minimize
+
+    check_range("epsilon", epsilon, 0, float("inf"), low_open=True, high_open=True)
+    check_range("iterations", iterations, 1)
+    check_range("starts", starts, 1)
+    count = check_params(params)
+    if directions is not None:
+        check_range("directions", directions, 1, count)
+    generator = torch.Generator().manual_seed(seed)
+    with _kept(params) as point:
+        columns = None if directions is None else _Columns(params, directions, generator)
+        center = _flat(point) if columns is None else columns.pseudo_inverse(point)
+        box = epsilon * (np.abs(center) + 1)
+
+        def at(u: np.ndarray) -> tuple[float, np.ndarray]:
+            """The loss at z = box · u, for u in [-1, 1], and its gradient in u."""
+            step = box * u
+            moves = _parts(step, params) if columns is None else columns.times(step)
+            with torch.no_grad():
+                for param, start, move in zip(params, point, moves, strict=True):
+                    param.copy_(start + move)
+            value, gradients = _gradient(loss, params, reduce)
+            slope = _flat(gradients) if columns is None else columns.transposed(gradients)
+            return value, box * slope
+
+        base, _ = at(np.zeros_like(box))
+        if not (math.isfinite(base) and base > -1):
+            return math.nan
+        best, best_slope = base, np.zeros_like(box)
+
+        def rise(u: np.ndarray) -> tuple[float, np.ndarray]:
+            nonlocal best, best_slope
+            value, slope = at(u)
+            if value >= best:
+                best, best_slope = value, slope
+            return value - base, slope
+
+        options = {"maxiter": iterations, "maxfun": 4 * iterations, "ftol": 0.0, "gtol": 0.0}
+        for _ in range(starts):
+            draw = torch.rand(len(box), generator=generator, dtype=torch.float64)
+            start = 2 * draw.numpy() - 1
+            _, slope = rise(start)
+            # To gradients about as large as the box, with which L-BFGS-B's first step crosses it.
+            scale = float(np.abs(slope).mean())
+            if 0 < scale < math.inf:
+                minimize(
+                    lambda u, scale=scale: tuple(-v / scale for v in rise(u)),
+                    start,
+                    jac=True,
+                    method="L-BFGS-B",
+                    bounds=[(-1.0, 1.0)] * len(box),
+                    options=options,
+                )
+        rise(np.sign(best_slope))
+        return 100 * (best - base) / (1 + base)
+
+
+def top_eigenvalue(
+    loss: Loss,
+    params: Sequence[Tensor],
+    *,
+    max_iterations: int = 50,
+    tolerance: float = 1e-3,
+    seed: int = 0,
+    reduce: Callable[[Tensor], Tensor] | None = None,
+) -> float:
+    """The largest eigenvalue of the Hessian of the loss, by products with vectors alone.
+
+    Lanczos's method (1950) with full orthogonalisation: power iteration that looks at all the
+    vectors it has passed, not at the last alone. It needs fewer products, and of a Hessian whose
+    most negative eigenvalue is the largest in size it still finds the top. Each iteration costs
+    about two gradients and keeps a vector as large as the parameters.
+
+    Args:
+        loss: As for `sharpness`; twice differentiable.
+        params: As for `sharpness`.
+        max_iterations: Products of the Hessian with a vector, at most.
+        tolerance: It ends when an eigenvalue is within this share of the value. With
+            `max_iterations` too few the value is below the true one.
+        seed: Seed of the first vector.
+        reduce: As for `sharpness`.
+
+    Returns:
+        The eigenvalue; NaN if the Hessian is not finite.
+
+    Raises:
+        ValueError: A number out of range, no parameters.
+        TypeError: Parameters of half precision.
+
+    Example:
+        >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> round(top_eigenvalue(lambda: 3 * x[0] ** 2 - 5 * x[1] ** 2, [x]), 4)
+        6.0
+    """
+    check_range("max_iterations", max_iterations, 1)
+    check_range("tolerance", tolerance, 0)
+    count = check_params(params)
+    generator = torch.Generator().manual_seed(seed)
+    device, dtype = params[0].device, params[0].dtype
+    vector = torch.randn(count, generator=generator, dtype=dtype).to(device)
+    vectors = [vector / torch.linalg.vector_norm(vector)]
+    diagonal: list[float] = []
+    beside: list[float] = []
+    value = math.nan
+    for _ in range(min(max_iterations, count)):
+        product = _hessian_product(loss, params, vectors[-1], reduce)
+        diagonal.append(float(product @ vectors[-1]))
+        if not math.isfinite(diagonal[-1]):
+            return math.nan
+        for _ in range(2):  # twice, against rounding
+            for other in vectors:
+                product = product - (product @ other) * other
+        matrix = np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
+        values, combinations = np.linalg.eigh(matrix)
+        value, rest = float(values[-1]), float(torch.linalg.vector_norm(product))
+        if rest * abs(combinations[-1, -1]) <= tolerance * abs(value) or rest == 0:
+            break
+        beside.append(rest)
+        vectors.append(product / rest)
+    return value
+
+
+def check_params(params: Sequence[Tensor]) -> int:
+    """Returns how many values the tensors hold, or says what is wrong with them."""
+    if isinstance(params, Tensor) or not isinstance(params, Sequence):
+        raise TypeError(
+            f"params must be a list of tensors, got {type(params).__name__}; "
+            "list(module.parameters()) is one."
+        )
+    for param in params:
+        if param.dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"params has a tensor of {param.dtype}; the steps to its neighbours are lost in "
+                "anything but float32 and float64: convert the module by .float()."
+            )
+        if not (param.requires_grad and param.is_leaf):
+            raise ValueError(
+                "params has a tensor that does not require gradients, or is computed from others; "
+                "pass parameters that are trained."
+            )
+    count = sum(param.numel() for param in params)
+    if not count:
+        raise ValueError("params holds no values; pass parameters that are trained.")
+    return count
+
+
+class _Columns:
+    """A: p random columns, each in the form of the parameters."""
+
+    def __init__(self, params: Sequence[Tensor], number: int, generator: torch.Generator) -> None:
+        self.shapes = [param.shape for param in params]
+        self.blocks = [
+            torch.randn(number, p.numel(), generator=generator, dtype=p.dtype).to(p.device)
+            for p in params
+        ]
+
+    def times(self, z: np.ndarray) -> list[Tensor]:
+        """A z."""
+        return [
+            (torch.from_numpy(z).to(block) @ block).view(shape)
+            for block, shape in zip(self.blocks, self.shapes, strict=True)
+        ]
+
+    def transposed(self, tensors: Sequence[Tensor]) -> np.ndarray:
+        """Aᵀ x."""
+        products = [b @ t.reshape(-1) for b, t in zip(self.blocks, tensors, strict=True)]
+        return np.sum([_flat([product]) for product in products], axis=0)
+
+    def pseudo_inverse(self, tensors: Sequence[Tensor]) -> np.ndarray:
+        """A⁺ x = (AᵀA)⁻¹ Aᵀ x."""
+        gram = np.sum([(b @ b.T).cpu().double().numpy() for b in self.blocks], axis=0)
+        return np.linalg.solve(gram, self.transposed(tensors))
+
+
+def _gradient(
+    loss: Loss, params: Sequence[Tensor], reduce: Callable[[Tensor], Tensor] | None
+) -> tuple[float, list[Tensor]]:
+    """The loss and its gradient, over all parts and ranks."""
+    total = torch.zeros((), dtype=torch.float64)
+    sums = [torch.zeros_like(param) for param in params]
+    with torch.enable_grad(), _losses(loss) as parts:
+        for part in parts:
+            total += part.detach().cpu().double()
+            for held, gradient in zip(sums, _grad(part, params), strict=True):
+                if gradient is not None:
+                    held += gradient
+    if reduce is None:
+        return float(total), sums
+    # The loss goes with the gradient, in one exchange.
+    flat = torch.cat([torch.stack([total.to(sums[0])]), *(s.reshape(-1).to(sums[0]) for s in sums)])
+    flat = reduce(flat)
+    return float(flat[0]), _split(flat[1:], params)
+
+
+def _hessian_product(
+    loss: Loss,
+    params: Sequence[Tensor],
+    vector: Tensor,
+    reduce: Callable[[Tensor], Tensor] | None,
+) -> Tensor:
+    """The Hessian times a vector (n,), by the derivative of gradient · vector."""
+    pieces = _split(vector, params)
+    total = torch.zeros_like(vector)
+    # The fused kernels of attention have no second derivative.
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), _losses(loss) as parts:
+        for part in parts:
+            gradients = _grad(part, params, create_graph=True)
+            dots = [
+                (gradient * piece).sum()
+                for gradient, piece in zip(gradients, pieces, strict=True)
+                if gradient is not None and gradient.requires_grad
+            ]
+            if not dots:
+                continue  # linear
+            products = _grad(torch.stack([dot.to(vector) for dot in dots]).sum(), params)
+            zeros = (torch.zeros_like(param) for param in params)
+            total += torch.cat(
+                [
+                    (zero if product is None else product).reshape(-1).to(vector)
+                    for zero, product in zip(zeros, products, strict=True)
+                ]
+            )
+    return total if reduce is None else reduce(total)
+
+
+@contextlib.contextmanager
+def _losses(loss: Loss) -> Iterator[Iterable[Tensor]]:
+    """The parts of the loss; a generator of them is closed, on an error too."""
+    found = loss()
+    try:
+        yield map(_scalar, [found] if isinstance(found, Tensor) else found)
+    finally:
+        if isinstance(found, Generator):
+            found.close()
+
+
+def _scalar(part: Tensor) -> Tensor:
+    if part.ndim:
+        shape = tuple(part.shape)
+        raise ValueError(f"loss must be a scalar, got shape {shape}; take its mean.")
+    return part
+
+
+def _grad(
+    value: Tensor, params: Sequence[Tensor], create_graph: bool = False
+) -> Sequence[Tensor | None]:
+    if not value.requires_grad:
+        return [None] * len(params)
+    return torch.autograd.grad(value, params, create_graph=create_graph, allow_unused=True)
+
+
+@contextlib.contextmanager
+def _kept(params: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Gives copies of the values, and afterwards puts these back."""
+    point = [param.detach().clone() for param in params]
+    try:
+        yield point
+    finally:
+        with torch.no_grad():
+            for param, start in zip(params, point, strict=True):
+                param.copy_(start)
+
+
+def _flat(tensors: Sequence[Tensor]) -> np.ndarray:
+    return torch.cat([t.detach().reshape(-1).cpu().double() for t in tensors]).numpy()
+
+
+def _split(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    pieces = flat.split([tensor.numel() for tensor in like])
+    return [piece.view(t.shape).to(t) for piece, t in zip(pieces, like, strict=True)]
+
+
+def _parts(flat: np.ndarray, like: Sequence[Tensor]) -> list[Tensor]:
+    return _split(torch.from_numpy(flat), like)
+
+
+def check_limit(limit_batches: int | float | None) -> None:
+    """Raises a `ValueError` unless it is None, a number of batches or a share of the data."""
+    if isinstance(limit_batches, float):
+        check_range("limit_batches", limit_batches, 0, 1, low_open=True)
+    elif limit_batches is not None:
+        check_range("limit_batches", limit_batches, 1)
+
+
+def training_batches(
+    trainer: pl.Trainer,
+    who: str,
+    *,
+    limit_batches: int | float | None = None,
+    dataloader: Callable[[], Iterable[Any]] | None = None,
+    seed: int = 0,
+) -> Iterable[Any]:
+    """This rank's share of the training data in order, no sample twice, as the loader gives it.
+
+    Args:
+        trainer: In the middle of a fit.
+        who: The caller's name, for the message.
+        limit_batches: Number of batches (of each rank), or share of the data in (0, 1]: a random
+            choice of samples, always the same. None for all.
+        dataloader: A function that returns the batches instead, in which case a share of them is
+            not limited.
+        seed: Seed of the choice.
+
+    Raises:
+        ValueError: The trainer has several training loaders, or a data set without numbered
+            samples.
+    """
+    limit = limit_batches
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        limit = int(trainer.fast_dev_run)  # type: ignore[attr-defined]
+    if dataloader is not None:
+        loader = dataloader()
+        if not isinstance(limit, int):
+            return loader
+        return (batch for _, batch in zip(range(limit), loader, strict=False))
+    with _validation_form(trainer) as loader:
+        return _in_order(loader, trainer, who, limit, seed)
+
+
+def to_device(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> Any:
+    """A batch as the module's steps get it: converted, through the hooks, on the device."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    # The datamodule's hook or the module's; Lightning has no public way to it.
+    batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
+def _in_order(
+    loader: Any, trainer: pl.Trainer, who: str, limit: int | float | None, seed: int
+) -> DataLoader:
+    """A loader of the same data set, without its sampler."""
+    dataset = getattr(loader, "dataset", None)
+    if not isinstance(loader, DataLoader) or isinstance(dataset, IterableDataset):
+        raise ValueError(
+            f"{who} reads the training data from one DataLoader with numbered samples, and got "
+            f"{type(loader).__name__} of {type(dataset).__name__}; give dataloader=, a function "
+            "that returns batches in the form of validation."
+        )
+    batch_size = loader.batch_size
+    if batch_size is None and loader.batch_sampler is not None:
+        batch_size = getattr(loader.batch_sampler, "batch_size", None) or 64
+    count = len(dataset)  # type: ignore[arg-type]
+    wanted = count
+    if isinstance(limit, float):
+        wanted = max(1, round(limit * count))
+    elif limit is not None:
+        wanted = min(count, limit * (batch_size or 1) * trainer.world_size)
+    rows = torch.arange(count)
+    if wanted < count:
+        generator = torch.Generator().manual_seed(seed)
+        rows = torch.randperm(count, generator=generator)[:wanted].sort()[0]
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]
+        batch_size=batch_size,
+        sampler=rows[trainer.global_rank :: trainer.world_size].tolist(),
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        worker_init_fn=loader.worker_init_fn,
+    )
+
+
+@contextlib.contextmanager
+def _validation_form(trainer: pl.Trainer) -> Iterator[Any]:
+    """The training loader, of datamodules of this package without the training's transform."""
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    if not (hasattr(datamodule, "predict_on") and hasattr(datamodule, "predict_index")):
+        yield trainer.train_dataloader
+        return
+    before = datamodule.predict_on, datamodule.predict_index
+    datamodule.predict_on, datamodule.predict_index = "train", False
+    try:
+        yield datamodule.predict_dataloader()
+    finally:
+        datamodule.predict_on, datamodule.predict_index = before

@@ -1,0 +1,232 @@
+"""Flips, crops and affine maps of batches of images, each image by its own."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dlblocks.callbacks._batch_transform import per_sample
+
+Padding = Literal["zeros", "border", "reflection"]
+# From so many values an image on, the overhead of handling one by one is small on a CPU.
+LARGE_IMAGE = 1 << 14
+
+
+def affine_matrix(
+    rotation: Tensor, translation: Tensor, scale: Tensor, shear: Tensor, flip: Tensor
+) -> Tensor:
+    """Maps from output to input pixels, both measured from the image's centre.
+
+    The image is flipped, then scaled, sheared and rotated about its centre, then moved: the order
+    of torchvision's `affine`, and its signs.
+
+    Args:
+        rotation: Degrees, clockwise as seen (rows run downwards), shape (N,).
+        translation: Pixels to the right and down, shape (N, 2).
+        scale: Factor of size, shape (N,).
+        shear: Degrees along x, shape (N,).
+        flip: Whether to mirror left and right, and top and bottom, bool, shape (N, 2).
+
+    Returns:
+        Float32 of shape (N, 2, 3): ``[x, y]_in = M[:, :2] [x, y]_out + M[:, 2]``.
+    """
+    angle, slant = torch.deg2rad(rotation), torch.deg2rad(shear)
+    cos, sin, tan = angle.cos(), angle.sin(), slant.tan()
+    # Forward: scale · R(angle) · [[1, -tan], [0, 1]], of determinant scale²; inverted by hand.
+    inverse = torch.stack(
+        [
+            torch.stack([cos - sin * tan, sin + cos * tan], dim=1),
+            torch.stack([-sin, cos], dim=1),
+        ],
+        dim=1,
+    )
+    inverse = inverse / scale[:, None, None]
+    # Mirroring is the first thing done to the image, so the last on the way back.
+    inverse = inverse * torch.where(flip, -1.0, 1.0)[:, :, None]
+    offset = -(inverse @ translation[:, :, None])
+    return torch.cat([inverse, offset], dim=2)
+
+
+def affine(images: Tensor, matrix: Tensor, *, padding: Padding = "zeros") -> Tensor:
+    """Resamples each image by its own affine map, bilinearly.
+
+    Args:
+        images: Shape (N, C, H, W): floating point, or uint8, which is rounded back to uint8.
+        matrix: From output to input pixels about the centre, shape (N, 2, 3); see `affine_matrix`.
+        padding: What lies outside an image: ``"zeros"``, its ``"border"`` repeated, or its
+            ``"reflection"``.
+
+    Returns:
+        New images, of the same shape and dtype.
+    """
+    height, width = images.shape[2:]
+    if len(images) == 0:
+        return images.clone()
+    size = torch.tensor([width, height], dtype=torch.float32)
+    # From pixels to the [-1, 1] of grid_sample: x / (W / 2), y / (H / 2).
+    linear = matrix[:, :, :2] * size[None, None, :] / size[None, :, None]
+    theta = torch.cat([linear, matrix[:, :, 2:] * 2 / size[None, :, None]], dim=2)
+    dtype = images.dtype if images.dtype in (torch.float32, torch.float64) else torch.float32
+    theta = theta.to(images.device, dtype, non_blocking=True)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    result = F.grid_sample(
+        images.to(dtype), grid, mode="bilinear", padding_mode=padding, align_corners=False
+    )
+    if not images.is_floating_point():
+        result = result.round_()
+    return result.to(images.dtype)
+
+
+def shift_flip(
+    images: Tensor, shift: Tensor, flip: Tensor, *, padding: Padding = "zeros"
+) -> Tensor:
+    """Moves each image by whole pixels and mirrors it; exact, for any dtype.
+
+    The image is mirrored first: it equals `affine` with the same translation and flip. A random
+    crop of the image padded by p pixels (torchvision's ``RandomCrop(padding=p)``) is a shift that
+    is uniform in -p … p.
+
+    Args:
+        images: Shape (N, C, H, W).
+        shift: Pixels to the right and down, int64, shape (N, 2), on the CPU.
+        flip: Whether to mirror left and right, and top and bottom, bool, shape (N, 2), on the CPU.
+        padding: What comes in at the edges; see `affine`.
+
+    Returns:
+        New images, of the same shape and dtype.
+
+    Example:
+        >>> image = torch.tensor([[[[1, 2, 3]]]])
+        >>> shift_flip(image, torch.tensor([[1, 0]]), torch.tensor([[True, False]]))
+        tensor([[[[0, 3, 2]]]])
+    """
+    size, channels, height, width = images.shape
+    if size == 0:
+        return images.clone()
+    # A mirrored image moved to the right is the image moved to the left, then mirrored.
+    start = torch.where(flip, shift, -shift)
+    if images.device.type == "cpu" and images[0].numel() >= LARGE_IMAGE:
+        return _shift_flip_one_by_one(images, start, flip, padding)
+    margin = int(start.abs().max())
+    # Rows of values that lie side by side, which padding leaves as they were in NHWC.
+    source = (_pad(images, margin, padding) if margin else images).contiguous()
+    tall, wide = source.shape[2:]
+    # Those to be mirrored last, side by side.
+    order = flip[:, 0].int().argsort(stable=True)
+    shown = size - int(flip[:, 0].sum())
+    rows = torch.arange(height).expand(size, -1)
+    rows = torch.where(flip[:, 1:], height - 1 - rows, rows) + start[:, 1:] + margin
+    # A row of the result is a run of `width` values of the source: copied whole, which is many
+    # times faster than gathering value by value. Here are all such runs, overlapping.
+    runs = source.as_strided((source.numel() - width + 1, width), (1, 1))
+    planes = torch.arange(size * channels).view(size, channels, 1)
+    first = (planes * tall + rows[:, None]) * wide + start[:, None, :1] + margin
+    first = first.index_select(0, order).flatten().to(images.device, non_blocking=True)
+    result = runs.index_select(0, first).view(images.shape)
+    if shown == size:
+        return result
+    result[shown:] = result[shown:].flip(3)
+    return result.index_select(0, order.argsort().to(images.device, non_blocking=True))
+
+
+def _shift_flip_one_by_one(images: Tensor, start: Tensor, flip: Tensor, padding: Padding) -> Tensor:
+    """The same with one large array instead of four, whose page faults would take longer."""
+    height, width = images.shape[2:]
+    margin = int(start.abs().max()) if padding != "zeros" else 0
+    source = _pad(images, margin, padding) if margin else images
+    result = torch.zeros_like(images, memory_format=torch.contiguous_format)
+    places = (start + margin).tolist()
+    for image, target, (x, y), (across, down) in zip(
+        source, result, places, flip.tolist(), strict=True
+    ):
+        part = image[:, max(y, 0) : max(y + height, 0), max(x, 0) : max(x + width, 0)]
+        tall, wide = part.shape[1:]
+        top, left = max(-y, 0), max(-x, 0)
+        top, left = height - tall - top if down else top, width - wide - left if across else left
+        axes = [2] * across + [1] * down
+        if part.numel():
+            target[:, top : top + tall, left : left + wide] = part.flip(axes) if axes else part
+    return result
+
+
+def _pad(images: Tensor, margin: int, padding: Padding) -> Tensor:
+    """Images with `margin` pixels more on each side."""
+    if padding == "zeros":
+        return F.pad(images, [margin] * 4)
+    for axis in (2, 3):
+        length = images.shape[axis]
+        position = torch.arange(-margin, length + margin, device=images.device)
+        if padding == "border":
+            position = position.clamp(0, length - 1)
+        else:
+            # About the outer edge of the last pixel, as grid_sample does: 2 1 0 | 0 1 2.
+            position = position % (2 * length)
+            position = torch.minimum(position, 2 * length - 1 - position)
+        images = images.index_select(axis, position)
+    return images
+
+
+# Luma of ITU-R BT.601, which PIL and torchvision use.
+LUMA = (0.2989, 0.587, 0.114)
+
+
+def adjust_color(
+    images: Tensor,
+    *,
+    brightness: Tensor | None = None,
+    contrast: Tensor | None = None,
+    saturation: Tensor | None = None,
+    bound: float | None = None,
+) -> Tensor:
+    """Brightness, then contrast, then saturation: each blends with black, mean grey, or grey.
+
+    ``x ← clip(f x + (1 - f) y)`` with the factor f of the image, where y is 0 for brightness, the
+    mean of the image's grey for contrast, and its grey for saturation; f = 1 changes nothing. The
+    definitions are those of torchvision's `ColorJitter`, in this fixed order.
+
+    Args:
+        images: Shape (N, C, H, W): uint8, or floating point in [0, 1].
+        brightness: Factors, at least 0, shape (N,); None leaves it.
+        contrast: Likewise.
+        saturation: Likewise; needs C = 3.
+        bound: The largest value of a pixel; None for 255 of uint8 and 1 of floating point.
+
+    Returns:
+        New images, of the same shape and dtype; uint8 is rounded once, at the end.
+
+    Raises:
+        ValueError: Saturation of images that have no colours.
+
+    Example:
+        >>> image = torch.tensor([0.2, 0.6]).view(1, 1, 1, 2)
+        >>> adjust_color(image, contrast=torch.tensor([0.5])).flatten()
+        tensor([0.3000, 0.5000])
+    """
+    if saturation is not None and images.shape[1] != 3:
+        raise ValueError(
+            f"saturation needs colour images (N, 3, H, W), got shape {tuple(images.shape)}; "
+            "leave it out."
+        )
+    if bound is None:
+        bound = 1.0 if images.is_floating_point() else 255.0
+    dtype = images.dtype if images.dtype in (torch.float32, torch.float64) else torch.float32
+    x = images.to(dtype)
+    if brightness is not None:
+        x = (x * per_sample(brightness, x)).clamp_(0, bound)
+    if contrast is not None:
+        mean = _grey(x).mean((1, 2, 3), keepdim=True)
+        x = torch.lerp(mean, x, per_sample(contrast, x)).clamp_(0, bound)
+    if saturation is not None:
+        x = torch.lerp(_grey(x), x, per_sample(saturation, x)).clamp_(0, bound)
+    return x.to(images.dtype) if images.is_floating_point() else x.round().to(images.dtype)
+
+
+def _grey(x: Tensor) -> Tensor:
+    """The grey of each pixel, shape (N, 1, H, W): luma, or without colours the mean of channels."""
+    if x.shape[1] != 3:
+        return x.mean(1, keepdim=True)
+    red, green, blue = x.unbind(1)
+    return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])[:, None]

@@ -1,0 +1,89 @@
+"""Which parameters a callback acts on."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from torch import nn
+
+from dlblocks._errors import did_you_mean
+
+
+def select_parameters(
+    module: nn.Module,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+    who: str = "select_parameters",
+) -> dict[str, nn.Parameter]:
+    """The parameters of `module` that a regularizer of weights is for, by their names.
+
+    Norms and biases, every parameter with at most one axis, shift and scale; noise on them or
+    their shrinking only hurts the fit. As in `dlblocks.optim.param_groups` they are left out,
+    unless `include` names them.
+
+    Args:
+        module: Its parameters, frozen ones too; a shared one counts once.
+        include: Patterns such as ``"encoder.*"`` (of `fnmatch`), of which a name must match one;
+            None for every parameter with more than one axis.
+        exclude: Patterns of which a name must match none.
+        who: The caller's name, for the message.
+
+    Raises:
+        ValueError: A pattern matches no parameter, or none is left.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        >>> list(select_parameters(net)), list(select_parameters(net, ["1.*"]))
+        (['0.weight', '1.weight'], ['1.weight', '1.bias'])
+    """
+    names = [name for name, _ in module.named_parameters()]
+    for argument, patterns in (("include", include), ("exclude", exclude)):
+        if isinstance(patterns, str):
+            raise TypeError(f"{argument}={patterns!r} must be a list of patterns: [{patterns!r}].")
+        for pattern in patterns or ():
+            if not fnmatch.filter(names, pattern):
+                hint = did_you_mean(pattern, names) or f"; names are {', '.join(names[:8])}"
+                raise ValueError(
+                    f"{who}: {argument} has {pattern!r}, which matches no parameter of "
+                    f"{type(module).__name__}{hint}."
+                )
+    found = {
+        name: parameter
+        for name, parameter in module.named_parameters()
+        if (parameter.ndim > 1 if include is None else _matches(name, include))
+        and not _matches(name, exclude)
+    }
+    if not found:
+        raise ValueError(
+            f"{who}: include={include!r} and exclude={exclude!r} leave no parameter of "
+            f"{type(module).__name__}; norms and biases are taken only if include= names them."
+        )
+    return found
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def check_whole_parameters(trainer: pl.Trainer, who: str) -> None:
+    """Raises a `ValueError` if each process holds only a part of every parameter."""
+    strategy: Any = trainer.strategy
+    if isinstance(strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)):
+        raise ValueError(
+            f"{who} needs whole parameters, which {type(strategy).__name__} spreads over the "
+            "processes; use strategy='ddp'."
+        )
+
+
+def check_automatic(pl_module: pl.LightningModule, who: str) -> None:
+    """Raises a `ValueError` if the module steps its optimizers by itself."""
+    if not pl_module.automatic_optimization:
+        raise ValueError(
+            f"{who} acts between backward and the optimizer's step, which "
+            f"{type(pl_module).__name__} does by itself (automatic_optimization=False); use "
+            "automatic optimization."
+        )

@@ -1,0 +1,351 @@
+"""What Lightning's checkpoints lack, as plain values: taken from a run, and put back into another.
+
+Random numbers, what is frozen, half-way sums of metrics and of what was logged. `ExactResume` says
+when.
+"""
+
+from __future__ import annotations
+
+import builtins
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.fabric.utilities.data import sized_len
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.connectors.logger_connector.result import (
+    _Metadata,
+    _ResultMetric,
+    _Sync,
+)
+from lightning.pytorch.utilities import CombinedLoader
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+
+Plain = dict[str, Any]
+
+
+def random_state(device: torch.device, *generators: torch.Generator) -> Plain:
+    """The states of this process's generators: Python's, NumPy's, torch's and those given."""
+    name, keys, *rest = np.random.get_state(legacy=True)
+    state = {
+        "python": random.getstate(),
+        "numpy": (name, torch.as_tensor(np.asarray(keys, dtype=np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "generators": [generator.get_state() for generator in generators],
+    }
+    if device.type != "cpu":
+        # Of the current device, which Lightning has set to this rank's.
+        state["device"] = torch.get_device_module(device).get_rng_state()
+    return state
+
+
+def set_random_state(device: torch.device, state: Plain, *generators: torch.Generator) -> None:
+    """Puts back what `random_state` took."""
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"].cpu())
+    for generator, saved in zip(generators, state["generators"], strict=True):
+        generator.set_state(saved.cpu())
+    if "device" in state and device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(state["device"].cpu())
+
+
+def module_modes(module: pl.LightningModule) -> Plain:
+    """Which parameters are trained and which modules in training mode, by their names."""
+    return {
+        "requires_grad": {name: p.requires_grad for name, p in module.named_parameters()},
+        "training": {name: part.training for name, part in module.named_modules()},
+        # Lightning's finetuning switches this off while a batch norm is frozen.
+        "track_running_stats": {
+            name: part.track_running_stats
+            for name, part in module.named_modules()
+            if hasattr(part, "track_running_stats")
+        },
+    }
+
+
+def set_module_modes(module: pl.LightningModule, modes: Plain) -> None:
+    """Puts back what `module_modes` took."""
+    parts: dict[str, Any] = {**dict(module.named_modules()), **dict(module.named_parameters())}
+    for attribute, values in modes.items():
+        for name, value in values.items():
+            if name in parts and getattr(parts[name], attribute) != value:
+                setattr(parts[name], attribute, value)
+
+
+def metric_states(module: pl.LightningModule) -> dict[str, Plain]:
+    """The sums of every metric in the module; a module's `state_dict` leaves them out."""
+    for part in module.modules():
+        if isinstance(part, MetricCollection):
+            # Members that share one sum get their part of it.
+            list(part.values(copy_state=False))
+    return {
+        name: {"count": part.update_count, "sums": _on_cpu(part.metric_state)}
+        for name, part in module.named_modules()
+        if isinstance(part, Metric) and part.update_called
+    }
+
+
+def set_metric_states(module: pl.LightningModule, states: dict[str, Plain]) -> None:
+    """Puts back what `metric_states` took."""
+    for name, part in module.named_modules():
+        if isinstance(part, Metric) and name in states:
+            _set_sums(part, states[name]["sums"], part.device)
+            part._update_count = states[name]["count"]
+
+
+# The arguments of `self.log` that Lightning keeps and that are plain values.
+META = ("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph",
+        "add_dataloader_idx", "dataloader_idx", "metric_attribute")  # fmt: skip
+SYNC = ("_should", "rank_zero_only", "_op")
+
+
+def logged_state(trainer: pl.Trainer) -> dict[str, Plain]:
+    """What `self.log` in this epoch of training has left: last values, and sums for its end."""
+    state = {}
+    for key, metric in trainer.fit_loop.epoch_loop._results.items():
+        meta = metric.meta
+        if metric.has_reset or meta.sync.group is not None:
+            continue
+        last = metric._forward_cache
+        state[key] = {
+            "meta": {name: getattr(meta, name) for name in META},
+            "sync": {name: getattr(meta.sync, name) for name in SYNC},
+            "reduce_fx": meta.reduce_fx.__name__,
+            "builtin": meta.reduce_fx in (min, max, sum),
+            "sums": _on_cpu(metric.metric_state) if metric.is_tensor else {},
+            "defaults": _on_cpu(metric._defaults),  # what later epochs begin with: 0 of some dtype
+            "last": last.detach().cpu().clone() if isinstance(last, Tensor) else None,
+        }
+    return state
+
+
+def set_logged_state(
+    trainer: pl.Trainer, module: pl.LightningModule, state: dict[str, Plain]
+) -> None:
+    """Puts back what `logged_state` took, so that logging goes on in the middle of an epoch."""
+    results = trainer.fit_loop.epoch_loop._results
+    metrics = dict(module.named_modules())
+    for key, saved in state.items():
+        reduce_fx = getattr(builtins if saved["builtin"] else torch, saved["reduce_fx"])
+        meta = _Metadata(**saved["meta"], reduce_fx=reduce_fx)
+        meta.sync = _Sync(fn=trainer.strategy.reduce, **saved["sync"])
+        result = _ResultMetric(meta, is_tensor=bool(saved["sums"]))
+        if result.is_tensor:
+            _set_sums(result, saved["sums"], module.device)
+            result._defaults.update(saved["defaults"])
+            result._update_count = 1
+        elif meta.metric_attribute in metrics:
+            result.value = metrics[meta.metric_attribute]
+        else:
+            continue
+        result._forward_cache = saved["last"]
+        if isinstance(saved["last"], Tensor):
+            result._forward_cache = saved["last"].to(module.device)
+        results[key] = result
+    # Not the first batch of an epoch, at which Lightning forgets the sums.
+    trainer._logger_connector._first_loop_iter = False
+
+
+def _on_cpu(sums: dict[str, Any]) -> Plain:
+    return {
+        name: [v.detach().cpu().clone() for v in value]
+        if isinstance(value, list)
+        else value.detach().cpu().clone()
+        for name, value in sums.items()
+    }
+
+
+def _set_sums(metric: Metric, sums: Plain, device: torch.device) -> None:
+    for name, value in sums.items():
+        moved = [v.to(device) for v in value] if isinstance(value, list) else value.to(device)
+        setattr(metric, name, moved)
+    metric._computed = None
+
+
+CPU = torch.device("cpu")
+
+
+class ResumableBatches:
+    """Stands between Lightning and its `CombinedLoader`; begins it when the first batch is wanted.
+
+    Lightning itself begins the loaders before it tells samplers the epoch, and at other moments in
+    a resumed run than in one that was not killed. Both change what they draw.
+
+    Args:
+        combined: The loaders, begun at least once.
+        device: The device whose generator counts.
+        before_batch: Called before every batch but the first of an epoch.
+    """
+
+    def __init__(
+        self, combined: CombinedLoader, device: torch.device, before_batch: Callable[[], None]
+    ) -> None:
+        self.combined, self.device, self.before_batch = combined, device, before_batch
+        self.length = sized_len(combined)
+        self.iterator: Iterator[Any] | None = None
+        self.began: dict[str, Any] = {}  # the random state at the epoch's first batch
+        self.given = 0
+        self._next: list[Any] = []  # batches loaded while the epoch was begun again
+        self._own: dict[str, Any] | None = None  # a random state for the loaders alone
+        self._resume: dict[str, Any] | None = None
+        self._then: Callable[[], None] = lambda: None
+
+    def __len__(self) -> int:
+        if self.length is None:
+            raise TypeError("a loader has no length")
+        return self.length
+
+    def reset(self) -> None:
+        """Ends the workers; called by Lightning at the end of the fit."""
+        self.combined.reset()
+
+    def __iter__(self) -> ResumableBatches:
+        self.iterator = None
+        return self
+
+    def __next__(self) -> Any:
+        if self.iterator is None:
+            self.iterator = self._begin()
+        else:
+            self.before_batch()
+        self.given += 1
+        return self._next.pop(0) if self._next else self._load(self.iterator)
+
+    def state(self, batches: int) -> dict[str, Any]:
+        """What `resume` needs to go on after the first `batches` batches of this epoch."""
+        return {"began": self.began, "batches": batches, "given": self.given, "now": self.random()}
+
+    def resume(self, state: dict[str, Any], then: Callable[[], None]) -> None:
+        """Arranges that the next epoch to begin is one that had got as far as `state`.
+
+        Then `then` is called: after all hooks of the start, before the first batch is given.
+        """
+        self._resume, self._then = state, then
+
+    def random(self) -> dict[str, Any]:
+        """The state of all random numbers."""
+        return random_state(self.device, *self._generators())
+
+    def set_random(self, state: dict[str, Any]) -> None:
+        """Puts back what `random` returned."""
+        set_random_state(self.device, state, *self._generators())
+
+    def _begin(self) -> Iterator[Any]:
+        loaders = self.combined.flattened
+        if any(getattr(x, "persistent_workers", False) and not _can_skip(x) for x in loaders):
+            self.combined.reset()  # the random states of these workers come from past epochs
+        self.given, self._next = 0, []
+        resume, self._resume = self._resume, None
+        if resume is not None:
+            self.set_random(resume["began"])
+        self.began = self.random()
+        apart = len(loaders) > 1 or self.length is None
+        self._own = _new_random_state() if apart else None
+        if resume is None:
+            return iter(self.combined)
+        self.given = resume["batches"]
+        skips = len(loaders) == 1 and _can_skip(loaders[0])
+        if skips:
+            loaders[0].sampler.skip_next(self.given * loaders[0].batch_size)
+        iterator = iter(self.combined)
+        for _ in range(0 if skips else self.given):
+            self._load(iterator)
+        # Without a known length Lightning loads a batch ahead.
+        self._next = [self._load(iterator) for _ in range(resume["given"] - self.given)]
+        self.set_random(resume["now"])
+        self._then()
+        return iterator
+
+    def _load(self, iterator: Iterator[Any]) -> Any:
+        if self._own is None:
+            return next(iterator)
+        # Of several loaders a shorter one begins again within the epoch, and then draws; and a
+        # batch that was loaded ahead has to be loaded again. So that the same comes after a kill,
+        # they draw from random numbers of their own, not between those of the training.
+        training = random_state(CPU)
+        set_random_state(CPU, self._own)
+        try:
+            return next(iterator)
+        finally:
+            self._own = random_state(CPU)
+            set_random_state(CPU, training)
+
+    def _generators(self) -> list[torch.Generator]:
+        """The generators that loaders and samplers hold, each once, in a fixed order."""
+        found: dict[int, torch.Generator] = {}
+        for loader in self.combined.flattened:
+            batches = getattr(loader, "batch_sampler", None)
+            samplers = getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None)
+            for holder in (loader, *samplers):
+                generator = getattr(holder, "generator", None)
+                if isinstance(generator, torch.Generator):
+                    found.setdefault(id(generator), generator)
+        return list(found.values())
+
+
+def _new_random_state() -> dict[str, Any]:
+    """A random state that follows from the present one; this takes one draw from torch's."""
+    seed = int(torch.randint(2**32, ()))
+    present = random_state(CPU)
+    # torch.manual_seed would seed accelerators too.
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+    new = random_state(CPU)
+    set_random_state(CPU, present)
+    return new
+
+
+def _can_skip(loader: Any) -> bool:
+    """Whether it is a loader of this package, whose batches depend on (seed, epoch) alone."""
+    return hasattr(getattr(loader, "sampler", None), "skip_next")
+
+
+class FileExists:
+    """Stands in for `ModelCheckpoint.file_exists`: files to be written again are not there yet.
+
+    Otherwise Lightning would put ``best-v1.ckpt`` beside the ``best.ckpt`` of steps that are
+    repeated. Nothing is deleted.
+
+    Args:
+        checkpoint: The callback.
+        stale: Files that were written after the checkpoint from which the run goes on.
+    """
+
+    def __init__(self, checkpoint: ModelCheckpoint, stale: set[str]) -> None:
+        self.checkpoint, self.stale = checkpoint, stale
+
+    def __call__(self, filepath: Any, trainer: pl.Trainer) -> bool:
+        if str(filepath) in self.stale:
+            self.stale.remove(str(filepath))  # it is written now
+            return False
+        return type(self.checkpoint).file_exists(self.checkpoint, filepath, trainer)
+
+
+def known_files(checkpoint: ModelCheckpoint) -> list[str]:
+    """The files in a callback's folder, but those that are still to be written again."""
+    stand_in = vars(checkpoint).get("file_exists")
+    stale = stand_in.stale if isinstance(stand_in, FileExists) else set()
+    folder = Path(checkpoint.dirpath or ".")
+    # A metric such as val/loss in the name makes folders.
+    found = [path for pattern in ("*.ckpt", "*/*.ckpt") for path in folder.glob(pattern)]
+    return sorted(str(path.relative_to(folder)) for path in found if str(path) not in stale)
+
+
+def write_again(checkpoint: ModelCheckpoint, known: list[str] | None, trainer: pl.Trainer) -> None:
+    """Lets a callback write the files again that are not among `known`; with None forgets it."""
+    vars(checkpoint).pop("file_exists", None)
+    if known is None:
+        return
+    folder = Path(checkpoint.dirpath or ".")
+    new = {str(folder / name) for name in set(known_files(checkpoint)) - set(known)}
+    new = trainer.strategy.broadcast(new)  # what rank 0 sees
+    if new:
+        vars(checkpoint)["file_exists"] = FileExists(checkpoint, new)

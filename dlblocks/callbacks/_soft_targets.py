@@ -1,0 +1,319 @@
+"""What all transforms that soften targets share: clear words where a loss cannot take them."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from dlblocks._errors import check_choice, check_range
+from dlblocks.callbacks._batch_transform import (
+    BatchMemory,
+    BatchTransform,
+    Key,
+    batches_seen,
+    per_sample,
+)
+from dlblocks.losses import MixedTargets, find_num_classes, soft_targets
+
+
+class Softening(BatchTransform):
+    """A transform that makes soft targets of classes.
+
+    Subclasses call `softened` with what they have made, in `rehearse` too, so that a loss that
+    cannot take it fails on the first batch of a run, and say in `cure` what else may help.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        # The first batch that was softened, and what its targets became.
+        self._step = 0
+        self._first_softened: tuple[int, str] | None = None
+
+    def prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().prepare(trainer, pl_module)
+        self._step, self._first_softened = 0, None
+
+    def apply(self, batch: Any, *, epoch: int, step: int, rank: int) -> Any:
+        self._step = step
+        return super().apply(batch, epoch=epoch, step=step, rank=rank)
+
+    @property
+    def cure(self) -> str:
+        """What may help beside a loss that takes soft targets."""
+        raise NotImplementedError(f"{type(self).__name__} must define cure.")
+
+    def softened(self, before: Any, after: Any) -> None:
+        """Takes note of a batch's targets, as they were and as they are."""
+        if self._first_softened is None:
+            self._first_softened = (self._step, _kind(before, after))
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Adds the cure to an error of the first training step that got softened targets."""
+        super().on_exception(trainer, pl_module, exception)
+        # In training_step, Lightning has counted the batch already.
+        self.explain(exception, batches_seen(trainer) - 1)
+
+    def explain(self, exception: BaseException, step: int) -> None:
+        """Adds the cure, if `exception` comes from the first training step with soft targets."""
+        if self._first_softened is None:
+            return
+        first, kind = self._first_softened
+        if first != step or not kind:
+            return
+        kinds = (TypeError, ValueError, RuntimeError, IndexError, AttributeError)
+        if not isinstance(exception, kinds) or isinstance(exception, torch.OutOfMemoryError):
+            return
+        frames = traceback.extract_tb(exception.__traceback__)
+        if not any(frame.name == "training_step" for frame in frames):
+            return
+        exception.args = (
+            f"{exception}\n\n{type(self).__name__} gave training_step {kind}. If that is what the "
+            "error is about: for the loss use dlblocks.losses.cross_entropy, which takes hard and "
+            f"soft targets, and for metrics dlblocks.metrics.hard_labels(targets); {self.cure}.",
+        )
+
+
+def _kind(before: Any, after: Any) -> str:
+    """What targets became, in words, if it is something that a loss may not take."""
+    if isinstance(after, MixedTargets):
+        return "targets that are a pair, MixedTargets(first, second, lam)"
+    if before.is_floating_point() or not after.is_floating_point():
+        return ""
+    return (
+        f"soft targets, {after.dtype} of shape {tuple(after.shape)}, for the integers of shape "
+        f"{tuple(before.shape)} in the batch"
+    )
+
+
+# On the CPU, samples of more bytes are quicker worked on one after another than all at once.
+LARGE_BYTES = 64 << 10
+
+
+class Mix(NamedTuple):
+    """How a batch is mixed.
+
+    Attributes:
+        partner: The partner of each sample, int64, shape (N,).
+        lam: The share of each sample's own target, float32, shape (N,).
+        box: What comes from the partner, int64, shape (N, 4), if it is a rectangle.
+    """
+
+    partner: Tensor
+    lam: Tensor
+    box: Tensor | None = None
+
+    def to(self, device: torch.device) -> Mix:
+        """The same on another device, without waiting for it."""
+        if device.type == "cpu":
+            return self
+        partner, lam = (t.to(device, non_blocking=True) for t in (self.partner, self.lam))
+        box = None if self.box is None else self.box.to(device, non_blocking=True)
+        return Mix(partner, lam, box)
+
+
+class Mixer(Softening):
+    """Mixes each sample with a partner from its batch, and the targets alike.
+
+    Subclasses define `draw` and `mix_input`. Partners are a random cycle through the batch: every
+    sample is a partner once, and none is its own, save in a batch of one. Of the generator are
+    drawn, in this order: whether the batch is mixed (if ``p < 1``), λ, the cycle, the boxes.
+
+    The first batch of a run that is not to be mixed goes through unmixed but with soft targets, so
+    that a loss that cannot take them, labels outside the classes and batches of another structure
+    show before any training time is spent, whenever the mixing starts.
+    """
+
+    extra_actions = ("keep", "input", "target")
+
+    def __init__(
+        self,
+        alpha: float,
+        *,
+        num_classes: int | None = None,
+        per_sample: bool = True,
+        targets: Literal["soft", "pair"] = "soft",
+        ignore_index: int = -100,
+        p: float = 1.0,
+        start_epoch: int = 0,
+        stop_epoch: int | None = None,
+        seed: int = 0,
+        input_key: Key | None = 0,
+        target_key: Key | None = 1,
+        extras: Literal["refuse", "keep"] | Mapping[Any, str] = "refuse",
+    ) -> None:
+        super().__init__(
+            p=p,
+            start_epoch=start_epoch,
+            stop_epoch=stop_epoch,
+            seed=seed,
+            input_key=input_key,
+            target_key=target_key,
+            extras=extras,
+        )
+        check_range("alpha", alpha, 0, float("inf"), high_open=True)
+        if num_classes is not None:
+            check_range("num_classes", num_classes, 2)
+        check_choice("targets", targets, ["soft", "pair"])
+        self.alpha = alpha
+        self.num_classes = num_classes
+        self.per_sample = per_sample
+        self.targets = targets
+        self.ignore_index = ignore_index
+        self.found_classes: int | None = None
+        self._looked = False  # at the labels of a batch on an accelerator
+
+    @property
+    def cure(self) -> str:
+        if self.targets == "pair":
+            return "or, for a pair, dlblocks.losses.mixed_loss, or targets='soft' for soft targets"
+        return (
+            "or, for a loss that needs hard targets, "
+            f"{type(self).__name__}(targets='pair') and dlblocks.losses.mixed_loss"
+        )
+
+    def draw(self, inputs: Tensor, generator: torch.Generator) -> Mix:
+        """Draws how to mix a batch of these inputs."""
+        raise NotImplementedError
+
+    def unmixed(self, inputs: Tensor) -> Mix:
+        """What leaves every sample as it is."""
+        return Mix(torch.arange(len(inputs)), torch.ones(len(inputs)))
+
+    def mix_input(self, inputs: Tensor, mix: Mix) -> Tensor:
+        """New inputs."""
+        raise NotImplementedError
+
+    def check_inputs(self, inputs: list[Tensor]) -> None:
+        """Raises a `ValueError` unless the inputs can be mixed."""
+
+    def pasted(self, target: Tensor, inputs: Tensor) -> bool:
+        """Whether `target` has a value for each pixel, and is changed as the inputs are."""
+        return False
+
+    def transform(
+        self, inputs: Tensor, targets: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Any]:
+        self.check_inputs([inputs])
+        if self.alpha == 0:
+            return inputs, targets
+        new_inputs, new_targets = self._mixed([inputs], [targets], self.draw(inputs, generator))
+        return new_inputs[0], new_targets[0]
+
+    def transform_entries(
+        self, inputs: list[Tensor], targets: list[Any], generator: torch.Generator
+    ) -> tuple[list[Any], list[Any]]:
+        if len(inputs) == len(targets) == 1:
+            return super().transform_entries(inputs, targets, generator)
+        self.check_inputs(inputs)
+        if self.alpha == 0:
+            return inputs, targets
+        return self._mixed(inputs, targets, self.draw(inputs[0], generator))
+
+    def rehearse(self, batch: Any) -> Any:
+        if self.alpha == 0:
+            return batch
+        entries = self.entries(batch)
+        if any(isinstance(target, MixedTargets) for target in entries.targets):
+            return batch
+        self.check_inputs(entries.inputs)
+        mix = self.unmixed(entries.inputs[0])
+        return entries.replaced(*self._mixed(entries.inputs, entries.targets, mix))
+
+    def _mixed(
+        self, inputs: list[Tensor], targets: list[Any], mix: Mix
+    ) -> tuple[list[Any], list[Any]]:
+        device = inputs[0].device
+        mix = mix.to(device)
+        new_inputs = [self.mix_input(x, mix) for x in inputs]
+        new_targets = [self._mix_target(y, inputs[0], mix, i == 0) for i, y in enumerate(targets)]
+        if targets:
+            self.softened(targets[0], new_targets[0])
+        return new_inputs, new_targets
+
+    def _mix_target(self, target: Any, inputs: Tensor, mix: Mix, is_first: bool) -> Any:
+        name = type(self).__name__
+        if isinstance(target, MixedTargets):
+            raise ValueError(
+                f"{name} cannot mix targets that are a pair already; use one of the two by "
+                "OneOf([...]), or targets='soft'."
+            )
+        if target.ndim == 0 or len(target) != len(inputs):
+            raise ValueError(
+                f"{name} got {len(inputs)} inputs but targets of shape {tuple(target.shape)}; both "
+                "must have the batch's length."
+            )
+        if self.pasted(target, inputs):
+            return self.mix_input(target, mix)
+        if not (is_first or target.is_floating_point()):
+            raise ValueError(
+                f"{name} mixes further targets (extras=) that are floating point, got "
+                f"{target.dtype} of shape {tuple(target.shape)}; make classes one-hot."
+            )
+        check = not self._looked or target.device.type == "cpu"
+        soft = soft_targets(
+            target,
+            self.num_classes,
+            self.found_classes,
+            name,
+            inputs,
+            ignore_index=self.ignore_index,
+            check=check and target.device.type != "meta",
+        )
+        self._looked = True
+        if self.targets == "pair":
+            lam = mix.lam.to(soft.dtype)
+            return MixedTargets(target, gather(target, mix.partner), lam)
+        return average(soft, mix.lam, mix.partner)
+
+    def prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().prepare(trainer, pl_module)
+        self.found_classes = find_num_classes(trainer, pl_module)
+        self._looked = False
+
+
+def gather(values: Tensor, index: Tensor) -> Tensor:
+    """``values[index]`` in the memory format of `values`, channels last as well."""
+    if values.is_contiguous() or values.requires_grad:
+        return values.index_select(0, index)
+    return torch.index_select(values, 0, index, out=torch.empty_like(values))
+
+
+def average(
+    values: Tensor, lam: Tensor, index: Tensor, memory: BatchMemory | None = None
+) -> Tensor:
+    """``lam * values + (1 - lam) * values[index]`` with λ of each sample, shape (N,)."""
+    lam = per_sample(lam, values)
+    if values.requires_grad:
+        return torch.lerp(values.index_select(0, index), values, lam)
+    out = torch.empty_like(values) if memory is None else memory.like(values)
+    if values.device.type == "cpu" and values[:1].nbytes >= LARGE_BYTES:
+        # One after another, each is read and written once.
+        rows = values.unbind()
+        for new, own, share, partner in zip(
+            out.unbind(), rows, lam.unbind(), index.tolist(), strict=True
+        ):
+            torch.lerp(rows[partner], own, share, out=new)
+        return out
+    torch.index_select(values, 0, index, out=out)
+    return torch.lerp(out, values, lam, out=out)
+
+
+def draw_mix(
+    size: int, alpha: float, generator: torch.Generator, per_sample: bool
+) -> tuple[Tensor, Tensor]:
+    """Draws λ ~ Beta(α, α), float32 (N,), and a random partner for each sample, int64 (N,)."""
+    # Two gamma variables make a beta variable; drawn in float64, where a small α does not
+    # underflow to 0 / 0.
+    shape = torch.full((2, size if per_sample else 1), alpha, dtype=torch.float64)
+    gamma = torch._standard_gamma(shape, generator=generator)
+    lam = (gamma[0] / gamma.sum(0)).nan_to_num(1.0).float().expand(size)
+    order = torch.randperm(size, generator=generator)
+    # Each sample's partner is the next of a random order, the last one's the first.
+    return lam, torch.empty_like(order).scatter_(0, order, order.roll(-1))

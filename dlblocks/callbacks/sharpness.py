@@ -1,0 +1,315 @@
+"""Sharpness: how fast the training loss rises around the weights, epoch by epoch.
+
+::
+
+    train/sharpness            100 · (max f in a small box around x - f(x)) / (1 + f(x))
+    train/hessian_eigenvalue   the largest eigenvalue of the Hessian of f at x
+
+f is the training loss as a function of the weights x; `curvature.sharpness` and
+`curvature.top_eigenvalue` have the formulas.
+
+Source: Keskar, Mudigere, Nocedal, Smelyanskiy and Tang, "On Large-Batch Training for Deep
+Learning: Generalization Gap and Sharp Minima", 2017. The eigenvalue says what learning rate is too
+large: plain gradient descent is unstable where it is above 2 / lr, and tends to get just there
+(Cohen, Kaur, Li, Kolter and Talwalkar, "Gradient Descent on Neural Networks Typically Occurs at the
+Edge of Stability", 2021).
+
+Neither number stays the same when the weights are scaled in a way that leaves the net's outputs as
+they are, as before batch norm or from layer to layer with ReLU (Dinh, Pascanu, Bengio and Bengio,
+"Sharp Minima Can Generalize For Deep Nets", 2017), and both fall when the loss itself gets small:
+compare runs of one net, trained to about the same loss, not different nets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.data import extract_batch_size
+from torch import Tensor, nn
+
+from dlblocks._errors import check_range, checked
+from dlblocks.callbacks._curvature import (
+    check_limit,
+    check_params,
+    sharpness,
+    to_device,
+    top_eigenvalue,
+    training_batches,
+)
+from dlblocks.callbacks._parameters import check_whole_parameters
+from dlblocks.callbacks._resume import (
+    module_modes,
+    random_state,
+    set_module_modes,
+    set_random_state,
+)
+from dlblocks.callbacks._side_effects import paused
+from dlblocks.callbacks._step_wrapper import plain_step
+
+SHARPNESS, SUBSPACE = "train/sharpness", "train/sharpness_subspace"
+EIGENVALUE = "train/hessian_eigenvalue"
+
+
+class Sharpness(Callback):
+    """Logs ε-sharpness and the top Hessian eigenvalue at the end of epochs; see the module.
+
+    f is the mean of what the module's own `training_step` returns over a fixed random choice of
+    training samples, in evaluation mode: without dropout, and with the running statistics of batch
+    norm, so that it is a function of the weights alone. What callbacks add for training is left
+    out: mixing, smoothed labels, noise on weights, `WeightPenalty`; of datamodules of this package
+    so is `train_transform`. Of any other loader the data set is read in order, and an augmentation
+    within that data set acts here, too, anew in each batch: give `dataloader`, the same samples
+    without it. The weights are those that are trained, not their moving average.
+
+    Training goes on as if nothing had been measured: weights, gradients, buffers, metrics, logs,
+    random numbers, the order of the data and `ExactResume` are not touched. What else the module
+    does in `training_step`, such as sending pictures to a logger, it does here too.
+
+    A measurement takes about 60 gradients of f, and 10 to 50 products with its Hessian; the chosen
+    batches stay in the device's memory meanwhile. Mixed precision is measured in the precision of
+    the weights, without autocast, which would round the small steps away. Under DDP each rank
+    measures its share of the samples, and all get the number of the whole.
+
+    Two of these, one with `directions` and ``eigenvalue=False``, log both sharpnesses.
+
+    Args:
+        epsilon: Size ε of the box; None leaves the sharpness out.
+        directions: None for the whole space, logged as ``train/sharpness``; p for a subspace of p
+            random directions, ``train/sharpness_subspace``, the same in every epoch. They take p
+            times the memory of the weights.
+        eigenvalue: Log ``train/hessian_eigenvalue``. It needs second derivatives, which a compiled
+            module does not have.
+        every_n_epochs: Epochs between two measurements.
+        at_epochs: Epochs to measure after, instead: 0 is the first, -1 the last of `max_epochs`.
+        limit_batches: Number of batches (of each rank), or share of the data in (0, 1], to measure.
+            None for all.
+        dataloader: A function that returns a loader of training data, always the same. Under DDP
+            each rank must be given its share.
+        iterations: Iterations of L-BFGS-B from each of three starts.
+        seed: Seed of the choice of samples, of the directions and starts.
+
+    Raises:
+        ValueError: A number out of range; at the start of the fit: manual optimization, a step that
+            takes the loader's iterator, parameters spread over processes or of half precision,
+            epochs that do not come; at the first measurement: several loaders, a data set without
+            numbered samples, a step without a loss.
+    """
+
+    @checked
+    def __init__(
+        self,
+        epsilon: float | None = 1e-3,
+        *,
+        directions: int | None = None,
+        eigenvalue: bool = True,
+        every_n_epochs: int = 1,
+        at_epochs: Sequence[int] | None = None,
+        limit_batches: int | float | None = 10,
+        dataloader: Callable[[], Iterable[Any]] | None = None,
+        iterations: int = 10,
+        seed: int = 0,
+    ) -> None:
+        if epsilon is not None:
+            check_range("epsilon", epsilon, 0, float("inf"), low_open=True, high_open=True)
+        if directions is not None:
+            check_range("directions", directions, 1)
+            if not isinstance(directions, int):
+                raise TypeError(f"directions={directions} must be a whole number.")
+        if dataloader is not None and not callable(dataloader):
+            raise TypeError(
+                f"dataloader must be a function that returns a loader, got "
+                f"{type(dataloader).__name__}; lambda: loader is one."
+            )
+        if epsilon is None and directions is not None:
+            raise ValueError(
+                f"directions={directions} has no effect with epsilon=None, which leaves the "
+                "sharpness out; leave one of them out."
+            )
+        if epsilon is None and not eigenvalue:
+            raise ValueError("epsilon=None and eigenvalue=False leave nothing to measure.")
+        check_range("every_n_epochs", every_n_epochs, 1)
+        check_range("iterations", iterations, 1)
+        check_limit(limit_batches)
+        if isinstance(at_epochs, int):
+            raise TypeError(f"at_epochs={at_epochs} must be a list of epochs: [{at_epochs}].")
+        if at_epochs is not None and not all(type(epoch) is int for epoch in at_epochs):
+            raise TypeError(f"at_epochs={at_epochs!r} must be a list of epochs, such as [0, -1].")
+        if at_epochs is not None and not at_epochs:
+            raise ValueError("at_epochs is empty; name an epoch, such as -1 for the last.")
+        if at_epochs is not None and every_n_epochs != 1:
+            raise ValueError(
+                f"at_epochs={list(at_epochs)} and every_n_epochs={every_n_epochs} both say when to "
+                "measure; give one of them."
+            )
+        self.epsilon = epsilon
+        self.directions = directions
+        self.eigenvalue = eigenvalue
+        self.every_n_epochs = every_n_epochs
+        self.at_epochs = at_epochs
+        self.limit_batches = limit_batches
+        self.dataloader = dataloader
+        self.iterations = iterations
+        self.seed = seed
+
+    # When
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        check_whole_parameters(trainer, "Sharpness")
+        if not pl_module.automatic_optimization:
+            raise ValueError(
+                f"Sharpness calls training_step for the loss, and {type(pl_module).__name__} steps "
+                "its optimizers there (automatic_optimization=False); use automatic optimization."
+            )
+        if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
+            raise ValueError(
+                "Sharpness runs training_step on batches that it has chosen, and this one takes a "
+                "dataloader_iter; give it (batch, batch_idx)."
+            )
+        last = trainer.max_epochs
+        if trainer.fast_dev_run or self.at_epochs is None:  # type: ignore[attr-defined]
+            return
+        if last in (None, -1):
+            if min(self.at_epochs) < 0:
+                raise ValueError(
+                    f"at_epochs={list(self.at_epochs)} counts from the end, which max_epochs="
+                    f"{last} does not say; set max_epochs, or epochs from 0 on."
+                )
+        elif not all(-last <= epoch < last for epoch in self.at_epochs):
+            raise ValueError(
+                f"at_epochs={list(self.at_epochs)} names an epoch that max_epochs={last} does not "
+                f"have; the first is 0, the last {last - 1} or -1."
+            )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Not earlier: lazy parameters have their shapes, and the precision is that of training.
+        count = check_params(_trained(pl_module))
+        if self.directions is not None:
+            check_range("directions", self.directions, 1, count)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self._is_due(trainer):
+            return
+        for name, value in self._measure(trainer, pl_module).items():
+            if value != value:
+                rank_zero_warn(
+                    f"{name} is not a number in epoch {trainer.current_epoch}: the training loss "
+                    "is not finite there, or for the sharpness not above -1."
+                )
+            pl_module.log(name, value, sync_dist=trainer.world_size > 1)
+
+    def _is_due(self, trainer: pl.Trainer) -> bool:
+        epoch, last = trainer.current_epoch, trainer.max_epochs
+        if self.at_epochs is None:
+            return (epoch + 1) % self.every_n_epochs == 0
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return True
+        return any(epoch == (at if at >= 0 else at + (last or 0)) for at in self.at_epochs)
+
+    # What
+
+    def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
+        device = trainer.strategy.root_device
+        state, modes = random_state(device), module_modes(pl_module)
+        found = {}
+        try:
+            pl_module.eval()
+            batches = self._batches(trainer, pl_module)
+
+            def over_ranks(value: Tensor) -> Tensor:
+                if trainer.world_size == 1:
+                    return value
+                reduced = trainer.strategy.reduce(value.to(device), reduce_op="sum")
+                return reduced.to(value.device)
+
+            sizes = [extract_batch_size(batch) for batch in batches]
+            total = float(over_ranks(torch.tensor(float(sum(sizes)))))
+            step = _loss_step(trainer, pl_module)
+
+            def loss() -> Iterator[Tensor]:
+                # Each time the same random numbers, if the step draws any, and the same buffers.
+                set_random_state(device, state)
+                with paused(pl_module):
+                    for i, (batch, size) in enumerate(zip(batches, sizes, strict=True)):
+                        yield step(batch, i) * (size / total)
+
+            params = _trained(pl_module)
+            common: dict[str, Any] = {"seed": self.seed, "reduce": over_ranks}
+            if trainer.world_size == 1:
+                common.pop("reduce")
+            # The kernels of cuDNN for recurrent nets have no gradient in evaluation mode.
+            recurrent = any(isinstance(part, nn.RNNBase) for part in pl_module.modules())
+            with _without_cudnn() if recurrent else contextlib.nullcontext():
+                if self.epsilon is not None:
+                    name = SHARPNESS if self.directions is None else SUBSPACE
+                    found[name] = sharpness(
+                        loss,
+                        params,
+                        self.epsilon,
+                        directions=self.directions,
+                        iterations=self.iterations,
+                        **common,
+                    )
+                if self.eigenvalue:
+                    found[EIGENVALUE] = top_eigenvalue(loss, params, **common)
+        finally:
+            set_module_modes(pl_module, modes)
+            set_random_state(device, state)
+        return found
+
+    def _batches(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Any]:
+        stage = trainer.state.stage
+        # Transforms of a batch for training look at this, those of callbacks and of hooks.
+        trainer.validating = True
+        try:
+            return [
+                to_device(trainer, pl_module, batch)
+                for batch in training_batches(
+                    trainer,
+                    "Sharpness",
+                    limit_batches=self.limit_batches,
+                    dataloader=self.dataloader,
+                    seed=self.seed,
+                )
+            ]
+        finally:
+            trainer.state.stage = stage
+
+
+def _loss_step(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Callable[[Any, int], Tensor]:
+    """The module's own step, which returns the loss."""
+    inner, plugin = plain_step(pl_module), trainer.precision_plugin
+    takes_index = len(inspect.signature(inner).parameters) > 1
+
+    def step(batch: Any, batch_idx: int) -> Tensor:
+        # Autocast would round away the small steps in the weights.
+        mixed = isinstance(plugin, MixedPrecision)
+        with contextlib.nullcontext() if mixed else plugin.train_step_context():
+            output = inner(batch, batch_idx) if takes_index else inner(batch)
+        loss = output.get("loss") if isinstance(output, dict) else output
+        if not isinstance(loss, Tensor):
+            raise ValueError(
+                f"Sharpness needs the loss that {type(pl_module).__name__}.training_step returns, "
+                f"and got {type(output).__name__}; return the loss of every batch, or a dict with "
+                "'loss'."
+            )
+        return loss
+
+    return step
+
+
+def _trained(module: nn.Module) -> list[Tensor]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+@contextlib.contextmanager
+def _without_cudnn() -> Iterator[None]:
+    with torch.backends.cudnn.flags(enabled=False):
+        yield

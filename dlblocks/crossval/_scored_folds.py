@@ -1,0 +1,391 @@
+"""The scores of the folds of a cross-validation, and the files that hold them."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from typing_extensions import Self
+
+from dlblocks._errors import check_choice, did_you_mean
+from dlblocks._files import (
+    AGAIN,
+    read_arrays,
+    read_json,
+    read_rows,
+    whole_file,
+    write_json,
+    write_rows,
+)
+from dlblocks._scores import kind_of, pooled_metrics
+from dlblocks.crossval._fold import OutOfFold, fold_dir
+from dlblocks.crossval._splits import NO_OOF
+from dlblocks.crossval.statistics import (
+    Comparison,
+    corrected_t_test,
+    least_error,
+    least_paired_error,
+    mean_interval,
+)
+from dlblocks.metrics import Range, metric_range
+from dlblocks.runs._tables import one_line
+
+# Columns of a row of `folds` that are not metrics.
+ROW_KEYS = (
+    "repeat",
+    "fold",
+    "group",
+    "epochs",
+    "best_epoch",
+    "num_train",
+    "num_selection",
+    "num_val",
+    "seconds",
+    "checkpoint",
+)
+
+
+@dataclass(repr=False)
+class ScoredFolds:
+    """The scores of all folds: their files, statistics and predictions.
+
+    Attributes:
+        run_dir: Where everything lies.
+        folds: One row a fit: repeat, fold, epochs run, best epoch (from 1), samples, seconds,
+            checkpoint, and the validation metrics of the best epoch's weights; `group` too, the
+            name of what is left out, where the data name their folds.
+        oof: Out-of-fold predictions, or None if the model gives none; `notes` says why.
+        histories: One list of rows a fit, one row an epoch, of all that was logged.
+        info: Monitor, seconds, configuration and versions, as in ``summary.json``.
+    """
+
+    run_dir: Path
+    folds: list[dict[str, Any]]
+    oof: OutOfFold | None
+    histories: list[list[dict[str, float]]] = field(default_factory=list)
+    info: dict[str, Any] = field(default_factory=dict)
+    # What `cross_validate` was given; a result that was loaded has it not.
+    given: dict[str, Any] | None = field(default=None, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        """One line: run folder, fits, and the monitor's mean ± std."""
+        return one_line(self, f"{len(self.folds)} folds", self.info.get("monitor"))
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the metrics that every fold has."""
+        names = [name for name in self.folds[0] if name not in ROW_KEYS]
+        return [name for name in names if all(name in row for row in self.folds)]
+
+    def values(self, metric: str) -> list[float]:
+        """The metric of each fit, in the order of `folds`."""
+        if metric not in self.metrics:
+            raise KeyError(
+                f"metric={metric!r} was not logged in every fold"
+                f"{did_you_mean(metric, self.metrics)} There are: {', '.join(self.metrics)}."
+            )
+        return [row[metric] for row in self.folds]
+
+    def mean(self, metric: str) -> float:
+        """Mean of a metric over the fits."""
+        return float(np.mean(self.values(metric)))
+
+    def std(self, metric: str) -> float:
+        """Standard deviation of a metric over the fits, with n - 1 in the denominator.
+
+        It describes the spread between folds. It is not the standard error of the mean: the folds
+        share training data (Bengio and Grandvalet 2004). NaN if a single fit has not failed.
+        """
+        if len(self.folds) < 2:
+            return math.nan
+        with np.errstate(invalid="ignore"):  # of an infinite score, which has none
+            return float(np.std(self.values(metric), ddof=1))
+
+    @property
+    def test_to_train(self) -> float:
+        """Validation over training samples, over all fits: 1 / (K - 1) for K folds.
+
+        Samples that select the epoch count as training samples: a fit depends on them too.
+        """
+        num_val = sum(row["num_val"] for row in self.folds)
+        return num_val / sum(row["num_train"] + row.get("num_selection", 0) for row in self.folds)
+
+    def interval(self, metric: str, *, level: float = 0.95) -> tuple[float, float]:
+        """Interval of a metric's expected value, corrected for shared training data.
+
+        It is the mean ± t · error over the n fits. The error is √((1 / n + n_test / n_train) · s²)
+        (Nadeau and Bengio 2003), but not less than that of the scored samples, if the metric has
+        known bounds; t is Student's, with K - 1 degrees of freedom for K folds. Ends outside the
+        metric's range are moved into it. The interval is about what the training procedure scores
+        on average, on training sets of this size from the same population. It is not about one of
+        the models, and an approximation; see `dlblocks.crossval.statistics`. NaN if a single fit
+        has not failed, or if all scores of a metric without bounds are equal.
+        """
+        if len(self.folds) < 2:
+            return math.nan, math.nan
+        bounds = self._bounds(metric)
+        with np.errstate(invalid="ignore"):
+            return mean_interval(
+                self.values(metric),
+                self.test_to_train,
+                level=level,
+                least_error=least_error(self.mean(metric), bounds, self._num_scored),
+                bounds=bounds,
+                degrees_of_freedom=self._num_folds - 1,
+            )
+
+    def _bounds(self, metric: str) -> Range:
+        """The lowest and highest value of a metric, where they are known."""
+        known = self.info.get("ranges", {}).get(metric) or metric_range(metric)
+        low, high = known
+        # Somebody's accuracy may be in per cent.
+        outside = any(
+            (low is not None and value < low - 1e-6) or (high is not None and value > high + 1e-6)
+            for value in self.values(metric)
+        )
+        return (None, None) if outside else (low, high)
+
+    @property
+    def _num_folds(self) -> int:
+        """Number of folds in one repeat."""
+        return len({row["fold"] for row in self.folds})
+
+    @property
+    def _num_scored(self) -> int:
+        """Number of different samples that the folds have scored."""
+        scored: dict[int, int] = {}
+        for row in self.folds:
+            scored[row["repeat"]] = scored.get(row["repeat"], 0) + row["num_val"]
+        return max(scored.values())
+
+    def pooled(self) -> dict[str, float]:
+        """Metrics of the out-of-fold predictions of all folds at once, by scikit-learn.
+
+        For classes ``accuracy`` and macro ``f1``, with probabilities also ``log_loss``,
+        ``calibration_error``, and for two classes ``auc``; for values ``rmse``, ``mae``, ``r2``;
+        see `dlblocks._scores.pooled_metrics`. Each is computed over the samples of one repeat and
+        then averaged over the repeats. What is not a mean over samples, as F1, AUC, RMSE and R²,
+        differs from the mean of the folds. AUC here also ranks samples of one fold against those
+        of another, whose models may disagree in how sure they are (Forman and Scholz 2010).
+
+        Raises:
+            ValueError: There are no out-of-fold predictions, or they are of another kind, such as
+                one number a sample for integer targets, of which any score would be a guess.
+        """
+        oof = self._predictions()
+        repeats = [oof.repeat == repeat for repeat in np.unique(oof.repeat)]
+        found = [pooled_metrics(oof.target[one], oof.prediction[one]) for one in repeats]
+        names = [name for name in found[0] if all(name in each for each in found)]
+        return {name: float(np.mean([each[name] for each in found])) for name in names}
+
+    @property
+    def notes(self) -> list[str]:
+        """Warnings of the run, and why there are no pooled metrics."""
+        notes = list(self.info.get("notes") or [])
+        if any(note.startswith(NO_OOF) for note in notes):
+            return notes
+        try:
+            self._predictions()
+        except ValueError as error:
+            notes.append(f"no pooled metrics: {error}")
+        return list(dict.fromkeys(notes))  # a result that was loaded has them all already
+
+    def _predictions(self) -> OutOfFold:
+        """Return the out-of-fold predictions if they can be scored, else raise."""
+        if self.oof is None:
+            notes = [n for n in self.info.get("notes") or [] if n.startswith(NO_OOF)]
+            raise ValueError(
+                notes[0]
+                if notes
+                else "the model gave no out-of-fold predictions; its predict_step must return one "
+                "prediction a sample."
+            )
+        kind_of(self.oof.target, self.oof.prediction)
+        return self.oof
+
+    def compare(self, other: ScoredFolds, metric: str | None = None) -> Comparison:
+        """Tests whether a metric differs between two cross-validations on the same folds.
+
+        The corrected resampled t-test (Nadeau and Bengio 2003) on the differences fold by fold; see
+        `dlblocks.crossval.statistics.corrected_t_test`. ``print`` the answer for a sentence. The
+        standard error is not less than what the predictions of all samples allow, if the metric has
+        known bounds. If it has none and all differences are equal, p is NaN.
+
+        Args:
+            other: The result to compare with; `difference` is this one's mean minus the other's.
+            metric: A metric that both have. None: the monitor of this result.
+
+        Raises:
+            ValueError: The folds, samples or targets are not the same, or cannot be known to be,
+                since a model gave no out-of-fold predictions.
+            KeyError: A result lacks the metric.
+        """
+        metric = metric or self.info.get("monitor", "val/loss")
+        for whose, result in (("this result", self), ("the other result", other)):
+            if metric not in result.metrics:
+                shared = [name for name in self.metrics if name in other.metrics]
+                raise KeyError(
+                    f"metric={metric!r} was not logged in every fold of {whose}"
+                    f"{did_you_mean(metric, shared) or ';'} give metric= one that both have: "
+                    f"{', '.join(shared)}."
+                )
+        different = _what_differs(self, other)
+        if different:
+            raise ValueError(
+                f"the two cross-validations cannot be compared fold by fold: {different}; run both "
+                "with the same data, split_seed, num_folds and repeats."
+            )
+        first, second = self._bounds(metric), other._bounds(metric)
+        return corrected_t_test(
+            self.values(metric),
+            other.values(metric),
+            self.test_to_train,
+            metric=metric,
+            least_error=_least_difference_error(self, other, metric),
+            bounds=(
+                None if first[0] is None or second[1] is None else first[0] - second[1],
+                None if first[1] is None or second[0] is None else first[1] - second[0],
+            ),
+            degrees_of_freedom=self._num_folds - 1,
+        )
+
+    def to_pandas(self, what: Literal["folds", "oof"] = "folds") -> Any:
+        """A `pandas.DataFrame` of the folds, or of the out-of-fold predictions.
+
+        Args:
+            what: ``"folds"``, one row a fit as in `folds`; or ``"oof"``, one row a sample and
+                repeat: ``repeat, fold, index, target, prediction``. For scores of classes
+                `prediction` is the class of the highest, and ``probability_<class>`` follow;
+                anything else is as the model gave it, and values in D columns are ``target_0``, …,
+                ``prediction_0``, ….
+
+        Raises:
+            ModuleNotFoundError: pandas is not installed.
+            ValueError: There are no out-of-fold predictions.
+        """
+        check_choice("what", what, ["folds", "oof"])
+        try:
+            pandas = importlib.import_module("pandas")
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "to_pandas needs pandas, which dlblocks does not install: pip install pandas."
+            ) from error
+        if what == "folds":
+            return pandas.DataFrame(self.folds)
+        if self.oof is None:
+            raise ValueError("what='oof', but the model gave no out-of-fold predictions.")
+        return pandas.DataFrame(self.oof.columns(self.info.get("class_names")))
+
+    # Models
+
+    # Files
+
+    def summary(self) -> dict[str, Any]:
+        """What ``summary.json`` holds."""
+        return {
+            "metrics": {
+                name: {
+                    "mean": self.mean(name),
+                    "std": self.std(name),
+                    "interval": list(self.interval(name)),
+                    "folds": self.values(name),
+                }
+                for name in self.metrics
+            },
+            "pooled": self.pooled_or_none(),
+            **self.info,
+            "notes": self.notes,
+        }
+
+    def pooled_or_none(self) -> dict[str, float]:
+        """`pooled`, or an empty dictionary where these predictions have no such metrics."""
+        try:
+            return self.pooled()
+        except ValueError:
+            return {}
+
+    def write(self) -> None:
+        """Writes ``oof.npz``, ``folds.csv`` and, last, ``summary.json`` into `run_dir`."""
+        self.write_parts()
+        self.write_summary()
+
+    def write_parts(self) -> None:
+        """Writes ``oof.npz`` and ``folds.csv``."""
+        if self.oof is not None:
+            with whole_file(self.run_dir / "oof.npz") as part:
+                np.savez_compressed(part, **vars(self.oof))
+        write_rows(self.run_dir / "folds.csv", self.folds)
+
+    def write_summary(self) -> None:
+        """Writes ``summary.json``, by which a run is known to have ended."""
+        write_json(self.run_dir / "summary.json", self.summary())
+
+    @classmethod
+    def load(cls, run_dir: str | PathLike[str]) -> Self:
+        """Reads a result back from its run folder.
+
+        Raises:
+            FileNotFoundError: `run_dir` holds no finished cross-validation.
+        """
+        path = Path(run_dir)
+        if not (path / "summary.json").is_file():
+            raise FileNotFoundError(
+                f"run_dir='{run_dir}' has no summary.json: no cross-validation has ended there."
+            )
+        info = read_json(path / "summary.json", AGAIN)
+        for key in ("metrics", "pooled"):  # computed from the folds
+            info.pop(key, None)
+        rows = read_rows(path / "folds.csv", texts=["group"])
+        oof = None
+        if (path / "oof.npz").is_file():
+            oof = OutOfFold(**read_arrays(path / "oof.npz", AGAIN))
+        histories = [read_rows(fold_dir(path, row) / "history.csv") for row in rows]
+        return cls(path, rows, oof, histories, info)
+
+
+def _what_differs(first: ScoredFolds, second: ScoredFolds) -> str:
+    """Says the first thing in which the folds of two results differ, or nothing."""
+    fits = [[(row["repeat"], row["fold"]) for row in result.folds] for result in (first, second)]
+    if fits[0] != fits[1]:
+        counts = [f"{len({r for r, _ in fit})} × {len({f for _, f in fit})}" for fit in fits]
+        return f"repeats × folds are {counts[0]} here and {counts[1]} there"
+    if first.oof is None or second.oof is None:
+        which = "this one" if first.oof is None else "the other"
+        return f"{which} has no out-of-fold predictions, so its folds are not known"
+    return first.oof.difference(second.oof)
+
+
+def _least_difference_error(first: ScoredFolds, second: ScoredFolds, metric: str) -> float:
+    """Floor of the standard error of a difference, 0.0 without known bounds.
+
+    For classes it comes from the samples that one model alone predicts right. For other predictions
+    it is that of independent samples.
+    """
+    errors = [
+        least_error(result.mean(metric), result._bounds(metric), result._num_scored)
+        for result in (first, second)
+    ]
+    if not all(errors):
+        return 0.0
+    correct = [None if oof is None else oof.correct() for oof in (first.oof, second.oof)]
+    low, high = first._bounds(metric)
+    if correct[0] is None or correct[1] is None or low is None or high is None:
+        return math.hypot(*errors)
+    return (high - low) * least_paired_error(correct[0] - correct[1])
+
+
+def said(point: Mapping[str, Any]) -> str:
+    """``"lr=0.1, hidden=[8]"``."""
+    return ", ".join(f"{name}={value!r}" for name, value in point.items())
+
+
+def forget_weights(folder: Path) -> None:
+    """Removes the checkpoints of inner fits, which their scores do not need."""
+    for path in folder.glob("point-*/fold-*/checkpoints/*.ckpt"):
+        path.unlink()

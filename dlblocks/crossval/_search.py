@@ -1,0 +1,313 @@
+"""A search over a grid of hyperparameters, each point scored by a cross-validation."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from dlblocks._errors import check_function, did_you_mean, named
+from dlblocks._files import is_rank_zero, write_json
+from dlblocks.crossval._engine import choose
+from dlblocks.crossval._fold import Job, Plan
+from dlblocks.crossval._refit import refit_epochs
+from dlblocks.crossval._scored_folds import said
+from dlblocks.crossval._splits import describe, new_datamodule
+from dlblocks.crossval.cross_validate import cross_validate
+from dlblocks.crossval.results import CrossValidationResult
+from dlblocks.data import SplitDataModule
+from dlblocks.ensembles import NotVectorizable
+from dlblocks.metrics import Range
+from dlblocks.runs._trainer import new_callbacks, new_module
+
+SEARCHED = "search.json"
+Grid = Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Sequence[Any]]]
+
+
+def grid_points(grid: Grid) -> list[dict[str, Any]]:
+    """All points of a grid, in the order of scikit-learn's `ParameterGrid`.
+
+    Args:
+        grid: Name → list of values, or a list of such grids, whose points follow each other.
+
+    Raises:
+        TypeError: It is nothing of the kind, or the values of a name are no list.
+        ValueError: It is empty, or has a point twice.
+
+    Example:
+        >>> grid_points({"lr": [0.1, 0.01], "hidden": [[8]]})
+        [{'hidden': [8], 'lr': 0.1}, {'hidden': [8], 'lr': 0.01}]
+    """
+    from sklearn.model_selection import ParameterGrid
+
+    parts = [grid] if isinstance(grid, Mapping) else grid
+    if isinstance(parts, (str, bytes)) or not isinstance(parts, Sequence):
+        raise TypeError(f"grid={grid!r} must map names to lists of values: {{'lr': [0.1, 0.01]}}.")
+    plain: list[dict[str, list[Any]]] = []
+    for part in parts:
+        if not isinstance(part, Mapping) or not part:
+            raise ValueError(f"grid={grid!r} has no names; give lists of values, {{'lr': [0.1]}}.")
+        for name, values in part.items():
+            if not isinstance(values, (Sequence, np.ndarray)) or isinstance(values, (str, bytes)):
+                raise TypeError(
+                    f"grid[{name!r}]={values!r} must be a list of values to try; for a single one "
+                    f"write [{values!r}]."
+                )
+            if not len(values):
+                raise ValueError(f"grid[{name!r}] is empty; give at least one value.")
+        # Numbers of NumPy would end in checkpoints, which then need more than plain values.
+        plain.append({name: [_plain(v) for v in values] for name, values in part.items()})
+    points: list[dict[str, Any]] = []
+    for point in ParameterGrid(plain):
+        if any(point is other or _equal(point, other) for other in points):
+            raise ValueError(
+                f"grid has {said(point)} twice; a value that is a list is written [[8, 8], [16]]."
+            )
+        points.append(point)
+    if not points:
+        raise ValueError("grid is empty; give names and lists of values: {'lr': [0.1, 0.01]}.")
+    return points
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
+
+
+def _equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    # True and 1 are equal in Python, and not to a model.
+    return one.keys() == other.keys() and all(
+        type(one[name]) is type(other[name]) and bool(one[name] == other[name]) for name in one
+    )
+
+
+def check_names(make_model: Callable[..., Any], points: Sequence[Mapping[str, Any]]) -> None:
+    """Raises an error unless `make_model` takes the names of every point, and needs no more.
+
+    What cannot be inspected is passed over.
+    """
+    check_function("make_model", make_model, "lambda lr: MLPClassifier(64, 10, lr=lr)")
+    try:
+        parameters = inspect.signature(make_model).parameters.values()
+    except (TypeError, ValueError):
+        return
+    named_ = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    takes = [p.name for p in named_]
+    any_name = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    for point in points:
+        for name in point:
+            if name not in takes and not any_name:
+                hint = did_you_mean(name, takes) or "."
+                raise ValueError(
+                    f"grid has {name!r}, which make_model does not take{hint} "
+                    f"It takes: {', '.join(takes) or 'nothing'}."
+                )
+        for p in named_:
+            if p.default is p.empty and p.name not in point:
+                raise ValueError(
+                    f"make_model needs {p.name!r}, which the point {said(point)} of grid lacks; "
+                    "add it to grid, or give it a default."
+                )
+
+
+@dataclass
+class Search:
+    """What is the same for the search of every outer fold; see `nested_cross_validate`.
+
+    Attributes:
+        make_model: Called with a point.
+        points: The points of the grid.
+        make_callbacks: As for `cross_validate`.
+        num_folds: Number of inner folds, or None for what the data say.
+        monitor: The metric whose mean over the inner folds chooses.
+        mode: ``"min"`` or ``"max"``.
+        on_error: ``"continue"`` leaves a point out of the choice if one of its fits fails.
+        arguments: Further arguments of `cross_validate`.
+        loss_range: Lowest and highest loss of the models, known after `describe`.
+    """
+
+    make_model: Callable[..., pl.LightningModule]
+    points: list[dict[str, Any]]
+    make_callbacks: Callable[[], Sequence[Callback]] | None
+    num_folds: int | None
+    monitor: str
+    mode: str
+    on_error: str
+    arguments: dict[str, Any]
+    loss_range: Range = (None, None)
+
+    @property
+    def engine(self) -> str:
+        """How the inner folds are run."""
+        return str(self.arguments["engine"])
+
+    def model_of(self, number: int) -> Callable[[], pl.LightningModule]:
+        """What makes a model of a point."""
+        return partial(self.make_model, **self.points[number])
+
+    def describe(self, data: SplitDataModule, **settings: Any) -> dict[str, Any]:
+        """All that decides what the fits are, as plain values; makes a model of each point.
+
+        Raises:
+            TypeError: `make_model` returned no LightningModule.
+            ValueError: It returned the same model twice, or one that refitting cannot train.
+        """
+        callbacks = new_callbacks(self.make_callbacks or list)
+        described: dict[str, Any] = {}
+        found, before = [], None
+        for number, point in enumerate(self.points):
+            try:
+                model = new_module(self.model_of(number), "lambda lr: MLPClassifier(64, 10, lr=lr)")
+            except Exception as error:
+                raise named(error, f"make_model({said(point)})") from error
+            self._check(model, before)
+            described = describe(model, callbacks, data, grid=self.points, **settings)
+            hyperparameters = described.pop("grid")[number]
+            of_model = {key: described.pop(key) for key in ("model", "parameters")}
+            found.append({"hyperparameters": hyperparameters, **of_model})
+            before = model
+            self.loss_range = getattr(model, "loss_range", self.loss_range)
+        return {**described, "inner_folds": self.num_folds, "points": found}
+
+    def check_engine(
+        self, datamodule: SplitDataModule | Callable[[], SplitDataModule], outer: Plan
+    ) -> None:
+        """Raises an error, before anything is trained, if a point cannot be run as it must be.
+
+        Args:
+            datamodule: The training samples of an outer fold, or what makes them.
+            outer: The plan of the outer folds.
+
+        Raises:
+            NotVectorizable: The engine must be ``"vectorized"`` and cannot be.
+        """
+        if self.engine != "vectorized":
+            return
+        data = new_datamodule(datamodule, outer.seed)
+        num_folds = data.count_folds(self.num_folds)
+        jobs = [Job(fold, 0, fold) for fold in range(2)]
+        for number, point in enumerate(self.points):
+            plan = replace(outer, make_model=self.model_of(number), num_folds=num_folds)
+            make_data = partial(plan.data_of, data)
+            try:
+                choose(self.engine, plan, make_data, jobs)
+            except NotVectorizable as error:
+                raise named(error, said(point)) from error
+            finally:
+                plan.forget()
+
+    def _check(self, model: Any, before: pl.LightningModule | None) -> None:
+        if model is before:
+            raise ValueError(
+                "make_model returned the same model for two points of grid; make it inside the "
+                "function."
+            )
+        if getattr(model, "lr_schedule", None) == "plateau":
+            raise ValueError(
+                "lr_schedule='plateau' lowers the rate by the validation loss, and what was chosen "
+                "is trained again without validation; use another schedule."
+            )
+
+    def run(
+        self,
+        datamodule: SplitDataModule | Callable[[], SplitDataModule],
+        folder: Path,
+        tell: Callable[[str, int], None] = lambda text, fits: None,
+    ) -> tuple[list[dict[str, Any]], CrossValidationResult]:
+        """Cross-validates every point on the same folds; writes and returns what was found.
+
+        Args:
+            datamodule: The data that may be seen.
+            folder: Gets ``point-0``, ``point-1``, …, one run folder each, and ``search.json``.
+            tell: Called with a text before each point, and then with the number of its fits.
+
+        Returns:
+            One row a point, and the result of that with the best mean; the first of equal ones.
+        """
+        rows: list[dict[str, Any]] = []
+        results: dict[int, CrossValidationResult] = {}
+        for number, point in enumerate(self.points):
+            tell(said(point), 0)
+            result, error = self._score(datamodule, folder, number)
+            failed = [] if result is None else result.info.get("failed", [])
+            whole = result is not None and not failed
+            rows.append(
+                {
+                    "point": number,
+                    "hyperparameters": point,
+                    "mean": result.mean(self.monitor) if result and whole else math.nan,
+                    "std": result.std(self.monitor) if result and whole else math.nan,
+                    "scores": result.values(self.monitor) if result and whole else [],
+                    "epochs": refit_epochs(result) if result and whole else 0,
+                    "chosen": False,
+                    "engine": result.info["engine"] if result else "",
+                    **({} if whole else {"error": error or failed[0]["error"]}),
+                }
+            )
+            if result is not None:
+                results[number] = result
+            tell(said(point), len(result.folds) + len(failed) if result else 0)
+        means = np.array([row["mean"] for row in rows])
+        if np.isnan(means).all():
+            why = next((f" ({row['error']})" for row in rows if "error" in row), "")
+            raise ValueError(
+                f"no point of grid has a mean of monitor={self.monitor!r} that is a number{why}."
+            )
+        best = int(np.nanargmin(means) if self.mode == "min" else np.nanargmax(means))
+        rows[best]["chosen"] = True
+        if is_rank_zero():
+            write_json(folder / SEARCHED, rows)
+        return rows, results[best]
+
+    def _score(
+        self,
+        datamodule: SplitDataModule | Callable[[], SplitDataModule],
+        folder: Path,
+        number: int,
+    ) -> tuple[CrossValidationResult | None, str]:
+        """The cross-validation of one point, or None and why there is none."""
+        try:
+            result = cross_validate(
+                self.model_of(number),
+                datamodule,
+                num_folds=self.num_folds,
+                make_callbacks=self.make_callbacks,
+                monitor=self.monitor,
+                mode=self.mode,  # type: ignore[arg-type]
+                on_error=self.on_error,  # type: ignore[arg-type]
+                logger=None,
+                run_dir=folder / f"point-{number}",
+                progress_bar=False,
+                figures=False,
+                **self.arguments,
+            )
+        except (FileExistsError, BlockingIOError):  # of another run
+            raise
+        except Exception as error:
+            if self.on_error == "raise":
+                raise named(error, said(self.points[number])) from error
+            return None, repr(error)
+        if self.monitor not in result.metrics:
+            raise ValueError(
+                f"monitor={self.monitor!r} is not logged in validation, by which points are "
+                f"compared; choose from: {', '.join(result.metrics)}."
+            )
+        result.folds = _agreed(result.folds)
+        return result, ""
+
+
+def _agreed(value: Any) -> Any:
+    """The value of rank 0: models whose metrics are not synchronised must not part the ranks."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return value
+    held = [value]
+    torch.distributed.broadcast_object_list(held)
+    return held[0]

@@ -1,0 +1,406 @@
+"""`cross_validate`: K fits, each with everything new, and what they found."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+
+from dlblocks import tracking
+from dlblocks._errors import check_choice, check_function, check_range, check_whole, checked, named
+from dlblocks._files import (
+    PLAN,
+    SUMMARY,
+    is_json,
+    is_rank_zero,
+    know_rank,
+    locked,
+    numbered,
+    say_resumed,
+)
+from dlblocks._quiet import isolated
+from dlblocks.crossval._engine import choose, run_together
+from dlblocks.crossval._fold import Fold, Job, Plan, join, read_fold, run_fold
+from dlblocks.crossval._outcome import failures, result_figures, write_outcome
+from dlblocks.crossval._parallel import FoldProgress, check_jobs, run_side_by_side, wait_for_workers
+from dlblocks.crossval._splits import (
+    begin,
+    check_same,
+    describe,
+    duplicates_note,
+    limit_note,
+    new_datamodule,
+    plan_splits,
+    predictions_note,
+    selection_note,
+)
+from dlblocks.crossval.results import CrossValidationResult
+from dlblocks.data import SplitDataModule
+from dlblocks.metrics import metric_ranges
+from dlblocks.runs._plan import engine_of, run_id_of
+from dlblocks.runs._trainer import CALLBACKS, check_trainer_arguments, resolve_mode, shows_bar
+from dlblocks.runs.fit import SELECT, Select
+
+RUN_DIR = "runs/cross-validation"
+OPTIMISTIC = "optimistic: the epoch was selected on the scored samples"
+
+
+@checked
+def cross_validate(
+    make_model: Callable[[], pl.LightningModule],
+    datamodule: SplitDataModule | Callable[[], SplitDataModule],
+    *,
+    num_folds: int | None = None,
+    repeats: int = 1,
+    make_callbacks: Callable[[], Sequence[Callback]] | None = None,
+    trainer: Mapping[str, Any] | None = None,
+    monitor: str = "val/loss",
+    mode: Literal["min", "max"] | None = None,
+    engine: Literal["sequential", "vectorized", "auto"] = "sequential",
+    n_jobs: int = 1,
+    on_error: Literal["raise", "continue"] = "raise",
+    select: Select = "inner",
+    selection_fraction: float = 0.15,
+    logger: Literal["csv", "wandb", "tensorboard", "none"] | None = "csv",
+    log_checkpoints: bool = False,
+    run_dir: str | PathLike[str] | None = None,
+    resume: bool = True,
+    seed: int = 0,
+    progress_bar: bool = True,
+    figures: bool = True,
+) -> CrossValidationResult:
+    """Fit and score a new model for each fold.
+
+    Everything is new for every fold: datamodule, model, callbacks, logger and Trainer. Fit number i
+    is seeded with ``seed + i`` before its model is made. The caller's global state is left as it
+    was: random states, ``PL_…`` and ``WANDB_…`` variables, torch's defaults, filters of warnings.
+    The test set is never touched.
+
+    **One part selects the epoch, another scores it.** With ``select="inner"`` each fold splits the
+    selection part off its training samples. It decides which epoch's weights are kept, when to stop
+    early, and when a plateau schedule lowers the rate. The weights that were kept are then
+    validated once on the fold's own samples. That is the score, and it gives the out-of-fold
+    predictions. Scores are unbiased for models that are trained in this way, on as many samples.
+
+    During the fit the module's `validation_step` gets the selection part. Its ``val/loss`` is
+    called ``selection/loss`` in curves, ``history.csv`` and the logger; ``val/…`` is always the
+    score of the fold. ``data.for_fold(0, 5).with_selection(0.15)`` has the same parts as fold 0.
+
+    Each development sample is scored once in every repeat. Two kinds of split leave some out: the
+    first block of ``"time_series"`` and the samples without a fold of ``"predefined"`` only train.
+    Out-of-fold predictions come from the module's `predict_step`, which gets the batches of
+    `validation_step` and returns one prediction a sample, or from a `forward` that takes the inputs
+    alone. They are kept as they are: those of your own module may be logits. The prediction of such
+    a module is tried on one batch before the first fit. If it fails, then or later, a warning names
+    the error and the cure, ``result.oof`` is None, and the fits run.
+
+    **Resume.** After a kill, make the same call again. Finished folds are loaded, and the broken
+    one resumes from its last checkpoint, which is about ten seconds and one epoch old at most.
+    Scores, predictions and weights are bit for bit those of a run without a kill, on the same
+    hardware and versions with as many threads. A finished run is loaded. Another configuration is
+    refused as far as it can be seen: hyperparameters, layers and their plain attributes, shapes of
+    the weights, arguments of callbacks, Trainer arguments, data and splits. Of functions among
+    these, code, defaults and closure are compared. The code of methods and of what a function calls
+    cannot be seen: use another `run_dir`. A second process in the same `run_dir` is refused while
+    the first lives. A file system without locks only allows a warning.
+
+    A damaged file of the run folder is an error that names the file and the cure. But a damaged
+    ``last.ckpt`` only starts its fold anew, and a damaged ``summary.json`` is written again.
+
+    ``plan.json`` (the configuration) and ``folds.json`` (the splits, with a fingerprint of the
+    data) are written before the first fit. Later the run folder also holds ``summary.json``,
+    ``folds.csv``, ``oof.npz``, ``figures/*.png`` and for each fold ``fold-0/fold.json``,
+    ``fold-0/history.csv`` and ``fold-0/checkpoints/best.ckpt`` (``last-epoch.ckpt`` with
+    ``select="last"``; later repeats are in ``repeat-1/fold-0``).
+
+    Args:
+        make_model: Returns a new LightningModule. Called for each fold, and a few times more where
+            something has to be tried first.
+        datamodule: A `DataModule`, or anybody's data in a `FoldedDataModule`; or a function that
+            returns one. Its `num_folds` and `fold` are set here; its `split` and `split_seed`
+            decide the folds.
+        num_folds: Number of folds K >= 2. None: what the data say where `split` is
+            ``"leave_one_group_out"`` or ``"predefined"``, else the datamodule's own, else 5.
+        repeats: How often to cross-validate, each time with other folds.
+        make_callbacks: Returns new callbacks; called once a fold.
+        trainer: Arguments of the Lightning `Trainer`, such as ``{"max_epochs": 30}``.
+        monitor: The logged validation metric by which the epoch is selected, and the score that
+            comes first in tables and figures. Under its usual name: ``"val/loss"`` also where the
+            selection part is what it is computed on.
+        mode: Whether ``"min"`` or ``"max"`` of `monitor` is best; None for the metric's own
+            direction, where its name or a torchmetrics object of the model says it.
+        engine: How the fits are run. ``"sequential"``: one after another. ``"vectorized"``: all as
+            one fit, in which every step computes all models at once; many times faster for small
+            nets. Needs models of `dlblocks.models`, a `DataModule` over arrays, one device, and no
+            callbacks but `EarlyStopping` and those that change batches. Losses and weights are
+            those of the sequential engine within rounding, but dropout draws other numbers. The
+            ``seconds`` of a fold are its share. ``"auto"``: vectorized if that is possible and a
+            few measured steps are faster. The choice and its reason are printed with the progress
+            bar and kept in ``summary.json``.
+        n_jobs: Folds side by side, each in a process of its own with its share of the cores and,
+            where there are several, a GPU; -1 for one a core. Under
+            ``joblib.parallel_config("ray")`` or ``"dask"`` (``pip install 'dlblocks[ray]'``) they
+            run on a cluster that shares `run_dir`; folds of a machine that dies are run again.
+            See ``docs/cluster.md``, for SLURM and several nodes a fold as well.
+        on_error: ``"raise"`` the error of a fold, or ``"continue"`` with the others, print it, and
+            list it under ``failed`` in ``summary.json``. The same call later runs what failed. If a
+            worker of `n_jobs` dies, the folds that ran are resumed one by one, and one that dies
+            again has failed. Not with several devices a fold, where the other ranks would hang.
+            With ``engine="vectorized"`` an error before the first step, or one that concerns all
+            folds, is raised in any case.
+        select: How the epoch of each fold is selected. ``"inner"``: on a selection part, split off
+            the fold's training samples; stratified like the folds, in whole groups, and for time
+            series the last rows. ``"last"``: not at all. The weights of the last epoch are scored,
+            and nothing is validated during the fit; early stopping or a plateau schedule on a
+            validation metric is refused. ``"fold"``: on the samples that score it. Such scores are
+            optimistic, and reported as such; use it to compare with older results.
+        selection_fraction: Share of a fold's training samples in the selection part.
+        logger: Where each fold logs. W&B runs share a group named after `run_dir`; a further run
+            of the group, of job type ``"summary"``, holds means, the table of folds and figures.
+        log_checkpoints: Send the best checkpoints of all folds to W&B as an artifact.
+        run_dir: A folder that is empty or does not exist, or holds a run to resume. A finished run
+            is loaded. Both are reported on stderr. None: ``runs/cross-validation``, numbered: the
+            first that is empty, or holds an unfinished run of the same configuration.
+        resume: Resume the run in `run_dir`; False refuses a folder that holds something.
+        seed: Seed of initialisation, dropout and all else that is random in training.
+        progress_bar: Show one bar over all folds, on rank 0. A progress bar of `make_callbacks`
+            takes its place where folds run one by one in this process. False, or
+            ``trainer={"enable_progress_bar": False}``, shows none at all.
+        figures: Draw ``figures/*.png``.
+
+    Returns:
+        The result: ``result.mean("val/accuracy")``, ``result.folds``, ``result.oof``, …
+
+    Raises:
+        ValueError: An argument is wrong, or `make_model` returned the same model twice.
+        BlockingIOError: Another process works in `run_dir`.
+        FileExistsError: `run_dir` holds something else, or a run with another configuration, other
+            data or other folds; the message lists the differences.
+
+    Example:
+        >>> import tempfile
+        >>> from dlblocks.data import DigitsDataModule
+        >>> from dlblocks.models import MLPClassifier
+        >>> result = cross_validate(
+        ...     lambda: MLPClassifier(64, 10), DigitsDataModule(), num_folds=2,
+        ...     trainer={"max_epochs": 1, "accelerator": "cpu"}, progress_bar=False, figures=False,
+        ...     run_dir=tempfile.mkdtemp(),
+        ... )
+        >>> len(result.folds), len(result.oof)
+        (2, 1438)
+    """
+    if num_folds is not None:
+        check_whole("num_folds", num_folds, 2)
+    check_function("make_model", make_model, "lambda: MLPClassifier(64, 10)")
+    if make_callbacks is not None:
+        check_function("make_callbacks", make_callbacks, CALLBACKS)
+    check_whole("repeats", repeats, 1)
+    mode = resolve_mode(monitor, mode, make_model)
+    check_choice("select", select, SELECT)
+    check_choice("logger", "none" if logger is None else logger, tracking.LOGGERS)
+    check_range("selection_fraction", selection_fraction, 0, 1, low_open=True, high_open=True)
+    trainer_args = check_trainer_arguments(trainer, None if select == "last" else monitor)
+    check_jobs(n_jobs, trainer_args, engine, on_error)
+    know_rank(trainer_args.get("num_nodes", 1))
+    plan = Plan(
+        make_model,
+        make_callbacks or list,
+        trainer_args,
+        monitor=monitor,
+        mode=mode,
+        logger=logger,
+        run_dir=Path(run_dir or RUN_DIR),
+        seed=seed,
+        resume=resume,
+        select=select,
+        selection_fraction=selection_fraction if select == "inner" else 0.0,
+    )
+
+    def run(path: Path) -> CrossValidationResult:
+        with locked(path) if is_rank_zero() else contextlib.nullcontext():
+            return _cross_validate(
+                replace(plan, run_dir=path),
+                datamodule,
+                num_folds,
+                repeats,
+                engine=engine,
+                n_jobs=n_jobs,
+                on_error=on_error,
+                log_checkpoints=log_checkpoints,
+                progress_bar=shows_bar(progress_bar, trainer),
+                figures=figures,
+            )
+
+    return run(plan.run_dir) if run_dir else numbered(RUN_DIR, run, resume=resume)
+
+
+def _cross_validate(
+    plan: Plan,
+    datamodule: SplitDataModule | Callable[[], SplitDataModule],
+    num_folds: int | None,
+    repeats: int,
+    *,
+    engine: str,
+    n_jobs: int,
+    on_error: str,
+    log_checkpoints: bool,
+    progress_bar: bool,
+    figures: bool,
+) -> CrossValidationResult:
+    """See `cross_validate`; the run folder is this process's own, or that of its rank 0."""
+    started = time.monotonic()
+    with isolated():
+        data = new_datamodule(datamodule, plan.seed)
+        splits = plan_splits(data, num_folds, repeats, selection_fraction=plan.selection_fraction)
+        plan.num_folds = splits["num_folds"]
+        jobs = [Job(i, split["repeat"], split["fold"]) for i, split in enumerate(splits["folds"])]
+        if is_rank_zero():
+            wait_for_workers(plan, jobs)
+        # Read by every rank before any fit, so that all run the same folds.
+        before = run_id_of(plan.run_dir) if plan.resume else ""
+        read = [(job, read_fold(plan.folder(job), before)) for job in jobs if before]
+        found = {job: fold for job, fold in read if fold is not None}
+        config: dict[str, Any] = {}
+        together = None
+        chosen, why = "sequential", "n_jobs runs folds side by side" if n_jobs != 1 else ""
+
+        def check(model: pl.LightningModule, callbacks: Sequence[Callback]) -> None:
+            """Before anything is trained: that the run folder is new, or of the same run."""
+            if config:
+                return
+            settings = plan.settings()
+            if chosen == "vectorized":  # which draws other numbers
+                settings["engine"] = chosen
+            config.update(describe(model, callbacks, data, **settings))
+            plan.loss_range = getattr(model, "loss_range", plan.loss_range)
+            if is_rank_zero():
+                # Other ranks of the same run come here while this one is already writing.
+                was_begun = (plan.run_dir / PLAN).is_file()
+                plan.run_id = begin(plan.run_dir, config, splits, resume=plan.resume)
+                if was_begun:
+                    say_resumed(plan.run_dir, len(found), len(jobs), "folds")
+
+        plan.check = check
+        todo = [job for job in jobs if job not in found]
+        progress = FoldProgress(len(jobs), show=progress_bar)
+        progress.skip(len(found))
+
+        def make_data(job: Job) -> SplitDataModule:
+            base = data
+            if job.number and not isinstance(datamodule, SplitDataModule):
+                base = new_datamodule(datamodule, plan.seed)
+                check_same(base, splits, job.number)
+            return plan.data_of(base, job)
+
+        if engine == "auto" and plan.resume and (earlier := engine_of(plan.run_dir)):
+            chosen, why = earlier, "as this run began"
+        elif engine != "sequential" and n_jobs == 1 and todo:
+            chosen, why, together = choose(engine, plan, make_data, todo)
+        elif engine == "vectorized":
+            chosen = engine
+        if engine == "auto" and todo and progress_bar and is_rank_zero():
+            print(f"engine: {chosen}; {why}", file=sys.stderr, flush=True)
+        duplicates = data.count_duplicates(plan.num_folds)
+        notes = [OPTIMISTIC] if plan.select == "fold" else []
+        notes += data.notes() + duplicates_note(duplicates, splits)
+        notes += selection_note(splits, plan.selection_fraction)
+        for said in [data.description(), *notes] if todo and progress_bar else ():
+            if said and is_rank_zero():
+                print(said, file=sys.stderr, flush=True)
+        if together is not None:
+            check(together.members[0].model, together.members[0].callbacks)
+        elif n_jobs > 1 or n_jobs == -1 or not todo or chosen == "vectorized":
+            check(plan.new_model(), plan.new_callbacks())  # otherwise the first fold's are
+            if todo:
+                plan.new_model()  # a second one, to see that it is another
+        if chosen == "vectorized" and todo:
+            outcomes = run_together(plan, make_data, todo, progress, on_error, together)
+            together = None  # which nothing may hold if its memory is short
+        elif n_jobs == 1 or not todo:
+            outcomes = _one_by_one(plan, make_data, todo, progress if progress_bar else None)
+        else:
+            outcomes = run_side_by_side(plan, make_data, todo, n_jobs, progress, on_error)
+        failed: dict[Job, Exception] = {}
+        try:
+            for job, outcome in outcomes:
+                if isinstance(outcome, Fold):
+                    found[job] = outcome
+                    plan.warned |= outcome.warned
+                elif not plan.run_id and is_rank_zero():
+                    raise outcome  # before any fit: the run folder, or the model itself
+                elif on_error == "raise":
+                    raise named(outcome, job.name) from outcome
+                else:
+                    failed[job] = outcome
+                    print(f"{job.name} failed: {outcome!r}", file=sys.stderr, flush=True)
+        finally:
+            outcomes.close()
+            progress.close()
+            plan.forget()
+    if not found:
+        job, error = next(iter(failed.items()))
+        raise named(error, job.name) from error
+    done = [found[job] for job in jobs if job in found]
+    for fold in done:
+        if fold.reason is not None:
+            plan.warn(fold.reason)  # where it was a worker that found it out
+    result = CrossValidationResult(
+        run_dir=plan.run_dir,
+        folds=[fold.row for fold in done],
+        oof=join([fold.oof for fold in done]),
+        histories=[fold.history for fold in done],
+        info={
+            "num_folds": plan.num_folds,
+            "repeats": repeats,
+            "monitor": plan.monitor,
+            "mode": plan.mode,
+            "select": plan.select,
+            "selection_fraction": plan.selection_fraction,
+            "engine": chosen,
+            **({"engine_because": why} if engine == "auto" else {}),
+            "class_names": data.class_names,
+            "data": data.description(),
+            "duplicates": duplicates,
+            "notes": notes
+            + limit_note([fold.row for fold in done], splits)
+            + predictions_note([fold.reason for fold in done]),
+            **({"failed": failures(failed)} if failed else {}),
+            "seconds": time.monotonic() - started,
+            "config": {"logger": plan.logger, **config},
+            "versions": tracking.versions(),
+        },
+        given={
+            "make_model": plan.make_model,
+            "datamodule": data,
+            "make_callbacks": plan.make_callbacks,
+            "trainer": plan.trainer,
+            "seed": plan.seed,
+        },
+    )
+    result.info["ranges"] = metric_ranges(result.metrics, plan.loss_range)
+    if is_rank_zero() and (todo or not is_json(plan.run_dir / SUMMARY)):
+        drawn = result_figures(result, data) if figures else {}
+        write_outcome(plan, result, drawn, checkpoints=log_checkpoints)
+    return result
+
+
+def _one_by_one(
+    plan: Plan,
+    make_data: Callable[[Job], SplitDataModule],
+    jobs: Sequence[Job],
+    progress: FoldProgress | None,
+) -> Generator[tuple[Job, Fold | Exception], None, None]:
+    for job in jobs:
+        bar = None if progress is None else progress.callback(job.number)
+        try:
+            yield job, run_fold(plan, make_data(job), job, bar)
+        except Exception as error:
+            yield job, error

@@ -1,0 +1,308 @@
+"""Images decoded once into an array file, which is memory-mapped from then on.
+
+The file is a plain ``.npy`` of uint8 (N, C, H, W), which any `np.load` reads, with a footer behind
+the array: a JSON object, its length, and a mark by which we know our own files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import shutil
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from dlblocks._files import PART, is_rank_zero, whole_file
+
+MARK = b"dlblocks-images\n"
+VERSION = 3  # of the file and of how images are made; another one is built anew
+
+TAIL = len(MARK) + 8
+
+Decode = Callable[[str], np.ndarray]
+
+
+def cached_images(
+    path: Path,
+    root: Path,
+    files: Sequence[str],
+    shape: tuple[int, ...],
+    decode: Decode,
+    settings: str = "",
+) -> Tensor:
+    """Returns the decoded `files`, mapped from the array file `path`, which is built if need be.
+
+    The file belongs to a fingerprint of `shape`, `settings` and the names, sizes and times of
+    `files`; with another fingerprint it is built anew, which a warning says. It appears whole or
+    not at all. Processes that need it at the same time wait for the first one to build it.
+
+    Args:
+        path: The array file.
+        root: The folder in which `files` are; their names count from here.
+        files: Images to decode, in this order.
+        shape: Shape (C, H, W) of a decoded image.
+        decode: Makes such an array, uint8, of a file.
+        settings: What else the decoded images depend on, such as ``"background=255"``.
+
+    Returns:
+        uint8 images (N, C, H, W) that must not be written to: their memory is read-only.
+
+    Raises:
+        FileExistsError: `path` is no file of ours, or was cut off; it is left as it is.
+        OSError: The folder cannot be written to or has no room; no part of the file is left.
+    """
+    about = {
+        "format": "dlblocks images",
+        "version": VERSION,
+        "shape": [len(files), *shape],
+        "settings": settings,
+        "fingerprint": _fingerprint(root, files, shape, settings),
+    }
+    images = _open(path, about)
+    if images is None:
+        with _explained(path, about):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path) as is_held:
+            images = _open(path, about)  # another process may have built it
+            if images is None:
+                if path.exists():
+                    why = _what_changed(_read_footer(path), about)
+                    rank_zero_warn(f"{path} is built anew: {why}.")
+                if is_held:
+                    _remove_parts(path)
+                _build(path, files, about, decode)
+                images = _open(path, about)
+    if images is None:
+        raise RuntimeError(f"{path} was replaced as soon as it was built; start again.")
+    return read_only_tensor(images)
+
+
+def read_only_tensor(array: np.ndarray) -> Tensor:
+    """Shares a read-only array with torch, which has no such tensors; a write would be a crash."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+def decode_all(
+    files: Sequence[str], decode: Decode, put: Callable[[int, np.ndarray], Any], title: str
+) -> None:
+    """Calls ``put(i, decode(files[i]))`` for all files, decoding on all cores; one `put` at a time.
+
+    A thread holds one image, so that memory does not grow with the number of files.
+    """
+    import joblib
+    from tqdm import tqdm
+
+    numbers = iter(range(len(files)))
+    lock, failed = threading.Lock(), threading.Event()
+
+    def work() -> None:
+        try:
+            while not failed.is_set():
+                with lock:
+                    i = next(numbers, None)
+                if i is None:
+                    return
+                image = decode(files[i])
+                with lock:
+                    put(i, image)
+                    bar.update()
+        except BaseException:
+            failed.set()
+            raise
+
+    threads = min(joblib.cpu_count(), 16, len(files))
+    bar = tqdm(total=len(files), desc=title, disable=not is_rank_zero(), delay=1.0)
+    with bar, ThreadPoolExecutor(threads) as pool:
+        try:
+            for future in [pool.submit(work) for _ in range(threads)]:
+                future.result()
+        finally:  # an error or Ctrl-C: the other threads stop after the image at hand
+            failed.set()
+
+
+def _fingerprint(root: Path, files: Sequence[str], shape: tuple[int, ...], settings: str) -> str:
+    digest = hashlib.sha256(f"{VERSION} {shape} {settings}".encode())
+    for file in files:
+        stat = os.stat(file)
+        name = os.fsencode(os.path.relpath(file, root))
+        digest.update(b"\0%s\0%d %d" % (name, stat.st_size, stat.st_mtime_ns))
+    return digest.hexdigest()
+
+
+def _header(shape: Sequence[int]) -> bytes:
+    buffer = io.BytesIO()
+    form = {"descr": "|u1", "fortran_order": False, "shape": tuple(shape)}
+    np.lib.format.write_array_header_1_0(buffer, form)
+    return buffer.getvalue()
+
+
+def _footer(about: dict[str, Any]) -> bytes:
+    text = json.dumps(about).encode()
+    return text + len(text).to_bytes(8, "little") + MARK
+
+
+def _open(path: Path, about: dict[str, Any]) -> np.ndarray | None:
+    """Maps the images in the file; None if there is no file, or one of another fingerprint."""
+    if not path.exists():
+        return None
+    if _read_footer(path)["fingerprint"] != about["fingerprint"]:
+        return None
+    shape = tuple(about["shape"])
+    return np.memmap(path, np.uint8, mode="r", offset=len(_header(shape)), shape=shape)
+
+
+def _what_changed(old: dict[str, Any], new: dict[str, Any]) -> str:
+    if old["version"] != new["version"]:
+        return "it was made by another version of dlblocks"
+    if old["settings"] != new["settings"]:
+        return f"it was made with {old['settings']}, and now {new['settings']}"
+    if old["shape"] == new["shape"]:
+        return "images have changed since"
+    return f"its images are {tuple(old['shape'])}, and now {tuple(new['shape'])}"
+
+
+def _read_footer(path: Path) -> dict[str, Any]:
+    """What the file says of itself, or a `FileExistsError` if it is not ours or not whole."""
+    with path.open("rb") as file:
+        try:
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            promised = file.tell() + math.prod(shape) * dtype.itemsize
+        except ValueError:
+            promised = 0
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - TAIL))
+        tail = file.read()
+        length = int.from_bytes(tail[:8], "little")
+        if tail[8:] == MARK and promised and size == promised + length + TAIL:
+            file.seek(promised)
+            if found := _parsed(file.read(length)):
+                return found
+    if tail[8:] == MARK and size == promised + length + TAIL:
+        why = "its footer is damaged"
+    elif size < promised:
+        why = f"it was cut off, its header promises at least {promised:,} bytes"
+    else:
+        why = "another program wrote it, or its end was cut off"
+    raise FileExistsError(
+        f"{path} ({size:,} bytes) is no complete image cache of dlblocks: {why}. If you do not "
+        "need it, delete it, and it is built anew; or choose another folder with "
+        "cache='/another/folder'."
+    )
+
+
+def _parsed(footer: bytes) -> dict[str, Any] | None:
+    """What `_footer` was made of; None if it is damaged."""
+    try:
+        found = json.loads(footer)
+        kinds = {"version": int, "fingerprint": str, "shape": list}
+        return found if all(isinstance(found[key], kinds[key]) for key in kinds) else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _remove_parts(path: Path) -> None:
+    """Removes the unfinished files of builds of `path` that were killed; none is at work now."""
+    name = re.compile(rf"\.{re.escape(path.stem)}-\w{{8}}{re.escape(PART + path.suffix)}")
+    for part in path.parent.iterdir():
+        if name.fullmatch(part.name):
+            with contextlib.suppress(OSError):  # another user's
+                part.unlink()
+
+
+def _build(path: Path, files: Sequence[str], about: dict[str, Any], decode: Decode) -> None:
+    header, footer = _header(about["shape"]), _footer(about)
+    image_size = math.prod(about["shape"][1:])
+    start = len(header)
+    end = start + len(files) * image_size
+    with _explained(path, about), whole_file(path) as part, part.open("r+b") as file:
+        _reserve(file.fileno(), end + len(footer))
+
+        # Written, not mapped: on a full disk a write is an error, a mapped page kills the process.
+        def put(i: int, image: np.ndarray) -> None:
+            file.seek(start + i * image_size)
+            file.write(image.tobytes())
+
+        file.write(header)
+        decode_all(files, decode, put, f"decoding into {path.name}")
+        file.seek(end)
+        file.write(footer)
+        file.flush()
+        os.fsync(file.fileno())  # after a power failure, no finished name on unwritten pages
+
+
+def _reserve(handle: int, size: int) -> None:
+    """Takes the room on the disk, so that a full one is known before hours of decoding."""
+    if not hasattr(os, "posix_fallocate"):  # macOS, Windows: the writes will tell
+        return
+    try:
+        os.posix_fallocate(handle, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # this file system cannot
+            raise
+
+
+@contextlib.contextmanager
+def _explained(path: Path, about: dict[str, Any]) -> Iterator[None]:
+    """Says which folder an `OSError` is about, and the cure."""
+    try:
+        yield
+    except OSError as error:
+        cure = "choose another folder with cache='/another/folder'"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            free = shutil.disk_usage(next(p for p in path.parents if p.exists())).free
+            limit = f"{free:,} are free"
+            if error.errno == errno.EFBIG:
+                limit = "a file may not be so large here (see ulimit -f)"
+            message = (
+                f"{path.parent} has no room for the image cache ({os.strerror(error.errno)}): "
+                f"{math.prod(about['shape']):,} bytes are needed, {limit}; {cure}, or a smaller "
+                "size."
+            )
+        else:
+            message = f"{path.parent} cannot hold the image cache ({error}); {cure}."
+        raise OSError(error.errno, message) from error
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Holds a lock on the folder, where the system has such locks; without, work is done twice.
+
+    Gives whether it is held.
+    """
+    try:
+        import fcntl
+
+        handle = os.open(path.parent, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield False
+        return
+    is_held = False
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                rank_zero_info(f"Waiting for another process that builds {path}.")
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            is_held = True
+        yield is_held
+    finally:
+        os.close(handle)

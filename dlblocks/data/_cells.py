@@ -1,0 +1,206 @@
+"""Read single cells of tables: numbers, dates, categories."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dlblocks.data._read_csv import NO_NAME
+
+if TYPE_CHECKING:
+    from pandas import Series
+
+SHOWN = 3  # cells in a message
+DAY_FIRST = "dayfirst"  # in the place of a format
+
+
+def compacted(cells: Series) -> Series:
+    """Make pandas' categories of a column of texts.
+
+    All that follows is many times faster with them.
+    """
+    import pandas as pd
+
+    if not is_text(cells):
+        return cells
+    try:
+        codes, found = pd.factorize(cells)
+    except TypeError as error:
+        raise ValueError(
+            f"column {cells.name!r} has cells that are neither numbers nor texts ({error}), such "
+            f"as {cells.iloc[0]!r}; make columns of them, or drop=[{cells.name!r}] leaves it out."
+        ) from error
+    texts = pd.Index(found, dtype=object)
+    known = pd.Categorical.from_codes(codes, categories=texts, validate=False)
+    return pd.Series(known, index=cells.index, name=cells.name)
+
+
+def is_text(cells: Series) -> bool:
+    """Return True for a column of texts or objects."""
+    from pandas.api import types
+
+    return bool(types.is_object_dtype(cells.dtype) or types.is_string_dtype(cells.dtype))
+
+
+def text(cell: Any) -> str:
+    """Return a cell as the name of a category.
+
+    Whole numbers have no decimals, and texts no spaces around them.
+    """
+    if isinstance(cell, (float, np.floating)) and float(cell).is_integer():
+        return str(int(cell))
+    return str(cell).strip()
+
+
+def factorize(
+    cells: Series, name: Callable[[Any], str] = text
+) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """Number the categories of a column.
+
+    Missing cells get -1. Names are sorted as numbers if all of them are, else as texts. Cells of
+    the same `name` are of the same category.
+    """
+    import pandas as pd
+
+    codes, found = pd.factorize(cells)
+    texts = [name(cell) for cell in found]
+    names = sorted(set(texts))
+    if all(map(is_number, names)):
+        names.sort(key=float)
+    place = {name: i for i, name in enumerate(names)}
+    return np.array([*(place[name] for name in texts), -1])[codes], names
+
+
+def to_numbers(cells: Series) -> Series:
+    """Return cells as float64, with NaN for all but numbers."""
+    import pandas as pd
+
+    if pd.api.types.is_numeric_dtype(cells.dtype):
+        values = cells.to_numpy(dtype=np.float64, na_value=np.nan)
+        return pd.Series(values, index=cells.index)
+    codes, found = pd.factorize(cells)  # each text is read once
+    numbers = pd.to_numeric(pd.Series(found).astype(object), errors="coerce").to_numpy(np.float64)
+    return pd.Series(np.append(numbers, np.nan)[codes], index=cells.index)
+
+
+def plain_values(cells: Series) -> npt.NDArray[Any]:
+    """Numbers (N,), not copied where the cells are numbers of NumPy."""
+    plain = isinstance(cells.dtype, np.dtype) and cells.dtype.kind in "iufb"
+    plain = plain and cells.dtype.itemsize <= 8  # of which torch has numbers
+    return cells.to_numpy() if plain else to_numbers(cells).to_numpy()
+
+
+def plain_numbers(
+    where: str, cells: Series, decimal: str, thousands: str | None, cure: str
+) -> Series:
+    """Read numbers such as "1.234,5".
+
+    Texts stay texts unless all of them are numbers.
+
+    Args:
+        where: The table's name in messages.
+        cells: Texts.
+        decimal: The decimal point.
+        thousands: What separates thousands, if anything does.
+        cure: What else the message says for a number of another format.
+
+    Raises:
+        ValueError: A cell is a number only with a decimal point, as "1.500" is not for
+            ``decimal=","``.
+    """
+    import pandas as pd
+
+    codes, found = pd.factorize(cells)
+    ours, pythons = number_format(decimal, thousands), number_format(".", None)
+    plain: list[Any] = []
+    for cell in found:
+        known = ours.fullmatch(str(cell).strip())
+        if known is None and pythons.fullmatch(str(cell).strip()):
+            row = int((codes == len(plain)).argmax()) + 1
+            given = f"decimal={decimal!r}" + f", thousands={thousands!r}" * bool(thousands)
+            raise ValueError(
+                f"{where}: column {cells.name!r} has {cell!r} in row {row}, which is no number "
+                f"with {given}; {cure}."
+            )
+        number = str(cell).strip().replace(thousands or decimal, "" if thousands else ".")
+        plain.append(number.replace(decimal, ".") if known else cell)
+    made = pd.Series([*plain, None], dtype=object)
+    if all(map(pythons.fullmatch, map(str, plain))):
+        made = pd.to_numeric(made)
+        made = made if (codes < 0).any() else pd.to_numeric(made[:-1])
+    return pd.Series(made.to_numpy()[codes], index=cells.index, name=cells.name)
+
+
+def number_format(decimal: str, thousands: str | None) -> re.Pattern[str]:
+    """Numbers with this decimal point and this separator of thousands."""
+    point, whole = re.escape(decimal), r"\d+"
+    if thousands:
+        whole = rf"\d{{1,3}}({re.escape(thousands)}\d{{3}})+|\d+"
+    return re.compile(rf"[+-]?(({whole})({point}\d*)?|{point}\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
+def to_days(cells: Series, date_format: str | None) -> Series:
+    """Return dates as days since 1970-01-01 UTC, with fractions.
+
+    float64, with NaN for all but dates.
+
+    Args:
+        cells: Texts or dates.
+        date_format: For `pandas.to_datetime`; `DAY_FIRST`, or None to infer it.
+    """
+    import pandas as pd
+
+    codes, found = pd.factorize(cells)  # each date is read once
+    dates = pd.Series(found)
+    if not pd.api.types.is_datetime64_any_dtype(dates.dtype):
+        texts = dates.astype(str)
+        kind: dict[str, Any] = {"errors": "coerce", "utc": True}
+        if date_format is None or date_format == DAY_FIRST:
+            kind["dayfirst"] = date_format == DAY_FIRST
+        else:
+            kind["format"] = date_format
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a format that cannot be inferred
+            dates = pd.to_datetime(texts, **kind)
+        if "dayfirst" in kind and dates.isna().any():  # the format of the first is not that of all
+            dates = pd.to_datetime(texts, format="mixed", **kind)
+    if dates.dt.tz is not None:
+        dates = dates.dt.tz_convert("UTC").dt.tz_localize(None)
+    since = dates.to_numpy("datetime64[us]") - np.datetime64(0, "us")  # of year 1, too
+    days = since / np.timedelta64(1, "D")
+    return pd.Series(np.append(days, np.nan)[codes], index=cells.index)
+
+
+def refuse_missing(where: str, cells: Series, cure: str, said: str = "") -> None:
+    """Refuse missing cells. `said` is how they are written in the file."""
+    gone = cells.isna().to_numpy()
+    if gone.any():
+        count = f"{int(gone.sum())} of {len(gone)} rows have none{said}"
+        raise ValueError(
+            f"{where}: row {int(gone.argmax()) + 1} has no value in column {cells.name!r} "
+            f"({count}); {cure}."
+        )
+
+
+def is_row_numbers(name: str, cells: Series) -> bool:
+    """Return True for a column without a name that tells the rows apart."""
+    return name.startswith(NO_NAME) and len(cells) > 1 and cells.is_unique and cells.notna().all()
+
+
+def is_number(cell: str) -> bool:
+    """Return True for a text that `float` reads."""
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The first of some names, for a message."""
+    return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")

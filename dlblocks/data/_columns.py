@@ -1,0 +1,337 @@
+"""Decide what the columns of a table become."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NoReturn
+
+import numpy as np
+
+from dlblocks.data._cells import (
+    DAY_FIRST,
+    SHOWN,
+    factorize,
+    number_format,
+    plain_values,
+    refuse_missing,
+    shortened,
+    text,
+    to_days,
+    to_numbers,
+)
+
+if TYPE_CHECKING:
+    from pandas import Series
+
+Kind = Literal["number", "category", "date", "counts", "embedding"]
+# A column that would become more features is asked about.
+MAX_CATEGORIES = 50
+# From this share of numbers on, a column of texts is a column of numbers with bad cells.
+MOSTLY_NUMBERS = 0.5
+MOSTLY_DATES = 0.5
+# Below so many cells, that all are different says little.
+MIN_IDENTIFIERS = 11
+DATE = re.compile(
+    r"\d{4}([-/.])\d{1,2}\1\d{1,2}([T ].*)?"
+    r"|\d{1,2}([-/.])\d{1,2}\3(\d{4}|\d{2})( .*)?"
+    r"|.*\b\d{1,2}\b.*\b(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\b.*\d{2}.*"
+    r"|(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\W+\d{1,2}\W+\d{2,4}.*",
+    re.IGNORECASE,
+)
+TIME = re.compile(r"\d{1,2}:\d{2}.*|now|today", re.IGNORECASE)  # pandas adds the current day
+FORMATS = ((".", ","), (",", None), (",", "."), (".", " "), (".", "'"), (",", " "))
+DAY_AND_MONTH = re.compile(r"(\d{1,2})[-/.](\d{1,2})[-/.]\d")
+IDENTIFIER = re.compile(
+    r"(.*[\s_.-])?(id|uuid|guid|index|rownames?|row[\s_.-]?(number|id|names?|nr|no))", re.IGNORECASE
+)
+IDENTIFIER_SUFFIX = re.compile(r".*[a-z](ID|Id)")  # PassengerId, customerID
+WITH_SIGN = re.compile(r"[$€£¥]\s*[+-]?\d[\d.,]*|[+-]?\d[\d.,]*\s*[%$€£¥]", re.ASCII)
+
+
+@dataclass
+class Column:
+    """A column of a table that becomes features. All values are plain.
+
+    Attributes:
+        name: Its name.
+        kind: ``"number"``, ``"category"`` (a 0/1 feature each), ``"date"``, ``"counts"`` (one
+            feature: the category's share of the training rows) or ``"embedding"`` (one feature: the
+            number of the category, from 1; 0 is unknown).
+        missing: How many of its cells are missing.
+        categories: Of the kinds of categories, their names.
+        date_format: Of dates, their format for `pandas.to_datetime`, or None to infer it.
+        has_time: Of dates, whether they have a time of the day.
+        remark: What else a reader should know.
+    """
+
+    name: str
+    kind: Kind
+    missing: int = 0
+    categories: list[str] = field(default_factory=list)
+    date_format: str | None = None
+    has_time: bool = False
+    remark: str = ""
+
+    @property
+    def feature_names(self) -> list[str]:
+        """Names of its features."""
+        if self.kind == "category":
+            return [f"{self.name}={category}" for category in self.categories]
+        if self.kind == "date":
+            parts = ["days", "month", "weekday", *(["hour"] if self.has_time else [])]
+            return [f"{self.name}.{part}" for part in parts]
+        return [self.name]
+
+    @property
+    def becomes(self) -> str:
+        """A description of its features in a few words."""
+        count = len(self.categories)
+        return {
+            "number": "1 feature",
+            "category": f"{count} features of 0 and 1: {shortened(self.categories)}",
+            "date": f"{len(self.feature_names)} features: {', '.join(self.feature_names)}",
+            "counts": f"1 feature: share of the training rows with that category, of {count}",
+            "embedding": f"1 feature: number of the category, of {count}, for an embedding",
+        }[self.kind]
+
+
+class ColumnReader:
+    """Find out the kinds of columns, and refuse unclear ones.
+
+    Args:
+        where: The table's name in messages.
+        numeric: Columns that are numbers, whatever they look like.
+        categorical: Columns of categories.
+        dates: Columns of dates, with a format or None.
+        counts: Columns of categories of which the share of the training rows is taken.
+        embed: Columns of categories that are numbered.
+        declared: Columns whose categories are known, and these in order.
+        is_frame: Whether the table is a DataFrame, which arguments of `read_csv` do not mend.
+        impute: Whether missing cells may be filled in.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        *,
+        numeric: Sequence[str] = (),
+        categorical: Sequence[str] = (),
+        dates: Mapping[str, str | None] | None = None,
+        counts: Sequence[str] = (),
+        embed: Sequence[str] = (),
+        declared: Mapping[str, Sequence[str]] | None = None,
+        impute: bool = False,
+        is_frame: bool = False,
+    ) -> None:
+        self.where = where
+        self.is_frame = is_frame
+        self.declared = declared or {}
+        self.dates = dict(dates or {})
+        self.impute = impute
+        self.asked: dict[str, Kind] = {
+            **dict.fromkeys(numeric, "number"),
+            **dict.fromkeys(categorical, "category"),
+            **dict.fromkeys(self.dates, "date"),
+            **dict.fromkeys(counts, "counts"),
+            **dict.fromkeys(embed, "embedding"),
+        }
+
+    def read(self, cells: Series) -> Column:
+        """Return what a column is.
+
+        Texts are as `compacted` makes them.
+        """
+        from pandas.api import types
+
+        name, kind = str(cells.name), self.asked.get(str(cells.name))
+        missing = int(cells.isna().sum())
+        if missing == len(cells):
+            self._refuse(name, "has no value at all", f"drop=[{name!r}] leaves it out")
+        if missing and not self.impute:
+            cure = f"set missing='impute' to fill it in, or drop=[{name!r}] to leave it out"
+            refuse_missing(self.where, cells, cure)
+        column = Column(name, kind or "number", missing)
+        if kind is None and name in self.declared:
+            column.kind = "category"
+            present = set(factorize(cells)[1])
+            column.categories = [one for one in self.declared[name] if one in present]
+            self._check_categories(column, cells)
+        elif kind in ("category", "counts", "embedding"):
+            column.categories = factorize(cells)[1]
+        elif kind == "date":
+            self._read_dates(column, cells)
+        elif kind == "number":
+            numbers = to_numbers(cells)
+            if (numbers.isna() & cells.notna()).any():
+                self._refuse_bad_numbers(name, cells, numbers)
+        elif types.is_datetime64_any_dtype(cells.dtype):
+            self._refuse_dates(name, str(cells.dropna().iloc[0]))
+        elif isinstance(cells.dtype, types.CategoricalDtype):
+            self._read_texts(column, cells)
+        elif types.is_numeric_dtype(cells.dtype) and not types.is_complex_dtype(cells.dtype):
+            self._check_identifier(name, cells)
+            if _are_dates(cells):
+                self._refuse_dates(
+                    name, str(cells.dropna().iloc[0]), f"numeric=[{name!r}] keeps it"
+                )
+            column.remark = _remark(cells)
+        else:
+            self._refuse(name, f"has the dtype {cells.dtype}", "convert it to numbers")
+        if column.kind == "number":
+            self._check_finite(name, cells)
+        return column
+
+    def _check_finite(self, name: str, cells: Series) -> None:
+        """Refuse infinite cells, such as "inf" and 1e999."""
+        values = plain_values(cells)
+        infinite = np.isinf(values)
+        if infinite.any():
+            row = int(infinite.argmax())
+            cure = "remove these rows"
+            if not self.is_frame:
+                cure += f", or na_values=[{str(cells.iloc[row])!r}] if the cell is missing"
+            self._refuse(name, f"is infinite ({cells.iloc[row]}) in row {row + 1}", cure)
+
+    def _read_texts(self, column: Column, cells: Series) -> None:
+        name, count = column.name, int(cells.notna().sum())
+        numbers = to_numbers(cells)
+        share = int(numbers.notna().sum()) / count
+        if share == 1:
+            return  # a number, as are truth values
+        if share >= MOSTLY_NUMBERS:
+            self._refuse_bad_numbers(name, cells, numbers)
+        column.kind = "category"
+        column.categories = factorize(cells)[1]
+        sample = column.categories[: 10 * MAX_CATEGORIES]
+        dates = [one for one in sample if DATE.fullmatch(one)]
+        if len(dates) > MOSTLY_DATES * len(sample):
+            self._refuse_dates(name, dates[0])
+        if len(column.categories) > SHOWN:  # a few categories may well be "1,5" and "2,5"
+            self._check_number_format(name, column.categories)
+        self._check_categories(column, cells)
+
+    def _read_dates(self, column: Column, cells: Series) -> None:
+        column.date_format = self.dates[column.name]
+        cells = cells.dropna()
+        if column.date_format is None:
+            found = [DAY_AND_MONTH.match(str(cell)) for cell in cells.unique()]
+            pairs = [(int(one[1]), int(one[2])) for one in found if one]
+            day_first, month_first = (any(pair[i] > 12 for pair in pairs) for i in (0, 1))
+            times = [str(cell) for cell in cells.unique() if TIME.fullmatch(str(cell).strip())]
+            if times:
+                self._refuse(
+                    column.name,
+                    f"has times without a date, such as {times[0]!r}",
+                    f"give the format: dates={{{column.name!r}: '%H:%M'}}",
+                )
+            if pairs and day_first == month_first:
+                self._refuse(
+                    column.name,
+                    f"has dates such as {str(cells.iloc[0])!r}, of which day or month may come "
+                    "first",
+                    f"give the format: dates={{{column.name!r}: '%d/%m/%Y'}}",
+                )
+            if day_first:
+                column.date_format = DAY_FIRST
+        days = to_days(cells, column.date_format)
+        if days.isna().any():
+            row = int(np.flatnonzero(days.isna())[0])
+            self._refuse(
+                column.name,
+                f"is of dates, but row {cells.index[row] + 1} is {str(cells.iloc[row])!r}",
+                f"give the format: dates={{{column.name!r}: '%Y-%m-%d'}}, or convert the column "
+                "by pandas.to_datetime",
+            )
+        column.has_time = bool((days % 1 != 0).any())
+
+    def _check_categories(self, column: Column, cells: Series) -> None:
+        name, count = column.name, len(column.categories)
+        known = int(cells.notna().sum())
+        if count == known and count >= MIN_IDENTIFIERS:
+            self._refuse_identifier(name, column.categories)
+        if count > MAX_CATEGORIES:
+            self._refuse(
+                name,
+                f"has {count} categories, such as {shortened(column.categories)}, which would "
+                f"become {count} features",
+                f"drop=[{name!r}] leaves it out; counts=[{name!r}] makes one feature of it, how "
+                f"often the category occurs; embed=[{name!r}] numbers the categories for an "
+                f"embedding; categorical=[{name!r}] makes {count} features all the same",
+            )
+
+    def _check_identifier(self, name: str, cells: Series) -> None:
+        looks = IDENTIFIER.fullmatch(name) or IDENTIFIER_SUFFIX.fullmatch(name)
+        if looks and len(cells) >= MIN_IDENTIFIERS and cells.is_unique:
+            self._refuse_identifier(name, [text(cell) for cell in cells.iloc[: SHOWN + 1]])
+
+    def _refuse_identifier(self, name: str, cells: Sequence[str]) -> NoReturn:
+        numbers = all(re.fullmatch(r"-?[\d.]+", cell) for cell in cells)
+        self._refuse(
+            name,
+            f"is different in every row ({shortened(cells)}), as identifiers are",
+            f"drop=[{name!r}] leaves it out; "
+            + (f"numeric=[{name!r}]" if numbers else f"categorical=[{name!r}]")
+            + " keeps it",
+        )
+
+    def _check_number_format(self, name: str, cells: Sequence[str]) -> None:
+        """Raises a `ValueError` if the texts are numbers of another format."""
+        what, keep = f"such as {shortened(cells)}", f"categorical=[{name!r}] if they are categories"
+        # "1,234" has thousands, "1,5" decimals: three digits after every comma decide.
+        for decimal, thousands in FORMATS:
+            if all(map(number_format(decimal, thousands).fullmatch, cells)):
+                cure = f"set decimal={decimal!r}" * (decimal != ".")
+                cure += ", " * bool(cure and thousands) if cure else "set " * bool(thousands)
+                cure += f"read_args={{'thousands': {thousands!r}}}" if thousands else ""
+                cure = "convert it to numbers" if self.is_frame else cure
+                self._refuse(name, f"has numbers of another format, {what}", f"{cure}; or {keep}")
+        if all(map(WITH_SIGN.fullmatch, cells)):
+            self._refuse(name, f"has numbers with a sign, {what}", f"remove the sign; or {keep}")
+
+    def _refuse_bad_numbers(self, name: str, cells: Series, numbers: Series) -> NoReturn:
+        bad = cells[numbers.isna() & cells.notna()]
+        self._check_number_format(name, [str(cell) for cell in cells.dropna().unique()])
+        rows = [f"{str(cell)!r} in row {row + 1}" for row, cell in bad.iloc[:SHOWN].items()]
+        more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+        texts = sorted({str(cell) for cell in bad.iloc[:SHOWN]})
+        gone = f"data.replace({texts}, None)" if self.is_frame else f"na_values={texts}"
+        self._refuse(
+            name,
+            f"has numbers, but for {len(bad)} cell(s): {', '.join(rows)}{more}",
+            f"mend them; or {gone} if they are missing; or categorical=[{name!r}] if all cells are "
+            "categories",
+        )
+
+    def _refuse_dates(self, name: str, date: str, keep: str = "") -> NoReturn:
+        self._refuse(
+            name,
+            f"has dates, such as {date!r}",
+            f"dates=[{name!r}] makes days, month and weekday of it; drop=[{name!r}] leaves it out; "
+            + (keep or f"categorical=[{name!r}] makes a category of each date"),
+        )
+
+    def _refuse(self, name: str, what: str, cure: str) -> NoReturn:
+        raise ValueError(f"{self.where}: column {name!r} {what}; {cure}.")
+
+
+def _are_dates(cells: Series) -> bool:
+    """Return True for whole numbers that are dates, such as 20240131."""
+    values = plain_values(cells)
+    for some in (values[: SHOWN + 1], values):  # the first spare most columns the rest
+        some = some[np.isfinite(some)].astype(np.float64)
+        month, day = some // 100 % 100, some % 100
+        dates = (some >= 1900_01_01) & (some <= 2100_12_31) & (month >= 1) & (month <= 12)
+        if not (dates & (day >= 1) & (day <= 31) & (day % 1 == 0)).all():
+            return False
+    return bool(len(some))
+
+
+def _remark(cells: Series) -> str:
+    values = plain_values(cells)
+    if len(values) > 1 and values[0] == values[-1] and (values == values[0]).all():
+        return "is the same in every row"
+    if values.dtype.kind in "iu" and len(values) > MIN_IDENTIFIERS and (np.diff(values) == 1).all():
+        return "numbers the rows"
+    return ""

@@ -1,0 +1,142 @@
+"""Make features of the columns of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dlblocks.data._cache import read_only_tensor
+from dlblocks.data._cells import factorize, plain_values, to_days
+from dlblocks.data._columns import Column
+from dlblocks.data._normalization import needs_float64
+
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
+
+CHUNK = 4096  # rows at a time, which a cache holds
+
+
+def encode(table: DataFrame, columns: Sequence[Column]) -> Tensor:
+    """Make features (N, F) of a table.
+
+    A missing cell is NaN in all features of its column.
+
+    Columns of the kinds ``"counts"`` and ``"embedding"`` are numbers of categories, from 0, -1 for
+    a missing cell; see `complete`.
+
+    Args:
+        table: A table.
+        columns: What becomes of its columns.
+
+    Returns:
+        float32, or float64 if float32 would round away what a column says.
+    """
+    values = [_values(column, table[column.name]) for column in columns]
+    wide = any(
+        needs_float64(read_only_tensor(block.reshape(len(block), -1)))
+        for block in values
+        if block.dtype.kind in "if"
+    )
+    stops = np.cumsum([len(column.feature_names) for column in columns]).tolist()
+    features = np.zeros((len(table), stops[-1]), dtype=np.float64 if wide else np.float32)
+    rows = np.arange(CHUNK)
+
+    def fill(first: int) -> None:
+        part, start = features[first : first + CHUNK], 0
+        for column, block, stop in zip(columns, values, stops, strict=True):
+            cells = block[first : first + CHUNK]
+            if column.kind == "category":
+                part[rows[: len(cells)], start + np.maximum(cells, 0)] = 1
+                if column.missing:
+                    part[cells < 0, start:stop] = np.nan
+            elif cells.ndim == 1:
+                part[:, start] = cells
+            else:
+                part[:, start:stop] = cells
+            start = stop
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # NumPy copies without the lock
+        list(pool.map(fill, range(0, len(table), CHUNK)))
+    return torch.from_numpy(features)
+
+
+def complete(inputs: Tensor, rows: Tensor, columns: Sequence[Column], *, impute: bool) -> Tensor:
+    """Fills in what only the training rows may say.
+
+    Missing numbers and dates become the median, missing categories the most frequent one; of
+    ``"counts"``, a category becomes its share of the training rows; of ``"embedding"``, its number
+    from 1, or 0 if no training row has it. Missing cells of these two count as one more category,
+    and as unknown.
+
+    Args:
+        inputs: As `encode` makes them.
+        rows: Rows that train, int64.
+        columns: What becomes of the columns.
+        impute: Whether missing cells are filled in.
+
+    Returns:
+        New features, of the same shape.
+    """
+    inputs = inputs.clone()
+    start = 0
+    for column in columns:
+        block = inputs[:, start : start + len(column.feature_names)]
+        start += len(column.feature_names)
+        if column.kind in ("counts", "embedding"):
+            codes = block[:, 0].long() + 1
+            seen = torch.bincount(codes[rows], minlength=len(column.categories) + 1)
+            if column.kind == "counts":
+                block[:, 0] = (seen / len(rows)).to(block.dtype)[codes]
+            else:
+                block[:, 0] = torch.where(seen[codes] > 0, codes, 0).to(block.dtype)
+        elif impute and column.missing:
+            _impute(block, rows, most_frequent=column.kind == "category")
+    return inputs
+
+
+def _impute(block: Tensor, rows: Tensor, *, most_frequent: bool) -> None:
+    gone = block[:, 0].isnan()
+    seen = block[rows]
+    seen = seen[~seen[:, 0].isnan()]
+    fill = torch.zeros(block.shape[1], dtype=block.dtype)  # nothing seen: 0, or no category
+    if len(seen) and most_frequent:
+        fill[seen.sum(0).argmax()] = 1
+    elif len(seen):
+        fill = torch.from_numpy(np.median(seen.numpy(), axis=0))
+    block[gone] = fill.to(block.dtype)
+
+
+def _values(column: Column, cells: Series) -> npt.NDArray[Any]:
+    """Return numbers of shape (N,) or (N, F), for categories their numbers or -1."""
+    if column.kind == "date":
+        return _date_parts(column, cells)
+    if column.kind != "number":
+        return _codes(column, cells)
+    return plain_values(cells)
+
+
+def _date_parts(column: Column, cells: Series) -> npt.NDArray[np.float64]:
+    """Return days, month, weekday and perhaps hour of dates, shape (N, F).
+
+    Months count from 1, weekdays from 0, which is Monday.
+    """
+    days = to_days(cells, column.date_format).to_numpy(dtype=np.float64, na_value=np.nan)
+    whole = np.floor(days)
+    month = whole.astype("datetime64[D]").astype("datetime64[M]").astype(np.int64) % 12 + 1
+    parts = [days, np.where(np.isnan(days), np.nan, month), (whole + 3) % 7]  # 0 is Monday
+    if column.has_time:
+        parts.append((days - whole) * 24)
+    return np.stack(parts, axis=1)
+
+
+def _codes(column: Column, cells: Series) -> npt.NDArray[np.int64]:
+    """Numbers of the column's categories, -1 for missing cells and unknown categories."""
+    codes, names = factorize(cells)
+    place = {name: i for i, name in enumerate(column.categories)}
+    return np.array([*(place.get(name, -1) for name in names), -1])[codes]

@@ -1,0 +1,544 @@
+"""`DataModule`: splits, folds, normalisation and loaders, the same for every source of data.
+
+A source (digits, a table, MNIST, …) is a subclass that says where its arrays come from, by
+`load()`. Everything else is here, once.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+from torch.utils.data import DataLoader
+from typing_extensions import Self
+
+from dlblocks._errors import check_choice, check_range, whole
+from dlblocks._quiet import isolated
+from dlblocks.data._fingerprint import MAX_SEARCHED_BYTES, fingerprint, first_copies, row_keys
+from dlblocks.data._normalization import needs_float64, on_device, rescale, standardisation
+from dlblocks.data.dataset import ArrayDataset, EpochSampler, collate, collate_with_index
+from dlblocks.data.source import Source, check_arrays
+from dlblocks.data.split_datamodule import BatchSize, Columns, SplitDataModule
+from dlblocks.data.splitting import Split
+from dlblocks.data.transforms import SampleTransform
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class DataModule(SplitDataModule):
+    """A LightningDataModule over arrays in memory, with K-fold splitting.
+
+    The test set is the official one, or `test_fraction` held out first; it is outside every fold.
+    The rest, the development set, is split into `num_folds` folds, of which `fold` validates, or
+    without folds by `val_fraction`; see `SplitDataModule` for the kinds of `split`. Splits depend
+    on `split_seed` alone: never on the global seed, the rank or the fold.
+
+    Batches are ``[inputs, targets]`` (predict: ``[inputs, targets, index]``, where `index` is the
+    sample's row in the source). Images leave as floats: uint8 is scaled to [0, 1] and, with
+    `normalize`, each channel (each column of a table) gets mean 0 and standard deviation 1 over
+    the training part of this fold. Both happen once a batch, on the batch's device. Tables whose
+    numbers float32 would round too much, such as times, stay float64 until they are normalised.
+
+    To add a source, subclass and define `load() -> Source` (and `prepare_data` for a download).
+
+    Args:
+        batch_size: Samples a batch (of each rank), or ``"full"``: one batch of all the samples of
+            a part, for full-batch descent. With 1 it is stochastic descent, in between mini-batch.
+        num_workers: Worker processes a loader. Arrays in memory are usually fastest with 0.
+        num_folds: Number of folds K, or None for a single split by `val_fraction`.
+        fold: Which fold validates, 0 … K-1.
+        val_fraction: Validation share of the development set when `num_folds` is None.
+        test_fraction: Share held out as test set where the source has no official one.
+        split_seed: Seed of every split.
+        shuffle_seed: Seed of the order of training samples, new in every epoch.
+        split: ``"kfold"``, ``"time_series"``, ``"leave_one_group_out"`` or ``"predefined"``.
+        stratify: Keep the proportions of the classes in every part, or of ten quantile bins of
+            values. None: for classes, yes.
+        normalize: Standardise inputs by the training part's mean and standard deviation.
+        train_transform: A transform of albumentations or torchvision.transforms.v2, or any
+            callable, for single training images, in the worker processes; see
+            `dlblocks.data.transforms.SampleTransform`. `dlblocks.callbacks.Augment` is many times
+            faster where it has what you need.
+        device_resident: Keep the arrays on the accelerator, so that no batch is copied to it; needs
+            ``num_workers=0``. ``"auto"``: if it can be and they take at most half of what is free.
+        groups: ``"duplicates"`` keeps samples of exactly equal inputs together: none has a copy in
+            another part or fold. It takes the place of groups that the source may have.
+    """
+
+    def __init__(
+        self,
+        *,
+        batch_size: BatchSize = 64,
+        num_workers: int = 0,
+        split: Split = "kfold",
+        num_folds: int | None = None,
+        fold: int = 0,
+        val_fraction: float = 0.2,
+        test_fraction: float = 0.0,
+        split_seed: int = 0,
+        shuffle_seed: int = 0,
+        stratify: bool | None = None,
+        normalize: bool = True,
+        train_transform: Callable[[Any], Any] | None = None,
+        device_resident: bool | Literal["auto"] = False,
+        groups: Literal["duplicates"] | None = None,
+    ) -> None:
+        super().__init__(
+            split=split,
+            num_folds=num_folds,
+            fold=fold,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+            split_seed=split_seed,
+            stratify=stratify,
+        )
+        if isinstance(batch_size, str):
+            check_choice("batch_size", batch_size, ["full"])
+        else:
+            check_range("batch_size", batch_size, 1)
+        check_range("num_workers", num_workers, 0)
+        check_range("shuffle_seed", shuffle_seed, 0)
+        if not isinstance(device_resident, bool) and device_resident != "auto":
+            raise ValueError(f"device_resident={device_resident!r} must be True, False or 'auto'.")
+        if device_resident is True and (num_workers or train_transform is not None):
+            raise ValueError(
+                f"device_resident=True keeps the arrays on the accelerator, out of reach for "
+                f"num_workers={num_workers} and train_transform={train_transform!r}; use "
+                "num_workers=0 and callbacks.Augment, or device_resident='auto'."
+            )
+        self.batch_size = whole(batch_size)
+        self.num_workers = whole(num_workers)
+        self.shuffle_seed = whole(shuffle_seed)
+        self.normalize = normalize
+        self.train_transform = (
+            None if train_transform is None else SampleTransform(train_transform, shuffle_seed)
+        )
+        self.device_resident = device_resident
+        if groups is not None:
+            check_choice("groups", groups, ["duplicates"])
+        self._keep_duplicates = groups is not None
+        self._resident = ResidentArrays(device_resident)
+        self._source: Source | None = None
+        self._inputs = torch.empty(0)  # those of the source, completed for this fold
+        self._affine: tuple[Tensor, Tensor] | None = None
+
+    # What a source defines
+
+    def load(self) -> Source:
+        """Returns the arrays. Called once, on every rank, after `prepare_data`."""
+        raise NotImplementedError(f"{type(self).__name__} must define load() -> Source.")
+
+    # What the source is
+
+    @property
+    def source(self) -> Source:
+        """The arrays, loaded and checked at first use."""
+        if self._source is None:
+            source = self.load()
+            source.check()
+            self._source = source
+        return self._source
+
+    @property
+    def columns(self) -> Columns:
+        """What the arrays are split by."""
+        source = self.source
+        targets = source.targets
+        if targets.dtype == torch.bfloat16:  # NumPy has none
+            targets = targets.float()
+        return Columns(
+            len(source.inputs),
+            targets.numpy(),
+            first_copies(source.input_keys) if self._keep_duplicates else source.groups,
+            source.folds,
+            copies=self._keep_duplicates,
+        )
+
+    def input_keys(self) -> np.ndarray | None:
+        inputs = self.source.inputs
+        if inputs.numel() * inputs.element_size() > MAX_SEARCHED_BYTES:
+            return None
+        return self.source.input_keys
+
+    def shared_with_test(self) -> int | None:
+        """Count the samples of an official test set whose inputs the development set has, too.
+
+        None beyond 4 GiB; 0 without an official test set.
+        """
+        test, known = self.source.test_inputs, self.input_keys()
+        if test is None:
+            return 0
+        if known is None or test.numel() * test.element_size() > MAX_SEARCHED_BYTES:
+            return None
+        return int(np.isin(row_keys(test), known).sum())
+
+    def fingerprint(self) -> str:
+        """A hash of the arrays but an official test set; see `dlblocks.data._fingerprint`."""
+        source = self.source
+        columns = {"targets": source.targets, "groups": source.groups, "folds": source.folds}
+        return fingerprint({"inputs": source.inputs}, columns)
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes 0 … C-1, or None for values."""
+        if not self.is_classification:
+            return None
+        if self.source.class_names is None:
+            return [str(i) for i in range(int(self.source.targets.max()) + 1)]
+        return self.source.class_names
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes C, or None for values."""
+        names = self.class_names
+        return None if names is None else len(names)
+
+    @property
+    def feature_names(self) -> list[str] | None:
+        """Names of the features, or None."""
+        return self.source.feature_names
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input, without the batch axis."""
+        return tuple(self.source.inputs.shape[1:])
+
+    @property
+    def in_features(self) -> int:
+        """Number of values in one input, flattened."""
+        return int(np.prod(self.input_shape))
+
+    @property
+    def out_features(self) -> int:
+        """Number of values that a model of this data puts out: classes, or columns of targets."""
+        if self.num_classes is not None:
+            return self.num_classes
+        return int(np.prod(self.source.targets.shape[1:]))
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the images, C of (C, H, W)."""
+        return self._image_shape()[0]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self._image_shape()[1:]
+
+    def _image_shape(self) -> tuple[int, int, int]:
+        if len(self.input_shape) != 3:
+            raise AttributeError(
+                f"{type(self).__name__} has inputs of shape {self.input_shape}, which are not "
+                "images (C, H, W)."
+            )
+        channels, height, width = self.input_shape
+        return channels, height, width
+
+    def arrays(self, part: str) -> tuple[Tensor, Tensor, Tensor]:
+        """The raw (inputs, targets, index) of ``"train"``, ``"val"`` or ``"test"``.
+
+        Not normalised and in the order of the source: for looking at samples, not for training.
+        """
+        self.setup()
+        inputs, targets = self._part_arrays(part)
+        rows = self._rows[part]
+        return inputs.index_select(0, rows), targets.index_select(0, rows), rows
+
+    def raw_inputs(self, part: str) -> Tensor:
+        """The whole input array in which the index of a sample of `part` counts; not normalised."""
+        self.setup()
+        return self._part_arrays(part)[0]
+
+    def train_targets(self) -> Tensor:
+        """Targets of the training part of this fold: what class weights may be fitted to."""
+        return self.source.targets.index_select(0, self.indices("train"))
+
+    # Splits
+
+    def setup(self, stage: str | None = None) -> None:
+        if self._rows:
+            return
+        source = self.source
+        if source.test_inputs is not None and self.test_fraction:
+            raise ValueError(
+                f"test_fraction={self.test_fraction} is set, but {type(self).__name__} has a test "
+                "set of its own; use test_fraction=0."
+            )
+        self._rows = self._split_rows()
+        if source.test_inputs is not None:
+            self._rows["test"] = torch.arange(len(source.test_inputs))
+        self._inputs = source.inputs
+        if source.complete is not None:
+            self._inputs = source.complete(source.inputs, self._rows["train"])
+            check_arrays(self._inputs, source.targets, source.class_names, source.feature_names)
+        if self.normalize:
+            scale, shift = standardisation(self._inputs, self._rows["train"])
+            for column in source.categories:
+                scale[column], shift[column] = 1, 0
+            self._affine = scale, shift
+        else:
+            unit = 1.0 if self._inputs.is_floating_point() else 1 / 255
+            self._affine = torch.tensor(unit), torch.tensor(0.0)
+            if torch.get_default_dtype() != torch.float64 and needs_float64(self._inputs):
+                rank_zero_warn(
+                    "normalize=False: batches are float32, which rounds some columns of inputs by "
+                    "more than 1e-3 of their standard deviation, as times in milliseconds since "
+                    "1970; use normalize=True, or subtract an offset from them."
+                )
+        if stage == "fit" and self.trainer is not None and (described := self.description()):
+            rank_zero_info("\n".join([described, *self.notes()]))
+
+    def for_fold(self, fold: int, num_folds: int | None, *, repeat: int = 0) -> Self:
+        _ = self.source  # loaded once for all folds
+        new = super().for_fold(fold, num_folds, repeat=repeat)
+        new._affine = None
+        return new
+
+    def _reseed(self, shuffle_seed: int) -> None:
+        super()._reseed(shuffle_seed)
+        if self.train_transform is not None:
+            self.train_transform = SampleTransform(self.train_transform.transform, shuffle_seed)
+
+    @property
+    def normalisation(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift of ``raw * scale + shift``, by which `transform` makes inputs."""
+        self.setup()
+        if self._affine is None:
+            raise RuntimeError("the normalisation is fitted by setup(); call it first.")
+        return self._affine
+
+    # Batches
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader("train", training=True)
+
+    def val_dataloader(self) -> DataLoader | list:
+        part = self.validate_on
+        return self._loader(part) if part and len(self.rows_of(part)) else []
+
+    def test_dataloader(self) -> DataLoader:
+        if not len(self.rows_of("test")):
+            raise ValueError(
+                f"{type(self).__name__} has no test set; hold one out with test_fraction=0.2."
+            )
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        """Batches with the index of every sample, of the part named by `predict_on`.
+
+        That is the test set or, where there is none, the validation part.
+        """
+        part = self.predict_on
+        if part == "test" and not len(self.rows_of("test")):
+            part = "val"
+        return self._loader(part, with_index=self.predict_index)
+
+    def _part_arrays(self, part: str) -> tuple[Tensor, Tensor]:
+        source = self.source
+        if part == "test" and source.test_inputs is not None and source.test_targets is not None:
+            return source.test_inputs, source.test_targets
+        return self._inputs, source.targets
+
+    def _loader(self, part: str, *, training: bool = False, with_index: bool = False) -> DataLoader:
+        inputs, targets = self._part_arrays(part)
+        transform = self.train_transform if training else None
+        world_size, rank, epoch = 1, 0, 0
+        if self.trainer is not None:
+            world_size, rank = self.trainer.world_size, self.trainer.global_rank
+            # Lightning tells the epoch later; workers of a run that goes on have begun by then.
+            epoch = self.trainer.current_epoch
+            if not self.num_workers and transform is None:
+                prefix = "test_" if inputs is self.source.test_inputs else ""
+                inputs, targets = self._resident.move(
+                    {f"{prefix}inputs": inputs, f"{prefix}targets": targets},
+                    self.trainer.strategy.root_device,
+                )
+        dataset = ArrayDataset(inputs, targets, self.rows_of(part), transform)
+        sampler = EpochSampler(
+            dataset,
+            shuffle=training,
+            seed=self.shuffle_seed,
+            num_replicas=world_size,
+            rank=rank,
+            avoid_single=self.batch_size if training and self.batch_size != "full" else None,
+            with_epoch=transform is not None,
+        )
+        sampler.set_epoch(epoch)
+        return DataLoader(
+            dataset,
+            batch_size=max(1, len(sampler)) if self.batch_size == "full" else self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            collate_fn=collate_with_index if with_index else collate,
+            pin_memory=torch.cuda.is_available() and inputs.device.type == "cpu",
+            # A loader's iterator draws a number from this generator instead of the global one:
+            # how many loaders ran must not change a model's dropout.
+            generator=torch.Generator().manual_seed(self.shuffle_seed),
+        )
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Makes floats of the inputs and normalises them, on the batch's device."""
+        if not isinstance(batch, (list, tuple)):  # no batch of ours: an `example_input_array`
+            return batch
+        inputs, *rest = batch
+        inputs = self.transform(inputs)
+        if self.trainer is not None:  # to the model's dtype under "16-true", "bf16-true", "64-true"
+            if self.source.categories and self.trainer.precision in ("16-true", "bf16-true"):
+                raise ValueError(
+                    f"precision={self.trainer.precision!r} rounds the numbers of categories that "
+                    "an embedding needs; use precision='bf16-mixed'."
+                )
+            inputs = self.trainer.precision_plugin.convert_input(inputs)
+        return [inputs, *rest]
+
+    def transform(self, inputs: Tensor) -> Tensor:
+        """Raw inputs (N, ...) as the model sees them: floating point, scaled, normalised.
+
+        They leave in torch's default dtype. float64 is rounded to it only after it is normalised.
+        """
+        return rescale(inputs, *self._scale_and_shift(inputs.device))
+
+    def inverse_transform(self, inputs: Tensor) -> Tensor:
+        """What `transform` made of raw inputs, back in the units of the source; floating point."""
+        scale, shift = self._scale_and_shift(inputs.device)
+        return (inputs - shift) / scale
+
+    def _scale_and_shift(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if self._affine is None:
+            raise RuntimeError("transform() needs the split; call setup() first.")
+        return on_device(self._affine, device)
+
+    def show(
+        self, callbacks: pl.Callback | Sequence[pl.Callback] = (), *, count: int = 16
+    ) -> Figure:
+        """Draws images of the first training batch as a model will see them, with their labels.
+
+        The batch goes the way of a real fit, through the given callbacks too, such as
+        ``[Augment(rotation=10), MixUp()]``; normalisation is undone for the eye.
+
+        Args:
+            callbacks: Those that change batches, or one of them; copies are used.
+            count: How many images, at most a batch.
+        """
+        from dlblocks.data.datamodule import first_batch
+        from dlblocks.plots import batch
+
+        self._image_shape()
+        new = self.for_fold(self.fold, self.num_folds, repeat=self.repeat)
+        if isinstance(callbacks, pl.Callback):
+            callbacks = [callbacks]
+        images, targets = (x[:count] for x in first_batch(new, callbacks))
+        return batch(
+            new.as_images(images).numpy(),
+            targets.numpy(),
+            self.class_names,
+            values=not self.is_classification,
+        )
+
+    def as_images(self, inputs: Tensor) -> Tensor:
+        """What `transform` made of images, to be looked at: uint8, or floats as in the source."""
+        raw = self.inverse_transform(inputs.float().cpu())
+        if self.source.inputs.is_floating_point():
+            return raw
+        return raw.round_().clamp_(0, 255).to(torch.uint8)
+
+
+# A model and its activations need the rest.
+SHARE_OF_FREE_MEMORY = 0.5
+
+
+class ResidentArrays:
+    """Copies of arrays on an accelerator, made once for all loaders and folds of a datamodule.
+
+    Args:
+        wanted: True, False, or ``"auto"``: if they take at most half of the memory that is free.
+    """
+
+    def __init__(self, wanted: bool | Literal["auto"]) -> None:
+        self.wanted = wanted
+        self._copies: dict[str, tuple[Tensor, Tensor]] = {}  # name: (array, its copy)
+
+    def move(self, arrays: dict[str, Tensor], device: torch.device) -> list[Tensor]:
+        """The arrays on `device`, or as they are if they are not to be there.
+
+        Args:
+            arrays: By name; a name stands for one array at a time.
+            device: Where batches go.
+        """
+        if not self.wanted or device.type == "cpu":
+            return list(arrays.values())
+        missing = [array for name, array in arrays.items() if not self._has(name, array, device)]
+        if self.wanted == "auto" and not _fit(sum(array.nbytes for array in missing), device):
+            return list(arrays.values())
+        for name, array in arrays.items():
+            if not self._has(name, array, device):
+                self._copies[name] = array, array.to(device)
+        return [self._copies[name][1] for name in arrays]
+
+    def _has(self, name: str, array: Tensor, device: torch.device) -> bool:
+        of, copied = self._copies.get(name, (None, None))
+        return of is array and copied is not None and copied.device == device
+
+
+def _fit(num_bytes: int, device: torch.device) -> bool:
+    if num_bytes == 0:
+        return True
+    if device.type != "cuda":
+        return False  # others cannot be asked
+    free, _ = torch.cuda.mem_get_info(device)
+    return num_bytes <= SHARE_OF_FREE_MEMORY * free
+
+
+class _Eye(pl.LightningModule):
+    """A model that learns nothing and keeps the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.batch: Any = None
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.batch = batch
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        pass
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD([self.weight])
+
+
+def first_batch(
+    datamodule: pl.LightningDataModule, callbacks: Sequence[pl.Callback]
+) -> tuple[Tensor, Tensor]:
+    """Inputs and targets of the first training batch, on the CPU, as a model gets them.
+
+    Args:
+        datamodule: Its training loader is used; it is left attached to the Trainer of this look.
+        callbacks: Those that change batches; copied, so that they are left as they are.
+    """
+    eye = _Eye()
+    with isolated():
+        trainer = pl.Trainer(
+            max_epochs=1,
+            limit_train_batches=1,
+            limit_val_batches=0,
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=copy.deepcopy(list(callbacks)),
+        )
+        trainer.fit(eye, datamodule=datamodule)
+    inputs, targets = eye.batch[:2]
+    return inputs, targets

@@ -1,0 +1,567 @@
+"""`FoldedDataModule`: anybody's LightningDataModule or data set, set to folds."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import numpy as np
+import numpy.typing as npt
+import torch
+from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+)
+from typing_extensions import Self
+
+from dlblocks._errors import check_choice, check_range, other_lightning
+from dlblocks.data._fingerprint import fingerprint, first_copies
+from dlblocks.data._foreign import (
+    GROUPS,
+    TARGETS,
+    arrays,
+    as_numpy,
+    count_shared,
+    input_keys,
+    is_dataset,
+    length,
+    read_column,
+)
+from dlblocks.data._labels import read_labels
+from dlblocks.data.dataset import EpochSampler
+from dlblocks.data.split_datamodule import Columns, SplitDataModule
+from dlblocks.data.splitting import Split
+
+HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+UNIFORM = (SequentialSampler, RandomSampler, DistributedSampler)
+# What a loader of a fold takes over from the loader that was given.
+KEPT = (
+    "batch_size",
+    "collate_fn",
+    "num_workers",
+    "pin_memory",
+    "worker_init_fn",
+    "timeout",
+    "multiprocessing_context",
+    "prefetch_factor",
+    "persistent_workers",
+)
+
+
+class _LoadedSampler(EpochSampler):
+    """An `EpochSampler` that a resumed run cannot skip batches of, but loads and drops them.
+
+    Somebody else's data set may draw random numbers in its workers; only so do they come to the
+    same state.
+    """
+
+    @property
+    def skip_next(self) -> Any:
+        raise AttributeError("batches are loaded, not skipped")
+
+
+class FoldedDataModule(SplitDataModule):
+    """Makes folds of somebody else's data, for `dlblocks.crossval.cross_validate`.
+
+    The development set is the training data set and nothing else: of a LightningDataModule, that of
+    its `train_dataloader()` after ``setup("fit")``. Its validation data are used if `use_val` says
+    so, its test and predict data are never a part of a fold. Samples are numbered by their place in
+    the development set.
+
+    Batches are the loader's own: its `batch_size`, `collate_fn`, workers, pinned memory,
+    `worker_init_fn` and, in training, `drop_last` are kept; validation drops nothing. So are the
+    datamodule's hooks that transfer batches. The training order is new in every epoch, a function
+    of `shuffle_seed` and the epoch alone; where the last batch would hold a single sample, that
+    sample is left out of this epoch. An attribute that is not found here is the datamodule's.
+
+    **Augmentation**: a training data set that augments does so in validation, too, unless
+    `eval_dataset` gives the same samples without.
+
+    Args:
+        data: A LightningDataModule, a DataLoader, or a Dataset with ``dataset[i]`` and a length,
+            such as those of Hugging Face, which is loaded in batches of 64.
+        targets: Classes or values, one a sample, to stratify by. None: read from the data set's
+            `targets`, `labels` or `y`, or the last tensor of a `TensorDataset`, also within a
+            `Subset`; where there is nothing of the kind, folds are not stratified, and `notes` say
+            so. Labels may be whole numbers or texts of any values, of shape (N,) or (N, 1). They
+            decide the folds alone: batches keep the data set's own labels.
+        class_names: Names of the classes 0 … C-1. None: the data set's `classes`, else numbers.
+        groups: Group of each sample. None: read from its `groups`, if it has them.
+            ``"duplicates"``: samples of exactly equal inputs are a group; the data set must hold
+            its inputs in arrays or lists of texts.
+        folds: Fold of each sample, for ``split="predefined"``.
+        use_val: Add the data set of the datamodule's `val_dataloader()` to the development set,
+            after the training samples. Its samples come as they are there, which may be without
+            augmentation.
+        eval_dataset: The same samples, in the same order, for validation, test and prediction.
+        split: See `SplitDataModule`.
+        num_folds: Number of folds, or None.
+        fold: Which fold validates.
+        val_fraction: Validation share without folds.
+        test_fraction: Share of the training data set held out first, outside every fold. With 0,
+            the test set is the datamodule's, if it has one.
+        split_seed: Seed of every split.
+        shuffle_seed: Seed of the order of training samples.
+        stratify: Keep the proportions of the classes, or of ten quantile bins of values. None: for
+            classes, yes.
+
+    Raises:
+        TypeError: `data` is nothing of that, or has no numbered samples.
+        ValueError: Lengths differ, a label is missing, or the loader has a sampler that cannot be
+            confined to a fold; said at the first use of the data.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> data = FoldedDataModule(TensorDataset(torch.zeros(6, 2), torch.arange(6) % 2))
+        >>> data.for_fold(0, 3).indices("val").shape
+        torch.Size([2])
+    """
+
+    def __init__(
+        self,
+        data: pl.LightningDataModule | DataLoader | Dataset,
+        *,
+        targets: npt.ArrayLike | None = None,
+        class_names: Sequence[str] | None = None,
+        groups: Literal["duplicates"] | npt.ArrayLike | None = None,
+        folds: npt.ArrayLike | None = None,
+        use_val: bool = False,
+        eval_dataset: Dataset | None = None,
+        split: Split = "kfold",
+        num_folds: int | None = None,
+        fold: int = 0,
+        val_fraction: float = 0.2,
+        test_fraction: float = 0.0,
+        split_seed: int = 0,
+        shuffle_seed: int = 0,
+        stratify: bool | None = None,
+    ) -> None:
+        super().__init__(
+            split=split,
+            num_folds=num_folds,
+            fold=fold,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+            split_seed=split_seed,
+            stratify=stratify,
+        )
+        if isinstance(data, SplitDataModule):
+            raise TypeError(f"{type(data).__name__} has folds of its own; use it as it is.")
+        if not isinstance(data, (pl.LightningDataModule, DataLoader)) and not is_dataset(data):
+            raise TypeError(
+                "data must be a LightningDataModule, a DataLoader or a Dataset, which has a length "
+                f"and data[i], got {type(data).__name__}."
+                f"{other_lightning(data) or ' TensorDataset makes a Dataset of tensors.'}"
+            )
+        self.data = data
+        self._class_names = None if class_names is None else _checked_names(class_names)
+        check_range("shuffle_seed", shuffle_seed, 0)
+        self.shuffle_seed = shuffle_seed
+        self._keep_duplicates = isinstance(groups, str)
+        if isinstance(groups, str):
+            check_choice("groups", groups, ["duplicates"])
+            groups = None
+        self.given = {"targets": targets, "groups": groups, "folds": folds}
+        if use_val and not isinstance(data, pl.LightningDataModule):
+            raise ValueError(
+                f"use_val=True needs the val_dataloader() of a LightningDataModule, got a "
+                f"{type(data).__name__}; pass a ConcatDataset of both parts."
+            )
+        self.use_val = use_val
+        self.eval_dataset = eval_dataset
+        self._loaded: DataLoader | None = None
+        self._batch_size: int | None = None
+        self._num_unused = 0  # validation samples of theirs
+        self._columns: Columns | None = None
+        self._keys: tuple[np.ndarray | None] | None = None  # what `input_keys` has found
+        self._test_loaders: Any = None  # those of the datamodule, asked for once
+        if isinstance(data, pl.LightningDataModule):
+            self.prepare_data_per_node = data.prepare_data_per_node
+            # Only those it defines: Lightning prefers a datamodule's hooks to the model's.
+            for hook in HOOKS:
+                if is_overridden(hook, data):
+                    setattr(self, hook, getattr(data, hook))
+        given = ["data", "targets", "class_names", "groups", "folds", "eval_dataset"]
+        self.save_hyperparameters(ignore=given)
+        plain = (bool, int, float, str, type(None))
+        theirs = dict(getattr(data, "hparams_initial", {}))
+        self.hparams["wrapped"] = {
+            "class": type(data).__name__,
+            **{key: value for key, value in theirs.items() if isinstance(value, plain)},
+        }
+        # What loggers get; Lightning's own way to add to it compares arrays that were given.
+        vars(self).update(_hparams_initial=copy.deepcopy(self.hparams))
+
+    def __getattr__(self, name: str) -> Any:
+        data = vars(self).get("data")
+        if name.startswith("_") or not isinstance(data, pl.LightningDataModule):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(data, name)
+
+    # What the data are
+
+    @property
+    def batch_size(self) -> int:
+        """Samples a batch (of each rank).
+
+        The loader's own number, unless it is set, as by Lightning's `BatchSizeFinder`.
+        """
+        return self._batch_size or int(self.loader.batch_size or 1)
+
+    @batch_size.setter
+    def batch_size(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+
+    @property
+    def loader(self) -> DataLoader:
+        """The training loader that was given, of whose data set the folds are made."""
+        if self._loaded is None:
+            self._loaded = self._load()
+        return self._loaded
+
+    def _load(self) -> DataLoader:
+        loader: Any = self.data
+        if isinstance(loader, pl.LightningDataModule):
+            loader.setup("fit")
+            loader = loader.train_dataloader()
+        elif is_dataset(loader):
+            loader = DataLoader(loader, batch_size=64)
+        who = type(self.data).__name__
+        if not isinstance(loader, DataLoader):
+            raise TypeError(
+                f"{who}.train_dataloader() returned {type(loader).__name__}; folds are made of one "
+                "DataLoader: pass the Dataset itself."
+            )
+        dataset = loader.dataset
+        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+            raise TypeError(
+                f"{type(dataset).__name__} of {who} has no numbered samples; folds need a data set "
+                "with dataset[i] and a length."
+            )
+        own_batches = type(loader.batch_sampler) not in (BatchSampler, type(None))
+        uniform = isinstance(loader.sampler, UNIFORM) and not getattr(
+            loader.sampler, "replacement", False
+        )
+        if loader.batch_size is None or own_batches or not uniform:
+            sampler = loader.batch_sampler if own_batches else loader.sampler
+            raise ValueError(
+                f"the DataLoader of {who} has a {type(sampler).__name__} and "
+                f"batch_size={loader.batch_size}, which cannot be confined to a fold; pass "
+                "DataLoader(dataset, batch_size=…) without a sampler."
+            )
+        loader = self._with_validation(loader)
+        dataset = loader.dataset
+        if self.eval_dataset is not None and length(self.eval_dataset) != length(dataset):
+            raise ValueError(
+                f"eval_dataset has {length(self.eval_dataset)} samples and the training data set "
+                f"{length(dataset)}; they must be the same samples in the same order."
+            )
+        return loader
+
+    def _with_validation(self, loader: DataLoader) -> DataLoader:
+        """Return the training loader, with `use_val` over both parts."""
+        data: Any = self.data
+        who = type(data).__name__
+        has = isinstance(data, pl.LightningDataModule) and is_overridden("val_dataloader", data)
+        found = _datasets(data.val_dataloader()) if has else []
+        if not all(hasattr(d, "__len__") and not isinstance(d, IterableDataset) for d in found):
+            found = []
+        if not self.use_val:
+            self._num_unused = sum(length(dataset) for dataset in found)
+            return loader
+        if len(found) != 1:
+            raise ValueError(
+                f"use_val=True needs one validation loader whose data set has a length, but {who} "
+                f"has {len(found)}; pass a ConcatDataset of all parts instead of the datamodule."
+            )
+        shared = count_shared(found[0], loader.dataset)
+        if shared:
+            raise ValueError(
+                f"use_val=True, but {shared} of {length(found[0])} validation samples of {who} are "
+                "training samples, too, and would be in two folds; leave use_val out."
+            )
+        kept: dict[str, Any] = {name: getattr(loader, name) for name in KEPT}
+        whole: Dataset = ConcatDataset([loader.dataset, found[0]])
+        return DataLoader(whole, drop_last=loader.drop_last, **kept)
+
+    def notes(self) -> list[str]:
+        _ = self.loader
+        notes = []
+        if self._num_unused:
+            notes.append(
+                f"{self._num_unused} validation samples of {type(self.data).__name__} are not "
+                "used; use_val=True adds them to the development set."
+            )
+        if self.columns.targets is None and self.split == "kfold" and self.stratify is None:
+            notes.append(
+                f"folds are not stratified: {type(self.loader.dataset).__name__} has no targets "
+                f"that can be read ({', '.join(TARGETS)}); give targets=, one a sample, or "
+                "stratify=False if they are not classes."
+            )
+        return notes
+
+    @property
+    def columns(self) -> Columns:
+        """What the data set is split by."""
+        if self._columns is None:
+            dataset = self.loader.dataset
+            found: dict[str, np.ndarray | None] = {}
+            for name, attributes in (("targets", TARGETS), ("groups", GROUPS), ("folds", ())):
+                given = self.given[name]
+                values = read_column(dataset, attributes) if given is None else as_numpy(given)
+                if values is not None and len(values) != length(dataset):
+                    raise ValueError(
+                        f"{name} has {len(values)} values and the training data set "
+                        f"{length(dataset)} samples; give one value a sample."
+                    )
+                found[name] = values
+            if found["targets"] is not None:
+                found["targets"] = self._as_targets(found["targets"])
+            if self._keep_duplicates:
+                keys = self.input_keys()
+                if keys is None:
+                    raise ValueError(
+                        f"groups='duplicates', but {type(dataset).__name__} holds no arrays or "
+                        "texts of at most 4 GiB that could be compared; give groups= of your own."
+                    )
+                found["groups"] = first_copies(keys)
+            columns = Columns(length(dataset), **found, copies=self._keep_duplicates)
+            self._check_class_names(columns.targets)
+            self._columns = columns
+        return self._columns
+
+    def _as_targets(self, targets: np.ndarray) -> np.ndarray | None:
+        """Return labels as integers and values as they are, else None."""
+        kind = targets.dtype.kind
+        column = targets[:, 0] if targets.shape[1:] == (1,) else targets  # as in MedMNIST
+        if column.ndim > 1:  # several labels or values a sample
+            several = kind in "USO"
+            return np.unique(targets.astype(str), return_inverse=True)[1] if several else targets
+        if kind == "f":
+            known = column[~np.isnan(column)]
+            if len(known) == len(column) or (known != known.round()).any():
+                return targets  # values
+        if kind in "iu":
+            return column
+        try:
+            return read_labels("targets", column)
+        except TypeError:  # dictionaries, such as the boxes of a detector
+            if self.given["targets"] is not None:
+                raise
+            return None
+
+    def _check_class_names(self, targets: np.ndarray | None) -> None:
+        names = self._class_names
+        if names is None or targets is None or targets.dtype.kind not in "iub":
+            return
+        largest = int(targets.max(initial=0))
+        if len(names) <= largest and targets.ndim == 1:
+            raise ValueError(
+                f"class_names has {len(names)} names, but the targets have class {largest}; give "
+                f"{largest + 1} names, in the order of the classes."
+            )
+
+    def fingerprint(self) -> str:
+        """A hash of what is held in memory.
+
+        That is the number of samples, targets, groups and folds, the tensors of a `TensorDataset`,
+        and of other data sets the attributes `data` and `samples` and all that are tensors or
+        arrays; of `eval_dataset` likewise. No sample is loaded, since it
+        may be augmented at random; so changes in files are not seen.
+        """
+        columns = self.columns
+        held = arrays(self.loader.dataset)
+        if self.eval_dataset is not None:
+            held |= {f"eval.{name}": a for name, a in arrays(self.eval_dataset).items()}
+        return fingerprint(
+            held,
+            {
+                "num_samples": [columns.num_samples],
+                "targets": columns.targets,
+                "groups": columns.groups,
+                "folds": columns.folds,
+            },
+        )
+
+    def input_keys(self) -> np.ndarray | None:
+        if self._keys is None:
+            self._keys = (input_keys(self.loader.dataset),)
+        return self._keys[0]
+
+    def shared_with_test(self) -> int | None:
+        """Count the test samples that are in the development set.
+
+        Samples are known by their number where both parts are `Subset`s of one data set; else by
+        the arrays, texts or names of files that the data sets hold; else by what is loaded, unless
+        there are more than 20,000 or they are augmented at random. Then the answer is None.
+        """
+        if len(self.indices("test")):
+            return 0
+        known = [self.loader.dataset, *([] if self.eval_dataset is None else [self.eval_dataset])]
+        total = 0
+        for dataset in _datasets(self.test_dataloader()):
+            if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+                return None
+            found = [count_shared(dataset, one) for one in known]
+            counts = [count for count in found if count is not None]
+            if not counts:
+                return None
+            total += max(counts)
+        return total
+
+    def count_test(self) -> int:
+        tested = _datasets(self.test_dataloader())
+        return len(self.indices("test")) or sum(length(dataset) for dataset in tested)
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes, or None for values.
+
+        They are those given, else the data set's `classes`, else numbers.
+        """
+        numbers = super().class_names
+        if self._class_names is not None and (numbers is not None or self.columns.targets is None):
+            return list(self._class_names)
+        dataset: Any = self.loader.dataset
+        while isinstance(dataset, (Subset, ConcatDataset)):
+            parts = dataset.datasets if isinstance(dataset, ConcatDataset) else [dataset.dataset]
+            dataset = parts[0]
+        names = [str(name) for name in getattr(dataset, "classes", ())]
+        return names if numbers is not None and len(names) >= len(numbers) else numbers
+
+    def train_targets(self) -> Tensor:
+        """Targets of the training part of this fold: what class weights may be fitted to."""
+        targets = self.columns.targets
+        if targets is None:
+            raise ValueError("the data set has no targets that can be read; give targets=.")
+        return torch.as_tensor(targets)[self.indices("train")]
+
+    def for_fold(self, fold: int, num_folds: int | None, *, repeat: int = 0) -> Self:
+        _ = self.columns  # loaded once for all folds
+        return super().for_fold(fold, num_folds, repeat=repeat)
+
+    # Lightning
+
+    def prepare_data(self) -> None:
+        if isinstance(self.data, pl.LightningDataModule):
+            self.data.prepare_data()
+
+    def setup(self, stage: str) -> None:
+        if isinstance(self.data, pl.LightningDataModule):
+            self.data.trainer = self.trainer
+        if not self._rows:
+            self._rows = self._split_rows()
+
+    def train_dataloader(self) -> DataLoader:
+        return self._fold_loader("train", training=True)
+
+    def val_dataloader(self) -> DataLoader | list:
+        part = self.validate_on
+        return self._fold_loader(part) if part and len(self.rows_of(part)) else []
+
+    def test_dataloader(self) -> Any:
+        if len(self.rows_of("test")):
+            return self._fold_loader("test")
+        if self._test_loaders is None:  # another setup might draw other samples
+            self._test_loaders = self._their_test_loaders()
+        return self._test_loaders
+
+    def _their_test_loaders(self) -> Any:
+        data = self.data
+        if not isinstance(data, pl.LightningDataModule):
+            raise ValueError("there is no test set; hold one out with test_fraction=0.2.")
+        _ = self.loader  # before setup("test"), which may draw the training data set, too
+        if is_overridden("test_dataloader", data):
+            data.setup("test")
+            loaders = data.test_dataloader()
+            if loaders is not None and list(_flat(loaders)):
+                return loaders
+        raise ValueError(
+            f"{type(data).__name__} has no test set: its test_dataloader() gives no loader; define "
+            "one, or hold samples out with test_fraction=0.2."
+        )
+
+    def predict_dataloader(self) -> DataLoader:
+        """Batches of the part named by `predict_on`; without test rows, "test" stands for "val"."""
+        part = self.predict_on
+        if part == "test" and not len(self.rows_of("test")):
+            part = "val"
+        return self._fold_loader(part)
+
+    def _fold_loader(self, part: str, *, training: bool = False) -> DataLoader:
+        given = self.loader
+        whole = given.dataset if training or self.eval_dataset is None else self.eval_dataset
+        dataset = Subset(whole, self.rows_of(part).tolist())
+        drop_last = training and given.drop_last
+        sampler = (_LoadedSampler if given.num_workers else EpochSampler)(
+            dataset,
+            shuffle=training,
+            seed=self.shuffle_seed,
+            num_replicas=1 if self.trainer is None else self.trainer.world_size,
+            rank=0 if self.trainer is None else self.trainer.global_rank,
+            avoid_single=self.batch_size if training and not drop_last else None,
+        )
+        # Lightning tells the epoch later; workers of a run that goes on have begun by then.
+        sampler.set_epoch(0 if self.trainer is None else self.trainer.current_epoch)
+        kept: dict[str, Any] = {name: getattr(given, name) for name in KEPT}
+        kept["batch_size"] = self.batch_size
+        return DataLoader(
+            dataset,
+            **kept,
+            sampler=sampler,
+            drop_last=drop_last,
+            # See `DataModule`: loaders must not draw from the model's random numbers.
+            generator=torch.Generator().manual_seed(self.shuffle_seed),
+        )
+
+
+def _datasets(loaders: Any) -> list[Dataset]:
+    """The data sets of loaders, as far as their samplers go."""
+    found: list[Dataset] = []
+    for loader in _flat(loaders):
+        dataset, sampler = getattr(loader, "dataset", loader), getattr(loader, "sampler", None)
+        if isinstance(sampler, SubsetRandomSampler):
+            dataset = Subset(dataset, list(sampler.indices))
+        found.append(dataset)
+    return found
+
+
+def _flat(loaders: Any) -> Iterator[Any]:
+    """The loaders in lists, dictionaries and Lightning's `CombinedLoader`."""
+    if isinstance(loaders, CombinedLoader):
+        loaders = loaders.flattened
+    if isinstance(loaders, Mapping):
+        loaders = list(loaders.values())
+    if isinstance(loaders, (list, tuple)):
+        for loader in loaders:
+            yield from _flat(loader)
+    else:
+        yield loaders
+
+
+def _checked_names(class_names: Sequence[str]) -> list[str]:
+    names = list(class_names)
+    if isinstance(class_names, str) or not all(isinstance(name, str) for name in names):
+        raise TypeError(
+            f"class_names={class_names!r} must be a list of texts, one a class, such as "
+            "['cat', 'dog']."
+        )
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                f"class_names has {name!r} {names.count(name)} times; give each class its own."
+            )
+    return [str(name) for name in names]

@@ -1,0 +1,493 @@
+"""`SplitDataModule`: a datamodule whose development set is split into training and validation."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from dlblocks._errors import check_arguments, check_choice, check_range, whole
+from dlblocks.data._fingerprint import first_copies
+from dlblocks.data.source import check_fold
+from dlblocks.data.splitting import (
+    COUNTED,
+    SPLITS,
+    Indices,
+    Split,
+    hold_out_test,
+    selection,
+    splits,
+)
+
+DEFAULT_FOLDS = 5
+MAX_CLASSES = 100_000  # larger labels are numbers of something else
+BatchSize = int | Literal["full"]
+
+
+@dataclass
+class Columns:
+    """What a data set is split by, one value a sample.
+
+    Attributes:
+        num_samples: Number of samples N.
+        targets: Classes, integers of shape (N,); values, floating point; or None if not known.
+        groups: Group of each sample, shape (N,).
+        folds: Predefined fold of each sample, shape (N,).
+        copies: Whether `groups` are copies of one sample each, as ``groups="duplicates"`` makes
+            them.
+    """
+
+    num_samples: int
+    targets: np.ndarray | None
+    groups: np.ndarray | None
+    folds: np.ndarray | None
+    copies: bool = False
+
+
+class SplitDataModule(pl.LightningDataModule):
+    """What cross-validation needs of a datamodule: that it can be set to each of its folds.
+
+    `DataModule` is one over arrays, `FoldedDataModule` over anybody's data set. Subclasses define
+    `columns`, `fingerprint` and the loaders.
+
+    Args:
+        split: How the development set is split: ``"kfold"``, stratified and by groups as
+            `stratify` and the data say; ``"time_series"``, training always before validation, in
+            the order of the samples; ``"leave_one_group_out"``, a fold for each group; or
+            ``"predefined"``, a fold for each value of a column of folds.
+        num_folds: Number of folds K. None: a single split by `val_fraction`, or, for the last two
+            kinds of `split`, what the data says.
+        fold: Which fold validates, 0 … K-1.
+        val_fraction: Validation share of the development set without folds.
+        test_fraction: Share held out first, outside every fold.
+        split_seed: Seed of every split.
+        stratify: Keep the proportions of the classes in every part, or of ten quantile bins of
+            values. None: for classes, yes.
+
+    Attributes:
+        predict_on: The part that `predict_dataloader` loads, in the order of `indices`.
+        validate_on: The part that `val_dataloader` loads: ``"val"``, ``"selection"`` during a fit
+            of `with_selection`, or None for no validation.
+        predict_index: Whether its batches end with the index of every sample, where they can.
+        batch_size: Samples a batch (of each rank); ``"full"`` for all of a part.
+        shuffle_seed: Seed of the order of training samples.
+    """
+
+    batch_size: BatchSize
+    shuffle_seed: int
+    predict_on = "test"
+    validate_on: str | None = "val"
+    predict_index = True
+    repeat = 0
+    selection_fraction = 0.0  # share of the training part; see `with_selection`
+    whole = False  # whether all that is not held out trains; see `for_all`
+    development: Indices | None = None  # the rows that are split, if not all; see `for_rows`
+    # The parts before, and the rows that train instead; see `for_training_rows`.
+    _drawn: tuple[dict[str, Tensor], Tensor] | None = None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        check_arguments(cls.__init__, (None, *args), kwargs)
+        return super().__new__(cls)
+
+    def __init__(
+        self,
+        *,
+        split: Split = "kfold",
+        num_folds: int | None = None,
+        fold: int = 0,
+        val_fraction: float = 0.2,
+        test_fraction: float = 0.0,
+        split_seed: int = 0,
+        stratify: bool | None = None,
+    ) -> None:
+        super().__init__()
+        check_choice("split", split, SPLITS)
+        check_range("val_fraction", val_fraction, 0, 1, high_open=True)
+        check_range("test_fraction", test_fraction, 0, 1, high_open=True)
+        check_fold(num_folds, fold, counted=split in COUNTED)
+        if stratify and split != "kfold":
+            raise ValueError(
+                f"stratify=True has no effect with split={split!r}; use split='kfold', or leave "
+                "stratify out."
+            )
+        self.split: Split = split
+        self.num_folds = whole(num_folds)
+        self.fold = whole(fold)
+        self.val_fraction = val_fraction
+        self.test_fraction = test_fraction
+        self.split_seed = whole(split_seed)
+        self.stratify = stratify
+        self._rows: dict[str, Tensor] = {}
+        # The folds that were made last: the copies that `for_fold` makes share them.
+        self._folds: dict[tuple[Any, ...], list[dict[str, Indices]]] = {}
+
+    # What a subclass defines
+
+    @property
+    def columns(self) -> Columns:
+        """What the data set is split by."""
+        raise NotImplementedError(f"{type(self).__name__} must define columns.")
+
+    def fingerprint(self) -> str:
+        """A hash of the data, by which a later run knows whether it has the same."""
+        raise NotImplementedError(f"{type(self).__name__} must define fingerprint().")
+
+    def input_keys(self) -> np.ndarray | None:
+        """Return a number for each sample, the same for equal inputs.
+
+        int64 of shape (N,), or None if it is not known whether inputs are equal, or the data are
+        larger than 4 GiB.
+        """
+        return None
+
+    def shared_with_test(self) -> int | None:
+        """Count the test samples that are in the development set; None if it is not known.
+
+        0 where the test set was held out of one set of samples, by `test_fraction`.
+        """
+        return 0
+
+    def description(self) -> str:
+        """Return a text to show before a training. It may be empty."""
+        return ""
+
+    def notes(self) -> list[str]:
+        """Sentences on the data that a result should say."""
+        return []
+
+    def count_test(self) -> int:
+        """The number of test samples."""
+        return len(self.indices("test"))
+
+    @property
+    def is_classification(self) -> bool:
+        """Whether the targets are classes (integers) rather than values."""
+        targets = self.columns.targets
+        return targets is not None and targets.dtype.kind in "iub" and targets.ndim == 1
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes 0 … C-1, or None for values.
+
+        None also for labels that are negative, or 100,000 and more.
+        """
+        targets = self.columns.targets
+        if targets is None or not self.is_classification:
+            return None
+        if targets.min() < 0 or targets.max() >= MAX_CLASSES:
+            return None
+        return [str(i) for i in range(int(targets.max()) + 1)]
+
+    # Splits
+
+    def splits(self, num_folds: int | None = None, *, repeat: int = 0) -> list[dict[str, Indices]]:
+        """The rows of ``"train"``, ``"val"`` and ``"test"`` of every fold.
+
+        After `with_selection` also those of ``"selection"``.
+
+        Args:
+            num_folds: Number of folds; None as in the constructor.
+            repeat: Another number gives other folds of ``split="kfold"``.
+        """
+        found = self._splits(num_folds, repeat)
+        return [self._with_selection_part(fold, rows) for fold, rows in enumerate(found)]
+
+    def _splits(self, num_folds: int | None, repeat: int) -> list[dict[str, Indices]]:
+        names = ("split", "val_fraction", "test_fraction", "split_seed", "stratify")
+        key = (num_folds, repeat, *(getattr(self, name) for name in names))
+        if key not in self._folds:
+            self._folds.clear()
+            self._folds[key] = splits(
+                num_folds=num_folds,
+                val_fraction=self.val_fraction,
+                folds=self.columns.folds,
+                repeat=repeat,
+                **self._test_arguments(),
+            )
+        return self._folds[key]
+
+    def _test_arguments(self) -> dict[str, Any]:
+        """What decides which rows are held out and which are the development set."""
+        columns = self.columns
+        return {
+            "num_samples": columns.num_samples,
+            "split": self.split,
+            "test_fraction": self.test_fraction,
+            "targets": self._strata(columns.targets),
+            "groups": columns.groups,
+            "copies": columns.copies,
+            "seed": self.split_seed,
+            "development": self.development,
+        }
+
+    def count_duplicates(self, num_folds: int | None = None, *, repeat: int = 0) -> int | None:
+        """Count validation samples with an exact copy in the training part.
+
+        The counts of all folds are added. Such a sample can be predicted by heart;
+        ``groups="duplicates"`` keeps its copies together. Only inputs are compared: copies may
+        have different targets.
+
+        Args:
+            num_folds: Number of folds; None as in the constructor.
+            repeat: Another number for other folds, as in `splits`.
+
+        Returns:
+            The number, or None if it is not known; see `input_keys`.
+        """
+        keys = self.input_keys()
+        if keys is None:
+            return None
+        first = first_copies(keys)
+        count = 0
+        for rows in self.splits(num_folds, repeat=repeat):
+            trained = np.zeros(len(first), dtype=bool)
+            trained[first[rows["train"]]] = True
+            count += int(trained[first[rows["val"]]].sum())
+        return count
+
+    def count_folds(self, num_folds: int | None = None) -> int:
+        """The number of folds of a cross-validation that is asked for `num_folds`.
+
+        None means what the data says, or the datamodule's own `num_folds`, or 5.
+
+        Raises:
+            ValueError: The data says another number.
+        """
+        if self.split in COUNTED:
+            return len(self.splits(num_folds))
+        return num_folds or self.num_folds or DEFAULT_FOLDS
+
+    def fold_name(self) -> str | None:
+        """Name of the fold that validates, or None if folds are drawn.
+
+        It is the group that is left out, or the value in the column of predefined folds.
+        """
+        named = {"leave_one_group_out": self.columns.groups, "predefined": self.columns.folds}
+        values = named.get(self.split)
+        rows = self.indices("val")
+        return None if values is None or not len(rows) else str(values[int(rows[0])])
+
+    def _strata(self, targets: np.ndarray | None) -> np.ndarray | None:
+        if self.stratify is False or not (self.stratify or self.is_classification):
+            return None
+        if targets is None:
+            raise ValueError("stratify=True needs targets, one a sample; give targets=.")
+        if targets.ndim == 2 and targets.shape[1] == 1:
+            targets = targets[:, 0]
+        if targets.ndim > 1:
+            raise ValueError(
+                f"stratify=True, but targets has shape {targets.shape}: several labels or values a "
+                "sample, for which scikit-learn has no stratified split; use stratify=False, or "
+                "split='predefined' with folds of your own."
+            )
+        return targets
+
+    def _split_rows(self) -> dict[str, Tensor]:
+        if self._drawn is not None:
+            parts, drawn = self._drawn
+            out = parts["train"][~torch.isin(parts["train"], drawn)]
+            return {**parts, "train": drawn, "oob": out}
+        if self.whole:
+            rest, test = hold_out_test(**self._test_arguments())
+            rows = {"train": rest, "val": rest[:0], "test": test}
+        else:
+            found = self._splits(self.num_folds, self.repeat)
+            if self.fold >= len(found):
+                raise ValueError(
+                    f"fold={self.fold} is outside 0 … {len(found) - 1}: split={self.split!r} makes "
+                    f"{len(found)} folds of this data."
+                )
+            rows = self._with_selection_part(self.fold, found[self.fold])
+        return {part: torch.from_numpy(row) for part, row in rows.items()}
+
+    def _with_selection_part(self, fold: int, rows: dict[str, Indices]) -> dict[str, Indices]:
+        if not self.selection_fraction:
+            return rows
+        columns, train = self.columns, rows["train"]
+        # Only "kfold" is stratified; of the others no class may be lost all the same.
+        stratify = self.split == "kfold" and self._strata(columns.targets) is not None
+        targets = self._strata(columns.targets) if stratify else None
+        if targets is None and self.is_classification:
+            targets = columns.targets
+        try:
+            training, selected_on = selection(
+                len(train),
+                self.selection_fraction,
+                targets=None if targets is None else targets[train],
+                stratify=stratify,
+                groups=None if columns.groups is None else columns.groups[train],
+                copies=columns.copies,
+                in_order=self.split == "time_series",
+                seed=self.split_seed,
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"fold {fold} has {len(train)} training samples, of which "
+                f"selection_fraction={self.selection_fraction} would select the epoch: "
+                f"{str(error).rstrip('.')}. Use select='last', which needs no such part."
+            ) from error
+        return {**rows, "train": train[training], "selection": train[selected_on]}
+
+    def rows_of(self, part: str | None) -> Tensor:
+        """The rows of a part after `setup`, int64 of shape (M,).
+
+        There are none of the part None.
+        """
+        if not self._rows:
+            raise RuntimeError(
+                f"{type(self).__name__} has no loaders before it is split; call setup('fit') first."
+            )
+        return self._rows["train"][:0] if part is None else self._rows[part]
+
+    def indices(self, part: str) -> Tensor:
+        """Rows that are ``"train"``, ``"val"`` or ``"test"``, int64 of shape (M,).
+
+        After `with_selection` there is ``"selection"``, after `for_training_rows` ``"oob"``.
+        """
+        self.setup("fit")
+        return self._rows[part]
+
+    def for_fold(self, fold: int, num_folds: int | None, *, repeat: int = 0) -> Self:
+        """A datamodule as new over the same data, set to one fold; this one is left as it is.
+
+        Args:
+            fold: Which fold validates.
+            num_folds: Number of folds, or None as in the constructor.
+            repeat: Another number gives other folds, of the same development set.
+        """
+        check_fold(num_folds, fold, counted=self.split in COUNTED)
+        new = copy.copy(self)
+        new.trainer = None
+        new.num_folds, new.fold, new.repeat = num_folds, fold, repeat
+        new._rows = {}
+        new.whole = False
+        new._drawn = None
+        new.selection_fraction, new.validate_on = 0.0, "val"
+        # Lightning has no public way to change hyperparameters of a copy without changing those of
+        # the original, whose dictionaries the copy shares.
+        hparams = copy.deepcopy(self.hparams)
+        for key in hparams.keys() & {"num_folds", "fold"}:
+            hparams[key] = getattr(new, key)
+        vars(new).update(_hparams=hparams, _hparams_initial=copy.deepcopy(hparams))
+        return new
+
+    def with_selection(self, fraction: float) -> Self:
+        """Return a new datamodule that selects the epoch on a share of its training part.
+
+        The share is the part ``"selection"``, disjoint from ``"train"``, ``"val"`` and ``"test"``;
+        nothing that is fitted to the training part sees it. `val_dataloader` loads it as long as
+        `validate_on` is ``"selection"``: early stopping and the best epoch look at it. With
+        ``validate_on = "val"`` the fold is scored. The share is stratified like the folds and holds
+        whole groups; with ``split="time_series"`` it is the last rows. This datamodule stays as it
+        is.
+
+        Args:
+            fraction: Share of the training part, in (0, 1).
+
+        Raises:
+            ValueError: At the first use of the data: too few samples, of a class or groups.
+
+        Example:
+            >>> from dlblocks.data import TabularDataModule
+            >>> data = TabularDataModule("iris").for_fold(0, 5).with_selection(0.15)
+            >>> {part: len(data.indices(part)) for part in ("train", "selection", "val", "test")}
+            {'train': 82, 'selection': 14, 'val': 24, 'test': 30}
+        """
+        new = self.for_fold(self.fold, self.num_folds, repeat=self.repeat)
+        new.selection_fraction, new.validate_on = fraction, "selection"
+        return new
+
+    def for_all(self) -> Self:
+        """A datamodule as new whose training part is all that is not held out for the test.
+
+        It has no validation part. This one is left as it is.
+        """
+        new = self.for_fold(self.fold, self.num_folds, repeat=self.repeat)
+        new.whole = True
+        return new
+
+    def for_rows(self, rows: npt.ArrayLike) -> Self:
+        """A datamodule as new whose development set is some rows alone, which are then split.
+
+        All else stays: samples keep their numbers, the test set is the same, and so are the kind of
+        split, groups and stratification, of these rows. The inner folds of a nested
+        cross-validation are made so: ``data.for_rows(data.splits(5)[0]["train"])``. This one is
+        left as it is.
+
+        Args:
+            rows: Numbers of samples of the development set, in any order, int of shape (M,).
+
+        Raises:
+            ValueError: There are no rows, one is there twice, or not in the development set.
+        """
+        given = np.asarray(rows)
+        if given.ndim != 1 or not len(given) or given.dtype.kind not in "iu":
+            raise ValueError(
+                f"rows has shape {given.shape} and dtype {given.dtype}; expected at least one "
+                "number of a sample, integers of shape (M,)."
+            )
+        kept, counts = np.unique(given.astype(np.int64), return_counts=True)
+        if counts.max() > 1:
+            raise ValueError(f"rows has {kept[counts.argmax()]} {counts.max()} times.")
+        mine, _ = hold_out_test(**self._test_arguments())
+        outside = kept[~np.isin(kept, mine)]
+        if len(outside):
+            raise ValueError(
+                f"row {outside[0]} is not in the development set of {len(mine)} samples "
+                f"({len(outside)} such rows in all)."
+            )
+        new = self.for_fold(self.fold, self.num_folds, repeat=self.repeat)
+        new.development, new._folds = kept, {}
+        return new
+
+    def for_training_rows(self, rows: npt.ArrayLike, *, shuffle_seed: int | None = None) -> Self:
+        """A datamodule as new that trains on rows drawn from its training part, perhaps repeatedly.
+
+        A row that is given twice is seen twice an epoch, and counts twice in what is fitted to the
+        training part, such as the normalisation. Those that are not drawn are the part ``"oob"``,
+        out of the bag; validation and test part stay. Members of a bagging ensemble are trained on
+        such. This one is left as it is; `for_fold` and what uses it know nothing of the draw.
+
+        Args:
+            rows: Numbers of samples of the training part, in any order, int of shape (M,).
+            shuffle_seed: Another seed of the order of the training samples.
+
+        Raises:
+            ValueError: There are no rows, or one is not in the training part.
+        """
+        given = np.asarray(rows)
+        if given.ndim != 1 or not len(given) or given.dtype.kind not in "iu":
+            raise ValueError(
+                f"rows has shape {given.shape} and dtype {given.dtype}; expected at least one "
+                "number of a sample, integers of shape (M,)."
+            )
+        new = self.for_fold(self.fold, self.num_folds, repeat=self.repeat)
+        new.whole = self.whole
+        drawn = torch.from_numpy(given.astype(np.int64))
+        # Splitting takes longer than all else here, and an ensemble has many members.
+        known = self._rows and self._drawn is None
+        parts = dict(self._rows) if known else new._split_rows()
+        outside = drawn[~torch.isin(drawn, parts["train"])]
+        if len(outside):
+            raise ValueError(
+                f"row {int(outside[0])} is not in the training part ({len(outside)} such rows in "
+                "all)."
+            )
+        new._drawn = parts, drawn
+        if shuffle_seed is not None:
+            new._reseed(shuffle_seed)
+        return new
+
+    def _reseed(self, shuffle_seed: int) -> None:
+        """Sets the seed of the order, of a copy that `for_fold` has made."""
+        self.shuffle_seed = shuffle_seed
+        if "shuffle_seed" in self.hparams:
+            self.hparams["shuffle_seed"] = shuffle_seed
+            vars(self).update(_hparams_initial=copy.deepcopy(self.hparams))

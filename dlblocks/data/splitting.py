@@ -1,0 +1,600 @@
+"""Every way of splitting that a datamodule offers, in one function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from dlblocks._errors import check_choice, check_range, checked
+
+Split = Literal["kfold", "time_series", "leave_one_group_out", "predefined"]
+SPLITS: tuple[str, ...] = get_args(Split)
+# These take the number of folds from the data.
+COUNTED: tuple[str, ...] = ("leave_one_group_out", "predefined")
+
+
+def splits(
+    num_samples: int,
+    *,
+    split: str = "kfold",
+    num_folds: int | None = None,
+    val_fraction: float = 0.2,
+    test_fraction: float = 0.0,
+    targets: npt.ArrayLike | None = None,
+    groups: npt.ArrayLike | None = None,
+    folds: npt.ArrayLike | None = None,
+    seed: int = 0,
+    repeat: int = 0,
+    development: Indices | None = None,
+    copies: bool = False,
+) -> list[dict[str, Indices]]:
+    """Splits ``range(num_samples)`` into ``"train"``, ``"val"`` and ``"test"``, once for each fold.
+
+    First `test_fraction` is held out, the same in every fold and repeat; the rest is split into
+    folds, or with ``num_folds=None`` once by `val_fraction`.
+
+    Args:
+        num_samples: Number of samples N.
+        split: ``"kfold"``; ``"time_series"``, where all that is held out are the last samples; or
+            ``"leave_one_group_out"`` and ``"predefined"``, which have as many folds as `groups` and
+            `folds` have values.
+        num_folds: Number of folds, or None for a single split, or for what the data says.
+        val_fraction: Validation share of what is not held out, without folds.
+        test_fraction: Share held out first.
+        targets: Stratify by them; see `kfold`.
+        groups: Keep them whole; see `kfold`.
+        folds: See `predefined`.
+        seed: Seed of the splits.
+        repeat: Another number gives other folds of ``"kfold"``.
+        development: Split these rows alone instead of all that is not held out; sorted, and none
+            of them held out.
+        copies: `groups` are copies of one sample each, as ``groups="duplicates"`` makes them.
+
+    Raises:
+        ValueError: An argument that the split needs is missing, or one that it cannot heed is
+            given; `num_folds` is not what the data says; and whatever the split itself raises.
+
+    Example:
+        >>> first, *others = splits(10, num_folds=4, test_fraction=0.2)
+        >>> {part: len(rows) for part, rows in first.items()}, len(others)
+        ({'train': 6, 'val': 2, 'test': 2}, 3)
+    """
+    _check_columns(split, groups, folds, copies)
+    classes = None if targets is None else as_column("targets", targets, num_samples)
+    members = None if groups is None else as_column("groups", groups, num_samples)
+    numbers = None if folds is None else as_column("folds", folds, num_samples)
+    rest, test = hold_out_test(
+        num_samples,
+        split=split,
+        test_fraction=test_fraction,
+        targets=classes,
+        groups=members,
+        seed=seed,
+        development=development,
+        copies=copies,
+    )
+    members = None if members is None else members[rest]
+    arguments: dict[str, Any] = {
+        "targets": None if classes is None else classes[rest],
+        "groups": members,
+        "copies": copies,
+        "seed": seed + repeat,
+    }
+    pairs: list[Fold]
+    if split == "leave_one_group_out" and members is not None:
+        pairs = leave_one_group_out(members)
+    elif split == "predefined" and numbers is not None:
+        pairs = predefined(numbers[rest], members)
+    elif split == "time_series" and num_folds is None:
+        pairs = [last(len(rest), val_fraction)]
+    elif split == "time_series" and num_folds is not None:
+        pairs = time_series(len(rest), num_folds)
+    elif num_folds is None:
+        pairs = [holdout(len(rest), val_fraction, **arguments)]
+    else:
+        pairs = kfold(len(rest), num_folds, **arguments)
+    if num_folds not in (None, len(pairs)):
+        raise ValueError(
+            f"num_folds={num_folds}, but split={split!r} makes {len(pairs)} folds of this data; "
+            f"leave num_folds out, or set num_folds={len(pairs)}."
+        )
+    return [{"train": rest[train], "val": rest[val], "test": test} for train, val in pairs]
+
+
+def hold_out_test(
+    num_samples: int,
+    *,
+    split: str = "kfold",
+    test_fraction: float = 0.0,
+    targets: npt.ArrayLike | None = None,
+    groups: npt.ArrayLike | None = None,
+    seed: int = 0,
+    development: Indices | None = None,
+    copies: bool = False,
+) -> Fold:
+    """The rows of the development set and those held out; arguments are those of `splits`.
+
+    Example:
+        >>> hold_out_test(4, split="time_series", test_fraction=0.25)
+        (array([0, 1, 2]), array([3]))
+    """
+    if split == "time_series":
+        rest, test = last(num_samples, test_fraction)
+    else:
+        rest, test = holdout(
+            num_samples, test_fraction, targets=targets, groups=groups, copies=copies, seed=seed
+        )
+    return (rest if development is None else development), test
+
+
+def _check_columns(split: str, groups: object, folds: object, copies: bool) -> None:
+    """Refuses a column that is missing, or that the split would have to disregard."""
+    check_choice("split", split, SPLITS)
+    if copies and split in ("time_series", "leave_one_group_out"):
+        raise ValueError(
+            f"groups='duplicates' keeps copies of a sample together, which split={split!r} cannot; "
+            "use split='kfold', or leave groups out."
+        )
+    for argument, value, needs in (
+        ("groups", groups, "leave_one_group_out"),
+        ("folds", folds, "predefined"),
+    ):
+        if split == needs and value is None:
+            raise ValueError(
+                f"split={split!r} needs {argument}, one value a sample; ArrayDataModule and "
+                f"ImageFolderDataModule have {argument}=, TabularDataModule a column of the file."
+            )
+    if folds is not None and split != "predefined":
+        raise ValueError(f"folds has no effect with split={split!r}; use split='predefined'.")
+    if groups is not None and split == "time_series":
+        raise ValueError(
+            "groups cannot be kept whole by split='time_series', which cuts by time; leave them "
+            "out, or use split='kfold'."
+        )
+
+
+Indices = npt.NDArray[np.int64]
+Fold = tuple[Indices, Indices]
+# Bins of values to stratify by. The means of the folds of log-normal values (100 to 2,000 samples,
+# 5 and 10 folds) spread 0.7 times as far as without bins for 5, 0.6 for 10 and 0.5 for 20; more
+# bins would leave few samples in each, and groups could no longer be dealt out evenly.
+NUM_BINS = 10
+
+
+@checked
+def kfold(
+    num_samples: int,
+    num_folds: int,
+    *,
+    targets: npt.ArrayLike | None = None,
+    groups: npt.ArrayLike | None = None,
+    copies: bool = False,
+    seed: int = 0,
+) -> list[Fold]:
+    """Splits ``range(num_samples)`` into `num_folds` (train, validation) pairs, shuffled by `seed`.
+
+    The validation parts are disjoint and together hold every sample once; each train part is the
+    rest. The splitter is scikit-learn's: `KFold`; `StratifiedKFold` with `targets`; `GroupKFold`
+    with `groups`; `StratifiedGroupKFold` with both.
+
+    Args:
+        num_samples: Number of samples N.
+        num_folds: Number of folds K, 2 <= K <= N.
+        targets: Class of each sample, shape (N,). Given, the folds are stratified: each has the
+            proportions of the classes of the whole, as nearly as the counts allow. Values, floating
+            point, are stratified by their `quantile_bins`.
+        groups: Group of each sample, shape (N,) (a patient, a writer). Given, no group is in both
+            parts of a fold.
+        copies: Groups are copies of one sample each. The first of each group are split, without
+            groups, and the others follow: much faster where nearly every sample is a group.
+        seed: Seed of the shuffle.
+
+    Returns:
+        K pairs of sorted int64 index arrays.
+
+    Raises:
+        ValueError: K outside [2, N], more folds than members of a class or than groups, a missing
+            group.
+
+    Example:
+        >>> train, val = kfold(6, 3, targets=[0, 0, 0, 1, 1, 1])[0]
+        >>> len(train), len(val)
+        (4, 2)
+    """
+    from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
+
+    if num_folds < 2:
+        raise ValueError(f"num_folds={num_folds} is too few; cross-validation needs at least 2.")
+    if num_folds > num_samples:
+        raise ValueError(
+            f"num_folds={num_folds} is more than the {num_samples} samples; "
+            f"use at most num_folds={num_samples}."
+        )
+    classes = None if targets is None else as_column("targets", targets, num_samples)
+    members = None if groups is None else as_column("groups", groups, num_samples)
+    if copies and members is not None:
+        first, copy_of = np.unique(members, return_index=True, return_inverse=True)[1:]
+        classes = None if classes is None else classes[first]
+        return [
+            _with_copies(fold, copy_of)
+            for fold in kfold(len(first), num_folds, targets=classes, seed=seed)
+        ]
+    if classes is not None and _are_values(classes):
+        classes = quantile_bins(classes, num_folds)
+    elif classes is not None:
+        _check_class_counts(classes, num_folds, "num_folds")
+    if members is not None:
+        _check_groups(members, num_folds)
+
+    if classes is not None and members is not None:
+        splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
+    elif members is not None:
+        splitter = GroupKFold(num_folds, shuffle=True, random_state=seed)
+    elif classes is not None:
+        splitter = StratifiedKFold(num_folds, shuffle=True, random_state=seed)
+    else:
+        splitter = KFold(num_folds, shuffle=True, random_state=seed)
+    folds = splitter.split(np.zeros(num_samples), classes, members)
+    return [(_sorted(train), _sorted(val)) for train, val in folds]
+
+
+def time_series(num_samples: int, num_folds: int) -> list[Fold]:
+    """Folds of samples in the order of time: training is always before validation.
+
+    scikit-learn's `TimeSeriesSplit`: of K + 1 blocks, fold k validates block k + 1 and trains on
+    all blocks before it. The first block, ``N - K · (N // (K + 1))`` samples, is never validated.
+
+    Raises:
+        ValueError: K < 2, or fewer than K + 1 samples.
+
+    Example:
+        >>> [(train.tolist(), val.tolist()) for train, val in time_series(6, 2)]
+        [([0, 1], [2, 3]), ([0, 1, 2, 3], [4, 5])]
+    """
+    from sklearn.model_selection import TimeSeriesSplit
+
+    check_range("num_folds", num_folds, 2)
+    if num_samples <= num_folds:
+        raise ValueError(
+            f"num_folds={num_folds} of split='time_series' needs {num_folds + 1} samples, but "
+            f"there are {num_samples}; use at most num_folds={num_samples - 1}."
+        )
+    folds = TimeSeriesSplit(num_folds).split(np.zeros(num_samples))
+    return [(_sorted(train), _sorted(val)) for train, val in folds]
+
+
+def leave_one_group_out(groups: npt.ArrayLike) -> list[Fold]:
+    """One fold for each group, in sorted order, which validates that group alone.
+
+    Raises:
+        ValueError: All samples are of one group, or a group is missing.
+
+    Example:
+        >>> [val.tolist() for _, val in leave_one_group_out(["b", "a", "b"])]
+        [[1], [0, 2]]
+    """
+    from sklearn.model_selection import LeaveOneGroupOut
+
+    members = as_column("groups", groups, len(np.asarray(groups)))
+    _check_groups(members, 2)
+    folds = LeaveOneGroupOut().split(np.zeros(len(members)), groups=members)
+    return [(_sorted(train), _sorted(val)) for train, val in folds]
+
+
+def predefined(folds: npt.ArrayLike, groups: npt.ArrayLike | None = None) -> list[Fold]:
+    """One fold for each value of `folds`, in sorted order, validating the samples of that value.
+
+    A negative number or an empty text is no fold: such samples train in every one.
+
+    Args:
+        folds: Integers or texts, shape (N,).
+        groups: Checked, if given: each must lie in one fold.
+
+    Raises:
+        ValueError: Fewer than two folds, a fold without training samples, or a group in two.
+
+    Example:
+        >>> [val.tolist() for _, val in predefined([1, -1, 0, 1])]
+        [[2], [0, 3]]
+    """
+    from sklearn.model_selection import PredefinedSplit
+
+    numbers = _fold_numbers(folds)
+    num_folds = int(numbers.max(initial=-1)) + 1
+    if num_folds < 2:
+        raise ValueError(
+            f"folds has {num_folds} different value(s) that are not negative or empty; "
+            "split='predefined' needs at least 2."
+        )
+    if groups is not None:
+        members = as_column("groups", groups, len(numbers))
+        names, group = np.unique(members, return_inverse=True)
+        seen = np.unique(np.stack([group, numbers]), axis=1)[
+            0
+        ]  # a group once for each of its folds
+        if len(seen) > len(names):
+            name = names[np.bincount(seen).argmax()]
+            raise ValueError(
+                f"groups has {name!s} in more than one of the predefined folds, so it would be "
+                "trained on and validated; give all its samples the same fold."
+            )
+    pairs = PredefinedSplit(numbers).split()
+    return [(_sorted(train), _sorted(val)) for train, val in pairs]
+
+
+def quantile_bins(values: npt.ArrayLike, needed: int, num_bins: int = NUM_BINS) -> Indices:
+    """The number of each value's quantile bin: classes to stratify values by.
+
+    Bins that equal values have left with fewer than `needed` members are merged with the next.
+
+    Args:
+        values: Shape (N,).
+        needed: Members that each bin must have, such as the number of folds.
+        num_bins: Number of bins, if there are ``num_bins * needed`` values or more.
+
+    Example:
+        >>> quantile_bins([0.1, 0.2, 0.3, 9.0], needed=2).tolist()
+        [0, 0, 1, 1]
+    """
+    column = np.asarray(values, dtype=np.float64)
+    num_bins = max(1, min(num_bins, len(column) // needed))
+    edges = np.quantile(column, np.linspace(0, 1, num_bins + 1)[1:-1])
+    bins = np.searchsorted(edges, column, side="right")
+    merged, members = [0], 0
+    for count in np.bincount(bins, minlength=num_bins):
+        members += int(count)
+        merged.append(merged[-1] + (members >= needed))
+        members = 0 if members >= needed else members
+    # What is left at the end joins the last whole bin.
+    numbers = np.minimum(merged[:-1], max(merged[-1] - 1, 0))
+    return numbers[bins].astype(np.int64)
+
+
+@checked
+def holdout(
+    num_samples: int,
+    fraction: float,
+    *,
+    targets: npt.ArrayLike | None = None,
+    groups: npt.ArrayLike | None = None,
+    copies: bool = False,
+    seed: int = 0,
+) -> Fold:
+    """Holds out about `fraction` of ``range(num_samples)``; returns (rest, held out).
+
+    Stratified by `targets`, and whole by `groups`, which may be `copies`, as in `kfold`. With
+    groups the held-out share is that of one of ``round(1 / fraction)`` folds, so it is only as near
+    to `fraction` as the sizes of the groups allow. ``fraction=0`` holds out nothing.
+
+    Raises:
+        ValueError: `fraction` outside [0, 1), a class with a single member, or too few samples.
+
+    Example:
+        >>> rest, held_out = holdout(10, 0.2)
+        >>> len(rest), len(held_out)
+        (8, 2)
+    """
+    from sklearn.model_selection import train_test_split
+
+    check_range("fraction", fraction, 0, 1, high_open=True)
+    everything = np.arange(num_samples)
+    if fraction == 0:
+        return everything, np.empty(0, dtype=np.int64)
+    if copies and groups is not None:
+        members = as_column("groups", groups, num_samples)
+        first, copy_of = np.unique(members, return_index=True, return_inverse=True)[1:]
+        classes = None if targets is None else as_column("targets", targets, num_samples)[first]
+        return _with_copies(holdout(len(first), fraction, targets=classes, seed=seed), copy_of)
+    if groups is not None:
+        num_folds = max(2, round(1 / fraction))
+        # No class has to reach every fold here: only one of the folds is used.
+        classes = None if targets is None else as_column("targets", targets, num_samples)
+        members = as_column("groups", groups, num_samples)
+        _check_groups(members, num_folds)
+        return _group_holdout(classes, members, num_folds, fraction, seed)
+
+    classes = None if targets is None else as_column("targets", targets, num_samples)
+    num_held_out = _num_held_out(num_samples, fraction)
+    if classes is not None and _are_values(classes):
+        # No more bins than samples in the smaller part, whose size then needs no change.
+        smaller = min(num_held_out, num_samples - num_held_out)
+        classes = quantile_bins(classes, 2, min(NUM_BINS, smaller))
+    elif classes is not None:
+        _check_class_counts(classes, 2, "a stratified split")
+        # Both sides must be able to hold a member of each class.
+        num_classes = len(np.unique(classes))
+        num_held_out = min(max(num_held_out, num_classes), num_samples - num_classes)
+    rest, held_out = train_test_split(
+        everything, test_size=num_held_out, random_state=seed, stratify=classes
+    )
+    return _sorted(rest), _sorted(held_out)
+
+
+def selection(
+    num_samples: int,
+    selection_fraction: float,
+    *,
+    targets: npt.ArrayLike | None = None,
+    stratify: bool = True,
+    groups: npt.ArrayLike | None = None,
+    copies: bool = False,
+    in_order: bool = False,
+    seed: int = 0,
+) -> Fold:
+    """Split the training samples of a fold into training and selection part.
+
+    About `selection_fraction` of the samples becomes the selection part, on which the epoch is
+    selected. Groups stay whole, so that its share is only as near as their sizes allow.
+
+    Args:
+        num_samples: Number of training samples N.
+        selection_fraction: Share of the selection part, in (0, 1).
+        targets: Classes or values. No class may be lost to the training part.
+        stratify: Stratify by `targets`.
+        groups: Keep them whole.
+        copies: Groups are copies of one sample each; see `kfold`.
+        in_order: Take the last samples, in the order of time.
+        seed: Seed of the draw.
+
+    Raises:
+        ValueError: Fewer than two samples, no group, or a class less would be left to train on.
+
+    Example:
+        >>> training, selected_on = selection(20, 0.15, seed=1)
+        >>> len(training), len(selected_on)
+        (17, 3)
+    """
+    check_range("selection_fraction", selection_fraction, 0, 1, low_open=True, high_open=True)
+    if num_samples < 3:
+        raise ValueError(f"{num_samples} training samples are too few for a selection part")
+    labels = None if targets is None or _are_values(np.asarray(targets)) else np.asarray(targets)
+    strata = targets if stratify else None
+    if in_order:
+        training, selected_on = last(num_samples, selection_fraction)
+    elif groups is not None and not copies:
+        members = as_column("groups", groups, num_samples)
+        num_groups = len(np.unique(members))
+        if num_groups < 2:
+            raise ValueError("its training samples are all of one group")
+        # As many parts as there are groups, where there are fewer than the fraction asks for.
+        num_folds = min(max(2, round(1 / selection_fraction)), num_groups)
+        classes = None if strata is None else np.asarray(strata)
+        training, selected_on = _group_holdout(
+            classes, members, num_folds, selection_fraction, seed
+        )
+    else:
+        training, selected_on = holdout(
+            num_samples, selection_fraction, targets=strata, groups=groups, copies=copies, seed=seed
+        )
+    if len(training) < 2:
+        raise ValueError(f"the selection part would leave {len(training)} sample to train on")
+    if labels is not None:
+        gone = np.setdiff1d(labels, labels[training])
+        if len(gone):
+            raise ValueError(f"the selection part would take all samples of class {gone[0]}")
+    return training, selected_on
+
+
+def last(num_samples: int, fraction: float) -> Fold:
+    """Holds out the last of samples in the order of time; returns (rest, held out), as `holdout`.
+
+    Example:
+        >>> last(5, 0.4)
+        (array([0, 1, 2]), array([3, 4]))
+    """
+    check_range("fraction", fraction, 0, 1, high_open=True)
+    everything = np.arange(num_samples)
+    if fraction == 0:
+        return everything, np.empty(0, dtype=np.int64)
+    held_out = _num_held_out(num_samples, fraction)
+    return everything[:-held_out], everything[-held_out:]
+
+
+def _num_held_out(num_samples: int, fraction: float) -> int:
+    number = min(max(1, round(num_samples * fraction)), num_samples - 1)
+    if number < 1:
+        raise ValueError(f"{num_samples} samples are too few to hold out a fraction {fraction}.")
+    return number
+
+
+def _group_holdout(
+    classes: np.ndarray | None, groups: np.ndarray, num_folds: int, fraction: float, seed: int
+) -> Fold:
+    """Return the fold whose held-out share is nearest to `fraction`.
+
+    A fold that leaves all classes in the rest goes before one that does not.
+    """
+    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+
+    labels = None if classes is None or _are_values(classes) else classes
+    if classes is not None and _are_values(classes):
+        classes = quantile_bins(classes, num_folds)
+    if classes is not None and np.unique(classes, return_counts=True)[1].min() >= num_folds:
+        splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
+    else:
+        splitter = GroupKFold(num_folds, shuffle=True, random_state=seed)
+
+    def badness(fold: Fold) -> tuple[int, float]:
+        rest, held_out = fold
+        lost = 0 if labels is None else len(np.setdiff1d(labels, labels[rest]))
+        return lost, abs(len(held_out) / len(groups) - fraction)
+
+    found = splitter.split(np.zeros(len(groups)), classes, groups)
+    # A part may be empty where few groups are dealt out by class.
+    rest, held_out = min((fold for fold in found if len(fold[0]) and len(fold[1])), key=badness)
+    return _sorted(rest), _sorted(held_out)
+
+
+def _with_copies(fold: Fold, copy_of: Indices) -> Fold:
+    """Return a fold of all samples, from a fold of the different ones."""
+    rest, held_out = (np.flatnonzero(np.isin(copy_of, part)).astype(np.int64) for part in fold)
+    return rest, held_out
+
+
+def _sorted(indices: Sequence[int] | np.ndarray) -> Indices:
+    return np.sort(np.asarray(indices, dtype=np.int64))
+
+
+def as_column(argument: str, values: npt.ArrayLike, num_samples: int) -> np.ndarray:
+    """Returns `values` as an array (N,), or raises a `ValueError` if they are not or lack some."""
+    column = np.asarray(values)
+    if column.shape != (num_samples,):
+        raise ValueError(
+            f"{argument} has shape {column.shape}, expected one value a sample, ({num_samples},)."
+        )
+    missing = []
+    if column.dtype.kind in "fO" and argument != "folds":  # not np.isnan: it knows no texts
+        missing = [i for i, value in enumerate(column.tolist()) if value is None or value != value]
+    if missing:
+        raise ValueError(
+            f"{argument} has no value in row {missing[0]} ({len(missing)} rows in all); "
+            "fill it in or leave those samples out."
+        )
+    return column
+
+
+def _are_values(targets: np.ndarray) -> bool:
+    return bool(np.issubdtype(targets.dtype, np.floating))
+
+
+def _fold_numbers(folds: npt.ArrayLike) -> Indices:
+    """0 … K-1 for the sorted values of `folds`, -1 for those that are none."""
+    values = np.asarray(folds)
+    if values.dtype.kind not in "iuUSO":
+        raise ValueError(f"folds has dtype {values.dtype}; expected integers or texts.")
+    if values.dtype.kind in "iu":
+        none = values < 0
+    else:
+        values = np.array(["" if value is None else str(value) for value in values])
+        none = (values == "") | (values == "-1")
+    numbers = np.full(len(values), -1)
+    numbers[~none] = np.unique(values[~none], return_inverse=True)[1]
+    return numbers
+
+
+def _check_class_counts(classes: np.ndarray, needed: int, what: str) -> None:
+    names, counts = np.unique(classes, return_counts=True)
+    if counts.min() < needed:
+        few, count = names[counts.argmin()], counts.min()
+        said = f"num_folds={needed}" if what == "num_folds" else what
+        raise ValueError(
+            f"{said} needs {needed} members of each class, but class {few} has {count}; "
+            f"use fewer folds, more data of that class, or stratify=False."
+        )
+
+
+def _check_groups(groups: np.ndarray, num_folds: int) -> None:
+    num_groups = len(np.unique(groups))
+    if num_groups == 1:
+        raise ValueError(
+            f"groups is {groups[0]!s} for all {len(groups)} samples, so that no split keeps them "
+            "together; give at least two groups, or none."
+        )
+    if num_groups < num_folds:
+        raise ValueError(
+            f"{num_folds} folds need at least {num_folds} groups, but groups has {num_groups} "
+            "different values; use fewer folds."
+        )

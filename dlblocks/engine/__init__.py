@@ -1,0 +1,1 @@
+"""Many models of one architecture in one fit."""

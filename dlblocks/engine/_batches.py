@@ -1,0 +1,158 @@
+"""The batches of several members side by side, each member's those of its own loader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from dlblocks.callbacks._batch_transform import BatchTransform
+from dlblocks.data._normalization import on_device, rescale
+from dlblocks.data.dataset import ArrayDataset, EpochSampler
+from dlblocks.engine._support import NotVectorizable
+from dlblocks.engine.member import Member
+
+
+@dataclass
+class Batches:
+    """Batches of M members that are equally large: one step of their fits.
+
+    Attributes:
+        members: Numbers of the members.
+        inputs: Shape (M, N, ...).
+        targets: Shape (M, N, ...).
+        rows: Rows of the samples in the members' data, on the CPU, shape (M, N).
+    """
+
+    members: list[int]
+    inputs: Tensor
+    targets: Tensor
+    rows: Tensor
+
+
+class BatchSource:
+    """Makes the batches of one part of the data of several members.
+
+    Members whose arrays are the same, as those of the folds of one data set are, share one gather
+    and one normalisation a step, each with its own mean and deviation.
+
+    Args:
+        members: The members, attached.
+        part: ``"train"`` or ``"val"``.
+        device: Where the batches go.
+    """
+
+    def __init__(self, members: Sequence[Member], part: str, device: torch.device) -> None:
+        self.members = members
+        self.training = part == "train"
+        self.device = device
+        self.precision = members[0].trainer.precision_plugin
+        loaders: list[Any] = [
+            m.datamodule.train_dataloader() if self.training else m.datamodule.val_dataloader()
+            for m in members
+        ]
+        if any(not isinstance(loader, DataLoader) for loader in loaders):
+            raise NotVectorizable(f"a member has no {part} samples")
+        self.samplers: list[EpochSampler] = [loader.sampler for loader in loaders]
+        self.datasets: list[ArrayDataset] = [loader.dataset for loader in loaders]
+        self.sizes: list[int] = [loader.batch_size for loader in loaders]
+        self.orders: list[Tensor] = []
+        self.table: Tensor
+        first = self.datasets[0]
+        self.shared = all(
+            d.inputs is first.inputs and d.targets is first.targets for d in self.datasets
+        )
+        affine = [m.datamodule.normalisation for m in members]
+        self.shared &= all(
+            scale.shape == affine[0][0].shape
+            and shift.shape == affine[0][1].shape
+            and scale.dtype == affine[0][0].dtype
+            for scale, shift in affine
+        )
+        if self.shared:
+            pair = [torch.stack(of_all).unsqueeze(1) for of_all in zip(*affine, strict=True)]
+            self.scale, self.shift = on_device((pair[0], pair[1]), device)
+        self.changed = [
+            self.training and any(isinstance(c, BatchTransform) for c in m.callbacks)
+            for m in members
+        ]
+
+    def count(self, k: int) -> int:
+        """Batches of member k in an epoch."""
+        return -(-len(self.samplers[k]) // self.sizes[k])
+
+    def begin(self, epoch: int) -> None:
+        """Takes every member's order of an epoch."""
+        self.orders = []
+        for sampler, dataset in zip(self.samplers, self.datasets, strict=True):
+            sampler.set_epoch(epoch)
+            positions = torch.from_numpy(sampler.positions())
+            self.orders.append(dataset.rows.index_select(0, positions))
+        # What all have, side by side: most steps are a part of it.
+        common = min(map(len, self.orders)) if len(set(self.sizes)) == 1 else 0
+        self.table = torch.stack([order[:common] for order in self.orders])
+
+    def step(self, number: int, members: Sequence[int]) -> Iterator[Batches]:
+        """The batches of one step: one for each size, of those members that have one.
+
+        Args:
+            number: Which batch of the epoch, from 0.
+            members: The members that take part.
+        """
+        end = (number + 1) * self.sizes[0]
+        if len(members) == len(self.members) and end <= self.table.shape[1]:
+            yield from self._gather(list(members), self.table[:, end - self.sizes[0] : end])
+            return
+        by_size: dict[int, list[int]] = {}
+        rows: dict[int, Tensor] = {}
+        for k in members:
+            size = self.sizes[k]
+            rows[k] = self.orders[k][number * size : (number + 1) * size]
+            if len(rows[k]):
+                by_size.setdefault(len(rows[k]), []).append(k)
+        for group in by_size.values():
+            yield from self._gather(group, torch.stack([rows[k] for k in group]))
+
+    def _gather(self, members: list[int], rows: Tensor) -> Iterator[Batches]:
+        if self.shared and not any(self.changed[k] for k in members):
+            dataset = self.datasets[0]
+            where = rows.flatten().to(dataset.inputs.device, non_blocking=True)
+            inputs = dataset.inputs.index_select(0, where).to(self.device, non_blocking=True)
+            targets = dataset.targets.index_select(0, where).to(self.device, non_blocking=True)
+            inputs = inputs.unflatten(0, rows.shape)
+            scale, shift = self.scale, self.shift
+            if len(members) < len(self.members):
+                scale, shift = scale[members], shift[members]
+            # A table's (C,) and an image's (C, 1, 1) end where the inputs end; a plain unit does
+            # not.
+            missing = inputs.ndim - scale.ndim
+            if missing:
+                scale, shift = (x.reshape(*x.shape, *(1,) * missing) for x in (scale, shift))
+            inputs = self.precision.convert_input(rescale(inputs, scale, shift))
+            yield Batches(members, inputs, targets.unflatten(0, rows.shape), rows)
+            return
+        # Of its own for each; those that are alike go together.
+        alike: dict[tuple, list[tuple[int, Tensor, Tensor, Tensor]]] = {}
+        for k, mine in zip(members, rows, strict=True):
+            dataset = self.datasets[k]
+            where = mine.to(dataset.inputs.device, non_blocking=True)
+            batch = [
+                x.index_select(0, where).to(self.device, non_blocking=True)
+                for x in (dataset.inputs, dataset.targets)
+            ]
+            inputs, targets = self.members[k].datamodule.on_after_batch_transfer(batch, 0)
+            if not isinstance(targets, Tensor):
+                raise ValueError(
+                    f"a callback made {type(targets).__name__} of the targets, which no model of "
+                    "dlblocks.models takes; leave targets='pair' out of MixUp and CutMix."
+                )
+            kind = (inputs.shape, inputs.dtype, targets.shape, targets.dtype)
+            alike.setdefault(kind, []).append((k, inputs, targets, mine))
+        for parts in alike.values():
+            numbers = [part[0] for part in parts]
+            stacked = [torch.stack(column) for column in list(zip(*parts, strict=True))[1:]]
+            yield Batches(numbers, *stacked)

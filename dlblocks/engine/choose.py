@@ -1,0 +1,109 @@
+"""Which engine runs several fits, and how many of them at once."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable, Generator, Sequence
+from typing import TypeVar
+
+from dlblocks.engine._support import NotVectorizable, is_out_of_memory
+from dlblocks.engine.fit_many import Together
+
+# What a step of a fit of its own costs at the least beside losses and gradients: Lightning's loop,
+# the optimizer's step, metrics (of about 2 ms for a small MLP; benchmarks/vectorized.py).
+STEP_SECONDS = 1.5e-3
+ENGINES = ("sequential", "vectorized", "auto")
+Key = TypeVar("Key")
+Found = TypeVar("Found")
+
+
+def choose_engine(
+    engine: str, make_together: Callable[[Sequence[Key]], Together], keys: Sequence[Key], what: str
+) -> tuple[str, str, Together | None]:
+    """Which engine runs some fits, and why.
+
+    Args:
+        engine: ``"vectorized"`` or ``"auto"``.
+        make_together: Makes some of the fits ready to be run as one.
+        keys: All of them.
+        what: What they are, such as ``"folds"``.
+
+    Returns:
+        The engine, a sentence that says why it was chosen, and the fits, ready to run, if they are
+        to be run as one and memory suffices for all.
+
+    Raises:
+        NotVectorizable: The fits must be vectorized and cannot be.
+    """
+    together, part = None, keys
+    try:
+        while together is None:
+            try:
+                together = make_together(part)
+            except Exception as error:
+                if len(part) == 1 or not is_out_of_memory(error):
+                    raise
+                part = _halves(part)[0]
+            if together is None:
+                gc.collect()  # a Trainer and its module hold one another, and all that failed
+    except NotVectorizable as error:
+        if engine == "vectorized":
+            raise NotVectorizable(
+                f"engine='vectorized' cannot run these fits: {error}; use engine='sequential', or "
+                "'auto' to have it chosen."
+            ) from error
+        return "sequential", f"the {what} cannot be fitted together: {error}", None
+    except Exception as error:
+        if engine == "vectorized":
+            raise
+        # One after the other, it is said which of them has it.
+        return "sequential", f"one of the {what} fails: {error!r}", None
+    chosen, why = engine, "as asked"
+    if engine == "auto":
+        at_once, apart = together.seconds_a_step()
+        apart += STEP_SECONDS * len(part)
+        why = f"a step takes {1e3 * at_once:.2g} ms for {len(part)} {what} at once and "
+        why += f"{1e3 * apart:.2g} ms for one after the other"
+        chosen = "vectorized" if at_once < apart else "sequential"
+    if chosen == "vectorized" and len(part) == len(keys):
+        return chosen, why, together
+    together.detach()
+    return chosen, why, None
+
+
+def in_halves(
+    run: Callable[[Sequence[Key]], Sequence[Found]], keys: Sequence[Key], what: str
+) -> Generator[Found, None, None]:
+    """Runs fits as one, or in two halves where they do not fit into memory together, and so on.
+
+    Args:
+        run: Runs some fits.
+        keys: All of them.
+        what: What they are, such as ``"folds"``.
+    """
+    try:
+        found = run(keys)
+    except Exception as error:
+        if len(keys) == 1 or not is_out_of_memory(error):
+            raise
+        halves = _halves(keys)
+        print(
+            f"{len(keys)} {what} at once need more memory than there is; going on with "
+            f"{len(halves[0])}.",
+            file=sys.stderr,
+            flush=True,
+        )
+    else:
+        yield from found
+        return
+    # Outside of the handler, whose error holds the memory; as a Trainer and its module hold each
+    # other.
+    gc.collect()
+    for part in halves:
+        yield from in_halves(run, part, what)
+
+
+def _halves(keys: Sequence[Key]) -> tuple[Sequence[Key], Sequence[Key]]:
+    half = -(-len(keys) // 2)
+    return keys[:half], keys[half:]

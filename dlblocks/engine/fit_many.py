@@ -1,0 +1,473 @@
+"""K fits as one: K models of one architecture, each on data of its own, trained by one Trainer.
+
+A fit of a small net is dominated by Python and by the launching of kernels. Here K of them share
+both: every step computes the losses and gradients of all K models in one batched call
+(`torch.func.vmap` over stacked parameters), and updates them in one more. What belongs to a model
+stays its own: initialisation, order of the data, normalisation, batch-norm statistics, dropout,
+changes of batches, gradient clipping, learning rate and its schedule, the choice of the best epoch,
+early stopping.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dlblocks import tracking
+from dlblocks._errors import check_choice, checked
+from dlblocks._files import is_whole, whole_file
+from dlblocks._lightning import quick_gpu_check
+from dlblocks.callbacks._resume import random_state, set_random_state
+from dlblocks.engine._batches import BatchSource
+from dlblocks.engine._metrics import Sums
+from dlblocks.engine._models import Stack
+from dlblocks.engine._optimizer import MergedOptimizer
+from dlblocks.engine._probe import quiet_vmap, seconds_a_step, try_a_step
+from dlblocks.engine._support import NotVectorizable, check_vectorizable, naming
+from dlblocks.engine.member import Member
+from dlblocks.models._predict import join_batches
+from dlblocks.models.model import FLUSH_EVERY
+from dlblocks.runs._history import name_of_selection
+from dlblocks.runs._trainer import check_needs_no_validation
+
+# Optimizer steps that are one batch to the Trainer: its own work is then done once for all.
+STEPS_AT_ONCE = 64
+# What a killed fit may lose.
+SAVE_SECONDS = 10.0
+
+
+HEEDED_HERE = {
+    "gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches",
+    "check_val_every_n_epoch", "limit_train_batches", "limit_val_batches", "num_sanity_val_steps",
+    "enable_model_summary",
+}  # fmt: skip
+
+
+class Together(pl.LightningModule):
+    """The LightningModule whose fit is the fit of all members; each with what is its own.
+
+    The losses, weights and metrics of a member are those of a fit of its own, within rounding, but
+    for draws of dropout, which come from a generator that all share. Afterwards each model holds
+    the weights of its own best epoch, chosen on the part that its `datamodule.validate_on` names;
+    where that is None, those of its last epoch.
+
+    Everything is made ready here, so that what cannot be fitted together is known before anything
+    is trained.
+
+    Args:
+        members: Models of one architecture with what is their own.
+        trainer: Arguments of the Trainer.
+        monitor: The logged metric that chooses the best epoch.
+        mode: Whether ``"min"`` or ``"max"`` of it is best.
+        folder: Where the Trainer writes whatever it writes.
+        on_error: ``"raise"``, or ``"continue"`` with the other members when the loss of one is not
+            finite; its `error` says so, and it keeps the weights of its best epoch before, if there
+            was one.
+
+    Attributes:
+        save_to: A file that is written every ten seconds, at the ends of epochs, and from which a
+            killed fit goes on; None for none.
+    """
+
+    @checked
+    def __init__(
+        self,
+        members: Sequence[Member],
+        *,
+        trainer: Mapping[str, Any],
+        monitor: str,
+        mode: str,
+        folder: Path | None = None,
+        on_error: Literal["raise", "continue"] = "raise",
+    ) -> None:
+        super().__init__()
+        check_choice("on_error", on_error, ["raise", "continue"])
+        for member in members:
+            check_vectorizable(member.model, member.datamodule, member.callbacks, trainer)
+        self.automatic_optimization = False
+        self.members = list(members)
+        self.monitor, self.mode = monitor, mode
+        self.validates_on = members[0].datamodule.validate_on
+        self.on_error: str = on_error
+        self.save_to: Path | None = None
+        self.accumulate = trainer.get("accumulate_grad_batches") or 1
+        self.clip: float = trainer.get("gradient_clip_val") or 0.0
+        self.clip_by_value = str(trainer.get("gradient_clip_algorithm") or "norm") == "value"
+        self.validate_every = trainer.get("check_val_every_n_epoch") or 1
+        if self.validate_every > 1 and monitor.startswith("train/"):
+            raise NotVectorizable(
+                f"monitor={monitor!r} with check_val_every_n_epoch={self.validate_every}: weights "
+                "are judged where they are validated; monitor a metric of validation"
+            )
+        self.limit_train = trainer.get("limit_train_batches")
+        self.limit_val = trainer.get("limit_val_batches")
+        self.epoch = 0
+        self._unchecked: list[tuple[list[int], Tensor, int]] = []
+        self._saved_at = time.monotonic()
+        arguments = {k: v for k, v in trainer.items() if k not in HEEDED_HERE}
+        if arguments.get("devices", "auto") == "auto":
+            arguments["devices"] = 1
+        if arguments.get("max_epochs") is None:
+            arguments["max_epochs"] = 1000  # Lightning's own default
+        self.fitter = pl.Trainer(
+            **arguments,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+            default_root_dir=folder,
+        )
+        self._max_epochs = int(arguments["max_epochs"])
+        self.root_device = self.fitter.strategy.root_device
+        for k, member in enumerate(self.members):
+            with naming(member.name if k else None):  # what the first has, all are likely to have
+                member.attach(self.fitter, trainer)
+        self.live = self.members
+        self._make_sources()
+        for k, member in enumerate(self.members):
+            member.trainer.num_training_batches = self._batches(k)
+        self.stack = Stack([member.model for member in self.members], self.root_device)
+        for member in self.members:
+            member.make_optimizer()
+            if self.validates_on is None:
+                check_needs_no_validation(member.callbacks, member.plateau_monitors())
+        self.optimizers_of = MergedOptimizer(
+            [member.optimizer for member in self.members], self.stack
+        )
+        sources = [(self.train_source, True)]
+        if self.val_source is not None:
+            sources.append((self.val_source, False))
+        models = [member.model for member in self.members]
+        try_a_step(self.stack, models, sources, self.fitter.precision_plugin)
+
+    def seconds_a_step(self) -> tuple[float, float]:
+        """Measure a step's losses and gradients: of all models at once, and one after the other."""
+        models = [member.model for member in self.live]
+        precision = self.fitter.precision_plugin
+        return seconds_a_step(self.stack, models, self.train_source, precision)
+
+    def show(self, bar: Callback) -> None:
+        """Shows the fit by a callback of its Trainer."""
+        vars(self.fitter)["callbacks"].append(bar)
+
+    def fit(self) -> None:
+        """Runs the fit, or what is left of it."""
+        with warnings.catch_warnings(), quiet_vmap(), quick_gpu_check():
+            # Each member has its own optimizer.
+            warnings.filterwarnings("ignore", "`LightningModule.configure_optimizers` returned")
+            # The merged optimizer has stepped.
+            warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler.step\(\)` before")
+            try:
+                self.resume()
+                if not self.is_over:
+                    for member in self.live:
+                        member.begin()
+                    self.fitter.fit(self, train_dataloaders=self.loader())
+                for member in self.members:
+                    member.restore_best()
+                if self.validates_on != "val":
+                    self._score()
+                for member in self.members:
+                    if member.best is not None:
+                        tracking.log_scores(member.loggers, member.best.metrics)
+            finally:
+                self.detach()
+
+    # Before
+
+    def _make_sources(self) -> None:
+        self.train_source = BatchSource(self.live, "train", self.root_device)
+        self.val_source = None
+        if self.validates_on is not None:
+            self.val_source = BatchSource(self.live, "val", self.root_device)
+            self.val_source.begin(0)
+
+    def _batches(self, k: int) -> int:
+        return _limited("train", self.train_source.count(k), self.limit_train)
+
+    # The fit
+
+    def loader(self) -> DataLoader:
+        """The numbers of the steps, some at a time: what the Trainer takes for batches."""
+        steps = max(self._batches(k) for k in range(len(self.live)))
+        chunks = [list(range(steps)[i : i + STEPS_AT_ONCE]) for i in range(0, steps, STEPS_AT_ONCE)]
+        return DataLoader(_Chunks(chunks), batch_size=None)
+
+    def configure_optimizers(self) -> None:
+        """None: each member has its own."""
+
+    def on_train_epoch_start(self) -> None:
+        self.stack.train()
+        self.train_source.begin(self.epoch)
+        self._sums = Sums(self.live, "train", self.root_device)
+        for member in self.live:
+            member.trainer.current_epoch = self.epoch
+
+    def training_step(self, steps: Sequence[int], batch_idx: int) -> None:
+        for number in steps:
+            taking_part = [
+                k for k, m in enumerate(self.live) if m.active and number < self._batches(k)
+            ]
+            if taking_part:
+                self._step(number, taking_part)
+
+    def _step(self, number: int, taking_part: list[int]) -> None:
+        for k in taking_part:
+            member = self.live[k]
+            member.trainer.fit_loop.total_batch_idx = self.epoch * self._batches(k) + number - 1
+        for batches in self.train_source.step(number, taking_part):
+            if not self.epoch and not number:
+                for j, k in enumerate(batches.members):
+                    self.live[k].show([batches.inputs[j], batches.targets[j]])
+            losses, outputs = self.stack.run(batches.inputs, batches.targets, batches.members)
+            total, losses = losses.sum(), losses.detach()
+            (total if self.accumulate == 1 else total / self.accumulate).backward()
+            self._check_finite(batches.members, losses, total.detach(), number)
+            self._sums.add(batches, losses, outputs.detach())
+        last = number + 1
+        due = [
+            k
+            for k in taking_part
+            if self.live[k].active and (last % self.accumulate == 0 or last == self._batches(k))
+        ]
+        if not due:
+            return
+        if self.clip:
+            self.stack.clip_gradients(due, self.clip, by_value=self.clip_by_value)
+        self.optimizers_of.step(due)
+        self.stack.zero_gradients(due)
+        for k in due:
+            member = self.live[k]
+            member.steps += 1
+            member.trainer.global_step = member.steps
+            if member.schedules:
+                member.step_schedules("step", plateau=False, count=last)
+                self.optimizers_of.settings_changed()
+
+    def _check_finite(
+        self, members: Sequence[int], losses: Tensor, total: Tensor, number: int
+    ) -> None:
+        if self.root_device.type != "cpu":
+            # A look would wait for the device.
+            self._unchecked.append((list(members), losses, number))
+            if len(self._unchecked) >= FLUSH_EVERY:
+                self._check_late()
+            return
+        if not math.isfinite(total.item()):
+            self._fail(members, losses, number)
+
+    def _check_late(self) -> None:
+        pending, self._unchecked = self._unchecked, []
+        if pending and not torch.cat([losses for _, losses, _ in pending]).isfinite().all():
+            for members, losses, number in pending:
+                self._fail(members, losses, number)
+
+    def _fail(self, members: Sequence[int], losses: Tensor, number: int) -> None:
+        """Stops the members whose loss is not finite."""
+        for k, loss in zip(members, losses.tolist(), strict=True):
+            if math.isfinite(loss) or not self.live[k].active:
+                continue
+            member = self.live[k]
+            error = FloatingPointError(
+                f"train/loss is {loss} at step {member.steps} (epoch {self.epoch}); lower lr (now "
+                f"{member.model.lr}), clip gradients, or look for values in the data that are not "
+                "finite."
+            )
+            member.error, member.active = error, False
+            if self.on_error == "raise":
+                raise error
+
+    def on_train_epoch_end(self) -> None:
+        self._check_late()
+        train = self._sums.compute()
+        validated = self.val_source is not None and (self.epoch + 1) % self.validate_every == 0
+        val = self._validate() if validated else [{} for _ in self.live]
+        for k, member in enumerate(self.live):
+            if not member.active:
+                continue  # failed in this epoch
+            member.step_schedules("epoch", plateau=False, count=self.epoch + 1)
+            if validated:
+                member.log(val[k], selected=self.validates_on == "selection")
+                member.call("on_validation_end")
+            member.log(train[k])
+            member.call("on_train_epoch_end")
+            member.epochs = self.epoch + 1
+            if validated:
+                found = {**train[k], **val[k]}
+                member.keep_best(found, self.monitor, self.mode, partial(self.stack.state, k))
+            elif self.val_source is None:
+                member.keep_last()
+            member.step_schedules("epoch", plateau=True, count=self.epoch + 1)
+            member.active = not member.trainer.should_stop
+        if any(member.schedules for member in self.live):
+            self.optimizers_of.settings_changed()
+        self.epoch += 1
+        self._drop_stopped()
+        if not self.live:
+            self.fitter.should_stop = True
+        self._save()
+
+    def _drop_stopped(self) -> None:
+        """Takes the members that have stopped out of the stack: from here on they cost nothing."""
+        keep = [k for k, member in enumerate(self.live) if member.active]
+        if len(keep) == len(self.live):
+            return
+        self.live = [self.live[k] for k in keep]
+        if self.live:
+            self.optimizers_of.keep(keep)
+            self.stack.keep(keep)
+            self._make_sources()
+
+    def _score(self) -> None:
+        """Score the kept weights of all members in one pass."""
+        self.live = [member for member in self.members if member.error is None]
+        if not self.live:
+            return
+        for member in self.live:
+            member.active, member.datamodule.validate_on = True, "val"
+        self.validates_on = "val"
+        self.stack = Stack([member.model for member in self.live], self.root_device)
+        self._make_sources()
+        for member, scores in zip(self.live, self._validate(), strict=True):
+            member.keep_score(scores)
+            member.detach_from_stack()
+
+    def _validate(self) -> list[dict[str, Tensor]]:
+        assert self.val_source is not None  # for the type checker
+        self.stack.train(False)
+        sums = Sums(self.live, "val", self.root_device)
+        active = [k for k, member in enumerate(self.live) if member.active]
+        limit = self.limit_val
+        if self.validates_on == "selection" and isinstance(limit, float):
+            counts = {k: max(1, int(self.val_source.count(k) * limit)) for k in active}
+        else:
+            counts = {k: _limited("val", self.val_source.count(k), limit) for k in active}
+        with torch.inference_mode(), self.fitter.precision_plugin.val_step_context():
+            for number in range(max(counts.values(), default=0)):
+                part = [k for k in active if number < counts[k]]
+                for batches in self.val_source.step(number, part):
+                    losses, outputs = self.stack.run(
+                        batches.inputs, batches.targets, batches.members
+                    )
+                    sums.add(batches, losses, outputs)
+        self.stack.train()
+        return sums.compute()
+
+    # Going on, and the end
+
+    def progress(self) -> tuple[float, str]:
+        """The share of the epochs that is done, and a line about it."""
+        total = self._max_epochs
+        monitored = [m.best.value for m in self.members if m.best is not None and m.best.state]
+        text = f"epoch {self.epoch}/{total}"
+        if len(self.live) < len(self.members):
+            text += f" | {len(self.live)} still running"
+        if monitored:
+            name = self.monitor
+            if self.validates_on == "selection" and not name.startswith("train"):
+                name = name_of_selection(name)
+            text += f" | best {name} {sum(monitored) / len(monitored):.4g}"
+        return self.epoch / total, text
+
+    def predict(self, member: Member, part: str) -> dict[str, np.ndarray]:
+        """``index``, ``target`` and ``prediction`` of a part of a member's data, sorted by index.
+
+        To be called after `fit`.
+        """
+        data = member.datamodule
+        rows, found = data.indices(part), []
+        inputs, targets = data.raw_inputs(part), data.source.targets
+        size = data.batch_size if isinstance(data.batch_size, int) else max(len(rows), 1)
+        member.model.eval()
+        with torch.inference_mode(), self.fitter.precision_plugin.val_step_context():
+            for index in rows.split(size):
+                batch = [inputs.index_select(0, index), targets.index_select(0, index)]
+                batch = [x.to(self.root_device) for x in batch]
+                batch[0] = self.fitter.precision_plugin.convert_input(data.transform(batch[0]))
+                result = member.model.predict_step([*batch, index], 0)
+                found.append({**result, "target": batch[1].cpu()})
+        return join_batches(found)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no epoch is left to run."""
+        return not self.live or not self.fitter.max_epochs
+
+    def _save(self) -> None:
+        if self.save_to is None or time.monotonic() - self._saved_at < SAVE_SECONDS:
+            return
+        self._saved_at = time.monotonic()
+        state = {
+            "epoch": self.epoch,
+            "random": random_state(self.root_device),
+            "members": {member.name: member.state() for member in self.members},
+            "optimizers": {m.name: self.optimizers_of.state(k) for k, m in enumerate(self.live)},
+        }
+        with whole_file(self.save_to) as part:
+            torch.save(state, part)
+
+    def _load(self) -> bool:
+        """Restore what `_save` wrote; False if it is missing, damaged or of other fits."""
+        if self.save_to is None or not is_whole(self.save_to):
+            return False
+        state = torch.load(self.save_to, map_location=self.root_device, weights_only=True)
+        if any(member.name not in state["members"] for member in self.members):
+            return False
+        for k, member in enumerate(self.members):
+            member.load(state["members"][member.name])
+            if member.name in state["optimizers"]:
+                self.optimizers_of.load(k, state["optimizers"][member.name])
+        self.epoch = state["epoch"]
+        set_random_state(self.root_device, state["random"])
+        return True
+
+    def resume(self) -> None:
+        """Continue a killed fit of the same members, if it has left its file."""
+        if not self._load():
+            # A fit that was killed before it could save has logged rows.
+            for member in self.members:
+                member.forget_rows()
+            return
+        self.optimizers_of.settings_changed()
+        self._drop_stopped()
+        self.fitter.fit_loop.max_epochs = self._max_epochs - self.epoch
+
+    def detach(self) -> None:
+        """Lets go of the Trainer."""
+        for member in self.members:
+            member.detach()
+
+
+class _Chunks(Dataset):
+    def __init__(self, chunks: Sequence[list[int]]) -> None:
+        self.chunks = chunks
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, i: int) -> list[int]:
+        return self.chunks[i]
+
+
+def _limited(part: str, count: int, limit: int | float | None) -> int:
+    """As the Trainer's ``limit_train_batches`` has it: so many batches, or such a share."""
+    if limit is None:
+        return count
+    found = min(count, limit) if isinstance(limit, int) else int(count * limit)
+    if found < 1:
+        raise ValueError(
+            f"limit_{part}_batches={limit} of {count} batches leaves none; use a larger share."
+        )
+    return found

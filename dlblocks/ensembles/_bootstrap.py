@@ -1,0 +1,234 @@
+"""Samples drawn from a training part, one for each member of an ensemble: pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dlblocks.data import SplitDataModule
+from dlblocks.models import VotingClassifier, VotingRegressor
+from dlblocks.models.voting import NO_VOTE, hard_votes
+
+Rows = npt.NDArray[np.int64]
+
+
+def draw(
+    rows: npt.ArrayLike,
+    *,
+    seed: int,
+    member: int,
+    share: float = 1.0,
+    replace: bool = True,
+    groups: npt.ArrayLike | None = None,
+    classes: npt.ArrayLike | None = None,
+) -> Rows:
+    """Draws a sample of some rows, a function of (seed, member) alone.
+
+    With the defaults it is the bootstrap (Efron 1979): N of N rows with replacement, in which a row
+    has the chance 1 - (1 - 1/N)^N ≈ 0.632 to be.
+
+    Args:
+        rows: The rows to draw from, int64 of shape (N,).
+        seed: Another seed gives other samples.
+        member: Number of the member.
+        share: Size of the sample over N, in (0, 1]; at least one is drawn.
+        replace: Draw with replacement; without, and with a `share` of 1, all rows are returned.
+        groups: Group of each row, shape (N,): whole groups are drawn, `share` of their number.
+        classes: Class of each row, shape (N,): each class is drawn by itself, `share` of its size.
+
+    Example:
+        >>> draw([4, 5, 6], seed=0, member=1).tolist()
+        [5, 6, 6]
+    """
+    pool = np.asarray(rows, dtype=np.int64)
+    if share == 1 and not replace:
+        return pool
+    random = np.random.default_rng((seed, member))
+
+    def some(of: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        size = max(1, round(share * len(of)))
+        return random.choice(of, size, replace=replace)
+
+    if groups is not None:
+        column = np.asarray(groups)
+        parts = [pool[column == group] for group in some(np.unique(column))]
+        return np.concatenate(parts)
+    if classes is not None:
+        column = np.asarray(classes)
+        return np.concatenate([some(pool[column == c]) for c in np.unique(column)])
+    return some(pool)
+
+
+def draw_all(
+    data: SplitDataModule,
+    num_members: int,
+    *,
+    seed: int,
+    share: float,
+    replace: bool,
+    stratify: bool,
+) -> list[Rows]:
+    """A sample of the training part of `data` for each member; whole groups where it has groups.
+
+    Raises:
+        ValueError: `stratify` without classes, or with groups; or a training part of one group.
+    """
+    rows = data.indices("train").numpy()
+    columns = data.columns
+    groups = None if columns.groups is None else columns.groups[rows]
+    if groups is not None and replace and len(np.unique(groups)) < 2:
+        raise ValueError(
+            "the training part is of a single group, and whole groups are drawn, so that nothing "
+            "would be out of the bag; use bootstrap=False, or data without groups."
+        )
+    classes = None
+    if stratify:
+        if not data.is_classification or columns.targets is None:
+            raise ValueError("stratify=True needs classes as targets; use stratify=False.")
+        if groups is not None:
+            raise ValueError(
+                "stratify=True cannot be heeded where whole groups are drawn; use stratify=False, "
+                "or data without groups."
+            )
+        classes = columns.targets[rows]
+    return [
+        draw(
+            rows,
+            seed=seed,
+            member=k,
+            share=share,
+            replace=replace,
+            groups=groups,
+            classes=classes,
+        )
+        for k in range(num_members)
+    ]
+
+
+def missing_classes(data: SplitDataModule, samples: Sequence[Rows]) -> dict[int, list[int]]:
+    """For members whose samples lack a class of the training part, the classes that they lack."""
+    targets = data.columns.targets
+    if not data.is_classification or targets is None:
+        return {}
+    there = np.unique(targets[data.indices("train").numpy()])
+    lacking = {k: np.setdiff1d(there, targets[sample]) for k, sample in enumerate(samples)}
+    return {k: classes.tolist() for k, classes in lacking.items() if len(classes)}
+
+
+@dataclass
+class OutOfBag:
+    """The combined out-of-bag prediction of every sample of the training part (Breiman 1996).
+
+    Each is made by those members alone whose sample does not have it. A sample that every member
+    was trained on has NaN, and 0 `votes`; it counts in no score.
+
+    Attributes:
+        index: The sample's row in its data set, int64 of shape (N,), sorted.
+        target: Its target, shape (N,) or (N, D).
+        prediction: Probabilities (N, C), of hard voting the shares of the votes; or values of the
+            target's shape.
+        spread: Standard deviation over the members of their probabilities or values, of the same
+            shape as `prediction`; with their number in the denominator.
+        votes: How many members predicted it, int64 of shape (N,).
+    """
+
+    index: npt.NDArray[np.int64]
+    target: npt.NDArray[Any]
+    prediction: npt.NDArray[np.floating]
+    spread: npt.NDArray[np.floating]
+    votes: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def predicted(self) -> npt.NDArray[np.bool_]:
+        """Which samples have a prediction, bool of shape (N,)."""
+        return self.votes > 0
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """``index``, ``target`` and ``prediction`` of the samples that have one."""
+        names = ("index", "target", "prediction")
+        return {name: getattr(self, name)[self.predicted] for name in names}
+
+
+def combine(
+    index: npt.NDArray[np.int64],
+    targets: npt.NDArray[Any],
+    parts: Sequence[Mapping[str, npt.NDArray[Any]]],
+    *,
+    voting: str,
+) -> OutOfBag:
+    """Combines what each member predicts out of its bag.
+
+    Args:
+        index: The rows of the training part, sorted.
+        targets: Their targets.
+        parts: For each member ``index`` and ``prediction`` of its out-of-bag samples; empty if it
+            has none.
+        voting: ``"hard"`` for the votes of classes instead of their probabilities.
+
+    Example:
+        >>> parts = [{"index": np.array([0, 1]), "prediction": np.array([1.0, 2.0])},
+        ...          {"index": np.array([1]), "prediction": np.array([4.0])}]
+        >>> combine(np.arange(3), np.zeros(3), parts, voting="soft").prediction
+        array([ 1.,  3., nan])
+    """
+    found = [part for part in parts if part]
+    if not found:
+        raise ValueError("every member was trained on all samples; there is nothing out of a bag.")
+    shape = (len(index), *found[0]["prediction"].shape[1:])
+    total, square = np.zeros(shape), np.zeros(shape)
+    combined, votes = np.zeros(shape), np.zeros(len(index), dtype=np.int64)
+    # About the first found, so that large means lose no digits.
+    pivot = np.zeros(shape)
+    for part in found:
+        at = np.searchsorted(index, part["index"])
+        values = part["prediction"].astype(np.float64)
+        first = at[votes[at] == 0]
+        pivot[first] = values[votes[at] == 0]
+        votes[at] += 1
+        total[at] += values - pivot[at]
+        square[at] += (values - pivot[at]) ** 2
+        if voting == "hard":
+            combined[at] += hard_votes(torch.from_numpy(values)).numpy()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        count = votes.reshape(-1, *(1,) * (len(shape) - 1)).astype(np.float64)
+        mean = total / count
+        spread = np.sqrt(np.clip(square / count - mean**2, 0, None))
+        prediction = combined / count if voting == "hard" else pivot + mean
+    return OutOfBag(index, targets, prediction, spread, votes)
+
+
+def score(model: VotingClassifier | VotingRegressor, oob: OutOfBag) -> dict[str, float]:
+    """Metrics of the out-of-bag predictions, as `model` logs them of a test set: ``oob/loss`` etc.
+
+    Args:
+        model: The ensemble, whose loss and metrics are computed of its predictions.
+        oob: The predictions.
+    """
+    arrays = oob.arrays()
+    outputs = torch.from_numpy(arrays["prediction"])
+    targets = torch.from_numpy(arrays["target"])
+    if isinstance(model, VotingClassifier):
+        # The outputs of a classifier are logits: log p, whose softmax is p.
+        least = NO_VOTE if model.voting == "hard" else torch.finfo(torch.float32).tiny
+        outputs = outputs.clamp(min=least).log()
+    elif outputs.ndim == 1:
+        outputs = outputs.unsqueeze(1)
+    model.eval()
+    model.reset_metrics("test")
+    loss = model.loss(outputs, targets)
+    kept = model.for_metrics(outputs, targets, "test")
+    model.update_metrics("test", loss[None].float(), torch.tensor([len(targets)]), *kept)
+    found = {
+        name.replace("test/", "oob/"): float(value)
+        for name, value in model.compute_metrics("test").items()
+    }
+    model.reset_metrics("test")
+    return found

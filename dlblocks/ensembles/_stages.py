@@ -1,0 +1,282 @@
+"""Learners fitted one after another in one Lightning fit, whose epochs are the stages."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from dlblocks.data import DataModule
+from dlblocks.data.dataset import ArrayDataset, EpochSampler, collate
+from dlblocks.models.model import Model
+from dlblocks.optim import make_optimizer, make_schedule
+
+# Without gradients more samples fit into memory than a training batch has.
+EVALUATION_BATCHES = 4
+# Normalised inputs that are kept for all stages.
+READY_BYTES = 1 << 28
+FUSED = ("sgd", "momentum", "nesterov", "adam", "adamw")
+
+
+@dataclass
+class Task:
+    """What one learner is to be fitted to.
+
+    Attributes:
+        learner: The learner, a new model.
+        positions: Its samples, as positions in the training part, int64, shape (n,).
+        targets: Of all training samples, shape (N, ...).
+        weights: Of all training samples, mean 1, shape (N,); None if all weigh the same.
+    """
+
+    learner: Model
+    positions: Tensor
+    targets: Tensor
+    weights: Tensor | None = None
+
+
+class Booster(Protocol):
+    """What the stages are made of: `GradientBoosting` and `AdaBoost`."""
+
+    def begin_stage(self, stage: int) -> Task | None:
+        """What stage 0, 1, … is to learn, or None if there is nothing left to learn."""
+
+    def batch_loss(
+        self, learner: Any, outputs: Tensor, targets: Tensor, weights: Tensor | None
+    ) -> Tensor:
+        """The mean loss of a batch."""
+
+    def fitted(self, stage: int) -> Mapping[str, Any] | None:
+        """The weights of a learner that a killed fit has left, or None."""
+
+    def end_stage(self, stage: int, outputs: dict[str, Tensor]) -> bool:
+        """Takes the learner's outputs for ``"train"`` and ``"val"``; False ends the fit."""
+
+
+class Stages(pl.LightningModule):
+    """One fit of many learners. An epoch is a stage; a batch is one pass over its samples.
+
+    A pass takes many optimizer steps, so that the Trainer's own work is done once for all of them:
+    with one Trainer a stage, or one of its steps a batch, small nets would wait for it more than
+    half of the time.
+
+    Args:
+        booster: Says what each stage learns, and takes what it has learned.
+        datamodule: The data.
+        epochs: Passes over the samples of a stage.
+        clip: `gradient_clip_val`, or 0.
+        clip_by_value: Clip values, not the norm.
+        seed: Seed of the learners' weights and draws.
+    """
+
+    def __init__(
+        self,
+        booster: Booster,
+        datamodule: DataModule,
+        *,
+        epochs: int,
+        clip: float,
+        clip_by_value: bool,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.booster, self.data = booster, datamodule
+        self.epochs, self.clip, self.clip_by_value, self.seed = epochs, clip, clip_by_value, seed
+        self.inputs = datamodule.raw_inputs("train")
+        self.rows = {part: datamodule.indices(part) for part in ("train", "val")}
+        self.ready: dict[str, Tensor] = {}
+        self.task: Task | None = None
+        self.restored = False
+
+    def passes(self) -> DataLoader:
+        """The numbers of the passes: what the Trainer takes for batches."""
+        return DataLoader(range(self.epochs), batch_size=None)  # type: ignore[arg-type]
+
+    def configure_optimizers(self) -> None:
+        """None: each learner has its own."""
+
+    def on_fit_start(self) -> None:
+        """Normalises the inputs once for all stages, if they are few and always the same."""
+        floats = sum(map(len, self.rows.values())) * self.inputs[0].numel()
+        if self.data.train_transform is None and 4 * floats <= READY_BYTES:
+            self.ready = {
+                part: self._prepared(self.inputs.index_select(0, rows))
+                for part, rows in self.rows.items()
+            }
+
+    def on_train_epoch_start(self) -> None:
+        stage = self.current_epoch
+        seed_all(self.seed + stage)
+        self.task = task = self.booster.begin_stage(stage)
+        if task is None:
+            return
+        precision = self.trainer.precision_plugin
+        task.learner = precision.convert_module(task.learner).to(self.device)  # type: ignore[assignment]
+        task.learner.train()
+        self.targets = task.targets.to(self.device)
+        self.weights = None if task.weights is None else task.weights.float().to(self.device)
+        of: Any = range(len(task.positions))  # only its length counts
+        size = self._batch_size(len(of))
+        self.sampler = EpochSampler(
+            of,
+            shuffle=True,
+            seed=self.data.shuffle_seed,
+            avoid_single=size if len(of) > size else None,
+        )
+        self.restored = False
+        if self_fitting(task.learner) is None:
+            weights = self.booster.fitted(stage)
+            if weights is not None:
+                task.learner.load_state_dict(weights)
+                self.restored = True
+                return
+            self._make_optimizer(task.learner, -(-len(self.sampler) // size))
+
+    def _batch_size(self, samples: int) -> int:
+        size = self.data.batch_size
+        return samples if isinstance(size, str) else size
+
+    def _batches(self, task: Task) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one pass: inputs, and their positions in the training part."""
+        order = task.positions[torch.tensor(list(self.sampler))]
+        size = self._batch_size(len(order))
+        if self.ready:
+            for at in order.to(self.device).split(size):
+                yield self.ready["train"].index_select(0, at), at
+            return
+        data = self.data
+        dataset = ArrayDataset(
+            self.inputs, data.source.targets, self.rows["train"][order], data.train_transform
+        )
+        epoch, whole = self.sampler.epoch, range(len(order))
+        in_order = whole if data.train_transform is None else [(epoch, i) for i in whole]
+        loader = DataLoader(
+            dataset,
+            batch_size=size,
+            sampler=in_order,
+            num_workers=data.num_workers,
+            collate_fn=collate,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator().manual_seed(data.shuffle_seed),
+        )
+        for (inputs, _), at in zip(loader, order.to(self.device).split(size), strict=True):
+            yield self._prepared(inputs), at
+
+    def _make_optimizer(self, learner: Model, steps: int) -> None:
+        self.optimizer = make_optimizer(
+            learner.optimizer_name,
+            learner,
+            lr=learner.lr,
+            weight_decay=learner.weight_decay,
+            args={**self._fused(learner), **learner.optimizer_args},
+        )
+        schedules = make_schedule(
+            learner.lr_schedule,
+            self.optimizer,
+            total_steps=self.epochs * steps,
+            steps_per_epoch=steps,
+            warmup_steps=learner.warmup_steps,
+            args=learner.lr_schedule_args,
+        )
+        self.schedules: list[Any] = [schedule["scheduler"] for schedule in schedules]
+
+    def _fused(self, learner: Model) -> dict[str, bool]:
+        """The optimizer as one kernel, where it can be: the same numbers, in half of the time."""
+        given = {"fused", "foreach", "differentiable", "capturable"} & learner.optimizer_args.keys()
+        can = learner.optimizer_name in FUSED and self.device.type in ("cpu", "cuda")
+        return {"fused": True} if can and not given else {}
+
+    def training_step(self, number: int, batch_idx: int) -> None:
+        task = self.task
+        if task is None or self.restored:
+            return
+        fit = self_fitting(task.learner)
+        if fit is not None:
+            if number == 0:
+                self._fit_whole(task, fit)
+            return
+        self.sampler.set_epoch(self.current_epoch * self.epochs + number)
+        parameters = [p for p in task.learner.parameters() if p.requires_grad]
+        losses = []
+        for inputs, at in self._batches(task):
+            weights = None if self.weights is None else self.weights[at]
+            outputs = task.learner(inputs)
+            loss = self.booster.batch_loss(task.learner, outputs, self.targets[at], weights)
+            self.optimizer.zero_grad()
+            loss.backward()
+            if self.clip and self.clip_by_value:
+                torch.nn.utils.clip_grad_value_(parameters, self.clip)
+            elif self.clip:
+                torch.nn.utils.clip_grad_norm_(parameters, self.clip)
+            self.optimizer.step()
+            for schedule in self.schedules:
+                schedule.step()
+            losses.append(loss.detach())
+        # Once a pass: reading a number from an accelerator waits for it.
+        if not math.isfinite(mean := torch.stack(losses).mean().item()):
+            raise FloatingPointError(
+                f"the loss of the learner of stage {self.current_epoch + 1} is {mean} in pass "
+                f"{number + 1}; lower lr (now {task.learner.lr}), clip gradients, or look for "
+                "values in the data that are not finite."
+            )
+
+    def _fit_whole(self, task: Task, fit: Callable[..., Any]) -> None:
+        at = task.positions.to(self.device)
+        inputs = torch.cat(list(self._in_order("train")))[at]
+        fit(inputs, self.targets[at], None if self.weights is None else self.weights[at])
+
+    def on_train_epoch_end(self) -> None:
+        stage, go_on = self.current_epoch, False
+        if self.task is not None:
+            outputs = {part: self._outputs(self.task.learner, part) for part in ("train", "val")}
+            self.task.learner.cpu()  # of all learners, one at a time is on the accelerator
+            self.task = None
+            go_on = self.booster.end_stage(stage, outputs)
+        if not go_on:
+            self.trainer.should_stop = True
+
+    def _outputs(self, learner: Model, part: str) -> Tensor:
+        """The outputs of one learner for a part, as float64 on the CPU; empty for an empty part."""
+        learner.eval()
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            found = [learner(inputs).double().cpu() for inputs in self._in_order(part)]
+        return torch.cat(found) if found else torch.empty(0)
+
+    def _in_order(self, part: str) -> Iterator[Tensor]:
+        """The inputs of a part as they are: no transform of training."""
+        size = EVALUATION_BATCHES * self._batch_size(len(self.rows[part]) or 1)
+        if self.ready:
+            yield from self.ready[part].split(size) if len(self.ready[part]) else ()
+            return
+        for rows in self.rows[part].split(size) if len(self.rows[part]) else ():
+            yield self._prepared(self.inputs.index_select(0, rows))
+
+    def _prepared(self, inputs: Tensor) -> Tensor:
+        """Raw inputs as the learner sees them: on its device, normalised, in its precision."""
+        inputs = self.data.transform(inputs.to(self.device, non_blocking=True))
+        return self.trainer.precision_plugin.convert_input(inputs)
+
+
+def self_fitting(learner: Model) -> Callable[..., Any] | None:
+    """The `fit_samples` of a learner or of its net, if it has one."""
+    for owner in (learner, learner.net):
+        fit = getattr(owner, "fit_samples", None)
+        if callable(fit):
+            return fit
+    return None
+
+
+def seed_all(seed: int) -> None:
+    """Seeds torch, numpy and Python; Lightning's would leave a variable in the environment."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)

@@ -1,0 +1,243 @@
+"""What bagging has found, and the files that hold it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import numpy as np
+
+from dlblocks import tracking
+from dlblocks._errors import did_you_mean
+from dlblocks._files import (
+    AGAIN,
+    SUMMARY,
+    read_arrays,
+    read_json,
+    whole_file,
+    write_json,
+    write_rows,
+)
+from dlblocks._quiet import isolated
+from dlblocks.data import SplitDataModule
+from dlblocks.ensembles._bootstrap import OutOfBag, Rows
+from dlblocks.ensembles._member_fits import read_member
+from dlblocks.models import Model, VotingClassifier, VotingRegressor, load
+from dlblocks.runs._figures import curve_figures, prediction_figures
+from dlblocks.runs._tables import as_html, block, number, one_line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ENSEMBLE, SAMPLES, OOB = "ensemble.ckpt", "samples.npz", "oob.npz"
+
+
+@dataclass(repr=False)
+class BaggingResult:
+    """The result of `Bagging.fit`.
+
+    Attributes:
+        run_dir: Where everything lies.
+        model: The members as one model, in evaluation mode: for `Trainer.validate`, `test` and
+            `predict`; see `VotingClassifier` and `VotingRegressor`.
+        members: One row a member: epochs run, best epoch (from 1), samples drawn, different ones
+            among them, samples out of its bag, its validation metrics, seconds, checkpoint.
+        samples: The rows that each member was trained on, with repeats.
+        oob: Out-of-bag predictions, or None where every member was trained on all samples.
+        oob_score: Their metrics, such as ``"oob/accuracy"`` or ``"oob/rmse"``, over the samples
+            that at least one member was not trained on; empty if there are none.
+        histories: One list of rows a member, one row an epoch, of all that was logged.
+        info: Engine, seconds, configuration and versions, as in ``summary.json``.
+    """
+
+    run_dir: Path
+    model: VotingClassifier | VotingRegressor
+    members: list[dict[str, Any]]
+    samples: list[Rows]
+    oob: OutOfBag | None
+    oob_score: dict[str, float]
+    histories: list[list[dict[str, float]]] = field(default_factory=list)
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """One line: run folder, members, and the monitor's mean ± std."""
+        return one_line(self, f"{len(self.members)} members", self.info.get("monitor"))
+
+    def _repr_html_(self) -> str:
+        """The table, for notebooks."""
+        return as_html(self.table())
+
+    def table(self) -> str:
+        """The members as text, each alone, and below them the out-of-bag scores of all."""
+        names = [name for name in (self.info.get("monitor"),) if name in self.metrics]
+        names += [name for name in self.metrics if name not in names]
+        columns = [
+            ["member", *(str(row["member"]) for row in self.members), "mean ± std"],
+            ["epochs", *(f"{r['epochs']} (best {r['best_epoch']})" for r in self.members), ""],
+        ]
+        for name in names:
+            mean = f"{number(self.mean(name))} ± {number(self.std(name))}"
+            columns.append([name, *map(number, self.values(name)), mean])
+        seconds = [row["seconds"] for row in self.members]
+        columns.append(["seconds", *(f"{t:.1f}" for t in seconds), f"{sum(seconds):.1f} in all"])
+        scores = ", ".join(f"{name} {number(value)}" for name, value in self.oob_score.items())
+        return block(columns, len(self.members)) + (f"\nout of bag: {scores}" if scores else "")
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint of `model`, for `dlblocks.models.load`."""
+        return self.run_dir / ENSEMBLE
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the call of `fit` that ended the run."""
+        return float(self.info["seconds"])
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the validation metrics that every member has."""
+        return [name for name in self.members[0] if all(name in m for m in self.members)
+                and "/" in name]  # fmt: skip
+
+    def values(self, metric: str) -> list[float]:
+        """The validation metric of each member alone."""
+        if metric not in self.metrics:
+            raise KeyError(
+                f"metric={metric!r} was not logged by every member"
+                f"{did_you_mean(metric, self.metrics)} There are: {', '.join(self.metrics)}."
+            )
+        return [member[metric] for member in self.members]
+
+    def mean(self, metric: str) -> float:
+        """Mean of a validation metric over the members: how good one of them is, alone."""
+        return float(np.mean(self.values(metric)))
+
+    def std(self, metric: str) -> float:
+        """Standard deviation over the members, with n - 1 in the denominator; NaN of one."""
+        return float(np.std(self.values(metric), ddof=1)) if len(self.members) > 1 else math.nan
+
+    def summary(self) -> dict[str, Any]:
+        """What ``summary.json`` holds."""
+        out: dict[str, Any] = {}
+        if self.oob is not None:
+            count = int(self.oob.predicted.sum())
+            out = {**self.oob_score, "num_scored": count, "num_never_out": len(self.oob) - count}
+        return {
+            "metrics": {
+                name: {
+                    "mean": self.mean(name),
+                    "std": self.std(name),
+                    "members": self.values(name),
+                }
+                for name in self.metrics
+            },
+            "oob": out,
+            **self.info,
+        }
+
+    def write_parts(self) -> None:
+        """Writes ``oob.npz`` and ``members.csv``."""
+        if self.oob is not None:
+            with whole_file(self.run_dir / OOB) as part:
+                np.savez_compressed(part, **vars(self.oob))
+        write_rows(self.run_dir / "members.csv", self.members)
+
+    def write_summary(self) -> None:
+        """Writes ``summary.json``, by which a run is known to have ended."""
+        write_json(self.run_dir / SUMMARY, self.summary())
+
+    @classmethod
+    def load(
+        cls,
+        run_dir: str | PathLike[str],
+        *,
+        make_model: Callable[[], pl.LightningModule] | None = None,
+        classes: Iterable[type[Model]] = (),
+    ) -> BaggingResult:
+        """Reads a result back from its run folder.
+
+        Args:
+            run_dir: The folder.
+            make_model: As for `Bagging`; needed where members are over nets of your own.
+            classes: Your own subclasses of our models, if members are such.
+
+        Raises:
+            FileNotFoundError: No bagging has ended there.
+        """
+        path = Path(run_dir)
+        if not all((path / name).is_file() for name in (SUMMARY, ENSEMBLE)):
+            raise FileNotFoundError(
+                f"run_dir='{run_dir}' has no {SUMMARY} and {ENSEMBLE}: no bagging has ended there."
+            )
+        info = read_json(path / SUMMARY, AGAIN)
+        del info["metrics"]  # computed from the members
+        scores = {name: value for name, value in info.pop("oob").items() if "/" in name}
+        count = info["num_members"]
+        overrides = None
+        with isolated():
+            if make_model is not None:
+                overrides = {"members": [make_model() for _ in range(count)]}
+            model: Any = load(path / ENSEMBLE, classes=classes, overrides=overrides)
+        arrays = read_arrays(path / SAMPLES, AGAIN)
+        samples = [arrays[str(k)] for k in range(count)]
+        oob = None
+        if (path / OOB).is_file():
+            oob = OutOfBag(**read_arrays(path / OOB, AGAIN))
+        found = [read_member(path / f"member-{k}") for k in range(count)]
+        done = [fitted for fitted in found if fitted is not None]
+        return cls(
+            path,
+            model,
+            [fitted.row for fitted in done],
+            samples,
+            oob,
+            scores,
+            [fitted.history for fitted in done],
+            info,
+        )
+
+
+def result_figures(result: BaggingResult, datamodule: SplitDataModule) -> dict[str, Figure]:
+    """All that can be drawn of a result, by the names of the files."""
+    figures = curve_figures(
+        result.histories,
+        [row["best_epoch"] for row in result.members],
+        monitor=result.info["monitor"],
+    )
+    if result.oob is not None:
+        figures |= prediction_figures(
+            datamodule, "train", result.oob.arrays(), title="Out-of-bag predictions"
+        )
+    return figures
+
+
+def log_summary(result: BaggingResult, figures: Mapping[str, Figure], *, run_id: str) -> None:
+    """Logs the summary run of a W&B group."""
+    name = result.run_dir.name
+    logger = tracking.make_logger(
+        "wandb",
+        result.run_dir,
+        run_name=f"{name}-summary",
+        group=name,
+        job_type="summary",
+        run_id=run_id,
+        config=result.info["config"],
+    )
+    if logger is None:
+        return
+    means = {f"{metric}/mean": result.mean(metric) for metric in result.metrics}
+    try:
+        tracking.log_summary(
+            logger,
+            values={**means, **result.oob_score},
+            rows=result.members,
+            figures=figures,
+            table="members",
+        )
+    finally:
+        tracking.finish_logger(logger)

@@ -1,0 +1,486 @@
+"""`Model`: what every LightningModule of this package shares.
+
+One step serves training, validation and test. A step leaves its numbers in a buffer; they are
+checked, summed and logged some steps at a time, because a logged key costs Lightning about as much
+as the step of a small net, and because reading a number from an accelerator stops it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import MeanMetric, MetricCollection
+from typing_extensions import Self
+
+from dlblocks._errors import check_arguments, check_range
+from dlblocks.models import _checkpoints as checkpoints
+from dlblocks.nets import MLP
+from dlblocks.optim import check_optimizer, check_schedule, make_optimizer, make_schedule
+from dlblocks.optim.schedules import schedule_needs_total_steps
+
+Stage = Literal["train", "val", "test"]
+STAGES: tuple[Stage, ...] = ("train", "val", "test")
+# Steps between two looks at the buffered losses on an accelerator: each look waits for the device.
+FLUSH_EVERY = 32
+
+
+class Model(pl.LightningModule):
+    """A LightningModule: a net with its loss, metrics and optimizer.
+
+    Subclasses define `loss` and `make_metrics`, and perhaps `prediction` and `check_data`. They
+    log ``<stage>/loss`` and ``<stage>/<metric>`` for the stages train, val and test, once an epoch,
+    over all samples of the epoch and all ranks.
+
+    A training loss that is not finite stops the fit with the number of the step.
+
+    Args:
+        net: Maps a batch of inputs to outputs.
+        optimizer: Name of the optimizer, or class path; see `dlblocks.optim.make_optimizer`.
+        lr: Learning rate; None for the optimizer's default.
+        weight_decay: Decay of the weights; norms and biases are left out.
+        optimizer_args: Further arguments of the optimizer, such as ``{"betas": [0.9, 0.99]}``, and
+            of its groups: ``{"lr_groups": {"net.head": 10.0}, "layer_decay": 0.9}``; see
+            `dlblocks.optim.param_groups`. `dlblocks.optim.describe` shows them.
+        lr_schedule: Name of the learning-rate schedule; see `dlblocks.optim.SCHEDULES`.
+        lr_schedule_args: Its arguments, such as ``{"step_size": 10}``.
+        warmup_steps: Optimizer steps over which the learning rate rises linearly from 0.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        check_arguments(cls.__init__, (None, *args), kwargs)
+        return super().__new__(cls)
+
+    def __init__(
+        self,
+        net: nn.Module | None = None,
+        *,
+        optimizer: str = "adam",
+        lr: float | None = None,
+        weight_decay: float = 0.0,
+        optimizer_args: dict[str, Any] | None = None,
+        lr_schedule: str = "constant",
+        lr_schedule_args: dict[str, Any] | None = None,
+        warmup_steps: int = 0,
+    ) -> None:
+        super().__init__()
+        check_range("weight_decay", weight_decay, 0)
+        check_optimizer(optimizer, optimizer_args, weight_decay=weight_decay)
+        check_schedule(lr_schedule, lr_schedule_args, warmup_steps=warmup_steps)
+        if lr is not None:
+            check_range("lr", lr, 0)
+        self.net = nn.Identity() if net is None else net
+        self.optimizer_name = optimizer
+        # Plain numbers: the optimizer's state goes into the checkpoint, where NumPy's cannot.
+        self.lr = None if lr is None else float(lr)
+        self.weight_decay = float(weight_decay)
+        self.optimizer_args = dict(optimizer_args or {})
+        self.lr_schedule = lr_schedule
+        self.lr_schedule_args = dict(lr_schedule_args or {})
+        self.warmup_steps = warmup_steps
+        self._metrics = nn.ModuleDict()
+        if not type(self).make_metrics.__module__.startswith("dlblocks.models."):
+            # A user's are made at once: they may be wrong, or have sums that checkpoints hold. Ours
+            # wait until they are needed, because making them takes longer than making a small net,
+            # and most models of an ensemble never need them.
+            for stage in STAGES:
+                self._stage_metrics(stage)
+        self._buffers_of: dict[str, _Buffer] = {stage: _Buffer() for stage in STAGES}
+        self._first_batch = True
+        # True while a step is repeated, as by `callbacks.SAM`: metrics and losses are not kept.
+        self.metrics_paused = False
+
+    # TorchScript compiles all other properties.
+    __jit_unused_properties__: list[str] = [  # noqa: RUF012 (as Lightning has it)
+        *pl.LightningModule.__jit_unused_properties__,
+        "datamodule",
+        "loss_range",
+    ]
+
+    # What a learning problem defines
+
+    shown: tuple[str, ...] = ()  # metrics in the progress bar, beside the loss
+
+    def make_metrics(self, stage: Stage) -> MetricCollection:
+        """The metrics of one stage, updated with (predictions, targets) of `for_metrics`."""
+        return MetricCollection({})
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss of a batch, a scalar."""
+        raise NotImplementedError(f"{type(self).__name__} must define loss(outputs, targets).")
+
+    @property
+    def loss_range(self) -> tuple[float | None, float | None]:
+        """Lowest and highest possible loss, None for an unknown bound."""
+        # None of our losses is negative; a subclass may define another.
+        is_own = type(self).loss.__module__.startswith("dlblocks.models.")
+        return (0.0 if is_own else None), None
+
+    def for_metrics(self, outputs: Tensor, targets: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
+        """What to keep of a batch until the metrics are updated."""
+        return outputs, targets
+
+    def prediction(self, outputs: Tensor) -> Tensor:
+        """What `predict` returns for the net's outputs."""
+        return outputs
+
+    def check_data(self, datamodule: Any) -> None:
+        """Raises a `ValueError` if the model does not fit the data of `datamodule`."""
+        shape = getattr(datamodule, "input_shape", None)
+        check_input = getattr(self.net, "check_input", None)
+        if isinstance(shape, tuple) and callable(check_input):
+            check_input(shape)
+        embeddings = getattr(datamodule, "embeddings", None) or {}
+        if isinstance(self.net, MLP) and embeddings != self.net.embeddings:
+            raise ValueError(
+                f"embeddings={self.net.embeddings}, but {type(datamodule).__name__} numbers the "
+                f"categories of {embeddings}; set embeddings=data.embeddings."
+            )
+
+    def check_batch(self, outputs: Tensor, targets: Tensor) -> None:
+        """Raises a `ValueError` if targets do not fit outputs; called on the first batch."""
+
+    # Steps
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.net(inputs)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._step(batch, "val")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._step(batch, "test")
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Returns ``{"prediction", "target", "index"}``, the last two as far as the batch has them.
+
+        `prediction` has shape (N, C) for classes (probabilities) and that of the targets for
+        values; `index` is the sample's row in its data set, shape (N,).
+        """
+        inputs, *rest = batch if isinstance(batch, (list, tuple)) else [batch]
+        result = {"prediction": self.prediction(self(inputs))}
+        result.update(zip(("target", "index"), rest, strict=False))
+        return result
+
+    def _step(self, batch: Any, stage: Stage) -> Tensor:
+        inputs, targets = self._inputs_and_targets(batch)
+        outputs = self(inputs)
+        if self._first_batch:
+            if not isinstance(outputs, Tensor):
+                named = ", ".join(map(repr, outputs)) if isinstance(outputs, dict) else ""
+                raise TypeError(
+                    f"{type(self.net).__name__} puts out a {type(outputs).__name__}"
+                    f"{f' with {named}' if named else ''}, but {type(self).__name__} expects a "
+                    "tensor; define forward in a subclass, such as return "
+                    f"self.net(inputs)[{next(iter(outputs), 0) if named else 0!r}]."
+                )
+            self.check_batch(outputs, targets)
+            self._first_batch = False
+        try:
+            loss = self.loss(outputs, targets)
+        except IndexError:  # a label that the first batch did not have
+            self.check_batch(outputs, targets)
+            raise
+        if self.metrics_paused:
+            return loss
+        buffer = self._buffers_of[stage]
+        # Of detached outputs: nothing here is part of the graph.
+        kept = self.for_metrics(outputs.detach(), targets, stage)
+        buffer.add(loss.detach(), kept, step=self.global_step)
+        if len(buffer) >= FLUSH_EVERY or (stage == "train" and loss.device.type == "cpu"):
+            self._flush(stage, whole=len(buffer) >= FLUSH_EVERY)
+        return loss
+
+    def _inputs_and_targets(self, batch: Any) -> tuple[Tensor, Tensor]:
+        if isinstance(batch, (list, tuple)) and len(batch) >= 2:
+            return batch[0], batch[1]
+        size = f" of {len(batch)}" if isinstance(batch, (list, tuple, dict)) else ""
+        raise ValueError(
+            f"{type(self).__name__} expects batches [inputs, targets], got {type(batch).__name__}"
+            f"{size}; give your DataLoader a collate_fn that makes such pairs."
+        )
+
+    def _flush(self, stage: Stage, *, whole: bool = True) -> None:
+        """Checks the buffered losses; if `whole`, moves the buffer into the metrics too."""
+        buffer = self._buffers_of[stage]
+        if stage == "train":
+            buffer.check_finite(self)
+        if whole and len(buffer):
+            self.update_metrics(stage, *buffer.take())
+
+    def flush_metrics(self) -> None:
+        """Moves into the metrics what is buffered of training; `ExactResume` saves them so."""
+        self._stage_metrics("train")  # which are there from now on, to be saved or to be restored
+        self._flush("train")
+
+    def update_metrics(
+        self, stage: Stage, losses: Tensor, sizes: Tensor, predictions: Tensor, targets: Tensor
+    ) -> None:
+        """Adds batches to the metrics of a stage.
+
+        Args:
+            stage: Which stage.
+            losses: The mean loss of each batch, shape (B,).
+            sizes: The samples of each batch, shape (B,).
+            predictions: Of all samples, as `for_metrics` gives them.
+            targets: Likewise.
+        """
+        metrics = self._stage_metrics(stage)
+        metrics.loss.update(losses, sizes)
+        metrics.others.update(predictions, targets)
+
+    def compute_metrics(self, stage: Stage) -> dict[str, Tensor]:
+        """The metrics of a stage over all ranks by the names they are logged under."""
+        metrics = self._stage_metrics(stage)
+        values = {"loss": metrics.loss.compute(), **metrics.others.compute()}
+        return {f"{stage}/{name}": value for name, value in values.items()}
+
+    def reset_metrics(self, stage: Stage) -> None:
+        """Empties the metrics of a stage."""
+        metrics = self._stage_metrics(stage)
+        metrics.loss.reset()
+        metrics.others.reset()
+
+    def _stage_metrics(self, stage: Stage) -> _StageMetrics:
+        # Suffixed, because a module's child cannot be called "train", as its method is.
+        name = f"{stage}_metrics"
+        if name not in self._metrics:
+            self._metrics[name] = _StageMetrics(self.make_metrics(stage)).to(self.device)
+        metrics = self._metrics[name]
+        assert isinstance(metrics, _StageMetrics)  # for the type checker
+        return metrics
+
+    # Epochs
+
+    def setup(self, stage: str) -> None:
+        self._first_batch = True
+        if self.datamodule is not None:
+            self.check_data(self.datamodule)
+
+    @property
+    def datamodule(self) -> Any:
+        """The Trainer's datamodule, or None if it was given loaders."""
+        return getattr(self.trainer, "datamodule", None)
+
+    def on_train_epoch_start(self) -> None:
+        self._reset("train")
+
+    def on_validation_epoch_start(self) -> None:
+        self._reset("val")
+
+    def on_test_epoch_start(self) -> None:
+        self._reset("test")
+
+    def on_train_epoch_end(self) -> None:
+        self._log("train")
+
+    def on_validation_epoch_end(self) -> None:
+        self._log("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log("test")
+
+    def _reset(self, stage: Stage) -> None:
+        self._buffers_of[stage] = _Buffer()
+        self.reset_metrics(stage)
+
+    def _log(self, stage: Stage) -> None:
+        self._flush(stage)
+        shown = {f"{stage}/{name}" for name in ("loss", *self.shown)} if stage == "val" else ()
+        # Computed over all ranks already; Lightning's mean of equal numbers changes nothing.
+        for name, value in self.compute_metrics(stage).items():
+            self.log(name, value, prog_bar=name in shown, sync_dist=self.trainer.world_size > 1)
+
+    # Optimization
+
+    def make_optimizer(self) -> Optimizer:
+        """The optimizer that the model is trained with, as new."""
+        return make_optimizer(
+            self.optimizer_name,
+            self,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            args=self.optimizer_args,
+        )
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer()
+        if isinstance(optimizer, torch.optim.LBFGS):
+            accumulated, ranks = self.trainer.accumulate_grad_batches, self.trainer.world_size
+            if accumulated > 1 or ranks > 1:
+                raise ValueError(
+                    f"accumulate_grad_batches={accumulated} on {ranks} devices, but lbfgs computes "
+                    "the loss of one batch on one device several times a step; use a larger "
+                    "batch_size, such as 'full', and devices=1."
+                )
+        total_steps = steps_per_epoch = None
+        if schedule_needs_total_steps(self.lr_schedule) or self.warmup_steps:
+            total = self.trainer.estimated_stepping_batches
+            total_steps = int(total) if 0 < total < float("inf") else None
+            batches = self.trainer.num_training_batches
+            if batches != float("inf"):
+                steps_per_epoch = -(-int(batches) // self.trainer.accumulate_grad_batches)
+        schedules = make_schedule(
+            self.lr_schedule,
+            optimizer,
+            total_steps=total_steps,
+            steps_per_epoch=steps_per_epoch,
+            warmup_steps=self.warmup_steps,
+            args=self.lr_schedule_args,
+        )
+        return [optimizer], schedules
+
+    # Checkpoints
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write a checkpoint that `dlblocks.models.load` reads, without a Trainer.
+
+        Args:
+            path: The file, such as ``"model.ckpt"``; written whole or not at all.
+        """
+        checkpoints.write_checkpoint(Path(path), self, epoch=0, global_step=0)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoints.describe(self, checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoints.check_same(self, checkpoint)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = True,
+        **kwargs: Any,
+    ) -> Model:
+        """Returns the model saved at `checkpoint_path`, which must be a `cls`.
+
+        Reads tensors and plain values only. Keyword arguments replace saved hyperparameters; a
+        model made from a net of your own needs it back: ``load_from_checkpoint(path, net=net)``.
+
+        Raises:
+            ValueError: The file is truncated, holds another class or names code to run.
+        """
+        if hparams_file is not None or weights_only is False:
+            raise ValueError(
+                "load_from_checkpoint reads hyperparameters from the checkpoint and plain values "
+                "only; leave out hparams_file and weights_only=False."
+            )
+        return load(
+            checkpoint_path,
+            only=cls,
+            map_location=map_location,
+            strict=strict is not False,
+            overrides=kwargs,
+        )
+
+    @classmethod
+    def hyperparameter_names(cls) -> list[str]:
+        """Names of the constructor's arguments: what a checkpoint holds, save live modules."""
+        return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+
+
+def load(
+    path: str | PathLike[str],
+    *,
+    classes: Iterable[type[Model]] = (),
+    map_location: Any = "cpu",
+    strict: bool = True,
+    overrides: Mapping[str, Any] | None = None,
+    only: type[Model] | None = None,
+) -> Model:
+    """Returns the model saved at `path`, in evaluation mode, whichever class and door made it.
+
+    The file is read with ``weights_only=True``. The class that it names is looked up among the
+    models of this package and `classes` (with their subclasses); nothing is imported for it.
+
+    Args:
+        path: A checkpoint of the Trainer.
+        classes: Your own subclasses of `Model`, of which the checkpoint, or the members of an
+            ensemble in it, may be.
+        map_location: Where to put the weights, as in `torch.load`.
+        strict: Refuse missing and unexpected weights.
+        overrides: Constructor arguments in place of the saved ones, such as ``{"net": net}`` for a
+            `Classifier` over a net of your own, and ``{"members": [model, …]}`` for an ensemble of
+            such.
+        only: Refuse a checkpoint of any class but this and its subclasses.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is truncated, is no checkpoint, holds another class, or names code.
+    """
+    checkpoint = checkpoints.read_checkpoint(path, map_location or "cpu")
+    model = checkpoints.rebuild(
+        checkpoint.get(checkpoints.HPARAMS) or {},
+        Model,
+        classes=classes,
+        overrides=overrides,
+        only=only,
+        source=path,
+    )
+    checkpoints.fill(model, checkpoint, strict)
+    if map_location not in (None, "cpu") and isinstance(map_location, (str, torch.device)):
+        model.to(map_location)
+    return model.eval()
+
+
+class _StageMetrics(nn.Module):
+    """The mean loss of one stage, and its other metrics."""
+
+    def __init__(self, others: MetricCollection) -> None:
+        super().__init__()
+        self.loss = MeanMetric()
+        self.others = others
+
+
+class _Buffer:
+    """What the last steps of one stage left to be checked and summed."""
+
+    def __init__(self) -> None:
+        self.losses: list[Tensor] = []
+        self.kept: list[tuple[Tensor, Tensor]] = []
+        self.steps: list[int] = []
+        self.checked = 0
+
+    def __len__(self) -> int:
+        return len(self.losses)
+
+    def add(self, loss: Tensor, kept: tuple[Tensor, Tensor], step: int) -> None:
+        self.losses.append(loss)
+        self.kept.append(kept)
+        self.steps.append(step)
+
+    def check_finite(self, model: Model) -> None:
+        new = self.losses[self.checked :]
+        if not new:
+            return
+        values = [new[0].item()] if len(new) == 1 else torch.stack(new).tolist()
+        if not all(map(math.isfinite, values)):
+            first = self.checked + [math.isfinite(value) for value in values].index(False)
+            raise FloatingPointError(
+                f"train/loss is {self.losses[first].item()} at step {self.steps[first]} "
+                f"(epoch {model.current_epoch}); lower lr (now {model.lr}), clip gradients, or "
+                "look for values in the data that are not finite."
+            )
+        self.checked = len(self.losses)
+
+    def take(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        losses = torch.stack(self.losses).float()
+        sizes = torch.tensor([len(targets) for _, targets in self.kept], device=losses.device)
+        predictions, targets = (torch.cat(parts) for parts in zip(*self.kept, strict=True))
+        self.losses, self.kept, self.steps, self.checked = [], [], [], 0
+        return losses, sizes, predictions, targets

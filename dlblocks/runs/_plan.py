@@ -1,0 +1,292 @@
+"""``plan.json``: what a run is, written before its first fit and compared by the next call."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+import math
+import os
+import re
+import secrets
+import types
+from collections.abc import Mapping, Sequence, Set
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from dlblocks import tracking
+from dlblocks.data._fingerprint import fingerprint
+from dlblocks._files import PLAN, OtherRunError, read_json, write_json
+from dlblocks.runs._trainer import without_bars
+from dlblocks._plain import LARGEST
+
+SHOWN = 8  # differences in a message
+DEEPEST = 20  # objects within objects
+ADDRESS = re.compile(" at 0x[0-9a-fA-F]+")
+FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
+
+
+def describe(
+    model: pl.LightningModule,
+    callbacks: Sequence[Callback],
+    datamodule: pl.LightningDataModule,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Describe all that decides what the fits are, as JSON values.
+
+    Args:
+        model: A new model.
+        callbacks: New callbacks.
+        datamodule: The data.
+        settings: Further arguments of the run, such as ``seed``.
+    """
+    found = configuration(model, datamodule)
+    transform = getattr(datamodule, "train_transform", None)
+    if transform is not None:
+        found["data"]["train_transform"] = transform.transform
+    found["data"].setdefault("batch_size", getattr(datamodule, "batch_size", None))
+    shapes = {name: list(p.shape) for name, p in model.named_parameters() if not is_lazy(p)}
+    plan: dict[str, Any] = described(
+        {
+            **settings,
+            **found,
+            "layers": _layers(model, {*found["model"], *vars(pl.LightningModule())}),
+            "parameters": shapes,
+            "callbacks": without_bars(callbacks),
+        }
+    )
+    return plan
+
+
+def described(value: Any, _within: Set[int] = frozenset(), _depth: int = 0) -> Any:
+    """Return JSON values that differ where two values differ.
+
+    NumPy's numbers become Python's, paths texts, and small arrays lists. Large arrays are hashed.
+    A function is described by its code, defaults and closure. Another object is described by its
+    class, its own ``repr``, and attributes with the names of its constructor's arguments.
+
+    Example:
+        >>> described({"lr": np.float32(0.5), "widths": range(2), "folder": Path("a")})
+        {'lr': 0.5, 'widths': [0, 1], 'folder': 'a'}
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):  # an Enum of texts is its text
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else str(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return {"bytes": hashlib.sha256(value).hexdigest()}
+    if isinstance(value, (Tensor, np.ndarray)):
+        return _array(value)
+    if id(value) in _within or _depth > DEEPEST:
+        return f"<{type(value).__name__}>"
+    within, depth = {*_within, id(value)}, _depth + 1
+    inner = functools.partial(described, _within=within, _depth=depth)
+    if isinstance(value, Mapping):
+        return {str(key): inner(item) for key, item in value.items()}
+    if isinstance(value, Set):
+        return sorted(map(inner, value), key=json.dumps)
+    if isinstance(value, Sequence):
+        items = [inner(item) for item in value]
+        if len(items) <= LARGEST:
+            return items
+        return {"length": len(items), "sha256": _digest(items)}
+    return _object(value, inner)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _array(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        if value.is_meta or is_lazy(value):
+            return f"<{type(value).__name__}>"
+        value = value.detach().cpu()
+        value = value if value.layout == torch.strided else value.to_dense()
+    count = value.numel() if isinstance(value, Tensor) else value.size
+    if count <= LARGEST:
+        return described(value.tolist())
+    return {"shape": list(value.shape), "sha256": fingerprint({"": value}, {})}
+
+
+def _object(value: Any, inner: Any) -> Any:
+    if isinstance(value, (type, types.BuiltinFunctionType)):
+        return f"<{value.__module__}.{value.__qualname__}>"
+    if isinstance(value, Enum):
+        return str(value)
+    if isinstance(value, functools.partial):
+        return {"partial": inner([value.func, value.args, value.keywords])}
+    if isinstance(value, types.MethodType):
+        return {"function": value.__qualname__, "of": inner(value.__self__)}
+    if isinstance(value, types.FunctionType):
+        return {
+            "function": value.__qualname__,
+            "code": _digest(_code(value.__code__)),
+            "defaults": inner([value.__defaults__, value.__kwdefaults__]),
+            "closure": inner([_content(cell) for cell in value.__closure__ or ()]),
+        }
+    found: dict[str, Any] = {"class": type(value).__name__}
+    if isinstance(value, nn.Module):
+        return {**found, "layers": _layers(value, inner=inner)}
+    if type(value).__repr__ is not object.__repr__:
+        found["repr"] = ADDRESS.sub("", repr(value))
+    return {**found, **{name: inner(item) for name, item in _attributes(value).items()}}
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not assigned yet
+        return None
+
+
+def _code(code: types.CodeType) -> list[Any]:
+    """The instructions of a function, without names of files and numbers of lines."""
+    constants = [
+        _code(value)
+        if isinstance(value, types.CodeType)
+        else repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value)
+        for value in code.co_consts
+    ]
+    return [code.co_code.hex(), code.co_names, code.co_varnames, constants]
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """Public attributes that hold arguments of a constructor, and of callbacks all plain ones."""
+    names: set[str] = set()
+    for cls in type(value).__mro__:
+        init = vars(cls).get("__init__")
+        if isinstance(init, types.FunctionType):
+            names |= set(inspect.signature(init).parameters)
+    own = getattr(value, "__dict__", {})
+    found = {
+        name: item
+        for name, item in own.items()
+        if name in names or name.endswith("kwargs") or isinstance(item, FUNCTIONS)
+    }
+    return {**(tracking.plain_attributes(value) if isinstance(value, Callback) else {}), **found}
+
+
+def _layers(module: nn.Module, but: Set[str] = frozenset(), inner: Any = None) -> dict[str, str]:
+    """The class and the plain public attributes of every layer, as ``"Dropout(p=0.5)"``.
+
+    Args:
+        module: The module.
+        but: Names of attributes of `module` itself to leave out.
+        inner: A partial of `described`, which knows what it is within.
+    """
+    # A function may hold the module itself.
+    within = {*(inner.keywords["_within"] if inner else ()), *map(id, module.modules())}
+    inner = functools.partial(inner or described, _within=within)
+    found = {}
+    for name, layer in module.named_modules():
+        leave_out = {"training"} if name else {"training", *but}
+        own = tracking.plain_attributes(layer)
+        # Without those that wrap methods, such as the `update` of a metric.
+        own |= {
+            name: item
+            for name, item in vars(layer).items()
+            if isinstance(item, FUNCTIONS) and not hasattr(type(layer), name)
+        }
+        shown = [f"{k}={inner(v)!r}" for k, v in own.items() if k not in leave_out]
+        found[name or "self"] = f"{type(layer).__name__}({', '.join(shown)})"
+    return found
+
+
+# The file
+
+
+def new_run(run_dir: Path, config: Mapping[str, Any]) -> str:
+    """Write the plan of a new run; return its id."""
+    run_id = secrets.token_hex(4)
+    write_json(
+        run_dir / PLAN, {"run_id": run_id, "config": config, "versions": tracking.versions()}
+    )
+    return run_id
+
+
+def check_same_run(run_dir: Path, config: Mapping[str, Any], more: Sequence[str] = ()) -> None:
+    """Raise a `FileExistsError` if the run in a folder has another configuration.
+
+    Args:
+        run_dir: The folder.
+        config: The configuration, as JSON values.
+        more: Further differences.
+    """
+    different = [*differences(read_plan(run_dir)["config"], config), *more]
+    if different:
+        rest = f", and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
+        raise OtherRunError(
+            f"run_dir='{run_dir}' holds a run of another kind: "
+            f"{'; '.join(different[:SHOWN])}{rest}. Choose another run_dir, or delete it first."
+        )
+
+
+def read_plan(run_dir: Path) -> dict[str, Any]:
+    """Read ``plan.json``."""
+    plan: dict[str, Any] = read_json(
+        run_dir / PLAN, "choose another run_dir, or delete this one: nothing says what its run is"
+    )
+    return plan
+
+
+def run_id_of(run_dir: Path) -> str:
+    """Return the id of the run in a folder, or ``""`` if there is none."""
+    return str(read_plan(run_dir)["run_id"]) if (run_dir / PLAN).is_file() else ""
+
+
+def engine_of(run_dir: Path) -> str | None:
+    """Return the engine of the run in a folder, or None if there is no run."""
+    if not (run_dir / PLAN).is_file():
+        return None
+    return str(read_plan(run_dir)["config"].get("engine", "sequential"))
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """Say what differs between two JSON values: ``model.lr was 0.01 and is 0.02``."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in {**old, **new}:
+            where = f"{name}.{key}" if name else key
+            if key not in old or key not in new:
+                found.append(f"{where} is {'new' if key not in old else 'gone'}")
+            else:
+                found += differences(old[key], new[key], where)
+        return found
+    if all(isinstance(v, list) and v and isinstance(v[0], dict) for v in (old, new)):
+        if len(old) == len(new):
+            pairs = enumerate(zip(old, new, strict=True))
+            return [text for i, (a, b) in pairs for text in differences(a, b, f"{name}[{i}]")]
+        return [f"{name} had {len(old)} entries and has {len(new)}"]
+    # As texts: 1 and 1.0 and True are three amounts of batches to a Trainer.
+    if json.dumps(old) == json.dumps(new):
+        return []
+    short = all(len(repr(value)) <= 60 for value in (old, new))
+    return [f"{name} was {old!r} and is {new!r}" if short else f"{name} differs"]
+
+
+def configuration(
+    model: pl.LightningModule, datamodule: pl.LightningDataModule
+) -> dict[str, dict[str, Any]]:
+    """The hyperparameters of a model and its data, with their classes."""
+    return {
+        "model": {"class": type(model).__name__, **dict(model.hparams_initial)},
+        "data": {"class": type(datamodule).__name__, **dict(datamodule.hparams_initial)},
+    }

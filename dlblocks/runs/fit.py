@@ -1,0 +1,435 @@
+"""One fit done right: the best weights kept, everything in one run folder, figures drawn."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import math
+import pickle
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Callback,
+    EarlyStopping,
+    ModelCheckpoint,
+    ProgressBar,
+    WeightAveraging,
+)
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities.compile import from_compiled
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torchmetrics import Metric
+
+from dlblocks.runs._figures import curve_figures, prediction_figures, save_figures
+from dlblocks import tracking
+from dlblocks._errors import checked
+from dlblocks.callbacks import ExactResume
+from dlblocks.data import DataModule, SplitDataModule
+from dlblocks._errors import check_choice, did_you_mean, other_lightning
+from dlblocks._files import (
+    check_new_run_dir,
+    is_rank_zero,
+    know_rank,
+    next_run_dir,
+    whole_file,
+    write_json,
+    write_rows,
+)
+from dlblocks.runs._history import (
+    VALIDATION,
+    History,
+    KeepHistory,
+    ValidationMemory,
+    name_of_selection,
+    record,
+    stop_recording,
+)
+from dlblocks.metrics import Mode, metric_mode, mode_of, mode_of_metric
+from dlblocks._lightning import quick_gpu_check
+from dlblocks._plain import plain_checkpoints
+from dlblocks.models._predict import gather, join_batches
+from dlblocks.runs.predictions import replaced
+from dlblocks._quiet import isolated
+from dlblocks.runs._trainer import check_trainer_arguments, shows_bar, without_bars, leaving_out, NoLogger, resolve_mode, checking_mode, NeedsNoValidation, saying_that_nothing_is_validated, saying_what_was_logged
+from dlblocks.runs._plan import configuration
+
+# What a killed fit may lose; writing a checkpoint at every short epoch would cost more.
+RESUME_SECONDS = 10.0
+Select = Literal["inner", "last", "fold"]
+SELECT = ("inner", "last", "fold")
+CHECKPOINTS = {True: "best", False: "last-epoch"}  # by whether the fit is validated
+# Entries of a checkpoint.
+OF_TRAINING = ("optimizer_states", "lr_schedulers", "loops", "MixedPrecision")
+OF_AVERAGING = ("current_model_state", "averaging_state")
+
+
+@dataclass
+class Fit:
+    """A finished fit, its model holding the weights of the best epoch.
+
+    Attributes:
+        trainer: The Trainer, for what follows.
+        history: One row an epoch of all that was logged.
+        checkpoint: The best epoch's checkpoint; None under ``fast_dev_run``.
+        best_epoch: The best epoch, from 1.
+        epochs: Epochs run.
+        metrics: Validation metrics of the best weights.
+        seconds: Duration of the fit.
+    """
+
+    trainer: pl.Trainer
+    history: list[dict[str, float]]
+    checkpoint: Path | None
+    best_epoch: int
+    epochs: int
+    metrics: dict[str, float]
+    seconds: float
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+def fit(
+    model: pl.LightningModule,
+    datamodule: SplitDataModule,
+    folder: Path,
+    *,
+    callbacks: Sequence[Callback],
+    trainer: Mapping[str, Any],
+    monitor: str,
+    mode: str,
+    logger: Logger | None,
+    bar: Callback | bool,
+    resume: bool = False,
+) -> Fit:
+    """Fit `model` and score the weights of the selected epoch.
+
+    The epoch is selected on the part that `datamodule.validate_on` names. Where that is None,
+    nothing is validated during the fit, and the weights of the last epoch are scored. The score is
+    of the part ``"val"``.
+
+    Args:
+        model: A new LightningModule.
+        datamodule: Its data; `validate_on` is ``"val"`` afterwards.
+        folder: Gets ``checkpoints/best.ckpt`` (or ``last-epoch.ckpt``) and ``history.csv``.
+        callbacks: New callbacks, without a ModelCheckpoint; an `ExactResume` may be among them, and
+            writes into ``checkpoints`` too.
+        trainer: Checked arguments of the Trainer.
+        monitor: The logged metric that chooses the best epoch.
+        mode: ``"min"`` or ``"max"``.
+        logger: A new logger, or None. It is left open for what follows; see `finish_logger`.
+        bar: A progress bar; True for Lightning's, False for none. One among the callbacks takes
+            its place.
+        resume: Go on where a killed fit of the same folder was, and keep what that needs.
+    """
+    for callback in callbacks:
+        if isinstance(callback, ModelCheckpoint) and not isinstance(callback, ExactResume):
+            raise ValueError(
+                "callbacks hold a ModelCheckpoint, but the best weights are kept anyway; "
+                "leave it out and set monitor= and mode=."
+            )
+    if not is_overridden("validation_step", model):
+        what = "a metric" if monitor.startswith("train") else f"monitor={monitor!r}"
+        raise ValueError(
+            f"{type(model).__name__} has no validation_step, by which each fit is scored; write "
+            f"def validation_step(self, batch, batch_idx), which logs {what} by self.log."
+        )
+    shown = without_bars(callbacks)
+    if len(shown) < len(callbacks):
+        shown, bar = (list(callbacks), True) if bar else (shown, False)
+    started = time.monotonic()
+    history, validated_on = History(), datamodule.validate_on
+    of_training = monitor.startswith("train")
+    checkpoint = ModelCheckpoint(
+        folder / "checkpoints",
+        filename=CHECKPOINTS[validated_on is not None],
+        # At a validation that is not every epoch's, a metric of training is that of the epoch
+        # before.
+        save_on_train_epoch_end=True if of_training or not validated_on else None,
+        monitor=monitor if validated_on else None,
+        mode=mode,
+        enable_version_counter=False,
+    )
+    memory = ValidationMemory()
+    own: list[Callback] = [
+        checkpoint,
+        memory,
+        tracking.LogTrainerSettings(),
+        tracking.LogFirstBatch(),
+    ]
+    arguments = dict(trainer)
+    if not validated_on:
+        # Early stopping looks at the end of every epoch then.
+        arguments |= {"limit_val_batches": 0, "check_val_every_n_epoch": 1}
+        arguments.pop("val_check_interval", None)
+        own.append(NeedsNoValidation())
+    elif validated_on == "selection":
+        arguments |= limit_of_selection(trainer, datamodule)
+    resume = resume and not trainer.get("fast_dev_run")
+    if resume:
+        own.append(KeepHistory(history))
+        if not any(isinstance(callback, ExactResume) for callback in callbacks):
+            # First, to look for last.ckpt before `checkpoint` does.
+            own.insert(0, ExactResume(min_seconds=RESUME_SECONDS))
+    fitter = pl.Trainer(
+        **arguments,
+        callbacks=[*shown, *own, *([bar] if isinstance(bar, Callback) else [])],
+        logger=logger or NoLogger(folder),
+        default_root_dir=folder,
+        enable_progress_bar=bool(bar),
+    )
+    record(fitter, history, validated_on=validated_on)
+    with (
+        warnings.catch_warnings(),
+        quick_gpu_check(),
+        saying_what_was_logged(fitter, monitor),
+        contextlib.nullcontext() if validated_on else saying_that_nothing_is_validated(),
+        checking_mode(model, monitor, mode),
+        plain_checkpoints(fitter),
+        leaving_out(model, (ModelCheckpoint,)),
+    ):
+        warnings.filterwarnings("ignore", r"\.fit\(ckpt_path=.last.\) is set, but there is no")
+        last = "last" if resume else None
+        fitter.fit(model, datamodule=datamodule, ckpt_path=last, weights_only=True)
+    if fitter.is_global_zero:
+        # What SLURM's signal before a requeue has left: predict would load it in place of the best.
+        for requeued in folder.glob("hpc_ckpt_*.ckpt"):
+            requeued.unlink()
+    seconds = time.monotonic() - started
+    stop_recording(fitter)  # what follows is not an epoch of the fit
+    if not trainer.get("fast_dev_run"):
+        limit = trainer.get("limit_val_batches")
+        fitter.limit_val_batches = 1.0 if limit is None else limit
+    # The checkpoint's `state_dict` are the averaged weights. Left in place, the callback would swap
+    # them in for validation alone, and test and predict would use the others. And the history is
+    # that of the whole fit, not of the best epoch's checkpoint.
+    attached: list[Callback] = vars(fitter)["callbacks"]  # an attribute without an annotation
+    # A `BatchSizeFinder` would search again at every validation and prediction.
+    ended = (WeightAveraging, KeepHistory, BatchSizeFinder)
+    attached[:] = [c for c in attached if not isinstance(c, ended)]
+    # The module's own are attached already; Lightning would make and attach them again.
+    vars(fitter)["_callback_connector"]._attach_model_callbacks = lambda: None
+    # fast_dev_run keeps no checkpoints: its last weights stand for the best.
+    best = checkpoint.best_model_path or None
+    if best is None and not trainer.get("fast_dev_run"):
+        how = f"the fit ended after {fitter.global_step} steps, {fitter.current_epoch} epochs"
+        if not validated_on:
+            raise ValueError(f"{how}, and has no weights to keep; train at least one epoch.")
+        raise ValueError(
+            f"{how}, without a validation that logs monitor={monitor!r}. Train longer, validate "
+            "more often (val_check_interval, check_val_every_n_epoch), or use smaller batches "
+            "where drop_last leaves none."
+        )
+    memory.forget(model)
+    metrics = score(fitter, model, datamodule, best, log=validated_on != "val")
+    if fitter.is_global_zero:
+        write_rows(folder / "history.csv", history.rows)
+    best_epoch = fitter.current_epoch
+    if validated_on:
+        key = name_of_selection(monitor) if validated_on == "selection" else monitor
+        if not any(key in row for row in history.rows):
+            key = monitor  # a metric of training
+        best_epoch = _best_epoch(history.rows, key, mode) or best_epoch
+    return Fit(
+        trainer=fitter,
+        history=history.rows,
+        checkpoint=Path(best) if best else None,
+        best_epoch=best_epoch,
+        epochs=fitter.current_epoch,
+        metrics=metrics,
+        seconds=seconds,
+    )
+
+
+def limit_of_selection(trainer: Mapping[str, Any], datamodule: SplitDataModule) -> dict[str, Any]:
+    """Return ``limit_val_batches`` for the selection part: at least one batch of it."""
+    limit, size = trainer.get("limit_val_batches"), len(datamodule.indices("selection"))
+    batch = size if datamodule.batch_size == "full" else datamodule.batch_size
+    if isinstance(limit, float) and limit < 1 and int(-(-size // batch) * limit) < 1:
+        return {"limit_val_batches": 1}
+    return {}
+
+
+def drop_training_state(path: Path | None) -> None:
+    """Rewrite the checkpoint of a finished fit without what only training needs.
+
+    Optimizers, schedules, loops and callbacks go; with Adam that is two thirds of the file. Weights
+    and hyperparameters stay, averaged weights among them, of which a `WeightAveraging` also keeps
+    those that were not averaged. A checkpoint that is more than weights and plain values stays
+    as it is.
+
+    Args:
+        path: The checkpoint; None for a fit that has kept none.
+    """
+    if path is None or not path.is_file():  # a folder, where the strategy has split it
+        return
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        return
+    dropped = (*OF_TRAINING, *OF_AVERAGING)
+    kept = {name: value for name, value in checkpoint.items() if name not in dropped}
+    with whole_file(path) as part:
+        torch.save({**kept, "callbacks": {}}, part)
+
+
+def score(
+    trainer: pl.Trainer,
+    model: pl.LightningModule,
+    datamodule: SplitDataModule,
+    checkpoint: str | Path | None,
+    *,
+    log: bool,
+) -> dict[str, float]:
+    """Validation metrics of a model on the part ``"val"`` of the data.
+
+    Args:
+        trainer: A Trainer.
+        model: The model.
+        datamodule: The data; `validate_on` is ``"val"`` afterwards.
+        checkpoint: Weights to load first, or None.
+        log: Send the metrics to the Trainer's loggers too.
+    """
+    datamodule.validate_on = "val"
+    sending: dict[str, Any] = vars(trainer._logger_connector)
+    if not log:  # the module keeps its `self.logger`
+        sending["log_metrics"] = lambda *args, **kwargs: None
+    try:
+        found = trainer.validate(
+            model, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True, verbose=False
+        )
+    finally:
+        sending.pop("log_metrics", None)
+    scores = {name: float(value) for metrics in found for name, value in metrics.items()}
+    tracking.log_scores(trainer.loggers, scores)
+    return scores
+
+
+def _best_epoch(rows: Sequence[Mapping[str, float]], key: str, mode: str) -> int:
+    """The epoch of the best value, from 1; 0 if there is none."""
+    worst, pick = (math.inf, min) if mode == "min" else (-math.inf, max)
+    monitored = [
+        # As ModelCheckpoint takes a value that is none; `min` would take it for the best.
+        (worst if math.isnan(row[key]) else row[key], row["epoch"])
+        for row in rows
+        if key in row
+    ]
+    return int(pick(monitored, key=lambda pair: pair[0])[1]) + 1 if monitored else 0
+
+
+@checked
+def fit_and_test(
+    model: pl.LightningModule,
+    datamodule: DataModule,
+    *,
+    callbacks: Sequence[Callback] = (),
+    trainer: Mapping[str, Any] | None = None,
+    monitor: str = "val/loss",
+    mode: Literal["min", "max"] | None = None,
+    logger: Literal["csv", "wandb", "tensorboard", "none"] | None = "csv",
+    run_dir: str | PathLike[str] | None = None,
+    progress_bar: bool = True,
+) -> dict[str, float]:
+    """Fits a model, restores its best epoch and tests it, once; returns the metrics of both.
+
+    The run folder holds ``summary.json``, ``history.csv``, ``checkpoints/best.ckpt``, the logger's
+    files and ``figures/*.png``: learning curves, and for the test set the confusion matrix and the
+    hardest images, or predicted over true values.
+
+    Args:
+        model: A new LightningModule.
+        datamodule: Its data, with a test set.
+        callbacks: Callbacks, such as ``[Augment(rotation=10)]``.
+        trainer: Arguments of the Lightning `Trainer`, such as ``{"max_epochs": 30}``.
+        monitor: The logged metric that chooses the best epoch.
+        mode: Whether ``"min"`` or ``"max"`` of it is best; None for the metric's own direction.
+        logger: Where to log.
+        run_dir: A folder that is empty or does not exist. None: ``runs/fit``, or with ``-2``, ….
+        progress_bar: Show Lightning's progress bar, or the one among the callbacks.
+
+    Raises:
+        ValueError: An argument is wrong.
+        FileExistsError: `run_dir` holds something already.
+    """
+    mode = resolve_mode(monitor, mode, lambda: model)
+    arguments = check_trainer_arguments(trainer)
+    know_rank(arguments.get("num_nodes", 1))
+    path = Path(run_dir or next_run_dir("runs/fit"))
+    if is_rank_zero():
+        check_new_run_dir(path)
+    used = tracking.make_logger(logger, path, run_name=path.name, job_type="fit")
+    with isolated(), tracking.finishing(used):
+        done = fit(
+            model,
+            datamodule,
+            path,
+            callbacks=callbacks,
+            trainer=arguments,
+            monitor=monitor,
+            mode=mode,
+            logger=used,
+            bar=shows_bar(progress_bar, trainer),
+        )
+        (tested,) = done.trainer.test(model, datamodule=datamodule, verbose=False)
+        datamodule.predict_on = "test"
+        arrays = join_batches(gather(done.trainer.predict(model, datamodule=datamodule) or []))
+    metrics = {**done.metrics, **{name: float(value) for name, value in tested.items()}}
+    if done.trainer.is_global_zero:
+        write_json(
+            path / "summary.json",
+            {
+                "metrics": metrics,
+                "epochs": done.epochs,
+                "best_epoch": done.best_epoch,
+                "seconds": done.seconds,
+                "config": {"trainer": arguments, **configuration(model, datamodule)},
+                "versions": tracking.versions(),
+            },
+        )
+        figures = curve_figures([done.history], [done.best_epoch], monitor=monitor)
+        if {"index", "target", "prediction"} <= arrays.keys():
+            figures |= prediction_figures(datamodule, "test", arrays, title="Test set")
+        save_figures(path / "figures", figures)
+    return metrics
+
+

@@ -1,0 +1,75 @@
+"""A ``metrics.csv`` that a resumed run goes on with, where Lightning would delete it."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+
+from dlblocks._files import whole_file
+
+
+class ContinuedCSV(ExperimentWriter):
+    """Lightning's writer of ``metrics.csv``, which goes on with the file that is there."""
+
+    def _check_log_dir_exists(self) -> None:
+        """Called by Lightning to delete the file; reads which columns it has instead."""
+        self.path = Path(self.metrics_file_path)
+        self.rows = 0
+        if self.path.is_file():
+            self._read()
+
+    def _read(self) -> list[dict[str, str]]:
+        with self.path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+        self.metrics_keys, self.rows = list(reader.fieldnames or []), len(rows)
+        return rows
+
+    def save(self) -> None:
+        new = len(self.metrics)
+        super().save()
+        self.rows += new
+
+    def keep(self, count: int) -> None:
+        """Drops all rows but the first `count`: those that the resumed run will log again."""
+        if count == 0 and self.path.is_file():
+            self.path.unlink()
+            self.metrics_keys, self.rows = [], 0
+        elif count < self.rows:
+            self._write(self._read()[:count], self.metrics_keys)
+            self.rows = count
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        self._write(self._read(), fieldnames)
+        self.metrics_keys = fieldnames
+
+    def _write(self, rows: Sequence[dict[str, str]], columns: list[str]) -> None:
+        with whole_file(self.path) as part, part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def go_on(logger: CSVLogger) -> ContinuedCSV:
+    """Makes `logger` go on with the file of its folder; to be called on rank 0."""
+    writer = logger._experiment
+    if not isinstance(writer, ContinuedCSV):
+        logger.finalize("")  # writes what may be buffered
+        hparams = getattr(writer, "hparams", {})
+        logger._experiment = writer = ContinuedCSV(logger.log_dir)
+        writer.hparams.update(hparams)
+    return writer
+
+
+def csv_writers(trainer: pl.Trainer) -> list[ContinuedCSV]:
+    """The writers of the Trainer's CSV loggers, each made to go on; none but on rank 0."""
+    return [
+        go_on(logger)
+        for logger in trainer.loggers
+        if isinstance(logger, CSVLogger) and trainer.is_global_zero
+    ]
