@@ -1,6 +1,7 @@
 """Cross-validations that are called again, that run side by side, or of which a fold fails."""
 
 import json
+import re
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -65,7 +66,7 @@ def test_a_finished_run_is_read_back(tmp_path):
         ({"monitor": "val/score", "mode": "min"}, "monitor was 'val/loss' and is 'val/score'"),
         ({"resume": False}, "already holds a run"),
     ],
-    ids=str,
+    ids=lambda value: re.sub(r" at 0x\w+", "", str(value)),
 )
 def test_another_configuration_is_refused(tmp_path, changed, message):
     run(tmp_path / "a", trainer={"max_epochs": 2, "accelerator": "cpu", "fast_dev_run": False})
@@ -148,7 +149,7 @@ def test_a_kill_before_the_figures_is_made_up_for(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("dlblocks.crossval._report.report.save_figures", fails)
+        patched.setattr("dlblocks.crossval._outcome.save_figures", fails)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "a", figures=True)
     assert not (tmp_path / "a" / "summary.json").exists()

@@ -172,11 +172,11 @@ def test_what_is_not_projected_is_adamw(path):
 
 def test_the_private_kernel_is_there_and_does_adamw():
     """`torch._fused_adamw_`, called in `dlblocks.optim._base` alone."""
-    assert fused.available(torch.device("cpu"), torch.float32)
-    assert not fused.available(torch.device("cpu"), torch.complex64)
+    assert fused.has_fused_kernel(torch.device("cpu"), torch.float32)
+    assert not fused.has_fused_kernel(torch.device("cpu"), torch.complex64)
     p, g = torch.randn(4), torch.randn(4)
     found, m, v, step = p.clone(), torch.zeros(4), torch.zeros(4), torch.tensor(1.0)
-    fused.adamw_(
+    fused.fused_adamw_(
         [found], [g], [m], [v], [step], lr=0.1, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1,
         maximize=False,
     )  # fmt: skip
