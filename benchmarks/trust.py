@@ -109,7 +109,7 @@ from dlblocks.crossval.statistics import (
     mean_interval,
 )
 from dlblocks.data import ArrayDataModule
-from dlblocks.ensembles import Member, Together
+from dlblocks.ensembles import Member, StackedFit
 from dlblocks.metrics import metric_ranges
 from dlblocks.models import MLPClassifier, Model
 
@@ -335,7 +335,7 @@ def cross_validations(
     )
     members = []
     for i, number in enumerate(numbers):
-        run = whole.for_rows(np.arange(setting.samples) + i * setting.samples)
+        run = whole.subset(np.arange(setting.samples) + i * setting.samples)
         for repeat in range(setting.repeats):
             for fold in range(setting.folds):
                 data = run.for_fold(fold, setting.folds, repeat=repeat)
@@ -348,7 +348,7 @@ def cross_validations(
                 model = MLPClassifier(FEATURES, 2, hidden=[HIDDEN], lr=0.03)
                 members.append(Member(f"{number}, {repeat}, {fold}", model, data, []))
     with quiet():
-        together = Together(
+        together = StackedFit(
             members,
             trainer={"max_epochs": setting.epochs, "accelerator": "cpu"},
             monitor="val/accuracy",

@@ -144,7 +144,7 @@ def _row(name: str, values: list[float]) -> None:
 def grown(count: int, epochs: int) -> tuple[float, float]:
     """Seconds of one fit of `count` models, and the process's memory at most, in MB."""
     from dlblocks.data import DigitsDataModule
-    from dlblocks.ensembles import Member, Together
+    from dlblocks.ensembles import Member, StackedFit
 
     data = DigitsDataModule(num_folds=FOLDS)
     seconds = []
@@ -152,7 +152,7 @@ def grown(count: int, epochs: int) -> tuple[float, float]:
         members = [Member(str(k), mlp(), data.for_fold(k % FOLDS, FOLDS)) for k in range(count)]
         trainer = {"max_epochs": epochs, "accelerator": "cpu"}
         start = time.perf_counter()
-        Together(members, trainer=trainer, monitor="val/loss", mode="min").fit()
+        StackedFit(members, trainer=trainer, monitor="val/loss", mode="min").fit()
         seconds.append(time.perf_counter() - start)
     # Of this program alone; what getrusage says, the process that started it has set.
     status = Path("/proc/self/status").read_text().split()

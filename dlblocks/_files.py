@@ -37,7 +37,7 @@ class OtherRunError(FileExistsError):
 
 
 @contextlib.contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Gives a temporary path beside `path`; renamed to `path` at the end, removed on an error.
 
     The temporary name keeps the ending, from which some writers choose their format. The content
@@ -45,7 +45,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     >>> import tempfile
     >>> target = Path(tempfile.mkdtemp()) / "deep" / "note.txt"
-    >>> with whole_file(target) as part:
+    >>> with atomic_write(target) as part:
     ...     _ = part.write_text("done")
     >>> target.read_text(), len(list(target.parent.iterdir()))
     ('done', 1)
@@ -152,7 +152,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
     A number that is not finite becomes null: JSON has no NaN, and other readers refuse it.
     """
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         part.write_text(json.dumps(_finite(value), indent=2, default=str) + "\n")
 
 
@@ -311,7 +311,7 @@ def _check_one_process(base: Path) -> None:
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes rows as CSV, whole or not at all, with every key of any row as a column."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    with whole_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)

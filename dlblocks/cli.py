@@ -28,7 +28,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from dlblocks import __version__, data, models, tracking
 from dlblocks._errors import MAX_SEED, check_range, did_you_mean
-from dlblocks._files import check_new_run_dir, is_rank_zero, next_run_dir, numbered, whole_file
+from dlblocks._files import atomic_write, check_new_run_dir, is_rank_zero, next_run_dir, numbered
 from dlblocks._quiet import isolated, quiet
 from dlblocks.callbacks import ExactResume
 from dlblocks.crossval import cross_validate
@@ -347,7 +347,7 @@ class CLI(LightningCLI):
         if not self.trainer.is_global_zero:
             return
         path = self.run_dir / "predictions.npz"
-        with whole_file(path) as part:
+        with atomic_write(path) as part:
             np.savez_compressed(part, **arrays)  # type: ignore[arg-type]
         shapes = ", ".join(f"{name} {values.shape}" for name, values in arrays.items())
         self._say(f"Predictions are in {path}: {shapes}.")

@@ -57,7 +57,7 @@ from dlblocks._quiet import quiet
 from dlblocks.callbacks import sharpness, top_eigenvalue
 from dlblocks.cli import run_recipe
 from dlblocks.data import DigitsDataModule
-from dlblocks.ensembles import Member, Together
+from dlblocks.ensembles import Member, StackedFit
 from dlblocks.models import MLPClassifier
 from dlblocks.plots._style import new_figure, style_axis
 
@@ -264,7 +264,7 @@ def train(
     """Trains all seeds at once. The weights of the last epoch stay, the only one validated."""
     epochs = {"max_epochs": setting.epochs, "check_val_every_n_epoch": setting.epochs}
     with quiet():
-        together = Together(
+        together = StackedFit(
             members, trainer={**trainer, **epochs}, monitor="val/loss", mode="min", folder=folder
         )
         together.on_error = "continue"

@@ -229,7 +229,7 @@ def main(
                 bar.set_description_str(f"{name} | split {i + 1}/{len(folds)}", refresh=False)
                 split = Split(
                     task,
-                    data.for_rows(train),
+                    data.subset(train),
                     folder / name / f"split-{i}",
                     seed + i,
                     trainer,

@@ -32,7 +32,7 @@ from dlblocks._files import check_new_run_dir, next_run_dir, write_json, write_r
 from dlblocks._quiet import quiet
 from dlblocks.cli import run_recipe
 from dlblocks.data import CurveDataModule
-from dlblocks.ensembles import Member, Together
+from dlblocks.ensembles import Member, StackedFit
 from dlblocks.models import MLPRegressor
 from dlblocks.plots._style import new_figure, style_axis
 from dlblocks.runs.fit import fit
@@ -200,7 +200,7 @@ def at_once(
         for lr, s in settings
     ]
     with quiet():
-        together = Together(
+        together = StackedFit(
             members,
             trainer=trainer,
             monitor="val/loss",

@@ -31,7 +31,7 @@ from dlblocks._files import check_new_run_dir, next_run_dir, write_json, write_r
 from dlblocks._quiet import quiet
 from dlblocks.cli import run_recipe
 from dlblocks.data import ArrayDataModule, CurveDataModule
-from dlblocks.ensembles import Member, Together
+from dlblocks.ensembles import Member, StackedFit
 from dlblocks.models import MLPRegressor
 from dlblocks.nets import MLP
 from dlblocks.plots._style import new_figure, style_axis
@@ -111,7 +111,7 @@ def main(
                 "features": [evaluate(least_squares(member)) for member in members],
             }
             with quiet():
-                Together(
+                StackedFit(
                     members, trainer=trainer, monitor="train/loss", mode="min", folder=folder
                 ).fit()
             by_way["trained"] = [evaluate(member.model.net) for member in members]

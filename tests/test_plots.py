@@ -10,7 +10,7 @@ from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 from sklearn.metrics import r2_score
 
 from dlblocks import plots
-from dlblocks._files import whole_file
+from dlblocks._files import atomic_write
 from dlblocks.metrics import classification_metrics
 
 RNG = np.random.default_rng(0)
@@ -372,7 +372,7 @@ def test_saved_whole_or_not_at_all(tmp_path):
 
 
 def test_whole_file_gives_the_usual_permissions(tmp_path):
-    with whole_file(tmp_path / "a.txt") as part:
+    with atomic_write(tmp_path / "a.txt") as part:
         part.write_text("x")
     (tmp_path / "b.txt").write_text("x")
     assert (tmp_path / "a.txt").stat().st_mode == (tmp_path / "b.txt").stat().st_mode

@@ -60,14 +60,14 @@ class BatchTransform(Callback):
             of them from the outside in, such as ``["images", 0]`` for entry 0 of entry "images";
             None if the batch is nothing but inputs. Of a nest of tensors, all are inputs.
         target_key: Likewise for the targets, which are one tensor; None if there are none.
-        extras: What to do with further entries that have the batch's length and are not plain
+        data_keys: What to do with further entries that have the batch's length and are not plain
             sample numbers: ``"refuse"``; ``"keep"`` them as they are; or, for those that take it,
             a dictionary of entries, such as ``{"mask": "input", "weight": "target", "id": "keep"}``
             for what changes as inputs do, as targets do, or not.
     """
 
     before_hook = False
-    # What `extras` may say of an entry.
+    # What `data_keys` may say of an entry.
     extra_actions: tuple[str, ...] = ("keep",)
 
     @checked
@@ -80,15 +80,15 @@ class BatchTransform(Callback):
         seed: int = 0,
         input_key: Key | None = 0,
         target_key: Key | None = 1,
-        extras: Literal["refuse", "keep"] | Mapping[Any, str] = "refuse",
+        data_keys: Literal["refuse", "keep"] | Mapping[Any, str] = "refuse",
     ) -> None:
         check_range("p", p, 0, 1)
         check_range("start_epoch", start_epoch, 0)
-        if isinstance(extras, Mapping):
-            for key, action in extras.items():
-                check_choice(f"extras[{key!r}]", action, self.extra_actions)
+        if isinstance(data_keys, Mapping):
+            for key, action in data_keys.items():
+                check_choice(f"data_keys[{key!r}]", action, self.extra_actions)
         else:
-            check_choice("extras", extras, ["refuse", "keep"])
+            check_choice("data_keys", data_keys, ["refuse", "keep"])
         if stop_epoch is not None and 0 <= stop_epoch <= start_epoch:
             raise ValueError(
                 f"stop_epoch={stop_epoch} is not after start_epoch={start_epoch}; "
@@ -100,7 +100,7 @@ class BatchTransform(Callback):
         self.seed = seed
         self.input_key = input_key
         self.target_key = target_key
-        self.extras = extras
+        self.data_keys = data_keys
         self.memory = BatchMemory()  # for those whose new batch may be in it
         self.place = 0
         self.max_epochs: int | None = None
@@ -208,7 +208,7 @@ class BatchTransform(Callback):
                 return entries.replaced(
                     *self.transform_entries(entries.inputs, entries.targets, generator)
                 )
-        return self.rehearse(batch) if step == 0 else batch
+        return self.dry_run(batch) if step == 0 else batch
 
     def apply_at(self, batch: Any, *, before: bool, epoch: int, step: int, rank: int) -> Any:
         """`apply`, if this is its turn: before the datamodule's own hook, or after it."""
@@ -216,18 +216,18 @@ class BatchTransform(Callback):
             return batch
         return self.apply(batch, epoch=epoch, step=step, rank=rank)
 
-    def rehearse(self, batch: Any) -> Any:
+    def dry_run(self, batch: Any) -> Any:
         """The first batch of a run, if it is not transformed: the chance to find errors early."""
         return batch
 
     def rehearse_at(self, batch: Any, *, before: bool) -> Any:
-        """`rehearse`, if this is its turn."""
-        return self.rehearse(batch) if before == self.before_hook else batch
+        """`dry_run`, if this is its turn."""
+        return self.dry_run(batch) if before == self.before_hook else batch
 
     def entries(self, batch: Any) -> Entries:
         """What of the batch is to be changed."""
         who = type(self).__name__
-        keys = self.input_key, self.target_key, self.extras
+        keys = self.input_key, self.target_key, self.data_keys
         return Entries(batch, *keys, who, self.extra_actions)
 
 
@@ -331,14 +331,14 @@ def structure(batch: Any) -> str:
 
 
 class Entries:
-    """The tensors of a batch that a transform changes: its inputs, its targets, and extras of both.
+    """The tensors of a batch that a transform changes: its inputs, its targets, and data_keys of both.
 
     Args:
         batch: Any nest of dictionaries, lists, tuples and namedtuples.
         input_key: Where the inputs are: a tensor, or a nest of tensors that are all inputs. None if
             the batch is nothing else.
         target_key: Where the targets are: a tensor. None if there are none.
-        extras: ``"refuse"``, ``"keep"``, or what to do with each further entry.
+        data_keys: ``"refuse"``, ``"keep"``, or what to do with each further entry.
         who: Name of the transform, for error messages.
         actions: What it can do with a further entry.
 
@@ -351,7 +351,7 @@ class Entries:
         batch: Any,
         input_key: Key | None,
         target_key: Key | None,
-        extras: Extras,
+        data_keys: Extras,
         who: str,
         actions: Sequence[str] = ("keep",),
     ) -> None:
@@ -377,7 +377,7 @@ class Entries:
             same = itertools.takewhile(lambda keys: len(set(keys)) == 1, together)
             self.container = tuple(keys[0] for keys in same)
         self.extra_paths: list[tuple[Path, str]] = []
-        self._sort_extras(extras)
+        self._sort_extras(data_keys)
         for x in self.inputs:
             if len(x) != self.size:
                 raise ValueError(
@@ -405,18 +405,18 @@ class Entries:
             "batch is nothing but inputs, or has no targets."
         )
 
-    def _sort_extras(self, extras: Extras) -> None:
-        if extras == "keep" or not self.own_paths:
+    def _sort_extras(self, data_keys: Extras) -> None:
+        if data_keys == "keep" or not self.own_paths:
             return
         container = self._find(self.container, "input_key")
         items = dict(container.items() if isinstance(container, Mapping) else enumerate(container))
-        given = dict(extras) if isinstance(extras, Mapping) else {}
+        given = dict(data_keys) if isinstance(data_keys, Mapping) else {}
         for key in list(given):
             if key not in items:  # through YAML and the command line, positions may be strings
                 found_key = next((own for own in items if str(own) == key), None)
                 if found_key is None:
                     raise ValueError(
-                        f"extras={extras!r} names {key!r}, which is not in the batch "
+                        f"data_keys={data_keys!r} names {key!r}, which is not in the batch "
                         f"{structure(self.batch)}."
                     )
                 given[found_key] = given.pop(key)
@@ -426,7 +426,7 @@ class Entries:
             if key in own_keys:
                 if action is not None:
                     raise ValueError(
-                        f"extras={extras!r} names {key!r}, which holds the inputs or the targets "
+                        f"data_keys={data_keys!r} names {key!r}, which holds the inputs or the targets "
                         f"of {self.who}."
                     )
                 self._refuse_beside(path)
@@ -437,7 +437,7 @@ class Entries:
                 if not found:
                     raise ValueError(
                         f"{self.who} found no tensor at {key!r} of the batch "
-                        f"{structure(self.batch)}, which extras={extras!r} names."
+                        f"{structure(self.batch)}, which data_keys={data_keys!r} names."
                     )
                 (self.inputs if action == "input" else self.targets).extend(found)
                 self.extra_paths.append((path, action))
@@ -471,7 +471,7 @@ class Entries:
                 f"{self.who} does not know how to change entry {shown!r} of the batch "
                 f"{structure(self.batch)} along with the inputs; leave it out of the batch, or set "
                 + ", or ".join(
-                    f"extras={{{path[len(self.container)]!r}: {action!r}}} if it {meaning[action]}"
+                    f"data_keys={{{path[len(self.container)]!r}: {action!r}}} if it {meaning[action]}"
                     for action in self.actions
                 )
                 + "."

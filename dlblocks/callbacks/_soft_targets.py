@@ -24,7 +24,7 @@ from dlblocks.losses import MixedTargets, find_num_classes, soft_targets
 class Softening(BatchTransform):
     """A transform that makes soft targets of classes.
 
-    Subclasses call `softened` with what they have made, in `rehearse` too, so that a loss that
+    Subclasses call `softened` with what they have made, in `dry_run` too, so that a loss that
     cannot take it fails on the first batch of a run, and say in `cure` what else may help.
     """
 
@@ -146,7 +146,7 @@ class Mixer(Softening):
         seed: int = 0,
         input_key: Key | None = 0,
         target_key: Key | None = 1,
-        extras: Literal["refuse", "keep"] | Mapping[Any, str] = "refuse",
+        data_keys: Literal["refuse", "keep"] | Mapping[Any, str] = "refuse",
     ) -> None:
         super().__init__(
             p=p,
@@ -155,7 +155,7 @@ class Mixer(Softening):
             seed=seed,
             input_key=input_key,
             target_key=target_key,
-            extras=extras,
+            data_keys=data_keys,
         )
         check_range("alpha", alpha, 0, float("inf"), high_open=True)
         if num_classes is not None:
@@ -216,7 +216,7 @@ class Mixer(Softening):
             return inputs, targets
         return self._mixed(inputs, targets, self.draw(inputs[0], generator))
 
-    def rehearse(self, batch: Any) -> Any:
+    def dry_run(self, batch: Any) -> Any:
         if self.alpha == 0:
             return batch
         entries = self.entries(batch)
@@ -253,7 +253,7 @@ class Mixer(Softening):
             return self.mix_input(target, mix)
         if not (is_first or target.is_floating_point()):
             raise ValueError(
-                f"{name} mixes further targets (extras=) that are floating point, got "
+                f"{name} mixes further targets (data_keys=) that are floating point, got "
                 f"{target.dtype} of shape {tuple(target.shape)}; make classes one-hot."
             )
         check = not self._looked or target.device.type == "cpu"

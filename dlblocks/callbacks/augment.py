@@ -57,7 +57,7 @@ class Augment(BatchTransform):
         seed: Seed of the draws.
         input_key: Where the images are in the batch.
         target_key: Where the targets are.
-        extras: See `BatchTransform`.
+        data_keys: See `BatchTransform`.
 
     Raises:
         ValueError: An argument out of range; inputs that are not images; colours of floating-point
@@ -97,7 +97,7 @@ class Augment(BatchTransform):
         seed: int = 0,
         input_key: int | str = 0,
         target_key: int | str = 1,
-        extras: Literal["refuse", "keep"] = "refuse",
+        data_keys: Literal["refuse", "keep"] = "refuse",
     ) -> None:
         super().__init__(
             p=p,
@@ -106,7 +106,7 @@ class Augment(BatchTransform):
             seed=seed,
             input_key=input_key,
             target_key=target_key,
-            extras=extras,
+            data_keys=data_keys,
         )
         check_range("horizontal_flip", horizontal_flip, 0, 1)
         check_range("vertical_flip", vertical_flip, 0, 1)

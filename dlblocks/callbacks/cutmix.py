@@ -151,7 +151,7 @@ class CutMix(Mixer):
     width, which all get the same boxes. Class indices (N,) become soft targets (N, C);
     floating-point targets and several labels keep their shape. Targets with a value for each pixel,
     (N, H, W) or (N, C, H, W), are pasted like the images and keep their dtype; so are masks named
-    by ``extras={"mask": "input"}``.
+    by ``data_keys={"mask": "input"}``.
 
     Args:
         alpha: α of the Beta distribution of the share that stays; 0 switches the method off.
@@ -168,7 +168,7 @@ class CutMix(Mixer):
         seed: Seed of the draws.
         input_key: Where the images are in the batch; see `BatchTransform`.
         target_key: Where the targets are.
-        extras: See `BatchTransform`.
+        data_keys: See `BatchTransform`.
 
     Raises:
         ValueError: ``alpha < 0``, inputs that are not images, a label outside the classes, classes
@@ -197,7 +197,7 @@ class CutMix(Mixer):
         seed: int = 0,
         input_key: Key | None = 0,
         target_key: Key | None = 1,
-        extras: Literal["refuse", "keep"] | Mapping[Any, str] = "refuse",
+        data_keys: Literal["refuse", "keep"] | Mapping[Any, str] = "refuse",
     ) -> None:
         super().__init__(
             alpha,
@@ -211,7 +211,7 @@ class CutMix(Mixer):
             seed=seed,
             input_key=input_key,
             target_key=target_key,
-            extras=extras,
+            data_keys=data_keys,
         )
 
     def check_inputs(self, inputs: list[Tensor]) -> None:

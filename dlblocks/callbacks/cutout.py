@@ -78,7 +78,7 @@ class Cutout(BatchTransform):
         seed: Seed of the draws.
         input_key: Where the images are in the batch; see `BatchTransform`.
         target_key: Where the targets are.
-        extras: See `BatchTransform`; masks are to be kept or, floating point, erased as inputs.
+        data_keys: See `BatchTransform`; masks are to be kept or, floating point, erased as inputs.
 
     Raises:
         ValueError: `size` is negative, or a share above 1; inputs that are not images; a `fill`
@@ -105,7 +105,7 @@ class Cutout(BatchTransform):
         seed: int = 0,
         input_key: Key | None = 0,
         target_key: Key | None = 1,
-        extras: Literal["refuse", "keep"] | Mapping[Any, str] = "refuse",
+        data_keys: Literal["refuse", "keep"] | Mapping[Any, str] = "refuse",
     ) -> None:
         super().__init__(
             p=p,
@@ -114,7 +114,7 @@ class Cutout(BatchTransform):
             seed=seed,
             input_key=input_key,
             target_key=target_key,
-            extras=extras,
+            data_keys=data_keys,
         )
         check_range("size", size, 0, None if isinstance(size, int) else 1)
         self.size = size
@@ -142,7 +142,7 @@ class Cutout(BatchTransform):
         if images is not first and not images.is_floating_point():
             raise ValueError(
                 f"Cutout got a further input of {images.dtype}; masks of classes have no mean to "
-                "be erased with: keep them, extras={...: 'keep'}."
+                "be erased with: keep them, data_keys={...: 'keep'}."
             )
         check_images(images, "Cutout", "use dropout for tabular data")
         if images.shape[2:] != first.shape[2:]:

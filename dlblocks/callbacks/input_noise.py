@@ -128,7 +128,7 @@ class InputNoise(BatchTransform):
             seed=seed,
             input_key=input_key,
             target_key=None,  # there need be none, as for an autoencoder
-            extras="keep",
+            data_keys="keep",
         )
         check_choice("kind", kind, ["gaussian", "salt_and_pepper"])
         is_gaussian = kind == "gaussian"

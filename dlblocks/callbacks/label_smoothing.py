@@ -112,7 +112,7 @@ class LabelSmoothing(Softening):
         seed: Seed of the draws of `p`.
         input_key: Where the inputs are in the batch.
         target_key: Where the targets are.
-        extras: See `BatchTransform`.
+        data_keys: See `BatchTransform`.
 
     Raises:
         ValueError: ε outside [0, 1), an unknown number of classes, a label outside the classes
@@ -133,7 +133,7 @@ class LabelSmoothing(Softening):
         seed: int = 0,
         input_key: Key = 0,
         target_key: Key = 1,
-        extras: Literal["refuse", "keep"] = "keep",
+        data_keys: Literal["refuse", "keep"] = "keep",
     ) -> None:
         super().__init__(
             p=p,
@@ -142,7 +142,7 @@ class LabelSmoothing(Softening):
             seed=seed,
             input_key=input_key,
             target_key=target_key,
-            extras=extras,
+            data_keys=data_keys,
         )
         check_range("smoothing", smoothing, 0, 1, high_open=True)
         if num_classes is not None:
@@ -168,7 +168,7 @@ class LabelSmoothing(Softening):
     def cure(self) -> str:
         return "or leave LabelSmoothing out for the loss's own argument, if it has one"
 
-    def rehearse(self, batch: Any) -> Any:
+    def dry_run(self, batch: Any) -> Any:
         entries = self.entries(batch)
         if self.smoothing == 0 or not isinstance(entries.targets[0], Tensor):
             return batch

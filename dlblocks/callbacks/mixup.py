@@ -80,7 +80,7 @@ class MixUp(Mixer):
         seed: Seed of the draws.
         input_key: Where the inputs are in the batch; see `BatchTransform`.
         target_key: Where the targets are.
-        extras: See `BatchTransform`.
+        data_keys: See `BatchTransform`.
 
     Raises:
         ValueError: ``alpha < 0``, inputs that are integers, a label outside the classes, classes
@@ -109,7 +109,7 @@ class MixUp(Mixer):
         seed: int = 0,
         input_key: Key | None = 0,
         target_key: Key | None = 1,
-        extras: Literal["refuse", "keep"] | Mapping[Any, str] = "refuse",
+        data_keys: Literal["refuse", "keep"] | Mapping[Any, str] = "refuse",
     ) -> None:
         super().__init__(
             alpha,
@@ -123,7 +123,7 @@ class MixUp(Mixer):
             seed=seed,
             input_key=input_key,
             target_key=target_key,
-            extras=extras,
+            data_keys=data_keys,
         )
 
     def draw(self, inputs: Tensor, generator: torch.Generator) -> Mix:

@@ -12,12 +12,12 @@ from lightning.pytorch.callbacks import ProgressBar
 from dlblocks import tracking
 from dlblocks._errors import named
 from dlblocks._files import write_rows
-from dlblocks.crossval._fold import Fold, Job, Plan, finish_fold
+from dlblocks.crossval._fold import FoldResult, FoldSpec, RunConfig, finish_fold
 from dlblocks.crossval._parallel import FoldProgress
 from dlblocks.data import SplitDataModule
 from dlblocks.engine._support import is_out_of_memory, naming
 from dlblocks.engine.choose import choose_engine, in_halves
-from dlblocks.ensembles import Member, Together, check_vectorizable
+from dlblocks.ensembles import Member, StackedFit, check_vectorizable
 from dlblocks.models._checkpoints import write_checkpoint
 from dlblocks.runs.fit import CHECKPOINTS
 
@@ -25,8 +25,11 @@ STATE = "together.ckpt"
 
 
 def choose(
-    engine: str, plan: Plan, make_data: Callable[[Job], SplitDataModule], jobs: Sequence[Job]
-) -> tuple[str, str, Together | None]:
+    engine: str,
+    plan: RunConfig,
+    make_data: Callable[[FoldSpec], SplitDataModule],
+    jobs: Sequence[FoldSpec],
+) -> tuple[str, str, StackedFit | None]:
     """Which engine runs these fits, and why; see `choose_engine`.
 
     Args:
@@ -39,13 +42,13 @@ def choose(
 
 
 def run_together(
-    plan: Plan,
-    make_data: Callable[[Job], SplitDataModule],
-    jobs: Sequence[Job],
+    plan: RunConfig,
+    make_data: Callable[[FoldSpec], SplitDataModule],
+    jobs: Sequence[FoldSpec],
     progress: FoldProgress,
     on_error: str,
-    together: Together | None = None,
-) -> Generator[tuple[Job, Fold | Exception], None, None]:
+    together: StackedFit | None = None,
+) -> Generator[tuple[FoldSpec, FoldResult | Exception], None, None]:
     """Runs fits as one; yields each, with its error if it failed.
 
     Fits that do not fit into memory together are run in two halves.
@@ -61,7 +64,7 @@ def run_together(
     ready = [] if together is None else [together]
     del together  # which nothing may hold if its memory is short
 
-    def run(part: Sequence[Job]) -> list[tuple[Job, Fold | Exception]]:
+    def run(part: Sequence[FoldSpec]) -> list[tuple[FoldSpec, FoldResult | Exception]]:
         fits = ready.pop() if ready else _together(plan, make_data, part)
         return _run(plan, part, fits, progress, on_error)
 
@@ -69,8 +72,12 @@ def run_together(
 
 
 def _run(
-    plan: Plan, jobs: Sequence[Job], together: Together, progress: FoldProgress, on_error: str
-) -> list[tuple[Job, Fold | Exception]]:
+    plan: RunConfig,
+    jobs: Sequence[FoldSpec],
+    together: StackedFit,
+    progress: FoldProgress,
+    on_error: str,
+) -> list[tuple[FoldSpec, FoldResult | Exception]]:
     started = time.monotonic()
     together.on_error = on_error
     together.save_to = plan.run_dir / STATE if plan.resume else None
@@ -93,7 +100,7 @@ def _run(
             tracking.finish_logger(logger)
     progress.end_together(len(jobs))
     seconds = (time.monotonic() - started) / len(jobs)
-    found: list[tuple[Job, Fold | Exception]] = [
+    found: list[tuple[FoldSpec, FoldResult | Exception]] = [
         (job, member.error or _finish(plan, job, member, together, seconds))
         for job, member in zip(jobs, together.members, strict=True)
     ]
@@ -102,8 +109,8 @@ def _run(
 
 
 def _together(
-    plan: Plan, make_data: Callable[[Job], SplitDataModule], jobs: Sequence[Job]
-) -> Together:
+    plan: RunConfig, make_data: Callable[[FoldSpec], SplitDataModule], jobs: Sequence[FoldSpec]
+) -> StackedFit:
     """The fits of some jobs, ready to run, each begun as `run_fold` would."""
     members = []
     for i, job in enumerate(jobs):
@@ -118,7 +125,7 @@ def _together(
         members.append(Member(job.name, model, datamodule, callbacks))
     # What all share is drawn as the first fit would.
     pl.seed_everything(plan.seed + jobs[0].number, workers=True, verbose=False)
-    return Together(
+    return StackedFit(
         members,
         trainer=plan.trainer,
         monitor=plan.monitor,
@@ -127,7 +134,9 @@ def _together(
     )
 
 
-def _finish(plan: Plan, job: Job, member: Member, together: Together, seconds: float) -> Fold:
+def _finish(
+    plan: RunConfig, job: FoldSpec, member: Member, together: StackedFit, seconds: float
+) -> FoldResult:
     """Predicts the fold's validation part and writes what a fit of its own would have written."""
     folder, best = plan.folder(job), member.best
     assert best is not None  # for the type checker: every member that did not fail has one
@@ -162,5 +171,5 @@ class _Bar(ProgressBar):
         """Nothing to enable: see `disable`."""
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, Together)
+        assert isinstance(pl_module, StackedFit)
         self.progress.update_together(self.count, *pl_module.progress())

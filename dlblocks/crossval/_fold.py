@@ -28,11 +28,11 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from dlblocks import tracking
 from dlblocks._files import (
     OtherRunError,
+    atomic_write,
     is_rank_zero,
     read_arrays,
     read_rows,
     reading,
-    whole_file,
     write_json,
 )
 from dlblocks._scores import kind_of
@@ -53,7 +53,7 @@ _seen: dict[str, dict[int, weakref.ref]] = {}
 
 
 @dataclass(frozen=True)
-class Job:
+class FoldSpec:
     """Which fit it is."""
 
     number: int
@@ -67,7 +67,7 @@ class Job:
 
 
 @dataclass
-class Fold:
+class FoldResult:
     """What one fit leaves.
 
     Attributes:
@@ -86,7 +86,7 @@ class Fold:
 
 
 @dataclass
-class Plan:
+class RunConfig:
     """What is the same for every fit; see `cross_validate`.
 
     `check` is called with each fit's model and callbacks before they are used.
@@ -119,7 +119,7 @@ class Plan:
             names.append("selection_fraction")
         return {name: getattr(self, name) for name in names}
 
-    def data_of(self, data: SplitDataModule, job: Job) -> SplitDataModule:
+    def data_of(self, data: SplitDataModule, job: FoldSpec) -> SplitDataModule:
         """Return new data for a fit, with the part that selects its epoch."""
         new = data.for_fold(job.fold, self.num_folds, repeat=job.repeat)
         if self.select == "inner":
@@ -157,11 +157,11 @@ class Plan:
             self.warned = True
             rank_zero_warn(f"result.oof will be None, and the fits go on: {reason}")
 
-    def folder(self, job: Job) -> Path:
+    def folder(self, job: FoldSpec) -> Path:
         """Where the fit leaves its files."""
         return fold_dir(self.run_dir, {"repeat": job.repeat, "fold": job.fold})
 
-    def new_logger(self, job: Job) -> Logger | None:
+    def new_logger(self, job: FoldSpec) -> Logger | None:
         """The logger of a fit, its W&B run one of the group that is named after the run folder."""
         folder = self.folder(job)
         return tracking.make_logger(
@@ -185,7 +185,9 @@ class Plan:
         _seen.pop(self.key, None)
 
 
-def run_fold(plan: Plan, datamodule: SplitDataModule, job: Job, bar: Callback | None) -> Fold:
+def run_fold(
+    plan: RunConfig, datamodule: SplitDataModule, job: FoldSpec, bar: Callback | None
+) -> FoldResult:
     """Fits, validates and predicts one fold, and writes what it found.
 
     A fit that was killed goes on where it was.
@@ -253,7 +255,7 @@ class _TryPrediction(Callback):
     device, the precision and what ``setup("fit")`` has made as they will be.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: RunConfig) -> None:
         self.plan = plan
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -274,8 +276,8 @@ class _TryPrediction(Callback):
 
 
 def finish_fold(
-    plan: Plan,
-    job: Job,
+    plan: RunConfig,
+    job: FoldSpec,
     datamodule: SplitDataModule,
     *,
     epochs: int,
@@ -287,7 +289,7 @@ def finish_fold(
     reason: NoPredictions | None = None,
     history: list[dict[str, float]],
     write: bool = True,
-) -> Fold:
+) -> FoldResult:
     """What a fit leaves, written into its folder too; ``fold.json`` comes last.
 
     Args:
@@ -329,7 +331,7 @@ def finish_fold(
     if write:
         pair = getattr(datamodule, "normalisation", None)
         write_fold(folder, row, oof, pair, reason, plan=plan)
-    return Fold(row, oof, history, reason)
+    return FoldResult(row, oof, history, reason)
 
 
 def group_of(datamodule: SplitDataModule) -> dict[str, str]:
@@ -345,7 +347,7 @@ def write_fold(
     normalisation: Any,
     reason: NoPredictions | None = None,
     *,
-    plan: Plan,
+    plan: RunConfig,
 ) -> None:
     """Writes what a fit has found; ``history.csv`` is there already.
 
@@ -358,7 +360,7 @@ def write_fold(
             "not written into it; stop one of the two calls, or give them different run_dir."
         )
     if oof is not None:
-        with whole_file(folder / "oof.npz") as part:
+        with atomic_write(folder / "oof.npz") as part:
             np.savez_compressed(part, **vars(oof))
     plain = None if normalisation is None else [tensor.tolist() for tensor in normalisation]
     # JSON has no numbers that are not finite.
@@ -382,7 +384,7 @@ def _last_checkpoint(folder: Path) -> Path:
     return folder / "checkpoints" / "last.ckpt"
 
 
-def read_fold(folder: Path, run_id: str) -> Fold | None:
+def read_fold(folder: Path, run_id: str) -> FoldResult | None:
     """What a finished fit of a run has left, or None if it is not finished.
 
     Raises:
@@ -406,7 +408,7 @@ def read_fold(folder: Path, run_id: str) -> Fold | None:
     text = found.get("no_predictions")
     reason = None if text is None else NoPredictions(text)
     with reading(folder / "history.csv", cure):
-        return Fold(row, oof, read_rows(folder / "history.csv"), reason)
+        return FoldResult(row, oof, read_rows(folder / "history.csv"), reason)
 
 
 def join(parts: Sequence[OutOfFold | None]) -> OutOfFold | None:

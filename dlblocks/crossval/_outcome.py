@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dlblocks import tracking
-from dlblocks.crossval._fold import Job, Plan
+from dlblocks.crossval._fold import FoldSpec, RunConfig
 from dlblocks.crossval._report import table_metrics
 from dlblocks.crossval.results import CrossValidationResult
 from dlblocks.data import SplitDataModule
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def failures(failed: Mapping[Job, Exception]) -> list[dict[str, Any]]:
+def failures(failed: Mapping[FoldSpec, Exception]) -> list[dict[str, Any]]:
     """What ``summary.json`` says of fits that have failed."""
     return [
         {"repeat": job.repeat, "fold": job.fold, "error": repr(error)}
@@ -48,7 +48,7 @@ def result_figures(result: CrossValidationResult, datamodule: SplitDataModule) -
 
 
 def write_outcome(
-    plan: Plan,
+    plan: RunConfig,
     result: CrossValidationResult,
     figures: Mapping[str, Figure],
     *,
@@ -73,7 +73,7 @@ def write_outcome(
 
 
 def _log_summary(
-    plan: Plan,
+    plan: RunConfig,
     result: CrossValidationResult,
     figures: Mapping[str, Figure],
     checkpoints: bool,

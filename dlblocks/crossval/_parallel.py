@@ -27,7 +27,7 @@ from tqdm import tqdm
 from dlblocks._errors import check_choice, check_range
 from dlblocks._files import LOCK, PLAN, is_rank_zero, locked
 from dlblocks._quiet import isolated
-from dlblocks.crossval._fold import Fold, Job, Plan, read_fold, run_fold
+from dlblocks.crossval._fold import FoldResult, FoldSpec, RunConfig, read_fold, run_fold
 from dlblocks.data import SplitDataModule
 from dlblocks.runs._history import VALIDATION, name_of_selection
 from dlblocks.runs._trainer import new_callbacks, without_bars
@@ -49,9 +49,9 @@ _one_fold = threading.Lock()
 class Task:
     """What a worker gets, wherever it is."""
 
-    plan: Plan
+    plan: RunConfig
     datamodule: SplitDataModule
-    job: Job
+    job: FoldSpec
     threads: int
     notes: Path
     parent: int
@@ -100,13 +100,13 @@ def _count_ranks(trainer: Mapping[str, Any]) -> int:
 
 
 def run_side_by_side(
-    plan: Plan,
-    make_data: Callable[[Job], SplitDataModule],
-    jobs: Sequence[Job],
+    plan: RunConfig,
+    make_data: Callable[[FoldSpec], SplitDataModule],
+    jobs: Sequence[FoldSpec],
     n_jobs: int,
     progress: FoldProgress,
     on_error: str = "raise",
-) -> Generator[tuple[Job, Fold | Exception], None, None]:
+) -> Generator[tuple[FoldSpec, FoldResult | Exception], None, None]:
     """Runs fits in `n_jobs` processes; yields each as it ends, with its error if it failed.
 
     The processes share the cores out among them, and where there are several GPUs each fit has one
@@ -143,7 +143,7 @@ def run_side_by_side(
         plans = {job: plan if job is jobs[0] else others for job in jobs}
         is_child = type(backend).__name__ == "LokyBackend"
 
-        def make_task(job: Job) -> Task:
+        def make_task(job: FoldSpec) -> Task:
             return Task(
                 plans[job], make_data(job), job, threads, notes, os.getpid(), is_child=is_child
             )
@@ -162,12 +162,12 @@ def run_side_by_side(
 
 
 def _on_joblib(
-    make_task: Callable[[Job], Task],
-    jobs: Sequence[Job],
+    make_task: Callable[[FoldSpec], Task],
+    jobs: Sequence[FoldSpec],
     processes: int,
     notes: Path,
     on_error: str,
-) -> Generator[tuple[Job, Fold | Exception], None, None]:
+) -> Generator[tuple[FoldSpec, FoldResult | Exception], None, None]:
     """Runs fits in joblib's processes.
 
     When one process dies, joblib ends all of them and does not say which fit was at fault. With
@@ -177,7 +177,7 @@ def _on_joblib(
     import joblib
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    todo, suspects = list(jobs), list[Job]()
+    todo, suspects = list(jobs), list[FoldSpec]()
     while todo or suspects:
         some = todo or [suspects.pop(0)]
         is_alone = not todo
@@ -209,7 +209,7 @@ def _on_joblib(
                 outcomes.close()
 
 
-def _begun(notes: Path, job: Job) -> Path:
+def _begun(notes: Path, job: FoldSpec) -> Path:
     return notes / f"{job.number}.begun"
 
 
@@ -217,7 +217,7 @@ def _without_bars(make_callbacks: Callable[[], Sequence[Callback]]) -> list[Call
     return without_bars(new_callbacks(make_callbacks))
 
 
-def _ray_options(backend: Any, plan: Plan) -> dict[str, Any]:
+def _ray_options(backend: Any, plan: RunConfig) -> dict[str, Any]:
     """What a fold needs of the cluster, which `ray_remote_args` of joblib's backend overrides."""
     import ray
 
@@ -232,7 +232,7 @@ def _ray_options(backend: Any, plan: Plan) -> dict[str, Any]:
 
 def _on_ray(
     tasks: Iterator[Task], count: int, options: Mapping[str, Any]
-) -> Generator[tuple[Job, Fold | Exception], None, None]:
+) -> Generator[tuple[FoldSpec, FoldResult | Exception], None, None]:
     """Runs `count` tasks at a time as Ray's own, not through joblib's pool for Ray.
 
     That pool (Ray 2.60) may put all its workers on one node, fails as a whole when a node dies, and
@@ -242,7 +242,7 @@ def _on_ray(
     import ray
 
     work = ray.remote(**options)(_work)
-    running: dict[Any, Job] = {}
+    running: dict[Any, FoldSpec] = {}
     try:
         while True:
             for task in islice(tasks, count - len(running)):
@@ -251,7 +251,7 @@ def _on_ray(
                 return
             (done,), _ = ray.wait(list(running), num_returns=1)
             job = running.pop(done)
-            outcome: tuple[Job, Fold | Exception]
+            outcome: tuple[FoldSpec, FoldResult | Exception]
             try:
                 outcome = ray.get(done)
             except ray.exceptions.RayError as error:
@@ -262,7 +262,7 @@ def _on_ray(
             ray.cancel(reference, force=True)
 
 
-def wait_for_workers(plan: Plan, jobs: Sequence[Job]) -> None:
+def wait_for_workers(plan: RunConfig, jobs: Sequence[FoldSpec]) -> None:
     """Waits for fits that workers of a killed call still run in this run folder.
 
     Workers on the machine of their call end within a second or two of it; those that a cluster
@@ -275,7 +275,7 @@ def wait_for_workers(plan: Plan, jobs: Sequence[Job]) -> None:
                 pass
 
 
-def _work(task: Task) -> tuple[Job, Fold | Exception]:
+def _work(task: Task) -> tuple[FoldSpec, FoldResult | Exception]:
     """Runs one fit in this process."""
     plan, job = task.plan, task.job
     _end_with(task.parent, is_child=task.is_child)

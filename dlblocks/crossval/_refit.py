@@ -145,7 +145,7 @@ def refit(
         if history is not None:
             record(fitter, history, validated_on=None)
         with leaving_out(model, left_out), saying_that_nothing_is_validated(**REFIT):
-            fitter.fit(model, datamodule=given.for_all())
+            fitter.fit(model, datamodule=given.without_validation())
         with plain_checkpoints(fitter):
             fitter.save_checkpoint(folder / "model.ckpt")
         if fitter.is_global_zero:
@@ -193,7 +193,7 @@ def test_once(
             default_root_dir=result.run_dir,
             enable_checkpointing=False,
         )
-        data = datamodule.for_all()  # all folds have the same test set
+        data = datamodule.without_validation()  # all folds have the same test set
         _check_data_of(result, data)
         data.trainer = tester  # as Lightning does; their loaders may ask it
         shared = data.shared_with_test()

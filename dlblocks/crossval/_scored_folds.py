@@ -16,10 +16,10 @@ from typing_extensions import Self
 from dlblocks._errors import check_choice, did_you_mean
 from dlblocks._files import (
     AGAIN,
+    atomic_write,
     read_arrays,
     read_json,
     read_rows,
-    whole_file,
     write_json,
     write_rows,
 )
@@ -318,7 +318,7 @@ class ScoredFolds:
     def write_parts(self) -> None:
         """Writes ``oof.npz`` and ``folds.csv``."""
         if self.oof is not None:
-            with whole_file(self.run_dir / "oof.npz") as part:
+            with atomic_write(self.run_dir / "oof.npz") as part:
                 np.savez_compressed(part, **vars(self.oof))
         write_rows(self.run_dir / "folds.csv", self.folds)
 

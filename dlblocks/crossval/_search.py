@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from dlblocks._errors import check_function, did_you_mean, named
 from dlblocks._files import is_rank_zero, write_json
 from dlblocks.crossval._engine import choose
-from dlblocks.crossval._fold import Job, Plan
+from dlblocks.crossval._fold import FoldSpec, RunConfig
 from dlblocks.crossval._refit import refit_epochs
 from dlblocks.crossval._scored_folds import said
 from dlblocks.crossval._splits import describe, new_datamodule
@@ -178,7 +178,7 @@ class Search:
         return {**described, "inner_folds": self.num_folds, "points": found}
 
     def check_engine(
-        self, datamodule: SplitDataModule | Callable[[], SplitDataModule], outer: Plan
+        self, datamodule: SplitDataModule | Callable[[], SplitDataModule], outer: RunConfig
     ) -> None:
         """Raises an error, before anything is trained, if a point cannot be run as it must be.
 
@@ -193,7 +193,7 @@ class Search:
             return
         data = new_datamodule(datamodule, outer.seed)
         num_folds = data.count_folds(self.num_folds)
-        jobs = [Job(fold, 0, fold) for fold in range(2)]
+        jobs = [FoldSpec(fold, 0, fold) for fold in range(2)]
         for number, point in enumerate(self.points):
             plan = replace(outer, make_model=self.model_of(number), num_folds=num_folds)
             make_data = partial(plan.data_of, data)

@@ -13,12 +13,12 @@ from dlblocks._errors import other_lightning
 from dlblocks._files import (
     LOCK,
     PLAN,
+    atomic_write,
     check_new_run_dir,
     is_part,
     is_rank_zero,
     read_json,
     remove_parts,
-    whole_file,
 )
 from dlblocks.data import SplitDataModule
 from dlblocks.models._predict import NoPredictions
@@ -182,7 +182,7 @@ def write_splits(path: Path, description: dict[str, Any]) -> None:
         if key == "folds":
             text = "[\n    " + ",\n    ".join(json.dumps(fold) for fold in value) + "\n  ]"
         lines.append(f'  "{key}": {text}')
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         part.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 

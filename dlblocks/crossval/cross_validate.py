@@ -28,7 +28,7 @@ from dlblocks._files import (
 )
 from dlblocks._quiet import isolated
 from dlblocks.crossval._engine import choose, run_together
-from dlblocks.crossval._fold import Fold, Job, Plan, join, read_fold, run_fold
+from dlblocks.crossval._fold import FoldResult, FoldSpec, RunConfig, join, read_fold, run_fold
 from dlblocks.crossval._outcome import failures, result_figures, write_outcome
 from dlblocks.crossval._parallel import FoldProgress, check_jobs, run_side_by_side, wait_for_workers
 from dlblocks.crossval._splits import (
@@ -210,7 +210,7 @@ def cross_validate(
     trainer_args = check_trainer_arguments(trainer, None if select == "last" else monitor)
     check_jobs(n_jobs, trainer_args, engine, on_error)
     know_rank(trainer_args.get("num_nodes", 1))
-    plan = Plan(
+    plan = RunConfig(
         make_model,
         make_callbacks or list,
         trainer_args,
@@ -243,7 +243,7 @@ def cross_validate(
 
 
 def _cross_validate(
-    plan: Plan,
+    plan: RunConfig,
     datamodule: SplitDataModule | Callable[[], SplitDataModule],
     num_folds: int | None,
     repeats: int,
@@ -261,7 +261,9 @@ def _cross_validate(
         data = new_datamodule(datamodule, plan.seed)
         splits = plan_splits(data, num_folds, repeats, selection_fraction=plan.selection_fraction)
         plan.num_folds = splits["num_folds"]
-        jobs = [Job(i, split["repeat"], split["fold"]) for i, split in enumerate(splits["folds"])]
+        jobs = [
+            FoldSpec(i, split["repeat"], split["fold"]) for i, split in enumerate(splits["folds"])
+        ]
         if is_rank_zero():
             wait_for_workers(plan, jobs)
         # Read by every rank before any fit, so that all run the same folds.
@@ -293,7 +295,7 @@ def _cross_validate(
         progress = FoldProgress(len(jobs), show=progress_bar)
         progress.skip(len(found))
 
-        def make_data(job: Job) -> SplitDataModule:
+        def make_data(job: FoldSpec) -> SplitDataModule:
             base = data
             if job.number and not isinstance(datamodule, SplitDataModule):
                 base = new_datamodule(datamodule, plan.seed)
@@ -328,10 +330,10 @@ def _cross_validate(
             outcomes = _one_by_one(plan, make_data, todo, progress if progress_bar else None)
         else:
             outcomes = run_side_by_side(plan, make_data, todo, n_jobs, progress, on_error)
-        failed: dict[Job, Exception] = {}
+        failed: dict[FoldSpec, Exception] = {}
         try:
             for job, outcome in outcomes:
-                if isinstance(outcome, Fold):
+                if isinstance(outcome, FoldResult):
                     found[job] = outcome
                     plan.warned |= outcome.warned
                 elif not plan.run_id and is_rank_zero():
@@ -365,7 +367,7 @@ def _cross_validate(
             "select": plan.select,
             "selection_fraction": plan.selection_fraction,
             "engine": chosen,
-            **({"engine_because": why} if engine == "auto" else {}),
+            **({"engine_reason": why} if engine == "auto" else {}),
             "class_names": data.class_names,
             "data": data.description(),
             "duplicates": duplicates,
@@ -393,11 +395,11 @@ def _cross_validate(
 
 
 def _one_by_one(
-    plan: Plan,
-    make_data: Callable[[Job], SplitDataModule],
-    jobs: Sequence[Job],
+    plan: RunConfig,
+    make_data: Callable[[FoldSpec], SplitDataModule],
+    jobs: Sequence[FoldSpec],
     progress: FoldProgress | None,
-) -> Generator[tuple[Job, Fold | Exception], None, None]:
+) -> Generator[tuple[FoldSpec, FoldResult | Exception], None, None]:
     for job in jobs:
         bar = None if progress is None else progress.callback(job.number)
         try:

@@ -34,10 +34,10 @@ from dlblocks._files import (
 from dlblocks._quiet import isolated
 from dlblocks.crossval._fold import (
     FINISHED,
-    Fold,
-    Job,
+    FoldResult,
+    FoldSpec,
     OutOfFold,
-    Plan,
+    RunConfig,
     group_of,
     join,
     read_fold,
@@ -238,7 +238,7 @@ def nested_cross_validate(
             "selection_fraction": selection_fraction,
         },
     )
-    plan = Plan(
+    plan = RunConfig(
         make_model,
         make_callbacks or list,
         trainer_args,
@@ -271,7 +271,7 @@ def nested_cross_validate(
 
 def _nested(
     search: Search,
-    plan: Plan,
+    plan: RunConfig,
     datamodule: SplitDataModule | Callable[[], SplitDataModule],
     num_folds: int | None,
     repeats: int,
@@ -289,7 +289,9 @@ def _nested(
         if search.num_folds is None and data.split not in COUNTED:
             search.num_folds = INNER_FOLDS
         outer = Outer(search, datamodule, data, plan)
-        jobs = [Job(i, split["repeat"], split["fold"]) for i, split in enumerate(splits["folds"])]
+        jobs = [
+            FoldSpec(i, split["repeat"], split["fold"]) for i, split in enumerate(splits["folds"])
+        ]
         # Read by every rank before any fit, so that all run the same folds.
         before = run_id_of(plan.run_dir) if plan.resume else ""
         read = [(job, outer.read(job, before)) for job in jobs if before]
@@ -312,7 +314,7 @@ def _nested(
         for said in [data.description(), *notes] if todo and progress_bar else ():
             if said and is_rank_zero():
                 print(said, file=sys.stderr, flush=True)
-        failed: dict[Job, Exception] = {}
+        failed: dict[FoldSpec, Exception] = {}
         bar = tqdm(
             total=sum(fits.values()),
             initial=sum(fits[job] for job in found),
@@ -415,21 +417,21 @@ class Outer:
         plan: What is the same for every fold.
     """
 
-    def __init__(self, search: Search, given: Data, data: SplitDataModule, plan: Plan) -> None:
+    def __init__(self, search: Search, given: Data, data: SplitDataModule, plan: RunConfig) -> None:
         self.search, self.given, self.data, self.plan = search, given, data, plan
 
-    def training_part(self, job: Job) -> Data:
+    def training_part(self, job: FoldSpec) -> Data:
         """The data of an outer fold's training samples, or what makes them."""
         rows = self.data.splits(self.plan.num_folds, repeat=job.repeat)[job.fold]["train"]
         if isinstance(self.given, SplitDataModule):
-            return self.data.for_rows(rows)
-        return lambda: new_datamodule(self.given, self.plan.seed).for_rows(rows)
+            return self.data.subset(rows)
+        return lambda: new_datamodule(self.given, self.plan.seed).subset(rows)
 
-    def count_inner(self, job: Job) -> int:
+    def count_inner(self, job: FoldSpec) -> int:
         """The number of inner folds; raises a `ValueError` if there can be none."""
         rows = self.data.splits(self.plan.num_folds, repeat=job.repeat)[job.fold]["train"]
         try:
-            inner = self.data.for_rows(rows)
+            inner = self.data.subset(rows)
             if self.plan.selection_fraction:
                 inner = inner.with_selection(self.plan.selection_fraction)
             return len(inner.splits(self.search.num_folds))
@@ -439,7 +441,7 @@ class Outer:
                 f"{job.name}: {error}"
             ) from error
 
-    def read(self, job: Job, run_id: str) -> tuple[Fold, list[dict[str, Any]]] | None:
+    def read(self, job: FoldSpec, run_id: str) -> tuple[FoldResult, list[dict[str, Any]]] | None:
         """What a finished outer fold has left, or None if it is not finished."""
         folder = self.plan.folder(job)
         fold = read_fold(folder, run_id)
@@ -448,7 +450,7 @@ class Outer:
         cure = f"delete {folder / FINISHED}, and the same call runs {folder.name} again"
         return fold, read_json(folder / SEARCHED, cure)
 
-    def run(self, job: Job, bar: tqdm) -> tuple[Fold, list[dict[str, Any]]]:
+    def run(self, job: FoldSpec, bar: tqdm) -> tuple[FoldResult, list[dict[str, Any]]]:
         """Searches on the training samples, trains what was chosen, and scores it once."""
         started = time.monotonic()
         plan, folder = self.plan, self.plan.folder(job)
@@ -535,4 +537,4 @@ class Outer:
             forget_weights(folder)
             write_rows(folder / "history.csv", history.rows)
             write_fold(folder, row, oof, getattr(outer, "normalisation", None), reason, plan=plan)
-        return Fold(row, oof, history.rows, reason), rows
+        return FoldResult(row, oof, history.rows, reason), rows

@@ -12,7 +12,7 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 
 from dlblocks._errors import check_choice
-from dlblocks._files import is_rank_zero, whole_file, write_rows
+from dlblocks._files import atomic_write, is_rank_zero, write_rows
 from dlblocks._quiet import isolated
 from dlblocks.crossval import _refit, _report
 from dlblocks.crossval._scored_folds import ScoredFolds, forget_weights, said
@@ -55,7 +55,7 @@ class CrossValidationResult(ScoredFolds):
         the figures that the run has drawn, configuration, versions and seeds.
         """
         path = self.run_dir / "report.html"
-        with whole_file(path) as part:
+        with atomic_write(path) as part:
             part.write_text(_report.page(self), encoding="utf-8")
         return path
 

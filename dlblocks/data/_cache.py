@@ -27,7 +27,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from dlblocks._files import PART, is_rank_zero, whole_file
+from dlblocks._files import PART, atomic_write, is_rank_zero
 
 MARK = b"dlblocks-images\n"
 VERSION = 3  # of the file and of how images are made; another one is built anew
@@ -232,7 +232,7 @@ def _build(path: Path, files: Sequence[str], about: dict[str, Any], decode: Deco
     image_size = math.prod(about["shape"][1:])
     start = len(header)
     end = start + len(files) * image_size
-    with _explained(path, about), whole_file(path) as part, part.open("r+b") as file:
+    with _explained(path, about), atomic_write(path) as part, part.open("r+b") as file:
         _reserve(file.fileno(), end + len(footer))
 
         # Written, not mapped: on a full disk a write is an error, a mapped page kills the process.

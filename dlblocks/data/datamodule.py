@@ -24,7 +24,7 @@ from dlblocks.data._fingerprint import MAX_SEARCHED_BYTES, fingerprint, first_co
 from dlblocks.data._normalization import needs_float64, on_device, rescale, standardisation
 from dlblocks.data.dataset import ArrayDataset, EpochSampler, collate, collate_with_index
 from dlblocks.data.source import Source, check_arrays
-from dlblocks.data.split_datamodule import BatchSize, Columns, SplitDataModule
+from dlblocks.data.split_datamodule import BatchSize, SplitDataModule, SplitMetadata
 from dlblocks.data.splitting import Split
 from dlblocks.data.transforms import SampleTransform
 
@@ -147,13 +147,13 @@ class DataModule(SplitDataModule):
         return self._source
 
     @property
-    def columns(self) -> Columns:
+    def columns(self) -> SplitMetadata:
         """What the arrays are split by."""
         source = self.source
         targets = source.targets
         if targets.dtype == torch.bfloat16:  # NumPy has none
             targets = targets.float()
-        return Columns(
+        return SplitMetadata(
             len(source.inputs),
             targets.numpy(),
             first_copies(source.input_keys) if self._keep_duplicates else source.groups,

@@ -208,7 +208,7 @@ class ImageFolderDataModule(DataModule):
             return super()._splits(num_folds, repeat)
         rest, test = hold_out_test(**self._test_arguments())
         is_val = rest >= columns.num_samples - self._num_val
-        if is_val.all() or not is_val.any():  # of `for_rows`
+        if is_val.all() or not is_val.any():  # of `subset`
             return super()._splits(num_folds, repeat)
         train, val = rest[~is_val], rest[is_val]
         if columns.groups is not None:

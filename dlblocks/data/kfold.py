@@ -42,7 +42,7 @@ from dlblocks.data._foreign import (
 )
 from dlblocks.data._labels import read_labels
 from dlblocks.data.dataset import EpochSampler
-from dlblocks.data.split_datamodule import Columns, SplitDataModule
+from dlblocks.data.split_datamodule import SplitDataModule, SplitMetadata
 from dlblocks.data.splitting import Split
 
 HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
@@ -185,7 +185,7 @@ class FoldedDataModule(SplitDataModule):
         self._loaded: DataLoader | None = None
         self._batch_size: int | None = None
         self._num_unused = 0  # validation samples of theirs
-        self._columns: Columns | None = None
+        self._columns: SplitMetadata | None = None
         self._keys: tuple[np.ndarray | None] | None = None  # what `input_keys` has found
         self._test_loaders: Any = None  # those of the datamodule, asked for once
         if isinstance(data, pl.LightningDataModule):
@@ -314,7 +314,7 @@ class FoldedDataModule(SplitDataModule):
         return notes
 
     @property
-    def columns(self) -> Columns:
+    def columns(self) -> SplitMetadata:
         """What the data set is split by."""
         if self._columns is None:
             dataset = self.loader.dataset
@@ -338,7 +338,7 @@ class FoldedDataModule(SplitDataModule):
                         "texts of at most 4 GiB that could be compared; give groups= of your own."
                     )
                 found["groups"] = first_copies(keys)
-            columns = Columns(length(dataset), **found, copies=self._keep_duplicates)
+            columns = SplitMetadata(length(dataset), **found, copies=self._keep_duplicates)
             self._check_class_names(columns.targets)
             self._columns = columns
         return self._columns

@@ -32,7 +32,7 @@ BatchSize = int | Literal["full"]
 
 
 @dataclass
-class Columns:
+class SplitMetadata:
     """What a data set is split by, one value a sample.
 
     Attributes:
@@ -87,9 +87,9 @@ class SplitDataModule(pl.LightningDataModule):
     predict_index = True
     repeat = 0
     selection_fraction = 0.0  # share of the training part; see `with_selection`
-    whole = False  # whether all that is not held out trains; see `for_all`
-    development: Indices | None = None  # the rows that are split, if not all; see `for_rows`
-    # The parts before, and the rows that train instead; see `for_training_rows`.
+    whole = False  # whether all that is not held out trains; see `without_validation`
+    development: Indices | None = None  # the rows that are split, if not all; see `subset`
+    # The parts before, and the rows that train instead; see `with_train_indices`.
     _drawn: tuple[dict[str, Tensor], Tensor] | None = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -131,7 +131,7 @@ class SplitDataModule(pl.LightningDataModule):
     # What a subclass defines
 
     @property
-    def columns(self) -> Columns:
+    def columns(self) -> SplitMetadata:
         """What the data set is split by."""
         raise NotImplementedError(f"{type(self).__name__} must define columns.")
 
@@ -349,7 +349,7 @@ class SplitDataModule(pl.LightningDataModule):
     def indices(self, part: str) -> Tensor:
         """Rows that are ``"train"``, ``"val"`` or ``"test"``, int64 of shape (M,).
 
-        After `with_selection` there is ``"selection"``, after `for_training_rows` ``"oob"``.
+        After `with_selection` there is ``"selection"``, after `with_train_indices` ``"oob"``.
         """
         self.setup("fit")
         return self._rows[part]
@@ -404,7 +404,7 @@ class SplitDataModule(pl.LightningDataModule):
         new.selection_fraction, new.validate_on = fraction, "selection"
         return new
 
-    def for_all(self) -> Self:
+    def without_validation(self) -> Self:
         """A datamodule as new whose training part is all that is not held out for the test.
 
         It has no validation part. This one is left as it is.
@@ -413,12 +413,12 @@ class SplitDataModule(pl.LightningDataModule):
         new.whole = True
         return new
 
-    def for_rows(self, rows: npt.ArrayLike) -> Self:
+    def subset(self, rows: npt.ArrayLike) -> Self:
         """A datamodule as new whose development set is some rows alone, which are then split.
 
         All else stays: samples keep their numbers, the test set is the same, and so are the kind of
         split, groups and stratification, of these rows. The inner folds of a nested
-        cross-validation are made so: ``data.for_rows(data.splits(5)[0]["train"])``. This one is
+        cross-validation are made so: ``data.subset(data.splits(5)[0]["train"])``. This one is
         left as it is.
 
         Args:
@@ -447,7 +447,7 @@ class SplitDataModule(pl.LightningDataModule):
         new.development, new._folds = kept, {}
         return new
 
-    def for_training_rows(self, rows: npt.ArrayLike, *, shuffle_seed: int | None = None) -> Self:
+    def with_train_indices(self, rows: npt.ArrayLike, *, shuffle_seed: int | None = None) -> Self:
         """A datamodule as new that trains on rows drawn from its training part, perhaps repeatedly.
 
         A row that is given twice is seen twice an epoch, and counts twice in what is fitted to the

@@ -15,7 +15,7 @@ from dlblocks.models.model import FLUSH_EVERY, Model, Stage
 from dlblocks.models.regression import Regressor
 
 
-class Sums:
+class BatchedMetrics:
     """The losses and metrics of one stage of an epoch, of several members.
 
     Metrics of the package are summed for all members at once; a member that has metrics of its own
@@ -103,7 +103,7 @@ NUM_BINS = 15
 def make_sums(
     model: Model, num_models: int, device: torch.device
 ) -> ClassificationSums | RegressionSums | None:
-    """Sums for K models like `model`, or None if it has metrics of its own."""
+    """BatchedMetrics for K models like `model`, or None if it has metrics of its own."""
     if not is_ours(model, "make_metrics", "for_metrics"):
         return None
     if isinstance(model, Classifier):

@@ -20,7 +20,7 @@ from dlblocks.models.regression import Regressor
 from dlblocks.nets import MLP
 
 
-class Stack:
+class StackedModels:
     """The parameters and buffers of K models in shared memory, and their batched computation.
 
     The models' own parameters, buffers and gradients are views of row k of the stacked tensors, so

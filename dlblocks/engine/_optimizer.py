@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dlblocks.engine._models import Stack
+from dlblocks.engine._models import StackedModels
 
 # Fused kernels do for all tensors of a call what the others do operation by operation.
 FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
@@ -30,7 +30,7 @@ OURS = "dlblocks.optim."
 SET_APART = ("params", "param_names")
 
 
-class MergedOptimizer:
+class StackedOptimizer:
     """Steps the optimizers of several models together.
 
     Every optimizer keeps its own parameter groups, which its schedulers change, and every model its
@@ -44,7 +44,7 @@ class MergedOptimizer:
         stack: The models.
     """
 
-    def __init__(self, optimizers: Sequence[Optimizer], stack: Stack) -> None:
+    def __init__(self, optimizers: Sequence[Optimizer], stack: StackedModels) -> None:
         self.optimizers = list(optimizers)
         self.stack = stack
         self._steps = [0] * len(optimizers)

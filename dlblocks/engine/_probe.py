@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.plugins import Precision
 
 from dlblocks.engine._batches import Batches, BatchSource
-from dlblocks.engine._models import Stack
+from dlblocks.engine._models import StackedModels
 from dlblocks.engine._support import NotVectorizable, is_out_of_memory, plain_state
 from dlblocks.models.model import Model
 
@@ -28,7 +28,7 @@ def quiet_vmap() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _untouched(stack: Stack) -> Iterator[None]:
+def _untouched(stack: StackedModels) -> Iterator[None]:
     """Leaves buffers, modes and random numbers as they were."""
     device = stack.device
     buffers = {name: buffer.clone() for name, buffer in stack.buffers.items()}
@@ -42,7 +42,7 @@ def _untouched(stack: Stack) -> Iterator[None]:
 
 
 def try_a_step(
-    stack: Stack,
+    stack: StackedModels,
     models: Sequence[Model],
     sources: Sequence[tuple[BatchSource, bool]],
     precision: Precision,
@@ -114,7 +114,7 @@ def _draws_elsewhere() -> tuple[Any, ...]:
 
 
 def seconds_a_step(
-    stack: Stack, models: Sequence[Model], source: BatchSource, precision: Precision
+    stack: StackedModels, models: Sequence[Model], source: BatchSource, precision: Precision
 ) -> tuple[float, float]:
     """The time of a step's losses and gradients: of all models together, and one by one.
 

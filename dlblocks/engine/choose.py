@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
 from dlblocks.engine._support import NotVectorizable, is_out_of_memory
-from dlblocks.engine.fit_many import Together
+from dlblocks.engine.fit_many import StackedFit
 
 # What a step of a fit of its own costs at the least beside losses and gradients: Lightning's loop,
 # the optimizer's step, metrics (of about 2 ms for a small MLP; benchmarks/vectorized.py).
@@ -19,8 +19,11 @@ Found = TypeVar("Found")
 
 
 def choose_engine(
-    engine: str, make_together: Callable[[Sequence[Key]], Together], keys: Sequence[Key], what: str
-) -> tuple[str, str, Together | None]:
+    engine: str,
+    make_together: Callable[[Sequence[Key]], StackedFit],
+    keys: Sequence[Key],
+    what: str,
+) -> tuple[str, str, StackedFit | None]:
     """Which engine runs some fits, and why.
 
     Args:

@@ -27,13 +27,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from dlblocks import tracking
 from dlblocks._errors import check_choice, checked
-from dlblocks._files import is_whole, whole_file
+from dlblocks._files import atomic_write, is_whole
 from dlblocks._lightning import quick_gpu_check
 from dlblocks.callbacks._resume import random_state, set_random_state
 from dlblocks.engine._batches import BatchSource
-from dlblocks.engine._metrics import Sums
-from dlblocks.engine._models import Stack
-from dlblocks.engine._optimizer import MergedOptimizer
+from dlblocks.engine._metrics import BatchedMetrics
+from dlblocks.engine._models import StackedModels
+from dlblocks.engine._optimizer import StackedOptimizer
 from dlblocks.engine._probe import quiet_vmap, seconds_a_step, try_a_step
 from dlblocks.engine._support import NotVectorizable, check_vectorizable, naming
 from dlblocks.engine.member import Member
@@ -55,7 +55,7 @@ HEEDED_HERE = {
 }  # fmt: skip
 
 
-class Together(pl.LightningModule):
+class StackedFit(pl.LightningModule):
     """The LightningModule whose fit is the fit of all members; each with what is its own.
 
     The losses, weights and metrics of a member are those of a fit of its own, within rounding, but
@@ -138,12 +138,12 @@ class Together(pl.LightningModule):
         self._make_sources()
         for k, member in enumerate(self.members):
             member.trainer.num_training_batches = self._batches(k)
-        self.stack = Stack([member.model for member in self.members], self.root_device)
+        self.stack = StackedModels([member.model for member in self.members], self.root_device)
         for member in self.members:
             member.make_optimizer()
             if self.validates_on is None:
                 check_needs_no_validation(member.callbacks, member.plateau_monitors())
-        self.optimizers_of = MergedOptimizer(
+        self.optimizers_of = StackedOptimizer(
             [member.optimizer for member in self.members], self.stack
         )
         sources = [(self.train_source, True)]
@@ -211,7 +211,7 @@ class Together(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         self.stack.train()
         self.train_source.begin(self.epoch)
-        self._sums = Sums(self.live, "train", self.root_device)
+        self._sums = BatchedMetrics(self.live, "train", self.root_device)
         for member in self.live:
             member.trainer.current_epoch = self.epoch
 
@@ -338,7 +338,7 @@ class Together(pl.LightningModule):
         for member in self.live:
             member.active, member.datamodule.validate_on = True, "val"
         self.validates_on = "val"
-        self.stack = Stack([member.model for member in self.live], self.root_device)
+        self.stack = StackedModels([member.model for member in self.live], self.root_device)
         self._make_sources()
         for member, scores in zip(self.live, self._validate(), strict=True):
             member.keep_score(scores)
@@ -347,7 +347,7 @@ class Together(pl.LightningModule):
     def _validate(self) -> list[dict[str, Tensor]]:
         assert self.val_source is not None  # for the type checker
         self.stack.train(False)
-        sums = Sums(self.live, "val", self.root_device)
+        sums = BatchedMetrics(self.live, "val", self.root_device)
         active = [k for k, member in enumerate(self.live) if member.active]
         limit = self.limit_val
         if self.validates_on == "selection" and isinstance(limit, float):
@@ -415,7 +415,7 @@ class Together(pl.LightningModule):
             "members": {member.name: member.state() for member in self.members},
             "optimizers": {m.name: self.optimizers_of.state(k) for k, m in enumerate(self.live)},
         }
-        with whole_file(self.save_to) as part:
+        with atomic_write(self.save_to) as part:
             torch.save(state, part)
 
     def _load(self) -> bool:

@@ -1,7 +1,7 @@
 """Several models as one: fitted together, and asked together."""
 
 from dlblocks.engine._support import NotVectorizable, check_vectorizable
-from dlblocks.engine.fit_many import Together
+from dlblocks.engine.fit_many import StackedFit
 from dlblocks.engine.member import Member
 from dlblocks.ensembles._bootstrap import OutOfBag
 from dlblocks.ensembles._stagewise import BoostingResult
@@ -21,7 +21,7 @@ __all__ = [
     "Member",
     "NotVectorizable",
     "OutOfBag",
-    "Together",
+    "StackedFit",
     "Voting",
     "check_vectorizable",
 ]

@@ -132,7 +132,7 @@ class OutOfBag:
         target: Its target, shape (N,) or (N, D).
         prediction: Probabilities (N, C), of hard voting the shares of the votes; or values of the
             target's shape.
-        spread: Standard deviation over the members of their probabilities or values, of the same
+        std: Standard deviation over the members of their probabilities or values, of the same
             shape as `prediction`; with their number in the denominator.
         votes: How many members predicted it, int64 of shape (N,).
     """
@@ -140,7 +140,7 @@ class OutOfBag:
     index: npt.NDArray[np.int64]
     target: npt.NDArray[Any]
     prediction: npt.NDArray[np.floating]
-    spread: npt.NDArray[np.floating]
+    std: npt.NDArray[np.floating]
     votes: npt.NDArray[np.int64]
 
     def __len__(self) -> int:

@@ -24,18 +24,18 @@ from tqdm import tqdm
 from dlblocks import tracking
 from dlblocks._errors import named
 from dlblocks._files import (
+    atomic_write,
     is_rank_zero,
     read_arrays,
     read_rows,
     reading,
-    whole_file,
     write_json,
     write_rows,
 )
 from dlblocks.data import SplitDataModule
 from dlblocks.engine._support import check_vectorizable, is_out_of_memory, naming
 from dlblocks.engine.choose import choose_engine, in_halves
-from dlblocks.engine.fit_many import Together
+from dlblocks.engine.fit_many import StackedFit
 from dlblocks.engine.member import Member
 from dlblocks.models import Classifier, Model, Regressor
 from dlblocks.models._checkpoints import write_checkpoint
@@ -131,12 +131,12 @@ class Fits:
 
     # Engines
 
-    def choose(self, engine: str, members: Sequence[int]) -> tuple[str, str, Together | None]:
+    def choose(self, engine: str, members: Sequence[int]) -> tuple[str, str, StackedFit | None]:
         """Which engine fits these members, and why; see `choose_engine`."""
         return choose_engine(engine, self._together, members, "members")
 
     def run(
-        self, engine: str, members: Sequence[int], together: Together | None, *, show: bool
+        self, engine: str, members: Sequence[int], together: StackedFit | None, *, show: bool
     ) -> Iterator[tuple[int, Fitted]]:
         """Fits some members; yields each when it is finished.
 
@@ -197,7 +197,7 @@ class Fits:
             history=done.history,
         )
 
-    def _together(self, numbers: Sequence[int]) -> Together:
+    def _together(self, numbers: Sequence[int]) -> StackedFit:
         """Members ready to be fitted as one, each begun as `_fit_one` would."""
         members = []
         for i, k in enumerate(numbers):
@@ -210,7 +210,7 @@ class Fits:
             members.append(Member(f"member {k}", model, data, callbacks))
         # What all share is drawn as the first fit would.
         pl.seed_everything(self.seed + numbers[0], workers=True, verbose=False)
-        return Together(
+        return StackedFit(
             members,
             trainer=self.trainer,
             monitor=self.monitor,
@@ -219,7 +219,7 @@ class Fits:
         )
 
     def _fit_together(
-        self, numbers: Sequence[int], together: Together, bar: tqdm | None
+        self, numbers: Sequence[int], together: StackedFit, bar: tqdm | None
     ) -> Sequence[tuple[int, Fitted]]:
         started = time.monotonic()
         together.save_to = self.run_dir / STATE if self.resume else None
@@ -299,7 +299,7 @@ class Fits:
         plain = None if pair is None else [tensor.tolist() for tensor in pair]
         if is_rank_zero():
             if oob:
-                with whole_file(folder / "oob.npz") as part:
+                with atomic_write(folder / "oob.npz") as part:
                     np.savez_compressed(part, **oob)
             write_json(folder / FINISHED, {"row": row, "normalisation": plain})
             (folder / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
@@ -352,7 +352,7 @@ class _Bar(ProgressBar):
         """Nothing to enable: see `disable`."""
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if isinstance(pl_module, Together):
+        if isinstance(pl_module, StackedFit):
             share, text = pl_module.progress()
         else:
             epochs = max(trainer.max_epochs or 1, 1)

@@ -23,13 +23,13 @@ from dlblocks._errors import check_function, check_range, check_whole, did_you_m
 from dlblocks._files import (
     PLAN,
     SUMMARY,
+    atomic_write,
     check_new_run_dir,
     is_whole,
     locked,
     numbered,
     remove_parts,
     say_resumed,
-    whole_file,
     write_json,
     write_rows,
 )
@@ -510,7 +510,7 @@ class StageFiles:
     def keep(self, stage: int, learner: Model) -> None:
         """Writes the weights of the learner of a stage, if they are not there."""
         if self.resume and not self._path(stage).is_file():
-            with whole_file(self._path(stage)) as part:
+            with atomic_write(self._path(stage)) as part:
                 torch.save(learner.state_dict(), part)
 
     def seconds(self) -> float | None:

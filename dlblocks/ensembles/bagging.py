@@ -22,6 +22,7 @@ from dlblocks._errors import check_choice, check_function, check_range, check_wh
 from dlblocks._files import (
     PLAN,
     SUMMARY,
+    atomic_write,
     check_new_run_dir,
     is_json,
     is_rank_zero,
@@ -31,12 +32,11 @@ from dlblocks._files import (
     numbered,
     remove_parts,
     say_resumed,
-    whole_file,
 )
 from dlblocks._quiet import isolated
 from dlblocks.data import SplitDataModule
 from dlblocks.engine.choose import ENGINES
-from dlblocks.engine.fit_many import Together
+from dlblocks.engine.fit_many import StackedFit
 from dlblocks.ensembles._bootstrap import Rows, combine, draw_all, missing_classes, score
 from dlblocks.ensembles._member_fits import STATE, Fits, Fitted
 from dlblocks.ensembles.results import (
@@ -225,7 +225,7 @@ class Bagging:
             fits = Fits(
                 self.make_model,
                 self.make_callbacks,
-                lambda k: data.for_training_rows(
+                lambda k: data.with_train_indices(
                     samples[k], shuffle_seed=getattr(data, "shuffle_seed", 0) + self.seed + k
                 ),
                 num_members=self.num_members,
@@ -272,7 +272,7 @@ class Bagging:
                 "monitor": self.monitor,
                 "mode": self.mode,
                 "engine": engine,
-                **({"engine_because": why} if self.engine == "auto" else {}),
+                **({"engine_reason": why} if self.engine == "auto" else {}),
                 **({"missing_classes": lacking} if lacking else {}),
                 "class_names": data.class_names,
                 "seconds": time.monotonic() - started,
@@ -325,7 +325,7 @@ class Bagging:
     def _samples(self, data: SplitDataModule) -> list[Rows]:
         if self.samples is not None:
             for rows in self.samples:
-                data.for_training_rows(rows)  # checks them
+                data.with_train_indices(rows)  # checks them
             return [np.asarray(rows, dtype=np.int64) for rows in self.samples]
         return draw_all(
             data,
@@ -379,7 +379,7 @@ class Bagging:
     def _goes_on(self) -> bool:
         return self.resume and (self.run_dir / PLAN).is_file()
 
-    def _choose(self, fits: Fits, todo: Sequence[int]) -> tuple[str, str, Together | None]:
+    def _choose(self, fits: Fits, todo: Sequence[int]) -> tuple[str, str, StackedFit | None]:
         """The engine, why, and the members ready to be run as one, if they are."""
         if self.engine == "auto" and self._goes_on():
             return engine_of(self.run_dir) or "sequential", "as this run began", None
@@ -461,7 +461,7 @@ def _begin(run_dir: Path, config: dict[str, Any], samples: Sequence[Rows], *, go
         run_id = new_run(run_dir, config)
     if not is_whole(run_dir / SAMPLES):  # a kill may have come between the two
         arrays: dict[str, Any] = {str(k): rows for k, rows in enumerate(samples)}
-        with whole_file(run_dir / SAMPLES) as part:
+        with atomic_write(run_dir / SAMPLES) as part:
             np.savez_compressed(part, **arrays)
     return run_id
 

@@ -17,9 +17,9 @@ from dlblocks._errors import did_you_mean
 from dlblocks._files import (
     AGAIN,
     SUMMARY,
+    atomic_write,
     read_arrays,
     read_json,
-    whole_file,
     write_json,
     write_rows,
 )
@@ -143,7 +143,7 @@ class BaggingResult:
     def write_parts(self) -> None:
         """Writes ``oob.npz`` and ``members.csv``."""
         if self.oob is not None:
-            with whole_file(self.run_dir / OOB) as part:
+            with atomic_write(self.run_dir / OOB) as part:
                 np.savez_compressed(part, **vars(self.oob))
         write_rows(self.run_dir / "members.csv", self.members)
 

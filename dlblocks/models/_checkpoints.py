@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from dlblocks._files import SUMMARY, DamagedFileError, is_whole, whole_file
+from dlblocks._files import SUMMARY, DamagedFileError, atomic_write, is_whole
 from dlblocks._plain import NOT_PLAIN, plain, plain_hyperparameters
 
 Module = TypeVar("Module", bound=pl.LightningModule)
@@ -51,7 +51,7 @@ def write_checkpoint(path: Path, model: Any, *, epoch: int, global_step: int) ->
     }
     model.on_save_checkpoint(checkpoint)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         torch.save(checkpoint, part)
 
 

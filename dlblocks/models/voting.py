@@ -36,7 +36,7 @@ class VotingClassifier(Classifier):
     ``"soft"`` voting averages the members' probabilities: p = (1/M) Σ p_m; `forward` returns
     log p, whose softmax is p. ``"hard"`` voting counts the classes that members find likeliest.
 
-    `Trainer.predict` adds the members' ``"spread"``, the standard deviation of their probabilities,
+    `Trainer.predict` adds the members' ``"std"``, the standard deviation of their probabilities,
     shape (N, C); `uncertainty` says how much of the doubt is disagreement.
 
     Members may have been trained on inputs normalised in different ways, as the models of a
@@ -89,7 +89,7 @@ class VotingClassifier(Classifier):
         logits = _outputs(self, inputs).float()
         result = {"prediction": self.prediction(self._combined(logits))}
         result.update(zip(("target", "index"), rest, strict=False))
-        result["spread"] = logits.softmax(2).std(0, correction=0)
+        result["std"] = logits.softmax(2).std(0, correction=0)
         return result
 
     @torch.no_grad()
@@ -120,7 +120,7 @@ class VotingClassifier(Classifier):
 class VotingRegressor(Regressor):
     """The average of several regressors; evaluated like one, saved and loaded as one.
 
-    `Trainer.predict` adds the members' ``"spread"``, their standard deviation (with M in the
+    `Trainer.predict` adds the members' ``"std"``, their standard deviation (with M in the
     denominator), in the units and the shape of the prediction.
 
     Args:
@@ -156,7 +156,7 @@ class VotingRegressor(Regressor):
             values = values.squeeze(2)
         result = {"prediction": values.mean(0)}
         result.update(zip(("target", "index"), rest, strict=False))
-        result["spread"] = values.std(0, correction=0)
+        result["std"] = values.std(0, correction=0)
         return result
 
     def configure_optimizers(self) -> Any:
@@ -175,7 +175,7 @@ class VotingModule(Model):
     `predict_step` returns as ``"target"``, else the second entry of the batch, or that of a name
     such as ``"label"``.
 
-    `Trainer.predict` gives a dictionary of ``"prediction"`` and ``"spread"``, the members' standard
+    `Trainer.predict` gives a dictionary of ``"prediction"`` and ``"std"``, the members' standard
     deviation (with M in the denominator), both of the shape of one member's prediction.
 
     Args:
@@ -227,7 +227,7 @@ class VotingModule(Model):
         named = [output if isinstance(output, Mapping) else {} for output in outputs]
         result = {k: v for k, v in named[0].items() if k in ("target", "index")}
         values = [n.get("prediction", o) for n, o in zip(named, outputs, strict=True)]
-        result["prediction"], result["spread"] = self._mean(values)
+        result["prediction"], result["std"] = self._mean(values)
         return result
 
     @property

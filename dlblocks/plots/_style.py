@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dlblocks._files import whole_file
+from dlblocks._files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +20,7 @@ BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#9
 
 def save(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 120) -> None:
     """Writes a figure as PNG, SVG or PDF by the ending of `path`, whole or not at all."""
-    with whole_file(path) as part, warnings.catch_warnings():
+    with atomic_write(path) as part, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # it is drawn as a box
         figure.savefig(part, dpi=dpi)
 

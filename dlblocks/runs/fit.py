@@ -44,7 +44,7 @@ from dlblocks._files import (
     is_rank_zero,
     know_rank,
     next_run_dir,
-    whole_file,
+    atomic_write,
     write_json,
     write_rows,
 )
@@ -309,7 +309,7 @@ def drop_training_state(path: Path | None) -> None:
         return
     dropped = (*OF_TRAINING, *OF_AVERAGING)
     kept = {name: value for name, value in checkpoint.items() if name not in dropped}
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         torch.save({**kept, "callbacks": {}}, part)
 
 

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-from dlblocks._files import whole_file
+from dlblocks._files import atomic_write
 
 
 class ContinuedCSV(ExperimentWriter):
@@ -49,7 +49,7 @@ class ContinuedCSV(ExperimentWriter):
         self.metrics_keys = fieldnames
 
     def _write(self, rows: Sequence[dict[str, str]], columns: list[str]) -> None:
-        with whole_file(self.path) as part, part.open("w", newline="") as file:
+        with atomic_write(self.path) as part, part.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)

@@ -189,9 +189,9 @@ def test_extra_entries():
     changed = AddOne().apply(batch, epoch=0, step=0, rank=0)
     assert torch.equal(changed[2], batch[2])  # sample numbers stay
     masks = [X, Y, torch.zeros(12, 8, 8)]
-    with pytest.raises(ValueError, match=r"entry 2 of .*\(12, 8, 8\).*extras=\{2: 'keep'\}"):
+    with pytest.raises(ValueError, match=r"entry 2 of .*\(12, 8, 8\).*data_keys=\{2: 'keep'\}"):
         AddOne().apply(masks, epoch=0, step=0, rank=0)
-    assert AddOne(extras="keep").apply(masks, epoch=0, step=0, rank=0)[2] is masks[2]
+    assert AddOne(data_keys="keep").apply(masks, epoch=0, step=0, rank=0)[2] is masks[2]
 
 
 @pytest.mark.parametrize("batch", [X, {"image": X, "label": Y}, [X], ("text", 3)])
@@ -239,7 +239,7 @@ def test_batch_counter_of_lightning(make_trainer, plain_module):
     [
         ({"p": 1.5}, r"p=1.5 is outside \[0, 1\]"),
         ({"start_epoch": 3, "stop_epoch": 3}, "would never act"),
-        ({"extras": "drop"}, "extras='drop'"),
+        ({"data_keys": "drop"}, "data_keys='drop'"),
         ({"start_epoch": -1}, "start_epoch=-1"),
     ],
 )

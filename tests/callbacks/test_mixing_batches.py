@@ -122,7 +122,7 @@ def test_masks_and_weights_by_name():
     batch = {"x": IMAGES, "y": LABELS, "mask": masks, "w": weights, "id": torch.arange(N), "n": 3}
     keys = {"input_key": "x", "target_key": "y", "num_classes": C}
     actions = {"mask": "input", "w": "target"}
-    changed = CutMix(extras=actions, **keys).apply(batch, **LATER)
+    changed = CutMix(data_keys=actions, **keys).apply(batch, **LATER)
     # The mask shows the same samples' numbers as the image, pixel by pixel.
     assert torch.equal(changed["mask"], changed["x"][:, 0].long())
     assert changed["mask"].dtype == torch.int64
@@ -131,19 +131,19 @@ def test_masks_and_weights_by_name():
     mixed = plan.lam * weights + (1 - plan.lam) * weights[plan.partner]
     torch.testing.assert_close(changed["w"], mixed)
     with pytest.raises(ValueError, match="masks of classes cannot be averaged"):
-        MixUp(extras=actions, **keys).apply(batch, **LATER)
+        MixUp(data_keys=actions, **keys).apply(batch, **LATER)
     with pytest.raises(ValueError, match="keep them"):
-        Cutout(extras={"mask": "input", "w": "keep"}, input_key="x", target_key="y").apply(
+        Cutout(data_keys={"mask": "input", "w": "keep"}, input_key="x", target_key="y").apply(
             batch, **LATER
         )
-    kept = Cutout(extras="keep", input_key="x", target_key="y").apply(batch, **LATER)
+    kept = Cutout(data_keys="keep", input_key="x", target_key="y").apply(batch, **LATER)
     assert kept["mask"] is masks
 
 
 @pytest.mark.parametrize(
-    ("extra", "extras", "message"),
+    ("extra", "data_keys", "message"),
     [
-        (torch.rand(N, 2, 4), "refuse", r"entry 2 of .*extras=\{2: 'keep'\}.*'input'.*'target'"),
+        (torch.rand(N, 2, 4), "refuse", r"entry 2 of .*data_keys=\{2: 'keep'\}.*'input'.*'target'"),
         (torch.rand(N), "refuse", "entry 2 of"),
         ([{"boxes": torch.rand(i, 4)} for i in range(N)], "refuse", r"… 12 entries"),
         ({"deep": [torch.rand(N, 6, 6)]}, "refuse", "entry 2 of"),
@@ -153,9 +153,9 @@ def test_masks_and_weights_by_name():
         (torch.arange(N), {2: "target"}, "floating point, got torch.int64"),
     ],
 )
-def test_entries_that_nobody_knows(extra, extras, message):
+def test_entries_that_nobody_knows(extra, data_keys, message):
     with pytest.raises(ValueError, match=message):
-        MixUp(num_classes=C, extras=extras).apply([IMAGES, LABELS, extra], **LATER)
+        MixUp(num_classes=C, data_keys=data_keys).apply([IMAGES, LABELS, extra], **LATER)
 
 
 @pytest.mark.parametrize("extra", ["text", torch.tensor(3.0), torch.rand(5, 2), torch.arange(N)])
@@ -165,17 +165,17 @@ def test_entries_that_are_carried(extra):
 
 
 def test_positions_from_the_command_line_are_strings():
-    changed = MixUp(num_classes=C, extras={"2": "target"}).apply(
+    changed = MixUp(num_classes=C, data_keys={"2": "target"}).apply(
         [IMAGES, LABELS, torch.ones(N)], **LATER
     )
     torch.testing.assert_close(changed[2], torch.ones(N))
 
 
 def test_extras_are_checked_when_made():
-    with pytest.raises(ValueError, match=r"extras\['m'\]='inputs'.*did you mean 'input'"):
-        MixUp(extras={"m": "inputs"})
-    with pytest.raises(ValueError, match=r"extras\['m'\]='target'"):
-        Cutout(extras={"m": "target"})
+    with pytest.raises(ValueError, match=r"data_keys\['m'\]='inputs'.*did you mean 'input'"):
+        MixUp(data_keys={"m": "inputs"})
+    with pytest.raises(ValueError, match=r"data_keys\['m'\]='target'"):
+        Cutout(data_keys={"m": "target"})
 
 
 def test_nothing_beside_nested_inputs_is_overlooked():

@@ -266,8 +266,8 @@ trainer:
         stop_epoch: -1
         transforms:
           - class_path: dlblocks.callbacks.MixUp
-            init_args: {alpha: 0.8, input_key: [0], extras: keep}
-          - {class_path: dlblocks.callbacks.CutMix, init_args: {p: 0.5, extras: {}}}
+            init_args: {alpha: 0.8, input_key: [0], data_keys: keep}
+          - {class_path: dlblocks.callbacks.CutMix, init_args: {p: 0.5, data_keys: {}}}
           - {class_path: dlblocks.callbacks.Augment, init_args: {crop_padding: 1}}
 """  # noqa: E501
 

@@ -451,7 +451,7 @@ def test_the_ensemble_of_their_modules_averages_what_they_predict(make_trainer):
         with torch.no_grad():
             found = model.predict_step(batch, 0)
         torch.testing.assert_close(found["prediction"], each.mean(0))
-        torch.testing.assert_close(found["spread"], each.std(0, correction=0))
+        torch.testing.assert_close(found["std"], each.std(0, correction=0))
         data = FoldedDataModule(Samples(), targets=Y, num_folds=3)
         batches = make_trainer().predict(model, datamodule=data)
         rows = torch.cat([b["prediction"] for b in batches])

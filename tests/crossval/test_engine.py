@@ -141,7 +141,7 @@ def test_auto_says_what_it_chose_and_why(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "engine: vectorized; a step takes" in said
     summary = json.loads((tmp_path / "small/summary.json").read_text())
-    assert summary["engine"] == "vectorized" and "for 3 folds at once" in summary["engine_because"]
+    assert summary["engine"] == "vectorized" and "for 3 folds at once" in summary["engine_reason"]
     assert CrossValidationResult.load(tmp_path / "small").oof is not None
     assert result.mean("val/accuracy") > 0.3
 
@@ -247,14 +247,14 @@ def train(folder, moment):
     """Kills itself at the beginning of an epoch, or when fold 0 is finished; or never."""
     ensembles.vectorized.SAVE_SECONDS = 0.0
     if moment.startswith("epoch"):
-        real = ensembles.vectorized.Together.on_train_epoch_start
+        real = ensembles.vectorized.StackedFit.on_train_epoch_start
 
         def on_train_epoch_start(self):
             if self.epoch == int(moment[-1]):
                 os.kill(os.getpid(), signal.SIGKILL)
             real(self)
 
-        ensembles.vectorized.Together.on_train_epoch_start = on_train_epoch_start
+        ensembles.vectorized.StackedFit.on_train_epoch_start = on_train_epoch_start
     elif moment == "finish":
         real_finish = vectorized._finish
 

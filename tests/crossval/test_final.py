@@ -121,7 +121,7 @@ def test_refit_trains_on_all_development_data_for_the_median_epoch(tmp_path):
         row["best_epoch"] = best
     seen.clear()
     model = result.refit()
-    data = DigitsDataModule(batch_size=100).for_all()
+    data = DigitsDataModule(batch_size=100).without_validation()
     assert len(data.indices("train")) == 1797 - len(data.indices("test"))
     assert not len(data.indices("val"))
     assert [epoch for epoch, _ in seen] == [0] * 15 + [1] * 15

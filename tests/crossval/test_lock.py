@@ -19,7 +19,7 @@ from dlblocks import _files as lock
 from dlblocks._files import holds_something, locked
 from dlblocks.callbacks import ExactResume
 from dlblocks.crossval import cross_validate
-from dlblocks.crossval._fold import Job, Plan
+from dlblocks.crossval._fold import FoldSpec, RunConfig
 from dlblocks.crossval._parallel import Task, _work
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import MLPClassifier
@@ -226,18 +226,18 @@ def test_a_fold_that_another_worker_has_ended_is_not_run_again(tmp_path):
     def make_model():
         raise AssertionError("run again")
 
-    plan = Plan(
+    plan = RunConfig(
         make_model, list, {"accelerator": "cpu"}, "val/loss", "min", None, tmp_path / "run", 0, True
     )
     plan.run_id = run_id_of(tmp_path / "run")
-    job, fold = _work(Task(plan, DigitsDataModule(), Job(1, 0, 1), 1, tmp_path / "no", 0))
+    job, fold = _work(Task(plan, DigitsDataModule(), FoldSpec(1, 0, 1), 1, tmp_path / "no", 0))
     assert job.fold == 1
     assert fold.row == result.folds[1]
 
 
 def test_a_folder_that_is_not_shared_is_said(tmp_path):
-    plan = Plan(list, list, {}, "val/loss", "min", None, tmp_path / "run", 0, True)
-    _, error = _work(Task(plan, DigitsDataModule(), Job(1, 0, 1), 1, tmp_path / "no", 0))
+    plan = RunConfig(list, list, {}, "val/loss", "min", None, tmp_path / "run", 0, True)
+    _, error = _work(Task(plan, DigitsDataModule(), FoldSpec(1, 0, 1), 1, tmp_path / "no", 0))
     assert isinstance(error, FileNotFoundError)
     assert "is not the same folder on" in str(error)
 

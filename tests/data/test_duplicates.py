@@ -105,14 +105,14 @@ def test_copies_are_kept_together(name, split):
     assert together(data)
     assert data.count_duplicates(4) == 0
     assert slow_count(X, data.splits(4)) == 0
-    whole = data.for_all()
+    whole = data.without_validation()
     keys = data.input_keys()
     assert not set(keys[whole.indices("train")]) & set(keys[whole.indices("test")])
     selecting = data.for_fold(0, 4).with_selection(0.15)
     parts = [set(keys[selecting.indices(part)]) for part in ("train", "selection", "val", "test")]
     assert all(parts[:3])
     assert sum(map(len, parts)) == len(set(keys.tolist()))
-    inner = data.for_rows(data.splits(4)[0]["train"])
+    inner = data.subset(data.splits(4)[0]["train"])
     assert together_within(inner, keys)
 
 

@@ -214,11 +214,11 @@ def test_a_validation_folder_and_folds(tmp_path):
         assert sorted(greys(part, "train") + greys(part, "val")) == [1] * 8 + [2] * 4
         assert greys(part, "test") == [3] * 2
     assert "the 4 images of the validation folder are a part of" in " ".join(data.notes())
-    assert sorted(greys(data.for_all(), "train")) == [1] * 8 + [2] * 4
+    assert sorted(greys(data.without_validation(), "train")) == [1] * 8 + [2] * 4
     # Of some rows alone, their images of the folder validate, if there are any.
-    some = data.for_rows([0, 1, 4, 5, 8, 10])
+    some = data.subset([0, 1, 4, 5, 8, 10])
     assert (some.indices("train").tolist(), some.indices("val").tolist()) == ([0, 1, 4, 5], [8, 10])
-    assert len(data.for_rows(range(8)).indices("val")) == 2  # by val_fraction
+    assert len(data.subset(range(8)).indices("val")) == 2  # by val_fraction
     plain = ImageFolderDataModule(paint_parts(tmp_path / "plain", train=2, test=1), size=4)
     assert plain.notes() == []
 

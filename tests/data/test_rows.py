@@ -51,7 +51,7 @@ def test_rows_are_split_as_scikit_learn_splits_them_alone(name, foreign):
         data = FoldedDataModule(pair, split_seed=4, **arguments)
     else:
         data = ArrayDataModule(X, LABELS, split_seed=4, **arguments)
-    part = data.for_rows(RNG.permutation(ROWS))
+    part = data.subset(RNG.permutation(ROWS))
     found = part.splits(num_folds)
     groups = GROUPS[ROWS] if "groups" in arguments else None
     expected = splitter.split(X[ROWS], LABELS[ROWS], groups)
@@ -62,15 +62,15 @@ def test_rows_are_split_as_scikit_learn_splits_them_alone(name, foreign):
         np.testing.assert_array_equal(mine.indices("train"), ROWS[train])
         np.testing.assert_array_equal(mine.indices("val"), ROWS[val])
     assert len(found) == fold + 1
-    np.testing.assert_array_equal(part.for_all().indices("train"), ROWS)
-    assert len(part.for_all().indices("val")) == 0
+    np.testing.assert_array_equal(part.without_validation().indices("train"), ROWS)
+    assert len(part.without_validation().indices("val")) == 0
     assert part.fingerprint() == data.fingerprint()
     assert part.class_names == data.class_names
     assert data.development is None  # left as it was
 
 
 def test_batches_are_of_those_rows_and_normalised_by_those_that_train():
-    part = ArrayDataModule(X, LABELS, batch_size=8, num_folds=2).for_rows(ROWS)
+    part = ArrayDataModule(X, LABELS, batch_size=8, num_folds=2).subset(ROWS)
     train = part.indices("train").numpy()
     loaded = torch.cat([part.transform(batch[0]) for batch in part.train_dataloader()])
     expected = (X[train] - X[train].mean(0)) / X[train].std(0)
@@ -84,19 +84,19 @@ def test_batches_are_of_those_rows_and_normalised_by_those_that_train():
 )
 def test_the_test_set_stays(make):
     data = make()
-    development = data.for_all().indices("train").numpy()
+    development = data.without_validation().indices("train").numpy()
     rows = development[::2]
-    part = data.for_rows(rows)
-    for one in (part, part.for_fold(1, 3), part.for_all()):
+    part = data.subset(rows)
+    for one in (part, part.for_fold(1, 3), part.without_validation()):
         np.testing.assert_array_equal(one.indices("test"), data.indices("test"))
     seen = np.concatenate([part.for_fold(k, 3).indices("val") for k in range(3)])
     np.testing.assert_array_equal(np.sort(seen), rows)
-    within = part.for_rows(rows[:50])
-    np.testing.assert_array_equal(within.for_all().indices("train"), rows[:50])
+    within = part.subset(rows[:50])
+    np.testing.assert_array_equal(within.without_validation().indices("train"), rows[:50])
     with pytest.raises(ValueError, match=r"not in the development set of .* \(1 such rows"):
-        part.for_rows([rows[0], development[1]])
+        part.subset([rows[0], development[1]])
     with pytest.raises(ValueError, match="not in the development set"):
-        data.for_rows(data.indices("test"))
+        data.subset(data.indices("test"))
 
 
 def test_missing_cells_are_filled_in_from_training_rows_alone(tmp_path):
@@ -104,7 +104,7 @@ def test_missing_cells_are_filled_in_from_training_rows_alone(tmp_path):
     lines = ["a,y\n", *(f"{cell},{i % 2}\n" for i, cell in enumerate(cells))]
     (tmp_path / "table.csv").write_text("".join(lines))
     data = TabularDataModule("table.csv", target="y", missing="impute", test_fraction=0)
-    part = data.for_rows(range(8)).for_fold(0, 2)
+    part = data.subset(range(8)).for_fold(0, 2)
     known = [i for i in part.indices("train").tolist() if i % 5]
     assert part.raw_inputs("val")[0, 0] == np.median(known)
 
@@ -123,13 +123,13 @@ def test_missing_cells_are_filled_in_from_training_rows_alone(tmp_path):
 )
 def test_rows_that_are_none(rows, message):
     with pytest.raises(ValueError, match=message):
-        ArrayDataModule(X, LABELS).for_rows(rows)
+        ArrayDataModule(X, LABELS).subset(rows)
 
 
 def test_all_rows_train_where_no_single_split_is_possible():
-    """`for_all` needs no validation part, and so does not split: three groups allow no fifth."""
+    """`without_validation` needs no validation part, and so does not split: three groups allow no fifth."""
     data = ArrayDataModule(X, LABELS, groups=GROUPS % 3)
-    assert len(data.for_all().indices("train")) == N
+    assert len(data.without_validation().indices("train")) == N
 
 
 @pytest.mark.parametrize("foreign", [False, True])
@@ -141,7 +141,7 @@ def test_training_rows_are_drawn_with_repeats(foreign):
         data = ArrayDataModule(X, LABELS, batch_size=16)
     train = data.indices("train")
     rows = np.random.default_rng(1).choice(train.numpy(), len(train))
-    drawn = data.for_training_rows(rows, shuffle_seed=7)
+    drawn = data.with_train_indices(rows, shuffle_seed=7)
     assert sorted(drawn.indices("train").tolist()) == sorted(rows.tolist())
     assert set(drawn.indices("oob").tolist()) == set(train.tolist()) - set(rows.tolist())
     for part in ("val", "test"):
@@ -161,6 +161,6 @@ def test_training_rows_are_drawn_with_repeats(foreign):
     # Whatever sets folds afterwards starts anew.
     assert torch.equal(drawn.for_fold(0, None).indices("train"), train)
     with pytest.raises(ValueError, match="not in the training part"):
-        data.for_training_rows(data.indices("val"))
+        data.with_train_indices(data.indices("val"))
     with pytest.raises(ValueError, match=r"shape \(0,\)"):
-        data.for_training_rows([])
+        data.with_train_indices([])

@@ -294,7 +294,7 @@ def test_anybodys_data_and_nets(tmp_path, make_trainer):
 
     result = Bagging(make, data, engine="auto", **settings(run_dir=tmp_path / "a")).fit()
     assert result.info["engine"] == "sequential"
-    assert "FoldedDataModule" in result.info["engine_because"]
+    assert "FoldedDataModule" in result.info["engine_reason"]
     assert len(result.oob) == 72
     again = BaggingResult.load(tmp_path / "a", make_model=make)
     with torch.no_grad():

@@ -38,7 +38,7 @@ def test_samples_that_no_member_left_out_count_in_no_score(tmp_path):
     seen = np.isin(oob.index, result.samples[0])
     assert seen.any() and not seen.all()
     np.testing.assert_array_equal(oob.votes, ~seen)
-    assert np.isnan(oob.prediction[seen]).all() and np.isnan(oob.spread[seen]).all()
+    assert np.isnan(oob.prediction[seen]).all() and np.isnan(oob.std[seen]).all()
     assert not np.isnan(oob.prediction[~seen]).any()
     right = oob.prediction[~seen].argmax(1) == oob.target[~seen]
     assert result.oob_score["oob/accuracy"] == pytest.approx(right.mean())
@@ -64,7 +64,7 @@ def test_combined_as_a_slow_loop_combines(voting):
         if not values:
             assert np.isnan(found.prediction[i]).all()
             continue
-        np.testing.assert_allclose(found.spread[i], np.std(values, axis=0), atol=1e-12)
+        np.testing.assert_allclose(found.std[i], np.std(values, axis=0), atol=1e-12)
         votes = [np.eye(3)[np.argmax(v)] for v in values] if voting == "hard" else values
         np.testing.assert_allclose(found.prediction[i], np.mean(votes, axis=0))
 

@@ -9,7 +9,7 @@ from sklearn.datasets import load_iris
 from torch import nn
 
 from dlblocks.data import ArrayDataModule
-from dlblocks.ensembles import Member, NotVectorizable, Together
+from dlblocks.ensembles import Member, NotVectorizable, StackedFit
 from dlblocks.models import Classifier, MLPClassifier
 
 TRAINER = {"accelerator": "cpu", "max_epochs": 2}
@@ -20,7 +20,7 @@ DATA = {"inputs": inputs.float(), "targets": targets, "batch_size": 32, "num_fol
 def together(make, data=None):
     data = data or ArrayDataModule(**DATA)
     members = [Member(f"fold {k}", make(), data.for_fold(k, 3)) for k in range(3)]
-    return Together(members, trainer=TRAINER, monitor="val/loss", mode="min")
+    return StackedFit(members, trainer=TRAINER, monitor="val/loss", mode="min")
 
 
 class Tied(nn.Module):
@@ -191,7 +191,7 @@ def test_a_share_that_leaves_no_batch():
     data = ArrayDataModule(**DATA)
     members = [Member("fold 0", MLPClassifier(4, 3), data.for_fold(0, 3))]
     with pytest.raises(ValueError, match=r"limit_train_batches=0.001 of \d+ batches leaves none"):
-        Together(
+        StackedFit(
             members,
             trainer={**TRAINER, "limit_train_batches": 0.001},
             monitor="val/loss",

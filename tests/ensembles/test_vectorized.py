@@ -20,7 +20,7 @@ from dlblocks.callbacks import (
 )
 from dlblocks.data import ArrayDataModule, DataModule, DigitsDataModule, Source
 from dlblocks.engine._models import dense_forward
-from dlblocks.ensembles import Member, NotVectorizable, Together
+from dlblocks.ensembles import Member, NotVectorizable, StackedFit
 from dlblocks.models import Classifier, CNNClassifier, MLPClassifier, MLPRegressor
 from dlblocks.runs._trainer import check_trainer_arguments
 from dlblocks.runs.fit import fit
@@ -71,7 +71,7 @@ def both_ways(tmp_path, make, data, make_callbacks=list, monitor="train/loss", *
     """The members fitted together, and the `Fit` and model of each fitted by itself."""
     trainer = {**CPU, **trainer}
     together = members(make, data, make_callbacks)
-    Together(together, trainer=trainer, monitor=monitor, mode="min").fit()
+    StackedFit(together, trainer=trainer, monitor=monitor, mode="min").fit()
     apart = []
     for k in range(len(together)):
         pl.seed_everything(k, verbose=False)
@@ -188,7 +188,7 @@ def test_arguments_of_the_trainer(tmp_path, trainer):
 def test_training_that_chooses_weights_of_another_epoch_is_refused():
     settings = {"trainer": {**CPU, "check_val_every_n_epoch": 2}, "mode": "min"}
     with pytest.raises(NotVectorizable, match=r"monitor='train/loss' with check_val_every_n_ep"):
-        Together(members(mlp, digits()), monitor="train/loss", **settings)
+        StackedFit(members(mlp, digits()), monitor="train/loss", **settings)
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
@@ -287,7 +287,7 @@ def test_each_member_stops_early_by_itself(tmp_path):
 def test_a_stopped_member_costs_nothing(tmp_path):
     found = members(mlp, digits(90, stratify=False))
     found[1].callbacks = [EarlyStopping("val/loss", stopping_threshold=100.0)]
-    together = Together(found, trainer={**CPU, "max_epochs": 3}, monitor="val/loss", mode="min")
+    together = StackedFit(found, trainer={**CPU, "max_epochs": 3}, monitor="val/loss", mode="min")
     sizes = []
     run = together.stack.run
 
@@ -316,7 +316,7 @@ def test_own_learning_rates_and_weight_decays(tmp_path):
 def test_own_statistics_and_normalisation():
     data = digits(90, stratify=False)
     found = members(lambda: cnn(), data)
-    Together(found, trainer={**CPU, "max_epochs": 1}, monitor="val/loss", mode="min").fit()
+    StackedFit(found, trainer={**CPU, "max_epochs": 1}, monitor="val/loss", mode="min").fit()
     scales = [member.datamodule.normalisation[0] for member in found]
     means = [
         next(b for name, b in member.model.named_buffers() if name.endswith("running_mean"))
@@ -334,7 +334,7 @@ def test_dropout_draws_for_each_member():
         pl.seed_everything(0, verbose=False)
         found.append(Member(str(k), mlp(dropout=0.5), data.for_fold(0, 3)))
     pl.seed_everything(0, verbose=False)
-    Together(found, trainer={**CPU, "max_epochs": 1}, monitor="val/loss", mode="min").fit()
+    StackedFit(found, trainer={**CPU, "max_epochs": 1}, monitor="val/loss", mode="min").fit()
     first, second = (member.model.state_dict()["net.layers.0.weight"] for member in found)
     assert not torch.equal(first, second)
     assert found[0].best.metrics != found[1].best.metrics
@@ -346,7 +346,7 @@ def test_a_member_without_dropout_would_be_the_same():
     for k in range(2):
         pl.seed_everything(0, verbose=False)
         found.append(Member(str(k), mlp(), data.for_fold(0, 3)))
-    Together(found, trainer={**CPU, "max_epochs": 1}, monitor="val/loss", mode="min").fit()
+    StackedFit(found, trainer={**CPU, "max_epochs": 1}, monitor="val/loss", mode="min").fit()
     first, second = (member.model.state_dict()["net.layers.0.weight"] for member in found)
     assert torch.equal(first, second)
 
@@ -401,11 +401,11 @@ def test_a_loss_that_is_not_finite(tmp_path):
 
     settings = {"trainer": {**CPU, "max_epochs": 3}, "monitor": "val/loss", "mode": "min"}
     with pytest.raises(FloatingPointError, match=r"train/loss is .* at step \d+ .*lower lr"):
-        Together(exploding(), **settings).fit()
+        StackedFit(exploding(), **settings).fit()
     with pytest.raises(ValueError, match=r"on_error='go on'"):
-        Together(exploding(), **settings, on_error="go on")
+        StackedFit(exploding(), **settings, on_error="go on")
     found = exploding()
-    Together(found, **settings, on_error="continue").fit()
+    StackedFit(found, **settings, on_error="continue").fit()
     assert isinstance(found[1].error, FloatingPointError)
     assert found[0].error is None and found[0].epochs == 3
     # The others are what they are without it.
@@ -413,7 +413,7 @@ def test_a_loss_that_is_not_finite(tmp_path):
     alone = [
         m for k, m in enumerate(members(lambda: mlp(optimizer="sgd", lr=0.1), digits())) if k != 1
     ]
-    Together(alone, **settings).fit()
+    StackedFit(alone, **settings).fit()
     for member, other in zip(pair, alone, strict=True):
         for name, value in other.model.state_dict().items():
             torch.testing.assert_close(member.model.state_dict()[name], value, rtol=0, atol=1e-5)
@@ -450,7 +450,7 @@ class OwnStep(MLPClassifier):
 )
 def test_what_cannot_be_fitted_together(make, callbacks, trainer, message):
     with pytest.raises(NotVectorizable, match=message):
-        Together(
+        StackedFit(
             members(make, digits(), lambda: callbacks),
             trainer={**CPU, "max_epochs": 1, **trainer},
             monitor="val/loss",
@@ -462,17 +462,17 @@ def test_other_architectures_are_named():
     widths = iter([16, 16, 8])
     found = members(lambda: MLPClassifier(64, 10, hidden=[next(widths)]), digits())
     with pytest.raises(NotVectorizable, match=r"net\.layers\.0\.weight .*\(8, 64\) in model 2"):
-        Together(found, trainer={**CPU, "max_epochs": 1}, monitor="val/loss", mode="min")
+        StackedFit(found, trainer={**CPU, "max_epochs": 1}, monitor="val/loss", mode="min")
 
 
 def test_a_monitor_that_is_never_logged_is_found_after_the_first_epoch():
     found = members(mlp, digits())
     with pytest.raises(ValueError, match=r"monitor='val/los' was not logged.*val/loss"):
-        Together(found, trainer={**CPU, "max_epochs": 9}, monitor="val/los", mode="min").fit()
+        StackedFit(found, trainer={**CPU, "max_epochs": 9}, monitor="val/los", mode="min").fit()
     assert found[0].epochs <= 1
 
 
 def test_transforms_of_single_samples_are_refused():
     data = DigitsDataModule(train_transform=nn.Identity())
     with pytest.raises(NotVectorizable, match="train_transform"):
-        Together(members(mlp, data), trainer=CPU, monitor="val/loss", mode="min")
+        StackedFit(members(mlp, data), trainer=CPU, monitor="val/loss", mode="min")

@@ -82,12 +82,12 @@ def test_uncertainty_and_spread_are_those_of_the_members(make_trainer, voting):
     np.testing.assert_allclose(found["mutual_information"], total - expected, atol=1e-5)
     assert (found["mutual_information"] > 1e-4).all()
     batch = ours.predict_step([INPUTS, torch.zeros(40), torch.arange(40)], 0)
-    assert list(batch) == ["prediction", "target", "index", "spread"]
-    np.testing.assert_allclose(batch["spread"].detach(), shares.std(0), atol=1e-6)
+    assert list(batch) == ["prediction", "target", "index", "std"]
+    np.testing.assert_allclose(batch["std"].detach(), shares.std(0), atol=1e-6)
     np.testing.assert_allclose(batch["prediction"].detach(), ours(INPUTS).softmax(1).detach())
     alone = VotingClassifier(models[:1])
     assert (alone.uncertainty(INPUTS)["mutual_information"] < 1e-6).all()
-    assert (alone.predict_step(INPUTS, 0)["spread"] == 0).all()
+    assert (alone.predict_step(INPUTS, 0)["std"] == 0).all()
 
 
 def test_regression_is_the_mean_in_the_units_of_the_targets(make_trainer):
@@ -106,7 +106,7 @@ def test_regression_is_the_mean_in_the_units_of_the_targets(make_trainer):
         for model in models
     ]
     torch.testing.assert_close(predicted, (alone[0] + alone[1]) / 2)
-    spread = torch.cat([b["spread"] for b in trainer.predict(together, datamodule=data)])
+    spread = torch.cat([b["std"] for b in trainer.predict(together, datamodule=data)])
     assert spread.shape == predicted.shape
     torch.testing.assert_close(spread, (alone[0] - alone[1]).abs() / 2, rtol=1e-4, atol=1e-4)
     targets = data.arrays("test")[1]
