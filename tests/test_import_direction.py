@@ -55,7 +55,7 @@ def imports(module):
 
 
 def room_of(module):
-    return (module.split(".") + ["__init__"])[1]
+    return [*module.split("."), "__init__"][1]
 
 
 def test_arrows_point_one_way():

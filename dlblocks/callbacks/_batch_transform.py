@@ -331,7 +331,7 @@ def structure(batch: Any) -> str:
 
 
 class Entries:
-    """The tensors of a batch that a transform changes: its inputs, its targets, and data_keys of both.
+    """The tensors of a batch that a transform changes: inputs, targets, and `data_keys` of both.
 
     Args:
         batch: Any nest of dictionaries, lists, tuples and namedtuples.
@@ -426,7 +426,7 @@ class Entries:
             if key in own_keys:
                 if action is not None:
                     raise ValueError(
-                        f"data_keys={data_keys!r} names {key!r}, which holds the inputs or the targets "
+                        f"data_keys={data_keys!r} names {key!r}, which holds the inputs or targets "
                         f"of {self.who}."
                     )
                 self._refuse_beside(path)
@@ -471,7 +471,8 @@ class Entries:
                 f"{self.who} does not know how to change entry {shown!r} of the batch "
                 f"{structure(self.batch)} along with the inputs; leave it out of the batch, or set "
                 + ", or ".join(
-                    f"data_keys={{{path[len(self.container)]!r}: {action!r}}} if it {meaning[action]}"
+                    f"data_keys={{{path[len(self.container)]!r}: {action!r}}} "
+                    f"if it {meaning[action]}"
                     for action in self.actions
                 )
                 + "."

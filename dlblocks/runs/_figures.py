@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dlblocks import plots
-from dlblocks.data import DataModule, SplitDataModule
 from dlblocks._scores import are_probabilities, kind_of
+from dlblocks.data import DataModule, SplitDataModule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from dlblocks import tracking
-from dlblocks.data._fingerprint import fingerprint
 from dlblocks._files import PLAN, OtherRunError, read_json, write_json
-from dlblocks.runs._trainer import without_bars
 from dlblocks._plain import LARGEST
+from dlblocks.data._fingerprint import fingerprint
+from dlblocks.runs._trainer import without_bars
 
 SHOWN = 8  # differences in a message
 DEEPEST = 20  # objects within objects

@@ -3,53 +3,46 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import math
 import pickle
-import re
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     Callback,
-    EarlyStopping,
     ModelCheckpoint,
-    ProgressBar,
     WeightAveraging,
 )
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.utilities.compile import from_compiled
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torchmetrics import Metric
 
-from dlblocks.runs._figures import curve_figures, prediction_figures, save_figures
 from dlblocks import tracking
 from dlblocks._errors import checked
-from dlblocks.callbacks import ExactResume
-from dlblocks.data import DataModule, SplitDataModule
-from dlblocks._errors import check_choice, did_you_mean, other_lightning
 from dlblocks._files import (
+    atomic_write,
     check_new_run_dir,
     is_rank_zero,
     know_rank,
     next_run_dir,
-    atomic_write,
     write_json,
     write_rows,
 )
+from dlblocks._lightning import quick_gpu_check
+from dlblocks._plain import plain_checkpoints
+from dlblocks._quiet import isolated
+from dlblocks.callbacks import ExactResume
+from dlblocks.data import DataModule, SplitDataModule
+from dlblocks.models._predict import gather, join_batches
+from dlblocks.runs._figures import curve_figures, prediction_figures, save_figures
 from dlblocks.runs._history import (
-    VALIDATION,
     History,
     KeepHistory,
     ValidationMemory,
@@ -57,14 +50,19 @@ from dlblocks.runs._history import (
     record,
     stop_recording,
 )
-from dlblocks.metrics import Mode, metric_mode, mode_of, mode_of_metric
-from dlblocks._lightning import quick_gpu_check
-from dlblocks._plain import plain_checkpoints
-from dlblocks.models._predict import gather, join_batches
-from dlblocks.runs.predictions import replaced
-from dlblocks._quiet import isolated
-from dlblocks.runs._trainer import check_trainer_arguments, shows_bar, without_bars, leaving_out, NoLogger, resolve_mode, checking_mode, NeedsNoValidation, saying_that_nothing_is_validated, saying_what_was_logged
 from dlblocks.runs._plan import configuration
+from dlblocks.runs._trainer import (
+    NeedsNoValidation,
+    NoLogger,
+    check_trainer_arguments,
+    checking_mode,
+    leaving_out,
+    resolve_mode,
+    saying_that_nothing_is_validated,
+    saying_what_was_logged,
+    shows_bar,
+    without_bars,
+)
 
 # What a killed fit may lose; writing a checkpoint at every short epoch would cost more.
 RESUME_SECONDS = 10.0
@@ -97,36 +95,6 @@ class Fit:
     epochs: int
     metrics: dict[str, float]
     seconds: float
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 
 
 def fit(
@@ -431,5 +399,3 @@ def fit_and_test(
             figures |= prediction_figures(datamodule, "test", arrays, title="Test set")
         save_figures(path / "figures", figures)
     return metrics
-
-

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 
 from dlblocks.models._predict import (
@@ -25,14 +23,6 @@ from dlblocks.models._predict import (
 )
 
 KEYS = ("index", "target", "prediction")
-
-
-
-
-
-
-
-
 
 
 def predict_part(
@@ -203,8 +193,6 @@ class _Predict:
         )
 
 
-
-
 def _what(value: Any) -> str:
     """Describe a batch or an output in a few words."""
     if isinstance(value, Tensor):
@@ -223,8 +211,6 @@ def _short(error: Exception) -> str:
 
 def _one_each(values: Any, index: Tensor) -> TypeGuard[Tensor]:
     return isinstance(values, Tensor) and values.ndim > 0 and len(values) == len(index)
-
-
 
 
 @contextlib.contextmanager
@@ -249,5 +235,3 @@ def _predicting(datamodule: Any, part: str) -> Iterator[None]:
         yield
     finally:
         datamodule.predict_on, datamodule.predict_index = before
-
-

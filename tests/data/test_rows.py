@@ -127,7 +127,7 @@ def test_rows_that_are_none(rows, message):
 
 
 def test_all_rows_train_where_no_single_split_is_possible():
-    """`without_validation` needs no validation part, and so does not split: three groups allow no fifth."""
+    """`without_validation` does not split: three groups allow no fifth."""
     data = ArrayDataModule(X, LABELS, groups=GROUPS % 3)
     assert len(data.without_validation().indices("train")) == N
 

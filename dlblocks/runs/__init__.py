@@ -1,0 +1,1 @@
+"""One run folder: fit, resume, plan, predictions, history and figures."""

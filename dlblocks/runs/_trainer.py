@@ -1,0 +1,351 @@
+"""Arguments of the Trainer, new modules and callbacks, and the mode of a monitor."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    ProgressBar,
+)
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities.compile import from_compiled
+from torchmetrics import Metric
+
+from dlblocks._errors import check_choice, did_you_mean, other_lightning
+from dlblocks._quiet import isolated
+from dlblocks.callbacks import ExactResume
+from dlblocks.metrics import Mode, metric_mode, mode_of, mode_of_metric
+from dlblocks.runs._history import (
+    VALIDATION,
+)
+from dlblocks.runs.predictions import replaced
+
+CALLBACKS = "lambda: [EarlyStopping('val/loss')]"  # what make_callbacks may be
+
+
+OWN_ARGUMENTS = {
+    "logger": "pass logger='csv', 'wandb', 'tensorboard' or None",
+    "default_root_dir": "pass run_dir=",
+    "callbacks": "pass them apart from trainer=",
+}
+
+
+def check_trainer_arguments(
+    trainer: Mapping[str, Any] | None, monitor: str | None = None
+) -> dict[str, Any]:
+    """A copy of Trainer arguments, checked, without ``enable_progress_bar``; see `shows_bar`.
+
+    Args:
+        trainer: The arguments.
+        monitor: A metric that the fit needs; None if it needs none. A validation that never runs
+            is refused if the metric is one of validation.
+
+    Raises:
+        ValueError: An argument is wrong, or leaves nothing to train or to validate; the message
+            names it.
+    """
+    if trainer is not None and not isinstance(trainer, Mapping):
+        raise TypeError(
+            f"trainer is a {type(trainer).__name__}; give the arguments of a Trainer, which is "
+            "made anew for each fit, such as {'max_epochs': 30}."
+        )
+    arguments = {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in (trainer or {}).items()
+    }
+    for name in ("max_epochs", "max_steps", "accumulate_grad_batches", "check_val_every_n_epoch"):
+        if isinstance(arguments.get(name), str):
+            raise TypeError(f"trainer={{{name!r}: {arguments[name]!r}}} must be a number.")
+    known = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
+    for name, value in arguments.items():
+        if name in OWN_ARGUMENTS:
+            raise ValueError(
+                f"trainer={{{name!r}: …}} has a place of its own; {OWN_ARGUMENTS[name]}."
+            )
+        if name not in known:
+            hint = did_you_mean(name, known) or "; see lightning.pytorch.Trainer"
+            raise ValueError(f"trainer={{{name!r}: {value!r}}} is no argument of Trainer{hint}")
+    if arguments.get("strategy") in ("ddp_spawn", "ddp_fork", "ddp_notebook"):
+        raise ValueError(
+            f"trainer={{'strategy': {arguments['strategy']!r}}} fits in processes whose metrics "
+            "and callbacks do not come back; use strategy='ddp'."
+        )
+    arguments.pop("enable_progress_bar", None)
+    _check_amounts(arguments)
+    every, epochs = arguments.get("check_val_every_n_epoch"), arguments.get("max_epochs")
+    rarely = every is not None and epochs is not None and 0 < epochs < every
+    if rarely and monitor and not monitor.startswith("train") and not arguments.get("fast_dev_run"):
+        raise ValueError(
+            f"trainer={{'check_val_every_n_epoch': {every}, 'max_epochs': {epochs}}} never "
+            f"validates, but monitor={monitor!r} needs it; use check_val_every_n_epoch <= {epochs}."
+        )
+    arguments.setdefault("enable_model_summary", False)
+    return arguments
+
+
+def _check_amounts(arguments: Mapping[str, Any]) -> None:
+    """Raises a `ValueError` for numbers that leave nothing to train or validate."""
+    for name in ("max_epochs", "max_steps"):
+        value = arguments.get(name)
+        if value is not None and value < 1 and value != -1:
+            raise ValueError(f"trainer={{{name!r}: {value!r}}} trains nothing; give 1 or more.")
+    for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
+        value = arguments.get(name)
+        if value is not None and not value > 0:
+            raise ValueError(
+                f"trainer={{{name!r}: {value!r}}} leaves no batch; give a number of batches, such "
+                "as 10, or a share, such as 0.5."
+            )
+    for name in ("accumulate_grad_batches", "check_val_every_n_epoch"):
+        value = arguments.get(name)
+        if value is not None and (value < 1 or value != int(value)):
+            raise ValueError(
+                f"trainer={{{name!r}: {value!r}}} must be a whole number of at least 1."
+            )
+    for name in ("gradient_clip_val", "val_check_interval"):
+        value = arguments.get(name)
+        off = name == "gradient_clip_val" and value == 0
+        if isinstance(value, (int, float)) and not (value > 0 or off):
+            raise ValueError(f"trainer={{{name!r}: {value!r}}} must be a positive number.")
+    if arguments.get("overfit_batches"):
+        raise ValueError(
+            f"trainer={{'overfit_batches': {arguments['overfit_batches']!r}}} validates on "
+            "training samples; for a short trial use fast_dev_run=True, or limit_train_batches."
+        )
+
+
+def shows_bar(progress_bar: bool, trainer: Mapping[str, Any] | None) -> bool:
+    """Whether to show a progress bar: both `progress_bar` and the Trainer's argument allow it."""
+    return progress_bar and (trainer or {}).get("enable_progress_bar") is not False
+
+
+def without_bars(callbacks: Sequence[Callback]) -> list[Callback]:
+    """The callbacks without progress bars, which do not change a fit."""
+    return [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
+
+
+@contextlib.contextmanager
+def leaving_out(model: pl.LightningModule, kinds: tuple[type[Callback], ...]) -> Iterator[None]:
+    """Leave some callbacks out of those that a module configures itself.
+
+    Args:
+        model: The module.
+        kinds: Classes of the callbacks to leave out; an `ExactResume` stays.
+    """
+    configure: Any = model.configure_callbacks
+
+    def configure_callbacks() -> list[Callback]:
+        made = configure()
+        made = list(made) if isinstance(made, Sequence) else [made]
+        return [c for c in made if isinstance(c, ExactResume) or not isinstance(c, kinds)]
+
+    with replaced(model, "configure_callbacks", configure_callbacks):
+        yield
+
+
+class NoLogger(DummyLogger):
+    """Drops everything: callbacks such as `LearningRateMonitor` refuse to have no logger.
+
+    Args:
+        folder: What ``trainer.log_dir`` is, as without a logger.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = str(folder)
+
+    @property
+    def save_dir(self) -> str:
+        return self._folder
+
+
+def new_module(
+    make_model: Callable[..., pl.LightningModule], example: str = "lambda: MLPClassifier(64, 10)"
+) -> pl.LightningModule:
+    """Make a LightningModule, or raise a `TypeError` if it is not one.
+
+    Of a compiled one, ``torch.compile(module)``, return the module itself, with its compiled steps.
+    """
+    model: Any = make_model()
+    if isinstance(getattr(model, "_orig_mod", None), pl.LightningModule):
+        model = from_compiled(model)
+    if not isinstance(model, pl.LightningModule):
+        raise TypeError(
+            f"make_model must return a LightningModule, got {type(model).__name__}; pass a "
+            f"function such as {example}.{other_lightning(model)}"
+        )
+    return model
+
+
+def new_callbacks(make_callbacks: Callable[[], Sequence[Callback]]) -> list[Callback]:
+    """What `make_callbacks` returns, or a `TypeError` if it is not a list of callbacks."""
+    made = make_callbacks()
+    if not isinstance(made, (list, tuple)) or not all(isinstance(c, Callback) for c in made):
+        items = made if isinstance(made, (list, tuple)) else [made]
+        raise TypeError(
+            f"make_callbacks returned {made!r}; expected a list, as of {CALLBACKS}."
+            f"{''.join(filter(None, map(other_lightning, items)))}"
+        )
+    return list(made)
+
+
+def resolve_mode(
+    monitor: str,
+    mode: Mode | None,
+    make_model: Callable[..., pl.LightningModule] | None = None,
+) -> Mode:
+    """Return `mode`, or for None the direction in which `monitor` is best.
+
+    Args:
+        monitor: Name of a metric.
+        mode: ``"min"``, ``"max"`` or None.
+        make_model: Called where the name does not say it: a torchmetrics object of the model may.
+
+    Raises:
+        ValueError: `mode` contradicts what is known of the metric, or nothing is known and `mode`
+            is None.
+    """
+    if mode is not None:
+        check_choice("mode", mode, ["min", "max"])
+    known = metric_mode(monitor)
+    if known is None and mode is None and make_model is not None:
+        with isolated():
+            known = mode_of_metric(new_module(make_model), monitor)
+    if known is not None and mode not in (None, known):
+        raise _contradiction(monitor, "", known, mode)
+    found = known or mode
+    if found is None:
+        raise ValueError(
+            f"monitor={monitor!r} does not say whether it is best low or high; set mode='min' or "
+            "mode='max'."
+        )
+    return found
+
+
+def _contradiction(monitor: str, what: str, known: str, mode: str | None) -> ValueError:
+    best = {"min": "lowest", "max": "highest"}[known]
+    return ValueError(
+        f"monitor={monitor!r}{what} is best where it is {best}, but mode={mode!r}; set "
+        f"mode={known!r} or leave mode out."
+    )
+
+
+@contextlib.contextmanager
+def checking_mode(model: pl.LightningModule, monitor: str, mode: str) -> Iterator[None]:
+    """Raise a `ValueError` if the metric logged as `monitor` contradicts `mode`.
+
+    The first log of a fit is in Lightning's sanity validation, before anything is trained.
+    """
+    names = {monitor, *(monitor.removesuffix(end) for end in ("_epoch", "_step"))}
+    log = model.log
+
+    def check(known: str | None, what: str = "") -> None:
+        # A name that says it counts for more than an object, and was checked by `resolve_mode`.
+        if metric_mode(monitor) is None and known not in (None, mode):
+            raise _contradiction(monitor, what, str(known), mode)
+
+    def checked(name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        if isinstance(value, Metric) and name in names:
+            check(mode_of(value), f", logged as a {type(value).__name__},")
+        log(name, value, *args, **kwargs)
+
+    check(mode_of_metric(model, monitor))
+    # On the instance: `log_dict` calls it as well.
+    vars(model)["log"] = checked
+    try:
+        yield
+    finally:
+        del vars(model)["log"]
+
+
+def check_needs_no_validation(
+    callbacks: Sequence[Callback],
+    plateau_monitors: Sequence[str | None],
+    *,
+    who: str = "select='last'",
+    cure: str = "leave it out, let it monitor a metric of training, or use select='inner'",
+) -> None:
+    """Raises a `ValueError` if a fit without validation waits for a validation metric.
+
+    Args:
+        callbacks: Callbacks of the fit.
+        plateau_monitors: What its plateau schedules monitor.
+        who: What has no validation, for the message.
+        cure: What to do about it, for the message.
+    """
+    waiting = [(type(c).__name__, c.monitor) for c in callbacks if isinstance(c, EarlyStopping)] + [
+        ("a plateau schedule", name) for name in plateau_monitors
+    ]
+    for what, name in waiting:
+        if name and VALIDATION.match(name):
+            raise ValueError(
+                f"{who} has no validation during the fit, but {what} monitors {name!r}; {cure}."
+            )
+
+
+class NeedsNoValidation(Callback):
+    """Looks before the first step, when the schedules of any module are known.
+
+    Args:
+        arguments: `who` and `cure` of `check_needs_no_validation`.
+    """
+
+    def __init__(self, **arguments: str) -> None:
+        self.arguments = arguments
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        plateau = [c.monitor for c in trainer.lr_scheduler_configs if c.reduce_on_plateau]
+        check_needs_no_validation(vars(trainer)["callbacks"], plateau, **self.arguments)
+
+
+@contextlib.contextmanager
+def saying_that_nothing_is_validated(
+    who: str = "select='last'",
+    cure: str = "monitor a metric of training, or use select='inner'",
+) -> Iterator[None]:
+    """Say where a metric is missing that the fit inside has no validation.
+
+    Names such as ``"val/loss"`` are refused before; of others only Lightning finds out.
+
+    Args:
+        who: What has no validation, for the message.
+        cure: What to do about it, for the message.
+    """
+    try:
+        yield
+    except (RuntimeError, MisconfigurationException) as error:
+        missing = re.search(r"conditioned on metric `?(.+?)`? which is not available", str(error))
+        if missing is None:
+            raise
+        raise ValueError(
+            f"{who} has no validation during the fit, but {missing[1]!r} is monitored, "
+            f"which training does not log; {cure}."
+        ) from error
+
+
+@contextlib.contextmanager
+def saying_what_was_logged(trainer: pl.Trainer, monitor: str) -> Iterator[None]:
+    """Says what there is where a fit inside ends because `monitor` was not logged."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        logged = sorted(trainer.callback_metrics)
+        # Said by ModelCheckpoint after the first validation.
+        if monitor in logged or f"monitor={monitor!r}" not in str(error):
+            raise
+        hint = did_you_mean(monitor, logged) or "."
+        raise ValueError(
+            f"monitor={monitor!r} was not logged by {type(trainer.lightning_module).__name__}"
+            f"{hint} There are: "
+            f"{', '.join(logged) or 'none; log it in validation_step by self.log'}."
+        ) from error
