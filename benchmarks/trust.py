@@ -101,7 +101,7 @@ from scipy import stats
 
 from dlblocks._quiet import quiet
 from dlblocks.crossval import CrossValidationResult
-from dlblocks.crossval._fold import OutOfFold, join
+from dlblocks.crossval._fold import join
 from dlblocks.crossval.statistics import (
     corrected_t_test,
     least_error,
@@ -112,6 +112,7 @@ from dlblocks.data import ArrayDataModule
 from dlblocks.ensembles import Member, StackedFit
 from dlblocks.metrics import metric_ranges
 from dlblocks.models import MLPClassifier, Model
+from dlblocks.runs._fits import FitResult
 
 Array = npt.NDArray[np.floating]
 Classes = npt.NDArray[np.integer]
@@ -366,7 +367,7 @@ def cross_validations(
             assert member.best is not None
             sizes = {"num_train": setting.samples - size, "num_val": size}
             rows.append({**place, **sizes, **member.best.metrics})
-            predicted.append(OutOfFold(**found, **{k: np.full(size, v) for k, v in place.items()}))
+            predicted.append(FitResult(rows[-1], found, []))
         info = {
             "monitor": "val/accuracy", "num_folds": setting.folds,
             "ranges": metric_ranges(["val/accuracy"]),

@@ -28,7 +28,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from dlblocks import __version__, data, models, tracking
 from dlblocks._errors import MAX_SEED, check_range, did_you_mean
-from dlblocks._files import atomic_write, check_new_run_dir, is_rank_zero, next_run_dir, numbered
+from dlblocks._files import atomic_write, is_rank_zero
 from dlblocks._quiet import isolated, quiet
 from dlblocks.callbacks import ExactResume
 from dlblocks.crossval import cross_validate
@@ -36,6 +36,7 @@ from dlblocks.data import SplitDataModule
 from dlblocks.models._predict import gather, join_batches
 from dlblocks.runs._trainer import checking_mode, resolve_mode, saying_what_was_logged
 from dlblocks.runs.fit import Select
+from dlblocks.runs.folder import check_new_run_dir, next_run_dir, numbered
 from dlblocks.tracking._csv import csv_writers
 
 LoggerName = Literal["csv", "wandb", "tensorboard", "none"]

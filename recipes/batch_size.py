@@ -52,7 +52,8 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from dlblocks import plots, tracking
 from dlblocks._errors import check_range
-from dlblocks._files import check_new_run_dir, next_run_dir, write_json, write_rows
+from dlblocks.runs.folder import check_new_run_dir, next_run_dir
+from dlblocks._files import write_json, write_rows
 from dlblocks._quiet import quiet
 from dlblocks.callbacks import sharpness, top_eigenvalue
 from dlblocks.cli import run_recipe

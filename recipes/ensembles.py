@@ -46,7 +46,8 @@ from tqdm import tqdm
 
 from dlblocks import plots, tracking
 from dlblocks._errors import check_choice, check_range
-from dlblocks._files import check_new_run_dir, next_run_dir, write_json, write_rows
+from dlblocks.runs.folder import check_new_run_dir, next_run_dir
+from dlblocks._files import write_json, write_rows
 from dlblocks._quiet import quiet
 from dlblocks._scores import pooled_metrics
 from dlblocks.cli import run_recipe

@@ -18,7 +18,8 @@ from typing import Literal
 import numpy as np
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging
 
-from dlblocks._files import is_rank_zero, next_run_dir, write_json
+from dlblocks.runs.folder import next_run_dir
+from dlblocks._files import is_rank_zero, write_json
 from dlblocks.callbacks import Augment, CutMix, MixUp
 from dlblocks.cli import run_recipe
 from dlblocks.crossval import cross_validate

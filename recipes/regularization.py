@@ -29,7 +29,8 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 
 from dlblocks import plots, tracking
 from dlblocks._errors import check_choice, check_range
-from dlblocks._files import is_rank_zero, next_run_dir, write_json
+from dlblocks.runs.folder import next_run_dir
+from dlblocks._files import is_rank_zero, write_json
 from dlblocks.callbacks import SAM, Augment, CutMix, Cutout, InputNoise, MixUp, OneOf, WeightNoise
 from dlblocks.cli import run_recipe
 from dlblocks.crossval import Comparison, CrossValidationResult, cross_validate

@@ -12,12 +12,12 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 
-from dlblocks._files import next_run_dir
 from dlblocks.callbacks import MixUp
 from dlblocks.cli import main
 from dlblocks.crossval import cross_validate
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import MLPClassifier
+from dlblocks.runs.folder import next_run_dir
 
 ROOT = str(Path(__file__).parents[1])
 # 447 = 3 · 149 digits: each fold trains on 298 samples and validates 149, of which two ranks get

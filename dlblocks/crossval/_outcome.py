@@ -3,17 +3,91 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dlblocks import tracking
-from dlblocks.crossval._fold import FoldSpec, RunConfig
+from dlblocks.crossval._fold import FoldConfig, FoldSpec, join
 from dlblocks.crossval._report import table_metrics
+from dlblocks.crossval._splits import limit_note, predictions_note
 from dlblocks.crossval.results import CrossValidationResult
 from dlblocks.data import SplitDataModule
+from dlblocks.metrics import metric_ranges
 from dlblocks.runs._figures import curve_figures, prediction_figures, save_figures, score_figure
+from dlblocks.runs._fits import FitResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+Result = TypeVar("Result", bound=CrossValidationResult)
+
+
+def make_result(
+    cls: type[Result],
+    config: FoldConfig,
+    data: SplitDataModule,
+    splits: Mapping[str, Any],
+    done: Sequence[FitResult],
+    failed: Mapping[FoldSpec, Exception],
+    *,
+    notes: Sequence[str],
+    seconds: float,
+    described: Mapping[str, Any],
+    given: Mapping[str, Any],
+    **own: Any,
+) -> Result:
+    """Make the result of a run out of what its folds have found.
+
+    Args:
+        cls: Its class.
+        config: Of the run.
+        data: The data.
+        splits: What `plan_splits` returned.
+        done: What the folds that have not failed have found.
+        failed: The errors of the others.
+        notes: Warnings of the run.
+        seconds: Duration of the run.
+        described: What `describe` returned.
+        given: Arguments that the result needs again.
+        **own: Further entries of ``summary.json``.
+    """
+    rows = [fold.row for fold in done]
+    result = cls(
+        run_dir=config.run_dir,
+        folds=rows,
+        oof=join(done),
+        histories=[fold.history for fold in done],
+        info={
+            "num_folds": config.num_folds,
+            "repeats": splits["repeats"],
+            "monitor": config.monitor,
+            "mode": config.mode,
+            "select": config.select,
+            "selection_fraction": config.selection_fraction,
+            "class_names": data.class_names,
+            "data": data.description(),
+            "duplicates": data.count_duplicates(config.num_folds),
+            "notes": [
+                *notes,
+                *limit_note(rows, splits),
+                *predictions_note([fold.reason for fold in done]),
+            ],
+            **({"failed": failures(failed)} if failed else {}),
+            **own,
+            "seconds": seconds,
+            "config": {"logger": config.logger, **described},
+            "versions": tracking.versions(),
+        },
+        given={
+            "make_model": config.make_model,
+            "datamodule": data,
+            "make_callbacks": config.make_callbacks,
+            "trainer": config.trainer,
+            "seed": config.seed,
+            **given,
+        },
+    )
+    result.info["ranges"] = metric_ranges(result.metrics, config.loss_range)
+    return result
 
 
 def failures(failed: Mapping[FoldSpec, Exception]) -> list[dict[str, Any]]:
@@ -48,7 +122,7 @@ def result_figures(result: CrossValidationResult, datamodule: SplitDataModule) -
 
 
 def write_outcome(
-    plan: RunConfig,
+    config: FoldConfig,
     result: CrossValidationResult,
     figures: Mapping[str, Figure],
     *,
@@ -60,20 +134,20 @@ def write_outcome(
     The summary comes last: what a kill prevents before it, the next call makes up for.
 
     Args:
-        plan: Of the run.
+        config: Of the run.
         result: Its result.
         figures: What was drawn of it, by the names of the files.
         checkpoints: Whether W&B gets the models as an artifact.
         rows: The table of the summary run; by default the folds.
     """
     result.write_parts()
-    figures = save_figures(plan.run_dir / "figures", figures)
-    _log_summary(plan, result, figures, checkpoints, result.folds if rows is None else rows)
+    figures = save_figures(config.run_dir / "figures", figures)
+    _log_summary(config, result, figures, checkpoints, result.folds if rows is None else rows)
     result.write_summary()
 
 
 def _log_summary(
-    plan: RunConfig,
+    config: FoldConfig,
     result: CrossValidationResult,
     figures: Mapping[str, Figure],
     checkpoints: bool,
@@ -81,12 +155,12 @@ def _log_summary(
 ) -> None:
     summary = result.summary()
     logger = tracking.make_logger(
-        "wandb" if plan.logger == "wandb" else None,
-        plan.run_dir,
-        run_name=f"{plan.run_dir.name}-summary",
-        group=plan.run_dir.name,
+        "wandb" if config.logger == "wandb" else None,
+        config.run_dir,
+        run_name=f"{config.run_dir.name}-summary",
+        group=config.run_dir.name,
         job_type="summary",
-        run_id=f"{plan.run_id}-summary",
+        run_id=f"{config.run_id}-summary",
         config=summary["config"],
     )
     if logger is None:
@@ -104,7 +178,7 @@ def _log_summary(
     values |= {f"pooled/{name}": value for name, value in summary["pooled"].items()}
     if summary["notes"]:
         values["notes"] = " ".join(summary["notes"])
-    paths = [plan.run_dir / row["checkpoint"] for row in result.folds if row["checkpoint"]]
+    paths = [config.run_dir / row["checkpoint"] for row in result.folds if row["checkpoint"]]
     try:
         tracking.log_summary(
             logger,

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import Logger
 from dlblocks._files import read_json, write_json
 from dlblocks._plain import plain_checkpoints
 from dlblocks._quiet import isolated
-from dlblocks.crossval._fold import FINISHED, fold_dir
+from dlblocks.crossval._fold import fold_folder
 from dlblocks.crossval._scored_folds import ScoredFolds
 from dlblocks.crossval._splits import FOLDS
 from dlblocks.crossval.held_out import HeldOutScores
@@ -64,7 +64,7 @@ def ensemble(
                 "to make an ensemble of."
             )
         members.append(_member(result, row["checkpoint"], list(classes), make_model))
-        path = fold_dir(result.run_dir, row) / FINISHED
+        path = result.run_dir / fold_folder(row) / "fold.json"
         cure = f"delete {path}, and the same call runs {path.parent.name} again"
         normalisations.append(read_json(path, cure)["normalisation"])
     known = None if any(pair is None for pair in normalisations) else normalisations

@@ -24,7 +24,7 @@ from dlblocks._files import (
     write_rows,
 )
 from dlblocks._scores import kind_of, pooled_metrics
-from dlblocks.crossval._fold import OutOfFold, fold_dir
+from dlblocks.crossval._fold import OutOfFold, fold_folder
 from dlblocks.crossval._splits import NO_OOF
 from dlblocks.crossval.statistics import (
     Comparison,
@@ -345,7 +345,7 @@ class ScoredFolds:
         oof = None
         if (path / "oof.npz").is_file():
             oof = OutOfFold(**read_arrays(path / "oof.npz", AGAIN))
-        histories = [read_rows(fold_dir(path, row) / "history.csv") for row in rows]
+        histories = [read_rows(path / fold_folder(row) / "history.csv") for row in rows]
         return cls(path, rows, oof, histories, info)
 
 

@@ -17,17 +17,17 @@ from lightning.pytorch.callbacks import Callback
 
 from dlblocks._errors import check_function, did_you_mean, named
 from dlblocks._files import is_rank_zero, write_json
-from dlblocks.crossval._engine import choose
-from dlblocks.crossval._fold import FoldSpec, RunConfig
+from dlblocks.crossval._fold import FoldConfig, FoldSpec
 from dlblocks.crossval._refit import refit_epochs
 from dlblocks.crossval._scored_folds import said
-from dlblocks.crossval._splits import describe, new_datamodule
+from dlblocks.crossval._splits import describe
 from dlblocks.crossval.cross_validate import cross_validate
 from dlblocks.crossval.results import CrossValidationResult
 from dlblocks.data import SplitDataModule
-from dlblocks.ensembles import NotVectorizable
+from dlblocks.engine._support import NotVectorizable
+from dlblocks.engine.run import engine_for
 from dlblocks.metrics import Range
-from dlblocks.runs._trainer import new_callbacks, new_module
+from dlblocks.runs._trainer import new_callbacks, new_datamodule, new_module
 
 SEARCHED = "search.json"
 Grid = Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Sequence[Any]]]
@@ -178,13 +178,13 @@ class Search:
         return {**described, "inner_folds": self.num_folds, "points": found}
 
     def check_engine(
-        self, datamodule: SplitDataModule | Callable[[], SplitDataModule], outer: RunConfig
+        self, datamodule: SplitDataModule | Callable[[], SplitDataModule], outer: FoldConfig
     ) -> None:
         """Raises an error, before anything is trained, if a point cannot be run as it must be.
 
         Args:
             datamodule: The training samples of an outer fold, or what makes them.
-            outer: The plan of the outer folds.
+            outer: The configuration of the outer folds.
 
         Raises:
             NotVectorizable: The engine must be ``"vectorized"`` and cannot be.
@@ -193,16 +193,16 @@ class Search:
             return
         data = new_datamodule(datamodule, outer.seed)
         num_folds = data.count_folds(self.num_folds)
-        jobs = [FoldSpec(fold, 0, fold) for fold in range(2)]
+        specs = [FoldSpec(fold, 0, fold) for fold in range(2)]
         for number, point in enumerate(self.points):
-            plan = replace(outer, make_model=self.model_of(number), num_folds=num_folds)
-            make_data = partial(plan.data_of, data)
+            config = replace(outer, make_model=self.model_of(number), num_folds=num_folds)
+            make_data = partial(config.data_of, data)
             try:
-                choose(self.engine, plan, make_data, jobs)
+                engine_for(self.engine, config, make_data, specs)
             except NotVectorizable as error:
                 raise named(error, said(point)) from error
             finally:
-                plan.forget()
+                config.forget()
 
     def _check(self, model: Any, before: pl.LightningModule | None) -> None:
         if model is before:

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
-
-from dlblocks._errors import other_lightning
-from dlblocks._files import (
-    LOCK,
-    PLAN,
-    atomic_write,
-    check_new_run_dir,
-    is_part,
-    is_rank_zero,
-    read_json,
-    remove_parts,
-)
+from dlblocks._files import atomic_write, read_json
+from dlblocks.crossval._fold import FoldConfig, FoldSpec
 from dlblocks.data import SplitDataModule
 from dlblocks.models._predict import NoPredictions
-from dlblocks.runs._plan import check_same_run, described, differences, new_run, run_id_of
+from dlblocks.runs._plan import begin_run, differences
 from dlblocks.runs._plan import describe as describe_arguments
+from dlblocks.runs._plan import described as as_json
 
 FOLDS = "folds.json"
 
@@ -36,61 +26,37 @@ def describe(*args: Any, **settings: Any) -> dict[str, Any]:
     return found
 
 
-def begin(run_dir: Path, config: Mapping[str, Any], splits: dict[str, Any], *, resume: bool) -> str:
-    """Writes the plan into a new run folder, or finds that of the folder the same.
+def begin(
+    config: FoldConfig, described: Mapping[str, Any], splits: dict[str, Any], *progress: Any
+) -> None:
+    """Write ``folds.json`` and the plan, or check that those in the folder match; see `begin_run`.
 
-    Returns:
-        An id for this run and all that go on with it.
-
-    Raises:
-        FileExistsError: The folder holds something else, or another configuration or other data,
-            whose differences are listed; or `resume` is off.
-        ValueError: A file of the folder is damaged.
+    Args:
+        config: Of the run; gets the run's id.
+        described: What `describe` returned.
+        splits: What `plan_splits` returned.
+        *progress: As for `begin_run`.
     """
-    if not (resume and (run_dir / PLAN).is_file()):
-        if not _broken_off(run_dir):
-            check_new_run_dir(run_dir)
-        remove_parts(run_dir)
-        write_splits(run_dir / FOLDS, splits)
-        return new_run(run_dir, config)
-    old = read_json(
-        run_dir / FOLDS,
-        "choose another run_dir, or delete this one: nothing says what its folds are",
+    path = config.run_dir / FOLDS
+
+    def differ() -> list[str]:
+        cure = "choose another run_dir, or delete this one: nothing says what its folds are"
+        found = differences(read_json(path, cure), as_json(splits))
+        return [f"data or splits: {text}" for text in found]
+
+    config.run_id = begin_run(
+        config.run_dir,
+        described,
+        progress,
+        resume=config.resume,
+        others={FOLDS: lambda: write_splits(path, splits)},
+        more=differ,
     )
-    other = [f"data or splits: {text}" for text in differences(old, described(splits))]
-    check_same_run(run_dir, config, other)
-    remove_parts(run_dir)
-    return run_id_of(run_dir)
 
 
-def _broken_off(run_dir: Path) -> bool:
-    """Whether the folder holds no more than what a kill right here leaves."""
-    names = [path.name for path in run_dir.iterdir()] if run_dir.is_dir() else []
-    return all(name in (FOLDS, LOCK) or is_part(name) for name in names)
-
-
-def new_datamodule(
-    given: SplitDataModule | Callable[[], SplitDataModule], seed: int
-) -> SplitDataModule:
-    """Returns the datamodule that was given, or a new one of the function that was given.
-
-    Raises:
-        TypeError: It is none that can be set to folds.
-    """
-    # Somebody else's data may be drawn or split by the global seed: then the same in every fold.
-    pl.seed_everything(seed, workers=True, verbose=False)
-    datamodule: Any = given
-    if callable(given) and not isinstance(given, pl.LightningDataModule):
-        datamodule = given()
-    if not isinstance(datamodule, SplitDataModule):
-        raise TypeError(
-            f"datamodule must be a dlblocks DataModule or a function that returns one, got "
-            f"{type(datamodule).__name__}; ArrayDataModule makes one of your arrays, "
-            f"FoldedDataModule of your LightningDataModule or Dataset.{other_lightning(datamodule)}"
-        )
-    if is_rank_zero():
-        datamodule.prepare_data()
-    return datamodule
+def fold_specs(splits: Mapping[str, Any]) -> list[FoldSpec]:
+    """The fits of all folds."""
+    return [FoldSpec(i, one["repeat"], one["fold"]) for i, one in enumerate(splits["folds"])]
 
 
 def plan_splits(
@@ -254,25 +220,3 @@ def predictions_note(reasons: Sequence[NoPredictions | None]) -> list[str]:
     """
     found = [reason for reason in reasons if reason is not None]
     return [f"{NO_OOF}{found[0]}"] if found else []
-
-
-def count_scored(datamodule: SplitDataModule, trainer: Mapping[str, Any]) -> int:
-    """Count the validation samples within the Trainer's limits.
-
-    Args:
-        datamodule: Set to the fold.
-        trainer: Arguments of the Trainer.
-    """
-    size = len(datamodule.indices("val"))
-    limit = int(trainer.get("fast_dev_run") or 0) or trainer.get("limit_val_batches")
-    if limit is None:
-        return size
-    ranks = getattr(datamodule.trainer, "world_size", 1)
-    batch = max(size, 1) if datamodule.batch_size == "full" else datamodule.batch_size
-    scored = 0
-    for rank in range(ranks):
-        mine = len(range(rank, size, ranks))
-        batches = -(-mine // batch)
-        allowed = int(batches * limit) if isinstance(limit, float) and limit <= 1 else int(limit)
-        scored += min(mine, allowed * batch)
-    return scored

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -16,38 +14,33 @@ from lightning.pytorch.callbacks import Callback
 
 from dlblocks import tracking
 from dlblocks._errors import check_choice, check_function, check_range, check_whole, checked, named
-from dlblocks._files import (
-    PLAN,
-    SUMMARY,
-    is_json,
-    is_rank_zero,
-    know_rank,
-    locked,
-    numbered,
-    say_resumed,
-)
+from dlblocks._files import SUMMARY, is_json, is_rank_zero
 from dlblocks._quiet import isolated
-from dlblocks.crossval._engine import choose, run_together
-from dlblocks.crossval._fold import FoldResult, FoldSpec, RunConfig, join, read_fold, run_fold
-from dlblocks.crossval._outcome import failures, result_figures, write_outcome
-from dlblocks.crossval._parallel import FoldProgress, check_jobs, run_side_by_side, wait_for_workers
+from dlblocks.crossval._fold import FoldConfig, FoldSpec
+from dlblocks.crossval._outcome import make_result, result_figures, write_outcome
 from dlblocks.crossval._splits import (
     begin,
     check_same,
     describe,
     duplicates_note,
-    limit_note,
-    new_datamodule,
+    fold_specs,
     plan_splits,
-    predictions_note,
     selection_note,
 )
 from dlblocks.crossval.results import CrossValidationResult
 from dlblocks.data import SplitDataModule
-from dlblocks.metrics import metric_ranges
-from dlblocks.runs._plan import engine_of, run_id_of
-from dlblocks.runs._trainer import CALLBACKS, check_trainer_arguments, resolve_mode, shows_bar
+from dlblocks.engine.run import engine_for, run_fits
+from dlblocks.runs._fits import read_fits
+from dlblocks.runs._parallel import check_jobs, wait_for_workers
+from dlblocks.runs._trainer import (
+    CALLBACKS,
+    check_trainer_arguments,
+    new_datamodule,
+    resolve_mode,
+    shows_bar,
+)
 from dlblocks.runs.fit import SELECT, Select
+from dlblocks.runs.folder import in_run_dir, know_rank, say
 
 RUN_DIR = "runs/cross-validation"
 OPTIMISTIC = "optimistic: the epoch was selected on the scored samples"
@@ -210,7 +203,7 @@ def cross_validate(
     trainer_args = check_trainer_arguments(trainer, None if select == "last" else monitor)
     check_jobs(n_jobs, trainer_args, engine, on_error)
     know_rank(trainer_args.get("num_nodes", 1))
-    plan = RunConfig(
+    config = FoldConfig(
         make_model,
         make_callbacks or list,
         trainer_args,
@@ -225,25 +218,24 @@ def cross_validate(
     )
 
     def run(path: Path) -> CrossValidationResult:
-        with locked(path) if is_rank_zero() else contextlib.nullcontext():
-            return _cross_validate(
-                replace(plan, run_dir=path),
-                datamodule,
-                num_folds,
-                repeats,
-                engine=engine,
-                n_jobs=n_jobs,
-                on_error=on_error,
-                log_checkpoints=log_checkpoints,
-                progress_bar=shows_bar(progress_bar, trainer),
-                figures=figures,
-            )
+        return _cross_validate(
+            replace(config, run_dir=path),
+            datamodule,
+            num_folds,
+            repeats,
+            engine=engine,
+            n_jobs=n_jobs,
+            on_error=on_error,
+            log_checkpoints=log_checkpoints,
+            progress_bar=shows_bar(progress_bar, trainer),
+            figures=figures,
+        )
 
-    return run(plan.run_dir) if run_dir else numbered(RUN_DIR, run, resume=resume)
+    return in_run_dir(run_dir, RUN_DIR, run, resume=resume)
 
 
 def _cross_validate(
-    plan: RunConfig,
+    config: FoldConfig,
     datamodule: SplitDataModule | Callable[[], SplitDataModule],
     num_folds: int | None,
     repeats: int,
@@ -258,151 +250,79 @@ def _cross_validate(
     """See `cross_validate`; the run folder is this process's own, or that of its rank 0."""
     started = time.monotonic()
     with isolated():
-        data = new_datamodule(datamodule, plan.seed)
-        splits = plan_splits(data, num_folds, repeats, selection_fraction=plan.selection_fraction)
-        plan.num_folds = splits["num_folds"]
-        jobs = [
-            FoldSpec(i, split["repeat"], split["fold"]) for i, split in enumerate(splits["folds"])
-        ]
+        data = new_datamodule(datamodule, config.seed)
+        splits = plan_splits(data, num_folds, repeats, selection_fraction=config.selection_fraction)
+        config.num_folds = splits["num_folds"]
+        specs = fold_specs(splits)
         if is_rank_zero():
-            wait_for_workers(plan, jobs)
+            wait_for_workers(config, specs)
         # Read by every rank before any fit, so that all run the same folds.
-        before = run_id_of(plan.run_dir) if plan.resume else ""
-        read = [(job, read_fold(plan.folder(job), before)) for job in jobs if before]
-        found = {job: fold for job, fold in read if fold is not None}
-        config: dict[str, Any] = {}
-        together = None
-        chosen, why = "sequential", "n_jobs runs folds side by side" if n_jobs != 1 else ""
+        found = read_fits(config, specs)
+        todo = [spec for spec in specs if spec not in found]
 
-        def check(model: pl.LightningModule, callbacks: Sequence[Callback]) -> None:
-            """Before anything is trained: that the run folder is new, or of the same run."""
-            if config:
-                return
-            settings = plan.settings()
-            if chosen == "vectorized":  # which draws other numbers
-                settings["engine"] = chosen
-            config.update(describe(model, callbacks, data, **settings))
-            plan.loss_range = getattr(model, "loss_range", plan.loss_range)
-            if is_rank_zero():
-                # Other ranks of the same run come here while this one is already writing.
-                was_begun = (plan.run_dir / PLAN).is_file()
-                plan.run_id = begin(plan.run_dir, config, splits, resume=plan.resume)
-                if was_begun:
-                    say_resumed(plan.run_dir, len(found), len(jobs), "folds")
-
-        plan.check = check
-        todo = [job for job in jobs if job not in found]
-        progress = FoldProgress(len(jobs), show=progress_bar)
-        progress.skip(len(found))
-
-        def make_data(job: FoldSpec) -> SplitDataModule:
+        def make_data(spec: FoldSpec) -> SplitDataModule:
             base = data
-            if job.number and not isinstance(datamodule, SplitDataModule):
-                base = new_datamodule(datamodule, plan.seed)
-                check_same(base, splits, job.number)
-            return plan.data_of(base, job)
+            if spec.number and not isinstance(datamodule, SplitDataModule):
+                base = new_datamodule(datamodule, config.seed)
+                check_same(base, splits, spec.number)
+            return config.data_of(base, spec)
 
-        if engine == "auto" and plan.resume and (earlier := engine_of(plan.run_dir)):
-            chosen, why = earlier, "as this run began"
-        elif engine != "sequential" and n_jobs == 1 and todo:
-            chosen, why, together = choose(engine, plan, make_data, todo)
-        elif engine == "vectorized":
-            chosen = engine
-        if engine == "auto" and todo and progress_bar and is_rank_zero():
-            print(f"engine: {chosen}; {why}", file=sys.stderr, flush=True)
-        duplicates = data.count_duplicates(plan.num_folds)
-        notes = [OPTIMISTIC] if plan.select == "fold" else []
-        notes += data.notes() + duplicates_note(duplicates, splits)
-        notes += selection_note(splits, plan.selection_fraction)
-        for said in [data.description(), *notes] if todo and progress_bar else ():
-            if said and is_rank_zero():
-                print(said, file=sys.stderr, flush=True)
-        if together is not None:
-            check(together.members[0].model, together.members[0].callbacks)
-        elif n_jobs > 1 or n_jobs == -1 or not todo or chosen == "vectorized":
-            check(plan.new_model(), plan.new_callbacks())  # otherwise the first fold's are
-            if todo:
-                plan.new_model()  # a second one, to see that it is another
-        if chosen == "vectorized" and todo:
-            outcomes = run_together(plan, make_data, todo, progress, on_error, together)
-            together = None  # which nothing may hold if its memory is short
-        elif n_jobs == 1 or not todo:
-            outcomes = _one_by_one(plan, make_data, todo, progress if progress_bar else None)
-        else:
-            outcomes = run_side_by_side(plan, make_data, todo, n_jobs, progress, on_error)
-        failed: dict[FoldSpec, Exception] = {}
-        try:
-            for job, outcome in outcomes:
-                if isinstance(outcome, FoldResult):
-                    found[job] = outcome
-                    plan.warned |= outcome.warned
-                elif not plan.run_id and is_rank_zero():
-                    raise outcome  # before any fit: the run folder, or the model itself
-                elif on_error == "raise":
-                    raise named(outcome, job.name) from outcome
-                else:
-                    failed[job] = outcome
-                    print(f"{job.name} failed: {outcome!r}", file=sys.stderr, flush=True)
-        finally:
-            outcomes.close()
-            progress.close()
-            plan.forget()
+        chosen, why, together = engine_for(engine, config, make_data, todo, n_jobs)
+        ready = [] if together is None else [together]
+        del together  # the engine frees its memory
+        settings = config.settings()
+        if chosen == "vectorized":  # which draws other numbers
+            settings["engine"] = chosen
+        model = config.new_model()
+        described = describe(model, config.new_callbacks(), data, **settings)
+        config.loss_range = getattr(model, "loss_range", config.loss_range)
+        if n_jobs != 1 and todo:
+            config.new_model()  # workers cannot see that it is another
+        del model
+        if is_rank_zero():
+            begin(config, described, splits, len(found), len(specs), "folds")
+        if engine == "auto" and todo and progress_bar:
+            say(f"engine: {chosen}; {why}")
+        notes = [OPTIMISTIC] if config.select == "fold" else []
+        notes += data.notes()
+        notes += duplicates_note(data.count_duplicates(config.num_folds), splits)
+        notes += selection_note(splits, config.selection_fraction)
+        if todo and progress_bar:
+            say(data.description(), *notes)
+        fitted, failed = run_fits(
+            config,
+            make_data,
+            todo,
+            len(specs),
+            engine=chosen,
+            ready=ready,
+            n_jobs=n_jobs,
+            on_error=on_error,
+            progress_bar=progress_bar,
+        )
+    found |= fitted
     if not found:
-        job, error = next(iter(failed.items()))
-        raise named(error, job.name) from error
-    done = [found[job] for job in jobs if job in found]
+        spec, error = next(iter(failed.items()))
+        raise named(error, spec.name) from error
+    done = [found[spec] for spec in specs if spec in found]
     for fold in done:
         if fold.reason is not None:
-            plan.warn(fold.reason)  # where it was a worker that found it out
-    result = CrossValidationResult(
-        run_dir=plan.run_dir,
-        folds=[fold.row for fold in done],
-        oof=join([fold.oof for fold in done]),
-        histories=[fold.history for fold in done],
-        info={
-            "num_folds": plan.num_folds,
-            "repeats": repeats,
-            "monitor": plan.monitor,
-            "mode": plan.mode,
-            "select": plan.select,
-            "selection_fraction": plan.selection_fraction,
-            "engine": chosen,
-            **({"engine_reason": why} if engine == "auto" else {}),
-            "class_names": data.class_names,
-            "data": data.description(),
-            "duplicates": duplicates,
-            "notes": notes
-            + limit_note([fold.row for fold in done], splits)
-            + predictions_note([fold.reason for fold in done]),
-            **({"failed": failures(failed)} if failed else {}),
-            "seconds": time.monotonic() - started,
-            "config": {"logger": plan.logger, **config},
-            "versions": tracking.versions(),
-        },
-        given={
-            "make_model": plan.make_model,
-            "datamodule": data,
-            "make_callbacks": plan.make_callbacks,
-            "trainer": plan.trainer,
-            "seed": plan.seed,
-        },
+            config.warn(fold.reason)  # where it was a worker that found it out
+    result = make_result(
+        CrossValidationResult,
+        config,
+        data,
+        splits,
+        done,
+        failed,
+        notes=notes,
+        seconds=time.monotonic() - started,
+        described=described,
+        given={},
+        engine=chosen,
+        **({"engine_reason": why} if engine == "auto" else {}),
     )
-    result.info["ranges"] = metric_ranges(result.metrics, plan.loss_range)
-    if is_rank_zero() and (todo or not is_json(plan.run_dir / SUMMARY)):
+    if is_rank_zero() and (todo or not is_json(config.run_dir / SUMMARY)):
         drawn = result_figures(result, data) if figures else {}
-        write_outcome(plan, result, drawn, checkpoints=log_checkpoints)
+        write_outcome(config, result, drawn, checkpoints=log_checkpoints)
     return result
-
-
-def _one_by_one(
-    plan: RunConfig,
-    make_data: Callable[[FoldSpec], SplitDataModule],
-    jobs: Sequence[FoldSpec],
-    progress: FoldProgress | None,
-) -> Generator[tuple[FoldSpec, FoldResult | Exception], None, None]:
-    for job in jobs:
-        bar = None if progress is None else progress.callback(job.number)
-        try:
-            yield job, run_fold(plan, make_data(job), job, bar)
-        except Exception as error:
-            yield job, error

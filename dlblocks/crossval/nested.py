@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,66 +12,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
-import numpy as np
 from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
 from dlblocks import plots, tracking
 from dlblocks._errors import check_choice, check_function, check_range, check_whole, checked, named
-from dlblocks._files import (
-    PLAN,
-    SUMMARY,
-    is_json,
-    is_rank_zero,
-    know_rank,
-    locked,
-    numbered,
-    read_json,
-    say_resumed,
-    write_rows,
-)
+from dlblocks._files import SUMMARY, is_json, is_rank_zero, read_json, write_rows
 from dlblocks._quiet import isolated
-from dlblocks.crossval._fold import (
-    FINISHED,
-    FoldResult,
-    FoldSpec,
-    OutOfFold,
-    RunConfig,
-    group_of,
-    join,
-    read_fold,
-    write_fold,
-)
-from dlblocks.crossval._outcome import failures, result_figures, write_outcome
-from dlblocks.crossval._parallel import check_jobs
+from dlblocks.crossval._fold import FoldConfig, FoldSpec
+from dlblocks.crossval._outcome import make_result, result_figures, write_outcome
 from dlblocks.crossval._refit import refit
 from dlblocks.crossval._scored_folds import forget_weights, said
 from dlblocks.crossval._search import SEARCHED, Grid, Search, check_names, grid_points
-from dlblocks.crossval._splits import (
-    begin,
-    count_scored,
-    duplicates_note,
-    limit_note,
-    new_datamodule,
-    plan_splits,
-    predictions_note,
-)
+from dlblocks.crossval._splits import begin, duplicates_note, fold_specs, plan_splits
 from dlblocks.crossval.results import NestedResult
 from dlblocks.data import SplitDataModule
 from dlblocks.data.splitting import COUNTED
-from dlblocks.metrics import metric_ranges
 from dlblocks.models._predict import NoPredictions
 from dlblocks.runs._figures import drawing
+from dlblocks.runs._fits import FitResult, finish_fit, read_fit
 from dlblocks.runs._history import History
+from dlblocks.runs._parallel import check_jobs
 from dlblocks.runs._plan import run_id_of
 from dlblocks.runs._trainer import (
     CALLBACKS,
     NoLogger,
     check_trainer_arguments,
+    new_datamodule,
     resolve_mode,
     shows_bar,
 )
 from dlblocks.runs.fit import SELECT, Select
+from dlblocks.runs.folder import in_run_dir, know_rank, say
 from dlblocks.runs.predictions import predict_part
 
 if TYPE_CHECKING:
@@ -238,7 +209,7 @@ def nested_cross_validate(
             "selection_fraction": selection_fraction,
         },
     )
-    plan = RunConfig(
+    config = FoldConfig(
         make_model,
         make_callbacks or list,
         trainer_args,
@@ -254,24 +225,23 @@ def nested_cross_validate(
 
     def run(path: Path) -> NestedResult:
         # The inner cross-validations hold the locks of their own folders.
-        with locked(path) if is_rank_zero() else contextlib.nullcontext():
-            return _nested(
-                search,
-                replace(plan, run_dir=path),
-                datamodule,
-                num_folds,
-                repeats,
-                log_checkpoints=log_checkpoints,
-                progress_bar=shows_bar(progress_bar, trainer),
-                figures=figures,
-            )
+        return _nested(
+            search,
+            replace(config, run_dir=path),
+            datamodule,
+            num_folds,
+            repeats,
+            log_checkpoints=log_checkpoints,
+            progress_bar=shows_bar(progress_bar, trainer),
+            figures=figures,
+        )
 
-    return run(plan.run_dir) if run_dir else numbered(RUN_DIR, run, resume=resume)
+    return in_run_dir(run_dir, RUN_DIR, run, resume=resume)
 
 
 def _nested(
     search: Search,
-    plan: RunConfig,
+    config: FoldConfig,
     datamodule: SplitDataModule | Callable[[], SplitDataModule],
     num_folds: int | None,
     repeats: int,
@@ -283,41 +253,35 @@ def _nested(
     """See `nested_cross_validate`; the run folder is this process's own, or that of its rank 0."""
     started = time.monotonic()
     with isolated():
-        data = new_datamodule(datamodule, plan.seed)
+        data = new_datamodule(datamodule, config.seed)
         splits = plan_splits(data, num_folds, repeats)
-        plan.num_folds = splits["num_folds"]
+        config.num_folds = splits["num_folds"]
         if search.num_folds is None and data.split not in COUNTED:
             search.num_folds = INNER_FOLDS
-        outer = Outer(search, datamodule, data, plan)
-        jobs = [
-            FoldSpec(i, split["repeat"], split["fold"]) for i, split in enumerate(splits["folds"])
-        ]
+        outer = Outer(search, datamodule, data, config)
+        specs = fold_specs(splits)
         # Read by every rank before any fit, so that all run the same folds.
-        before = run_id_of(plan.run_dir) if plan.resume else ""
-        read = [(job, outer.read(job, before)) for job in jobs if before]
-        found = {job: fold for job, fold in read if fold is not None}
-        fits = {job: len(search.points) * outer.count_inner(job) + 1 for job in jobs}
-        settings = plan.settings()
+        before = run_id_of(config.run_dir) if config.resume else ""
+        read = [(spec, outer.read(spec, before)) for spec in specs if before]
+        found = {spec: fold for spec, fold in read if fold is not None}
+        fits = {spec: len(search.points) * outer.count_inner(spec) + 1 for spec in specs}
+        settings = config.settings()
         if search.engine != "sequential":  # which may draw other numbers
             settings["engine"] = search.engine
-        config = search.describe(data, **settings)
-        todo = [job for job in jobs if job not in found]
+        described = search.describe(data, **settings)
+        config.loss_range = search.loss_range
+        todo = [spec for spec in specs if spec not in found]
         if todo:
-            search.check_engine(outer.training_part(todo[0]), plan)
+            search.check_engine(outer.training_part(todo[0]), config)
         if is_rank_zero():
-            was_begun = (plan.run_dir / PLAN).is_file()
-            plan.run_id = begin(plan.run_dir, config, splits, resume=plan.resume)
-            if was_begun:
-                say_resumed(plan.run_dir, len(found), len(jobs), "outer folds")
-        duplicates = data.count_duplicates(plan.num_folds)
-        notes = data.notes() + duplicates_note(duplicates, splits)
-        for said in [data.description(), *notes] if todo and progress_bar else ():
-            if said and is_rank_zero():
-                print(said, file=sys.stderr, flush=True)
-        failed: dict[FoldSpec, Exception] = {}
+            begin(config, described, splits, len(found), len(specs), "outer folds")
+        notes = data.notes() + duplicates_note(data.count_duplicates(config.num_folds), splits)
+        if todo and progress_bar:
+            say(data.description(), *notes)
+        failed = dict[FoldSpec, Exception]()
         bar = tqdm(
             total=sum(fits.values()),
-            initial=sum(fits[job] for job in found),
+            initial=sum(fits[spec] for spec in found),
             bar_format="{desc} {bar} {percentage:3.0f}% | {elapsed} elapsed, {remaining} left",
             file=sys.stderr,
             dynamic_ncols=True,
@@ -325,66 +289,40 @@ def _nested(
             disable=not (progress_bar and is_rank_zero()),
         )
         with bar:
-            for job in todo:
+            for spec in todo:
                 done = bar.n
                 try:
-                    found[job] = outer.run(job, bar)
+                    found[spec] = outer.run(spec, bar)
                 except (FileExistsError, BlockingIOError):  # of another run
                     raise
                 except Exception as error:
                     if search.on_error == "raise":
-                        raise named(error, f"outer {job.name}") from error
-                    failed[job] = error
-                    print(f"outer {job.name} failed: {error!r}", file=sys.stderr, flush=True)
-                bar.update(done + fits[job] - bar.n)
+                        raise named(error, f"outer {spec.name}") from error
+                    failed[spec] = error
+                    print(f"outer {spec.name} failed: {error!r}", file=sys.stderr, flush=True)
+                bar.update(done + fits[spec] - bar.n)
     if not found:
-        job, why = next(iter(failed.items()))
-        raise named(why, f"outer {job.name}") from why
-    done_jobs = [job for job in jobs if job in found]
-    folds = [found[job][0] for job in done_jobs]
-    result = NestedResult(
-        run_dir=plan.run_dir,
-        folds=[fold.row for fold in folds],
-        oof=join([fold.oof for fold in folds]),
-        histories=[fold.history for fold in folds],
-        info={
-            "num_folds": plan.num_folds,
-            "repeats": repeats,
-            "inner_folds": search.num_folds,
-            "monitor": plan.monitor,
-            "mode": plan.mode,
-            "select": plan.select,
-            "selection_fraction": plan.selection_fraction,
-            "engine": search.engine,
-            "class_names": data.class_names,
-            "data": data.description(),
-            "duplicates": duplicates,
-            "notes": notes
-            + limit_note([fold.row for fold in folds], splits)
-            + predictions_note([fold.reason for fold in folds]),
-            **({"failed": failures(failed)} if failed else {}),
-            "search": [
-                {"repeat": job.repeat, "fold": job.fold, **row}
-                for job in done_jobs
-                for row in found[job][1]
-            ],
-            "seconds": time.monotonic() - started,
-            "config": {"logger": plan.logger, **config},
-            "versions": tracking.versions(),
-        },
-        given={
-            "search": search,
-            "make_model": plan.make_model,
-            "datamodule": data,
-            "make_callbacks": search.make_callbacks,
-            "trainer": plan.trainer,
-            "seed": plan.seed,
-        },
+        spec, why = next(iter(failed.items()))
+        raise named(why, f"outer {spec.name}") from why
+    done = [spec for spec in specs if spec in found]
+    result = make_result(
+        NestedResult,
+        config,
+        data,
+        splits,
+        [found[spec][0] for spec in done],
+        failed,
+        notes=notes,
+        seconds=time.monotonic() - started,
+        described=described,
+        given={"search": search, "make_callbacks": search.make_callbacks},
+        engine=search.engine,
+        inner_folds=search.num_folds,
+        search=[{**spec.place, **row} for spec in done for row in found[spec][1]],
     )
-    result.info["ranges"] = metric_ranges(result.metrics, search.loss_range)
-    if is_rank_zero() and (todo or not is_json(plan.run_dir / SUMMARY)):
+    if is_rank_zero() and (todo or not is_json(config.run_dir / SUMMARY)):
         drawn = _figures(result, data) if figures else {}
-        write_outcome(plan, result, drawn, checkpoints=log_checkpoints, rows=result.rows())
+        write_outcome(config, result, drawn, checkpoints=log_checkpoints, rows=result.rows())
     return result
 
 
@@ -414,74 +352,64 @@ class Outer:
         search: The search within each.
         given: The data, or what makes them.
         data: The data.
-        plan: What is the same for every fold.
+        config: What is the same for every fold.
     """
 
-    def __init__(self, search: Search, given: Data, data: SplitDataModule, plan: RunConfig) -> None:
-        self.search, self.given, self.data, self.plan = search, given, data, plan
+    def __init__(
+        self, search: Search, given: Data, data: SplitDataModule, config: FoldConfig
+    ) -> None:
+        self.search, self.given, self.data, self.config = search, given, data, config
 
-    def training_part(self, job: FoldSpec) -> Data:
+    def training_part(self, spec: FoldSpec) -> Data:
         """The data of an outer fold's training samples, or what makes them."""
-        rows = self.data.splits(self.plan.num_folds, repeat=job.repeat)[job.fold]["train"]
+        rows = self.data.splits(self.config.num_folds, repeat=spec.repeat)[spec.fold]["train"]
         if isinstance(self.given, SplitDataModule):
             return self.data.subset(rows)
-        return lambda: new_datamodule(self.given, self.plan.seed).subset(rows)
+        return lambda: new_datamodule(self.given, self.config.seed).subset(rows)
 
-    def count_inner(self, job: FoldSpec) -> int:
+    def count_inner(self, spec: FoldSpec) -> int:
         """The number of inner folds; raises a `ValueError` if there can be none."""
-        rows = self.data.splits(self.plan.num_folds, repeat=job.repeat)[job.fold]["train"]
+        rows = self.data.splits(self.config.num_folds, repeat=spec.repeat)[spec.fold]["train"]
         try:
             inner = self.data.subset(rows)
-            if self.plan.selection_fraction:
-                inner = inner.with_selection(self.plan.selection_fraction)
+            if self.config.selection_fraction:
+                inner = inner.with_selection(self.config.selection_fraction)
             return len(inner.splits(self.search.num_folds))
         except ValueError as error:
             raise ValueError(
                 f"inner_folds={self.search.num_folds} of the {len(rows)} training samples of outer "
-                f"{job.name}: {error}"
+                f"{spec.name}: {error}"
             ) from error
 
-    def read(self, job: FoldSpec, run_id: str) -> tuple[FoldResult, list[dict[str, Any]]] | None:
+    def read(self, spec: FoldSpec, run_id: str) -> tuple[FitResult, list[dict[str, Any]]] | None:
         """What a finished outer fold has left, or None if it is not finished."""
-        folder = self.plan.folder(job)
-        fold = read_fold(folder, run_id)
+        folder = self.config.folder(spec)
+        fold = read_fit(FoldConfig, folder, run_id)
         if fold is None:
             return None
-        cure = f"delete {folder / FINISHED}, and the same call runs {folder.name} again"
+        cure = f"delete {folder / 'fold.json'}, and the same call runs {folder.name} again"
         return fold, read_json(folder / SEARCHED, cure)
 
-    def run(self, job: FoldSpec, bar: tqdm) -> tuple[FoldResult, list[dict[str, Any]]]:
+    def run(self, spec: FoldSpec, bar: tqdm) -> tuple[FitResult, list[dict[str, Any]]]:
         """Searches on the training samples, trains what was chosen, and scores it once."""
         started = time.monotonic()
-        plan, folder = self.plan, self.plan.folder(job)
+        config, folder = self.config, self.config.folder(spec)
 
         def tell(point: str, fits: int) -> None:
-            bar.set_description_str(f"outer {job.name} | {point}", refresh=sys.stderr.isatty())
+            bar.set_description_str(f"outer {spec.name} | {point}", refresh=sys.stderr.isatty())
             bar.update(fits)
 
-        part = self.training_part(job)
+        part = self.training_part(spec)
         rows, best = self.search.run(part, folder, tell)
         (choice,) = (row for row in rows if row["chosen"])
         tell(f"training: {said(choice['hyperparameters'])}", 0)
         history = History()
         if is_rank_zero():
             (folder / "metrics.csv").unlink(missing_ok=True)  # of a fit that was killed
-        place = {"fold": job.fold, "repeat": job.repeat}
-        logger = tracking.make_logger(
-            plan.logger,
-            folder,
-            run_name=f"{plan.run_dir.name}-{folder.relative_to(plan.run_dir)}".replace("/", "-"),
-            group=plan.run_dir.name,
-            job_type="fold",
-            run_id=f"{plan.run_id}-{job.repeat}-{job.fold}",
-            is_part=True,
-            config={
-                **place,
-                "num_folds": plan.num_folds,
-                "seed": plan.seed + job.number,
-                "chosen": choice["hyperparameters"],
-                f"inner/{plan.monitor}": choice["mean"],
-            },
+        logger = config.new_logger(
+            spec,
+            chosen=choice["hyperparameters"],
+            **{f"inner/{config.monitor}": choice["mean"]},
         )
         try:
             model = refit(
@@ -489,15 +417,15 @@ class Outer:
                 self.search.model_of(choice["point"]),
                 part,
                 make_callbacks=self.search.make_callbacks,
-                trainer=plan.trainer,
-                seed=plan.seed + job.number,
+                trainer=config.trainer,
+                seed=config.seed + spec.number,
                 logger=logger,
                 history=history,
             )
             steps, epochs = model.trainer.global_step, model.trainer.current_epoch
-            outer = self.data.for_fold(job.fold, plan.num_folds, repeat=job.repeat)
+            outer = self.data.for_fold(spec.fold, config.num_folds, repeat=spec.repeat)
             scorer = pl.Trainer(
-                **{"enable_progress_bar": False, **plan.trainer},
+                **{"enable_progress_bar": False, **config.trainer},
                 logger=NoLogger(folder),
                 default_root_dir=folder,
                 enable_checkpointing=False,
@@ -509,32 +437,26 @@ class Outer:
                 predicted = predict_part(scorer, model, outer, "val")
             except NoPredictions as error:
                 reason = error
-                plan.warn(reason)
+                config.warn(reason)
             if logger is not None:
                 logger.log_metrics(metrics, step=steps)
                 logger.save()
         finally:
             tracking.finish_logger(logger)
-        checkpoint = (best.run_dir / "refit" / "model.ckpt").relative_to(plan.run_dir)
-        row: dict[str, Any] = {
-            "repeat": job.repeat,
-            "fold": job.fold,
-            **group_of(outer),
-            "epochs": epochs,
-            "best_epoch": epochs,
-            "num_train": len(outer.indices("train")),
-            "num_selection": 0,
-            "num_val": count_scored(outer, plan.trainer),
-            **metrics,
-            "seconds": round(time.monotonic() - started, 3),
-            "checkpoint": str(checkpoint),
-        }
-        oof = None
-        if predicted is not None:
-            size = len(predicted["index"])
-            oof = OutOfFold(**predicted, **{key: np.full(size, n) for key, n in place.items()})
         if scorer.is_global_zero:
             forget_weights(folder)
             write_rows(folder / "history.csv", history.rows)
-            write_fold(folder, row, oof, getattr(outer, "normalisation", None), reason, plan=plan)
-        return FoldResult(row, oof, history.rows, reason), rows
+        result = finish_fit(
+            config,
+            spec,
+            outer,
+            epochs=epochs,
+            best_epoch=epochs,
+            metrics=metrics,
+            seconds=time.monotonic() - started,
+            checkpoint=str((best.run_dir / "refit" / "model.ckpt").relative_to(folder)),
+            predicted=predicted,
+            reason=reason,
+            history=history.rows,
+        )
+        return result, rows

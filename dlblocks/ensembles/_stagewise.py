@@ -24,12 +24,7 @@ from dlblocks._files import (
     PLAN,
     SUMMARY,
     atomic_write,
-    check_new_run_dir,
     is_whole,
-    locked,
-    numbered,
-    remove_parts,
-    say_resumed,
     write_json,
     write_rows,
 )
@@ -40,8 +35,9 @@ from dlblocks.ensembles._stages import Stages, Task, seed_all, self_fitting
 from dlblocks.models import Model
 from dlblocks.models import _checkpoints as checkpoints
 from dlblocks.optim.factory import optimizer_spec
-from dlblocks.runs._plan import check_same_run, describe, new_run, run_id_of
+from dlblocks.runs._plan import begin_run, describe
 from dlblocks.runs._trainer import shows_bar
+from dlblocks.runs.folder import in_run_dir
 from dlblocks.tracking._csv import go_on
 
 LoggerName = Literal["csv", "wandb", "tensorboard", "none"]
@@ -166,9 +162,10 @@ class Stagewise:
             FloatingPointError: The loss of a learner, or what it puts out, is not finite.
         """
         with isolated():
-            if self._is_numbered:
-                return numbered(self.base, self._fit_in, resume=self.resume)
-            return self._fit_in(self.run_dir)
+            run_dir = None if self._is_numbered else self.run_dir
+            result = in_run_dir(run_dir, self.base, self._fit_in, resume=self.resume)
+        self._is_numbered = False  # a further fit is one of this run
+        return result
 
     def _fit_in(self, path: Path) -> BoostingResult:
         started = time.monotonic()
@@ -190,11 +187,8 @@ class Stagewise:
         self._first: Model | None = self._new_learner()
         self._check_width(self._first)
         self.prepare()
-        with locked(path):
-            self._run(path)
-            result = self._finish(path, started)
-        self._is_numbered = False  # a further fit is one of this run
-        return result
+        self._run(path)
+        return self._finish(path, started)
 
     def _finish(self, path: Path, started: float) -> BoostingResult:
         best = self._best_stage()
@@ -226,11 +220,11 @@ class Stagewise:
         return BoostingResult(model, self.history, best, self.stopped, seconds, checkpoint)
 
     def _run(self, path: Path) -> None:
-        run_id = self._files.begin(self._plan())
-        if self._files.goes_on:
-            ended = self._files.seconds() is not None  # maybe after fewer stages
-            done = self.num_stages if ended else self._files.finished()
-            say_resumed(path, done, self.num_stages, "stages")
+        ended = self._files.seconds() is not None  # maybe after fewer stages
+        done = self.num_stages if ended else self._files.finished()
+        run_id = begin_run(
+            path, self._plan(), (done, self.num_stages, "stages"), resume=self.resume
+        )
         arguments = dict(self.trainer)
         stages = Stages(
             self,
@@ -463,31 +457,12 @@ class StageFiles:
 
     Args:
         run_dir: The run folder.
-        resume: Go on with a run in it; else no file of a stage is written.
-
-    Raises:
-        FileExistsError: The folder holds something else.
+        resume: Continue a run in it; else no file of a stage is written.
     """
 
     def __init__(self, run_dir: Path, *, resume: bool) -> None:
         self.run_dir, self.resume = run_dir, resume
         self.goes_on = resume and (run_dir / PLAN).is_file()
-        if not self.goes_on:
-            check_new_run_dir(run_dir)
-
-    def begin(self, config: dict[str, Any]) -> str:
-        """Writes the plan, or finds that of the folder the same; returns the run's id.
-
-        Raises:
-            FileExistsError: The run in the folder is of another configuration.
-        """
-        if self.goes_on:
-            check_same_run(self.run_dir, config)
-            remove_parts(self.run_dir)
-            return run_id_of(self.run_dir)
-        check_new_run_dir(self.run_dir)  # once more, now that it is locked
-        remove_parts(self.run_dir)
-        return new_run(self.run_dir, config)
 
     def finished(self) -> int:
         """How many stages, from the first, the fit that is gone on with had finished."""

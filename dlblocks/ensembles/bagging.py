@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -19,26 +17,13 @@ from lightning.pytorch.callbacks import Callback
 
 from dlblocks import tracking
 from dlblocks._errors import check_choice, check_function, check_range, check_whole, checked
-from dlblocks._files import (
-    PLAN,
-    SUMMARY,
-    atomic_write,
-    check_new_run_dir,
-    is_json,
-    is_rank_zero,
-    is_whole,
-    know_rank,
-    locked,
-    numbered,
-    remove_parts,
-    say_resumed,
-)
+from dlblocks._files import SUMMARY, atomic_write, is_json, is_rank_zero, is_whole
 from dlblocks._quiet import isolated
 from dlblocks.data import SplitDataModule
 from dlblocks.engine.choose import ENGINES
-from dlblocks.engine.fit_many import StackedFit
+from dlblocks.engine.run import STATE, engine_for, run_fits
 from dlblocks.ensembles._bootstrap import Rows, combine, draw_all, missing_classes, score
-from dlblocks.ensembles._member_fits import STATE, Fits, Fitted
+from dlblocks.ensembles._members import MemberConfig, MemberSpec
 from dlblocks.ensembles.results import (
     ENSEMBLE,
     SAMPLES,
@@ -50,14 +35,16 @@ from dlblocks.ensembles.voting import Voting
 from dlblocks.models import Regressor
 from dlblocks.models._checkpoints import restore, write_checkpoint
 from dlblocks.runs._figures import save_figures
-from dlblocks.runs._plan import check_same_run, describe, engine_of, new_run, run_id_of
+from dlblocks.runs._fits import FitResult, read_fits
+from dlblocks.runs._plan import begin_run, describe
 from dlblocks.runs._trainer import (
     CALLBACKS,
     check_trainer_arguments,
-    new_callbacks,
+    new_datamodule,
     resolve_mode,
     shows_bar,
 )
+from dlblocks.runs.folder import in_run_dir, know_rank, say
 
 
 class Bagging:
@@ -205,66 +192,74 @@ class Bagging:
             BlockingIOError: Another process works in `run_dir`.
         """
         know_rank(self.trainer.get("num_nodes", 1))
-        if self._is_numbered:
-            return numbered(self.base, self._fit_in, resume=self.resume)
-        return self._fit_in(self.run_dir)
-
-    def _fit_in(self, run_dir: Path) -> BaggingResult:
-        self.run_dir = run_dir
-        with locked(run_dir) if is_rank_zero() else contextlib.nullcontext():
-            result = self._fit()
+        run_dir = None if self._is_numbered else self.run_dir
+        result = in_run_dir(run_dir, self.base, self._fit, resume=self.resume)
         self._is_numbered = False  # a further fit is one of this run
         return result
 
-    def _fit(self) -> BaggingResult:
+    def _fit(self, run_dir: Path) -> BaggingResult:
         """See `fit`; the run folder is this process's own, or that of its rank 0."""
         started = time.monotonic()
+        self.run_dir = run_dir
         with isolated():
             data = self._data()
             samples = self._samples(data)
-            fits = Fits(
+            config = MemberConfig(
                 self.make_model,
                 self.make_callbacks,
-                lambda k: data.with_train_indices(
-                    samples[k], shuffle_seed=getattr(data, "shuffle_seed", 0) + self.seed + k
-                ),
-                num_members=self.num_members,
-                trainer=self.trainer,
+                self.trainer,
                 monitor=self.monitor,
                 mode=self.mode,
                 logger=self.logger,
-                run_dir=self.run_dir,
+                run_dir=run_dir,
                 seed=self.seed,
                 resume=self.resume,
+                num_members=self.num_members,
             )
             lacking = missing_classes(data, samples)
-            config = self._check(fits, data, samples, lacking)
-            members = range(self.num_members)
+            described = self._check(config, data, samples, lacking)
+            specs = [MemberSpec(k) for k in range(self.num_members)]
             # Read by every rank before any fit, so that all run the same members.
-            read = {k: fits.read(k) for k in members} if self._goes_on() else {}
-            found = {k: fitted for k, fitted in read.items() if fitted is not None}
-            todo = [k for k in members if k not in found]
-            engine, why, together = self._choose(fits, todo)
+            found = read_fits(config, specs)
+            todo = [spec for spec in specs if spec not in found]
+
+            def make_data(spec: MemberSpec) -> SplitDataModule:
+                seed = getattr(data, "shuffle_seed", 0) + self.seed + spec.number
+                return data.with_train_indices(samples[spec.number], shuffle_seed=seed)
+
+            engine, why, together = engine_for(self.engine, config, make_data, todo)
+            ready = [] if together is None else [together]
+            del together  # the engine frees its memory
             if engine == "vectorized":  # which draws other numbers
-                config["engine"] = engine
+                described["engine"] = engine
             if is_rank_zero():
-                goes_on = self._goes_on()
-                fits.run_id = _begin(self.run_dir, config, samples, goes_on=goes_on)
-                if goes_on:
-                    say_resumed(self.run_dir, len(found), self.num_members, "members")
-                if todo and self.progress_bar:
-                    for said in filter(None, [data.description(), *data.notes()]):
-                        print(said, file=sys.stderr, flush=True)
-                if self.engine == "auto" and todo:
-                    print(f"engine: {engine}; {why}", file=sys.stderr, flush=True)
+                config.run_id = begin_run(
+                    run_dir,
+                    described,
+                    (len(found), len(specs), "members"),
+                    resume=self.resume,
+                )
+                if not is_whole(run_dir / SAMPLES):  # a kill may have come between the two
+                    arrays: dict[str, Any] = {str(k): rows for k, rows in enumerate(samples)}
+                    with atomic_write(run_dir / SAMPLES) as part:
+                        np.savez_compressed(part, **arrays)
+            if todo and self.progress_bar:
+                say(data.description(), *data.notes())
+            if todo and self.engine == "auto":
+                say(f"engine: {engine}; {why}")
             if lacking and todo:
                 self._warn(lacking)
-            if todo:
-                run = fits.run(engine, todo, together, show=self.progress_bar)
-                together = None  # which nothing may hold if its memory is short
-                found.update(run)
-            done = [found[k] for k in members]
-            result = self._result(fits, data, samples, done)
+            fitted, _ = run_fits(
+                config,
+                make_data,
+                todo,
+                len(specs),
+                engine=engine,
+                ready=ready,
+                progress_bar=self.progress_bar,
+            )
+            found |= fitted
+            result = self._result(config, data, samples, [found[spec] for spec in specs])
             result.info = {
                 "kind": self.kind,
                 "num_members": self.num_members,
@@ -276,29 +271,18 @@ class Bagging:
                 **({"missing_classes": lacking} if lacking else {}),
                 "class_names": data.class_names,
                 "seconds": time.monotonic() - started,
-                "config": {"logger": self.logger, **config},
+                "config": {"logger": self.logger, **described},
                 "versions": tracking.versions(),
             }
-            if is_rank_zero() and (todo or not is_json(self.run_dir / SUMMARY)):
-                self._write(fits, data, result)
+            if is_rank_zero() and (todo or not is_json(run_dir / SUMMARY)):
+                self._write(config, data, result)
         return result
 
     # Before
 
     def _data(self) -> SplitDataModule:
         """A new datamodule over the data that were given."""
-        pl.seed_everything(self.seed, workers=True, verbose=False)
-        given: Any = self.datamodule
-        is_function = callable(given) and not isinstance(given, pl.LightningDataModule)
-        data = given() if is_function else given
-        if not isinstance(data, SplitDataModule):
-            raise TypeError(
-                f"datamodule must be a dlblocks DataModule or a function that returns one, got "
-                f"{type(data).__name__}; ArrayDataModule makes one of your arrays, "
-                "FoldedDataModule of your LightningDataModule or Dataset."
-            )
-        if is_rank_zero():
-            data.prepare_data()
+        data = new_datamodule(self.datamodule, self.seed)
         new = data.for_fold(data.fold, data.num_folds, repeat=data.repeat)
         if data.whole or not len(new.indices("val")):
             raise ValueError(
@@ -338,25 +322,14 @@ class Bagging:
 
     def _check(
         self,
-        fits: Fits,
+        config: MemberConfig,
         data: SplitDataModule,
         samples: Sequence[Rows],
         lacking: Mapping[int, list[int]],
     ) -> dict[str, Any]:
         """Checks models, callbacks and samples; returns what decides what the fits are."""
-        model, callbacks = fits.new_model(), new_callbacks(self.make_callbacks)
-        if fits.new_model() is model:
-            raise ValueError(
-                "make_model returned the same model twice, and all members would be one; make it "
-                "inside the function."
-            )
-        again = [id(callback) for callback in self.make_callbacks()]
-        for callback in callbacks:
-            if id(callback) in again:
-                raise ValueError(
-                    f"make_callbacks returned the same {type(callback).__name__} twice, which "
-                    "would carry one member's training into the next; make it inside the function."
-                )
+        model, callbacks = config.new_model(), config.new_callbacks()
+        config.new_model(), config.new_callbacks()  # to see that they are others
         model.check_data(data)
         if self.voting == "hard" and isinstance(model, Regressor):
             raise ValueError("voting='hard' counts votes for classes, and values have none.")
@@ -376,17 +349,6 @@ class Bagging:
             **{name: getattr(self, name) for name in settings},
         )
 
-    def _goes_on(self) -> bool:
-        return self.resume and (self.run_dir / PLAN).is_file()
-
-    def _choose(self, fits: Fits, todo: Sequence[int]) -> tuple[str, str, StackedFit | None]:
-        """The engine, why, and the members ready to be run as one, if they are."""
-        if self.engine == "auto" and self._goes_on():
-            return engine_of(self.run_dir) or "sequential", "as this run began", None
-        if self.engine == "sequential" or not todo:
-            return ("sequential" if self.engine == "auto" else self.engine), "as asked", None
-        return fits.choose(self.engine, todo)
-
     def _warn(self, lacking: Mapping[int, list[int]]) -> None:
         member, classes = next(iter(lacking.items()))
         warnings.warn(
@@ -399,17 +361,21 @@ class Bagging:
     # After
 
     def _result(
-        self, fits: Fits, data: SplitDataModule, samples: list[Rows], done: Sequence[Fitted]
+        self,
+        config: MemberConfig,
+        data: SplitDataModule,
+        samples: list[Rows],
+        done: Sequence[FitResult],
     ) -> BaggingResult:
         models = [
-            restore(fits.new_model(), self.run_dir / fitted.row["checkpoint"]) for fitted in done
+            restore(config.new_model(), self.run_dir / fitted.row["checkpoint"]) for fitted in done
         ]
         pairs = [fitted.normalisation for fitted in done]
         known = None if any(pair is None for pair in pairs) else pairs
         model: Any = self.voting
         model = Voting(models, voting=model, normalisations=known)
         oob = None
-        parts = [fitted.oob for fitted in done]
+        parts = [fitted.predicted or {} for fitted in done]
         if any(parts) and data.columns.targets is not None:
             index = np.sort(data.indices("train").numpy())
             oob = combine(index, data.columns.targets[index], parts, voting=self.voting)
@@ -423,47 +389,16 @@ class Bagging:
             histories=[fitted.history for fitted in done],
         )
 
-    def _write(self, fits: Fits, data: SplitDataModule, result: BaggingResult) -> None:
+    def _write(self, config: MemberConfig, data: SplitDataModule, result: BaggingResult) -> None:
         write_checkpoint(self.run_dir / ENSEMBLE, result.model, epoch=0, global_step=0)
         result.write_parts()
         figures = result_figures(result, data) if self.figures else {}
         figures = save_figures(self.run_dir / "figures", figures)
         if self.logger == "wandb":
-            log_summary(result, figures, run_id=f"{fits.run_id}-summary")
+            log_summary(result, figures, run_id=f"{config.run_id}-summary")
         (self.run_dir / STATE).unlink(missing_ok=True)  # if a kill has left it
         # The summary comes last: what a kill prevents before it, the next call makes up for.
         result.write_summary()
-
-
-def _begin(run_dir: Path, config: dict[str, Any], samples: Sequence[Rows], *, goes_on: bool) -> str:
-    """Writes plan and samples into a new run folder, or finds those of the folder the same.
-
-    Args:
-        run_dir: The run folder.
-        config: What `dlblocks.runs._plan.describe` returned.
-        samples: The rows that each member is trained on.
-        goes_on: Whether the run in the folder is to be gone on with.
-
-    Returns:
-        An id for this run and all that go on with it.
-
-    Raises:
-        FileExistsError: The folder holds something else, or a run of another configuration.
-        ValueError: ``plan.json`` is damaged.
-    """
-    if goes_on:
-        check_same_run(run_dir, config)
-        remove_parts(run_dir)
-        run_id = run_id_of(run_dir)
-    else:
-        check_new_run_dir(run_dir)
-        remove_parts(run_dir)
-        run_id = new_run(run_dir, config)
-    if not is_whole(run_dir / SAMPLES):  # a kill may have come between the two
-        arrays: dict[str, Any] = {str(k): rows for k, rows in enumerate(samples)}
-        with atomic_write(run_dir / SAMPLES) as part:
-            np.savez_compressed(part, **arrays)
-    return run_id
 
 
 class DeepEnsemble(Bagging):

@@ -26,9 +26,11 @@ from dlblocks._files import (
 from dlblocks._quiet import isolated
 from dlblocks.data import SplitDataModule
 from dlblocks.ensembles._bootstrap import OutOfBag, Rows
-from dlblocks.ensembles._member_fits import read_member
+from dlblocks.ensembles._members import MemberConfig
 from dlblocks.models import Model, VotingClassifier, VotingRegressor, load
 from dlblocks.runs._figures import curve_figures, prediction_figures
+from dlblocks.runs._fits import read_fit
+from dlblocks.runs._plan import run_id_of
 from dlblocks.runs._tables import as_html, block, number, one_line
 
 if TYPE_CHECKING:
@@ -188,7 +190,9 @@ class BaggingResult:
         oob = None
         if (path / OOB).is_file():
             oob = OutOfBag(**read_arrays(path / OOB, AGAIN))
-        found = [read_member(path / f"member-{k}") for k in range(count)]
+        found = [
+            read_fit(MemberConfig, path / f"member-{k}", run_id_of(path)) for k in range(count)
+        ]
         done = [fitted for fitted in found if fitted is not None]
         return cls(
             path,

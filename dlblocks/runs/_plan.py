@@ -11,9 +11,10 @@ import os
 import re
 import secrets
 import types
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from enum import Enum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -24,10 +25,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from dlblocks import tracking
-from dlblocks._files import PLAN, OtherRunError, read_json, write_json
+from dlblocks._files import PLAN, OtherRunError, read_json, remove_parts, write_json
 from dlblocks._plain import LARGEST
 from dlblocks.data._fingerprint import fingerprint
 from dlblocks.runs._trainer import without_bars
+from dlblocks.runs.folder import check_new_run_dir, say_resumed
 
 SHOWN = 8  # differences in a message
 DEEPEST = 20  # objects within objects
@@ -213,12 +215,45 @@ def _layers(module: nn.Module, but: Set[str] = frozenset(), inner: Any = None) -
 # The file
 
 
-def new_run(run_dir: Path, config: Mapping[str, Any]) -> str:
-    """Write the plan of a new run; return its id."""
+def begin_run(
+    run_dir: Path,
+    config: Mapping[str, Any],
+    progress: tuple[int, int, str],
+    *,
+    resume: bool,
+    others: Mapping[str, Callable[[], None]] = MappingProxyType({}),
+    more: Callable[[], Sequence[str]] = list,
+) -> str:
+    """Write the plan of a new run, or check that of the run in the folder.
+
+    Args:
+        run_dir: The folder, locked.
+        config: What `describe` returned.
+        progress: How many fits are finished, how many there are, and what they are called.
+        resume: Continue a run that is there.
+        others: Files that are written before the plan, by name.
+        more: Returns further differences from the run that is there.
+
+    Returns:
+        An id for this run and all that resume it.
+
+    Raises:
+        FileExistsError: The folder holds something else, or another configuration or other data,
+            whose differences are listed; or `resume` is off.
+        ValueError: A file of the folder is damaged.
+    """
+    if resume and (run_dir / PLAN).is_file():
+        check_same_run(run_dir, config, more())
+        remove_parts(run_dir)
+        say_resumed(run_dir, *progress)
+        return run_id_of(run_dir)
+    check_new_run_dir(run_dir, but=others)
+    remove_parts(run_dir)
+    for write in others.values():
+        write()
     run_id = secrets.token_hex(4)
-    write_json(
-        run_dir / PLAN, {"run_id": run_id, "config": config, "versions": tracking.versions()}
-    )
+    plan = {"run_id": run_id, "config": config, "versions": tracking.versions()}
+    write_json(run_dir / PLAN, plan)
     return run_id
 
 

@@ -22,8 +22,10 @@ from lightning.pytorch.utilities.compile import from_compiled
 from torchmetrics import Metric
 
 from dlblocks._errors import check_choice, did_you_mean, other_lightning
+from dlblocks._files import is_rank_zero
 from dlblocks._quiet import isolated
 from dlblocks.callbacks import ExactResume
+from dlblocks.data import SplitDataModule
 from dlblocks.metrics import Mode, metric_mode, mode_of, mode_of_metric
 from dlblocks.runs._history import (
     VALIDATION,
@@ -349,3 +351,27 @@ def saying_what_was_logged(trainer: pl.Trainer, monitor: str) -> Iterator[None]:
             f"{hint} There are: "
             f"{', '.join(logged) or 'none; log it in validation_step by self.log'}."
         ) from error
+
+
+def new_datamodule(
+    given: SplitDataModule | Callable[[], SplitDataModule], seed: int
+) -> SplitDataModule:
+    """Returns the datamodule that was given, or a new one of the function that was given.
+
+    Raises:
+        TypeError: It is none that can be set to folds.
+    """
+    # Somebody else's data may be drawn or split by the global seed: then the same in every fold.
+    pl.seed_everything(seed, workers=True, verbose=False)
+    datamodule: Any = given
+    if callable(given) and not isinstance(given, pl.LightningDataModule):
+        datamodule = given()
+    if not isinstance(datamodule, SplitDataModule):
+        raise TypeError(
+            f"datamodule must be a dlblocks DataModule or a function that returns one, got "
+            f"{type(datamodule).__name__}; ArrayDataModule makes one of your arrays, "
+            f"FoldedDataModule of your LightningDataModule or Dataset.{other_lightning(datamodule)}"
+        )
+    if is_rank_zero():
+        datamodule.prepare_data()
+    return datamodule

@@ -26,15 +26,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from dlblocks import tracking
 from dlblocks._errors import checked
-from dlblocks._files import (
-    atomic_write,
-    check_new_run_dir,
-    is_rank_zero,
-    know_rank,
-    next_run_dir,
-    write_json,
-    write_rows,
-)
+from dlblocks._files import atomic_write, is_rank_zero, write_json, write_rows
 from dlblocks._lightning import quick_gpu_check
 from dlblocks._plain import plain_checkpoints
 from dlblocks._quiet import isolated
@@ -63,6 +55,7 @@ from dlblocks.runs._trainer import (
     shows_bar,
     without_bars,
 )
+from dlblocks.runs.folder import check_new_run_dir, know_rank, next_run_dir
 
 # What a killed fit may lose; writing a checkpoint at every short epoch would cost more.
 RESUME_SECONDS = 10.0

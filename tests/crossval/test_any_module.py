@@ -30,7 +30,6 @@ from torchmetrics.classification import MulticlassAUROC
 from dlblocks._files import read_rows
 from dlblocks._scores import pooled_metrics
 from dlblocks.crossval import CrossValidationResult, cross_validate, nested_cross_validate
-from dlblocks.crossval._fold import _TryPrediction
 from dlblocks.data import ArrayDataModule, FoldedDataModule, TabularDataModule
 from dlblocks.models import (
     Classifier,
@@ -41,6 +40,7 @@ from dlblocks.models import (
     load,
 )
 from dlblocks.optim.schedules import SCHEDULES
+from dlblocks.runs._fits import _TryPrediction
 
 N = 60
 Y = np.arange(N) % 3

@@ -11,12 +11,13 @@ import pytest
 import torch
 from same_runs import assert_same
 
-from dlblocks._files import is_whole, locked, write_json
+from dlblocks._files import is_whole, write_json
 from dlblocks.callbacks import ExactResume
 from dlblocks.crossval import CrossValidationResult, cross_validate
 from dlblocks.data import ArrayDataModule
 from dlblocks.ensembles import Bagging, BaggingResult, GradientBoosting
 from dlblocks.models import MLPClassifier, MLPRegressor, load
+from dlblocks.runs.folder import locked
 
 X = np.random.default_rng(0).normal(size=(40, 4)).astype("float32")
 Y = (X[:, 0] > 0).astype(int)

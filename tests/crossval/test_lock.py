@@ -1,6 +1,7 @@
 """Two processes that want one run folder, and workers that outlive their call."""
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -15,15 +16,14 @@ import numpy as np
 import pytest
 from same_runs import assert_same
 
-from dlblocks import _files as lock
-from dlblocks._files import holds_something, locked
 from dlblocks.callbacks import ExactResume
 from dlblocks.crossval import cross_validate
-from dlblocks.crossval._fold import FoldSpec, RunConfig
-from dlblocks.crossval._parallel import Task, _work
+from dlblocks.crossval._fold import FoldConfig, FoldSpec
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import MLPClassifier
+from dlblocks.runs._parallel import Task, _work
 from dlblocks.runs._plan import run_id_of
+from dlblocks.runs.folder import holds_something, locked
 
 
 def wait_for(condition, seconds=120):
@@ -108,13 +108,10 @@ def test_a_second_process_is_told_and_workers_end_with_their_call(tmp_path):
     assert not list((tmp_path / "run").rglob(".*"))
 
 
-# In a process of its own, without the packages that `dlblocks.crossval` needs.
-LOCK = f"""
-import importlib.util, os, sys, time
+LOCK = """
+import os, time
 from pathlib import Path
-spec = importlib.util.spec_from_file_location("lock", {lock.__file__!r})
-lock = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(lock)
+from dlblocks.runs import folder as lock
 """
 
 
@@ -151,7 +148,6 @@ with lock.locked(Path("folder")):
 
 def test_one_at_a_time_although_the_file_comes_and_goes(tmp_path):
     code = """
-lock.RETRY_SECONDS = 0.0
 count = Path("count.txt")
 children = []
 while len(children) < 3:
@@ -182,7 +178,7 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
     def flock(handle, how):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(lock.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     expected = pytest.warns(UserWarning, match=r"has no locks .*no other process works there")
     with expected, locked(tmp_path):
         assert not list(tmp_path.iterdir())
@@ -226,7 +222,7 @@ def test_a_fold_that_another_worker_has_ended_is_not_run_again(tmp_path):
     def make_model():
         raise AssertionError("run again")
 
-    plan = RunConfig(
+    plan = FoldConfig(
         make_model, list, {"accelerator": "cpu"}, "val/loss", "min", None, tmp_path / "run", 0, True
     )
     plan.run_id = run_id_of(tmp_path / "run")
@@ -236,7 +232,7 @@ def test_a_fold_that_another_worker_has_ended_is_not_run_again(tmp_path):
 
 
 def test_a_folder_that_is_not_shared_is_said(tmp_path):
-    plan = RunConfig(list, list, {}, "val/loss", "min", None, tmp_path / "run", 0, True)
+    plan = FoldConfig(list, list, {}, "val/loss", "min", None, tmp_path / "run", 0, True)
     _, error = _work(Task(plan, DigitsDataModule(), FoldSpec(1, 0, 1), 1, tmp_path / "no", 0))
     assert isinstance(error, FileNotFoundError)
     assert "is not the same folder on" in str(error)

@@ -11,11 +11,11 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from wandb_offline import read_runs
 
-from dlblocks._files import next_run_dir
 from dlblocks.callbacks import Augment, CutMix, MixUp, OneOf
 from dlblocks.crossval import CrossValidationResult, cross_validate
 from dlblocks.data import ArrayDataModule, DigitsDataModule
 from dlblocks.models import Classifier, MLPClassifier, load
+from dlblocks.runs.folder import next_run_dir
 from dlblocks.tracking import plain_attributes
 
 

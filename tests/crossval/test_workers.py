@@ -91,7 +91,7 @@ def test_a_worker_that_starts_when_its_driver_has_ended_ends_at_once(tmp_path):
 
 
 def _work_for_another():
-    from dlblocks.crossval._parallel import _end_with
+    from dlblocks.runs._parallel import _end_with
 
     _end_with(2**22 + 1, is_child=True)  # no process has this number
     time.sleep(600)

@@ -15,7 +15,6 @@ from torch import nn
 from torch.utils.data import TensorDataset
 from wandb_offline import read_run
 
-from dlblocks._files import locked
 from dlblocks.callbacks import MixUp
 from dlblocks.data import (
     DigitsDataModule,
@@ -25,6 +24,7 @@ from dlblocks.data.dataset import EpochSampler
 from dlblocks.engine.choose import in_halves
 from dlblocks.ensembles import Bagging, BaggingResult, DeepEnsemble, NotVectorizable, Voting
 from dlblocks.models import Classifier, CNNClassifier, MLPClassifier, load
+from dlblocks.runs.folder import locked
 
 
 @pytest.fixture

@@ -12,11 +12,12 @@ from boosting_learners import LeastSquares
 from torch import nn
 from wandb_offline import read_run
 
-from dlblocks._files import locked, read_rows
+from dlblocks._files import read_rows
 from dlblocks.data import ArrayDataModule
 from dlblocks.ensembles import AdaBoost, GradientBoosting
 from dlblocks.models import Classifier, Regressor, load
 from dlblocks.nets import MLP
+from dlblocks.runs.folder import locked
 
 STAGES, EPOCHS = 5, 2
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
-import sys
 import tempfile
 import threading
 import time
@@ -18,19 +16,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
-from tqdm import tqdm
 
 from dlblocks._errors import check_choice, check_range
-from dlblocks._files import LOCK, PLAN, is_rank_zero, locked
+from dlblocks._files import LOCK, PLAN
 from dlblocks._quiet import isolated
-from dlblocks.crossval._fold import FoldResult, FoldSpec, RunConfig, read_fold, run_fold
 from dlblocks.data import SplitDataModule
-from dlblocks.runs._history import VALIDATION, name_of_selection
+from dlblocks.runs._fits import FitResult, FitSpec, RunConfig, read_fit, run_fit
+from dlblocks.runs._progress import FitBar, FitProgress, Notes
 from dlblocks.runs._trainer import new_callbacks, without_bars
+from dlblocks.runs.folder import locked
 
 # How often Ray runs a fold again whose machine has died.
 LOST = 3
@@ -42,7 +39,7 @@ RANKS = (
     *("SLURM_PROCID", "SLURM_NTASKS", "JSM_NAMESPACE_RANK", "TORCHELASTIC_RUN_ID"),
 )
 # Two folds in one process, as in the threads of a Dask worker, would share its random state.
-_one_fold = threading.Lock()
+_one_fit = threading.Lock()
 
 
 @dataclass
@@ -51,7 +48,7 @@ class Task:
 
     plan: RunConfig
     datamodule: SplitDataModule
-    job: FoldSpec
+    job: FitSpec
     threads: int
     notes: Path
     parent: int
@@ -101,12 +98,12 @@ def _count_ranks(trainer: Mapping[str, Any]) -> int:
 
 def run_side_by_side(
     plan: RunConfig,
-    make_data: Callable[[FoldSpec], SplitDataModule],
-    jobs: Sequence[FoldSpec],
+    make_data: Callable[[Any], SplitDataModule],
+    jobs: Sequence[Any],
     n_jobs: int,
-    progress: FoldProgress,
+    progress: FitProgress,
     on_error: str = "raise",
-) -> Generator[tuple[FoldSpec, FoldResult | Exception], None, None]:
+) -> Generator[tuple[Any, FitResult | Exception], None, None]:
     """Runs fits in `n_jobs` processes; yields each as it ends, with its error if it failed.
 
     The processes share the cores out among them, and where there are several GPUs each fit has one
@@ -128,10 +125,9 @@ def run_side_by_side(
     processes = min(processes if n_jobs == -1 else n_jobs, len(jobs))
     options = _ray_options(backend, plan) if is_ray else {}
     threads = max(1, int(options.get("num_cpus", torch.get_num_threads() // processes)))
-    # The check is done, and not to be sent elsewhere, where the working folder may be another.
+    # Absolute: on another machine the working folder may be another.
     plan = replace(
         plan,
-        check=None,
         run_dir=plan.run_dir.absolute(),
         # Bars of several processes would overwrite each other.
         make_callbacks=partial(_without_bars, plan.make_callbacks),
@@ -143,7 +139,7 @@ def run_side_by_side(
         plans = {job: plan if job is jobs[0] else others for job in jobs}
         is_child = type(backend).__name__ == "LokyBackend"
 
-        def make_task(job: FoldSpec) -> Task:
+        def make_task(job: FitSpec) -> Task:
             return Task(
                 plans[job], make_data(job), job, threads, notes, os.getpid(), is_child=is_child
             )
@@ -162,12 +158,12 @@ def run_side_by_side(
 
 
 def _on_joblib(
-    make_task: Callable[[FoldSpec], Task],
-    jobs: Sequence[FoldSpec],
+    make_task: Callable[[FitSpec], Task],
+    jobs: Sequence[FitSpec],
     processes: int,
     notes: Path,
     on_error: str,
-) -> Generator[tuple[FoldSpec, FoldResult | Exception], None, None]:
+) -> Generator[tuple[FitSpec, FitResult | Exception], None, None]:
     """Runs fits in joblib's processes.
 
     When one process dies, joblib ends all of them and does not say which fit was at fault. With
@@ -177,7 +173,7 @@ def _on_joblib(
     import joblib
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    todo, suspects = list(jobs), list[FoldSpec]()
+    todo, suspects = list(jobs), list[FitSpec]()
     while todo or suspects:
         some = todo or [suspects.pop(0)]
         is_alone = not todo
@@ -209,7 +205,7 @@ def _on_joblib(
                 outcomes.close()
 
 
-def _begun(notes: Path, job: FoldSpec) -> Path:
+def _begun(notes: Path, job: FitSpec) -> Path:
     return notes / f"{job.number}.begun"
 
 
@@ -232,7 +228,7 @@ def _ray_options(backend: Any, plan: RunConfig) -> dict[str, Any]:
 
 def _on_ray(
     tasks: Iterator[Task], count: int, options: Mapping[str, Any]
-) -> Generator[tuple[FoldSpec, FoldResult | Exception], None, None]:
+) -> Generator[tuple[FitSpec, FitResult | Exception], None, None]:
     """Runs `count` tasks at a time as Ray's own, not through joblib's pool for Ray.
 
     That pool (Ray 2.60) may put all its workers on one node, fails as a whole when a node dies, and
@@ -242,7 +238,7 @@ def _on_ray(
     import ray
 
     work = ray.remote(**options)(_work)
-    running: dict[Any, FoldSpec] = {}
+    running: dict[Any, FitSpec] = {}
     try:
         while True:
             for task in islice(tasks, count - len(running)):
@@ -251,7 +247,7 @@ def _on_ray(
                 return
             (done,), _ = ray.wait(list(running), num_returns=1)
             job = running.pop(done)
-            outcome: tuple[FoldSpec, FoldResult | Exception]
+            outcome: tuple[FitSpec, FitResult | Exception]
             try:
                 outcome = ray.get(done)
             except ray.exceptions.RayError as error:
@@ -262,7 +258,7 @@ def _on_ray(
             ray.cancel(reference, force=True)
 
 
-def wait_for_workers(plan: RunConfig, jobs: Sequence[FoldSpec]) -> None:
+def wait_for_workers(plan: RunConfig, jobs: Sequence[FitSpec]) -> None:
     """Waits for fits that workers of a killed call still run in this run folder.
 
     Workers on the machine of their call end within a second or two of it; those that a cluster
@@ -275,7 +271,7 @@ def wait_for_workers(plan: RunConfig, jobs: Sequence[FoldSpec]) -> None:
                 pass
 
 
-def _work(task: Task) -> tuple[FoldSpec, FoldResult | Exception]:
+def _work(task: Task) -> tuple[FitSpec, FitResult | Exception]:
     """Runs one fit in this process."""
     plan, job = task.plan, task.job
     _end_with(task.parent, is_child=task.is_child)
@@ -284,9 +280,9 @@ def _work(task: Task) -> tuple[FoldSpec, FoldResult | Exception]:
     if torch.cuda.device_count() > 1 and plan.trainer.get("accelerator", "auto") != "cpu":
         mine = [job.number % torch.cuda.device_count()]
         plan = replace(plan, trainer={**plan.trainer, "devices": mine})
-    bar = FoldBar(Notes(task.notes, job.number), job.number) if task.notes.is_dir() else None
+    bar = FitBar(Notes(task.notes, job.number), job.number) if task.notes.is_dir() else None
     folder, waiting = plan.folder(job), f"Waiting for a process that still runs {job.name}."
-    with _one_fold, _alone(), isolated():
+    with _one_fit, _alone(), isolated():
         torch.set_num_threads(task.threads)
         try:
             if not (plan.run_dir / PLAN).is_file():
@@ -296,8 +292,8 @@ def _work(task: Task) -> tuple[FoldSpec, FoldResult | Exception]:
                 )
             with locked(folder, waiting=waiting):
                 # Where a machine was lost from sight, not dead, it may have come to the end.
-                found = read_fold(folder, plan.run_id) if plan.resume else None
-                return job, found or run_fold(plan, task.datamodule, job, bar)
+                found = read_fit(type(plan), folder, plan.run_id) if plan.resume else None
+                return job, found or run_fit(plan, task.datamodule, job, bar)
         except Exception as error:
             return job, error
 
@@ -341,169 +337,3 @@ def _alone() -> Iterator[None]:
     finally:
         os.environ.update(hidden)
         said.rank = rank
-
-
-SHOW_EVERY_SECONDS = 0.2
-LATER = 1e-3  # seconds
-WATCH_EVERY_SECONDS = 0.5
-
-
-class FoldProgress:
-    """The bar over all fits of a cross-validation. Its `callback` goes into each fold's Trainer.
-
-    The total is an estimate: a fold that stops early makes the folds still to come as long as the
-    mean of those that have ended.
-    """
-
-    def __init__(self, num_fits: int, *, show: bool = True) -> None:
-        self.num_fits = num_fits
-        self.ended: list[float] = []
-        self.bar: tqdm | None = None
-        if show and is_rank_zero():
-            self.bar = tqdm(
-                total=float(num_fits),
-                bar_format="{desc} {bar} {percentage:3.0f}% | {elapsed} elapsed, {remaining} left",
-                file=sys.stderr,
-                dynamic_ncols=True,
-                mininterval=0.1 if sys.stderr.isatty() else 10.0,
-                smoothing=0.05,
-                # Drawn at the first update: a bar among the callbacks may take its place.
-                delay=LATER,
-            )
-
-    def callback(self, fit: int) -> ProgressBar:
-        """The progress bar of fit number `fit`, 0 … num_fits - 1."""
-        return FoldBar(self, fit)
-
-    def update(self, fit: int, share: float, text: str) -> None:
-        """Shows fit number `fit` as done to `share` of its epochs."""
-        if self.bar is None:
-            return
-        whole = sum(self.ended) / len(self.ended) if self.ended else 1.0
-        self.bar.total = sum(self.ended) + max(share, whole) + whole * (self.num_fits - fit - 1)
-        self.bar.set_description_str(f"fold {fit + 1}/{self.num_fits} | {text}", refresh=False)
-        self.bar.update(sum(self.ended) + share - self.bar.n)
-
-    def end_fit(self, share: float) -> None:
-        self.ended.append(share)
-
-    def update_together(self, count: int, share: float, text: str) -> None:
-        """Shows `count` fits that are run as one as done to `share` of their epochs."""
-        if self.bar is not None:
-            self.bar.set_description_str(f"{count} folds at once | {text}", refresh=False)
-            self.bar.update(sum(self.ended) + count * share - self.bar.n)
-
-    def end_together(self, count: int) -> None:
-        """Counts fits that have ended together."""
-        self.ended += [1.0] * count
-
-    def skip(self, count: int) -> None:
-        """Counts fits that were finished before this run."""
-        self.ended += [1.0] * count
-
-    @contextlib.contextmanager
-    def watching(self, notes: Path) -> Iterator[None]:
-        """Shows what fits in other processes write into the folder `notes`, until the end."""
-        before, over = len(self.ended), threading.Event()
-
-        def show() -> None:
-            while not over.wait(WATCH_EVERY_SECONDS):
-                found = {int(path.stem): path.read_text() for path in notes.glob("[0-9]*.json")}
-                running = []
-                shares = 0.0
-                for fit, note in sorted(found.items()):
-                    share, text = json.loads(note)
-                    shares += 1.0 if text is None else share
-                    if text is not None:
-                        running.append(f"{fit + 1}: {text}")
-                if self.bar is not None:
-                    said = f"folds of {self.num_fits}, {before} before | " if before else "folds "
-                    self.bar.set_description_str(said + " | ".join(running), refresh=False)
-                    self.bar.update(before + shares - self.bar.n)
-
-        thread = threading.Thread(target=show, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
-
-    def close(self) -> None:
-        if self.bar is not None:
-            if self.bar.n:
-                self.bar.total = self.bar.n  # what early stopping saved is done, not missing
-                self.bar.refresh()
-            self.bar.close()
-
-
-class Notes:
-    """Stands in for `FoldProgress` in another process: writes down what that one reads.
-
-    Args:
-        folder: The folder of the notes, one a fit.
-        fit: Number of the fit.
-    """
-
-    def __init__(self, folder: Path, fit: int) -> None:
-        self.path = folder / f"{fit}.json"
-
-    def update(self, fit: int, share: float, text: str | None) -> None:
-        self._write([share, text])
-
-    def end_fit(self, share: float) -> None:
-        self._write([share, None])
-
-    def _write(self, note: list[Any]) -> None:
-        part = self.path.with_suffix(".part")  # not by `write_json`, which waits for the disk
-        part.write_text(json.dumps(note))
-        os.replace(part, self.path)
-
-
-class FoldBar(ProgressBar):
-    """Reports one Trainer's progress to the bar over all folds."""
-
-    def __init__(self, progress: FoldProgress | Notes, fit: int) -> None:
-        super().__init__()
-        self.progress, self.fit = progress, fit
-        self._shown = 0.0
-        self._share = 0.0
-
-    def disable(self) -> None:
-        """Nothing to disable: only rank 0 has a bar."""
-
-    def enable(self) -> None:
-        """Nothing to enable: see `disable`."""
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        now = time.monotonic()
-        if now - self._shown > SHOW_EVERY_SECONDS:
-            self._shown = now
-            self._show(trainer)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._show(trainer)
-        self.progress.end_fit(self._share)
-
-    def _show(self, trainer: pl.Trainer) -> None:
-        epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
-        if epochs is None and trainer.max_steps > 0:
-            self._share = trainer.global_step / trainer.max_steps
-        elif epochs is not None:
-            progress: Any = trainer.fit_loop.epoch_progress.current
-            batches = trainer.num_training_batches
-            # In mid-epoch the epoch counts as far as it has come.
-            part = 0.0
-            if progress.ready > progress.processed and batches not in (0, float("inf")):
-                part = min(1.0, (trainer.fit_loop.batch_idx + 1) / batches)
-            self._share = min(1.0, (progress.processed + part) / epochs)
-        started = min(trainer.current_epoch + 1, epochs or sys.maxsize)
-        epoch = f"epoch {started}" + (f"/{epochs}" if epochs else "")
-        metrics = self.get_metrics(trainer, trainer.lightning_module)
-        if getattr(trainer.datamodule, "validate_on", None) == "selection":  # type: ignore[attr-defined]
-            metrics = {
-                name_of_selection(name) if VALIDATION.match(name) else name: value
-                for name, value in metrics.items()
-            }
-        shown = [f"{k} {v:.4g}" for k, v in metrics.items() if isinstance(v, float)][:2]
-        self.progress.update(self.fit, self._share, " | ".join([epoch, *shown]))

@@ -1,0 +1,248 @@
+"""Run the fits of a cross-validation or an ensemble: one by one, side by side, or as one."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, TypeVar
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ProgressBar
+
+from dlblocks import tracking
+from dlblocks._errors import named
+from dlblocks._files import write_rows
+from dlblocks.data import SplitDataModule
+from dlblocks.engine._support import check_vectorizable, is_out_of_memory, naming
+from dlblocks.engine.choose import choose_engine, in_halves
+from dlblocks.engine.fit_many import StackedFit
+from dlblocks.engine.member import Member
+from dlblocks.models._checkpoints import write_checkpoint
+from dlblocks.runs._fits import FitResult, FitSpec, RunConfig, finish_fit, run_fit
+from dlblocks.runs._parallel import run_side_by_side
+from dlblocks.runs._plan import engine_of
+from dlblocks.runs._progress import FitProgress
+
+STATE = "together.ckpt"
+Spec = TypeVar("Spec", bound=FitSpec)
+Outcomes = Generator[tuple[Spec, FitResult | Exception], None, None]
+
+
+def engine_for(
+    engine: str,
+    config: RunConfig,
+    make_data: Callable[[Spec], SplitDataModule],
+    specs: Sequence[Spec],
+    n_jobs: int = 1,
+) -> tuple[str, str, StackedFit | None]:
+    """Choose the engine for the fits that are left of a run.
+
+    Args:
+        engine: ``"sequential"``, ``"vectorized"`` or ``"auto"``.
+        config: What is the same for every fit.
+        make_data: Returns a new datamodule set to a fit.
+        specs: The fits.
+        n_jobs: Number of processes.
+
+    Returns:
+        The engine, the reason, and the fits ready to run as one, if they are to; see
+        `choose_engine`.
+    """
+    if engine == "auto" and config.resume and (earlier := engine_of(config.run_dir)):
+        return earlier, "as this run began", None
+    if engine != "sequential" and n_jobs == 1 and specs:
+        return choose_engine(
+            engine, lambda part: _stacked(config, make_data, part), specs, f"{config.kind}s"
+        )
+    chosen = "vectorized" if engine == "vectorized" else "sequential"
+    return chosen, f"n_jobs runs {config.kind}s side by side" if n_jobs != 1 else "as asked", None
+
+
+def run_fits(
+    config: RunConfig,
+    make_data: Callable[[Spec], SplitDataModule],
+    specs: Sequence[Spec],
+    total: int,
+    *,
+    engine: str,
+    ready: list[StackedFit],
+    n_jobs: int = 1,
+    on_error: str = "raise",
+    progress_bar: bool = True,
+) -> tuple[dict[Spec, FitResult], dict[Spec, Exception]]:
+    """Run fits, and return what they found, and which of them failed.
+
+    Args:
+        config: What is the same for every fit.
+        make_data: Returns a new datamodule set to a fit.
+        specs: The fits that are left.
+        total: Number of all fits of the run.
+        engine: ``"sequential"`` or ``"vectorized"``.
+        ready: The fits ready to run as one, if they are. The list is emptied, so that their memory
+            can be freed.
+        n_jobs: Number of processes.
+        on_error: ``"raise"``, or ``"continue"`` with the other fits when one fails.
+        progress_bar: Show one bar over all fits.
+    """
+    progress = FitProgress(total, config.kind, show=progress_bar)
+    progress.skip(total - len(specs))
+    if engine == "vectorized":
+        outcomes = _run_vectorized(config, make_data, specs, progress, on_error, ready)
+    elif n_jobs == 1:
+        outcomes = _run_one_by_one(config, make_data, specs, progress if progress_bar else None)
+    else:
+        outcomes = run_side_by_side(config, make_data, specs, n_jobs, progress, on_error)
+    found, failed = dict[Spec, FitResult](), dict[Spec, Exception]()
+    try:
+        for spec, outcome in outcomes:
+            if isinstance(outcome, FitResult):
+                found[spec] = outcome
+                config.warned |= outcome.warned
+            elif on_error == "raise":
+                raise named(outcome, spec.name) from outcome
+            else:
+                failed[spec] = outcome
+                print(f"{spec.name} failed: {outcome!r}", file=sys.stderr, flush=True)
+    finally:
+        outcomes.close()
+        progress.close()
+        config.forget()
+    return found, failed
+
+
+def _run_one_by_one(
+    config: RunConfig,
+    make_data: Callable[[Spec], SplitDataModule],
+    specs: Sequence[Spec],
+    progress: FitProgress | None,
+) -> Outcomes:
+    for spec in specs:
+        bar = None if progress is None else progress.callback(spec.number)
+        try:
+            yield spec, run_fit(config, make_data(spec), spec, bar)
+        except Exception as error:
+            yield spec, error
+
+
+def _run_vectorized(
+    config: RunConfig,
+    make_data: Callable[[Spec], SplitDataModule],
+    specs: Sequence[Spec],
+    progress: FitProgress,
+    on_error: str,
+    ready: list[StackedFit],
+) -> Outcomes:
+    """Run fits as one, or in two halves where they do not fit into memory together."""
+
+    def run(part: Sequence[Spec]) -> list[tuple[Spec, FitResult | Exception]]:
+        together = ready.pop() if ready else _stacked(config, make_data, part)
+        return _run_stacked(config, part, together, progress, on_error)
+
+    yield from in_halves(run, specs, f"{config.kind}s")
+
+
+def _stacked(
+    config: RunConfig, make_data: Callable[[Spec], SplitDataModule], specs: Sequence[Spec]
+) -> StackedFit:
+    """Some fits ready to run as one, each begun as `run_fit` would."""
+    members = []
+    for i, spec in enumerate(specs):
+        pl.seed_everything(config.seed + spec.number, workers=True, verbose=False)
+        with naming(spec.name if i else None):
+            model: Any = config.new_model()
+            datamodule: Any = make_data(spec)
+            callbacks = config.new_callbacks()
+        if i == 0:
+            # Before the others are made.
+            check_vectorizable(model, datamodule, callbacks, config.trainer)
+        members.append(Member(spec.name, model, datamodule, callbacks))
+    # What all share is drawn as the first fit would.
+    pl.seed_everything(config.seed + specs[0].number, workers=True, verbose=False)
+    return StackedFit(
+        members,
+        trainer=config.trainer,
+        monitor=config.monitor,
+        mode=config.mode,
+        folder=config.run_dir,
+    )
+
+
+def _run_stacked(
+    config: RunConfig,
+    specs: Sequence[Spec],
+    together: StackedFit,
+    progress: FitProgress,
+    on_error: str,
+) -> list[tuple[Spec, FitResult | Exception]]:
+    started = time.monotonic()
+    together.on_error = on_error
+    together.save_to = config.run_dir / STATE if config.resume else None
+    together.show(_Bar(progress, len(specs)))
+    loggers = [config.new_logger(spec) for spec in specs]
+    try:
+        for member, logger in zip(together.members, loggers, strict=True):
+            member.log_to([] if logger is None else [logger])
+        try:
+            together.fit()
+        except Exception as error:
+            pairs = zip(specs, together.members, strict=True)
+            mine = [spec for spec, member in pairs if member.error is error]
+            if not mine:
+                if is_out_of_memory(error):
+                    raise
+                raise named(error, f"all {config.kind}s") from error
+            return [(mine[0], error)]
+    finally:
+        for logger in loggers:
+            tracking.finish_logger(logger)
+    progress.end_together(len(specs))
+    seconds = (time.monotonic() - started) / len(specs)
+    found: list[tuple[Spec, FitResult | Exception]] = [
+        (spec, member.error or _finish(config, spec, member, together, seconds))
+        for spec, member in zip(specs, together.members, strict=True)
+    ]
+    (config.run_dir / STATE).unlink(missing_ok=True)
+    return found
+
+
+def _finish(
+    config: RunConfig, spec: FitSpec, member: Member, together: StackedFit, seconds: float
+) -> FitResult:
+    """Predict and write what a fit of its own would have written."""
+    folder, best, data = config.folder(spec), member.best, member.datamodule
+    assert best is not None  # for the type checker: every member that did not fail has one
+    checkpoint = f"checkpoints/{config.checkpoint_name}"
+    write_checkpoint(folder / checkpoint, member.model, epoch=best.epoch, global_step=best.step)
+    write_rows(folder / "history.csv", member.history.rows)
+    is_predicted = len(data.indices(config.part)) > 0
+    return finish_fit(
+        config,
+        spec,
+        data,
+        epochs=member.epochs,
+        best_epoch=best.epoch + 1,
+        metrics=best.metrics,
+        seconds=seconds,
+        checkpoint=checkpoint,
+        predicted=together.predict(member, config.part) if is_predicted else None,
+        history=member.history.rows,
+    )
+
+
+class _Bar(ProgressBar):
+    """Reports the one fit to the bar over all fits."""
+
+    def __init__(self, progress: FitProgress, count: int) -> None:
+        super().__init__()
+        self.progress, self.count = progress, count
+
+    def disable(self) -> None:
+        """Nothing to disable: there is but one process."""
+
+    def enable(self) -> None:
+        """Nothing to enable: see `disable`."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, StackedFit)
+        self.progress.update_together(self.count, *pl_module.progress())

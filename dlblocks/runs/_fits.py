@@ -1,0 +1,399 @@
+"""Several fits in one run folder: how one of them is run, written and read back.
+
+A fit is finished when its JSON file is there, such as ``fold-0/fold.json``. It is written last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import secrets
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from dlblocks import tracking
+from dlblocks._files import (
+    OtherRunError,
+    atomic_write,
+    is_rank_zero,
+    read_arrays,
+    read_rows,
+    reading,
+    write_json,
+)
+from dlblocks.callbacks._side_effects import paused
+from dlblocks.data import SplitDataModule
+from dlblocks.models._checkpoints import is_ours
+from dlblocks.models._predict import NoPredictions
+from dlblocks.runs._plan import run_id_of
+from dlblocks.runs._trainer import new_callbacks, new_module
+from dlblocks.runs.fit import drop_training_state, fit
+from dlblocks.runs.predictions import predict_part, try_prediction
+
+COLUMNS = ("index", "target", "prediction")
+# What was made in this process, by the key of the configuration that it belongs to.
+_seen: dict[str, dict[int, weakref.ref]] = {}
+
+
+@dataclass(frozen=True)
+class FitSpec:
+    """Which of several fits it is.
+
+    Attributes:
+        number: Its number, from 0. It is added to the seed.
+    """
+
+    number: int
+
+    @property
+    def place(self) -> dict[str, int]:
+        """First columns of its row, such as ``{"repeat": 0, "fold": 2}``."""
+        raise NotImplementedError
+
+    @property
+    def name(self) -> str:
+        """How messages call it: ``"fold 2"``."""
+        raise NotImplementedError
+
+    @property
+    def folder(self) -> str:
+        """Its folder within the run folder: ``"fold-2"``."""
+        raise NotImplementedError
+
+
+Spec = TypeVar("Spec", bound=FitSpec)
+
+
+@dataclass
+class FitResult:
+    """What one fit leaves.
+
+    Attributes:
+        row: Its row in the table of all fits.
+        predicted: ``index``, ``target`` and ``prediction`` of the samples it was scored on, or
+            None.
+        history: One row an epoch.
+        normalisation: Scale and shift of its inputs, as plain numbers, or None.
+        reason: Why there are no predictions, if there are none.
+        warned: Whether a warning was given for this reason.
+    """
+
+    row: dict[str, Any]
+    predicted: dict[str, np.ndarray] | None
+    history: list[dict[str, float]]
+    normalisation: Any = None
+    reason: NoPredictions | None = None
+    warned: bool = False
+
+
+@dataclass
+class RunConfig:
+    """What is the same for every fit of a run; see `cross_validate` and `Bagging`."""
+
+    make_model: Callable[[], pl.LightningModule]
+    make_callbacks: Callable[[], Sequence[Callback]]
+    trainer: dict[str, Any]
+    monitor: str
+    mode: str
+    logger: str | None
+    run_dir: Path
+    seed: int
+    resume: bool
+    run_id: str = ""
+    tried: bool = False  # whether prediction was tried before a fit
+    reason: NoPredictions | None = None  # why it does not work
+    warned: bool = False
+    key: str = field(default_factory=lambda: secrets.token_hex(8))
+    kind: ClassVar[str]  # "fold" or "member"
+    part: ClassVar[str]  # the part that is predicted
+    predictions_file: ClassVar[str]
+
+    @property
+    def checkpoint_name(self) -> str:
+        """File name of the weights that a fit keeps."""
+        return "best.ckpt"
+
+    def sizes(self, datamodule: SplitDataModule) -> dict[str, Any]:
+        """Numbers of samples, as columns of a row."""
+        raise NotImplementedError
+
+    def about(self, spec: FitSpec) -> dict[str, Any]:
+        """Configuration that the logger of a fit shows."""
+        return {**spec.place, "seed": self.seed + spec.number}
+
+    def new_model(self) -> pl.LightningModule:
+        """Make a model, and check that it shares nothing with those made before."""
+        model = new_module(self.make_model)
+        self._check_new(model, "make_model", "model")
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                self._check_new(parameter, "make_model", f"parameter {name}")
+        return model
+
+    def new_callbacks(self) -> list[Callback]:
+        """Make callbacks, and check that they are new."""
+        callbacks = new_callbacks(self.make_callbacks)
+        for callback in callbacks:
+            self._check_new(callback, "make_callbacks", type(callback).__name__)
+        return callbacks
+
+    def _check_new(self, thing: Any, argument: str, what: str) -> None:
+        # By identity: callbacks may have an equality of their own.
+        seen = _seen.setdefault(self.key, {})
+        if id(thing) in seen and seen[id(thing)]() is thing:
+            raise ValueError(
+                f"{argument} returned the same {what} for two {self.kind}s, which would carry one "
+                f"{self.kind}'s training into the next; make it inside the function."
+            )
+        seen[id(thing)] = weakref.ref(thing)
+
+    def forget(self) -> None:
+        """Forget the models and callbacks that were made for this run."""
+        _seen.pop(self.key, None)
+
+    def warn(self, reason: NoPredictions) -> None:
+        """Warn once that a failing prediction leaves the result without `oof`."""
+        if reason.failed and not self.warned:
+            self.warned = True
+            rank_zero_warn(f"result.oof will be None, and the fits go on: {reason}")
+
+    def folder(self, spec: FitSpec) -> Path:
+        """The folder of a fit."""
+        return self.run_dir / spec.folder
+
+    def new_logger(self, spec: FitSpec, **config: Any) -> Logger | None:
+        """Make the logger of a fit; its W&B run is one of the group named after the run folder.
+
+        Args:
+            spec: Which fit it is.
+            **config: Further entries of its configuration.
+        """
+        return tracking.make_logger(
+            self.logger,
+            self.folder(spec),
+            run_name=f"{self.run_dir.name}-{spec.folder}".replace("/", "-"),
+            group=self.run_dir.name,
+            job_type=self.kind,
+            run_id="-".join(map(str, (self.run_id, *spec.place.values()))),
+            is_part=True,
+            config={**self.about(spec), **config},
+        )
+
+
+def run_fit(
+    config: RunConfig, datamodule: SplitDataModule, spec: FitSpec, bar: Callback | None
+) -> FitResult:
+    """Fit, validate and predict, and write what was found. A killed fit is resumed.
+
+    Args:
+        config: What is the same for every fit.
+        datamodule: A new one, set to this fit.
+        spec: Which fit it is.
+        bar: Its progress bar.
+    """
+    started = time.monotonic()
+    pl.seed_everything(config.seed + spec.number, workers=True, verbose=False)
+    model, callbacks = config.new_model(), config.new_callbacks()
+    if not config.tried and not is_ours(type(model)):  # ours are known to predict
+        callbacks.append(_TryPrediction(config))
+    warned = config.warned
+    logger = config.new_logger(spec)
+    with tracking.finishing(logger):
+        done = fit(
+            model,
+            datamodule,
+            config.folder(spec),
+            callbacks=callbacks,
+            trainer=config.trainer,
+            monitor=config.monitor,
+            mode=config.mode,
+            logger=logger,
+            bar=bar or False,
+            resume=config.resume,
+        )
+        predicted, reason = None, config.reason
+        if reason is None and len(datamodule.indices(config.part)):
+            try:
+                predicted = predict_part(done.trainer, model, datamodule, config.part)
+            except NoPredictions as error:
+                reason = config.reason = error
+                config.warn(reason)
+    if done.trainer.is_global_zero:
+        drop_training_state(done.checkpoint)
+    result = finish_fit(
+        config,
+        spec,
+        datamodule,
+        epochs=done.epochs,
+        best_epoch=done.best_epoch,
+        metrics=done.metrics,
+        seconds=time.monotonic() - started,
+        checkpoint=f"checkpoints/{done.checkpoint.name}" if done.checkpoint else "",
+        predicted=predicted,
+        reason=reason,
+        history=done.history,
+    )
+    result.warned = config.warned and not warned
+    return result
+
+
+class _TryPrediction(Callback):
+    """Try the prediction of one batch before the fit.
+
+    The fit stays what it would have been. It is tried on the fit's own model: only there are the
+    device, the precision and what ``setup("fit")`` has made as they will be.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        modes = {part: part.training for part in pl_module.modules()}
+        pl_module.eval()
+        try:
+            with isolate_rng(), paused(pl_module), torch.no_grad():
+                try_prediction(trainer, pl_module, datamodule, "train")
+        except NoPredictions as reason:
+            # Numbers of a model that has not learned may be at fault: after the fit it is seen.
+            if not isinstance(reason.__cause__, torch.linalg.LinAlgError):
+                self.config.warn(reason)
+        finally:
+            self.config.tried = True
+            for part, training in modes.items():
+                part.training = training
+
+
+def finish_fit(
+    config: RunConfig,
+    spec: FitSpec,
+    datamodule: SplitDataModule,
+    *,
+    epochs: int,
+    best_epoch: int,
+    metrics: Mapping[str, float],
+    seconds: float,
+    checkpoint: str,
+    predicted: Mapping[str, np.ndarray] | None,
+    reason: NoPredictions | None = None,
+    history: list[dict[str, float]],
+) -> FitResult:
+    """Write what a fit leaves into its folder; the JSON file comes last.
+
+    Args:
+        config: What is the same for every fit.
+        spec: Which fit it is.
+        datamodule: Its data.
+        epochs: Epochs run.
+        best_epoch: The best, from 1.
+        metrics: Validation metrics of the best epoch.
+        seconds: Duration of the fit.
+        checkpoint: The best epoch's checkpoint, within the folder of the fit; empty for none.
+        predicted: ``index``, ``target`` and ``prediction`` of the predicted part.
+        reason: Why there are no predictions, if there are none.
+        history: One row an epoch.
+
+    Raises:
+        FileExistsError: The run folder has become that of another run.
+    """
+    row: dict[str, Any] = {
+        **spec.place,
+        "epochs": epochs,
+        "best_epoch": best_epoch,
+        **config.sizes(datamodule),
+        **metrics,
+        "seconds": round(seconds, 3),
+        "checkpoint": f"{spec.folder}/{checkpoint}" if checkpoint else "",
+    }
+    pair = getattr(datamodule, "normalisation", None)
+    plain = None if pair is None else [tensor.tolist() for tensor in pair]
+    arrays = None if predicted is None else {key: predicted[key] for key in COLUMNS}
+    result = FitResult(row, arrays, history, plain, reason)
+    if is_rank_zero():
+        _write(config, config.folder(spec), result)
+    return result
+
+
+def _write(config: RunConfig, folder: Path, result: FitResult) -> None:
+    if run_id_of(config.run_dir) != config.run_id:
+        raise OtherRunError(
+            f"run_dir='{config.run_dir}' holds another run by now, so {folder.name} of this one is "
+            "not written into it; stop one of the two calls, or give them different run_dir."
+        )
+    if result.predicted is not None:
+        with atomic_write(folder / config.predictions_file) as part:
+            arrays: Any = result.predicted
+            np.savez_compressed(part, **arrays)
+    # JSON has no numbers that are not finite.
+    row = {
+        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in result.row.items()
+    }
+    written = {
+        "run_id": config.run_id,
+        "row": row,
+        "has_predictions": result.predicted is not None,
+        "normalisation": result.normalisation,
+    }
+    if result.reason is not None:
+        written["no_predictions"] = str(result.reason)
+    write_json(folder / f"{config.kind}.json", written)
+    _last_checkpoint(folder).unlink(missing_ok=True)  # nothing resumes from it
+
+
+def read_fits(config: RunConfig, specs: Sequence[Spec]) -> dict[Spec, FitResult]:
+    """Read the fits that a run in the folder has finished."""
+    run_id = run_id_of(config.run_dir) if config.resume else ""
+    read = [(s, read_fit(type(config), config.folder(s), run_id)) for s in specs if run_id]
+    return {spec: result for spec, result in read if result is not None}
+
+
+def _last_checkpoint(folder: Path) -> Path:
+    return folder / "checkpoints" / "last.ckpt"
+
+
+def read_fit(kind: type[RunConfig], folder: Path, run_id: str) -> FitResult | None:
+    """Read what a finished fit of a run has left; None if it is not finished.
+
+    Args:
+        kind: The class of the run's configuration.
+        folder: The folder of the fit.
+        run_id: The run's id.
+
+    Raises:
+        ValueError: A file is damaged.
+    """
+    path = folder / f"{kind.kind}.json"
+    if not path.is_file():
+        return None
+    cure = f"delete {path}, and the same call runs {folder.name} again"
+    with reading(path, cure):
+        found = json.loads(path.read_text())
+        if found["run_id"] != run_id:
+            return None  # of a run that was here before
+        row = {k: float(v) if v in ("nan", "inf", "-inf") else v for k, v in found["row"].items()}
+    if is_rank_zero():
+        with contextlib.suppress(OSError):  # a finished run may be read-only
+            _last_checkpoint(folder).unlink()  # if a kill has left it
+    predicted = None
+    if found["has_predictions"]:
+        arrays = read_arrays(folder / kind.predictions_file, cure)
+        predicted = {key: arrays[key] for key in COLUMNS}
+    text = found.get("no_predictions")
+    reason = None if text is None else NoPredictions(text)
+    with reading(folder / "history.csv", cure):
+        history = read_rows(folder / "history.csv")
+    return FitResult(row, predicted, history, found["normalisation"], reason)

@@ -1,0 +1,305 @@
+"""Run folders: a new or resumable one for every run, held by one process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import sys
+import time
+import warnings
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
+
+from dlblocks._files import LOCK, PLAN, SUMMARY, OtherRunError, is_part, is_rank_zero
+
+# Tells the processes of other ranks which run folders rank 0 has chosen, one a call.
+RUN_DIR = "DLBLOCKS_RUN_DIR"
+
+
+_chosen: list[str] = []
+
+
+def know_rank(num_nodes: int) -> None:
+    """Tells Lightning this process's rank where only its Trainer would find it out, too late.
+
+    That is so on several nodes where each was started by hand, with ``NODE_RANK`` set.
+    """
+    from lightning.pytorch.utilities import rank_zero_only
+
+    launched = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+    if num_nodes > 1 and not any(name in os.environ for name in launched):
+        said: Any = rank_zero_only
+        said.rank = int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", 0)))
+
+
+def holds_something(path: Path, *, but: Collection[str] = ()) -> bool:
+    """Whether there is something at `path`, other than a folder that is empty but for its lock.
+
+    Half-written files do not count, nor those named in `but`.
+    """
+    if not path.is_dir():
+        return path.exists()
+    names = (entry.name for entry in path.iterdir())
+    return any(name not in (LOCK, *but) and not is_part(name) for name in names)
+
+
+def check_new_run_dir(run_dir: str | os.PathLike[str], *, but: Collection[str] = ()) -> Path:
+    """Returns `run_dir` as a path, or raises a `FileExistsError` if it already holds something."""
+    path = Path(run_dir)
+    if holds_something(path, but=but):
+        raise OtherRunError(
+            f"run_dir='{run_dir}' already holds a run; choose another run_dir, or delete it first."
+        )
+    return path
+
+
+def next_run_dir(base: str | os.PathLike[str], *, resume: bool = False) -> Path:
+    """Returns `base`, or ``base-2``, ``base-3``, … : the first that holds nothing yet.
+
+    With `resume` a cross-validation that was begun there and has not ended is gone on with.
+
+    Raises:
+        ValueError: A launcher such as torchrun has started the processes, which cannot be told.
+    """
+    return next(run_dirs(base, resume=resume))
+
+
+def run_dirs(
+    base: str | os.PathLike[str],
+    *,
+    resume: bool,
+    in_use: Callable[[Path], bool] = lambda path: False,
+) -> Iterator[Path]:
+    """Yield the folders that a run may use: ``base``, ``base-2`` and so on.
+
+    They hold nothing, or with `resume` an unfinished run that is not `in_use`. The processes that
+    Lightning starts for the other ranks run the same script a little later, when rank 0 has begun
+    to write. They learn through the environment which folder each call has chosen. Once they are
+    connected, rank 0 sends them the first that holds nothing.
+
+    Raises:
+        ValueError: A launcher such as torchrun has started the processes, which cannot be told.
+    """
+    base = Path(base)
+    call = len(_chosen)
+    if not is_rank_zero():
+        told = os.environ.get(RUN_DIR, "").split(os.pathsep)
+        _chosen.append(told[call] if call < len(told) else _from_rank_zero(None))
+        yield Path(_chosen[call])
+        return
+    if not _connected():
+        _check_one_process(base)
+    number, path = 1, base
+    while True:
+        unfinished = (path / PLAN).is_file() and not (path / SUMMARY).is_file()
+        goes_on = resume and unfinished and not _connected() and not in_use(path)
+        if goes_on or not holds_something(path):
+            _chosen[call:] = [str(path)]
+            os.environ[RUN_DIR] = os.pathsep.join(_chosen)
+            if _connected():
+                _from_rank_zero(str(path))
+            yield path
+        number += 1
+        path = base.with_name(f"{base.name}-{number}")
+
+
+def _connected() -> bool:
+    """Whether other ranks of this run wait for what rank 0 sends."""
+    import torch
+
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _from_rank_zero(value: Any) -> Any:
+    import torch
+
+    held = [value]
+    torch.distributed.broadcast_object_list(held)
+    return held[0]
+
+
+def say_resumed(run_dir: Path, done: int, total: int, what: str) -> None:
+    """Say in one line on which run a call goes on, and when that was begun or finished.
+
+    Args:
+        run_dir: Its folder, with a ``plan.json``.
+        done: How many fits are finished.
+        total: How many there are.
+        what: What a fit is called: ``"folds"``.
+    """
+    if any((parent / PLAN).is_file() for parent in run_dir.absolute().parents):
+        return  # an inner run, of one that has said it
+    is_finished = done == total and (run_dir / SUMMARY).is_file()
+    date = time.localtime((run_dir / (SUMMARY if is_finished else PLAN)).stat().st_mtime)
+    when = time.strftime("%Y-%m-%d %H:%M", date)
+    print(
+        f"{run_dir}: finished {when}, loaded; pass another run_dir for a new run."
+        if is_finished
+        else f"{run_dir}: resuming a run of {when}, {done} of {total} {what} done.",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _check_one_process(base: Path) -> None:
+    from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+
+    for launcher, size in (
+        ("torchrun", TorchElasticEnvironment.detect() and os.environ.get("WORLD_SIZE")),
+        ("srun", SLURMEnvironment.detect() and os.environ.get("SLURM_NTASKS")),
+    ):
+        if size and int(size) > 1:
+            raise ValueError(
+                f"{launcher} has started {size} processes, each of which would choose a run folder "
+                f"by itself; give run_dir, such as run_dir='{base}'."
+            )
+
+
+RETRY_SECONDS = 1.0
+# How file systems say that they have no locks, or that this user may not write here.
+NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
+NO_WRITING = {errno.EACCES, errno.EPERM, errno.EROFS}
+T = TypeVar("T")
+
+
+def numbered(base: str | os.PathLike[str], run: Callable[[Path], T], *, resume: bool) -> T:
+    """Run in ``base``, ``base-2``, …: the first folder that is empty, or can be resumed.
+
+    Args:
+        base: The folder.
+        run: Called with a folder; raises an `OtherRunError` if that holds another run.
+        resume: Try folders of unfinished runs too. A finished run is never taken.
+    """
+    for path in run_dirs(base, resume=resume, in_use=_in_use):
+        was_empty = not holds_something(path)
+        try:
+            return run(path)
+        except OtherRunError:
+            if was_empty or not is_rank_zero():
+                raise
+    raise AssertionError  # for the type checker: there is always another number
+
+
+def _in_use(folder: Path) -> bool:
+    try:
+        with locked(folder):
+            return False
+    except BlockingIOError:
+        return True
+
+
+@contextlib.contextmanager
+def locked(folder: Path, *, waiting: str | None = None) -> Iterator[None]:
+    """Hold the lock of a folder, which is made if need be.
+
+    The lock is the operating system's, on the file ``.lock``, which names its holder and is removed
+    at the end. It ends with its process, even by ``kill -9``; a file that such a process leaves
+    behind locks nothing. Processes that were forked from the holder do not share it.
+
+    It holds between machines wherever the file system has such locks: NFS since Linux 2.6.12 (all
+    machines must mount it without ``local_lock`` or ``nolock``), Lustre mounted with ``flock``,
+    BeeGFS with ``tuneUseGlobalFileLocks``, GPFS; an NFS server releases the locks of a machine
+    that has died after its lease, about 90 seconds. Where there are no locks, a warning says so
+    and nothing is locked. A folder that cannot be written is not locked either.
+
+    Args:
+        folder: The folder.
+        waiting: What to say, once, while another process holds it; None for an error instead.
+
+    Raises:
+        BlockingIOError: Another process holds it.
+    """
+    is_new = not folder.exists()
+    lock = _acquire(folder, waiting)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            # While it is held: who has opened the file before sees that it is gone.
+            (folder / LOCK).unlink(missing_ok=True)
+            lock.release()
+        if is_new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # nothing came of it
+
+
+def _acquire(folder: Path, waiting: str | None) -> FileLock | None:
+    path, seconds = folder / LOCK, 0.0
+    lock = FileLock(path, thread_local=False)
+    try:
+        while not lock.is_locked:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=seconds)
+            except Timeout:
+                holder = "another process"
+                with contextlib.suppress(OSError):  # it may have ended by now
+                    holder = path.read_text(errors="replace") or holder
+                if waiting is None:
+                    raise BlockingIOError(
+                        f"run_dir='{folder}' is in use by {holder}: two at once would spoil each "
+                        "other's files. Wait until it has ended or stop it, and call again; or "
+                        "choose another run_dir.",
+                    ) from None
+                if waiting:
+                    print(f"{waiting} ({holder})", file=sys.stderr, flush=True)
+                waiting, seconds = "", RETRY_SECONDS
+            except FileNotFoundError:
+                continue  # its last holder has removed the folder
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+    except OSError as error:
+        if error.errno in NO_WRITING:
+            return None
+        if error.errno == errno.ELOOP:
+            raise OSError(
+                f"{path} is a symbolic link, which is not followed: another file would be "
+                "overwritten. Delete the link."
+            ) from error
+        if error.errno not in NO_LOCKS:
+            raise
+        warnings.warn(
+            f"The file system of run_dir='{folder}' has no locks ({error}): see to it that "
+            "no other process works there.",
+            stacklevel=4,
+        )
+        path.unlink(missing_ok=True)
+        return None
+    return lock
+
+
+def in_run_dir(
+    run_dir: str | os.PathLike[str] | None,
+    base: str,
+    run: Callable[[Path], T],
+    *,
+    resume: bool,
+) -> T:
+    """Run in a run folder, which is locked meanwhile.
+
+    Args:
+        run_dir: The folder; None for ``base``, ``base-2``, …, as `numbered` chooses.
+        base: The folder where none is given.
+        run: Called with the folder.
+        resume: Try folders of unfinished runs too.
+
+    Raises:
+        BlockingIOError: Another process works in `run_dir`.
+    """
+
+    def hold(path: Path) -> T:
+        with locked(path) if is_rank_zero() else contextlib.nullcontext():
+            return run(path)
+
+    return hold(Path(run_dir)) if run_dir else numbered(base, hold, resume=resume)
+
+
+def say(*texts: str | None) -> None:
+    """Print what is to be known about a run on stderr, on rank 0."""
+    for text in texts:
+        if text and is_rank_zero():
+            print(text, file=sys.stderr, flush=True)
