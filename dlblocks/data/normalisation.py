@@ -76,6 +76,26 @@ def needs_float64(inputs: Tensor) -> bool:
     return any(_is_rounded(inputs[:, int(i)]) for i in np.flatnonzero(~safe))
 
 
+def rounded_integer(values: np.ndarray) -> int | None:
+    """Return the first whole number above 2**53 that float64 rounds, or None.
+
+    Example:
+        >>> rounded_integer(np.array([1, 2**53 + 1])) == 2**53 + 1
+        True
+        >>> rounded_integer(np.array([1, 2**60])) is None
+        True
+    """
+    if values.dtype.kind not in "iu" or values.dtype.itemsize < 8 or not values.size:
+        return None
+    if int(values.min()) >= -(2**53) and int(values.max()) <= 2**53:
+        return None
+    floats = values.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        rounded = floats.astype(values.dtype) != values
+    rounded |= floats >= float(np.iinfo(values.dtype).max)  # which the dtype does not hold
+    return int(values[rounded][0]) if rounded.any() else None
+
+
 def _is_rounded(column: Tensor) -> bool:
     """Tell whether float32 would lose what one column says."""
     x = column.double()

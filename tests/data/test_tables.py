@@ -315,6 +315,97 @@ def test_numbers_keep_their_precision(write):
 AIRBAGS = ["None", "driver", "both", "driver"] * 15
 
 
+LONG = [2**53 + 2 * i + 1 for i in range(N)]  # float64 holds none of them
+
+
+@pytest.mark.parametrize(
+    ("cells", "arguments"),
+    [
+        (LONG, {}),
+        ([-cell for cell in LONG], {}),
+        ([2**64 - 1, *LONG[1:]], {}),
+        ([2**70, *LONG[1:]], {}),
+        ([-1, 2**64 - 1, *LONG[2:]], {}),  # pandas reads texts
+        (["", *LONG[1:]], {"missing": "impute"}),  # pandas reads floats
+        (["", *LONG[1:]], {"missing": "impute", "read_args": {"thousands": "."}}),
+        ([f"{cell:_}".replace("_", ".") for cell in LONG], {"read_args": {"thousands": "."}}),
+        (
+            ["", *(f"{cell:_}".replace("_", ".") for cell in LONG[1:])],
+            {"missing": "impute", "read_args": {"thousands": "."}},
+        ),
+    ],
+)
+def test_whole_numbers_that_float64_rounds_are_asked_about(write, cells, arguments):
+    path = write(rows_of(cells, X, LABEL, header="account,x,y"))
+    with pytest.raises(ValueError, match=r"column 'account' has whole numbers above 2\*\*53"):
+        loaded(path, "y", **arguments)
+    assert loaded(path, "y", drop=["account"], **arguments).feature_names == ["x"]
+    kept = loaded(path, "y", categorical=["account"], **arguments)
+    plain = {str(cell).replace(".", "") for cell in cells if cell != ""}
+    assert {name.removeprefix("account=").replace(".", "") for name in kept.feature_names} == {
+        *plain,
+        "x",
+    }
+    rounded = loaded(path, "y", numeric=["account"], **arguments)
+    assert any("float64 rounds" in note for note in rounded.notes())
+
+
+def test_whole_numbers_that_float64_holds_are_kept(write):
+    even = [2**60 + 4096 * i for i in range(N)]
+    path = write(rows_of(even, [f"{1e30 + i * 1e27}" for i in range(N - 1)] + [""], LABEL,
+                         header="a,mass,y"))  # fmt: skip
+    data = loaded(path, "y", missing="impute")
+    assert data.source.inputs[:, 0].long().tolist() == even
+    assert data.table_columns[1].kind == "number"
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint64", "Int64"])
+def test_long_whole_numbers_of_a_data_frame(dtype):
+    frame = pd.DataFrame({"account": pd.array(LONG, dtype=dtype), "x": X, "y": LABEL})
+    with pytest.raises(ValueError, match=f"such as {LONG[0]}, which float64 rounds"):
+        loaded(frame, "y")
+
+
+def test_all_questions_are_asked_at_once(write):
+    path = write(
+        rows_of(
+            [f"C{i}" for i in range(N)],
+            [f"2024-01-{1 + i % 28:02d}" for i in range(N)],
+            ["", *X[1:]],
+            [f"town{i % 53}" if i else "" for i in range(N)],
+            [f"{i} kg" if i == 9 else i for i in range(N)],
+            LABEL,
+            header="customer,signup,x,city,weight,y",
+        )
+    )
+    with pytest.raises(ValueError, match="6 questions about columns:") as found:
+        loaded(path, "y")
+    questions = str(found.value).splitlines()[1:]
+    for question, column, cure in zip(
+        questions,
+        ["customer", "signup", "x", "city", "city", "weight"],
+        ["drop=", "dates=", "missing='impute'", "missing='impute'", "counts=", "na_values="],
+        strict=True,
+    ):
+        assert f"column {column!r}" in question
+        assert cure in question
+    answers = {"drop": ["customer"], "dates": ["signup"], "counts": ["city"]}
+    with pytest.raises(ValueError, match=r"t\.csv: column 'weight' has numbers, but for 1 cell"):
+        loaded(path, "y", missing="impute", **answers)
+    data = loaded(path, "y", missing="impute", na_values=["9 kg"], **answers)
+    assert data.in_features == 6
+
+
+def test_only_some_dates_have_a_format(write):
+    path = write(rows_of([f"0{1 + i % 9}.02.2024" for i in range(N)],
+                         [f"2024-03-0{1 + i % 9}" for i in range(N)], LABEL,
+                         header="signup,login,y"))  # fmt: skip
+    data = loaded(path, "y", dates={"signup": "%d.%m.%Y", "login": None})
+    days = data.source.inputs[:, [0, 3]]
+    first = [(datetime(2024, month, 1) - datetime(1970, 1, 1)).days for month in (2, 3)]
+    assert days[0].tolist() == first
+
+
 def test_none_is_a_value_where_the_user_says_so(write):
     path = write(rows_of(AIRBAGS, X, LABEL, header="airbags,x,y"))
     with pytest.raises(ValueError, match=r"row 1 has no value in column 'airbags' \(15 of 60"):
