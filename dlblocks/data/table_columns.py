@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 Kind = Literal["number", "category", "date", "counts", "embedding"]
 # A column that would become more features is asked about.
 MAX_CATEGORIES = 50
+MAX_QUESTIONS = 20  # in a message
 # From this share of numbers on, a column of texts is a column of numbers with bad cells.
 MOSTLY_NUMBERS = 0.5
 MOSTLY_DATES = 0.5
@@ -159,8 +160,10 @@ class ColumnReader:
                     found += [column] if column else []
         if len(questions) > 1:
             listed = [question.removeprefix(f"{self.where}: ") for question in questions]
+            if len(listed) > MAX_QUESTIONS:
+                listed[MAX_QUESTIONS:] = [f"and {len(listed) - MAX_QUESTIONS} more"]
             raise ValueError(
-                "\n- ".join([f"{self.where}: {len(listed)} questions about columns:", *listed])
+                "\n  ".join([f"{self.where}: {len(questions)} questions about columns:", *listed])
             )
         if questions:
             raise ValueError(questions[0])

@@ -14,6 +14,7 @@ import torch
 from sklearn.impute import SimpleImputer
 
 from dlblocks.callbacks import MixUp
+from dlblocks.cli import main
 from dlblocks.crossval import cross_validate
 from dlblocks.data import TabularDataModule
 from dlblocks.models import MLPClassifier, MLPRegressor, load
@@ -396,6 +397,27 @@ def test_all_questions_are_asked_at_once(write):
     assert data.in_features == 6
 
 
+def test_of_many_questions_the_first_are_shown():
+    frame = pd.DataFrame({f"day{i}": ["2024-01-31"] * N for i in range(30)} | {"y": LABEL})
+    with pytest.raises(ValueError, match="30 questions about columns:") as found:
+        loaded(frame, "y")
+    said = str(found.value).splitlines()
+    assert len(said) == 22
+    assert said[-1].strip() == "and 10 more"
+
+
+def test_the_command_line_shows_all_questions(write, capsys):
+    path = write(rows_of([f"C{i}" for i in range(N)], ["2024-01-31"] * N, LABEL, header="id,day,y"))
+    with pytest.raises(SystemExit):
+        main(["cross-validate", "--model=MLPClassifier", "--model.in_features=1",
+              "--model.num_classes=2", "--data=TabularDataModule", f"--data.data={path}",
+              "--data.target=y"])  # fmt: skip
+    said = capsys.readouterr().err.splitlines()
+    assert "2 questions about columns:" in said[0]
+    assert "drop=['id']" in said[1]
+    assert "dates=['day']" in said[2]
+
+
 def test_only_some_dates_have_a_format(write):
     path = write(rows_of([f"0{1 + i % 9}.02.2024" for i in range(N)],
                          [f"2024-03-0{1 + i % 9}" for i in range(N)], LABEL,
@@ -765,6 +787,39 @@ def test_the_summary_is_shown_before_training_and_in_the_report(table, tmp_path,
 
 
 # Real tables that come with packages
+
+
+def test_a_finished_run_knows_its_table_in_another_place(write, tmp_path):
+    text = rows_of(X, LABEL, header="x,y")
+    first = write(text, "first.csv")
+
+    def run(path):
+        return cross_validate(
+            lambda: MLPClassifier(1, 2, hidden=[]),
+            TabularDataModule(path, "y"),
+            num_folds=2,
+            trainer={**FOLDS, "max_epochs": 1},
+            run_dir=tmp_path / "run",
+            progress_bar=False,
+            figures=False,
+        )
+
+    scores = run(first).folds
+    (tmp_path / "moved").mkdir()
+    moved = Path(first).rename(tmp_path / "moved" / "second.csv")
+    assert run(moved).folds == scores  # seconds, too: nothing is trained again
+    other = write(text.replace(str(X[0]), "9"), "first.csv")
+    with pytest.raises(FileExistsError, match="data or splits: fingerprint") as error:
+        run(other)
+    assert "data.data" not in str(error.value)  # it lies where the first lay
+    with pytest.raises(FileExistsError, match=r"data\.target"):
+        cross_validate(
+            lambda: MLPClassifier(1, 2, hidden=[]),
+            TabularDataModule(moved, "x"),
+            num_folds=2,
+            run_dir=tmp_path / "run",
+            trainer={**FOLDS, "max_epochs": 1},
+        )
 
 
 def installed(package, path):
