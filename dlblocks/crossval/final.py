@@ -40,11 +40,14 @@ from dlblocks.models import (
     load,
 )
 from dlblocks.models.checkpoints import restore
+from dlblocks.models.voting import warn_of_fitted_inputs
 from dlblocks.plain import plain_checkpoints
 from dlblocks.predictions import NoPredictions, predict_part
 from dlblocks.quiet import isolated
 
 TESTED = "test.json"
+VOTING = (VotingClassifier, VotingModule, VotingRegressor)
+USE_REFIT = "result.refit() trains one model on all data, without this difference"
 # What `refit` says of schedules that need validation.
 REFIT = {"who": "refit", "cure": "give refit a make_model with another schedule"}
 
@@ -67,6 +70,7 @@ def ensemble(
         cure = f"delete {path}, and the same call runs {path.parent.name} again"
         normalisations.append(read_json(path, cure)["normalisation"])
     known = None if any(pair is None for pair in normalisations) else normalisations
+    warn_of_fitted_inputs((result.given or {}).get("datamodule"), USE_REFIT)
     if all(isinstance(member, Classifier) for member in members):
         return VotingClassifier(members, normalisations=known).eval()
     if all(isinstance(member, Regressor) for member in members):
@@ -194,6 +198,8 @@ def test_once(
         )
         data = datamodule.for_all()  # all folds have the same test set
         _check_data_of(result, data)
+        if result.given is None and isinstance(model, VOTING):
+            warn_of_fitted_inputs(data, USE_REFIT)  # `ensemble` did not know the data
         data.trainer = tester  # as Lightning does; their loaders may ask it
         shared = data.shared_with_test()
         note = _note_on_shared(data, shared, allow_shared)

@@ -52,6 +52,7 @@ from dlblocks.fitting import (
 from dlblocks.lock import locked, numbered
 from dlblocks.models import Regressor
 from dlblocks.models.checkpoints import restore, write_checkpoint
+from dlblocks.models.voting import warn_of_fitted_inputs
 from dlblocks.plan import describe, engine_of
 from dlblocks.quiet import isolated
 
@@ -255,6 +256,8 @@ class Bagging:
                     print(f"engine: {engine}; {why}", file=sys.stderr, flush=True)
             if lacking and todo:
                 self._warn(lacking)
+            if todo and self._leaves_out:
+                warn_of_fitted_inputs(data, "encode the table before, or use DeepEnsemble")
             if todo:
                 run = fits.run(engine, todo, together, show=self.progress_bar)
                 together = None  # which nothing may hold if its memory is short

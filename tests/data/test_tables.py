@@ -1,6 +1,7 @@
 """Tables: CSV files as people have them, and DataFrames."""
 
 import bz2
+import contextlib
 import gzip
 import json
 from datetime import datetime
@@ -15,8 +16,9 @@ from sklearn.impute import SimpleImputer
 
 from dlblocks.callbacks import MixUp
 from dlblocks.cli import main
-from dlblocks.crossval import cross_validate
+from dlblocks.crossval import CrossValidationResult, cross_validate
 from dlblocks.data import TabularDataModule
+from dlblocks.ensembles import Bagging, DeepEnsemble
 from dlblocks.models import MLPClassifier, MLPRegressor, load
 
 CSV = """size,colour,age,label,patient
@@ -246,6 +248,53 @@ def test_embeddings_know_the_categories_of_the_training_rows_alone():
     made = data.transform(data.raw_inputs("train"))
     assert made[:, 0].tolist() == expected
     assert made[data.indices("train"), 1].mean().abs() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("asked", "warns"),
+    [({"counts": ["city"]}, True), ({"embed": ["city"]}, True), ({"missing": "impute"}, True),
+     ({"missing": "impute", "drop": ["city", "gap"]}, False)],
+)  # fmt: skip
+def test_an_ensemble_says_whose_fitted_values_it_gets(tmp_path, asked, warns):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({
+        "city": [f"c{i}" for i in rng.integers(0, 20, N)], "x": X,
+        "gap": [None, *X[1:]], "y": LABEL,
+    })  # fmt: skip
+    asked = asked if "missing" in asked else {**asked, "drop": ["gap"]}
+    data = TabularDataModule(frame, "y", **asked)
+
+    def model():
+        return MLPClassifier(data.in_features, 2, hidden=[], embeddings=data.embeddings)
+
+    result = cross_validate(model, data, num_folds=2, trainer={"max_epochs": 1, **FOLDS},
+                            run_dir=tmp_path, progress_bar=False, figures=False)  # fmt: skip
+    fold, whole = data.for_fold(0, 2).raw_inputs("val"), data.for_all().raw_inputs("val")
+    assert torch.equal(fold, whole) == (not warns)
+    says = (
+        pytest.warns(UserWarning, match=r"fitted to the rows of each member.*result\.refit\(\)")
+        if warns
+        else contextlib.nullcontext()
+    )
+    with says:
+        model = result.ensemble()
+    loaded = CrossValidationResult.load(tmp_path)
+    model = loaded.ensemble()  # which does not know the data
+    with says:
+        loaded.test(model, data, trainer=FOLDS)
+
+
+def test_bagging_says_whose_fitted_values_its_model_gets(tmp_path):
+    data = TabularDataModule(pd.DataFrame(MANY), "y", counts=["city"])
+
+    def fit(kind):
+        kind(lambda: MLPClassifier(data.in_features, 2, hidden=[]), data, num_members=2,
+             trainer={"max_epochs": 1, **FOLDS}, run_dir=tmp_path / kind.__name__,
+             progress_bar=False, figures=False).fit()  # fmt: skip
+
+    with pytest.warns(UserWarning, match=r"fitted to the rows of each member.*DeepEnsemble"):
+        fit(Bagging)
+    fit(DeepEnsemble)  # all members have the same rows
 
 
 def test_a_model_learns_from_embedded_categories(tmp_path):
