@@ -458,6 +458,7 @@ PHOTOGRAPHS = {
     "things": ["cell.png", "coffee.png", "coins.png", "logo.png"],
     "space": ["hubble_deep_field.jpg", "moon.png", "rocket.jpg"],
 }
+GROUND = (0, 120, 255)  # the transparent pixels of these files are white
 SHIPPED = Path(str(importlib.util.find_spec("skimage").origin)).parent / "data"
 
 
@@ -468,7 +469,7 @@ def by_hand(file, turned, size):
     pixels = np.asarray(image).astype(np.float64)
     pixels = np.rot90(pixels, k=3) if turned else pixels
     alpha = pixels[..., 3:] / 255
-    laid = (alpha * pixels[..., :3] + (1 - alpha) * 255).round().astype(np.uint8)
+    laid = (alpha * pixels[..., :3] + (1 - alpha) * GROUND).round().astype(np.uint8)
     height, width = laid.shape[:2]
     side = min(height, width)
     left, top = (width - side) / 2, (height - side) / 2
@@ -499,7 +500,7 @@ def test_real_photographs(tmp_path, cache):
             expected[part].append((sorted(PHOTOGRAPHS).index(name), file,
                                    by_hand(SHIPPED / file, turned, 32)))  # fmt: skip
         (tmp_path / name / ".ipynb_checkpoints").mkdir(parents=True, exist_ok=True)
-    data = ImageFolderDataModule(str(tmp_path), size=32, cache=cache)
+    data = ImageFolderDataModule(str(tmp_path), size=32, background=GROUND, cache=cache)
     assert data.class_names == sorted(PHOTOGRAPHS)
     source = data.source
     for part, images, targets in (
