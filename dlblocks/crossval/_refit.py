@@ -32,6 +32,7 @@ from dlblocks.models import (
 )
 from dlblocks.models._checkpoints import restore
 from dlblocks.models._predict import NoPredictions
+from dlblocks.models.voting import warn_of_fitted_inputs
 from dlblocks.runs._history import History, record
 from dlblocks.runs._trainer import (
     NeedsNoValidation,
@@ -46,6 +47,8 @@ from dlblocks.runs.fit import drop_training_state
 from dlblocks.runs.predictions import predict_part
 
 TESTED = "test.json"
+VOTING = (VotingClassifier, VotingModule, VotingRegressor)
+USE_REFIT = "result.refit() trains one model on all data, without this difference"
 # What `refit` says of schedules that need validation.
 REFIT = {"who": "refit", "cure": "give refit a make_model with another schedule"}
 
@@ -68,6 +71,7 @@ def ensemble(
         cure = f"delete {path}, and the same call runs {path.parent.name} again"
         normalisations.append(read_json(path, cure)["normalisation"])
     known = None if any(pair is None for pair in normalisations) else normalisations
+    warn_of_fitted_inputs((result.given or {}).get("datamodule"), USE_REFIT)
     if all(isinstance(member, Classifier) for member in members):
         return VotingClassifier(members, normalisations=known).eval()
     if all(isinstance(member, Regressor) for member in members):
@@ -195,6 +199,8 @@ def test_once(
         )
         data = datamodule.without_validation()  # all folds have the same test set
         _check_data_of(result, data)
+        if result.given is None and isinstance(model, VOTING):
+            warn_of_fitted_inputs(data, USE_REFIT)  # `ensemble` did not know the data
         data.trainer = tester  # as Lightning does; their loaders may ask it
         shared = data.shared_with_test()
         note = _note_on_shared(data, shared, allow_shared)

@@ -73,7 +73,8 @@ class CrossValidationResult(ScoredFolds):
         ``ensemble.save("model.ckpt")``, or by a Trainer, and loaded by `dlblocks.models.load`.
         Folds that have failed are no members. Missing values of raw inputs are not filled in, and
         `counts` and `embed` of a table are not applied: the datamodule does that, by the training
-        part of its own split. These inputs then differ a little from those of each member's fold.
+        part of its own split. These inputs then differ from those of each member's fold, which a
+        warning says.
 
         Modules of your own that are no subclasses of ours are averaged by what their `predict_step`
         returns, or their `forward` if they have none. Such an ensemble is scored by metrics of its

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from dlblocks.data._normalization import rounded_integer
 from dlblocks.data._read_csv import NO_NAME
 
 if TYPE_CHECKING:
     from pandas import Series
 
 SHOWN = 3  # cells in a message
+LONG_INTEGER = re.compile(r"[+-]?\d{16,}", re.ASCII)  # perhaps above 2**53
 DAY_FIRST = "dayfirst"  # in the place of a format
 
 
@@ -95,6 +97,23 @@ def plain_values(cells: Series) -> npt.NDArray[Any]:
     return cells.to_numpy() if plain else to_numbers(cells).to_numpy()
 
 
+def rounded_cell(cells: Series) -> int | None:
+    """Return the first whole number above 2**53 that float64 rounds, or None.
+
+    Args:
+        cells: Numbers, or texts such as "9007199254740993", as `compacted` makes them.
+    """
+    import pandas as pd
+
+    if isinstance(cells.dtype, pd.CategoricalDtype):
+        texts = [str(cell).strip() for cell in cells.cat.categories]
+        whole = [int(one) for one in texts if LONG_INTEGER.fullmatch(one)]
+        return next((one for one in whole if int(float(one)) != one), None)
+    if not pd.api.types.is_integer_dtype(cells.dtype):
+        return None
+    return rounded_integer(cells.dropna().to_numpy())
+
+
 def plain_numbers(
     where: str, cells: Series, decimal: str, thousands: str | None, cure: str
 ) -> Series:
@@ -131,8 +150,11 @@ def plain_numbers(
         plain.append(number.replace(decimal, ".") if known else cell)
     made = pd.Series([*plain, None], dtype=object)
     if all(map(pythons.fullmatch, map(str, plain))):
-        made = pd.to_numeric(made)
-        made = made if (codes < 0).any() else pd.to_numeric(made[:-1])
+        numbers = pd.to_numeric(made[:-1])
+        if not (codes < 0).any():
+            made = numbers
+        elif rounded_integer(numbers.to_numpy()) is None:  # else they stay texts, to be asked about
+            made = pd.to_numeric(made)
     return pd.Series(made.to_numpy()[codes], index=cells.index, name=cells.name)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NoReturn
 
@@ -16,6 +16,7 @@ from dlblocks.data._cells import (
     number_format,
     plain_values,
     refuse_missing,
+    rounded_cell,
     shortened,
     text,
     to_days,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 Kind = Literal["number", "category", "date", "counts", "embedding"]
 # A column that would become more features is asked about.
 MAX_CATEGORIES = 50
+MAX_QUESTIONS = 20  # in a message
 # From this share of numbers on, a column of texts is a column of numbers with bad cells.
 MOSTLY_NUMBERS = 0.5
 MOSTLY_DATES = 0.5
@@ -138,20 +140,50 @@ class ColumnReader:
             **dict.fromkeys(embed, "embedding"),
         }
 
-    def read(self, cells: Series) -> Column:
-        """Return what a column is.
+    def read_all(self, columns: Iterable[Series]) -> list[Column]:
+        """Return what columns are.
 
-        Texts are as `compacted` makes them.
+        Args:
+            columns: The cells of each; texts are as `compacted` makes them.
+
+        Raises:
+            ValueError: Columns are unclear. The message has the questions about all of them.
         """
+        found, questions = [], []
+        for cells in columns:
+            for step in (self._check_missing, self._read):
+                try:
+                    column = step(cells)
+                except ValueError as error:
+                    questions.append(str(error))
+                else:
+                    found += [column] if column else []
+        if len(questions) > 1:
+            listed = [question.removeprefix(f"{self.where}: ") for question in questions]
+            if len(listed) > MAX_QUESTIONS:
+                listed[MAX_QUESTIONS:] = [f"and {len(listed) - MAX_QUESTIONS} more"]
+            raise ValueError(
+                "\n  ".join([f"{self.where}: {len(questions)} questions about columns:", *listed])
+            )
+        if questions:
+            raise ValueError(questions[0])
+        return found
+
+    def _check_missing(self, cells: Series) -> None:
+        """Refuse a column with missing cells, unless they may be filled in or are all it has."""
+        if not self.impute and cells.notna().any():
+            name = str(cells.name)
+            cure = f"set missing='impute' to fill it in, or drop=[{name!r}] to leave it out"
+            refuse_missing(self.where, cells, cure)
+
+    def _read(self, cells: Series) -> Column:
+        """Return what a column is."""
         from pandas.api import types
 
         name, kind = str(cells.name), self.asked.get(str(cells.name))
         missing = int(cells.isna().sum())
         if missing == len(cells):
             self._refuse(name, "has no value at all", f"drop=[{name!r}] leaves it out")
-        if missing and not self.impute:
-            cure = f"set missing='impute' to fill it in, or drop=[{name!r}] to leave it out"
-            refuse_missing(self.where, cells, cure)
         column = Column(name, kind or "number", missing)
         if kind is None and name in self.declared:
             column.kind = "category"
@@ -166,12 +198,15 @@ class ColumnReader:
             numbers = to_numbers(cells)
             if (numbers.isna() & cells.notna()).any():
                 self._refuse_bad_numbers(name, cells, numbers)
+            if rounded_cell(cells) is not None:
+                column.remark = "has whole numbers above 2**53, which float64 rounds"
         elif types.is_datetime64_any_dtype(cells.dtype):
             self._refuse_dates(name, str(cells.dropna().iloc[0]))
         elif isinstance(cells.dtype, types.CategoricalDtype):
             self._read_texts(column, cells)
         elif types.is_numeric_dtype(cells.dtype) and not types.is_complex_dtype(cells.dtype):
             self._check_identifier(name, cells)
+            self._check_rounded(name, cells)
             if _are_dates(cells):
                 self._refuse_dates(
                     name, str(cells.dropna().iloc[0]), f"numeric=[{name!r}] keeps it"
@@ -198,8 +233,9 @@ class ColumnReader:
         name, count = column.name, int(cells.notna().sum())
         numbers = to_numbers(cells)
         share = int(numbers.notna().sum()) / count
-        if share == 1:
-            return  # a number, as are truth values
+        if share == 1:  # a number, as are truth values
+            self._check_rounded(name, cells)
+            return
         if share >= MOSTLY_NUMBERS:
             self._refuse_bad_numbers(name, cells, numbers)
         column.kind = "category"
@@ -275,6 +311,18 @@ class ColumnReader:
             + (f"numeric=[{name!r}]" if numbers else f"categorical=[{name!r}]")
             + " keeps it",
         )
+
+    def _check_rounded(self, name: str, cells: Series) -> None:
+        """Refuse whole numbers that are others as float64."""
+        cell = rounded_cell(cells)
+        if cell is not None:
+            self._refuse(
+                name,
+                f"has whole numbers above 2**53, such as {cell}, which float64 rounds, as "
+                "identifiers are",
+                f"drop=[{name!r}] leaves it out; numeric=[{name!r}] rounds it; "
+                f"categorical=[{name!r}] makes a category of each number",
+            )
 
     def _check_number_format(self, name: str, cells: Sequence[str]) -> None:
         """Raises a `ValueError` if the texts are numbers of another format."""

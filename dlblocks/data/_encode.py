@@ -40,8 +40,8 @@ def encode(table: DataFrame, columns: Sequence[Column]) -> Tensor:
     values = [_values(column, table[column.name]) for column in columns]
     wide = any(
         needs_float64(read_only_tensor(block.reshape(len(block), -1)))
-        for block in values
-        if block.dtype.kind in "if"
+        for column, block in zip(columns, values, strict=True)
+        if column.kind in ("number", "date") and block.dtype.kind in "if"
     )
     stops = np.cumsum([len(column.feature_names) for column in columns]).tolist()
     features = np.zeros((len(table), stops[-1]), dtype=np.float64 if wide else np.float32)
@@ -126,13 +126,17 @@ def _date_parts(column: Column, cells: Series) -> npt.NDArray[np.float64]:
 
     Months count from 1, weekdays from 0, which is Monday.
     """
-    days = to_days(cells, column.date_format).to_numpy(dtype=np.float64, na_value=np.nan)
+    import pandas as pd
+
+    codes, found = pd.factorize(cells)  # each date is taken apart once
+    days = to_days(pd.Series(found), column.date_format).to_numpy(np.float64, na_value=np.nan)
+    days = np.append(days, np.nan)  # of missing cells
     whole = np.floor(days)
     month = whole.astype("datetime64[D]").astype("datetime64[M]").astype(np.int64) % 12 + 1
     parts = [days, np.where(np.isnan(days), np.nan, month), (whole + 3) % 7]  # 0 is Monday
     if column.has_time:
         parts.append((days - whole) * 24)
-    return np.stack(parts, axis=1)
+    return np.stack(parts, axis=1)[codes]
 
 
 def _codes(column: Column, cells: Series) -> npt.NDArray[np.int64]:

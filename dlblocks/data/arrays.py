@@ -16,7 +16,7 @@ from torch import Tensor
 from dlblocks._errors import check_choice
 from dlblocks.data._cache import read_only_tensor
 from dlblocks.data._labels import encode_labels
-from dlblocks.data._normalization import needs_float64
+from dlblocks.data._normalization import needs_float64, rounded_integer
 from dlblocks.data.datamodule import BatchSize, DataModule, Source
 from dlblocks.data.splitting import Split
 
@@ -162,7 +162,13 @@ def _inputs(argument: str, values: Any, *, wide: bool = False) -> Tensor:
     values = _opened(argument, values)
     if _is_mapped(values):
         _check_mapped(argument, values)
-    tensor = values.detach() if isinstance(values, Tensor) else _as_tensor(argument, values)
+    if isinstance(values, Tensor):
+        tensor = values.detach()
+        _check_integers(argument, tensor.cpu().numpy() if tensor.dtype == torch.int64 else None)
+    else:
+        values = np.asarray(values)
+        _check_integers(argument, values)
+        tensor = _as_tensor(argument, values)
     if tensor.is_complex() or tensor.dtype == torch.bool:
         raise ValueError(f"{argument} is {tensor.dtype}; expected floating point or uint8.")
     if tensor.ndim == 4 and tensor.shape[-1] in (1, 3, 4) and tensor.shape[1] not in (1, 3, 4):
@@ -176,6 +182,17 @@ def _inputs(argument: str, values: Any, *, wide: bool = False) -> Tensor:
     if not tensor.is_floating_point() or tensor.dtype == torch.float64:
         return tensor.to(torch.float64 if wide or needs_float64(tensor) else _dtype())
     return tensor
+
+
+def _check_integers(argument: str, values: np.ndarray | None) -> None:
+    """Refuse whole numbers that are others as float64."""
+    number = None if values is None else rounded_integer(values)
+    if number is not None:
+        raise ValueError(
+            f"{argument} has whole numbers above 2**53, such as {number}, which float64 rounds; "
+            "leave the column out if it is an identifier, subtract an offset, or give it as "
+            "float64, rounded."
+        )
 
 
 def _targets(

@@ -19,6 +19,7 @@ from dlblocks.data._cells import (
     is_text,
     plain_numbers,
     refuse_missing,
+    rounded_cell,
     shortened,
     text,
     to_numbers,
@@ -80,8 +81,9 @@ class TabularDataModule(DataModule):
         categorical: Columns of categories, though they look like numbers or dates, or have more
             than 50 categories. Their cells are read as text: "01" is not "1".
         dates: Columns of dates: a list, or a dictionary with their formats, such as
-            ``{"signup": "%d.%m.%Y"}``. They become days since 1970 (UTC), month (1 to 12), weekday
-            (0 is Monday), and the hour if there is a time of the day.
+            ``{"signup": "%d.%m.%Y", "login": None}``, with None for one to infer. They become
+            days since 1970 (UTC), month (1 to 12), weekday (0 is Monday), and the hour if there is
+            a time of the day.
         counts: Columns of many categories that become one feature: the category's share of the
             training rows of the fold.
         embed: Columns of many categories that become their numbers, for a model with
@@ -139,7 +141,7 @@ class TabularDataModule(DataModule):
         drop: Sequence[str] = (),
         numeric: Sequence[str] = (),
         categorical: Sequence[str] = (),
-        dates: Sequence[str] | dict[str, str] = (),
+        dates: Sequence[str] | dict[str, str | None] = (),
         counts: Sequence[str] = (),
         embed: Sequence[str] = (),
         task: Literal["classification", "regression"] | None = None,
@@ -256,6 +258,7 @@ class TabularDataModule(DataModule):
         }
         table = table.drop(columns=self.asked["drop"])
         self._read_numbers(table)
+        self._keep_digits(table)
         for name in table.columns:
             table[name] = compacted(table[name])
         where = "data" if self.is_frame or self.built_in else str(self.data)
@@ -283,12 +286,15 @@ class TabularDataModule(DataModule):
             impute=self.missing == "impute",
             is_frame=self.is_frame,
         )
-        self.table_columns = columns = [reader.read(table[name]) for name in features]
+        self.table_columns = columns = reader.read_all(table[name] for name in features)
         self._note(table)
         inputs = encode(table, columns)
         names = [name for column in columns for name in column.feature_names]
         impute = self.missing == "impute"
-        needed = impute or any(column.kind in ("counts", "embedding") for column in columns)
+        needed = any(
+            column.kind in ("counts", "embedding") or (impute and column.missing)
+            for column in columns
+        )
         return Source(
             inputs,
             targets,
@@ -316,11 +322,7 @@ class TabularDataModule(DataModule):
             if len(twice):
                 raise ValueError(f"data has two columns named {twice[0]!r}; rename one.")
         else:
-            dtype = self.read_args.get("dtype", {})
-            if isinstance(dtype, Mapping):
-                dtype = {**dict.fromkeys(self._texts(), str), **dtype}
-            args = {k: v for k, v in self.read_args.items() if k != "thousands"}
-            table = read_table(Path(str(self.data)), {**args, "dtype": dtype})
+            table = self._read_file(self._texts())
         given = {"target": self.target, "group": self.group, "fold_column": self.fold_column}
         own = {argument: [name] for argument, name in given.items() if name is not None}
         for argument, names in (own | self.asked).items():
@@ -340,6 +342,14 @@ class TabularDataModule(DataModule):
                 raise ValueError(f"column {name!r} is in {argument} and in {others[0]}; choose.")
         return table, None
 
+    def _read_file(self, texts: Sequence[str]) -> pd.DataFrame:
+        """Read the file or folder, and the cells of some columns as text."""
+        dtype = self.read_args.get("dtype", {})
+        if isinstance(dtype, Mapping):
+            dtype = {**dict.fromkeys(texts, str), **dtype}
+        args = {k: v for k, v in self.read_args.items() if k != "thousands"}
+        return read_table(Path(str(self.data)), {**args, "dtype": dtype})
+
     def _texts(self) -> list[str]:
         """Columns whose cells are read as text."""
         return [name for kind in ("categorical", "counts", "embed", "dates")
@@ -358,6 +368,17 @@ class TabularDataModule(DataModule):
                 table[name] = plain_numbers(
                     str(self.data), table[name], decimal or ".", thousands, cure
                 )
+
+    def _keep_digits(self, table: pd.DataFrame) -> None:
+        """Read columns again as text where missing cells made floats of long whole numbers."""
+        if self.is_frame or self.built_in:
+            return
+        floats = [name for name in table.columns if table[name].dtype == np.float64]
+        names = [n for n in floats if table[n].isna().any() and table[n].abs().max() > 2**53]
+        texts = self._read_file([*self._texts(), *names]) if names else table
+        for name in names:
+            if is_text(texts[name]) and rounded_cell(compacted(texts[name])) is not None:
+                table[name] = texts[name]
 
     def _set_aside(self, table: pd.DataFrame) -> None:
         """Sort out the columns that are no features."""

@@ -34,6 +34,7 @@ from dlblocks.ensembles.results import (
 from dlblocks.ensembles.voting import Voting
 from dlblocks.models import Regressor
 from dlblocks.models._checkpoints import restore, write_checkpoint
+from dlblocks.models.voting import warn_of_fitted_inputs
 from dlblocks.runs._figures import save_figures
 from dlblocks.runs._fits import FitResult, read_fits
 from dlblocks.runs._plan import begin_run, describe
@@ -249,6 +250,8 @@ class Bagging:
                 say(f"engine: {engine}; {why}")
             if lacking and todo:
                 self._warn(lacking)
+            if todo and self._leaves_out:
+                warn_of_fitted_inputs(data, "encode the table before, or use DeepEnsemble")
             fitted, _ = run_fits(
                 config,
                 make_data,

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from dlblocks._errors import check_choice
@@ -437,6 +438,22 @@ def _describe(
         **others,
     }
     model.save_hyperparameters(described, logger=False)
+
+
+def warn_of_fitted_inputs(data: Any, cure: str) -> None:
+    """Warn if members were trained on inputs that each part of a table's rows makes anew.
+
+    Args:
+        data: The datamodule.
+        cure: What to do instead.
+    """
+    if getattr(getattr(data, "source", None), "complete", None) is not None:
+        rank_zero_warn(
+            "counts=, embed= and imputed cells of this table were fitted to the rows of each "
+            "member, but the ensemble gets those that the datamodule fits to its own split, so its "
+            "predictions differ a little from what the members learned, and a lot for a category "
+            f"of embed= that a member has not seen; {cure}."
+        )
 
 
 def _outputs(model: Model, inputs: Tensor) -> Tensor:

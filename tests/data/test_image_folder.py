@@ -1,4 +1,6 @@
+import importlib.util
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -446,6 +448,74 @@ def test_a_folder_of_phone_photographs(tmp_path):
     assert (len(data.indices("train")), len(data.indices("val"))) == (16, 6)
     images, targets, _ = data.arrays("train")
     assert ((images.float().mean((1, 2, 3)) > 100) == (targets == 1)).all()
+
+
+# Photographs that come with scikit-image: colour, grey, transparent, PNG and JPEG, wide and tall.
+PHOTOGRAPHS = {
+    "animals": ["chelsea.png", "horse.png"],
+    "people": ["astronaut.png", "camera.png"],
+    "things": ["cell.png", "coffee.png", "coins.png", "logo.png"],
+    "space": ["hubble_deep_field.jpg", "moon.png", "rocket.jpg"],
+}
+GROUND = (0, 120, 255)  # of transparent pixels
+SHIPPED = Path(str(importlib.util.find_spec("skimage").origin)).parent / "data"
+
+
+def by_hand(file, turned, size):
+    """An image with its ground, shrunk and cut by Pillow and NumPy without `ImageOps`."""
+    with Image.open(file) as opened:
+        image = opened.convert("RGBA")
+    pixels = np.asarray(image).astype(np.float64)
+    pixels = np.rot90(pixels, k=3) if turned else pixels
+    alpha = pixels[..., 3:] / 255
+    laid = (alpha * pixels[..., :3] + (1 - alpha) * GROUND).round().astype(np.uint8)
+    height, width = laid.shape[:2]
+    side = min(height, width)
+    left, top = (width - side) / 2, (height - side) / 2
+    box = (left, top, left + side, top + side)
+    return np.asarray(Image.fromarray(laid).resize((size, size), Image.Resampling.BILINEAR, box))
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_real_photographs(tmp_path, cache):
+    """A folder as a camera and a Mac leave it, with the test set apart."""
+    expected = {"train": [], "Test": []}
+    for name in sorted(PHOTOGRAPHS):
+        for i, file in enumerate(PHOTOGRAPHS[name]):
+            part = "Test" if i == 0 else "train"
+            folder = tmp_path / part / name
+            folder.mkdir(parents=True, exist_ok=True)
+            path, turned = folder / file, file == "rocket.jpg"
+            content = (SHIPPED / file).read_bytes()
+            if turned:  # the camera was held upright, as its note says
+                exif = Image.Exif()
+                exif[0x0112] = 6
+                note = exif.tobytes()  # in a segment of its own, after the first two bytes
+                segment = b"\xff\xe1" + (len(note) + 2).to_bytes(2, "big") + note
+                content = content[:2] + segment + content[2:]
+            path.write_bytes(content)
+            if file == "logo.png":  # cut out: its white is transparent
+                with Image.open(path) as logo:
+                    pixels = np.array(logo)
+                pixels[..., 3] = 255 - pixels[..., :3].min(axis=2)
+                Image.fromarray(pixels).save(path)
+            (folder / f"._{file}").write_bytes(b"\0\5\x16\7Mac OS X")
+            expected[part].append((sorted(PHOTOGRAPHS).index(name), file,
+                                   by_hand(path, turned, 32)))  # fmt: skip
+        (tmp_path / name / ".ipynb_checkpoints").mkdir(parents=True, exist_ok=True)
+    data = ImageFolderDataModule(str(tmp_path), size=32, background=GROUND, cache=cache)
+    assert data.class_names == sorted(PHOTOGRAPHS)
+    source = data.source
+    for part, images, targets in (
+        ("train", source.inputs, source.targets),
+        ("Test", source.test_inputs, source.test_targets),
+    ):
+        wanted = sorted(expected[part], key=lambda row: row[:2])
+        assert targets.tolist() == [row[0] for row in wanted]
+        for image, (_, file, pixels) in zip(images, wanted, strict=True):
+            found = image.numpy().transpose(1, 2, 0).astype(int)
+            assert np.abs(found - pixels).max() <= 1, file  # the ground's rounding
+            assert found.std() > 5, file
 
 
 def test_links_to_folders_above_are_not_followed(tmp_path):

@@ -72,6 +72,26 @@ def test_batches_say_what_the_source_says(give, make_trainer):
     assert len(torch.cat(seen).unique()) == len(rows)
 
 
+@pytest.mark.parametrize(
+    "give", [np.asarray, torch.from_numpy, lambda x: x.tolist(), lambda x: x.astype(np.uint64)]
+)
+def test_integers_that_float64_would_round_are_refused(give):
+    numbers = 2**53 + np.arange(COUNT)[:, None]
+    with pytest.raises(ValueError, match="such as 9007199254740993, which float64 rounds"):
+        ArrayDataModule(give(numbers), LATE).setup()
+    data = ArrayDataModule(give(numbers - 2**53), LATE)
+    data.setup()
+    assert len(data.source.inputs.unique()) == COUNT
+
+
+def test_the_largest_integers_are_refused():
+    """Their floats are numbers that the dtype does not hold."""
+    for dtype in (np.int64, np.uint64):
+        largest = np.full((COUNT, 1), np.iinfo(dtype).max, dtype=dtype)
+        with pytest.raises(ValueError, match=f"such as {np.iinfo(dtype).max}, "):
+            ArrayDataModule(largest, LATE).setup()
+
+
 def test_float32_far_from_0_is_normalised_in_float64():
     """1e7, 1e7 + 1, … are float32 numbers, of which a float32 scale and shift lose most."""
     x = (1e7 + MINUTES).astype(np.float32)[:, None]

@@ -1,6 +1,7 @@
 """Tables: CSV files as people have them, and DataFrames."""
 
 import bz2
+import contextlib
 import gzip
 import json
 from datetime import datetime
@@ -14,8 +15,10 @@ import torch
 from sklearn.impute import SimpleImputer
 
 from dlblocks.callbacks import MixUp
-from dlblocks.crossval import cross_validate
+from dlblocks.cli import main
+from dlblocks.crossval import CrossValidationResult, cross_validate
 from dlblocks.data import TabularDataModule
+from dlblocks.ensembles import Bagging, DeepEnsemble
 from dlblocks.models import MLPClassifier, MLPRegressor, load
 
 CSV = """size,colour,age,label,patient
@@ -247,6 +250,53 @@ def test_embeddings_know_the_categories_of_the_training_rows_alone():
     assert made[data.indices("train"), 1].mean().abs() < 1e-6
 
 
+@pytest.mark.parametrize(
+    ("asked", "warns"),
+    [({"counts": ["city"]}, True), ({"embed": ["city"]}, True), ({"missing": "impute"}, True),
+     ({"missing": "impute", "drop": ["city", "gap"]}, False)],
+)  # fmt: skip
+def test_an_ensemble_says_whose_fitted_values_it_gets(tmp_path, asked, warns):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({
+        "city": [f"c{i}" for i in rng.integers(0, 20, N)], "x": X,
+        "gap": [None, *X[1:]], "y": LABEL,
+    })  # fmt: skip
+    asked = asked if "missing" in asked else {**asked, "drop": ["gap"]}
+    data = TabularDataModule(frame, "y", **asked)
+
+    def model():
+        return MLPClassifier(data.in_features, 2, hidden=[], embeddings=data.embeddings)
+
+    result = cross_validate(model, data, num_folds=2, trainer={"max_epochs": 1, **FOLDS},
+                            run_dir=tmp_path, progress_bar=False, figures=False)  # fmt: skip
+    fold, whole = data.for_fold(0, 2).raw_inputs("val"), data.for_all().raw_inputs("val")
+    assert torch.equal(fold, whole) == (not warns)
+    says = (
+        pytest.warns(UserWarning, match=r"fitted to the rows of each member.*result\.refit\(\)")
+        if warns
+        else contextlib.nullcontext()
+    )
+    with says:
+        model = result.ensemble()
+    loaded = CrossValidationResult.load(tmp_path)
+    model = loaded.ensemble()  # which does not know the data
+    with says:
+        loaded.test(model, data, trainer=FOLDS)
+
+
+def test_bagging_says_whose_fitted_values_its_model_gets(tmp_path):
+    data = TabularDataModule(pd.DataFrame(MANY), "y", counts=["city"])
+
+    def fit(kind):
+        kind(lambda: MLPClassifier(data.in_features, 2, hidden=[]), data, num_members=2,
+             trainer={"max_epochs": 1, **FOLDS}, run_dir=tmp_path / kind.__name__,
+             progress_bar=False, figures=False).fit()  # fmt: skip
+
+    with pytest.warns(UserWarning, match=r"fitted to the rows of each member.*DeepEnsemble"):
+        fit(Bagging)
+    fit(DeepEnsemble)  # all members have the same rows
+
+
 def test_a_model_learns_from_embedded_categories(tmp_path):
     rng = np.random.default_rng(0)
     city = rng.integers(0, 60, 600)
@@ -313,6 +363,118 @@ def test_numbers_keep_their_precision(write):
 
 
 AIRBAGS = ["None", "driver", "both", "driver"] * 15
+
+
+LONG = [2**53 + 2 * i + 1 for i in range(N)]  # float64 holds none of them
+
+
+@pytest.mark.parametrize(
+    ("cells", "arguments"),
+    [
+        (LONG, {}),
+        ([-cell for cell in LONG], {}),
+        ([2**64 - 1, *LONG[1:]], {}),
+        ([2**70, *LONG[1:]], {}),
+        ([-1, 2**64 - 1, *LONG[2:]], {}),  # pandas reads texts
+        (["", *LONG[1:]], {"missing": "impute"}),  # pandas reads floats
+        (["", *LONG[1:]], {"missing": "impute", "read_args": {"thousands": "."}}),
+        ([f"{cell:_}".replace("_", ".") for cell in LONG], {"read_args": {"thousands": "."}}),
+        (
+            ["", *(f"{cell:_}".replace("_", ".") for cell in LONG[1:])],
+            {"missing": "impute", "read_args": {"thousands": "."}},
+        ),
+    ],
+)
+def test_whole_numbers_that_float64_rounds_are_asked_about(write, cells, arguments):
+    path = write(rows_of(cells, X, LABEL, header="account,x,y"))
+    with pytest.raises(ValueError, match=r"column 'account' has whole numbers above 2\*\*53"):
+        loaded(path, "y", **arguments)
+    assert loaded(path, "y", drop=["account"], **arguments).feature_names == ["x"]
+    kept = loaded(path, "y", categorical=["account"], **arguments)
+    plain = {str(cell).replace(".", "") for cell in cells if cell != ""}
+    assert {name.removeprefix("account=").replace(".", "") for name in kept.feature_names} == {
+        *plain,
+        "x",
+    }
+    rounded = loaded(path, "y", numeric=["account"], **arguments)
+    assert any("float64 rounds" in note for note in rounded.notes())
+
+
+def test_whole_numbers_that_float64_holds_are_kept(write):
+    even = [2**60 + 4096 * i for i in range(N)]
+    path = write(rows_of(even, [f"{1e30 + i * 1e27}" for i in range(N - 1)] + [""], LABEL,
+                         header="a,mass,y"))  # fmt: skip
+    data = loaded(path, "y", missing="impute")
+    assert data.source.inputs[:, 0].long().tolist() == even
+    assert data.table_columns[1].kind == "number"
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint64", "Int64"])
+def test_long_whole_numbers_of_a_data_frame(dtype):
+    frame = pd.DataFrame({"account": pd.array(LONG, dtype=dtype), "x": X, "y": LABEL})
+    with pytest.raises(ValueError, match=f"such as {LONG[0]}, which float64 rounds"):
+        loaded(frame, "y")
+
+
+def test_all_questions_are_asked_at_once(write):
+    path = write(
+        rows_of(
+            [f"C{i}" for i in range(N)],
+            [f"2024-01-{1 + i % 28:02d}" for i in range(N)],
+            ["", *X[1:]],
+            [f"town{i % 53}" if i else "" for i in range(N)],
+            [f"{i} kg" if i == 9 else i for i in range(N)],
+            LABEL,
+            header="customer,signup,x,city,weight,y",
+        )
+    )
+    with pytest.raises(ValueError, match="6 questions about columns:") as found:
+        loaded(path, "y")
+    questions = str(found.value).splitlines()[1:]
+    for question, column, cure in zip(
+        questions,
+        ["customer", "signup", "x", "city", "city", "weight"],
+        ["drop=", "dates=", "missing='impute'", "missing='impute'", "counts=", "na_values="],
+        strict=True,
+    ):
+        assert f"column {column!r}" in question
+        assert cure in question
+    answers = {"drop": ["customer"], "dates": ["signup"], "counts": ["city"]}
+    with pytest.raises(ValueError, match=r"t\.csv: column 'weight' has numbers, but for 1 cell"):
+        loaded(path, "y", missing="impute", **answers)
+    data = loaded(path, "y", missing="impute", na_values=["9 kg"], **answers)
+    assert data.in_features == 6
+
+
+def test_of_many_questions_the_first_are_shown():
+    frame = pd.DataFrame({f"day{i}": ["2024-01-31"] * N for i in range(30)} | {"y": LABEL})
+    with pytest.raises(ValueError, match="30 questions about columns:") as found:
+        loaded(frame, "y")
+    said = str(found.value).splitlines()
+    assert len(said) == 22
+    assert said[-1].strip() == "and 10 more"
+
+
+def test_the_command_line_shows_all_questions(write, capsys):
+    path = write(rows_of([f"C{i}" for i in range(N)], ["2024-01-31"] * N, LABEL, header="id,day,y"))
+    with pytest.raises(SystemExit):
+        main(["cross-validate", "--model=MLPClassifier", "--model.in_features=1",
+              "--model.num_classes=2", "--data=TabularDataModule", f"--data.data={path}",
+              "--data.target=y"])  # fmt: skip
+    said = capsys.readouterr().err.splitlines()
+    assert "2 questions about columns:" in said[0]
+    assert "drop=['id']" in said[1]
+    assert "dates=['day']" in said[2]
+
+
+def test_only_some_dates_have_a_format(write):
+    path = write(rows_of([f"0{1 + i % 9}.02.2024" for i in range(N)],
+                         [f"2024-03-0{1 + i % 9}" for i in range(N)], LABEL,
+                         header="signup,login,y"))  # fmt: skip
+    data = loaded(path, "y", dates={"signup": "%d.%m.%Y", "login": None})
+    days = data.source.inputs[:, [0, 3]]
+    first = [(datetime(2024, month, 1) - datetime(1970, 1, 1)).days for month in (2, 3)]
+    assert days[0].tolist() == first
 
 
 def test_none_is_a_value_where_the_user_says_so(write):
@@ -674,6 +836,39 @@ def test_the_summary_is_shown_before_training_and_in_the_report(table, tmp_path,
 
 
 # Real tables that come with packages
+
+
+def test_a_finished_run_knows_its_table_in_another_place(write, tmp_path):
+    text = rows_of(X, LABEL, header="x,y")
+    first = write(text, "first.csv")
+
+    def run(path):
+        return cross_validate(
+            lambda: MLPClassifier(1, 2, hidden=[]),
+            TabularDataModule(path, "y"),
+            num_folds=2,
+            trainer={**FOLDS, "max_epochs": 1},
+            run_dir=tmp_path / "run",
+            progress_bar=False,
+            figures=False,
+        )
+
+    scores = run(first).folds
+    (tmp_path / "moved").mkdir()
+    moved = Path(first).rename(tmp_path / "moved" / "second.csv")
+    assert run(moved).folds == scores  # seconds, too: nothing is trained again
+    other = write(text.replace(str(X[0]), "9"), "first.csv")
+    with pytest.raises(FileExistsError, match="data or splits: fingerprint") as error:
+        run(other)
+    assert "data.data" not in str(error.value)  # it lies where the first lay
+    with pytest.raises(FileExistsError, match=r"data\.target"):
+        cross_validate(
+            lambda: MLPClassifier(1, 2, hidden=[]),
+            TabularDataModule(moved, "x"),
+            num_folds=2,
+            run_dir=tmp_path / "run",
+            trainer={**FOLDS, "max_epochs": 1},
+        )
 
 
 def installed(package, path):
