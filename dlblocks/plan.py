@@ -195,8 +195,10 @@ def _globals(function: types.FunctionType) -> dict[str, Any]:
         name: there[name]
         for name in sorted(_names(function.__code__) & there.keys())
         if isinstance(there[name], CONSTANTS)
-        or (isinstance(there[name], types.FunctionType)
-        and there[name].__module__ == function.__module__)
+        or (
+            isinstance(there[name], types.FunctionType)
+            and there[name].__module__ == function.__module__
+        )
     }
 
 

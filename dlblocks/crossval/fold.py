@@ -217,6 +217,7 @@ def run_fold(plan: Plan, datamodule: SplitDataModule, job: Job, bar: Callback | 
             logger=logger,
             bar=bar or False,
             resume=plan.resume,
+            name=job.name,
         )
         predicted, reason = None, plan.reason
         if reason is None:

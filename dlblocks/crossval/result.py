@@ -502,13 +502,14 @@ class CrossValidationResult:
             )
         info = read_record(path / "summary.json", AGAIN)
         check_files(path / "summary.json", info, AGAIN)
-        for key in ("metrics", "pooled", "files"):  # computed from the folds
+        for key in ("metrics", "pooled"):  # computed from the folds
             info.pop(key, None)
+        files = info.pop("files", {})
         with reading(path / "folds.csv", AGAIN):
             rows = read_rows(path / "folds.csv", texts=["group"])
             folders = [fold_dir(path, row) for row in rows]
         oof = None
-        if (path / "oof.npz").is_file():
+        if "oof.npz" in files or (path / "oof.npz").is_file():
             oof = OutOfFold(**read_arrays(path / "oof.npz", AGAIN))
         histories = []
         for folder in folders:

@@ -181,6 +181,7 @@ class Fits:
                 logger=logger,
                 bar=False if bar is None else _Bar(bar, 1),
                 resume=self.resume,
+                name=f"member {k}",
             )
             predicted = None
             if len(data.indices("oob")):
