@@ -59,10 +59,26 @@ def checked(function: Function) -> Function:
             bound = signature.bind(*args, **kwargs)
         except TypeError:
             return function(*args, **kwargs)  # which says what is wrong
-        convert_arguments(function, signature, bound.arguments)
+        try:
+            convert_arguments(function, signature, bound.arguments)
+        except ArgumentError as error:
+            if function.__name__ == "__init__":  # other functions might begin to work
+                _own_error(function, args, kwargs, about=str(error).partition("=")[0])
+            raise
         return function(*bound.args, **bound.kwargs)
 
     return call  # type: ignore[return-value]
+
+
+def _own_error(function: Callable[..., Any], args: Any, kwargs: Any, *, about: str) -> None:
+    """Raise a constructor's own error about an argument, which may know a better cure."""
+    try:
+        function(*args, **kwargs)
+    except (TypeError, ValueError) as error:
+        if str(error).startswith(f"{about}="):
+            raise ArgumentError(str(error)) from None
+    except Exception:
+        pass
 
 
 def check_arguments(function: Callable[..., Any], args: Sequence[Any], kwargs: Any) -> None:

@@ -257,6 +257,19 @@ def test_conversions():
         sample(cuont=1)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "cure"),
+    [
+        ({"crop_padding": 0.1}, "crop_padding=0.1 must be a whole number of pixels; for a share of"),
+        ({"scale": 1.1}, r"scale=1.1 must be two factors \(low, high\)"),
+        ({"crop_padding": True}, "crop_padding=True must be a whole number"),
+    ],
+)
+def test_the_cure_of_the_constructor_itself_wins(arguments, cure):
+    with pytest.raises((TypeError, ValueError), match=cure):
+        callbacks.Augment(**arguments)
+
+
 @pytest.mark.parametrize("function", [cross_validate, nested_cross_validate, ensembles.Bagging])
 def test_a_run_folder_that_is_a_file(function, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
