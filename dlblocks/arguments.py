@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from dlblocks.errors import did_you_mean
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+COUNTS = {"in_features", "out_features", "in_channels", "num_classes", "num_samples"}
+ELSEWHERE = {"trainer"}  # checked with a cure of its own
 MAX_SEED = 2**32 - 1  # NumPy takes no larger one
 
 
@@ -106,7 +108,7 @@ def convert_arguments(
     hints = _hints(function)
     for name, value in arguments.items():
         parameter = signature.parameters[name]
-        if name not in hints or value is parameter.default:
+        if name not in hints or value is parameter.default or name in ELSEWHERE:
             continue
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
@@ -117,6 +119,8 @@ def convert_arguments(
             raise ArgumentError(f"{name}{shown} {error}.") from None
         if name == "run_dir" and value is not None and Path(value).is_file():
             raise ArgumentError(f"run_dir={str(value)!r} is a file; name a folder.")
+        if name in COUNTS and arguments[name] < 1:
+            raise ArgumentError(f"{name}={value!r} must be at least 1.")
         is_seed = name == "seed" or name.endswith("_seed")
         if is_seed and not 0 <= (arguments[name] or 0) <= MAX_SEED:
             raise ArgumentError(f"{name}={value!r} is outside 0 … {MAX_SEED}.")
@@ -165,8 +169,10 @@ def _converted(value: Any, hint: Any) -> Any:
         return _items(value, options[0])
     if origin is tuple:
         return _tuple(value, options)
-    if origin is dict and not isinstance(value, Mapping):
+    if origin in (dict, Mapping) and not isinstance(value, Mapping):
         raise _Wrong("must be a dictionary")
+    if origin is PathLike:
+        return _path(value)
     return value  # functions and objects are checked where they are used
 
 
@@ -257,6 +263,12 @@ def _path(value: Any) -> Any:
     raise _Wrong("must be a path")
 
 
+def _module(value: Any) -> nn.Module:
+    if isinstance(value, nn.Module):
+        return value
+    raise _Wrong("must be a torch.nn.Module")
+
+
 def _items(value: Any, hint: Any) -> Any:
     if isinstance(value, (np.ndarray, Tensor)):
         value = value.tolist()
@@ -294,4 +306,5 @@ CONVERTERS: dict[Any, Callable[[Any], Any]] = {
     str: _str,
     Path: _path,
     PathLike: _path,
+    nn.Module: _module,
 }

@@ -115,15 +115,7 @@ def check_trainer_arguments(
         ValueError: An argument is wrong, or leaves nothing to train or to validate; the message
             names it.
     """
-    if trainer is not None and not isinstance(trainer, Mapping):
-        raise TypeError(
-            f"trainer is a {type(trainer).__name__}; give the arguments of a Trainer, which is "
-            "made anew for each fit, such as {'max_epochs': 30}."
-        )
-    arguments = {
-        name: value.item() if isinstance(value, np.generic) else value
-        for name, value in (trainer or {}).items()
-    }
+    arguments = plain_trainer(trainer)
     for name in ("max_epochs", "max_steps", "accumulate_grad_batches", "check_val_every_n_epoch"):
         if isinstance(arguments.get(name), str):
             raise TypeError(f"trainer={{{name!r}: {arguments[name]!r}}} must be a number.")
@@ -152,6 +144,19 @@ def check_trainer_arguments(
         )
     arguments.setdefault("enable_model_summary", False)
     return arguments
+
+
+def plain_trainer(trainer: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A copy of Trainer arguments, NumPy's numbers made Python's."""
+    if trainer is not None and not isinstance(trainer, Mapping):
+        raise TypeError(
+            f"trainer is a {type(trainer).__name__}; give the arguments of a Trainer, which is "
+            "made anew for each fit, such as {'max_epochs': 30}."
+        )
+    return {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in (trainer or {}).items()
+    }
 
 
 def _check_amounts(arguments: Mapping[str, Any]) -> None:

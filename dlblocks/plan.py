@@ -32,7 +32,20 @@ from dlblocks.plain import LARGEST
 SHOWN = 8  # differences in a message
 DEEPEST = 60  # objects within objects
 ADDRESS = re.compile(" at 0x[0-9a-fA-F]+")
-CONSTANTS = (bool, int, float, complex, str, bytes, tuple, list, dict, Set, Enum, np.generic)
+CONSTANTS: tuple[type, ...] = (
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    tuple,
+    list,
+    dict,
+    Set,
+    Enum,
+    np.generic,
+)
 CONSTANTS += (np.ndarray, Tensor, os.PathLike)
 OF_ANY_LAYER = set(vars(nn.Module()))
 FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)

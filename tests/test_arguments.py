@@ -257,10 +257,43 @@ def test_conversions():
         sample(cuont=1)
 
 
+OTHERS = [
+    (models.Classifier, {"net": -1}),
+    (models.MLPClassifier, {"num_classes": 0}),
+    (models.MLPClassifier, {"in_features": 0}),
+    (models.Regressor, {"out_features": -1}),
+    (nets.MLP, {"embeddings": -1}),
+    (nets.EmbedCategories, {"categories": []}),
+    (ensembles.AdaBoost, {"trainer": "zzz"}),
+    (ensembles.GradientBoosting, {"trainer": -1}),
+    (ensembles.Bagging, {"run_dir": -1}),
+    (callbacks.ExactResume, {"dirpath": b"x"}),
+    (optim.AdamP, {"lr": ""}),
+    (optim.AdamP, {"lr": "0.1"}),
+    (optim.Lion, {"lr": []}),
+    (data.kfold, {"num_samples": -1}),
+]
+
+
+@pytest.mark.parametrize(("function", "arguments"), OTHERS)
+def test_other_bad_values_are_refused_by_name(function, arguments):
+    (name,) = arguments
+    with pytest.raises((TypeError, ValueError), match=rf"\b{name}\b"):
+        call(function, **arguments)
+
+
+def test_numbers_of_numpy_for_stages():
+    learner = ensembles.AdaBoost(model, source(), trainer={"max_epochs": np.int64(2)})
+    assert type(learner.trainer["max_epochs"]) is int
+
+
 @pytest.mark.parametrize(
     ("arguments", "cure"),
     [
-        ({"crop_padding": 0.1}, "crop_padding=0.1 must be a whole number of pixels; for a share of"),
+        (
+            {"crop_padding": 0.1},
+            "crop_padding=0.1 must be a whole number of pixels; for a share of",
+        ),
         ({"scale": 1.1}, r"scale=1.1 must be two factors \(low, high\)"),
         ({"crop_padding": True}, "crop_padding=True must be a whole number"),
     ],
