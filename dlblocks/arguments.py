@@ -134,6 +134,17 @@ def whole(value: Any) -> Any:
         return value
 
 
+def plain_numbers(value: Any) -> Any:
+    """Return a value with Python's numbers in the place of NumPy's, in containers too."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) in (list, tuple):
+        return type(value)(map(plain_numbers, value))
+    if type(value) is dict:
+        return {key: plain_numbers(item) for key, item in value.items()}
+    return value
+
+
 @functools.cache
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     """Return the annotations of a function.
@@ -171,6 +182,8 @@ def _converted(value: Any, hint: Any) -> Any:
         return _tuple(value, options)
     if origin in (dict, Mapping) and not isinstance(value, Mapping):
         raise _Wrong("must be a dictionary")
+    if origin in (dict, Mapping):
+        return plain_numbers(value)
     if origin is PathLike:
         return _path(value)
     return value  # functions and objects are checked where they are used

@@ -163,8 +163,10 @@ def _inputs(argument: str, values: Any, *, wide: bool = False) -> Tensor:
     if _is_mapped(values):
         _check_mapped(argument, values)
     tensor = values.detach() if isinstance(values, Tensor) else _as_tensor(argument, values)
-    if tensor.is_complex() or tensor.dtype == torch.bool:
+    if tensor.is_complex():
         raise ValueError(f"{argument} is {tensor.dtype}; expected floating point or uint8.")
+    if tensor.dtype == torch.bool:
+        tensor = tensor.to(_dtype())
     if tensor.ndim == 4 and tensor.shape[-1] in (1, 3, 4) and tensor.shape[1] not in (1, 3, 4):
         raise ValueError(
             f"{argument} has shape {tuple(tensor.shape)}, whose last axis looks like channels; "

@@ -152,7 +152,7 @@ OTHER = [
     (mine(a=np.random.default_rng(0)), mine(a=np.random.default_rng(1)), "model.a.state differs"),
     (keeps(weights=torch.ones(2)), keeps(weights=torch.zeros(2)), "layers.self was 'Keeps"),
     (keeps(weights={"a": torch.ones(2)}), keeps(weights={"a": torch.zeros(2)}),
-     "layers.self differs"),
+     "layers.self was .Keeps"),
     (keeps(table=np.ones(2)), keeps(table=np.zeros(2)), "layers.self was 'Keeps"),
     (keeps(kind=Kind.ONE), keeps(kind=Kind.TWO), "layers.self was .Keeps"),
     (keeps(ratios=torch.ones(2)), keeps(ratios=torch.zeros(2)), "layers.self was 'Keeps"),
