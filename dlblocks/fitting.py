@@ -71,7 +71,13 @@ OF_TRAINING = ("optimizer_states", "lr_schedulers", "loops", "MixedPrecision")
 OF_AVERAGING = ("current_model_state", "averaging_state")
 CALLBACKS = "lambda: [EarlyStopping('val/loss')]"  # what make_callbacks may be
 # Arguments of the Trainer that are whole numbers; a limit of 1.0 is all batches.
-COUNTS = ("max_epochs", "min_epochs", "max_steps", "min_steps", "accumulate_grad_batches")
+COUNTS: tuple[str, ...] = (
+    "max_epochs",
+    "min_epochs",
+    "max_steps",
+    "min_steps",
+    "accumulate_grad_batches",
+)
 COUNTS += ("check_val_every_n_epoch", "log_every_n_steps", "num_nodes")
 OWN_ARGUMENTS = {
     "logger": "pass logger='csv', 'wandb', 'tensorboard' or None",
