@@ -296,7 +296,8 @@ def test_counts_of_the_trainer(name, value):
 
 def test_numbers_of_numpy_in_arguments_of_an_optimizer(tmp_path):
     net = model(optimizer_args={"betas": [np.float32(0.5), 0.9], "eps": np.float64(1e-6)})
-    (group,) = net.configure_optimizers()["optimizer"].param_groups
+    ([optimizer], _) = net.configure_optimizers()
+    (group,) = optimizer.param_groups
     assert list(group["betas"]) == [0.5, 0.9]
     assert [type(value) for value in (*group["betas"], group["eps"])] == [float] * 3
 
