@@ -18,7 +18,7 @@ from dlblocks.crossval.held_out import HeldOutScores
 from dlblocks.crossval.plan import FOLDS
 from dlblocks.crossval.result import CrossValidationResult, fold_dir
 from dlblocks.data import DataModule, SplitDataModule
-from dlblocks.files import read_json, write_json
+from dlblocks.files import check_files, read_json, read_record, write_json
 from dlblocks.fitting import (
     NeedsNoValidation,
     NoLogger,
@@ -65,10 +65,12 @@ def ensemble(
                 f"fold {row['fold']} has no checkpoint, as under fast_dev_run; there is nothing "
                 "to make an ensemble of."
             )
-        members.append(_member(result, row["checkpoint"], list(classes), make_model))
         path = fold_dir(result.run_dir, row) / FINISHED
         cure = f"delete {path}, and the same call runs {path.parent.name} again"
-        normalisations.append(read_json(path, cure)["normalisation"])
+        found = read_record(path, cure)
+        check_files(path, found, cure)
+        normalisations.append(found["normalisation"])
+        members.append(_member(result, row["checkpoint"], list(classes), make_model))
     known = None if any(pair is None for pair in normalisations) else normalisations
     warn_of_fitted_inputs((result.given or {}).get("datamodule"), USE_REFIT)
     if all(isinstance(member, Classifier) for member in members):

@@ -6,7 +6,6 @@ A fold is finished when its ``fold.json`` is there, which is written last.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import secrets
 import time
@@ -32,12 +31,14 @@ from dlblocks.crossval.result import fold_dir
 from dlblocks.data import SplitDataModule
 from dlblocks.files import (
     OtherRunError,
+    check_files,
     is_rank_zero,
     read_arrays,
+    read_record,
     read_rows,
     reading,
     whole_file,
-    write_json,
+    write_record,
 )
 from dlblocks.fitting import Select, drop_training_state, fit, new_callbacks, new_module
 from dlblocks.metrics import Range
@@ -216,6 +217,7 @@ def run_fold(plan: Plan, datamodule: SplitDataModule, job: Job, bar: Callback | 
             logger=logger,
             bar=bar or False,
             resume=plan.resume,
+            name=job.name,
         )
         predicted, reason = None, plan.reason
         if reason is None:
@@ -371,7 +373,10 @@ def write_fold(
     }
     if reason is not None:
         written["no_predictions"] = str(reason)
-    write_json(folder / FINISHED, written)
+    files = [folder / "oof.npz", folder / "history.csv"]
+    if row["checkpoint"]:
+        files.append(plan.run_dir / row["checkpoint"])
+    write_record(folder / FINISHED, written, files)
     # Nothing has to go on from here.
     _last_checkpoint(folder).unlink(missing_ok=True)
 
@@ -387,14 +392,17 @@ def read_fold(folder: Path, run_id: str) -> Fold | None:
         ValueError: A file is damaged.
     """
     path = folder / FINISHED
-    if not path.is_file():
+    if not path.exists():
         return None
     cure = f"delete {path}, and the same call runs {folder.name} again"
+    found = read_record(path, cure)
     with reading(path, cure):
-        found = json.loads(path.read_text())
         if found["run_id"] != run_id:
             return None  # of a run that was here before
+        if folder.name != fold_dir(Path(), found["row"]).name:
+            raise ValueError(f"it is of fold {found['row']['fold']}")
         row = {k: float(v) if v in ("nan", "inf", "-inf") else v for k, v in found["row"].items()}
+    check_files(path, found, cure)
     if is_rank_zero():
         with contextlib.suppress(OSError):  # a finished run may be read-only
             _last_checkpoint(folder).unlink()  # as `write_fold` did, if it came to it

@@ -5,7 +5,6 @@ A member is finished when its ``member.json`` is there, which is written last.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,12 +29,14 @@ from dlblocks.ensembles.support import check_vectorizable
 from dlblocks.ensembles.vectorized import Together
 from dlblocks.errors import named
 from dlblocks.files import (
+    check_files,
     is_rank_zero,
     read_arrays,
+    read_record,
     read_rows,
     reading,
     whole_file,
-    write_json,
+    write_record,
     write_rows,
 )
 from dlblocks.fitting import drop_training_state, fit, new_callbacks
@@ -180,6 +181,7 @@ class Fits:
                 logger=logger,
                 bar=False if bar is None else _Bar(bar, 1),
                 resume=self.resume,
+                name=f"member {k}",
             )
             predicted = None
             if len(data.indices("oob")):
@@ -301,7 +303,8 @@ class Fits:
             if oob:
                 with whole_file(folder / "oob.npz") as part:
                     np.savez_compressed(part, **oob)
-            write_json(folder / FINISHED, {"row": row, "normalisation": plain})
+            files = [folder / "oob.npz", folder / "history.csv", self._checkpoint(k)]
+            write_record(folder / FINISHED, {"row": row, "normalisation": plain}, files)
             (folder / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
         return Fitted(row, oob, history, plain)
 
@@ -313,11 +316,12 @@ class Fits:
 def read_member(folder: Path) -> Fitted | None:
     """What a finished member has left in its folder, or None if it is not finished."""
     path = folder / FINISHED
-    if not path.is_file():
+    if not path.exists():
         return None
     cure = f"delete {path}, and the same call trains {folder.name} again"
+    found = read_record(path, cure)
+    check_files(path, found, cure)
     with reading(path, cure):
-        found = json.loads(path.read_text())
         # JSON has no numbers that are not finite.
         row = {key: math.nan if value is None else value for key, value in found["row"].items()}
     oob = read_arrays(folder / "oob.npz", cure) if row["num_oob"] else {}

@@ -32,7 +32,7 @@ def load(together: Together, path: Path) -> bool:
     if not is_whole(path):
         return False
     state = torch.load(path, map_location=together.root_device, weights_only=True)
-    if any(member.name not in state["members"] for member in together.members):
+    if any(member.name not in state.get("members", ()) for member in together.members):
         return False
     for k, member in enumerate(together.members):
         member.load(state["members"][member.name])

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dlblocks.errors import check_range, did_you_mean
+from dlblocks.fitting import plain_trainer
 
 # Arguments of the Trainer that mean for a stage what they mean for a fit.
 TRAINER = (
@@ -17,7 +18,7 @@ DEFAULT_EPOCHS = 10
 
 def check_trainer(trainer: Mapping[str, Any] | None) -> dict[str, Any]:
     """A copy of the Trainer arguments of stages, or a `ValueError` that names the wrong one."""
-    arguments = dict(trainer or {})
+    arguments = plain_trainer(trainer)
     arguments.pop("enable_progress_bar", None)
     for name, value in arguments.items():
         if name not in TRAINER:

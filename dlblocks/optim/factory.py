@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from dlblocks.arguments import plain_numbers
 from dlblocks.errors import check_range, did_you_mean
 from dlblocks.optim.adamp import AdamP
 from dlblocks.optim.lion import Lion
@@ -129,7 +130,7 @@ def _group_args(spec: OptimizerSpec) -> tuple[str, ...]:
 
 
 def _class_args(spec: OptimizerSpec, args: Mapping[str, Any]) -> dict[str, Any]:
-    arguments = {key: value for key, value in args.items() if key not in GROUP_ARGS}
+    arguments = {key: plain_numbers(v) for key, v in args.items() if key not in GROUP_ARGS}
     if isinstance(arguments.get("betas"), list):  # as YAML and checkpoints have it
         arguments["betas"] = tuple(arguments["betas"])
     return {**spec.args, **arguments}
