@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def did_you_mean(value: object, choices: Iterable[str]) -> str:
@@ -133,6 +133,8 @@ def named(error: Exception, name: str) -> Exception:
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+COUNTS = {"in_features", "out_features", "in_channels", "num_classes", "num_samples"}
+ELSEWHERE = {"trainer"}  # checked with a cure of its own
 MAX_SEED = 2**32 - 1  # NumPy takes no larger one
 
 
@@ -168,10 +170,26 @@ def checked(function: Function) -> Function:
             bound = signature.bind(*args, **kwargs)
         except TypeError:
             return function(*args, **kwargs)  # which says what is wrong
-        convert_arguments(function, signature, bound.arguments)
+        try:
+            convert_arguments(function, signature, bound.arguments)
+        except ArgumentError as error:
+            if function.__name__ == "__init__":  # other functions might begin to work
+                _own_error(function, args, kwargs, about=str(error).partition("=")[0])
+            raise
         return function(*bound.args, **bound.kwargs)
 
     return call  # type: ignore[return-value]
+
+
+def _own_error(function: Callable[..., Any], args: Any, kwargs: Any, *, about: str) -> None:
+    """Raise a constructor's own error about an argument, which may know a better cure."""
+    try:
+        function(*args, **kwargs)
+    except (TypeError, ValueError) as error:
+        if str(error).startswith(f"{about}="):
+            raise ArgumentError(str(error)) from None
+    except Exception:
+        pass
 
 
 def check_arguments(function: Callable[..., Any], args: Sequence[Any], kwargs: Any) -> None:
@@ -199,7 +217,7 @@ def convert_arguments(
     hints = _hints(function)
     for name, value in arguments.items():
         parameter = signature.parameters[name]
-        if name not in hints or value is parameter.default:
+        if name not in hints or value is parameter.default or name in ELSEWHERE:
             continue
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
@@ -210,6 +228,8 @@ def convert_arguments(
             raise ArgumentError(f"{name}{shown} {error}.") from None
         if name == "run_dir" and value is not None and Path(value).is_file():
             raise ArgumentError(f"run_dir={str(value)!r} is a file; name a folder.")
+        if name in COUNTS and arguments[name] < 1:
+            raise ArgumentError(f"{name}={value!r} must be at least 1.")
         is_seed = name == "seed" or name.endswith("_seed")
         if is_seed and not 0 <= (arguments[name] or 0) <= MAX_SEED:
             raise ArgumentError(f"{name}={value!r} is outside 0 … {MAX_SEED}.")
@@ -221,6 +241,17 @@ def whole(value: Any) -> Any:
         return _converted(value, int)
     except _Wrong:
         return value
+
+
+def plain_numbers(value: Any) -> Any:
+    """Return a value with Python's numbers in the place of NumPy's, in containers too."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) in (list, tuple):
+        return type(value)(map(plain_numbers, value))
+    if type(value) is dict:
+        return {key: plain_numbers(item) for key, item in value.items()}
+    return value
 
 
 @functools.cache
@@ -258,8 +289,12 @@ def _converted(value: Any, hint: Any) -> Any:
         return _items(value, options[0])
     if origin is tuple:
         return _tuple(value, options)
-    if origin is dict and not isinstance(value, Mapping):
+    if origin in (dict, Mapping) and not isinstance(value, Mapping):
         raise _Wrong("must be a dictionary")
+    if origin in (dict, Mapping):
+        return plain_numbers(value)
+    if origin is PathLike:
+        return _path(value)
     return value  # functions and objects are checked where they are used
 
 
@@ -350,6 +385,12 @@ def _path(value: Any) -> Any:
     raise _Wrong("must be a path")
 
 
+def _module(value: Any) -> nn.Module:
+    if isinstance(value, nn.Module):
+        return value
+    raise _Wrong("must be a torch.nn.Module")
+
+
 def _items(value: Any, hint: Any) -> Any:
     if isinstance(value, (np.ndarray, Tensor)):
         value = value.tolist()
@@ -387,4 +428,5 @@ CONVERTERS: dict[Any, Callable[[Any], Any]] = {
     str: _str,
     Path: _path,
     PathLike: _path,
+    nn.Module: _module,
 }

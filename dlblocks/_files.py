@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import json
 import os
 import re
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,61 @@ def is_whole(path: Path) -> bool:
 def read_json(path: Path, cure: str) -> Any:
     """Read a JSON file of a run; an error names the file and the cure if it is damaged."""
     with reading(path, cure):
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
+        if not found:
+            raise ValueError(f"it holds {found!r}")
+        return found
+
+
+def write_record(path: Path, record: Mapping[str, Any], files: Iterable[Path]) -> None:
+    """Write a JSON object with checksums of itself and of other files.
+
+    Args:
+        path: The file.
+        record: The object.
+        files: Files of the run beside or below it; those that do not exist are left out.
+    """
+    sums = {os.path.relpath(file, path.parent): _checksum(file) for file in files if file.is_file()}
+    plain = json.loads(json.dumps(_finite({**record, "files": sums}), default=str))
+    write_json(path, {**plain, "checksum": _digest(plain)})
+
+
+def read_record(path: Path, cure: str) -> dict[str, Any]:
+    """Read what `write_record` wrote, without the checksum of the object, which must be right."""
+    with reading(path, cure):
+        found: dict[str, Any] = json.loads(path.read_text())
+        if found.pop("checksum", None) not in (None, _digest(found)):
+            raise ValueError("its content does not fit its checksum")
+        return found
+
+
+def check_files(path: Path, record: Mapping[str, Any], cure: str) -> None:
+    """Raise a `ValueError` if a file is not the one that a record was written with.
+
+    Missing files are left to who reads them.
+
+    Args:
+        path: Where the record is.
+        record: The record, with ``files``.
+        cure: What to do about it.
+    """
+    for name, checksum in record.get("files", {}).items():
+        file = path.parent / name
+        with reading(file, cure):
+            if file.is_file() and _checksum(file) != checksum:
+                raise ValueError(f"it is not the file that {path.name} was written with")
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _checksum(path: Path) -> str:
+    """SHA-256; for checkpoints and ``.npz`` that of their checksums, as they may be large."""
+    if path.suffix in (".ckpt", ".npz") and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            return _digest([(entry.filename, entry.CRC) for entry in file.infolist()])
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read_arrays(path: Path, cure: str) -> dict[str, Any]:

@@ -52,7 +52,6 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from dlblocks import plots, tracking
 from dlblocks._errors import check_range
-from dlblocks.runs.folder import check_new_run_dir, next_run_dir
 from dlblocks._files import write_json, write_rows
 from dlblocks._quiet import quiet
 from dlblocks.callbacks import sharpness, top_eigenvalue
@@ -61,6 +60,7 @@ from dlblocks.data import DigitsDataModule
 from dlblocks.ensembles import Member, StackedFit
 from dlblocks.models import MLPClassifier
 from dlblocks.plots._style import new_figure, style_axis
+from dlblocks.runs.folder import check_new_run_dir, next_run_dir
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,13 +11,13 @@ from typing import Literal
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
-from dlblocks.runs.folder import next_run_dir
 from dlblocks._files import is_rank_zero
 from dlblocks.callbacks import Augment
 from dlblocks.cli import run_recipe
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import CNNClassifier
 from dlblocks.runs.fit import fit_and_test
+from dlblocks.runs.folder import next_run_dir
 
 
 def main(

@@ -46,7 +46,6 @@ from tqdm import tqdm
 
 from dlblocks import plots, tracking
 from dlblocks._errors import check_choice, check_range
-from dlblocks.runs.folder import check_new_run_dir, next_run_dir
 from dlblocks._files import write_json, write_rows
 from dlblocks._quiet import quiet
 from dlblocks._scores import pooled_metrics
@@ -62,6 +61,7 @@ from dlblocks.ensembles import AdaBoost, Bagging, DeepEnsemble, GradientBoosting
 from dlblocks.models import Classifier, CNNClassifier, MLPClassifier, MLPRegressor, Model
 from dlblocks.plots._style import new_figure, style_axis
 from dlblocks.runs.fit import fit
+from dlblocks.runs.folder import check_new_run_dir, next_run_dir
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

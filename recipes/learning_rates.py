@@ -33,7 +33,6 @@ from tqdm import tqdm
 
 from dlblocks import plots, tracking
 from dlblocks._errors import check_range
-from dlblocks.runs.folder import check_new_run_dir, next_run_dir
 from dlblocks._files import write_json, write_rows
 from dlblocks._quiet import quiet
 from dlblocks.cli import run_recipe
@@ -42,6 +41,7 @@ from dlblocks.ensembles import Member, StackedFit
 from dlblocks.models import CNNClassifier, MLPClassifier
 from dlblocks.plots._style import new_figure, style_axis
 from dlblocks.runs.fit import fit
+from dlblocks.runs.folder import check_new_run_dir, next_run_dir
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

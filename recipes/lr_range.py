@@ -27,7 +27,6 @@ from lightning.pytorch.tuner import Tuner
 
 from dlblocks import plots, tracking
 from dlblocks._errors import check_range
-from dlblocks.runs.folder import check_new_run_dir, next_run_dir
 from dlblocks._files import is_rank_zero, write_json, write_rows
 from dlblocks._quiet import quiet
 from dlblocks.cli import run_recipe
@@ -35,6 +34,7 @@ from dlblocks.data import DigitsDataModule
 from dlblocks.models import CNNClassifier, MLPClassifier
 from dlblocks.plots._style import new_figure, style_axis
 from dlblocks.runs.fit import fit
+from dlblocks.runs.folder import check_new_run_dir, next_run_dir
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

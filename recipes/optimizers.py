@@ -28,7 +28,6 @@ from lightning.pytorch import seed_everything
 
 from dlblocks import plots, tracking
 from dlblocks._errors import check_choice, check_range
-from dlblocks.runs.folder import check_new_run_dir, next_run_dir
 from dlblocks._files import write_json, write_rows
 from dlblocks._quiet import quiet
 from dlblocks.cli import run_recipe
@@ -37,6 +36,7 @@ from dlblocks.ensembles import Member, StackedFit
 from dlblocks.models import MLPRegressor
 from dlblocks.plots._style import new_figure, style_axis
 from dlblocks.runs.fit import fit
+from dlblocks.runs.folder import check_new_run_dir, next_run_dir
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -29,7 +29,6 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 
 from dlblocks import plots, tracking
 from dlblocks._errors import check_choice, check_range
-from dlblocks.runs.folder import next_run_dir
 from dlblocks._files import is_rank_zero, write_json
 from dlblocks.callbacks import SAM, Augment, CutMix, Cutout, InputNoise, MixUp, OneOf, WeightNoise
 from dlblocks.cli import run_recipe
@@ -37,6 +36,7 @@ from dlblocks.crossval import Comparison, CrossValidationResult, cross_validate
 from dlblocks.crossval.statistics import holm
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import CNNClassifier, MLPClassifier, load
+from dlblocks.runs.folder import next_run_dir
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -148,18 +148,22 @@ def test_bad_seeds_are_refused(function, value):
 UNUSUAL = [
     {"num_folds": np.int64(2), "repeats": np.int8(1), "seed": np.uint32(0)},
     {"num_folds": 2.0, "seed": torch.tensor(0)},
+    {"trainer": {"max_epochs": 1.0, "accelerator": "cpu", "accumulate_grad_batches": 1.0}},
+    {"trainer": {"max_epochs": torch.tensor(1), "accelerator": "cpu"}},
     {"num_folds": np.array(2), "progress_bar": np.bool_(False), "figures": np.bool_(False)},
 ]
 
 
 @pytest.mark.parametrize("arguments", UNUSUAL)
 def test_unusual_arguments_of_a_run(arguments, tmp_path):
-    known = {"num_folds": 2, "repeats": 1, "seed": 0, "progress_bar": False, "figures": False}
+    known = {
+        "num_folds": 2, "repeats": 1, "seed": 0, "progress_bar": False, "figures": False,
+        "trainer": {"max_epochs": 1, "accelerator": "cpu"},
+    }  # fmt: skip
     scores = []
     for i, given in enumerate([known, {**known, **arguments}]):
         result = cross_validate(
-            model, data.ArrayDataModule(X, Y), run_dir=Path(tmp_path) / str(i),
-            trainer={"max_epochs": 1, "accelerator": "cpu"}, **given,
+            model, data.ArrayDataModule(X, Y), run_dir=Path(tmp_path) / str(i), **given
         )  # fmt: skip
         scores.append(result.values("val/loss"))
         json.loads((tmp_path / str(i) / "summary.json").read_text())
@@ -194,6 +198,7 @@ def test_unusual_arguments_of_data(arguments, tmp_path):
         (torch.from_numpy(X).t().contiguous().t(), torch.from_numpy(Y)),
         (X.tolist(), Y.tolist()),
         (X, Y.astype(bool)),
+        (X > 0, Y),
     ],
 )
 def test_unusual_arrays(inputs, targets, tmp_path):
@@ -255,6 +260,67 @@ def test_conversions():
     assert type(limited(np.int64(1))) is int
     with pytest.raises(TypeError, match="unexpected keyword argument 'cuont'"):
         sample(cuont=1)
+
+
+OTHERS = [
+    (models.Classifier, {"net": -1}),
+    (models.MLPClassifier, {"num_classes": 0}),
+    (models.MLPClassifier, {"in_features": 0}),
+    (models.Regressor, {"out_features": -1}),
+    (nets.MLP, {"embeddings": -1}),
+    (nets.EmbedCategories, {"categories": []}),
+    (ensembles.AdaBoost, {"trainer": "zzz"}),
+    (ensembles.GradientBoosting, {"trainer": -1}),
+    (ensembles.Bagging, {"run_dir": -1}),
+    (callbacks.ExactResume, {"dirpath": b"x"}),
+    (optim.AdamP, {"lr": ""}),
+    (optim.AdamP, {"lr": "0.1"}),
+    (optim.Lion, {"lr": []}),
+    (data.kfold, {"num_samples": -1}),
+]
+
+
+@pytest.mark.parametrize(("function", "arguments"), OTHERS)
+def test_other_bad_values_are_refused_by_name(function, arguments):
+    (name,) = arguments
+    with pytest.raises((TypeError, ValueError), match=rf"\b{name}\b"):
+        call(function, **arguments)
+
+
+@pytest.mark.parametrize("value", [1.5, "3", float("nan"), -2])
+@pytest.mark.parametrize("name", ["max_epochs", "accumulate_grad_batches", "log_every_n_steps"])
+def test_counts_of_the_trainer(name, value):
+    with pytest.raises((TypeError, ValueError), match=name):
+        call(cross_validate, trainer={name: value})
+
+
+def test_numbers_of_numpy_in_arguments_of_an_optimizer(tmp_path):
+    net = model(optimizer_args={"betas": [np.float32(0.5), 0.9], "eps": np.float64(1e-6)})
+    ([optimizer], _) = net.configure_optimizers()
+    (group,) = optimizer.param_groups
+    assert list(group["betas"]) == [0.5, 0.9]
+    assert [type(value) for value in (*group["betas"], group["eps"])] == [float] * 3
+
+
+def test_numbers_of_numpy_for_stages():
+    learner = ensembles.AdaBoost(model, source(), trainer={"max_epochs": np.int64(2)})
+    assert type(learner.trainer["max_epochs"]) is int
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cure"),
+    [
+        (
+            {"crop_padding": 0.1},
+            "crop_padding=0.1 must be a whole number of pixels; for a share of",
+        ),
+        ({"scale": 1.1}, r"scale=1.1 must be two factors \(low, high\)"),
+        ({"crop_padding": True}, "crop_padding=True must be a whole number"),
+    ],
+)
+def test_the_cure_of_the_constructor_itself_wins(arguments, cure):
+    with pytest.raises((TypeError, ValueError), match=cure):
+        callbacks.Augment(**arguments)
 
 
 @pytest.mark.parametrize("function", [cross_validate, nested_cross_validate, ensembles.Bagging])

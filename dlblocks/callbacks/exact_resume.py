@@ -132,6 +132,7 @@ class ExactResume(ModelCheckpoint):
         super().__init__(None if dirpath is None else Path(dirpath), filename="last", save_top_k=0)
         self.every_n_train_steps = every_n_train_steps
         self.min_seconds = min_seconds
+        self._fit_name: str | None = None  # a file of a fit with another name is not resumed
         self._default_folder = dirpath is None  # of each Trainer its own
         self.saved_step = -1
         self._saved_at = -math.inf  # seconds of a clock that only goes forward
@@ -161,8 +162,11 @@ class ExactResume(ModelCheckpoint):
         """Called for ``ckpt_path="last"``, before any hook and before loggers open their files."""
         path = self._path(trainer)
         found = path.is_dir() or is_whole(path)  # some strategies write a folder
+        what = "is damaged"
+        if found and path.is_file() and not self._is_own(path):
+            found, what = False, "is of another fit"
         if not found and path.exists():
-            rank_zero_warn(f"{path} is damaged, so the fit starts from its beginning.")
+            rank_zero_warn(f"{path} {what}, so the fit starts from its beginning.")
             if trainer.is_global_zero:
                 path.unlink(missing_ok=True)  # other callbacks may look for it too
         if trainer.state.fn == TrainerFn.FITTING:
@@ -170,6 +174,12 @@ class ExactResume(ModelCheckpoint):
                 if not found:
                     writer.keep(0)  # all is logged again
         return {str(path)} if found else set()
+
+    def _is_own(self, path: Path) -> bool:
+        if self._fit_name is None:
+            return True
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["callbacks"]
+        return bool(saved.get(self.state_key, {}).get("fit_name") == self._fit_name)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._path(trainer)
@@ -293,6 +303,7 @@ class ExactResume(ModelCheckpoint):
             "ranks": states,
             "csv_rows": rows,
             "files": files,
+            "fit_name": self._fit_name,
         }
 
     # Going on

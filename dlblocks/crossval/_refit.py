@@ -13,7 +13,7 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
-from dlblocks._files import read_json, write_json
+from dlblocks._files import check_files, read_json, read_record, write_json
 from dlblocks._plain import plain_checkpoints
 from dlblocks._quiet import isolated
 from dlblocks.crossval._fold import fold_folder
@@ -66,10 +66,12 @@ def ensemble(
                 f"fold {row['fold']} has no checkpoint, as under fast_dev_run; there is nothing "
                 "to make an ensemble of."
             )
-        members.append(_member(result, row["checkpoint"], list(classes), make_model))
         path = result.run_dir / fold_folder(row) / "fold.json"
         cure = f"delete {path}, and the same call runs {path.parent.name} again"
-        normalisations.append(read_json(path, cure)["normalisation"])
+        found = read_record(path, cure)
+        check_files(path, found, cure)
+        normalisations.append(found["normalisation"])
+        members.append(_member(result, row["checkpoint"], list(classes), make_model))
     known = None if any(pair is None for pair in normalisations) else normalisations
     warn_of_fitted_inputs((result.given or {}).get("datamodule"), USE_REFIT)
     if all(isinstance(member, Classifier) for member in members):

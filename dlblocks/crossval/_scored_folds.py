@@ -17,10 +17,12 @@ from dlblocks._errors import check_choice, did_you_mean
 from dlblocks._files import (
     AGAIN,
     atomic_write,
+    check_files,
     read_arrays,
-    read_json,
+    read_record,
     read_rows,
-    write_json,
+    reading,
+    write_record,
     write_rows,
 )
 from dlblocks._scores import kind_of, pooled_metrics
@@ -324,7 +326,8 @@ class ScoredFolds:
 
     def write_summary(self) -> None:
         """Writes ``summary.json``, by which a run is known to have ended."""
-        write_json(self.run_dir / "summary.json", self.summary())
+        files = [self.run_dir / name for name in ("folds.csv", "oof.npz")]
+        write_record(self.run_dir / "summary.json", self.summary(), files)
 
     @classmethod
     def load(cls, run_dir: str | PathLike[str]) -> Self:
@@ -338,14 +341,22 @@ class ScoredFolds:
             raise FileNotFoundError(
                 f"run_dir='{run_dir}' has no summary.json: no cross-validation has ended there."
             )
-        info = read_json(path / "summary.json", AGAIN)
+        info = read_record(path / "summary.json", AGAIN)
+        check_files(path / "summary.json", info, AGAIN)
         for key in ("metrics", "pooled"):  # computed from the folds
             info.pop(key, None)
-        rows = read_rows(path / "folds.csv", texts=["group"])
+        files = info.pop("files", {})
+        with reading(path / "folds.csv", AGAIN):
+            rows = read_rows(path / "folds.csv", texts=["group"])
+            folders = [path / fold_folder(row) for row in rows]
         oof = None
-        if (path / "oof.npz").is_file():
+        if "oof.npz" in files or (path / "oof.npz").is_file():
             oof = OutOfFold(**read_arrays(path / "oof.npz", AGAIN))
-        histories = [read_rows(path / fold_folder(row) / "history.csv") for row in rows]
+        histories = []
+        for folder in folders:
+            cure = f"delete {folder / 'fold.json'}, and the same call runs {folder.name} again"
+            with reading(folder / "history.csv", cure):
+                histories.append(read_rows(folder / "history.csv"))
         return cls(path, rows, oof, histories, info)
 
 

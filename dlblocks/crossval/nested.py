@@ -384,7 +384,7 @@ class Outer:
     def read(self, spec: FoldSpec, run_id: str) -> tuple[FitResult, list[dict[str, Any]]] | None:
         """What a finished outer fold has left, or None if it is not finished."""
         folder = self.config.folder(spec)
-        fold = read_fit(FoldConfig, folder, run_id)
+        fold = read_fit(FoldConfig, self.config.run_dir, spec, run_id)
         if fold is None:
             return None
         cure = f"delete {folder / 'fold.json'}, and the same call runs {folder.name} again"

@@ -169,8 +169,10 @@ def _inputs(argument: str, values: Any, *, wide: bool = False) -> Tensor:
         values = np.asarray(values)
         _check_integers(argument, values)
         tensor = _as_tensor(argument, values)
-    if tensor.is_complex() or tensor.dtype == torch.bool:
+    if tensor.is_complex():
         raise ValueError(f"{argument} is {tensor.dtype}; expected floating point or uint8.")
+    if tensor.dtype == torch.bool:
+        tensor = tensor.to(_dtype())
     if tensor.ndim == 4 and tensor.shape[-1] in (1, 3, 4) and tensor.shape[1] not in (1, 3, 4):
         raise ValueError(
             f"{argument} has shape {tuple(tensor.shape)}, whose last axis looks like channels; "

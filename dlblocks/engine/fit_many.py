@@ -423,7 +423,7 @@ class StackedFit(pl.LightningModule):
         if self.save_to is None or not is_whole(self.save_to):
             return False
         state = torch.load(self.save_to, map_location=self.root_device, weights_only=True)
-        if any(member.name not in state["members"] for member in self.members):
+        if any(member.name not in state.get("members", ()) for member in self.members):
             return False
         for k, member in enumerate(self.members):
             member.load(state["members"][member.name])

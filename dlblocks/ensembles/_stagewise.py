@@ -36,7 +36,7 @@ from dlblocks.models import Model
 from dlblocks.models import _checkpoints as checkpoints
 from dlblocks.optim.factory import optimizer_spec
 from dlblocks.runs._plan import begin_run, describe
-from dlblocks.runs._trainer import shows_bar
+from dlblocks.runs._trainer import plain_trainer, shows_bar
 from dlblocks.runs.folder import in_run_dir
 from dlblocks.tracking._csv import go_on
 
@@ -418,7 +418,7 @@ DEFAULT_EPOCHS = 10
 
 def check_trainer(trainer: Mapping[str, Any] | None) -> dict[str, Any]:
     """A copy of the Trainer arguments of stages, or a `ValueError` that names the wrong one."""
-    arguments = dict(trainer or {})
+    arguments = plain_trainer(trainer)
     arguments.pop("enable_progress_bar", None)
     for name, value in arguments.items():
         if name not in TRAINER:

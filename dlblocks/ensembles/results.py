@@ -26,7 +26,7 @@ from dlblocks._files import (
 from dlblocks._quiet import isolated
 from dlblocks.data import SplitDataModule
 from dlblocks.ensembles._bootstrap import OutOfBag, Rows
-from dlblocks.ensembles._members import MemberConfig
+from dlblocks.ensembles._members import MemberConfig, MemberSpec
 from dlblocks.models import Model, VotingClassifier, VotingRegressor, load
 from dlblocks.runs._figures import curve_figures, prediction_figures
 from dlblocks.runs._fits import read_fit
@@ -190,9 +190,7 @@ class BaggingResult:
         oob = None
         if (path / OOB).is_file():
             oob = OutOfBag(**read_arrays(path / OOB, AGAIN))
-        found = [
-            read_fit(MemberConfig, path / f"member-{k}", run_id_of(path)) for k in range(count)
-        ]
+        found = [read_fit(MemberConfig, path, MemberSpec(k), run_id_of(path)) for k in range(count)]
         done = [fitted for fitted in found if fitted is not None]
         return cls(
             path,

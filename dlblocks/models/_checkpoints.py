@@ -208,13 +208,14 @@ def read_checkpoint(path: str | PathLike[str], map_location: Any) -> dict[str, A
             if zipfile.is_zipfile(path) and not is_whole(path):
                 raise ValueError("its content does not fit its checksums")
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except (FileNotFoundError, IsADirectoryError):
-        raise
+    except (FileNotFoundError, IsADirectoryError) as error:
+        what = "does not exist" if isinstance(error, FileNotFoundError) else "is a folder"
+        raise type(error)(f"{path} {what}.{_cure(path)}") from error
     except pickle.UnpicklingError as error:
         if "weights_only" in str(error).lower() or "Unsupported" in str(error):
             raise ValueError(
                 f"{path} holds more than weights and plain values, and reading it could run code; "
-                "refused. Save it anew with plain hyperparameters."
+                f"refused. Save it anew with plain hyperparameters.{_cure(path)}"
             ) from error
         raise _damaged(path, error) from error
     except Exception as error:  # torch and zipfile have many
@@ -225,7 +226,11 @@ def read_checkpoint(path: str | PathLike[str], map_location: Any) -> dict[str, A
 
 
 def _damaged(path: Path, error: Exception) -> DamagedFileError:
-    """Name the file, and for one of a run the cure."""
+    return DamagedFileError(f"{path} is truncated or is no checkpoint ({error}).{_cure(path)}")
+
+
+def _cure(path: Path) -> str:
+    """What to do about a damaged file, if it is one of a run."""
     cure = ""
     for folder in (path.parent.parent, path.parent):
         for name in ("fold.json", "member.json", SUMMARY):
@@ -233,7 +238,7 @@ def _damaged(path: Path, error: Exception) -> DamagedFileError:
                 cure = (
                     f" Delete {folder / name} and make the same call again, which writes it anew."
                 )
-    return DamagedFileError(f"{path} is truncated or is no checkpoint ({error}).{cure}")
+    return cure
 
 
 def _resolve(

@@ -45,7 +45,8 @@ class BaseOptimizer(Optimizer):
             )
         for name in ("lr", "eps", "weight_decay", "delta", "wd_ratio"):
             if name in group:
-                check_range(name, float(group[name]), 0)
+                value = group[name]
+                check_range(name, float(value) if isinstance(value, Tensor) else value, 0)
         if "betas" in group:
             betas = group["betas"]
             if (

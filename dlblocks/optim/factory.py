@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from dlblocks._errors import check_range, did_you_mean
+from dlblocks._errors import check_range, did_you_mean, plain_numbers
 from dlblocks.optim.adamp import AdamP
 from dlblocks.optim.lion import Lion
 from dlblocks.optim.param_groups import GROUP_ARGS, check_group_args, param_groups
@@ -129,7 +129,7 @@ def _group_args(spec: OptimizerSpec) -> tuple[str, ...]:
 
 
 def _class_args(spec: OptimizerSpec, args: Mapping[str, Any]) -> dict[str, Any]:
-    arguments = {key: value for key, value in args.items() if key not in GROUP_ARGS}
+    arguments = {key: plain_numbers(v) for key, v in args.items() if key not in GROUP_ARGS}
     if isinstance(arguments.get("betas"), list):  # as YAML and checkpoints have it
         arguments["betas"] = tuple(arguments["betas"])
     return {**spec.args, **arguments}

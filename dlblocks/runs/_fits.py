@@ -6,7 +6,6 @@ A fit is finished when its JSON file is there, such as ``fold-0/fold.json``. It 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import secrets
 import time
@@ -28,11 +27,13 @@ from dlblocks import tracking
 from dlblocks._files import (
     OtherRunError,
     atomic_write,
+    check_files,
     is_rank_zero,
     read_arrays,
+    read_record,
     read_rows,
     reading,
-    write_json,
+    write_record,
 )
 from dlblocks.callbacks._side_effects import paused
 from dlblocks.data import SplitDataModule
@@ -223,6 +224,7 @@ def run_fit(
             logger=logger,
             bar=bar or False,
             resume=config.resume,
+            name=spec.name,
         )
         predicted, reason = None, config.reason
         if reason is None and len(datamodule.indices(config.part)):
@@ -323,11 +325,12 @@ def finish_fit(
     arrays = None if predicted is None else {key: predicted[key] for key in COLUMNS}
     result = FitResult(row, arrays, history, plain, reason)
     if is_rank_zero():
-        _write(config, config.folder(spec), result)
+        _write(config, spec, result)
     return result
 
 
-def _write(config: RunConfig, folder: Path, result: FitResult) -> None:
+def _write(config: RunConfig, spec: FitSpec, result: FitResult) -> None:
+    folder = config.folder(spec)
     if run_id_of(config.run_dir) != config.run_id:
         raise OtherRunError(
             f"run_dir='{config.run_dir}' holds another run by now, so {folder.name} of this one is "
@@ -350,14 +353,17 @@ def _write(config: RunConfig, folder: Path, result: FitResult) -> None:
     }
     if result.reason is not None:
         written["no_predictions"] = str(result.reason)
-    write_json(folder / f"{config.kind}.json", written)
+    files = [folder / config.predictions_file, folder / "history.csv"]
+    if row["checkpoint"]:
+        files.append(config.run_dir / row["checkpoint"])
+    write_record(folder / f"{config.kind}.json", written, files)
     _last_checkpoint(folder).unlink(missing_ok=True)  # nothing resumes from it
 
 
 def read_fits(config: RunConfig, specs: Sequence[Spec]) -> dict[Spec, FitResult]:
     """Read the fits that a run in the folder has finished."""
     run_id = run_id_of(config.run_dir) if config.resume else ""
-    read = [(s, read_fit(type(config), config.folder(s), run_id)) for s in specs if run_id]
+    read = [(s, read_fit(type(config), config.run_dir, s, run_id)) for s in specs if run_id]
     return {spec: result for spec, result in read if result is not None}
 
 
@@ -365,26 +371,31 @@ def _last_checkpoint(folder: Path) -> Path:
     return folder / "checkpoints" / "last.ckpt"
 
 
-def read_fit(kind: type[RunConfig], folder: Path, run_id: str) -> FitResult | None:
+def read_fit(kind: type[RunConfig], run_dir: Path, spec: FitSpec, run_id: str) -> FitResult | None:
     """Read what a finished fit of a run has left; None if it is not finished.
 
     Args:
         kind: The class of the run's configuration.
-        folder: The folder of the fit.
+        run_dir: The run folder.
+        spec: Which fit it is.
         run_id: The run's id.
 
     Raises:
         ValueError: A file is damaged.
     """
+    folder = run_dir / spec.folder
     path = folder / f"{kind.kind}.json"
-    if not path.is_file():
+    if not path.exists():
         return None
     cure = f"delete {path}, and the same call runs {folder.name} again"
+    found = read_record(path, cure)
     with reading(path, cure):
-        found = json.loads(path.read_text())
         if found["run_id"] != run_id:
             return None  # of a run that was here before
+        if any(found["row"][key] != value for key, value in spec.place.items()):
+            raise ValueError(f"it is of another {kind.kind}")
         row = {k: float(v) if v in ("nan", "inf", "-inf") else v for k, v in found["row"].items()}
+    check_files(path, found, cure)
     if is_rank_zero():
         with contextlib.suppress(OSError):  # a finished run may be read-only
             _last_checkpoint(folder).unlink()  # if a kill has left it

@@ -187,4 +187,6 @@ def _equal(one: Any, other: Any) -> bool:
         return one.shape == other.shape and bool((one == other).all())
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
         return len(one) == len(other) and all(map(_equal, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
     return type(one) is type(other) and bool(one == other)

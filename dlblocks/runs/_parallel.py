@@ -292,7 +292,9 @@ def _work(task: Task) -> tuple[FitSpec, FitResult | Exception]:
                 )
             with locked(folder, waiting=waiting):
                 # Where a machine was lost from sight, not dead, it may have come to the end.
-                found = read_fit(type(plan), folder, plan.run_id) if plan.resume else None
+                found = (
+                    read_fit(type(plan), plan.run_dir, job, plan.run_id) if plan.resume else None
+                )
                 return job, found or run_fit(plan, task.datamodule, job, bar)
         except Exception as error:
             return job, error

@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import types
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from enum import Enum
 from pathlib import Path
 from types import MappingProxyType
@@ -32,9 +32,25 @@ from dlblocks.runs._trainer import without_bars
 from dlblocks.runs.folder import check_new_run_dir, say_resumed
 
 SHOWN = 8  # differences in a message
-DEEPEST = 20  # objects within objects
+DEEPEST = 60  # objects within objects
 PLACE = "data.data "  # where a table lies; what it holds is compared by its fingerprint
 ADDRESS = re.compile(" at 0x[0-9a-fA-F]+")
+CONSTANTS: tuple[type, ...] = (
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    tuple,
+    list,
+    dict,
+    Set,
+    Enum,
+    np.generic,
+)
+CONSTANTS += (np.ndarray, Tensor, os.PathLike)
+OF_ANY_LAYER = set(vars(nn.Module()))
 FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
 
 
@@ -70,12 +86,18 @@ def describe(
     return plan
 
 
-def described(value: Any, _within: Set[int] = frozenset(), _depth: int = 0) -> Any:
+def described(
+    value: Any,
+    _within: Set[int] = frozenset(),
+    _depth: int = 0,
+    _seen: dict[int, tuple[Any, Any]] | None = None,
+) -> Any:
     """Return JSON values that differ where two values differ.
 
     NumPy's numbers become Python's, paths texts, and small arrays lists. Large arrays are hashed.
-    A function is described by its code, defaults and closure. Another object is described by its
-    class, its own ``repr``, and attributes with the names of its constructor's arguments.
+    A function is described by its code, defaults, closure and the globals that it reads. Another
+    object is described by its class, its own ``repr``, attributes with the names of its
+    constructor's arguments, and a hash of what pickle keeps of it.
 
     Example:
         >>> described({"lr": np.float32(0.5), "widths": range(2), "folder": Path("a")})
@@ -99,8 +121,15 @@ def described(value: Any, _within: Set[int] = frozenset(), _depth: int = 0) -> A
         return _array(value)
     if id(value) in _within or _depth > DEEPEST:
         return f"<{type(value).__name__}>"
-    within, depth = {*_within, id(value)}, _depth + 1
-    inner = functools.partial(described, _within=within, _depth=depth)
+    seen = {} if _seen is None else _seen
+    if id(value) not in seen:  # objects may hold each other in many ways
+        within = {*_within, id(value)}
+        inner = functools.partial(described, _within=within, _depth=_depth + 1, _seen=seen)
+        seen[id(value)] = value, _container(value, inner)  # kept, so that its id stays its own
+    return seen[id(value)][1]
+
+
+def _container(value: Any, inner: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): inner(item) for key, item in value.items()}
     if isinstance(value, Set):
@@ -144,13 +173,54 @@ def _object(value: Any, inner: Any) -> Any:
             "code": _digest(_code(value.__code__)),
             "defaults": inner([value.__defaults__, value.__kwdefaults__]),
             "closure": inner([_content(cell) for cell in value.__closure__ or ()]),
+            "globals": inner(_globals(value)),
         }
     found: dict[str, Any] = {"class": type(value).__name__}
     if isinstance(value, nn.Module):
         return {**found, "layers": _layers(value, inner=inner)}
     if type(value).__repr__ is not object.__repr__:
         found["repr"] = ADDRESS.sub("", repr(value))
-    return {**found, **{name: inner(item) for name, item in _attributes(value).items()}}
+    found |= {name: inner(item) for name, item in _attributes(value).items()}
+    if not _is_of_lightning(value) and (state := _state(value)) is not None:
+        found["state"] = _digest(inner(state))
+    return found
+
+
+def _is_of_lightning(value: Any) -> bool:
+    """Return True for objects such as strategies, which change as a Trainer uses them."""
+    return any(cls.__module__.partition(".")[0] == "lightning" for cls in type(value).__mro__)
+
+
+def _state(value: Any) -> Any:
+    """What pickle keeps of an object; None for one that it refuses."""
+    if isinstance(value, torch.Generator):
+        return value.get_state()
+    try:
+        reduced = value.__reduce_ex__(4)
+    except Exception:  # objects raise many
+        return None
+    if isinstance(reduced, str):
+        return reduced
+    return [list(part) if isinstance(part, Iterator) else part for part in reduced[1:]]
+
+
+def _globals(function: types.FunctionType) -> dict[str, Any]:
+    """Constants that a function reads, and functions of its module."""
+    there = function.__globals__
+    return {
+        name: there[name]
+        for name in sorted(_names(function.__code__) & there.keys())
+        if isinstance(there[name], CONSTANTS)
+        or (
+            isinstance(there[name], types.FunctionType)
+            and there[name].__module__ == function.__module__
+        )
+    }
+
+
+def _names(code: types.CodeType) -> set[str]:
+    inner = [_names(value) for value in code.co_consts if isinstance(value, types.CodeType)]
+    return {*code.co_names}.union(*inner)
 
 
 def _content(cell: Any) -> Any:
@@ -172,13 +242,15 @@ def _code(code: types.CodeType) -> list[Any]:
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    """Public attributes that hold arguments of a constructor, and of callbacks all plain ones."""
+    """Attributes with names of constructor arguments, and of callbacks all public plain ones."""
     names: set[str] = set()
     for cls in type(value).__mro__:
         init = vars(cls).get("__init__")
         if isinstance(init, types.FunctionType):
             names |= set(inspect.signature(init).parameters)
+    names |= {f"_{name}" for name in names}
     own = getattr(value, "__dict__", {})
+    own = {**own, **own.get("_buffers", {})}
     found = {
         name: item
         for name, item in own.items()
@@ -188,7 +260,9 @@ def _attributes(value: Any) -> dict[str, Any]:
 
 
 def _layers(module: nn.Module, but: Set[str] = frozenset(), inner: Any = None) -> dict[str, str]:
-    """The class and the plain public attributes of every layer, as ``"Dropout(p=0.5)"``.
+    """The class and attributes of every layer, as ``"Dropout(p=0.5)"``.
+
+    Attributes are the public plain ones, and those with the names of constructor arguments.
 
     Args:
         module: The module.
@@ -208,6 +282,8 @@ def _layers(module: nn.Module, but: Set[str] = frozenset(), inner: Any = None) -
             for name, item in vars(layer).items()
             if isinstance(item, FUNCTIONS) and not hasattr(type(layer), name)
         }
+        given = _attributes(layer).items()
+        own |= {k: v for k, v in given if v is not None and k not in OF_ANY_LAYER}
         shown = [f"{k}={inner(v)!r}" for k, v in own.items() if k not in leave_out]
         found[name or "self"] = f"{type(layer).__name__}({', '.join(shown)})"
     return found

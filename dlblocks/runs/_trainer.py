@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import (
     Callback,
@@ -21,7 +20,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.compile import from_compiled
 from torchmetrics import Metric
 
-from dlblocks._errors import check_choice, did_you_mean, other_lightning
+from dlblocks._errors import check_choice, did_you_mean, other_lightning, plain_numbers, whole
 from dlblocks._files import is_rank_zero
 from dlblocks._quiet import isolated
 from dlblocks.callbacks import ExactResume
@@ -35,6 +34,15 @@ from dlblocks.runs.predictions import replaced
 CALLBACKS = "lambda: [EarlyStopping('val/loss')]"  # what make_callbacks may be
 
 
+# Arguments of the Trainer that are whole numbers; a limit of 1.0 is all batches.
+COUNTS: tuple[str, ...] = (
+    "max_epochs",
+    "min_epochs",
+    "max_steps",
+    "min_steps",
+    "accumulate_grad_batches",
+)
+COUNTS += ("check_val_every_n_epoch", "log_every_n_steps", "num_nodes")
 OWN_ARGUMENTS = {
     "logger": "pass logger='csv', 'wandb', 'tensorboard' or None",
     "default_root_dir": "pass run_dir=",
@@ -56,15 +64,7 @@ def check_trainer_arguments(
         ValueError: An argument is wrong, or leaves nothing to train or to validate; the message
             names it.
     """
-    if trainer is not None and not isinstance(trainer, Mapping):
-        raise TypeError(
-            f"trainer is a {type(trainer).__name__}; give the arguments of a Trainer, which is "
-            "made anew for each fit, such as {'max_epochs': 30}."
-        )
-    arguments = {
-        name: value.item() if isinstance(value, np.generic) else value
-        for name, value in (trainer or {}).items()
-    }
+    arguments = plain_trainer(trainer)
     for name in ("max_epochs", "max_steps", "accumulate_grad_batches", "check_val_every_n_epoch"):
         if isinstance(arguments.get(name), str):
             raise TypeError(f"trainer={{{name!r}: {arguments[name]!r}}} must be a number.")
@@ -95,6 +95,19 @@ def check_trainer_arguments(
     return arguments
 
 
+def plain_trainer(trainer: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A copy of Trainer arguments, with Python's numbers, and whole ones where they count."""
+    if trainer is not None and not isinstance(trainer, Mapping):
+        raise TypeError(
+            f"trainer is a {type(trainer).__name__}; give the arguments of a Trainer, which is "
+            "made anew for each fit, such as {'max_epochs': 30}."
+        )
+    return {
+        name: whole(value) if name in COUNTS else plain_numbers(value)
+        for name, value in (trainer or {}).items()
+    }
+
+
 def _check_amounts(arguments: Mapping[str, Any]) -> None:
     """Raises a `ValueError` for numbers that leave nothing to train or validate."""
     for name in ("max_epochs", "max_steps"):
@@ -108,11 +121,13 @@ def _check_amounts(arguments: Mapping[str, Any]) -> None:
                 f"trainer={{{name!r}: {value!r}}} leaves no batch; give a number of batches, such "
                 "as 10, or a share, such as 0.5."
             )
-    for name in ("accumulate_grad_batches", "check_val_every_n_epoch"):
-        value = arguments.get(name)
-        if value is not None and (value < 1 or value != int(value)):
+    for name in COUNTS:
+        value, low = arguments.get(name), -1 if name.startswith("max") else 0
+        if name in ("accumulate_grad_batches", "check_val_every_n_epoch"):
+            low = 1
+        if value is not None and not (isinstance(value, int) and value >= low):
             raise ValueError(
-                f"trainer={{{name!r}: {value!r}}} must be a whole number of at least 1."
+                f"trainer={{{name!r}: {value!r}}} must be a whole number of at least {low}."
             )
     for name in ("gradient_clip_val", "val_check_interval"):
         value = arguments.get(name)

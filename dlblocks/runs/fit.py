@@ -102,6 +102,7 @@ def fit(
     logger: Logger | None,
     bar: Callback | bool,
     resume: bool = False,
+    name: str | None = None,
 ) -> Fit:
     """Fit `model` and score the weights of the selected epoch.
 
@@ -122,6 +123,7 @@ def fit(
         bar: A progress bar; True for Lightning's, False for none. One among the callbacks takes
             its place.
         resume: Go on where a killed fit of the same folder was, and keep what that needs.
+        name: Which fit of the run it is; a ``last.ckpt`` of another is not resumed.
     """
     for callback in callbacks:
         if isinstance(callback, ModelCheckpoint) and not isinstance(callback, ExactResume):
@@ -172,6 +174,9 @@ def fit(
         if not any(isinstance(callback, ExactResume) for callback in callbacks):
             # First, to look for last.ckpt before `checkpoint` does.
             own.insert(0, ExactResume(min_seconds=RESUME_SECONDS))
+        for callback in [*callbacks, *own]:
+            if isinstance(callback, ExactResume):
+                callback._fit_name = name
     fitter = pl.Trainer(
         **arguments,
         callbacks=[*shown, *own, *([bar] if isinstance(bar, Callback) else [])],

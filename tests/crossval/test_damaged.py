@@ -102,8 +102,8 @@ def test_weights_have_checksums(tmp_path, how):
     result = run(tmp_path / "a")
     path = tmp_path / "a" / "fold-0" / "checkpoints" / "best.ckpt"
     damage(path, how)
-    cure = f"{path} is truncated or is no checkpoint .* Delete .*fold-0/fold.json"
-    with pytest.raises(ValueError, match=cure):
+    what = "truncated or is no checkpoint" if how == "flipped" else "damaged"
+    with pytest.raises(ValueError, match=f"{path} is {what} .* [Dd]elete .*fold-0/fold.json"):
         result.ensemble()
     (tmp_path / "a" / "fold-0" / "fold.json").unlink()
     run(tmp_path / "a").ensemble()
@@ -140,6 +140,89 @@ def test_a_damaged_last_checkpoint_restarts_its_fold(tmp_path, how):
     with pytest.warns(UserWarning, match=r"last.ckpt is damaged, so the fit starts from its begin"):
         run(tmp_path / "a")
     assert_same(tmp_path / "a", tmp_path / "whole", num_folds=2)  # metrics.csv, too
+
+
+def test_the_last_checkpoint_of_another_fold_restarts_its_fold(tmp_path):
+    run(tmp_path / "whole")
+    (tmp_path / "fail").touch()
+    with pytest.raises(RuntimeError, match="failed"):
+        run(tmp_path / "a")
+    (tmp_path / "fail").unlink()
+    folder = tmp_path / "a" / "fold-0" / "checkpoints"
+    (tmp_path / "a" / "fold-0" / "fold.json").unlink()
+    (folder / "last.ckpt").write_bytes(
+        (tmp_path / "a" / "fold-1" / "checkpoints" / "last.ckpt").read_bytes()
+    )
+    with pytest.warns(UserWarning, match=r"last.ckpt is of another fit, so the fit starts from"):
+        run(tmp_path / "a")
+    assert_same(tmp_path / "a", tmp_path / "whole", num_folds=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "later"),
+    [
+        ("fold-0/fold.json", False),
+        ("fold-0/oof.npz", False),
+        ("fold-0/history.csv", False),
+        ("fold-0/checkpoints/best.ckpt", True),
+    ],
+)
+def test_whole_files_of_another_fold_are_seen(tmp_path, name, later):
+    result = run(tmp_path / "a")
+    other = tmp_path / "a" / name.replace("fold-0", "fold-1")
+    (tmp_path / "a" / name).write_bytes(other.read_bytes())
+    message = f"a/{name} is damaged .*; delete .*fold-0/fold.json"
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "a")
+    if later:
+        for found in (result, CrossValidationResult.load(tmp_path / "a")):
+            with pytest.raises(ValueError, match=message):
+                found.ensemble()
+    (tmp_path / "a" / "fold-0" / "fold.json").unlink()
+    assert run(tmp_path / "a").values("val/loss") == result.values("val/loss")
+
+
+@pytest.mark.parametrize("name", ["folds.csv", "oof.npz", "summary.json", "fold-0/history.csv"])
+@pytest.mark.parametrize("how", ["digit", "empty", "folder", "null"])
+def test_a_loaded_result_is_the_one_that_was_written(tmp_path, name, how):
+    run(tmp_path / "a")
+    path = tmp_path / "a" / name
+    content = path.read_bytes()
+    path.unlink()
+    if how == "folder":
+        path.mkdir()
+    else:
+        where = content.rindex(b"0.") + 3 if b"0." in content else len(content) // 2
+        digit = content[:where] + bytes([content[where] ^ 1]) + content[where + 1 :]
+        path.write_bytes({"digit": digit, "empty": b"", "null": b"null"}[how])
+    file_or_run = rf"a/{name} is damaged .*; delete|has no summary.json"
+    with pytest.raises((ValueError, FileNotFoundError), match=file_or_run):
+        CrossValidationResult.load(tmp_path / "a").ensemble()
+
+
+def test_files_are_on_the_disk_before_they_have_their_name(tmp_path, monkeypatch):
+    """As a power cut cannot be tested, the order of the calls of the operating system is."""
+    calls, fsync, replace = [], os.fsync, os.replace
+
+    def synced(handle):
+        calls.append(("fsync", os.path.realpath(f"/proc/self/fd/{handle}")))
+        fsync(handle)
+
+    def renamed(old, new):
+        calls.append(("rename", os.path.realpath(old), os.path.realpath(new)))
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    run(tmp_path / "a")
+    renames = [call for call in calls if call[0] == "rename"]
+    names = {Path(new).name for _, _, new in renames}
+    assert {"plan.json", "folds.json", "fold.json", "oof.npz", "last.ckpt", "best.ckpt",
+            "history.csv", "folds.csv", "summary.json"} <= names  # fmt: skip
+    for call in renames:
+        where = calls.index(call)
+        assert ("fsync", call[1]) in calls[:where]  # the content, then the folder with the name
+        assert ("fsync", str(Path(call[2]).parent)) in calls[where:]
 
 
 def test_a_fold_that_is_run_again_logs_once(tmp_path):

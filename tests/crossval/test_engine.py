@@ -273,6 +273,22 @@ def train(folder, moment):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("how", ["empty", "truncated", "another"])
+def test_a_damaged_state_restarts_the_fits(tmp_path, how):
+    forked.run(train, tmp_path / "whole", "never")
+    forked.run(train, tmp_path / "a", "epoch3", code=-signal.SIGKILL)
+    state = tmp_path / "a" / "together.ckpt"
+    other = tmp_path / "whole" / "fold-0" / "checkpoints" / "best.ckpt"
+    content = {"empty": b"", "truncated": state.read_bytes()[:-9], "another": other.read_bytes()}
+    state.write_bytes(content[how])
+    forked.run(train, tmp_path / "a", "never")
+    assert not state.exists()
+    assert files(tmp_path / "a") == files(tmp_path / "whole")
+    for k in range(3):
+        logged = [tmp_path / name / f"fold-{k}" / "metrics.csv" for name in ("a", "whole")]
+        assert logged[0].read_text() == logged[1].read_text()
+
+
 def test_killed_and_called_again(tmp_path):
     forked.run(train, tmp_path / "whole", "never")
     for moment in ("epoch1", "epoch3", "finish"):

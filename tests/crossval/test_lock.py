@@ -118,10 +118,13 @@ from dlblocks.runs import folder as lock
 def test_kill_9_ends_a_lock_and_forked_processes_do_not_share_it(tmp_path):
     code = """
 with lock.locked(Path("folder")):
+    reader, writer = os.pipe()
     child = os.fork()
     if not child:
+        os.write(writer, b"!")  # by now it has let go of the lock
         time.sleep(60)
         os._exit(0)
+    os.read(reader, 1)
     print(child, flush=True)
     time.sleep(60)
 """

@@ -1,11 +1,13 @@
 """A result of one configuration is never read back as that of another."""
 
 import datetime
+import enum
 import functools
 from pathlib import Path
 
 import lightning.pytorch as pl
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, LambdaCallback
@@ -48,6 +50,46 @@ class Mine(pl.LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=self.rate)
+
+
+class Keeps(Mine):
+    """A module that keeps its arguments in attributes and buffers of any kind."""
+
+    def __init__(self, weights=None, table=None, kind=None, ratios=None):
+        super().__init__()
+        self.weights, self._table, self.kind = weights, table, kind
+        self.register_buffer("ratios", ratios)
+
+
+class Scale:
+    def __init__(self, factor):
+        self._by = factor
+
+    def __call__(self, loss):
+        return self._by * loss
+
+
+class Slots:
+    __slots__ = ("factor",)
+
+    def __init__(self, factor):
+        self.factor = factor
+
+
+class Kind(enum.Enum):
+    ONE = 1
+    TWO = 2
+
+
+def reading(constant):
+    """A function that reads a global of its module, as in a notebook whose cell was changed."""
+    names = {"FACTOR": constant, "__name__": "notebook"}
+    exec("def helper(loss): return loss * FACTOR\ndef loss(x): return helper(x)", names)
+    return names["loss"]
+
+
+def keeps(**arguments):
+    return {"make_model": lambda: Keeps(**arguments)}
 
 
 def scaled(factor):
@@ -103,6 +145,17 @@ OTHER = [
     (mine(a=halved), mine(a=thirded), "model.a.function was"),
     (mine(a=functools.partial(halved, by=2)), mine(a=functools.partial(halved, by=4)),
      "model.a.partial"),
+    (mine(loss=reading(1)), mine(loss=reading(2)), "layers.self differs"),
+    (mine(a=Scale(1)), mine(a=Scale(2)), "model.a.state differs"),
+    (mine(a=Slots(1)), mine(a=Slots(2)), "model.a.state differs"),
+    (mine(a=pd.Series(BIG)), mine(a=pd.Series(np.append(BIG[1:], 1))), "model.a.state differs"),
+    (mine(a=np.random.default_rng(0)), mine(a=np.random.default_rng(1)), "model.a.state differs"),
+    (keeps(weights=torch.ones(2)), keeps(weights=torch.zeros(2)), "layers.self was 'Keeps"),
+    (keeps(weights={"a": torch.ones(2)}), keeps(weights={"a": torch.zeros(2)}),
+     "layers.self was .Keeps"),
+    (keeps(table=np.ones(2)), keeps(table=np.zeros(2)), "layers.self was 'Keeps"),
+    (keeps(kind=Kind.ONE), keeps(kind=Kind.TWO), "layers.self was .Keeps"),
+    (keeps(ratios=torch.ones(2)), keeps(ratios=torch.zeros(2)), "layers.self was 'Keeps"),
     (mine(rate=0.1), mine(rate=0.2), "layers.self was 'Mine"),
     (mine(dropout=0.1), mine(dropout=0.2), "layers.net.0 was 'Dropout"),
     ({"make_model": lambda: Classifier(nn.Sequential(nn.Linear(4, 2), nn.ReLU()), 2)},
@@ -151,6 +204,9 @@ EQUAL = [
     (mine(loss=scaled(2)), mine(loss=scaled(2))),
     (mine(a=halved), mine(a=halved)),
     (mine(a={"a", "b", "c"}), mine(a={"c", "b", "a"})),
+    (mine(a=Scale(2), b=[Slots(1)]), mine(a=Scale(2), b=[Slots(1)])),
+    (mine(loss=reading(2)), mine(loss=reading(2))),
+    (keeps(weights=torch.ones(2), kind=Kind.ONE), keeps(weights=torch.ones(2), kind=Kind.ONE)),
     (mine(a=float("nan")), mine(a=float("nan"))),
     (callback(lambda: EMAWeightAveraging(decay=0.9)),
      callback(lambda: EMAWeightAveraging(decay=0.9))),
@@ -211,4 +267,8 @@ def test_objects_are_described_by_what_they_were_given():
     circle.append(circle)
     assert described(circle) == [1, "<list>"]
     assert described(nn.LazyLinear(2).weight) == "<UninitializedParameter>"
+    nodes = [Scale(None) for _ in range(60)]  # each holds all: the paths are not counted one by one
+    for node in nodes:
+        node._by = nodes
+    assert described(nodes) == described(nodes)
     assert described(torch.eye(2).to_sparse()) == [[1.0, 0.0], [0.0, 1.0]]
