@@ -109,7 +109,7 @@ from dlblocks.crossval.statistics import (
     mean_interval,
 )
 from dlblocks.data import ArrayDataModule
-from dlblocks.ensembles import Member, StackedFit
+from dlblocks.engine import Member, StackedFit
 from dlblocks.metrics import metric_ranges
 from dlblocks.models import MLPClassifier, Model
 from dlblocks.runs._fits import FitResult

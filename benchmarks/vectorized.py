@@ -144,7 +144,7 @@ def _row(name: str, values: list[float]) -> None:
 def grown(count: int, epochs: int) -> tuple[float, float]:
     """Seconds of one fit of `count` models, and the process's memory at most, in MB."""
     from dlblocks.data import DigitsDataModule
-    from dlblocks.ensembles import Member, StackedFit
+    from dlblocks.engine import Member, StackedFit
 
     data = DigitsDataModule(num_folds=FOLDS)
     seconds = []

@@ -57,7 +57,7 @@ from dlblocks._quiet import quiet
 from dlblocks.callbacks import sharpness, top_eigenvalue
 from dlblocks.cli import run_recipe
 from dlblocks.data import DigitsDataModule
-from dlblocks.ensembles import Member, StackedFit
+from dlblocks.engine import Member, StackedFit
 from dlblocks.models import MLPClassifier
 from dlblocks.plots._style import new_figure, style_axis
 from dlblocks.runs.folder import check_new_run_dir, next_run_dir

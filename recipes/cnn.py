@@ -16,7 +16,7 @@ from dlblocks.callbacks import Augment
 from dlblocks.cli import run_recipe
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import CNNClassifier
-from dlblocks.runs.fit import fit_and_test
+from dlblocks.runs import fit_and_test
 from dlblocks.runs.folder import next_run_dir
 
 

@@ -1,7 +1,7 @@
 """A whole grid of learning rates in one fit.
 
 A fit of a small net leaves a machine idle. Here one MLP with each of 17 learning rates, four to a
-decade, and three seeds of each is trained at the same time, by `dlblocks.ensembles.StackedFit`: 51
+decade, and three seeds of each is trained at the same time, by `dlblocks.engine.StackedFit`: 51
 fits of which each has its own weights, order of the data and optimizer, and goes its own way; one
 that diverges stops and leaves the others alone. The rate of lowest validation loss is then fitted
 once more by itself, which says how long that takes, and whether it is the same fit.
@@ -37,7 +37,7 @@ from dlblocks._files import write_json, write_rows
 from dlblocks._quiet import quiet
 from dlblocks.cli import run_recipe
 from dlblocks.data import DigitsDataModule
-from dlblocks.ensembles import Member, StackedFit
+from dlblocks.engine import Member, StackedFit
 from dlblocks.models import CNNClassifier, MLPClassifier
 from dlblocks.plots._style import new_figure, style_axis
 from dlblocks.runs.fit import fit

@@ -15,7 +15,7 @@ from dlblocks._files import is_rank_zero
 from dlblocks.cli import run_recipe
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import MLPClassifier
-from dlblocks.runs.fit import fit_and_test
+from dlblocks.runs import fit_and_test
 from dlblocks.runs.folder import next_run_dir
 
 

@@ -32,7 +32,7 @@ from dlblocks._files import write_json, write_rows
 from dlblocks._quiet import quiet
 from dlblocks.cli import run_recipe
 from dlblocks.data import CurveDataModule
-from dlblocks.ensembles import Member, StackedFit
+from dlblocks.engine import Member, StackedFit
 from dlblocks.models import MLPRegressor
 from dlblocks.plots._style import new_figure, style_axis
 from dlblocks.runs.fit import fit

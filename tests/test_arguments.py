@@ -14,7 +14,7 @@ from torch import nn
 from dlblocks import callbacks, data, ensembles, models, nets, optim
 from dlblocks._errors import ArgumentError, checked
 from dlblocks.crossval import cross_validate, nested_cross_validate
-from dlblocks.runs.fit import fit_and_test
+from dlblocks.runs import fit_and_test
 
 X = np.random.default_rng(0).normal(size=(60, 4)).astype("f4")
 Y = np.arange(60) % 3

@@ -18,7 +18,7 @@ from dlblocks.data import ArrayDataModule, TabularDataModule
 from dlblocks.ensembles import AdaBoost, Bagging, DeepEnsemble, GradientBoosting
 from dlblocks.ensembles.results import BaggingResult
 from dlblocks.models import MLPClassifier, MLPRegressor
-from dlblocks.runs.fit import fit_and_test
+from dlblocks.runs import fit_and_test
 
 LOGGERS = ("", "lightning.pytorch", "lightning.fabric", "wandb", "mine")
 # By deterministic= Lightning changes settings of torch and of the environment.

@@ -1,20 +1,17 @@
-"""A cross-validation as one HTML page that needs no other file and no network."""
+"""A cross-validation as a table of text, and as one HTML page that needs no other file."""
 
 from __future__ import annotations
 
 import base64
-import html
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dlblocks.crossval._scored_folds import ScoredFolds
 from dlblocks.runs._tables import GAP, block, number, width
-
-if TYPE_CHECKING:
-    from dlblocks.crossval._scored_folds import ScoredFolds
-
 
 # What a figure shows, in the order of the page; those of other names follow.
 CAPTIONS = {
@@ -30,35 +27,6 @@ CAPTIONS = {
     "hardest": "Hardest samples: the true class got the lowest out-of-fold probability, on average "
     "over the repeats.",
 }
-
-STYLE = """
-:root { color-scheme: light dark; --text: #1b1f24; --soft: #59636e; --line: #d1d9e0;
-  --back: #ffffff; --raised: #f6f8fa; }
-@media (prefers-color-scheme: dark) { :root { --text: #e6edf3; --soft: #9198a1;
-  --line: #3d444d; --back: #0d1117; --raised: #161b22; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem 1rem 3rem; max-width: 60rem; color: var(--text);
-  background: var(--back); font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.6rem; margin: 0 0 .3rem; line-height: 1.25; }
-h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
-p { margin: .4rem 0; }
-.soft, figcaption { color: var(--soft); font-size: .9rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
-th, td { padding: .35rem .8rem .35rem 0; text-align: right; white-space: nowrap;
-  border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; }
-th { color: var(--soft); font-weight: 600; font-size: .9rem; }
-figure { margin: 1.4rem 0; }
-img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 6px;
-  padding: 6px; border: 1px solid var(--line); }
-figcaption { margin-top: .4rem; }
-pre { overflow-x: auto; padding: .8rem; border-radius: 6px; background: var(--raised);
-  font: .85rem/1.45 ui-monospace, monospace; }
-summary { cursor: pointer; }
-@media (max-width: 40rem) { table { font-size: .82rem; } th { font-size: .78rem; }
-  th, td { padding-right: .55rem; } }
-"""
 
 
 def page(result: ScoredFolds) -> str:
@@ -76,31 +44,24 @@ def page(result: ScoredFolds) -> str:
         *_selection(info),
         *([f"{info['seconds']:.1f} s"] if "seconds" in info else []),
     ]
-    parts = [
-        f"<h1>Cross-validation: {_text(name)}</h1>",
-        f'<p class="soft">{_text(" · ".join(said))}</p>',
-        "<h2>Scores</h2>",
-        *(
-            f"<p>Failed: repeat {one['repeat']}, fold {one['fold']}: {_text(one['error'])}</p>"
-            for one in failed
-        ),
-        _scores(result),
-        *(f"<p>Note: {_text(note)}</p>" for note in result.notes),
-        "<h2>Folds</h2>",
-        _folds(result),
-        *(["<h2>Search</h2>", _search(result)] if "search" in info else []),
-        "<h2>Figures</h2>",
-        *(_figures(result.run_dir / "figures") or ['<p class="soft">The run drew none.</p>']),
-        *(["<h2>Data</h2>", f"<pre>{_text(info['data'])}</pre>"] if info.get("data") else []),
-        "<h2>How it was made</h2>",
-        _origin(result),
-    ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Cross-validation: {_text(name)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(parts)
-        + "\n</body>\n</html>\n"
+    environment = Environment(
+        loader=PackageLoader("dlblocks.crossval", ""), autoescape=True, undefined=StrictUndefined
+    )
+    config = info.get("config", {})
+    pooled = result.pooled_or_none()
+    return environment.get_template("_report.html").render(
+        name=name,
+        facts=said,
+        failed=failed,
+        scores=_scores(result, pooled),
+        has_pooled=bool(pooled),
+        notes=result.notes,
+        folds=_folds(result),
+        search=_search(result) if "search" in info else None,
+        figures=_figures(result.run_dir / "figures"),
+        info={"data": info.get("data")},
+        origin=_origin(result, config),
+        config=json.dumps(config, indent=2, default=str, ensure_ascii=False) if config else "",
     )
 
 
@@ -116,12 +77,13 @@ def _selection(info: Mapping[str, Any]) -> list[str]:
     return [said]
 
 
-def _scores(result: ScoredFolds) -> str:
-    pooled = result.pooled_or_none()
-    has_pooled = bool(pooled)
-    rows = []
+Table = tuple[list[str], list[list[Any]]]
+
+
+def _scores(result: ScoredFolds, pooled: Mapping[str, float]) -> Table:
+    others, rows = dict(pooled), list[list[Any]]()
     for name in table_metrics(result):
-        over_all = pooled.pop(name.removeprefix("val/"), None)
+        over_all = others.pop(name.removeprefix("val/"), None)
         rows.append([
             name,
             number(result.mean(name)),
@@ -129,19 +91,12 @@ def _scores(result: ScoredFolds) -> str:
             said_interval(result, name),
             "" if over_all is None else number(over_all),
         ])  # fmt: skip
-    rows += [[name, "", "", "", number(value)] for name, value in pooled.items()]
-    head = ["metric", "mean", "std", "95 % interval", *(["pooled"] if has_pooled else [])]
-    note = (
-        "The interval is that of the training procedure's expected score, by Student's t with "
-        "the variance that Nadeau and Bengio (2003) corrected for training samples that folds "
-        "share; std is the spread of the folds."
-    )
-    if has_pooled:
-        note += " Pooled: over the out-of-fold predictions of all folds at once."
-    return f'{_table(head, [row[: len(head)] for row in rows])}\n<p class="soft">{note}</p>'
+    rows += [[name, "", "", "", number(value)] for name, value in others.items()]
+    head = ["metric", "mean", "std", "95 % interval", *(["pooled"] if pooled else [])]
+    return head, [row[: len(head)] for row in rows]
 
 
-def _folds(result: ScoredFolds) -> str:
+def _folds(result: ScoredFolds) -> Table:
     repeated = len({row["repeat"] for row in result.folds}) > 1
     named = any("group" in row for row in result.folds)
     selected = any(row.get("num_selection") for row in result.folds)
@@ -169,10 +124,10 @@ def _folds(result: ScoredFolds) -> str:
         ]
         for row in result.folds
     ]
-    return _table(head, rows)
+    return head, rows
 
 
-def _search(result: ScoredFolds) -> str:
+def _search(result: ScoredFolds) -> Table:
     """Of a nested cross-validation: every point of the grid, with the mean of its inner folds."""
     info = result.info
     repeated = len({row["repeat"] for row in result.folds}) > 1
@@ -189,33 +144,26 @@ def _search(result: ScoredFolds) -> str:
     ]
     head = [*(["repeat"] if repeated else []), *("fold", "hyperparameters")]
     head += [f"inner {info['monitor']}", "std", "epochs", ""]
-    note = (
-        "Each outer fold chose by the inner folds of its own training samples; epochs are the "
-        "median of the best ones. The scores above are of samples that no choice has seen."
-    )
-    return f'{_table(head, rows)}\n<p class="soft">{note}</p>'
+    return head, rows
 
 
-def _figures(folder: Path) -> list[str]:
+def _figures(folder: Path) -> list[tuple[str, str]]:
     order = list(CAPTIONS)
     paths = sorted(
         folder.glob("[!.]*.png"),
         key=lambda path: (order.index(path.stem) if path.stem in order else len(order), path.stem),
     )
-    figures = []
-    for path in paths:
-        caption = _text(CAPTIONS.get(path.stem, path.stem.replace("_", " ")))
-        data = base64.b64encode(path.read_bytes()).decode()
-        figures.append(
-            f'<figure>\n<img alt="{caption}" src="data:image/png;base64,{data}">\n'
-            f"<figcaption>{caption}</figcaption>\n</figure>"
+    return [
+        (
+            CAPTIONS.get(path.stem, path.stem.replace("_", " ")),
+            base64.b64encode(path.read_bytes()).decode(),
         )
-    return figures
+        for path in paths
+    ]
 
 
-def _origin(result: ScoredFolds) -> str:
+def _origin(result: ScoredFolds, config: Mapping[str, Any]) -> list[str]:
     info = result.info
-    config = info.get("config", {})
     parts = []
     names = info.get("class_names") or []
     if names != [str(i) for i in range(len(names))]:
@@ -229,30 +177,7 @@ def _origin(result: ScoredFolds) -> str:
         )
     if info.get("versions"):
         parts.append("Versions: " + ", ".join(f"{k} {v}" for k, v in info["versions"].items()))
-    lines = [f"<p>{_text(part)}</p>" for part in parts]
-    if config:
-        said = json.dumps(config, indent=2, default=str, ensure_ascii=False)
-        lines += [
-            "<details open>\n<summary>Configuration</summary>",
-            f"<pre>{_text(said)}</pre>\n</details>",
-        ]
-    return "\n".join(lines)
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    def line(tag: str, cells: Sequence[Any]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{_text(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    body = "\n".join(line("td", row) for row in rows)
-    return (
-        f'<div class="scroll"><table>\n<thead>{line("th", head)}</thead>\n'
-        f"<tbody>\n{body}\n</tbody>\n</table></div>"
-    )
-
-
-def _text(value: Any) -> str:
-    """Any text as text of the page: nothing in it is markup, also within an attribute."""
-    return html.escape(str(value), quote=True)
+    return parts
 
 
 WIDTH = 100

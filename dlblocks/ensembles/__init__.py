@@ -1,8 +1,5 @@
 """Several models as one: fitted together, and asked together."""
 
-from dlblocks.engine._support import NotVectorizable, check_vectorizable
-from dlblocks.engine.fit_many import StackedFit
-from dlblocks.engine.member import Member
 from dlblocks.ensembles._bootstrap import OutOfBag
 from dlblocks.ensembles._stagewise import BoostingResult
 from dlblocks.ensembles.adaboost import AdaBoost
@@ -18,10 +15,6 @@ __all__ = [
     "BoostingResult",
     "DeepEnsemble",
     "GradientBoosting",
-    "Member",
-    "NotVectorizable",
     "OutOfBag",
-    "StackedFit",
     "Voting",
-    "check_vectorizable",
 ]

@@ -162,19 +162,14 @@ class Stagewise:
             FloatingPointError: The loss of a learner, or what it puts out, is not finite.
         """
         with isolated():
+            self._prepare()
             run_dir = None if self._is_numbered else self.run_dir
             result = in_run_dir(run_dir, self.base, self._fit_in, resume=self.resume)
         self._is_numbered = False  # a further fit is one of this run
         return result
 
-    def _fit_in(self, path: Path) -> BoostingResult:
-        started = time.monotonic()
-        self.run_dir = path
-        self._files = StageFiles(path, resume=self.resume)
-        self.learners: list[Model] = []  # of the ensemble
-        self._made: list[Model] = []
-        self.history: list[dict[str, float]] = []
-        self.stopped, self._out_of_patience = "", False
+    def _prepare(self) -> None:
+        """Check the data and the first learner, before there is a run folder."""
         data = self.datamodule
         data.prepare_data()
         data.setup("fit")
@@ -184,9 +179,18 @@ class Stagewise:
                 "none; set val_fraction, or leave patience out."
             )
         seed_all(self.seed)
+        self.learners: list[Model] = []  # of the ensemble
+        self._made: list[Model] = []
+        self.history: list[dict[str, float]] = []
+        self.stopped, self._out_of_patience = "", False
         self._first: Model | None = self._new_learner()
         self._check_width(self._first)
         self.prepare()
+
+    def _fit_in(self, path: Path) -> BoostingResult:
+        started = time.monotonic()
+        self.run_dir = path
+        self._files = StageFiles(path, resume=self.resume)
         self._run(path)
         return self._finish(path, started)
 

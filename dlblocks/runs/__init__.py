@@ -1,1 +1,6 @@
 """One run folder: fit, resume, plan, predictions, history and figures."""
+
+from dlblocks.runs.fit import fit_and_test
+from dlblocks.runs.folder import next_run_dir
+
+__all__ = ["fit_and_test", "next_run_dir"]

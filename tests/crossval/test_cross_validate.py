@@ -17,7 +17,7 @@ from dlblocks.callbacks import Augment, ExactResume, MixUp
 from dlblocks.crossval import CrossValidationResult, cross_validate
 from dlblocks.data import ArrayDataModule, CurveDataModule, DataModule, DigitsDataModule
 from dlblocks.models import Classifier, MLPClassifier, MLPRegressor, load
-from dlblocks.runs.fit import fit_and_test
+from dlblocks.runs import fit_and_test
 
 CPU = {"accelerator": "cpu", "max_epochs": 2}
 

@@ -17,11 +17,11 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn
 from wandb_offline import read_runs
 
-from dlblocks import ensembles
 from dlblocks.callbacks import MixUp
 from dlblocks.crossval import CrossValidationResult, cross_validate
-from dlblocks.crossval import _engine as vectorized
 from dlblocks.data import DigitsDataModule, TabularDataModule
+from dlblocks.engine import fit_many
+from dlblocks.engine import run as engine_run
 from dlblocks.models import Classifier, MLPClassifier, MLPRegressor, VotingClassifier, load
 
 EXTRA = 100_000_000  # bytes
@@ -245,25 +245,25 @@ def test_wandb_runs(tmp_path):
 
 def train(folder, moment):
     """Kills itself at the beginning of an epoch, or when fold 0 is finished; or never."""
-    ensembles.vectorized.SAVE_SECONDS = 0.0
+    fit_many.SAVE_SECONDS = 0.0
     if moment.startswith("epoch"):
-        real = ensembles.vectorized.StackedFit.on_train_epoch_start
+        real = fit_many.StackedFit.on_train_epoch_start
 
         def on_train_epoch_start(self):
             if self.epoch == int(moment[-1]):
                 os.kill(os.getpid(), signal.SIGKILL)
             real(self)
 
-        ensembles.vectorized.StackedFit.on_train_epoch_start = on_train_epoch_start
+        fit_many.StackedFit.on_train_epoch_start = on_train_epoch_start
     elif moment == "finish":
-        real_finish = vectorized._finish
+        real_finish = engine_run._finish
 
         def _finish(plan, job, *rest):
             if job.fold == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
             return real_finish(plan, job, *rest)
 
-        vectorized._finish = _finish
+        engine_run._finish = _finish
     cross_validate(
         lambda: MLPClassifier(64, 10, hidden=[16], dropout=0.2, lr=0.05, lr_schedule="one_cycle"),
         DigitsDataModule(batch_size=128), num_folds=3, engine="vectorized",

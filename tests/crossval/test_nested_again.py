@@ -24,7 +24,7 @@ from dlblocks.crossval import (
     nested_cross_validate,
 )
 from dlblocks.data import ArrayDataModule, TabularDataModule
-from dlblocks.ensembles import NotVectorizable
+from dlblocks.engine import NotVectorizable
 from dlblocks.models import Classifier, MLPClassifier
 
 

@@ -14,8 +14,8 @@ from dlblocks.crossval import cross_validate, nested_cross_validate
 from dlblocks.data import ArrayDataModule, TabularDataModule
 from dlblocks.ensembles import Bagging, DeepEnsemble, GradientBoosting
 from dlblocks.models import MLPClassifier, MLPRegressor
+from dlblocks.runs import fit_and_test
 from dlblocks.runs import folder as files
-from dlblocks.runs.fit import fit_and_test
 from dlblocks.runs.folder import locked
 
 CPU = {"max_epochs": 1, "accelerator": "cpu"}

@@ -21,8 +21,9 @@ from dlblocks.data import (
     FoldedDataModule,
 )
 from dlblocks.data.dataset import EpochSampler
+from dlblocks.engine import NotVectorizable
 from dlblocks.engine.choose import in_halves
-from dlblocks.ensembles import Bagging, BaggingResult, DeepEnsemble, NotVectorizable, Voting
+from dlblocks.ensembles import Bagging, BaggingResult, DeepEnsemble, Voting
 from dlblocks.models import Classifier, CNNClassifier, MLPClassifier, load
 from dlblocks.runs.folder import locked
 

@@ -36,12 +36,12 @@ class Net(nn.Module):
         with torch.no_grad():
             self.net.layers[0].weight *= np.random.rand()
         Net.made += 1
-        self._breaks, self._how, self._calls = Net.made == break_at, how, 0
+        self._breaks, self._deed, self._calls = Net.made == break_at, how, 0
 
     def forward(self, inputs):
         self._calls += self.training
         if self._breaks and self._calls == 5:
-            if self._how == "kill":
+            if self._deed == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise KeyboardInterrupt
         return self.net(inputs)

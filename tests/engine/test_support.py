@@ -9,7 +9,7 @@ from sklearn.datasets import load_iris
 from torch import nn
 
 from dlblocks.data import ArrayDataModule
-from dlblocks.ensembles import Member, NotVectorizable, StackedFit
+from dlblocks.engine import Member, NotVectorizable, StackedFit
 from dlblocks.models import Classifier, MLPClassifier
 
 TRAINER = {"accelerator": "cpu", "max_epochs": 2}

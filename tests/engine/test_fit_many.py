@@ -19,8 +19,8 @@ from dlblocks.callbacks import (
     OneOf,
 )
 from dlblocks.data import ArrayDataModule, DataModule, DigitsDataModule, Source
+from dlblocks.engine import Member, NotVectorizable, StackedFit
 from dlblocks.engine._models import dense_forward
-from dlblocks.ensembles import Member, NotVectorizable, StackedFit
 from dlblocks.models import Classifier, CNNClassifier, MLPClassifier, MLPRegressor
 from dlblocks.runs._trainer import check_trainer_arguments
 from dlblocks.runs.fit import fit

@@ -16,9 +16,9 @@ from dlblocks.crossval import cross_validate
 from dlblocks.data import ArrayDataModule, TabularDataModule
 from dlblocks.ensembles import Bagging, GradientBoosting
 from dlblocks.models import MLPClassifier, MLPRegressor
-from dlblocks.runs.fit import fit_and_test
+from dlblocks.runs import fit_and_test
 
-SWEEP = Path(__file__).parent.parent / "configs" / "sweep.yaml"
+SWEEP = Path(__file__).parents[2] / "configs" / "sweep.yaml"
 QUIET = {"progress_bar": False, "figures": False}
 TRAINER = {"max_epochs": 1, "accelerator": "cpu"}
 # Set by wandb's process for its own children.

@@ -9,9 +9,10 @@ from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 
 from dlblocks.crossval import cross_validate, nested_cross_validate
 from dlblocks.data import ArrayDataModule, TabularDataModule
-from dlblocks.ensembles import Bagging, GradientBoosting, NotVectorizable
+from dlblocks.engine import NotVectorizable
+from dlblocks.ensembles import Bagging, GradientBoosting
 from dlblocks.models import MLPClassifier, MLPRegressor
-from dlblocks.runs.fit import fit_and_test
+from dlblocks.runs import fit_and_test
 
 CPU = {"max_epochs": 1, "accelerator": "cpu"}
 OURS, LIGHTNING = "elapsed", "it/s"
