@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dlblocks._lightning import changed_checkpoints
+
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
@@ -188,17 +190,5 @@ def plain_checkpoints(trainer: pl.Trainer) -> Iterator[None]:
 
     Hyperparameters of any kind may be in a LightningModule; see `plain_checkpoint`.
     """
-    connector: Any = trainer._checkpoint_connector
-    dump = connector.dump_checkpoint
-
-    def dump_checkpoint(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        # After all hooks, of which the module's comes last.
-        checkpoint: dict[str, Any] = dump(*args, **kwargs)
-        plain_checkpoint(checkpoint)
-        return checkpoint
-
-    connector.dump_checkpoint = dump_checkpoint
-    try:
+    with changed_checkpoints(trainer, plain_checkpoint):
         yield
-    finally:
-        connector.dump_checkpoint = dump

@@ -13,6 +13,7 @@ from torch.func import vmap
 from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 
+from dlblocks._lightning import trainer_of
 from dlblocks.engine._support import NotVectorizable, plain_state
 from dlblocks.models.classification import Classifier
 from dlblocks.models.model import Model
@@ -239,11 +240,12 @@ def _place(model: nn.Module, name: str) -> tuple[dict[str, Any], str]:
 
 def _without_metrics(model: Model) -> Model:
     """A copy for computation alone, attached to no Trainer."""
-    trainer, model._trainer = model._trainer, None
+    trainer = trainer_of(model)
+    model.trainer = None
     try:
         new = copy.deepcopy(model)
     finally:
-        model._trainer = trainer
+        model.trainer = trainer
     new._metrics = nn.ModuleDict()
     vars(new)["_trainer"] = _NoTrainer()
     return new

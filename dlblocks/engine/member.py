@@ -325,7 +325,7 @@ class Member:
         trainer: Any = self.trainer
         for callback in self.callbacks:
             callback.teardown(trainer, self.model, "fit")
-        self.model._trainer = None
+        self.model.trainer = None
         self.datamodule.trainer = None
 
 

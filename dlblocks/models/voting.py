@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from dlblocks._errors import check_choice
+from dlblocks._lightning import trainer_of
 from dlblocks._scores import pooled_metrics
 from dlblocks.models import _checkpoints as checkpoints
 from dlblocks.models._predict import gather, join_batches, predictor, target_in
@@ -472,7 +473,7 @@ def _raw(model: Model, inputs: Tensor) -> Tensor:
     committee = model.net
     if not (isinstance(committee, _Committee) and committee.normalisations):
         return inputs
-    trainer = model._trainer  # `trainer` raises where there is none; it stays after a run
+    trainer = trainer_of(model)  # it stays after a run
     if trainer is None or trainer.state.status != TrainerStatus.RUNNING:
         return inputs
     inverse = getattr(getattr(trainer, "datamodule", None), "inverse_transform", None)

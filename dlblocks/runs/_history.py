@@ -13,6 +13,8 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 from torchmetrics import Metric
 
+from dlblocks._lightning import intercept_metrics, send_metrics
+
 _WORD = r"(?:val|valid|validation|dev|eval)"
 VALIDATION = re.compile(rf"{_WORD}(?=[/_.-])|(?:.*(?<=[/_.-])){_WORD}$", re.IGNORECASE)
 MOST = 1000  # entries of a list or tensor that is looked at as an attribute
@@ -76,8 +78,7 @@ def record(trainer: pl.Trainer, history: History, *, validated_on: str | None) -
         history: Gets the rows.
         validated_on: The part on which the fit validates.
     """
-    connector: Any = trainer._logger_connector
-    log = connector.log_metrics
+    log = send_metrics(trainer)
 
     def log_metrics(metrics: Mapping[str, Any], step: int | None = None) -> None:
         if validated_on == "selection":
@@ -92,12 +93,12 @@ def record(trainer: pl.Trainer, history: History, *, validated_on: str | None) -
             history.log_metrics({"epoch": trainer.current_epoch, **metrics})
         log(metrics, step)
 
-    connector.log_metrics = log_metrics
+    intercept_metrics(trainer, log_metrics)
 
 
 def stop_recording(trainer: pl.Trainer) -> None:
     """Ends what `record` began."""
-    vars(trainer._logger_connector).pop("log_metrics", None)
+    intercept_metrics(trainer, None)
 
 
 class KeepHistory(Callback):

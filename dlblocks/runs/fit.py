@@ -27,7 +27,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from dlblocks import tracking
 from dlblocks._errors import checked
 from dlblocks._files import atomic_write, is_rank_zero, write_json, write_rows
-from dlblocks._lightning import quick_gpu_check
+from dlblocks._lightning import intercept_metrics, keep_callbacks, quick_gpu_check
 from dlblocks._plain import plain_checkpoints
 from dlblocks._quiet import isolated
 from dlblocks.callbacks import ExactResume
@@ -214,7 +214,7 @@ def fit(
     ended = (WeightAveraging, KeepHistory, BatchSizeFinder)
     attached[:] = [c for c in attached if not isinstance(c, ended)]
     # The module's own are attached already; Lightning would make and attach them again.
-    vars(fitter)["_callback_connector"]._attach_model_callbacks = lambda: None
+    keep_callbacks(fitter)
     # fast_dev_run keeps no checkpoints: its last weights stand for the best.
     best = checkpoint.best_model_path or None
     if best is None and not trainer.get("fast_dev_run"):
@@ -297,15 +297,14 @@ def score(
         log: Send the metrics to the Trainer's loggers too.
     """
     datamodule.validate_on = "val"
-    sending: dict[str, Any] = vars(trainer._logger_connector)
     if not log:  # the module keeps its `self.logger`
-        sending["log_metrics"] = lambda *args, **kwargs: None
+        intercept_metrics(trainer, lambda *args, **kwargs: None)
     try:
         found = trainer.validate(
             model, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True, verbose=False
         )
     finally:
-        sending.pop("log_metrics", None)
+        intercept_metrics(trainer, None)
     scores = {name: float(value) for metrics in found for name, value in metrics.items()}
     tracking.log_scores(trainer.loggers, scores)
     return scores

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
+from dlblocks._lightning import before_transfer
 from dlblocks.models._predict import (
     TARGETS,
     NoPredictions,
@@ -108,7 +109,7 @@ def try_prediction(
         with _predicting(datamodule, part), trainer.precision_plugin.predict_step_context():
             for batch in datamodule.predict_dataloader():
                 batch = trainer.precision_plugin.convert_input(batch)
-                batch = model._on_before_batch_transfer(batch, dataloader_idx=0)
+                batch = before_transfer(model, batch)
                 predict(trainer.strategy.batch_to_device(batch, dataloader_idx=0), 0)
                 break
     except NoPredictions:

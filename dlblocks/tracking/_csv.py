@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from dlblocks._files import atomic_write
+from dlblocks._lightning import csv_writer, set_csv_writer
 
 
 class ContinuedCSV(ExperimentWriter):
@@ -57,11 +58,12 @@ class ContinuedCSV(ExperimentWriter):
 
 def go_on(logger: CSVLogger) -> ContinuedCSV:
     """Makes `logger` go on with the file of its folder; to be called on rank 0."""
-    writer = logger._experiment
+    writer = csv_writer(logger)
     if not isinstance(writer, ContinuedCSV):
         logger.finalize("")  # writes what may be buffered
         hparams = getattr(writer, "hparams", {})
-        logger._experiment = writer = ContinuedCSV(logger.log_dir)
+        writer = ContinuedCSV(logger.log_dir)
+        set_csv_writer(logger, writer)
         writer.hparams.update(hparams)
     return writer
 
