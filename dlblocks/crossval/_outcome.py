@@ -142,29 +142,7 @@ def write_outcome(
     """
     result.write_parts()
     figures = save_figures(config.run_dir / "figures", figures)
-    _log_summary(config, result, figures, checkpoints, result.folds if rows is None else rows)
-    result.write_summary()
-
-
-def _log_summary(
-    config: FoldConfig,
-    result: CrossValidationResult,
-    figures: Mapping[str, Figure],
-    checkpoints: bool,
-    rows: Sequence[Mapping[str, Any]],
-) -> None:
     summary = result.summary()
-    logger = tracking.make_logger(
-        "wandb" if config.logger == "wandb" else None,
-        config.run_dir,
-        run_name=f"{config.run_dir.name}-summary",
-        group=config.run_dir.name,
-        job_type="summary",
-        run_id=f"{config.run_id}-summary",
-        config=summary["config"],
-    )
-    if logger is None:
-        return
     values: dict[str, Any] = {
         f"{metric}/{name}": value
         for metric, found in summary["metrics"].items()
@@ -179,13 +157,11 @@ def _log_summary(
     if summary["notes"]:
         values["notes"] = " ".join(summary["notes"])
     paths = [config.run_dir / row["checkpoint"] for row in result.folds if row["checkpoint"]]
-    try:
-        tracking.log_summary(
-            logger,
-            values=values,
-            rows=rows,
-            figures=figures,
-            checkpoints=paths if checkpoints else (),
-        )
-    finally:
-        tracking.finish_logger(logger)
+    config.log_summary(
+        summary["config"],
+        values,
+        result.folds if rows is None else rows,
+        figures,
+        paths if checkpoints else (),
+    )
+    result.write_summary()

@@ -22,7 +22,6 @@ from dlblocks._files import (
     read_record,
     read_rows,
     reading,
-    write_record,
     write_rows,
 )
 from dlblocks._scores import kind_of, pooled_metrics
@@ -36,7 +35,7 @@ from dlblocks.crossval.statistics import (
     mean_interval,
 )
 from dlblocks.metrics import Range, metric_range
-from dlblocks.runs._tables import one_line
+from dlblocks.runs._result import Result
 
 # Columns of a row of `folds` that are not metrics.
 ROW_KEYS = (
@@ -54,7 +53,7 @@ ROW_KEYS = (
 
 
 @dataclass(repr=False)
-class ScoredFolds:
+class ScoredFolds(Result):
     """The scores of all folds: their files, statistics and predictions.
 
     Attributes:
@@ -72,42 +71,21 @@ class ScoredFolds:
     oof: OutOfFold | None
     histories: list[list[dict[str, float]]] = field(default_factory=list)
     info: dict[str, Any] = field(default_factory=dict)
-    # What `cross_validate` was given; a result that was loaded has it not.
+    # Arguments of `cross_validate`; None for a loaded result.
     given: dict[str, Any] | None = field(default=None, repr=False, compare=False)
 
-    def __repr__(self) -> str:
-        """One line: run folder, fits, and the monitor's mean ± std."""
-        return one_line(self, f"{len(self.folds)} folds", self.info.get("monitor"))
+    kind = "fold"
+    files = ("folds.csv", "oof.npz")
+
+    @property
+    def _rows(self) -> list[dict[str, Any]]:
+        return self.folds
 
     @property
     def metrics(self) -> list[str]:
         """Names of the metrics that every fold has."""
         names = [name for name in self.folds[0] if name not in ROW_KEYS]
         return [name for name in names if all(name in row for row in self.folds)]
-
-    def values(self, metric: str) -> list[float]:
-        """The metric of each fit, in the order of `folds`."""
-        if metric not in self.metrics:
-            raise KeyError(
-                f"metric={metric!r} was not logged in every fold"
-                f"{did_you_mean(metric, self.metrics)} There are: {', '.join(self.metrics)}."
-            )
-        return [row[metric] for row in self.folds]
-
-    def mean(self, metric: str) -> float:
-        """Mean of a metric over the fits."""
-        return float(np.mean(self.values(metric)))
-
-    def std(self, metric: str) -> float:
-        """Standard deviation of a metric over the fits, with n - 1 in the denominator.
-
-        It describes the spread between folds. It is not the standard error of the mean: the folds
-        share training data (Bengio and Grandvalet 2004). NaN if a single fit has not failed.
-        """
-        if len(self.folds) < 2:
-            return math.nan
-        with np.errstate(invalid="ignore"):  # of an infinite score, which has none
-            return float(np.std(self.values(metric), ddof=1))
 
     @property
     def test_to_train(self) -> float:
@@ -323,11 +301,6 @@ class ScoredFolds:
             with atomic_write(self.run_dir / "oof.npz") as part:
                 np.savez_compressed(part, **vars(self.oof))
         write_rows(self.run_dir / "folds.csv", self.folds)
-
-    def write_summary(self) -> None:
-        """Writes ``summary.json``, by which a run is known to have ended."""
-        files = [self.run_dir / name for name in ("folds.csv", "oof.npz")]
-        write_record(self.run_dir / "summary.json", self.summary(), files)
 
     @classmethod
     def load(cls, run_dir: str | PathLike[str]) -> Self:

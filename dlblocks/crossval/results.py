@@ -19,7 +19,7 @@ from dlblocks.crossval._scored_folds import ScoredFolds, forget_weights, said
 from dlblocks.crossval.held_out import HeldOutScores
 from dlblocks.data import SplitDataModule
 from dlblocks.models import Model
-from dlblocks.runs._tables import as_html, number, one_line
+from dlblocks.runs._tables import number
 
 
 class CrossValidationResult(ScoredFolds):
@@ -34,10 +34,6 @@ class CrossValidationResult(ScoredFolds):
         histories: One list of rows a fit, one row an epoch, of all that was logged.
         info: Monitor, seconds, configuration and versions, as in ``summary.json``.
     """
-
-    def _repr_html_(self) -> str:
-        """The table, for notebooks."""
-        return as_html(self.table())
 
     def table(self) -> str:
         """The folds as text, with all metrics, the monitor first.
@@ -186,9 +182,7 @@ class NestedResult(CrossValidationResult):
     have decided. `ensemble` is of the models of the outer folds, each with its own hyperparameters.
     """
 
-    def __repr__(self) -> str:
-        """One line, as of a `CrossValidationResult`."""
-        return one_line(self, f"{len(self.folds)} outer folds", self.info.get("monitor"))
+    kind = "outer fold"
 
     @property
     def search(self) -> list[dict[str, Any]]:

@@ -28,7 +28,6 @@ from dlblocks.ensembles.results import (
     ENSEMBLE,
     SAMPLES,
     BaggingResult,
-    log_summary,
     result_figures,
 )
 from dlblocks.ensembles.voting import Voting
@@ -397,8 +396,9 @@ class Bagging:
         result.write_parts()
         figures = result_figures(result, data) if self.figures else {}
         figures = save_figures(self.run_dir / "figures", figures)
-        if self.logger == "wandb":
-            log_summary(result, figures, run_id=f"{config.run_id}-summary")
+        means = {f"{metric}/mean": result.mean(metric) for metric in result.metrics}
+        values = {**means, **result.oob_score}
+        config.log_summary(result.info["config"], values, result.members, figures)
         (self.run_dir / STATE).unlink(missing_ok=True)  # if a kill has left it
         # The summary comes last: what a kill prevents before it, the next call makes up for.
         result.write_summary()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -12,15 +11,13 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import numpy as np
 
-from dlblocks import tracking
-from dlblocks._errors import did_you_mean
 from dlblocks._files import (
     AGAIN,
     SUMMARY,
     atomic_write,
+    check_files,
     read_arrays,
-    read_json,
-    write_json,
+    read_record,
     write_rows,
 )
 from dlblocks._quiet import isolated
@@ -31,7 +28,8 @@ from dlblocks.models import Model, VotingClassifier, VotingRegressor, load
 from dlblocks.runs._figures import curve_figures, prediction_figures
 from dlblocks.runs._fits import read_fit
 from dlblocks.runs._plan import run_id_of
-from dlblocks.runs._tables import as_html, block, number, one_line
+from dlblocks.runs._result import Result
+from dlblocks.runs._tables import block, number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,7 +38,7 @@ ENSEMBLE, SAMPLES, OOB = "ensemble.ckpt", "samples.npz", "oob.npz"
 
 
 @dataclass(repr=False)
-class BaggingResult:
+class BaggingResult(Result):
     """The result of `Bagging.fit`.
 
     Attributes:
@@ -66,13 +64,12 @@ class BaggingResult:
     histories: list[list[dict[str, float]]] = field(default_factory=list)
     info: dict[str, Any] = field(default_factory=dict)
 
-    def __repr__(self) -> str:
-        """One line: run folder, members, and the monitor's mean ± std."""
-        return one_line(self, f"{len(self.members)} members", self.info.get("monitor"))
+    kind = "member"
+    files = (SAMPLES, OOB, "members.csv", ENSEMBLE)
 
-    def _repr_html_(self) -> str:
-        """The table, for notebooks."""
-        return as_html(self.table())
+    @property
+    def _rows(self) -> list[dict[str, Any]]:
+        return self.members
 
     def table(self) -> str:
         """The members as text, each alone, and below them the out-of-bag scores of all."""
@@ -106,23 +103,6 @@ class BaggingResult:
         return [name for name in self.members[0] if all(name in m for m in self.members)
                 and "/" in name]  # fmt: skip
 
-    def values(self, metric: str) -> list[float]:
-        """The validation metric of each member alone."""
-        if metric not in self.metrics:
-            raise KeyError(
-                f"metric={metric!r} was not logged by every member"
-                f"{did_you_mean(metric, self.metrics)} There are: {', '.join(self.metrics)}."
-            )
-        return [member[metric] for member in self.members]
-
-    def mean(self, metric: str) -> float:
-        """Mean of a validation metric over the members: how good one of them is, alone."""
-        return float(np.mean(self.values(metric)))
-
-    def std(self, metric: str) -> float:
-        """Standard deviation over the members, with n - 1 in the denominator; NaN of one."""
-        return float(np.std(self.values(metric), ddof=1)) if len(self.members) > 1 else math.nan
-
     def summary(self) -> dict[str, Any]:
         """What ``summary.json`` holds."""
         out: dict[str, Any] = {}
@@ -149,10 +129,6 @@ class BaggingResult:
                 np.savez_compressed(part, **vars(self.oob))
         write_rows(self.run_dir / "members.csv", self.members)
 
-    def write_summary(self) -> None:
-        """Writes ``summary.json``, by which a run is known to have ended."""
-        write_json(self.run_dir / SUMMARY, self.summary())
-
     @classmethod
     def load(
         cls,
@@ -176,8 +152,10 @@ class BaggingResult:
             raise FileNotFoundError(
                 f"run_dir='{run_dir}' has no {SUMMARY} and {ENSEMBLE}: no bagging has ended there."
             )
-        info = read_json(path / SUMMARY, AGAIN)
-        del info["metrics"]  # computed from the members
+        info = read_record(path / SUMMARY, AGAIN)
+        check_files(path / SUMMARY, info, AGAIN)
+        for key in ("metrics", "files"):  # the metrics are computed from the members
+            info.pop(key, None)
         scores = {name: value for name, value in info.pop("oob").items() if "/" in name}
         count = info["num_members"]
         overrides = None
@@ -216,30 +194,3 @@ def result_figures(result: BaggingResult, datamodule: SplitDataModule) -> dict[s
             datamodule, "train", result.oob.arrays(), title="Out-of-bag predictions"
         )
     return figures
-
-
-def log_summary(result: BaggingResult, figures: Mapping[str, Figure], *, run_id: str) -> None:
-    """Logs the summary run of a W&B group."""
-    name = result.run_dir.name
-    logger = tracking.make_logger(
-        "wandb",
-        result.run_dir,
-        run_name=f"{name}-summary",
-        group=name,
-        job_type="summary",
-        run_id=run_id,
-        config=result.info["config"],
-    )
-    if logger is None:
-        return
-    means = {f"{metric}/mean": result.mean(metric) for metric in result.metrics}
-    try:
-        tracking.log_summary(
-            logger,
-            values={**means, **result.oob_score},
-            rows=result.members,
-            figures=figures,
-            table="members",
-        )
-    finally:
-        tracking.finish_logger(logger)

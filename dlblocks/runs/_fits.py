@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import lightning.pytorch as pl
 import numpy as np
@@ -43,6 +43,9 @@ from dlblocks.runs._plan import run_id_of
 from dlblocks.runs._trainer import new_callbacks, new_module
 from dlblocks.runs.fit import drop_training_state, fit
 from dlblocks.runs.predictions import predict_part, try_prediction
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLUMNS = ("index", "target", "prediction")
 # What was made in this process, by the key of the configuration that it belongs to.
@@ -192,6 +195,45 @@ class RunConfig:
             is_part=True,
             config={**self.about(spec), **config},
         )
+
+    def log_summary(
+        self,
+        config: Mapping[str, Any],
+        values: Mapping[str, Any],
+        rows: Sequence[Mapping[str, Any]],
+        figures: Mapping[str, Figure],
+        checkpoints: Sequence[Path] = (),
+    ) -> None:
+        """Log the summary run of a W&B group; nothing with another logger.
+
+        Args:
+            config: Configuration of the run.
+            values: Summary of the run, such as ``{"val/accuracy/mean": 0.98}``.
+            rows: The table of all fits.
+            figures: Figures, by name.
+            checkpoints: Files of an artifact of type ``model``.
+        """
+        name = self.run_dir.name
+        logger = tracking.make_logger(
+            "wandb" if self.logger == "wandb" else None,
+            self.run_dir,
+            run_name=f"{name}-summary",
+            group=name,
+            job_type="summary",
+            run_id=f"{self.run_id}-summary",
+            config=config,
+        )
+        if logger is None:
+            return
+        with tracking.finishing(logger):
+            tracking.log_summary(
+                logger,
+                values=values,
+                rows=rows,
+                figures=figures,
+                checkpoints=checkpoints,
+                table=f"{self.kind}s",
+            )
 
 
 def run_fit(

@@ -1,26 +1,10 @@
-"""Results as text: numbers, columns, one line, and a table in a notebook."""
+"""Results as text: numbers and columns."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Protocol
 
 GAP = "  "
-
-
-class Scored(Protocol):
-    """A result of several fits."""
-
-    run_dir: Path
-
-    @property
-    def metrics(self) -> list[str]: ...
-
-    def mean(self, metric: str) -> float: ...
-
-    def std(self, metric: str) -> float: ...
 
 
 def number(value: float) -> str:
@@ -45,16 +29,3 @@ def block(columns: Sequence[Sequence[str]], num_rows: int) -> str:
     rule = "─" * (sum(widths) + len(GAP) * (len(widths) - 1))
     below = [row for row in rows[num_rows:] if row]
     return "\n".join([head, rule, *rows[:num_rows], rule, *below])
-
-
-def one_line(result: Scored, fits: str, monitor: str | None) -> str:
-    """Name, fits and the monitor's mean ± std: ``<BaggingResult 'digits': 3 members, …>``."""
-    said = [fits]
-    if monitor in result.metrics:
-        said.append(f"{monitor} {number(result.mean(monitor))} ± {number(result.std(monitor))}")
-    return f"<{type(result).__name__} {result.run_dir.absolute().name!r}: {', '.join(said)}>"
-
-
-def as_html(table: str) -> str:
-    """A table of text for a notebook, whatever its names hold."""
-    return f"<pre>{html.escape(table)}</pre>"

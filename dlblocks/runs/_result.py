@@ -1,0 +1,87 @@
+"""What the results of a cross-validation and of an ensemble have in common."""
+
+from __future__ import annotations
+
+import html
+import math
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from dlblocks._errors import did_you_mean
+from dlblocks._files import SUMMARY, write_record
+from dlblocks.runs._tables import number
+
+
+class Result:
+    """Several fits: a row each, with their metrics.
+
+    Attributes:
+        run_dir: The run folder.
+        info: What else ``summary.json`` holds.
+        kind: What a fit is called: ``"fold"``.
+        files: Files of the run folder that the summary has checksums of.
+    """
+
+    run_dir: Path
+    info: dict[str, Any]
+    kind: ClassVar[str]
+    files: ClassVar[tuple[str, ...]]
+
+    @property
+    def _rows(self) -> list[dict[str, Any]]:
+        raise NotImplementedError
+
+    def table(self) -> str:
+        """The fits as text."""
+        raise NotImplementedError
+
+    def summary(self) -> dict[str, Any]:
+        """What ``summary.json`` holds."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        """One line: run folder, fits, and the monitor's mean ± std."""
+        said, monitor = f"{len(self._rows)} {self.kind}s", self.info.get("monitor")
+        if monitor in self.metrics:
+            said += f", {monitor} {number(self.mean(monitor))} ± {number(self.std(monitor))}"
+        return f"<{type(self).__name__} {self.run_dir.absolute().name!r}: {said}>"
+
+    def _repr_html_(self) -> str:
+        """The table, for notebooks."""
+        return f"<pre>{html.escape(self.table())}</pre>"
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the metrics that every fit has."""
+        raise NotImplementedError
+
+    def values(self, metric: str) -> list[float]:
+        """The metric of each fit."""
+        if metric not in self.metrics:
+            raise KeyError(
+                f"metric={metric!r} was not logged in every {self.kind}"
+                f"{did_you_mean(metric, self.metrics)} There are: {', '.join(self.metrics)}."
+            )
+        return [row[metric] for row in self._rows]
+
+    def mean(self, metric: str) -> float:
+        """Mean of a metric over the fits."""
+        return float(np.mean(self.values(metric)))
+
+    def std(self, metric: str) -> float:
+        """Standard deviation of a metric over the fits, with n - 1 in the denominator.
+
+        It describes how far the fits are apart. It is not the standard error of the mean: folds
+        share training data (Bengio and Grandvalet 2004). NaN of a single fit.
+        """
+        if len(self._rows) < 2:
+            return math.nan
+        with np.errstate(invalid="ignore"):  # of an infinite score, which has none
+            return float(np.std(self.values(metric), ddof=1))
+
+    def write_summary(self) -> None:
+        """Write ``summary.json``, by which a run is known to have ended."""
+        files = [self.run_dir / name for name in self.files]
+        write_record(self.run_dir / SUMMARY, self.summary(), files)
