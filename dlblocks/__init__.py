@@ -3,13 +3,21 @@
 Import the part that you need; importing the package alone loads nothing heavy:
 
 - `dlblocks.nets`: plain `torch.nn.Module`s: `MLP`, `CNN`.
-- `dlblocks.models`: LightningModules, each a net with its loss, metrics and optimizer.
-- `dlblocks.data`: LightningDataModules with K-fold splitting.
-- `dlblocks.callbacks`: MixUp, CutMix, Cutout and augmentation for any LightningModule.
-- `dlblocks.optim`: optimizers and learning-rate schedules by their textbook names.
-- `dlblocks.crossval`: `cross_validate`, K-fold cross-validation in one call.
+- `dlblocks.optim`: optimizers, parameter groups and learning-rate schedules.
+- `dlblocks.losses`, `dlblocks.metrics`: for hard and soft targets.
+- `dlblocks.plots`: the figures of an experiment, from arrays.
 - `dlblocks.tracking`: CSV, TensorBoard and Weights & Biases loggers.
-- `dlblocks.plots`: the figures of an experiment.
+- `dlblocks.data`: LightningDataModules with K-fold splitting.
+- `dlblocks.callbacks`: augmentation, MixUp, CutMix, SAM and others, for any LightningModule.
+- `dlblocks.models`: LightningModules, each a net with its loss, metrics and optimizer.
+- `dlblocks.runs`: one run folder: fit, resume, plan, predictions, figures.
+- `dlblocks.engine`: many models of one architecture in one fit.
+- `dlblocks.ensembles`: bagging, deep ensembles, boosting, voting.
+- `dlblocks.crossval`: `cross_validate`, nested cross-validation, their results.
+- `dlblocks.cli`: the command line.
+
+A folder imports only folders above it in this list, and helper files whose name begins with an
+underscore belong to their folder.
 """
 
 from importlib.metadata import version
