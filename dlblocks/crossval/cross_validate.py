@@ -12,8 +12,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from dlblocks import tracking
-from dlblocks._errors import check_choice, check_function, check_range, check_whole, checked, named
+from dlblocks._errors import check_function, check_range, check_whole, checked, named
 from dlblocks._files import SUMMARY, is_json, is_rank_zero
 from dlblocks._quiet import isolated
 from dlblocks.crossval._fold import FoldConfig, FoldSpec
@@ -39,7 +38,7 @@ from dlblocks.runs._trainer import (
     resolve_mode,
     shows_bar,
 )
-from dlblocks.runs.fit import SELECT, Select
+from dlblocks.runs.fit import Select
 from dlblocks.runs.folder import in_run_dir, know_rank, say
 
 RUN_DIR = "runs/cross-validation"
@@ -197,8 +196,6 @@ def cross_validate(
         check_function("make_callbacks", make_callbacks, CALLBACKS)
     check_whole("repeats", repeats, 1)
     mode = resolve_mode(monitor, mode, make_model)
-    check_choice("select", select, SELECT)
-    check_choice("logger", "none" if logger is None else logger, tracking.LOGGERS)
     check_range("selection_fraction", selection_fraction, 0, 1, low_open=True, high_open=True)
     trainer_args = check_trainer_arguments(trainer, None if select == "last" else monitor)
     check_jobs(n_jobs, trainer_args, engine, on_error)

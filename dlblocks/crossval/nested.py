@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
 from dlblocks import plots, tracking
-from dlblocks._errors import check_choice, check_function, check_range, check_whole, checked, named
+from dlblocks._errors import check_function, check_range, check_whole, checked, named
 from dlblocks._files import SUMMARY, is_json, is_rank_zero, read_json, write_rows
 from dlblocks._quiet import isolated
 from dlblocks.crossval._fold import FoldConfig, FoldSpec
@@ -42,7 +42,7 @@ from dlblocks.runs._trainer import (
     resolve_mode,
     shows_bar,
 )
-from dlblocks.runs.fit import SELECT, Select
+from dlblocks.runs.fit import Select
 from dlblocks.runs.folder import in_run_dir, know_rank, say
 from dlblocks.runs.predictions import predict_part
 
@@ -182,9 +182,7 @@ def nested_cross_validate(
     if make_callbacks is not None:
         check_function("make_callbacks", make_callbacks, CALLBACKS)
     check_whole("repeats", repeats, 1)
-    check_choice("select", select, SELECT)
     check_range("selection_fraction", selection_fraction, 0, 1, low_open=True, high_open=True)
-    check_choice("logger", logger or "none", tracking.LOGGERS)
     trainer_args = check_trainer_arguments(trainer, None if select == "last" else monitor)
     check_jobs(n_jobs, trainer_args, engine, on_error)
     points = grid_points(grid)

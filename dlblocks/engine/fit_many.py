@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dlblocks import tracking
-from dlblocks._errors import check_choice, checked
+from dlblocks._errors import checked
 from dlblocks._files import atomic_write, is_whole
 from dlblocks._lightning import quick_gpu_check
 from dlblocks.callbacks._resume import random_state, set_random_state
@@ -93,7 +93,6 @@ class StackedFit(pl.LightningModule):
         on_error: Literal["raise", "continue"] = "raise",
     ) -> None:
         super().__init__()
-        check_choice("on_error", on_error, ["raise", "continue"])
         for member in members:
             check_vectorizable(member.model, member.datamodule, member.callbacks, trainer)
         self.automatic_optimization = False

@@ -16,11 +16,10 @@ import numpy.typing as npt
 from lightning.pytorch.callbacks import Callback
 
 from dlblocks import tracking
-from dlblocks._errors import check_choice, check_function, check_range, check_whole, checked
+from dlblocks._errors import check_function, check_range, check_whole, checked
 from dlblocks._files import SUMMARY, atomic_write, is_json, is_rank_zero, is_whole
 from dlblocks._quiet import isolated
 from dlblocks.data import SplitDataModule
-from dlblocks.engine.choose import ENGINES
 from dlblocks.engine.run import STATE, engine_for, run_fits
 from dlblocks.ensembles._bootstrap import Rows, combine, draw_all, missing_classes, score
 from dlblocks.ensembles._members import MemberConfig, MemberSpec
@@ -149,9 +148,7 @@ class Bagging:
         check_whole("num_members", num_members, 1)
         check_range("max_samples", max_samples, 0, 1, low_open=True)
         check_range("seed", seed, 0)
-        check_choice("voting", voting, ["soft", "hard"])
         mode = resolve_mode(monitor, mode, make_model)
-        check_choice("engine", engine, ENGINES)
         if samples is not None:
             if len(samples) != num_members:
                 raise ValueError(

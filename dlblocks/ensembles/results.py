@@ -167,7 +167,9 @@ class BaggingResult(Result):
         samples = [arrays[str(k)] for k in range(count)]
         oob = None
         if (path / OOB).is_file():
-            oob = OutOfBag(**read_arrays(path / OOB, AGAIN))
+            columns = read_arrays(path / OOB, AGAIN)
+            columns["std"] = columns.pop("spread", columns.get("std"))  # its name before
+            oob = OutOfBag(**columns)
         found = [read_fit(MemberConfig, path, MemberSpec(k), run_id_of(path)) for k in range(count)]
         done = [fitted for fitted in found if fitted is not None]
         return cls(

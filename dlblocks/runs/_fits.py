@@ -432,7 +432,7 @@ def read_fit(kind: type[RunConfig], run_dir: Path, spec: FitSpec, run_id: str) -
     cure = f"delete {path}, and the same call runs {folder.name} again"
     found = read_record(path, cure)
     with reading(path, cure):
-        if found["run_id"] != run_id:
+        if found.get("run_id", run_id) != run_id:
             return None  # of a run that was here before
         if any(found["row"][key] != value for key, value in spec.place.items()):
             raise ValueError(f"it is of another {kind.kind}")
@@ -442,7 +442,7 @@ def read_fit(kind: type[RunConfig], run_dir: Path, spec: FitSpec, run_id: str) -
         with contextlib.suppress(OSError):  # a finished run may be read-only
             _last_checkpoint(folder).unlink()  # if a kill has left it
     predicted = None
-    if found["has_predictions"]:
+    if found.get("has_predictions"):
         arrays = read_arrays(folder / kind.predictions_file, cure)
         predicted = {key: arrays[key] for key in COLUMNS}
     text = found.get("no_predictions")

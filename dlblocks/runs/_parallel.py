@@ -20,7 +20,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
-from dlblocks._errors import check_choice, check_range
+from dlblocks._errors import check_range
 from dlblocks._files import LOCK, PLAN
 from dlblocks._quiet import isolated
 from dlblocks.data import SplitDataModule
@@ -57,8 +57,6 @@ class Task:
 
 def check_jobs(n_jobs: int, trainer: Mapping[str, Any], engine: str, on_error: str) -> None:
     """Raises a `ValueError` if folds cannot run side by side, or go on after an error."""
-    check_choice("engine", engine, ["sequential", "vectorized", "auto"])
-    check_choice("on_error", on_error, ["raise", "continue"])
     ranks = _count_ranks(trainer)
     if on_error == "continue" and n_jobs == 1 and ranks > 1:
         raise ValueError(
