@@ -23,6 +23,7 @@ REMARKS = (
     # The checkpoint's weights are the averaged ones already.
     r"You're using the WeightAveraging callback, but loading a checkpoint outside the 'fit' stage",
     r"Checkpoint directory .* exists and is not empty",
+    r"Experiment logs directory .* exists and is not empty",  # it holds our lock
     # Of Lightning's own code under newer versions of torch.
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
 )

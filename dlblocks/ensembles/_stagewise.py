@@ -212,7 +212,7 @@ class Stagewise:
         write_json(
             path / "summary.json",
             {
-                "metrics": {name: value for name, value in row.items() if "/" in name},
+                "metrics": {name: {"mean": value} for name, value in row.items() if "/" in name},
                 "num_stages": kept,
                 "best_stage": best,
                 "stopped": self.stopped,

@@ -26,7 +26,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from dlblocks import tracking
 from dlblocks._errors import checked
-from dlblocks._files import atomic_write, is_rank_zero, write_json, write_rows
+from dlblocks._files import SUMMARY, atomic_write, is_rank_zero, write_record, write_rows
 from dlblocks._lightning import intercept_metrics, keep_callbacks, quick_gpu_check
 from dlblocks._plain import plain_checkpoints
 from dlblocks._quiet import isolated
@@ -55,7 +55,7 @@ from dlblocks.runs._trainer import (
     shows_bar,
     without_bars,
 )
-from dlblocks.runs.folder import check_new_run_dir, know_rank, next_run_dir
+from dlblocks.runs.folder import check_new_run_dir, in_run_dir, know_rank
 
 # What a killed fit may lose; writing a checkpoint at every short epoch would cost more.
 RESUME_SECONDS = 10.0
@@ -355,44 +355,47 @@ def fit_and_test(
     Raises:
         ValueError: An argument is wrong.
         FileExistsError: `run_dir` holds something already.
+        BlockingIOError: Another process works in `run_dir`.
     """
     mode = resolve_mode(monitor, mode, lambda: model)
     arguments = check_trainer_arguments(trainer)
     know_rank(arguments.get("num_nodes", 1))
-    path = Path(run_dir or next_run_dir("runs/fit"))
-    if is_rank_zero():
-        check_new_run_dir(path)
-    used = tracking.make_logger(logger, path, run_name=path.name, job_type="fit")
-    with isolated(), tracking.finishing(used):
-        done = fit(
-            model,
-            datamodule,
-            path,
-            callbacks=callbacks,
-            trainer=arguments,
-            monitor=monitor,
-            mode=mode,
-            logger=used,
-            bar=shows_bar(progress_bar, trainer),
-        )
-        (tested,) = done.trainer.test(model, datamodule=datamodule, verbose=False)
-        datamodule.predict_on = "test"
-        arrays = join_batches(gather(done.trainer.predict(model, datamodule=datamodule) or []))
-    metrics = {**done.metrics, **{name: float(value) for name, value in tested.items()}}
-    if done.trainer.is_global_zero:
-        write_json(
-            path / "summary.json",
-            {
-                "metrics": metrics,
+
+    def run(path: Path) -> dict[str, float]:
+        if is_rank_zero():
+            check_new_run_dir(path)
+        with isolated(), contextlib.ExitStack() as stack:
+            used = tracking.make_logger(logger, path, run_name=path.name, job_type="fit")
+            stack.enter_context(tracking.finishing(used))
+            done = fit(
+                model,
+                datamodule,
+                path,
+                callbacks=callbacks,
+                trainer=arguments,
+                monitor=monitor,
+                mode=mode,
+                logger=used,
+                bar=shows_bar(progress_bar, trainer),
+            )
+            (tested,) = done.trainer.test(model, datamodule=datamodule, verbose=False)
+            datamodule.predict_on = "test"
+            arrays = join_batches(gather(done.trainer.predict(model, datamodule=datamodule) or []))
+        metrics = {**done.metrics, **{name: float(value) for name, value in tested.items()}}
+        if is_rank_zero():
+            figures = curve_figures([done.history], [done.best_epoch], monitor=monitor)
+            if {"index", "target", "prediction"} <= arrays.keys():
+                figures |= prediction_figures(datamodule, "test", arrays, title="Test set")
+            save_figures(path / "figures", figures)
+            summary = {
+                "metrics": {name: {"mean": value} for name, value in metrics.items()},
                 "epochs": done.epochs,
                 "best_epoch": done.best_epoch,
                 "seconds": done.seconds,
                 "config": {"trainer": arguments, **configuration(model, datamodule)},
                 "versions": tracking.versions(),
-            },
-        )
-        figures = curve_figures([done.history], [done.best_epoch], monitor=monitor)
-        if {"index", "target", "prediction"} <= arrays.keys():
-            figures |= prediction_figures(datamodule, "test", arrays, title="Test set")
-        save_figures(path / "figures", figures)
-    return metrics
+            }
+            write_record(path / SUMMARY, summary, [path / "history.csv"])
+        return metrics
+
+    return in_run_dir(run_dir, "runs/fit", run, resume=False)

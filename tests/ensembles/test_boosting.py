@@ -487,7 +487,7 @@ def test_run_folder_and_logs(tmp_path):
     rows = read_rows(tmp_path / "run" / "history.csv")
     assert rows == result.history and [row["stage"] for row in rows] == [0, 1, 2, 3]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["metrics"]["val/loss"] == rows[-1]["val/loss"]
+    assert summary["metrics"]["val/loss"]["mean"] == rows[-1]["val/loss"]
     assert summary["num_stages"] == 3 and summary["config"]["learner"]["hidden"] == [4]
     assert summary["config"]["boosting"]["shrinkage"] == 0.1
     logged = read_rows(tmp_path / "run" / "metrics.csv")

@@ -121,7 +121,7 @@ def test_patience_counts_the_stages_since_the_best(patience, tmp_path):
     assert len(found.history) == 1 + 2 + patience
     summary = json.loads((tmp_path / "a" / "summary.json").read_text())
     assert summary["num_stages"] == summary["best_stage"] == 2
-    assert summary["metrics"]["val/loss"] == found.history[2]["val/loss"]
+    assert summary["metrics"]["val/loss"]["mean"] == found.history[2]["val/loss"]
 
 
 def test_a_bag_of_one_sample_and_a_single_stage(tmp_path):
