@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -114,7 +114,7 @@ class BaseOptimizer(Optimizer):
                 lr = lr.view(())  # without axes it fits parameters of any shape
             for params, grads, *states in _by_device_and_dtype(rows):
                 if group["maximize"]:
-                    grads = torch._foreach_neg(grads)
+                    grads = list(torch._foreach_neg(grads))
                 self._update(group, lr, params, grads, *states)
         return loss
 
@@ -130,7 +130,7 @@ class BaseOptimizer(Optimizer):
         raise NotImplementedError(f"{type(self).__name__} must define _update.")
 
 
-def descend_(params: list[Tensor], directions: Sequence[Tensor], lr: float | Tensor) -> None:
+def descend_(params: list[Tensor], directions: list[Tensor], lr: float | Tensor) -> None:
     """Subtracts ``lr * directions`` from the parameters, in place."""
     if isinstance(lr, Tensor):
         torch._foreach_sub_(params, torch._foreach_mul(directions, lr))

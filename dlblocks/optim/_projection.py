@@ -17,8 +17,7 @@ from torch import Tensor
 from dlblocks.optim._base import BaseOptimizer, descend_
 
 HALF = (torch.float16, torch.bfloat16)
-# Values that are updated together: temporary tensors of all parameters at once are slow to get
-# from the operating system, 1.3 times as slow on a CPU.
+# Values updated together, and values of a temporary product: new memory is slow on a CPU.
 BLOCK = 2**20
 TEMPORARY = 2**17
 
@@ -68,27 +67,25 @@ class ProjectedOptimizer(BaseOptimizer):
             return
         directions = self._directions(group, grads, *states)
         decay = lr * self._decay(group)
-        is_matrix = [p.ndim > 1 and p.numel() > 0 for p in params]
-        flat = [p for p, found in zip(params, is_matrix, strict=True) if not found]
-        directed, matrices, their_grads = (
-            [x for x, found in zip(tensors, is_matrix, strict=True) if found]
-            for tensors in (directions, params, grads)
-        )
+        rows = list(zip(directions, params, grads, strict=True))
+        matrices = [row for row in rows if row[1].ndim > 1 and row[1].numel()]
         if matrices:
+            directed, weights, their_grads = map(list, zip(*matrices, strict=True))
             delta, eps = group["delta"], group["eps"]
-            projected = project_(directed, matrices, their_grads, delta=delta, eps=eps)
+            projected = project_(directed, weights, their_grads, delta=delta, eps=eps)
         if matrices and group["weight_decay"]:
-            share = 1 + (group["wd_ratio"] - 1) * projected.to(matrices[0].dtype)
-            torch._foreach_mul_(matrices, (1 - decay * share).unbind())
+            share = 1 + (group["wd_ratio"] - 1) * projected.to(weights[0].dtype)
+            torch._foreach_mul_(weights, list((1 - decay * share).unbind()))
+        flat = [p for p in params if p.ndim < 2 and p.numel()]
         if flat and group["weight_decay"]:
             torch._foreach_mul_(flat, 1 - decay)
         descend_(params, directions, lr)
 
 
 def project_(
-    directions: Sequence[Tensor],
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
+    directions: list[Tensor],
+    params: list[Tensor],
+    grads: list[Tensor],
     *,
     delta: float,
     eps: float,

@@ -74,7 +74,7 @@ class Lion(BaseOptimizer):
         *states: list[Tensor],
     ) -> None:
         (exp_avgs,), (beta1, beta2) = states, group["betas"]
-        updates = torch._foreach_lerp(exp_avgs, grads, 1 - beta1)
+        updates = list(torch._foreach_lerp(exp_avgs, grads, 1 - beta1))
         torch._foreach_sign_(updates)
         if group["weight_decay"]:
             torch._foreach_mul_(params, 1 - lr * group["weight_decay"])

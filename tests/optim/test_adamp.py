@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from dlblocks.optim import SGDP, AdamP, Lion
+from dlblocks.optim import SGDP, AdamP, Lion, adamp
 from dlblocks.optim import _projection as projection
 
 PATHS = {"default": {}, "capturable": {"capturable": True}}
@@ -167,6 +167,14 @@ def test_what_is_not_projected_is_adamw(path):
     found = after_steps(AdamP, pairs, 20, **arguments, delta=0.0, **PATHS[path])
     expected = after_steps(torch.optim.AdamW, pairs, 20, **arguments)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+
+
+def test_a_torch_without_the_kernel_gives_the_same(monkeypatch):
+    pairs = tensors("mixed", (6, 5), 6)
+    expected = after_steps(AdamP, pairs, lr=0.1)
+    assert adamp._kernel is not None
+    monkeypatch.setattr(adamp, "_kernel", None)
+    torch.testing.assert_close(after_steps(AdamP, pairs, lr=0.1), expected, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("case", CASES)
