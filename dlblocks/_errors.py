@@ -187,7 +187,7 @@ def check_arguments(function: Callable[..., Any], args: Sequence[Any], kwargs: A
         return
     signature = inspect.signature(function)
     try:
-        bound = signature.bind(*args, **kwargs)
+        bound = signature.bind_partial(*args, **kwargs)
     except TypeError:  # which the call itself says, or a copy is made
         return
     convert_arguments(function, signature, bound.arguments)
