@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
 
-from dlblocks._errors import check_choice
 from dlblocks.metrics import regression_metrics
 from dlblocks.models.model import Model, Stage
 from dlblocks.nets import MLP
@@ -54,7 +53,6 @@ class Regressor(Model):
         standardize_targets: bool = False,
         **kwargs: Any,
     ) -> None:
-        check_choice("loss", loss, LOSSES)
         self.out_features = out_features
         super().__init__(net, **kwargs)
         self.loss_name = loss
