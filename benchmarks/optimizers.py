@@ -10,12 +10,12 @@ written, at the best rate of large tensors changed in place. Peak memory is what
 at once beyond weights, gradients and state, as torch counts it on a GPU and torch's profiler on a
 CPU.
 
-Measured (one thread of a two-core Intel Xeon virtual machine at 2.5 GHz, shared with others; torch
-2.14, adamp 0.3; CPU milliseconds a step of ResNet-18, medians of 6). None projected: AdamP 63, its
-authors' 285, Adam(foreach=True) 74; SGDP 55, its authors' 180. All projected: AdamP 86, its
-authors' 164, Adam(foreach=True) 57; SGDP 75, its authors' 114. With foreach alone, without torch's
-fused kernel for the moments, AdamP took 97 and 115 ms, and was 1.2 to 1.9 times as fast as its
-authors' on the 100-layer MLP.
+Measured (one thread of a two-core Intel Xeon virtual machine at 2.5 GHz, busy with other work, so
+not with this script's wall clock but by `time.process_time`; torch 2.14, adamp 0.3; authors' time
+over ours for a step of ResNet-18, medians of 6 steps in each of three runs). None projected: AdamP
+4.1 to 4.8, SGDP 2.6 to 3.4. All projected: AdamP 1.8, SGDP 1.4 to 1.5; Adam(foreach=True), which
+projects nothing, 2.9 to 3.0. The 100-layer MLP, and timm's and pytorch_optimizer's code, have not
+been measured again since the code was rewritten.
 
 Run: pip install 'dlblocks[bench]', then
 python benchmarks/optimizers.py [--device cuda] [--compile] [--turns 15]
