@@ -10,19 +10,12 @@ written, at the best rate of large tensors changed in place. Peak memory is what
 at once beyond weights, gradients and state, as torch counts it on a GPU and torch's profiler on a
 CPU.
 
-Measured (one thread of a two-core AMD EPYC virtual machine, torch 2.14, adamp 0.3, timm 1.0.31,
-pytorch_optimizer 4.1; medians of 15 turns, none projected, all projected). ResNet-18: 20.0 and 27.9
-ms a step, floor 4.2; the authors' code takes 8.2 and 5.4 times as long, timm's 8.1 and 5.3,
-pytorch_optimizer's 6.4 and 3.7, Adam(foreach=True) 2.0 and 1.2, Adam(fused=True) 0.35 and 0.25;
-peak memory 4 MiB, authors 45. Small tensors: 3.5 and 3.8 ms, floor 0.06; authors 3.2 and 3.0, timm
-3.0 and 2.8, pytorch_optimizer 3.0 and 2.9, Adam(foreach=True) 0.92 and 0.85, Adam(fused=True) 0.28
-and 0.25; peak memory 1.5 and 2.0 MiB, authors 0.08.
-
-Missed: memory no larger than the authors' on the small tensors, of which we stack up to 32 (0.5
-MiB): with two at once it is 0.09 and 0.13 MiB, and takes 2.1 and 2.9 times as long. And --compile,
-which should come near to Adam(fused=True): 54 and 54 ms of ResNet-18, for 8 ms fused in the same
-run (ours without it 22 and 32); 3.1 and 3.8 ms of the small tensors, for 1.1 and 1.2. No GPU was to
-be had.
+Measured (one thread of a two-core Intel Xeon virtual machine at 2.5 GHz, busy with other work, so
+not with this script's wall clock but by `time.process_time`; torch 2.14, adamp 0.3; authors' time
+over ours for a step of ResNet-18, medians of 6 steps in each of three runs). None projected: AdamP
+4.1 to 4.8, SGDP 2.6 to 3.4. All projected: AdamP 1.8, SGDP 1.4 to 1.5; Adam(foreach=True), which
+projects nothing, 2.9 to 3.0. The 100-layer MLP, and timm's and pytorch_optimizer's code, have not
+been measured again since the code was rewritten.
 
 Run: pip install 'dlblocks[bench]', then
 python benchmarks/optimizers.py [--device cuda] [--compile] [--turns 15]

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar, Union
 
 import numpy as np
 from torch import Tensor, nn
+from typing_extensions import Self
 
 
 def did_you_mean(value: object, choices: Iterable[str]) -> str:
@@ -204,10 +205,45 @@ def check_arguments(function: Callable[..., Any], args: Sequence[Any], kwargs: A
         return
     signature = inspect.signature(function)
     try:
-        bound = signature.bind(*args, **kwargs)
+        bound = signature.bind_partial(*args, **kwargs)
     except TypeError:  # which the call itself says, or a copy is made
         return
     convert_arguments(function, signature, bound.arguments)
+
+
+def constructor_arguments(cls: type) -> dict[str, inspect.Parameter]:
+    """Return the arguments of a constructor, with those that reach its bases by ``**kwargs``."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in cls.__mro__:
+        init = vars(base).get("__init__")
+        if not isinstance(init, types.FunctionType):
+            continue
+        parameters = dict(inspect.signature(init).parameters)
+        kinds = {parameter.kind for parameter in parameters.values()}
+        found = {**parameters, **found}
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
+            break
+    unnamed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {n: p for n, p in found.items() if n != "self" and p.kind not in unnamed}
+
+
+class CheckedConstructor:
+    """Check the arguments of a constructor, with those that reach its bases by ``**kwargs``.
+
+    It is a class by itself because jsonargparse takes the arguments of a class that defines
+    `__new__` from there.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        check_arguments(cls.__init__, (None, *args), kwargs)
+        rest = dict(kwargs)
+        for base in cls.__mro__ if kwargs else ():
+            if isinstance(init := vars(base).get("__init__"), types.FunctionType):
+                names = inspect.signature(init).parameters
+                given = {name: rest.pop(name) for name in names.keys() & rest.keys()}
+                if base is not cls:
+                    check_arguments(init, (None,), given)
+        return super().__new__(cls)
 
 
 def convert_arguments(

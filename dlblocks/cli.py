@@ -27,7 +27,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from dlblocks import __version__, data, models, tracking
-from dlblocks._errors import MAX_SEED, check_range, did_you_mean
+from dlblocks._errors import MAX_SEED, check_range, constructor_arguments, did_you_mean
 from dlblocks._files import atomic_write, is_rank_zero
 from dlblocks._quiet import isolated, quiet
 from dlblocks.callbacks import ExactResume
@@ -120,7 +120,7 @@ class _DidYouMean(ArgumentParser):
             for match in CLASS_PATH.finditer(message):
                 module, _, name = match["path"].rpartition(".")
                 cls = getattr(sys.modules.get(module), name, None)
-                names = set(inspect.signature(cls).parameters) if cls else names
+                names = set(constructor_arguments(cls)) if cls else names
             parts = [part for part in whole.split(".") if part != "init_args"]
             key = next((part for part in parts if part not in names), parts[-1])
             place = f"--{whole}: " if found["flag"] else ""

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dlblocks import callbacks, data, ensembles, models, nets, optim
-from dlblocks._errors import ArgumentError, checked
+from dlblocks._errors import ArgumentError, checked, constructor_arguments
 from dlblocks.crossval import cross_validate, nested_cross_validate
 from dlblocks.runs import fit_and_test
 
@@ -96,9 +96,16 @@ def kinds(annotation):
     return {part.strip().rpartition(".")[2] for part in text.split("|")}
 
 
+def arguments_of(function):
+    """Those of a function or constructor, with what reaches the bases by ``**kwargs``."""
+    if inspect.isclass(function):
+        return constructor_arguments(function)
+    return inspect.signature(function).parameters
+
+
 def cases():
     for function, _ in CALLS:
-        for name, parameter in inspect.signature(function).parameters.items():
+        for name, parameter in arguments_of(function).items():
             found = kinds(parameter.annotation)
             known = found & BAD.keys()
             if not known or found & {"Any", "ArrayLike", "Tensor"}:

@@ -426,8 +426,8 @@ class Entries:
             if key in own_keys:
                 if action is not None:
                     raise ValueError(
-                        f"data_keys={data_keys!r} names {key!r}, which holds the inputs or targets "
-                        f"of {self.who}."
+                        f"data_keys={data_keys!r} names {key!r}, which holds the inputs or the "
+                        f"targets of {self.who}."
                     )
                 self._refuse_beside(path)
             elif action is None:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from dlblocks._errors import check_choice, check_range
+from dlblocks._errors import check_range, checked
 from dlblocks.callbacks._batch_transform import (
     BatchMemory,
     BatchTransform,
-    Key,
     batches_seen,
     per_sample,
 )
@@ -28,11 +26,9 @@ class Softening(BatchTransform):
     cannot take it fails on the first batch of a run, and say in `cure` what else may help.
     """
 
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        # The first batch that was softened, and what its targets became.
-        self._step = 0
-        self._first_softened: tuple[int, str] | None = None
+    _step = 0
+    # The first batch that was softened, and what its targets became.
+    _first_softened: tuple[int, str] | None = None
 
     def prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().prepare(trainer, pl_module)
@@ -128,10 +124,22 @@ class Mixer(Softening):
     The first batch of a run that is not to be mixed goes through unmixed but with soft targets, so
     that a loss that cannot take them, labels outside the classes and batches of another structure
     show before any training time is spent, whenever the mixing starts.
+
+    Args:
+        alpha: α of the Beta distribution; 0 switches the method off.
+        num_classes: Number of classes, for targets that are class indices; None takes that of the
+            module, of its hyperparameters, or of the datamodule.
+        per_sample: Draw for each sample rather than for the batch.
+        targets: ``"soft"``; or ``"pair"``, `MixedTargets` for `mixed_loss` and a loss that takes
+            hard targets only.
+        ignore_index: The class index that does not count in the loss; its soft row is zeros, which
+            `dlblocks.losses.cross_entropy` leaves out.
+        **kwargs: When and where it acts; see `BatchTransform`.
     """
 
     extra_actions = ("keep", "input", "target")
 
+    @checked
     def __init__(
         self,
         alpha: float,
@@ -140,27 +148,12 @@ class Mixer(Softening):
         per_sample: bool = True,
         targets: Literal["soft", "pair"] = "soft",
         ignore_index: int = -100,
-        p: float = 1.0,
-        start_epoch: int = 0,
-        stop_epoch: int | None = None,
-        seed: int = 0,
-        input_key: Key | None = 0,
-        target_key: Key | None = 1,
-        data_keys: Literal["refuse", "keep"] | Mapping[Any, str] = "refuse",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            p=p,
-            start_epoch=start_epoch,
-            stop_epoch=stop_epoch,
-            seed=seed,
-            input_key=input_key,
-            target_key=target_key,
-            data_keys=data_keys,
-        )
+        super().__init__(**kwargs)
         check_range("alpha", alpha, 0, float("inf"), high_open=True)
         if num_classes is not None:
             check_range("num_classes", num_classes, 2)
-        check_choice("targets", targets, ["soft", "pair"])
         self.alpha = alpha
         self.num_classes = num_classes
         self.per_sample = per_sample

@@ -14,12 +14,12 @@ than one place (Zhong et al., "Random Erasing Data Augmentation", 2020); ``noise
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dlblocks._errors import check_choice, check_range, checked
+from dlblocks._errors import check_range, checked
 from dlblocks.callbacks._batch_transform import BatchTransform, check_images
 from dlblocks.callbacks._geometry import Padding, adjust_color, affine, affine_matrix, shift_flip
 from dlblocks.callbacks.cutout import cutout
@@ -51,13 +51,7 @@ class Augment(BatchTransform):
         erase_area: Its share of the image, uniform between these two.
         erase_ratio: Its height over its width, log-uniform between these two; a side longer than
             the image is cut to it.
-        p: Probability that a batch is augmented.
-        start_epoch: First epoch with it.
-        stop_epoch: First epoch without it again.
-        seed: Seed of the draws.
-        input_key: Where the images are in the batch.
-        target_key: Where the targets are.
-        data_keys: See `BatchTransform`.
+        **kwargs: When and where it acts; see `BatchTransform`.
 
     Raises:
         ValueError: An argument out of range; inputs that are not images; colours of floating-point
@@ -91,35 +85,15 @@ class Augment(BatchTransform):
         erase: float = 0.0,
         erase_area: tuple[float, float] = (0.02, 0.33),
         erase_ratio: tuple[float, float] = (0.3, 3.3),
-        p: float = 1.0,
-        start_epoch: int = 0,
-        stop_epoch: int | None = None,
-        seed: int = 0,
-        input_key: int | str = 0,
-        target_key: int | str = 1,
-        data_keys: Literal["refuse", "keep"] = "refuse",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            p=p,
-            start_epoch=start_epoch,
-            stop_epoch=stop_epoch,
-            seed=seed,
-            input_key=input_key,
-            target_key=target_key,
-            data_keys=data_keys,
-        )
+        super().__init__(**kwargs)
         check_range("horizontal_flip", horizontal_flip, 0, 1)
         check_range("vertical_flip", vertical_flip, 0, 1)
         check_range("crop_padding", crop_padding, 0)
-        if crop_padding != int(crop_padding):
-            raise ValueError(
-                f"crop_padding={crop_padding} must be a whole number of pixels; for a share of "
-                "the image use translation."
-            )
         check_range("translation", translation, 0, 1)
         check_range("rotation", rotation, 0, 180)
         check_range("shear", shear, 0, 90, high_open=True)
-        check_choice("padding", padding, ["zeros", "border", "reflection"])
         for name, value in (
             ("brightness", brightness),
             ("contrast", contrast),

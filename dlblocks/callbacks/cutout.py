@@ -15,15 +15,13 @@ one of the two. It does mix with label smoothing, weight decay and dropout.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dlblocks._errors import check_range, checked
-from dlblocks.callbacks._batch_transform import BatchMemory, BatchTransform, Key, check_images
-from dlblocks.callbacks._soft_targets import LARGE_BYTES
+from dlblocks.callbacks._batch_transform import BatchMemory, BatchTransform, check_images
 from dlblocks.callbacks.cutmix import bits_of, box_mask, boxes
 
 
@@ -46,14 +44,10 @@ def cutout(
         tensor([[[[1., 0., 1.],
                   [1., 0., 1.]]]])
     """
-    height, width = images.shape[2:]
     dtype = bits_of(images)
     if dtype is None:  # a clone, because masked_fill forgets channels last
+        height, width = images.shape[2:]
         return images.clone().masked_fill_(box_mask(box, height, width, images.device), fill)
-    if fill == 0 and images[:1].nbytes < LARGE_BYTES:
-        # All bits zero are the number 0 in every dtype.
-        outside = box_mask(box, height, width, images.device, dtype).bitwise_not_()
-        return torch.bitwise_and(images.view(dtype), outside).view(images.dtype)
     erased = torch.empty_like(images) if memory is None else memory.like(images)
     bits = torch.tensor(fill, dtype=images.dtype).view(dtype).item()
     rows = zip(erased.view(dtype).numpy(), images.view(dtype).numpy(), box.tolist(), strict=True)
@@ -72,13 +66,7 @@ class Cutout(BatchTransform):
     Args:
         size: Side of the square: pixels as an int, or a share of height and width as a float.
         fill: Value inside the square; 0 is the mean of normalised images.
-        p: Probability that a batch is transformed, all of it.
-        start_epoch: First epoch with it.
-        stop_epoch: First epoch without it again; -5 leaves the last five epochs without.
-        seed: Seed of the draws.
-        input_key: Where the images are in the batch; see `BatchTransform`.
-        target_key: Where the targets are.
-        data_keys: See `BatchTransform`; masks are to be kept or, floating point, erased as inputs.
+        **kwargs: When and where it acts; see `BatchTransform`.
 
     Raises:
         ValueError: `size` is negative, or a share above 1; inputs that are not images; a `fill`
@@ -99,23 +87,9 @@ class Cutout(BatchTransform):
         size: int | float = 0.5,
         *,
         fill: float = 0.0,
-        p: float = 1.0,
-        start_epoch: int = 0,
-        stop_epoch: int | None = None,
-        seed: int = 0,
-        input_key: Key | None = 0,
-        target_key: Key | None = 1,
-        data_keys: Literal["refuse", "keep"] | Mapping[Any, str] = "refuse",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            p=p,
-            start_epoch=start_epoch,
-            stop_epoch=stop_epoch,
-            seed=seed,
-            input_key=input_key,
-            target_key=target_key,
-            data_keys=data_keys,
-        )
+        super().__init__(**kwargs)
         check_range("size", size, 0, None if isinstance(size, int) else 1)
         self.size = size
         self.fill = fill

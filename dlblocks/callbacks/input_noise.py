@@ -25,8 +25,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dlblocks._errors import check_choice, check_range, checked
-from dlblocks.callbacks._batch_transform import BatchTransform, Key, check_images
+from dlblocks._errors import check_range, checked
+from dlblocks.callbacks._batch_transform import BatchTransform, check_images
 
 
 def gaussian_noise(inputs: Tensor, std: float, generator: torch.Generator | None = None) -> Tensor:
@@ -93,12 +93,8 @@ class InputNoise(BatchTransform):
         low: Value of pepper; None for the lowest of each channel in the batch.
         high: Value of salt; None for the highest.
         per_channel: Draw salt and pepper for each channel of a pixel.
-        p: Probability that a batch gets noise.
-        start_epoch: First epoch with it.
-        stop_epoch: First epoch without it again.
-        seed: Seed of the draws; on another kind of device they are others.
-        input_key: Where the inputs are in the batch, one tensor or several that each get their
-            noise; None if it is nothing else. Its other entries are kept.
+        **kwargs: When and where it acts; see `BatchTransform`. Another kind of device draws other
+            noise. Further entries of the batch are kept.
 
     Raises:
         ValueError: ``std < 0``, `amount` outside [0, 1], an argument of the other kind, inputs that
@@ -115,22 +111,10 @@ class InputNoise(BatchTransform):
         low: float | None = None,
         high: float | None = None,
         per_channel: bool = False,
-        p: float = 1.0,
-        start_epoch: int = 0,
-        stop_epoch: int | None = None,
-        seed: int = 0,
-        input_key: Key | None = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            p=p,
-            start_epoch=start_epoch,
-            stop_epoch=stop_epoch,
-            seed=seed,
-            input_key=input_key,
-            target_key=None,  # there need be none, as for an autoencoder
-            data_keys="keep",
-        )
-        check_choice("kind", kind, ["gaussian", "salt_and_pepper"])
+        # There need be no targets, as for an autoencoder.
+        super().__init__(target_key=None, data_keys="keep", **kwargs)
         is_gaussian = kind == "gaussian"
         given = {"std": std} if not is_gaussian else {"amount": amount, "low": low, "high": high}
         for name, value in given.items():

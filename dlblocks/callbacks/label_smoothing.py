@@ -21,14 +21,13 @@ weight, by which the loss is divided, is then that of the smoothed rows.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
 from dlblocks._errors import check_range, checked
-from dlblocks.callbacks._batch_transform import Key
 from dlblocks.callbacks._soft_targets import Softening
 from dlblocks.losses import find_num_classes
 
@@ -106,13 +105,7 @@ class LabelSmoothing(Softening):
         smoothing: ε in [0, 1); 0 switches the method off.
         num_classes: Number of classes; None takes that of the module or the datamodule.
         ignore_index: Targets of this value stay ignored: their rows are zeros.
-        p: Probability that a batch is smoothed; with less than 1, the loss must take both kinds.
-        start_epoch: First epoch with smoothing.
-        stop_epoch: First epoch without it again.
-        seed: Seed of the draws of `p`.
-        input_key: Where the inputs are in the batch.
-        target_key: Where the targets are.
-        data_keys: See `BatchTransform`.
+        **kwargs: When and where it acts; see `BatchTransform`.
 
     Raises:
         ValueError: ε outside [0, 1), an unknown number of classes, a label outside the classes
@@ -127,23 +120,9 @@ class LabelSmoothing(Softening):
         num_classes: int | None = None,
         *,
         ignore_index: int = -100,
-        p: float = 1.0,
-        start_epoch: int = 0,
-        stop_epoch: int | None = None,
-        seed: int = 0,
-        input_key: Key = 0,
-        target_key: Key = 1,
-        data_keys: Literal["refuse", "keep"] = "keep",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            p=p,
-            start_epoch=start_epoch,
-            stop_epoch=stop_epoch,
-            seed=seed,
-            input_key=input_key,
-            target_key=target_key,
-            data_keys=data_keys,
-        )
+        super().__init__(**kwargs)
         check_range("smoothing", smoothing, 0, 1, high_open=True)
         if num_classes is not None:
             check_range("num_classes", num_classes, 2)

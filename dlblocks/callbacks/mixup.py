@@ -20,14 +20,12 @@ With CutMix take one of the two by `OneOf`; one after the other is right too, bu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dlblocks._errors import checked
-from dlblocks.callbacks._batch_transform import Key
 from dlblocks.callbacks._soft_targets import Mix, Mixer, average, draw_mix
 
 
@@ -67,20 +65,7 @@ class MixUp(Mixer):
 
     Args:
         alpha: α of the Beta distribution; 0 switches the method off.
-        num_classes: Number of classes, for targets that are class indices; None takes that of the
-            module, of its hyperparameters, or of the datamodule.
-        per_sample: Draw λ for each sample rather than for the batch.
-        targets: ``"soft"``; or ``"pair"``, `MixedTargets` for `mixed_loss` and a loss that takes
-            hard targets only.
-        ignore_index: The class index that does not count in the loss; its soft row is zeros, which
-            `dlblocks.losses.cross_entropy` leaves out.
-        p: Probability that a batch is mixed, all of it.
-        start_epoch: First epoch with mixing.
-        stop_epoch: First epoch without it again; -5 leaves the last five epochs without.
-        seed: Seed of the draws.
-        input_key: Where the inputs are in the batch; see `BatchTransform`.
-        target_key: Where the targets are.
-        data_keys: See `BatchTransform`.
+        **kwargs: Classes, kind of targets, and when and where it mixes; see `Mixer`.
 
     Raises:
         ValueError: ``alpha < 0``, inputs that are integers, a label outside the classes, classes
@@ -95,36 +80,8 @@ class MixUp(Mixer):
     """
 
     @checked
-    def __init__(
-        self,
-        alpha: float = 0.2,
-        *,
-        num_classes: int | None = None,
-        per_sample: bool = True,
-        targets: Literal["soft", "pair"] = "soft",
-        ignore_index: int = -100,
-        p: float = 1.0,
-        start_epoch: int = 0,
-        stop_epoch: int | None = None,
-        seed: int = 0,
-        input_key: Key | None = 0,
-        target_key: Key | None = 1,
-        data_keys: Literal["refuse", "keep"] | Mapping[Any, str] = "refuse",
-    ) -> None:
-        super().__init__(
-            alpha,
-            num_classes=num_classes,
-            per_sample=per_sample,
-            targets=targets,
-            ignore_index=ignore_index,
-            p=p,
-            start_epoch=start_epoch,
-            stop_epoch=stop_epoch,
-            seed=seed,
-            input_key=input_key,
-            target_key=target_key,
-            data_keys=data_keys,
-        )
+    def __init__(self, alpha: float = 0.2, **kwargs: Any) -> None:
+        super().__init__(alpha, **kwargs)
 
     def draw(self, inputs: Tensor, generator: torch.Generator) -> Mix:
         lam, index = draw_mix(len(inputs), self.alpha, generator, self.per_sample)

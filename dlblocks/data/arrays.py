@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,12 +12,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dlblocks._errors import check_choice
 from dlblocks.data._cache import read_only_tensor
 from dlblocks.data._labels import encode_labels
 from dlblocks.data._normalization import needs_float64, rounded_integer
-from dlblocks.data.datamodule import BatchSize, DataModule, Source
-from dlblocks.data.splitting import Split
+from dlblocks.data.datamodule import DataModule, Source
 
 
 class ArrayDataModule(DataModule):
@@ -49,23 +46,7 @@ class ArrayDataModule(DataModule):
             that is negative or empty always trains.
         class_names: Names of the classes 0 … C-1: texts in `targets` are looked up in it, whole
             numbers are positions in it. None: the sorted labels in `targets`.
-        batch_size: Samples a batch, or ``"full"``.
-        num_workers: Worker processes a loader.
-        split: ``"kfold"``; ``"time_series"``, rows in the order of time; ``"leave_one_group_out"``;
-            or ``"predefined"``. See `SplitDataModule`.
-        num_folds: Number of folds, or None for a single split by `val_fraction`, or where `split`
-            takes it from the data.
-        fold: Which fold validates.
-        val_fraction: Validation share of the development set when `num_folds` is None.
-        test_fraction: Share held out first as test set, outside every fold.
-        split_seed: Seed of every split.
-        shuffle_seed: Seed of the order of training samples.
-        stratify: Keep the proportions of the classes in every part, or of ten quantile bins of
-            values; None: for classes, yes.
-        normalize: Standardise by the training part's mean and standard deviation.
-        train_transform: A random transform of single training images, in the workers; see
-            `DataModule`.
-        device_resident: Keep the arrays on the accelerator: True, False or ``"auto"``.
+        **kwargs: Batches, splits and normalisation; see `DataModule`.
 
     Raises:
         FileNotFoundError: A file is not there.
@@ -91,47 +72,17 @@ class ArrayDataModule(DataModule):
         groups: Literal["duplicates"] | npt.ArrayLike | None = None,
         folds: npt.ArrayLike | None = None,
         class_names: list[str] | None = None,
-        batch_size: BatchSize = 64,
-        num_workers: int = 0,
-        split: Split = "kfold",
-        num_folds: int | None = None,
-        fold: int = 0,
-        val_fraction: float = 0.2,
-        test_fraction: float = 0.0,
-        split_seed: int = 0,
-        shuffle_seed: int = 0,
-        stratify: bool | None = None,
-        normalize: bool = True,
-        train_transform: Callable[[Any], Any] | None = None,
-        device_resident: bool | Literal["auto"] = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            num_workers=num_workers,
-            split=split,
-            num_folds=num_folds,
-            fold=fold,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-            split_seed=split_seed,
-            shuffle_seed=shuffle_seed,
-            stratify=stratify,
-            normalize=normalize,
-            train_transform=train_transform,
-            device_resident=device_resident,
-            groups="duplicates" if isinstance(groups, str) else None,
-        )
-        if isinstance(groups, str):
-            check_choice("groups", groups, ["duplicates"])
-            groups = None
+        super().__init__(groups=groups if isinstance(groups, str) else None, **kwargs)
         if (test_inputs is None) != (test_targets is None):
             raise ValueError("give test_inputs and test_targets together, or neither.")
         self.given = inputs, targets, test_inputs, test_targets
-        self.groups = None if groups is None else np.asarray(groups)
+        self.groups = None if groups is None or self._keep_duplicates else np.asarray(groups)
         self.folds = None if folds is None else np.asarray(folds)
         self.given_class_names = class_names
         arrays = ["inputs", "targets", "test_inputs", "test_targets", "groups", "folds"]
-        self.save_hyperparameters(ignore=[*arrays, "train_transform"])
+        self.save_hyperparameters(ignore=arrays)
 
     def load(self) -> Source:
         inputs, targets, test_inputs, test_targets = self.given

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from dlblocks._errors import check_range
-from dlblocks.data.datamodule import BatchSize, DataModule, Source
+from dlblocks.data.datamodule import DataModule, Source
 
 
 class CurveDataModule(DataModule):
@@ -23,17 +23,8 @@ class CurveDataModule(DataModule):
         low: Smallest x.
         high: Largest x.
         data_seed: Seed of x and of the noise.
-        batch_size: Samples a batch, or ``"full"``.
-        num_workers: Worker processes a loader.
-        num_folds: Number of folds, or None for a single split by `val_fraction`.
-        fold: Which fold validates.
-        val_fraction: Validation share of the development set when `num_folds` is None.
         test_fraction: Share held out first as test set, outside every fold.
-        split_seed: Seed of every split.
-        shuffle_seed: Seed of the order of training samples.
-        stratify: Keep the proportions of the classes in every part; None: for classes, yes.
-        normalize: Standardise by the training part's mean and standard deviation.
-        device_resident: Keep the arrays on the accelerator: True, False or ``"auto"``.
+        **kwargs: Batches, splits and normalisation; see `DataModule`.
 
     Example:
         >>> data = CurveDataModule(num_samples=100)
@@ -49,31 +40,10 @@ class CurveDataModule(DataModule):
         low: float = -2.0,
         high: float = 2.0,
         data_seed: int = 0,
-        batch_size: BatchSize = 64,
-        num_workers: int = 0,
-        num_folds: int | None = None,
-        fold: int = 0,
-        val_fraction: float = 0.2,
         test_fraction: float = 0.2,
-        split_seed: int = 0,
-        shuffle_seed: int = 0,
-        stratify: bool | None = None,
-        normalize: bool = True,
-        device_resident: bool | Literal["auto"] = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            num_workers=num_workers,
-            num_folds=num_folds,
-            fold=fold,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-            split_seed=split_seed,
-            shuffle_seed=shuffle_seed,
-            stratify=stratify,
-            normalize=normalize,
-            device_resident=device_resident,
-        )
+        super().__init__(test_fraction=test_fraction, **kwargs)
         check_range("num_samples", num_samples, 2)
         check_range("noise", noise, 0)
         if not low < high:

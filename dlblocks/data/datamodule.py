@@ -18,14 +18,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from typing_extensions import Self
 
-from dlblocks._errors import check_choice, check_range, whole
+from dlblocks._errors import check_range, whole
 from dlblocks._quiet import isolated
 from dlblocks.data._fingerprint import MAX_SEARCHED_BYTES, fingerprint, first_copies, row_keys
 from dlblocks.data._normalization import needs_float64, on_device, rescale, standardisation
 from dlblocks.data.dataset import ArrayDataset, EpochSampler, collate, collate_with_index
 from dlblocks.data.source import Source, check_arrays
 from dlblocks.data.split_datamodule import BatchSize, SplitDataModule, SplitMetadata
-from dlblocks.data.splitting import Split
 from dlblocks.data.transforms import SampleTransform
 
 if TYPE_CHECKING:
@@ -52,15 +51,6 @@ class DataModule(SplitDataModule):
         batch_size: Samples a batch (of each rank), or ``"full"``: one batch of all the samples of
             a part, for full-batch descent. With 1 it is stochastic descent, in between mini-batch.
         num_workers: Worker processes a loader. Arrays in memory are usually fastest with 0.
-        num_folds: Number of folds K, or None for a single split by `val_fraction`.
-        fold: Which fold validates, 0 … K-1.
-        val_fraction: Validation share of the development set when `num_folds` is None.
-        test_fraction: Share held out as test set where the source has no official one.
-        split_seed: Seed of every split.
-        shuffle_seed: Seed of the order of training samples, new in every epoch.
-        split: ``"kfold"``, ``"time_series"``, ``"leave_one_group_out"`` or ``"predefined"``.
-        stratify: Keep the proportions of the classes in every part, or of ten quantile bins of
-            values. None: for classes, yes.
         normalize: Standardise inputs by the training part's mean and standard deviation.
         train_transform: A transform of albumentations or torchvision.transforms.v2, or any
             callable, for single training images, in the worker processes; see
@@ -68,8 +58,7 @@ class DataModule(SplitDataModule):
             faster where it has what you need.
         device_resident: Keep the arrays on the accelerator, so that no batch is copied to it; needs
             ``num_workers=0``. ``"auto"``: if it can be and they take at most half of what is free.
-        groups: ``"duplicates"`` keeps samples of exactly equal inputs together: none has a copy in
-            another part or fold. It takes the place of groups that the source may have.
+        **kwargs: How the data are split; see `SplitDataModule`.
     """
 
     def __init__(
@@ -77,36 +66,15 @@ class DataModule(SplitDataModule):
         *,
         batch_size: BatchSize = 64,
         num_workers: int = 0,
-        split: Split = "kfold",
-        num_folds: int | None = None,
-        fold: int = 0,
-        val_fraction: float = 0.2,
-        test_fraction: float = 0.0,
-        split_seed: int = 0,
-        shuffle_seed: int = 0,
-        stratify: bool | None = None,
         normalize: bool = True,
         train_transform: Callable[[Any], Any] | None = None,
         device_resident: bool | Literal["auto"] = False,
-        groups: Literal["duplicates"] | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            split=split,
-            num_folds=num_folds,
-            fold=fold,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-            split_seed=split_seed,
-            stratify=stratify,
-        )
-        if isinstance(batch_size, str):
-            check_choice("batch_size", batch_size, ["full"])
-        else:
+        super().__init__(**kwargs)
+        if batch_size != "full":
             check_range("batch_size", batch_size, 1)
         check_range("num_workers", num_workers, 0)
-        check_range("shuffle_seed", shuffle_seed, 0)
-        if not isinstance(device_resident, bool) and device_resident != "auto":
-            raise ValueError(f"device_resident={device_resident!r} must be True, False or 'auto'.")
         if device_resident is True and (num_workers or train_transform is not None):
             raise ValueError(
                 f"device_resident=True keeps the arrays on the accelerator, out of reach for "
@@ -115,15 +83,17 @@ class DataModule(SplitDataModule):
             )
         self.batch_size = whole(batch_size)
         self.num_workers = whole(num_workers)
-        self.shuffle_seed = whole(shuffle_seed)
         self.normalize = normalize
         self.train_transform = (
-            None if train_transform is None else SampleTransform(train_transform, shuffle_seed)
+            None if train_transform is None else SampleTransform(train_transform, self.shuffle_seed)
         )
         self.device_resident = device_resident
-        if groups is not None:
-            check_choice("groups", groups, ["duplicates"])
-        self._keep_duplicates = groups is not None
+        self._shared |= {
+            "batch_size": self.batch_size,
+            "num_workers": self.num_workers,
+            "normalize": normalize,
+            "device_resident": device_resident,
+        }
         self._resident = ResidentArrays(device_resident)
         self._source: Source | None = None
         self._inputs = torch.empty(0)  # those of the source, completed for this fold

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from dlblocks._errors import check_range, did_you_mean, whole
 from dlblocks.data._cache import cached_images, decode_all
-from dlblocks.data.datamodule import BatchSize, DataModule, Source
-from dlblocks.data.splitting import Indices, Split, hold_out_test
+from dlblocks.data.datamodule import DataModule, Source
+from dlblocks.data.splitting import Indices, hold_out_test
 
 # Spellings of the folder of each part, in small letters and without what stands around them.
 PARTS = {
@@ -71,22 +71,7 @@ class ImageFolderDataModule(DataModule):
             ``"duplicates"``: images that are exactly equal as decoded belong together.
         folds: Likewise the fold of each image, for ``split="predefined"``; an empty name always
             trains.
-        batch_size: Samples a batch, or ``"full"``.
-        num_workers: Worker processes a loader.
-        split: ``"kfold"``, ``"leave_one_group_out"`` or ``"predefined"``; see `SplitDataModule`.
-        num_folds: Number of folds, or None for a single split by `val_fraction`, or where `split`
-            takes it from the data.
-        fold: Which fold validates.
-        val_fraction: Validation share of the development set when `num_folds` is None and there is
-            no folder ``val``.
-        test_fraction: Share held out first as test set, outside every fold.
-        split_seed: Seed of every split.
-        shuffle_seed: Seed of the order of training samples.
-        stratify: Keep the proportions of the classes in every part; None: for classes, yes.
-        normalize: Standardise by the training part's mean and standard deviation.
-        train_transform: A random transform of single training images, in the workers; see
-            `DataModule`.
-        device_resident: Keep the arrays on the accelerator: True, False or ``"auto"``.
+        **kwargs: Batches, splits and normalisation; see `DataModule`.
 
     Raises:
         FileNotFoundError: There is no such folder, no class in it, or no image in a class of
@@ -109,37 +94,10 @@ class ImageFolderDataModule(DataModule):
         cache: bool | str = False,
         groups: str | Callable[[str], str] | None = None,
         folds: str | Callable[[str], str] | None = None,
-        batch_size: BatchSize = 64,
-        num_workers: int = 0,
-        split: Split = "kfold",
-        num_folds: int | None = None,
-        fold: int = 0,
-        val_fraction: float = 0.2,
-        test_fraction: float = 0.0,
-        split_seed: int = 0,
-        shuffle_seed: int = 0,
-        stratify: bool | None = None,
-        normalize: bool = True,
-        train_transform: Callable[[Any], Any] | None = None,
-        device_resident: bool | Literal["auto"] = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            num_workers=num_workers,
-            split=split,
-            num_folds=num_folds,
-            fold=fold,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-            split_seed=split_seed,
-            shuffle_seed=shuffle_seed,
-            stratify=stratify,
-            normalize=normalize,
-            train_transform=train_transform,
-            device_resident=device_resident,
-            groups="duplicates" if groups == "duplicates" else None,
-        )
-        if split == "time_series":
+        super().__init__(groups="duplicates" if groups == "duplicates" else None, **kwargs)
+        if self.split == "time_series":
             raise ValueError(
                 "split='time_series' needs samples in the order of time, but folders come class by "
                 "class; use split='predefined' with folds=."
@@ -165,7 +123,7 @@ class ImageFolderDataModule(DataModule):
         self.folds = _named_by("folds", folds)
         given = {"groups": groups, "folds": folds}
         functions = [name for name, value in given.items() if callable(value)]
-        self.save_hyperparameters(ignore=["train_transform", *functions])
+        self.save_hyperparameters(ignore=functions)
 
     def prepare_data(self) -> None:
         if self.cache:

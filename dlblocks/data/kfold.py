@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -27,7 +26,7 @@ from torch.utils.data import (
 )
 from typing_extensions import Self
 
-from dlblocks._errors import check_choice, check_range, other_lightning
+from dlblocks._errors import other_lightning
 from dlblocks.data._fingerprint import fingerprint, first_copies
 from dlblocks.data._foreign import (
     GROUPS,
@@ -43,7 +42,6 @@ from dlblocks.data._foreign import (
 from dlblocks.data._labels import read_labels
 from dlblocks.data.dataset import EpochSampler
 from dlblocks.data.split_datamodule import SplitDataModule, SplitMetadata
-from dlblocks.data.splitting import Split
 
 HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 UNIFORM = (SequentialSampler, RandomSampler, DistributedSampler)
@@ -107,16 +105,8 @@ class FoldedDataModule(SplitDataModule):
             after the training samples. Its samples come as they are there, which may be without
             augmentation.
         eval_dataset: The same samples, in the same order, for validation, test and prediction.
-        split: See `SplitDataModule`.
-        num_folds: Number of folds, or None.
-        fold: Which fold validates.
-        val_fraction: Validation share without folds.
-        test_fraction: Share of the training data set held out first, outside every fold. With 0,
-            the test set is the datamodule's, if it has one.
-        split_seed: Seed of every split.
-        shuffle_seed: Seed of the order of training samples.
-        stratify: Keep the proportions of the classes, or of ten quantile bins of values. None: for
-            classes, yes.
+        **kwargs: How the data are split; see `SplitDataModule`. With ``test_fraction=0`` the test
+            set is the datamodule's, if it has one.
 
     Raises:
         TypeError: `data` is nothing of that, or has no numbered samples.
@@ -140,24 +130,10 @@ class FoldedDataModule(SplitDataModule):
         folds: npt.ArrayLike | None = None,
         use_val: bool = False,
         eval_dataset: Dataset | None = None,
-        split: Split = "kfold",
-        num_folds: int | None = None,
-        fold: int = 0,
-        val_fraction: float = 0.2,
-        test_fraction: float = 0.0,
-        split_seed: int = 0,
-        shuffle_seed: int = 0,
-        stratify: bool | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            split=split,
-            num_folds=num_folds,
-            fold=fold,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-            split_seed=split_seed,
-            stratify=stratify,
-        )
+        named: Any = groups if isinstance(groups, str) else None
+        super().__init__(groups=named, **kwargs)
         if isinstance(data, SplitDataModule):
             raise TypeError(f"{type(data).__name__} has folds of its own; use it as it is.")
         if not isinstance(data, (pl.LightningDataModule, DataLoader)) and not is_dataset(data):
@@ -168,13 +144,11 @@ class FoldedDataModule(SplitDataModule):
             )
         self.data = data
         self._class_names = None if class_names is None else _checked_names(class_names)
-        check_range("shuffle_seed", shuffle_seed, 0)
-        self.shuffle_seed = shuffle_seed
-        self._keep_duplicates = isinstance(groups, str)
-        if isinstance(groups, str):
-            check_choice("groups", groups, ["duplicates"])
-            groups = None
-        self.given = {"targets": targets, "groups": groups, "folds": folds}
+        self.given = {
+            "targets": targets,
+            "groups": None if self._keep_duplicates else groups,
+            "folds": folds,
+        }
         if use_val and not isinstance(data, pl.LightningDataModule):
             raise ValueError(
                 f"use_val=True needs the val_dataloader() of a LightningDataModule, got a "
@@ -198,12 +172,8 @@ class FoldedDataModule(SplitDataModule):
         self.save_hyperparameters(ignore=given)
         plain = (bool, int, float, str, type(None))
         theirs = dict(getattr(data, "hparams_initial", {}))
-        self.hparams["wrapped"] = {
-            "class": type(data).__name__,
-            **{key: value for key, value in theirs.items() if isinstance(value, plain)},
-        }
-        # What loggers get; Lightning's own way to add to it compares arrays that were given.
-        vars(self).update(_hparams_initial=copy.deepcopy(self.hparams))
+        wrapped = {key: value for key, value in theirs.items() if isinstance(value, plain)}
+        self._set_hyperparameters({"wrapped": {"class": type(data).__name__, **wrapped}})
 
     def __getattr__(self, name: str) -> Any:
         data = vars(self).get("data")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -13,7 +16,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from dlblocks._errors import check_arguments, check_choice, check_range, whole
+from dlblocks._errors import CheckedConstructor, check_choice, check_range, whole
 from dlblocks.data._fingerprint import first_copies
 from dlblocks.data.source import check_fold
 from dlblocks.data.splitting import (
@@ -51,7 +54,7 @@ class SplitMetadata:
     copies: bool = False
 
 
-class SplitDataModule(pl.LightningDataModule):
+class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
     """What cross-validation needs of a datamodule: that it can be set to each of its folds.
 
     `DataModule` is one over arrays, `FoldedDataModule` over anybody's data set. Subclasses define
@@ -68,8 +71,11 @@ class SplitDataModule(pl.LightningDataModule):
         val_fraction: Validation share of the development set without folds.
         test_fraction: Share held out first, outside every fold.
         split_seed: Seed of every split.
+        shuffle_seed: Seed of the order of training samples, new in every epoch.
         stratify: Keep the proportions of the classes in every part, or of ten quantile bins of
             values. None: for classes, yes.
+        groups: ``"duplicates"`` keeps samples of exactly equal inputs together: none has a copy in
+            another part or fold. It takes the place of groups that the source may have.
 
     Attributes:
         predict_on: The part that `predict_dataloader` loads, in the order of `indices`.
@@ -77,11 +83,9 @@ class SplitDataModule(pl.LightningDataModule):
             of `with_selection`, or None for no validation.
         predict_index: Whether its batches end with the index of every sample, where they can.
         batch_size: Samples a batch (of each rank); ``"full"`` for all of a part.
-        shuffle_seed: Seed of the order of training samples.
     """
 
     batch_size: BatchSize
-    shuffle_seed: int
     predict_on = "test"
     validate_on: str | None = "val"
     predict_index = True
@@ -92,10 +96,6 @@ class SplitDataModule(pl.LightningDataModule):
     # The parts before, and the rows that train instead; see `with_train_indices`.
     _drawn: tuple[dict[str, Tensor], Tensor] | None = None
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        check_arguments(cls.__init__, (None, *args), kwargs)
-        return super().__new__(cls)
-
     def __init__(
         self,
         *,
@@ -105,10 +105,13 @@ class SplitDataModule(pl.LightningDataModule):
         val_fraction: float = 0.2,
         test_fraction: float = 0.0,
         split_seed: int = 0,
+        shuffle_seed: int = 0,
         stratify: bool | None = None,
+        groups: Literal["duplicates"] | None = None,
     ) -> None:
         super().__init__()
         check_choice("split", split, SPLITS)
+        check_range("shuffle_seed", shuffle_seed, 0)
         check_range("val_fraction", val_fraction, 0, 1, high_open=True)
         check_range("test_fraction", test_fraction, 0, 1, high_open=True)
         check_fold(num_folds, fold, counted=split in COUNTED)
@@ -123,10 +126,48 @@ class SplitDataModule(pl.LightningDataModule):
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.split_seed = whole(split_seed)
+        self.shuffle_seed = whole(shuffle_seed)
         self.stratify = stratify
+        if groups is not None:
+            check_choice("groups", groups, ["duplicates"])
+        self._keep_duplicates = groups is not None
+        # Arguments that subclasses take by **kwargs; `save_hyperparameters` adds them.
+        self._shared: dict[str, Any] = {
+            "split": split,
+            "num_folds": self.num_folds,
+            "fold": self.fold,
+            "val_fraction": val_fraction,
+            "test_fraction": test_fraction,
+            "split_seed": self.split_seed,
+            "shuffle_seed": self.shuffle_seed,
+            "stratify": stratify,
+            "groups": groups,
+        }
         self._rows: dict[str, Tensor] = {}
         # The folds that were made last: the copies that `for_fold` makes share them.
         self._folds: dict[tuple[Any, ...], list[dict[str, Indices]]] = {}
+
+    def save_hyperparameters(
+        self,
+        *args: Any,
+        ignore: Sequence[str] | str | None = None,
+        frame: FrameType | None = None,
+        logger: bool = True,
+    ) -> None:
+        """Save the arguments of the constructor, with those that its bases get by ``**kwargs``."""
+        current = inspect.currentframe()
+        frame = frame or (current and current.f_back)
+        ignored = [ignore] if isinstance(ignore, str) else list(ignore or ())
+        ignored.append("train_transform")  # it is part of a plan, but no plain value
+        super().save_hyperparameters(*args, ignore=ignored, frame=frame, logger=logger)
+        self._set_hyperparameters(
+            {k: v for k, v in self._shared.items() if k not in {*ignored, *self.hparams}}
+        )
+
+    def _set_hyperparameters(self, values: dict[str, Any]) -> None:
+        """Lightning's own way to add to them compares arrays that the constructor was given."""
+        self.hparams.update(values)
+        vars(self).update(_hparams_initial=copy.deepcopy(self.hparams))
 
     # What a subclass defines
 
@@ -370,12 +411,9 @@ class SplitDataModule(pl.LightningDataModule):
         new.whole = False
         new._drawn = None
         new.selection_fraction, new.validate_on = 0.0, "val"
-        # Lightning has no public way to change hyperparameters of a copy without changing those of
-        # the original, whose dictionaries the copy shares.
-        hparams = copy.deepcopy(self.hparams)
-        for key in hparams.keys() & {"num_folds", "fold"}:
-            hparams[key] = getattr(new, key)
-        vars(new).update(_hparams=hparams, _hparams_initial=copy.deepcopy(hparams))
+        vars(new).update(_hparams=copy.deepcopy(self.hparams))  # which the copy shares
+        names = self.hparams.keys() & {"num_folds", "fold"}
+        new._set_hyperparameters({name: getattr(new, name) for name in names})
         return new
 
     def with_selection(self, fraction: float) -> Self:
@@ -489,5 +527,4 @@ class SplitDataModule(pl.LightningDataModule):
         """Sets the seed of the order, of a copy that `for_fold` has made."""
         self.shuffle_seed = shuffle_seed
         if "shuffle_seed" in self.hparams:
-            self.hparams["shuffle_seed"] = shuffle_seed
-            vars(self).update(_hparams_initial=copy.deepcopy(self.hparams))
+            self._set_hyperparameters({"shuffle_seed": shuffle_seed})

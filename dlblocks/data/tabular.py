@@ -28,8 +28,7 @@ from dlblocks.data._columns import MIN_IDENTIFIERS, Column, ColumnReader
 from dlblocks.data._encode import complete, encode
 from dlblocks.data._labels import label_key
 from dlblocks.data._read_csv import check_read_args, missing_texts, read_table
-from dlblocks.data.datamodule import BatchSize, DataModule, Source
-from dlblocks.data.splitting import Split
+from dlblocks.data.datamodule import DataModule, Source
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,22 +97,8 @@ class TabularDataModule(DataModule):
         keep_default_na: Whether pandas' own list of such texts counts, too. If "None" or "NA" are
             values: ``keep_default_na=False, na_values=[""]``.
         read_args: Further arguments of `pandas.read_csv`, such as ``{"skiprows": 2}``.
-        batch_size: Samples a batch, or ``"full"``.
-        num_workers: Worker processes a loader.
-        split: ``"kfold"``; ``"time_series"``, rows in the order of time; ``"leave_one_group_out"``;
-            or ``"predefined"``. See `SplitDataModule`.
-        num_folds: Number of folds, or None for a single split by `val_fraction`, or where `split`
-            takes it from the data.
-        fold: Which fold validates.
-        val_fraction: Validation share of the development set when `num_folds` is None.
         test_fraction: Share held out first as test set, outside every fold.
-        split_seed: Seed of every split.
-        shuffle_seed: Seed of the order of training samples.
-        stratify: Keep the proportions of the classes in every part, or of ten quantile bins of
-            values; None: for classes, yes.
-        normalize: Standardise by the training part's mean and standard deviation; not the numbers
-            of `embed`.
-        device_resident: Keep the arrays on the accelerator: True, False or ``"auto"``.
+        **kwargs: Batches, splits and normalisation; see `DataModule`.
 
     Attributes:
         table_columns: What becomes of each column that is a feature, after the first use.
@@ -152,34 +137,10 @@ class TabularDataModule(DataModule):
         na_values: Sequence[str] | dict[str, list[str]] | None = None,
         keep_default_na: bool = True,
         read_args: dict[str, Any] | None = None,
-        batch_size: BatchSize = 64,
-        num_workers: int = 0,
-        split: Split = "kfold",
-        num_folds: int | None = None,
-        fold: int = 0,
-        val_fraction: float = 0.2,
         test_fraction: float = 0.2,
-        split_seed: int = 0,
-        shuffle_seed: int = 0,
-        stratify: bool | None = None,
-        normalize: bool = True,
-        device_resident: bool | Literal["auto"] = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            num_workers=num_workers,
-            split=split,
-            num_folds=num_folds,
-            fold=fold,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-            split_seed=split_seed,
-            shuffle_seed=shuffle_seed,
-            stratify=stratify,
-            normalize=normalize,
-            device_resident=device_resident,
-            groups=groups,
-        )
+        super().__init__(test_fraction=test_fraction, groups=groups, **kwargs)
         if group is not None and groups is not None:
             raise ValueError(
                 f"group={group!r} and groups={groups!r} cannot both be kept whole; give one."

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dlblocks.data.datamodule import BatchSize, DataModule, Source
-from dlblocks.data.splitting import Split
+from dlblocks.data.datamodule import DataModule, Source
 
 
 class _TorchvisionDataModule(DataModule):
@@ -23,39 +21,13 @@ class _TorchvisionDataModule(DataModule):
         root: str = "data",
         *,
         download: bool = True,
-        batch_size: BatchSize = 64,
-        num_workers: int = 0,
-        split: Split = "kfold",
-        num_folds: int | None = None,
-        fold: int = 0,
-        val_fraction: float = 0.2,
-        split_seed: int = 0,
-        shuffle_seed: int = 0,
-        stratify: bool | None = None,
-        normalize: bool = True,
-        train_transform: Callable[[Any], Any] | None = None,
-        device_resident: bool | Literal["auto"] = False,
-        groups: Literal["duplicates"] | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            num_workers=num_workers,
-            split=split,
-            num_folds=num_folds,
-            fold=fold,
-            val_fraction=val_fraction,
-            split_seed=split_seed,
-            shuffle_seed=shuffle_seed,
-            stratify=stratify,
-            normalize=normalize,
-            train_transform=train_transform,
-            device_resident=device_resident,
-            groups=groups,
-        )
+        super().__init__(**kwargs)
         root = str(root)  # plain, so that any checkpoint loads
         self.root = root
         self.download = download
-        self.save_hyperparameters(ignore=["train_transform"])
+        self.save_hyperparameters()
 
     def prepare_data(self) -> None:
         if self.download:
@@ -103,21 +75,7 @@ class MNISTDataModule(_TorchvisionDataModule):
     Args:
         root: Folder with the files, as torchvision lays them out.
         download: Download them, on one rank, if they are not there.
-        batch_size: Samples a batch, or ``"full"``.
-        num_workers: Worker processes a loader.
-        split: ``"kfold"`` or ``"time_series"``, rows in the order of time; see `SplitDataModule`.
-        num_folds: Number of folds, or None for a single split by `val_fraction`.
-        fold: Which fold validates.
-        val_fraction: Validation share of the development set when `num_folds` is None.
-        split_seed: Seed of every split.
-        shuffle_seed: Seed of the order of training samples.
-        stratify: Keep the proportions of the classes in every part; None: for classes, yes.
-        normalize: Standardise by the training part's mean and standard deviation.
-        train_transform: A random transform of single training images, in the workers; see
-            `DataModule`.
-        device_resident: Keep the arrays on the accelerator: True, False or ``"auto"``.
-        groups: ``"duplicates"`` keeps exactly equal images together: none has a copy in another
-            fold.
+        **kwargs: Batches, splits and normalisation; see `DataModule`.
     """
 
     dataset_name = "MNIST"
@@ -129,21 +87,7 @@ class FashionMNISTDataModule(_TorchvisionDataModule):
     Args:
         root: Folder with the files, as torchvision lays them out.
         download: Download them, on one rank, if they are not there.
-        batch_size: Samples a batch, or ``"full"``.
-        num_workers: Worker processes a loader.
-        split: ``"kfold"`` or ``"time_series"``, rows in the order of time; see `SplitDataModule`.
-        num_folds: Number of folds, or None for a single split by `val_fraction`.
-        fold: Which fold validates.
-        val_fraction: Validation share of the development set when `num_folds` is None.
-        split_seed: Seed of every split.
-        shuffle_seed: Seed of the order of training samples.
-        stratify: Keep the proportions of the classes in every part; None: for classes, yes.
-        normalize: Standardise by the training part's mean and standard deviation.
-        train_transform: A random transform of single training images, in the workers; see
-            `DataModule`.
-        device_resident: Keep the arrays on the accelerator: True, False or ``"auto"``.
-        groups: ``"duplicates"`` keeps exactly equal images together: none has a copy in another
-            fold.
+        **kwargs: Batches, splits and normalisation; see `DataModule`.
     """
 
     dataset_name = "FashionMNIST"
@@ -155,21 +99,7 @@ class CIFAR10DataModule(_TorchvisionDataModule):
     Args:
         root: Folder with the files, as torchvision lays them out.
         download: Download them, on one rank, if they are not there.
-        batch_size: Samples a batch, or ``"full"``.
-        num_workers: Worker processes a loader.
-        split: ``"kfold"`` or ``"time_series"``, rows in the order of time; see `SplitDataModule`.
-        num_folds: Number of folds, or None for a single split by `val_fraction`.
-        fold: Which fold validates.
-        val_fraction: Validation share of the development set when `num_folds` is None.
-        split_seed: Seed of every split.
-        shuffle_seed: Seed of the order of training samples.
-        stratify: Keep the proportions of the classes in every part; None: for classes, yes.
-        normalize: Standardise by the training part's mean and standard deviation.
-        train_transform: A random transform of single training images, in the workers; see
-            `DataModule`.
-        device_resident: Keep the arrays on the accelerator: True, False or ``"auto"``.
-        groups: ``"duplicates"`` keeps exactly equal images together: none has a copy in another
-            fold.
+        **kwargs: Batches, splits and normalisation; see `DataModule`.
     """
 
     dataset_name = "CIFAR10"
@@ -181,21 +111,7 @@ class CIFAR100DataModule(_TorchvisionDataModule):
     Args:
         root: Folder with the files, as torchvision lays them out.
         download: Download them, on one rank, if they are not there.
-        batch_size: Samples a batch, or ``"full"``.
-        num_workers: Worker processes a loader.
-        split: ``"kfold"`` or ``"time_series"``, rows in the order of time; see `SplitDataModule`.
-        num_folds: Number of folds, or None for a single split by `val_fraction`.
-        fold: Which fold validates.
-        val_fraction: Validation share of the development set when `num_folds` is None.
-        split_seed: Seed of every split.
-        shuffle_seed: Seed of the order of training samples.
-        stratify: Keep the proportions of the classes in every part; None: for classes, yes.
-        normalize: Standardise by the training part's mean and standard deviation.
-        train_transform: A random transform of single training images, in the workers; see
-            `DataModule`.
-        device_resident: Keep the arrays on the accelerator: True, False or ``"auto"``.
-        groups: ``"duplicates"`` keeps exactly equal images together: none has a copy in another
-            fold.
+        **kwargs: Batches, splits and normalisation; see `DataModule`.
     """
 
     dataset_name = "CIFAR100"

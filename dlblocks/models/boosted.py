@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,13 +10,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dlblocks._errors import check_range
-from dlblocks.models import _checkpoints as checkpoints
+from dlblocks.models._members import MadeOfTrained, described, rebuilt
 from dlblocks.models.classification import Classifier
 from dlblocks.models.model import Model
 from dlblocks.models.regression import Regressor
 
 
-class GradientBoostingRegressor(Regressor):
+class _Boosted(MadeOfTrained):
+    to_train = "boost again to train more"
+
+
+class GradientBoostingRegressor(_Boosted, Regressor):
     """What `dlblocks.ensembles.GradientBoosting` fits to values: F(x) = F_0 + Σ_m a_m h_m(x).
 
     It is evaluated like any regressor, and saved and loaded as one model; to train it on, boost
@@ -43,11 +47,11 @@ class GradientBoostingRegressor(Regressor):
         loss: Literal["mse", "mae", "huber"] = "mse",
         delta: float = 1.0,
     ) -> None:
-        models = _models(members, Regressor)
+        models = rebuilt(members, Regressor)
         super().__init__(_Sum(models, steps, initial), len(initial), loss=loss)
         self.delta = float(delta)
-        described = {**_described(models), "steps": _lists(steps), "initial": list(initial)}
-        self.save_hyperparameters({**described, "loss": loss, "delta": self.delta}, logger=False)
+        plain = {"members": described(models), "steps": _lists(steps), "initial": list(initial)}
+        self.save_hyperparameters({**plain, "loss": loss, "delta": self.delta}, logger=False)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if self.loss_name != "huber":
@@ -60,11 +64,8 @@ class GradientBoostingRegressor(Regressor):
         """Yields the predictions after 1, 2, …, M stages, each of shape (N, D)."""
         yield from self.net.staged(inputs)  # type: ignore[operator]
 
-    def configure_optimizers(self) -> Any:
-        raise _cannot_train(self)
 
-
-class GradientBoostingClassifier(Classifier):
+class GradientBoostingClassifier(_Boosted, Classifier):
     """What `dlblocks.ensembles.GradientBoosting` fits to classes: logits F_0 + Σ_m a_m h_m(x).
 
     For two classes the learners may put out a single value, the log-odds of class 1.
@@ -87,7 +88,7 @@ class GradientBoostingClassifier(Classifier):
         initial: Sequence[float],
         num_classes: int,
     ) -> None:
-        models = _models(members, Regressor)
+        models = rebuilt(members, Regressor)
         width = len(initial)
         if width != num_classes and not (width == 1 and num_classes == 2):
             raise ValueError(
@@ -95,8 +96,8 @@ class GradientBoostingClassifier(Classifier):
                 f"{', or 1' if num_classes == 2 else ''}."
             )
         super().__init__(_Sum(models, steps, initial), num_classes)
-        described = {**_described(models), "steps": _lists(steps), "initial": list(initial)}
-        self.save_hyperparameters({**described, "num_classes": num_classes}, logger=False)
+        plain = {"members": described(models), "steps": _lists(steps), "initial": list(initial)}
+        self.save_hyperparameters({**plain, "num_classes": num_classes}, logger=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
         return _logits(self.net(inputs))
@@ -107,11 +108,8 @@ class GradientBoostingClassifier(Classifier):
         for raw in self.net.staged(inputs):  # type: ignore[operator]
             yield self.prediction(_logits(raw))
 
-    def configure_optimizers(self) -> Any:
-        raise _cannot_train(self)
 
-
-class AdaBoostClassifier(Classifier):
+class AdaBoostClassifier(_Boosted, Classifier):
     """What `dlblocks.ensembles.AdaBoost` fits: a vote of its learners, weighted by α_m.
 
     With the vote g_m(x)_k = 1 for the class that learner m finds likeliest, and -1 / (C - 1) for
@@ -129,7 +127,7 @@ class AdaBoostClassifier(Classifier):
     """
 
     def __init__(self, members: Sequence[Any], alphas: Sequence[float], num_classes: int) -> None:
-        models = _models(members, Classifier)
+        models = rebuilt(members, Classifier)
         if not models or len(alphas) != len(models):
             raise ValueError(
                 f"alphas has {len(alphas)} entries and members {len(models)}; give one a member, "
@@ -140,8 +138,8 @@ class AdaBoostClassifier(Classifier):
         _check_widths([model.num_classes for model in models], num_classes)
         super().__init__(_Members(models), num_classes)
         self.alphas = [float(alpha) for alpha in alphas]
-        described = {**_described(models), "alphas": self.alphas, "num_classes": num_classes}
-        self.save_hyperparameters(described, logger=False)
+        plain = {"members": described(models), "alphas": self.alphas, "num_classes": num_classes}
+        self.save_hyperparameters(plain, logger=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
         *_, last = self._staged(inputs)
@@ -161,9 +159,6 @@ class AdaBoostClassifier(Classifier):
             votes = votes + alpha * F.one_hot(labels, self.num_classes).float()
             total += alpha
             yield vote_logits(votes / total)
-
-    def configure_optimizers(self) -> Any:
-        raise _cannot_train(self)
 
 
 def vote_logits(shares: Tensor) -> Tensor:
@@ -218,20 +213,6 @@ def _logits(raw: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(raw), raw], 1) if raw.shape[1] == 1 else raw
 
 
-def _models(members: Sequence[Any], kind: type[Any]) -> list[Any]:
-    """The members, made anew from their descriptions where they are such."""
-    models = []
-    for member in members:
-        model = checkpoints.rebuild(member, Model) if isinstance(member, Mapping) else member
-        if not isinstance(model, kind):
-            raise ValueError(
-                f"members hold a {type(model).__name__}; every one must be a {kind.__name__} of "
-                "dlblocks."
-            )
-        models.append(model)
-    return models
-
-
 def _check_widths(found: Sequence[int], expected: int) -> None:
     if set(found) - {expected}:
         raise ValueError(
@@ -239,17 +220,5 @@ def _check_widths(found: Sequence[int], expected: int) -> None:
         )
 
 
-def _described(models: Sequence[Model]) -> dict[str, Any]:
-    """Plain values, from which the members can be made again."""
-    return {"members": [checkpoints.description(model) for model in models]}
-
-
 def _lists(steps: Sequence[Sequence[float]]) -> list[list[float]]:
     return [[float(value) for value in step] for step in steps]
-
-
-def _cannot_train(model: Model) -> RuntimeError:
-    return RuntimeError(
-        f"{type(model).__name__} is made of learners that are trained already; boost again to "
-        "train more, and use Trainer.validate, test or predict with this one."
-    )

@@ -35,13 +35,7 @@ class Classifier(Model):
             (Szegedy et al. 2016). In training only.
         class_weights: Weight of each class in the loss, length C, or ``"balanced"`` for
             N / (C · N_c), counted on the training part of the data. In training only.
-        optimizer: Name of the optimizer; see `dlblocks.optim.OPTIMIZERS`.
-        lr: Learning rate; None for the optimizer's default.
-        weight_decay: Decay of the weights; norms and biases are left out.
-        optimizer_args: Further arguments of the optimizer.
-        lr_schedule: Name of the learning-rate schedule; see `dlblocks.optim.SCHEDULES`.
-        lr_schedule_args: Its arguments.
-        warmup_steps: Optimizer steps of linear warm-up.
+        **kwargs: Optimization; see `dlblocks.models.Model`.
 
     Example:
         >>> model = Classifier(torch.nn.Linear(4, 3), num_classes=3, lr=0.1)
@@ -56,33 +50,16 @@ class Classifier(Model):
         *,
         label_smoothing: float = 0.0,
         class_weights: Sequence[float] | Literal["balanced"] | None = None,
-        optimizer: str = "adam",
-        lr: float | None = None,
-        weight_decay: float = 0.0,
-        optimizer_args: dict[str, Any] | None = None,
-        lr_schedule: str = "constant",
-        lr_schedule_args: dict[str, Any] | None = None,
-        warmup_steps: int = 0,
+        **kwargs: Any,
     ) -> None:
         check_range("num_classes", num_classes, 2)
         check_range("label_smoothing", label_smoothing, 0, 1, high_open=True)
         self.num_classes = num_classes
-        super().__init__(
-            net,
-            optimizer=optimizer,
-            lr=lr,
-            weight_decay=weight_decay,
-            optimizer_args=optimizer_args,
-            lr_schedule=lr_schedule,
-            lr_schedule_args=lr_schedule_args,
-            warmup_steps=warmup_steps,
-        )
+        super().__init__(net, **kwargs)
         self.label_smoothing = label_smoothing
         self.class_weights = class_weights
         self.class_weight: Tensor | None
         self.register_buffer("class_weight", _initial_weight(class_weights, num_classes))
-        if type(self) is Classifier:  # a leaf saves its own arguments, and only those
-            self.save_hyperparameters(ignore=["net"])
 
     shown = ("accuracy",)
 
@@ -199,15 +176,7 @@ class MLPClassifier(Classifier):
         init: ``"kaiming"``, ``"xavier"`` or None for torch's default.
         embeddings: For features that are numbers of categories their position and how many there
             are: ``data.embeddings`` of a `TabularDataModule(…, embed=[…])`.
-        label_smoothing: See `Classifier`, as all that follow.
-        class_weights: Weights of the classes, or ``"balanced"``.
-        optimizer: Name of the optimizer.
-        lr: Learning rate.
-        weight_decay: Decay of the weights.
-        optimizer_args: Further arguments of the optimizer.
-        lr_schedule: Name of the schedule.
-        lr_schedule_args: Its arguments.
-        warmup_steps: Optimizer steps of linear warm-up.
+        **kwargs: Loss and optimization; see `Classifier`.
 
     Example:
         >>> MLPClassifier(64, 10, hidden=[128])(torch.zeros(2, 1, 8, 8)).shape
@@ -225,15 +194,7 @@ class MLPClassifier(Classifier):
         dropout: float = 0.0,
         init: Literal["kaiming", "xavier"] | None = "kaiming",
         embeddings: dict[int, int] | None = None,
-        label_smoothing: float = 0.0,
-        class_weights: list[float] | Literal["balanced"] | None = None,
-        optimizer: str = "adam",
-        lr: float | None = None,
-        weight_decay: float = 0.0,
-        optimizer_args: dict[str, Any] | None = None,
-        lr_schedule: str = "constant",
-        lr_schedule_args: dict[str, Any] | None = None,
-        warmup_steps: int = 0,
+        **kwargs: Any,
     ) -> None:
         net = MLP(
             in_features,
@@ -245,20 +206,7 @@ class MLPClassifier(Classifier):
             init=init,
             embeddings=embeddings,
         )
-        super().__init__(
-            net,
-            num_classes,
-            label_smoothing=label_smoothing,
-            class_weights=class_weights,
-            optimizer=optimizer,
-            lr=lr,
-            weight_decay=weight_decay,
-            optimizer_args=optimizer_args,
-            lr_schedule=lr_schedule,
-            lr_schedule_args=lr_schedule_args,
-            warmup_steps=warmup_steps,
-        )
-        self.save_hyperparameters()
+        super().__init__(net, num_classes, **kwargs)
 
 
 class CNNClassifier(Classifier):
@@ -278,15 +226,7 @@ class CNNClassifier(Classifier):
         hidden: Widths of dense layers before the last.
         dropout: Probability with which an input of a dense layer is dropped.
         init: ``"kaiming"``, ``"xavier"`` or None for torch's default.
-        label_smoothing: See `Classifier`, as all that follow.
-        class_weights: Weights of the classes, or ``"balanced"``.
-        optimizer: Name of the optimizer.
-        lr: Learning rate.
-        weight_decay: Decay of the weights.
-        optimizer_args: Further arguments of the optimizer.
-        lr_schedule: Name of the schedule.
-        lr_schedule_args: Its arguments.
-        warmup_steps: Optimizer steps of linear warm-up.
+        **kwargs: Loss and optimization; see `Classifier`.
 
     Example:
         >>> CNNClassifier(1, 10, channels=[8, 16])(torch.zeros(2, 1, 8, 8)).shape
@@ -309,15 +249,7 @@ class CNNClassifier(Classifier):
         hidden: Sequence[int] = (),
         dropout: float = 0.0,
         init: Literal["kaiming", "xavier"] | None = "kaiming",
-        label_smoothing: float = 0.0,
-        class_weights: list[float] | Literal["balanced"] | None = None,
-        optimizer: str = "adam",
-        lr: float | None = None,
-        weight_decay: float = 0.0,
-        optimizer_args: dict[str, Any] | None = None,
-        lr_schedule: str = "constant",
-        lr_schedule_args: dict[str, Any] | None = None,
-        warmup_steps: int = 0,
+        **kwargs: Any,
     ) -> None:
         net = CNN(
             in_channels,
@@ -334,20 +266,7 @@ class CNNClassifier(Classifier):
             dropout=dropout,
             init=init,
         )
-        super().__init__(
-            net,
-            num_classes,
-            label_smoothing=label_smoothing,
-            class_weights=class_weights,
-            optimizer=optimizer,
-            lr=lr,
-            weight_decay=weight_decay,
-            optimizer_args=optimizer_args,
-            lr_schedule=lr_schedule,
-            lr_schedule_args=lr_schedule_args,
-            warmup_steps=warmup_steps,
-        )
-        self.save_hyperparameters()
+        super().__init__(net, num_classes, **kwargs)
 
 
 def _initial_weight(
@@ -356,11 +275,6 @@ def _initial_weight(
     if class_weights is None:
         return None
     if isinstance(class_weights, str):
-        if class_weights != "balanced":
-            raise ValueError(
-                f"class_weights={class_weights!r} is not known; use 'balanced' or a list of "
-                f"{num_classes} numbers."
-            )
         return torch.ones(num_classes)
     weight = torch.tensor([float(value) for value in class_weights])
     if len(weight) != num_classes or not (weight >= 0).all() or not weight.isfinite().all():

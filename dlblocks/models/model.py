@@ -19,9 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric, MetricCollection
-from typing_extensions import Self
 
-from dlblocks._errors import check_arguments, check_range
+from dlblocks._errors import CheckedConstructor, check_range, constructor_arguments
 from dlblocks.models import _checkpoints as checkpoints
 from dlblocks.nets import MLP
 from dlblocks.optim import check_optimizer, check_schedule, make_optimizer, make_schedule
@@ -33,7 +32,7 @@ STAGES: tuple[Stage, ...] = ("train", "val", "test")
 FLUSH_EVERY = 32
 
 
-class Model(pl.LightningModule):
+class Model(CheckedConstructor, pl.LightningModule):
     """A LightningModule: a net with its loss, metrics and optimizer.
 
     Subclasses define `loss` and `make_metrics`, and perhaps `prediction` and `check_data`. They
@@ -54,10 +53,6 @@ class Model(pl.LightningModule):
         lr_schedule_args: Its arguments, such as ``{"step_size": 10}``.
         warmup_steps: Optimizer steps over which the learning rate rises linearly from 0.
     """
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        check_arguments(cls.__init__, (None, *args), kwargs)
-        return super().__new__(cls)
 
     def __init__(
         self,
@@ -97,6 +92,8 @@ class Model(pl.LightningModule):
         self._first_batch = True
         # True while a step is repeated, as by `callbacks.SAM`: metrics and losses are not kept.
         self.metrics_paused = False
+        # Lightning collects the arguments of all constructors on the way here, the leaf's too.
+        self.save_hyperparameters(ignore=self._unsaved_arguments())
 
     # TorchScript compiles all other properties.
     __jit_unused_properties__: list[str] = [  # noqa: RUF012 (as Lightning has it)
@@ -391,7 +388,24 @@ class Model(pl.LightningModule):
     @classmethod
     def hyperparameter_names(cls) -> list[str]:
         """Names of the constructor's arguments: what a checkpoint holds, save live modules."""
-        return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+        own = inspect.signature(cls.__init__).parameters  # a leaf makes its net
+        return [name for name in constructor_arguments(cls) if name != "net" or name in own]
+
+    @classmethod
+    def _unsaved_arguments(cls) -> list[str]:
+        """Arguments of constructors that are no hyperparameters, or that a subclass must save.
+
+        A class of yours calls `save_hyperparameters` for its own arguments.
+        """
+        inits = {
+            base: vars(base).get("__init__") for base in cls.__mro__ if issubclass(base, Model)
+        }
+        taken = {base: inspect.signature(f).parameters for base, f in inits.items() if f}
+        ours = {
+            name for base, names in taken.items() if checkpoints.is_ours(base) for name in names
+        }
+        saved = ours & {*cls.hyperparameter_names()} - {"net", "members"}
+        return sorted({name for names in taken.values() for name in names} - saved)
 
 
 def load(

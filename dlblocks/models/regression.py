@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
 
-from dlblocks._errors import check_choice
 from dlblocks.metrics import regression_metrics
 from dlblocks.models.model import Model, Stage
 from dlblocks.nets import MLP
@@ -37,13 +36,7 @@ class Regressor(Model):
         out_features: Number of target values D.
         loss: ``"mse"``, ``"mae"`` or ``"huber"``.
         standardize_targets: Learn standardised targets.
-        optimizer: Name of the optimizer; see `dlblocks.optim.OPTIMIZERS`.
-        lr: Learning rate; None for the optimizer's default.
-        weight_decay: Decay of the weights; norms and biases are left out.
-        optimizer_args: Further arguments of the optimizer.
-        lr_schedule: Name of the learning-rate schedule; see `dlblocks.optim.SCHEDULES`.
-        lr_schedule_args: Its arguments.
-        warmup_steps: Optimizer steps of linear warm-up.
+        **kwargs: Optimization; see `dlblocks.models.Model`.
 
     Example:
         >>> model = Regressor(torch.nn.Linear(4, 1), lr=0.1)
@@ -58,34 +51,16 @@ class Regressor(Model):
         *,
         loss: Literal["mse", "mae", "huber"] = "mse",
         standardize_targets: bool = False,
-        optimizer: str = "adam",
-        lr: float | None = None,
-        weight_decay: float = 0.0,
-        optimizer_args: dict[str, Any] | None = None,
-        lr_schedule: str = "constant",
-        lr_schedule_args: dict[str, Any] | None = None,
-        warmup_steps: int = 0,
+        **kwargs: Any,
     ) -> None:
-        check_choice("loss", loss, LOSSES)
         self.out_features = out_features
-        super().__init__(
-            net,
-            optimizer=optimizer,
-            lr=lr,
-            weight_decay=weight_decay,
-            optimizer_args=optimizer_args,
-            lr_schedule=lr_schedule,
-            lr_schedule_args=lr_schedule_args,
-            warmup_steps=warmup_steps,
-        )
+        super().__init__(net, **kwargs)
         self.loss_name = loss
         self.standardize_targets = standardize_targets
         self.target_mean: Tensor
         self.target_std: Tensor
         self.register_buffer("target_mean", torch.zeros(out_features))
         self.register_buffer("target_std", torch.ones(out_features))
-        if type(self) is Regressor:  # a leaf saves its own arguments, and only those
-            self.save_hyperparameters(ignore=["net"])
 
     shown = ("rmse",)
 
@@ -166,15 +141,7 @@ class MLPRegressor(Regressor):
         init: ``"kaiming"``, ``"xavier"`` or None for torch's default.
         embeddings: For features that are numbers of categories their position and how many there
             are: ``data.embeddings`` of a `TabularDataModule(…, embed=[…])`.
-        loss: See `Regressor`, as all that follow.
-        standardize_targets: Learn standardised targets.
-        optimizer: Name of the optimizer.
-        lr: Learning rate.
-        weight_decay: Decay of the weights.
-        optimizer_args: Further arguments of the optimizer.
-        lr_schedule: Name of the schedule.
-        lr_schedule_args: Its arguments.
-        warmup_steps: Optimizer steps of linear warm-up.
+        **kwargs: Loss and optimization; see `Regressor`.
 
     Example:
         >>> MLPRegressor(10, hidden=[32])(torch.zeros(2, 10)).shape
@@ -192,15 +159,7 @@ class MLPRegressor(Regressor):
         dropout: float = 0.0,
         init: Literal["kaiming", "xavier"] | None = "kaiming",
         embeddings: dict[int, int] | None = None,
-        loss: Literal["mse", "mae", "huber"] = "mse",
-        standardize_targets: bool = False,
-        optimizer: str = "adam",
-        lr: float | None = None,
-        weight_decay: float = 0.0,
-        optimizer_args: dict[str, Any] | None = None,
-        lr_schedule: str = "constant",
-        lr_schedule_args: dict[str, Any] | None = None,
-        warmup_steps: int = 0,
+        **kwargs: Any,
     ) -> None:
         net = MLP(
             in_features,
@@ -212,17 +171,4 @@ class MLPRegressor(Regressor):
             init=init,
             embeddings=embeddings,
         )
-        super().__init__(
-            net,
-            out_features,
-            loss=loss,
-            standardize_targets=standardize_targets,
-            optimizer=optimizer,
-            lr=lr,
-            weight_decay=weight_decay,
-            optimizer_args=optimizer_args,
-            lr_schedule=lr_schedule,
-            lr_schedule_args=lr_schedule_args,
-            warmup_steps=warmup_steps,
-        )
-        self.save_hyperparameters()
+        super().__init__(net, out_features, **kwargs)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -17,10 +17,9 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from dlblocks._errors import check_choice
 from dlblocks._lightning import trainer_of
 from dlblocks._scores import pooled_metrics
-from dlblocks.models import _checkpoints as checkpoints
+from dlblocks.models._members import Kind, MadeOfTrained, described, rebuilt
 from dlblocks.models._predict import gather, join_batches, predictor, target_in
 from dlblocks.models.classification import Classifier
 from dlblocks.models.model import Model, Stage
@@ -29,10 +28,9 @@ from dlblocks.models.regression import Regressor
 # The share of a class that no member votes for; its logarithm stays finite.
 NO_VOTE = 1e-6
 IDENTITY = (1.0, 0.0)  # the scale and shift of inputs that stay as they are
-Kind = TypeVar("Kind", bound=pl.LightningModule)
 
 
-class VotingClassifier(Classifier):
+class VotingClassifier(MadeOfTrained, Classifier):
     """The average of several classifiers; evaluated like one, saved and loaded as one.
 
     ``"soft"`` voting averages the members' probabilities: p = (1/M) Σ p_m; `forward` returns
@@ -65,8 +63,7 @@ class VotingClassifier(Classifier):
         voting: Literal["soft", "hard"] = "soft",
         normalisations: Sequence[Any] | None = None,
     ) -> None:
-        check_choice("voting", voting, ["soft", "hard"])
-        models = _models(members, Classifier)
+        models = _at_least_one(members, Classifier)
         normalisations = _for_each(models, normalisations)
         counts = {model.num_classes for model in models}
         if len(counts) > 1:
@@ -115,11 +112,8 @@ class VotingClassifier(Classifier):
             "mutual_information": (entropy - expected).clamp(min=0),
         }
 
-    def configure_optimizers(self) -> Any:
-        raise _cannot_train(self)
 
-
-class VotingRegressor(Regressor):
+class VotingRegressor(MadeOfTrained, Regressor):
     """The average of several regressors; evaluated like one, saved and loaded as one.
 
     `Trainer.predict` adds the members' ``"std"``, their standard deviation (with M in the
@@ -136,7 +130,7 @@ class VotingRegressor(Regressor):
     def __init__(
         self, members: Sequence[Any], *, normalisations: Sequence[Any] | None = None
     ) -> None:
-        models = _models(members, Regressor)
+        models = _at_least_one(members, Regressor)
         normalisations = _for_each(models, normalisations)
         counts = {model.out_features for model in models}
         if len(counts) > 1:
@@ -161,11 +155,8 @@ class VotingRegressor(Regressor):
         result["std"] = values.std(0, correction=0)
         return result
 
-    def configure_optimizers(self) -> Any:
-        raise _cannot_train(self)
 
-
-class VotingModule(Model):
+class VotingModule(MadeOfTrained, Model):
     """The average of what several LightningModules predict, whoever has written them.
 
     Each member predicts by its own `predict_step`, or by its `forward` if it has none. What they
@@ -206,7 +197,7 @@ class VotingModule(Model):
                 f"any weights: overrides={{'members': [make_model() for _ in "
                 f"range({len(members)})]}}."
             )
-        models = _models(members, pl.LightningModule)
+        models = _at_least_one(members, pl.LightningModule)
         for model in models:
             predictor(model)
         super().__init__(_Committee(models, normalisations))
@@ -298,9 +289,6 @@ class VotingModule(Model):
                 )
         self._scored = {}
 
-    def configure_optimizers(self) -> Any:
-        raise _cannot_train(self)
-
 
 def hard_votes(scores: Tensor) -> Tensor:
     """One vote for the class of the highest score.
@@ -373,20 +361,10 @@ def _takes_raw(model: Any) -> bool:
     return isinstance(net, _Committee) and net.normalisations
 
 
-def _models(members: Sequence[Any], kind: type[Kind]) -> list[Kind]:
-    """The members, made anew from their descriptions where they are such."""
+def _at_least_one(members: Sequence[Any], kind: type[Kind]) -> list[Kind]:
     if not members:
         raise ValueError("members is empty; an ensemble needs at least one.")
-    models = []
-    for member in members:
-        model = checkpoints.rebuild(member, Model) if isinstance(member, Mapping) else member
-        if not isinstance(model, kind):
-            raise ValueError(
-                f"members hold a {type(model).__name__}; every one must be a {kind.__name__}"
-                f"{' of dlblocks' if issubclass(kind, Model) else ''}."
-            )
-        models.append(model)
-    return models
+    return rebuilt(members, kind)
 
 
 def _for_each(
@@ -428,17 +406,8 @@ def _describe(
     plain = None
     if normalisations is not None:
         plain = [[_exact(value).tolist() for value in pair] for pair in normalisations]
-    described = {
-        "members": [
-            checkpoints.description(member)
-            if isinstance(member, Model)
-            else checkpoints.class_path(type(member))
-            for member in members
-        ],
-        "normalisations": plain,
-        **others,
-    }
-    model.save_hyperparameters(described, logger=False)
+    values = {"members": described(members), "normalisations": plain, **others}
+    model.save_hyperparameters(values, logger=False)
 
 
 def warn_of_fitted_inputs(data: Any, cure: str) -> None:
@@ -478,10 +447,3 @@ def _raw(model: Model, inputs: Tensor) -> Tensor:
         return inputs
     inverse = getattr(getattr(trainer, "datamodule", None), "inverse_transform", None)
     return inputs if inverse is None else inverse(inputs)
-
-
-def _cannot_train(model: Model) -> RuntimeError:
-    return RuntimeError(
-        f"{type(model).__name__} is made of models that are trained already; train them one by "
-        "one, and use Trainer.validate, test or predict with their ensemble."
-    )

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dlblocks._errors import check_choice, check_range, checked
+from dlblocks._errors import check_range, checked
 from dlblocks.nets._layers import Init, init_weights, make_activation
 
 
@@ -72,10 +72,6 @@ class CNN(nn.Module):
         check_range("convs_per_block", convs_per_block, 1)
         check_range("kernel_size", kernel_size, 1)
         check_range("dropout", dropout, 0, 1, high_open=True)
-        check_choice("pool", pool, ["max", "avg"])
-        check_choice("head", head, ["gap", "flatten"])
-        if norm is not None:
-            check_choice("norm", norm, ["batch"])
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={kernel_size} must be odd, to keep height and width.")
         if not channels:

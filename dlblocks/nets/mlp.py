@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dlblocks._errors import check_choice, check_range, checked
+from dlblocks._errors import check_range, checked
 from dlblocks.nets._layers import Init, init_weights, make_activation
 
 
@@ -106,10 +106,6 @@ class MLP(nn.Module):
         check_range("in_features", in_features, 1)
         check_range("out_features", out_features, 1)
         check_range("dropout", dropout, 0, 1, high_open=True)
-        if norm is not None:
-            check_choice("norm", norm, ["batch", "layer"])
-        if isinstance(hidden, int):
-            raise TypeError(f"hidden={hidden} must be a list of widths, such as [{hidden}].")
         for width in hidden:
             check_range("hidden", width, 1)
         self.in_features = in_features

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -73,14 +72,8 @@ class BaseOptimizer(Optimizer):
                 values["step"] = torch.tensor(float(values["step"]))
 
     # Dynamo knows this name: it runs it before it traces the step.
-    def _init_group(
-        self,
-        group: dict[str, Any],
-        params: list[Tensor],
-        grads: list[Tensor],
-        *states: list[Tensor],
-    ) -> None:
-        """Appends the parameters with a gradient, their gradients and their states."""
+    def _init_group(self, group: dict[str, Any], rows: list[tuple[Tensor, ...]]) -> None:
+        """Appends (parameter, gradient, its states …) of each parameter with a gradient."""
         names = [*self.state_names, *(["step"] if self.counts_steps else [])]
         for p in group["params"]:
             if p.grad is None:
@@ -96,15 +89,9 @@ class BaseOptimizer(Optimizer):
                     state[name] = torch.zeros_like(p, memory_format=torch.preserve_format)
                 if self.counts_steps:
                     state["step"] = torch.zeros((), dtype=torch.float32)
-            if self.counts_steps and self._steps_on_device(group, p):
+            if self.counts_steps and group["capturable"]:
                 state["step"] = state["step"].to(p.device)
-            params.append(p)
-            grads.append(p.grad)
-            for values, name in zip(states, names, strict=True):
-                values.append(state[name])
-
-    def _steps_on_device(self, group: dict[str, Any], p: Tensor) -> bool:
-        return bool(group.get("capturable"))
+            rows.append((p, p.grad, *(state[name] for name in names)))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -121,94 +108,40 @@ class BaseOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            params: list[Tensor] = []
-            grads: list[Tensor] = []
-            states: list[list[Tensor]] = [[] for _ in self.state_names]
-            if self.counts_steps:
-                states.append([])
-            self._init_group(group, params, grads, *states)
-            if params:
-                self._update(group, params, grads, states)
+            rows: list[tuple[Tensor, ...]] = []
+            self._init_group(group, rows)
+            lr = group["lr"]
+            if isinstance(lr, Tensor):
+                lr = lr.view(())  # without axes it fits parameters of any shape
+            for params, grads, *states in _by_device_and_dtype(rows):
+                if group["maximize"]:
+                    grads = list(torch._foreach_neg(grads))
+                self._update(group, lr, params, grads, *states)
         return loss
 
     def _update(
         self,
         group: dict[str, Any],
+        lr: float | Tensor,
         params: list[Tensor],
         grads: list[Tensor],
-        states: Sequence[list[Tensor]],
+        *states: list[Tensor],
     ) -> None:
+        """Updates parameters of one device and dtype, and their states, in place."""
         raise NotImplementedError(f"{type(self).__name__} must define _update.")
 
 
-def rate(group: dict[str, Any]) -> Any:
-    """The learning rate: a number, or a tensor without axes, which fits parameters of any shape."""
-    lr = group["lr"]
-    return lr.view(()) if isinstance(lr, Tensor) else lr
+def descend_(params: list[Tensor], directions: list[Tensor], lr: float | Tensor) -> None:
+    """Subtracts ``lr * directions`` from the parameters, in place."""
+    if isinstance(lr, Tensor):
+        torch._foreach_sub_(params, torch._foreach_mul(directions, lr))
+    else:
+        torch._foreach_add_(params, directions, alpha=-lr)
 
 
-def by_device_and_dtype(
-    params: list[Tensor], grads: list[Tensor], states: Sequence[list[Tensor]]
-) -> list[list[list[Tensor]]]:
-    """Parts of ``[params, grads, *states]``, each of one device and one dtype."""
-    found: dict[tuple[torch.device, torch.dtype], list[list[Tensor]]] = {}
-    for row in zip(params, grads, *states, strict=True):
-        part = found.setdefault((row[0].device, row[0].dtype), [[] for _ in row])
-        for values, value in zip(part, row, strict=True):
-            values.append(value)
-    return list(found.values())
-
-
-def bias_correction(beta: float, step: Tensor, dtype: torch.dtype) -> Tensor:
-    """``1 - beta ** step``, without the cancellation, in at least float32."""
-    if beta == 0:
-        return torch.ones_like(step)
-    exact = torch.float64 if dtype == torch.float64 else torch.float32
-    return -torch.expm1(step.to(exact) * math.log(beta))
-
-
-_kernel = getattr(torch, "_fused_adamw_", None)
-DEVICES = ("cpu", "cuda")
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-
-
-def has_fused_kernel(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernel takes tensors of this device and dtype."""
-    return _kernel is not None and device.type in DEVICES and dtype in DTYPES
-
-
-def fused_adamw_(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    *,
-    lr: float | Tensor,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-    maximize: bool,
-) -> None:
-    """One step of AdamW (Loshchilov and Hutter 2019), in place; `steps` count this step already.
-
-    All tensors of one parameter have the same strides and no gaps.
-    """
-    assert _kernel is not None  # for the type checker
-    _kernel(
-        params,
-        grads,
-        exp_avgs,
-        exp_avg_sqs,
-        [],
-        steps,
-        amsgrad=False,
-        lr=lr,
-        beta1=betas[0],
-        beta2=betas[1],
-        weight_decay=weight_decay,
-        eps=eps,
-        maximize=maximize,
-        grad_scale=None,
-        found_inf=None,
-    )
+def _by_device_and_dtype(rows: list[tuple[Tensor, ...]]) -> list[list[list[Tensor]]]:
+    """Turns rows into lists of columns, one list for each device and dtype."""
+    found: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, ...]]] = {}
+    for row in rows:
+        found.setdefault((row[0].device, row[0].dtype), []).append(row)
+    return [[list(column) for column in zip(*part, strict=True)] for part in found.values()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from dlblocks._errors import checked
-from dlblocks.optim._base import BaseOptimizer, by_device_and_dtype, rate
+from dlblocks.optim._base import BaseOptimizer, descend_
 
 
 class Lion(BaseOptimizer):
@@ -25,7 +24,6 @@ class Lion(BaseOptimizer):
         lr: Learning rate; a tensor of one number, too.
         betas: Share of the momentum in the step and in the momentum itself, each in [0, 1).
         weight_decay: Decoupled decay of the weights.
-        foreach: False: one tensor after the other.
         maximize: Ascend.
         capturable: For CUDA graphs; nothing here waits for the device or branches on values.
 
@@ -53,7 +51,6 @@ class Lion(BaseOptimizer):
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
         *,
-        foreach: bool | None = None,
         maximize: bool = False,
         capturable: bool = False,
     ) -> None:
@@ -63,7 +60,6 @@ class Lion(BaseOptimizer):
                 "lr": lr,
                 "betas": betas,
                 "weight_decay": weight_decay,
-                "foreach": foreach,
                 "maximize": maximize,
                 "capturable": capturable,
             },
@@ -72,24 +68,15 @@ class Lion(BaseOptimizer):
     def _update(
         self,
         group: dict[str, Any],
+        lr: float | Tensor,
         params: list[Tensor],
         grads: list[Tensor],
-        states: Sequence[list[Tensor]],
+        *states: list[Tensor],
     ) -> None:
-        lr, (beta1, beta2) = rate(group), group["betas"]
-        if group["foreach"] is False or isinstance(lr, Tensor) or torch.compiler.is_compiling():
-            for p, grad, exp_avg in zip(params, grads, states[0], strict=True):
-                grad = -grad if group["maximize"] else grad
-                update = exp_avg.lerp(grad, 1 - beta1).sign_()
-                p.mul_(1 - lr * group["weight_decay"]).sub_(update * lr)
-                exp_avg.lerp_(grad, 1 - beta2)
-            return
-        for some, their_grads, exp_avgs in by_device_and_dtype(params, grads, states):
-            if group["maximize"]:
-                their_grads = list(torch._foreach_neg(their_grads))
-            updates = torch._foreach_lerp(exp_avgs, their_grads, 1 - beta1)
-            torch._foreach_sign_(updates)
-            if group["weight_decay"]:
-                torch._foreach_mul_(some, 1 - lr * group["weight_decay"])
-            torch._foreach_add_(some, updates, alpha=-lr)
-            torch._foreach_lerp_(exp_avgs, their_grads, 1 - beta2)
+        (exp_avgs,), (beta1, beta2) = states, group["betas"]
+        updates = list(torch._foreach_lerp(exp_avgs, grads, 1 - beta1))
+        torch._foreach_sign_(updates)
+        if group["weight_decay"]:
+            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+        descend_(params, updates, lr)
+        torch._foreach_lerp_(exp_avgs, grads, 1 - beta2)

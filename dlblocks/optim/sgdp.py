@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,7 +36,6 @@ class SGDP(ProjectedOptimizer):
         eps: Added to norms.
         delta: Threshold of the cosine.
         wd_ratio: Share of the decay that projected weights have.
-        foreach: False: one tensor after the other.
         maximize: Ascend.
         capturable: No branch on values and no wait for the device, for CUDA graphs.
 
@@ -67,7 +65,6 @@ class SGDP(ProjectedOptimizer):
         delta: float = 0.1,
         wd_ratio: float = 0.1,
         *,
-        foreach: bool | None = None,
         maximize: bool = False,
         capturable: bool = False,
     ) -> None:
@@ -82,7 +79,6 @@ class SGDP(ProjectedOptimizer):
                 "eps": eps,
                 "delta": delta,
                 "wd_ratio": wd_ratio,
-                "foreach": foreach,
                 "maximize": maximize,
                 "capturable": capturable,
             },
@@ -92,37 +88,15 @@ class SGDP(ProjectedOptimizer):
         super()._check_group(group)
         check_range("momentum", group["momentum"], 0, 1, high_open=True)
 
-    def _decay(self, group: dict[str, Any], lr: Any) -> Any:
-        return lr * group["weight_decay"] / (1 - group["momentum"])
+    def _decay(self, group: dict[str, Any]) -> float:
+        return float(group["weight_decay"] / (1 - group["momentum"]))
 
-    def _projects_state(self, group: dict[str, Any]) -> bool:
-        return not group["nesterov"]
-
-    def _perturbation(
-        self, grad: Tensor, states: Sequence[Tensor], group: dict[str, Any], lr: float | Tensor
-    ) -> Tensor:
-        momentum = group["momentum"]
-        buffer = states[0].mul_(momentum).add_(grad, alpha=1 - group["dampening"])
-        return (grad + momentum * buffer if group["nesterov"] else buffer) * -lr
-
-    def _descend(
-        self,
-        outs: list[Tensor],
-        grads: list[Tensor],
-        states: Sequence[list[Tensor]],
-        group: dict[str, Any],
-        lr: Any,
-        decay: Any,
-    ) -> None:
-        buffers, momentum = states[0], group["momentum"]
-        if group["maximize"]:
-            grads = list(torch._foreach_neg(grads))
-        if decay:
-            torch._foreach_mul_(outs, 1 - decay)
+    def _directions(
+        self, group: dict[str, Any], grads: list[Tensor], *states: list[Tensor]
+    ) -> list[Tensor]:
+        (buffers,), momentum = states, group["momentum"]
         torch._foreach_mul_(buffers, momentum)
         torch._foreach_add_(buffers, grads, alpha=1 - group["dampening"])
         if group["nesterov"]:
-            torch._foreach_add_(outs, grads, alpha=-lr)
-            torch._foreach_add_(outs, buffers, alpha=-lr * momentum)
-        else:
-            torch._foreach_add_(outs, buffers, alpha=-lr)
+            return list(torch._foreach_add(grads, buffers, alpha=momentum))
+        return buffers  # which the projection changes, as the authors' does

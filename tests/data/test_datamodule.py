@@ -1,3 +1,4 @@
+import inspect
 import itertools
 import pickle
 
@@ -5,14 +6,22 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
+from dlblocks._errors import ArgumentError, constructor_arguments
 from dlblocks.data import (
     ArrayDataModule,
     ArrayDataset,
+    CurveDataModule,
+    DataModule,
     DigitsDataModule,
     EpochSampler,
     FoldedDataModule,
+    ImageFolderDataModule,
+    MNISTDataModule,
+    Source,
+    TabularDataModule,
 )
 from dlblocks.data.dataset import collate, collate_with_index
 from dlblocks.models import MLPClassifier, MLPRegressor
@@ -264,3 +273,72 @@ def test_missing_test_set_is_said():
             test_targets=[0, 1],
             test_fraction=0.5,
         ).setup()
+
+
+# Arguments that reach the base classes by **kwargs
+
+LEAVES = {
+    ArrayDataModule: {"inputs": np.zeros((9, 2)), "targets": np.arange(9) % 3},
+    CurveDataModule: {},
+    DigitsDataModule: {},
+    FoldedDataModule: {"data": torch.utils.data.TensorDataset(torch.zeros(9, 2))},
+    ImageFolderDataModule: {"root": "photos", "size": 8},
+    MNISTDataModule: {},
+    TabularDataModule: {"data": "iris"},
+}
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_the_command_line_has_all_arguments_with_their_defaults(leaf):
+    parser = ArgumentParser()
+    parser.add_class_arguments(leaf, "data", fail_untyped=False)
+    found = vars(parser.get_defaults().data)
+    known = constructor_arguments(leaf)
+    assert {"split", "num_folds", "test_fraction", "shuffle_seed"} < known.keys()
+    empty = inspect.Parameter.empty
+    assert found == {k: None if p.default is empty else p.default for k, p in known.items()}
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_hyperparameters_hold_all_arguments_but_data(leaf):
+    given = {"num_folds": 3, "shuffle_seed": 5, "stratify": False}
+    found = leaf(**LEAVES[leaf], **given).hparams_initial
+    data = {"inputs", "targets", "test_inputs", "test_targets", "folds", "train_transform"}
+    if leaf in (ArrayDataModule, FoldedDataModule):
+        data |= {"data", "eval_dataset", "class_names", "groups"}
+    known = constructor_arguments(leaf)
+    assert found.keys() | data >= known.keys()
+    defaults = {name: known[name].default for name in known.keys() & found.keys()}
+    expected = {**defaults, **LEAVES[leaf], **given}
+    assert found == {name: expected.get(name, found[name]) for name in found}
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_a_wrong_name_or_value_is_refused(leaf):
+    with pytest.raises(TypeError, match="num_fold'"):
+        leaf(**LEAVES[leaf], num_fold=3)
+    with pytest.raises(ValueError, match=r"val_fraction=1\.5 is outside"):
+        leaf(**LEAVES[leaf], val_fraction=1.5)
+    with pytest.raises(TypeError, match="num_folds='3' must be a whole number"):
+        leaf(**LEAVES[leaf], num_folds="3")
+
+
+def test_a_source_of_ones_own_takes_the_shared_arguments():
+    class Mine(DataModule):
+        def __init__(self, size: int, **kwargs):
+            super().__init__(**kwargs)
+            self.size = size
+            self.save_hyperparameters()
+
+        def load(self):
+            return Source(torch.rand(self.size, 2), torch.arange(self.size) % 2)
+
+    data = Mine(12, num_folds=3, train_transform=torch.nn.Identity())
+    assert data.hparams.size == 12
+    assert data.hparams.num_folds == 3
+    assert data.hparams.batch_size == 64
+    assert "train_transform" not in data.hparams
+    assert data.for_fold(2, 4).hparams_initial.fold == 2
+    assert data.hparams_initial.fold == 0
+    with pytest.raises(ArgumentError, match="normalize='no' must be True or False"):
+        Mine(12, normalize="no")

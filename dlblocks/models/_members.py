@@ -1,0 +1,53 @@
+"""What models made of trained models share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import lightning.pytorch as pl
+
+from dlblocks.models import _checkpoints as checkpoints
+from dlblocks.models.model import Model
+
+Kind = TypeVar("Kind", bound=pl.LightningModule)
+
+
+class MadeOfTrained(pl.LightningModule):
+    """A model that is not trained itself."""
+
+    to_train = "train them one by one"
+
+    def configure_optimizers(self) -> Any:
+        raise RuntimeError(
+            f"{type(self).__name__} is made of models that are trained already; {self.to_train}, "
+            "and use Trainer.validate, test or predict with this one."
+        )
+
+
+def rebuilt(members: Sequence[Any], kind: type[Kind]) -> list[Kind]:
+    """Return the members, rebuilt where a description in a checkpoint is given.
+
+    Raises:
+        ValueError: A member is not a `kind`.
+    """
+    models = []
+    for member in members:
+        model = checkpoints.rebuild(member, Model) if isinstance(member, Mapping) else member
+        if not isinstance(model, kind):
+            raise ValueError(
+                f"members hold a {type(model).__name__}; every one must be a {kind.__name__}"
+                f"{' of dlblocks' if issubclass(kind, Model) else ''}."
+            )
+        models.append(model)
+    return models
+
+
+def described(models: Sequence[pl.LightningModule]) -> list[Any]:
+    """Return plain values from which members can be rebuilt; of other classes, their paths."""
+    return [
+        checkpoints.description(model)
+        if isinstance(model, Model)
+        else checkpoints.class_path(type(model))
+        for model in models
+    ]
