@@ -361,7 +361,7 @@ def _cross_validate(
         histories=[fold.history for fold in done],
         info={
             "num_folds": plan.num_folds,
-            "repeats": repeats,
+            "repeats": splits["repeats"],
             "monitor": plan.monitor,
             "mode": plan.mode,
             "select": plan.select,

@@ -59,7 +59,7 @@ from dlblocks.crossval._splits import (
 )
 from dlblocks.crossval.results import NestedResult
 from dlblocks.data import SplitDataModule
-from dlblocks.data.splitting import COUNTED
+from dlblocks.data.splitting import counts_folds
 from dlblocks.metrics import metric_ranges
 from dlblocks.models._predict import NoPredictions
 from dlblocks.runs._figures import drawing
@@ -286,7 +286,7 @@ def _nested(
         data = new_datamodule(datamodule, plan.seed)
         splits = plan_splits(data, num_folds, repeats)
         plan.num_folds = splits["num_folds"]
-        if search.num_folds is None and data.split not in COUNTED:
+        if search.num_folds is None and not counts_folds(data.split):
             search.num_folds = INNER_FOLDS
         outer = Outer(search, datamodule, data, plan)
         jobs = [
@@ -349,7 +349,7 @@ def _nested(
         histories=[fold.history for fold in folds],
         info={
             "num_folds": plan.num_folds,
-            "repeats": repeats,
+            "repeats": splits["repeats"],
             "inner_folds": search.num_folds,
             "monitor": plan.monitor,
             "mode": plan.mode,

@@ -20,12 +20,16 @@ from dlblocks._errors import CheckedConstructor, check_choice, check_range, whol
 from dlblocks.data._fingerprint import first_copies
 from dlblocks.data.source import check_fold
 from dlblocks.data.splitting import (
-    COUNTED,
-    SPLITS,
     Indices,
     Split,
+    Splitter,
+    check_split,
+    counts_folds,
     hold_out_test,
+    is_in_time,
+    own_repeats,
     selection,
+    split_name,
     splits,
 )
 
@@ -64,7 +68,9 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         split: How the development set is split: ``"kfold"``, stratified and by groups as
             `stratify` and the data say; ``"time_series"``, training always before validation, in
             the order of the samples; ``"leave_one_group_out"``, a fold for each group; or
-            ``"predefined"``, a fold for each value of a column of folds.
+            ``"predefined"``, a fold for each value of a column of folds. Or a splitter of
+            scikit-learn, such as ``StratifiedGroupKFold(5, shuffle=True, random_state=0)``, which
+            gets targets and groups of the development set and says the number of folds.
         num_folds: Number of folds K. None: a single split by `val_fraction`, or, for the last two
             kinds of `split`, what the data says.
         fold: Which fold validates, 0 … K-1.
@@ -99,7 +105,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
     def __init__(
         self,
         *,
-        split: Split = "kfold",
+        split: Split | Splitter = "kfold",
         num_folds: int | None = None,
         fold: int = 0,
         val_fraction: float = 0.2,
@@ -110,17 +116,17 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         groups: Literal["duplicates"] | None = None,
     ) -> None:
         super().__init__()
-        check_choice("split", split, SPLITS)
+        check_split(split)
         check_range("shuffle_seed", shuffle_seed, 0)
         check_range("val_fraction", val_fraction, 0, 1, high_open=True)
         check_range("test_fraction", test_fraction, 0, 1, high_open=True)
-        check_fold(num_folds, fold, counted=split in COUNTED)
+        check_fold(num_folds, fold, counted=counts_folds(split))
         if stratify and split != "kfold":
             raise ValueError(
                 f"stratify=True has no effect with split={split!r}; use split='kfold', or leave "
                 "stratify out."
             )
-        self.split: Split = split
+        self.split: Split | Splitter = split
         self.num_folds = whole(num_folds)
         self.fold = whole(fold)
         self.val_fraction = val_fraction
@@ -133,7 +139,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         self._keep_duplicates = groups is not None
         # Arguments that subclasses take by **kwargs; `save_hyperparameters` adds them.
         self._shared: dict[str, Any] = {
-            "split": split,
+            "split": split_name(split),
             "num_folds": self.num_folds,
             "fold": self.fold,
             "val_fraction": val_fraction,
@@ -158,8 +164,8 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         current = inspect.currentframe()
         frame = frame or (current and current.f_back)
         ignored = [ignore] if isinstance(ignore, str) else list(ignore or ())
-        ignored.append("train_transform")  # it is part of a plan, but no plain value
-        super().save_hyperparameters(*args, ignore=ignored, frame=frame, logger=logger)
+        objects = ["split", "train_transform"]  # a checkpoint holds plain values alone
+        super().save_hyperparameters(*args, ignore=[*ignored, *objects], frame=frame, logger=logger)
         self._set_hyperparameters(
             {k: v for k, v in self._shared.items() if k not in {*ignored, *self.hparams}}
         )
@@ -241,13 +247,14 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         return [self._with_selection_part(fold, rows) for fold, rows in enumerate(found)]
 
     def _splits(self, num_folds: int | None, repeat: int) -> list[dict[str, Indices]]:
-        names = ("split", "val_fraction", "test_fraction", "split_seed", "stratify")
+        names = ("split_name", "val_fraction", "test_fraction", "split_seed", "stratify")
         key = (num_folds, repeat, *(getattr(self, name) for name in names))
         if key not in self._folds:
             self._folds.clear()
             self._folds[key] = splits(
                 num_folds=num_folds,
                 val_fraction=self.val_fraction,
+                labels=self.columns.targets,
                 folds=self.columns.folds,
                 repeat=repeat,
                 **self._test_arguments(),
@@ -301,9 +308,28 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         Raises:
             ValueError: The data says another number.
         """
-        if self.split in COUNTED:
+        if counts_folds(self.split):
             return len(self.splits(num_folds))
         return num_folds or self.num_folds or DEFAULT_FOLDS
+
+    def count_repeats(self, repeats: int = 1) -> int:
+        """The number of repeats of a cross-validation that is asked for `repeats`.
+
+        Raises:
+            ValueError: The folds of every repeat would be the same.
+        """
+        own = own_repeats(self.split)
+        if repeats not in (1, own) and self.split != "kfold":
+            raise ValueError(
+                f"repeats={repeats}, but split={self.split_name!r} makes the same folds every "
+                f"time; use repeats={own}, or split='kfold'."
+            )
+        return max(repeats, own)
+
+    @property
+    def split_name(self) -> str:
+        """The kind of split, or the class and parameters of the splitter."""
+        return split_name(self.split)
 
     def fold_name(self) -> str | None:
         """Name of the fold that validates, or None if folds are drawn.
@@ -311,7 +337,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         It is the group that is left out, or the value in the column of predefined folds.
         """
         named = {"leave_one_group_out": self.columns.groups, "predefined": self.columns.folds}
-        values = named.get(self.split)
+        values = named.get(self.split_name)
         rows = self.indices("val")
         return None if values is None or not len(rows) else str(values[int(rows[0])])
 
@@ -342,8 +368,8 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
             found = self._splits(self.num_folds, self.repeat)
             if self.fold >= len(found):
                 raise ValueError(
-                    f"fold={self.fold} is outside 0 … {len(found) - 1}: split={self.split!r} makes "
-                    f"{len(found)} folds of this data."
+                    f"fold={self.fold} is outside 0 … {len(found) - 1}: "
+                    f"split={self.split_name!r} makes {len(found)} folds of this data."
                 )
             rows = self._with_selection_part(self.fold, found[self.fold])
         return {part: torch.from_numpy(row) for part, row in rows.items()}
@@ -365,7 +391,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
                 stratify=stratify,
                 groups=None if columns.groups is None else columns.groups[train],
                 copies=columns.copies,
-                in_order=self.split == "time_series",
+                in_order=is_in_time(self.split),
                 seed=self.split_seed,
             )
         except ValueError as error:
@@ -403,7 +429,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
             num_folds: Number of folds, or None as in the constructor.
             repeat: Another number gives other folds, of the same development set.
         """
-        check_fold(num_folds, fold, counted=self.split in COUNTED)
+        check_fold(num_folds, fold, counted=counts_folds(self.split))
         new = copy.copy(self)
         new.trainer = None
         new.num_folds, new.fold, new.repeat = num_folds, fold, repeat

@@ -1,29 +1,108 @@
-"""Every way of splitting that a datamodule offers, in one function."""
+"""Splits into training, validation and test samples.
+
+`splits` makes every kind of split that a datamodule offers. The splitters are scikit-learn's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, get_args
+import hashlib
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from numbers import Integral
+from typing import Any, Literal, Protocol, get_args, overload, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from dlblocks._errors import check_choice, check_range, checked
 
+Indices = npt.NDArray[np.int64]
+Fold = tuple[Indices, Indices]
 Split = Literal["kfold", "time_series", "leave_one_group_out", "predefined"]
 SPLITS: tuple[str, ...] = get_args(Split)
-# These take the number of folds from the data.
-COUNTED: tuple[str, ...] = ("leave_one_group_out", "predefined")
+# Bins of values to stratify by. The means of the folds of log-normal values (100 to 2,000 samples,
+# 5 and 10 folds) spread 0.7 times as far as without bins for 5, 0.6 for 10 and 0.5 for 20; more
+# bins would leave few samples in each, and groups could no longer be dealt out evenly.
+NUM_BINS = 10
+SHOWN = 200  # characters of a splitter's parameters
+
+
+@runtime_checkable
+class Splitter(Protocol):
+    """A splitter object, as those of `sklearn.model_selection`."""
+
+    def split(
+        self, X: Any, y: Any = None, groups: Any = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the positions that train and those that validate, for each fold."""
+        ...
+
+    def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:
+        """Count the folds."""
+        ...
+
+
+def split_name(split: Split | Splitter) -> str:
+    """Return the name of a kind of split, or a splitter's class and parameters.
+
+    Example:
+        >>> from sklearn.model_selection import KFold
+        >>> split_name("kfold"), split_name(KFold(3))
+        ('kfold', 'KFold(n_splits=3, random_state=None, shuffle=False)')
+    """
+    if isinstance(split, str):
+        return split
+    with np.printoptions(threshold=sys.maxsize):
+        text = " ".join(re.sub(" at 0x[0-9a-fA-F]+", "", repr(split)).split())
+    if len(text) > SHOWN:
+        text = f"{text[:SHOWN]}… (SHA-256 {hashlib.sha256(text.encode()).hexdigest()})"
+    return text
+
+
+def check_split(split: Any) -> None:
+    """Raise a `ValueError` unless `split` is known, or a splitter that always does the same."""
+    if isinstance(split, (str, type)) or not isinstance(split, Splitter):
+        check_choice("split", split, SPLITS)
+        return
+    state = getattr(split, "random_state", 0)
+    is_drawn = state is not None or getattr(split, "shuffle", True)
+    if is_drawn and not isinstance(state, Integral):
+        raise ValueError(
+            f"split={split_name(split)} draws other folds at every call; give it a number, such as "
+            "random_state=0."
+        )
+
+
+def counts_folds(split: Split | Splitter) -> bool:
+    """Tell whether the number of folds comes from the data or a splitter."""
+    return split in ("leave_one_group_out", "predefined") or not isinstance(split, str)
+
+
+def is_in_time(split: Split | Splitter) -> bool:
+    """Tell whether training is always before validation."""
+    if isinstance(split, str):
+        return split == "time_series"
+    from sklearn.model_selection import TimeSeriesSplit
+
+    return isinstance(split, TimeSeriesSplit)
+
+
+def own_repeats(split: Split | Splitter) -> int:
+    """Count the repeats of a splitter such as `RepeatedKFold`; others have one."""
+    return int(getattr(split, "n_repeats", 1))
 
 
 def splits(
     num_samples: int,
     *,
-    split: str = "kfold",
+    split: Split | Splitter = "kfold",
     num_folds: int | None = None,
     val_fraction: float = 0.2,
     test_fraction: float = 0.0,
     targets: npt.ArrayLike | None = None,
+    labels: np.ndarray | None = None,
     groups: npt.ArrayLike | None = None,
     folds: npt.ArrayLike | None = None,
     seed: int = 0,
@@ -40,15 +119,16 @@ def splits(
         num_samples: Number of samples N.
         split: ``"kfold"``; ``"time_series"``, where all that is held out are the last samples; or
             ``"leave_one_group_out"`` and ``"predefined"``, which have as many folds as `groups` and
-            `folds` have values.
+            `folds` have values; or a splitter of scikit-learn.
         num_folds: Number of folds, or None for a single split, or for what the data says.
         val_fraction: Validation share of what is not held out, without folds.
         test_fraction: Share held out first.
         targets: Stratify by them; see `kfold`.
+        labels: Targets for a splitter, which may stratify by them.
         groups: Keep them whole; see `kfold`.
         folds: See `predefined`.
         seed: Seed of the splits.
-        repeat: Another number gives other folds of ``"kfold"``.
+        repeat: Another number gives other folds of ``"kfold"`` and of `RepeatedKFold`.
         development: Split these rows alone instead of all that is not held out; sorted, and none
             of them held out.
         copies: `groups` are copies of one sample each, as ``groups="duplicates"`` makes them.
@@ -63,9 +143,9 @@ def splits(
         ({'train': 6, 'val': 2, 'test': 2}, 3)
     """
     _check_columns(split, groups, folds, copies)
-    classes = None if targets is None else as_column("targets", targets, num_samples)
-    members = None if groups is None else as_column("groups", groups, num_samples)
-    numbers = None if folds is None else as_column("folds", folds, num_samples)
+    classes = _as_column("targets", targets, num_samples)
+    members = _as_column("groups", groups, num_samples)
+    numbers = _as_column("folds", folds, num_samples)
     rest, test = hold_out_test(
         num_samples,
         split=split,
@@ -84,22 +164,27 @@ def splits(
         "seed": seed + repeat,
     }
     pairs: list[Fold]
-    if split == "leave_one_group_out" and members is not None:
+    if not isinstance(split, str):
+        values = None if labels is None else labels[rest]
+        pairs = _by_splitter(split, rest, num_samples, values, members, repeat)
+    elif split == "leave_one_group_out" and members is not None:
         pairs = leave_one_group_out(members)
     elif split == "predefined" and numbers is not None:
         pairs = predefined(numbers[rest], members)
-    elif split == "time_series" and num_folds is None:
-        pairs = [last(len(rest), val_fraction)]
-    elif split == "time_series" and num_folds is not None:
-        pairs = time_series(len(rest), num_folds)
+    elif split == "time_series":
+        pairs = (
+            [last(len(rest), val_fraction)]
+            if num_folds is None
+            else time_series(len(rest), num_folds)
+        )
     elif num_folds is None:
         pairs = [holdout(len(rest), val_fraction, **arguments)]
     else:
         pairs = kfold(len(rest), num_folds, **arguments)
     if num_folds not in (None, len(pairs)):
         raise ValueError(
-            f"num_folds={num_folds}, but split={split!r} makes {len(pairs)} folds of this data; "
-            f"leave num_folds out, or set num_folds={len(pairs)}."
+            f"num_folds={num_folds}, but split={_shown(split)} makes {len(pairs)} folds of this "
+            f"data; leave num_folds out, or set num_folds={len(pairs)}."
         )
     return [{"train": rest[train], "val": rest[val], "test": test} for train, val in pairs]
 
@@ -107,7 +192,7 @@ def splits(
 def hold_out_test(
     num_samples: int,
     *,
-    split: str = "kfold",
+    split: Split | Splitter = "kfold",
     test_fraction: float = 0.0,
     targets: npt.ArrayLike | None = None,
     groups: npt.ArrayLike | None = None,
@@ -121,7 +206,7 @@ def hold_out_test(
         >>> hold_out_test(4, split="time_series", test_fraction=0.25)
         (array([0, 1, 2]), array([3]))
     """
-    if split == "time_series":
+    if is_in_time(split):
         rest, test = last(num_samples, test_fraction)
     else:
         rest, test = holdout(
@@ -130,9 +215,9 @@ def hold_out_test(
     return (rest if development is None else development), test
 
 
-def _check_columns(split: str, groups: object, folds: object, copies: bool) -> None:
+def _check_columns(split: Split | Splitter, groups: object, folds: object, copies: bool) -> None:
     """Refuses a column that is missing, or that the split would have to disregard."""
-    check_choice("split", split, SPLITS)
+    check_split(split)
     if copies and split in ("time_series", "leave_one_group_out"):
         raise ValueError(
             f"groups='duplicates' keeps copies of a sample together, which split={split!r} cannot; "
@@ -148,7 +233,7 @@ def _check_columns(split: str, groups: object, folds: object, copies: bool) -> N
                 f"ImageFolderDataModule have {argument}=, TabularDataModule a column of the file."
             )
     if folds is not None and split != "predefined":
-        raise ValueError(f"folds has no effect with split={split!r}; use split='predefined'.")
+        raise ValueError(f"folds has no effect with split={_shown(split)}; use split='predefined'.")
     if groups is not None and split == "time_series":
         raise ValueError(
             "groups cannot be kept whole by split='time_series', which cuts by time; leave them "
@@ -156,12 +241,70 @@ def _check_columns(split: str, groups: object, folds: object, copies: bool) -> N
         )
 
 
-Indices = npt.NDArray[np.int64]
-Fold = tuple[Indices, Indices]
-# Bins of values to stratify by. The means of the folds of log-normal values (100 to 2,000 samples,
-# 5 and 10 folds) spread 0.7 times as far as without bins for 5, 0.6 for 10 and 0.5 for 20; more
-# bins would leave few samples in each, and groups could no longer be dealt out evenly.
-NUM_BINS = 10
+def _shown(split: Split | Splitter) -> str:
+    return repr(split) if isinstance(split, str) else split_name(split)
+
+
+def _by_splitter(
+    splitter: Splitter,
+    rest: Indices,
+    num_samples: int,
+    targets: np.ndarray | None,
+    groups: np.ndarray | None,
+    repeat: int,
+) -> list[Fold]:
+    """Return the folds of one repeat of a splitter object.
+
+    Raises:
+        ValueError: It cannot split these samples, makes other folds at every call or none, or a
+            sample or group would be trained on and validated.
+    """
+    from sklearn.model_selection import PredefinedSplit
+
+    name = f"split={split_name(splitter)}"
+    if isinstance(splitter, PredefinedSplit):  # which knows the samples by their numbers
+        if len(splitter.test_fold) != num_samples:
+            raise ValueError(
+                f"{name} has {len(splitter.test_fold)} samples, and the data {num_samples}."
+            )
+        splitter = PredefinedSplit(splitter.test_fold[rest])
+    try:
+        pairs, again = (_pairs(splitter, len(rest), targets, groups) for _ in range(2))
+    except ValueError as error:
+        raise ValueError(f"{name} cannot split these {len(rest)} samples: {error}") from error
+    if not _equal(pairs, again):
+        raise ValueError(f"{name} makes other folds at every call; fix its random numbers.")
+    for fold, (train, val) in enumerate(pairs):
+        if not len(train) or not len(val) or max(train[-1], val[-1]) >= len(rest) or train[0] < 0:
+            raise ValueError(f"{name}: fold {fold} has an empty part or unknown samples.")
+        if len(np.intersect1d(train, val)):
+            raise ValueError(f"{name}: fold {fold} validates samples that it trains on.")
+        shared = np.intersect1d(groups[train], groups[val]) if groups is not None else train[:0]
+        if len(shared):
+            raise ValueError(
+                f"{name}: fold {fold} trains on and validates group {shared[0]!s} ({len(shared)} "
+                "such groups); use a splitter that keeps groups whole, such as GroupKFold, or "
+                "leave groups out."
+            )
+    count = len(pairs) // own_repeats(splitter)
+    if not count:
+        raise ValueError(f"{name} makes no fold.")
+    return pairs[repeat * count : (repeat + 1) * count]
+
+
+def _equal(pairs: list[Fold], others: list[Fold]) -> bool:
+    return len(pairs) == len(others) and all(
+        np.array_equal(one, other)
+        for pair, again in zip(pairs, others, strict=True)
+        for one, other in zip(pair, again, strict=True)
+    )
+
+
+def _pairs(splitter: Any, num_samples: int, targets: Any = None, groups: Any = None) -> list[Fold]:
+    with warnings.catch_warnings():  # whether groups stay whole is checked afterwards
+        warnings.filterwarnings("ignore", "The groups parameter is ignored")
+        folds = list(splitter.split(np.zeros(num_samples), targets, groups))
+    return [(_sorted(train), _sorted(val)) for train, val in folds]
 
 
 @checked
@@ -213,8 +356,8 @@ def kfold(
             f"num_folds={num_folds} is more than the {num_samples} samples; "
             f"use at most num_folds={num_samples}."
         )
-    classes = None if targets is None else as_column("targets", targets, num_samples)
-    members = None if groups is None else as_column("groups", groups, num_samples)
+    classes = _as_column("targets", targets, num_samples)
+    members = _as_column("groups", groups, num_samples)
     if copies and members is not None:
         first, copy_of = np.unique(members, return_index=True, return_inverse=True)[1:]
         classes = None if classes is None else classes[first]
@@ -237,8 +380,7 @@ def kfold(
         splitter = StratifiedKFold(num_folds, shuffle=True, random_state=seed)
     else:
         splitter = KFold(num_folds, shuffle=True, random_state=seed)
-    folds = splitter.split(np.zeros(num_samples), classes, members)
-    return [(_sorted(train), _sorted(val)) for train, val in folds]
+    return _pairs(splitter, num_samples, classes, members)
 
 
 def time_series(num_samples: int, num_folds: int) -> list[Fold]:
@@ -262,8 +404,7 @@ def time_series(num_samples: int, num_folds: int) -> list[Fold]:
             f"num_folds={num_folds} of split='time_series' needs {num_folds + 1} samples, but "
             f"there are {num_samples}; use at most num_folds={num_samples - 1}."
         )
-    folds = TimeSeriesSplit(num_folds).split(np.zeros(num_samples))
-    return [(_sorted(train), _sorted(val)) for train, val in folds]
+    return _pairs(TimeSeriesSplit(num_folds), num_samples)
 
 
 def leave_one_group_out(groups: npt.ArrayLike) -> list[Fold]:
@@ -278,10 +419,9 @@ def leave_one_group_out(groups: npt.ArrayLike) -> list[Fold]:
     """
     from sklearn.model_selection import LeaveOneGroupOut
 
-    members = as_column("groups", groups, len(np.asarray(groups)))
+    members = _as_column("groups", groups, len(np.asarray(groups)))
     _check_groups(members, 2)
-    folds = LeaveOneGroupOut().split(np.zeros(len(members)), groups=members)
-    return [(_sorted(train), _sorted(val)) for train, val in folds]
+    return _pairs(LeaveOneGroupOut(), len(members), groups=members)
 
 
 def predefined(folds: npt.ArrayLike, groups: npt.ArrayLike | None = None) -> list[Fold]:
@@ -310,19 +450,17 @@ def predefined(folds: npt.ArrayLike, groups: npt.ArrayLike | None = None) -> lis
             "split='predefined' needs at least 2."
         )
     if groups is not None:
-        members = as_column("groups", groups, len(numbers))
+        members = _as_column("groups", groups, len(numbers))
         names, group = np.unique(members, return_inverse=True)
-        seen = np.unique(np.stack([group, numbers]), axis=1)[
-            0
-        ]  # a group once for each of its folds
+        # A group once for each of its folds.
+        seen = np.unique(np.stack([group, numbers]), axis=1)[0]
         if len(seen) > len(names):
             name = names[np.bincount(seen).argmax()]
             raise ValueError(
                 f"groups has {name!s} in more than one of the predefined folds, so it would be "
                 "trained on and validated; give all its samples the same fold."
             )
-    pairs = PredefinedSplit(numbers).split()
-    return [(_sorted(train), _sorted(val)) for train, val in pairs]
+    return _pairs(PredefinedSplit(numbers), len(numbers))
 
 
 def quantile_bins(values: npt.ArrayLike, needed: int, num_bins: int = NUM_BINS) -> Indices:
@@ -383,20 +521,17 @@ def holdout(
     everything = np.arange(num_samples)
     if fraction == 0:
         return everything, np.empty(0, dtype=np.int64)
-    if copies and groups is not None:
-        members = as_column("groups", groups, num_samples)
+    classes = _as_column("targets", targets, num_samples)
+    members = _as_column("groups", groups, num_samples)
+    if copies and members is not None:
         first, copy_of = np.unique(members, return_index=True, return_inverse=True)[1:]
-        classes = None if targets is None else as_column("targets", targets, num_samples)[first]
+        classes = None if classes is None else classes[first]
         return _with_copies(holdout(len(first), fraction, targets=classes, seed=seed), copy_of)
-    if groups is not None:
+    if members is not None:
         num_folds = max(2, round(1 / fraction))
         # No class has to reach every fold here: only one of the folds is used.
-        classes = None if targets is None else as_column("targets", targets, num_samples)
-        members = as_column("groups", groups, num_samples)
         _check_groups(members, num_folds)
         return _group_holdout(classes, members, num_folds, fraction, seed)
-
-    classes = None if targets is None else as_column("targets", targets, num_samples)
     num_held_out = _num_held_out(num_samples, fraction)
     if classes is not None and _are_values(classes):
         # No more bins than samples in the smaller part, whose size then needs no change.
@@ -455,7 +590,7 @@ def selection(
     if in_order:
         training, selected_on = last(num_samples, selection_fraction)
     elif groups is not None and not copies:
-        members = as_column("groups", groups, num_samples)
+        members = _as_column("groups", groups, num_samples)
         num_groups = len(np.unique(members))
         if num_groups < 2:
             raise ValueError("its training samples are all of one group")
@@ -522,10 +657,9 @@ def _group_holdout(
         lost = 0 if labels is None else len(np.setdiff1d(labels, labels[rest]))
         return lost, abs(len(held_out) / len(groups) - fraction)
 
-    found = splitter.split(np.zeros(len(groups)), classes, groups)
+    found = _pairs(splitter, len(groups), classes, groups)
     # A part may be empty where few groups are dealt out by class.
-    rest, held_out = min((fold for fold in found if len(fold[0]) and len(fold[1])), key=badness)
-    return _sorted(rest), _sorted(held_out)
+    return min((fold for fold in found if len(fold[0]) and len(fold[1])), key=badness)
 
 
 def _with_copies(fold: Fold, copy_of: Indices) -> Fold:
@@ -538,8 +672,14 @@ def _sorted(indices: Sequence[int] | np.ndarray) -> Indices:
     return np.sort(np.asarray(indices, dtype=np.int64))
 
 
-def as_column(argument: str, values: npt.ArrayLike, num_samples: int) -> np.ndarray:
-    """Returns `values` as an array (N,), or raises a `ValueError` if they are not or lack some."""
+@overload
+def _as_column(argument: str, values: None, num_samples: int) -> None: ...
+@overload
+def _as_column(argument: str, values: npt.ArrayLike, num_samples: int) -> np.ndarray: ...
+def _as_column(argument: str, values: npt.ArrayLike | None, num_samples: int) -> np.ndarray | None:
+    """Return `values` as an array (N,), or raise a `ValueError` if they are not or lack some."""
+    if values is None:
+        return None
     column = np.asarray(values)
     if column.shape != (num_samples,):
         raise ValueError(

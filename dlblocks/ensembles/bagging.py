@@ -35,6 +35,7 @@ from dlblocks._files import (
 )
 from dlblocks._quiet import isolated
 from dlblocks.data import SplitDataModule
+from dlblocks.data.splitting import is_in_time
 from dlblocks.engine.choose import ENGINES
 from dlblocks.engine.fit_many import StackedFit
 from dlblocks.ensembles._bootstrap import Rows, combine, draw_all, missing_classes, score
@@ -310,7 +311,7 @@ class Bagging:
                 "the targets of the data cannot be read, and out-of-bag predictions are held "
                 "against them; give targets= to FoldedDataModule."
             )
-        if self._leaves_out and new.split == "time_series":
+        if self._leaves_out and is_in_time(new.split):
             raise ValueError(
                 "split='time_series' holds past against future, and what is out of the bag would "
                 "be scored by models that know what came after it; use DeepEnsemble."
