@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 from typing_extensions import Self
 
 from dlblocks._errors import CheckedConstructor, check_choice, check_range, whole
 from dlblocks.data._fingerprint import first_copies
-from dlblocks.data.source import check_fold
+from dlblocks.data.dataset import EpochSampler
 from dlblocks.data.splitting import (
     Indices,
     Split,
@@ -120,7 +121,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         check_range("shuffle_seed", shuffle_seed, 0)
         check_range("val_fraction", val_fraction, 0, 1, high_open=True)
         check_range("test_fraction", test_fraction, 0, 1, high_open=True)
-        check_fold(num_folds, fold, counted=counts_folds(split))
+        _check_fold(num_folds, fold, counted=counts_folds(split))
         if stratify and split != "kfold":
             raise ValueError(
                 f"stratify=True has no effect with split={split!r}; use split='kfold', or leave "
@@ -421,6 +422,40 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         self.setup("fit")
         return self._rows[part]
 
+    def _predicted_part(self) -> str:
+        """The part named by `predict_on`; without test rows, "test" stands for "val"."""
+        is_missing = self.predict_on == "test" and not len(self.rows_of("test"))
+        return "val" if is_missing else self.predict_on
+
+    def _sampler(
+        self,
+        dataset: Dataset,
+        *,
+        training: bool,
+        kind: type[EpochSampler] = EpochSampler,
+        **kwargs: Any,
+    ) -> EpochSampler:
+        """Make the sampler of one part for this rank, at the epoch of the Trainer."""
+        trainer = self.trainer
+        sampler = kind(
+            dataset,
+            shuffle=training,
+            seed=self.shuffle_seed,
+            num_replicas=1 if trainer is None else trainer.world_size,
+            rank=0 if trainer is None else trainer.global_rank,
+            **kwargs,
+        )
+        # Lightning tells the epoch later; workers of a run that is resumed have begun by then.
+        sampler.set_epoch(0 if trainer is None else trainer.current_epoch)
+        return sampler
+
+    def _generator(self) -> torch.Generator:
+        """A loader's iterator draws a number from this generator instead of the global one.
+
+        How many loaders ran must not change a model's dropout.
+        """
+        return torch.Generator().manual_seed(self.shuffle_seed)
+
     def for_fold(self, fold: int, num_folds: int | None, *, repeat: int = 0) -> Self:
         """A datamodule as new over the same data, set to one fold; this one is left as it is.
 
@@ -429,7 +464,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
             num_folds: Number of folds, or None as in the constructor.
             repeat: Another number gives other folds, of the same development set.
         """
-        check_fold(num_folds, fold, counted=counts_folds(self.split))
+        _check_fold(num_folds, fold, counted=counts_folds(self.split))
         new = copy.copy(self)
         new.trainer = None
         new.num_folds, new.fold, new.repeat = num_folds, fold, repeat
@@ -491,13 +526,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         Raises:
             ValueError: There are no rows, one is there twice, or not in the development set.
         """
-        given = np.asarray(rows)
-        if given.ndim != 1 or not len(given) or given.dtype.kind not in "iu":
-            raise ValueError(
-                f"rows has shape {given.shape} and dtype {given.dtype}; expected at least one "
-                "number of a sample, integers of shape (M,)."
-            )
-        kept, counts = np.unique(given.astype(np.int64), return_counts=True)
+        kept, counts = np.unique(_row_numbers(rows), return_counts=True)
         if counts.max() > 1:
             raise ValueError(f"rows has {kept[counts.argmax()]} {counts.max()} times.")
         mine, _ = hold_out_test(**self._test_arguments())
@@ -526,15 +555,9 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         Raises:
             ValueError: There are no rows, or one is not in the training part.
         """
-        given = np.asarray(rows)
-        if given.ndim != 1 or not len(given) or given.dtype.kind not in "iu":
-            raise ValueError(
-                f"rows has shape {given.shape} and dtype {given.dtype}; expected at least one "
-                "number of a sample, integers of shape (M,)."
-            )
+        drawn = torch.from_numpy(_row_numbers(rows))
         new = self.for_fold(self.fold, self.num_folds, repeat=self.repeat)
         new.whole = self.whole
-        drawn = torch.from_numpy(given.astype(np.int64))
         # Splitting takes longer than all else here, and an ensemble has many members.
         known = self._rows and self._drawn is None
         parts = dict(self._rows) if known else new._split_rows()
@@ -554,3 +577,27 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         self.shuffle_seed = shuffle_seed
         if "shuffle_seed" in self.hparams:
             self._set_hyperparameters({"shuffle_seed": shuffle_seed})
+
+
+def _check_fold(num_folds: int | None, fold: int, *, counted: bool = False) -> None:
+    """Raises a `ValueError` unless there is such a fold; `counted`: the data says how many."""
+    if num_folds is None:
+        if counted:
+            check_range("fold", fold, 0)
+        elif fold != 0:
+            raise ValueError(f"fold={fold} has no effect without num_folds; set num_folds.")
+        return
+    if num_folds < 2:
+        raise ValueError(f"num_folds={num_folds} is too few; use at least 2, or None for a split.")
+    if not 0 <= fold < num_folds:
+        raise ValueError(f"fold={fold} is outside 0 … {num_folds - 1} (num_folds={num_folds}).")
+
+
+def _row_numbers(rows: npt.ArrayLike) -> Indices:
+    given = np.asarray(rows)
+    if given.ndim != 1 or not len(given) or given.dtype.kind not in "iu":
+        raise ValueError(
+            f"rows has shape {given.shape} and dtype {given.dtype}; expected at least one number "
+            "of a sample, integers of shape (M,)."
+        )
+    return given.astype(np.int64)
