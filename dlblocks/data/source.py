@@ -58,7 +58,7 @@ class Source:
         if self.test_inputs is not None and self.test_targets is not None:
             test_set = self.test_inputs, self.test_targets
             check_arrays(*test_set, *names, part="test_")
-            check_test_set(self.inputs, self.targets, *test_set, self.class_names)
+            _check_test_set(self.inputs, self.targets, *test_set, self.class_names)
 
 
 SHOWN = 8  # columns in a message
@@ -122,7 +122,7 @@ def check_arrays(
         )
 
 
-def check_test_set(
+def _check_test_set(
     inputs: Tensor,
     targets: Tensor,
     test_inputs: Tensor,

@@ -10,6 +10,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from numbers import Integral
 from typing import Any, Literal, Protocol, get_args, overload, runtime_checkable
 
@@ -241,72 +242,6 @@ def _check_columns(split: Split | Splitter, groups: object, folds: object, copie
         )
 
 
-def _shown(split: Split | Splitter) -> str:
-    return repr(split) if isinstance(split, str) else split_name(split)
-
-
-def _by_splitter(
-    splitter: Splitter,
-    rest: Indices,
-    num_samples: int,
-    targets: np.ndarray | None,
-    groups: np.ndarray | None,
-    repeat: int,
-) -> list[Fold]:
-    """Return the folds of one repeat of a splitter object.
-
-    Raises:
-        ValueError: It cannot split these samples, makes other folds at every call or none, or a
-            sample or group would be trained on and validated.
-    """
-    from sklearn.model_selection import PredefinedSplit
-
-    name = f"split={split_name(splitter)}"
-    if isinstance(splitter, PredefinedSplit):  # which knows the samples by their numbers
-        if len(splitter.test_fold) != num_samples:
-            raise ValueError(
-                f"{name} has {len(splitter.test_fold)} samples, and the data {num_samples}."
-            )
-        splitter = PredefinedSplit(splitter.test_fold[rest])
-    try:
-        pairs, again = (_pairs(splitter, len(rest), targets, groups) for _ in range(2))
-    except ValueError as error:
-        raise ValueError(f"{name} cannot split these {len(rest)} samples: {error}") from error
-    if not _equal(pairs, again):
-        raise ValueError(f"{name} makes other folds at every call; fix its random numbers.")
-    for fold, (train, val) in enumerate(pairs):
-        if not len(train) or not len(val) or max(train[-1], val[-1]) >= len(rest) or train[0] < 0:
-            raise ValueError(f"{name}: fold {fold} has an empty part or unknown samples.")
-        if len(np.intersect1d(train, val)):
-            raise ValueError(f"{name}: fold {fold} validates samples that it trains on.")
-        shared = np.intersect1d(groups[train], groups[val]) if groups is not None else train[:0]
-        if len(shared):
-            raise ValueError(
-                f"{name}: fold {fold} trains on and validates group {shared[0]!s} ({len(shared)} "
-                "such groups); use a splitter that keeps groups whole, such as GroupKFold, or "
-                "leave groups out."
-            )
-    count = len(pairs) // own_repeats(splitter)
-    if not count:
-        raise ValueError(f"{name} makes no fold.")
-    return pairs[repeat * count : (repeat + 1) * count]
-
-
-def _equal(pairs: list[Fold], others: list[Fold]) -> bool:
-    return len(pairs) == len(others) and all(
-        np.array_equal(one, other)
-        for pair, again in zip(pairs, others, strict=True)
-        for one, other in zip(pair, again, strict=True)
-    )
-
-
-def _pairs(splitter: Any, num_samples: int, targets: Any = None, groups: Any = None) -> list[Fold]:
-    with warnings.catch_warnings():  # whether groups stay whole is checked afterwards
-        warnings.filterwarnings("ignore", "The groups parameter is ignored")
-        folds = list(splitter.split(np.zeros(num_samples), targets, groups))
-    return [(_sorted(train), _sorted(val)) for train, val in folds]
-
-
 @checked
 def kfold(
     num_samples: int,
@@ -359,12 +294,10 @@ def kfold(
     classes = _as_column("targets", targets, num_samples)
     members = _as_column("groups", groups, num_samples)
     if copies and members is not None:
-        first, copy_of = np.unique(members, return_index=True, return_inverse=True)[1:]
+        first, copy_of = _first_copies(members)
         classes = None if classes is None else classes[first]
-        return [
-            _with_copies(fold, copy_of)
-            for fold in kfold(len(first), num_folds, targets=classes, seed=seed)
-        ]
+        found = kfold(len(first), num_folds, targets=classes, seed=seed)
+        return [_with_copies(fold, copy_of) for fold in found]
     if classes is not None and _are_values(classes):
         classes = quantile_bins(classes, num_folds)
     elif classes is not None:
@@ -463,32 +396,60 @@ def predefined(folds: npt.ArrayLike, groups: npt.ArrayLike | None = None) -> lis
     return _pairs(PredefinedSplit(numbers), len(numbers))
 
 
-def quantile_bins(values: npt.ArrayLike, needed: int, num_bins: int = NUM_BINS) -> Indices:
-    """The number of each value's quantile bin: classes to stratify values by.
+def _by_splitter(
+    splitter: Splitter,
+    rest: Indices,
+    num_samples: int,
+    targets: np.ndarray | None,
+    groups: np.ndarray | None,
+    repeat: int,
+) -> list[Fold]:
+    """Return the folds of one repeat of a splitter object.
 
-    Bins that equal values have left with fewer than `needed` members are merged with the next.
-
-    Args:
-        values: Shape (N,).
-        needed: Members that each bin must have, such as the number of folds.
-        num_bins: Number of bins, if there are ``num_bins * needed`` values or more.
-
-    Example:
-        >>> quantile_bins([0.1, 0.2, 0.3, 9.0], needed=2).tolist()
-        [0, 0, 1, 1]
+    Raises:
+        ValueError: It cannot split these samples, makes other folds at every call or none, or a
+            sample or group would be trained on and validated.
     """
-    column = np.asarray(values, dtype=np.float64)
-    num_bins = max(1, min(num_bins, len(column) // needed))
-    edges = np.quantile(column, np.linspace(0, 1, num_bins + 1)[1:-1])
-    bins = np.searchsorted(edges, column, side="right")
-    merged, members = [0], 0
-    for count in np.bincount(bins, minlength=num_bins):
-        members += int(count)
-        merged.append(merged[-1] + (members >= needed))
-        members = 0 if members >= needed else members
-    # What is left at the end joins the last whole bin.
-    numbers = np.minimum(merged[:-1], max(merged[-1] - 1, 0))
-    return numbers[bins].astype(np.int64)
+    from sklearn.model_selection import PredefinedSplit
+
+    name = f"split={split_name(splitter)}"
+    if isinstance(splitter, PredefinedSplit):  # which knows the samples by their numbers
+        if len(splitter.test_fold) != num_samples:
+            raise ValueError(
+                f"{name} has {len(splitter.test_fold)} samples, and the data {num_samples}."
+            )
+        splitter = PredefinedSplit(splitter.test_fold[rest])
+    try:
+        pairs = _pairs(splitter, len(rest), targets, groups)
+    except ValueError as error:
+        raise ValueError(f"{name} cannot split these {len(rest)} samples: {error}") from error
+    if not type(splitter).__module__.startswith("sklearn."):  # those have a `random_state`
+        again = _pairs(splitter, len(rest), targets, groups)
+        if len(again) != len(pairs) or not all(map(np.array_equal, chain(*pairs), chain(*again))):
+            raise ValueError(f"{name} makes other folds at every call; fix its random numbers.")
+    for fold, (train, val) in enumerate(pairs):
+        if not len(train) or not len(val) or max(train[-1], val[-1]) >= len(rest) or train[0] < 0:
+            raise ValueError(f"{name}: fold {fold} has an empty part or unknown samples.")
+        if len(np.intersect1d(train, val)):
+            raise ValueError(f"{name}: fold {fold} validates samples that it trains on.")
+        shared = np.intersect1d(groups[train], groups[val]) if groups is not None else train[:0]
+        if len(shared):
+            raise ValueError(
+                f"{name}: fold {fold} trains on and validates group {shared[0]!s} ({len(shared)} "
+                "such groups); use a splitter that keeps groups whole, such as GroupKFold, or "
+                "leave groups out."
+            )
+    count = len(pairs) // own_repeats(splitter)
+    if not count:
+        raise ValueError(f"{name} makes no fold.")
+    return pairs[repeat * count : (repeat + 1) * count]
+
+
+def _pairs(splitter: Any, num_samples: int, targets: Any = None, groups: Any = None) -> list[Fold]:
+    with warnings.catch_warnings():  # whether groups stay whole is checked afterwards
+        warnings.filterwarnings("ignore", "The groups parameter is ignored")
+        folds = list(splitter.split(np.zeros(num_samples), targets, groups))
+    return [(_sorted(train), _sorted(val)) for train, val in folds]
 
 
 @checked
@@ -524,7 +485,7 @@ def holdout(
     classes = _as_column("targets", targets, num_samples)
     members = _as_column("groups", groups, num_samples)
     if copies and members is not None:
-        first, copy_of = np.unique(members, return_index=True, return_inverse=True)[1:]
+        first, copy_of = _first_copies(members)
         classes = None if classes is None else classes[first]
         return _with_copies(holdout(len(first), fraction, targets=classes, seed=seed), copy_of)
     if members is not None:
@@ -662,6 +623,40 @@ def _group_holdout(
     return min((fold for fold in found if len(fold[0]) and len(fold[1])), key=badness)
 
 
+def quantile_bins(values: npt.ArrayLike, needed: int, num_bins: int = NUM_BINS) -> Indices:
+    """The number of each value's quantile bin: classes to stratify values by.
+
+    Bins that equal values have left with fewer than `needed` members are merged with the next.
+
+    Args:
+        values: Shape (N,).
+        needed: Members that each bin must have, such as the number of folds.
+        num_bins: Number of bins, if there are ``num_bins * needed`` values or more.
+
+    Example:
+        >>> quantile_bins([0.1, 0.2, 0.3, 9.0], needed=2).tolist()
+        [0, 0, 1, 1]
+    """
+    column = np.asarray(values, dtype=np.float64)
+    num_bins = max(1, min(num_bins, len(column) // needed))
+    edges = np.quantile(column, np.linspace(0, 1, num_bins + 1)[1:-1])
+    bins = np.searchsorted(edges, column, side="right")
+    merged, members = [0], 0
+    for count in np.bincount(bins, minlength=num_bins):
+        members += int(count)
+        merged.append(merged[-1] + (members >= needed))
+        members = 0 if members >= needed else members
+    # What is left at the end joins the last whole bin.
+    numbers = np.minimum(merged[:-1], max(merged[-1] - 1, 0))
+    return numbers[bins].astype(np.int64)
+
+
+def _first_copies(groups: np.ndarray) -> tuple[Indices, Indices]:
+    """Return the row of each group's first sample, and the number of each sample's group."""
+    first, copy_of = np.unique(groups, return_index=True, return_inverse=True)[1:]
+    return first, copy_of
+
+
 def _with_copies(fold: Fold, copy_of: Indices) -> Fold:
     """Return a fold of all samples, from a fold of the different ones."""
     rest, held_out = (np.flatnonzero(np.isin(copy_of, part)).astype(np.int64) for part in fold)
@@ -670,6 +665,10 @@ def _with_copies(fold: Fold, copy_of: Indices) -> Fold:
 
 def _sorted(indices: Sequence[int] | np.ndarray) -> Indices:
     return np.sort(np.asarray(indices, dtype=np.int64))
+
+
+def _shown(split: Split | Splitter) -> str:
+    return repr(split) if isinstance(split, str) else split_name(split)
 
 
 @overload
