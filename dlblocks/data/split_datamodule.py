@@ -128,6 +128,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
                 "stratify out."
             )
         self.split: Split | Splitter = split
+        self._split_name = split_name(split)  # once: it may hold the fold of each sample
         self.num_folds = whole(num_folds)
         self.fold = whole(fold)
         self.val_fraction = val_fraction
@@ -140,7 +141,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         self._keep_duplicates = groups is not None
         # Arguments that subclasses take by **kwargs; `save_hyperparameters` adds them.
         self._shared: dict[str, Any] = {
-            "split": split_name(split),
+            "split": self._split_name,
             "num_folds": self.num_folds,
             "fold": self.fold,
             "val_fraction": val_fraction,
@@ -330,7 +331,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
     @property
     def split_name(self) -> str:
         """The kind of split, or the class and parameters of the splitter."""
-        return split_name(self.split)
+        return self.split if isinstance(self.split, str) else self._split_name
 
     def fold_name(self) -> str | None:
         """Name of the fold that validates, or None if folds are drawn.

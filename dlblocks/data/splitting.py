@@ -167,14 +167,16 @@ def splits(
     pairs: list[Fold]
     if not isinstance(split, str):
         values = None if labels is None else labels[rest]
-        pairs = _by_splitter(split, rest, num_samples, values, members, repeat)
+        pairs = _by_splitter(split, rest, num_samples, values, members)
+        count = len(pairs) // own_repeats(split)
+        pairs = pairs[repeat * count : (repeat + 1) * count]
     elif split == "leave_one_group_out" and members is not None:
         pairs = leave_one_group_out(members)
     elif split == "predefined" and numbers is not None:
         pairs = predefined(numbers[rest], members)
     elif split == "time_series":
         pairs = (
-            [last(len(rest), val_fraction)]
+            [_last(len(rest), val_fraction)]
             if num_folds is None
             else time_series(len(rest), num_folds)
         )
@@ -208,7 +210,7 @@ def hold_out_test(
         (array([0, 1, 2]), array([3]))
     """
     if is_in_time(split):
-        rest, test = last(num_samples, test_fraction)
+        rest, test = _last(num_samples, test_fraction)
     else:
         rest, test = holdout(
             num_samples, test_fraction, targets=targets, groups=groups, copies=copies, seed=seed
@@ -402,9 +404,8 @@ def _by_splitter(
     num_samples: int,
     targets: np.ndarray | None,
     groups: np.ndarray | None,
-    repeat: int,
 ) -> list[Fold]:
-    """Return the folds of one repeat of a splitter object.
+    """Return all folds of a splitter object.
 
     Raises:
         ValueError: It cannot split these samples, makes other folds at every call or none, or a
@@ -412,37 +413,44 @@ def _by_splitter(
     """
     from sklearn.model_selection import PredefinedSplit
 
-    name = f"split={split_name(splitter)}"
-    if isinstance(splitter, PredefinedSplit):  # which knows the samples by their numbers
-        if len(splitter.test_fold) != num_samples:
-            raise ValueError(
-                f"{name} has {len(splitter.test_fold)} samples, and the data {num_samples}."
-            )
-        splitter = PredefinedSplit(splitter.test_fold[rest])
     try:
-        pairs = _pairs(splitter, len(rest), targets, groups)
+        drawn = splitter
+        if isinstance(splitter, PredefinedSplit):  # which knows the samples by their numbers
+            if len(splitter.test_fold) != num_samples:
+                raise ValueError(f"it has {len(splitter.test_fold)}, and the data {num_samples}.")
+            drawn = PredefinedSplit(splitter.test_fold[rest])
+        pairs = _pairs(drawn, len(rest), targets, groups)
+        if not type(splitter).__module__.startswith("sklearn."):  # those have a `random_state`
+            again = _pairs(drawn, len(rest), targets, groups)
+            if len(again) != len(pairs) or not all(
+                map(np.array_equal, chain(*pairs), chain(*again))
+            ):
+                raise ValueError("it makes other folds at every call; fix its random numbers.")
+        if not pairs:
+            raise ValueError("it makes no fold.")
+        for fold, pair in enumerate(pairs):
+            _check_parts(fold, *pair, len(rest), groups)
     except ValueError as error:
-        raise ValueError(f"{name} cannot split these {len(rest)} samples: {error}") from error
-    if not type(splitter).__module__.startswith("sklearn."):  # those have a `random_state`
-        again = _pairs(splitter, len(rest), targets, groups)
-        if len(again) != len(pairs) or not all(map(np.array_equal, chain(*pairs), chain(*again))):
-            raise ValueError(f"{name} makes other folds at every call; fix its random numbers.")
-    for fold, (train, val) in enumerate(pairs):
-        if not len(train) or not len(val) or max(train[-1], val[-1]) >= len(rest) or train[0] < 0:
-            raise ValueError(f"{name}: fold {fold} has an empty part or unknown samples.")
-        if len(np.intersect1d(train, val)):
-            raise ValueError(f"{name}: fold {fold} validates samples that it trains on.")
-        shared = np.intersect1d(groups[train], groups[val]) if groups is not None else train[:0]
-        if len(shared):
-            raise ValueError(
-                f"{name}: fold {fold} trains on and validates group {shared[0]!s} ({len(shared)} "
-                "such groups); use a splitter that keeps groups whole, such as GroupKFold, or "
-                "leave groups out."
-            )
-    count = len(pairs) // own_repeats(splitter)
-    if not count:
-        raise ValueError(f"{name} makes no fold.")
-    return pairs[repeat * count : (repeat + 1) * count]
+        raise ValueError(
+            f"split={split_name(splitter)} cannot split these {len(rest)} samples: {error}"
+        ) from error
+    return pairs
+
+
+def _check_parts(
+    fold: int, train: Indices, val: Indices, num_samples: int, groups: np.ndarray | None
+) -> None:
+    both = np.concatenate([train, val])
+    if not len(train) or not len(val) or both.min() < 0 or both.max() >= num_samples:
+        raise ValueError(f"fold {fold} has an empty part or unknown samples.")
+    if len(np.intersect1d(train, val)):
+        raise ValueError(f"fold {fold} validates samples that it trains on.")
+    shared = train[:0] if groups is None else np.intersect1d(groups[train], groups[val])
+    if len(shared):
+        raise ValueError(
+            f"fold {fold} trains on and validates group {shared[0]!s} ({len(shared)} such groups); "
+            "use a splitter that keeps groups whole, such as GroupKFold, or leave groups out."
+        )
 
 
 def _pairs(splitter: Any, num_samples: int, targets: Any = None, groups: Any = None) -> list[Fold]:
@@ -549,7 +557,7 @@ def selection(
     labels = None if targets is None or _are_values(np.asarray(targets)) else np.asarray(targets)
     strata = targets if stratify else None
     if in_order:
-        training, selected_on = last(num_samples, selection_fraction)
+        training, selected_on = _last(num_samples, selection_fraction)
     elif groups is not None and not copies:
         members = _as_column("groups", groups, num_samples)
         num_groups = len(np.unique(members))
@@ -574,11 +582,11 @@ def selection(
     return training, selected_on
 
 
-def last(num_samples: int, fraction: float) -> Fold:
+def _last(num_samples: int, fraction: float) -> Fold:
     """Holds out the last of samples in the order of time; returns (rest, held out), as `holdout`.
 
     Example:
-        >>> last(5, 0.4)
+        >>> _last(5, 0.4)
         (array([0, 1, 2]), array([3, 4]))
     """
     check_range("fraction", fraction, 0, 1, high_open=True)

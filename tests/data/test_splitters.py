@@ -159,7 +159,7 @@ class Nothing(sk.KFold):
         (sk.KFold(7), {"groups": GROUPS}, "fold 0 trains on and validates group 2.*GroupKFold"),
         (sk.KFold(61), {}, r"cannot split these 60 samples: .*n_splits=61"),
         (sk.GroupKFold(3), {"groups": None}, "cannot split these 60 samples: The 'groups'"),
-        (sk.PredefinedSplit(FOLD[:50]), {}, "has 50 samples, and the data 60"),
+        (sk.PredefinedSplit(FOLD[:50]), {}, "these 60 samples: it has 50, and the data 60"),
         (sk.KFold(4), {"folds": FOLD}, r"folds has no effect with split=KFold"),
         (sk.KFold(4), {"stratify": True}, "stratify=True has no effect"),
         (sk.KFold, {}, "split=.* is not known"),
