@@ -225,6 +225,10 @@ class CheckedConstructor:
                 given = {name: rest.pop(name) for name in names.keys() & rest.keys()}
                 if base is not cls:
                     check_arguments(init, (None,), given)
+        if rest and cls.__module__.startswith("dlblocks."):
+            name = next(iter(rest))
+            hint = did_you_mean(name, constructor_arguments(cls)) or "."
+            raise TypeError(f"{cls.__name__} has no argument {name!r}{hint}")
         return super().__new__(cls)
 
 
