@@ -194,7 +194,7 @@ def check_arguments(function: Callable[..., Any], args: Sequence[Any], kwargs: A
 
 
 def constructor_arguments(cls: type) -> dict[str, inspect.Parameter]:
-    """Return the arguments of a constructor, with those that reach its bases by ``**kwargs``."""
+    """Return the arguments of a constructor and of its base classes."""
     found: dict[str, inspect.Parameter] = {}
     for base in cls.__mro__:
         init = vars(base).get("__init__")
@@ -210,7 +210,7 @@ def constructor_arguments(cls: type) -> dict[str, inspect.Parameter]:
 
 
 class CheckedConstructor:
-    """Check the arguments of a constructor, with those that reach its bases by ``**kwargs``.
+    """Check the arguments of a constructor and of its base classes.
 
     It is a class by itself because jsonargparse takes the arguments of a class that defines
     `__new__` from there.

@@ -172,7 +172,11 @@ def _what_changed(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 
 def _read_about(path: Path) -> dict[str, Any]:
-    """What the file was made of, or a `FileExistsError` if it is not ours or not whole."""
+    """Read what an array file was made of.
+
+    Raises:
+        FileExistsError: It is not ours, or not whole.
+    """
     name = _beside(path).name
     try:
         found = json.loads(_beside(path).read_bytes())

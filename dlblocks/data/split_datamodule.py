@@ -162,7 +162,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         frame: FrameType | None = None,
         logger: bool = True,
     ) -> None:
-        """Save the arguments of the constructor, with those that its bases get by ``**kwargs``."""
+        """Save the arguments of the constructor and of its base classes."""
         current = inspect.currentframe()
         frame = frame or (current and current.f_back)
         ignored = [ignore] if isinstance(ignore, str) else list(ignore or ())
@@ -173,7 +173,10 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         )
 
     def _set_hyperparameters(self, values: dict[str, Any]) -> None:
-        """Lightning's own way to add to them compares arrays that the constructor was given."""
+        """Set hyperparameters.
+
+        Lightning's own way compares arrays that the constructor was given.
+        """
         self.hparams.update(values)
         vars(self).update(_hparams_initial=copy.deepcopy(self.hparams))
 
@@ -424,7 +427,10 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         return self._rows[part]
 
     def _predicted_part(self) -> str:
-        """The part named by `predict_on`; without test rows, "test" stands for "val"."""
+        """Return the part that is predicted.
+
+        It is the one named by `predict_on`. Without test rows, ``"test"`` stands for ``"val"``.
+        """
         is_missing = self.predict_on == "test" and not len(self.rows_of("test"))
         return "val" if is_missing else self.predict_on
 
@@ -436,7 +442,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         kind: type[EpochSampler] = EpochSampler,
         **kwargs: Any,
     ) -> EpochSampler:
-        """Make the sampler of one part for this rank, at the epoch of the Trainer."""
+        """Make the sampler of one part, for this rank and epoch."""
         trainer = self.trainer
         sampler = kind(
             dataset,
@@ -451,9 +457,10 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         return sampler
 
     def _generator(self) -> torch.Generator:
-        """A loader's iterator draws a number from this generator instead of the global one.
+        """Make the generator from which a loader's iterator draws a number.
 
-        How many loaders ran must not change a model's dropout.
+        It would draw from the global one otherwise, so that the number of loaders would change a
+        model's dropout.
         """
         return torch.Generator().manual_seed(self.shuffle_seed)
 
@@ -581,7 +588,10 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
 
 
 def _check_fold(num_folds: int | None, fold: int, *, counted: bool = False) -> None:
-    """Raises a `ValueError` unless there is such a fold; `counted`: the data says how many."""
+    """Raise a `ValueError` unless there is such a fold.
+
+    With `counted` the number of folds comes from the data or a splitter.
+    """
     if num_folds is None:
         if counted:
             check_range("fold", fold, 0)

@@ -46,7 +46,7 @@ class Splitter(Protocol):
 
 
 def split_name(split: Split | Splitter) -> str:
-    """Return the name of a kind of split, or a splitter's class and parameters.
+    """Return the name of a split, or a splitter's class and parameters.
 
     Example:
         >>> from sklearn.model_selection import KFold
@@ -63,7 +63,7 @@ def split_name(split: Split | Splitter) -> str:
 
 
 def check_split(split: Any) -> None:
-    """Raise a `ValueError` unless `split` is known, or a splitter that always does the same."""
+    """Raise a `ValueError` for an unknown split or an unseeded splitter."""
     if isinstance(split, (str, type)) or not isinstance(split, Splitter):
         check_choice("split", split, SPLITS)
         return
@@ -77,7 +77,7 @@ def check_split(split: Any) -> None:
 
 
 def counts_folds(split: Split | Splitter) -> bool:
-    """Tell whether the number of folds comes from the data or a splitter."""
+    """Tell whether the data or a splitter says the number of folds."""
     return split in ("leave_one_group_out", "predefined") or not isinstance(split, str)
 
 
@@ -91,7 +91,7 @@ def is_in_time(split: Split | Splitter) -> bool:
 
 
 def own_repeats(split: Split | Splitter) -> int:
-    """Count the repeats of a splitter such as `RepeatedKFold`; others have one."""
+    """Count the repeats: more than one for a splitter such as `RepeatedKFold`."""
     return int(getattr(split, "n_repeats", 1))
 
 
@@ -660,7 +660,7 @@ def quantile_bins(values: npt.ArrayLike, needed: int, num_bins: int = NUM_BINS) 
 
 
 def _first_copies(groups: np.ndarray) -> tuple[Indices, Indices]:
-    """Return the row of each group's first sample, and the number of each sample's group."""
+    """Return each group's first row, and each sample's group as a number."""
     first, copy_of = np.unique(groups, return_index=True, return_inverse=True)[1:]
     return first, copy_of
 
@@ -684,7 +684,11 @@ def _as_column(argument: str, values: None, num_samples: int) -> None: ...
 @overload
 def _as_column(argument: str, values: npt.ArrayLike, num_samples: int) -> np.ndarray: ...
 def _as_column(argument: str, values: npt.ArrayLike | None, num_samples: int) -> np.ndarray | None:
-    """Return `values` as an array (N,), or raise a `ValueError` if they are not or lack some."""
+    """Return `values` as an array (N,).
+
+    Raises:
+        ValueError: They have another shape, or lack some.
+    """
     if values is None:
         return None
     column = np.asarray(values)
