@@ -212,7 +212,7 @@ def check_arguments(function: Callable[..., Any], args: Sequence[Any], kwargs: A
 
 
 def constructor_arguments(cls: type) -> dict[str, inspect.Parameter]:
-    """Return the arguments of a constructor, with those that reach its bases by ``**kwargs``."""
+    """Return the arguments of a constructor and of its base classes."""
     found: dict[str, inspect.Parameter] = {}
     for base in cls.__mro__:
         init = vars(base).get("__init__")
@@ -228,7 +228,7 @@ def constructor_arguments(cls: type) -> dict[str, inspect.Parameter]:
 
 
 class CheckedConstructor:
-    """Check the arguments of a constructor, with those that reach its bases by ``**kwargs``.
+    """Check the arguments of a constructor and of its base classes.
 
     It is a class by itself because jsonargparse takes the arguments of a class that defines
     `__new__` from there.
@@ -243,6 +243,10 @@ class CheckedConstructor:
                 given = {name: rest.pop(name) for name in names.keys() & rest.keys()}
                 if base is not cls:
                     check_arguments(init, (None,), given)
+        if rest and cls.__module__.startswith("dlblocks."):
+            name = next(iter(rest))
+            hint = did_you_mean(name, constructor_arguments(cls)) or "."
+            raise TypeError(f"{cls.__name__} has no argument {name!r}{hint}")
         return super().__new__(cls)
 
 

@@ -102,7 +102,7 @@ FRAME = re.compile(
 )
 KEY = re.compile(r'Parser key "(?P<key>[\w.]+)"')
 CHOICES = re.compile(
-    r"Expected a typing\.Literal\[(?P<of>.+)\]\. Got value: (?P<value>.*)"
+    r"Expected a typing\.Literal\[(?P<of>.+)\](?:\. Got value: (?P<value>.*))?"
     r"|invalid choice: '(?P<invalid>.*)' \(choose from (?P<from>.+)\)"
 )
 ATTRIBUTE = re.compile(r"module '(?P<module>[\w.]+)' has no attribute '(?P<name>\w+)'")
@@ -139,8 +139,10 @@ def _sentence(message: str) -> str:
         return message
     found = next((line for line in said if " is not known" in line), said[0])
     choices, attribute = CHOICES.search(found), ATTRIBUTE.search(found)
+    given = next((line for line in lines if line.startswith("Given value: ")), "")
+    given = given.removeprefix("Given value: ")
     if choices is not None:
-        value = choices["value"] or choices["invalid"]
+        value = choices["value"] or choices["invalid"] or given
         names = re.findall(r"[\w.-]+", choices["of"] or choices["from"])
         hint = did_you_mean(value, names) or "."
         found = f"{value!r} is not known{hint} Choose from: {', '.join(names)}."
@@ -151,9 +153,8 @@ def _sentence(message: str) -> str:
         hint = did_you_mean(name, [*models.__all__, *data.__all__]) or "."
         found = f"{name!r} is not known{hint} Give a class of dlblocks, or one as module.Class."
     elif found.startswith("Expected a "):
-        given = next((line for line in lines if line.startswith("Given value: ")), "")
         kind = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", found.removeprefix("Expected a "))
-        found = f"expected {kind}, got {given.removeprefix('Given value: ')!r}."
+        found = f"expected {kind}, got {given!r}."
     keys = ".".join(KEY.findall(message))
     # The first line may begin with a key, and go on with the reason.
     found = re.sub(KEY.pattern + ": *", "", found)

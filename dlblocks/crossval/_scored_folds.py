@@ -142,7 +142,9 @@ class ScoredFolds(Result):
         scored: dict[int, int] = {}
         for row in self.folds:
             scored[row["repeat"]] = scored.get(row["repeat"], 0) + row["num_val"]
-        return max(scored.values())
+        most = max(scored.values())
+        # Folds of a splitter such as `ShuffleSplit` may share validation samples.
+        return most if self.oof is None else min(most, len(np.unique(self.oof.index)))
 
     def pooled(self) -> dict[str, float]:
         """Metrics of the out-of-fold predictions of all folds at once, by scikit-learn.

@@ -73,11 +73,7 @@ def plan_splits(
     Raises:
         ValueError: `num_folds` is not what the data say, or repeats would all be the same.
     """
-    if repeats > 1 and data.split != "kfold":
-        raise ValueError(
-            f"repeats={repeats}, but split={data.split!r} makes the same folds every time; use "
-            "repeats=1, or split='kfold'."
-        )
+    repeats = data.count_repeats(repeats)
     num_folds = data.count_folds(num_folds)
     if selection_fraction:
         data = data.with_selection(selection_fraction)
@@ -109,7 +105,8 @@ def describe_splits(datamodule: SplitDataModule, num_folds: int, repeats: int) -
         ``num_test`` of those held out; ``fingerprint``; ``folds``, one a fit: ``repeat``, ``fold``,
         ``num_train``, ``num_val`` and the validation rows, ``val``, after `with_selection` also
         ``selection``, the rows that select the epoch; and ``test``, the rows held out. All other
-        rows train, but under ``"time_series"`` those before `val` alone.
+        rows train, but under ``"time_series"`` those before `val` alone, and of a splitter object
+        those that it says.
     """
     found = [
         (repeat, fold, rows)
@@ -118,7 +115,7 @@ def describe_splits(datamodule: SplitDataModule, num_folds: int, repeats: int) -
     ]
     test = found[0][2]["test"]
     return {
-        "split": datamodule.split,
+        "split": datamodule.split_name,
         "num_folds": num_folds,
         "repeats": repeats,
         "split_seed": datamodule.split_seed,

@@ -27,7 +27,7 @@ from dlblocks.crossval._search import SEARCHED, Grid, Search, check_names, grid_
 from dlblocks.crossval._splits import begin, duplicates_note, fold_specs, plan_splits
 from dlblocks.crossval.results import NestedResult
 from dlblocks.data import SplitDataModule
-from dlblocks.data.splitting import COUNTED
+from dlblocks.data.splitting import counts_folds
 from dlblocks.models._predict import NoPredictions
 from dlblocks.runs._figures import drawing
 from dlblocks.runs._fits import FitResult, finish_fit, read_fit
@@ -254,7 +254,7 @@ def _nested(
         data = new_datamodule(datamodule, config.seed)
         splits = plan_splits(data, num_folds, repeats)
         config.num_folds = splits["num_folds"]
-        if search.num_folds is None and data.split not in COUNTED:
+        if search.num_folds is None and not counts_folds(data.split):
             search.num_folds = INNER_FOLDS
         outer = Outer(search, datamodule, data, config)
         specs = fold_specs(splits)

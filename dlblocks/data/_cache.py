@@ -1,7 +1,6 @@
 """Images decoded once into an array file, which is memory-mapped from then on.
 
-The file is a plain ``.npy`` of uint8 (N, C, H, W), which any `np.load` reads, with a footer behind
-the array: a JSON object, its length, and a mark by which we know our own files.
+The file is a ``.npy`` of uint8 (N, C, H, W). A ``.json`` file beside it says what it was made of.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import io
 import json
 import math
 import os
@@ -29,10 +27,8 @@ from torch import Tensor
 
 from dlblocks._files import PART, atomic_write, is_rank_zero
 
-MARK = b"dlblocks-images\n"
-VERSION = 3  # of the file and of how images are made; another one is built anew
-
-TAIL = len(MARK) + 8
+VERSION = 4  # of the files and of how images are made; another one is built anew
+ROUNDED = 2.0  # seconds by which a file system may change the time of a file
 
 Decode = Callable[[str], np.ndarray]
 
@@ -48,8 +44,9 @@ def cached_images(
     """Returns the decoded `files`, mapped from the array file `path`, which is built if need be.
 
     The file belongs to a fingerprint of `shape`, `settings` and the names, sizes and times of
-    `files`; with another fingerprint it is built anew, which a warning says. It appears whole or
-    not at all. Processes that need it at the same time wait for the first one to build it.
+    `files`; with another fingerprint it is built anew, which a warning says. It and the JSON file
+    beside it appear whole or not at all. Processes that need it at the same time wait for the
+    first one to build it.
 
     Args:
         path: The array file.
@@ -63,11 +60,10 @@ def cached_images(
         uint8 images (N, C, H, W) that must not be written to: their memory is read-only.
 
     Raises:
-        FileExistsError: `path` is no file of ours, or was cut off; it is left as it is.
+        FileExistsError: `path` is not a file of ours, or was cut off; it is left as it is.
         OSError: The folder cannot be written to or has no room; no part of the file is left.
     """
     about = {
-        "format": "dlblocks images",
         "version": VERSION,
         "shape": [len(files), *shape],
         "settings": settings,
@@ -81,7 +77,7 @@ def cached_images(
             images = _open(path, about)  # another process may have built it
             if images is None:
                 if path.exists():
-                    why = _what_changed(_read_footer(path), about)
+                    why = _what_changed(_read_about(path), about)
                     rank_zero_warn(f"{path} is built anew: {why}.")
                 if is_held:
                     _remove_parts(path)
@@ -146,26 +142,23 @@ def _fingerprint(root: Path, files: Sequence[str], shape: tuple[int, ...], setti
     return digest.hexdigest()
 
 
-def _header(shape: Sequence[int]) -> bytes:
-    buffer = io.BytesIO()
-    form = {"descr": "|u1", "fortran_order": False, "shape": tuple(shape)}
-    np.lib.format.write_array_header_1_0(buffer, form)
-    return buffer.getvalue()
-
-
-def _footer(about: dict[str, Any]) -> bytes:
-    text = json.dumps(about).encode()
-    return text + len(text).to_bytes(8, "little") + MARK
+def _beside(path: Path) -> Path:
+    return path.with_suffix(".json")
 
 
 def _open(path: Path, about: dict[str, Any]) -> np.ndarray | None:
     """Maps the images in the file; None if there is no file, or one of another fingerprint."""
     if not path.exists():
         return None
-    if _read_footer(path)["fingerprint"] != about["fingerprint"]:
+    found = _read_about(path)
+    if found["fingerprint"] != about["fingerprint"]:
         return None
+    if path.stat().st_mtime - found["written"] > ROUNDED:
+        raise _refusal(path, "another program wrote it")
     shape = tuple(about["shape"])
-    return np.memmap(path, np.uint8, mode="r", offset=len(_header(shape)), shape=shape)
+    return np.memmap(
+        path, np.uint8, mode="r", offset=found["bytes"] - math.prod(shape), shape=shape
+    )
 
 
 def _what_changed(old: dict[str, Any], new: dict[str, Any]) -> str:
@@ -178,49 +171,44 @@ def _what_changed(old: dict[str, Any], new: dict[str, Any]) -> str:
     return f"its images are {tuple(old['shape'])}, and now {tuple(new['shape'])}"
 
 
-def _read_footer(path: Path) -> dict[str, Any]:
-    """What the file says of itself, or a `FileExistsError` if it is not ours or not whole."""
-    with path.open("rb") as file:
-        try:
-            np.lib.format.read_magic(file)
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-            promised = file.tell() + math.prod(shape) * dtype.itemsize
-        except ValueError:
-            promised = 0
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - TAIL))
-        tail = file.read()
-        length = int.from_bytes(tail[:8], "little")
-        if tail[8:] == MARK and promised and size == promised + length + TAIL:
-            file.seek(promised)
-            if found := _parsed(file.read(length)):
-                return found
-    if tail[8:] == MARK and size == promised + length + TAIL:
-        why = "its footer is damaged"
-    elif size < promised:
-        why = f"it was cut off, its header promises at least {promised:,} bytes"
-    else:
-        why = "another program wrote it, or its end was cut off"
-    raise FileExistsError(
-        f"{path} ({size:,} bytes) is no complete image cache of dlblocks: {why}. If you do not "
-        "need it, delete it, and it is built anew; or choose another folder with "
+def _read_about(path: Path) -> dict[str, Any]:
+    """Read what an array file was made of.
+
+    Raises:
+        FileExistsError: It is not ours, or not whole.
+    """
+    name = _beside(path).name
+    try:
+        found = json.loads(_beside(path).read_bytes())
+        kinds = {
+            "version": int, "fingerprint": str, "settings": str, "shape": list, "bytes": int,
+            "written": float,
+        }  # fmt: skip
+        if not all(isinstance(found[key], kind) for key, kind in kinds.items()):
+            raise TypeError
+    except FileNotFoundError as error:
+        why = f"another program or an older version of dlblocks wrote it, {name} is missing"
+        raise _refusal(path, why) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise _refusal(path, f"{name} is damaged") from error
+    size = path.stat().st_size
+    if size != found["bytes"]:
+        cut = f"it was cut off from {found['bytes']:,} bytes, or " if size < found["bytes"] else ""
+        raise _refusal(path, f"{cut}another program wrote it")
+    return found
+
+
+def _refusal(path: Path, why: str) -> FileExistsError:
+    return FileExistsError(
+        f"{path} ({path.stat().st_size:,} bytes) is not a complete image cache of dlblocks: {why}. "
+        "If you do not need it, delete it, and it is built anew; or choose another folder with "
         "cache='/another/folder'."
     )
 
 
-def _parsed(footer: bytes) -> dict[str, Any] | None:
-    """What `_footer` was made of; None if it is damaged."""
-    try:
-        found = json.loads(footer)
-        kinds = {"version": int, "fingerprint": str, "shape": list}
-        return found if all(isinstance(found[key], kinds[key]) for key in kinds) else None
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
 def _remove_parts(path: Path) -> None:
     """Removes the unfinished files of builds of `path` that were killed; none is at work now."""
-    name = re.compile(rf"\.{re.escape(path.stem)}-\w{{8}}{re.escape(PART + path.suffix)}")
+    name = re.compile(rf"\.{re.escape(path.stem)}-\w{{8}}{re.escape(PART)}\.(npy|json)")
     for part in path.parent.iterdir():
         if name.fullmatch(part.name):
             with contextlib.suppress(OSError):  # another user's
@@ -228,24 +216,31 @@ def _remove_parts(path: Path) -> None:
 
 
 def _build(path: Path, files: Sequence[str], about: dict[str, Any], decode: Decode) -> None:
-    header, footer = _header(about["shape"]), _footer(about)
     image_size = math.prod(about["shape"][1:])
-    start = len(header)
-    end = start + len(files) * image_size
-    with _explained(path, about), atomic_write(path) as part, part.open("r+b") as file:
-        _reserve(file.fileno(), end + len(footer))
+    form = {"descr": "|u1", "fortran_order": False, "shape": tuple(about["shape"])}
+    with (
+        _explained(path, about),
+        atomic_write(_beside(path)) as description,
+        atomic_write(path) as part,
+        part.open("r+b") as file,
+    ):
+        np.lib.format.write_array_header_1_0(file, form)
+        start = file.tell()
+        size = start + len(files) * image_size
+        _reserve(file.fileno(), size)
 
         # Written, not mapped: on a full disk a write is an error, a mapped page kills the process.
         def put(i: int, image: np.ndarray) -> None:
             file.seek(start + i * image_size)
             file.write(image.tobytes())
 
-        file.write(header)
         decode_all(files, decode, put, f"decoding into {path.name}")
-        file.seek(end)
-        file.write(footer)
         file.flush()
-        os.fsync(file.fileno())  # after a power failure, no finished name on unwritten pages
+        os.fsync(file.fileno())
+        written = os.fstat(file.fileno()).st_mtime
+        description.write_text(json.dumps({**about, "bytes": size, "written": written}))
+        # The array gets its name first. After a kill right then it must not pass for the old one.
+        _beside(path).unlink(missing_ok=True)
 
 
 def _reserve(handle: int, size: int) -> None:
@@ -285,7 +280,8 @@ def _explained(path: Path, about: dict[str, Any]) -> Iterator[None]:
 def _locked(path: Path) -> Iterator[bool]:
     """Holds a lock on the folder, where the system has such locks; without, work is done twice.
 
-    Gives whether it is held.
+    Gives whether it is held. The library `filelock` would leave a file among the images, which
+    other users cannot lock, and fail where the file system has no locks.
     """
     try:
         import fcntl

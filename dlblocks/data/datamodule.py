@@ -22,7 +22,7 @@ from dlblocks._errors import check_range, whole
 from dlblocks._quiet import isolated
 from dlblocks.data._fingerprint import MAX_SEARCHED_BYTES, fingerprint, first_copies, row_keys
 from dlblocks.data._normalization import needs_float64, on_device, rescale, standardisation
-from dlblocks.data.dataset import ArrayDataset, EpochSampler, collate, collate_with_index
+from dlblocks.data.dataset import ArrayDataset, collate, collate_with_index
 from dlblocks.data.source import Source, check_arrays
 from dlblocks.data.split_datamodule import BatchSize, SplitDataModule, SplitMetadata
 from dlblocks.data.transforms import SampleTransform
@@ -241,6 +241,11 @@ class DataModule(SplitDataModule):
                 f"test_fraction={self.test_fraction} is set, but {type(self).__name__} has a test "
                 "set of its own; use test_fraction=0."
             )
+        if self.train_transform is not None and source.inputs.ndim != 4:
+            raise ValueError(
+                f"train_transform={self.train_transform.name} needs images (N, C, H, W), got "
+                f"inputs of shape {tuple(source.inputs.shape)}; use train_transform=None."
+            )
         self._rows = self._split_rows()
         if source.test_inputs is not None:
             self._rows["test"] = torch.arange(len(source.test_inputs))
@@ -305,10 +310,7 @@ class DataModule(SplitDataModule):
 
         That is the test set or, where there is none, the validation part.
         """
-        part = self.predict_on
-        if part == "test" and not len(self.rows_of("test")):
-            part = "val"
-        return self._loader(part, with_index=self.predict_index)
+        return self._loader(self._predicted_part(), with_index=self.predict_index)
 
     def _part_arrays(self, part: str) -> tuple[Tensor, Tensor]:
         source = self.source
@@ -319,28 +321,19 @@ class DataModule(SplitDataModule):
     def _loader(self, part: str, *, training: bool = False, with_index: bool = False) -> DataLoader:
         inputs, targets = self._part_arrays(part)
         transform = self.train_transform if training else None
-        world_size, rank, epoch = 1, 0, 0
-        if self.trainer is not None:
-            world_size, rank = self.trainer.world_size, self.trainer.global_rank
-            # Lightning tells the epoch later; workers of a run that goes on have begun by then.
-            epoch = self.trainer.current_epoch
-            if not self.num_workers and transform is None:
-                prefix = "test_" if inputs is self.source.test_inputs else ""
-                inputs, targets = self._resident.move(
-                    {f"{prefix}inputs": inputs, f"{prefix}targets": targets},
-                    self.trainer.strategy.root_device,
-                )
+        if self.trainer is not None and not self.num_workers and transform is None:
+            prefix = "test_" if inputs is self.source.test_inputs else ""
+            inputs, targets = self._resident.move(
+                {f"{prefix}inputs": inputs, f"{prefix}targets": targets},
+                self.trainer.strategy.root_device,
+            )
         dataset = ArrayDataset(inputs, targets, self.rows_of(part), transform)
-        sampler = EpochSampler(
+        sampler = self._sampler(
             dataset,
-            shuffle=training,
-            seed=self.shuffle_seed,
-            num_replicas=world_size,
-            rank=rank,
+            training=training,
             avoid_single=self.batch_size if training and self.batch_size != "full" else None,
             with_epoch=transform is not None,
         )
-        sampler.set_epoch(epoch)
         return DataLoader(
             dataset,
             batch_size=max(1, len(sampler)) if self.batch_size == "full" else self.batch_size,
@@ -349,9 +342,7 @@ class DataModule(SplitDataModule):
             persistent_workers=self.num_workers > 0,
             collate_fn=collate_with_index if with_index else collate,
             pin_memory=torch.cuda.is_available() and inputs.device.type == "cpu",
-            # A loader's iterator draws a number from this generator instead of the global one:
-            # how many loaders ran must not change a model's dropout.
-            generator=torch.Generator().manual_seed(self.shuffle_seed),
+            generator=self._generator(),
         )
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -398,14 +389,13 @@ class DataModule(SplitDataModule):
             callbacks: Those that change batches, or one of them; copies are used.
             count: How many images, at most a batch.
         """
-        from dlblocks.data.datamodule import first_batch
         from dlblocks.plots import batch
 
         self._image_shape()
         new = self.for_fold(self.fold, self.num_folds, repeat=self.repeat)
         if isinstance(callbacks, pl.Callback):
             callbacks = [callbacks]
-        images, targets = (x[:count] for x in first_batch(new, callbacks))
+        images, targets = (x[:count] for x in _first_batch(new, callbacks))
         return batch(
             new.as_images(images).numpy(),
             targets.numpy(),
@@ -486,7 +476,7 @@ class _Eye(pl.LightningModule):
         return torch.optim.SGD([self.weight])
 
 
-def first_batch(
+def _first_batch(
     datamodule: pl.LightningDataModule, callbacks: Sequence[pl.Callback]
 ) -> tuple[Tensor, Tensor]:
     """Inputs and targets of the first training batch, on the CPU, as a model gets them.

@@ -19,7 +19,7 @@ Sample = tuple[Tensor, Tensor, int]
 Position = int | tuple[int, int]
 
 
-class Rows(Sequence[Sample]):
+class _Rows(Sequence[Sample]):
     """The rows of one batch: a sequence of samples, whose batch is already gathered.
 
     A `DataLoader` hands what the data set fetched to its collate function. Ours takes `inputs`,
@@ -38,7 +38,7 @@ class Rows(Sequence[Sample]):
     def __getitem__(self, i: slice) -> Sequence[Sample]: ...
     def __getitem__(self, i: int | slice) -> Sample | Sequence[Sample]:
         if isinstance(i, slice):
-            return Rows(self.inputs[i], self.targets[i], self.rows[i])
+            return _Rows(self.inputs[i], self.targets[i], self.rows[i])
         return self.inputs[i], self.targets[i], int(self.rows[i])
 
 
@@ -89,7 +89,7 @@ class ArrayDataset(Dataset[Sample]):
             image = self.transform(image, epoch=epoch, index=row)
         return image, self.targets[row], row
 
-    def __getitems__(self, batch: Sequence[Position] | Tensor) -> Rows:
+    def __getitems__(self, batch: Sequence[Position] | Tensor) -> _Rows:
         positions = torch.as_tensor(batch, dtype=torch.int64)
         epoch = 0
         if positions.ndim == 2:
@@ -99,7 +99,7 @@ class ArrayDataset(Dataset[Sample]):
         inputs = self.inputs.index_select(0, where)
         if self.transform is not None:
             inputs = self.transform.batch(inputs, rows, epoch)
-        return Rows(inputs, self.targets.index_select(0, where), rows)
+        return _Rows(inputs, self.targets.index_select(0, where), rows)
 
 
 def collate(rows: Sequence[Sample]) -> list[Any]:
@@ -109,7 +109,7 @@ def collate(rows: Sequence[Sample]) -> list[Any]:
 
 def collate_with_index(rows: Sequence[Sample]) -> list[Any]:
     """Makes the batch ``[inputs (N, ...), targets (N, ...), index (N,)]``."""
-    if isinstance(rows, Rows):
+    if isinstance(rows, _Rows):
         return [rows.inputs, rows.targets, rows.rows]
     return list(default_collate(list(rows)))
 

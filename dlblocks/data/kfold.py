@@ -143,7 +143,10 @@ class FoldedDataModule(SplitDataModule):
                 f"{other_lightning(data) or ' TensorDataset makes a Dataset of tensors.'}"
             )
         self.data = data
-        self._class_names = None if class_names is None else _checked_names(class_names)
+        names = None if class_names is None else list(class_names)
+        if len(set(names or ())) < len(names or ()):
+            raise ValueError(f"class_names={names} has a name twice; give each class its own.")
+        self._class_names = names
         self.given = {
             "targets": targets,
             "groups": None if self._keep_duplicates else groups,
@@ -466,26 +469,19 @@ class FoldedDataModule(SplitDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         """Batches of the part named by `predict_on`; without test rows, "test" stands for "val"."""
-        part = self.predict_on
-        if part == "test" and not len(self.rows_of("test")):
-            part = "val"
-        return self._fold_loader(part)
+        return self._fold_loader(self._predicted_part())
 
     def _fold_loader(self, part: str, *, training: bool = False) -> DataLoader:
         given = self.loader
         whole = given.dataset if training or self.eval_dataset is None else self.eval_dataset
         dataset = Subset(whole, self.rows_of(part).tolist())
         drop_last = training and given.drop_last
-        sampler = (_LoadedSampler if given.num_workers else EpochSampler)(
+        sampler = self._sampler(
             dataset,
-            shuffle=training,
-            seed=self.shuffle_seed,
-            num_replicas=1 if self.trainer is None else self.trainer.world_size,
-            rank=0 if self.trainer is None else self.trainer.global_rank,
+            training=training,
+            kind=_LoadedSampler if given.num_workers else EpochSampler,
             avoid_single=self.batch_size if training and not drop_last else None,
         )
-        # Lightning tells the epoch later; workers of a run that goes on have begun by then.
-        sampler.set_epoch(0 if self.trainer is None else self.trainer.current_epoch)
         kept: dict[str, Any] = {name: getattr(given, name) for name in KEPT}
         kept["batch_size"] = self.batch_size
         return DataLoader(
@@ -493,8 +489,7 @@ class FoldedDataModule(SplitDataModule):
             **kept,
             sampler=sampler,
             drop_last=drop_last,
-            # See `DataModule`: loaders must not draw from the model's random numbers.
-            generator=torch.Generator().manual_seed(self.shuffle_seed),
+            generator=self._generator(),
         )
 
 
@@ -520,18 +515,3 @@ def _flat(loaders: Any) -> Iterator[Any]:
             yield from _flat(loader)
     else:
         yield loaders
-
-
-def _checked_names(class_names: Sequence[str]) -> list[str]:
-    names = list(class_names)
-    if isinstance(class_names, str) or not all(isinstance(name, str) for name in names):
-        raise TypeError(
-            f"class_names={class_names!r} must be a list of texts, one a class, such as "
-            "['cat', 'dog']."
-        )
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(
-                f"class_names has {name!r} {names.count(name)} times; give each class its own."
-            )
-    return [str(name) for name in names]

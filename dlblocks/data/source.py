@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlblocks._errors import check_range
 from dlblocks.data._fingerprint import row_keys
 
 
@@ -59,7 +58,7 @@ class Source:
         if self.test_inputs is not None and self.test_targets is not None:
             test_set = self.test_inputs, self.test_targets
             check_arrays(*test_set, *names, part="test_")
-            check_test_set(self.inputs, self.targets, *test_set, self.class_names)
+            _check_test_set(self.inputs, self.targets, *test_set, self.class_names)
 
 
 SHOWN = 8  # columns in a message
@@ -123,7 +122,7 @@ def check_arrays(
         )
 
 
-def check_test_set(
+def _check_test_set(
     inputs: Tensor,
     targets: Tensor,
     test_inputs: Tensor,
@@ -170,20 +169,6 @@ def check_test_set(
             f"test_targets has label {high} in row {int(test_targets.argmax())}, but targets has "
             f"the classes 0 … {count - 1}; give class_names if there are more."
         )
-
-
-def check_fold(num_folds: int | None, fold: int, *, counted: bool = False) -> None:
-    """Raises a `ValueError` unless there is such a fold; `counted`: the data says how many."""
-    if num_folds is None:
-        if counted:
-            check_range("fold", fold, 0)
-        elif fold != 0:
-            raise ValueError(f"fold={fold} has no effect without num_folds; set num_folds.")
-        return
-    if num_folds < 2:
-        raise ValueError(f"num_folds={num_folds} is too few; use at least 2, or None for a split.")
-    if not 0 <= fold < num_folds:
-        raise ValueError(f"fold={fold} is outside 0 … {num_folds - 1} (num_folds={num_folds}).")
 
 
 def _check_finite(argument: str, values: Tensor, names: Sequence[str] | None) -> None:

@@ -14,18 +14,23 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 from typing_extensions import Self
 
 from dlblocks._errors import CheckedConstructor, check_choice, check_range, whole
 from dlblocks.data._fingerprint import first_copies
-from dlblocks.data.source import check_fold
+from dlblocks.data.dataset import EpochSampler
 from dlblocks.data.splitting import (
-    COUNTED,
-    SPLITS,
     Indices,
     Split,
+    Splitter,
+    check_split,
+    counts_folds,
     hold_out_test,
+    is_in_time,
+    own_repeats,
     selection,
+    split_name,
     splits,
 )
 
@@ -64,7 +69,9 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         split: How the development set is split: ``"kfold"``, stratified and by groups as
             `stratify` and the data say; ``"time_series"``, training always before validation, in
             the order of the samples; ``"leave_one_group_out"``, a fold for each group; or
-            ``"predefined"``, a fold for each value of a column of folds.
+            ``"predefined"``, a fold for each value of a column of folds. Or a splitter of
+            scikit-learn, such as ``StratifiedGroupKFold(5, shuffle=True, random_state=0)``, which
+            gets targets and groups of the development set and says the number of folds.
         num_folds: Number of folds K. None: a single split by `val_fraction`, or, for the last two
             kinds of `split`, what the data says.
         fold: Which fold validates, 0 … K-1.
@@ -99,7 +106,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
     def __init__(
         self,
         *,
-        split: Split = "kfold",
+        split: Split | Splitter = "kfold",
         num_folds: int | None = None,
         fold: int = 0,
         val_fraction: float = 0.2,
@@ -110,17 +117,18 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         groups: Literal["duplicates"] | None = None,
     ) -> None:
         super().__init__()
-        check_choice("split", split, SPLITS)
+        check_split(split)
         check_range("shuffle_seed", shuffle_seed, 0)
         check_range("val_fraction", val_fraction, 0, 1, high_open=True)
         check_range("test_fraction", test_fraction, 0, 1, high_open=True)
-        check_fold(num_folds, fold, counted=split in COUNTED)
+        _check_fold(num_folds, fold, counted=counts_folds(split))
         if stratify and split != "kfold":
             raise ValueError(
                 f"stratify=True has no effect with split={split!r}; use split='kfold', or leave "
                 "stratify out."
             )
-        self.split: Split = split
+        self.split: Split | Splitter = split
+        self._split_name = split_name(split)  # once: it may hold the fold of each sample
         self.num_folds = whole(num_folds)
         self.fold = whole(fold)
         self.val_fraction = val_fraction
@@ -133,7 +141,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         self._keep_duplicates = groups is not None
         # Arguments that subclasses take by **kwargs; `save_hyperparameters` adds them.
         self._shared: dict[str, Any] = {
-            "split": split,
+            "split": self._split_name,
             "num_folds": self.num_folds,
             "fold": self.fold,
             "val_fraction": val_fraction,
@@ -154,18 +162,21 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         frame: FrameType | None = None,
         logger: bool = True,
     ) -> None:
-        """Save the arguments of the constructor, with those that its bases get by ``**kwargs``."""
+        """Save the arguments of the constructor and of its base classes."""
         current = inspect.currentframe()
         frame = frame or (current and current.f_back)
         ignored = [ignore] if isinstance(ignore, str) else list(ignore or ())
-        ignored.append("train_transform")  # it is part of a plan, but no plain value
-        super().save_hyperparameters(*args, ignore=ignored, frame=frame, logger=logger)
+        objects = ["split", "train_transform"]  # a checkpoint holds plain values alone
+        super().save_hyperparameters(*args, ignore=[*ignored, *objects], frame=frame, logger=logger)
         self._set_hyperparameters(
             {k: v for k, v in self._shared.items() if k not in {*ignored, *self.hparams}}
         )
 
     def _set_hyperparameters(self, values: dict[str, Any]) -> None:
-        """Lightning's own way to add to them compares arrays that the constructor was given."""
+        """Set hyperparameters.
+
+        Lightning's own way compares arrays that the constructor was given.
+        """
         self.hparams.update(values)
         vars(self).update(_hparams_initial=copy.deepcopy(self.hparams))
 
@@ -241,13 +252,14 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         return [self._with_selection_part(fold, rows) for fold, rows in enumerate(found)]
 
     def _splits(self, num_folds: int | None, repeat: int) -> list[dict[str, Indices]]:
-        names = ("split", "val_fraction", "test_fraction", "split_seed", "stratify")
+        names = ("split_name", "val_fraction", "test_fraction", "split_seed", "stratify")
         key = (num_folds, repeat, *(getattr(self, name) for name in names))
         if key not in self._folds:
             self._folds.clear()
             self._folds[key] = splits(
                 num_folds=num_folds,
                 val_fraction=self.val_fraction,
+                labels=self.columns.targets,
                 folds=self.columns.folds,
                 repeat=repeat,
                 **self._test_arguments(),
@@ -301,9 +313,28 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         Raises:
             ValueError: The data says another number.
         """
-        if self.split in COUNTED:
+        if counts_folds(self.split):
             return len(self.splits(num_folds))
         return num_folds or self.num_folds or DEFAULT_FOLDS
+
+    def count_repeats(self, repeats: int = 1) -> int:
+        """The number of repeats of a cross-validation that is asked for `repeats`.
+
+        Raises:
+            ValueError: The folds of every repeat would be the same.
+        """
+        own = own_repeats(self.split)
+        if repeats not in (1, own) and self.split != "kfold":
+            raise ValueError(
+                f"repeats={repeats}, but split={self.split_name!r} makes the same folds every "
+                f"time; use repeats={own}, or split='kfold'."
+            )
+        return max(repeats, own)
+
+    @property
+    def split_name(self) -> str:
+        """The kind of split, or the class and parameters of the splitter."""
+        return self.split if isinstance(self.split, str) else self._split_name
 
     def fold_name(self) -> str | None:
         """Name of the fold that validates, or None if folds are drawn.
@@ -311,7 +342,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         It is the group that is left out, or the value in the column of predefined folds.
         """
         named = {"leave_one_group_out": self.columns.groups, "predefined": self.columns.folds}
-        values = named.get(self.split)
+        values = named.get(self.split_name)
         rows = self.indices("val")
         return None if values is None or not len(rows) else str(values[int(rows[0])])
 
@@ -342,8 +373,8 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
             found = self._splits(self.num_folds, self.repeat)
             if self.fold >= len(found):
                 raise ValueError(
-                    f"fold={self.fold} is outside 0 … {len(found) - 1}: split={self.split!r} makes "
-                    f"{len(found)} folds of this data."
+                    f"fold={self.fold} is outside 0 … {len(found) - 1}: "
+                    f"split={self.split_name!r} makes {len(found)} folds of this data."
                 )
             rows = self._with_selection_part(self.fold, found[self.fold])
         return {part: torch.from_numpy(row) for part, row in rows.items()}
@@ -365,7 +396,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
                 stratify=stratify,
                 groups=None if columns.groups is None else columns.groups[train],
                 copies=columns.copies,
-                in_order=self.split == "time_series",
+                in_order=is_in_time(self.split),
                 seed=self.split_seed,
             )
         except ValueError as error:
@@ -395,6 +426,44 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         self.setup("fit")
         return self._rows[part]
 
+    def _predicted_part(self) -> str:
+        """Return the part that is predicted.
+
+        It is the one named by `predict_on`. Without test rows, ``"test"`` stands for ``"val"``.
+        """
+        is_missing = self.predict_on == "test" and not len(self.rows_of("test"))
+        return "val" if is_missing else self.predict_on
+
+    def _sampler(
+        self,
+        dataset: Dataset,
+        *,
+        training: bool,
+        kind: type[EpochSampler] = EpochSampler,
+        **kwargs: Any,
+    ) -> EpochSampler:
+        """Make the sampler of one part, for this rank and epoch."""
+        trainer = self.trainer
+        sampler = kind(
+            dataset,
+            shuffle=training,
+            seed=self.shuffle_seed,
+            num_replicas=1 if trainer is None else trainer.world_size,
+            rank=0 if trainer is None else trainer.global_rank,
+            **kwargs,
+        )
+        # Lightning tells the epoch later; workers of a run that is resumed have begun by then.
+        sampler.set_epoch(0 if trainer is None else trainer.current_epoch)
+        return sampler
+
+    def _generator(self) -> torch.Generator:
+        """Make the generator from which a loader's iterator draws a number.
+
+        It would draw from the global one otherwise, so that the number of loaders would change a
+        model's dropout.
+        """
+        return torch.Generator().manual_seed(self.shuffle_seed)
+
     def for_fold(self, fold: int, num_folds: int | None, *, repeat: int = 0) -> Self:
         """A datamodule as new over the same data, set to one fold; this one is left as it is.
 
@@ -403,7 +472,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
             num_folds: Number of folds, or None as in the constructor.
             repeat: Another number gives other folds, of the same development set.
         """
-        check_fold(num_folds, fold, counted=self.split in COUNTED)
+        _check_fold(num_folds, fold, counted=counts_folds(self.split))
         new = copy.copy(self)
         new.trainer = None
         new.num_folds, new.fold, new.repeat = num_folds, fold, repeat
@@ -465,13 +534,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         Raises:
             ValueError: There are no rows, one is there twice, or not in the development set.
         """
-        given = np.asarray(rows)
-        if given.ndim != 1 or not len(given) or given.dtype.kind not in "iu":
-            raise ValueError(
-                f"rows has shape {given.shape} and dtype {given.dtype}; expected at least one "
-                "number of a sample, integers of shape (M,)."
-            )
-        kept, counts = np.unique(given.astype(np.int64), return_counts=True)
+        kept, counts = np.unique(_row_numbers(rows), return_counts=True)
         if counts.max() > 1:
             raise ValueError(f"rows has {kept[counts.argmax()]} {counts.max()} times.")
         mine, _ = hold_out_test(**self._test_arguments())
@@ -500,15 +563,9 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         Raises:
             ValueError: There are no rows, or one is not in the training part.
         """
-        given = np.asarray(rows)
-        if given.ndim != 1 or not len(given) or given.dtype.kind not in "iu":
-            raise ValueError(
-                f"rows has shape {given.shape} and dtype {given.dtype}; expected at least one "
-                "number of a sample, integers of shape (M,)."
-            )
+        drawn = torch.from_numpy(_row_numbers(rows))
         new = self.for_fold(self.fold, self.num_folds, repeat=self.repeat)
         new.whole = self.whole
-        drawn = torch.from_numpy(given.astype(np.int64))
         # Splitting takes longer than all else here, and an ensemble has many members.
         known = self._rows and self._drawn is None
         parts = dict(self._rows) if known else new._split_rows()
@@ -528,3 +585,30 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         self.shuffle_seed = shuffle_seed
         if "shuffle_seed" in self.hparams:
             self._set_hyperparameters({"shuffle_seed": shuffle_seed})
+
+
+def _check_fold(num_folds: int | None, fold: int, *, counted: bool = False) -> None:
+    """Raise a `ValueError` unless there is such a fold.
+
+    With `counted` the number of folds comes from the data or a splitter.
+    """
+    if num_folds is None:
+        if counted:
+            check_range("fold", fold, 0)
+        elif fold != 0:
+            raise ValueError(f"fold={fold} has no effect without num_folds; set num_folds.")
+        return
+    if num_folds < 2:
+        raise ValueError(f"num_folds={num_folds} is too few; use at least 2, or None for a split.")
+    if not 0 <= fold < num_folds:
+        raise ValueError(f"fold={fold} is outside 0 … {num_folds - 1} (num_folds={num_folds}).")
+
+
+def _row_numbers(rows: npt.ArrayLike) -> Indices:
+    given = np.asarray(rows)
+    if given.ndim != 1 or not len(given) or given.dtype.kind not in "iu":
+        raise ValueError(
+            f"rows has shape {given.shape} and dtype {given.dtype}; expected at least one number "
+            "of a sample, integers of shape (M,)."
+        )
+    return given.astype(np.int64)

@@ -1,29 +1,109 @@
-"""Every way of splitting that a datamodule offers, in one function."""
+"""Splits into training, validation and test samples.
+
+`splits` makes every kind of split that a datamodule offers. The splitters are scikit-learn's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, get_args
+import hashlib
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from numbers import Integral
+from typing import Any, Literal, Protocol, get_args, overload, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from dlblocks._errors import check_choice, check_range, checked
 
+Indices = npt.NDArray[np.int64]
+Fold = tuple[Indices, Indices]
 Split = Literal["kfold", "time_series", "leave_one_group_out", "predefined"]
 SPLITS: tuple[str, ...] = get_args(Split)
-# These take the number of folds from the data.
-COUNTED: tuple[str, ...] = ("leave_one_group_out", "predefined")
+# Bins of values to stratify by. The means of the folds of log-normal values (100 to 2,000 samples,
+# 5 and 10 folds) spread 0.7 times as far as without bins for 5, 0.6 for 10 and 0.5 for 20; more
+# bins would leave few samples in each, and groups could no longer be dealt out evenly.
+NUM_BINS = 10
+SHOWN = 200  # characters of a splitter's parameters
+
+
+@runtime_checkable
+class Splitter(Protocol):
+    """A splitter object, as those of `sklearn.model_selection`."""
+
+    def split(
+        self, X: Any, y: Any = None, groups: Any = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the positions that train and those that validate, for each fold."""
+        ...
+
+    def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:
+        """Count the folds."""
+        ...
+
+
+def split_name(split: Split | Splitter) -> str:
+    """Return the name of a split, or a splitter's class and parameters.
+
+    Example:
+        >>> from sklearn.model_selection import KFold
+        >>> split_name("kfold"), split_name(KFold(3))
+        ('kfold', 'KFold(n_splits=3, random_state=None, shuffle=False)')
+    """
+    if isinstance(split, str):
+        return split
+    with np.printoptions(threshold=sys.maxsize):
+        text = " ".join(re.sub(" at 0x[0-9a-fA-F]+", "", repr(split)).split())
+    if len(text) > SHOWN:
+        text = f"{text[:SHOWN]}… (SHA-256 {hashlib.sha256(text.encode()).hexdigest()})"
+    return text
+
+
+def check_split(split: Any) -> None:
+    """Raise a `ValueError` for an unknown split or an unseeded splitter."""
+    if isinstance(split, (str, type)) or not isinstance(split, Splitter):
+        check_choice("split", split, SPLITS)
+        return
+    state = getattr(split, "random_state", 0)
+    is_drawn = state is not None or getattr(split, "shuffle", True)
+    if is_drawn and not isinstance(state, Integral):
+        raise ValueError(
+            f"split={split_name(split)} draws other folds at every call; give it a number, such as "
+            "random_state=0."
+        )
+
+
+def counts_folds(split: Split | Splitter) -> bool:
+    """Tell whether the data or a splitter says the number of folds."""
+    return split in ("leave_one_group_out", "predefined") or not isinstance(split, str)
+
+
+def is_in_time(split: Split | Splitter) -> bool:
+    """Tell whether training is always before validation."""
+    if isinstance(split, str):
+        return split == "time_series"
+    from sklearn.model_selection import TimeSeriesSplit
+
+    return isinstance(split, TimeSeriesSplit)
+
+
+def own_repeats(split: Split | Splitter) -> int:
+    """Count the repeats: more than one for a splitter such as `RepeatedKFold`."""
+    return int(getattr(split, "n_repeats", 1))
 
 
 def splits(
     num_samples: int,
     *,
-    split: str = "kfold",
+    split: Split | Splitter = "kfold",
     num_folds: int | None = None,
     val_fraction: float = 0.2,
     test_fraction: float = 0.0,
     targets: npt.ArrayLike | None = None,
+    labels: np.ndarray | None = None,
     groups: npt.ArrayLike | None = None,
     folds: npt.ArrayLike | None = None,
     seed: int = 0,
@@ -40,15 +120,16 @@ def splits(
         num_samples: Number of samples N.
         split: ``"kfold"``; ``"time_series"``, where all that is held out are the last samples; or
             ``"leave_one_group_out"`` and ``"predefined"``, which have as many folds as `groups` and
-            `folds` have values.
+            `folds` have values; or a splitter of scikit-learn.
         num_folds: Number of folds, or None for a single split, or for what the data says.
         val_fraction: Validation share of what is not held out, without folds.
         test_fraction: Share held out first.
         targets: Stratify by them; see `kfold`.
+        labels: Targets for a splitter, which may stratify by them.
         groups: Keep them whole; see `kfold`.
         folds: See `predefined`.
         seed: Seed of the splits.
-        repeat: Another number gives other folds of ``"kfold"``.
+        repeat: Another number gives other folds of ``"kfold"`` and of `RepeatedKFold`.
         development: Split these rows alone instead of all that is not held out; sorted, and none
             of them held out.
         copies: `groups` are copies of one sample each, as ``groups="duplicates"`` makes them.
@@ -63,9 +144,9 @@ def splits(
         ({'train': 6, 'val': 2, 'test': 2}, 3)
     """
     _check_columns(split, groups, folds, copies)
-    classes = None if targets is None else as_column("targets", targets, num_samples)
-    members = None if groups is None else as_column("groups", groups, num_samples)
-    numbers = None if folds is None else as_column("folds", folds, num_samples)
+    classes = _as_column("targets", targets, num_samples)
+    members = _as_column("groups", groups, num_samples)
+    numbers = _as_column("folds", folds, num_samples)
     rest, test = hold_out_test(
         num_samples,
         split=split,
@@ -84,22 +165,29 @@ def splits(
         "seed": seed + repeat,
     }
     pairs: list[Fold]
-    if split == "leave_one_group_out" and members is not None:
+    if not isinstance(split, str):
+        values = None if labels is None else labels[rest]
+        pairs = _by_splitter(split, rest, num_samples, values, members)
+        count = len(pairs) // own_repeats(split)
+        pairs = pairs[repeat * count : (repeat + 1) * count]
+    elif split == "leave_one_group_out" and members is not None:
         pairs = leave_one_group_out(members)
     elif split == "predefined" and numbers is not None:
         pairs = predefined(numbers[rest], members)
-    elif split == "time_series" and num_folds is None:
-        pairs = [last(len(rest), val_fraction)]
-    elif split == "time_series" and num_folds is not None:
-        pairs = time_series(len(rest), num_folds)
+    elif split == "time_series":
+        pairs = (
+            [_last(len(rest), val_fraction)]
+            if num_folds is None
+            else time_series(len(rest), num_folds)
+        )
     elif num_folds is None:
         pairs = [holdout(len(rest), val_fraction, **arguments)]
     else:
         pairs = kfold(len(rest), num_folds, **arguments)
     if num_folds not in (None, len(pairs)):
         raise ValueError(
-            f"num_folds={num_folds}, but split={split!r} makes {len(pairs)} folds of this data; "
-            f"leave num_folds out, or set num_folds={len(pairs)}."
+            f"num_folds={num_folds}, but split={_shown(split)} makes {len(pairs)} folds of this "
+            f"data; leave num_folds out, or set num_folds={len(pairs)}."
         )
     return [{"train": rest[train], "val": rest[val], "test": test} for train, val in pairs]
 
@@ -107,7 +195,7 @@ def splits(
 def hold_out_test(
     num_samples: int,
     *,
-    split: str = "kfold",
+    split: Split | Splitter = "kfold",
     test_fraction: float = 0.0,
     targets: npt.ArrayLike | None = None,
     groups: npt.ArrayLike | None = None,
@@ -121,8 +209,8 @@ def hold_out_test(
         >>> hold_out_test(4, split="time_series", test_fraction=0.25)
         (array([0, 1, 2]), array([3]))
     """
-    if split == "time_series":
-        rest, test = last(num_samples, test_fraction)
+    if is_in_time(split):
+        rest, test = _last(num_samples, test_fraction)
     else:
         rest, test = holdout(
             num_samples, test_fraction, targets=targets, groups=groups, copies=copies, seed=seed
@@ -130,9 +218,9 @@ def hold_out_test(
     return (rest if development is None else development), test
 
 
-def _check_columns(split: str, groups: object, folds: object, copies: bool) -> None:
+def _check_columns(split: Split | Splitter, groups: object, folds: object, copies: bool) -> None:
     """Refuses a column that is missing, or that the split would have to disregard."""
-    check_choice("split", split, SPLITS)
+    check_split(split)
     if copies and split in ("time_series", "leave_one_group_out"):
         raise ValueError(
             f"groups='duplicates' keeps copies of a sample together, which split={split!r} cannot; "
@@ -148,20 +236,12 @@ def _check_columns(split: str, groups: object, folds: object, copies: bool) -> N
                 f"ImageFolderDataModule have {argument}=, TabularDataModule a column of the file."
             )
     if folds is not None and split != "predefined":
-        raise ValueError(f"folds has no effect with split={split!r}; use split='predefined'.")
+        raise ValueError(f"folds has no effect with split={_shown(split)}; use split='predefined'.")
     if groups is not None and split == "time_series":
         raise ValueError(
             "groups cannot be kept whole by split='time_series', which cuts by time; leave them "
             "out, or use split='kfold'."
         )
-
-
-Indices = npt.NDArray[np.int64]
-Fold = tuple[Indices, Indices]
-# Bins of values to stratify by. The means of the folds of log-normal values (100 to 2,000 samples,
-# 5 and 10 folds) spread 0.7 times as far as without bins for 5, 0.6 for 10 and 0.5 for 20; more
-# bins would leave few samples in each, and groups could no longer be dealt out evenly.
-NUM_BINS = 10
 
 
 @checked
@@ -213,15 +293,13 @@ def kfold(
             f"num_folds={num_folds} is more than the {num_samples} samples; "
             f"use at most num_folds={num_samples}."
         )
-    classes = None if targets is None else as_column("targets", targets, num_samples)
-    members = None if groups is None else as_column("groups", groups, num_samples)
+    classes = _as_column("targets", targets, num_samples)
+    members = _as_column("groups", groups, num_samples)
     if copies and members is not None:
-        first, copy_of = np.unique(members, return_index=True, return_inverse=True)[1:]
+        first, copy_of = _first_copies(members)
         classes = None if classes is None else classes[first]
-        return [
-            _with_copies(fold, copy_of)
-            for fold in kfold(len(first), num_folds, targets=classes, seed=seed)
-        ]
+        found = kfold(len(first), num_folds, targets=classes, seed=seed)
+        return [_with_copies(fold, copy_of) for fold in found]
     if classes is not None and _are_values(classes):
         classes = quantile_bins(classes, num_folds)
     elif classes is not None:
@@ -237,8 +315,7 @@ def kfold(
         splitter = StratifiedKFold(num_folds, shuffle=True, random_state=seed)
     else:
         splitter = KFold(num_folds, shuffle=True, random_state=seed)
-    folds = splitter.split(np.zeros(num_samples), classes, members)
-    return [(_sorted(train), _sorted(val)) for train, val in folds]
+    return _pairs(splitter, num_samples, classes, members)
 
 
 def time_series(num_samples: int, num_folds: int) -> list[Fold]:
@@ -262,8 +339,7 @@ def time_series(num_samples: int, num_folds: int) -> list[Fold]:
             f"num_folds={num_folds} of split='time_series' needs {num_folds + 1} samples, but "
             f"there are {num_samples}; use at most num_folds={num_samples - 1}."
         )
-    folds = TimeSeriesSplit(num_folds).split(np.zeros(num_samples))
-    return [(_sorted(train), _sorted(val)) for train, val in folds]
+    return _pairs(TimeSeriesSplit(num_folds), num_samples)
 
 
 def leave_one_group_out(groups: npt.ArrayLike) -> list[Fold]:
@@ -278,10 +354,9 @@ def leave_one_group_out(groups: npt.ArrayLike) -> list[Fold]:
     """
     from sklearn.model_selection import LeaveOneGroupOut
 
-    members = as_column("groups", groups, len(np.asarray(groups)))
+    members = _as_column("groups", groups, len(np.asarray(groups)))
     _check_groups(members, 2)
-    folds = LeaveOneGroupOut().split(np.zeros(len(members)), groups=members)
-    return [(_sorted(train), _sorted(val)) for train, val in folds]
+    return _pairs(LeaveOneGroupOut(), len(members), groups=members)
 
 
 def predefined(folds: npt.ArrayLike, groups: npt.ArrayLike | None = None) -> list[Fold]:
@@ -310,47 +385,79 @@ def predefined(folds: npt.ArrayLike, groups: npt.ArrayLike | None = None) -> lis
             "split='predefined' needs at least 2."
         )
     if groups is not None:
-        members = as_column("groups", groups, len(numbers))
+        members = _as_column("groups", groups, len(numbers))
         names, group = np.unique(members, return_inverse=True)
-        seen = np.unique(np.stack([group, numbers]), axis=1)[
-            0
-        ]  # a group once for each of its folds
+        # A group once for each of its folds.
+        seen = np.unique(np.stack([group, numbers]), axis=1)[0]
         if len(seen) > len(names):
             name = names[np.bincount(seen).argmax()]
             raise ValueError(
                 f"groups has {name!s} in more than one of the predefined folds, so it would be "
                 "trained on and validated; give all its samples the same fold."
             )
-    pairs = PredefinedSplit(numbers).split()
-    return [(_sorted(train), _sorted(val)) for train, val in pairs]
+    return _pairs(PredefinedSplit(numbers), len(numbers))
 
 
-def quantile_bins(values: npt.ArrayLike, needed: int, num_bins: int = NUM_BINS) -> Indices:
-    """The number of each value's quantile bin: classes to stratify values by.
+def _by_splitter(
+    splitter: Splitter,
+    rest: Indices,
+    num_samples: int,
+    targets: np.ndarray | None,
+    groups: np.ndarray | None,
+) -> list[Fold]:
+    """Return all folds of a splitter object.
 
-    Bins that equal values have left with fewer than `needed` members are merged with the next.
-
-    Args:
-        values: Shape (N,).
-        needed: Members that each bin must have, such as the number of folds.
-        num_bins: Number of bins, if there are ``num_bins * needed`` values or more.
-
-    Example:
-        >>> quantile_bins([0.1, 0.2, 0.3, 9.0], needed=2).tolist()
-        [0, 0, 1, 1]
+    Raises:
+        ValueError: It cannot split these samples, makes other folds at every call or none, or a
+            sample or group would be trained on and validated.
     """
-    column = np.asarray(values, dtype=np.float64)
-    num_bins = max(1, min(num_bins, len(column) // needed))
-    edges = np.quantile(column, np.linspace(0, 1, num_bins + 1)[1:-1])
-    bins = np.searchsorted(edges, column, side="right")
-    merged, members = [0], 0
-    for count in np.bincount(bins, minlength=num_bins):
-        members += int(count)
-        merged.append(merged[-1] + (members >= needed))
-        members = 0 if members >= needed else members
-    # What is left at the end joins the last whole bin.
-    numbers = np.minimum(merged[:-1], max(merged[-1] - 1, 0))
-    return numbers[bins].astype(np.int64)
+    from sklearn.model_selection import PredefinedSplit
+
+    try:
+        drawn = splitter
+        if isinstance(splitter, PredefinedSplit):  # which knows the samples by their numbers
+            if len(splitter.test_fold) != num_samples:
+                raise ValueError(f"it has {len(splitter.test_fold)}, and the data {num_samples}.")
+            drawn = PredefinedSplit(splitter.test_fold[rest])
+        pairs = _pairs(drawn, len(rest), targets, groups)
+        if not type(splitter).__module__.startswith("sklearn."):  # those have a `random_state`
+            again = _pairs(drawn, len(rest), targets, groups)
+            if len(again) != len(pairs) or not all(
+                map(np.array_equal, chain(*pairs), chain(*again))
+            ):
+                raise ValueError("it makes other folds at every call; fix its random numbers.")
+        if not pairs:
+            raise ValueError("it makes no fold.")
+        for fold, pair in enumerate(pairs):
+            _check_parts(fold, *pair, len(rest), groups)
+    except ValueError as error:
+        raise ValueError(
+            f"split={split_name(splitter)} cannot split these {len(rest)} samples: {error}"
+        ) from error
+    return pairs
+
+
+def _check_parts(
+    fold: int, train: Indices, val: Indices, num_samples: int, groups: np.ndarray | None
+) -> None:
+    both = np.concatenate([train, val])
+    if not len(train) or not len(val) or both.min() < 0 or both.max() >= num_samples:
+        raise ValueError(f"fold {fold} has an empty part or unknown samples.")
+    if len(np.intersect1d(train, val)):
+        raise ValueError(f"fold {fold} validates samples that it trains on.")
+    shared = train[:0] if groups is None else np.intersect1d(groups[train], groups[val])
+    if len(shared):
+        raise ValueError(
+            f"fold {fold} trains on and validates group {shared[0]!s} ({len(shared)} such groups); "
+            "use a splitter that keeps groups whole, such as GroupKFold, or leave groups out."
+        )
+
+
+def _pairs(splitter: Any, num_samples: int, targets: Any = None, groups: Any = None) -> list[Fold]:
+    with warnings.catch_warnings():  # whether groups stay whole is checked afterwards
+        warnings.filterwarnings("ignore", "The groups parameter is ignored")
+        folds = list(splitter.split(np.zeros(num_samples), targets, groups))
+    return [(_sorted(train), _sorted(val)) for train, val in folds]
 
 
 @checked
@@ -383,20 +490,17 @@ def holdout(
     everything = np.arange(num_samples)
     if fraction == 0:
         return everything, np.empty(0, dtype=np.int64)
-    if copies and groups is not None:
-        members = as_column("groups", groups, num_samples)
-        first, copy_of = np.unique(members, return_index=True, return_inverse=True)[1:]
-        classes = None if targets is None else as_column("targets", targets, num_samples)[first]
+    classes = _as_column("targets", targets, num_samples)
+    members = _as_column("groups", groups, num_samples)
+    if copies and members is not None:
+        first, copy_of = _first_copies(members)
+        classes = None if classes is None else classes[first]
         return _with_copies(holdout(len(first), fraction, targets=classes, seed=seed), copy_of)
-    if groups is not None:
+    if members is not None:
         num_folds = max(2, round(1 / fraction))
         # No class has to reach every fold here: only one of the folds is used.
-        classes = None if targets is None else as_column("targets", targets, num_samples)
-        members = as_column("groups", groups, num_samples)
         _check_groups(members, num_folds)
         return _group_holdout(classes, members, num_folds, fraction, seed)
-
-    classes = None if targets is None else as_column("targets", targets, num_samples)
     num_held_out = _num_held_out(num_samples, fraction)
     if classes is not None and _are_values(classes):
         # No more bins than samples in the smaller part, whose size then needs no change.
@@ -453,9 +557,9 @@ def selection(
     labels = None if targets is None or _are_values(np.asarray(targets)) else np.asarray(targets)
     strata = targets if stratify else None
     if in_order:
-        training, selected_on = last(num_samples, selection_fraction)
+        training, selected_on = _last(num_samples, selection_fraction)
     elif groups is not None and not copies:
-        members = as_column("groups", groups, num_samples)
+        members = _as_column("groups", groups, num_samples)
         num_groups = len(np.unique(members))
         if num_groups < 2:
             raise ValueError("its training samples are all of one group")
@@ -478,11 +582,11 @@ def selection(
     return training, selected_on
 
 
-def last(num_samples: int, fraction: float) -> Fold:
+def _last(num_samples: int, fraction: float) -> Fold:
     """Holds out the last of samples in the order of time; returns (rest, held out), as `holdout`.
 
     Example:
-        >>> last(5, 0.4)
+        >>> _last(5, 0.4)
         (array([0, 1, 2]), array([3, 4]))
     """
     check_range("fraction", fraction, 0, 1, high_open=True)
@@ -522,10 +626,43 @@ def _group_holdout(
         lost = 0 if labels is None else len(np.setdiff1d(labels, labels[rest]))
         return lost, abs(len(held_out) / len(groups) - fraction)
 
-    found = splitter.split(np.zeros(len(groups)), classes, groups)
+    found = _pairs(splitter, len(groups), classes, groups)
     # A part may be empty where few groups are dealt out by class.
-    rest, held_out = min((fold for fold in found if len(fold[0]) and len(fold[1])), key=badness)
-    return _sorted(rest), _sorted(held_out)
+    return min((fold for fold in found if len(fold[0]) and len(fold[1])), key=badness)
+
+
+def quantile_bins(values: npt.ArrayLike, needed: int, num_bins: int = NUM_BINS) -> Indices:
+    """The number of each value's quantile bin: classes to stratify values by.
+
+    Bins that equal values have left with fewer than `needed` members are merged with the next.
+
+    Args:
+        values: Shape (N,).
+        needed: Members that each bin must have, such as the number of folds.
+        num_bins: Number of bins, if there are ``num_bins * needed`` values or more.
+
+    Example:
+        >>> quantile_bins([0.1, 0.2, 0.3, 9.0], needed=2).tolist()
+        [0, 0, 1, 1]
+    """
+    column = np.asarray(values, dtype=np.float64)
+    num_bins = max(1, min(num_bins, len(column) // needed))
+    edges = np.quantile(column, np.linspace(0, 1, num_bins + 1)[1:-1])
+    bins = np.searchsorted(edges, column, side="right")
+    merged, members = [0], 0
+    for count in np.bincount(bins, minlength=num_bins):
+        members += int(count)
+        merged.append(merged[-1] + (members >= needed))
+        members = 0 if members >= needed else members
+    # What is left at the end joins the last whole bin.
+    numbers = np.minimum(merged[:-1], max(merged[-1] - 1, 0))
+    return numbers[bins].astype(np.int64)
+
+
+def _first_copies(groups: np.ndarray) -> tuple[Indices, Indices]:
+    """Return each group's first row, and each sample's group as a number."""
+    first, copy_of = np.unique(groups, return_index=True, return_inverse=True)[1:]
+    return first, copy_of
 
 
 def _with_copies(fold: Fold, copy_of: Indices) -> Fold:
@@ -538,8 +675,22 @@ def _sorted(indices: Sequence[int] | np.ndarray) -> Indices:
     return np.sort(np.asarray(indices, dtype=np.int64))
 
 
-def as_column(argument: str, values: npt.ArrayLike, num_samples: int) -> np.ndarray:
-    """Returns `values` as an array (N,), or raises a `ValueError` if they are not or lack some."""
+def _shown(split: Split | Splitter) -> str:
+    return repr(split) if isinstance(split, str) else split_name(split)
+
+
+@overload
+def _as_column(argument: str, values: None, num_samples: int) -> None: ...
+@overload
+def _as_column(argument: str, values: npt.ArrayLike, num_samples: int) -> np.ndarray: ...
+def _as_column(argument: str, values: npt.ArrayLike | None, num_samples: int) -> np.ndarray | None:
+    """Return `values` as an array (N,).
+
+    Raises:
+        ValueError: They have another shape, or lack some.
+    """
+    if values is None:
+        return None
     column = np.asarray(values)
     if column.shape != (num_samples,):
         raise ValueError(

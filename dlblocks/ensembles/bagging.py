@@ -20,6 +20,7 @@ from dlblocks._errors import check_function, check_range, check_whole, checked
 from dlblocks._files import SUMMARY, atomic_write, is_json, is_rank_zero, is_whole
 from dlblocks._quiet import isolated
 from dlblocks.data import SplitDataModule
+from dlblocks.data.splitting import is_in_time
 from dlblocks.engine.run import STATE, engine_for, run_fits
 from dlblocks.ensembles._bootstrap import Rows, combine, draw_all, missing_classes, score
 from dlblocks.ensembles._members import MemberConfig, MemberSpec
@@ -293,7 +294,7 @@ class Bagging:
                 "the targets of the data cannot be read, and out-of-bag predictions are held "
                 "against them; give targets= to FoldedDataModule."
             )
-        if self._leaves_out and new.split == "time_series":
+        if self._leaves_out and is_in_time(new.split):
             raise ValueError(
                 "split='time_series' holds past against future, and what is out of the bag would "
                 "be scored by models that know what came after it; use DeepEnsemble."

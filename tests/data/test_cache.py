@@ -227,31 +227,22 @@ def cut(keep):
     return lambda whole: whole[:keep]
 
 
-def rest_of_footer(whole):
-    return len(whole) - whole.rindex(b'{"format"')
-
-
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
-        (cut(0), "or its end was cut off"),
-        (cut(5), "or its end was cut off"),
-        (cut(100), "or its end was cut off"),
-        (cut(128), "it was cut off, its header promises at least 2,882 bytes"),
-        (cut(1000), "it was cut off, its header promises at least 2,882 bytes"),
-        (lambda whole: whole[: -rest_of_footer(whole)], "or its end was cut off"),
-        (lambda whole: whole[: -rest_of_footer(whole) + 9], "or its end was cut off"),
-        (cut(-20), "or its end was cut off"),
-        (cut(-1), "or its end was cut off"),
-        (lambda whole: whole[:1000] + whole[1001:], "or its end was cut off"),
-        (lambda whole: whole[:300] + whole[-300:], "it was cut off"),
-        (lambda whole: b"minutes of the meeting\n", "another program wrote it"),
-        (lambda whole: whole[-500:], "another program wrote it"),
+        (cut(0), "it was cut off from 2,882 bytes"),
+        (cut(5), "it was cut off from 2,882 bytes"),
+        (cut(100), "it was cut off from 2,882 bytes"),
+        (cut(128), "it was cut off from 2,882 bytes"),
+        (cut(1000), "it was cut off from 2,882 bytes"),
+        (cut(-20), "it was cut off from 2,882 bytes"),
+        (cut(-1), "it was cut off from 2,882 bytes"),
+        (lambda whole: whole[:1000] + whole[1001:], "it was cut off from 2,882 bytes"),
+        (lambda whole: whole[:300] + whole[-300:], "it was cut off from 2,882 bytes"),
+        (lambda whole: b"minutes of the meeting\n", "or another program wrote it"),
+        (lambda whole: whole[-500:], "or another program wrote it"),
         (lambda whole: whole + b"\0", "another program wrote it"),
-        (lambda whole: whole.replace(b'{"format"', b'X"format"'), "its footer is damaged"),
-        (lambda whole: whole.replace(b"fingerprint", b"fingerprXnt"), "its footer is damaged"),
-        (lambda whole: whole.replace(b'"version": ', b'"version":"'), "its footer is damaged"),
-        (lambda whole: whole.replace(b'"format"', b'"\xfformat"'), "its footer is damaged"),
+        (lambda whole: whole * 2, "another program wrote it"),
     ],
 )
 def test_a_spoiled_or_foreign_file_is_refused(root, monkeypatch, spoil, why):
@@ -260,20 +251,111 @@ def test_a_spoiled_or_foreign_file_is_refused(root, monkeypatch, spoil, why):
     spoiled = spoil(path.read_bytes())
     path.write_bytes(spoiled)
     monkeypatch.setattr(image_folder, "_decode", fail)
-    for use in (ImageFolderDataModule.prepare_data, ImageFolderDataModule.setup):
-        with pytest.raises(
-            FileExistsError, match=rf"dlblocks-train-3x6x9\.npy \(.*{why}.*delete it"
-        ):
-            use(module(root))
+    assert_refused(root, path, why)
     assert path.read_bytes() == spoiled
     assert len(arrays(root)) == 2
+
+
+def assert_refused(root, path, why):
+    for use in (ImageFolderDataModule.prepare_data, ImageFolderDataModule.setup):
+        with pytest.raises(FileExistsError, match=rf"{path.stem}\.npy \(.*{why}.*delete it"):
+            use(module(root))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        cut(0),
+        cut(20),
+        cut(-1),
+        lambda whole: b"X" + whole,
+        lambda whole: b"[1, 2]",
+        lambda whole: whole.replace(b"fingerprint", b"fingerprXnt"),
+        lambda whole: whole.replace(b'"written"', b'"writen"'),
+        lambda whole: whole.replace(b'"version": 4', b'"version": "4"'),
+        lambda whole: whole.replace(b'"version"', b'"\xffversion"'),
+    ],
+)
+def test_a_spoiled_description_is_refused(root, monkeypatch, spoil):
+    module(root).prepare_data()
+    path = root / "dlblocks-train-3x6x9.json"
+    spoiled = spoil(path.read_bytes())
+    assert spoiled != path.read_bytes()
+    path.write_bytes(spoiled)
+    monkeypatch.setattr(image_folder, "_decode", fail)
+    assert_refused(root, path, "dlblocks-train-3x6x9.json is damaged")
+    assert path.read_bytes() == spoiled
+
+
+def test_an_array_without_its_description_is_refused(root, monkeypatch):
+    """So is a file of an older version, with a footer; and what a kill between two names leaves."""
+    module(root).prepare_data()
+    path = root / "dlblocks-train-3x6x9.json"
+    path.unlink()
+    monkeypatch.setattr(image_folder, "_decode", fail)
+    assert_refused(root, path, "an older version of dlblocks wrote it, .*json is missing")
+    with path.with_suffix(".npy").open("ab") as file:
+        file.write(b'{"format": "dlblocks images", "version": 3}dlblocks-images\n')
+    assert_refused(root, path, "an older version of dlblocks wrote it, .*json is missing")
+    assert not path.exists()
+
+
+def test_a_description_without_its_array_is_no_cache(root):
+    module(root).prepare_data()
+    (root / "dlblocks-train-3x6x9.npy").unlink()
+    assert_same(module(root), module(root, False))
+    assert_same(module(root), module(root, False))
+
+
+def test_an_array_of_the_same_size_written_over_ours_is_refused(root, monkeypatch):
+    module(root).prepare_data()
+    path = root / "dlblocks-train-3x6x9.npy"
+    np.save(path, np.zeros((17, 3, 6, 9), np.uint8))
+    later = path.stat().st_mtime + 60
+    os.utime(path, (later, later))
+    before = path.read_bytes()
+    monkeypatch.setattr(image_folder, "_decode", fail)
+    assert_refused(root, path, "another program wrote it")
+    assert path.read_bytes() == before
+
+
+KILLED = """
+import os
+from dlblocks.data import ImageFolderDataModule
+
+real, left = os.replace, [RENAMES]
+
+def replace(*paths):
+    if not left[0]:
+        os._exit(9)
+    left[0] -= 1
+    real(*paths)
+
+os.replace = replace
+ImageFolderDataModule("images", size=(6, 9), cache=True).prepare_data()
+"""
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_a_kill_between_two_names_is_no_wrong_cache(root, tmp_path, renames):
+    """The array of new images must not pass for that of the old ones."""
+    module(root).prepare_data()
+    move_to_another_class(root)
+    script = KILLED.replace("RENAMES", str(renames))
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=ENV, capture_output=True
+    )
+    assert done.returncode == 9, done.stderr
+    (root / "train" / "naïve ☃" / "9.png").rename(root / "train" / "a" / "0.png")  # as before
+    with pytest.raises(FileExistsError, match="json is missing"):
+        module(root).setup()
 
 
 def test_somebodys_own_array_is_refused(root):
     path = root / "dlblocks-train-3x6x9.npy"
     np.save(path, np.zeros((17, 3, 6, 9), np.uint8))
     before = path.read_bytes()
-    with pytest.raises(FileExistsError, match="another program wrote it"):
+    with pytest.raises(FileExistsError, match="another program or an older version"):
         module(root).setup()
     assert path.read_bytes() == before
 
@@ -370,7 +452,10 @@ def test_parts_of_builds_that_were_killed_are_removed(root, monkeypatch, locks):
     fcntl = pytest.importorskip("fcntl")
     if not locks:
         monkeypatch.setattr(fcntl, "flock", no_locks)
-    part = root / f".dlblocks-train-3x6x9-x_3k0a9z{PART}.npy"
+    parts = [
+        root / f".dlblocks-train-3x6x9-x_3k0a9z{PART}.npy",
+        root / f".dlblocks-train-3x6x9-x_3k0a9z{PART}.json",
+    ]
     others = [
         root / name
         for name in (
@@ -380,10 +465,10 @@ def test_parts_of_builds_that_were_killed_are_removed(root, monkeypatch, locks):
             "x.npy",
         )
     ]
-    for path in (part, *others):
+    for path in (*parts, *others):
         path.write_bytes(b"half")
     module(root).setup()
-    assert part.exists() != locks
+    assert [path.exists() for path in parts] == [not locks] * 2
     assert all(path.exists() for path in others)
 
 
@@ -496,7 +581,7 @@ def test_what_a_killed_build_leaves_is_removed_by_the_next(root, tmp_path):
     process = start_building(tmp_path)
     process.kill()
     process.communicate(timeout=60)
-    assert len(list(root.glob(".*"))) == 1  # the half file
+    assert len(list(root.glob(".*"))) == 2  # the half file and the empty description
     assert_same(module(root, size=6), module(root, False, size=6))
     assert not list(root.glob(".*"))
 

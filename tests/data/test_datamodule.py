@@ -315,7 +315,9 @@ def test_hyperparameters_hold_all_arguments_but_data(leaf):
 
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_a_wrong_name_or_value_is_refused(leaf):
-    with pytest.raises(TypeError, match="num_fold'"):
+    with pytest.raises(
+        TypeError, match=f"{leaf.__name__} has no argument 'num_fold'; did you mean 'num_folds'"
+    ):
         leaf(**LEAVES[leaf], num_fold=3)
     with pytest.raises(ValueError, match=r"val_fraction=1\.5 is outside"):
         leaf(**LEAVES[leaf], val_fraction=1.5)

@@ -338,7 +338,7 @@ def test_names_of_classes():
     values = FoldedDataModule(Samples(), targets=targets * 1.0, class_names=texts)
     assert values.class_names is None
     for names, message in ((texts[:2], "has 2 names, but the targets have class 2; give 3"),
-                           ([*texts, "cat"], "has 'cat' 2 times")):  # fmt: skip
+                           ([*texts, "cat"], "'cat'] has a name twice")):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             FoldedDataModule(Samples(), targets=targets, class_names=names).setup("fit")
     for names in ("abc", [0, 1, 2]):
