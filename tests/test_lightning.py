@@ -1,6 +1,7 @@
 """Private parts of Lightning: used in one file, and still there."""
 
 import ast
+import re
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -38,9 +39,22 @@ def test_no_other_file_uses_a_private_part_of_lightning(parts):
         if path.name == "_lightning.py":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lightning"):
+                used += [f"{path}: {a.name}" for a in node.names if a.name.startswith("_")]
             if not isinstance(node, ast.Attribute) or node.attr not in parts:
                 continue
             is_own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
             if not is_own:
                 used.append(f"{path.relative_to(PACKAGE)}:{node.lineno} {node.attr}")
     assert not used
+
+
+def test_each_use_names_a_test_that_exists():
+    tree = ast.parse((PACKAGE / "_lightning.py").read_text())
+    named = []
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            found = re.findall(r"``(tests/\S+\.py)``", ast.get_docstring(node) or "")
+            assert all((PACKAGE.parent / test).is_file() for test in found), found
+            named += found
+    assert len(named) >= 7

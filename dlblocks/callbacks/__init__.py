@@ -44,7 +44,7 @@ What Lightning 2.6 does there, as `tests/callbacks/test_averaging.py` has it:
 """
 
 from dlblocks.callbacks._batch_transform import BatchTransform
-from dlblocks.callbacks._curvature import sharpness, top_eigenvalue
+from dlblocks.callbacks._curvature import top_eigenvalue
 from dlblocks.callbacks._geometry import adjust_color, affine, affine_matrix, shift_flip
 from dlblocks.callbacks.augment import Augment
 from dlblocks.callbacks.cutmix import CutMix, boxes, cutmix
@@ -56,7 +56,7 @@ from dlblocks.callbacks.label_smoothing import LabelSmoothing, smooth_labels
 from dlblocks.callbacks.mixup import MixUp, mixup
 from dlblocks.callbacks.one_of import OneOf
 from dlblocks.callbacks.sam import SAM, sam_perturbation
-from dlblocks.callbacks.sharpness import Sharpness
+from dlblocks.callbacks.sharpness import Sharpness, sharpness
 from dlblocks.callbacks.weight_noise import WeightNoise, add_weight_noise
 from dlblocks.callbacks.weight_penalty import WeightPenalty, clip_rows, weight_penalty
 

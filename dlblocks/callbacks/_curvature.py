@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, IterableDataset
 
 from dlblocks._errors import check_range
+from dlblocks._lightning import before_transfer
 
 # The loss at the present values, or parts of which it is the sum.
 Loss = Callable[[], "Tensor | Iterable[Tensor]"]
@@ -404,7 +405,7 @@ def to_device(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) ->
     """A batch as the module's steps get it: converted, through the hooks, on the device."""
     batch = trainer.precision_plugin.convert_input(batch)
     # The datamodule's hook or the module's; Lightning has no public way to it.
-    batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    batch = before_transfer(pl_module, batch)
     return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
 

@@ -6,7 +6,6 @@ when.
 
 from __future__ import annotations
 
-import builtins
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,14 +16,7 @@ import numpy as np
 import torch
 from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.trainer.connectors.logger_connector.result import (
-    _Metadata,
-    _ResultMetric,
-    _Sync,
-)
 from lightning.pytorch.utilities import CombinedLoader
-from torch import Tensor
-from torchmetrics import Metric, MetricCollection
 
 Plain = dict[str, Any]
 
@@ -77,96 +69,6 @@ def set_module_modes(module: pl.LightningModule, modes: Plain) -> None:
         for name, value in values.items():
             if name in parts and getattr(parts[name], attribute) != value:
                 setattr(parts[name], attribute, value)
-
-
-def metric_states(module: pl.LightningModule) -> dict[str, Plain]:
-    """The sums of every metric in the module; a module's `state_dict` leaves them out."""
-    for part in module.modules():
-        if isinstance(part, MetricCollection):
-            # Members that share one sum get their part of it.
-            list(part.values(copy_state=False))
-    return {
-        name: {"count": part.update_count, "sums": _on_cpu(part.metric_state)}
-        for name, part in module.named_modules()
-        if isinstance(part, Metric) and part.update_called
-    }
-
-
-def set_metric_states(module: pl.LightningModule, states: dict[str, Plain]) -> None:
-    """Puts back what `metric_states` took."""
-    for name, part in module.named_modules():
-        if isinstance(part, Metric) and name in states:
-            _set_sums(part, states[name]["sums"], part.device)
-            part._update_count = states[name]["count"]
-
-
-# The arguments of `self.log` that Lightning keeps and that are plain values.
-META = ("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph",
-        "add_dataloader_idx", "dataloader_idx", "metric_attribute")  # fmt: skip
-SYNC = ("_should", "rank_zero_only", "_op")
-
-
-def logged_state(trainer: pl.Trainer) -> dict[str, Plain]:
-    """What `self.log` in this epoch of training has left: last values, and sums for its end."""
-    state = {}
-    for key, metric in trainer.fit_loop.epoch_loop._results.items():
-        meta = metric.meta
-        if metric.has_reset or meta.sync.group is not None:
-            continue
-        last = metric._forward_cache
-        state[key] = {
-            "meta": {name: getattr(meta, name) for name in META},
-            "sync": {name: getattr(meta.sync, name) for name in SYNC},
-            "reduce_fx": meta.reduce_fx.__name__,
-            "builtin": meta.reduce_fx in (min, max, sum),
-            "sums": _on_cpu(metric.metric_state) if metric.is_tensor else {},
-            "defaults": _on_cpu(metric._defaults),  # what later epochs begin with: 0 of some dtype
-            "last": last.detach().cpu().clone() if isinstance(last, Tensor) else None,
-        }
-    return state
-
-
-def set_logged_state(
-    trainer: pl.Trainer, module: pl.LightningModule, state: dict[str, Plain]
-) -> None:
-    """Puts back what `logged_state` took, so that logging goes on in the middle of an epoch."""
-    results = trainer.fit_loop.epoch_loop._results
-    metrics = dict(module.named_modules())
-    for key, saved in state.items():
-        reduce_fx = getattr(builtins if saved["builtin"] else torch, saved["reduce_fx"])
-        meta = _Metadata(**saved["meta"], reduce_fx=reduce_fx)
-        meta.sync = _Sync(fn=trainer.strategy.reduce, **saved["sync"])
-        result = _ResultMetric(meta, is_tensor=bool(saved["sums"]))
-        if result.is_tensor:
-            _set_sums(result, saved["sums"], module.device)
-            result._defaults.update(saved["defaults"])
-            result._update_count = 1
-        elif meta.metric_attribute in metrics:
-            result.value = metrics[meta.metric_attribute]
-        else:
-            continue
-        result._forward_cache = saved["last"]
-        if isinstance(saved["last"], Tensor):
-            result._forward_cache = saved["last"].to(module.device)
-        results[key] = result
-    # Not the first batch of an epoch, at which Lightning forgets the sums.
-    trainer._logger_connector._first_loop_iter = False
-
-
-def _on_cpu(sums: dict[str, Any]) -> Plain:
-    return {
-        name: [v.detach().cpu().clone() for v in value]
-        if isinstance(value, list)
-        else value.detach().cpu().clone()
-        for name, value in sums.items()
-    }
-
-
-def _set_sums(metric: Metric, sums: Plain, device: torch.device) -> None:
-    for name, value in sums.items():
-        moved = [v.to(device) for v in value] if isinstance(value, list) else value.to(device)
-        setattr(metric, name, moved)
-    metric._computed = None
 
 
 CPU = torch.device("cpu")

@@ -20,22 +20,25 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dlblocks._errors import check_range, checked
 from dlblocks._files import is_whole, put_in_place
+from dlblocks._lightning import (
+    data_fetcher,
+    fetched_loader,
+    logged_state,
+    metric_states,
+    set_logged_state,
+    set_metric_states,
+)
 from dlblocks._plain import plain_checkpoints
 from dlblocks.callbacks._resume import (
     ResumableBatches,
     known_files,
-    logged_state,
-    metric_states,
     module_modes,
-    set_logged_state,
-    set_metric_states,
     set_module_modes,
     write_again,
 )
@@ -250,17 +253,17 @@ class ExactResume(ModelCheckpoint):
         """After the last epoch, before the hooks of the end."""
         self._save(trainer, batches=0)
 
-    def _watch(self, trainer: pl.Trainer) -> tuple[_DataFetcher, ResumableBatches]:
+    def _watch(self, trainer: pl.Trainer) -> tuple[Any, ResumableBatches]:
         """Puts `ResumableBatches` into the Trainer, whose loaders may be new in any epoch."""
-        fetcher = trainer.fit_loop._data_fetcher
+        fetcher = data_fetcher(trainer)
         assert fetcher is not None  # for the type checker
-        if self._batches is None or fetcher._combined_loader is not self._batches:
+        if self._batches is None or fetched_loader(fetcher) is not self._batches:
             self._batches = ResumableBatches(
                 fetcher.combined_loader,
                 trainer.strategy.root_device,
                 before_batch=lambda: self.before_batch(trainer),
             )
-            fetcher.setup(self._batches)  # type: ignore[arg-type]
+            fetcher.setup(self._batches)
         return fetcher, self._batches
 
     # What to write

@@ -85,6 +85,9 @@ def run_fits(
         on_error: ``"raise"``, or ``"continue"`` with the other fits when one fails.
         progress_bar: Show one bar over all fits.
     """
+    if not specs:
+        config.forget()
+        return {}, {}
     progress = FitProgress(total, config.kind, show=progress_bar)
     progress.skip(total - len(specs))
     if engine == "vectorized":

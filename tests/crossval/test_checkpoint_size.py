@@ -31,7 +31,7 @@ class Saves(Callback):
     before, weights = {}, {}
 
     def __init__(self, fails=False):
-        self._fails = fails
+        self._ends_badly = fails
 
     def on_validation_epoch_end(self, trainer, pl_module):
         path = trainer.checkpoint_callback.best_model_path
@@ -39,7 +39,7 @@ class Saves(Callback):
             Saves.before[path] = torch.load(path, weights_only=True)
 
     def on_predict_end(self, trainer, pl_module):
-        if self._fails and len(Saves.before) == 2:
+        if self._ends_badly and len(Saves.before) == 2:
             raise Killed("killed")
 
 

@@ -88,8 +88,8 @@ def test_callbacks_that_a_callback_holds_are_part_of_the_configuration(tmp_path)
     message = r"callbacks\[0\].transforms\[0\].alpha was 0.2 and is 0.3"
     with pytest.raises(FileExistsError, match=message):
         run(tmp_path / "a", **one_of(0.3))
-    extras = {"mask": "input"}
-    assert plain_attributes(CutMix(extras=extras))["extras"] == extras
+    data_keys = {"mask": "input"}
+    assert plain_attributes(CutMix(data_keys=data_keys))["data_keys"] == data_keys
 
 
 def test_other_data_are_refused(tmp_path):
