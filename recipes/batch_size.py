@@ -200,6 +200,9 @@ def main(
         {
             "metrics": {
                 name: {
+                    "mean": mean_std(solutions, "test/accuracy")[0],
+                }
+                | {
                     key: dict(zip(("mean", "std"), mean_std(solutions, key), strict=True))
                     for key in solutions[0].measured
                 }

@@ -480,6 +480,7 @@ def summary(found: Mapping[str, Scores], num_folds: int) -> dict[str, Any]:
         for method, values in scores.items():
             entry: dict[str, Any] = {key: value.mean() for key, value in values.items()}
             metric = TASKS[name].metrics[0]
+            entry = {"mean": entry[metric], **entry}
             entry["interval"] = mean_interval(values[metric], 1 / (num_folds - 1))
             if method in compared:
                 test, adjusted = compared[method]

@@ -227,6 +227,7 @@ def main(
         {
             "metrics": {
                 f"{rate.lr:g}": {
+                    "mean": float(np.mean(rate.best(rate.losses))),
                     "val/loss": rate.best(rate.losses).tolist(),
                     "val/accuracy": rate.best(rate.accuracies).tolist(),
                     "diverged": rate.diverged.tolist(),

@@ -167,7 +167,11 @@ def main(
     write_json(
         folder / "summary.json",
         {
-            "metrics": {"readings": readings, "trainings": trained},
+            "metrics": {
+                f"{row['reading']} x{row['factor']:g}": {"mean": row["val/accuracy"], **row}
+                for row in trained
+            },
+            "readings": readings,
             "config": {
                 "net": net,
                 "optimizer": optimizer,

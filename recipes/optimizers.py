@@ -165,6 +165,7 @@ def main(
         {
             "metrics": {
                 name: {
+                    "mean": mean_std(runs, "rmse")[0],
                     "lr": runs[0].lr,
                     "val/loss": dict(zip(("mean", "std"), mean_std(runs, "best"), strict=True)),
                     "rmse": dict(zip(("mean", "std"), mean_std(runs, "rmse"), strict=True)),

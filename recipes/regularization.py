@@ -196,6 +196,7 @@ def main(
         print("\n" + table(LABELS[key], found, adjusted))
         for name, row in found.items():
             metrics[f"{key}/{name}"] = {
+                "mean": row.result.mean("val/accuracy"),
                 "val/accuracy": row.result.mean("val/accuracy"),
                 "interval": row.result.interval("val/accuracy"),
                 "test/accuracy": row.test,

@@ -143,7 +143,12 @@ def main(
     write_json(
         folder / "summary.json",
         {
-            "metrics": {"widths": widths, "max_error": errors},
+            "metrics": {
+                f"{name}/{way}/{width}": {"mean": errors[name][way][i]}
+                for name in FUNCTIONS
+                for way in WAYS
+                for i, width in enumerate(widths)
+            },
             "config": {"num_samples": num_samples, "num_seeds": num_seeds, "lr": lr, **trainer},
             "versions": tracking.versions(),
         },
