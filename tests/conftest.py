@@ -1,6 +1,7 @@
 """What all tests share: one thread, no W&B account, and a quiet Trainer."""
 
 import os
+import re
 
 # Before torch starts: many small nets are slower, and less repeatable, on several threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,6 +15,11 @@ from torch import nn
 from torch.nn import functional as F
 
 torch.set_num_threads(1)
+
+
+def no_address(value: object) -> str:
+    """Name a test by a value; with its address, the processes of xdist would differ."""
+    return re.sub(r" at 0x\w+", "", str(value))
 
 
 @pytest.fixture(autouse=True)

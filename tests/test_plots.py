@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import no_address
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 from sklearn.metrics import r2_score
 
@@ -296,7 +297,7 @@ def test_batch_says_the_labels(target, names, label):
     assert figure.axes[0].get_xlabel() == label
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=no_address)
 def test_batch_takes_tensors_of_any_kind(dtype):
     images = torch.rand(2, 1, 4, 4, dtype=dtype, requires_grad=True)
     figure = plots.batch(images, torch.tensor([1.5, 0.5], dtype=dtype, requires_grad=True))

@@ -4,6 +4,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from conftest import no_address
 from scipy import stats
 from torch.utils.data import DataLoader
 from torchvision.transforms import functional as TF
@@ -263,7 +264,7 @@ def test_tables_are_refused():
         transform(torch.zeros(4, 10), rotation=5)
 
 
-@pytest.mark.parametrize("dtype", [torch.int16, torch.int64, torch.bool], ids=str)
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int64, torch.bool], ids=no_address)
 def test_other_integers_than_uint8_are_refused(dtype):
     with pytest.raises(ValueError, match=f"uint8 or floating point, got {dtype}"):
         transform(torch.ones(2, 1, 4, 4, dtype=dtype), rotation=5)

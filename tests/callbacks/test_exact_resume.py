@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torchmetrics
+from conftest import no_address
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from resume_runs import BATCHES, Kill, Killed, run, setting
@@ -48,7 +49,7 @@ pytestmark = [
         ("combined", {"workers": 1}),
         ("stream", {}),
     ],
-    ids=str,
+    ids=no_address,
 )
 def test_resumed_run_is_the_run_that_was_not_killed(kind, settings, tmp_path):
     model, rows = run(kind, tmp_path / "whole", **settings)
@@ -173,7 +174,7 @@ def test_best_checkpoint_stays_the_users(tmp_path, make_trainer):
         {"filename": "some", "monitor": "loss_step", "every_n_train_steps": 2, "save_top_k": 3},
         {"filename": "{step}-{val/x}", "monitor": None, "every_n_train_steps": 3, "save_top_k": -1},
     ],
-    ids=str,
+    ids=no_address,
 )
 def test_files_of_the_best_are_those_of_the_run_that_was_not_killed(settings, tmp_path):
     """Those of steps that are repeated are overwritten, those of an earlier run are not."""
@@ -230,7 +231,7 @@ def test_two_writers_of_the_last_file_are_refused(tmp_path, make_trainer, plain_
         trainer.fit(plain_module(), data)
 
 
-@pytest.mark.parametrize("kill", [5, BATCHES, 2 * BATCHES + 3, "end"], ids=str)
+@pytest.mark.parametrize("kill", [5, BATCHES, 2 * BATCHES + 3, "end"], ids=no_address)
 def test_callbacks_beside_it_go_on_as_well(kill, tmp_path, make_trainer):
     """Best checkpoint, patience of early stopping, averaged weights."""
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from conftest import no_address
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms import functional as TF
 
@@ -118,10 +119,10 @@ def slow_shift_flip(images, shift, flip, padding):
 
 
 @pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
-@pytest.mark.parametrize("shape", [(12, 3, 9, 7), (12, 1, 8, 8), (12, 3, 30, 20)], ids=str)
+@pytest.mark.parametrize("shape", [(12, 3, 9, 7), (12, 1, 8, 8), (12, 3, 30, 20)], ids=no_address)
 @pytest.mark.parametrize("large", [1, 1 << 40])  # one by one, and all together
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16], ids=no_address)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=no_address)
 def test_shift_flip_is_torchvisions_flip_pad_and_crop(
     padding, shape, dtype, layout, large, monkeypatch
 ):

@@ -3,6 +3,7 @@
 import lightning.pytorch as pl
 import pytest
 import torch
+from conftest import no_address
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset, default_collate
@@ -191,7 +192,7 @@ class HardLossOnly(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-@pytest.mark.parametrize("late", [{}, {"start_epoch": 3}, {"p": 0.01, "seed": 1}], ids=str)
+@pytest.mark.parametrize("late", [{}, {"start_epoch": 3}, {"p": 0.01, "seed": 1}], ids=no_address)
 def test_a_loss_that_cannot_take_soft_targets_is_said_before_the_first_step(late, make_trainer):
     data = DataLoader(TensorDataset(torch.randn(12, 4), CLASSES % 3), 4)
     # Of two that soften, the one that made the targets soft is to blame.

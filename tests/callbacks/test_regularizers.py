@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
+from conftest import no_address
 from resume_runs import Kill, Killed, Rows
 
 from dlblocks.callbacks import (
@@ -115,7 +116,7 @@ def run(folder, *, kill=None, resume=False, others=(), **settings):
 
 
 @pytest.mark.filterwarnings("ignore:.*ckpt_path=.last.. is set, but there is no last")
-@pytest.mark.parametrize("settings", [{}, {"accumulate_grad_batches": 2}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"accumulate_grad_batches": 2}], ids=no_address)
 def test_a_resumed_run_is_the_run_that_was_not_killed(settings, tmp_path):
     model, rows = run(tmp_path / "whole", **settings)
     for kill in (5, 12, 17):

@@ -1,13 +1,13 @@
 """Cross-validations that are called again, that run side by side, or of which a fold fails."""
 
 import json
-import re
 from pathlib import Path
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from conftest import no_address
 from lightning.pytorch.callbacks import EarlyStopping
 from wandb_offline import read_runs
 
@@ -66,7 +66,7 @@ def test_a_finished_run_is_read_back(tmp_path):
         ({"monitor": "val/score", "mode": "min"}, "monitor was 'val/loss' and is 'val/score'"),
         ({"resume": False}, "already holds a run"),
     ],
-    ids=lambda value: re.sub(r" at 0x\w+", "", str(value)),
+    ids=no_address,
 )
 def test_another_configuration_is_refused(tmp_path, changed, message):
     run(tmp_path / "a", trainer={"max_epochs": 2, "accelerator": "cpu", "fast_dev_run": False})

@@ -9,6 +9,7 @@ from pathlib import Path
 import forked
 import lightning.pytorch as pl
 import pytest
+from conftest import no_address
 from same_runs import assert_same
 
 from dlblocks.callbacks import ExactResume
@@ -125,7 +126,7 @@ def test_without_continue_the_error_names_the_folds_and_the_cure(tmp_path):
 @pytest.mark.parametrize(
     "trainer",
     [{"devices": 2}, {"devices": "0,1"}, {"devices": [0, 1]}, {"devices": 1, "num_nodes": 2}],
-    ids=str,
+    ids=no_address,
 )
 @pytest.mark.parametrize("nested", [False, True])
 def test_to_continue_with_several_ranks_is_refused(tmp_path, trainer, nested):

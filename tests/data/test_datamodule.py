@@ -6,6 +6,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from conftest import no_address
 from jsonargparse import ArgumentParser
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
@@ -98,7 +99,7 @@ def test_uint8_is_scaled_and_constant_columns_stay_finite():
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true", "64-true", "bf16-mixed"])
-@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32, "mapped"], ids=str)
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32, "mapped"], ids=no_address)
 def test_batches_have_the_dtype_of_the_model(dtype, precision, tmp_path, make_trainer):
     class Look(MLPClassifier):
         def training_step(self, batch, batch_idx):

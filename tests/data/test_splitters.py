@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from conftest import no_address
 from sklearn import model_selection as sk
 from torch.utils.data import TensorDataset
 
@@ -44,7 +45,7 @@ def data(splitter, **arguments):
     return ArrayDataModule(X, Y, **{"split": splitter, "groups": groups, **arguments})
 
 
-@pytest.mark.parametrize("splitter", SPLITTERS, ids=repr)
+@pytest.mark.parametrize("splitter", SPLITTERS, ids=no_address)
 def test_folds_are_those_of_the_splitter(splitter):
     module = data(splitter)
     expected = list(splitter.split(X, Y, module.columns.groups))
@@ -66,7 +67,7 @@ def test_folds_are_those_of_the_splitter(splitter):
         sk.PredefinedSplit(FOLD),
         sk.ShuffleSplit(2, random_state=0),
     ],
-    ids=repr,
+    ids=no_address,
 )
 def test_folds_of_the_development_set(splitter):
     """The splitter sees the targets and groups of the samples that are not held out."""
@@ -165,7 +166,7 @@ class Nothing(sk.KFold):
         (sk.KFold, {}, "split=.* is not known"),
         (5, {}, "split=5"),
     ],
-    ids=str,
+    ids=no_address,
 )
 def test_impossible_splitters_are_refused(splitter, arguments, message):
     with pytest.raises(ValueError, match=message):

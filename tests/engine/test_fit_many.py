@@ -5,6 +5,7 @@ import csv
 import lightning.pytorch as pl
 import pytest
 import torch
+from conftest import no_address
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from sklearn.datasets import load_diabetes, load_digits
 from torch import nn
@@ -258,7 +259,7 @@ def test_pairs_are_refused_with_the_cure(tmp_path):
         both_ways(tmp_path, mlp, digits(), lambda: [MixUp(targets="pair")], max_epochs=1)
 
 
-@pytest.mark.parametrize("arguments", [{}, {"accumulate_grad_batches": 2}], ids=str)
+@pytest.mark.parametrize("arguments", [{}, {"accumulate_grad_batches": 2}], ids=no_address)
 def test_every_change_of_batches_at_once(arguments, tmp_path):
     def callbacks():
         return [
