@@ -19,7 +19,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dlblocks import tracking
-from dlblocks._errors import check_function, check_range, check_whole, did_you_mean
+from dlblocks._errors import (
+    CheckedConstructor,
+    check_function,
+    check_range,
+    check_whole,
+    checked,
+    did_you_mean,
+)
 from dlblocks._files import (
     PLAN,
     SUMMARY,
@@ -73,7 +80,7 @@ class BoostingResult:
     checkpoint: Path
 
 
-class Stagewise:
+class Stagewise(CheckedConstructor):
     """A fit of stages; `GradientBoosting` and `AdaBoost` say what a stage learns.
 
     Arguments are those of `GradientBoosting`.
@@ -84,19 +91,20 @@ class Stagewise:
     monitor: str
     mode: Literal["min", "max"]
 
+    @checked
     def __init__(
         self,
         make_learner: Callable[[], nn.Module],
         datamodule: DataModule,
         *,
-        num_stages: int,
-        patience: int | None,
-        trainer: Mapping[str, Any] | None,
-        seed: int,
-        logger: LoggerName | None,
-        run_dir: str | PathLike[str] | None,
-        resume: bool,
-        progress_bar: bool,
+        num_stages: int = 50,
+        patience: int | None = None,
+        trainer: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        logger: LoggerName | None = "csv",
+        run_dir: str | PathLike[str] | None = None,
+        resume: bool = True,
+        progress_bar: bool = True,
     ) -> None:
         name = type(self).__name__
         check_function("make_learner", make_learner, "lambda: MLPRegressor(10, 1)")

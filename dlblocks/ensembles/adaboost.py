@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from os import PathLike
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -14,7 +13,7 @@ from torch.nn import functional as F
 from dlblocks._errors import check_range, checked
 from dlblocks.data import DataModule
 from dlblocks.ensembles._stages import Task
-from dlblocks.ensembles._stagewise import LoggerName, Stagewise
+from dlblocks.ensembles._stagewise import Stagewise
 from dlblocks.models import AdaBoostClassifier, Classifier
 from dlblocks.models.boosted import vote_logits
 from dlblocks.models.model import Model
@@ -88,28 +87,10 @@ class AdaBoost(Stagewise):
         make_learner: Callable[[], nn.Module],
         datamodule: DataModule,
         *,
-        num_stages: int = 50,
         learning_rate: float = 1.0,
-        patience: int | None = None,
-        trainer: Mapping[str, Any] | None = None,
-        seed: int = 0,
-        logger: LoggerName | None = "csv",
-        run_dir: str | PathLike[str] | None = None,
-        resume: bool = True,
-        progress_bar: bool = True,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            make_learner,
-            datamodule,
-            num_stages=num_stages,
-            patience=patience,
-            trainer=trainer,
-            seed=seed,
-            logger=logger,
-            run_dir=run_dir,
-            resume=resume,
-            progress_bar=progress_bar,
-        )
+        super().__init__(make_learner, datamodule, **kwargs)
         check_range("learning_rate", learning_rate, 0, low_open=True)
         self.learning_rate = learning_rate
         self.settings = {"learning_rate": learning_rate}

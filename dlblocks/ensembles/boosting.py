@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from os import PathLike
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +13,7 @@ from dlblocks._errors import check_choice, check_range, checked
 from dlblocks.data import DataModule
 from dlblocks.ensembles._boosting_losses import HuberLoss, LogLoss, make_loss
 from dlblocks.ensembles._stages import Task
-from dlblocks.ensembles._stagewise import LoggerName, Stagewise
+from dlblocks.ensembles._stagewise import Stagewise
 from dlblocks.models import GradientBoostingClassifier, GradientBoostingRegressor, Regressor
 from dlblocks.models.model import Model
 
@@ -104,32 +103,14 @@ class GradientBoosting(Stagewise):
         make_learner: Callable[[], nn.Module],
         datamodule: DataModule,
         *,
-        num_stages: int = 50,
         shrinkage: float = 0.1,
         loss: Literal["mse", "mae", "huber", "log_loss"] | None = None,
         line_search: bool = True,
         subsample: float = 1.0,
         huber_quantile: float = 0.9,
-        patience: int | None = None,
-        trainer: Mapping[str, Any] | None = None,
-        seed: int = 0,
-        logger: LoggerName | None = "csv",
-        run_dir: str | PathLike[str] | None = None,
-        resume: bool = True,
-        progress_bar: bool = True,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            make_learner,
-            datamodule,
-            num_stages=num_stages,
-            patience=patience,
-            trainer=trainer,
-            seed=seed,
-            logger=logger,
-            run_dir=run_dir,
-            resume=resume,
-            progress_bar=progress_bar,
-        )
+        super().__init__(make_learner, datamodule, **kwargs)
         check_range("shrinkage", shrinkage, 0, 1, low_open=True)
         check_range("subsample", subsample, 0, 1, low_open=True)
         check_range("huber_quantile", huber_quantile, 0, 1, low_open=True, high_open=True)
