@@ -24,7 +24,10 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
-
+# The arguments of `self.log` that Lightning keeps and that are plain values.
+META = ("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph",
+        "add_dataloader_idx", "dataloader_idx", "metric_attribute")  # fmt: skip
+SYNC = ("_should", "rank_zero_only", "_op")
 Plain = dict[str, Any]
 
 
@@ -166,14 +169,6 @@ def set_metric_states(module: pl.LightningModule, states: dict[str, Plain]) -> N
         if isinstance(part, Metric) and name in states:
             _set_sums(part, states[name]["sums"], part.device)
             part._update_count = states[name]["count"]
-
-
-# The arguments of `self.log` that Lightning keeps and that are plain values.
-META = ("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph",
-        "add_dataloader_idx", "dataloader_idx", "metric_attribute")  # fmt: skip
-
-
-SYNC = ("_should", "rank_zero_only", "_op")
 
 
 def logged_state(trainer: pl.Trainer) -> dict[str, Plain]:

@@ -83,7 +83,7 @@ class FoldConfig(RunConfig):
             **({} if name is None else {"group": name}),
             "num_train": len(datamodule.indices("train")),
             "num_selection": len(datamodule.indices("selection")) if is_selected else 0,
-            "num_val": count_scored(datamodule, self.trainer),
+            "num_val": _count_scored(datamodule, self.trainer),
         }
 
 
@@ -194,7 +194,7 @@ def join(results: Sequence[FitResult]) -> OutOfFold | None:
     return OutOfFold(**{name: values[order] for name, values in columns.items()})
 
 
-def count_scored(datamodule: SplitDataModule, trainer: Mapping[str, Any]) -> int:
+def _count_scored(datamodule: SplitDataModule, trainer: Mapping[str, Any]) -> int:
     """Count the validation samples within the Trainer's limits.
 
     Args:

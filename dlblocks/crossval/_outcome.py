@@ -18,11 +18,11 @@ from dlblocks.runs._fits import FitResult
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Result = TypeVar("Result", bound=CrossValidationResult)
+AnyResult = TypeVar("AnyResult", bound=CrossValidationResult)
 
 
 def make_result(
-    cls: type[Result],
+    cls: type[AnyResult],
     config: FoldConfig,
     data: SplitDataModule,
     splits: Mapping[str, Any],
@@ -34,7 +34,7 @@ def make_result(
     described: Mapping[str, Any],
     given: Mapping[str, Any],
     **own: Any,
-) -> Result:
+) -> AnyResult:
     """Make the result of a run out of what its folds have found.
 
     Args:
@@ -71,7 +71,7 @@ def make_result(
                 *limit_note(rows, splits),
                 *predictions_note([fold.reason for fold in done]),
             ],
-            **({"failed": failures(failed)} if failed else {}),
+            **({"failed": _failures(failed)} if failed else {}),
             **own,
             "seconds": seconds,
             "config": {"logger": config.logger, **described},
@@ -88,14 +88,6 @@ def make_result(
     )
     result.info["ranges"] = metric_ranges(result.metrics, config.loss_range)
     return result
-
-
-def failures(failed: Mapping[FoldSpec, Exception]) -> list[dict[str, Any]]:
-    """What ``summary.json`` says of fits that have failed."""
-    return [
-        {"repeat": job.repeat, "fold": job.fold, "error": repr(error)}
-        for job, error in failed.items()
-    ]
 
 
 def result_figures(result: CrossValidationResult, datamodule: SplitDataModule) -> dict[str, Figure]:
@@ -165,3 +157,11 @@ def write_outcome(
         paths if checkpoints else (),
     )
     result.write_summary()
+
+
+def _failures(failed: Mapping[FoldSpec, Exception]) -> list[dict[str, Any]]:
+    """What ``summary.json`` says of fits that have failed."""
+    return [
+        {"repeat": spec.repeat, "fold": spec.fold, "error": repr(error)}
+        for spec, error in failed.items()
+    ]

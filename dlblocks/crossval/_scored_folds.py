@@ -16,6 +16,7 @@ from typing_extensions import Self
 from dlblocks._errors import check_choice, did_you_mean
 from dlblocks._files import (
     AGAIN,
+    SUMMARY,
     atomic_write,
     check_files,
     read_arrays,
@@ -264,10 +265,6 @@ class ScoredFolds(Result):
             raise ValueError("what='oof', but the model gave no out-of-fold predictions.")
         return pandas.DataFrame(self.oof.columns(self.info.get("class_names")))
 
-    # Models
-
-    # Files
-
     def summary(self) -> dict[str, Any]:
         """What ``summary.json`` holds."""
         return {
@@ -312,12 +309,12 @@ class ScoredFolds(Result):
             FileNotFoundError: `run_dir` holds no finished cross-validation.
         """
         path = Path(run_dir)
-        if not (path / "summary.json").is_file():
+        if not (path / SUMMARY).is_file():
             raise FileNotFoundError(
                 f"run_dir='{run_dir}' has no summary.json: no cross-validation has ended there."
             )
-        info = read_record(path / "summary.json", AGAIN)
-        check_files(path / "summary.json", info, AGAIN)
+        info = read_record(path / SUMMARY, AGAIN)
+        check_files(path / SUMMARY, info, AGAIN)
         for key in ("metrics", "pooled"):  # computed from the folds
             info.pop(key, None)
         files = info.pop("files", {})
@@ -333,6 +330,17 @@ class ScoredFolds(Result):
             with reading(folder / "history.csv", cure):
                 histories.append(read_rows(folder / "history.csv"))
         return cls(path, rows, oof, histories, info)
+
+
+def said(point: Mapping[str, Any]) -> str:
+    """``"lr=0.1, hidden=[8]"``."""
+    return ", ".join(f"{name}={value!r}" for name, value in point.items())
+
+
+def forget_weights(folder: Path) -> None:
+    """Removes the checkpoints of inner fits, which their scores do not need."""
+    for path in folder.glob("point-*/fold-*/checkpoints/*.ckpt"):
+        path.unlink()
 
 
 def _what_differs(first: ScoredFolds, second: ScoredFolds) -> str:
@@ -364,14 +372,3 @@ def _least_difference_error(first: ScoredFolds, second: ScoredFolds, metric: str
     if correct[0] is None or correct[1] is None or low is None or high is None:
         return math.hypot(*errors)
     return (high - low) * least_paired_error(correct[0] - correct[1])
-
-
-def said(point: Mapping[str, Any]) -> str:
-    """``"lr=0.1, hidden=[8]"``."""
-    return ", ".join(f"{name}={value!r}" for name, value in point.items())
-
-
-def forget_weights(folder: Path) -> None:
-    """Removes the checkpoints of inner fits, which their scores do not need."""
-    for path in folder.glob("point-*/fold-*/checkpoints/*.ckpt"):
-        path.unlink()

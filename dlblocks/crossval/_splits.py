@@ -16,6 +16,45 @@ from dlblocks.runs._plan import describe as describe_arguments
 from dlblocks.runs._plan import described as as_json
 
 FOLDS = "folds.json"
+NO_OOF = "no out-of-fold predictions: "
+
+
+def plan_splits(
+    data: SplitDataModule, num_folds: int | None, repeats: int, *, selection_fraction: float = 0.0
+) -> dict[str, Any]:
+    """All splits of a cross-validation, as `_describe_splits` says them.
+
+    Args:
+        data: The data.
+        num_folds: Number of folds, or None for what the data say.
+        repeats: Number of repeats.
+        selection_fraction: Share of each training part that selects the epoch.
+
+    Raises:
+        ValueError: `num_folds` is not what the data say, or repeats would all be the same.
+    """
+    repeats = data.count_repeats(repeats)
+    num_folds = data.count_folds(num_folds)
+    if selection_fraction:
+        data = data.with_selection(selection_fraction)
+    return _describe_splits(data, num_folds, repeats)
+
+
+def fold_specs(splits: Mapping[str, Any]) -> list[FoldSpec]:
+    """The fits of all folds."""
+    return [FoldSpec(i, one["repeat"], one["fold"]) for i, one in enumerate(splits["folds"])]
+
+
+def check_same(data: SplitDataModule, splits: Mapping[str, Any], number: int) -> None:
+    """Raises a `ValueError` unless fit `number` has the same samples and split in `data`."""
+    written = splits["folds"][number]
+    rows = data.splits(splits["num_folds"], repeat=written["repeat"])[written["fold"]]
+    found = data.fingerprint(), rows["val"].tolist(), rows["test"].tolist()
+    if found != (splits["fingerprint"], written["val"], splits["test"]):
+        raise ValueError(
+            f"the datamodule made for fit {number} has other data or splits them in another way "
+            "than the first; the function that makes it must return the same every time."
+        )
 
 
 def describe(*args: Any, **settings: Any) -> dict[str, Any]:
@@ -49,50 +88,79 @@ def begin(
         described,
         progress,
         resume=config.resume,
-        others={FOLDS: lambda: write_splits(path, splits)},
+        others={FOLDS: lambda: _write_splits(path, splits)},
         more=differ,
     )
 
 
-def fold_specs(splits: Mapping[str, Any]) -> list[FoldSpec]:
-    """The fits of all folds."""
-    return [FoldSpec(i, one["repeat"], one["fold"]) for i, one in enumerate(splits["folds"])]
-
-
-def plan_splits(
-    data: SplitDataModule, num_folds: int | None, repeats: int, *, selection_fraction: float = 0.0
-) -> dict[str, Any]:
-    """All splits of a cross-validation, as `describe_splits` says them.
+def duplicates_note(count: int | None, splits: Mapping[str, Any]) -> list[str]:
+    """Say how many validation samples have a copy in training.
 
     Args:
-        data: The data.
-        num_folds: Number of folds, or None for what the data say.
-        repeats: Number of repeats.
-        selection_fraction: Share of each training part that selects the epoch.
-
-    Raises:
-        ValueError: `num_folds` is not what the data say, or repeats would all be the same.
+        count: As `SplitDataModule.count_duplicates` finds it.
+        splits: As `plan_splits` returns them.
     """
-    repeats = data.count_repeats(repeats)
-    num_folds = data.count_folds(num_folds)
-    if selection_fraction:
-        data = data.with_selection(selection_fraction)
-    return describe_splits(data, num_folds, repeats)
+    if not count:
+        return []
+    total = sum(fold["num_val"] for fold in splits["folds"] if fold["repeat"] == 0)
+    return [
+        f"{count} of {total} validation samples have an exact copy in the training part of their "
+        'fold; keep copies together by groups="duplicates".'
+    ]
 
 
-def check_same(data: SplitDataModule, splits: Mapping[str, Any], number: int) -> None:
-    """Raises a `ValueError` unless fit `number` has the same samples and split in `data`."""
-    written = splits["folds"][number]
-    rows = data.splits(splits["num_folds"], repeat=written["repeat"])[written["fold"]]
-    found = data.fingerprint(), rows["val"].tolist(), rows["test"].tolist()
-    if found != (splits["fingerprint"], written["val"], splits["test"]):
-        raise ValueError(
-            f"the datamodule made for fit {number} has other data or splits them in another way "
-            "than the first; the function that makes it must return the same every time."
-        )
+def selection_note(splits: Mapping[str, Any], fraction: float) -> list[str]:
+    """Say where whole groups make the selection part much larger or smaller than asked for.
+
+    Args:
+        splits: As `plan_splits` returns them.
+        fraction: The share that was asked for.
+    """
+    if not fraction:
+        return []
+    shares = [
+        len(fold["selection"]) / (len(fold["selection"]) + fold["num_train"])
+        for fold in splits["folds"]
+    ]
+    if all(fraction / 2 <= share <= 1.5 * fraction for share in shares):
+        return []
+    low, high = min(shares), max(shares)
+    return [
+        f"the selection part holds {100 * low:.0f} to {100 * high:.0f} % of a fold's training "
+        f"samples, not {100 * fraction:.0f} %, as its groups are whole and the samples are few; "
+        "select='last' needs no such part."
+    ]
 
 
-def describe_splits(datamodule: SplitDataModule, num_folds: int, repeats: int) -> dict[str, Any]:
+def limit_note(rows: Sequence[Mapping[str, Any]], splits: Mapping[str, Any]) -> list[str]:
+    """Say that the Trainer has scored only some validation samples.
+
+    Args:
+        rows: Rows of the finished fits.
+        splits: As `plan_splits` returns them.
+    """
+    sizes = {(fold["repeat"], fold["fold"]): fold["num_val"] for fold in splits["folds"]}
+    scored = sum(row["num_val"] for row in rows)
+    total = sum(sizes[row["repeat"], row["fold"]] for row in rows)
+    if scored >= total:
+        return []
+    return [
+        f"the Trainer limits validation to {scored} of {total} samples, and the scores are of "
+        "these; out-of-fold predictions and pooled scores are of all, so that the two differ."
+    ]
+
+
+def predictions_note(reasons: Sequence[NoPredictions | None]) -> list[str]:
+    """Say why a result has no out-of-fold predictions.
+
+    Args:
+        reasons: Of each fold, None where it has predictions.
+    """
+    found = [reason for reason in reasons if reason is not None]
+    return [f"{NO_OOF}{found[0]}"] if found else []
+
+
+def _describe_splits(datamodule: SplitDataModule, num_folds: int, repeats: int) -> dict[str, Any]:
     """What ``folds.json`` holds: all splits of a cross-validation, as plain values.
 
     Args:
@@ -137,7 +205,7 @@ def describe_splits(datamodule: SplitDataModule, num_folds: int, repeats: int) -
     }
 
 
-def write_splits(path: Path, description: dict[str, Any]) -> None:
+def _write_splits(path: Path, description: dict[str, Any]) -> None:
     """Writes ``folds.json``, whole or not at all, with one line a fold."""
     lines = []
     for key, value in description.items():
@@ -147,73 +215,3 @@ def write_splits(path: Path, description: dict[str, Any]) -> None:
         lines.append(f'  "{key}": {text}')
     with atomic_write(path) as part:
         part.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-
-
-def duplicates_note(count: int | None, splits: Mapping[str, Any]) -> list[str]:
-    """Say how many validation samples have a copy in training.
-
-    Args:
-        count: As `SplitDataModule.count_duplicates` finds it.
-        splits: As `dlblocks.crossval._fold.describe_splits` makes them.
-    """
-    if not count:
-        return []
-    total = sum(fold["num_val"] for fold in splits["folds"] if fold["repeat"] == 0)
-    return [
-        f"{count} of {total} validation samples have an exact copy in the training part of their "
-        'fold; keep copies together by groups="duplicates".'
-    ]
-
-
-def selection_note(splits: Mapping[str, Any], fraction: float) -> list[str]:
-    """Say where whole groups make the selection part much larger or smaller than asked for.
-
-    Args:
-        splits: As `dlblocks.crossval._fold.describe_splits` makes them.
-        fraction: The share that was asked for.
-    """
-    if not fraction:
-        return []
-    shares = [
-        len(fold["selection"]) / (len(fold["selection"]) + fold["num_train"])
-        for fold in splits["folds"]
-    ]
-    if all(fraction / 2 <= share <= 1.5 * fraction for share in shares):
-        return []
-    low, high = min(shares), max(shares)
-    return [
-        f"the selection part holds {100 * low:.0f} to {100 * high:.0f} % of a fold's training "
-        f"samples, not {100 * fraction:.0f} %, as its groups are whole and the samples are few; "
-        "select='last' needs no such part."
-    ]
-
-
-def limit_note(rows: Sequence[Mapping[str, Any]], splits: Mapping[str, Any]) -> list[str]:
-    """Say that the Trainer has scored only some validation samples.
-
-    Args:
-        rows: Rows of the finished fits.
-        splits: As `dlblocks.crossval._fold.describe_splits` makes them.
-    """
-    sizes = {(fold["repeat"], fold["fold"]): fold["num_val"] for fold in splits["folds"]}
-    scored = sum(row["num_val"] for row in rows)
-    total = sum(sizes[row["repeat"], row["fold"]] for row in rows)
-    if scored >= total:
-        return []
-    return [
-        f"the Trainer limits validation to {scored} of {total} samples, and the scores are of "
-        "these; out-of-fold predictions and pooled scores are of all, so that the two differ."
-    ]
-
-
-NO_OOF = "no out-of-fold predictions: "
-
-
-def predictions_note(reasons: Sequence[NoPredictions | None]) -> list[str]:
-    """Say why a result has no out-of-fold predictions.
-
-    Args:
-        reasons: Of each fold, None where it has predictions.
-    """
-    found = [reason for reason in reasons if reason is not None]
-    return [f"{NO_OOF}{found[0]}"] if found else []

@@ -264,9 +264,7 @@ def _cross_validate(
                 check_same(base, splits, spec.number)
             return config.data_of(base, spec)
 
-        chosen, why, together = engine_for(engine, config, make_data, todo, n_jobs)
-        ready = [] if together is None else [together]
-        del together  # the engine frees its memory
+        chosen, why, ready = engine_for(engine, config, make_data, todo, n_jobs)
         settings = config.settings()
         if chosen == "vectorized":  # which draws other numbers
             settings["engine"] = chosen

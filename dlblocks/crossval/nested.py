@@ -49,9 +49,9 @@ from dlblocks.runs.predictions import predict_part
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
 RUN_DIR = "runs/nested-cross-validation"
 INNER_FOLDS = 5
+Data = SplitDataModule | Callable[[], SplitDataModule]
 
 
 @checked
@@ -256,7 +256,7 @@ def _nested(
         config.num_folds = splits["num_folds"]
         if search.num_folds is None and not counts_folds(data.split):
             search.num_folds = INNER_FOLDS
-        outer = Outer(search, datamodule, data, config)
+        outer = _OuterFolds(search, datamodule, data, config)
         specs = fold_specs(splits)
         # Read by every rank before any fit, so that all run the same folds.
         before = run_id_of(config.run_dir) if config.resume else ""
@@ -324,26 +324,7 @@ def _nested(
     return result
 
 
-def _figures(result: NestedResult, data: SplitDataModule) -> dict[str, Figure]:
-    drawn = result_figures(result, data)
-    # A mean over different hyperparameters, of training alone, would say nothing.
-    drawn.pop("learning_curves", None)
-    monitor = result.info["monitor"]
-    if monitor in result.metrics:
-        values = {
-            "outer folds": result.values(monitor),
-            "inner means of\nwhat was chosen": [choice["mean"] for choice in result.choices],
-        }
-        interval = {"outer folds": result.interval(monitor)}
-        with drawing("inner_and_outer"):
-            drawn["inner_and_outer"] = plots.strip(values, intervals=interval, metric=monitor)
-    return drawn
-
-
-Data = SplitDataModule | Callable[[], SplitDataModule]
-
-
-class Outer:
+class _OuterFolds:
     """Runs outer folds.
 
     Args:
@@ -458,3 +439,19 @@ class Outer:
             history=history.rows,
         )
         return result, rows
+
+
+def _figures(result: NestedResult, data: SplitDataModule) -> dict[str, Figure]:
+    drawn = result_figures(result, data)
+    # A mean over different hyperparameters, of training alone, would say nothing.
+    drawn.pop("learning_curves", None)
+    monitor = result.info["monitor"]
+    if monitor in result.metrics:
+        values = {
+            "outer folds": result.values(monitor),
+            "inner means of\nwhat was chosen": [choice["mean"] for choice in result.choices],
+        }
+        interval = {"outer folds": result.interval(monitor)}
+        with drawing("inner_and_outer"):
+            drawn["inner_and_outer"] = plots.strip(values, intervals=interval, metric=monitor)
+    return drawn

@@ -13,14 +13,13 @@ from dlblocks.engine.fit_many import StackedFit
 # What a step of a fit of its own costs at the least beside losses and gradients: Lightning's loop,
 # the optimizer's step, metrics (of about 2 ms for a small MLP; benchmarks/vectorized.py).
 STEP_SECONDS = 1.5e-3
-ENGINES = ("sequential", "vectorized", "auto")
 Key = TypeVar("Key")
 Found = TypeVar("Found")
 
 
 def choose_engine(
     engine: str,
-    make_together: Callable[[Sequence[Key]], StackedFit],
+    make_stacked: Callable[[Sequence[Key]], StackedFit],
     keys: Sequence[Key],
     what: str,
 ) -> tuple[str, str, StackedFit | None]:
@@ -28,7 +27,7 @@ def choose_engine(
 
     Args:
         engine: ``"vectorized"`` or ``"auto"``.
-        make_together: Makes some of the fits ready to be run as one.
+        make_stacked: Makes some of the fits ready to be run as one.
         keys: All of them.
         what: What they are, such as ``"folds"``.
 
@@ -39,16 +38,16 @@ def choose_engine(
     Raises:
         NotVectorizable: The fits must be vectorized and cannot be.
     """
-    together, part = None, keys
+    stacked, part = None, keys
     try:
-        while together is None:
+        while stacked is None:
             try:
-                together = make_together(part)
+                stacked = make_stacked(part)
             except Exception as error:
                 if len(part) == 1 or not is_out_of_memory(error):
                     raise
                 part = _halves(part)[0]
-            if together is None:
+            if stacked is None:
                 gc.collect()  # a Trainer and its module hold one another, and all that failed
     except NotVectorizable as error:
         if engine == "vectorized":
@@ -64,14 +63,14 @@ def choose_engine(
         return "sequential", f"one of the {what} fails: {error!r}", None
     chosen, why = engine, "as asked"
     if engine == "auto":
-        at_once, apart = together.seconds_a_step()
+        at_once, apart = stacked.seconds_a_step()
         apart += STEP_SECONDS * len(part)
         why = f"a step takes {1e3 * at_once:.2g} ms for {len(part)} {what} at once and "
         why += f"{1e3 * apart:.2g} ms for one after the other"
         chosen = "vectorized" if at_once < apart else "sequential"
     if chosen == "vectorized" and len(part) == len(keys):
-        return chosen, why, together
-    together.detach()
+        return chosen, why, stacked
+    stacked.detach()
     return chosen, why, None
 
 

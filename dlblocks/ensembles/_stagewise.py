@@ -45,6 +45,12 @@ LoggerName = Literal["csv", "wandb", "tensorboard", "none"]
 HOOKS = ("configure_optimizers", "training_step")
 # These turn the learners themselves into it.
 TRUE_PRECISIONS = ("64", "64-true", "bf16-true")
+# Arguments of the Trainer that mean for a stage what they mean for a fit.
+TRAINER = (
+    "max_epochs", "gradient_clip_val", "gradient_clip_algorithm", "accelerator", "devices",
+    "precision", "deterministic", "benchmark", "detect_anomaly",
+)  # fmt: skip
+DEFAULT_EPOCHS = 10
 SHOWN = ("/loss", "/accuracy")  # in the progress bar
 
 
@@ -111,7 +117,7 @@ class Stagewise:
             check_whole("patience", patience, 1)
         self.make_learner, self.datamodule = make_learner, datamodule
         self.num_stages, self.patience, self.seed = num_stages, patience, seed
-        self.trainer = check_trainer(trainer)
+        self.trainer = _check_trainer(trainer)
         self.logger = logger
         self.run_dir, self._is_numbered = Path(run_dir or self.base), not run_dir
         self.progress_bar = shows_bar(progress_bar, trainer)
@@ -190,7 +196,7 @@ class Stagewise:
     def _fit_in(self, path: Path) -> BoostingResult:
         started = time.monotonic()
         self.run_dir = path
-        self._files = StageFiles(path, resume=self.resume)
+        self._files = _StageFiles(path, resume=self.resume)
         self._run(path)
         return self._finish(path, started)
 
@@ -412,15 +418,7 @@ class Stagewise:
         }
 
 
-# Arguments of the Trainer that mean for a stage what they mean for a fit.
-TRAINER = (
-    "max_epochs", "gradient_clip_val", "gradient_clip_algorithm", "accelerator", "devices",
-    "precision", "deterministic", "benchmark", "detect_anomaly",
-)  # fmt: skip
-DEFAULT_EPOCHS = 10
-
-
-def check_trainer(trainer: Mapping[str, Any] | None) -> dict[str, Any]:
+def _check_trainer(trainer: Mapping[str, Any] | None) -> dict[str, Any]:
     """A copy of the Trainer arguments of stages, or a `ValueError` that names the wrong one."""
     arguments = plain_trainer(trainer)
     arguments.pop("enable_progress_bar", None)
@@ -452,7 +450,7 @@ def check_trainer(trainer: Mapping[str, Any] | None) -> dict[str, Any]:
     return arguments
 
 
-class StageFiles:
+class _StageFiles:
     """``plan.json``, and the weights of each learner.
 
     Whatever else a stage needs of those before it follows from what their learners put out. So a
@@ -466,19 +464,19 @@ class StageFiles:
 
     def __init__(self, run_dir: Path, *, resume: bool) -> None:
         self.run_dir, self.resume = run_dir, resume
-        self.goes_on = resume and (run_dir / PLAN).is_file()
+        self.resumes = resume and (run_dir / PLAN).is_file()
 
     def finished(self) -> int:
         """How many stages, from the first, the fit that is gone on with had finished."""
         count = 0
-        while self.goes_on and self._path(count).is_file():
+        while self.resumes and self._path(count).is_file():
             count += 1
         return count
 
     def read(self, stage: int) -> Mapping[str, Any] | None:
         """The weights of the learner of stage 0, 1, …, or None if it was not finished."""
         path = self._path(stage)
-        if not (self.goes_on and path.is_file()):
+        if not (self.resumes and path.is_file()):
             return None
         if not is_whole(path):
             path.unlink()  # it is trained again
@@ -495,7 +493,7 @@ class StageFiles:
     def seconds(self) -> float | None:
         """How long the fit took, if it has ended."""
         path = self.run_dir / SUMMARY
-        if not (self.goes_on and path.is_file()):
+        if not (self.resumes and path.is_file()):
             return None
         try:
             return float(json.loads(path.read_text())["seconds"])

@@ -225,9 +225,7 @@ class Bagging:
                 seed = getattr(data, "shuffle_seed", 0) + self.seed + spec.number
                 return data.with_train_indices(samples[spec.number], shuffle_seed=seed)
 
-            engine, why, together = engine_for(self.engine, config, make_data, todo)
-            ready = [] if together is None else [together]
-            del together  # the engine frees its memory
+            engine, why, ready = engine_for(self.engine, config, make_data, todo)
             if engine == "vectorized":  # which draws other numbers
                 described["engine"] = engine
             if is_rank_zero():

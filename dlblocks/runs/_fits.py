@@ -42,12 +42,11 @@ from dlblocks.models._predict import NoPredictions
 from dlblocks.runs._plan import run_id_of
 from dlblocks.runs._trainer import new_callbacks, new_module
 from dlblocks.runs.fit import drop_training_state, fit
-from dlblocks.runs.predictions import predict_part, try_prediction
+from dlblocks.runs.predictions import KEYS, predict_part, try_prediction
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLUMNS = ("index", "target", "prediction")
 # What was made in this process, by the key of the configuration that it belongs to.
 _seen: dict[str, dict[int, weakref.ref]] = {}
 
@@ -294,33 +293,6 @@ def run_fit(
     return result
 
 
-class _TryPrediction(Callback):
-    """Try the prediction of one batch before the fit.
-
-    The fit stays what it would have been. It is tried on the fit's own model: only there are the
-    device, the precision and what ``setup("fit")`` has made as they will be.
-    """
-
-    def __init__(self, config: RunConfig) -> None:
-        self.config = config
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        modes = {part: part.training for part in pl_module.modules()}
-        pl_module.eval()
-        try:
-            with isolate_rng(), paused(pl_module), torch.no_grad():
-                try_prediction(trainer, pl_module, datamodule, "train")
-        except NoPredictions as reason:
-            # Numbers of a model that has not learned may be at fault: after the fit it is seen.
-            if not isinstance(reason.__cause__, torch.linalg.LinAlgError):
-                self.config.warn(reason)
-        finally:
-            self.config.tried = True
-            for part, training in modes.items():
-                part.training = training
-
-
 def finish_fit(
     config: RunConfig,
     spec: FitSpec,
@@ -364,42 +336,11 @@ def finish_fit(
     }
     pair = getattr(datamodule, "normalisation", None)
     plain = None if pair is None else [tensor.tolist() for tensor in pair]
-    arrays = None if predicted is None else {key: predicted[key] for key in COLUMNS}
+    arrays = None if predicted is None else {key: predicted[key] for key in KEYS}
     result = FitResult(row, arrays, history, plain, reason)
     if is_rank_zero():
         _write(config, spec, result)
     return result
-
-
-def _write(config: RunConfig, spec: FitSpec, result: FitResult) -> None:
-    folder = config.folder(spec)
-    if run_id_of(config.run_dir) != config.run_id:
-        raise OtherRunError(
-            f"run_dir='{config.run_dir}' holds another run by now, so {folder.name} of this one is "
-            "not written into it; stop one of the two calls, or give them different run_dir."
-        )
-    if result.predicted is not None:
-        with atomic_write(folder / config.predictions_file) as part:
-            arrays: Any = result.predicted
-            np.savez_compressed(part, **arrays)
-    # JSON has no numbers that are not finite.
-    row = {
-        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in result.row.items()
-    }
-    written = {
-        "run_id": config.run_id,
-        "row": row,
-        "has_predictions": result.predicted is not None,
-        "normalisation": result.normalisation,
-    }
-    if result.reason is not None:
-        written["no_predictions"] = str(result.reason)
-    files = [folder / config.predictions_file, folder / "history.csv"]
-    if row["checkpoint"]:
-        files.append(config.run_dir / row["checkpoint"])
-    write_record(folder / f"{config.kind}.json", written, files)
-    _last_checkpoint(folder).unlink(missing_ok=True)  # nothing resumes from it
 
 
 def read_fits(config: RunConfig, specs: Sequence[Spec]) -> dict[Spec, FitResult]:
@@ -407,10 +348,6 @@ def read_fits(config: RunConfig, specs: Sequence[Spec]) -> dict[Spec, FitResult]
     run_id = run_id_of(config.run_dir) if config.resume else ""
     read = [(s, read_fit(type(config), config.run_dir, s, run_id)) for s in specs if run_id]
     return {spec: result for spec, result in read if result is not None}
-
-
-def _last_checkpoint(folder: Path) -> Path:
-    return folder / "checkpoints" / "last.ckpt"
 
 
 def read_fit(kind: type[RunConfig], run_dir: Path, spec: FitSpec, run_id: str) -> FitResult | None:
@@ -444,9 +381,71 @@ def read_fit(kind: type[RunConfig], run_dir: Path, spec: FitSpec, run_id: str) -
     predicted = None
     if found.get("has_predictions"):
         arrays = read_arrays(folder / kind.predictions_file, cure)
-        predicted = {key: arrays[key] for key in COLUMNS}
+        predicted = {key: arrays[key] for key in KEYS}
     text = found.get("no_predictions")
     reason = None if text is None else NoPredictions(text)
     with reading(folder / "history.csv", cure):
         history = read_rows(folder / "history.csv")
     return FitResult(row, predicted, history, found["normalisation"], reason)
+
+
+class _TryPrediction(Callback):
+    """Try the prediction of one batch before the fit.
+
+    The fit stays what it would have been. It is tried on the fit's own model: only there are the
+    device, the precision and what ``setup("fit")`` has made as they will be.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        modes = {part: part.training for part in pl_module.modules()}
+        pl_module.eval()
+        try:
+            with isolate_rng(), paused(pl_module), torch.no_grad():
+                try_prediction(trainer, pl_module, datamodule, "train")
+        except NoPredictions as reason:
+            # Numbers of a model that has not learned may be at fault: after the fit it is seen.
+            if not isinstance(reason.__cause__, torch.linalg.LinAlgError):
+                self.config.warn(reason)
+        finally:
+            self.config.tried = True
+            for part, training in modes.items():
+                part.training = training
+
+
+def _write(config: RunConfig, spec: FitSpec, result: FitResult) -> None:
+    folder = config.folder(spec)
+    if run_id_of(config.run_dir) != config.run_id:
+        raise OtherRunError(
+            f"run_dir='{config.run_dir}' holds another run by now, so {folder.name} of this one is "
+            "not written into it; stop one of the two calls, or give them different run_dir."
+        )
+    if result.predicted is not None:
+        with atomic_write(folder / config.predictions_file) as part:
+            arrays: Any = result.predicted
+            np.savez_compressed(part, **arrays)
+    # JSON has no numbers that are not finite.
+    row = {
+        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in result.row.items()
+    }
+    written = {
+        "run_id": config.run_id,
+        "row": row,
+        "has_predictions": result.predicted is not None,
+        "normalisation": result.normalisation,
+    }
+    if result.reason is not None:
+        written["no_predictions"] = str(result.reason)
+    files = [folder / config.predictions_file, folder / "history.csv"]
+    if row["checkpoint"]:
+        files.append(config.run_dir / row["checkpoint"])
+    write_record(folder / f"{config.kind}.json", written, files)
+    _last_checkpoint(folder).unlink(missing_ok=True)  # nothing resumes from it
+
+
+def _last_checkpoint(folder: Path) -> Path:
+    return folder / "checkpoints" / "last.ckpt"

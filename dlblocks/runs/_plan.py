@@ -36,20 +36,9 @@ DEEPEST = 60  # objects within objects
 PLACE = "data.data "  # where a table lies; what it holds is compared by its fingerprint
 ADDRESS = re.compile(" at 0x[0-9a-fA-F]+")
 CONSTANTS: tuple[type, ...] = (
-    bool,
-    int,
-    float,
-    complex,
-    str,
-    bytes,
-    tuple,
-    list,
-    dict,
-    Set,
-    Enum,
-    np.generic,
-)
-CONSTANTS += (np.ndarray, Tensor, os.PathLike)
+    bool, int, float, complex, str, bytes, tuple, list, dict, Set, Enum, np.generic, np.ndarray,
+    Tensor, os.PathLike,
+)  # fmt: skip
 OF_ANY_LAYER = set(vars(nn.Module()))
 FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
 
@@ -82,6 +71,121 @@ def describe(
             "parameters": shapes,
             "callbacks": without_bars(callbacks),
         }
+    )
+    return plan
+
+
+def configuration(
+    model: pl.LightningModule, datamodule: pl.LightningDataModule
+) -> dict[str, dict[str, Any]]:
+    """The hyperparameters of a model and its data, with their classes."""
+    return {
+        "model": {"class": type(model).__name__, **dict(model.hparams_initial)},
+        "data": {"class": type(datamodule).__name__, **dict(datamodule.hparams_initial)},
+    }
+
+
+def begin_run(
+    run_dir: Path,
+    config: Mapping[str, Any],
+    progress: tuple[int, int, str],
+    *,
+    resume: bool,
+    others: Mapping[str, Callable[[], None]] = MappingProxyType({}),
+    more: Callable[[], Sequence[str]] = list,
+) -> str:
+    """Write the plan of a new run, or check that of the run in the folder.
+
+    Args:
+        run_dir: The folder, locked.
+        config: What `describe` returned.
+        progress: How many fits are finished, how many there are, and what they are called.
+        resume: Continue a run that is there.
+        others: Files that are written before the plan, by name.
+        more: Returns further differences from the run that is there.
+
+    Returns:
+        An id for this run and all that resume it.
+
+    Raises:
+        FileExistsError: The folder holds something else, or another configuration or other data,
+            whose differences are listed; or `resume` is off.
+        ValueError: A file of the folder is damaged.
+    """
+    if resume and (run_dir / PLAN).is_file():
+        _check_same_run(run_dir, config, more())
+        remove_parts(run_dir)
+        say_resumed(run_dir, *progress)
+        return run_id_of(run_dir)
+    check_new_run_dir(run_dir, but=others)
+    remove_parts(run_dir)
+    for write in others.values():
+        write()
+    run_id = secrets.token_hex(4)
+    plan = {"run_id": run_id, "config": config, "versions": tracking.versions()}
+    write_json(run_dir / PLAN, plan)
+    return run_id
+
+
+def run_id_of(run_dir: Path) -> str:
+    """Return the id of the run in a folder, or ``""`` if there is none."""
+    return str(_read_plan(run_dir)["run_id"]) if (run_dir / PLAN).is_file() else ""
+
+
+def engine_of(run_dir: Path) -> str | None:
+    """Return the engine of the run in a folder, or None if there is no run."""
+    if not (run_dir / PLAN).is_file():
+        return None
+    return str(_read_plan(run_dir)["config"].get("engine", "sequential"))
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """Say what differs between two JSON values: ``model.lr was 0.01 and is 0.02``."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in {**old, **new}:
+            where = f"{name}.{key}" if name else key
+            if key not in old or key not in new:
+                found.append(f"{where} is {'new' if key not in old else 'gone'}")
+            else:
+                found += differences(old[key], new[key], where)
+        return found
+    if all(isinstance(v, list) and v and isinstance(v[0], dict) for v in (old, new)):
+        if len(old) == len(new):
+            pairs = enumerate(zip(old, new, strict=True))
+            return [text for i, (a, b) in pairs for text in differences(a, b, f"{name}[{i}]")]
+        return [f"{name} had {len(old)} entries and has {len(new)}"]
+    # As texts: 1 and 1.0 and True are three amounts of batches to a Trainer.
+    if json.dumps(old) == json.dumps(new):
+        return []
+    short = all(len(repr(value)) <= 60 for value in (old, new))
+    return [f"{name} was {old!r} and is {new!r}" if short else f"{name} differs"]
+
+
+def _check_same_run(run_dir: Path, config: Mapping[str, Any], more: Sequence[str] = ()) -> None:
+    """Raise a `FileExistsError` if the run in a folder has another configuration.
+
+    A table that lies in another file with the same content is the same.
+
+    Args:
+        run_dir: The folder.
+        config: The configuration, as JSON values.
+        more: Further differences.
+    """
+    different = [*differences(_read_plan(run_dir)["config"], config), *more]
+    is_table = config.get("data", {}).get("class") == "TabularDataModule"
+    if different and not (is_table and all(text.startswith(PLACE) for text in different)):
+        rest = f", and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
+        raise OtherRunError(
+            f"run_dir='{run_dir}' holds a run of another kind: "
+            f"{'; '.join(different[:SHOWN])}{rest}. Choose another run_dir, or delete it first."
+        )
+
+
+def _read_plan(run_dir: Path) -> dict[str, Any]:
+    """Read ``plan.json``."""
+    plan: dict[str, Any] = read_json(
+        run_dir / PLAN, "choose another run_dir, or delete this one: nothing says what its run is"
     )
     return plan
 
@@ -140,10 +244,6 @@ def _container(value: Any, inner: Any) -> Any:
             return items
         return {"length": len(items), "sha256": _digest(items)}
     return _object(value, inner)
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def _array(value: Any) -> Any:
@@ -289,119 +389,5 @@ def _layers(module: nn.Module, but: Set[str] = frozenset(), inner: Any = None) -
     return found
 
 
-# The file
-
-
-def begin_run(
-    run_dir: Path,
-    config: Mapping[str, Any],
-    progress: tuple[int, int, str],
-    *,
-    resume: bool,
-    others: Mapping[str, Callable[[], None]] = MappingProxyType({}),
-    more: Callable[[], Sequence[str]] = list,
-) -> str:
-    """Write the plan of a new run, or check that of the run in the folder.
-
-    Args:
-        run_dir: The folder, locked.
-        config: What `describe` returned.
-        progress: How many fits are finished, how many there are, and what they are called.
-        resume: Continue a run that is there.
-        others: Files that are written before the plan, by name.
-        more: Returns further differences from the run that is there.
-
-    Returns:
-        An id for this run and all that resume it.
-
-    Raises:
-        FileExistsError: The folder holds something else, or another configuration or other data,
-            whose differences are listed; or `resume` is off.
-        ValueError: A file of the folder is damaged.
-    """
-    if resume and (run_dir / PLAN).is_file():
-        check_same_run(run_dir, config, more())
-        remove_parts(run_dir)
-        say_resumed(run_dir, *progress)
-        return run_id_of(run_dir)
-    check_new_run_dir(run_dir, but=others)
-    remove_parts(run_dir)
-    for write in others.values():
-        write()
-    run_id = secrets.token_hex(4)
-    plan = {"run_id": run_id, "config": config, "versions": tracking.versions()}
-    write_json(run_dir / PLAN, plan)
-    return run_id
-
-
-def check_same_run(run_dir: Path, config: Mapping[str, Any], more: Sequence[str] = ()) -> None:
-    """Raise a `FileExistsError` if the run in a folder has another configuration.
-
-    A table that lies in another file with the same content is the same.
-
-    Args:
-        run_dir: The folder.
-        config: The configuration, as JSON values.
-        more: Further differences.
-    """
-    different = [*differences(read_plan(run_dir)["config"], config), *more]
-    is_table = config.get("data", {}).get("class") == "TabularDataModule"
-    if different and not (is_table and all(text.startswith(PLACE) for text in different)):
-        rest = f", and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
-        raise OtherRunError(
-            f"run_dir='{run_dir}' holds a run of another kind: "
-            f"{'; '.join(different[:SHOWN])}{rest}. Choose another run_dir, or delete it first."
-        )
-
-
-def read_plan(run_dir: Path) -> dict[str, Any]:
-    """Read ``plan.json``."""
-    plan: dict[str, Any] = read_json(
-        run_dir / PLAN, "choose another run_dir, or delete this one: nothing says what its run is"
-    )
-    return plan
-
-
-def run_id_of(run_dir: Path) -> str:
-    """Return the id of the run in a folder, or ``""`` if there is none."""
-    return str(read_plan(run_dir)["run_id"]) if (run_dir / PLAN).is_file() else ""
-
-
-def engine_of(run_dir: Path) -> str | None:
-    """Return the engine of the run in a folder, or None if there is no run."""
-    if not (run_dir / PLAN).is_file():
-        return None
-    return str(read_plan(run_dir)["config"].get("engine", "sequential"))
-
-
-def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """Say what differs between two JSON values: ``model.lr was 0.01 and is 0.02``."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        found = []
-        for key in {**old, **new}:
-            where = f"{name}.{key}" if name else key
-            if key not in old or key not in new:
-                found.append(f"{where} is {'new' if key not in old else 'gone'}")
-            else:
-                found += differences(old[key], new[key], where)
-        return found
-    if all(isinstance(v, list) and v and isinstance(v[0], dict) for v in (old, new)):
-        if len(old) == len(new):
-            pairs = enumerate(zip(old, new, strict=True))
-            return [text for i, (a, b) in pairs for text in differences(a, b, f"{name}[{i}]")]
-        return [f"{name} had {len(old)} entries and has {len(new)}"]
-    # As texts: 1 and 1.0 and True are three amounts of batches to a Trainer.
-    if json.dumps(old) == json.dumps(new):
-        return []
-    short = all(len(repr(value)) <= 60 for value in (old, new))
-    return [f"{name} was {old!r} and is {new!r}" if short else f"{name} differs"]
-
-
-def configuration(
-    model: pl.LightningModule, datamodule: pl.LightningDataModule
-) -> dict[str, dict[str, Any]]:
-    """The hyperparameters of a model and its data, with their classes."""
-    return {
-        "model": {"class": type(model).__name__, **dict(model.hparams_initial)},
-        "data": {"class": type(datamodule).__name__, **dict(datamodule.hparams_initial)},
-    }
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

@@ -19,13 +19,9 @@ from tqdm import tqdm
 from dlblocks._files import is_rank_zero
 from dlblocks.runs._history import VALIDATION, name_of_selection
 
-SHOW_EVERY_SECONDS = 0.2
-
-
-LATER = 1e-3  # seconds
-
-
-WATCH_EVERY_SECONDS = 0.5
+SHOW_EVERY_SECONDS = 0.2  # by a fit, on the bar or in its note
+WATCH_EVERY_SECONDS = 0.5  # the notes of other processes
+DRAW_AFTER_SECONDS = 1e-3  # not before the first update
 
 
 class FitProgress:
@@ -53,7 +49,7 @@ class FitProgress:
                 mininterval=0.1 if sys.stderr.isatty() else 10.0,
                 smoothing=0.05,
                 # Drawn at the first update: a bar among the callbacks may take its place.
-                delay=LATER,
+                delay=DRAW_AFTER_SECONDS,
             )
 
     def callback(self, fit: int) -> ProgressBar:
@@ -74,18 +70,14 @@ class FitProgress:
     def end_fit(self, share: float) -> None:
         self.ended.append(share)
 
-    def update_together(self, count: int, share: float, text: str) -> None:
+    def update_stacked(self, count: int, share: float, text: str) -> None:
         """Shows `count` fits that are run as one as done to `share` of their epochs."""
         if self.bar is not None:
             self.bar.set_description_str(f"{count} {self.kind}s at once | {text}", refresh=False)
             self.bar.update(sum(self.ended) + count * share - self.bar.n)
 
-    def end_together(self, count: int) -> None:
-        """Counts fits that have ended together."""
-        self.ended += [1.0] * count
-
-    def skip(self, count: int) -> None:
-        """Counts fits that were finished before this run."""
+    def count_finished(self, count: int) -> None:
+        """Count fits that were finished before this call, or at the same time."""
         self.ended += [1.0] * count
 
     @contextlib.contextmanager

@@ -11,11 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import (
-    Callback,
-    EarlyStopping,
-    ProgressBar,
-)
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ProgressBar
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.compile import from_compiled
 from torchmetrics import Metric
@@ -26,23 +22,15 @@ from dlblocks._quiet import isolated
 from dlblocks.callbacks import ExactResume
 from dlblocks.data import SplitDataModule
 from dlblocks.metrics import Mode, metric_mode, mode_of, mode_of_metric
-from dlblocks.runs._history import (
-    VALIDATION,
-)
+from dlblocks.runs._history import VALIDATION
 from dlblocks.runs.predictions import replaced
 
 CALLBACKS = "lambda: [EarlyStopping('val/loss')]"  # what make_callbacks may be
-
-
 # Arguments of the Trainer that are whole numbers; a limit of 1.0 is all batches.
-COUNTS: tuple[str, ...] = (
-    "max_epochs",
-    "min_epochs",
-    "max_steps",
-    "min_steps",
-    "accumulate_grad_batches",
-)
-COUNTS += ("check_val_every_n_epoch", "log_every_n_steps", "num_nodes")
+COUNTS = (
+    "max_epochs", "min_epochs", "max_steps", "min_steps", "accumulate_grad_batches",
+    "check_val_every_n_epoch", "log_every_n_steps", "num_nodes",
+)  # fmt: skip
 OWN_ARGUMENTS = {
     "logger": "pass logger='csv', 'wandb', 'tensorboard' or None",
     "default_root_dir": "pass run_dir=",
@@ -146,6 +134,60 @@ def shows_bar(progress_bar: bool, trainer: Mapping[str, Any] | None) -> bool:
     return progress_bar and (trainer or {}).get("enable_progress_bar") is not False
 
 
+def new_module(
+    make_model: Callable[..., pl.LightningModule], example: str = "lambda: MLPClassifier(64, 10)"
+) -> pl.LightningModule:
+    """Make a LightningModule, or raise a `TypeError` if it is not one.
+
+    Of a compiled one, ``torch.compile(module)``, return the module itself, with its compiled steps.
+    """
+    model: Any = make_model()
+    if isinstance(getattr(model, "_orig_mod", None), pl.LightningModule):
+        model = from_compiled(model)
+    if not isinstance(model, pl.LightningModule):
+        raise TypeError(
+            f"make_model must return a LightningModule, got {type(model).__name__}; pass a "
+            f"function such as {example}.{other_lightning(model)}"
+        )
+    return model
+
+
+def new_callbacks(make_callbacks: Callable[[], Sequence[Callback]]) -> list[Callback]:
+    """What `make_callbacks` returns, or a `TypeError` if it is not a list of callbacks."""
+    made = make_callbacks()
+    if not isinstance(made, (list, tuple)) or not all(isinstance(c, Callback) for c in made):
+        items = made if isinstance(made, (list, tuple)) else [made]
+        raise TypeError(
+            f"make_callbacks returned {made!r}; expected a list, as of {CALLBACKS}."
+            f"{''.join(filter(None, map(other_lightning, items)))}"
+        )
+    return list(made)
+
+
+def new_datamodule(
+    given: SplitDataModule | Callable[[], SplitDataModule], seed: int
+) -> SplitDataModule:
+    """Returns the datamodule that was given, or a new one of the function that was given.
+
+    Raises:
+        TypeError: It is none that can be set to folds.
+    """
+    # Somebody else's data may be drawn or split by the global seed: then the same in every fold.
+    pl.seed_everything(seed, workers=True, verbose=False)
+    datamodule: Any = given
+    if callable(given) and not isinstance(given, pl.LightningDataModule):
+        datamodule = given()
+    if not isinstance(datamodule, SplitDataModule):
+        raise TypeError(
+            f"datamodule must be a dlblocks DataModule or a function that returns one, got "
+            f"{type(datamodule).__name__}; ArrayDataModule makes one of your arrays, "
+            f"FoldedDataModule of your LightningDataModule or Dataset.{other_lightning(datamodule)}"
+        )
+    if is_rank_zero():
+        datamodule.prepare_data()
+    return datamodule
+
+
 def without_bars(callbacks: Sequence[Callback]) -> list[Callback]:
     """The callbacks without progress bars, which do not change a fit."""
     return [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
@@ -186,36 +228,6 @@ class NoLogger(DummyLogger):
         return self._folder
 
 
-def new_module(
-    make_model: Callable[..., pl.LightningModule], example: str = "lambda: MLPClassifier(64, 10)"
-) -> pl.LightningModule:
-    """Make a LightningModule, or raise a `TypeError` if it is not one.
-
-    Of a compiled one, ``torch.compile(module)``, return the module itself, with its compiled steps.
-    """
-    model: Any = make_model()
-    if isinstance(getattr(model, "_orig_mod", None), pl.LightningModule):
-        model = from_compiled(model)
-    if not isinstance(model, pl.LightningModule):
-        raise TypeError(
-            f"make_model must return a LightningModule, got {type(model).__name__}; pass a "
-            f"function such as {example}.{other_lightning(model)}"
-        )
-    return model
-
-
-def new_callbacks(make_callbacks: Callable[[], Sequence[Callback]]) -> list[Callback]:
-    """What `make_callbacks` returns, or a `TypeError` if it is not a list of callbacks."""
-    made = make_callbacks()
-    if not isinstance(made, (list, tuple)) or not all(isinstance(c, Callback) for c in made):
-        items = made if isinstance(made, (list, tuple)) else [made]
-        raise TypeError(
-            f"make_callbacks returned {made!r}; expected a list, as of {CALLBACKS}."
-            f"{''.join(filter(None, map(other_lightning, items)))}"
-        )
-    return list(made)
-
-
 def resolve_mode(
     monitor: str,
     mode: Mode | None,
@@ -249,14 +261,6 @@ def resolve_mode(
     return found
 
 
-def _contradiction(monitor: str, what: str, known: str, mode: str | None) -> ValueError:
-    best = {"min": "lowest", "max": "highest"}[known]
-    return ValueError(
-        f"monitor={monitor!r}{what} is best where it is {best}, but mode={mode!r}; set "
-        f"mode={known!r} or leave mode out."
-    )
-
-
 @contextlib.contextmanager
 def checking_mode(model: pl.LightningModule, monitor: str, mode: str) -> Iterator[None]:
     """Raise a `ValueError` if the metric logged as `monitor` contradicts `mode`.
@@ -283,6 +287,14 @@ def checking_mode(model: pl.LightningModule, monitor: str, mode: str) -> Iterato
         yield
     finally:
         del vars(model)["log"]
+
+
+def _contradiction(monitor: str, what: str, known: str, mode: str | None) -> ValueError:
+    best = {"min": "lowest", "max": "highest"}[known]
+    return ValueError(
+        f"monitor={monitor!r}{what} is best where it is {best}, but mode={mode!r}; set "
+        f"mode={known!r} or leave mode out."
+    )
 
 
 def check_needs_no_validation(
@@ -366,27 +378,3 @@ def saying_what_was_logged(trainer: pl.Trainer, monitor: str) -> Iterator[None]:
             f"{hint} There are: "
             f"{', '.join(logged) or 'none; log it in validation_step by self.log'}."
         ) from error
-
-
-def new_datamodule(
-    given: SplitDataModule | Callable[[], SplitDataModule], seed: int
-) -> SplitDataModule:
-    """Returns the datamodule that was given, or a new one of the function that was given.
-
-    Raises:
-        TypeError: It is none that can be set to folds.
-    """
-    # Somebody else's data may be drawn or split by the global seed: then the same in every fold.
-    pl.seed_everything(seed, workers=True, verbose=False)
-    datamodule: Any = given
-    if callable(given) and not isinstance(given, pl.LightningDataModule):
-        datamodule = given()
-    if not isinstance(datamodule, SplitDataModule):
-        raise TypeError(
-            f"datamodule must be a dlblocks DataModule or a function that returns one, got "
-            f"{type(datamodule).__name__}; ArrayDataModule makes one of your arrays, "
-            f"FoldedDataModule of your LightningDataModule or Dataset.{other_lightning(datamodule)}"
-        )
-    if is_rank_zero():
-        datamodule.prepare_data()
-    return datamodule
