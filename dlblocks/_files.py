@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and errors that name a damaged one."""
+"""Write files atomically, and name damaged ones in errors."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# The first and the last file of a cross-validation, and the one that is there while it runs.
+# The first and the last file of a run, and the one that exists while it runs.
 PLAN, SUMMARY, LOCK = "plan.json", "summary.json", ".lock"
-# What to do about a damaged file of a finished run.
+# The cure of a damaged file of a finished run.
 AGAIN = "delete summary.json and make the same call again, which writes both anew"
 PART = ".part"  # in the name of a file that is being written
 
@@ -30,7 +30,7 @@ class OtherRunError(FileExistsError):
 
 
 def is_rank_zero() -> bool:
-    """Whether this process is the one that writes; known before there is a Trainer."""
+    """Return True in the process that writes, also before there is a Trainer."""
     from lightning.pytorch.utilities import rank_zero_only
 
     return getattr(rank_zero_only, "rank", 0) == 0
@@ -38,10 +38,11 @@ def is_rank_zero() -> bool:
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a temporary path beside `path`; renamed to `path` at the end, removed on an error.
+    """Write a file by a temporary path beside it.
 
-    The temporary name keeps the ending, from which some writers choose their format. The content
-    is on the disk before the file has its name, so that a power cut leaves the old or the new file.
+    At the end that is renamed to `path`; on an error it is removed. The temporary name keeps the
+    ending, from which some writers choose their format. The content is on the disk before the file
+    has its name, so that a power cut leaves the old or the new file.
 
     >>> import tempfile
     >>> target = Path(tempfile.mkdtemp()) / "deep" / "note.txt"
@@ -67,7 +68,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def put_in_place(part: Path, path: Path) -> None:
-    """Rename a finished file, when it is on the disk."""
+    """Flush a finished file to the disk, and rename it."""
     _sync(part)
     os.replace(part, path)
     with contextlib.suppress(OSError):  # not every system can do that with a folder
@@ -75,7 +76,7 @@ def put_in_place(part: Path, path: Path) -> None:
 
 
 def is_part(name: str) -> bool:
-    """Return True for the names of files that a killed process has left half written."""
+    """Return True for the name of a half-written file."""
     return re.fullmatch(r"\..*-\w{8}\.part(\.\w+)?|last\.ckpt\.part", name) is not None
 
 
@@ -88,16 +89,17 @@ def remove_parts(run_dir: Path) -> None:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Writes `value` as indented JSON, whole or not at all; a value JSON lacks is written as text.
+    """Write `value` as indented JSON.
 
-    A number that is not finite becomes null: JSON has no NaN, and other readers refuse it.
+    Values that JSON lacks are written as text. A number that is not finite becomes null: JSON has
+    no NaN, and other readers refuse it.
     """
     with atomic_write(path) as part:
         part.write_text(json.dumps(_finite(value), indent=2, default=str) + "\n")
 
 
 def read_json(path: Path, cure: str) -> Any:
-    """Read a JSON file of a run; an error names the file and the cure if it is damaged."""
+    """Read a JSON file of a run; an error names the file and `cure`."""
     with reading(path, cure):
         found = json.loads(path.read_text())
         if not found:
@@ -106,7 +108,7 @@ def read_json(path: Path, cure: str) -> Any:
 
 
 def is_json(path: Path) -> bool:
-    """Return True if there is a JSON file, and it can be read."""
+    """Return True for a JSON file that can be read."""
     try:
         json.loads(path.read_text())
     except (OSError, ValueError):
@@ -115,7 +117,7 @@ def is_json(path: Path) -> bool:
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows as CSV, whole or not at all, with every key of any row as a column."""
+    """Write rows as CSV, with every key of any row as a column."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
@@ -124,7 +126,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_rows(path: Path, *, texts: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Reads the rows that `write_rows` wrote.
+    """Read the rows that `write_rows` wrote.
 
     Numbers come as numbers, and an empty cell as a missing key.
 
@@ -173,7 +175,7 @@ def write_record(path: Path, record: Mapping[str, Any], files: Iterable[Path]) -
 
 
 def read_record(path: Path, cure: str) -> dict[str, Any]:
-    """Read what `write_record` wrote, without the checksum of the object, which must be right."""
+    """Read an object of `write_record`, and check its checksum."""
     with reading(path, cure):
         found: dict[str, Any] = json.loads(path.read_text())
         if found.pop("checksum", None) not in (None, _digest(found)):
@@ -182,14 +184,14 @@ def read_record(path: Path, cure: str) -> dict[str, Any]:
 
 
 def check_files(path: Path, record: Mapping[str, Any], cure: str) -> None:
-    """Raise a `ValueError` if a file is not the one that a record was written with.
+    """Raise a `ValueError` if a file has changed since the record.
 
-    Missing files are left to who reads them.
+    Missing files are an error only where they are read.
 
     Args:
         path: Where the record is.
         record: The record, with ``files``.
-        cure: What to do about it.
+        cure: The advice in the error.
     """
     for name, checksum in record.get("files", {}).items():
         file = path.parent / name
@@ -200,11 +202,11 @@ def check_files(path: Path, record: Mapping[str, Any], cure: str) -> None:
 
 @contextlib.contextmanager
 def reading(path: Path, cure: str) -> Iterator[None]:
-    """Turn errors of a damaged file into a `ValueError` that names it and the cure.
+    """Name the damaged file and the cure in errors.
 
     Args:
         path: The file, read inside.
-        cure: What to do about it.
+        cure: The advice in the error.
     """
     try:
         yield
@@ -228,7 +230,7 @@ def _digest(value: Any) -> str:
 
 
 def _checksum(path: Path) -> str:
-    """SHA-256; for checkpoints and ``.npz`` that of their checksums, as they may be large."""
+    """Return SHA-256, of large files that of the checksums within."""
     if path.suffix in (".ckpt", ".npz") and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as file:
             return _digest([(entry.filename, entry.CRC) for entry in file.infolist()])

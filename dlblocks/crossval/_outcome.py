@@ -1,4 +1,4 @@
-"""Write, draw and log what a run has found."""
+"""Make, draw, write and log the result of a run."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def make_result(
     given: Mapping[str, Any],
     **own: Any,
 ) -> AnyResult:
-    """Make the result of a run out of what its folds have found.
+    """Make the result of a run from those of its folds.
 
     Args:
         cls: Its class.
         config: Of the run.
         data: The data.
         splits: What `plan_splits` returned.
-        done: What the folds that have not failed have found.
+        done: Results of the folds that have not failed.
         failed: The errors of the others.
         notes: Warnings of the run.
         seconds: Duration of the run.
@@ -91,7 +91,7 @@ def make_result(
 
 
 def result_figures(result: CrossValidationResult, datamodule: SplitDataModule) -> dict[str, Figure]:
-    """All that can be drawn of a result, by the names of the files."""
+    """Draw all figures of a result, by the names of their files."""
     figures = curve_figures(
         result.histories,
         [row["best_epoch"] for row in result.folds],
@@ -121,9 +121,9 @@ def write_outcome(
     checkpoints: bool,
     rows: Sequence[Mapping[str, Any]] | None = None,
 ) -> None:
-    """Writes what is of the whole run, and logs the summary run of its W&B group.
+    """Write the files of the whole run, and log its W&B summary run.
 
-    The summary comes last: what a kill prevents before it, the next call makes up for.
+    ``summary.json`` comes last, so that after a kill the next call writes what is missing.
 
     Args:
         config: Of the run.
@@ -160,7 +160,7 @@ def write_outcome(
 
 
 def _failures(failed: Mapping[FoldSpec, Exception]) -> list[dict[str, Any]]:
-    """What ``summary.json`` says of fits that have failed."""
+    """List failed fits for ``summary.json``."""
     return [
         {"repeat": spec.repeat, "fold": spec.fold, "error": repr(error)}
         for spec, error in failed.items()

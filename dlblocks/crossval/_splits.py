@@ -1,4 +1,4 @@
-"""Plan the splits of a cross-validation: ``plan.json`` and ``folds.json``."""
+"""Plan the splits of a cross-validation, write them, and note their flaws."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ NO_OOF = "no out-of-fold predictions: "
 def plan_splits(
     data: SplitDataModule, num_folds: int | None, repeats: int, *, selection_fraction: float = 0.0
 ) -> dict[str, Any]:
-    """All splits of a cross-validation, as `_describe_splits` says them.
+    """Return the content of ``folds.json``.
+
+    See `_describe_splits`.
 
     Args:
         data: The data.
@@ -41,12 +43,12 @@ def plan_splits(
 
 
 def fold_specs(splits: Mapping[str, Any]) -> list[FoldSpec]:
-    """The fits of all folds."""
+    """Return the specs of all folds."""
     return [FoldSpec(i, one["repeat"], one["fold"]) for i, one in enumerate(splits["folds"])]
 
 
 def check_same(data: SplitDataModule, splits: Mapping[str, Any], number: int) -> None:
-    """Raises a `ValueError` unless fit `number` has the same samples and split in `data`."""
+    """Raise a `ValueError` unless fit `number` has the same split in `data`."""
     written = splits["folds"][number]
     rows = data.splits(splits["num_folds"], repeat=written["repeat"])[written["fold"]]
     found = data.fingerprint(), rows["val"].tolist(), rows["test"].tolist()
@@ -58,7 +60,7 @@ def check_same(data: SplitDataModule, splits: Mapping[str, Any], number: int) ->
 
 
 def describe(*args: Any, **settings: Any) -> dict[str, Any]:
-    """Describe a run as `dlblocks.runs._plan.describe` does, without what differs between folds."""
+    """Describe a run by `dlblocks.runs._plan.describe`, without fold numbers."""
     found = describe_arguments(*args, **settings)
     for key in ("fold", "num_folds"):
         found["data"].pop(key, None)
@@ -68,7 +70,7 @@ def describe(*args: Any, **settings: Any) -> dict[str, Any]:
 def begin(
     config: FoldConfig, described: Mapping[str, Any], splits: dict[str, Any], *progress: Any
 ) -> None:
-    """Write ``folds.json`` and the plan, or check that those in the folder match; see `begin_run`.
+    """Write ``folds.json`` and ``plan.json``, or check that the existing ones match.
 
     Args:
         config: Of the run; gets the run's id.
@@ -94,7 +96,7 @@ def begin(
 
 
 def duplicates_note(count: int | None, splits: Mapping[str, Any]) -> list[str]:
-    """Say how many validation samples have a copy in training.
+    """Note how many validation samples have a copy in training.
 
     Args:
         count: As `SplitDataModule.count_duplicates` finds it.
@@ -110,7 +112,7 @@ def duplicates_note(count: int | None, splits: Mapping[str, Any]) -> list[str]:
 
 
 def selection_note(splits: Mapping[str, Any], fraction: float) -> list[str]:
-    """Say where whole groups make the selection part much larger or smaller than asked for.
+    """Note a selection part that whole groups make too large or small.
 
     Args:
         splits: As `plan_splits` returns them.
@@ -133,7 +135,7 @@ def selection_note(splits: Mapping[str, Any], fraction: float) -> list[str]:
 
 
 def limit_note(rows: Sequence[Mapping[str, Any]], splits: Mapping[str, Any]) -> list[str]:
-    """Say that the Trainer has scored only some validation samples.
+    """Note that the Trainer has scored only some validation samples.
 
     Args:
         rows: Rows of the finished fits.
@@ -151,7 +153,7 @@ def limit_note(rows: Sequence[Mapping[str, Any]], splits: Mapping[str, Any]) -> 
 
 
 def predictions_note(reasons: Sequence[NoPredictions | None]) -> list[str]:
-    """Say why a result has no out-of-fold predictions.
+    """Note why a result has no out-of-fold predictions.
 
     Args:
         reasons: Of each fold, None where it has predictions.
@@ -161,7 +163,7 @@ def predictions_note(reasons: Sequence[NoPredictions | None]) -> list[str]:
 
 
 def _describe_splits(datamodule: SplitDataModule, num_folds: int, repeats: int) -> dict[str, Any]:
-    """What ``folds.json`` holds: all splits of a cross-validation, as plain values.
+    """Describe all splits of a cross-validation as plain values.
 
     Args:
         datamodule: The data, not necessarily set to a fold.
@@ -206,7 +208,7 @@ def _describe_splits(datamodule: SplitDataModule, num_folds: int, repeats: int) 
 
 
 def _write_splits(path: Path, description: dict[str, Any]) -> None:
-    """Writes ``folds.json``, whole or not at all, with one line a fold."""
+    """Write ``folds.json`` with one line a fold."""
     lines = []
     for key, value in description.items():
         text = json.dumps(value)

@@ -1,4 +1,4 @@
-"""Run the fits of a cross-validation or an ensemble: one by one, side by side, or as one."""
+"""Run several fits one by one, side by side, or as one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dlblocks.runs._parallel import run_side_by_side
 from dlblocks.runs._plan import engine_of
 from dlblocks.runs._progress import FitProgress
 
-STATE = "together.ckpt"
+STATE = "together.ckpt"  # of unfinished stacked fits, in the run folder
 Outcomes = Generator[tuple[Spec, FitResult | Exception], None, None]
 
 
@@ -39,7 +39,7 @@ def engine_for(
 
     Args:
         engine: ``"sequential"``, ``"vectorized"`` or ``"auto"``.
-        config: What is the same for every fit.
+        config: Configuration of the run.
         make_data: Returns a new datamodule set to a fit.
         specs: The fits.
         n_jobs: Number of processes.
@@ -71,10 +71,10 @@ def run_fits(
     on_error: str = "raise",
     progress_bar: bool = True,
 ) -> tuple[dict[Spec, FitResult], dict[Spec, Exception]]:
-    """Run fits, and return what they found, and which of them failed.
+    """Run fits, and return the results and the errors.
 
     Args:
-        config: What is the same for every fit.
+        config: Configuration of the run.
         make_data: Returns a new datamodule set to a fit.
         specs: The fits that are left.
         total: Number of all fits of the run.
@@ -135,7 +135,7 @@ def _run_vectorized(
     on_error: str,
     ready: list[StackedFit],
 ) -> Outcomes:
-    """Run fits as one, or in two halves where they do not fit into memory together."""
+    """Run fits as one, or in halves if memory is short."""
 
     def run(part: Sequence[Spec]) -> list[tuple[Spec, FitResult | Exception]]:
         stacked = ready.pop() if ready else _stacked(config, make_data, part)
@@ -147,7 +147,7 @@ def _run_vectorized(
 def _stacked(
     config: RunConfig, make_data: Callable[[Spec], SplitDataModule], specs: Sequence[Spec]
 ) -> StackedFit:
-    """Some fits ready to run as one, each begun as `run_fit` would."""
+    """Stack fits, each begun as `run_fit` would."""
     members = []
     for i, spec in enumerate(specs):
         pl.seed_everything(config.seed + spec.number, workers=True, verbose=False)
@@ -156,10 +156,10 @@ def _stacked(
             datamodule: Any = make_data(spec)
             callbacks = config.new_callbacks()
         if i == 0:
-            # Before the others are made.
+            # Here, to fail before the others are made.
             check_vectorizable(model, datamodule, callbacks, config.trainer)
         members.append(Member(spec.name, model, datamodule, callbacks))
-    # What all share is drawn as the first fit would.
+    # Shared random numbers are those of the first fit.
     pl.seed_everything(config.seed + specs[0].number, workers=True, verbose=False)
     return StackedFit(
         members,
@@ -211,7 +211,7 @@ def _run_stacked(
 def _finish(
     config: RunConfig, spec: FitSpec, member: Member, stacked: StackedFit, seconds: float
 ) -> FitResult:
-    """Predict and write what a fit of its own would have written."""
+    """Predict, and write the files that `run_fit` would write."""
     folder, best, data = config.folder(spec), member.best, member.datamodule
     assert best is not None  # for the type checker: every member that did not fail has one
     checkpoint = f"checkpoints/{config.checkpoint_name}"
@@ -233,17 +233,17 @@ def _finish(
 
 
 class _Bar(ProgressBar):
-    """Reports the one fit to the bar over all fits."""
+    """Report the stacked fit to the bar over all fits."""
 
     def __init__(self, progress: FitProgress, count: int) -> None:
         super().__init__()
         self.progress, self.count = progress, count
 
     def disable(self) -> None:
-        """Nothing to disable: there is but one process."""
+        """Do nothing, since there is only one process."""
 
     def enable(self) -> None:
-        """Nothing to enable: see `disable`."""
+        """Do nothing, as `disable`."""
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, StackedFit)

@@ -1,4 +1,4 @@
-"""One run folder: fit, resume, plan, predictions, history and figures."""
+"""Fit a model in a run folder, with its plan, history, predictions and figures."""
 
 from dlblocks.runs.fit import fit_and_test
 from dlblocks.runs.folder import next_run_dir

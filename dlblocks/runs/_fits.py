@@ -1,4 +1,4 @@
-"""Several fits in one run folder: how one of them is run, written and read back.
+"""Run, write and load the fits of one run folder.
 
 A fit is finished when its JSON file is there, such as ``fold-0/fold.json``. It is written last.
 """
@@ -47,16 +47,16 @@ from dlblocks.runs.predictions import KEYS, predict_part, try_prediction
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# What was made in this process, by the key of the configuration that it belongs to.
+# Models and callbacks made in this process, by the key of their configuration.
 _seen: dict[str, dict[int, weakref.ref]] = {}
 
 
 @dataclass(frozen=True)
 class FitSpec:
-    """Which of several fits it is.
+    """The number, name and folder of one of several fits.
 
     Attributes:
-        number: Its number, from 0. It is added to the seed.
+        number: From 0. It is added to the seed.
     """
 
     number: int
@@ -68,12 +68,12 @@ class FitSpec:
 
     @property
     def name(self) -> str:
-        """How messages call it: ``"fold 2"``."""
+        """Its name in messages, such as ``"fold 2"``."""
         raise NotImplementedError
 
     @property
     def folder(self) -> str:
-        """Its folder within the run folder: ``"fold-2"``."""
+        """Its folder within the run folder, such as ``"fold-2"``."""
         raise NotImplementedError
 
 
@@ -82,7 +82,7 @@ Spec = TypeVar("Spec", bound=FitSpec)
 
 @dataclass
 class FitResult:
-    """What one fit leaves.
+    """The result of one fit.
 
     Attributes:
         row: Its row in the table of all fits.
@@ -104,7 +104,10 @@ class FitResult:
 
 @dataclass
 class RunConfig:
-    """What is the same for every fit of a run; see `cross_validate` and `Bagging`."""
+    """Configuration that all fits of a run share.
+
+    Most attributes are arguments of `cross_validate` and `Bagging`.
+    """
 
     make_model: Callable[[], pl.LightningModule]
     make_callbacks: Callable[[], Sequence[Callback]]
@@ -138,7 +141,7 @@ class RunConfig:
         return {**spec.place, "seed": self.seed + spec.number}
 
     def new_model(self) -> pl.LightningModule:
-        """Make a model, and check that it shares nothing with those made before."""
+        """Make a model that shares nothing with those made before."""
         model = new_module(self.make_model)
         self._check_new(model, "make_model", "model")
         for name, parameter in model.named_parameters():
@@ -178,7 +181,9 @@ class RunConfig:
         return self.run_dir / spec.folder
 
     def new_logger(self, spec: FitSpec, **config: Any) -> Logger | None:
-        """Make the logger of a fit; its W&B run is one of the group named after the run folder.
+        """Make the logger of a fit.
+
+        Its W&B run is one of the group named after the run folder.
 
         Args:
             spec: Which fit it is.
@@ -203,7 +208,9 @@ class RunConfig:
         figures: Mapping[str, Figure],
         checkpoints: Sequence[Path] = (),
     ) -> None:
-        """Log the summary run of a W&B group; nothing with another logger.
+        """Log the summary run of a W&B group.
+
+        Other loggers get nothing.
 
         Args:
             config: Configuration of the run.
@@ -238,10 +245,12 @@ class RunConfig:
 def run_fit(
     config: RunConfig, datamodule: SplitDataModule, spec: FitSpec, bar: Callback | None
 ) -> FitResult:
-    """Fit, validate and predict, and write what was found. A killed fit is resumed.
+    """Fit, validate and predict, and write the result.
+
+    A killed fit is resumed.
 
     Args:
-        config: What is the same for every fit.
+        config: Configuration of the run.
         datamodule: A new one, set to this fit.
         spec: Which fit it is.
         bar: Its progress bar.
@@ -307,10 +316,10 @@ def finish_fit(
     reason: NoPredictions | None = None,
     history: list[dict[str, float]],
 ) -> FitResult:
-    """Write what a fit leaves into its folder; the JSON file comes last.
+    """Write the result of a fit into its folder, the JSON file last.
 
     Args:
-        config: What is the same for every fit.
+        config: Configuration of the run.
         spec: Which fit it is.
         datamodule: Its data.
         epochs: Epochs run.
@@ -344,14 +353,14 @@ def finish_fit(
 
 
 def read_fits(config: RunConfig, specs: Sequence[Spec]) -> dict[Spec, FitResult]:
-    """Read the fits that a run in the folder has finished."""
+    """Load the finished fits of the run in the folder."""
     run_id = run_id_of(config.run_dir) if config.resume else ""
     read = [(s, read_fit(type(config), config.run_dir, s, run_id)) for s in specs if run_id]
     return {spec: result for spec, result in read if result is not None}
 
 
 def read_fit(kind: type[RunConfig], run_dir: Path, spec: FitSpec, run_id: str) -> FitResult | None:
-    """Read what a finished fit of a run has left; None if it is not finished.
+    """Load the result of a fit; None if it is not finished.
 
     Args:
         kind: The class of the run's configuration.
@@ -392,8 +401,8 @@ def read_fit(kind: type[RunConfig], run_dir: Path, spec: FitSpec, run_id: str) -
 class _TryPrediction(Callback):
     """Try the prediction of one batch before the fit.
 
-    The fit stays what it would have been. It is tried on the fit's own model: only there are the
-    device, the precision and what ``setup("fit")`` has made as they will be.
+    The fit does not change by it. Only the fit's own model has the device, the precision and what
+    ``setup("fit")`` makes.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -407,7 +416,7 @@ class _TryPrediction(Callback):
             with isolate_rng(), paused(pl_module), torch.no_grad():
                 try_prediction(trainer, pl_module, datamodule, "train")
         except NoPredictions as reason:
-            # Numbers of a model that has not learned may be at fault: after the fit it is seen.
+            # The weights of an untrained model may be the cause: tried again after the fit.
             if not isinstance(reason.__cause__, torch.linalg.LinAlgError):
                 self.config.warn(reason)
         finally:

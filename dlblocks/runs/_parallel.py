@@ -1,4 +1,4 @@
-"""Folds side by side, each in a process of its own: by joblib, here or on a cluster."""
+"""Run fits side by side in processes, here or on a cluster."""
 
 from __future__ import annotations
 
@@ -29,21 +29,20 @@ from dlblocks.runs._progress import FitBar, FitProgress, Notes
 from dlblocks.runs._trainer import new_callbacks, without_bars
 from dlblocks.runs.folder import locked
 
-# How often Ray runs a fold again whose machine has died.
-LOST = 3
-WATCH_SECONDS = 0.2
-# By these a process finds out that it is one rank of many. A fold in a worker is a run of its own,
-# whatever started the worker: srun, say, which has numbered the nodes of a Ray cluster.
+LOST = 3  # how often Ray repeats a fit whose machine has died
+WATCH_SECONDS = 0.2  # between looks at whether the process of the call lives
+# These variables tell a process that it is one rank of many. A worker hides them, since its fit is
+# a run of its own; srun, for example, sets them for the nodes of a Ray cluster.
 RANKS = (
     *("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
     *("SLURM_PROCID", "SLURM_NTASKS", "JSM_NAMESPACE_RANK", "TORCHELASTIC_RUN_ID"),
 )
-# Two folds in one process, as in the threads of a Dask worker, would share its random state.
+# Two fits in one process, as in the threads of a Dask worker, would share its random state.
 _one_fit = threading.Lock()
 
 
 def check_jobs(n_jobs: int, trainer: Mapping[str, Any], engine: str, on_error: str) -> None:
-    """Raises a `ValueError` if folds cannot run side by side, or go on after an error."""
+    """Raise a `ValueError` for arguments that cannot be combined."""
     ranks = _count_ranks(trainer)
     if on_error == "continue" and n_jobs == 1 and ranks > 1:
         raise ValueError(
@@ -77,14 +76,14 @@ def run_side_by_side(
     progress: FitProgress,
     on_error: str = "raise",
 ) -> Generator[tuple[Any, FitResult | Exception], None, None]:
-    """Runs fits in `n_jobs` processes; yields each as it ends, with its error if it failed.
+    """Run fits in `n_jobs` processes, and yield each as it ends.
 
-    The processes share the cores out among them, and where there are several GPUs each fit has one
-    of them. Under `joblib.parallel_config` the fits run where that says.
+    A failed fit comes with its error. Each process gets its share of the cores. With several GPUs,
+    each fit has one of them. `joblib.parallel_config` chooses another place to run.
 
     Args:
-        config: What is the same for every fit.
-        make_data: Returns a new datamodule set to the fold of a spec.
+        config: Configuration of the run.
+        make_data: Returns a new datamodule set to a fit.
         specs: The fits.
         n_jobs: Number of processes; -1 for one a core.
         progress: The bar over all fits.
@@ -131,10 +130,10 @@ def run_side_by_side(
 
 
 def wait_for_workers(config: RunConfig, specs: Sequence[FitSpec]) -> None:
-    """Waits for fits that workers of a killed call still run in this run folder.
+    """Wait for workers of a killed call that still run.
 
-    Workers on the machine of their call end within a second or two of it; those that a cluster
-    has left behind may come to the end of their fold.
+    Workers on the machine of their call end a second or two after it. Workers on a cluster may
+    finish their fit.
     """
     for spec in specs:
         folder = config.folder(spec)
@@ -144,7 +143,7 @@ def wait_for_workers(config: RunConfig, specs: Sequence[FitSpec]) -> None:
 
 
 def _count_ranks(trainer: Mapping[str, Any]) -> int:
-    """Number of processes that run one fit together."""
+    """Count the processes that run one fit."""
     devices, accelerator = trainer.get("devices", "auto"), trainer.get("accelerator", "auto")
     if devices in ("auto", None, -1, "-1"):
         count = 1 if accelerator in ("cpu", "mps") else max(torch.cuda.device_count(), 1)
@@ -157,7 +156,7 @@ def _count_ranks(trainer: Mapping[str, Any]) -> int:
 
 @dataclass
 class _Task:
-    """What a worker gets, wherever it is."""
+    """Arguments of a worker."""
 
     config: RunConfig
     datamodule: SplitDataModule
@@ -175,9 +174,9 @@ def _on_joblib(
     notes: Path,
     on_error: str,
 ) -> Generator[tuple[FitSpec, FitResult | Exception], None, None]:
-    """Runs fits in joblib's processes.
+    """Run fits in joblib's processes.
 
-    When one process dies, joblib ends all of them and does not say which fit was at fault. With
+    When one process dies, joblib ends all of them and does not say which fit failed. With
     ``on_error="continue"`` the fits that were running are resumed after the others, each alone. One
     whose process dies again has failed.
     """
@@ -217,7 +216,7 @@ def _on_joblib(
 
 
 def _ray_options(backend: Any, config: RunConfig) -> dict[str, Any]:
-    """What a fold needs of the cluster, which `ray_remote_args` of joblib's backend overrides."""
+    """Return the Ray options of a fit; joblib's `ray_remote_args` override them."""
     import ray
 
     if not ray.is_initialized():
@@ -232,11 +231,11 @@ def _ray_options(backend: Any, config: RunConfig) -> dict[str, Any]:
 def _on_ray(
     tasks: Iterator[_Task], count: int, options: Mapping[str, Any]
 ) -> Generator[tuple[FitSpec, FitResult | Exception], None, None]:
-    """Runs `count` tasks at a time as Ray's own, not through joblib's pool for Ray.
+    """Run `count` fits at a time as Ray tasks.
 
-    That pool (Ray 2.60) may put all its workers on one node, fails as a whole when a node dies, and
-    gives nothing before all is done. A task of Ray's is run again, `LOST` times at most, if its
-    node or process has died, and the others go on.
+    Ray repeats a task whose node or process has died, at most `LOST` times. joblib's own pool for
+    Ray (2.60) may put all workers on one node, fails as a whole when a node dies, and returns
+    nothing before all fits have ended.
     """
     import ray
 
@@ -262,7 +261,7 @@ def _on_ray(
 
 
 def _work(task: _Task) -> tuple[FitSpec, FitResult | Exception]:
-    """Runs one fit in this process."""
+    """Run one fit in this process."""
     config, spec = task.config, task.spec
     _end_with(task.parent, is_child=task.is_child)
     if task.notes.is_dir():
@@ -281,7 +280,7 @@ def _work(task: _Task) -> tuple[FitSpec, FitResult | Exception]:
                     "folds on a cluster need one that all machines share."
                 )
             with locked(folder, waiting=waiting):
-                # Where a machine was lost from sight, not dead, it may have come to the end.
+                # A machine that the cluster had lost may have finished it.
                 found = (
                     read_fit(type(config), config.run_dir, spec, config.run_id)
                     if config.resume
@@ -301,15 +300,14 @@ def _without_bars(make_callbacks: Callable[[], Sequence[Callback]]) -> list[Call
 
 
 def _end_with(parent: int, *, is_child: bool) -> None:
-    """Makes this process end soon after the one that started it, where that is `parent`.
+    """End this process soon after `parent`, if that started it.
 
-    A worker that outlived a killed call would go on for nobody. It ends as abruptly, and its fold
-    goes on from its last checkpoint likewise.
+    Else a worker would outlive a killed call. It ends abruptly too, and its fit is resumed from its
+    last checkpoint.
 
     Args:
-        parent: The process that has made the call.
-        is_child: Whether it has started this process itself. If not, as on a cluster, others see to
-            it that workers end.
+        parent: The process of the call.
+        is_child: Whether `parent` has started this process. If not, the cluster ends its workers.
     """
     if os.getpid() == parent:
         return  # joblib runs a single fit in the process of the call
@@ -330,7 +328,7 @@ def _end_with(parent: int, *, is_child: bool) -> None:
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """Hides from Lightning that this process may be a rank of something else."""
+    """Hide from Lightning that this process may be a rank of another run."""
     hidden = {name: os.environ.pop(name) for name in RANKS if name in os.environ}
     said: Any = rank_zero_only  # Lightning keeps the rank there
     rank, said.rank = said.rank, 0

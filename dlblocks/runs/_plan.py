@@ -1,4 +1,4 @@
-"""``plan.json``: what a run is, written before its first fit and compared by the next call."""
+"""Describe a run in ``plan.json``, and compare a later call with it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def describe(
     datamodule: pl.LightningDataModule,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Describe all that decides what the fits are, as JSON values.
+    """Describe a configuration as JSON values.
 
     Args:
         model: A new model.
@@ -78,7 +78,7 @@ def describe(
 def configuration(
     model: pl.LightningModule, datamodule: pl.LightningDataModule
 ) -> dict[str, dict[str, Any]]:
-    """The hyperparameters of a model and its data, with their classes."""
+    """Return the classes and hyperparameters of a model and its data."""
     return {
         "model": {"class": type(model).__name__, **dict(model.hparams_initial)},
         "data": {"class": type(datamodule).__name__, **dict(datamodule.hparams_initial)},
@@ -94,7 +94,7 @@ def begin_run(
     others: Mapping[str, Callable[[], None]] = MappingProxyType({}),
     more: Callable[[], Sequence[str]] = list,
 ) -> str:
-    """Write the plan of a new run, or check that of the run in the folder.
+    """Write ``plan.json``, or check that the existing one matches.
 
     Args:
         run_dir: The folder, locked.
@@ -128,19 +128,19 @@ def begin_run(
 
 
 def run_id_of(run_dir: Path) -> str:
-    """Return the id of the run in a folder, or ``""`` if there is none."""
+    """Return the id of a folder's run, or ``""`` without one."""
     return str(_read_plan(run_dir)["run_id"]) if (run_dir / PLAN).is_file() else ""
 
 
 def engine_of(run_dir: Path) -> str | None:
-    """Return the engine of the run in a folder, or None if there is no run."""
+    """Return the engine of a folder's run, or None without one."""
     if not (run_dir / PLAN).is_file():
         return None
     return str(_read_plan(run_dir)["config"].get("engine", "sequential"))
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """Say what differs between two JSON values: ``model.lr was 0.01 and is 0.02``."""
+    """List differences of two JSON values, such as ``"model.lr was 0.01 and is 0.02"``."""
     if isinstance(old, dict) and isinstance(new, dict):
         found = []
         for key in {**old, **new}:
@@ -287,12 +287,12 @@ def _object(value: Any, inner: Any) -> Any:
 
 
 def _is_of_lightning(value: Any) -> bool:
-    """Return True for objects such as strategies, which change as a Trainer uses them."""
+    """Return True for objects that a Trainer changes, such as strategies."""
     return any(cls.__module__.partition(".")[0] == "lightning" for cls in type(value).__mro__)
 
 
 def _state(value: Any) -> Any:
-    """What pickle keeps of an object; None for one that it refuses."""
+    """Return the state that pickle keeps; None for objects that it refuses."""
     if isinstance(value, torch.Generator):
         return value.get_state()
     try:
@@ -305,7 +305,7 @@ def _state(value: Any) -> Any:
 
 
 def _globals(function: types.FunctionType) -> dict[str, Any]:
-    """Constants that a function reads, and functions of its module."""
+    """Return the constants and functions of its module that a function reads."""
     there = function.__globals__
     return {
         name: there[name]
@@ -331,7 +331,7 @@ def _content(cell: Any) -> Any:
 
 
 def _code(code: types.CodeType) -> list[Any]:
-    """The instructions of a function, without names of files and numbers of lines."""
+    """Return the instructions of a function, without file and line."""
     constants = [
         _code(value)
         if isinstance(value, types.CodeType)
@@ -342,7 +342,10 @@ def _code(code: types.CodeType) -> list[Any]:
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    """Attributes with names of constructor arguments, and of callbacks all public plain ones."""
+    """Return attributes named like constructor arguments.
+
+    Callbacks also give all public plain attributes.
+    """
     names: set[str] = set()
     for cls in type(value).__mro__:
         init = vars(cls).get("__init__")
@@ -360,7 +363,7 @@ def _attributes(value: Any) -> dict[str, Any]:
 
 
 def _layers(module: nn.Module, but: Set[str] = frozenset(), inner: Any = None) -> dict[str, str]:
-    """The class and attributes of every layer, as ``"Dropout(p=0.5)"``.
+    """Describe every layer, as ``"Dropout(p=0.5)"``.
 
     Attributes are the public plain ones, and those with the names of constructor arguments.
 

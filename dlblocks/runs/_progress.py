@@ -25,7 +25,9 @@ DRAW_AFTER_SECONDS = 1e-3  # not before the first update
 
 
 class FitProgress:
-    """The bar over all fits of a run. Its `callback` goes into the Trainer of each fit.
+    """The bar over all fits of a run.
+
+    Its `callback` goes into the Trainer of each fit.
 
     The total is an estimate: a fit that stops early makes the fits still to come as long as the
     mean of those that have ended.
@@ -53,11 +55,11 @@ class FitProgress:
             )
 
     def callback(self, fit: int) -> ProgressBar:
-        """The progress bar of fit number `fit`, 0 … num_fits - 1."""
+        """Return the callback of fit number `fit`, 0 … num_fits - 1."""
         return FitBar(self, fit)
 
     def update(self, fit: int, share: float, text: str) -> None:
-        """Shows fit number `fit` as done to `share` of its epochs."""
+        """Show that a fit has done `share` of its epochs."""
         if self.bar is None:
             return
         whole = sum(self.ended) / len(self.ended) if self.ended else 1.0
@@ -71,18 +73,18 @@ class FitProgress:
         self.ended.append(share)
 
     def update_stacked(self, count: int, share: float, text: str) -> None:
-        """Shows `count` fits that are run as one as done to `share` of their epochs."""
+        """Show that `count` stacked fits have done `share` of their epochs."""
         if self.bar is not None:
             self.bar.set_description_str(f"{count} {self.kind}s at once | {text}", refresh=False)
             self.bar.update(sum(self.ended) + count * share - self.bar.n)
 
     def count_finished(self, count: int) -> None:
-        """Count fits that were finished before this call, or at the same time."""
+        """Count fits that need no bar any more."""
         self.ended += [1.0] * count
 
     @contextlib.contextmanager
     def watching(self, notes: Path) -> Iterator[None]:
-        """Shows what fits in other processes write into the folder `notes`, until the end."""
+        """Show the notes of fits in other processes, while inside."""
         before, over = len(self.ended), threading.Event()
 
         def show() -> None:
@@ -118,7 +120,9 @@ class FitProgress:
 
 
 class Notes:
-    """Stands in for `FitProgress` in another process: writes down what that one reads.
+    """Stand in for `FitProgress` in another process.
+
+    It writes a note that `FitProgress.watching` reads.
 
     Args:
         folder: The folder of the notes, one a fit.
@@ -141,7 +145,7 @@ class Notes:
 
 
 class FitBar(ProgressBar):
-    """Reports one Trainer's progress to the bar over all fits."""
+    """Report one Trainer's progress to the bar over all fits."""
 
     def __init__(self, progress: FitProgress | Notes, fit: int) -> None:
         super().__init__()
@@ -150,10 +154,10 @@ class FitBar(ProgressBar):
         self._share = 0.0
 
     def disable(self) -> None:
-        """Nothing to disable: only rank 0 has a bar."""
+        """Do nothing, since only rank 0 has a bar."""
 
     def enable(self) -> None:
-        """Nothing to enable: see `disable`."""
+        """Do nothing, as `disable`."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         now = time.monotonic()

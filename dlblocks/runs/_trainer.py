@@ -1,4 +1,4 @@
-"""Arguments of the Trainer, new modules and callbacks, and the mode of a monitor."""
+"""Prepare a fit: Trainer arguments, new objects, and the monitor's mode."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dlblocks.metrics import Mode, metric_mode, mode_of, mode_of_metric
 from dlblocks.runs._history import VALIDATION
 from dlblocks.runs.predictions import replaced
 
-CALLBACKS = "lambda: [EarlyStopping('val/loss')]"  # what make_callbacks may be
+CALLBACKS = "lambda: [EarlyStopping('val/loss')]"  # an example of make_callbacks, for messages
 # Arguments of the Trainer that are whole numbers; a limit of 1.0 is all batches.
 COUNTS = (
     "max_epochs", "min_epochs", "max_steps", "min_steps", "accumulate_grad_batches",
@@ -41,7 +41,9 @@ OWN_ARGUMENTS = {
 def check_trainer_arguments(
     trainer: Mapping[str, Any] | None, monitor: str | None = None
 ) -> dict[str, Any]:
-    """A copy of Trainer arguments, checked, without ``enable_progress_bar``; see `shows_bar`.
+    """Copy and check Trainer arguments.
+
+    The copy has no ``enable_progress_bar``; see `shows_bar`.
 
     Args:
         trainer: The arguments.
@@ -84,7 +86,7 @@ def check_trainer_arguments(
 
 
 def plain_trainer(trainer: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A copy of Trainer arguments, with Python's numbers, and whole ones where they count."""
+    """Copy Trainer arguments, with Python's numbers and whole counts."""
     if trainer is not None and not isinstance(trainer, Mapping):
         raise TypeError(
             f"trainer is a {type(trainer).__name__}; give the arguments of a Trainer, which is "
@@ -97,7 +99,7 @@ def plain_trainer(trainer: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _check_amounts(arguments: Mapping[str, Any]) -> None:
-    """Raises a `ValueError` for numbers that leave nothing to train or validate."""
+    """Raise a `ValueError` for numbers that leave nothing to train or validate."""
     for name in ("max_epochs", "max_steps"):
         value = arguments.get(name)
         if value is not None and value < 1 and value != -1:
@@ -130,7 +132,7 @@ def _check_amounts(arguments: Mapping[str, Any]) -> None:
 
 
 def shows_bar(progress_bar: bool, trainer: Mapping[str, Any] | None) -> bool:
-    """Whether to show a progress bar: both `progress_bar` and the Trainer's argument allow it."""
+    """Return True if `progress_bar` and the Trainer's argument allow a bar."""
     return progress_bar and (trainer or {}).get("enable_progress_bar") is not False
 
 
@@ -153,7 +155,7 @@ def new_module(
 
 
 def new_callbacks(make_callbacks: Callable[[], Sequence[Callback]]) -> list[Callback]:
-    """What `make_callbacks` returns, or a `TypeError` if it is not a list of callbacks."""
+    """Make callbacks, or raise a `TypeError` for anything else."""
     made = make_callbacks()
     if not isinstance(made, (list, tuple)) or not all(isinstance(c, Callback) for c in made):
         items = made if isinstance(made, (list, tuple)) else [made]
@@ -167,10 +169,10 @@ def new_callbacks(make_callbacks: Callable[[], Sequence[Callback]]) -> list[Call
 def new_datamodule(
     given: SplitDataModule | Callable[[], SplitDataModule], seed: int
 ) -> SplitDataModule:
-    """Returns the datamodule that was given, or a new one of the function that was given.
+    """Return the given datamodule, or make one by the given function.
 
     Raises:
-        TypeError: It is none that can be set to folds.
+        TypeError: It is not a `SplitDataModule`.
     """
     # Somebody else's data may be drawn or split by the global seed: then the same in every fold.
     pl.seed_everything(seed, workers=True, verbose=False)
@@ -189,7 +191,7 @@ def new_datamodule(
 
 
 def without_bars(callbacks: Sequence[Callback]) -> list[Callback]:
-    """The callbacks without progress bars, which do not change a fit."""
+    """Leave out progress bars, which do not change a fit."""
     return [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
 
 
@@ -213,7 +215,9 @@ def leaving_out(model: pl.LightningModule, kinds: tuple[type[Callback], ...]) ->
 
 
 class NoLogger(DummyLogger):
-    """Drops everything: callbacks such as `LearningRateMonitor` refuse to have no logger.
+    """Drop everything, for callbacks that refuse to have no logger.
+
+    `LearningRateMonitor` is one.
 
     Args:
         folder: What ``trainer.log_dir`` is, as without a logger.
@@ -233,7 +237,7 @@ def resolve_mode(
     mode: Mode | None,
     make_model: Callable[..., pl.LightningModule] | None = None,
 ) -> Mode:
-    """Return `mode`, or for None the direction in which `monitor` is best.
+    """Return `mode`, or for None the best direction of `monitor`.
 
     Args:
         monitor: Name of a metric.
@@ -304,7 +308,7 @@ def check_needs_no_validation(
     who: str = "select='last'",
     cure: str = "leave it out, let it monitor a metric of training, or use select='inner'",
 ) -> None:
-    """Raises a `ValueError` if a fit without validation waits for a validation metric.
+    """Raise a `ValueError` for validation metrics without validation.
 
     Args:
         callbacks: Callbacks of the fit.
@@ -323,7 +327,9 @@ def check_needs_no_validation(
 
 
 class NeedsNoValidation(Callback):
-    """Looks before the first step, when the schedules of any module are known.
+    """Call `check_needs_no_validation` before the first step.
+
+    The schedules of any module are known then.
 
     Args:
         arguments: `who` and `cure` of `check_needs_no_validation`.
@@ -342,9 +348,9 @@ def saying_that_nothing_is_validated(
     who: str = "select='last'",
     cure: str = "monitor a metric of training, or use select='inner'",
 ) -> Iterator[None]:
-    """Say where a metric is missing that the fit inside has no validation.
+    """Explain a missing metric by the missing validation.
 
-    Names such as ``"val/loss"`` are refused before; of others only Lightning finds out.
+    Names such as ``"val/loss"`` are refused earlier; only Lightning finds others.
 
     Args:
         who: What has no validation, for the message.
@@ -364,7 +370,7 @@ def saying_that_nothing_is_validated(
 
 @contextlib.contextmanager
 def saying_what_was_logged(trainer: pl.Trainer, monitor: str) -> Iterator[None]:
-    """Says what there is where a fit inside ends because `monitor` was not logged."""
+    """List the logged metrics if the fit inside lacks `monitor`."""
     try:
         yield
     except MisconfigurationException as error:

@@ -1,4 +1,4 @@
-"""One fit done right: the best weights kept, everything in one run folder, figures drawn."""
+"""Fit one model in a run folder and keep its best weights."""
 
 from __future__ import annotations
 
@@ -53,8 +53,7 @@ from dlblocks.runs._trainer import (
 from dlblocks.runs.folder import check_new_run_dir, in_run_dir, know_rank
 from dlblocks.runs.predictions import KEYS
 
-# What a killed fit may lose; writing a checkpoint at every short epoch would cost more.
-RESUME_SECONDS = 10.0
+RESUME_SECONDS = 10.0  # between checkpoints: the most work that a killed fit loses
 Select = Literal["inner", "last", "fold"]
 CHECKPOINTS = {True: "best", False: "last-epoch"}  # by whether the fit is validated
 # Entries of a checkpoint.
@@ -75,11 +74,12 @@ def fit_and_test(
     run_dir: str | PathLike[str] | None = None,
     progress_bar: bool = True,
 ) -> dict[str, float]:
-    """Fits a model, restores its best epoch and tests it, once; returns the metrics of both.
+    """Fit a model, restore its best epoch, and test it once.
 
-    The run folder holds ``summary.json``, ``history.csv``, ``checkpoints/best.ckpt``, the logger's
-    files and ``figures/*.png``: learning curves, and for the test set the confusion matrix and the
-    hardest images, or predicted over true values.
+    The metrics of validation and test are returned. The run folder holds ``summary.json``,
+    ``history.csv``, ``checkpoints/best.ckpt``, the logger's files and ``figures/*.png``: learning
+    curves, and for the test set the confusion matrix and the hardest images, or predicted over true
+    values.
 
     Args:
         model: A new LightningModule.
@@ -196,7 +196,7 @@ def fit(
         logger: A new logger, or None. It is left open for what follows; see `finish_logger`.
         bar: A progress bar; True for Lightning's, False for none. One among the callbacks takes
             its place.
-        resume: Go on where a killed fit of the same folder was, and keep what that needs.
+        resume: Resume a killed fit of the same folder, and write the checkpoints for it.
         name: Which fit of the run it is; a ``last.ckpt`` of another is not resumed.
     """
     for callback in callbacks:
@@ -272,7 +272,7 @@ def fit(
         last = "last" if resume else None
         fitter.fit(model, datamodule=datamodule, ckpt_path=last, weights_only=True)
     if fitter.is_global_zero:
-        # What SLURM's signal before a requeue has left: predict would load it in place of the best.
+        # Written at SLURM's signal before a requeue; predict would load it, not the best.
         for requeued in folder.glob("hpc_ckpt_*.ckpt"):
             requeued.unlink()
     seconds = time.monotonic() - started
@@ -345,7 +345,7 @@ def drop_training_state(path: Path | None) -> None:
 
 
 def _limit_of_selection(trainer: Mapping[str, Any], datamodule: SplitDataModule) -> dict[str, Any]:
-    """Return ``limit_val_batches`` for the selection part: at least one batch of it."""
+    """Return a ``limit_val_batches`` of at least one batch of the selection part."""
     limit, size = trainer.get("limit_val_batches"), len(datamodule.indices("selection"))
     batch = size if datamodule.batch_size == "full" else datamodule.batch_size
     if isinstance(limit, float) and limit < 1 and int(-(-size // batch) * limit) < 1:
@@ -361,7 +361,7 @@ def _score(
     *,
     log: bool,
 ) -> dict[str, float]:
-    """Validation metrics of a model on the part ``"val"`` of the data.
+    """Return the validation metrics of the part ``"val"``.
 
     Args:
         trainer: A Trainer.
@@ -385,10 +385,10 @@ def _score(
 
 
 def _best_epoch(rows: Sequence[Mapping[str, float]], key: str, mode: str) -> int:
-    """The epoch of the best value, from 1; 0 if there is none."""
+    """Return the epoch of the best value, from 1, or 0 without one."""
     worst, pick = (math.inf, min) if mode == "min" else (-math.inf, max)
     monitored = [
-        # As ModelCheckpoint takes a value that is none; `min` would take it for the best.
+        # NaN is the worst, as in ModelCheckpoint; `min` might return it.
         (worst if math.isnan(row[key]) else row[key], row["epoch"])
         for row in rows
         if key in row

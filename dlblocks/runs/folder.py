@@ -1,4 +1,4 @@
-"""Run folders: a new or resumable one for every run, held by one process at a time."""
+"""Choose the folder of a run, and lock it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from filelock import FileLock, Timeout
 
 from dlblocks._files import LOCK, PLAN, SUMMARY, OtherRunError, is_part, is_rank_zero
 
-# Tells the processes of other ranks which run folders rank 0 has chosen, one a call.
+# The variable by which rank 0 tells other ranks the run folders of all calls.
 RUN_DIR = "DLBLOCKS_RUN_DIR"
 RETRY_SECONDS = 1.0
-# How file systems say that they have no locks, or that this user may not write here.
+# Errors of file systems without locks, and of folders that cannot be written.
 NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 NO_WRITING = {errno.EACCES, errno.EPERM, errno.EROFS}
 T = TypeVar("T")
@@ -34,7 +34,7 @@ def in_run_dir(
     *,
     resume: bool,
 ) -> T:
-    """Run in a run folder, which is locked meanwhile.
+    """Run in a run folder, and hold its lock.
 
     Args:
         run_dir: The folder; None for ``base``, ``base-2``, …, as `numbered` chooses.
@@ -54,7 +54,9 @@ def in_run_dir(
 
 
 def numbered(base: str | os.PathLike[str], run: Callable[[Path], T], *, resume: bool) -> T:
-    """Run in ``base``, ``base-2``, …: the first folder that is empty, or can be resumed.
+    """Run in the first free folder of ``base``, ``base-2``, ….
+
+    Free is a folder that is empty, or can be resumed.
 
     Args:
         base: The folder.
@@ -72,9 +74,9 @@ def numbered(base: str | os.PathLike[str], run: Callable[[Path], T], *, resume: 
 
 
 def next_run_dir(base: str | os.PathLike[str], *, resume: bool = False) -> Path:
-    """Returns `base`, or ``base-2``, ``base-3``, … : the first that holds nothing yet.
+    """Return the first empty folder of ``base``, ``base-2``, ….
 
-    With `resume` a cross-validation that was begun there and has not ended is gone on with.
+    With `resume` the folder of an unfinished run counts as empty.
 
     Raises:
         ValueError: A launcher such as torchrun has started the processes, which cannot be told.
@@ -83,7 +85,7 @@ def next_run_dir(base: str | os.PathLike[str], *, resume: bool = False) -> Path:
 
 
 def check_new_run_dir(run_dir: str | os.PathLike[str], *, but: Collection[str] = ()) -> Path:
-    """Returns `run_dir` as a path, or raises a `FileExistsError` if it already holds something."""
+    """Return `run_dir` as a path; raise a `FileExistsError` unless it is empty."""
     path = Path(run_dir)
     if holds_something(path, but=but):
         raise OtherRunError(
@@ -93,9 +95,9 @@ def check_new_run_dir(run_dir: str | os.PathLike[str], *, but: Collection[str] =
 
 
 def holds_something(path: Path, *, but: Collection[str] = ()) -> bool:
-    """Whether there is something at `path`, other than a folder that is empty but for its lock.
+    """Return True unless `path` is free for a new run.
 
-    Half-written files do not count, nor those named in `but`.
+    The lock, half-written files and those named in `but` do not count.
     """
     if not path.is_dir():
         return path.exists()
@@ -105,7 +107,7 @@ def holds_something(path: Path, *, but: Collection[str] = ()) -> bool:
 
 @contextlib.contextmanager
 def locked(folder: Path, *, waiting: str | None = None) -> Iterator[None]:
-    """Hold the lock of a folder, which is made if need be.
+    """Hold the lock of a folder, and create the folder.
 
     The lock is the operating system's, on the file ``.lock``, which names its holder and is removed
     at the end. It ends with its process, even by ``kill -9``; a file that such a process leaves
@@ -139,9 +141,9 @@ def locked(folder: Path, *, waiting: str | None = None) -> Iterator[None]:
 
 
 def know_rank(num_nodes: int) -> None:
-    """Tells Lightning this process's rank where only its Trainer would find it out, too late.
+    """Tell Lightning the rank of a node that was started by hand.
 
-    That is so on several nodes where each was started by hand, with ``NODE_RANK`` set.
+    ``NODE_RANK`` is set there, and otherwise only the Trainer reads it, too late.
     """
     from lightning.pytorch.utilities import rank_zero_only
 
@@ -152,23 +154,23 @@ def know_rank(num_nodes: int) -> None:
 
 
 def say(*texts: str | None) -> None:
-    """Print what is to be known about a run on stderr, on rank 0."""
+    """Print texts on stderr, on rank 0."""
     for text in texts:
         if text and is_rank_zero():
             print(text, file=sys.stderr, flush=True)
 
 
 def say_resumed(run_dir: Path, done: int, total: int, what: str) -> None:
-    """Say in one line on which run a call goes on, and when that was begun or finished.
+    """Print that a run is resumed or loaded, with its date.
 
     Args:
         run_dir: Its folder, with a ``plan.json``.
         done: How many fits are finished.
         total: How many there are.
-        what: What a fit is called: ``"folds"``.
+        what: Name of the fits, such as ``"folds"``.
     """
     if any((parent / PLAN).is_file() for parent in run_dir.absolute().parents):
-        return  # an inner run, of one that has said it
+        return  # an inner run; the outer one has printed it
     is_finished = done == total and (run_dir / SUMMARY).is_file()
     date = time.localtime((run_dir / (SUMMARY if is_finished else PLAN)).stat().st_mtime)
     when = time.strftime("%Y-%m-%d %H:%M", date)
@@ -187,7 +189,7 @@ def _run_dirs(
     resume: bool,
     in_use: Callable[[Path], bool] = lambda path: False,
 ) -> Iterator[Path]:
-    """Yield the folders that a run may use: ``base``, ``base-2`` and so on.
+    """Yield the folders that a run may use, of ``base``, ``base-2``, ….
 
     They hold nothing, or with `resume` an unfinished run that is not `in_use`. The processes that
     Lightning starts for the other ranks run the same script a little later, when rank 0 has begun
@@ -221,7 +223,7 @@ def _run_dirs(
 
 
 def _connected() -> bool:
-    """Whether other ranks of this run wait for what rank 0 sends."""
+    """Return True if the ranks of this run are connected."""
     import torch
 
     return torch.distributed.is_available() and torch.distributed.is_initialized()
