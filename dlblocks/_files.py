@@ -30,7 +30,7 @@ class OtherRunError(FileExistsError):
 
 
 def is_rank_zero() -> bool:
-    """Return True in the process that writes, also before there is a Trainer."""
+    """Return True on rank 0, also before there is a Trainer."""
     from lightning.pytorch.utilities import rank_zero_only
 
     return getattr(rank_zero_only, "rank", 0) == 0
@@ -99,7 +99,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def read_json(path: Path, cure: str) -> Any:
-    """Read a JSON file of a run; an error names the file and `cure`."""
+    """Read a JSON file of a run; errors name file and `cure`."""
     with reading(path, cure):
         found = json.loads(path.read_text())
         if not found:
@@ -117,7 +117,7 @@ def is_json(path: Path) -> bool:
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows as CSV, with every key of any row as a column."""
+    """Write rows as CSV, with all their keys as columns."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)

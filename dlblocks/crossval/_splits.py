@@ -22,15 +22,21 @@ NO_OOF = "no out-of-fold predictions: "
 def plan_splits(
     data: SplitDataModule, num_folds: int | None, repeats: int, *, selection_fraction: float = 0.0
 ) -> dict[str, Any]:
-    """Return the content of ``folds.json``.
-
-    See `_describe_splits`.
+    """Return the content of ``folds.json``: all splits, as plain values.
 
     Args:
-        data: The data.
+        data: The data, not necessarily set to a fold.
         num_folds: Number of folds, or None for what the data say.
         repeats: Number of repeats.
         selection_fraction: Share of each training part that selects the epoch.
+
+    Returns:
+        ``split``, ``num_folds``, ``repeats``, ``split_seed``; ``num_samples`` of the data and
+        ``num_test`` of those held out; ``fingerprint``; ``folds``, one a fit: ``repeat``, ``fold``,
+        ``num_train``, ``num_val`` and the validation rows, ``val``, with a `selection_fraction`
+        also ``selection``, the rows that select the epoch; and ``test``, the rows held out. All
+        other rows train. With ``"time_series"`` only those before `val` do, and with a splitter
+        object those that it returns.
 
     Raises:
         ValueError: `num_folds` is not what the data say, or repeats would all be the same.
@@ -39,7 +45,33 @@ def plan_splits(
     num_folds = data.count_folds(num_folds)
     if selection_fraction:
         data = data.with_selection(selection_fraction)
-    return _describe_splits(data, num_folds, repeats)
+    found = [
+        (repeat, fold, rows)
+        for repeat in range(repeats)
+        for fold, rows in enumerate(data.splits(num_folds, repeat=repeat))
+    ]
+    test = found[0][2]["test"]
+    return {
+        "split": data.split_name,
+        "num_folds": num_folds,
+        "repeats": repeats,
+        "split_seed": data.split_seed,
+        "num_samples": data.columns.num_samples,
+        "num_test": len(test),
+        "fingerprint": data.fingerprint(),
+        "folds": [
+            {
+                "repeat": repeat,
+                "fold": fold,
+                "num_train": len(rows["train"]),
+                "num_val": len(rows["val"]),
+                "val": rows["val"].tolist(),
+                **({"selection": rows["selection"].tolist()} if "selection" in rows else {}),
+            }
+            for repeat, fold, rows in found
+        ],
+        "test": test.tolist(),
+    }
 
 
 def fold_specs(splits: Mapping[str, Any]) -> list[FoldSpec]:
@@ -160,51 +192,6 @@ def predictions_note(reasons: Sequence[NoPredictions | None]) -> list[str]:
     """
     found = [reason for reason in reasons if reason is not None]
     return [f"{NO_OOF}{found[0]}"] if found else []
-
-
-def _describe_splits(datamodule: SplitDataModule, num_folds: int, repeats: int) -> dict[str, Any]:
-    """Describe all splits of a cross-validation as plain values.
-
-    Args:
-        datamodule: The data, not necessarily set to a fold.
-        num_folds: Number of folds.
-        repeats: Number of repeats.
-
-    Returns:
-        ``split``, ``num_folds``, ``repeats``, ``split_seed``; ``num_samples`` of the data and
-        ``num_test`` of those held out; ``fingerprint``; ``folds``, one a fit: ``repeat``, ``fold``,
-        ``num_train``, ``num_val`` and the validation rows, ``val``, after `with_selection` also
-        ``selection``, the rows that select the epoch; and ``test``, the rows held out. All other
-        rows train, but under ``"time_series"`` those before `val` alone, and of a splitter object
-        those that it says.
-    """
-    found = [
-        (repeat, fold, rows)
-        for repeat in range(repeats)
-        for fold, rows in enumerate(datamodule.splits(num_folds, repeat=repeat))
-    ]
-    test = found[0][2]["test"]
-    return {
-        "split": datamodule.split_name,
-        "num_folds": num_folds,
-        "repeats": repeats,
-        "split_seed": datamodule.split_seed,
-        "num_samples": datamodule.columns.num_samples,
-        "num_test": len(test),
-        "fingerprint": datamodule.fingerprint(),
-        "folds": [
-            {
-                "repeat": repeat,
-                "fold": fold,
-                "num_train": len(rows["train"]),
-                "num_val": len(rows["val"]),
-                "val": rows["val"].tolist(),
-                **({"selection": rows["selection"].tolist()} if "selection" in rows else {}),
-            }
-            for repeat, fold, rows in found
-        ],
-        "test": test.tolist(),
-    }
 
 
 def _write_splits(path: Path, description: dict[str, Any]) -> None:

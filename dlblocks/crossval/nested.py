@@ -340,7 +340,7 @@ class _OuterFolds:
         self.search, self.given, self.data, self.config = search, given, data, config
 
     def training_part(self, spec: FoldSpec) -> Data:
-        """Return the training samples of an outer fold, or a function that makes them."""
+        """Return the training samples of an outer fold, or their function."""
         rows = self.data.splits(self.config.num_folds, repeat=spec.repeat)[spec.fold]["train"]
         if isinstance(self.given, SplitDataModule):
             return self.data.subset(rows)

@@ -77,7 +77,7 @@ def choose_engine(
 def in_halves(
     run: Callable[[Sequence[Key]], Sequence[Found]], keys: Sequence[Key], what: str
 ) -> Generator[Found, None, None]:
-    """Run fits as one, or in halves if memory is short, and so on.
+    """Run fits as one, or in ever smaller halves if memory is short.
 
     Args:
         run: Runs some fits.

@@ -56,7 +56,7 @@ class MemberConfig(RunConfig):
         raise reason
 
     def new_model(self) -> Model:
-        """Make a model, and check that its architecture is that of the first.
+        """Make a model of the architecture of the first.
 
         Raises:
             ValueError: It is not a Classifier or Regressor, or has another architecture.

@@ -148,7 +148,7 @@ class Stagewise:
         raise NotImplementedError
 
     def add(self, stage: int, outputs: dict[str, Tensor]) -> dict[str, float] | None:
-        """Add the learner of a stage to the ensemble, or return None to refuse it."""
+        """Add the learner of a stage, or return None to refuse it."""
         raise NotImplementedError
 
     def make_model(self, num_stages: int) -> Model:
@@ -326,7 +326,7 @@ class Stagewise:
     # Learners
 
     def next_learner(self) -> Model:
-        """Return a new learner; the first was made before the fit, to check it."""
+        """Return a new learner; the first was made for checks."""
         learner = self._first if self._first is not None else self._new_learner()
         self._first = None
         mine = {id(p) for p in (*learner.parameters(), learner, learner.net)}
@@ -476,7 +476,7 @@ class _StageFiles:
         return count
 
     def read(self, stage: int) -> Mapping[str, Any] | None:
-        """Load the learner's weights of stage 0, 1, …; None if it is not finished."""
+        """Load the weights of stage 0, 1, …; None if unfinished."""
         path = self._path(stage)
         if not (self.resumes and path.is_file()):
             return None
