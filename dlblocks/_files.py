@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and errors that name a damaged one."""
+"""Write files atomically, and name damaged ones in errors."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# The first and the last file of a cross-validation, and the one that is there while it runs.
+# The first and the last file of a run, and the one that exists while it runs.
 PLAN, SUMMARY, LOCK = "plan.json", "summary.json", ".lock"
-# What to do about a damaged file of a finished run.
+# The cure of a damaged file of a finished run.
 AGAIN = "delete summary.json and make the same call again, which writes both anew"
 PART = ".part"  # in the name of a file that is being written
 
@@ -29,12 +29,20 @@ class OtherRunError(FileExistsError):
     """The run folder holds something else."""
 
 
+def is_rank_zero() -> bool:
+    """Return True on rank 0, also before there is a Trainer."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a temporary path beside `path`; renamed to `path` at the end, removed on an error.
+    """Write a file by a temporary path beside it.
 
-    The temporary name keeps the ending, from which some writers choose their format. The content
-    is on the disk before the file has its name, so that a power cut leaves the old or the new file.
+    At the end that is renamed to `path`; on an error it is removed. The temporary name keeps the
+    ending, from which some writers choose their format. The content is on the disk before the file
+    has its name, so that a power cut leaves the old or the new file.
 
     >>> import tempfile
     >>> target = Path(tempfile.mkdtemp()) / "deep" / "note.txt"
@@ -60,23 +68,15 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def put_in_place(part: Path, path: Path) -> None:
-    """Rename a finished file, when it is on the disk."""
+    """Flush a finished file to the disk, and rename it."""
     _sync(part)
     os.replace(part, path)
     with contextlib.suppress(OSError):  # not every system can do that with a folder
         _sync(path.parent, os.O_RDONLY)
 
 
-def _sync(path: Path, how: int = os.O_RDWR) -> None:
-    handle = os.open(path, how)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def is_part(name: str) -> bool:
-    """Return True for the names of files that a killed process has left half written."""
+    """Return True for the name of a half-written file."""
     return re.fullmatch(r"\..*-\w{8}\.part(\.\w+)?|last\.ckpt\.part", name) is not None
 
 
@@ -88,13 +88,66 @@ def remove_parts(run_dir: Path) -> None:
                 path.unlink()
 
 
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write `value` as indented JSON.
+
+    Values that JSON lacks are written as text. A number that is not finite becomes null: JSON has
+    no NaN, and other readers refuse it.
+    """
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(_finite(value), indent=2, default=str) + "\n")
+
+
+def read_json(path: Path, cure: str) -> Any:
+    """Read a JSON file of a run; errors name file and `cure`."""
+    with reading(path, cure):
+        found = json.loads(path.read_text())
+        if not found:
+            raise ValueError(f"it holds {found!r}")
+        return found
+
+
 def is_json(path: Path) -> bool:
-    """Return True if there is a JSON file, and it can be read."""
+    """Return True for a JSON file that can be read."""
     try:
         json.loads(path.read_text())
     except (OSError, ValueError):
         return False
     return True
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as CSV, with all their keys as columns."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_rows(path: Path, *, texts: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Read the rows that `write_rows` wrote.
+
+    Numbers come as numbers, and an empty cell as a missing key.
+
+    Args:
+        path: The file.
+        texts: Columns that stay texts, also where they look like numbers.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            {key: text if key in texts else _parse(text) for key, text in row.items() if text}
+            for row in csv.DictReader(file)
+        ]
+
+
+def read_arrays(path: Path, cure: str) -> dict[str, Any]:
+    """Read an ``.npz`` file of a run; see `read_json`."""
+    import numpy as np
+
+    # Opened here: np.load leaves a damaged file open.
+    with reading(path, cure), path.open("rb") as file, np.load(file) as arrays:
+        return dict(arrays)
 
 
 def is_whole(path: Path) -> bool:
@@ -106,15 +159,6 @@ def is_whole(path: Path) -> bool:
         raise
     except Exception:  # zipfile has many
         return False
-
-
-def read_json(path: Path, cure: str) -> Any:
-    """Read a JSON file of a run; an error names the file and the cure if it is damaged."""
-    with reading(path, cure):
-        found = json.loads(path.read_text())
-        if not found:
-            raise ValueError(f"it holds {found!r}")
-        return found
 
 
 def write_record(path: Path, record: Mapping[str, Any], files: Iterable[Path]) -> None:
@@ -131,7 +175,7 @@ def write_record(path: Path, record: Mapping[str, Any], files: Iterable[Path]) -
 
 
 def read_record(path: Path, cure: str) -> dict[str, Any]:
-    """Read what `write_record` wrote, without the checksum of the object, which must be right."""
+    """Read an object of `write_record`, and check its checksum."""
     with reading(path, cure):
         found: dict[str, Any] = json.loads(path.read_text())
         if found.pop("checksum", None) not in (None, _digest(found)):
@@ -140,14 +184,14 @@ def read_record(path: Path, cure: str) -> dict[str, Any]:
 
 
 def check_files(path: Path, record: Mapping[str, Any], cure: str) -> None:
-    """Raise a `ValueError` if a file is not the one that a record was written with.
+    """Raise a `ValueError` if a file has changed since the record.
 
-    Missing files are left to who reads them.
+    Missing files are an error only where they are read.
 
     Args:
         path: Where the record is.
         record: The record, with ``files``.
-        cure: What to do about it.
+        cure: The advice in the error.
     """
     for name, checksum in record.get("files", {}).items():
         file = path.parent / name
@@ -156,34 +200,13 @@ def check_files(path: Path, record: Mapping[str, Any], cure: str) -> None:
                 raise ValueError(f"it is not the file that {path.name} was written with")
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _checksum(path: Path) -> str:
-    """SHA-256; for checkpoints and ``.npz`` that of their checksums, as they may be large."""
-    if path.suffix in (".ckpt", ".npz") and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as file:
-            return _digest([(entry.filename, entry.CRC) for entry in file.infolist()])
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def read_arrays(path: Path, cure: str) -> dict[str, Any]:
-    """Read an ``.npz`` file of a run; see `read_json`."""
-    import numpy as np
-
-    # Opened here: np.load leaves a damaged file open.
-    with reading(path, cure), path.open("rb") as file, np.load(file) as arrays:
-        return dict(arrays)
-
-
 @contextlib.contextmanager
 def reading(path: Path, cure: str) -> Iterator[None]:
-    """Turn errors of a damaged file into a `ValueError` that names it and the cure.
+    """Name the damaged file and the cure in errors.
 
     Args:
         path: The file, read inside.
-        cure: What to do about it.
+        cure: The advice in the error.
     """
     try:
         yield
@@ -194,13 +217,24 @@ def reading(path: Path, cure: str) -> Iterator[None]:
         raise DamagedFileError(f"{path} {what}; {cure}.") from error
 
 
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Writes `value` as indented JSON, whole or not at all; a value JSON lacks is written as text.
+def _sync(path: Path, how: int = os.O_RDWR) -> None:
+    handle = os.open(path, how)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
-    A number that is not finite becomes null: JSON has no NaN, and other readers refuse it.
-    """
-    with atomic_write(path) as part:
-        part.write_text(json.dumps(_finite(value), indent=2, default=str) + "\n")
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _checksum(path: Path) -> str:
+    """Return SHA-256, of large files that of the checksums within."""
+    if path.suffix in (".ckpt", ".npz") and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            return _digest([(entry.filename, entry.CRC) for entry in file.infolist()])
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _finite(value: Any) -> Any:
@@ -211,38 +245,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and value - value != 0:
         return None
     return value
-
-
-def is_rank_zero() -> bool:
-    """Whether this process is the one that writes; known before there is a Trainer."""
-    from lightning.pytorch.utilities import rank_zero_only
-
-    return getattr(rank_zero_only, "rank", 0) == 0
-
-
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows as CSV, whole or not at all, with every key of any row as a column."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def read_rows(path: Path, *, texts: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Reads the rows that `write_rows` wrote.
-
-    Numbers come as numbers, and an empty cell as a missing key.
-
-    Args:
-        path: The file.
-        texts: Columns that stay texts, also where they look like numbers.
-    """
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            {key: text if key in texts else _parse(text) for key, text in row.items() if text}
-            for row in csv.DictReader(file)
-        ]
 
 
 def _parse(text: str) -> Any:

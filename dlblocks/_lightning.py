@@ -1,7 +1,6 @@
-"""Private parts of Lightning 2.6 that this package uses, each with its reason and its test.
+"""All uses of private parts of Lightning 2.6, with reason and test.
 
-Nothing else in the package may use a private part of Lightning; ``tests/test_lightning.py`` holds
-it, and that the parts are still there.
+``tests/test_lightning.py`` checks that the parts exist, and that no other file uses any.
 """
 
 from __future__ import annotations
@@ -24,13 +23,18 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
-
+# The arguments of `self.log` that Lightning keeps and that are plain values.
+META = ("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph",
+        "add_dataloader_idx", "dataloader_idx", "metric_attribute")  # fmt: skip
+SYNC = ("_should", "rank_zero_only", "_op")
 Plain = dict[str, Any]
 
 
 @contextlib.contextmanager
 def quick_gpu_check() -> Iterator[None]:
-    """Makes `torch.cuda.is_available` quick while it is False; changes nothing where it is True.
+    """Make `torch.cuda.is_available` quick while it is False.
+
+    Where it is True, nothing changes.
 
     Every step of an optimizer asks whether there is an accelerator. Lightning has set an
     environment variable by which torch asks the driver's library and not CUDA, since processes
@@ -50,14 +54,14 @@ def quick_gpu_check() -> Iterator[None]:
 
 
 def send_metrics(trainer: pl.Trainer) -> Callable[..., None]:
-    """The function through which a Trainer sends metrics to its loggers."""
+    """Return the function by which a Trainer sends metrics to its loggers."""
     connector: Any = trainer._logger_connector
     send: Callable[..., None] = connector.log_metrics
     return send
 
 
 def intercept_metrics(trainer: pl.Trainer, send: Callable[..., None] | None) -> None:
-    """Put a function in the place of `send_metrics`; None ends it.
+    """Replace `send_metrics` by a function; None restores it.
 
     The public way is a logger of one's own. A module would then find it as its `self.logger`.
     Tests: ``tests/crossval/test_any_module.py``, ``tests/crossval/test_select.py``.
@@ -103,16 +107,16 @@ def keep_callbacks(trainer: pl.Trainer) -> None:
 
 
 def before_transfer(model: pl.LightningModule, batch: Any) -> Any:
-    """Call the hook `on_before_batch_transfer` of the module or its datamodule, as a Trainer does.
+    """Call the hook `on_before_batch_transfer`, as a Trainer does.
 
-    There is no public call that finds out whose hook it is.
+    It may be that of the module or of its datamodule, which no public call finds out.
     Tests: ``tests/crossval/test_foreign.py``, ``tests/callbacks/test_sharpness.py``.
     """
     return model._on_before_batch_transfer(batch, dataloader_idx=0)
 
 
 def csv_writer(logger: CSVLogger) -> Any:
-    """The writer of a CSV logger, or None where it has none yet.
+    """Return the writer of a CSV logger, or None before the first log.
 
     The public `experiment` makes one, which deletes the file of an earlier run.
     Test: ``tests/callbacks/test_resume_csv.py``.
@@ -121,12 +125,12 @@ def csv_writer(logger: CSVLogger) -> Any:
 
 
 def set_csv_writer(logger: CSVLogger, writer: Any) -> None:
-    """Let a CSV logger write by another writer; see `csv_writer`."""
+    """Replace the writer of a CSV logger."""
     logger._experiment = writer
 
 
 def trainer_of(model: pl.LightningModule) -> pl.Trainer | None:
-    """The Trainer of a module; None where it has none, for which Lightning raises an error."""
+    """Return the Trainer of a module, or None where Lightning raises an error."""
     try:
         return model.trainer
     except RuntimeError:
@@ -134,21 +138,22 @@ def trainer_of(model: pl.LightningModule) -> pl.Trainer | None:
 
 
 def data_fetcher(trainer: pl.Trainer) -> Any:
-    """What draws the training batches of a Trainer; its loader is replaced to resume in mid-epoch.
+    """Return the fetcher of training batches.
 
-    The loader that a module returns comes too late: Lightning has made its iterator.
+    Its loader is replaced to resume in mid-epoch. The loader that a module returns comes too late:
+    Lightning has made its iterator.
     Test: ``tests/callbacks/test_exact_resume.py``.
     """
     return trainer.fit_loop._data_fetcher
 
 
 def fetched_loader(fetcher: Any) -> Any:
-    """The loader that a fetcher draws from, or None, for which the public property raises."""
+    """Return the loader of a fetcher, or None where the public property raises."""
     return fetcher._combined_loader
 
 
 def metric_states(module: pl.LightningModule) -> dict[str, Plain]:
-    """The sums of every metric in the module; a module's `state_dict` leaves them out."""
+    """Return the sums of all metrics, which a `state_dict` leaves out."""
     for part in module.modules():
         if isinstance(part, MetricCollection):
             # Members that share one sum get their part of it.
@@ -161,26 +166,18 @@ def metric_states(module: pl.LightningModule) -> dict[str, Plain]:
 
 
 def set_metric_states(module: pl.LightningModule, states: dict[str, Plain]) -> None:
-    """Puts back what `metric_states` took."""
+    """Restore the sums of `metric_states`."""
     for name, part in module.named_modules():
         if isinstance(part, Metric) and name in states:
             _set_sums(part, states[name]["sums"], part.device)
             part._update_count = states[name]["count"]
 
 
-# The arguments of `self.log` that Lightning keeps and that are plain values.
-META = ("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph",
-        "add_dataloader_idx", "dataloader_idx", "metric_attribute")  # fmt: skip
-
-
-SYNC = ("_should", "rank_zero_only", "_op")
-
-
 def logged_state(trainer: pl.Trainer) -> dict[str, Plain]:
-    """What `self.log` in this epoch of training has left: last values, and sums for its end.
+    """Return what `self.log` has collected in this training epoch.
 
-    Lightning saves none of it, and a fit resumed in mid-epoch would log other means.
-    Test: ``tests/callbacks/test_exact_resume.py``.
+    These are last values, and sums for the end of the epoch. Lightning saves none of it, and a fit
+    resumed in mid-epoch would log other means. Test: ``tests/callbacks/test_exact_resume.py``.
     """
     state = {}
     for key, metric in trainer.fit_loop.epoch_loop._results.items():
@@ -203,7 +200,7 @@ def logged_state(trainer: pl.Trainer) -> dict[str, Plain]:
 def set_logged_state(
     trainer: pl.Trainer, module: pl.LightningModule, state: dict[str, Plain]
 ) -> None:
-    """Puts back what `logged_state` took, so that logging goes on in the middle of an epoch."""
+    """Restore `logged_state`, to resume logging in mid-epoch."""
     results = trainer.fit_loop.epoch_loop._results
     metrics = dict(module.named_modules())
     for key, saved in state.items():

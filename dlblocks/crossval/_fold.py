@@ -1,4 +1,4 @@
-"""Folds of a cross-validation: their configuration, and their out-of-fold predictions."""
+"""Configure the folds, and join their out-of-fold predictions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dlblocks.runs.fit import CHECKPOINTS, Select
 
 @dataclass(frozen=True)
 class FoldSpec(FitSpec):
-    """Which fold it is."""
+    """The number, name and folder of a fold."""
 
     repeat: int
     fold: int
@@ -38,14 +38,14 @@ class FoldSpec(FitSpec):
 
 
 def fold_folder(row: Mapping[str, Any]) -> str:
-    """The folder of a fold: ``fold-0``, or ``repeat-1/fold-0`` after the first repeat."""
+    """Return ``fold-0``, or ``repeat-1/fold-0`` after the first repeat."""
     name = f"fold-{row['fold']}"
     return f"repeat-{row['repeat']}/{name}" if row["repeat"] else name
 
 
 @dataclass
 class FoldConfig(RunConfig):
-    """What is the same for every fold; see `cross_validate`."""
+    """Configuration that all folds share, by `cross_validate`."""
 
     select: Select = "inner"
     selection_fraction: float = 0.15
@@ -70,7 +70,7 @@ class FoldConfig(RunConfig):
         return {**super().about(spec), "num_folds": self.num_folds}
 
     def data_of(self, data: SplitDataModule, spec: FoldSpec) -> SplitDataModule:
-        """Return new data for a fit, with the part that selects its epoch."""
+        """Return new data for a fit, with its selection part."""
         new = data.for_fold(spec.fold, self.num_folds, repeat=spec.repeat)
         if self.select == "inner":
             return new.with_selection(self.selection_fraction)
@@ -83,15 +83,16 @@ class FoldConfig(RunConfig):
             **({} if name is None else {"group": name}),
             "num_train": len(datamodule.indices("train")),
             "num_selection": len(datamodule.indices("selection")) if is_selected else 0,
-            "num_val": count_scored(datamodule, self.trainer),
+            "num_val": _count_scored(datamodule, self.trainer),
         }
 
 
 @dataclass
 class OutOfFold:
-    """Predictions for each development sample by the model of the fold that did not train on it.
+    """Predictions of development samples that the model has not seen.
 
-    Rows are sorted by (repeat, index).
+    The model of the fold that did not train on a sample predicts it. Rows are sorted by (repeat,
+    index).
 
     Attributes:
         index: The sample's row in its data set, int64 of shape (M,).
@@ -112,7 +113,7 @@ class OutOfFold:
         return len(self.index)
 
     def difference(self, other: OutOfFold) -> str:
-        """Says the first thing in which the folds of two cross-validations differ, or nothing."""
+        """Describe the first difference from the folds of `other`, or return ``""``."""
         if len(self) != len(other):
             return f"there are {len(self)} out-of-fold predictions here and {len(other)} there"
         if self.target.shape != other.target.shape:
@@ -130,7 +131,7 @@ class OutOfFold:
         return ""
 
     def correct(self) -> npt.NDArray[np.floating] | None:
-        """How often each sample's class is predicted right.
+        """Compute the share of right predictions of each sample's class.
 
         Returns:
             Share of the repeats, one value a sample, in the order of `index`, shape (N,). None if
@@ -166,7 +167,7 @@ class OutOfFold:
         return columns
 
     def _kind(self) -> str | None:
-        """As `dlblocks._scores.kind_of`; None where that raises."""
+        """Return `dlblocks._scores.kind_of`, or None where that raises."""
         try:
             return kind_of(self.target, self.prediction)
         except ValueError:
@@ -174,7 +175,7 @@ class OutOfFold:
 
 
 def join(results: Sequence[FitResult]) -> OutOfFold | None:
-    """Join the predictions of all folds, sorted by (repeat, index); None if a fold has none."""
+    """Join the predictions of all folds; None if a fold has none."""
     parts = [
         {
             **result.predicted,
@@ -194,7 +195,7 @@ def join(results: Sequence[FitResult]) -> OutOfFold | None:
     return OutOfFold(**{name: values[order] for name, values in columns.items()})
 
 
-def count_scored(datamodule: SplitDataModule, trainer: Mapping[str, Any]) -> int:
+def _count_scored(datamodule: SplitDataModule, trainer: Mapping[str, Any]) -> int:
     """Count the validation samples within the Trainer's limits.
 
     Args:

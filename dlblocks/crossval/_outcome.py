@@ -1,4 +1,4 @@
-"""Write, draw and log what a run has found."""
+"""Make, draw, write and log the result of a run."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from dlblocks.runs._fits import FitResult
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Result = TypeVar("Result", bound=CrossValidationResult)
+AnyResult = TypeVar("AnyResult", bound=CrossValidationResult)
 
 
 def make_result(
-    cls: type[Result],
+    cls: type[AnyResult],
     config: FoldConfig,
     data: SplitDataModule,
     splits: Mapping[str, Any],
@@ -34,15 +34,15 @@ def make_result(
     described: Mapping[str, Any],
     given: Mapping[str, Any],
     **own: Any,
-) -> Result:
-    """Make the result of a run out of what its folds have found.
+) -> AnyResult:
+    """Make the result of a run from those of its folds.
 
     Args:
         cls: Its class.
         config: Of the run.
         data: The data.
         splits: What `plan_splits` returned.
-        done: What the folds that have not failed have found.
+        done: Results of the folds that have not failed.
         failed: The errors of the others.
         notes: Warnings of the run.
         seconds: Duration of the run.
@@ -71,7 +71,7 @@ def make_result(
                 *limit_note(rows, splits),
                 *predictions_note([fold.reason for fold in done]),
             ],
-            **({"failed": failures(failed)} if failed else {}),
+            **({"failed": _failures(failed)} if failed else {}),
             **own,
             "seconds": seconds,
             "config": {"logger": config.logger, **described},
@@ -90,16 +90,8 @@ def make_result(
     return result
 
 
-def failures(failed: Mapping[FoldSpec, Exception]) -> list[dict[str, Any]]:
-    """What ``summary.json`` says of fits that have failed."""
-    return [
-        {"repeat": job.repeat, "fold": job.fold, "error": repr(error)}
-        for job, error in failed.items()
-    ]
-
-
 def result_figures(result: CrossValidationResult, datamodule: SplitDataModule) -> dict[str, Figure]:
-    """All that can be drawn of a result, by the names of the files."""
+    """Draw all figures of a result, by the names of their files."""
     figures = curve_figures(
         result.histories,
         [row["best_epoch"] for row in result.folds],
@@ -129,9 +121,9 @@ def write_outcome(
     checkpoints: bool,
     rows: Sequence[Mapping[str, Any]] | None = None,
 ) -> None:
-    """Writes what is of the whole run, and logs the summary run of its W&B group.
+    """Write the files of the whole run, and log its W&B summary run.
 
-    The summary comes last: what a kill prevents before it, the next call makes up for.
+    ``summary.json`` comes last, so that after a kill the next call writes what is missing.
 
     Args:
         config: Of the run.
@@ -165,3 +157,11 @@ def write_outcome(
         paths if checkpoints else (),
     )
     result.write_summary()
+
+
+def _failures(failed: Mapping[FoldSpec, Exception]) -> list[dict[str, Any]]:
+    """List failed fits for ``summary.json``."""
+    return [
+        {"repeat": spec.repeat, "fold": spec.fold, "error": repr(error)}
+        for spec, error in failed.items()
+    ]

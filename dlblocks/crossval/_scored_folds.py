@@ -1,4 +1,4 @@
-"""The scores of the folds of a cross-validation, and the files that hold them."""
+"""The scores of the folds, their statistics and files."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing_extensions import Self
 from dlblocks._errors import check_choice, did_you_mean
 from dlblocks._files import (
     AGAIN,
+    SUMMARY,
     atomic_write,
     check_files,
     read_arrays,
@@ -54,17 +55,7 @@ ROW_KEYS = (
 
 @dataclass(repr=False)
 class ScoredFolds(Result):
-    """The scores of all folds: their files, statistics and predictions.
-
-    Attributes:
-        run_dir: Where everything lies.
-        folds: One row a fit: repeat, fold, epochs run, best epoch (from 1), samples, seconds,
-            checkpoint, and the validation metrics of the best epoch's weights; `group` too, the
-            name of what is left out, where the data name their folds.
-        oof: Out-of-fold predictions, or None if the model gives none; `notes` says why.
-        histories: One list of rows a fit, one row an epoch, of all that was logged.
-        info: Monitor, seconds, configuration and versions, as in ``summary.json``.
-    """
+    """The scores of all folds; attributes as of `CrossValidationResult`."""
 
     run_dir: Path
     folds: list[dict[str, Any]]
@@ -89,9 +80,10 @@ class ScoredFolds(Result):
 
     @property
     def test_to_train(self) -> float:
-        """Validation over training samples, over all fits: 1 / (K - 1) for K folds.
+        """Return validation over training samples of all fits.
 
-        Samples that select the epoch count as training samples: a fit depends on them too.
+        It is 1 / (K - 1) for K folds. Samples that select the epoch count as training samples: a
+        fit depends on them too.
         """
         num_val = sum(row["num_val"] for row in self.folds)
         return num_val / sum(row["num_train"] + row.get("num_selection", 0) for row in self.folds)
@@ -121,7 +113,7 @@ class ScoredFolds(Result):
             )
 
     def _bounds(self, metric: str) -> Range:
-        """The lowest and highest value of a metric, where they are known."""
+        """Return the known lowest and highest value of a metric."""
         known = self.info.get("ranges", {}).get(metric) or metric_range(metric)
         low, high = known
         # Somebody's accuracy may be in per cent.
@@ -192,7 +184,7 @@ class ScoredFolds(Result):
         return self.oof
 
     def compare(self, other: ScoredFolds, metric: str | None = None) -> Comparison:
-        """Tests whether a metric differs between two cross-validations on the same folds.
+        """Test whether a metric differs between two cross-validations on the same folds.
 
         The corrected resampled t-test (Nadeau and Bengio 2003) on the differences fold by fold; see
         `dlblocks.crossval.statistics.corrected_t_test`. ``print`` the answer for a sentence. The
@@ -264,12 +256,8 @@ class ScoredFolds(Result):
             raise ValueError("what='oof', but the model gave no out-of-fold predictions.")
         return pandas.DataFrame(self.oof.columns(self.info.get("class_names")))
 
-    # Models
-
-    # Files
-
     def summary(self) -> dict[str, Any]:
-        """What ``summary.json`` holds."""
+        """Return the content of ``summary.json``."""
         return {
             "metrics": {
                 name: {
@@ -293,12 +281,12 @@ class ScoredFolds(Result):
             return {}
 
     def write(self) -> None:
-        """Writes ``oof.npz``, ``folds.csv`` and, last, ``summary.json`` into `run_dir`."""
+        """Write ``oof.npz``, ``folds.csv`` and, last, ``summary.json``."""
         self.write_parts()
         self.write_summary()
 
     def write_parts(self) -> None:
-        """Writes ``oof.npz`` and ``folds.csv``."""
+        """Write ``oof.npz`` and ``folds.csv``."""
         if self.oof is not None:
             with atomic_write(self.run_dir / "oof.npz") as part:
                 np.savez_compressed(part, **vars(self.oof))
@@ -306,18 +294,18 @@ class ScoredFolds(Result):
 
     @classmethod
     def load(cls, run_dir: str | PathLike[str]) -> Self:
-        """Reads a result back from its run folder.
+        """Load a result from its run folder.
 
         Raises:
             FileNotFoundError: `run_dir` holds no finished cross-validation.
         """
         path = Path(run_dir)
-        if not (path / "summary.json").is_file():
+        if not (path / SUMMARY).is_file():
             raise FileNotFoundError(
                 f"run_dir='{run_dir}' has no summary.json: no cross-validation has ended there."
             )
-        info = read_record(path / "summary.json", AGAIN)
-        check_files(path / "summary.json", info, AGAIN)
+        info = read_record(path / SUMMARY, AGAIN)
+        check_files(path / SUMMARY, info, AGAIN)
         for key in ("metrics", "pooled"):  # computed from the folds
             info.pop(key, None)
         files = info.pop("files", {})
@@ -335,8 +323,19 @@ class ScoredFolds(Result):
         return cls(path, rows, oof, histories, info)
 
 
+def said(point: Mapping[str, Any]) -> str:
+    """Format a point of a grid, as ``"lr=0.1, hidden=[8]"``."""
+    return ", ".join(f"{name}={value!r}" for name, value in point.items())
+
+
+def forget_weights(folder: Path) -> None:
+    """Remove the checkpoints of inner fits, which nothing needs."""
+    for path in folder.glob("point-*/fold-*/checkpoints/*.ckpt"):
+        path.unlink()
+
+
 def _what_differs(first: ScoredFolds, second: ScoredFolds) -> str:
-    """Says the first thing in which the folds of two results differ, or nothing."""
+    """Describe the first difference of the folds, or return ``""``."""
     fits = [[(row["repeat"], row["fold"]) for row in result.folds] for result in (first, second)]
     if fits[0] != fits[1]:
         counts = [f"{len({r for r, _ in fit})} × {len({f for _, f in fit})}" for fit in fits]
@@ -364,14 +363,3 @@ def _least_difference_error(first: ScoredFolds, second: ScoredFolds, metric: str
     if correct[0] is None or correct[1] is None or low is None or high is None:
         return math.hypot(*errors)
     return (high - low) * least_paired_error(correct[0] - correct[1])
-
-
-def said(point: Mapping[str, Any]) -> str:
-    """``"lr=0.1, hidden=[8]"``."""
-    return ", ".join(f"{name}={value!r}" for name, value in point.items())
-
-
-def forget_weights(folder: Path) -> None:
-    """Removes the checkpoints of inner fits, which their scores do not need."""
-    for path in folder.glob("point-*/fold-*/checkpoints/*.ckpt"):
-        path.unlink()

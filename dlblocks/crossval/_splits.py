@@ -1,4 +1,4 @@
-"""Plan the splits of a cross-validation: ``plan.json`` and ``folds.json``."""
+"""Plan the splits of a cross-validation, write them, and note their flaws."""
 
 from __future__ import annotations
 
@@ -16,10 +16,83 @@ from dlblocks.runs._plan import describe as describe_arguments
 from dlblocks.runs._plan import described as as_json
 
 FOLDS = "folds.json"
+NO_OOF = "no out-of-fold predictions: "
+
+
+def plan_splits(
+    data: SplitDataModule, num_folds: int | None, repeats: int, *, selection_fraction: float = 0.0
+) -> dict[str, Any]:
+    """Return the content of ``folds.json``: all splits, as plain values.
+
+    Args:
+        data: The data, not necessarily set to a fold.
+        num_folds: Number of folds, or None for what the data say.
+        repeats: Number of repeats.
+        selection_fraction: Share of each training part that selects the epoch.
+
+    Returns:
+        ``split``, ``num_folds``, ``repeats``, ``split_seed``; ``num_samples`` of the data and
+        ``num_test`` of those held out; ``fingerprint``; ``folds``, one a fit: ``repeat``, ``fold``,
+        ``num_train``, ``num_val`` and the validation rows, ``val``, with a `selection_fraction`
+        also ``selection``, the rows that select the epoch; and ``test``, the rows held out. All
+        other rows train. With ``"time_series"`` only those before `val` do, and with a splitter
+        object those that it returns.
+
+    Raises:
+        ValueError: `num_folds` is not what the data say, or repeats would all be the same.
+    """
+    repeats = data.count_repeats(repeats)
+    num_folds = data.count_folds(num_folds)
+    if selection_fraction:
+        data = data.with_selection(selection_fraction)
+    found = [
+        (repeat, fold, rows)
+        for repeat in range(repeats)
+        for fold, rows in enumerate(data.splits(num_folds, repeat=repeat))
+    ]
+    test = found[0][2]["test"]
+    return {
+        "split": data.split_name,
+        "num_folds": num_folds,
+        "repeats": repeats,
+        "split_seed": data.split_seed,
+        "num_samples": data.columns.num_samples,
+        "num_test": len(test),
+        "fingerprint": data.fingerprint(),
+        "folds": [
+            {
+                "repeat": repeat,
+                "fold": fold,
+                "num_train": len(rows["train"]),
+                "num_val": len(rows["val"]),
+                "val": rows["val"].tolist(),
+                **({"selection": rows["selection"].tolist()} if "selection" in rows else {}),
+            }
+            for repeat, fold, rows in found
+        ],
+        "test": test.tolist(),
+    }
+
+
+def fold_specs(splits: Mapping[str, Any]) -> list[FoldSpec]:
+    """Return the specs of all folds."""
+    return [FoldSpec(i, one["repeat"], one["fold"]) for i, one in enumerate(splits["folds"])]
+
+
+def check_same(data: SplitDataModule, splits: Mapping[str, Any], number: int) -> None:
+    """Raise a `ValueError` unless fit `number` has the same split in `data`."""
+    written = splits["folds"][number]
+    rows = data.splits(splits["num_folds"], repeat=written["repeat"])[written["fold"]]
+    found = data.fingerprint(), rows["val"].tolist(), rows["test"].tolist()
+    if found != (splits["fingerprint"], written["val"], splits["test"]):
+        raise ValueError(
+            f"the datamodule made for fit {number} has other data or splits them in another way "
+            "than the first; the function that makes it must return the same every time."
+        )
 
 
 def describe(*args: Any, **settings: Any) -> dict[str, Any]:
-    """Describe a run as `dlblocks.runs._plan.describe` does, without what differs between folds."""
+    """Describe a run by `dlblocks.runs._plan.describe`, without fold numbers."""
     found = describe_arguments(*args, **settings)
     for key in ("fold", "num_folds"):
         found["data"].pop(key, None)
@@ -29,7 +102,7 @@ def describe(*args: Any, **settings: Any) -> dict[str, Any]:
 def begin(
     config: FoldConfig, described: Mapping[str, Any], splits: dict[str, Any], *progress: Any
 ) -> None:
-    """Write ``folds.json`` and the plan, or check that those in the folder match; see `begin_run`.
+    """Write ``folds.json`` and ``plan.json``, or check that the existing ones match.
 
     Args:
         config: Of the run; gets the run's id.
@@ -49,112 +122,17 @@ def begin(
         described,
         progress,
         resume=config.resume,
-        others={FOLDS: lambda: write_splits(path, splits)},
+        others={FOLDS: lambda: _write_splits(path, splits)},
         more=differ,
     )
 
 
-def fold_specs(splits: Mapping[str, Any]) -> list[FoldSpec]:
-    """The fits of all folds."""
-    return [FoldSpec(i, one["repeat"], one["fold"]) for i, one in enumerate(splits["folds"])]
-
-
-def plan_splits(
-    data: SplitDataModule, num_folds: int | None, repeats: int, *, selection_fraction: float = 0.0
-) -> dict[str, Any]:
-    """All splits of a cross-validation, as `describe_splits` says them.
-
-    Args:
-        data: The data.
-        num_folds: Number of folds, or None for what the data say.
-        repeats: Number of repeats.
-        selection_fraction: Share of each training part that selects the epoch.
-
-    Raises:
-        ValueError: `num_folds` is not what the data say, or repeats would all be the same.
-    """
-    repeats = data.count_repeats(repeats)
-    num_folds = data.count_folds(num_folds)
-    if selection_fraction:
-        data = data.with_selection(selection_fraction)
-    return describe_splits(data, num_folds, repeats)
-
-
-def check_same(data: SplitDataModule, splits: Mapping[str, Any], number: int) -> None:
-    """Raises a `ValueError` unless fit `number` has the same samples and split in `data`."""
-    written = splits["folds"][number]
-    rows = data.splits(splits["num_folds"], repeat=written["repeat"])[written["fold"]]
-    found = data.fingerprint(), rows["val"].tolist(), rows["test"].tolist()
-    if found != (splits["fingerprint"], written["val"], splits["test"]):
-        raise ValueError(
-            f"the datamodule made for fit {number} has other data or splits them in another way "
-            "than the first; the function that makes it must return the same every time."
-        )
-
-
-def describe_splits(datamodule: SplitDataModule, num_folds: int, repeats: int) -> dict[str, Any]:
-    """What ``folds.json`` holds: all splits of a cross-validation, as plain values.
-
-    Args:
-        datamodule: The data, not necessarily set to a fold.
-        num_folds: Number of folds.
-        repeats: Number of repeats.
-
-    Returns:
-        ``split``, ``num_folds``, ``repeats``, ``split_seed``; ``num_samples`` of the data and
-        ``num_test`` of those held out; ``fingerprint``; ``folds``, one a fit: ``repeat``, ``fold``,
-        ``num_train``, ``num_val`` and the validation rows, ``val``, after `with_selection` also
-        ``selection``, the rows that select the epoch; and ``test``, the rows held out. All other
-        rows train, but under ``"time_series"`` those before `val` alone, and of a splitter object
-        those that it says.
-    """
-    found = [
-        (repeat, fold, rows)
-        for repeat in range(repeats)
-        for fold, rows in enumerate(datamodule.splits(num_folds, repeat=repeat))
-    ]
-    test = found[0][2]["test"]
-    return {
-        "split": datamodule.split_name,
-        "num_folds": num_folds,
-        "repeats": repeats,
-        "split_seed": datamodule.split_seed,
-        "num_samples": datamodule.columns.num_samples,
-        "num_test": len(test),
-        "fingerprint": datamodule.fingerprint(),
-        "folds": [
-            {
-                "repeat": repeat,
-                "fold": fold,
-                "num_train": len(rows["train"]),
-                "num_val": len(rows["val"]),
-                "val": rows["val"].tolist(),
-                **({"selection": rows["selection"].tolist()} if "selection" in rows else {}),
-            }
-            for repeat, fold, rows in found
-        ],
-        "test": test.tolist(),
-    }
-
-
-def write_splits(path: Path, description: dict[str, Any]) -> None:
-    """Writes ``folds.json``, whole or not at all, with one line a fold."""
-    lines = []
-    for key, value in description.items():
-        text = json.dumps(value)
-        if key == "folds":
-            text = "[\n    " + ",\n    ".join(json.dumps(fold) for fold in value) + "\n  ]"
-        lines.append(f'  "{key}": {text}')
-    with atomic_write(path) as part:
-        part.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-
-
 def duplicates_note(count: int | None, splits: Mapping[str, Any]) -> list[str]:
-    """Say how many validation samples have a copy in training.
+    """Note how many validation samples have a copy in training.
 
     Args:
         count: As `SplitDataModule.count_duplicates` finds it.
-        splits: As `dlblocks.crossval._fold.describe_splits` makes them.
+        splits: As `plan_splits` returns them.
     """
     if not count:
         return []
@@ -166,10 +144,10 @@ def duplicates_note(count: int | None, splits: Mapping[str, Any]) -> list[str]:
 
 
 def selection_note(splits: Mapping[str, Any], fraction: float) -> list[str]:
-    """Say where whole groups make the selection part much larger or smaller than asked for.
+    """Note a selection part that whole groups make too large or small.
 
     Args:
-        splits: As `dlblocks.crossval._fold.describe_splits` makes them.
+        splits: As `plan_splits` returns them.
         fraction: The share that was asked for.
     """
     if not fraction:
@@ -189,11 +167,11 @@ def selection_note(splits: Mapping[str, Any], fraction: float) -> list[str]:
 
 
 def limit_note(rows: Sequence[Mapping[str, Any]], splits: Mapping[str, Any]) -> list[str]:
-    """Say that the Trainer has scored only some validation samples.
+    """Note that the Trainer has scored only some validation samples.
 
     Args:
         rows: Rows of the finished fits.
-        splits: As `dlblocks.crossval._fold.describe_splits` makes them.
+        splits: As `plan_splits` returns them.
     """
     sizes = {(fold["repeat"], fold["fold"]): fold["num_val"] for fold in splits["folds"]}
     scored = sum(row["num_val"] for row in rows)
@@ -206,14 +184,23 @@ def limit_note(rows: Sequence[Mapping[str, Any]], splits: Mapping[str, Any]) -> 
     ]
 
 
-NO_OOF = "no out-of-fold predictions: "
-
-
 def predictions_note(reasons: Sequence[NoPredictions | None]) -> list[str]:
-    """Say why a result has no out-of-fold predictions.
+    """Note why a result has no out-of-fold predictions.
 
     Args:
         reasons: Of each fold, None where it has predictions.
     """
     found = [reason for reason in reasons if reason is not None]
     return [f"{NO_OOF}{found[0]}"] if found else []
+
+
+def _write_splits(path: Path, description: dict[str, Any]) -> None:
+    """Write ``folds.json`` with one line a fold."""
+    lines = []
+    for key, value in description.items():
+        text = json.dumps(value)
+        if key == "folds":
+            text = "[\n    " + ",\n    ".join(json.dumps(fold) for fold in value) + "\n  ]"
+        lines.append(f'  "{key}": {text}')
+    with atomic_write(path) as part:
+        part.write_text("{\n" + ",\n".join(lines) + "\n}\n")

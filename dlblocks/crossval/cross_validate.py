@@ -1,4 +1,4 @@
-"""`cross_validate`: K fits, each with everything new, and what they found."""
+"""`cross_validate`, which fits and scores a new model for each fold."""
 
 from __future__ import annotations
 
@@ -244,7 +244,7 @@ def _cross_validate(
     progress_bar: bool,
     figures: bool,
 ) -> CrossValidationResult:
-    """See `cross_validate`; the run folder is this process's own, or that of its rank 0."""
+    """Run `cross_validate` in a folder that it or its rank 0 holds."""
     started = time.monotonic()
     with isolated():
         data = new_datamodule(datamodule, config.seed)
@@ -264,11 +264,9 @@ def _cross_validate(
                 check_same(base, splits, spec.number)
             return config.data_of(base, spec)
 
-        chosen, why, together = engine_for(engine, config, make_data, todo, n_jobs)
-        ready = [] if together is None else [together]
-        del together  # the engine frees its memory
+        chosen, why, ready = engine_for(engine, config, make_data, todo, n_jobs)
         settings = config.settings()
-        if chosen == "vectorized":  # which draws other numbers
+        if chosen == "vectorized":  # which draws other random numbers
             settings["engine"] = chosen
         model = config.new_model()
         described = describe(model, config.new_callbacks(), data, **settings)
@@ -304,7 +302,7 @@ def _cross_validate(
     done = [found[spec] for spec in specs if spec in found]
     for fold in done:
         if fold.reason is not None:
-            config.warn(fold.reason)  # where it was a worker that found it out
+            config.warn(fold.reason)  # if a worker has found it
     result = make_result(
         CrossValidationResult,
         config,

@@ -1,4 +1,4 @@
-"""`nested_cross_validate`: hyperparameters chosen on inner folds, scored on outer ones."""
+"""`nested_cross_validate`, which chooses hyperparameters on inner folds."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ from dlblocks.runs.predictions import predict_part
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
 RUN_DIR = "runs/nested-cross-validation"
 INNER_FOLDS = 5
+Data = SplitDataModule | Callable[[], SplitDataModule]
 
 
 @checked
@@ -80,7 +80,7 @@ def nested_cross_validate(
     progress_bar: bool = True,
     figures: bool = True,
 ) -> NestedResult:
-    """Scores a training procedure that chooses its own hyperparameters.
+    """Score a training procedure that chooses its own hyperparameters.
 
     The best score of a search is too good a guess of what new data will give: it was chosen for
     being the best (Varma and Simon 2006; Cawley and Talbot 2010). Here the search is a part of what
@@ -103,8 +103,8 @@ def nested_cross_validate(
     folds hold for inner folds as for outer ones. Fits of the inner folds have the seeds ``seed``,
     ``seed + 1``, …, the same for every point; the model of outer fit number i has ``seed + i``.
 
-    The same call goes on after a kill, as with `cross_validate`; the model of an outer fold that
-    was in training begins anew. Inner fits lie in ``fold-0/point-0/fold-0/…`` and log their
+    After a kill, the same call resumes, as with `cross_validate`. The model of an outer fold that
+    was in training starts again. Inner fits lie in ``fold-0/point-0/fold-0/…`` and log their
     ``history.csv`` alone; their weights are removed when their outer fold ends. The run folder also
     holds ``search.csv``, one row an outer fold and point.
 
@@ -139,10 +139,10 @@ def nested_cross_validate(
         selection_fraction: As for `cross_validate`.
         logger: Where the model of each outer fold logs, in one W&B group with a summary run.
         log_checkpoints: Send the models of the outer folds to W&B as an artifact.
-        run_dir: A folder that is empty or does not exist, or holds a run to go on with. A finished
+        run_dir: A folder that is empty or does not exist, or holds a run to resume. A finished
             run is loaded. Both are reported on stderr. None: ``runs/nested-cross-validation``,
             numbered: the first that is empty, or holds an unfinished run of the same configuration.
-        resume: Go on with the run in `run_dir`; False refuses a folder that holds something.
+        resume: Resume the run in `run_dir`; False refuses a folder that holds something.
         seed: Seed of initialisation, dropout and all else that is random in training.
         progress_bar: Show one bar over all fits, on rank 0, whatever bar `make_callbacks` has.
         figures: Draw ``figures/*.png``.
@@ -153,7 +153,7 @@ def nested_cross_validate(
     Raises:
         ValueError: An argument is wrong, `make_model` does not take a name of `grid`, an outer
             fold's training samples are too few for `inner_folds`, or a point cannot be vectorized.
-        TypeError: `grid` is none, or `datamodule` cannot be set to folds.
+        TypeError: `grid` is not a grid, or `datamodule` cannot be set to folds.
         BlockingIOError: Another process works in `run_dir`.
         FileExistsError: `run_dir` holds something else, as for `cross_validate`.
 
@@ -248,7 +248,7 @@ def _nested(
     progress_bar: bool,
     figures: bool,
 ) -> NestedResult:
-    """See `nested_cross_validate`; the run folder is this process's own, or that of its rank 0."""
+    """Run `nested_cross_validate` in a folder that it or its rank 0 holds."""
     started = time.monotonic()
     with isolated():
         data = new_datamodule(datamodule, config.seed)
@@ -256,7 +256,7 @@ def _nested(
         config.num_folds = splits["num_folds"]
         if search.num_folds is None and not counts_folds(data.split):
             search.num_folds = INNER_FOLDS
-        outer = Outer(search, datamodule, data, config)
+        outer = _OuterFolds(search, datamodule, data, config)
         specs = fold_specs(splits)
         # Read by every rank before any fit, so that all run the same folds.
         before = run_id_of(config.run_dir) if config.resume else ""
@@ -264,7 +264,7 @@ def _nested(
         found = {spec: fold for spec, fold in read if fold is not None}
         fits = {spec: len(search.points) * outer.count_inner(spec) + 1 for spec in specs}
         settings = config.settings()
-        if search.engine != "sequential":  # which may draw other numbers
+        if search.engine != "sequential":  # which may draw other random numbers
             settings["engine"] = search.engine
         described = search.describe(data, **settings)
         config.loss_range = search.loss_range
@@ -324,33 +324,14 @@ def _nested(
     return result
 
 
-def _figures(result: NestedResult, data: SplitDataModule) -> dict[str, Figure]:
-    drawn = result_figures(result, data)
-    # A mean over different hyperparameters, of training alone, would say nothing.
-    drawn.pop("learning_curves", None)
-    monitor = result.info["monitor"]
-    if monitor in result.metrics:
-        values = {
-            "outer folds": result.values(monitor),
-            "inner means of\nwhat was chosen": [choice["mean"] for choice in result.choices],
-        }
-        interval = {"outer folds": result.interval(monitor)}
-        with drawing("inner_and_outer"):
-            drawn["inner_and_outer"] = plots.strip(values, intervals=interval, metric=monitor)
-    return drawn
-
-
-Data = SplitDataModule | Callable[[], SplitDataModule]
-
-
-class Outer:
-    """Runs outer folds.
+class _OuterFolds:
+    """Run outer folds.
 
     Args:
         search: The search within each.
-        given: The data, or what makes them.
+        given: The data, or a function that makes them.
         data: The data.
-        config: What is the same for every fold.
+        config: Configuration of the run.
     """
 
     def __init__(
@@ -359,14 +340,14 @@ class Outer:
         self.search, self.given, self.data, self.config = search, given, data, config
 
     def training_part(self, spec: FoldSpec) -> Data:
-        """The data of an outer fold's training samples, or what makes them."""
+        """Return the training samples of an outer fold, or their function."""
         rows = self.data.splits(self.config.num_folds, repeat=spec.repeat)[spec.fold]["train"]
         if isinstance(self.given, SplitDataModule):
             return self.data.subset(rows)
         return lambda: new_datamodule(self.given, self.config.seed).subset(rows)
 
     def count_inner(self, spec: FoldSpec) -> int:
-        """The number of inner folds; raises a `ValueError` if there can be none."""
+        """Count the inner folds, or raise a `ValueError` if there are none."""
         rows = self.data.splits(self.config.num_folds, repeat=spec.repeat)[spec.fold]["train"]
         try:
             inner = self.data.subset(rows)
@@ -380,7 +361,7 @@ class Outer:
             ) from error
 
     def read(self, spec: FoldSpec, run_id: str) -> tuple[FitResult, list[dict[str, Any]]] | None:
-        """What a finished outer fold has left, or None if it is not finished."""
+        """Load a finished outer fold; None if it is not finished."""
         folder = self.config.folder(spec)
         fold = read_fit(FoldConfig, self.config.run_dir, spec, run_id)
         if fold is None:
@@ -389,7 +370,7 @@ class Outer:
         return fold, read_json(folder / SEARCHED, cure)
 
     def run(self, spec: FoldSpec, bar: tqdm) -> tuple[FitResult, list[dict[str, Any]]]:
-        """Searches on the training samples, trains what was chosen, and scores it once."""
+        """Search on the training samples, train the choice, and score it once."""
         started = time.monotonic()
         config, folder = self.config, self.config.folder(spec)
 
@@ -403,7 +384,7 @@ class Outer:
         tell(f"training: {said(choice['hyperparameters'])}", 0)
         history = History()
         if is_rank_zero():
-            (folder / "metrics.csv").unlink(missing_ok=True)  # of a fit that was killed
+            (folder / "metrics.csv").unlink(missing_ok=True)  # of a killed fit
         logger = config.new_logger(
             spec,
             chosen=choice["hyperparameters"],
@@ -458,3 +439,19 @@ class Outer:
             history=history.rows,
         )
         return result, rows
+
+
+def _figures(result: NestedResult, data: SplitDataModule) -> dict[str, Figure]:
+    drawn = result_figures(result, data)
+    # Their mean would mix hyperparameters, and they are of training alone.
+    drawn.pop("learning_curves", None)
+    monitor = result.info["monitor"]
+    if monitor in result.metrics:
+        values = {
+            "outer folds": result.values(monitor),
+            "inner means of\nwhat was chosen": [choice["mean"] for choice in result.choices],
+        }
+        interval = {"outer folds": result.interval(monitor)}
+        with drawing("inner_and_outer"):
+            drawn["inner_and_outer"] = plots.strip(values, intervals=interval, metric=monitor)
+    return drawn

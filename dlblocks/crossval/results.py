@@ -36,7 +36,7 @@ class CrossValidationResult(ScoredFolds):
     """
 
     def table(self) -> str:
-        """The folds as text, with all metrics, the monitor first.
+        """Return the folds as text, with all metrics, the monitor first.
 
         Below them each metric's mean ± std, its 95 % interval (see `interval`), and its value over
         the pooled out-of-fold predictions. More metrics than 100 characters have room for follow
@@ -45,7 +45,7 @@ class CrossValidationResult(ScoredFolds):
         return _report.table(self)
 
     def report(self) -> Path:
-        """Writes ``report.html`` into `run_dir` and returns its path.
+        """Write ``report.html`` into `run_dir` and return its path.
 
         One page that needs no other file and no network: scores with their intervals, the folds,
         the figures that the run has drawn, configuration, versions and seeds.
@@ -61,16 +61,16 @@ class CrossValidationResult(ScoredFolds):
         *,
         make_model: Callable[[], pl.LightningModule] | None = None,
     ) -> Model:
-        """The average of the fold models, as one model: probabilities for classes, else values.
+        """Average the fold models into one model.
 
-        Its `forward` takes raw inputs, in the units of the data's source: each member gets them
-        normalised as in its own fold. Under a Trainer with one of our datamodules it understands
-        the datamodule's batches, whatever they are normalised by. It is saved by
-        ``ensemble.save("model.ckpt")``, or by a Trainer, and loaded by `dlblocks.models.load`.
-        Folds that have failed are no members. Missing values of raw inputs are not filled in, and
-        `counts` and `embed` of a table are not applied: the datamodule does that, by the training
-        part of its own split. These inputs then differ from those of each member's fold, which a
-        warning says.
+        It returns probabilities for classes, else values. Its `forward` takes raw inputs, in the
+        units of the data's source: each member gets them normalised as in its own fold. Under a
+        Trainer with one of our datamodules it understands the datamodule's batches, whatever they
+        are normalised by. It is saved by ``ensemble.save("model.ckpt")``, or by a Trainer, and
+        loaded by `dlblocks.models.load`. Folds that have failed are no members. Missing values of
+        raw inputs are not filled in, and `counts` and `embed` of a table are not applied: the
+        datamodule does that, by the training part of its own split. These inputs then differ from
+        those of each member's fold, which a warning says.
 
         Modules of your own that are no subclasses of ours are averaged by what their `predict_step`
         returns, or their `forward` if they have none. Such an ensemble is scored by metrics of its
@@ -102,12 +102,13 @@ class CrossValidationResult(ScoredFolds):
         trainer: Mapping[str, Any] | None = None,
         seed: int | None = None,
     ) -> pl.LightningModule:
-        """One new model, trained on all development data; saved as ``refit/model.ckpt``.
+        """Train one new model on all development data.
 
-        It is trained for the median of the epochs that the folds selected, under the learning-rate
-        schedule that the folds had, without early stopping. Nothing is validated. The scores of
-        this result describe the models of the folds, which had fewer samples: this one is likely
-        to be a little better, and has no score of its own but on the test set.
+        It is saved as ``refit/model.ckpt``. It is trained for the median of the epochs that the
+        folds selected, under the learning-rate schedule that the folds had, without early stopping.
+        Nothing is validated. The scores of this result describe the models of the folds, which had
+        fewer samples: this one is likely to be a little better, and has no score of its own but on
+        the test set.
 
         Args:
             make_model: As for `cross_validate`, like all that follow; not needed on the result
@@ -142,9 +143,9 @@ class CrossValidationResult(ScoredFolds):
         trainer: Mapping[str, Any] | None = None,
         allow_shared: bool = False,
     ) -> HeldOutScores:
-        """Metrics of a model on the test set, which no fold has seen; written to ``test.json``.
+        """Test a model on the test set, which no fold has seen.
 
-        To be done last, and once: a second call is refused.
+        Do it last, and once: a second call is refused.
 
         ``test.json`` holds the metrics and ``shared_with_training``: how many test samples are in
         the development set, too; null if that cannot be found out. A test set of somebody else's
@@ -176,17 +177,17 @@ class CrossValidationResult(ScoredFolds):
 
 
 class NestedResult(CrossValidationResult):
-    """The result of `nested_cross_validate`: a `CrossValidationResult` of the outer folds.
+    """The result of `nested_cross_validate`, of the outer folds.
 
-    In `folds`, ``best_epoch`` is for how many epochs the model was trained, which the inner folds
-    have decided. `ensemble` is of the models of the outer folds, each with its own hyperparameters.
+    In `folds`, ``best_epoch`` is the number of epochs that the inner folds have chosen. `ensemble`
+    is of the models of the outer folds, each with its own hyperparameters.
     """
 
     kind = "outer fold"
 
     @property
     def search(self) -> list[dict[str, Any]]:
-        """One row an outer fit and point of the grid, in the order of the fits.
+        """One row for each outer fit and point of the grid.
 
         ``repeat, fold, point``; ``hyperparameters``; ``scores``, the metric `monitor` of the inner
         folds, with their ``mean`` and ``std`` (n - 1 in the denominator); ``epochs``, the median of
@@ -205,14 +206,14 @@ class NestedResult(CrossValidationResult):
         return [row for row in self.search if row["chosen"]]
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of `folds`, each with what was chosen: ``param_lr``, …, ``inner_mean``."""
+        """Return the rows of `folds` with ``param_lr``, …, ``inner_mean`` of the choice."""
         return [
             {**row, **_parameters(choice), "inner_mean": choice["mean"]}
             for row, choice in zip(self.folds, self.choices, strict=True)
         ]
 
     def to_pandas(self, what: Literal["folds", "oof", "search"] = "folds") -> Any:
-        """A `pandas.DataFrame` of the outer folds, of their predictions, or of the search.
+        """Return a `pandas.DataFrame` of folds, predictions or search.
 
         Args:
             what: ``"folds"``, as `rows`; ``"oof"``, as in `CrossValidationResult.to_pandas`; or
@@ -225,14 +226,14 @@ class NestedResult(CrossValidationResult):
         check_choice("what", what, ["folds", "oof", "search"])
         if what == "oof":
             return super().to_pandas(what)
-        frame = type(super().to_pandas())  # or the error that says that there is no pandas
+        frame = type(super().to_pandas())  # raises if pandas is not installed
         return frame(self.rows() if what == "folds" else _flat(self.search))
 
     def table(self) -> str:
-        """The outer folds as text, with what was chosen and its inner mean of `monitor`.
+        """Return the outer folds as text, with each choice and its inner mean.
 
-        In the row of means that inner score is the mean over outer folds; what it is better by than
-        the outer one is the optimism of reporting a search's best score.
+        The row of means averages the inner scores over the outer folds. How much better that is
+        than the outer mean is the optimism of reporting a search's best score.
         """
         inner = [choice["mean"] for choice in self.choices]
         chosen = [said(choice["hyperparameters"]) for choice in self.choices]
@@ -253,10 +254,10 @@ class NestedResult(CrossValidationResult):
         trainer: Mapping[str, Any] | None = None,
         seed: int | None = None,
     ) -> pl.LightningModule:
-        """One model for use: the search on all development data, and a fit of what it chooses.
+        """Search on all development data, and fit the choice.
 
-        The scores of this result are about models that were made so. What was found lies in
-        ``refit/search.json``, the model in ``refit/point-<number>/refit/model.ckpt``.
+        The scores of this result describe models that were made in this way. The search is written
+        to ``refit/search.json``, the model to ``refit/point-<number>/refit/model.ckpt``.
 
         Args:
             make_model: Here and below: another than the run had is refused.
@@ -294,7 +295,7 @@ class NestedResult(CrossValidationResult):
         )
 
     def write_parts(self) -> None:
-        """Writes ``oof.npz``, ``folds.csv`` and ``search.csv``."""
+        """Write ``oof.npz``, ``folds.csv`` and ``search.csv``."""
         super().write_parts()
         write_rows(self.run_dir / "search.csv", _flat(self.search))
 
@@ -304,7 +305,7 @@ def _parameters(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flat(search: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of a search without nesting, one cell a value."""
+    """Flatten the rows of a search, one cell a value."""
     keys = ("repeat", "fold", "point")
     more = ("mean", "std", "epochs", "chosen", "engine")
     return [

@@ -1,4 +1,4 @@
-"""Which engine runs several fits, and how many of them at once."""
+"""Choose the engine of several fits, and how many run at once."""
 
 from __future__ import annotations
 
@@ -10,46 +10,45 @@ from typing import TypeVar
 from dlblocks.engine._support import NotVectorizable, is_out_of_memory
 from dlblocks.engine.fit_many import StackedFit
 
-# What a step of a fit of its own costs at the least beside losses and gradients: Lightning's loop,
-# the optimizer's step, metrics (of about 2 ms for a small MLP; benchmarks/vectorized.py).
+# The least cost of a sequential step beside losses and gradients: Lightning's loop, the optimizer's
+# step, metrics. The whole step is about 2 ms for a small MLP; see benchmarks/vectorized.py.
 STEP_SECONDS = 1.5e-3
-ENGINES = ("sequential", "vectorized", "auto")
 Key = TypeVar("Key")
 Found = TypeVar("Found")
 
 
 def choose_engine(
     engine: str,
-    make_together: Callable[[Sequence[Key]], StackedFit],
+    make_stacked: Callable[[Sequence[Key]], StackedFit],
     keys: Sequence[Key],
     what: str,
 ) -> tuple[str, str, StackedFit | None]:
-    """Which engine runs some fits, and why.
+    """Choose the engine of some fits, with the reason.
 
     Args:
         engine: ``"vectorized"`` or ``"auto"``.
-        make_together: Makes some of the fits ready to be run as one.
+        make_stacked: Stacks some of the fits.
         keys: All of them.
-        what: What they are, such as ``"folds"``.
+        what: Name of the fits, such as ``"folds"``.
 
     Returns:
-        The engine, a sentence that says why it was chosen, and the fits, ready to run, if they are
-        to be run as one and memory suffices for all.
+        The engine, the reason, and the stacked fits; None for another engine, or if memory is short
+        for all of them.
 
     Raises:
         NotVectorizable: The fits must be vectorized and cannot be.
     """
-    together, part = None, keys
+    stacked, part = None, keys
     try:
-        while together is None:
+        while stacked is None:
             try:
-                together = make_together(part)
+                stacked = make_stacked(part)
             except Exception as error:
                 if len(part) == 1 or not is_out_of_memory(error):
                     raise
                 part = _halves(part)[0]
-            if together is None:
-                gc.collect()  # a Trainer and its module hold one another, and all that failed
+            if stacked is None:
+                gc.collect()  # a Trainer and its module hold each other
     except NotVectorizable as error:
         if engine == "vectorized":
             raise NotVectorizable(
@@ -60,30 +59,30 @@ def choose_engine(
     except Exception as error:
         if engine == "vectorized":
             raise
-        # One after the other, it is said which of them has it.
+        # The sequential engine reports which fit failed.
         return "sequential", f"one of the {what} fails: {error!r}", None
     chosen, why = engine, "as asked"
     if engine == "auto":
-        at_once, apart = together.seconds_a_step()
+        at_once, apart = stacked.seconds_a_step()
         apart += STEP_SECONDS * len(part)
         why = f"a step takes {1e3 * at_once:.2g} ms for {len(part)} {what} at once and "
         why += f"{1e3 * apart:.2g} ms for one after the other"
         chosen = "vectorized" if at_once < apart else "sequential"
     if chosen == "vectorized" and len(part) == len(keys):
-        return chosen, why, together
-    together.detach()
+        return chosen, why, stacked
+    stacked.detach()
     return chosen, why, None
 
 
 def in_halves(
     run: Callable[[Sequence[Key]], Sequence[Found]], keys: Sequence[Key], what: str
 ) -> Generator[Found, None, None]:
-    """Runs fits as one, or in two halves where they do not fit into memory together, and so on.
+    """Run fits as one, or in ever smaller halves if memory is short.
 
     Args:
         run: Runs some fits.
         keys: All of them.
-        what: What they are, such as ``"folds"``.
+        what: Name of the fits, such as ``"folds"``.
     """
     try:
         found = run(keys)
@@ -100,7 +99,7 @@ def in_halves(
     else:
         yield from found
         return
-    # Outside of the handler, whose error holds the memory; as a Trainer and its module hold each
+    # # Outside of the handler, whose error holds the memory. A Trainer and its module hold each
     # other.
     gc.collect()
     for part in halves:

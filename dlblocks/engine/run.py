@@ -1,11 +1,11 @@
-"""Run the fits of a cross-validation or an ensemble: one by one, side by side, or as one."""
+"""Run several fits one by one, side by side, or as one."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
@@ -19,13 +19,12 @@ from dlblocks.engine.choose import choose_engine, in_halves
 from dlblocks.engine.fit_many import StackedFit
 from dlblocks.engine.member import Member
 from dlblocks.models._checkpoints import write_checkpoint
-from dlblocks.runs._fits import FitResult, FitSpec, RunConfig, finish_fit, run_fit
+from dlblocks.runs._fits import FitResult, FitSpec, RunConfig, Spec, finish_fit, run_fit
 from dlblocks.runs._parallel import run_side_by_side
 from dlblocks.runs._plan import engine_of
 from dlblocks.runs._progress import FitProgress
 
-STATE = "together.ckpt"
-Spec = TypeVar("Spec", bound=FitSpec)
+STATE = "together.ckpt"  # of unfinished stacked fits, in the run folder
 Outcomes = Generator[tuple[Spec, FitResult | Exception], None, None]
 
 
@@ -35,28 +34,29 @@ def engine_for(
     make_data: Callable[[Spec], SplitDataModule],
     specs: Sequence[Spec],
     n_jobs: int = 1,
-) -> tuple[str, str, StackedFit | None]:
+) -> tuple[str, str, list[StackedFit]]:
     """Choose the engine for the fits that are left of a run.
 
     Args:
         engine: ``"sequential"``, ``"vectorized"`` or ``"auto"``.
-        config: What is the same for every fit.
+        config: Configuration of the run.
         make_data: Returns a new datamodule set to a fit.
         specs: The fits.
         n_jobs: Number of processes.
 
     Returns:
-        The engine, the reason, and the fits ready to run as one, if they are to; see
-        `choose_engine`.
+        The engine, the reason, and a list for `run_fits`: the fits ready to run as one, if they
+        are to, else nothing. See `choose_engine`.
     """
     if engine == "auto" and config.resume and (earlier := engine_of(config.run_dir)):
-        return earlier, "as this run began", None
+        return earlier, "as this run began", []
     if engine != "sequential" and n_jobs == 1 and specs:
-        return choose_engine(
+        chosen, why, stacked = choose_engine(
             engine, lambda part: _stacked(config, make_data, part), specs, f"{config.kind}s"
         )
+        return chosen, why, [] if stacked is None else [stacked]
     chosen = "vectorized" if engine == "vectorized" else "sequential"
-    return chosen, f"n_jobs runs {config.kind}s side by side" if n_jobs != 1 else "as asked", None
+    return chosen, f"n_jobs runs {config.kind}s side by side" if n_jobs != 1 else "as asked", []
 
 
 def run_fits(
@@ -71,16 +71,15 @@ def run_fits(
     on_error: str = "raise",
     progress_bar: bool = True,
 ) -> tuple[dict[Spec, FitResult], dict[Spec, Exception]]:
-    """Run fits, and return what they found, and which of them failed.
+    """Run fits, and return the results and the errors.
 
     Args:
-        config: What is the same for every fit.
+        config: Configuration of the run.
         make_data: Returns a new datamodule set to a fit.
         specs: The fits that are left.
         total: Number of all fits of the run.
         engine: ``"sequential"`` or ``"vectorized"``.
-        ready: The fits ready to run as one, if they are. The list is emptied, so that their memory
-            can be freed.
+        ready: As of `engine_for`. It is emptied, so that the memory of the fits can be freed.
         n_jobs: Number of processes.
         on_error: ``"raise"``, or ``"continue"`` with the other fits when one fails.
         progress_bar: Show one bar over all fits.
@@ -89,7 +88,7 @@ def run_fits(
         config.forget()
         return {}, {}
     progress = FitProgress(total, config.kind, show=progress_bar)
-    progress.skip(total - len(specs))
+    progress.count_finished(total - len(specs))
     if engine == "vectorized":
         outcomes = _run_vectorized(config, make_data, specs, progress, on_error, ready)
     elif n_jobs == 1:
@@ -136,11 +135,11 @@ def _run_vectorized(
     on_error: str,
     ready: list[StackedFit],
 ) -> Outcomes:
-    """Run fits as one, or in two halves where they do not fit into memory together."""
+    """Run fits as one, or in halves if memory is short."""
 
     def run(part: Sequence[Spec]) -> list[tuple[Spec, FitResult | Exception]]:
-        together = ready.pop() if ready else _stacked(config, make_data, part)
-        return _run_stacked(config, part, together, progress, on_error)
+        stacked = ready.pop() if ready else _stacked(config, make_data, part)
+        return _run_stacked(config, part, stacked, progress, on_error)
 
     yield from in_halves(run, specs, f"{config.kind}s")
 
@@ -148,7 +147,7 @@ def _run_vectorized(
 def _stacked(
     config: RunConfig, make_data: Callable[[Spec], SplitDataModule], specs: Sequence[Spec]
 ) -> StackedFit:
-    """Some fits ready to run as one, each begun as `run_fit` would."""
+    """Stack fits, each begun as `run_fit` would."""
     members = []
     for i, spec in enumerate(specs):
         pl.seed_everything(config.seed + spec.number, workers=True, verbose=False)
@@ -157,10 +156,10 @@ def _stacked(
             datamodule: Any = make_data(spec)
             callbacks = config.new_callbacks()
         if i == 0:
-            # Before the others are made.
+            # Here, to fail before the others are made.
             check_vectorizable(model, datamodule, callbacks, config.trainer)
         members.append(Member(spec.name, model, datamodule, callbacks))
-    # What all share is drawn as the first fit would.
+    # Shared random numbers are those of the first fit.
     pl.seed_everything(config.seed + specs[0].number, workers=True, verbose=False)
     return StackedFit(
         members,
@@ -174,22 +173,22 @@ def _stacked(
 def _run_stacked(
     config: RunConfig,
     specs: Sequence[Spec],
-    together: StackedFit,
+    stacked: StackedFit,
     progress: FitProgress,
     on_error: str,
 ) -> list[tuple[Spec, FitResult | Exception]]:
     started = time.monotonic()
-    together.on_error = on_error
-    together.save_to = config.run_dir / STATE if config.resume else None
-    together.show(_Bar(progress, len(specs)))
+    stacked.on_error = on_error
+    stacked.save_to = config.run_dir / STATE if config.resume else None
+    stacked.show(_Bar(progress, len(specs)))
     loggers = [config.new_logger(spec) for spec in specs]
     try:
-        for member, logger in zip(together.members, loggers, strict=True):
+        for member, logger in zip(stacked.members, loggers, strict=True):
             member.log_to([] if logger is None else [logger])
         try:
-            together.fit()
+            stacked.fit()
         except Exception as error:
-            pairs = zip(specs, together.members, strict=True)
+            pairs = zip(specs, stacked.members, strict=True)
             mine = [spec for spec, member in pairs if member.error is error]
             if not mine:
                 if is_out_of_memory(error):
@@ -199,20 +198,20 @@ def _run_stacked(
     finally:
         for logger in loggers:
             tracking.finish_logger(logger)
-    progress.end_together(len(specs))
+    progress.count_finished(len(specs))
     seconds = (time.monotonic() - started) / len(specs)
     found: list[tuple[Spec, FitResult | Exception]] = [
-        (spec, member.error or _finish(config, spec, member, together, seconds))
-        for spec, member in zip(specs, together.members, strict=True)
+        (spec, member.error or _finish(config, spec, member, stacked, seconds))
+        for spec, member in zip(specs, stacked.members, strict=True)
     ]
     (config.run_dir / STATE).unlink(missing_ok=True)
     return found
 
 
 def _finish(
-    config: RunConfig, spec: FitSpec, member: Member, together: StackedFit, seconds: float
+    config: RunConfig, spec: FitSpec, member: Member, stacked: StackedFit, seconds: float
 ) -> FitResult:
-    """Predict and write what a fit of its own would have written."""
+    """Predict, and write the files that `run_fit` would write."""
     folder, best, data = config.folder(spec), member.best, member.datamodule
     assert best is not None  # for the type checker: every member that did not fail has one
     checkpoint = f"checkpoints/{config.checkpoint_name}"
@@ -228,24 +227,24 @@ def _finish(
         metrics=best.metrics,
         seconds=seconds,
         checkpoint=checkpoint,
-        predicted=together.predict(member, config.part) if is_predicted else None,
+        predicted=stacked.predict(member, config.part) if is_predicted else None,
         history=member.history.rows,
     )
 
 
 class _Bar(ProgressBar):
-    """Reports the one fit to the bar over all fits."""
+    """Report the stacked fit to the bar over all fits."""
 
     def __init__(self, progress: FitProgress, count: int) -> None:
         super().__init__()
         self.progress, self.count = progress, count
 
     def disable(self) -> None:
-        """Nothing to disable: there is but one process."""
+        """Do nothing, since there is only one process."""
 
     def enable(self) -> None:
-        """Nothing to enable: see `disable`."""
+        """Do nothing, as `disable`."""
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, StackedFit)
-        self.progress.update_together(self.count, *pl_module.progress())
+        self.progress.update_stacked(self.count, *pl_module.progress())

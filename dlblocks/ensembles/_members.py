@@ -1,4 +1,4 @@
-"""Members of an ensemble as the fits of one run."""
+"""Configure the members of an ensemble as the fits of one run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dlblocks.runs._fits import FitSpec, RunConfig
 
 @dataclass(frozen=True)
 class MemberSpec(FitSpec):
-    """Which member it is."""
+    """The number, name and folder of a member."""
 
     @property
     def place(self) -> dict[str, int]:
@@ -32,7 +32,7 @@ class MemberSpec(FitSpec):
 
 @dataclass
 class MemberConfig(RunConfig):
-    """What is the same for every member; see `Bagging`."""
+    """Configuration that all members share, by `Bagging`."""
 
     num_members: int = 0
     shapes: dict[str, list[int]] | None = None
@@ -52,14 +52,14 @@ class MemberConfig(RunConfig):
         }
 
     def warn(self, reason: NoPredictions) -> None:
-        """Raise it: an ensemble is of models that predict."""
+        """Raise `reason`, since every member must predict."""
         raise reason
 
     def new_model(self) -> Model:
-        """Make a model of the architecture that the first had.
+        """Make a model of the architecture of the first.
 
         Raises:
-            ValueError: It is no model that can vote, or of another architecture.
+            ValueError: It is not a Classifier or Regressor, or has another architecture.
         """
         model = super().new_model()
         if not isinstance(model, (Classifier, Regressor)):

@@ -1,4 +1,4 @@
-"""What gradient boosting and AdaBoost share: arguments, learners, the run folder, the result."""
+"""The base of gradient boosting and AdaBoost, and their run folder."""
 
 from __future__ import annotations
 
@@ -48,16 +48,22 @@ from dlblocks.runs.folder import in_run_dir
 from dlblocks.tracking._csv import go_on
 
 LoggerName = Literal["csv", "wandb", "tensorboard", "none"]
-# What a learner may have of its own, and a stage would pass over in silence.
+# Methods of a learner that a stage does not call.
 HOOKS = ("configure_optimizers", "training_step")
-# These turn the learners themselves into it.
+# Precisions that the weights of the learners have, too.
 TRUE_PRECISIONS = ("64", "64-true", "bf16-true")
+# Arguments of the Trainer that mean for a stage what they mean for a fit.
+TRAINER = (
+    "max_epochs", "gradient_clip_val", "gradient_clip_algorithm", "accelerator", "devices",
+    "precision", "deterministic", "benchmark", "detect_anomaly",
+)  # fmt: skip
+DEFAULT_EPOCHS = 10
 SHOWN = ("/loss", "/accuracy")  # in the progress bar
 
 
 @dataclass
 class BoostingResult:
-    """What boosting found.
+    """The result of boosting.
 
     Attributes:
         model: The ensemble, one model, in evaluation mode: for ``Trainer.test``, ``predict``,
@@ -81,9 +87,10 @@ class BoostingResult:
 
 
 class Stagewise(CheckedConstructor):
-    """A fit of stages; `GradientBoosting` and `AdaBoost` say what a stage learns.
+    """Fit an ensemble stage by stage.
 
-    Arguments are those of `GradientBoosting`.
+    `GradientBoosting` and `AdaBoost` define what a stage learns. Arguments are those of
+    `GradientBoosting`.
     """
 
     kind: type[Model]  # of the learners
@@ -119,25 +126,25 @@ class Stagewise(CheckedConstructor):
             check_whole("patience", patience, 1)
         self.make_learner, self.datamodule = make_learner, datamodule
         self.num_stages, self.patience, self.seed = num_stages, patience, seed
-        self.trainer = check_trainer(trainer)
+        self.trainer = _check_trainer(trainer)
         self.logger = logger
         self.run_dir, self._is_numbered = Path(run_dir or self.base), not run_dir
         self.progress_bar = shows_bar(progress_bar, trainer)
         self.resume = resume
         self.settings: dict[str, Any] = {}
 
-    # What the kinds of boosting define
+    # Defined by the kinds of boosting
 
     def prepare(self) -> None:
-        """Checks the data, and sets what the first stage needs."""
+        """Check the data, and prepare the first stage."""
         raise NotImplementedError
 
     def width(self) -> tuple[int, ...]:
-        """The numbers of values that a learner may put out."""
+        """Return the allowed numbers of outputs of a learner."""
         raise NotImplementedError
 
     def wrap(self, net: nn.Module) -> Model:
-        """A learner over a bare net."""
+        """Make a learner over a bare net."""
         raise NotImplementedError
 
     def begin_stage(self, stage: int) -> Task | None:
@@ -149,19 +156,20 @@ class Stagewise(CheckedConstructor):
         raise NotImplementedError
 
     def add(self, stage: int, outputs: dict[str, Tensor]) -> dict[str, float] | None:
-        """Adds the learner of a stage to the ensemble; None if it is not to be added."""
+        """Add the learner of a stage, or return None to refuse it."""
         raise NotImplementedError
 
     def make_model(self, num_stages: int) -> Model:
-        """The ensemble of the first stages."""
+        """Make the ensemble of the first stages."""
         raise NotImplementedError
 
     # The fit
 
     def fit(self) -> BoostingResult:
-        """Fits all stages, or those that a killed fit has not reached; reads back one that ended.
+        """Fit all stages.
 
-        The global state of the caller is as before afterwards; see `cross_validate`.
+        Finished stages of a killed fit are loaded, as is a finished fit. The global state of the
+        caller is as before afterwards; see `cross_validate`.
 
         Raises:
             ValueError: The learners or targets do not fit, before anything is trained.
@@ -177,7 +185,7 @@ class Stagewise(CheckedConstructor):
         return result
 
     def _prepare(self) -> None:
-        """Check the data and the first learner, before there is a run folder."""
+        """Check the data and the first learner, before the run folder exists."""
         data = self.datamodule
         data.prepare_data()
         data.setup("fit")
@@ -198,7 +206,7 @@ class Stagewise(CheckedConstructor):
     def _fit_in(self, path: Path) -> BoostingResult:
         started = time.monotonic()
         self.run_dir = path
-        self._files = StageFiles(path, resume=self.resume)
+        self._files = _StageFiles(path, resume=self.resume)
         self._run(path)
         return self._finish(path, started)
 
@@ -254,7 +262,7 @@ class Stagewise(CheckedConstructor):
             run_id=run_id,
             config=self._configuration() | {"versions": tracking.versions()},
         )
-        # What a killed fit has logged is not logged again; a file is written anew.
+        # Rows that a killed fit has logged are not logged again; a CSV file is written again.
         self._logged = self._files.finished() or -1
         if isinstance(self.log, CSVLogger):
             go_on(self.log).keep(0)
@@ -307,7 +315,7 @@ class Stagewise(CheckedConstructor):
         return not self.stopped
 
     def record(self, row: dict[str, float]) -> None:
-        """Keeps and logs what is known after a stage."""
+        """Keep and log the row of a stage."""
         self.history.append(row)
         shown = {name: f"{value:.4g}" for name, value in row.items() if name.endswith(SHOWN)}
         self.bar.set_postfix(shown, refresh=False)
@@ -326,7 +334,7 @@ class Stagewise(CheckedConstructor):
     # Learners
 
     def next_learner(self) -> Model:
-        """The learner of the next stage; the first was made to be looked at before the fit."""
+        """Return a new learner; the first was made for checks."""
         learner = self._first if self._first is not None else self._new_learner()
         self._first = None
         mine = {id(p) for p in (*learner.parameters(), learner, learner.net)}
@@ -377,7 +385,7 @@ class Stagewise(CheckedConstructor):
         return learner
 
     def check_learner(self, learner: Any) -> None:
-        """Raises a `ValueError` if settings of a learner would have no effect."""
+        """Raise a `ValueError` if settings of a learner would have no effect."""
 
     def _check_width(self, learner: Model) -> None:
         if self_fitting(learner) is not None:
@@ -396,7 +404,7 @@ class Stagewise(CheckedConstructor):
             )
 
     def _plan(self) -> dict[str, Any]:
-        """All that decides what the stages are."""
+        """Describe the configuration for ``plan.json``."""
         assert self._first is not None  # for the type checker
         config = self._configuration()
         return describe(
@@ -420,16 +428,8 @@ class Stagewise(CheckedConstructor):
         }
 
 
-# Arguments of the Trainer that mean for a stage what they mean for a fit.
-TRAINER = (
-    "max_epochs", "gradient_clip_val", "gradient_clip_algorithm", "accelerator", "devices",
-    "precision", "deterministic", "benchmark", "detect_anomaly",
-)  # fmt: skip
-DEFAULT_EPOCHS = 10
-
-
-def check_trainer(trainer: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A copy of the Trainer arguments of stages, or a `ValueError` that names the wrong one."""
+def _check_trainer(trainer: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Copy the Trainer arguments of stages, and check them."""
     arguments = plain_trainer(trainer)
     arguments.pop("enable_progress_bar", None)
     for name, value in arguments.items():
@@ -460,12 +460,12 @@ def check_trainer(trainer: Mapping[str, Any] | None) -> dict[str, Any]:
     return arguments
 
 
-class StageFiles:
-    """``plan.json``, and the weights of each learner.
+class _StageFiles:
+    """Keep the weights of each learner, to resume a fit.
 
-    Whatever else a stage needs of those before it follows from what their learners put out. So a
-    fit goes on by running the learners that it has, in place of training them, and is then the fit
-    that was not killed, bit for bit. One that has ended is read back in the same way.
+    A resumed fit runs the finished learners instead of training them. All else that a stage needs
+    follows from their outputs, so that the fit is bit for bit that without a kill. A finished fit
+    is loaded in the same way.
 
     Args:
         run_dir: The run folder.
@@ -474,19 +474,19 @@ class StageFiles:
 
     def __init__(self, run_dir: Path, *, resume: bool) -> None:
         self.run_dir, self.resume = run_dir, resume
-        self.goes_on = resume and (run_dir / PLAN).is_file()
+        self.resumes = resume and (run_dir / PLAN).is_file()
 
     def finished(self) -> int:
-        """How many stages, from the first, the fit that is gone on with had finished."""
+        """Count the finished stages of the fit to resume."""
         count = 0
-        while self.goes_on and self._path(count).is_file():
+        while self.resumes and self._path(count).is_file():
             count += 1
         return count
 
     def read(self, stage: int) -> Mapping[str, Any] | None:
-        """The weights of the learner of stage 0, 1, …, or None if it was not finished."""
+        """Load the weights of stage 0, 1, …; None if unfinished."""
         path = self._path(stage)
-        if not (self.goes_on and path.is_file()):
+        if not (self.resumes and path.is_file()):
             return None
         if not is_whole(path):
             path.unlink()  # it is trained again
@@ -495,15 +495,15 @@ class StageFiles:
         return found
 
     def keep(self, stage: int, learner: Model) -> None:
-        """Writes the weights of the learner of a stage, if they are not there."""
+        """Write the weights of a stage's learner, unless they exist."""
         if self.resume and not self._path(stage).is_file():
             with atomic_write(self._path(stage)) as part:
                 torch.save(learner.state_dict(), part)
 
     def seconds(self) -> float | None:
-        """How long the fit took, if it has ended."""
+        """Return the duration of a finished fit, else None."""
         path = self.run_dir / SUMMARY
-        if not (self.goes_on and path.is_file()):
+        if not (self.resumes and path.is_file()):
             return None
         try:
             return float(json.loads(path.read_text())["seconds"])

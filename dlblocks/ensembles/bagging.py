@@ -1,4 +1,4 @@
-"""`Bagging` and `DeepEnsemble`: one architecture, trained many times, as one model."""
+"""`Bagging` and `DeepEnsemble`, which train one architecture many times."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from dlblocks.runs.folder import in_run_dir, know_rank, say
 
 
 class Bagging:
-    """Bagging: members of one architecture, each trained on a bootstrap sample (Breiman 1996).
+    """Train members of one architecture on bootstrap samples (Breiman 1996).
 
     Member k is a new model, seeded with ``seed + k``, trained on N of the N samples of the training
     part of `datamodule`, drawn with replacement by (seed, k) alone, in an order of its own. What is
@@ -64,9 +64,8 @@ class Bagging:
     prediction says how far the members are apart. Its run folder holds ``summary.json``,
     ``samples.npz`` (the rows of every member, with repeats), ``oob.npz``, ``ensemble.ckpt``,
     ``figures/*.png``, and for each member ``member-0/checkpoints/best.ckpt``,
-    ``member-0/history.csv`` and what its logger writes. A run that was killed goes on when it is
-    made and fitted again: finished members are read back, unfinished ones go on from their last
-    checkpoint.
+    ``member-0/history.csv`` and what its logger writes. After a kill, the same code
+    resumes the run: finished members are loaded, unfinished ones resume from their last checkpoint.
 
     Args:
         make_model: Returns a new `Classifier` or `Regressor`; called for every member.
@@ -91,10 +90,10 @@ class Bagging:
             a few measured steps say that it is faster.
         logger: Where each member logs. W&B runs share a group named after `run_dir`, with a summary
             run.
-        run_dir: A folder that is empty or does not exist, or holds a run to go on with. A finished
+        run_dir: A folder that is empty or does not exist, or holds a run to resume. A finished
             run is loaded. Both are reported on stderr. None: ``runs/bagging``,
             numbered: the first that is empty, or holds an unfinished run of the same configuration.
-        resume: Go on with the run in `run_dir`; False refuses a folder that holds something.
+        resume: Resume the run in `run_dir`; False refuses a folder that holds something.
         seed: Seed of the samples, of initialisation, dropout and the order of the data.
         progress_bar: Show one bar over all members, as for `cross_validate`.
         figures: Draw ``figures/*.png``: learning curves, and what is out of the bag.
@@ -178,7 +177,9 @@ class Bagging:
         self.progress_bar = shows_bar(progress_bar, trainer)
 
     def fit(self) -> BaggingResult:
-        """Trains the members, or those that are left, and makes them one model.
+        """Train the members, and combine them into one model.
+
+        Finished members of a killed run are loaded.
 
         The global state of the caller is as before afterwards; see `cross_validate`.
 
@@ -196,7 +197,7 @@ class Bagging:
         return result
 
     def _fit(self, run_dir: Path) -> BaggingResult:
-        """See `fit`; the run folder is this process's own, or that of its rank 0."""
+        """Run `fit` in a folder that it or its rank 0 holds."""
         started = time.monotonic()
         self.run_dir = run_dir
         with isolated():
@@ -225,10 +226,8 @@ class Bagging:
                 seed = getattr(data, "shuffle_seed", 0) + self.seed + spec.number
                 return data.with_train_indices(samples[spec.number], shuffle_seed=seed)
 
-            engine, why, together = engine_for(self.engine, config, make_data, todo)
-            ready = [] if together is None else [together]
-            del together  # the engine frees its memory
-            if engine == "vectorized":  # which draws other numbers
+            engine, why, ready = engine_for(self.engine, config, make_data, todo)
+            if engine == "vectorized":  # which draws other random numbers
                 described["engine"] = engine
             if is_rank_zero():
                 config.run_id = begin_run(
@@ -278,10 +277,8 @@ class Bagging:
                 self._write(config, data, result)
         return result
 
-    # Before
-
     def _data(self) -> SplitDataModule:
-        """A new datamodule over the data that were given."""
+        """Return a new datamodule over the given data."""
         data = new_datamodule(self.datamodule, self.seed)
         new = data.for_fold(data.fold, data.num_folds, repeat=data.repeat)
         if data.whole or not len(new.indices("val")):
@@ -303,7 +300,7 @@ class Bagging:
 
     @property
     def _leaves_out(self) -> bool:
-        """Whether there may be samples out of the bag."""
+        """True if there may be samples out of the bag."""
         return self.bootstrap or self.max_samples < 1
 
     def _samples(self, data: SplitDataModule) -> list[Rows]:
@@ -327,7 +324,7 @@ class Bagging:
         samples: Sequence[Rows],
         lacking: Mapping[int, list[int]],
     ) -> dict[str, Any]:
-        """Checks models, callbacks and samples; returns what decides what the fits are."""
+        """Check models, callbacks and samples, and describe the run."""
         model, callbacks = config.new_model(), config.new_callbacks()
         config.new_model(), config.new_callbacks()  # to see that they are others
         model.check_data(data)
@@ -357,8 +354,6 @@ class Bagging:
             "stratify=True draws from each class by itself.",
             stacklevel=3,
         )
-
-    # After
 
     def _result(
         self,
@@ -397,13 +392,13 @@ class Bagging:
         means = {f"{metric}/mean": result.mean(metric) for metric in result.metrics}
         values = {**means, **result.oob_score}
         config.log_summary(result.info["config"], values, result.members, figures)
-        (self.run_dir / STATE).unlink(missing_ok=True)  # if a kill has left it
-        # The summary comes last: what a kill prevents before it, the next call makes up for.
+        (self.run_dir / STATE).unlink(missing_ok=True)  # after a kill
+        # Last, so that after a kill the next call writes what is missing.
         result.write_summary()
 
 
 class DeepEnsemble(Bagging):
-    """A deep ensemble: members that differ by initialisation and order of the data alone.
+    """Train members that differ only by initialisation and order of the data.
 
     Bagging without resampling: each member is trained on the whole training part, so that nothing
     is out of a bag, and the validation or test set scores the ensemble. For nets, the differences

@@ -1,4 +1,4 @@
-"""What bagging has found, and the files that hold it."""
+"""The result of bagging, and its files."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class BaggingResult(Result):
         return self.members
 
     def table(self) -> str:
-        """The members as text, each alone, and below them the out-of-bag scores of all."""
+        """Return the members as text, and the out-of-bag scores below them."""
         names = [name for name in (self.info.get("monitor"),) if name in self.metrics]
         names += [name for name in self.metrics if name not in names]
         columns = [
@@ -104,7 +104,7 @@ class BaggingResult(Result):
                 and "/" in name]  # fmt: skip
 
     def summary(self) -> dict[str, Any]:
-        """What ``summary.json`` holds."""
+        """Return the content of ``summary.json``."""
         out: dict[str, Any] = {}
         if self.oob is not None:
             count = int(self.oob.predicted.sum())
@@ -123,7 +123,7 @@ class BaggingResult(Result):
         }
 
     def write_parts(self) -> None:
-        """Writes ``oob.npz`` and ``members.csv``."""
+        """Write ``oob.npz`` and ``members.csv``."""
         if self.oob is not None:
             with atomic_write(self.run_dir / OOB) as part:
                 np.savez_compressed(part, **vars(self.oob))
@@ -137,7 +137,7 @@ class BaggingResult(Result):
         make_model: Callable[[], pl.LightningModule] | None = None,
         classes: Iterable[type[Model]] = (),
     ) -> BaggingResult:
-        """Reads a result back from its run folder.
+        """Load a result from its run folder.
 
         Args:
             run_dir: The folder.
@@ -185,7 +185,7 @@ class BaggingResult(Result):
 
 
 def result_figures(result: BaggingResult, datamodule: SplitDataModule) -> dict[str, Figure]:
-    """All that can be drawn of a result, by the names of the files."""
+    """Draw all figures of a result, by the names of their files."""
     figures = curve_figures(
         result.histories,
         [row["best_epoch"] for row in result.members],

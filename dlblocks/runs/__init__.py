@@ -1,4 +1,4 @@
-"""One run folder: fit, resume, plan, predictions, history and figures."""
+"""Run folders, and the fits, predictions and figures in them."""
 
 from dlblocks.runs.fit import fit_and_test
 from dlblocks.runs.folder import next_run_dir

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NUM_HARDEST = 20
-MAX_CLASSES = 1000  # counts of more, which may be no classes, would not fit into memory
+MAX_CLASSES = 1000  # a matrix of more might not fit into memory
 
 
 def curve_figures(
@@ -27,7 +27,7 @@ def curve_figures(
     *,
     monitor: str = "val/loss",
 ) -> dict[str, Figure]:
-    """Draws the learning curves of fits, if they logged a metric.
+    """Draw the learning curves of fits, if they logged a metric.
 
     Args:
         histories: For each fit one row an epoch.
@@ -47,7 +47,7 @@ def curve_figures(
 def score_figure(
     name: str, metric: str, values: Sequence[float], interval: tuple[float, float]
 ) -> dict[str, Figure]:
-    """The metric of every fold of one cross-validation, with its mean and interval."""
+    """Draw a metric of every fold, with its mean and interval."""
     with drawing("scores") as figures:
         figures["scores"] = plots.strip({name: values}, intervals={name: interval}, metric=metric)
     return figures
@@ -61,12 +61,13 @@ def prediction_figures(
     title: str,
     scores: Mapping[str, float] | None = None,
 ) -> dict[str, Figure]:
-    """What predictions look like: confusion matrix, reliability and hardest images, or values.
+    """Draw predictions of classes or of values.
 
-    Predicted classes, and scores that are not probabilities, such as logits, have a confusion
-    matrix only; what `dlblocks._scores.kind_of` refuses, or is not finite, has no figure. Figures
-    of inputs are for a `DataModule`. Over several repeats all predictions are drawn, but each
-    input once, with the mean of its predictions.
+    Classes have a confusion matrix, reliability and hardest images; values are drawn over the true
+    ones. Predicted classes, and scores that are not probabilities, such as logits, have a
+    confusion matrix only. Predictions that `dlblocks._scores.kind_of` refuses, or that are not
+    finite, have no figure. Figures of inputs need a `DataModule`. Over several repeats all
+    predictions are drawn, but each input once, with the mean of its predictions.
 
     Args:
         datamodule: Where the samples come from.
@@ -140,7 +141,7 @@ def prediction_figures(
 def _means(
     index: np.ndarray, target: np.ndarray, prediction: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each sample once, sorted by index, with the mean of its predictions."""
+    """Average the predictions of each sample; sorted by index."""
     once, first, where, counts = np.unique(
         index, return_index=True, return_inverse=True, return_counts=True
     )
@@ -150,7 +151,7 @@ def _means(
 
 
 def save_figures(folder: Path, figures: Mapping[str, Figure]) -> dict[str, Figure]:
-    """Write each figure as ``<folder>/<name>.png``; return those that could be written."""
+    """Write figures as ``<folder>/<name>.png`` and return those that were written."""
     written = {}
     for name, figure in figures.items():
         with drawing(name):
@@ -161,7 +162,9 @@ def save_figures(folder: Path, figures: Mapping[str, Figure]) -> dict[str, Figur
 
 @contextlib.contextmanager
 def drawing(name: str) -> Iterator[dict[str, Figure]]:
-    """Turn an error while a figure is drawn into a warning: figures never cost a result.
+    """Turn an error of drawing into a warning.
+
+    A figure never costs a result.
 
     Args:
         name: The figure, for the warning.

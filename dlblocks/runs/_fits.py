@@ -1,4 +1,4 @@
-"""Several fits in one run folder: how one of them is run, written and read back.
+"""Run, write and load the fits of one run folder.
 
 A fit is finished when its JSON file is there, such as ``fold-0/fold.json``. It is written last.
 """
@@ -42,22 +42,21 @@ from dlblocks.models._predict import NoPredictions
 from dlblocks.runs._plan import run_id_of
 from dlblocks.runs._trainer import new_callbacks, new_module
 from dlblocks.runs.fit import drop_training_state, fit
-from dlblocks.runs.predictions import predict_part, try_prediction
+from dlblocks.runs.predictions import KEYS, predict_part, try_prediction
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLUMNS = ("index", "target", "prediction")
-# What was made in this process, by the key of the configuration that it belongs to.
+# Models and callbacks made in this process, by the key of their configuration.
 _seen: dict[str, dict[int, weakref.ref]] = {}
 
 
 @dataclass(frozen=True)
 class FitSpec:
-    """Which of several fits it is.
+    """The number, name and folder of one of several fits.
 
     Attributes:
-        number: Its number, from 0. It is added to the seed.
+        number: From 0. It is added to the seed.
     """
 
     number: int
@@ -69,12 +68,12 @@ class FitSpec:
 
     @property
     def name(self) -> str:
-        """How messages call it: ``"fold 2"``."""
+        """Its name in messages, such as ``"fold 2"``."""
         raise NotImplementedError
 
     @property
     def folder(self) -> str:
-        """Its folder within the run folder: ``"fold-2"``."""
+        """Its folder within the run folder, such as ``"fold-2"``."""
         raise NotImplementedError
 
 
@@ -83,7 +82,7 @@ Spec = TypeVar("Spec", bound=FitSpec)
 
 @dataclass
 class FitResult:
-    """What one fit leaves.
+    """The result of one fit.
 
     Attributes:
         row: Its row in the table of all fits.
@@ -105,7 +104,10 @@ class FitResult:
 
 @dataclass
 class RunConfig:
-    """What is the same for every fit of a run; see `cross_validate` and `Bagging`."""
+    """Configuration that all fits of a run share.
+
+    Most attributes are arguments of `cross_validate` and `Bagging`.
+    """
 
     make_model: Callable[[], pl.LightningModule]
     make_callbacks: Callable[[], Sequence[Callback]]
@@ -139,7 +141,7 @@ class RunConfig:
         return {**spec.place, "seed": self.seed + spec.number}
 
     def new_model(self) -> pl.LightningModule:
-        """Make a model, and check that it shares nothing with those made before."""
+        """Make a model that shares nothing with those made before."""
         model = new_module(self.make_model)
         self._check_new(model, "make_model", "model")
         for name, parameter in model.named_parameters():
@@ -179,7 +181,9 @@ class RunConfig:
         return self.run_dir / spec.folder
 
     def new_logger(self, spec: FitSpec, **config: Any) -> Logger | None:
-        """Make the logger of a fit; its W&B run is one of the group named after the run folder.
+        """Make the logger of a fit.
+
+        Its W&B run is one of the group named after the run folder.
 
         Args:
             spec: Which fit it is.
@@ -204,7 +208,9 @@ class RunConfig:
         figures: Mapping[str, Figure],
         checkpoints: Sequence[Path] = (),
     ) -> None:
-        """Log the summary run of a W&B group; nothing with another logger.
+        """Log the summary run of a W&B group.
+
+        Other loggers get nothing.
 
         Args:
             config: Configuration of the run.
@@ -239,10 +245,12 @@ class RunConfig:
 def run_fit(
     config: RunConfig, datamodule: SplitDataModule, spec: FitSpec, bar: Callback | None
 ) -> FitResult:
-    """Fit, validate and predict, and write what was found. A killed fit is resumed.
+    """Fit, validate and predict, and write the result.
+
+    A killed fit is resumed.
 
     Args:
-        config: What is the same for every fit.
+        config: Configuration of the run.
         datamodule: A new one, set to this fit.
         spec: Which fit it is.
         bar: Its progress bar.
@@ -294,33 +302,6 @@ def run_fit(
     return result
 
 
-class _TryPrediction(Callback):
-    """Try the prediction of one batch before the fit.
-
-    The fit stays what it would have been. It is tried on the fit's own model: only there are the
-    device, the precision and what ``setup("fit")`` has made as they will be.
-    """
-
-    def __init__(self, config: RunConfig) -> None:
-        self.config = config
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        modes = {part: part.training for part in pl_module.modules()}
-        pl_module.eval()
-        try:
-            with isolate_rng(), paused(pl_module), torch.no_grad():
-                try_prediction(trainer, pl_module, datamodule, "train")
-        except NoPredictions as reason:
-            # Numbers of a model that has not learned may be at fault: after the fit it is seen.
-            if not isinstance(reason.__cause__, torch.linalg.LinAlgError):
-                self.config.warn(reason)
-        finally:
-            self.config.tried = True
-            for part, training in modes.items():
-                part.training = training
-
-
 def finish_fit(
     config: RunConfig,
     spec: FitSpec,
@@ -335,10 +316,10 @@ def finish_fit(
     reason: NoPredictions | None = None,
     history: list[dict[str, float]],
 ) -> FitResult:
-    """Write what a fit leaves into its folder; the JSON file comes last.
+    """Write the result of a fit into its folder, the JSON file last.
 
     Args:
-        config: What is the same for every fit.
+        config: Configuration of the run.
         spec: Which fit it is.
         datamodule: Its data.
         epochs: Epochs run.
@@ -364,11 +345,84 @@ def finish_fit(
     }
     pair = getattr(datamodule, "normalisation", None)
     plain = None if pair is None else [tensor.tolist() for tensor in pair]
-    arrays = None if predicted is None else {key: predicted[key] for key in COLUMNS}
+    arrays = None if predicted is None else {key: predicted[key] for key in KEYS}
     result = FitResult(row, arrays, history, plain, reason)
     if is_rank_zero():
         _write(config, spec, result)
     return result
+
+
+def read_fits(config: RunConfig, specs: Sequence[Spec]) -> dict[Spec, FitResult]:
+    """Load the finished fits of the run in the folder."""
+    run_id = run_id_of(config.run_dir) if config.resume else ""
+    read = [(s, read_fit(type(config), config.run_dir, s, run_id)) for s in specs if run_id]
+    return {spec: result for spec, result in read if result is not None}
+
+
+def read_fit(kind: type[RunConfig], run_dir: Path, spec: FitSpec, run_id: str) -> FitResult | None:
+    """Load the result of a fit; None if it is not finished.
+
+    Args:
+        kind: The class of the run's configuration.
+        run_dir: The run folder.
+        spec: Which fit it is.
+        run_id: The run's id.
+
+    Raises:
+        ValueError: A file is damaged.
+    """
+    folder = run_dir / spec.folder
+    path = folder / f"{kind.kind}.json"
+    if not path.exists():
+        return None
+    cure = f"delete {path}, and the same call runs {folder.name} again"
+    found = read_record(path, cure)
+    with reading(path, cure):
+        if found.get("run_id", run_id) != run_id:
+            return None  # of a run that was here before
+        if any(found["row"][key] != value for key, value in spec.place.items()):
+            raise ValueError(f"it is of another {kind.kind}")
+        row = {k: float(v) if v in ("nan", "inf", "-inf") else v for k, v in found["row"].items()}
+    check_files(path, found, cure)
+    if is_rank_zero():
+        with contextlib.suppress(OSError):  # a finished run may be read-only
+            _last_checkpoint(folder).unlink()  # if a kill has left it
+    predicted = None
+    if found.get("has_predictions"):
+        arrays = read_arrays(folder / kind.predictions_file, cure)
+        predicted = {key: arrays[key] for key in KEYS}
+    text = found.get("no_predictions")
+    reason = None if text is None else NoPredictions(text)
+    with reading(folder / "history.csv", cure):
+        history = read_rows(folder / "history.csv")
+    return FitResult(row, predicted, history, found["normalisation"], reason)
+
+
+class _TryPrediction(Callback):
+    """Try the prediction of one batch before the fit.
+
+    The fit does not change by it. Only the fit's own model has the device, the precision and what
+    ``setup("fit")`` makes.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        modes = {part: part.training for part in pl_module.modules()}
+        pl_module.eval()
+        try:
+            with isolate_rng(), paused(pl_module), torch.no_grad():
+                try_prediction(trainer, pl_module, datamodule, "train")
+        except NoPredictions as reason:
+            # The weights of an untrained model may be the cause: tried again after the fit.
+            if not isinstance(reason.__cause__, torch.linalg.LinAlgError):
+                self.config.warn(reason)
+        finally:
+            self.config.tried = True
+            for part, training in modes.items():
+                part.training = training
 
 
 def _write(config: RunConfig, spec: FitSpec, result: FitResult) -> None:
@@ -402,51 +456,5 @@ def _write(config: RunConfig, spec: FitSpec, result: FitResult) -> None:
     _last_checkpoint(folder).unlink(missing_ok=True)  # nothing resumes from it
 
 
-def read_fits(config: RunConfig, specs: Sequence[Spec]) -> dict[Spec, FitResult]:
-    """Read the fits that a run in the folder has finished."""
-    run_id = run_id_of(config.run_dir) if config.resume else ""
-    read = [(s, read_fit(type(config), config.run_dir, s, run_id)) for s in specs if run_id]
-    return {spec: result for spec, result in read if result is not None}
-
-
 def _last_checkpoint(folder: Path) -> Path:
     return folder / "checkpoints" / "last.ckpt"
-
-
-def read_fit(kind: type[RunConfig], run_dir: Path, spec: FitSpec, run_id: str) -> FitResult | None:
-    """Read what a finished fit of a run has left; None if it is not finished.
-
-    Args:
-        kind: The class of the run's configuration.
-        run_dir: The run folder.
-        spec: Which fit it is.
-        run_id: The run's id.
-
-    Raises:
-        ValueError: A file is damaged.
-    """
-    folder = run_dir / spec.folder
-    path = folder / f"{kind.kind}.json"
-    if not path.exists():
-        return None
-    cure = f"delete {path}, and the same call runs {folder.name} again"
-    found = read_record(path, cure)
-    with reading(path, cure):
-        if found.get("run_id", run_id) != run_id:
-            return None  # of a run that was here before
-        if any(found["row"][key] != value for key, value in spec.place.items()):
-            raise ValueError(f"it is of another {kind.kind}")
-        row = {k: float(v) if v in ("nan", "inf", "-inf") else v for k, v in found["row"].items()}
-    check_files(path, found, cure)
-    if is_rank_zero():
-        with contextlib.suppress(OSError):  # a finished run may be read-only
-            _last_checkpoint(folder).unlink()  # if a kill has left it
-    predicted = None
-    if found.get("has_predictions"):
-        arrays = read_arrays(folder / kind.predictions_file, cure)
-        predicted = {key: arrays[key] for key in COLUMNS}
-    text = found.get("no_predictions")
-    reason = None if text is None else NoPredictions(text)
-    with reading(folder / "history.csv", cure):
-        history = read_rows(folder / "history.csv")
-    return FitResult(row, predicted, history, found["normalisation"], reason)

@@ -1,4 +1,4 @@
-"""What was logged, epoch by epoch."""
+"""The metrics that a fit logs, epoch by epoch."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from dlblocks._lightning import intercept_metrics, send_metrics
 
 _WORD = r"(?:val|valid|validation|dev|eval)"
 VALIDATION = re.compile(rf"{_WORD}(?=[/_.-])|(?:.*(?<=[/_.-])){_WORD}$", re.IGNORECASE)
-MOST = 1000  # entries of a list or tensor that is looked at as an attribute
-OF_EPOCH = ("epoch", "step")  # what Lightning logs beside the metrics
+MOST = 1000  # entries of a list or tensor that is compared
+OF_EPOCH = ("epoch", "step")  # logged by Lightning beside the metrics
 
 
 def name_of_selection(name: str) -> str:
-    """The name of a validation metric that was computed on the selection part.
+    """Rename a validation metric that the selection part gave.
 
     Example:
         >>> [name_of_selection(name) for name in ("val/loss", "acc_valid", "auroc")]
@@ -36,11 +36,12 @@ def name_of_selection(name: str) -> str:
 
 
 class History(Logger):
-    """A logger that keeps one row an epoch in memory: ``{"epoch": 0, "val/loss": …, …}``.
+    """A logger that keeps one row an epoch in memory.
 
-    A key logged several times in an epoch keeps its last value. It holds what was logged, when it
-    was logged, by any LightningModule. A callback would see the validation metrics of this epoch
-    beside the training metrics of the one before.
+    A row is ``{"epoch": 0, "val/loss": …, …}``.
+
+    A key logged several times in an epoch keeps its last value. A callback would see the validation
+    metrics of this epoch beside the training metrics of the one before.
     """
 
     def __init__(self) -> None:
@@ -68,13 +69,14 @@ class History(Logger):
 
 
 def record(trainer: pl.Trainer, history: History, *, validated_on: str | None) -> None:
-    """Keeps in `history` what `trainer` logs, without being one of its loggers.
+    """Record in `history` what `trainer` logs.
 
-    So the module's `self.logger` is the user's alone. Metrics that are computed on the selection
-    part are logged under its name, here and in the user's logger.
+    `history` is not one of the Trainer's loggers, so that `self.logger` is the user's alone.
+    Metrics that are computed on the selection part are logged under its name, here and in the
+    user's logger.
 
     Args:
-        trainer: A Trainer that has not begun.
+        trainer: A Trainer before its fit.
         history: Gets the rows.
         validated_on: The part on which the fit validates.
     """
@@ -97,12 +99,12 @@ def record(trainer: pl.Trainer, history: History, *, validated_on: str | None) -
 
 
 def stop_recording(trainer: pl.Trainer) -> None:
-    """Ends what `record` began."""
+    """Stop what `record` began."""
     intercept_metrics(trainer, None)
 
 
 class KeepHistory(Callback):
-    """Keeps the rows of a `History` in every checkpoint, so that a resumed fit has them all."""
+    """Keep the rows of a `History` in every checkpoint, for a resumed fit."""
 
     def __init__(self, history: History) -> None:
         self.history = history
@@ -115,7 +117,7 @@ class KeepHistory(Callback):
 
 
 class ValidationMemory(Callback):
-    """Knows which attributes of a module its validations have changed, and takes that back.
+    """Remember the attributes that validations change, and restore them.
 
     A module may keep the best score so far, in an attribute or a `MaxMetric`, and log it. What it
     has seen on the part that selects the epoch must not be in the score of another part. What
@@ -137,7 +139,7 @@ class ValidationMemory(Callback):
         self._compare(pl_module)
 
     def _compare(self, module: pl.LightningModule) -> None:
-        """Looks at the first hook after a validation, when those of its end have all run."""
+        """Compare at the first hook after a validation, when all its hooks have run."""
         before, self._before = self._before, None
         if before is None:
             return
@@ -148,7 +150,7 @@ class ValidationMemory(Callback):
                 self._first.setdefault(name, before[name])
 
     def forget(self, module: pl.LightningModule) -> None:
-        """Sets the attributes back, and resets the metrics."""
+        """Restore the attributes, and reset the metrics."""
         self._compare(module)
         for part in module.modules():
             if isinstance(part, Metric):
@@ -165,7 +167,7 @@ class ValidationMemory(Callback):
 
 
 def _plain_attributes(module: pl.LightningModule) -> dict[str, Any]:
-    """Copies of the plain attributes of a module, without those of its parts."""
+    """Copy the plain attributes of a module, not those of its parts."""
     return {
         name: copy.deepcopy(value)
         for name, value in vars(module).items()

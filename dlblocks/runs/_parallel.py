@@ -1,4 +1,4 @@
-"""Folds side by side, each in a process of its own: by joblib, here or on a cluster."""
+"""Run fits side by side in processes, here or on a cluster."""
 
 from __future__ import annotations
 
@@ -29,34 +29,20 @@ from dlblocks.runs._progress import FitBar, FitProgress, Notes
 from dlblocks.runs._trainer import new_callbacks, without_bars
 from dlblocks.runs.folder import locked
 
-# How often Ray runs a fold again whose machine has died.
-LOST = 3
-WATCH_SECONDS = 0.2
-# By these a process finds out that it is one rank of many. A fold in a worker is a run of its own,
-# whatever started the worker: srun, say, which has numbered the nodes of a Ray cluster.
+LOST = 3  # how often Ray repeats a fit whose machine has died
+WATCH_SECONDS = 0.2  # between looks at whether the process of the call lives
+# These variables tell a process that it is one rank of many. A worker hides them, since its fit is
+# a run of its own; srun, for example, sets them for the nodes of a Ray cluster.
 RANKS = (
     *("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
     *("SLURM_PROCID", "SLURM_NTASKS", "JSM_NAMESPACE_RANK", "TORCHELASTIC_RUN_ID"),
 )
-# Two folds in one process, as in the threads of a Dask worker, would share its random state.
+# Two fits in one process, as in the threads of a Dask worker, would share its random state.
 _one_fit = threading.Lock()
 
 
-@dataclass
-class Task:
-    """What a worker gets, wherever it is."""
-
-    plan: RunConfig
-    datamodule: SplitDataModule
-    job: FitSpec
-    threads: int
-    notes: Path
-    parent: int
-    is_child: bool = False  # whether the worker is a child of the process `parent`
-
-
 def check_jobs(n_jobs: int, trainer: Mapping[str, Any], engine: str, on_error: str) -> None:
-    """Raises a `ValueError` if folds cannot run side by side, or go on after an error."""
+    """Raise a `ValueError` for arguments that cannot be combined."""
     ranks = _count_ranks(trainer)
     if on_error == "continue" and n_jobs == 1 and ranks > 1:
         raise ValueError(
@@ -82,8 +68,82 @@ def check_jobs(n_jobs: int, trainer: Mapping[str, Any], engine: str, on_error: s
         )
 
 
+def run_side_by_side(
+    config: RunConfig,
+    make_data: Callable[[Any], SplitDataModule],
+    specs: Sequence[Any],
+    n_jobs: int,
+    progress: FitProgress,
+    on_error: str = "raise",
+) -> Generator[tuple[Any, FitResult | Exception], None, None]:
+    """Run fits in `n_jobs` processes, and yield each as it ends.
+
+    A failed fit comes with its error. Each process gets its share of the cores. With several GPUs,
+    each fit has one of them. `joblib.parallel_config` chooses another place to run.
+
+    Args:
+        config: Configuration of the run.
+        make_data: Returns a new datamodule set to a fit.
+        specs: The fits.
+        n_jobs: Number of processes; -1 for one a core.
+        progress: The bar over all fits.
+        on_error: ``"raise"``, or ``"continue"`` with the other fits when a process dies.
+    """
+    import joblib
+
+    backend, _ = joblib.parallel.get_active_backend()
+    is_ray = type(backend).__module__.startswith("ray.")
+    processes = len(specs) if is_ray else joblib.cpu_count()
+    processes = min(processes if n_jobs == -1 else n_jobs, len(specs))
+    options = _ray_options(backend, config) if is_ray else {}
+    threads = max(1, int(options.get("num_cpus", torch.get_num_threads() // processes)))
+    # Absolute: on another machine the working folder may be another.
+    config = replace(
+        config,
+        run_dir=config.run_dir.absolute(),
+        # Bars of several processes would overwrite each other.
+        make_callbacks=partial(_without_bars, config.make_callbacks),
+    )
+    with tempfile.TemporaryDirectory(prefix="dlblocks-") as folder:
+        notes = Path(folder)
+        # The first worker tries and warns for all.
+        others = replace(config, tried=True, warned=True)
+        configs = {spec: config if spec is specs[0] else others for spec in specs}
+        is_child = type(backend).__name__ == "LokyBackend"
+
+        def make_task(spec: FitSpec) -> _Task:
+            return _Task(
+                configs[spec], make_data(spec), spec, threads, notes, os.getpid(), is_child=is_child
+            )
+
+        if is_ray:
+            outcomes = _on_ray(map(make_task, specs), processes, options)
+        else:
+            outcomes = _on_joblib(make_task, specs, processes, notes, on_error)
+        with progress.watching(notes):
+            try:
+                for spec, outcome in outcomes:
+                    Notes(notes, spec.number).end_fit(1.0)  # on another machine it could not
+                    yield spec, outcome
+            finally:
+                outcomes.close()
+
+
+def wait_for_workers(config: RunConfig, specs: Sequence[FitSpec]) -> None:
+    """Wait for workers of a killed call that still run.
+
+    Workers on the machine of their call end a second or two after it. Workers on a cluster may
+    finish their fit.
+    """
+    for spec in specs:
+        folder = config.folder(spec)
+        if (folder / LOCK).exists():
+            with locked(folder, waiting=f"Waiting for a process that still runs {spec.name}."):
+                pass
+
+
 def _count_ranks(trainer: Mapping[str, Any]) -> int:
-    """Number of processes that run one fit together."""
+    """Count the processes that run one fit."""
     devices, accelerator = trainer.get("devices", "auto"), trainer.get("accelerator", "auto")
     if devices in ("auto", None, -1, "-1"):
         count = 1 if accelerator in ("cpu", "mps") else max(torch.cuda.device_count(), 1)
@@ -94,97 +154,49 @@ def _count_ranks(trainer: Mapping[str, Any]) -> int:
     return int(count * int(trainer.get("num_nodes", 1)))
 
 
-def run_side_by_side(
-    plan: RunConfig,
-    make_data: Callable[[Any], SplitDataModule],
-    jobs: Sequence[Any],
-    n_jobs: int,
-    progress: FitProgress,
-    on_error: str = "raise",
-) -> Generator[tuple[Any, FitResult | Exception], None, None]:
-    """Runs fits in `n_jobs` processes; yields each as it ends, with its error if it failed.
+@dataclass
+class _Task:
+    """Arguments of a worker."""
 
-    The processes share the cores out among them, and where there are several GPUs each fit has one
-    of them. Under `joblib.parallel_config` the fits run where that says.
-
-    Args:
-        plan: What is the same for every fit.
-        make_data: Returns a new datamodule set to the fold of a job.
-        jobs: The fits.
-        n_jobs: Number of processes; -1 for one a core.
-        progress: The bar over all fits.
-        on_error: ``"raise"``, or ``"continue"`` with the other fits when a process dies.
-    """
-    import joblib
-
-    backend, _ = joblib.parallel.get_active_backend()
-    is_ray = type(backend).__module__.startswith("ray.")
-    processes = len(jobs) if is_ray else joblib.cpu_count()
-    processes = min(processes if n_jobs == -1 else n_jobs, len(jobs))
-    options = _ray_options(backend, plan) if is_ray else {}
-    threads = max(1, int(options.get("num_cpus", torch.get_num_threads() // processes)))
-    # Absolute: on another machine the working folder may be another.
-    plan = replace(
-        plan,
-        run_dir=plan.run_dir.absolute(),
-        # Bars of several processes would overwrite each other.
-        make_callbacks=partial(_without_bars, plan.make_callbacks),
-    )
-    with tempfile.TemporaryDirectory(prefix="dlblocks-") as folder:
-        notes = Path(folder)
-        # The first worker tries and warns for all.
-        others = replace(plan, tried=True, warned=True)
-        plans = {job: plan if job is jobs[0] else others for job in jobs}
-        is_child = type(backend).__name__ == "LokyBackend"
-
-        def make_task(job: FitSpec) -> Task:
-            return Task(
-                plans[job], make_data(job), job, threads, notes, os.getpid(), is_child=is_child
-            )
-
-        if is_ray:
-            outcomes = _on_ray(map(make_task, jobs), processes, options)
-        else:
-            outcomes = _on_joblib(make_task, jobs, processes, notes, on_error)
-        with progress.watching(notes):
-            try:
-                for job, outcome in outcomes:
-                    Notes(notes, job.number).end_fit(1.0)  # on another machine it could not
-                    yield job, outcome
-            finally:
-                outcomes.close()
+    config: RunConfig
+    datamodule: SplitDataModule
+    spec: FitSpec
+    threads: int
+    notes: Path
+    parent: int
+    is_child: bool = False  # whether the worker is a child of the process `parent`
 
 
 def _on_joblib(
-    make_task: Callable[[FitSpec], Task],
-    jobs: Sequence[FitSpec],
+    make_task: Callable[[FitSpec], _Task],
+    specs: Sequence[FitSpec],
     processes: int,
     notes: Path,
     on_error: str,
 ) -> Generator[tuple[FitSpec, FitResult | Exception], None, None]:
-    """Runs fits in joblib's processes.
+    """Run fits in joblib's processes.
 
-    When one process dies, joblib ends all of them and does not say which fit was at fault. With
+    When one process dies, joblib ends all of them and does not say which fit failed. With
     ``on_error="continue"`` the fits that were running are resumed after the others, each alone. One
     whose process dies again has failed.
     """
     import joblib
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    todo, suspects = list(jobs), list[FitSpec]()
+    todo, suspects = list(specs), list[FitSpec]()
     while todo or suspects:
         some = todo or [suspects.pop(0)]
         is_alone = not todo
         # Two, as one would be this process; with one fit the other is never started.
         parallel = joblib.Parallel(2 if is_alone else processes, return_as="generator_unordered")
-        outcomes = parallel(joblib.delayed(_work)(make_task(job)) for job in list(some))
+        outcomes = parallel(joblib.delayed(_work)(make_task(spec)) for spec in list(some))
         try:
-            for job, outcome in outcomes:
-                some.remove(job)
-                yield job, outcome
+            for spec, outcome in outcomes:
+                some.remove(spec)
+                yield spec, outcome
         except TerminatedWorkerError as error:
-            begun = [job for job in some if _begun(notes, job).exists()]
-            names = ", ".join(job.name for job in begun or some)
+            begun = [spec for spec in some if _begun(notes, spec).exists()]
+            names = ", ".join(spec.name for spec in begun or some)
             died = RuntimeError(
                 f"a worker process died, which ran one of: {names}. It was killed, crashed, or the "
                 f"memory was short: use fewer n_jobs, or on_error='continue'. {error}"
@@ -192,46 +204,38 @@ def _on_joblib(
             if on_error == "raise":
                 raise died from error
             if is_alone or not begun:
-                yield from ((job, died) for job in some)
+                yield from ((spec, died) for spec in some)
                 todo = []
             else:
                 suspects += begun
-                todo = [job for job in some if job not in begun]
+                todo = [spec for spec in some if spec not in begun]
         finally:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that fits were broken off, as they should be
                 outcomes.close()
 
 
-def _begun(notes: Path, job: FitSpec) -> Path:
-    return notes / f"{job.number}.begun"
-
-
-def _without_bars(make_callbacks: Callable[[], Sequence[Callback]]) -> list[Callback]:
-    return without_bars(new_callbacks(make_callbacks))
-
-
-def _ray_options(backend: Any, plan: RunConfig) -> dict[str, Any]:
-    """What a fold needs of the cluster, which `ray_remote_args` of joblib's backend overrides."""
+def _ray_options(backend: Any, config: RunConfig) -> dict[str, Any]:
+    """Return the Ray options of a fit; joblib's `ray_remote_args` override them."""
     import ray
 
     if not ray.is_initialized():
         ray.init()
     options: dict[str, Any] = {"num_cpus": 1, "max_retries": LOST, "scheduling_strategy": "SPREAD"}
-    accelerator = plan.trainer.get("accelerator", "auto")
+    accelerator = config.trainer.get("accelerator", "auto")
     if accelerator != "cpu" and ray.cluster_resources().get("GPU"):
         options["num_gpus"] = 1
     return {**options, **(backend.ray_remote_args or {})}
 
 
 def _on_ray(
-    tasks: Iterator[Task], count: int, options: Mapping[str, Any]
+    tasks: Iterator[_Task], count: int, options: Mapping[str, Any]
 ) -> Generator[tuple[FitSpec, FitResult | Exception], None, None]:
-    """Runs `count` tasks at a time as Ray's own, not through joblib's pool for Ray.
+    """Run `count` fits at a time as Ray tasks.
 
-    That pool (Ray 2.60) may put all its workers on one node, fails as a whole when a node dies, and
-    gives nothing before all is done. A task of Ray's is run again, `LOST` times at most, if its
-    node or process has died, and the others go on.
+    Ray repeats a task whose node or process has died, at most `LOST` times. joblib's own pool for
+    Ray (2.60) may put all workers on one node, fails as a whole when a node dies, and returns
+    nothing before all fits have ended.
     """
     import ray
 
@@ -240,74 +244,70 @@ def _on_ray(
     try:
         while True:
             for task in islice(tasks, count - len(running)):
-                running[work.remote(task)] = task.job
+                running[work.remote(task)] = task.spec
             if not running:
                 return
             (done,), _ = ray.wait(list(running), num_returns=1)
-            job = running.pop(done)
+            spec = running.pop(done)
             outcome: tuple[FitSpec, FitResult | Exception]
             try:
                 outcome = ray.get(done)
             except ray.exceptions.RayError as error:
-                outcome = job, RuntimeError(f"Ray could not run it: {str(error).strip()}")
+                outcome = spec, RuntimeError(f"Ray could not run it: {str(error).strip()}")
             yield outcome
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
 
 
-def wait_for_workers(plan: RunConfig, jobs: Sequence[FitSpec]) -> None:
-    """Waits for fits that workers of a killed call still run in this run folder.
-
-    Workers on the machine of their call end within a second or two of it; those that a cluster
-    has left behind may come to the end of their fold.
-    """
-    for job in jobs:
-        folder = plan.folder(job)
-        if (folder / LOCK).exists():
-            with locked(folder, waiting=f"Waiting for a process that still runs {job.name}."):
-                pass
-
-
-def _work(task: Task) -> tuple[FitSpec, FitResult | Exception]:
-    """Runs one fit in this process."""
-    plan, job = task.plan, task.job
+def _work(task: _Task) -> tuple[FitSpec, FitResult | Exception]:
+    """Run one fit in this process."""
+    config, spec = task.config, task.spec
     _end_with(task.parent, is_child=task.is_child)
     if task.notes.is_dir():
-        _begun(task.notes, job).touch()
-    if torch.cuda.device_count() > 1 and plan.trainer.get("accelerator", "auto") != "cpu":
-        mine = [job.number % torch.cuda.device_count()]
-        plan = replace(plan, trainer={**plan.trainer, "devices": mine})
-    bar = FitBar(Notes(task.notes, job.number), job.number) if task.notes.is_dir() else None
-    folder, waiting = plan.folder(job), f"Waiting for a process that still runs {job.name}."
+        _begun(task.notes, spec).touch()
+    if torch.cuda.device_count() > 1 and config.trainer.get("accelerator", "auto") != "cpu":
+        mine = [spec.number % torch.cuda.device_count()]
+        config = replace(config, trainer={**config.trainer, "devices": mine})
+    bar = FitBar(Notes(task.notes, spec.number), spec.number) if task.notes.is_dir() else None
+    folder, waiting = config.folder(spec), f"Waiting for a process that still runs {spec.name}."
     with _one_fit, _alone(), isolated():
         torch.set_num_threads(task.threads)
         try:
-            if not (plan.run_dir / PLAN).is_file():
+            if not (config.run_dir / PLAN).is_file():
                 raise FileNotFoundError(
-                    f"run_dir='{plan.run_dir}' is not the same folder on {socket.gethostname()}; "
+                    f"run_dir='{config.run_dir}' is not the same folder on {socket.gethostname()}; "
                     "folds on a cluster need one that all machines share."
                 )
             with locked(folder, waiting=waiting):
-                # Where a machine was lost from sight, not dead, it may have come to the end.
+                # A machine that the cluster had lost may have finished it.
                 found = (
-                    read_fit(type(plan), plan.run_dir, job, plan.run_id) if plan.resume else None
+                    read_fit(type(config), config.run_dir, spec, config.run_id)
+                    if config.resume
+                    else None
                 )
-                return job, found or run_fit(plan, task.datamodule, job, bar)
+                return spec, found or run_fit(config, task.datamodule, spec, bar)
         except Exception as error:
-            return job, error
+            return spec, error
+
+
+def _begun(notes: Path, spec: FitSpec) -> Path:
+    return notes / f"{spec.number}.begun"
+
+
+def _without_bars(make_callbacks: Callable[[], Sequence[Callback]]) -> list[Callback]:
+    return without_bars(new_callbacks(make_callbacks))
 
 
 def _end_with(parent: int, *, is_child: bool) -> None:
-    """Makes this process end soon after the one that started it, where that is `parent`.
+    """End this process soon after `parent`, if that started it.
 
-    A worker that outlived a killed call would go on for nobody. It ends as abruptly, and its fold
-    goes on from its last checkpoint likewise.
+    Else a worker would outlive a killed call. It ends abruptly too, and its fit is resumed from its
+    last checkpoint.
 
     Args:
-        parent: The process that has made the call.
-        is_child: Whether it has started this process itself. If not, as on a cluster, others see to
-            it that workers end.
+        parent: The process of the call.
+        is_child: Whether `parent` has started this process. If not, the cluster ends its workers.
     """
     if os.getpid() == parent:
         return  # joblib runs a single fit in the process of the call
@@ -328,7 +328,7 @@ def _end_with(parent: int, *, is_child: bool) -> None:
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """Hides from Lightning that this process may be a rank of something else."""
+    """Hide from Lightning that this process may be a rank of another run."""
     hidden = {name: os.environ.pop(name) for name in RANKS if name in os.environ}
     said: Any = rank_zero_only  # Lightning keeps the rank there
     rank, said.rank = said.rank, 0

@@ -1,4 +1,4 @@
-"""``plan.json``: what a run is, written before its first fit and compared by the next call."""
+"""Describe a run in ``plan.json``, and compare a later call with it."""
 
 from __future__ import annotations
 
@@ -36,20 +36,9 @@ DEEPEST = 60  # objects within objects
 PLACE = "data.data "  # where a table lies; what it holds is compared by its fingerprint
 ADDRESS = re.compile(" at 0x[0-9a-fA-F]+")
 CONSTANTS: tuple[type, ...] = (
-    bool,
-    int,
-    float,
-    complex,
-    str,
-    bytes,
-    tuple,
-    list,
-    dict,
-    Set,
-    Enum,
-    np.generic,
-)
-CONSTANTS += (np.ndarray, Tensor, os.PathLike)
+    bool, int, float, complex, str, bytes, tuple, list, dict, Set, Enum, np.generic, np.ndarray,
+    Tensor, os.PathLike,
+)  # fmt: skip
 OF_ANY_LAYER = set(vars(nn.Module()))
 FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
 
@@ -60,7 +49,7 @@ def describe(
     datamodule: pl.LightningDataModule,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Describe all that decides what the fits are, as JSON values.
+    """Describe a configuration as JSON values.
 
     Args:
         model: A new model.
@@ -82,6 +71,121 @@ def describe(
             "parameters": shapes,
             "callbacks": without_bars(callbacks),
         }
+    )
+    return plan
+
+
+def configuration(
+    model: pl.LightningModule, datamodule: pl.LightningDataModule
+) -> dict[str, dict[str, Any]]:
+    """Return the classes and hyperparameters of a model and its data."""
+    return {
+        "model": {"class": type(model).__name__, **dict(model.hparams_initial)},
+        "data": {"class": type(datamodule).__name__, **dict(datamodule.hparams_initial)},
+    }
+
+
+def begin_run(
+    run_dir: Path,
+    config: Mapping[str, Any],
+    progress: tuple[int, int, str],
+    *,
+    resume: bool,
+    others: Mapping[str, Callable[[], None]] = MappingProxyType({}),
+    more: Callable[[], Sequence[str]] = list,
+) -> str:
+    """Write ``plan.json``, or check that the existing one matches.
+
+    Args:
+        run_dir: The folder, locked.
+        config: What `describe` returned.
+        progress: How many fits are finished, how many there are, and what they are called.
+        resume: Continue a run that is there.
+        others: Files that are written before the plan, by name.
+        more: Returns further differences from the run that is there.
+
+    Returns:
+        An id for this run and all that resume it.
+
+    Raises:
+        FileExistsError: The folder holds something else, or another configuration or other data,
+            whose differences are listed; or `resume` is off.
+        ValueError: A file of the folder is damaged.
+    """
+    if resume and (run_dir / PLAN).is_file():
+        _check_same_run(run_dir, config, more())
+        remove_parts(run_dir)
+        say_resumed(run_dir, *progress)
+        return run_id_of(run_dir)
+    check_new_run_dir(run_dir, but=others)
+    remove_parts(run_dir)
+    for write in others.values():
+        write()
+    run_id = secrets.token_hex(4)
+    plan = {"run_id": run_id, "config": config, "versions": tracking.versions()}
+    write_json(run_dir / PLAN, plan)
+    return run_id
+
+
+def run_id_of(run_dir: Path) -> str:
+    """Return the id of a folder's run, or ``""`` without one."""
+    return str(_read_plan(run_dir)["run_id"]) if (run_dir / PLAN).is_file() else ""
+
+
+def engine_of(run_dir: Path) -> str | None:
+    """Return the engine of a folder's run, or None without one."""
+    if not (run_dir / PLAN).is_file():
+        return None
+    return str(_read_plan(run_dir)["config"].get("engine", "sequential"))
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """List differences of two JSON values, such as ``"model.lr was 0.01 and is 0.02"``."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in {**old, **new}:
+            where = f"{name}.{key}" if name else key
+            if key not in old or key not in new:
+                found.append(f"{where} is {'new' if key not in old else 'gone'}")
+            else:
+                found += differences(old[key], new[key], where)
+        return found
+    if all(isinstance(v, list) and v and isinstance(v[0], dict) for v in (old, new)):
+        if len(old) == len(new):
+            pairs = enumerate(zip(old, new, strict=True))
+            return [text for i, (a, b) in pairs for text in differences(a, b, f"{name}[{i}]")]
+        return [f"{name} had {len(old)} entries and has {len(new)}"]
+    # As texts: 1 and 1.0 and True are three amounts of batches to a Trainer.
+    if json.dumps(old) == json.dumps(new):
+        return []
+    short = all(len(repr(value)) <= 60 for value in (old, new))
+    return [f"{name} was {old!r} and is {new!r}" if short else f"{name} differs"]
+
+
+def _check_same_run(run_dir: Path, config: Mapping[str, Any], more: Sequence[str] = ()) -> None:
+    """Raise a `FileExistsError` if the run in a folder has another configuration.
+
+    A table that lies in another file with the same content is the same.
+
+    Args:
+        run_dir: The folder.
+        config: The configuration, as JSON values.
+        more: Further differences.
+    """
+    different = [*differences(_read_plan(run_dir)["config"], config), *more]
+    is_table = config.get("data", {}).get("class") == "TabularDataModule"
+    if different and not (is_table and all(text.startswith(PLACE) for text in different)):
+        rest = f", and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
+        raise OtherRunError(
+            f"run_dir='{run_dir}' holds a run of another kind: "
+            f"{'; '.join(different[:SHOWN])}{rest}. Choose another run_dir, or delete it first."
+        )
+
+
+def _read_plan(run_dir: Path) -> dict[str, Any]:
+    """Read ``plan.json``."""
+    plan: dict[str, Any] = read_json(
+        run_dir / PLAN, "choose another run_dir, or delete this one: nothing says what its run is"
     )
     return plan
 
@@ -142,10 +246,6 @@ def _container(value: Any, inner: Any) -> Any:
     return _object(value, inner)
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
-
-
 def _array(value: Any) -> Any:
     if isinstance(value, Tensor):
         if value.is_meta or is_lazy(value):
@@ -187,12 +287,12 @@ def _object(value: Any, inner: Any) -> Any:
 
 
 def _is_of_lightning(value: Any) -> bool:
-    """Return True for objects such as strategies, which change as a Trainer uses them."""
+    """Return True for objects that a Trainer changes, such as strategies."""
     return any(cls.__module__.partition(".")[0] == "lightning" for cls in type(value).__mro__)
 
 
 def _state(value: Any) -> Any:
-    """What pickle keeps of an object; None for one that it refuses."""
+    """Return the state that pickle keeps; None for objects that it refuses."""
     if isinstance(value, torch.Generator):
         return value.get_state()
     try:
@@ -205,7 +305,7 @@ def _state(value: Any) -> Any:
 
 
 def _globals(function: types.FunctionType) -> dict[str, Any]:
-    """Constants that a function reads, and functions of its module."""
+    """Return the constants and functions of its module that a function reads."""
     there = function.__globals__
     return {
         name: there[name]
@@ -231,7 +331,7 @@ def _content(cell: Any) -> Any:
 
 
 def _code(code: types.CodeType) -> list[Any]:
-    """The instructions of a function, without names of files and numbers of lines."""
+    """Return the instructions of a function, without file and line."""
     constants = [
         _code(value)
         if isinstance(value, types.CodeType)
@@ -242,7 +342,10 @@ def _code(code: types.CodeType) -> list[Any]:
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    """Attributes with names of constructor arguments, and of callbacks all public plain ones."""
+    """Return attributes named like constructor arguments.
+
+    Callbacks also give all public plain attributes.
+    """
     names: set[str] = set()
     for cls in type(value).__mro__:
         init = vars(cls).get("__init__")
@@ -260,7 +363,7 @@ def _attributes(value: Any) -> dict[str, Any]:
 
 
 def _layers(module: nn.Module, but: Set[str] = frozenset(), inner: Any = None) -> dict[str, str]:
-    """The class and attributes of every layer, as ``"Dropout(p=0.5)"``.
+    """Describe every layer, as ``"Dropout(p=0.5)"``.
 
     Attributes are the public plain ones, and those with the names of constructor arguments.
 
@@ -289,119 +392,5 @@ def _layers(module: nn.Module, but: Set[str] = frozenset(), inner: Any = None) -
     return found
 
 
-# The file
-
-
-def begin_run(
-    run_dir: Path,
-    config: Mapping[str, Any],
-    progress: tuple[int, int, str],
-    *,
-    resume: bool,
-    others: Mapping[str, Callable[[], None]] = MappingProxyType({}),
-    more: Callable[[], Sequence[str]] = list,
-) -> str:
-    """Write the plan of a new run, or check that of the run in the folder.
-
-    Args:
-        run_dir: The folder, locked.
-        config: What `describe` returned.
-        progress: How many fits are finished, how many there are, and what they are called.
-        resume: Continue a run that is there.
-        others: Files that are written before the plan, by name.
-        more: Returns further differences from the run that is there.
-
-    Returns:
-        An id for this run and all that resume it.
-
-    Raises:
-        FileExistsError: The folder holds something else, or another configuration or other data,
-            whose differences are listed; or `resume` is off.
-        ValueError: A file of the folder is damaged.
-    """
-    if resume and (run_dir / PLAN).is_file():
-        check_same_run(run_dir, config, more())
-        remove_parts(run_dir)
-        say_resumed(run_dir, *progress)
-        return run_id_of(run_dir)
-    check_new_run_dir(run_dir, but=others)
-    remove_parts(run_dir)
-    for write in others.values():
-        write()
-    run_id = secrets.token_hex(4)
-    plan = {"run_id": run_id, "config": config, "versions": tracking.versions()}
-    write_json(run_dir / PLAN, plan)
-    return run_id
-
-
-def check_same_run(run_dir: Path, config: Mapping[str, Any], more: Sequence[str] = ()) -> None:
-    """Raise a `FileExistsError` if the run in a folder has another configuration.
-
-    A table that lies in another file with the same content is the same.
-
-    Args:
-        run_dir: The folder.
-        config: The configuration, as JSON values.
-        more: Further differences.
-    """
-    different = [*differences(read_plan(run_dir)["config"], config), *more]
-    is_table = config.get("data", {}).get("class") == "TabularDataModule"
-    if different and not (is_table and all(text.startswith(PLACE) for text in different)):
-        rest = f", and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
-        raise OtherRunError(
-            f"run_dir='{run_dir}' holds a run of another kind: "
-            f"{'; '.join(different[:SHOWN])}{rest}. Choose another run_dir, or delete it first."
-        )
-
-
-def read_plan(run_dir: Path) -> dict[str, Any]:
-    """Read ``plan.json``."""
-    plan: dict[str, Any] = read_json(
-        run_dir / PLAN, "choose another run_dir, or delete this one: nothing says what its run is"
-    )
-    return plan
-
-
-def run_id_of(run_dir: Path) -> str:
-    """Return the id of the run in a folder, or ``""`` if there is none."""
-    return str(read_plan(run_dir)["run_id"]) if (run_dir / PLAN).is_file() else ""
-
-
-def engine_of(run_dir: Path) -> str | None:
-    """Return the engine of the run in a folder, or None if there is no run."""
-    if not (run_dir / PLAN).is_file():
-        return None
-    return str(read_plan(run_dir)["config"].get("engine", "sequential"))
-
-
-def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """Say what differs between two JSON values: ``model.lr was 0.01 and is 0.02``."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        found = []
-        for key in {**old, **new}:
-            where = f"{name}.{key}" if name else key
-            if key not in old or key not in new:
-                found.append(f"{where} is {'new' if key not in old else 'gone'}")
-            else:
-                found += differences(old[key], new[key], where)
-        return found
-    if all(isinstance(v, list) and v and isinstance(v[0], dict) for v in (old, new)):
-        if len(old) == len(new):
-            pairs = enumerate(zip(old, new, strict=True))
-            return [text for i, (a, b) in pairs for text in differences(a, b, f"{name}[{i}]")]
-        return [f"{name} had {len(old)} entries and has {len(new)}"]
-    # As texts: 1 and 1.0 and True are three amounts of batches to a Trainer.
-    if json.dumps(old) == json.dumps(new):
-        return []
-    short = all(len(repr(value)) <= 60 for value in (old, new))
-    return [f"{name} was {old!r} and is {new!r}" if short else f"{name} differs"]
-
-
-def configuration(
-    model: pl.LightningModule, datamodule: pl.LightningDataModule
-) -> dict[str, dict[str, Any]]:
-    """The hyperparameters of a model and its data, with their classes."""
-    return {
-        "model": {"class": type(model).__name__, **dict(model.hparams_initial)},
-        "data": {"class": type(datamodule).__name__, **dict(datamodule.hparams_initial)},
-    }
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

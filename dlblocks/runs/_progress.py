@@ -19,17 +19,15 @@ from tqdm import tqdm
 from dlblocks._files import is_rank_zero
 from dlblocks.runs._history import VALIDATION, name_of_selection
 
-SHOW_EVERY_SECONDS = 0.2
-
-
-LATER = 1e-3  # seconds
-
-
-WATCH_EVERY_SECONDS = 0.5
+SHOW_EVERY_SECONDS = 0.2  # by a fit, on the bar or in its note
+WATCH_EVERY_SECONDS = 0.5  # the notes of other processes
+DRAW_AFTER_SECONDS = 1e-3  # not before the first update
 
 
 class FitProgress:
-    """The bar over all fits of a run. Its `callback` goes into the Trainer of each fit.
+    """The bar over all fits of a run.
+
+    Its `callback` goes into the Trainer of each fit.
 
     The total is an estimate: a fit that stops early makes the fits still to come as long as the
     mean of those that have ended.
@@ -53,15 +51,15 @@ class FitProgress:
                 mininterval=0.1 if sys.stderr.isatty() else 10.0,
                 smoothing=0.05,
                 # Drawn at the first update: a bar among the callbacks may take its place.
-                delay=LATER,
+                delay=DRAW_AFTER_SECONDS,
             )
 
     def callback(self, fit: int) -> ProgressBar:
-        """The progress bar of fit number `fit`, 0 … num_fits - 1."""
+        """Return the callback of fit number `fit`, 0 … num_fits - 1."""
         return FitBar(self, fit)
 
     def update(self, fit: int, share: float, text: str) -> None:
-        """Shows fit number `fit` as done to `share` of its epochs."""
+        """Show that a fit has done `share` of its epochs."""
         if self.bar is None:
             return
         whole = sum(self.ended) / len(self.ended) if self.ended else 1.0
@@ -74,23 +72,19 @@ class FitProgress:
     def end_fit(self, share: float) -> None:
         self.ended.append(share)
 
-    def update_together(self, count: int, share: float, text: str) -> None:
-        """Shows `count` fits that are run as one as done to `share` of their epochs."""
+    def update_stacked(self, count: int, share: float, text: str) -> None:
+        """Show that `count` stacked fits have done `share` of their epochs."""
         if self.bar is not None:
             self.bar.set_description_str(f"{count} {self.kind}s at once | {text}", refresh=False)
             self.bar.update(sum(self.ended) + count * share - self.bar.n)
 
-    def end_together(self, count: int) -> None:
-        """Counts fits that have ended together."""
-        self.ended += [1.0] * count
-
-    def skip(self, count: int) -> None:
-        """Counts fits that were finished before this run."""
+    def count_finished(self, count: int) -> None:
+        """Count fits that need no bar any more."""
         self.ended += [1.0] * count
 
     @contextlib.contextmanager
     def watching(self, notes: Path) -> Iterator[None]:
-        """Shows what fits in other processes write into the folder `notes`, until the end."""
+        """Show the notes of fits in other processes, while inside."""
         before, over = len(self.ended), threading.Event()
 
         def show() -> None:
@@ -126,7 +120,9 @@ class FitProgress:
 
 
 class Notes:
-    """Stands in for `FitProgress` in another process: writes down what that one reads.
+    """Stand in for `FitProgress` in another process.
+
+    It writes a note that `FitProgress.watching` reads.
 
     Args:
         folder: The folder of the notes, one a fit.
@@ -149,7 +145,7 @@ class Notes:
 
 
 class FitBar(ProgressBar):
-    """Reports one Trainer's progress to the bar over all fits."""
+    """Report one Trainer's progress to the bar over all fits."""
 
     def __init__(self, progress: FitProgress | Notes, fit: int) -> None:
         super().__init__()
@@ -158,10 +154,10 @@ class FitBar(ProgressBar):
         self._share = 0.0
 
     def disable(self) -> None:
-        """Nothing to disable: only rank 0 has a bar."""
+        """Do nothing, since only rank 0 has a bar."""
 
     def enable(self) -> None:
-        """Nothing to enable: see `disable`."""
+        """Do nothing, as `disable`."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""What the results of a cross-validation and of an ensemble have in common."""
+"""The base of the results of cross-validation and bagging."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from dlblocks.runs._tables import number
 
 
 class Result:
-    """Several fits: a row each, with their metrics.
+    """Several fits, with a row of metrics for each.
 
     Attributes:
         run_dir: The run folder.
-        info: What else ``summary.json`` holds.
-        kind: What a fit is called: ``"fold"``.
+        info: Further entries of ``summary.json``.
+        kind: Name of a fit, such as ``"fold"``.
         files: Files of the run folder that the summary has checksums of.
     """
 
@@ -34,22 +34,22 @@ class Result:
         raise NotImplementedError
 
     def table(self) -> str:
-        """The fits as text."""
+        """Return the fits as text."""
         raise NotImplementedError
 
     def summary(self) -> dict[str, Any]:
-        """What ``summary.json`` holds."""
+        """Return the content of ``summary.json``."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        """One line: run folder, fits, and the monitor's mean ± std."""
+        """Return run folder, fits, and the monitor's mean ± std, in one line."""
         said, monitor = f"{len(self._rows)} {self.kind}s", self.info.get("monitor")
         if monitor in self.metrics:
             said += f", {monitor} {number(self.mean(monitor))} ± {number(self.std(monitor))}"
         return f"<{type(self).__name__} {self.run_dir.absolute().name!r}: {said}>"
 
     def _repr_html_(self) -> str:
-        """The table, for notebooks."""
+        """Return the table, for notebooks."""
         return f"<pre>{html.escape(self.table())}</pre>"
 
     @property
@@ -58,7 +58,7 @@ class Result:
         raise NotImplementedError
 
     def values(self, metric: str) -> list[float]:
-        """The metric of each fit."""
+        """Return a metric of each fit."""
         if metric not in self.metrics:
             raise KeyError(
                 f"metric={metric!r} was not logged in every {self.kind}"
@@ -67,14 +67,15 @@ class Result:
         return [row[metric] for row in self._rows]
 
     def mean(self, metric: str) -> float:
-        """Mean of a metric over the fits."""
+        """Return the mean of a metric over the fits."""
         return float(np.mean(self.values(metric)))
 
     def std(self, metric: str) -> float:
-        """Standard deviation of a metric over the fits, with n - 1 in the denominator.
+        """Return the standard deviation of a metric over the fits.
 
-        It describes how far the fits are apart. It is not the standard error of the mean: folds
-        share training data (Bengio and Grandvalet 2004). NaN of a single fit.
+        The denominator is n - 1. It describes how far the fits are apart. It is not the standard
+        error of the mean: folds share training data (Bengio and Grandvalet 2004). NaN of a single
+        fit.
         """
         if len(self._rows) < 2:
             return math.nan
@@ -82,6 +83,6 @@ class Result:
             return float(np.std(self.values(metric), ddof=1))
 
     def write_summary(self) -> None:
-        """Write ``summary.json``, by which a run is known to have ended."""
+        """Write ``summary.json``, the sign of a finished run."""
         files = [self.run_dir / name for name in self.files]
         write_record(self.run_dir / SUMMARY, self.summary(), files)

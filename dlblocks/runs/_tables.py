@@ -1,4 +1,4 @@
-"""Results as text: numbers and columns."""
+"""Numbers and columns as text."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ GAP = "  "
 
 
 def number(value: float) -> str:
-    """Four decimals, or four digits where that would say too little or too much."""
+    """Format with four decimals; very small and large numbers with fewer digits."""
     small = value != 0 and abs(value) < 1e-3
     return f"{value:.2e}" if small else f"{value:.4f}" if abs(value) < 1e4 else f"{value:.4g}"
 
 
 def width(column: Sequence[str]) -> int:
-    """Number of characters of the longest cell."""
+    """Return the number of characters of the longest cell."""
     return max(map(len, column))
 
 
 def block(columns: Sequence[Sequence[str]], num_rows: int) -> str:
-    """Columns as lines: the heads, `num_rows` rows between two rules, and what is below."""
+    """Lay columns out as lines.
+
+    These are the heads, `num_rows` rows between two rules, and any rows below.
+    """
     widths = [width(column) for column in columns]
 
     def line(cells: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Arguments of the Trainer, new modules and callbacks, and the mode of a monitor."""
+"""Prepare a fit: Trainer arguments, new objects, and the monitor's mode."""
 
 from __future__ import annotations
 
@@ -11,11 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import (
-    Callback,
-    EarlyStopping,
-    ProgressBar,
-)
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ProgressBar
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.compile import from_compiled
 from torchmetrics import Metric
@@ -26,23 +22,15 @@ from dlblocks._quiet import isolated
 from dlblocks.callbacks import ExactResume
 from dlblocks.data import SplitDataModule
 from dlblocks.metrics import Mode, metric_mode, mode_of, mode_of_metric
-from dlblocks.runs._history import (
-    VALIDATION,
-)
+from dlblocks.runs._history import VALIDATION
 from dlblocks.runs.predictions import replaced
 
-CALLBACKS = "lambda: [EarlyStopping('val/loss')]"  # what make_callbacks may be
-
-
+CALLBACKS = "lambda: [EarlyStopping('val/loss')]"  # an example of make_callbacks, for messages
 # Arguments of the Trainer that are whole numbers; a limit of 1.0 is all batches.
-COUNTS: tuple[str, ...] = (
-    "max_epochs",
-    "min_epochs",
-    "max_steps",
-    "min_steps",
-    "accumulate_grad_batches",
-)
-COUNTS += ("check_val_every_n_epoch", "log_every_n_steps", "num_nodes")
+COUNTS = (
+    "max_epochs", "min_epochs", "max_steps", "min_steps", "accumulate_grad_batches",
+    "check_val_every_n_epoch", "log_every_n_steps", "num_nodes",
+)  # fmt: skip
 OWN_ARGUMENTS = {
     "logger": "pass logger='csv', 'wandb', 'tensorboard' or None",
     "default_root_dir": "pass run_dir=",
@@ -53,7 +41,9 @@ OWN_ARGUMENTS = {
 def check_trainer_arguments(
     trainer: Mapping[str, Any] | None, monitor: str | None = None
 ) -> dict[str, Any]:
-    """A copy of Trainer arguments, checked, without ``enable_progress_bar``; see `shows_bar`.
+    """Copy and check Trainer arguments.
+
+    The copy has no ``enable_progress_bar``; see `shows_bar`.
 
     Args:
         trainer: The arguments.
@@ -96,7 +86,7 @@ def check_trainer_arguments(
 
 
 def plain_trainer(trainer: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A copy of Trainer arguments, with Python's numbers, and whole ones where they count."""
+    """Copy Trainer arguments, with Python's numbers and whole counts."""
     if trainer is not None and not isinstance(trainer, Mapping):
         raise TypeError(
             f"trainer is a {type(trainer).__name__}; give the arguments of a Trainer, which is "
@@ -109,7 +99,7 @@ def plain_trainer(trainer: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _check_amounts(arguments: Mapping[str, Any]) -> None:
-    """Raises a `ValueError` for numbers that leave nothing to train or validate."""
+    """Raise a `ValueError` for numbers that leave nothing to train or validate."""
     for name in ("max_epochs", "max_steps"):
         value = arguments.get(name)
         if value is not None and value < 1 and value != -1:
@@ -142,12 +132,66 @@ def _check_amounts(arguments: Mapping[str, Any]) -> None:
 
 
 def shows_bar(progress_bar: bool, trainer: Mapping[str, Any] | None) -> bool:
-    """Whether to show a progress bar: both `progress_bar` and the Trainer's argument allow it."""
+    """Return True if `progress_bar` and the Trainer's argument allow a bar."""
     return progress_bar and (trainer or {}).get("enable_progress_bar") is not False
 
 
+def new_module(
+    make_model: Callable[..., pl.LightningModule], example: str = "lambda: MLPClassifier(64, 10)"
+) -> pl.LightningModule:
+    """Make a LightningModule, or raise a `TypeError` if it is not one.
+
+    Of a compiled one, ``torch.compile(module)``, return the module itself, with its compiled steps.
+    """
+    model: Any = make_model()
+    if isinstance(getattr(model, "_orig_mod", None), pl.LightningModule):
+        model = from_compiled(model)
+    if not isinstance(model, pl.LightningModule):
+        raise TypeError(
+            f"make_model must return a LightningModule, got {type(model).__name__}; pass a "
+            f"function such as {example}.{other_lightning(model)}"
+        )
+    return model
+
+
+def new_callbacks(make_callbacks: Callable[[], Sequence[Callback]]) -> list[Callback]:
+    """Make callbacks, or raise a `TypeError` for anything else."""
+    made = make_callbacks()
+    if not isinstance(made, (list, tuple)) or not all(isinstance(c, Callback) for c in made):
+        items = made if isinstance(made, (list, tuple)) else [made]
+        raise TypeError(
+            f"make_callbacks returned {made!r}; expected a list, as of {CALLBACKS}."
+            f"{''.join(filter(None, map(other_lightning, items)))}"
+        )
+    return list(made)
+
+
+def new_datamodule(
+    given: SplitDataModule | Callable[[], SplitDataModule], seed: int
+) -> SplitDataModule:
+    """Return the given datamodule, or make one by the given function.
+
+    Raises:
+        TypeError: It is not a `SplitDataModule`.
+    """
+    # Somebody else's data may be drawn or split by the global seed: then the same in every fold.
+    pl.seed_everything(seed, workers=True, verbose=False)
+    datamodule: Any = given
+    if callable(given) and not isinstance(given, pl.LightningDataModule):
+        datamodule = given()
+    if not isinstance(datamodule, SplitDataModule):
+        raise TypeError(
+            f"datamodule must be a dlblocks DataModule or a function that returns one, got "
+            f"{type(datamodule).__name__}; ArrayDataModule makes one of your arrays, "
+            f"FoldedDataModule of your LightningDataModule or Dataset.{other_lightning(datamodule)}"
+        )
+    if is_rank_zero():
+        datamodule.prepare_data()
+    return datamodule
+
+
 def without_bars(callbacks: Sequence[Callback]) -> list[Callback]:
-    """The callbacks without progress bars, which do not change a fit."""
+    """Leave out progress bars, which do not change a fit."""
     return [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
 
 
@@ -171,7 +215,9 @@ def leaving_out(model: pl.LightningModule, kinds: tuple[type[Callback], ...]) ->
 
 
 class NoLogger(DummyLogger):
-    """Drops everything: callbacks such as `LearningRateMonitor` refuse to have no logger.
+    """Drop everything, for callbacks that refuse to have no logger.
+
+    `LearningRateMonitor` is one.
 
     Args:
         folder: What ``trainer.log_dir`` is, as without a logger.
@@ -186,42 +232,12 @@ class NoLogger(DummyLogger):
         return self._folder
 
 
-def new_module(
-    make_model: Callable[..., pl.LightningModule], example: str = "lambda: MLPClassifier(64, 10)"
-) -> pl.LightningModule:
-    """Make a LightningModule, or raise a `TypeError` if it is not one.
-
-    Of a compiled one, ``torch.compile(module)``, return the module itself, with its compiled steps.
-    """
-    model: Any = make_model()
-    if isinstance(getattr(model, "_orig_mod", None), pl.LightningModule):
-        model = from_compiled(model)
-    if not isinstance(model, pl.LightningModule):
-        raise TypeError(
-            f"make_model must return a LightningModule, got {type(model).__name__}; pass a "
-            f"function such as {example}.{other_lightning(model)}"
-        )
-    return model
-
-
-def new_callbacks(make_callbacks: Callable[[], Sequence[Callback]]) -> list[Callback]:
-    """What `make_callbacks` returns, or a `TypeError` if it is not a list of callbacks."""
-    made = make_callbacks()
-    if not isinstance(made, (list, tuple)) or not all(isinstance(c, Callback) for c in made):
-        items = made if isinstance(made, (list, tuple)) else [made]
-        raise TypeError(
-            f"make_callbacks returned {made!r}; expected a list, as of {CALLBACKS}."
-            f"{''.join(filter(None, map(other_lightning, items)))}"
-        )
-    return list(made)
-
-
 def resolve_mode(
     monitor: str,
     mode: Mode | None,
     make_model: Callable[..., pl.LightningModule] | None = None,
 ) -> Mode:
-    """Return `mode`, or for None the direction in which `monitor` is best.
+    """Return `mode`, or for None the best direction of `monitor`.
 
     Args:
         monitor: Name of a metric.
@@ -247,14 +263,6 @@ def resolve_mode(
             "mode='max'."
         )
     return found
-
-
-def _contradiction(monitor: str, what: str, known: str, mode: str | None) -> ValueError:
-    best = {"min": "lowest", "max": "highest"}[known]
-    return ValueError(
-        f"monitor={monitor!r}{what} is best where it is {best}, but mode={mode!r}; set "
-        f"mode={known!r} or leave mode out."
-    )
 
 
 @contextlib.contextmanager
@@ -285,6 +293,14 @@ def checking_mode(model: pl.LightningModule, monitor: str, mode: str) -> Iterato
         del vars(model)["log"]
 
 
+def _contradiction(monitor: str, what: str, known: str, mode: str | None) -> ValueError:
+    best = {"min": "lowest", "max": "highest"}[known]
+    return ValueError(
+        f"monitor={monitor!r}{what} is best where it is {best}, but mode={mode!r}; set "
+        f"mode={known!r} or leave mode out."
+    )
+
+
 def check_needs_no_validation(
     callbacks: Sequence[Callback],
     plateau_monitors: Sequence[str | None],
@@ -292,7 +308,7 @@ def check_needs_no_validation(
     who: str = "select='last'",
     cure: str = "leave it out, let it monitor a metric of training, or use select='inner'",
 ) -> None:
-    """Raises a `ValueError` if a fit without validation waits for a validation metric.
+    """Raise a `ValueError` for validation metrics without validation.
 
     Args:
         callbacks: Callbacks of the fit.
@@ -311,7 +327,9 @@ def check_needs_no_validation(
 
 
 class NeedsNoValidation(Callback):
-    """Looks before the first step, when the schedules of any module are known.
+    """Call `check_needs_no_validation` before the first step.
+
+    The schedules of any module are known then.
 
     Args:
         arguments: `who` and `cure` of `check_needs_no_validation`.
@@ -330,9 +348,9 @@ def saying_that_nothing_is_validated(
     who: str = "select='last'",
     cure: str = "monitor a metric of training, or use select='inner'",
 ) -> Iterator[None]:
-    """Say where a metric is missing that the fit inside has no validation.
+    """Explain a missing metric by the missing validation.
 
-    Names such as ``"val/loss"`` are refused before; of others only Lightning finds out.
+    Names such as ``"val/loss"`` are refused earlier; only Lightning finds others.
 
     Args:
         who: What has no validation, for the message.
@@ -352,7 +370,7 @@ def saying_that_nothing_is_validated(
 
 @contextlib.contextmanager
 def saying_what_was_logged(trainer: pl.Trainer, monitor: str) -> Iterator[None]:
-    """Says what there is where a fit inside ends because `monitor` was not logged."""
+    """List the logged metrics if the fit inside lacks `monitor`."""
     try:
         yield
     except MisconfigurationException as error:
@@ -366,27 +384,3 @@ def saying_what_was_logged(trainer: pl.Trainer, monitor: str) -> Iterator[None]:
             f"{hint} There are: "
             f"{', '.join(logged) or 'none; log it in validation_step by self.log'}."
         ) from error
-
-
-def new_datamodule(
-    given: SplitDataModule | Callable[[], SplitDataModule], seed: int
-) -> SplitDataModule:
-    """Returns the datamodule that was given, or a new one of the function that was given.
-
-    Raises:
-        TypeError: It is none that can be set to folds.
-    """
-    # Somebody else's data may be drawn or split by the global seed: then the same in every fold.
-    pl.seed_everything(seed, workers=True, verbose=False)
-    datamodule: Any = given
-    if callable(given) and not isinstance(given, pl.LightningDataModule):
-        datamodule = given()
-    if not isinstance(datamodule, SplitDataModule):
-        raise TypeError(
-            f"datamodule must be a dlblocks DataModule or a function that returns one, got "
-            f"{type(datamodule).__name__}; ArrayDataModule makes one of your arrays, "
-            f"FoldedDataModule of your LightningDataModule or Dataset.{other_lightning(datamodule)}"
-        )
-    if is_rank_zero():
-        datamodule.prepare_data()
-    return datamodule

@@ -1,4 +1,4 @@
-"""One fit done right: the best weights kept, everything in one run folder, figures drawn."""
+"""Fit one model in a run folder and keep its best weights."""
 
 from __future__ import annotations
 
@@ -15,12 +15,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import (
-    BatchSizeFinder,
-    Callback,
-    ModelCheckpoint,
-    WeightAveraging,
-)
+from lightning.pytorch.callbacks import BatchSizeFinder, Callback, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
@@ -56,15 +51,94 @@ from dlblocks.runs._trainer import (
     without_bars,
 )
 from dlblocks.runs.folder import check_new_run_dir, in_run_dir, know_rank
+from dlblocks.runs.predictions import KEYS
 
-# What a killed fit may lose; writing a checkpoint at every short epoch would cost more.
-RESUME_SECONDS = 10.0
+RESUME_SECONDS = 10.0  # between checkpoints: the most work that a killed fit loses
 Select = Literal["inner", "last", "fold"]
-SELECT = ("inner", "last", "fold")
 CHECKPOINTS = {True: "best", False: "last-epoch"}  # by whether the fit is validated
 # Entries of a checkpoint.
 OF_TRAINING = ("optimizer_states", "lr_schedulers", "loops", "MixedPrecision")
 OF_AVERAGING = ("current_model_state", "averaging_state")
+
+
+@checked
+def fit_and_test(
+    model: pl.LightningModule,
+    datamodule: DataModule,
+    *,
+    callbacks: Sequence[Callback] = (),
+    trainer: Mapping[str, Any] | None = None,
+    monitor: str = "val/loss",
+    mode: Literal["min", "max"] | None = None,
+    logger: Literal["csv", "wandb", "tensorboard", "none"] | None = "csv",
+    run_dir: str | PathLike[str] | None = None,
+    progress_bar: bool = True,
+) -> dict[str, float]:
+    """Fit a model, restore its best epoch, and test it once.
+
+    The metrics of validation and test are returned. The run folder holds ``summary.json``,
+    ``history.csv``, ``checkpoints/best.ckpt``, the logger's files and ``figures/*.png``: learning
+    curves, and for the test set the confusion matrix and the hardest images, or predicted over true
+    values.
+
+    Args:
+        model: A new LightningModule.
+        datamodule: Its data, with a test set.
+        callbacks: Callbacks, such as ``[Augment(rotation=10)]``.
+        trainer: Arguments of the Lightning `Trainer`, such as ``{"max_epochs": 30}``.
+        monitor: The logged metric that chooses the best epoch.
+        mode: Whether ``"min"`` or ``"max"`` of it is best; None for the metric's own direction.
+        logger: Where to log.
+        run_dir: A folder that is empty or does not exist. None: ``runs/fit``, or with ``-2``, ….
+        progress_bar: Show Lightning's progress bar, or the one among the callbacks.
+
+    Raises:
+        ValueError: An argument is wrong.
+        FileExistsError: `run_dir` holds something already.
+        BlockingIOError: Another process works in `run_dir`.
+    """
+    mode = resolve_mode(monitor, mode, lambda: model)
+    arguments = check_trainer_arguments(trainer)
+    know_rank(arguments.get("num_nodes", 1))
+
+    def run(path: Path) -> dict[str, float]:
+        if is_rank_zero():
+            check_new_run_dir(path)
+        with isolated(), contextlib.ExitStack() as stack:
+            used = tracking.make_logger(logger, path, run_name=path.name, job_type="fit")
+            stack.enter_context(tracking.finishing(used))
+            done = fit(
+                model,
+                datamodule,
+                path,
+                callbacks=callbacks,
+                trainer=arguments,
+                monitor=monitor,
+                mode=mode,
+                logger=used,
+                bar=shows_bar(progress_bar, trainer),
+            )
+            (tested,) = done.trainer.test(model, datamodule=datamodule, verbose=False)
+            datamodule.predict_on = "test"
+            arrays = join_batches(gather(done.trainer.predict(model, datamodule=datamodule) or []))
+        metrics = {**done.metrics, **{name: float(value) for name, value in tested.items()}}
+        if is_rank_zero():
+            figures = curve_figures([done.history], [done.best_epoch], monitor=monitor)
+            if arrays.keys() >= {*KEYS}:
+                figures |= prediction_figures(datamodule, "test", arrays, title="Test set")
+            save_figures(path / "figures", figures)
+            summary = {
+                "metrics": {name: {"mean": value} for name, value in metrics.items()},
+                "epochs": done.epochs,
+                "best_epoch": done.best_epoch,
+                "seconds": done.seconds,
+                "config": {"trainer": arguments, **configuration(model, datamodule)},
+                "versions": tracking.versions(),
+            }
+            write_record(path / SUMMARY, summary, [path / "history.csv"])
+        return metrics
+
+    return in_run_dir(run_dir, "runs/fit", run, resume=False)
 
 
 @dataclass
@@ -122,7 +196,7 @@ def fit(
         logger: A new logger, or None. It is left open for what follows; see `finish_logger`.
         bar: A progress bar; True for Lightning's, False for none. One among the callbacks takes
             its place.
-        resume: Go on where a killed fit of the same folder was, and keep what that needs.
+        resume: Resume a killed fit of the same folder, and write the checkpoints for it.
         name: Which fit of the run it is; a ``last.ckpt`` of another is not resumed.
     """
     for callback in callbacks:
@@ -167,7 +241,7 @@ def fit(
         arguments.pop("val_check_interval", None)
         own.append(NeedsNoValidation())
     elif validated_on == "selection":
-        arguments |= limit_of_selection(trainer, datamodule)
+        arguments |= _limit_of_selection(trainer, datamodule)
     resume = resume and not trainer.get("fast_dev_run")
     if resume:
         own.append(KeepHistory(history))
@@ -198,7 +272,7 @@ def fit(
         last = "last" if resume else None
         fitter.fit(model, datamodule=datamodule, ckpt_path=last, weights_only=True)
     if fitter.is_global_zero:
-        # What SLURM's signal before a requeue has left: predict would load it in place of the best.
+        # Written at SLURM's signal before a requeue; predict would load it, not the best.
         for requeued in folder.glob("hpc_ckpt_*.ckpt"):
             requeued.unlink()
     seconds = time.monotonic() - started
@@ -227,7 +301,7 @@ def fit(
             "where drop_last leaves none."
         )
     memory.forget(model)
-    metrics = score(fitter, model, datamodule, best, log=validated_on != "val")
+    metrics = _score(fitter, model, datamodule, best, log=validated_on != "val")
     if fitter.is_global_zero:
         write_rows(folder / "history.csv", history.rows)
     best_epoch = fitter.current_epoch
@@ -245,15 +319,6 @@ def fit(
         metrics=metrics,
         seconds=seconds,
     )
-
-
-def limit_of_selection(trainer: Mapping[str, Any], datamodule: SplitDataModule) -> dict[str, Any]:
-    """Return ``limit_val_batches`` for the selection part: at least one batch of it."""
-    limit, size = trainer.get("limit_val_batches"), len(datamodule.indices("selection"))
-    batch = size if datamodule.batch_size == "full" else datamodule.batch_size
-    if isinstance(limit, float) and limit < 1 and int(-(-size // batch) * limit) < 1:
-        return {"limit_val_batches": 1}
-    return {}
 
 
 def drop_training_state(path: Path | None) -> None:
@@ -279,7 +344,16 @@ def drop_training_state(path: Path | None) -> None:
         torch.save({**kept, "callbacks": {}}, part)
 
 
-def score(
+def _limit_of_selection(trainer: Mapping[str, Any], datamodule: SplitDataModule) -> dict[str, Any]:
+    """Return a ``limit_val_batches`` of at least one batch of the selection part."""
+    limit, size = trainer.get("limit_val_batches"), len(datamodule.indices("selection"))
+    batch = size if datamodule.batch_size == "full" else datamodule.batch_size
+    if isinstance(limit, float) and limit < 1 and int(-(-size // batch) * limit) < 1:
+        return {"limit_val_batches": 1}
+    return {}
+
+
+def _score(
     trainer: pl.Trainer,
     model: pl.LightningModule,
     datamodule: SplitDataModule,
@@ -287,7 +361,7 @@ def score(
     *,
     log: bool,
 ) -> dict[str, float]:
-    """Validation metrics of a model on the part ``"val"`` of the data.
+    """Return the validation metrics of the part ``"val"``.
 
     Args:
         trainer: A Trainer.
@@ -311,91 +385,12 @@ def score(
 
 
 def _best_epoch(rows: Sequence[Mapping[str, float]], key: str, mode: str) -> int:
-    """The epoch of the best value, from 1; 0 if there is none."""
+    """Return the epoch of the best value, from 1, or 0 without one."""
     worst, pick = (math.inf, min) if mode == "min" else (-math.inf, max)
     monitored = [
-        # As ModelCheckpoint takes a value that is none; `min` would take it for the best.
+        # NaN is the worst, as in ModelCheckpoint; `min` might return it.
         (worst if math.isnan(row[key]) else row[key], row["epoch"])
         for row in rows
         if key in row
     ]
     return int(pick(monitored, key=lambda pair: pair[0])[1]) + 1 if monitored else 0
-
-
-@checked
-def fit_and_test(
-    model: pl.LightningModule,
-    datamodule: DataModule,
-    *,
-    callbacks: Sequence[Callback] = (),
-    trainer: Mapping[str, Any] | None = None,
-    monitor: str = "val/loss",
-    mode: Literal["min", "max"] | None = None,
-    logger: Literal["csv", "wandb", "tensorboard", "none"] | None = "csv",
-    run_dir: str | PathLike[str] | None = None,
-    progress_bar: bool = True,
-) -> dict[str, float]:
-    """Fits a model, restores its best epoch and tests it, once; returns the metrics of both.
-
-    The run folder holds ``summary.json``, ``history.csv``, ``checkpoints/best.ckpt``, the logger's
-    files and ``figures/*.png``: learning curves, and for the test set the confusion matrix and the
-    hardest images, or predicted over true values.
-
-    Args:
-        model: A new LightningModule.
-        datamodule: Its data, with a test set.
-        callbacks: Callbacks, such as ``[Augment(rotation=10)]``.
-        trainer: Arguments of the Lightning `Trainer`, such as ``{"max_epochs": 30}``.
-        monitor: The logged metric that chooses the best epoch.
-        mode: Whether ``"min"`` or ``"max"`` of it is best; None for the metric's own direction.
-        logger: Where to log.
-        run_dir: A folder that is empty or does not exist. None: ``runs/fit``, or with ``-2``, ….
-        progress_bar: Show Lightning's progress bar, or the one among the callbacks.
-
-    Raises:
-        ValueError: An argument is wrong.
-        FileExistsError: `run_dir` holds something already.
-        BlockingIOError: Another process works in `run_dir`.
-    """
-    mode = resolve_mode(monitor, mode, lambda: model)
-    arguments = check_trainer_arguments(trainer)
-    know_rank(arguments.get("num_nodes", 1))
-
-    def run(path: Path) -> dict[str, float]:
-        if is_rank_zero():
-            check_new_run_dir(path)
-        with isolated(), contextlib.ExitStack() as stack:
-            used = tracking.make_logger(logger, path, run_name=path.name, job_type="fit")
-            stack.enter_context(tracking.finishing(used))
-            done = fit(
-                model,
-                datamodule,
-                path,
-                callbacks=callbacks,
-                trainer=arguments,
-                monitor=monitor,
-                mode=mode,
-                logger=used,
-                bar=shows_bar(progress_bar, trainer),
-            )
-            (tested,) = done.trainer.test(model, datamodule=datamodule, verbose=False)
-            datamodule.predict_on = "test"
-            arrays = join_batches(gather(done.trainer.predict(model, datamodule=datamodule) or []))
-        metrics = {**done.metrics, **{name: float(value) for name, value in tested.items()}}
-        if is_rank_zero():
-            figures = curve_figures([done.history], [done.best_epoch], monitor=monitor)
-            if {"index", "target", "prediction"} <= arrays.keys():
-                figures |= prediction_figures(datamodule, "test", arrays, title="Test set")
-            save_figures(path / "figures", figures)
-            summary = {
-                "metrics": {name: {"mean": value} for name, value in metrics.items()},
-                "epochs": done.epochs,
-                "best_epoch": done.best_epoch,
-                "seconds": done.seconds,
-                "config": {"trainer": arguments, **configuration(model, datamodule)},
-                "versions": tracking.versions(),
-            }
-            write_record(path / SUMMARY, summary, [path / "history.csv"])
-        return metrics
-
-    return in_run_dir(run_dir, "runs/fit", run, resume=False)

@@ -1,4 +1,4 @@
-"""Run folders: a new or resumable one for every run, held by one process at a time."""
+"""Choose the folder of a run, and lock it."""
 
 from __future__ import annotations
 
@@ -17,165 +17,53 @@ from filelock import FileLock, Timeout
 
 from dlblocks._files import LOCK, PLAN, SUMMARY, OtherRunError, is_part, is_rank_zero
 
-# Tells the processes of other ranks which run folders rank 0 has chosen, one a call.
+# The variable by which rank 0 tells other ranks the run folders of all calls.
 RUN_DIR = "DLBLOCKS_RUN_DIR"
-
-
-_chosen: list[str] = []
-
-
-def know_rank(num_nodes: int) -> None:
-    """Tells Lightning this process's rank where only its Trainer would find it out, too late.
-
-    That is so on several nodes where each was started by hand, with ``NODE_RANK`` set.
-    """
-    from lightning.pytorch.utilities import rank_zero_only
-
-    launched = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
-    if num_nodes > 1 and not any(name in os.environ for name in launched):
-        said: Any = rank_zero_only
-        said.rank = int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", 0)))
-
-
-def holds_something(path: Path, *, but: Collection[str] = ()) -> bool:
-    """Whether there is something at `path`, other than a folder that is empty but for its lock.
-
-    Half-written files do not count, nor those named in `but`.
-    """
-    if not path.is_dir():
-        return path.exists()
-    names = (entry.name for entry in path.iterdir())
-    return any(name not in (LOCK, *but) and not is_part(name) for name in names)
-
-
-def check_new_run_dir(run_dir: str | os.PathLike[str], *, but: Collection[str] = ()) -> Path:
-    """Returns `run_dir` as a path, or raises a `FileExistsError` if it already holds something."""
-    path = Path(run_dir)
-    if holds_something(path, but=but):
-        raise OtherRunError(
-            f"run_dir='{run_dir}' already holds a run; choose another run_dir, or delete it first."
-        )
-    return path
-
-
-def next_run_dir(base: str | os.PathLike[str], *, resume: bool = False) -> Path:
-    """Returns `base`, or ``base-2``, ``base-3``, … : the first that holds nothing yet.
-
-    With `resume` a cross-validation that was begun there and has not ended is gone on with.
-
-    Raises:
-        ValueError: A launcher such as torchrun has started the processes, which cannot be told.
-    """
-    return next(run_dirs(base, resume=resume))
-
-
-def run_dirs(
-    base: str | os.PathLike[str],
-    *,
-    resume: bool,
-    in_use: Callable[[Path], bool] = lambda path: False,
-) -> Iterator[Path]:
-    """Yield the folders that a run may use: ``base``, ``base-2`` and so on.
-
-    They hold nothing, or with `resume` an unfinished run that is not `in_use`. The processes that
-    Lightning starts for the other ranks run the same script a little later, when rank 0 has begun
-    to write. They learn through the environment which folder each call has chosen. Once they are
-    connected, rank 0 sends them the first that holds nothing.
-
-    Raises:
-        ValueError: A launcher such as torchrun has started the processes, which cannot be told.
-    """
-    base = Path(base)
-    call = len(_chosen)
-    if not is_rank_zero():
-        told = os.environ.get(RUN_DIR, "").split(os.pathsep)
-        _chosen.append(told[call] if call < len(told) else _from_rank_zero(None))
-        yield Path(_chosen[call])
-        return
-    if not _connected():
-        _check_one_process(base)
-    number, path = 1, base
-    while True:
-        unfinished = (path / PLAN).is_file() and not (path / SUMMARY).is_file()
-        goes_on = resume and unfinished and not _connected() and not in_use(path)
-        if goes_on or not holds_something(path):
-            _chosen[call:] = [str(path)]
-            os.environ[RUN_DIR] = os.pathsep.join(_chosen)
-            if _connected():
-                _from_rank_zero(str(path))
-            yield path
-        number += 1
-        path = base.with_name(f"{base.name}-{number}")
-
-
-def _connected() -> bool:
-    """Whether other ranks of this run wait for what rank 0 sends."""
-    import torch
-
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def _from_rank_zero(value: Any) -> Any:
-    import torch
-
-    held = [value]
-    torch.distributed.broadcast_object_list(held)
-    return held[0]
-
-
-def say_resumed(run_dir: Path, done: int, total: int, what: str) -> None:
-    """Say in one line on which run a call goes on, and when that was begun or finished.
-
-    Args:
-        run_dir: Its folder, with a ``plan.json``.
-        done: How many fits are finished.
-        total: How many there are.
-        what: What a fit is called: ``"folds"``.
-    """
-    if any((parent / PLAN).is_file() for parent in run_dir.absolute().parents):
-        return  # an inner run, of one that has said it
-    is_finished = done == total and (run_dir / SUMMARY).is_file()
-    date = time.localtime((run_dir / (SUMMARY if is_finished else PLAN)).stat().st_mtime)
-    when = time.strftime("%Y-%m-%d %H:%M", date)
-    print(
-        f"{run_dir}: finished {when}, loaded; pass another run_dir for a new run."
-        if is_finished
-        else f"{run_dir}: resuming a run of {when}, {done} of {total} {what} done.",
-        file=sys.stderr,
-        flush=True,
-    )
-
-
-def _check_one_process(base: Path) -> None:
-    from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-
-    for launcher, size in (
-        ("torchrun", TorchElasticEnvironment.detect() and os.environ.get("WORLD_SIZE")),
-        ("srun", SLURMEnvironment.detect() and os.environ.get("SLURM_NTASKS")),
-    ):
-        if size and int(size) > 1:
-            raise ValueError(
-                f"{launcher} has started {size} processes, each of which would choose a run folder "
-                f"by itself; give run_dir, such as run_dir='{base}'."
-            )
-
-
 RETRY_SECONDS = 1.0
-# How file systems say that they have no locks, or that this user may not write here.
+# Errors of file systems without locks, and of folders that cannot be written.
 NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 NO_WRITING = {errno.EACCES, errno.EPERM, errno.EROFS}
 T = TypeVar("T")
+_chosen: list[str] = []
+
+
+def in_run_dir(
+    run_dir: str | os.PathLike[str] | None,
+    base: str,
+    run: Callable[[Path], T],
+    *,
+    resume: bool,
+) -> T:
+    """Run in a run folder, and hold its lock.
+
+    Args:
+        run_dir: The folder; None for ``base``, ``base-2``, …, as `numbered` chooses.
+        base: The folder where none is given.
+        run: Called with the folder.
+        resume: Try folders of unfinished runs too.
+
+    Raises:
+        BlockingIOError: Another process works in `run_dir`.
+    """
+
+    def hold(path: Path) -> T:
+        with locked(path) if is_rank_zero() else contextlib.nullcontext():
+            return run(path)
+
+    return hold(Path(run_dir)) if run_dir else numbered(base, hold, resume=resume)
 
 
 def numbered(base: str | os.PathLike[str], run: Callable[[Path], T], *, resume: bool) -> T:
-    """Run in ``base``, ``base-2``, …: the first folder that is empty, or can be resumed.
+    """Run in the first free folder of ``base``, ``base-2``, ….
+
+    Free is a folder that is empty, or can be resumed.
 
     Args:
         base: The folder.
         run: Called with a folder; raises an `OtherRunError` if that holds another run.
         resume: Try folders of unfinished runs too. A finished run is never taken.
     """
-    for path in run_dirs(base, resume=resume, in_use=_in_use):
+    for path in _run_dirs(base, resume=resume, in_use=_in_use):
         was_empty = not holds_something(path)
         try:
             return run(path)
@@ -185,17 +73,41 @@ def numbered(base: str | os.PathLike[str], run: Callable[[Path], T], *, resume: 
     raise AssertionError  # for the type checker: there is always another number
 
 
-def _in_use(folder: Path) -> bool:
-    try:
-        with locked(folder):
-            return False
-    except BlockingIOError:
-        return True
+def next_run_dir(base: str | os.PathLike[str], *, resume: bool = False) -> Path:
+    """Return the first empty folder of ``base``, ``base-2``, ….
+
+    With `resume` the folder of an unfinished run counts as empty.
+
+    Raises:
+        ValueError: A launcher such as torchrun has started the processes, which cannot be told.
+    """
+    return next(_run_dirs(base, resume=resume))
+
+
+def check_new_run_dir(run_dir: str | os.PathLike[str], *, but: Collection[str] = ()) -> Path:
+    """Return `run_dir` as a path; raise a `FileExistsError` unless it is empty."""
+    path = Path(run_dir)
+    if holds_something(path, but=but):
+        raise OtherRunError(
+            f"run_dir='{run_dir}' already holds a run; choose another run_dir, or delete it first."
+        )
+    return path
+
+
+def holds_something(path: Path, *, but: Collection[str] = ()) -> bool:
+    """Return True unless `path` is free for a new run.
+
+    The lock, half-written files and those named in `but` do not count.
+    """
+    if not path.is_dir():
+        return path.exists()
+    names = (entry.name for entry in path.iterdir())
+    return any(name not in (LOCK, *but) and not is_part(name) for name in names)
 
 
 @contextlib.contextmanager
 def locked(folder: Path, *, waiting: str | None = None) -> Iterator[None]:
-    """Hold the lock of a folder, which is made if need be.
+    """Hold the lock of a folder, and create the folder.
 
     The lock is the operating system's, on the file ``.lock``, which names its holder and is removed
     at the end. It ends with its process, even by ``kill -9``; a file that such a process leaves
@@ -226,6 +138,125 @@ def locked(folder: Path, *, waiting: str | None = None) -> Iterator[None]:
         if is_new:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # nothing came of it
+
+
+def know_rank(num_nodes: int) -> None:
+    """Tell Lightning the rank of a node that was started by hand.
+
+    ``NODE_RANK`` is set there, and otherwise only the Trainer reads it, too late.
+    """
+    from lightning.pytorch.utilities import rank_zero_only
+
+    launched = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+    if num_nodes > 1 and not any(name in os.environ for name in launched):
+        said: Any = rank_zero_only
+        said.rank = int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", 0)))
+
+
+def say(*texts: str | None) -> None:
+    """Print texts on stderr, on rank 0."""
+    for text in texts:
+        if text and is_rank_zero():
+            print(text, file=sys.stderr, flush=True)
+
+
+def say_resumed(run_dir: Path, done: int, total: int, what: str) -> None:
+    """Print that a run is resumed or loaded, with its date.
+
+    Args:
+        run_dir: Its folder, with a ``plan.json``.
+        done: How many fits are finished.
+        total: How many there are.
+        what: Name of the fits, such as ``"folds"``.
+    """
+    if any((parent / PLAN).is_file() for parent in run_dir.absolute().parents):
+        return  # an inner run; the outer one has printed it
+    is_finished = done == total and (run_dir / SUMMARY).is_file()
+    date = time.localtime((run_dir / (SUMMARY if is_finished else PLAN)).stat().st_mtime)
+    when = time.strftime("%Y-%m-%d %H:%M", date)
+    print(
+        f"{run_dir}: finished {when}, loaded; pass another run_dir for a new run."
+        if is_finished
+        else f"{run_dir}: resuming a run of {when}, {done} of {total} {what} done.",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _run_dirs(
+    base: str | os.PathLike[str],
+    *,
+    resume: bool,
+    in_use: Callable[[Path], bool] = lambda path: False,
+) -> Iterator[Path]:
+    """Yield the folders that a run may use, of ``base``, ``base-2``, ….
+
+    They hold nothing, or with `resume` an unfinished run that is not `in_use`. The processes that
+    Lightning starts for the other ranks run the same script a little later, when rank 0 has begun
+    to write. They learn through the environment which folder each call has chosen. Once they are
+    connected, rank 0 sends them the first that holds nothing.
+
+    Raises:
+        ValueError: A launcher such as torchrun has started the processes, which cannot be told.
+    """
+    base = Path(base)
+    call = len(_chosen)
+    if not is_rank_zero():
+        told = os.environ.get(RUN_DIR, "").split(os.pathsep)
+        _chosen.append(told[call] if call < len(told) else _from_rank_zero(None))
+        yield Path(_chosen[call])
+        return
+    if not _connected():
+        _check_one_process(base)
+    number, path = 1, base
+    while True:
+        unfinished = (path / PLAN).is_file() and not (path / SUMMARY).is_file()
+        resumes = resume and unfinished and not _connected() and not in_use(path)
+        if resumes or not holds_something(path):
+            _chosen[call:] = [str(path)]
+            os.environ[RUN_DIR] = os.pathsep.join(_chosen)
+            if _connected():
+                _from_rank_zero(str(path))
+            yield path
+        number += 1
+        path = base.with_name(f"{base.name}-{number}")
+
+
+def _connected() -> bool:
+    """Return True if the ranks of this run are connected."""
+    import torch
+
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _from_rank_zero(value: Any) -> Any:
+    import torch
+
+    held = [value]
+    torch.distributed.broadcast_object_list(held)
+    return held[0]
+
+
+def _check_one_process(base: Path) -> None:
+    from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+
+    for launcher, size in (
+        ("torchrun", TorchElasticEnvironment.detect() and os.environ.get("WORLD_SIZE")),
+        ("srun", SLURMEnvironment.detect() and os.environ.get("SLURM_NTASKS")),
+    ):
+        if size and int(size) > 1:
+            raise ValueError(
+                f"{launcher} has started {size} processes, each of which would choose a run folder "
+                f"by itself; give run_dir, such as run_dir='{base}'."
+            )
+
+
+def _in_use(folder: Path) -> bool:
+    try:
+        with locked(folder):
+            return False
+    except BlockingIOError:
+        return True
 
 
 def _acquire(folder: Path, waiting: str | None) -> FileLock | None:
@@ -270,36 +301,3 @@ def _acquire(folder: Path, waiting: str | None) -> FileLock | None:
         path.unlink(missing_ok=True)
         return None
     return lock
-
-
-def in_run_dir(
-    run_dir: str | os.PathLike[str] | None,
-    base: str,
-    run: Callable[[Path], T],
-    *,
-    resume: bool,
-) -> T:
-    """Run in a run folder, which is locked meanwhile.
-
-    Args:
-        run_dir: The folder; None for ``base``, ``base-2``, …, as `numbered` chooses.
-        base: The folder where none is given.
-        run: Called with the folder.
-        resume: Try folders of unfinished runs too.
-
-    Raises:
-        BlockingIOError: Another process works in `run_dir`.
-    """
-
-    def hold(path: Path) -> T:
-        with locked(path) if is_rank_zero() else contextlib.nullcontext():
-            return run(path)
-
-    return hold(Path(run_dir)) if run_dir else numbered(base, hold, resume=resume)
-
-
-def say(*texts: str | None) -> None:
-    """Print what is to be known about a run on stderr, on rank 0."""
-    for text in texts:
-        if text and is_rank_zero():
-            print(text, file=sys.stderr, flush=True)

@@ -29,14 +29,14 @@ KEYS = ("index", "target", "prediction")
 def predict_part(
     trainer: pl.Trainer, model: pl.LightningModule, datamodule: Any, part: str
 ) -> dict[str, np.ndarray]:
-    """Predicts one part of a `SplitDataModule` by any model; a collective of all ranks.
+    """Predict one part of a `SplitDataModule` by any model.
 
-    The model's own `predict_step` gets the batches that its `validation_step` gets, and returns the
-    predictions, or a dictionary that has them as ``"prediction"``. A model without one is called
-    with the first entry of the batch, or with the whole batch if that is a dictionary. Predictions
-    are left as they come, be they probabilities or logits. Targets are those that `predict_step`
-    returns as ``"target"``, else the second entry of the batch, or that of a name such as
-    ``"label"``, else those of the datamodule.
+    All ranks must call it. The model's own `predict_step` gets the batches that its
+    `validation_step` gets, and returns the predictions, or a dictionary that has them as
+    ``"prediction"``. A model without one is called with the first entry of the batch, or with the
+    whole batch if that is a dictionary. Predictions are left as they come, be they probabilities or
+    logits. Targets are those that `predict_step` returns as ``"target"``, else the second entry of
+    the batch, or that of a name such as ``"label"``, else those of the datamodule.
 
     Args:
         trainer: A Trainer that has fitted the model.
@@ -216,7 +216,7 @@ def _one_each(values: Any, index: Tensor) -> TypeGuard[Tensor]:
 
 @contextlib.contextmanager
 def replaced(model: pl.LightningModule, name: str, function: Any) -> Iterator[None]:
-    """Put a function in the place of a method of one model."""
+    """Replace a method of one model."""
     had = vars(model).get(name)  # that of a compiled module
     vars(model)[name] = function
     try:
@@ -229,7 +229,7 @@ def replaced(model: pl.LightningModule, name: str, function: Any) -> Iterator[No
 
 @contextlib.contextmanager
 def _predicting(datamodule: Any, part: str) -> Iterator[None]:
-    """Sets the datamodule to predict `part`, in batches like those of validation."""
+    """Set the datamodule to predict `part`, in batches like those of validation."""
     before = datamodule.predict_on, datamodule.predict_index
     datamodule.predict_on, datamodule.predict_index = part, False
     try:

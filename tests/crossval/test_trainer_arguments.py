@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from dlblocks.crossval import cross_validate, nested_cross_validate
-from dlblocks.crossval._fold import count_scored
+from dlblocks.crossval._fold import _count_scored
 from dlblocks.data import ArrayDataModule, FoldedDataModule
 from dlblocks.models import MLPClassifier
 from dlblocks.runs._trainer import check_trainer_arguments
@@ -144,4 +144,4 @@ def test_scored_samples_of_several_ranks(limit, ranks):
         batches = [len(part) for part in rows.split(7)]
         allowed = limit if isinstance(limit, int) else int(len(batches) * limit)
         expected += sum(batches[:allowed])
-    assert count_scored(data, {"limit_val_batches": limit}) == expected
+    assert _count_scored(data, {"limit_val_batches": limit}) == expected

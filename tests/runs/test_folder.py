@@ -21,7 +21,7 @@ from dlblocks.crossval import cross_validate
 from dlblocks.crossval._fold import FoldConfig, FoldSpec
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import MLPClassifier
-from dlblocks.runs._parallel import Task, _work
+from dlblocks.runs._parallel import _Task, _work
 from dlblocks.runs._plan import run_id_of
 from dlblocks.runs.folder import holds_something, locked
 
@@ -225,18 +225,18 @@ def test_a_fold_that_another_worker_has_ended_is_not_run_again(tmp_path):
     def make_model():
         raise AssertionError("run again")
 
-    plan = FoldConfig(
+    config = FoldConfig(
         make_model, list, {"accelerator": "cpu"}, "val/loss", "min", None, tmp_path / "run", 0, True
     )
-    plan.run_id = run_id_of(tmp_path / "run")
-    job, fold = _work(Task(plan, DigitsDataModule(), FoldSpec(1, 0, 1), 1, tmp_path / "no", 0))
-    assert job.fold == 1
+    config.run_id = run_id_of(tmp_path / "run")
+    spec, fold = _work(_Task(config, DigitsDataModule(), FoldSpec(1, 0, 1), 1, tmp_path / "no", 0))
+    assert spec.fold == 1
     assert fold.row == result.folds[1]
 
 
 def test_a_folder_that_is_not_shared_is_said(tmp_path):
-    plan = FoldConfig(list, list, {}, "val/loss", "min", None, tmp_path / "run", 0, True)
-    _, error = _work(Task(plan, DigitsDataModule(), FoldSpec(1, 0, 1), 1, tmp_path / "no", 0))
+    config = FoldConfig(list, list, {}, "val/loss", "min", None, tmp_path / "run", 0, True)
+    _, error = _work(_Task(config, DigitsDataModule(), FoldSpec(1, 0, 1), 1, tmp_path / "no", 0))
     assert isinstance(error, FileNotFoundError)
     assert "is not the same folder on" in str(error)
 
