@@ -235,6 +235,17 @@ class CheckedConstructor:
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        try:
+            cls._check_all(args, kwargs)
+        except ArgumentError as error:
+            new = super().__new__(cls)
+            own = functools.partial(cls.__init__, new)
+            _own_error(own, args, kwargs, about=str(error).partition("=")[0])
+            raise
+        return super().__new__(cls)
+
+    @classmethod
+    def _check_all(cls, args: Any, kwargs: Any) -> None:
         check_arguments(cls.__init__, (None, *args), kwargs)
         rest = dict(kwargs)
         for base in cls.__mro__ if kwargs else ():
@@ -247,7 +258,6 @@ class CheckedConstructor:
             name = next(iter(rest))
             hint = did_you_mean(name, constructor_arguments(cls)) or "."
             raise TypeError(f"{cls.__name__} has no argument {name!r}{hint}")
-        return super().__new__(cls)
 
 
 def convert_arguments(

@@ -380,9 +380,9 @@ def test_bad_arguments(tmp_path):
             make=lambda: MLPClassifier(64, 10, hidden=[widths.pop()]),
             engine=engine,
         )
-    bad("the same model twice", make=lambda: one)
+    bad("the same model for two members", make=lambda: one)
     shared = EarlyStopping("val/loss")
-    bad("same EarlyStopping twice", make_callbacks=lambda: [shared])
+    bad("same EarlyStopping for two members", make_callbacks=lambda: [shared])
     bad("returned a BoringModel", make=BoringModel)
     bad("num_classes=3, but DigitsDataModule has 10", make=lambda: MLPClassifier(64, 3))
     bad("no validation part", data=digits(val_fraction=0))

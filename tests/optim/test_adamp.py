@@ -358,11 +358,11 @@ def test_what_adamp_refuses():
     weight = nn.Parameter(torch.ones(2, 2))
     for arguments, message in [
         ({"betas": (0.9, 1.0)}, r"betas\[1\]=1.0"),
-        ({"betas": (0.9,)}, "must be 2 values"),
+        ({"betas": (0.9,)}, "must be two numbers"),
         ({"delta": -1.0}, "delta=-1.0"),
         ({"wd_ratio": -1.0}, "wd_ratio"),
         ({"eps": -1.0}, "eps"),
-        ({"betas": 0.9}, "betas=0.9 must be 2 values"),
+        ({"betas": 0.9}, "betas=0.9 must be two numbers"),
     ]:
         with pytest.raises(ValueError, match=message):
             AdamP([weight], **arguments)
