@@ -187,7 +187,8 @@ def _own_error(function: Callable[..., Any], args: Any, kwargs: Any, *, about: s
     try:
         function(*args, **kwargs)
     except (TypeError, ValueError) as error:
-        if str(error).startswith(f"{about}="):
+        is_general = str(error).endswith("must be a number.")  # of `check_range`
+        if str(error).startswith(f"{about}=") and not is_general:
             raise ArgumentError(str(error)) from None
     except Exception:
         pass

@@ -78,11 +78,11 @@ class FoldConfig(RunConfig):
         return new
 
     def sizes(self, datamodule: SplitDataModule) -> dict[str, Any]:
-        name, is_selected = datamodule.fold_name(), datamodule.validate_on == "selection"
+        name, has_selection = datamodule.fold_name(), "selection" in datamodule.parts
         return {
             **({} if name is None else {"group": name}),
             "num_train": len(datamodule.indices("train")),
-            "num_selection": len(datamodule.indices("selection")) if is_selected else 0,
+            "num_selection": len(datamodule.indices("selection")) if has_selection else 0,
             "num_val": _count_scored(datamodule, self.trainer),
         }
 

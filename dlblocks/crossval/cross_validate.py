@@ -268,14 +268,25 @@ def _cross_validate(
         settings = config.settings()
         if chosen == "vectorized":  # which draws other random numbers
             settings["engine"] = chosen
-        model = config.new_model()
-        described = describe(model, config.new_callbacks(), data, **settings)
-        config.loss_range = getattr(model, "loss_range", config.loss_range)
-        if n_jobs != 1 and todo:
-            config.new_model()  # workers cannot see that it is another
-        del model
-        if is_rank_zero():
-            begin(config, described, splits, len(found), len(specs), "folds")
+        described: dict[str, Any] = {}
+
+        def check(model: pl.LightningModule, callbacks: Sequence[Callback]) -> None:
+            """Before anything is trained: check that the run folder is new, or of this run."""
+            if described:
+                return
+            described.update(describe(model, callbacks, data, **settings))
+            config.loss_range = getattr(model, "loss_range", config.loss_range)
+            if is_rank_zero():
+                begin(config, described, splits, len(found), len(specs), "folds")
+
+        if ready:
+            check(ready[0].members[0].model, ready[0].members[0].callbacks)
+        elif n_jobs == 1 and chosen == "sequential" and todo:
+            config.check = check  # of the first fit's own model and callbacks
+        else:
+            check(config.new_model(), config.new_callbacks())
+            if todo:
+                config.new_model()  # workers cannot see that it is another
         if engine == "auto" and todo and progress_bar:
             say(f"engine: {chosen}; {why}")
         notes = [OPTIMISTIC] if config.select == "fold" else []

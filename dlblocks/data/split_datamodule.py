@@ -418,6 +418,12 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
             )
         return self._rows["train"][:0] if part is None else self._rows[part]
 
+    @property
+    def parts(self) -> list[str]:
+        """Names of the parts that the data are split into."""
+        self.setup("fit")
+        return list(self._rows)
+
     def indices(self, part: str) -> Tensor:
         """Rows that are ``"train"``, ``"val"`` or ``"test"``, int64 of shape (M,).
 

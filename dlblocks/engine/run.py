@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ProgressBar
 
 from dlblocks import tracking
 from dlblocks._errors import named
-from dlblocks._files import write_rows
+from dlblocks._files import is_rank_zero, write_rows
 from dlblocks.data import SplitDataModule
 from dlblocks.engine._support import check_vectorizable, is_out_of_memory, naming
 from dlblocks.engine.choose import choose_engine, in_halves
@@ -101,6 +101,8 @@ def run_fits(
             if isinstance(outcome, FitResult):
                 found[spec] = outcome
                 config.warned |= outcome.warned
+            elif not config.run_id and is_rank_zero():
+                raise outcome  # before any fit: the run folder, or the model itself
             elif on_error == "raise":
                 raise named(outcome, spec.name) from outcome
             else:

@@ -118,6 +118,7 @@ class RunConfig:
     run_dir: Path
     seed: int
     resume: bool
+    check: Callable[[pl.LightningModule, Sequence[Callback]], None] | None = None
     run_id: str = ""
     tried: bool = False  # whether prediction was tried before a fit
     reason: NoPredictions | None = None  # why it does not work
@@ -258,6 +259,8 @@ def run_fit(
     started = time.monotonic()
     pl.seed_everything(config.seed + spec.number, workers=True, verbose=False)
     model, callbacks = config.new_model(), config.new_callbacks()
+    if config.check is not None:
+        config.check(model, callbacks)
     if not config.tried and not is_ours(type(model)):  # ours are known to predict
         callbacks.append(_TryPrediction(config))
     warned = config.warned

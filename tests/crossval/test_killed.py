@@ -9,7 +9,7 @@ import pytest
 from lightning.pytorch.callbacks import EarlyStopping
 from same_runs import assert_same
 
-import dlblocks.crossval._fold
+import dlblocks.runs._fits
 import dlblocks.runs.fit
 from dlblocks.callbacks import Augment, MixUp
 from dlblocks.crossval import cross_validate
@@ -48,14 +48,14 @@ class Kill(pl.Callback):
 def train(folder, kill="never", every=0.0, n_jobs=1):
     dlblocks.runs.fit.RESUME_SECONDS = every
     if kill.endswith("write"):
-        real = dlblocks.crossval._fold.write_json
+        real = dlblocks.runs._fits.write_record
 
-        def write_json(path, value):
+        def write_record(path, *args):
             if path.parent.name == f"fold-{kill[0]}":
                 die()
-            real(path, value)
+            real(path, *args)
 
-        dlblocks.crossval._fold.write_json = write_json
+        dlblocks.runs._fits.write_record = write_record
     cross_validate(
         lambda: MLPClassifier(64, 10, hidden=[16], dropout=0.2, lr=0.01, lr_schedule="one_cycle"),
         DigitsDataModule(batch_size=200),

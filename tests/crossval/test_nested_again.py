@@ -91,11 +91,11 @@ class Kill(pl.Callback):
     """Kills its process in the second epoch of a fit; 0 for none."""
 
     def __init__(self, at):
-        self._at = at
+        self._when = at
 
     def on_train_epoch_start(self, trainer, module):
         Kill.count += trainer.current_epoch == 1
-        if Kill.count == self._at:
+        if Kill.count == self._when:
             os.kill(os.getpid(), signal.SIGKILL)
 
 

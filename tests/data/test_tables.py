@@ -269,7 +269,7 @@ def test_an_ensemble_says_whose_fitted_values_it_gets(tmp_path, asked, warns):
 
     result = cross_validate(model, data, num_folds=2, trainer={"max_epochs": 1, **FOLDS},
                             run_dir=tmp_path, progress_bar=False, figures=False)  # fmt: skip
-    fold, whole = data.for_fold(0, 2).raw_inputs("val"), data.for_all().raw_inputs("val")
+    fold, whole = data.for_fold(0, 2).raw_inputs("val"), data.without_validation().raw_inputs("val")
     assert torch.equal(fold, whole) == (not warns)
     says = (
         pytest.warns(UserWarning, match=r"fitted to the rows of each member.*result\.refit\(\)")
