@@ -1,4 +1,4 @@
-"""How the package says that an argument is wrong: what was expected, what came, and the cure."""
+"""Check arguments, and name the wrong one with its value and the cure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from typing_extensions import Self
 
 
 def did_you_mean(value: object, choices: Iterable[str]) -> str:
-    """Returns ``"; did you mean 'adam'?"`` for the closest choice, or ``""`` if none is close.
+    """Return ``"; did you mean 'adam'?"``, or ``""`` without a close choice.
 
     >>> did_you_mean("adan", ["adam", "sgd"])
     "; did you mean 'adam'?"
@@ -31,7 +31,7 @@ def did_you_mean(value: object, choices: Iterable[str]) -> str:
 
 
 def check_choice(argument: str, value: object, choices: Iterable[str]) -> None:
-    """Raises a `ValueError` that lists the choices unless `value` is one of them.
+    """Raise a `ValueError` that lists the choices.
 
     >>> check_choice("optimizer", "adan", ["adam", "sgd"])
     Traceback (most recent call last):
@@ -78,7 +78,7 @@ def check_range(
 
 
 def check_whole(argument: str, value: Any, low: int) -> None:
-    """Raises a `ValueError` unless `value` is a whole number of at least `low`.
+    """Raise a `ValueError` for anything but whole numbers from `low`.
 
     A `TypeError` if it is not a number.
 
@@ -92,7 +92,7 @@ def check_whole(argument: str, value: Any, low: int) -> None:
 
 
 def check_function(argument: str, value: object, example: str) -> None:
-    """Raises a `TypeError` unless `value` is a function that can make something new at each call.
+    """Raise a `TypeError` for anything but a function.
 
     >>> check_function("make_model", 3, "lambda: MLPClassifier(64, 10)")
     Traceback (most recent call last):
@@ -120,7 +120,7 @@ def other_lightning(thing: object) -> str:
 
 
 def named(error: Exception, name: str) -> Exception:
-    """The same kind of error, whose message begins with the name of what it belongs to.
+    """Return an error of the same kind with a name before its message.
 
     >>> named(ValueError("lr=-1"), "fold 2")
     ValueError('fold 2: lr=-1')
@@ -183,7 +183,7 @@ def checked(function: Function) -> Function:
 
 
 def _own_error(function: Callable[..., Any], args: Any, kwargs: Any, *, about: str) -> None:
-    """Raise a constructor's own error about an argument, which may know a better cure."""
+    """Raise a constructor's own error, which may know a better cure."""
     try:
         function(*args, **kwargs)
     except (TypeError, ValueError) as error:
@@ -295,7 +295,7 @@ def whole(value: Any) -> Any:
 
 
 def plain_numbers(value: Any) -> Any:
-    """Return a value with Python's numbers in the place of NumPy's, in containers too."""
+    """Replace NumPy's numbers by Python's, in containers too."""
     if isinstance(value, np.generic):
         return value.item()
     if type(value) in (list, tuple):
