@@ -3,10 +3,10 @@
 import csv
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import forked
 import lightning.pytorch as pl
 import numpy as np
@@ -104,13 +104,8 @@ DDP = ["--data.batch_size=16", "--trainer.strategy=ddp", "--trainer.devices=2"]
 
 
 def start(folder, *arguments):
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([ROOT, str(folder)])}
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=env, capture_output=True, text=True,
-        timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
+    env = {"PYTHONPATH": os.pathsep.join([ROOT, str(folder)])}
+    return commands.run("python", *arguments, cwd=folder, env=env)
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,12 @@
 """The wheel, installed into a new environment and used from another folder."""
 
-import subprocess
 import sys
 import sysconfig
 import venv
 import zipfile
 from pathlib import Path
 
+import commands
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -14,9 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.mark.slow
 def test_wheel_in_a_new_environment(tmp_path):
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--no-deps", "-q", "-w", tmp_path, ROOT], check=True
-    )
+    commands.run("python", "-m", "pip", "wheel", "--no-deps", "-q", "-w", tmp_path, ROOT)
     (wheel,) = tmp_path.glob("dlblocks-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "dlblocks/py.typed" in names
@@ -28,14 +26,10 @@ def test_wheel_in_a_new_environment(tmp_path):
     home = tmp_path / "venv"
     venv.create(home, with_pip=True)
     python = home / ("Scripts" if sys.platform == "win32" else "bin") / "python"
-    subprocess.run(
-        [python, "-m", "pip", "install", "-q", "--no-deps", wheel], check=True, cwd=tmp_path
-    )
+    commands.run(python, "-m", "pip", "install", "-q", "--no-deps", wheel, cwd=tmp_path)
     # The dependencies, gigabytes of them, are borrowed; `.ci/run` installs them anew once.
-    site = subprocess.run(
-        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
-        capture_output=True, text=True, check=True,
-    ).stdout.strip()  # fmt: skip
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = commands.run(python, "-c", where).stdout.strip()
     (Path(site) / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
     code = """
 import dlblocks, pathlib
@@ -49,11 +43,8 @@ print(result.table())
 """
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    done = subprocess.run(
-        [python, "-c", code], cwd=elsewhere, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    done = commands.run(python, "-c", code, cwd=elsewhere)
     assert "mean ± std" in done.stdout
     assert (elsewhere / "run" / "summary.json").is_file()
     script = python.parent / "dlblocks"
-    assert b"cross-validate" in subprocess.run([script, "--help"], stdout=-1, check=True).stdout
+    assert "cross-validate" in commands.run(script, "--help").stdout

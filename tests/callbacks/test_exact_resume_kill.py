@@ -1,12 +1,10 @@
 """Processes that are killed by SIGKILL, at a step or in the middle of writing the checkpoint."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
+import commands
 import pytest
 import torch
 
@@ -72,18 +70,13 @@ def start(tmp_path):
     """Starts the script; it fits in `folder` and is killed `how`, `when`."""
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
 
     def start(folder, how, when=0, *, devices=1, workers=0):
-        done = subprocess.run(
-            [sys.executable, script, folder, how, *map(str, (when, devices, workers))],
-            env=environment,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == (-signal.SIGKILL if how in ("step", "write") else 0), done.stderr
+        commands.run(
+            "python", script, folder, how, when, devices, workers, cwd=tmp_path, env=environment,
+            code=-signal.SIGKILL if how in ("step", "write") else 0,
+        )  # fmt: skip
 
     return start
 

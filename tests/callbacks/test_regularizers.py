@@ -2,10 +2,8 @@
 
 import contextlib
 import json
-import os
-import subprocess
-import sys
 
+import commands
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -205,11 +203,7 @@ def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ddp")
     (folder / "script.py").write_text(SCRIPT)
     for devices in (1, 2):
-        done = subprocess.run(
-            [sys.executable, "script.py", str(devices)], cwd=folder, timeout=300,
-            env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
+        commands.run("python", "script.py", devices, cwd=folder)
     return [
         json.loads((folder / f"found-{name}.json").read_text()) for name in ("1-0", "2-0", "2-1")
     ]

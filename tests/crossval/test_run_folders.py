@@ -1,10 +1,11 @@
 """Which folder a call works in, and what it says of a run that is there already."""
 
-import multiprocessing
 import os
 import re
+import time
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -134,22 +135,27 @@ def test_an_unfinished_run_is_resumed_if_it_is_the_same(capfd):
 
 def test_an_unfinished_run_in_use_is_left_alone():
     interrupted()
-    go, over = multiprocessing.Event(), multiprocessing.Event()
-    process = multiprocessing.get_context("fork").Process(target=_hold, args=(go, over))
-    process.start()
-    assert go.wait(10)
+    process = forked.start(_hold)
     try:
+        wait_for(Path("held"))
         assert folds().run_dir.name == "cross-validation-2"
     finally:
-        over.set()
+        process.kill()
         process.join()
     assert folds().run_dir.name == "cross-validation"
 
 
-def _hold(go, over):
+def wait_for(path):
+    end = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < end, f"no {path}"
+        time.sleep(0.02)
+
+
+def _hold():
     with locked(Path("runs/cross-validation")):
-        go.set()
-        over.wait(60)
+        Path("held").touch()
+        time.sleep(60)
 
 
 @pytest.mark.parametrize("call", [folds, nested, ensemble, boosted])

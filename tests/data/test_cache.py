@@ -12,6 +12,7 @@ import time
 import warnings
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 import torch
@@ -22,7 +23,6 @@ from dlblocks.data import ImageFolderDataModule, image_folder
 from dlblocks.models import CNNClassifier
 
 SIZE = (6, 9)
-ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def paint(path, seed, size=(20, 14), mode="RGB"):
@@ -342,10 +342,7 @@ def test_a_kill_between_two_names_is_no_wrong_cache(root, tmp_path, renames):
     module(root).prepare_data()
     move_to_another_class(root)
     script = KILLED.replace("RENAMES", str(renames))
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=ENV, capture_output=True
-    )
-    assert done.returncode == 9, done.stderr
+    commands.run("python", "-c", script, cwd=tmp_path, code=9)
     (root / "train" / "naïve ☃" / "9.png").rename(root / "train" / "a" / "0.png")  # as before
     with pytest.raises(FileExistsError, match="json is missing"):
         module(root).setup()
@@ -551,7 +548,7 @@ print(int(data.source.inputs.long().sum()), len(data.source.inputs))
 def test_two_processes_decode_once(root, tmp_path):
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", SLOW + TOGETHER], cwd=tmp_path, env=ENV, text=True,
+            [sys.executable, "-c", SLOW + TOGETHER], cwd=tmp_path, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
         for _ in range(2)
@@ -565,12 +562,19 @@ def test_two_processes_decode_once(root, tmp_path):
     assert not list(root.glob(".*"))
 
 
+# A process that a shell starts in the background ignores Ctrl-C, and so do its children.
+BUILD = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+ImageFolderDataModule("images", size=6, cache=True).prepare_data()
+"""
+
+
 def start_building(tmp_path):
     """A process in the middle of building."""
     process = subprocess.Popen(
-        [sys.executable, "-c", SLOW + "ImageFolderDataModule('images', size=6, cache=True)."
-         "prepare_data()"],
-        cwd=tmp_path, env={**ENV, "SLOW": "0.5"}, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-c", SLOW + BUILD],
+        cwd=tmp_path, env={**os.environ, "SLOW": "0.5"}, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     while not (tmp_path / "decoded.txt").exists() and process.poll() is None:
         time.sleep(0.02)
@@ -617,11 +621,7 @@ if __name__ == "__main__":
 @pytest.mark.slow
 def test_all_ranks_use_the_file_of_one(root, tmp_path):
     (tmp_path / "script.py").write_text(SLOW + DDP)
-    done = subprocess.run(
-        [sys.executable, "script.py"],
-        cwd=tmp_path, env={**ENV, "SLOW": "0"}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    commands.run("python", "script.py", cwd=tmp_path, env={"SLOW": "0"})
     expected = str(int(module(root, False).source.inputs.long().sum()))
     assert [(tmp_path / f"sum-{rank}").read_text() for rank in (0, 1)] == [expected] * 2
     decoders = (tmp_path / "decoded.txt").read_text().split()

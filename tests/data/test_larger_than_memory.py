@@ -2,9 +2,8 @@
 
 import json
 import os
-import subprocess
-import sys
 
+import commands
 import numpy as np
 import pytest
 from PIL import Image
@@ -76,12 +75,7 @@ def report():
 
 
 def run(folder, script):
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED + script + "\nreport()"],
-        cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = commands.run("python", "-c", LIMITED + script + "\nreport()", cwd=folder)
     return json.loads(done.stdout.splitlines()[-1])
 
 

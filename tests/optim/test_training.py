@@ -1,8 +1,6 @@
 """The optimizers, schedules and batch sizes as the models and datamodules use them."""
 
-import subprocess
-import sys
-
+import commands
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -190,13 +188,7 @@ data:
 
 def test_from_the_command_line(tmp_path):
     (tmp_path / "config.yaml").write_text(CONFIG)
-    done = subprocess.run(
-        [sys.executable, "-m", "dlblocks", "fit", "--config", "config.yaml"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    commands.run("python", "-m", "dlblocks", "fit", "--config", "config.yaml", cwd=tmp_path)
     states = [torch.load(path, weights_only=True) for path in tmp_path.rglob("*.ckpt")]
     (state,) = [state for state in states if state["global_step"] == 2][:1]
     group = state["optimizer_states"][0]["param_groups"][0]
@@ -240,8 +232,6 @@ except ValueError as error:
 def test_two_processes(tmp_path):
     """80 samples on 2 ranks: 3 batches of 16, 2 steps an epoch; the rate halves twice."""
     (tmp_path / "ranks.py").write_text(RANKS)
-    done = subprocess.run(
-        [sys.executable, "ranks.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
+    done = commands.run("python", "ranks.py", cwd=tmp_path)
     assert "found 4 0.025 True" in done.stdout, done.stderr
     assert "on 2 devices, but lbfgs" in done.stdout
