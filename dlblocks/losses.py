@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from dlblocks._errors import check_range
 
+IGNORED = -100  # the label of what does not count, as torch has it
+
 
 def cross_entropy(
     logits: Tensor,
@@ -19,7 +21,7 @@ def cross_entropy(
     *,
     weight: Tensor | None = None,
     label_smoothing: float = 0.0,
-    ignore_index: int = -100,
+    ignore_index: int = IGNORED,
 ) -> Tensor:
     """Cross-entropy whose value is the same for hard targets and for their one-hot rows.
 
@@ -180,7 +182,7 @@ def soft_targets(
     who: str,
     like: Tensor,
     *,
-    ignore_index: int = -100,
+    ignore_index: int = IGNORED,
     check: bool | None = None,
 ) -> Tensor:
     """Targets that can be mixed: class indices become one-hot rows; floating point stays.

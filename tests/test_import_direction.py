@@ -16,7 +16,7 @@ FLOORS = [
     {"__init__", "_errors", "_files", "_lightning", "_plain", "_quiet", "_scores"},
     {"losses"},
     {"metrics", "nets", "optim", "plots"},
-    {"tracking"},
+    {"tracking", "tasks"},
     {"data", "callbacks", "models"},
     {"runs"},
     {"engine"},

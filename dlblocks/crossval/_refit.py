@@ -22,12 +22,9 @@ from dlblocks.crossval._splits import FOLDS
 from dlblocks.crossval.held_out import HeldOutScores
 from dlblocks.data import DataModule, SplitDataModule
 from dlblocks.models import (
-    Classifier,
     Model,
-    Regressor,
-    VotingClassifier,
+    VotingEnsemble,
     VotingModule,
-    VotingRegressor,
     load,
 )
 from dlblocks.models._checkpoints import restore
@@ -47,7 +44,7 @@ from dlblocks.runs.fit import drop_training_state
 from dlblocks.runs.predictions import predict_part
 
 TESTED = "test.json"
-VOTING = (VotingClassifier, VotingModule, VotingRegressor)
+VOTING = (VotingEnsemble, VotingModule)
 USE_REFIT = "result.refit() trains one model on all data, without this difference"
 # What `refit` says of schedules that need validation.
 REFIT = {"who": "refit", "cure": "give refit a make_model with another schedule"}
@@ -74,10 +71,8 @@ def ensemble(
         members.append(_member(result, row["checkpoint"], list(classes), make_model))
     known = None if any(pair is None for pair in normalisations) else normalisations
     warn_of_fitted_inputs((result.given or {}).get("datamodule"), USE_REFIT)
-    if all(isinstance(member, Classifier) for member in members):
-        return VotingClassifier(members, normalisations=known).eval()
-    if all(isinstance(member, Regressor) for member in members):
-        return VotingRegressor(members, normalisations=known).eval()
+    if all(isinstance(member, Model) and member.task for member in members):
+        return VotingEnsemble(members, normalisations=known).eval()
     if result.oof is not None and result.oof.prediction.dtype.kind not in "fc":
         raise ValueError(
             f"{type(members[0]).__name__} predicts {result.oof.prediction.dtype}, as of classes, "

@@ -15,9 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from dlblocks._lightning import trainer_of
 from dlblocks.engine._support import NotVectorizable, plain_state
-from dlblocks.models.classification import Classifier
 from dlblocks.models.model import Model
-from dlblocks.models.regression import Regressor
 from dlblocks.nets import MLP
 
 
@@ -122,8 +120,9 @@ class StackedModels:
         if self._layers is None:
             return self._vmapped(inputs, targets, named)
         values = dense_forward(self._layers, inputs, named, gradients)
-        model = self.template
-        losses = dense_loss(model, values, targets)
+        task, losses = self.template.task, None
+        if task is not None and type(self.template).loss is Model.loss:
+            losses = task.stacked_loss(values, targets)
         return self._after_net(values, targets, named) if losses is None else (losses, values)
 
     def make_gradients(self, names: Iterable[str]) -> None:
@@ -313,17 +312,12 @@ POINTWISE = (
     nn.Identity,
 )  # fmt: skip
 Tensors = Mapping[str, Tensor]
-IGNORED = -100  # the default of dlblocks.losses.cross_entropy
 
 
 def dense_layers(model: Model) -> list[tuple[str, nn.Module]] | None:
     """The layers of a model's perceptron with their names, or None if it has no plain one."""
     net = model.net
-    if (
-        type(net) is not MLP
-        or net.embeddings
-        or type(model).forward not in (Model.forward, Regressor.forward)
-    ):
+    if type(net) is not MLP or net.embeddings or type(model).forward is not Model.forward:
         return None
     known = (nn.Linear, nn.BatchNorm1d, nn.LayerNorm, nn.Dropout, *POINTWISE)
     layers = [(f"net.layers.{name}", layer) for name, layer in net.layers.named_children()]
@@ -417,21 +411,6 @@ class _Linear(torch.autograd.Function):
         if of_bias is not None:
             of_bias += g.sum(1)
         return (g @ weight if ctx.needs_input_grad[0] else None), None, None, None, None
-
-
-def dense_loss(model: Model, outputs: Tensor, targets: Tensor) -> Tensor | None:
-    """Losses (M,) of outputs (M, N, C) and targets (M, N), or None where it is no plain one."""
-    if type(model).loss is not Classifier.loss or model.class_weight is not None:
-        return None
-    assert isinstance(model, Classifier)  # for the type checker
-    if targets.is_floating_point() or targets.ndim != 2:
-        return None
-    smoothing = model.label_smoothing if model.training else 0.0
-    losses = F.cross_entropy(
-        outputs.flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=smoothing
-    )
-    counted = (targets != IGNORED).sum(1)
-    return losses.view(targets.shape).sum(1) / counted
 
 
 def _flat(stacked: Tensor | None) -> Tensor | None:

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 
 from dlblocks.data import SplitDataModule
-from dlblocks.models import VotingClassifier, VotingRegressor
-from dlblocks.models.voting import NO_VOTE, hard_votes
+from dlblocks.models import VotingEnsemble
+from dlblocks.tasks.multiclass import hard_votes
 
 Rows = npt.NDArray[np.int64]
 
@@ -205,7 +205,7 @@ def combine(
     return OutOfBag(index, targets, prediction, spread, votes)
 
 
-def score(model: VotingClassifier | VotingRegressor, oob: OutOfBag) -> dict[str, float]:
+def score(model: VotingEnsemble, oob: OutOfBag) -> dict[str, float]:
     """Metrics of the out-of-bag predictions, as `model` logs them of a test set: ``oob/loss`` etc.
 
     Args:
@@ -213,14 +213,8 @@ def score(model: VotingClassifier | VotingRegressor, oob: OutOfBag) -> dict[str,
         oob: The predictions.
     """
     arrays = oob.arrays()
-    outputs = torch.from_numpy(arrays["prediction"])
+    outputs = model.task.outputs_of(torch.from_numpy(arrays["prediction"]))
     targets = torch.from_numpy(arrays["target"])
-    if isinstance(model, VotingClassifier):
-        # The outputs of a classifier are logits: log p, whose softmax is p.
-        least = NO_VOTE if model.voting == "hard" else torch.finfo(torch.float32).tiny
-        outputs = outputs.clamp(min=least).log()
-    elif outputs.ndim == 1:
-        outputs = outputs.unsqueeze(1)
     model.eval()
     model.reset_metrics("test")
     loss = model.loss(outputs, targets)

@@ -8,7 +8,7 @@ from typing import Any
 from torch.nn.parameter import is_lazy
 
 from dlblocks.data import SplitDataModule
-from dlblocks.models import Classifier, Model, Regressor
+from dlblocks.models import Model
 from dlblocks.models._predict import NoPredictions
 from dlblocks.runs._fits import FitSpec, RunConfig
 
@@ -59,14 +59,14 @@ class MemberConfig(RunConfig):
         """Make a model of the architecture of the first.
 
         Raises:
-            ValueError: It is not a Classifier or Regressor, or has another architecture.
+            ValueError: It has no task, or has another architecture.
         """
         model = super().new_model()
-        if not isinstance(model, (Classifier, Regressor)):
+        if not isinstance(model, Model) or model.task is None:
             raise ValueError(
-                f"make_model returned a {type(model).__name__}; members of an ensemble are "
-                "Classifiers or Regressors of dlblocks.models, such as Classifier(net, num_classes)"
-                " over a net of your own."
+                f"make_model returned a {type(model).__name__}; members of an ensemble are models "
+                "of dlblocks with a task, such as Classifier(net, num_classes) over a net of your "
+                "own."
             )
         state = model.state_dict()
         shapes = {name: list(x.shape) for name, x in state.items() if not is_lazy(x)}

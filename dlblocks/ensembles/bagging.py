@@ -31,7 +31,6 @@ from dlblocks.ensembles.results import (
     result_figures,
 )
 from dlblocks.ensembles.voting import Voting
-from dlblocks.models import Regressor
 from dlblocks.models._checkpoints import restore, write_checkpoint
 from dlblocks.models.voting import warn_of_fitted_inputs
 from dlblocks.runs._figures import save_figures
@@ -112,7 +111,7 @@ class Bagging:
         ... )
         >>> result = bagging.fit()
         >>> len(result.oob), type(result.model).__name__
-        (1150, 'VotingClassifier')
+        (1150, 'VotingEnsemble')
     """
 
     kind = "bagging"
@@ -328,7 +327,7 @@ class Bagging:
         model, callbacks = config.new_model(), config.new_callbacks()
         config.new_model(), config.new_callbacks()  # to see that they are others
         model.check_data(data)
-        if self.voting == "hard" and isinstance(model, Regressor):
+        if self.voting == "hard" and not (model.task and model.task.votes):
             raise ValueError("voting='hard' counts votes for classes, and values have none.")
         if lacking and getattr(model, "class_weights", None) == "balanced":
             member, classes = next(iter(lacking.items()))

@@ -24,7 +24,7 @@ from dlblocks._quiet import isolated
 from dlblocks.data import SplitDataModule
 from dlblocks.ensembles._bootstrap import OutOfBag, Rows
 from dlblocks.ensembles._members import MemberConfig, MemberSpec
-from dlblocks.models import Model, VotingClassifier, VotingRegressor, load
+from dlblocks.models import Model, VotingEnsemble, load
 from dlblocks.runs._figures import curve_figures, prediction_figures
 from dlblocks.runs._fits import read_fit
 from dlblocks.runs._plan import run_id_of
@@ -44,7 +44,7 @@ class BaggingResult(Result):
     Attributes:
         run_dir: Where everything lies.
         model: The members as one model, in evaluation mode: for `Trainer.validate`, `test` and
-            `predict`; see `VotingClassifier` and `VotingRegressor`.
+            `predict`; see `VotingEnsemble`.
         members: One row a member: epochs run, best epoch (from 1), samples drawn, different ones
             among them, samples out of its bag, its validation metrics, seconds, checkpoint.
         samples: The rows that each member was trained on, with repeats.
@@ -56,7 +56,7 @@ class BaggingResult(Result):
     """
 
     run_dir: Path
-    model: VotingClassifier | VotingRegressor
+    model: VotingEnsemble
     members: list[dict[str, Any]]
     samples: list[Rows]
     oob: OutOfBag | None

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import nn
 
 from dlblocks._errors import check_choice
-from dlblocks.models import Classifier, Model, Regressor, VotingClassifier, VotingRegressor, load
+from dlblocks.models import Model, VotingEnsemble, load
 
 
 def Voting(
@@ -18,8 +18,8 @@ def Voting(
     voting: Literal["soft", "hard"] = "soft",
     normalisations: Sequence[Any] | None = None,
     classes: Iterable[type[Model]] = (),
-) -> VotingClassifier | VotingRegressor:
-    """The models as one, in evaluation mode: a `VotingClassifier`, or a `VotingRegressor`.
+) -> VotingEnsemble:
+    """The models as one, in evaluation mode: a `VotingEnsemble`.
 
     Architectures may differ. Models are taken as they are, not copied: what later changes one of
     them changes the ensemble.
@@ -29,7 +29,7 @@ def Voting(
         voting: ``"soft"``, the average of probabilities or values; or ``"hard"``, the share of the
             votes for each class.
         normalisations: For each member the scale and shift of its own inputs, its datamodule's
-            `normalisation`, if they differ; inputs are then raw. See `VotingClassifier`.
+            `normalisation`, if they differ; inputs are then raw. See `VotingEnsemble`.
         classes: Your own subclasses of our models, of which checkpoints may be.
 
     Raises:
@@ -56,15 +56,4 @@ def Voting(
             )
     own = list(classes)
     models = [m if isinstance(m, Model) else load(m, classes=own) for m in members]
-    if not models:
-        raise ValueError("members is empty; an ensemble needs at least one.")
-    if all(isinstance(model, Classifier) for model in models):
-        return VotingClassifier(models, voting=voting, normalisations=normalisations).eval()
-    if all(isinstance(model, Regressor) for model in models):
-        if voting == "hard":
-            raise ValueError("voting='hard' counts votes for classes, and values have none.")
-        return VotingRegressor(models, normalisations=normalisations).eval()
-    names = sorted({type(model).__name__ for model in models})
-    raise ValueError(
-        f"models of {', '.join(names)} have no common vote; it is for Classifiers or Regressors."
-    )
+    return VotingEnsemble(models, voting=voting, normalisations=normalisations).eval()

@@ -8,7 +8,7 @@ from dlblocks.models.boosted import (
 from dlblocks.models.classification import Classifier, CNNClassifier, MLPClassifier
 from dlblocks.models.model import Model, load
 from dlblocks.models.regression import MLPRegressor, Regressor
-from dlblocks.models.voting import VotingClassifier, VotingModule, VotingRegressor
+from dlblocks.models.voting import VotingEnsemble, VotingModule
 
 __all__ = [
     "AdaBoostClassifier",
@@ -20,8 +20,7 @@ __all__ = [
     "MLPRegressor",
     "Model",
     "Regressor",
-    "VotingClassifier",
+    "VotingEnsemble",
     "VotingModule",
-    "VotingRegressor",
     "load",
 ]

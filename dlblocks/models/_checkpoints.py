@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -21,6 +22,11 @@ Module = TypeVar("Module", bound=pl.LightningModule)
 CLASS_PATH = "_class_path"
 HPARAMS = "hyper_parameters"
 LEFT_OUT = "_left_out"
+_VOTING = "dlblocks.models.voting."
+# Classes that older checkpoints name, by today's names.
+RENAMED = dict.fromkeys(
+    [f"{_VOTING}VotingClassifier", f"{_VOTING}VotingRegressor"], f"{_VOTING}VotingEnsemble"
+)
 
 
 def describe(model: Any, checkpoint: dict[str, Any]) -> None:
@@ -115,10 +121,12 @@ def rebuild(
             f"plain values; give overrides={{{missing[0]!r}: …}}, or for an ensemble all members, "
             "with any weights: overrides={'members': [model, …]}."
         )
-    if "net" in names and "net" not in arguments:
+    given = [name for name in ("net", "task") if name in names and name not in arguments]
+    if given:
         raise ValueError(
-            f"{source} holds a {cls.__name__} over a net that was made elsewhere; pass it as net=, "
-            "or for an ensemble all members, with any weights: overrides={'members': [model, …]}."
+            f"{source} holds a {cls.__name__} over a {given[0]} that was made elsewhere; pass it "
+            f"as {given[0]}=, or for an ensemble all members, with any weights: "
+            "overrides={'members': [model, …]}."
         )
     if "members" in names:
         arguments["members"] = [
@@ -168,7 +176,8 @@ def check_same(model: Any, checkpoint: dict[str, Any]) -> None:
 
 
 def _uncompiled(name: str) -> str:
-    return name.replace("_orig_mod.", "")
+    # Tensors of a task were the model's own before.
+    return re.sub(r"(^|(?<=\.))(_orig_mod|task)\.", "", name)
 
 
 def restore(model: Module, path: str | PathLike[str]) -> Module:
@@ -247,6 +256,7 @@ def _resolve(
     given = {cls for each in classes for cls in _with_subclasses(each)}
     ours = {cls for cls in _with_subclasses(root) if is_ours(cls)}
     known = {class_path(cls): cls for cls in ours | given}
+    wanted = RENAMED.get(wanted, wanted)
     if wanted in known:
         return known[wanted]
     raise ValueError(

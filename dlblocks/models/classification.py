@@ -5,17 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torch import nn
 
-from dlblocks._errors import check_range
-from dlblocks.losses import cross_entropy
-from dlblocks.metrics import classification_metrics, hard_labels
-from dlblocks.models.model import Model, Stage
+from dlblocks.models.model import Model
 from dlblocks.nets import CNN, MLP
-
-SHOWN = 10  # labels in a message
+from dlblocks.tasks import MulticlassTask
 
 
 class Classifier(Model):
@@ -38,6 +32,7 @@ class Classifier(Model):
         **kwargs: Optimization; see `dlblocks.models.Model`.
 
     Example:
+        >>> import torch
         >>> model = Classifier(torch.nn.Linear(4, 3), num_classes=3, lr=0.1)
         >>> model(torch.zeros(2, 4)).shape
         torch.Size([2, 3])
@@ -52,115 +47,13 @@ class Classifier(Model):
         class_weights: Sequence[float] | Literal["balanced"] | None = None,
         **kwargs: Any,
     ) -> None:
-        check_range("num_classes", num_classes, 2)
-        check_range("label_smoothing", label_smoothing, 0, 1, high_open=True)
         self.num_classes = num_classes
-        super().__init__(net, **kwargs)
+        task = MulticlassTask(
+            num_classes, label_smoothing=label_smoothing, class_weights=class_weights
+        )
+        super().__init__(net, task, **kwargs)
         self.label_smoothing = label_smoothing
         self.class_weights = class_weights
-        self.class_weight: Tensor | None
-        self.register_buffer("class_weight", _initial_weight(class_weights, num_classes))
-
-    shown = ("accuracy",)
-
-    def make_metrics(self, stage: Stage) -> MetricCollection:
-        metrics = classification_metrics(self.num_classes)
-        if stage == "train":
-            return MetricCollection({"accuracy": metrics["accuracy"]})
-        return metrics
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        if not self.training:
-            return cross_entropy(outputs, targets)
-        return cross_entropy(
-            outputs, targets, weight=self.class_weight, label_smoothing=self.label_smoothing
-        )
-
-    def for_metrics(self, outputs: Tensor, targets: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
-        targets = hard_labels(targets)
-        # Our own metrics of training are accuracy: a class a sample is all that needs keeping.
-        own = type(self).make_metrics.__module__.startswith("dlblocks.models.")
-        if stage == "train" and own:
-            return outputs.argmax(1), targets
-        return self.prediction(outputs), targets
-
-    def prediction(self, outputs: Tensor) -> Tensor:
-        return outputs.float().softmax(1)
-
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        if stage == "fit" and self.class_weights == "balanced":
-            self.class_weight = self._balanced_weight().to(self.device)
-
-    def _balanced_weight(self) -> Tensor:
-        train_targets = getattr(self.datamodule, "train_targets", None)
-        if not callable(train_targets):
-            raise ValueError(
-                "class_weights='balanced' needs a datamodule with train_targets(); "
-                "pass the weights as a list."
-            )
-        targets = train_targets()
-        self._check_labels(targets)
-        counts = torch.bincount(targets, minlength=self.num_classes)
-        if not counts.all():
-            raise ValueError(
-                f"class_weights='balanced', but class {int(counts.argmin())} of 0 … "
-                f"{self.num_classes - 1} has no training sample; pass the weights as a list, or "
-                "map the labels to classes that count from 0."
-            )
-        return counts.sum() / (self.num_classes * counts.to(torch.get_default_dtype()))
-
-    def check_data(self, datamodule: Any) -> None:
-        super().check_data(datamodule)
-        found = getattr(datamodule, "num_classes", self.num_classes)
-        if found is None:
-            raise ValueError(
-                f"{type(self).__name__} needs classes as targets, but the targets of "
-                f"{type(datamodule).__name__} are values; use a Regressor."
-            )
-        if found != self.num_classes:
-            raise ValueError(
-                f"num_classes={self.num_classes}, but {type(datamodule).__name__} has {found} "
-                f"classes; set num_classes={found}."
-            )
-
-    def check_batch(self, outputs: Tensor, targets: Tensor) -> None:
-        if outputs.ndim != 2 or outputs.shape[1] != self.num_classes:
-            raise ValueError(
-                f"num_classes={self.num_classes}, but the net puts out shape "
-                f"{tuple(outputs.shape)}; expected (N, {self.num_classes})."
-            )
-        if targets.is_floating_point():
-            if targets.shape != outputs.shape:
-                raise ValueError(
-                    f"targets are floating point of shape {tuple(targets.shape)}; expected classes "
-                    f"(int64, (N,)) or soft targets {tuple(outputs.shape)}."
-                )
-            return
-        if targets.ndim != 1:
-            raise ValueError(
-                f"targets of integers have shape {tuple(targets.shape)}; expected classes of shape "
-                "(N,): let the data set return one number a sample, such as int(label), and for "
-                "one-hot rows label.argmax()."
-            )
-        self._check_labels(targets)
-
-    def _check_labels(self, targets: Tensor) -> None:
-        """Raises a `ValueError` unless all labels are classes of this model."""
-        labels = targets.unique().tolist()  # sorted
-        if labels[0] >= 0 and labels[-1] < self.num_classes:
-            return
-        shown = ", ".join(map(str, labels[:SHOWN])) + (", …" if len(labels) > SHOWN else "")
-        cure = (
-            "Classes count from 0: map the labels in the data set, or use ArrayDataModule, which "
-            "maps labels of any values"
-        )
-        if labels[0] == 0:
-            cure += f"; if these are the numbers of all classes, set num_classes={labels[-1] + 1}"
-        raise ValueError(
-            f"targets have the labels {shown}, but num_classes={self.num_classes} means the "
-            f"classes 0 … {self.num_classes - 1}. {cure}."
-        )
 
 
 class MLPClassifier(Classifier):
@@ -179,6 +72,7 @@ class MLPClassifier(Classifier):
         **kwargs: Loss and optimization; see `Classifier`.
 
     Example:
+        >>> import torch
         >>> MLPClassifier(64, 10, hidden=[128])(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 10])
     """
@@ -229,6 +123,7 @@ class CNNClassifier(Classifier):
         **kwargs: Loss and optimization; see `Classifier`.
 
     Example:
+        >>> import torch
         >>> CNNClassifier(1, 10, channels=[8, 16])(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 10])
     """
@@ -267,18 +162,3 @@ class CNNClassifier(Classifier):
             init=init,
         )
         super().__init__(net, num_classes, **kwargs)
-
-
-def _initial_weight(
-    class_weights: Sequence[float] | Literal["balanced"] | None, num_classes: int
-) -> Tensor | None:
-    if class_weights is None:
-        return None
-    if isinstance(class_weights, str):
-        return torch.ones(num_classes)
-    weight = torch.tensor([float(value) for value in class_weights])
-    if len(weight) != num_classes or not (weight >= 0).all() or not weight.isfinite().all():
-        raise ValueError(
-            f"class_weights={list(class_weights)} must be {num_classes} numbers >= 0, one a class."
-        )
-    return weight

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -25,24 +25,27 @@ from dlblocks.models import _checkpoints as checkpoints
 from dlblocks.nets import MLP
 from dlblocks.optim import check_optimizer, check_schedule, make_optimizer, make_schedule
 from dlblocks.optim.schedules import schedule_needs_total_steps
+from dlblocks.tasks import Task
+from dlblocks.tasks.task import Stage, is_ours
 
-Stage = Literal["train", "val", "test"]
 STAGES: tuple[Stage, ...] = ("train", "val", "test")
 # Steps between two looks at the buffered losses on an accelerator: each look waits for the device.
 FLUSH_EVERY = 32
 
 
 class Model(CheckedConstructor, pl.LightningModule):
-    """A LightningModule: a net with its loss, metrics and optimizer.
+    """A LightningModule: a net, a task and an optimizer.
 
-    Subclasses define `loss` and `make_metrics`, and perhaps `prediction` and `check_data`. They
-    log ``<stage>/loss`` and ``<stage>/<metric>`` for the stages train, val and test, once an epoch,
-    over all samples of the epoch and all ranks.
+    The task has the loss, the metrics and the predictions; a subclass may define `loss`,
+    `make_metrics` and `prediction` of its own. Logged are ``<stage>/loss`` and
+    ``<stage>/<metric>`` for the stages train, val and test, once an epoch, over all samples of the
+    epoch and all ranks.
 
     A training loss that is not finite stops the fit with the number of the step.
 
     Args:
         net: Maps a batch of inputs to outputs.
+        task: The learning problem; see `dlblocks.tasks`. None for a subclass that defines `loss`.
         optimizer: Name of the optimizer, or class path; see `dlblocks.optim.make_optimizer`.
         lr: Learning rate; None for the optimizer's default.
         weight_decay: Decay of the weights; norms and biases are left out.
@@ -57,6 +60,7 @@ class Model(CheckedConstructor, pl.LightningModule):
     def __init__(
         self,
         net: nn.Module | None = None,
+        task: Task | None = None,
         *,
         optimizer: str = "adam",
         lr: float | None = None,
@@ -73,6 +77,7 @@ class Model(CheckedConstructor, pl.LightningModule):
         if lr is not None:
             check_range("lr", lr, 0)
         self.net = nn.Identity() if net is None else net
+        self.task = task
         self.optimizer_name = optimizer
         # Plain numbers: the optimizer's state goes into the checkpoint, where NumPy's cannot.
         self.lr = None if lr is None else float(lr)
@@ -82,7 +87,7 @@ class Model(CheckedConstructor, pl.LightningModule):
         self.lr_schedule_args = dict(lr_schedule_args or {})
         self.warmup_steps = warmup_steps
         self._metrics = nn.ModuleDict()
-        if not type(self).make_metrics.__module__.startswith("dlblocks.models."):
+        if not self.is_standard("make_metrics"):
             # A user's are made at once: they may be wrong, or have sums that checkpoints hold. Ours
             # wait until they are needed, because making them takes longer than making a small net,
             # and most models of an ensemble never need them.
@@ -102,32 +107,45 @@ class Model(CheckedConstructor, pl.LightningModule):
         "loss_range",
     ]
 
-    # What a learning problem defines
-
-    shown: tuple[str, ...] = ()  # metrics in the progress bar, beside the loss
+    # What the task defines, and a subclass may
 
     def make_metrics(self, stage: Stage) -> MetricCollection:
         """The metrics of one stage, updated with (predictions, targets) of `for_metrics`."""
-        return MetricCollection({})
+        return MetricCollection({}) if self.task is None else self.task.make_metrics(stage)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of a batch, a scalar."""
-        raise NotImplementedError(f"{type(self).__name__} must define loss(outputs, targets).")
+        if self.task is None:
+            raise NotImplementedError(
+                f"{type(self).__name__} needs a task, or a loss(outputs, targets) of its own."
+            )
+        return self.task.loss(outputs, targets)
 
     @property
     def loss_range(self) -> tuple[float | None, float | None]:
         """Lowest and highest possible loss, None for an unknown bound."""
-        # None of our losses is negative; a subclass may define another.
-        is_own = type(self).loss.__module__.startswith("dlblocks.models.")
-        return (0.0 if is_own else None), None
+        if self.task is None or not is_ours(type(self).loss):
+            return None, None
+        return self.task.loss_range
 
     def for_metrics(self, outputs: Tensor, targets: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
         """What to keep of a batch until the metrics are updated."""
-        return outputs, targets
+        if self.task is None:
+            return outputs, targets
+        if not is_ours(type(self).make_metrics):  # they may need more than the task's in training
+            stage = "val"
+        kept, targets = self.task.for_metrics(outputs, targets, stage)
+        own = stage != "train" and not is_ours(type(self).prediction)
+        return (self.prediction(outputs) if own else kept), targets
 
     def prediction(self, outputs: Tensor) -> Tensor:
         """What `predict` returns for the net's outputs."""
-        return outputs
+        return outputs if self.task is None else self.task.predict(outputs)
+
+    def is_standard(self, *names: str) -> bool:
+        """Tell whether the task and these methods are of this package, not of a user."""
+        task = self.task is None or is_ours(type(self.task))
+        return task and all(is_ours(getattr(type(self), name)) for name in names)
 
     def check_data(self, datamodule: Any) -> None:
         """Raises a `ValueError` if the model does not fit the data of `datamodule`."""
@@ -141,14 +159,19 @@ class Model(CheckedConstructor, pl.LightningModule):
                 f"embeddings={self.net.embeddings}, but {type(datamodule).__name__} numbers the "
                 f"categories of {embeddings}; set embeddings=data.embeddings."
             )
+        if self.task is not None:
+            self.task.check_data(datamodule, type(self).__name__)
 
     def check_batch(self, outputs: Tensor, targets: Tensor) -> None:
         """Raises a `ValueError` if targets do not fit outputs; called on the first batch."""
+        if self.task is not None:
+            self.task.check_batch(outputs, targets)
 
     # Steps
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.net(inputs)
+        outputs: Tensor = self.net(inputs)
+        return outputs if self.task is None else self.task.decode(outputs)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self._step(batch, "train")
@@ -166,7 +189,11 @@ class Model(CheckedConstructor, pl.LightningModule):
         values; `index` is the sample's row in its data set, shape (N,).
         """
         inputs, *rest = batch if isinstance(batch, (list, tuple)) else [batch]
-        result = {"prediction": self.prediction(self(inputs))}
+        outputs = self(inputs)
+        if self.task is None or not is_ours(type(self).prediction):
+            result = {"prediction": self.prediction(outputs)}
+        else:
+            result = {"prediction": self.task.predict(outputs, rest[0] if rest else None)}
         result.update(zip(("target", "index"), rest, strict=False))
         return result
 
@@ -264,6 +291,8 @@ class Model(CheckedConstructor, pl.LightningModule):
         self._first_batch = True
         if self.datamodule is not None:
             self.check_data(self.datamodule)
+        if stage == "fit" and self.task is not None:
+            self.task.fit_to(self.datamodule)
 
     @property
     def datamodule(self) -> Any:
@@ -294,7 +323,8 @@ class Model(CheckedConstructor, pl.LightningModule):
 
     def _log(self, stage: Stage) -> None:
         self._flush(stage)
-        shown = {f"{stage}/{name}" for name in ("loss", *self.shown)} if stage == "val" else ()
+        names = ("loss", *(self.task.shown if self.task else ()))
+        shown = {f"{stage}/{name}" for name in names} if stage == "val" else ()
         # Computed over all ranks already; Lightning's mean of equal numbers changes nothing.
         for name, value in self.compute_metrics(stage).items():
             self.log(name, value, prog_bar=name in shown, sync_dist=self.trainer.world_size > 1)
@@ -389,7 +419,8 @@ class Model(CheckedConstructor, pl.LightningModule):
     def hyperparameter_names(cls) -> list[str]:
         """Names of the constructor's arguments: what a checkpoint holds, save live modules."""
         own = inspect.signature(cls.__init__).parameters  # a leaf makes its net
-        return [name for name in constructor_arguments(cls) if name != "net" or name in own]
+        parts = {"net", "task"} - {*own}
+        return [name for name in constructor_arguments(cls) if name not in parts]
 
     @classmethod
     def _unsaved_arguments(cls) -> list[str]:
@@ -404,7 +435,7 @@ class Model(CheckedConstructor, pl.LightningModule):
         ours = {
             name for base, names in taken.items() if checkpoints.is_ours(base) for name in names
         }
-        saved = ours & {*cls.hyperparameter_names()} - {"net", "members"}
+        saved = ours & {*cls.hyperparameter_names()} - {"net", "task", "members"}
         return sorted({name for names in taken.values() for name in names} - saved)
 
 

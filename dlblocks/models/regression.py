@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torchmetrics import MetricCollection
+from torch import nn
 
-from dlblocks.metrics import regression_metrics
-from dlblocks.models.model import Model, Stage
+from dlblocks.models.model import Model
 from dlblocks.nets import MLP
-
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "mse": F.mse_loss,
-    "mae": F.l1_loss,
-    "huber": F.huber_loss,
-}
+from dlblocks.tasks import RegressionTask
 
 
 class Regressor(Model):
@@ -39,6 +30,7 @@ class Regressor(Model):
         **kwargs: Optimization; see `dlblocks.models.Model`.
 
     Example:
+        >>> import torch
         >>> model = Regressor(torch.nn.Linear(4, 1), lr=0.1)
         >>> model(torch.zeros(2, 4)).shape
         torch.Size([2, 1])
@@ -54,78 +46,10 @@ class Regressor(Model):
         **kwargs: Any,
     ) -> None:
         self.out_features = out_features
-        super().__init__(net, **kwargs)
+        task = RegressionTask(out_features, loss=loss, standardize_targets=standardize_targets)
+        super().__init__(net, task, **kwargs)
         self.loss_name = loss
         self.standardize_targets = standardize_targets
-        self.target_mean: Tensor
-        self.target_std: Tensor
-        self.register_buffer("target_mean", torch.zeros(out_features))
-        self.register_buffer("target_std", torch.ones(out_features))
-
-    shown = ("rmse",)
-
-    def make_metrics(self, stage: Stage) -> MetricCollection:
-        return regression_metrics()
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        values = self.net(inputs)
-        return values * self.target_std + self.target_mean if self.standardize_targets else values
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        outputs, targets = outputs.flatten(1), targets.reshape(len(targets), -1).to(outputs.dtype)
-        if self.standardize_targets:
-            # The mean cancels; dividing by std gives the loss in the units the net learns in.
-            outputs, targets = outputs / self.target_std, targets / self.target_std
-        return LOSSES[self.loss_name](outputs, targets)
-
-    def for_metrics(self, outputs: Tensor, targets: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
-        return outputs.float().flatten(1), targets.float().reshape(len(targets), -1)
-
-    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        result = super().predict_step(batch, batch_idx, dataloader_idx)
-        if "target" in result and result["target"].ndim == 1:
-            result["prediction"] = result["prediction"].squeeze(1)
-        return result
-
-    def prediction(self, outputs: Tensor) -> Tensor:
-        return outputs.float()
-
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        if stage == "fit" and self.standardize_targets:
-            train_targets = getattr(self.datamodule, "train_targets", None)
-            if not callable(train_targets):
-                raise ValueError(
-                    "standardize_targets=True needs a datamodule with train_targets(); scale the "
-                    "targets yourself and use standardize_targets=False."
-                )
-            values = train_targets().double()
-            values = values.reshape(len(values), -1)
-            std = values.std(0, correction=0)
-            self.target_mean.copy_(values.mean(0))
-            self.target_std.copy_(torch.where(std > 0, std, torch.ones_like(std)))
-
-    def check_data(self, datamodule: Any) -> None:
-        super().check_data(datamodule)
-        if isinstance(getattr(datamodule, "num_classes", None), int):
-            raise ValueError(
-                f"{type(self).__name__} needs values as targets, but the targets of "
-                f"{type(datamodule).__name__} are classes; use a Classifier."
-            )
-        found = getattr(datamodule, "out_features", self.out_features)
-        if found != self.out_features:
-            raise ValueError(
-                f"out_features={self.out_features}, but {type(datamodule).__name__} has {found} "
-                f"target value(s) a sample; set out_features={found}."
-            )
-
-    def check_batch(self, outputs: Tensor, targets: Tensor) -> None:
-        expected = (len(targets), self.out_features)
-        if tuple(outputs.shape) != expected or targets.numel() != outputs.numel():
-            raise ValueError(
-                f"out_features={self.out_features}: expected outputs of shape {expected} and as "
-                f"many targets, got outputs {tuple(outputs.shape)}, targets {tuple(targets.shape)}."
-            )
 
 
 class MLPRegressor(Regressor):
@@ -144,6 +68,7 @@ class MLPRegressor(Regressor):
         **kwargs: Loss and optimization; see `Regressor`.
 
     Example:
+        >>> import torch
         >>> MLPRegressor(10, hidden=[32])(torch.zeros(2, 10)).shape
         torch.Size([2, 1])
     """

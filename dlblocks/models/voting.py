@@ -7,6 +7,7 @@ Ensembles", 1990); with the models of a cross-validation as members it is also c
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -21,23 +22,23 @@ from dlblocks._lightning import trainer_of
 from dlblocks._scores import pooled_metrics
 from dlblocks.models._members import Kind, MadeOfTrained, described, rebuilt
 from dlblocks.models._predict import gather, join_batches, predictor, target_in
-from dlblocks.models.classification import Classifier
-from dlblocks.models.model import Model, Stage
-from dlblocks.models.regression import Regressor
+from dlblocks.models.model import Model
+from dlblocks.tasks import Task
+from dlblocks.tasks.task import Stage
 
-# The share of a class that no member votes for; its logarithm stays finite.
-NO_VOTE = 1e-6
 IDENTITY = (1.0, 0.0)  # the scale and shift of inputs that stay as they are
 
 
-class VotingClassifier(MadeOfTrained, Classifier):
-    """The average of several classifiers; evaluated like one, saved and loaded as one.
+class VotingEnsemble(MadeOfTrained, Model):
+    """The average of several models of one task; evaluated like one, saved and loaded as one.
 
-    ``"soft"`` voting averages the members' probabilities: p = (1/M) Σ p_m; `forward` returns
-    log p, whose softmax is p. ``"hard"`` voting counts the classes that members find likeliest.
+    ``"soft"`` voting averages what the members predict: of classifiers the probabilities,
+    p = (1/M) Σ p_m, and `forward` returns log p, whose softmax is p; of regressors the values.
+    ``"hard"`` voting counts the classes that members find likeliest.
 
-    `Trainer.predict` adds the members' ``"std"``, the standard deviation of their probabilities,
-    shape (N, C); `uncertainty` says how much of the doubt is disagreement.
+    `Trainer.predict` adds the members' ``"std"``, the standard deviation of their predictions (with
+    M in the denominator), of the shape of the prediction; `uncertainty` says how much of a
+    classifier's doubt is disagreement.
 
     Members may have been trained on inputs normalised in different ways, as the models of a
     cross-validation are. Given their `normalisations`, the inputs of `forward` are raw, in the
@@ -45,16 +46,19 @@ class VotingClassifier(MadeOfTrained, Classifier):
     A member that is such an ensemble itself has ``(1.0, 0.0)`` there; if all are, leave them out.
 
     Args:
-        members: Classifiers of one number of classes, or their descriptions in a checkpoint. A
-            checkpoint of yours that has members of your own classes is loaded by
+        members: Models with a task, or their descriptions in a checkpoint. A checkpoint of yours
+            that has members of your own classes is loaded by
             ``dlblocks.models.load(path, classes=[YourModel])``.
         voting: ``"soft"`` or ``"hard"``.
         normalisations: For each member the scale and shift of ``raw * scale + shift`` that it was
             trained on, or None if all take the same inputs.
 
     Raises:
-        ValueError: No members, or members of different numbers of classes.
+        ValueError: No members, members of different tasks or numbers of classes, or hard voting
+            where there are no classes.
     """
+
+    task: Task
 
     def __init__(
         self,
@@ -63,12 +67,23 @@ class VotingClassifier(MadeOfTrained, Classifier):
         voting: Literal["soft", "hard"] = "soft",
         normalisations: Sequence[Any] | None = None,
     ) -> None:
-        models = _at_least_one(members, Classifier)
+        models = _at_least_one(members, Model)
         normalisations = _for_each(models, normalisations)
-        counts = {model.num_classes for model in models}
-        if len(counts) > 1:
-            raise ValueError(f"members have {sorted(counts)} classes; they must have the same.")
-        super().__init__(_Committee(models, normalisations), counts.pop())
+        tasks = [model.task for model in models]
+        for model, task in zip(models, tasks, strict=True):
+            if task is None:
+                raise ValueError(
+                    f"members hold a {type(model).__name__}, which has no task; make it "
+                    "Model(net, task), or a Classifier or Regressor."
+                )
+            if different := tasks[0].difference(task):  # type: ignore[union-attr]
+                raise ValueError(
+                    f"members have {different}, and no common vote; they must have the same."
+                )
+        # A copy: the ensemble moves to devices, and into dtypes, without its first member.
+        super().__init__(_Committee(models, normalisations), copy.deepcopy(tasks[0]))
+        if voting == "hard" and not self.task.votes:
+            raise ValueError("voting='hard' counts votes for classes, and values have none.")
         self.voting = voting
         _describe(self, models, normalisations, voting=voting)
 
@@ -76,19 +91,17 @@ class VotingClassifier(MadeOfTrained, Classifier):
         return self._of_raw(_raw(self, inputs))
 
     def _of_raw(self, inputs: Tensor) -> Tensor:
-        return self._combined(self.net(inputs).float())
-
-    def _combined(self, logits: Tensor) -> Tensor:
-        if self.voting == "soft":
-            return logits.log_softmax(2).logsumexp(0) - math.log(len(logits))
-        return hard_votes(logits).mean(0).clamp_(min=NO_VOTE).log()
+        return self.task.average(self.net(inputs), hard=self.voting == "hard")
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         inputs, *rest = batch if isinstance(batch, (list, tuple)) else [batch]
-        logits = _outputs(self, inputs).float()
-        result = {"prediction": self.prediction(self._combined(logits))}
+        targets = rest[0] if rest else None
+        outputs = _outputs(self, inputs)
+        average = self.task.average(outputs, hard=self.voting == "hard")
+        result = {"prediction": self.task.predict(average, targets)}
         result.update(zip(("target", "index"), rest, strict=False))
-        result["std"] = logits.softmax(2).std(0, correction=0)
+        each = torch.stack([self.task.predict(member, targets) for member in outputs])
+        result["std"] = each.std(0, correction=0)
         return result
 
     @torch.no_grad()
@@ -102,7 +115,14 @@ class VotingClassifier(MadeOfTrained, Classifier):
 
         Args:
             inputs: As for `forward`.
+
+        Raises:
+            ValueError: The members predict no probabilities of classes.
         """
+        if not self.task.votes:
+            raise ValueError(
+                "uncertainty is that of classes; for values use std of Trainer.predict."
+            )
         logs = _outputs(self, inputs).float().log_softmax(2)
         mean = logs.logsumexp(0) - math.log(len(logs))
         entropy, expected = _entropy(mean), _entropy(logs).mean(0)
@@ -111,49 +131,6 @@ class VotingClassifier(MadeOfTrained, Classifier):
             "expected_entropy": expected,
             "mutual_information": (entropy - expected).clamp(min=0),
         }
-
-
-class VotingRegressor(MadeOfTrained, Regressor):
-    """The average of several regressors; evaluated like one, saved and loaded as one.
-
-    `Trainer.predict` adds the members' ``"std"``, their standard deviation (with M in the
-    denominator), in the units and the shape of the prediction.
-
-    Args:
-        members: Regressors of one number of values, or their descriptions in a checkpoint.
-        normalisations: See `VotingClassifier`.
-
-    Raises:
-        ValueError: No members, or members of different numbers of values.
-    """
-
-    def __init__(
-        self, members: Sequence[Any], *, normalisations: Sequence[Any] | None = None
-    ) -> None:
-        models = _at_least_one(members, Regressor)
-        normalisations = _for_each(models, normalisations)
-        counts = {model.out_features for model in models}
-        if len(counts) > 1:
-            raise ValueError(f"members put out {sorted(counts)} values; they must put out as many.")
-        super().__init__(_Committee(models, normalisations), counts.pop())
-        _describe(self, models, normalisations)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self._of_raw(_raw(self, inputs))
-
-    def _of_raw(self, inputs: Tensor) -> Tensor:
-        outputs: Tensor = self.net(inputs)
-        return outputs.mean(0)
-
-    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        inputs, *rest = batch if isinstance(batch, (list, tuple)) else [batch]
-        values = _outputs(self, inputs).float()
-        if rest and rest[0].ndim == 1:
-            values = values.squeeze(2)
-        result = {"prediction": values.mean(0)}
-        result.update(zip(("target", "index"), rest, strict=False))
-        result["std"] = values.std(0, correction=0)
-        return result
 
 
 class VotingModule(MadeOfTrained, Model):
@@ -174,7 +151,7 @@ class VotingModule(MadeOfTrained, Model):
     Args:
         members: LightningModules. A checkpoint is loaded by ``dlblocks.models.load(path,
             overrides={"members": [make_model() for _ in range(M)]})``.
-        normalisations: See `VotingClassifier`; for batches ``[inputs, …]``.
+        normalisations: See `VotingEnsemble`; for batches ``[inputs, …]``.
 
     Raises:
         ValueError: No members, members that cannot predict, or, at the prediction, predictions
@@ -288,23 +265,6 @@ class VotingModule(MadeOfTrained, Model):
                     add_dataloader_idx=False,
                 )
         self._scored = {}
-
-
-def hard_votes(scores: Tensor) -> Tensor:
-    """One vote for the class of the highest score.
-
-    Args:
-        scores: Shape (..., C).
-
-    Returns:
-        Floating point of the same shape: 1 for the class that is voted for, else 0.
-
-    Example:
-        >>> hard_votes(torch.tensor([[0.2, 0.8], [0.5, 0.4]]))
-        tensor([[0., 1.],
-                [1., 0.]])
-    """
-    return nn.functional.one_hot(scores.argmax(-1), scores.shape[-1]).to(scores.dtype)
 
 
 class _Committee(nn.Module):

@@ -22,7 +22,7 @@ from dlblocks.crossval import CrossValidationResult, cross_validate
 from dlblocks.data import DigitsDataModule, TabularDataModule
 from dlblocks.engine import fit_many
 from dlblocks.engine import run as engine_run
-from dlblocks.models import Classifier, MLPClassifier, MLPRegressor, VotingClassifier, load
+from dlblocks.models import Classifier, MLPClassifier, MLPRegressor, VotingEnsemble, load
 
 EXTRA = 100_000_000  # bytes
 CPU = {"accelerator": "cpu", "max_epochs": 3}
@@ -99,7 +99,7 @@ def test_what_comes_after(tmp_path):
     )
     assert 0.5 < tested["test/accuracy"] <= 1
     ensemble = result.ensemble()
-    assert isinstance(ensemble, VotingClassifier)
+    assert isinstance(ensemble, VotingEnsemble)
     assert isinstance(result.refit(), MLPClassifier)
     # Called again, everything is read back.
     stamp = (tmp_path / "cv/fold-1/fold.json").stat().st_mtime_ns

@@ -159,7 +159,7 @@ def test_the_test_set_is_looked_at_once(digits, make_trainer):
     written = json.loads((digits.run_dir / "test.json").read_text())
     assert written == {
         "metrics": metrics,
-        "model": "VotingClassifier",
+        "model": "VotingEnsemble",
         "shared_with_training": 0,
         "intervals": {name: list(metrics.interval(name)) for name in metrics},
     }
@@ -378,7 +378,7 @@ def test_ensembles_of_models_of_the_users_own(tmp_path, make_trainer, kind):
     with pytest.raises(ValueError, match="overrides=.*members" if own_net else r"classes=\["):
         load(tmp_path / "ensemble.ckpt")
     if not own_net:
-        with pytest.raises(ValueError, match=r"holds a .*VotingClassifier, not a Scaled"):
+        with pytest.raises(ValueError, match=r"holds a .*VotingEnsemble, not a Scaled"):
             Scaled.load_from_checkpoint(tmp_path / "ensemble.ckpt")
 
     loaded = CrossValidationResult.load(tmp_path / "cv")

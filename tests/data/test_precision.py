@@ -10,7 +10,7 @@ from dlblocks.crossval import cross_validate
 from dlblocks.data import ArrayDataModule
 from dlblocks.data._normalization import needs_float64, rescale, standardisation
 from dlblocks.ensembles import AdaBoost, Bagging, GradientBoosting
-from dlblocks.models import MLPClassifier, MLPRegressor, VotingClassifier, load
+from dlblocks.models import MLPClassifier, MLPRegressor, VotingEnsemble, load
 
 COUNT = 240
 MINUTES = np.random.default_rng(0).permutation(COUNT).astype(np.float64)
@@ -169,7 +169,7 @@ def test_both_engines_learn_from_minutes_within_milliseconds(tmp_path):
         half = model.to(torch.bfloat16)(torch.from_numpy(TIMES[:, None])).argmax(1).numpy()
     assert (raw == LATE).mean() > 0.9
     assert (half == LATE).mean() > 0.9
-    nested = VotingClassifier([results["vectorized"].ensemble()])
+    nested = VotingEnsemble([results["vectorized"].ensemble()])
     with torch.no_grad():
         assert (nested(torch.from_numpy(TIMES[:, None])).argmax(1).numpy() == raw).all()
     kept = json.loads((tmp_path / "vectorized" / "fold-0" / "fold.json").read_text())

@@ -37,8 +37,8 @@ def slow_loop(make, x, y, val, k):
     model = make()
     inputs, targets = scaled(x), torch.from_numpy(y)
     if isinstance(model, MLPRegressor):
-        model.target_mean.fill_(float(y.mean()))
-        model.target_std.fill_(float(y.std()))
+        model.task.target_mean.fill_(float(y.mean()))
+        model.task.target_std.fill_(float(y.std()))
     optimizer = torch.optim.Adam(model.parameters(), lr=model.lr)
     best = None
     for epoch in range(EPOCHS):

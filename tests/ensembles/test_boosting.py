@@ -22,7 +22,7 @@ from dlblocks.models import (
     MLPClassifier,
     MLPRegressor,
     Regressor,
-    VotingRegressor,
+    VotingEnsemble,
     load,
 )
 
@@ -555,6 +555,11 @@ def test_bad_arguments(arguments, said):
         boost(learner, values(), **arguments)
 
 
+class OwnOptimizer(MLPRegressor):
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
 @pytest.mark.parametrize(
     ("make_learner", "data", "arguments", "said"),
     [
@@ -566,7 +571,8 @@ def test_bad_arguments(arguments, said):
         (lambda: nn.Linear(5, 4), classes(3), {}, r"\(N, 4\).*need \(N, 3\)"),
         (lambda: MLPRegressor(7, 1), values(), {}, "in_features=7"),
         (lambda: MLPClassifier(5, 3), classes(3), {}, "needs a Regressor"),
-        (lambda: VotingRegressor([learner()]), values(), {}, "configure_optimizers is its own"),
+        (lambda: VotingEnsemble([learner()]), values(), {}, "needs a Regressor"),
+        (lambda: OwnOptimizer(5, 1), values(), {}, "configure_optimizers is its own"),
         (lambda: MLPRegressor(5, 1, standardize_targets=True), values(), {}, "standardize_targets"),
         (lambda: MLPRegressor(5, 1, lr_schedule="plateau"), values(), {}, "plateau"),
         (lambda: MLPRegressor(5, 1, optimizer="lbfgs"), values(), {}, "optimizer='lbfgs'"),

@@ -121,7 +121,7 @@ def test_a_sample_that_misses_a_class_is_said(tmp_path):
     with pytest.warns(UserWarning, match="1 of 3 members miss a class, first that of member 1 cl"):
         result = Bagging(make, data, **settings(run_dir=tmp_path / "a"), **given).fit()
     assert result.info["missing_classes"] == {1: [2]}
-    assert result.model.num_classes == 3
+    assert result.model.task.num_classes == 3
     balanced = Bagging(
         lambda: MLPClassifier(4, 3, class_weights="balanced"),
         data,

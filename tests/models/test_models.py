@@ -98,8 +98,8 @@ def test_regression_metrics_in_the_units_of_the_target(make_trainer):
     assert found["val/r2"] == pytest.approx(r2_score(targets, guess), rel=1e-4)
     assert found["val/r2"] > 0.2
     train = data.train_targets().numpy()
-    assert float(model.target_mean) == pytest.approx(train.mean(), rel=1e-5)
-    assert float(model.target_std) == pytest.approx(train.std(), rel=1e-5)
+    assert float(model.task.target_mean) == pytest.approx(train.mean(), rel=1e-5)
+    assert float(model.task.target_std) == pytest.approx(train.std(), rel=1e-5)
     loss = float(((guess - targets) / train.std()).square().mean())
     assert found["val/loss"] == pytest.approx(loss, rel=1e-4)
     predictions = trainer.predict(model, datamodule=data)
@@ -154,7 +154,7 @@ def test_balanced_weights_are_scikit_learns(make_trainer):
     fit(model, data, make_trainer)
     train = data.train_targets().numpy()
     expected = compute_class_weight("balanced", classes=np.arange(3), y=train)
-    np.testing.assert_allclose(model.class_weight, expected, rtol=1e-6)
+    np.testing.assert_allclose(model.task.class_weight, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("mixer", [MixUp, CutMix])

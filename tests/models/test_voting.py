@@ -12,8 +12,8 @@ from dlblocks.models import (
     CNNClassifier,
     MLPClassifier,
     MLPRegressor,
-    VotingClassifier,
-    VotingRegressor,
+    Model,
+    VotingEnsemble,
     load,
 )
 
@@ -49,7 +49,7 @@ def test_votes_are_scikit_learns(voting):
     theirs.estimators_ = [Fitted(model) for model in models]
     theirs.le_ = LabelEncoder().fit(np.arange(10))
     theirs.classes_ = theirs.le_.classes_
-    ours = VotingClassifier(models, voting=voting).eval()
+    ours = VotingEnsemble(models, voting=voting).eval()
     with torch.no_grad():
         found = ours(INPUTS).softmax(1)
     if voting == "soft":
@@ -65,13 +65,13 @@ def test_confident_members_give_finite_logits():
             for parameter in model.parameters():
                 parameter.mul_(scale)
     for voting in ("soft", "hard"):
-        assert VotingClassifier(models, voting=voting)(INPUTS).isfinite().all()
+        assert VotingEnsemble(models, voting=voting)(INPUTS).isfinite().all()
 
 
 @pytest.mark.parametrize("voting", ["soft", "hard"])
 def test_uncertainty_and_spread_are_those_of_the_members(make_trainer, voting):
     models = classifiers(4)
-    ours = VotingClassifier(models, voting=voting).eval()
+    ours = VotingEnsemble(models, voting=voting).eval()
     with torch.no_grad():
         shares = torch.stack([model(INPUTS).softmax(1) for model in models]).double().numpy()
     found = ours.uncertainty(INPUTS)
@@ -85,7 +85,7 @@ def test_uncertainty_and_spread_are_those_of_the_members(make_trainer, voting):
     assert list(batch) == ["prediction", "target", "index", "std"]
     np.testing.assert_allclose(batch["std"].detach(), shares.std(0), atol=1e-6)
     np.testing.assert_allclose(batch["prediction"].detach(), ours(INPUTS).softmax(1).detach())
-    alone = VotingClassifier(models[:1])
+    alone = VotingEnsemble(models[:1])
     assert (alone.uncertainty(INPUTS)["mutual_information"] < 1e-6).all()
     assert (alone.predict_step(INPUTS, 0)["std"] == 0).all()
 
@@ -98,7 +98,7 @@ def test_regression_is_the_mean_in_the_units_of_the_targets(make_trainer):
         model = MLPRegressor(10, 1, hidden=[8], standardize_targets=True, lr=0.01)
         make_trainer(max_epochs=2).fit(model, datamodule=data)
         models.append(model.eval())
-    together = VotingRegressor(models)
+    together = VotingEnsemble(models)
     trainer = make_trainer()
     predicted = torch.cat([b["prediction"] for b in trainer.predict(together, datamodule=data)])
     alone = [
@@ -122,7 +122,7 @@ def test_members_get_the_inputs_that_they_were_trained_on(make_trainer):
     for part in parts:
         part.setup()
     models = [CNNClassifier(1, 10, channels=[4]).eval() for _ in parts]
-    together = VotingClassifier(models, normalisations=[part._affine for part in parts]).eval()
+    together = VotingEnsemble(models, normalisations=[part._affine for part in parts]).eval()
     with torch.no_grad():
         shares = [
             model(part.transform(raw)).softmax(1) for model, part in zip(models, parts, strict=True)
@@ -139,37 +139,43 @@ def test_members_get_the_inputs_that_they_were_trained_on(make_trainer):
 def test_saved_and_loaded_as_one_model(make_trainer, tmp_path, voting):
     data = DigitsDataModule()
     data.setup()
-    together = VotingClassifier(classifiers(), voting=voting, normalisations=[data._affine] * 3)
+    together = VotingEnsemble(classifiers(), voting=voting, normalisations=[data._affine] * 3)
     trainer = make_trainer()
     (metrics,) = trainer.test(together, datamodule=data, verbose=False)
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     again = load(tmp_path / "a.ckpt")
-    assert isinstance(again, VotingClassifier)
+    assert isinstance(again, VotingEnsemble)
     images = data.arrays("test")[0]
     with torch.no_grad():
         assert torch.equal(again(images), load(tmp_path / "a.ckpt")(images))
     (found,) = make_trainer().test(again, datamodule=data, verbose=False)
     assert found == metrics
-    VotingClassifier.load_from_checkpoint(tmp_path / "a.ckpt")
+    VotingEnsemble.load_from_checkpoint(tmp_path / "a.ckpt")
 
 
 def test_bad_members_are_refused(make_trainer):
     with pytest.raises(ValueError, match="members is empty"):
-        VotingClassifier([])
+        VotingEnsemble([])
     with pytest.raises(ValueError, match=r"\[3, 10\] classes"):
-        VotingClassifier([MLPClassifier(64, 10), MLPClassifier(64, 3)])
-    with pytest.raises(ValueError, match="hold a MLPRegressor"):
-        VotingClassifier([MLPRegressor(64, 1)])
+        VotingEnsemble([MLPClassifier(64, 10), MLPClassifier(64, 3)])
+    with pytest.raises(ValueError, match="multiclass and regression, and no common vote"):
+        VotingEnsemble([MLPClassifier(64, 10), MLPRegressor(64, 1)])
+    with pytest.raises(ValueError, match=r"\[1, 2\] values"):
+        VotingEnsemble([MLPRegressor(64, 1), MLPRegressor(64, 2)])
+    with pytest.raises(ValueError, match="hold a Model, which has no task"):
+        VotingEnsemble([Model(nn.Linear(4, 2))])
+    with pytest.raises(ValueError, match="values have none"):
+        VotingEnsemble([MLPRegressor(64, 1)], voting="hard")
     with pytest.raises(ValueError, match="normalisations has 1 entries and members 3"):
-        VotingClassifier(classifiers(), normalisations=[(1, 0)])
+        VotingEnsemble(classifiers(), normalisations=[(1, 0)])
     with pytest.raises(ValueError, match="voting='median'"):
-        VotingClassifier(classifiers(), voting="median")
+        VotingEnsemble(classifiers(), voting="median")
     with pytest.raises(RuntimeError, match="trained already"):
-        make_trainer().fit(VotingClassifier(classifiers()), datamodule=DigitsDataModule())
+        make_trainer().fit(VotingEnsemble(classifiers()), datamodule=DigitsDataModule())
 
 
 def test_members_over_nets_of_the_users_own(make_trainer, tmp_path):
-    together = VotingClassifier([Classifier(nn.Linear(64, 10), 10) for _ in range(2)])
+    together = VotingEnsemble([Classifier(nn.Linear(64, 10), 10) for _ in range(2)])
     assert together(INPUTS).shape == (40, 10)
     trainer = make_trainer()
     trainer.strategy.connect(together)

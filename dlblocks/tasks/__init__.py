@@ -1,0 +1,7 @@
+"""Learning problems: loss, metrics, predictions and how they are averaged."""
+
+from dlblocks.tasks.multiclass import MulticlassTask
+from dlblocks.tasks.regression import RegressionTask
+from dlblocks.tasks.task import Task
+
+__all__ = ["MulticlassTask", "RegressionTask", "Task"]

@@ -1,0 +1,135 @@
+"""One or several values for each sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import MetricCollection
+
+from dlblocks.metrics import regression_metrics
+from dlblocks.tasks._stacked import RegressionSums
+from dlblocks.tasks.task import Stage, Task
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": F.mse_loss,
+    "mae": F.l1_loss,
+    "huber": F.huber_loss,
+}
+
+
+class RegressionTask(Task):
+    """Each sample has D values; the net puts out as many, shape (N, D).
+
+    With `standardize_targets` the net learns (y - mean) / std, with the mean and standard deviation
+    of each target over the training part of the data; the two are kept with the weights. `decode`
+    brings the net's outputs back into the target's own units, in which are predictions, ``rmse``,
+    ``mae`` and ``r2``. The loss is in the units in which the net learns.
+
+    Targets have shape (N,) or (N, D); predictions have the same.
+
+    Args:
+        out_features: Number of target values D.
+        loss: ``"mse"``, ``"mae"`` or ``"huber"``.
+        standardize_targets: Learn standardised targets.
+
+    Example:
+        >>> RegressionTask().loss(torch.tensor([[1.0]]), torch.tensor([3.0]))
+        tensor(4.)
+    """
+
+    name = "regression"
+    shown = ("rmse",)
+    loss_range = (0.0, None)
+
+    def __init__(
+        self,
+        out_features: int = 1,
+        *,
+        loss: Literal["mse", "mae", "huber"] = "mse",
+        standardize_targets: bool = False,
+    ) -> None:
+        super().__init__()
+        self.out_features = out_features
+        self.loss_name = loss
+        self.standardize_targets = standardize_targets
+        self.target_mean: Tensor
+        self.target_std: Tensor
+        self.register_buffer("target_mean", torch.zeros(out_features))
+        self.register_buffer("target_std", torch.ones(out_features))
+
+    def decode(self, outputs: Tensor) -> Tensor:
+        if not self.standardize_targets:
+            return outputs
+        return outputs * self.target_std + self.target_mean
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        outputs, targets = outputs.flatten(1), targets.reshape(len(targets), -1).to(outputs.dtype)
+        if self.standardize_targets:
+            # The mean cancels; dividing by std gives the loss in the units the net learns in.
+            outputs, targets = outputs / self.target_std, targets / self.target_std
+        return LOSSES[self.loss_name](outputs, targets)
+
+    def make_metrics(self, stage: Stage) -> MetricCollection:
+        return regression_metrics()
+
+    def for_metrics(self, outputs: Tensor, targets: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
+        return outputs.float().flatten(1), targets.float().reshape(len(targets), -1)
+
+    def predict(self, outputs: Tensor, targets: Tensor | None = None) -> Tensor:
+        values = outputs.float()
+        return values.squeeze(1) if targets is not None and targets.ndim == 1 else values
+
+    def outputs_of(self, predictions: Tensor) -> Tensor:
+        return predictions.unsqueeze(1) if predictions.ndim == 1 else predictions
+
+    def average(self, outputs: Tensor, *, hard: bool = False) -> Tensor:
+        return outputs.mean(0)
+
+    def fit_to(self, datamodule: Any) -> None:
+        if not self.standardize_targets:
+            return
+        train_targets = getattr(datamodule, "train_targets", None)
+        if not callable(train_targets):
+            raise ValueError(
+                "standardize_targets=True needs a datamodule with train_targets(); scale the "
+                "targets yourself and use standardize_targets=False."
+            )
+        values = train_targets().double()
+        values = values.reshape(len(values), -1)
+        std = values.std(0, correction=0)
+        self.target_mean.copy_(values.mean(0))
+        self.target_std.copy_(torch.where(std > 0, std, torch.ones_like(std)))
+
+    def check_data(self, datamodule: Any, model: str) -> None:
+        if isinstance(getattr(datamodule, "num_classes", None), int):
+            raise ValueError(
+                f"{model} needs values as targets, but the targets of "
+                f"{type(datamodule).__name__} are classes; use a Classifier."
+            )
+        found = getattr(datamodule, "out_features", self.out_features)
+        if found != self.out_features:
+            raise ValueError(
+                f"out_features={self.out_features}, but {type(datamodule).__name__} has {found} "
+                f"target value(s) a sample; set out_features={found}."
+            )
+
+    def check_batch(self, outputs: Tensor, targets: Tensor) -> None:
+        expected = (len(targets), self.out_features)
+        if tuple(outputs.shape) != expected or targets.numel() != outputs.numel():
+            raise ValueError(
+                f"out_features={self.out_features}: expected outputs of shape {expected} and as "
+                f"many targets, got outputs {tuple(outputs.shape)}, targets {tuple(targets.shape)}."
+            )
+
+    def difference(self, other: Task) -> str:
+        if not isinstance(other, RegressionTask):
+            return super().difference(other)
+        counts = sorted({self.out_features, other.out_features})
+        return f"{counts} values a sample" if len(counts) > 1 else ""
+
+    def stacked_metrics(self, num_models: int, device: torch.device) -> RegressionSums:
+        return RegressionSums(num_models, self.out_features, device)
