@@ -9,7 +9,7 @@ from torch import nn
 
 from dlblocks.models.model import Model
 from dlblocks.nets import CNN, MLP
-from dlblocks.tasks import MulticlassTask
+from dlblocks.tasks import MulticlassTask, MultilabelTask
 
 
 class Classifier(Model):
@@ -43,14 +43,14 @@ class Classifier(Model):
         net: nn.Module,
         num_classes: int,
         *,
+        multilabel: bool = False,
         label_smoothing: float = 0.0,
         class_weights: Sequence[float] | Literal["balanced"] | None = None,
         **kwargs: Any,
     ) -> None:
         self.num_classes = num_classes
-        task = MulticlassTask(
-            num_classes, label_smoothing=label_smoothing, class_weights=class_weights
-        )
+        make_task = MultilabelTask if multilabel else MulticlassTask
+        task = make_task(num_classes, label_smoothing=label_smoothing, class_weights=class_weights)
         super().__init__(net, task, **kwargs)
         self.label_smoothing = label_smoothing
         self.class_weights = class_weights

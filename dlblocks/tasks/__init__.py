@@ -1,7 +1,8 @@
 """Learning problems: loss, metrics, predictions and how they are averaged."""
 
 from dlblocks.tasks.multiclass import MulticlassTask
+from dlblocks.tasks.multilabel import MultilabelTask
 from dlblocks.tasks.regression import RegressionTask
 from dlblocks.tasks.task import Task
 
-__all__ = ["MulticlassTask", "RegressionTask", "Task"]
+__all__ = ["MulticlassTask", "MultilabelTask", "RegressionTask", "Task"]

@@ -1,0 +1,250 @@
+"""Any number of C labels for each sample."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.functional.classification import multilabel_auroc, multilabel_average_precision
+from torchmetrics.utilities import dim_zero_cat
+
+from dlblocks._errors import check_range
+from dlblocks.losses import binary_cross_entropy
+from dlblocks.metrics import hard_labels
+from dlblocks.tasks.task import Stage, Task
+
+
+class MultilabelTask(Task):
+    """Each sample has any number of C labels; the net puts out a logit for each, shape (N, C).
+
+    The loss is the binary cross-entropy, averaged over samples and labels. Targets are 0 and 1,
+    integers or floating point of shape (N, C); between 0 and 1, as mixing callbacks make them, they
+    are shares. Metrics are ``accuracy``, the share of right answers among all N · C, and for
+    validation and test also the means over the labels of ``f1`` (at the threshold 1/2), ``auroc``
+    and ``average_precision``. A label that no sample has, or for AUROC that all have, is left out
+    of the mean. Predictions are probabilities (N, C), of which each is by itself.
+
+    Args:
+        num_classes: Number of labels C, at least 1.
+        label_smoothing: ε in [0, 1): targets become (1 - ε) y + ε / 2. In training only.
+        class_weights: Factor of each label's positive side in the loss, length C, or
+            ``"balanced"`` for (N - N_c) / N_c, counted on the training part of the data, which
+            gives both sides of each label the same weight. In training only.
+
+    Example:
+        >>> task = MultilabelTask(3)
+        >>> task.loss(torch.zeros(1, 3), torch.tensor([[1, 0, 1]]))
+        tensor(0.6931)
+    """
+
+    name = "multilabel"
+    shown = ("f1",)
+    loss_range = (0.0, None)
+    votes = True
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        label_smoothing: float = 0.0,
+        class_weights: Sequence[float] | Literal["balanced"] | None = None,
+    ) -> None:
+        super().__init__()
+        check_range("num_classes", num_classes, 1)
+        check_range("label_smoothing", label_smoothing, 0, 1, high_open=True)
+        self.num_classes = num_classes
+        self.label_smoothing = label_smoothing
+        self.is_balanced = isinstance(class_weights, str)
+        self.class_weight: Tensor | None
+        weight = None
+        if class_weights is not None:
+            weight = torch.ones(num_classes)
+            if not isinstance(class_weights, str):
+                weight = torch.tensor([float(value) for value in class_weights])
+            if len(weight) != num_classes or not (weight >= 0).all() or not weight.isfinite().all():
+                raise ValueError(
+                    f"class_weights={list(class_weights)} must be {num_classes} numbers >= 0, one "
+                    "a label."
+                )
+        self.register_buffer("class_weight", weight)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if not self.training:
+            return binary_cross_entropy(outputs, targets)
+        return binary_cross_entropy(
+            outputs,
+            targets,
+            pos_weight=self.class_weight,
+            label_smoothing=self.label_smoothing,
+        )
+
+    def make_metrics(self, stage: Stage) -> MetricCollection:
+        metrics: dict[str, Metric | MetricCollection] = {"accuracy": _Accuracy()}
+        if stage != "train":
+            for name in ("f1", "auroc", "average_precision"):
+                metrics[name] = _LabelMean(name)
+        return MetricCollection(metrics, compute_groups=[["accuracy"], [*metrics][1:]])
+
+    def for_metrics(self, outputs: Tensor, targets: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
+        return self.predict(outputs), hard_labels(targets, task="multilabel")
+
+    def predict(self, outputs: Tensor, targets: Tensor | None = None) -> Tensor:
+        return outputs.float().sigmoid()
+
+    def outputs_of(self, predictions: Tensor) -> Tensor:
+        # Half of a float32's precision on both sides: the logits stay finite.
+        return predictions.float().clamp(1e-7, 1 - 1e-7).logit()
+
+    def average(self, outputs: Tensor, *, hard: bool = False) -> Tensor:
+        """Logits of the mean probabilities, or of the shares of the votes for each label.
+
+        Example:
+            >>> logits = torch.tensor([[[0.0, 9.0]], [[-1.0, 9.0]]])  # two members, one sample
+            >>> MultilabelTask(2).average(logits, hard=True).sigmoid().round(decimals=2)
+            tensor([[0.5000, 1.0000]])
+        """
+        shares = (outputs >= 0).float() if hard else outputs.float().sigmoid()
+        return self.outputs_of(shares.mean(0))
+
+    def fit_to(self, datamodule: Any) -> None:
+        if not self.is_balanced:
+            return
+        train_targets = getattr(datamodule, "train_targets", None)
+        if not callable(train_targets):
+            raise ValueError(
+                "class_weights='balanced' needs a datamodule with train_targets(); "
+                "pass the weights as a list."
+            )
+        targets = train_targets()
+        self._check_targets(targets)
+        positive = targets.sum(0)
+        if not positive.all():
+            raise ValueError(
+                f"class_weights='balanced', but no training sample has label "
+                f"{int(positive.argmin())}; pass the weights as a list."
+            )
+        assert self.class_weight is not None  # for the type checker
+        weight = (len(targets) - positive) / positive
+        self.class_weight = weight.to(self.class_weight)
+
+    def check_data(self, datamodule: Any, model: str) -> None:
+        name = type(datamodule).__name__
+        if getattr(datamodule, "is_multilabel", True) is False:
+            raise ValueError(
+                f"{model} with multilabel=True needs 0 and 1 of shape (N, C) as targets, but "
+                f"{name} has one target a sample; leave multilabel=True out."
+            )
+        found = getattr(datamodule, "num_classes", self.num_classes)
+        if found != self.num_classes:
+            raise ValueError(
+                f"num_classes={self.num_classes}, but {name} has {found} labels; set "
+                f"num_classes={found}."
+            )
+
+    def check_batch(self, outputs: Tensor, targets: Tensor) -> None:
+        if outputs.ndim != 2 or outputs.shape[1] != self.num_classes:
+            raise ValueError(
+                f"num_classes={self.num_classes}, but the net puts out shape "
+                f"{tuple(outputs.shape)}; expected (N, {self.num_classes})."
+            )
+        self._check_targets(targets)
+
+    def _check_targets(self, targets: Tensor) -> None:
+        if targets.ndim != 2 or targets.shape[1] != self.num_classes:
+            raise ValueError(
+                f"targets have shape {tuple(targets.shape)}; expected 0 and 1 for each of the "
+                f"{self.num_classes} labels, shape (N, {self.num_classes})."
+            )
+        if len(targets) and not (0 <= targets.min() and targets.max() <= 1):
+            raise ValueError(
+                f"targets lie in {float(targets.min()):g} … {float(targets.max()):g}; expected 1 "
+                "where a sample has a label, else 0."
+            )
+
+    def difference(self, other: Task) -> str:
+        if not isinstance(other, MultilabelTask):
+            return super().difference(other)
+        counts = sorted({self.num_classes, other.num_classes})
+        return f"{counts} labels" if len(counts) > 1 else ""
+
+
+class _Accuracy(Metric):
+    """The share of right answers among all samples and labels."""
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    right: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("right", "count"):
+            self.add_state(name, default=torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, predictions: Tensor, targets: Tensor) -> None:
+        self.right += ((predictions >= 0.5) == (targets >= 0.5)).sum()
+        self.count += targets.numel()
+
+    def compute(self) -> Tensor:
+        return self.right / self.count
+
+
+class _LabelMean(Metric):
+    """The mean over the labels of a metric; labels for which it is not defined are left out."""
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    predictions: list[Tensor]
+    targets: list[Tensor]
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+        self.add_state("predictions", default=[], dist_reduce_fx="cat")
+        self.add_state("targets", default=[], dist_reduce_fx="cat")
+
+    def update(self, predictions: Tensor, targets: Tensor) -> None:
+        self.predictions.append(predictions)
+        self.targets.append(targets.bool())
+
+    def compute(self) -> Tensor:
+        predictions, targets = dim_zero_cat(self.predictions), dim_zero_cat(self.targets)
+        return label_metric(self.what, predictions, targets).nanmean()
+
+
+def label_metric(what: str, predictions: Tensor, targets: Tensor) -> Tensor:
+    """A metric of each label by itself, shape (C,), NaN where it is not defined.
+
+    Args:
+        what: ``"f1"``, at the threshold 1/2, for labels that a target or a prediction has;
+            ``"auroc"``, for labels that some samples have and some have not; or
+            ``"average_precision"``, for labels that a sample has.
+        predictions: Probabilities (N, C).
+        targets: Shape (N, C), bool or 0 and 1.
+
+    Example:
+        >>> label_metric("f1", torch.tensor([[0.9, 0.2], [0.6, 0.1]]), torch.tensor([[1, 0]] * 2))
+        tensor([1., nan])
+    """
+    positive = targets.bool()
+    some, all_ = positive.any(0), positive.all(0)
+    if what == "f1":
+        guessed = predictions >= 0.5
+        both = guessed.sum(0) + positive.sum(0)
+        return torch.where(both > 0, 2 * (guessed & positive).sum(0) / both.clamp(min=1), torch.nan)
+    functions = {"auroc": multilabel_auroc, "average_precision": multilabel_average_precision}
+    columns = predictions.shape[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of labels that are left out below
+        if columns == 1:  # torchmetrics wants several
+            predictions, positive = predictions.expand(-1, 2), positive.expand(-1, 2)
+        found = functions[what](
+            predictions, positive.long(), predictions.shape[1], average="none", validate_args=False
+        )[:columns]
+    return torch.where(some & ~all_ if what == "auroc" else some, found, torch.nan)
