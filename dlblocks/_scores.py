@@ -5,12 +5,15 @@ Tables and figures take their numbers from here, so that they agree.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 NUM_BINS = 15
+# A metric of the samples with weights W (B, N): one value a row of W.
+Weighted = Callable[[npt.NDArray[np.floating]], npt.NDArray[np.floating]]
 
 
 def kind_of(
@@ -196,3 +199,82 @@ def value_metrics(target: npt.NDArray[Any], prediction: npt.NDArray[np.floating]
         "mae": metrics.mean_absolute_error(target, prediction),
         "r2": metrics.r2_score(target, prediction) if len(target) > 1 else np.nan,
     }
+
+
+# Metrics of weighted samples, for the bootstrap
+
+
+def weighted_class_metrics(
+    target: npt.NDArray[Any], prediction: npt.NDArray[Any]
+) -> dict[str, Weighted]:
+    """Accuracy, macro F1, and of probabilities log loss, calibration error and AUC.
+
+    Args:
+        target: Classes (N,).
+        prediction: Scores of the classes (N, C), or predicted classes (N,).
+    """
+    if prediction.ndim == 1:
+        return {"accuracy": weighted_mean((target == prediction).astype(float))}
+    prediction = prediction.astype(float)
+    num_classes = prediction.shape[1]
+    guess = prediction.argmax(1)
+    right = (guess == target).astype(float)
+    is_target, is_guess = (np.eye(num_classes)[labels] for labels in (target, guess))
+
+    def f1(weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        both = weights @ (is_target + is_guess)  # 2 TP + FP + FN of each class
+        with np.errstate(invalid="ignore"):  # a class that is neither target nor guess
+            return np.nanmean(2 * (weights @ (is_target * is_guess)) / both, axis=1)
+
+    found: dict[str, Weighted] = {"accuracy": weighted_mean(right), "f1": f1}
+    if not are_probabilities(prediction):
+        return found
+    smallest = np.finfo(np.float32).tiny
+    own = prediction[np.arange(len(target)), target].clip(smallest)
+    found["log_loss"] = weighted_mean(-np.log(own))
+    confidence = prediction.max(1)
+    bins = np.eye(NUM_BINS + 1)[bin_of(confidence)]
+    gaps = bins * (right - confidence)[:, None]
+    found["calibration_error"] = lambda w: np.abs(w @ gaps).sum(1) / w.sum(1)
+    if num_classes == 2 and len(np.unique(target)) == 2:
+        found["auc"] = _auc(target, prediction[:, 1])
+    return found
+
+
+def _auc(target: npt.NDArray[Any], score: npt.NDArray[Any]) -> Weighted:
+    order = np.argsort(score, kind="stable")
+    positive = (target[order] == 1).astype(float)
+    starts = np.flatnonzero(np.diff(score[order], prepend=-np.inf))  # of equal scores
+
+    def auc(weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        weights = weights[:, order]
+        up = np.add.reduceat(weights * positive, starts, axis=1)
+        down = np.add.reduceat(weights * (1 - positive), starts, axis=1)
+        below = np.cumsum(down, axis=1) - down / 2  # ties count half
+        with np.errstate(invalid="ignore"):  # one class alone
+            return (up * below).sum(1) / (up.sum(1) * down.sum(1))
+
+    return auc
+
+
+def weighted_value_metrics(
+    target: npt.NDArray[Any], prediction: npt.NDArray[Any]
+) -> dict[str, Weighted]:
+    """``mse``, ``rmse``, ``mae`` and ``r2`` of values (N,) or (N, D)."""
+    shape = len(target), -1
+    target, prediction = target.reshape(shape).astype(float), prediction.reshape(shape)
+    error = prediction - target
+    mse, mae = weighted_mean((error**2).mean(1)), weighted_mean(np.abs(error).mean(1))
+    centered = target - target.mean(0)
+
+    def r2(weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        around = (weights @ centered**2) - (weights @ centered) ** 2 / weights.sum(1)[:, None]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return (1 - (weights @ error**2) / around).mean(1)
+
+    return {"mse": mse, "rmse": lambda w: np.sqrt(mse(w)), "mae": mae, "r2": r2}
+
+
+def weighted_mean(values: npt.NDArray[Any]) -> Weighted:
+    """The mean of one value a sample, shape (N,)."""
+    return lambda weights: (weights @ values) / weights.sum(1)

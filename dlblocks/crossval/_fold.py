@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dlblocks._scores import kind_of
+from dlblocks._errors import check_choice
 from dlblocks.data import SplitDataModule
 from dlblocks.metrics import Range
 from dlblocks.runs._fits import FitResult, FitSpec, RunConfig
 from dlblocks.runs.fit import CHECKPOINTS, Select
+from dlblocks.tasks import Task, find_task, task_names
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class FoldConfig(RunConfig):
     selection_fraction: float = 0.15
     num_folds: int = 0
     loss_range: Range = (None, None)  # of the models
+    task: str | None = None  # its name, by the user or by the models
     kind = "fold"
     part = "val"
     predictions_file = "oof.npz"
@@ -65,6 +67,18 @@ class FoldConfig(RunConfig):
         if self.select == "inner":
             names.append("selection_fraction")
         return {name: getattr(self, name) for name in names}
+
+    def know(self, model: Any) -> None:
+        """Take from a model what figures and tables need."""
+        self.loss_range = getattr(model, "loss_range", self.loss_range)
+        own = getattr(model, "task", None)
+        if isinstance(own, Task):
+            if self.task not in (None, own.name):
+                raise ValueError(
+                    f"task={self.task!r}, but {type(model).__name__} has the task {own.name!r}; "
+                    "leave task out, which is for modules that are not of dlblocks.models."
+                )
+            self.task = own.name
 
     def about(self, spec: FitSpec) -> dict[str, Any]:
         return {**super().about(spec), "num_folds": self.num_folds}
@@ -101,6 +115,7 @@ class OutOfFold:
             of somebody else's model are as it gives them.
         fold: The fold that predicted it, int64 of shape (M,).
         repeat: The repeat, int64 of shape (M,).
+        task: Name of the task, if it is known.
     """
 
     index: npt.NDArray[np.int64]
@@ -108,6 +123,7 @@ class OutOfFold:
     prediction: npt.NDArray[np.floating]
     fold: npt.NDArray[np.int64]
     repeat: npt.NDArray[np.int64]
+    task: str | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -137,11 +153,9 @@ class OutOfFold:
             Share of the repeats, one value a sample, in the order of `index`, shape (N,). None if
             the predictions are not classes or scores of them.
         """
-        if self._kind() == "scores":
-            right = self.prediction.argmax(1) == self.target
-        elif self._kind() == "labels":
-            right = self.prediction == self.target
-        else:
+        task = self._task()
+        right = None if task is None else task.right(self.target, self.prediction)
+        if right is None:
             return None
         _, sample, counts = np.unique(self.index, return_inverse=True, return_counts=True)
         return np.bincount(sample, weights=right) / counts
@@ -153,28 +167,34 @@ class OutOfFold:
             class_names: Names of the classes 0 … C-1.
         """
         columns = {"repeat": self.repeat, "fold": self.fold, "index": self.index}
-        if self._kind() == "scores":
-            num_classes = self.prediction.shape[1]
-            if class_names is None or len(class_names) != num_classes:
-                class_names = [str(i) for i in range(num_classes)]
-            columns |= {"target": self.target, "prediction": self.prediction.argmax(1)}
-            names = [f"probability_{name}" for name in class_names]
-            return columns | dict(zip(names, self.prediction.T, strict=True))
-        for name in ("target", "prediction"):
-            values = getattr(self, name).reshape(len(self), -1).T
-            numbered = [f"{name}_{i}" for i in range(len(values))] if len(values) > 1 else [name]
-            columns |= dict(zip(numbered, values, strict=True))
-        return columns
+        task = self._task() or Task
+        return columns | task.columns(self.target, self.prediction, class_names)
 
-    def _kind(self) -> str | None:
-        """Return `dlblocks._scores.kind_of`, or None where that raises."""
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the arrays, as ``oof.npz`` has them."""
+        names = ("index", "target", "prediction", "fold", "repeat")
+        return {name: getattr(self, name) for name in names}
+
+    def _task(self) -> type[Task] | None:
+        """Return the task of the predictions, or None where it is not clear."""
         try:
-            return kind_of(self.target, self.prediction)
+            return find_task(self.target, self.prediction, self.task)
         except ValueError:
             return None
 
 
-def join(results: Sequence[FitResult]) -> OutOfFold | None:
+def check_task(task: str | None) -> str | None:
+    """Return the name of a task.
+
+    Raises:
+        ValueError: There is no such task.
+    """
+    if task is not None:
+        check_choice("task", task, sorted(task_names()))
+    return task
+
+
+def join(results: Sequence[FitResult], task: str | None = None) -> OutOfFold | None:
     """Join the predictions of all folds; None if a fold has none."""
     parts = [
         {
@@ -192,7 +212,7 @@ def join(results: Sequence[FitResult]) -> OutOfFold | None:
         return None
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     order = np.lexsort((columns["index"], columns["repeat"]))
-    return OutOfFold(**{name: values[order] for name, values in columns.items()})
+    return OutOfFold(**{name: values[order] for name, values in columns.items()}, task=task)
 
 
 def _count_scored(datamodule: SplitDataModule, trainer: Mapping[str, Any]) -> int:

@@ -54,7 +54,7 @@ def make_result(
     result = cls(
         run_dir=config.run_dir,
         folds=rows,
-        oof=join(done),
+        oof=join(done, config.task),
         histories=[fold.history for fold in done],
         info={
             "num_folds": config.num_folds,
@@ -64,6 +64,7 @@ def make_result(
             "select": config.select,
             "selection_fraction": config.selection_fraction,
             "class_names": data.class_names,
+            **({"task": config.task} if config.task else {}),
             "data": data.description(),
             "duplicates": data.count_duplicates(config.num_folds),
             "notes": [
@@ -106,7 +107,8 @@ def result_figures(result: CrossValidationResult, datamodule: SplitDataModule) -
         figures |= prediction_figures(
             datamodule,
             "val",
-            vars(result.oof),
+            result.oof.arrays(),
+            task=result.oof.task,
             title="Out-of-fold predictions",
             scores=result.pooled_or_none(),
         )

@@ -78,7 +78,8 @@ def ensemble(
             f"{type(members[0]).__name__} predicts {result.oof.prediction.dtype}, as of classes, "
             "which have no average; let predict_step return probabilities or logits."
         )
-    return VotingModule(members, normalisations=known).eval()
+    task = result.info.get("task")
+    return VotingModule(members, normalisations=known, task_name=task).eval()
 
 
 def _member(
@@ -222,6 +223,7 @@ def test_once(
             *_test_predictions(tester, model, data, len(logged)),
             num_samples=_count_tested(data, tester, len(logged)),
             notes=[note] if note else [],
+            task=result.info.get("task"),
         )
     if tester.is_global_zero:
         intervals = {name: list(scores.interval(name)) for name in scores}

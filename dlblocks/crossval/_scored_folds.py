@@ -25,7 +25,6 @@ from dlblocks._files import (
     reading,
     write_rows,
 )
-from dlblocks._scores import kind_of, pooled_metrics
 from dlblocks.crossval._fold import OutOfFold, fold_folder
 from dlblocks.crossval._splits import NO_OOF
 from dlblocks.crossval.statistics import (
@@ -37,6 +36,7 @@ from dlblocks.crossval.statistics import (
 )
 from dlblocks.metrics import Range, metric_range
 from dlblocks.runs._result import Result
+from dlblocks.tasks import find_task
 
 # Columns of a row of `folds` that are not metrics.
 ROW_KEYS = (
@@ -154,7 +154,8 @@ class ScoredFolds(Result):
         """
         oof = self._predictions()
         repeats = [oof.repeat == repeat for repeat in np.unique(oof.repeat)]
-        found = [pooled_metrics(oof.target[one], oof.prediction[one]) for one in repeats]
+        task = find_task(oof.target, oof.prediction, oof.task)
+        found = [task.score(oof.target[one], oof.prediction[one]) for one in repeats]
         names = [name for name in found[0] if all(name in each for each in found)]
         return {name: float(np.mean([each[name] for each in found])) for name in names}
 
@@ -180,7 +181,7 @@ class ScoredFolds(Result):
                 else "the model gave no out-of-fold predictions; its predict_step must return one "
                 "prediction a sample."
             )
-        kind_of(self.oof.target, self.oof.prediction)
+        find_task(self.oof.target, self.oof.prediction, self.oof.task)
         return self.oof
 
     def compare(self, other: ScoredFolds, metric: str | None = None) -> Comparison:
@@ -289,7 +290,7 @@ class ScoredFolds(Result):
         """Write ``oof.npz`` and ``folds.csv``."""
         if self.oof is not None:
             with atomic_write(self.run_dir / "oof.npz") as part:
-                np.savez_compressed(part, **vars(self.oof))
+                np.savez_compressed(part, **self.oof.arrays())
         write_rows(self.run_dir / "folds.csv", self.folds)
 
     @classmethod
@@ -314,7 +315,7 @@ class ScoredFolds(Result):
             folders = [path / fold_folder(row) for row in rows]
         oof = None
         if "oof.npz" in files or (path / "oof.npz").is_file():
-            oof = OutOfFold(**read_arrays(path / "oof.npz", AGAIN))
+            oof = OutOfFold(**read_arrays(path / "oof.npz", AGAIN), task=info.get("task"))
         histories = []
         for folder in folders:
             cure = f"delete {folder / 'fold.json'}, and the same call runs {folder.name} again"

@@ -26,7 +26,6 @@ from dlblocks.crossval.results import CrossValidationResult
 from dlblocks.data import SplitDataModule
 from dlblocks.engine._support import NotVectorizable
 from dlblocks.engine.run import engine_for
-from dlblocks.metrics import Range
 from dlblocks.runs._trainer import new_callbacks, new_datamodule, new_module
 
 SEARCHED = "search.json"
@@ -131,7 +130,6 @@ class Search:
         mode: ``"min"`` or ``"max"``.
         on_error: ``"continue"`` leaves a point out of the choice if one of its fits fails.
         arguments: Further arguments of `cross_validate`.
-        loss_range: Lowest and highest loss of the models, known after `describe`.
     """
 
     make_model: Callable[..., pl.LightningModule]
@@ -142,7 +140,6 @@ class Search:
     mode: str
     on_error: str
     arguments: dict[str, Any]
-    loss_range: Range = (None, None)
 
     @property
     def engine(self) -> str:
@@ -153,7 +150,9 @@ class Search:
         """What makes a model of a point."""
         return partial(self.make_model, **self.points[number])
 
-    def describe(self, data: SplitDataModule, **settings: Any) -> dict[str, Any]:
+    def describe(
+        self, config: FoldConfig, data: SplitDataModule, **settings: Any
+    ) -> dict[str, Any]:
         """All that decides what the fits are, as plain values; makes a model of each point.
 
         Raises:
@@ -174,7 +173,7 @@ class Search:
             of_model = {key: described.pop(key) for key in ("model", "parameters")}
             found.append({"hyperparameters": hyperparameters, **of_model})
             before = model
-            self.loss_range = getattr(model, "loss_range", self.loss_range)
+            config.know(model)
         return {**described, "inner_folds": self.num_folds, "points": found}
 
     def check_engine(

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from dlblocks._errors import check_function, check_range, check_whole, checked, named
 from dlblocks._files import SUMMARY, is_json, is_rank_zero
 from dlblocks._quiet import isolated
-from dlblocks.crossval._fold import FoldConfig, FoldSpec
+from dlblocks.crossval._fold import FoldConfig, FoldSpec, check_task
 from dlblocks.crossval._outcome import make_result, result_figures, write_outcome
 from dlblocks.crossval._splits import (
     begin,
@@ -56,6 +56,7 @@ def cross_validate(
     trainer: Mapping[str, Any] | None = None,
     monitor: str = "val/loss",
     mode: Literal["min", "max"] | None = None,
+    task: str | None = None,
     engine: Literal["sequential", "vectorized", "auto"] = "sequential",
     n_jobs: int = 1,
     on_error: Literal["raise", "continue"] = "raise",
@@ -127,6 +128,10 @@ def cross_validate(
         monitor: The logged validation metric by which the epoch is selected, and the score that
             comes first in tables and figures. Under its usual name: ``"val/loss"`` also where the
             selection part is what it is computed on.
+        task: For a module that is not of `dlblocks.models`: what its predictions are, so that
+            they have pooled metrics and figures. ``"multiclass"``: scores (N, C) or classes (N,);
+            ``"multilabel"``: probabilities (N, C) for targets of 0 and 1; ``"regression"``: values.
+            None: what shapes and dtypes leave no doubt about. Models of ours know theirs.
         mode: Whether ``"min"`` or ``"max"`` of `monitor` is best; None for the metric's own
             direction, where its name or a torchmetrics object of the model says it.
         engine: How the fits are run. ``"sequential"``: one after another. ``"vectorized"``: all as
@@ -212,6 +217,7 @@ def cross_validate(
         resume=resume,
         select=select,
         selection_fraction=selection_fraction if select == "inner" else 0.0,
+        task=check_task(task),
     )
 
     def run(path: Path) -> CrossValidationResult:
@@ -275,7 +281,7 @@ def _cross_validate(
             if described:
                 return
             described.update(describe(model, callbacks, data, **settings))
-            config.loss_range = getattr(model, "loss_range", config.loss_range)
+            config.know(model)
             if is_rank_zero():
                 begin(config, described, splits, len(found), len(specs), "folds")
 

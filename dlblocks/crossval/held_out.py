@@ -10,22 +10,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dlblocks._errors import check_range, did_you_mean
-from dlblocks._scores import NUM_BINS, are_probabilities, bin_of, kind_of
+from dlblocks._scores import Weighted
 from dlblocks.runs._tables import number
+from dlblocks.tasks import find_task
 
 DRAWS = 2000
 TOLERANCE = 1e-3  # between a logged value and that of the predictions
 CHUNK = 4_000_000  # numbers in memory at once
 
-# A metric of the samples with weights W (B, N): one value a row of W.
-Weighted = Callable[[npt.NDArray[np.floating]], npt.NDArray[np.floating]]
 # Names of metrics, without "test" and separators → metrics of the predictions.
 NAMES = {
     "accuracy": ["accuracy"],
@@ -35,7 +34,8 @@ NAMES = {
     "calibrationerror": ["calibration_error"],
     "ece": ["calibration_error"],
     "auc": ["auc"],
-    "auroc": ["auc"],
+    "auroc": ["auc", "auroc"],
+    "averageprecision": ["average_precision"],
     "loss": ["log_loss", "mse", "mae"],
     "logloss": ["log_loss"],
     "nll": ["log_loss"],
@@ -63,6 +63,7 @@ class HeldOutScores(dict[str, float]):
         *,
         num_samples: int = 0,
         notes: Sequence[str] = (),
+        task: str | None = None,
     ) -> None:
         """Compute the draws.
 
@@ -72,6 +73,7 @@ class HeldOutScores(dict[str, float]):
             groups: The group of each sample, shape (N,), or None.
             num_samples: Number of test samples; accuracy has Wilson's interval without predictions.
             notes: Sentences to show below.
+            task: Name of the model's task, if it is known.
         """
         super().__init__(metrics)
         self.notes = list(notes)
@@ -86,7 +88,7 @@ class HeldOutScores(dict[str, float]):
             return
         size = len(predicted["target"])
         self._units = size if groups is None else len(np.unique(groups))
-        known = weighted_metrics(predicted["target"], predicted["prediction"])
+        known = weighted_metrics(predicted["target"], predicted["prediction"], task)
         matches = {name: self._match(name, value, known, size) for name, value in metrics.items()}
         self._keys = {name: key for name, key in matches.items() if key is not None}
         drawn = {key for key in self._keys.values() if self._grouped or key != "accuracy"}
@@ -191,94 +193,26 @@ def _is_accuracy(name: str) -> bool:
     return NAMES.get(_word(name)) == ["accuracy"]
 
 
-def weighted_metrics(target: npt.NDArray[Any], prediction: npt.NDArray[Any]) -> dict[str, Weighted]:
-    """Metrics of predictions as functions of the samples' weights.
+def weighted_metrics(
+    target: npt.NDArray[Any], prediction: npt.NDArray[Any], task: str | None = None
+) -> dict[str, Weighted]:
+    """Metrics of predictions as functions of the samples' weights, as the task defines them.
 
     Each takes weights W (B, N), such as how often a bootstrap has drawn each sample, and returns B
-    values. For weights of one they are the metrics that our models log.
+    values. For weights of one they are the metrics that our models log. Empty for predictions that
+    no task explains, or that are not finite.
 
     Args:
-        target: Classes (N,), or values (N,) or (N, D).
+        target: Classes (N,), or values (N,) or (N, D), or labels (N, C).
         prediction: Probabilities (N, C), or values.
-
-    Returns:
-        For classes ``accuracy``, macro ``f1``, and, of probabilities, ``log_loss``,
-        ``calibration_error`` and for two classes ``auc``; for values ``mse``, ``rmse``, ``mae`` and
-        ``r2``. Empty for predictions of another kind.
+        task: Name of the task, if it is known.
     """
     if not np.isfinite(prediction).all():
         return {}
     try:
-        kind = kind_of(target, prediction)
+        return find_task(target, prediction, task).weighted_metrics(target, prediction)
     except ValueError:
         return {}
-    if kind == "labels":
-        return {"accuracy": _mean_of((target == prediction).astype(float))}
-    if kind == "scores":
-        return _class_metrics(target, prediction.astype(float))
-    if kind == "values":
-        shape = len(target), -1
-        return _value_metrics(target.reshape(shape).astype(float), prediction.reshape(shape))
-    return {}
-
-
-def _class_metrics(target: npt.NDArray[Any], prediction: npt.NDArray[Any]) -> dict[str, Weighted]:
-    num_classes = prediction.shape[1]
-    guess = prediction.argmax(1)
-    right = (guess == target).astype(float)
-    is_target, is_guess = (np.eye(num_classes)[labels] for labels in (target, guess))
-
-    def f1(weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        both = weights @ (is_target + is_guess)  # 2 TP + FP + FN of each class
-        with np.errstate(invalid="ignore"):  # a class that is neither target nor guess
-            return np.nanmean(2 * (weights @ (is_target * is_guess)) / both, axis=1)
-
-    found: dict[str, Weighted] = {"accuracy": _mean_of(right), "f1": f1}
-    if not are_probabilities(prediction):
-        return found
-    smallest = np.finfo(np.float32).tiny
-    own = prediction[np.arange(len(target)), target].clip(smallest)
-    found["log_loss"] = _mean_of(-np.log(own))
-    confidence = prediction.max(1)
-    bins = np.eye(NUM_BINS + 1)[bin_of(confidence)]
-    gaps = bins * (right - confidence)[:, None]
-    found["calibration_error"] = lambda w: np.abs(w @ gaps).sum(1) / w.sum(1)
-    if num_classes == 2 and len(np.unique(target)) == 2:
-        found["auc"] = _auc(target, prediction[:, 1])
-    return found
-
-
-def _auc(target: npt.NDArray[Any], score: npt.NDArray[Any]) -> Weighted:
-    order = np.argsort(score, kind="stable")
-    positive = (target[order] == 1).astype(float)
-    starts = np.flatnonzero(np.diff(score[order], prepend=-np.inf))  # of equal scores
-
-    def auc(weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        weights = weights[:, order]
-        up = np.add.reduceat(weights * positive, starts, axis=1)
-        down = np.add.reduceat(weights * (1 - positive), starts, axis=1)
-        below = np.cumsum(down, axis=1) - down / 2  # ties count half
-        with np.errstate(invalid="ignore"):  # one class alone
-            return (up * below).sum(1) / (up.sum(1) * down.sum(1))
-
-    return auc
-
-
-def _value_metrics(target: npt.NDArray[Any], prediction: npt.NDArray[Any]) -> dict[str, Weighted]:
-    error = prediction - target
-    mse, mae = _mean_of((error**2).mean(1)), _mean_of(np.abs(error).mean(1))
-    centered = target - target.mean(0)
-
-    def r2(weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        around = (weights @ centered**2) - (weights @ centered) ** 2 / weights.sum(1)[:, None]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return (1 - (weights @ error**2) / around).mean(1)
-
-    return {"mse": mse, "rmse": lambda w: np.sqrt(mse(w)), "mae": mae, "r2": r2}
-
-
-def _mean_of(values: npt.NDArray[Any]) -> Weighted:
-    return lambda weights: (weights @ values) / weights.sum(1)
 
 
 def _resamples(size: int, groups: npt.NDArray[Any] | None) -> Iterator[npt.NDArray[np.floating]]:

@@ -19,7 +19,7 @@ from dlblocks import plots, tracking
 from dlblocks._errors import check_function, check_range, check_whole, checked, named
 from dlblocks._files import SUMMARY, is_json, is_rank_zero, read_json, write_rows
 from dlblocks._quiet import isolated
-from dlblocks.crossval._fold import FoldConfig, FoldSpec
+from dlblocks.crossval._fold import FoldConfig, FoldSpec, check_task
 from dlblocks.crossval._outcome import make_result, result_figures, write_outcome
 from dlblocks.crossval._refit import refit
 from dlblocks.crossval._scored_folds import forget_weights, said
@@ -67,6 +67,7 @@ def nested_cross_validate(
     trainer: Mapping[str, Any] | None = None,
     monitor: str = "val/loss",
     mode: Literal["min", "max"] | None = None,
+    task: str | None = None,
     engine: Literal["sequential", "vectorized", "auto"] = "sequential",
     n_jobs: int = 1,
     on_error: Literal["raise", "continue"] = "raise",
@@ -121,6 +122,7 @@ def nested_cross_validate(
         trainer: Arguments of the Trainer, such as ``{"max_epochs": 30}``.
         monitor: The validation metric by which inner fits choose their best epoch, and whose mean
             over the inner folds chooses the point.
+        task: As for `cross_validate`.
         mode: Whether ``"min"`` or ``"max"`` of `monitor` is best; None for the metric's own
             direction, where its name or a torchmetrics object of the model says it.
         engine: How the inner folds of a point are run, as for `cross_validate`: ``"vectorized"``
@@ -219,6 +221,7 @@ def nested_cross_validate(
         resume=resume,
         select=select,
         selection_fraction=selection_fraction if select == "inner" else 0.0,
+        task=check_task(task),
     )
 
     def run(path: Path) -> NestedResult:
@@ -266,8 +269,7 @@ def _nested(
         settings = config.settings()
         if search.engine != "sequential":  # which may draw other random numbers
             settings["engine"] = search.engine
-        described = search.describe(data, **settings)
-        config.loss_range = search.loss_range
+        described = search.describe(config, data, **settings)
         todo = [spec for spec in specs if spec not in found]
         if todo:
             search.check_engine(outer.training_part(todo[0]), config)

@@ -193,6 +193,10 @@ def result_figures(result: BaggingResult, datamodule: SplitDataModule) -> dict[s
     )
     if result.oob is not None:
         figures |= prediction_figures(
-            datamodule, "train", result.oob.arrays(), title="Out-of-bag predictions"
+            datamodule,
+            "train",
+            result.oob.arrays(),
+            title="Out-of-bag predictions",
+            task=result.model.task.name,
         )
     return figures

@@ -19,11 +19,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from dlblocks._lightning import trainer_of
-from dlblocks._scores import pooled_metrics
 from dlblocks.models._members import Kind, MadeOfTrained, described, rebuilt
 from dlblocks.models._predict import gather, join_batches, predictor, target_in
 from dlblocks.models.model import Model
-from dlblocks.tasks import Task
+from dlblocks.tasks import Task, find_task
 from dlblocks.tasks.task import Stage
 
 IDENTITY = (1.0, 0.0)  # the scale and shift of inputs that stay as they are
@@ -140,7 +139,7 @@ class VotingModule(MadeOfTrained, Model):
     return is averaged as it is: p = (1/M) Σ p_m, be they probabilities, logits or values.
 
     Losses and metrics of the members are not those of the average. `Trainer.validate` and `test`
-    log what `dlblocks._scores.pooled_metrics` makes of its predictions and targets, such as
+    log what the task of its predictions and targets makes of them, such as
     ``test/accuracy``; of several loaders ``test/accuracy/dataloader_idx_1``. Targets are those that
     `predict_step` returns as ``"target"``, else the second entry of the batch, or that of a name
     such as ``"label"``.
@@ -152,6 +151,7 @@ class VotingModule(MadeOfTrained, Model):
         members: LightningModules. A checkpoint is loaded by ``dlblocks.models.load(path,
             overrides={"members": [make_model() for _ in range(M)]})``.
         normalisations: See `VotingEnsemble`; for batches ``[inputs, …]``.
+        task_name: What they predict, such as ``"multilabel"``; see `dlblocks.tasks.find_task`.
 
     Raises:
         ValueError: No members, members that cannot predict, or, at the prediction, predictions
@@ -166,7 +166,11 @@ class VotingModule(MadeOfTrained, Model):
     net: _Committee
 
     def __init__(
-        self, members: Sequence[Any], *, normalisations: Sequence[Any] | None = None
+        self,
+        members: Sequence[Any],
+        *,
+        normalisations: Sequence[Any] | None = None,
+        task_name: str | None = None,
     ) -> None:
         if members and all(isinstance(member, str) for member in members):
             raise ValueError(
@@ -178,8 +182,9 @@ class VotingModule(MadeOfTrained, Model):
         for model in models:
             predictor(model)
         super().__init__(_Committee(models, normalisations))
+        self.task_name = task_name
         self._scored: dict[int, list[tuple[Tensor, Tensor]]] = {}  # by the number of the loader
-        _describe(self, models, normalisations)
+        _describe(self, models, normalisations, task_name=task_name)
 
     def forward(self, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         raw = _raw(self, inputs)
@@ -257,7 +262,8 @@ class VotingModule(MadeOfTrained, Model):
             columns = zip(*gather(batches), strict=True)
             prediction, target = (join_batches(column)["prediction"] for column in columns)
             end = f"/dataloader_idx_{loader}" if len(self._scored) > 1 else ""
-            for name, value in pooled_metrics(target, prediction).items():
+            task = find_task(target, prediction, self.task_name)
+            for name, value in task.score(target, prediction).items():
                 self.log(
                     f"{stage}/{name}{end}",
                     value,

@@ -4,7 +4,7 @@ Show one in a notebook by ending a cell with it; write one with `save`.
 """
 
 from dlblocks.plots._style import BLUE, GREEN, GREY, ORANGE, RED, save
-from dlblocks.plots.classes import confusion_matrix, reliability
+from dlblocks.plots.classes import confusion_matrix, labels, reliability
 from dlblocks.plots.fits import curve_metrics, learning_curves, strip
 from dlblocks.plots.images import batch, hardest
 from dlblocks.plots.values import curve, predicted_vs_true
@@ -20,6 +20,7 @@ __all__ = [
     "curve",
     "curve_metrics",
     "hardest",
+    "labels",
     "learning_curves",
     "predicted_vs_true",
     "reliability",

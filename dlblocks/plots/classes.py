@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +11,9 @@ import numpy.typing as npt
 from dlblocks._scores import NUM_BINS, calibration_bins, calibration_error
 from dlblocks.plots._style import (
     BLUE,
+    GREEN,
     GREY,
+    ORANGE,
     RED,
     check_lengths,
     literal,
@@ -174,4 +176,49 @@ def reliability(
     style_axis(bottom, "confidence: largest probability", "samples")
     said = f"expected calibration error {error:.4f}"
     top.set_title(f"{literal(title)}:\n{said}" if title else said, fontsize=10)
+    return figure
+
+
+def labels(
+    metrics: Mapping[str, npt.ArrayLike],
+    names: Sequence[str],
+    *,
+    counts: npt.ArrayLike | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Draws metrics of each label, for samples of several labels.
+
+    Args:
+        metrics: For each metric one value a label, in [0, 1]; NaN is left out.
+        names: Names of the labels.
+        counts: How many samples have each label.
+        title: Put above.
+
+    Raises:
+        ValueError: Lengths differ, or there is no label.
+
+    Example:
+        >>> figure = labels({"f1": [0.5, 0.9]}, ["cat", "dog"], counts=[10, 40])
+    """
+    arrays = {name: np.asarray(values, dtype=float) for name, values in metrics.items()}
+    check_lengths(names=np.asarray(names), **arrays)
+    shown = [literal(name) for name in names]
+    if counts is not None:
+        shown = [f"{name} ({n})" for name, n in zip(shown, np.asarray(counts), strict=True)]
+    place = np.arange(len(names))[::-1]  # the first is at the top
+    figure = new_figure(6.4, max(2.6, 0.3 * min(len(names), 200) + 1.4))
+    axis = figure.subplots()
+    colours = (BLUE, ORANGE, GREEN, RED, GREY)
+    for i, (name, values) in enumerate(arrays.items()):
+        axis.plot(values, place, "o", color=colours[i % len(colours)], markersize=6, label=name)
+    axis.set_xlim(-0.02, 1.02)
+    axis.set_ylim(-0.6, len(names) - 0.4)
+    step = -(-len(names) // MOST_NAMED)
+    axis.set_yticks(place[::step], shown[::step])
+    about = "" if counts is None else " (samples that have it)"
+    style_axis(axis, "score", f"label{about}")
+    axis.grid(axis="y", alpha=0.3)
+    figure.legend(frameon=False, loc="outside lower center", ncols=len(arrays))
+    if title:
+        axis.set_title(literal(title))
     return figure

@@ -125,7 +125,13 @@ def fit_and_test(
         if is_rank_zero():
             figures = curve_figures([done.history], [done.best_epoch], monitor=monitor)
             if arrays.keys() >= {*KEYS}:
-                figures |= prediction_figures(datamodule, "test", arrays, title="Test set")
+                figures |= prediction_figures(
+                    datamodule,
+                    "test",
+                    arrays,
+                    title="Test set",
+                    task=getattr(getattr(model, "task", None), "name", None),
+                )
             save_figures(path / "figures", figures)
             summary = {
                 "metrics": {name: {"mean": value} for name, value in metrics.items()},

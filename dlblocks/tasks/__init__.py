@@ -3,6 +3,14 @@
 from dlblocks.tasks.multiclass import MulticlassTask
 from dlblocks.tasks.multilabel import MultilabelTask
 from dlblocks.tasks.regression import RegressionTask
-from dlblocks.tasks.task import Task
+from dlblocks.tasks.task import Predictions, Task, find_task, task_names
 
-__all__ = ["MulticlassTask", "MultilabelTask", "RegressionTask", "Task"]
+__all__ = [
+    "MulticlassTask",
+    "MultilabelTask",
+    "Predictions",
+    "RegressionTask",
+    "Task",
+    "find_task",
+    "task_names",
+]

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
 
+from dlblocks import plots
 from dlblocks._errors import check_range
+from dlblocks._scores import (
+    Weighted,
+    are_probabilities,
+    kind_of,
+    pooled_metrics,
+    weighted_class_metrics,
+)
 from dlblocks.losses import IGNORED, cross_entropy
 from dlblocks.metrics import classification_metrics, hard_labels
 from dlblocks.tasks._stacked import ClassificationSums
-from dlblocks.tasks.task import Stage, Task
+from dlblocks.tasks.task import Array, Predictions, Stage, Task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHOWN = 10  # labels in a message
+NUM_HARDEST = 20
+MAX_CLASSES = 1000  # a matrix of more might not fit into memory
 # The share of a class that no member votes for; its logarithm stays finite.
 NO_VOTE = 1e-6
 
@@ -191,6 +205,89 @@ class MulticlassTask(Task):
 
     def stacked_metrics(self, num_models: int, device: torch.device) -> ClassificationSums:
         return ClassificationSums(num_models, self.num_classes, device)
+
+    @classmethod
+    def check_arrays(cls, target: Array, prediction: Array) -> None:
+        if kind_of(target, prediction) == "values":
+            raise ValueError("there are floating-point targets; classes are integers.")
+
+    @classmethod
+    def score(cls, target: Array, prediction: Array) -> dict[str, float]:
+        return pooled_metrics(target, prediction)
+
+    @classmethod
+    def weighted_metrics(cls, target: Array, prediction: Array) -> dict[str, Weighted]:
+        return weighted_class_metrics(target, prediction)
+
+    @classmethod
+    def right(cls, target: Array, prediction: Array) -> Array:
+        return _classes(prediction) == target
+
+    @classmethod
+    def columns(
+        cls, target: Array, prediction: Array, class_names: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        columns = {"target": target, "prediction": _classes(prediction)}
+        if prediction.ndim == 1:
+            return columns
+        names = _names(class_names or (), prediction.shape[1])
+        shares = [f"probability_{name}" for name in names]
+        return columns | dict(zip(shares, prediction.T, strict=True))
+
+    @classmethod
+    def figures(
+        cls, table: Predictions, *, title: str, scores: Mapping[str, float] | None = None
+    ) -> dict[str, Callable[[], Figure]]:
+        """A confusion matrix; with probabilities also reliability, and of images the hardest."""
+        target, prediction = table.target, table.prediction
+        predicted = _classes(prediction)
+        if min(target.min(), predicted.min()) < 0:
+            return {}  # numbers that are not those of classes
+        most = int(max(len(table.class_names), target.max() + 1, predicted.max() + 1))
+        num_classes = prediction.shape[1] if prediction.ndim > 1 else most
+        if num_classes > MAX_CLASSES:
+            return {}
+        names = _names(table.class_names, num_classes)
+        found: dict[str, Callable[[], Figure]] = {
+            "confusion_matrix": lambda: plots.confusion_matrix(
+                target, predicted, names, title=title
+            )
+        }
+        if prediction.ndim == 1 or not are_probabilities(prediction):
+            return found
+        error = (scores or {}).get("calibration_error")
+        found["reliability"] = lambda: plots.reliability(
+            target, prediction, title=title, error=error
+        )
+        if table.inputs is not None and len(table.input_shape) == 3:
+            found["hardest"] = lambda: _hardest(table, names)
+        return found
+
+
+def _classes(prediction: Array) -> Array:
+    return prediction if prediction.ndim == 1 else prediction.argmax(1)
+
+
+def _names(class_names: Sequence[str], count: int) -> list[str]:
+    """Names of all classes; numbers where the data do not know of a class that they lack."""
+    return list(class_names) if len(class_names) == count else [str(i) for i in range(count)]
+
+
+def _hardest(table: Predictions, names: Sequence[str]) -> Figure:
+    """The images whose own class has the smallest probability."""
+    assert table.inputs is not None  # for the type checker
+    index, target, prediction = table.means()
+    true = np.take_along_axis(prediction, target[:, None], axis=1)[:, 0]
+    worst = np.argsort(true, kind="stable")[:NUM_HARDEST]
+    title = "hardest samples" + (f", means of {table.repeats} repeats" if table.repeats > 1 else "")
+    return plots.hardest(
+        table.inputs(index[worst]),
+        target[worst],
+        prediction[worst],
+        names,
+        indices=index[worst],
+        title=title,
+    )
 
 
 def hard_votes(scores: Tensor) -> Tensor:

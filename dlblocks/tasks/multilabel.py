@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.functional.classification import multilabel_auroc, multilabel_average_precision
 from torchmetrics.utilities import dim_zero_cat
 
+from dlblocks import plots
 from dlblocks._errors import check_range
+from dlblocks._scores import Weighted, weighted_mean
 from dlblocks.losses import binary_cross_entropy
 from dlblocks.metrics import hard_labels
-from dlblocks.tasks.task import Stage, Task
+from dlblocks.tasks.task import Array, Predictions, Stage, Task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LABEL_METRICS = ("f1", "auroc", "average_precision")
 
 
 class MultilabelTask(Task):
@@ -85,7 +94,7 @@ class MultilabelTask(Task):
     def make_metrics(self, stage: Stage) -> MetricCollection:
         metrics: dict[str, Metric | MetricCollection] = {"accuracy": _Accuracy()}
         if stage != "train":
-            for name in ("f1", "auroc", "average_precision"):
+            for name in LABEL_METRICS:
                 metrics[name] = _LabelMean(name)
         return MetricCollection(metrics, compute_groups=[["accuracy"], [*metrics][1:]])
 
@@ -159,7 +168,7 @@ class MultilabelTask(Task):
                 f"targets have shape {tuple(targets.shape)}; expected 0 and 1 for each of the "
                 f"{self.num_classes} labels, shape (N, {self.num_classes})."
             )
-        if len(targets) and not (0 <= targets.min() and targets.max() <= 1):
+        if len(targets) and not (targets.min() >= 0 and targets.max() <= 1):
             raise ValueError(
                 f"targets lie in {float(targets.min()):g} … {float(targets.max()):g}; expected 1 "
                 "where a sample has a label, else 0."
@@ -170,6 +179,101 @@ class MultilabelTask(Task):
             return super().difference(other)
         counts = sorted({self.num_classes, other.num_classes})
         return f"{counts} labels" if len(counts) > 1 else ""
+
+    @classmethod
+    def check_arrays(cls, target: Array, prediction: Array) -> None:
+        if (
+            target.ndim != 2
+            or target.shape != prediction.shape
+            or not np.isin(target, (0, 1)).all()
+        ):
+            raise ValueError(
+                f"there are targets of shape {target.shape} and predictions of shape "
+                f"{prediction.shape}; several labels are targets of 0 and 1 and probabilities, "
+                "both (M, C)."
+            )
+        finite = prediction[np.isfinite(prediction)]
+        if len(finite) and not (finite.min() >= 0 and finite.max() <= 1):
+            raise ValueError(
+                "the predictions of several labels are no probabilities, as the largest is "
+                f"{finite.max():.3g} and the smallest {finite.min():.3g}; predict sigmoid(logits)."
+            )
+
+    @classmethod
+    def score(cls, target: Array, prediction: Array) -> dict[str, float]:
+        """Metrics as they are logged, and ``log_loss``, the mean binary cross-entropy."""
+        if not np.isfinite(prediction).all():
+            return dict.fromkeys(["accuracy", *LABEL_METRICS, "log_loss"], math.nan)
+        found = {name: float(np.nanmean(v)) for name, v in cls.by_label(target, prediction).items()}
+        accuracy = float(((prediction >= 0.5) == target).mean())
+        return {
+            "accuracy": accuracy,
+            **found,
+            "log_loss": float(_cross_entropy(target, prediction).mean()),
+        }
+
+    @classmethod
+    def by_label(cls, target: Array, prediction: Array) -> dict[str, Array]:
+        """``f1``, ``auroc`` and ``average_precision`` of each label; see `label_metric`.
+
+        Example:
+            >>> target, prediction = np.array([[1, 0], [0, 0]]), np.array([[0.9, 0.2], [0.3, 0.6]])
+            >>> MultilabelTask.by_label(target, prediction)["auroc"].tolist()
+            [1.0, nan]
+        """
+        tensors = torch.from_numpy(prediction.astype(np.float32)), torch.from_numpy(target != 0)
+        return {name: label_metric(name, *tensors).numpy() for name in LABEL_METRICS}
+
+    @classmethod
+    def weighted_metrics(cls, target: Array, prediction: Array) -> dict[str, Weighted]:
+        right = ((prediction >= 0.5) == target).astype(float)
+        guess = (prediction >= 0.5).astype(float)
+
+        def f1(weights: Array) -> Array:
+            both = weights @ (target + guess)
+            with np.errstate(invalid="ignore"):  # a label that is neither target nor guess
+                return np.nanmean(2 * (weights @ (target * guess)) / both, axis=1)
+
+        return {
+            "accuracy": weighted_mean(right.mean(1)),
+            "f1": f1,
+            "log_loss": weighted_mean(_cross_entropy(target, prediction).mean(1)),
+        }
+
+    @classmethod
+    def columns(
+        cls, target: Array, prediction: Array, class_names: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        count = target.shape[1]
+        known = class_names is not None and len(class_names) == count
+        names = class_names if known and class_names else range(count)
+        targets = {f"target_{name}": target[:, i] for i, name in enumerate(names)}
+        return targets | {f"probability_{name}": prediction[:, i] for i, name in enumerate(names)}
+
+    @classmethod
+    def figures(
+        cls, table: Predictions, *, title: str, scores: Mapping[str, float] | None = None
+    ) -> dict[str, Callable[[], Figure]]:
+        """The metrics of each label, with the number of samples that have it."""
+        count = table.target.shape[1]
+        names = list(table.class_names)
+        if len(names) != count:
+            names = [str(i) for i in range(count)]
+        return {
+            "labels": lambda: plots.labels(
+                cls.by_label(table.target, table.prediction),
+                names,
+                counts=table.target.sum(0) // table.repeats,
+                title=title,
+            )
+        }
+
+
+def _cross_entropy(target: Array, prediction: Array) -> Array:
+    """Binary cross-entropy of each sample and label."""
+    smallest = np.finfo(np.float32).tiny
+    p = prediction.astype(float)
+    return -np.where(target != 0, np.log(p.clip(smallest)), np.log((1 - p).clip(smallest)))
 
 
 class _Accuracy(Metric):

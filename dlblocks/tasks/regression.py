@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
 
+from dlblocks import plots
+from dlblocks._scores import Weighted, value_metrics, weighted_value_metrics
 from dlblocks.metrics import regression_metrics
 from dlblocks.tasks._stacked import RegressionSums
-from dlblocks.tasks.task import Stage, Task
+from dlblocks.tasks.task import Array, Predictions, Stage, Task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": F.mse_loss,
@@ -133,3 +139,43 @@ class RegressionTask(Task):
 
     def stacked_metrics(self, num_models: int, device: torch.device) -> RegressionSums:
         return RegressionSums(num_models, self.out_features, device)
+
+    @classmethod
+    def check_arrays(cls, target: Array, prediction: Array) -> None:
+        if len(target) != len(prediction) or target.size != prediction.size:
+            raise ValueError(
+                f"there are targets of shape {target.shape} and predictions of shape "
+                f"{prediction.shape}; expected values of one shape."
+            )
+
+    @classmethod
+    def score(cls, target: Array, prediction: Array) -> dict[str, float]:
+        found = value_metrics(target, prediction)
+        return {name: float(value) for name, value in found.items()}
+
+    @classmethod
+    def weighted_metrics(cls, target: Array, prediction: Array) -> dict[str, Weighted]:
+        return weighted_value_metrics(target, prediction)
+
+    @classmethod
+    def figures(
+        cls, table: Predictions, *, title: str, scores: Mapping[str, float] | None = None
+    ) -> dict[str, Callable[[], Figure]]:
+        """Predictions over true values; of a single input also the curve."""
+        target, prediction = table.target, table.prediction
+        found: dict[str, Callable[[], Figure]] = {
+            "predicted_vs_true": lambda: plots.predicted_vs_true(
+                target, prediction.reshape(target.shape), title=title, scores=scores or None
+            )
+        }
+        if table.inputs is not None and table.input_shape == (1,) and target.size == len(target):
+            found["curve"] = lambda: _curve(table)
+        return found
+
+
+def _curve(table: Predictions) -> Figure:
+    assert table.inputs is not None  # for the type checker
+    index, target, prediction = table.means()
+    x = table.inputs(index).ravel()
+    order = np.argsort(x)
+    return plots.curve(x, target.ravel(), x[order], prediction.ravel()[order])

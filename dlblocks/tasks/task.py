@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from dlblocks._scores import Weighted, kind_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Array = npt.NDArray[Any]
 Stage = Literal["train", "val", "test"]
 
 
@@ -102,6 +112,119 @@ class Task(nn.Module):
     def stacked_metrics(self, num_models: int, device: torch.device) -> Any:
         """Sums that give the metrics of M models at once, or None."""
         return None
+
+    # Predictions as arrays: tables and figures ask for these.
+
+    @classmethod
+    def check_arrays(cls, target: Array, prediction: Array) -> None:
+        """Raises a `ValueError` if targets and predictions are not of this task."""
+
+    @classmethod
+    def score(cls, target: Array, prediction: Array) -> dict[str, float]:
+        """Metrics over all samples at once, in ``pooled()`` and in the report."""
+        return {}
+
+    @classmethod
+    def weighted_metrics(cls, target: Array, prediction: Array) -> dict[str, Weighted]:
+        """Metrics as functions of the samples' weights, for intervals by the bootstrap."""
+        return {}
+
+    @classmethod
+    def right(cls, target: Array, prediction: Array) -> Array | None:
+        """Whether each prediction is right, shape (N,), or None where that is no question."""
+        return None
+
+    @classmethod
+    def columns(
+        cls, target: Array, prediction: Array, class_names: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        """Columns of a table with one row a sample."""
+        columns = {}
+        for name, array in (("target", target), ("prediction", prediction)):
+            values = array.reshape(len(array), -1).T
+            numbered = [f"{name}_{i}" for i in range(len(values))] if len(values) > 1 else [name]
+            columns |= dict(zip(numbered, values, strict=True))
+        return columns
+
+    @classmethod
+    def figures(
+        cls, table: Predictions, *, title: str, scores: Mapping[str, float] | None = None
+    ) -> dict[str, Callable[[], Figure]]:
+        """Functions that draw the figures of predictions, by the names of the files.
+
+        Args:
+            table: The predictions.
+            title: Put above the figures.
+            scores: The metrics to put there; None for those of all predictions at once.
+        """
+        return {}
+
+
+def find_task(target: Array, prediction: Array, name: str | None = None) -> type[Task]:
+    """The task of predictions.
+
+    Args:
+        target: Targets, shape (N, ...).
+        prediction: Predictions, shape (N, ...).
+        name: Its name, such as ``"multilabel"``. None, or a name that no class has: what shapes and
+            dtypes leave no doubt about; see `dlblocks._scores.kind_of`.
+
+    Raises:
+        ValueError: There is doubt, or the arrays are not of this task.
+
+    Example:
+        >>> find_task(np.array([0, 1]), np.array([[0.9, 0.1], [0.4, 0.6]])).name
+        'multiclass'
+    """
+    tasks = task_names()
+    if name is None or name not in tasks:
+        values = kind_of(target, prediction) == "values"
+        return tasks["regression" if values else "multiclass"]
+    tasks[name].check_arrays(target, prediction)
+    return tasks[name]
+
+
+def task_names() -> dict[str, type[Task]]:
+    """All tasks by their names, a user's too."""
+    return {task.name: task for task in _subclasses(Task) if task.name}
+
+
+def _subclasses(cls: type[Task]) -> Iterator[type[Task]]:
+    for subclass in cls.__subclasses__():
+        yield from _subclasses(subclass)
+        yield subclass
+
+
+@dataclass
+class Predictions:
+    """Predictions with what figures need of the data.
+
+    Attributes:
+        index: The sample's row in its data set, int64 of shape (N,).
+        target: Its target, shape (N, ...).
+        prediction: Its prediction, shape (N, ...).
+        class_names: Names of the classes, as far as they are known.
+        inputs: Gives the raw inputs of rows, or None where they are not arrays in memory.
+        input_shape: The shape of one input.
+        repeats: How often each sample is among them.
+    """
+
+    index: Array
+    target: Array
+    prediction: Array
+    class_names: Sequence[str] = ()
+    inputs: Callable[[Array], Array] | None = None
+    input_shape: tuple[int, ...] = ()
+    repeats: int = 1
+
+    def means(self) -> tuple[Array, Array, Array]:
+        """Index, target and mean prediction of each sample, sorted by index."""
+        once, first, where, counts = np.unique(
+            self.index, return_index=True, return_inverse=True, return_counts=True
+        )
+        sums = np.zeros((len(once), *self.prediction.shape[1:]))
+        np.add.at(sums, where, self.prediction)
+        return once, self.target[first], sums / counts.reshape(-1, *(1,) * (sums.ndim - 1))
 
 
 def is_ours(method: Any) -> bool:
