@@ -290,7 +290,7 @@ class ScoredFolds(Result):
         """Write ``oof.npz`` and ``folds.csv``."""
         if self.oof is not None:
             with atomic_write(self.run_dir / "oof.npz") as part:
-                np.savez_compressed(part, **self.oof.arrays())
+                np.savez_compressed(part, **self.oof.arrays())  # type: ignore[arg-type]
         write_rows(self.run_dir / "folds.csv", self.folds)
 
     @classmethod

@@ -150,7 +150,8 @@ def check_same(model: Any, checkpoint: dict[str, Any]) -> None:
     Weights of compiled nets get the names that they have in the model.
     """
     saved = checkpoint.get(HPARAMS) or {}
-    path = RENAMED.get(saved.get(CLASS_PATH), saved.get(CLASS_PATH))
+    path = saved.get(CLASS_PATH)
+    path = RENAMED.get(str(path), path)
     if path is not None and path != class_path(type(model)):
         raise ValueError(
             f"the checkpoint holds a {path}, not a {class_path(type(model))}; "

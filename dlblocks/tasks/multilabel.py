@@ -204,13 +204,11 @@ class MultilabelTask(Task):
         """Metrics as they are logged, and ``log_loss``, the mean binary cross-entropy."""
         if not np.isfinite(prediction).all():
             return dict.fromkeys(["accuracy", *LABEL_METRICS, "log_loss"], math.nan)
-        found = {name: float(np.nanmean(v)) for name, v in cls.by_label(target, prediction).items()}
-        accuracy = float(((prediction >= 0.5) == target).mean())
-        return {
-            "accuracy": accuracy,
-            **found,
-            "log_loss": float(_cross_entropy(target, prediction).mean()),
-        }
+        found = {"accuracy": float(((prediction >= 0.5) == target).mean())}
+        for name, values in cls.by_label(target, prediction).items():
+            known = values[~np.isnan(values)]
+            found[name] = float(known.mean()) if len(known) else math.nan
+        return {**found, "log_loss": float(_cross_entropy(target, prediction).mean())}
 
     @classmethod
     def by_label(cls, target: Array, prediction: Array) -> dict[str, Array]:

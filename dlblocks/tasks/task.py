@@ -139,7 +139,7 @@ class Task(nn.Module):
         cls, target: Array, prediction: Array, class_names: Sequence[str] | None = None
     ) -> dict[str, Array]:
         """Columns of a table with one row a sample."""
-        columns = {}
+        columns: dict[str, Array] = {}
         for name, array in (("target", target), ("prediction", prediction)):
             values = array.reshape(len(array), -1).T
             numbered = [f"{name}_{i}" for i in range(len(values))] if len(values) > 1 else [name]
