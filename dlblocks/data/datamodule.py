@@ -61,6 +61,10 @@ class DataModule(SplitDataModule):
         **kwargs: How the data are split; see `SplitDataModule`.
     """
 
+    _shared = (
+        *SplitDataModule._shared, "batch_size", "num_workers", "normalize", "device_resident",
+    )  # fmt: skip
+
     def __init__(
         self,
         *,
@@ -88,12 +92,6 @@ class DataModule(SplitDataModule):
             None if train_transform is None else SampleTransform(train_transform, self.shuffle_seed)
         )
         self.device_resident = device_resident
-        self._shared |= {
-            "batch_size": self.batch_size,
-            "num_workers": self.num_workers,
-            "normalize": normalize,
-            "device_resident": device_resident,
-        }
         self._resident = ResidentArrays(device_resident)
         self._source: Source | None = None
         self._inputs = torch.empty(0)  # those of the source, completed for this fold
@@ -158,11 +156,8 @@ class DataModule(SplitDataModule):
     @property
     def class_names(self) -> list[str] | None:
         """Names of the classes 0 … C-1, or None for values."""
-        if not self.is_classification:
-            return None
-        if self.source.class_names is None:
-            return [str(i) for i in range(int(self.source.targets.max()) + 1)]
-        return self.source.class_names
+        numbers = super().class_names
+        return numbers and (self.source.class_names or numbers)
 
     @property
     def num_classes(self) -> int | None:
@@ -226,10 +221,6 @@ class DataModule(SplitDataModule):
         self.setup()
         return self._part_arrays(part)[0]
 
-    def train_targets(self) -> Tensor:
-        """Targets of the training part of this fold: what class weights may be fitted to."""
-        return self.source.targets.index_select(0, self.indices("train"))
-
     # Splits
 
     def setup(self, stage: str | None = None) -> None:
@@ -290,13 +281,6 @@ class DataModule(SplitDataModule):
         return self._affine
 
     # Batches
-
-    def train_dataloader(self) -> DataLoader:
-        return self._loader("train", training=True)
-
-    def val_dataloader(self) -> DataLoader | list:
-        part = self.validate_on
-        return self._loader(part) if part and len(self.rows_of(part)) else []
 
     def test_dataloader(self) -> DataLoader:
         if not len(self.rows_of("test")):

@@ -8,10 +8,8 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import numpy as np
 import numpy.typing as npt
-import torch
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     ConcatDataset,
@@ -114,6 +112,7 @@ class FoldedDataModule(SplitDataModule):
             confined to a fold; said at the first use of the data.
 
     Example:
+        >>> import torch
         >>> from torch.utils.data import TensorDataset
         >>> data = FoldedDataModule(TensorDataset(torch.zeros(6, 2), torch.arange(6) % 2))
         >>> data.for_fold(0, 3).indices("val").shape
@@ -415,13 +414,6 @@ class FoldedDataModule(SplitDataModule):
         names = [str(name) for name in getattr(dataset, "classes", ())]
         return names if numbers is not None and len(names) >= len(numbers) else numbers
 
-    def train_targets(self) -> Tensor:
-        """Targets of the training part of this fold: what class weights may be fitted to."""
-        targets = self.columns.targets
-        if targets is None:
-            raise ValueError("the data set has no targets that can be read; give targets=.")
-        return torch.as_tensor(targets)[self.indices("train")]
-
     def for_fold(self, fold: int, num_folds: int | None, *, repeat: int = 0) -> Self:
         _ = self.columns  # loaded once for all folds
         return super().for_fold(fold, num_folds, repeat=repeat)
@@ -438,16 +430,9 @@ class FoldedDataModule(SplitDataModule):
         if not self._rows:
             self._rows = self._split_rows()
 
-    def train_dataloader(self) -> DataLoader:
-        return self._fold_loader("train", training=True)
-
-    def val_dataloader(self) -> DataLoader | list:
-        part = self.validate_on
-        return self._fold_loader(part) if part and len(self.rows_of(part)) else []
-
     def test_dataloader(self) -> Any:
         if len(self.rows_of("test")):
-            return self._fold_loader("test")
+            return self._loader("test")
         if self._test_loaders is None:  # another setup might draw other samples
             self._test_loaders = self._their_test_loaders()
         return self._test_loaders
@@ -469,9 +454,9 @@ class FoldedDataModule(SplitDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         """Batches of the part named by `predict_on`; without test rows, "test" stands for "val"."""
-        return self._fold_loader(self._predicted_part())
+        return self._loader(self._predicted_part())
 
-    def _fold_loader(self, part: str, *, training: bool = False) -> DataLoader:
+    def _loader(self, part: str, *, training: bool = False) -> DataLoader:
         given = self.loader
         whole = given.dataset if training or self.eval_dataset is None else self.eval_dataset
         dataset = Subset(whole, self.rows_of(part).tolist())
