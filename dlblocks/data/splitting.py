@@ -145,10 +145,11 @@ def splits(
     numbers = _as_column("folds", folds, num_samples)
     keep: dict[str, Any] = {"targets": classes, "groups": members, "copies": copies, "seed": seed}
     rest, test = hold_out_test(num_samples, split, test_fraction, development, **keep)
-    members = None if members is None else members[rest]
-    keep |= {"groups": members, "seed": seed + repeat}
     if classes is not None:
-        keep["targets"] = classes[rest]
+        classes = classes[rest]
+    if members is not None:
+        members = members[rest]
+    keep |= {"targets": classes, "groups": members, "seed": seed + repeat}
     pairs: list[Fold]
     if not isinstance(split, str):
         values = None if labels is None else labels[rest]
