@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import (
     BatchSampler,
     ConcatDataset,
@@ -476,6 +477,4 @@ def _datasets(loaders: Any) -> list[Dataset]:
 
 def _flat(loaders: Any) -> list[Any]:
     """The loaders in lists, dictionaries and Lightning's `CombinedLoader`."""
-    if not isinstance(loaders, CombinedLoader):
-        loaders = CombinedLoader(loaders)
-    return loaders.flattened
+    return tree_leaves(loaders.flattened if isinstance(loaders, CombinedLoader) else loaders)
