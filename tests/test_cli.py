@@ -157,7 +157,7 @@ DIGITS = ["fit", f"--config={ROOT / 'configs' / 'digits_mlp.yaml'}", *QUIET]
         (["--model.optimzer=adam"], "'optimzer' is not known; did you mean 'optimizer'"),
         (["--data.batchsize=3"], "'batchsize' is not known; did you mean 'batch_size'"),
         (["--trainer.max_epocks=3"], "did you mean 'max_epochs'"),
-        (["--data.num_folds=5", "--data.fold=7"], "fold=7 is outside 0 … 4"),
+        (["--data.num_folds=5", "--data.fold=7"], r"fold=7 is outside \[0, 4\]"),
         (["--data.num_folds=500"], "num_folds=500 needs 500 members of each class"),
         (["--model.in_features=60"], "set in_features=64"),
         (["--model.num_classes=9"], "set num_classes=10"),

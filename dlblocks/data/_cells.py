@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dlblocks.data._normalization import rounded_integer
-from dlblocks.data._read_csv import NO_NAME
+from dlblocks.data._read_csv import NO_NAME, is_number
 
 if TYPE_CHECKING:
     from pandas import Series
@@ -34,8 +34,8 @@ def compacted(cells: Series) -> Series:
         codes, found = pd.factorize(cells)
     except TypeError as error:
         raise ValueError(
-            f"column {cells.name!r} has cells that are neither numbers nor texts ({error}), such "
-            f"as {cells.iloc[0]!r}; make columns of them, or drop=[{cells.name!r}] leaves it out."
+            f"column {cells.name!r} has cells that are neither numbers nor texts, such as "
+            f"{cells.iloc[0]!r}; make columns of them, or drop=[{cells.name!r}] leaves it out."
         ) from error
     texts = pd.Index(found, dtype=object)
     known = pd.Categorical.from_codes(codes, categories=texts, validate=False)
@@ -212,15 +212,6 @@ def refuse_missing(where: str, cells: Series, cure: str, said: str = "") -> None
 def is_row_numbers(name: str, cells: Series) -> bool:
     """Return True for a column without a name that tells the rows apart."""
     return name.startswith(NO_NAME) and len(cells) > 1 and cells.is_unique and cells.notna().all()
-
-
-def is_number(cell: str) -> bool:
-    """Return True for a text that `float` reads."""
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 def shortened(names: Sequence[str]) -> str:

@@ -99,46 +99,25 @@ class Column:
         }[self.kind]
 
 
+@dataclass
 class ColumnReader:
     """Find out the kinds of columns, and refuse unclear ones.
 
     Args:
         where: The table's name in messages.
-        numeric: Columns that are numbers, whatever they look like.
-        categorical: Columns of categories.
-        dates: Columns of dates, with a format or None.
-        counts: Columns of categories of which the share of the training rows is taken.
-        embed: Columns of categories that are numbered.
+        asked: Columns whose kind the user says, whatever they look like.
+        dates: Formats of the columns of dates, or None.
         declared: Columns whose categories are known, and these in order.
-        is_frame: Whether the table is a DataFrame, which arguments of `read_csv` do not mend.
         impute: Whether missing cells may be filled in.
+        is_frame: Whether the table is a DataFrame, which arguments of `read_csv` do not mend.
     """
 
-    def __init__(
-        self,
-        where: str,
-        *,
-        numeric: Sequence[str] = (),
-        categorical: Sequence[str] = (),
-        dates: Mapping[str, str | None] | None = None,
-        counts: Sequence[str] = (),
-        embed: Sequence[str] = (),
-        declared: Mapping[str, Sequence[str]] | None = None,
-        impute: bool = False,
-        is_frame: bool = False,
-    ) -> None:
-        self.where = where
-        self.is_frame = is_frame
-        self.declared = declared or {}
-        self.dates = dict(dates or {})
-        self.impute = impute
-        self.asked: dict[str, Kind] = {
-            **dict.fromkeys(numeric, "number"),
-            **dict.fromkeys(categorical, "category"),
-            **dict.fromkeys(self.dates, "date"),
-            **dict.fromkeys(counts, "counts"),
-            **dict.fromkeys(embed, "embedding"),
-        }
+    where: str
+    asked: Mapping[str, Kind]
+    dates: Mapping[str, str | None]
+    declared: Mapping[str, Sequence[str]]
+    impute: bool
+    is_frame: bool
 
     def read_all(self, columns: Iterable[Series]) -> list[Column]:
         """Return what columns are.
@@ -162,9 +141,8 @@ class ColumnReader:
             listed = [question.removeprefix(f"{self.where}: ") for question in questions]
             if len(listed) > MAX_QUESTIONS:
                 listed[MAX_QUESTIONS:] = [f"and {len(listed) - MAX_QUESTIONS} more"]
-            raise ValueError(
-                "\n  ".join([f"{self.where}: {len(questions)} questions about columns:", *listed])
-            )
+            title = f"{self.where}: {len(questions)} questions about columns:"
+            raise ValueError("\n  ".join([title, *listed]))
         if questions:
             raise ValueError(questions[0])
         return found
@@ -208,9 +186,8 @@ class ColumnReader:
             self._check_identifier(name, cells)
             self._check_rounded(name, cells)
             if _are_dates(cells):
-                self._refuse_dates(
-                    name, str(cells.dropna().iloc[0]), f"numeric=[{name!r}] keeps it"
-                )
+                date = str(cells.dropna().iloc[0])
+                self._refuse_dates(name, date, f"numeric=[{name!r}] keeps it")
             column.remark = _remark(cells)
         else:
             self._refuse(name, f"has the dtype {cells.dtype}", "convert it to numbers")
@@ -257,29 +234,18 @@ class ColumnReader:
             day_first, month_first = (any(pair[i] > 12 for pair in pairs) for i in (0, 1))
             times = [str(cell) for cell in cells.unique() if TIME.fullmatch(str(cell).strip())]
             if times:
-                self._refuse(
-                    column.name,
-                    f"has times without a date, such as {times[0]!r}",
-                    f"give the format: dates={{{column.name!r}: '%H:%M'}}",
-                )
+                what = f"has times without a date, such as {times[0]!r}"
+                self._refuse_format(column.name, what, "%H:%M")
             if pairs and day_first == month_first:
-                self._refuse(
-                    column.name,
-                    f"has dates such as {str(cells.iloc[0])!r}, of which day or month may come "
-                    "first",
-                    f"give the format: dates={{{column.name!r}: '%d/%m/%Y'}}",
-                )
+                what = f"has dates such as {str(cells.iloc[0])!r}, of which day or month may come"
+                self._refuse_format(column.name, f"{what} first", "%d/%m/%Y")
             if day_first:
                 column.date_format = DAY_FIRST
         days = to_days(cells, column.date_format)
         if days.isna().any():
             row = int(np.flatnonzero(days.isna())[0])
-            self._refuse(
-                column.name,
-                f"is of dates, but row {cells.index[row] + 1} is {str(cells.iloc[row])!r}",
-                f"give the format: dates={{{column.name!r}: '%Y-%m-%d'}}, or convert the column "
-                "by pandas.to_datetime",
-            )
+            what = f"is of dates, but row {cells.index[row] + 1} is {str(cells.iloc[row])!r}"
+            self._refuse_format(column.name, what, "%Y-%m-%d")
         column.has_time = bool((days % 1 != 0).any())
 
     def _check_categories(self, column: Column, cells: Series) -> None:
@@ -290,11 +256,10 @@ class ColumnReader:
         if count > MAX_CATEGORIES:
             self._refuse(
                 name,
-                f"has {count} categories, such as {shortened(column.categories)}, which would "
-                f"become {count} features",
+                f"has {count} categories, such as {shortened(column.categories)}",
                 f"drop=[{name!r}] leaves it out; counts=[{name!r}] makes one feature of it, how "
                 f"often the category occurs; embed=[{name!r}] numbers the categories for an "
-                f"embedding; categorical=[{name!r}] makes {count} features all the same",
+                f"embedding; categorical=[{name!r}] makes {count} features",
             )
 
     def _check_identifier(self, name: str, cells: Series) -> None:
@@ -308,8 +273,7 @@ class ColumnReader:
             name,
             f"is different in every row ({shortened(cells)}), as identifiers are",
             f"drop=[{name!r}] leaves it out; "
-            + (f"numeric=[{name!r}]" if numbers else f"categorical=[{name!r}]")
-            + " keeps it",
+            f"{'numeric' if numbers else 'categorical'}=[{name!r}] keeps it",
         )
 
     def _check_rounded(self, name: str, cells: Series) -> None:
@@ -318,8 +282,7 @@ class ColumnReader:
         if cell is not None:
             self._refuse(
                 name,
-                f"has whole numbers above 2**53, such as {cell}, which float64 rounds, as "
-                "identifiers are",
+                f"has whole numbers above 2**53, such as {cell}, which float64 rounds",
                 f"drop=[{name!r}] leaves it out; numeric=[{name!r}] rounds it; "
                 f"categorical=[{name!r}] makes a category of each number",
             )
@@ -360,6 +323,9 @@ class ColumnReader:
             + (keep or f"categorical=[{name!r}] makes a category of each date"),
         )
 
+    def _refuse_format(self, name: str, what: str, example: str) -> NoReturn:
+        self._refuse(name, what, f"give the format: dates={{{name!r}: {example!r}}}")
+
     def _refuse(self, name: str, what: str, cure: str) -> NoReturn:
         raise ValueError(f"{self.where}: column {name!r} {what}; {cure}.")
 
@@ -367,18 +333,16 @@ class ColumnReader:
 def _are_dates(cells: Series) -> bool:
     """Return True for whole numbers that are dates, such as 20240131."""
     values = plain_values(cells)
-    for some in (values[: SHOWN + 1], values):  # the first spare most columns the rest
-        some = some[np.isfinite(some)].astype(np.float64)
-        month, day = some // 100 % 100, some % 100
-        dates = (some >= 1900_01_01) & (some <= 2100_12_31) & (month >= 1) & (month <= 12)
-        if not (dates & (day >= 1) & (day <= 31) & (day % 1 == 0)).all():
-            return False
-    return bool(len(some))
+    values = values[np.isfinite(values)]
+    if not len(values) or float(values.min()) < 1900_01_01 or float(values.max()) > 2100_12_31:
+        return False
+    month, day = values // 100 % 100, values % 100
+    return bool(((month >= 1) & (month <= 12) & (day >= 1) & (day <= 31) & (day % 1 == 0)).all())
 
 
 def _remark(cells: Series) -> str:
     values = plain_values(cells)
-    if len(values) > 1 and values[0] == values[-1] and (values == values[0]).all():
+    if len(values) > 1 and (values == values[0]).all():
         return "is the same in every row"
     if values.dtype.kind in "iu" and len(values) > MIN_IDENTIFIERS and (np.diff(values) == 1).all():
         return "numbers the rows"

@@ -60,23 +60,16 @@ def needs_float64(inputs: Tensor) -> bool:
         >>> needs_float64(torch.tensor([[1.7e12], [1.7e12 + 60_000]], dtype=torch.float64))
         True
     """
-    if inputs.ndim != 2 or inputs.dtype not in (torch.float64, torch.int64, torch.int32):
-        return False
-    if not inputs.numel():
+    wide = inputs.dtype in (torch.float64, torch.int64, torch.int32)
+    if inputs.ndim != 2 or not wide or not inputs.numel():
         return False
     values = inputs.detach().cpu().numpy()
-    # Of one column NumPy reduces all values in a third of the time that an axis takes.
-    low, high = (
-        np.atleast_1d(reduced(axis=None if values.shape[1] == 1 else 0)).astype(np.float64)
-        for reduced in (values.min, values.max)
-    )
-    if np.isnan(low).any():  # several times slower
-        low, high = (f.reduce(values, axis=0).astype(np.float64) for f in (np.fmin, np.fmax))
     # A standard deviation is at least (high - low) / √(2N), which spares most columns the rest.
     with np.errstate(invalid="ignore", over="ignore"):
-        least = (high - low) / np.sqrt(2 * len(values))
-        safe = FLOAT32_EPS * np.maximum(abs(low), abs(high)) <= TOLERATED * least
-        safe &= np.maximum(abs(low), abs(high)) < FLOAT32_MAX
+        low, high = (of(axis=0).astype(np.float64) for of in (values.min, values.max))
+        largest = np.maximum(abs(low), abs(high))
+        safe = FLOAT32_EPS * largest <= TOLERATED * (high - low) / np.sqrt(2 * len(values))
+        safe &= largest < FLOAT32_MAX
     return any(_is_rounded(inputs[:, int(i)]) for i in np.flatnonzero(~safe))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
@@ -61,6 +62,10 @@ class DataModule(SplitDataModule):
         **kwargs: How the data are split; see `SplitDataModule`.
     """
 
+    _shared = (
+        *SplitDataModule._shared, "batch_size", "num_workers", "normalize", "device_resident",
+    )  # fmt: skip
+
     def __init__(
         self,
         *,
@@ -77,25 +82,17 @@ class DataModule(SplitDataModule):
         check_range("num_workers", num_workers, 0)
         if device_resident is True and (num_workers or train_transform is not None):
             raise ValueError(
-                f"device_resident=True keeps the arrays on the accelerator, out of reach for "
-                f"num_workers={num_workers} and train_transform={train_transform!r}; use "
-                "num_workers=0 and callbacks.Augment, or device_resident='auto'."
+                f"device_resident=True cannot go with num_workers={num_workers} and "
+                f"train_transform={train_transform!r}; use num_workers=0 and callbacks.Augment."
             )
         self.batch_size = whole(batch_size)
         self.num_workers = whole(num_workers)
         self.normalize = normalize
-        self.train_transform = (
-            None if train_transform is None else SampleTransform(train_transform, self.shuffle_seed)
-        )
+        self.train_transform: SampleTransform | None = None
+        if train_transform is not None:
+            self.train_transform = SampleTransform(train_transform, self.shuffle_seed)
         self.device_resident = device_resident
-        self._shared |= {
-            "batch_size": self.batch_size,
-            "num_workers": self.num_workers,
-            "normalize": normalize,
-            "device_resident": device_resident,
-        }
         self._resident = ResidentArrays(device_resident)
-        self._source: Source | None = None
         self._inputs = torch.empty(0)  # those of the source, completed for this fold
         self._affine: tuple[Tensor, Tensor] | None = None
 
@@ -107,14 +104,12 @@ class DataModule(SplitDataModule):
 
     # What the source is
 
-    @property
+    @cached_property
     def source(self) -> Source:
         """The arrays, loaded and checked at first use."""
-        if self._source is None:
-            source = self.load()
-            source.check()
-            self._source = source
-        return self._source
+        source = self.load()
+        source.check()
+        return source
 
     @property
     def columns(self) -> SplitMetadata:
@@ -158,11 +153,8 @@ class DataModule(SplitDataModule):
     @property
     def class_names(self) -> list[str] | None:
         """Names of the classes 0 … C-1, or None for values."""
-        if not self.is_classification:
-            return None
-        if self.source.class_names is None:
-            return [str(i) for i in range(int(self.source.targets.max()) + 1)]
-        return self.source.class_names
+        numbers = super().class_names
+        return numbers and (self.source.class_names or numbers)
 
     @property
     def num_classes(self) -> int | None:
@@ -204,10 +196,7 @@ class DataModule(SplitDataModule):
 
     def _image_shape(self) -> tuple[int, int, int]:
         if len(self.input_shape) != 3:
-            raise AttributeError(
-                f"{type(self).__name__} has inputs of shape {self.input_shape}, which are not "
-                "images (C, H, W)."
-            )
+            raise AttributeError(f"inputs of shape {self.input_shape} are not images (C, H, W).")
         channels, height, width = self.input_shape
         return channels, height, width
 
@@ -226,10 +215,6 @@ class DataModule(SplitDataModule):
         self.setup()
         return self._part_arrays(part)[0]
 
-    def train_targets(self) -> Tensor:
-        """Targets of the training part of this fold: what class weights may be fitted to."""
-        return self.source.targets.index_select(0, self.indices("train"))
-
     # Splits
 
     def setup(self, stage: str | None = None) -> None:
@@ -238,14 +223,10 @@ class DataModule(SplitDataModule):
         source = self.source
         if source.test_inputs is not None and self.test_fraction:
             raise ValueError(
-                f"test_fraction={self.test_fraction} is set, but {type(self).__name__} has a test "
-                "set of its own; use test_fraction=0."
+                f"{type(self).__name__} has a test set of its own; use test_fraction=0."
             )
-        if self.train_transform is not None and source.inputs.ndim != 4:
-            raise ValueError(
-                f"train_transform={self.train_transform.name} needs images (N, C, H, W), got "
-                f"inputs of shape {tuple(source.inputs.shape)}; use train_transform=None."
-            )
+        if self.train_transform is not None:
+            self.train_transform.check_images(source.inputs)
         self._rows = self._split_rows()
         if source.test_inputs is not None:
             self._rows["test"] = torch.arange(len(source.test_inputs))
@@ -263,9 +244,8 @@ class DataModule(SplitDataModule):
             self._affine = torch.tensor(unit), torch.tensor(0.0)
             if torch.get_default_dtype() != torch.float64 and needs_float64(self._inputs):
                 rank_zero_warn(
-                    "normalize=False: batches are float32, which rounds some columns of inputs by "
-                    "more than 1e-3 of their standard deviation, as times in milliseconds since "
-                    "1970; use normalize=True, or subtract an offset from them."
+                    "normalize=False: batches are float32, which rounds some columns, such as "
+                    "times in milliseconds; use normalize=True, or subtract an offset from them."
                 )
         if stage == "fit" and self.trainer is not None and (described := self.description()):
             rank_zero_info("\n".join([described, *self.notes()]))
@@ -285,18 +265,10 @@ class DataModule(SplitDataModule):
     def normalisation(self) -> tuple[Tensor, Tensor]:
         """Scale and shift of ``raw * scale + shift``, by which `transform` makes inputs."""
         self.setup()
-        if self._affine is None:
-            raise RuntimeError("the normalisation is fitted by setup(); call it first.")
+        assert self._affine is not None
         return self._affine
 
     # Batches
-
-    def train_dataloader(self) -> DataLoader:
-        return self._loader("train", training=True)
-
-    def val_dataloader(self) -> DataLoader | list:
-        part = self.validate_on
-        return self._loader(part) if part and len(self.rows_of(part)) else []
 
     def test_dataloader(self) -> DataLoader:
         if not len(self.rows_of("test")):
@@ -354,8 +326,8 @@ class DataModule(SplitDataModule):
         if self.trainer is not None:  # to the model's dtype under "16-true", "bf16-true", "64-true"
             if self.source.categories and self.trainer.precision in ("16-true", "bf16-true"):
                 raise ValueError(
-                    f"precision={self.trainer.precision!r} rounds the numbers of categories that "
-                    "an embedding needs; use precision='bf16-mixed'."
+                    f"precision={self.trainer.precision!r} rounds the numbers of categories; use "
+                    "precision='bf16-mixed'."
                 )
             inputs = self.trainer.precision_plugin.convert_input(inputs)
         return [inputs, *rest]
@@ -365,17 +337,12 @@ class DataModule(SplitDataModule):
 
         They leave in torch's default dtype. float64 is rounded to it only after it is normalised.
         """
-        return rescale(inputs, *self._scale_and_shift(inputs.device))
+        return rescale(inputs, *on_device(self.normalisation, inputs.device))
 
     def inverse_transform(self, inputs: Tensor) -> Tensor:
         """What `transform` made of raw inputs, back in the units of the source; floating point."""
-        scale, shift = self._scale_and_shift(inputs.device)
+        scale, shift = on_device(self.normalisation, inputs.device)
         return (inputs - shift) / scale
-
-    def _scale_and_shift(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        if self._affine is None:
-            raise RuntimeError("transform() needs the split; call setup() first.")
-        return on_device(self._affine, device)
 
     def show(
         self, callbacks: pl.Callback | Sequence[pl.Callback] = (), *, count: int = 16
@@ -435,12 +402,11 @@ class ResidentArrays:
         """
         if not self.wanted or device.type == "cpu":
             return list(arrays.values())
-        missing = [array for name, array in arrays.items() if not self._has(name, array, device)]
-        if self.wanted == "auto" and not _fit(sum(array.nbytes for array in missing), device):
+        missing = {n: array for n, array in arrays.items() if not self._has(n, array, device)}
+        if self.wanted == "auto" and not _fit(sum(a.nbytes for a in missing.values()), device):
             return list(arrays.values())
-        for name, array in arrays.items():
-            if not self._has(name, array, device):
-                self._copies[name] = array, array.to(device)
+        for name, array in missing.items():
+            self._copies[name] = array, array.to(device)
         return [self._copies[name][1] for name in arrays]
 
     def _has(self, name: str, array: Tensor, device: torch.device) -> bool:

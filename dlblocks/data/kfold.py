@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
 import numpy.typing as npt
-import torch
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import (
     BatchSampler,
     ConcatDataset,
@@ -114,6 +114,7 @@ class FoldedDataModule(SplitDataModule):
             confined to a fold; said at the first use of the data.
 
     Example:
+        >>> import torch
         >>> from torch.utils.data import TensorDataset
         >>> data = FoldedDataModule(TensorDataset(torch.zeros(6, 2), torch.arange(6) % 2))
         >>> data.for_fold(0, 3).indices("val").shape
@@ -147,11 +148,8 @@ class FoldedDataModule(SplitDataModule):
         if len(set(names or ())) < len(names or ()):
             raise ValueError(f"class_names={names} has a name twice; give each class its own.")
         self._class_names = names
-        self.given = {
-            "targets": targets,
-            "groups": None if self._keep_duplicates else groups,
-            "folds": folds,
-        }
+        own_groups = None if self._keep_duplicates else groups
+        self.given = {"targets": targets, "groups": own_groups, "folds": folds}
         if use_val and not isinstance(data, pl.LightningDataModule):
             raise ValueError(
                 f"use_val=True needs the val_dataloader() of a LightningDataModule, got a "
@@ -159,12 +157,8 @@ class FoldedDataModule(SplitDataModule):
             )
         self.use_val = use_val
         self.eval_dataset = eval_dataset
-        self._loaded: DataLoader | None = None
         self._batch_size: int | None = None
         self._num_unused = 0  # validation samples of theirs
-        self._columns: SplitMetadata | None = None
-        self._keys: tuple[np.ndarray | None] | None = None  # what `input_keys` has found
-        self._test_loaders: Any = None  # those of the datamodule, asked for once
         if isinstance(data, pl.LightningDataModule):
             self.prepare_data_per_node = data.prepare_data_per_node
             # Only those it defines: Lightning prefers a datamodule's hooks to the model's.
@@ -198,14 +192,9 @@ class FoldedDataModule(SplitDataModule):
     def batch_size(self, batch_size: int) -> None:
         self._batch_size = batch_size
 
-    @property
+    @cached_property
     def loader(self) -> DataLoader:
         """The training loader that was given, of whose data set the folds are made."""
-        if self._loaded is None:
-            self._loaded = self._load()
-        return self._loaded
-
-    def _load(self) -> DataLoader:
         loader: Any = self.data
         if isinstance(loader, pl.LightningDataModule):
             loader.setup("fit")
@@ -218,11 +207,10 @@ class FoldedDataModule(SplitDataModule):
                 f"{who}.train_dataloader() returned {type(loader).__name__}; folds are made of one "
                 "DataLoader: pass the Dataset itself."
             )
-        dataset = loader.dataset
-        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        if not _is_numbered(loader.dataset):
             raise TypeError(
-                f"{type(dataset).__name__} of {who} has no numbered samples; folds need a data set "
-                "with dataset[i] and a length."
+                f"{type(loader.dataset).__name__} of {who} has no numbered samples; folds need "
+                "dataset[i] and a length."
             )
         own_batches = type(loader.batch_sampler) not in (BatchSampler, type(None))
         uniform = isinstance(loader.sampler, UNIFORM) and not getattr(
@@ -236,11 +224,11 @@ class FoldedDataModule(SplitDataModule):
                 "DataLoader(dataset, batch_size=…) without a sampler."
             )
         loader = self._with_validation(loader)
-        dataset = loader.dataset
-        if self.eval_dataset is not None and length(self.eval_dataset) != length(dataset):
+        size = length(loader.dataset)
+        if self.eval_dataset is not None and length(self.eval_dataset) != size:
             raise ValueError(
                 f"eval_dataset has {length(self.eval_dataset)} samples and the training data set "
-                f"{length(dataset)}; they must be the same samples in the same order."
+                f"{size}; they must be the same samples in the same order."
             )
         return loader
 
@@ -250,7 +238,7 @@ class FoldedDataModule(SplitDataModule):
         who = type(data).__name__
         has = isinstance(data, pl.LightningDataModule) and is_overridden("val_dataloader", data)
         found = _datasets(data.val_dataloader()) if has else []
-        if not all(hasattr(d, "__len__") and not isinstance(d, IterableDataset) for d in found):
+        if not all(map(_is_numbered, found)):
             found = []
         if not self.use_val:
             self._num_unused = sum(length(dataset) for dataset in found)
@@ -266,9 +254,8 @@ class FoldedDataModule(SplitDataModule):
                 f"use_val=True, but {shared} of {length(found[0])} validation samples of {who} are "
                 "training samples, too, and would be in two folds; leave use_val out."
             )
-        kept: dict[str, Any] = {name: getattr(loader, name) for name in KEPT}
         whole: Dataset = ConcatDataset([loader.dataset, found[0]])
-        return DataLoader(whole, drop_last=loader.drop_last, **kept)
+        return _like(loader, whole, drop_last=loader.drop_last)
 
     def notes(self) -> list[str]:
         _ = self.loader
@@ -286,35 +273,33 @@ class FoldedDataModule(SplitDataModule):
             )
         return notes
 
-    @property
+    @cached_property
     def columns(self) -> SplitMetadata:
         """What the data set is split by."""
-        if self._columns is None:
-            dataset = self.loader.dataset
-            found: dict[str, np.ndarray | None] = {}
-            for name, attributes in (("targets", TARGETS), ("groups", GROUPS), ("folds", ())):
-                given = self.given[name]
-                values = read_column(dataset, attributes) if given is None else as_numpy(given)
-                if values is not None and len(values) != length(dataset):
-                    raise ValueError(
-                        f"{name} has {len(values)} values and the training data set "
-                        f"{length(dataset)} samples; give one value a sample."
-                    )
-                found[name] = values
-            if found["targets"] is not None:
-                found["targets"] = self._as_targets(found["targets"])
-            if self._keep_duplicates:
-                keys = self.input_keys()
-                if keys is None:
-                    raise ValueError(
-                        f"groups='duplicates', but {type(dataset).__name__} holds no arrays or "
-                        "texts of at most 4 GiB that could be compared; give groups= of your own."
-                    )
-                found["groups"] = first_copies(keys)
-            columns = SplitMetadata(length(dataset), **found, copies=self._keep_duplicates)
-            self._check_class_names(columns.targets)
-            self._columns = columns
-        return self._columns
+        dataset = self.loader.dataset
+        size = length(dataset)
+        found: dict[str, np.ndarray | None] = {}
+        for name, attributes in (("targets", TARGETS), ("groups", GROUPS), ("folds", ())):
+            given = self.given[name]
+            values = read_column(dataset, attributes) if given is None else as_numpy(given)
+            if values is not None and len(values) != size:
+                raise ValueError(
+                    f"{name} has {len(values)} values and the training data set {size} samples; "
+                    "give one value a sample."
+                )
+            found[name] = values
+        if found["targets"] is not None:
+            found["targets"] = self._as_targets(found["targets"])
+            self._check_class_names(found["targets"])
+        if self._keep_duplicates:
+            keys = self.input_keys()
+            if keys is None:
+                raise ValueError(
+                    f"groups='duplicates', but {type(dataset).__name__} holds no arrays or texts "
+                    "of at most 4 GiB that could be compared; give groups= of your own."
+                )
+            found["groups"] = first_copies(keys)
+        return SplitMetadata(size, **found, copies=self._keep_duplicates)
 
     def _as_targets(self, targets: np.ndarray) -> np.ndarray | None:
         """Return labels as integers and values as they are, else None."""
@@ -338,13 +323,13 @@ class FoldedDataModule(SplitDataModule):
 
     def _check_class_names(self, targets: np.ndarray | None) -> None:
         names = self._class_names
-        if names is None or targets is None or targets.dtype.kind not in "iub":
+        if names is None or targets is None or targets.dtype.kind not in "iub" or targets.ndim > 1:
             return
         largest = int(targets.max(initial=0))
-        if len(names) <= largest and targets.ndim == 1:
+        if len(names) <= largest:
             raise ValueError(
                 f"class_names has {len(names)} names, but the targets have class {largest}; give "
-                f"{largest + 1} names, in the order of the classes."
+                f"{largest + 1}, in the order of the classes."
             )
 
     def fingerprint(self) -> str:
@@ -370,9 +355,11 @@ class FoldedDataModule(SplitDataModule):
         )
 
     def input_keys(self) -> np.ndarray | None:
-        if self._keys is None:
-            self._keys = (input_keys(self.loader.dataset),)
-        return self._keys[0]
+        return self._input_keys
+
+    @cached_property
+    def _input_keys(self) -> np.ndarray | None:
+        return input_keys(self.loader.dataset)
 
     def shared_with_test(self) -> int | None:
         """Count the test samples that are in the development set.
@@ -386,7 +373,7 @@ class FoldedDataModule(SplitDataModule):
         known = [self.loader.dataset, *([] if self.eval_dataset is None else [self.eval_dataset])]
         total = 0
         for dataset in _datasets(self.test_dataloader()):
-            if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+            if not _is_numbered(dataset):
                 return None
             found = [count_shared(dataset, one) for one in known]
             counts = [count for count in found if count is not None]
@@ -396,8 +383,7 @@ class FoldedDataModule(SplitDataModule):
         return total
 
     def count_test(self) -> int:
-        tested = _datasets(self.test_dataloader())
-        return len(self.indices("test")) or sum(length(dataset) for dataset in tested)
+        return sum(length(dataset) for dataset in _datasets(self.test_dataloader()))
 
     @property
     def class_names(self) -> list[str] | None:
@@ -415,13 +401,6 @@ class FoldedDataModule(SplitDataModule):
         names = [str(name) for name in getattr(dataset, "classes", ())]
         return names if numbers is not None and len(names) >= len(numbers) else numbers
 
-    def train_targets(self) -> Tensor:
-        """Targets of the training part of this fold: what class weights may be fitted to."""
-        targets = self.columns.targets
-        if targets is None:
-            raise ValueError("the data set has no targets that can be read; give targets=.")
-        return torch.as_tensor(targets)[self.indices("train")]
-
     def for_fold(self, fold: int, num_folds: int | None, *, repeat: int = 0) -> Self:
         _ = self.columns  # loaded once for all folds
         return super().for_fold(fold, num_folds, repeat=repeat)
@@ -438,40 +417,29 @@ class FoldedDataModule(SplitDataModule):
         if not self._rows:
             self._rows = self._split_rows()
 
-    def train_dataloader(self) -> DataLoader:
-        return self._fold_loader("train", training=True)
-
-    def val_dataloader(self) -> DataLoader | list:
-        part = self.validate_on
-        return self._fold_loader(part) if part and len(self.rows_of(part)) else []
-
     def test_dataloader(self) -> Any:
-        if len(self.rows_of("test")):
-            return self._fold_loader("test")
-        if self._test_loaders is None:  # another setup might draw other samples
-            self._test_loaders = self._their_test_loaders()
-        return self._test_loaders
+        return self._loader("test") if len(self.rows_of("test")) else self._their_test_loaders
 
+    @cached_property
     def _their_test_loaders(self) -> Any:
+        """Asked for once: another setup might draw other samples."""
         data = self.data
-        if not isinstance(data, pl.LightningDataModule):
-            raise ValueError("there is no test set; hold one out with test_fraction=0.2.")
-        _ = self.loader  # before setup("test"), which may draw the training data set, too
-        if is_overridden("test_dataloader", data):
+        if isinstance(data, pl.LightningDataModule) and is_overridden("test_dataloader", data):
+            _ = self.loader  # before setup("test"), which may draw the training data set, too
             data.setup("test")
             loaders = data.test_dataloader()
-            if loaders is not None and list(_flat(loaders)):
+            if loaders is not None and _flat(loaders):
                 return loaders
         raise ValueError(
-            f"{type(data).__name__} has no test set: its test_dataloader() gives no loader; define "
-            "one, or hold samples out with test_fraction=0.2."
+            f"{type(data).__name__} has no test set; define its test_dataloader(), or hold samples "
+            "out with test_fraction=0.2."
         )
 
     def predict_dataloader(self) -> DataLoader:
         """Batches of the part named by `predict_on`; without test rows, "test" stands for "val"."""
-        return self._fold_loader(self._predicted_part())
+        return self._loader(self._predicted_part())
 
-    def _fold_loader(self, part: str, *, training: bool = False) -> DataLoader:
+    def _loader(self, part: str, *, training: bool = False) -> DataLoader:
         given = self.loader
         whole = given.dataset if training or self.eval_dataset is None else self.eval_dataset
         dataset = Subset(whole, self.rows_of(part).tolist())
@@ -482,15 +450,18 @@ class FoldedDataModule(SplitDataModule):
             kind=_LoadedSampler if given.num_workers else EpochSampler,
             avoid_single=self.batch_size if training and not drop_last else None,
         )
-        kept: dict[str, Any] = {name: getattr(given, name) for name in KEPT}
-        kept["batch_size"] = self.batch_size
-        return DataLoader(
-            dataset,
-            **kept,
-            sampler=sampler,
-            drop_last=drop_last,
-            generator=self._generator(),
-        )
+        own = {"batch_size": self.batch_size, "generator": self._generator()}
+        return _like(given, dataset, **own, sampler=sampler, drop_last=drop_last)
+
+
+def _is_numbered(dataset: Any) -> bool:
+    return hasattr(dataset, "__len__") and not isinstance(dataset, IterableDataset)
+
+
+def _like(loader: DataLoader, dataset: Dataset, **changed: Any) -> DataLoader:
+    """Return a loader of another data set with the settings of a loader."""
+    kept: dict[str, Any] = {name: getattr(loader, name) for name in KEPT}
+    return DataLoader(dataset, **(kept | changed))
 
 
 def _datasets(loaders: Any) -> list[Dataset]:
@@ -504,14 +475,6 @@ def _datasets(loaders: Any) -> list[Dataset]:
     return found
 
 
-def _flat(loaders: Any) -> Iterator[Any]:
+def _flat(loaders: Any) -> list[Any]:
     """The loaders in lists, dictionaries and Lightning's `CombinedLoader`."""
-    if isinstance(loaders, CombinedLoader):
-        loaders = loaders.flattened
-    if isinstance(loaders, Mapping):
-        loaders = list(loaders.values())
-    if isinstance(loaders, (list, tuple)):
-        for loader in loaders:
-            yield from _flat(loader)
-    else:
-        yield loaders
+    return tree_leaves(loaders.flattened if isinstance(loaders, CombinedLoader) else loaders)

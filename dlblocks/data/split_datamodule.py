@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from typing_extensions import Self
 
 from dlblocks._errors import CheckedConstructor, check_choice, check_range, whole
@@ -102,6 +102,11 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
     development: Indices | None = None  # the rows that are split, if not all; see `subset`
     # The parts before, and the rows that train instead; see `with_train_indices`.
     _drawn: tuple[dict[str, Tensor], Tensor] | None = None
+    # Arguments that subclasses take by **kwargs; `save_hyperparameters` adds them.
+    _shared: tuple[str, ...] = (
+        "num_folds", "fold", "val_fraction", "test_fraction", "split_seed", "shuffle_seed",
+        "stratify",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -118,7 +123,6 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
     ) -> None:
         super().__init__()
         check_split(split)
-        check_range("shuffle_seed", shuffle_seed, 0)
         check_range("val_fraction", val_fraction, 0, 1, high_open=True)
         check_range("test_fraction", test_fraction, 0, 1, high_open=True)
         _check_fold(num_folds, fold, counted=counts_folds(split))
@@ -139,18 +143,6 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         if groups is not None:
             check_choice("groups", groups, ["duplicates"])
         self._keep_duplicates = groups is not None
-        # Arguments that subclasses take by **kwargs; `save_hyperparameters` adds them.
-        self._shared: dict[str, Any] = {
-            "split": self._split_name,
-            "num_folds": self.num_folds,
-            "fold": self.fold,
-            "val_fraction": val_fraction,
-            "test_fraction": test_fraction,
-            "split_seed": self.split_seed,
-            "shuffle_seed": self.shuffle_seed,
-            "stratify": stratify,
-            "groups": groups,
-        }
         self._rows: dict[str, Tensor] = {}
         # The folds that were made last: the copies that `for_fold` makes share them.
         self._folds: dict[tuple[Any, ...], list[dict[str, Indices]]] = {}
@@ -168,9 +160,11 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         ignored = [ignore] if isinstance(ignore, str) else list(ignore or ())
         objects = ["split", "train_transform"]  # a checkpoint holds plain values alone
         super().save_hyperparameters(*args, ignore=[*ignored, *objects], frame=frame, logger=logger)
-        self._set_hyperparameters(
-            {k: v for k, v in self._shared.items() if k not in {*ignored, *self.hparams}}
-        )
+        shared = {name: getattr(self, name) for name in self._shared}
+        shared["split"] = self._split_name
+        shared["groups"] = "duplicates" if self._keep_duplicates else None
+        known = {*ignored, *self.hparams}
+        self._set_hyperparameters({k: v for k, v in shared.items() if k not in known})
 
     def _set_hyperparameters(self, values: dict[str, Any]) -> None:
         """Set hyperparameters.
@@ -217,6 +211,13 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
     def count_test(self) -> int:
         """The number of test samples."""
         return len(self.indices("test"))
+
+    def train_targets(self) -> Tensor:
+        """Targets of the training part of this fold: what class weights may be fitted to."""
+        targets = self.columns.targets
+        if targets is None:
+            raise ValueError("the data set has no targets that can be read; give targets=.")
+        return torch.as_tensor(targets)[self.indices("train")]
 
     @property
     def is_classification(self) -> bool:
@@ -371,11 +372,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
             rows = {"train": rest, "val": rest[:0], "test": test}
         else:
             found = self._splits(self.num_folds, self.repeat)
-            if self.fold >= len(found):
-                raise ValueError(
-                    f"fold={self.fold} is outside 0 … {len(found) - 1}: "
-                    f"split={self.split_name!r} makes {len(found)} folds of this data."
-                )
+            check_range("fold", self.fold, 0, len(found) - 1)
             rows = self._with_selection_part(self.fold, found[self.fold])
         return {part: torch.from_numpy(row) for part, row in rows.items()}
 
@@ -384,16 +381,14 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
             return rows
         columns, train = self.columns, rows["train"]
         # Only "kfold" is stratified; of the others no class may be lost all the same.
-        stratify = self.split == "kfold" and self._strata(columns.targets) is not None
-        targets = self._strata(columns.targets) if stratify else None
-        if targets is None and self.is_classification:
-            targets = columns.targets
+        strata = self._strata(columns.targets) if self.split == "kfold" else None
+        targets = columns.targets if strata is None and self.is_classification else strata
         try:
             training, selected_on = selection(
                 len(train),
                 self.selection_fraction,
                 targets=None if targets is None else targets[train],
-                stratify=stratify,
+                stratify=strata is not None,
                 groups=None if columns.groups is None else columns.groups[train],
                 copies=columns.copies,
                 in_order=is_in_time(self.split),
@@ -431,6 +426,16 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         """
         self.setup("fit")
         return self._rows[part]
+
+    def _loader(self, part: str, *, training: bool = False) -> DataLoader:
+        raise NotImplementedError(f"{type(self).__name__} must define its loaders.")
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader("train", training=True)
+
+    def val_dataloader(self) -> DataLoader | list:
+        part = self.validate_on
+        return self._loader(part) if part and len(self.rows_of(part)) else []
 
     def _predicted_part(self) -> str:
         """Return the part that is predicted.
@@ -540,16 +545,11 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         Raises:
             ValueError: There are no rows, one is there twice, or not in the development set.
         """
-        kept, counts = np.unique(_row_numbers(rows), return_counts=True)
+        mine, _ = hold_out_test(**self._test_arguments())
+        given = _row_numbers(rows, mine, f"development set of {len(mine)} samples")
+        kept, counts = np.unique(given, return_counts=True)
         if counts.max() > 1:
             raise ValueError(f"rows has {kept[counts.argmax()]} {counts.max()} times.")
-        mine, _ = hold_out_test(**self._test_arguments())
-        outside = kept[~np.isin(kept, mine)]
-        if len(outside):
-            raise ValueError(
-                f"row {outside[0]} is not in the development set of {len(mine)} samples "
-                f"({len(outside)} such rows in all)."
-            )
         new = self.for_fold(self.fold, self.num_folds, repeat=self.repeat)
         new.development, new._folds = kept, {}
         return new
@@ -569,19 +569,13 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         Raises:
             ValueError: There are no rows, or one is not in the training part.
         """
-        drawn = torch.from_numpy(_row_numbers(rows))
         new = self.for_fold(self.fold, self.num_folds, repeat=self.repeat)
         new.whole = self.whole
         # Splitting takes longer than all else here, and an ensemble has many members.
         known = self._rows and self._drawn is None
         parts = dict(self._rows) if known else new._split_rows()
-        outside = drawn[~torch.isin(drawn, parts["train"])]
-        if len(outside):
-            raise ValueError(
-                f"row {int(outside[0])} is not in the training part ({len(outside)} such rows in "
-                "all)."
-            )
-        new._drawn = parts, drawn
+        drawn = _row_numbers(rows, parts["train"].numpy(), "training part")
+        new._drawn = parts, torch.from_numpy(drawn)
         if shuffle_seed is not None:
             new._reseed(shuffle_seed)
         return new
@@ -598,23 +592,26 @@ def _check_fold(num_folds: int | None, fold: int, *, counted: bool = False) -> N
 
     With `counted` the number of folds comes from the data or a splitter.
     """
-    if num_folds is None:
-        if counted:
-            check_range("fold", fold, 0)
-        elif fold != 0:
-            raise ValueError(f"fold={fold} has no effect without num_folds; set num_folds.")
-        return
-    if num_folds < 2:
-        raise ValueError(f"num_folds={num_folds} is too few; use at least 2, or None for a split.")
-    if not 0 <= fold < num_folds:
-        raise ValueError(f"fold={fold} is outside 0 … {num_folds - 1} (num_folds={num_folds}).")
+    if num_folds is not None:
+        check_range("num_folds", num_folds, 2)
+        check_range("fold", fold, 0, num_folds - 1)
+    elif counted:
+        check_range("fold", fold, 0)
+    elif fold != 0:
+        raise ValueError(f"fold={fold} has no effect without num_folds; set num_folds.")
 
 
-def _row_numbers(rows: npt.ArrayLike) -> Indices:
+def _row_numbers(rows: npt.ArrayLike, known: Indices, where: str) -> Indices:
+    """Return numbers of samples that are all `known`."""
     given = np.asarray(rows)
     if given.ndim != 1 or not len(given) or given.dtype.kind not in "iu":
         raise ValueError(
             f"rows has shape {given.shape} and dtype {given.dtype}; expected at least one number "
             "of a sample, integers of shape (M,)."
+        )
+    outside = given[~np.isin(given, known)]
+    if len(outside):
+        raise ValueError(
+            f"row {outside[0]} is not in the {where} ({len(outside)} such rows in all)."
         )
     return given.astype(np.int64)

@@ -12,12 +12,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from numbers import Integral
-from typing import Any, Literal, Protocol, get_args, overload, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from dlblocks._errors import check_choice, check_range, checked
+from dlblocks._errors import check_choice, check_range, checked, named
 
 Indices = npt.NDArray[np.int64]
 Fold = tuple[Indices, Indices]
@@ -34,15 +34,11 @@ SHOWN = 200  # characters of a splitter's parameters
 class Splitter(Protocol):
     """A splitter object, as those of `sklearn.model_selection`."""
 
-    def split(
-        self, X: Any, y: Any = None, groups: Any = None
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def split(self, X: Any, y: Any = None, groups: Any = None) -> Iterator[Any]:
         """Yield the positions that train and those that validate, for each fold."""
-        ...
 
     def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:
         """Count the folds."""
-        ...
 
 
 def split_name(split: Split | Splitter) -> str:
@@ -147,43 +143,30 @@ def splits(
     classes = _as_column("targets", targets, num_samples)
     members = _as_column("groups", groups, num_samples)
     numbers = _as_column("folds", folds, num_samples)
-    rest, test = hold_out_test(
-        num_samples,
-        split=split,
-        test_fraction=test_fraction,
-        targets=classes,
-        groups=members,
-        seed=seed,
-        development=development,
-        copies=copies,
-    )
-    members = None if members is None else members[rest]
-    arguments: dict[str, Any] = {
-        "targets": None if classes is None else classes[rest],
-        "groups": members,
-        "copies": copies,
-        "seed": seed + repeat,
-    }
+    keep: dict[str, Any] = {"targets": classes, "groups": members, "copies": copies, "seed": seed}
+    rest, test = hold_out_test(num_samples, split, test_fraction, development, **keep)
+    if classes is not None:
+        classes = classes[rest]
+    if members is not None:
+        members = members[rest]
+    keep |= {"targets": classes, "groups": members, "seed": seed + repeat}
     pairs: list[Fold]
     if not isinstance(split, str):
         values = None if labels is None else labels[rest]
         pairs = _by_splitter(split, rest, num_samples, values, members)
         count = len(pairs) // own_repeats(split)
         pairs = pairs[repeat * count : (repeat + 1) * count]
-    elif split == "leave_one_group_out" and members is not None:
+    elif split == "leave_one_group_out":
         pairs = leave_one_group_out(members)
-    elif split == "predefined" and numbers is not None:
+    elif split == "predefined":
         pairs = predefined(numbers[rest], members)
-    elif split == "time_series":
-        pairs = (
-            [_last(len(rest), val_fraction)]
-            if num_folds is None
-            else time_series(len(rest), num_folds)
-        )
     elif num_folds is None:
-        pairs = [holdout(len(rest), val_fraction, **arguments)]
+        in_order = split == "time_series"
+        pairs = [holdout(len(rest), val_fraction, in_order=in_order, **keep)]
+    elif split == "time_series":
+        pairs = time_series(len(rest), num_folds)
     else:
-        pairs = kfold(len(rest), num_folds, **arguments)
+        pairs = kfold(len(rest), num_folds, **keep)
     if num_folds not in (None, len(pairs)):
         raise ValueError(
             f"num_folds={num_folds}, but split={_shown(split)} makes {len(pairs)} folds of this "
@@ -194,37 +177,32 @@ def splits(
 
 def hold_out_test(
     num_samples: int,
-    *,
-    split: Split | Splitter = "kfold",
-    test_fraction: float = 0.0,
-    targets: npt.ArrayLike | None = None,
-    groups: npt.ArrayLike | None = None,
-    seed: int = 0,
+    split: Split | Splitter,
+    test_fraction: float,
     development: Indices | None = None,
-    copies: bool = False,
+    **keep: Any,
 ) -> Fold:
-    """The rows of the development set and those held out; arguments are those of `splits`.
+    """The rows of the development set and those held out.
+
+    Arguments are those of `splits` and, in `keep`, of `holdout`.
 
     Example:
-        >>> hold_out_test(4, split="time_series", test_fraction=0.25)
+        >>> hold_out_test(4, "time_series", 0.25)
         (array([0, 1, 2]), array([3]))
     """
-    if is_in_time(split):
-        rest, test = _last(num_samples, test_fraction)
-    else:
-        rest, test = holdout(
-            num_samples, test_fraction, targets=targets, groups=groups, copies=copies, seed=seed
-        )
+    rest, test = holdout(num_samples, test_fraction, in_order=is_in_time(split), **keep)
     return (rest if development is None else development), test
 
 
 def _check_columns(split: Split | Splitter, groups: object, folds: object, copies: bool) -> None:
     """Refuses a column that is missing, or that the split would have to disregard."""
     check_split(split)
-    if copies and split in ("time_series", "leave_one_group_out"):
+    by_groups = split == "leave_one_group_out"
+    if groups is not None and (split == "time_series" or (copies and by_groups)):
+        what = "groups='duplicates'" if copies else "groups"
         raise ValueError(
-            f"groups='duplicates' keeps copies of a sample together, which split={split!r} cannot; "
-            "use split='kfold', or leave groups out."
+            f"{what} cannot be kept whole by split={split!r}; use split='kfold', or leave groups "
+            "out."
         )
     for argument, value, needs in (
         ("groups", groups, "leave_one_group_out"),
@@ -237,11 +215,6 @@ def _check_columns(split: Split | Splitter, groups: object, folds: object, copie
             )
     if folds is not None and split != "predefined":
         raise ValueError(f"folds has no effect with split={_shown(split)}; use split='predefined'.")
-    if groups is not None and split == "time_series":
-        raise ValueError(
-            "groups cannot be kept whole by split='time_series', which cuts by time; leave them "
-            "out, or use split='kfold'."
-        )
 
 
 @checked
@@ -284,15 +257,7 @@ def kfold(
         >>> len(train), len(val)
         (4, 2)
     """
-    from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
-
-    if num_folds < 2:
-        raise ValueError(f"num_folds={num_folds} is too few; cross-validation needs at least 2.")
-    if num_folds > num_samples:
-        raise ValueError(
-            f"num_folds={num_folds} is more than the {num_samples} samples; "
-            f"use at most num_folds={num_samples}."
-        )
+    check_range("num_folds", num_folds, 2, num_samples)
     classes = _as_column("targets", targets, num_samples)
     members = _as_column("groups", groups, num_samples)
     if copies and members is not None:
@@ -303,19 +268,27 @@ def kfold(
     if classes is not None and _are_values(classes):
         classes = quantile_bins(classes, num_folds)
     elif classes is not None:
-        _check_class_counts(classes, num_folds, "num_folds")
+        _check_class_counts(classes, num_folds, f"num_folds={num_folds}")
     if members is not None:
         _check_groups(members, num_folds)
+    return _shuffled_folds(num_samples, num_folds, classes, members, seed)
 
-    if classes is not None and members is not None:
-        splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
-    elif members is not None:
-        splitter = GroupKFold(num_folds, shuffle=True, random_state=seed)
-    elif classes is not None:
-        splitter = StratifiedKFold(num_folds, shuffle=True, random_state=seed)
+
+def _shuffled_folds(
+    num_samples: int,
+    num_folds: int,
+    classes: np.ndarray | None,
+    groups: np.ndarray | None,
+    seed: int,
+) -> list[Fold]:
+    from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
+
+    if groups is None:
+        splitter = KFold if classes is None else StratifiedKFold
     else:
-        splitter = KFold(num_folds, shuffle=True, random_state=seed)
-    return _pairs(splitter, num_samples, classes, members)
+        splitter = GroupKFold if classes is None else StratifiedGroupKFold
+    drawn = splitter(num_folds, shuffle=True, random_state=seed)
+    return _pairs(drawn, num_samples, classes, groups)
 
 
 def time_series(num_samples: int, num_folds: int) -> list[Fold]:
@@ -333,12 +306,7 @@ def time_series(num_samples: int, num_folds: int) -> list[Fold]:
     """
     from sklearn.model_selection import TimeSeriesSplit
 
-    check_range("num_folds", num_folds, 2)
-    if num_samples <= num_folds:
-        raise ValueError(
-            f"num_folds={num_folds} of split='time_series' needs {num_folds + 1} samples, but "
-            f"there are {num_samples}; use at most num_folds={num_samples - 1}."
-        )
+    check_range("num_folds", num_folds, 2, num_samples - 1)
     return _pairs(TimeSeriesSplit(num_folds), num_samples)
 
 
@@ -355,7 +323,6 @@ def leave_one_group_out(groups: npt.ArrayLike) -> list[Fold]:
     from sklearn.model_selection import LeaveOneGroupOut
 
     members = _as_column("groups", groups, len(np.asarray(groups)))
-    _check_groups(members, 2)
     return _pairs(LeaveOneGroupOut(), len(members), groups=members)
 
 
@@ -384,18 +351,9 @@ def predefined(folds: npt.ArrayLike, groups: npt.ArrayLike | None = None) -> lis
             f"folds has {num_folds} different value(s) that are not negative or empty; "
             "split='predefined' needs at least 2."
         )
-    if groups is not None:
-        members = _as_column("groups", groups, len(numbers))
-        names, group = np.unique(members, return_inverse=True)
-        # A group once for each of its folds.
-        seen = np.unique(np.stack([group, numbers]), axis=1)[0]
-        if len(seen) > len(names):
-            name = names[np.bincount(seen).argmax()]
-            raise ValueError(
-                f"groups has {name!s} in more than one of the predefined folds, so it would be "
-                "trained on and validated; give all its samples the same fold."
-            )
-    return _pairs(PredefinedSplit(numbers), len(numbers))
+    pairs = _pairs(PredefinedSplit(numbers), len(numbers))
+    _check_folds(pairs, len(numbers), _as_column("groups", groups, len(numbers)))
+    return pairs
 
 
 def _by_splitter(
@@ -428,29 +386,26 @@ def _by_splitter(
                 raise ValueError("it makes other folds at every call; fix its random numbers.")
         if not pairs:
             raise ValueError("it makes no fold.")
-        for fold, pair in enumerate(pairs):
-            _check_parts(fold, *pair, len(rest), groups)
+        _check_folds(pairs, len(rest), groups)
     except ValueError as error:
-        raise ValueError(
-            f"split={split_name(splitter)} cannot split these {len(rest)} samples: {error}"
-        ) from error
+        what = f"split={split_name(splitter)} cannot split these {len(rest)} samples"
+        raise named(error, what) from error
     return pairs
 
 
-def _check_parts(
-    fold: int, train: Indices, val: Indices, num_samples: int, groups: np.ndarray | None
-) -> None:
-    both = np.concatenate([train, val])
-    if not len(train) or not len(val) or both.min() < 0 or both.max() >= num_samples:
-        raise ValueError(f"fold {fold} has an empty part or unknown samples.")
-    if len(np.intersect1d(train, val)):
-        raise ValueError(f"fold {fold} validates samples that it trains on.")
-    shared = train[:0] if groups is None else np.intersect1d(groups[train], groups[val])
-    if len(shared):
-        raise ValueError(
-            f"fold {fold} trains on and validates group {shared[0]!s} ({len(shared)} such groups); "
-            "use a splitter that keeps groups whole, such as GroupKFold, or leave groups out."
-        )
+def _check_folds(pairs: list[Fold], num_samples: int, groups: np.ndarray | None) -> None:
+    for fold, (train, val) in enumerate(pairs):
+        both = np.concatenate([train, val])
+        if not len(train) or not len(val) or both.min() < 0 or both.max() >= num_samples:
+            raise ValueError(f"fold {fold} has an empty part or unknown samples.")
+        if len(np.intersect1d(train, val)):
+            raise ValueError(f"fold {fold} validates samples that it trains on.")
+        shared = train[:0] if groups is None else np.intersect1d(groups[train], groups[val])
+        if len(shared):
+            raise ValueError(
+                f"fold {fold} trains on and validates group {shared[0]!s} ({len(shared)} such "
+                "groups); give folds of whole groups, as GroupKFold does, or leave groups out."
+            )
 
 
 def _pairs(splitter: Any, num_samples: int, targets: Any = None, groups: Any = None) -> list[Fold]:
@@ -468,13 +423,16 @@ def holdout(
     targets: npt.ArrayLike | None = None,
     groups: npt.ArrayLike | None = None,
     copies: bool = False,
+    in_order: bool = False,
     seed: int = 0,
 ) -> Fold:
     """Holds out about `fraction` of ``range(num_samples)``; returns (rest, held out).
 
     Stratified by `targets`, and whole by `groups`, which may be `copies`, as in `kfold`. With
     groups the held-out share is that of one of ``round(1 / fraction)`` folds, so it is only as near
-    to `fraction` as the sizes of the groups allow. ``fraction=0`` holds out nothing.
+    to `fraction` as the sizes of the groups allow. ``fraction=0`` holds out nothing. `in_order`
+    holds out the last samples, in the order of time. `in_order`
+    holds out the last samples, in the order of time.
 
     Raises:
         ValueError: `fraction` outside [0, 1), a class with a single member, or too few samples.
@@ -483,13 +441,20 @@ def holdout(
         >>> rest, held_out = holdout(10, 0.2)
         >>> len(rest), len(held_out)
         (8, 2)
+        >>> holdout(5, 0.4, in_order=True)
+        (array([0, 1, 2]), array([3, 4]))
     """
     from sklearn.model_selection import train_test_split
 
     check_range("fraction", fraction, 0, 1, high_open=True)
     everything = np.arange(num_samples)
     if fraction == 0:
-        return everything, np.empty(0, dtype=np.int64)
+        return everything, everything[:0]
+    num_held_out = min(max(1, round(num_samples * fraction)), num_samples - 1)
+    if num_held_out < 1:
+        raise ValueError(f"{num_samples} samples are too few to hold out a fraction {fraction}.")
+    if in_order:
+        return everything[:-num_held_out], everything[-num_held_out:]
     classes = _as_column("targets", targets, num_samples)
     members = _as_column("groups", groups, num_samples)
     if copies and members is not None:
@@ -501,7 +466,6 @@ def holdout(
         # No class has to reach every fold here: only one of the folds is used.
         _check_groups(members, num_folds)
         return _group_holdout(classes, members, num_folds, fraction, seed)
-    num_held_out = _num_held_out(num_samples, fraction)
     if classes is not None and _are_values(classes):
         # No more bins than samples in the smaller part, whose size then needs no change.
         smaller = min(num_held_out, num_samples - num_held_out)
@@ -556,9 +520,7 @@ def selection(
         raise ValueError(f"{num_samples} training samples are too few for a selection part")
     labels = None if targets is None or _are_values(np.asarray(targets)) else np.asarray(targets)
     strata = targets if stratify else None
-    if in_order:
-        training, selected_on = _last(num_samples, selection_fraction)
-    elif groups is not None and not copies:
+    if groups is not None and not copies and not in_order:
         members = _as_column("groups", groups, num_samples)
         num_groups = len(np.unique(members))
         if num_groups < 2:
@@ -571,7 +533,13 @@ def selection(
         )
     else:
         training, selected_on = holdout(
-            num_samples, selection_fraction, targets=strata, groups=groups, copies=copies, seed=seed
+            num_samples,
+            selection_fraction,
+            targets=strata,
+            groups=groups,
+            copies=copies,
+            in_order=in_order,
+            seed=seed,
         )
     if len(training) < 2:
         raise ValueError(f"the selection part would leave {len(training)} sample to train on")
@@ -582,28 +550,6 @@ def selection(
     return training, selected_on
 
 
-def _last(num_samples: int, fraction: float) -> Fold:
-    """Holds out the last of samples in the order of time; returns (rest, held out), as `holdout`.
-
-    Example:
-        >>> _last(5, 0.4)
-        (array([0, 1, 2]), array([3, 4]))
-    """
-    check_range("fraction", fraction, 0, 1, high_open=True)
-    everything = np.arange(num_samples)
-    if fraction == 0:
-        return everything, np.empty(0, dtype=np.int64)
-    held_out = _num_held_out(num_samples, fraction)
-    return everything[:-held_out], everything[-held_out:]
-
-
-def _num_held_out(num_samples: int, fraction: float) -> int:
-    number = min(max(1, round(num_samples * fraction)), num_samples - 1)
-    if number < 1:
-        raise ValueError(f"{num_samples} samples are too few to hold out a fraction {fraction}.")
-    return number
-
-
 def _group_holdout(
     classes: np.ndarray | None, groups: np.ndarray, num_folds: int, fraction: float, seed: int
 ) -> Fold:
@@ -611,22 +557,18 @@ def _group_holdout(
 
     A fold that leaves all classes in the rest goes before one that does not.
     """
-    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
-
     labels = None if classes is None or _are_values(classes) else classes
     if classes is not None and _are_values(classes):
         classes = quantile_bins(classes, num_folds)
-    if classes is not None and np.unique(classes, return_counts=True)[1].min() >= num_folds:
-        splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
-    else:
-        splitter = GroupKFold(num_folds, shuffle=True, random_state=seed)
+    if classes is not None and np.unique(classes, return_counts=True)[1].min() < num_folds:
+        classes = None  # too few members of a class to stratify by
 
     def badness(fold: Fold) -> tuple[int, float]:
         rest, held_out = fold
         lost = 0 if labels is None else len(np.setdiff1d(labels, labels[rest]))
         return lost, abs(len(held_out) / len(groups) - fraction)
 
-    found = _pairs(splitter, len(groups), classes, groups)
+    found = _shuffled_folds(len(groups), num_folds, classes, groups, seed)
     # A part may be empty where few groups are dealt out by class.
     return min((fold for fold in found if len(fold[0]) and len(fold[1])), key=badness)
 
@@ -679,12 +621,8 @@ def _shown(split: Split | Splitter) -> str:
     return repr(split) if isinstance(split, str) else split_name(split)
 
 
-@overload
-def _as_column(argument: str, values: None, num_samples: int) -> None: ...
-@overload
-def _as_column(argument: str, values: npt.ArrayLike, num_samples: int) -> np.ndarray: ...
-def _as_column(argument: str, values: npt.ArrayLike | None, num_samples: int) -> np.ndarray | None:
-    """Return `values` as an array (N,).
+def _as_column(argument: str, values: npt.ArrayLike | None, num_samples: int) -> Any:
+    """Return `values` as an array (N,), or None for None.
 
     Raises:
         ValueError: They have another shape, or lack some.
@@ -696,10 +634,9 @@ def _as_column(argument: str, values: npt.ArrayLike | None, num_samples: int) ->
         raise ValueError(
             f"{argument} has shape {column.shape}, expected one value a sample, ({num_samples},)."
         )
-    missing = []
-    if column.dtype.kind in "fO" and argument != "folds":  # not np.isnan: it knows no texts
-        missing = [i for i, value in enumerate(column.tolist()) if value is None or value != value]
-    if missing:
+    # Not np.isnan: it knows no texts.
+    missing = [i for i, value in enumerate(column.tolist()) if value is None or value != value]
+    if missing and argument != "folds":
         raise ValueError(
             f"{argument} has no value in row {missing[0]} ({len(missing)} rows in all); "
             "fill it in or leave those samples out."
@@ -730,22 +667,16 @@ def _check_class_counts(classes: np.ndarray, needed: int, what: str) -> None:
     names, counts = np.unique(classes, return_counts=True)
     if counts.min() < needed:
         few, count = names[counts.argmin()], counts.min()
-        said = f"num_folds={needed}" if what == "num_folds" else what
         raise ValueError(
-            f"{said} needs {needed} members of each class, but class {few} has {count}; "
+            f"{what} needs {needed} members of each class, but class {few} has {count}; "
             f"use fewer folds, more data of that class, or stratify=False."
         )
 
 
 def _check_groups(groups: np.ndarray, num_folds: int) -> None:
     num_groups = len(np.unique(groups))
-    if num_groups == 1:
-        raise ValueError(
-            f"groups is {groups[0]!s} for all {len(groups)} samples, so that no split keeps them "
-            "together; give at least two groups, or none."
-        )
     if num_groups < num_folds:
         raise ValueError(
-            f"{num_folds} folds need at least {num_folds} groups, but groups has {num_groups} "
-            "different values; use fewer folds."
+            f"{num_folds} folds need at least {num_folds} groups, but groups has {num_groups}; "
+            "use fewer folds, or leave groups out."
         )

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlblocks._errors import check_choice, did_you_mean
+from dlblocks._errors import did_you_mean
 from dlblocks.data._cells import (
     compacted,
     factorize,
@@ -24,7 +24,7 @@ from dlblocks.data._cells import (
     text,
     to_numbers,
 )
-from dlblocks.data._columns import MIN_IDENTIFIERS, Column, ColumnReader
+from dlblocks.data._columns import MIN_IDENTIFIERS, Column, ColumnReader, Kind
 from dlblocks.data._encode import complete, encode
 from dlblocks.data._labels import label_key
 from dlblocks.data._read_csv import check_read_args, missing_texts, read_table
@@ -33,6 +33,11 @@ from dlblocks.data.datamodule import DataModule, Source
 if TYPE_CHECKING:
     import pandas as pd
 
+# What arguments say of their columns.
+KINDS: dict[str, Kind] = {
+    "numeric": "number", "categorical": "category", "dates": "date", "counts": "counts",
+    "embed": "embedding",
+}  # fmt: skip
 DATASETS = ("iris", "wine", "breast_cancer", "diabetes")
 # Whole numbers with at most so many different values are taken for classes.
 MAX_NUMBER_CLASSES = 20
@@ -140,29 +145,28 @@ class TabularDataModule(DataModule):
         test_fraction: float = 0.2,
         **kwargs: Any,
     ) -> None:
+        import pandas as pd
+
         super().__init__(test_fraction=test_fraction, groups=groups, **kwargs)
         if group is not None and groups is not None:
             raise ValueError(
                 f"group={group!r} and groups={groups!r} cannot both be kept whole; give one."
             )
-        if task is not None:
-            check_choice("task", task, ["classification", "regression"])
-        check_choice("missing", missing, ["refuse", "impute"])
-        self.is_frame = not isinstance(data, (str, Path))
-        if self.is_frame and not _is_data_frame(data):
+        self.is_frame = isinstance(data, pd.DataFrame)
+        if not isinstance(data, (str, Path, pd.DataFrame)):
             raise TypeError(
-                f"data is a {type(data).__name__}; give the name of a data set of scikit-learn "
-                f"({', '.join(DATASETS)}), a path, or a pandas DataFrame. For arrays there is "
-                "ArrayDataModule."
+                f"data is a {type(data).__name__}; give {', '.join(DATASETS)}, a path, or a pandas "
+                "DataFrame. For arrays there is ArrayDataModule."
             )
         data = data if self.is_frame else str(data)  # plain, so that any checkpoint loads
+        if isinstance(na_values, tuple):
+            na_values = list(na_values)
         reading = {
-            "sep": sep,
-            "decimal": decimal,
-            "encoding": encoding,
-            "na_values": _plain(na_values),
+            "sep": sep, "decimal": decimal, "encoding": encoding, "na_values": na_values,
             "keep_default_na": keep_default_na,
-        }
+        }  # fmt: skip
+        defaults = {"decimal": ".", "keep_default_na": True}
+        used = {k: v for k, v in reading.items() if v is not None and v != defaults.get(k)}
         asked = {
             "drop": drop, "numeric": numeric, "categorical": categorical, "dates": dates,
             "counts": counts, "embed": embed,
@@ -173,25 +177,18 @@ class TabularDataModule(DataModule):
         for name in (read_args or {}).keys() & reading.keys():
             raise ValueError(f"read_args has {name!r}; give it as {name}=.")
         self.built_in = isinstance(data, str) and data in DATASETS
-        own: dict[str, Any] = {
-            "target": target, "group": group, "fold_column": fold_column, "task": task,
-        }  # fmt: skip
         if self.built_in or self.is_frame:
-            # What is at its default has no effect either way.
-            own = own if self.built_in else {}
-            defaults = {"decimal": ".", "keep_default_na": True}
-            own |= {k: v for k, v in reading.items() if v != defaults.get(k)}
-            own["read_args"] = read_args
-            for name, value in own.items():
+            without_effect: dict[str, Any] = {**used, "read_args": read_args}
+            if self.built_in:
+                without_effect |= {"target": target, "group": group}
+                without_effect |= {"fold_column": fold_column, "task": task}
+            for name, value in without_effect.items():
                 if value is not None:
                     what = f"data={data!r}" if self.built_in else "a DataFrame"
                     raise ValueError(f"{name}={value!r} has no effect on {what}; leave it out.")
         elif isinstance(data, str) and not Path(data).exists() and not Path(data).suffix:
-            hint = did_you_mean(data, DATASETS) or "."
-            raise ValueError(
-                f"data={data!r} is neither a file nor a data set of scikit-learn{hint} Those are: "
-                f"{', '.join(DATASETS)}."
-            )
+            hint = did_you_mean(data, DATASETS) or f"; those are {', '.join(DATASETS)}."
+            raise ValueError(f"data={data!r} is neither a file nor a data set{hint}")
         if not self.built_in and target is None:
             raise ValueError("target=None: name the column to predict, target='…'.")
         self.data = data
@@ -200,10 +197,7 @@ class TabularDataModule(DataModule):
         self.fold_column = fold_column
         self.task = task
         self.missing = missing
-        self.read_args = {
-            **{k: v for k, v in reading.items() if v is not None},
-            **(read_args or {}),
-        }
+        self.read_args = {**used, **(read_args or {})}
         self.table_columns: list[Column] = []
         self._others: dict[str, tuple[str, str]] = {}  # columns that are no features: kind, use
         self._notes: list[str] = []
@@ -236,22 +230,13 @@ class TabularDataModule(DataModule):
         features = [name for name in table.columns if name not in self._others]
         if not features:
             raise ValueError(f"{where} has no column beside target={target!r} to learn from.")
-        reader = ColumnReader(
-            where,
-            numeric=self.asked["numeric"],
-            categorical=self.asked["categorical"],
-            dates=self.date_formats,
-            counts=self.asked["counts"],
-            embed=self.asked["embed"],
-            declared=declared,
-            impute=self.missing == "impute",
-            is_frame=self.is_frame,
-        )
+        kinds = {name: kind for argument, kind in KINDS.items() for name in self.asked[argument]}
+        impute = self.missing == "impute"
+        reader = ColumnReader(where, kinds, self.date_formats, declared, impute, self.is_frame)
         self.table_columns = columns = reader.read_all(table[name] for name in features)
         self._note(table)
         inputs = encode(table, columns)
         names = [name for column in columns for name in column.feature_names]
-        impute = self.missing == "impute"
         needed = any(
             column.kind in ("counts", "embedding") or (impute and column.missing)
             for column in columns
@@ -291,8 +276,7 @@ class TabularDataModule(DataModule):
                 if name not in table.columns:
                     hint = did_you_mean(name, table.columns) or "."
                     raise ValueError(
-                        f"{argument}={name!r} is no column of "
-                        f"{'data' if self.is_frame else self.data}{hint} "
+                        f"{argument}={name!r} is no column{hint} "
                         f"There are: {', '.join(table.columns)}."
                     )
         roles = [(name, argument) for argument, names in self.asked.items() for name in names]
@@ -377,11 +361,10 @@ class TabularDataModule(DataModule):
         for remark, names in remarked.items():
             if len(names) > MAX_NOTES:
                 self._notes.append(f"{len(names)} columns: each {remark}: {shortened(names)}")
-            else:
-                self._notes += [
-                    f"column {name!r} {remark}; if it tells nothing, set drop=[{name!r}]"
-                    for name in names
-                ]
+                continue
+            for name in names:
+                cure = f"if it tells nothing, set drop=[{name!r}]"
+                self._notes.append(f"column {name!r} {remark}; {cure}")
         days = [c for c in self.table_columns if c.kind == "date"]
         if self.split == "time_series" and days:
             column = table[days[0].name]
@@ -412,9 +395,8 @@ class TabularDataModule(DataModule):
             if self.task is None and len(names) >= max(MIN_IDENTIFIERS, len(labels) / 2):
                 raise ValueError(
                     f"{where}: target={labels.name!r} has {len(names)} different values in "
-                    f"{len(labels)} rows, such as {shortened(names)}, which is too many for "
-                    "classes; choose another target, convert it to numbers, or set "
-                    "task='classification'."
+                    f"{len(labels)} rows, such as {shortened(names)}; choose another target, "
+                    "convert it to numbers, or set task='classification'."
                 )
             return torch.from_numpy(codes), names
         if not numeric:
@@ -437,19 +419,13 @@ class TabularDataModule(DataModule):
         import pandas as pd
 
         _ = self.source
-        missing = {
-            "number": ", median where missing",
-            "date": ", median where missing",
-            "category": ", the most frequent where missing",
-        }
-        rows: dict[str, tuple[str, int, str]] = {
-            column.name: (
-                column.kind,
-                column.missing,
-                column.becomes + (missing.get(column.kind, "") if column.missing else ""),
-            )
-            for column in self.table_columns
-        }
+        filled = {"number": "median", "date": "median", "category": "the most frequent"}
+        rows: dict[str, tuple[str, int, str]] = {}
+        for column in self.table_columns:
+            becomes = column.becomes
+            if column.missing and column.kind in filled:
+                becomes += f", {filled[column.kind]} where missing"
+            rows[column.name] = column.kind, column.missing, becomes
         others = {name: (kind, 0, use) for name, (kind, use) in self._others.items()}
         names = self.class_names
         of_target = "values" if names is None else f"{len(names)} classes: {shortened(names)}"
@@ -473,16 +449,6 @@ def _load_sklearn(name: str) -> tuple[pd.DataFrame, list[str] | None]:
     bunch = getattr(datasets, f"load_{name}")(as_frame=True, **unscaled)
     names = None if name == "diabetes" else [str(one) for one in bunch.target_names]
     return bunch.frame, names
-
-
-def _is_data_frame(data: Any) -> bool:
-    import pandas as pd
-
-    return isinstance(data, pd.DataFrame)
-
-
-def _plain(na_values: Any) -> Any:
-    return na_values if na_values is None or isinstance(na_values, (dict, str)) else list(na_values)
 
 
 def _plain_array(cells: pd.Series) -> np.ndarray:

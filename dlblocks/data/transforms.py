@@ -51,8 +51,8 @@ class SampleTransform:
     def __init__(self, transform: Callable[..., Any], seed: int = 0) -> None:
         if not callable(transform) or isinstance(transform, type):
             raise TypeError(
-                f"train_transform={transform!r} cannot be called with an image; make an instance "
-                "of a class, and join several transforms by Compose([...])."
+                f"train_transform={transform!r} cannot be called; make an instance of a class, and "
+                "join several transforms by Compose([...])."
             )
         check_range("seed", seed, 0)
         self.transform, self.seed = transform, seed
@@ -63,6 +63,14 @@ class SampleTransform:
     def __call__(self, image: Tensor, *, epoch: int, index: int) -> Tensor:
         """The image (C, H, W) of row `index` as it is in `epoch`; same shape and dtype."""
         return self.batch(image[None], torch.tensor([index]), epoch)[0]
+
+    def check_images(self, inputs: Tensor) -> None:
+        """Raise a `ValueError` unless the inputs have the shape of images."""
+        if inputs.ndim != 4:
+            raise ValueError(
+                f"train_transform={self.name} needs images (N, C, H, W), got shape "
+                f"{tuple(inputs.shape)}; use train_transform=None for other data."
+            )
 
     @torch.no_grad()
     def batch(self, images: Tensor, rows: Tensor, epoch: int) -> Tensor:
@@ -77,11 +85,7 @@ class SampleTransform:
             ValueError: If the transform fails, or changes shape or dtype.
             TypeError: If it returns no tensor.
         """
-        if images.ndim != 4:
-            raise ValueError(
-                f"train_transform={self.name} needs images (N, C, H, W), got shape "
-                f"{tuple(images.shape)}; use train_transform=None for other data."
-            )
+        self.check_images(images)
         # A copy, so that a transform in place changes neither the data nor the result.
         inputs: Any = images.clone(memory_format=torch.contiguous_format)
         numpy_rng, python_rng = np.random.default_rng(0), random.Random(0)
@@ -118,26 +122,24 @@ class SampleTransform:
         except Exception as error:
             kind = "array (H, W, C)" if self.is_albumentations else "tensor (C, H, W)"
             raise ValueError(
-                f"train_transform={self.name} failed on {where}, an image of shape "
-                f"{tuple(like.shape)} and {like.dtype}, given as {kind}: {error!r}. Transforms of "
-                "PIL images do not work here; take those of torchvision.transforms.v2."
+                f"train_transform={self.name} failed on {where}, given as {kind}: {error!r}. For "
+                "PIL images there are the transforms of torchvision.transforms.v2."
             ) from error
         if not isinstance(new, Tensor):
             raise TypeError(
                 f"train_transform={self.name} returned {type(new).__name__} for {where}; return "
-                f"a tensor (C, H, W) of {like.dtype}, and remove ToPILImage and the like."
+                "a tensor (C, H, W), and remove ToPILImage and the like."
             )
         if new.dtype != like.dtype:
             raise ValueError(
                 f"train_transform={self.name} changed {where} from {like.dtype} to {new.dtype}; "
-                "leave conversion and normalisation to the datamodule, which does the same to "
-                "validation images: remove ToDtype, ToTensor, ToFloat or Normalize."
+                "leave conversion and normalisation to the datamodule: remove ToDtype, ToFloat …"
             )
         if new.shape != like.shape:
             raise ValueError(
-                f"train_transform={self.name} changed {where} from shape {tuple(like.shape)} to "
+                f"train_transform={self.name} changed {where} from {tuple(like.shape)} to "
                 f"{tuple(new.shape)}, but validation images keep their shape; crop with padding, "
-                "or set size= of ImageFolderDataModule to have all images in another size."
+                "or set size= of ImageFolderDataModule."
             )
         return new
 
@@ -171,8 +173,8 @@ def _check(transform: object) -> None:
             valid = list(inspect.signature(type(part)).parameters)
             hint = "".join(did_you_mean(argument, valid) for argument in wrong) or "."
             raise ValueError(
-                f"train_transform: {name} was given {', '.join(wrong)}, which this version of "
-                f"albumentations ignores{hint} Arguments of {name}: {', '.join(valid)}."
+                f"train_transform: this version of albumentations ignores {', '.join(wrong)} of "
+                f"{name}{hint} Its arguments: {', '.join(valid)}."
             )
         if getattr(part, "processors", None):
             raise ValueError(

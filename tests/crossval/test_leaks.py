@@ -388,8 +388,8 @@ def test_folds_are_written_before_the_first_fit():
             "num_folds=5, but split='predefined' makes 4 folds",
         ),
         ({"split": "leave_one_group_out"}, {}, "needs groups"),
-        ({"groups": np.ones(N)}, {}, "groups is 1.0 for all 120 samples"),
-        ({"stratify": False}, {"num_folds": 121}, "num_folds=121 is more than the 120 samples"),
+        ({"groups": np.ones(N)}, {}, "groups, but groups has 1"),
+        ({"stratify": False}, {"num_folds": 121}, r"num_folds=121 is outside \[2, 120\]"),
         ({}, {"num_folds": 1}, "num_folds=1"),
     ],
 )  # fmt: skip

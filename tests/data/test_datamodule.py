@@ -235,9 +235,9 @@ def test_properties_and_pickle():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"fold": 5, "num_folds": 5}, r"fold=5 is outside 0 … 4"),
+        ({"fold": 5, "num_folds": 5}, r"fold=5 is outside \[0, 4\]"),
         ({"fold": 1}, "fold=1 has no effect"),
-        ({"num_folds": 1}, "too few"),
+        ({"num_folds": 1}, "num_folds=1 is outside"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"val_fraction": 1.0}, "val_fraction=1.0"),
         ({"num_workers": -1}, "num_workers=-1"),

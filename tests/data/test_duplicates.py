@@ -181,7 +181,7 @@ def test_what_is_not_known_or_cannot_be(monkeypatch):
         for split in ("time_series", "leave_one_group_out"):
             with pytest.raises(ValueError, match=f"groups='duplicates'.*{split}"):
                 make(groups="duplicates", split=split, num_folds=2).setup("fit")
-        with pytest.raises(ValueError, match="in more than one of the predefined folds"):
+        with pytest.raises(ValueError, match="trains on and validates group"):
             make(groups="duplicates", split="predefined", folds=np.arange(90) % 3).setup("fit")
         make(groups="duplicates", split="predefined", folds=ORIGINAL % 3).setup("fit")
         assert name

@@ -90,12 +90,12 @@ def test_holdout_keeps_proportions_and_size():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_folds": 1}, "num_folds=1 is too few"),
-        ({"num_folds": 61}, "more than the 60 samples"),
+        ({"num_folds": 1}, "num_folds=1 is outside"),
+        ({"num_folds": 61}, r"num_folds=61 is outside \[2, 60\]"),
         ({"num_folds": 5, "targets": [0] * 57 + [1] * 3}, "class 1 has 3"),
         ({"num_folds": 5, "targets": TARGETS[:10]}, "one value a sample"),
         ({"num_folds": 5, "groups": np.arange(N) % 4}, "at least 5 groups, but groups has 4"),
-        ({"num_folds": 5, "groups": np.full(N, "ward")}, "groups is ward for all 60 samples"),
+        ({"num_folds": 5, "groups": np.full(N, "ward")}, "at least 5 groups, but groups has 1"),
         ({"num_folds": 5, "groups": [*range(N - 1), None]}, "groups has no value in row 59"),
         ({"num_folds": 5, "groups": [np.nan, *range(1, N)]}, "groups has no value in row 0"),
     ],
@@ -203,7 +203,7 @@ def test_splits_by_the_data_have_as_many_folds_as_it_says():
         ({"folds": GROUPS}, "folds has no effect with split='kfold'"),
         ({"split": "time_series", "groups": GROUPS}, "cannot be kept whole"),
         ({"split": "time_series", "num_folds": 1}, "num_folds=1"),
-        ({"split": "time_series", "num_folds": N}, "needs 61 samples, but there are 60"),
+        ({"split": "time_series", "num_folds": N}, r"num_folds=60 is outside \[2, 59\]"),
         (
             {"split": "leave_one_group_out", "groups": GROUPS, "num_folds": 5},
             "num_folds=5, but split='leave_one_group_out' makes 15 folds",
@@ -212,13 +212,13 @@ def test_splits_by_the_data_have_as_many_folds_as_it_says():
             {"split": "predefined", "folds": np.arange(N) % 3, "num_folds": 4},
             "num_folds=4, but split='predefined' makes 3 folds",
         ),
-        ({"split": "leave_one_group_out", "groups": np.ones(N)}, "for all 60 samples"),
+        ({"split": "leave_one_group_out", "groups": np.ones(N)}, "fewer than 2 unique groups"),
         ({"split": "predefined", "folds": np.zeros(N, int)}, "folds has 1 different value"),
         ({"split": "predefined", "folds": np.zeros(N)}, "expected integers or texts"),
         ({"split": "predefined", "folds": GROUPS[:5]}, r"folds has shape \(5,\)"),
         (
             {"split": "predefined", "folds": np.arange(N) % 3, "groups": GROUPS},
-            "groups has 0 in more than one of the predefined folds",
+            "fold 0 trains on and validates group 0",
         ),
     ],
 )

@@ -156,7 +156,7 @@ class Nothing(sk.KFold):
         (Empty(4), {}, "fold 0 has an empty part or unknown samples"),
         (Nothing(4), {}, "makes no fold"),
         (sk.KFold(4), {"num_folds": 5}, r"num_folds=5, but split=KFold\(.*makes 4 folds"),
-        (sk.KFold(4), {"fold": 4}, "fold=4 is outside 0 … 3"),
+        (sk.KFold(4), {"fold": 4}, r"fold=4 is outside \[0, 3\]"),
         (sk.KFold(7), {"groups": GROUPS}, "fold 0 trains on and validates group 2.*GroupKFold"),
         (sk.KFold(61), {}, r"cannot split these 60 samples: .*n_splits=61"),
         (sk.GroupKFold(3), {"groups": None}, "cannot split these 60 samples: The 'groups'"),
