@@ -136,6 +136,11 @@ class LabelSmoothing(Softening):
         super().prepare(trainer, pl_module)
         self.found_classes = find_num_classes(trainer, pl_module)
         self._checked = False
+        if getattr(getattr(pl_module, "task", None), "name", None) == "multilabel":
+            raise ValueError(
+                f"LabelSmoothing smooths one class a sample, and {type(pl_module).__name__} has "
+                "several labels; use its label_smoothing=."
+            )
         own = getattr(pl_module, "label_smoothing", None)
         if self.smoothing and isinstance(own, (int, float)) and own:
             raise ValueError(

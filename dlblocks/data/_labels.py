@@ -79,6 +79,46 @@ def encode_labels(
     return _picked(classes, position), [shown[key] for key in keys]
 
 
+def several_labels(
+    argument: str, values: Any, class_names: list[str] | None = None
+) -> tuple[Tensor, list[str]] | None:
+    """Read 0 and 1 of several labels a sample; None for anything else.
+
+    Args:
+        argument: Name of the labels in messages.
+        values: Integers or bool of shape (N, C), with C >= 2.
+        class_names: Names of the labels.
+
+    Returns:
+        int64 of shape (N, C), and C names.
+
+    Raises:
+        ValueError: Each row has exactly one 1, as one-hot rows of classes have, or there are not
+            as many names.
+
+    Example:
+        >>> several_labels("targets", [[1, 1], [0, 0]], ["sea", "sand"])[0].shape
+        torch.Size([2, 2])
+    """
+    array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
+    if array.ndim != 2 or array.shape[1] < 2 or array.dtype.kind not in "biu":
+        return None
+    if not len(array) or array.min() < 0 or array.max() > 1:
+        return None
+    if (array.sum(1) == 1).all():
+        raise ValueError(
+            f"{argument} has shape {array.shape}, with exactly one 1 in each row, as one-hot rows "
+            f"of classes; pass {argument}.argmax(1)."
+        )
+    names = [str(i) for i in range(array.shape[1])] if class_names is None else list(class_names)
+    if len(names) != array.shape[1]:
+        raise ValueError(
+            f"class_names has {len(names)} names, but {argument} has {array.shape[1]} labels a "
+            "sample; give each label a name."
+        )
+    return torch.from_numpy(array.astype(np.int64)), names
+
+
 def read_labels(argument: str, values: Any) -> np.ndarray:
     """Return labels as numbers, to stratify somebody else's data by.
 

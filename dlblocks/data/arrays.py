@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dlblocks.data._cache import read_only_tensor
-from dlblocks.data._labels import encode_labels
+from dlblocks.data._labels import encode_labels, several_labels
 from dlblocks.data._normalization import needs_float64, rounded_integer
 from dlblocks.data.datamodule import DataModule, Source
 
@@ -160,6 +160,9 @@ def _targets(
     if floating is None:
         floating = np.asarray(values).dtype.kind == "f"
     if not floating:
+        several = several_labels(argument, values, class_names)
+        if several is not None:
+            return several
         return encode_labels(argument, values, class_names, by_name=by_name)
     if class_names is not None and not by_name:
         raise ValueError(

@@ -76,7 +76,8 @@ def check_arrays(
 
     Args:
         inputs: Shape (N, ...).
-        targets: Classes (N,) as integers, or values (N,) or (N, D) as floating point.
+        targets: Classes (N,) as integers, 0 and 1 of several labels (N, C) as integers, or values
+            (N,) or (N, D) as floating point.
         class_names: Names of the classes; labels must be smaller than their number.
         feature_names: Names of the columns of `inputs`, for the message.
         part: Prefix of the arguments' names in the message, such as ``"test_"``.
@@ -102,9 +103,12 @@ def check_arrays(
             )
         _check_finite(f"{part}targets", targets, None)
         return
+    if targets.ndim == 2 and targets.min() >= 0 and targets.max() <= 1:
+        return  # several labels a sample
     if targets.ndim != 1:
         raise ValueError(
-            f"{part}targets has shape {tuple(targets.shape)}; expected classes of shape (N,)."
+            f"{part}targets has shape {tuple(targets.shape)}; expected classes of shape (N,), or "
+            "0 and 1 of shape (N, C) for several labels a sample."
         )
     low, high = int(targets.min()), int(targets.max())
     if low < 0:
@@ -155,12 +159,12 @@ def _check_test_set(
             f"test_targets is {test_targets.dtype} and targets {targets.dtype}; give integers in "
             "both for classes, or floating point in both for values."
         )
-    if targets.is_floating_point():
-        if targets.shape[1:] != test_targets.shape[1:]:
-            raise ValueError(
-                f"test_targets has shape {tuple(test_targets.shape)} and targets "
-                f"{tuple(targets.shape)}; give equally many values a sample."
-            )
+    if targets.shape[1:] != test_targets.shape[1:]:
+        raise ValueError(
+            f"test_targets has shape {tuple(test_targets.shape)} and targets "
+            f"{tuple(targets.shape)}; give equally many values or labels a sample."
+        )
+    if targets.is_floating_point() or targets.ndim > 1:
         return
     count = int(targets.max()) + 1 if class_names is None else len(class_names)
     high = int(test_targets.max())

@@ -226,12 +226,20 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         return targets is not None and targets.dtype.kind in "iub" and targets.ndim == 1
 
     @property
+    def is_multilabel(self) -> bool:
+        """Whether each sample has several labels, integers of shape (N, C)."""
+        targets = self.columns.targets
+        return targets is not None and targets.dtype.kind in "iub" and targets.ndim == 2
+
+    @property
     def class_names(self) -> list[str] | None:
         """Names of the classes 0 … C-1, or None for values.
 
         None also for labels that are negative, or 100,000 and more.
         """
         targets = self.columns.targets
+        if targets is not None and self.is_multilabel:
+            return [str(i) for i in range(targets.shape[1])]
         if targets is None or not self.is_classification:
             return None
         if targets.min() < 0 or targets.max() >= MAX_CLASSES:

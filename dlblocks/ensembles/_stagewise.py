@@ -189,6 +189,12 @@ class Stagewise(CheckedConstructor):
         data = self.datamodule
         data.prepare_data()
         data.setup("fit")
+        if data.is_multilabel:
+            raise ValueError(
+                f"{type(data).__name__} has several labels a sample, which "
+                f"{type(self).__name__} does not boost; use Bagging or DeepEnsemble of classifiers "
+                "with multilabel=True."
+            )
         if self.patience is not None and not len(data.indices("val")):
             raise ValueError(
                 f"patience={self.patience} needs validation samples, and {type(data).__name__} has "

@@ -20,15 +20,20 @@ class Classifier(Model):
     validation and test also ``f1`` (macro) and ``calibration_error`` (expected, 15 bins). With soft
     targets, as under mixup, accuracy counts agreement with the dominant class.
 
+    With ``multilabel=True`` a sample has any number of the C labels: targets are 0 and 1 of shape
+    (N, C), and the loss is the binary cross-entropy; see `dlblocks.tasks.MultilabelTask`.
+
     `forward` returns logits; `Trainer.predict` gives probabilities (N, C).
 
     Args:
         net: Maps inputs (N, ...) to logits (N, C).
         num_classes: Number of classes C.
+        multilabel: Whether a sample has several labels, or none.
         label_smoothing: ε in [0, 1): the share of the target spread evenly over all classes
             (Szegedy et al. 2016). In training only.
         class_weights: Weight of each class in the loss, length C, or ``"balanced"`` for
-            N / (C · N_c), counted on the training part of the data. In training only.
+            N / (C · N_c), counted on the training part of the data. In training only. Of several
+            labels it is the factor of the positive side, ``"balanced"`` (N - N_c) / N_c.
         **kwargs: Optimization; see `dlblocks.models.Model`.
 
     Example:

@@ -137,6 +137,11 @@ class MulticlassTask(Task):
         self.class_weight = weight.to(self.class_weight.device)
 
     def check_data(self, datamodule: Any, model: str) -> None:
+        if getattr(datamodule, "is_multilabel", False):
+            raise ValueError(
+                f"{type(datamodule).__name__} has several labels a sample; use {model}(…, "
+                "multilabel=True)."
+            )
         found = getattr(datamodule, "num_classes", self.num_classes)
         if found is None:
             raise ValueError(

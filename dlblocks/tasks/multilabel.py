@@ -92,11 +92,15 @@ class MultilabelTask(Task):
         )
 
     def make_metrics(self, stage: Stage) -> MetricCollection:
-        metrics: dict[str, Metric | MetricCollection] = {"accuracy": _Accuracy()}
-        if stage != "train":
-            for name in LABEL_METRICS:
-                metrics[name] = _LabelMean(name)
-        return MetricCollection(metrics, compute_groups=[["accuracy"], [*metrics][1:]])
+        if stage == "train":
+            return MetricCollection({"accuracy": _Accuracy()})
+        ranked: dict[str, Metric | MetricCollection] = {
+            name: _LabelMean(name) for name in LABEL_METRICS
+        }
+        # Those of the labels keep all predictions, and share them.
+        return MetricCollection(
+            {"accuracy": _Accuracy(), **ranked}, compute_groups=[["accuracy"], list(LABEL_METRICS)]
+        )
 
     def for_metrics(self, outputs: Tensor, targets: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
         return self.predict(outputs), hard_labels(targets, task="multilabel")
