@@ -48,7 +48,8 @@ def kind_of(
         raise ValueError(f"there are {target.dtype} {shapes}; expected values of one shape.")
     if target.ndim != 1:
         raise ValueError(
-            f"there are integer {shapes}, as of several labels a sample; expected classes (M,)."
+            f"there are integer {shapes}, as of several labels a sample; expected classes (M,), "
+            "or task='multilabel' with probabilities (M, C)."
         )
     if prediction.ndim == 1 and _is_integer(prediction):
         return "labels"

@@ -8,7 +8,6 @@ Ensembles", 1990); with the models of a cross-validation as members it is also c
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -116,20 +115,9 @@ class VotingEnsemble(MadeOfTrained, Model):
             inputs: As for `forward`.
 
         Raises:
-            ValueError: The members predict no probabilities of classes.
+            ValueError: The members do not predict one class a sample.
         """
-        if not self.task.votes:
-            raise ValueError(
-                "uncertainty is that of classes; for values use std of Trainer.predict."
-            )
-        logs = _outputs(self, inputs).float().log_softmax(2)
-        mean = logs.logsumexp(0) - math.log(len(logs))
-        entropy, expected = _entropy(mean), _entropy(logs).mean(0)
-        return {
-            "entropy": entropy,
-            "expected_entropy": expected,
-            "mutual_information": (entropy - expected).clamp(min=0),
-        }
+        return self.task.uncertainty(_outputs(self, inputs))
 
 
 class VotingModule(MadeOfTrained, Model):
@@ -396,11 +384,6 @@ def _outputs(model: Model, inputs: Tensor) -> Tensor:
     """What each member puts out for the inputs, shape (M, N, ...)."""
     outputs: Tensor = model.net(_raw(model, inputs))
     return outputs
-
-
-def _entropy(logs: Tensor) -> Tensor:
-    """-Σ p log p over the last axis, from log p."""
-    return torch.special.entr(logs.exp()).sum(-1)
 
 
 def _raw(model: Model, inputs: Tensor) -> Tensor:

@@ -215,7 +215,7 @@ def labels(
     axis.set_ylim(-0.6, len(names) - 0.4)
     step = -(-len(names) // MOST_NAMED)
     axis.set_yticks(place[::step], shown[::step])
-    about = "" if counts is None else " (samples that have it)"
+    about = "" if counts is None else " (samples)"
     style_axis(axis, "score", f"label{about}")
     axis.grid(axis="y", alpha=0.3)
     figure.legend(frameon=False, loc="outside lower center", ncols=len(arrays))

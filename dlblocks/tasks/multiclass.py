@@ -114,6 +114,18 @@ class MulticlassTask(Task):
             return hard_votes(outputs).mean(0).clamp_(min=NO_VOTE).log()
         return outputs.log_softmax(2).logsumexp(0) - math.log(len(outputs))
 
+    def uncertainty(self, outputs: Tensor) -> dict[str, Tensor]:
+        logs = outputs.float().log_softmax(2)
+        mean = logs.logsumexp(0) - math.log(len(logs))
+        # Entropies -Σ p log p over the classes.
+        entropy, each = (torch.special.entr(log.exp()).sum(-1) for log in (mean, logs))
+        expected = each.mean(0)
+        return {
+            "entropy": entropy,
+            "expected_entropy": expected,
+            "mutual_information": (entropy - expected).clamp(min=0),
+        }
+
     def fit_to(self, datamodule: Any) -> None:
         if not self.is_balanced:
             return

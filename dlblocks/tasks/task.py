@@ -85,6 +85,13 @@ class Task(nn.Module):
         predictions = torch.stack([self.predict(member) for member in outputs])
         return self.outputs_of(predictions.mean(0))
 
+    def uncertainty(self, outputs: Tensor) -> dict[str, Tensor]:
+        """How unsure members are of each sample; see `dlblocks.models.VotingEnsemble`."""
+        raise ValueError(
+            "uncertainty is that of one class a sample; for other predictions use the std of "
+            "Trainer.predict."
+        )
+
     def fit_to(self, datamodule: Any) -> None:
         """Takes from the training part of the data what the loss needs, as class weights."""
 
