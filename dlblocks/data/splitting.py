@@ -653,11 +653,9 @@ def _fold_numbers(folds: npt.ArrayLike) -> Indices:
     values = np.asarray(folds)
     if values.dtype.kind not in "iuUSO":
         raise ValueError(f"folds has dtype {values.dtype}; expected integers or texts.")
-    if values.dtype.kind in "iu":
-        none = values < 0
-    else:
+    if values.dtype.kind not in "iu":
         values = np.array(["" if value is None else str(value) for value in values])
-        none = (values == "") | (values == "-1")
+    none = np.isin(values, ["", "-1"]) if values.dtype.kind == "U" else values < 0
     numbers = np.full(len(values), -1)
     numbers[~none] = np.unique(values[~none], return_inverse=True)[1]
     return numbers
