@@ -66,10 +66,7 @@ class ArrayDataset(Dataset[Sample]):
         transform: SampleTransform | None = None,
     ) -> None:
         if len(inputs) != len(targets):
-            raise ValueError(
-                f"inputs has {len(inputs)} rows and targets has {len(targets)}; "
-                "they must be equally long."
-            )
+            raise ValueError(f"inputs has {len(inputs)} rows and targets has {len(targets)}.")
         self.inputs, self.targets = inputs, targets
         self.rows = torch.arange(len(inputs)) if rows is None else rows
         self.transform = transform

@@ -133,28 +133,18 @@ def _check_test_set(
         test_targets: Shape (M,) or (M, D).
         class_names: Names of the classes; None if they are those in `targets`.
     """
-    shape, test_shape = tuple(inputs.shape[1:]), tuple(test_inputs.shape[1:])
-    if shape != test_shape:
-        raise ValueError(
-            f"test_inputs has samples of shape {test_shape} and inputs of {shape}; give both in "
-            "the same shape."
-        )
-    both_floating = inputs.is_floating_point() and test_inputs.is_floating_point()
-    if inputs.dtype != test_inputs.dtype and not both_floating:
-        raise ValueError(
-            f"test_inputs is {test_inputs.dtype} and inputs {inputs.dtype}; give both in the same "
-            "units and dtype."
-        )
-    if targets.is_floating_point() != test_targets.is_floating_point():
-        raise ValueError(
-            f"test_targets is {test_targets.dtype} and targets {targets.dtype}; give integers in "
-            "both for classes, or floating point in both for values."
-        )
-    if targets.shape[1:] != test_targets.shape[1:]:
-        raise ValueError(
-            f"test_targets has shape {tuple(test_targets.shape)} and targets "
-            f"{tuple(targets.shape)}; give equally many values a sample."
-        )
+    for name, ours, theirs in (
+        ("inputs", inputs, test_inputs),
+        ("targets", targets, test_targets),
+    ):
+        # Floating point of another precision will do.
+        both_floating = ours.is_floating_point() and theirs.is_floating_point()
+        alike = ours.dtype == theirs.dtype or both_floating
+        if ours.shape[1:] != theirs.shape[1:] or not alike:
+            raise ValueError(
+                f"test_{name} is {theirs.dtype} of shape {tuple(theirs.shape)} and {name} "
+                f"{ours.dtype} of {tuple(ours.shape)}; give both in the same units and shape."
+            )
     if targets.is_floating_point():
         return
     count = int(targets.max()) + 1 if class_names is None else len(class_names)

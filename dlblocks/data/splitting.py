@@ -66,10 +66,8 @@ def check_split(split: Any) -> None:
     state = getattr(split, "random_state", 0)
     is_drawn = state is not None or getattr(split, "shuffle", True)
     if is_drawn and not isinstance(state, Integral):
-        raise ValueError(
-            f"split={split_name(split)} draws other folds at every call; give it a number, such as "
-            "random_state=0."
-        )
+        name = split_name(split)
+        raise ValueError(f"split={name} draws other folds at every call; set random_state=0.")
 
 
 def counts_folds(split: Split | Splitter) -> bool:
@@ -200,10 +198,7 @@ def _check_columns(split: Split | Splitter, groups: object, folds: object, copie
     by_groups = split == "leave_one_group_out"
     if groups is not None and (split == "time_series" or (copies and by_groups)):
         what = "groups='duplicates'" if copies else "groups"
-        raise ValueError(
-            f"{what} cannot be kept whole by split={split!r}; use split='kfold', or leave groups "
-            "out."
-        )
+        raise ValueError(f"{what} cannot be kept whole by split={split!r}; leave groups out.")
     for argument, value, needs in (
         ("groups", groups, "leave_one_group_out"),
         ("folds", folds, "predefined"),
