@@ -29,6 +29,7 @@ from dlblocks._files import PART, atomic_write, is_rank_zero
 
 VERSION = 4  # of the files and of how images are made; another one is built anew
 ROUNDED = 2.0  # seconds by which a file system may change the time of a file
+AT_ONCE = 10_000  # images that wait for a thread
 
 Decode = Callable[[str], np.ndarray]
 
@@ -70,26 +71,33 @@ def cached_images(
         "fingerprint": _fingerprint(root, files, shape, settings),
     }
     images = _open(path, about)
-    if images is None:
-        with _explained(path, about):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path) as is_held:
-            images = _open(path, about)  # another process may have built it
-            if images is None:
-                if path.exists():
-                    why = _what_changed(_read_about(path), about)
-                    rank_zero_warn(f"{path} is built anew: {why}.")
-                if is_held:
-                    _remove_parts(path)
-                _build(path, files, about, decode)
-                images = _open(path, about)
+    if images is not None:
+        return read_only_tensor(images)
+    with _explained(path, about):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path) as is_held:
+        if _open(path, about) is None:  # else another process has built it
+            if path.exists():
+                why = _what_changed(_read_about(path), about)
+                rank_zero_warn(f"{path} is built anew: {why}.")
+            if is_held:
+                _remove_parts(path)
+            _build(path, files, about, decode)
+        images = _open(path, about)
     if images is None:
         raise RuntimeError(f"{path} was replaced as soon as it was built; start again.")
     return read_only_tensor(images)
 
 
 def read_only_tensor(array: np.ndarray) -> Tensor:
-    """Shares a read-only array with torch, which has no such tensors; a write would be a crash."""
+    """Shares a read-only array with torch, which has no such tensors; a write would be a crash.
+
+    An array that torch cannot share, of other byte order or negative strides, is copied.
+    """
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    if any(stride < 0 for stride in array.strides):
+        array = array.copy()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(array)
@@ -105,32 +113,20 @@ def decode_all(
     import joblib
     from tqdm import tqdm
 
-    numbers = iter(range(len(files)))
-    lock, failed = threading.Lock(), threading.Event()
+    lock = threading.Lock()
 
-    def work() -> None:
-        try:
-            while not failed.is_set():
-                with lock:
-                    i = next(numbers, None)
-                if i is None:
-                    return
-                image = decode(files[i])
-                with lock:
-                    put(i, image)
-                    bar.update()
-        except BaseException:
-            failed.set()
-            raise
+    def work(i: int) -> None:
+        image = decode(files[i])
+        with lock:
+            put(i, image)
+            bar.update()
 
     threads = min(joblib.cpu_count(), 16, len(files))
     bar = tqdm(total=len(files), desc=title, disable=not is_rank_zero(), delay=1.0)
     with bar, ThreadPoolExecutor(threads) as pool:
-        try:
-            for future in [pool.submit(work) for _ in range(threads)]:
-                future.result()
-        finally:  # an error or Ctrl-C: the other threads stop after the image at hand
-            failed.set()
+        for start in range(0, len(files), AT_ONCE):
+            # After an error or Ctrl-C `map` cancels what has not begun.
+            list(pool.map(work, range(start, min(start + AT_ONCE, len(files)))))
 
 
 def _fingerprint(root: Path, files: Sequence[str], shape: tuple[int, ...], settings: str) -> str:
@@ -261,18 +257,16 @@ def _explained(path: Path, about: dict[str, Any]) -> Iterator[None]:
         yield
     except OSError as error:
         cure = "choose another folder with cache='/another/folder'"
+        message = f"{path.parent} cannot hold the image cache ({error}); {cure}."
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             free = shutil.disk_usage(next(p for p in path.parents if p.exists())).free
             limit = f"{free:,} are free"
             if error.errno == errno.EFBIG:
                 limit = "a file may not be so large here (see ulimit -f)"
             message = (
-                f"{path.parent} has no room for the image cache ({os.strerror(error.errno)}): "
-                f"{math.prod(about['shape']):,} bytes are needed, {limit}; {cure}, or a smaller "
-                "size."
+                f"{path.parent} has no room for the image cache: {math.prod(about['shape']):,} "
+                f"bytes are needed, {limit}; {cure}, or a smaller size."
             )
-        else:
-            message = f"{path.parent} cannot hold the image cache ({error}); {cure}."
         raise OSError(error.errno, message) from error
 
 

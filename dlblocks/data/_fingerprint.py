@@ -113,10 +113,6 @@ def _as_tensor(values: Any) -> Tensor:
         array = np.frombuffer(text.encode() or b"\0", dtype=np.uint8)
     elif array.dtype.kind not in "fib" and array.dtype != np.uint8:
         array = np.frombuffer(array.tobytes(), dtype=np.uint8)  # torch has no such numbers
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
-    if any(stride < 0 for stride in array.strides):
-        array = array.copy()
     return read_only_tensor(array)
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from dlblocks._quiet import isolated
 from dlblocks.data._fingerprint import MAX_SEARCHED_BYTES, row_keys
-from dlblocks.data._labels import mask_as_none
+from dlblocks.data._labels import as_numpy
 
 TARGETS = ("targets", "labels", "y")
 GROUPS = ("groups",)
@@ -32,26 +31,41 @@ def read_column(dataset: Dataset, names: Sequence[str]) -> np.ndarray | None:
     and `ConcatDataset`. Targets of a `TensorDataset` are its last tensor. No sample is loaded.
 
     Example:
+        >>> import torch
         >>> data = TensorDataset(torch.zeros(4, 2), torch.tensor([3, 2, 1, 0]))
         >>> read_column(Subset(data, [0, 2]), TARGETS)
         array([3, 1])
     """
+
+    def own(part: Dataset) -> dict[str, np.ndarray]:
+        if isinstance(part, TensorDataset):
+            last = names is TARGETS and len(part.tensors) > 1
+            return {"": as_numpy(part.tensors[-1])} if last else {}
+        for name in names:
+            values: Any = getattr(part, name, None)
+            is_column = isinstance(values, (Tensor, np.ndarray, list, tuple)) or _is_series(values)
+            if is_column and len(values) == length(part):
+                return {"": as_numpy(values)}
+        return {}
+
+    return _columns(dataset, own).get("")
+
+
+def _columns(
+    dataset: Dataset, own: Callable[[Dataset], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """Return columns of a data set, through `Subset` and `ConcatDataset`.
+
+    `own` returns those of any other data set, one value a sample.
+    """
     if isinstance(dataset, Subset):
-        whole = read_column(dataset.dataset, names)
-        return None if whole is None else whole[np.asarray(dataset.indices, dtype=np.int64)]
+        rows = np.asarray(dataset.indices, dtype=np.int64)
+        return {name: column[rows] for name, column in _columns(dataset.dataset, own).items()}
     if isinstance(dataset, ConcatDataset):
-        parts = [read_column(part, names) for part in dataset.datasets]
-        found = [part for part in parts if part is not None]
-        return np.concatenate(found) if len(found) == len(parts) else None
-    if isinstance(dataset, TensorDataset):
-        last = names is TARGETS and len(dataset.tensors) > 1
-        return as_numpy(dataset.tensors[-1]) if last else None
-    for name in names:
-        values: Any = getattr(dataset, name, None)
-        is_column = isinstance(values, (Tensor, np.ndarray, list, tuple)) or _is_series(values)
-        if is_column and len(values) == length(dataset):
-            return as_numpy(values)
-    return None
+        parts = [_columns(part, own) for part in dataset.datasets]
+        names = set.intersection(*(set(part) for part in parts))
+        return {name: np.concatenate([part[name] for part in parts]) for name in names}
+    return own(dataset)
 
 
 def arrays(dataset: Dataset) -> dict[str, Any]:
@@ -71,15 +85,6 @@ def arrays(dataset: Dataset) -> dict[str, Any]:
         for name, values in found.items()
         if isinstance(values, (Tensor, np.ndarray, list, tuple))
     }
-
-
-def as_numpy(values: Any) -> np.ndarray:
-    """Tensors, lists of numbers or texts, lists of scalar tensors, as one array."""
-    if isinstance(values, (list, tuple)) and values and isinstance(values[0], Tensor):
-        values = torch.stack(list(values))
-    if isinstance(values, Tensor):
-        return values.detach().cpu().numpy()
-    return np.asarray(mask_as_none(values))
 
 
 def _is_series(values: Any) -> bool:
@@ -119,6 +124,7 @@ def count_shared(test: Dataset, development: Dataset) -> int | None:
     if they are augmented at random.
 
     Example:
+        >>> import torch
         >>> data = TensorDataset(torch.arange(6.0)[:, None])
         >>> count_shared(Subset(data, [0, 1, 2]), Subset(data, [2, 3]))
         1
@@ -155,16 +161,13 @@ def sample_keys(dataset: Dataset) -> dict[str, np.ndarray]:
     lists of texts or arrays. Columns of single numbers are left out: they may be sample numbers.
     Empty if there is nothing of the kind, or more than 4 GiB of it.
     """
-    if isinstance(dataset, Subset):
-        rows = np.asarray(dataset.indices, dtype=np.int64)
-        return {name: keys[rows] for name, keys in sample_keys(dataset.dataset).items()}
-    if isinstance(dataset, ConcatDataset):
-        parts = [sample_keys(part) for part in dataset.datasets]
-        names = set.intersection(*(set(part) for part in parts))
-        return {name: np.concatenate([part[name] for part in parts]) for name in names}
-    found = _held(dataset)
-    size = sum(v.nbytes for v in found.values() if isinstance(v, (Tensor, np.ndarray)))
-    return {} if size > MAX_SEARCHED_BYTES else {n: row_keys(v) for n, v in found.items()}
+
+    def own(part: Dataset) -> dict[str, np.ndarray]:
+        found = _held(part)
+        size = sum(v.nbytes for v in found.values() if isinstance(v, (Tensor, np.ndarray)))
+        return {} if size > MAX_SEARCHED_BYTES else {n: row_keys(v) for n, v in found.items()}
+
+    return _columns(dataset, own)
 
 
 def _held(dataset: Dataset) -> dict[str, Any]:
@@ -188,11 +191,9 @@ def _held(dataset: Dataset) -> dict[str, Any]:
             found |= _listed(name, values)
         elif values.ndim > 1 or (isinstance(values, np.ndarray) and values.dtype.kind in "USO"):
             found[name] = values
-    return {"data": found["data"]} | _only(found, "targets") if "data" in found else found
-
-
-def _only(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {name: values[name]} if name in values else {}
+    if "data" in found:
+        return {name: found[name] for name in ("data", "targets") if name in found}
+    return found
 
 
 def _listed(name: str, values: Sequence[Any]) -> dict[str, Any]:

@@ -55,10 +55,8 @@ def encode_labels(
     numbers = [label for label in labels if _is_number(label)]
     for label in numbers:
         if not float(label).is_integer():
-            raise ValueError(
-                f"{argument} has {label} in row {_first(labels, position, label)}, which is not a "
-                "whole number and so not a class; for regression give floating-point numbers."
-            )
+            row = _first(labels, position, label)
+            raise ValueError(f"{argument} has {label} in row {row}, which is not a whole number.")
     if class_names is not None:
         classes = _look_up(argument, labels, position, class_names, by_name)
         return _picked(classes, position), list(class_names)
@@ -147,13 +145,20 @@ def read_labels(argument: str, values: Any) -> np.ndarray:
     return np.array(labels, dtype=np.int64 if whole else np.float64)[position]
 
 
-def mask_as_none(values: Any) -> Any:
-    """Return a masked array as objects, with None for what is masked."""
-    if not isinstance(values, np.ma.MaskedArray):
-        return values
-    objects = values.data.astype(object)
-    objects[np.ma.getmaskarray(values)] = None
-    return objects
+def as_numpy(values: Any) -> np.ndarray:
+    """Return tensors, lists of numbers or texts, or lists of scalar tensors as one array.
+
+    A masked array becomes objects, with None for what is masked.
+    """
+    if isinstance(values, (list, tuple)) and values and isinstance(values[0], Tensor):
+        values = torch.stack(list(values))
+    if isinstance(values, Tensor):
+        return values.detach().cpu().numpy()
+    if isinstance(values, np.ma.MaskedArray):
+        objects = values.data.astype(object)
+        objects[np.ma.getmaskarray(values)] = None
+        return objects
+    return np.asarray(values)
 
 
 def _distinct(argument: str, values: Any) -> tuple[list[Any], np.ndarray]:
@@ -168,30 +173,24 @@ def _distinct(argument: str, values: Any) -> tuple[list[Any], np.ndarray]:
             rows = [positions.setdefault(label, len(positions)) for label in array.tolist()]
         except TypeError as error:
             raise TypeError(
-                f"{argument} has a list, dictionary or array in place of a label ({error}); give "
-                "one number or text a sample."
+                f"{argument} has a list, dictionary or array in place of a label ({error})."
             ) from error
         position, labels = np.array(rows, dtype=np.int64), list(positions)
     # NumPy makes the text "nan" of NaN among texts.
     gone = [_is_missing(x) or (array.dtype.kind == "U" and x == "nan") for x in labels]
     missing = np.flatnonzero(np.array(gone, dtype=bool)[position])
     if len(missing):
+        first = labels[position[missing[0]]]
         raise ValueError(
-            f"{argument} has {len(missing)} missing label(s), the first "
-            f"({labels[position[missing[0]]]!r}) in row {missing[0]}; remove these rows, or give "
-            "them a label of their own, such as 'unknown'."
+            f"{argument} has {len(missing)} missing label(s), the first ({first!r}) in row "
+            f"{missing[0]}; remove these rows, or give them a label such as 'unknown'."
         )
     return labels, position
 
 
 def _column(argument: str, values: Any) -> np.ndarray:
     """Return labels as an array of shape (N,), with None for what is masked."""
-    if isinstance(values, (list, tuple)) and values and isinstance(values[0], Tensor):
-        values = torch.stack(list(values))
-    if isinstance(values, Tensor):
-        values = values.detach().cpu().numpy()
-    values = mask_as_none(values)
-    array = np.asarray(values)
+    array = as_numpy(values)
     if isinstance(values, (list, tuple)) and array.dtype.kind in "US":
         array = np.asarray(values, dtype=object)  # or None and NaN would be texts
     if array.ndim == 2 and array.shape[1] == 1:
@@ -255,8 +254,7 @@ def _look_up(
             if not 0 <= label < len(class_names):
                 raise ValueError(
                     f"{argument} has label {label} in row {_first(labels, position, label)}, but "
-                    f"class_names has {len(class_names)} names, for the labels 0 … "
-                    f"{len(class_names) - 1}; leave class_names out, or give the labels as texts."
+                    f"class_names has {len(class_names)} names, for 0 … {len(class_names) - 1}."
                 )
         return [int(label) for label in labels]
     for label in labels:
@@ -266,7 +264,6 @@ def _look_up(
                 names += f" and {len(class_names) - SHOWN} more"
             raise ValueError(
                 f"{argument} has label {label!r} in row {_first(labels, position, label)}, which "
-                f"is not among the classes {names}; remove these samples, or give class_names "
-                "that has all labels."
+                f"is not among the classes {names}; give class_names that has all labels."
             )
     return [known[label_key(_text(label))] for label in labels]

@@ -59,9 +59,9 @@ def read_table(path: Path, read_args: Mapping[str, Any]) -> pd.DataFrame:
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if _is_table(file))
         if not files:
+            endings = ", ".join(ENDINGS)
             raise FileNotFoundError(
-                f"data={str(path)!r} has no CSV file; their names end with {', '.join(ENDINGS)}, "
-                f"perhaps followed by {', '.join(COMPRESSED)}."
+                f"data={str(path)!r} has no CSV file, which end with {endings}."
             )
     elif path.is_file():
         files = [path]
@@ -182,18 +182,13 @@ def _check_header(path: Path, table: pd.DataFrame, args: Mapping[str, Any]) -> N
     names = [str(name) for name in table.columns]
     named = [name for name in names if not name.startswith(NO_NAME)]
     if len(named) == 1:  # two if the cells have decimal commas
+        single = f"{path} has a single column, {named[0]!r}; if it is separated by"
         for sep in (";", "\t", "|", ","):
             if sep in named[0] and sep != args["sep"]:
-                raise ValueError(
-                    f"{path} has a single column, {named[0]!r}; if it is separated by {sep!r}, "
-                    f"set sep={sep!r}."
-                )
+                raise ValueError(f"{single} {sep!r}, set sep={sep!r}.")
         cells = table[table.columns[names.index(named[0])]].astype(str)
         if re.search(r"\S\s+\S", named[0]) and cells.str.contains(r"\s").all():
-            raise ValueError(
-                f"{path} has a single column, {named[0]!r}; if it is separated by spaces, set "
-                r"sep='\s+'."
-            )
+            raise ValueError(rf"{single} spaces, set sep='\s+'.")
     bases = {name.rpartition(".")[0] for name in names if name.rpartition(".")[2].isdecimal()}
     if bases & set(names):  # pandas calls a second "a" "a.1"; the file may, too
         text = {"header": None, "nrows": 1, "dtype": str, "index_col": False}

@@ -127,8 +127,7 @@ def _inputs(argument: str, values: Any, *, wide: bool = False) -> Tensor:
     if tensor.ndim == 4 and tensor.shape[-1] in (1, 3, 4) and tensor.shape[1] not in (1, 3, 4):
         raise ValueError(
             f"{argument} has shape {tuple(tensor.shape)}, whose last axis looks like channels; "
-            f"images are (N, C, H, W): pass {argument}.transpose(0, 3, 1, 2) (NumPy; of a file "
-            "np.load(file, mmap_mode='r').transpose(0, 3, 1, 2)) or .permute(0, 3, 1, 2) (torch)."
+            "images are (N, C, H, W): use .transpose(0, 3, 1, 2) (NumPy) or .permute (torch)."
         )
     if tensor.dtype == torch.uint8 and tensor.ndim == 4:
         return tensor
@@ -143,8 +142,7 @@ def _check_integers(argument: str, values: np.ndarray | None) -> None:
     if number is not None:
         raise ValueError(
             f"{argument} has whole numbers above 2**53, such as {number}, which float64 rounds; "
-            "leave the column out if it is an identifier, subtract an offset, or give it as "
-            "float64, rounded."
+            "leave identifiers out, or subtract an offset."
         )
 
 
@@ -156,8 +154,9 @@ def _targets(
     Values are what is floating point.
     """
     values = _opened(argument, values)
-    floating = values.dtype.is_floating_point if isinstance(values, Tensor) else None
-    if floating is None:
+    if isinstance(values, Tensor):
+        floating = values.is_floating_point()
+    else:
         floating = np.asarray(values).dtype.kind == "f"
     if not floating:
         several = several_labels(argument, values, class_names)
@@ -183,10 +182,6 @@ def _as_tensor(argument: str, values: Any) -> Tensor:
         raise ValueError(f"{argument} has dtype {array.dtype}; expected numbers.")
     if array.dtype.kind == "u" and array.dtype != np.uint8:
         array = array.astype(np.int64)
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
-    if any(stride < 0 for stride in array.strides):
-        array = array.copy()  # torch has no such tensors
     if not array.flags.writeable and not _is_mapped(array):
         array = array.copy()  # a slip of the user's must be no crash
     return read_only_tensor(array)
@@ -205,13 +200,11 @@ def _opened(argument: str, values: Any) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{argument}={str(path)!r} is no file.")
     try:
-        array = np.lib.format.open_memmap(path, mode="r")
+        return np.lib.format.open_memmap(path, mode="r")
     except (ValueError, EOFError) as error:
         raise ValueError(
-            f"{argument}={str(path)!r} cannot be mapped ({error}); save one whole array of "
-            "numbers by np.save."
+            f"{argument}={str(path)!r} cannot be mapped ({error}); save one array by np.save."
         ) from error
-    return array
 
 
 def _is_mapped(values: Any) -> bool:
@@ -226,12 +219,11 @@ def _check_mapped(argument: str, array: np.ndarray) -> None:
     images = array.dtype == np.uint8 and array.ndim == 4
     if not images and array.dtype not in (np.float32, np.float16):
         raise ValueError(
-            f"{argument} is a memory map of dtype {array.dtype} and shape {array.shape}, which "
-            "would have to be converted whole; save it as float32, or as uint8 if it is images "
-            "(N, C, H, W)."
+            f"{argument} is a memory map of dtype {array.dtype} and shape {array.shape}; save it "
+            "as float32, or as uint8 if it is images (N, C, H, W)."
         )
     if any(stride < 0 or stride > array.strides[0] for stride in array.strides):
         raise ValueError(
-            f"{argument} is a memory map whose samples do not lie one after the other (Fortran "
-            f"order, strides {array.strides}); save it by np.save(file, np.ascontiguousarray(…))."
+            f"{argument} is a memory map whose samples do not lie one after the other; save it by "
+            "np.save(file, np.ascontiguousarray(…))."
         )

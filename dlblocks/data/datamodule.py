@@ -415,11 +415,8 @@ class ResidentArrays:
 
 
 def _fit(num_bytes: int, device: torch.device) -> bool:
-    if num_bytes == 0:
-        return True
-    if device.type != "cuda":
-        return False  # others cannot be asked
-    free, _ = torch.cuda.mem_get_info(device)
+    # Other devices than CUDA's cannot be asked.
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
     return num_bytes <= SHARE_OF_FREE_MEMORY * free
 
 

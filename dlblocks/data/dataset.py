@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import repeat
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,11 +32,7 @@ class _Rows(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    @overload
-    def __getitem__(self, i: int) -> Sample: ...
-    @overload
-    def __getitem__(self, i: slice) -> Sequence[Sample]: ...
-    def __getitem__(self, i: int | slice) -> Sample | Sequence[Sample]:
+    def __getitem__(self, i: Any) -> Any:
         if isinstance(i, slice):
             return _Rows(self.inputs[i], self.targets[i], self.rows[i])
         return self.inputs[i], self.targets[i], int(self.rows[i])
@@ -70,10 +66,7 @@ class ArrayDataset(Dataset[Sample]):
         transform: SampleTransform | None = None,
     ) -> None:
         if len(inputs) != len(targets):
-            raise ValueError(
-                f"inputs has {len(inputs)} rows and targets has {len(targets)}; "
-                "they must be equally long."
-            )
+            raise ValueError(f"inputs has {len(inputs)} rows and targets has {len(targets)}.")
         self.inputs, self.targets = inputs, targets
         self.rows = torch.arange(len(inputs)) if rows is None else rows
         self.transform = transform

@@ -99,17 +99,13 @@ class ImageFolderDataModule(DataModule):
         super().__init__(groups="duplicates" if groups == "duplicates" else None, **kwargs)
         if self.split == "time_series":
             raise ValueError(
-                "split='time_series' needs samples in the order of time, but folders come class by "
-                "class; use split='predefined' with folds=."
+                "split='time_series' needs an order of time, but folders come class by class; use "
+                "split='predefined' with folds=."
             )
         sides = tuple(map(whole, size if isinstance(size, Sequence) else (size, size)))
         for side in sides:
             check_range("size", side, 1)
-        if in_channels not in (1, 3):
-            raise ValueError(f"in_channels={in_channels} must be 1 (grey) or 3 (colour).")
-        colour = (background,) * 3 if isinstance(background, int) else tuple(background)
-        if len(colour) != 3:
-            raise ValueError(f"background={background!r} must be one number or (red, green, blue).")
+        colour: Any = (background,) * 3 if isinstance(background, int) else tuple(background)
         for value in colour:
             check_range("background", value, 0, 255)
         root = str(root)  # plain, so that any checkpoint loads
@@ -121,9 +117,8 @@ class ImageFolderDataModule(DataModule):
         self.cache = cache
         self.groups = _named_by("groups", None if groups == "duplicates" else groups)
         self.folds = _named_by("folds", folds)
-        given = {"groups": groups, "folds": folds}
-        functions = [name for name, value in given.items() if callable(value)]
-        self.save_hyperparameters(ignore=functions)
+        functions = {"groups": callable(groups), "folds": callable(folds)}
+        self.save_hyperparameters(ignore=[name for name, given in functions.items() if given])
 
     def prepare_data(self) -> None:
         if self.cache:
@@ -154,11 +149,8 @@ class ImageFolderDataModule(DataModule):
         _ = self.source
         if not self._num_val:
             return super().notes()
-        return [
-            *super().notes(),
-            f"the {self._num_val} images of the validation folder are a part of the development "
-            "set, of which the folds are made.",
-        ]
+        note = f"the {self._num_val} images of the validation folder are a part of the folds."
+        return [*super().notes(), note]
 
     def _splits(self, num_folds: int | None, repeat: int) -> list[dict[str, Indices]]:
         columns = self.columns
@@ -175,8 +167,7 @@ class ImageFolderDataModule(DataModule):
                 name = "equal images" if columns.copies else repr(str(both[0]))
                 raise ValueError(
                     f"groups has {name} in the folders of both training and validation "
-                    f"({len(both)} such groups); keep each in one of them, or set num_folds, "
-                    "which draws folds of whole groups from both."
+                    f"({len(both)} such groups); keep each in one of them, or set num_folds."
                 )
         return [{"train": train, "val": val, "test": test}]
 
@@ -192,10 +183,8 @@ class ImageFolderDataModule(DataModule):
             if part is None:
                 others.append(folder)
             elif part in found:
-                raise ValueError(
-                    f"root={self.root!r} has the folders {found[part].name!r} and {folder.name!r}, "
-                    f"which both mean {part!r}; keep one of them."
-                )
+                both = f"{found[part].name!r} and {folder.name!r}"
+                raise ValueError(f"root={self.root!r} has {both}, which both mean {part!r}.")
             else:
                 found[part] = folder
         if not found:
@@ -204,22 +193,20 @@ class ImageFolderDataModule(DataModule):
                 if len(inside) > 1:
                     raise ValueError(
                         f"root={self.root!r} has {' and '.join(map(repr, inside))} inside of "
-                        f"{folder.name!r}, which would be a class; use root={str(folder)!r}, or "
-                        f"move the classes into the parts: train/{folder.name}/…"
+                        f"{folder.name!r}, which would be a class; use root={str(folder)!r}."
                     )
             return {"train": root}
         names = " and ".join(repr(folder.name) for folder in found.values())
         if "train" not in found:
             raise ValueError(
-                f"root={self.root!r} has {names}, but no folder 'train'; add train/<class>/…, or "
-                "rename them if they are classes."
+                f"root={self.root!r} has {names}, but no folder 'train'; add it, or rename them if "
+                "they are classes."
             )
         classes = [folder.name for folder in others if _images(folder)]
         if classes:
             raise ValueError(
                 f"root={self.root!r} has {names} beside other folders of images, such as "
-                f"{classes[0]!r}; move the classes into the parts (train/<class>/…), or rename "
-                "the parts if they are classes."
+                f"{classes[0]!r}; move the classes into the parts (train/<class>/…)."
             )
         return found
 
@@ -249,7 +236,7 @@ class ImageFolderDataModule(DataModule):
             if folder.resolve() in cache.resolve().parents:
                 raise ValueError(
                     f"cache={self.cache!r} is inside {folder}, where every folder is a class; use "
-                    "cache=True, or a folder outside."
+                    "cache=True."
                 )
         # Two roots may share a folder.
         place = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:8]
@@ -298,8 +285,7 @@ def _class_folders(folder: Path) -> list[str]:
     names = [sub.name for sub in _folders(folder)]
     if not names:
         raise FileNotFoundError(
-            f"{folder} has no folder of a class; expected {folder}/<class>/<image>, with endings "
-            f"such as {', '.join(ENDINGS[:4])}. Images without a class belong elsewhere."
+            f"{folder} has no folder of a class; expected {folder}/<class>/<image>."
         )
     return names
 
@@ -315,16 +301,12 @@ def _list_images(folder: Path, names: list[str], part: str) -> list[tuple[str, s
     found = []
     for name in _class_folders(folder):
         if name not in names:
-            raise ValueError(
-                f"{folder} has the class {name!r}, which training lacks"
-                f"{did_you_mean(name, names)}; training has {', '.join(map(repr, names[:20]))}."
-            )
+            hint = did_you_mean(name, names) or "."
+            raise ValueError(f"{folder} has the class {name!r}, which training lacks{hint}")
         files = _images(folder / name)
         if not files and part == "train":
-            raise FileNotFoundError(
-                f"{folder / name} has no image ({', '.join(ENDINGS)}); remove this class, or add "
-                "its images."
-            )
+            endings = ", ".join(ENDINGS)
+            raise FileNotFoundError(f"{folder / name} has no image ({endings}); remove this class.")
         paths = [Path(file).relative_to(folder).as_posix() for file in files]
         found += [(file, path, names.index(name)) for file, path in zip(files, paths, strict=True)]
     if not found:
@@ -346,9 +328,7 @@ def _named_by(
     def name(path: str) -> str:
         found = pattern.search(path)
         if found is None:
-            raise ValueError(
-                f"{argument}={given!r} matches nothing in {path!r}; every path needs a match."
-            )
+            raise ValueError(f"{argument}={given!r} matches nothing in {path!r}.")
         return found[1 if pattern.groups else 0] or ""
 
     return name
@@ -368,10 +348,7 @@ def _decode(
                 pixels = (np.asarray(image).astype(np.uint32) + 128) // 257
                 image = Image.fromarray(pixels.astype(np.uint8))
             if image.mode in ("I", "F"):
-                raise ValueError(
-                    f"its pixels are of mode {image.mode}, whose range is not known: save it with "
-                    "8 or 16 bits"
-                )
+                raise ValueError(f"mode {image.mode}, whose range is unknown: save 8 or 16 bits")
             if image.has_transparency_data:
                 ground = Image.new("RGBA", image.size, (*background, 255))
                 image = Image.alpha_composite(ground, image.convert("RGBA"))

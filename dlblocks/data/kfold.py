@@ -32,14 +32,13 @@ from dlblocks.data._foreign import (
     GROUPS,
     TARGETS,
     arrays,
-    as_numpy,
     count_shared,
     input_keys,
     is_dataset,
     length,
     read_column,
 )
-from dlblocks.data._labels import read_labels
+from dlblocks.data._labels import as_numpy, read_labels
 from dlblocks.data.dataset import EpochSampler
 from dlblocks.data.split_datamodule import SplitDataModule, SplitMetadata
 
@@ -151,10 +150,8 @@ class FoldedDataModule(SplitDataModule):
         own_groups = None if self._keep_duplicates else groups
         self.given = {"targets": targets, "groups": own_groups, "folds": folds}
         if use_val and not isinstance(data, pl.LightningDataModule):
-            raise ValueError(
-                f"use_val=True needs the val_dataloader() of a LightningDataModule, got a "
-                f"{type(data).__name__}; pass a ConcatDataset of both parts."
-            )
+            what = type(data).__name__
+            raise ValueError(f"use_val=True, but got a {what}; pass a ConcatDataset of both parts.")
         self.use_val = use_val
         self.eval_dataset = eval_dataset
         self._batch_size: int | None = None
@@ -203,10 +200,8 @@ class FoldedDataModule(SplitDataModule):
             loader = DataLoader(loader, batch_size=64)
         who = type(self.data).__name__
         if not isinstance(loader, DataLoader):
-            raise TypeError(
-                f"{who}.train_dataloader() returned {type(loader).__name__}; folds are made of one "
-                "DataLoader: pass the Dataset itself."
-            )
+            found = type(loader).__name__
+            raise TypeError(f"{who} returned {found}; folds are made of one DataLoader.")
         if not _is_numbered(loader.dataset):
             raise TypeError(
                 f"{type(loader.dataset).__name__} of {who} has no numbered samples; folds need "
@@ -246,7 +241,7 @@ class FoldedDataModule(SplitDataModule):
         if len(found) != 1:
             raise ValueError(
                 f"use_val=True needs one validation loader whose data set has a length, but {who} "
-                f"has {len(found)}; pass a ConcatDataset of all parts instead of the datamodule."
+                f"has {len(found)}; pass a ConcatDataset of all parts."
             )
         shared = count_shared(found[0], loader.dataset)
         if shared:
@@ -261,10 +256,8 @@ class FoldedDataModule(SplitDataModule):
         _ = self.loader
         notes = []
         if self._num_unused:
-            notes.append(
-                f"{self._num_unused} validation samples of {type(self.data).__name__} are not "
-                "used; use_val=True adds them to the development set."
-            )
+            unused = f"{self._num_unused} validation samples of {type(self.data).__name__}"
+            notes.append(f"{unused} are not used; use_val=True adds them to the development set.")
         if self.columns.targets is None and self.split == "kfold" and self.stratify is None:
             notes.append(
                 f"folds are not stratified: {type(self.loader.dataset).__name__} has no targets "

@@ -91,25 +91,21 @@ def check_arrays(
         raise ValueError(f"{part}inputs is empty; a data set needs at least one sample.")
     if inputs.ndim < 2:
         raise ValueError(
-            f"{part}inputs has shape {tuple(inputs.shape)}; expected (N, features) or "
-            "(N, C, H, W). For a single feature use inputs[:, None]."
+            f"{part}inputs has shape {tuple(inputs.shape)}; expected (N, F) or (N, C, H, W). For a "
+            "single feature use inputs[:, None]."
         )
     _check_finite(f"{part}inputs", inputs, feature_names)
-    if targets.is_floating_point():
-        if targets.ndim > 2:
-            raise ValueError(
-                f"{part}targets has shape {tuple(targets.shape)}; expected values of shape (N,) "
-                "or (N, D)."
-            )
+    are_values, are_labels = targets.is_floating_point(), targets.ndim == 2
+    if are_labels and not are_values:
+        are_labels = targets.min() >= 0 and targets.max() <= 1
+    if targets.ndim != 1 and not are_labels:
+        raise ValueError(
+            f"{part}targets has shape {tuple(targets.shape)}; expected classes of shape (N,), 0 "
+            "and 1 of several labels (N, C), or values of shape (N,) or (N, D)."
+        )
+    if are_values or are_labels:
         _check_finite(f"{part}targets", targets, None)
         return
-    if targets.ndim == 2 and targets.min() >= 0 and targets.max() <= 1:
-        return  # several labels a sample
-    if targets.ndim != 1:
-        raise ValueError(
-            f"{part}targets has shape {tuple(targets.shape)}; expected classes of shape (N,), or "
-            "0 and 1 of shape (N, C) for several labels a sample."
-        )
     low, high = int(targets.min()), int(targets.max())
     if low < 0:
         row = int(targets.argmin())
@@ -117,13 +113,11 @@ def check_arrays(
     if class_names is not None and high >= len(class_names):
         raise ValueError(
             f"{part}targets has label {high} in row {int(targets.argmax())}, but there are "
-            f"{len(class_names)} classes, 0 … {len(class_names) - 1}."
+            f"{len(class_names)} classes."
         )
     if not part and low == high:
         name = low if class_names is None else repr(class_names[low])
-        raise ValueError(
-            f"targets has one class only ({name}); a classifier needs at least two classes."
-        )
+        raise ValueError(f"targets has one class only ({name}); a classifier needs two.")
 
 
 def _check_test_set(
@@ -142,45 +136,33 @@ def _check_test_set(
         test_targets: Shape (M,) or (M, D).
         class_names: Names of the classes; None if they are those in `targets`.
     """
-    shape, test_shape = tuple(inputs.shape[1:]), tuple(test_inputs.shape[1:])
-    if shape != test_shape:
-        raise ValueError(
-            f"test_inputs has samples of shape {test_shape} and inputs of {shape}; give both in "
-            "the same shape."
-        )
-    both_floating = inputs.is_floating_point() and test_inputs.is_floating_point()
-    if inputs.dtype != test_inputs.dtype and not both_floating:
-        raise ValueError(
-            f"test_inputs is {test_inputs.dtype} and inputs {inputs.dtype}, of which only uint8 "
-            "is scaled to [0, 1]; give both in the same units and dtype."
-        )
-    if targets.is_floating_point() != test_targets.is_floating_point():
-        raise ValueError(
-            f"test_targets is {test_targets.dtype} and targets {targets.dtype}; give integers in "
-            "both for classes, or floating point in both for values."
-        )
-    if targets.shape[1:] != test_targets.shape[1:]:
-        raise ValueError(
-            f"test_targets has shape {tuple(test_targets.shape)} and targets "
-            f"{tuple(targets.shape)}; give equally many values or labels a sample."
-        )
+    for name, ours, theirs in (
+        ("inputs", inputs, test_inputs),
+        ("targets", targets, test_targets),
+    ):
+        # Floating point of another precision will do.
+        both_floating = ours.is_floating_point() and theirs.is_floating_point()
+        alike = ours.dtype == theirs.dtype or both_floating
+        if ours.shape[1:] != theirs.shape[1:] or not alike:
+            raise ValueError(
+                f"test_{name} is {theirs.dtype} of shape {tuple(theirs.shape)} and {name} "
+                f"{ours.dtype} of {tuple(ours.shape)}; give both in the same units and shape."
+            )
     if targets.is_floating_point() or targets.ndim > 1:
         return
     count = int(targets.max()) + 1 if class_names is None else len(class_names)
     high = int(test_targets.max())
     if high >= count:
         raise ValueError(
-            f"test_targets has label {high} in row {int(test_targets.argmax())}, but targets has "
-            f"the classes 0 … {count - 1}; give class_names if there are more."
+            f"test_targets has label {high} in row {int(test_targets.argmax())}, but there are "
+            f"{count} classes; give class_names if there are more."
         )
 
 
 def _check_finite(argument: str, values: Tensor, names: Sequence[str] | None) -> None:
-    if not values.is_floating_point():
-        return
     # One pass without a mask of the whole array: a sum is finite only if every term is,
     # save for overflow, which the slow look below sorts out.
-    if torch.isfinite(values.sum()):
+    if not values.is_floating_point() or torch.isfinite(values.sum()):
         return
     # A mask of some rows at a time, for arrays larger than memory.
     rows = max(1, 2**20 // values[0].numel())
@@ -208,10 +190,7 @@ def _check_finite(argument: str, values: Tensor, names: Sequence[str] | None) ->
         where += f", position {tuple(first[1:])}"
     cure = "remove these rows"
     if argument.endswith("inputs"):
-        cure += (
-            ", or fill NaN in by what the training part of each fold says, as "
-            "TabularDataModule(…, missing='impute') does"
-        )
+        cure += ", or fill NaN in by TabularDataModule(…, missing='impute')"
     raise ValueError(
         f"{argument} has {count} value(s) that are not finite, the first "
         f"({values[tuple(first)].item()}) in {where}; {cure}."

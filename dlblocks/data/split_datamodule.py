@@ -127,10 +127,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         check_range("test_fraction", test_fraction, 0, 1, high_open=True)
         _check_fold(num_folds, fold, counted=counts_folds(split))
         if stratify and split != "kfold":
-            raise ValueError(
-                f"stratify=True has no effect with split={split!r}; use split='kfold', or leave "
-                "stratify out."
-            )
+            raise ValueError(f"stratify=True has no effect with split={split_name(split)}.")
         self.split: Split | Splitter = split
         self._split_name = split_name(split)  # once: it may hold the fold of each sample
         self.num_folds = whole(num_folds)
@@ -365,8 +362,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         if targets.ndim > 1:
             raise ValueError(
                 f"stratify=True, but targets has shape {targets.shape}: several labels or values a "
-                "sample, for which scikit-learn has no stratified split; use stratify=False, or "
-                "split='predefined' with folds of your own."
+                "sample; use stratify=False, or split='predefined' with folds of your own."
             )
         return targets
 
@@ -404,8 +400,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
             )
         except ValueError as error:
             raise ValueError(
-                f"fold {fold} has {len(train)} training samples, of which "
-                f"selection_fraction={self.selection_fraction} would select the epoch: "
+                f"fold {fold} with selection_fraction={self.selection_fraction}: "
                 f"{str(error).rstrip('.')}. Use select='last', which needs no such part."
             ) from error
         return {**rows, "train": train[training], "selection": train[selected_on]}
@@ -614,8 +609,7 @@ def _row_numbers(rows: npt.ArrayLike, known: Indices, where: str) -> Indices:
     given = np.asarray(rows)
     if given.ndim != 1 or not len(given) or given.dtype.kind not in "iu":
         raise ValueError(
-            f"rows has shape {given.shape} and dtype {given.dtype}; expected at least one number "
-            "of a sample, integers of shape (M,)."
+            f"rows has shape {given.shape} and dtype {given.dtype}; expected integers (M,)."
         )
     outside = given[~np.isin(given, known)]
     if len(outside):

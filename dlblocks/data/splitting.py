@@ -66,10 +66,8 @@ def check_split(split: Any) -> None:
     state = getattr(split, "random_state", 0)
     is_drawn = state is not None or getattr(split, "shuffle", True)
     if is_drawn and not isinstance(state, Integral):
-        raise ValueError(
-            f"split={split_name(split)} draws other folds at every call; give it a number, such as "
-            "random_state=0."
-        )
+        name = split_name(split)
+        raise ValueError(f"split={name} draws other folds at every call; set random_state=0.")
 
 
 def counts_folds(split: Split | Splitter) -> bool:
@@ -200,10 +198,7 @@ def _check_columns(split: Split | Splitter, groups: object, folds: object, copie
     by_groups = split == "leave_one_group_out"
     if groups is not None and (split == "time_series" or (copies and by_groups)):
         what = "groups='duplicates'" if copies else "groups"
-        raise ValueError(
-            f"{what} cannot be kept whole by split={split!r}; use split='kfold', or leave groups "
-            "out."
-        )
+        raise ValueError(f"{what} cannot be kept whole by split={split!r}; leave groups out.")
     for argument, value, needs in (
         ("groups", groups, "leave_one_group_out"),
         ("folds", folds, "predefined"),
@@ -653,11 +648,9 @@ def _fold_numbers(folds: npt.ArrayLike) -> Indices:
     values = np.asarray(folds)
     if values.dtype.kind not in "iuUSO":
         raise ValueError(f"folds has dtype {values.dtype}; expected integers or texts.")
-    if values.dtype.kind in "iu":
-        none = values < 0
-    else:
+    if values.dtype.kind not in "iu":
         values = np.array(["" if value is None else str(value) for value in values])
-        none = (values == "") | (values == "-1")
+    none = np.isin(values, ["", "-1"]) if values.dtype.kind == "U" else values < 0
     numbers = np.full(len(values), -1)
     numbers[~none] = np.unique(values[~none], return_inverse=True)[1]
     return numbers

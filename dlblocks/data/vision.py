@@ -46,18 +46,10 @@ class _TorchvisionDataModule(DataModule):
         cls = getattr(datasets, self.dataset_name)
         try:
             return cls(self.root, train=train, download=download)
-        except Exception as error:
-            if download:
-                raise RuntimeError(
-                    f"{self.dataset_name} could not be downloaded to root={self.root!r} ({error}). "
-                    "Without a network, put its files there as torchvision expects them and set "
-                    "download=False."
-                ) from error
-            if not isinstance(error, (RuntimeError, OSError)):
-                raise
+        except (RuntimeError, OSError) as error:  # a network error is an OSError
             raise FileNotFoundError(
                 f"root={self.root!r} does not hold {self.dataset_name} ({error}); set "
-                "download=True and call prepare_data(), as a Trainer does."
+                "download=True and call prepare_data(), or put torchvision's files there."
             ) from error
 
 

@@ -106,7 +106,7 @@ def test_points_are_scikit_learns():
         ({"engine": "vectorized", "n_jobs": 2}, ValueError, "n_jobs=2 has no effect"),
         (
             {"inner_folds": 41}, ValueError,
-            "inner_folds=41 of the 40 training samples of outer fold 0: .*num_folds=41 is more",
+            "inner_folds=41 of the 40 training samples of outer fold 0: .*num_folds=41 is outside",
         ),
         ({"data": pl.LightningDataModule()}, TypeError, "datamodule must be a dlblocks DataModule"),
         ({"data": 3}, TypeError, "callable|DataModule"),

@@ -168,7 +168,7 @@ def test_images_of_unknown_range_are_refused(tmp_path, dtype):
     for folder in ("x", "y"):
         (tmp_path / folder).mkdir()
         Image.fromarray(np.ones((4, 4), dtype)).save(tmp_path / folder / "a.tif")
-    with pytest.raises(ValueError, match=r"x/a\.tif cannot be .* mode [FI], .*8 or 16 bits"):
+    with pytest.raises(ValueError, match=r"x/a\.tif cannot be .*mode [FI], .*8 or 16 bits"):
         ImageFolderDataModule(str(tmp_path), size=4).setup()
 
 

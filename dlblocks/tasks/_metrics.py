@@ -1,0 +1,84 @@
+"""Metrics of a user's choice: torchmetrics by name, or objects."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torchmetrics
+from torchmetrics import Metric
+
+from dlblocks._errors import did_you_mean
+
+SHOWN = 60  # names in a message
+
+
+def choose_metrics(
+    chosen: Sequence[str | Metric], *, kind: str, sizes: Mapping[str, int]
+) -> dict[str, Metric]:
+    """New metrics by the names under which they are logged.
+
+    Args:
+        chosen: Names of torchmetrics' classes in lower case with ``_``, without `kind`, such as
+            ``"auroc"`` or ``"cohen_kappa"``; or metrics, which are copied. A metric is named after
+            its class.
+        kind: ``"Multiclass"``, ``"Multilabel"``, or ``""`` for values.
+        sizes: Arguments that torchmetrics' classes need, as far as a class has them.
+
+    Raises:
+        ValueError: A name is not known, or comes twice.
+        TypeError: An entry is neither a name nor a metric.
+
+    Example:
+        >>> choose_metrics(["auroc"], kind="Multiclass", sizes={"num_classes": 3})
+        {'auroc': MulticlassAUROC()}
+    """
+    if isinstance(chosen, (str, Metric)):
+        raise TypeError(f"metrics={chosen!r} is a single one; give a list.")
+    classes = _classes(kind)
+    found: dict[str, Metric] = {}
+    for each in chosen:
+        if isinstance(each, Metric):
+            name, metric = _snake(type(each).__name__), copy.deepcopy(each)
+        elif isinstance(each, str):
+            name = _snake(each)
+            if name not in classes:
+                names = ", ".join(sorted(classes)[:SHOWN])
+                raise ValueError(
+                    f"metrics has {each!r}, which is not known{did_you_mean(name, classes) or ';'} "
+                    f"there are {names}; or give a torchmetrics.Metric."
+                )
+            cls = classes[name]
+            known = inspect.signature(cls).parameters
+            metric = cls(**{key: value for key, value in sizes.items() if key in known})
+        else:
+            raise TypeError(
+                f"metrics has a {type(each).__name__}; give names, or metrics of torchmetrics."
+            )
+        if name in found or name == "loss":
+            raise ValueError(
+                f"metrics gives the name {name!r} twice; give one a class of another name."
+                if name in found
+                else "metrics has 'loss', which is logged in any case; leave it out."
+            )
+        found[name] = metric
+    return found
+
+
+def _classes(kind: str) -> dict[str, Any]:
+    """The classes of torchmetrics for one kind of problem, by their short names."""
+    module = torchmetrics.classification if kind else torchmetrics.regression
+    return {
+        _snake(name): cls
+        for name, cls in vars(module).items()
+        if isinstance(cls, type) and issubclass(cls, Metric) and name.startswith(kind)
+    }
+
+
+def _snake(name: str) -> str:
+    """``"average_precision"`` for ``"MulticlassAveragePrecision"``."""
+    name = re.sub("^(Multiclass|Multilabel|Binary)", "", name)
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
