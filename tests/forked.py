@@ -11,7 +11,10 @@ import sys
 from unittest import mock
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["dlblocks.callbacks", "dlblocks.crossval", "dlblocks.models"])
+CONTEXT.set_forkserver_preload([
+    "dlblocks.callbacks", "dlblocks.crossval", "dlblocks.models",
+    "sklearn.datasets", "sklearn.model_selection", "joblib",  # which a run imports late
+])  # fmt: skip
 
 
 def start(function, *arguments, environment=None, said="said.txt"):

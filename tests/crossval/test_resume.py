@@ -34,6 +34,14 @@ def run(folder, make_model=None, data=None, **arguments):
     )
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that tests read."""
+    folder = tmp_path_factory.mktemp("finished") / "a"
+    run(folder, trainer={"max_epochs": 2, "accelerator": "cpu", "fast_dev_run": False})
+    return folder
+
+
 def test_a_finished_run_is_read_back(tmp_path):
     first = run(tmp_path / "a")
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*")}
@@ -68,15 +76,14 @@ def test_a_finished_run_is_read_back(tmp_path):
     ],
     ids=no_address,
 )
-def test_another_configuration_is_refused(tmp_path, changed, message):
-    run(tmp_path / "a", trainer={"max_epochs": 2, "accelerator": "cpu", "fast_dev_run": False})
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*")}
+def test_another_configuration_is_refused(finished, changed, message):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     arguments = {"trainer": {"max_epochs": 2, "accelerator": "cpu", "fast_dev_run": False}}
     if "trainer" in changed:
         changed = {"trainer": {**changed["trainer"], "fast_dev_run": False}}
     with pytest.raises(FileExistsError, match=message):
-        run(tmp_path / "a", **{**arguments, **changed})
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*")} == before
+        run(finished, **{**arguments, **changed})
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
 def test_callbacks_that_a_callback_holds_are_part_of_the_configuration(tmp_path):

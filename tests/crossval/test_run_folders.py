@@ -177,7 +177,7 @@ def test_the_command_line_passes_over_another_configuration(capfd):
         "cross-validate", "--model=MLPClassifier", "--model.in_features=4",
         "--model.num_classes=3", "--data=TabularDataModule", "--data.data=iris",
         "--num_folds=2", "--trainer.max_epochs=1", "--trainer.accelerator=cpu",
-        "--trainer.enable_progress_bar=false",
+        "--trainer.enable_progress_bar=false", "--figures=false",
     ]  # fmt: skip
     for lr in (0.1, 0.2):
         main([*command, f"--model.lr={lr}"])
