@@ -208,12 +208,12 @@ def test_the_command_line_takes_their_datamodule(tmp_path, monkeypatch):
     (tmp_path / "theirs.py").write_text("from tests_of_foreign import TheirData, TheirModule\n")
     monkeypatch.setitem(sys.modules, "tests_of_foreign", sys.modules[__name__])
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("dlblocks.crossval._outcome.save_figures", lambda *args: None)
     main([
         "cross-validate", "--model=theirs.TheirModule", "--data=dlblocks.data.FoldedDataModule",
         "--data.data=theirs.TheirData", "--data.data.batch_size=45", "--monitor=val_loss",
         "--data.split=time_series", "--num_folds=2", "--trainer.max_epochs=1", "--run_dir=cli",
         "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
-        "--figures=false",
     ])  # fmt: skip
     written = json.loads((tmp_path / "cli" / "folds.json").read_text())
     assert (written["split"], len(written["folds"])) == ("time_series", 2)

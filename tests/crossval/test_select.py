@@ -312,11 +312,12 @@ def test_inner_fits_of_a_nested_search_take_select(tmp_path, select):
     assert "notes" not in result.info or not result.info["notes"]
 
 
-def test_the_command_line(tmp_path, capsys):
+def test_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("dlblocks.crossval._outcome.save_figures", lambda *args: None)
     arguments = [
         "cross-validate", "--model=MLPClassifier", "--model.in_features=64",
         "--model.num_classes=10", "--data=DigitsDataModule", "--num_folds=2",
-        "--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--logger=none", "--figures=false",
+        "--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--logger=none",
     ]  # fmt: skip
     main([*arguments, "--select=fold", f"--run_dir={tmp_path / 'fold'}"])
     assert json.loads((tmp_path / "fold" / "summary.json").read_text())["select"] == "fold"
