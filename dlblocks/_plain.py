@@ -7,7 +7,7 @@ import io
 import os
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
 
 LARGEST = 10_000  # values of an array that is stored as a list
+SIMPLE = frozenset({type(None), bool, int, float, str, bytes, complex})
 HPARAMS = ("hyper_parameters", "datamodule_hyper_parameters")
 
 
@@ -47,6 +48,8 @@ def plain(value: Any, *, lists: bool = False) -> Any:
         >>> plain([len])
         NOT_PLAIN
     """
+    if type(value) in SIMPLE:
+        return value
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, np.ndarray):
@@ -55,7 +58,7 @@ def plain(value: Any, *, lists: bool = False) -> Any:
         if not lists:
             return value
         value = value.tolist() if value.numel() <= LARGEST else NOT_PLAIN
-    if value is None or type(value) in (bool, int, float, str, bytes, complex):
+    if type(value) in SIMPLE:
         return value
     if isinstance(value, str):  # exact types: an Enum of texts, for one, cannot be read
         return str.__str__(value)
@@ -73,6 +76,8 @@ def plain(value: Any, *, lists: bool = False) -> Any:
 
 
 def _mapping(value: Mapping, lists: bool) -> Any:
+    if type(value) is dict and not lists and _all_simple(value) and _all_simple(value.values()):
+        return value
     new = {
         str(k) if lists else plain(k, lists=lists): plain(v, lists=lists) for k, v in value.items()
     }
@@ -86,6 +91,8 @@ def _mapping(value: Mapping, lists: bool) -> Any:
 
 
 def _items(value: Any, lists: bool) -> Any:
+    if type(value) in (list, tuple) and _all_simple(value):  # such as the state of `random`
+        return list(value) if lists and type(value) is tuple else value
     new = [plain(item, lists=lists) for item in value]
     if any(item is NOT_PLAIN for item in new):
         return NOT_PLAIN
@@ -93,6 +100,10 @@ def _items(value: Any, lists: bool) -> Any:
     if not isinstance(value, (tuple, Set)):
         kind = list
     return value if type(value) is kind and _same(new, value) else kind(new)
+
+
+def _all_simple(values: Iterable[Any]) -> bool:
+    return SIMPLE.issuperset(map(type, values))
 
 
 def _same(new: Any, old: Any) -> bool:

@@ -60,7 +60,8 @@ def isolated() -> Iterator[None]:
                 del os.environ[name]
             os.environ.update(variables)
             for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+                if logger.level != level:  # setting one clears what all loggers remember
+                    logger.setLevel(level)
 
 
 def _variables() -> dict[str, str]:

@@ -1,5 +1,6 @@
 """What all tests share: one thread, no W&B account, and a quiet Trainer."""
 
+import functools
 import os
 import re
 
@@ -11,10 +12,15 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.fabric.utilities import registry
 from torch import nn
 from torch.nn import functional as F
 
 torch.set_num_threads(1)
+# Each Trainer asks every installed package for callbacks, which takes longer than many a fit here.
+registry.entry_points = functools.cache(registry.entry_points)
+# No test loses power. A fit writes some ten files, and each would wait for the disk.
+os.fsync = lambda handle: None
 
 
 def no_address(value: object) -> str:

@@ -11,7 +11,10 @@ import sys
 from unittest import mock
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["dlblocks.callbacks", "dlblocks.crossval", "dlblocks.models"])
+CONTEXT.set_forkserver_preload([
+    "dlblocks.callbacks", "dlblocks.crossval", "dlblocks.models",
+    "sklearn.datasets", "sklearn.model_selection", "joblib",  # which a run imports late
+])  # fmt: skip
 
 
 def start(function, *arguments, environment=None, said="said.txt"):
@@ -33,7 +36,7 @@ def start(function, *arguments, environment=None, said="said.txt"):
     return process
 
 
-def run(function, *arguments, code=0, environments=({},)):
+def run(function, *arguments, code=0, environments=({},), timeout=120):
     """Runs a function in a process for each environment; an error unless all end with `code`."""
     processes = [
         start(function, *arguments, environment=environment, said=f"said-{i}.txt")
@@ -41,7 +44,7 @@ def run(function, *arguments, code=0, environments=({},)):
     ]
     try:
         for process in processes:
-            process.join(120)
+            process.join(timeout)
         said = []
         for i in range(len(processes)):
             with open(f"said-{i}.txt") as file:

@@ -1,6 +1,7 @@
 """Files that are truncated, changed or left over: errors with a cure, or the fold again."""
 
 import os
+import shutil
 import subprocess
 import warnings
 from pathlib import Path
@@ -43,6 +44,42 @@ def run(folder, **arguments):
     )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "a"
+    run(folder)
+    return folder
+
+
+def fail(folder):
+    """A run of which the second fold has ended in its last epoch."""
+    (folder.parent / "fail").touch()
+    with pytest.raises(RuntimeError, match="failed"):
+        run(folder)
+    (folder.parent / "fail").unlink()
+
+
+@pytest.fixture(scope="module")
+def finished_bagging(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "a"
+    bagging(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished_boosting(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "a"
+    boosting(folder)
+    return folder
+
+
+@pytest.fixture
+def first(finished, tmp_path):
+    """The result of a finished run in ``a``."""
+    shutil.copytree(finished, tmp_path / "a")
+    return CrossValidationResult.load(tmp_path / "a")
+
+
 def bagging(folder):
     return Bagging(
         lambda: MLPClassifier(4, 2, hidden=[3]), ArrayDataModule(X, Y), num_members=2,
@@ -75,8 +112,7 @@ def damage(path, how):
         ("fold-0/oof.npz", "delete .*fold-0/fold.json"),
     ],
 )
-def test_the_error_names_the_file_and_the_cure(tmp_path, name, cure, how):
-    first = run(tmp_path / "a")
+def test_the_error_names_the_file_and_the_cure(tmp_path, first, name, cure, how):
     damage(tmp_path / "a" / name, how)
     with pytest.raises(ValueError, match=f"a/{name} is damaged .*; {cure}"):
         run(tmp_path / "a")
@@ -86,8 +122,7 @@ def test_the_error_names_the_file_and_the_cure(tmp_path, name, cure, how):
 
 
 @pytest.mark.parametrize("how", ["empty", "truncated"])
-def test_a_damaged_summary_is_written_again(tmp_path, how):
-    run(tmp_path / "a")
+def test_a_damaged_summary_is_written_again(tmp_path, first, how):
     before = (tmp_path / "a" / "summary.json").read_bytes()
     damage(tmp_path / "a" / "summary.json", how)
     with pytest.raises(ValueError, match=r"summary.json is damaged .*; delete summary.json"):
@@ -98,13 +133,12 @@ def test_a_damaged_summary_is_written_again(tmp_path, how):
 
 
 @pytest.mark.parametrize("how", ["empty", "truncated", "flipped"])
-def test_weights_have_checksums(tmp_path, how):
-    result = run(tmp_path / "a")
+def test_weights_have_checksums(tmp_path, first, how):
     path = tmp_path / "a" / "fold-0" / "checkpoints" / "best.ckpt"
     damage(path, how)
     what = "truncated or is no checkpoint" if how == "flipped" else "damaged"
     with pytest.raises(ValueError, match=f"{path} is {what} .* [Dd]elete .*fold-0/fold.json"):
-        result.ensemble()
+        first.ensemble()
     (tmp_path / "a" / "fold-0" / "fold.json").unlink()
     run(tmp_path / "a").ensemble()
 
@@ -130,24 +164,16 @@ def test_no_changed_byte_changes_weights(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["empty", "truncated", "flipped"])
-def test_a_damaged_last_checkpoint_restarts_its_fold(tmp_path, how):
-    run(tmp_path / "whole")
-    (tmp_path / "fail").touch()
-    with pytest.raises(RuntimeError, match="failed"):
-        run(tmp_path / "a")
-    (tmp_path / "fail").unlink()
+def test_a_damaged_last_checkpoint_restarts_its_fold(tmp_path, finished, how):
+    fail(tmp_path / "a")
     damage(tmp_path / "a" / "fold-1" / "checkpoints" / "last.ckpt", how)
     with pytest.warns(UserWarning, match=r"last.ckpt is damaged, so the fit starts from its begin"):
         run(tmp_path / "a")
-    assert_same(tmp_path / "a", tmp_path / "whole", num_folds=2)  # metrics.csv, too
+    assert_same(tmp_path / "a", finished, num_folds=2)  # metrics.csv, too
 
 
-def test_the_last_checkpoint_of_another_fold_restarts_its_fold(tmp_path):
-    run(tmp_path / "whole")
-    (tmp_path / "fail").touch()
-    with pytest.raises(RuntimeError, match="failed"):
-        run(tmp_path / "a")
-    (tmp_path / "fail").unlink()
+def test_the_last_checkpoint_of_another_fold_restarts_its_fold(tmp_path, finished):
+    fail(tmp_path / "a")
     folder = tmp_path / "a" / "fold-0" / "checkpoints"
     (tmp_path / "a" / "fold-0" / "fold.json").unlink()
     (folder / "last.ckpt").write_bytes(
@@ -155,7 +181,7 @@ def test_the_last_checkpoint_of_another_fold_restarts_its_fold(tmp_path):
     )
     with pytest.warns(UserWarning, match=r"last.ckpt is of another fit, so the fit starts from"):
         run(tmp_path / "a")
-    assert_same(tmp_path / "a", tmp_path / "whole", num_folds=2)
+    assert_same(tmp_path / "a", finished, num_folds=2)
 
 
 @pytest.mark.parametrize(
@@ -167,8 +193,8 @@ def test_the_last_checkpoint_of_another_fold_restarts_its_fold(tmp_path):
         ("fold-0/checkpoints/best.ckpt", True),
     ],
 )
-def test_whole_files_of_another_fold_are_seen(tmp_path, name, later):
-    result = run(tmp_path / "a")
+def test_whole_files_of_another_fold_are_seen(tmp_path, first, name, later):
+    result = run(tmp_path / "a")  # read back
     other = tmp_path / "a" / name.replace("fold-0", "fold-1")
     (tmp_path / "a" / name).write_bytes(other.read_bytes())
     message = f"a/{name} is damaged .*; delete .*fold-0/fold.json"
@@ -184,8 +210,7 @@ def test_whole_files_of_another_fold_are_seen(tmp_path, name, later):
 
 @pytest.mark.parametrize("name", ["folds.csv", "oof.npz", "summary.json", "fold-0/history.csv"])
 @pytest.mark.parametrize("how", ["digit", "empty", "folder", "null"])
-def test_a_loaded_result_is_the_one_that_was_written(tmp_path, name, how):
-    run(tmp_path / "a")
+def test_a_loaded_result_is_the_one_that_was_written(tmp_path, first, name, how):
     path = tmp_path / "a" / name
     content = path.read_bytes()
     path.unlink()
@@ -225,8 +250,7 @@ def test_files_are_on_the_disk_before_they_have_their_name(tmp_path, monkeypatch
         assert ("fsync", str(Path(call[2]).parent)) in calls[where:]
 
 
-def test_a_fold_that_is_run_again_logs_once(tmp_path):
-    run(tmp_path / "a")
+def test_a_fold_that_is_run_again_logs_once(tmp_path, first):
     before = (tmp_path / "a" / "fold-0" / "metrics.csv").read_text()
     (tmp_path / "a" / "fold-0" / "fold.json").unlink()
     run(tmp_path / "a")
@@ -234,10 +258,7 @@ def test_a_fold_that_is_run_again_logs_once(tmp_path):
 
 
 def test_half_written_files_of_a_killed_run_are_removed(tmp_path):
-    (tmp_path / "fail").touch()
-    with pytest.raises(RuntimeError, match="failed"):
-        run(tmp_path / "a")
-    (tmp_path / "fail").unlink()
+    fail(tmp_path / "a")
     left = [
         "fold-0/.oof-abcd_123.part.npz", "fold-1/checkpoints/last.ckpt.part",
         "fold-1/.fold-abcd_123.part.json",
@@ -258,8 +279,8 @@ def test_a_kill_at_the_very_first_file_of_an_ensemble_leaves_nothing_in_the_way(
     assert not list((tmp_path / "a").glob(".*"))
 
 
-def test_a_fold_of_another_run_is_not_taken_for_one_of_this(tmp_path):
-    first, other = run(tmp_path / "a"), run(tmp_path / "b", logger=None)
+def test_a_fold_of_another_run_is_not_taken_for_one_of_this(tmp_path, first):
+    other = run(tmp_path / "b", logger=None)
     assert other.values("val/loss") == first.values("val/loss")
     (tmp_path / "b" / "fold-0" / "fold.json").write_bytes(
         (tmp_path / "a" / "fold-0" / "fold.json").read_bytes()
@@ -287,8 +308,9 @@ def test_a_fold_is_not_written_into_another_run(tmp_path):
     "name", ["member-0/member.json", "member-0/oob.npz", "member-0/checkpoints/best.ckpt"]
 )
 @pytest.mark.parametrize("how", ["empty", "truncated"])
-def test_files_of_members(tmp_path, name, how):
-    first = bagging(tmp_path / "a")
+def test_files_of_members(tmp_path, finished_bagging, name, how):
+    shutil.copytree(finished_bagging, tmp_path / "a")
+    first = BaggingResult.load(tmp_path / "a")
     damage(tmp_path / "a" / name, how)
     with pytest.raises(ValueError, match=f"a/{name} .*[Dd]elete .*member-0/member.json"):
         bagging(tmp_path / "a")
@@ -297,8 +319,8 @@ def test_files_of_members(tmp_path, name, how):
 
 
 @pytest.mark.parametrize("name", ["summary.json", "ensemble.ckpt", "samples.npz", "oob.npz"])
-def test_files_of_an_ensemble(tmp_path, name):
-    bagging(tmp_path / "a")
+def test_files_of_an_ensemble(tmp_path, finished_bagging, name):
+    shutil.copytree(finished_bagging, tmp_path / "a")
     damage(tmp_path / "a" / name, "truncated")
     with pytest.raises(ValueError, match=f"a/{name} .*[Dd]elete .*summary.json"):
         BaggingResult.load(tmp_path / "a")
@@ -309,8 +331,9 @@ def test_files_of_an_ensemble(tmp_path, name):
 
 @pytest.mark.parametrize("how", ["empty", "truncated", "flipped"])
 @pytest.mark.parametrize("name", ["checkpoints/stage-2.ckpt", "checkpoints/best.ckpt"])
-def test_files_of_stages_are_written_again(tmp_path, name, how):
-    first = boosting(tmp_path / "a")
+def test_files_of_stages_are_written_again(tmp_path, finished_boosting, name, how):
+    shutil.copytree(finished_boosting, tmp_path / "a")
+    first = boosting(tmp_path / "a")  # read back
     damage(tmp_path / "a" / name, how)
     again = boosting(tmp_path / "a")
     assert again.history == first.history

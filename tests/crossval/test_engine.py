@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import resource
+import shutil
 import signal
 from pathlib import Path
 
@@ -273,41 +274,58 @@ def train(folder, moment):
     )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder.parent)
+        forked.run(train, folder, "never")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """Killed in its fourth epoch."""
+    folder = tmp_path_factory.mktemp("killed")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder.parent)
+        forked.run(train, folder, "epoch3", code=-signal.SIGKILL)
+    return folder
+
+
 @pytest.mark.parametrize("how", ["empty", "truncated", "another"])
-def test_a_damaged_state_restarts_the_fits(tmp_path, how):
-    forked.run(train, tmp_path / "whole", "never")
-    forked.run(train, tmp_path / "a", "epoch3", code=-signal.SIGKILL)
+def test_a_damaged_state_restarts_the_fits(tmp_path, whole, killed, how):
+    shutil.copytree(killed, tmp_path / "a")
     state = tmp_path / "a" / "together.ckpt"
-    other = tmp_path / "whole" / "fold-0" / "checkpoints" / "best.ckpt"
+    other = whole / "fold-0" / "checkpoints" / "best.ckpt"
     content = {"empty": b"", "truncated": state.read_bytes()[:-9], "another": other.read_bytes()}
     state.write_bytes(content[how])
     forked.run(train, tmp_path / "a", "never")
     assert not state.exists()
-    assert files(tmp_path / "a") == files(tmp_path / "whole")
+    assert files(tmp_path / "a") == files(whole)
     for k in range(3):
-        logged = [tmp_path / name / f"fold-{k}" / "metrics.csv" for name in ("a", "whole")]
+        logged = [path / f"fold-{k}" / "metrics.csv" for path in (tmp_path / "a", whole)]
         assert logged[0].read_text() == logged[1].read_text()
 
 
-def test_killed_and_called_again(tmp_path):
-    forked.run(train, tmp_path / "whole", "never")
+def test_killed_and_called_again(tmp_path, whole, killed):
     for moment in ("epoch1", "epoch3", "finish"):
         folder = tmp_path / moment
-        forked.run(train, folder, moment, code=-signal.SIGKILL)
+        if moment == "epoch3":
+            shutil.copytree(killed, folder)
+        else:
+            forked.run(train, folder, moment, code=-signal.SIGKILL)
         forked.run(train, folder, "never")
-        assert files(folder) == files(tmp_path / "whole")
-        with np.load(folder / "oof.npz") as one, np.load(tmp_path / "whole/oof.npz") as other:
+        assert files(folder) == files(whole)
+        with np.load(folder / "oof.npz") as one, np.load(whole / "oof.npz") as other:
             for name in other:
                 np.testing.assert_array_equal(one[name], other[name])
         for k in range(3):
             part = f"fold-{k}/checkpoints/best.ckpt"
-            one, other = (
-                torch.load(path / part, weights_only=True) for path in (folder, tmp_path / "whole")
-            )
+            one, other = (torch.load(path / part, weights_only=True) for path in (folder, whole))
             assert one["epoch"] == other["epoch"]
             for name, value in other["state_dict"].items():
                 assert torch.equal(one["state_dict"][name], value), name
             for part in ("metrics.csv", "history.csv"):
-                assert (folder / f"fold-{k}" / part).read_text() == (
-                    tmp_path / "whole" / f"fold-{k}" / part
-                ).read_text()
+                logged = [path / f"fold-{k}" / part for path in (folder, whole)]
+                assert logged[0].read_text() == logged[1].read_text()

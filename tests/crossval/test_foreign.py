@@ -3,7 +3,7 @@
 import json
 import sys
 
-import commands
+import forked
 import lightning.pytorch as pl
 import numpy as np
 import pytest
@@ -78,7 +78,7 @@ class TheirData(pl.LightningDataModule):
 def run(make_model, data, **arguments):
     settings = {
         "trainer": {"accelerator": "cpu", "max_epochs": 2}, "num_folds": 3, "monitor": "val_loss",
-        "progress_bar": False, "run_dir": "run",
+        "progress_bar": False, "run_dir": "run", "figures": False,
     }  # fmt: skip
     return cross_validate(make_model, data, **{**settings, **arguments})
 
@@ -97,7 +97,7 @@ def test_their_predictions_are_matched_to_samples(make, ours):
         return models[-1]
 
     data = ArrayDataModule(X, Y, normalize=False) if ours else FoldedDataModule(TheirData())
-    result = run(make_model, data)
+    result = run(make_model, data, figures=True)
     oof = result.oof
     np.testing.assert_array_equal(oof.index, np.arange(N))
     np.testing.assert_array_equal(oof.target, Y)
@@ -125,7 +125,7 @@ def test_our_models_on_their_data():
         return MLPClassifier(4, 3, hidden=[8], class_weights="balanced")
 
     results = [
-        run(model, data, monitor="val/loss", run_dir=type(data).__name__)
+        run(model, data, monitor="val/loss", run_dir=type(data).__name__, figures=True)
         for data in (plain, theirs)
     ]
     # The same folds, order of samples, seeds and so numbers, whoever holds the data.
@@ -137,7 +137,7 @@ def test_our_models_on_their_data():
     values = TensorDataset(torch.from_numpy(X), torch.from_numpy(X @ np.ones(4, np.float32)))
     result = run(
         lambda: MLPRegressor(4, hidden=[8]), FoldedDataModule(values), monitor="val/loss",
-        run_dir="values",
+        run_dir="values", figures=True,
     )  # fmt: skip
     assert result.oof.prediction.shape == (N,)
     assert figures_of(result) == {"learning_curves", "scores", "predicted_vs_true"}
@@ -150,7 +150,7 @@ class Logs(BoringModel):
 
 def test_lightnings_demo_classes():
     """Their batches are inputs alone: folds and scores, but nothing to compare predictions with."""
-    result = run(Logs, FoldedDataModule(BoringDataModule()), num_folds=4)
+    result = run(Logs, FoldedDataModule(BoringDataModule()), num_folds=4, figures=True)
     assert [row["num_val"] for row in result.folds] == [16] * 4
     assert len(result.values("val_loss")) == 4
     assert result.oof is None
@@ -208,6 +208,7 @@ def test_the_command_line_takes_their_datamodule(tmp_path, monkeypatch):
     (tmp_path / "theirs.py").write_text("from tests_of_foreign import TheirData, TheirModule\n")
     monkeypatch.setitem(sys.modules, "tests_of_foreign", sys.modules[__name__])
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("dlblocks.crossval._outcome.save_figures", lambda *args: None)
     main([
         "cross-validate", "--model=theirs.TheirModule", "--data=dlblocks.data.FoldedDataModule",
         "--data.data=theirs.TheirData", "--data.data.batch_size=45", "--monitor=val_loss",
@@ -220,41 +221,29 @@ def test_the_command_line_takes_their_datamodule(tmp_path, monkeypatch):
     assert len(summary["metrics"]["val_loss"]["folds"]) == 2
 
 
-SCRIPT = """
-import sys
-import numpy as np
-import torch
-from torch.utils.data import DataLoader, TensorDataset
-from dlblocks.crossval import cross_validate
-from dlblocks.data import FoldedDataModule
-from dlblocks.models import MLPClassifier
-
-devices = int(sys.argv[1])
-x = torch.arange(75.)[:, None].repeat(1, 4)
-data = FoldedDataModule(DataLoader(TensorDataset(x, torch.arange(75) % 3), 10))
-
-
 class Seen(MLPClassifier):
     def training_step(self, batch, batch_idx):
+        devices = self.trainer.world_size
         with open(f"seen-{devices}-{self.trainer.datamodule.fold}-{self.global_rank}", "a") as file:
-            file.writelines(f"{int(i)}\\n" for i in batch[0][:, 0])
+            file.writelines(f"{int(i)}\n" for i in batch[0][:, 0])
         return super().training_step(batch, batch_idx)
 
 
-settings = {"strategy": "ddp"} if devices > 1 else {}
-cross_validate(
-    lambda: Seen(4, 3, hidden=[8], optimizer="sgd", lr=0.0), data, num_folds=3, progress_bar=False,
-    trainer={"max_epochs": 1, "accelerator": "cpu", "devices": devices, **settings},
-    run_dir=f"cv-{devices}", figures=False, selection_fraction=0.2,
-)
-"""
+def see(devices):
+    x = torch.arange(75.0)[:, None].repeat(1, 4)
+    settings = {"strategy": "ddp"} if devices > 1 else {}
+    cross_validate(
+        lambda: Seen(4, 3, hidden=[8], optimizer="sgd", lr=0.0),
+        FoldedDataModule(DataLoader(TensorDataset(x, torch.arange(75) % 3), 10)),
+        num_folds=3, progress_bar=False, run_dir=f"cv-{devices}", figures=False,
+        trainer={"max_epochs": 1, "accelerator": "cpu", "devices": devices, **settings},
+        selection_fraction=0.2,
+    )  # fmt: skip
 
 
-@pytest.mark.slow
 def test_two_processes_share_the_samples(tmp_path):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    for devices in (1, 2):
-        commands.run("python", "script.py", devices, cwd=tmp_path)
+    see(1)
+    forked.torchrun(see, 2)
     one, two = (np.load(tmp_path / f"cv-{devices}" / "oof.npz") for devices in (1, 2))
     for name in ("index", "target", "fold"):
         np.testing.assert_array_equal(one[name], two[name])

@@ -43,7 +43,7 @@ def small(folder, make_callbacks=None, dropout=0.1, **arguments):
         {"lr": [0.05, 0.001]},
         num_folds=2,
         inner_folds=2,
-        trainer={"accelerator": "cpu", "max_epochs": 3},
+        trainer={"accelerator": "cpu", "max_epochs": 2},
         make_callbacks=make_callbacks,
         **{"progress_bar": False, "figures": False, "run_dir": folder, **arguments},
     )
@@ -55,6 +55,12 @@ def assert_same(one, other):
     assert one.search == other.search
     for name, values in vars(one.oof).items():
         np.testing.assert_array_equal(values, getattr(other.oof, name))
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """One fit after another, none of them killed."""
+    return small(tmp_path_factory.mktemp("one") / "one")
 
 
 def test_called_again_goes_on_where_it_was():
@@ -104,16 +110,16 @@ def killed(at):
     small("killed", lambda: [Kill(at)])
 
 
-def test_killed_within_an_inner_fit_and_called_again(tmp_path):
+def test_killed_within_an_inner_fit_and_called_again(tmp_path, one):
     for at, code in ((3, -signal.SIGKILL), (0, 0)):
         forked.run(killed, at, code=code)
         assert (tmp_path / "killed" / "summary.json").exists() == (code == 0)
-    assert_same(NestedResult.load("killed"), small("whole"))
+    assert_same(NestedResult.load("killed"), one)
 
 
 @pytest.mark.slow
-def test_side_by_side_is_one_after_another():
-    assert_same(small("side", n_jobs=2), small("one"))
+def test_side_by_side_is_one_after_another(one):
+    assert_same(small("side", n_jobs=2), one)
 
 
 def test_another_configuration_is_refused():

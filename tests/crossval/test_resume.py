@@ -34,6 +34,14 @@ def run(folder, make_model=None, data=None, **arguments):
     )
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that tests read."""
+    folder = tmp_path_factory.mktemp("finished") / "a"
+    run(folder, trainer={"max_epochs": 2, "accelerator": "cpu", "fast_dev_run": False})
+    return folder
+
+
 def test_a_finished_run_is_read_back(tmp_path):
     first = run(tmp_path / "a")
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*")}
@@ -68,15 +76,14 @@ def test_a_finished_run_is_read_back(tmp_path):
     ],
     ids=no_address,
 )
-def test_another_configuration_is_refused(tmp_path, changed, message):
-    run(tmp_path / "a", trainer={"max_epochs": 2, "accelerator": "cpu", "fast_dev_run": False})
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*")}
+def test_another_configuration_is_refused(finished, changed, message):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     arguments = {"trainer": {"max_epochs": 2, "accelerator": "cpu", "fast_dev_run": False}}
     if "trainer" in changed:
         changed = {"trainer": {**changed["trainer"], "fast_dev_run": False}}
     with pytest.raises(FileExistsError, match=message):
-        run(tmp_path / "a", **{**arguments, **changed})
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*")} == before
+        run(finished, **{**arguments, **changed})
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
 def test_callbacks_that_a_callback_holds_are_part_of_the_configuration(tmp_path):
@@ -254,14 +261,6 @@ class Fails(MLPClassifier):
 
 
 @pytest.mark.parametrize("n_jobs", [1, 2])
-def test_a_failing_fold_is_named(tmp_path, n_jobs):
-    (tmp_path / "fail").touch()
-    with pytest.raises(RuntimeError, match="fold 1: out of luck"):
-        run(tmp_path / "a", lambda: Fails(64, 10, hidden=[8]), n_jobs=n_jobs, num_folds=3)
-    assert not (tmp_path / "a" / "summary.json").exists()
-
-
-@pytest.mark.parametrize("n_jobs", [1, 2])
 def test_the_others_go_on_and_the_call_again_runs_what_failed(tmp_path, capfd, n_jobs):
     (tmp_path / "fail").touch()
     arguments = {
@@ -284,6 +283,15 @@ def test_the_others_go_on_and_the_call_again_runs_what_failed(tmp_path, capfd, n
     assert mended.folds[0] == result.folds[0]
     expected = run(tmp_path / "b", **{**arguments, "n_jobs": 1})
     assert mended.values("val/loss") == expected.values("val/loss")
+
+
+# After the one above, whose worker processes end here.
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_a_failing_fold_is_named(tmp_path, n_jobs):
+    (tmp_path / "fail").touch()
+    with pytest.raises(RuntimeError, match="fold 1: out of luck"):
+        run(tmp_path / "a", lambda: Fails(64, 10, hidden=[8]), n_jobs=n_jobs, num_folds=3)
+    assert not (tmp_path / "a" / "summary.json").exists()
 
 
 def test_all_folds_failing_is_an_error(tmp_path):

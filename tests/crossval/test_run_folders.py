@@ -172,7 +172,8 @@ def test_a_finished_run_that_is_loaded_is_reported(call, capfd):
     assert "2023-11-1" in said
 
 
-def test_the_command_line_passes_over_another_configuration(capfd):
+def test_the_command_line_passes_over_another_configuration(capfd, monkeypatch):
+    monkeypatch.setattr("dlblocks.crossval._outcome.save_figures", lambda *args: None)
     command = [
         "cross-validate", "--model=MLPClassifier", "--model.in_features=4",
         "--model.num_classes=3", "--data=TabularDataModule", "--data.data=iris",

@@ -30,8 +30,8 @@ def make_model():
     return MLPClassifier(4, 2, hidden=[32], lr=0.05)
 
 
-def data(targets=Y):
-    return ArrayDataModule(X, targets, split="predefined", folds=FOLDS, batch_size=16)
+def data(targets=Y, folds=FOLDS):
+    return ArrayDataModule(X, targets, split="predefined", folds=folds, batch_size=16)
 
 
 def run(folder, datamodule=None, make=make_model, **arguments):
@@ -48,10 +48,11 @@ def weights(result):
 def test_the_scored_samples_decide_nothing(tmp_path, select, blind, engine):
     """With other labels for the samples that score a fold, its weights must be the same."""
     arguments = {"select": select, "engine": engine, "monitor": "val/accuracy"}
-    first = run(tmp_path / "first", mode="max", **arguments)
+    folds = FOLDS % 2
+    first = run(tmp_path / "first", data(folds=folds), mode="max", **arguments)
     changed = Y.copy()
-    changed[FOLDS == 1] = 1 - changed[FOLDS == 1]
-    second = run(tmp_path / "second", data(changed), mode="max", **arguments)
+    changed[folds == 1] = 1 - changed[folds == 1]
+    second = run(tmp_path / "second", data(changed, folds), mode="max", **arguments)
     one, two = weights(first)[1], weights(second)[1]
     same = all(torch.equal(one[name], two[name]) for name in one)
     assert same == blind
@@ -284,7 +285,7 @@ def test_another_selection_is_another_run(tmp_path):
 
 
 def test_refit_trains_for_the_median_selected_epoch(tmp_path):
-    result = run(tmp_path / "run", trainer={**CPU, "max_epochs": 20})
+    result = run(tmp_path / "run", trainer={**CPU, "max_epochs": 10})
     epochs = [row["best_epoch"] for row in result.folds]
     model = result.refit()
     assert model.trainer.current_epoch == round(float(np.median(epochs)))
@@ -299,7 +300,7 @@ def test_inner_fits_of_a_nested_search_take_select(tmp_path, select):
         num_folds=2,
         inner_folds=2,
         select=select,
-        trainer=CPU,
+        trainer={**CPU, "max_epochs": 1},
         run_dir=tmp_path / "run",
         progress_bar=False,
         figures=False,
@@ -311,7 +312,8 @@ def test_inner_fits_of_a_nested_search_take_select(tmp_path, select):
     assert "notes" not in result.info or not result.info["notes"]
 
 
-def test_the_command_line(tmp_path, capsys):
+def test_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("dlblocks.crossval._outcome.save_figures", lambda *args: None)
     arguments = [
         "cross-validate", "--model=MLPClassifier", "--model.in_features=64",
         "--model.num_classes=10", "--data=DigitsDataModule", "--num_folds=2",

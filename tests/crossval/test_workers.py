@@ -104,7 +104,7 @@ def test_a_worker_that_always_dies_is_a_fold_that_failed(tmp_path, whole):
     (failed,) = json.loads((tmp_path / "run" / "summary.json").read_text())["failed"]
     assert failed["fold"] == 1
     assert "a worker process died" in failed["error"]
-    train(tmp_path / "run", None)  # later it does not die
+    train(tmp_path / "run", None, n_jobs=1)  # later it does not die
     assert_same(tmp_path / "run", whole)
 
 

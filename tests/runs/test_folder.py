@@ -4,12 +4,9 @@ import errno
 import fcntl
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import commands
 import forked
 import joblib
 import lightning.pytorch as pl
@@ -109,36 +106,30 @@ def test_a_second_process_is_told_and_workers_end_with_their_call(tmp_path):
     assert not list((tmp_path / "run").rglob(".*"))
 
 
-LOCK = """
-import os, time
-from pathlib import Path
-from dlblocks.runs import folder as lock
-"""
+def hold_and_fork():
+    with locked(Path("folder")):
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            os.write(writer, b"!")  # by now it has let go of the lock
+            time.sleep(60)
+            os._exit(0)
+        os.read(reader, 1)
+        Path("child.part").write_text(str(child))
+        Path("child.part").rename("child")
+        time.sleep(60)
 
 
 def test_kill_9_ends_a_lock_and_forked_processes_do_not_share_it(tmp_path):
-    code = """
-with lock.locked(Path("folder")):
-    reader, writer = os.pipe()
-    child = os.fork()
-    if not child:
-        os.write(writer, b"!")  # by now it has let go of the lock
-        time.sleep(60)
-        os._exit(0)
-    os.read(reader, 1)
-    print(child, flush=True)
-    time.sleep(60)
-"""
-    process = subprocess.Popen(
-        [sys.executable, "-c", LOCK + code], stdout=subprocess.PIPE, text=True
-    )
-    child = int(process.stdout.readline())
+    process = forked.start(hold_and_fork)
+    wait_for(Path("child").exists)
+    child = int(Path("child").read_text())
     try:
         expected = pytest.raises(BlockingIOError, match=f"in use by process {process.pid} on")
         with expected, locked(tmp_path / "folder"):
             pass
         process.kill()
-        process.wait()
+        process.join()
         assert (tmp_path / "folder" / ".lock").exists()
         assert not holds_something(tmp_path / "folder")
         with locked(tmp_path / "folder"):
@@ -146,26 +137,21 @@ with lock.locked(Path("folder")):
     finally:
         os.kill(child, signal.SIGKILL)
         process.kill()
-        process.communicate()
+        process.join()
     assert not list((tmp_path / "folder").iterdir())
 
 
+def count_up():
+    count = Path("count.txt")
+    for _ in range(200):
+        with locked(Path("folder"), waiting=""):
+            count.write_text(str(int(count.read_text()) + 1))
+
+
 def test_one_at_a_time_although_the_file_comes_and_goes(tmp_path):
-    code = """
-count = Path("count.txt")
-children = []
-while len(children) < 3:
-    children.append(os.fork())
-    if not children[-1]:
-        for _ in range(200):
-            with lock.locked(Path("folder"), waiting=""):
-                count.write_text(str(int(count.read_text()) + 1))
-        os._exit(0)
-assert all(os.waitpid(child, 0)[1] == 0 for child in children)
-"""
     (tmp_path / "count.txt").write_text("0")
     (tmp_path / "folder").mkdir()
-    commands.run("python", "-c", LOCK + code)
+    forked.run(count_up, environments=({},) * 3)
     assert (tmp_path / "count.txt").read_text() == "600"
 
 
@@ -201,22 +187,21 @@ def run(folder, **arguments):
     )
 
 
+def hold_for_a_second():
+    with locked(Path("run/fold-1")):
+        Path("there").touch()
+        time.sleep(1)
+        Path("gone").touch()
+
+
 def test_a_worker_on_a_cluster_that_a_killed_call_has_left_is_waited_for(tmp_path, capfd):
-    code = """
-with lock.locked(Path("run/fold-1")):
-    print("there", flush=True)
-    time.sleep(1)
-    Path("gone").touch()
-"""
-    process = subprocess.Popen(
-        [sys.executable, "-c", LOCK + code], stdout=subprocess.PIPE, text=True
-    )
-    process.stdout.readline()
+    process = forked.start(hold_for_a_second)
+    wait_for(Path("there").exists)
     # A fold that somebody works on was begun by a run that has a plan.
     with pytest.raises(FileExistsError, match="already holds a run"):
         run(tmp_path / "run")
     assert (tmp_path / "gone").exists()
-    process.communicate()
+    process.join()
     assert "Waiting for a process that still runs fold 1." in capfd.readouterr().err
 
 
