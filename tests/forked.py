@@ -60,6 +60,12 @@ def free_port():
         return str(free.getsockname()[1])
 
 
+def ranks(count):
+    """The environments of processes that Lightning takes for the ranks of one training."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    return [{**place, "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+
 def torchrun(function, *arguments, nodes=1, processes=2):
     """Runs a function in the processes that torchrun starts on each of some nodes, all here."""
     port = free_port()

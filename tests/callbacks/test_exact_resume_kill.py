@@ -81,10 +81,7 @@ def fit(folder, how, when, devices, workers):
 
 def start(folder, how, when=0, *, devices=1, workers=0):
     """Start processes that fit in `folder` and are killed `how`, `when`."""
-    ranks = [{}]
-    if devices > 1:
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": forked.free_port()}
-        ranks = [{**place, "LOCAL_RANK": str(rank)} for rank in range(devices)]
+    ranks = forked.ranks(devices) if devices > 1 else [{}]
     code = -signal.SIGKILL if how in ("step", "write") else 0
     forked.run(fit, folder, how, when, devices, workers, code=code, environments=ranks)
 
