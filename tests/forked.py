@@ -25,8 +25,11 @@ def start(function, *arguments, environment=None, said="said.txt"):
     """
     process = CONTEXT.Process(
         target=_run,
-        args=(os.getcwd(), said, {**os.environ, **(environment or {})}, function, arguments),
-    )
+        args=(
+            os.getcwd(), said, {**os.environ, **(environment or {})},
+            multiprocessing.get_start_method(), function, arguments,
+        ),
+    )  # fmt: skip
     # The server, which begins with the first process, would not look where this process does.
     with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path))):
         process.start()
@@ -98,9 +101,11 @@ def know_rank():
     rank_zero.rank_zero_only.rank = rank_zero._get_rank() or 0
 
 
-def _run(folder, said, environment, function, arguments):
+def _run(folder, said, environment, start_method, function, arguments):
     import torch
 
+    # That of a fork server is to start the workers of loaders by another one, which imports anew.
+    multiprocessing.set_start_method(start_method, force=True)
     os.chdir(folder)
     with open(said, "w") as file:
         os.dup2(file.fileno(), 1)
