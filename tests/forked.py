@@ -28,8 +28,11 @@ def start(function, *arguments, environment=None, said="said.txt"):
     """
     process = CONTEXT.Process(
         target=_run,
-        args=(os.getcwd(), said, {**os.environ, **(environment or {})}, function, arguments),
-    )
+        args=(
+            os.getcwd(), said, {**os.environ, **(environment or {})},
+            multiprocessing.get_start_method(), function, arguments,
+        ),
+    )  # fmt: skip
     # The server, which begins with the first process, would not look where this process does.
     with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path))):
         process.start()
@@ -61,6 +64,12 @@ def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return str(free.getsockname()[1])
+
+
+def ranks(count):
+    """The environments of processes that Lightning takes for the ranks of one training."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    return [{**place, "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
 def torchrun(function, *arguments, nodes=1, processes=2):
@@ -95,9 +104,11 @@ def know_rank():
     rank_zero.rank_zero_only.rank = rank_zero._get_rank() or 0
 
 
-def _run(folder, said, environment, function, arguments):
+def _run(folder, said, environment, start_method, function, arguments):
     import torch
 
+    # That of a fork server is to start the workers of loaders by another one, which imports anew.
+    multiprocessing.set_start_method(start_method, force=True)
     os.chdir(folder)
     with open(said, "w") as file:
         os.dup2(file.fileno(), 1)

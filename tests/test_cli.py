@@ -5,17 +5,19 @@ import gzip
 import json
 import pickle
 import re
+import runpy
 import signal
 import struct
 import sys
 from pathlib import Path
 
-import commands
+import forked
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 import yaml
+from joblib.externals.loky import get_reusable_executor
 
 from dlblocks.cli import main
 from dlblocks.models import load
@@ -62,7 +64,8 @@ def write_cifar10(folder, monkeypatch):
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_fits_tests_and_predicts(config, tmp_path, monkeypatch):
-    extra = [*QUIET, "--trainer.max_epochs=1", f"--config={config}"]
+    # What comes after a file replaces what it says.
+    extra = [f"--config={config}", *QUIET, "--trainer.max_epochs=1"]
     if config.stem == "digits_cnn":
         extra.append("--data.test_fraction=0.2")
     if config.stem.startswith("mnist"):
@@ -231,6 +234,16 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"dlblocks {version('dlblocks')}\n"
 
 
+def _run_script(script, *flags):
+    """As Python runs a script."""
+    elsewhere = [path for path in sys.path if Path(path).resolve() != Path.cwd()]
+    sys.path[:] = [str(Path(script).resolve().parent), *elsewhere]
+    sys.argv = [script, *flags]
+    runpy.run_path(script, run_name="__main__")
+    # An interpreter ends the workers; a forked process would wait for them.
+    get_reusable_executor(reuse=True).shutdown()
+
+
 def test_own_data_in_the_working_folder(tmp_path):
     """As installed: the folder of the script is on the path, the working folder is not."""
     config = ROOT / "configs" / "own_data.yaml"
@@ -239,10 +252,10 @@ def test_own_data_in_the_working_folder(tmp_path):
     (tmp_path / "own.py").write_text("\n".join(comment))
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "dlblocks").write_text("from dlblocks.cli import main\nmain()\n")
-    commands.run(
-        "python", "bin/dlblocks", "cross-validate", f"--config={config}", *QUIET,
+    forked.run(
+        _run_script, "bin/dlblocks", "cross-validate", f"--config={config}", *QUIET,
         "--num_folds=2", "--trainer.max_epochs=1", "--data.data.num_samples=60",
-        "--run_dir=run", "--n_jobs=2", env={"PYTHONPATH": ROOT},
+        "--run_dir=run", "--n_jobs=2",
     )  # fmt: skip
     with np.load(tmp_path / "run" / "oof.npz") as arrays:
         assert arrays["index"].tolist() == list(range(60))
@@ -276,8 +289,16 @@ def test_a_checkpoint_of_other_dimensions_is_said(capsys):
     assert "hidden=[256, 256] (here [3])" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["validate", "test", "predict"])
-@pytest.mark.parametrize("flags", [[], ["--ckpt_path=last"], ["--ckpt_path=null"]])
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        ("validate", []),
+        ("test", []),
+        ("predict", []),
+        ("test", ["--ckpt_path=last"]),
+        ("predict", ["--ckpt_path=null"]),
+    ],
+)
 def test_random_weights_are_not_judged(command, flags, capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:
         main([command, *DIGITS[1:], *flags])
@@ -326,10 +347,17 @@ def test_private_method_of_lightning_is_still_there():
     assert callable(LightningCLI._parse_ckpt_path)
 
 
-def test_module_and_console_script_say_help():
-    for command in (["python", "-m", "dlblocks"], [Path(sys.executable).parent / "dlblocks"]):
-        said = commands.run(*command, "--help")
-        assert "cross-validate" in said.stdout
+@pytest.mark.parametrize("how", ["module", "script"])
+def test_module_and_console_script_say_help(how, monkeypatch, capsys):
+    script = Path(sys.executable).parent / "dlblocks"
+    monkeypatch.setattr(sys, "argv", [str(script), "--help"])
+    with pytest.raises(SystemExit) as stop:
+        if how == "module":
+            runpy.run_module("dlblocks", run_name="__main__")
+        else:
+            runpy.run_path(str(script), run_name="__main__")
+    assert not stop.value.code
+    assert "cross-validate" in capsys.readouterr().out
 
 
 RESUMED = [*DIGITS, "--trainer.max_epochs=3", "--model.dropout=0.2", "--data.batch_size=160",
@@ -347,11 +375,8 @@ def test_a_killed_run_goes_on_in_its_folder(tmp_path):
         "        if trainer.fit_loop.total_batch_idx == 14:\n"
         "            os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    commands.run(
-        "python", "-m", "dlblocks", *RESUMED, "--run_dir=killed",
-        "--trainer.callbacks+=killer.Killer",
-        cwd=tmp_path, env={"PYTHONPATH": f"{ROOT}:{tmp_path}"}, code=-signal.SIGKILL,
-    )  # fmt: skip
+    command = [*RESUMED, "--run_dir=killed", "--trainer.callbacks+=killer.Killer"]
+    forked.run(main, command, code=-signal.SIGKILL)
     config = (tmp_path / "killed" / "config.yaml").read_text()
     main([*RESUMED, "--run_dir=killed", "--ckpt_path=last"])
     main([*RESUMED, "--run_dir=whole"])
@@ -397,6 +422,6 @@ def test_a_transform_of_single_samples_from_yaml(tmp_path):
     }
     path = tmp_path / "augmented.yaml"
     path.write_text(yaml.safe_dump(config))
-    main(["fit", *QUIET, "--trainer.max_epochs=1", f"--config={path}"])
+    main(["fit", f"--config={path}", *QUIET, "--trainer.max_epochs=1"])
     saved = (tmp_path / "runs" / "augmented" / "config.yaml").read_text()
     assert "RandomCrop" in saved

@@ -2,11 +2,10 @@
 
 import csv
 import json
-import os
+import runpy
 import sys
 from pathlib import Path
 
-import commands
 import forked
 import lightning.pytorch as pl
 import numpy as np
@@ -103,9 +102,11 @@ COMMAND = [
 DDP = ["--data.batch_size=16", "--trainer.strategy=ddp", "--trainer.devices=2"]
 
 
-def start(folder, *arguments):
-    env = {"PYTHONPATH": os.pathsep.join([ROOT, str(folder)])}
-    return commands.run("python", *arguments, cwd=folder, env=env)
+def command_line(*flags):
+    """As ``python -m dlblocks``; Lightning starts the other process by this command again."""
+    sys.argv = ["dlblocks", *flags]
+    sys.path.insert(0, ".")
+    runpy.run_module("dlblocks", run_name="__main__", alter_sys=True)
 
 
 @pytest.fixture(scope="module")
@@ -178,12 +179,13 @@ def test_folds_of_two_processes_are_those_of_one(runs):
 
 
 @pytest.mark.slow
-def test_folds_of_two_processes_from_the_command_line(runs):
+def test_folds_of_two_processes_from_the_command_line(runs, monkeypatch):
     """Each process parses the command; without --run_dir rank 0 chooses, and tells the other."""
-    done = start(runs, "-m", "dlblocks", *COMMAND, *DDP)
+    monkeypatch.chdir(runs)
+    forked.run(command_line, *COMMAND, *DDP, environments=[{"PYTHONPATH": ROOT}])
     (run_dir,) = (runs / "runs").iterdir()
     check_same_folds(runs / "one", run_dir)
-    assert done.stdout.count("Everything is in") == 1
+    assert (runs / "said-0.txt").read_text().count("Everything is in") == 1
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torchmetrics
 from conftest import no_address
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from resume_runs import BATCHES, Kill, Killed, run, setting
+from resume_runs import BATCHES, Copy, Kill, Killed, put_back, run, setting
 from torch.utils.data import DataLoader, TensorDataset
 
 from dlblocks.callbacks import ExactResume
@@ -25,42 +25,52 @@ pytestmark = [
 ]
 
 
+# Batches before which runs of 3 · 9 are killed: in mid-epoch, and before an epoch's first.
+MIDDLE, FIRST = BATCHES + 5, BATCHES
+# In the first epoch; in mid-epoch; the first, the last batch of an epoch; in the last epoch.
+ALL = (1, 4, BATCHES - 1, FIRST, MIDDLE, 3 * BATCHES - 1)
+
+
+CASES = [
+    ("ours", {}, ALL),
+    ("ours", {"workers": 2}, (FIRST, MIDDLE)),
+    # Steps of two batches, and of the last one of an epoch alone.
+    (
+        "ours",
+        {"accumulate_grad_batches": 2, "val_check_interval": 0.5},
+        (BATCHES - 1, FIRST, MIDDLE),
+    ),
+    ("own", {}, ALL),
+    ("own", {"workers": 2}, (FIRST, MIDDLE)),
+    ("own", {"workers": 2, "persistent": True}, (FIRST, MIDDLE)),
+    ("own", {"accumulate_grad_batches": 2}, (BATCHES - 1, FIRST, MIDDLE)),
+    ("own", {"val_check_interval": 3}, (4, FIRST, MIDDLE)),
+    # The first batch after an epoch without, with validation; in mid-epoch.
+    ("own", {"limit_train_batches": 5, "check_val_every_n_epoch": 2}, (5, 8, 10)),
+    ("own", {"val_check_interval": 4, "check_val_every_n_epoch": None}, (FIRST, MIDDLE)),
+    ("own", {"max_steps": 22}, (MIDDLE, 21)),
+    ("own", {"reload_dataloaders_every_n_epochs": 1}, (FIRST, MIDDLE)),
+    ("own", {"precision": "64-true"}, (FIRST, MIDDLE)),
+    ("own", {"precision": "bf16-true"}, (FIRST, MIDDLE)),
+    # Another epoch, other weights that are trained.
+    ("frozen", {}, (4, FIRST, MIDDLE)),
+    ("finetuned", {}, (4, FIRST, MIDDLE)),
+    ("generator", {}, (FIRST, MIDDLE)),
+    ("combined", {}, (FIRST, MIDDLE)),
+    ("combined", {"workers": 1}, (FIRST, MIDDLE)),
+    ("stream", {}, (FIRST, MIDDLE)),
+]
+
+
 @pytest.mark.parametrize(
-    "kind, settings",
-    [
-        ("ours", {}),
-        ("ours", {"workers": 2}),
-        ("ours", {"accumulate_grad_batches": 2, "val_check_interval": 0.5}),
-        ("own", {}),
-        ("own", {"workers": 2}),
-        ("own", {"workers": 2, "persistent": True}),
-        ("own", {"accumulate_grad_batches": 2}),
-        ("own", {"val_check_interval": 3}),
-        ("own", {"limit_train_batches": 5, "check_val_every_n_epoch": 2}),
-        ("own", {"val_check_interval": 4, "check_val_every_n_epoch": None}),
-        ("own", {"max_steps": 22}),
-        ("own", {"reload_dataloaders_every_n_epochs": 1}),
-        ("own", {"precision": "64-true"}),
-        ("own", {"precision": "bf16-true"}),
-        ("frozen", {}),
-        ("finetuned", {}),
-        ("generator", {}),
-        ("combined", {}),
-        ("combined", {"workers": 1}),
-        ("stream", {}),
-    ],
-    ids=no_address,
+    "kind, settings, kills", CASES, ids=[f"{kind}-{settings}" for kind, settings, _ in CASES]
 )
-def test_resumed_run_is_the_run_that_was_not_killed(kind, settings, tmp_path):
-    model, rows = run(kind, tmp_path / "whole", **settings)
-    # In the first epoch; in mid-epoch; the first, the last batch of an epoch; in the last epoch.
-    per_epoch = settings.get("limit_train_batches", BATCHES)
-    last = settings.get("max_steps", 3 * per_epoch) - 1
-    for kill in {1, 4, per_epoch - 1, per_epoch, per_epoch + 5, last}:
+def test_resumed_run_is_the_run_that_was_not_killed(kind, settings, kills, tmp_path):
+    model, rows = run(kind, tmp_path / "whole", copy=kills, **settings)
+    for kill in kills:
         folder = tmp_path / f"killed-{kill}"
-        run(kind, folder, kill=kill, **settings)
         if kill == 4:
-            run(kind, folder, kill=per_epoch + 3, resume=True, **settings)  # once more
+            run(kind, folder, kill=BATCHES + 3, resume=True, **settings)  # once more
         resumed, later = run(kind, folder, resume=True, **settings)
         for (name, a), b in zip(
             model.state_dict().items(), resumed.state_dict().values(), strict=True
@@ -179,7 +189,7 @@ def test_best_checkpoint_stays_the_users(tmp_path, make_trainer):
 def test_files_of_the_best_are_those_of_the_run_that_was_not_killed(settings, tmp_path):
     """Those of steps that are repeated are overwritten, those of an earlier run are not."""
 
-    def fit(folder, kill=-1, every=8):
+    def fit(folder, kill=-1, copy=()):
         best = folder / "best"
         if not best.exists():
             best.mkdir(parents=True)
@@ -187,10 +197,10 @@ def test_files_of_the_best_are_those_of_the_run_that_was_not_killed(settings, tm
             (best / "some.ckpt").write_text("somebody else's")
         model, data, callbacks = setting("own", 0, False)
         checkpoint = ModelCheckpoint(best, **settings)
-        resume = ExactResume(folder, every_n_train_steps=every)
+        resume = ExactResume(folder, every_n_train_steps=8)
         trainer = pl.Trainer(
             max_epochs=3,
-            callbacks=[*callbacks, checkpoint, resume, Kill(kill)],
+            callbacks=[*callbacks, checkpoint, resume, Copy(folder, copy), Kill(kill)],
             logger=False,
             accelerator="cpu",
             enable_progress_bar=False,
@@ -208,10 +218,10 @@ def test_files_of_the_best_are_those_of_the_run_that_was_not_killed(settings, tm
         assert "file_exists" not in vars(checkpoint) or kill >= 0
         return scores, Path(checkpoint.best_model_path).name, files
 
-    whole = fit(tmp_path / "whole")
-    for kill in (4, 7, 14, 23):
-        folder = tmp_path / f"killed-{kill}"
-        fit(folder, kill)
+    folder, kills = tmp_path / "run", (4, 7, 14, 23)
+    whole = fit(folder, copy=kills)
+    for kill in kills:
+        put_back(folder, kill)
         if kill == 7:
             fit(folder, kill + 3)
         assert fit(folder) == whole, kill
@@ -231,15 +241,11 @@ def test_two_writers_of_the_last_file_are_refused(tmp_path, make_trainer, plain_
         trainer.fit(plain_module(), data)
 
 
-@pytest.mark.parametrize("kill", [5, BATCHES, 2 * BATCHES + 3, "end"], ids=no_address)
-def test_callbacks_beside_it_go_on_as_well(kill, tmp_path, make_trainer):
+def test_callbacks_beside_it_go_on_as_well(tmp_path, make_trainer):
     """Best checkpoint, patience of early stopping, averaged weights."""
+    folder, kills = tmp_path / "run", (5, BATCHES, 2 * BATCHES + 3, "end")
 
-    class KillAtEnd(pl.Callback):
-        def on_train_end(self, trainer, pl_module):
-            raise Killed
-
-    def fit(folder, *killers):
+    def fit(copy=()):
         pl.seed_everything(1, verbose=False)
         model = MLPClassifier(64, 10, hidden=[16], dropout=0.3, lr=0.03)
         stopping = EarlyStopping("val/accuracy", mode="max", patience=2, min_delta=0.02)
@@ -249,25 +255,28 @@ def test_callbacks_beside_it_go_on_as_well(kill, tmp_path, make_trainer):
         trainer = make_trainer(
             max_epochs=30,
             enable_checkpointing=True,
-            callbacks=[*killers, resume, averaging, stopping, best],
+            callbacks=[Copy(folder, copy), resume, averaging, stopping, best],
         )
-        with warnings.catch_warnings(), contextlib.suppress(Killed):
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
             trainer.fit(model, datamodule=DigitsDataModule(batch_size=160), ckpt_path="last")
         return trainer, model, stopping, best
 
-    trainer, model, stopping, best = fit(tmp_path / "whole")
+    trainer, model, stopping, best = fit(kills)
     assert 3 < trainer.current_epoch < 30  # it was stopped early
-    fit(tmp_path / "killed", KillAtEnd() if kill == "end" else Kill(kill))
-    again, resumed, stopping_2, best_2 = fit(tmp_path / "killed")
-    assert again.current_epoch == trainer.current_epoch
-    assert stopping_2.state_dict() == stopping.state_dict()
-    assert best_2.best_model_score == best.best_model_score
-    a, b = (torch.load(c.best_model_path)["state_dict"] for c in (best, best_2))
-    assert all(torch.equal(a[name], b[name]) for name in a)
-    # At the end the module holds the averaged weights.
-    a, b = model.state_dict(), resumed.state_dict()
-    assert all(torch.equal(a[name], b[name]) for name in a)
+    weights = torch.load(best.best_model_path)["state_dict"]
+    for kill in kills:
+        put_back(folder, kill)
+        again, resumed, stopping_2, best_2 = fit()
+        assert again.current_epoch == trainer.current_epoch, kill
+        assert stopping_2.state_dict() == stopping.state_dict(), kill
+        assert best_2.best_model_score == best.best_model_score, kill
+        # At the end the module holds the averaged weights.
+        for a, b in (
+            (weights, torch.load(best_2.best_model_path)["state_dict"]),
+            (model.state_dict(), resumed.state_dict()),
+        ):
+            assert all(torch.equal(a[name], b[name]) for name in a), kill
 
 
 def test_another_number_of_processes_is_said(tmp_path, make_trainer):

@@ -1,84 +1,89 @@
 """Processes that are killed by SIGKILL, at a step or in the middle of writing the checkpoint."""
 
 import json
+import os
+import shutil
 import signal
-from pathlib import Path
 
-import commands
+import forked
+import lightning.pytorch as pl
 import pytest
 import torch
 
-pytestmark = pytest.mark.slow
-
-SCRIPT = """
-import json, os, shutil, signal, sys
-import lightning.pytorch as pl, torch
 from dlblocks.callbacks import Augment, ExactResume, MixUp
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import MLPClassifier
 
-folder, how, when, devices, workers = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+pytestmark = pytest.mark.slow
+
 
 def kill():
     os.kill(os.getpid(), signal.SIGKILL)
 
+
 class Kill(pl.Callback):
+    def __init__(self, step):
+        self.step = step
+
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if how == "step" and trainer.fit_loop.total_batch_idx == when:
+        if trainer.fit_loop.total_batch_idx == self.step:
             kill()
 
+
 class Rows(pl.Callback):
-    rows = []
+    def __init__(self):
+        self.rows = []
+
     def on_train_epoch_end(self, trainer, pl_module):
         self.rows.append({k: v.item() for k, v in trainer.callback_metrics.items()})
 
-move, moves = shutil.move, 0
 
-def torn_move(source, target):
-    # Lightning's last step in writing, where the target is on another disk: a copy.
-    global moves
-    moves += 1
-    if moves < when:
-        return move(source, target)
-    with open(source, "rb") as whole, open(target, "wb") as half:
-        half.write(whole.read()[:20_000])
-    kill()
+def tear_move(number):
+    """Kill in Lightning's last step in writing a file where the target is on another disk: a copy.
 
-if how == "write":
+    Args:
+        number: Of the file that is torn, counted from 1.
+    """
+    move, moves = shutil.move, []
+
+    def torn_move(source, target):
+        moves.append(target)
+        if len(moves) < number:
+            return move(source, target)
+        with open(source, "rb") as whole, open(target, "wb") as half:
+            half.write(whole.read()[:20_000])
+        kill()
+
     shutil.move = torn_move
-if how != "resume":
-    pl.seed_everything(1, workers=True, verbose=False)
-model = MLPClassifier(64, 10, hidden=[16], dropout=0.3, lr=0.01, lr_schedule="one_cycle")
-trainer = pl.Trainer(
-    max_epochs=2, accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto",
-    logger=False, enable_progress_bar=False, enable_model_summary=False,
-    accumulate_grad_batches=2,
-    callbacks=[Augment(rotation=10), MixUp(0.2), ExactResume(folder, every_n_train_steps=1), Kill(),
-               Rows()],
-)
-trainer.fit(model, datamodule=DigitsDataModule(batch_size=64, num_workers=workers),
-            ckpt_path="last")
-if trainer.is_global_zero:
-    torch.save(model.state_dict(), f"{folder}/weights.pt")
-    with open(f"{folder}/rows.json", "w") as file:
-        json.dump(Rows.rows, file)
-"""
 
 
-@pytest.fixture
-def start(tmp_path):
-    """Starts the script; it fits in `folder` and is killed `how`, `when`."""
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
-    environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
+def fit(folder, how, when, devices, workers):
+    if how == "write":
+        tear_move(when)
+    if how != "resume":
+        pl.seed_everything(1, workers=True, verbose=False)
+    model = MLPClassifier(64, 10, hidden=[16], dropout=0.3, lr=0.01, lr_schedule="one_cycle")
+    rows = Rows()
+    trainer = pl.Trainer(
+        max_epochs=2, accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto",
+        logger=False, enable_progress_bar=False, enable_model_summary=False,
+        accumulate_grad_batches=2,
+        callbacks=[Augment(rotation=10), MixUp(0.2), ExactResume(folder, every_n_train_steps=1),
+                   Kill(when if how == "step" else None), rows],
+    )  # fmt: skip
+    data = DigitsDataModule(batch_size=64, num_workers=workers)
+    trainer.fit(model, datamodule=data, ckpt_path="last")
+    if trainer.is_global_zero:
+        torch.save(model.state_dict(), f"{folder}/weights.pt")
+        with open(f"{folder}/rows.json", "w") as file:
+            json.dump(rows.rows, file)
 
-    def start(folder, how, when=0, *, devices=1, workers=0):
-        commands.run(
-            "python", script, folder, how, when, devices, workers, cwd=tmp_path, env=environment,
-            code=-signal.SIGKILL if how in ("step", "write") else 0,
-        )  # fmt: skip
 
-    return start
+def start(folder, how, when=0, *, devices=1, workers=0):
+    """Start processes that fit in `folder` and are killed `how`, `when`."""
+    ranks = forked.ranks(devices) if devices > 1 else [{}]
+    code = -signal.SIGKILL if how in ("step", "write") else 0
+    forked.run(fit, folder, how, when, devices, workers, code=code, environments=ranks)
 
 
 def assert_same(tmp_path):
@@ -89,7 +94,7 @@ def assert_same(tmp_path):
 
 
 @pytest.mark.parametrize("devices, workers", [(1, 2), (2, 0)])
-def test_killed_at_a_step(devices, workers, start, tmp_path):
+def test_killed_at_a_step(devices, workers, tmp_path):
     settings = {"devices": devices, "workers": workers}
     start("whole", "not", **settings)
     start("killed", "step", 13 if devices == 2 else 27, **settings)
@@ -98,7 +103,7 @@ def test_killed_at_a_step(devices, workers, start, tmp_path):
     assert_same(tmp_path)
 
 
-def test_killed_in_the_middle_of_writing(start, tmp_path):
+def test_killed_in_the_middle_of_writing(tmp_path):
     start("whole", "not")
     start("killed", "write", 8)
     last, part = (tmp_path / "killed" / name for name in ("last.ckpt", "last.ckpt.part"))

@@ -2,7 +2,8 @@
 
 import json
 
-import commands
+import forked
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -282,29 +283,22 @@ def test_from_yaml(tmp_path, monkeypatch):
     assert chosen[0].found_classes == 10
 
 
-SCRIPT = """
-import json, sys
-import lightning.pytorch as pl
-import torch
-from torch.utils.data import DataLoader, TensorDataset
-from dlblocks.callbacks import CutMix, MixUp, OneOf
-
 # Every pixel is its sample's number.
-x = torch.arange(16.0)[:, None, None, None].expand(16, 1, 6, 6).contiguous()
+NUMBERED = torch.arange(16.0)[:, None, None, None].expand(16, 1, 6, 6).contiguous()
 
 
-class Net(pl.LightningModule):
+class Numbered(pl.LightningModule):
     num_classes = 16
 
     def __init__(self):
         super().__init__()
         self.seen = []
-        self.net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 16))
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(36, 16))
 
     def training_step(self, batch, batch_idx):
         assert torch.allclose(batch[1] @ torch.arange(16.0), batch[0].mean((1, 2, 3)), atol=1e-4)
         self.seen.append(batch[1].tolist())
-        return torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=1e-3)
@@ -317,25 +311,26 @@ def fit(epochs, ckpt, out, per_sample):
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         use_distributed_sampler=False,
         callbacks=[OneOf([MixUp(1.0), CutMix()], per_sample=per_sample)],
-    )
-    module = Net()
+    )  # fmt: skip
+    module = Numbered()
     # All ranks read the same samples in the same order: what differs is drawn.
-    trainer.fit(module, DataLoader(TensorDataset(x, torch.arange(16)), 8), ckpt_path=ckpt)
+    data = DataLoader(TensorDataset(NUMBERED, torch.arange(16)), 8)
+    trainer.fit(module, data, ckpt_path=ckpt)
     trainer.save_checkpoint(f"{out}.ckpt")
-    json.dump(module.seen, open(f"{out}-{trainer.global_rank}.json", "w"))
+    with open(f"{out}-{trainer.global_rank}.json", "w") as file:
+        json.dump(module.seen, file)
 
 
-for kind in ("batch", "sample"):
-    fit(4, None, f"{kind}-whole", kind == "sample")
-    fit(2, None, f"{kind}-half", kind == "sample")
-    fit(4, f"{kind}-half.ckpt", f"{kind}-rest", kind == "sample")
-"""
+def fit_and_resume():
+    for kind in ("batch", "sample"):
+        fit(4, None, f"{kind}-whole", kind == "sample")
+        fit(2, None, f"{kind}-half", kind == "sample")
+        fit(4, f"{kind}-half.ckpt", f"{kind}-rest", kind == "sample")
 
 
 @pytest.mark.slow
 def test_two_ranks_draw_differently_and_a_resumed_run_the_same(tmp_path):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    commands.run("python", "script.py", cwd=tmp_path)
+    forked.run(fit_and_resume, environments=forked.ranks(2))
 
     def seen(name):
         return json.loads((tmp_path / f"{name}.json").read_text())

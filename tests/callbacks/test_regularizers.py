@@ -3,13 +3,16 @@
 import contextlib
 import json
 
-import commands
+import forked
 import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
 from conftest import no_address
 from resume_runs import Kill, Killed, Rows
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from dlblocks.callbacks import (
     SAM,
@@ -129,16 +132,6 @@ def test_a_resumed_run_is_the_run_that_was_not_killed(settings, tmp_path):
         assert str(later) == str(rows[-len(later) :]), kill
 
 
-SCRIPT = """
-import json, sys
-import lightning.pytorch as pl
-import torch
-from torch import nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
-from dlblocks.callbacks import GeneralizationGap, InputNoise, SAM, WeightNoise, WeightPenalty
-
-devices = int(sys.argv[1])
 X = torch.randn(48, 5, generator=torch.Generator().manual_seed(1)).double()
 Y = torch.arange(48) % 3
 
@@ -151,7 +144,7 @@ class Net(pl.LightningModule):
         self.seen = []
 
     def train_dataloader(self):  # in order: the ranks' batches are together those of one process
-        data = TensorDataset(X, Y)
+        data, devices = TensorDataset(X, Y), self.trainer.world_size
         order = DistributedSampler(data, devices, self.trainer.global_rank, shuffle=False)
         return DataLoader(data, 8 // devices, sampler=order)
 
@@ -169,41 +162,45 @@ class Net(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.2, momentum=0.9)
 
 
-def fit(*callbacks, **arguments):
-    settings = dict(accelerator="cpu", devices=devices, enable_progress_bar=False, logger=False,
-                    enable_model_summary=False, enable_checkpointing=False, max_epochs=2,
-                    precision="64-true", use_distributed_sampler=False, **arguments)
+def fit(devices, *callbacks, **arguments):
     if devices > 1:
-        settings["strategy"] = "ddp"
-    module, trainer = Net(), pl.Trainer(callbacks=list(callbacks), **settings)
+        arguments["strategy"] = "ddp"
+    module = Net()
+    trainer = pl.Trainer(
+        callbacks=list(callbacks), accelerator="cpu", devices=devices, enable_progress_bar=False,
+        logger=False, enable_model_summary=False, enable_checkpointing=False, max_epochs=2,
+        precision="64-true", use_distributed_sampler=False, **arguments,
+    )  # fmt: skip
     trainer.fit(module)
-    logged = {k: float(v) for k, v in trainer.callback_metrics.items()}
-    return module, trainer, logged
+    return module, trainer, {k: float(v) for k, v in trainer.callback_metrics.items()}
 
 
-found = {}
-module, trainer, logged = fit(
-    SAM(0.5), WeightPenalty(l2=0.1, max_norm=1.0), GeneralizationGap(["val_loss"]),
-    accumulate_grad_batches=2, gradient_clip_val=0.5)
-found["weights"] = [p.flatten().tolist() for p in module.parameters()]
-found["train"] = logged["train_eval/loss"]
-found["penalty"] = logged["train/penalty"]
-module, trainer, logged = fit(GeneralizationGap(limit_batches=0.77))  # 37 samples
-found["limited"] = logged["train_eval/loss"]
-for name, callback in (("input", InputNoise(0.5)), ("weight", WeightNoise(0.5))):
-    module, *_ = fit(callback)
-    found[name] = module.seen
-    found[f"{name} end"] = float(sum(p.sum() for p in module.parameters()))
-json.dump(found, open(f"found-{devices}-{trainer.global_rank}.json", "w"))
-"""
+def measure(devices):
+    found = {}
+    module, trainer, logged = fit(
+        devices, SAM(0.5), WeightPenalty(l2=0.1, max_norm=1.0), GeneralizationGap(["val_loss"]),
+        accumulate_grad_batches=2, gradient_clip_val=0.5,
+    )  # fmt: skip
+    found["weights"] = [p.flatten().tolist() for p in module.parameters()]
+    found["train"] = logged["train_eval/loss"]
+    found["penalty"] = logged["train/penalty"]
+    module, trainer, logged = fit(devices, GeneralizationGap(limit_batches=0.77))  # 37 samples
+    found["limited"] = logged["train_eval/loss"]
+    for name, callback in (("input", InputNoise(0.5)), ("weight", WeightNoise(0.5))):
+        module, *_ = fit(devices, callback)
+        found[name] = module.seen
+        found[f"{name} end"] = float(sum(p.sum() for p in module.parameters()))
+    with open(f"found-{devices}-{trainer.global_rank}.json", "w") as file:
+        json.dump(found, file)
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ddp")
-    (folder / "script.py").write_text(SCRIPT)
-    for devices in (1, 2):
-        commands.run("python", "script.py", devices, cwd=folder)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        for devices in (1, 2):
+            forked.run(measure, devices, environments=forked.ranks(devices))
     return [
         json.loads((folder / f"found-{name}.json").read_text()) for name in ("1-0", "2-0", "2-1")
     ]

@@ -2,11 +2,10 @@
 
 import csv
 import itertools
+import json
 import math
-import os
-from pathlib import Path
 
-import commands
+import forked
 import lightning.pytorch as pl
 import numpy as np
 import pytest
@@ -520,37 +519,26 @@ def test_from_yaml(tmp_path):
         main(["fit", "--config=sharp.yaml", "--trainer.callbacks.epsilom=1"])
 
 
-DDP = """
-import json, sys
-import lightning.pytorch as pl
-from test_sharpness import Foreign, Notes, Sharpness, loader
-
-devices = int(sys.argv[1])
-pl.seed_everything(0, verbose=False)
-notes = Notes()
-measure = [Sharpness(limit_batches=None), Sharpness(directions=5, eigenvalue=False)]
-trainer = pl.Trainer(
-    accelerator="cpu", devices=devices, strategy="ddp_find_unused_parameters_true", max_epochs=1,
-    callbacks=[*measure, notes], logger=False, enable_checkpointing=False,
-    enable_progress_bar=False, enable_model_summary=False,
-)
-module = Foreign()
-module.configure_optimizers = lambda: None  # the weights stay as they are
-module.net[1].momentum = 0.0
-trainer.fit(module, loader())
-with open(f"rows-{devices}-{trainer.global_rank}.json", "w") as file:
-    json.dump([notes.rows[0], [float(p.sum()) for p in module.parameters()]], file)
-"""
+def measure(devices):
+    pl.seed_everything(0, verbose=False)
+    notes = Notes()
+    measure = [Sharpness(limit_batches=None), Sharpness(directions=5, eigenvalue=False)]
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=devices, strategy="ddp_find_unused_parameters_true",
+        max_epochs=1, callbacks=[*measure, notes], logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    module = Foreign()
+    module.configure_optimizers = lambda: None  # the weights stay as they are
+    module.net[1].momentum = 0.0
+    trainer.fit(module, loader())
+    with open(f"rows-{devices}-{trainer.global_rank}.json", "w") as file:
+        json.dump([notes.rows[0], [float(p.sum()) for p in module.parameters()]], file)
 
 
 def test_two_ranks_measure_what_one_does(tmp_path):
-    import json
-
-    (tmp_path / "script.py").write_text(DDP)
-    tests = Path(__file__).parent
-    path = os.pathsep.join([str(tests), *map(str, tests.parents[:2])])
     for devices in (1, 2):
-        commands.run("python", "script.py", devices, env={"PYTHONPATH": path})
+        forked.run(measure, devices, environments=forked.ranks(devices))
     one, two, other = (
         json.loads((tmp_path / f"rows-{name}.json").read_text()) for name in ("1-0", "2-0", "2-1")
     )

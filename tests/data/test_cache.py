@@ -6,13 +6,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import warnings
 from pathlib import Path
 
-import commands
+import forked
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -319,21 +319,18 @@ def test_an_array_of_the_same_size_written_over_ours_is_refused(root, monkeypatc
     assert path.read_bytes() == before
 
 
-KILLED = """
-import os
-from dlblocks.data import ImageFolderDataModule
+def build_and_end(renames):
+    """End the process before a rename, after some."""
+    real, left = os.replace, [renames]
 
-real, left = os.replace, [RENAMES]
+    def replace(*paths):
+        if not left[0]:
+            os._exit(9)
+        left[0] -= 1
+        real(*paths)
 
-def replace(*paths):
-    if not left[0]:
-        os._exit(9)
-    left[0] -= 1
-    real(*paths)
-
-os.replace = replace
-ImageFolderDataModule("images", size=(6, 9), cache=True).prepare_data()
-"""
+    os.replace = replace
+    module("images").prepare_data()
 
 
 @pytest.mark.parametrize("renames", [0, 1])
@@ -341,8 +338,7 @@ def test_a_kill_between_two_names_is_no_wrong_cache(root, tmp_path, renames):
     """The array of new images must not pass for that of the old ones."""
     module(root).prepare_data()
     move_to_another_class(root)
-    script = KILLED.replace("RENAMES", str(renames))
-    commands.run("python", "-c", script, cwd=tmp_path, code=9)
+    forked.run(build_and_end, renames, code=9)
     (root / "train" / "naïve ☃" / "9.png").rename(root / "train" / "a" / "0.png")  # as before
     with pytest.raises(FileExistsError, match="json is missing"):
         module(root).setup()
@@ -519,109 +515,91 @@ def test_a_cache_that_is_a_file(root, tmp_path):
 
 # Several processes
 
-SLOW = """
-import os, sys, time
-from pathlib import Path
-from dlblocks.data import ImageFolderDataModule, image_folder
 
-decode = image_folder._decode
+def decode_slowly(seconds):
+    decode = image_folder._decode
 
-def slow(file, **settings):
-    with open("decoded.txt", "a") as log:
-        log.write(f"{os.getpid()}\\n")
-    time.sleep(float(os.environ.get("SLOW", "0.1")))
-    return decode(file, **settings)
+    def slow(file, **settings):
+        with open("decoded.txt", "a") as log:
+            log.write(f"{os.getpid()}\n")
+        time.sleep(seconds)
+        return decode(file, **settings)
 
-image_folder._decode = slow
-"""
+    image_folder._decode = slow
 
-TOGETHER = """
-Path(f"ready-{os.getpid()}").touch()
-while len(list(Path().glob("ready-*"))) < 2:
-    time.sleep(0.01)
-data = ImageFolderDataModule("images", size=(6, 9), cache=True)
-data.prepare_data()
-print(int(data.source.inputs.long().sum()), len(data.source.inputs))
-"""
+
+def build_together():
+    decode_slowly(0.1)
+    Path(f"ready-{os.getpid()}").touch()
+    while len(list(Path().glob("ready-*"))) < 2:
+        time.sleep(0.01)
+    data = module("images")
+    data.prepare_data()
+    print(int(data.source.inputs.long().sum()), len(data.source.inputs))
 
 
 def test_two_processes_decode_once(root, tmp_path):
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SLOW + TOGETHER], cwd=tmp_path, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
-        for _ in range(2)
-    ]  # fmt: skip
-    said = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
+    forked.run(build_together, environments=[{}, {}])
+    said = [(tmp_path / f"said-{i}.txt").read_text() for i in (0, 1)]
     inputs = module(root, False).source.inputs
-    assert [out.split() for out, _ in said] == [[str(int(inputs.long().sum())), "17"]] * 2
+    assert [out.split()[-2:] for out in said] == [[str(int(inputs.long().sum())), "17"]] * 2
     assert len((tmp_path / "decoded.txt").read_text().split()) == 17 + 6
     assert len(arrays(root)) == 2
     assert not list(root.glob(".*"))
 
 
-# A process that a shell starts in the background ignores Ctrl-C, and so do its children.
-BUILD = """
-import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)
-ImageFolderDataModule("images", size=6, cache=True).prepare_data()
-"""
+def build():
+    # A process that a shell starts in the background ignores Ctrl-C, and so do its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    decode_slowly(0.5)
+    module("images", size=6).prepare_data()
 
 
-def start_building(tmp_path):
+@pytest.fixture
+def building(root, tmp_path):
     """A process in the middle of building."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW + BUILD],
-        cwd=tmp_path, env={**os.environ, "SLOW": "0.5"}, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    while not (tmp_path / "decoded.txt").exists() and process.poll() is None:
+    process = forked.start(build)
+    while not (tmp_path / "decoded.txt").exists() and process.exitcode is None:
         time.sleep(0.02)
-    return process
-
-
-def test_what_a_killed_build_leaves_is_removed_by_the_next(root, tmp_path):
-    process = start_building(tmp_path)
+    yield process
     process.kill()
-    process.communicate(timeout=60)
+    process.join()
+    process.close()
+
+
+def test_what_a_killed_build_leaves_is_removed_by_the_next(root, building):
+    building.kill()
+    building.join(60)
     assert len(list(root.glob(".*"))) == 2  # the half file and the empty description
     assert_same(module(root, size=6), module(root, False, size=6))
     assert not list(root.glob(".*"))
 
 
-def test_ctrl_c_leaves_nothing(root, tmp_path):
-    before = files(root)
-    process = start_building(tmp_path)
-    assert files(root) != before  # the half file
+def test_ctrl_c_leaves_nothing(root, building, tmp_path):
+    assert list(root.glob(".*"))  # the half file
     start = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert "KeyboardInterrupt" in err
+    os.kill(building.pid, signal.SIGINT)
+    building.join(60)
+    assert building.exitcode == 1
+    assert "KeyboardInterrupt" in (tmp_path / "said.txt").read_text()
     assert time.monotonic() - start < 20  # not all the 23 images
-    assert files(root) == before
+    assert not [path for path in files(root) if "dlblocks" in path.name]
 
 
-DDP = """
-import lightning.pytorch as pl
-from dlblocks.models import CNNClassifier
-
-if __name__ == "__main__":
-    data = ImageFolderDataModule("images", size=(6, 9), cache=True, batch_size=4)
+def fit():
+    decode_slowly(0)
+    data = module("images", batch_size=4)
     trainer = pl.Trainer(
         accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, logger=False,
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
-    )
+    )  # fmt: skip
     trainer.fit(CNNClassifier(3, 2, channels=[4]), datamodule=data)
     Path(f"sum-{trainer.global_rank}").write_text(str(int(data.source.inputs.long().sum())))
-"""
 
 
 @pytest.mark.slow
 def test_all_ranks_use_the_file_of_one(root, tmp_path):
-    (tmp_path / "script.py").write_text(SLOW + DDP)
-    commands.run("python", "script.py", cwd=tmp_path, env={"SLOW": "0"})
+    forked.run(fit, environments=forked.ranks(2))
     expected = str(int(module(root, False).source.inputs.long().sum()))
     assert [(tmp_path / f"sum-{rank}").read_text() for rank in (0, 1)] == [expected] * 2
     decoders = (tmp_path / "decoded.txt").read_text().split()

@@ -1,10 +1,11 @@
 """The optimizers, schedules and batch sizes as the models and datamodules use them."""
 
-import commands
+import forked
 import lightning.pytorch as pl
 import pytest
 import torch
 
+from dlblocks.cli import main
 from dlblocks.data import CurveDataModule, DigitsDataModule
 from dlblocks.models import MLPClassifier, MLPRegressor, load
 from dlblocks.optim import OPTIMIZERS, describe
@@ -188,7 +189,7 @@ data:
 
 def test_from_the_command_line(tmp_path):
     (tmp_path / "config.yaml").write_text(CONFIG)
-    commands.run("python", "-m", "dlblocks", "fit", "--config", "config.yaml", cwd=tmp_path)
+    main(["fit", "--config", "config.yaml"])
     states = [torch.load(path, weights_only=True) for path in tmp_path.rglob("*.ckpt")]
     (state,) = [state for state in states if state["global_step"] == 2][:1]
     group = state["optimizer_states"][0]["param_groups"][0]
@@ -196,42 +197,33 @@ def test_from_the_command_line(tmp_path):
     assert group["lr"] == pytest.approx(0.001)  # 2 · 0.001, halved after the first epoch
 
 
-RANKS = """
-import lightning.pytorch as pl, torch, warnings
-warnings.filterwarnings("ignore")
-from dlblocks.data import CurveDataModule
-from dlblocks.models import MLPRegressor
-
-def fit(optimizer, accumulate):
+def fit_on_two(optimizer, accumulate):
     torch.manual_seed(0)
     model = MLPRegressor(
         1, hidden=[4], optimizer=optimizer, lr=0.1, lr_schedule="exponential",
         lr_schedule_args={"gamma": 0.5},
-    )
+    )  # fmt: skip
     data = CurveDataModule(num_samples=100, test_fraction=0, batch_size=16)
-    trainer = pl.Trainer(
-        accelerator="cpu", devices=2, strategy="ddp", max_epochs=2, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        accumulate_grad_batches=accumulate,
-    )
-    trainer.fit(model, data)
+    fit = trainer(".", devices=2, strategy="ddp", max_epochs=2, accumulate_grad_batches=accumulate)
+    fit.fit(model, data)
     weights = torch.cat([p.detach().flatten() for p in model.parameters()])
-    both = trainer.strategy.all_gather(weights)
-    rate = trainer.optimizers[0].param_groups[0]["lr"]
-    if trainer.is_global_zero:
-        print("found", trainer.global_step, rate, torch.equal(both[0], both[1]), flush=True)
+    both = fit.strategy.all_gather(weights)
+    rate = fit.optimizers[0].param_groups[0]["lr"]
+    print("found", fit.global_step, rate, torch.equal(both[0], both[1]), flush=True)
 
-fit("adamp", 2)
-try:
-    fit("lbfgs", 1)
-except ValueError as error:
-    print("refused", error, flush=True)
-"""
+
+def both_on_two():
+    fit_on_two("adamp", 2)
+    try:
+        fit_on_two("lbfgs", 1)
+    except ValueError as error:
+        print("refused", error, flush=True)
 
 
 def test_two_processes(tmp_path):
     """80 samples on 2 ranks: 3 batches of 16, 2 steps an epoch; the rate halves twice."""
-    (tmp_path / "ranks.py").write_text(RANKS)
-    done = commands.run("python", "ranks.py", cwd=tmp_path)
-    assert "found 4 0.025 True" in done.stdout, done.stderr
-    assert "on 2 devices, but lbfgs" in done.stdout
+    forked.run(both_on_two, environments=forked.ranks(2))
+    for rank in (0, 1):
+        said = (tmp_path / f"said-{rank}.txt").read_text()
+        assert "found 4 0.025 True" in said
+        assert "on 2 devices, but lbfgs" in said
