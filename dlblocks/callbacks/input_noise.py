@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from dlblocks._errors import check_range, checked
-from dlblocks.callbacks._batch_transform import BatchTransform, check_images
+from dlblocks.callbacks._batch_transform import EntriesTransform, check_images
 
 
 def gaussian_noise(inputs: Tensor, std: float, generator: torch.Generator | None = None) -> Tensor:
@@ -83,7 +83,7 @@ def salt_and_pepper(
     return torch.where(draw < amount, noisy, images)
 
 
-class InputNoise(BatchTransform):
+class InputNoise(EntriesTransform):
     """Noise on the inputs of training batches; see the module for when to use it.
 
     Args:
@@ -135,11 +135,6 @@ class InputNoise(BatchTransform):
         self.low = low
         self.high = high
         self.per_channel = per_channel
-
-    def transform(
-        self, inputs: Tensor, targets: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        return self._noisy(inputs, generator), targets
 
     def transform_entries(
         self, inputs: list[Tensor], targets: list[Any], generator: torch.Generator

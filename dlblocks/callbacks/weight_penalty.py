@@ -28,13 +28,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.optim import LBFGS, Optimizer
 
 from dlblocks._errors import check_range, checked
 from dlblocks.callbacks._parameters import check_whole_parameters, select_parameters
+from dlblocks.callbacks._wrapper import UndoneCallback
 
 
 def weight_penalty(weights: Sequence[Tensor], l1: float = 0.0, l2: float = 0.0) -> Tensor:
@@ -76,7 +76,7 @@ def clip_rows(weight: Tensor, max_norm: float) -> None:
     torch.renorm(weight, 2, 0, max_norm, out=weight)
 
 
-class WeightPenalty(Callback):
+class WeightPenalty(UndoneCallback):
     """Adds the gradient of L1 and L2 penalties, and keeps units within a norm; see the module.
 
     The gradient is added once an optimizer step, after accumulation, after unscaling in mixed
@@ -164,14 +164,6 @@ class WeightPenalty(Callback):
         for handle in self._handles:
             handle.remove()
         self._handles, self._selected = [], []
-
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        self.on_train_end(trainer, pl_module)
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self.on_train_end(trainer, pl_module)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
