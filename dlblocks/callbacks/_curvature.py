@@ -90,22 +90,19 @@ def sharpness(
         check_range("directions", directions, 1, count)
     generator = torch.Generator().manual_seed(seed)
     with values_kept(params) as point:
-        columns = None if directions is None else _Columns(params, directions, generator)
-        center = _flat(point) if columns is None else columns.pseudo_inverse(point)
+        columns = None if directions is None else _columns(params, directions, generator)
+        center = _flat(point) if columns is None else _pseudo_inverse(columns, point)
         box = epsilon * (np.abs(center) + 1)
 
         def at(u: np.ndarray) -> tuple[float, np.ndarray]:
             """The loss at z = box · u, for u in [-1, 1], and its gradient in u."""
-            step = box * u
-            if columns is None:
-                moves = _split(torch.from_numpy(step), params)
-            else:
-                moves = columns.times(step)
+            step = torch.from_numpy(box * u)
+            moves = _split(step if columns is None else step.to(columns) @ columns, params)
             with torch.no_grad():
                 for param, start, move in zip(params, point, moves, strict=True):
                     param.copy_(start + move)
             value, gradients = _gradient(loss, params, reduce)
-            slope = _flat(gradients) if columns is None else columns.transposed(gradients)
+            slope = _flat(gradients) if columns is None else _projected(columns, gradients)
             return value, box * slope
 
         base, _ = at(np.zeros_like(box))
@@ -261,32 +258,21 @@ def _hessian_product(
     return total if reduce is None else reduce(total)
 
 
-class _Columns:
-    """A: p random columns, each in the form of the parameters."""
+def _columns(params: Sequence[Tensor], number: int, generator: torch.Generator) -> Tensor:
+    """Aᵀ: p random directions in the space of all n values, shape (p, n)."""
+    blocks = [torch.randn(number, p.numel(), generator=generator, dtype=p.dtype) for p in params]
+    return torch.cat([block.to(params[0]) for block in blocks], dim=1)
 
-    def __init__(self, params: Sequence[Tensor], number: int, generator: torch.Generator) -> None:
-        self.shapes = [param.shape for param in params]
-        self.blocks = [
-            torch.randn(number, p.numel(), generator=generator, dtype=p.dtype).to(p.device)
-            for p in params
-        ]
 
-    def times(self, z: np.ndarray) -> list[Tensor]:
-        """A z."""
-        return [
-            (torch.from_numpy(z).to(block) @ block).view(shape)
-            for block, shape in zip(self.blocks, self.shapes, strict=True)
-        ]
+def _projected(columns: Tensor, tensors: Sequence[Tensor]) -> np.ndarray:
+    """Aᵀ x."""
+    return _flat([columns @ _join(tensors, like=columns)])
 
-    def transposed(self, tensors: Sequence[Tensor]) -> np.ndarray:
-        """Aᵀ x."""
-        products = [b @ t.reshape(-1) for b, t in zip(self.blocks, tensors, strict=True)]
-        return np.sum([_flat([product]) for product in products], axis=0)
 
-    def pseudo_inverse(self, tensors: Sequence[Tensor]) -> np.ndarray:
-        """A⁺ x = (AᵀA)⁻¹ Aᵀ x."""
-        gram = np.sum([(b @ b.T).cpu().double().numpy() for b in self.blocks], axis=0)
-        return np.linalg.solve(gram, self.transposed(tensors))
+def _pseudo_inverse(columns: Tensor, tensors: Sequence[Tensor]) -> np.ndarray:
+    """A⁺ x = (AᵀA)⁻¹ Aᵀ x."""
+    gram = (columns @ columns.T).cpu().double().numpy()
+    return np.linalg.solve(gram, _projected(columns, tensors))
 
 
 @contextlib.contextmanager

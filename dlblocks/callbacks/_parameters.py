@@ -43,8 +43,6 @@ def select_parameters(
     """
     names = [name for name, _ in module.named_parameters()]
     for argument, patterns in (("include", include), ("exclude", exclude)):
-        if isinstance(patterns, str):
-            raise TypeError(f"{argument}={patterns!r} must be a list of patterns: [{patterns!r}].")
         for pattern in patterns or ():
             if not fnmatch.filter(names, pattern):
                 hint = did_you_mean(pattern, names) or f"; names are {', '.join(names[:8])}"

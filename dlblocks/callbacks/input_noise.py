@@ -116,14 +116,14 @@ class InputNoise(EntriesTransform):
         # There need be no targets, as for an autoencoder.
         super().__init__(target_key=None, data_keys="keep", **kwargs)
         is_gaussian = kind == "gaussian"
-        given = {"std": std} if not is_gaussian else {"amount": amount, "low": low, "high": high}
+        given: dict[str, Any] = {"std": std}
+        if is_gaussian:
+            given = {"amount": amount, "low": low, "high": high, "per_channel": per_channel or None}
         for name, value in given.items():
             if value is not None:
                 raise ValueError(
                     f"{name}={value!r} has no effect with kind={kind!r}; leave it out."
                 )
-        if is_gaussian and per_channel:
-            raise ValueError(f"per_channel=True has no effect with kind={kind!r}; leave it out.")
         needed, share = ("std", std) if is_gaussian else ("amount", amount)
         if share is None:
             raise ValueError(f"InputNoise(kind={kind!r}) needs {needed}=.")

@@ -178,16 +178,10 @@ class SAM(AroundStep):
         weights, gradients, flags = [], [], []
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                if parameter.grad.is_sparse:
-                    raise ValueError(
-                        f"SAM needs dense gradients, and {names.get(id(parameter))} has a sparse "
-                        "one; use Embedding(sparse=False)."
-                    )
-                weights.append(parameter)
-                gradients.append(parameter.grad)
-                flags.append(self.adaptive and "weight" in names.get(id(parameter), ""))
+                if parameter.grad is not None:
+                    weights.append(parameter)
+                    gradients.append(parameter.grad)
+                    flags.append(self.adaptive and "weight" in names.get(id(parameter), ""))
         if not weights:
             return  # training_step returned None
         device = trainer.strategy.root_device

@@ -170,15 +170,10 @@ class WeightPenalty(UndoneCallback):
     ) -> None:
         if not (self.l1 or self.l2):
             return
-        weights = [p for p in self._of(optimizer) if p.grad is not None]
         with torch.no_grad():
-            for weight in weights:
-                assert weight.grad is not None  # for the type checker
-                if weight.grad.is_sparse:
-                    raise ValueError(
-                        f"WeightPenalty needs dense gradients, and one of shape "
-                        f"{tuple(weight.shape)} is sparse; leave it out by exclude=."
-                    )
+            for weight in self._of(optimizer):
+                if weight.grad is None:
+                    continue
                 if self.l2:
                     weight.grad.add_(weight, alpha=self.l2)
                 if self.l1:
