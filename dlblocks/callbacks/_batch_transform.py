@@ -240,11 +240,8 @@ class Entries:
     """
 
     def __init__(self, batch: Any, transform: BatchTransform) -> None:
-        self.batch, self.who, self.actions = (
-            batch,
-            type(transform).__name__,
-            transform.extra_actions,
-        )
+        self.batch, self.actions = batch, transform.extra_actions
+        self.who = type(transform).__name__
         self.input_path = _path_of(transform.input_key)
         self.target_path = _path_of(transform.target_key)
         self.has_target = transform.target_key is not None

@@ -260,8 +260,11 @@ def _hessian_product(
 
 def _columns(params: Sequence[Tensor], number: int, generator: torch.Generator) -> Tensor:
     """Aᵀ: p random directions in the space of all n values, shape (p, n)."""
-    blocks = [torch.randn(number, p.numel(), generator=generator, dtype=p.dtype) for p in params]
-    return torch.cat([block.to(params[0]) for block in blocks], dim=1)
+    sizes = [param.numel() for param in params]
+    columns = params[0].new_empty(number, sum(sizes))
+    for block, param in zip(columns.split(sizes, dim=1), params, strict=True):
+        block.copy_(torch.randn(block.shape, generator=generator, dtype=param.dtype))
+    return columns
 
 
 def _projected(columns: Tensor, tensors: Sequence[Tensor]) -> np.ndarray:

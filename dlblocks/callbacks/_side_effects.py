@@ -94,15 +94,15 @@ def values_kept(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 @contextlib.contextmanager
 def paused(module: pl.LightningModule) -> Iterator[None]:
     """Logs, metrics and buffers take no notice of the steps within."""
-    had = vars(module).get(PAUSED)
-    if hasattr(module, PAUSED):
+    before = getattr(module, PAUSED, None)
+    if before is not None:
         setattr(module, PAUSED, True)
     try:
         with metrics_kept(module), buffers_kept(module), logging_to(module, _nothing):
             yield
     finally:
-        if hasattr(module, PAUSED):
-            setattr(module, PAUSED, bool(had))
+        if before is not None:
+            setattr(module, PAUSED, before)
 
 
 @contextlib.contextmanager

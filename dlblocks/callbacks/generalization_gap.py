@@ -21,6 +21,7 @@ training data; ``limit_batches=0.2`` and ``every_n_epochs=5`` make it cheap.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -169,7 +170,8 @@ class _Log:
                 f"{', '.join(REDUCTIONS)}; name the metrics to compare by metrics=."
             )
         if name not in self.metrics:
-            metric = REDUCTIONS[kind](nan_strategy="disable").set_dtype(torch.float64)
+            # NaN stays NaN; with "disable" torchmetrics 1.9 leaves out the weights.
+            metric = REDUCTIONS[kind](nan_strategy=math.nan).set_dtype(torch.float64)
             self.metrics[name] = metric.to(self.device)
         value = torch.as_tensor(value, device=self.device).detach().double().mean()
         if kind != "mean":
