@@ -1,46 +1,35 @@
 """The one hook on which every callback of this package changes a training batch.
 
-Lightning lets a callback replace entries of list batches only, and in silence fails on tuples; so
-the callbacks here wrap `on_after_batch_transfer` of the object that Lightning will call, the
-datamodule if it overrides the hook and else the module, while the fit lasts. It works with any
-LightningModule, any datamodule and any number of these callbacks.
+Lightning lets a callback replace entries of list batches only, and in silence fails on tuples. So
+the callbacks here wrap `on_after_batch_transfer` of the object that Lightning will call: the
+datamodule if it overrides the hook, else the module. It works with any LightningModule, any
+datamodule and any number of these callbacks.
 """
 
 from __future__ import annotations
 
 import copy
-import functools
-import itertools
 import weakref
-from collections.abc import Callable, Mapping, MutableMapping, MutableSequence, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, MutableSequence, Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from dlblocks._errors import check_choice, check_range, checked
-from dlblocks.losses import MixedTargets, soft_targets
-
-__all__ = [
-    "BatchTransform",
-    "batches_seen",
-    "check_images",
-    "mix",
-    "per_sample",
-    "soft_targets",
-    "structure",
-]
+from dlblocks.callbacks._wrapper import UndoneCallback, Wrapped, unwrap, wrap
+from dlblocks.losses import MixedTargets
 
 HOOK = "on_after_batch_transfer"
-MASK = (1 << 64) - 1
+Key = int | str | Sequence[int | str]
+Path = tuple[int | str, ...]
 
 
-class BatchTransform(Callback):
+class BatchTransform(UndoneCallback):
     """A callback that changes the inputs and targets of training batches, and of no others.
 
     Subclasses define `transform`, and set `before_hook` if they are to see the batch before the
@@ -128,7 +117,7 @@ class BatchTransform(Callback):
 
     def prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes what it needs from trainer and module, before the first batch."""
-        self.max_epochs = trainer.max_epochs
+        last = self.max_epochs = None if trainer.max_epochs == -1 else trainer.max_epochs
         if getattr(trainer.datamodule, "embeddings", None):  # type: ignore[attr-defined]
             raise ValueError(
                 f"{type(self).__name__} changes inputs, of which columns are numbers of categories "
@@ -136,7 +125,7 @@ class BatchTransform(Callback):
             )
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return  # one epoch of any plan
-        last, stop, name = self._max_epochs(), self._stop(), type(self).__name__
+        stop, name = self._stop(), type(self).__name__
         if self.stop_epoch is not None and stop is None:
             raise ValueError(
                 f"{name}(stop_epoch={self.stop_epoch}) counts from the end, which max_epochs="
@@ -151,44 +140,21 @@ class BatchTransform(Callback):
             rank_zero_warn(f"{name}(start_epoch={self.start_epoch}) comes after max_epochs={last}.")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.place = [c for c in _callbacks(trainer) if isinstance(c, BatchTransform)].index(self)
+        callbacks = vars(trainer)["callbacks"]
+        self.place = [c for c in callbacks if isinstance(c, BatchTransform)].index(self)
         self.prepare(trainer, pl_module)
-        owner = _owner(trainer, pl_module)
-        hook = vars(owner).get(HOOK)
-        if not isinstance(hook, _Hook):
-            hook = _Hook(trainer, getattr(owner, HOOK), replaced=hook)
-            vars(owner)[HOOK] = hook
-        hook.transforms.append(self)
+        wrap(_owner(trainer, pl_module), HOOK, self, trainer, _transform_batch)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.memory.clear()
-        owner = _owner(trainer, pl_module)
-        hook = vars(owner).get(HOOK)
-        if isinstance(hook, _Hook) and self in hook.transforms:
-            hook.transforms.remove(self)
-            if not hook.transforms:
-                del vars(owner)[HOOK]
-                if hook.replaced is not None:
-                    vars(owner)[HOOK] = hook.replaced
-
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        self.on_train_end(trainer, pl_module)
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self.on_train_end(trainer, pl_module)
+        unwrap(_owner(trainer, pl_module), HOOK, self)
 
     # A batch
 
-    def _max_epochs(self) -> int | None:
-        return None if self.max_epochs in (None, -1) else self.max_epochs
-
     def _stop(self) -> int | None:
-        last = self._max_epochs()
         if self.stop_epoch is None or self.stop_epoch >= 0:
             return self.stop_epoch
-        return None if last is None else last + self.stop_epoch
+        return None if self.max_epochs is None else self.max_epochs + self.stop_epoch
 
     def active(self, epoch: int) -> bool:
         """Whether the transform acts in `epoch`."""
@@ -225,62 +191,18 @@ class BatchTransform(Callback):
         return self.dry_run(batch) if before == self.before_hook else batch
 
     def entries(self, batch: Any) -> Entries:
-        """What of the batch is to be changed."""
-        who = type(self).__name__
-        keys = self.input_key, self.target_key, self.data_keys
-        return Entries(batch, *keys, who, self.extra_actions)
+        """Entries of the batch that this transform changes."""
+        return Entries(batch, self)
 
 
-class _Hook:
-    """Stands in for `on_after_batch_transfer`: transforms, the hook itself, transforms."""
+class EntriesTransform(BatchTransform):
+    """A transform of several inputs and targets; subclasses define `transform_entries` alone."""
 
-    def __init__(self, trainer: pl.Trainer, inner: Callable, replaced: Any) -> None:
-        functools.update_wrapper(self, inner)  # Lightning looks through it for what is overridden
-        self.trainer, self.inner, self.replaced = trainer, inner, replaced
-        self.transforms: list[BatchTransform] = []
-
-    def __call__(self, batch: Any, dataloader_idx: int = 0) -> Any:
-        if not self.trainer.training:
-            return self.inner(batch, dataloader_idx)
-        where = {
-            "epoch": self.trainer.current_epoch,
-            "step": batches_seen(self.trainer),
-            "rank": self.trainer.global_rank,
-        }
-        for transform in self.transforms:
-            batch = transform.apply_at(batch, before=True, **where)
-        batch = self.inner(batch, dataloader_idx)
-        for transform in self.transforms:
-            batch = transform.apply_at(batch, before=False, **where)
-        return batch
-
-
-def batches_seen(trainer: pl.Trainer) -> int:
-    """Training batches before this one since the first epoch; a resumed run counts on.
-
-    Lightning has no public counter of batches: `global_step` counts optimizer steps, of which
-    several batches share one under accumulation.
-    """
-    return trainer.fit_loop.total_batch_idx + 1
-
-
-def mix(*numbers: int) -> int:
-    """A well-mixed 63-bit seed from integers, by the finaliser of SplitMix64 (Steele et al. 2014).
-
-    >>> mix(0, 1) != mix(1, 0)
-    True
-    """
-    state = 0
-    for number in numbers:
-        state = (state + number + 0x9E3779B97F4A7C15) & MASK
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & MASK
-        state ^= state >> 31
-    return state >> 1
-
-
-def _callbacks(trainer: pl.Trainer) -> list[Callback]:
-    return trainer.callbacks  # type: ignore[attr-defined]
+    def transform(
+        self, inputs: Tensor, targets: Any, generator: torch.Generator
+    ) -> tuple[Tensor, Any]:
+        new_inputs, new_targets = self.transform_entries([inputs], [targets], generator)
+        return new_inputs[0], new_targets[0]
 
 
 def _owner(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
@@ -291,24 +213,209 @@ def _owner(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
     return pl_module
 
 
-def check_images(images: Tensor, who: str, instead: str) -> None:
-    """Raises a `ValueError` unless `images` is a batch of images (N, C, H, W)."""
-    if images.ndim != 4:
-        raise ValueError(
-            f"{who} expects image batches (N, C, H, W), got shape {tuple(images.shape)}; {instead}."
+def _transform_batch(hook: Wrapped, batch: Any, dataloader_idx: int = 0) -> Any:
+    """Stands in for `on_after_batch_transfer`: transforms, the hook itself, transforms."""
+    trainer = hook.trainer
+    if not trainer.training:
+        return hook.inner(batch, dataloader_idx)
+    epoch, step, rank = trainer.current_epoch, batches_seen(trainer), trainer.global_rank
+    for transform in hook.callbacks:
+        batch = transform.apply_at(batch, before=True, epoch=epoch, step=step, rank=rank)
+    batch = hook.inner(batch, dataloader_idx)
+    for transform in hook.callbacks:
+        batch = transform.apply_at(batch, before=False, epoch=epoch, step=step, rank=rank)
+    return batch
+
+
+class Entries:
+    """The tensors of a batch that a transform changes: inputs, targets, and `data_keys` of both.
+
+    Args:
+        batch: Any nest of dictionaries, lists, tuples and namedtuples.
+        transform: Says by its keys where the inputs are (a tensor, or a nest of tensors that are
+            all inputs), where the targets are (a tensor), and what to do with further entries.
+
+    Raises:
+        ValueError: The batch has another structure, or an entry that nobody knows how to change.
+    """
+
+    def __init__(self, batch: Any, transform: BatchTransform) -> None:
+        self.batch, self.actions = batch, transform.extra_actions
+        self.who = type(transform).__name__
+        self.input_path = _path_of(transform.input_key)
+        self.target_path = _path_of(transform.target_key)
+        self.has_target = transform.target_key is not None
+        self.inputs = tensors_in(self._find(self.input_path, "input_key"))
+        if not self.inputs or not all(x.ndim for x in self.inputs):
+            raise self._unknown("input_key", self.input_path)
+        self.targets: list[Any] = []
+        if self.has_target:
+            self.targets.append(self._find(self.target_path, "target_key"))
+            if not isinstance(self.targets[0], (Tensor, MixedTargets)):
+                raise self._unknown("target_key", self.target_path)
+        self.size = len(self.inputs[0])
+        self.own_paths = [path for path in (self.input_path, self.target_path) if path]
+        self.extra_paths: list[tuple[Path, str]] = []
+        if transform.data_keys != "keep" and self.own_paths:
+            self._sort_extras(transform.data_keys)
+        for x in self.inputs:
+            if len(x) != self.size:
+                raise ValueError(
+                    f"{self.who} found inputs of {self.size} and of {len(x)} samples in the batch "
+                    f"{structure(batch)}; all must have the batch's length."
+                )
+
+    def replaced(self, inputs: Iterable[Any], targets: Iterable[Any]) -> Any:
+        """A batch like the given one with new inputs and targets, in the order found."""
+        new_inputs, new_targets = iter(inputs), iter(targets)
+        batch = self._put(self.batch, self.input_path, new_inputs)
+        if self.has_target:
+            batch = _replace(batch, self.target_path, next(new_targets))
+        for path, action in self.extra_paths:
+            batch = self._put(batch, path, new_inputs if action == "input" else new_targets)
+        return batch
+
+    def _put(self, batch: Any, path: Path, new: Iterator[Any]) -> Any:
+        return _replace(batch, path, map_tensors(self._find(path, "input_key"), new))
+
+    def _find(self, path: Path, argument: str) -> Any:
+        entry = self.batch
+        for key in path:
+            try:
+                if not isinstance(entry, (Mapping, Sequence)) or isinstance(entry, str):
+                    raise TypeError
+                entry = entry[key]  # type: ignore[index]
+            except (KeyError, IndexError, TypeError):
+                raise self._unknown(argument, path) from None
+        return entry
+
+    def _unknown(self, argument: str, path: Path) -> ValueError:
+        return ValueError(
+            f"{self.who} found no tensor at {argument}={_shown(path)} of the batch "
+            f"{structure(self.batch)}; set input_key= and target_key= to where the inputs and "
+            "targets are, such as 0, 'image', or ['a', 0] inside entry 'a'; None means that the "
+            "batch is nothing but inputs, or has no targets."
         )
 
+    def _sort_extras(self, data_keys: str | Mapping[Any, str]) -> None:
+        """Finds what `data_keys` names, and refuses other entries that belong to the samples."""
+        # Extras are looked for in the innermost container of both: a CombinedLoader's batch holds
+        # other loaders' samples too.
+        container = min(self.own_paths, key=len)[:-1]
+        while any(path[: len(container)] != container for path in self.own_paths):
+            container = container[:-1]
+        named = {} if isinstance(data_keys, str) else self._named(data_keys, container)
+        for path, entry in self._beside(container):
+            action = named.pop(path, None)
+            if action is None:
+                self._refuse(path, entry, path[len(container)])
+            elif action != "keep":
+                found = tensors_in(entry)
+                if not found:
+                    raise ValueError(
+                        f"{self.who} found no tensor at {path[-1]!r} of the batch "
+                        f"{structure(self.batch)}, which data_keys={data_keys!r} names."
+                    )
+                (self.inputs if action == "input" else self.targets).extend(found)
+                self.extra_paths.append((path, action))
+        for path in named:
+            raise ValueError(
+                f"data_keys={data_keys!r} names {path[-1]!r}, which holds the inputs or the "
+                f"targets of {self.who}."
+            )
 
-def per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """Values (N,) on the device of `like`, shaped to broadcast over its other axes."""
-    # The dtype first: some devices have no float64.
-    values = values.to(like.dtype).to(like.device, non_blocking=True)
-    return values.reshape(-1, *(1,) * (like.ndim - 1))
+    def _named(self, data_keys: Mapping[Any, str], container: Path) -> dict[Path, str]:
+        """The actions of `data_keys` by path."""
+        keys = [key for key, _ in _items(self._find(container, "input_key"))]
+        # Through YAML and the command line, positions may be strings.
+        known = {**{str(key): key for key in keys}, **{key: key for key in keys}}
+        for key in data_keys:
+            if key not in known:
+                raise ValueError(
+                    f"data_keys={data_keys!r} names {key!r}, which is not in the batch "
+                    f"{structure(self.batch)}."
+                )
+        return {(*container, known[key]): action for key, action in data_keys.items()}
+
+    def _beside(self, path: Path) -> Iterator[tuple[Path, Any]]:
+        """The entries at `path` and deeper that lie beside the inputs and the targets."""
+        for key, entry in _items(self._find(path, "input_key")):
+            here = (*path, key)
+            if not any(own[: len(here)] == here for own in self.own_paths):
+                yield here, entry
+            elif here not in self.own_paths:
+                yield from self._beside(here)
+
+    def _refuse(self, path: Path, entry: Any, key: int | str) -> None:
+        """Raises if `entry` belongs to the samples and is not plain sample numbers."""
+        tensors = tensors_in(entry)
+        is_list_of_samples = (
+            isinstance(entry, (list, tuple)) and len(entry) == self.size and tensors
+        )
+        if is_list_of_samples or any(self._is_per_sample(x) for x in tensors):
+            meaning = {
+                "keep": "may stay as it is",
+                "input": "changes as the inputs do (a second image, a mask)",
+                "target": "changes as the targets do (weights of samples)",
+            }
+            cures = [
+                f"data_keys={{{key!r}: {action!r}}} if it {meaning[action]}"
+                for action in self.actions
+            ]
+            raise ValueError(
+                f"{self.who} does not know how to change entry {_shown(path)} of the batch "
+                f"{structure(self.batch)} along with the inputs; leave it out of the batch, or set "
+                f"{', or '.join(cures)}."
+            )
+
+    def _is_per_sample(self, entry: Tensor) -> bool:
+        is_sample_number = entry.ndim == 1 and not entry.is_floating_point()
+        return entry.ndim > 0 and len(entry) == self.size and not is_sample_number
 
 
-Key = int | str | Sequence[int | str]
-Path = tuple[int | str, ...]
-Extras = str | Mapping[Any, str]
+def _path_of(key: Key | None) -> Path:
+    """A key as a path from the outside in; None is the batch itself."""
+    if key is None:
+        return ()
+    return (key,) if isinstance(key, (int, str)) else tuple(key)
+
+
+def _shown(path: Path) -> str:
+    """A path as the argument that it was."""
+    return repr(list(path) if len(path) > 1 else path[0] if path else None)
+
+
+def _items(container: Any) -> Iterable[tuple[Any, Any]]:
+    return container.items() if isinstance(container, Mapping) else enumerate(container)
+
+
+def tensors_in(nest: Any) -> list[Tensor]:
+    """All tensors of a nest of containers, in order."""
+    found: list[Tensor] = []
+    apply_to_collection(nest, Tensor, found.append)
+    return found
+
+
+def map_tensors(nest: Any, new: Iterator[Any]) -> Any:
+    """A nest like `nest` whose tensors are the next of `new`."""
+    return apply_to_collection(nest, Tensor, lambda _: next(new))
+
+
+def _replace(batch: Any, path: Path, new: Any) -> Any:
+    """A container like `batch` with the entry at `path` new; nothing is written in place."""
+    if not path:
+        return new
+    key: Any = path[0]
+    new = _replace(batch[key], path[1:], new)
+    if isinstance(batch, (MutableMapping, MutableSequence)):
+        changed = copy.copy(batch)
+        changed[key] = new
+        return changed
+    if isinstance(batch, Mapping):
+        return type(batch)({**batch, key: new})  # type: ignore[call-arg]
+    entries = list(batch)
+    entries[key] = new
+    return batch._make(entries) if hasattr(batch, "_make") else type(batch)(entries)
 
 
 def structure(batch: Any) -> str:
@@ -330,212 +437,43 @@ def structure(batch: Any) -> str:
     return type(batch).__name__
 
 
-class Entries:
-    """The tensors of a batch that a transform changes: inputs, targets, and `data_keys` of both.
+def batches_seen(trainer: pl.Trainer) -> int:
+    """Training batches before this one since the first epoch; a resumed run counts on.
 
-    Args:
-        batch: Any nest of dictionaries, lists, tuples and namedtuples.
-        input_key: Where the inputs are: a tensor, or a nest of tensors that are all inputs. None if
-            the batch is nothing else.
-        target_key: Where the targets are: a tensor. None if there are none.
-        data_keys: ``"refuse"``, ``"keep"``, or what to do with each further entry.
-        who: Name of the transform, for error messages.
-        actions: What it can do with a further entry.
-
-    Raises:
-        ValueError: The batch has another structure, or an entry that nobody knows how to change.
+    Lightning has no public counter of batches: `global_step` counts optimizer steps, of which
+    several batches share one under accumulation.
     """
+    return trainer.fit_loop.total_batch_idx + 1
 
-    def __init__(
-        self,
-        batch: Any,
-        input_key: Key | None,
-        target_key: Key | None,
-        data_keys: Extras,
-        who: str,
-        actions: Sequence[str] = ("keep",),
-    ) -> None:
-        self.batch, self.who, self.actions = batch, who, actions
-        self.input_path = path_of(input_key)
-        self.target_path = None if target_key is None else path_of(target_key)
-        self.inputs = tensors_in(self._find(self.input_path, "input_key"))
-        if not self.inputs or not all(x.ndim for x in self.inputs):
-            raise self._unknown("input_key", self.input_path)
-        self.targets: list[Any] = []
-        if self.target_path is not None:
-            target = self._find(self.target_path, "target_key")
-            if not isinstance(target, (Tensor, MixedTargets)):
-                raise self._unknown("target_key", self.target_path)
-            self.targets.append(target)
-        self.size = len(self.inputs[0])
-        # Extras are looked for in the innermost container of both: a CombinedLoader's batch holds
-        # other loaders' samples too.
-        self.own_paths = [path for path in (self.input_path, self.target_path) if path]
-        self.container: Path = ()
-        if self.own_paths:
-            together = zip(*(path[:-1] for path in self.own_paths), strict=False)
-            same = itertools.takewhile(lambda keys: len(set(keys)) == 1, together)
-            self.container = tuple(keys[0] for keys in same)
-        self.extra_paths: list[tuple[Path, str]] = []
-        self._sort_extras(data_keys)
-        for x in self.inputs:
-            if len(x) != self.size:
-                raise ValueError(
-                    f"{who} found inputs of {self.size} and of {len(x)} samples in the batch "
-                    f"{structure(batch)}; all must have the batch's length."
-                )
 
-    def _find(self, path: Path, argument: str) -> Any:
-        entry = self.batch
-        for key in path:
-            try:
-                if not isinstance(entry, (Mapping, Sequence)) or isinstance(entry, str):
-                    raise TypeError
-                entry = entry[key]  # type: ignore[index]
-            except (KeyError, IndexError, TypeError):
-                raise self._unknown(argument, path) from None
-        return entry
+def mix(*numbers: int) -> int:
+    """A well-mixed 63-bit seed from integers, by the finaliser of SplitMix64 (Steele et al. 2014).
 
-    def _unknown(self, argument: str, path: Path) -> ValueError:
-        shown = None if not path else path[0] if len(path) == 1 else list(path)
-        return ValueError(
-            f"{self.who} found no tensor at {argument}={shown!r} of the batch "
-            f"{structure(self.batch)}; set input_key= and target_key= to where the inputs and "
-            "targets are, such as 0, 'image', or ['a', 0] inside entry 'a'; None means that the "
-            "batch is nothing but inputs, or has no targets."
+    >>> mix(0, 1) != mix(1, 0)
+    True
+    """
+    state, mask = 0, (1 << 64) - 1
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & mask
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
+        state ^= state >> 31
+    return state >> 1
+
+
+def check_images(images: Tensor, who: str, instead: str) -> None:
+    """Raises a `ValueError` unless `images` is a batch of images (N, C, H, W)."""
+    if images.ndim != 4:
+        raise ValueError(
+            f"{who} expects image batches (N, C, H, W), got shape {tuple(images.shape)}; {instead}."
         )
 
-    def _sort_extras(self, data_keys: Extras) -> None:
-        if data_keys == "keep" or not self.own_paths:
-            return
-        container = self._find(self.container, "input_key")
-        items = dict(container.items() if isinstance(container, Mapping) else enumerate(container))
-        given = dict(data_keys) if isinstance(data_keys, Mapping) else {}
-        for key in list(given):
-            if key not in items:  # through YAML and the command line, positions may be strings
-                found_key = next((own for own in items if str(own) == key), None)
-                if found_key is None:
-                    raise ValueError(
-                        f"data_keys={data_keys!r} names {key!r}, which is not in the batch "
-                        f"{structure(self.batch)}."
-                    )
-                given[found_key] = given.pop(key)
-        own_keys = {path[len(self.container)] for path in self.own_paths}
-        for key, entry in items.items():
-            path, action = (*self.container, key), given.get(key)
-            if key in own_keys:
-                if action is not None:
-                    raise ValueError(
-                        f"data_keys={data_keys!r} names {key!r}, which holds the inputs or the "
-                        f"targets of {self.who}."
-                    )
-                self._refuse_beside(path)
-            elif action is None:
-                self._refuse(path, entry)
-            elif action != "keep":
-                found = tensors_in(entry)
-                if not found:
-                    raise ValueError(
-                        f"{self.who} found no tensor at {key!r} of the batch "
-                        f"{structure(self.batch)}, which data_keys={data_keys!r} names."
-                    )
-                (self.inputs if action == "input" else self.targets).extend(found)
-                self.extra_paths.append((path, action))
 
-    def _refuse_beside(self, path: Path) -> None:
-        """Looks beside inputs and targets that lie deeper than their common container."""
-        for own in self.own_paths:
-            if own[: len(path)] != path or len(own) == len(path):
-                continue
-            entry = self._find(path, "input_key")
-            items = entry.items() if isinstance(entry, Mapping) else enumerate(entry)
-            for key, value in items:
-                if key == own[len(path)]:
-                    self._refuse_beside((*path, key))
-                else:
-                    self._refuse((*path, key), value)
-
-    def _refuse(self, path: Path, entry: Any) -> None:
-        """Raises if `entry` belongs to the samples and is not plain sample numbers."""
-        is_list_of_samples = (
-            isinstance(entry, (list, tuple)) and len(entry) == self.size and tensors_in(entry)
-        )
-        if is_list_of_samples or any(self._is_per_sample(x) for x in tensors_in(entry)):
-            shown = path[-1] if len(path) == 1 else list(path)
-            meaning = {
-                "keep": "may stay as it is",
-                "input": "changes as the inputs do (a second image, a mask)",
-                "target": "changes as the targets do (weights of samples)",
-            }
-            raise ValueError(
-                f"{self.who} does not know how to change entry {shown!r} of the batch "
-                f"{structure(self.batch)} along with the inputs; leave it out of the batch, or set "
-                + ", or ".join(
-                    f"data_keys={{{path[len(self.container)]!r}: {action!r}}} "
-                    f"if it {meaning[action]}"
-                    for action in self.actions
-                )
-                + "."
-            )
-
-    def _is_per_sample(self, entry: Tensor) -> bool:
-        is_sample_number = entry.ndim == 1 and not entry.is_floating_point()
-        return entry.ndim > 0 and len(entry) == self.size and not is_sample_number
-
-    def replaced(self, inputs: Sequence[Any], targets: Sequence[Any]) -> Any:
-        """A batch like the given one with new inputs and targets, in the order found."""
-        new_inputs, new_targets = iter(inputs), iter(targets)
-
-        def put(batch: Any, path: Path, new: Any) -> Any:
-            entry = self._find(path, "input_key")
-            return _replace(batch, path, map_tensors(entry, new))
-
-        batch = put(self.batch, self.input_path, new_inputs)
-        if self.target_path is not None:
-            batch = _replace(batch, self.target_path, next(new_targets))
-        for path, action in self.extra_paths:
-            batch = put(batch, path, new_inputs if action == "input" else new_targets)
-        return batch
-
-
-def path_of(key: Key | None) -> Path:
-    """A key as a path from the outside in; None is the batch itself."""
-    if key is None:
-        return ()
-    return (key,) if isinstance(key, (int, str)) else tuple(key)
-
-
-def tensors_in(nest: Any) -> list[Tensor]:
-    """All tensors of a nest of containers, in order."""
-    if isinstance(nest, Tensor):
-        return [nest]
-    found: list[Tensor] = []
-    apply_to_collection(nest, Tensor, found.append)
-    return found
-
-
-def map_tensors(nest: Any, new: Any) -> Any:
-    """A nest like `nest` whose tensors are the next of `new`."""
-    if isinstance(nest, Tensor):
-        return next(new)
-    return apply_to_collection(nest, Tensor, lambda _: next(new))
-
-
-def _replace(batch: Any, path: Path, new: Any) -> Any:
-    """A container like `batch` with the entry at `path` new; nothing is written in place."""
-    if not path:
-        return new
-    key: Any = path[0]
-    new = _replace(batch[key], path[1:], new)
-    if isinstance(batch, (MutableMapping, MutableSequence)):
-        changed = copy.copy(batch)
-        changed[key] = new
-        return changed
-    if isinstance(batch, Mapping):
-        return type(batch)({**batch, key: new})  # type: ignore[call-arg]
-    entries = list(batch)
-    entries[key] = new
-    return batch._make(entries) if hasattr(batch, "_make") else type(batch)(entries)
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """Values (N,) on the device of `like`, shaped to broadcast over its other axes."""
+    # The dtype first: some devices have no float64.
+    values = values.to(like.dtype).to(like.device, non_blocking=True)
+    return values.reshape(-1, *(1,) * (like.ndim - 1))
 
 
 # Below it the C library keeps freed memory; above, the system takes it back and gives new pages,

@@ -9,20 +9,18 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.data import DataLoader, IterableDataset
 
 from dlblocks._errors import check_range
-from dlblocks._lightning import before_transfer
+from dlblocks.callbacks._side_effects import values_kept
 
 # The loss at the present values, or parts of which it is the sum.
 Loss = Callable[[], "Tensor | Iterable[Tensor]"]
+Reduce = Callable[[Tensor], Tensor]
 
 
 def sharpness(
@@ -34,7 +32,7 @@ def sharpness(
     iterations: int = 10,
     starts: int = 3,
     seed: int = 0,
-    reduce: Callable[[Tensor], Tensor] | None = None,
+    reduce: Reduce | None = None,
 ) -> float:
     """How much the loss f rises in a small box around a point x, in percent.
 
@@ -91,20 +89,20 @@ def sharpness(
     if directions is not None:
         check_range("directions", directions, 1, count)
     generator = torch.Generator().manual_seed(seed)
-    with _kept(params) as point:
-        columns = None if directions is None else _Columns(params, directions, generator)
-        center = _flat(point) if columns is None else columns.pseudo_inverse(point)
+    with values_kept(params) as point:
+        columns = None if directions is None else _columns(params, directions, generator)
+        center = _flat(point) if columns is None else _pseudo_inverse(columns, point)
         box = epsilon * (np.abs(center) + 1)
 
         def at(u: np.ndarray) -> tuple[float, np.ndarray]:
             """The loss at z = box · u, for u in [-1, 1], and its gradient in u."""
-            step = box * u
-            moves = _parts(step, params) if columns is None else columns.times(step)
+            step = torch.from_numpy(box * u)
+            moves = _split(step if columns is None else step.to(columns) @ columns, params)
             with torch.no_grad():
                 for param, start, move in zip(params, point, moves, strict=True):
                     param.copy_(start + move)
             value, gradients = _gradient(loss, params, reduce)
-            slope = _flat(gradients) if columns is None else columns.transposed(gradients)
+            slope = _flat(gradients) if columns is None else _projected(columns, gradients)
             return value, box * slope
 
         base, _ = at(np.zeros_like(box))
@@ -146,7 +144,7 @@ def top_eigenvalue(
     max_iterations: int = 50,
     tolerance: float = 1e-3,
     seed: int = 0,
-    reduce: Callable[[Tensor], Tensor] | None = None,
+    reduce: Reduce | None = None,
 ) -> float:
     """The largest eigenvalue of the Hessian of the loss, by products with vectors alone.
 
@@ -228,36 +226,8 @@ def check_params(params: Sequence[Tensor]) -> int:
     return count
 
 
-class _Columns:
-    """A: p random columns, each in the form of the parameters."""
-
-    def __init__(self, params: Sequence[Tensor], number: int, generator: torch.Generator) -> None:
-        self.shapes = [param.shape for param in params]
-        self.blocks = [
-            torch.randn(number, p.numel(), generator=generator, dtype=p.dtype).to(p.device)
-            for p in params
-        ]
-
-    def times(self, z: np.ndarray) -> list[Tensor]:
-        """A z."""
-        return [
-            (torch.from_numpy(z).to(block) @ block).view(shape)
-            for block, shape in zip(self.blocks, self.shapes, strict=True)
-        ]
-
-    def transposed(self, tensors: Sequence[Tensor]) -> np.ndarray:
-        """Aᵀ x."""
-        products = [b @ t.reshape(-1) for b, t in zip(self.blocks, tensors, strict=True)]
-        return np.sum([_flat([product]) for product in products], axis=0)
-
-    def pseudo_inverse(self, tensors: Sequence[Tensor]) -> np.ndarray:
-        """A⁺ x = (AᵀA)⁻¹ Aᵀ x."""
-        gram = np.sum([(b @ b.T).cpu().double().numpy() for b in self.blocks], axis=0)
-        return np.linalg.solve(gram, self.transposed(tensors))
-
-
 def _gradient(
-    loss: Loss, params: Sequence[Tensor], reduce: Callable[[Tensor], Tensor] | None
+    loss: Loss, params: Sequence[Tensor], reduce: Reduce | None
 ) -> tuple[float, list[Tensor]]:
     """The loss and its gradient, over all parts and ranks."""
     total = torch.zeros((), dtype=torch.float64)
@@ -265,22 +235,16 @@ def _gradient(
     with torch.enable_grad(), _losses(loss) as parts:
         for part in parts:
             total += part.detach().cpu().double()
-            for held, gradient in zip(sums, _grad(part, params), strict=True):
-                if gradient is not None:
-                    held += gradient
+            torch._foreach_add_(sums, list(_grad(part, params)))
     if reduce is None:
         return float(total), sums
     # The loss goes with the gradient, in one exchange.
-    flat = torch.cat([torch.stack([total.to(sums[0])]), *(s.reshape(-1).to(sums[0]) for s in sums)])
-    flat = reduce(flat)
+    flat = reduce(_join([total, *sums], like=sums[0]))
     return float(flat[0]), _split(flat[1:], params)
 
 
 def _hessian_product(
-    loss: Loss,
-    params: Sequence[Tensor],
-    vector: Tensor,
-    reduce: Callable[[Tensor], Tensor] | None,
+    loss: Loss, params: Sequence[Tensor], vector: Tensor, reduce: Reduce | None
 ) -> Tensor:
     """The Hessian times a vector (n,), by the derivative of gradient · vector."""
     pieces = _split(vector, params)
@@ -289,22 +253,29 @@ def _hessian_product(
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), _losses(loss) as parts:
         for part in parts:
             gradients = _grad(part, params, create_graph=True)
-            dots = [
-                (gradient * piece).sum()
-                for gradient, piece in zip(gradients, pieces, strict=True)
-                if gradient is not None and gradient.requires_grad
-            ]
-            if not dots:
-                continue  # linear
-            products = _grad(torch.stack([dot.to(vector) for dot in dots]).sum(), params)
-            zeros = (torch.zeros_like(param) for param in params)
-            total += torch.cat(
-                [
-                    (zero if product is None else product).reshape(-1).to(vector)
-                    for zero, product in zip(zeros, products, strict=True)
-                ]
-            )
+            dots = [(g * v).sum().to(vector) for g, v in zip(gradients, pieces, strict=True)]
+            total += _join(_grad(torch.stack(dots).sum(), params), like=vector)
     return total if reduce is None else reduce(total)
+
+
+def _columns(params: Sequence[Tensor], number: int, generator: torch.Generator) -> Tensor:
+    """Aᵀ: p random directions in the space of all n values, shape (p, n)."""
+    sizes = [param.numel() for param in params]
+    columns = params[0].new_empty(number, sum(sizes))
+    for block, param in zip(columns.split(sizes, dim=1), params, strict=True):
+        block.copy_(torch.randn(block.shape, generator=generator, dtype=param.dtype))
+    return columns
+
+
+def _projected(columns: Tensor, tensors: Sequence[Tensor]) -> np.ndarray:
+    """Aᵀ x."""
+    return _flat([columns @ _join(tensors, like=columns)])
+
+
+def _pseudo_inverse(columns: Tensor, tensors: Sequence[Tensor]) -> np.ndarray:
+    """A⁺ x = (AᵀA)⁻¹ Aᵀ x."""
+    gram = (columns @ columns.T).cpu().double().numpy()
+    return np.linalg.solve(gram, _projected(columns, tensors))
 
 
 @contextlib.contextmanager
@@ -325,28 +296,16 @@ def _scalar(part: Tensor) -> Tensor:
     return part
 
 
-def _grad(
-    value: Tensor, params: Sequence[Tensor], create_graph: bool = False
-) -> Sequence[Tensor | None]:
+def _grad(value: Tensor, params: Sequence[Tensor], create_graph: bool = False) -> Sequence[Tensor]:
+    """The gradient of a value, zeros for what it does not depend on."""
     if not value.requires_grad:
-        return [None] * len(params)
-    return torch.autograd.grad(value, params, create_graph=create_graph, allow_unused=True)
+        return [torch.zeros_like(param) for param in params]
+    return torch.autograd.grad(value, params, create_graph=create_graph, materialize_grads=True)
 
 
-@contextlib.contextmanager
-def _kept(params: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Gives copies of the values, and afterwards puts these back."""
-    point = [param.detach().clone() for param in params]
-    try:
-        yield point
-    finally:
-        with torch.no_grad():
-            for param, start in zip(params, point, strict=True):
-                param.copy_(start)
-
-
-def _flat(tensors: Sequence[Tensor]) -> np.ndarray:
-    return torch.cat([t.detach().reshape(-1).cpu().double() for t in tensors]).numpy()
+def _join(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
+    """All values in one vector, of the dtype and on the device of `like`."""
+    return torch.cat([tensor.detach().reshape(-1).to(like) for tensor in tensors])
 
 
 def _split(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
@@ -354,106 +313,5 @@ def _split(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     return [piece.view(t.shape).to(t) for piece, t in zip(pieces, like, strict=True)]
 
 
-def _parts(flat: np.ndarray, like: Sequence[Tensor]) -> list[Tensor]:
-    return _split(torch.from_numpy(flat), like)
-
-
-def check_limit(limit_batches: int | float | None) -> None:
-    """Raises a `ValueError` unless it is None, a number of batches or a share of the data."""
-    if isinstance(limit_batches, float):
-        check_range("limit_batches", limit_batches, 0, 1, low_open=True)
-    elif limit_batches is not None:
-        check_range("limit_batches", limit_batches, 1)
-
-
-def training_batches(
-    trainer: pl.Trainer,
-    who: str,
-    *,
-    limit_batches: int | float | None = None,
-    dataloader: Callable[[], Iterable[Any]] | None = None,
-    seed: int = 0,
-) -> Iterable[Any]:
-    """This rank's share of the training data in order, no sample twice, as the loader gives it.
-
-    Args:
-        trainer: In the middle of a fit.
-        who: The caller's name, for the message.
-        limit_batches: Number of batches (of each rank), or share of the data in (0, 1]: a random
-            choice of samples, always the same. None for all.
-        dataloader: A function that returns the batches instead, in which case a share of them is
-            not limited.
-        seed: Seed of the choice.
-
-    Raises:
-        ValueError: The trainer has several training loaders, or a data set without numbered
-            samples.
-    """
-    limit = limit_batches
-    if trainer.fast_dev_run:  # type: ignore[attr-defined]
-        limit = int(trainer.fast_dev_run)  # type: ignore[attr-defined]
-    if dataloader is not None:
-        loader = dataloader()
-        if not isinstance(limit, int):
-            return loader
-        return (batch for _, batch in zip(range(limit), loader, strict=False))
-    with _validation_form(trainer) as loader:
-        return _in_order(loader, trainer, who, limit, seed)
-
-
-def to_device(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> Any:
-    """A batch as the module's steps get it: converted, through the hooks, on the device."""
-    batch = trainer.precision_plugin.convert_input(batch)
-    # The datamodule's hook or the module's; Lightning has no public way to it.
-    batch = before_transfer(pl_module, batch)
-    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-
-
-def _in_order(
-    loader: Any, trainer: pl.Trainer, who: str, limit: int | float | None, seed: int
-) -> DataLoader:
-    """A loader of the same data set, without its sampler."""
-    dataset = getattr(loader, "dataset", None)
-    if not isinstance(loader, DataLoader) or isinstance(dataset, IterableDataset):
-        raise ValueError(
-            f"{who} reads the training data from one DataLoader with numbered samples, and got "
-            f"{type(loader).__name__} of {type(dataset).__name__}; give dataloader=, a function "
-            "that returns batches in the form of validation."
-        )
-    batch_size = loader.batch_size
-    if batch_size is None and loader.batch_sampler is not None:
-        batch_size = getattr(loader.batch_sampler, "batch_size", None) or 64
-    count = len(dataset)  # type: ignore[arg-type]
-    wanted = count
-    if isinstance(limit, float):
-        wanted = max(1, round(limit * count))
-    elif limit is not None:
-        wanted = min(count, limit * (batch_size or 1) * trainer.world_size)
-    rows = torch.arange(count)
-    if wanted < count:
-        generator = torch.Generator().manual_seed(seed)
-        rows = torch.randperm(count, generator=generator)[:wanted].sort()[0]
-    return DataLoader(
-        dataset,  # type: ignore[arg-type]
-        batch_size=batch_size,
-        sampler=rows[trainer.global_rank :: trainer.world_size].tolist(),
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        worker_init_fn=loader.worker_init_fn,
-    )
-
-
-@contextlib.contextmanager
-def _validation_form(trainer: pl.Trainer) -> Iterator[Any]:
-    """The training loader, of datamodules of this package without the training's transform."""
-    datamodule = trainer.datamodule  # type: ignore[attr-defined]
-    if not (hasattr(datamodule, "predict_on") and hasattr(datamodule, "predict_index")):
-        yield trainer.train_dataloader
-        return
-    before = datamodule.predict_on, datamodule.predict_index
-    datamodule.predict_on, datamodule.predict_index = "train", False
-    try:
-        yield datamodule.predict_dataloader()
-    finally:
-        datamodule.predict_on, datamodule.predict_index = before
+def _flat(tensors: Sequence[Tensor]) -> np.ndarray:
+    return _join(tensors, like=torch.empty((), dtype=torch.float64)).numpy()

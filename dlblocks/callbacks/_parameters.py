@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,8 +43,6 @@ def select_parameters(
     """
     names = [name for name, _ in module.named_parameters()]
     for argument, patterns in (("include", include), ("exclude", exclude)):
-        if isinstance(patterns, str):
-            raise TypeError(f"{argument}={patterns!r} must be a list of patterns: [{patterns!r}].")
         for pattern in patterns or ():
             if not fnmatch.filter(names, pattern):
                 hint = did_you_mean(pattern, names) or f"; names are {', '.join(names[:8])}"
@@ -83,7 +82,16 @@ def check_automatic(pl_module: pl.LightningModule, who: str) -> None:
     """Raises a `ValueError` if the module steps its optimizers by itself."""
     if not pl_module.automatic_optimization:
         raise ValueError(
-            f"{who} acts between backward and the optimizer's step, which "
-            f"{type(pl_module).__name__} does by itself (automatic_optimization=False); use "
-            "automatic optimization."
+            f"{who} needs Lightning to step the optimizers, and {type(pl_module).__name__} does so "
+            "by itself (automatic_optimization=False); use automatic optimization."
+        )
+
+
+def check_step(pl_module: pl.LightningModule, who: str) -> None:
+    """Raises a `ValueError` if `training_step` cannot be called by itself with a batch."""
+    check_automatic(pl_module, who)
+    if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
+        raise ValueError(
+            f"{who} runs training_step once more on a batch, and this one takes a "
+            "dataloader_iter; give it (batch, batch_idx)."
         )

@@ -19,58 +19,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import CombinedLoader
 
 Plain = dict[str, Any]
-
-
-def random_state(device: torch.device, *generators: torch.Generator) -> Plain:
-    """The states of this process's generators: Python's, NumPy's, torch's and those given."""
-    name, keys, *rest = np.random.get_state(legacy=True)
-    state = {
-        "python": random.getstate(),
-        "numpy": (name, torch.as_tensor(np.asarray(keys, dtype=np.int64)), *rest),
-        "torch": torch.get_rng_state(),
-        "generators": [generator.get_state() for generator in generators],
-    }
-    if device.type != "cpu":
-        # Of the current device, which Lightning has set to this rank's.
-        state["device"] = torch.get_device_module(device).get_rng_state()
-    return state
-
-
-def set_random_state(device: torch.device, state: Plain, *generators: torch.Generator) -> None:
-    """Puts back what `random_state` took."""
-    random.setstate(state["python"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"].cpu())
-    for generator, saved in zip(generators, state["generators"], strict=True):
-        generator.set_state(saved.cpu())
-    if "device" in state and device.type != "cpu":
-        torch.get_device_module(device).set_rng_state(state["device"].cpu())
-
-
-def module_modes(module: pl.LightningModule) -> Plain:
-    """Which parameters are trained and which modules in training mode, by their names."""
-    return {
-        "requires_grad": {name: p.requires_grad for name, p in module.named_parameters()},
-        "training": {name: part.training for name, part in module.named_modules()},
-        # Lightning's finetuning switches this off while a batch norm is frozen.
-        "track_running_stats": {
-            name: part.track_running_stats
-            for name, part in module.named_modules()
-            if hasattr(part, "track_running_stats")
-        },
-    }
-
-
-def set_module_modes(module: pl.LightningModule, modes: Plain) -> None:
-    """Puts back what `module_modes` took."""
-    parts: dict[str, Any] = {**dict(module.named_modules()), **dict(module.named_parameters())}
-    for attribute, values in modes.items():
-        for name, value in values.items():
-            if name in parts and getattr(parts[name], attribute) != value:
-                setattr(parts[name], attribute, value)
-
-
 CPU = torch.device("cpu")
 
 
@@ -100,9 +48,7 @@ class ResumableBatches:
         self._then: Callable[[], None] = lambda: None
 
     def __len__(self) -> int:
-        if self.length is None:
-            raise TypeError("a loader has no length")
-        return self.length
+        return self.length  # type: ignore[return-value]  # None: a TypeError, as loaders raise
 
     def reset(self) -> None:
         """Ends the workers; called by Lightning at the end of the fit."""
@@ -210,6 +156,78 @@ def _can_skip(loader: Any) -> bool:
     return hasattr(getattr(loader, "sampler", None), "skip_next")
 
 
+def random_state(device: torch.device, *generators: torch.Generator) -> Plain:
+    """The states of this process's generators: Python's, NumPy's, torch's and those given."""
+    name, keys, *rest = np.random.get_state(legacy=True)
+    state = {
+        "python": random.getstate(),
+        "numpy": (name, torch.as_tensor(np.asarray(keys, dtype=np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "generators": [generator.get_state() for generator in generators],
+    }
+    if device.type != "cpu":
+        # Of the current device, which Lightning has set to this rank's.
+        state["device"] = torch.get_device_module(device).get_rng_state()
+    return state
+
+
+def set_random_state(device: torch.device, state: Plain, *generators: torch.Generator) -> None:
+    """Puts back what `random_state` took."""
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"].cpu())
+    for generator, saved in zip(generators, state["generators"], strict=True):
+        generator.set_state(saved.cpu())
+    if "device" in state and device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(state["device"].cpu())
+
+
+def module_modes(module: pl.LightningModule) -> Plain:
+    """Which parameters are trained and which modules in training mode, by their names."""
+    return {
+        "requires_grad": {name: p.requires_grad for name, p in module.named_parameters()},
+        "training": {name: part.training for name, part in module.named_modules()},
+        # Lightning's finetuning switches this off while a batch norm is frozen.
+        "track_running_stats": {
+            name: part.track_running_stats
+            for name, part in module.named_modules()
+            if hasattr(part, "track_running_stats")
+        },
+    }
+
+
+def set_module_modes(module: pl.LightningModule, modes: Plain) -> None:
+    """Puts back what `module_modes` took."""
+    parts: dict[str, Any] = {**dict(module.named_modules()), **dict(module.named_parameters())}
+    for attribute, values in modes.items():
+        for name, value in values.items():
+            if name in parts and getattr(parts[name], attribute) != value:
+                setattr(parts[name], attribute, value)
+
+
+def write_again(checkpoint: ModelCheckpoint, known: list[str] | None, trainer: pl.Trainer) -> None:
+    """Lets a callback write the files again that are not among `known`; with None forgets it."""
+    vars(checkpoint).pop("file_exists", None)
+    if known is None:
+        return
+    folder = Path(checkpoint.dirpath or ".")
+    new = {str(folder / name) for name in set(known_files(checkpoint)) - set(known)}
+    new = trainer.strategy.broadcast(new)  # what rank 0 sees
+    if new:
+        vars(checkpoint)["file_exists"] = FileExists(checkpoint, new)
+
+
+def known_files(checkpoint: ModelCheckpoint) -> list[str]:
+    """The files in a callback's folder, but those that are still to be written again."""
+    stand_in = vars(checkpoint).get("file_exists")
+    stale = stand_in.stale if isinstance(stand_in, FileExists) else set()
+    folder = Path(checkpoint.dirpath or ".")
+    # A metric such as val/loss in the name makes folders.
+    found = [path for pattern in ("*.ckpt", "*/*.ckpt") for path in folder.glob(pattern)]
+    return sorted(str(path.relative_to(folder)) for path in found if str(path) not in stale)
+
+
 class FileExists:
     """Stands in for `ModelCheckpoint.file_exists`: files to be written again are not there yet.
 
@@ -229,25 +247,3 @@ class FileExists:
             self.stale.remove(str(filepath))  # it is written now
             return False
         return type(self.checkpoint).file_exists(self.checkpoint, filepath, trainer)
-
-
-def known_files(checkpoint: ModelCheckpoint) -> list[str]:
-    """The files in a callback's folder, but those that are still to be written again."""
-    stand_in = vars(checkpoint).get("file_exists")
-    stale = stand_in.stale if isinstance(stand_in, FileExists) else set()
-    folder = Path(checkpoint.dirpath or ".")
-    # A metric such as val/loss in the name makes folders.
-    found = [path for pattern in ("*.ckpt", "*/*.ckpt") for path in folder.glob(pattern)]
-    return sorted(str(path.relative_to(folder)) for path in found if str(path) not in stale)
-
-
-def write_again(checkpoint: ModelCheckpoint, known: list[str] | None, trainer: pl.Trainer) -> None:
-    """Lets a callback write the files again that are not among `known`; with None forgets it."""
-    vars(checkpoint).pop("file_exists", None)
-    if known is None:
-        return
-    folder = Path(checkpoint.dirpath or ".")
-    new = {str(folder / name) for name in set(known_files(checkpoint)) - set(known)}
-    new = trainer.strategy.broadcast(new)  # what rank 0 sees
-    if new:
-        vars(checkpoint)["file_exists"] = FileExists(checkpoint, new)

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchmetrics import Metric
+
+from dlblocks.callbacks._resume import (
+    Plain,
+    module_modes,
+    random_state,
+    set_module_modes,
+    set_random_state,
+)
+from dlblocks.callbacks._wrapper import restore
 
 # Of a module that keeps sums outside of torchmetrics: an attribute that, while it is True, stops
 # it. `dlblocks.models.Model` has it.
@@ -67,23 +76,54 @@ def logging_to(module: pl.LightningModule, log: Callable[..., None]) -> Iterator
     try:
         yield
     finally:
-        del vars(module)["log"]
-        if had is not None:
-            vars(module)["log"] = had
+        restore(module, "log", had)
+
+
+@contextlib.contextmanager
+def values_kept(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Gives copies of the tensors, and puts their values back afterwards, bit for bit."""
+    copies = [tensor.detach().clone() for tensor in tensors]
+    try:
+        yield copies
+    finally:
+        with torch.no_grad():
+            for tensor, copy in zip(tensors, copies, strict=True):
+                tensor.copy_(copy)
 
 
 @contextlib.contextmanager
 def paused(module: pl.LightningModule) -> Iterator[None]:
     """Logs, metrics and buffers take no notice of the steps within."""
-    had = vars(module).get(PAUSED)
-    if hasattr(module, PAUSED):
+    before = getattr(module, PAUSED, None)
+    if before is not None:
         setattr(module, PAUSED, True)
     try:
         with metrics_kept(module), buffers_kept(module), logging_to(module, _nothing):
             yield
     finally:
-        if hasattr(module, PAUSED):
-            setattr(module, PAUSED, bool(had))
+        if before is not None:
+            setattr(module, PAUSED, before)
+
+
+@contextlib.contextmanager
+def random_kept(device: torch.device) -> Iterator[Plain]:
+    """Gives the states of the random number generators, and puts them back afterwards."""
+    state = random_state(device)
+    try:
+        yield state
+    finally:
+        set_random_state(device, state)
+
+
+@contextlib.contextmanager
+def evaluated(module: pl.LightningModule) -> Iterator[None]:
+    """Puts `module` into evaluation mode, and afterwards every part into the mode it had."""
+    modes = module_modes(module)
+    module.eval()
+    try:
+        yield
+    finally:
+        set_module_modes(module, modes)
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:

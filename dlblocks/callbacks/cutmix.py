@@ -29,7 +29,7 @@ from torch import Tensor
 
 from dlblocks._errors import checked
 from dlblocks.callbacks._batch_transform import BatchMemory, check_images
-from dlblocks.callbacks._soft_targets import Mix, Mixer, average, draw_mix, gather
+from dlblocks.callbacks._mixing import Mix, Mixer, average, draw_mix, gather
 
 # Integers of the size of each dtype.
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

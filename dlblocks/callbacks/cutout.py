@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from dlblocks._errors import check_range, checked
-from dlblocks.callbacks._batch_transform import BatchMemory, BatchTransform, check_images
+from dlblocks.callbacks._batch_transform import BatchMemory, EntriesTransform, check_images
 from dlblocks.callbacks.cutmix import bits_of, box_mask, boxes
 
 
@@ -57,7 +57,7 @@ def cutout(
     return erased
 
 
-class Cutout(BatchTransform):
+class Cutout(EntriesTransform):
     """Erases a square of each training image, after normalisation; see the module.
 
     Images (N, C, H, W) of any dtype, which stays, or a nest of several of the same height and
@@ -93,12 +93,6 @@ class Cutout(BatchTransform):
         check_range("size", size, 0, None if isinstance(size, int) else 1)
         self.size = size
         self.fill = fill
-
-    def transform(
-        self, inputs: Tensor, targets: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        new_inputs, new_targets = self.transform_entries([inputs], [targets], generator)
-        return new_inputs[0], new_targets[0]
 
     def transform_entries(
         self, inputs: list[Tensor], targets: list[Any], generator: torch.Generator

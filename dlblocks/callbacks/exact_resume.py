@@ -126,10 +126,6 @@ class ExactResume(ModelCheckpoint):
     ) -> None:
         if every_n_train_steps is not None:
             check_range("every_n_train_steps", every_n_train_steps, 1)
-            if every_n_train_steps != int(every_n_train_steps):
-                raise ValueError(
-                    f"every_n_train_steps={every_n_train_steps} must be a whole number of steps."
-                )
         check_range("min_seconds", min_seconds, 0)
         # Of ModelCheckpoint only what finds the file is used: nothing is saved by its own rules.
         super().__init__(None if dirpath is None else Path(dirpath), filename="last", save_top_k=0)

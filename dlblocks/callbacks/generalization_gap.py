@@ -21,27 +21,25 @@ training data; ``limit_batches=0.2`` and ``every_n_epochs=5`` make it cheap.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.data import extract_batch_size
-from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import MaxMetric, MeanMetric, Metric, MinMetric, SumMetric
 
-from dlblocks._errors import check_range, checked, did_you_mean
-from dlblocks.callbacks._curvature import check_limit, to_device, training_batches
-from dlblocks.callbacks._resume import random_state, set_random_state
-from dlblocks.callbacks._side_effects import logging_to, metrics_kept
+from dlblocks._errors import checked, did_you_mean
+from dlblocks.callbacks._measurement import TrainingMeasurement
+from dlblocks.callbacks._side_effects import logging_to, metrics_kept, random_kept
 
 PREFIXES = ("val/", "val_", "valid/", "valid_", "validation/", "validation_")
-REDUCTIONS = ("mean", "sum", "max", "min")
+REDUCTIONS = {"mean": MeanMetric, "sum": SumMetric, "max": MaxMetric, "min": MinMetric}
 
 
-class GeneralizationGap(Callback):
+class GeneralizationGap(TrainingMeasurement):
     """Logs the gap between validation and training data at the end of epochs; see the module.
 
     For each metric that `validation_step`, or the module's `on_validation_epoch_end`, logs, such as
@@ -64,12 +62,7 @@ class GeneralizationGap(Callback):
 
     Args:
         metrics: Names as they are logged in validation, such as ``["val/loss"]``; None for all.
-        every_n_epochs: Epochs between two measurements.
-        limit_batches: Number of batches (of each rank), or share of the data in (0, 1], to measure:
-            a random choice of samples, always the same. None for all.
-        dataloader: A function that returns a loader of training data in the form of validation.
-            Under DDP each rank must be given its share.
-        seed: Seed of the choice.
+        **kwargs: When and on which samples it measures; see `TrainingMeasurement`.
 
     Raises:
         ValueError: A bad number; in the first validation: a metric that is not logged, several
@@ -77,26 +70,11 @@ class GeneralizationGap(Callback):
     """
 
     @checked
-    def __init__(
-        self,
-        metrics: Sequence[str] | None = None,
-        *,
-        every_n_epochs: int = 1,
-        limit_batches: int | float | None = None,
-        dataloader: Callable[[], Iterable[Any]] | None = None,
-        seed: int = 0,
-    ) -> None:
-        check_range("every_n_epochs", every_n_epochs, 1)
-        check_limit(limit_batches)
-        if isinstance(metrics, str):
-            raise TypeError(f"metrics={metrics!r} must be a list of names: [{metrics!r}].")
+    def __init__(self, metrics: Sequence[str] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         if metrics is not None and not metrics:
             raise ValueError("metrics is empty; name one, or leave it out for all.")
         self.metrics = metrics
-        self.every_n_epochs = every_n_epochs
-        self.limit_batches = limit_batches
-        self.dataloader = dataloader
-        self.seed = seed
         self._measured: dict[str, float] = {}
 
     # When
@@ -136,31 +114,19 @@ class GeneralizationGap(Callback):
                 f"GeneralizationGap compares with one validation loader, and there are "
                 f"{len(trainer.num_val_batches)}; use one."
             )
-        log = _Log()
         device = trainer.strategy.root_device
-        state = random_state(device)
-        try:
-            with metrics_kept(pl_module), logging_to(pl_module, log):
-                batches = training_batches(
-                    trainer,
-                    "GeneralizationGap",
-                    limit_batches=self.limit_batches,
-                    dataloader=self.dataloader,
-                    seed=self.seed,
-                )
-                for i, batch in enumerate(batches):
-                    batch = to_device(trainer, pl_module, batch)
-                    log.batch = batch
-                    # Not the strategy's step: in DDP's, ranks would wait for each other, and they
-                    # may have unequal numbers of batches.
-                    with trainer.precision_plugin.val_step_context():
-                        pl_module.validation_step(batch, i)
-                log.batch = None
-                pl_module.on_validation_epoch_end()
-                found = log.values(trainer)
-                pl_module.on_validation_epoch_start()
-        finally:
-            set_random_state(device, state)
+        log = _Log(device)
+        with random_kept(device), metrics_kept(pl_module), logging_to(pl_module, log):
+            for i, batch in enumerate(self.training_batches(trainer, pl_module)):
+                log.batch = batch
+                # Not the strategy's step: in DDP's, ranks would wait for each other, and they
+                # may have unequal numbers of batches.
+                with trainer.precision_plugin.val_step_context():
+                    pl_module.validation_step(batch, i)
+            log.batch = None
+            pl_module.on_validation_epoch_end()
+            found = {name: float(metric.compute()) for name, metric in log.metrics.items()}
+            pl_module.on_validation_epoch_start()
         for name in self.metrics or ():
             if name not in found:
                 hint = did_you_mean(name, found) or f"; it logs {', '.join(found) or 'nothing'}"
@@ -169,12 +135,16 @@ class GeneralizationGap(Callback):
 
 
 class _Log:
-    """Stands in for ``module.log``, and reduces as Lightning does at the end of an epoch."""
+    """Stands in for ``module.log``, and reduces as Lightning does at the end of an epoch.
 
-    def __init__(self) -> None:
+    Args:
+        device: Where the sums are kept.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.batch: Any = None
-        self._sums: dict[str, tuple[str, list[Tensor], list[float]]] = {}
-        self._metrics: dict[str, Metric] = {}
+        self.metrics: dict[str, Metric] = {}
 
     def __call__(
         self,
@@ -191,7 +161,7 @@ class _Log:
         if on_epoch is False:
             return
         if isinstance(value, Metric):
-            self._metrics[name] = value
+            self.metrics[name] = value
             return
         kind = reduce_fx if isinstance(reduce_fx, str) else getattr(reduce_fx, "__name__", "?")
         if kind not in REDUCTIONS:
@@ -199,29 +169,14 @@ class _Log:
                 f"GeneralizationGap cannot reduce {name!r} by {reduce_fx!r}, only by "
                 f"{', '.join(REDUCTIONS)}; name the metrics to compare by metrics=."
             )
+        if name not in self.metrics:
+            # NaN stays NaN; with "disable" torchmetrics 1.9 leaves out the weights.
+            metric = REDUCTIONS[kind](nan_strategy=math.nan).set_dtype(torch.float64)
+            self.metrics[name] = metric.to(self.device)
+        value = torch.as_tensor(value, device=self.device).detach().double().mean()
+        if kind != "mean":
+            self.metrics[name].update(value)
+            return
         if batch_size is None:
             batch_size = 1 if self.batch is None else extract_batch_size(self.batch)
-        _, values, sizes = self._sums.setdefault(name, (kind, [], []))
-        values.append(torch.as_tensor(value).detach().double().mean())
-        sizes.append(batch_size)
-
-    def values(self, trainer: pl.Trainer) -> dict[str, float]:
-        """Over all ranks."""
-        device = trainer.strategy.root_device
-
-        def over_ranks(value: Tensor, kind: str) -> Tensor:
-            if trainer.world_size == 1:
-                return value
-            return trainer.strategy.reduce(value.to(device), reduce_op=kind)
-
-        found = {}
-        for name, (kind, values, sizes) in self._sums.items():
-            stacked = torch.stack([value.cpu() for value in values])
-            if kind == "mean":
-                weights = torch.tensor(sizes, dtype=stacked.dtype)
-                total = over_ranks((stacked * weights).sum(), "sum")
-                found[name] = float(total / over_ranks(weights.sum(), "sum"))
-            else:
-                found[name] = float(over_ranks(getattr(stacked, kind)(), kind))
-        # These exchange their sums by themselves.
-        return found | {name: float(metric.compute()) for name, metric in self._metrics.items()}
+        self.metrics[name].update(value, batch_size)

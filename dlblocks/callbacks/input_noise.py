@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from dlblocks._errors import check_range, checked
-from dlblocks.callbacks._batch_transform import BatchTransform, check_images
+from dlblocks.callbacks._batch_transform import EntriesTransform, check_images
 
 
 def gaussian_noise(inputs: Tensor, std: float, generator: torch.Generator | None = None) -> Tensor:
@@ -83,7 +83,7 @@ def salt_and_pepper(
     return torch.where(draw < amount, noisy, images)
 
 
-class InputNoise(BatchTransform):
+class InputNoise(EntriesTransform):
     """Noise on the inputs of training batches; see the module for when to use it.
 
     Args:
@@ -116,14 +116,14 @@ class InputNoise(BatchTransform):
         # There need be no targets, as for an autoencoder.
         super().__init__(target_key=None, data_keys="keep", **kwargs)
         is_gaussian = kind == "gaussian"
-        given = {"std": std} if not is_gaussian else {"amount": amount, "low": low, "high": high}
+        given: dict[str, Any] = {"std": std}
+        if is_gaussian:
+            given = {"amount": amount, "low": low, "high": high, "per_channel": per_channel or None}
         for name, value in given.items():
             if value is not None:
                 raise ValueError(
                     f"{name}={value!r} has no effect with kind={kind!r}; leave it out."
                 )
-        if is_gaussian and per_channel:
-            raise ValueError(f"per_channel=True has no effect with kind={kind!r}; leave it out.")
         needed, share = ("std", std) if is_gaussian else ("amount", amount)
         if share is None:
             raise ValueError(f"InputNoise(kind={kind!r}) needs {needed}=.")
@@ -135,11 +135,6 @@ class InputNoise(BatchTransform):
         self.low = low
         self.high = high
         self.per_channel = per_channel
-
-    def transform(
-        self, inputs: Tensor, targets: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        return self._noisy(inputs, generator), targets
 
     def transform_entries(
         self, inputs: list[Tensor], targets: list[Any], generator: torch.Generator

@@ -28,8 +28,7 @@ import torch
 from torch import Tensor
 
 from dlblocks._errors import check_range, checked
-from dlblocks.callbacks._soft_targets import Softening
-from dlblocks.losses import find_num_classes
+from dlblocks.callbacks._mixing import Softening
 
 
 def smooth_labels(
@@ -113,6 +112,8 @@ class LabelSmoothing(Softening):
             that are values.
     """
 
+    cure = "or leave LabelSmoothing out for the loss's own argument, if it has one"
+
     @checked
     def __init__(
         self,
@@ -122,20 +123,12 @@ class LabelSmoothing(Softening):
         ignore_index: int = -100,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(num_classes=num_classes, ignore_index=ignore_index, **kwargs)
         check_range("smoothing", smoothing, 0, 1, high_open=True)
-        if num_classes is not None:
-            check_range("num_classes", num_classes, 2)
         self.smoothing = smoothing
-        self.num_classes = num_classes
-        self.ignore_index = ignore_index
-        self.found_classes: int | None = None
-        self._checked = False
 
     def prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().prepare(trainer, pl_module)
-        self.found_classes = find_num_classes(trainer, pl_module)
-        self._checked = False
         if getattr(getattr(pl_module, "task", None), "name", None) == "multilabel":
             raise ValueError(
                 f"LabelSmoothing smooths one class a sample, and {type(pl_module).__name__} has "
@@ -148,10 +141,6 @@ class LabelSmoothing(Softening):
                 "smooth again; leave one of them out."
             )
 
-    @property
-    def cure(self) -> str:
-        return "or leave LabelSmoothing out for the loss's own argument, if it has one"
-
     def dry_run(self, batch: Any) -> Any:
         entries = self.entries(batch)
         if self.smoothing == 0 or not isinstance(entries.targets[0], Tensor):
@@ -159,50 +148,39 @@ class LabelSmoothing(Softening):
         soft = self._smooth(entries.inputs[0], entries.targets[0], 0.0)
         return entries.replaced(entries.inputs, [soft])
 
-    def transform(
-        self, inputs: Tensor, targets: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        if self.smoothing == 0:
-            return inputs, targets
-        if not isinstance(targets, Tensor):
-            raise ValueError(
-                f"LabelSmoothing expects targets as a tensor, got {type(targets).__name__}; put it "
-                "before what mixes targets in pairs."
-            )
-        return inputs, self._smooth(inputs, targets, self.smoothing)
-
     def transform_entries(
         self, inputs: list[Tensor], targets: list[Any], generator: torch.Generator
     ) -> tuple[list[Any], list[Any]]:
-        return inputs, [self.transform(inputs[0], targets[0], generator)[1]]
+        if self.smoothing == 0:
+            return inputs, targets
+        if not isinstance(targets[0], Tensor):
+            raise ValueError(
+                f"LabelSmoothing expects targets as a tensor, got {type(targets[0]).__name__}; put "
+                "it before what mixes targets in pairs."
+            )
+        return inputs, [self._smooth(inputs[0], targets[0], self.smoothing)]
 
     def _smooth(self, inputs: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-        count = self.found_classes if self.num_classes is None else self.num_classes
+        # What a module calls its number of classes may be another thing than soft columns.
+        count, dtype = self.num_classes, None
         if not targets.is_floating_point():
+            count = self.found_classes if count is None else count
             if count is None:
                 raise ValueError(
                     "LabelSmoothing must know the number of classes to smooth class indices; set "
                     "num_classes=."
                 )
             self._check_labels(targets, count)
-        dtype = None
-        if not targets.is_floating_point() and inputs.is_floating_point():
-            dtype = inputs.dtype
+            dtype = inputs.dtype if inputs.is_floating_point() else None
         smooth = smooth_labels(
-            targets,
-            smoothing,
-            # What a module calls its number of classes may be another thing than soft columns.
-            self.num_classes if targets.is_floating_point() else count,
-            ignore_index=self.ignore_index,
-            dtype=dtype,
+            targets, smoothing, count, ignore_index=self.ignore_index, dtype=dtype
         )
         self.softened(targets, smooth)
         return smooth
 
     def _check_labels(self, targets: Tensor, count: int) -> None:
-        if targets.device.type != "cpu" and self._checked:
-            return  # a look would wait for the device
-        self._checked = True
+        if not self.may_look(targets):
+            return
         outside = (targets < 0) | (targets >= count)
         outside &= targets != self.ignore_index
         if outside.any():

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from dlblocks._errors import checked
-from dlblocks.callbacks._soft_targets import Mix, Mixer, average, draw_mix
+from dlblocks.callbacks._mixing import Mix, Mixer, average, draw_mix
 
 
 def mixup(inputs: Tensor, targets: Tensor, lam: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,8 +24,7 @@ or manual optimization.
 from __future__ import annotations
 
 import contextlib
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -35,12 +34,11 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from dlblocks._errors import check_range, checked
-from dlblocks.callbacks._parameters import check_automatic, check_whole_parameters
+from dlblocks.callbacks._parameters import check_step, check_whole_parameters
 from dlblocks.callbacks._resume import random_state, set_random_state
-from dlblocks.callbacks._side_effects import paused
-from dlblocks.callbacks._step_wrapper import AroundStep
+from dlblocks.callbacks._side_effects import paused, values_kept
+from dlblocks.callbacks._wrapper import AroundStep, Wrapped, unwrap, wrap
 
-OPTIMIZER_STEP = "optimizer_step"
 # Keeps a gradient of zeros from dividing by zero.
 TINY = 1e-12
 
@@ -134,11 +132,9 @@ class SAM(AroundStep):
         # The steps since the gradients were zero: arguments, and random numbers before.
         self._window: list[tuple[tuple, dict[str, Any], Any]] = []
         self._again = False
-        self._trainer: pl.Trainer | None = None
-        self._replaced: Any = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        check_automatic(pl_module, "SAM")
+        check_step(pl_module, "SAM")
         check_whole_parameters(trainer, "SAM")
         if sum(isinstance(c, SAM) for c in vars(trainer)["callbacks"]) > 1:
             raise ValueError("callbacks hold two SAM; a step climbs once: leave one out.")
@@ -147,44 +143,24 @@ class SAM(AroundStep):
                 "SAM does not go with LBFGS, whose line search needs the gradient of the loss that "
                 "it measures; use another optimizer."
             )
-        if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
-            raise ValueError(
-                "SAM runs training_step twice on a batch, and this one takes a dataloader_iter; "
-                "give it (batch, batch_idx)."
-            )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._window, self._again, self._trainer = [], False, trainer
-        self._replaced = vars(pl_module).get(OPTIMIZER_STEP)
-        inner = pl_module.optimizer_step
-
-        def optimizer_step(
-            epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
-        ) -> None:
-            def both() -> Any:
-                loss = optimizer_closure()
-                self._second_pass(trainer, pl_module, batch_idx, optimizer)
-                return loss
-
-            inner(epoch, batch_idx, optimizer, both)
-
-        vars(pl_module)[OPTIMIZER_STEP] = optimizer_step
+        self._window, self._again = [], False
+        wrap(pl_module, "optimizer_step", self, trainer, _step_after_two_passes)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
-        if self._trainer is not None:
-            del vars(pl_module)[OPTIMIZER_STEP]
-            if self._replaced is not None:
-                vars(pl_module)[OPTIMIZER_STEP] = self._replaced
-        self._window, self._again, self._trainer, self._replaced = [], False, None, None
+        unwrap(pl_module, "optimizer_step", self)
+        self._window = []
 
     # First pass
 
-    def around_step(self, run: Callable[[], Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-        if not self._again and self._trainer is not None:
-            device = self._trainer.strategy.root_device
-            self._window.append((args, kwargs, random_state(device)))
+    def around_step(
+        self, trainer: pl.Trainer, run: Callable[[], Any], args: tuple, kwargs: dict[str, Any]
+    ) -> Any:
+        if not self._again:
+            self._window.append((args, kwargs, random_state(trainer.strategy.root_device)))
         return run()
 
     def on_before_zero_grad(
@@ -195,29 +171,25 @@ class SAM(AroundStep):
 
     # Second pass
 
-    def _second_pass(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch_idx: int, optimizer: Any
-    ) -> None:
+    def second_pass(self, trainer: pl.Trainer, batch_idx: int, optimizer: Any) -> None:
+        """Replaces the gradients by those at w + e."""
+        pl_module = trainer.lightning_module
         names = {id(parameter): name for name, parameter in pl_module.named_parameters()}
         weights, gradients, flags = [], [], []
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                if parameter.grad.is_sparse:
-                    raise ValueError(
-                        f"SAM needs dense gradients, and {names.get(id(parameter))} has a sparse "
-                        "one; use Embedding(sparse=False)."
-                    )
-                weights.append(parameter)
-                gradients.append(parameter.grad)
-                flags.append(self.adaptive and "weight" in names.get(id(parameter), ""))
+                if parameter.grad is not None:
+                    weights.append(parameter)
+                    gradients.append(parameter.grad)
+                    flags.append(self.adaptive and "weight" in names.get(id(parameter), ""))
         if not weights:
             return  # training_step returned None
         device = trainer.strategy.root_device
         steps = len(self._window)
         moved = sam_perturbation(weights, gradients, self.rho, adaptive=flags, eta=self.eta)
-        with _moved(weights, moved), paused(pl_module):
+        with values_kept(weights), paused(pl_module):
+            with torch.no_grad():
+                torch._foreach_add_(weights, moved)
             pl_module.optimizer_zero_grad(trainer.current_epoch, batch_idx, optimizer)
             self._again = True
             try:
@@ -234,17 +206,17 @@ class SAM(AroundStep):
                 self._again = False
 
 
-@contextlib.contextmanager
-def _moved(weights: list[Tensor], steps: list[Tensor]) -> Iterator[None]:
-    """Adds `steps` to the weights, and afterwards puts back what they were, bit for bit."""
-    saved = [weight.detach().clone() for weight in weights]
-    with torch.no_grad():
-        torch._foreach_add_(weights, steps)
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            torch._foreach_copy_(weights, saved)
+def _step_after_two_passes(
+    step: Wrapped, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+) -> None:
+    """Stands in for `optimizer_step`."""
+
+    def both() -> Any:
+        loss = optimizer_closure()
+        step.callbacks[0].second_pass(step.trainer, batch_idx, optimizer)
+        return loss
+
+    step.inner(epoch, batch_idx, optimizer, both)
 
 
 def _synchronized(trainer: pl.Trainer, is_last: bool) -> contextlib.AbstractContextManager:

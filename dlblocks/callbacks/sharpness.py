@@ -23,42 +23,31 @@ compare runs of one net, trained to about the same loss, not different nets.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor, nn
 
 from dlblocks._errors import check_range, checked
-from dlblocks.callbacks._curvature import (
-    check_limit,
-    check_params,
-    sharpness,
-    to_device,
-    top_eigenvalue,
-    training_batches,
-)
-from dlblocks.callbacks._parameters import check_whole_parameters
-from dlblocks.callbacks._resume import (
-    module_modes,
-    random_state,
-    set_module_modes,
-    set_random_state,
-)
-from dlblocks.callbacks._side_effects import paused
-from dlblocks.callbacks._step_wrapper import plain_step
+from dlblocks.callbacks._curvature import check_params, sharpness, top_eigenvalue
+from dlblocks.callbacks._measurement import TrainingMeasurement
+from dlblocks.callbacks._parameters import check_step, check_whole_parameters
+from dlblocks.callbacks._resume import set_random_state
+from dlblocks.callbacks._side_effects import evaluated, paused, random_kept
+from dlblocks.callbacks._wrapper import plain_step
 
 SHARPNESS, SUBSPACE = "train/sharpness", "train/sharpness_subspace"
 EIGENVALUE = "train/hessian_eigenvalue"
 
 
-class Sharpness(Callback):
+class Sharpness(TrainingMeasurement):
     """Logs ε-sharpness and the top Hessian eigenvalue at the end of epochs; see the module.
 
     f is the mean of what the module's own `training_step` returns over a fixed random choice of
@@ -87,14 +76,13 @@ class Sharpness(Callback):
             times the memory of the weights.
         eigenvalue: Log ``train/hessian_eigenvalue``. It needs second derivatives, which a compiled
             module does not have.
-        every_n_epochs: Epochs between two measurements.
-        at_epochs: Epochs to measure after, instead: 0 is the first, -1 the last of `max_epochs`.
+        at_epochs: Epochs to measure after, instead of `every_n_epochs`: 0 is the first, -1 the last
+            of `max_epochs`.
         limit_batches: Number of batches (of each rank), or share of the data in (0, 1], to measure.
             None for all.
-        dataloader: A function that returns a loader of training data, always the same. Under DDP
-            each rank must be given its share.
         iterations: Iterations of L-BFGS-B from each of three starts.
-        seed: Seed of the choice of samples, of the directions and starts.
+        **kwargs: When and on which samples it measures; see `TrainingMeasurement`. `seed` is that
+            of the directions and starts, too.
 
     Raises:
         ValueError: A number out of range; at the start of the fit: manual optimization, a step that
@@ -110,24 +98,16 @@ class Sharpness(Callback):
         *,
         directions: int | None = None,
         eigenvalue: bool = True,
-        every_n_epochs: int = 1,
         at_epochs: Sequence[int] | None = None,
         limit_batches: int | float | None = 10,
-        dataloader: Callable[[], Iterable[Any]] | None = None,
         iterations: int = 10,
-        seed: int = 0,
+        **kwargs: Any,
     ) -> None:
+        super().__init__(limit_batches=limit_batches, **kwargs)
         if epsilon is not None:
             check_range("epsilon", epsilon, 0, float("inf"), low_open=True, high_open=True)
         if directions is not None:
             check_range("directions", directions, 1)
-            if not isinstance(directions, int):
-                raise TypeError(f"directions={directions} must be a whole number.")
-        if dataloader is not None and not callable(dataloader):
-            raise TypeError(
-                f"dataloader must be a function that returns a loader, got "
-                f"{type(dataloader).__name__}; lambda: loader is one."
-            )
         if epsilon is None and directions is not None:
             raise ValueError(
                 f"directions={directions} has no effect with epsilon=None, which leaves the "
@@ -135,44 +115,29 @@ class Sharpness(Callback):
             )
         if epsilon is None and not eigenvalue:
             raise ValueError("epsilon=None and eigenvalue=False leave nothing to measure.")
-        check_range("every_n_epochs", every_n_epochs, 1)
         check_range("iterations", iterations, 1)
-        check_limit(limit_batches)
         if isinstance(at_epochs, int):
             raise TypeError(f"at_epochs={at_epochs} must be a list of epochs: [{at_epochs}].")
         if at_epochs is not None and not all(type(epoch) is int for epoch in at_epochs):
             raise TypeError(f"at_epochs={at_epochs!r} must be a list of epochs, such as [0, -1].")
         if at_epochs is not None and not at_epochs:
             raise ValueError("at_epochs is empty; name an epoch, such as -1 for the last.")
-        if at_epochs is not None and every_n_epochs != 1:
+        if at_epochs is not None and self.every_n_epochs != 1:
             raise ValueError(
-                f"at_epochs={list(at_epochs)} and every_n_epochs={every_n_epochs} both say when to "
-                "measure; give one of them."
+                f"at_epochs={list(at_epochs)} and every_n_epochs={self.every_n_epochs} both say "
+                "when to measure; give one of them."
             )
         self.epsilon = epsilon
         self.directions = directions
         self.eigenvalue = eigenvalue
-        self.every_n_epochs = every_n_epochs
         self.at_epochs = at_epochs
-        self.limit_batches = limit_batches
-        self.dataloader = dataloader
         self.iterations = iterations
-        self.seed = seed
 
     # When
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         check_whole_parameters(trainer, "Sharpness")
-        if not pl_module.automatic_optimization:
-            raise ValueError(
-                f"Sharpness calls training_step for the loss, and {type(pl_module).__name__} steps "
-                "its optimizers there (automatic_optimization=False); use automatic optimization."
-            )
-        if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
-            raise ValueError(
-                "Sharpness runs training_step on batches that it has chosen, and this one takes a "
-                "dataloader_iter; give it (batch, batch_idx)."
-            )
+        check_step(pl_module, "Sharpness")
         last = trainer.max_epochs
         if trainer.fast_dev_run or self.at_epochs is None:  # type: ignore[attr-defined]
             return
@@ -217,20 +182,15 @@ class Sharpness(Callback):
 
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
         device = trainer.strategy.root_device
-        state, modes = random_state(device), module_modes(pl_module)
+        params = _trained(pl_module)
+        # The kernels of cuDNN for recurrent nets have no gradient in evaluation mode.
+        recurrent = any(isinstance(part, nn.RNNBase) for part in pl_module.modules())
+        cudnn = torch.backends.cudnn.flags(enabled=False) if recurrent else contextlib.nullcontext()
         found = {}
-        try:
-            pl_module.eval()
+        with random_kept(device) as state, evaluated(pl_module), cudnn:
             batches = self._batches(trainer, pl_module)
-
-            def over_ranks(value: Tensor) -> Tensor:
-                if trainer.world_size == 1:
-                    return value
-                reduced = trainer.strategy.reduce(value.to(device), reduce_op="sum")
-                return reduced.to(value.device)
-
             sizes = [extract_batch_size(batch) for batch in batches]
-            total = float(over_ranks(torch.tensor(float(sum(sizes)))))
+            total = float(_over_ranks(trainer, torch.tensor(float(sum(sizes)))))
             step = _loss_step(trainer, pl_module)
 
             def loss() -> Iterator[Tensor]:
@@ -240,28 +200,19 @@ class Sharpness(Callback):
                     for i, (batch, size) in enumerate(zip(batches, sizes, strict=True)):
                         yield step(batch, i) * (size / total)
 
-            params = _trained(pl_module)
-            common: dict[str, Any] = {"seed": self.seed, "reduce": over_ranks}
-            if trainer.world_size == 1:
-                common.pop("reduce")
-            # The kernels of cuDNN for recurrent nets have no gradient in evaluation mode.
-            recurrent = any(isinstance(part, nn.RNNBase) for part in pl_module.modules())
-            with _without_cudnn() if recurrent else contextlib.nullcontext():
-                if self.epsilon is not None:
-                    name = SHARPNESS if self.directions is None else SUBSPACE
-                    found[name] = sharpness(
-                        loss,
-                        params,
-                        self.epsilon,
-                        directions=self.directions,
-                        iterations=self.iterations,
-                        **common,
-                    )
-                if self.eigenvalue:
-                    found[EIGENVALUE] = top_eigenvalue(loss, params, **common)
-        finally:
-            set_module_modes(pl_module, modes)
-            set_random_state(device, state)
+            reduce = functools.partial(_over_ranks, trainer) if trainer.world_size > 1 else None
+            if self.epsilon is not None:
+                found[SHARPNESS if self.directions is None else SUBSPACE] = sharpness(
+                    loss,
+                    params,
+                    self.epsilon,
+                    directions=self.directions,
+                    iterations=self.iterations,
+                    seed=self.seed,
+                    reduce=reduce,
+                )
+            if self.eigenvalue:
+                found[EIGENVALUE] = top_eigenvalue(loss, params, seed=self.seed, reduce=reduce)
         return found
 
     def _batches(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Any]:
@@ -269,18 +220,17 @@ class Sharpness(Callback):
         # Transforms of a batch for training look at this, those of callbacks and of hooks.
         trainer.validating = True
         try:
-            return [
-                to_device(trainer, pl_module, batch)
-                for batch in training_batches(
-                    trainer,
-                    "Sharpness",
-                    limit_batches=self.limit_batches,
-                    dataloader=self.dataloader,
-                    seed=self.seed,
-                )
-            ]
+            return list(self.training_batches(trainer, pl_module))
         finally:
             trainer.state.stage = stage
+
+
+def _over_ranks(trainer: pl.Trainer, value: Tensor) -> Tensor:
+    """The sum of each rank's value."""
+    if trainer.world_size == 1:
+        return value
+    device = trainer.strategy.root_device
+    return trainer.strategy.reduce(value.to(device), reduce_op="sum").to(value.device)
 
 
 def _loss_step(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Callable[[Any, int], Tensor]:
@@ -307,9 +257,3 @@ def _loss_step(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Callable[[
 
 def _trained(module: nn.Module) -> list[Tensor]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
-
-
-@contextlib.contextmanager
-def _without_cudnn() -> Iterator[None]:
-    with torch.backends.cudnn.flags(enabled=False):
-        yield

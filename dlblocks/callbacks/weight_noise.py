@@ -33,7 +33,7 @@ from dlblocks.callbacks._parameters import (
     check_whole_parameters,
     select_parameters,
 )
-from dlblocks.callbacks._step_wrapper import AroundStep
+from dlblocks.callbacks._wrapper import AroundStep
 
 
 @torch.no_grad()
@@ -108,7 +108,6 @@ class WeightNoise(AroundStep):
         self.exclude = exclude
         self.seed = seed
         self._place = 0
-        self._trainer: pl.Trainer | None = None
         self._weights: list[nn.Parameter] = []
         self._saved: list[tuple[Tensor, Tensor]] = []
 
@@ -121,16 +120,17 @@ class WeightNoise(AroundStep):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         noises = [c for c in vars(trainer)["callbacks"] if isinstance(c, WeightNoise)]
-        self._place, self._trainer, self._saved = noises.index(self), trainer, []
+        self._place, self._saved = noises.index(self), []
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
         self._restore()
-        self._trainer, self._weights = None, []
+        self._weights = []
 
-    def around_step(self, run: Callable[[], Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-        trainer = self._trainer
-        if trainer is None or self.std == 0:
+    def around_step(
+        self, trainer: pl.Trainer, run: Callable[[], Any], args: tuple, kwargs: dict[str, Any]
+    ) -> Any:
+        if self.std == 0:
             return run()
         self._restore()
         weights = [weight for weight in self._weights if weight.requires_grad]

@@ -28,13 +28,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.optim import LBFGS, Optimizer
 
 from dlblocks._errors import check_range, checked
 from dlblocks.callbacks._parameters import check_whole_parameters, select_parameters
+from dlblocks.callbacks._wrapper import UndoneCallback
 
 
 def weight_penalty(weights: Sequence[Tensor], l1: float = 0.0, l2: float = 0.0) -> Tensor:
@@ -76,7 +76,7 @@ def clip_rows(weight: Tensor, max_norm: float) -> None:
     torch.renorm(weight, 2, 0, max_norm, out=weight)
 
 
-class WeightPenalty(Callback):
+class WeightPenalty(UndoneCallback):
     """Adds the gradient of L1 and L2 penalties, and keeps units within a norm; see the module.
 
     The gradient is added once an optimizer step, after accumulation, after unscaling in mixed
@@ -165,28 +165,15 @@ class WeightPenalty(Callback):
             handle.remove()
         self._handles, self._selected = [], []
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        self.on_train_end(trainer, pl_module)
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self.on_train_end(trainer, pl_module)
-
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         if not (self.l1 or self.l2):
             return
-        weights = [p for p in self._of(optimizer) if p.grad is not None]
         with torch.no_grad():
-            for weight in weights:
-                assert weight.grad is not None  # for the type checker
-                if weight.grad.is_sparse:
-                    raise ValueError(
-                        f"WeightPenalty needs dense gradients, and one of shape "
-                        f"{tuple(weight.shape)} is sparse; leave it out by exclude=."
-                    )
+            for weight in self._of(optimizer):
+                if weight.grad is None:
+                    continue
                 if self.l2:
                     weight.grad.add_(weight, alpha=self.l2)
                 if self.l1:

@@ -11,6 +11,9 @@ from torch.optim import Optimizer
 
 from dlblocks._errors import check_range
 
+Group = dict[str, Any]
+Columns = list[list[Tensor]]  # parameters, gradients, and each state
+
 
 class BaseOptimizer(Optimizer):
     """A `torch.optim.Optimizer` that checks every group and keeps tensors of zeros as state.
@@ -29,15 +32,16 @@ class BaseOptimizer(Optimizer):
         betas = param_group.get("betas", self.defaults.get("betas"))
         if isinstance(betas, list):  # from YAML
             param_group = {**param_group, "betas": tuple(betas)}
+        self._check_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        try:
-            self._check_group(group)
-        except (TypeError, ValueError):
-            self.param_groups.pop()
-            raise
+        for p in self.param_groups[-1]["params"]:
+            if not p.is_floating_point():
+                raise TypeError(
+                    f"{type(self).__name__} takes floating-point parameters, got {p.dtype}."
+                )
 
-    def _check_group(self, group: dict[str, Any]) -> None:
+    def _check_group(self, group: Group) -> None:
+        """Raises a `ValueError` if a setting is out of its range."""
         if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
             raise ValueError(
                 f"lr is a tensor of shape {tuple(group['lr'].shape)}; it must be one number."
@@ -48,19 +52,10 @@ class BaseOptimizer(Optimizer):
                 check_range(name, float(value) if isinstance(value, Tensor) else value, 0)
         if "betas" in group:
             betas = group["betas"]
-            if (
-                not isinstance(betas, tuple)
-                or len(betas) != 2
-                or not all(isinstance(beta, (int, float)) for beta in betas)
-            ):
+            if not isinstance(betas, tuple) or len(betas) != 2:
                 raise ValueError(f"betas={betas!r} must be two numbers.")
             for i, beta in enumerate(betas):
                 check_range(f"betas[{i}]", beta, 0, 1, high_open=True)
-        for p in group["params"]:
-            if not p.is_floating_point():
-                raise TypeError(
-                    f"{type(self).__name__} takes floating-point parameters, got {p.dtype}."
-                )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -113,20 +108,13 @@ class BaseOptimizer(Optimizer):
             lr = group["lr"]
             if isinstance(lr, Tensor):
                 lr = lr.view(())  # without axes it fits parameters of any shape
-            for params, grads, *states in _by_device_and_dtype(rows):
+            for columns in _by_device_and_dtype(rows):
                 if group["maximize"]:
-                    grads = list(torch._foreach_neg(grads))
-                self._update(group, lr, params, grads, *states)
+                    columns[1] = list(torch._foreach_neg(columns[1]))
+                self._update(group, lr, columns)
         return loss
 
-    def _update(
-        self,
-        group: dict[str, Any],
-        lr: float | Tensor,
-        params: list[Tensor],
-        grads: list[Tensor],
-        *states: list[Tensor],
-    ) -> None:
+    def _update(self, group: Group, lr: float | Tensor, columns: Columns) -> None:
         """Updates parameters of one device and dtype, and their states, in place."""
         raise NotImplementedError(f"{type(self).__name__} must define _update.")
 
@@ -139,7 +127,7 @@ def descend_(params: list[Tensor], directions: list[Tensor], lr: float | Tensor)
         torch._foreach_add_(params, directions, alpha=-lr)
 
 
-def _by_device_and_dtype(rows: list[tuple[Tensor, ...]]) -> list[list[list[Tensor]]]:
+def _by_device_and_dtype(rows: list[tuple[Tensor, ...]]) -> list[Columns]:
     """Turns rows into lists of columns, one list for each device and dtype."""
     found: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, ...]]] = {}
     for row in rows:

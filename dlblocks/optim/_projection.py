@@ -8,18 +8,14 @@ gradient shows that the scale does not count.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from dlblocks.optim._base import BaseOptimizer, descend_
+from dlblocks.optim._base import BaseOptimizer, Columns, Group, descend_
 
 HALF = (torch.float16, torch.bfloat16)
-# Values updated together, and values of a temporary product: new memory is slow on a CPU.
-BLOCK = 2**20
-TEMPORARY = 2**17
 
 
 class ProjectedOptimizer(BaseOptimizer):
@@ -28,44 +24,23 @@ class ProjectedOptimizer(BaseOptimizer):
     Subclasses define `_directions` and perhaps `_decay`.
     """
 
-    def _directions(
-        self, group: dict[str, Any], grads: list[Tensor], *states: list[Tensor]
-    ) -> list[Tensor]:
-        """Updates `states` in place and returns what is to be subtracted, without the rate."""
+    def _directions(self, group: Group, columns: Columns) -> list[Tensor]:
+        """Updates the states in place and returns what is to be subtracted, without the rate."""
         raise NotImplementedError
 
-    def _decay(self, group: dict[str, Any]) -> float:
+    def _decay(self, group: Group) -> float:
         """Weight decay of a weight that is not projected, without the rate."""
         return float(group["weight_decay"])
 
-    def _update(
-        self,
-        group: dict[str, Any],
-        lr: float | Tensor,
-        params: list[Tensor],
-        grads: list[Tensor],
-        *states: list[Tensor],
-    ) -> None:
-        for block in _blocks([params, grads, *states]):
-            self._update_block(group, lr, *block)
-
-    def _update_block(
-        self,
-        group: dict[str, Any],
-        lr: float | Tensor,
-        params: list[Tensor],
-        grads: list[Tensor],
-        *states: list[Tensor],
-    ) -> None:
+    def _update(self, group: Group, lr: float | Tensor, columns: Columns) -> None:
+        params, grads, *states = columns
         if params[0].dtype in HALF:  # eps, and squares of 5e-3, are 0 in float16
-            narrow = [params, grads, *states]
-            wide = [[x.float() for x in tensors] for tensors in narrow]
-            self._update_block(group, lr, *wide)
-            for old, new in zip(narrow, wide, strict=True):
-                if old is not grads:
-                    torch._foreach_copy_(old, new)
+            wide = [[x.float() for x in tensors] for tensors in columns]
+            self._update(group, lr, wide)
+            for old, new in zip([params, *states], [wide[0], *wide[2:]], strict=True):
+                torch._foreach_copy_(old, new)
             return
-        directions = self._directions(group, grads, *states)
+        directions = self._directions(group, columns)
         decay = lr * self._decay(group)
         rows = list(zip(directions, params, grads, strict=True))
         matrices = [row for row in rows if row[1].ndim > 1 and row[1].numel()]
@@ -140,24 +115,9 @@ def project_(
 
 def _row_dots(some: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
     """Products of the rows of pairs of tensors, one after the other."""
-    found = []
-    for one, other in zip(some, others, strict=True):
-        axes, rows = tuple(range(1, one.ndim)), max(1, TEMPORARY // one[0].numel())
-        parts = zip(one.split(rows), other.split(rows), strict=True)
-        found += [(a * b).sum(axes) for a, b in parts]
-    return torch.cat(found)
+    pairs = zip(some, others, strict=True)
+    return torch.cat([(a * b).sum(tuple(range(1, a.ndim))) for a, b in pairs])
 
 
 def _row_norms(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim))) for x in tensors])
-
-
-def _blocks(columns: Sequence[list[Tensor]]) -> Iterator[list[list[Tensor]]]:
-    """Splits equally long lists of tensors before `BLOCK` values are exceeded."""
-    first = count = 0
-    for i, p in enumerate(columns[0]):
-        count += p.numel()
-        if count > BLOCK and i > first:
-            yield [column[first:i] for column in columns]
-            first, count = i, p.numel()
-    yield [column[first:] for column in columns]

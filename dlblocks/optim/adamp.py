@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from dlblocks._errors import checked
+from dlblocks.optim._base import Columns, Group
 from dlblocks.optim._projection import ProjectedOptimizer
 
 
@@ -83,10 +84,8 @@ class AdamP(ProjectedOptimizer):
             },
         )
 
-    def _directions(
-        self, group: dict[str, Any], grads: list[Tensor], *states: list[Tensor]
-    ) -> list[Tensor]:
-        exp_avgs, exp_avg_sqs, steps = states
+    def _directions(self, group: Group, columns: Columns) -> list[Tensor]:
+        _, grads, exp_avgs, exp_avg_sqs, steps = columns
         beta1, beta2 = group["betas"]
         torch._foreach_add_(steps, 1)
         if not group["nesterov"] and _has_kernel([*grads, *exp_avgs, *exp_avg_sqs]):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from dlblocks._errors import checked
-from dlblocks.optim._base import BaseOptimizer, descend_
+from dlblocks.optim._base import BaseOptimizer, Columns, Group, descend_
 
 
 class Lion(BaseOptimizer):
@@ -65,15 +63,8 @@ class Lion(BaseOptimizer):
             },
         )
 
-    def _update(
-        self,
-        group: dict[str, Any],
-        lr: float | Tensor,
-        params: list[Tensor],
-        grads: list[Tensor],
-        *states: list[Tensor],
-    ) -> None:
-        (exp_avgs,), (beta1, beta2) = states, group["betas"]
+    def _update(self, group: Group, lr: float | Tensor, columns: Columns) -> None:
+        (params, grads, exp_avgs), (beta1, beta2) = columns, group["betas"]
         updates = list(torch._foreach_lerp(exp_avgs, grads, 1 - beta1))
         torch._foreach_sign_(updates)
         if group["weight_decay"]:

@@ -110,16 +110,18 @@ def _layers(module: nn.Module) -> dict[str, int]:
 
 
 def _named_factors(module: nn.Module, lr_groups: Mapping[str, float]) -> dict[str, float]:
-    names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
+    every = dict(module.named_parameters(remove_duplicate=False))
     # A shared parameter goes by its first name.
     first = {id(p): name for name, p in reversed(list(module.named_parameters()))}
     found: dict[str, float] = {}
-    every = dict(module.named_parameters(remove_duplicate=False))
     for pattern, factor in lr_groups.items():
-        fits = [n for n in names if n.startswith(f"{pattern}.") or fnmatchcase(n, pattern)]
+        fits = [n for n in every if n.startswith(f"{pattern}.") or fnmatchcase(n, pattern)]
         if not fits:
-            known = [*names, *(name for name, _ in module.named_modules() if name)]
-            hint = did_you_mean(pattern, known) or f"; the parameters are {', '.join(names[:8])}, …"
+            known = [*every, *(name for name, _ in module.named_modules() if name)]
+            hint = (
+                did_you_mean(pattern, known)
+                or f"; the parameters are {', '.join(list(every)[:8])}, …"
+            )
             raise ValueError(
                 f"lr_groups has {pattern!r}, the name of no parameter of "
                 f"{type(module).__name__}{hint}"
@@ -170,8 +172,7 @@ def describe(module: nn.Module, optimizer: Optimizer | None = None) -> str:
         )
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     lines = [type(optimizer).__name__]
-    for row in rows:
-        cells = [row[0].ljust(widths[0])]
-        cells += [row[i].rjust(widths[i]) for i in range(1, 5)]
-        lines.append("  ".join([*cells, row[5]]))
+    for first, *numbers, last in rows:
+        cells = [number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells, last]))
     return "\n".join(lines)

@@ -184,12 +184,7 @@ def polynomial(
     check_range("power", power, 0, low_open=True)
     check_range("final", final, 0)
     start, steps = known.span(length, unit, "polynomial")
-
-    def factor(step: int) -> float:
-        left = 1 - min(1.0, max(0, step - start) / steps)
-        return final + (1 - final) * left**power
-
-    return factor
+    return lambda step: final + (1 - final) * (1 - min(1.0, max(0, step - start) / steps)) ** power
 
 
 def one_cycle(
@@ -359,7 +354,10 @@ def make_schedule(
         settings = plateau(**arguments)
         monitor = settings.pop("monitor")
         # This warm-up multiplies the present rate, so it leaves room for the plateau to lower it.
-        warm = [_each_step(_linear_warmup(optimizer, warmup_steps))] if warmup_steps else []
+        warm = []
+        if warmup_steps:
+            rise = LinearLR(optimizer, 1 / warmup_steps, total_iters=warmup_steps - 1 or 1)
+            warm = [_each_step(rise)]
         watch = {"scheduler": ReduceLROnPlateau(optimizer, **settings), "interval": "epoch"}
         return [*warm, {**watch, "frequency": 1, "monitor": monitor}]
     if name == "constant" and not warmup_steps:
@@ -372,33 +370,29 @@ def make_schedule(
 
 def _compare(name: str, arguments: Mapping[str, Any], known: Length) -> None:
     """Warns of a schedule that does not fit the length of the training."""
-    given = {
-        "step": ("step_size", arguments.get("step_size", 30.0)),
-        "multi_step": ("milestones", arguments.get("milestones")),
-        "cosine": ("length", arguments.get("length")),
-        "polynomial": ("length", arguments.get("length")),
-        "cosine_restarts": ("period", arguments.get("period", 10.0)),
-    }.get(name)
-    if given is None or given[1] is None or known.total_steps is None:
+    total, parameters = known.total_steps, inspect.signature(SCHEDULES[name]).parameters
+    lengths = [a for a in ("step_size", "milestones", "length", "period") if a in parameters]
+    if total is None or not lengths:
         return
-    argument, value = given
+    value = arguments.get(lengths[0], parameters[lengths[0]].default)
+    if value is None:
+        return  # all of the training
     unit = arguments.get("unit", "epoch")
     each = known.steps_in(unit, name)
-    last = max(value) if name == "multi_step" else value
-    training = known.total_steps / each
-    said = (
-        f"lr_schedule={name!r} has {argument}={value}, in {unit}s, but the training lasts "
-        f"{training:g}"
-    )
+    last = each * (max(value) if name == "multi_step" else value)
     if name in ("step", "multi_step"):
-        if last >= training:
-            warnings.warn(f"{said}: the rate never gets to its last drop.", stacklevel=3)
-    elif name == "cosine_restarts":
-        if round(last * each) > known.total_steps:
-            warnings.warn(f"{said}: the rate does not get to its last value.", stacklevel=3)
-    elif round(last * each) != known.total_steps:
-        end = "stays at its last value" if last < training else "does not get to its last value"
-        warnings.warn(f"{said}: the rate {end}.", stacklevel=3)
+        fits, what = last < total, "never gets to its last drop"
+    elif last > total:
+        fits, what = round(last) == total, "does not get to its last value"
+    else:
+        fits = name == "cosine_restarts" or round(last) == total
+        what = "stays at its last value"
+    if not fits:
+        warnings.warn(
+            f"lr_schedule={name!r} has {lengths[0]}={value}, in {unit}s, but the training lasts "
+            f"{total / each:g}: the rate {what}.",
+            stacklevel=3,
+        )
 
 
 class _Schedule(LambdaLR):
@@ -455,10 +449,6 @@ def _say_other_length(saved: int | None, own: int | None, what: str) -> None:
             f"has {own}; it {what}.",
             stacklevel=3,
         )
-
-
-def _linear_warmup(optimizer: Optimizer, warmup_steps: int) -> LinearLR:
-    return LinearLR(optimizer, start_factor=1 / warmup_steps, total_iters=warmup_steps - 1 or 1)
 
 
 def _each_step(scheduler: Any) -> dict[str, Any]:

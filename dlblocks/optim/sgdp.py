@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from dlblocks._errors import check_range, checked
+from dlblocks.optim._base import Columns, Group
 from dlblocks.optim._projection import ProjectedOptimizer
 
 
@@ -84,17 +83,15 @@ class SGDP(ProjectedOptimizer):
             },
         )
 
-    def _check_group(self, group: dict[str, Any]) -> None:
+    def _check_group(self, group: Group) -> None:
         super()._check_group(group)
         check_range("momentum", group["momentum"], 0, 1, high_open=True)
 
-    def _decay(self, group: dict[str, Any]) -> float:
+    def _decay(self, group: Group) -> float:
         return float(group["weight_decay"] / (1 - group["momentum"]))
 
-    def _directions(
-        self, group: dict[str, Any], grads: list[Tensor], *states: list[Tensor]
-    ) -> list[Tensor]:
-        (buffers,), momentum = states, group["momentum"]
+    def _directions(self, group: Group, columns: Columns) -> list[Tensor]:
+        (_, grads, buffers), momentum = columns, group["momentum"]
         torch._foreach_mul_(buffers, momentum)
         torch._foreach_add_(buffers, grads, alpha=1 - group["dampening"])
         if group["nesterov"]:

@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
 from dlblocks.callbacks import CutMix, Cutout, MixUp, boxes, cutmix, cutout, mixup
-from dlblocks.callbacks._soft_targets import LARGE_BYTES, draw_mix
+from dlblocks.callbacks._mixing import draw_mix
 from dlblocks.losses import MixedTargets, cross_entropy
 
 
@@ -168,7 +168,7 @@ def test_the_callbacks_are_the_slow_loops_of_what_they_draw():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided", "expanded"])
-@pytest.mark.parametrize("side", [6, 40, 130])  # the largest is averaged row by row
+@pytest.mark.parametrize("side", [6, 40, 130])
 def test_dtypes_and_memory_formats_stay(side, layout, dtype):
     x = torch.randn(6, 4, side, side).to(dtype)
     if layout == "channels_last":
@@ -177,7 +177,6 @@ def test_dtypes_and_memory_formats_stay(side, layout, dtype):
         x = torch.randn(6, 4, side, 2 * side).to(dtype)[..., ::2]
     elif layout == "expanded":
         x = x[:, :1].expand(6, 4, side, side)
-    assert (x[:1].nbytes >= LARGE_BYTES) == (side == 130)
     kept = x.clone()
     for method in (
         MixUp(1.0, num_classes=3),

@@ -6,7 +6,7 @@ import torch
 from torchvision.transforms import v2
 
 from dlblocks.callbacks import CutMix, MixUp, OneOf, boxes, cutmix, mixup
-from dlblocks.callbacks._soft_targets import draw_mix
+from dlblocks.callbacks._mixing import draw_mix
 
 
 def generator(seed=0):

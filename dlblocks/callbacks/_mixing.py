@@ -1,4 +1,7 @@
-"""What all transforms that soften targets share: clear words where a loss cannot take them."""
+"""What transforms that soften targets share, and what those share that mix samples in pairs.
+
+They say clearly where a loss cannot take what they make of the targets.
+"""
 
 from __future__ import annotations
 
@@ -12,41 +15,63 @@ from torch import Tensor
 from dlblocks._errors import check_range, checked
 from dlblocks.callbacks._batch_transform import (
     BatchMemory,
-    BatchTransform,
+    EntriesTransform,
     batches_seen,
     per_sample,
 )
 from dlblocks.losses import MixedTargets, find_num_classes, soft_targets
 
 
-class Softening(BatchTransform):
+class Softening(EntriesTransform):
     """A transform that makes soft targets of classes.
 
     Subclasses call `softened` with what they have made, in `dry_run` too, so that a loss that
-    cannot take it fails on the first batch of a run, and say in `cure` what else may help.
+    cannot take it fails on the first batch of a run, and say in `cure` what may help beside a loss
+    that takes soft targets.
+
+    Args:
+        num_classes: Number of classes, for targets that are class indices; None takes that of the
+            module, of its hyperparameters, or of the datamodule.
+        ignore_index: The class index that does not count in the loss; its soft row is zeros, which
+            `dlblocks.losses.cross_entropy` leaves out.
+        **kwargs: When and where it acts; see `BatchTransform`.
     """
 
-    _step = 0
-    # The first batch that was softened, and what its targets became.
-    _first_softened: tuple[int, str] | None = None
+    cure: str
+
+    @checked
+    def __init__(
+        self, *, num_classes: int | None = None, ignore_index: int = -100, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        if num_classes is not None:
+            check_range("num_classes", num_classes, 2)
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.found_classes: int | None = None
+        self._looked = False  # at the labels of a batch on an accelerator, which has to wait
+        self._step = 0
+        # The first batch that was softened, and what its targets became.
+        self._first_softened: tuple[int, str] | None = None
 
     def prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().prepare(trainer, pl_module)
-        self._step, self._first_softened = 0, None
+        self.found_classes = find_num_classes(trainer, pl_module)
+        self._looked, self._step, self._first_softened = False, 0, None
 
     def apply(self, batch: Any, *, epoch: int, step: int, rank: int) -> Any:
         self._step = step
         return super().apply(batch, epoch=epoch, step=step, rank=rank)
 
-    @property
-    def cure(self) -> str:
-        """What may help beside a loss that takes soft targets."""
-        raise NotImplementedError(f"{type(self).__name__} must define cure.")
-
     def softened(self, before: Any, after: Any) -> None:
         """Takes note of a batch's targets, as they were and as they are."""
         if self._first_softened is None:
             self._first_softened = (self._step, _kind(before, after))
+
+    def may_look(self, labels: Tensor) -> bool:
+        """Whether to look at these labels: at all on the CPU, elsewhere once a run."""
+        looked, self._looked = self._looked, True
+        return labels.device.type == "cpu" or not looked
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -54,14 +79,8 @@ class Softening(BatchTransform):
         """Adds the cure to an error of the first training step that got softened targets."""
         super().on_exception(trainer, pl_module, exception)
         # In training_step, Lightning has counted the batch already.
-        self.explain(exception, batches_seen(trainer) - 1)
-
-    def explain(self, exception: BaseException, step: int) -> None:
-        """Adds the cure, if `exception` comes from the first training step with soft targets."""
-        if self._first_softened is None:
-            return
-        first, kind = self._first_softened
-        if first != step or not kind:
+        first, kind = self._first_softened or (None, "")
+        if first != batches_seen(trainer) - 1 or not kind:
             return
         kinds = (TypeError, ValueError, RuntimeError, IndexError, AttributeError)
         if not isinstance(exception, kinds) or isinstance(exception, torch.OutOfMemoryError):
@@ -88,10 +107,6 @@ def _kind(before: Any, after: Any) -> str:
     )
 
 
-# On the CPU, samples of more bytes are quicker worked on one after another than all at once.
-LARGE_BYTES = 64 << 10
-
-
 class Mix(NamedTuple):
     """How a batch is mixed.
 
@@ -107,8 +122,6 @@ class Mix(NamedTuple):
 
     def to(self, device: torch.device) -> Mix:
         """The same on another device, without waiting for it."""
-        if device.type == "cpu":
-            return self
         partner, lam = (t.to(device, non_blocking=True) for t in (self.partner, self.lam))
         box = None if self.box is None else self.box.to(device, non_blocking=True)
         return Mix(partner, lam, box)
@@ -127,14 +140,10 @@ class Mixer(Softening):
 
     Args:
         alpha: α of the Beta distribution; 0 switches the method off.
-        num_classes: Number of classes, for targets that are class indices; None takes that of the
-            module, of its hyperparameters, or of the datamodule.
         per_sample: Draw for each sample rather than for the batch.
         targets: ``"soft"``; or ``"pair"``, `MixedTargets` for `mixed_loss` and a loss that takes
             hard targets only.
-        ignore_index: The class index that does not count in the loss; its soft row is zeros, which
-            `dlblocks.losses.cross_entropy` leaves out.
-        **kwargs: When and where it acts; see `BatchTransform`.
+        **kwargs: Classes, and when and where it acts; see `Softening` and `BatchTransform`.
     """
 
     extra_actions = ("keep", "input", "target")
@@ -144,32 +153,23 @@ class Mixer(Softening):
         self,
         alpha: float,
         *,
-        num_classes: int | None = None,
         per_sample: bool = True,
         targets: Literal["soft", "pair"] = "soft",
-        ignore_index: int = -100,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         check_range("alpha", alpha, 0, float("inf"), high_open=True)
-        if num_classes is not None:
-            check_range("num_classes", num_classes, 2)
         self.alpha = alpha
-        self.num_classes = num_classes
         self.per_sample = per_sample
         self.targets = targets
-        self.ignore_index = ignore_index
-        self.found_classes: int | None = None
-        self._looked = False  # at the labels of a batch on an accelerator
-
-    @property
-    def cure(self) -> str:
-        if self.targets == "pair":
-            return "or, for a pair, dlblocks.losses.mixed_loss, or targets='soft' for soft targets"
-        return (
+        self.cure = (
             "or, for a loss that needs hard targets, "
             f"{type(self).__name__}(targets='pair') and dlblocks.losses.mixed_loss"
         )
+        if targets == "pair":
+            self.cure = (
+                "or, for a pair, dlblocks.losses.mixed_loss, or targets='soft' for soft targets"
+            )
 
     def draw(self, inputs: Tensor, generator: torch.Generator) -> Mix:
         """Draws how to mix a batch of these inputs."""
@@ -190,20 +190,9 @@ class Mixer(Softening):
         """Whether `target` has a value for each pixel, and is changed as the inputs are."""
         return False
 
-    def transform(
-        self, inputs: Tensor, targets: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Any]:
-        self.check_inputs([inputs])
-        if self.alpha == 0:
-            return inputs, targets
-        new_inputs, new_targets = self._mixed([inputs], [targets], self.draw(inputs, generator))
-        return new_inputs[0], new_targets[0]
-
     def transform_entries(
         self, inputs: list[Tensor], targets: list[Any], generator: torch.Generator
     ) -> tuple[list[Any], list[Any]]:
-        if len(inputs) == len(targets) == 1:
-            return super().transform_entries(inputs, targets, generator)
         self.check_inputs(inputs)
         if self.alpha == 0:
             return inputs, targets
@@ -222,8 +211,7 @@ class Mixer(Softening):
     def _mixed(
         self, inputs: list[Tensor], targets: list[Any], mix: Mix
     ) -> tuple[list[Any], list[Any]]:
-        device = inputs[0].device
-        mix = mix.to(device)
+        mix = mix.to(inputs[0].device)
         new_inputs = [self.mix_input(x, mix) for x in inputs]
         new_targets = [self._mix_target(y, inputs[0], mix, i == 0) for i, y in enumerate(targets)]
         if targets:
@@ -249,7 +237,6 @@ class Mixer(Softening):
                 f"{name} mixes further targets (data_keys=) that are floating point, got "
                 f"{target.dtype} of shape {tuple(target.shape)}; make classes one-hot."
             )
-        check = not self._looked or target.device.type == "cpu"
         soft = soft_targets(
             target,
             self.num_classes,
@@ -257,18 +244,12 @@ class Mixer(Softening):
             name,
             inputs,
             ignore_index=self.ignore_index,
-            check=check and target.device.type != "meta",
+            check=self.may_look(target) and target.device.type != "meta",
         )
-        self._looked = True
         if self.targets == "pair":
             lam = mix.lam.to(soft.dtype)
             return MixedTargets(target, gather(target, mix.partner), lam)
         return average(soft, mix.lam, mix.partner)
-
-    def prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        super().prepare(trainer, pl_module)
-        self.found_classes = find_num_classes(trainer, pl_module)
-        self._looked = False
 
 
 def gather(values: Tensor, index: Tensor) -> Tensor:
@@ -286,14 +267,6 @@ def average(
     if values.requires_grad:
         return torch.lerp(values.index_select(0, index), values, lam)
     out = torch.empty_like(values) if memory is None else memory.like(values)
-    if values.device.type == "cpu" and values[:1].nbytes >= LARGE_BYTES:
-        # One after another, each is read and written once.
-        rows = values.unbind()
-        for new, own, share, partner in zip(
-            out.unbind(), rows, lam.unbind(), index.tolist(), strict=True
-        ):
-            torch.lerp(rows[partner], own, share, out=new)
-        return out
     torch.index_select(values, 0, index, out=out)
     return torch.lerp(out, values, lam, out=out)
 
