@@ -137,6 +137,17 @@ def trainer_of(model: pl.LightningModule) -> pl.Trainer | None:
         return None
 
 
+def log_as(model: pl.LightningModule, name: str, value: Any) -> None:
+    """Let loggers get another value of a hyperparameter than the model keeps.
+
+    They warn of objects that YAML does not know.
+    Test: ``tests/tasks/test_tasks.py``.
+    """
+    initial: Any = model._hparams_initial
+    if name in initial:
+        initial[name] = value
+
+
 def data_fetcher(trainer: pl.Trainer) -> Any:
     """Return the fetcher of training batches.
 

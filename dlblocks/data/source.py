@@ -97,7 +97,7 @@ def check_arrays(
     _check_finite(f"{part}inputs", inputs, feature_names)
     are_values, are_labels = targets.is_floating_point(), targets.ndim == 2
     if are_labels and not are_values:
-        are_labels = targets.min() >= 0 and targets.max() <= 1
+        are_labels = bool(targets.min() >= 0 and targets.max() <= 1)
     if targets.ndim != 1 and not are_labels:
         raise ValueError(
             f"{part}targets has shape {tuple(targets.shape)}; expected classes of shape (N,), 0 "

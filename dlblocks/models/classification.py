@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from torch import nn
+from torchmetrics import Metric
 
 from dlblocks.models.model import Model
 from dlblocks.nets import CNN, MLP
@@ -34,6 +35,8 @@ class Classifier(Model):
         class_weights: Weight of each class in the loss, length C, or ``"balanced"`` for
             N / (C · N_c), counted on the training part of the data. In training only. Of several
             labels it is the factor of the positive side, ``"balanced"`` (N - N_c) / N_c.
+        metrics: Further metrics of validation and test: names of torchmetrics' classes, such as
+            ``"auroc"`` or ``"cohen_kappa"``, or metrics.
         **kwargs: Optimization; see `dlblocks.models.Model`.
 
     Example:
@@ -51,11 +54,17 @@ class Classifier(Model):
         multilabel: bool = False,
         label_smoothing: float = 0.0,
         class_weights: Sequence[float] | Literal["balanced"] | None = None,
+        metrics: Sequence[str | Metric] = (),
         **kwargs: Any,
     ) -> None:
         self.num_classes = num_classes
         make_task = MultilabelTask if multilabel else MulticlassTask
-        task = make_task(num_classes, label_smoothing=label_smoothing, class_weights=class_weights)
+        task = make_task(
+            num_classes,
+            label_smoothing=label_smoothing,
+            class_weights=class_weights,
+            metrics=metrics,
+        )
         super().__init__(net, task, **kwargs)
         self.label_smoothing = label_smoothing
         self.class_weights = class_weights

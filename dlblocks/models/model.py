@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric, MetricCollection
 
 from dlblocks._errors import CheckedConstructor, check_range, constructor_arguments
+from dlblocks._lightning import log_as
 from dlblocks.models import _checkpoints as checkpoints
 from dlblocks.nets import MLP
 from dlblocks.optim import check_optimizer, check_schedule, make_optimizer, make_schedule
@@ -87,7 +88,7 @@ class Model(CheckedConstructor, pl.LightningModule):
         self.lr_schedule_args = dict(lr_schedule_args or {})
         self.warmup_steps = warmup_steps
         self._metrics = nn.ModuleDict()
-        if not self.is_standard("make_metrics"):
+        if not self.is_standard("make_metrics") or (task is not None and task.chosen):
             # A user's are made at once: they may be wrong, or have sums that checkpoints hold. Ours
             # wait until they are needed, because making them takes longer than making a small net,
             # and most models of an ensemble never need them.
@@ -99,6 +100,8 @@ class Model(CheckedConstructor, pl.LightningModule):
         self.metrics_paused = False
         # Lightning collects the arguments of all constructors on the way here, the leaf's too.
         self.save_hyperparameters(ignore=self._unsaved_arguments())
+        if task is not None and task.chosen:
+            log_as(self, "metrics", list(task.chosen_metrics()))
 
     # TorchScript compiles all other properties.
     __jit_unused_properties__: list[str] = [  # noqa: RUF012 (as Lightning has it)
@@ -327,6 +330,7 @@ class Model(CheckedConstructor, pl.LightningModule):
         shown = {f"{stage}/{name}" for name in names} if stage == "val" else ()
         # Computed over all ranks already; Lightning's mean of equal numbers changes nothing.
         for name, value in self.compute_metrics(stage).items():
+            value = value if value.is_floating_point() else value.float()
             self.log(name, value, prog_bar=name in shown, sync_dist=self.trainer.world_size > 1)
 
     # Optimization

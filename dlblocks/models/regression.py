@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from torch import nn
+from torchmetrics import Metric
 
 from dlblocks.models.model import Model
 from dlblocks.nets import MLP
@@ -27,6 +28,8 @@ class Regressor(Model):
         out_features: Number of target values D.
         loss: ``"mse"``, ``"mae"`` or ``"huber"``.
         standardize_targets: Learn standardised targets.
+        metrics: Further metrics of validation and test: names of torchmetrics' classes, such as
+            ``"pearson_corr_coef"``, or metrics.
         **kwargs: Optimization; see `dlblocks.models.Model`.
 
     Example:
@@ -43,10 +46,13 @@ class Regressor(Model):
         *,
         loss: Literal["mse", "mae", "huber"] = "mse",
         standardize_targets: bool = False,
+        metrics: Sequence[str | Metric] = (),
         **kwargs: Any,
     ) -> None:
         self.out_features = out_features
-        task = RegressionTask(out_features, loss=loss, standardize_targets=standardize_targets)
+        task = RegressionTask(
+            out_features, loss=loss, standardize_targets=standardize_targets, metrics=metrics
+        )
         super().__init__(net, task, **kwargs)
         self.loss_name = loss
         self.standardize_targets = standardize_targets

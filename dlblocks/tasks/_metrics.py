@@ -14,6 +14,7 @@ from torchmetrics import Metric
 from dlblocks._errors import did_you_mean
 
 SHOWN = 60  # names in a message
+NO_NUMBER = {"confusion_matrix", "precision_recall_curve", "roc", "stat_scores"}
 
 
 def choose_metrics(
@@ -38,7 +39,7 @@ def choose_metrics(
     """
     if isinstance(chosen, (str, Metric)):
         raise TypeError(f"metrics={chosen!r} is a single one; give a list.")
-    classes = _classes(kind)
+    classes = _classes(kind, sizes)
     found: dict[str, Metric] = {}
     for each in chosen:
         if isinstance(each, Metric):
@@ -68,14 +69,23 @@ def choose_metrics(
     return found
 
 
-def _classes(kind: str) -> dict[str, Any]:
-    """The classes of torchmetrics for one kind of problem, by their short names."""
+def _classes(kind: str, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """The classes of torchmetrics that give one number, by their short names.
+
+    Those that need further arguments, such as a least recall, are given as metrics.
+    """
     module = torchmetrics.classification if kind else torchmetrics.regression
-    return {
-        _snake(name): cls
-        for name, cls in vars(module).items()
-        if isinstance(cls, type) and issubclass(cls, Metric) and name.startswith(kind)
-    }
+    found = {}
+    for name, cls in vars(module).items():
+        is_metric = isinstance(cls, type) and issubclass(cls, Metric) and name.startswith(kind)
+        if is_metric and _snake(name) not in NO_NUMBER:
+            parameters = inspect.signature(cls).parameters.values()
+            needed = {
+                p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD
+            }
+            if needed <= {*sizes}:
+                found[_snake(name)] = cls
+    return found
 
 
 def _snake(name: str) -> str:

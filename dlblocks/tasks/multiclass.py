@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from dlblocks import plots
 from dlblocks._errors import check_range
@@ -49,6 +49,8 @@ class MulticlassTask(Task):
             (Szegedy et al. 2016). In training only.
         class_weights: Weight of each class in the loss, length C, or ``"balanced"`` for
             N / (C · N_c), counted on the training part of the data. In training only.
+        metrics: Further metrics of validation and test: names of torchmetrics' classes, such as
+            ``"auroc"`` or ``"cohen_kappa"``, or metrics.
 
     Example:
         >>> task = MulticlassTask(2)
@@ -60,6 +62,7 @@ class MulticlassTask(Task):
     shown = ("accuracy",)
     loss_range = (0.0, None)
     votes = True
+    kind = "Multiclass"
 
     def __init__(
         self,
@@ -67,8 +70,9 @@ class MulticlassTask(Task):
         *,
         label_smoothing: float = 0.0,
         class_weights: Sequence[float] | Literal["balanced"] | None = None,
+        metrics: Sequence[str | Metric] = (),
     ) -> None:
-        super().__init__()
+        super().__init__(metrics=metrics)
         check_range("num_classes", num_classes, 2)
         check_range("label_smoothing", label_smoothing, 0, 1, high_open=True)
         self.num_classes = num_classes
@@ -76,6 +80,10 @@ class MulticlassTask(Task):
         self.is_balanced = isinstance(class_weights, str)
         self.class_weight: Tensor | None
         self.register_buffer("class_weight", _initial_weight(class_weights, num_classes))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"num_classes": self.num_classes}
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if not self.training:
@@ -88,7 +96,8 @@ class MulticlassTask(Task):
         metrics = classification_metrics(self.num_classes)
         if stage == "train":
             return MetricCollection({"accuracy": metrics["accuracy"]})
-        return metrics
+        chosen: Any = self.chosen_metrics()
+        return MetricCollection({**dict(metrics.items()), **chosen}, compute_groups=False)
 
     def for_metrics(self, outputs: Tensor, targets: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
         # In training there is the accuracy alone: a class a sample is all that needs keeping.
@@ -220,7 +229,9 @@ class MulticlassTask(Task):
         counted = (targets != IGNORED).sum(1)
         return losses.view(targets.shape).sum(1) / counted
 
-    def stacked_metrics(self, num_models: int, device: torch.device) -> ClassificationSums:
+    def stacked_metrics(self, num_models: int, device: torch.device) -> ClassificationSums | None:
+        if self.chosen:
+            return None
         return ClassificationSums(num_models, self.num_classes, device)
 
     @classmethod

@@ -43,6 +43,8 @@ class MultilabelTask(Task):
         class_weights: Factor of each label's positive side in the loss, length C, or
             ``"balanced"`` for (N - N_c) / N_c, counted on the training part of the data, which
             gives both sides of each label the same weight. In training only.
+        metrics: Further metrics of validation and test: names of torchmetrics' classes, such as
+            ``"hamming_distance"``, or metrics.
 
     Example:
         >>> task = MultilabelTask(3)
@@ -54,6 +56,7 @@ class MultilabelTask(Task):
     shown = ("f1",)
     loss_range = (0.0, None)
     votes = True
+    kind = "Multilabel"
 
     def __init__(
         self,
@@ -61,8 +64,9 @@ class MultilabelTask(Task):
         *,
         label_smoothing: float = 0.0,
         class_weights: Sequence[float] | Literal["balanced"] | None = None,
+        metrics: Sequence[str | Metric] = (),
     ) -> None:
-        super().__init__()
+        super().__init__(metrics=metrics)
         check_range("num_classes", num_classes, 1)
         check_range("label_smoothing", label_smoothing, 0, 1, high_open=True)
         self.num_classes = num_classes
@@ -81,6 +85,10 @@ class MultilabelTask(Task):
                 )
         self.register_buffer("class_weight", weight)
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"num_labels": self.num_classes}
+
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if not self.training:
             return binary_cross_entropy(outputs, targets)
@@ -97,9 +105,14 @@ class MultilabelTask(Task):
         ranked: dict[str, Metric | MetricCollection] = {
             name: _LabelMean(name) for name in LABEL_METRICS
         }
+        chosen: Any = {n: m for n, m in self.chosen_metrics().items() if n not in ranked}
         # Those of the labels keep all predictions, and share them.
         return MetricCollection(
-            {"accuracy": _Accuracy(), **ranked}, compute_groups=[["accuracy"], list(LABEL_METRICS)]
+            {"accuracy": _Accuracy(), **ranked, **chosen},
+            compute_groups=[
+                list(LABEL_METRICS),
+                *([name] for name in ["accuracy", *chosen] if name not in LABEL_METRICS),
+            ],
         )
 
     def for_metrics(self, outputs: Tensor, targets: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:

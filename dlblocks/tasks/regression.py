@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from dlblocks import plots
 from dlblocks._scores import Weighted, value_metrics, weighted_value_metrics
@@ -41,6 +41,8 @@ class RegressionTask(Task):
         out_features: Number of target values D.
         loss: ``"mse"``, ``"mae"`` or ``"huber"``.
         standardize_targets: Learn standardised targets.
+        metrics: Further metrics of validation and test: names of torchmetrics' classes, such as
+            ``"pearson_corr_coef"``, or metrics.
 
     Example:
         >>> RegressionTask().loss(torch.tensor([[1.0]]), torch.tensor([3.0]))
@@ -57,8 +59,9 @@ class RegressionTask(Task):
         *,
         loss: Literal["mse", "mae", "huber"] = "mse",
         standardize_targets: bool = False,
+        metrics: Sequence[str | Metric] = (),
     ) -> None:
-        super().__init__()
+        super().__init__(metrics=metrics)
         self.out_features = out_features
         self.loss_name = loss
         self.standardize_targets = standardize_targets
@@ -66,6 +69,10 @@ class RegressionTask(Task):
         self.target_std: Tensor
         self.register_buffer("target_mean", torch.zeros(out_features))
         self.register_buffer("target_std", torch.ones(out_features))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"num_outputs": self.out_features} if self.out_features > 1 else {}
 
     def decode(self, outputs: Tensor) -> Tensor:
         if not self.standardize_targets:
@@ -80,7 +87,11 @@ class RegressionTask(Task):
         return LOSSES[self.loss_name](outputs, targets)
 
     def make_metrics(self, stage: Stage) -> MetricCollection:
-        return regression_metrics()
+        metrics = regression_metrics()
+        if stage == "train" or not self.chosen:
+            return metrics
+        chosen: Any = self.chosen_metrics()
+        return MetricCollection({**dict(metrics.items()), **chosen}, compute_groups=False)
 
     def for_metrics(self, outputs: Tensor, targets: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
         return outputs.float().flatten(1), targets.float().reshape(len(targets), -1)
@@ -137,7 +148,9 @@ class RegressionTask(Task):
         counts = sorted({self.out_features, other.out_features})
         return f"{counts} values a sample" if len(counts) > 1 else ""
 
-    def stacked_metrics(self, num_models: int, device: torch.device) -> RegressionSums:
+    def stacked_metrics(self, num_models: int, device: torch.device) -> RegressionSums | None:
+        if self.chosen:
+            return None
         return RegressionSums(num_models, self.out_features, device)
 
     @classmethod

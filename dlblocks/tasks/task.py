@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from dlblocks._scores import Weighted, kind_of
+from dlblocks.tasks._metrics import choose_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,6 +32,10 @@ class Task(nn.Module):
     It is a module, because it may hold tensors, such as the weights of classes. In training mode
     `loss` is what is minimised; in evaluation mode it is what is reported.
 
+    Args:
+        metrics: Further metrics of validation and test: names of torchmetrics' classes for this
+            kind of problem, such as ``"auroc"`` or ``"cohen_kappa"``, or metrics.
+
     Example:
         >>> class Absolute(Task):
         ...     name = "absolute"
@@ -48,6 +53,21 @@ class Task(nn.Module):
     """Lowest and highest possible loss; None for an unknown bound."""
     votes: bool = False
     """Whether members of an ensemble can vote for one answer each."""
+    kind: str = ""
+    """How the names of torchmetrics' classes for it begin."""
+
+    def __init__(self, *, metrics: Sequence[str | Metric] = ()) -> None:
+        super().__init__()
+        self.chosen = metrics
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Arguments that torchmetrics' classes need."""
+        return {}
+
+    def chosen_metrics(self) -> dict[str, Metric]:
+        """The metrics of the user's choice, as new; see `metrics` of a task."""
+        return choose_metrics(self.chosen, kind=self.kind, sizes=self.sizes)
 
     def decode(self, outputs: Tensor) -> Tensor:
         """Outputs of the net in the units of the targets: what the model's `forward` returns."""
