@@ -16,7 +16,7 @@ COUNT = 240
 MINUTES = np.random.default_rng(0).permutation(COUNT).astype(np.float64)
 TIMES = 1_700_000_000_000 + 60_000 * MINUTES  # milliseconds since 1970, of four hours
 LATE = (MINUTES % 120 >= 60).astype(int)  # every second hour
-TRAINER = {"accelerator": "cpu", "max_epochs": 60}
+TRAINER = {"accelerator": "cpu", "max_epochs": 30}
 
 
 def standardised(x, rows):
@@ -139,7 +139,7 @@ def test_a_test_set_is_kept_alike():
 
 
 def classifier():
-    return MLPClassifier(1, 2, hidden=[32], lr=0.03)
+    return MLPClassifier(1, 2, hidden=[32], lr=0.06)
 
 
 def module(**arguments):
@@ -207,7 +207,7 @@ def test_boosting_learns_from_minutes_within_milliseconds(tmp_path):
     assert (found == targets).float().mean() > 0.9
 
     def learner():
-        return MLPRegressor(1, hidden=[32], lr=0.03)
+        return MLPRegressor(1, hidden=[32], lr=0.06)
 
     data = ArrayDataModule(TIMES[:, None], LATE.astype(float), batch_size=32)
     result = GradientBoosting(learner, data, shrinkage=1.0, **settings).fit()
