@@ -1,4 +1,4 @@
-"""Learning problems: loss, metrics, predictions and how they are averaged."""
+"""Define learning problems by their loss, metrics and predictions."""
 
 from dlblocks.tasks.multiclass import MulticlassTask
 from dlblocks.tasks.multilabel import MultilabelTask

@@ -1,4 +1,4 @@
-"""Metrics of a user's choice: torchmetrics by name, or objects."""
+"""Make the metrics that a user chooses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NO_NUMBER = {"confusion_matrix", "precision_recall_curve", "roc", "stat_scores"}
 def choose_metrics(
     chosen: Sequence[str | Metric], *, kind: str, sizes: Mapping[str, int]
 ) -> dict[str, Metric]:
-    """New metrics by the names under which they are logged.
+    """Make metrics, by the names under which they are logged.
 
     Args:
         chosen: Names of torchmetrics' classes in lower case with ``_``, without `kind`, such as
@@ -70,9 +70,9 @@ def choose_metrics(
 
 
 def _classes(kind: str, sizes: Mapping[str, int]) -> dict[str, Any]:
-    """The classes of torchmetrics that give one number, by their short names.
+    """Find the classes of torchmetrics that give one number, by their short names.
 
-    Those that need further arguments, such as a least recall, are given as metrics.
+    A class that needs further arguments, such as a least recall, must be given as a metric.
     """
     module = torchmetrics.classification if kind else torchmetrics.regression
     found = {}

@@ -1,4 +1,4 @@
-"""Metrics of several models at once, from sums over their samples."""
+"""Sum up metrics of several models at once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ClassificationSums:
         self.edges = torch.linspace(0, 1, NUM_BINS + 1, device=device)
 
     def update(self, model: Tensor, predictions: Tensor, targets: Tensor) -> None:
-        """Adds samples.
+        """Add samples.
 
         Args:
             model: Whose sample it is, int64 of shape (M,).
@@ -51,7 +51,7 @@ class ClassificationSums:
         self.confusion += torch.bincount(cell, minlength=len(self.confusion))
 
     def compute(self, *, whole: bool) -> dict[str, Tensor]:
-        """Each metric, shape (K,): the accuracy, and if `whole` the others too."""
+        """Compute the accuracy, shape (K,), and if `whole` the other metrics."""
         confusion = self.confusion.view(self.shape)
         hits = confusion.diagonal(dim1=1, dim2=2)
         count = confusion.sum((1, 2))
@@ -68,7 +68,9 @@ class ClassificationSums:
 
 
 class RegressionSums:
-    """RMSE, MAE and R² of each of K models, as `dlblocks.metrics.regression_metrics` has them.
+    """RMSE, MAE and R² of each of K models.
+
+    They are those of `dlblocks.metrics.regression_metrics`.
 
     Args:
         num_models: K.
@@ -86,7 +88,7 @@ class RegressionSums:
         self.sums = torch.zeros(num_models, 4, num_targets, device=device, dtype=dtype)
 
     def update(self, model: Tensor, predictions: Tensor, targets: Tensor) -> None:
-        """Adds samples: `model` (M,), predictions and targets (M, D)."""
+        """Add samples of `model` (M,), with predictions and targets (M, D)."""
         predictions, targets = predictions.to(self.sums.dtype), targets.to(self.sums.dtype)
         is_new = (self.count == 0)[model, None]
         # Of a model's several samples any may be written.
@@ -97,7 +99,7 @@ class RegressionSums:
         self.count.index_add_(0, model, torch.ones_like(model, dtype=self.count.dtype))
 
     def compute(self, *, whole: bool) -> dict[str, Tensor]:
-        """Each metric, shape (K,)."""
+        """Compute each metric, shape (K,)."""
         square, absolute, total, total_square = self.sums.unbind(1)
         count = self.count[:, None]
         spread = (total_square - total.square() / count).clamp(min=0)

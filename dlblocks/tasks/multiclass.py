@@ -37,7 +37,9 @@ NO_VOTE = 1e-6
 
 
 class MulticlassTask(Task):
-    """Each sample is of one of C classes; the net puts out logits (N, C).
+    """Classify each sample into one of C classes.
+
+    The net puts out logits of shape (N, C).
 
     The loss is the cross-entropy; targets are classes, int64 of shape (N,), or soft, floating point
     of shape (N, C), as mixing callbacks make them. Metrics are ``accuracy``, and for validation and
@@ -111,7 +113,9 @@ class MulticlassTask(Task):
         return predictions.clamp(min=torch.finfo(torch.float32).tiny).log()
 
     def average(self, outputs: Tensor, *, hard: bool = False) -> Tensor:
-        """Log p of the mean probabilities p, or of the shares of the votes.
+        """Average the probabilities, or count the votes.
+
+        The result is log p, whose softmax is p.
 
         Example:
             >>> logits = torch.tensor([[[0.0, 0.0]], [[0.0, 2.0]]])  # two members, one sample
@@ -197,7 +201,7 @@ class MulticlassTask(Task):
         self._check_labels(targets)
 
     def _check_labels(self, targets: Tensor) -> None:
-        """Raises a `ValueError` unless all labels are classes of this task."""
+        """Raise a `ValueError` unless all labels are classes of this task."""
         labels = targets.unique().tolist()  # sorted
         if labels[0] >= 0 and labels[-1] < self.num_classes:
             return
@@ -266,7 +270,10 @@ class MulticlassTask(Task):
     def figures(
         cls, table: Predictions, *, title: str, scores: Mapping[str, float] | None = None
     ) -> dict[str, Callable[[], Figure]]:
-        """A confusion matrix; with probabilities also reliability, and of images the hardest."""
+        """Draw a confusion matrix, reliability and the hardest images.
+
+        Scores that are not probabilities have a confusion matrix only.
+        """
         target, prediction = table.target, table.prediction
         predicted = _classes(prediction)
         if min(target.min(), predicted.min()) < 0:
@@ -297,12 +304,12 @@ def _classes(prediction: Array) -> Array:
 
 
 def _names(class_names: Sequence[str], count: int) -> list[str]:
-    """Names of all classes; numbers where the data do not know of a class that they lack."""
+    """Return the names of all classes, or numbers if some names are missing."""
     return list(class_names) if len(class_names) == count else [str(i) for i in range(count)]
 
 
 def _hardest(table: Predictions, names: Sequence[str]) -> Figure:
-    """The images whose own class has the smallest probability."""
+    """Draw the images whose own class has the smallest probability."""
     assert table.inputs is not None  # for the type checker
     index, target, prediction = table.means()
     true = np.take_along_axis(prediction, target[:, None], axis=1)[:, 0]
@@ -319,7 +326,7 @@ def _hardest(table: Predictions, names: Sequence[str]) -> Figure:
 
 
 def hard_votes(scores: Tensor) -> Tensor:
-    """One vote for the class of the highest score.
+    """Vote for the class of the highest score.
 
     Args:
         scores: Shape (..., C).

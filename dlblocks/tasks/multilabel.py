@@ -28,7 +28,9 @@ LABEL_METRICS = ("f1", "auroc", "average_precision")
 
 
 class MultilabelTask(Task):
-    """Each sample has any number of C labels; the net puts out a logit for each, shape (N, C).
+    """Tell which of C labels each sample has.
+
+    The net puts out a logit for each label, shape (N, C).
 
     The loss is the binary cross-entropy, averaged over samples and labels. Targets are 0 and 1,
     integers or floating point of shape (N, C); between 0 and 1, as mixing callbacks make them, they
@@ -106,7 +108,7 @@ class MultilabelTask(Task):
             name: _LabelMean(name) for name in LABEL_METRICS
         }
         chosen: Any = {n: m for n, m in self.chosen_metrics().items() if n not in ranked}
-        # Those of the labels keep all predictions, and share them.
+        # The metrics of the labels keep all predictions, and share them.
         return MetricCollection(
             {"accuracy": _Accuracy(), **ranked, **chosen},
             compute_groups=[
@@ -126,7 +128,7 @@ class MultilabelTask(Task):
         return predictions.float().clamp(1e-7, 1 - 1e-7).logit()
 
     def average(self, outputs: Tensor, *, hard: bool = False) -> Tensor:
-        """Logits of the mean probabilities, or of the shares of the votes for each label.
+        """Average the probabilities of each label, or count its votes.
 
         Example:
             >>> logits = torch.tensor([[[0.0, 9.0]], [[-1.0, 9.0]]])  # two members, one sample
@@ -218,7 +220,7 @@ class MultilabelTask(Task):
 
     @classmethod
     def score(cls, target: Array, prediction: Array) -> dict[str, float]:
-        """Metrics as they are logged, and ``log_loss``, the mean binary cross-entropy."""
+        """Compute the metrics that are logged, and the mean binary cross-entropy."""
         if not np.isfinite(prediction).all():
             return dict.fromkeys(["accuracy", *LABEL_METRICS, "log_loss"], math.nan)
         found = {"accuracy": float(((prediction >= 0.5) == target).mean())}
@@ -229,7 +231,9 @@ class MultilabelTask(Task):
 
     @classmethod
     def by_label(cls, target: Array, prediction: Array) -> dict[str, Array]:
-        """``f1``, ``auroc`` and ``average_precision`` of each label; see `label_metric`.
+        """Compute F1, AUROC and average precision of each label.
+
+        See `label_metric`.
 
         Example:
             >>> target, prediction = np.array([[1, 0], [0, 0]]), np.array([[0.9, 0.2], [0.3, 0.6]])
@@ -269,7 +273,7 @@ class MultilabelTask(Task):
     def figures(
         cls, table: Predictions, *, title: str, scores: Mapping[str, float] | None = None
     ) -> dict[str, Callable[[], Figure]]:
-        """The metrics of each label, with the number of samples that have it."""
+        """Draw the metrics of each label."""
         count = table.target.shape[1]
         names = list(table.class_names)
         if len(names) != count:
@@ -285,7 +289,7 @@ class MultilabelTask(Task):
 
 
 def _cross_entropy(target: Array, prediction: Array) -> Array:
-    """Binary cross-entropy of each sample and label."""
+    """Compute the binary cross-entropy of each sample and label."""
     smallest = np.finfo(np.float32).tiny
     p = prediction.astype(float)
     return -np.where(target != 0, np.log(p.clip(smallest)), np.log((1 - p).clip(smallest)))
@@ -314,7 +318,7 @@ class _Accuracy(Metric):
 
 
 class _LabelMean(Metric):
-    """The mean over the labels of a metric; labels for which it is not defined are left out."""
+    """The mean of a metric over the labels that have it."""
 
     is_differentiable = False
     higher_is_better = True
@@ -338,7 +342,9 @@ class _LabelMean(Metric):
 
 
 def label_metric(what: str, predictions: Tensor, targets: Tensor) -> Tensor:
-    """A metric of each label by itself, shape (C,), NaN where it is not defined.
+    """Compute a metric of each label, shape (C,).
+
+    It is NaN where the metric is not defined.
 
     Args:
         what: ``"f1"``, at the threshold 1/2, for labels that a target or a prediction has;

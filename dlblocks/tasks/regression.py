@@ -28,7 +28,9 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class RegressionTask(Task):
-    """Each sample has D values; the net puts out as many, shape (N, D).
+    """Predict D values of each sample.
+
+    The net puts out as many, shape (N, D).
 
     With `standardize_targets` the net learns (y - mean) / std, with the mean and standard deviation
     of each target over the training part of the data; the two are kept with the weights. `decode`
@@ -174,7 +176,7 @@ class RegressionTask(Task):
     def figures(
         cls, table: Predictions, *, title: str, scores: Mapping[str, float] | None = None
     ) -> dict[str, Callable[[], Figure]]:
-        """Predictions over true values; of a single input also the curve."""
+        """Draw predictions over true values, and the curve of a single input."""
         target, prediction = table.target, table.prediction
         found: dict[str, Callable[[], Figure]] = {
             "predicted_vs_true": lambda: plots.predicted_vs_true(

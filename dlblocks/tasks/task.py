@@ -1,4 +1,4 @@
-"""`Task`: what a learning problem defines, without Lightning and without data."""
+"""Define what a learning problem is, without Lightning and without data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Stage = Literal["train", "val", "test"]
 
 
 class Task(nn.Module):
-    """A learning problem: its loss, metrics and predictions, and how they are averaged.
+    """A learning problem with its loss, metrics and predictions.
 
     A model is a net with a task: ``Model(net, task)``. A task of your own is a subclass that
     defines `loss` and `make_metrics`, and the other methods where the outputs of the net are not
@@ -66,57 +66,69 @@ class Task(nn.Module):
         return {}
 
     def chosen_metrics(self) -> dict[str, Metric]:
-        """The metrics of the user's choice, as new; see `metrics` of a task."""
+        """Make the metrics that the user has chosen."""
         return choose_metrics(self.chosen, kind=self.kind, sizes=self.sizes)
 
     def decode(self, outputs: Tensor) -> Tensor:
-        """Outputs of the net in the units of the targets: what the model's `forward` returns."""
+        """Bring outputs of the net into the units of the targets.
+
+        The model's `forward` returns the result.
+        """
         return outputs
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The mean loss of a batch, a scalar."""
+        """Compute the mean loss of a batch, a scalar."""
         raise NotImplementedError(f"{type(self).__name__} must define loss(outputs, targets).")
 
     def make_metrics(self, stage: Stage) -> MetricCollection:
-        """The metrics of one stage, updated with (predictions, targets) of `for_metrics`."""
+        """Make the metrics of one stage.
+
+        They are updated with the predictions and targets of `for_metrics`.
+        """
         return MetricCollection({})
 
     def for_metrics(self, outputs: Tensor, targets: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
-        """What to keep of a batch until the metrics are updated."""
+        """Select what to keep of a batch until the metrics are updated."""
         return self.predict(outputs), targets
 
     def predict(self, outputs: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Predictions for outputs; of the shape of the targets, where they are known."""
+        """Turn outputs into predictions.
+
+        Predictions have the shape of the targets, where these are known.
+        """
         return outputs
 
     def outputs_of(self, predictions: Tensor) -> Tensor:
-        """Outputs that `predict` turns into these predictions."""
+        """Invert `predict`."""
         return predictions
 
     def average(self, outputs: Tensor, *, hard: bool = False) -> Tensor:
-        """The outputs (N, ...) of an ensemble for those of its members, shape (M, N, ...).
+        """Average what the members of an ensemble predict.
 
-        The predictions of the members are averaged, whatever their outputs are.
+        Returns the outputs of the ensemble, shape (N, ...).
 
         Args:
-            outputs: Outputs of M members.
+            outputs: Outputs of M members, shape (M, N, ...).
             hard: Count votes instead, where `votes` is True.
         """
         predictions = torch.stack([self.predict(member) for member in outputs])
         return self.outputs_of(predictions.mean(0))
 
     def uncertainty(self, outputs: Tensor) -> dict[str, Tensor]:
-        """How unsure members are of each sample; see `dlblocks.models.VotingEnsemble`."""
+        """Measure how unsure members are of each sample.
+
+        See `dlblocks.models.VotingEnsemble.uncertainty`.
+        """
         raise ValueError(
             "uncertainty is that of one class a sample; for other predictions use the std of "
             "Trainer.predict."
         )
 
     def fit_to(self, datamodule: Any) -> None:
-        """Takes from the training part of the data what the loss needs, as class weights."""
+        """Take from the training data what the loss needs, such as class weights."""
 
     def check_data(self, datamodule: Any, model: str) -> None:
-        """Raises a `ValueError` if targets of `datamodule` are not of this problem.
+        """Raise a `ValueError` if the data are not of this problem.
 
         Args:
             datamodule: Any datamodule; what it does not say is not checked.
@@ -124,48 +136,53 @@ class Task(nn.Module):
         """
 
     def check_batch(self, outputs: Tensor, targets: Tensor) -> None:
-        """Raises a `ValueError` if targets do not fit outputs; called on the first batch."""
+        """Raise a `ValueError` if targets of the first batch do not fit outputs."""
 
     def difference(self, other: Task) -> str:
-        """What keeps models of this and of another task from being averaged, or ``""``."""
+        """Say what keeps models of two tasks from being averaged, or ``""``."""
         return "" if type(self) is type(other) else f"{self.name} and {other.name}"
 
     # The engine asks for these; without them it computes each model by itself.
 
     def stacked_loss(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
-        """Losses (M,) of outputs (M, N, ...) of M models, each for its own targets (M, N, ...)."""
+        """Compute the losses (M,) of M models.
+
+        Args:
+            outputs: Shape (M, N, ...).
+            targets: Shape (M, N, ...).
+        """
         return None
 
     def stacked_metrics(self, num_models: int, device: torch.device) -> Any:
-        """Sums that give the metrics of M models at once, or None."""
+        """Make sums that give the metrics of M models at once, or None."""
         return None
 
     # Predictions as arrays: tables and figures ask for these.
 
     @classmethod
     def check_arrays(cls, target: Array, prediction: Array) -> None:
-        """Raises a `ValueError` if targets and predictions are not of this task."""
+        """Raise a `ValueError` if targets and predictions are not of this task."""
 
     @classmethod
     def score(cls, target: Array, prediction: Array) -> dict[str, float]:
-        """Metrics over all samples at once, in ``pooled()`` and in the report."""
+        """Compute metrics over all samples at once, for ``pooled()`` and the report."""
         return {}
 
     @classmethod
     def weighted_metrics(cls, target: Array, prediction: Array) -> dict[str, Weighted]:
-        """Metrics as functions of the samples' weights, for intervals by the bootstrap."""
+        """Return metrics as functions of the samples' weights, for the bootstrap."""
         return {}
 
     @classmethod
     def right(cls, target: Array, prediction: Array) -> Array | None:
-        """Whether each prediction is right, shape (N,), or None where that is no question."""
+        """Tell which predictions are right, shape (N,), or None if none can be."""
         return None
 
     @classmethod
     def columns(
         cls, target: Array, prediction: Array, class_names: Sequence[str] | None = None
     ) -> dict[str, Array]:
-        """Columns of a table with one row a sample."""
+        """Make the columns of a table with one row a sample."""
         columns: dict[str, Array] = {}
         for name, array in (("target", target), ("prediction", prediction)):
             values = array.reshape(len(array), -1).T
@@ -177,7 +194,7 @@ class Task(nn.Module):
     def figures(
         cls, table: Predictions, *, title: str, scores: Mapping[str, float] | None = None
     ) -> dict[str, Callable[[], Figure]]:
-        """Functions that draw the figures of predictions, by the names of the files.
+        """Return functions that draw the figures, by the names of their files.
 
         Args:
             table: The predictions.
@@ -188,7 +205,7 @@ class Task(nn.Module):
 
 
 def find_task(target: Array, prediction: Array, name: str | None = None) -> type[Task]:
-    """The task of predictions.
+    """Find the task of predictions.
 
     Args:
         target: Targets, shape (N, ...).
@@ -212,7 +229,7 @@ def find_task(target: Array, prediction: Array, name: str | None = None) -> type
 
 
 def task_names() -> dict[str, type[Task]]:
-    """All tasks by their names, a user's too."""
+    """Return all tasks by their names, a user's too."""
     return {task.name: task for task in _subclasses(Task) if task.name}
 
 
@@ -245,7 +262,7 @@ class Predictions:
     repeats: int = 1
 
     def means(self) -> tuple[Array, Array, Array]:
-        """Index, target and mean prediction of each sample, sorted by index."""
+        """Average the predictions of each sample, sorted by index."""
         once, first, where, counts = np.unique(
             self.index, return_index=True, return_inverse=True, return_counts=True
         )
