@@ -12,7 +12,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-import torch
 from lightning.pytorch.callbacks import Callback
 
 from dlblocks._errors import check_function, did_you_mean, named
@@ -27,6 +26,7 @@ from dlblocks.data import SplitDataModule
 from dlblocks.engine._support import NotVectorizable
 from dlblocks.engine.run import engine_for
 from dlblocks.runs._trainer import new_callbacks, new_datamodule, new_module
+from dlblocks.runs.folder import from_rank_zero
 
 SEARCHED = "search.json"
 Grid = Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Sequence[Any]]]
@@ -299,14 +299,6 @@ class Search:
                 f"monitor={self.monitor!r} is not logged in validation, by which points are "
                 f"compared; choose from: {', '.join(result.metrics)}."
             )
-        result.folds = _agreed(result.folds)
+        # Models whose metrics are not synchronised must not part the ranks.
+        result.folds = from_rank_zero(result.folds)
         return result, ""
-
-
-def _agreed(value: Any) -> Any:
-    """The value of rank 0: models whose metrics are not synchronised must not part the ranks."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return value
-    held = [value]
-    torch.distributed.broadcast_object_list(held)
-    return held[0]

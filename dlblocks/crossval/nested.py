@@ -34,6 +34,7 @@ from dlblocks.runs._fits import FitResult, finish_fit, read_fit
 from dlblocks.runs._history import History
 from dlblocks.runs._parallel import check_jobs
 from dlblocks.runs._plan import run_id_of
+from dlblocks.runs._progress import make_bar
 from dlblocks.runs._trainer import (
     CALLBACKS,
     NoLogger,
@@ -279,13 +280,9 @@ def _nested(
         if todo and progress_bar:
             say(data.description(), *notes)
         failed = dict[FoldSpec, Exception]()
-        bar = tqdm(
-            total=sum(fits.values()),
+        bar = make_bar(
+            sum(fits.values()),
             initial=sum(fits[spec] for spec in found),
-            bar_format="{desc} {bar} {percentage:3.0f}% | {elapsed} elapsed, {remaining} left",
-            file=sys.stderr,
-            dynamic_ncols=True,
-            mininterval=0.1 if sys.stderr.isatty() else 10.0,
             disable=not (progress_bar and is_rank_zero()),
         )
         with bar:

@@ -24,6 +24,18 @@ WATCH_EVERY_SECONDS = 0.5  # the notes of other processes
 DRAW_AFTER_SECONDS = 1e-3  # not before the first update
 
 
+def make_bar(total: float, **settings: Any) -> tqdm:
+    """Make a bar of tqdm that looks like all others of this package."""
+    return tqdm(
+        total=total,
+        bar_format="{desc} {bar} {percentage:3.0f}% | {elapsed} elapsed, {remaining} left",
+        file=sys.stderr,
+        dynamic_ncols=True,
+        mininterval=0.1 if sys.stderr.isatty() else 10.0,
+        **settings,
+    )
+
+
 class FitProgress:
     """The bar over all fits of a run.
 
@@ -43,16 +55,8 @@ class FitProgress:
         self.ended: list[float] = []
         self.bar: tqdm | None = None
         if show and is_rank_zero():
-            self.bar = tqdm(
-                total=float(num_fits),
-                bar_format="{desc} {bar} {percentage:3.0f}% | {elapsed} elapsed, {remaining} left",
-                file=sys.stderr,
-                dynamic_ncols=True,
-                mininterval=0.1 if sys.stderr.isatty() else 10.0,
-                smoothing=0.05,
-                # Drawn at the first update: a bar among the callbacks may take its place.
-                delay=DRAW_AFTER_SECONDS,
-            )
+            # Drawn at the first update: a bar among the callbacks may take its place.
+            self.bar = make_bar(float(num_fits), smoothing=0.05, delay=DRAW_AFTER_SECONDS)
 
     def callback(self, fit: int) -> ProgressBar:
         """Return the callback of fit number `fit`, 0 … num_fits - 1."""

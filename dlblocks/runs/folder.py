@@ -203,7 +203,7 @@ def _run_dirs(
     call = len(_chosen)
     if not is_rank_zero():
         told = os.environ.get(RUN_DIR, "").split(os.pathsep)
-        _chosen.append(told[call] if call < len(told) else _from_rank_zero(None))
+        _chosen.append(told[call] if call < len(told) else from_rank_zero(None))
         yield Path(_chosen[call])
         return
     if not _connected():
@@ -215,8 +215,7 @@ def _run_dirs(
         if resumes or not holds_something(path):
             _chosen[call:] = [str(path)]
             os.environ[RUN_DIR] = os.pathsep.join(_chosen)
-            if _connected():
-                _from_rank_zero(str(path))
+            from_rank_zero(str(path))
             yield path
         number += 1
         path = base.with_name(f"{base.name}-{number}")
@@ -229,9 +228,12 @@ def _connected() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-def _from_rank_zero(value: Any) -> Any:
+def from_rank_zero(value: Any) -> Any:
+    """Return the value of rank 0, on every rank of a run whose ranks are connected."""
     import torch
 
+    if not _connected():
+        return value
     held = [value]
     torch.distributed.broadcast_object_list(held)
     return held[0]
