@@ -59,6 +59,7 @@ class Trainer(pl.Trainer):
         on_error: Literal["raise", "continue"] = "raise",
         select: Select = "inner",
         selection_fraction: float = 0.15,
+        task: str | None = None,
         log_checkpoints: bool = False,
     ) -> None:
         """Fit and score a new model for each fold of the data.
@@ -76,6 +77,8 @@ class Trainer(pl.Trainer):
             select: How the epoch is selected: on a part of the training samples (``"inner"``), not
                 at all (``"last"``), or, with optimistic scores, on the fold itself (``"fold"``).
             selection_fraction: Share of a fold's training samples that selects the epoch.
+            task: What a model predicts that is not of dlblocks: ``"multiclass"``,
+                ``"multilabel"`` or ``"regression"``.
             log_checkpoints: Send the best checkpoints to W&B as an artifact.
         """
         raise RuntimeError("cross-validation runs many Trainers; use dlblocks.crossval.")
@@ -184,6 +187,11 @@ class CLI(LightningCLI):
     mode: Literal["min", "max"] | None = None  # of a fit that keeps its best epoch
 
     def __init__(self, args: Sequence[str] | None = None) -> None:
+        given = sys.argv[1:] if args is None else args
+        every = self.subcommands()
+        if given and given[0] in every:
+            # The parsers of the other subcommands would take a third of a second.
+            vars(self)["subcommands"] = lambda: {given[0]: every[given[0]]}
         super().__init__(
             model_class=pl.LightningModule,
             datamodule_class=pl.LightningDataModule,
@@ -372,6 +380,7 @@ class CLI(LightningCLI):
         on_error: Literal["raise", "continue"],
         select: Select,
         selection_fraction: float,
+        task: str | None,
         log_checkpoints: bool,
         **kwargs: Any,
     ) -> None:
@@ -399,6 +408,7 @@ class CLI(LightningCLI):
             on_error=on_error,
             select=select,
             selection_fraction=selection_fraction,
+            task=task,
             log_checkpoints=log_checkpoints,
             make_callbacks=lambda: anew().trainer.callbacks or [],
             trainer={k: v for k, v in vars(arguments).items() if k not in own and v is not None},
