@@ -59,7 +59,7 @@ class DataModule(SplitDataModule):
             faster where it has what you need.
         device_resident: Keep the arrays on the accelerator, so that no batch is copied to it; needs
             ``num_workers=0``. ``"auto"``: if it can be and they take at most half of what is free.
-        **kwargs: How the data are split; see `SplitDataModule`.
+        **kwargs: How the data are split, shuffled and balanced; see `SplitDataModule`.
     """
 
     _shared = (

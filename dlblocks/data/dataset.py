@@ -107,6 +107,36 @@ def collate_with_index(rows: Sequence[Sample]) -> list[Any]:
     return list(default_collate(list(rows)))
 
 
+def balanced_order(classes: npt.NDArray[Any], rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Draw as many positions as there are, equally often from each class.
+
+    Of N positions in C classes, each class gets a quota q of N / C draws, rounded down or up so
+    that the quotas add up to N. A class of n positions gives each of them floor(q / n) times, and
+    q mod n of them once more, drawn without replacement. So small classes are over-sampled and
+    large ones under-sampled at random (Japkowicz and Stephen 2002, "The class imbalance problem").
+
+    Args:
+        classes: Class of each position, shape (N,). Classes that do not occur get no draws.
+        rng: Draws the rounding, the positions and their order.
+
+    Returns:
+        Positions in random order, shape (N,).
+
+    Example:
+        >>> classes = np.array([0, 0, 0, 0, 0, 0, 1, 1])
+        >>> order = balanced_order(classes, np.random.default_rng(0))
+        >>> np.bincount(classes[order]), np.bincount(order)[6:]
+        (array([4, 4]), array([2, 2]))
+    """
+    _, counts = np.unique(classes, return_counts=True)
+    members = np.split(np.argsort(classes, kind="stable"), np.cumsum(counts)[:-1])
+    quota, left = divmod(len(classes), len(counts))
+    quotas = quota + (rng.permutation(len(counts)) < left)
+    # `resize` repeats a permutation from its beginning.
+    drawn = [np.resize(rng.permutation(of), q) for of, q in zip(members, quotas, strict=True)]
+    return rng.permutation(np.concatenate(drawn))
+
+
 class EpochSampler(DistributedSampler[int]):
     """Yields this rank's positions of a data set, in an order that depends on (seed, epoch) alone.
 
@@ -128,6 +158,8 @@ class EpochSampler(DistributedSampler[int]):
             is left out of this epoch: batch norm cannot train on a batch of one.
         with_epoch: Yield pairs (epoch, position), for a data set whose samples change with the
             epoch: told with every sample, it reaches worker processes in time.
+        classes: Class of each position, integers of shape (N,). A shuffled epoch then draws all
+            classes equally often; see `balanced_order`.
     """
 
     @checked
@@ -141,6 +173,7 @@ class EpochSampler(DistributedSampler[int]):
         rank: int = 0,
         avoid_single: int | None = None,
         with_epoch: bool = False,
+        classes: npt.ArrayLike | None = None,
     ) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed)
         size = len(dataset)  # type: ignore[arg-type]
@@ -152,6 +185,7 @@ class EpochSampler(DistributedSampler[int]):
             self.num_samples -= avoid_single > 1
         self.total_size = size
         self.with_epoch = with_epoch
+        self.classes = None if classes is None else np.asarray(classes)
         self._skip = 0
 
     def skip_next(self, samples: int) -> None:
@@ -161,7 +195,11 @@ class EpochSampler(DistributedSampler[int]):
     def positions(self) -> npt.NDArray[np.int64]:
         """The positions of this rank in the epoch."""
         if self.shuffle:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.total_size)
+            rng = np.random.default_rng((self.seed, self.epoch))
+            if self.classes is None:
+                order = rng.permutation(self.total_size)
+            else:
+                order = balanced_order(self.classes, rng)
             if self.total_size % self.num_replicas:
                 order = np.resize(order, len(order) + -len(order) % self.num_replicas)
         else:

@@ -94,7 +94,8 @@ class FoldedDataModule(SplitDataModule):
             `targets`, `labels` or `y`, or the last tensor of a `TensorDataset`, also within a
             `Subset`; where there is nothing of the kind, folds are not stratified, and `notes` say
             so. Labels may be whole numbers or texts of any values, of shape (N,) or (N, 1). They
-            decide the folds alone: batches keep the data set's own labels.
+            decide the folds and `balanced_sampling` alone: batches keep the data set's own
+            labels.
         class_names: Names of the classes 0 … C-1. None: the data set's `classes`, else numbers.
         groups: Group of each sample. None: read from its `groups`, if it has them.
             ``"duplicates"``: samples of exactly equal inputs are a group; the data set must hold
@@ -104,8 +105,8 @@ class FoldedDataModule(SplitDataModule):
             after the training samples. Its samples come as they are there, which may be without
             augmentation.
         eval_dataset: The same samples, in the same order, for validation, test and prediction.
-        **kwargs: How the data are split; see `SplitDataModule`. With ``test_fraction=0`` the test
-            set is the datamodule's, if it has one.
+        **kwargs: How the data are split, shuffled and balanced; see `SplitDataModule`. With
+            ``test_fraction=0`` the test set is the datamodule's, if it has one.
 
     Raises:
         TypeError: `data` is nothing of that, or has no numbered samples.

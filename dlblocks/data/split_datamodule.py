@@ -83,6 +83,13 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
             values. None: for classes, yes.
         groups: ``"duplicates"`` keeps samples of exactly equal inputs together: none has a copy in
             another part or fold. It takes the place of groups that the source may have.
+        balanced_sampling: Draw all classes equally often in training. An epoch still has N samples,
+            those of the training part: N / C of each of the C classes in it, rounded down or up.
+            Samples of small classes repeat, those of large ones take turns at random; within a
+            class, each is drawn equally often or once more (random over- and under-sampling;
+            Japkowicz and Stephen 2002). The draw depends on `shuffle_seed` and the epoch alone. It
+            replaces ``class_weights="balanced"``, which would correct a second time. Repeats in an
+            epoch get the same `train_transform`; `dlblocks.callbacks.Augment` changes each.
 
     Attributes:
         predict_on: The part that `predict_dataloader` loads, in the order of `indices`.
@@ -105,7 +112,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
     # Arguments that subclasses take by **kwargs; `save_hyperparameters` adds them.
     _shared: tuple[str, ...] = (
         "num_folds", "fold", "val_fraction", "test_fraction", "split_seed", "shuffle_seed",
-        "stratify",
+        "stratify", "balanced_sampling",
     )  # fmt: skip
 
     def __init__(
@@ -120,6 +127,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         shuffle_seed: int = 0,
         stratify: bool | None = None,
         groups: Literal["duplicates"] | None = None,
+        balanced_sampling: bool = False,
     ) -> None:
         super().__init__()
         check_split(split)
@@ -140,6 +148,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         if groups is not None:
             check_choice("groups", groups, ["duplicates"])
         self._keep_duplicates = groups is not None
+        self.balanced_sampling = balanced_sampling
         self._rows: dict[str, Tensor] = {}
         # The folds that were made last: the copies that `for_fold` makes share them.
         self._folds: dict[tuple[Any, ...], list[dict[str, Indices]]] = {}
@@ -254,6 +263,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
             num_folds: Number of folds; None as in the constructor.
             repeat: Another number gives other folds of ``split="kfold"``.
         """
+        self._check_balanced()
         found = self._splits(num_folds, repeat)
         return [self._with_selection_part(fold, rows) for fold, rows in enumerate(found)]
 
@@ -366,7 +376,23 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
             )
         return targets
 
+    def _check_balanced(self) -> None:
+        """Raise a `ValueError` if there are no classes to draw equally often."""
+        if not self.balanced_sampling or self.is_classification:
+            return
+        found, cure = "are values", "leave balanced_sampling out"
+        if self.columns.targets is None:
+            found, cure = "cannot be read", "give targets=, one class a sample"
+        elif self.is_multilabel:
+            found = "are several labels a sample"
+            cure = "use class_weights='balanced' of the model instead"
+        raise ValueError(
+            f"balanced_sampling=True needs one class a sample, but the targets of "
+            f"{type(self).__name__} {found}; {cure}."
+        )
+
     def _split_rows(self) -> dict[str, Tensor]:
+        self._check_balanced()
         if self._drawn is not None:
             parts, drawn = self._drawn
             out = parts["train"][~torch.isin(parts["train"], drawn)]
@@ -458,6 +484,8 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
     ) -> EpochSampler:
         """Make the sampler of one part, for this rank and epoch."""
         trainer = self.trainer
+        if training and self.balanced_sampling:
+            kwargs["classes"] = self.train_targets()
         sampler = kind(
             dataset,
             shuffle=training,

@@ -195,6 +195,11 @@ class Stagewise(CheckedConstructor):
                 f"{type(self).__name__} does not boost; use Bagging or DeepEnsemble of classifiers "
                 "with multilabel=True."
             )
+        if data.balanced_sampling:
+            raise ValueError(
+                f"balanced_sampling=True has no effect on {type(self).__name__}, which decides by "
+                "its own weights what a learner sees; leave it out, or use Bagging."
+            )
         if self.patience is not None and not len(data.indices("val")):
             raise ValueError(
                 f"patience={self.patience} needs validation samples, and {type(data).__name__} has "

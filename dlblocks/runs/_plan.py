@@ -62,6 +62,8 @@ def describe(
     if transform is not None:
         found["data"]["train_transform"] = transform.transform
     found["data"].setdefault("batch_size", getattr(datamodule, "batch_size", None))
+    if getattr(datamodule, "balanced_sampling", False):
+        found["data"]["balanced_sampling"] = True  # even if no hyperparameters were saved
     shapes = {name: list(p.shape) for name, p in model.named_parameters() if not is_lazy(p)}
     plan: dict[str, Any] = described(
         {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric, MetricCollection
@@ -147,6 +148,11 @@ class MulticlassTask(Task):
             raise ValueError(
                 "class_weights='balanced' needs a datamodule with train_targets(); "
                 "pass the weights as a list."
+            )
+        if getattr(datamodule, "balanced_sampling", False):
+            rank_zero_warn(
+                "class_weights='balanced' and balanced_sampling=True both correct for unequal "
+                "classes, so rare classes count too much; leave out one of them."
             )
         targets = train_targets()
         self._check_labels(targets)

@@ -132,6 +132,23 @@ def test_class_weights_are_each_members_own(tmp_path, weights):
     assert_same(together, apart, atol=1e-5)
 
 
+def test_balanced_sampling_draws_the_same_rows(tmp_path):
+    targets = torch.arange(90).clamp(max=70) // 35  # 35, 35 and 20 of a class
+    inputs = torch.rand(90, 64)
+    settings = {"batch_size": 16, "num_folds": 3}
+    data = Arrays(inputs, targets, balanced_sampling=True, **settings)
+
+    def make():
+        return MLPClassifier(64, 3, hidden=[16], lr=0.01)
+
+    together, apart = both_ways(tmp_path, make, data, max_epochs=3)
+    assert_same(together, apart)
+    plain = members(make, Arrays(inputs, targets, **settings))
+    StackedFit(plain, trainer={**CPU, "max_epochs": 3}, monitor="train/loss", mode="min").fit()
+    weights = [next(iter(found[0].model.parameters())) for found in (together, plain)]
+    assert not torch.allclose(*weights, atol=1e-3)  # the check can fail
+
+
 # 34 batches an epoch: 102 steps, with few of the epochs, which take the longest. What validation
 # says is asked elsewhere.
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw", "radam", "rmsprop"])
