@@ -95,8 +95,8 @@ def check_optimizer(
     >>> check_optimizer("adam", {"momentum": 0.9})
     Traceback (most recent call last):
     ValueError: optimizer_args has 'momentum', which adam does not take; it takes amsgrad, betas, \
-capturable, decoupled_weight_decay, differentiable, eps, foreach, fused, layer_decay, \
-lr_groups, maximize, skip_norm_bias.
+capturable, decoupled_weight_decay, differentiable, eps, foreach, fused, layer_blocks, \
+layer_decay, lr_groups, maximize, skip_norm_bias.
     """
     spec = optimizer_spec(name)
     args = dict(args or {})
@@ -177,7 +177,7 @@ def make_optimizer(
         lr: Learning rate; None for the table's.
         weight_decay: Decay of the weights.
         args: Further arguments of the class, in place of the table's; and ``lr_groups``,
-            ``layer_decay`` and ``skip_norm_bias``, for which see `param_groups`.
+            ``layer_decay``, ``layer_blocks`` and ``skip_norm_bias``, for which see `param_groups`.
 
     Raises:
         ValueError: Unknown name or argument, negative rate, or nothing to train.

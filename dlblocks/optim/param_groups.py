@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -12,7 +12,12 @@ from torch.optim import Optimizer
 from dlblocks._errors import check_range, did_you_mean
 
 # Arguments of `param_groups` that may stand among those of the optimizer.
-GROUP_ARGS = ("layer_decay", "lr_groups", "skip_norm_bias")
+GROUP_ARGS = ("layer_blocks", "layer_decay", "lr_groups", "skip_norm_bias")
+
+STACKS = (nn.Sequential, nn.ModuleList)
+TABLES = (nn.Embedding, nn.EmbeddingBag)
+# A parameter with one of these words in its name is added to its input, whatever its axes.
+NO_WEIGHTS = {"bias", "pos", "position", "positional", "token", "tokens"}
 
 
 def check_group_args(args: Mapping[str, Any]) -> None:
@@ -20,6 +25,12 @@ def check_group_args(args: Mapping[str, Any]) -> None:
     if not isinstance(args.get("skip_norm_bias", True), bool):
         raise TypeError(f"skip_norm_bias={args['skip_norm_bias']!r} must be True or False.")
     check_range("layer_decay", args.get("layer_decay", 1.0), 0, low_open=True)
+    blocks = args.get("layer_blocks") or ()
+    if isinstance(blocks, str) or not all(isinstance(pattern, str) for pattern in blocks):
+        raise TypeError(
+            f"layer_blocks={blocks!r} must be a list of names of modules, as "
+            "['net.layers.*', 'net.head'] is."
+        )
     factors = args.get("lr_groups") or {}
     if not isinstance(factors, Mapping):
         raise TypeError(
@@ -37,31 +48,48 @@ def param_groups(
     skip_norm_bias: bool = True,
     lr: float | None = None,
     layer_decay: float = 1.0,
+    layer_blocks: Sequence[str] | None = None,
     lr_groups: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Groups the trainable parameters of `module` by their decay and learning rate.
 
-    Decay shrinks what multiplies the input. Norms and biases (every parameter with at most one
-    axis) shift and scale; decaying them only hurts the fit (He et al. 2019, "Bag of Tricks").
+    Weight decay shrinks what multiplies the input. Norms and biases shift and scale; decaying them
+    only hurts the fit (He et al. 2019, "Bag of Tricks"). They are the parameters with at most one
+    axis, those of layer norms, and those that have one of the words bias, token, pos, position or
+    positional in their own name: ``cls_token``, ``pos_embedding``,
+    ``relative_position_bias_table``. The tables of `nn.Embedding` decay, as in BERT.
 
-    Layer-wise decay of the learning rate (Howard and Ruder 2018): the last of L layers learns at
-    `lr`, layer l = 1 … L at ``lr · layer_decay ** (L - l)``. A layer begins with each module that
-    has a weight of two axes or more; the norms after it belong to it. Layers are in the order in
-    which `module` holds them.
+    Layer-wise decay of the learning rate (Clark et al. 2020, ELECTRA; Bao et al. 2022, BEiT): block
+    i = 0 … L learns at ``lr · layer_decay ** (L - i)``, and so block L, the head, at `lr`. Blocks
+    are numbered in the order in which `module` holds them:
+
+    - Each entry of an `nn.Sequential` or `nn.ModuleList` is a block, such as an encoder layer of a
+      transformer or a residual block of a ResNet. A stack inside a stack is taken apart; a stack
+      inside a block is not.
+    - Each other module that holds no stack is a block: a patch embedding, a stem, a head.
+    - What has no weights, such as a norm, belongs to the block before it. Class tokens, position
+      embeddings and tables of `nn.Embedding` before the first block belong to block 0. After a
+      table, the first block is block 1.
+
+    In an MLP or CNN of this package, each linear layer or convolution is a block.
 
     Args:
         module: Its parameters with ``requires_grad`` are grouped; a shared one counts once.
         weight_decay: Decay of the weights, >= 0.
         skip_norm_bias: Leave norms and biases without decay.
         lr: Learning rate; needed where rates differ.
-        layer_decay: Factor of the rate from one layer to the one before it, > 0.
+        layer_decay: Factor of the rate from one block to the one before it, > 0.
+        layer_blocks: Names of the modules that begin a block, or patterns, in place of the rule
+            above: ``["net.stages.*.blocks.*", "net.head"]``. A block reaches to the next one. A
+            module inside another that fits does not count.
         lr_groups: Factors of the rate by name: of a module or parameter, ``{"net.head": 10.0}``, or
             a pattern, ``{"net.*.bias": 2.0}``. Of several that fit, the last counts. They come on
             top of `layer_decay`.
 
     Returns:
-        Groups ``{"params": [...], "weight_decay": ...}``, with ``"lr"`` where rates differ; none
-        of them empty, in the order of the first parameter, those that decay first.
+        Groups ``{"params": [...], "weight_decay": ...}``, with ``"lr"`` where rates differ and
+        ``"block"``, its number, with `layer_decay`; none of them empty, in the order of the first
+        parameter, those that decay first.
 
     Raises:
         ValueError: A negative number; a name that fits nothing; `module` has nothing to train.
@@ -73,40 +101,107 @@ def param_groups(
         [(0.1, 0.01), (0.1, 0.1), (0.0, 0.01), (0.0, 0.1)]
     """
     check_range("weight_decay", weight_decay, 0)
-    check_group_args({"layer_decay": layer_decay, "lr_groups": lr_groups})
+    check_group_args(
+        {"layer_decay": layer_decay, "layer_blocks": layer_blocks, "lr_groups": lr_groups}
+    )
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     if not named:
         raise ValueError(f"{type(module).__name__} has no parameter with requires_grad to train.")
+    weights = _weights(module)
     factors = dict.fromkeys((name for name, _ in named), 1.0)
+    blocks: dict[str, int] = {}
     if layer_decay != 1:
-        layers = _layers(module)
-        last = max(layers[name] for name in factors)
-        factors = {name: layer_decay ** (last - layers[name]) for name in factors}
+        blocks = _number_blocks(module, weights, layer_blocks)
+        last = max(blocks[name] for name in factors)
+        factors = {name: layer_decay ** (last - blocks[name]) for name in factors}
     for name, factor in _named_factors(module, lr_groups or {}).items():
         if name in factors:
             factors[name] *= factor
     if lr is None and set(factors.values()) != {1.0}:
         raise ValueError("layer_decay and lr_groups are factors of lr; give lr.")
 
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    groups: dict[tuple[float, float, int | None], dict[str, Any]] = {}
     for name, p in named:
-        decay = weight_decay if p.ndim > 1 or not skip_norm_bias else 0.0
-        group = groups.setdefault((decay, factors[name]), {"params": [], "weight_decay": decay})
+        decay = weight_decay if name in weights or not skip_norm_bias else 0.0
+        key = (decay, factors[name], blocks.get(name))
+        group = groups.setdefault(key, {"params": [], "weight_decay": decay})
         if lr is not None and set(factors.values()) != {1.0}:
             group["lr"] = lr * factors[name]
+        if blocks:
+            group["block"] = blocks[name]
         group["params"].append(p)
     return sorted(groups.values(), key=lambda group: group["weight_decay"] == 0)
 
 
-def _layers(module: nn.Module) -> dict[str, int]:
-    """The layer of each parameter, by its name."""
-    found: dict[str, int] = {}
-    layer = 0
-    for prefix, part in module.named_modules():
-        own = list(part.named_parameters(recurse=False))
-        layer += any(p.ndim > 1 for _, p in own)
-        found.update((f"{prefix}.{name}" if prefix else name, max(1, layer)) for name, _ in own)
+def _weights(module: nn.Module) -> set[str]:
+    """Names of the parameters that multiply an input; see `param_groups`."""
+    found = set()
+    for name, p in module.named_parameters():
+        owner, _, own = name.rpartition(".")
+        is_norm = isinstance(module.get_submodule(owner), (nn.LayerNorm, nn.RMSNorm))
+        if p.ndim > 1 and not is_norm and NO_WEIGHTS.isdisjoint(own.split("_")):
+            found.add(name)
     return found
+
+
+def _number_blocks(
+    module: nn.Module, weights: set[str], patterns: Sequence[str] | None
+) -> dict[str, int]:
+    """The number of the block of each parameter, by its name."""
+    starts = _named_blocks(module, patterns) if patterns else _blocks(module)
+    tables = {n for n, m in module.named_modules() if isinstance(m, TABLES)}
+    layers = [name for name in weights if name.rpartition(".")[0] not in tables]
+    blocks = [s for s in starts if any(name.startswith(f"{s}.") for name in layers)]
+    found: dict[str, int] = {}
+    number, current, has_weights = 0, "", False
+    # The parameters of a module follow each other; a shared one goes by its first name.
+    for name, _ in module.named_parameters():
+        block = next((b for b in blocks if name.startswith(f"{b}.")), current)
+        if block != current:
+            number, current = number + has_weights, block
+        found[name] = number
+        has_weights |= name in weights
+    return found
+
+
+def _blocks(module: nn.Module, prefix: str = "") -> Iterator[str]:
+    """Names of the entries of stacks, and of the other modules that hold no stack."""
+    children = [(name, part) for name, part in module.named_children() if _has_parameters(part)]
+    for name, part in children:
+        # An only child is the net of a model, or the original of a compiled net.
+        is_wrapper = len(children) == 1 and any(map(_has_parameters, part.children()))
+        is_wrapper |= any(map(_is_stack, part.modules()))
+        if _is_stack(part) or (is_wrapper and not _is_stack(module)):
+            yield from _blocks(part, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _named_blocks(module: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Names of the modules that fit a pattern, without those inside another of them."""
+    names = [name for name, _ in module.named_modules() if name]
+    found: list[str] = []
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            hint = did_you_mean(pattern, names) or f"; the modules are {', '.join(names[:8])}, …"
+            raise ValueError(
+                f"layer_blocks has {pattern!r}, the name of no module of "
+                f"{type(module).__name__}{hint}"
+            )
+    for name in names:
+        is_inside = any(name.startswith(f"{block}.") for block in found)
+        if not is_inside and any(fnmatchcase(name, pattern) for pattern in patterns):
+            found.append(name)
+    return found
+
+
+def _is_stack(module: nn.Module) -> bool:
+    # torch.nn.utils.parametrize keeps lists whose entries may have no parameters.
+    return isinstance(module, STACKS) and any(map(_has_parameters, module.children()))
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())
 
 
 def _named_factors(module: nn.Module, lr_groups: Mapping[str, float]) -> dict[str, float]:
@@ -132,6 +227,8 @@ def _named_factors(module: nn.Module, lr_groups: Mapping[str, float]) -> dict[st
 
 def describe(module: nn.Module, optimizer: Optimizer | None = None) -> str:
     """A table of the groups of parameters: learning rate, weight decay, and who is in each.
+
+    With `layer_decay` it shows the number of the block too; the last is the head.
 
     Args:
         module: A model of this package, or any module.
@@ -159,7 +256,9 @@ def describe(module: nn.Module, optimizer: Optimizer | None = None) -> str:
         optimizer = make()
         assert isinstance(optimizer, Optimizer)  # for the type checker
     names = {id(p): name for name, p in reversed(list(module.named_parameters()))}
-    rows = [["group", "lr", "weight_decay", "tensors", "values", "parameters"]]
+    has_blocks = any("block" in group for group in optimizer.param_groups)
+    block = ["block"] if has_blocks else []
+    rows = [["group", "lr", "weight_decay", *block, "tensors", "values", "parameters"]]
     for i, group in enumerate(optimizer.param_groups):
         params = group["params"]
         shown = [names.get(id(p), "?") for p in params]
@@ -167,10 +266,12 @@ def describe(module: nn.Module, optimizer: Optimizer | None = None) -> str:
             shown = [*shown[:2], "…", shown[-1]]
         decay = float(group.get("weight_decay", 0))
         counts = [str(len(params)), str(sum(p.numel() for p in params))]
+        if has_blocks:
+            counts.insert(0, str(group.get("block", "-")))
         rows.append(
             [str(i), f"{float(group['lr']):.4g}", f"{decay:.4g}", *counts, ", ".join(shown)]
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     lines = [type(optimizer).__name__]
     for first, *numbers, last in rows:
         cells = [number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True)]
