@@ -89,6 +89,11 @@ class Augment(BatchTransform):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if crop_padding != int(crop_padding):
+            raise ValueError(
+                f"crop_padding={crop_padding} must be a whole number of pixels; for a share of "
+                "the image use translation."
+            )
         check_range("horizontal_flip", horizontal_flip, 0, 1)
         check_range("vertical_flip", vertical_flip, 0, 1)
         check_range("crop_padding", crop_padding, 0)
