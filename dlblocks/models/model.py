@@ -49,7 +49,7 @@ class Model(CheckedConstructor, pl.LightningModule):
         task: The learning problem; see `dlblocks.tasks`. None for a subclass that defines `loss`.
         optimizer: Name of the optimizer, or class path; see `dlblocks.optim.make_optimizer`.
         lr: Learning rate; None for the optimizer's default.
-        weight_decay: Decay of the weights; norms and biases are left out.
+        weight_decay: Decay of the weights; norms, biases and tokens are left out.
         optimizer_args: Further arguments of the optimizer, such as ``{"betas": [0.9, 0.99]}``, and
             of its groups: ``{"lr_groups": {"net.head": 10.0}, "layer_decay": 0.9}``; see
             `dlblocks.optim.param_groups`. `dlblocks.optim.describe` shows them.

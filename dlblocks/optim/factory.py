@@ -168,8 +168,9 @@ def make_optimizer(
     class goes by its path: ``"torch.optim.Adamax"``, with its own defaults.
 
     Weight decay is what the class makes of it: added to the gradient, as an L2 penalty, in all but
-    ``adamw``, ``adamp``, ``sgdp`` and ``lion``, where it is decoupled. Norms and biases do not
-    decay. ``lbfgs`` has none; it has no groups either, and computes the loss several times a step.
+    ``adamw``, ``adamp``, ``sgdp`` and ``lion``, where it is decoupled. Norms, biases,
+    class tokens and position embeddings do not decay. ``lbfgs`` has none; it has no groups either,
+    and computes the loss several times a step.
 
     Args:
         name: A name of the table, or a class path.

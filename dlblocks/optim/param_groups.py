@@ -134,7 +134,7 @@ def param_groups(
 
 
 def _weights(module: nn.Module) -> set[str]:
-    """Names of the parameters that multiply an input; see `param_groups`."""
+    """Names of the parameters that multiply an input."""
     found = set()
     for name, p in module.named_parameters():
         owner, _, own = name.rpartition(".")
@@ -165,7 +165,7 @@ def _number_blocks(
 
 
 def _blocks(module: nn.Module, prefix: str = "") -> Iterator[str]:
-    """Names of the entries of stacks, and of the other modules that hold no stack."""
+    """Names of the modules that `param_groups` counts, in their order."""
     children = [(name, part) for name, part in module.named_children() if _has_parameters(part)]
     for name, part in children:
         # An only child is the net of a model, or the original of a compiled net.
@@ -178,7 +178,7 @@ def _blocks(module: nn.Module, prefix: str = "") -> Iterator[str]:
 
 
 def _named_blocks(module: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Names of the modules that fit a pattern, without those inside another of them."""
+    """Names of the outermost modules that fit a pattern."""
     names = [name for name, _ in module.named_modules() if name]
     found: list[str] = []
     for pattern in patterns:
