@@ -29,6 +29,7 @@ from torch import Tensor
 
 from dlblocks._errors import check_range, checked
 from dlblocks.callbacks._mixing import Softening
+from dlblocks.tasks import MultilabelTask
 
 
 def smooth_labels(
@@ -129,7 +130,7 @@ class LabelSmoothing(Softening):
 
     def prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().prepare(trainer, pl_module)
-        if getattr(getattr(pl_module, "task", None), "name", None) == "multilabel":
+        if isinstance(getattr(pl_module, "task", None), MultilabelTask):
             raise ValueError(
                 f"LabelSmoothing smooths one class a sample, and {type(pl_module).__name__} has "
                 "several labels; use its label_smoothing=."

@@ -81,9 +81,10 @@ class HeldOutScores(dict[str, float]):
         self._keys: dict[str, str] = {}  # logged name → name in `weighted_metrics`
         self._draws: dict[str, npt.NDArray[np.floating]] = {}
         self._units, self._grouped = 0, groups is not None
+        several = task not in (None, "multiclass")  # a sample may be right in part
         if predicted is None:
             self._units = num_samples
-            if num_samples:
+            if num_samples and not several:
                 self._keys = {name: "accuracy" for name in metrics if _is_accuracy(name)}
             return
         size = len(predicted["target"])
@@ -91,7 +92,8 @@ class HeldOutScores(dict[str, float]):
         known = weighted_metrics(predicted["target"], predicted["prediction"], task)
         matches = {name: self._match(name, value, known, size) for name, value in metrics.items()}
         self._keys = {name: key for name, key in matches.items() if key is not None}
-        drawn = {key for key in self._keys.values() if self._grouped or key != "accuracy"}
+        counts = not (self._grouped or several)  # each sample is right or wrong, by itself
+        drawn = {key for key in self._keys.values() if key != "accuracy" or not counts}
         chunks = [
             {key: known[key](weights) for key in drawn}
             for weights in (_resamples(size, groups) if drawn else ())

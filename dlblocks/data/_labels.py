@@ -78,7 +78,11 @@ def encode_labels(
 
 
 def several_labels(
-    argument: str, values: Any, class_names: list[str] | None = None
+    argument: str,
+    values: Any,
+    class_names: list[str] | None = None,
+    *,
+    one_hot: bool = False,
 ) -> tuple[Tensor, list[str]] | None:
     """Read 0 and 1 of several labels a sample; None for anything else.
 
@@ -86,6 +90,7 @@ def several_labels(
         argument: Name of the labels in messages.
         values: Integers or bool of shape (N, C), with C >= 2.
         class_names: Names of the labels.
+        one_hot: Take rows that all have exactly one 1, too, as a small test set may have them.
 
     Returns:
         int64 of shape (N, C), and C names.
@@ -103,7 +108,7 @@ def several_labels(
         return None
     if not len(array) or array.min() < 0 or array.max() > 1:
         return None
-    if (array.sum(1) == 1).all():
+    if not one_hot and (array.sum(1) == 1).all():
         raise ValueError(
             f"{argument} has shape {array.shape}, with exactly one 1 in each row, as one-hot rows "
             f"of classes; pass {argument}.argmax(1)."

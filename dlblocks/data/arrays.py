@@ -101,7 +101,9 @@ class ArrayDataModule(DataModule):
                 source.test_inputs = _inputs("test_inputs", test_inputs, wide=True)
             # A label of the test set has the class of the same label in the training set.
             by_name = self.given_class_names is None
-            source.test_targets, _ = _targets("test_targets", test_targets, names, by_name=by_name)
+            source.test_targets, _ = _targets(
+                "test_targets", test_targets, names, by_name=by_name, one_hot=classes.ndim == 2
+            )
         return source
 
 
@@ -147,7 +149,12 @@ def _check_integers(argument: str, values: np.ndarray | None) -> None:
 
 
 def _targets(
-    argument: str, values: Any, class_names: list[str] | None, *, by_name: bool = False
+    argument: str,
+    values: Any,
+    class_names: list[str] | None,
+    *,
+    by_name: bool = False,
+    one_hot: bool = False,
 ) -> tuple[Tensor, list[str] | None]:
     """Return classes and their names, or values and None.
 
@@ -159,7 +166,7 @@ def _targets(
     else:
         floating = np.asarray(values).dtype.kind == "f"
     if not floating:
-        several = several_labels(argument, values, class_names)
+        several = several_labels(argument, values, class_names, one_hot=one_hot)
         if several is not None:
             return several
         return encode_labels(argument, values, class_names, by_name=by_name)

@@ -17,6 +17,7 @@ from dlblocks._lightning import trainer_of
 from dlblocks.engine._support import NotVectorizable, plain_state
 from dlblocks.models.model import Model
 from dlblocks.nets import MLP
+from dlblocks.tasks.task import is_ours
 
 
 class StackedModels:
@@ -121,7 +122,8 @@ class StackedModels:
             return self._vmapped(inputs, targets, named)
         values = dense_forward(self._layers, inputs, named, gradients)
         task, losses = self.template.task, None
-        if task is not None and type(self.template).loss is Model.loss:
+        own = not is_ours(type(task)) or type(self.template).loss is not Model.loss
+        if task is not None and not own:
             losses = task.stacked_loss(values, targets)
         return self._after_net(values, targets, named) if losses is None else (losses, values)
 

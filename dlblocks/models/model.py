@@ -138,7 +138,8 @@ class Model(CheckedConstructor, pl.LightningModule):
         if not is_ours(type(self).make_metrics):  # they may need more than the task's in training
             stage = "val"
         kept, targets = self.task.for_metrics(outputs, targets, stage)
-        own = stage != "train" and not is_ours(type(self).prediction)
+        # In training our classifiers keep classes alone.
+        own = kept.is_floating_point() and not is_ours(type(self).prediction)
         return (self.prediction(outputs) if own else kept), targets
 
     def prediction(self, outputs: Tensor) -> Tensor:
@@ -195,6 +196,9 @@ class Model(CheckedConstructor, pl.LightningModule):
         outputs = self(inputs)
         if self.task is None or not is_ours(type(self).prediction):
             result = {"prediction": self.prediction(outputs)}
+            if self.task is not None:
+                targets = rest[0] if rest else None
+                result["prediction"] = self.task.shaped(result["prediction"], targets)
         else:
             result = {"prediction": self.task.predict(outputs, rest[0] if rest else None)}
         result.update(zip(("target", "index"), rest, strict=False))

@@ -7,7 +7,6 @@ Ensembles", 1990); with the models of a cross-validation as members it is also c
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -78,8 +77,8 @@ class VotingEnsemble(MadeOfTrained, Model):
                 raise ValueError(
                     f"members have {different}, and no common vote; they must have the same."
                 )
-        # A copy: the ensemble moves to devices, and into dtypes, without its first member.
-        super().__init__(_Committee(models, normalisations), copy.deepcopy(tasks[0]))
+        task = tasks[0].for_ensemble()  # type: ignore[union-attr]
+        super().__init__(_Committee(models, normalisations), task)
         if voting == "hard" and not self.task.votes:
             raise ValueError("voting='hard' counts votes for classes, and values have none.")
         self.voting = voting

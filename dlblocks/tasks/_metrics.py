@@ -8,17 +8,27 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import torchmetrics
 from torchmetrics import Metric
 
 from dlblocks._errors import did_you_mean
 
 SHOWN = 60  # names in a message
-NO_NUMBER = {"confusion_matrix", "precision_recall_curve", "roc", "stat_scores"}
+# Their values are several numbers, or they take something else than predictions and targets.
+NO_NUMBER = {
+    "confusion_matrix", "precision_recall_curve", "roc", "stat_scores", "eer", "log_auc",
+    "kendall_rank_corr_coef", "continuous_ranked_probability_score",
+}  # fmt: skip
 
 
 def choose_metrics(
-    chosen: Sequence[str | Metric], *, kind: str, sizes: Mapping[str, int]
+    chosen: Sequence[str | Metric],
+    *,
+    kind: str,
+    sizes: Mapping[str, int],
+    standard: Sequence[str] = (),
+    columns: int = 1,
 ) -> dict[str, Metric]:
     """Make metrics, by the names under which they are logged.
 
@@ -28,9 +38,11 @@ def choose_metrics(
             its class.
         kind: ``"Multiclass"``, ``"Multilabel"``, or ``""`` for values.
         sizes: Arguments that torchmetrics' classes need, as far as a class has them.
+        standard: Names that are taken.
+        columns: Values a sample; a metric by name must give one number for all of them.
 
     Raises:
-        ValueError: A name is not known, or comes twice.
+        ValueError: A name is not known, is taken or comes twice.
         TypeError: An entry is neither a name nor a metric.
 
     Example:
@@ -55,18 +67,34 @@ def choose_metrics(
             cls = classes[name]
             known = inspect.signature(cls).parameters
             metric = cls(**{key: value for key, value in sizes.items() if key in known})
+            if columns > 1 and not _is_one_number(metric, columns):
+                raise ValueError(
+                    f"metrics has {each!r}, which does not give one number for {columns} values a "
+                    "sample; give a torchmetrics.Metric that does."
+                )
         else:
             raise TypeError(
                 f"metrics has a {type(each).__name__}; give names, or metrics of torchmetrics."
             )
-        if name in found or name == "loss":
+        if name in found or name in ("loss", *standard):
+            taken = "twice" if name in found else "which is logged in any case"
             raise ValueError(
-                f"metrics gives the name {name!r} twice; give one a class of another name."
-                if name in found
-                else "metrics has 'loss', which is logged in any case; leave it out."
+                f"metrics gives the name {name!r}, {taken}; leave it out, or give a metric whose "
+                "class has another name."
             )
         found[name] = metric
     return found
+
+
+def _is_one_number(metric: Metric, columns: int) -> bool:
+    values = torch.linspace(0.1, 1.0, 4 * columns).reshape(4, columns)
+    try:
+        metric.update(values, values.square())
+        found = metric.compute()
+    except (ValueError, IndexError, RuntimeError):
+        return False
+    metric.reset()
+    return isinstance(found, torch.Tensor) and found.ndim == 0
 
 
 def _classes(kind: str, sizes: Mapping[str, int]) -> dict[str, Any]:

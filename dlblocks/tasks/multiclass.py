@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -64,6 +65,7 @@ class MulticlassTask(Task):
     name = "multiclass"
     shown = ("accuracy",)
     loss_range = (0.0, None)
+    standard = ("accuracy", "f1", "calibration_error")
     votes = True
     kind = "Multiclass"
 
@@ -139,6 +141,11 @@ class MulticlassTask(Task):
             "expected_entropy": expected,
             "mutual_information": (entropy - expected).clamp(min=0),
         }
+
+    def for_ensemble(self) -> Task:
+        task = copy.deepcopy(self)
+        task.class_weight, task.is_balanced, task.label_smoothing = None, False, 0.0
+        return task
 
     def fit_to(self, datamodule: Any) -> None:
         if not self.is_balanced:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -57,6 +58,7 @@ class MultilabelTask(Task):
     name = "multilabel"
     shown = ("f1",)
     loss_range = (0.0, None)
+    standard = ("accuracy", *LABEL_METRICS)
     votes = True
     kind = "Multilabel"
 
@@ -107,14 +109,11 @@ class MultilabelTask(Task):
         ranked: dict[str, Metric | MetricCollection] = {
             name: _LabelMean(name) for name in LABEL_METRICS
         }
-        chosen: Any = {n: m for n, m in self.chosen_metrics().items() if n not in ranked}
+        chosen: Any = self.chosen_metrics()
         # The metrics of the labels keep all predictions, and share them.
         return MetricCollection(
             {"accuracy": _Accuracy(), **ranked, **chosen},
-            compute_groups=[
-                list(LABEL_METRICS),
-                *([name] for name in ["accuracy", *chosen] if name not in LABEL_METRICS),
-            ],
+            compute_groups=[list(LABEL_METRICS), *([name] for name in ["accuracy", *chosen])],
         )
 
     def for_metrics(self, outputs: Tensor, targets: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
@@ -137,6 +136,11 @@ class MultilabelTask(Task):
         """
         shares = (outputs >= 0).float() if hard else outputs.float().sigmoid()
         return self.outputs_of(shares.mean(0))
+
+    def for_ensemble(self) -> Task:
+        task = copy.deepcopy(self)
+        task.class_weight, task.is_balanced, task.label_smoothing = None, False, 0.0
+        return task
 
     def fit_to(self, datamodule: Any) -> None:
         if not self.is_balanced:
@@ -163,8 +167,9 @@ class MultilabelTask(Task):
         name = type(datamodule).__name__
         if getattr(datamodule, "is_multilabel", True) is False:
             raise ValueError(
-                f"{model} with multilabel=True needs 0 and 1 of shape (N, C) as targets, but "
-                f"{name} has one target a sample; leave multilabel=True out."
+                f"{model} with multilabel=True needs integers 0 and 1 of shape (N, C), C >= 2, as "
+                f"targets, which {name} does not have; make them integers, or leave "
+                "multilabel=True out."
             )
         found = getattr(datamodule, "num_classes", self.num_classes)
         if found != self.num_classes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -54,6 +55,7 @@ class RegressionTask(Task):
     name = "regression"
     shown = ("rmse",)
     loss_range = (0.0, None)
+    standard = ("rmse", "mae", "r2")
 
     def __init__(
         self,
@@ -65,16 +67,12 @@ class RegressionTask(Task):
     ) -> None:
         super().__init__(metrics=metrics)
         self.out_features = out_features
-        self.loss_name = loss
+        self.loss_name: Literal["mse", "mae", "huber"] = loss
         self.standardize_targets = standardize_targets
         self.target_mean: Tensor
         self.target_std: Tensor
         self.register_buffer("target_mean", torch.zeros(out_features))
         self.register_buffer("target_std", torch.ones(out_features))
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        return {"num_outputs": self.out_features} if self.out_features > 1 else {}
 
     def decode(self, outputs: Tensor) -> Tensor:
         if not self.standardize_targets:
@@ -99,14 +97,22 @@ class RegressionTask(Task):
         return outputs.float().flatten(1), targets.float().reshape(len(targets), -1)
 
     def predict(self, outputs: Tensor, targets: Tensor | None = None) -> Tensor:
-        values = outputs.float()
-        return values.squeeze(1) if targets is not None and targets.ndim == 1 else values
+        return self.shaped(outputs.float(), targets)
+
+    def shaped(self, predictions: Tensor, targets: Tensor | None) -> Tensor:
+        is_one = targets is not None and targets.ndim == 1 and predictions.ndim == 2
+        return predictions.squeeze(1) if is_one else predictions
 
     def outputs_of(self, predictions: Tensor) -> Tensor:
         return predictions.unsqueeze(1) if predictions.ndim == 1 else predictions
 
     def average(self, outputs: Tensor, *, hard: bool = False) -> Tensor:
         return outputs.mean(0)
+
+    def for_ensemble(self) -> Task:
+        # Each member has units of its own to learn in; the ensemble's loss is in the target's.
+        metrics = copy.deepcopy(self.chosen)
+        return RegressionTask(self.out_features, loss=self.loss_name, metrics=metrics)
 
     def fit_to(self, datamodule: Any) -> None:
         if not self.standardize_targets:

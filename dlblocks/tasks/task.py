@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -56,9 +57,17 @@ class Task(nn.Module):
     kind: str = ""
     """How the names of torchmetrics' classes for it begin."""
 
+    standard: tuple[str, ...] = ()
+    """Names of the metrics that are logged in any case."""
+
     def __init__(self, *, metrics: Sequence[str | Metric] = ()) -> None:
         super().__init__()
         self.chosen = metrics
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in vars(cls):  # the parent's would stand for the parent's scores and figures
+            cls.name = cls.__qualname__
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -67,7 +76,13 @@ class Task(nn.Module):
 
     def chosen_metrics(self) -> dict[str, Metric]:
         """Make the metrics that the user has chosen."""
-        return choose_metrics(self.chosen, kind=self.kind, sizes=self.sizes)
+        return choose_metrics(
+            self.chosen,
+            kind=self.kind,
+            sizes=self.sizes,
+            standard=self.standard,
+            columns=getattr(self, "out_features", 1),
+        )
 
     def decode(self, outputs: Tensor) -> Tensor:
         """Bring outputs of the net into the units of the targets.
@@ -98,6 +113,10 @@ class Task(nn.Module):
         """
         return outputs
 
+    def shaped(self, predictions: Tensor, targets: Tensor | None) -> Tensor:
+        """Give predictions the shape of the targets, if these are known."""
+        return predictions
+
     def outputs_of(self, predictions: Tensor) -> Tensor:
         """Invert `predict`."""
         return predictions
@@ -113,6 +132,13 @@ class Task(nn.Module):
         """
         predictions = torch.stack([self.predict(member) for member in outputs])
         return self.outputs_of(predictions.mean(0))
+
+    def for_ensemble(self) -> Task:
+        """Copy the task for an ensemble of trained models.
+
+        The copy has nothing that only training needs, or that belongs to one member.
+        """
+        return copy.deepcopy(self)
 
     def uncertainty(self, outputs: Tensor) -> dict[str, Tensor]:
         """Measure how unsure members are of each sample.

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from dlblocks.callbacks import LabelSmoothing, MixUp
 from dlblocks.cli import main
 from dlblocks.crossval import CrossValidationResult, cross_validate
+from dlblocks.crossval.held_out import HeldOutScores
 from dlblocks.data import ArrayDataModule, DigitsDataModule, FoldedDataModule, TabularDataModule
 from dlblocks.ensembles import AdaBoost, Bagging, GradientBoosting
 from dlblocks.models import Classifier, MLPClassifier, MLPRegressor, load
@@ -267,7 +268,7 @@ def test_the_command_line(tmp_path, capsys):
         (lambda: (MLPClassifier(8, 3, multilabel=True), data()), "has 4 labels; set num_classes=4"),
         (
             lambda: (MLPClassifier(64, 10, multilabel=True), DigitsDataModule()),
-            "one target a sample; leave multilabel=True out",
+            "needs integers 0 and 1 .* or leave multilabel=True out",
         ),
     ],
 )
@@ -319,6 +320,27 @@ def test_what_is_wrong_is_said(call, said):
 def test_label_smoothing_of_batches_is_refused(make_trainer):
     with pytest.raises(ValueError, match="use its label_smoothing="):
         make_trainer(callbacks=[LabelSmoothing(0.1)]).fit(model(), datamodule=data())
+
+
+def test_a_small_test_set_may_have_one_label_in_each_row():
+    rows = np.eye(4, dtype=int)[[0, 1, 2, 0]]
+    source = ArrayDataModule(X, Y, test_inputs=X[:4], test_targets=rows)
+    source.setup("test")
+    assert source.source.test_targets.tolist() == rows.tolist()
+
+
+def test_the_interval_of_accuracy_is_that_of_samples_with_several_labels():
+    rng = np.random.default_rng(0)
+    target = rng.integers(0, 2, (100, 20))
+    wrong = rng.random(target.shape) < 0.2
+    prediction = np.where(wrong, 1 - target, target).astype(float)
+    accuracy = 1 - wrong.mean()
+    scores = HeldOutScores(
+        {"test/accuracy": accuracy}, {"target": target, "prediction": prediction}, task="multilabel"
+    )
+    low, high = scores.interval("test/accuracy")
+    error = (1 - wrong).mean(1).std(ddof=1) / 10  # of the mean over 100 samples
+    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1)
 
 
 def test_tables_are_of_one_target():

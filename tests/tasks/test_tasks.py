@@ -16,9 +16,9 @@ from dlblocks.cli import main
 from dlblocks.crossval import CrossValidationResult, cross_validate
 from dlblocks.data import ArrayDataModule, TabularDataModule
 from dlblocks.ensembles import Bagging
-from dlblocks.models import MLPClassifier, MLPRegressor, Model, load
+from dlblocks.models import MLPClassifier, MLPRegressor, Model, VotingEnsemble, load
 from dlblocks.nets import MLP
-from dlblocks.tasks import RegressionTask, Task, find_task
+from dlblocks.tasks import MulticlassTask, MultilabelTask, RegressionTask, Task, find_task
 
 QUIET = {"progress_bar": False, "logger": None}
 TRAINER = {"max_epochs": 2, "accelerator": "cpu"}
@@ -90,9 +90,11 @@ def test_metrics_of_choice_in_tests_and_ensembles(tmp_path, make_trainer):
     ("given", "error", "said"),
     [
         (["aurocc"], ValueError, "'aurocc', which is not known; did you mean 'auroc'"),
-        (["auroc", "AUROC"], ValueError, "'auroc' twice"),
+        (["auroc", "AUROC"], ValueError, "'auroc', twice"),
         (["confusion_matrix"], ValueError, "not known"),
         (["loss"], ValueError, "not known"),
+        (["accuracy"], ValueError, "'accuracy', which is logged in any case"),
+        (["eer"], ValueError, "not known"),
         ("auroc", (TypeError, ValueError), "list"),
         ([3], (TypeError, ValueError), "metrics"),
     ],
@@ -100,6 +102,36 @@ def test_metrics_of_choice_in_tests_and_ensembles(tmp_path, make_trainer):
 def test_metrics_that_cannot_be_are_refused(given, error, said):
     with pytest.raises(error, match=said):
         MLPClassifier(4, 3, metrics=given)
+
+
+@pytest.mark.filterwarnings("ignore:Metric `SpearmanCorrcoef` will save")
+def test_every_metric_that_is_offered_gives_one_number():
+    from dlblocks.tasks._metrics import _classes
+
+    shares = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6], [0.5, 0.3, 0.2]])
+    classes, labels = torch.tensor([0, 1, 2, 1]), torch.tensor([[1, 0, 1], [0, 1, 0]] * 2)
+    values = torch.linspace(0.1, 1, 8).reshape(4, 2)
+    cases = [
+        ("multiclass", MulticlassTask, 3, "Multiclass", (shares, classes)),
+        ("multilabel", MultilabelTask, 3, "Multilabel", (shares, labels)),
+        ("one value", RegressionTask, 1, "", (values[:, :1], values[:, 1:])),
+        ("values", RegressionTask, 2, "", (values, values.square())),
+    ]
+    for name, task, size, kind, given in cases:
+        sizes = {"num_classes": size, "num_labels": size}
+        tried = 0
+        for metric in _classes(kind, sizes):
+            if metric in task.standard:
+                continue
+            try:
+                kept = task(size, metrics=[metric]).make_metrics("val")
+            except ValueError as error:
+                assert "does not give one number for 2" in str(error), (name, metric)
+                continue
+            kept.update(*given)
+            assert kept.compute()[metric].ndim == 0, (name, metric)
+            tried += 1
+        assert tried > 8, name
 
 
 def test_metrics_from_yaml(tmp_path):
@@ -206,6 +238,61 @@ def test_a_task_of_ones_own_in_bagging_and_with_mixing_refused(tmp_path, make_tr
         make_trainer(callbacks=[MixUp(0.5, num_classes=4)]).fit(
             ordinal(), datamodule=ordinal_data()
         )
+
+
+class Squares(MulticlassTask):
+    """A loss and a score of one's own beside all that a task of ours has."""
+
+    def loss(self, outputs, targets):
+        return 7 * outputs.square().mean()
+
+    @classmethod
+    def score(cls, target, prediction):
+        return {"own": 1.0}
+
+
+def test_what_a_subclass_of_our_task_changes_counts_in_both_engines(tmp_path):
+    found = [
+        cross_validate(
+            lambda: Model(MLP(6, 4, hidden=[8]), Squares(4), lr=0.05), ordinal_data(), num_folds=2,
+            engine=engine, run_dir=tmp_path / engine, trainer=TRAINER, figures=False, **QUIET,
+        )
+        for engine in ("sequential", "vectorized")
+    ]  # fmt: skip
+    for one, other in zip(found[0].folds, found[1].folds, strict=True):
+        assert one["val/loss"] == pytest.approx(other["val/loss"], rel=1e-4)
+    assert found[0].info["task"] == "Squares"
+    assert CrossValidationResult.load(tmp_path / "vectorized").pooled() == {"own": 1.0}
+
+
+class Doubled(MLPRegressor):
+    def prediction(self, outputs):
+        return outputs.float() * 2
+
+
+def test_a_prediction_of_ones_own_has_the_shape_of_the_targets(tmp_path):
+    result = cross_validate(
+        lambda: Doubled(10, hidden=[4]), TabularDataModule("diabetes"), num_folds=2,
+        run_dir=tmp_path / "run", trainer=TRAINER, figures=False, **QUIET,
+    )  # fmt: skip
+    assert result.oof.prediction.shape == result.oof.target.shape
+    expected = np.sqrt(
+        np.mean((result.oof.prediction - result.oof.target)[result.oof.fold == 0] ** 2)
+    )
+    assert result.folds[0]["val/rmse"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_ensemble_keeps_nothing_of_the_training_of_its_members():
+    weighted = MLPClassifier(6, 2, class_weights="balanced", label_smoothing=0.1)
+    assert VotingEnsemble([weighted]).task.class_weight is None
+    assert not [
+        name for name in VotingEnsemble([weighted]).state_dict() if name.startswith("task.")
+    ]
+    scaled = MLPRegressor(6, standardize_targets=True)
+    scaled.task.target_std.fill_(10.0)
+    together = VotingEnsemble([scaled])
+    loss = together.loss(torch.tensor([[1.0]]), torch.tensor([3.0]))
+    assert float(loss) == 4.0  # in the target's units
 
 
 def test_a_model_without_a_task_or_a_loss_says_so(make_trainer):
