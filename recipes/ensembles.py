@@ -58,7 +58,7 @@ from dlblocks.crossval.statistics import (
 )
 from dlblocks.data import DataModule, DigitsDataModule, TabularDataModule
 from dlblocks.ensembles import AdaBoost, Bagging, DeepEnsemble, GradientBoosting, Voting
-from dlblocks.models import Classifier, CNNClassifier, MLPClassifier, MLPRegressor, Model
+from dlblocks.models import CNNClassifier, MLPClassifier, MLPRegressor, Model
 from dlblocks.plots._style import new_figure, style_axis
 from dlblocks.runs.fit import fit
 from dlblocks.runs.folder import check_new_run_dir, next_run_dir
@@ -418,9 +418,8 @@ def trees(
 @torch.inference_mode()
 def predict(model: Model, inputs: Tensor) -> np.ndarray:
     """Probabilities (N, C), or values (N,)."""
-    outputs = model.cpu().eval()(inputs)
-    outputs = outputs.softmax(1) if isinstance(model, Classifier) else outputs.squeeze(1)
-    return outputs.numpy()
+    found = model.prediction(model.cpu().eval()(inputs))
+    return (found.squeeze(1) if found.shape[1] == 1 else found).numpy()
 
 
 Scores = Mapping[str, Mapping[str, np.ndarray]]

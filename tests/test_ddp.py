@@ -38,10 +38,10 @@ class Digits447(ArrayDataModule):
 
 
 class Draws(MixUp):
-    def transform(self, inputs, targets, generator):
+    def transform_entries(self, inputs, targets, generator):
         with open(f"draws-{self.rank}.txt", "a") as file:
             file.write(f"{generator.initial_seed()}\n")
-        return super().transform(inputs, targets, generator)
+        return super().transform_entries(inputs, targets, generator)
 
     def on_train_start(self, trainer, module):
         self.rank = trainer.global_rank

@@ -12,7 +12,6 @@ import torchmetrics.text
 from sklearn import metrics as sklearn_metrics
 from torch.nn import functional as F
 
-from dlblocks.engine._metrics import RegressionSums
 from dlblocks.losses import MixedTargets, binary_cross_entropy, cross_entropy, mixed_loss
 from dlblocks.metrics import (
     classification_metrics,
@@ -23,6 +22,7 @@ from dlblocks.metrics import (
     mode_of_metric,
     regression_metrics,
 )
+from dlblocks.tasks._stacked import RegressionSums
 
 N, C = 200, 5
 GENERATOR = torch.Generator().manual_seed(0)

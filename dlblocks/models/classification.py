@@ -54,7 +54,7 @@ class Classifier(Model):
         multilabel: bool = False,
         label_smoothing: float = 0.0,
         class_weights: Sequence[float] | Literal["balanced"] | None = None,
-        metrics: Sequence[str | Metric] = (),
+        metrics: Sequence[str | Metric] | None = None,
         **kwargs: Any,
     ) -> None:
         self.num_classes = num_classes

@@ -46,7 +46,7 @@ class Regressor(Model):
         *,
         loss: Literal["mse", "mae", "huber"] = "mse",
         standardize_targets: bool = False,
-        metrics: Sequence[str | Metric] = (),
+        metrics: Sequence[str | Metric] | None = None,
         **kwargs: Any,
     ) -> None:
         self.out_features = out_features

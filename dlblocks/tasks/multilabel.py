@@ -68,7 +68,7 @@ class MultilabelTask(Task):
         *,
         label_smoothing: float = 0.0,
         class_weights: Sequence[float] | Literal["balanced"] | None = None,
-        metrics: Sequence[str | Metric] = (),
+        metrics: Sequence[str | Metric] | None = None,
     ) -> None:
         super().__init__(metrics=metrics)
         check_range("num_classes", num_classes, 1)

@@ -63,7 +63,7 @@ class RegressionTask(Task):
         *,
         loss: Literal["mse", "mae", "huber"] = "mse",
         standardize_targets: bool = False,
-        metrics: Sequence[str | Metric] = (),
+        metrics: Sequence[str | Metric] | None = None,
     ) -> None:
         super().__init__(metrics=metrics)
         self.out_features = out_features

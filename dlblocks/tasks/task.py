@@ -60,9 +60,9 @@ class Task(nn.Module):
     standard: tuple[str, ...] = ()
     """Names of the metrics that are logged in any case."""
 
-    def __init__(self, *, metrics: Sequence[str | Metric] = ()) -> None:
+    def __init__(self, *, metrics: Sequence[str | Metric] | None = None) -> None:
         super().__init__()
-        self.chosen = metrics
+        self.chosen = metrics or ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

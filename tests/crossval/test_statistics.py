@@ -440,7 +440,7 @@ def test_compare_refuses_other_folds_and_says_what_differs(tmp_path):
     refused(result(tmp_path, OTHERS[:2]), "repeats × folds are 1 × 5 here and 1 × 2 there")
     refused(result(tmp_path, OTHERS, oof=None), "the other has no out-of-fold predictions")
     fewer = result(tmp_path, OTHERS)
-    fewer.oof = OutOfFold(**{name: values[:40] for name, values in vars(fewer.oof).items()})
+    fewer.oof = OutOfFold(**{name: values[:40] for name, values in fewer.oof.arrays().items()})
     refused(fewer, "50 out-of-fold predictions here and 40 there")
     wide = result(tmp_path, OTHERS)
     wide.oof.target = wide.oof.target[:, None]

@@ -282,7 +282,7 @@ def test_another_seed_is_another_order(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        (np.ones(400, dtype=bool), "dtype bool; expected at least one number of a sample"),
+        (np.ones(400, dtype=bool), "dtype bool; expected integers"),
         ([0.5, 1.5], "dtype float64; expected"),
         ([[0, 1]], r"shape \(1, 2\)"),
         ([], r"shape \(0,\)"),
