@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -66,6 +66,17 @@ def select_parameters(
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def check_dense(module: nn.Module, names: Iterable[str], who: str) -> None:
+    """Raise a `ValueError` if one of these parameters gets sparse gradients."""
+    wanted = {*names}
+    for name, part in module.named_modules():
+        if getattr(part, "sparse", False) is True and f"{name}.weight".lstrip(".") in wanted:
+            raise ValueError(
+                f"{who} needs dense gradients, and {name or type(part).__name__} gives sparse "
+                "ones; use sparse=False there."
+            )
 
 
 def check_whole_parameters(trainer: pl.Trainer, who: str) -> None:

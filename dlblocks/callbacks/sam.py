@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from dlblocks._errors import check_range, checked
-from dlblocks.callbacks._parameters import check_step, check_whole_parameters
+from dlblocks.callbacks._parameters import check_dense, check_step, check_whole_parameters
 from dlblocks.callbacks._resume import random_state, set_random_state
 from dlblocks.callbacks._side_effects import paused, values_kept
 from dlblocks.callbacks._wrapper import AroundStep, Wrapped, unwrap, wrap
@@ -136,6 +136,7 @@ class SAM(AroundStep):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         check_step(pl_module, "SAM")
         check_whole_parameters(trainer, "SAM")
+        check_dense(pl_module, dict(pl_module.named_parameters()), "SAM")
         if sum(isinstance(c, SAM) for c in vars(trainer)["callbacks"]) > 1:
             raise ValueError("callbacks hold two SAM; a step climbs once: leave one out.")
         if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):

@@ -33,7 +33,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from torch.optim import LBFGS, Optimizer
 
 from dlblocks._errors import check_range, checked
-from dlblocks.callbacks._parameters import check_whole_parameters, select_parameters
+from dlblocks.callbacks._parameters import check_dense, check_whole_parameters, select_parameters
 from dlblocks.callbacks._wrapper import UndoneCallback
 
 
@@ -125,6 +125,8 @@ class WeightPenalty(UndoneCallback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         check_whole_parameters(trainer, "WeightPenalty")
         selected = select_parameters(pl_module, self.include, self.exclude, "WeightPenalty")
+        if self.l1 or self.l2:
+            check_dense(pl_module, selected, "WeightPenalty")
         if self.max_norm is not None:
             _check_rows(pl_module, selected)
         self._selected = list(selected.values())

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from dlblocks.callbacks import WeightPenalty, clip_rows, weight_penalty
+from dlblocks.callbacks import SAM, WeightPenalty, clip_rows, weight_penalty
 from dlblocks.models import MLPClassifier
 
 X = torch.randn(28, 5, generator=torch.Generator().manual_seed(1))
@@ -245,3 +245,22 @@ def test_bad_input(arguments, net, message, make_trainer):
         make_trainer(callbacks=[WeightPenalty(**arguments)]).fit(
             Net(net() if net else None), loader()
         )
+
+
+class Sparse(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(5, 4, sparse=True)
+
+    def training_step(self, batch, batch_idx):
+        return self.table(batch[0]).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.mark.parametrize("callback", [WeightPenalty(l2=0.1), WeightPenalty(l1=0.1), SAM(0.05)])
+def test_sparse_gradients_are_refused_before_the_first_step(callback, make_trainer):
+    loader = DataLoader(TensorDataset(torch.arange(5)), 5)
+    with pytest.raises(ValueError, match=r"needs dense gradients, and table .* sparse=False"):
+        make_trainer(callbacks=[callback]).fit(Sparse(), loader)
