@@ -10,12 +10,10 @@ written, at the best rate of large tensors changed in place. Peak memory is what
 at once beyond weights, gradients and state, as torch counts it on a GPU and torch's profiler on a
 CPU.
 
-Measured (one thread of a two-core Intel Xeon virtual machine at 2.5 GHz, busy with other work, so
-not with this script's wall clock but by `time.process_time`; torch 2.14, adamp 0.3; authors' time
-over ours for a step of ResNet-18, medians of 6 steps in each of three runs). None projected: AdamP
-4.1 to 4.8, SGDP 2.6 to 3.4. All projected: AdamP 1.8, SGDP 1.4 to 1.5; Adam(foreach=True), which
-projects nothing, 2.9 to 3.0. The 100-layer MLP, and timm's and pytorch_optimizer's code, have not
-been measured again since the code was rewritten.
+Measured (one thread of a two-core Intel Xeon virtual machine at 2.5 GHz, with nothing beside it;
+torch 2.14, adamp 0.3; authors' time over ours, medians of 5 turns, with their range). ResNet-18:
+none projected 4.2 (3.9 to 4.5), all projected 2.9 (2.9 to 3.0). The 100-layer MLP: 2.4 (2.3 to 2.4)
+and 2.5 (2.0 to 2.6). Without the blocks of `dlblocks.optim._projection` ResNet-18 has 2.8 and 2.5.
 
 Run: pip install 'dlblocks[bench]', then
 python benchmarks/optimizers.py [--device cuda] [--compile] [--turns 15]

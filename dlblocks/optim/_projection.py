@@ -8,7 +8,7 @@ gradient shows that the scale does not count.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from torch import Tensor
 from dlblocks.optim._base import BaseOptimizer, Columns, Group, descend_
 
 HALF = (torch.float16, torch.bfloat16)
+# Values updated together, and values of a temporary product: new memory is slow on a CPU.
+BLOCK = 2**20
+TEMPORARY = 2**17
 
 
 class ProjectedOptimizer(BaseOptimizer):
@@ -33,10 +36,14 @@ class ProjectedOptimizer(BaseOptimizer):
         return float(group["weight_decay"])
 
     def _update(self, group: Group, lr: float | Tensor, columns: Columns) -> None:
+        for block in _blocks(columns):
+            self._update_block(group, lr, block)
+
+    def _update_block(self, group: Group, lr: float | Tensor, columns: Columns) -> None:
         params, grads, *states = columns
         if params[0].dtype in HALF:  # eps, and squares of 5e-3, are 0 in float16
             wide = [[x.float() for x in tensors] for tensors in columns]
-            self._update(group, lr, wide)
+            self._update_block(group, lr, wide)
             for old, new in zip([params, *states], [wide[0], *wide[2:]], strict=True):
                 torch._foreach_copy_(old, new)
             return
@@ -115,9 +122,26 @@ def project_(
 
 def _row_dots(some: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
     """Products of the rows of pairs of tensors, one after the other."""
-    pairs = zip(some, others, strict=True)
-    return torch.cat([(a * b).sum(tuple(range(1, a.ndim))) for a, b in pairs])
+    found = []
+    for one, other in zip(some, others, strict=True):
+        parts = [(one, other)]
+        if one.numel() > TEMPORARY:
+            rows = max(1, TEMPORARY // one[0].numel())
+            parts = list(zip(one.split(rows), other.split(rows), strict=True))
+        found += [(a * b).flatten(1).sum(1) for a, b in parts]
+    return torch.cat(found)
 
 
 def _row_norms(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim))) for x in tensors])
+
+
+def _blocks(columns: Columns) -> Iterator[Columns]:
+    """Splits equally long lists of tensors before `BLOCK` values are exceeded."""
+    first = count = 0
+    for i, p in enumerate(columns[0]):
+        count += p.numel()
+        if count > BLOCK and i > first:
+            yield [column[first:i] for column in columns]
+            first, count = i, p.numel()
+    yield [column[first:] for column in columns]
