@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import MetricCollection
 
 from dlblocks import plots
-from dlblocks._errors import check_range
 from dlblocks._scores import (
     Weighted,
     are_probabilities,
@@ -26,6 +23,7 @@ from dlblocks._scores import (
 from dlblocks.losses import IGNORED, cross_entropy
 from dlblocks.metrics import classification_metrics, hard_labels
 from dlblocks.tasks._stacked import ClassificationSums
+from dlblocks.tasks._weighted import ClassTask
 from dlblocks.tasks.task import Array, Predictions, Stage, Task
 
 if TYPE_CHECKING:
@@ -38,7 +36,7 @@ MAX_CLASSES = 1000  # a matrix of more might not fit into memory
 NO_VOTE = 1e-6
 
 
-class MulticlassTask(Task):
+class MulticlassTask(ClassTask):
     """Classify each sample into one of C classes.
 
     The net puts out logits of shape (N, C).
@@ -64,27 +62,8 @@ class MulticlassTask(Task):
 
     name = "multiclass"
     shown = ("accuracy",)
-    loss_range = (0.0, None)
     standard = ("accuracy", "f1", "calibration_error")
-    votes = True
     kind = "Multiclass"
-
-    def __init__(
-        self,
-        num_classes: int,
-        *,
-        label_smoothing: float = 0.0,
-        class_weights: Sequence[float] | Literal["balanced"] | None = None,
-        metrics: Sequence[str | Metric] | None = None,
-    ) -> None:
-        super().__init__(metrics=metrics)
-        check_range("num_classes", num_classes, 2)
-        check_range("label_smoothing", label_smoothing, 0, 1, high_open=True)
-        self.num_classes = num_classes
-        self.label_smoothing = label_smoothing
-        self.is_balanced = isinstance(class_weights, str)
-        self.class_weight: Tensor | None
-        self.register_buffer("class_weight", _initial_weight(class_weights, num_classes))
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -142,26 +121,7 @@ class MulticlassTask(Task):
             "mutual_information": (entropy - expected).clamp(min=0),
         }
 
-    def for_ensemble(self) -> Task:
-        task = copy.deepcopy(self)
-        task.class_weight, task.is_balanced, task.label_smoothing = None, False, 0.0
-        return task
-
-    def fit_to(self, datamodule: Any) -> None:
-        if not self.is_balanced:
-            return
-        train_targets = getattr(datamodule, "train_targets", None)
-        if not callable(train_targets):
-            raise ValueError(
-                "class_weights='balanced' needs a datamodule with train_targets(); "
-                "pass the weights as a list."
-            )
-        if getattr(datamodule, "balanced_sampling", False):
-            rank_zero_warn(
-                "class_weights='balanced' and balanced_sampling=True both correct for unequal "
-                "classes, so rare classes count too much; leave out one of them."
-            )
-        targets = train_targets()
+    def balanced(self, targets: Tensor) -> Tensor:
         self._check_labels(targets)
         counts = torch.bincount(targets, minlength=self.num_classes)
         if not counts.all():
@@ -170,9 +130,7 @@ class MulticlassTask(Task):
                 f"{self.num_classes - 1} has no training sample; pass the weights as a list, or "
                 "map the labels to classes that count from 0."
             )
-        weight = counts.sum() / (self.num_classes * counts.to(torch.get_default_dtype()))
-        assert self.class_weight is not None  # for the type checker
-        self.class_weight = weight.to(self.class_weight.device)
+        return counts.sum() / (self.num_classes * counts.to(torch.get_default_dtype()))
 
     def check_data(self, datamodule: Any, model: str) -> None:
         if getattr(datamodule, "is_multilabel", False):
@@ -353,18 +311,3 @@ def hard_votes(scores: Tensor) -> Tensor:
                 [1., 0.]])
     """
     return F.one_hot(scores.argmax(-1), scores.shape[-1]).to(scores.dtype)
-
-
-def _initial_weight(
-    class_weights: Sequence[float] | Literal["balanced"] | None, num_classes: int
-) -> Tensor | None:
-    if class_weights is None:
-        return None
-    if isinstance(class_weights, str):
-        return torch.ones(num_classes)
-    weight = torch.tensor([float(value) for value in class_weights])
-    if len(weight) != num_classes or not (weight >= 0).all() or not weight.isfinite().all():
-        raise ValueError(
-            f"class_weights={list(class_weights)} must be {num_classes} numbers >= 0, one a class."
-        )
-    return weight

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,10 +15,10 @@ from torchmetrics.functional.classification import multilabel_auroc, multilabel_
 from torchmetrics.utilities import dim_zero_cat
 
 from dlblocks import plots
-from dlblocks._errors import check_range
 from dlblocks._scores import Weighted, weighted_mean
 from dlblocks.losses import binary_cross_entropy
 from dlblocks.metrics import hard_labels
+from dlblocks.tasks._weighted import ClassTask
 from dlblocks.tasks.task import Array, Predictions, Stage, Task
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 LABEL_METRICS = ("f1", "auroc", "average_precision")
 
 
-class MultilabelTask(Task):
+class MultilabelTask(ClassTask):
     """Tell which of C labels each sample has.
 
     The net puts out a logit for each label, shape (N, C).
@@ -57,37 +56,9 @@ class MultilabelTask(Task):
 
     name = "multilabel"
     shown = ("f1",)
-    loss_range = (0.0, None)
     standard = ("accuracy", *LABEL_METRICS)
-    votes = True
+    least = 1
     kind = "Multilabel"
-
-    def __init__(
-        self,
-        num_classes: int,
-        *,
-        label_smoothing: float = 0.0,
-        class_weights: Sequence[float] | Literal["balanced"] | None = None,
-        metrics: Sequence[str | Metric] | None = None,
-    ) -> None:
-        super().__init__(metrics=metrics)
-        check_range("num_classes", num_classes, 1)
-        check_range("label_smoothing", label_smoothing, 0, 1, high_open=True)
-        self.num_classes = num_classes
-        self.label_smoothing = label_smoothing
-        self.is_balanced = isinstance(class_weights, str)
-        self.class_weight: Tensor | None
-        weight = None
-        if class_weights is not None:
-            weight = torch.ones(num_classes)
-            if not isinstance(class_weights, str):
-                weight = torch.tensor([float(value) for value in class_weights])
-            if len(weight) != num_classes or not (weight >= 0).all() or not weight.isfinite().all():
-                raise ValueError(
-                    f"class_weights={list(class_weights)} must be {num_classes} numbers >= 0, one "
-                    "a label."
-                )
-        self.register_buffer("class_weight", weight)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -137,21 +108,7 @@ class MultilabelTask(Task):
         shares = (outputs >= 0).float() if hard else outputs.float().sigmoid()
         return self.outputs_of(shares.mean(0))
 
-    def for_ensemble(self) -> Task:
-        task = copy.deepcopy(self)
-        task.class_weight, task.is_balanced, task.label_smoothing = None, False, 0.0
-        return task
-
-    def fit_to(self, datamodule: Any) -> None:
-        if not self.is_balanced:
-            return
-        train_targets = getattr(datamodule, "train_targets", None)
-        if not callable(train_targets):
-            raise ValueError(
-                "class_weights='balanced' needs a datamodule with train_targets(); "
-                "pass the weights as a list."
-            )
-        targets = train_targets()
+    def balanced(self, targets: Tensor) -> Tensor:
         self._check_targets(targets)
         positive = targets.sum(0)
         if not positive.all():
@@ -159,9 +116,7 @@ class MultilabelTask(Task):
                 f"class_weights='balanced', but no training sample has label "
                 f"{int(positive.argmin())}; pass the weights as a list."
             )
-        assert self.class_weight is not None  # for the type checker
-        weight = (len(targets) - positive) / positive
-        self.class_weight = weight.to(self.class_weight)
+        return (len(targets) - positive) / positive
 
     def check_data(self, datamodule: Any, model: str) -> None:
         name = type(datamodule).__name__

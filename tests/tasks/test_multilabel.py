@@ -289,7 +289,7 @@ def test_a_model_that_does_not_fit_the_data(make, said, make_trainer):
             "3 labels|4 names",
         ),
         (lambda: data(stratify=True).setup(), "several labels"),
-        (lambda: MultilabelTask(4, class_weights=[1, 2]), "4 numbers >= 0, one a label"),
+        (lambda: MultilabelTask(4, class_weights=[1, 2]), "4 numbers >= 0, one a class"),
         (lambda: MultilabelTask(4, label_smoothing=1.0), "label_smoothing=1.0"),
         (
             lambda: GradientBoosting(lambda: MLPRegressor(8, 4), data(), num_stages=2,

@@ -1,0 +1,86 @@
+"""What tasks with classes share: weights of classes, and label smoothing."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from dlblocks._errors import check_range
+from dlblocks.tasks.task import Task
+
+
+class ClassTask(Task):
+    """A task with C classes or labels, whose loss may weigh them.
+
+    Subclasses define `balanced`.
+    """
+
+    name = ""  # not a task by itself
+    loss_range = (0.0, None)
+    votes = True
+    least = 2  # classes
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        label_smoothing: float = 0.0,
+        class_weights: Sequence[float] | Literal["balanced"] | None = None,
+        metrics: Sequence[str | Metric] | None = None,
+    ) -> None:
+        super().__init__(metrics=metrics)
+        check_range("num_classes", num_classes, self.least)
+        check_range("label_smoothing", label_smoothing, 0, 1, high_open=True)
+        self.num_classes = num_classes
+        self.label_smoothing = label_smoothing
+        self.is_balanced = isinstance(class_weights, str)
+        self.class_weight: Tensor | None
+        self.register_buffer("class_weight", _initial_weight(class_weights, num_classes))
+
+    def balanced(self, targets: Tensor) -> Tensor:
+        """Compute the weights (C,) of ``class_weights="balanced"``."""
+        raise NotImplementedError
+
+    def for_ensemble(self) -> Task:
+        task = copy.deepcopy(self)
+        task.class_weight, task.is_balanced, task.label_smoothing = None, False, 0.0
+        return task
+
+    def fit_to(self, datamodule: Any) -> None:
+        if not self.is_balanced:
+            return
+        train_targets = getattr(datamodule, "train_targets", None)
+        if not callable(train_targets):
+            raise ValueError(
+                "class_weights='balanced' needs a datamodule with train_targets(); "
+                "pass the weights as a list."
+            )
+        if getattr(datamodule, "balanced_sampling", False):
+            warnings.warn(
+                "class_weights='balanced' and balanced_sampling=True both correct for unequal "
+                "classes, so rare classes count too much; leave out one of them.",
+                stacklevel=2,
+            )
+        assert self.class_weight is not None  # for the type checker
+        self.class_weight = self.balanced(train_targets()).to(self.class_weight)
+
+
+def _initial_weight(
+    class_weights: Sequence[float] | Literal["balanced"] | None, num_classes: int
+) -> Tensor | None:
+    if class_weights is None:
+        return None
+    if isinstance(class_weights, str):
+        return torch.ones(num_classes)
+    weight = torch.tensor([float(value) for value in class_weights])
+    if len(weight) != num_classes or not (weight >= 0).all() or not weight.isfinite().all():
+        raise ValueError(
+            f"class_weights={list(class_weights)} must be {num_classes} numbers >= 0, one a class."
+        )
+    return weight
