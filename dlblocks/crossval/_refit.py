@@ -29,7 +29,7 @@ from dlblocks.models import (
 )
 from dlblocks.models._checkpoints import restore
 from dlblocks.models._predict import NoPredictions
-from dlblocks.models.voting import warn_of_fitted_inputs
+from dlblocks.nets import Preprocess
 from dlblocks.runs._history import History, record
 from dlblocks.runs._trainer import (
     NeedsNoValidation,
@@ -44,8 +44,6 @@ from dlblocks.runs.fit import drop_training_state
 from dlblocks.runs.predictions import predict_part
 
 TESTED = "test.json"
-VOTING = (VotingEnsemble, VotingModule)
-USE_REFIT = "result.refit() trains one model on all data, without this difference"
 # What `refit` says of schedules that need validation.
 REFIT = {"who": "refit", "cure": "give refit a make_model with another schedule"}
 
@@ -56,7 +54,7 @@ def ensemble(
     make_model: Callable[[], pl.LightningModule] | None = None,
 ) -> Model:
     """The average of the fold models, in evaluation mode; see `ScoredFolds.ensemble`."""
-    members, normalisations = [], []
+    members, preprocess = [], []
     for row in result.folds:
         if not row.get("checkpoint"):
             raise ValueError(
@@ -67,19 +65,18 @@ def ensemble(
         cure = f"delete {path}, and the same call runs {path.parent.name} again"
         found = read_record(path, cure)
         check_files(path, found, cure)
-        normalisations.append(found["normalisation"])
+        preprocess.append(found["preprocess"])
         members.append(_member(result, row["checkpoint"], list(classes), make_model))
-    known = None if any(pair is None for pair in normalisations) else normalisations
-    warn_of_fitted_inputs((result.given or {}).get("datamodule"), USE_REFIT)
     if all(isinstance(member, Model) and member.task for member in members):
-        return VotingEnsemble(members, normalisations=known).eval()
+        return VotingEnsemble(members).eval()
     if result.oof is not None and result.oof.prediction.dtype.kind not in "fc":
         raise ValueError(
             f"{type(members[0]).__name__} predicts {result.oof.prediction.dtype}, as of classes, "
             "which have no average; let predict_step return probabilities or logits."
         )
     task = result.info.get("task")
-    return VotingModule(members, normalisations=known, task_name=task).eval()
+    known = [Preprocess.from_plain(values or {}) for values in preprocess]
+    return VotingModule(members, preprocess=known, task_name=task).eval()
 
 
 def _member(
@@ -197,8 +194,6 @@ def test_once(
         )
         data = datamodule.without_validation()  # all folds have the same test set
         _check_data_of(result, data)
-        if result.given is None and isinstance(model, VOTING):
-            warn_of_fitted_inputs(data, USE_REFIT)  # `ensemble` did not know the data
         data.trainer = tester  # as Lightning does; their loaders may ask it
         shared = data.shared_with_test()
         note = _note_on_shared(data, shared, allow_shared)

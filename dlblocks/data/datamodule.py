@@ -22,11 +22,13 @@ from typing_extensions import Self
 from dlblocks._errors import check_range, whole
 from dlblocks._quiet import isolated
 from dlblocks.data._fingerprint import MAX_SEARCHED_BYTES, fingerprint, first_copies, row_keys
-from dlblocks.data._normalization import needs_float64, on_device, rescale, standardisation
+from dlblocks.data._normalization import needs_float64, standardisation
 from dlblocks.data.dataset import ArrayDataset, collate, collate_with_index
 from dlblocks.data.source import Source, check_arrays
 from dlblocks.data.split_datamodule import BatchSize, SplitDataModule, SplitMetadata
 from dlblocks.data.transforms import SampleTransform
+from dlblocks.nets import Preprocess
+from dlblocks.nets.preprocess import complete
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,6 +47,8 @@ class DataModule(SplitDataModule):
     `normalize`, each channel (each column of a table) gets mean 0 and standard deviation 1 over
     the training part of this fold. Both happen once a batch, on the batch's device. Tables whose
     numbers float32 would round too much, such as times, stay float64 until they are normalised.
+    A fit gives these statistics to a `dlblocks.models.Model`, which keeps them: afterwards it is
+    the model's own that are used, whichever datamodule it meets.
 
     To add a source, subclass and define `load() -> Source` (and `prepare_data` for a download).
 
@@ -62,6 +66,7 @@ class DataModule(SplitDataModule):
         **kwargs: How the data are split, shuffled and balanced; see `SplitDataModule`.
     """
 
+    prepares_inputs = True  # its batches go through the model's `preprocess`
     _shared = (
         *SplitDataModule._shared, "batch_size", "num_workers", "normalize", "device_resident",
     )  # fmt: skip
@@ -93,8 +98,7 @@ class DataModule(SplitDataModule):
             self.train_transform = SampleTransform(train_transform, self.shuffle_seed)
         self.device_resident = device_resident
         self._resident = ResidentArrays(device_resident)
-        self._inputs = torch.empty(0)  # those of the source, completed for this fold
-        self._affine: tuple[Tensor, Tensor] | None = None
+        self._preprocess = Preprocess()  # set with the split
 
     # What a source defines
 
@@ -218,8 +222,24 @@ class DataModule(SplitDataModule):
     # Splits
 
     def setup(self, stage: str | None = None) -> None:
-        if self._rows:
-            return
+        if not self._rows:
+            self._split()
+            self._fit_statistics()
+            if stage == "fit" and self.trainer is not None and (said := self.description()):
+                rank_zero_info("\n".join([said, *self.notes()]))
+        precision = None if self.trainer is None else self.trainer.precision
+        if self.source.categories and precision in ("16-true", "bf16-true"):
+            raise ValueError(
+                f"precision={precision!r} rounds the numbers of categories; use "
+                "precision='bf16-mixed'."
+            )
+        if stage == "fit":
+            # Before callbacks are set up: weight averaging copies the model there.
+            preprocess = self._preprocess_of_model()
+            if preprocess is not None and not preprocess.is_set:
+                preprocess.set(**self._preprocess.statistics())
+
+    def _split(self) -> None:
         source = self.source
         if source.test_inputs is not None and self.test_fraction:
             raise ValueError(
@@ -230,31 +250,33 @@ class DataModule(SplitDataModule):
         self._rows = self._split_rows()
         if source.test_inputs is not None:
             self._rows["test"] = torch.arange(len(source.test_inputs))
-        self._inputs = source.inputs
-        if source.complete is not None:
-            self._inputs = source.complete(source.inputs, self._rows["train"])
-            check_arrays(self._inputs, source.targets, source.class_names, source.feature_names)
+
+    def _fit_statistics(self) -> None:
+        """Fit to the training part what `preprocess` does."""
+        source, rows = self.source, self._rows["train"]
+        inputs = source.inputs
+        found = self._preprocess = Preprocess()
+        if source.completion is not None:
+            found.set(**source.completion(inputs, rows))
+            inputs = complete(inputs, found.fill, found.coded, found.tables)
+            check_arrays(inputs, source.targets, source.class_names, source.feature_names)
         if self.normalize:
-            scale, shift = standardisation(self._inputs, self._rows["train"])
+            scale, shift = standardisation(inputs, rows)
             for column in source.categories:
                 scale[column], shift[column] = 1, 0
-            self._affine = scale, shift
         else:
-            unit = 1.0 if self._inputs.is_floating_point() else 1 / 255
-            self._affine = torch.tensor(unit), torch.tensor(0.0)
-            if torch.get_default_dtype() != torch.float64 and needs_float64(self._inputs):
+            unit = 1.0 if inputs.is_floating_point() else 1 / 255
+            scale, shift = torch.tensor(unit), torch.tensor(0.0)
+            if torch.get_default_dtype() != torch.float64 and needs_float64(inputs):
                 rank_zero_warn(
                     "normalize=False: batches are float32, which rounds some columns, such as "
                     "times in milliseconds; use normalize=True, or subtract an offset from them."
                 )
-        if stage == "fit" and self.trainer is not None and (described := self.description()):
-            rank_zero_info("\n".join([described, *self.notes()]))
+        found.set(scale=scale, shift=shift)
 
     def for_fold(self, fold: int, num_folds: int | None, *, repeat: int = 0) -> Self:
         _ = self.source  # loaded once for all folds
-        new = super().for_fold(fold, num_folds, repeat=repeat)
-        new._affine = None
-        return new
+        return super().for_fold(fold, num_folds, repeat=repeat)
 
     def _reseed(self, shuffle_seed: int) -> None:
         super()._reseed(shuffle_seed)
@@ -262,11 +284,22 @@ class DataModule(SplitDataModule):
             self.train_transform = SampleTransform(self.train_transform.transform, shuffle_seed)
 
     @property
-    def normalisation(self) -> tuple[Tensor, Tensor]:
-        """Scale and shift of ``raw * scale + shift``, by which `transform` makes inputs."""
+    def preprocess(self) -> Preprocess:
+        """What `transform` does to raw inputs, fitted to the training part."""
         self.setup()
-        assert self._affine is not None
-        return self._affine
+        return self._preprocess
+
+    def _preprocess_of_model(self) -> Preprocess | None:
+        """The `preprocess` of the Trainer's model, if it is one of ours."""
+        found = getattr(self.trainer and self.trainer.lightning_module, "preprocess", None)
+        return found if isinstance(found, Preprocess) else None
+
+    def _used(self, device: torch.device) -> Preprocess:
+        """The statistics that batches go through: the model's, if it has some, else these."""
+        found = self._preprocess_of_model()
+        if found is None or not found.is_set:
+            found = self.preprocess
+        return found if found.scale.device == device else found.to(device)
 
     # Batches
 
@@ -288,7 +321,7 @@ class DataModule(SplitDataModule):
         source = self.source
         if part == "test" and source.test_inputs is not None and source.test_targets is not None:
             return source.test_inputs, source.test_targets
-        return self._inputs, source.targets
+        return source.inputs, source.targets
 
     def _loader(self, part: str, *, training: bool = False, with_index: bool = False) -> DataLoader:
         inputs, targets = self._part_arrays(part)
@@ -318,31 +351,32 @@ class DataModule(SplitDataModule):
         )
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Makes floats of the inputs and normalises them, on the batch's device."""
+        """Makes floats of the inputs and normalises them, on the batch's device.
+
+        By the statistics of the Trainer's model, if it has some, else by those of this fold.
+        """
         if not isinstance(batch, (list, tuple)):  # no batch of ours: an `example_input_array`
             return batch
         inputs, *rest = batch
-        inputs = self.transform(inputs)
-        if self.trainer is not None:  # to the model's dtype under "16-true", "bf16-true", "64-true"
-            if self.source.categories and self.trainer.precision in ("16-true", "bf16-true"):
-                raise ValueError(
-                    f"precision={self.trainer.precision!r} rounds the numbers of categories; use "
-                    "precision='bf16-mixed'."
-                )
+        used = self._used(inputs.device)
+        inputs = used(inputs)
+        if (
+            self.trainer is not None and used is self._preprocess
+        ):  # to the model's dtype under "16-true", "bf16-true", "64-true"
             inputs = self.trainer.precision_plugin.convert_input(inputs)
         return [inputs, *rest]
 
     def transform(self, inputs: Tensor) -> Tensor:
-        """Raw inputs (N, ...) as the model sees them: floating point, scaled, normalised.
+        """Raw inputs (N, ...) as a net sees them: floating point, scaled, normalised.
 
         They leave in torch's default dtype. float64 is rounded to it only after it is normalised.
+        A `dlblocks.models.Model` takes raw inputs, and does the same to them.
         """
-        return rescale(inputs, *on_device(self.normalisation, inputs.device))
+        return self.preprocess.to(inputs.device, torch.get_default_dtype())(inputs)
 
     def inverse_transform(self, inputs: Tensor) -> Tensor:
         """What `transform` made of raw inputs, back in the units of the source; floating point."""
-        scale, shift = on_device(self.normalisation, inputs.device)
-        return (inputs - shift) / scale
+        return self.preprocess.to(inputs.device).inverse(inputs)
 
     def show(
         self, callbacks: pl.Callback | Sequence[pl.Callback] = (), *, count: int = 16
@@ -372,7 +406,8 @@ class DataModule(SplitDataModule):
 
     def as_images(self, inputs: Tensor) -> Tensor:
         """What `transform` made of images, to be looked at: uint8, or floats as in the source."""
-        raw = self.inverse_transform(inputs.float().cpu())
+        inputs = inputs.float()
+        raw = self._used(inputs.device).inverse(inputs).cpu()
         if self.source.inputs.is_floating_point():
             return raw
         return raw.round_().clamp_(0, 255).to(torch.uint8)

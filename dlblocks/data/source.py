@@ -28,8 +28,9 @@ class Source:
         folds: Predefined fold of each sample, shape (N,), integers or texts; negative or empty
             for a sample that always trains.
         feature_names: Names of the columns of a table.
-        complete: Fills in what `inputs` lacks (NaN), given `inputs` and the rows that train; it
-            must look at no other rows. Returns a new array.
+        completion: Statistics by which `dlblocks.nets.Preprocess` fills in what `inputs` lack:
+            ``fill``, ``coded`` and ``tables``, given `inputs` and the rows that train; it must look
+            at no other rows.
         categories: Columns of `inputs` that are numbers of categories, for an embedding, and how
             many categories there are, without 0 for an unknown one. They are not normalised.
     """
@@ -42,7 +43,7 @@ class Source:
     groups: np.ndarray | None = None
     folds: np.ndarray | None = None
     feature_names: list[str] | None = None
-    complete: Callable[[Tensor, Tensor], Tensor] | None = None
+    completion: Callable[[Tensor, Tensor], dict[str, Tensor]] | None = None
     categories: dict[int, int] = field(default_factory=dict)
 
     @cached_property
@@ -53,7 +54,7 @@ class Source:
     def check(self) -> None:
         """Raises a `ValueError` that says what is wrong with the arrays, and where."""
         names = self.class_names, self.feature_names
-        if self.complete is None:  # otherwise what `complete` returns is checked
+        if self.completion is None:  # otherwise completed inputs are checked
             check_arrays(self.inputs, self.targets, *names)
         if self.test_inputs is not None and self.test_targets is not None:
             test_set = self.test_inputs, self.test_targets

@@ -42,7 +42,7 @@ class StackedModels:
         self.device = device
         self.template = _without_metrics(models[0]).to(device)
         self._modes = {module: module.training for module in self.template.modules()}
-        self._names = [*dict(models[0].named_parameters()), *dict(models[0].named_buffers())]
+        self._names = [*dict(models[0].named_parameters()), *_buffers(models[0])]
         self._vmapped = _Vmapped(_Step(self.template), self._names)
         self._layers = dense_layers(self.template)
         if self._layers is not None:
@@ -53,17 +53,15 @@ class StackedModels:
         self.params: dict[str, Tensor] = {}
         self.buffers: dict[str, Tensor] = {}
         self._gradients: dict[str, Tensor] = {}  # that are the models' own too
-        self._fill(
-            [dict(model.named_parameters()) for model in models],
-            [dict(model.named_buffers()) for model in models],
-        )
+        self._fill()
 
     def __len__(self) -> int:
         return len(self.models)
 
-    def _fill(
-        self, params: Sequence[dict[str, Tensor]], buffers: Sequence[dict[str, Tensor]]
-    ) -> None:
+    def _fill(self) -> None:
+        params = [dict(model.named_parameters()) for model in self.models]
+        buffers = [_buffers(model) for model in self.models]
+
         def stacked(rows: Sequence[dict[str, Tensor]], name: str) -> Tensor:
             return torch.stack([row[name].detach().to(self.device) for row in rows])
 
@@ -76,9 +74,10 @@ class StackedModels:
             for name, p in model.named_parameters():
                 p.data = self.params[name].data[k]
                 p.grad = None
-            for name, _ in list(model.named_buffers()):
+            for name in buffers[k]:
                 owner, _, leaf = name.rpartition(".")
                 model.get_submodule(owner)._buffers[leaf] = self.buffers[name][k]
+            model.preprocess.to(self.device)
 
     def train(self, mode: bool = True) -> None:
         """Sets the models to training, in which modules keep the mode they came with, or not."""
@@ -177,14 +176,11 @@ class StackedModels:
             for p in model.parameters():
                 p.data = p.detach().clone()
                 p.grad = None
-            for name, buffer in list(model.named_buffers()):
+            for name, buffer in _buffers(model).items():
                 owner, _, leaf = name.rpartition(".")
                 model.get_submodule(owner)._buffers[leaf] = buffer.clone()
         self.models = [self.models[k] for k in members]
-        self._fill(
-            [dict(model.named_parameters()) for model in self.models],
-            [dict(model.named_buffers()) for model in self.models],
-        )
+        self._fill()
         self.make_gradients(self._gradients)
 
 
@@ -196,7 +192,7 @@ class _Step(nn.Module):
         self.model = model
 
     def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = self.model(inputs)
+        outputs = self.model.forward_prepared(inputs)
         return self.model.loss(outputs, targets), outputs
 
 
@@ -231,6 +227,12 @@ class _Vmapped:
                 holder[name] = tensor
 
 
+def _buffers(model: nn.Module) -> dict[str, Tensor]:
+    """A model's buffers but statistics of its inputs, which are the model's own, always."""
+    found = dict(model.named_buffers())
+    return {name: x for name, x in found.items() if not name.startswith("preprocess.")}
+
+
 def _place(model: nn.Module, name: str) -> tuple[dict[str, Any], str]:
     """Where a module keeps a parameter or buffer."""
     owner, _, leaf = name.rpartition(".")
@@ -261,7 +263,7 @@ class _NoTrainer:
 
 def _check_same(models: Sequence[Model]) -> None:
     def described(model: Model) -> dict[str, tuple[torch.Size, torch.dtype, bool]]:
-        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        tensors = {**dict(model.named_parameters()), **_buffers(model)}
         for name, x in tensors.items():
             if is_lazy(x):
                 raise NotVectorizable(f"{name} is lazy: its shape is not known before the fit")

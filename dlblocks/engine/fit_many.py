@@ -394,7 +394,7 @@ class StackedFit(pl.LightningModule):
             for index in rows.split(size):
                 batch = [inputs.index_select(0, index), targets.index_select(0, index)]
                 batch = [x.to(self.root_device) for x in batch]
-                batch[0] = self.fitter.precision_plugin.convert_input(data.transform(batch[0]))
+                batch[0] = member.model.preprocess(batch[0])
                 result = member.model.predict_step([*batch, index], 0)
                 found.append({**result, "target": batch[1].cpu()})
         return join_batches(found)

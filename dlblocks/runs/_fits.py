@@ -39,6 +39,7 @@ from dlblocks.callbacks._side_effects import paused
 from dlblocks.data import SplitDataModule
 from dlblocks.models._checkpoints import is_ours
 from dlblocks.models._predict import NoPredictions
+from dlblocks.nets import Preprocess
 from dlblocks.runs._plan import run_id_of
 from dlblocks.runs._trainer import new_callbacks, new_module
 from dlblocks.runs.fit import drop_training_state, fit
@@ -89,7 +90,7 @@ class FitResult:
         predicted: ``index``, ``target`` and ``prediction`` of the samples it was scored on, or
             None.
         history: One row an epoch.
-        normalisation: Scale and shift of its inputs, as plain numbers, or None.
+        preprocess: Statistics of its inputs, as plain values, or None.
         reason: Why there are no predictions, if there are none.
         warned: Whether a warning was given for this reason.
     """
@@ -97,7 +98,7 @@ class FitResult:
     row: dict[str, Any]
     predicted: dict[str, np.ndarray] | None
     history: list[dict[str, float]]
-    normalisation: Any = None
+    preprocess: Any = None
     reason: NoPredictions | None = None
     warned: bool = False
 
@@ -346,8 +347,8 @@ def finish_fit(
         "seconds": round(seconds, 3),
         "checkpoint": f"{spec.folder}/{checkpoint}" if checkpoint else "",
     }
-    pair = getattr(datamodule, "normalisation", None)
-    plain = None if pair is None else [tensor.tolist() for tensor in pair]
+    preprocess = getattr(datamodule, "preprocess", None)
+    plain = preprocess.to_plain() if isinstance(preprocess, Preprocess) else None
     arrays = None if predicted is None else {key: predicted[key] for key in KEYS}
     result = FitResult(row, arrays, history, plain, reason)
     if is_rank_zero():
@@ -398,7 +399,7 @@ def read_fit(kind: type[RunConfig], run_dir: Path, spec: FitSpec, run_id: str) -
     reason = None if text is None else NoPredictions(text)
     with reading(folder / "history.csv", cure):
         history = read_rows(folder / "history.csv")
-    return FitResult(row, predicted, history, found["normalisation"], reason)
+    return FitResult(row, predicted, history, found["preprocess"], reason)
 
 
 class _TryPrediction(Callback):
@@ -448,7 +449,7 @@ def _write(config: RunConfig, spec: FitSpec, result: FitResult) -> None:
         "run_id": config.run_id,
         "row": row,
         "has_predictions": result.predicted is not None,
-        "normalisation": result.normalisation,
+        "preprocess": result.preprocess,
     }
     if result.reason is not None:
         written["no_predictions"] = str(result.reason)
