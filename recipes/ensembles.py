@@ -388,7 +388,7 @@ def nets(
 
 def on_raw(models: Sequence[Model], data: DataModule) -> Model:
     """A vote of models, of inputs in the units of the source, as the ensembles of `Bagging` are."""
-    return Voting(models, normalisations=[data.normalisation] * len(models))
+    return Voting(models)
 
 
 def trees(

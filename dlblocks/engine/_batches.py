@@ -162,4 +162,4 @@ class BatchSource:
         shape = (len(members), 1, *scale.shape[1:], *(1,) * missing)
         dtype = torch.get_default_dtype()
         made = rescale(inputs, scale.reshape(shape), shift.reshape(shape), dtype)
-        return self.precision.convert_input(made)  # type: ignore[no-any-return]
+        return self.precision.convert_input(made)

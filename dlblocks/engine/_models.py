@@ -59,7 +59,7 @@ class StackedModels:
         return len(self.models)
 
     def _fill(self) -> None:
-        params = [dict(model.named_parameters()) for model in self.models]
+        params: list[dict[str, Tensor]] = [{**dict(m.named_parameters())} for m in self.models]
         buffers = [_buffers(model) for model in self.models]
 
         def stacked(rows: Sequence[dict[str, Tensor]], name: str) -> Tensor:

@@ -361,7 +361,7 @@ class Bagging:
         models = [
             restore(config.new_model(), self.run_dir / fitted.row["checkpoint"]) for fitted in done
         ]
-        model = Voting(models, voting=self.voting)  # type: ignore[arg-type]
+        model = Voting(models, voting=self.voting)
         oob = None
         parts = [fitted.predicted or {} for fitted in done]
         if any(parts) and data.columns.targets is not None:

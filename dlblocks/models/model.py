@@ -53,8 +53,8 @@ class Model(CheckedConstructor, pl.LightningModule):
     **Inputs** are raw, in the units of the source: ``model(raw)`` is ``net(preprocess(raw))``. A
     fit with a datamodule of this package sets `preprocess` to the statistics of its training part,
     unless it is set already, as that of a loaded model is. Within a Trainer, `preprocess` is
-    applied once, when a batch arrives; callbacks and steps get prepared inputs, and ``self(inputs)``
-    within a step takes them as they are.
+    applied once, when a batch arrives; callbacks and steps get prepared inputs, and
+    ``self(inputs)`` within a step takes them as they are.
 
     Args:
         net: Maps a batch of prepared inputs to outputs.

@@ -154,7 +154,7 @@ def test_training_rows_are_drawn_with_repeats(foreign):
     assert drawn.shuffle_seed == drawn.hparams["shuffle_seed"] == 7
     assert data.shuffle_seed == data.hparams["shuffle_seed"] == 0
     if not foreign:
-        scale, shift = drawn.normalisation
+        scale, shift = drawn.preprocess.scale, drawn.preprocess.shift
         values = X[rows].astype(np.float64)
         np.testing.assert_allclose(1 / scale, values.std(0), rtol=1e-5)
         np.testing.assert_allclose(-shift / scale, values.mean(0), rtol=1e-4, atol=1e-6)
