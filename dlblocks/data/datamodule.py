@@ -27,6 +27,7 @@ from dlblocks.data.dataset import ArrayDataset, collate, collate_with_index
 from dlblocks.data.source import Source, check_arrays
 from dlblocks.data.split_datamodule import BatchSize, SplitDataModule, SplitMetadata
 from dlblocks.data.transforms import SampleTransform
+from dlblocks.fields import Kind, Ragged
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,7 +44,8 @@ class DataModule(SplitDataModule):
     Batches are ``[inputs, targets]`` (predict: ``[inputs, targets, index]``, where `index` is the
     sample's row in the source). Images leave as floats: uint8 is scaled to [0, 1] and, with
     `normalize`, each channel (each column of a table) gets mean 0 and standard deviation 1 over
-    the training part of this fold. Both happen once a batch, on the batch's device. Tables whose
+    the training part of this fold. Both happen once a batch, on the batch's device. Other kinds of
+    inputs, such as tokens, stay as they are; see `kinds`. Tables whose
     numbers float32 would round too much, such as times, stay float64 until they are normalised.
 
     To add a source, subclass and define `load() -> Source` (and `prepare_data` for a download).
@@ -112,15 +114,24 @@ class DataModule(SplitDataModule):
         return source
 
     @property
+    def kinds(self) -> dict[str, Kind]:
+        """Kinds of ``"inputs"`` and ``"targets"``, in the order of a batch."""
+        return self.source.kinds
+
+    @property
+    def _target_kind(self) -> Kind:
+        return self.kinds["targets"]
+
+    @property
     def columns(self) -> SplitMetadata:
-        """What the arrays are split by."""
+        """What the arrays are split by; masks, boxes and the like are no targets to split by."""
         source = self.source
         targets = source.targets
-        if targets.dtype == torch.bfloat16:  # NumPy has none
+        if isinstance(targets, Tensor) and targets.dtype == torch.bfloat16:  # NumPy has none
             targets = targets.float()
         return SplitMetadata(
             len(source.inputs),
-            targets.numpy(),
+            None if self.kinds["targets"].is_structured else targets.numpy(),
             first_copies(source.input_keys) if self._keep_duplicates else source.groups,
             source.folds,
             copies=self._keep_duplicates,
@@ -147,13 +158,17 @@ class DataModule(SplitDataModule):
     def fingerprint(self) -> str:
         """A hash of the arrays but an official test set; see `dlblocks.data._fingerprint`."""
         source = self.source
-        columns = {"targets": source.targets, "groups": source.groups, "folds": source.folds}
+        targets: dict[str, Any] = {"targets": source.targets}
+        if isinstance(source.targets, Ragged):
+            targets = {"targets": source.targets.values, "offsets": source.targets.offsets}
+        columns = targets | {"groups": source.groups, "folds": source.folds}
         return fingerprint({"inputs": source.inputs}, columns)
 
     @property
     def class_names(self) -> list[str] | None:
-        """Names of the classes 0 … C-1, or None for values."""
-        numbers = super().class_names
+        """Names of the classes 0 … C-1, of masks too, or None for values."""
+        count = self.source.num_mask_classes
+        numbers = super().class_names if count is None else [str(i) for i in range(count)]
         return numbers and (self.source.class_names or numbers)
 
     @property
@@ -200,7 +215,7 @@ class DataModule(SplitDataModule):
         channels, height, width = self.input_shape
         return channels, height, width
 
-    def arrays(self, part: str) -> tuple[Tensor, Tensor, Tensor]:
+    def arrays(self, part: str) -> tuple[Tensor, Any, Tensor]:
         """The raw (inputs, targets, index) of ``"train"``, ``"val"`` or ``"test"``.
 
         Not normalised and in the order of the source: for looking at samples, not for training.
@@ -208,7 +223,9 @@ class DataModule(SplitDataModule):
         self.setup()
         inputs, targets = self._part_arrays(part)
         rows = self._rows[part]
-        return inputs.index_select(0, rows), targets.index_select(0, rows), rows
+        kinds = self.kinds
+        made = kinds["inputs"].gather(inputs, rows), kinds["targets"].gather(targets, rows)
+        return *made, rows
 
     def raw_inputs(self, part: str) -> Tensor:
         """The whole input array in which the index of a sample of `part` counts; not normalised."""
@@ -233,8 +250,11 @@ class DataModule(SplitDataModule):
         self._inputs = source.inputs
         if source.complete is not None:
             self._inputs = source.complete(source.inputs, self._rows["train"])
-            check_arrays(self._inputs, source.targets, source.class_names, source.feature_names)
-        if self.normalize:
+            names = source.class_names, source.feature_names
+            check_arrays(self._inputs, source.targets, source.kinds, *names)
+        if not self.kinds["inputs"].normalised:
+            self._affine = torch.tensor(1.0), torch.tensor(0.0)
+        elif self.normalize:
             scale, shift = standardisation(self._inputs, self._rows["train"])
             for column in source.categories:
                 scale[column], shift[column] = 1, 0
@@ -284,7 +304,7 @@ class DataModule(SplitDataModule):
         """
         return self._loader(self._predicted_part(), with_index=self.predict_index)
 
-    def _part_arrays(self, part: str) -> tuple[Tensor, Tensor]:
+    def _part_arrays(self, part: str) -> tuple[Tensor, Any]:
         source = self.source
         if part == "test" and source.test_inputs is not None and source.test_targets is not None:
             return source.test_inputs, source.test_targets
@@ -299,7 +319,7 @@ class DataModule(SplitDataModule):
                 {f"{prefix}inputs": inputs, f"{prefix}targets": targets},
                 self.trainer.strategy.root_device,
             )
-        dataset = ArrayDataset(inputs, targets, self.rows_of(part), transform)
+        dataset = ArrayDataset(inputs, targets, self.rows_of(part), transform, self.kinds)
         sampler = self._sampler(
             dataset,
             training=training,
@@ -337,6 +357,8 @@ class DataModule(SplitDataModule):
 
         They leave in torch's default dtype. float64 is rounded to it only after it is normalised.
         """
+        if not self.kinds["inputs"].normalised:
+            return inputs
         return rescale(inputs, *on_device(self.normalisation, inputs.device))
 
     def inverse_transform(self, inputs: Tensor) -> Tensor:
@@ -391,9 +413,9 @@ class ResidentArrays:
 
     def __init__(self, wanted: bool | Literal["auto"]) -> None:
         self.wanted = wanted
-        self._copies: dict[str, tuple[Tensor, Tensor]] = {}  # name: (array, its copy)
+        self._copies: dict[str, tuple[Any, Any]] = {}  # name: (array, its copy)
 
-    def move(self, arrays: dict[str, Tensor], device: torch.device) -> list[Tensor]:
+    def move(self, arrays: dict[str, Any], device: torch.device) -> list[Any]:
         """The arrays on `device`, or as they are if they are not to be there.
 
         Args:
@@ -409,7 +431,7 @@ class ResidentArrays:
             self._copies[name] = array, array.to(device)
         return [self._copies[name][1] for name in arrays]
 
-    def _has(self, name: str, array: Tensor, device: torch.device) -> bool:
+    def _has(self, name: str, array: Any, device: torch.device) -> bool:
         of, copied = self._copies.get(name, (None, None))
         return of is array and copied is not None and copied.device == device
 
