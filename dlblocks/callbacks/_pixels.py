@@ -23,7 +23,8 @@ class PixelTransform(BatchTransform):
 
     Args:
         target_kind: ``"mask"``, ``"image"`` or another kind of `dlblocks.fields`, or an object such
-            as ``Mask(ignore_index=0)``; ``"values"`` stay as they are. None: as the datamodule says.
+            as ``Mask(ignore_index=0)``; ``"values"`` stay as they are. None: what the datamodule
+            says.
         **kwargs: When and where it acts; see `BatchTransform`.
     """
 

@@ -24,7 +24,7 @@ class Source:
         inputs: Shape (N, ...): images NCHW, uint8 in 0 … 255 or floating point; features (N, F),
             floating point; or tokens, integers.
         targets: Classes, int64 of shape (N,), values, floating point of shape (N,) or (N, D), masks
-            of images, integers of shape (N, H, W), or of another kind; `Ragged` if the kind says so.
+            of images, integers of shape (N, H, W), or of another kind; `Ragged` for boxes.
         test_inputs: The official test set, if there is one.
         test_targets: Its targets.
         class_names: Names of the classes 0 … C-1; None for values.
