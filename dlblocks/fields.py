@@ -104,6 +104,11 @@ class Kind:
         """The class's name in lower case, such as ``"mask"``."""
         return type(self).__name__.lower()
 
+    @property
+    def moves(self) -> bool:
+        """Whether values must change when the pixels of their image move."""
+        return self.refusal is not None or type(self).move is not Kind.move
+
     def check(self, argument: str, values: Any, class_names: Sequence[str] | None = None) -> None:
         """Raise a `ValueError` that says what is wrong with the values (N, ...), and where."""
 

@@ -303,6 +303,14 @@ def test_boxes_are_refused_by_name_before_the_first_step(make_trainer):
     assert changed.fingerprint() != data.fingerprint()
 
 
+def test_transforms_of_single_images_are_refused_for_masks():
+    images, masks = scenes()
+    data = ArrayDataModule(images, masks, train_transform=TF.hflip)
+    with pytest.raises(ValueError, match=r"train_transform=hflip .* kind 'mask'; use .*Augment"):
+        data.setup()
+    ArrayDataModule(images, np.arange(N) % 2, train_transform=TF.hflip).setup()
+
+
 # A new kind is one class
 
 

@@ -58,7 +58,7 @@ class DataModule(SplitDataModule):
         train_transform: A transform of albumentations or torchvision.transforms.v2, or any
             callable, for single training images, in the worker processes; see
             `dlblocks.data.transforms.SampleTransform`. `dlblocks.callbacks.Augment` is many times
-            faster where it has what you need.
+            faster where it has what you need, and moves masks along; with masks it is needed.
         device_resident: Keep the arrays on the accelerator, so that no batch is copied to it; needs
             ``num_workers=0``. ``"auto"``: if it can be and they take at most half of what is free.
         **kwargs: How the data are split, shuffled and balanced; see `SplitDataModule`.
@@ -244,6 +244,13 @@ class DataModule(SplitDataModule):
             )
         if self.train_transform is not None:
             self.train_transform.check_images(source.inputs)
+            if self.kinds["targets"].moves:
+                raise ValueError(
+                    f"train_transform={self.train_transform.name} changes single images, but not "
+                    f"their targets of kind {self.kinds['targets'].name!r}; use "
+                    "dlblocks.callbacks.Augment, which moves both, or target_kind='values' of "
+                    "targets that stay."
+                )
         self._rows = self._split_rows()
         if source.test_inputs is not None:
             self._rows["test"] = torch.arange(len(source.test_inputs))
