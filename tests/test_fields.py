@@ -7,7 +7,8 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import TensorDataset
+from jsonargparse import ArgumentParser
+from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
@@ -282,6 +283,34 @@ def test_a_foreign_batch_is_refused_or_told(make_trainer):
     )
     for inputs, targets in seen:
         assert torch.equal(inputs[:, 0].long(), 10 + 10 * targets)
+
+
+def test_a_foreign_datamodule_may_tell_its_kinds(make_trainer):
+    images, masks = scenes()
+
+    class Theirs(pl.LightningDataModule):
+        kinds = {"inputs": Image(), "targets": Mask(ignore_index=9)}
+
+        def train_dataloader(self):
+            return DataLoader(TensorDataset(images.float(), masks), batch_size=8)
+
+    seen = []
+    data = FoldedDataModule(Theirs(), stratify=False).for_fold(0, 3)
+    assert data.kinds == Theirs.kinds
+    augment = Augment(crop_padding=3)
+    make_trainer(max_epochs=1, callbacks=[augment]).fit(module(seen), datamodule=data)
+    for inputs, targets in seen:
+        assert torch.equal(targets == 9, inputs[:, 0] == 0)
+
+
+def test_kinds_can_be_given_on_the_command_line(tmp_path):
+    np.save(tmp_path / "x.npy", np.ones((N, 3), np.int32))
+    np.save(tmp_path / "y.npy", np.arange(N) % 2)
+    parser = ArgumentParser()
+    parser.add_class_arguments(ArrayDataModule, "data")
+    arguments = [f"--data.inputs={tmp_path}/x.npy", f"--data.targets={tmp_path}/y.npy"]
+    made = parser.instantiate(parser.parse_args([*arguments, "--data.input_kind=tokens"]))
+    assert made.data.kinds["inputs"] == Tokens()
 
 
 def test_boxes_are_refused_by_name_before_the_first_step(make_trainer):
