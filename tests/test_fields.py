@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import lightning.pytorch as pl
 import numpy as np
@@ -289,7 +290,7 @@ def test_a_foreign_datamodule_may_tell_its_kinds(make_trainer):
     images, masks = scenes()
 
     class Theirs(pl.LightningDataModule):
-        kinds = {"inputs": Image(), "targets": Mask(ignore_index=9)}
+        kinds: ClassVar = {"inputs": Image(), "targets": Mask(ignore_index=9)}
 
         def train_dataloader(self):
             return DataLoader(TensorDataset(images.float(), masks), batch_size=8)
