@@ -27,6 +27,7 @@ from dlblocks.data.dataset import ArrayDataset, collate, collate_with_index
 from dlblocks.data.source import Source, check_arrays
 from dlblocks.data.split_datamodule import BatchSize, SplitDataModule, SplitMetadata
 from dlblocks.data.transforms import SampleTransform
+from dlblocks.fields import Kind, Ragged
 from dlblocks.nets import Preprocess
 from dlblocks.nets.preprocess import complete
 
@@ -45,7 +46,8 @@ class DataModule(SplitDataModule):
     Batches are ``[inputs, targets]`` (predict: ``[inputs, targets, index]``, where `index` is the
     sample's row in the source). Images leave as floats: uint8 is scaled to [0, 1] and, with
     `normalize`, each channel (each column of a table) gets mean 0 and standard deviation 1 over
-    the training part of this fold. Both happen once a batch, on the batch's device. Tables whose
+    the training part of this fold. Both happen once a batch, on the batch's device. Other kinds of
+    inputs, such as tokens, stay as they are; see `kinds`. Tables whose
     numbers float32 would round too much, such as times, stay float64 until they are normalised.
     A fit gives these statistics to a `dlblocks.models.Model`, which keeps them: afterwards it is
     the model's own that are used, whichever datamodule it meets.
@@ -60,7 +62,7 @@ class DataModule(SplitDataModule):
         train_transform: A transform of albumentations or torchvision.transforms.v2, or any
             callable, for single training images, in the worker processes; see
             `dlblocks.data.transforms.SampleTransform`. `dlblocks.callbacks.Augment` is many times
-            faster where it has what you need.
+            faster where it has what you need, and moves masks along; with masks it is needed.
         device_resident: Keep the arrays on the accelerator, so that no batch is copied to it; needs
             ``num_workers=0``. ``"auto"``: if it can be and they take at most half of what is free.
         **kwargs: How the data are split, shuffled and balanced; see `SplitDataModule`.
@@ -116,15 +118,24 @@ class DataModule(SplitDataModule):
         return source
 
     @property
+    def kinds(self) -> dict[str, Kind]:
+        """Kinds of ``"inputs"`` and ``"targets"``, in the order of a batch."""
+        return self.source.kinds
+
+    @property
+    def _target_kind(self) -> Kind:
+        return self.kinds["targets"]
+
+    @property
     def columns(self) -> SplitMetadata:
-        """What the arrays are split by."""
+        """What the arrays are split by; masks, boxes and the like are no targets to split by."""
         source = self.source
         targets = source.targets
-        if targets.dtype == torch.bfloat16:  # NumPy has none
+        if isinstance(targets, Tensor) and targets.dtype == torch.bfloat16:  # NumPy has none
             targets = targets.float()
         return SplitMetadata(
             len(source.inputs),
-            targets.numpy(),
+            None if self.kinds["targets"].is_structured else targets.numpy(),
             first_copies(source.input_keys) if self._keep_duplicates else source.groups,
             source.folds,
             copies=self._keep_duplicates,
@@ -151,13 +162,17 @@ class DataModule(SplitDataModule):
     def fingerprint(self) -> str:
         """A hash of the arrays but an official test set; see `dlblocks.data._fingerprint`."""
         source = self.source
-        columns = {"targets": source.targets, "groups": source.groups, "folds": source.folds}
+        targets: dict[str, Any] = {"targets": source.targets}
+        if isinstance(source.targets, Ragged):
+            targets = {"targets": source.targets.values, "offsets": source.targets.offsets}
+        columns = targets | {"groups": source.groups, "folds": source.folds}
         return fingerprint({"inputs": source.inputs}, columns)
 
     @property
     def class_names(self) -> list[str] | None:
-        """Names of the classes 0 … C-1, or None for values."""
-        numbers = super().class_names
+        """Names of the classes 0 … C-1, of masks too, or None for values."""
+        count = self.source.num_mask_classes
+        numbers = super().class_names if count is None else [str(i) for i in range(count)]
         return numbers and (self.source.class_names or numbers)
 
     @property
@@ -204,7 +219,7 @@ class DataModule(SplitDataModule):
         channels, height, width = self.input_shape
         return channels, height, width
 
-    def arrays(self, part: str) -> tuple[Tensor, Tensor, Tensor]:
+    def arrays(self, part: str) -> tuple[Tensor, Any, Tensor]:
         """The raw (inputs, targets, index) of ``"train"``, ``"val"`` or ``"test"``.
 
         Not normalised and in the order of the source: for looking at samples, not for training.
@@ -212,7 +227,9 @@ class DataModule(SplitDataModule):
         self.setup()
         inputs, targets = self._part_arrays(part)
         rows = self._rows[part]
-        return inputs.index_select(0, rows), targets.index_select(0, rows), rows
+        kinds = self.kinds
+        made = kinds["inputs"].gather(inputs, rows), kinds["targets"].gather(targets, rows)
+        return *made, rows
 
     def raw_inputs(self, part: str) -> Tensor:
         """The whole input array in which the index of a sample of `part` counts; not normalised."""
@@ -247,6 +264,13 @@ class DataModule(SplitDataModule):
             )
         if self.train_transform is not None:
             self.train_transform.check_images(source.inputs)
+            if self.kinds["targets"].moves:
+                raise ValueError(
+                    f"train_transform={self.train_transform.name} changes single images, but not "
+                    f"their targets of kind {self.kinds['targets'].name!r}; use "
+                    "dlblocks.callbacks.Augment, which moves both, or target_kind='values' of "
+                    "targets that stay."
+                )
         self._rows = self._split_rows()
         if source.test_inputs is not None:
             self._rows["test"] = torch.arange(len(source.test_inputs))
@@ -259,7 +283,10 @@ class DataModule(SplitDataModule):
         if source.completion is not None:
             found.set(**source.completion(inputs, rows))
             inputs = complete(inputs, found.fill, found.coded, found.tables)
-            check_arrays(inputs, source.targets, source.class_names, source.feature_names)
+            names = source.class_names, source.feature_names
+            check_arrays(inputs, source.targets, source.kinds, *names)
+        if not self.kinds["inputs"].normalised:
+            return  # not set: inputs stay as they are
         if self.normalize:
             scale, shift = standardisation(inputs, rows)
             for column in source.categories:
@@ -317,7 +344,7 @@ class DataModule(SplitDataModule):
         """
         return self._loader(self._predicted_part(), with_index=self.predict_index)
 
-    def _part_arrays(self, part: str) -> tuple[Tensor, Tensor]:
+    def _part_arrays(self, part: str) -> tuple[Tensor, Any]:
         source = self.source
         if part == "test" and source.test_inputs is not None and source.test_targets is not None:
             return source.test_inputs, source.test_targets
@@ -332,7 +359,7 @@ class DataModule(SplitDataModule):
                 {f"{prefix}inputs": inputs, f"{prefix}targets": targets},
                 self.trainer.strategy.root_device,
             )
-        dataset = ArrayDataset(inputs, targets, self.rows_of(part), transform)
+        dataset = ArrayDataset(inputs, targets, self.rows_of(part), transform, self.kinds)
         sampler = self._sampler(
             dataset,
             training=training,
@@ -426,9 +453,9 @@ class ResidentArrays:
 
     def __init__(self, wanted: bool | Literal["auto"]) -> None:
         self.wanted = wanted
-        self._copies: dict[str, tuple[Tensor, Tensor]] = {}  # name: (array, its copy)
+        self._copies: dict[str, tuple[Any, Any]] = {}  # name: (array, its copy)
 
-    def move(self, arrays: dict[str, Tensor], device: torch.device) -> list[Tensor]:
+    def move(self, arrays: dict[str, Any], device: torch.device) -> list[Any]:
         """The arrays on `device`, or as they are if they are not to be there.
 
         Args:
@@ -444,7 +471,7 @@ class ResidentArrays:
             self._copies[name] = array, array.to(device)
         return [self._copies[name][1] for name in arrays]
 
-    def _has(self, name: str, array: Tensor, device: torch.device) -> bool:
+    def _has(self, name: str, array: Any, device: torch.device) -> bool:
         of, copied = self._copies.get(name, (None, None))
         return of is array and copied is not None and copied.device == device
 

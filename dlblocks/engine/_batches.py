@@ -122,8 +122,7 @@ class BatchSource:
         if self.shared and not any(self.changed[k] for k in members):
             dataset = self.datasets[0]
             where = rows.flatten().to(dataset.inputs.device, non_blocking=True)
-            inputs = dataset.inputs.index_select(0, where).to(self.device, non_blocking=True)
-            targets = dataset.targets.index_select(0, where).to(self.device, non_blocking=True)
+            inputs, targets = self._gathered(dataset, where)
             inputs = self._prepared(inputs.unflatten(0, rows.shape), members)
             yield Batches(members, inputs, targets.unflatten(0, rows.shape), rows)
             return
@@ -132,10 +131,7 @@ class BatchSource:
         for k, mine in zip(members, rows, strict=True):
             dataset = self.datasets[k]
             where = mine.to(dataset.inputs.device, non_blocking=True)
-            batch = [
-                x.index_select(0, where).to(self.device, non_blocking=True)
-                for x in (dataset.inputs, dataset.targets)
-            ]
+            batch = self._gathered(dataset, where)
             inputs, targets = self.members[k].datamodule.on_after_batch_transfer(batch, 0)
             if not isinstance(targets, Tensor):
                 raise ValueError(
@@ -149,9 +145,16 @@ class BatchSource:
             stacked = [torch.stack(column) for column in list(zip(*parts, strict=True))[1:]]
             yield Batches(numbers, *stacked)
 
+    def _gathered(self, dataset: ArrayDataset, where: Tensor) -> list[Tensor]:
+        """The raw inputs and targets of some rows, on the device."""
+        arrays = zip(dataset.kinds, (dataset.inputs, dataset.targets), strict=True)
+        return [k.gather(x, where).to(self.device, non_blocking=True) for k, x in arrays]
+
     def _prepared(self, inputs: Tensor, members: Sequence[int]) -> Tensor:
         """What the `preprocess` of each member makes of inputs (M, N, …)."""
         known = self.statistics
+        if not known["scale"].numel():  # of tokens there are none
+            return inputs
         if len(members) < len(self.members):
             known = {name: values[members] for name, values in known.items()}
         fill = known["fill"].unsqueeze(1) if known["fill"].numel() else known["fill"]

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from dlblocks._errors import named
 from dlblocks.callbacks._batch_transform import BatchTransform
 from dlblocks.data import DataModule
+from dlblocks.fields import Ragged
 from dlblocks.models.model import Model
 
 # Trainer arguments that are heeded here, or that only concern what is the same for all members.
@@ -77,6 +78,8 @@ OF_DATA = (
 
 
 def _check_data(datamodule: DataModule) -> None:
+    if isinstance(datamodule.source.targets, Ragged):
+        raise NotVectorizable("targets of unequal length have no common shape")
     for name in OF_DATA:
         if getattr(type(datamodule), name) is not getattr(DataModule, name):
             raise NotVectorizable(

@@ -392,7 +392,8 @@ class StackedFit(pl.LightningModule):
         member.model.eval()
         with torch.inference_mode(), self.fitter.precision_plugin.val_step_context():
             for index in rows.split(size):
-                batch = [inputs.index_select(0, index), targets.index_select(0, index)]
+                arrays = zip(data.kinds.values(), (inputs, targets), strict=True)
+                batch = [kind.gather(x, index) for kind, x in arrays]
                 batch = [x.to(self.root_device) for x in batch]
                 batch[0] = member.model.preprocess(batch[0])
                 result = member.model.predict_step([*batch, index], 0)

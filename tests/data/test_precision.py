@@ -54,7 +54,9 @@ def test_columns_that_float32_would_round(column, wide):
 
 @pytest.mark.parametrize("give", [torch.from_numpy, np.asarray, lambda x: x.astype(np.int64)])
 def test_batches_say_what_the_source_says(give, make_trainer):
-    data = ArrayDataModule(give(TIMES[:, None].copy()), LATE, num_folds=4, batch_size=16)
+    data = ArrayDataModule(
+        give(TIMES[:, None].copy()), LATE, input_kind="features", num_folds=4, batch_size=16
+    )
     rows = data.indices("train")
     made = data.transform(data.raw_inputs("train"))
     assert made.dtype == torch.float32
@@ -79,8 +81,8 @@ def test_batches_say_what_the_source_says(give, make_trainer):
 def test_integers_that_float64_would_round_are_refused(give):
     numbers = 2**53 + np.arange(COUNT)[:, None]
     with pytest.raises(ValueError, match="such as 9007199254740993, which float64 rounds"):
-        ArrayDataModule(give(numbers), LATE).setup()
-    data = ArrayDataModule(give(numbers - 2**53), LATE)
+        ArrayDataModule(give(numbers), LATE, input_kind="features").setup()
+    data = ArrayDataModule(give(numbers - 2**53), LATE, input_kind="features")
     data.setup()
     assert len(data.source.inputs.unique()) == COUNT
 
@@ -90,7 +92,7 @@ def test_the_largest_integers_are_refused():
     for dtype in (np.int64, np.uint64):
         largest = np.full((COUNT, 1), np.iinfo(dtype).max, dtype=dtype)
         with pytest.raises(ValueError, match=f"such as {np.iinfo(dtype).max}, "):
-            ArrayDataModule(largest, LATE).setup()
+            ArrayDataModule(largest, LATE, input_kind="features").setup()
 
 
 def test_float32_far_from_0_is_normalised_in_float64():

@@ -273,7 +273,8 @@ def test_members_of_an_ensemble_fill_in_what_their_own_rows_say(tmp_path, asked,
         return MLPClassifier(data.in_features, 2, hidden=[], embeddings=data.embeddings)
 
     result = cross_validate(model, data, num_folds=2, trainer={"max_epochs": 2, **FOLDS},
-                            run_dir=tmp_path, progress_bar=False, figures=False, engine=engine)  # fmt: skip
+                            run_dir=tmp_path, progress_bar=False, figures=False,
+                            engine=engine)  # fmt: skip
     raw = data.source.inputs
     each, parts = [], [data.for_fold(k, 2).with_selection(0.15) for k in (0, 1)]
     assert not torch.equal(completed(parts[0]), completed(parts[1]))
@@ -281,7 +282,8 @@ def test_members_of_an_ensemble_fill_in_what_their_own_rows_say(tmp_path, asked,
         each.append(load(tmp_path / row["checkpoint"]).net(part.transform(raw)).softmax(1))
     found = result.ensemble()(raw).softmax(1)
     torch.testing.assert_close(found, sum(each) / 2)
-    out_of_fold = torch.stack([each[f][i] for i, f in zip(result.oof.index, result.oof.fold)])
+    places = zip(result.oof.fold, result.oof.index, strict=True)
+    out_of_fold = torch.stack([each[fold][row] for fold, row in places])
     torch.testing.assert_close(torch.from_numpy(result.oof.prediction), out_of_fold)
 
 

@@ -14,6 +14,7 @@ from dlblocks.models import (
     MLPRegressor,
     Model,
     VotingEnsemble,
+    VotingModule,
     load,
 )
 from dlblocks.nets import Preprocess
