@@ -42,7 +42,7 @@ class StackedModels:
         self.device = device
         self.template = _without_metrics(models[0]).to(device)
         self._modes = {module: module.training for module in self.template.modules()}
-        self._names = [*dict(models[0].named_parameters()), *_buffers(models[0])]
+        self._names = [*dict(models[0].named_parameters()), *dict(models[0].named_buffers())]
         self._vmapped = _Vmapped(_Step(self.template), self._names)
         self._layers = dense_layers(self.template)
         if self._layers is not None:
@@ -60,7 +60,7 @@ class StackedModels:
 
     def _fill(self) -> None:
         params: list[dict[str, Tensor]] = [{**dict(m.named_parameters())} for m in self.models]
-        buffers = [_buffers(model) for model in self.models]
+        buffers = [dict(model.named_buffers()) for model in self.models]
 
         def stacked(rows: Sequence[dict[str, Tensor]], name: str) -> Tensor:
             return torch.stack([row[name].detach().to(self.device) for row in rows])
@@ -176,7 +176,7 @@ class StackedModels:
             for p in model.parameters():
                 p.data = p.detach().clone()
                 p.grad = None
-            for name, buffer in _buffers(model).items():
+            for name, buffer in list(model.named_buffers()):
                 owner, _, leaf = name.rpartition(".")
                 model.get_submodule(owner)._buffers[leaf] = buffer.clone()
         self.models = [self.models[k] for k in members]
@@ -227,12 +227,6 @@ class _Vmapped:
                 holder[name] = tensor
 
 
-def _buffers(model: nn.Module) -> dict[str, Tensor]:
-    """A model's buffers but statistics of its inputs, which are the model's own, always."""
-    found = dict(model.named_buffers())
-    return {name: x for name, x in found.items() if not name.startswith("preprocess.")}
-
-
 def _place(model: nn.Module, name: str) -> tuple[dict[str, Any], str]:
     """Where a module keeps a parameter or buffer."""
     owner, _, leaf = name.rpartition(".")
@@ -263,7 +257,7 @@ class _NoTrainer:
 
 def _check_same(models: Sequence[Model]) -> None:
     def described(model: Model) -> dict[str, tuple[torch.Size, torch.dtype, bool]]:
-        tensors = {**dict(model.named_parameters()), **_buffers(model)}
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         for name, x in tensors.items():
             if is_lazy(x):
                 raise NotVectorizable(f"{name} is lazy: its shape is not known before the fit")

@@ -18,6 +18,7 @@ from dlblocks.callbacks._batch_transform import BatchTransform
 from dlblocks.data import DataModule
 from dlblocks.fields import Ragged
 from dlblocks.models.model import Model
+from dlblocks.nets import Preprocess
 
 # Trainer arguments that are heeded here, or that only concern what is the same for all members.
 TRAINER_ARGUMENTS = {
@@ -154,7 +155,7 @@ def plain_state(model: Model) -> dict[str, Any]:
     known = vars(pl.LightningModule()).keys() | OWN | INTERNAL
     found: dict[str, Any] = {}
     for path, module in model.named_modules():
-        if path.startswith("_metrics"):
+        if path.startswith("_metrics") or isinstance(module, Preprocess):
             continue
         for name, value in vars(module).items():
             if name in known:

@@ -26,7 +26,8 @@ class Preprocess(nn.Module):
     3. ``inputs * scale + shift``, each channel (or column) with its own.
 
     The result has the dtype of the model. Statistics keep their dtype when the model changes its
-    own: float32, or float64 where float32 would round too much.
+    own: float32, or float64 where float32 would round too much. They are saved like buffers, but
+    are none: weights and buffers are averaged, broadcast and rounded, and statistics are not.
 
     Args:
         mean: Mean of each channel, or column, in the units of the inputs, such as 0 … 255 of uint8
@@ -58,8 +59,7 @@ class Preprocess(nn.Module):
     ) -> None:
         super().__init__()
         for name in STATISTICS:
-            dtype = torch.int64 if name == "coded" else torch.float32
-            self.register_buffer(name, torch.empty(0, dtype=dtype))
+            setattr(self, name, torch.empty(0, dtype=torch.int64 if name == "coded" else None))
         # What a change of the model's dtype changes.
         self.register_buffer("dtype_of", torch.empty(0), persistent=False)
         if (mean is None) != (std is None):
@@ -81,7 +81,7 @@ class Preprocess(nn.Module):
     def set(self, **statistics: Tensor) -> Self:
         """Take copies of these statistics, on the device of the old ones; the others stay."""
         for name, value in statistics.items():
-            self._buffers[name] = value.detach().clone().to(self.scale.device)
+            setattr(self, name, value.detach().clone().to(self.scale.device))
         return self
 
     def statistics(self) -> dict[str, Tensor]:
@@ -136,16 +136,31 @@ class Preprocess(nn.Module):
             if moved.device.type == "mps" and value.dtype == torch.float64:  # which it has not
                 value = value.float()
             if moved.device != value.device:
-                self._buffers[name] = value.to(moved.device)
+                setattr(self, name, value.to(moved.device))
         return self
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        destination.update({prefix + name: x for name, x in self.statistics().items()})
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
         # As many numbers as were saved, whatever was here before.
-        for name in STATISTICS:
-            saved = state_dict.get(prefix + name)
-            if isinstance(saved, Tensor):
-                self._buffers[name] = torch.empty_like(saved, device=self.scale.device)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        names = {prefix + name: name for name in STATISTICS}
+        self.set(**{name: state_dict[key] for key, name in names.items() if key in state_dict})
+        if strict:
+            missing_keys.extend(key for key in names if key not in state_dict)
+            mine = [key for key in state_dict if key.startswith(prefix)]
+            unexpected_keys.extend(key for key in mine if key not in names)
 
 
 class PassOn(Preprocess):
