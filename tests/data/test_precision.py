@@ -108,7 +108,7 @@ def test_other_data_is_normalised_in_float32():
     x = torch.randn(20, 3) * 2 + 5
     scale, shift = standardisation(x, torch.arange(20))
     assert scale.dtype == shift.dtype == torch.float32
-    assert torch.equal(rescale(x, scale, shift), x * scale + shift)
+    assert torch.equal(rescale(x, scale, shift, torch.float32), x * scale + shift)
     pixels = torch.randint(0, 256, (20, 3, 4, 4), dtype=torch.uint8)
     assert standardisation(pixels, torch.arange(20))[0].dtype == torch.float32
 

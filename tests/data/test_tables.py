@@ -264,7 +264,7 @@ def test_members_of_an_ensemble_fill_in_what_their_own_rows_say(tmp_path, asked,
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({
         "city": [f"c{i}" for i in rng.integers(0, 20, N)], "x": X,
-        "gap": [None, *X[1:-9], *[None] * 8], "y": LABEL,
+        "gap": [None, *X[1:-8], *[None] * 8], "y": LABEL,
     })  # fmt: skip
     asked = asked if "missing" in asked else {**asked, "drop": ["gap"]}
     data = TabularDataModule(frame, "y", **asked)
