@@ -128,7 +128,7 @@ class VotingModule(MadeOfTrained, Model):
     such as ``"label"``.
 
     A module of yours has no statistics of its inputs. ``average.own[k]``, a
-    `dlblocks.nets.Preprocess`, has those of member k: a fold average sets them to those of its fold.
+    `dlblocks.nets.Preprocess`, has those of member k; those of a fold average are of its folds.
     Batches are then ``[inputs, …]`` of raw inputs.
 
     `Trainer.predict` gives a dictionary of ``"prediction"`` and ``"std"``, the members' standard
