@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric, MetricCollection
 
 from dlblocks._errors import CheckedConstructor, check_range, constructor_arguments
-from dlblocks._lightning import log_as
+from dlblocks._lightning import datamodule_of, log_as
 from dlblocks.models import _checkpoints as checkpoints
 from dlblocks.models._inputs import (
     of_raw,
@@ -344,7 +344,7 @@ class Model(CheckedConstructor, pl.LightningModule):
     @property
     def datamodule(self) -> Any:
         """The Trainer's datamodule, or None if it was given loaders."""
-        return getattr(self.trainer, "datamodule", None)
+        return datamodule_of(self.trainer)
 
     def on_train_epoch_start(self) -> None:
         self._reset("train")

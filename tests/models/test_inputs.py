@@ -97,6 +97,19 @@ def test_plain_loaders_of_raw_inputs(make_trainer):
     torch.testing.assert_close(torch.cat([batch["prediction"] for batch in bare]), expected)
 
 
+def test_plain_loaders_after_a_datamodule_in_the_same_trainer(make_trainer):
+    trainer = make_trainer(max_epochs=3)
+    model, source = fitted(mlp(), trainer)
+    inputs, targets, _ = source.arrays("test")
+    expected = score(model, source, make_trainer)
+    loader = DataLoader(TensorDataset(inputs, targets), batch_size=16)
+    # Lightning leaves `trainer.datamodule` as it was.
+    (scores,) = trainer.test(model, dataloaders=loader, verbose=False)
+    assert scores["test/accuracy"] == pytest.approx(expected)
+    assert expected > 0.7
+    assert score(model, source, lambda: trainer) == pytest.approx(expected)
+
+
 class Scaled(pl.LightningDataModule):
     """Somebody else's, with a hook of its own."""
 
