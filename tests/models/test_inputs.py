@@ -314,6 +314,75 @@ def test_subclasses_with_a_forward_of_their_own(kind, make_trainer):
     assert kind.forward.__name__ == "forward"
 
 
+class StepMixin:
+    """Steps and a forward for prepared inputs, in a class that is not a Model."""
+
+    def forward(self, inputs):
+        self.seen.append(float(inputs.abs().max()))
+        return self.net(inputs)[:, :2]
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+
+class Mixed(StepMixin, Classifier):
+    def __init__(self):
+        super().__init__(MLP(6, 4, hidden=[16]), 2, lr=0.02)
+        self.seen = []
+
+    def setup(self, stage):
+        """Without that of the base class."""
+
+    def on_test_batch_end(self, outputs, batch, batch_idx, dataloader_idx=0):
+        with torch.no_grad():
+            self(batch[0])
+
+
+class OfMixed(Mixed):
+    pass
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")  # of a step that logs nothing
+@pytest.mark.parametrize("kind", [Mixed, OfMixed])
+def test_mixins_and_hooks_take_prepared_inputs(kind, make_trainer):
+    model, source = fitted(kind(), make_trainer(max_epochs=4))
+    inputs, targets, _ = source.arrays("test")
+    with torch.no_grad():
+        expected = by_hand(model, source, inputs)[:, :2]
+        torch.testing.assert_close(model(inputs), expected, rtol=1e-4, atol=1e-4)
+    loader = DataLoader(TensorDataset(inputs, targets), batch_size=16)
+    (scores,) = make_trainer().test(model, dataloaders=loader, verbose=False)
+    assert scores["test/accuracy"] == pytest.approx(accuracy(model, source))
+    # Prepared once: neither 1000, nor nearly the same for all.
+    assert 1 < min(model.seen) < max(model.seen) < 10
+
+
+class Named(Classifier):
+    """Of batches that are dictionaries, whose inputs nobody knows."""
+
+    def __init__(self):
+        super().__init__(MLP(6, 2, hidden=[16]), 2, lr=0.02)
+        self.preprocess = Preprocess(X.mean(0).tolist(), X.std(0).tolist())
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch["x"]), batch["y"])
+
+    def test_step(self, batch, batch_idx):
+        return super().test_step([batch["x"], batch["y"]], batch_idx)
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")  # of a step that logs nothing
+def test_dictionaries_stay_raw(make_trainer):
+    samples = [{"x": x, "y": y} for x, y in zip(torch.from_numpy(X), Y, strict=True)]
+    loader = DataLoader(samples, batch_size=16)
+    model = Named()
+    seen = []
+    model.net.register_forward_pre_hook(lambda _, inputs: seen.append(float(inputs[0].abs().max())))
+    make_trainer(max_epochs=1, limit_val_batches=0).fit(model, loader, loader)
+    make_trainer().test(model, dataloaders=loader, verbose=False)
+    assert 1 < min(seen) < max(seen) < 10
+
+
 def test_compiled_models(make_trainer):
     model, source = mlp(), data()
     make_trainer().fit(model, datamodule=source)
