@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
-from dlblocks.nets import Preprocess
+from dlblocks.nets.preprocess import preprocess_of
 
 HOOK = "on_after_batch_transfer"
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -151,8 +151,8 @@ class _PreparingHook:
     def __call__(self, batch: Any, dataloader_idx: int = 0) -> Any:
         batch = self.inner(batch, dataloader_idx)
         trainer = self.owner.trainer
-        preprocess = getattr(trainer and trainer.lightning_module, "preprocess", None)
-        if not isinstance(preprocess, Preprocess) or not preprocess.is_set:
+        preprocess = preprocess_of(trainer and trainer.lightning_module)
+        if preprocess is None or not preprocess.is_set:
             return batch
         if isinstance(batch, Tensor):
             return preprocess(batch)

@@ -73,6 +73,8 @@ class Model(CheckedConstructor, pl.LightningModule):
         warmup_steps: Optimizer steps over which the learning rate rises linearly from 0.
     """
 
+    preprocess: Preprocess
+
     def __init__(
         self,
         net: nn.Module | None = None,
@@ -92,6 +94,13 @@ class Model(CheckedConstructor, pl.LightningModule):
         check_schedule(lr_schedule, lr_schedule_args, warmup_steps=warmup_steps)
         if lr is not None:
             check_range("lr", lr, 0)
+        if isinstance(net, Model) and net.preprocess.is_set:
+            name = type(net).__name__
+            raise ValueError(
+                f"net is a {name} that has statistics of its inputs (preprocess), and would "
+                f"normalise them again; give {type(self).__name__}(model.net), and set its "
+                "preprocess to that of the model to keep its statistics."
+            )
         self.preprocess = Preprocess()
         self.net = nn.Identity() if net is None else net
         self.task = task

@@ -1,5 +1,6 @@
 """One rule for inputs: every model takes them in the units of the source."""
 
+import copy
 from pathlib import Path
 
 import forked
@@ -381,6 +382,56 @@ def test_dictionaries_stay_raw(make_trainer):
     make_trainer(max_epochs=1, limit_val_batches=0).fit(model, loader, loader)
     make_trainer().test(model, dataloaders=loader, verbose=False)
     assert 1 < min(seen) < max(seen) < 10
+
+
+class TheirOwn(pl.LightningModule):
+    """Somebody else's, which applies a Preprocess itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.preprocess = Preprocess(X.mean(0).tolist(), X.std(0).tolist())
+        self.net, self.seen = nn.Linear(6, 2), []
+
+    def forward(self, inputs):
+        inputs = self.preprocess(inputs)
+        self.seen.append(float(inputs.abs().max()))
+        return self.net(inputs)
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_other_modules_apply_a_preprocess_of_their_own(make_trainer):
+    model = TheirOwn()
+    make_trainer(max_epochs=1, limit_val_batches=0).fit(model, datamodule=data(normalize=False))
+    assert 1 < min(model.seen) < max(model.seen) < 10
+
+
+def test_a_trained_model_is_not_a_net(make_trainer):
+    model, _ = fitted(mlp(), make_trainer(max_epochs=1))
+    with pytest.raises(ValueError, match=r"would normalise them again.*Classifier\(model\.net\)"):
+        Classifier(model, 2)
+    Classifier(model.net, 2)
+    Classifier(mlp(), 2)  # has no statistics
+
+
+def test_the_meta_device(make_trainer):
+    model, source = fitted(mlp(), make_trainer(max_epochs=1))
+    inputs, state = source.arrays("test")[0], model.state_dict()
+    with torch.device("meta"):
+        fresh = mlp()
+    fresh.load_state_dict(state, assign=True)
+    emptied = copy.deepcopy(model).to("meta").to_empty(device="cpu")
+    emptied.load_state_dict(state)
+    with torch.no_grad():
+        for made in (fresh, emptied):
+            assert torch.equal(made.eval()(inputs), model(inputs))
 
 
 def test_compiled_models(make_trainer):
