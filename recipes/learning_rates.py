@@ -256,7 +256,7 @@ def untrained_loss(member: Member) -> float:
     data, model = member.datamodule, member.model
     data.setup("fit")
     inputs, targets, _ = data.arrays("val")
-    loss = model.eval().loss(model(inputs), targets)
+    loss = model.eval().loss(model(data.transform(inputs)), targets)
     model.train()
     return float(loss)
 
