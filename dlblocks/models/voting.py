@@ -20,7 +20,7 @@ from dlblocks._lightning import trainer_of
 from dlblocks.models._members import Kind, MadeOfTrained, described, rebuilt
 from dlblocks.models._predict import gather, join_batches, predictor, target_in
 from dlblocks.models.model import Model
-from dlblocks.tasks import Task, find_task
+from dlblocks.tasks import PredictionTable, Task
 from dlblocks.tasks.task import Stage
 
 IDENTITY = (1.0, 0.0)  # the scale and shift of inputs that stay as they are
@@ -246,11 +246,12 @@ class VotingModule(MadeOfTrained, Model):
 
     def _log(self, stage: Stage) -> None:
         for loader, batches in self._scored.items():
-            columns = zip(*gather(batches), strict=True)
-            prediction, target = (join_batches(column)["prediction"] for column in columns)
+            gathered = zip(*gather(batches), strict=True)
+            prediction, target = (join_batches(part)["prediction"] for part in gathered)
             end = f"/dataloader_idx_{loader}" if len(self._scored) > 1 else ""
-            task = find_task(target, prediction, self.task_name)
-            for name, value in task.score(target, prediction).items():
+            columns = {"target": target, "prediction": prediction}
+            table = PredictionTable(columns, task=self.task_name)
+            for name, value in table.score().items():
                 self.log(
                     f"{stage}/{name}{end}",
                     value,

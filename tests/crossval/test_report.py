@@ -256,7 +256,7 @@ def test_names_of_groups_and_classes_of_a_real_run(tmp_path):
     assert head.split()[:2] == ["fold", "group"]
     assert [row.split()[1] for row in rows] == ["007", "12", "Zürich"]
     assert again.info["class_names"] == names
-    assert list(again.oof.columns(names))[5:] == [f"probability_{name}" for name in names]
+    assert list(again.oof.flat(names))[5:] == [f"probability_{name}" for name in names]
     read = Page(again.report())
     assert {"007", "12", "Zürich"} < set(read.text)
     assert "Classes: 0 $low$, 1 <mid>, 2 high" in read.text
