@@ -5,7 +5,6 @@ A column of more than `IN_MEMORY` bytes stays on disk, as a memory map.
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import struct
@@ -110,7 +109,7 @@ def take(column: Column, rows: Array | slice, folder: Path | None = None) -> Col
 def join(parts: Sequence[Column], order: Array, folder: Path | None = None) -> Column:
     """Join columns, and put the rows into an order."""
     if any(isinstance(part, Ragged) for part in parts):
-        rows = list(itertools.chain.from_iterable(parts))
+        rows = [part[i] for part in parts for i in range(len(part))]
         return Ragged.of([rows[i] for i in order], folder)
     dense: Any = parts
     dtype = np.result_type(*(part.dtype for part in dense))
@@ -186,5 +185,5 @@ def names_of(tables: Iterable[Mapping[str, Column]]) -> list[str]:
 
 
 def _kind(column: Column) -> tuple[bool, tuple[int, ...]]:
-    ragged = isinstance(column, Ragged)
-    return ragged, (column.values if ragged else column).shape[1:]
+    values = column.values if isinstance(column, Ragged) else column
+    return isinstance(column, Ragged), values.shape[1:]

@@ -74,10 +74,10 @@ def ensemble(
     warn_of_fitted_inputs((result.given or {}).get("datamodule"), USE_REFIT)
     if all(isinstance(member, Model) and member.task for member in members):
         return VotingEnsemble(members, normalisations=known).eval()
-    has = result.oof is not None and result.oof.has("prediction")
-    if has and result.oof.prediction.dtype.kind not in "fc":
+    oof = result.oof
+    if oof is not None and oof.has("prediction") and oof.prediction.dtype.kind not in "fc":
         raise ValueError(
-            f"{type(members[0]).__name__} predicts {result.oof.prediction.dtype}, as of classes, "
+            f"{type(members[0]).__name__} predicts {oof.prediction.dtype}, as of classes, "
             "which have no average; let predict_step return probabilities or logits."
         )
     task = result.info.get("task")

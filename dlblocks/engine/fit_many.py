@@ -391,7 +391,7 @@ class StackedFit(pl.LightningModule):
         inputs, targets = data.raw_inputs(part), data.source.targets
         size = data.batch_size if isinstance(data.batch_size, int) else max(len(rows), 1)
         writer = TableWriter(rows.numpy(), Path(self.fitter.default_root_dir))
-        keep = Task.keep if task is None else type(task).keep
+        keep = Task().keep if task is None else task.keep
         member.model.eval()
         with torch.inference_mode(), self.fitter.precision_plugin.val_step_context():
             for start in range(0, len(rows), size):
@@ -400,7 +400,7 @@ class StackedFit(pl.LightningModule):
                 batch = [x.to(self.root_device) for x in batch]
                 batch[0] = self.fitter.precision_plugin.convert_input(data.transform(batch[0]))
                 result = member.model.predict_step([*batch, index], 0)
-                columns = columns_of(result, index) | keep(task, result["prediction"], batch[1])
+                columns = columns_of(result, index) | keep(result["prediction"], batch[1])
                 writer.add(np.arange(start, start + len(index)), columns)
         table = writer.finish()
         table.task = None if task is None else task.name

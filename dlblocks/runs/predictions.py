@@ -200,8 +200,8 @@ class TableWriter:
                         self._put(theirs, received)
                     except NoPredictions as error:
                         errors.append(error)
-        for error in gather(errors):
-            raise error
+        for first in gather(errors):
+            raise first
 
     def finish(self) -> PredictionTable:
         """Return the table of the rows that were added, sorted by index."""
@@ -321,7 +321,7 @@ class _Predict:
         rows = columns_of(found, index)
         target = self._target(found, batch, index)
         if target is None:
-            rows["prediction"] = prediction
+            rows["prediction"] = found["prediction"]
         else:
             task = getattr(self.model, "task", None)
             kept = {"target": target, "prediction": prediction}
