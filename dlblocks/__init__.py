@@ -4,6 +4,7 @@ Import the part that you need; importing the package alone loads nothing heavy:
 
 - `dlblocks.nets`: plain `torch.nn.Module`s: `MLP`, `CNN`.
 - `dlblocks.optim`: optimizers, parameter groups and learning-rate schedules.
+- `dlblocks.fields`: kinds of data, such as images, masks and tokens, and what is done with each.
 - `dlblocks.losses`, `dlblocks.metrics`: for hard and soft targets.
 - `dlblocks.plots`: the figures of an experiment, from arrays.
 - `dlblocks.tracking`: CSV, TensorBoard and Weights & Biases loggers.

@@ -131,10 +131,10 @@ def write_columns(path: Path, columns: Mapping[str, Column]) -> None:
     """
     arrays: dict[str, Array] = {}
     for name, column in columns.items():
-        ragged = isinstance(column, Ragged)
-        arrays |= (
-            {name: column.values, name + OFFSETS: column.offsets} if ragged else {name: column}
-        )
+        if isinstance(column, Ragged):
+            arrays |= {name: column.values, name + OFFSETS: column.offsets}
+        else:
+            arrays[name] = column
     with atomic_write(path) as part, zipfile.ZipFile(part, "w") as file:
         for name, array in arrays.items():
             entry = zipfile.ZipInfo(f"{name}.npy")

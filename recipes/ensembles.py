@@ -269,7 +269,7 @@ def main(
 
 def single(split: Split) -> Model:
     """One net."""
-    return on_raw([trained(split, split.task.make_net, "single")], split.data)
+    return trained(split, split.task.make_net, "single")
 
 
 def deep_ensemble(split: Split) -> Model:
@@ -307,7 +307,7 @@ def gradient_boosting(split: Split) -> Model:
         trainer={**split.trainer, "max_epochs": STAGE_EPOCHS},
         **silent(split, "boosting"),
     )
-    return on_raw([boosting.fit().model], split.data)
+    return boosting.fit().model
 
 
 def ada_boost(split: Split) -> Model:
@@ -320,7 +320,7 @@ def ada_boost(split: Split) -> Model:
         trainer={**split.trainer, "max_epochs": STAGE_EPOCHS},
         **silent(split, "adaboost"),
     )
-    return on_raw([boosting.fit().model], split.data)
+    return boosting.fit().model
 
 
 def voting(split: Split) -> Model:
@@ -329,7 +329,7 @@ def voting(split: Split) -> Model:
         trained(split, make_model, f"voting-{i}")
         for i, make_model in enumerate([split.task.make_net, *split.task.others])
     ]
-    return on_raw(models, split.data)
+    return Voting(models)
 
 
 METHODS: dict[str, Callable[[Split], Model]] = {
@@ -384,11 +384,6 @@ def nets(
         found[method] = predict(model, inputs), seconds
         bar.update()
     return found
-
-
-def on_raw(models: Sequence[Model], data: DataModule) -> Model:
-    """A vote of models, of inputs in the units of the source, as the ensembles of `Bagging` are."""
-    return Voting(models, normalisations=[data.normalisation] * len(models))
 
 
 def trees(

@@ -255,7 +255,7 @@ def finished(lr: float, seed: int, best: float, losses: list[float], model: Any,
     x = grid(data)
     with torch.inference_mode():
         model.eval()
-        inputs = data.transform(torch.from_numpy(x).float().unsqueeze(1))
+        inputs = torch.from_numpy(x).float().unsqueeze(1)
         curve = model(inputs.to(model.device)).squeeze(1).cpu().double().numpy()
     rmse = float(np.sqrt(np.mean((curve - data.function(x)) ** 2)))
     return Run(lr, seed, best, losses, curve, rmse)

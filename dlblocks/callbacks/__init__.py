@@ -43,10 +43,10 @@ What Lightning 2.6 does there, as `tests/callbacks/test_averaging.py` has it:
               return True
 """
 
+from dlblocks._geometry import affine, affine_matrix, shift_flip
 from dlblocks.callbacks._batch_transform import BatchTransform
 from dlblocks.callbacks._curvature import top_eigenvalue
-from dlblocks.callbacks._geometry import adjust_color, affine, affine_matrix, shift_flip
-from dlblocks.callbacks.augment import Augment
+from dlblocks.callbacks.augment import Augment, adjust_color
 from dlblocks.callbacks.cutmix import CutMix, boxes, cutmix
 from dlblocks.callbacks.cutout import Cutout, cutout
 from dlblocks.callbacks.exact_resume import ExactResume

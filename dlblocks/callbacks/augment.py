@@ -4,6 +4,10 @@ Every image is changed by its own draws, the whole batch at once, on the batch's
 order: flips, crop, scale, shear, rotation and translation, all in one resampling (none, if whole
 pixels suffice); brightness, contrast, saturation; noise; erasing.
 
+Masks move with their images, by the nearest pixel; what nothing covers and what is erased becomes
+the mask's `ignore_index`, 255 unless ``Mask(ignore_index=…)`` says another. Colours and noise leave
+masks alone. Targets that cannot move are refused; see `PixelTransform`.
+
 Suggested, each from its source: for digits a few degrees and pixels and no flip (Simard, Steinkraus
 and Platt 2003); for CIFAR ``horizontal_flip=0.5, crop_padding=4`` (He et al. 2016); for photographs
 ``brightness=contrast=saturation=0.4`` too (Howard 2013); ``erase=0.5`` where a class shows in more
@@ -20,13 +24,14 @@ import torch
 from torch import Tensor
 
 from dlblocks._errors import check_range, checked
-from dlblocks.callbacks._batch_transform import BatchTransform, check_images
-from dlblocks.callbacks._geometry import Padding, adjust_color, affine, affine_matrix, shift_flip
+from dlblocks._geometry import Geometry, Padding
+from dlblocks.callbacks._batch_transform import check_images, per_sample
+from dlblocks.callbacks._pixels import PixelTransform
 from dlblocks.callbacks.cutout import cutout
 from dlblocks.callbacks.input_noise import gaussian_noise
 
 
-class Augment(BatchTransform):
+class Augment(PixelTransform):
     """Random changes of each training image; see the module. Each is off by default.
 
     Images (N, C, H, W), uint8 or floating point of any precision, on any device; shape and dtype
@@ -52,11 +57,12 @@ class Augment(BatchTransform):
         erase_area: Its share of the image, uniform between these two.
         erase_ratio: Its height over its width, log-uniform between these two; a side longer than
             the image is cut to it.
-        **kwargs: When and where it acts; see `BatchTransform`.
+        **kwargs: The kind of targets, and when and where it acts; see `PixelTransform` and
+            `BatchTransform`.
 
     Raises:
         ValueError: An argument out of range; inputs that are not images; colours of floating-point
-            images that are not in [0, 1].
+            images that are not in [0, 1]; targets that cannot move with the images.
 
     Example:
         >>> augment = Augment(rotation=10, translation=0.1, scale=(0.9, 1.1))
@@ -121,9 +127,21 @@ class Augment(BatchTransform):
             check_range(name, getattr(self, name), 0)
         self._range_checked = False
 
+    def changes_place(self) -> bool:
+        return self._moves() or bool(self.erase)
+
+    def _moves(self) -> bool:
+        return bool(
+            self.horizontal_flip or self.vertical_flip or self.crop_padding or self._resamples()
+        )
+
+    def _resamples(self) -> bool:
+        """Whether whole pixels do not suffice."""
+        return bool(self.translation or self.rotation or self.shear or self.scale != (1, 1))
+
     def transform(
-        self, inputs: Tensor, targets: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+        self, inputs: Tensor, targets: Any, generator: torch.Generator
+    ) -> tuple[Tensor, Any]:
         check_images(inputs, "Augment", "use MixUp for tabular data")
         if not (inputs.is_floating_point() or inputs.dtype == torch.uint8):
             raise ValueError(
@@ -138,7 +156,10 @@ class Augment(BatchTransform):
         bound = 1.0 if inputs.is_floating_point() else 255.0
         if changes_values and not inputs.is_floating_point():
             images = inputs.float()  # rounded once, at the end
-        images = self._move(images, draws[:9])
+        if self._moves():
+            geometry = self._geometry(draws[:9], *images.shape[2:])
+            images = geometry.moved(images)
+            targets = self.changed(targets, inputs, lambda kind, y: kind.move(y, geometry))
         if self.brightness or self.contrast or self.saturation:
             self._check_range(inputs)
             factors = {
@@ -156,29 +177,28 @@ class Augment(BatchTransform):
         if images.dtype != inputs.dtype:
             images = images.clamp(0, bound).round_().to(inputs.dtype)
         if self.erase:
-            images = cutout(images, self._erased(draws[12:], *images.shape[2:]))
+            box = self._erased(draws[12:], *images.shape[2:])
+            images = cutout(images, box)
+            targets = self.changed(targets, inputs, lambda kind, y: kind.erase(y, box))
         return images, targets
 
-    def _move(self, images: Tensor, draws: Tensor) -> Tensor:
-        height, width = images.shape[2:]
+    def _geometry(self, draws: Tensor, height: int, width: int) -> Geometry:
         flip = torch.stack([draws[0] < self.horizontal_flip, draws[1] < self.vertical_flip], dim=1)
         sides = 2 * self.crop_padding + 1
         shift = (draws[2:4] * sides).long().clamp_(max=sides - 1).T - self.crop_padding
-        low, high = self.scale
-        if not (self.translation or self.rotation or self.shear or low != 1 or high != 1):
-            if not (self.horizontal_flip or self.vertical_flip or self.crop_padding):
-                return images
-            return shift_flip(images, shift, flip, padding=self.padding)
         signed = 2 * draws - 1
         moves = torch.stack([signed[4] * width, signed[5] * height], dim=1) * self.translation
-        matrix = affine_matrix(
-            signed[6] * self.rotation,
-            moves + shift,
-            low + draws[7] * (high - low),
-            signed[8] * self.shear,
-            flip,
+        low, high = self.scale
+        return Geometry(
+            size=(height, width),
+            flip=flip,
+            shift=moves + shift,
+            rotation=signed[6] * self.rotation,
+            scale=low + draws[7] * (high - low),
+            shear=signed[8] * self.shear,
+            padding=self.padding,
+            whole_pixels=not self._resamples(),
         )
-        return affine(images, matrix, padding=self.padding)
 
     def _erased(self, draws: Tensor, height: int, width: int) -> Tensor:
         """The box of each image that is set to 0, empty for most: int64 of shape (N, 4)."""
@@ -215,3 +235,66 @@ def _two_factors(argument: str, values: tuple[float, float]) -> tuple[float, flo
             f"{argument}={values!r} must be two factors (low, high) with 0 < low <= high."
         )
     return low, high
+
+
+# Luma of ITU-R BT.601, which PIL and torchvision use.
+LUMA = (0.2989, 0.587, 0.114)
+
+
+def adjust_color(
+    images: Tensor,
+    *,
+    brightness: Tensor | None = None,
+    contrast: Tensor | None = None,
+    saturation: Tensor | None = None,
+    bound: float | None = None,
+) -> Tensor:
+    """Brightness, then contrast, then saturation: each blends with black, mean grey, or grey.
+
+    ``x ← clip(f x + (1 - f) y)`` with the factor f of the image, where y is 0 for brightness, the
+    mean of the image's grey for contrast, and its grey for saturation; f = 1 changes nothing. The
+    definitions are those of torchvision's `ColorJitter`, in this fixed order.
+
+    Args:
+        images: Shape (N, C, H, W): uint8, or floating point in [0, 1].
+        brightness: Factors, at least 0, shape (N,); None leaves it.
+        contrast: Likewise.
+        saturation: Likewise; needs C = 3.
+        bound: The largest value of a pixel; None for 255 of uint8 and 1 of floating point.
+
+    Returns:
+        New images, of the same shape and dtype; uint8 is rounded once, at the end.
+
+    Raises:
+        ValueError: Saturation of images that have no colours.
+
+    Example:
+        >>> image = torch.tensor([0.2, 0.6]).view(1, 1, 1, 2)
+        >>> adjust_color(image, contrast=torch.tensor([0.5])).flatten()
+        tensor([0.3000, 0.5000])
+    """
+    if saturation is not None and images.shape[1] != 3:
+        raise ValueError(
+            f"saturation needs colour images (N, 3, H, W), got shape {tuple(images.shape)}; "
+            "leave it out."
+        )
+    if bound is None:
+        bound = 1.0 if images.is_floating_point() else 255.0
+    dtype = images.dtype if images.dtype in (torch.float32, torch.float64) else torch.float32
+    x = images.to(dtype)
+    if brightness is not None:
+        x = (x * per_sample(brightness, x)).clamp_(0, bound)
+    if contrast is not None:
+        mean = _grey(x).mean((1, 2, 3), keepdim=True)
+        x = torch.lerp(mean, x, per_sample(contrast, x)).clamp_(0, bound)
+    if saturation is not None:
+        x = torch.lerp(_grey(x), x, per_sample(saturation, x)).clamp_(0, bound)
+    return x.to(images.dtype) if images.is_floating_point() else x.round().to(images.dtype)
+
+
+def _grey(x: Tensor) -> Tensor:
+    """The grey of each pixel, shape (N, 1, H, W): luma, or without colours the mean of channels."""
+    if x.shape[1] != 3:
+        return x.mean(1, keepdim=True)
+    red, green, blue = x.unbind(1)
+    return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])[:, None]

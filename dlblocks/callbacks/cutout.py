@@ -8,6 +8,8 @@ Source: DeVries and Taylor, "Improved Regularization of Convolutional Neural Net
 with and without augmentation. Use it for images in which the class shows in more than one place;
 `Augment` has rectangles of random size (``erase``).
 
+In a mask, what is erased becomes `ignore_index`: nobody could tell its class.
+
 Does not mix with: images in which one small place decides the class; targets with a value for each
 pixel, which would have to be guessed. After CutMix it erases what the label counts: by `OneOf` take
 one of the two. It does mix with label smoothing, weight decay and dropout.
@@ -22,6 +24,7 @@ from torch import Tensor
 
 from dlblocks._errors import check_range, checked
 from dlblocks.callbacks._batch_transform import BatchMemory, EntriesTransform, check_images
+from dlblocks.callbacks._pixels import PixelTransform
 from dlblocks.callbacks.cutmix import bits_of, box_mask, boxes
 
 
@@ -57,16 +60,17 @@ def cutout(
     return erased
 
 
-class Cutout(EntriesTransform):
+class Cutout(PixelTransform, EntriesTransform):
     """Erases a square of each training image, after normalisation; see the module.
 
     Images (N, C, H, W) of any dtype, which stays, or a nest of several of the same height and
-    width, which all lose the same square. Targets stay.
+    width, which all lose the same square. Targets stay, but for masks; see `PixelTransform`.
 
     Args:
         size: Side of the square: pixels as an int, or a share of height and width as a float.
         fill: Value inside the square; 0 is the mean of normalised images.
-        **kwargs: When and where it acts; see `BatchTransform`.
+        **kwargs: The kind of targets, and when and where it acts; see `PixelTransform` and
+            `BatchTransform`.
 
     Raises:
         ValueError: `size` is negative, or a share above 1; inputs that are not images; a `fill`
@@ -104,6 +108,7 @@ class Cutout(EntriesTransform):
         sides = [self.size] * 2 if isinstance(self.size, int) else (limit * self.size).round()
         center = (torch.rand(size, 2, generator=generator) * limit).long()
         box = boxes(center, torch.as_tensor(sides).long().expand(size, 2), height, width)
+        targets = [self.changed(y, inputs[0], lambda kind, y: kind.erase(y, box)) for y in targets]
         return [cutout(images, box, self.fill, self.memory) for images in inputs], targets
 
     def _check(self, images: Tensor, first: Tensor) -> None:

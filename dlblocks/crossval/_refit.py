@@ -29,7 +29,7 @@ from dlblocks.models import (
 )
 from dlblocks.models._checkpoints import restore
 from dlblocks.models._predict import NoPredictions
-from dlblocks.models.voting import warn_of_fitted_inputs
+from dlblocks.nets import Preprocess
 from dlblocks.runs._history import History, record
 from dlblocks.runs._trainer import (
     NeedsNoValidation,
@@ -45,8 +45,6 @@ from dlblocks.runs.predictions import predict_part
 from dlblocks.tasks import PredictionTable
 
 TESTED = "test.json"
-VOTING = (VotingEnsemble, VotingModule)
-USE_REFIT = "result.refit() trains one model on all data, without this difference"
 # What `refit` says of schedules that need validation.
 REFIT = {"who": "refit", "cure": "give refit a make_model with another schedule"}
 
@@ -57,7 +55,7 @@ def ensemble(
     make_model: Callable[[], pl.LightningModule] | None = None,
 ) -> Model:
     """The average of the fold models, in evaluation mode; see `ScoredFolds.ensemble`."""
-    members, normalisations = [], []
+    members, preprocess = [], []
     for row in result.folds:
         if not row.get("checkpoint"):
             raise ValueError(
@@ -68,12 +66,10 @@ def ensemble(
         cure = f"delete {path}, and the same call runs {path.parent.name} again"
         found = read_record(path, cure)
         check_files(path, found, cure)
-        normalisations.append(found["normalisation"])
+        preprocess.append(found["preprocess"])
         members.append(_member(result, row["checkpoint"], list(classes), make_model))
-    known = None if any(pair is None for pair in normalisations) else normalisations
-    warn_of_fitted_inputs((result.given or {}).get("datamodule"), USE_REFIT)
     if all(isinstance(member, Model) and member.task for member in members):
-        return VotingEnsemble(members, normalisations=known).eval()
+        return VotingEnsemble(members).eval()
     oof = result.oof
     if oof is not None and oof.has("prediction") and oof.prediction.dtype.kind not in "fc":
         raise ValueError(
@@ -81,7 +77,8 @@ def ensemble(
             "which have no average; let predict_step return probabilities or logits."
         )
     task = result.info.get("task")
-    return VotingModule(members, normalisations=known, task_name=task).eval()
+    known = [Preprocess.from_plain(values or {}) for values in preprocess]
+    return VotingModule(members, preprocess=known, task_name=task).eval()
 
 
 def _member(
@@ -199,8 +196,6 @@ def test_once(
         )
         data = datamodule.without_validation()  # all folds have the same test set
         _check_data_of(result, data)
-        if result.given is None and isinstance(model, VOTING):
-            warn_of_fitted_inputs(data, USE_REFIT)  # `ensemble` did not know the data
         data.trainer = tester  # as Lightning does; their loaders may ask it
         shared = data.shared_with_test()
         note = _note_on_shared(data, shared, allow_shared)

@@ -63,14 +63,10 @@ class CrossValidationResult(ScoredFolds):
     ) -> Model:
         """Average the fold models into one model.
 
-        It returns probabilities for classes, else values. Its `forward` takes raw inputs, in the
-        units of the data's source: each member gets them normalised as in its own fold. Under a
-        Trainer with one of our datamodules it understands the datamodule's batches, whatever they
-        are normalised by. It is saved by ``ensemble.save("model.ckpt")``, or by a Trainer, and
-        loaded by `dlblocks.models.load`. Folds that have failed are no members. Missing values of
-        raw inputs are not filled in, and `counts` and `embed` of a table are not applied: the
-        datamodule does that, by the training part of its own split. These inputs then differ from
-        those of each member's fold, which a warning says.
+        It returns probabilities for classes, else values. It takes raw inputs, in the units of the
+        data's source: each member prepares them as in its own fold. It is saved by
+        ``ensemble.save("model.ckpt")``, or by a Trainer, and loaded by `dlblocks.models.load`.
+        Folds that have failed are no members.
 
         Modules of your own that are no subclasses of ours are averaged by what their `predict_step`
         returns, or their `forward` if they have none. Such an ensemble is scored by metrics of its

@@ -28,7 +28,7 @@ def encode(table: DataFrame, columns: Sequence[Column]) -> Tensor:
     A missing cell is NaN in all features of its column.
 
     Columns of the kinds ``"counts"`` and ``"embedding"`` are numbers of categories, from 0, -1 for
-    a missing cell; see `complete`.
+    a missing cell; see `completion`.
 
     Args:
         table: A table.
@@ -58,8 +58,10 @@ def encode(table: DataFrame, columns: Sequence[Column]) -> Tensor:
     return torch.from_numpy(features)
 
 
-def complete(inputs: Tensor, rows: Tensor, columns: Sequence[Column], *, impute: bool) -> Tensor:
-    """Fills in what only the training rows may say.
+def completion(
+    inputs: Tensor, rows: Tensor, columns: Sequence[Column], *, impute: bool
+) -> dict[str, Tensor]:
+    """Statistics by which `dlblocks.nets.Preprocess` fills in what only training rows may say.
 
     Missing numbers and dates become the median, missing categories the most frequent one; of
     ``"counts"``, a category becomes its share of the training rows; of ``"embedding"``, its number
@@ -73,35 +75,40 @@ def complete(inputs: Tensor, rows: Tensor, columns: Sequence[Column], *, impute:
         impute: Whether missing cells are filled in.
 
     Returns:
-        New features, of the same shape.
+        ``fill``, ``coded`` and ``tables``; none of those that change nothing.
     """
-    inputs = inputs.clone()
+    fill, coded, tables = torch.zeros(inputs.shape[1], dtype=inputs.dtype), [], []
     start = 0
     for column in columns:
-        block = inputs[:, start : start + len(column.feature_names)]
-        start += len(column.feature_names)
+        stop = start + len(column.feature_names)
         if column.kind in ("counts", "embedding"):
-            codes = block[:, 0].long() + 1
-            seen = torch.bincount(codes[rows], minlength=len(column.categories) + 1)
-            if column.kind == "counts":
-                block[:, 0] = (seen / len(rows)).to(block.dtype)[codes]
-            else:
-                block[:, 0] = torch.where(seen[codes] > 0, codes, 0).to(block.dtype)
+            codes = inputs[rows, start].long() + 1
+            seen = torch.bincount(codes, minlength=len(column.categories) + 1)
+            number = torch.arange(len(seen)).where(seen > 0, 0)
+            tables.append(
+                (seen / len(rows) if column.kind == "counts" else number).to(inputs.dtype)
+            )
+            coded.append(start)
         elif impute and column.missing:
-            _impute(block, rows, most_frequent=column.kind == "category")
-    return inputs
+            seen = inputs[rows, start:stop]
+            fill[start:stop] = _fill(seen, most_frequent=column.kind == "category")
+        start = stop
+    found = {"fill": fill} if impute and any(column.missing for column in columns) else {}
+    if coded:
+        found["coded"] = torch.tensor(coded)
+        found["tables"] = torch.nn.utils.rnn.pad_sequence(tables, batch_first=True)
+    return found
 
 
-def _impute(block: Tensor, rows: Tensor, *, most_frequent: bool) -> None:
-    gone = block[:, 0].isnan()
-    seen = block[rows]
+def _fill(seen: Tensor, *, most_frequent: bool) -> Tensor:
+    """The median of each feature, or the most frequent category, of training rows."""
     seen = seen[~seen[:, 0].isnan()]
-    fill = torch.zeros(block.shape[1], dtype=block.dtype)  # nothing seen: 0, or no category
+    fill = torch.zeros(seen.shape[1], dtype=seen.dtype)  # nothing seen: 0, or no category
     if len(seen) and most_frequent:
         fill[seen.sum(0).argmax()] = 1
     elif len(seen):
-        fill = torch.from_numpy(np.median(seen.numpy(), axis=0))
-    block[gone] = fill.to(block.dtype)
+        fill = torch.from_numpy(np.median(seen.numpy(), axis=0)).to(seen.dtype)
+    return fill
 
 
 def _values(column: Column, cells: Series) -> npt.NDArray[Any]:

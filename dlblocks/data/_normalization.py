@@ -108,7 +108,7 @@ def _is_rounded(column: Tensor) -> bool:
 def standardisation(inputs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Scale and shift that give ``x * scale + shift`` mean 0 and deviation 1 over some rows.
 
-    Constant channels become 0. Shaped to broadcast over inputs (N, C, ...). Float32, but float64
+    Constant channels become 0. Both have shape (C,). Float32, but float64
     for float64 inputs, and where a mean is so far from 0 that float32 would lose more than 1e-3
     standard deviations.
     """
@@ -117,34 +117,10 @@ def standardisation(inputs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     std[constant] = 1.0  # a constant column stays finite: 0
     far = (FLOAT32_EPS * mean.abs() > TOLERATED * std) & ~constant
     wide = inputs.dtype == torch.float64 or bool(far.any())
-    shape = (-1,) + (1,) * (inputs.ndim - 2)
     dtype = torch.float64 if wide else torch.float32
-    return (1 / std).view(shape).to(dtype), (-mean / std).view(shape).to(dtype)
+    return (1 / std).to(dtype), (-mean / std).to(dtype)
 
 
 def _is_constant(mean: Tensor, std: Tensor) -> Tensor:
     """Tell where a standard deviation is that of rounding errors alone."""
     return std <= 1e-14 * mean.abs().clamp(min=1)
-
-
-def on_device(pair: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return scale and shift on a device, as float32 on MPS."""
-    if device.type == "mps":
-        pair = pair[0].float(), pair[1].float()
-    return pair[0].to(device, non_blocking=True), pair[1].to(device, non_blocking=True)
-
-
-def rescale(inputs: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Return ``inputs * scale + shift`` in torch's default dtype.
-
-    It is float32 at least where the inputs are. Computed in float64 if any of the three is.
-    """
-    default = torch.get_default_dtype()
-    if torch.float64 in (inputs.dtype, scale.dtype):
-        wide = (inputs.double() * scale.double()).add_(shift.double())
-        return wide.to(torch.promote_types(torch.float32, default))
-    if inputs.dtype == torch.float32:
-        dtype = torch.promote_types(inputs.dtype, default)
-        return (inputs.to(dtype) * scale.to(dtype)).add_(shift.to(dtype))
-    # In place in the new memory: half the time of one fused operation out of place.
-    return inputs.to(default).mul_(scale).add_(shift)

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from dlblocks.data._cache import read_only_tensor
+from dlblocks.data._kinds import find_input_kind, find_target_kind, image_size
 from dlblocks.data._labels import encode_labels, several_labels
 from dlblocks.data._normalization import needs_float64, rounded_integer
 from dlblocks.data.datamodule import DataModule, Source
+from dlblocks.fields import Class, Kind, Labels, Ragged, Values, as_kind
 
 
 class ArrayDataModule(DataModule):
@@ -25,19 +27,21 @@ class ArrayDataModule(DataModule):
     its device. float64 and integers become float32, but for tables (N, F) that this would round by
     more than 1e-3 of a column's standard deviation, such as times in milliseconds: these stay
     float64 until they are normalised. Half precision saves memory: batches are float32, or what the
-    Trainer's `precision` makes of them.
+    Trainer's `precision` makes of them. Tokens and masks keep their integers; batches are int64.
 
     Inputs may be larger than memory: a memory map (``np.load(file, mmap_mode="r")``), or the name
     of a ``.npy`` file, which is then mapped. Only the rows of a batch are read. Such a file must
-    be uint8 images, float32 or float16, since others would be converted whole.
+    be uint8 images, float32 or float16, or integers of tokens and masks, since others would be
+    converted whole.
 
     Args:
-        inputs: Images (N, C, H, W), uint8 or floating point, or features (N, F), floating point;
-            or a ``.npy`` file of those, as `targets`, `test_inputs` and `test_targets` may be, too.
+        inputs: Images (N, C, H, W), uint8 or floating point, features (N, F), floating point, or
+            tokens (N, T), integers; or a ``.npy`` file of those, as `targets`, `test_inputs` and
+            `test_targets` may be, too.
         targets: Classes, shape (N,) or (N, 1): whole numbers, bool or texts of any values, which
             are mapped to 0 … C-1 and named by `class_names`; see
-            `dlblocks.data._labels.encode_labels`. Or values to regress, (N,) or (N, D), floating
-            point.
+            `dlblocks.data._labels.encode_labels`. Values to regress, (N,) or (N, D), floating
+            point. Masks of images, integers of shape (N, H, W), in which 255 does not count.
         test_inputs: An official test set, outside every fold.
         test_targets: Its targets.
         groups: Group of each sample, shape (N,): no group is in two parts. ``"duplicates"``: equal
@@ -46,6 +50,11 @@ class ArrayDataModule(DataModule):
             that is negative or empty always trains.
         class_names: Names of the classes 0 … C-1: texts in `targets` are looked up in it, whole
             numbers are positions in it. None: the sorted labels in `targets`.
+        input_kind: ``"image"``, ``"features"`` (normalised), ``"tokens"`` (whole numbers that stay
+            whole), or a `dlblocks.fields.Kind`. None: images (N, C, H, W), or features if they are
+            floating point. Other integers need it.
+        target_kind: ``"class"``, ``"labels"``, ``"values"``, ``"mask"``, or a `Kind`, such as
+            ``Mask(ignore_index=0)``. None: by dtype and shape, as `targets` says.
         **kwargs: Batches, splits and normalisation; see `DataModule`.
 
     Raises:
@@ -72,6 +81,8 @@ class ArrayDataModule(DataModule):
         groups: Literal["duplicates"] | npt.ArrayLike | None = None,
         folds: npt.ArrayLike | None = None,
         class_names: list[str] | None = None,
+        input_kind: Kind | str | None = None,
+        target_kind: Kind | str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(groups=groups if isinstance(groups, str) else None, **kwargs)
@@ -81,40 +92,59 @@ class ArrayDataModule(DataModule):
         self.groups = None if groups is None or self._keep_duplicates else np.asarray(groups)
         self.folds = None if folds is None else np.asarray(folds)
         self.given_class_names = class_names
+        self.input_kind = as_kind("input_kind", input_kind)
+        self.target_kind = as_kind("target_kind", target_kind)
         arrays = ["inputs", "targets", "test_inputs", "test_targets", "groups", "folds"]
-        self.save_hyperparameters(ignore=arrays)
+        self.save_hyperparameters(ignore=[*arrays, "input_kind", "target_kind"])
+        kinds = {"input_kind": self.input_kind, "target_kind": self.target_kind}
+        self._set_hyperparameters({name: kind and repr(kind) for name, kind in kinds.items()})
 
     def load(self) -> Source:
-        inputs, targets, test_inputs, test_targets = self.given
-        classes, names = _targets("targets", targets, self.given_class_names)
+        inputs, targets, test_inputs, test_targets = (
+            _opened(name, values)
+            for name, values in zip(
+                ("inputs", "targets", "test_inputs", "test_targets"), self.given, strict=True
+            )
+        )
+        of_inputs = self.input_kind or find_input_kind("inputs", _array(inputs))
+        size = image_size(_array(inputs), of_inputs)
+        of_targets = self.target_kind or find_target_kind(targets, size) or Values()
+        classes, names = _targets("targets", targets, of_targets, self.given_class_names)
         source = Source(
-            _inputs("inputs", inputs),
+            _inputs("inputs", inputs, of_inputs),
             classes,
             class_names=names,
             groups=self.groups,
             folds=self.folds,
+            input_kind=of_inputs,
+            target_kind=of_targets,
         )
         if test_inputs is not None:
-            source.test_inputs = _inputs("test_inputs", test_inputs)
+            source.test_inputs = _inputs("test_inputs", test_inputs, of_inputs)
             if torch.float64 in (source.inputs.dtype, source.test_inputs.dtype):  # keep both alike
-                source.inputs = _inputs("inputs", inputs, wide=True)
-                source.test_inputs = _inputs("test_inputs", test_inputs, wide=True)
+                source.inputs = _inputs("inputs", inputs, of_inputs, wide=True)
+                source.test_inputs = _inputs("test_inputs", test_inputs, of_inputs, wide=True)
             # A label of the test set has the class of the same label in the training set.
             by_name = self.given_class_names is None
             source.test_targets, _ = _targets(
-                "test_targets", test_targets, names, by_name=by_name, one_hot=classes.ndim == 2
+                "test_targets", test_targets, of_targets, names, by_name=by_name, is_test=True
             )
         return source
 
 
-def _inputs(argument: str, values: Any, *, wide: bool = False) -> Tensor:
-    """Return images as uint8, and other inputs as floating point.
+def _array(values: Any) -> Tensor | np.ndarray:
+    return values if isinstance(values, Tensor) else np.asarray(values)
+
+
+def _inputs(argument: str, values: Any, kind: Kind, *, wide: bool = False) -> Tensor:
+    """Return images as uint8, tokens as integers, and other inputs as floating point.
 
     They are float64 if `wide`, or if float32 would lose too much.
     """
-    values = _opened(argument, values)
     if _is_mapped(values):
-        _check_mapped(argument, values)
+        _check_mapped(argument, values, kind)
+    if kind.is_integer:
+        return _integers(argument, values)
     if isinstance(values, Tensor):
         tensor = values.detach()
         _check_integers(argument, tensor.cpu().numpy() if tensor.dtype == torch.int64 else None)
@@ -148,28 +178,36 @@ def _check_integers(argument: str, values: np.ndarray | None) -> None:
         )
 
 
+def _integers(argument: str, values: Any) -> Tensor:
+    """Return whole numbers in their own dtype; what is not whole the kind refuses."""
+    tensor = values.detach() if isinstance(values, Tensor) else _as_tensor(argument, values)
+    return tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor
+
+
 def _targets(
     argument: str,
     values: Any,
+    kind: Kind,
     class_names: list[str] | None,
     *,
     by_name: bool = False,
-    one_hot: bool = False,
-) -> tuple[Tensor, list[str] | None]:
-    """Return classes and their names, or values and None.
-
-    Values are what is floating point.
-    """
-    values = _opened(argument, values)
-    if isinstance(values, Tensor):
-        floating = values.is_floating_point()
-    else:
-        floating = np.asarray(values).dtype.kind == "f"
-    if not floating:
+    is_test: bool = False,
+) -> tuple[Any, list[str] | None]:
+    """Return targets, and the names of classes or None."""
+    if isinstance(values, Ragged):
+        return values, class_names
+    # Values in the place of classes are refused when both sets are compared.
+    if is_test and isinstance(find_target_kind(values), Values):
+        kind = Values()
+    if isinstance(kind, (Class, Labels)):
+        # A small test set may have rows with exactly one 1.
+        one_hot = is_test and isinstance(kind, Labels)
         several = several_labels(argument, values, class_names, one_hot=one_hot)
         if several is not None:
             return several
         return encode_labels(argument, values, class_names, by_name=by_name)
+    if kind.is_integer:
+        return _integers(argument, values), class_names
     if class_names is not None and not by_name:
         raise ValueError(
             f"{argument} are floating point and class_names is given; classes must be integers."
@@ -221,10 +259,11 @@ def _is_mapped(values: Any) -> bool:
     return isinstance(values, mmap.mmap)
 
 
-def _check_mapped(argument: str, array: np.ndarray) -> None:
+def _check_mapped(argument: str, array: np.ndarray, kind: Kind) -> None:
     """Raises a `ValueError` for what could not be used without a copy of the whole file."""
-    images = array.dtype == np.uint8 and array.ndim == 4
-    if not images and array.dtype not in (np.float32, np.float16):
+    as_it_is = array.dtype == np.uint8 and array.ndim == 4
+    as_it_is |= kind.is_integer and (array.dtype.kind == "i" or array.dtype == np.uint8)
+    if not as_it_is and array.dtype not in (np.float32, np.float16):
         raise ValueError(
             f"{argument} is a memory map of dtype {array.dtype} and shape {array.shape}; save it "
             "as float32, or as uint8 if it is images (N, C, H, W)."

@@ -22,11 +22,14 @@ from typing_extensions import Self
 from dlblocks._errors import check_range, whole
 from dlblocks._quiet import isolated
 from dlblocks.data._fingerprint import MAX_SEARCHED_BYTES, fingerprint, first_copies, row_keys
-from dlblocks.data._normalization import needs_float64, on_device, rescale, standardisation
+from dlblocks.data._normalization import needs_float64, standardisation
 from dlblocks.data.dataset import ArrayDataset, collate, collate_with_index
 from dlblocks.data.source import Source, check_arrays
 from dlblocks.data.split_datamodule import BatchSize, SplitDataModule, SplitMetadata
 from dlblocks.data.transforms import SampleTransform
+from dlblocks.fields import Kind, Ragged
+from dlblocks.nets import Preprocess
+from dlblocks.nets.preprocess import complete
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,8 +46,11 @@ class DataModule(SplitDataModule):
     Batches are ``[inputs, targets]`` (predict: ``[inputs, targets, index]``, where `index` is the
     sample's row in the source). Images leave as floats: uint8 is scaled to [0, 1] and, with
     `normalize`, each channel (each column of a table) gets mean 0 and standard deviation 1 over
-    the training part of this fold. Both happen once a batch, on the batch's device. Tables whose
+    the training part of this fold. Both happen once a batch, on the batch's device. Other kinds of
+    inputs, such as tokens, stay as they are; see `kinds`. Tables whose
     numbers float32 would round too much, such as times, stay float64 until they are normalised.
+    A fit gives these statistics to a `dlblocks.models.Model`, which keeps them: afterwards it is
+    the model's own that are used, whichever datamodule it meets.
 
     To add a source, subclass and define `load() -> Source` (and `prepare_data` for a download).
 
@@ -56,12 +62,13 @@ class DataModule(SplitDataModule):
         train_transform: A transform of albumentations or torchvision.transforms.v2, or any
             callable, for single training images, in the worker processes; see
             `dlblocks.data.transforms.SampleTransform`. `dlblocks.callbacks.Augment` is many times
-            faster where it has what you need.
+            faster where it has what you need, and moves masks along; with masks it is needed.
         device_resident: Keep the arrays on the accelerator, so that no batch is copied to it; needs
             ``num_workers=0``. ``"auto"``: if it can be and they take at most half of what is free.
         **kwargs: How the data are split, shuffled and balanced; see `SplitDataModule`.
     """
 
+    prepares_inputs = True  # its batches go through the model's `preprocess`
     _shared = (
         *SplitDataModule._shared, "batch_size", "num_workers", "normalize", "device_resident",
     )  # fmt: skip
@@ -93,8 +100,7 @@ class DataModule(SplitDataModule):
             self.train_transform = SampleTransform(train_transform, self.shuffle_seed)
         self.device_resident = device_resident
         self._resident = ResidentArrays(device_resident)
-        self._inputs = torch.empty(0)  # those of the source, completed for this fold
-        self._affine: tuple[Tensor, Tensor] | None = None
+        self._preprocess = Preprocess()  # set with the split
 
     # What a source defines
 
@@ -112,15 +118,24 @@ class DataModule(SplitDataModule):
         return source
 
     @property
+    def kinds(self) -> dict[str, Kind]:
+        """Kinds of ``"inputs"`` and ``"targets"``, in the order of a batch."""
+        return self.source.kinds
+
+    @property
+    def _target_kind(self) -> Kind:
+        return self.kinds["targets"]
+
+    @property
     def columns(self) -> SplitMetadata:
-        """What the arrays are split by."""
+        """What the arrays are split by; masks, boxes and the like are no targets to split by."""
         source = self.source
         targets = source.targets
-        if targets.dtype == torch.bfloat16:  # NumPy has none
+        if isinstance(targets, Tensor) and targets.dtype == torch.bfloat16:  # NumPy has none
             targets = targets.float()
         return SplitMetadata(
             len(source.inputs),
-            targets.numpy(),
+            None if self.kinds["targets"].is_structured else targets.numpy(),
             first_copies(source.input_keys) if self._keep_duplicates else source.groups,
             source.folds,
             copies=self._keep_duplicates,
@@ -147,13 +162,17 @@ class DataModule(SplitDataModule):
     def fingerprint(self) -> str:
         """A hash of the arrays but an official test set; see `dlblocks.data._fingerprint`."""
         source = self.source
-        columns = {"targets": source.targets, "groups": source.groups, "folds": source.folds}
+        targets: dict[str, Any] = {"targets": source.targets}
+        if isinstance(source.targets, Ragged):
+            targets = {"targets": source.targets.values, "offsets": source.targets.offsets}
+        columns = targets | {"groups": source.groups, "folds": source.folds}
         return fingerprint({"inputs": source.inputs}, columns)
 
     @property
     def class_names(self) -> list[str] | None:
-        """Names of the classes 0 … C-1, or None for values."""
-        numbers = super().class_names
+        """Names of the classes 0 … C-1, of masks too, or None for values."""
+        count = self.source.num_mask_classes
+        numbers = super().class_names if count is None else [str(i) for i in range(count)]
         return numbers and (self.source.class_names or numbers)
 
     @property
@@ -200,7 +219,7 @@ class DataModule(SplitDataModule):
         channels, height, width = self.input_shape
         return channels, height, width
 
-    def arrays(self, part: str) -> tuple[Tensor, Tensor, Tensor]:
+    def arrays(self, part: str) -> tuple[Tensor, Any, Tensor]:
         """The raw (inputs, targets, index) of ``"train"``, ``"val"`` or ``"test"``.
 
         Not normalised and in the order of the source: for looking at samples, not for training.
@@ -208,7 +227,9 @@ class DataModule(SplitDataModule):
         self.setup()
         inputs, targets = self._part_arrays(part)
         rows = self._rows[part]
-        return inputs.index_select(0, rows), targets.index_select(0, rows), rows
+        kinds = self.kinds
+        made = kinds["inputs"].gather(inputs, rows), kinds["targets"].gather(targets, rows)
+        return *made, rows
 
     def raw_inputs(self, part: str) -> Tensor:
         """The whole input array in which the index of a sample of `part` counts; not normalised."""
@@ -218,8 +239,24 @@ class DataModule(SplitDataModule):
     # Splits
 
     def setup(self, stage: str | None = None) -> None:
-        if self._rows:
-            return
+        if not self._rows:
+            self._split()
+            self._fit_statistics()
+            if stage == "fit" and self.trainer is not None and (said := self.description()):
+                rank_zero_info("\n".join([said, *self.notes()]))
+        precision = None if self.trainer is None else self.trainer.precision
+        if self.source.categories and precision in ("16-true", "bf16-true"):
+            raise ValueError(
+                f"precision={precision!r} rounds the numbers of categories; use "
+                "precision='bf16-mixed'."
+            )
+        if stage == "fit":
+            # Before callbacks are set up: weight averaging copies the model there.
+            preprocess = self._preprocess_of_model()
+            if preprocess is not None and not preprocess.is_set:
+                preprocess.set(**self._preprocess.statistics())
+
+    def _split(self) -> None:
         source = self.source
         if source.test_inputs is not None and self.test_fraction:
             raise ValueError(
@@ -227,34 +264,46 @@ class DataModule(SplitDataModule):
             )
         if self.train_transform is not None:
             self.train_transform.check_images(source.inputs)
+            if self.kinds["targets"].moves:
+                raise ValueError(
+                    f"train_transform={self.train_transform.name} changes single images, but not "
+                    f"their targets of kind {self.kinds['targets'].name!r}; use "
+                    "dlblocks.callbacks.Augment, which moves both, or target_kind='values' of "
+                    "targets that stay."
+                )
         self._rows = self._split_rows()
         if source.test_inputs is not None:
             self._rows["test"] = torch.arange(len(source.test_inputs))
-        self._inputs = source.inputs
-        if source.complete is not None:
-            self._inputs = source.complete(source.inputs, self._rows["train"])
-            check_arrays(self._inputs, source.targets, source.class_names, source.feature_names)
+
+    def _fit_statistics(self) -> None:
+        """Fit to the training part what `preprocess` does."""
+        source, rows = self.source, self._rows["train"]
+        inputs = source.inputs
+        found = self._preprocess = Preprocess()
+        if source.completion is not None:
+            found.set(**source.completion(inputs, rows))
+            inputs = complete(inputs, found.fill, found.coded, found.tables)
+            names = source.class_names, source.feature_names
+            check_arrays(inputs, source.targets, source.kinds, *names)
+        if not self.kinds["inputs"].normalised:
+            return  # not set: inputs stay as they are
         if self.normalize:
-            scale, shift = standardisation(self._inputs, self._rows["train"])
+            scale, shift = standardisation(inputs, rows)
             for column in source.categories:
                 scale[column], shift[column] = 1, 0
-            self._affine = scale, shift
         else:
-            unit = 1.0 if self._inputs.is_floating_point() else 1 / 255
-            self._affine = torch.tensor(unit), torch.tensor(0.0)
-            if torch.get_default_dtype() != torch.float64 and needs_float64(self._inputs):
+            unit = 1.0 if inputs.is_floating_point() else 1 / 255
+            scale, shift = torch.tensor(unit), torch.tensor(0.0)
+            if torch.get_default_dtype() != torch.float64 and needs_float64(inputs):
                 rank_zero_warn(
                     "normalize=False: batches are float32, which rounds some columns, such as "
                     "times in milliseconds; use normalize=True, or subtract an offset from them."
                 )
-        if stage == "fit" and self.trainer is not None and (described := self.description()):
-            rank_zero_info("\n".join([described, *self.notes()]))
+        found.set(scale=scale, shift=shift)
 
     def for_fold(self, fold: int, num_folds: int | None, *, repeat: int = 0) -> Self:
         _ = self.source  # loaded once for all folds
-        new = super().for_fold(fold, num_folds, repeat=repeat)
-        new._affine = None
-        return new
+        return super().for_fold(fold, num_folds, repeat=repeat)
 
     def _reseed(self, shuffle_seed: int) -> None:
         super()._reseed(shuffle_seed)
@@ -262,11 +311,22 @@ class DataModule(SplitDataModule):
             self.train_transform = SampleTransform(self.train_transform.transform, shuffle_seed)
 
     @property
-    def normalisation(self) -> tuple[Tensor, Tensor]:
-        """Scale and shift of ``raw * scale + shift``, by which `transform` makes inputs."""
+    def preprocess(self) -> Preprocess:
+        """What `transform` does to raw inputs, fitted to the training part."""
         self.setup()
-        assert self._affine is not None
-        return self._affine
+        return self._preprocess
+
+    def _preprocess_of_model(self) -> Preprocess | None:
+        """The `preprocess` of the Trainer's model, if it is one of ours."""
+        found = getattr(self.trainer and self.trainer.lightning_module, "preprocess", None)
+        return found if isinstance(found, Preprocess) else None
+
+    def _used(self, device: torch.device) -> Preprocess:
+        """The statistics that batches go through: the model's, if it has some, else these."""
+        found = self._preprocess_of_model()
+        if found is None or not found.is_set:
+            found = self.preprocess
+        return found if found.scale.device == device else found.to(device)
 
     # Batches
 
@@ -284,11 +344,11 @@ class DataModule(SplitDataModule):
         """
         return self._loader(self.predicted_part(), with_index=self.predict_index)
 
-    def _part_arrays(self, part: str) -> tuple[Tensor, Tensor]:
+    def _part_arrays(self, part: str) -> tuple[Tensor, Any]:
         source = self.source
         if part == "test" and source.test_inputs is not None and source.test_targets is not None:
             return source.test_inputs, source.test_targets
-        return self._inputs, source.targets
+        return source.inputs, source.targets
 
     def _loader(self, part: str, *, training: bool = False, with_index: bool = False) -> DataLoader:
         inputs, targets = self._part_arrays(part)
@@ -299,7 +359,7 @@ class DataModule(SplitDataModule):
                 {f"{prefix}inputs": inputs, f"{prefix}targets": targets},
                 self.trainer.strategy.root_device,
             )
-        dataset = ArrayDataset(inputs, targets, self.rows_of(part), transform)
+        dataset = ArrayDataset(inputs, targets, self.rows_of(part), transform, self.kinds)
         sampler = self._sampler(
             dataset,
             training=training,
@@ -318,31 +378,32 @@ class DataModule(SplitDataModule):
         )
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Makes floats of the inputs and normalises them, on the batch's device."""
+        """Makes floats of the inputs and normalises them, on the batch's device.
+
+        By the statistics of the Trainer's model, if it has some, else by those of this fold.
+        """
         if not isinstance(batch, (list, tuple)):  # no batch of ours: an `example_input_array`
             return batch
         inputs, *rest = batch
-        inputs = self.transform(inputs)
-        if self.trainer is not None:  # to the model's dtype under "16-true", "bf16-true", "64-true"
-            if self.source.categories and self.trainer.precision in ("16-true", "bf16-true"):
-                raise ValueError(
-                    f"precision={self.trainer.precision!r} rounds the numbers of categories; use "
-                    "precision='bf16-mixed'."
-                )
+        used = self._used(inputs.device)
+        inputs = used(inputs)
+        if (
+            self.trainer is not None and used is self._preprocess
+        ):  # to the model's dtype under "16-true", "bf16-true", "64-true"
             inputs = self.trainer.precision_plugin.convert_input(inputs)
         return [inputs, *rest]
 
     def transform(self, inputs: Tensor) -> Tensor:
-        """Raw inputs (N, ...) as the model sees them: floating point, scaled, normalised.
+        """Raw inputs (N, ...) as a net sees them: floating point, scaled, normalised.
 
         They leave in torch's default dtype. float64 is rounded to it only after it is normalised.
+        A `dlblocks.models.Model` takes raw inputs, and does the same to them.
         """
-        return rescale(inputs, *on_device(self.normalisation, inputs.device))
+        return self.preprocess.to(inputs.device, torch.get_default_dtype())(inputs)
 
     def inverse_transform(self, inputs: Tensor) -> Tensor:
         """What `transform` made of raw inputs, back in the units of the source; floating point."""
-        scale, shift = on_device(self.normalisation, inputs.device)
-        return (inputs - shift) / scale
+        return self.preprocess.to(inputs.device).inverse(inputs)
 
     def show(
         self, callbacks: pl.Callback | Sequence[pl.Callback] = (), *, count: int = 16
@@ -372,7 +433,8 @@ class DataModule(SplitDataModule):
 
     def as_images(self, inputs: Tensor) -> Tensor:
         """What `transform` made of images, to be looked at: uint8, or floats as in the source."""
-        raw = self.inverse_transform(inputs.float().cpu())
+        inputs = inputs.float()
+        raw = self._used(inputs.device).inverse(inputs).cpu()
         if self.source.inputs.is_floating_point():
             return raw
         return raw.round_().clamp_(0, 255).to(torch.uint8)
@@ -391,9 +453,9 @@ class ResidentArrays:
 
     def __init__(self, wanted: bool | Literal["auto"]) -> None:
         self.wanted = wanted
-        self._copies: dict[str, tuple[Tensor, Tensor]] = {}  # name: (array, its copy)
+        self._copies: dict[str, tuple[Any, Any]] = {}  # name: (array, its copy)
 
-    def move(self, arrays: dict[str, Tensor], device: torch.device) -> list[Tensor]:
+    def move(self, arrays: dict[str, Any], device: torch.device) -> list[Any]:
         """The arrays on `device`, or as they are if they are not to be there.
 
         Args:
@@ -409,7 +471,7 @@ class ResidentArrays:
             self._copies[name] = array, array.to(device)
         return [self._copies[name][1] for name in arrays]
 
-    def _has(self, name: str, array: Tensor, device: torch.device) -> bool:
+    def _has(self, name: str, array: Any, device: torch.device) -> bool:
         of, copied = self._copies.get(name, (None, None))
         return of is array and copied is not None and copied.device == device
 

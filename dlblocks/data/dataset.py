@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import repeat
 from typing import Any
 
@@ -14,8 +14,9 @@ from torch.utils.data import Dataset, DistributedSampler, default_collate
 
 from dlblocks._errors import checked
 from dlblocks.data.transforms import SampleTransform
+from dlblocks.fields import Kind
 
-Sample = tuple[Tensor, Tensor, int]
+Sample = tuple[Tensor, Any, int]
 Position = int | tuple[int, int]
 
 
@@ -26,7 +27,7 @@ class _Rows(Sequence[Sample]):
     `targets` and `rows` as they are; anybody else's sees an ordinary sequence of samples.
     """
 
-    def __init__(self, inputs: Tensor, targets: Tensor, rows: Tensor) -> None:
+    def __init__(self, inputs: Tensor, targets: Any, rows: Tensor) -> None:
         self.inputs, self.targets, self.rows = inputs, targets, rows
 
     def __len__(self) -> int:
@@ -46,10 +47,11 @@ class ArrayDataset(Dataset[Sample]):
 
     Args:
         inputs: Shape (N, ...), any dtype.
-        targets: Shape (N, ...): int64 classes or floating-point values.
+        targets: Shape (N, ...), or `dlblocks.fields.Ragged`.
         rows: The rows that belong to the data set, int64 of shape (M,); all of them by default.
         transform: Changes each input by (seed, epoch, row). The data set is then indexed by
             ``(epoch, i)``, as `EpochSampler(with_epoch=True)` yields it, or by i in epoch 0.
+        kinds: Kinds of ``"inputs"`` and ``"targets"``, which gather the batch.
 
     Example:
         >>> data = ArrayDataset(torch.arange(6.).reshape(3, 2), torch.tensor([0, 1, 0]),
@@ -61,38 +63,41 @@ class ArrayDataset(Dataset[Sample]):
     def __init__(
         self,
         inputs: Tensor,
-        targets: Tensor,
+        targets: Any,
         rows: Tensor | None = None,
         transform: SampleTransform | None = None,
+        kinds: Mapping[str, Kind] | None = None,
     ) -> None:
         if len(inputs) != len(targets):
             raise ValueError(f"inputs has {len(inputs)} rows and targets has {len(targets)}.")
         self.inputs, self.targets = inputs, targets
         self.rows = torch.arange(len(inputs)) if rows is None else rows
         self.transform = transform
+        kinds = kinds or {}
+        self.kinds = [kinds.get(name, Kind()) for name in ("inputs", "targets")]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, i: Position) -> Sample:
         epoch, i = i if isinstance(i, tuple) else (0, i)
-        row = int(self.rows[i])
-        image = self.inputs[row]
-        if self.transform is not None:
-            image = self.transform(image, epoch=epoch, index=row)
-        return image, self.targets[row], row
+        return self._batch(self.rows[i].reshape(1), epoch)[0]
 
     def __getitems__(self, batch: Sequence[Position] | Tensor) -> _Rows:
         positions = torch.as_tensor(batch, dtype=torch.int64)
         epoch = 0
         if positions.ndim == 2:
             epoch, positions = int(positions[0, 0]), positions[:, 1]
-        rows = self.rows.index_select(0, positions)
+        return self._batch(self.rows.index_select(0, positions), epoch)
+
+    def _batch(self, rows: Tensor, epoch: int) -> _Rows:
         where = rows.to(self.inputs.device, non_blocking=True)
-        inputs = self.inputs.index_select(0, where)
+        of_inputs, of_targets = self.kinds
+        inputs = of_inputs.gather(self.inputs, where)
+        targets = of_targets.gather(self.targets, where)
         if self.transform is not None:
             inputs = self.transform.batch(inputs, rows, epoch)
-        return _Rows(inputs, self.targets.index_select(0, where), rows)
+        return _Rows(inputs, targets, rows)
 
 
 def collate(rows: Sequence[Sample]) -> list[Any]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dlblocks.data._fingerprint import row_keys
+from dlblocks.data._kinds import find_input_kind, find_target_kind, image_size
+from dlblocks.fields import Class, Field, Kind, Mask, Ragged, Values, as_kind
 
 
 @dataclass
@@ -19,8 +22,9 @@ class Source:
 
     Attributes:
         inputs: Shape (N, ...): images NCHW, uint8 in 0 … 255 or floating point; features (N, F),
-            floating point.
-        targets: Classes, int64 of shape (N,), or values, floating point of shape (N,) or (N, D).
+            floating point; or tokens, integers.
+        targets: Classes, int64 of shape (N,), values, floating point of shape (N,) or (N, D), masks
+            of images, integers of shape (N, H, W), or of another kind; `Ragged` for boxes.
         test_inputs: The official test set, if there is one.
         test_targets: Its targets.
         class_names: Names of the classes 0 … C-1; None for values.
@@ -28,22 +32,51 @@ class Source:
         folds: Predefined fold of each sample, shape (N,), integers or texts; negative or empty
             for a sample that always trains.
         feature_names: Names of the columns of a table.
-        complete: Fills in what `inputs` lacks (NaN), given `inputs` and the rows that train; it
-            must look at no other rows. Returns a new array.
+        completion: Statistics by which `dlblocks.nets.Preprocess` fills in what `inputs` lack:
+            ``fill``, ``coded`` and ``tables``, given `inputs` and the rows that train; it must look
+            at no other rows.
         categories: Columns of `inputs` that are numbers of categories, for an embedding, and how
             many categories there are, without 0 for an unknown one. They are not normalised.
+        input_kind: Kind of `inputs`, a `dlblocks.fields.Kind` or its name. None: images or features
+            by dtype and shape. Integers that are not images need it.
+        target_kind: Likewise of `targets`.
     """
 
     inputs: Tensor
-    targets: Tensor
+    targets: Any
     test_inputs: Tensor | None = None
-    test_targets: Tensor | None = None
+    test_targets: Any = None
     class_names: list[str] | None = None
     groups: np.ndarray | None = None
     folds: np.ndarray | None = None
     feature_names: list[str] | None = None
-    complete: Callable[[Tensor, Tensor], Tensor] | None = None
+    completion: Callable[[Tensor, Tensor], dict[str, Tensor]] | None = None
     categories: dict[int, int] = field(default_factory=dict)
+    input_kind: Kind | str | None = None
+    target_kind: Kind | str | None = None
+
+    @cached_property
+    def fields(self) -> dict[str, Field]:
+        """The fields by name, in the order of a batch."""
+        inputs = as_kind("input_kind", self.input_kind) or find_input_kind("inputs", self.inputs)
+        targets = as_kind("target_kind", self.target_kind)
+        targets = targets or find_target_kind(self.targets, image_size(self.inputs, inputs))
+        return {
+            "inputs": Field(self.inputs, inputs, "input"),
+            # What is nothing else is refused by the check of values.
+            "targets": Field(self.targets, targets or Values(), "target"),
+        }
+
+    @property
+    def kinds(self) -> dict[str, Kind]:
+        """The kind of each field."""
+        return {name: field.kind for name, field in self.fields.items()}
+
+    @cached_property
+    def num_mask_classes(self) -> int | None:
+        """Number of classes of masks, or None for other targets."""
+        kind = self.kinds["targets"]
+        return kind.num_classes(self.targets) if isinstance(kind, Mask) else None
 
     @cached_property
     def input_keys(self) -> np.ndarray:
@@ -53,12 +86,12 @@ class Source:
     def check(self) -> None:
         """Raises a `ValueError` that says what is wrong with the arrays, and where."""
         names = self.class_names, self.feature_names
-        if self.complete is None:  # otherwise what `complete` returns is checked
-            check_arrays(self.inputs, self.targets, *names)
+        if self.completion is None:  # otherwise completed inputs are checked
+            check_arrays(self.inputs, self.targets, self.kinds, *names)
         if self.test_inputs is not None and self.test_targets is not None:
             test_set = self.test_inputs, self.test_targets
-            check_arrays(*test_set, *names, part="test_")
-            _check_test_set(self.inputs, self.targets, *test_set, self.class_names)
+            check_arrays(*test_set, self.kinds, *names, part="test_")
+            _check_test_set(self.inputs, self.targets, *test_set, self.kinds, self.class_names)
 
 
 SHOWN = 8  # columns in a message
@@ -66,7 +99,8 @@ SHOWN = 8  # columns in a message
 
 def check_arrays(
     inputs: Tensor,
-    targets: Tensor,
+    targets: Any,
+    kinds: Mapping[str, Kind],
     class_names: Sequence[str] | None = None,
     feature_names: Sequence[str] | None = None,
     *,
@@ -76,8 +110,8 @@ def check_arrays(
 
     Args:
         inputs: Shape (N, ...).
-        targets: Classes (N,) as integers, 0 and 1 of several labels (N, C) as integers, or values
-            (N,) or (N, D) as floating point.
+        targets: Shape (N, ...), or `Ragged`.
+        kinds: The kinds of ``"inputs"`` and ``"targets"``.
         class_names: Names of the classes; labels must be smaller than their number.
         feature_names: Names of the columns of `inputs`, for the message.
         part: Prefix of the arguments' names in the message, such as ``"test_"``.
@@ -94,52 +128,41 @@ def check_arrays(
             f"{part}inputs has shape {tuple(inputs.shape)}; expected (N, F) or (N, C, H, W). For a "
             "single feature use inputs[:, None]."
         )
+    kinds["inputs"].check(f"{part}inputs", inputs)
     _check_finite(f"{part}inputs", inputs, feature_names)
-    are_values, are_labels = targets.is_floating_point(), targets.ndim == 2
-    if are_labels and not are_values:
-        are_labels = bool(targets.min() >= 0 and targets.max() <= 1)
-    if targets.ndim != 1 and not are_labels:
+    kinds["targets"].check(f"{part}targets", targets, class_names)
+    _check_finite(f"{part}targets", targets, None)
+    if isinstance(kinds["targets"], Mask) and targets.shape[1:] != inputs.shape[2:]:
         raise ValueError(
-            f"{part}targets has shape {tuple(targets.shape)}; expected classes of shape (N,), 0 "
-            "and 1 of several labels (N, C), or values of shape (N,) or (N, D)."
+            f"{part}targets are masks of shape {tuple(targets.shape)} and {part}inputs has shape "
+            f"{tuple(inputs.shape)}; masks need the height and width of images (N, C, H, W)."
         )
-    if are_values or are_labels:
-        _check_finite(f"{part}targets", targets, None)
-        return
-    low, high = int(targets.min()), int(targets.max())
-    if low < 0:
-        row = int(targets.argmin())
-        raise ValueError(f"{part}targets has label {low} in row {row}; classes start at 0.")
-    if class_names is not None and high >= len(class_names):
-        raise ValueError(
-            f"{part}targets has label {high} in row {int(targets.argmax())}, but there are "
-            f"{len(class_names)} classes."
-        )
-    if not part and low == high:
-        name = low if class_names is None else repr(class_names[low])
-        raise ValueError(f"targets has one class only ({name}); a classifier needs two.")
 
 
 def _check_test_set(
     inputs: Tensor,
-    targets: Tensor,
+    targets: Any,
     test_inputs: Tensor,
-    test_targets: Tensor,
+    test_targets: Any,
+    kinds: Mapping[str, Kind],
     class_names: Sequence[str] | None = None,
 ) -> None:
     """Raises a `ValueError` unless a model of the training set can be tested on the test set.
 
     Args:
         inputs: Shape (N, ...).
-        targets: Classes, integers of shape (N,), or values, floating point.
+        targets: Shape (N, ...), or `Ragged`.
         test_inputs: Shape (M, ...).
-        test_targets: Shape (M,) or (M, D).
+        test_targets: Shape (M, ...), or `Ragged`.
+        kinds: The kinds of ``"inputs"`` and ``"targets"``.
         class_names: Names of the classes; None if they are those in `targets`.
     """
     for name, ours, theirs in (
         ("inputs", inputs, test_inputs),
         ("targets", targets, test_targets),
     ):
+        if isinstance(ours, Ragged) or isinstance(theirs, Ragged):
+            continue  # the kind has checked both
         # Floating point of another precision will do.
         both_floating = ours.is_floating_point() and theirs.is_floating_point()
         alike = ours.dtype == theirs.dtype or both_floating
@@ -148,7 +171,7 @@ def _check_test_set(
                 f"test_{name} is {theirs.dtype} of shape {tuple(theirs.shape)} and {name} "
                 f"{ours.dtype} of {tuple(ours.shape)}; give both in the same units and shape."
             )
-    if targets.is_floating_point() or targets.ndim > 1:
+    if not isinstance(kinds["targets"], Class):
         return
     count = int(targets.max()) + 1 if class_names is None else len(class_names)
     high = int(test_targets.max())
@@ -159,7 +182,9 @@ def _check_test_set(
         )
 
 
-def _check_finite(argument: str, values: Tensor, names: Sequence[str] | None) -> None:
+def _check_finite(argument: str, values: Any, names: Sequence[str] | None) -> None:
+    if isinstance(values, Ragged):
+        values = values.values
     # One pass without a mask of the whole array: a sum is finite only if every term is,
     # save for overflow, which the slow look below sorts out.
     if not values.is_floating_point() or torch.isfinite(values.sum()):

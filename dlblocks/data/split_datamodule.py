@@ -19,6 +19,7 @@ from typing_extensions import Self
 
 from dlblocks._errors import CheckedConstructor, check_choice, check_range, whole
 from dlblocks.data._fingerprint import first_copies
+from dlblocks.data._kinds import find_target_kind
 from dlblocks.data.dataset import EpochSampler
 from dlblocks.data.splitting import (
     Indices,
@@ -33,6 +34,7 @@ from dlblocks.data.splitting import (
     split_name,
     splits,
 )
+from dlblocks.fields import Class, Kind, Labels
 
 DEFAULT_FOLDS = 5
 MAX_CLASSES = 100_000  # larger labels are numbers of something else
@@ -226,16 +228,19 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         return torch.as_tensor(targets)[self.indices("train")]
 
     @property
+    def _target_kind(self) -> Kind | None:
+        targets = self.columns.targets
+        return None if targets is None else find_target_kind(targets)
+
+    @property
     def is_classification(self) -> bool:
         """Whether the targets are classes (integers) rather than values."""
-        targets = self.columns.targets
-        return targets is not None and targets.dtype.kind in "iub" and targets.ndim == 1
+        return isinstance(self._target_kind, Class)
 
     @property
     def is_multilabel(self) -> bool:
         """Whether each sample has several labels, integers of shape (N, C)."""
-        targets = self.columns.targets
-        return targets is not None and targets.dtype.kind in "iub" and targets.ndim == 2
+        return isinstance(self._target_kind, Labels)
 
     @property
     def class_names(self) -> list[str] | None:

@@ -25,7 +25,7 @@ from dlblocks.data._cells import (
     to_numbers,
 )
 from dlblocks.data._columns import MIN_IDENTIFIERS, Column, ColumnReader, Kind
-from dlblocks.data._encode import complete, encode
+from dlblocks.data._encode import completion, encode
 from dlblocks.data._labels import label_key
 from dlblocks.data._read_csv import check_read_args, missing_texts, read_table
 from dlblocks.data.datamodule import DataModule, Source
@@ -248,7 +248,7 @@ class TabularDataModule(DataModule):
             groups=groups,
             folds=folds,
             feature_names=names,
-            complete=partial(complete, columns=columns, impute=impute) if needed else None,
+            completion=partial(completion, columns=columns, impute=impute) if needed else None,
             categories={
                 names.index(column.name): len(column.categories)
                 for column in columns

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dlblocks.callbacks._batch_transform import BatchTransform
-from dlblocks.data._normalization import on_device, rescale
 from dlblocks.data.dataset import ArrayDataset, EpochSampler
 from dlblocks.engine._support import NotVectorizable
 from dlblocks.engine.member import Member
+from dlblocks.nets.preprocess import STATISTICS, complete, rescale
 
 
 @dataclass
@@ -66,16 +66,17 @@ class BatchSource:
         self.shared = all(
             d.inputs is first.inputs and d.targets is first.targets for d in self.datasets
         )
-        affine = [m.datamodule.normalisation for m in members]
-        self.shared &= all(
-            scale.shape == affine[0][0].shape
-            and shift.shape == affine[0][1].shape
-            and scale.dtype == affine[0][0].dtype
-            for scale, shift in affine
-        )
+        found = [m.model.preprocess for m in members]
+        self.shared &= all(preprocess.is_like(found[0]) for preprocess in found)
+        # What the members' `preprocess` know, side by side.
+        self.statistics: dict[str, Tensor] = {}
         if self.shared:
-            pair = [torch.stack(of_all).unsqueeze(1) for of_all in zip(*affine, strict=True)]
-            self.scale, self.shift = on_device((pair[0], pair[1]), device)
+            self.coded = found[0].coded.to(device)  # columns that all have
+            self.statistics = {
+                name: torch.stack([getattr(preprocess, name) for preprocess in found]).to(device)
+                for name in STATISTICS
+                if name != "coded"
+            }
         self.changed = [
             self.training and any(isinstance(c, BatchTransform) for c in m.callbacks)
             for m in members
@@ -121,18 +122,8 @@ class BatchSource:
         if self.shared and not any(self.changed[k] for k in members):
             dataset = self.datasets[0]
             where = rows.flatten().to(dataset.inputs.device, non_blocking=True)
-            inputs = dataset.inputs.index_select(0, where).to(self.device, non_blocking=True)
-            targets = dataset.targets.index_select(0, where).to(self.device, non_blocking=True)
-            inputs = inputs.unflatten(0, rows.shape)
-            scale, shift = self.scale, self.shift
-            if len(members) < len(self.members):
-                scale, shift = scale[members], shift[members]
-            # A table's (C,) and an image's (C, 1, 1) end where the inputs end; a plain unit does
-            # not.
-            missing = inputs.ndim - scale.ndim
-            if missing:
-                scale, shift = (x.reshape(*x.shape, *(1,) * missing) for x in (scale, shift))
-            inputs = self.precision.convert_input(rescale(inputs, scale, shift))
+            inputs, targets = self._gathered(dataset, where)
+            inputs = self._prepared(inputs.unflatten(0, rows.shape), members)
             yield Batches(members, inputs, targets.unflatten(0, rows.shape), rows)
             return
         # Of its own for each; those that are alike go together.
@@ -140,10 +131,7 @@ class BatchSource:
         for k, mine in zip(members, rows, strict=True):
             dataset = self.datasets[k]
             where = mine.to(dataset.inputs.device, non_blocking=True)
-            batch = [
-                x.index_select(0, where).to(self.device, non_blocking=True)
-                for x in (dataset.inputs, dataset.targets)
-            ]
+            batch = self._gathered(dataset, where)
             inputs, targets = self.members[k].datamodule.on_after_batch_transfer(batch, 0)
             if not isinstance(targets, Tensor):
                 raise ValueError(
@@ -156,3 +144,25 @@ class BatchSource:
             numbers = [part[0] for part in parts]
             stacked = [torch.stack(column) for column in list(zip(*parts, strict=True))[1:]]
             yield Batches(numbers, *stacked)
+
+    def _gathered(self, dataset: ArrayDataset, where: Tensor) -> list[Tensor]:
+        """The raw inputs and targets of some rows, on the device."""
+        arrays = zip(dataset.kinds, (dataset.inputs, dataset.targets), strict=True)
+        return [k.gather(x, where).to(self.device, non_blocking=True) for k, x in arrays]
+
+    def _prepared(self, inputs: Tensor, members: Sequence[int]) -> Tensor:
+        """What the `preprocess` of each member makes of inputs (M, N, …)."""
+        known = self.statistics
+        if not known["scale"].numel():  # of tokens there are none
+            return inputs
+        if len(members) < len(self.members):
+            known = {name: values[members] for name, values in known.items()}
+        fill = known["fill"].unsqueeze(1) if known["fill"].numel() else known["fill"]
+        inputs = complete(inputs, fill, self.coded, known["tables"])
+        scale, shift = known["scale"], known["shift"]
+        # (M, C) of inputs (M, N, C, …), or (M,).
+        missing = inputs.ndim - scale.ndim - 1
+        shape = (len(members), 1, *scale.shape[1:], *(1,) * missing)
+        dtype = torch.get_default_dtype()
+        made = rescale(inputs, scale.reshape(shape), shift.reshape(shape), dtype)
+        return self.precision.convert_input(made)

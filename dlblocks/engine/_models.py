@@ -53,17 +53,15 @@ class StackedModels:
         self.params: dict[str, Tensor] = {}
         self.buffers: dict[str, Tensor] = {}
         self._gradients: dict[str, Tensor] = {}  # that are the models' own too
-        self._fill(
-            [dict(model.named_parameters()) for model in models],
-            [dict(model.named_buffers()) for model in models],
-        )
+        self._fill()
 
     def __len__(self) -> int:
         return len(self.models)
 
-    def _fill(
-        self, params: Sequence[dict[str, Tensor]], buffers: Sequence[dict[str, Tensor]]
-    ) -> None:
+    def _fill(self) -> None:
+        params: list[dict[str, Tensor]] = [{**dict(m.named_parameters())} for m in self.models]
+        buffers = [dict(model.named_buffers()) for model in self.models]
+
         def stacked(rows: Sequence[dict[str, Tensor]], name: str) -> Tensor:
             return torch.stack([row[name].detach().to(self.device) for row in rows])
 
@@ -76,9 +74,10 @@ class StackedModels:
             for name, p in model.named_parameters():
                 p.data = self.params[name].data[k]
                 p.grad = None
-            for name, _ in list(model.named_buffers()):
+            for name in buffers[k]:
                 owner, _, leaf = name.rpartition(".")
                 model.get_submodule(owner)._buffers[leaf] = self.buffers[name][k]
+            model.preprocess.to(self.device)
 
     def train(self, mode: bool = True) -> None:
         """Sets the models to training, in which modules keep the mode they came with, or not."""
@@ -181,10 +180,7 @@ class StackedModels:
                 owner, _, leaf = name.rpartition(".")
                 model.get_submodule(owner)._buffers[leaf] = buffer.clone()
         self.models = [self.models[k] for k in members]
-        self._fill(
-            [dict(model.named_parameters()) for model in self.models],
-            [dict(model.named_buffers()) for model in self.models],
-        )
+        self._fill()
         self.make_gradients(self._gradients)
 
 
@@ -196,7 +192,7 @@ class _Step(nn.Module):
         self.model = model
 
     def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = self.model(inputs)
+        outputs = self.model.forward_prepared(inputs)
         return self.model.loss(outputs, targets), outputs
 
 

@@ -132,7 +132,7 @@ def seconds_a_step(
         stack.zero_gradients(batches.members)
 
     def alone() -> None:
-        loss = model.loss(model(batches.inputs[0]), batches.targets[0])
+        loss = model.loss(model.forward_prepared(batches.inputs[0]), batches.targets[0])
         torch.autograd.grad(loss, own, allow_unused=True)
 
     with _untouched(stack), precision.train_step_context():
@@ -142,7 +142,7 @@ def seconds_a_step(
 
 def _alone(model: Model, batches: Batches, precision: Precision) -> None:
     with precision.train_step_context():
-        outputs = model(batches.inputs[0])
+        outputs = model.forward_prepared(batches.inputs[0])
         model.check_batch(outputs, batches.targets[0])
         model.loss(outputs, batches.targets[0])
 

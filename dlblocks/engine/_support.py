@@ -16,7 +16,9 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from dlblocks._errors import named
 from dlblocks.callbacks._batch_transform import BatchTransform
 from dlblocks.data import DataModule
+from dlblocks.fields import Ragged
 from dlblocks.models.model import Model
+from dlblocks.nets import Preprocess
 
 # Trainer arguments that are heeded here, or that only concern what is the same for all members.
 TRAINER_ARGUMENTS = {
@@ -77,6 +79,8 @@ OF_DATA = (
 
 
 def _check_data(datamodule: DataModule) -> None:
+    if isinstance(datamodule.source.targets, Ragged):
+        raise NotVectorizable("targets of unequal length have no common shape")
     for name in OF_DATA:
         if getattr(type(datamodule), name) is not getattr(DataModule, name):
             raise NotVectorizable(
@@ -151,7 +155,7 @@ def plain_state(model: Model) -> dict[str, Any]:
     known = vars(pl.LightningModule()).keys() | OWN | INTERNAL
     found: dict[str, Any] = {}
     for path, module in model.named_modules():
-        if path.startswith("_metrics"):
+        if path.startswith("_metrics") or isinstance(module, Preprocess):
             continue
         for name, value in vars(module).items():
             if name in known:

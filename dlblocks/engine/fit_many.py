@@ -396,9 +396,10 @@ class StackedFit(pl.LightningModule):
         with torch.inference_mode(), self.fitter.precision_plugin.val_step_context():
             for start in range(0, len(rows), size):
                 index = rows[start : start + size]
-                batch = [inputs.index_select(0, index), targets.index_select(0, index)]
+                arrays = zip(data.kinds.values(), (inputs, targets), strict=True)
+                batch = [kind.gather(x, index) for kind, x in arrays]
                 batch = [x.to(self.root_device) for x in batch]
-                batch[0] = self.fitter.precision_plugin.convert_input(data.transform(batch[0]))
+                batch[0] = member.model.preprocess(batch[0])
                 result = member.model.predict_step([*batch, index], 0)
                 columns = columns_of(result, index) | keep(result["prediction"], batch[1])
                 writer.add(np.arange(start, start + len(index)), columns)

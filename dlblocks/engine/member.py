@@ -42,6 +42,7 @@ class MemberTrainer:
         self.gradient_clip_val = settings.get("gradient_clip_val")
         self.accumulate_grad_batches = settings.get("accumulate_grad_batches") or 1
         self.datamodule = member.datamodule
+        self.lightning_module = member.model
         self.callbacks = member.callbacks
         self.loggers = member.loggers
         self.num_training_batches = 0

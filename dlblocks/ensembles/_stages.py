@@ -155,7 +155,11 @@ class Stages(pl.LightningModule):
             return
         data = self.data
         dataset = ArrayDataset(
-            self.inputs, data.source.targets, self.rows["train"][order], data.train_transform
+            self.inputs,
+            data.source.targets,
+            self.rows["train"][order],
+            data.train_transform,
+            kinds=data.kinds,
         )
         epoch, whole = self.sampler.epoch, range(len(order))
         in_order = whole if data.train_transform is None else [(epoch, i) for i in whole]
@@ -258,7 +262,7 @@ class Stages(pl.LightningModule):
             yield from self.ready[part].split(size) if len(self.ready[part]) else ()
             return
         for rows in self.rows[part].split(size) if len(self.rows[part]) else ():
-            yield self._prepared(self.inputs.index_select(0, rows))
+            yield self._prepared(self.data.kinds["inputs"].gather(self.inputs, rows))
 
     def _prepared(self, inputs: Tensor) -> Tensor:
         """Raw inputs as the learner sees them: on its device, normalised, in its precision."""

@@ -67,9 +67,7 @@ class BoostingResult:
 
     Attributes:
         model: The ensemble, one model, in evaluation mode: for ``Trainer.test``, ``predict``,
-            ``staged_predict(inputs)``. Called by itself it takes inputs as the datamodule's
-            `transform` makes them; ``Voting([model], normalisations=[data.normalisation])`` takes
-            them in the units of the source, as the ensembles of `Bagging` do.
+            ``staged_predict(inputs)``. Like any model, it takes raw inputs.
         history: One row a stage: its number from 1, the losses or accuracies of the ensemble after
             it, and what was found of its learner.
         best_stage: The stage of the best validation score, or the last one without validation.
@@ -226,6 +224,7 @@ class Stagewise(CheckedConstructor):
         # Early stopping keeps the best stages; without it all that were asked for are kept.
         kept = best if self.patience is not None else len(self.learners)
         model = self.make_model(kept).eval()
+        model.preprocess.set(**self.datamodule.preprocess.statistics())
         if str(self.trainer.get("precision")) in TRUE_PRECISIONS:
             model = model.to(torch.get_default_dtype())  # as it is loaded, for inputs as they come
         ended = self._files.seconds()
@@ -375,6 +374,12 @@ class Stagewise(CheckedConstructor):
             raise ValueError(
                 f"make_learner returned a {type(made).__name__}; {type(self).__name__} needs a "
                 f"{self.kind.__name__} here, such as an MLP{self.kind.__name__}."
+            )
+        if learner.preprocess.is_set:
+            raise ValueError(
+                f"make_learner returned a {type(learner).__name__} with statistics of its inputs "
+                "(preprocess), as a trained model has; the stages use those of the datamodule. "
+                "Make a new one."
             )
         for hook in HOOKS:
             if getattr(type(learner), hook) is not getattr(Model, hook):

@@ -32,7 +32,6 @@ from dlblocks.ensembles.results import (
 )
 from dlblocks.ensembles.voting import Voting
 from dlblocks.models._checkpoints import restore, write_checkpoint
-from dlblocks.models.voting import warn_of_fitted_inputs
 from dlblocks.runs._figures import save_figures
 from dlblocks.runs._fits import FitResult, read_fits
 from dlblocks.runs._plan import begin_run, describe
@@ -245,8 +244,6 @@ class Bagging:
                 say(f"engine: {engine}; {why}")
             if lacking and todo:
                 self._warn(lacking)
-            if todo and self._leaves_out:
-                warn_of_fitted_inputs(data, "encode the table before, or use DeepEnsemble")
             fitted, _ = run_fits(
                 config,
                 make_data,
@@ -364,10 +361,7 @@ class Bagging:
         models = [
             restore(config.new_model(), self.run_dir / fitted.row["checkpoint"]) for fitted in done
         ]
-        pairs = [fitted.normalisation for fitted in done]
-        known = None if any(pair is None for pair in pairs) else pairs
-        model: Any = self.voting
-        model = Voting(models, voting=model, normalisations=known)
+        model = Voting(models, voting=self.voting)
         oob = None
         parts = [fitted.predicted for fitted in done if fitted.predicted is not None]
         if parts and data.columns.targets is not None:

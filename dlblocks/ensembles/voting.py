@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from os import PathLike
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
@@ -16,7 +16,6 @@ def Voting(
     members: Sequence[Model | str | PathLike[str]],
     *,
     voting: Literal["soft", "hard"] = "soft",
-    normalisations: Sequence[Any] | None = None,
     classes: Iterable[type[Model]] = (),
 ) -> VotingEnsemble:
     """The models as one, in evaluation mode: a `VotingEnsemble`.
@@ -28,8 +27,6 @@ def Voting(
         members: Models, or paths of checkpoints.
         voting: ``"soft"``, the average of probabilities or values; or ``"hard"``, the share of the
             votes for each class.
-        normalisations: For each member the scale and shift of its own inputs, its datamodule's
-            `normalisation`, if they differ; inputs are then raw. See `VotingEnsemble`.
         classes: Your own subclasses of our models, of which checkpoints may be.
 
     Raises:
@@ -56,4 +53,4 @@ def Voting(
             )
     own = list(classes)
     models = [m if isinstance(m, Model) else load(m, classes=own) for m in members]
-    return VotingEnsemble(models, voting=voting, normalisations=normalisations).eval()
+    return VotingEnsemble(models, voting=voting).eval()

@@ -161,7 +161,9 @@ def check_same(model: Any, checkpoint: dict[str, Any]) -> None:
     own = {_uncompiled(name): name for name in here}
     for name in set(there) - set(here):  # whether a net in it is compiled makes no difference
         there[own.get(_uncompiled(name), name)] = there.pop(name)
-    shapes = {k: (tuple(there[k].shape), tuple(here[k].shape)) for k in here.keys() & there.keys()}
+    # Statistics of inputs are empty in a new model.
+    sized = {k for k in here.keys() & there.keys() if here[k].numel()}
+    shapes = {k: (tuple(there[k].shape), tuple(here[k].shape)) for k in sized}
     if here.keys() == there.keys() and all(old == new for old, new in shapes.values()):
         return
     different = [

@@ -24,7 +24,7 @@ class GradientBoostingRegressor(_Boosted, Regressor):
     """What `dlblocks.ensembles.GradientBoosting` fits to values: F(x) = F_0 + Σ_m a_m h_m(x).
 
     It is evaluated like any regressor, and saved and loaded as one model; to train it on, boost
-    again. It takes the inputs that its learners were trained on: those of the same datamodule.
+    again.
 
     Args:
         members: The learners h_m, regressors of as many values as `initial` has, or their
@@ -62,7 +62,7 @@ class GradientBoostingRegressor(_Boosted, Regressor):
     @torch.no_grad()
     def staged_predict(self, inputs: Tensor) -> Iterator[Tensor]:
         """Yields the predictions after 1, 2, …, M stages, each of shape (N, D)."""
-        yield from self.net.staged(inputs)  # type: ignore[operator]
+        yield from self.net.staged(self.preprocess(inputs))  # type: ignore[operator]
 
 
 class GradientBoostingClassifier(_Boosted, Classifier):
@@ -105,7 +105,7 @@ class GradientBoostingClassifier(_Boosted, Classifier):
     @torch.no_grad()
     def staged_predict(self, inputs: Tensor) -> Iterator[Tensor]:
         """Yields the probabilities after 1, 2, …, M stages, each of shape (N, C)."""
-        for raw in self.net.staged(inputs):  # type: ignore[operator]
+        for raw in self.net.staged(self.preprocess(inputs)):  # type: ignore[operator]
             yield self.prediction(_logits(raw))
 
 
@@ -148,7 +148,7 @@ class AdaBoostClassifier(_Boosted, Classifier):
     @torch.no_grad()
     def staged_predict(self, inputs: Tensor) -> Iterator[Tensor]:
         """Yields the probabilities after 1, 2, …, M stages, each of shape (N, C)."""
-        for logits in self._staged(inputs):
+        for logits in self._staged(self.preprocess(inputs)):
             yield self.prediction(logits)
 
     def _staged(self, inputs: Tensor) -> Iterator[Tensor]:

@@ -23,7 +23,13 @@ from torchmetrics import MeanMetric, MetricCollection
 from dlblocks._errors import CheckedConstructor, check_range, constructor_arguments
 from dlblocks._lightning import log_as
 from dlblocks.models import _checkpoints as checkpoints
-from dlblocks.nets import MLP
+from dlblocks.models._inputs import (
+    of_raw,
+    prepare_batches,
+    release_batches,
+    with_prepared_inputs,
+)
+from dlblocks.nets import MLP, Preprocess
 from dlblocks.optim import check_optimizer, check_schedule, make_optimizer, make_schedule
 from dlblocks.optim.schedules import schedule_needs_total_steps
 from dlblocks.tasks import Task
@@ -46,8 +52,14 @@ class Model(CheckedConstructor, pl.LightningModule):
 
     A training loss that is not finite stops the fit with the number of the step.
 
+    **Inputs** are raw, in the units of the source: ``model(raw)`` is ``net(preprocess(raw))``. A
+    fit with a datamodule of this package sets `preprocess` to the statistics of its training part,
+    unless it is set already, as that of a loaded model is. Within a Trainer, `preprocess` is
+    applied once, when a batch arrives; callbacks and steps get prepared inputs, and
+    ``self(inputs)`` within a step takes them as they are.
+
     Args:
-        net: Maps a batch of inputs to outputs.
+        net: Maps a batch of prepared inputs to outputs.
         task: The learning problem; see `dlblocks.tasks`. None for a subclass that defines `loss`.
         optimizer: Name of the optimizer, or class path; see `dlblocks.optim.make_optimizer`.
         lr: Learning rate; None for the optimizer's default.
@@ -79,6 +91,7 @@ class Model(CheckedConstructor, pl.LightningModule):
         check_schedule(lr_schedule, lr_schedule_args, warmup_steps=warmup_steps)
         if lr is not None:
             check_range("lr", lr, 0)
+        self.preprocess = Preprocess()
         self.net = nn.Identity() if net is None else net
         self.task = task
         self.optimizer_name = optimizer
@@ -98,12 +111,22 @@ class Model(CheckedConstructor, pl.LightningModule):
                 self._stage_metrics(stage)
         self._buffers_of: dict[str, _Buffer] = {stage: _Buffer() for stage in STAGES}
         self._first_batch = True
+        self._prepared = False  # whether inputs have been through `preprocess`
         # True while a step is repeated, as by `callbacks.SAM`: metrics and losses are not kept.
         self.metrics_paused = False
         # Lightning collects the arguments of all constructors on the way here, the leaf's too.
         self.save_hyperparameters(ignore=self._unsaved_arguments())
         if task is not None and task.chosen:
             log_as(self, "metrics", list(task.chosen_metrics()))
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = vars(cls)
+        if "forward" in own:
+            cls.forward = of_raw(own["forward"])  # type: ignore[method-assign]
+        for step in ("training_step", "validation_step", "test_step", "predict_step"):
+            if step in own:
+                setattr(cls, step, with_prepared_inputs(own[step]))
 
     # TorchScript compiles all other properties.
     __jit_unused_properties__: list[str] = [  # noqa: RUF012 (as Lightning has it)
@@ -176,18 +199,31 @@ class Model(CheckedConstructor, pl.LightningModule):
     # Steps
 
     def forward(self, inputs: Tensor) -> Tensor:
+        if not self._prepared:
+            inputs = self.preprocess(inputs)
         outputs: Tensor = self.net(inputs)
         return outputs if self.task is None else self.task.decode(outputs)
 
+    @torch.jit.ignore
+    @with_prepared_inputs
+    def forward_prepared(self, inputs: Tensor) -> Tensor:
+        """`forward` for inputs that have been through `preprocess` already."""
+        outputs: Tensor = self(inputs)
+        return outputs
+
+    @with_prepared_inputs
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self._step(batch, "train")
 
+    @with_prepared_inputs
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._step(batch, "val")
 
+    @with_prepared_inputs
     def test_step(self, batch: Any, batch_idx: int) -> None:
         self._step(batch, "test")
 
+    @with_prepared_inputs
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Returns ``{"prediction", "target", "index"}``, the last two as far as the batch has them.
 
@@ -298,10 +334,14 @@ class Model(CheckedConstructor, pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         self._first_batch = True
+        prepare_batches(self)
         if self.datamodule is not None:
             self.check_data(self.datamodule)
         if stage == "fit" and self.task is not None:
             self.task.fit_to(self.datamodule)
+
+    def teardown(self, stage: str) -> None:
+        release_batches(self)
 
     @property
     def datamodule(self) -> Any:

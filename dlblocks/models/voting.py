@@ -7,23 +7,21 @@ Ensembles", 1990); with the models of a cross-validation as members it is also c
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.trainer.states import TrainerStatus
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from dlblocks._lightning import trainer_of
 from dlblocks.models._members import Kind, MadeOfTrained, described, rebuilt
 from dlblocks.models._predict import gather, join_batches, predictor, target_in
 from dlblocks.models.model import Model
+from dlblocks.nets import Preprocess
+from dlblocks.nets.preprocess import PassOn
 from dlblocks.tasks import PredictionTable, Task
 from dlblocks.tasks.task import Stage
-
-IDENTITY = (1.0, 0.0)  # the scale and shift of inputs that stay as they are
 
 
 class VotingEnsemble(MadeOfTrained, Model):
@@ -37,22 +35,18 @@ class VotingEnsemble(MadeOfTrained, Model):
     M in the denominator), of the shape of the prediction; `uncertainty` says how much of a
     classifier's doubt is disagreement.
 
-    Members may have been trained on inputs normalised in different ways, as the models of a
-    cross-validation are. Given their `normalisations`, the inputs of `forward` are raw, in the
-    units of the source; under a Trainer with one of our datamodules, its batches are understood.
-    A member that is such an ensemble itself has ``(1.0, 0.0)`` there; if all are, leave them out.
+    Inputs are raw, as those of any `Model`: each member has its own `preprocess`, as the models of
+    a cross-validation have, each fitted to its own training part.
 
     Args:
         members: Models with a task, or their descriptions in a checkpoint. A checkpoint of yours
             that has members of your own classes is loaded by
             ``dlblocks.models.load(path, classes=[YourModel])``.
         voting: ``"soft"`` or ``"hard"``.
-        normalisations: For each member the scale and shift of ``raw * scale + shift`` that it was
-            trained on, or None if all take the same inputs.
 
     Raises:
-        ValueError: No members, members of different tasks or numbers of classes, or hard voting
-            where there are no classes.
+        ValueError: No members, members of different tasks or numbers of classes, hard voting where
+            there are no classes, or members of which only some have statistics of their inputs.
     """
 
     task: Task
@@ -62,10 +56,15 @@ class VotingEnsemble(MadeOfTrained, Model):
         members: Sequence[Any],
         *,
         voting: Literal["soft", "hard"] = "soft",
-        normalisations: Sequence[Any] | None = None,
     ) -> None:
         models = _at_least_one(members, Model)
-        normalisations = _for_each(models, normalisations)
+        known = [model.preprocess.is_set for model in models]
+        if len({*known}) > 1:
+            raise ValueError(
+                f"member {known.index(False)} has no statistics of its inputs (preprocess), and "
+                f"member {known.index(True)} has; set model.preprocess of the first, or train it "
+                "with a datamodule of dlblocks."
+            )
         tasks = [model.task for model in models]
         for model, task in zip(models, tasks, strict=True):
             if task is None:
@@ -78,22 +77,20 @@ class VotingEnsemble(MadeOfTrained, Model):
                     f"members have {different}, and no common vote; they must have the same."
                 )
         task = tasks[0].for_ensemble()  # type: ignore[union-attr]
-        super().__init__(_Committee(models, normalisations), task)
+        super().__init__(_Committee(models), task)
+        self.preprocess = PassOn([model.preprocess for model in models])
         if voting == "hard" and not self.task.votes:
             raise ValueError("voting='hard' counts votes for classes, and values have none.")
         self.voting = voting
-        _describe(self, models, normalisations, voting=voting)
+        _describe(self, models, voting=voting)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self._of_raw(_raw(self, inputs))
-
-    def _of_raw(self, inputs: Tensor) -> Tensor:
         return self.task.average(self.net(inputs), hard=self.voting == "hard")
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         inputs, *rest = batch if isinstance(batch, (list, tuple)) else [batch]
         targets = rest[0] if rest else None
-        outputs = _outputs(self, inputs)
+        outputs = self.net(inputs)
         average = self.task.average(outputs, hard=self.voting == "hard")
         result = {"prediction": self.task.predict(average, targets)}
         result.update(zip(("target", "index"), rest, strict=False))
@@ -116,7 +113,7 @@ class VotingEnsemble(MadeOfTrained, Model):
         Raises:
             ValueError: The members do not predict one class a sample.
         """
-        return self.task.uncertainty(_outputs(self, inputs))
+        return self.task.uncertainty(self.net(inputs))
 
 
 class VotingModule(MadeOfTrained, Model):
@@ -137,7 +134,8 @@ class VotingModule(MadeOfTrained, Model):
     Args:
         members: LightningModules. A checkpoint is loaded by ``dlblocks.models.load(path,
             overrides={"members": [make_model() for _ in range(M)]})``.
-        normalisations: See `VotingEnsemble`; for batches ``[inputs, …]``.
+        preprocess: For each member what it does to raw inputs first, if it does not do so itself,
+            such as its datamodule's `preprocess`; for batches ``[inputs, …]``. None: nothing.
         task_name: What they predict, such as ``"multilabel"``; see `dlblocks.tasks.find_task`.
 
     Raises:
@@ -156,7 +154,7 @@ class VotingModule(MadeOfTrained, Model):
         self,
         members: Sequence[Any],
         *,
-        normalisations: Sequence[Any] | None = None,
+        preprocess: Sequence[Preprocess] | None = None,
         task_name: str | None = None,
     ) -> None:
         if members and all(isinstance(member, str) for member in members):
@@ -168,24 +166,36 @@ class VotingModule(MadeOfTrained, Model):
         models = _at_least_one(members, pl.LightningModule)
         for model in models:
             predictor(model)
-        super().__init__(_Committee(models, normalisations))
+        if preprocess is not None and len(preprocess) != len(models):
+            raise ValueError(
+                f"preprocess has {len(preprocess)} entries and members {len(models)}; give one a "
+                "member."
+            )
+        super().__init__(_Committee(models))
+        given = [copy.deepcopy(one) for one in preprocess or [Preprocess() for _ in models]]
+        for i, model in enumerate(models):
+            if isinstance(model, Model):  # which has one
+                given[i] = PassOn([model.preprocess])
+        self.own = nn.ModuleList(given)
+        self.preprocess = PassOn(given)
         self.task_name = task_name
         self._scored: dict[int, list[tuple[Tensor, Tensor]]] = {}  # by the number of the loader
-        _describe(self, models, normalisations, task_name=task_name)
+        _describe(self, models, task_name=task_name)
 
     def forward(self, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
-        raw = _raw(self, inputs)
-        pairs = enumerate(self.net.members)
-        return self._mean([m(self.net.own(i, raw), *args, **kwargs) for i, m in pairs])[0]
+        pairs = zip(self.own, self.net.members, strict=True)
+        return self._mean([m(own(inputs), *args, **kwargs) for own, m in pairs])[0]
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         outputs = []
-        for i, member in enumerate(self._members):
-            own = batch
-            if isinstance(batch, (list, tuple)) and self.net.normalisations:
+        for own, member in zip(self.own, self._members, strict=True):
+            # A step of a `Model` takes prepared inputs.
+            prepare = member.preprocess if isinstance(member, Model) else own
+            mine = batch
+            if isinstance(batch, (list, tuple)) and prepare.is_set:
                 inputs, *rest = batch
-                own = [self.net.own(i, _raw(self, inputs)), *rest]
-            outputs.append(predictor(member)(own, batch_idx))
+                mine = [prepare(inputs), *rest]
+            outputs.append(predictor(member)(mine, batch_idx))
         named = [output if isinstance(output, Mapping) else {} for output in outputs]
         result = {k: v for k, v in named[0].items() if k in ("target", "index")}
         values = [n.get("prediction", o) for n, o in zip(named, outputs, strict=True)]
@@ -262,57 +272,14 @@ class VotingModule(MadeOfTrained, Model):
 
 
 class _Committee(nn.Module):
-    """All members' outputs for the same inputs, stacked: shape (M, N, ...)."""
+    """All members' outputs for the same raw inputs, stacked: shape (M, N, ...)."""
 
-    def __init__(
-        self, models: Sequence[pl.LightningModule], normalisations: Sequence[Any] | None
-    ) -> None:
+    def __init__(self, models: Sequence[pl.LightningModule]) -> None:
         super().__init__()
         self.members = nn.ModuleList(models)
-        self.normalisations = normalisations is not None
-        # No buffers: a model in half precision would round them.
-        self.pairs: list[tuple[Tensor, Tensor]] = []
-        self.dtype_of: Tensor
-        self.register_buffer("dtype_of", torch.empty(0), persistent=False)  # that of the members
-        if normalisations is not None:
-            if len(normalisations) != len(models):
-                raise ValueError(
-                    f"normalisations has {len(normalisations)} entries and members {len(models)}; "
-                    "give one a member."
-                )
-            self.pairs = [(_exact(scale), _exact(shift)) for scale, shift in normalisations]
 
     def forward(self, inputs: Tensor) -> Tensor:
-        outputs = []
-        for i, member in enumerate(self.members):
-            own = self.own(i, inputs)
-            # What the Trainer made of the inputs is undone already, by the vote that it runs.
-            vote = getattr(member, "_of_raw", None)
-            outputs.append(member(own) if vote is None else vote(own))
-        return torch.stack(outputs)
-
-    def own(self, member: int, inputs: Any) -> Any:
-        """Return raw inputs as a member is used to them."""
-        if not self.normalisations or _takes_raw(self.members[member]):
-            return inputs
-        scale, shift = self.pairs[member]
-        if inputs.device.type == "mps":  # which has no float64
-            scale, shift = scale.float(), shift.float()
-        scale, shift = scale.to(inputs.device), shift.to(inputs.device)
-        own = self.dtype_of.dtype
-        wide = torch.promote_types(torch.promote_types(inputs.dtype, scale.dtype), own)
-        return (inputs.to(wide) * scale + shift).to(own)
-
-
-def _exact(values: Any) -> Tensor:
-    """Return numbers as float32 if they are such, else as float64."""
-    wide = torch.as_tensor(values, dtype=torch.float64)
-    return wide.float() if torch.equal(wide.float().double(), wide) else wide
-
-
-def _takes_raw(model: Any) -> bool:
-    net = getattr(model, "net", None)
-    return isinstance(net, _Committee) and net.normalisations
+        return torch.stack([member(inputs) for member in self.members])
 
 
 def _at_least_one(members: Sequence[Any], kind: type[Kind]) -> list[Kind]:
@@ -321,78 +288,6 @@ def _at_least_one(members: Sequence[Any], kind: type[Kind]) -> list[Kind]:
     return rebuilt(members, kind)
 
 
-def _for_each(
-    models: Sequence[Model], normalisations: Sequence[Any] | None
-) -> Sequence[Any] | None:
-    """The normalisations, of which members that have some of their own need none but the identity.
-
-    They would take normalised inputs for raw ones, since it is the vote that knows the Trainer.
-    """
-    raw = [_takes_raw(model) for model in models]
-    if normalisations is None and all(raw):
-        return [IDENTITY] * len(models)
-    pairs = [None] * len(models) if normalisations is None else normalisations
-    for i, (takes_raw, pair) in enumerate(zip(raw, pairs, strict=False)):
-        if takes_raw and (pair is None or not _is_identity(pair)):
-            raise ValueError(
-                f"member {i} is an ensemble whose members have normalisations of their own, so "
-                f"that it takes inputs in the units of the source; give normalisations= with "
-                f"{IDENTITY} for it, and the datamodule's `normalisation` for models that take "
-                "normalised inputs."
-            )
-    return normalisations
-
-
-def _is_identity(pair: Any) -> bool:
-    return all(
-        bool((torch.as_tensor(given) == value).all())
-        for given, value in zip(pair, IDENTITY, strict=True)
-    )
-
-
-def _describe(
-    model: Model,
-    members: Sequence[pl.LightningModule],
-    normalisations: Sequence[Any] | None,
-    **others: Any,
-) -> None:
+def _describe(model: Model, members: Sequence[pl.LightningModule], **others: Any) -> None:
     """Saves hyperparameters from which the same model can be made again: plain values only."""
-    plain = None
-    if normalisations is not None:
-        plain = [[_exact(value).tolist() for value in pair] for pair in normalisations]
-    values = {"members": described(members), "normalisations": plain, **others}
-    model.save_hyperparameters(values, logger=False)
-
-
-def warn_of_fitted_inputs(data: Any, cure: str) -> None:
-    """Warn if members were trained on inputs that each part of a table's rows makes anew.
-
-    Args:
-        data: The datamodule.
-        cure: What to do instead.
-    """
-    if getattr(getattr(data, "source", None), "complete", None) is not None:
-        rank_zero_warn(
-            "counts=, embed= and imputed cells of this table were fitted to the rows of each "
-            "member, but the ensemble gets those that the datamodule fits to its own split, so its "
-            "predictions differ a little from what the members learned, and a lot for a category "
-            f"of embed= that a member has not seen; {cure}."
-        )
-
-
-def _outputs(model: Model, inputs: Tensor) -> Tensor:
-    """What each member puts out for the inputs, shape (M, N, ...)."""
-    outputs: Tensor = model.net(_raw(model, inputs))
-    return outputs
-
-
-def _raw(model: Model, inputs: Tensor) -> Tensor:
-    """Inputs in the units of the source, whatever the Trainer's datamodule made of them."""
-    committee = model.net
-    if not (isinstance(committee, _Committee) and committee.normalisations):
-        return inputs
-    trainer = trainer_of(model)  # it stays after a run
-    if trainer is None or trainer.state.status != TrainerStatus.RUNNING:
-        return inputs
-    inverse = getattr(getattr(trainer, "datamodule", None), "inverse_transform", None)
-    return inputs if inverse is None else inverse(inputs)
+    model.save_hyperparameters({"members": described(members), **others}, logger=False)

@@ -2,5 +2,6 @@
 
 from dlblocks.nets.cnn import CNN
 from dlblocks.nets.mlp import MLP, EmbedCategories
+from dlblocks.nets.preprocess import Preprocess
 
-__all__ = ["CNN", "MLP", "EmbedCategories"]
+__all__ = ["CNN", "MLP", "EmbedCategories", "Preprocess"]

@@ -36,6 +36,7 @@ from dlblocks.callbacks._side_effects import paused
 from dlblocks.data import SplitDataModule
 from dlblocks.models._checkpoints import is_ours
 from dlblocks.models._predict import NoPredictions
+from dlblocks.nets import Preprocess
 from dlblocks.runs._plan import run_id_of
 from dlblocks.runs._trainer import new_callbacks, new_module
 from dlblocks.runs.fit import drop_training_state, fit
@@ -86,7 +87,7 @@ class FitResult:
         row: Its row in the table of all fits.
         predicted: Predictions of the samples it was scored on, or None.
         history: One row an epoch.
-        normalisation: Scale and shift of its inputs, as plain numbers, or None.
+        preprocess: Statistics of its inputs, as plain values, or None.
         reason: Why there are no predictions, if there are none.
         warned: Whether a warning was given for this reason.
     """
@@ -94,7 +95,7 @@ class FitResult:
     row: dict[str, Any]
     predicted: PredictionTable | None
     history: list[dict[str, float]]
-    normalisation: Any = None
+    preprocess: Any = None
     reason: NoPredictions | None = None
     warned: bool = False
 
@@ -343,8 +344,8 @@ def finish_fit(
         "seconds": round(seconds, 3),
         "checkpoint": f"{spec.folder}/{checkpoint}" if checkpoint else "",
     }
-    pair = getattr(datamodule, "normalisation", None)
-    plain = None if pair is None else [tensor.tolist() for tensor in pair]
+    preprocess = getattr(datamodule, "preprocess", None)
+    plain = preprocess.to_plain() if isinstance(preprocess, Preprocess) else None
     result = FitResult(row, predicted, history, plain, reason)
     if is_rank_zero():
         _write(config, spec, result)
@@ -393,7 +394,7 @@ def read_fit(kind: type[RunConfig], run_dir: Path, spec: FitSpec, run_id: str) -
     reason = None if text is None else NoPredictions(text)
     with reading(folder / "history.csv", cure):
         history = read_rows(folder / "history.csv")
-    return FitResult(row, predicted, history, found["normalisation"], reason)
+    return FitResult(row, predicted, history, found["preprocess"], reason)
 
 
 class _TryPrediction(Callback):
@@ -441,7 +442,7 @@ def _write(config: RunConfig, spec: FitSpec, result: FitResult) -> None:
         "run_id": config.run_id,
         "row": row,
         "has_predictions": result.predicted is not None,
-        "normalisation": result.normalisation,
+        "preprocess": result.preprocess,
     }
     if result.reason is not None:
         written["no_predictions"] = str(result.reason)

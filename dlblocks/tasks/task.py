@@ -159,11 +159,11 @@ class PredictionTable:
         )
         found = {name: self[name][first] for name in ("index", "target") if self.has(name)}
         for name, column in self.columns.items():
-            is_mean = isinstance(column, np.ndarray) and column.dtype.kind == "f"
-            if name not in found and is_mean:
-                sums = np.zeros((len(first), *column.shape[1:]))
-                np.add.at(sums, where, self[name])
-                found[name] = sums / counts.reshape(-1, *(1,) * (sums.ndim - 1))
+            if name in found or isinstance(column, Ragged) or column.dtype.kind != "f":
+                continue
+            sums = np.zeros((len(first), *column.shape[1:]))
+            np.add.at(sums, where, column)
+            found[name] = sums / counts.reshape(-1, *(1,) * (sums.ndim - 1))
         return PredictionTable(found, task=self.task)
 
     def of_task(self) -> type[Task]:

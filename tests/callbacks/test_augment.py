@@ -282,7 +282,7 @@ def test_colours_of_normalised_images_are_refused():
 def test_crops_of_a_users_own_batches_with_channels_last(
     large, monkeypatch, make_trainer, plain_module
 ):
-    monkeypatch.setattr("dlblocks.callbacks._geometry.LARGE_IMAGE", large)
+    monkeypatch.setattr("dlblocks._geometry.LARGE_IMAGE", large)
     arrays = np.random.default_rng(0).integers(1, 256, (4, 16, 12, 3), dtype=np.uint8)
 
     def collate(rows):

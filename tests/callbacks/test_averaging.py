@@ -61,7 +61,7 @@ def loss_of(model, data, part="val"):
     x, y, _ = data.arrays(part)
     model.eval()
     with torch.no_grad():
-        return float(F.cross_entropy(model(data.transform(x)), y))
+        return float(F.cross_entropy(model(x), y))
 
 
 def values(done):

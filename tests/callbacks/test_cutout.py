@@ -29,16 +29,16 @@ def test_cutout_is_a_loop_over_pixels(fill, planes, dtype):
 
 
 def test_cutout_sizes_and_dtypes():
-    ones = torch.ones(400, 1, 12, 12)
-    erased = (Cutout(4).transform(ones, ones, generator())[0] == 0).sum((1, 2, 3))
+    ones, none = torch.ones(400, 1, 12, 12), torch.zeros(400)
+    erased = (Cutout(4).transform(ones, none, generator())[0] == 0).sum((1, 2, 3))
     assert erased.max() == 16
     assert erased.min() == 4  # centred on a corner
-    shared = (Cutout(0.5).transform(ones, ones, generator())[0] == 0).sum((1, 2, 3))
+    shared = (Cutout(0.5).transform(ones, none, generator())[0] == 0).sum((1, 2, 3))
     assert shared.max() == 36
     bytes_ = torch.full((3, 1, 8, 8), 200, dtype=torch.uint8)
-    assert Cutout(4).transform(bytes_, bytes_, generator())[0].dtype == torch.uint8
+    assert Cutout(4).transform(bytes_, none[:3], generator())[0].dtype == torch.uint8
     centres = np.array([
         np.argwhere(image.numpy() == 0).mean(0)
-        for image in Cutout(1).transform(ones, ones, generator())[0][:, 0]
+        for image in Cutout(1).transform(ones, none, generator())[0][:, 0]
     ])  # fmt: skip
     assert stats.kstest((centres + 0.5).ravel() / 12, "uniform").pvalue > 1e-3

@@ -126,7 +126,7 @@ def slow_shift_flip(images, shift, flip, padding):
 def test_shift_flip_is_torchvisions_flip_pad_and_crop(
     padding, shape, dtype, layout, large, monkeypatch
 ):
-    monkeypatch.setattr("dlblocks.callbacks._geometry.LARGE_IMAGE", large)
+    monkeypatch.setattr("dlblocks._geometry.LARGE_IMAGE", large)
     images = torch.randint(0, 256, shape).to(dtype).to(memory_format=layout)
     shift = torch.randint(-7, 8, (12, 2))
     flip = torch.rand(12, 2) < 0.5
@@ -152,7 +152,7 @@ def test_shift_flip_is_the_affine_map_of_whole_pixels(padding):
 
 @pytest.mark.parametrize("large", [1, 1 << 40])
 def test_shift_beyond_the_image_and_other_layouts(large, monkeypatch):
-    monkeypatch.setattr("dlblocks.callbacks._geometry.LARGE_IMAGE", large)
+    monkeypatch.setattr("dlblocks._geometry.LARGE_IMAGE", large)
     images = torch.rand(2, 3, 6, 5).permute(0, 1, 3, 2)  # not contiguous
     none = torch.zeros(2, 2, dtype=torch.bool)
     assert (shift_flip(images, torch.tensor([[6, 0], [0, -9]]), none) == 0).all()

@@ -255,12 +255,14 @@ def test_names_and_big_endian_numbers_in_files(tmp_path):
 def test_bad_array_files_are_refused(tmp_path, array, message):
     path = tmp_path / "bad.npy"
     np.save(path, array)
+    kind = "features" if array.ndim < 4 else "image"
     with pytest.raises(ValueError, match=f"inputs.*{message}"):
-        ArrayDataModule(str(path), [0, 1, 0, 1]).setup()
+        ArrayDataModule(str(path), [0, 1, 0, 1], input_kind=kind).setup()
     with pytest.raises(ValueError, match=f"test_inputs.*{message}"):
         ArrayDataModule(
-            np.zeros((2, 3)), [0, 1], test_inputs=path, test_targets=[0, 1, 0, 1]
-        ).setup()
+            np.zeros((2, 3)), [0, 1], test_inputs=path, test_targets=[0, 1, 0, 1],
+            input_kind="features",
+        ).setup()  # fmt: skip
 
 
 def test_files_that_are_no_array_files_are_refused(tmp_path, saved):

@@ -8,9 +8,10 @@ import torch
 
 from dlblocks.crossval import cross_validate
 from dlblocks.data import ArrayDataModule
-from dlblocks.data._normalization import needs_float64, rescale, standardisation
+from dlblocks.data._normalization import needs_float64, standardisation
 from dlblocks.ensembles import AdaBoost, Bagging, GradientBoosting
 from dlblocks.models import MLPClassifier, MLPRegressor, VotingEnsemble, load
+from dlblocks.nets.preprocess import rescale
 
 COUNT = 240
 MINUTES = np.random.default_rng(0).permutation(COUNT).astype(np.float64)
@@ -53,7 +54,9 @@ def test_columns_that_float32_would_round(column, wide):
 
 @pytest.mark.parametrize("give", [torch.from_numpy, np.asarray, lambda x: x.astype(np.int64)])
 def test_batches_say_what_the_source_says(give, make_trainer):
-    data = ArrayDataModule(give(TIMES[:, None].copy()), LATE, num_folds=4, batch_size=16)
+    data = ArrayDataModule(
+        give(TIMES[:, None].copy()), LATE, input_kind="features", num_folds=4, batch_size=16
+    )
     rows = data.indices("train")
     made = data.transform(data.raw_inputs("train"))
     assert made.dtype == torch.float32
@@ -78,8 +81,8 @@ def test_batches_say_what_the_source_says(give, make_trainer):
 def test_integers_that_float64_would_round_are_refused(give):
     numbers = 2**53 + np.arange(COUNT)[:, None]
     with pytest.raises(ValueError, match="such as 9007199254740993, which float64 rounds"):
-        ArrayDataModule(give(numbers), LATE).setup()
-    data = ArrayDataModule(give(numbers - 2**53), LATE)
+        ArrayDataModule(give(numbers), LATE, input_kind="features").setup()
+    data = ArrayDataModule(give(numbers - 2**53), LATE, input_kind="features")
     data.setup()
     assert len(data.source.inputs.unique()) == COUNT
 
@@ -89,7 +92,7 @@ def test_the_largest_integers_are_refused():
     for dtype in (np.int64, np.uint64):
         largest = np.full((COUNT, 1), np.iinfo(dtype).max, dtype=dtype)
         with pytest.raises(ValueError, match=f"such as {np.iinfo(dtype).max}, "):
-            ArrayDataModule(largest, LATE).setup()
+            ArrayDataModule(largest, LATE, input_kind="features").setup()
 
 
 def test_float32_far_from_0_is_normalised_in_float64():
@@ -105,7 +108,7 @@ def test_other_data_is_normalised_in_float32():
     x = torch.randn(20, 3) * 2 + 5
     scale, shift = standardisation(x, torch.arange(20))
     assert scale.dtype == shift.dtype == torch.float32
-    assert torch.equal(rescale(x, scale, shift), x * scale + shift)
+    assert torch.equal(rescale(x, scale, shift, torch.float32), x * scale + shift)
     pixels = torch.randint(0, 256, (20, 3, 4, 4), dtype=torch.uint8)
     assert standardisation(pixels, torch.arange(20))[0].dtype == torch.float32
 
@@ -173,8 +176,9 @@ def test_both_engines_learn_from_minutes_within_milliseconds(tmp_path):
     with torch.no_grad():
         assert (nested(torch.from_numpy(TIMES[:, None])).argmax(1).numpy() == raw).all()
     kept = json.loads((tmp_path / "vectorized" / "fold-0" / "fold.json").read_text())
-    expected = module().for_fold(0, 3).with_selection(0.15).normalisation
-    assert kept["normalisation"] == [x.tolist() for x in expected]
+    expected = module().for_fold(0, 3).with_selection(0.15).preprocess
+    assert kept["preprocess"]["scale"] == ["float64", expected.scale.tolist()]
+    assert kept["preprocess"]["shift"] == ["float64", expected.shift.tolist()]
 
 
 @pytest.mark.parametrize("engine", ["sequential", "vectorized"])
@@ -203,7 +207,7 @@ def test_boosting_learns_from_minutes_within_milliseconds(tmp_path):
     data.setup()
     inputs, targets, _ = data.arrays("val")
     with torch.no_grad():
-        found = result.model(data.transform(inputs)).argmax(1)
+        found = result.model(inputs).argmax(1)
     assert (found == targets).float().mean() > 0.9
 
     def learner():
@@ -214,5 +218,5 @@ def test_boosting_learns_from_minutes_within_milliseconds(tmp_path):
     data.setup()
     inputs, targets, _ = data.arrays("val")
     with torch.no_grad():
-        found = result.model(data.transform(inputs)).flatten()
+        found = result.model(inputs).flatten()
     assert (found - targets).square().mean() < 0.1  # 0.25 is that of the mean

@@ -154,11 +154,10 @@ def test_nothing_is_fitted_to_it():
     outlier = X.copy()
     data = ArrayDataModule(outlier, CLASSES)
     rows = parts(data)["selection"]
-    before = data.for_fold(0, 4).with_selection(0.15).normalisation
+    before = data.for_fold(0, 4).with_selection(0.15).preprocess
     outlier[rows] = 1e6
-    after = ArrayDataModule(outlier, CLASSES).for_fold(0, 4).with_selection(0.15).normalisation
-    for one, two in zip(before, after, strict=True):
-        assert torch.equal(one, two)
+    after = ArrayDataModule(outlier, CLASSES).for_fold(0, 4).with_selection(0.15).preprocess
+    assert torch.equal(before.scale, after.scale) and torch.equal(before.shift, after.shift)
 
 
 def test_validation_loads_the_part_that_is_named():

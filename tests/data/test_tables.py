@@ -1,7 +1,6 @@
 """Tables: CSV files as people have them, and DataFrames."""
 
 import bz2
-import contextlib
 import gzip
 import json
 from datetime import datetime
@@ -16,10 +15,11 @@ from sklearn.impute import SimpleImputer
 
 from dlblocks.callbacks import MixUp
 from dlblocks.cli import main
-from dlblocks.crossval import CrossValidationResult, cross_validate
+from dlblocks.crossval import cross_validate
 from dlblocks.data import TabularDataModule
-from dlblocks.ensembles import Bagging, DeepEnsemble
+from dlblocks.ensembles import Bagging
 from dlblocks.models import MLPClassifier, MLPRegressor, load
+from dlblocks.nets.preprocess import complete
 
 CSV = """size,colour,age,label,patient
 1.5,red,3,yes,a
@@ -65,6 +65,12 @@ def rows_of(*columns, header):
     return "\n".join([header, *lines]) + "\n"
 
 
+def completed(data):
+    """All inputs with what only training rows may say, not normalised."""
+    known = data.preprocess
+    return complete(data.raw_inputs("train"), known.fill, known.coded, known.tables)
+
+
 N = 60
 LABEL = ["no", "yes"] * (N // 2)
 X = np.random.default_rng(0).normal(size=N).round(3)
@@ -80,7 +86,7 @@ def test_categories_and_imputation_from_the_training_rows(table):
     train_inputs, _, rows = data.arrays("train")
     raw_age = data.source.inputs[:, 4:5].numpy()
     expected = SimpleImputer(strategy="median").fit(raw_age[rows]).transform(raw_age)
-    inputs = data.raw_inputs("train")
+    inputs = completed(data)
     np.testing.assert_allclose(inputs[:, 4:5], expected)
     colours = data.source.inputs[rows][:, 1:4]
     most = colours[~colours[:, 0].isnan()].sum(0).argmax()
@@ -93,12 +99,12 @@ def test_imputation_sees_no_validation_row(write):
     rows = [f"{i * 0.5 if i % 7 else ''},{i % 2}" for i in range(1, 41)]
     path = write("x,y\n" + "\n".join(rows))
     data = loaded(path, "y", missing="impute")
-    before = data.raw_inputs("train")[data.arrays("train")[2]]
+    before = completed(data)[data.arrays("train")[2]]
     for row in data.arrays("val")[2].tolist():
         rows[row] = f"{1e6},{rows[row].split(',')[1]}"
     write("x,y\n" + "\n".join(rows))
     spoiled = loaded(path, "y", missing="impute")
-    assert torch.equal(spoiled.raw_inputs("train")[spoiled.arrays("train")[2]], before)
+    assert torch.equal(completed(spoiled)[spoiled.arrays("train")[2]], before)
 
 
 def test_groups_and_tasks(table):
@@ -195,7 +201,7 @@ def test_missing_dates_are_imputed(write):
     days = [*pd.date_range("2024-01-01", periods=N - 1, freq="D").strftime("%Y-%m-%d"), ""]
     data = loaded(write(rows_of(days, LABEL, header="when,y")), "y", dates=["when"],
                   missing="impute")  # fmt: skip
-    inputs, rows = data.raw_inputs("train"), data.indices("train")
+    inputs, rows = completed(data), data.indices("train")
     known = rows[rows != N - 1]
     for column in range(3):
         expected = np.median(data.source.inputs[known, column])
@@ -230,9 +236,9 @@ def test_counts_are_shares_of_the_training_rows():
     rows = data.indices("train").numpy()
     shares = frame["city"].iloc[rows].value_counts(normalize=True)
     expected = frame["city"].map(shares).fillna(0)
-    np.testing.assert_allclose(data.raw_inputs("train")[:, 0], expected, rtol=1e-6)
+    np.testing.assert_allclose(completed(data)[:, 0], expected, rtol=1e-6)
     other = data.for_fold(1, 3)  # each fold counts for itself
-    assert not torch.equal(other.raw_inputs("train"), data.raw_inputs("train"))
+    assert not torch.equal(completed(other), completed(data))
 
 
 def test_embeddings_know_the_categories_of_the_training_rows_alone():
@@ -242,7 +248,7 @@ def test_embeddings_know_the_categories_of_the_training_rows_alone():
     assert data.embeddings == {0: len(names)}
     seen = set(frame["city"].iloc[data.indices("train").numpy()])
     expected = [names.index(city) + 1 if city in seen else 0 for city in frame["city"]]
-    assert data.raw_inputs("train")[:, 0].tolist() == expected
+    assert completed(data)[:, 0].tolist() == expected
     assert 0 in expected
     # Numbers of categories are not standardised; the other columns are.
     made = data.transform(data.raw_inputs("train"))
@@ -251,15 +257,14 @@ def test_embeddings_know_the_categories_of_the_training_rows_alone():
 
 
 @pytest.mark.parametrize(
-    ("asked", "warns"),
-    [({"counts": ["city"]}, True), ({"embed": ["city"]}, True), ({"missing": "impute"}, True),
-     ({"missing": "impute", "drop": ["city", "gap"]}, False)],
-)  # fmt: skip
-def test_an_ensemble_says_whose_fitted_values_it_gets(tmp_path, asked, warns):
+    "asked", [{"counts": ["city"]}, {"embed": ["city"]}, {"missing": "impute", "drop": ["city"]}]
+)
+@pytest.mark.parametrize("engine", ["sequential", "vectorized"])
+def test_members_of_an_ensemble_fill_in_what_their_own_rows_say(tmp_path, asked, engine):
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({
         "city": [f"c{i}" for i in rng.integers(0, 20, N)], "x": X,
-        "gap": [None, *X[1:]], "y": LABEL,
+        "gap": [None, *X[1:-8], *[None] * 8], "y": LABEL,
     })  # fmt: skip
     asked = asked if "missing" in asked else {**asked, "drop": ["gap"]}
     data = TabularDataModule(frame, "y", **asked)
@@ -267,34 +272,32 @@ def test_an_ensemble_says_whose_fitted_values_it_gets(tmp_path, asked, warns):
     def model():
         return MLPClassifier(data.in_features, 2, hidden=[], embeddings=data.embeddings)
 
-    result = cross_validate(model, data, num_folds=2, trainer={"max_epochs": 1, **FOLDS},
-                            run_dir=tmp_path, progress_bar=False, figures=False)  # fmt: skip
-    fold, whole = data.for_fold(0, 2).raw_inputs("val"), data.without_validation().raw_inputs("val")
-    assert torch.equal(fold, whole) == (not warns)
-    says = (
-        pytest.warns(UserWarning, match=r"fitted to the rows of each member.*result\.refit\(\)")
-        if warns
-        else contextlib.nullcontext()
-    )
-    with says:
-        model = result.ensemble()
-    loaded = CrossValidationResult.load(tmp_path)
-    model = loaded.ensemble()  # which does not know the data
-    with says:
-        loaded.test(model, data, trainer=FOLDS)
+    result = cross_validate(model, data, num_folds=2, trainer={"max_epochs": 2, **FOLDS},
+                            run_dir=tmp_path, progress_bar=False, figures=False,
+                            engine=engine)  # fmt: skip
+    raw = data.source.inputs
+    each, parts = [], [data.for_fold(k, 2).with_selection(0.15) for k in (0, 1)]
+    assert not torch.equal(completed(parts[0]), completed(parts[1]))
+    for part, row in zip(parts, result.folds, strict=True):
+        each.append(load(tmp_path / row["checkpoint"]).net(part.transform(raw)).softmax(1))
+    found = result.ensemble()(raw).softmax(1)
+    torch.testing.assert_close(found, sum(each) / 2)
+    places = zip(result.oof.fold, result.oof.index, strict=True)
+    out_of_fold = torch.stack([each[fold][row] for fold, row in places])
+    torch.testing.assert_close(torch.from_numpy(result.oof.prediction), out_of_fold)
 
 
-def test_bagging_says_whose_fitted_values_its_model_gets(tmp_path):
-    data = TabularDataModule(pd.DataFrame(MANY), "y", counts=["city"])
-
-    def fit(kind):
-        kind(lambda: MLPClassifier(data.in_features, 2, hidden=[]), data, num_members=2,
-             trainer={"max_epochs": 1, **FOLDS}, run_dir=tmp_path / kind.__name__,
-             progress_bar=False, figures=False).fit()  # fmt: skip
-
-    with pytest.warns(UserWarning, match=r"fitted to the rows of each member.*DeepEnsemble"):
-        fit(Bagging)
-    fit(DeepEnsemble)  # all members have the same rows
+def test_members_of_a_bag_count_their_own_rows(tmp_path):
+    data = TabularDataModule(pd.DataFrame(MANY), "y", counts=["city"], test_fraction=0.2)
+    result = Bagging(lambda: MLPClassifier(data.in_features, 2, hidden=[]), data, num_members=2,
+                     trainer={"max_epochs": 1, **FOLDS}, run_dir=tmp_path,
+                     progress_bar=False, figures=False).fit()  # fmt: skip
+    first, second = (member.preprocess.tables for member in result.model.net.members)
+    assert first.shape == second.shape and not torch.equal(first, second)
+    counts = pd.Series(MANY["city"]).iloc[result.samples[0]].value_counts(normalize=True)
+    names = data.table_columns[0].categories
+    expected = [0.0, *(counts.get(name, 0.0) for name in names)]
+    np.testing.assert_allclose(first[0], expected, rtol=1e-6)
 
 
 def test_a_model_learns_from_embedded_categories(tmp_path):

@@ -337,7 +337,7 @@ def test_own_statistics_and_normalisation():
     data = digits(90, stratify=False)
     found = members(lambda: cnn(), data)
     StackedFit(found, trainer={**CPU, "max_epochs": 1}, monitor="val/loss", mode="min").fit()
-    scales = [member.datamodule.normalisation[0] for member in found]
+    scales = [member.model.preprocess.scale for member in found]
     means = [
         next(b for name, b in member.model.named_buffers() if name.endswith("running_mean"))
         for member in found

@@ -46,14 +46,14 @@ def test_weights_and_predictions_are_scikit_learns(name, num_classes, learning_r
         learning_rate=learning_rate,
     ).fit()
     (x, y, _), (x_val, y_val, _) = data.arrays("train"), data.arrays("val")
-    x, x_val = data.transform(x), data.transform(x_val)
+    raw_val, x, x_val = x_val, data.transform(x), data.transform(x_val)
     theirs = SklearnAdaBoost(n_estimators=12, learning_rate=learning_rate).fit(x.numpy(), y.numpy())
     assert len(result.model.alphas) == len(theirs.estimators_) == 12
     np.testing.assert_allclose(result.model.alphas, theirs.estimator_weights_, rtol=1e-5)
     errors = [row["error"] for row in result.history]
     np.testing.assert_allclose(errors, theirs.estimator_errors_, rtol=1e-5)
     staged = zip(
-        result.model.staged_predict(x_val), theirs.staged_predict_proba(x_val.numpy()), strict=True
+        result.model.staged_predict(raw_val), theirs.staged_predict_proba(x_val.numpy()), strict=True
     )
     for found, expected in staged:
         np.testing.assert_allclose(found, expected, atol=1e-5)

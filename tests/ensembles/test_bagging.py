@@ -90,7 +90,8 @@ def test_samples_are_kept_and_nothing_leaks(bagged):
             out = np.load(result.run_dir / f"member-{k}" / "oob.npz")["index"]
             assert set(out) == set(train.tolist()) - set(rows)
             images = data.source.inputs[torch.from_numpy(rows)].double()
-            scale, shift = result.model.net.pairs[k]
+            statistics = result.model.net.members[k].preprocess
+            scale, shift = statistics.scale, statistics.shift
             assert float(scale) == pytest.approx(1 / images.std(correction=0).item(), rel=1e-5)
             mean = images.mean() / images.std(correction=0)
             assert float(shift) == pytest.approx(-mean.item(), rel=1e-5)
@@ -314,8 +315,7 @@ def test_figures(tmp_path):
 def test_voting_over_models_and_checkpoints(bagged, make_trainer):
     data, result = bagged
     paths = [result.run_dir / row["checkpoint"] for row in result.members]
-    pairs = result.model.net.pairs
-    mixed = Voting([*paths[:3], *result.model.net.members[3:]], normalisations=pairs)
+    mixed = Voting([*paths[:3], *result.model.net.members[3:]])
     raw = data.arrays("test")[0]
     with torch.no_grad():
         torch.testing.assert_close(mixed(raw), result.model(raw))
@@ -333,15 +333,14 @@ def test_a_vote_over_ensembles_is_that_of_their_members(bagged, make_trainer):
     (alone,) = trainer.test(result.model, datamodule=data, verbose=False)
     (within,) = trainer.test(both, datamodule=data, verbose=False)
     assert within == pytest.approx(alone, rel=1e-5)
-    # Beside a model that takes normalised inputs.
+    # Beside a single model.
     single = mlp()
-    with pytest.raises(ValueError, match=r"member 1 is an ensemble.*\(1\.0, 0\.0\) for it"):
+    with pytest.raises(ValueError, match=r"member 0 has no statistics.*set model\.preprocess"):
         Voting([single, result.model])
-    with pytest.raises(ValueError, match="member 1 is an ensemble"):
-        Voting([single, result.model], normalisations=[data.normalisation] * 2)
-    mixed = Voting([single, result.model], normalisations=[data.normalisation, (1.0, 0.0)])
+    single.preprocess.set(**data.preprocess.statistics())
+    mixed = Voting([single, result.model])
     with torch.no_grad():
-        p = [single(data.transform(raw)).softmax(1), result.model(raw).softmax(1)]
+        p = [single(raw).softmax(1), result.model(raw).softmax(1)]
         torch.testing.assert_close(mixed(raw).softmax(1), (p[0] + p[1]) / 2)
 
 

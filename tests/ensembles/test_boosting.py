@@ -110,7 +110,7 @@ def test_stage_losses_are_scikit_learns_with_the_same_trees():
     expected = [np.mean((y_val.numpy() - found) ** 2) for found in staged]
     np.testing.assert_allclose([r["val/loss"] for r in result.history[1:]], expected, rtol=1e-5)
     for found, wanted in zip(
-        result.model.staged_predict(data.transform(x_val)),
+        result.model.staged_predict(x_val),
         theirs.staged_predict(data.transform(x_val).numpy()),
         strict=True,
     ):
@@ -265,7 +265,7 @@ def test_learners_are_evaluated_in_evaluation_mode():
     ).fit()
     seen = [int(m.net.layers[1].num_batches_tracked) for m in result.model.net.members]
     assert seen == [6, 6]
-    predicted = [result.model(data.transform(data.arrays("val")[0]))[:, 0] for _ in range(2)]
+    predicted = [result.model(data.arrays("val")[0])[:, 0] for _ in range(2)]
     assert torch.equal(*predicted)
     error = (predicted[0] - data.arrays("val")[1]).square().mean().item()
     assert error == pytest.approx(result.history[-1]["val/loss"], rel=1e-5)
@@ -333,7 +333,7 @@ def test_classes_are_learned_and_the_model_is_one(count, width, make_trainer, tm
     found = torch.cat([batch["prediction"] for batch in batches])
     assert found.shape == (30, count)
     inputs, targets, _ = data.arrays("val")
-    staged = list(model.staged_predict(data.transform(inputs)))
+    staged = list(model.staged_predict(inputs))
     losses = [-p[torch.arange(len(p)), targets].log().mean().item() for p in staged]
     expected = [row["val/loss"] for row in result.history[1:]]
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
@@ -430,7 +430,7 @@ def test_early_stopping_keeps_the_best_stages():
     losses = [row["val/loss"] for row in result.history]
     assert result.best_stage == int(np.argmin(losses)) == len(losses) - 4
     assert len(result.model.net.members) == result.best_stage < 56
-    found = result.model(data.transform(data.arrays("val")[0]))[:, 0]
+    found = result.model(data.arrays("val")[0])[:, 0]
     error = (found - data.arrays("val")[1]).square().mean().item()
     assert error == pytest.approx(min(losses), rel=1e-5)
 
@@ -438,10 +438,10 @@ def test_early_stopping_keeps_the_best_stages():
 def test_a_vote_takes_the_boosted_model_over_raw_inputs(tmp_path, make_trainer):
     data = TabularDataModule("diabetes")
     result = boost(lambda: MLPRegressor(10, 1, hidden=[8]), data, run_dir=tmp_path / "a").fit()
-    model = Voting([result.model], normalisations=[data.normalisation])
+    model = Voting([result.model])
     raw = data.arrays("val")[0]
     with torch.no_grad():
-        torch.testing.assert_close(model(raw), result.model(data.transform(raw)))
+        torch.testing.assert_close(model(raw), result.model(raw))
     trainer = make_trainer()
     (alone,) = trainer.validate(result.model, datamodule=data, verbose=False)
     (within,) = trainer.validate(model, datamodule=data, verbose=False)

@@ -252,7 +252,7 @@ def test_members_that_know_their_samples_by_heart_know_nothing_of_the_others(tmp
     model = result.model
     for k, sample in enumerate(result.samples):
         seen = data.source.inputs[np.unique(sample)]
-        member = Voting([model.net.members[k]], normalisations=[model.net.pairs[k]])
+        member = Voting([model.net.members[k]])
         truth = data.source.targets[np.unique(sample)]
         assert (member(seen).argmax(1) == truth).float().mean() > 0.98
     chance, count = 0.25, int((result.oob.votes > 0).sum())

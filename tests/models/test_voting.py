@@ -14,8 +14,10 @@ from dlblocks.models import (
     MLPRegressor,
     Model,
     VotingEnsemble,
+    VotingModule,
     load,
 )
+from dlblocks.nets import Preprocess
 
 INPUTS = torch.rand(40, 64)
 
@@ -122,10 +124,13 @@ def test_members_get_the_inputs_that_they_were_trained_on(make_trainer):
     for part in parts:
         part.setup()
     models = [CNNClassifier(1, 10, channels=[4]).eval() for _ in parts]
-    together = VotingEnsemble(models, normalisations=[part._affine for part in parts]).eval()
+    for model, part in zip(models, parts, strict=True):
+        model.preprocess.set(**part.preprocess.statistics())
+    together = VotingEnsemble(models).eval()
     with torch.no_grad():
         shares = [
-            model(part.transform(raw)).softmax(1) for model, part in zip(models, parts, strict=True)
+            model.net(part.transform(raw)).softmax(1)
+            for model, part in zip(models, parts, strict=True)
         ]
         expected = (shares[0] + shares[1]) / 2
         torch.testing.assert_close(together(raw).softmax(1), expected)
@@ -139,7 +144,10 @@ def test_members_get_the_inputs_that_they_were_trained_on(make_trainer):
 def test_saved_and_loaded_as_one_model(make_trainer, tmp_path, voting):
     data = DigitsDataModule()
     data.setup()
-    together = VotingEnsemble(classifiers(), voting=voting, normalisations=[data._affine] * 3)
+    models = classifiers()
+    for model in models:
+        model.preprocess.set(**data.preprocess.statistics())
+    together = VotingEnsemble(models, voting=voting)
     trainer = make_trainer()
     (metrics,) = trainer.test(together, datamodule=data, verbose=False)
     trainer.save_checkpoint(tmp_path / "a.ckpt")
@@ -166,8 +174,8 @@ def test_bad_members_are_refused(make_trainer):
         VotingEnsemble([Model(nn.Linear(4, 2))])
     with pytest.raises(ValueError, match="values have none"):
         VotingEnsemble([MLPRegressor(64, 1)], voting="hard")
-    with pytest.raises(ValueError, match="normalisations has 1 entries and members 3"):
-        VotingEnsemble(classifiers(), normalisations=[(1, 0)])
+    with pytest.raises(ValueError, match="preprocess has 1 entries and members 3"):
+        VotingModule(classifiers(), preprocess=[Preprocess()])
     with pytest.raises(ValueError, match="voting='median'"):
         VotingEnsemble(classifiers(), voting="median")
     with pytest.raises(RuntimeError, match="trained already"):

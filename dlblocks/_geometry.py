@@ -2,17 +2,51 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dlblocks.callbacks._batch_transform import per_sample
-
 Padding = Literal["zeros", "border", "reflection"]
 # From so many values an image on, the overhead of handling one by one is small on a CPU.
 LARGE_IMAGE = 1 << 14
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How each image of a batch moves: flipped, scaled, sheared and rotated, then shifted.
+
+    Tensors are on the CPU.
+
+    Attributes:
+        size: Height and width of the images.
+        flip: Whether to mirror left and right, and top and bottom, bool, shape (N, 2).
+        shift: Pixels to the right and down, shape (N, 2).
+        rotation: Degrees, clockwise as seen, shape (N,).
+        scale: Factor of size, shape (N,).
+        shear: Degrees along x, shape (N,).
+        padding: What comes in at the edges; see `affine`.
+        whole_pixels: Whether there is nothing but flips and shifts by whole pixels.
+    """
+
+    size: tuple[int, int]
+    flip: Tensor
+    shift: Tensor
+    rotation: Tensor
+    scale: Tensor
+    shear: Tensor
+    padding: Padding = "zeros"
+    whole_pixels: bool = False
+
+    def moved(self, images: Tensor, *, nearest: bool = False, fill: float = 0) -> Tensor:
+        """Move images (N, C, H, W) of any dtype; see `affine` for the arguments."""
+        if self.whole_pixels:
+            shift = self.shift.long()
+            return shift_flip(images, shift, self.flip, padding=self.padding, fill=fill)
+        matrix = affine_matrix(self.rotation, self.shift, self.scale, self.shear, self.flip)
+        return affine(images, matrix, padding=self.padding, nearest=nearest, fill=fill)
 
 
 def affine_matrix(
@@ -50,14 +84,23 @@ def affine_matrix(
     return torch.cat([inverse, offset], dim=2)
 
 
-def affine(images: Tensor, matrix: Tensor, *, padding: Padding = "zeros") -> Tensor:
-    """Resamples each image by its own affine map, bilinearly.
+def affine(
+    images: Tensor,
+    matrix: Tensor,
+    *,
+    padding: Padding = "zeros",
+    nearest: bool = False,
+    fill: float = 0,
+) -> Tensor:
+    """Resamples each image by its own affine map.
 
     Args:
-        images: Shape (N, C, H, W): floating point, or uint8, which is rounded back to uint8.
+        images: Shape (N, C, H, W): floating point, or integers, which are rounded.
         matrix: From output to input pixels about the centre, shape (N, 2, 3); see `affine_matrix`.
         padding: What lies outside an image: ``"zeros"``, its ``"border"`` repeated, or its
             ``"reflection"``.
+        nearest: Take the nearest pixel, as masks need; otherwise bilinear.
+        fill: The value outside an image, instead of zero; needs `nearest`.
 
     Returns:
         New images, of the same shape and dtype.
@@ -72,6 +115,8 @@ def affine(images: Tensor, matrix: Tensor, *, padding: Padding = "zeros") -> Ten
     dtype = images.dtype if images.dtype in (torch.float32, torch.float64) else torch.float32
     theta = theta.to(images.device, dtype, non_blocking=True)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    if nearest:
+        return _nearest(images, grid, padding, fill)
     result = F.grid_sample(
         images.to(dtype), grid, mode="bilinear", padding_mode=padding, align_corners=False
     )
@@ -80,8 +125,34 @@ def affine(images: Tensor, matrix: Tensor, *, padding: Padding = "zeros") -> Ten
     return result.to(images.dtype)
 
 
+def _nearest(images: Tensor, grid: Tensor, padding: Padding, fill: float) -> Tensor:
+    """Gather the pixels nearest to a grid (N, H, W, 2), exact for every dtype.
+
+    `grid_sample` takes floating point only, which large label numbers do not survive.
+    """
+    size, channels, height, width = images.shape
+    x = _inside(((grid[..., 0] + 1) * width - 1) / 2, width, padding)
+    y = _inside(((grid[..., 1] + 1) * height - 1) / 2, height, padding)
+    place = (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).view(size, 1, -1)
+    pixels = images.reshape(size, channels, -1).gather(2, place.expand(-1, channels, -1))
+    outside = (x < 0) | (x >= width) | (y < 0) | (y >= height)
+    return pixels.view(images.shape).masked_fill_(outside[:, None], fill)
+
+
+def _inside(position: Tensor, length: int, padding: Padding) -> Tensor:
+    """Round positions along an axis, as `padding` says of those outside."""
+    if padding == "border":
+        position = position.clamp(0, length - 1)
+    elif padding == "reflection":
+        # About the outer edge of the last pixel, as grid_sample does.
+        position = (position + 0.5) % (2 * length)
+        position = torch.minimum(position, 2 * length - position) - 0.5
+        position = position.clamp(0, length - 1)
+    return position.round().long()
+
+
 def shift_flip(
-    images: Tensor, shift: Tensor, flip: Tensor, *, padding: Padding = "zeros"
+    images: Tensor, shift: Tensor, flip: Tensor, *, padding: Padding = "zeros", fill: float = 0
 ) -> Tensor:
     """Moves each image by whole pixels and mirrors it; exact, for any dtype.
 
@@ -94,6 +165,7 @@ def shift_flip(
         shift: Pixels to the right and down, int64, shape (N, 2), on the CPU.
         flip: Whether to mirror left and right, and top and bottom, bool, shape (N, 2), on the CPU.
         padding: What comes in at the edges; see `affine`.
+        fill: What comes in instead of zeros.
 
     Returns:
         New images, of the same shape and dtype.
@@ -109,10 +181,10 @@ def shift_flip(
     # A mirrored image moved to the right is the image moved to the left, then mirrored.
     start = torch.where(flip, shift, -shift)
     if images.device.type == "cpu" and images[0].numel() >= LARGE_IMAGE:
-        return _shift_flip_one_by_one(images, start, flip, padding)
+        return _shift_flip_one_by_one(images, start, flip, padding, fill)
     margin = int(start.abs().max())
     # Rows of values that lie side by side, which padding leaves as they were in NHWC.
-    source = (_pad(images, margin, padding) if margin else images).contiguous()
+    source = (_pad(images, margin, padding, fill) if margin else images).contiguous()
     tall, wide = source.shape[2:]
     # Those to be mirrored last, side by side.
     order = flip[:, 0].int().argsort(stable=True)
@@ -132,12 +204,14 @@ def shift_flip(
     return result.index_select(0, order.argsort().to(images.device, non_blocking=True))
 
 
-def _shift_flip_one_by_one(images: Tensor, start: Tensor, flip: Tensor, padding: Padding) -> Tensor:
+def _shift_flip_one_by_one(
+    images: Tensor, start: Tensor, flip: Tensor, padding: Padding, fill: float
+) -> Tensor:
     """The same with one large array instead of four, whose page faults would take longer."""
     height, width = images.shape[2:]
     margin = int(start.abs().max()) if padding != "zeros" else 0
-    source = _pad(images, margin, padding) if margin else images
-    result = torch.zeros_like(images, memory_format=torch.contiguous_format)
+    source = _pad(images, margin, padding, fill) if margin else images
+    result = torch.full_like(images, fill, memory_format=torch.contiguous_format)
     places = (start + margin).tolist()
     for image, target, (x, y), (across, down) in zip(
         source, result, places, flip.tolist(), strict=True
@@ -152,10 +226,10 @@ def _shift_flip_one_by_one(images: Tensor, start: Tensor, flip: Tensor, padding:
     return result
 
 
-def _pad(images: Tensor, margin: int, padding: Padding) -> Tensor:
+def _pad(images: Tensor, margin: int, padding: Padding, fill: float) -> Tensor:
     """Images with `margin` pixels more on each side."""
     if padding == "zeros":
-        return F.pad(images, [margin] * 4)
+        return F.pad(images, [margin] * 4, value=fill)
     for axis in (2, 3):
         length = images.shape[axis]
         position = torch.arange(-margin, length + margin, device=images.device)
@@ -167,66 +241,3 @@ def _pad(images: Tensor, margin: int, padding: Padding) -> Tensor:
             position = torch.minimum(position, 2 * length - 1 - position)
         images = images.index_select(axis, position)
     return images
-
-
-# Luma of ITU-R BT.601, which PIL and torchvision use.
-LUMA = (0.2989, 0.587, 0.114)
-
-
-def adjust_color(
-    images: Tensor,
-    *,
-    brightness: Tensor | None = None,
-    contrast: Tensor | None = None,
-    saturation: Tensor | None = None,
-    bound: float | None = None,
-) -> Tensor:
-    """Brightness, then contrast, then saturation: each blends with black, mean grey, or grey.
-
-    ``x ← clip(f x + (1 - f) y)`` with the factor f of the image, where y is 0 for brightness, the
-    mean of the image's grey for contrast, and its grey for saturation; f = 1 changes nothing. The
-    definitions are those of torchvision's `ColorJitter`, in this fixed order.
-
-    Args:
-        images: Shape (N, C, H, W): uint8, or floating point in [0, 1].
-        brightness: Factors, at least 0, shape (N,); None leaves it.
-        contrast: Likewise.
-        saturation: Likewise; needs C = 3.
-        bound: The largest value of a pixel; None for 255 of uint8 and 1 of floating point.
-
-    Returns:
-        New images, of the same shape and dtype; uint8 is rounded once, at the end.
-
-    Raises:
-        ValueError: Saturation of images that have no colours.
-
-    Example:
-        >>> image = torch.tensor([0.2, 0.6]).view(1, 1, 1, 2)
-        >>> adjust_color(image, contrast=torch.tensor([0.5])).flatten()
-        tensor([0.3000, 0.5000])
-    """
-    if saturation is not None and images.shape[1] != 3:
-        raise ValueError(
-            f"saturation needs colour images (N, 3, H, W), got shape {tuple(images.shape)}; "
-            "leave it out."
-        )
-    if bound is None:
-        bound = 1.0 if images.is_floating_point() else 255.0
-    dtype = images.dtype if images.dtype in (torch.float32, torch.float64) else torch.float32
-    x = images.to(dtype)
-    if brightness is not None:
-        x = (x * per_sample(brightness, x)).clamp_(0, bound)
-    if contrast is not None:
-        mean = _grey(x).mean((1, 2, 3), keepdim=True)
-        x = torch.lerp(mean, x, per_sample(contrast, x)).clamp_(0, bound)
-    if saturation is not None:
-        x = torch.lerp(_grey(x), x, per_sample(saturation, x)).clamp_(0, bound)
-    return x.to(images.dtype) if images.is_floating_point() else x.round().to(images.dtype)
-
-
-def _grey(x: Tensor) -> Tensor:
-    """The grey of each pixel, shape (N, 1, H, W): luma, or without colours the mean of channels."""
-    if x.shape[1] != 3:
-        return x.mean(1, keepdim=True)
-    red, green, blue = x.unbind(1)
-    return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])[:, None]

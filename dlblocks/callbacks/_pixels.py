@@ -1,0 +1,80 @@
+"""What transforms share that move or erase pixels: the targets must go along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import Tensor
+
+from dlblocks._errors import checked
+from dlblocks.callbacks._batch_transform import BatchTransform
+from dlblocks.fields import Kind, as_kind, kinds_of
+from dlblocks.losses import MixedTargets
+
+
+class PixelTransform(BatchTransform):
+    """A transform that moves or erases pixels of images, and changes their targets alike.
+
+    The kind of the targets says what becomes of them: masks move along, classes stay. Our
+    datamodules tell it. Of another's batch, targets that have the height and width of the images
+    as their last axes are refused unless `target_kind` is given.
+
+    Args:
+        target_kind: ``"mask"``, ``"image"`` or another kind of `dlblocks.fields`, or an object such
+            as ``Mask(ignore_index=0)``; ``"values"`` stay as they are. None: what the datamodule
+            says.
+        **kwargs: When and where it acts; see `BatchTransform`.
+    """
+
+    @checked
+    def __init__(self, *, target_kind: Kind | str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.target_kind = as_kind("target_kind", target_kind)
+        self._told: Kind | None = None  # by the datamodule
+
+    def changes_place(self) -> bool:
+        """Whether pixels move or are erased, rather than only change their colour."""
+        return True
+
+    def prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().prepare(trainer, pl_module)
+        own_batch = self.input_key == 0 and self.target_key == 1  # [inputs, targets]
+        kinds = kinds_of(trainer.datamodule) if own_batch else {}  # type: ignore[attr-defined]
+        self._told = kinds.get("targets")
+        kind = self.target_kind or self._told
+        if kind is not None and kind.refusal and self.changes_place():
+            raise ValueError(
+                f"{type(self).__name__} cannot change targets of kind {kind.name!r} along with the "
+                f"images: {kind.refusal}."
+            )
+
+    def dry_run(self, batch: Any) -> Any:
+        entries = self.entries(batch)
+        for target in entries.targets:
+            self.kind_of(target, entries.inputs[0])
+        return batch
+
+    def kind_of(self, targets: Any, images: Tensor) -> Kind:
+        """Return the kind of the targets; refuse a mask of which nobody says that it is one."""
+        kind = self.target_kind or self._told
+        if kind is not None:
+            return kind
+        first = targets.first if isinstance(targets, MixedTargets) else targets
+        if images.ndim == 4 and first.ndim > 2 and first.shape[-2:] == images.shape[-2:]:
+            raise ValueError(
+                f"{type(self).__name__} changes images of shape {tuple(images.shape)}, but not the "
+                f"targets of shape {tuple(first.shape)}, which have their height and width; set "
+                "target_kind='mask' to move classes of pixels along, target_kind='image' for "
+                "values of pixels, or target_kind='values' to leave them as they are."
+            )
+        return Kind()
+
+    def changed(self, targets: Any, images: Tensor, change: Callable[[Kind, Any], Any]) -> Any:
+        """Change targets by a method of their kind, both of a mixed pair."""
+        kind = self.kind_of(targets, images)
+        if isinstance(targets, MixedTargets):
+            first, second = (change(kind, t) for t in (targets.first, targets.second))
+            return targets._replace(first=first, second=second)
+        return change(kind, targets)
