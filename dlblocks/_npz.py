@@ -20,7 +20,7 @@ import numpy.typing as npt
 from dlblocks._files import atomic_write, reading
 
 Array = npt.NDArray[Any]
-IN_MEMORY = 2**28
+IN_MEMORY = 2**26
 CHUNK = 2**22  # bytes that are handled at a time
 OFFSETS = ".offsets"  # ends the name of the second array of a ragged column
 

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from dlblocks._lightning import before_transfer
-from dlblocks._npz import Column, Ragged, allocate, take
+from dlblocks._npz import Column, Ragged, allocate, chunks, take
 from dlblocks.models._predict import (
     TARGETS,
     NoPredictions,
@@ -55,7 +55,7 @@ def predict_part(
     sample, or lists of one tensor a sample. Others, such as names, are left out.
 
     Every batch is written to its place in the table at once: memory holds one table and one batch.
-    A column of more than 256 MiB lies in a file.
+    A column of more than 64 MiB lies in a file.
 
     Args:
         trainer: A Trainer that has fitted the model.
@@ -164,7 +164,10 @@ class TableWriter:
                     continue
                 dtype = np.promote_types(column.dtype, values.dtype)
                 if dtype != column.dtype:
-                    column = self.columns[name] = column.astype(dtype)
+                    narrow, column = column, allocate(column.shape, dtype, self.folder)
+                    for some in chunks(column):
+                        column[some] = narrow[some]
+                    self.columns[name] = column
                 column[places] = values
             self.counts[name] = self.counts.get(name, 0) + len(places)
         self.filled[places] = True

@@ -50,7 +50,7 @@ class PredictionTable:
     - Further entries of what `predict_step` returns, such as ``std``.
 
     ``table["prediction"]`` or ``table.prediction`` is a column. ``table[rows]`` is the table of
-    some rows, by a mask, a slice or numbers. A column of more than 256 MiB stays on disk, as a
+    some rows, by a mask, a slice or numbers. A column of more than 64 MiB stays on disk, as a
     memory map.
 
     Args:

@@ -22,7 +22,7 @@ RUN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("limit", [2**28, 0])  # in memory, and on disk
+@pytest.mark.parametrize("limit", [2**26, 0])  # in memory, and on disk
 def test_a_table_is_read_back_as_it_was(tmp_path, monkeypatch, limit):
     monkeypatch.setattr(_npz, "IN_MEMORY", limit)
     rows = [np.arange(i % 4) for i in range(N)]
