@@ -11,6 +11,7 @@ from dlblocks.data import (
 from dlblocks.ensembles import Bagging
 from dlblocks.ensembles._bootstrap import combine, draw
 from dlblocks.models import MLPClassifier
+from dlblocks.tasks import PredictionTable
 
 
 def test_the_out_of_bag_score_is_that_of_a_held_out_set(tmp_path, make_trainer):
@@ -52,7 +53,8 @@ def test_combined_as_a_slow_loop_combines(voting):
     parts = []
     for size in (2, 3, 4):
         rows = np.sort(random.choice(index[:4], size, replace=False))
-        parts.append({"index": rows, "prediction": random.dirichlet(np.ones(3), size) * 1.0})
+        columns = {"index": rows, "prediction": random.dirichlet(np.ones(3), size)}
+        parts.append(PredictionTable(columns))
     found = combine(index, np.zeros(5), parts, voting=voting)
     for i, row in enumerate(index):
         values = [
