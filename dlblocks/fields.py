@@ -297,13 +297,9 @@ class Values(Kind):
         _check_axes(argument, values, 1, 2)
 
 
-class Weight(Kind):
-    """How much each sample counts, floating point of shape (N,)."""
-
-
 KINDS: dict[str, type[Kind]] = {
     kind.__name__.lower(): kind
-    for kind in (Image, Mask, Boxes, Tokens, Features, Class, Labels, Values, Weight)
+    for kind in (Image, Mask, Boxes, Tokens, Features, Class, Labels, Values)
 }
 
 

@@ -77,8 +77,10 @@ def ensemble(
             "which have no average; let predict_step return probabilities or logits."
         )
     task = result.info.get("task")
-    known = [Preprocess.from_plain(values or {}) for values in preprocess]
-    return VotingModule(members, preprocess=known, task_name=task).eval()
+    average = VotingModule(members, task_name=task).eval()
+    for own, values in zip(average.own, preprocess, strict=True):
+        own.set(**Preprocess.from_plain(values or {}).statistics())  # type: ignore[operator]
+    return average
 
 
 def _member(

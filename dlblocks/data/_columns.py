@@ -99,6 +99,17 @@ class Column:
         }[self.kind]
 
 
+def format_cure(cells: Sequence[str]) -> str | None:
+    """Return how to set the arguments that read these numbers, or None for other texts."""
+    # "1,234" has thousands, "1,5" decimals: three digits after every comma decide.
+    for decimal, thousands in FORMATS:
+        if all(map(number_format(decimal, thousands).fullmatch, cells)):
+            cures = [f"decimal={decimal!r}"] * (decimal != ".")
+            cures += [f"read_args={{'thousands': {thousands!r}}}"] * bool(thousands)
+            return f"set {', '.join(cures)}"
+    return None
+
+
 @dataclass
 class ColumnReader:
     """Find out the kinds of columns, and refuse unclear ones.
@@ -290,14 +301,10 @@ class ColumnReader:
     def _check_number_format(self, name: str, cells: Sequence[str]) -> None:
         """Raises a `ValueError` if the texts are numbers of another format."""
         what, keep = f"such as {shortened(cells)}", f"categorical=[{name!r}] if they are categories"
-        # "1,234" has thousands, "1,5" decimals: three digits after every comma decide.
-        for decimal, thousands in FORMATS:
-            if all(map(number_format(decimal, thousands).fullmatch, cells)):
-                cure = f"set decimal={decimal!r}" * (decimal != ".")
-                cure += ", " * bool(cure and thousands) if cure else "set " * bool(thousands)
-                cure += f"read_args={{'thousands': {thousands!r}}}" if thousands else ""
-                cure = "convert it to numbers" if self.is_frame else cure
-                self._refuse(name, f"has numbers of another format, {what}", f"{cure}; or {keep}")
+        cure = format_cure(cells)
+        if cure:
+            cure = "convert it to numbers" if self.is_frame else cure
+            self._refuse(name, f"has numbers of another format, {what}", f"{cure}; or {keep}")
         if all(map(WITH_SIGN.fullmatch, cells)):
             self._refuse(name, f"has numbers with a sign, {what}", f"remove the sign; or {keep}")
 

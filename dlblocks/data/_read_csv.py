@@ -212,6 +212,7 @@ def _with_row_names(path: Path, args: Mapping[str, Any], error: Exception) -> pd
     table = _parse(path, {**args, "index_col": None})
     count, levels = len(table.columns), table.index.nlevels
     if levels > 1 or not table.index.is_unique:
+        _check_header(path, table, args)  # decimal commas split the cells of another separator
         raise ValueError(
             f"{path}: rows have {count + levels} cells and the header {count}; complete the header."
         ) from error

@@ -244,7 +244,7 @@ class DataModule(SplitDataModule):
             self._fit_statistics()
             if stage == "fit" and self.trainer is not None and (said := self.description()):
                 rank_zero_info("\n".join([said, *self.notes()]))
-        precision = None if self.trainer is None else self.trainer.precision
+        precision = getattr(self.trainer, "precision", None)
         if self.source.categories and precision in ("16-true", "bf16-true"):
             raise ValueError(
                 f"precision={precision!r} rounds the numbers of categories; use "
@@ -318,7 +318,8 @@ class DataModule(SplitDataModule):
 
     def _preprocess_of_model(self) -> Preprocess | None:
         """The `preprocess` of the Trainer's model, if it is one of ours."""
-        found = getattr(self.trainer and self.trainer.lightning_module, "preprocess", None)
+        model = getattr(self.trainer, "lightning_module", None)
+        found = getattr(model, "preprocess", None)
         return found if isinstance(found, Preprocess) else None
 
     def _used(self, device: torch.device) -> Preprocess:

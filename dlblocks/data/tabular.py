@@ -24,7 +24,7 @@ from dlblocks.data._cells import (
     text,
     to_numbers,
 )
-from dlblocks.data._columns import MIN_IDENTIFIERS, Column, ColumnReader, Kind
+from dlblocks.data._columns import MIN_IDENTIFIERS, Column, ColumnReader, Kind, format_cure
 from dlblocks.data._encode import completion, encode
 from dlblocks.data._labels import label_key
 from dlblocks.data._read_csv import check_read_args, missing_texts, read_table
@@ -393,10 +393,12 @@ class TabularDataModule(DataModule):
         if task == "classification":
             codes, names = factorize(labels, lambda cell: label_key(text(cell)))
             if self.task is None and len(names) >= max(MIN_IDENTIFIERS, len(labels) / 2):
+                cure = None if self.is_frame else format_cure(names)
                 raise ValueError(
                     f"{where}: target={labels.name!r} has {len(names)} different values in "
-                    f"{len(labels)} rows, such as {shortened(names)}; choose another target, "
-                    "convert it to numbers, or set task='classification'."
+                    f"{len(labels)} rows, such as {shortened(names)}; "
+                    f"{cure or 'choose another target, convert it to numbers'}, "
+                    "or set task='classification'."
                 )
             return torch.from_numpy(codes), names
         if not numeric:

@@ -7,7 +7,6 @@ Ensembles", 1990); with the models of a cross-validation as members it is also c
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -128,14 +127,16 @@ class VotingModule(MadeOfTrained, Model):
     `predict_step` returns as ``"target"``, else the second entry of the batch, or that of a name
     such as ``"label"``.
 
+    A module of yours has no statistics of its inputs. ``average.own[k]``, a
+    `dlblocks.nets.Preprocess`, has those of member k; those of a fold average are of its folds.
+    Batches are then ``[inputs, …]`` of raw inputs.
+
     `Trainer.predict` gives a dictionary of ``"prediction"`` and ``"std"``, the members' standard
     deviation (with M in the denominator), both of the shape of one member's prediction.
 
     Args:
         members: LightningModules. A checkpoint is loaded by ``dlblocks.models.load(path,
             overrides={"members": [make_model() for _ in range(M)]})``.
-        preprocess: For each member what it does to raw inputs first, if it does not do so itself,
-            such as its datamodule's `preprocess`; for batches ``[inputs, …]``. None: nothing.
         task_name: What they predict, such as ``"multilabel"``; see `dlblocks.tasks.find_task`.
 
     Raises:
@@ -154,7 +155,6 @@ class VotingModule(MadeOfTrained, Model):
         self,
         members: Sequence[Any],
         *,
-        preprocess: Sequence[Preprocess] | None = None,
         task_name: str | None = None,
     ) -> None:
         if members and all(isinstance(member, str) for member in members):
@@ -166,18 +166,11 @@ class VotingModule(MadeOfTrained, Model):
         models = _at_least_one(members, pl.LightningModule)
         for model in models:
             predictor(model)
-        if preprocess is not None and len(preprocess) != len(models):
-            raise ValueError(
-                f"preprocess has {len(preprocess)} entries and members {len(models)}; give one a "
-                "member."
-            )
         super().__init__(_Committee(models))
-        given = [copy.deepcopy(one) for one in preprocess or [Preprocess() for _ in models]]
-        for i, model in enumerate(models):
-            if isinstance(model, Model):  # which has one
-                given[i] = PassOn([model.preprocess])
-        self.own = nn.ModuleList(given)
-        self.preprocess = PassOn(given)
+        # A `Model` prepares its inputs itself.
+        own = [PassOn([m.preprocess]) if isinstance(m, Model) else Preprocess() for m in models]
+        self.own = nn.ModuleList(own)
+        self.preprocess = PassOn(own)
         self.task_name = task_name
         self._scored: dict[int, list[tuple[Tensor, Tensor]]] = {}  # by the number of the loader
         _describe(self, models, task_name=task_name)

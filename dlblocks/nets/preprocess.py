@@ -47,20 +47,15 @@ class Preprocess(nn.Module):
         tensor([2., 2.])
     """
 
-    scale: Tensor
-    shift: Tensor
-    fill: Tensor
-    coded: Tensor
-    tables: Tensor
-    dtype_of: Tensor
-
     def __init__(
         self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
     ) -> None:
         super().__init__()
-        for name in STATISTICS:
-            setattr(self, name, torch.empty(0, dtype=torch.int64 if name == "coded" else None))
+        self.scale, self.shift = torch.empty(0), torch.empty(0)
+        self.fill, self.tables = torch.empty(0), torch.empty(0)
+        self.coded = torch.empty(0, dtype=torch.int64)
         # What a change of the model's dtype changes.
+        self.dtype_of: Tensor
         self.register_buffer("dtype_of", torch.empty(0), persistent=False)
         if (mean is None) != (std is None):
             raise ValueError(f"mean={mean} and std={std}; give both or neither.")

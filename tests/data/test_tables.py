@@ -679,6 +679,7 @@ def test_dialects(write, content, name, arguments):
     [
         (COMMA.replace(",", ";").encode(), "if it is separated by ';', set sep=';'"),
         (b"a;c;b\n1,5;2;x\n2,5;3;y\n", "if it is separated by ';', set sep=';'"),
+        (b"a;c;b\n1,5;2,5;3,5\n2,5;3,5;4,5\n", "if it is separated by ';', set sep=';'"),
         (COMMA.replace(",", "\t").encode(), r"set sep='\\t'"),
         (COMMA.replace(",", " ").encode(), r"separated by spaces, set sep='\\s\+'"),
         (COMMA.encode("latin-1"), "is not encoding='utf-8'.*encoding='cp1252'"),
@@ -800,6 +801,15 @@ def test_targets_that_are_no_classes():
     frame = pd.DataFrame({"x": X, "y": pd.date_range("2024", periods=N)})
     with pytest.raises(ValueError, match="target='y' has 60 different values in 60 rows"):
         loaded(frame, "y")
+
+
+def test_a_target_with_decimal_commas_names_the_argument(write):
+    path = write("a;b\n" + "".join(f"{i};{i},5\n" for i in range(60)))
+    with pytest.raises(ValueError, match=r"60 different values.*; set decimal=',', or set task="):
+        loaded(path, "b", sep=";")
+    np.testing.assert_allclose(
+        loaded(path, "b", sep=";", decimal=",").source.targets, np.arange(60) + 0.5
+    )
 
 
 def test_bad_sources(tmp_path):

@@ -53,7 +53,9 @@ def test_weights_and_predictions_are_scikit_learns(name, num_classes, learning_r
     errors = [row["error"] for row in result.history]
     np.testing.assert_allclose(errors, theirs.estimator_errors_, rtol=1e-5)
     staged = zip(
-        result.model.staged_predict(raw_val), theirs.staged_predict_proba(x_val.numpy()), strict=True
+        result.model.staged_predict(raw_val),
+        theirs.staged_predict_proba(x_val.numpy()),
+        strict=True,
     )
     for found, expected in staged:
         np.testing.assert_allclose(found, expected, atol=1e-5)

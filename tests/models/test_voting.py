@@ -14,10 +14,8 @@ from dlblocks.models import (
     MLPRegressor,
     Model,
     VotingEnsemble,
-    VotingModule,
     load,
 )
-from dlblocks.nets import Preprocess
 
 INPUTS = torch.rand(40, 64)
 
@@ -174,8 +172,6 @@ def test_bad_members_are_refused(make_trainer):
         VotingEnsemble([Model(nn.Linear(4, 2))])
     with pytest.raises(ValueError, match="values have none"):
         VotingEnsemble([MLPRegressor(64, 1)], voting="hard")
-    with pytest.raises(ValueError, match="preprocess has 1 entries and members 3"):
-        VotingModule(classifiers(), preprocess=[Preprocess()])
     with pytest.raises(ValueError, match="voting='median'"):
         VotingEnsemble(classifiers(), voting="median")
     with pytest.raises(RuntimeError, match="trained already"):

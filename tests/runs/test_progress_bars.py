@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
 
 from dlblocks.crossval import cross_validate, nested_cross_validate
 from dlblocks.data import ArrayDataModule, TabularDataModule
@@ -135,3 +135,18 @@ def test_bars_of_several_processes_or_of_a_search_are_ours(capfd):
 def test_folds_as_one_fit_refuse_it_by_name():
     with pytest.raises(NotVectorizable, match="Counts"):
         folds(bar=Counts, engine="vectorized")
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_rich_bar_is_used_in_every_fold(shown, capsys):
+    used = []
+
+    class Rich(RichProgressBar):
+        def on_train_start(self, trainer, pl_module):
+            super().on_train_start(trainer, pl_module)
+            used.append(trainer.progress_bar_callback is self)
+
+    result = folds(bar=Rich, engine="sequential", progress_bar=shown)
+    assert used == [True, True] * shown
+    assert len(result.folds) == 2
+    assert OURS not in capsys.readouterr().err
