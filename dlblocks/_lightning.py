@@ -137,6 +137,17 @@ def trainer_of(model: pl.LightningModule) -> pl.Trainer | None:
         return None
 
 
+def datamodule_of(trainer: pl.Trainer | None) -> Any:
+    """Return the datamodule that a Trainer takes its batches from, None if it was given loaders.
+
+    `Trainer.datamodule` is still that of the call before.
+    Test: ``tests/models/test_inputs.py``.
+    """
+    connector = getattr(trainer, "_data_connector", None)
+    selector = getattr(connector, "_datahook_selector", None)
+    return getattr(trainer, "datamodule", None) if selector is None else selector.datamodule
+
+
 def log_as(model: pl.LightningModule, name: str, value: Any) -> None:
     """Let loggers get another value of a hyperparameter than the model keeps.
 

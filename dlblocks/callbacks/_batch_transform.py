@@ -21,6 +21,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from dlblocks._errors import check_choice, check_range, checked
+from dlblocks._lightning import datamodule_of
 from dlblocks.callbacks._wrapper import UndoneCallback, Wrapped, unwrap, wrap
 from dlblocks.losses import MixedTargets
 
@@ -118,7 +119,7 @@ class BatchTransform(UndoneCallback):
     def prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes what it needs from trainer and module, before the first batch."""
         last = self.max_epochs = None if trainer.max_epochs == -1 else trainer.max_epochs
-        if getattr(trainer.datamodule, "embeddings", None):  # type: ignore[attr-defined]
+        if getattr(datamodule_of(trainer), "embeddings", None):
             raise ValueError(
                 f"{type(self).__name__} changes inputs, of which columns are numbers of categories "
                 "(embed=), which it would spoil; use counts= in the place of embed=."
@@ -207,7 +208,7 @@ class EntriesTransform(BatchTransform):
 
 def _owner(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
     """Whose hook Lightning calls."""
-    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    datamodule = datamodule_of(trainer)
     if datamodule is not None and is_overridden(HOOK, datamodule):
         return datamodule
     return pl_module

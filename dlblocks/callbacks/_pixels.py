@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 from torch import Tensor
 
 from dlblocks._errors import checked
+from dlblocks._lightning import datamodule_of
 from dlblocks.callbacks._batch_transform import BatchTransform
 from dlblocks.fields import Kind, as_kind, kinds_of
 from dlblocks.losses import MixedTargets
@@ -41,7 +42,7 @@ class PixelTransform(BatchTransform):
     def prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().prepare(trainer, pl_module)
         own_batch = self.input_key == 0 and self.target_key == 1  # [inputs, targets]
-        kinds = kinds_of(trainer.datamodule) if own_batch else {}  # type: ignore[attr-defined]
+        kinds = kinds_of(datamodule_of(trainer)) if own_batch else {}
         self._told = kinds.get("targets")
         kind = self.target_kind or self._told
         if kind is not None and kind.refusal and self.changes_place():

@@ -29,7 +29,7 @@ from dlblocks.data.split_datamodule import BatchSize, SplitDataModule, SplitMeta
 from dlblocks.data.transforms import SampleTransform
 from dlblocks.fields import Kind, Ragged
 from dlblocks.nets import Preprocess
-from dlblocks.nets.preprocess import complete
+from dlblocks.nets.preprocess import complete, preprocess_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -317,10 +317,8 @@ class DataModule(SplitDataModule):
         return self._preprocess
 
     def _preprocess_of_model(self) -> Preprocess | None:
-        """The `preprocess` of the Trainer's model, if it is one of ours."""
-        model = getattr(self.trainer, "lightning_module", None)
-        found = getattr(model, "preprocess", None)
-        return found if isinstance(found, Preprocess) else None
+        """The `preprocess` of the Trainer's model, if the model is one of ours."""
+        return preprocess_of(getattr(self.trainer, "lightning_module", None))
 
     def _used(self, device: torch.device) -> Preprocess:
         """The statistics that batches go through: the model's, if it has some, else these."""

@@ -7,21 +7,57 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import lightning.pytorch as pl
+from lightning.pytorch.plugins.precision import HalfPrecision
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
-from dlblocks.nets import Preprocess
+from dlblocks.nets.preprocess import preprocess_of
 
 HOOK = "on_after_batch_transfer"
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-def with_prepared_inputs(method: Method) -> Method:
-    """Let ``self(inputs)`` within a method take inputs that are prepared already."""
+def adapt(cls: Any, base: Any) -> None:
+    """Wrap what a subclass of `Model`, or a mixin of it, defines.
+
+    Steps and hooks that get a batch, `forward` and `setup` are wrapped, each once.
+
+    Args:
+        cls: The subclass.
+        base: `Model`.
+    """
+    for name, wrap in _WRAPPERS.items():
+        definer = next(kind for kind in cls.__mro__ if name in vars(kind))
+        is_done = definer is not cls and issubclass(definer, base)
+        if not is_done and not issubclass(pl.LightningModule, definer):
+            setattr(cls, name, wrap(vars(definer)[name]))
+
+
+def is_prepared(batch: Any) -> bool:
+    """Tell whether batches of this form go through `preprocess` before the steps.
+
+    Those are tensors, and lists and tuples that begin with one. Nobody knows what the inputs are
+    in others, such as dictionaries.
+    """
+    first = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
+    return isinstance(first, Tensor)
+
+
+def with_prepared_inputs(method: Method, *, argument: int = 0) -> Method:
+    """Let ``self(inputs)`` within a method take inputs that are prepared already.
+
+    Args:
+        method: A step or hook.
+        argument: The position of its batch.
+    """
 
     @functools.wraps(method)
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
-        before, self._prepared = self._prepared, True
+        before = self._prepared
+        if before is None:  # not called by another step
+            batch = args[argument] if len(args) > argument else kwargs.get("batch")
+            self._prepared = is_prepared(batch)
         try:
             return method(self, *args, **kwargs)
         finally:
@@ -34,13 +70,14 @@ def of_raw(forward: Method) -> Method:
     """Let the `forward` of a subclass take raw inputs, although it is written for prepared ones."""
 
     def wrapped(self: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        if self._prepared:
+        before = self._prepared
+        if before:
             return forward(self, inputs, *args, **kwargs)
         self._prepared = True  # for a call of super().forward
         try:
             return forward(self, self.preprocess(inputs), *args, **kwargs)
         finally:
-            self._prepared = False
+            self._prepared = before
 
     for name in ("__module__", "__name__", "__qualname__", "__doc__"):
         setattr(wrapped, name, getattr(forward, name))
@@ -49,12 +86,44 @@ def of_raw(forward: Method) -> Method:
     return wrapped  # type: ignore[return-value]
 
 
+def _with_batches_prepared(setup: Method) -> Method:
+    """Let a `setup` that does not call that of `Model` prepare batches too."""
+
+    @functools.wraps(setup)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        prepare_batches(self)
+        return setup(self, *args, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
+
+
+_PARTS = ("train", "validation", "test", "predict")
+_WRAPPERS: dict[str, Callable[[Any], Any]] = {
+    "forward": of_raw,
+    "setup": _with_batches_prepared,
+    "training_step": with_prepared_inputs,
+    "validation_step": with_prepared_inputs,
+    "test_step": with_prepared_inputs,
+    "predict_step": with_prepared_inputs,
+    **{f"on_{part}_batch_start": with_prepared_inputs for part in _PARTS},
+    # After the outputs.
+    **{
+        f"on_{part}_batch_end": functools.partial(with_prepared_inputs, argument=1)
+        for part in _PARTS
+    },
+}
+
+
 def prepare_batches(model: Any) -> None:
     """Let the batches of the model's Trainer go through its `preprocess` when they arrive.
 
     Datamodules of this package do so themselves. Of others, and of plain loaders, the hook that
-    Lightning calls is wrapped, until `release_batches`.
+    Lightning calls is wrapped, until `release_batches`. Half precision would round raw inputs
+    before: the Trainer's plugin leaves them alone, and `preprocess` rounds what it has made.
     """
+    plugin = getattr(model.trainer, "precision_plugin", None)
+    if isinstance(plugin, HalfPrecision):
+        vars(plugin).setdefault("convert_input", _ConvertsOthers(model.trainer))
     owner = _owner(model)
     if not getattr(owner, "prepares_inputs", False) and HOOK not in vars(owner):
         vars(owner)[HOOK] = _PreparingHook(owner)
@@ -62,6 +131,7 @@ def prepare_batches(model: Any) -> None:
 
 def release_batches(model: Any) -> None:
     """Undo `prepare_batches`."""
+    vars(model.trainer.precision_plugin).pop("convert_input", None)
     owner = _owner(model)
     if isinstance(vars(owner).get(HOOK), _PreparingHook):
         del vars(owner)[HOOK]
@@ -71,6 +141,25 @@ def _owner(model: Any) -> Any:
     """Whose hook Lightning calls."""
     data = model.datamodule
     return data if data is not None and is_overridden(HOOK, data) else model
+
+
+class _ConvertsOthers:
+    """Stands in for `convert_input` of half precision: raw inputs keep their precision."""
+
+    def __init__(self, trainer: pl.Trainer) -> None:
+        self.trainer = trainer
+
+    def __call__(self, batch: Any) -> Any:
+        plugin = self.trainer.precision_plugin
+        converted = type(plugin).convert_input(plugin, batch)
+        preprocess = preprocess_of(self.trainer.lightning_module)
+        if preprocess is None or not preprocess.is_set or not is_prepared(batch):
+            return converted
+        if isinstance(batch, Tensor):
+            return batch
+        if hasattr(batch, "_fields"):  # a namedtuple
+            return type(batch)(batch[0], *converted[1:])
+        return [batch[0], *converted[1:]]
 
 
 class _PreparingHook:
@@ -87,12 +176,14 @@ class _PreparingHook:
     def __call__(self, batch: Any, dataloader_idx: int = 0) -> Any:
         batch = self.inner(batch, dataloader_idx)
         trainer = self.owner.trainer
-        preprocess = getattr(trainer and trainer.lightning_module, "preprocess", None)
-        if not isinstance(preprocess, Preprocess) or not preprocess.is_set:
+        preprocess = preprocess_of(trainer and trainer.lightning_module)
+        if preprocess is None or not preprocess.is_set:
             return batch
         if isinstance(batch, Tensor):
             return preprocess(batch)
-        if not isinstance(batch, (list, tuple)):
+        if not is_prepared(batch):
             return batch
         inputs, *rest = batch
+        if hasattr(batch, "_fields"):  # a namedtuple
+            return type(batch)(preprocess(inputs), *rest)
         return [preprocess(inputs), *rest]

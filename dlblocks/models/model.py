@@ -21,10 +21,10 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric, MetricCollection
 
 from dlblocks._errors import CheckedConstructor, check_range, constructor_arguments
-from dlblocks._lightning import log_as
+from dlblocks._lightning import datamodule_of, log_as
 from dlblocks.models import _checkpoints as checkpoints
 from dlblocks.models._inputs import (
-    of_raw,
+    adapt,
     prepare_batches,
     release_batches,
     with_prepared_inputs,
@@ -56,7 +56,10 @@ class Model(CheckedConstructor, pl.LightningModule):
     fit with a datamodule of this package sets `preprocess` to the statistics of its training part,
     unless it is set already, as that of a loaded model is. Within a Trainer, `preprocess` is
     applied once, when a batch arrives; callbacks and steps get prepared inputs, and
-    ``self(inputs)`` within a step takes them as they are.
+    ``self(inputs)`` within a step, or within a hook of the model that gets the batch, takes them as
+    they are. A callback calls ``pl_module.forward_prepared(inputs)`` with inputs of a batch, and
+    ``pl_module(raw)`` with others. Batches of another form than ``[inputs, …]``, such as
+    dictionaries, stay raw, and so do the inputs of ``self(inputs)`` in their steps.
 
     Args:
         net: Maps a batch of prepared inputs to outputs.
@@ -71,6 +74,8 @@ class Model(CheckedConstructor, pl.LightningModule):
         lr_schedule_args: Its arguments, such as ``{"step_size": 10}``.
         warmup_steps: Optimizer steps over which the learning rate rises linearly from 0.
     """
+
+    preprocess: Preprocess
 
     def __init__(
         self,
@@ -91,6 +96,13 @@ class Model(CheckedConstructor, pl.LightningModule):
         check_schedule(lr_schedule, lr_schedule_args, warmup_steps=warmup_steps)
         if lr is not None:
             check_range("lr", lr, 0)
+        if isinstance(net, Model) and net.preprocess.is_set:
+            name = type(net).__name__
+            raise ValueError(
+                f"net is a {name} that has statistics of its inputs (preprocess), and would "
+                f"normalise them again; give {type(self).__name__}(model.net), and set its "
+                "preprocess to that of the model to keep its statistics."
+            )
         self.preprocess = Preprocess()
         self.net = nn.Identity() if net is None else net
         self.task = task
@@ -111,7 +123,8 @@ class Model(CheckedConstructor, pl.LightningModule):
                 self._stage_metrics(stage)
         self._buffers_of: dict[str, _Buffer] = {stage: _Buffer() for stage in STAGES}
         self._first_batch = True
-        self._prepared = False  # whether inputs have been through `preprocess`
+        # Whether inputs have been through `preprocess`; None outside of steps.
+        self._prepared: bool | None = None
         # True while a step is repeated, as by `callbacks.SAM`: metrics and losses are not kept.
         self.metrics_paused = False
         # Lightning collects the arguments of all constructors on the way here, the leaf's too.
@@ -121,12 +134,7 @@ class Model(CheckedConstructor, pl.LightningModule):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        own = vars(cls)
-        if "forward" in own:
-            cls.forward = of_raw(own["forward"])  # type: ignore[method-assign]
-        for step in ("training_step", "validation_step", "test_step", "predict_step"):
-            if step in own:
-                setattr(cls, step, with_prepared_inputs(own[step]))
+        adapt(cls, Model)
 
     # TorchScript compiles all other properties.
     __jit_unused_properties__: list[str] = [  # noqa: RUF012 (as Lightning has it)
@@ -205,11 +213,14 @@ class Model(CheckedConstructor, pl.LightningModule):
         return outputs if self.task is None else self.task.decode(outputs)
 
     @torch.jit.ignore
-    @with_prepared_inputs
     def forward_prepared(self, inputs: Tensor) -> Tensor:
         """`forward` for inputs that have been through `preprocess` already."""
-        outputs: Tensor = self(inputs)
-        return outputs
+        before, self._prepared = self._prepared, True
+        try:
+            outputs: Tensor = self(inputs)
+            return outputs
+        finally:
+            self._prepared = before
 
     @with_prepared_inputs
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -346,7 +357,7 @@ class Model(CheckedConstructor, pl.LightningModule):
     @property
     def datamodule(self) -> Any:
         """The Trainer's datamodule, or None if it was given loaders."""
-        return getattr(self.trainer, "datamodule", None)
+        return datamodule_of(self.trainer)
 
     def on_train_epoch_start(self) -> None:
         self._reset("train")

@@ -75,8 +75,11 @@ class Preprocess(nn.Module):
 
     def set(self, **statistics: Tensor) -> Self:
         """Take copies of these statistics, on the device of the old ones; the others stay."""
+        device = self.scale.device
         for name, value in statistics.items():
-            setattr(self, name, value.detach().clone().to(self.scale.device))
+            value = value.detach().clone()
+            # The meta device would keep no numbers.
+            setattr(self, name, value if device.type == "meta" else value.to(device))
         return self
 
     def statistics(self) -> dict[str, Tensor]:
@@ -118,7 +121,9 @@ class Preprocess(nn.Module):
         return rescale(inputs, scale, shift, self.dtype_of.dtype)
 
     def inverse(self, inputs: Tensor) -> Tensor:
-        """Undo scale and shift: inputs in the units of the source, floating point."""
+        """Undo scale and shift: inputs in the units of the source, floating point if it is set."""
+        if not self.is_set:
+            return inputs
         shape = (-1,) + (1,) * (inputs.ndim - 2) if self.scale.ndim else ()
         return (inputs - self.shift.reshape(shape)) / self.scale.reshape(shape)
 
@@ -131,7 +136,9 @@ class Preprocess(nn.Module):
             if moved.device.type == "mps" and value.dtype == torch.float64:  # which it has not
                 value = value.float()
             if moved.device != value.device:
-                setattr(self, name, value.to(moved.device))
+                is_meta = value.device.type == "meta"  # which has no numbers to copy
+                make = torch.empty_like(value, device=moved.device) if is_meta else None
+                setattr(self, name, value.to(moved.device) if make is None else make)
         return self
 
     def _save_to_state_dict(
@@ -174,6 +181,16 @@ class PassOn(Preprocess):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return inputs
+
+
+def preprocess_of(model: Any) -> Preprocess | None:
+    """Return the `preprocess` of a `dlblocks.models.Model`, else None.
+
+    Another module that has one of this name may apply it in its own `forward`.
+    """
+    found = getattr(model, "preprocess", None)
+    takes_raw = hasattr(model, "forward_prepared")
+    return found if takes_raw and isinstance(found, Preprocess) else None
 
 
 def complete(inputs: Tensor, fill: Tensor, coded: Tensor, tables: Tensor) -> Tensor:

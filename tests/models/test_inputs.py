@@ -1,5 +1,6 @@
 """One rule for inputs: every model takes them in the units of the source."""
 
+import copy
 from pathlib import Path
 
 import forked
@@ -95,6 +96,19 @@ def test_plain_loaders_of_raw_inputs(make_trainer):
     with torch.no_grad():
         expected = model(inputs).softmax(1)
     torch.testing.assert_close(torch.cat([batch["prediction"] for batch in bare]), expected)
+
+
+def test_plain_loaders_after_a_datamodule_in_the_same_trainer(make_trainer):
+    trainer = make_trainer(max_epochs=3)
+    model, source = fitted(mlp(), trainer)
+    inputs, targets, _ = source.arrays("test")
+    expected = score(model, source, make_trainer)
+    loader = DataLoader(TensorDataset(inputs, targets), batch_size=16)
+    # Lightning leaves `trainer.datamodule` as it was.
+    (scores,) = trainer.test(model, dataloaders=loader, verbose=False)
+    assert scores["test/accuracy"] == pytest.approx(expected)
+    assert expected > 0.7
+    assert score(model, source, lambda: trainer) == pytest.approx(expected)
 
 
 class Scaled(pl.LightningDataModule):
@@ -249,11 +263,33 @@ def test_statistics_keep_their_precision(precision, make_trainer):
     wanted = {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(precision, torch.float32)
     inputs = source.arrays("test")[0]
     assert model.preprocess(inputs).dtype == wanted
-    # In bfloat16, 1000 and 1003 are the same number: they are normalised before they are rounded.
     assert accuracy(model, source) > (0.75 if half else 0.8)
     if half:
         assert accuracy(model, source) == pytest.approx(score(model, source, lambda: make_trainer(
             precision=precision)))  # fmt: skip
+
+
+@pytest.mark.parametrize("source", [np.float32, np.float64])
+def test_half_precision_rounds_after_it_has_normalised(source, make_trainer):
+    """Of 10,000 ± 1, bfloat16 keeps nothing, and float32 loses much of 10⁸ ± 1."""
+    far = 1e4 if source is np.float32 else 1e8
+    values = rng.normal(size=(240, 6))
+    labels = (values[:, 0] > values[:, 1]).astype(np.int64)
+    parts = ArrayDataModule((far + values).astype(source), labels, test_fraction=0.25)
+
+    def trainer(**arguments):
+        return make_trainer(precision="bf16-true", **arguments)
+
+    with (first := trainer(max_epochs=15)).init_module():
+        model = mlp()
+    fitted(model, first, parts)
+    assert "convert_input" not in vars(first.precision_plugin)  # nothing is left behind
+    inside = score(model, parts, trainer)
+    assert inside == pytest.approx(accuracy(model, parts), abs=0.02)
+    assert inside > 0.85
+    loader = DataLoader(TensorDataset(*parts.arrays("test")[:2]), batch_size=16)
+    (scores,) = trainer().test(model, dataloaders=loader, verbose=False)
+    assert scores["test/accuracy"] == pytest.approx(inside)
 
 
 def test_half_precision_by_hand(make_trainer):
@@ -299,6 +335,125 @@ def test_subclasses_with_a_forward_of_their_own(kind, make_trainer):
     assert accuracy(model, source) > 0.75
     assert 0 < max(model.seen) < 10  # prepared once: not 1000, not 0
     assert kind.forward.__name__ == "forward"
+
+
+class StepMixin:
+    """Steps and a forward for prepared inputs, in a class that is not a Model."""
+
+    def forward(self, inputs):
+        self.seen.append(float(inputs.abs().max()))
+        return self.net(inputs)[:, :2]
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+
+class Mixed(StepMixin, Classifier):
+    def __init__(self):
+        super().__init__(MLP(6, 4, hidden=[16]), 2, lr=0.02)
+        self.seen = []
+
+    def setup(self, stage):
+        """Without that of the base class."""
+
+    def on_test_batch_end(self, outputs, batch, batch_idx, dataloader_idx=0):
+        with torch.no_grad():
+            self(batch[0])
+
+
+class OfMixed(Mixed):
+    pass
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")  # of a step that logs nothing
+@pytest.mark.parametrize("kind", [Mixed, OfMixed])
+def test_mixins_and_hooks_take_prepared_inputs(kind, make_trainer):
+    model, source = fitted(kind(), make_trainer(max_epochs=4))
+    inputs, targets, _ = source.arrays("test")
+    with torch.no_grad():
+        expected = by_hand(model, source, inputs)[:, :2]
+        torch.testing.assert_close(model(inputs), expected, rtol=1e-4, atol=1e-4)
+    loader = DataLoader(TensorDataset(inputs, targets), batch_size=16)
+    (scores,) = make_trainer().test(model, dataloaders=loader, verbose=False)
+    assert scores["test/accuracy"] == pytest.approx(accuracy(model, source))
+    # Prepared once: neither 1000, nor nearly the same for all.
+    assert 1 < min(model.seen) < max(model.seen) < 10
+
+
+class Named(Classifier):
+    """Of batches that are dictionaries, whose inputs nobody knows."""
+
+    def __init__(self):
+        super().__init__(MLP(6, 2, hidden=[16]), 2, lr=0.02)
+        self.preprocess = Preprocess(X.mean(0).tolist(), X.std(0).tolist())
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch["x"]), batch["y"])
+
+    def test_step(self, batch, batch_idx):
+        return super().test_step([batch["x"], batch["y"]], batch_idx)
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")  # of a step that logs nothing
+def test_dictionaries_stay_raw(make_trainer):
+    samples = [{"x": x, "y": y} for x, y in zip(torch.from_numpy(X), Y, strict=True)]
+    loader = DataLoader(samples, batch_size=16)
+    model = Named()
+    seen = []
+    model.net.register_forward_pre_hook(lambda _, inputs: seen.append(float(inputs[0].abs().max())))
+    make_trainer(max_epochs=1, limit_val_batches=0).fit(model, loader, loader)
+    make_trainer().test(model, dataloaders=loader, verbose=False)
+    assert 1 < min(seen) < max(seen) < 10
+
+
+class TheirOwn(pl.LightningModule):
+    """Somebody else's, which applies a Preprocess itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.preprocess = Preprocess(X.mean(0).tolist(), X.std(0).tolist())
+        self.net, self.seen = nn.Linear(6, 2), []
+
+    def forward(self, inputs):
+        inputs = self.preprocess(inputs)
+        self.seen.append(float(inputs.abs().max()))
+        return self.net(inputs)
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_other_modules_apply_a_preprocess_of_their_own(make_trainer):
+    model = TheirOwn()
+    make_trainer(max_epochs=1, limit_val_batches=0).fit(model, datamodule=data(normalize=False))
+    assert 1 < min(model.seen) < max(model.seen) < 10
+
+
+def test_a_trained_model_is_not_a_net(make_trainer):
+    model, _ = fitted(mlp(), make_trainer(max_epochs=1))
+    with pytest.raises(ValueError, match=r"would normalise them again.*Classifier\(model\.net\)"):
+        Classifier(model, 2)
+    Classifier(model.net, 2)
+    Classifier(mlp(), 2)  # has no statistics
+
+
+def test_the_meta_device(make_trainer):
+    model, source = fitted(mlp(), make_trainer(max_epochs=1))
+    inputs, state = source.arrays("test")[0], model.state_dict()
+    with torch.device("meta"):
+        fresh = mlp()
+    fresh.load_state_dict(state, assign=True)
+    emptied = copy.deepcopy(model).to("meta").to_empty(device="cpu")
+    emptied.load_state_dict(state)
+    with torch.no_grad():
+        for made in (fresh, emptied):
+            assert torch.equal(made.eval()(inputs), model(inputs))
 
 
 def test_compiled_models(make_trainer):
