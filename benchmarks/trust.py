@@ -101,7 +101,7 @@ from scipy import stats
 
 from dlblocks._quiet import quiet
 from dlblocks.crossval import CrossValidationResult
-from dlblocks.crossval._fold import OutOfFold, join
+from dlblocks.crossval._fold import join
 from dlblocks.crossval.statistics import (
     corrected_t_test,
     least_error,
@@ -362,8 +362,9 @@ def cross_validations(
         for j, member in enumerate(members[i * fits : (i + 1) * fits]):
             place = {"repeat": j // setting.folds, "fold": j % setting.folds}
             found = together.predict(member, "val")
-            size = len(found["index"])
-            found["index"] = found["index"] - i * setting.samples  # as in a data set of its own
+            size = len(found)
+            # As in a data set of its own.
+            found = found.with_columns(index=found.index - i * setting.samples)
             assert member.best is not None
             sizes = {"num_train": setting.samples - size, "num_val": size}
             rows.append({**place, **sizes, **member.best.metrics})
@@ -426,9 +427,8 @@ def first_repeat(result: CrossValidationResult) -> CrossValidationResult:
     """The first repeat alone."""
     oof = result.oof
     assert oof is not None  # for the type checker: our models predict
-    columns = {name: values[oof.repeat == 0] for name, values in vars(oof).items()}
     rows = [row for row in result.folds if row["repeat"] == 0]
-    return CrossValidationResult(Path(), rows, OutOfFold(**columns), info=result.info)
+    return CrossValidationResult(Path(), rows, oof[oof.repeat == 0], info=result.info)
 
 
 def fits(quick: bool) -> None:

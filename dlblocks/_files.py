@@ -141,15 +141,6 @@ def read_rows(path: Path, *, texts: Sequence[str] = ()) -> list[dict[str, Any]]:
         ]
 
 
-def read_arrays(path: Path, cure: str) -> dict[str, Any]:
-    """Read an ``.npz`` file of a run; see `read_json`."""
-    import numpy as np
-
-    # Opened here: np.load leaves a damaged file open.
-    with reading(path, cure), path.open("rb") as file, np.load(file) as arrays:
-        return dict(arrays)
-
-
 def is_whole(path: Path) -> bool:
     """Return True for a checkpoint or ``.npz`` whose checksums (CRC-32) are right."""
     try:

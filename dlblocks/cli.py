@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import lightning.pytorch as pl
-import numpy as np
 from jsonargparse import ArgumentParser, Namespace, auto_cli
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -28,7 +27,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from dlblocks import __version__, data, models, tracking
 from dlblocks._errors import MAX_SEED, check_range, constructor_arguments, did_you_mean
-from dlblocks._files import atomic_write, is_rank_zero
+from dlblocks._files import is_rank_zero
 from dlblocks._quiet import isolated, quiet
 from dlblocks.callbacks import ExactResume
 from dlblocks.crossval import cross_validate
@@ -37,6 +36,8 @@ from dlblocks.models._predict import gather, join_batches
 from dlblocks.runs._trainer import checking_mode, resolve_mode, saying_what_was_logged
 from dlblocks.runs.fit import Select
 from dlblocks.runs.folder import check_new_run_dir, next_run_dir, numbered
+from dlblocks.runs.predictions import predict_part
+from dlblocks.tasks import PredictionTable
 from dlblocks.tracking._csv import csv_writers
 
 LoggerName = Literal["csv", "wandb", "tensorboard", "none"]
@@ -353,14 +354,27 @@ class CLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """Predicts, and writes ``predictions.npz`` into the run folder."""
         with self._running():
-            arrays = join_batches(gather(self.trainer.predict(**kwargs) or []))
+            table = self._predict(**kwargs)
         if not self.trainer.is_global_zero:
             return
         path = self.run_dir / "predictions.npz"
-        with atomic_write(path) as part:
-            np.savez_compressed(part, **arrays)  # type: ignore[arg-type]
-        shapes = ", ".join(f"{name} {values.shape}" for name, values in arrays.items())
-        self._say(f"Predictions are in {path}: {shapes}.")
+        table.write(path)
+        self._say(f"Predictions are in {path}: {table}.")
+
+    def _predict(self, **kwargs: Any) -> PredictionTable:
+        data = self.datamodule
+        if isinstance(data, SplitDataModule):
+            data.trainer = self.trainer  # it may be asked for by the split
+            data.setup("predict")
+            return predict_part(
+                self.trainer,
+                self.model,
+                data,
+                data.predicted_part(),
+                targets=False,
+                ckpt_path=kwargs.get("ckpt_path"),
+            )
+        return PredictionTable(join_batches(gather(self.trainer.predict(**kwargs) or [])))
 
     @contextlib.contextmanager
     def _running(self) -> Iterator[None]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -42,6 +42,7 @@ from dlblocks.models import CNNClassifier, MLPClassifier
 from dlblocks.plots._style import new_figure, style_axis
 from dlblocks.runs.fit import fit
 from dlblocks.runs.folder import check_new_run_dir, next_run_dir
+from dlblocks.tasks import PredictionTable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -273,9 +274,9 @@ def summed_up(lr: float, members: Sequence[Member], before: Sequence[float], epo
     return Rate(lr, curves["loss"], curves["accuracy"], diverged)
 
 
-def accuracy(predicted: Mapping[str, np.ndarray]) -> float:
+def accuracy(predicted: PredictionTable) -> float:
     """The share of samples whose likeliest class is the target."""
-    return float((predicted["prediction"].argmax(1) == predicted["target"]).mean())
+    return float((predicted.prediction.argmax(1) == predicted.target).mean())
 
 
 def mean_std(values: np.ndarray, digits: int = 4) -> str:

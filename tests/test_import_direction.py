@@ -14,7 +14,17 @@ PACKAGE = Path(dlblocks.__file__).parent
 # A room may import rooms of the floors above it in this list. Within a floor rooms are apart, but
 # for the first, whose helpers may use each other.
 FLOORS = [
-    {"__init__", "_errors", "_files", "_geometry", "_lightning", "_plain", "_quiet", "_scores"},
+    {
+        "__init__",
+        "_errors",
+        "_files",
+        "_geometry",
+        "_lightning",
+        "_npz",
+        "_plain",
+        "_quiet",
+        "_scores",
+    },
     {"fields", "losses"},
     {"metrics", "nets", "optim", "plots"},
     {"tracking", "tasks"},

@@ -1,6 +1,5 @@
 """Cross-validation of any LightningModule in one call."""
 
-from dlblocks.crossval._fold import OutOfFold
 from dlblocks.crossval.cross_validate import cross_validate
 from dlblocks.crossval.held_out import HeldOutScores
 from dlblocks.crossval.nested import nested_cross_validate
@@ -12,7 +11,6 @@ __all__ = [
     "CrossValidationResult",
     "HeldOutScores",
     "NestedResult",
-    "OutOfFold",
     "cross_validate",
     "nested_cross_validate",
 ]

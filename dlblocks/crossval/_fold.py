@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from dlblocks.data import SplitDataModule
 from dlblocks.metrics import Range
 from dlblocks.runs._fits import FitResult, FitSpec, RunConfig
 from dlblocks.runs.fit import CHECKPOINTS, Select
-from dlblocks.tasks import Task, find_task, task_names
+from dlblocks.tasks import PredictionTable, Task, task_names
 
 
 @dataclass(frozen=True)
@@ -101,86 +102,44 @@ class FoldConfig(RunConfig):
         }
 
 
-@dataclass
-class OutOfFold:
-    """Predictions of development samples that the model has not seen.
+def difference(mine: PredictionTable, theirs: PredictionTable) -> str:
+    """Describe the first difference between the folds of two tables, or return ``""``."""
+    if len(mine) != len(theirs):
+        return f"there are {len(mine)} out-of-fold predictions here and {len(theirs)} there"
+    names = ["repeat", "index", "fold"]
+    if mine.has("target") and theirs.has("target"):
+        names.append("target")
+        if mine.target.shape != theirs.target.shape:
+            return f"targets have shape {mine.target.shape} here and {theirs.target.shape} there"
+    for name in names:
+        here, there = mine[name], theirs[name]
+        same = (here == there).reshape(len(here), -1).all(1)
+        if not same.all():
+            at = int(np.argmin(same))
+            return (
+                f"{name} differs in {int((~same).sum())} of {len(here)} rows, first for sample "
+                f"{mine.index[at]} in repeat {mine.repeat[at]}: {here[at]} here and "
+                f"{there[at]} there"
+            )
+    return ""
 
-    The model of the fold that did not train on a sample predicts it. Rows are sorted by (repeat,
-    index).
 
-    Attributes:
-        index: The sample's row in its data set, int64 of shape (M,).
-        target: Its target, shape (M,) or (M, D).
-        prediction: Probabilities (M, C) for classes; values of the target's shape otherwise. Those
-            of somebody else's model are as it gives them.
-        fold: The fold that predicted it, int64 of shape (M,).
-        repeat: The repeat, int64 of shape (M,).
-        task: Name of the task, if it is known.
+def share_correct(table: PredictionTable) -> npt.NDArray[np.floating] | None:
+    """Compute the share of right predictions of each sample's class.
+
+    Returns:
+        Share of the repeats, one value a sample, sorted by index, shape (N,). None if the
+        predictions are not classes or scores of them.
     """
-
-    index: npt.NDArray[np.int64]
-    target: npt.NDArray[Any]
-    prediction: npt.NDArray[np.floating]
-    fold: npt.NDArray[np.int64]
-    repeat: npt.NDArray[np.int64]
-    task: str | None = None
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def difference(self, other: OutOfFold) -> str:
-        """Describe the first difference from the folds of `other`, or return ``""``."""
-        if len(self) != len(other):
-            return f"there are {len(self)} out-of-fold predictions here and {len(other)} there"
-        if self.target.shape != other.target.shape:
-            return f"targets have shape {self.target.shape} here and {other.target.shape} there"
-        for name in ("repeat", "index", "fold", "target"):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            same = (mine == theirs).reshape(len(mine), -1).all(1)
-            if not same.all():
-                at = int(np.argmin(same))
-                return (
-                    f"{name} differs in {int((~same).sum())} of {len(mine)} rows, first for sample "
-                    f"{self.index[at]} in repeat {self.repeat[at]}: {mine[at]} here and "
-                    f"{theirs[at]} there"
-                )
-        return ""
-
-    def correct(self) -> npt.NDArray[np.floating] | None:
-        """Compute the share of right predictions of each sample's class.
-
-        Returns:
-            Share of the repeats, one value a sample, in the order of `index`, shape (N,). None if
-            the predictions are not classes or scores of them.
-        """
-        task = self._task()
-        right = None if task is None else task.right(self.target, self.prediction)
-        if right is None:
-            return None
-        _, sample, counts = np.unique(self.index, return_inverse=True, return_counts=True)
-        return np.bincount(sample, weights=right) / counts
-
-    def columns(self, class_names: Sequence[str] | None = None) -> dict[str, npt.NDArray[Any]]:
-        """Make the columns of ``to_pandas("oof")``, one row a prediction.
-
-        Args:
-            class_names: Names of the classes 0 … C-1.
-        """
-        columns = {"repeat": self.repeat, "fold": self.fold, "index": self.index}
-        task = self._task() or Task
-        return columns | task.columns(self.target, self.prediction, class_names)
-
-    def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Return the arrays, as ``oof.npz`` has them."""
-        names = ("index", "target", "prediction", "fold", "repeat")
-        return {name: getattr(self, name) for name in names}
-
-    def _task(self) -> type[Task] | None:
-        """Return the task of the predictions, or None where it is not clear."""
-        try:
-            return find_task(self.target, self.prediction, self.task)
-        except ValueError:
-            return None
+    try:
+        task = table.of_task() if table.has("target", "prediction") else None
+    except ValueError:
+        return None
+    right = None if task is None else task.right(table.target, table.prediction)
+    if right is None:
+        return None
+    _, sample, counts = np.unique(table.index, return_inverse=True, return_counts=True)
+    return np.bincount(sample, weights=right) / counts
 
 
 def check_task(task: str | None) -> str | None:
@@ -194,25 +153,27 @@ def check_task(task: str | None) -> str | None:
     return task
 
 
-def join(results: Sequence[FitResult], task: str | None = None) -> OutOfFold | None:
-    """Join the predictions of all folds; None if a fold has none."""
+def join(
+    results: Sequence[FitResult], task: str | None = None, folder: Path | None = None
+) -> PredictionTable | None:
+    """Join the predictions of all folds, sorted by repeat and index.
+
+    None if a fold has none, or other columns than another.
+    """
     parts = [
-        {
-            **result.predicted,
-            **{
-                key: np.full(len(result.predicted["index"]), result.row[key])
-                for key in ("fold", "repeat")
-            },
-        }
+        result.predicted.with_columns(fold=result.row["fold"], repeat=result.row["repeat"])
         for result in results
         if result.predicted is not None
     ]
-    shapes = {(part["target"].shape[1:], part["prediction"].shape[1:]) for part in parts}
-    if not parts or len(parts) < len(results) or len(shapes) > 1:
+    if not parts or len(parts) < len(results):
         return None
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    order = np.lexsort((columns["index"], columns["repeat"]))
-    return OutOfFold(**{name: values[order] for name, values in columns.items()}, task=task)
+    table = PredictionTable.concatenate(parts, folder=folder)
+    # A column that a module adds in some folds alone may be missing, but not what is scored.
+    needed = {name for part in parts for name in part.columns if name in ("target", "prediction")}
+    if not needed <= {*table.columns}:
+        return None
+    table.task = task
+    return table
 
 
 def _count_scored(datamodule: SplitDataModule, trainer: Mapping[str, Any]) -> int:

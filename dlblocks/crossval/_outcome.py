@@ -54,7 +54,7 @@ def make_result(
     result = cls(
         run_dir=config.run_dir,
         folds=rows,
-        oof=join(done, config.task),
+        oof=join(done, config.task, config.run_dir),
         histories=[fold.history for fold in done],
         info={
             "num_folds": config.num_folds,
@@ -107,8 +107,7 @@ def result_figures(result: CrossValidationResult, datamodule: SplitDataModule) -
         figures |= prediction_figures(
             datamodule,
             "val",
-            result.oof.arrays(),
-            task=result.oof.task,
+            result.oof,
             title="Out-of-fold predictions",
             scores=result.pooled_or_none(),
         )

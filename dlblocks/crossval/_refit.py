@@ -42,6 +42,7 @@ from dlblocks.runs._trainer import (
 )
 from dlblocks.runs.fit import drop_training_state
 from dlblocks.runs.predictions import predict_part
+from dlblocks.tasks import PredictionTable
 
 TESTED = "test.json"
 # What `refit` says of schedules that need validation.
@@ -69,9 +70,10 @@ def ensemble(
         members.append(_member(result, row["checkpoint"], list(classes), make_model))
     if all(isinstance(member, Model) and member.task for member in members):
         return VotingEnsemble(members).eval()
-    if result.oof is not None and result.oof.prediction.dtype.kind not in "fc":
+    oof = result.oof
+    if oof is not None and oof.has("prediction") and oof.prediction.dtype.kind not in "fc":
         raise ValueError(
-            f"{type(members[0]).__name__} predicts {result.oof.prediction.dtype}, as of classes, "
+            f"{type(members[0]).__name__} predicts {oof.prediction.dtype}, as of classes, "
             "which have no average; let predict_step return probabilities or logits."
         )
     task = result.info.get("task")
@@ -242,7 +244,7 @@ def _count_tested(data: SplitDataModule, trainer: pl.Trainer, num_loaders: int) 
 
 def _test_predictions(
     trainer: pl.Trainer, model: pl.LightningModule, data: SplitDataModule, num_loaders: int
-) -> tuple[dict[str, np.ndarray] | None, np.ndarray | None]:
+) -> tuple[PredictionTable | None, np.ndarray | None]:
     """Predictions and groups of the test samples, None where there are none."""
     rows = data.indices("test")
     if num_loaders != 1 or not len(rows):  # loaders of somebody else's datamodule
@@ -253,7 +255,7 @@ def _test_predictions(
         return None, None
     # Ranks get as many samples each, some of them twice.
     index, first = np.unique(predicted["index"], return_index=True)
-    predicted = {name: values[first] for name, values in predicted.items()}
+    predicted = predicted[first]
     groups = data.columns.groups
     # A test set of its own is numbered anew, and has no groups.
     own = bool(np.isin(index, data.indices("train").numpy()).any())

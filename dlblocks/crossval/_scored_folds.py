@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,15 +16,13 @@ from dlblocks._errors import check_choice, did_you_mean
 from dlblocks._files import (
     AGAIN,
     SUMMARY,
-    atomic_write,
     check_files,
-    read_arrays,
     read_record,
     read_rows,
     reading,
     write_rows,
 )
-from dlblocks.crossval._fold import OutOfFold, fold_folder
+from dlblocks.crossval._fold import difference, fold_folder, share_correct
 from dlblocks.crossval._splits import NO_OOF
 from dlblocks.crossval.statistics import (
     Comparison,
@@ -36,7 +33,8 @@ from dlblocks.crossval.statistics import (
 )
 from dlblocks.metrics import Range, metric_range
 from dlblocks.runs._result import Result
-from dlblocks.tasks import find_task
+from dlblocks.tasks import PredictionTable
+from dlblocks.tasks.task import data_frame
 
 # Columns of a row of `folds` that are not metrics.
 ROW_KEYS = (
@@ -59,7 +57,7 @@ class ScoredFolds(Result):
 
     run_dir: Path
     folds: list[dict[str, Any]]
-    oof: OutOfFold | None
+    oof: PredictionTable | None
     histories: list[list[dict[str, float]]] = field(default_factory=list)
     info: dict[str, Any] = field(default_factory=dict)
     # Arguments of `cross_validate`; None for a loaded result.
@@ -153,9 +151,8 @@ class ScoredFolds(Result):
                 one number a sample for integer targets, of which any score would be a guess.
         """
         oof = self._predictions()
-        repeats = [oof.repeat == repeat for repeat in np.unique(oof.repeat)]
-        task = find_task(oof.target, oof.prediction, oof.task)
-        found = [task.score(oof.target[one], oof.prediction[one]) for one in repeats]
+        task, repeats = oof.of_task(), np.unique(oof.repeat)
+        found = [task.score(oof[oof.repeat == repeat]) for repeat in repeats]
         names = [name for name in found[0] if all(name in each for each in found)]
         return {name: float(np.mean([each[name] for each in found])) for name in names}
 
@@ -171,7 +168,7 @@ class ScoredFolds(Result):
             notes.append(f"no pooled metrics: {error}")
         return list(dict.fromkeys(notes))  # a result that was loaded has them all already
 
-    def _predictions(self) -> OutOfFold:
+    def _predictions(self) -> PredictionTable:
         """Return the out-of-fold predictions if they can be scored, else raise."""
         if self.oof is None:
             notes = [n for n in self.info.get("notes") or [] if n.startswith(NO_OOF)]
@@ -181,7 +178,7 @@ class ScoredFolds(Result):
                 else "the model gave no out-of-fold predictions; its predict_step must return one "
                 "prediction a sample."
             )
-        find_task(self.oof.target, self.oof.prediction, self.oof.task)
+        self.oof.of_task()
         return self.oof
 
     def compare(self, other: ScoredFolds, metric: str | None = None) -> Comparison:
@@ -245,17 +242,11 @@ class ScoredFolds(Result):
             ValueError: There are no out-of-fold predictions.
         """
         check_choice("what", what, ["folds", "oof"])
-        try:
-            pandas = importlib.import_module("pandas")
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "to_pandas needs pandas, which dlblocks does not install: pip install pandas."
-            ) from error
         if what == "folds":
-            return pandas.DataFrame(self.folds)
+            return data_frame(self.folds)
         if self.oof is None:
             raise ValueError("what='oof', but the model gave no out-of-fold predictions.")
-        return pandas.DataFrame(self.oof.columns(self.info.get("class_names")))
+        return self.oof.to_pandas(self.info.get("class_names"))
 
     def summary(self) -> dict[str, Any]:
         """Return the content of ``summary.json``."""
@@ -289,8 +280,7 @@ class ScoredFolds(Result):
     def write_parts(self) -> None:
         """Write ``oof.npz`` and ``folds.csv``."""
         if self.oof is not None:
-            with atomic_write(self.run_dir / "oof.npz") as part:
-                np.savez_compressed(part, **self.oof.arrays())  # type: ignore[arg-type]
+            self.oof = self.oof.write(self.run_dir / "oof.npz")
         write_rows(self.run_dir / "folds.csv", self.folds)
 
     @classmethod
@@ -315,7 +305,7 @@ class ScoredFolds(Result):
             folders = [path / fold_folder(row) for row in rows]
         oof = None
         if "oof.npz" in files or (path / "oof.npz").is_file():
-            oof = OutOfFold(**read_arrays(path / "oof.npz", AGAIN), task=info.get("task"))
+            oof = PredictionTable.read(path / "oof.npz", AGAIN, info.get("task"))
         histories = []
         for folder in folders:
             cure = f"delete {folder / 'fold.json'}, and the same call runs {folder.name} again"
@@ -344,7 +334,7 @@ def _what_differs(first: ScoredFolds, second: ScoredFolds) -> str:
     if first.oof is None or second.oof is None:
         which = "this one" if first.oof is None else "the other"
         return f"{which} has no out-of-fold predictions, so its folds are not known"
-    return first.oof.difference(second.oof)
+    return difference(first.oof, second.oof)
 
 
 def _least_difference_error(first: ScoredFolds, second: ScoredFolds, metric: str) -> float:
@@ -359,7 +349,7 @@ def _least_difference_error(first: ScoredFolds, second: ScoredFolds, metric: str
     ]
     if not all(errors):
         return 0.0
-    correct = [None if oof is None else oof.correct() for oof in (first.oof, second.oof)]
+    correct = [None if oof is None else share_correct(oof) for oof in (first.oof, second.oof)]
     low, high = first._bounds(metric)
     if correct[0] is None or correct[1] is None or low is None or high is None:
         return math.hypot(*errors)

@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from dlblocks._errors import check_range, did_you_mean
+from dlblocks._npz import is_finite
 from dlblocks._scores import Weighted
 from dlblocks.runs._tables import number
-from dlblocks.tasks import find_task
+from dlblocks.tasks import PredictionTable, find_task
 
 DRAWS = 2000
 TOLERANCE = 1e-3  # between a logged value and that of the predictions
@@ -58,7 +59,7 @@ class HeldOutScores(dict[str, float]):
     def __init__(
         self,
         metrics: Mapping[str, float],
-        predicted: Mapping[str, npt.NDArray[Any]] | None = None,
+        predicted: PredictionTable | Mapping[str, npt.NDArray[Any]] | None = None,
         groups: npt.NDArray[Any] | None = None,
         *,
         num_samples: int = 0,
@@ -82,7 +83,7 @@ class HeldOutScores(dict[str, float]):
         self._draws: dict[str, npt.NDArray[np.floating]] = {}
         self._units, self._grouped = 0, groups is not None
         several = task not in (None, "multiclass")  # a sample may be right in part
-        if predicted is None:
+        if predicted is None or "prediction" not in predicted:
             self._units = num_samples
             if num_samples and not several:
                 self._keys = {name: "accuracy" for name in metrics if _is_accuracy(name)}
@@ -209,7 +210,7 @@ def weighted_metrics(
         prediction: Probabilities (N, C), or values.
         task: Name of the task, if it is known.
     """
-    if not np.isfinite(prediction).all():
+    if not is_finite(prediction):
         return {}
     try:
         return find_task(target, prediction, task).weighted_metrics(target, prediction)

@@ -341,7 +341,7 @@ class DataModule(SplitDataModule):
 
         That is the test set or, where there is none, the validation part.
         """
-        return self._loader(self._predicted_part(), with_index=self.predict_index)
+        return self._loader(self.predicted_part(), with_index=self.predict_index)
 
     def _part_arrays(self, part: str) -> tuple[Tensor, Any]:
         source = self.source

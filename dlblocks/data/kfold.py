@@ -431,7 +431,7 @@ class FoldedDataModule(SplitDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         """Batches of the part named by `predict_on`; without test rows, "test" stands for "val"."""
-        return self._loader(self._predicted_part())
+        return self._loader(self.predicted_part())
 
     def _loader(self, part: str, *, training: bool = False) -> DataLoader:
         given = self.loader

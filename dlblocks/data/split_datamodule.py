@@ -471,7 +471,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         part = self.validate_on
         return self._loader(part) if part and len(self.rows_of(part)) else []
 
-    def _predicted_part(self) -> str:
+    def predicted_part(self) -> str:
         """Return the part that is predicted.
 
         It is the one named by `predict_on`. Without test rows, ``"test"`` stands for ``"val"``.

@@ -37,10 +37,11 @@ from dlblocks.engine._optimizer import StackedOptimizer
 from dlblocks.engine._probe import quiet_vmap, seconds_a_step, try_a_step
 from dlblocks.engine._support import NotVectorizable, check_vectorizable, naming
 from dlblocks.engine.member import Member
-from dlblocks.models._predict import join_batches
 from dlblocks.models.model import FLUSH_EVERY
 from dlblocks.runs._history import name_of_selection
 from dlblocks.runs._trainer import check_needs_no_validation
+from dlblocks.runs.predictions import TableWriter, columns_of
+from dlblocks.tasks import PredictionTable, Task
 
 # Optimizer steps that are one batch to the Trainer: its own work is then done once for all.
 STEPS_AT_ONCE = 64
@@ -380,25 +381,31 @@ class StackedFit(pl.LightningModule):
             text += f" | best {name} {sum(monitored) / len(monitored):.4g}"
         return self.epoch / total, text
 
-    def predict(self, member: Member, part: str) -> dict[str, np.ndarray]:
-        """``index``, ``target`` and ``prediction`` of a part of a member's data, sorted by index.
+    def predict(self, member: Member, part: str) -> PredictionTable:
+        """Predict a part of a member's data, sorted by index.
 
         To be called after `fit`.
         """
-        data = member.datamodule
-        rows, found = data.indices(part), []
+        data, task = member.datamodule, member.model.task
+        rows = data.indices(part)
         inputs, targets = data.raw_inputs(part), data.source.targets
         size = data.batch_size if isinstance(data.batch_size, int) else max(len(rows), 1)
+        writer = TableWriter(rows.numpy(), Path(self.fitter.default_root_dir))
+        keep = Task().keep if task is None else task.keep
         member.model.eval()
         with torch.inference_mode(), self.fitter.precision_plugin.val_step_context():
-            for index in rows.split(size):
+            for start in range(0, len(rows), size):
+                index = rows[start : start + size]
                 arrays = zip(data.kinds.values(), (inputs, targets), strict=True)
                 batch = [kind.gather(x, index) for kind, x in arrays]
                 batch = [x.to(self.root_device) for x in batch]
                 batch[0] = member.model.preprocess(batch[0])
                 result = member.model.predict_step([*batch, index], 0)
-                found.append({**result, "target": batch[1].cpu()})
-        return join_batches(found)
+                columns = columns_of(result, index) | keep(result["prediction"], batch[1])
+                writer.add(np.arange(start, start + len(index)), columns)
+        table = writer.finish()
+        table.task = None if task is None else task.name
+        return table
 
     @property
     def is_over(self) -> bool:

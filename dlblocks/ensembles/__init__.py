@@ -1,6 +1,5 @@
 """Several models as one: fitted together, and asked together."""
 
-from dlblocks.ensembles._bootstrap import OutOfBag
 from dlblocks.ensembles._stagewise import BoostingResult
 from dlblocks.ensembles.adaboost import AdaBoost
 from dlblocks.ensembles.bagging import Bagging, DeepEnsemble
@@ -15,6 +14,5 @@ __all__ = [
     "BoostingResult",
     "DeepEnsemble",
     "GradientBoosting",
-    "OutOfBag",
     "Voting",
 ]

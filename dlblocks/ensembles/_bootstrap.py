@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from dlblocks._npz import allocate, chunks
 from dlblocks.data import SplitDataModule
 from dlblocks.models import VotingEnsemble
+from dlblocks.tasks import PredictionTable
 from dlblocks.tasks.multiclass import hard_votes
 
 Rows = npt.NDArray[np.int64]
@@ -120,76 +122,64 @@ def missing_classes(data: SplitDataModule, samples: Sequence[Rows]) -> dict[int,
     return {k: classes.tolist() for k, classes in lacking.items() if len(classes)}
 
 
-@dataclass
-class OutOfBag:
-    """The combined out-of-bag prediction of every sample of the training part (Breiman 1996).
-
-    Each is made by those members alone whose sample does not have it. A sample that every member
-    was trained on has NaN, and 0 `votes`; it counts in no score.
-
-    Attributes:
-        index: The sample's row in its data set, int64 of shape (N,), sorted.
-        target: Its target, shape (N,) or (N, D).
-        prediction: Probabilities (N, C), of hard voting the shares of the votes; or values of the
-            target's shape.
-        std: Standard deviation over the members of their probabilities or values, of the same
-            shape as `prediction`; with their number in the denominator.
-        votes: How many members predicted it, int64 of shape (N,).
-    """
-
-    index: npt.NDArray[np.int64]
-    target: npt.NDArray[Any]
-    prediction: npt.NDArray[np.floating]
-    std: npt.NDArray[np.floating]
-    votes: npt.NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    @property
-    def predicted(self) -> npt.NDArray[np.bool_]:
-        """Which samples have a prediction, bool of shape (N,)."""
-        return self.votes > 0
-
-    def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """``index``, ``target`` and ``prediction`` of the samples that have one."""
-        names = ("index", "target", "prediction")
-        return {name: getattr(self, name)[self.predicted] for name in names}
-
-
 def combine(
     index: npt.NDArray[np.int64],
     targets: npt.NDArray[Any],
-    parts: Sequence[Mapping[str, npt.NDArray[Any]]],
+    parts: Sequence[PredictionTable],
     *,
     voting: str,
-) -> OutOfBag:
-    """Combines what each member predicts out of its bag.
+    folder: Path | None = None,
+) -> PredictionTable | None:
+    """Combine what each member predicts out of its bag (Breiman 1996).
+
+    A sample is predicted by those members alone whose sample does not have it. One that every
+    member was trained on has NaN and 0 votes; it counts in no score.
 
     Args:
         index: The rows of the training part, sorted.
         targets: Their targets.
-        parts: For each member ``index`` and ``prediction`` of its out-of-bag samples; empty if it
-            has none.
+        parts: Out-of-bag predictions of the members that have some, sorted by index.
         voting: ``"hard"`` for the votes of classes instead of their probabilities.
+        folder: Where columns lie that are too large for memory.
+
+    Returns:
+        A table with ``index``, ``target``, ``prediction``; ``std``, the standard deviation over the
+        members, with their number in the denominator; and ``votes``, how many members predicted a
+        sample. None if the task keeps no predictions.
 
     Example:
         >>> parts = [{"index": np.array([0, 1]), "prediction": np.array([1.0, 2.0])},
         ...          {"index": np.array([1]), "prediction": np.array([4.0])}]
+        >>> parts = [PredictionTable(part) for part in parts]
         >>> combine(np.arange(3), np.zeros(3), parts, voting="soft").prediction
         array([ 1.,  3., nan])
     """
-    found = [part for part in parts if part]
-    if not found:
-        raise ValueError("every member was trained on all samples; there is nothing out of a bag.")
-    shape = (len(index), *found[0]["prediction"].shape[1:])
+    if not all(part.has("prediction") for part in parts):
+        return None
+    shape = (len(index), *parts[0].prediction.shape[1:])
+    prediction, std = (allocate(shape, np.float64, folder) for _ in range(2))
+    votes = np.zeros(len(index), dtype=np.int64)
+    for rows in chunks(prediction):
+        some = index[rows]
+        ends = [np.searchsorted(part.index, [some[0], some[-1] + 1]) for part in parts]
+        found = [part[start:stop] for part, (start, stop) in zip(parts, ends, strict=True)]
+        prediction[rows], std[rows], votes[rows] = _combine(some, found, shape[1:], voting)
+    columns = {"target": targets, "prediction": prediction, "std": std, "votes": votes}
+    return PredictionTable({"index": index, **columns}, task=parts[0].task)
+
+
+def _combine(
+    index: Rows, parts: Sequence[PredictionTable], row_shape: tuple[int, ...], voting: str
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], Rows]:
+    """Predictions, their standard deviations and the votes of some samples."""
+    shape = (len(index), *row_shape)
     total, square = np.zeros(shape), np.zeros(shape)
     combined, votes = np.zeros(shape), np.zeros(len(index), dtype=np.int64)
     # About the first found, so that large means lose no digits.
     pivot = np.zeros(shape)
-    for part in found:
-        at = np.searchsorted(index, part["index"])
-        values = part["prediction"].astype(np.float64)
+    for part in parts:
+        at = np.searchsorted(index, part.index)
+        values = part.prediction.astype(np.float64)
         first = at[votes[at] == 0]
         pivot[first] = values[votes[at] == 0]
         votes[at] += 1
@@ -201,20 +191,19 @@ def combine(
         count = votes.reshape(-1, *(1,) * (len(shape) - 1)).astype(np.float64)
         mean = total / count
         spread = np.sqrt(np.clip(square / count - mean**2, 0, None))
-        prediction = combined / count if voting == "hard" else pivot + mean
-    return OutOfBag(index, targets, prediction, spread, votes)
+        return combined / count if voting == "hard" else pivot + mean, spread, votes
 
 
-def score(model: VotingEnsemble, oob: OutOfBag) -> dict[str, float]:
+def score(model: VotingEnsemble, oob: PredictionTable) -> dict[str, float]:
     """Metrics of the out-of-bag predictions, as `model` logs them of a test set: ``oob/loss`` etc.
 
     Args:
         model: The ensemble, whose loss and metrics are computed of its predictions.
-        oob: The predictions.
+        oob: The predictions; samples without votes are left out.
     """
-    arrays = oob.arrays()
-    outputs = model.task.outputs_of(torch.from_numpy(arrays["prediction"]))
-    targets = torch.from_numpy(arrays["target"])
+    scored = oob[oob.votes > 0]
+    outputs = model.task.outputs_of(torch.from_numpy(scored.prediction))
+    targets = torch.from_numpy(scored.target)
     model.eval()
     model.reset_metrics("test")
     loss = model.loss(outputs, targets)

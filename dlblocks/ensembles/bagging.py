@@ -363,10 +363,11 @@ class Bagging:
         ]
         model = Voting(models, voting=self.voting)
         oob = None
-        parts = [fitted.predicted or {} for fitted in done]
-        if any(parts) and data.columns.targets is not None:
+        parts = [fitted.predicted for fitted in done if fitted.predicted is not None]
+        if parts and data.columns.targets is not None:
             index = np.sort(data.indices("train").numpy())
-            oob = combine(index, data.columns.targets[index], parts, voting=self.voting)
+            targets = data.columns.targets[index]
+            oob = combine(index, targets, parts, voting=self.voting, folder=self.run_dir)
         return BaggingResult(
             run_dir=self.run_dir,
             model=model,

@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
-import numpy as np
 
 from dlblocks._files import (
     AGAIN,
     SUMMARY,
-    atomic_write,
     check_files,
-    read_arrays,
     read_record,
     write_rows,
 )
+from dlblocks._npz import read_columns
 from dlblocks._quiet import isolated
 from dlblocks.data import SplitDataModule
-from dlblocks.ensembles._bootstrap import OutOfBag, Rows
+from dlblocks.ensembles._bootstrap import Rows
 from dlblocks.ensembles._members import MemberConfig, MemberSpec
 from dlblocks.models import Model, VotingEnsemble, load
 from dlblocks.runs._figures import curve_figures, prediction_figures
@@ -30,6 +28,7 @@ from dlblocks.runs._fits import read_fit
 from dlblocks.runs._plan import run_id_of
 from dlblocks.runs._result import Result
 from dlblocks.runs._tables import block, number
+from dlblocks.tasks import PredictionTable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,7 +47,9 @@ class BaggingResult(Result):
         members: One row a member: epochs run, best epoch (from 1), samples drawn, different ones
             among them, samples out of its bag, its validation metrics, seconds, checkpoint.
         samples: The rows that each member was trained on, with repeats.
-        oob: Out-of-bag predictions, or None where every member was trained on all samples.
+        oob: Out-of-bag predictions, with ``std`` and ``votes``: their spread over the members, and
+            how many have not seen the sample. None where every member was trained on all samples,
+            or the task keeps no predictions.
         oob_score: Their metrics, such as ``"oob/accuracy"`` or ``"oob/rmse"``, over the samples
             that at least one member was not trained on; empty if there are none.
         histories: One list of rows a member, one row an epoch, of all that was logged.
@@ -59,7 +60,7 @@ class BaggingResult(Result):
     model: VotingEnsemble
     members: list[dict[str, Any]]
     samples: list[Rows]
-    oob: OutOfBag | None
+    oob: PredictionTable | None
     oob_score: dict[str, float]
     histories: list[list[dict[str, float]]] = field(default_factory=list)
     info: dict[str, Any] = field(default_factory=dict)
@@ -107,7 +108,7 @@ class BaggingResult(Result):
         """Return the content of ``summary.json``."""
         out: dict[str, Any] = {}
         if self.oob is not None:
-            count = int(self.oob.predicted.sum())
+            count = int((self.oob.votes > 0).sum())
             out = {**self.oob_score, "num_scored": count, "num_never_out": len(self.oob) - count}
         return {
             "metrics": {
@@ -125,8 +126,7 @@ class BaggingResult(Result):
     def write_parts(self) -> None:
         """Write ``oob.npz`` and ``members.csv``."""
         if self.oob is not None:
-            with atomic_write(self.run_dir / OOB) as part:
-                np.savez_compressed(part, **vars(self.oob))
+            self.oob = self.oob.write(self.run_dir / OOB)
         write_rows(self.run_dir / "members.csv", self.members)
 
     @classmethod
@@ -163,13 +163,11 @@ class BaggingResult(Result):
             if make_model is not None:
                 overrides = {"members": [make_model() for _ in range(count)]}
             model: Any = load(path / ENSEMBLE, classes=classes, overrides=overrides)
-        arrays = read_arrays(path / SAMPLES, AGAIN)
+        arrays: dict[str, Any] = read_columns(path / SAMPLES, AGAIN)
         samples = [arrays[str(k)] for k in range(count)]
         oob = None
         if (path / OOB).is_file():
-            columns = read_arrays(path / OOB, AGAIN)
-            columns["std"] = columns.pop("spread", columns.get("std"))  # its name before
-            oob = OutOfBag(**columns)
+            oob = PredictionTable.read(path / OOB, AGAIN, model.task.name)
         found = [read_fit(MemberConfig, path, MemberSpec(k), run_id_of(path)) for k in range(count)]
         done = [fitted for fitted in found if fitted is not None]
         return cls(
@@ -195,8 +193,7 @@ def result_figures(result: BaggingResult, datamodule: SplitDataModule) -> dict[s
         figures |= prediction_figures(
             datamodule,
             "train",
-            result.oob.arrays(),
+            result.oob[result.oob.votes > 0],
             title="Out-of-bag predictions",
-            task=result.model.task.name,
         )
     return figures

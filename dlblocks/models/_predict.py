@@ -54,7 +54,7 @@ def join_batches(batches: Sequence[Any]) -> dict[str, np.ndarray]:
                 f"predict_step returned {type(part).__name__}; expected a tensor or a dictionary "
                 "of tensors such as {'prediction': …, 'index': …}."
             )
-    arrays = {key: to_numpy([part[key] for part in parts]) for key in parts[0]}
+    arrays = {key: to_numpy(torch.cat([part[key] for part in parts])) for key in parts[0]}
     if "index" in arrays:
         order = np.argsort(arrays["index"], kind="stable")
         arrays = {key: values[order] for key, values in arrays.items()}
@@ -114,6 +114,7 @@ def _takes_one(function: Any) -> bool:
     return True
 
 
-def to_numpy(parts: Sequence[Tensor]) -> np.ndarray:
-    whole = torch.cat([part.detach().cpu() for part in parts])
-    return (whole.float() if whole.dtype == torch.bfloat16 else whole).numpy()
+def to_numpy(values: Tensor) -> np.ndarray:
+    """The values on the CPU, of a kind that NumPy has."""
+    values = values.detach().cpu()
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()

@@ -38,6 +38,8 @@ from dlblocks.tasks.task import Stage, is_ours
 STAGES: tuple[Stage, ...] = ("train", "val", "test")
 # Steps between two looks at the buffered losses on an accelerator: each look waits for the device.
 FLUSH_EVERY = 32
+# Bytes of buffered predictions and targets, of which a step with dense outputs may keep many.
+FLUSH_BYTES = 2**23
 
 
 class Model(CheckedConstructor, pl.LightningModule):
@@ -276,8 +278,8 @@ class Model(CheckedConstructor, pl.LightningModule):
         # Of detached outputs: nothing here is part of the graph.
         kept = self.for_metrics(outputs.detach(), targets, stage)
         buffer.add(loss.detach(), kept, step=self.global_step)
-        if len(buffer) >= FLUSH_EVERY or (stage == "train" and loss.device.type == "cpu"):
-            self._flush(stage, whole=len(buffer) >= FLUSH_EVERY)
+        if buffer.is_full or (stage == "train" and loss.device.type == "cpu"):
+            self._flush(stage, whole=buffer.is_full)
         return loss
 
     def _inputs_and_targets(self, batch: Any) -> tuple[Tensor, Tensor]:
@@ -558,15 +560,20 @@ class _Buffer:
         self.losses: list[Tensor] = []
         self.kept: list[tuple[Tensor, Tensor]] = []
         self.steps: list[int] = []
-        self.checked = 0
+        self.checked = self.bytes = 0
 
     def __len__(self) -> int:
         return len(self.losses)
+
+    @property
+    def is_full(self) -> bool:
+        return len(self) >= FLUSH_EVERY or self.bytes >= FLUSH_BYTES
 
     def add(self, loss: Tensor, kept: tuple[Tensor, Tensor], step: int) -> None:
         self.losses.append(loss)
         self.kept.append(kept)
         self.steps.append(step)
+        self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
     def check_finite(self, model: Model) -> None:
         new = self.losses[self.checked :]
@@ -585,6 +592,8 @@ class _Buffer:
     def take(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         losses = torch.stack(self.losses).float()
         sizes = torch.tensor([len(targets) for _, targets in self.kept], device=losses.device)
-        predictions, targets = (torch.cat(parts) for parts in zip(*self.kept, strict=True))
-        self.losses, self.kept, self.steps, self.checked = [], [], [], 0
+        columns = zip(*self.kept, strict=True)
+        # One large batch is not copied.
+        predictions, targets = (p[0] if len(p) == 1 else torch.cat(p) for p in columns)
+        self.losses, self.kept, self.steps, self.checked, self.bytes = [], [], [], 0, 0
         return losses, sizes, predictions, targets

@@ -19,7 +19,7 @@ from dlblocks.models._predict import gather, join_batches, predictor, target_in
 from dlblocks.models.model import Model
 from dlblocks.nets import Preprocess
 from dlblocks.nets.preprocess import PassOn
-from dlblocks.tasks import Task, find_task
+from dlblocks.tasks import PredictionTable, Task
 from dlblocks.tasks.task import Stage
 
 
@@ -249,11 +249,12 @@ class VotingModule(MadeOfTrained, Model):
 
     def _log(self, stage: Stage) -> None:
         for loader, batches in self._scored.items():
-            columns = zip(*gather(batches), strict=True)
-            prediction, target = (join_batches(column)["prediction"] for column in columns)
+            gathered = zip(*gather(batches), strict=True)
+            prediction, target = (join_batches(part)["prediction"] for part in gathered)
             end = f"/dataloader_idx_{loader}" if len(self._scored) > 1 else ""
-            task = find_task(target, prediction, self.task_name)
-            for name, value in task.score(target, prediction).items():
+            columns = {"target": target, "prediction": prediction}
+            table = PredictionTable(columns, task=self.task_name)
+            for name, value in table.score().items():
                 self.log(
                     f"{stage}/{name}{end}",
                     value,

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dlblocks import plots
+from dlblocks._npz import is_finite
 from dlblocks.data import DataModule, SplitDataModule
-from dlblocks.tasks import Predictions, find_task
+from dlblocks.tasks import Predictions, PredictionTable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,10 +54,9 @@ def score_figure(
 def prediction_figures(
     datamodule: SplitDataModule,
     part: str,
-    arrays: Mapping[str, np.ndarray],
+    table: PredictionTable,
     *,
     title: str,
-    task: str | None = None,
     scores: Mapping[str, float] | None = None,
 ) -> dict[str, Figure]:
     """Draw predictions, as their task does.
@@ -68,30 +68,26 @@ def prediction_figures(
     Args:
         datamodule: Where the samples come from.
         part: ``"train"``, ``"val"`` or ``"test"``: which arrays `index` counts in.
-        arrays: ``index``, ``target`` and ``prediction``; and ``repeat`` if there are several.
+        table: The predictions.
         title: Put above the figures.
-        task: Name of the task, if it is known.
         scores: The metrics to put there, as `CrossValidationResult.pooled` gives them; None for
             those of all predictions at once.
     """
-    target, prediction = arrays["target"], arrays["prediction"]
-    repeats = len(np.unique(arrays["repeat"])) if "repeat" in arrays else 1
+    repeats = len(np.unique(table.repeat)) if "repeat" in table else 1
     if repeats > 1:
         title += f", {repeats} repeats"
     try:
-        of_task = find_task(target, prediction, task)
+        of_task = table.of_task()
     except ValueError:
         return {}
-    if not np.isfinite(prediction).all():
+    if table.has("prediction") and not is_finite(table.prediction):
         return {}
-    table = Predictions(
-        arrays["index"], target, prediction, datamodule.class_names or [], repeats=repeats
-    )
+    shown = Predictions(table, class_names=datamodule.class_names or [], repeats=repeats)
     if isinstance(datamodule, DataModule):
-        table.inputs = lambda rows: datamodule.raw_inputs(part)[rows].numpy()
-        table.input_shape = datamodule.input_shape
+        shown.inputs = lambda rows: datamodule.raw_inputs(part)[rows].numpy()
+        shown.input_shape = datamodule.input_shape
     figures: dict[str, Figure] = {}
-    for name, draw in of_task.figures(table, title=title, scores=scores).items():
+    for name, draw in of_task.figures(shown, title=title, scores=scores).items():
         with drawing(name):
             figures[name] = draw()
     return figures

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
@@ -26,10 +25,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from dlblocks import tracking
 from dlblocks._files import (
     OtherRunError,
-    atomic_write,
     check_files,
     is_rank_zero,
-    read_arrays,
     read_record,
     read_rows,
     reading,
@@ -43,7 +40,8 @@ from dlblocks.nets import Preprocess
 from dlblocks.runs._plan import run_id_of
 from dlblocks.runs._trainer import new_callbacks, new_module
 from dlblocks.runs.fit import drop_training_state, fit
-from dlblocks.runs.predictions import KEYS, predict_part, try_prediction
+from dlblocks.runs.predictions import predict_part, try_prediction
+from dlblocks.tasks import PredictionTable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,8 +85,7 @@ class FitResult:
 
     Attributes:
         row: Its row in the table of all fits.
-        predicted: ``index``, ``target`` and ``prediction`` of the samples it was scored on, or
-            None.
+        predicted: Predictions of the samples it was scored on, or None.
         history: One row an epoch.
         preprocess: Statistics of its inputs, as plain values, or None.
         reason: Why there are no predictions, if there are none.
@@ -96,7 +93,7 @@ class FitResult:
     """
 
     row: dict[str, Any]
-    predicted: dict[str, np.ndarray] | None
+    predicted: PredictionTable | None
     history: list[dict[str, float]]
     preprocess: Any = None
     reason: NoPredictions | None = None
@@ -316,7 +313,7 @@ def finish_fit(
     metrics: Mapping[str, float],
     seconds: float,
     checkpoint: str,
-    predicted: Mapping[str, np.ndarray] | None,
+    predicted: PredictionTable | None,
     reason: NoPredictions | None = None,
     history: list[dict[str, float]],
 ) -> FitResult:
@@ -331,7 +328,7 @@ def finish_fit(
         metrics: Validation metrics of the best epoch.
         seconds: Duration of the fit.
         checkpoint: The best epoch's checkpoint, within the folder of the fit; empty for none.
-        predicted: ``index``, ``target`` and ``prediction`` of the predicted part.
+        predicted: Predictions of the predicted part.
         reason: Why there are no predictions, if there are none.
         history: One row an epoch.
 
@@ -349,8 +346,7 @@ def finish_fit(
     }
     preprocess = getattr(datamodule, "preprocess", None)
     plain = preprocess.to_plain() if isinstance(preprocess, Preprocess) else None
-    arrays = None if predicted is None else {key: predicted[key] for key in KEYS}
-    result = FitResult(row, arrays, history, plain, reason)
+    result = FitResult(row, predicted, history, plain, reason)
     if is_rank_zero():
         _write(config, spec, result)
     return result
@@ -393,8 +389,7 @@ def read_fit(kind: type[RunConfig], run_dir: Path, spec: FitSpec, run_id: str) -
             _last_checkpoint(folder).unlink()  # if a kill has left it
     predicted = None
     if found.get("has_predictions"):
-        arrays = read_arrays(folder / kind.predictions_file, cure)
-        predicted = {key: arrays[key] for key in KEYS}
+        predicted = PredictionTable.read(folder / kind.predictions_file, cure)
     text = found.get("no_predictions")
     reason = None if text is None else NoPredictions(text)
     with reading(folder / "history.csv", cure):
@@ -437,9 +432,7 @@ def _write(config: RunConfig, spec: FitSpec, result: FitResult) -> None:
             "not written into it; stop one of the two calls, or give them different run_dir."
         )
     if result.predicted is not None:
-        with atomic_write(folder / config.predictions_file) as part:
-            arrays: Any = result.predicted
-            np.savez_compressed(part, **arrays)
+        result.predicted = result.predicted.write(folder / config.predictions_file)
     # JSON has no numbers that are not finite.
     row = {
         key: str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -27,7 +27,7 @@ from dlblocks._plain import plain_checkpoints
 from dlblocks._quiet import isolated
 from dlblocks.callbacks import ExactResume
 from dlblocks.data import DataModule, SplitDataModule
-from dlblocks.models._predict import gather, join_batches
+from dlblocks.models._predict import NoPredictions
 from dlblocks.runs._figures import curve_figures, prediction_figures, save_figures
 from dlblocks.runs._history import (
     History,
@@ -51,7 +51,7 @@ from dlblocks.runs._trainer import (
     without_bars,
 )
 from dlblocks.runs.folder import check_new_run_dir, in_run_dir, know_rank
-from dlblocks.runs.predictions import KEYS
+from dlblocks.runs.predictions import predict_part
 
 RESUME_SECONDS = 10.0  # between checkpoints: the most work that a killed fit loses
 Select = Literal["inner", "last", "fold"]
@@ -119,19 +119,15 @@ def fit_and_test(
                 bar=shows_bar(progress_bar, trainer),
             )
             (tested,) = done.trainer.test(model, datamodule=datamodule, verbose=False)
-            datamodule.predict_on = "test"
-            arrays = join_batches(gather(done.trainer.predict(model, datamodule=datamodule) or []))
+            try:
+                table = predict_part(done.trainer, model, datamodule, "test")
+            except NoPredictions:  # they are for figures alone
+                table = None
         metrics = {**done.metrics, **{name: float(value) for name, value in tested.items()}}
         if is_rank_zero():
             figures = curve_figures([done.history], [done.best_epoch], monitor=monitor)
-            if arrays.keys() >= {*KEYS}:
-                figures |= prediction_figures(
-                    datamodule,
-                    "test",
-                    arrays,
-                    title="Test set",
-                    task=getattr(getattr(model, "task", None), "name", None),
-                )
+            if table is not None:
+                figures |= prediction_figures(datamodule, "test", table, title="Test set")
             save_figures(path / "figures", figures)
             summary = {
                 "metrics": {name: {"mean": value} for name, value in metrics.items()},

@@ -3,87 +3,246 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeGuard
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from dlblocks._lightning import before_transfer
+from dlblocks._npz import Column, Ragged, allocate, chunks, take
 from dlblocks.models._predict import (
     TARGETS,
     NoPredictions,
     gather,
-    join_batches,
     predictor,
     target_in,
     to_numpy,
 )
+from dlblocks.tasks import PredictionTable, Task
 
-KEYS = ("index", "target", "prediction")
+# Columns that are not the module's: `predict_part` knows them.
+RESERVED = {"index", "fold", "repeat", "target", "prediction"}
+# Bytes that ranks exchange at a time.
+EXCHANGED = 2**24
 
 
 def predict_part(
-    trainer: pl.Trainer, model: pl.LightningModule, datamodule: Any, part: str
-) -> dict[str, np.ndarray]:
+    trainer: pl.Trainer,
+    model: pl.LightningModule,
+    datamodule: Any,
+    part: str,
+    *,
+    targets: bool = True,
+    ckpt_path: Any = None,
+) -> PredictionTable:
     """Predict one part of a `SplitDataModule` by any model.
 
-    All ranks must call it. The model's own `predict_step` gets the batches that its
-    `validation_step` gets, and returns the predictions, or a dictionary that has them as
-    ``"prediction"``. A model without one is called with the first entry of the batch, or with the
-    whole batch if that is a dictionary. Predictions are left as they come, be they probabilities or
-    logits. Targets are those that `predict_step` returns as ``"target"``, else the second entry of
-    the batch, or that of a name such as ``"label"``, else those of the datamodule.
+    All ranks must call it, and all get the whole table. The model's own `predict_step` gets the
+    batches that its `validation_step` gets, and returns the predictions, or a dictionary that has
+    them as ``"prediction"``. A model without one is called with the first entry of the batch, or
+    with the whole batch if that is a dictionary. Predictions are left as they come, be they
+    probabilities or logits. Targets are those that `predict_step` returns as ``"target"``, else the
+    second entry of the batch, or that of a name such as ``"label"``, else those of the datamodule.
+    A model's task decides what is kept of both; see `Task.keep`.
+
+    Further entries of the dictionary are columns of the table, if they are tensors of one row a
+    sample, or lists of one tensor a sample. Others, such as names, are left out.
+
+    Every batch is written to its place in the table at once: memory holds one table and one batch.
+    A column of more than 64 MiB lies in a file.
 
     Args:
         trainer: A Trainer that has fitted the model.
         model: The model.
         datamodule: The data.
         part: ``"train"``, ``"val"`` or ``"test"``.
+        targets: Whether there must be targets.
+        ckpt_path: As for `Trainer.predict`.
 
     Returns:
-        ``index``, ``target`` and ``prediction``, sorted by index.
+        ``index`` and what is kept, by default ``target`` and ``prediction``, sorted by index.
 
     Raises:
         NoPredictions: The model has no `predict_step` and no `forward` of a single argument, or it
             fails; what it returns is not one prediction a sample, all of the same shape; or the
             targets are not known.
     """
-    predict = _Predict(trainer, model, datamodule, part)
-    found: list[dict[str, Tensor] | NoPredictions] = []
+    predict = _Predict(trainer, model, datamodule, part, targets=targets)
+    writer = TableWriter(datamodule.indices(part).numpy(), Path(trainer.default_root_dir))
+    reasons: list[NoPredictions] = []
 
     def predict_step(batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         # Errors end no run, and must not end one rank without the others.
-        try:
-            output, rows = predict(batch, batch_idx)
-        except NoPredictions as reason:
-            found.append(reason)
+        if reasons:
             return {}  # of None, Lightning would warn
-        found.append(rows)
+        try:
+            output, positions, rows = predict(batch, batch_idx)
+            writer.add(positions, rows)
+        except NoPredictions as reason:
+            reasons.append(reason)
+            return {}
         return output  # as it is, for callbacks that write predictions
 
     try:
         with replaced(model, "predict_step", predict_step), _predicting(datamodule, part):
-            trainer.predict(model, datamodule=datamodule, return_predictions=False)
+            trainer.predict(
+                model, datamodule=datamodule, return_predictions=False, ckpt_path=ckpt_path
+            )
     except Exception as error:
-        found.append(NoPredictions(f"prediction fails: {_short(error)}", failed=True))
-    batches: list[dict[str, Tensor]] = []
-    for batch in gather(found):
-        if isinstance(batch, NoPredictions):
-            raise batch
-        batches.append(batch)
-    if not batches:
+        reasons.append(NoPredictions(f"prediction fails: {_short(error)}", failed=True))
+    for reason in gather(reasons):
+        raise reason
+    try:
+        writer.exchange()
+    except NoPredictions as error:  # the same on all ranks
+        raise NoPredictions(f"{error} The model is {type(model).__name__}.") from None
+    table = writer.finish()
+    if not len(table):
         raise NoPredictions(f"the part {part!r} has no samples.")
-    shapes = {tuple(batch[key].shape[1:] for key in KEYS) for batch in batches}
-    if len(shapes) > 1:
-        raise NoPredictions(
-            f"the predictions of {type(model).__name__} have different shapes in different "
-            "batches; return the same shape for every sample."
-        )
-    return join_batches(batches)
+    table.task = getattr(getattr(model, "task", None), "name", None)
+    return table
+
+
+class TableWriter:
+    """Collect the rows of a table, each written to its place at once.
+
+    Dense columns are allocated once. Rows of a ragged column wait in memory for the last of them.
+
+    Args:
+        index: The index of every sample, in the order of the samples.
+        folder: Where columns lie that are too large for memory.
+    """
+
+    def __init__(self, index: np.ndarray, folder: Path) -> None:
+        order = np.argsort(index, kind="stable")
+        self.index, self.folder = index[order], folder
+        self.place = np.empty_like(order)  # of each sample, in the sorted table
+        self.place[order] = np.arange(len(order))
+        self.columns: dict[str, np.ndarray | dict[int, np.ndarray]] = {}
+        self.counts: dict[str, int] = {}  # rows that each column has
+        self.filled = np.zeros(len(index), bool)
+        self.uneven: set[str] = set()  # columns without a row shape of their own
+
+    def add(self, positions: np.ndarray, rows: Mapping[str, Tensor | Sequence[Tensor]]) -> None:
+        """Add rows.
+
+        Args:
+            positions: Which samples they are, from 0 on.
+            rows: A tensor, or a list of one tensor a sample, for each column.
+
+        Raises:
+            NoPredictions: Targets or predictions have another shape than before.
+        """
+        arrays: dict[str, Any] = {
+            name: to_numpy(values) if isinstance(values, Tensor) else [*map(to_numpy, values)]
+            for name, values in rows.items()
+        }
+        self._put(self.place[positions], arrays)
+
+    def _put(self, places: np.ndarray, rows: Mapping[str, Any]) -> None:
+        for name, values in rows.items():
+            column = self.columns.get(name)
+            if isinstance(values, list):
+                if column is None:
+                    column = self.columns[name] = {}
+                if not isinstance(column, dict):
+                    self._refuse(name)
+                    continue
+                column.update(zip(places.tolist(), values, strict=True))
+            else:
+                if column is None:
+                    shape = len(self.index), *values.shape[1:]
+                    column = self.columns[name] = allocate(shape, values.dtype, self.folder)
+                if isinstance(column, dict) or column.shape[1:] != values.shape[1:]:
+                    self._refuse(name)
+                    continue
+                dtype = np.promote_types(column.dtype, values.dtype)
+                if dtype != column.dtype:
+                    narrow, column = column, allocate(column.shape, dtype, self.folder)
+                    for some in chunks(column):
+                        column[some] = narrow[some]
+                    self.columns[name] = column
+                column[places] = values
+            self.counts[name] = self.counts.get(name, 0) + len(places)
+        self.filled[places] = True
+
+    def _refuse(self, name: str) -> None:
+        if name in ("target", "prediction"):
+            raise NoPredictions(
+                f"the {name}s have different shapes in different batches; return the same shape "
+                "for every sample, or a list of one tensor a sample."
+            )
+        self.uneven.add(name)
+
+    def exchange(self) -> None:
+        """Give the rows of every rank to all others, some at a time."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return
+        mine, rank = self.filled.copy(), torch.distributed.get_rank()
+        width = sum(_width(column) for column in self.columns.values())
+        step = max(1, EXCHANGED // max(1, *gather([width])))
+        errors: list[NoPredictions] = []
+        for start in range(0, len(mine), step):
+            places = start + np.flatnonzero(mine[start : start + step])
+            rows = {
+                name: [column[i] for i in places.tolist() if i in column]
+                if isinstance(column, dict)
+                else column[places]
+                for name, column in self.columns.items()
+                if self.counts.get(name) == mine.sum()
+            }
+            for other, (theirs, received) in enumerate(gather([(places, rows)])):
+                if other != rank and len(theirs):
+                    try:
+                        self._put(theirs, received)
+                    except NoPredictions as error:
+                        errors.append(error)
+        for first in gather(errors):
+            raise first
+
+    def finish(self) -> PredictionTable:
+        """Return the table of the rows that were added, sorted by index."""
+        count = int(self.filled.sum())
+        uneven = sorted(name for name in self.columns if name in self.uneven)
+        if uneven:
+            rank_zero_warn(
+                f"predict_step returns {', '.join(uneven)} of different shapes in different "
+                "batches, which are left out of the predictions; return a list of one tensor a "
+                "sample instead."
+            )
+        columns: dict[str, Column] = {"index": self.index}
+        rows = np.flatnonzero(self.filled)
+        for name in list(self.columns):
+            column = self.columns.pop(name)
+            if name in self.uneven or self.counts.get(name) != count:
+                continue  # some batches are without it
+            if isinstance(column, dict):
+                try:
+                    ragged = Ragged.of([column[row] for row in rows.tolist()], self.folder)
+                except ValueError as error:
+                    raise NoPredictions(f"the {name} is no column: {error}") from error
+                columns[name] = ragged
+            else:
+                columns[name] = column
+        if count < len(self.index):  # limit_predict_batches
+            columns = {
+                name: column if isinstance(column, Ragged) else take(column, rows, self.folder)
+                for name, column in columns.items()
+            }
+        return PredictionTable(columns)
+
+
+def _width(column: np.ndarray | dict[int, np.ndarray]) -> int:
+    """Bytes of a row, of ragged columns those of the longest."""
+    if isinstance(column, dict):
+        return max((row.nbytes for row in column.values()), default=0)
+    return column.nbytes // max(1, len(column))
 
 
 def try_prediction(
@@ -124,56 +283,82 @@ class _Predict:
     """Predict batches of one part, with each sample's index and target."""
 
     def __init__(
-        self, trainer: pl.Trainer, model: pl.LightningModule, datamodule: Any, part: str
+        self,
+        trainer: pl.Trainer,
+        model: pl.LightningModule,
+        datamodule: Any,
+        part: str,
+        *,
+        targets: bool = True,
     ) -> None:
         self.model, self.predict = model, predictor(model)
+        self.needs_targets = targets
         self.own = is_overridden("predict_step", model)
-        self.rows = datamodule.indices(part)[trainer.global_rank :: trainer.world_size]
+        whole = datamodule.indices(part)
+        self.positions = np.arange(len(whole))[trainer.global_rank :: trainer.world_size]
+        self.rows = whole[trainer.global_rank :: trainer.world_size]
         self.targets = datamodule.columns.targets
         full = datamodule.batch_size == "full"
         self.size = len(self.rows) if full else datamodule.batch_size
 
-    def __call__(self, batch: Any, batch_idx: int) -> tuple[Any, dict[str, Tensor]]:
-        """Return the model's output, and its rows on the CPU."""
-        index = self.rows[batch_idx * self.size : (batch_idx + 1) * self.size]
+    def __call__(
+        self, batch: Any, batch_idx: int
+    ) -> tuple[Any, np.ndarray, dict[str, Tensor | list[Tensor]]]:
+        """Return the model's output, which samples they are, and their rows on the CPU."""
+        some = slice(batch_idx * self.size, (batch_idx + 1) * self.size)
+        index = self.rows[some]
         try:
             output = self.predict(batch, batch_idx)
         except Exception as error:
             raise NoPredictions(self._why(error, batch), failed=True) from error
         found = output if isinstance(output, Mapping) else {"prediction": output}
         prediction = found.get("prediction")
-        if not _one_each(prediction, index):
+        is_list = isinstance(output, Mapping) and _is_list(prediction, index)
+        if not (is_list or _one_each(prediction, index)):
             who = type(self.model).__name__
             raise NoPredictions(
                 f"{who}{'.predict_step' if self.own else ''} returns {_what(output)} for "
                 f"{len(index)} samples; return a tensor of {len(index)} rows, or a dictionary that "
                 "has it as 'prediction'."
             )
+        rows = columns_of(found, index)
+        target = self._target(found, batch, index)
+        if target is None:
+            rows["prediction"] = found["prediction"]
+        else:
+            task = getattr(self.model, "task", None)
+            kept = {"target": target, "prediction": prediction}
+            rows |= task.keep(prediction, target) if isinstance(task, Task) else kept
+        return output, self.positions[some], {n: self._plain(n, v) for n, v in rows.items()}
+
+    def _target(self, found: Mapping[str, Any], batch: Any, index: Tensor) -> Any:
         candidates = [found.get("target"), target_in(batch)]
         if self.targets is not None:
             candidates.append(torch.as_tensor(self.targets[index.numpy()]))
         for target in candidates:
+            if _is_list(target, index):
+                return target
             if _one_each(target, index):
-                if target.shape[1:] == (1,) and not target.is_floating_point():
-                    target = target[:, 0]  # labels as a column
-                rows = {"index": index, "target": target, "prediction": prediction}
-                return output, {name: self._plain(name, v) for name, v in rows.items()}
+                is_column = target.shape[1:] == (1,) and not target.is_floating_point()
+                return target[:, 0] if is_column else target  # labels as a column
+        if not self.needs_targets:
+            return None
         raise NoPredictions(
             "the targets are not known; give targets=, one a sample, to the FoldedDataModule, or "
             "let predict_step return a dictionary with 'prediction' and 'target'."
         )
 
-    def _plain(self, name: str, values: Tensor) -> Tensor:
+    def _plain(self, name: str, values: Any) -> Tensor | list[Tensor]:
         """Return values on the CPU, of a kind that NumPy has."""
-        values = values.detach().cpu()
         try:
-            to_numpy([values])
+            if isinstance(values, list):
+                return [torch.from_numpy(to_numpy(row)) for row in values]
+            return torch.from_numpy(to_numpy(values))
         except (TypeError, RuntimeError) as error:  # sparse, quantized, 8-bit floating point
             raise NoPredictions(
                 f"the {name} of {type(self.model).__name__} is no array: "
                 f"{_short(error).rstrip('.')}; return dense tensors of numbers."
             ) from error
-        return values
 
     def _why(self, error: Exception, batch: Any) -> str:
         name = type(self.model).__name__
@@ -194,6 +379,15 @@ class _Predict:
         )
 
 
+def columns_of(found: Mapping[str, Any], index: Tensor) -> dict[str, Tensor | list[Tensor]]:
+    """Return the entries that are further columns of the samples in `index`."""
+    return {
+        name: values
+        for name, values in found.items()
+        if name not in RESERVED and (_one_each(values, index) or _is_list(values, index))
+    }
+
+
 def _what(value: Any) -> str:
     """Describe a batch or an output in a few words."""
     if isinstance(value, Tensor):
@@ -212,6 +406,15 @@ def _short(error: Exception) -> str:
 
 def _one_each(values: Any, index: Tensor) -> TypeGuard[Tensor]:
     return isinstance(values, Tensor) and values.ndim > 0 and len(values) == len(index)
+
+
+def _is_list(values: Any, index: Tensor) -> TypeGuard[list[Tensor]]:
+    """Return True for a list of one tensor a sample, which may be of unequal length."""
+    return (
+        isinstance(values, list)
+        and len(values) == len(index)
+        and all(isinstance(row, Tensor) and row.ndim > 0 for row in values)
+    )
 
 
 @contextlib.contextmanager

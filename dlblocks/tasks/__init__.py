@@ -3,11 +3,12 @@
 from dlblocks.tasks.multiclass import MulticlassTask
 from dlblocks.tasks.multilabel import MultilabelTask
 from dlblocks.tasks.regression import RegressionTask
-from dlblocks.tasks.task import Predictions, Task, find_task, task_names
+from dlblocks.tasks.task import Predictions, PredictionTable, Task, find_task, task_names
 
 __all__ = [
     "MulticlassTask",
     "MultilabelTask",
+    "PredictionTable",
     "Predictions",
     "RegressionTask",
     "Task",

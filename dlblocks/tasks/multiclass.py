@@ -24,7 +24,7 @@ from dlblocks.losses import IGNORED, cross_entropy
 from dlblocks.metrics import classification_metrics, hard_labels
 from dlblocks.tasks._stacked import ClassificationSums
 from dlblocks.tasks._weighted import ClassTask
-from dlblocks.tasks.task import Array, Predictions, Stage, Task
+from dlblocks.tasks.task import Array, Predictions, PredictionTable, Stage, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -215,8 +215,8 @@ class MulticlassTask(ClassTask):
             raise ValueError("there are floating-point targets; classes are integers.")
 
     @classmethod
-    def score(cls, target: Array, prediction: Array) -> dict[str, float]:
-        return pooled_metrics(target, prediction)
+    def score(cls, table: PredictionTable) -> dict[str, float]:
+        return pooled_metrics(table.target, table.prediction)
 
     @classmethod
     def weighted_metrics(cls, target: Array, prediction: Array) -> dict[str, Weighted]:
@@ -282,7 +282,8 @@ def _names(class_names: Sequence[str], count: int) -> list[str]:
 def _hardest(table: Predictions, names: Sequence[str]) -> Figure:
     """Draw the images whose own class has the smallest probability."""
     assert table.inputs is not None  # for the type checker
-    index, target, prediction = table.means()
+    means = table.mean()
+    index, target, prediction = means.index, means.target, means.prediction
     true = np.take_along_axis(prediction, target[:, None], axis=1)[:, 0]
     worst = np.argsort(true, kind="stable")[:NUM_HARDEST]
     title = "hardest samples" + (f", means of {table.repeats} repeats" if table.repeats > 1 else "")

@@ -19,7 +19,7 @@ from dlblocks._scores import Weighted, weighted_mean
 from dlblocks.losses import binary_cross_entropy
 from dlblocks.metrics import hard_labels
 from dlblocks.tasks._weighted import ClassTask
-from dlblocks.tasks.task import Array, Predictions, Stage, Task
+from dlblocks.tasks.task import Array, Predictions, PredictionTable, Stage, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -179,8 +179,9 @@ class MultilabelTask(ClassTask):
             )
 
     @classmethod
-    def score(cls, target: Array, prediction: Array) -> dict[str, float]:
+    def score(cls, table: PredictionTable) -> dict[str, float]:
         """Compute the metrics that are logged, and the mean binary cross-entropy."""
+        target, prediction = table.target, table.prediction
         if not np.isfinite(prediction).all():
             return dict.fromkeys(["accuracy", *LABEL_METRICS, "log_loss"], math.nan)
         found = {"accuracy": float(((prediction >= 0.5) == target).mean())}

@@ -16,7 +16,7 @@ from dlblocks import plots
 from dlblocks._scores import Weighted, value_metrics, weighted_value_metrics
 from dlblocks.metrics import regression_metrics
 from dlblocks.tasks._stacked import RegressionSums
-from dlblocks.tasks.task import Array, Predictions, Stage, Task
+from dlblocks.tasks.task import Array, Predictions, PredictionTable, Stage, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -170,8 +170,8 @@ class RegressionTask(Task):
             )
 
     @classmethod
-    def score(cls, target: Array, prediction: Array) -> dict[str, float]:
-        found = value_metrics(target, prediction)
+    def score(cls, table: PredictionTable) -> dict[str, float]:
+        found = value_metrics(table.target, table.prediction)
         return {name: float(value) for name, value in found.items()}
 
     @classmethod
@@ -196,7 +196,7 @@ class RegressionTask(Task):
 
 def _curve(table: Predictions) -> Figure:
     assert table.inputs is not None  # for the type checker
-    index, target, prediction = table.means()
-    x = table.inputs(index).ravel()
+    means = table.mean()
+    x = table.inputs(means.index).ravel()
     order = np.argsort(x)
-    return plots.curve(x, target.ravel(), x[order], prediction.ravel()[order])
+    return plots.curve(x, means.target.ravel(), x[order], means.prediction.ravel()[order])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,6 +14,16 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
+from dlblocks._npz import (
+    Column,
+    Ragged,
+    is_mapped,
+    join,
+    names_of,
+    read_columns,
+    take,
+    write_columns,
+)
 from dlblocks._scores import Weighted, kind_of
 from dlblocks.tasks._metrics import choose_metrics
 
@@ -21,6 +32,237 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 Stage = Literal["train", "val", "test"]
+PLACE = ("repeat", "fold", "index")
+WIDE = 1000  # numbers a row; a data frame has no columns for more
+
+
+class PredictionTable:
+    """Predictions of samples, one row each, with named columns.
+
+    A column is an array with one row a sample, or a `Ragged` of rows of unequal length. Columns
+    that mean nothing for a table are not there:
+
+    - ``index``: the sample's row in its data set, int64.
+    - ``fold``, ``repeat``: of a cross-validation, which fold of which repeat predicted it.
+    - ``target`` and ``prediction``: what the task keeps of them; see `Task.keep`. For classes these
+      are classes (N,) and probabilities (N, C). For values both have one shape. A module of
+      somebody else has its predictions as it gives them.
+    - Further entries of what `predict_step` returns, such as ``std``.
+
+    ``table["prediction"]`` or ``table.prediction`` is a column. ``table[rows]`` is the table of
+    some rows, by a mask, a slice or numbers. A column of more than 64 MiB stays on disk, as a
+    memory map.
+
+    Args:
+        columns: The columns by name, all of one length.
+        task: Name of the task, if it is known.
+
+    Example:
+        >>> table = PredictionTable({"index": np.arange(3), "prediction": np.array([0.5, 1.5, 2])})
+        >>> table[table.prediction > 1]
+        PredictionTable of 2 rows: index (), prediction ()
+    """
+
+    index: npt.NDArray[np.int64]
+    fold: npt.NDArray[np.int64]
+    repeat: npt.NDArray[np.int64]
+    target: Array
+    prediction: Array
+
+    def __init__(self, columns: Mapping[str, Column], *, task: str | None = None) -> None:
+        self.columns, self.task = dict(columns), task
+        lengths = {name: len(column) for name, column in self.columns.items()}
+        if len({*lengths.values()}) > 1:
+            raise ValueError(f"columns of a table must have as many rows each, got {lengths}.")
+        self._path: Path | None = None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), ()))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.columns
+
+    def __getitem__(self, key: Any) -> Any:
+        """Return a column by its name, or the table of some rows."""
+        if isinstance(key, str):
+            return self.columns[key]
+        rows = key
+        if not isinstance(key, slice):
+            rows = np.asarray(key)
+            rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+            if len(rows) and (np.diff(rows) == 1).all() and rows[0] >= 0:
+                rows = slice(int(rows[0]), int(rows[-1]) + 1)  # which needs no copy
+        found = {name: take(column, rows) for name, column in self.columns.items()}
+        return PredictionTable(found, task=self.task)
+
+    def __getattr__(self, name: str) -> Any:
+        columns = vars(self).get("columns", {})
+        if name in columns:
+            return columns[name]
+        raise AttributeError(f"the table has no column {name!r}; it has {', '.join(columns)}.")
+
+    def __repr__(self) -> str:
+        """Return the number of rows, and the names of the columns with the shape of a row."""
+        shapes = (
+            f"{name} {'ragged' if isinstance(column, Ragged) else column.shape[1:]}"
+            for name, column in self.columns.items()
+        )
+        return f"PredictionTable of {len(self)} rows: {', '.join(shapes)}"
+
+    def __reduce__(self) -> Any:
+        if self._path is not None:  # not what is mapped
+            return PredictionTable.read, (self._path, "write it again", self.task)
+        return _table, (self.columns, self.task)
+
+    def has(self, *names: str) -> bool:
+        """Return True if there are dense columns of these names."""
+        return all(isinstance(self.columns.get(name), np.ndarray) for name in names)
+
+    def with_columns(self, **columns: Column | int) -> PredictionTable:
+        """Return the table with further columns; a number is the value of all rows."""
+        new = {
+            name: np.full(len(self), value) if isinstance(value, int) else value
+            for name, value in columns.items()
+        }
+        return PredictionTable(self.columns | new, task=self.task)
+
+    @classmethod
+    def concatenate(
+        cls,
+        tables: Sequence[PredictionTable],
+        *,
+        sort_by: Sequence[str] = ("repeat", "index"),
+        folder: Path | None = None,
+    ) -> PredictionTable:
+        """Join tables by the columns that all of them have, with rows of one shape.
+
+        Args:
+            tables: At least one table.
+            sort_by: Columns by which rows are sorted, the first one first.
+            folder: Where columns lie that are too large for memory; None for that of temporary
+                files.
+        """
+        names = names_of([table.columns for table in tables])
+        keys = [np.concatenate([table[name] for table in tables]) for name in sort_by[::-1]]
+        order = np.lexsort(keys)
+        found = {name: join([table[name] for table in tables], order, folder) for name in names}
+        return cls(found, task=tables[0].task)
+
+    def mean(self) -> PredictionTable:
+        """Average the rows of each sample, sorted by index.
+
+        Probabilities and values are averaged, as `Task.average` does; of ``target`` there is the
+        first. Other columns that are not floating point have no mean and are left out.
+        """
+        _, first, where, counts = np.unique(
+            self.index, return_index=True, return_inverse=True, return_counts=True
+        )
+        found = {name: self[name][first] for name in ("index", "target") if self.has(name)}
+        for name, column in self.columns.items():
+            if name in found or isinstance(column, Ragged) or column.dtype.kind != "f":
+                continue
+            sums = np.zeros((len(first), *column.shape[1:]))
+            np.add.at(sums, where, column)
+            found[name] = sums / counts.reshape(-1, *(1,) * (sums.ndim - 1))
+        return PredictionTable(found, task=self.task)
+
+    def of_task(self) -> type[Task]:
+        """Return the task of the predictions.
+
+        Raises:
+            ValueError: It is not clear; see `find_task`.
+        """
+        if self.has("target", "prediction"):
+            return find_task(self.target, self.prediction, self.task)
+        known = task_names()
+        if self.task not in known:
+            raise ValueError(
+                "the predictions are of no known task, and there is not one array of targets and "
+                f"one of predictions; there are the columns {', '.join(self.columns)}."
+            )
+        return known[self.task]
+
+    def score(self) -> dict[str, float]:
+        """Compute the task's metrics over all rows at once.
+
+        Raises:
+            ValueError: As for `of_task`.
+        """
+        return self.of_task().score(self)
+
+    def flat(self, class_names: Sequence[str] | None = None) -> dict[str, Array]:
+        """Return columns of one number a row: repeat, fold, index, and those of the task.
+
+        Ragged columns and those of more than 1,000 numbers a row are left out. The others follow,
+        as ``std_0``, ``std_1``, ….
+
+        Args:
+            class_names: Names of the classes 0 … C-1.
+        """
+        narrow = {
+            name: column
+            for name, column in self.columns.items()
+            if isinstance(column, np.ndarray) and column[:1].size <= WIDE
+        }
+        found = {name: narrow.pop(name) for name in PLACE if name in narrow}
+        if {"target", "prediction"} <= {*narrow}:
+            try:
+                task = self.of_task()
+            except ValueError:
+                task = Task
+            found |= task.columns(narrow.pop("target"), narrow.pop("prediction"), class_names)
+        for name, column in narrow.items():
+            found |= _numbered(name, column)
+        return found
+
+    def to_pandas(self, class_names: Sequence[str] | None = None) -> Any:
+        """Return the columns of `flat` as a `pandas.DataFrame`.
+
+        Raises:
+            ModuleNotFoundError: pandas is not installed.
+        """
+        return data_frame(self.flat(class_names))
+
+    def write(self, path: Path) -> PredictionTable:
+        """Write an ``.npz`` file, whole or not at all, which `np.load` reads without pickle.
+
+        Returns:
+            The table; columns that were on disk are now those of the file.
+        """
+        write_columns(path, self.columns)
+        if any(map(is_mapped, self.columns.values())):
+            return self.read(path, "write it again", self.task)
+        return self
+
+    @classmethod
+    def read(cls, path: Path, cure: str, task: str | None = None) -> PredictionTable:
+        """Read what `write` has written; errors name file and `cure`."""
+        table = cls(read_columns(path, cure), task=task)
+        if any(map(is_mapped, table.columns.values())):
+            table._path = path
+        return table
+
+
+def _table(columns: Mapping[str, Column], task: str | None) -> PredictionTable:
+    return PredictionTable(columns, task=task)
+
+
+def data_frame(data: Any) -> Any:
+    """Make a `pandas.DataFrame` of columns or rows."""
+    try:
+        pandas = importlib.import_module("pandas")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "to_pandas needs pandas, which dlblocks does not install: pip install pandas."
+        ) from error
+    return pandas.DataFrame(data)
+
+
+def _numbered(name: str, column: Array) -> dict[str, Array]:
+    """Return the numbers of each row as columns, such as ``target_0``, ``target_1``."""
+    values = column.reshape(len(column), -1).T
+    names = [f"{name}_{i}" for i in range(len(values))] if len(values) > 1 else [name]
+    return dict(zip(names, values, strict=True))
 
 
 class Task(nn.Module):
@@ -113,6 +355,22 @@ class Task(nn.Module):
         """
         return outputs
 
+    def keep(self, prediction: Any, target: Any) -> dict[str, Tensor | list[Tensor]]:
+        """Select what out-of-fold, out-of-bag and test predictions keep of a batch.
+
+        A task with dense outputs may return one class map or score a sample instead of its
+        probabilities, such as ``{"dice": dice(prediction, target)}``. `score` gets a table of what
+        this returns. Out-of-bag predictions and intervals of test scores need ``"prediction"``.
+
+        Args:
+            prediction: Predictions of a batch of N samples, as of `predict`.
+            target: Their targets.
+
+        Returns:
+            Columns: tensors (N, ...), or lists of N tensors of unequal length.
+        """
+        return {"target": target, "prediction": prediction}
+
     def shaped(self, predictions: Tensor, targets: Tensor | None) -> Tensor:
         """Give predictions the shape of the targets, if these are known."""
         return predictions
@@ -190,8 +448,12 @@ class Task(nn.Module):
         """Raise a `ValueError` if targets and predictions are not of this task."""
 
     @classmethod
-    def score(cls, target: Array, prediction: Array) -> dict[str, float]:
-        """Compute metrics over all samples at once, for ``pooled()`` and the report."""
+    def score(cls, table: PredictionTable) -> dict[str, float]:
+        """Compute metrics over all samples at once, for ``pooled()`` and the report.
+
+        Args:
+            table: ``table.target`` and ``table.prediction``, or what `keep` returns instead.
+        """
         return {}
 
     @classmethod
@@ -209,12 +471,7 @@ class Task(nn.Module):
         cls, target: Array, prediction: Array, class_names: Sequence[str] | None = None
     ) -> dict[str, Array]:
         """Make the columns of a table with one row a sample."""
-        columns: dict[str, Array] = {}
-        for name, array in (("target", target), ("prediction", prediction)):
-            values = array.reshape(len(array), -1).T
-            numbered = [f"{name}_{i}" for i in range(len(values))] if len(values) > 1 else [name]
-            columns |= dict(zip(numbered, values, strict=True))
-        return columns
+        return _numbered("target", target) | _numbered("prediction", prediction)
 
     @classmethod
     def figures(
@@ -265,36 +522,29 @@ def _subclasses(cls: type[Task]) -> Iterator[type[Task]]:
         yield subclass
 
 
-@dataclass
-class Predictions:
+class Predictions(PredictionTable):
     """Predictions with what figures need of the data.
 
-    Attributes:
-        index: The sample's row in its data set, int64 of shape (N,).
-        target: Its target, shape (N, ...).
-        prediction: Its prediction, shape (N, ...).
+    Args:
+        table: The predictions.
         class_names: Names of the classes, as far as they are known.
         inputs: Gives the raw inputs of rows, or None where they are not arrays in memory.
         input_shape: The shape of one input.
         repeats: How often each sample is among them.
     """
 
-    index: Array
-    target: Array
-    prediction: Array
-    class_names: Sequence[str] = ()
-    inputs: Callable[[Array], Array] | None = None
-    input_shape: tuple[int, ...] = ()
-    repeats: int = 1
-
-    def means(self) -> tuple[Array, Array, Array]:
-        """Average the predictions of each sample, sorted by index."""
-        once, first, where, counts = np.unique(
-            self.index, return_index=True, return_inverse=True, return_counts=True
-        )
-        sums = np.zeros((len(once), *self.prediction.shape[1:]))
-        np.add.at(sums, where, self.prediction)
-        return once, self.target[first], sums / counts.reshape(-1, *(1,) * (sums.ndim - 1))
+    def __init__(
+        self,
+        table: PredictionTable,
+        *,
+        class_names: Sequence[str] = (),
+        inputs: Callable[[Array], Array] | None = None,
+        input_shape: tuple[int, ...] = (),
+        repeats: int = 1,
+    ) -> None:
+        super().__init__(table.columns, task=table.task)
+        self.class_names, self.repeats = class_names, repeats
+        self.inputs, self.input_shape = inputs, input_shape
 
 
 def is_ours(method: Any) -> bool:

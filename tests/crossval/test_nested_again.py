@@ -53,7 +53,7 @@ def assert_same(one, other):
     for mine, theirs in zip(one.folds, other.folds, strict=True):
         assert {**mine, "seconds": 0} == {**theirs, "seconds": 0}
     assert one.search == other.search
-    for name, values in vars(one.oof).items():
+    for name, values in one.oof.columns.items():
         np.testing.assert_array_equal(values, getattr(other.oof, name))
 
 

@@ -40,7 +40,7 @@ def test_one_point_and_one_epoch_is_the_plain_cross_validation():
         progress_bar=False, figures=False, logger=None, run_dir="plain", select="last", **settings,
     )  # fmt: skip
     assert nested.values("val/loss") == plain.values("val/loss")
-    for name, values in vars(plain.oof).items():
+    for name, values in plain.oof.columns.items():
         np.testing.assert_array_equal(values, getattr(nested.oof, name))
     assert nested.compare(plain, "val/loss").difference == 0
 

@@ -18,6 +18,7 @@ from dlblocks.crossval._report import WIDTH, table_metrics
 from dlblocks.data import ArrayDataModule, DigitsDataModule, FoldedDataModule
 from dlblocks.models import MLPClassifier
 from dlblocks.runs._figures import prediction_figures
+from dlblocks.tasks import PredictionTable
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -256,7 +257,7 @@ def test_names_of_groups_and_classes_of_a_real_run(tmp_path):
     assert head.split()[:2] == ["fold", "group"]
     assert [row.split()[1] for row in rows] == ["007", "12", "Zürich"]
     assert again.info["class_names"] == names
-    assert list(again.oof.columns(names))[5:] == [f"probability_{name}" for name in names]
+    assert list(again.oof.flat(names))[5:] == [f"probability_{name}" for name in names]
     read = Page(again.report())
     assert {"007", "12", "Zürich"} < set(read.text)
     assert "Classes: 0 $low$, 1 <mid>, 2 high" in read.text
@@ -313,5 +314,6 @@ def test_predictions_that_are_no_probabilities_have_a_confusion_matrix_at_most()
         (shares[:, 0], set()),
         (data.source.targets.numpy()[:30], {"confusion_matrix"}),  # classes, as trees predict them
     ):
-        figures = prediction_figures(data, "val", {**arrays, "prediction": prediction}, title="a")
+        table = PredictionTable({**arrays, "prediction": prediction})
+        figures = prediction_figures(data, "val", table, title="a")
         assert figures.keys() == drawn

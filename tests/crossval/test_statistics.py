@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn import metrics
 
 from dlblocks._scores import pooled_metrics
-from dlblocks.crossval import CrossValidationResult, OutOfFold
+from dlblocks.crossval import CrossValidationResult
 from dlblocks.crossval.statistics import (
     corrected_t_test,
     holm,
@@ -18,9 +18,14 @@ from dlblocks.crossval.statistics import (
     least_paired_error,
     mean_interval,
 )
+from dlblocks.tasks import PredictionTable
 
 SCORES = [0.91, 0.94, 0.89, 0.95, 0.92]
 OTHERS = [0.90, 0.90, 0.88, 0.93, 0.93]
+
+
+def table(**columns):
+    return PredictionTable(columns)
 
 
 def result(tmp_path, scores=SCORES, *, seed=0, repeats=1, binary=False, **changes):
@@ -28,7 +33,7 @@ def result(tmp_path, scores=SCORES, *, seed=0, repeats=1, binary=False, **change
     folds = len(scores) // repeats
     rng = np.random.default_rng(seed)
     target = np.random.default_rng(9).integers(0, 2 if binary else 3, 50)
-    oof = OutOfFold(
+    oof = table(
         index=np.tile(np.arange(50), repeats),
         target=np.tile(target, repeats),
         prediction=rng.dirichlet(np.ones(2 if binary else 3), 50 * repeats).astype(np.float32),
@@ -173,7 +178,7 @@ def test_intervals_and_tests_keep_their_level(tmp_path, folds, repeats):
             noise = math.sqrt(1 - 0.85**2 - 0.45**2) * rng.normal(size=(repeats, samples))
             right = own + noise > 0
             scores = [right[r][fold[r] == k].mean() for r in range(repeats) for k in range(folds)]
-            oof = OutOfFold(
+            oof = table(
                 index=np.tile(np.arange(samples), repeats),
                 target=np.zeros(samples * repeats, dtype=int),
                 prediction=np.stack([right.ravel(), ~right.ravel()], 1).astype(float),
@@ -427,9 +432,9 @@ def test_compare_refuses_other_folds_and_says_what_differs(tmp_path):
 
     def changed(name, rows, values):
         other = result(tmp_path, OTHERS)
-        array = getattr(other.oof, name).copy()
+        array = other.oof[name].copy()
         array[rows] = values
-        setattr(other.oof, name, array)
+        other.oof = other.oof.with_columns(**{name: array})
         return other
 
     refused(changed("fold", [7, 8], [3, 2]), r"fold differs in 2 of 50 rows, first for sample 7 in"
@@ -440,10 +445,10 @@ def test_compare_refuses_other_folds_and_says_what_differs(tmp_path):
     refused(result(tmp_path, OTHERS[:2]), "repeats × folds are 1 × 5 here and 1 × 2 there")
     refused(result(tmp_path, OTHERS, oof=None), "the other has no out-of-fold predictions")
     fewer = result(tmp_path, OTHERS)
-    fewer.oof = OutOfFold(**{name: values[:40] for name, values in fewer.oof.arrays().items()})
+    fewer.oof = fewer.oof[:40]
     refused(fewer, "50 out-of-fold predictions here and 40 there")
     wide = result(tmp_path, OTHERS)
-    wide.oof.target = wide.oof.target[:, None]
+    wide.oof = wide.oof.with_columns(target=wide.oof.target[:, None])
     refused(wide, r"targets have shape \(50,\) here and \(50, 1\) there")
 
 
@@ -462,7 +467,7 @@ def test_to_pandas(tmp_path):
     assert oof.groupby("fold").size().tolist() == [10] * 5
 
     values = np.arange(100.0).reshape(50, 2)
-    found.oof.target, found.oof.prediction = values, values + 1
+    found.oof = found.oof.with_columns(target=values, prediction=values + 1)
     assert list(found.to_pandas("oof"))[3:] == [
         "target_0",
         "target_1",
@@ -470,7 +475,7 @@ def test_to_pandas(tmp_path):
         "prediction_1",
     ]
     assert found.to_pandas("oof")["prediction_1"].tolist() == (values[:, 1] + 1).tolist()
-    found.oof.target, found.oof.prediction = values[:, 0], values[:, :1]
+    found.oof = found.oof.with_columns(target=values[:, 0], prediction=values[:, :1])
     assert list(found.to_pandas("oof"))[3:] == ["target", "prediction"]
 
 

@@ -162,7 +162,7 @@ def test_loss_is_the_cross_entropy_of_the_averaged_probabilities(bagged, make_tr
     (found,) = make_trainer().test(result.model, datamodule=data, verbose=False)
     predicted /= predicted.sum(1, keepdims=True)
     assert found["test/loss"] == pytest.approx(log_loss(targets, predicted), rel=1e-4)
-    oob = result.oob.arrays()
+    oob = result.oob[result.oob.votes > 0]
     assert result.oob_score["oob/loss"] == pytest.approx(
         log_loss(oob["target"], oob["prediction"] / oob["prediction"].sum(1, keepdims=True)),
         rel=1e-4,
@@ -177,7 +177,7 @@ def test_files_load_and_predict_the_same(bagged, make_trainer):
     again = BaggingResult.load(result.run_dir)
     assert again.seconds == result.seconds > 0
     assert again.members == result.members and again.oob_score == result.oob_score
-    for name, values in vars(result.oob).items():
+    for name, values in result.oob.columns.items():
         np.testing.assert_array_equal(values, getattr(again.oob, name))
     assert all((a == b).all() for a, b in zip(again.samples, result.samples, strict=True))
     assert again.histories == result.histories

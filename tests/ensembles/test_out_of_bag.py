@@ -11,6 +11,7 @@ from dlblocks.data import (
 from dlblocks.ensembles import Bagging
 from dlblocks.ensembles._bootstrap import combine, draw
 from dlblocks.models import MLPClassifier
+from dlblocks.tasks import PredictionTable
 
 
 def test_the_out_of_bag_score_is_that_of_a_held_out_set(tmp_path, make_trainer):
@@ -24,7 +25,7 @@ def test_the_out_of_bag_score_is_that_of_a_held_out_set(tmp_path, make_trainer):
     ).fit()  # fmt: skip
     (found,) = make_trainer().test(result.model, datamodule=data, verbose=False)
     held_out, oob = found["test/accuracy"], result.oob_score["oob/accuracy"]
-    sizes = len(data.indices("test")), int(result.oob.predicted.sum())
+    sizes = len(data.indices("test")), int((result.oob.votes > 0).sum())
     error = np.sqrt(sum(p * (1 - p) / n for p, n in zip((held_out, oob), sizes, strict=True)))
     # About a third of the members vote out of the bag: a little worse is as it should be.
     assert -3 * error - 0.015 < oob - held_out < 3 * error
@@ -52,7 +53,8 @@ def test_combined_as_a_slow_loop_combines(voting):
     parts = []
     for size in (2, 3, 4):
         rows = np.sort(random.choice(index[:4], size, replace=False))
-        parts.append({"index": rows, "prediction": random.dirichlet(np.ones(3), size) * 1.0})
+        columns = {"index": rows, "prediction": random.dirichlet(np.ones(3), size)}
+        parts.append(PredictionTable(columns))
     found = combine(index, np.zeros(5), parts, voting=voting)
     for i, row in enumerate(index):
         values = [

@@ -70,7 +70,7 @@ def test_metrics_of_choice_in_tests_and_ensembles(tmp_path, make_trainer):
         lambda: MLPClassifier(4, 3, metrics=["auroc"]), TabularDataModule("iris"), num_members=2,
         run_dir=tmp_path / "bag", trainer=TRAINER, figures=False, **QUIET,
     ).fit()  # fmt: skip
-    oob = bag.oob.arrays()
+    oob = bag.oob[bag.oob.votes > 0]
     expected = metrics.roc_auc_score(oob["target"], oob["prediction"], multi_class="ovr")
     assert bag.oob_score["oob/auroc"] == pytest.approx(expected, abs=1e-6)
     model = MLPRegressor(10, hidden=[8], metrics=["pearson_corr_coef"])
@@ -175,8 +175,8 @@ class OrdinalTask(Task):
         return predictions.clamp(1e-6, 1 - 1e-6).logit()
 
     @classmethod
-    def score(cls, target, prediction):
-        return {"distance": float(np.abs((prediction > 0.5).sum(1) - target).mean())}
+    def score(cls, table):
+        return {"distance": float(np.abs((table.prediction > 0.5).sum(1) - table.target).mean())}
 
     @classmethod
     def figures(cls, table, *, title, scores=None):
@@ -225,7 +225,7 @@ def test_a_task_of_ones_own_in_bagging_and_with_mixing_refused(tmp_path, make_tr
     result = Bagging(
         ordinal, ordinal_data(), num_members=3, run_dir=tmp_path / "bag", trainer=TRAINER, **QUIET
     ).fit()
-    oob = result.oob.arrays()
+    oob = result.oob[result.oob.votes > 0]
     expected = np.abs((oob["prediction"] > 0.5).sum(1) - oob["target"]).mean()
     assert result.oob_score["oob/distance"] == pytest.approx(expected)
     result.model.save(tmp_path / "a.ckpt")
@@ -247,7 +247,7 @@ class Squares(MulticlassTask):
         return 7 * outputs.square().mean()
 
     @classmethod
-    def score(cls, target, prediction):
+    def score(cls, table):
         return {"own": 1.0}
 
 
