@@ -16,7 +16,7 @@ LARGE_IMAGE = 1 << 14
 
 @dataclass(frozen=True)
 class Geometry:
-    """How each image of a batch moves: flipped, scaled, sheared and rotated, then shifted.
+    """Flips, scales, shears, rotations and shifts of the images of a batch.
 
     Tensors are on the CPU.
 

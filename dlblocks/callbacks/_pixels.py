@@ -1,4 +1,4 @@
-"""What transforms share that move or erase pixels: the targets must go along."""
+"""Transforms that move or erase pixels. The targets must move with them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,11 @@ class PixelTransform(BatchTransform):
         return batch
 
     def kind_of(self, targets: Any, images: Tensor) -> Kind:
-        """Return the kind of the targets; refuse a mask of which nobody says that it is one."""
+        """Return the kind of the targets.
+
+        Raises:
+            ValueError: They look like a mask, and nothing says what they are.
+        """
         kind = self.target_kind or self._told
         if kind is not None:
             return kind

@@ -47,10 +47,9 @@ class DataModule(SplitDataModule):
     sample's row in the source). Images leave as floats: uint8 is scaled to [0, 1] and, with
     `normalize`, each channel (each column of a table) gets mean 0 and standard deviation 1 over
     the training part of this fold. Both happen once a batch, on the batch's device. Other kinds of
-    inputs, such as tokens, stay as they are; see `kinds`. Tables whose
-    numbers float32 would round too much, such as times, stay float64 until they are normalised.
-    A fit gives these statistics to a `dlblocks.models.Model`, which keeps them: afterwards it is
-    the model's own that are used, whichever datamodule it meets.
+    inputs, such as tokens, stay as they are; see `kinds`. Tables whose numbers float32 would round
+    too much, such as times, stay float64 until they are normalised. A fit gives these statistics to
+    a `dlblocks.models.Model`. From then on the model uses its own, with any datamodule.
 
     To add a source, subclass and define `load() -> Source` (and `prepare_data` for a download).
 

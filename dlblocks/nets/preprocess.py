@@ -1,4 +1,4 @@
-"""`Preprocess`: from inputs in the units of the source to those that a net is trained on."""
+"""`Preprocess`: raw inputs become those that a net is trained on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STATISTICS = ("scale", "shift", "fill", "coded", "tables")
 
 
 class Preprocess(nn.Module):
-    """Statistics of training inputs, and what they make of other inputs.
+    """Normalise inputs by statistics of the training part.
 
     `Model.preprocess` is one. A fit with a datamodule of this package sets it, once, to the
     statistics of its training part. They are saved with the weights, so that a model takes raw
@@ -26,8 +26,8 @@ class Preprocess(nn.Module):
     3. ``inputs * scale + shift``, each channel (or column) with its own.
 
     The result has the dtype of the model. Statistics keep their dtype when the model changes its
-    own: float32, or float64 where float32 would round too much. They are saved like buffers, but
-    are none: weights and buffers are averaged, broadcast and rounded, and statistics are not.
+    own: float32, or float64 where float32 would round too much. A checkpoint holds them, but they
+    are not buffers: weight averaging, DDP and half precision would change those.
 
     Args:
         mean: Mean of each channel, or column, in the units of the inputs, such as 0 … 255 of uint8
@@ -54,7 +54,7 @@ class Preprocess(nn.Module):
         self.scale, self.shift = torch.empty(0), torch.empty(0)
         self.fill, self.tables = torch.empty(0), torch.empty(0)
         self.coded = torch.empty(0, dtype=torch.int64)
-        # What a change of the model's dtype changes.
+        # It follows the dtype of the model.
         self.dtype_of: Tensor
         self.register_buffer("dtype_of", torch.empty(0), persistent=False)
         if (mean is None) != (std is None):
@@ -133,7 +133,7 @@ class Preprocess(nn.Module):
         self._buffers["dtype_of"] = moved
         for name in STATISTICS:
             value = getattr(self, name)
-            if moved.device.type == "mps" and value.dtype == torch.float64:  # which it has not
+            if moved.device.type == "mps" and value.dtype == torch.float64:  # MPS has no float64
                 value = value.float()
             if moved.device != value.device:
                 is_meta = value.device.type == "meta"  # which has no numbers to copy
@@ -166,9 +166,9 @@ class Preprocess(nn.Module):
 
 
 class PassOn(Preprocess):
-    """Inputs as they are, for members of an ensemble that have statistics of their own.
+    """Leave inputs as they are: the members of an ensemble have statistics of their own.
 
-    It is set if theirs are.
+    `is_set` is True if any member's is.
     """
 
     def __init__(self, members: Sequence[Preprocess]) -> None:
