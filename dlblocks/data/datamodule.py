@@ -385,9 +385,8 @@ class DataModule(SplitDataModule):
         inputs, *rest = batch
         used = self._used(inputs.device)
         inputs = used(inputs)
-        if (
-            self.trainer is not None and used is self._preprocess
-        ):  # to the model's dtype under "16-true", "bf16-true", "64-true"
+        if self.trainer is not None and used is self._preprocess:
+            # To the model's dtype under "16-true", "bf16-true", "64-true".
             inputs = self.trainer.precision_plugin.convert_input(inputs)
         return [inputs, *rest]
 
