@@ -55,9 +55,9 @@ def with_prepared_inputs(method: Method, *, argument: int = 0) -> Method:
     @functools.wraps(method)
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
         before = self._prepared
-        if before is None:  # not called by another step
+        if before < 0:  # not called by another step
             batch = args[argument] if len(args) > argument else kwargs.get("batch")
-            self._prepared = is_prepared(batch)
+            self._prepared = int(is_prepared(batch))
         try:
             return method(self, *args, **kwargs)
         finally:
@@ -71,9 +71,9 @@ def of_raw(forward: Method) -> Method:
 
     def wrapped(self: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         before = self._prepared
-        if before:
+        if before == 1:
             return forward(self, inputs, *args, **kwargs)
-        self._prepared = True  # for a call of super().forward
+        self._prepared = 1  # for a call of super().forward
         try:
             return forward(self, self.preprocess(inputs), *args, **kwargs)
         finally:

@@ -75,8 +75,6 @@ class Model(CheckedConstructor, pl.LightningModule):
         warmup_steps: Optimizer steps over which the learning rate rises linearly from 0.
     """
 
-    preprocess: Preprocess
-
     def __init__(
         self,
         net: nn.Module | None = None,
@@ -103,7 +101,7 @@ class Model(CheckedConstructor, pl.LightningModule):
                 f"normalise them again; give {type(self).__name__}(model.net), and set its "
                 "preprocess to that of the model to keep its statistics."
             )
-        self.preprocess = Preprocess()
+        self.preprocess: Preprocess = Preprocess()
         self.net = nn.Identity() if net is None else net
         self.task = task
         self.optimizer_name = optimizer
@@ -123,8 +121,9 @@ class Model(CheckedConstructor, pl.LightningModule):
                 self._stage_metrics(stage)
         self._buffers_of: dict[str, _Buffer] = {stage: _Buffer() for stage in STAGES}
         self._first_batch = True
-        # Whether inputs have been through `preprocess`; None outside of steps.
-        self._prepared: bool | None = None
+        # Whether inputs have been through `preprocess`, 0 or 1; -1 outside of steps. TorchScript
+        # takes no None for a bool.
+        self._prepared = -1
         # True while a step is repeated, as by `callbacks.SAM`: metrics and losses are not kept.
         self.metrics_paused = False
         # Lightning collects the arguments of all constructors on the way here, the leaf's too.
@@ -207,7 +206,7 @@ class Model(CheckedConstructor, pl.LightningModule):
     # Steps
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if not self._prepared:
+        if self._prepared < 1:
             inputs = self.preprocess(inputs)
         outputs: Tensor = self.net(inputs)
         return outputs if self.task is None else self.task.decode(outputs)
@@ -215,7 +214,7 @@ class Model(CheckedConstructor, pl.LightningModule):
     @torch.jit.ignore
     def forward_prepared(self, inputs: Tensor) -> Tensor:
         """`forward` for inputs that have been through `preprocess` already."""
-        before, self._prepared = self._prepared, True
+        before, self._prepared = self._prepared, 1
         try:
             outputs: Tensor = self(inputs)
             return outputs
