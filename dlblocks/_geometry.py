@@ -41,7 +41,10 @@ class Geometry:
     whole_pixels: bool = False
 
     def moved(self, images: Tensor, *, nearest: bool = False, fill: float = 0) -> Tensor:
-        """Move images (N, C, H, W) of any dtype; see `affine` for the arguments."""
+        """Move images (N, C, H, W).
+
+        The arguments are those of `affine`.
+        """
         if self.whole_pixels:
             shift = self.shift.long()
             return shift_flip(images, shift, self.flip, padding=self.padding, fill=fill)

@@ -138,7 +138,7 @@ def trainer_of(model: pl.LightningModule) -> pl.Trainer | None:
 
 
 def datamodule_of(trainer: pl.Trainer | None) -> Any:
-    """Return the datamodule that a Trainer takes its batches from, None if it was given loaders.
+    """Return the datamodule of a Trainer's batches, None for loaders.
 
     `Trainer.datamodule` is still that of the call before.
     Test: ``tests/models/test_inputs.py``.

@@ -1,6 +1,6 @@
-"""Columns of a table, dense or ragged, and the ``.npz`` file that holds them.
+"""Columns of a table, and their ``.npz`` file.
 
-A column of more than `IN_MEMORY` bytes stays on disk, as a memory map.
+A column is dense or ragged. A column of more than `IN_MEMORY` bytes stays on disk, as a memory map.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ class Ragged:
 
     @classmethod
     def of(cls, rows: Sequence[Array], folder: Path | None = None) -> Ragged:
-        """Join rows, which may be empty but must be of one dtype and shape (L, ...)."""
+        """Join rows of shape (L, ...).
+
+        L may differ, and be 0. The other axes must be the same.
+        """
         offsets = np.cumsum([0, *map(len, rows)])
         shapes = {row.shape[1:] for row in rows} or {()}
         if len(shapes) > 1:
@@ -68,7 +71,10 @@ Column: TypeAlias = Array | Ragged
 
 
 def allocate(shape: Sequence[int], dtype: Any, folder: Path | None = None) -> Array:
-    """Return an array to fill; a large one is a file without a name in `folder`."""
+    """Return an empty array.
+
+    A large one is a memory map of an unnamed file in `folder`.
+    """
     if math.prod(shape) * np.dtype(dtype).itemsize <= IN_MEMORY:
         return np.empty(shape, dtype)
     if folder is not None:
@@ -89,13 +95,19 @@ def chunks(column: Array) -> Iterator[slice]:
 
 
 def is_finite(column: Column) -> bool:
-    """Return True if no number is NaN or infinite, without a copy of the column."""
+    """Return True if all numbers are finite.
+
+    The column is not copied.
+    """
     values = column.values if isinstance(column, Ragged) else column
     return all(np.isfinite(values[rows]).all() for rows in chunks(values))
 
 
 def take(column: Column, rows: Array | slice, folder: Path | None = None) -> Column:
-    """Select rows; those of a slice of a dense column are not copied."""
+    """Select rows.
+
+    A slice of a dense column is not copied.
+    """
     if isinstance(column, Ragged):
         return Ragged.of([column[i] for i in np.arange(len(column))[rows]], folder)
     if isinstance(rows, slice) or not is_mapped(column):
@@ -124,10 +136,10 @@ def join(parts: Sequence[Column], order: Array, folder: Path | None = None) -> C
 
 
 def write_columns(path: Path, columns: Mapping[str, Column]) -> None:
-    """Write columns atomically; `np.load` reads the file without pickle.
+    """Write columns atomically.
 
-    A ragged column is two arrays, ``name`` and ``name.offsets``. Large arrays are not compressed,
-    so that `read_columns` can map them.
+    `np.load` reads the file without pickle. A ragged column is two arrays, ``name`` and
+    ``name.offsets``. Large arrays are not compressed, so that `read_columns` can map them.
     """
     arrays: dict[str, Array] = {}
     for name, column in columns.items():

@@ -16,7 +16,7 @@ from dlblocks.losses import MixedTargets
 
 
 class PixelTransform(BatchTransform):
-    """A transform that moves or erases pixels of images, and changes their targets alike.
+    """A transform that moves or erases pixels, in images and their targets.
 
     The kind of the targets says what becomes of them: masks move along, classes stay. Our
     datamodules tell it. Of another's batch, targets that have the height and width of the images
@@ -36,7 +36,7 @@ class PixelTransform(BatchTransform):
         self._told: Kind | None = None  # by the datamodule
 
     def changes_place(self) -> bool:
-        """Whether pixels move or are erased, rather than only change their colour."""
+        """Return True if pixels move or are erased."""
         return True
 
     def prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
