@@ -22,6 +22,7 @@ def cross_entropy(
     weight: Tensor | None = None,
     label_smoothing: float = 0.0,
     ignore_index: int = IGNORED,
+    sample_weight: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy whose value is the same for hard targets and for their one-hot rows.
 
@@ -35,6 +36,9 @@ def cross_entropy(
     that the same batch has another loss once a mixing callback has made its targets soft. A sample
     mixed with an ignored one counts by the share that is its own.
 
+    With weights s of samples, the term of sample i in the numerator is multiplied by s_i. The
+    denominator stays: in batches of any size, a sample counts s_i times as much as one of weight 1.
+
     Args:
         logits: Shape (N, C) or (N, C, d1, ...), floating point.
         targets: Classes, int64 of shape (N,) or (N, d1, ...), or soft targets, floating point of
@@ -42,6 +46,7 @@ def cross_entropy(
         weight: Weight of each class, shape (C,).
         label_smoothing: ε in [0, 1) (Szegedy et al. 2016).
         ignore_index: The class index that does not count. Among soft targets, rows of zeros do not.
+        sample_weight: Weight of each sample, shape (N,).
 
     Returns:
         The mean loss, a scalar; NaN, as torch's, if nothing counts.
@@ -54,13 +59,25 @@ def cross_entropy(
         True
     """
     if not targets.is_floating_point():
-        return F.cross_entropy(
+        if sample_weight is None:
+            return F.cross_entropy(
+                logits,
+                targets,
+                weight=weight,
+                label_smoothing=label_smoothing,
+                ignore_index=ignore_index,
+            )
+        losses = F.cross_entropy(
             logits,
             targets,
             weight=weight,
             label_smoothing=label_smoothing,
             ignore_index=ignore_index,
+            reduction="none",
         )
+        known = targets != ignore_index
+        mass = known if weight is None else weight[targets.where(known, 0)] * known
+        return (losses * _like(sample_weight, losses)).sum() / mass.sum()
     # Summed in float32 at least: in bf16 a sum of 257 ones is 256.
     dtype = torch.promote_types(targets.dtype, torch.float32)
     mass = targets.sum(1, keepdim=True, dtype=dtype)
@@ -70,9 +87,18 @@ def cross_entropy(
     if label_smoothing:
         share = (label_smoothing / logits.shape[1]) * mass
         targets = targets * (1 - label_smoothing) + share.to(targets.dtype)
-    loss = F.cross_entropy(logits, targets, weight=weight)
+    if sample_weight is None:
+        loss = F.cross_entropy(logits, targets, weight=weight)
+    else:
+        losses = F.cross_entropy(logits, targets, weight=weight, reduction="none")
+        loss = (losses * _like(sample_weight, losses)).mean()
     # torch has divided the right sum by N; give it its own denominator.
     return loss * (mass.numel() / counted).to(loss.dtype)
+
+
+def _like(sample_weight: Tensor, losses: Tensor) -> Tensor:
+    """Weights (N,) in the shape of losses (N, ...), to be broadcast."""
+    return sample_weight.reshape(-1, *(1,) * (losses.ndim - 1))
 
 
 def binary_cross_entropy(
@@ -82,6 +108,7 @@ def binary_cross_entropy(
     pos_weight: Tensor | None = None,
     label_smoothing: float = 0.0,
     ignore_index: int | None = None,
+    sample_weight: Tensor | None = None,
 ) -> Tensor:
     """Binary cross-entropy of one or several labels, with label smoothing and labels left out.
 
@@ -96,6 +123,8 @@ def binary_cross_entropy(
         pos_weight: p of each label, broadcast against `logits`.
         label_smoothing: ε in [0, 1).
         ignore_index: The value of labels that are not known and do not count, such as -1.
+        sample_weight: Factor of each sample's terms in the sum, shape (N,); what the sum is divided
+            by stays.
 
     Returns:
         The mean over all labels that count, a scalar; NaN if none does.
@@ -115,11 +144,15 @@ def binary_cross_entropy(
             f"{tuple(targets.shape)}; for class indices use cross_entropy."
         )
     smooth = targets.to(logits.dtype) * (1 - label_smoothing) + label_smoothing / 2
-    if ignore_index is None:
+    if ignore_index is None and sample_weight is None:
         return F.binary_cross_entropy_with_logits(logits, smooth, pos_weight=pos_weight)
     loss = F.binary_cross_entropy_with_logits(
         logits, smooth, pos_weight=pos_weight, reduction="none"
     )
+    if sample_weight is not None:
+        loss = loss * _like(sample_weight, loss)
+    if ignore_index is None:
+        return loss.mean()
     known = targets != ignore_index
     return loss.where(known, 0).sum() / known.sum()
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection
+from torchmetrics import MeanAbsoluteError, MeanMetric, MeanSquaredError, Metric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassCalibrationError,
@@ -19,6 +19,8 @@ from torchmetrics.classification import (
 
 from dlblocks._errors import check_choice
 from dlblocks.losses import MixedTargets
+
+NUM_BINS = 15  # of confidence
 
 
 def hard_labels(
@@ -70,7 +72,7 @@ def hard_labels(
     return labels if ignore_index is None else labels.where(targets.any(1), ignore_index)
 
 
-def classification_metrics(num_classes: int) -> MetricCollection:
+def classification_metrics(num_classes: int, *, weighted: bool = False) -> MetricCollection:
     """Accuracy, macro F1 and expected calibration error.
 
     - ``accuracy``: share of samples whose largest probability is their class.
@@ -79,42 +81,122 @@ def classification_metrics(num_classes: int) -> MetricCollection:
     - ``calibration_error``: mean distance between confidence and accuracy over 15 bins of
       confidence, weighted by their samples (Naeini et al. 2015, Guo et al. 2017).
 
-    ``update`` takes probabilities (N, C) and classes (N,); see `hard_labels`.
+    ``update`` takes probabilities (N, C) and classes (N,); see `hard_labels`. If `weighted`, it
+    takes the samples' weights, too, shape (N,).
 
     >>> metrics = classification_metrics(2)
     >>> metrics.update(torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0, 0]))
     >>> metrics.compute()["accuracy"]
     tensor(0.5000)
     """
+    if weighted:
+        names = ("accuracy", "f1", "calibration_error")
+        return MetricCollection({name: WeightedClassMetric(num_classes, name) for name in names})
     return MetricCollection(
         {
             "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
             "f1": MulticlassF1Score(num_classes, average="macro", validate_args=False),
             "calibration_error": MulticlassCalibrationError(
-                num_classes, n_bins=15, validate_args=False
+                num_classes, n_bins=NUM_BINS, validate_args=False
             ),
         },
         compute_groups=False,
     )
 
 
-def regression_metrics() -> MetricCollection:
+def regression_metrics(*, weighted: bool = False) -> MetricCollection:
     """RMSE, MAE and R², in the units of the targets.
 
     RMSE = √(mean (ŷ - y)²) and MAE = mean |ŷ - y| over all values; R² is
     1 - Σ (ŷ - y)² / Σ (y - ȳ)², averaged over the D targets, and NaN for fewer than two samples.
 
-    ``update`` takes predictions and targets, both of shape (N, D).
+    ``update`` takes predictions and targets, both of shape (N, D). If `weighted`, it takes the
+    samples' weights, too, shape (N,).
 
     >>> metrics = regression_metrics()
     >>> metrics.update(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [4.0]]))
     >>> metrics.compute()["mae"]
     tensor(1.)
     """
-    return MetricCollection(
-        {"rmse": MeanSquaredError(squared=False), "mae": MeanAbsoluteError(), "r2": _R2Score()},
-        compute_groups=False,
-    )
+    errors = {"rmse": MeanSquaredError(squared=False), "mae": MeanAbsoluteError()}
+    if weighted:
+        errors = {"rmse": _WeightedError(2), "mae": _WeightedError(1)}
+    return MetricCollection({**errors, "r2": _R2Score()}, compute_groups=False)
+
+
+def wide(device: torch.device) -> torch.dtype:
+    """Return the dtype of sums: float64, which MPS does not have."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+class WeightedClassMetric(Metric):
+    """Accuracy, macro F1 or calibration error of samples that have weights.
+
+    Where `classification_metrics` counts samples, it sums their weights.
+
+    Args:
+        num_classes: Number of classes C.
+        name: ``"accuracy"``, ``"f1"`` or ``"calibration_error"``.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+    confusion: Tensor
+    gaps: Tensor
+
+    def __init__(self, num_classes: int, name: str) -> None:
+        super().__init__()
+        self.num_classes, self.name = num_classes, name
+        self.higher_is_better = name != "calibration_error"
+        # Weights by target and prediction; and in each bin of confidence the sum of
+        # weight * (confidence - right).
+        for state, size in (("confusion", num_classes**2), ("gaps", NUM_BINS + 1)):
+            self.add_state(state, default=torch.zeros(size), dist_reduce_fx="sum")
+
+    def update(self, predictions: Tensor, targets: Tensor, weights: Tensor) -> None:
+        """Add classes (N,) or probabilities (N, C), classes (N,) and weights (N,)."""
+        dtype = wide(weights.device)
+        weights, classes = weights.to(dtype), predictions
+        if predictions.ndim > 1:
+            confidence, classes = predictions.max(1)
+            edges = torch.linspace(0, 1, NUM_BINS + 1, device=predictions.device)
+            where = torch.bucketize(confidence, edges, right=True) - 1
+            gaps = weights * (confidence - (classes == targets).to(dtype))
+            self.gaps = self.gaps.to(dtype).index_add(0, where, gaps)
+        cell = targets * self.num_classes + classes
+        self.confusion = self.confusion.to(dtype).index_add(0, cell, weights)
+
+    def compute(self) -> Tensor:
+        """Return the metric; NaN if no weight is above 0."""
+        confusion = self.confusion.view(self.num_classes, self.num_classes)
+        hits, total = confusion.diagonal(), confusion.sum()
+        if self.name == "accuracy":
+            found = hits.sum() / total
+        elif self.name == "calibration_error":
+            found = self.gaps.abs().sum() / total
+        else:
+            both = confusion.sum(0) + confusion.sum(1)
+            found = (2 * hits / both)[both > 0].mean()
+        return found.float()
+
+
+class _WeightedError(MeanMetric):
+    """(Σ w |ŷ - y|^p / Σ w)^(1/p), over all values of samples with weights w."""
+
+    higher_is_better = False  # type: ignore[assignment]
+
+    def __init__(self, power: int) -> None:
+        super().__init__(nan_strategy="disable")
+        self.power = power
+
+    def update(  # type: ignore[override]
+        self, predictions: Tensor, targets: Tensor, weights: Tensor
+    ) -> None:
+        error = (predictions - targets).abs() ** self.power
+        super().update(error, weights.reshape(-1, *(1,) * (error.ndim - 1)).expand_as(error))
+
+    def compute(self) -> Tensor:
+        return super().compute() ** (1 / self.power)
 
 
 class _R2Score(Metric):
@@ -130,6 +212,7 @@ class _R2Score(Metric):
     higher_is_better = True
     plot_upper_bound = 1.0
     full_state_update = True  # states without a reduction cannot be merged by torchmetrics
+    samples: Tensor
     count: Tensor
     mean: Tensor
     spread: Tensor
@@ -137,27 +220,35 @@ class _R2Score(Metric):
 
     def __init__(self) -> None:
         super().__init__()
+        self.add_state("samples", default=torch.tensor(0), dist_reduce_fx="sum")
         for name in ("count", "mean", "spread", "errors"):
             self.add_state(name, default=torch.tensor(0.0), dist_reduce_fx=None)
 
-    def update(self, predictions: Tensor, targets: Tensor) -> None:
-        """Adds predictions and targets, both of shape (N,) or (N, D)."""
+    def update(self, predictions: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
+        """Add predictions and targets, (N,) or (N, D), and perhaps weights (N,)."""
+        if weights is not None:  # samples of weight 0 do not count
+            predictions, targets, weights = (
+                x[weights > 0] for x in (predictions, targets, weights)
+            )
         if not len(targets):
             return
-        # Widened here: a module's `to(dtype)` narrows what is kept, and MPS has no float64.
-        wide = torch.float32 if targets.device.type == "mps" else torch.float64
-        targets, predictions = targets.to(wide), predictions.to(wide)
+        # Widened here: a module's `to(dtype)` narrows what is kept.
+        dtype = wide(targets.device)
+        targets, predictions = targets.to(dtype), predictions.to(dtype)
+        each = torch.ones(len(targets), dtype=dtype, device=targets.device)
+        each = each if weights is None else weights.to(dtype)
         # Distances from a sample, so that constant targets have none at all.
         distances = targets - targets[0]
-        mean = distances.mean(0)
+        mean = (each @ distances) / each.sum()
         new = {
-            "count": torch.tensor(len(targets), dtype=wide, device=targets.device),
+            "count": each.sum(),
             "mean": targets[0] + mean,
-            "spread": (distances - mean).square().sum(0),
-            "errors": (predictions - targets).square().sum(0),
+            "spread": each @ (distances - mean).square(),
+            "errors": each @ (predictions - targets).square(),
         }
+        self.samples = self.samples + len(targets)
         both = {
-            name: torch.stack([getattr(self, name).to(wide).expand_as(value), value])
+            name: torch.stack([getattr(self, name).to(dtype).expand_as(value), value])
             for name, value in new.items()
         }
         self.count, self.mean, self.spread, self.errors = _merge(**both)
@@ -167,7 +258,7 @@ class _R2Score(Metric):
         count, spread, errors = self.count, self.spread, self.errors
         if count.ndim:  # of all ranks, side by side
             count, _, spread, errors = _merge(count, self.mean, spread, errors)
-        return r2_from_sums(count, spread, errors).mean().float()
+        return r2_from_sums(self.samples, spread, errors).mean().float()
 
 
 def r2_from_sums(count: Tensor, spread: Tensor, errors: Tensor) -> Tensor:

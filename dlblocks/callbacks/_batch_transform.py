@@ -23,11 +23,13 @@ from torch import Tensor
 from dlblocks._errors import check_choice, check_range, checked
 from dlblocks._lightning import datamodule_of
 from dlblocks.callbacks._wrapper import UndoneCallback, Wrapped, unwrap, wrap
+from dlblocks.fields import kinds_of
 from dlblocks.losses import MixedTargets
 
 HOOK = "on_after_batch_transfer"
 Key = int | str | Sequence[int | str]
 Path = tuple[int | str, ...]
+WEIGHTS = 2  # where batches have the samples' weights, if they have some
 
 
 class BatchTransform(UndoneCallback):
@@ -59,6 +61,9 @@ class BatchTransform(UndoneCallback):
     before_hook = False
     # What `data_keys` may say of an entry.
     extra_actions: tuple[str, ...] = ("keep",)
+    # What is done with the weights of samples in a batch of our datamodules.
+    weights_action = "keep"
+    weights_key: int | None = None
 
     @checked
     def __init__(
@@ -118,6 +123,7 @@ class BatchTransform(UndoneCallback):
 
     def prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes what it needs from trainer and module, before the first batch."""
+        self.weights_key = WEIGHTS if "weights" in kinds_of(datamodule_of(trainer)) else None
         last = self.max_epochs = None if trainer.max_epochs == -1 else trainer.max_epochs
         if getattr(datamodule_of(trainer), "embeddings", None):
             raise ValueError(
@@ -257,8 +263,12 @@ class Entries:
         self.size = len(self.inputs[0])
         self.own_paths = [path for path in (self.input_path, self.target_path) if path]
         self.extra_paths: list[tuple[Path, str]] = []
-        if transform.data_keys != "keep" and self.own_paths:
-            self._sort_extras(transform.data_keys)
+        actions = transform.data_keys
+        if transform.weights_key is not None and actions != "keep":
+            known = {} if isinstance(actions, str) else actions
+            actions = {**known, transform.weights_key: transform.weights_action}
+        if actions != "keep" and self.own_paths:
+            self._sort_extras(actions)
         for x in self.inputs:
             if len(x) != self.size:
                 raise ValueError(

@@ -147,6 +147,7 @@ class Mixer(Softening):
     """
 
     extra_actions = ("keep", "input", "target")
+    weights_action = "target"  # the last of the targets, then
 
     @checked
     def __init__(
@@ -213,10 +214,20 @@ class Mixer(Softening):
     ) -> tuple[list[Any], list[Any]]:
         mix = mix.to(inputs[0].device)
         new_inputs = [self.mix_input(x, mix) for x in inputs]
+        weights: list[Any] = []
+        if self.weights_key is not None and targets:
+            *targets, old = targets
+            new, lam = mixed_weights(old, mix)
+            mix, weights = mix._replace(lam=lam), [new]
+            if any(self.pasted(y, inputs[0]) for y in targets):
+                raise ValueError(
+                    f"{type(self).__name__} cannot mix masks of samples that have weights; leave "
+                    "one of the two out."
+                )
         new_targets = [self._mix_target(y, inputs[0], mix, i == 0) for i, y in enumerate(targets)]
         if targets:
             self.softened(targets[0], new_targets[0])
-        return new_inputs, new_targets
+        return new_inputs, new_targets + weights
 
     def _mix_target(self, target: Any, inputs: Tensor, mix: Mix, is_first: bool) -> Any:
         name = type(self).__name__
@@ -250,6 +261,17 @@ class Mixer(Softening):
             lam = mix.lam.to(soft.dtype)
             return MixedTargets(target, gather(target, mix.partner), lam)
         return average(soft, mix.lam, mix.partner)
+
+
+def mixed_weights(weights: Tensor, mix: Mix) -> tuple[Tensor, Tensor]:
+    """The weights of mixed samples, and the shares of their own targets, both (N,).
+
+    A loss that is linear in the target is then the mean of ``λ w_i l_i + (1 - λ) w_j l_j``, as it
+    would be if each of the two targets had the weight of its own sample.
+    """
+    own, other = weights * mix.lam, weights[mix.partner] * (1 - mix.lam)
+    new = own + other
+    return new, torch.where(new > 0, own / new, mix.lam)
 
 
 def gather(values: Tensor, index: Tensor) -> Tensor:

@@ -70,7 +70,8 @@ class HeldOutScores(dict[str, float]):
 
         Args:
             metrics: Logged values.
-            predicted: ``target`` and ``prediction`` of the same samples, or None.
+            predicted: ``target`` and ``prediction`` of the same samples, and their ``weight`` if
+                they have some; or None.
             groups: The group of each sample, shape (N,), or None.
             num_samples: Number of test samples; accuracy has Wilson's interval without predictions.
             notes: Sentences to show below.
@@ -82,6 +83,7 @@ class HeldOutScores(dict[str, float]):
         self._keys: dict[str, str] = {}  # logged name → name in `weighted_metrics`
         self._draws: dict[str, npt.NDArray[np.floating]] = {}
         self._units, self._grouped = 0, groups is not None
+        self._weight: npt.NDArray[Any] | None = None
         several = task not in (None, "multiclass")  # a sample may be right in part
         if predicted is None or "prediction" not in predicted:
             self._units = num_samples
@@ -90,16 +92,23 @@ class HeldOutScores(dict[str, float]):
             return
         size = len(predicted["target"])
         self._units = size if groups is None else len(np.unique(groups))
+        columns = getattr(predicted, "columns", predicted)
+        self._weight = columns.get("weight")
         known = weighted_metrics(predicted["target"], predicted["prediction"], task)
         matches = {name: self._match(name, value, known, size) for name, value in metrics.items()}
         self._keys = {name: key for name, key in matches.items() if key is not None}
-        counts = not (self._grouped or several)  # each sample is right or wrong, by itself
+        # Each sample is right or wrong, by itself, and counts as the others do.
+        counts = not (self._grouped or several or self._weight is not None)
         drawn = {key for key in self._keys.values() if key != "accuracy" or not counts}
         chunks = [
-            {key: known[key](weights) for key in drawn}
+            {key: known[key](weights * self._each) for key in drawn}
             for weights in (_resamples(size, groups) if drawn else ())
         ]
         self._draws = {key: np.concatenate([chunk[key] for chunk in chunks]) for key in drawn}
+
+    @property
+    def _each(self) -> Any:
+        return 1.0 if self._weight is None else self._weight.astype(float)
 
     def _match(
         self, name: str, value: float, known: Mapping[str, Weighted], size: int
@@ -109,7 +118,7 @@ class HeldOutScores(dict[str, float]):
         self._why[name] = "it cannot be computed from the predictions"
         keys = [key for key in NAMES.get(word, ()) if key in known]
         for key in reversed(keys):
-            (found,) = known[key](np.ones((1, size)))
+            (found,) = known[key](np.ones((1, size)) * self._each)
             scale = abs(value) if key in ("log_loss", "mse", "rmse", "mae") else max(1, abs(value))
             if abs(found - value) <= TOLERANCE * scale:
                 self._why[name] = "all draws of the bootstrap are equal"
@@ -145,7 +154,10 @@ class HeldOutScores(dict[str, float]):
             return float(low), float(high)
         # Of a perfect score all draws are equal, and say nothing of the samples to come.
         if key in ("accuracy", "f1", "auc"):
-            return wilson(self[name], self._units, float(norm.ppf((1 + level) / 2)))
+            units: float = self._units
+            if self._weight is not None:  # Kish's effective size, for equal weights the number
+                units = self._each.sum() ** 2 / (self._each**2).sum()
+            return wilson(self[name], units, float(norm.ppf((1 + level) / 2)))
         return math.nan, math.nan
 
     def __str__(self) -> str:
@@ -166,7 +178,7 @@ class HeldOutScores(dict[str, float]):
         return "\n".join(lines)
 
 
-def wilson(share: float, size: int, quantile: float) -> tuple[float, float]:
+def wilson(share: float, size: float, quantile: float) -> tuple[float, float]:
     """Wilson's (1927) interval of a share.
 
     It holds every π whose distance from the share p is at most z · √(π (1 - π) / N).

@@ -13,6 +13,7 @@ import torch
 from dlblocks._npz import allocate, chunks
 from dlblocks.data import SplitDataModule
 from dlblocks.models import VotingEnsemble
+from dlblocks.models.model import by_weight
 from dlblocks.tasks import PredictionTable
 from dlblocks.tasks.multiclass import hard_votes
 
@@ -206,9 +207,17 @@ def score(model: VotingEnsemble, oob: PredictionTable) -> dict[str, float]:
     targets = torch.from_numpy(scored.target)
     model.eval()
     model.reset_metrics("test")
-    loss = model.loss(outputs, targets)
-    kept = model.for_metrics(outputs, targets, "test")
-    model.update_metrics("test", loss[None].float(), torch.tensor([len(targets)]), *kept)
+    kept: tuple[torch.Tensor, ...] = model.for_metrics(outputs, targets, "test")
+    size = torch.tensor([len(targets)])
+    model.use_weights("weight" in scored)
+    if "weight" in scored:
+        weights = torch.from_numpy(scored.weight)
+        losses = model.loss(outputs, targets, weights)[None].float()
+        losses, size = by_weight(losses, size, weights.sum()[None])
+        kept = *kept, weights
+    else:
+        losses = model.loss(outputs, targets)[None].float()
+    model.update_metrics("test", losses, size, *kept)
     found = {
         name.replace("test/", "oob/"): float(value)
         for name, value in model.compute_metrics("test").items()

@@ -187,6 +187,11 @@ class Stagewise(CheckedConstructor):
         data = self.datamodule
         data.prepare_data()
         data.setup("fit")
+        if data.weights_of("train") is not None:
+            raise ValueError(
+                f"{type(self).__name__} gives samples weights of its own and does not heed those "
+                f"of {type(data).__name__}; leave weights= out, or use Bagging."
+            )
         if data.is_multilabel:
             raise ValueError(
                 f"{type(data).__name__} has several labels a sample, which "

@@ -43,6 +43,7 @@ from dlblocks.runs._trainer import (
     shows_bar,
 )
 from dlblocks.runs.folder import in_run_dir, know_rank, say
+from dlblocks.runs.predictions import add_weights
 
 
 class Bagging:
@@ -368,6 +369,7 @@ class Bagging:
             index = np.sort(data.indices("train").numpy())
             targets = data.columns.targets[index]
             oob = combine(index, targets, parts, voting=self.voting, folder=self.run_dir)
+            oob = None if oob is None else add_weights(oob, data, "train")
         return BaggingResult(
             run_dir=self.run_dir,
             model=model,

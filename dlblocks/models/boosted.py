@@ -53,11 +53,12 @@ class GradientBoostingRegressor(_Boosted, Regressor):
         plain = {"members": described(models), "steps": _lists(steps), "initial": list(initial)}
         self.save_hyperparameters({**plain, "loss": loss, "delta": self.delta}, logger=False)
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         if self.loss_name != "huber":
-            return super().loss(outputs, targets)
+            return super().loss(outputs, targets, weights)
         targets = targets.reshape(len(targets), -1).to(outputs.dtype)
-        return F.huber_loss(outputs.flatten(1), targets, delta=self.delta)
+        losses = F.huber_loss(outputs.flatten(1), targets, delta=self.delta, reduction="none")
+        return losses.mean() if weights is None else (losses.mean(1) * weights).mean()
 
     @torch.no_grad()
     def staged_predict(self, inputs: Tensor) -> Iterator[Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dlblocks.models._members import Kind, MadeOfTrained, described, rebuilt
 from dlblocks.models._predict import gather, join_batches, predictor, target_in
-from dlblocks.models.model import Model
+from dlblocks.models.model import Model, beside_inputs
 from dlblocks.nets import Preprocess
 from dlblocks.nets.preprocess import PassOn
 from dlblocks.tasks import PredictionTable, Task
@@ -92,7 +92,7 @@ class VotingEnsemble(MadeOfTrained, Model):
         outputs = self.net(inputs)
         average = self.task.average(outputs, hard=self.voting == "hard")
         result = {"prediction": self.task.predict(average, targets)}
-        result.update(zip(("target", "index"), rest, strict=False))
+        result |= beside_inputs(rest)
         each = torch.stack([self.task.predict(member, targets) for member in outputs])
         result["std"] = each.std(0, correction=0)
         return result
@@ -172,7 +172,8 @@ class VotingModule(MadeOfTrained, Model):
         self.own = nn.ModuleList(own)
         self.preprocess = PassOn(own)
         self.task_name = task_name
-        self._scored: dict[int, list[tuple[Tensor, Tensor]]] = {}  # by the number of the loader
+        # Predictions, targets, and weights if samples have some, by the number of the loader.
+        self._scored: dict[int, list[tuple[Tensor, ...]]] = {}
         _describe(self, models, task_name=task_name)
 
     def forward(self, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -242,7 +243,8 @@ class VotingModule(MadeOfTrained, Model):
                 "and their targets, which are not known; let predict_step return a dictionary with "
                 "'prediction' and 'target'."
             )
-        self._scored.setdefault(loader, []).append((prediction.cpu(), target.cpu()))
+        kept = [prediction, target, *([batch[2]] if self._weighted else [])]
+        self._scored.setdefault(loader, []).append(tuple(x.cpu() for x in kept))
 
     def _reset(self, stage: Stage) -> None:
         self._scored = {}
@@ -250,9 +252,9 @@ class VotingModule(MadeOfTrained, Model):
     def _log(self, stage: Stage) -> None:
         for loader, batches in self._scored.items():
             gathered = zip(*gather(batches), strict=True)
-            prediction, target = (join_batches(part)["prediction"] for part in gathered)
+            joined = (join_batches(part)["prediction"] for part in gathered)
             end = f"/dataloader_idx_{loader}" if len(self._scored) > 1 else ""
-            columns = {"target": target, "prediction": prediction}
+            columns = dict(zip(("prediction", "target", "weight"), joined, strict=False))
             table = PredictionTable(columns, task=self.task_name)
             for name, value in table.score().items():
                 self.log(

@@ -27,7 +27,7 @@ from dlblocks.models._predict import (
 from dlblocks.tasks import PredictionTable, Task
 
 # Columns that are not the module's: `predict_part` knows them.
-RESERVED = {"index", "fold", "repeat", "target", "prediction"}
+RESERVED = {"index", "fold", "repeat", "target", "prediction", "weight"}
 # Bytes that ranks exchange at a time.
 EXCHANGED = 2**24
 
@@ -106,7 +106,18 @@ def predict_part(
     if not len(table):
         raise NoPredictions(f"the part {part!r} has no samples.")
     table.task = getattr(getattr(model, "task", None), "name", None)
-    return table
+    return add_weights(table, datamodule, part)
+
+
+def add_weights(table: PredictionTable, datamodule: Any, part: str) -> PredictionTable:
+    """Return the table with the column ``weight``, if the samples of the part have weights."""
+    weights = datamodule.weights_of(part)
+    if weights is None:
+        return table
+    index = datamodule.indices(part).numpy()
+    order = np.argsort(index, kind="stable")
+    found = order[np.searchsorted(index, table.index, sorter=order)]
+    return table.with_columns(weight=weights.numpy()[found])
 
 
 class TableWriter:

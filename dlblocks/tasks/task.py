@@ -114,6 +114,11 @@ class PredictionTable:
             return PredictionTable.read, (self._path, "write it again", self.task)
         return _table, (self.columns, self.task)
 
+    @property
+    def sample_weight(self) -> Array | None:
+        """How much each sample counts, the column ``weight``; None if all count the same."""
+        return self["weight"] if self.has("weight") else None
+
     def has(self, *names: str) -> bool:
         """Return True if there are dense columns of these names."""
         return all(isinstance(self.columns.get(name), np.ndarray) for name in names)
@@ -302,6 +307,9 @@ class Task(nn.Module):
     standard: tuple[str, ...] = ()
     """Names of the metrics that are logged in any case."""
 
+    weighted: bool = False
+    """Whether the samples of the data have weights; the model sets it before a run."""
+
     def __init__(self, *, metrics: Sequence[str | Metric] | None = None) -> None:
         super().__init__()
         self.chosen = metrics or ()
@@ -333,14 +341,25 @@ class Task(nn.Module):
         """
         return outputs
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Compute the mean loss of a batch, a scalar."""
+    def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Compute the mean loss of a batch, a scalar.
+
+        A task of your own needs `weights` only for data that have some.
+
+        Args:
+            outputs: Of the net, shape (N, ...).
+            targets: Shape (N, ...).
+            weights: How much each sample counts, shape (N,), or None. The result is then the mean
+                of ``weight * loss``: a sum over the batch divided by what it is divided by without
+                weights, so that a sample counts the same in every batch.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define loss(outputs, targets).")
 
     def make_metrics(self, stage: Stage) -> MetricCollection:
         """Make the metrics of one stage.
 
-        They are updated with the predictions and targets of `for_metrics`.
+        They are updated with the predictions and targets of `for_metrics`, and where `weighted` is
+        True also with the samples' weights, shape (N,).
         """
         return MetricCollection({})
 
@@ -428,12 +447,15 @@ class Task(nn.Module):
 
     # The engine asks for these; without them it computes each model by itself.
 
-    def stacked_loss(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+    def stacked_loss(
+        self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None
+    ) -> Tensor | None:
         """Compute the losses (M,) of M models.
 
         Args:
             outputs: Shape (M, N, ...).
             targets: Shape (M, N, ...).
+            weights: Shape (M, N), or None.
         """
         return None
 
@@ -452,7 +474,8 @@ class Task(nn.Module):
         """Compute metrics over all samples at once, for ``pooled()`` and the report.
 
         Args:
-            table: ``table.target`` and ``table.prediction``, or what `keep` returns instead.
+            table: ``table.target`` and ``table.prediction``, or what `keep` returns instead, and
+                ``table.weight`` if samples have weights.
         """
         return {}
 
