@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanAbsoluteError, MeanMetric, MeanSquaredError, Metric, MetricCollection
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassCalibrationError,
@@ -90,8 +90,8 @@ def classification_metrics(num_classes: int, *, weighted: bool = False) -> Metri
     tensor(0.5000)
     """
     if weighted:
-        names = ("accuracy", "f1", "calibration_error")
-        return MetricCollection({name: WeightedClassMetric(num_classes, name) for name in names})
+        kinds = (_WeightedAccuracy, _WeightedF1, _WeightedCalibrationError)
+        return MetricCollection({kind.name: kind(num_classes) for kind in kinds})
     return MetricCollection(
         {
             "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
@@ -118,7 +118,7 @@ def regression_metrics(*, weighted: bool = False) -> MetricCollection:
     >>> metrics.compute()["mae"]
     tensor(1.)
     """
-    errors = {"rmse": MeanSquaredError(squared=False), "mae": MeanAbsoluteError()}
+    errors: dict[str, Metric] = {"rmse": MeanSquaredError(squared=False), "mae": MeanAbsoluteError()}
     if weighted:
         errors = {"rmse": _WeightedError(2), "mae": _WeightedError(1)}
     return MetricCollection({**errors, "r2": _R2Score()}, compute_groups=False)
@@ -129,25 +129,22 @@ def wide(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-class WeightedClassMetric(Metric):
-    """Accuracy, macro F1 or calibration error of samples that have weights.
+class _WeightedClassMetric(Metric):
+    """What weighted accuracy, macro F1 and calibration error share.
 
-    Where `classification_metrics` counts samples, it sums their weights.
-
-    Args:
-        num_classes: Number of classes C.
-        name: ``"accuracy"``, ``"f1"`` or ``"calibration_error"``.
+    Where `classification_metrics` counts samples, they sum their weights.
     """
 
     is_differentiable = False
     full_state_update = False
+    higher_is_better = True
+    name: str
     confusion: Tensor
     gaps: Tensor
 
-    def __init__(self, num_classes: int, name: str) -> None:
+    def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.num_classes, self.name = num_classes, name
-        self.higher_is_better = name != "calibration_error"
+        self.num_classes = num_classes
         # Weights by target and prediction; and in each bin of confidence the sum of
         # weight * (confidence - right).
         for state, size in (("confusion", num_classes**2), ("gaps", NUM_BINS + 1)):
@@ -168,35 +165,61 @@ class WeightedClassMetric(Metric):
 
     def compute(self) -> Tensor:
         """Return the metric; NaN if no weight is above 0."""
-        confusion = self.confusion.view(self.num_classes, self.num_classes)
-        hits, total = confusion.diagonal(), confusion.sum()
-        if self.name == "accuracy":
-            found = hits.sum() / total
-        elif self.name == "calibration_error":
-            found = self.gaps.abs().sum() / total
-        else:
-            both = confusion.sum(0) + confusion.sum(1)
-            found = (2 * hits / both)[both > 0].mean()
-        return found.float()
+        return self._of(self.confusion.view(self.num_classes, self.num_classes)).float()
+
+    def _of(self, confusion: Tensor) -> Tensor:
+        raise NotImplementedError
 
 
-class _WeightedError(MeanMetric):
+class _WeightedAccuracy(_WeightedClassMetric):
+    name = "accuracy"
+
+    def _of(self, confusion: Tensor) -> Tensor:
+        return confusion.diagonal().sum() / confusion.sum()
+
+
+class _WeightedF1(_WeightedClassMetric):
+    name = "f1"
+
+    def _of(self, confusion: Tensor) -> Tensor:
+        both = confusion.sum(0) + confusion.sum(1)
+        return (2 * confusion.diagonal() / both)[both > 0].mean()
+
+
+class _WeightedCalibrationError(_WeightedClassMetric):
+    name = "calibration_error"
+    higher_is_better = False
+
+    def _of(self, confusion: Tensor) -> Tensor:
+        return self.gaps.abs().sum() / confusion.sum()
+
+
+class _WeightedError(Metric):
     """(Σ w |ŷ - y|^p / Σ w)^(1/p), over all values of samples with weights w."""
 
-    higher_is_better = False  # type: ignore[assignment]
+    is_differentiable = True
+    higher_is_better = False
+    full_state_update = False
+    errors: Tensor
+    total: Tensor
 
     def __init__(self, power: int) -> None:
-        super().__init__(nan_strategy="disable")
+        super().__init__()
         self.power = power
+        for name in ("errors", "total"):
+            self.add_state(name, default=torch.tensor(0.0), dist_reduce_fx="sum")
 
-    def update(  # type: ignore[override]
-        self, predictions: Tensor, targets: Tensor, weights: Tensor
-    ) -> None:
-        error = (predictions - targets).abs() ** self.power
-        super().update(error, weights.reshape(-1, *(1,) * (error.ndim - 1)).expand_as(error))
+    def update(self, predictions: Tensor, targets: Tensor, weights: Tensor) -> None:
+        """Add predictions and targets, (N,) or (N, D), and weights (N,)."""
+        dtype = wide(targets.device)
+        errors = (predictions.to(dtype) - targets.to(dtype)).abs() ** self.power
+        weights = weights.to(dtype)
+        self.errors = self.errors + weights @ errors.reshape(len(errors), -1).mean(1)
+        self.total = self.total + weights.sum()
 
     def compute(self) -> Tensor:
-        return super().compute() ** (1 / self.power)
+        """Return the metric; NaN if no weight is above 0."""
+        return (self.errors / self.total).float() ** (1 / self.power)
 
 
 class _R2Score(Metric):

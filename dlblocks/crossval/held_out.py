@@ -170,7 +170,8 @@ class HeldOutScores(dict[str, float]):
                 interval = f"no interval: {self._why[name]}"
             lines.append(f"{name:<{width}}  {number(value):<10}  {interval}")
         if self._keys:
-            kinds = [] if self._grouped or "accuracy" not in self._keys.values() else ["Wilson"]
+            counted = "accuracy" in self._keys.values() and "accuracy" not in self._draws
+            kinds = ["Wilson"] if counted else []
             kinds += ["bootstrap"] if self._draws else []
             what = "groups" if self._grouped else "samples"
             lines.append(f"Intervals from {self._units} {what}, by {' and '.join(kinds)}.")

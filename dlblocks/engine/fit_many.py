@@ -398,8 +398,8 @@ class StackedFit(pl.LightningModule):
         with torch.inference_mode(), self.fitter.precision_plugin.val_step_context():
             for start in range(0, len(rows), size):
                 index = rows[start : start + size]
-                arrays = zip(data.kinds.values(), (inputs, targets), strict=True)
-                batch = [kind.gather(x, index) for kind, x in arrays]
+                arrays = {"inputs": inputs, "targets": targets}
+                batch = [data.kinds[name].gather(x, index) for name, x in arrays.items()]
                 batch = [x.to(self.root_device) for x in batch]
                 batch[0] = member.model.preprocess(batch[0])
                 result = member.model.predict_step([*batch, index], 0)
