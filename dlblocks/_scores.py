@@ -264,11 +264,17 @@ def weighted_class_metrics(
     gaps = bins * (right - confidence)[:, None]
     found["calibration_error"] = lambda w: np.abs(w @ gaps).sum(1) / w.sum(1)
     if num_classes == 2 and len(np.unique(target)) == 2:
-        found["auc"] = _auc(target, prediction[:, 1])
+        found["auc"] = weighted_auc(target, prediction[:, 1])
     return found
 
 
-def _auc(target: npt.NDArray[Any], score: npt.NDArray[Any]) -> Weighted:
+def weighted_auc(target: npt.NDArray[Any], score: npt.NDArray[Any]) -> Weighted:
+    """The area under the ROC curve, NaN where one class alone has weight.
+
+    Args:
+        target: 0 and 1, shape (N,).
+        score: Shape (N,); equal scores count half.
+    """
     order = np.argsort(score, kind="stable")
     positive = (target[order] == 1).astype(float)
     starts = np.flatnonzero(np.diff(score[order], prepend=-np.inf))  # of equal scores
@@ -282,6 +288,28 @@ def _auc(target: npt.NDArray[Any], score: npt.NDArray[Any]) -> Weighted:
             return (up * below).sum(1) / (up.sum(1) * down.sum(1))
 
     return auc
+
+
+def weighted_average_precision(target: npt.NDArray[Any], score: npt.NDArray[Any]) -> Weighted:
+    """Σ (R_n - R_{n-1}) P_n over the thresholds, NaN where no sample of class 1 has weight.
+
+    Args:
+        target: 0 and 1, shape (N,).
+        score: Shape (N,); equal scores have one threshold.
+    """
+    order = np.argsort(-score, kind="stable")
+    positive = (target[order] == 1).astype(float)
+    starts = np.flatnonzero(np.diff(score[order], prepend=np.inf))
+
+    def average_precision(weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        weights = weights[:, order]
+        hits = np.add.reduceat(weights * positive, starts, axis=1)
+        both = np.cumsum(np.add.reduceat(weights, starts, axis=1), axis=1)
+        with np.errstate(invalid="ignore"):  # thresholds above all samples, or no positive one
+            precision = np.cumsum(hits, axis=1) / both
+            return np.nansum(hits * precision, axis=1) / hits.sum(1)
+
+    return average_precision
 
 
 def weighted_value_metrics(

@@ -118,7 +118,10 @@ def regression_metrics(*, weighted: bool = False) -> MetricCollection:
     >>> metrics.compute()["mae"]
     tensor(1.)
     """
-    errors: dict[str, Metric] = {"rmse": MeanSquaredError(squared=False), "mae": MeanAbsoluteError()}
+    errors: dict[str, Metric] = {
+        "rmse": MeanSquaredError(squared=False),
+        "mae": MeanAbsoluteError(),
+    }
     if weighted:
         errors = {"rmse": _WeightedError(2), "mae": _WeightedError(1)}
     return MetricCollection({**errors, "r2": _R2Score()}, compute_groups=False)

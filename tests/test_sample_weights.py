@@ -95,9 +95,7 @@ def test_losses_against_a_loop():
     assert float(found) == pytest.approx(total / mass, rel=1e-5)
     labels = torch.randint(0, 2, (6, 3)).float()
     found = binary_cross_entropy(logits, labels, sample_weight=w)
-    expected = [
-        s * F.binary_cross_entropy_with_logits(z, y) for z, y, s in zip(logits, labels, w)
-    ]
+    expected = [s * F.binary_cross_entropy_with_logits(z, y) for z, y, s in zip(logits, labels, w)]
     assert float(found) == pytest.approx(float(sum(expected)) / 6, rel=1e-5)
 
 
@@ -457,7 +455,9 @@ def test_bagging_is_scored_out_of_bag_by_the_weights(tmp_path):
     result = bagging.fit()
     oob = result.oob[result.oob.votes > 0]
     np.testing.assert_array_equal(oob.weight, W[oob.index])
-    expected = metrics.accuracy_score(oob.target, oob.prediction.argmax(1), sample_weight=oob.weight)
+    expected = metrics.accuracy_score(
+        oob.target, oob.prediction.argmax(1), sample_weight=oob.weight
+    )
     assert result.oob_score["oob/accuracy"] == pytest.approx(expected, abs=1e-6)
     shares = oob.prediction / oob.prediction.sum(1, keepdims=True)
     losses = metrics.log_loss(oob.target, shares, sample_weight=oob.weight, labels=[0, 1, 2])

@@ -52,7 +52,9 @@ class MulticlassTask(ClassTask):
         class_weights: Weight of each class in the loss, length C, or ``"balanced"`` for
             N / (C · N_c), counted on the training part of the data. In training only.
         metrics: Further metrics of validation and test: names of torchmetrics' classes, such as
-            ``"auroc"`` or ``"cohen_kappa"``, or metrics.
+            ``"auroc"`` or ``"cohen_kappa"``, or metrics. Those of curves, such as ``"auroc"``, keep
+            all predictions of an epoch; `torchmetrics.classification.MulticlassAUROC` with
+            ``thresholds=200`` keeps counts alone.
 
     Example:
         >>> task = MulticlassTask(2)

@@ -15,7 +15,12 @@ from torchmetrics.functional.classification import multilabel_auroc, multilabel_
 from torchmetrics.utilities import dim_zero_cat
 
 from dlblocks import plots
-from dlblocks._scores import Weighted, weighted_mean
+from dlblocks._scores import (
+    Weighted,
+    weighted_auc,
+    weighted_average_precision,
+    weighted_mean,
+)
 from dlblocks.losses import binary_cross_entropy
 from dlblocks.metrics import hard_labels, wide
 from dlblocks.tasks._weighted import ClassTask
@@ -47,6 +52,8 @@ class MultilabelTask(ClassTask):
             gives both sides of each label the same weight. In training only.
         metrics: Further metrics of validation and test: names of torchmetrics' classes, such as
             ``"hamming_distance"``, or metrics.
+
+    AUROC and average precision keep all predictions of an epoch, 4 bytes for each of the N · C.
 
     Example:
         >>> task = MultilabelTask(3)
@@ -221,9 +228,22 @@ class MultilabelTask(ClassTask):
             with np.errstate(invalid="ignore"):  # a label that is neither target nor guess
                 return np.nanmean(2 * (weights @ (target * guess)) / both, axis=1)
 
+        def mean_of(metric: Callable[[Array, Array], Weighted]) -> Weighted:
+            each = [metric(t, p) for t, p in zip(target.T, prediction.T, strict=True)]
+
+            def mean(weights: Array) -> Array:
+                found = np.stack([one(weights) for one in each])
+                known = ~np.isnan(found)  # of labels that the weighted samples have
+                with np.errstate(invalid="ignore"):
+                    return np.where(known, found, 0).sum(0) / known.sum(0)
+
+            return mean
+
         return {
             "accuracy": weighted_mean(right.mean(1)),
             "f1": f1,
+            "auroc": mean_of(weighted_auc),
+            "average_precision": mean_of(weighted_average_precision),
             "log_loss": weighted_mean(_cross_entropy(target, prediction).mean(1)),
         }
 
