@@ -95,7 +95,10 @@ def test_losses_against_a_loop():
     assert float(found) == pytest.approx(total / mass, rel=1e-5)
     labels = torch.randint(0, 2, (6, 3)).float()
     found = binary_cross_entropy(logits, labels, sample_weight=w)
-    expected = [s * F.binary_cross_entropy_with_logits(z, y) for z, y, s in zip(logits, labels, w)]
+    expected = [
+        s * F.binary_cross_entropy_with_logits(z, y)
+        for z, y, s in zip(logits, labels, w, strict=True)
+    ]
     assert float(found) == pytest.approx(float(sum(expected)) / 6, rel=1e-5)
 
 
@@ -246,7 +249,7 @@ def test_batches_and_their_scale():
     rows = data.indices("train")
     found = torch.cat([batch[2] for batch in data.train_dataloader()])
     assert float(found.mean()) == pytest.approx(1, abs=1e-6)
-    inputs, targets, weights = next(iter(data.val_dataloader()))
+    *_, weights = next(iter(data.val_dataloader()))
     first = data.indices("val")[:16]
     torch.testing.assert_close(weights, torch.from_numpy(W / W[rows].mean())[first])
     assert len(next(iter(data.predict_dataloader()))) == 3  # with the index, without weights
@@ -255,7 +258,7 @@ def test_batches_and_their_scale():
 
 @pytest.mark.parametrize("targets", ["soft", "pair"])
 def test_a_mixed_loss_is_that_of_both_samples_with_their_weights(targets, make_trainer):
-    """The loss of the mix is the mean of λ w_i l_i + (1 - λ) w_j l_j, to which the epoch adds up."""
+    """The loss of the mix is the mean of λ w_i l_i + (1 - λ) w_j l_j."""
     images, w = torch.rand(8, 1, 6, 6), torch.arange(8.0)
     seen = []
 
