@@ -18,6 +18,7 @@ from dlblocks._errors import check_range, did_you_mean, whole
 from dlblocks.data._cache import cached_images, decode_all
 from dlblocks.data._images import ENDINGS, decode, images_below, is_hidden
 from dlblocks.data.datamodule import DataModule, Source
+from dlblocks.data.encoders import Encoder, ImageEncoder
 from dlblocks.data.splitting import Indices, hold_out_test
 
 # Spellings of the folder of each part, in small letters and without what stands around them.
@@ -142,6 +143,12 @@ class ImageFolderDataModule(DataModule):
             source.test_inputs = self._decoded([parts["test"]], test)
             source.test_targets = torch.tensor([number for _, _, number in test])
         return source
+
+    def _make_encoder(self, **shared: Any) -> Encoder:
+        found = super()._make_encoder(**shared)
+        if isinstance(found, ImageEncoder):
+            found.background = list(self.background)
+        return found
 
     def notes(self) -> list[str]:
         _ = self.source
