@@ -517,7 +517,7 @@ def test_a_cache_that_is_a_file(root, tmp_path):
 
 
 def decode_slowly(seconds):
-    decode = image_folder._decode
+    decode = image_folder.decode
 
     def slow(file, **settings):
         with open("decoded.txt", "a") as log:
@@ -525,7 +525,7 @@ def decode_slowly(seconds):
         time.sleep(seconds)
         return decode(file, **settings)
 
-    image_folder._decode = slow
+    image_folder.decode = slow
 
 
 def build_together():
