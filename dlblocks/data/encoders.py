@@ -307,7 +307,8 @@ class TableEncoder(Encoder):
                     f"have them; read {where} yourself, and give the DataFrame."
                 )
             args = {k: v for k, v in self.read_args.items() if k != "thousands"}
-            ids = [] if id_column is None else [id_column]
+            features = [column.name for column in self.columns]
+            ids = [] if id_column in (None, *features) else [str(id_column)]
             reader = CsvChunks(Path(data), args, [*self.texts, *ids], rows)
             tables: Iterator[DataFrame] = iter(reader)
             seen = [0]
