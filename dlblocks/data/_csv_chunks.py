@@ -67,7 +67,12 @@ class CsvChunks:
         if args.get("sep") is None:
             args["sep"] = "\t" if ".tsv" in [ending.lower() for ending in path.suffixes] else ","
         plain = {k: v for k, v in args.items() if k not in ("dtype", "na_values")}
-        names = list(_reading(path, lambda: pd.read_csv(path, **plain, nrows=1)).columns)
+        if args.get("names") is not None:
+            # pandas would fill columns that the file has not.
+            unnamed = {**plain, "names": None, "header": None, "nrows": 1, "dtype": str}
+            width = len(_reading(path, lambda: pd.read_csv(path, **unnamed)).columns)
+            args["names"] = plain["names"] = list(args["names"])[:width]
+        names = list(_reading(path, lambda: pd.read_csv(path, **plain, nrows=0)).columns)
         found = {str(name).strip(): name for name in names}  # as the file has them
         texts = {found[name]: str for name in self.texts if name in found}
         dtype = self._dtype({}, found)

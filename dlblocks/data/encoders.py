@@ -216,10 +216,9 @@ class ImageEncoder(ArrayEncoder):
                 for start in range(0, len(files), rows):
                     some = files[start : start + rows]
                     decoded = pool.map(lambda file: decode(file, size, channels, colour), some)
-                    yield (
-                        torch.from_numpy(np.stack(list(decoded))),
-                        names[start : start + rows],
-                    )
+                    # Of another layout in memory, convolutions round in another way.
+                    images = np.ascontiguousarray(np.stack(list(decoded)))
+                    yield torch.from_numpy(images), names[start : start + rows]
 
         return Samples(chunks(), "file", lambda: len(files))
 
