@@ -27,7 +27,7 @@ from dlblocks.models import (
     VotingModule,
     load,
 )
-from dlblocks.models._checkpoints import restore
+from dlblocks.models._checkpoints import of_foreign, read_checkpoint, restore
 from dlblocks.models._predict import NoPredictions
 from dlblocks.nets import Preprocess
 from dlblocks.runs._history import History, record
@@ -80,6 +80,9 @@ def ensemble(
     average = VotingModule(members, task_name=task).eval()
     for own, values in zip(average.own, preprocess, strict=True):
         own.set(**Preprocess.from_plain(values or {}).statistics())  # type: ignore[operator]
+    if average.data_spec is None:
+        first = read_checkpoint(result.run_dir / result.folds[0]["checkpoint"], "cpu")
+        average.data_spec, _ = of_foreign(first)
     return average
 
 

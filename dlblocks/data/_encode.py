@@ -22,29 +22,31 @@ if TYPE_CHECKING:
 CHUNK = 4096  # rows at a time, which a cache holds: three times as fast
 
 
-def encode(table: DataFrame, columns: Sequence[Column]) -> Tensor:
+def encode(table: DataFrame, columns: Sequence[Column], *, is_wide: bool | None = None) -> Tensor:
     """Make features (N, F) of a table.
 
     A missing cell is NaN in all features of its column.
 
     Columns of the kinds ``"counts"`` and ``"embedding"`` are numbers of categories, from 0, -1 for
-    a missing cell; see `completion`.
+    a missing cell, and their count for a category that is not among them; see `completion`.
 
     Args:
         table: A table.
         columns: What becomes of its columns.
+        is_wide: Whether to return float64; None to look whether float32 would do.
 
     Returns:
         float32, or float64 if float32 would round away what a column says.
     """
     values = [_values(column, table[column.name]) for column in columns]
-    wide = any(
-        needs_float64(read_only_tensor(block.reshape(len(block), -1)))
-        for column, block in zip(columns, values, strict=True)
-        if column.kind in ("number", "date") and block.dtype.kind in "if"
-    )
+    if is_wide is None:
+        is_wide = any(
+            needs_float64(read_only_tensor(block.reshape(len(block), -1)))
+            for column, block in zip(columns, values, strict=True)
+            if column.kind in ("number", "date") and block.dtype.kind in "if"
+        )
     stops = np.cumsum([len(column.feature_names) for column in columns]).tolist()
-    features = np.zeros((len(table), stops[-1]), dtype=np.float64 if wide else np.float32)
+    features = np.zeros((len(table), stops[-1]), dtype=np.float64 if is_wide else np.float32)
     for first in range(0, len(table), CHUNK):
         part, start = features[first : first + CHUNK], 0
         for column, block, stop in zip(columns, values, stops, strict=True):
@@ -66,7 +68,7 @@ def completion(
     Missing numbers and dates become the median, missing categories the most frequent one; of
     ``"counts"``, a category becomes its share of the training rows; of ``"embedding"``, its number
     from 1, or 0 if no training row has it. Missing cells of these two count as one more category,
-    and as unknown.
+    and as unknown. The last entry of a table is 0, for categories that the whole table has not.
 
     Args:
         inputs: As `encode` makes them.
@@ -83,17 +85,17 @@ def completion(
         stop = start + len(column.feature_names)
         if column.kind in ("counts", "embedding"):
             codes = inputs[rows, start].long() + 1
-            seen = torch.bincount(codes, minlength=len(column.categories) + 1)
+            seen = torch.bincount(codes, minlength=len(column.categories) + 2)
             number = torch.arange(len(seen)).where(seen > 0, 0)
             tables.append(
                 (seen / len(rows) if column.kind == "counts" else number).to(inputs.dtype)
             )
             coded.append(start)
-        elif impute and column.missing:
+        elif impute:  # of all columns: new rows may lack what no training row did
             seen = inputs[rows, start:stop]
             fill[start:stop] = _fill(seen, most_frequent=column.kind == "category")
         start = stop
-    found = {"fill": fill} if impute and any(column.missing for column in columns) else {}
+    found = {"fill": fill} if impute else {}
     if coded:
         found["coded"] = torch.tensor(coded)
         found["tables"] = torch.nn.utils.rnn.pad_sequence(tables, batch_first=True)
@@ -139,7 +141,8 @@ def _date_parts(column: Column, cells: Series) -> npt.NDArray[np.float64]:
 
 
 def _codes(column: Column, cells: Series) -> npt.NDArray[np.int64]:
-    """Numbers of the column's categories, -1 for missing cells and unknown categories."""
+    """Numbers of the column's categories, -1 for missing cells; for unknown ones their count."""
     codes, names = factorize(cells)
     place = {name: i for i, name in enumerate(column.categories)}
-    return np.array([*(place.get(name, -1) for name in names), -1])[codes]
+    unknown = len(place)
+    return np.array([*(place.get(name, unknown) for name in names), -1])[codes]

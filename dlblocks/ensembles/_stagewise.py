@@ -230,6 +230,7 @@ class Stagewise(CheckedConstructor):
         kept = best if self.patience is not None else len(self.learners)
         model = self.make_model(kept).eval()
         model.preprocess.set(**self.datamodule.preprocess.statistics())
+        model.data_spec = self.datamodule.encoder.to_plain()
         if str(self.trainer.get("precision")) in TRUE_PRECISIONS:
             model = model.to(torch.get_default_dtype())  # as it is loaded, for inputs as they come
         ended = self._files.seconds()

@@ -22,6 +22,7 @@ Module = TypeVar("Module", bound=pl.LightningModule)
 CLASS_PATH = "_class_path"
 HPARAMS = "hyper_parameters"
 LEFT_OUT = "_left_out"
+DATA_SPEC = "data_spec"
 _VOTING = "dlblocks.models.voting."
 # Classes that older checkpoints name, by today's names.
 RENAMED = dict.fromkeys(
@@ -32,6 +33,8 @@ RENAMED = dict.fromkeys(
 def describe(model: Any, checkpoint: dict[str, Any]) -> None:
     """Leaves in `checkpoint` the model's class path and plain hyperparameters, and no more."""
     checkpoint[HPARAMS] = description(model)
+    if model.data_spec is not None:
+        checkpoint[DATA_SPEC] = model.data_spec
     checkpoint.pop("hparams_name", None)
     plain_hyperparameters(checkpoint)
 
@@ -147,8 +150,10 @@ def class_path(cls: type) -> str:
 def check_same(model: Any, checkpoint: dict[str, Any]) -> None:
     """Raises a `ValueError` if `checkpoint` was saved by another class or other dimensions.
 
-    Weights of compiled nets get the names that they have in the model.
+    Weights of compiled nets get the names that they have in the model, and the model gets its
+    `data_spec`.
     """
+    model.data_spec = checkpoint.get(DATA_SPEC, model.data_spec)
     saved = checkpoint.get(HPARAMS) or {}
     path = saved.get(CLASS_PATH)
     path = RENAMED.get(str(path), path)
@@ -235,6 +240,18 @@ def read_checkpoint(path: str | PathLike[str], map_location: Any) -> dict[str, A
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"{path} has no state_dict; it is no checkpoint of a Trainer.")
     return checkpoint
+
+
+def of_foreign(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """Return what a datamodule of ours has left in a checkpoint of somebody else's module.
+
+    Returns:
+        The `data_spec`, or None, and the statistics of inputs as plain values.
+    """
+    for state in checkpoint.values():
+        if isinstance(state, Mapping) and isinstance(state.get(DATA_SPEC), Mapping):
+            return dict(state[DATA_SPEC]), dict(state.get("preprocess") or {})
+    return None, {}
 
 
 def _damaged(path: Path, error: Exception) -> DamagedFileError:

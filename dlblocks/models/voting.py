@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from dlblocks.models._members import Kind, MadeOfTrained, described, rebuilt
+from dlblocks.models._members import Kind, MadeOfTrained, common_spec, described, rebuilt
 from dlblocks.models._predict import gather, join_batches, predictor, target_in
 from dlblocks.models.model import Model, beside_inputs
 from dlblocks.nets import Preprocess
@@ -78,6 +78,7 @@ class VotingEnsemble(MadeOfTrained, Model):
         task = tasks[0].for_ensemble()  # type: ignore[union-attr]
         super().__init__(_Committee(models), task)
         self.preprocess = PassOn([model.preprocess for model in models])
+        self.data_spec = common_spec(models)
         if voting == "hard" and not self.task.votes:
             raise ValueError("voting='hard' counts votes for classes, and values have none.")
         self.voting = voting
@@ -171,6 +172,7 @@ class VotingModule(MadeOfTrained, Model):
         own = [PassOn([m.preprocess]) if isinstance(m, Model) else Preprocess() for m in models]
         self.own = nn.ModuleList(own)
         self.preprocess = PassOn(own)
+        self.data_spec = common_spec(models)
         self.task_name = task_name
         # Predictions, targets, and weights if samples have some, by the number of the loader.
         self._scored: dict[int, list[tuple[Tensor, ...]]] = {}
