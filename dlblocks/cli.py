@@ -518,6 +518,12 @@ def predict_file(args: Sequence[str]) -> None:
         default=None,
         help="Your function that makes a batch: package.function.",
     )
+    parser.add_argument(
+        "--coverage",
+        type=float | None,
+        default=None,
+        help="Such as 0.9: add prediction intervals of values, or sets of classes.",
+    )
     parser.add_argument("--progress_bar", type=bool, default=True, help="Show one.")
     given = parser.parse_args(list(args))
     predictor = load(
@@ -529,6 +535,7 @@ def predict_file(args: Sequence[str]) -> None:
         device=given.device,
         id_column=given.id_column,
         unseen=given.unseen,
+        coverage=given.coverage,
         progress_bar=given.progress_bar,
     )
     if given.output.endswith(".npz"):

@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import Logger
 from dlblocks._files import check_files, read_json, read_record, write_json
 from dlblocks._plain import plain_checkpoints
 from dlblocks._quiet import isolated
+from dlblocks.crossval._calibration import best_temperature, calibrate
 from dlblocks.crossval._fold import fold_folder
 from dlblocks.crossval._scored_folds import ScoredFolds
 from dlblocks.crossval._splits import FOLDS
@@ -53,8 +54,11 @@ def ensemble(
     result: ScoredFolds,
     classes: Iterable[type[Model]] = (),
     make_model: Callable[[], pl.LightningModule] | None = None,
+    *,
+    fit_temperature: bool = False,
 ) -> Model:
     """The average of the fold models, in evaluation mode; see `ScoredFolds.ensemble`."""
+    oof, temperature = result.oof, 1.0
     members, preprocess = [], []
     for row in result.folds:
         if not row.get("checkpoint"):
@@ -69,21 +73,31 @@ def ensemble(
         preprocess.append(found["preprocess"])
         members.append(_member(result, row["checkpoint"], list(classes), make_model))
     if all(isinstance(member, Model) and member.task for member in members):
-        return VotingEnsemble(members).eval()
-    oof = result.oof
+        average = VotingEnsemble(members).eval()
+        if fit_temperature:
+            temperature = best_temperature(average.task, oof)
+            average = VotingEnsemble(members, temperature=temperature).eval()
+        calibrate(result, average, temperature)
+        return average
+    if fit_temperature:
+        raise ValueError(
+            "fit_temperature=True needs models of dlblocks.models, whose logits are known; scale "
+            "the logits in your module."
+        )
     if oof is not None and oof.has("prediction") and oof.prediction.dtype.kind not in "fc":
         raise ValueError(
             f"{type(members[0]).__name__} predicts {oof.prediction.dtype}, as of classes, "
             "which have no average; let predict_step return probabilities or logits."
         )
     task = result.info.get("task")
-    average = VotingModule(members, task_name=task).eval()
-    for own, values in zip(average.own, preprocess, strict=True):
+    module = VotingModule(members, task_name=task).eval()
+    for own, values in zip(module.own, preprocess, strict=True):
         own.set(**Preprocess.from_plain(values or {}).statistics())  # type: ignore[operator]
-    if average.data_spec is None:
+    if module.data_spec is None:
         first = read_checkpoint(result.run_dir / result.folds[0]["checkpoint"], "cpu")
-        average.data_spec, _ = of_foreign(first)
-    return average
+        module.data_spec, _ = of_foreign(first)
+    calibrate(result, module)
+    return module
 
 
 def _member(

@@ -60,13 +60,15 @@ class CrossValidationResult(ScoredFolds):
         classes: Iterable[type[Model]] = (),
         *,
         make_model: Callable[[], pl.LightningModule] | None = None,
+        fit_temperature: bool = False,
     ) -> Model:
         """Average the fold models into one model.
 
         It returns probabilities for classes, else values. It takes raw inputs, in the units of the
         data's source: each member prepares them as in its own fold. It is saved by
         ``ensemble.save("model.ckpt")``, or by a Trainer, and loaded by `dlblocks.models.load`.
-        Folds that have failed are no members.
+        Folds that have failed are no members. It holds the out-of-fold scores, so that
+        ``dlblocks.load(…).predict(data, coverage=0.9)`` has prediction intervals or sets.
 
         Modules of your own that are no subclasses of ours are averaged by what their `predict_step`
         returns, or their `forward` if they have none. Such an ensemble is scored by metrics of its
@@ -81,13 +83,17 @@ class CrossValidationResult(ScoredFolds):
                 result.folds]})``, one of your own subclasses of our models by ``load(path,
                 classes=[YourModel])``.
 
+            fit_temperature: Divide the logits by the temperature that is best for the out-of-fold
+                predictions (Guo et al. 2017), so that probabilities are less over-confident. It is
+                ``ensemble.temperature``.
+
         Raises:
             ValueError: The fold models cannot predict, or predict classes, which have no average;
                 there are no checkpoints; or the result was loaded and `make_model` or `classes` is
                 missing.
         """
         with isolated():  # making a model draws its weights
-            return _refit.ensemble(self, classes, make_model)
+            return _refit.ensemble(self, classes, make_model, fit_temperature=fit_temperature)
 
     def refit(
         self,

@@ -248,6 +248,16 @@ class MulticlassTask(ClassTask):
         return columns | dict(zip(shares, prediction.T, strict=True))
 
     @classmethod
+    def conformal_scores(cls, target: Array, prediction: Array) -> Array | None:
+        if prediction.ndim == 1:
+            return None
+        return 1 - np.take_along_axis(prediction, target[:, None], axis=1)[:, 0]
+
+    @classmethod
+    def regions(cls, calibration: Any, each: Tensor, coverage: float) -> dict[str, Tensor]:
+        return {"in_set": calibration.classes(1 - each, coverage)}
+
+    @classmethod
     def answers(
         cls, prediction: Array, class_names: Sequence[str] | None = None
     ) -> dict[str, Array]:

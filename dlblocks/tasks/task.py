@@ -512,6 +512,31 @@ class Task(nn.Module):
         return _numbered("target", target) | _numbered("prediction", prediction)
 
     @classmethod
+    def conformal_scores(cls, target: Array, prediction: Array) -> Array | None:
+        """Measure how far out-of-fold predictions are from their targets, shape (n,) or (n, D).
+
+        None if the task has no prediction intervals or sets; see `regions`.
+        """
+        return None
+
+    @classmethod
+    def regions(cls, calibration: Any, each: Tensor, coverage: float) -> dict[str, Tensor]:
+        """Compute prediction intervals or sets.
+
+        Args:
+            calibration: A `dlblocks.models._conformal.Calibration`.
+            each: What each member predicts, shape (M, N, ...).
+            coverage: Share of new samples whose target should be inside.
+
+        Returns:
+            Further columns of the predictions.
+        """
+        raise ValueError(
+            f"coverage={coverage}: there are prediction intervals for values and prediction sets "
+            f"for classes, and none for {cls.name!r}; leave coverage= out."
+        )
+
+    @classmethod
     def answers(
         cls, prediction: Array, class_names: Sequence[str] | None = None
     ) -> dict[str, Array]:
