@@ -42,7 +42,7 @@ from dlblocks.runs._trainer import (
 )
 from dlblocks.runs.fit import drop_training_state
 from dlblocks.runs.predictions import predict_part
-from dlblocks.tasks import PredictionTable
+from dlblocks.tasks import PredictionTable, Task
 
 TESTED = "test.json"
 # What `refit` says of schedules that need validation.
@@ -68,7 +68,7 @@ def ensemble(
         check_files(path, found, cure)
         preprocess.append(found["preprocess"])
         members.append(_member(result, row["checkpoint"], list(classes), make_model))
-    if all(isinstance(member, Model) and member.task for member in members):
+    if all(isinstance(getattr(member, "task", None), Task) for member in members):
         return VotingEnsemble(members).eval()
     oof = result.oof
     if oof is not None and oof.has("prediction") and oof.prediction.dtype.kind not in "fc":
