@@ -3,36 +3,53 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from dlblocks.crossval._scored_folds import ScoredFolds
-from dlblocks.models import VotingModule
+from dlblocks.models import VotingEnsemble, VotingModule
 from dlblocks.tasks import PredictionTable, Task
+from dlblocks.tasks.task import task_names
 
 
-def calibrate(result: ScoredFolds, average: Any, temperature: float = 1.0) -> None:
-    """Give a fold average the out-of-fold scores for its prediction intervals or sets."""
-    oof = result.oof
+def calibrate(
+    average: VotingEnsemble | VotingModule,
+    oof: PredictionTable | None,
+    folds: Sequence[Mapping[str, Any]],
+) -> None:
+    """Give a fold average the out-of-fold scores for its prediction intervals or sets.
+
+    Args:
+        average: The fold average.
+        oof: Out-of-fold predictions.
+        folds: The rows of the fits, one a member.
+    """
     if oof is None or not oof.has("target", "prediction"):
         return
-    try:
-        task = oof.of_task()
-    except ValueError:
-        return  # of no known task
+    name = task_of(oof)
+    if name is None:
+        return
+    task = task_names()[name]
     prediction = oof.prediction
-    if temperature != 1:
+    if isinstance(average, VotingEnsemble) and average.temperature != 1:
         outputs = average.task.outputs_of(torch.from_numpy(np.array(prediction)))
-        prediction = average.task.predict(outputs / temperature).numpy()
+        prediction = average.task.predict(outputs / average.temperature).numpy()
     scores = task.conformal_scores(oof.target, prediction)
     if scores is None or not np.isfinite(scores).all():
         return
-    numbers = {(row["repeat"], row["fold"]): k for k, row in enumerate(result.folds)}
+    numbers = {(row["repeat"], row["fold"]): k for k, row in enumerate(folds)}
     member = [numbers[place] for place in zip(oof.repeat.tolist(), oof.fold.tolist(), strict=True)]
     average.calibration.set(torch.tensor(member), torch.from_numpy(scores))
-    average.task_name = task.name if isinstance(average, VotingModule) else None
+
+
+def task_of(oof: PredictionTable | None) -> str | None:
+    """Return the name of the task of out-of-fold predictions, None if it is not clear."""
+    try:
+        return None if oof is None else oof.of_task().name
+    except ValueError:
+        return None
 
 
 def best_temperature(task: Task, oof: PredictionTable | None) -> float:
