@@ -226,7 +226,7 @@ def test_once(
             enable_checkpointing=False,
         )
         data = datamodule.without_validation()  # all folds have the same test set
-        _check_data_of(run_dir, data)
+        check_data_of(run_dir, data)
         data.trainer = tester  # as Lightning does; their loaders may ask it
         shared = data.shared_with_test()
         note = _note_on_shared(data, shared, allow_shared)
@@ -291,7 +291,7 @@ def _test_predictions(
     return predicted, None if groups is None or own else np.asarray(groups)[index]
 
 
-def _check_data_of(run_dir: Path, data: SplitDataModule) -> None:
+def check_data_of(run_dir: Path, data: SplitDataModule) -> None:
     """Raise a `ValueError` unless the datamodule holds the data and test set of the run.
 
     A new datamodule may split in another way. Then the run has trained on some of its test samples.

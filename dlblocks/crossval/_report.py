@@ -26,6 +26,8 @@ CAPTIONS = {
     "reliability": "Reliability: accuracy of the out-of-fold predictions by their confidence.",
     "predicted_vs_true": "Out-of-fold predictions over the true values.",
     "curve": "The samples and their out-of-fold predictions.",
+    "importance": "Importance: how much worse the out-of-fold predictions are once the values of a "
+    "column have changed places.",
     "hardest": "Hardest samples: the true class got the lowest out-of-fold probability, on average "
     "over the repeats.",
 }

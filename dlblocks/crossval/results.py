@@ -14,6 +14,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.callbacks import Callback
+from tqdm import tqdm
 from typing_extensions import Self
 
 from dlblocks._errors import check_choice, did_you_mean
@@ -33,6 +34,7 @@ from dlblocks.crossval import _refit, _report
 from dlblocks.crossval._fold import difference, fold_folder, share_correct
 from dlblocks.crossval._splits import NO_OOF
 from dlblocks.crossval.held_out import HeldOutScores
+from dlblocks.crossval.importance import Importance, named_columns, permutation_importance
 from dlblocks.crossval.statistics import (
     Comparison,
     corrected_t_test,
@@ -40,9 +42,11 @@ from dlblocks.crossval.statistics import (
     least_paired_error,
     mean_interval,
 )
-from dlblocks.data import SplitDataModule
+from dlblocks.data import DataModule, SplitDataModule
 from dlblocks.metrics import Range, metric_range
 from dlblocks.models import Model
+from dlblocks.nets.preprocess import preprocess_of
+from dlblocks.runs._figures import drawing, save_figures
 from dlblocks.runs._result import Result
 from dlblocks.runs._tables import number
 from dlblocks.tasks import PredictionTable
@@ -448,6 +452,83 @@ class CrossValidationResult(Result):
     def refit_epochs(self) -> int:
         """For how many epochs `refit` trains: the median of the folds' best ones."""
         return max(1, round(statistics.median(row["best_epoch"] for row in self.folds)))
+
+    def importance(
+        self,
+        datamodule: SplitDataModule | None = None,
+        *,
+        metric: str | None = None,
+        groups: Mapping[str, Sequence[str]] | None = None,
+        repeats: int = 5,
+        seed: int = 0,
+        classes: Iterable[type[Model]] = (),
+        make_model: Callable[[], pl.LightningModule] | None = None,
+        progress_bar: bool = True,
+    ) -> Importance:
+        """Measure how much the fold models need each column of a table.
+
+        Each model predicts its validation samples again, with the values of one column in another
+        order. See `dlblocks.crossval.importance`. ``importance.csv`` and a figure are left in the
+        run folder, and shown in the report.
+
+        Args:
+            datamodule: The data; not needed on the result that `cross_validate` returned.
+            metric: A name of `pooled`, such as ``"accuracy"``; None for the loss: ``"log_loss"`` of
+                classes, ``"rmse"`` of values.
+            groups: Columns whose values change places together, such as ``{"place": ["city",
+                "zip"]}``. The features of one column always do.
+            repeats: Permutations of each column.
+            seed: Seed of the permutations.
+            classes: As for `ensemble`.
+            make_model: As for `ensemble`.
+            progress_bar: Show one after a second.
+
+        Raises:
+            ValueError: The inputs are no table, there are no out-of-fold predictions, or a name is
+                not known.
+        """
+        data: Any = datamodule or (self.given or {}).get("datamodule")
+        if data is None:
+            raise ValueError("a result that was loaded does not know datamodule; give datamodule=.")
+        if not isinstance(data, DataModule):
+            raise ValueError(
+                f"importance is of columns, and a {type(data).__name__} does not say what those "
+                "are; use TabularDataModule or ArrayDataModule."
+            )
+        _refit.check_data_of(self.run_dir, data)
+        columns = named_columns(data.column_features, groups)
+        oof = self._predictions()
+        model: Any = self.ensemble(classes, make_model=make_model)
+        fits = [
+            (
+                member,
+                preprocess_of(member) or model.own[k],
+                oof[(oof.repeat == row["repeat"]) & (oof.fold == row["fold"])],
+            )
+            for k, (member, row) in enumerate(zip(model.net.members, self.folds, strict=True))
+        ]
+        total = len(fits) * len(columns)
+        with tqdm(
+            total=total, desc="importance", unit="column", disable=not progress_bar, delay=1
+        ) as bar:
+            found = permutation_importance(
+                fits,
+                data.source.inputs,
+                columns,
+                metric=metric,
+                repeats=repeats,
+                seed=seed,
+                test_to_train=self.test_to_train,
+                num_folds=self._num_folds,
+                step=bar.update,
+            )
+        write_rows(self.run_dir / "importance.csv", found.rows())
+        with drawing("importance") as figures:
+            figures["importance"] = found.figure()
+        save_figures(self.run_dir / "figures", figures)
+        if (self.run_dir / "report.html").is_file():
+            self.report()
+        return found
 
     def test(
         self,

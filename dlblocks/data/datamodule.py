@@ -193,6 +193,17 @@ class DataModule(SplitDataModule):
         return self.source.feature_names
 
     @property
+    def column_features(self) -> dict[str, list[int]]:
+        """For each column of a table its features; of arrays (N, F) each feature by itself."""
+        if len(self.input_shape) != 1:
+            raise ValueError(
+                f"inputs of shape {self.input_shape} are no table (N, F) of columns, such as that "
+                "of a TabularDataModule."
+            )
+        names = self.feature_names or [str(i) for i in range(self.in_features)]
+        return {name: [i] for i, name in enumerate(names)}
+
+    @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one input, without the batch axis."""
         return tuple(self.source.inputs.shape[1:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -451,6 +452,15 @@ class TabularDataModule(DataModule):
         return torch.tensor(numbers.to_numpy(), dtype=torch.get_default_dtype()), None
 
     # What it is
+
+    @property
+    def column_features(self) -> dict[str, list[int]]:
+        _ = self.source
+        stops = accumulate(len(column.feature_names) for column in self.table_columns)
+        return {
+            column.name: [*range(stop - len(column.feature_names), stop)]
+            for column, stop in zip(self.table_columns, stops, strict=True)
+        }
 
     def _make_encoder(self, **shared: Any) -> TableEncoder:
         columns = self.table_columns
