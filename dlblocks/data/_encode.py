@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import joblib
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dlblocks.data._cache import read_only_tensor
 from dlblocks.data._cells import factorize, plain_values, to_days
 from dlblocks.data._columns import Column
 from dlblocks.data._normalization import needs_float64
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 
+MAX_THREADS = 8
 CHUNK = 4096  # rows at a time, which a cache holds: three times as fast
 
 
@@ -39,13 +41,13 @@ def encode(table: DataFrame, columns: Sequence[Column]) -> Tensor:
     """
     values = [_values(column, table[column.name]) for column in columns]
     wide = any(
-        needs_float64(read_only_tensor(block.reshape(len(block), -1)))
+        column.is_wide or (column.kind == "date" and needs_float64(torch.from_numpy(block)))
         for column, block in zip(columns, values, strict=True)
-        if column.kind in ("number", "date") and block.dtype.kind in "if"
     )
     stops = np.cumsum([len(column.feature_names) for column in columns]).tolist()
     features = np.zeros((len(table), stops[-1]), dtype=np.float64 if wide else np.float32)
-    for first in range(0, len(table), CHUNK):
+
+    def fill(first: int) -> None:
         part, start = features[first : first + CHUNK], 0
         for column, block, stop in zip(columns, values, stops, strict=True):
             cells = block[first : first + CHUNK]
@@ -55,6 +57,9 @@ def encode(table: DataFrame, columns: Sequence[Column]) -> Tensor:
             else:
                 part[:, start:stop] = cells.reshape(len(cells), -1)
             start = stop
+
+    with ThreadPoolExecutor(min(joblib.cpu_count(), MAX_THREADS)) as pool:
+        list(pool.map(fill, range(0, len(table), CHUNK)))
     return torch.from_numpy(features)
 
 
