@@ -228,13 +228,14 @@ class ColumnReader:
             self._refuse(name, f"is infinite ({cells.iloc[row]}) in row {row + 1}", cure)
 
     def _read_texts(self, column: Column, cells: Series) -> None:
-        name, count = column.name, int(cells.notna().sum())
-        numbers = to_numbers(cells)
-        share = int(numbers.notna().sum()) / count
+        name, count = column.name, len(cells) - column.missing
+        are_numbers = to_numbers(cells.cat.categories.to_series()).notna()
+        numbers = to_numbers(cells) if are_numbers.any() else None
+        share = 0 if numbers is None else int(numbers.notna().sum()) / count
         if share == 1:  # a number, as are truth values
             self._check_rounded(name, cells)
             return
-        if share >= MOSTLY_NUMBERS:
+        if numbers is not None and share >= MOSTLY_NUMBERS:
             self._refuse_bad_numbers(name, cells, numbers)
         column.kind = "category"
         column.categories = factorize(cells)[1]
@@ -271,8 +272,7 @@ class ColumnReader:
 
     def _check_categories(self, column: Column, cells: Series) -> None:
         name, count = column.name, len(column.categories)
-        known = int(cells.notna().sum())
-        if count == known and count >= MIN_IDENTIFIERS:
+        if count == len(cells) - column.missing and count >= MIN_IDENTIFIERS:
             self._refuse_identifier(name, column.categories)
         if count > MAX_CATEGORIES:
             self._refuse(

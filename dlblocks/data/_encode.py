@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dlblocks.data._cells import factorize, plain_values, to_days
+from dlblocks.data._cells import distinct, factorize, plain_values, to_days
 from dlblocks.data._columns import Column
 from dlblocks.data._normalization import needs_float64
 
@@ -132,7 +132,7 @@ def _date_parts(column: Column, cells: Series) -> npt.NDArray[np.float64]:
     """
     import pandas as pd
 
-    codes, found = pd.factorize(cells)  # each date is taken apart once
+    codes, found = distinct(cells)  # each date is taken apart once
     days = to_days(pd.Series(found), column.date_format).to_numpy(np.float64, na_value=np.nan)
     days = np.append(days, np.nan)  # of missing cells
     whole = np.floor(days)
@@ -140,7 +140,7 @@ def _date_parts(column: Column, cells: Series) -> npt.NDArray[np.float64]:
     parts = [days, np.where(np.isnan(days), np.nan, month), (whole + 3) % 7]  # 0 is Monday
     if column.has_time:
         parts.append((days - whole) * 24)
-    return np.stack(parts, axis=1)[codes]
+    return np.stack(parts)[:, codes].T  # of which a column is many times faster to read
 
 
 def _codes(column: Column, cells: Series) -> npt.NDArray[np.int64]:
