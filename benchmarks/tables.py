@@ -27,7 +27,7 @@ TURN = """
 import json, resource, sys, time
 import numpy, pandas, sklearn.model_selection, torch
 from dlblocks.data import TabularDataModule
-path, torch_threads = sys.argv[1], torch.set_num_threads(1)
+path = sys.argv[1]
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 before, cpu, start = peak(), time.process_time(), time.perf_counter()
 kept = {what}

@@ -360,7 +360,7 @@ def _are_dates(cells: Series) -> bool:
 
 def _remark(cells: Series) -> str:
     values = plain_values(cells)
-    if len(values) > 1 and (values == values[0]).all():
+    if len(values) > 1 and values[0] == values[-1] and (values == values[0]).all():
         return "is the same in every row"
     counts = values.dtype.kind in "iu" and len(values) > MIN_IDENTIFIERS
     if counts and values[1] - values[0] == 1 and (np.diff(values) == 1).all():

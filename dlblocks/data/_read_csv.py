@@ -152,11 +152,10 @@ def _may_have_leading_spaces(path: Path, args: Mapping[str, Any]) -> bool:
     before = b"\n"
     with path.open("rb") as file:
         while chunk := file.read(SCANNED):
-            for blank in {" ", "\t"} - {args["sep"]}:
-                if blank.encode() in chunk:
-                    codes = np.frombuffer(before + chunk, dtype=np.uint8)
-                    if np.isin(codes[:-1][codes[1:] == ord(blank)], starts).any():
-                        return True
+            if b" " in chunk:
+                codes = np.frombuffer(before + chunk, dtype=np.uint8)
+                if np.isin(codes[:-1][codes[1:] == ord(" ")], starts).any():
+                    return True
             before = chunk[-1:]
     return False
 

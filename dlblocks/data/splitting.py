@@ -646,8 +646,8 @@ def _as_column(argument: str, values: npt.ArrayLike | None, num_samples: int) ->
     if column.dtype.kind == "f":
         missing = np.flatnonzero(np.isnan(column))
     elif column.dtype.kind not in "biu":  # of texts, of which NumPy does not know it
-        values = enumerate(column.tolist())
-        missing = [i for i, value in values if value is None or value != value]
+        rows = enumerate(column.tolist())
+        missing = [i for i, value in rows if value is None or value != value]
     if len(missing) and argument != "folds":
         raise ValueError(
             f"{argument} has no value in row {missing[0]} ({len(missing)} rows in all); "
