@@ -181,6 +181,8 @@ class Parser(_DidYouMean, LightningArgumentParser):
         for action in self._actions if _is_our_model(class_type) else ():
             if action.dest in added and action.dest.rpartition(".")[2] in KNOWN_BY_DATA:
                 action.required, action.default = False, None
+                # Where older versions of jsonargparse keep them.
+                getattr(self, "required_args", set()).discard(action.dest)
                 action.help = f"{action.help} Filled in from the data if it is not given."
         return added
 
