@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Values taken at a time: half a MB as float64, which a cache holds.
-CHUNK = 1 << 16
+# Values taken at a time: 2 MB as float64, which a cache holds.
+CHUNK = 1 << 18
 # A rounding error of at most so much of a column's standard deviation is none.
 TOLERATED = 1e-3
 FLOAT32_EPS = 2.0**-24  # the largest relative error of rounding to float32
