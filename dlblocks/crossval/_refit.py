@@ -32,10 +32,10 @@ from dlblocks.nets import Preprocess
 from dlblocks.runs._history import History, record
 from dlblocks.runs._trainer import (
     NeedsNoValidation,
-    NoLogger,
     check_trainer_arguments,
     leaving_out,
     new_module,
+    quiet_trainer,
     saying_that_nothing_is_validated,
     without_bars,
 )
@@ -152,12 +152,11 @@ def refit(
                 "lr_schedule='plateau' lowers the rate by the validation loss, and refit has no "
                 f"validation; {REFIT['cure']}."
             )
-        fitter = pl.Trainer(
-            **{"enable_progress_bar": False, **arguments, "limit_val_batches": 0},
+        fitter = quiet_trainer(
+            folder,
+            {**arguments, "limit_val_batches": 0},
             callbacks=[*callbacks, NeedsNoValidation(**REFIT), _StopAfter(epochs)],
-            logger=logger or NoLogger(folder),
-            default_root_dir=folder,
-            enable_checkpointing=False,
+            logger=logger,
         )
         if history is not None:
             record(fitter, history, validated_on=None)
@@ -200,12 +199,7 @@ def test_once(
         )
     arguments = check_trainer_arguments(trainer)
     with isolated():
-        tester = pl.Trainer(
-            **{"enable_progress_bar": False, **arguments},
-            logger=NoLogger(run_dir),
-            default_root_dir=run_dir,
-            enable_checkpointing=False,
-        )
+        tester = quiet_trainer(run_dir, arguments)
         data = datamodule.without_validation()  # all folds have the same test set
         _check_data_of(run_dir, data)
         data.trainer = tester  # as Lightning does; their loaders may ask it

@@ -19,11 +19,8 @@ from typing_extensions import Self
 from dlblocks._errors import check_choice, did_you_mean
 from dlblocks._files import (
     AGAIN,
-    SUMMARY,
     atomic_write,
-    check_files,
     is_rank_zero,
-    read_record,
     read_rows,
     reading,
     write_rows,
@@ -47,12 +44,6 @@ from dlblocks.runs._result import Result
 from dlblocks.runs._tables import number
 from dlblocks.tasks import PredictionTable
 from dlblocks.tasks.task import data_frame
-
-# Columns of a row of `folds` that are not metrics.
-ROW_KEYS = (
-    "repeat", "fold", "group", "epochs", "best_epoch", "num_train", "num_selection", "num_val",
-    "seconds", "checkpoint",
-)  # fmt: skip
 
 
 @dataclass(repr=False)
@@ -78,17 +69,15 @@ class CrossValidationResult(Result):
     given: dict[str, Any] | None = field(default=None, repr=False, compare=False)
 
     kind = "fold"
+    columns = (
+        "repeat", "fold", "group", "epochs", "best_epoch", "num_train", "num_selection", "num_val",
+        "seconds", "checkpoint",
+    )  # fmt: skip
     files = ("folds.csv", "oof.npz")
 
     @property
     def _rows(self) -> list[dict[str, Any]]:
         return self.folds
-
-    @property
-    def metrics(self) -> list[str]:
-        """Names of the metrics that every fold has."""
-        names = [name for name in self.folds[0] if name not in ROW_KEYS]
-        return [name for name in names if all(name in row for row in self.folds)]
 
     @property
     def test_to_train(self) -> float:
@@ -305,15 +294,7 @@ class CrossValidationResult(Result):
             FileNotFoundError: `run_dir` holds no finished cross-validation.
         """
         path = Path(run_dir)
-        if not (path / SUMMARY).is_file():
-            raise FileNotFoundError(
-                f"run_dir='{run_dir}' has no summary.json: no cross-validation has ended there."
-            )
-        info = read_record(path / SUMMARY, AGAIN)
-        check_files(path / SUMMARY, info, AGAIN)
-        for key in ("metrics", "pooled"):  # computed from the folds
-            info.pop(key, None)
-        files = info.pop("files", {})
+        info, files = cls.read_summary(path, "cross-validation")
         with reading(path / "folds.csv", AGAIN):
             rows = read_rows(path / "folds.csv", texts=["group"])
             folders = [path / fold_folder(row) for row in rows]

@@ -135,13 +135,6 @@ class GradientBoosting(Stagewise):
     def wrap(self, net: nn.Module) -> Model:
         return Regressor(net, self.task.out_features)
 
-    def check_learner(self, task: RegressionTask) -> None:
-        if task.standardize_targets:
-            raise ValueError(
-                "standardize_targets=True has no effect on a learner, whose targets are scaled "
-                "residuals; leave it out."
-            )
-
     def prepare(self) -> None:
         data = self.datamodule
         is_classes = data.is_classification
