@@ -134,11 +134,6 @@ def refit(
         # There is no validation by which it could stop or choose.
         left_out = (EarlyStopping, ModelCheckpoint)
         callbacks = [c for c in without_bars(given_callbacks) if not isinstance(c, left_out)]
-        if getattr(model, "lr_schedule", None) == "plateau":
-            raise ValueError(
-                "lr_schedule='plateau' lowers the rate by the validation loss, and refit has no "
-                f"validation; {REFIT['cure']}."
-            )
         fitter = quiet_trainer(
             folder,
             {**arguments, "limit_val_batches": 0},

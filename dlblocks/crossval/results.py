@@ -514,8 +514,7 @@ class NestedResult(CrossValidationResult):
         check_choice("what", what, ["folds", "oof", "search"])
         if what == "oof":
             return super().to_pandas(what)
-        frame = type(super().to_pandas())  # raises if pandas is not installed
-        return frame(self.rows() if what == "folds" else _flat(self.search))
+        return data_frame(self.rows() if what == "folds" else _flat(self.search))
 
     def table(self) -> str:
         """Return the outer folds as text, with each choice and its inner mean.
@@ -534,36 +533,16 @@ class NestedResult(CrossValidationResult):
             },
         )
 
-    def refit(
-        self,
-        make_model: Callable[..., pl.LightningModule] | None = None,
-        datamodule: SplitDataModule | None = None,
-        *,
-        make_callbacks: Callable[[], Sequence[Callback]] | None = None,
-        trainer: Mapping[str, Any] | None = None,
-        seed: int | None = None,
-    ) -> pl.LightningModule:
+    def refit(self) -> pl.LightningModule:  # type: ignore[override]
         """Search on all development data, and fit the choice.
 
-        The scores of this result describe models that were made in this way. The search is written
-        to ``refit/search.json``, the model to ``refit/point-<number>/refit/model.ckpt``.
-
-        Args:
-            make_model: Here and below: another than the run had is refused.
-            datamodule: See `make_model`.
-            make_callbacks: See `make_model`.
-            trainer: See `make_model`.
-            seed: See `make_model`.
+        The scores of this result describe models that were made in this way, so that there are no
+        arguments. The search is written to ``refit/search.json``, the model to
+        ``refit/point-<number>/refit/model.ckpt``.
 
         Raises:
-            ValueError: An argument was given, or the result was loaded.
+            ValueError: The result was loaded.
         """
-        arguments = (make_model, datamodule, make_callbacks, trainer, seed)
-        if any(argument is not None for argument in arguments):
-            raise ValueError(
-                "refit of a nested cross-validation takes no arguments: its scores are about the "
-                "procedure that they were given to."
-            )
         if self.given is None:
             raise ValueError(
                 "a result that was loaded does not know make_model and grid; call "
