@@ -28,7 +28,6 @@ from dlblocks.crossval._splits import begin, duplicates_note, fold_specs, plan_s
 from dlblocks.crossval.results import NestedResult, forget_weights
 from dlblocks.data import SplitDataModule
 from dlblocks.data.splitting import counts_folds
-from dlblocks.models._predict import NoPredictions
 from dlblocks.runs._figures import drawing
 from dlblocks.runs._fits import FitResult, finish_fit, read_fit
 from dlblocks.runs._history import History
@@ -45,7 +44,6 @@ from dlblocks.runs._trainer import (
 )
 from dlblocks.runs.fit import Select
 from dlblocks.runs.folder import in_run_dir, know_rank, say
-from dlblocks.runs.predictions import predict_part
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -354,10 +352,8 @@ class _OuterFolds:
                 inner = inner.with_selection(self.config.selection_fraction)
             return len(inner.splits(self.search.num_folds))
         except ValueError as error:
-            raise ValueError(
-                f"inner_folds={self.search.num_folds} of the {len(rows)} training samples of outer "
-                f"{spec.name}: {error}"
-            ) from error
+            what = f"inner_folds={self.search.num_folds} of the {len(rows)} training samples of"
+            raise named(error, f"{what} outer {spec.name}") from error
 
     def read(self, spec: FoldSpec, run_id: str) -> tuple[FitResult, list[dict[str, Any]]] | None:
         """Load a finished outer fold; None if it is not finished."""
@@ -406,12 +402,7 @@ class _OuterFolds:
             scorer = quiet_trainer(folder, config.trainer)
             (scores,) = scorer.validate(model, datamodule=outer, verbose=False)
             metrics = {name: float(value) for name, value in scores.items()}
-            predicted, reason = None, None
-            try:
-                predicted = predict_part(scorer, model, outer, "val")
-            except NoPredictions as error:
-                reason = error
-                config.warn(reason)
+            predicted = config.predict(scorer, model, outer)
             if logger is not None:
                 logger.log_metrics(metrics, step=steps)
                 logger.save()
@@ -430,7 +421,6 @@ class _OuterFolds:
             seconds=time.monotonic() - started,
             checkpoint=str((best.run_dir / "refit" / "model.ckpt").relative_to(folder)),
             predicted=predicted,
-            reason=reason,
             history=history.rows,
         )
         return result, rows
