@@ -43,8 +43,8 @@ class GradientBoosting(Stagewise):
     samples of its stage (`weights` is None here): a linear model in closed form, or a tree.
 
     Args:
-        make_learner: Makes a new learner at each call: a `Regressor` such as `MLPRegressor`, or a
-            net, which is trained by Adam.
+        make_learner: Makes a new learner at each call: a `Regressor` such as `MLPRegressor`,
+            another model with a `RegressionTask`, or a net, which is trained by Adam.
         datamodule: The data; inputs are normalised as it does. Its validation part, if it has one,
             is scored at each stage.
         num_stages: Number of stages M.

@@ -26,11 +26,12 @@ from dlblocks.runs._history import VALIDATION
 from dlblocks.runs.predictions import replaced
 
 CALLBACKS = "lambda: [EarlyStopping('val/loss')]"  # an example of make_callbacks, for messages
-# Arguments of the Trainer that are whole numbers; a limit of 1.0 is all batches.
-COUNTS = (
-    "max_epochs", "min_epochs", "max_steps", "min_steps", "accumulate_grad_batches",
-    "check_val_every_n_epoch", "log_every_n_steps", "num_nodes",
-)  # fmt: skip
+# Arguments of the Trainer that are whole numbers, with the least; a limit of 1.0 is all batches.
+COUNTS = {
+    "max_epochs": -1, "min_epochs": 0, "max_steps": -1, "min_steps": 0,
+    "accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "log_every_n_steps": 0,
+    "num_nodes": 0,
+}  # fmt: skip
 OWN_ARGUMENTS = {
     "logger": "pass logger='csv', 'wandb', 'tensorboard' or None",
     "default_root_dir": "pass run_dir=",
@@ -92,18 +93,15 @@ def check_trainer_arguments(
 
 def _check_amounts(arguments: Mapping[str, Any]) -> None:
     """Raise a `ValueError` for numbers that leave nothing to train or validate."""
-    for name in COUNTS:
-        value, low = arguments.get(name), -1 if name.startswith("max") else 0
-        if name in ("accumulate_grad_batches", "check_val_every_n_epoch"):
-            low = 1
+    for name, low in COUNTS.items():
+        value = arguments.get(name)
         if value is not None and not (isinstance(value, int) and value >= low):
             raise ValueError(
                 f"trainer={{{name!r}: {value!r}}} must be a whole number of at least {low}."
             )
     for name in ("max_epochs", "max_steps"):
-        value = arguments.get(name)
-        if value is not None and value < 1 and value != -1:
-            raise ValueError(f"trainer={{{name!r}: {value!r}}} trains nothing; give 1 or more.")
+        if arguments.get(name) == 0:
+            raise ValueError(f"trainer={{{name!r}: 0}} trains nothing; give 1 or more.")
     for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
         value = arguments.get(name)
         if value is not None and not value > 0:
