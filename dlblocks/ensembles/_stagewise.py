@@ -422,8 +422,8 @@ class Stagewise(CheckedConstructor, Booster):
                 "'constant', 'step', 'cosine' or 'one_cycle'."
             )
         self.check_learner(learner.task)
-        checked: Model = learner
-        return checked
+        model: Model = learner
+        return model
 
 
 def _check_trainer(trainer: Mapping[str, Any] | None) -> dict[str, Any]:
