@@ -231,7 +231,7 @@ def _resamples(size: int, groups: npt.NDArray[Any] | None) -> Iterator[npt.NDArr
         left -= rows
 
 
-def test_once(
+def score_once(
     run_dir: Path,
     model: pl.LightningModule,
     datamodule: SplitDataModule,

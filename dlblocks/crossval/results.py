@@ -29,7 +29,7 @@ from dlblocks._quiet import isolated
 from dlblocks.crossval import _refit, _report
 from dlblocks.crossval._fold import difference, fold_folder, share_correct
 from dlblocks.crossval._splits import NO_OOF
-from dlblocks.crossval.held_out import HeldOutScores, test_once
+from dlblocks.crossval.held_out import HeldOutScores, score_once
 from dlblocks.crossval.statistics import (
     Comparison,
     corrected_t_test,
@@ -454,7 +454,7 @@ class CrossValidationResult(Result):
         data = datamodule or given.get("datamodule")
         if data is None:
             raise ValueError("a result that was loaded does not know datamodule; give datamodule=.")
-        return test_once(
+        return score_once(
             self.run_dir,
             model,
             data,
