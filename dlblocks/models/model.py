@@ -30,7 +30,7 @@ from dlblocks.models._inputs import (
     release_batches,
     with_prepared_inputs,
 )
-from dlblocks.nets import MLP, Preprocess
+from dlblocks.nets import Preprocess
 from dlblocks.optim import check_optimizer, check_schedule, make_optimizer, make_schedule
 from dlblocks.optim.schedules import schedule_needs_total_steps
 from dlblocks.tasks import Task
@@ -195,12 +195,10 @@ class Model(CheckedConstructor, pl.LightningModule):
         check_input = getattr(self.net, "check_input", None)
         if isinstance(shape, tuple) and callable(check_input):
             check_input(shape)
-        embeddings = getattr(datamodule, "embeddings", None) or {}
-        if isinstance(self.net, MLP) and embeddings != self.net.embeddings:
-            raise ValueError(
-                f"embeddings={self.net.embeddings}, but {type(datamodule).__name__} numbers the "
-                f"categories of {embeddings}; set embeddings=data.embeddings."
-            )
+        check_embeddings = getattr(self.net, "check_embeddings", None)
+        if callable(check_embeddings):
+            embeddings = getattr(datamodule, "embeddings", None) or {}
+            check_embeddings(embeddings, type(datamodule).__name__)
         if self.task is not None:
             self.task.check_data(datamodule, type(self).__name__)
 

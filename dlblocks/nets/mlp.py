@@ -133,6 +133,14 @@ class MLP(nn.Module):
             x = self.embed(x)
         return self.layers(x)  # (N, out_features)
 
+    def check_embeddings(self, found: Mapping[int, int], source: str) -> None:
+        """Raise a `ValueError` unless the embedded columns are those that `source` numbers."""
+        if found != self.embeddings:
+            raise ValueError(
+                f"embeddings={self.embeddings}, but {source} numbers the categories of {found}; "
+                "set embeddings=data.embeddings."
+            )
+
     def check_input(self, shape: tuple[int, ...]) -> None:
         """Raises a `ValueError` unless an input of `shape`, without the batch axis, fits."""
         found = math.prod(shape)
