@@ -111,6 +111,8 @@ class BaseOptimizer(Optimizer):
             for columns in _by_device_and_dtype(rows):
                 if group["maximize"]:
                     columns[1] = list(torch._foreach_neg(columns[1]))
+                if self.counts_steps:
+                    torch._foreach_add_(columns[-1], 1)
                 self._update(group, lr, columns)
         return loss
 

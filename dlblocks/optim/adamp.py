@@ -84,27 +84,18 @@ class AdamP(ProjectedOptimizer):
             },
         )
 
+    def _step_unprojected(self, group: Group, lr: float | Tensor, columns: Columns) -> None:
+        if _has_kernel(group, columns):
+            _run_kernel(group, columns, lr=float(lr), weight_decay=group["weight_decay"])
+        else:
+            super()._step_unprojected(group, lr, columns)
+
     def _directions(self, group: Group, columns: Columns) -> list[Tensor]:
         _, grads, exp_avgs, exp_avg_sqs, steps = columns
         beta1, beta2 = group["betas"]
-        torch._foreach_add_(steps, 1)
-        if not group["nesterov"] and _has_kernel([*grads, *exp_avgs, *exp_avg_sqs]):
+        if _has_kernel(group, columns):
             directions = [torch.zeros_like(grad) for grad in grads]
-            _kernel(
-                directions,
-                grads,
-                exp_avgs,
-                exp_avg_sqs,
-                [],
-                steps,
-                lr=-1.0,
-                beta1=beta1,
-                beta2=beta2,
-                weight_decay=0.0,
-                eps=group["eps"],
-                amsgrad=False,
-                maximize=False,
-            )
+            _run_kernel(group, [directions, *columns[1:]], lr=-1.0, weight_decay=0.0)
             return directions
         torch._foreach_lerp_(exp_avgs, grads, 1 - beta1)
         torch._foreach_mul_(exp_avg_sqs, beta2)
@@ -124,11 +115,31 @@ class AdamP(ProjectedOptimizer):
 _kernel: Any = getattr(torch, "_fused_adamw_", None)
 
 
-def _has_kernel(tensors: list[Tensor]) -> bool:
-    """Whether torch's fused AdamW takes the tensors: 1.5 times as fast as foreach on a CPU."""
-    if _kernel is None or torch.compiler.is_compiling():
+def _has_kernel(group: Group, columns: Columns) -> bool:
+    """Whether torch's fused AdamW can take the step: 4 times as fast as foreach on a CPU."""
+    if _kernel is None or group["nesterov"] or torch.compiler.is_compiling():
         return False
-    return tensors[0].is_cpu and all(x.is_contiguous() for x in tensors)
+    return all(x.is_cpu and x.is_contiguous() for column in columns[:4] for x in column)
+
+
+def _run_kernel(group: Group, columns: Columns, *, lr: float, weight_decay: float) -> None:
+    params, grads, exp_avgs, exp_avg_sqs, steps = columns
+    beta1, beta2 = group["betas"]
+    _kernel(
+        params,
+        grads,
+        exp_avgs,
+        exp_avg_sqs,
+        [],
+        steps,
+        lr=lr,
+        beta1=beta1,
+        beta2=beta2,
+        weight_decay=weight_decay,
+        eps=group["eps"],
+        amsgrad=False,
+        maximize=False,
+    )
 
 
 def _bias_correction(beta: float, steps: Tensor) -> Tensor:
