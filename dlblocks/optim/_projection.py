@@ -1,9 +1,12 @@
-"""The projection of AdamP and SGDP (Heo et al. 2021), and the step that both share.
+"""Take projected steps, for AdamP and SGDP (Heo et al. 2021).
 
-The scale of a weight before a norm does not count, so its gradient is at right angles to it. A
-momentum step is not: it makes the weight grow, and so the effective learning rate fall. The
-projection removes the part of the step along the weight where the angle between weight and
-gradient shows that the scale does not count.
+The scale of a weight before a norm does not matter, so its gradient is at right angles to it. A
+momentum step is not: the weight grows, and the effective learning rate falls. The projection
+removes the part of the step along the weight. It applies where the angle between weight and
+gradient shows that the scale does not matter.
+
+Most weights of nets without norms are not projected. On a CPU, only the others pay for the
+projection. A GPU projects all, with factors of 0, because it would have to wait for the answer.
 """
 
 from __future__ import annotations
@@ -21,17 +24,17 @@ PIECE = 2**17  # values multiplied at once on a CPU: the products stay in its ca
 
 
 class ProjectedOptimizer(BaseOptimizer):
-    """A step along a direction that is projected where the weight is scale-invariant.
+    """Base of optimizers that project steps of scale-invariant weights.
 
     Subclasses define `_directions` and perhaps `_decay` and `_step_unprojected`.
     """
 
     def _directions(self, group: Group, columns: Columns) -> list[Tensor]:
-        """Update the states in place and return what to subtract, without the rate."""
+        """Update the states and return the steps, without the rate."""
         raise NotImplementedError
 
     def _decay(self, group: Group) -> float:
-        """Return the weight decay of a weight that is not projected, without the rate."""
+        """Return the decay of weights that are not projected, without the rate."""
         return float(group["weight_decay"])
 
     def _update(self, group: Group, lr: float | Tensor, columns: Columns) -> None:
@@ -46,7 +49,7 @@ class ProjectedOptimizer(BaseOptimizer):
         if projected:
             weights, their_grads = [params[i] for i in projected], [grads[i] for i in projected]
             found = find_projection(weights, their_grads, delta=group["delta"], eps=group["eps"])
-            # A GPU would first have to end all that it was told to do.
+            # A GPU would first have to finish all queued work.
             if params[0].is_cpu and not torch.compiler.is_compiling():
                 applies = found.applies.tolist()
                 projected = [i for i, yes in zip(projected, applies, strict=True) if yes]
@@ -58,7 +61,7 @@ class ProjectedOptimizer(BaseOptimizer):
             self._step_projected(group, lr, [[c[i] for i in projected] for c in columns], found)
 
     def _step_unprojected(self, group: Group, lr: float | Tensor, columns: Columns) -> None:
-        """Update parameters of which none is projected, and their states, in place."""
+        """Update parameters without a projection, and their states, in place."""
         directions = self._directions(group, columns)
         if group["weight_decay"]:
             torch._foreach_mul_(columns[0], 1 - lr * self._decay(group))
@@ -67,7 +70,7 @@ class ProjectedOptimizer(BaseOptimizer):
     def _step_projected(
         self, group: Group, lr: float | Tensor, columns: Columns, projection: Projection
     ) -> None:
-        """Update weights, and their states, in place."""
+        """Update weights with a projection, and their states, in place."""
         params = columns[0]
         directions = self._directions(group, columns)
         project_(directions, params, projection, eps=group["eps"])
@@ -79,11 +82,11 @@ class ProjectedOptimizer(BaseOptimizer):
 
 
 class Projection(NamedTuple):
-    """Which of T weights look scale-invariant, and the norms of their R rows.
+    """Result of the test of T weights, which have R rows together.
 
     Attributes:
-        by_row: Whether the scale of each row does not count, shape (T,).
-        applies: Whether the direction is projected, by row or as a whole, shape (T,).
+        by_row: True for weights whose rows all look scale-invariant, shape (T,).
+        applies: True for weights whose direction is projected, by row or as a whole, shape (T,).
         norms: The norm of each row, or of its whole weight where not `by_row`, shape (R,).
         owner: The number of the weight of each row, shape (R,).
     """
@@ -138,8 +141,8 @@ def project_(
 ) -> None:
     """Remove from each direction d its part along its weight, in place.
 
-    It becomes d - p̂ (p̂·d) with p̂ = p / (|p| + eps), of each row or of the whole weight; d of a
-    weight that does not look scale-invariant stays.
+    It becomes d - p̂ (p̂·d) with p̂ = p / (|p| + eps), of each row or of the whole weight. Directions
+    of other weights stay.
     """
     by_row, applies, norms, owner = projection
     along = _dots([p.flatten(1) for p in params], [d.flatten(1) for d in directions])  # (R,)
@@ -151,7 +154,7 @@ def project_(
 
 
 def _dots(some: list[Tensor], others: list[Tensor]) -> Tensor:
-    """Return the products of the rows of pairs of matrices, one after the other."""
+    """Return the products of the rows of pairs of matrices, in order."""
     found = []
     for one, other in zip(some, others, strict=True):
         pairs = [(one, other)]
@@ -163,10 +166,10 @@ def _dots(some: list[Tensor], others: list[Tensor]) -> Tensor:
 
 
 def _norms(matrices: list[Tensor]) -> Tensor:
-    """Return the norms of the rows of matrices, one after the other."""
+    """Return the norms of the rows of matrices, in order."""
     return torch.cat([torch.linalg.vector_norm(x, dim=1) for x in matrices])
 
 
 def _totals(values: Tensor, owner: Tensor, count: int) -> Tensor:
-    """Sum over the rows of each weight, from (…, R) to (…, T)."""
+    """Sum over the rows of each weight, (…, R) → (…, T)."""
     return values.new_zeros(*values.shape[:-1], count).index_add_(-1, owner, values)

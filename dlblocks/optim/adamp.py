@@ -19,26 +19,26 @@ class AdamP(ProjectedOptimizer):
 
     With the moments m and v of Adam, d = m̂ / (√v̂ + eps) and p̂ = p / (|p| + eps):
 
-    - where |cos(p, g)| < delta / √dim for every output channel, or else for the whole tensor,
-      ``p ← p · (1 - lr · weight_decay · wd_ratio) - lr · (d - p̂ (p̂·d))``, p̂ and p̂·d being those
-      of the channel or of the tensor;
-    - elsewhere, and for parameters with fewer than two axes, AdamW:
+    - if |cos(p, g)| < delta / √dim for every output channel, or else for the whole tensor,
+      ``p ← p · (1 - lr · weight_decay · wd_ratio) - lr · (d - p̂ (p̂·d))``, with p̂ and p̂·d of the
+      channel or of the tensor;
+    - otherwise, and for parameters with fewer than two axes, AdamW:
       ``p ← p · (1 - lr · weight_decay) - lr · d``.
 
     The updates are those of the authors' package ``adamp``, whose `state_dict` can be loaded.
-    Products and norms of float16 and bfloat16 parameters are taken in float32.
+    float16 and bfloat16 parameters are updated in float32 and rounded.
 
     Args:
         params: Parameters, or groups of them.
-        lr: Learning rate; a tensor of one number, too.
+        lr: Learning rate, a number or a tensor of one number.
         betas: Decay rates of the moments, each in [0, 1).
         eps: Added to the denominator and to norms.
         weight_decay: Decoupled decay of the weights.
         delta: Threshold of the cosine.
-        wd_ratio: Share of the decay that projected weights have.
-        nesterov: Nesterov's momentum, ``betas[0] · m + (1 - betas[0]) · g`` in place of m.
+        wd_ratio: Share of the decay for projected weights.
+        nesterov: Nesterov's momentum, ``betas[0] · m + (1 - betas[0]) · g`` instead of m.
         maximize: Ascend.
-        capturable: No branch on values and no wait for the device, for CUDA graphs.
+        capturable: Do not branch on values or wait for the device, for CUDA graphs.
 
     Raises:
         ValueError: A negative rate, betas outside [0, 1), or no parameters.
@@ -107,7 +107,7 @@ class AdamP(ProjectedOptimizer):
         denominators = torch._foreach_sqrt(exp_avg_sqs)
         torch._foreach_mul_(denominators, (first / second.sqrt()).unbind())
         torch._foreach_add_(denominators, (first * group["eps"]).unbind())
-        torch._foreach_reciprocal_(denominators)  # in place: new memory is slow on a CPU
+        torch._foreach_reciprocal_(denominators)  # in place, because new memory is slow on a CPU
         torch._foreach_mul_(denominators, firsts)
         return list(denominators)
 
@@ -116,7 +116,10 @@ _kernel: Any = getattr(torch, "_fused_adamw_", None)
 
 
 def _has_kernel(group: Group, columns: Columns) -> bool:
-    """Whether torch's fused AdamW can take the step: 4 times as fast as foreach on a CPU."""
+    """Return True if torch's fused AdamW can take the step.
+
+    On a CPU it is 4 times as fast as foreach.
+    """
     if _kernel is None or group["nesterov"] or torch.compiler.is_compiling():
         return False
     return all(x.is_cpu and x.is_contiguous() for column in columns[:4] for x in column)
@@ -143,5 +146,5 @@ def _run_kernel(group: Group, columns: Columns, *, lr: float, weight_decay: floa
 
 
 def _bias_correction(beta: float, steps: Tensor) -> Tensor:
-    """``1 - beta ** steps``, without the cancellation."""
+    """Return ``1 - beta ** steps`` without cancellation."""
     return -torch.expm1(steps * math.log(beta)) if beta else torch.ones_like(steps)
