@@ -11,7 +11,6 @@ projection. A GPU projects all, with factors of 0, because it would have to wait
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -122,17 +121,18 @@ def find_projection(
         eps: The least norm.
     """
     weights, gradients = [p.flatten(1) for p in params], [g.flatten(1) for g in grads]
-    owner = torch.cat([torch.full((len(p),), i, device=p.device) for i, p in enumerate(params)])
-    limits = torch.cat([p.new_full((len(p),), delta / math.sqrt(p[0].numel())) for p in weights])
-    limit = torch.cat([p.new_full((1,), delta / math.sqrt(p.numel())) for p in weights])  # (T,)
+    owner = torch.cat(
+        [w.new_full(w.shape[:1], i, dtype=torch.int64) for i, w in enumerate(weights)]
+    )
+    columns = torch.cat([w.new_full(w.shape[:1], w.shape[1]) for w in weights])  # (R,)
     dots = _dots(weights, gradients)  # (R,)
     norms = torch.stack([_norms(weights), _norms(gradients)])  # (2, R)
 
     whole = _totals(norms.square(), owner, len(params)).sqrt()  # (2, T)
-    small = dots.abs() < limits * norms.clamp_min(eps).prod(0)  # (R,)
+    small = dots.abs() < delta * columns.rsqrt() * norms.clamp_min(eps).prod(0)  # (R,)
     by_row = _totals((~small).to(dots.dtype), owner, len(params)) == 0  # (T,)
-    dot = _totals(dots, owner, len(params))
-    applies = by_row | (dot.abs() < limit * whole.clamp_min(eps).prod(0))
+    limit = delta * _totals(columns, owner, len(params)).rsqrt() * whole.clamp_min(eps).prod(0)
+    applies = by_row | (_totals(dots, owner, len(params)).abs() < limit)
     return Projection(by_row, applies, torch.where(by_row[owner], norms[0], whole[0][owner]), owner)
 
 
