@@ -168,8 +168,8 @@ def mixed_loss(
     first, second = loss_fn(outputs, targets.first), loss_fn(outputs, targets.second)
     if first.ndim == 0 or len(first) != len(targets.lam):
         raise ValueError(
-            f"mixed_loss needs one loss a sample, shape ({len(targets.lam)}, ...), but loss_fn "
-            f"gave shape {tuple(first.shape)}; set reduction='none' in it."
+            f"mixed_loss needs one loss for each sample, shape ({len(targets.lam)}, ...), but "
+            f"loss_fn gave shape {tuple(first.shape)}; set reduction='none' in it."
         )
     lam = targets.lam.to(first.dtype).reshape(-1, *(1,) * (first.ndim - 1))
     return torch.lerp(second, first, lam).mean()
@@ -219,14 +219,14 @@ def soft_targets(
             raise ValueError(
                 f"{who} got integer targets of shape {tuple(targets.shape)}; expected classes "
                 f"(N,), or several labels as 0 and 1{f' (N, {count})' if known else ''}; squeeze a "
-                "last axis of 1, make values to be averaged floating point, or classes at each "
-                "place one-hot."
+                "last axis of 1, convert values to floating point, or make classes of places "
+                "one-hot."
             )
         return targets.to(dtype)
     if not known:
         raise ValueError(
             f"{who} must know the number of classes to mix class indices; set num_classes=, or "
-            "make targets that are values floating point."
+            "convert values to floating point."
         )
     if count < 2:
         raise ValueError(

@@ -125,16 +125,16 @@ class BatchTransform(UndoneCallback):
         last = self.max_epochs = None if trainer.max_epochs == -1 else trainer.max_epochs
         if getattr(datamodule_of(trainer), "embeddings", None):
             raise ValueError(
-                f"{type(self).__name__} changes inputs, of which columns are numbers of categories "
-                "(embed=), which it would spoil; use counts= in the place of embed=."
+                f"{type(self).__name__} would spoil the inputs that are numbers of categories "
+                "(embed=); use counts= instead of embed=."
             )
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return  # one epoch of any plan
         stop, name = self._stop(), type(self).__name__
         if self.stop_epoch is not None and stop is None:
             raise ValueError(
-                f"{name}(stop_epoch={self.stop_epoch}) counts from the end, which max_epochs="
-                f"{trainer.max_epochs} does not say; set max_epochs or a stop_epoch >= 0."
+                f"{name}(stop_epoch={self.stop_epoch}) counts from the end, but max_epochs="
+                f"{trainer.max_epochs} sets no end; set max_epochs or a stop_epoch >= 0."
             )
         if stop is not None and stop <= self.start_epoch:
             raise ValueError(
@@ -297,8 +297,8 @@ class Entries:
         return ValueError(
             f"{self.who} found no tensor at {argument}={_shown(path)} of the batch "
             f"{structure(self.batch)}; set input_key= and target_key= to where the inputs and "
-            "targets are, such as 0, 'image', or ['a', 0] inside entry 'a'; None means that the "
-            "batch is nothing but inputs, or has no targets."
+            "targets are, such as 0, 'image', or ['a', 0] inside entry 'a'. Use input_key=None for "
+            "a batch of inputs only, and target_key=None without targets."
         )
 
     def _sort_extras(self, data_keys: str | Mapping[Any, str]) -> None:

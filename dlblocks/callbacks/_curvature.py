@@ -209,8 +209,8 @@ def check_params(params: Sequence[Tensor]) -> int:
     for param in params:
         if param.dtype not in (torch.float32, torch.float64):
             raise TypeError(
-                f"params has a tensor of {param.dtype}; the steps to its neighbours are lost in "
-                "anything but float32 and float64: convert the module by .float()."
+                f"params has a tensor of {param.dtype}, but small steps need float32 or float64; "
+                "convert the module by .float()."
             )
         if not (param.requires_grad and param.is_leaf):
             raise ValueError(

@@ -78,7 +78,7 @@ class TrainingMeasurement(Callback):
             raise ValueError(
                 f"{type(self).__name__} reads the training data from one DataLoader with numbered "
                 f"samples, and got {type(loader).__name__} of {type(dataset).__name__}; give "
-                "dataloader=, a function that returns batches in the form of validation."
+                "dataloader=, a function that returns batches without augmentation."
             )
         batch_size = loader.batch_size
         if batch_size is None and loader.batch_sampler is not None:

@@ -237,7 +237,7 @@ class Mixer(Softening):
             return self.mix_input(target, mix)
         if not (is_first or target.is_floating_point()):
             raise ValueError(
-                f"{name} mixes further targets (data_keys=) that are floating point, got "
+                f"{name} mixes further targets (data_keys=) only if they are floating point, got "
                 f"{target.dtype} of shape {tuple(target.shape)}; make classes one-hot."
             )
         soft = soft_targets(

@@ -116,8 +116,8 @@ class Cutout(PixelTransform, EntriesTransform):
     def _check(self, images: Tensor, first: Tensor) -> None:
         if images is not first and not images.is_floating_point():
             raise ValueError(
-                f"Cutout got a further input of {images.dtype}; masks of classes have no mean to "
-                "be erased with: keep them, data_keys={...: 'keep'}."
+                f"Cutout got a further input of {images.dtype}, but masks of classes have no mean "
+                "value; keep them by data_keys={...: 'keep'}."
             )
         check_images(images, "Cutout", "use dropout for tabular data")
         if images.shape[2:] != first.shape[2:]:

@@ -158,7 +158,7 @@ class LabelSmoothing(Softening):
         if not isinstance(targets[0], Tensor):
             raise ValueError(
                 f"LabelSmoothing expects targets as a tensor, got {type(targets[0]).__name__}; put "
-                "it before what mixes targets in pairs."
+                "it before the transform that mixes targets in pairs."
             )
         return inputs, [self._smooth(inputs[0], targets[0], self.smoothing)]
 

@@ -142,8 +142,8 @@ class SAM(AroundStep):
             raise ValueError("callbacks has SAM twice; leave one of them out.")
         if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
             raise ValueError(
-                "SAM does not go with LBFGS, whose line search needs the gradient of the loss that "
-                "it measures; use another optimizer."
+                "SAM does not work with LBFGS, whose line search needs loss and gradient at the "
+                "same weights; use another optimizer."
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

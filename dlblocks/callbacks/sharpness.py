@@ -132,8 +132,8 @@ class Sharpness(TrainingMeasurement):
         if last in (None, -1):
             if min(self.at_epochs) < 0:
                 raise ValueError(
-                    f"at_epochs={list(self.at_epochs)} counts from the end, which max_epochs="
-                    f"{last} does not say; set max_epochs, or epochs from 0 on."
+                    f"at_epochs={list(self.at_epochs)} counts from the end, but max_epochs="
+                    f"{last} sets no end; set max_epochs, or epochs from 0 on."
                 )
         elif not all(-last <= epoch < last for epoch in self.at_epochs):
             raise ValueError(

@@ -197,6 +197,6 @@ def _check_rows(module: nn.Module, selected: dict[str, nn.Parameter]) -> None:
         if parameter.ndim < 2 or isinstance(owner, _ConvTransposeNd):
             what = "is a transposed convolution's" if parameter.ndim > 1 else "has one axis"
             raise ValueError(
-                f"max_norm needs weights whose rows go into the units, and {name!r} {what}; leave "
-                f"it out by exclude=[{name!r}]."
+                f"max_norm needs weights whose rows are inputs of units, and {name!r} {what}; "
+                f"leave it out by exclude=[{name!r}]."
             )

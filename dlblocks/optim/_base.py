@@ -29,9 +29,6 @@ class BaseOptimizer(Optimizer):
     counts_steps = False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        betas = param_group.get("betas", self.defaults.get("betas"))
-        if isinstance(betas, list):  # from YAML
-            param_group = {**param_group, "betas": tuple(betas)}
         self._check_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
         for p in self.param_groups[-1]["params"]:

@@ -28,14 +28,14 @@ def check_group_args(args: Mapping[str, Any]) -> None:
     blocks = args.get("layer_blocks") or ()
     if isinstance(blocks, str) or not all(isinstance(pattern, str) for pattern in blocks):
         raise TypeError(
-            f"layer_blocks={blocks!r} must be a list of names of modules, as "
-            "['net.layers.*', 'net.head'] is."
+            f"layer_blocks={blocks!r} must be a list of names of modules, such as "
+            "['net.layers.*', 'net.head']."
         )
     factors = args.get("lr_groups") or {}
     if not isinstance(factors, Mapping):
         raise TypeError(
-            f"lr_groups={factors!r} must map names of parameters to factors of lr, as "
-            "{'net.head': 10.0} does."
+            f"lr_groups={factors!r} must map names of parameters to factors of lr, such "
+            "as {'net.head': 10.0}."
         )
     for pattern, factor in factors.items():
         check_range(f"lr_groups[{pattern!r}]", factor, 0)
@@ -185,7 +185,7 @@ def _named_blocks(module: nn.Module, patterns: Sequence[str]) -> list[str]:
         if not any(fnmatchcase(name, pattern) for name in names):
             hint = did_you_mean(pattern, names) or f"; the modules are {', '.join(names[:8])}, …"
             raise ValueError(
-                f"layer_blocks has {pattern!r}, the name of no module of "
+                f"layer_blocks has {pattern!r}, which matches no module of "
                 f"{type(module).__name__}{hint}"
             )
     for name in names:
@@ -218,7 +218,7 @@ def _named_factors(module: nn.Module, lr_groups: Mapping[str, float]) -> dict[st
                 or f"; the parameters are {', '.join(list(every)[:8])}, …"
             )
             raise ValueError(
-                f"lr_groups has {pattern!r}, the name of no parameter of "
+                f"lr_groups has {pattern!r}, which matches no parameter of "
                 f"{type(module).__name__}{hint}"
             )
         found.update((first[id(every[name])], float(factor)) for name in fits)
@@ -251,7 +251,7 @@ def describe(module: nn.Module, optimizer: Optimizer | None = None) -> str:
         make = getattr(module, "make_optimizer", None)
         if not callable(make):
             raise TypeError(
-                f"{type(module).__name__} does not say how it is trained; give its optimizer, "
+                f"{type(module).__name__} does not create its optimizer; pass one, "
                 "describe(module, optimizer)."
             )
         optimizer = make()

@@ -85,7 +85,7 @@ def multi_step(
 
     Args:
         known: The length of the training.
-        milestones: Epochs, or steps, at which the rate drops; rising.
+        milestones: Epochs, or steps, at which the rate drops, in increasing order.
         gamma: Factor of each drop.
         unit: ``"epoch"`` or ``"step"``, the unit of `milestones`.
     """
@@ -94,7 +94,7 @@ def multi_step(
     for i, milestone in enumerate(milestones):
         check_range(f"milestones[{i}]", milestone, 0, low_open=True)
     if list(milestones) != sorted(milestones):
-        raise ValueError(f"milestones={list(milestones)} must rise.")
+        raise ValueError(f"milestones={list(milestones)} must increase.")
     check_range("gamma", gamma, 0)
     each = known.steps_in(unit, "multi_step")
     steps = [milestone * each for milestone in milestones]

@@ -59,8 +59,8 @@ def confusion_matrix(
     num_classes = len(class_names)
     if max(targets.max(), predictions.max()) >= num_classes:
         raise ValueError(
-            f"label {max(targets.max(), predictions.max())} has no name: class_names has "
-            f"{num_classes}."
+            f"label {max(targets.max(), predictions.max())} has no name; class_names has "
+            f"{num_classes} names."
         )
     counts = count(targets, predictions, labels=np.arange(num_classes))
     totals = np.maximum(counts.sum(1, keepdims=True), 1)
@@ -134,7 +134,7 @@ def reliability(
     check_lengths(targets=targets, probabilities=probabilities)
     if probabilities.ndim != 2:
         raise ValueError(
-            f"probabilities have shape {probabilities.shape}; expected (N, C), one column a class."
+            f"probabilities have shape {probabilities.shape}; expected (N, C), one column per class."
         )
     low, high = float(probabilities.min()), float(probabilities.max())
     if not (low >= 0 and high < 1.01):  # allow rounding

@@ -105,7 +105,7 @@ def learning_curves(
     if best_epochs is not None and len(best_epochs) != len(histories):
         raise ValueError(
             f"best_epochs has {len(best_epochs)} entries and histories {len(histories)}; "
-            "give one a fit."
+            "give one for each fit."
         )
     found = _find_series(histories)
     wanted = curve_metrics(histories, monitor=monitor) if metrics is None else metrics
@@ -229,7 +229,7 @@ def strip(
         >>> figure = strip({"MLP": [0.96, 0.97], "CNN": [0.98, 0.99]}, metric="accuracy")
     """
     if not values or not all(len(row) for row in values.values()):
-        raise ValueError("values holds a cross-validation without folds; there is none to draw.")
+        raise ValueError("values is empty, or has a cross-validation without folds.")
     intervals = intervals or {}
     unknown = [name for name in intervals if name not in values]
     if unknown:
