@@ -90,8 +90,8 @@ class OneOf(BatchTransform):
             or not sum(weights)
         ):
             raise ValueError(
-                f"weights={weights} must be {len(transforms)} numbers >= 0, one for each transform, "
-                "not all 0."
+                f"weights={weights} must be {len(transforms)} numbers >= 0, one for each "
+                "transform, not all 0."
             )
         self.transforms = transforms
         self.weights = weights

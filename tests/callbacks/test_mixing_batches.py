@@ -208,7 +208,7 @@ def test_lightnings_own_demo_classes(make_trainer):
         plan = callback.draw(own, callback.generator(step, 0))
         lam = plan.lam[:, None]
         torch.testing.assert_close(mixed, lam * own + (1 - lam) * own[plan.partner])
-    with pytest.raises(ValueError, match=r"the batch Tensor \(1, 32\).*None means"):
+    with pytest.raises(ValueError, match=r"the batch Tensor \(1, 32\).*input_key=None"):
         make_trainer(callbacks=[MixUp()]).fit(BoringModel(), datamodule=BoringDataModule())
 
 
