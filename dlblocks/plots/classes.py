@@ -133,7 +133,7 @@ def reliability(
     targets, probabilities = np.asarray(targets), np.asarray(probabilities)
     check_lengths(targets=targets, probabilities=probabilities)
     if probabilities.ndim != 2:
-        raise ValueError(f"probabilities have shape {probabilities.shape}; expected shape (N, C).")
+        raise ValueError(f"probabilities have shape {probabilities.shape}; expected (N, C).")
     low, high = float(probabilities.min()), float(probabilities.max())
     if not (low >= 0 and high < 1.01):  # allow rounding
         raise ValueError(
