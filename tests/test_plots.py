@@ -334,7 +334,7 @@ def test_values_over_values():
         (lambda: plots.learning_curves([history(2)], metrics=["f1"]), "there are: loss, accuracy"),
         (lambda: plots.batch(np.zeros((2, 4, 8, 8)), [0, 1]), "have 4 channels; only 1"),
         (lambda: plots.batch(np.zeros((2, 1, 8, 8)), [0]), "images 2, targets 1"),
-        (lambda: plots.learning_curves([history(2)], best_epochs=[1, 2]), "one a fit"),
+        (lambda: plots.learning_curves([history(2)], best_epochs=[1, 2]), "one for each fit"),
         (lambda: plots.confusion_matrix([0, 1], [0], ["a", "b"]), "targets 2, predictions 1"),
         (lambda: plots.confusion_matrix([0, 2], [0, 1], ["a", "b"]), "label 2 has no name"),
         (lambda: plots.predicted_vs_true([], []), "no sample"),

@@ -1,4 +1,4 @@
-"""Plain `torch.nn.Module`s: tensors in, tensors out."""
+"""Nets as plain `torch.nn.Module`s that map tensors to tensors."""
 
 from dlblocks.nets.cnn import CNN
 from dlblocks.nets.mlp import MLP, EmbedCategories

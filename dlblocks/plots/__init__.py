@@ -1,6 +1,7 @@
-"""The figures of an experiment, as matplotlib `Figure`s that touch no display and no global state.
+"""Draw the figures of an experiment with matplotlib.
 
-Show one in a notebook by ending a cell with it; write one with `save`.
+They are `Figure`s without a display and without global state. A notebook shows one at the end of a
+cell; `save` writes it to a file.
 """
 
 from dlblocks.plots._style import BLUE, GREEN, GREY, ORANGE, RED, save

@@ -1,4 +1,4 @@
-"""Figures of values: predicted over true, and a function of one variable."""
+"""Figures of predicted values and of functions of one variable."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ def predicted_vs_true(
     title: str | None = None,
     scores: Mapping[str, float] | None = None,
 ) -> Figure:
-    """Draws predicted over true values, with the line of equality; RMSE and R² in the title.
+    """Draw predicted over true values, with the line of equality.
+
+    RMSE and R² are in the title.
 
     Args:
         targets: Floating point, shape (N,) or (N, D).
-        predictions: Of the same shape.
-        title: Put above, followed by the scores.
-        scores: The ``rmse`` and ``r2`` to put there, such as means over repeats; None for those
-            that `dlblocks._scores.value_metrics` gives these samples.
+        predictions: Values of the same shape.
+        title: Title, followed by the scores.
+        scores: The ``rmse`` and ``r2`` to show, such as means over repeats; None for those of these
+            samples by `dlblocks._scores.value_metrics`.
 
     Raises:
-        ValueError: Lengths differ, or there is no sample.
+        ValueError: Lengths differ or are 0.
     """
     targets, predictions = np.asarray(targets, dtype=float), np.asarray(predictions, dtype=float)
     check_lengths(targets=targets, predictions=predictions)
@@ -58,12 +60,12 @@ def curve(
     *,
     truth: npt.ArrayLike | None = None,
 ) -> Figure:
-    """Draws samples of a function of one variable and what was fitted to them.
+    """Draw samples of a function of one variable and its fit.
 
     Args:
-        x: Where the samples are, shape (N,).
+        x: Positions of the samples, shape (N,).
         y: Their values, shape (N,).
-        grid: Where the fit was evaluated, sorted, shape (M,).
+        grid: Positions of the fit, sorted, shape (M,).
         predictions: The fit, shape (M,).
         truth: The function itself at `grid`, shape (M,).
     """
