@@ -31,10 +31,11 @@ def mean_std(values: npt.ArrayLike) -> dict[str, float]:
     """
     known = np.asarray(values, dtype=float)
     known = known[~np.isnan(known)]
-    return {
-        "mean": float(known.mean()) if len(known) else math.nan,
-        "std": float(known.std(ddof=1)) if len(known) > 1 else math.nan,
-    }
+    with np.errstate(invalid="ignore"):  # infinity has no standard deviation
+        return {
+            "mean": float(known.mean()) if len(known) else math.nan,
+            "std": float(known.std(ddof=1)) if len(known) > 1 else math.nan,
+        }
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
