@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dlblocks.plots._style import BLUE, GREEN, GREY, ORANGE, RED, literal, new_figure, style_axis
 
@@ -208,7 +209,7 @@ def _find_series(histories: Sequence[Sequence[Mapping[str, float]]]) -> Series:
 
 
 def strip(
-    values: Mapping[str, Sequence[float]],
+    values: Mapping[str, Sequence[float] | npt.NDArray[np.floating]],
     *,
     intervals: Mapping[str, tuple[float, float]] | None = None,
     metric: str = "score",
