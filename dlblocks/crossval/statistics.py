@@ -29,13 +29,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from dlblocks._errors import check_range
 from dlblocks.metrics import Range
+
+Name = TypeVar("Name", bound=str)
 
 
 @dataclass(frozen=True)
@@ -242,7 +244,7 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def with_holm(tests: Mapping[str, Comparison]) -> dict[str, dict[str, Any]]:
+def with_holm(tests: Mapping[Name, Comparison]) -> dict[Name, dict[str, Any]]:
     """Numbers of several comparisons with one model: those of a table, by name.
 
     Args:
