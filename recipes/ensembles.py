@@ -14,7 +14,7 @@ difference from one net in percentage points, log loss, and seconds to train on 
     single net         97.27 %                   0.085  1.0
     deep ensemble      97.80 %  (-0.11 … +1.17)  0.075  1.2
     bagging            97.75 %  (-0.44 … +1.39)  0.085  1.4
-    voting             97.94 %  (-0.14 … +1.48)  0.083  3.8
+    voting             98.00 %  (-0.24 … +1.69)  0.082  3.8
     gradient boosting  98.14 %  (-0.04 … +1.77)  0.079  2.1
     AdaBoost           95.35 %  (-3.55 … -0.29)  2.253  2.9
     random forest      97.47 %  (-0.80 … +1.19)  0.306  0.2
