@@ -137,7 +137,10 @@ def main(
         {"": name, **{key: metrics[name][key] for key in (*columns, "sharpness")}}
         for name in settings
     ]))  # fmt: skip
-    figures = {key.replace("/", "_"): plots.strip(each, metric=key) for key, each in values.items()}
+    figures = {
+        key.replace("/", "_"): plots.strip(each, metric=key, dots="seeds")
+        for key, each in values.items()
+    }
     write_results(folder, metrics, rows=rows, figures=figures, epsilon=epsilon)
 
 

@@ -140,6 +140,7 @@ def main(
         {name: scores[name] - scores[FIRST] for name in compared},
         intervals={name: found["interval"] for name, found in compared.items()},
         metric=f"accuracy minus that of the {FIRST}",
+        dots="splits",
     )
     write_results(folder, metrics, rows=rows, figures={"ensembles": figure})
 

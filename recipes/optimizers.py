@@ -130,6 +130,7 @@ def main(
         "rmse": plots.strip(
             {name: [rmse(member) for member in members] for name, members in best.items()},
             metric="RMSE from the curve",
+            dots="seeds",
         ),
     }
     write_results(folder, metrics, rows=rows, figures=figures)

@@ -213,6 +213,7 @@ def strip(
     *,
     intervals: Mapping[str, tuple[float, float]] | None = None,
     metric: str = "score",
+    dots: str = "folds",
 ) -> Figure:
     """Draws a metric of every fold as a dot, one row a cross-validation, with mean and interval.
 
@@ -220,6 +221,7 @@ def strip(
         values: Name of a cross-validation → the metric of each of its folds.
         intervals: Name → lower and upper end, such as ``result.interval("val/accuracy")``.
         metric: Name of the metric, under the axis.
+        dots: What a dot is, such as ``"seeds"``.
 
     Raises:
         ValueError: There is no value, or `intervals` has a name that `values` lacks.
@@ -250,7 +252,7 @@ def strip(
             said += f", 95 % interval {low:.4g} … {high:.4g}"
         axis.plot([mean], [below], "D", color=RED, markersize=7)
         axis.text(mean, below + 0.12, said, ha="center", va="top", fontsize=9, color="#333333")
-    style_axis(axis, f"{metric} (dots: folds)", "")
+    style_axis(axis, f"{metric} (dots: {dots})", "")
     axis.set_ylim(len(values) - 0.4, -0.5)
     axis.set_yticks(range(len(values)), [literal(name) for name in values])
     axis.tick_params(axis="y", length=0)

@@ -1,5 +1,6 @@
 """Run folders, and the fits, predictions and figures in them."""
 
+from dlblocks._files import is_rank_zero, write_json
 from dlblocks.runs.fit import fit_and_test
 from dlblocks.runs.folder import check_new_run_dir, next_run_dir
 from dlblocks.runs.summary import mean_std, table, write_results
@@ -7,8 +8,10 @@ from dlblocks.runs.summary import mean_std, table, write_results
 __all__ = [
     "check_new_run_dir",
     "fit_and_test",
+    "is_rank_zero",
     "mean_std",
     "next_run_dir",
     "table",
+    "write_json",
     "write_results",
 ]
