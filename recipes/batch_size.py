@@ -1,4 +1,4 @@
-"""Do large batches generalize less well on the digits, and are their solutions sharper?
+"""Do large batches generalize less well, and are their solutions sharper?
 
 An MLP, 64 → 128 → 128 → 10, learns 1,024 digits by gradient descent with momentum in batches of 16
 and of 128, an eighth of all (Keskar et al., "On Large-Batch Training for Deep Learning", 2017, took
@@ -53,7 +53,7 @@ VALIDATION = 128
 
 
 class Setting(NamedTuple):
-    """How a net is trained."""
+    """The settings of a fit."""
 
     batch_size: int
     lr: float
@@ -147,7 +147,7 @@ def main(
 def make_settings(
     small: int, large: int, lr: float, warmup_epochs: int, samples: int, epochs: int
 ) -> dict[str, Setting]:
-    """Return the settings; all have equal epochs but one, which has equal steps."""
+    """Return settings of equal epochs, and one of equal steps."""
     few, many = math.ceil(samples / large), math.ceil(samples / small)
     longer = round(epochs * many / few)
     scaled, warmup = lr * large / small, warmup_epochs * few
@@ -161,7 +161,7 @@ def make_settings(
 
 
 def new_fit(setting: Setting, samples: int, seed: int) -> tuple[Model, DataModule]:
-    """Return a new net and its data, whose split is that of the seed in every setting."""
+    """Return a new net and its data; the split depends on the seed alone."""
     settings: dict[str, Any] = {"lr": setting.lr, "warmup_steps": setting.warmup_steps}
     model = MLPClassifier(64, 10, hidden=[128, 128], optimizer="momentum", **settings)
     development = samples + VALIDATION
@@ -176,7 +176,7 @@ def new_fit(setting: Setting, samples: int, seed: int) -> tuple[Model, DataModul
 
 
 def measure(member: Member, epsilon: float) -> dict[str, float]:
-    """Return loss and accuracy of each part, and the sharpness; NaN if the fit diverged."""
+    """Return losses, accuracies and sharpness, NaN if the fit diverged."""
     net = copy.deepcopy(member.model.net).cpu().double().eval()
     found: dict[str, float] = {}
     for part in ("test", "val", "train"):

@@ -175,7 +175,7 @@ def nets(
 
 @torch.inference_mode()
 def probabilities(model: Any, inputs: torch.Tensor) -> np.ndarray:
-    """Return the probabilities (N, C) that a model of ours or of scikit-learn predicts."""
+    """Return the predicted probabilities (N, C)."""
     if not isinstance(model, Model):
         return model.predict_proba(inputs.flatten(1))
     found = model.prediction(model.cpu().eval()(inputs)).double()

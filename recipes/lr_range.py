@@ -153,7 +153,10 @@ def main(
 
 
 def steepest(rates: np.ndarray, losses: np.ndarray) -> float:
-    """Return where the loss falls most per unit of log rate, before its lowest point."""
+    """Return the rate where the loss falls most per unit of log rate.
+
+    Only what comes before the lowest loss counts.
+    """
     end = max(int(np.nanargmin(losses[SKIPPED:])) + SKIPPED + 1, SKIPPED + 2)
     slopes = np.gradient(losses, np.log(rates))[SKIPPED:end]
     return float(rates[SKIPPED + int(np.nanargmin(slopes))])

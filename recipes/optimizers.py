@@ -137,7 +137,7 @@ def main(
 
 
 def loss(member: Member) -> float:
-    """Return the validation loss of the best epoch; infinite for a fit that diverged."""
+    """Return the best validation loss, infinite if the fit diverged."""
     return math.inf if member.error or member.best is None else member.best.value
 
 

@@ -1,6 +1,6 @@
-"""Which regularizers help a small CNN and an MLP that have 200 digits to learn from?
+"""Which regularizers help small nets that learn from 200 digits?
 
-Each method is added alone to the same net and cross-validated on the same folds of 200 digits. Its
+Each method is added alone to the same CNN or MLP and cross-validated on the same folds of 200 digits. Its
 one setting was taken from its paper's range and not tuned. The last epoch's weights are scored. The
 folds' verdict is a corrected t-test against the bare net. The other 1,597 digits say how good that
 verdict is: "test" is the mean accuracy there of the models of all folds.
@@ -76,7 +76,7 @@ def main(
     precision: str = "32-true",
     seed: int = 0,
 ) -> None:
-    """Which regularizers help a small CNN and an MLP that have 200 digits to learn from?
+    """Which regularizers help small nets that learn from 200 digits?
 
     Args:
         nets: Which nets.
@@ -167,7 +167,7 @@ def make_model(net: str, **arguments: Any) -> CNNClassifier | MLPClassifier:
 
 @torch.inference_mode()
 def test_accuracy(result: CrossValidationResult, data: DigitsDataModule) -> float:
-    """Return the mean accuracy of the folds' models on the test set; NaN if none were kept."""
+    """Return the mean test accuracy of the folds' models, NaN without checkpoints."""
     inputs, targets, _ = data.arrays("test")
     paths = [result.run_dir / row["checkpoint"] for row in result.folds if row["checkpoint"]]
     classes = [load(path).eval()(inputs).argmax(1) for path in paths]

@@ -1,4 +1,4 @@
-"""One hidden layer of growing width: what exists, and what training finds.
+"""What exists for one hidden layer of growing width, and what training finds.
 
 Three functions on [-1, 1]: a smooth one, exp(-4x²) · cos(20x); one with kinks, a triangle wave of
 four periods; and one that is not continuous, the sign of x. For each width the largest error over
@@ -39,7 +39,7 @@ FUNCTIONS: dict[str, Function] = {
     "kinks": lambda x: 4 * np.abs(2 * x - np.floor(2 * x + 0.5)) - 1,
     "jump": np.sign,
 }
-# Where the error is measured: closely, and closest to the jump, where it is largest.
+# The error is measured at many points, some very close to the jump, where it is largest.
 GRID = np.sort(np.append(np.linspace(-1, 1, 20_001), [-1e-9, 1e-9]))
 
 
@@ -57,7 +57,7 @@ def main(
     precision: str = "32-true",
     seed: int = 0,
 ) -> None:
-    """One hidden layer of growing width: what exists, and what training finds.
+    """What exists for one hidden layer of growing width, and what training finds.
 
     Args:
         widths: Units of the hidden layer.
@@ -122,7 +122,7 @@ def main(
 def new_fit(
     function: Function, width: int, num_samples: int, lr: float, seed: int
 ) -> tuple[Model, DataModule]:
-    """Return a new network and the samples, in an order of the seed."""
+    """Return a new network and the samples in an order of their own."""
     x = np.linspace(-1, 1, num_samples)
     inputs, targets = (torch.from_numpy(v).float().unsqueeze(1) for v in (x, function(x)))
     # torch's own initialisation: with biases of 0 all units would have their kink at 0.
@@ -134,7 +134,7 @@ def new_fit(
 
 
 def construct(function: Function, width: int) -> MLP:
-    """Return the network that is straight between width + 1 equally distant points of a function.
+    """Return the network that connects equally distant points by straight lines.
 
     Unit i begins at point i, where the slope changes: f(x₀) + Σᵢ (sᵢ - sᵢ₋₁) · relu(x - xᵢ), with
     the slopes sᵢ of the segments and s₋₁ = 0.
@@ -153,7 +153,7 @@ def construct(function: Function, width: int) -> MLP:
 
 
 def least_squares(new: Callable[[int], tuple[Model, DataModule]], seed: int) -> MLP:
-    """Return a network as it begins, but with the output weights that fit best."""
+    """Return an untrained network with the best output weights."""
     seed_everything(seed, verbose=False)
     model, data = new(seed)
     hidden = linear_layers(model.net)[0]

@@ -95,7 +95,7 @@ def lines(
     ylabel: str = "",
     log: str = "",
 ) -> Figure:
-    """Draw curves over one axis, those of several repeats as mean and band.
+    """Draw curves, those of several repeats as mean and band.
 
     The band reaches from the lowest to the highest repeat. NaN is left out.
 

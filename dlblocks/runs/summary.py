@@ -1,4 +1,4 @@
-"""Summarize an experiment of several runs: means over seeds, a table, and its files."""
+"""Summarize an experiment of several fits."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 
 def mean_std(values: npt.ArrayLike) -> dict[str, float]:
-    """Mean and standard deviation (n - 1 in the denominator) of values, NaN left out.
+    """Return mean and standard deviation of values.
 
-    The standard deviation of one value is NaN, and so are both of none.
+    The denominator of the variance is n - 1, and NaN is left out. The standard deviation of one
+    value is NaN, and so are both of none.
 
     Example:
         >>> mean_std([1.0, 3.0, float("nan")])
@@ -39,9 +40,9 @@ def mean_std(values: npt.ArrayLike) -> dict[str, float]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Format rows as a table of text, with all their keys as columns.
+    """Format rows as a table of text.
 
-    Numbers have four decimals, a result of `mean_std` is ``mean ± std`` and a tuple ``low … high``.
+    All their keys are columns. Numbers have four decimals, a result of `mean_std` is ``mean ± std`` and a tuple ``low … high``.
     NaN, None and missing keys are empty.
 
     Example:
@@ -67,10 +68,10 @@ def write_results(
     figures: Mapping[str, Figure] | None = None,
     **more: Any,
 ) -> None:
-    """Write the results of an experiment into its run folder, and print where they are.
+    """Write the results of an experiment into its run folder.
 
     These are ``summary.json`` with the versions, ``results.csv`` and ``figures/<name>.png``. Only
-    rank 0 writes.
+    rank 0 writes, and prints where they are.
 
     Args:
         run_dir: The run folder.
