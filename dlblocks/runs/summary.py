@@ -42,8 +42,8 @@ def mean_std(values: npt.ArrayLike) -> dict[str, float]:
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Format rows as a table of text.
 
-    All their keys are columns. Numbers have four decimals, a result of `mean_std` is ``mean ± std`` and a tuple ``low … high``.
-    NaN, None and missing keys are empty.
+    All their keys are columns. Numbers have four decimals, a result of `mean_std` is ``mean ± std``
+    and a tuple ``low … high``. NaN, None and missing keys are empty.
 
     Example:
         >>> print(table([{"net": "MLP", "loss": mean_std([1, 2])}, {"net": "CNN", "loss": 0.25}]))
