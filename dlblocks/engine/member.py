@@ -122,6 +122,10 @@ class Member:
         self.optimizer: Optimizer
         self.schedules: list[dict[str, Any]] = []
 
+    def curve(self, metric: str) -> list[float]:
+        """The values of a logged metric, one an epoch."""
+        return [row[metric] for row in self.history.rows if metric in row]
+
     def attach(self, trainer: pl.Trainer, settings: Mapping[str, Any]) -> None:
         """Gives model, datamodule and callbacks their Trainer, and sets them up."""
         own: Any = MemberTrainer(trainer, self, settings)

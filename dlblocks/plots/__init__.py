@@ -9,7 +9,7 @@ from dlblocks.plots.classes import confusion_matrix, labels, reliability
 from dlblocks.plots.fits import curve_metrics, learning_curves, strip
 from dlblocks.plots.images import batch, hardest
 from dlblocks.plots.ranking import ranking
-from dlblocks.plots.values import curve, predicted_vs_true
+from dlblocks.plots.values import curve, lines, predicted_vs_true
 
 __all__ = [
     "BLUE",
@@ -24,6 +24,7 @@ __all__ = [
     "hardest",
     "labels",
     "learning_curves",
+    "lines",
     "predicted_vs_true",
     "ranking",
     "reliability",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # The colours of Okabe and Ito, which colour-blind people can distinguish.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#999999"
+COLOURS = (BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9", "#333333")
 
 
 def save(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 120) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dlblocks.plots._style import BLUE, GREEN, GREY, ORANGE, RED, literal, new_figure, style_axis
 
@@ -208,10 +209,11 @@ def _find_series(histories: Sequence[Sequence[Mapping[str, float]]]) -> Series:
 
 
 def strip(
-    values: Mapping[str, Sequence[float]],
+    values: Mapping[str, Sequence[float] | npt.NDArray[np.floating]],
     *,
     intervals: Mapping[str, tuple[float, float]] | None = None,
     metric: str = "score",
+    dots: str = "folds",
 ) -> Figure:
     """Draw a metric of every fold as a dot, with mean and interval.
 
@@ -221,6 +223,7 @@ def strip(
         values: Name of a cross-validation → the metric of each of its folds.
         intervals: Name → lower and upper end, such as ``result.interval("val/accuracy")``.
         metric: Name of the metric, under the axis.
+        dots: What a dot is, such as ``"seeds"``.
 
     Raises:
         ValueError: `values` is empty, or `intervals` has a name that `values` lacks.
@@ -251,7 +254,7 @@ def strip(
             said += f", 95 % interval {low:.4g} … {high:.4g}"
         axis.plot([mean], [below], "D", color=RED, markersize=7)
         axis.text(mean, below + 0.12, said, ha="center", va="top", fontsize=9, color="#333333")
-    style_axis(axis, f"{metric} (dots: folds)", "")
+    style_axis(axis, f"{metric} (dots: {dots})", "")
     axis.set_ylim(len(values) - 0.4, -0.5)
     axis.set_yticks(range(len(values)), [literal(name) for name in values])
     axis.tick_params(axis="y", length=0)

@@ -9,7 +9,16 @@ import numpy as np
 import numpy.typing as npt
 
 from dlblocks._scores import value_metrics
-from dlblocks.plots._style import BLUE, GREY, ORANGE, check_lengths, literal, new_figure, style_axis
+from dlblocks.plots._style import (
+    BLUE,
+    COLOURS,
+    GREY,
+    ORANGE,
+    check_lengths,
+    literal,
+    new_figure,
+    style_axis,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,4 +86,50 @@ def curve(
     axis.plot(np.asarray(grid), np.asarray(predictions), color=BLUE, linewidth=2, label="fit")
     style_axis(axis, "x", "y")
     axis.legend(frameon=False)
+    return figure
+
+
+def lines(
+    curves: Mapping[str, npt.ArrayLike],
+    x: npt.ArrayLike | None = None,
+    *,
+    xlabel: str = "epoch",
+    ylabel: str = "",
+    log: str = "",
+) -> Figure:
+    """Draw curves, those of several repeats as mean and band.
+
+    The band reaches from the lowest to the highest repeat. NaN is left out.
+
+    Args:
+        curves: Name → values of shape (N,), or (S, N) for S repeats.
+        x: Their places, shape (N,). None: 1 … N.
+        xlabel: Name of the horizontal axis.
+        ylabel: Name of the vertical axis.
+        log: Which axes are logarithmic: ``""``, ``"x"``, ``"y"`` or ``"xy"``.
+
+    Example:
+        >>> figure = lines({"MLP": [[0.9, 0.4], [0.8, 0.5]], "CNN": [0.7, 0.2]}, ylabel="loss")
+    """
+    from matplotlib import colormaps
+
+    figure = new_figure(7.6, 4.4)
+    axis = figure.subplots()
+    many = colormaps["viridis"](np.linspace(0, 1, len(curves)))
+    colours = COLOURS if len(curves) <= len(COLOURS) else many
+    for (name, given), colour in zip(curves.items(), colours, strict=False):
+        values = np.ma.masked_invalid(np.atleast_2d(np.asarray(given, dtype=float)))
+        at = np.arange(1, values.shape[1] + 1) if x is None else np.asarray(x)
+        marker = "o" if values.shape[1] <= 20 else ""
+        mean = values.mean(0)
+        axis.plot(at, mean, color=colour, label=literal(name), marker=marker, markersize=4)
+        if len(values) > 1:
+            low, high = values.min(0), values.max(0)
+            axis.fill_between(at, low, high, color=colour, alpha=0.2, linewidth=0)
+    style_axis(axis, xlabel, ylabel)
+    if "x" in log:
+        axis.set_xscale("log")
+    if "y" in log:
+        axis.set_yscale("log")
+    axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
