@@ -82,6 +82,7 @@ def test_unfreezing_keeps_the_groups_and_their_rates(make_trainer):
     assert ratios == {0.1, 1.0}
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
 def test_resumed_before_the_unfreezing_it_is_the_same_run(make_trainer, tmp_path):
     arguments = {"freeze": True, "unfreeze_epoch": 2, "lr": 0.05}
     whole = new(**arguments)
