@@ -136,6 +136,7 @@ class Member:
         for callback in self.callbacks:
             callback.setup(own, self.model, "fit")
         self.model.setup("fit")
+        self.model.on_train_start()  # which puts what is frozen into evaluation mode
 
     def make_optimizer(self) -> None:
         """Has the model make its optimizer and schedules, as a Trainer would."""
