@@ -251,7 +251,10 @@ def weighted_class_metrics(
     def f1(weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
         both = weights @ (is_target + is_guess)  # 2 TP + FP + FN of each class
         with np.errstate(invalid="ignore"):  # a class that is neither target nor guess
-            return np.nanmean(2 * (weights @ (is_target * is_guess)) / both, axis=1)
+            found: npt.NDArray[Any] = np.nanmean(
+                2 * (weights @ (is_target * is_guess)) / both, axis=1
+            )
+            return found
 
     found: dict[str, Weighted] = {"accuracy": weighted_mean(right), "f1": f1}
     if not are_probabilities(prediction):
@@ -285,7 +288,8 @@ def weighted_auc(target: npt.NDArray[Any], score: npt.NDArray[Any]) -> Weighted:
         down = np.add.reduceat(weights * (1 - positive), starts, axis=1)
         below = np.cumsum(down, axis=1) - down / 2  # ties count half
         with np.errstate(invalid="ignore"):  # one class alone
-            return (up * below).sum(1) / (up.sum(1) * down.sum(1))
+            found: npt.NDArray[Any] = (up * below).sum(1) / (up.sum(1) * down.sum(1))
+            return found
 
     return auc
 
@@ -307,7 +311,8 @@ def weighted_average_precision(target: npt.NDArray[Any], score: npt.NDArray[Any]
         both = np.cumsum(np.add.reduceat(weights, starts, axis=1), axis=1)
         with np.errstate(invalid="ignore"):  # thresholds above all samples, or no positive one
             precision = np.cumsum(hits, axis=1) / both
-            return np.nansum(hits * precision, axis=1) / hits.sum(1)
+            found: npt.NDArray[Any] = np.nansum(hits * precision, axis=1) / hits.sum(1)
+            return found
 
     return average_precision
 
@@ -325,7 +330,8 @@ def weighted_value_metrics(
     def r2(weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
         around = (weights @ centered**2) - (weights @ centered) ** 2 / weights.sum(1)[:, None]
         with np.errstate(invalid="ignore", divide="ignore"):
-            return (1 - (weights @ error**2) / around).mean(1)
+            found: npt.NDArray[Any] = (1 - (weights @ error**2) / around).mean(1)
+            return found
 
     return {"mse": mse, "rmse": lambda w: np.sqrt(mse(w)), "mae": mae, "r2": r2}
 

@@ -534,5 +534,5 @@ class BatchMemory:
         """Free the memory."""
         self._buffers = []
 
-    def __reduce__(self) -> tuple[type, tuple]:
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
         return BatchMemory, ()  # a copy starts without memory

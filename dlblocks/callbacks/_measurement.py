@@ -71,7 +71,9 @@ class TrainingMeasurement(Callback):
             batch = before_transfer(pl_module, batch)
             yield trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
-    def _in_order(self, loader: Any, trainer: pl.Trainer, limit: int | float | None) -> DataLoader:
+    def _in_order(
+        self, loader: Any, trainer: pl.Trainer, limit: int | float | None
+    ) -> DataLoader[Any]:
         """Return a loader of the same data set, without its sampler."""
         dataset = getattr(loader, "dataset", None)
         if not isinstance(loader, DataLoader) or isinstance(dataset, IterableDataset):

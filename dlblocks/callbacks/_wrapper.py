@@ -33,7 +33,11 @@ class AroundStep(UndoneCallback):
     """
 
     def around_step(
-        self, trainer: pl.Trainer, run: Callable[[], Any], args: tuple, kwargs: dict[str, Any]
+        self,
+        trainer: pl.Trainer,
+        run: Callable[[], Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         """Call ``run()``, the step with these arguments, and return its output."""
         raise NotImplementedError(f"{type(self).__name__} must define around_step().")
@@ -67,7 +71,11 @@ class Wrapped:
     """
 
     def __init__(
-        self, inner: Callable, replaced: Any, trainer: pl.Trainer, call: Callable[..., Any]
+        self,
+        inner: Callable[..., Any],
+        replaced: Any,
+        trainer: pl.Trainer,
+        call: Callable[..., Any],
     ) -> None:
         # Lightning inspects its arguments, and whether it is overridden.
         functools.update_wrapper(self, inner)

@@ -196,7 +196,7 @@ class OneOf(BatchTransform):
             member.on_exception(trainer, pl_module, exception)
 
 
-def _form(batch: Any) -> tuple:
+def _form(batch: Any) -> tuple[Any, ...]:
     """Return shapes and dtypes, which results must share to be mixed."""
     return tuple((tuple(leaf.shape), leaf.dtype) for leaf in tensors_in(batch))
 

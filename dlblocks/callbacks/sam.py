@@ -131,7 +131,7 @@ class SAM(AroundStep):
         self.adaptive = adaptive
         self.eta = eta
         # Arguments and random state of each step since the gradients were zero.
-        self._window: list[tuple[tuple, dict[str, Any], Any]] = []
+        self._window: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
         self._again = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -159,7 +159,11 @@ class SAM(AroundStep):
     # First pass
 
     def around_step(
-        self, trainer: pl.Trainer, run: Callable[[], Any], args: tuple, kwargs: dict[str, Any]
+        self,
+        trainer: pl.Trainer,
+        run: Callable[[], Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         if not self._again:
             self._window.append((args, kwargs, random_state(trainer.strategy.root_device)))
@@ -221,7 +225,7 @@ def _step_after_two_passes(
     step.inner(epoch, batch_idx, optimizer, both)
 
 
-def _synchronized(trainer: pl.Trainer, is_last: bool) -> contextlib.AbstractContextManager:
+def _synchronized(trainer: pl.Trainer, is_last: bool) -> contextlib.AbstractContextManager[Any]:
     """Let ranks sum gradients after the last batch of a window only."""
     if isinstance(trainer.strategy, ParallelStrategy) and not is_last:
         return trainer.strategy.block_backward_sync()

@@ -36,7 +36,8 @@ from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor, nn
 
 from dlblocks._errors import check_range, checked
-from dlblocks.callbacks._curvature import check_params, sharpness, top_eigenvalue
+from dlblocks.callbacks._curvature import check_params, top_eigenvalue
+from dlblocks.callbacks._curvature import sharpness as sharpness  # for users
 from dlblocks.callbacks._measurement import TrainingMeasurement
 from dlblocks.callbacks._parameters import check_step, check_whole_parameters
 from dlblocks.callbacks._resume import set_random_state

@@ -132,7 +132,11 @@ class WeightNoise(AroundStep):
         self._weights = []
 
     def around_step(
-        self, trainer: pl.Trainer, run: Callable[[], Any], args: tuple, kwargs: dict[str, Any]
+        self,
+        trainer: pl.Trainer,
+        run: Callable[[], Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         if self.std == 0:
             return run()

@@ -91,7 +91,10 @@ class CrossValidationResult(Result):
         fit depends on them too.
         """
         num_val = sum(row["num_val"] for row in self.folds)
-        return num_val / sum(row["num_train"] + row.get("num_selection", 0) for row in self.folds)
+        found: float = num_val / sum(
+            row["num_train"] + row.get("num_selection", 0) for row in self.folds
+        )
+        return found
 
     def interval(self, metric: str, *, level: float = 0.95) -> tuple[float, float]:
         """Interval of a metric's expected value, corrected for shared training data.
@@ -432,7 +435,8 @@ class CrossValidationResult(Result):
     @property
     def refit_epochs(self) -> int:
         """For how many epochs `refit` trains: the median of the folds' best ones."""
-        return max(1, round(statistics.median(row["best_epoch"] for row in self.folds)))
+        found: int = max(1, round(statistics.median(row["best_epoch"] for row in self.folds)))
+        return found
 
     def importance(
         self,

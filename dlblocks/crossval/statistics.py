@@ -220,7 +220,8 @@ def least_paired_error(differences: npt.NDArray[np.floating]) -> float:
         >>> least_paired_error(np.array([1.0, -1.0, 1.0, 0.0]))
         0.5
     """
-    return float(np.sum(differences**2) + 1) ** 0.5 / len(differences)
+    found: float = float(np.sum(differences**2) + 1) ** 0.5 / len(differences)
+    return found
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -241,7 +242,8 @@ def holm(p: Sequence[float]) -> list[float]:
     scaled = np.asarray(p, dtype=float)[order] * np.arange(len(p), 0, -1)
     adjusted = np.empty(len(p))
     adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1)
-    return adjusted.tolist()
+    found: list[float] = adjusted.tolist()
+    return found
 
 
 def with_holm(tests: Mapping[Name, Comparison]) -> dict[Name, dict[str, Any]]:

@@ -97,7 +97,7 @@ class Stages(pl.LightningModule):
         self.stage: Stage | None = None
         self.restored = False
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Return the numbers of the passes, which the Trainer takes for batches."""
         return DataLoader(range(self.epochs), batch_size=None)  # type: ignore[arg-type]
 
@@ -265,7 +265,8 @@ class Stages(pl.LightningModule):
     def _prepared(self, inputs: Tensor) -> Tensor:
         """Bring raw inputs to the device, normalised, in the learner's precision."""
         inputs = self.data.transform(inputs.to(self.device, non_blocking=True))
-        return self.trainer.precision_plugin.convert_input(inputs)
+        found: Tensor = self.trainer.precision_plugin.convert_input(inputs)
+        return found
 
 
 def self_fitting(learner: nn.Module) -> Callable[..., Any] | None:
@@ -273,5 +274,6 @@ def self_fitting(learner: nn.Module) -> Callable[..., Any] | None:
     for owner in (learner, getattr(learner, "net", None)):
         fit = getattr(owner, "fit_samples", None)
         if callable(fit):
-            return fit
+            found: Callable[..., Any] | None = fit
+            return found
     return None

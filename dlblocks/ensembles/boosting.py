@@ -187,7 +187,8 @@ class GradientBoosting(Stagewise):
     def batch_loss(
         self, learner: Any, outputs: Tensor, targets: Tensor, weights: Tensor | None
     ) -> Tensor:
-        return learner.loss(outputs.float(), targets)
+        found: Tensor = learner.loss(outputs.float(), targets)
+        return found
 
     def add(self, stage: int, outputs: dict[str, Tensor]) -> dict[str, float]:
         y, f, h = self.targets["train"], self.predictions["train"], outputs["train"]

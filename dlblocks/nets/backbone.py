@@ -228,7 +228,8 @@ def _replace(model: nn.Module, path: str, new: nn.Module) -> None:
 def _head(model: nn.Module) -> str:
     """Name of the last layer with weights."""
     layers = [n for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-    return layers[-1]
+    found: str = layers[-1]
+    return found
 
 
 # Weights

@@ -132,13 +132,15 @@ class CNN(nn.Module):
     @property
     def min_image_size(self) -> int:
         """Smallest height and width that the pooling allows."""
-        return 2**self.num_pools
+        found: int = 2**self.num_pools
+        return found
 
     def forward(self, images: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
             self.check_input(tuple(images.shape[1:]))
         maps = self.blocks(images)  # (N, channels[-1], H', W')
-        return self.head(maps)  # (N, out_features)
+        found: Tensor = self.head(maps)
+        return found
 
     def check_input(self, shape: tuple[int, ...]) -> None:
         """Raise a `ValueError` unless images of a shape (C, H, W) fit."""

@@ -131,7 +131,8 @@ class MLP(nn.Module):
             self.check_input(tuple(inputs.shape[1:]))
         if self.embed is not None:
             x = self.embed(x)
-        return self.layers(x)  # (N, out_features)
+        found: Tensor = self.layers(x)
+        return found
 
     def check_embeddings(self, found: Mapping[int, int], source: str) -> None:
         """Raise a `ValueError` unless the embedded columns are those that `source` numbers."""

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Models and callbacks made in this process, by the key of their configuration.
-_seen: dict[str, dict[int, weakref.ref]] = {}
+_seen: dict[str, dict[int, weakref.ref[Any]]] = {}
 
 
 @dataclass(frozen=True)

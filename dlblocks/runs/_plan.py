@@ -268,7 +268,7 @@ def _object(value: Any, inner: Any) -> Any:
     found: dict[str, Any] = {"class": type(value).__name__}
     if isinstance(value, nn.Module):
         return {**found, "layers": _layers(value, inner=inner)}
-    if type(value).__repr__ is not object.__repr__:
+    if type(value).__repr__ is not object.__repr__:  # type: ignore[comparison-overlap]
         found["repr"] = ADDRESS.sub("", repr(value))
     found |= {name: inner(item) for name, item in _attributes(value).items()}
     if not _is_of_lightning(value) and (state := _state(value)) is not None:

@@ -234,7 +234,8 @@ class MulticlassTask(ClassTask):
 
     @classmethod
     def right(cls, target: Array, prediction: Array) -> Array:
-        return _classes(prediction) == target
+        found: Array = _classes(prediction) == target
+        return found
 
     @classmethod
     def columns(

@@ -226,7 +226,8 @@ class MultilabelTask(ClassTask):
         def f1(weights: Array) -> Array:
             both = weights @ (target + guess)
             with np.errstate(invalid="ignore"):  # a label that is neither target nor guess
-                return np.nanmean(2 * (weights @ (target * guess)) / both, axis=1)
+                found: Array = np.nanmean(2 * (weights @ (target * guess)) / both, axis=1)
+                return found
 
         def mean_of(metric: Callable[[Array, Array], Weighted]) -> Weighted:
             each = [metric(t, p) for t, p in zip(target.T, prediction.T, strict=True)]
@@ -235,7 +236,8 @@ class MultilabelTask(ClassTask):
                 found = np.stack([one(weights) for one in each])
                 known = ~np.isnan(found)  # of labels that the weighted samples have
                 with np.errstate(invalid="ignore"):
-                    return np.where(known, found, 0).sum(0) / known.sum(0)
+                    result: Array = np.where(known, found, 0).sum(0) / known.sum(0)
+                    return result
 
             return mean
 
@@ -293,7 +295,8 @@ def _cross_entropy(target: Array, prediction: Array) -> Array:
     """Compute the binary cross-entropy of each sample and label."""
     smallest = np.finfo(np.float32).tiny
     p = prediction.astype(float)
-    return -np.where(target != 0, np.log(p.clip(smallest)), np.log((1 - p).clip(smallest)))
+    found: Array = -np.where(target != 0, np.log(p.clip(smallest)), np.log((1 - p).clip(smallest)))
+    return found
 
 
 def _weighted_label_metric(

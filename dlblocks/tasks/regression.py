@@ -183,7 +183,8 @@ class RegressionTask(Task):
 
     @classmethod
     def conformal_scores(cls, target: Array, prediction: Array) -> Array:
-        return np.abs(target - prediction.reshape(target.shape))
+        found: Array = np.abs(target - prediction.reshape(target.shape))
+        return found
 
     @classmethod
     def regions(cls, calibration: Any, each: Tensor, coverage: float) -> dict[str, Tensor]:

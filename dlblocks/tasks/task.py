@@ -619,4 +619,5 @@ class Predictions(PredictionTable):
 
 def is_ours(method: Any) -> bool:
     """Tell methods and classes of this package from those of a user."""
-    return method.__module__.startswith("dlblocks.")
+    found: bool = method.__module__.startswith("dlblocks.")
+    return found
