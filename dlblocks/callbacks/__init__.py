@@ -45,7 +45,7 @@ Lightning 2.6 behaves as follows; `tests/callbacks/test_averaging.py` holds it:
 
 from dlblocks._geometry import affine, affine_matrix, shift_flip
 from dlblocks.callbacks._batch_transform import BatchTransform
-from dlblocks.callbacks._curvature import sharpness, top_eigenvalue
+from dlblocks.callbacks._curvature import top_eigenvalue
 from dlblocks.callbacks.augment import Augment, adjust_color
 from dlblocks.callbacks.cutmix import CutMix, boxes, cutmix
 from dlblocks.callbacks.cutout import Cutout, cutout
