@@ -19,7 +19,7 @@ def calibrate(
     oof: PredictionTable | None,
     folds: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Give a fold average the out-of-fold scores for its prediction intervals or sets.
+    """Give a fold average the scores for its prediction intervals.
 
     Args:
         average: The fold average.
@@ -45,7 +45,7 @@ def calibrate(
 
 
 def task_of(oof: PredictionTable | None) -> str | None:
-    """Return the name of the task of out-of-fold predictions, None if it is not clear."""
+    """Return the task's name, or None if it is not clear."""
     try:
         return None if oof is None else oof.of_task().name
     except ValueError:

@@ -113,7 +113,7 @@ class FoldConfig(RunConfig):
 
 
 def difference(mine: PredictionTable, theirs: PredictionTable) -> str:
-    """Describe the first difference between the folds of two tables, or return ``""``."""
+    """Describe the first difference between the folds of two tables."""
     if len(mine) != len(theirs):
         return f"there are {len(mine)} out-of-fold predictions here and {len(theirs)} there"
     names = ["repeat", "index", "fold"]

@@ -123,7 +123,7 @@ def write_outcome(
     checkpoints: bool,
     rows: Sequence[Mapping[str, Any]] | None = None,
 ) -> None:
-    """Write the files of the whole run, and log its W&B summary run.
+    """Write the files of the run and log its W&B summary.
 
     ``summary.json`` comes last, so that after a kill the next call writes what is missing.
 

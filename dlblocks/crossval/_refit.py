@@ -32,7 +32,7 @@ from dlblocks.runs._trainer import (
 from dlblocks.runs.fit import drop_training_state
 from dlblocks.tasks import PredictionTable, Task
 
-# What `refit` says of schedules that need validation.
+# Words of `refit` in the error for schedules that need validation.
 REFIT = {"who": "refit", "cure": "give refit a make_model with another schedule"}
 
 
@@ -45,7 +45,9 @@ def average(
     *,
     fit_temperature: bool = False,
 ) -> Model:
-    """Average the fold models, in evaluation mode; see `CrossValidationResult.ensemble`.
+    """Average the fold models, in evaluation mode.
+
+    See `CrossValidationResult.ensemble`.
 
     Args:
         run_dir: The run folder.
@@ -150,7 +152,7 @@ def refit(
         pl.seed_everything(seed, workers=True, verbose=False)
         model = new_module(make_model)
         given_callbacks = make_callbacks() if make_callbacks else ()
-        # There is no validation by which it could stop or choose.
+        # Without validation it can neither stop nor choose.
         left_out = (EarlyStopping, ModelCheckpoint)
         callbacks = [c for c in without_bars(given_callbacks) if not isinstance(c, left_out)]
         fitter = quiet_trainer(
@@ -171,7 +173,10 @@ def refit(
 
 
 class _StopAfter(Callback):
-    """End the fit after some epochs. Schedules run as if it went on, as they did in the folds."""
+    """End the fit after some epochs.
+
+    Schedules run as in the folds, as if the fit continued.
+    """
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs

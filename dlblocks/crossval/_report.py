@@ -1,4 +1,4 @@
-"""A cross-validation as a table of text, and as one HTML page that needs no other file.
+"""Print a cross-validation as a table, or as one HTML page.
 
 `folds` are the rows of the fits, and `summary` is the content of ``summary.json``.
 """
@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dlblocks.runs._tables import GAP, block, number, width
 
-# What a figure shows, in the order of the page; those of other names follow.
+# Captions of figures, in the order of the page. Figures of other names follow.
 CAPTIONS = {
     "scores": "Score of each fold: dots are folds, below them the mean and its 95 % interval.",
     "inner_and_outer": "What was chosen, as its inner folds scored it and as the outer fold did: "
@@ -38,7 +38,7 @@ Table = tuple[list[str], list[list[Any]]]
 
 
 def page(run_dir: Path, folds: Rows, summary: Mapping[str, Any], num_predicted: int) -> str:
-    """Make the page of a run, with the figures that lie in its folder."""
+    """Make the page of a run with the figures in its folder."""
     repeats = len({row["repeat"] for row in folds})
     size = f"{len({row['fold'] for row in folds})} folds"
     size += f", {repeats} repeats" if repeats > 1 else ""
@@ -131,7 +131,7 @@ def _folds(folds: Rows, summary: Mapping[str, Any]) -> Table:
 
 
 def _search(summary: Mapping[str, Any]) -> Table:
-    """List every point of a nested cross-validation's grid, with the mean of its inner folds."""
+    """List every point of the grid with its inner mean."""
     repeated = len({row["repeat"] for row in summary["search"]}) > 1
     rows = [
         [
@@ -284,5 +284,5 @@ def _metrics(summary: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def table_metrics(metrics: Collection[str], monitor: str) -> list[str]:
-    """Sort metrics: the monitor, those of `FIRST`, and the others."""
+    """Sort metrics with the monitor and `FIRST` at the beginning."""
     return [name for name in dict.fromkeys([monitor, *FIRST, *metrics]) if name in metrics]

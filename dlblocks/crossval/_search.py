@@ -1,4 +1,4 @@
-"""A search over a grid of hyperparameters, each point scored by a cross-validation."""
+"""Search a grid of hyperparameters by cross-validation."""
 
 from __future__ import annotations
 
@@ -73,7 +73,9 @@ def _equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 @dataclass
 class Search:
-    """The search that every outer fold makes; see `nested_cross_validate`.
+    """The search of every outer fold.
+
+    See `nested_cross_validate`.
 
     Attributes:
         make_model: Called with a point.
@@ -97,7 +99,7 @@ class Search:
 
     @property
     def engine(self) -> str:
-        """How the inner folds are run."""
+        """The engine of the inner folds."""
         return str(self.arguments["engine"])
 
     def model_of(self, number: int) -> Callable[[], pl.LightningModule]:
@@ -133,7 +135,7 @@ class Search:
     def check_engine(
         self, datamodule: SplitDataModule | Callable[[], SplitDataModule], outer: FoldConfig
     ) -> None:
-        """Raise an error, before anything is trained, if a point cannot be run as it must be.
+        """Raise an error before training if a point cannot be run.
 
         Args:
             datamodule: The training samples of an outer fold, or their function.
@@ -226,7 +228,10 @@ class Search:
         folder: Path,
         number: int,
     ) -> tuple[CrossValidationResult | None, str]:
-        """Cross-validate one point; None and the reason if that fails."""
+        """Cross-validate one point.
+
+        Returns None and the reason if that fails.
+        """
         try:
             result = cross_validate(
                 self.model_of(number),

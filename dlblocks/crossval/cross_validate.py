@@ -276,7 +276,7 @@ def _cross_validate(
         described: dict[str, Any] = {}
 
         def check(model: pl.LightningModule, callbacks: Sequence[Callback]) -> None:
-            """Before anything is trained: check that the run folder is new, or of this run."""
+            """Check before training that the run folder is new or of this run."""
             if described:
                 return
             described.update(describe(model, callbacks, data, **settings))

@@ -1,4 +1,4 @@
-"""Test a model once, with intervals from the samples of the test set.
+"""Test a model once, with intervals from the test samples.
 
 References:
     - Wilson: Probable inference, the law of succession, and statistical inference. Journal of the
@@ -118,7 +118,7 @@ class HeldOutScores(dict[str, float]):
     def _match(
         self, name: str, value: float, known: Mapping[str, Weighted], size: int
     ) -> str | None:
-        """Find the metric logged under a name; keep the reason if none is."""
+        """Find the metric logged under a name, or keep the reason."""
         self._why[name] = "it cannot be computed from the predictions"
         for key in reversed([key for key in _names(name) if key in known]):
             (found,) = known[key](np.ones((1, size)) * self._each)
@@ -212,7 +212,7 @@ def _names(name: str) -> list[str]:
 def weighted_metrics(
     target: npt.NDArray[Any], prediction: npt.NDArray[Any], task: str | None = None
 ) -> dict[str, Weighted]:
-    """Metrics of predictions as functions of the samples' weights, as the task defines them.
+    """Return the task's metrics as functions of the samples' weights.
 
     Each takes weights W (B, N), such as how often a bootstrap has drawn each sample, and returns B
     values. For weights of one they are the metrics that our models log. Empty for predictions that
@@ -232,7 +232,7 @@ def weighted_metrics(
 
 
 def _resamples(size: int, groups: npt.NDArray[Any] | None) -> Iterator[npt.NDArray[np.floating]]:
-    """Count how often each draw has each sample, some draws at a time."""
+    """Count how often each draw has each sample."""
     rng = np.random.default_rng(0)
     _, group = np.unique(np.arange(size) if groups is None else groups, return_inverse=True)
     units = group.max() + 1
@@ -253,7 +253,10 @@ def score_once(
     allow_shared: bool,
     task: str | None,
 ) -> HeldOutScores:
-    """Compute metrics of the test set, once; see `CrossValidationResult.test`."""
+    """Compute metrics of the test set, once.
+
+    See `CrossValidationResult.test`.
+    """
     path = run_dir / TESTED
     if path.is_file():
         raise FileExistsError(
@@ -301,7 +304,10 @@ def score_once(
 
 
 def _count_tested(data: SplitDataModule, trainer: pl.Trainer, num_loaders: int) -> int:
-    """Count the test samples in one loader without limits; 0 if that is not known."""
+    """Count the test samples of one loader without limits.
+
+    Returns 0 if that is not known.
+    """
     if num_loaders != 1 or trainer.limit_test_batches != 1.0:
         return 0
     try:
@@ -313,7 +319,7 @@ def _count_tested(data: SplitDataModule, trainer: pl.Trainer, num_loaders: int) 
 def _test_predictions(
     trainer: pl.Trainer, model: pl.LightningModule, data: SplitDataModule, num_loaders: int
 ) -> tuple[PredictionTable | None, np.ndarray | None]:
-    """Return predictions and groups of the test samples, None where there are none."""
+    """Return predictions and groups of the test samples, or None."""
     rows = data.indices("test")
     if num_loaders != 1 or not len(rows):  # loaders of somebody else's datamodule
         return None, None
@@ -331,7 +337,7 @@ def _test_predictions(
 
 
 def check_data_of(run_dir: Path, data: SplitDataModule) -> None:
-    """Raise a `ValueError` unless the datamodule holds the data and test set of the run.
+    """Raise a `ValueError` for data or a test set of another run.
 
     A new datamodule may split in another way. Then the run has trained on some of its test samples.
     """

@@ -1,8 +1,8 @@
 """Permutation importance of columns, on out-of-fold data.
 
-How much worse a model predicts samples that it was not trained on, once the values of a column have
-changed places among them (Breiman, "Random Forests", 2001; Fisher, Rudin and Dominici, "All Models
-are Wrong, but Many are Useful", 2019)::
+A model predicts its validation samples again after the values of one column have changed places
+among them. The column is important if the score gets much worse (Breiman, "Random Forests", 2001;
+Fisher, Rudin and Dominici, "All Models are Wrong, but Many are Useful", 2019)::
 
     importance of column j in fold k = mean over repeats of ±(score - score with column j permuted)
 
@@ -41,7 +41,7 @@ FIRST = ("log_loss", "rmse")  # metrics that are taken if none is named
 
 @dataclass(frozen=True)
 class Importance:
-    """How much the models of a cross-validation need each column.
+    """The importance of each column for the models of a cross-validation.
 
     Attributes:
         metric: Name of the metric that became worse.
@@ -76,7 +76,7 @@ class Importance:
         return mean_interval(each, self.test_to_train, level=level, degrees_of_freedom=freedom)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return column, mean and ends of the 95 % interval, the most important first."""
+        """Return column, mean and interval, the most important first."""
         ends = {name: self.interval(name) for name in self.names}
         return [
             {"column": name, "importance": self.mean(name), "low": low, "high": high}
@@ -88,7 +88,7 @@ class Importance:
         return data_frame(self.rows())
 
     def figure(self, *, most: int = 30) -> Figure:
-        """Draw the columns with their intervals, the most important ones at the top."""
+        """Draw the most important columns with their intervals."""
         from dlblocks import plots
 
         some = self.names[:most]
@@ -157,7 +157,7 @@ def permutation_importance(
             changed = rows.clone()
             for r in range(repeats):
                 random.shuffle(order)
-                # As scikit-learn has it, each permutation goes on from the one before.
+                # As in scikit-learn, each permutation starts from the one before.
                 changed[:, features] = changed[torch.from_numpy(order)][:, features]
                 found[j, r] = sign * (base - _score(model, prepare, changed, table)[name])
             step()
@@ -178,7 +178,7 @@ def permutation_importance(
 def named_columns(
     known: Mapping[str, Sequence[int]], groups: Mapping[str, Sequence[str]] | None
 ) -> dict[str, list[int]]:
-    """Join columns into groups; the others stay on their own.
+    """Join columns into groups and keep the others.
 
     Example:
         >>> named_columns({"a": [0], "b": [1, 2], "c": [3]}, {"both": ["a", "c"]})

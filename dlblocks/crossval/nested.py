@@ -356,7 +356,7 @@ class _OuterFolds:
             raise named(error, f"{what} outer {spec.name}") from error
 
     def read(self, spec: FoldSpec, run_id: str) -> tuple[FitResult, list[dict[str, Any]]] | None:
-        """Load a finished outer fold; None if it is not finished."""
+        """Load an outer fold, or return None if it is not finished."""
         folder = self.config.folder(spec)
         fold = read_fit(FoldConfig, self.config.run_dir, spec, run_id)
         if fold is None:

@@ -434,7 +434,7 @@ class CrossValidationResult(Result):
 
     @property
     def refit_epochs(self) -> int:
-        """For how many epochs `refit` trains: the median of the folds' best ones."""
+        """Number of epochs of `refit`, the median of the folds' best epochs."""
         found: int = max(1, round(statistics.median(row["best_epoch"] for row in self.folds)))
         return found
 
@@ -615,7 +615,7 @@ class NestedResult(CrossValidationResult):
         return data_frame(self.rows() if what == "folds" else _flat(self.search))
 
     def table(self) -> str:
-        """Return the outer folds as text, with each choice and its inner mean.
+        """Return the outer folds as text, each with its choice.
 
         The row of means averages the inner scores over the outer folds. How much better that is
         than the outer mean is the optimism of reporting a search's best score.

@@ -78,7 +78,7 @@ def mean_interval(
     bounds: Range = (None, None),
     degrees_of_freedom: int | None = None,
 ) -> tuple[float, float]:
-    """Interval of the mean score of n fits by Nadeau and Bengio's corrected variance.
+    """Interval of the mean score, by Nadeau and Bengio's variance.
 
     mean ± t · √((1 / n + n_test / n_train) · s²), where s² is the variance of the scores with n - 1
     in the denominator, and t the quantile of Student's distribution. NaN where all scores are equal
@@ -225,7 +225,9 @@ def least_paired_error(differences: npt.NDArray[np.floating]) -> float:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's (1979) adjusted p-values, in the order given; below 0.05, one in 20 tables is wrong.
+    """Return Holm's (1979) adjusted p-values, in the order given.
+
+    Of tables whose smallest value is below 0.05, one in 20 is wrong.
 
     The smallest of m is multiplied by m, the next by m - 1, …; none is less than the one before it,
     and none more than 1. A table in which many methods are compared with one is held to one error,
@@ -247,7 +249,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def with_holm(tests: Mapping[Name, Comparison]) -> dict[Name, dict[str, Any]]:
-    """Numbers of several comparisons with one model: those of a table, by name.
+    """Return the numbers of several comparisons with one model, by name.
 
     Args:
         tests: Name of a method → its comparison.

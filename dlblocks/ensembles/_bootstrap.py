@@ -1,4 +1,4 @@
-"""Samples drawn from a training part, one for each member of an ensemble: pure functions."""
+"""Draw the samples of the members of an ensemble."""
 
 from __future__ import annotations
 
@@ -76,7 +76,9 @@ def draw_all(
     replace: bool,
     stratify: bool,
 ) -> list[Rows]:
-    """A sample of the training part of `data` for each member; whole groups where it has groups.
+    """Draw a sample of the training part for each member.
+
+    Data with groups are drawn by whole groups.
 
     Raises:
         ValueError: `stratify` without classes, or with groups; or a training part of one group.
@@ -114,7 +116,7 @@ def draw_all(
 
 
 def missing_classes(data: SplitDataModule, samples: Sequence[Rows]) -> dict[int, list[int]]:
-    """For members whose samples lack a class of the training part, the classes that they lack."""
+    """Find the classes that members' samples lack."""
     targets = data.columns.targets
     if not data.is_classification or targets is None:
         return {}
@@ -196,7 +198,9 @@ def _combine(
 
 
 def score(model: VotingEnsemble, oob: PredictionTable) -> dict[str, float]:
-    """Metrics of the out-of-bag predictions, as `model` logs them of a test set: ``oob/loss`` etc.
+    """Compute metrics of the out-of-bag predictions, such as ``oob/loss``.
+
+    They are those that `model` logs of a test set.
 
     Args:
         model: The ensemble, whose loss and metrics are computed of its predictions.

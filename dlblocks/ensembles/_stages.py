@@ -1,4 +1,4 @@
-"""Fit learners one after another in one Lightning fit, whose epochs are the stages."""
+"""Fit learners in one Lightning fit whose epochs are the stages."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Booster:
     seed: int
 
     def begin_stage(self, stage: int) -> Stage | None:
-        """Prepare stage 0, 1, …, or return None if nothing is left to learn."""
+        """Prepare a stage, or return None if nothing is left."""
         raise NotImplementedError
 
     def batch_loss(
@@ -67,16 +67,21 @@ class Booster:
         raise NotImplementedError
 
     def fitted(self, stage: int) -> Mapping[str, Any] | None:
-        """Load the weights that a killed fit has left of a stage, or return None."""
+        """Load the weights of a stage of a killed fit, or None."""
         raise NotImplementedError
 
     def end_stage(self, stage: int, outputs: dict[str, Tensor]) -> bool:
-        """Take the learner's outputs for ``"train"`` and ``"val"``; False ends the fit."""
+        """Take the learner's outputs for ``"train"`` and ``"val"``.
+
+        Returning False ends the fit.
+        """
         raise NotImplementedError
 
 
 class Stages(pl.LightningModule):
-    """Fit many learners. An epoch is a stage; a batch is one pass over its samples.
+    """Fit many learners, one an epoch.
+
+    A batch is one pass over the samples of a stage.
 
     A pass takes many optimizer steps, so that the Trainer's own work is done once for all of them:
     with one Trainer a stage, or one of its steps a batch, small nets would wait for it more than
@@ -105,7 +110,7 @@ class Stages(pl.LightningModule):
         """Return None, since each learner has its own."""
 
     def on_fit_start(self) -> None:
-        """Normalise the inputs once for all stages, if they are few and always the same."""
+        """Normalise the inputs once for all stages, if they fit."""
         floats = sum(map(len, self.rows.values())) * self.inputs[0].numel()
         if self.data.train_transform is None and 4 * floats <= READY_BYTES:
             self.ready = {
@@ -147,7 +152,7 @@ class Stages(pl.LightningModule):
         return samples if isinstance(size, str) else size
 
     def _batches(self, stage: Stage) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batches of one pass: inputs, and their positions in the training part."""
+        """Yield inputs and their positions in the training part."""
         order = stage.positions[torch.tensor(list(self.sampler))]
         size = self._batch_size(len(order))
         if self.ready:
@@ -195,7 +200,7 @@ class Stages(pl.LightningModule):
         self.schedules: list[Any] = [schedule["scheduler"] for schedule in schedules]
 
     def _fused(self, learner: Model) -> dict[str, bool]:
-        """Ask for one kernel where there is one: the same numbers, in half of the time."""
+        """Ask for the fused kernel, which takes half of the time."""
         given = {"fused", "foreach", "differentiable", "capturable"} & learner.optimizer_args.keys()
         can = learner.optimizer_name in FUSED and self.device.type in ("cpu", "cuda")
         return {"fused": True} if can and not given else {}
@@ -247,7 +252,7 @@ class Stages(pl.LightningModule):
             self.trainer.should_stop = True
 
     def _outputs(self, learner: Model, part: str) -> Tensor:
-        """Compute a learner's outputs for a part, float64 on the CPU; empty for an empty part."""
+        """Compute a learner's outputs for a part, float64 on the CPU."""
         learner.eval()
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             found = [learner(inputs).double().cpu() for inputs in self._in_order(part)]
@@ -270,7 +275,7 @@ class Stages(pl.LightningModule):
 
 
 def self_fitting(learner: nn.Module) -> Callable[..., Any] | None:
-    """Return the `fit_samples` of a learner or of its net, if it has one."""
+    """Return `fit_samples` of a learner or its net, or None."""
     for owner in (learner, getattr(learner, "net", None)):
         fit = getattr(owner, "fit_samples", None)
         if callable(fit):

@@ -139,14 +139,17 @@ class Stagewise(CheckedConstructor, Booster):
         raise NotImplementedError
 
     def check_learner(self, task: Any) -> None:
-        """Raise a `ValueError` if settings of a learner's task would have no effect."""
+        """Raise a `ValueError` for task settings without effect."""
 
     def prepare(self) -> None:
         """Check the data, and prepare the first stage."""
         raise NotImplementedError
 
     def add(self, stage: int, outputs: dict[str, Tensor]) -> dict[str, float] | None:
-        """Add the learner of a stage, and return its row; None refuses it."""
+        """Add the learner of a stage and return its row.
+
+        None refuses the learner.
+        """
         raise NotImplementedError
 
     def make_model(self, num_stages: int) -> Model:
@@ -379,7 +382,7 @@ class Stagewise(CheckedConstructor, Booster):
     # Learners
 
     def next_learner(self) -> Model:
-        """Return a new learner; the first was made for checks."""
+        """Return a new learner, at first the one made for checks."""
         learner = self._checked(self._made()) if self._first is None else self._first
         self._first, self._learner = None, learner
         mine: set[object] = {learner, learner.net, *learner.parameters()}

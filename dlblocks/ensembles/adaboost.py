@@ -1,4 +1,4 @@
-"""AdaBoost for several classes: each learner looks hardest at what the ones before got wrong."""
+"""AdaBoost: each learner weighs up what those before got wrong."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dlblocks.tasks import MulticlassTask
 
 
 class AdaBoost(Stagewise):
-    """AdaBoost for C classes: SAMME (Zhu, Zou, Rosset and Hastie 2009).
+    """AdaBoost for C classes, SAMME (Zhu, Zou, Rosset and Hastie 2009).
 
     Of two classes it is the AdaBoost of Freund and Schapire (1997).
 
@@ -130,7 +130,7 @@ class AdaBoost(Stagewise):
 
     @property
     def weights(self) -> Tensor:
-        """The weights w_i of the training samples, which sum to 1, float64, shape (N,)."""
+        """Weights w_i of the training samples, float64 (N,), with sum 1."""
         return self.log_weights.softmax(0)
 
     def begin_stage(self, stage: int) -> Stage:

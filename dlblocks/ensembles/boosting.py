@@ -1,4 +1,4 @@
-"""Gradient boosting: each learner is fitted to what the ensemble so far has left over."""
+"""Gradient boosting: each learner is fitted to the residuals so far."""
 
 from __future__ import annotations
 

@@ -172,7 +172,7 @@ class RunConfig:
     def predict(
         self, trainer: pl.Trainer, model: pl.LightningModule, datamodule: SplitDataModule
     ) -> PredictionTable | None:
-        """Predict the part that is scored; None, with `reason` set, if that fails."""
+        """Predict the scored part, or set `reason` and return None."""
         if self.reason is None and len(datamodule.indices(self.part)):
             try:
                 return predict_part(trainer, model, datamodule, self.part)
@@ -321,7 +321,7 @@ def finish_fit(
     predicted: PredictionTable | None,
     history: list[dict[str, float]],
 ) -> FitResult:
-    """Write the result of a fit into its folder, the JSON file last.
+    """Write the result of a fit, the JSON file last.
 
     Args:
         config: Configuration of the run.
@@ -363,7 +363,7 @@ def read_fits(config: RunConfig, specs: Sequence[Spec]) -> dict[Spec, FitResult]
 
 
 def read_fit(kind: type[RunConfig], run_dir: Path, spec: FitSpec, run_id: str) -> FitResult | None:
-    """Load the result of a fit; None if it is not finished.
+    """Load the result of a fit, or None if it is not finished.
 
     Args:
         kind: The class of the run's configuration.

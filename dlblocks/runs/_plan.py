@@ -150,7 +150,7 @@ def engine_of(run_dir: Path) -> str | None:
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """List differences of two JSON values, such as ``"model.lr was 0.01 and is 0.02"``."""
+    """List differences of JSON values, as ``"lr was 0.01 and is 0.02"``."""
     if isinstance(old, dict) and isinstance(new, dict):
         found = []
         for key in {**old, **new}:
@@ -282,7 +282,7 @@ def _is_of_lightning(value: Any) -> bool:
 
 
 def _state(value: Any) -> Any:
-    """Return the state that pickle keeps; None for objects that it refuses."""
+    """Return the state that pickle keeps, or None."""
     if isinstance(value, torch.Generator):
         return value.get_state()
     try:

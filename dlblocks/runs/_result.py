@@ -44,7 +44,7 @@ class Result:
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        """Return run folder, fits, and the monitor's mean ± std, in one line."""
+        """Return run folder, fits and the monitor's mean ± std."""
         said, monitor = f"{len(self._rows)} {self.kind}s", self.info.get("monitor")
         if monitor in self.metrics:
             said += f", {monitor} {number(self.mean(monitor))} ± {number(self.std(monitor))}"

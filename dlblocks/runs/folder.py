@@ -85,7 +85,7 @@ def next_run_dir(base: str | os.PathLike[str], *, resume: bool = False) -> Path:
 
 
 def check_new_run_dir(run_dir: str | os.PathLike[str], *, but: Collection[str] = ()) -> Path:
-    """Return `run_dir` as a path; raise a `FileExistsError` unless it is empty."""
+    """Return `run_dir` as a path, or raise a `FileExistsError`."""
     path = Path(run_dir)
     if holds_something(path, but=but):
         raise OtherRunError(
@@ -226,7 +226,7 @@ def _connected() -> bool:
 
 
 def from_rank_zero(value: Any) -> Any:
-    """Return the value of rank 0, on every rank of a run whose ranks are connected."""
+    """Return the value of rank 0 on every connected rank."""
     import torch
 
     if not _connected():
