@@ -614,7 +614,7 @@ def test_classes_of_the_other_lightning_are_refused_by_name():
     class Data(other_pl.LightningDataModule):
         pass
 
-    said = r"is of the package pytorch_lightning, .* import lightning\.pytorch as pl"
+    said = r"is from the package pytorch_lightning, .* import lightning\.pytorch as pl"
     with pytest.raises(TypeError, match=f"got Module.*Module {said}"):
         run(Module)
     for make in (lambda: run(Predicts, Data()), lambda: FoldedDataModule(Data())):

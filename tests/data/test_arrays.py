@@ -54,7 +54,7 @@ def test_groups_stay_together():
         (np.zeros((3, 2)), [0.0, np.nan, 1], "targets has 1 value"),
         (np.zeros((3, 2)), [0, 1], "equally long"),
         (np.zeros((0, 2)), np.zeros(0, dtype=int), "empty"),
-        (np.zeros((3, 2)), [1, 1, 1], r"one class only \('1'\)"),
+        (np.zeros((3, 2)), [1, 1, 1], r"only one class \('1'\)"),
         (np.zeros(3), [0, 1, 0], r"shape \(3,\)"),
         (np.zeros((3, 8, 8, 3)), [0, 1, 0], "last axis looks like channels"),
         (np.zeros((3, 2)), np.eye(3, dtype=int), "argmax"),

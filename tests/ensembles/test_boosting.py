@@ -586,7 +586,7 @@ def test_what_does_not_fit_is_said_before_anything_is_trained(make_learner, data
 
 
 def test_things_that_are_no_learner_or_no_data():
-    with pytest.raises(TypeError, match=r"make_learner is a .*, and no function; it must"):
+    with pytest.raises(TypeError, match=r"make_learner is a .*, not a function; give"):
         boost(learner(), values())
     with pytest.raises(TypeError, match="DataModule"):
         boost(learner, torch.zeros(3))
