@@ -120,7 +120,7 @@ def other_lightning(thing: object) -> str:
 
 
 def named(error: Exception, name: str) -> Exception:
-    """Return an error of the same class with a name before the message.
+    """Put a name before the message of an error of the same class.
 
     >>> named(ValueError("lr=-1"), "fold 2")
     ValueError('fold 2: lr=-1')

@@ -232,7 +232,7 @@ class Mask(Kind):
         return self._range(values)[1] + 1
 
     def _range(self, values: Tensor) -> tuple[int, int]:
-        """Return the smallest label, at most 0, and the largest, at least -1.
+        """Return the smallest label (at most 0) and the largest (or -1).
 
         Ignored pixels are left out.
         """

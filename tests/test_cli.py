@@ -334,7 +334,7 @@ def test_a_checkpoint_that_is_not_there(capsys):
     Path("text.ckpt").write_text("no weights")
     with pytest.raises(SystemExit):
         main(["test", *DIGITS[1:], "--ckpt_path=text.ckpt"])
-    assert "--ckpt_path=text.ckpt is no checkpoint, or was cut off" in capsys.readouterr().err
+    assert "--ckpt_path=text.ckpt is not a checkpoint" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*DIGITS, "--seed_everything=-1"])
     assert "--seed_everything=-1 is outside [0, 4294967295]" in capsys.readouterr().err

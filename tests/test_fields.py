@@ -512,7 +512,7 @@ def test_masks_are_data_like_any_other(make_trainer):
         ),
         (
             torch.zeros(4, 1, 8, 8), torch.zeros(4, 1, 8, 8).long(), {"target_kind": "mask"},
-            r"remove an axis",
+            "Remove the axis",
         ),
         (torch.zeros(4, 1, 8, 8), torch.zeros(4, 8, 8), {}, r"expected classes \(N,\)"),
     ],

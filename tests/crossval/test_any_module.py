@@ -457,7 +457,7 @@ def test_the_ensemble_of_their_modules_averages_what_they_predict(make_trainer):
         rows = torch.cat([b["prediction"] for b in batches])
         torch.testing.assert_close(rows, each.mean(0)[data.indices("val")])
     with pytest.raises(
-        ValueError, match=r"Predicts.* cannot make.*make_model\(\) for _ in range\(3\)"
+        ValueError, match=r"Predicts.* cannot be created.*make_model\(\) for _ in range\(3\)"
     ):
         load("model.ckpt")
     rows = data.indices("val")
@@ -728,7 +728,7 @@ def test_nets_with_several_outputs_are_refused_by_name():
             return self.net(inputs)["logits"]
 
     data = ArrayDataModule(X, Y)
-    with pytest.raises(TypeError, match=r"Aux puts out a dict with 'logits', 'aux'.*\['logits'\]"):
+    with pytest.raises(TypeError, match=r"Aux returns a dict with 'logits', 'aux'.*\['logits'\]"):
         run(lambda: Classifier(Aux(), 3), data)
     assert run(lambda: Named(Aux(), 3), data, run_dir="named").oof.prediction.shape == (N, 3)
 

@@ -612,7 +612,7 @@ def test_a_loss_that_is_not_finite_names_the_stage():
 
 def test_learners_over_nets_of_the_users_own_are_given_back_to_load():
     result = boost(lambda: nn.Linear(5, 1), values()).fit()
-    with pytest.raises(ValueError, match="net that was made elsewhere"):
+    with pytest.raises(ValueError, match="net of your own"):
         load(result.checkpoint)
     members = [Regressor(nn.Linear(5, 1)) for _ in range(3)]
     model = load(result.checkpoint, overrides={"members": members})
@@ -622,7 +622,7 @@ def test_learners_over_nets_of_the_users_own_are_given_back_to_load():
 def test_models_refuse_what_does_not_fit(make_trainer):
     with pytest.raises(ValueError, match="steps has 0 rows"):
         GradientBoostingRegressor([learner()], [], [0.0])
-    with pytest.raises(ValueError, match=r"put out \[1\] values; each must put out 3"):
+    with pytest.raises(ValueError, match=r"return \[1\] values; each must return 3"):
         GradientBoostingClassifier([learner()], [[1.0] * 3], [0.0] * 3, 3)
     with pytest.raises(ValueError, match="initial has 2 values for 3 classes; expected 3"):
         GradientBoostingClassifier([], [], [0.0] * 2, 3)

@@ -184,5 +184,5 @@ def test_members_over_nets_of_the_users_own(make_trainer, tmp_path):
     trainer = make_trainer()
     trainer.strategy.connect(together)
     trainer.save_checkpoint(tmp_path / "a.ckpt")
-    with pytest.raises(ValueError, match="net that was made elsewhere"):
+    with pytest.raises(ValueError, match="net of your own"):
         load(tmp_path / "a.ckpt")
