@@ -200,7 +200,7 @@ def test_errors_are_one_line_without_a_traceback(flags, message, capsys, tmp_pat
         (
             ["--model=MLPClasifier"],
             "model: 'MLPClasifier' is not known; did you mean 'MLPClassifier'? Give a class of "
-            "dlblocks, or one as module.Class.",
+            "dlblocks, or another as module.Class.",
         ),
         (
             ["--data=json.Decodr"],

@@ -1,4 +1,4 @@
-"""LightningDataModules that split into folds, and the pieces they are made of."""
+"""LightningDataModules that split data into folds, and their parts."""
 
 from dlblocks.data.arrays import ArrayDataModule
 from dlblocks.data.curve import CurveDataModule

@@ -1,6 +1,6 @@
-"""Read CSV files by pandas.
+"""Read CSV files with pandas.
 
-Files that pandas would read wrongly in silence are errors here.
+Files that pandas would read wrongly without a warning raise errors here.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 ENDINGS = (".csv", ".tsv", ".txt", ".data")
 COMPRESSED = (".gz", ".bz2", ".zip", ".xz", ".zst")
 OTHER_READERS = {".parquet": "parquet", ".feather": "feather", ".json": "json", ".xlsx": "excel"}
-NO_NAME = "Unnamed: "  # what pandas calls a column without a name
+NO_NAME = "Unnamed: "  # pandas' name of a nameless column
 MAGIC = {b"\x1f\x8b": "gzip", b"BZ": "bz2", b"PK": "zip", b"\xfd7": "xz"}
 
 
 def check_read_args(argument: str, given: Mapping[str, Any]) -> None:
-    """Raises a `ValueError` unless `pandas.read_csv` has arguments of these names."""
+    """Raise a `ValueError` unless `pandas.read_csv` has arguments of these names."""
     import pandas as pd
 
     known = list(inspect.signature(pd.read_csv).parameters)[1:]
@@ -50,7 +50,7 @@ def read_table(path: Path, read_args: Mapping[str, Any]) -> pd.DataFrame:
         The table. An index that pandas found is a column ``"Unnamed: 0"``.
 
     Raises:
-        FileNotFoundError: There is no such file or folder, or no CSV file in it.
+        FileNotFoundError: The file or folder does not exist, or the folder has no CSV file.
         ValueError: A file cannot be read, has no rows or no header, or has two columns of one name;
             or the files of a folder have different columns.
     """
@@ -208,7 +208,7 @@ def _check_header(path: Path, table: pd.DataFrame, args: Mapping[str, Any]) -> N
 
 
 def _with_row_names(path: Path, args: Mapping[str, Any], error: Exception) -> pd.DataFrame:
-    """Read a file whose rows have one cell more than the header, as R writes them."""
+    """Read a file of R, whose rows have a name without header."""
     table = _parse(path, {**args, "index_col": None})
     count, levels = len(table.columns), table.index.nlevels
     if levels > 1 or not table.index.is_unique:

@@ -1,4 +1,4 @@
-"""MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100, by torchvision's loaders."""
+"""MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100 from torchvision."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dlblocks.data.datamodule import DataModule, Source
 
 
 class _TorchvisionDataModule(DataModule):
-    """A data set of torchvision with an official test set, as arrays."""
+    """A torchvision data set with an official test set, as arrays."""
 
     dataset_name: str
 
@@ -54,7 +54,7 @@ class _TorchvisionDataModule(DataModule):
 
 
 def _arrays(dataset: Any) -> tuple[Tensor, Tensor]:
-    """uint8 images (N, C, H, W) and int64 classes."""
+    """Return uint8 images (N, C, H, W) and int64 classes."""
     data, targets = dataset.data, torch.as_tensor(dataset.targets, dtype=torch.int64)
     if isinstance(data, Tensor):  # the MNIST family: (N, H, W)
         return data[:, None], targets

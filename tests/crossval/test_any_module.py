@@ -198,7 +198,7 @@ def test_targets_are_found_by_their_names(kind, make):
     result = run(make, FoldedDataModule(Samples(kind)))
     np.testing.assert_array_equal(result.oof.target, Y)
     assert result.oof.prediction.shape == (N, 3)
-    assert "give targets=, one a sample" in result.notes[0]  # folds are not stratified
+    assert "give targets=, one per sample" in result.notes[0]  # folds are not stratified
 
 
 def test_a_dictionary_of_outputs_is_refused_by_name():

@@ -369,10 +369,10 @@ def weighted():
     ("data", "arguments", "error", "message"),
     [
         (3, {}, TypeError, "got int"),
-        (DigitsDataModule(), {}, TypeError, "has folds of its own"),
+        (DigitsDataModule(), {}, TypeError, "has folds already"),
         (BoringDataModuleNoLen(), {}, TypeError, "RandomIterableDataset .* no numbered samples"),
-        (IterableBoringDataModule(), {}, TypeError, "returned list; folds are made of one"),
-        (weighted(), {}, ValueError, "WeightedRandomSampler .* cannot be confined to a fold"),
+        (IterableBoringDataModule(), {}, TypeError, "returned list; folds need a single"),
+        (weighted(), {}, ValueError, "WeightedRandomSampler .* cannot be restricted to a fold"),
         (
             DataLoader(Samples(), 8, sampler=RandomSampler(range(N), replacement=True)),
             {}, ValueError, "RandomSampler",

@@ -109,9 +109,12 @@ run_dir: {tmp_path / "run"}
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"groups": "(", "num_folds": 2}, r"groups='\(' is no regular expression"),
+        ({"groups": "(", "num_folds": 2}, r"groups='\(' is not a regular expression"),
         ({"groups": "dora", "num_folds": 2}, "matches nothing in 'a/anna-0.png'"),
-        ({"split": "leave_one_group_out"}, "ImageFolderDataModule have groups="),
+        (
+            {"split": "leave_one_group_out"},
+            "set groups= of ArrayDataModule or ImageFolderDataModule",
+        ),
         ({"split": "time_series"}, "class by class"),
         ({"folds": r"(\d)"}, "use split='predefined'"),
     ],
@@ -132,7 +135,7 @@ def test_image_folder_with_a_test_set(tmp_path):
 
 
 def test_bad_image_folders_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is no folder"):
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
         ImageFolderDataModule(str(tmp_path / "none"), size=4).setup()
     paint(tmp_path / "a" / "good.png", (1, 2, 3))
     paint(tmp_path / "b" / "good.png", (1, 2, 3))
@@ -410,7 +413,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     read = two_classes(
         tmp_path / "cut", lambda folder: (folder / "ä.JPG").write_bytes(buffer.getvalue()[:2000])
     )
-    with pytest.raises(ValueError, match=r"x/ä\.JPG cannot be .*truncated.*; mend it, or remove"):
+    with pytest.raises(ValueError, match=r"x/ä\.JPG cannot be .*truncated.*; repair or remove"):
         read()
     read = two_classes(tmp_path / "phone", lambda folder: (folder / "a.HEIC").write_bytes(b"..."))
     with pytest.raises(ValueError, match=r"a\.HEIC cannot be .*; save it as JPEG, or call"):
