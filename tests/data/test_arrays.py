@@ -268,7 +268,7 @@ def test_bad_array_files_are_refused(tmp_path, array, message):
 def test_files_that_are_no_array_files_are_refused(tmp_path, saved):
     with pytest.raises(FileNotFoundError, match=r"inputs='.*none\.npy' does not exist"):
         ArrayDataModule(str(tmp_path / "none.npy"), [0, 1]).setup()
-    with pytest.raises(ValueError, match=r"targets='labels\.csv' is no \.npy file"):
+    with pytest.raises(ValueError, match=r"targets='labels\.csv' is not a \.npy file"):
         ArrayDataModule(np.zeros((2, 3)), "labels.csv").setup()
     whole = (tmp_path / "images.npy").read_bytes()
     for name, content in (

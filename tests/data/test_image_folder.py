@@ -115,7 +115,7 @@ run_dir: {tmp_path / "run"}
             {"split": "leave_one_group_out"},
             "set groups= of ArrayDataModule or ImageFolderDataModule",
         ),
-        ({"split": "time_series"}, "class by class"),
+        ({"split": "time_series"}, "sorted by class"),
         ({"folds": r"(\d)"}, "use split='predefined'"),
     ],
 )
@@ -218,7 +218,7 @@ def test_a_validation_folder_and_folds(tmp_path):
         assert len(part.indices("val")) == 4
         assert sorted(greys(part, "train") + greys(part, "val")) == [1] * 8 + [2] * 4
         assert greys(part, "test") == [3] * 2
-    assert "the 4 images of the validation folder are a part of" in " ".join(data.notes())
+    assert "the 4 images of the validation folder are in the folds too" in " ".join(data.notes())
     assert sorted(greys(data.without_validation(), "train")) == [1] * 8 + [2] * 4
     # Of some rows alone, their images of the folder validate, if there are any.
     some = data.subset([0, 1, 4, 5, 8, 10])
@@ -352,7 +352,7 @@ def test_another_background_is_another_cache(tmp_path, cache):
     if not cache:
         assert (read(cache=cache, background=0) == 0).all()
         return
-    with pytest.warns(UserWarning, match=r"made with background=\(255.*, and now .*\(0, 0, 0\)"):
+    with pytest.warns(UserWarning, match=r"built with background=\(255.*, and now .*\(0, 0, 0\)"):
         assert (read(cache=cache, background=0) == 0).all()
     assert (read(cache=cache, background=0) == 0).all()  # without a warning
 
