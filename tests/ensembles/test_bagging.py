@@ -301,7 +301,7 @@ def test_anybodys_data_and_nets(tmp_path, make_trainer):
     again = BaggingResult.load(tmp_path / "a", make_model=make)
     with torch.no_grad():
         assert torch.equal(again.model(inputs), result.model(inputs))
-    with pytest.raises(NotVectorizable, match="no datamodule over arrays"):
+    with pytest.raises(NotVectorizable, match="not a datamodule over arrays"):
         Bagging(make, data, engine="vectorized", **settings(run_dir=tmp_path / "b")).fit()
     assert not (tmp_path / "b").exists()
 

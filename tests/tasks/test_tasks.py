@@ -296,7 +296,7 @@ def test_an_ensemble_keeps_nothing_of_the_training_of_its_members():
 
 
 def test_a_model_without_a_task_or_a_loss_says_so(make_trainer):
-    with pytest.raises(NotImplementedError, match="needs a task, or a loss"):
+    with pytest.raises(NotImplementedError, match="needs a task, or its own method loss"):
         make_trainer().fit(Model(nn.Linear(6, 3)), datamodule=ordinal_data())
 
 
