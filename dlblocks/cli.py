@@ -406,7 +406,8 @@ class CLI(LightningCLI):
         arguments = self.config_init[CROSS_VALIDATE].trainer
 
         def anew() -> Namespace:
-            return self.parser.instantiate_classes(self.config)[CROSS_VALIDATE]
+            made: Namespace = self.parser.instantiate_classes(self.config)[CROSS_VALIDATE]
+            return made
 
         if not isinstance(self.datamodule, SplitDataModule):
             raise TypeError(

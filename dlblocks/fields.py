@@ -237,7 +237,7 @@ class Mask(Kind):
         Ignored pixels are left out.
         """
         low, high = [0], [-1]
-        for part in values.split(max(1, 2**22 // max(values[0].numel(), 1))):
+        for part in torch.split(values, max(1, 2**22 // max(values[0].numel(), 1))):
             counted = part[part != self.ignore_index]
             if counted.numel():
                 low.append(int(counted.min()))

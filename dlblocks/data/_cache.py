@@ -181,7 +181,7 @@ def _read_about(path: Path) -> dict[str, Any]:
     """
     name = _beside(path).name
     try:
-        found = json.loads(_beside(path).read_bytes())
+        found: dict[str, Any] = json.loads(_beside(path).read_bytes())
         kinds = {
             "version": int, "fingerprint": str, "settings": str, "shape": list, "bytes": int,
             "written": float,

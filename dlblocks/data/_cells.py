@@ -95,7 +95,8 @@ def plain_values(cells: Series) -> npt.NDArray[Any]:
     """Return numbers (N,), without a copy if the cells are NumPy's numbers."""
     plain = isinstance(cells.dtype, np.dtype) and cells.dtype.kind in "iufb"
     plain = plain and cells.dtype.itemsize <= 8  # torch has no larger numbers
-    return cells.to_numpy() if plain else to_numbers(cells).to_numpy()
+    values: npt.NDArray[Any] = cells.to_numpy() if plain else to_numbers(cells).to_numpy()
+    return values
 
 
 def rounded_cell(cells: Series) -> int | None:

@@ -135,7 +135,8 @@ def _date_parts(column: Column, cells: Series) -> npt.NDArray[np.float64]:
     parts = [days, np.where(np.isnan(days), np.nan, month), (whole + 3) % 7]  # 0 is Monday
     if column.has_time:
         parts.append((days - whole) * 24)
-    return np.stack(parts, axis=1)[codes]
+    table: npt.NDArray[np.float64] = np.stack(parts, axis=1)[codes]
+    return table
 
 
 def _codes(column: Column, cells: Series) -> npt.NDArray[np.int64]:

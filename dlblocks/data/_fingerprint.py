@@ -72,7 +72,7 @@ def row_keys(values: Tensor | np.ndarray | Sequence[Any]) -> np.ndarray:
     width = tensor[:1].numel() * tensor.element_size()
     step = max(1, CHUNK_BYTES // max(width, 1))
     found = [np.empty(0, dtype=np.int64)]
-    for rows in tensor.split(step):
+    for rows in torch.split(tensor, step):
         memory = _row_bytes(rows)
         found.append(_keys([memory[i * width : (i + 1) * width] for i in range(len(rows))]))
     return np.concatenate(found)
@@ -126,5 +126,5 @@ def _chunks(tensor: Tensor, bound: int | None) -> Iterator[np.ndarray]:
     if bound is not None and count * row_bytes > bound:
         count = min(count, max(2, bound // row_bytes))
     rows = torch.from_numpy(np.linspace(0, len(tensor) - 1, count).round().astype(np.int64))
-    for some in rows.split(max(1, CHUNK_BYTES // row_bytes)):
+    for some in torch.split(rows, max(1, CHUNK_BYTES // row_bytes)):
         yield tensor.index_select(0, some.to(tensor.device)).cpu().view(torch.uint8).numpy()

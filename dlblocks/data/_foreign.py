@@ -24,7 +24,7 @@ MAX_LOADED = 20_000
 PROBED = 16
 
 
-def read_column(dataset: Dataset, names: Sequence[str]) -> np.ndarray | None:
+def read_column(dataset: Dataset[Any], names: Sequence[str]) -> np.ndarray | None:
     """Read an attribute with one value per sample, or return None.
 
     The attribute has one of the `names` and is as long as the data set, or as the data sets inside
@@ -38,7 +38,7 @@ def read_column(dataset: Dataset, names: Sequence[str]) -> np.ndarray | None:
         array([3, 1])
     """
 
-    def own(part: Dataset) -> dict[str, np.ndarray]:
+    def own(part: Dataset[Any]) -> dict[str, np.ndarray]:
         if isinstance(part, TensorDataset):
             last = names is TARGETS and len(part.tensors) > 1
             return {"": as_numpy(part.tensors[-1])} if last else {}
@@ -53,7 +53,7 @@ def read_column(dataset: Dataset, names: Sequence[str]) -> np.ndarray | None:
 
 
 def _columns(
-    dataset: Dataset, own: Callable[[Dataset], dict[str, np.ndarray]]
+    dataset: Dataset[Any], own: Callable[[Dataset[Any]], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
     """Return columns of a data set, also inside `Subset` and `ConcatDataset`.
 
@@ -69,7 +69,7 @@ def _columns(
     return own(dataset)
 
 
-def arrays(dataset: Dataset) -> dict[str, Any]:
+def arrays(dataset: Dataset[Any]) -> dict[str, Any]:
     """Return the known arrays and lists that hold a data set's samples."""
     if isinstance(dataset, Subset):
         inner = arrays(dataset.dataset)
@@ -109,7 +109,7 @@ def _attributes(dataset: Any) -> dict[str, Any]:
     return getattr(dataset, "__dict__", {})
 
 
-def length(dataset: Dataset) -> int:
+def length(dataset: Dataset[Any]) -> int:
     """Return the number of samples, which an `IterableDataset` lacks."""
     return len(dataset)  # type: ignore[arg-type]
 
@@ -117,7 +117,7 @@ def length(dataset: Dataset) -> int:
 # Equal samples
 
 
-def count_shared(test: Dataset, development: Dataset) -> int | None:
+def count_shared(test: Dataset[Any], development: Dataset[Any]) -> int | None:
     """Count the samples of one data set that are in another.
 
     Samples of `Subset`s of one data set, or of two over equal arrays, are compared by number.
@@ -149,14 +149,14 @@ def count_shared(test: Dataset, development: Dataset) -> int | None:
     return None if found is None or known is None else sum(key in set(known) for key in found)
 
 
-def input_keys(dataset: Dataset) -> np.ndarray | None:
+def input_keys(dataset: Dataset[Any]) -> np.ndarray | None:
     """Return a number per sample, or None if the inputs are unknown."""
     keys = sample_keys(dataset)
     inputs = {name: of for name, of in keys.items() if name not in ("targets", "files")}
     return _combined(inputs) if inputs else None
 
 
-def sample_keys(dataset: Dataset) -> dict[str, np.ndarray]:
+def sample_keys(dataset: Dataset[Any]) -> dict[str, np.ndarray]:
     """Return numbers of the samples for each attribute, int64 of shape (N,).
 
     The names are ``"targets"``, ``"files"`` for names of files, and those of all other arrays and
@@ -164,7 +164,7 @@ def sample_keys(dataset: Dataset) -> dict[str, np.ndarray]:
     numbers. The result is empty if there are no such attributes, or more than 4 GiB of them.
     """
 
-    def own(part: Dataset) -> dict[str, np.ndarray]:
+    def own(part: Dataset[Any]) -> dict[str, np.ndarray]:
         found = _held(part)
         size = sum(v.nbytes for v in found.values() if isinstance(v, (Tensor, np.ndarray)))
         return {} if size > MAX_SEARCHED_BYTES else {n: row_keys(v) for n, v in found.items()}
@@ -172,7 +172,7 @@ def sample_keys(dataset: Dataset) -> dict[str, np.ndarray]:
     return _columns(dataset, own)
 
 
-def _held(dataset: Dataset) -> dict[str, Any]:
+def _held(dataset: Dataset[Any]) -> dict[str, Any]:
     """Return the attributes that hold one entry per sample."""
     if isinstance(dataset, TensorDataset):
         *inputs, last = dataset.tensors
@@ -217,7 +217,7 @@ def _combined(columns: Mapping[str, np.ndarray]) -> np.ndarray:
     return found[0] if len(found) == 1 else row_keys(np.stack(found, axis=1))
 
 
-def _place(dataset: Dataset) -> tuple[Dataset, np.ndarray]:
+def _place(dataset: Dataset[Any]) -> tuple[Dataset[Any], np.ndarray]:
     """Return the data set inside `Subset`s and wrappers, and its rows."""
     rows = np.arange(length(dataset))
     while True:
@@ -234,7 +234,7 @@ def _place(dataset: Dataset) -> tuple[Dataset, np.ndarray]:
         dataset = inner[0]
 
 
-def _loaded_keys(dataset: Dataset) -> list[int] | None:
+def _loaded_keys(dataset: Dataset[Any]) -> list[int] | None:
     """Load samples and number them, or return None if they are random."""
     size = length(dataset)
     probe = np.linspace(0, size - 1, min(size, PROBED)).round().astype(int).tolist()

@@ -147,7 +147,8 @@ def read_labels(argument: str, values: Any) -> np.ndarray:
     if not all(isinstance(label, (bool, np.bool_)) or _is_number(label) for label in labels):
         return encode_labels(argument, values)[0].numpy()
     whole = all(float(label).is_integer() for label in labels)
-    return np.array(labels, dtype=np.int64 if whole else np.float64)[position]
+    numbers: np.ndarray = np.array(labels, dtype=np.int64 if whole else np.float64)[position]
+    return numbers
 
 
 def as_numpy(values: Any) -> np.ndarray:

@@ -36,7 +36,7 @@ def mean_and_std(inputs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     channels = inputs.shape[1]
     count = 0
     pivot = total = square = torch.zeros(channels, dtype=torch.float64)
-    for chunk in rows.split(max(1, CHUNK // max(inputs[0].numel(), 1))):
+    for chunk in torch.split(rows, max(1, CHUNK // max(inputs[0].numel(), 1))):
         x = inputs.index_select(0, chunk).reshape(len(chunk), channels, -1).double()
         if count == 0:
             pivot = x.mean((0, 2))

@@ -16,7 +16,8 @@ from dlblocks.data._cache import read_only_tensor
 from dlblocks.data._kinds import find_input_kind, find_target_kind, image_size
 from dlblocks.data._labels import encode_labels, several_labels
 from dlblocks.data._normalization import needs_float64, rounded_integer
-from dlblocks.data.datamodule import DataModule, Source
+from dlblocks.data.datamodule import DataModule
+from dlblocks.data.source import Source
 from dlblocks.fields import Class, Kind, Labels, Ragged, Values, as_kind
 
 

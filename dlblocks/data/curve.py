@@ -9,7 +9,8 @@ import numpy.typing as npt
 import torch
 
 from dlblocks._errors import check_range
-from dlblocks.data.datamodule import DataModule, Source
+from dlblocks.data.datamodule import DataModule
+from dlblocks.data.source import Source
 
 
 class CurveDataModule(DataModule):
@@ -59,7 +60,8 @@ class CurveDataModule(DataModule):
     def function(x: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Return the curve without noise, exp(-x²) · cos(10x)."""
         x = np.asarray(x, dtype=np.float64)
-        return np.exp(-(x**2)) * np.cos(10 * x)
+        y: npt.NDArray[np.float64] = np.exp(-(x**2)) * np.cos(10 * x)
+        return y
 
     def load(self) -> Source:
         random = np.random.default_rng(self.data_seed)

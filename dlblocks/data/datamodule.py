@@ -347,14 +347,14 @@ class DataModule(SplitDataModule):
 
     # Batches
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> DataLoader[Any]:
         if not len(self.rows_of("test")):
             raise ValueError(
                 f"{type(self).__name__} has no test set; hold one out with test_fraction=0.2."
             )
         return self._loader("test")
 
-    def predict_dataloader(self) -> DataLoader:
+    def predict_dataloader(self) -> DataLoader[Any]:
         """Return batches, with indices, of the part named by `predict_on`.
 
         Without a test set, ``"test"`` means the validation part.
@@ -391,7 +391,9 @@ class DataModule(SplitDataModule):
             raise ValueError("the weights of all training samples are 0; at least one must count.")
         return (weights / mean).to(torch.get_default_dtype())
 
-    def _loader(self, part: str, *, training: bool = False, with_index: bool = False) -> DataLoader:
+    def _loader(
+        self, part: str, *, training: bool = False, with_index: bool = False
+    ) -> DataLoader[Any]:
         inputs, targets = self._part_arrays(part)
         transform = self.train_transform if training else None
         if self.trainer is not None and not self.num_workers and transform is None:
@@ -442,7 +444,8 @@ class DataModule(SplitDataModule):
         The result has torch's default dtype. float64 is rounded to it only after it is normalised.
         A `dlblocks.models.Model` takes raw inputs and does the same to them.
         """
-        return self.preprocess.to(inputs.device, torch.get_default_dtype())(inputs)
+        made: Tensor = self.preprocess.to(inputs.device, torch.get_default_dtype())(inputs)
+        return made
 
     def inverse_transform(self, inputs: Tensor) -> Tensor:
         """Convert results of `transform` back to the source's units, floating point."""

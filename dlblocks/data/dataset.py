@@ -88,7 +88,8 @@ class ArrayDataset(Dataset[Sample]):
 
     def __getitem__(self, i: Position) -> Sample:
         epoch, i = i if isinstance(i, tuple) else (0, i)
-        return self._batch(self.rows[i].reshape(1), epoch)[0]
+        sample: Sample = self._batch(self.rows[i].reshape(1), epoch)[0]
+        return sample
 
     def __getitems__(self, batch: Sequence[Position] | Tensor) -> _Rows:
         positions = torch.as_tensor(batch, dtype=torch.int64)
@@ -186,7 +187,7 @@ class EpochSampler(DistributedSampler[int]):
     @checked
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Dataset[Any],
         *,
         shuffle: bool,
         seed: int = 0,

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dlblocks.data.datamodule import DataModule, Source
+from dlblocks.data.datamodule import DataModule
+from dlblocks.data.source import Source
 
 
 class DigitsDataModule(DataModule):

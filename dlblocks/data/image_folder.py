@@ -16,7 +16,8 @@ from torch import Tensor
 
 from dlblocks._errors import check_range, did_you_mean, whole
 from dlblocks.data._cache import cached_images, decode_all
-from dlblocks.data.datamodule import DataModule, Source
+from dlblocks.data.datamodule import DataModule
+from dlblocks.data.source import Source
 from dlblocks.data.splitting import Indices, hold_out_test
 
 # Spellings of each part's folder, in small letters, without words before and behind.

@@ -125,14 +125,14 @@ class FoldedDataModule(SplitDataModule):
 
     def __init__(
         self,
-        data: pl.LightningDataModule | DataLoader | Dataset,
+        data: pl.LightningDataModule | DataLoader[Any] | Dataset[Any],
         *,
         targets: npt.ArrayLike | None = None,
         class_names: Sequence[str] | None = None,
         groups: Literal["duplicates"] | npt.ArrayLike | None = None,
         folds: npt.ArrayLike | None = None,
         use_val: bool = False,
-        eval_dataset: Dataset | None = None,
+        eval_dataset: Dataset[Any] | None = None,
         **kwargs: Any,
     ) -> None:
         named: Any = groups if isinstance(groups, str) else None
@@ -193,7 +193,7 @@ class FoldedDataModule(SplitDataModule):
         self._batch_size = batch_size
 
     @cached_property
-    def loader(self) -> DataLoader:
+    def loader(self) -> DataLoader[Any]:
         """The given training loader, whose data set is split into folds."""
         loader: Any = self.data
         if isinstance(loader, pl.LightningDataModule):
@@ -221,16 +221,16 @@ class FoldedDataModule(SplitDataModule):
                 f"batch_size={loader.batch_size}, which cannot be restricted to a fold; pass "
                 "DataLoader(dataset, batch_size=…) without a sampler."
             )
-        loader = self._with_validation(loader)
-        size = length(loader.dataset)
+        made = self._with_validation(loader)
+        size = length(made.dataset)
         if self.eval_dataset is not None and length(self.eval_dataset) != size:
             raise ValueError(
                 f"eval_dataset has {length(self.eval_dataset)} samples and the training data set "
                 f"{size}; they must be the same samples in the same order."
             )
-        return loader
+        return made
 
-    def _with_validation(self, loader: DataLoader) -> DataLoader:
+    def _with_validation(self, loader: DataLoader[Any]) -> DataLoader[Any]:
         """Return the training loader, over both parts with `use_val`."""
         data: Any = self.data
         who = type(data).__name__
@@ -252,7 +252,7 @@ class FoldedDataModule(SplitDataModule):
                 f"use_val=True, but {shared} of {length(found[0])} validation samples of {who} are "
                 "also training samples and would be in two folds; leave use_val out."
             )
-        whole: Dataset = ConcatDataset([loader.dataset, found[0]])
+        whole: Dataset[Any] = ConcatDataset([loader.dataset, found[0]])
         return _like(loader, whole, drop_last=loader.drop_last)
 
     def notes(self) -> list[str]:
@@ -434,14 +434,14 @@ class FoldedDataModule(SplitDataModule):
             "out with test_fraction=0.2."
         )
 
-    def predict_dataloader(self) -> DataLoader:
+    def predict_dataloader(self) -> DataLoader[Any]:
         """Return batches of the part named by `predict_on`.
 
         Without test rows, ``"test"`` means ``"val"``.
         """
         return self._loader(self.predicted_part())
 
-    def _loader(self, part: str, *, training: bool = False) -> DataLoader:
+    def _loader(self, part: str, *, training: bool = False) -> DataLoader[Any]:
         given = self.loader
         whole = given.dataset if training or self.eval_dataset is None else self.eval_dataset
         dataset = Subset(whole, self.rows_of(part).tolist())
@@ -460,15 +460,15 @@ def _is_numbered(dataset: Any) -> bool:
     return hasattr(dataset, "__len__") and not isinstance(dataset, IterableDataset)
 
 
-def _like(loader: DataLoader, dataset: Dataset, **changed: Any) -> DataLoader:
+def _like(loader: DataLoader[Any], dataset: Dataset[Any], **changed: Any) -> DataLoader[Any]:
     """Return a loader of another data set with the same settings."""
     kept: dict[str, Any] = {name: getattr(loader, name) for name in KEPT}
     return DataLoader(dataset, **(kept | changed))
 
 
-def _datasets(loaders: Any) -> list[Dataset]:
+def _datasets(loaders: Any) -> list[Dataset[Any]]:
     """Return the data sets of loaders, restricted to the rows they load."""
-    found: list[Dataset] = []
+    found: list[Dataset[Any]] = []
     for loader in _flat(loaders):
         dataset, sampler = getattr(loader, "dataset", loader), getattr(loader, "sampler", None)
         if isinstance(sampler, SubsetRandomSampler):

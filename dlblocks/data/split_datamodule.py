@@ -479,13 +479,13 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         """
         return None
 
-    def _loader(self, part: str, *, training: bool = False) -> DataLoader:
+    def _loader(self, part: str, *, training: bool = False) -> DataLoader[Any]:
         raise NotImplementedError(f"{type(self).__name__} must define its loaders.")
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         return self._loader("train", training=True)
 
-    def val_dataloader(self) -> DataLoader | list:
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         part = self.validate_on
         return self._loader(part) if part and len(self.rows_of(part)) else []
 
@@ -499,7 +499,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
 
     def _sampler(
         self,
-        dataset: Dataset,
+        dataset: Dataset[Any],
         *,
         training: bool,
         kind: type[EpochSampler] = EpochSampler,

@@ -28,7 +28,8 @@ from dlblocks.data._columns import MIN_IDENTIFIERS, Column, ColumnReader, Kind, 
 from dlblocks.data._encode import completion, encode
 from dlblocks.data._labels import label_key
 from dlblocks.data._read_csv import check_read_args, missing_texts, read_table
-from dlblocks.data.datamodule import DataModule, Source
+from dlblocks.data.datamodule import DataModule
+from dlblocks.data.source import Source
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -483,7 +484,7 @@ def _load_sklearn(name: str) -> tuple[pd.DataFrame, list[str] | None]:
 
 def _plain_array(cells: pd.Series) -> np.ndarray:
     """Return numbers, or texts."""
-    values = cells.to_numpy()
+    values: np.ndarray = cells.to_numpy()
     return values if values.dtype.kind in "iufb" else values.astype(str)
 
 
@@ -492,5 +493,7 @@ def _folds(cells: pd.Series) -> np.ndarray:
     # As texts, fold 10 would come before fold 9.
     numbers = to_numbers(cells).fillna(-1)
     if ((numbers % 1 == 0) & (cells.isna() | (to_numbers(cells).notna()))).all():
-        return numbers.to_numpy().astype(np.int64)
-    return cells.astype(object).where(cells.notna(), "").astype(str).to_numpy(dtype=str)
+        whole: np.ndarray = numbers.to_numpy().astype(np.int64)
+        return whole
+    texts: np.ndarray = cells.astype(object).where(cells.notna(), "").astype(str).to_numpy(str)
+    return texts

@@ -197,7 +197,8 @@ def _seeds(seed: int, epoch: int, rows: np.ndarray) -> list[list[int]]:
     state = state + rows.astype(np.uint64)[:, None] * 0x9E3779B97F4A7C15
     state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9
     state = (state ^ (state >> 27)) * 0x94D049BB133111EB
-    return (state ^ (state >> 31)).tolist()
+    words: list[list[int]] = (state ^ (state >> 31)).tolist()
+    return words
 
 
 @contextmanager

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlblocks.data.datamodule import DataModule, Source
+from dlblocks.data.datamodule import DataModule
+from dlblocks.data.source import Source
 
 
 class _TorchvisionDataModule(DataModule):

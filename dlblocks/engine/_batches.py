@@ -135,12 +135,12 @@ class BatchSource:
             dataset = self.datasets[0]
             where = rows.flatten().to(dataset.inputs.device, non_blocking=True)
             inputs, targets = self._gathered(dataset, where)
-            inputs = self._prepared(inputs.unflatten(0, rows.shape), members)
-            targets, weights = targets.unflatten(0, rows.shape), self._weights(members, rows)
+            inputs = self._prepared(torch.unflatten(inputs, 0, rows.shape), members)
+            targets, weights = torch.unflatten(targets, 0, rows.shape), self._weights(members, rows)
             yield Batches(members, inputs, targets, rows, weights)
             return
         # Make each member's batch on its own, then stack those of equal shapes and dtypes.
-        alike: dict[tuple, list[list[Any]]] = {}  # each row: a member and its tensors
+        alike: dict[tuple[Any, ...], list[list[Any]]] = {}  # each row: a member and its tensors
         for k, mine in zip(members, rows, strict=True):
             dataset = self.datasets[k]
             where = mine.to(dataset.inputs.device, non_blocking=True)
@@ -192,4 +192,5 @@ class BatchSource:
         shape = (len(members), 1, *scale.shape[1:], *(1,) * missing)
         dtype = torch.get_default_dtype()
         made = rescale(inputs, scale.reshape(shape), shift.reshape(shape), dtype)
-        return self.precision.convert_input(made)
+        converted: Tensor = self.precision.convert_input(made)
+        return converted

@@ -224,7 +224,10 @@ class _Vmapped:
     def __call__(
         self, inputs: Tensor, beside: tuple[Tensor, ...], tensors: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        return self.run(inputs, beside, *(tensors[name] for name in self.names))
+        found: tuple[Tensor, Tensor] = self.run(
+            inputs, beside, *(tensors[name] for name in self.names)
+        )
+        return found
 
     def _call(
         self, inputs: Tensor, beside: tuple[Tensor, ...], *tensors: Tensor
@@ -234,7 +237,7 @@ class _Vmapped:
         for (holder, name), tensor in zip(self.places, tensors, strict=True):
             holder[name] = tensor
         try:
-            found = self.step(inputs, beside)
+            found: tuple[Tensor, Tensor] = self.step(inputs, beside)
             for (holder, name), tensor in zip(self.places, tensors, strict=True):
                 if holder[name] is not tensor:
                     raise NotVectorizable(

@@ -129,7 +129,7 @@ def seconds_a_step(
 
     def at_once() -> None:
         losses, _ = stack.run(batches.inputs, batches.targets, batches.members, batches.weights)
-        losses.sum().backward()
+        torch.autograd.backward(losses.sum())
         stack.zero_gradients(batches.members)
 
     def alone() -> None:

@@ -199,7 +199,7 @@ class StackedFit(pl.LightningModule):
 
     # The fit
 
-    def loader(self) -> DataLoader:
+    def loader(self) -> DataLoader[Any]:
         """Return the Trainer's loader, whose batches are lists of step numbers."""
         steps = max(self._batches(k) for k in range(len(self.live)))
         chunks = [list(range(steps)[i : i + STEPS_AT_ONCE]) for i in range(0, steps, STEPS_AT_ONCE)]
@@ -235,7 +235,7 @@ class StackedFit(pl.LightningModule):
                 batches.inputs, batches.targets, batches.members, batches.weights
             )
             total, losses = losses.sum(), losses.detach()
-            (total if self.accumulate == 1 else total / self.accumulate).backward()
+            torch.autograd.backward(total if self.accumulate == 1 else total / self.accumulate)
             self._check_finite(batches.members, losses, total.detach(), number)
             self._sums.add(batches, losses, outputs.detach())
         last = number + 1
@@ -463,7 +463,7 @@ class StackedFit(pl.LightningModule):
             member.detach()
 
 
-class _Chunks(Dataset):
+class _Chunks(Dataset[list[int]]):
     def __init__(self, chunks: Sequence[list[int]]) -> None:
         self.chunks = chunks
 

@@ -120,7 +120,7 @@ def _run_one_by_one(
     make_data: Callable[[Spec], SplitDataModule],
     specs: Sequence[Spec],
     progress: FitProgress | None,
-) -> Outcomes:
+) -> Outcomes[Spec]:
     for spec in specs:
         bar = None if progress is None else progress.callback(spec.number)
         try:
@@ -136,7 +136,7 @@ def _run_vectorized(
     progress: FitProgress,
     on_error: str,
     ready: list[StackedFit],
-) -> Outcomes:
+) -> Outcomes[Spec]:
     """Run fits as one, or in halves if memory is short."""
 
     def run(part: Sequence[Spec]) -> list[tuple[Spec, FitResult | Exception]]:

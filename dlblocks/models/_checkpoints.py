@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
+from lightning import __version__ as lightning_version
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from dlblocks._files import SUMMARY, DamagedFileError, atomic_write, is_whole
@@ -51,7 +52,7 @@ def write_checkpoint(path: Path, model: Any, *, epoch: int, global_step: int) ->
     checkpoint: dict[str, Any] = {
         "epoch": epoch,
         "global_step": global_step,
-        "pytorch-lightning_version": pl.__version__,
+        "pytorch-lightning_version": lightning_version,
         "state_dict": {
             name: value.detach().cpu() if isinstance(value, torch.Tensor) else value
             for name, value in model.state_dict().items()
