@@ -362,7 +362,7 @@ def test_wrong_weights(weights, said):
 def test_wrong_columns(tmp_path):
     with pytest.raises(ValueError, match=r"row 2 of column 'w' is 'heavy'; weights are numbers"):
         _ = TabularDataModule(table(w=["1", "heavy", *["2"] * (N - 2)]), "y", weights="w").source
-    with pytest.raises(ValueError, match="weights='v' is no column"):
+    with pytest.raises(ValueError, match="weights='v' is not a column"):
         _ = TabularDataModule(table(w=W), "y", weights="v").source
     with pytest.raises(ValueError, match="weights"):
         TabularDataModule("iris", weights="w")

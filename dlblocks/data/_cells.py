@@ -145,7 +145,7 @@ def plain_numbers(
             row = int((codes == len(plain)).argmax()) + 1
             given = f"decimal={decimal!r}" + f", thousands={thousands!r}" * bool(thousands)
             raise ValueError(
-                f"{where}: column {cells.name!r} has {cell!r} in row {row}, which is no number "
+                f"{where}: column {cells.name!r} has {cell!r} in row {row}, which is not a number "
                 f"with {given}; {cure}."
             )
         number = str(cell).strip().replace(thousands or decimal, "" if thousands else ".")

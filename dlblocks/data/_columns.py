@@ -321,7 +321,7 @@ class ColumnReader:
         self._refuse(
             name,
             f"has numbers, but for {len(bad)} cell(s): {', '.join(rows)}{more}",
-            f"mend them; or {gone} if they are missing; or categorical=[{name!r}] if all cells are "
+            f"correct them; or {gone} if they are missing; or categorical=[{name!r}] if all cells are "
             "categories",
         )
 

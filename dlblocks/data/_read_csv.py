@@ -33,7 +33,7 @@ def check_read_args(argument: str, given: Mapping[str, Any]) -> None:
     for name in given:
         if name not in known:
             raise ValueError(
-                f"{argument} has {name!r}, which is no argument of pandas.read_csv"
+                f"{argument} has {name!r}, which is not an argument of pandas.read_csv"
                 f"{did_you_mean(name, known) or '.'}"
             )
 
@@ -107,7 +107,7 @@ def _read(path: Path, given: Mapping[str, Any]) -> pd.DataFrame:
     reader = OTHER_READERS.get(path.suffix.lower())
     if reader is not None:
         raise ValueError(
-            f"data={str(path)!r} is no CSV file; pass data=pandas.read_{reader}({str(path)!r})."
+            f"data={str(path)!r} is not a CSV file; pass data=pandas.read_{reader}({str(path)!r})."
         )
     args = {"skipinitialspace": True, "index_col": False, **given}
     if args.get("sep") is None:

@@ -284,7 +284,7 @@ class TabularDataModule(DataModule):
                 if name not in table.columns:
                     hint = did_you_mean(name, table.columns) or "."
                     raise ValueError(
-                        f"{argument}={name!r} is no column{hint} "
+                        f"{argument}={name!r} is not a column{hint} "
                         f"There are: {', '.join(table.columns)}."
                     )
         roles = [(name, argument) for argument, names in self.asked.items() for name in names]
@@ -337,7 +337,9 @@ class TabularDataModule(DataModule):
             return
         for name in set(table.columns).difference(self._texts(), [self.group, self.fold_column]):
             if is_text(table[name]):
-                cure = "mend it" if thousands else "set read_args={'thousands': '.'} if it has some"
+                cure = (
+                    "correct it" if thousands else "set read_args={'thousands': '.'} if it has some"
+                )
                 if name != self.target:
                     cure += f", or categorical=[{name!r}] if it is a category"
                 table[name] = plain_numbers(
@@ -368,7 +370,7 @@ class TabularDataModule(DataModule):
 
     def _refuse_missing(self, where: str, table: pd.DataFrame, name: str) -> None:
         said = self._spelled(table, name)
-        cure = "remove these rows, or mend them"
+        cure = "remove or correct these rows"
         refuse_missing(where, table[name], f"{cure}; {AS_VALUES}" if said else cure, said)
 
     def _note(self, table: pd.DataFrame) -> None:

@@ -633,7 +633,7 @@ def test_unused_validation_samples_are_said():
     (note,) = FoldedDataModule(ThreeParts()).notes()
     assert "10 validation samples of ThreeParts are not used; use_val=True" in note
     assert FoldedDataModule(TensorDataset(X, Y)).notes() == []
-    with pytest.raises(ValueError, match="3 of 13 validation samples of ThreeParts are also training"):
+    with pytest.raises(ValueError, match="3 of 13 validation samples of ThreeParts are also"):
         FoldedDataModule(ThreeParts(overlap=3), use_val=True, num_folds=2).setup("fit")
     with pytest.raises(ValueError, match=r"one validation loader .* Resplit has 0"):
         FoldedDataModule(Resplit(), use_val=True, num_folds=2).setup("fit")

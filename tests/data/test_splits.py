@@ -118,7 +118,7 @@ def test_a_column_of_folds(tmp_path):
     assert data.source.feature_names == ["x"]
     assert [val.tolist() for val in validated(data)] == [[4, 5, 10, 11], [0, 1, 8, 9]]
     data = TabularDataModule(**common, split="leave_one_group_out", test_fraction=0)
-    with pytest.raises(ValueError, match="fold_column='party' is no column"):
+    with pytest.raises(ValueError, match="fold_column='party' is not a column"):
         TabularDataModule(**common, fold_column="party", split="predefined").setup()
     (tmp_path / "table.csv").write_text(text.replace("3,b,", "3,,"))
     with pytest.raises(ValueError, match="row 4 has no value in column 'who'"):
