@@ -321,8 +321,8 @@ class ColumnReader:
         self._refuse(
             name,
             f"has numbers, but for {len(bad)} cell(s): {', '.join(rows)}{more}",
-            f"correct them; or {gone} if they are missing; or categorical=[{name!r}] if all cells are "
-            "categories",
+            f"correct them; or {gone} if they are missing; or categorical=[{name!r}] if all cells "
+            "are categories",
         )
 
     def _refuse_dates(self, name: str, date: str, keep: str = "") -> NoReturn:
