@@ -1,12 +1,14 @@
 """The command line of dlblocks.
 
 ``dlblocks fit | validate | test | predict | cross-validate --config …`` is Lightning's CLI with one
-more subcommand. Each command writes everything into one run folder.
+more subcommand. Each command writes everything into one run folder. ``dlblocks predict RUN --input
+FILE`` predicts new data with a trained model.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import inspect
 import os
 import re
@@ -32,6 +34,7 @@ from dlblocks._quiet import isolated, quiet
 from dlblocks.callbacks import ExactResume
 from dlblocks.crossval import cross_validate
 from dlblocks.data import SplitDataModule
+from dlblocks.loading import load
 from dlblocks.models._predict import gather, join_batches
 from dlblocks.runs._trainer import checking_mode, resolve_mode, saying_what_was_logged
 from dlblocks.runs.fit import Select
@@ -468,8 +471,93 @@ class SaveConfig(SaveConfigCallback):
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line, and restore the process's global state afterwards."""
+    given = sys.argv[1:] if args is None else list(args)
     with _plain_errors(), isolated(), _classes_of_working_folder():
-        CLI(args)
+        if given[:1] == ["predict"] and _is_of_new_data(given[1:]):
+            predict_file(given[1:])
+        else:
+            CLI(args)
+
+
+def _is_of_new_data(args: Sequence[str]) -> bool:
+    """Tell ``predict RUN --input FILE`` from ``predict --config …``, which has no path."""
+    named = any(arg.partition("=")[0] == "--input" for arg in args)
+    return named or not args or not args[0].startswith("-") or args[0] in ("-h", "--help")
+
+
+def predict_file(args: Sequence[str]) -> None:
+    """Predict the samples of files with a trained model, and write a table."""
+    parser = RecipeParser(
+        prog="dlblocks predict",
+        description="Predict new data with a trained model. The data set of a configuration, with "
+        "its targets, is predicted by: dlblocks predict --config=FILE --ckpt_path=FILE.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", type=str, help="A run folder, a checkpoint, or a saved file.")
+    parser.add_argument(
+        "--input", type=str, nargs="+", required=True, help="A CSV file, a folder, images, or .npy."
+    )
+    parser.add_argument(
+        "--output", type=str, default="predictions.csv", help="A .csv, .csv.gz or .npz file."
+    )
+    parser.add_argument(
+        "--batch_size", type=int | None, default=None, help="By default that of the training."
+    )
+    parser.add_argument("--device", type=str, default="auto", help="Such as cpu or cuda:1.")
+    parser.add_argument(
+        "--id_column", type=str | None, default=None, help="A column that names the rows."
+    )
+    parser.add_argument(
+        "--unseen",
+        type=Literal["refuse", "missing"],
+        default="refuse",
+        help="What becomes of categories that training had not.",
+    )
+    parser.add_argument(
+        "--module", type=str | None, default=None, help="Your LightningModule: package.Class."
+    )
+    parser.add_argument(
+        "--preprocess",
+        type=str | None,
+        default=None,
+        help="Your function that makes a batch: package.function.",
+    )
+    parser.add_argument(
+        "--coverage",
+        type=float | None,
+        default=None,
+        help="Such as 0.9: add prediction intervals of values, or sets of classes.",
+    )
+    parser.add_argument("--progress_bar", type=bool, default=True, help="Show one.")
+    given = parser.parse_args(list(args))
+    predictor = load(
+        given.model, module=_imported(given.module), preprocess=_imported(given.preprocess)
+    )
+    table = predictor.predict(
+        given.input if len(given.input) > 1 else given.input[0],
+        batch_size=given.batch_size,
+        device=given.device,
+        id_column=given.id_column,
+        unseen=given.unseen,
+        coverage=given.coverage,
+        progress_bar=given.progress_bar,
+    )
+    if given.output.endswith(".npz"):
+        table.write(Path(given.output))
+    else:
+        table.to_csv(given.output)
+    print(f"{predictor}\nPredictions of {len(table)} samples are in {given.output}.", flush=True)
+
+
+def _imported(path: str | None) -> Any:
+    """Return what a dotted path names."""
+    if path is None:
+        return None
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path!r} cannot be imported ({error}); give package.name.") from error
 
 
 @contextlib.contextmanager

@@ -32,6 +32,7 @@ FLOORS = [
     {"runs"},
     {"engine"},
     {"ensembles", "crossval"},
+    {"loading"},
     {"cli"},
     {"__main__"},
 ]

@@ -99,7 +99,7 @@ def result_figures(result: CrossValidationResult, datamodule: SplitDataModule) -
         monitor=result.info["monitor"],
     )
     if result.metrics:
-        metric = table_metrics(result)[0]
+        metric = table_metrics(result.metrics, result.info["monitor"])[0]
         figures |= score_figure(
             result.run_dir.absolute().name, metric, result.values(metric), result.interval(metric)
         )

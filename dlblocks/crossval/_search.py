@@ -17,8 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from dlblocks._errors import check_function, did_you_mean, named
 from dlblocks._files import is_rank_zero, write_json
 from dlblocks.crossval._fold import FoldConfig, FoldSpec
-from dlblocks.crossval._refit import refit_epochs
-from dlblocks.crossval._scored_folds import said
+from dlblocks.crossval._report import said
 from dlblocks.crossval._splits import describe
 from dlblocks.crossval.cross_validate import cross_validate
 from dlblocks.crossval.results import CrossValidationResult
@@ -245,7 +244,7 @@ class Search:
                     "mean": result.mean(self.monitor) if result and whole else math.nan,
                     "std": result.std(self.monitor) if result and whole else math.nan,
                     "scores": result.values(self.monitor) if result and whole else [],
-                    "epochs": refit_epochs(result) if result and whole else 0,
+                    "epochs": result.refit_epochs if result and whole else 0,
                     "chosen": False,
                     "engine": result.info["engine"] if result else "",
                     **({} if whole else {"error": error or failed[0]["error"]}),

@@ -22,10 +22,10 @@ from dlblocks._quiet import isolated
 from dlblocks.crossval._fold import FoldConfig, FoldSpec, check_task
 from dlblocks.crossval._outcome import make_result, result_figures, write_outcome
 from dlblocks.crossval._refit import refit
-from dlblocks.crossval._scored_folds import forget_weights, said
+from dlblocks.crossval._report import said
 from dlblocks.crossval._search import SEARCHED, Grid, Search, check_names, grid_points
 from dlblocks.crossval._splits import begin, duplicates_note, fold_specs, plan_splits
-from dlblocks.crossval.results import NestedResult
+from dlblocks.crossval.results import NestedResult, forget_weights
 from dlblocks.data import SplitDataModule
 from dlblocks.data.splitting import counts_folds
 from dlblocks.models._predict import NoPredictions
@@ -391,7 +391,8 @@ class _OuterFolds:
         )
         try:
             model = refit(
-                best,
+                best.run_dir / "refit",
+                best.refit_epochs,
                 self.search.model_of(choice["point"]),
                 part,
                 make_callbacks=self.search.make_callbacks,

@@ -22,29 +22,31 @@ if TYPE_CHECKING:
 CHUNK = 4096  # rows at a time, which fit into the processor's cache: three times as fast
 
 
-def encode(table: DataFrame, columns: Sequence[Column]) -> Tensor:
+def encode(table: DataFrame, columns: Sequence[Column], *, is_wide: bool | None = None) -> Tensor:
     """Encode a table as features (N, F).
 
     A missing cell is NaN in all features of its column.
 
-    Columns of the kinds ``"counts"`` and ``"embedding"`` become numbers of categories, from 0, and
-    -1 for a missing cell; see `completion`.
+    Columns of the kinds ``"counts"`` and ``"embedding"`` become numbers of categories, from 0. A
+    missing cell is -1, and an unknown category the number of categories; see `completion`.
 
     Args:
         table: A table.
         columns: Its columns and their kinds.
+        is_wide: Return float64. None to decide whether float32 is enough.
 
     Returns:
         float32, or float64 if float32 would round a column too much.
     """
     values = [_values(column, table[column.name]) for column in columns]
-    wide = any(
-        needs_float64(read_only_tensor(block.reshape(len(block), -1)))
-        for column, block in zip(columns, values, strict=True)
-        if column.kind in ("number", "date") and block.dtype.kind in "if"
-    )
+    if is_wide is None:
+        is_wide = any(
+            needs_float64(read_only_tensor(block.reshape(len(block), -1)))
+            for column, block in zip(columns, values, strict=True)
+            if column.kind in ("number", "date") and block.dtype.kind in "if"
+        )
     stops = np.cumsum([len(column.feature_names) for column in columns]).tolist()
-    features = np.zeros((len(table), stops[-1]), dtype=np.float64 if wide else np.float32)
+    features = np.zeros((len(table), stops[-1]), dtype=np.float64 if is_wide else np.float32)
     for first in range(0, len(table), CHUNK):
         part, start = features[first : first + CHUNK], 0
         for column, block, stop in zip(columns, values, stops, strict=True):
@@ -66,7 +68,8 @@ def completion(
     They come from training rows alone. Missing numbers and dates become the median, missing
     categories the most frequent one. A category of ``"counts"`` becomes its share of the training
     rows. One of ``"embedding"`` becomes its number from 1, or 0 if no training row has it. Missing
-    cells are one more category for ``"counts"``, and unknown for ``"embedding"``.
+    cells are one more category for ``"counts"``, and unknown for ``"embedding"``. The last entry of
+    a table is 0, for categories that are not in the whole table.
 
     Args:
         inputs: The result of `encode`.
@@ -83,17 +86,17 @@ def completion(
         stop = start + len(column.feature_names)
         if column.kind in ("counts", "embedding"):
             codes = inputs[rows, start].long() + 1
-            seen = torch.bincount(codes, minlength=len(column.categories) + 1)
+            seen = torch.bincount(codes, minlength=len(column.categories) + 2)
             number = torch.arange(len(seen)).where(seen > 0, 0)
             tables.append(
                 (seen / len(rows) if column.kind == "counts" else number).to(inputs.dtype)
             )
             coded.append(start)
-        elif impute and column.missing:
+        elif impute:  # of all columns: new rows may lack what no training row did
             seen = inputs[rows, start:stop]
             fill[start:stop] = _fill(seen, most_frequent=column.kind == "category")
         start = stop
-    found = {"fill": fill} if impute and any(column.missing for column in columns) else {}
+    found = {"fill": fill} if impute else {}
     if coded:
         found["coded"] = torch.tensor(coded)
         found["tables"] = torch.nn.utils.rnn.pad_sequence(tables, batch_first=True)
@@ -140,7 +143,11 @@ def _date_parts(column: Column, cells: Series) -> npt.NDArray[np.float64]:
 
 
 def _codes(column: Column, cells: Series) -> npt.NDArray[np.int64]:
-    """Return numbers of categories, -1 for missing and unknown ones."""
+    """Number the categories of a column, with -1 for missing cells.
+
+    Unknown categories get the number of known ones.
+    """
     codes, names = factorize(cells)
     place = {name: i for i, name in enumerate(column.categories)}
-    return np.array([*(place.get(name, -1) for name in names), -1])[codes]
+    unknown = len(place)
+    return np.array([*(place.get(name, unknown) for name in names), -1])[codes]

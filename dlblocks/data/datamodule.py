@@ -24,6 +24,7 @@ from dlblocks._quiet import isolated
 from dlblocks.data._fingerprint import MAX_SEARCHED_BYTES, fingerprint, first_copies, row_keys
 from dlblocks.data._normalization import needs_float64, standardisation
 from dlblocks.data.dataset import ArrayDataset, collate, collate_with_index
+from dlblocks.data.encoders import ArrayEncoder, Encoder, ImageEncoder
 from dlblocks.data.source import Source, check_arrays
 from dlblocks.data.split_datamodule import BatchSize, SplitDataModule, SplitMetadata
 from dlblocks.data.transforms import SampleTransform
@@ -201,6 +202,17 @@ class DataModule(SplitDataModule):
         return self.source.feature_names
 
     @property
+    def column_features(self) -> dict[str, list[int]]:
+        """For each column of a table its features; of arrays (N, F) each feature by itself."""
+        if len(self.input_shape) != 1:
+            raise ValueError(
+                f"inputs of shape {self.input_shape} are no table (N, F) of columns, such as that "
+                "of a TabularDataModule."
+            )
+        names = self.feature_names or [str(i) for i in range(self.in_features)]
+        return {name: [i] for i, name in enumerate(names)}
+
+    @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one input, without the batch axis."""
         return tuple(self.source.inputs.shape[1:])
@@ -273,6 +285,7 @@ class DataModule(SplitDataModule):
             preprocess = self._preprocess_of_model()
             if preprocess is not None and not preprocess.is_set:
                 preprocess.set(**self._preprocess.statistics())
+            self._describe_to_model()
 
     def _split(self) -> None:
         source = self.source
@@ -327,6 +340,25 @@ class DataModule(SplitDataModule):
         super()._reseed(shuffle_seed)
         if self.train_transform is not None:
             self.train_transform = SampleTransform(self.train_transform.transform, shuffle_seed)
+
+    @property
+    def encoder(self) -> Encoder:
+        size = None if self.batch_size == "full" else self.batch_size
+        targets = self.source.targets
+        shape = None if isinstance(targets, Ragged) else list(targets.shape[1:])
+        return self._make_encoder(class_names=self.class_names, batch_size=size, target_shape=shape)
+
+    def _make_encoder(self, **shared: Any) -> Encoder:
+        """Make the encoder of the source's inputs."""
+        inputs, kind = self.source.inputs, self.kinds["inputs"]
+        is_uint8 = inputs.dtype == torch.uint8 and inputs.ndim == 4 and inputs.shape[1] in (1, 3)
+        make = ImageEncoder if kind.name == "image" and is_uint8 else ArrayEncoder
+        return make(
+            **shared,
+            shape=list(inputs.shape[1:]),
+            dtype=str(inputs.dtype).removeprefix("torch."),
+            input_kind=kind.name,
+        )
 
     @property
     def preprocess(self) -> Preprocess:

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from dlblocks._errors import check_range, did_you_mean, whole
 from dlblocks.data._cache import cached_images, decode_all
+from dlblocks.data._images import ENDINGS, decode, images_below, is_hidden
 from dlblocks.data.datamodule import DataModule
+from dlblocks.data.encoders import Encoder, ImageEncoder
 from dlblocks.data.source import Source
 from dlblocks.data.splitting import Indices, hold_out_test
 
@@ -26,9 +28,6 @@ PARTS = {
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
-# Endings that torchvision does not know must not be skipped silently.
-OF_TORCHVISION = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-ENDINGS = (*OF_TORCHVISION, ".gif", ".jfif", ".avif", ".heic", ".heif")
 
 
 class ImageFolderDataModule(DataModule):
@@ -150,6 +149,12 @@ class ImageFolderDataModule(DataModule):
             source.test_targets = torch.tensor([number for _, _, number in test])
         return source
 
+    def _make_encoder(self, **shared: Any) -> Encoder:
+        found = super()._make_encoder(**shared)
+        if isinstance(found, ImageEncoder):
+            found.background = list(self.background)
+        return found
+
     def notes(self) -> list[str]:
         _ = self.source
         if not self._num_val:
@@ -207,7 +212,7 @@ class ImageFolderDataModule(DataModule):
                 f"root={self.root!r} has {names}, but no folder 'train'; add it, or rename them if "
                 "they are classes."
             )
-        classes = [folder.name for folder in others if _images(folder)]
+        classes = [folder.name for folder in others if images_below(folder)]
         if classes:
             raise ValueError(
                 f"root={self.root!r} has {names} beside other folders of images, such as "
@@ -219,15 +224,15 @@ class ImageFolderDataModule(DataModule):
         """Decode images, or map the array file that holds them."""
         files = [file for file, _, _ in images]
         shape = (self.channels, *self.size)
-        decode = partial(
-            _decode, size=self.size, channels=self.channels, background=self.background
+        decoder = partial(
+            decode, size=self.size, channels=self.channels, background=self.background
         )
         if self.cache:
             settings = f"background={self.background}"
             path = self._cache_file(folders)
-            return cached_images(path, Path(self.root), files, shape, decode, settings)
+            return cached_images(path, Path(self.root), files, shape, decoder, settings)
         decoded = np.empty((len(files), *shape), dtype=np.uint8)
-        decode_all(files, decode, decoded.__setitem__, f"decoding {folders[0]}")
+        decode_all(files, decoder, decoded.__setitem__, f"decoding {folders[0]}")
         return torch.from_numpy(decoded)
 
     def _cache_file(self, folders: list[Path]) -> Path:
@@ -248,35 +253,11 @@ class ImageFolderDataModule(DataModule):
         return cache / f"dlblocks-{root.resolve().name}-{place}-{name}"
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name in ("__MACOSX", "@eaDir")
-
-
 def _folders(folder: Path) -> list[Path]:
     """Return the visible folders in a folder, sorted by name."""
     with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if entry.is_dir() and not _is_hidden(entry.name)]
+        names = [entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name)]
     return [folder / name for name in sorted(names)]
-
-
-def _images(folder: Path) -> list[str]:
-    """Return all visible images below a folder, in torchvision's order."""
-    found = []
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [n for n in folders if not _is_hidden(n) and not _leads_up(place, n)]
-        found += [
-            (place, name)
-            for name in files
-            if name.lower().endswith(ENDINGS) and not _is_hidden(name)
-        ]
-    return [os.path.join(place, name) for place, name in sorted(found)]
-
-
-def _leads_up(place: str, name: str) -> bool:
-    """Tell whether a folder is a link to one that contains it."""
-    path = os.path.join(place, name)
-    above = os.path.join(os.path.realpath(path), "")
-    return os.path.islink(path) and os.path.join(os.path.realpath(place), "").startswith(above)
 
 
 def _part_of(folder: Path) -> str | None:
@@ -308,7 +289,7 @@ def _list_images(folder: Path, names: list[str], part: str) -> list[tuple[str, s
         if name not in names:
             hint = did_you_mean(name, names) or "."
             raise ValueError(f"{folder} has the class {name!r}, which training lacks{hint}")
-        files = _images(folder / name)
+        files = images_below(folder / name)
         if not files and part == "train":
             endings = ", ".join(ENDINGS)
             raise FileNotFoundError(f"{folder / name} has no image ({endings}); remove this class.")
@@ -337,36 +318,3 @@ def _named_by(
         return found[1 if pattern.groups else 0] or ""
 
     return name
-
-
-def _decode(
-    file: str, size: Sequence[int], channels: int, background: tuple[int, int, int]
-) -> np.ndarray:
-    """Decode an image as uint8 (C, H, W).
-
-    The shorter side is resized to fit, and the centre cut out.
-    """
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(file) as opened:
-            image = ImageOps.exif_transpose(opened)
-            # Pillow's own conversion of these modes clips at 255.
-            if image.mode[:4] == "I;16" or (image.mode == "I" and opened.format in ("PNG", "PPM")):
-                pixels = (np.asarray(image).astype(np.uint32) + 128) // 257
-                image = Image.fromarray(pixels.astype(np.uint8))
-            if image.mode in ("I", "F"):
-                raise ValueError(f"mode {image.mode}, whose range is unknown: save 8 or 16 bits")
-            if image.has_transparency_data:
-                ground = Image.new("RGBA", image.size, (*background, 255))
-                image = Image.alpha_composite(ground, image.convert("RGBA"))
-            image = image.convert("L" if channels == 1 else "RGB")
-    except Exception as error:
-        cure = "repair or remove it"
-        if file.lower().endswith((".heic", ".heif")):
-            cure = "save it as JPEG, or call pillow_heif.register_heif_opener() first"
-        raise ValueError(f"{file} cannot be decoded as an image ({error}); {cure}.") from error
-    height, width = size
-    fitted = ImageOps.fit(image, (width, height), method=Image.Resampling.BILINEAR)
-    pixels = np.asarray(fitted)
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)

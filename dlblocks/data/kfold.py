@@ -412,6 +412,8 @@ class FoldedDataModule(SplitDataModule):
             self.data.trainer = self.trainer
         if not self._rows:
             self._rows = self._split_rows()
+        if stage == "fit":
+            self._describe_to_model()
 
     def test_dataloader(self) -> Any:
         return self._loader("test") if len(self.rows_of("test")) else self._their_test_loaders

@@ -21,6 +21,7 @@ from dlblocks._errors import CheckedConstructor, check_choice, check_range, whol
 from dlblocks.data._fingerprint import first_copies
 from dlblocks.data._kinds import find_target_kind
 from dlblocks.data.dataset import EpochSampler
+from dlblocks.data.encoders import Encoder
 from dlblocks.data.splitting import (
     Indices,
     Split,
@@ -35,6 +36,7 @@ from dlblocks.data.splitting import (
     splits,
 )
 from dlblocks.fields import Class, Kind, Labels
+from dlblocks.nets.preprocess import Preprocess
 
 DEFAULT_FOLDS = 5
 MAX_CLASSES = 100_000  # larger labels are probably not classes
@@ -261,6 +263,34 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         if targets.min() < 0 or targets.max() >= MAX_CLASSES:
             return None
         return [str(i) for i in range(int(targets.max()) + 1)]
+
+    # What the model is told
+
+    @property
+    def encoder(self) -> Encoder:
+        """What makes inputs of new samples; a fit leaves its plain values on the model."""
+        size = None if self.batch_size == "full" else self.batch_size
+        return Encoder(self.class_names, size)
+
+    def _describe_to_model(self) -> None:
+        """Leave the encoder on the Trainer's model, if that is one of ours."""
+        model: Any = getattr(self.trainer, "lightning_module", None)
+        if hasattr(model, "data_spec"):
+            model.data_spec = self.encoder.to_plain()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint of somebody else's module needs to predict new samples.
+
+        Ours have it themselves.
+        """
+        model = getattr(self.trainer, "lightning_module", None)
+        if model is None or hasattr(model, "data_spec") or not self._rows:
+            return {}
+        preprocess = getattr(self, "preprocess", None)
+        found = {"data_spec": self.encoder.to_plain()}
+        if isinstance(preprocess, Preprocess) and preprocess.is_set:
+            found["preprocess"] = preprocess.to_plain()
+        return found
 
     # Splits
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,11 +25,19 @@ from dlblocks.data._cells import (
     text,
     to_numbers,
 )
-from dlblocks.data._columns import MIN_IDENTIFIERS, Column, ColumnReader, Kind, format_cure
+from dlblocks.data._columns import (
+    DAY_AND_MONTH,
+    MIN_IDENTIFIERS,
+    Column,
+    ColumnReader,
+    Kind,
+    format_cure,
+)
 from dlblocks.data._encode import completion, encode
 from dlblocks.data._labels import label_key
 from dlblocks.data._read_csv import check_read_args, missing_texts, read_table
 from dlblocks.data.datamodule import DataModule
+from dlblocks.data.encoders import TableEncoder, plain_read_args
 from dlblocks.data.source import Source
 
 if TYPE_CHECKING:
@@ -218,7 +227,9 @@ class TabularDataModule(DataModule):
             for name in table.columns[table.dtypes == "category"]
         }
         table = table.drop(columns=self.asked["drop"])
+        before = {name for name in table.columns if is_text(table[name])}
         self._read_numbers(table)
+        formatted = {name for name in before if not is_text(table[name])}
         self._keep_digits(table)
         for name in table.columns:
             table[name] = compacted(table[name])
@@ -242,12 +253,19 @@ class TabularDataModule(DataModule):
         reader = ColumnReader(where, kinds, self.date_formats, declared, impute, self.is_frame)
         self.table_columns = columns = reader.read_all(table[name] for name in features)
         self._note(table)
+        self._texts_read = formatted | {
+            column.name for column in columns if column.kind != "number"
+        }
+        self._slashed = [
+            column.name
+            for column in columns
+            if column.kind == "date"
+            and column.date_format is None
+            and any(DAY_AND_MONTH.match(str(cell)) for cell in table[column.name].dropna().unique())
+        ]
         inputs = encode(table, columns)
         names = [name for column in columns for name in column.feature_names]
-        needed = any(
-            column.kind in ("counts", "embedding") or (impute and column.missing)
-            for column in columns
-        )
+        needed = impute or any(column.kind in ("counts", "embedding") for column in columns)
         return Source(
             inputs,
             targets,
@@ -441,6 +459,29 @@ class TabularDataModule(DataModule):
         return torch.tensor(numbers.to_numpy(), dtype=torch.get_default_dtype()), None
 
     # Description
+
+    @property
+    def column_features(self) -> dict[str, list[int]]:
+        _ = self.source
+        stops = accumulate(len(column.feature_names) for column in self.table_columns)
+        return {
+            column.name: [*range(stop - len(column.feature_names), stop)]
+            for column, stop in zip(self.table_columns, stops, strict=True)
+        }
+
+    def _make_encoder(self, **shared: Any) -> TableEncoder:
+        columns = self.table_columns
+        return TableEncoder(
+            **shared,
+            columns=columns,
+            others=list(self._others),
+            target=self.target,
+            impute=self.missing == "impute",
+            is_wide=self.source.inputs.dtype == torch.float64,
+            read_args=plain_read_args(self.read_args),
+            texts=[column.name for column in columns if column.name in self._texts_read],
+            slashed=self._slashed,
+        )
 
     @property
     def embeddings(self) -> dict[int, int]:

@@ -12,11 +12,12 @@ from torch.nn import functional as F
 
 from dlblocks._errors import check_range, checked
 from dlblocks.data import DataModule
-from dlblocks.ensembles._stages import Task
+from dlblocks.ensembles._stages import Stage
 from dlblocks.ensembles._stagewise import Stagewise
 from dlblocks.models import AdaBoostClassifier, Classifier
 from dlblocks.models.boosted import vote_logits
 from dlblocks.models.model import Model
+from dlblocks.tasks import MulticlassTask
 
 
 class AdaBoost(Stagewise):
@@ -76,8 +77,8 @@ class AdaBoost(Stagewise):
         2
     """
 
-    kind = Classifier
     base = "runs/adaboost"
+    kind = "Classifier"
     monitor = "val/accuracy"
     mode: Literal["min", "max"] = "max"
 
@@ -95,28 +96,23 @@ class AdaBoost(Stagewise):
         self.learning_rate = learning_rate
         self.settings = {"learning_rate": learning_rate}
 
-    def width(self) -> tuple[int, ...]:
-        return (self.num_classes,)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes C of the data."""
-        found = self.datamodule.num_classes
-        if found is None:
+    def make_task(self, first: nn.Module, outputs: Tensor | None) -> MulticlassTask:
+        if self.datamodule.num_classes is None:
             raise ValueError(
                 f"AdaBoost needs classes as targets, but the targets of "
                 f"{type(self.datamodule).__name__} are values; use GradientBoosting."
             )
-        return found
+        self.num_classes = self.datamodule.num_classes
+        return MulticlassTask(self.num_classes)
 
     def wrap(self, net: nn.Module) -> Model:
         return Classifier(net, self.num_classes)
 
-    def check_learner(self, learner: Any) -> None:
-        if learner.class_weights is not None:
+    def check_learner(self, task: MulticlassTask) -> None:
+        if task.class_weight is not None:
             raise ValueError(
-                f"class_weights={learner.class_weights!r} has no effect on a learner, whose "
-                "samples AdaBoost weighs; leave it out."
+                "class_weights have no effect on a learner, whose samples AdaBoost weighs; leave "
+                "them out."
             )
 
     def prepare(self) -> None:
@@ -137,15 +133,18 @@ class AdaBoost(Stagewise):
         """The weights w_i of the training samples, which sum to 1, float64, shape (N,)."""
         return self.log_weights.softmax(0)
 
-    def begin_stage(self, stage: int) -> Task:
+    def begin_stage(self, stage: int) -> Stage:
         y = self.targets["train"]
-        return Task(self.next_learner(), torch.arange(len(y)), y, self.weights * len(y))
+        return Stage(self.next_learner(), torch.arange(len(y)), y, self.weights * len(y))
 
     def batch_loss(
         self, learner: Any, outputs: Tensor, targets: Tensor, weights: Tensor | None
     ) -> Tensor:
         losses = F.cross_entropy(
-            outputs.float(), targets, reduction="none", label_smoothing=learner.label_smoothing
+            outputs.float(),
+            targets,
+            reduction="none",
+            label_smoothing=learner.task.label_smoothing,
         )
         return (losses if weights is None else losses * weights).mean()
 
@@ -180,7 +179,6 @@ class AdaBoost(Stagewise):
         for part, found in labels.items():
             self.votes[part] += alpha * F.one_hot(found, self.num_classes)
         self.alphas.append(alpha)
-        self.learners.append(self._made[-1])
         row: dict[str, float] = {}
         for part in labels:
             logits = vote_logits(self.votes[part] / sum(self.alphas))

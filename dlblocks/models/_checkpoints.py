@@ -23,6 +23,7 @@ Module = TypeVar("Module", bound=pl.LightningModule)
 CLASS_PATH = "_class_path"
 HPARAMS = "hyper_parameters"
 LEFT_OUT = "_left_out"
+DATA_SPEC = "data_spec"
 _VOTING = "dlblocks.models.voting."
 # Today's names of classes in older checkpoints.
 RENAMED = dict.fromkeys(
@@ -36,6 +37,8 @@ def describe(model: Any, checkpoint: dict[str, Any]) -> None:
     Anything that is not plain is removed from it.
     """
     checkpoint[HPARAMS] = description(model)
+    if model.data_spec is not None:
+        checkpoint[DATA_SPEC] = model.data_spec
     checkpoint.pop("hparams_name", None)
     plain_hyperparameters(checkpoint)
 
@@ -151,11 +154,13 @@ def class_path(cls: type) -> str:
 def check_same(model: Any, checkpoint: dict[str, Any]) -> None:
     """Check that `checkpoint` is from the model's class and dimensions.
 
-    Weights of compiled nets are renamed to match the model.
+    Weights of compiled nets are renamed to match the model. The model gets the `data_spec` of the
+    checkpoint.
 
     Raises:
         ValueError: The class or an argument differs; the message has both values.
     """
+    model.data_spec = checkpoint.get(DATA_SPEC, model.data_spec)
     saved = checkpoint.get(HPARAMS) or {}
     path = saved.get(CLASS_PATH)
     path = RENAMED.get(str(path), path)
@@ -242,6 +247,18 @@ def read_checkpoint(path: str | PathLike[str], map_location: Any) -> dict[str, A
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"{path} has no state_dict, so it is not a checkpoint of a Trainer.")
     return checkpoint
+
+
+def of_foreign(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """Return what a datamodule of ours has left in a checkpoint of somebody else's module.
+
+    Returns:
+        The `data_spec`, or None, and the statistics of inputs as plain values.
+    """
+    for state in checkpoint.values():
+        if isinstance(state, Mapping) and isinstance(state.get(DATA_SPEC), Mapping):
+            return dict(state[DATA_SPEC]), dict(state.get("preprocess") or {})
+    return None, {}
 
 
 def _damaged(path: Path, error: Exception) -> DamagedFileError:

@@ -14,6 +14,7 @@ from dlblocks.models._members import MadeOfTrained, described, rebuilt
 from dlblocks.models.classification import Classifier
 from dlblocks.models.model import Model
 from dlblocks.models.regression import Regressor
+from dlblocks.tasks import MulticlassTask, RegressionTask, Task
 
 
 class _Boosted(MadeOfTrained):
@@ -47,7 +48,7 @@ class GradientBoostingRegressor(_Boosted, Regressor):
         loss: Literal["mse", "mae", "huber"] = "mse",
         delta: float = 1.0,
     ) -> None:
-        models = rebuilt(members, Regressor)
+        models = rebuilt(members, Model)
         super().__init__(_Sum(models, steps, initial), len(initial), loss=loss)
         self.delta = float(delta)
         plain = {"members": described(models), "steps": _lists(steps), "initial": list(initial)}
@@ -90,7 +91,7 @@ class GradientBoostingClassifier(_Boosted, Classifier):
         initial: Sequence[float],
         num_classes: int,
     ) -> None:
-        models = rebuilt(members, Regressor)
+        models = rebuilt(members, Model)
         width = len(initial)
         if width != num_classes and not (width == 1 and num_classes == 2):
             raise ValueError(
@@ -130,7 +131,7 @@ class AdaBoostClassifier(_Boosted, Classifier):
     """
 
     def __init__(self, members: Sequence[Any], alphas: Sequence[float], num_classes: int) -> None:
-        models = rebuilt(members, Classifier)
+        models = rebuilt(members, Model)
         if not models or len(alphas) != len(models):
             raise ValueError(
                 f"alphas has {len(alphas)} entries and members {len(models)}; give one alpha for "
@@ -138,7 +139,7 @@ class AdaBoostClassifier(_Boosted, Classifier):
             )
         for alpha in alphas:
             check_range("alphas", alpha, 0, low_open=True)
-        _check_widths([model.num_classes for model in models], num_classes)
+        _check_tasks(models, MulticlassTask(num_classes))
         super().__init__(_Members(models), num_classes)
         self.alphas = [float(alpha) for alpha in alphas]
         plain = {"members": described(models), "alphas": self.alphas, "num_classes": num_classes}
@@ -185,12 +186,12 @@ class _Sum(_Members):
 
     def __init__(
         self,
-        models: Sequence[Regressor],
+        models: Sequence[Model],
         steps: Sequence[Sequence[float]],
         initial: Sequence[float],
     ) -> None:
         super().__init__(models)
-        _check_widths([model.out_features for model in models], len(initial))
+        _check_tasks(models, RegressionTask(len(initial)))
         if len(steps) != len(models) or any(len(step) != len(initial) for step in steps):
             raise ValueError(
                 f"steps has {len(steps)} rows of {sorted({len(step) for step in steps})} numbers; "
@@ -220,11 +221,14 @@ def _logits(raw: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(raw), raw], 1) if raw.shape[1] == 1 else raw
 
 
-def _check_widths(found: Sequence[int], expected: int) -> None:
-    if set(found) - {expected}:
-        raise ValueError(
-            f"members return {sorted(set(found))} values; each must return {expected}."
-        )
+def _check_tasks(models: Sequence[Model], task: Task) -> None:
+    for model in models:
+        different = "no task" if model.task is None else task.difference(model.task)
+        if different:
+            raise ValueError(
+                f"members hold a {type(model).__name__}, which does not fit the {task.name} of the "
+                f"ensemble: they have {different}."
+            )
 
 
 def _lists(steps: Sequence[Sequence[float]]) -> list[list[float]]:

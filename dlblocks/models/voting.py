@@ -14,13 +14,15 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from dlblocks.models._members import Kind, MadeOfTrained, described, rebuilt
+from dlblocks._errors import check_range
+from dlblocks.models._conformal import Calibration
+from dlblocks.models._members import Kind, MadeOfTrained, common_spec, described, rebuilt
 from dlblocks.models._predict import gather, join_batches, predictor, target_in
 from dlblocks.models.model import Model, beside_inputs
 from dlblocks.nets import Preprocess
 from dlblocks.nets.preprocess import PassOn
 from dlblocks.tasks import PredictionTable, Task
-from dlblocks.tasks.task import Stage
+from dlblocks.tasks.task import Stage, task_names
 
 
 class VotingEnsemble(MadeOfTrained, Model):
@@ -42,6 +44,13 @@ class VotingEnsemble(MadeOfTrained, Model):
             members are of your own classes with
             ``dlblocks.models.load(path, classes=[YourModel])``.
         voting: ``"soft"`` or ``"hard"``.
+        temperature: T by which the members' logits are divided (Guo et al. 2017). Above 1, the
+            probabilities are less certain.
+
+    Attributes:
+        coverage: Where it is set, such as 0.9, `Trainer.predict` adds prediction intervals,
+            ``"lower"`` and ``"upper"``, or of classes ``"in_set"``, bool of shape (N, C).
+        calibration: The out-of-fold scores from which they come; those of a fold average are set.
 
     Raises:
         ValueError: There are no members, their tasks or numbers of classes differ, hard voting is
@@ -49,12 +58,14 @@ class VotingEnsemble(MadeOfTrained, Model):
     """
 
     task: Task
+    coverage: float | None
 
     def __init__(
         self,
         members: Sequence[Any],
         *,
         voting: Literal["soft", "hard"] = "soft",
+        temperature: float = 1.0,
     ) -> None:
         models = _at_least_one(members, Model)
         known = [model.preprocess.is_set for model in models]
@@ -78,26 +89,41 @@ class VotingEnsemble(MadeOfTrained, Model):
         task = tasks[0].for_ensemble()  # type: ignore[union-attr]
         super().__init__(_Committee(models), task)
         self.preprocess = PassOn([model.preprocess for model in models])
+        self.data_spec = common_spec(models)
+        self.calibration, self.coverage = Calibration(), None
         if voting == "hard" and not self.task.votes:
             raise ValueError(
                 "voting='hard' counts votes for classes, which regression does not have; use "
                 "voting='soft'."
             )
-        self.voting = voting
-        _describe(self, models, voting=voting)
+        check_range("temperature", temperature, 0, low_open=True)
+        if temperature != 1 and not self.task.votes:
+            raise ValueError(
+                "temperature scales the logits of classes, which regression does not have; use "
+                "temperature=1."
+            )
+        self.voting, self.temperature = voting, float(temperature)
+        _describe(self, models, voting=voting, temperature=self.temperature)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.task.average(self.net(inputs), hard=self.voting == "hard")
+        return self.task.average(self._outputs(inputs), hard=self.voting == "hard")
+
+    def _outputs(self, inputs: Tensor) -> Tensor:
+        """Outputs of the members, shape (M, N, ...)."""
+        outputs: Tensor = self.net(inputs)
+        return outputs if self.temperature == 1 else outputs / self.temperature
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         inputs, *rest = batch if isinstance(batch, (list, tuple)) else [batch]
         targets = rest[0] if rest else None
-        outputs = self.net(inputs)
+        outputs = self._outputs(inputs)
         average = self.task.average(outputs, hard=self.voting == "hard")
         result = {"prediction": self.task.predict(average, targets)}
         result |= beside_inputs(rest)
         each = torch.stack([self.task.predict(member, targets) for member in outputs])
         result["std"] = each.std(0, correction=0)
+        if self.coverage is not None:
+            result |= self.task.regions(self.calibration, each, self.coverage)
         return result
 
     @torch.no_grad()
@@ -115,7 +141,7 @@ class VotingEnsemble(MadeOfTrained, Model):
         Raises:
             ValueError: The members do not predict one class for each sample.
         """
-        return self.task.uncertainty(self.net(inputs))
+        return self.task.uncertainty(self._outputs(inputs))
 
 
 class VotingModule(MadeOfTrained, Model):
@@ -153,6 +179,7 @@ class VotingModule(MadeOfTrained, Model):
     """
 
     net: _Committee
+    coverage: float | None
 
     def __init__(
         self,
@@ -174,6 +201,8 @@ class VotingModule(MadeOfTrained, Model):
         own = [PassOn([m.preprocess]) if isinstance(m, Model) else Preprocess() for m in models]
         self.own = nn.ModuleList(own)
         self.preprocess = PassOn(own)
+        self.data_spec = common_spec(models)
+        self.calibration, self.coverage = Calibration(), None
         self.task_name = task_name
         # Predictions, targets and, if there are any, sample weights, by number of the loader.
         self._scored: dict[int, list[tuple[Tensor, ...]]] = {}
@@ -197,6 +226,9 @@ class VotingModule(MadeOfTrained, Model):
         result = {k: v for k, v in named[0].items() if k in ("target", "index")}
         values = [n.get("prediction", o) for n, o in zip(named, outputs, strict=True)]
         result["prediction"], result["std"] = self._mean(values)
+        if self.coverage is not None:
+            task = task_names().get(self.task_name or "", Task)
+            result |= task.regions(self.calibration, torch.stack(values), self.coverage)
         return result
 
     @property

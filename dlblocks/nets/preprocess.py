@@ -39,7 +39,7 @@ class Preprocess(nn.Module):
         shift: Likewise.
         fill: In place of missing cells, shape (F,), or empty.
         coded: Columns that hold numbers of categories from -1 (missing), int64 of shape (K,).
-        tables: New values of each category of these columns, shape (K, 1 + categories).
+        tables: New values of each category of these columns, shape (K, 2 + categories).
 
     Example:
         >>> images = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
@@ -200,7 +200,7 @@ def complete(inputs: Tensor, fill: Tensor, coded: Tensor, tables: Tensor) -> Ten
         inputs: Shape (N, F); or (M, N, F) of M models.
         fill: Shape (F,) or (M, 1, F); empty for nothing to fill in.
         coded: Columns, int64 of shape (K,); empty for none.
-        tables: Shape (K, 1 + categories), or with a leading M.
+        tables: Shape (K, 2 + categories), or with a leading M.
 
     Returns:
         New inputs, or the given ones if there is nothing to do.

@@ -7,6 +7,7 @@ from dlblocks.plots._style import BLUE, GREEN, GREY, ORANGE, RED, save
 from dlblocks.plots.classes import confusion_matrix, labels, reliability
 from dlblocks.plots.fits import curve_metrics, learning_curves, strip
 from dlblocks.plots.images import batch, hardest
+from dlblocks.plots.ranking import ranking
 from dlblocks.plots.values import curve, predicted_vs_true
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "labels",
     "learning_curves",
     "predicted_vs_true",
+    "ranking",
     "reliability",
     "save",
     "strip",

@@ -248,6 +248,36 @@ class MulticlassTask(ClassTask):
         return columns | dict(zip(shares, prediction.T, strict=True))
 
     @classmethod
+    def conformal_scores(cls, target: Array, prediction: Array) -> Array | None:
+        if prediction.ndim == 1:
+            return None
+        return 1 - np.take_along_axis(prediction, target[:, None], axis=1)[:, 0]
+
+    @classmethod
+    def regions(cls, calibration: Any, each: Tensor, coverage: float) -> dict[str, Tensor]:
+        return {"in_set": calibration.classes(1 - each, coverage)}
+
+    @classmethod
+    def answers(
+        cls, prediction: Array, class_names: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        """Return the likeliest class by its name, and ``probability_<class>``.
+
+        Names that are whole numbers, or True and False, are such values.
+
+        Example:
+            >>> MulticlassTask.answers(np.array([[0.2, 0.8]]), ["cat", "dog"])["prediction"]
+            array(['dog'], dtype='<U3')
+        """
+        count = prediction.shape[1] if prediction.ndim > 1 else int(prediction.max(initial=0)) + 1
+        names = _names(class_names or (), max(count, len(class_names or ())))
+        answer = {"prediction": _values(names)[_classes(prediction)]}
+        if prediction.ndim == 1:
+            return answer
+        shares = [f"probability_{name}" for name in _names(names, prediction.shape[1])]
+        return answer | dict(zip(shares, prediction.T, strict=True))
+
+    @classmethod
     def figures(
         cls, table: Predictions, *, title: str, scores: Mapping[str, float] | None = None
     ) -> dict[str, Callable[[], Figure]]:
@@ -287,6 +317,18 @@ def _classes(prediction: Array) -> Array:
 def _names(class_names: Sequence[str], count: int) -> list[str]:
     """Return the names of all classes, or numbers if some names are missing."""
     return list(class_names) if len(class_names) == count else [str(i) for i in range(count)]
+
+
+def _values(names: Sequence[str]) -> Array:
+    """Return what the names say: whole numbers, truth values, or the names."""
+    if set(names) <= {"True", "False"}:
+        return np.array([name == "True" for name in names])
+    digits = [name.removeprefix("-") for name in names]
+    if all(one.isascii() and one.isdecimal() and len(one) < 19 for one in digits) and all(
+        str(int(name)) == name for name in names
+    ):
+        return np.array([int(name) for name in names])
+    return np.array(names)
 
 
 def _hardest(table: Predictions, names: Sequence[str]) -> Figure:

@@ -258,6 +258,19 @@ class MultilabelTask(ClassTask):
         return targets | {f"probability_{name}": prediction[:, i] for i, name in enumerate(names)}
 
     @classmethod
+    def answers(
+        cls, prediction: Array, class_names: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        """Return ``prediction_<label>``, 1 from a probability of 0.5 on, and the probabilities."""
+        given = class_names or ()
+        count = prediction.shape[1]
+        names = given if len(given) == count else [str(i) for i in range(count)]
+        likely = (prediction >= 0.5).astype(np.int64)
+        return {f"prediction_{name}": likely[:, i] for i, name in enumerate(names)} | {
+            f"probability_{name}": prediction[:, i] for i, name in enumerate(names)
+        }
+
+    @classmethod
     def figures(
         cls, table: Predictions, *, title: str, scores: Mapping[str, float] | None = None
     ) -> dict[str, Callable[[], Figure]]:

@@ -182,6 +182,15 @@ class RegressionTask(Task):
         return weighted_value_metrics(target, prediction)
 
     @classmethod
+    def conformal_scores(cls, target: Array, prediction: Array) -> Array:
+        return np.abs(target - prediction.reshape(target.shape))
+
+    @classmethod
+    def regions(cls, calibration: Any, each: Tensor, coverage: float) -> dict[str, Tensor]:
+        lower, upper = calibration.interval(each, coverage)
+        return {"lower": lower, "upper": upper}
+
+    @classmethod
     def figures(
         cls, table: Predictions, *, title: str, scores: Mapping[str, float] | None = None
     ) -> dict[str, Callable[[], Figure]]:

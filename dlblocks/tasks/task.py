@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
+from dlblocks._files import atomic_write
 from dlblocks._npz import (
     Column,
     Ragged,
@@ -34,6 +36,7 @@ Array = npt.NDArray[Any]
 Stage = Literal["train", "val", "test"]
 PLACE = ("repeat", "fold", "index")
 WIDE = 1000  # numbers a row; a data frame has no columns for more
+CSV_ROWS = 2**16  # written at a time
 
 
 class PredictionTable:
@@ -227,6 +230,18 @@ class PredictionTable:
             ModuleNotFoundError: pandas is not installed.
         """
         return data_frame(self.flat(class_names))
+
+    def to_csv(self, path: str | PathLike[str], class_names: Sequence[str] | None = None) -> None:
+        """Write the columns of `flat` as CSV, whole or not at all, some rows at a time.
+
+        Args:
+            path: The file; ``.gz`` compresses it.
+            class_names: Names of the classes 0 … C-1.
+        """
+        with atomic_write(path) as part:
+            for start in range(0, max(1, len(self)), CSV_ROWS):
+                frame = self[start : start + CSV_ROWS].to_pandas(class_names)
+                frame.to_csv(part, mode="a", header=not start, index=False)
 
     def write(self, path: Path) -> PredictionTable:
         """Write an ``.npz`` file, whole or not at all, which `np.load` reads without pickle.
@@ -495,6 +510,38 @@ class Task(nn.Module):
     ) -> dict[str, Array]:
         """Make the columns of a table with one row a sample."""
         return _numbered("target", target) | _numbered("prediction", prediction)
+
+    @classmethod
+    def conformal_scores(cls, target: Array, prediction: Array) -> Array | None:
+        """Measure how far out-of-fold predictions are from their targets, shape (n,) or (n, D).
+
+        None if the task has no prediction intervals or sets; see `regions`.
+        """
+        return None
+
+    @classmethod
+    def regions(cls, calibration: Any, each: Tensor, coverage: float) -> dict[str, Tensor]:
+        """Compute prediction intervals or sets.
+
+        Args:
+            calibration: A `dlblocks.models._conformal.Calibration`.
+            each: What each member predicts, shape (M, N, ...).
+            coverage: Share of new samples whose target should be inside.
+
+        Returns:
+            Further columns of the predictions.
+        """
+        raise ValueError(
+            f"coverage={coverage}: there are prediction intervals for values and prediction sets "
+            f"for classes, and none for {cls.name!r}; leave coverage= out."
+        )
+
+    @classmethod
+    def answers(
+        cls, prediction: Array, class_names: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        """Make the columns of predictions whose targets are not known."""
+        return _numbered("prediction", prediction)
 
     @classmethod
     def figures(

@@ -116,7 +116,7 @@ def test_a_built_file_is_reused(root, monkeypatch, make_trainer):
     first = module(root)
     assert_same(first, module(root, False))
     before = [path.stat() for path in arrays(root)]
-    monkeypatch.setattr(image_folder, "_decode", fail)
+    monkeypatch.setattr(image_folder, "decode", fail)
     data = module(root, batch_size=4)
     make_trainer().fit(CNNClassifier(3, 2, channels=[4]), datamodule=data)
     assert torch.equal(data.source.inputs, first.source.inputs)
@@ -139,7 +139,7 @@ def test_settings_and_roots_live_side_by_side(root, tmp_path, monkeypatch):
     built = [make().source.inputs for make in makes]
     assert len(arrays(tmp_path / "kept" / "ärrays")) == 8
     assert not arrays(root)
-    monkeypatch.setattr(image_folder, "_decode", fail)
+    monkeypatch.setattr(image_folder, "decode", fail)
     for make, inputs in zip(makes, built, strict=True):
         assert torch.equal(make().source.inputs, inputs)
     assert not torch.equal(built[0], built[1])
@@ -252,7 +252,7 @@ def test_a_spoiled_or_foreign_file_is_refused(root, monkeypatch, spoil, why):
     path = root / "dlblocks-train-3x6x9.npy"
     spoiled = spoil(path.read_bytes())
     path.write_bytes(spoiled)
-    monkeypatch.setattr(image_folder, "_decode", fail)
+    monkeypatch.setattr(image_folder, "decode", fail)
     assert_refused(root, path, why)
     assert path.read_bytes() == spoiled
     assert len(arrays(root)) == 2
@@ -284,7 +284,7 @@ def test_a_spoiled_description_is_refused(root, monkeypatch, spoil):
     spoiled = spoil(path.read_bytes())
     assert spoiled != path.read_bytes()
     path.write_bytes(spoiled)
-    monkeypatch.setattr(image_folder, "_decode", fail)
+    monkeypatch.setattr(image_folder, "decode", fail)
     assert_refused(root, path, "dlblocks-train-3x6x9.json is damaged")
     assert path.read_bytes() == spoiled
 
@@ -294,7 +294,7 @@ def test_an_array_without_its_description_is_refused(root, monkeypatch):
     module(root).prepare_data()
     path = root / "dlblocks-train-3x6x9.json"
     path.unlink()
-    monkeypatch.setattr(image_folder, "_decode", fail)
+    monkeypatch.setattr(image_folder, "decode", fail)
     assert_refused(root, path, "an older version of dlblocks wrote it, .*json is missing")
     with path.with_suffix(".npy").open("ab") as file:
         file.write(b'{"format": "dlblocks images", "version": 3}dlblocks-images\n')
@@ -316,7 +316,7 @@ def test_an_array_of_the_same_size_written_over_ours_is_refused(root, monkeypatc
     later = path.stat().st_mtime + 60
     os.utime(path, (later, later))
     before = path.read_bytes()
-    monkeypatch.setattr(image_folder, "_decode", fail)
+    monkeypatch.setattr(image_folder, "decode", fail)
     assert_refused(root, path, "another program wrote it")
     assert path.read_bytes() == before
 
@@ -409,7 +409,7 @@ ROOM = r"has no room .*: [\d,]{7,} bytes are needed, .*; .*cache='/another.*smal
 @pytest.mark.parametrize("reserve", [True, False])
 def test_a_full_disk(root, small_disk, monkeypatch, reserve):
     if reserve:
-        monkeypatch.setattr(image_folder, "_decode", fail)  # it is known before
+        monkeypatch.setattr(image_folder, "decode", fail)  # it is known before
     else:
         monkeypatch.delattr(os, "posix_fallocate")
     # 17 images of 3 × 200 × 200 bytes.
@@ -505,7 +505,7 @@ def test_a_file_in_a_read_only_folder_is_used(root, monkeypatch):
     module(root).prepare_data()
     monkeypatch.setattr(os, "open", fail)  # neither a lock
     monkeypatch.setattr(tempfile, "mkstemp", fail)
-    monkeypatch.setattr(image_folder, "_decode", fail)
+    monkeypatch.setattr(image_folder, "decode", fail)
     assert len(module(root).source.inputs) == 17
 
 
@@ -519,7 +519,7 @@ def test_a_cache_that_is_a_file(root, tmp_path):
 
 
 def decode_slowly(seconds):
-    decode = image_folder._decode
+    decode = image_folder.decode
 
     def slow(file, **settings):
         with open("decoded.txt", "a") as log:
@@ -527,7 +527,7 @@ def decode_slowly(seconds):
         time.sleep(seconds)
         return decode(file, **settings)
 
-    image_folder._decode = slow
+    image_folder.decode = slow
 
 
 def build_together():

@@ -1,0 +1,487 @@
+"""Open a trained model, and predict new data with it.
+
+`load` opens a run folder, a checkpoint or a saved file. What it returns reads new data as the
+training data were read: columns and categories, image size, class names and normalisation come
+with the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dlblocks._errors import check_choice, check_range
+from dlblocks._files import atomic_write, is_rank_zero
+from dlblocks._plain import plain, plain_hyperparameters
+from dlblocks._quiet import isolated
+from dlblocks.crossval.results import CrossValidationResult, NestedResult
+from dlblocks.data._csv_chunks import CsvChunks
+from dlblocks.data._images import images_below
+from dlblocks.data._read_csv import COMPRESSED, ENDINGS
+from dlblocks.data.encoders import Encoder, Samples, Unseen, encoder_of
+from dlblocks.ensembles.results import ENSEMBLE
+from dlblocks.models import Model
+from dlblocks.models import load as load_model
+from dlblocks.models._checkpoints import (
+    CLASS_PATH,
+    DATA_SPEC,
+    HPARAMS,
+    of_foreign,
+    read_checkpoint,
+    restore,
+)
+from dlblocks.models._conformal import Calibration
+from dlblocks.models._predict import NoPredictions, predictor
+from dlblocks.nets import Preprocess
+from dlblocks.runs.fit import CHECKPOINTS
+from dlblocks.runs.predicted import Predictions, Rows
+from dlblocks.runs.predictions import columns_of
+from dlblocks.tasks import Task
+
+BATCH_SIZE = 64  # where training had no batches
+# Files of a run folder with the model of the run, in the order in which they are looked for.
+REFIT = ("refit/model.ckpt", "refit/point-*/refit/model.ckpt")
+SINGLE = (ENSEMBLE, *(f"checkpoints/{name}.ckpt" for name in CHECKPOINTS.values()), "model.ckpt")
+
+Module = pl.LightningModule | Callable[..., pl.LightningModule]
+
+
+def load(
+    source: str | PathLike[str] | pl.LightningModule,
+    *,
+    module: Module | None = None,
+    preprocess: Callable[[Any], Any] | None = None,
+    classes: Iterable[type[Model]] = (),
+) -> Predictor:
+    """Open a trained model for predictions.
+
+    Files are read with ``weights_only=True``: nothing in them is run.
+
+    Args:
+        source: A run folder, a checkpoint, or a file that `Predictor.save` has written. Of the
+            folder of a cross-validation, the refit model if there is one, else the average of the
+            fold models; of bagging and boosting, the ensemble; of a fit, its best epoch. Or a model
+            that is in memory already, such as ``result.ensemble()``.
+        module: Your own LightningModule, if the model is one, or its members are: its class, a
+            function that makes one, or one with any weights. A class is made with the
+            hyperparameters that the checkpoint has. Likewise the `Classifier` or `Regressor` over a
+            net of your own.
+        preprocess: Makes a batch of what is given to `Predictor.predict`, for a module whose data
+            were not read by a datamodule of this package.
+        classes: Your own subclasses of our models, if the model, or a member, is one.
+
+    Raises:
+        FileNotFoundError: There is no such file or folder, or no model in the folder.
+        ValueError: The file is damaged, holds more than plain values, or a model of a class that
+            is not known.
+
+    Example:
+        >>> from dlblocks.models import MLPClassifier
+        >>> table = load(MLPClassifier(4, 3)).predict(torch.zeros(2, 4), progress_bar=False)
+        >>> list(table.to_pandas())
+        ['index', 'prediction', 'probability_0', 'probability_1', 'probability_2']
+    """
+    if isinstance(source, pl.LightningModule):
+        return Predictor(source, preprocess=preprocess)
+    path, own = Path(source), list(classes)
+    if isinstance(module, type) and issubclass(module, Model):
+        own.append(module)
+    opened = _open_folder if path.is_dir() else _open_file
+    with isolated():  # making a model draws its weights
+        model, data_spec, statistics = opened(path, module, own)
+    return Predictor(
+        model.eval(),
+        data_spec=data_spec,
+        statistics=statistics,
+        preprocess=preprocess,
+        source=str(source),
+    )
+
+
+class Predictor:
+    """A trained model with what is needed to predict new data; `load` returns one.
+
+    Args:
+        model: A LightningModule.
+        data_spec: Plain values that say how samples become inputs; None for those of the model.
+        statistics: Normalisation of a module of somebody else.
+        preprocess: As for `load`.
+        source: Where the model comes from, for messages.
+
+    Attributes:
+        model: The LightningModule; one of ours takes raw inputs: ``predictor.model(raw)``.
+        encoder: Reads new samples; see `dlblocks.data.encoders`.
+    """
+
+    def __init__(
+        self,
+        model: pl.LightningModule,
+        *,
+        data_spec: Mapping[str, Any] | None = None,
+        statistics: Preprocess | None = None,
+        preprocess: Callable[[Any], Any] | None = None,
+        source: str = "",
+    ) -> None:
+        self.model = model
+        self.data_spec = getattr(model, DATA_SPEC, None) if data_spec is None else dict(data_spec)
+        self.encoder: Encoder = encoder_of(self.data_spec)
+        self.preprocess, self.source = preprocess, source
+        # A `Model` has its own.
+        own = model.preprocess if isinstance(model, Model) else statistics
+        self.statistics: Preprocess = own or Preprocess()
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes 0 … C-1, or None if they are not known."""
+        return self.encoder.class_names
+
+    def __repr__(self) -> str:
+        of = f" of {self.source}" if self.source else ""
+        classes = "" if self.class_names is None else f", {len(self.class_names)} classes"
+        return f"Predictor: {type(self.model).__name__}{of}; {self.encoder.kind}{classes}"
+
+    def predict(
+        self,
+        data: Any,
+        *,
+        batch_size: int | None = None,
+        device: str | torch.device = "auto",
+        id_column: str | None = None,
+        unseen: Unseen = "refuse",
+        coverage: float | None = None,
+        progress_bar: bool = True,
+    ) -> Predictions:
+        """Predict new samples.
+
+        Memory holds some thousand samples at a time, and the predictions, of which columns of more
+        than 64 MiB lie in a file.
+
+        Args:
+            data: What the model was trained on, in its units. For a table a CSV file, a folder of
+                them, a DataFrame, or a list of dictionaries; the target may be left out, further
+                columns are ignored. For images a file, a list or folder of files, or an array
+                (N, C, H, W). For arrays an array, a tensor, or a ``.npy`` file. A DataLoader or
+                Dataset of batches or samples that begin with raw inputs. With `preprocess`, what
+                that takes: lists, arrays and DataFrames come in pieces of `batch_size`, CSV files
+                as DataFrames, folders and files as lists of files, a DataLoader batch by batch.
+            batch_size: Samples of a batch. None: as in training, so that predictions are the same
+                to the last bit. Large batches of small nets are faster.
+            device: ``"auto"`` for an accelerator if there is one, ``"cpu"``, ``"cuda:1"``, ….
+            id_column: A column of the table by which the rows are called. None: their number from
+                0, or the index of a DataFrame.
+            unseen: What becomes of a category that training had not: ``"refuse"``, or
+                ``"missing"``, a missing cell. Columns of `counts` and `embed` have a place for it.
+            coverage: For values, such as 0.9: add the ends of an interval that holds the value with
+                this probability, ``lower`` and ``upper``; for classes whether each class is in
+                the set that holds the true one, ``in_set_<class>``. By CV+ (Barber et al. 2021),
+                from the out-of-fold predictions of a cross-validation: for its fold average. The
+                probability is one over all new samples, if these are like those of the training.
+            progress_bar: Show one after a second.
+
+        Returns:
+            A table with one row a sample. ``to_csv`` writes it, ``to_pandas`` returns it.
+
+        Raises:
+            FileNotFoundError: There is no such file, or nothing to predict in it.
+            ValueError: The data do not fit those of the training; the message names the column,
+                row or file.
+            TypeError: The data are of a kind that the model was not trained on.
+        """
+        if batch_size is not None:
+            check_range("batch_size", batch_size, 1)
+        check_choice("unseen", unseen, ["refuse", "missing"])
+        size = batch_size or self.encoder.batch_size or BATCH_SIZE
+        if coverage is not None:
+            calibration = getattr(self.model, "calibration", Calibration())
+            calibration.check(coverage)
+        samples = self._open(data, size, id_column, unseen)
+        place = _device(device)
+        model = self.model.to(place)
+        statistics = self.statistics.to(place)
+        predict = predictor(model)
+        rows, names = Rows(), list[Any]()
+        with (
+            _progress(progress_bar) as bar,
+            _evaluating(model),
+            _covering(model, coverage),
+            torch.inference_mode(),
+        ):
+            for chunk, called in samples.chunks:
+                before = rows.count
+                for batch in [chunk] if samples.is_batched else chunk.split(size):
+                    batch = _prepared(move_data_to_device(batch, place), statistics)
+                    found, count = self._rows(predict, batch)
+                    rows.add(found, count)
+                if called is not None:
+                    names.append(called)
+                total = samples.total()
+                bar.total = None if total is None else max(round(total), rows.count)
+                bar.update(rows.count - before)
+        if not rows.count:
+            raise ValueError("data is empty; there is nothing to predict.")
+        return Predictions(
+            rows.finish(),
+            task=self._task_name,
+            class_names=self.class_names,
+            names=np.concatenate([np.asarray(some) for some in names]) if names else None,
+            title=samples.title,
+        )
+
+    @property
+    def _task_name(self) -> str | None:
+        task = getattr(self.model, "task", None)
+        return task.name if isinstance(task, Task) else getattr(self.model, "task_name", None)
+
+    def _rows(self, predict: Any, batch: Any) -> tuple[dict[str, Any], int]:
+        """Predict a batch. Returns its columns, and how many samples it has."""
+        name = type(self.model).__name__
+        try:
+            output = predict(batch, 0)
+        except Exception as error:
+            if isinstance(self.model, Model) and self.preprocess is None:
+                raise
+            raise NoPredictions(
+                f"{name} fails with a batch of the new data ({type(error).__name__}: {error}); let "
+                "load(…, preprocess=…) return such batches as predict_step takes.",
+                failed=True,
+            ) from error
+        found = dict(output) if isinstance(output, Mapping) else {"prediction": output}
+        prediction = found.get("prediction")
+        if not isinstance(prediction, (Tensor, list)) or not np.ndim(prediction):
+            raise NoPredictions(
+                f"{name} predicts a {type(prediction).__name__}; let predict_step return a tensor "
+                "with one row a sample, or a dictionary that has it as 'prediction'."
+            )
+        count = len(prediction)
+        task, shape = getattr(self.model, "task", None), self.encoder.target_shape
+        columns = {"prediction": prediction, **columns_of(found, torch.arange(count))}
+        if isinstance(task, Task) and shape is not None:
+            like = torch.empty(count, *shape, device="meta")
+            for key, column in columns.items():
+                if key in ("prediction", "std", "lower", "upper") and isinstance(column, Tensor):
+                    columns[key] = task.shaped(column, like)
+        return columns, count
+
+    def _open(self, data: Any, size: int, id_column: str | None, unseen: Unseen) -> Samples:
+        if isinstance(data, pl.LightningDataModule):
+            raise TypeError(
+                f"data is a {type(data).__name__}; Trainer.predict(predictor.model, datamodule=…) "
+                "takes it, or give one of its loaders."
+            )
+        if isinstance(data, Dataset):
+            data = DataLoader(data, batch_size=size)
+        if self.preprocess is not None:
+            return _by_hand(data, size, self.preprocess)
+        if isinstance(data, DataLoader):
+            return Samples(((batch, None) for batch in data), is_batched=True)
+        return self.encoder.read(data, size, id_column=id_column, unseen=unseen)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the model with all that `load` needs into one file.
+
+        It has no optimizer state. `load` takes its path, and once more `module` and `preprocess`
+        if they were needed.
+
+        Args:
+            path: The file, such as ``"churn.pt"``; written whole or not at all.
+        """
+        if isinstance(self.model, Model):
+            self.model.save(path)
+            return
+        checkpoint: dict[str, Any] = {
+            "pytorch-lightning_version": pl.__version__,
+            "state_dict": {k: _on_cpu(v) for k, v in self.model.state_dict().items()},
+            HPARAMS: dict(self.model.hparams),
+            "data": {
+                DATA_SPEC: self.data_spec or {"kind": Encoder.kind},
+                "preprocess": self.statistics.to_plain(),
+            },
+        }
+        self.model.on_save_checkpoint(checkpoint)
+        plain_hyperparameters(checkpoint)
+        with atomic_write(path) as part:
+            torch.save(plain(checkpoint), part)
+
+
+# Opening
+
+
+def _open_folder(
+    path: Path, module: Module | None, classes: list[type[Model]]
+) -> tuple[pl.LightningModule, dict[str, Any] | None, Preprocess | None]:
+    refits = [found for pattern in REFIT for found in sorted(path.glob(pattern))]
+    if refits:
+        return _open_file(refits[0], module, classes)
+    if (path / "folds.csv").is_file():
+        kind = NestedResult if (path / "search.csv").is_file() else CrossValidationResult
+        result = kind.load(path)
+        make = None
+        if module is not None and module not in classes:
+            saved = read_checkpoint(path / result.folds[0]["checkpoint"], "cpu").get(HPARAMS)
+            make = _maker(module, saved or {})
+        model = result.ensemble(classes, make_model=make)
+        return model, model.data_spec, None
+    for name in SINGLE:
+        if (path / name).is_file():
+            return _open_file(path / name, module, classes)
+    raise FileNotFoundError(
+        f"{path} has no model: there is neither {REFIT[0]}, nor folds.csv of a cross-validation "
+        f"that has ended, nor {', '.join(SINGLE)}."
+    )
+
+
+def _open_file(
+    path: Path, module: Module | None, classes: list[type[Model]]
+) -> tuple[pl.LightningModule, dict[str, Any] | None, Preprocess | None]:
+    checkpoint = read_checkpoint(path, "cpu")
+    saved = checkpoint.get(HPARAMS) or {}
+    if isinstance(saved.get(CLASS_PATH), str):
+        overrides, members = None, saved.get("members")
+        if module is not None and module not in classes:
+            if not isinstance(members, list):
+                model: Any = restore(_maker(module, saved)(), path)
+                return model, model.data_spec, None
+            overrides = {"members": [_maker(module, {})() for _ in members]}
+        elif isinstance(members, list) and all(isinstance(one, str) for one in members):
+            raise ValueError(
+                f"{path} is an average of {members[0]}, a class that is not of dlblocks; give it: "
+                "load(path, module=YourModule)."
+            )
+        model = load_model(path, classes=classes, overrides=overrides)
+        return model, model.data_spec, None
+    if module is None:
+        raise ValueError(
+            f"{path} is of a LightningModule that is not of dlblocks, and says nothing of its "
+            "class; give it: load(path, module=YourModule)."
+        )
+    data_spec, statistics = of_foreign(checkpoint)
+    model = restore(_maker(module, saved)(), path)
+    return model, data_spec, Preprocess.from_plain(statistics)
+
+
+def _maker(module: Module, saved: Mapping[str, Any]) -> Callable[[], pl.LightningModule]:
+    """Return a function that makes the module, with any weights."""
+    if isinstance(module, pl.LightningModule):
+        given = module
+        return lambda: copy.deepcopy(given)
+    if not isinstance(module, type):
+        return module
+    taken = inspect.signature(module).parameters
+    known = {name: value for name, value in saved.items() if name in taken}
+
+    def make() -> pl.LightningModule:
+        try:
+            made: pl.LightningModule = module(**known)
+        except TypeError as error:
+            raise ValueError(
+                f"{module.__name__} cannot be made of the hyperparameters in its checkpoint "
+                f"({error}); give a function: module=lambda: {module.__name__}(…)."
+            ) from error
+        return made
+
+    return make
+
+
+# Data
+
+
+def _by_hand(data: Any, size: int, preprocess: Callable[[Any], Any]) -> Samples:
+    """Cut what was given into pieces, and make a batch of each."""
+    pieces: Iterator[Any]
+    names: Sequence[str] | None = None
+    if isinstance(data, (str, PathLike)):
+        path = Path(data)
+        plain_name = path.name.lower()
+        for ending in COMPRESSED:
+            plain_name = plain_name.removesuffix(ending)
+        if not path.exists():
+            raise FileNotFoundError(f"data={str(path)!r} is neither a file nor a folder.")
+        if plain_name.endswith(ENDINGS):
+            tables = iter(CsvChunks(path, {}, [], size))
+            return Samples(((preprocess(table), None) for table in tables), is_batched=True)
+        data = names = images_below(path) if path.is_dir() else [os.fspath(path)]
+        if not data:
+            raise FileNotFoundError(f"data={str(path)!r} is a folder without images.")
+    if isinstance(data, DataLoader):
+        pieces = iter(data)
+    elif hasattr(data, "iloc"):
+        pieces = (data.iloc[i : i + size] for i in range(0, len(data), size))
+    elif isinstance(data, (Tensor, np.ndarray, list, tuple)):
+        pieces = (data[i : i + size] for i in range(0, len(data), size))
+    else:
+        pieces = iter([data])
+    if names is None:
+        return Samples(((preprocess(piece), None) for piece in pieces), is_batched=True)
+    called = (names[i : i + size] for i in range(0, len(names), size))
+    chunks = ((preprocess(piece), some) for piece, some in zip(pieces, called, strict=True))
+    return Samples(chunks, "file", is_batched=True)
+
+
+def _prepared(batch: Any, statistics: Preprocess) -> Any:
+    """Return a batch as the steps of the model take it."""
+    if isinstance(batch, Tensor):
+        batch = [batch]
+    if not isinstance(batch, (list, tuple)) or not batch or not isinstance(batch[0], Tensor):
+        return batch  # nobody knows what its inputs are
+    inputs, *rest = batch
+    if hasattr(batch, "_fields"):  # a namedtuple
+        return type(batch)(statistics(inputs), *rest)
+    return [statistics(inputs), *rest]
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device != "auto":
+        return torch.device(device)
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return torch.device("cpu") if found is None else found
+
+
+def _on_cpu(value: Any) -> Any:
+    return value.detach().cpu() if isinstance(value, Tensor) else value
+
+
+@contextlib.contextmanager
+def _evaluating(model: pl.LightningModule) -> Iterator[None]:
+    """Put all modules into evaluation mode, and back."""
+    before = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
+
+
+@contextlib.contextmanager
+def _covering(model: Any, coverage: float | None) -> Iterator[None]:
+    """Let a model predict with intervals or sets."""
+    if coverage is None:
+        yield
+        return
+    before, model.coverage = model.coverage, coverage
+    try:
+        yield
+    finally:
+        model.coverage = before
+
+
+@contextlib.contextmanager
+def _progress(shown: bool) -> Iterator[Any]:
+    from tqdm import tqdm
+
+    off = not (shown and is_rank_zero())
+    with tqdm(desc="predicting", unit=" samples", disable=off, delay=1.0) as bar:
+        yield bar

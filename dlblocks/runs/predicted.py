@@ -1,0 +1,194 @@
+"""Predictions of new samples."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from dlblocks._npz import IN_MEMORY, Column, Ragged
+from dlblocks._scores import are_probabilities
+from dlblocks.models._predict import NoPredictions, to_numpy
+from dlblocks.tasks import PredictionTable
+from dlblocks.tasks.task import WIDE, Array, Task, task_names
+
+
+class Predictions(PredictionTable):
+    """Predictions of new samples, one row each, in the order in which they were given.
+
+    Columns are those of a `PredictionTable`, without targets: ``index``, from 0, ``prediction``,
+    and of ensembles ``std``, the standard deviation over the members (with M in the denominator).
+
+    Args:
+        columns: The columns by name.
+        task: Name of the task, if it is known.
+        class_names: Names of the classes 0 … C-1.
+        names: What the samples are called, such as their files; None for ``index`` alone.
+        title: Name of the column of `names`.
+    """
+
+    def __init__(
+        self,
+        columns: Mapping[str, Column],
+        *,
+        task: str | None = None,
+        class_names: Sequence[str] | None = None,
+        names: Array | None = None,
+        title: str = "index",
+    ) -> None:
+        super().__init__(columns, task=task)
+        self.class_names, self.names, self.title = class_names, names, title
+
+    def __getitem__(self, key: Any) -> Any:
+        found = super().__getitem__(key)
+        if isinstance(key, str):
+            return found
+        names = None if self.names is None else self.names[key]
+        return Predictions(
+            found.columns,
+            task=self.task,
+            class_names=self.class_names,
+            names=names,
+            title=self.title,
+        )
+
+    def __reduce__(self) -> Any:
+        state = self.columns, self.task, self.class_names, self.names, self.title
+        return _rebuilt, state
+
+    def of_task(self) -> type[Task]:
+        """Return the task of the predictions; `Task` itself if it is not known."""
+        known = task_names()
+        if self.task in known:
+            return known[self.task]
+        prediction = self.columns.get("prediction")
+        if self.class_names is None or not isinstance(prediction, np.ndarray):
+            return Task
+        is_class = prediction.shape[1:] == (len(self.class_names),) or (
+            prediction.ndim == 1 and prediction.dtype.kind in "iu"
+        )
+        is_class &= prediction.ndim == 1 or are_probabilities(prediction[: 2**16])
+        return known["multiclass"] if is_class else Task
+
+    def flat(self, class_names: Sequence[str] | None = None) -> dict[str, Array]:
+        """Return columns of one number or name a row.
+
+        First what the sample is called: ``index``, ``file``, or the identifier. Then
+        ``prediction``, of classes the name of the likeliest, and ``probability_<class>``; of
+        several labels ``prediction_<label>`` and ``probability_<label>``; else values. Of ensembles
+        also ``std`` of each probability or value.
+
+        Args:
+            class_names: Names of the classes 0 … C-1 in place of the model's.
+        """
+        names = class_names or self.class_names
+        columns = {
+            name: column
+            for name, column in self.columns.items()
+            if isinstance(column, np.ndarray) and column[:1].size <= WIDE
+        }
+        index = columns.pop("index")
+        found = {self.title: index if self.names is None else self.names}
+        if "prediction" in columns:
+            found |= self.of_task().answers(columns.pop("prediction"), names)
+        for name, column in columns.items():
+            rows = column.reshape(len(column), -1)
+            width = rows.shape[1]
+            ends = names if names is not None and len(names) == width else range(width)
+            if width == 1:
+                found[name] = rows[:, 0]
+            else:
+                found |= {f"{name}_{end}": rows[:, i] for i, end in enumerate(ends)}
+        return found
+
+
+def _rebuilt(columns: Any, task: Any, class_names: Any, names: Any, title: Any) -> Predictions:
+    return Predictions(columns, task=task, class_names=class_names, names=names, title=title)
+
+
+class Rows:
+    """Columns that grow; what is more than 64 MiB lies in a file.
+
+    Args:
+        folder: Where such files lie; None for the folder of temporary files.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder, self.count = folder, 0
+        self.columns: dict[str, _Growing | list[Array]] = {}
+        self.lengths: dict[str, int] = {}
+
+    def add(self, rows: Mapping[str, Tensor | Sequence[Tensor]], count: int) -> None:
+        """Add rows: for each column a tensor, or a list of one tensor a sample."""
+        for name, values in rows.items():
+            column = self.columns.get(name)
+            if isinstance(values, Tensor):
+                if column is None:
+                    column = self.columns[name] = _Growing(name, self.folder)
+                if not isinstance(column, _Growing):
+                    raise NoPredictions(_different(name))
+                column.add(to_numpy(values))
+            else:
+                if column is None:
+                    column = self.columns[name] = []
+                if not isinstance(column, list):
+                    raise NoPredictions(_different(name))
+                column += [to_numpy(row) for row in values]
+            self.lengths[name] = self.lengths.get(name, 0) + count
+        self.count += count
+
+    def finish(self) -> dict[str, Column]:
+        """Return the columns that all rows have, and their ``index``."""
+        found: dict[str, Column] = {"index": np.arange(self.count)}
+        for name, column in self.columns.items():
+            if self.lengths[name] == self.count:
+                whole = isinstance(column, _Growing)
+                found[name] = column.finish() if whole else Ragged.of(column, self.folder)  # type: ignore[union-attr, arg-type]
+        return found
+
+
+class _Growing:
+    def __init__(self, name: str, folder: Path | None) -> None:
+        self.name, self.folder = name, folder
+        self.parts: list[Array] = []
+        self.file: Any = None
+        self.rows = self.bytes = 0
+
+    def add(self, values: Array) -> None:
+        if self.parts and values.shape[1:] != self.parts[0].shape[1:]:
+            raise NoPredictions(_different(self.name))
+        if self.file is not None:
+            values = values.astype(self.parts[0].dtype, copy=False)
+        self.parts.append(values)
+        self.rows += len(values)
+        self.bytes += values.nbytes
+        if self.bytes > IN_MEMORY:
+            self._spill()
+
+    def _spill(self) -> None:
+        joined = np.concatenate(self.parts)
+        if self.file is None:
+            self.file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
+        self.file.write(np.ascontiguousarray(joined))
+        # The first part says shape and dtype.
+        self.parts, self.bytes = [np.empty((0, *joined.shape[1:]), joined.dtype)], 0
+
+    def finish(self) -> Array:
+        if self.file is None:
+            return np.concatenate(self.parts)
+        self._spill()
+        self.file.flush()
+        row, dtype = self.parts[0].shape[1:], self.parts[0].dtype
+        with self.file:
+            return np.memmap(self.file, dtype, "r+", shape=(self.rows, *row))
+
+
+def _different(name: str) -> str:
+    return (
+        f"the {name}s have different shapes in different batches; return the same shape for every "
+        "sample, or a list of one tensor a sample."
+    )
