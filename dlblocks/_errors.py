@@ -120,7 +120,7 @@ def other_lightning(thing: object) -> str:
 
 
 def named(error: Exception, name: str) -> Exception:
-    """Put a name before the message of an error of the same class.
+    """Return the same kind of error with a name before its message.
 
     >>> named(ValueError("lr=-1"), "fold 2")
     ValueError('fold 2: lr=-1')

@@ -480,17 +480,17 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _is_of_new_data(args: Sequence[str]) -> bool:
-    """Tell ``predict RUN --input FILE`` from ``predict --config …``, which has no path."""
+    """Tell ``predict RUN --input FILE`` from ``predict --config …``."""
     named = any(arg.partition("=")[0] == "--input" for arg in args)
     return named or not args or not args[0].startswith("-") or args[0] in ("-h", "--help")
 
 
 def predict_file(args: Sequence[str]) -> None:
-    """Predict the samples of files with a trained model, and write a table."""
+    """Predict samples in files with a trained model, and write a table."""
     parser = RecipeParser(
         prog="dlblocks predict",
-        description="Predict new data with a trained model. The data set of a configuration, with "
-        "its targets, is predicted by: dlblocks predict --config=FILE --ckpt_path=FILE.",
+        description="Predict new data with a trained model. To predict the data set of a "
+        "configuration, with its targets, use: dlblocks predict --config=FILE --ckpt_path=FILE.",
         allow_abbrev=False,
     )
     parser.add_argument("model", type=str, help="A run folder, a checkpoint, or a saved file.")
@@ -511,7 +511,7 @@ def predict_file(args: Sequence[str]) -> None:
         "--unseen",
         type=Literal["refuse", "missing"],
         default="refuse",
-        help="What becomes of categories that training had not.",
+        help="Refuse categories that were not in the training data, or treat them as missing.",
     )
     parser.add_argument(
         "--module", type=str | None, default=None, help="Your LightningModule: package.Class."
@@ -520,7 +520,7 @@ def predict_file(args: Sequence[str]) -> None:
         "--preprocess",
         type=str | None,
         default=None,
-        help="Your function that makes a batch: package.function.",
+        help="Your function that turns the input into a batch: package.function.",
     )
     parser.add_argument(
         "--coverage",
@@ -528,7 +528,7 @@ def predict_file(args: Sequence[str]) -> None:
         default=None,
         help="Such as 0.9: add prediction intervals of values, or sets of classes.",
     )
-    parser.add_argument("--progress_bar", type=bool, default=True, help="Show one.")
+    parser.add_argument("--progress_bar", type=bool, default=True, help="Show a progress bar.")
     given = parser.parse_args(list(args))
     predictor = load(
         given.model, module=_imported(given.module), preprocess=_imported(given.preprocess)
@@ -550,7 +550,7 @@ def predict_file(args: Sequence[str]) -> None:
 
 
 def _imported(path: str | None) -> Any:
-    """Return what a dotted path names."""
+    """Import the object that a dotted path names."""
     if path is None:
         return None
     module, _, name = path.rpartition(".")

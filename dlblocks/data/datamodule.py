@@ -203,11 +203,14 @@ class DataModule(SplitDataModule):
 
     @property
     def column_features(self) -> dict[str, list[int]]:
-        """For each column of a table its features; of arrays (N, F) each feature by itself."""
+        """The features of each column of a table.
+
+        In arrays (N, F) each feature is a column.
+        """
         if len(self.input_shape) != 1:
             raise ValueError(
-                f"inputs of shape {self.input_shape} are no table (N, F) of columns, such as that "
-                "of a TabularDataModule."
+                f"inputs of shape {self.input_shape} are not a table (N, F) of columns, such as "
+                "that of a TabularDataModule."
             )
         names = self.feature_names or [str(i) for i in range(self.in_features)]
         return {name: [i] for i, name in enumerate(names)}

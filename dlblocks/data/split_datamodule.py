@@ -264,24 +264,24 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
             return None
         return [str(i) for i in range(int(targets.max()) + 1)]
 
-    # What the model is told
+    # Encoder of new samples
 
     @property
     def encoder(self) -> Encoder:
-        """What makes inputs of new samples; a fit leaves its plain values on the model."""
+        """The encoder of new samples, which a fit stores in the model."""
         size = None if self.batch_size == "full" else self.batch_size
         return Encoder(self.class_names, size)
 
     def _describe_to_model(self) -> None:
-        """Leave the encoder on the Trainer's model, if that is one of ours."""
+        """Store the encoder in the Trainer's model, if it is a `Model`."""
         model: Any = getattr(self.trainer, "lightning_module", None)
         if hasattr(model, "data_spec"):
             model.data_spec = self.encoder.to_plain()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint of somebody else's module needs to predict new samples.
+        """Return what checkpoints of other modules need to predict new samples.
 
-        Ours have it themselves.
+        A `Model` saves it itself.
         """
         model = getattr(self.trainer, "lightning_module", None)
         if model is None or hasattr(model, "data_spec") or not self._rows:

@@ -360,7 +360,7 @@ def dense_forward(
     tensors: Tensors,
     gradients: Tensors | None = None,
 ) -> Tensor:
-    """Return outputs (M, N, D) of M perceptrons for inputs (M, N, ...).
+    """Compute M perceptrons on their inputs (M, N, ...).
 
     Args:
         layers: Layers of one of them, in the mode to be used.

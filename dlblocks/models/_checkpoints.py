@@ -250,7 +250,7 @@ def read_checkpoint(path: str | PathLike[str], map_location: Any) -> dict[str, A
 
 
 def of_foreign(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """Return what a datamodule of ours has left in a checkpoint of somebody else's module.
+    """Read a datamodule's entries in a checkpoint of another package's module.
 
     Returns:
         The `data_spec`, or None, and the statistics of inputs as plain values.

@@ -103,7 +103,7 @@ class Model(CheckedConstructor, pl.LightningModule):
                 "to that of the model to keep the statistics."
             )
         self.preprocess: Preprocess = Preprocess()
-        # Plain values: how samples become inputs, and the names of the classes; set by a fit.
+        # Plain values of the encoder that turns samples into inputs. A fit sets them.
         self.data_spec: dict[str, Any] | None = None
         self.net = nn.Identity() if net is None else net
         self.task = task

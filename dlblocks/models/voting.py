@@ -48,9 +48,9 @@ class VotingEnsemble(MadeOfTrained, Model):
             probabilities are less certain.
 
     Attributes:
-        coverage: Where it is set, such as 0.9, `Trainer.predict` adds prediction intervals,
-            ``"lower"`` and ``"upper"``, or of classes ``"in_set"``, bool of shape (N, C).
-        calibration: The out-of-fold scores from which they come; those of a fold average are set.
+        coverage: Set it, to 0.9 for example, and `Trainer.predict` adds prediction intervals,
+            ``"lower"`` and ``"upper"``, or for classes ``"in_set"``, bool of shape (N, C).
+        calibration: Out-of-fold scores for the intervals. A fold average has them.
 
     Raises:
         ValueError: There are no members, their tasks or numbers of classes differ, hard voting is
@@ -109,7 +109,7 @@ class VotingEnsemble(MadeOfTrained, Model):
         return self.task.average(self._outputs(inputs), hard=self.voting == "hard")
 
     def _outputs(self, inputs: Tensor) -> Tensor:
-        """Outputs of the members, shape (M, N, ...)."""
+        """Return the members' outputs (M, N, ...), divided by the temperature."""
         outputs: Tensor = self.net(inputs)
         return outputs if self.temperature == 1 else outputs / self.temperature
 
