@@ -16,6 +16,7 @@ from dlblocks._errors import did_you_mean
 from dlblocks.data._cells import (
     compacted,
     factorize,
+    is_categorical,
     is_row_numbers,
     is_text,
     plain_numbers,
@@ -232,7 +233,8 @@ class TabularDataModule(DataModule):
         formatted = {name for name in before if not is_text(table[name])}
         self._keep_digits(table)
         for name in table.columns:
-            table[name] = compacted(table[name])
+            if is_text(table[name]) or is_categorical(table[name]):
+                table[name] = compacted(table[name])
         where = "data" if self.is_frame or self.built_in else str(self.data)
         target, labels = self.target, table[self.target]
         self._refuse_missing(where, table, target)
