@@ -46,7 +46,7 @@ from dlblocks.tracking._csv import csv_writers
 
 LoggerName = Literal["csv", "wandb", "tensorboard", "none"]
 CROSS_VALIDATE = "cross-validate"
-# Arguments of models that the data know.
+# Arguments of models that follow from the data.
 KNOWN_BY_DATA = (
     "in_features", "num_classes", "in_channels", "out_features", "image_size", "embeddings",
 )  # fmt: skip
@@ -180,12 +180,15 @@ class Parser(_DidYouMean, LightningArgumentParser):
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def add_class_arguments(self, class_type: Any, *args: Any, **kwargs: Any) -> Any:
-        """Do not require what the data know of a model of ours; see `CLI.instantiate_classes`."""
+        """Make arguments of our models optional if the data know them.
+
+        See `CLI.instantiate_classes`.
+        """
         added = super().add_class_arguments(class_type, *args, **kwargs)
         for action in self._actions if _is_our_model(class_type) else ():
             if action.dest in added and action.dest.rpartition(".")[2] in KNOWN_BY_DATA:
                 action.required, action.default = False, None
-                # Where older versions of jsonargparse keep them.
+                # Older versions of jsonargparse list required arguments here.
                 getattr(self, "required_args", set()).discard(action.dest)
                 action.help = f"{action.help} Filled in from the data if it is not given."
         return added
@@ -311,15 +314,19 @@ class CLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Create datamodule, model and Trainer.
 
-        Arguments of our models that the data know are filled in where they are not given.
+        Arguments of our models that the user has not set are filled in from the data.
         """
         read = self._fill_in()
         super().instantiate_classes()
         if read is not None:
-            self.datamodule = read  # so that nothing is read twice
+            self.datamodule = read  # so that the data are not read twice
 
     def _fill_in(self) -> SplitDataModule | None:
-        """Complete the model's arguments; return the datamodule if it has been read for it."""
+        """Fill in missing arguments of the model from the data.
+
+        Returns:
+            The datamodule if it was created for this, else None.
+        """
         config = self.config[self.subcommand]
         cls = _class_at(config.model.class_path)
         given = config.model.get("init_args") or {}

@@ -72,7 +72,7 @@ def text(cell: Any) -> str:
 def distinct(cells: Series) -> tuple[npt.NDArray[Any], Any]:
     """Number the different cells in the order of their first rows.
 
-    Missing cells get -1. Categories are taken to be as `compacted` makes them.
+    Missing cells get -1. Categories must be in the form of `compacted`.
     """
     import pandas as pd
 

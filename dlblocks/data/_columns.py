@@ -70,7 +70,7 @@ class Column:
         categories: Of the kinds of categories, their names.
         date_format: Of dates, their format for `pandas.to_datetime`, or None to infer it.
         has_time: Of dates, whether they have a time of the day.
-        is_wide: Of numbers, whether float32 would round away what they say.
+        is_wide: For numbers, whether float32 would round them too much.
         remark: What else a reader should know.
     """
 
@@ -217,7 +217,7 @@ class ColumnReader:
         return column
 
     def _check_range(self, column: Column, cells: Series) -> None:
-        """Refuse infinite cells, such as "inf" and 1e999; find out the precision of others."""
+        """Refuse infinite cells, such as "inf" and 1e999, and set `is_wide`."""
         name, values = column.name, plain_values(cells)
         low, high = value_range(values)
         if not fits_float32(low, high, len(values)):

@@ -73,9 +73,9 @@ def needs_float64(inputs: Tensor) -> bool:
 
 
 def fits_float32(low: Any, high: Any, count: int) -> Any:
-    """Tell from the range of `count` values that float32 does not round them too much.
+    """Tell from a range of values if float32 is precise enough.
 
-    False means that the values must be checked.
+    False means that the `count` values must be checked one by one.
     """
     # A standard deviation is at least (high - low) / √(2N). Most columns need no further check.
     with np.errstate(invalid="ignore", over="ignore"):

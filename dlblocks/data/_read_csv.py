@@ -144,7 +144,10 @@ def _read(path: Path, given: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def _may_have_leading_spaces(path: Path, args: Mapping[str, Any]) -> bool:
-    """Tell whether a cell may begin with a space; without, pandas takes 4/5 of the time."""
+    """Tell whether a cell may begin with a space.
+
+    If none does, pandas reads the file in 4/5 of the time.
+    """
     plain = path.suffix.lower() in ENDINGS and not DECODING & args.keys()
     if not plain or len(args["sep"]) != 1 or not args["sep"].isascii():
         return True

@@ -191,7 +191,7 @@ class ArrayEncoder(Encoder):
 
 @dataclass
 class ImageEncoder(ArrayEncoder):
-    """Encoder of image files, folders of them, and arrays (N, C, H, W).
+    """Encoder of image files, their folders, and arrays (N, C, H, W).
 
     Files are decoded as in `dlblocks.data.ImageFolderDataModule`: turned upright, converted to grey
     or colour, the shorter side resized and the centre cut out.

@@ -482,7 +482,7 @@ def holdout(
 
 
 def _stratified_holdout(classes: np.ndarray, num_held_out: int, seed: int) -> Fold:
-    """Hold out the samples that `train_test_split` would, in a fifth of its time."""
+    """Hold out the same samples as `train_test_split`, in a fifth of its time."""
     try:
         from sklearn.utils.extmath import _approximate_mode
     except ImportError:  # it is private
@@ -495,7 +495,7 @@ def _stratified_holdout(classes: np.ndarray, num_held_out: int, seed: int) -> Fo
     codes, counts = np.unique(classes, return_inverse=True, return_counts=True)[1:]
     rng = np.random.RandomState(seed)
     kept = _approximate_mode(counts, len(classes) - num_held_out, rng)
-    _approximate_mode(counts - kept, num_held_out, rng)  # it draws, too
+    _approximate_mode(counts - kept, num_held_out, rng)  # `train_test_split` draws here too
     small = codes.astype(np.min_scalar_type(len(counts)))  # sorted much faster
     members = np.split(np.argsort(small, kind="stable"), np.cumsum(counts)[:-1])
     is_held_out = np.zeros(len(classes), dtype=bool)
@@ -689,7 +689,7 @@ def _fold_numbers(folds: npt.ArrayLike) -> Indices:
 
 
 def _check_class_counts(classes: np.ndarray, needed: int, what: str) -> int:
-    """Return the number of classes."""
+    """Check that each class has enough members, and count the classes."""
     names, counts = np.unique(classes, return_counts=True)
     if counts.min() < needed:
         few, count = names[counts.argmin()], counts.min()

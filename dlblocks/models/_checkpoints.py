@@ -11,9 +11,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
+import lightning
 import lightning.pytorch as pl
 import torch
-from lightning import __version__ as lightning_version
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from dlblocks._files import SUMMARY, DamagedFileError, atomic_write, is_whole
@@ -55,7 +55,7 @@ def write_checkpoint(path: Path, model: Any, *, epoch: int, global_step: int) ->
     checkpoint: dict[str, Any] = {
         "epoch": epoch,
         "global_step": global_step,
-        "pytorch-lightning_version": lightning_version,
+        "pytorch-lightning_version": lightning.__version__,
         "state_dict": {
             name: value.detach().cpu() if isinstance(value, torch.Tensor) else value
             for name, value in model.state_dict().items()

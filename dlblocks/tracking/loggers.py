@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import lightning
 import lightning.pytorch as pl
 import torch
-from lightning import __version__ as lightning_version
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
@@ -226,7 +226,7 @@ def versions() -> dict[str, str]:
         "dlblocks": __version__,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
-        "lightning": lightning_version,
+        "lightning": lightning.__version__,
     }
 
 
