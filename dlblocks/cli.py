@@ -314,7 +314,7 @@ class CLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Create datamodule, model and Trainer.
 
-        Arguments of our models that the user has not set are filled in from the data.
+        Missing arguments of our models are filled in from the data.
         """
         read = self._fill_in()
         super().instantiate_classes()

@@ -78,7 +78,8 @@ def distinct(cells: Series) -> tuple[npt.NDArray[Any], Any]:
 
     if is_categorical(cells):
         return cells.cat.codes.to_numpy(), cells.cat.categories
-    return pd.factorize(cells)
+    codes, found = pd.factorize(cells)
+    return codes, found
 
 
 def factorize(

@@ -482,7 +482,7 @@ def holdout(
 
 
 def _stratified_holdout(classes: np.ndarray, num_held_out: int, seed: int) -> Fold:
-    """Hold out the same samples as `train_test_split`, in a fifth of its time."""
+    """Hold out the samples of `train_test_split`, in a fifth of its time."""
     try:
         from sklearn.utils.extmath import _approximate_mode
     except ImportError:  # it is private

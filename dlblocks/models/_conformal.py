@@ -78,7 +78,7 @@ class Calibration(nn.Module):
         low = math.floor(round((1 - coverage) * (count + 1), 9))
         high = math.ceil(round(coverage * (count + 1), 9))
         ends = []
-        for part in values.split(max(1, CHUNK // (count * values.shape[2])), dim=1):
+        for part in torch.split(values, max(1, CHUNK // (count * values.shape[2])), dim=1):
             centre, spread = part[member], scores[:, None]  # (n, N, D) and (n, 1, D)
             lower = (centre - spread).kthvalue(max(low, 1), dim=0).values
             if low < 1:
