@@ -512,7 +512,7 @@ def test_what_has_no_average_is_refused_by_name(make_trainer):
 
     model = VotingModule([Predicts(), Predicts()])
     loader = torch.utils.data.DataLoader([{"image": torch.from_numpy(x)} for x in X], 16)
-    with pytest.raises(ValueError, match=r"average of Predicts is .*not known.*'target'"):
+    with pytest.raises(ValueError, match=r"targets of Predicts are not known.*'target'"):
         make_trainer().test(model, loader, verbose=False)
 
 
