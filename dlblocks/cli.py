@@ -155,7 +155,8 @@ def _sentence(message: str) -> str:
     given = given.removeprefix("Given value: ")
     if choices is not None:
         value = choices["value"] or choices["invalid"] or given
-        names = re.findall(r"[\w.-]+", choices["of"] or choices["from"])
+        known = choices["of"] or choices["from"]
+        names = re.findall(r"'([^']+)'", known) or re.findall(r"[\w.-]+", known)
         hint = did_you_mean(value, names) or "."
         found = f"{value!r} is not known{hint} Choose from: {', '.join(names)}."
     elif attribute is not None:

@@ -1,4 +1,4 @@
-"""Metrics of the two learning problems; direction and range of any metric."""
+"""Metrics of classification and regression, and properties of any metric."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def hard_labels(
     task: Literal["multiclass", "multilabel", "binary"] = "multiclass",
     ignore_index: int | None = None,
 ) -> Tensor:
-    """Targets as metrics take them: soft ones by their dominant label, hard ones as they are.
+    """Replace soft targets by their dominant labels, for metrics.
 
-    torchmetrics' accuracy gives 0.0 for soft targets (N, C), without a word, and others raise: pass
-    the targets of mixed batches through here first.
+    For soft targets (N, C) torchmetrics' accuracy silently returns 0.0, and other metrics raise. So
+    pass the targets of mixed batches through this function first.
 
     Args:
         targets: Integers, which stay; floating point of shape (N, C, ...) for ``"multiclass"``, of

@@ -51,6 +51,7 @@ def make_result(
         **own: Further entries of ``summary.json``.
     """
     rows = [fold.row for fold in done]
+    errors = [{**spec.place, "error": repr(error)} for spec, error in failed.items()]
     result = cls(
         run_dir=config.run_dir,
         folds=rows,
@@ -72,7 +73,7 @@ def make_result(
                 *limit_note(rows, splits),
                 *predictions_note([fold.reason for fold in done]),
             ],
-            **({"failed": _failures(failed)} if failed else {}),
+            **({"failed": errors} if errors else {}),
             **own,
             "seconds": seconds,
             "config": {"logger": config.logger, **described},
@@ -158,11 +159,3 @@ def write_outcome(
         paths if checkpoints else (),
     )
     result.write_summary()
-
-
-def _failures(failed: Mapping[FoldSpec, Exception]) -> list[dict[str, Any]]:
-    """List failed fits for ``summary.json``."""
-    return [
-        {"repeat": spec.repeat, "fold": spec.fold, "error": repr(error)}
-        for spec, error in failed.items()
-    ]

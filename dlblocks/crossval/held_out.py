@@ -1,4 +1,4 @@
-"""Scores of the test set, with intervals from its samples.
+"""Test a model once, with intervals from the samples of the test set.
 
 References:
     - Wilson: Probable inference, the law of succession, and statistical inference. Journal of the
@@ -8,42 +8,47 @@ References:
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import numpy.typing as npt
 
 from dlblocks._errors import check_range, did_you_mean
+from dlblocks._files import read_json, write_json
 from dlblocks._npz import is_finite
+from dlblocks._quiet import isolated
 from dlblocks._scores import Weighted
+from dlblocks.crossval._splits import FOLDS
+from dlblocks.data import DataModule, SplitDataModule
+from dlblocks.models._predict import NoPredictions
 from dlblocks.runs._tables import number
+from dlblocks.runs._trainer import check_trainer_arguments, quiet_trainer
+from dlblocks.runs.predictions import predict_part
 from dlblocks.tasks import PredictionTable, find_task
 
+TESTED = "test.json"
 DRAWS = 2000
 TOLERANCE = 1e-3  # between a logged value and that of the predictions
 CHUNK = 4_000_000  # numbers in memory at once
 
-# Names of metrics, without "test" and separators → metrics of the predictions.
-NAMES = {
-    "accuracy": ["accuracy"],
+# Other names of metrics, without "test" and separators → metrics of the predictions.
+ALIASES = {
     "acc": ["accuracy"],
-    "f1": ["f1"],
     "f1score": ["f1"],
     "calibrationerror": ["calibration_error"],
     "ece": ["calibration_error"],
-    "auc": ["auc"],
     "auroc": ["auc", "auroc"],
     "averageprecision": ["average_precision"],
     "loss": ["log_loss", "mse", "mae"],
     "logloss": ["log_loss"],
     "nll": ["log_loss"],
-    "mse": ["mse"],
-    "rmse": ["rmse"],
-    "mae": ["mae"],
-    "r2": ["r2"],
 }
 
 
@@ -88,7 +93,7 @@ class HeldOutScores(dict[str, float]):
         if predicted is None or "prediction" not in predicted:
             self._units = num_samples
             if num_samples and not several:
-                self._keys = {name: "accuracy" for name in metrics if _is_accuracy(name)}
+                self._keys = {n: "accuracy" for n in metrics if _names(n) == ["accuracy"]}
             return
         size = len(predicted["target"])
         self._units = size if groups is None else len(np.unique(groups))
@@ -114,10 +119,8 @@ class HeldOutScores(dict[str, float]):
         self, name: str, value: float, known: Mapping[str, Weighted], size: int
     ) -> str | None:
         """Find the metric logged under a name; keep the reason if none is."""
-        word = _word(name)
         self._why[name] = "it cannot be computed from the predictions"
-        keys = [key for key in NAMES.get(word, ()) if key in known]
-        for key in reversed(keys):
+        for key in reversed([key for key in _names(name) if key in known]):
             (found,) = known[key](np.ones((1, size)) * self._each)
             scale = abs(value) if key in ("log_loss", "mse", "rmse", "mae") else max(1, abs(value))
             if abs(found - value) <= TOLERANCE * scale:
@@ -200,13 +203,10 @@ def wilson(share: float, size: float, quantile: float) -> tuple[float, float]:
     return max(0.0, center - half), min(1.0, center + half)
 
 
-def _word(name: str) -> str:
-    """A logged name without its part and what separates words."""
-    return re.sub("[^a-z0-9]|test", "", name.rpartition("/")[2].lower())
-
-
-def _is_accuracy(name: str) -> bool:
-    return NAMES.get(_word(name)) == ["accuracy"]
+def _names(name: str) -> list[str]:
+    """Return the metrics of the predictions that a logged name may mean."""
+    word = re.sub("[^a-z0-9]|test", "", name.rpartition("/")[2].lower())
+    return ALIASES.get(word, [word])
 
 
 def weighted_metrics(
@@ -242,3 +242,130 @@ def _resamples(size: int, groups: npt.NDArray[Any] | None) -> Iterator[npt.NDArr
         counts = rng.multinomial(units, np.full(units, 1 / units), size=rows)
         yield counts[:, group].astype(float)
         left -= rows
+
+
+def score_once(
+    run_dir: Path,
+    model: pl.LightningModule,
+    datamodule: SplitDataModule,
+    *,
+    trainer: Mapping[str, Any] | None,
+    allow_shared: bool,
+    task: str | None,
+) -> HeldOutScores:
+    """Compute metrics of the test set, once; see `CrossValidationResult.test`."""
+    path = run_dir / TESTED
+    if path.is_file():
+        raise FileExistsError(
+            f"{path} says that the test set was looked at already: "
+            f"{json.loads(path.read_text())['metrics']}. Choosing a model by a second look would "
+            "make its score too good; delete the file if that is not why."
+        )
+    arguments = check_trainer_arguments(trainer)
+    with isolated():
+        tester = quiet_trainer(run_dir, arguments)
+        data = datamodule.without_validation()  # all folds have the same test set
+        check_data_of(run_dir, data)
+        data.trainer = tester  # as Lightning does; their loaders may ask it
+        shared = data.shared_with_test()
+        note = _note_on_shared(data, shared, allow_shared)
+        logged = tester.test(model, datamodule=data, verbose=False)
+        # One dictionary a loader; Lightning tells their names apart.
+        metrics = {name: float(value) for loader in logged for name, value in loader.items()}
+        if not metrics:
+            raise ValueError(
+                f"nothing was logged in the test of {type(model).__name__}; log metrics in its "
+                "test_step, and leave out limit_test_batches=0."
+            )
+        written: dict[str, Any] = {
+            "metrics": metrics,
+            "model": type(model).__name__,
+            "shared_with_training": shared,
+            **({"notes": [note]} if note else {}),
+        }
+        if tester.is_global_zero:
+            write_json(path, written)  # before what may fail: the test set was looked at
+        scores = HeldOutScores(
+            metrics,
+            *_test_predictions(tester, model, data, len(logged)),
+            num_samples=_count_tested(data, tester, len(logged)),
+            notes=[note] if note else [],
+            task=task,
+        )
+    if tester.is_global_zero:
+        intervals = {name: list(scores.interval(name)) for name in scores}
+        write_json(path, {**written, "intervals": intervals})
+        if note:
+            print(note, file=sys.stderr, flush=True)
+    return scores
+
+
+def _count_tested(data: SplitDataModule, trainer: pl.Trainer, num_loaders: int) -> int:
+    """Count the test samples in one loader without limits; 0 if that is not known."""
+    if num_loaders != 1 or trainer.limit_test_batches != 1.0:
+        return 0
+    try:
+        return data.count_test()
+    except TypeError:  # a data set without a length
+        return 0
+
+
+def _test_predictions(
+    trainer: pl.Trainer, model: pl.LightningModule, data: SplitDataModule, num_loaders: int
+) -> tuple[PredictionTable | None, np.ndarray | None]:
+    """Return predictions and groups of the test samples, None where there are none."""
+    rows = data.indices("test")
+    if num_loaders != 1 or not len(rows):  # loaders of somebody else's datamodule
+        return None, None
+    try:
+        predicted = predict_part(trainer, model, data, "test")
+    except NoPredictions:
+        return None, None
+    # Ranks get as many samples each, some of them twice.
+    index, first = np.unique(predicted["index"], return_index=True)
+    predicted = predicted[first]
+    groups = data.columns.groups
+    # A test set of its own is numbered anew, and has no groups.
+    own = bool(np.isin(index, data.indices("train").numpy()).any())
+    return predicted, None if groups is None or own else np.asarray(groups)[index]
+
+
+def check_data_of(run_dir: Path, data: SplitDataModule) -> None:
+    """Raise a `ValueError` unless the datamodule holds the data and test set of the run.
+
+    A new datamodule may split in another way. Then the run has trained on some of its test samples.
+    """
+    path = run_dir / FOLDS
+    if not path.is_file():
+        return
+    splits = read_json(path, "choose another run_dir: nothing says what its folds are")
+    same = data.fingerprint() == splits["fingerprint"]
+    if not same or data.splits(splits["num_folds"])[0]["test"].tolist() != splits["test"]:
+        raise ValueError(
+            f"the datamodule has other samples, or holds out others, than the run in "
+            f"'{run_dir}', which may have trained on some of them; give the datamodule of "
+            "that run, with splits drawn by a seeded generator. Other data are tested by "
+            "Trainer.test(model, datamodule=…)."
+        )
+
+
+def _note_on_shared(data: SplitDataModule, shared: int | None, allow: bool) -> str | None:
+    """Describe test samples that are in the development set, or refuse them."""
+    if shared == 0:
+        return None
+    if shared is None:
+        return (
+            "Whether test samples are in the development set is not known: the data sets hold no "
+            "arrays to compare, and their samples are too many or differ every time they are "
+            "loaded."
+        )
+    note = f"{shared} of {data.count_test()} test samples are in the development set, too"
+    if isinstance(data, DataModule):
+        return f"{note}: exact copies in the official test set."
+    if allow:
+        return f"{note}, which allow_shared=True allows."
+    raise ValueError(
+        f"{note}: the score would be too good. Does setup('test') draw the split anew? Draw it in "
+        "__init__, or by random_split(…, generator=torch.Generator().manual_seed(0)). If the data "
+        "really hold duplicates, set allow_shared=True."
+    )

@@ -20,11 +20,8 @@ from typing_extensions import Self
 from dlblocks._errors import check_choice, did_you_mean
 from dlblocks._files import (
     AGAIN,
-    SUMMARY,
     atomic_write,
-    check_files,
     is_rank_zero,
-    read_record,
     read_rows,
     reading,
     write_rows,
@@ -33,7 +30,7 @@ from dlblocks._quiet import isolated
 from dlblocks.crossval import _refit, _report
 from dlblocks.crossval._fold import difference, fold_folder, share_correct
 from dlblocks.crossval._splits import NO_OOF
-from dlblocks.crossval.held_out import HeldOutScores
+from dlblocks.crossval.held_out import HeldOutScores, check_data_of, score_once
 from dlblocks.crossval.importance import Importance, named_columns, permutation_importance
 from dlblocks.crossval.statistics import (
     Comparison,
@@ -51,12 +48,6 @@ from dlblocks.runs._result import Result
 from dlblocks.runs._tables import number
 from dlblocks.tasks import PredictionTable
 from dlblocks.tasks.task import data_frame
-
-# Columns of a row of `folds` that are not metrics.
-ROW_KEYS = (
-    "repeat", "fold", "group", "epochs", "best_epoch", "num_train", "num_selection", "num_val",
-    "seconds", "checkpoint",
-)  # fmt: skip
 
 
 @dataclass(repr=False)
@@ -82,17 +73,15 @@ class CrossValidationResult(Result):
     given: dict[str, Any] | None = field(default=None, repr=False, compare=False)
 
     kind = "fold"
+    columns = (
+        "repeat", "fold", "group", "epochs", "best_epoch", "num_train", "num_selection", "num_val",
+        "seconds", "checkpoint",
+    )  # fmt: skip
     files = ("folds.csv", "oof.npz")
 
     @property
     def _rows(self) -> list[dict[str, Any]]:
         return self.folds
-
-    @property
-    def metrics(self) -> list[str]:
-        """Names of the metrics that every fold has."""
-        names = [name for name in self.folds[0] if name not in ROW_KEYS]
-        return [name for name in names if all(name in row for row in self.folds)]
 
     @property
     def test_to_train(self) -> float:
@@ -309,15 +298,7 @@ class CrossValidationResult(Result):
             FileNotFoundError: `run_dir` holds no finished cross-validation.
         """
         path = Path(run_dir)
-        if not (path / SUMMARY).is_file():
-            raise FileNotFoundError(
-                f"run_dir='{run_dir}' has no summary.json: no cross-validation has ended there."
-            )
-        info = read_record(path / SUMMARY, AGAIN)
-        check_files(path / SUMMARY, info, AGAIN)
-        for key in ("metrics", "pooled"):  # computed from the folds
-            info.pop(key, None)
-        files = info.pop("files", {})
+        info, files = cls.read_summary(path, "cross-validation")
         with reading(path / "folds.csv", AGAIN):
             rows = read_rows(path / "folds.csv", texts=["group"])
             folders = [path / fold_folder(row) for row in rows]
@@ -495,7 +476,7 @@ class CrossValidationResult(Result):
                 f"importance is of columns, and a {type(data).__name__} does not say what those "
                 "are; use TabularDataModule or ArrayDataModule."
             )
-        _refit.check_data_of(self.run_dir, data)
+        check_data_of(self.run_dir, data)
         columns = named_columns(data.column_features, groups)
         oof = self._predictions()
         model: Any = self.ensemble(classes, make_model=make_model)
@@ -567,7 +548,7 @@ class CrossValidationResult(Result):
         data = datamodule or given.get("datamodule")
         if data is None:
             raise ValueError("a result that was loaded does not know datamodule; give datamodule=.")
-        return _refit.test_once(
+        return score_once(
             self.run_dir,
             model,
             data,
@@ -627,8 +608,7 @@ class NestedResult(CrossValidationResult):
         check_choice("what", what, ["folds", "oof", "search"])
         if what == "oof":
             return super().to_pandas(what)
-        frame = type(super().to_pandas())  # raises if pandas is not installed
-        return frame(self.rows() if what == "folds" else _flat(self.search))
+        return data_frame(self.rows() if what == "folds" else _flat(self.search))
 
     def table(self) -> str:
         """Return the outer folds as text, with each choice and its inner mean.
@@ -647,36 +627,16 @@ class NestedResult(CrossValidationResult):
             },
         )
 
-    def refit(
-        self,
-        make_model: Callable[..., pl.LightningModule] | None = None,
-        datamodule: SplitDataModule | None = None,
-        *,
-        make_callbacks: Callable[[], Sequence[Callback]] | None = None,
-        trainer: Mapping[str, Any] | None = None,
-        seed: int | None = None,
-    ) -> pl.LightningModule:
+    def refit(self) -> pl.LightningModule:  # type: ignore[override]
         """Search on all development data, and fit the choice.
 
-        The scores of this result describe models that were made in this way. The search is written
-        to ``refit/search.json``, the model to ``refit/point-<number>/refit/model.ckpt``.
-
-        Args:
-            make_model: Here and below: another than the run had is refused.
-            datamodule: See `make_model`.
-            make_callbacks: See `make_model`.
-            trainer: See `make_model`.
-            seed: See `make_model`.
+        The scores of this result describe models that were made in this way, so that there are no
+        arguments. The search is written to ``refit/search.json``, the model to
+        ``refit/point-<number>/refit/model.ckpt``.
 
         Raises:
-            ValueError: An argument was given, or the result was loaded.
+            ValueError: The result was loaded.
         """
-        arguments = (make_model, datamodule, make_callbacks, trainer, seed)
-        if any(argument is not None for argument in arguments):
-            raise ValueError(
-                "refit of a nested cross-validation takes no arguments: its scores are about the "
-                "procedure that they were given to."
-            )
         if self.given is None:
             raise ValueError(
                 "a result that was loaded does not know make_model and grid; call "

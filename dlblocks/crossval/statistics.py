@@ -27,14 +27,17 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from dlblocks._errors import check_range
 from dlblocks.metrics import Range
+
+Name = TypeVar("Name", bound=str)
 
 
 @dataclass(frozen=True)
@@ -239,6 +242,27 @@ def holm(p: Sequence[float]) -> list[float]:
     adjusted = np.empty(len(p))
     adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1)
     return adjusted.tolist()
+
+
+def with_holm(tests: Mapping[Name, Comparison]) -> dict[Name, dict[str, Any]]:
+    """Numbers of several comparisons with one model: those of a table, by name.
+
+    Args:
+        tests: Name of a method → its comparison.
+
+    Returns:
+        Name → ``difference``, its 95 % ``interval``, ``p``, and ``p_holm`` by `holm`.
+    """
+    adjusted = holm([test.p for test in tests.values()])
+    return {
+        name: {
+            "difference": test.difference,
+            "interval": test.interval,
+            "p": test.p,
+            "p_holm": p_holm,
+        }
+        for (name, test), p_holm in zip(tests.items(), adjusted, strict=True)
+    }
 
 
 def _mean_and_error(

@@ -55,6 +55,8 @@ def check_vectorizable(
         raise NotVectorizable(
             f"{type(model).__name__} overrides {changed}, which would run once for all models"
         )
+    if getattr(model, "changes_while_fitting", False):
+        raise NotVectorizable(f"unfreeze_epoch changes what {type(model).__name__} trains")
     if not isinstance(datamodule, DataModule):
         raise NotVectorizable(
             f"{type(datamodule).__name__} is not a datamodule over arrays in memory"

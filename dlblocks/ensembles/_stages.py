@@ -21,6 +21,8 @@ from dlblocks.optim import make_optimizer, make_schedule
 EVALUATION_BATCHES = 4
 # Normalised inputs that are kept for all stages.
 READY_BYTES = 1 << 28
+# Arguments of the Trainer that are those of each learner.
+OF_LEARNERS = ("max_epochs", "gradient_clip_val", "gradient_clip_algorithm")
 FUSED = ("sgd", "momentum", "nesterov", "adam", "adamw")
 
 
@@ -42,7 +44,17 @@ class Stage:
 
 
 class Booster:
-    """Define what each stage learns, and take its outputs."""
+    """Define what each stage learns, and take its outputs.
+
+    Attributes:
+        datamodule: The data.
+        trainer: Arguments of the Trainer, with ``max_epochs``, the passes over a stage's samples.
+        seed: Seed of the learners' weights and draws.
+    """
+
+    datamodule: DataModule
+    trainer: dict[str, Any]
+    seed: int
 
     def begin_stage(self, stage: int) -> Stage | None:
         """Prepare stage 0, 1, …, or return None if nothing is left to learn."""
@@ -72,34 +84,20 @@ class Stages(pl.LightningModule):
 
     Args:
         booster: Defines the stages.
-        datamodule: The data.
-        epochs: Passes over the samples of a stage.
-        clip: `gradient_clip_val`, or 0.
-        clip_by_value: Clip values, not the norm.
-        seed: Seed of the learners' weights and draws.
     """
 
-    def __init__(
-        self,
-        booster: Booster,
-        datamodule: DataModule,
-        *,
-        epochs: int,
-        clip: float,
-        clip_by_value: bool,
-        seed: int,
-    ) -> None:
+    def __init__(self, booster: Booster) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.booster, self.data = booster, datamodule
-        self.epochs, self.clip, self.clip_by_value, self.seed = epochs, clip, clip_by_value, seed
-        self.inputs = datamodule.raw_inputs("train")
-        self.rows = {part: datamodule.indices(part) for part in ("train", "val")}
+        self.booster, self.data = booster, booster.datamodule
+        self.epochs = booster.trainer["max_epochs"]
+        self.inputs = self.data.raw_inputs("train")
+        self.rows = {part: self.data.indices(part) for part in ("train", "val")}
         self.ready: dict[str, Tensor] = {}
         self.stage: Stage | None = None
         self.restored = False
 
-    def passes(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader:
         """Return the numbers of the passes, which the Trainer takes for batches."""
         return DataLoader(range(self.epochs), batch_size=None)  # type: ignore[arg-type]
 
@@ -117,7 +115,7 @@ class Stages(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         number = self.current_epoch
-        pl.seed_everything(self.seed + number, verbose=False)
+        pl.seed_everything(self.booster.seed + number, verbose=False)
         self.stage = stage = self.booster.begin_stage(number)
         if stage is None:
             return
@@ -215,16 +213,17 @@ class Stages(pl.LightningModule):
             return
         self.sampler.set_epoch(self.current_epoch * self.epochs + number)
         parameters = [p for p in learner.parameters() if p.requires_grad]
-        losses = []
+        arguments = self.booster.trainer
+        largest, losses = arguments.get("gradient_clip_val"), []
         for inputs, at in self._batches(stage):
             weights = None if self.weights is None else self.weights[at]
             loss = self.booster.batch_loss(learner, learner(inputs), self.targets[at], weights)
             self.optimizer.zero_grad()
             loss.backward()
-            if self.clip and self.clip_by_value:
-                nn.utils.clip_grad_value_(parameters, self.clip)
-            elif self.clip:
-                nn.utils.clip_grad_norm_(parameters, self.clip)
+            if largest and arguments.get("gradient_clip_algorithm") == "value":
+                nn.utils.clip_grad_value_(parameters, largest)
+            elif largest:
+                nn.utils.clip_grad_norm_(parameters, largest)
             self.optimizer.step()
             for schedule in self.schedules:
                 schedule.step()

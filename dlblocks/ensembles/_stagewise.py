@@ -31,7 +31,7 @@ from dlblocks._files import (
 from dlblocks._lightning import quick_gpu_check
 from dlblocks._quiet import isolated
 from dlblocks.data import DataModule
-from dlblocks.ensembles._stages import Booster, Stages, self_fitting
+from dlblocks.ensembles._stages import OF_LEARNERS, Booster, Stages, self_fitting
 from dlblocks.models import Model
 from dlblocks.models._checkpoints import write_checkpoint
 from dlblocks.runs._plan import begin_run, describe
@@ -267,15 +267,6 @@ class Stagewise(CheckedConstructor, Booster):
         run_id = begin_run(
             path, self._described, (done, self.num_stages, "stages"), resume=self.resume
         )
-        arguments = dict(self.trainer)
-        stages = Stages(
-            self,
-            self.datamodule,
-            epochs=arguments.pop("max_epochs"),
-            clip=arguments.pop("gradient_clip_val", None) or 0.0,
-            clip_by_value=arguments.pop("gradient_clip_algorithm", None) == "value",
-            seed=self.seed,
-        )
         self.log = tracking.make_logger(
             None if has_ended else self.logger,
             path,
@@ -294,7 +285,7 @@ class Stagewise(CheckedConstructor, Booster):
             # Each learner has its own optimizer.
             warnings.filterwarnings("ignore", "`LightningModule.configure_optimizers` returned")
             fitter = pl.Trainer(
-                **arguments,
+                **{k: v for k, v in self.trainer.items() if k not in OF_LEARNERS},
                 max_epochs=self.num_stages,
                 logger=False,
                 enable_checkpointing=False,
@@ -303,7 +294,7 @@ class Stagewise(CheckedConstructor, Booster):
                 default_root_dir=path,
             )
             try:
-                fitter.fit(stages, train_dataloaders=stages.passes())
+                fitter.fit(Stages(self))
             finally:
                 self.progress.close()
         if self.stopped and not self._out_of_patience:  # which was asked for
@@ -437,8 +428,8 @@ class Stagewise(CheckedConstructor, Booster):
                 "'constant', 'step', 'cosine' or 'one_cycle'."
             )
         self.check_learner(learner.task)
-        checked: Model = learner
-        return checked
+        model: Model = learner
+        return model
 
 
 def _check_trainer(trainer: Mapping[str, Any] | None) -> dict[str, Any]:

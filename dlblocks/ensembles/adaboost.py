@@ -41,9 +41,9 @@ class AdaBoost(Stagewise):
     ``fit_samples(inputs, targets, weights)`` is fitted by it instead, with weights of mean 1.
 
     Args:
-        make_learner: Makes a new learner at each call: a `Classifier` such as `MLPClassifier`, or a
-            net that puts out C logits, which is trained by Adam. Best are weak ones: small, or
-            trained for few epochs.
+        make_learner: Makes a new learner at each call: a `Classifier` such as `MLPClassifier`,
+            another model with a `MulticlassTask`, or a net that puts out C logits, which is trained
+            by Adam. Best are weak ones: small, or trained for few epochs.
         datamodule: The data; see `GradientBoosting`.
         num_stages: Number of stages M.
         learning_rate: η > 0.

@@ -43,8 +43,8 @@ class GradientBoosting(Stagewise):
     samples of its stage (`weights` is None here): a linear model in closed form, or a tree.
 
     Args:
-        make_learner: Makes a new learner at each call: a `Regressor` such as `MLPRegressor`, or a
-            net, which is trained by Adam.
+        make_learner: Makes a new learner at each call: a `Regressor` such as `MLPRegressor`,
+            another model with a `RegressionTask`, or a net, which is trained by Adam.
         datamodule: The data; inputs are normalised as it does. Its validation part, if it has one,
             is scored at each stage.
         num_stages: Number of stages M.
@@ -134,13 +134,6 @@ class GradientBoosting(Stagewise):
 
     def wrap(self, net: nn.Module) -> Model:
         return Regressor(net, self.task.out_features)
-
-    def check_learner(self, task: RegressionTask) -> None:
-        if task.standardize_targets:
-            raise ValueError(
-                "standardize_targets=True has no effect on a learner, whose targets are scaled "
-                "residuals; leave it out."
-            )
 
     def prepare(self) -> None:
         data = self.datamodule

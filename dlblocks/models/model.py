@@ -30,7 +30,7 @@ from dlblocks.models._inputs import (
     release_batches,
     with_prepared_inputs,
 )
-from dlblocks.nets import MLP, Preprocess
+from dlblocks.nets import Preprocess
 from dlblocks.optim import check_optimizer, check_schedule, make_optimizer, make_schedule
 from dlblocks.optim.schedules import schedule_needs_total_steps
 from dlblocks.tasks import Task
@@ -198,12 +198,10 @@ class Model(CheckedConstructor, pl.LightningModule):
         check_input = getattr(self.net, "check_input", None)
         if isinstance(shape, tuple) and callable(check_input):
             check_input(shape)
-        embeddings = getattr(datamodule, "embeddings", None) or {}
-        if isinstance(self.net, MLP) and embeddings != self.net.embeddings:
-            raise ValueError(
-                f"embeddings={self.net.embeddings}, but those of {type(datamodule).__name__} are "
-                f"{embeddings}; set embeddings=data.embeddings."
-            )
+        check_embeddings = getattr(self.net, "check_embeddings", None)
+        if callable(check_embeddings):
+            embeddings = getattr(datamodule, "embeddings", None) or {}
+            check_embeddings(embeddings, type(datamodule).__name__)
         if self.task is not None:
             self.task.check_data(datamodule, type(self).__name__)
 

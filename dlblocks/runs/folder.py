@@ -174,13 +174,10 @@ def say_resumed(run_dir: Path, done: int, total: int, what: str) -> None:
     is_finished = done == total and (run_dir / SUMMARY).is_file()
     date = time.localtime((run_dir / (SUMMARY if is_finished else PLAN)).stat().st_mtime)
     when = time.strftime("%Y-%m-%d %H:%M", date)
-    print(
-        f"{run_dir}: finished {when}, loaded; pass another run_dir for a new run."
-        if is_finished
-        else f"{run_dir}: resuming a run of {when}, {done} of {total} {what} done.",
-        file=sys.stderr,
-        flush=True,
-    )
+    if is_finished:
+        say(f"{run_dir}: finished {when}, loaded; pass another run_dir for a new run.")
+    else:
+        say(f"{run_dir}: resuming a run of {when}, {done} of {total} {what} done.")
 
 
 def _run_dirs(

@@ -576,7 +576,6 @@ class OwnOptimizer(MLPRegressor):
         (lambda: MLPClassifier(5, 3), classes(3), {}, "needs a Regressor"),
         (lambda: VotingEnsemble([learner()]), values(), {}, "configure_optimizers is its own"),
         (lambda: OwnOptimizer(5, 1), values(), {}, "configure_optimizers is its own"),
-        (lambda: MLPRegressor(5, 1, standardize_targets=True), values(), {}, "standardize_targets"),
         (lambda: MLPRegressor(5, 1, lr_schedule="plateau"), values(), {}, "plateau"),
         (learner, values(val_fraction=0.0), {"patience": 3}, "patience=3 needs validation"),
     ],
