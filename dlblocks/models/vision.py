@@ -15,7 +15,7 @@ from dlblocks.nets.backbone import Backbone, Stem
 
 
 class VisionClassifier(Classifier):
-    """A torchvision or timm net as classifier of images (N, C, H, W).
+    """A torchvision or timm net as classifier of images.
 
     A frozen backbone stays as it is to the last bit: its weights get no gradient, its batch norms
     use and keep their running statistics, its dropout is off. With `unfreeze_epoch` the optimizer
@@ -84,7 +84,7 @@ class VisionClassifier(Classifier):
     def changes_while_fitting(self) -> bool:
         """True if the trained parameters change during a fit.
 
-        Such models cannot be fitted together.
+        The engine cannot fit such models together.
         """
         return self.unfreeze_epoch is not None
 

@@ -507,7 +507,7 @@ def test_what_has_no_average_is_refused_by_name(make_trainer):
             self.late = nn.Linear(1, 1)
 
     result = run(Late, ArrayDataModule(X, Y), run_dir="late")
-    said = r"do not fit a new Late, .* in __init__ or configure_model: .*late\.weight"
+    said = r"do not fit a new Late; .* in __init__ or configure_model: .*late\.weight"
     with pytest.raises(ValueError, match=said):
         result.ensemble()
 
