@@ -1,4 +1,4 @@
-"""Check arguments, and name the wrong one with its value and the cure."""
+"""Check arguments, with errors that name value and cure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from typing_extensions import Self
 
 
 def did_you_mean(value: object, choices: Iterable[str]) -> str:
-    """Return ``"; did you mean 'adam'?"``, or ``""`` without a close choice.
+    """Return a hint at the closest choice, or an empty text.
 
     >>> did_you_mean("adan", ["adam", "sgd"])
     "; did you mean 'adam'?"
@@ -54,9 +54,9 @@ def check_range(
     low_open: bool = False,
     high_open: bool = False,
 ) -> None:
-    """Raises a `ValueError` unless `value` lies in the interval (NaN never does).
+    """Raise a `ValueError` unless `value` lies in the interval (NaN never does).
 
-    A `TypeError` if it is not a number.
+    A value that is not a number raises a `TypeError`.
 
     >>> check_range("lr", "0.1", 0)
     Traceback (most recent call last):
@@ -78,17 +78,17 @@ def check_range(
 
 
 def check_whole(argument: str, value: Any, low: int) -> None:
-    """Raise a `ValueError` for anything but whole numbers from `low`.
+    """Raise a `ValueError` unless `value` is a whole number from `low`.
 
-    A `TypeError` if it is not a number.
+    A value that is not a number raises a `TypeError`.
 
     >>> check_whole("num_folds", 2.5, 2)
     Traceback (most recent call last):
-    ValueError: num_folds=2.5 is no whole number.
+    ValueError: num_folds=2.5 is not a whole number.
     """
     check_range(argument, value, low)
     if not isinstance(value, int):
-        raise ValueError(f"{argument}={value!r} is no whole number.")
+        raise ValueError(f"{argument}={value!r} is not a whole number.")
 
 
 def check_function(argument: str, value: object, example: str) -> None:
@@ -96,31 +96,31 @@ def check_function(argument: str, value: object, example: str) -> None:
 
     >>> check_function("make_model", 3, "lambda: MLPClassifier(64, 10)")
     Traceback (most recent call last):
-    TypeError: make_model=3 is no function; it must return a new one at each call, such as \
-lambda: MLPClassifier(64, 10).
+    TypeError: make_model=3 is not a function; give one that returns a new object at each call, \
+such as lambda: MLPClassifier(64, 10).
     """
-    # Models can be called, but make no models.
+    # A model can be called, but does not return a model.
     is_model = hasattr(value, "forward") and not isinstance(value, type)
     if is_model or not callable(value):
-        what = f" is a {type(value).__name__}, and" if is_model else f"={value!r} is"
+        what = f" is a {type(value).__name__}," if is_model else f"={value!r} is"
         raise TypeError(
-            f"{argument}{what} no function; it must return a new one at each call, such as "
-            f"{example}."
+            f"{argument}{what} not a function; give one that returns a new object at each call, "
+            f"such as {example}."
         )
 
 
 def other_lightning(thing: object) -> str:
-    """Say that something is of the package ``pytorch_lightning``, or nothing."""
+    """Return a hint if an object's class is from the package ``pytorch_lightning``."""
     if all(c.__module__.partition(".")[0] != "pytorch_lightning" for c in type(thing).__mro__):
         return ""
     return (
-        f" {type(thing).__name__} is of the package pytorch_lightning, whose classes are not those "
-        "of lightning.pytorch; import lightning.pytorch as pl in its place."
+        f" {type(thing).__name__} is from the package pytorch_lightning, whose classes are not "
+        "those of lightning.pytorch; import lightning.pytorch as pl instead."
     )
 
 
 def named(error: Exception, name: str) -> Exception:
-    """Return an error of the same kind with a name before its message.
+    """Return the same kind of error with a name before its message.
 
     >>> named(ValueError("lr=-1"), "fold 2")
     ValueError('fold 2: lr=-1')
@@ -128,14 +128,14 @@ def named(error: Exception, name: str) -> Exception:
     message = f"{name}: {error}"
     try:
         new = type(error)(message)
-    except Exception:  # one that wants other arguments
+    except Exception:  # its class needs other arguments
         return RuntimeError(f"{name}: {error!r}")
     return new if str(new) == message else RuntimeError(f"{name}: {error!r}")
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 COUNTS = {"in_features", "out_features", "in_channels", "num_classes", "num_samples"}
-ELSEWHERE = {"trainer"}  # checked with a cure of its own
+ELSEWHERE = {"trainer"}  # checked elsewhere, with a better message
 MAX_SEED = 2**32 - 1  # NumPy takes no larger one
 
 
@@ -150,8 +150,8 @@ class _Wrong(Exception):
 def checked(function: Function) -> Function:
     """Check and convert the arguments of a function at each call.
 
-    Not for constructors that call Lightning's `save_hyperparameters`, which looks at the frames of
-    the calls; they have `check_arguments`.
+    Constructors that call Lightning's `save_hyperparameters` use `check_arguments` instead, because
+    that method inspects the frames of the call stack.
 
     Example:
         >>> @checked
@@ -170,11 +170,11 @@ def checked(function: Function) -> Function:
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError:
-            return function(*args, **kwargs)  # which says what is wrong
+            return function(*args, **kwargs)  # Python's own error says what is wrong
         try:
             convert_arguments(function, signature, bound.arguments)
         except ArgumentError as error:
-            if function.__name__ == "__init__":  # other functions might begin to work
+            if function.__name__ == "__init__":  # any other function might start its work
                 _own_error(function, args, kwargs, about=str(error).partition("=")[0])
             raise
         return function(*bound.args, **bound.kwargs)
@@ -183,11 +183,11 @@ def checked(function: Function) -> Function:
 
 
 def _own_error(function: Callable[..., Any], args: Any, kwargs: Any, *, about: str) -> None:
-    """Raise a constructor's own error, which may know a better cure."""
+    """Raise the constructor's own error, which may suggest a better cure."""
     try:
         function(*args, **kwargs)
     except (TypeError, ValueError) as error:
-        is_general = str(error).endswith("must be a number.")  # of `check_range`
+        is_general = str(error).endswith("must be a number.")  # from `check_range`
         if str(error).startswith(f"{about}=") and not is_general:
             raise ArgumentError(str(error)) from None
     except Exception:
@@ -198,8 +198,8 @@ def check_arguments(function: Callable[..., Any], args: Sequence[Any], kwargs: A
     """Raise an `ArgumentError` if an argument does not fit its annotation.
 
     Args:
-        function: What is to be called; nothing is said of one that is not ours.
-        args: Its positional arguments, ``self`` among them.
+        function: The function to call. Functions of other packages are not checked.
+        args: Its positional arguments, including ``self``.
         kwargs: Its other arguments.
     """
     if not function.__module__.startswith("dlblocks."):
@@ -207,7 +207,7 @@ def check_arguments(function: Callable[..., Any], args: Sequence[Any], kwargs: A
     signature = inspect.signature(function)
     try:
         bound = signature.bind_partial(*args, **kwargs)
-    except TypeError:  # which the call itself says, or a copy is made
+    except TypeError:  # the call itself raises it; a copy makes no call
         return
     convert_arguments(function, signature, bound.arguments)
 
@@ -231,8 +231,8 @@ def constructor_arguments(cls: type) -> dict[str, inspect.Parameter]:
 class CheckedConstructor:
     """Check the arguments of a constructor and of its base classes.
 
-    It is a class by itself because jsonargparse takes the arguments of a class that defines
-    `__new__` from there.
+    It is a separate base class because jsonargparse reads the arguments of a class from `__new__`
+    if the class itself defines that.
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -264,7 +264,11 @@ class CheckedConstructor:
 def convert_arguments(
     function: Callable[..., Any], signature: inspect.Signature, arguments: dict[str, Any]
 ) -> None:
-    """Convert arguments in place."""
+    """Check and convert arguments in place.
+
+    Raises:
+        ArgumentError: An argument does not fit its annotation.
+    """
     hints = _hints(function)
     for name, value in arguments.items():
         parameter = signature.parameters[name]
@@ -353,10 +357,10 @@ def _one_of(value: Any, options: Sequence[Any]) -> Any:
     if value is None and type(None) in options:
         return None
     classes = [one for one in options if isinstance(one, type) and one not in CONVERTERS]
-    if classes and isinstance(value, tuple(classes)):  # a rate that is a tensor stays one
+    if classes and isinstance(value, tuple(classes)):  # a learning rate may stay a tensor
         return value
     said: list[str] = []
-    # 1.0 and 1 may mean different things, such as all batches and one.
+    # 1.0 and 1 may mean different things, such as all batches and one batch.
     exact = float if isinstance(value, (float, np.floating)) else type(value)
     for option in sorted(options, key=lambda option: option is not exact):
         try:
@@ -411,7 +415,7 @@ def _float(value: Any) -> float | int:
 def _number(value: Any) -> int | float | None:
     """Return a Python number for any real number, or None.
 
-    An array or tensor without axes is a number, too.
+    An array or tensor without axes is a number too.
     """
     if isinstance(value, (np.ndarray, Tensor)) and value.ndim == 0:
         value = value.item()

@@ -25,7 +25,7 @@ from torchmetrics import Metric, MetricCollection
 
 HOOK = "on_after_batch_transfer"
 NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
-# The arguments of `self.log` that Lightning keeps and that are plain values.
+# Arguments of `self.log` that Lightning keeps as plain values.
 META = ("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph",
         "add_dataloader_idx", "dataloader_idx", "metric_attribute")  # fmt: skip
 SYNC = ("_should", "rank_zero_only", "_op")
@@ -34,15 +34,15 @@ Plain = dict[str, Any]
 
 @contextlib.contextmanager
 def quick_gpu_check() -> Iterator[None]:
-    """Make `torch.cuda.is_available` quick while it is False.
+    """Make `torch.cuda.is_available` quick on machines without a GPU.
 
-    Where it is True, nothing changes.
+    With a GPU nothing changes.
 
-    Every step of an optimizer asks whether there is an accelerator. Lightning has set an
-    environment variable by which torch asks the driver's library and not CUDA, since processes
-    forked from one that has begun CUDA cannot use it. Where there is no such library it is searched
-    for each time, a tenth of a millisecond a step. Without a GPU there is nothing to begin: CUDA
-    may be asked, and remembers its answer. Afterwards the variable is as before.
+    Every step of an optimizer asks whether there is an accelerator. Lightning sets an environment
+    variable that makes torch ask the driver's library instead of CUDA, because a process that has
+    initialised CUDA cannot be forked. Without such a library torch searches for it each time, which
+    takes a tenth of a millisecond per step. Without a GPU, CUDA can be asked safely, and it
+    remembers its answer. Afterwards the variable has its old value.
     """
     before = os.environ.get(NVML_CHECK)
     if before != "1" or torch.cuda.is_available():
@@ -56,16 +56,16 @@ def quick_gpu_check() -> Iterator[None]:
 
 
 def send_metrics(trainer: pl.Trainer) -> Callable[..., None]:
-    """Return the function by which a Trainer sends metrics to its loggers."""
+    """Return the function that sends a Trainer's metrics to its loggers."""
     connector: Any = trainer._logger_connector
     send: Callable[..., None] = connector.log_metrics
     return send
 
 
 def intercept_metrics(trainer: pl.Trainer, send: Callable[..., None] | None) -> None:
-    """Replace `send_metrics` by a function; None restores it.
+    """Replace the function of `send_metrics`, or restore it with None.
 
-    The public way is a logger of one's own. A module would then find it as its `self.logger`.
+    The public way is a logger of our own, but a module would find that as its `self.logger`.
     Tests: ``tests/crossval/test_any_module.py``, ``tests/crossval/test_select.py``.
     """
     there: dict[str, Any] = vars(trainer._logger_connector)
@@ -81,7 +81,7 @@ def changed_checkpoints(
 ) -> Iterator[None]:
     """Change every checkpoint before it is written, whichever callback writes it.
 
-    The public hooks come too early: the module's own `on_save_checkpoint` is the last.
+    The public hooks come too early: the module's own `on_save_checkpoint` runs after them.
     Test: ``tests/test_checkpoints.py``.
     """
     connector: Any = trainer._checkpoint_connector
@@ -100,9 +100,10 @@ def changed_checkpoints(
 
 
 def keep_callbacks(trainer: pl.Trainer) -> None:
-    """Let later runs of a Trainer use the callbacks that it has.
+    """Let later runs of a Trainer use the callbacks of the fit.
 
-    Every run attaches the module's `configure_callbacks` anew. Those of the fit have its state.
+    Every run would call the module's `configure_callbacks` again. The new callbacks would lack the
+    state that those of the fit have.
     Test: ``tests/crossval/test_any_module.py``.
     """
     vars(trainer)["_callback_connector"]._attach_model_callbacks = lambda: None
@@ -111,16 +112,16 @@ def keep_callbacks(trainer: pl.Trainer) -> None:
 def before_transfer(model: pl.LightningModule, batch: Any) -> Any:
     """Call the hook `on_before_batch_transfer`, as a Trainer does.
 
-    It may be that of the module or of its datamodule, which no public call finds out.
+    The hook may be the module's or its datamodule's. No public call tells which.
     Tests: ``tests/crossval/test_foreign.py``, ``tests/callbacks/test_sharpness.py``.
     """
     return model._on_before_batch_transfer(batch, dataloader_idx=0)
 
 
 def csv_writer(logger: CSVLogger) -> Any:
-    """Return the writer of a CSV logger, or None before the first log.
+    """Return a CSV logger's writer, or None before the first log.
 
-    The public `experiment` makes one, which deletes the file of an earlier run.
+    The public `experiment` creates a writer, which deletes the file of an earlier run.
     Test: ``tests/callbacks/test_resume_csv.py``.
     """
     return logger._experiment
@@ -132,7 +133,7 @@ def set_csv_writer(logger: CSVLogger, writer: Any) -> None:
 
 
 def trainer_of(model: pl.LightningModule) -> pl.Trainer | None:
-    """Return the Trainer of a module, or None where Lightning raises an error."""
+    """Return a module's Trainer, or None where Lightning raises an error."""
     try:
         return model.trainer
     except RuntimeError:
@@ -142,7 +143,7 @@ def trainer_of(model: pl.LightningModule) -> pl.Trainer | None:
 def datamodule_of(trainer: pl.Trainer | None) -> Any:
     """Return the datamodule of a Trainer's batches, None for loaders.
 
-    `Trainer.datamodule` is still that of the call before.
+    `Trainer.datamodule` may still be that of the call before.
     Test: ``tests/models/test_inputs.py``.
     """
     connector = getattr(trainer, "_data_connector", None)
@@ -156,9 +157,9 @@ def hook_owner(datamodule: Any, module: pl.LightningModule) -> Any:
 
 
 def log_as(model: pl.LightningModule, name: str, value: Any) -> None:
-    """Let loggers get another value of a hyperparameter than the model keeps.
+    """Log another value of a hyperparameter than the model keeps.
 
-    They warn of objects that YAML does not know.
+    Loggers warn about objects that YAML cannot write.
     Test: ``tests/tasks/test_tasks.py``.
     """
     initial: Any = model._hparams_initial
@@ -169,23 +170,23 @@ def log_as(model: pl.LightningModule, name: str, value: Any) -> None:
 def data_fetcher(trainer: pl.Trainer) -> Any:
     """Return the fetcher of training batches.
 
-    Its loader is replaced to resume in mid-epoch. The loader that a module returns comes too late:
-    Lightning has made its iterator.
+    Its loader is replaced to resume in mid-epoch. Replacing the loader that a module returns would
+    be too late: Lightning has created its iterator by then.
     Test: ``tests/callbacks/test_exact_resume.py``.
     """
     return trainer.fit_loop._data_fetcher
 
 
 def fetched_loader(fetcher: Any) -> Any:
-    """Return the loader of a fetcher, or None where the public property raises."""
+    """Return a fetcher's loader, or None where the public property raises."""
     return fetcher._combined_loader
 
 
 def metric_states(module: pl.LightningModule) -> dict[str, Plain]:
-    """Return the sums of all metrics, which a `state_dict` leaves out."""
+    """Return the sums of all metrics, which a `state_dict` lacks."""
     for part in module.modules():
         if isinstance(part, MetricCollection):
-            # Members that share one sum get their part of it.
+            # Metrics of a collection may share one state; this gives each its copy.
             list(part.values(copy_state=False))
     return {
         name: {"count": part.update_count, "sums": _on_cpu(part.metric_state)}
@@ -205,8 +206,8 @@ def set_metric_states(module: pl.LightningModule, states: dict[str, Plain]) -> N
 def logged_state(trainer: pl.Trainer) -> dict[str, Plain]:
     """Return what `self.log` has collected in this training epoch.
 
-    These are last values, and sums for the end of the epoch. Lightning saves none of it, and a fit
-    resumed in mid-epoch would log other means. Test: ``tests/callbacks/test_exact_resume.py``.
+    These are the last values, and the sums for the end of the epoch. Lightning saves neither, so a
+    fit resumed in mid-epoch would log other means. Test: ``tests/callbacks/test_exact_resume.py``.
     """
     state = {}
     for key, metric in trainer.fit_loop.epoch_loop._results.items():
@@ -220,7 +221,7 @@ def logged_state(trainer: pl.Trainer) -> dict[str, Plain]:
             "reduce_fx": meta.reduce_fx.__name__,
             "builtin": meta.reduce_fx in (min, max, sum),
             "sums": _on_cpu(metric.metric_state) if metric.is_tensor else {},
-            "defaults": _on_cpu(metric._defaults),  # what later epochs begin with: 0 of some dtype
+            "defaults": _on_cpu(metric._defaults),  # the values that an epoch begins with
             "last": last.detach().cpu().clone() if isinstance(last, Tensor) else None,
         }
     return state
@@ -249,7 +250,7 @@ def set_logged_state(
         if isinstance(saved["last"], Tensor):
             result._forward_cache = saved["last"].to(module.device)
         results[key] = result
-    # Not the first batch of an epoch, at which Lightning forgets the sums.
+    # At the first batch of an epoch Lightning resets the sums. This is not the first.
     trainer._logger_connector._first_loop_iter = False
 
 

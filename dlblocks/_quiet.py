@@ -1,4 +1,4 @@
-"""Calls that leave the process as it was, without Lightning's remarks that do not apply."""
+"""Restore the process's global state after a call, and silence Lightning."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-# Advice for data sets of files; arrays in memory are faster without workers. And: every key is
-# logged once an epoch, whatever the logging interval.
+# Warnings of Lightning that do not apply to us.
 REMARKS = (
+    # Workers help data sets of files. Arrays in memory are faster without.
     r"The '.*_dataloader' does not have many workers",
+    # We log every key once per epoch, whatever the interval.
     r"The number of training batches \(\d+\) is smaller than the logging interval",
     # Restoring weights to test or predict needs no callback of the fit.
     r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
@@ -24,27 +25,27 @@ REMARKS = (
     r"You're using the WeightAveraging callback, but loading a checkpoint outside the 'fit' stage",
     r"Checkpoint directory .* exists and is not empty",
     r"Experiment logs directory .* exists and is not empty",  # it holds our lock
-    # Of Lightning's own code under newer versions of torch.
+    # Lightning's own code causes this one under newer versions of torch.
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
 )
 
-# Where Lightning logs. It is the last if a library has imported the package of that name.
+# Lightning's loggers. The last is used if a library has imported `pytorch_lightning`.
 LOGGERS = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning")
 
-# Variables that a Trainer, `seed_everything` and wandb set. A process of wandb's tells its children
-# by WANDB_SERVICE where it is, as long as it lives. The variables of a distributed run stay too:
-# the processes of its other ranks have them for all later calls.
+# Environment variables that a Trainer, `seed_everything` and wandb set. WANDB_SERVICE is kept,
+# because it holds the address of wandb's process for as long as that runs. Variables of a
+# distributed run are kept as well, because the processes of the other ranks keep theirs.
 VARIABLES = ("PL_", "WANDB_", "CUBLAS_WORKSPACE_CONFIG", "OMP_NUM_THREADS")
 NOT_OURS = ("WANDB_SERVICE",)
 
 
 @contextlib.contextmanager
 def isolated() -> Iterator[None]:
-    """Be quiet, and leave the global state of the process as it was, after an error too.
+    """Restore the global state of the process afterwards, also after an error.
 
-    Restored are the random states of Python, NumPy and torch, torch's default dtype, threads,
-    matmul precision, deterministic algorithms, detection of anomalies and settings of cuDNN,
-    variables of Lightning and W&B, filters of warnings, and the levels of loggers.
+    This covers the random states of Python, NumPy and torch; torch's default dtype, threads,
+    matmul precision, deterministic algorithms, anomaly detection and cuDNN settings; environment
+    variables of Lightning and W&B; warning filters; levels of loggers. Inside it is `quiet`.
     """
     variables = _variables()
     loggers = [logging.getLogger(), *map(logging.getLogger, logging.root.manager.loggerDict)]
@@ -60,7 +61,7 @@ def isolated() -> Iterator[None]:
                 del os.environ[name]
             os.environ.update(variables)
             for logger, level in zip(loggers, levels, strict=True):
-                if logger.level != level:  # setting one clears what all loggers remember
+                if logger.level != level:  # setting a level clears the caches of all loggers
                     logger.setLevel(level)
 
 
@@ -69,7 +70,7 @@ def _variables() -> dict[str, str]:
 
 
 def _states() -> list[tuple[Callable[[], Any], Callable[[Any], Any]]]:
-    """How to read and set each part of the global state, in pairs."""
+    """Return pairs of functions that read and set a global state."""
     cudnn = torch.backends.cudnn
     pairs: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
         (random.getstate, random.setstate),
@@ -85,7 +86,7 @@ def _states() -> list[tuple[Callable[[], Any], Callable[[Any], Any]]]:
         (lambda: cudnn.benchmark, lambda value: setattr(cudnn, "benchmark", value)),
         (lambda: cudnn.deterministic, lambda value: setattr(cudnn, "deterministic", value)),
     ]
-    with contextlib.suppress(RuntimeError):  # where it is set by torch's newer names
+    with contextlib.suppress(RuntimeError):  # raised if it was set by torch's newer names
         torch.get_float32_matmul_precision()
         pairs.append((torch.get_float32_matmul_precision, torch.set_float32_matmul_precision))
     if torch.cuda.is_available():
@@ -100,14 +101,14 @@ def _remember(read: Callable[[], Any], write: Callable[[Any], Any]) -> Callable[
 
     def again() -> None:
         if isinstance(value, (tuple, list, torch.Tensor)) or read() != value:
-            write(value)  # setting the number of threads costs some time
+            write(value)  # only if changed: setting the number of threads takes time
 
     return again
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silences Lightning's information lines and the remarks above; warnings stay."""
+    """Silence Lightning's information lines and `REMARKS`, but no other warning."""
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

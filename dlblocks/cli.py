@@ -1,7 +1,8 @@
-"""The command line: ``dlblocks fit | validate | test | predict | cross-validate --config …``.
+"""The command line of dlblocks.
 
-Lightning's own CLI with one subcommand more, and with everything that a command writes in one run
-folder. ``dlblocks predict RUN --input FILE`` predicts new data with a trained model.
+``dlblocks fit | validate | test | predict | cross-validate --config …`` is Lightning's CLI with one
+more subcommand. Each command writes everything into one run folder. ``dlblocks predict RUN --input
+FILE`` predicts new data with a trained model.
 """
 
 from __future__ import annotations
@@ -45,11 +46,11 @@ from dlblocks.tracking._csv import csv_writers
 
 LoggerName = Literal["csv", "wandb", "tensorboard", "none"]
 CROSS_VALIDATE = "cross-validate"
-# Arguments of models that the data know.
+# Arguments of models that follow from the data.
 KNOWN_BY_DATA = (
     "in_features", "num_classes", "in_channels", "out_features", "image_size", "embeddings",
 )  # fmt: skip
-# Subcommands for a model that is trained already.
+# Subcommands for a trained model.
 LOADS = ("validate", "test", "predict")
 
 
@@ -72,27 +73,28 @@ class Trainer(pl.Trainer):
     ) -> None:
         """Fit and score a new model for each fold of the data.
 
-        The same command goes on with a run that was killed.
+        After a kill, the same command resumes where it stopped.
 
         Args:
-            model: Made anew for every fold.
-            datamodule: Likewise.
-            num_folds: Number of folds; by default what the data say, else 5.
+            model: Created again for every fold.
+            datamodule: Created again for every fold.
+            num_folds: Number of folds; by default that of the datamodule, else 5.
             repeats: How often to cross-validate, each time with other folds.
-            engine: ``"sequential"``, ``"vectorized"``: all folds as one fit, or ``"auto"``.
-            n_jobs: Folds side by side, each in a process of its own.
+            engine: ``"sequential"``, ``"vectorized"`` (all folds as one fit) or ``"auto"``.
+            n_jobs: Number of folds that run at the same time, each in its own process.
             on_error: What to do when a fold fails.
-            select: How the epoch is selected: on a part of the training samples (``"inner"``), not
-                at all (``"last"``), or, with optimistic scores, on the fold itself (``"fold"``).
-            selection_fraction: Share of a fold's training samples that selects the epoch.
-            task: What a model predicts that is not of dlblocks: ``"multiclass"``,
-                ``"multilabel"`` or ``"regression"``.
+            select: How to choose the epoch: on a part of the training samples (``"inner"``), always
+                the last (``"last"``), or on the fold itself, which makes its scores optimistic
+                (``"fold"``).
+            selection_fraction: Share of a fold's training samples that chooses the epoch.
+            task: What a model of another package predicts: ``"multiclass"``, ``"multilabel"`` or
+                ``"regression"``.
             log_checkpoints: Send the best checkpoints to W&B as an artifact.
         """
         raise RuntimeError("cross-validation runs many Trainers; use dlblocks.crossval.")
 
 
-# A subcommand is looked up by its name, and this one's is not an identifier.
+# LightningCLI looks a subcommand up by its name, and this name is not a Python identifier.
 setattr(Trainer, CROSS_VALIDATE, Trainer.cross_validate)
 
 
@@ -105,7 +107,7 @@ UNKNOWN_KEY = re.compile(
 CLASS_PATH = re.compile(r"class_path '(?P<path>[\w.]+)'")
 
 
-# Lines of jsonargparse that say nothing by themselves.
+# Lines of jsonargparse without information of their own.
 FRAME = re.compile(
     r"Parser key \S+:$|Does not validate|Subtypes:|Errors:|Given value"
     r"|Problem with given class_path|Expected a <class 'NoneType'>|Expected a path but"
@@ -120,7 +122,7 @@ ATTRIBUTE = re.compile(r"module '(?P<module>[\w.]+)' has no attribute '(?P<name>
 
 
 class _DidYouMean(ArgumentParser):
-    """Says in one sentence what is wrong, with the nearest known key."""
+    """A parser whose errors are one sentence and suggest the nearest key."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         found = UNKNOWN_KEY.search(message)
@@ -142,7 +144,7 @@ class _DidYouMean(ArgumentParser):
 
 
 def _sentence(message: str) -> str:
-    """The line of an error of jsonargparse that says what is wrong, with where that is."""
+    """Extract the essential line of jsonargparse's error, with its place."""
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     said = [line for line in lines if line and not FRAME.match(line)]
     if not said:
@@ -162,29 +164,32 @@ def _sentence(message: str) -> str:
     elif found.startswith("Expected a dot import path"):
         name = found.rpartition(" ")[2]
         hint = did_you_mean(name, [*models.__all__, *data.__all__]) or "."
-        found = f"{name!r} is not known{hint} Give a class of dlblocks, or one as module.Class."
+        found = f"{name!r} is not known{hint} Give a class of dlblocks, or another as module.Class."
     elif found.startswith("Expected a "):
         kind = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", found.removeprefix("Expected a "))
         found = f"expected {kind}, got {given!r}."
     keys = ".".join(KEY.findall(message))
-    # The first line may begin with a key, and go on with the reason.
+    # The first line may hold both a key and the reason.
     found = re.sub(KEY.pattern + ": *", "", found)
     return f"{keys}: {found}" if keys else found
 
 
 class Parser(_DidYouMean, LightningArgumentParser):
-    """Lightning's parser, with hints; the beginning of a name does not stand for it."""
+    """Lightning's parser, with hints and without abbreviated names."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def add_class_arguments(self, class_type: Any, *args: Any, **kwargs: Any) -> Any:
-        """Do not require what the data know of a model of ours; see `CLI.instantiate_classes`."""
+        """Make arguments of our models optional if the data know them.
+
+        See `CLI.instantiate_classes`.
+        """
         added = super().add_class_arguments(class_type, *args, **kwargs)
         for action in self._actions if _is_our_model(class_type) else ():
             if action.dest in added and action.dest.rpartition(".")[2] in KNOWN_BY_DATA:
                 action.required, action.default = False, None
-                # Where older versions of jsonargparse keep them.
+                # Older versions of jsonargparse list required arguments here.
                 getattr(self, "required_args", set()).discard(action.dest)
                 action.help = f"{action.help} Filled in from the data if it is not given."
         return added
@@ -201,7 +206,7 @@ def _class_at(path: str) -> Any:
 
 
 class RecipeParser(_DidYouMean):
-    """The parser of a recipe, with hints; ``--flag`` alone means ``--flag=true``."""
+    """A recipe's parser with hints, where ``--flag`` alone means ``--flag=true``."""
 
     def add_argument(self, *args: Any, **kwargs: Any) -> Any:
         action = super().add_argument(*args, **kwargs)
@@ -211,7 +216,7 @@ class RecipeParser(_DidYouMean):
 
 
 class CLI(LightningCLI):
-    """See the module. Adds ``--run_dir``, ``--logger``, ``--monitor`` and ``--mode``."""
+    """Lightning's CLI with ``--run_dir``, ``--logger``, ``--monitor`` and ``--mode``."""
 
     mode: Literal["min", "max"] | None = None  # of a fit that keeps its best epoch
 
@@ -219,7 +224,7 @@ class CLI(LightningCLI):
         given = sys.argv[1:] if args is None else args
         every = self.subcommands()
         if given and given[0] in every:
-            # The parsers of the other subcommands would take a third of a second.
+            # Creating the parsers of the other subcommands would take a third of a second.
             vars(self)["subcommands"] = lambda: {given[0]: every[given[0]]}
         super().__init__(
             model_class=pl.LightningModule,
@@ -236,8 +241,8 @@ class CLI(LightningCLI):
                 "version": __version__,
             },
             auto_configure_optimizers=False,
-            # Our models save plain hyperparameters of their own, the same from Python and from
-            # here; Lightning's substitute would also freeze those of the first fold.
+            # Our models save plain hyperparameters themselves, the same in Python and here.
+            # Lightning's substitute would also freeze those of the first fold.
             load_from_checkpoint_support=False,
             args=list(args) if args is not None else None,
         )
@@ -251,7 +256,7 @@ class CLI(LightningCLI):
             "--run_dir",
             type=str | None,
             default=None,
-            help="Where everything goes; by default runs/<name of the config file>.",
+            help="Folder of the run; by default runs/<name of the config file>.",
         )
         parser.add_argument(
             "--logger", type=LoggerName, default="csv", help="Where metrics are logged."
@@ -263,12 +268,12 @@ class CLI(LightningCLI):
             "--mode",
             type=Literal["min", "max"] | None,
             default=None,
-            help="Which of it is best; by default the metric's own direction.",
+            help="Which value of it is best; by default the metric's own direction.",
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         with warnings.catch_warnings():
-            # `main(args)` may be called from a program with arguments of its own.
+            # A program with its own command line may call `main(args)`.
             warnings.filterwarnings("ignore", "LightningCLI's args parameter")
             super().parse_arguments(parser, args)
         seed = self.config[self.config.subcommand].seed_everything
@@ -276,16 +281,17 @@ class CLI(LightningCLI):
             check_range("--seed_everything", seed, 0, MAX_SEED)
 
     def _parse_ckpt_path(self) -> None:
-        """Leaves the configuration as given.
+        """Leave the configuration as given.
 
-        Lightning would let the checkpoint's hyperparameters beat the flags in silence, and import
-        the class that it names. Ours are compared when the weights are loaded.
+        Lightning would silently override the flags with the checkpoint's hyperparameters, and
+        import the class that the checkpoint names. We compare hyperparameters when the weights are
+        loaded.
         """
 
     def before_instantiate_classes(self) -> None:
         """Refuse to test, validate or predict with random weights.
 
-        ``--ckpt_path=none`` says that the model brings its own, such as pretrained ones.
+        ``--ckpt_path=none`` is for a model with weights of its own, such as pretrained ones.
         """
         if self.subcommand not in LOADS:
             return
@@ -295,29 +301,33 @@ class CLI(LightningCLI):
             config.ckpt_path = None
         elif given in (None, "last", "best"):
             name = Path(str((config.config or ["<name>"])[-1])).stem
-            said = "" if given is None else f"; --ckpt_path={given} names none"
+            said = "" if given is None else f", and --ckpt_path={given} is not one"
             raise ValueError(
                 f"dlblocks {self.subcommand} needs the checkpoint of a fit{said}: without it the "
                 f"weights are random. Give --ckpt_path=runs/{name}/checkpoints/best.ckpt, or "
-                "--ckpt_path=none for a model that brings weights of its own."
+                "--ckpt_path=none for a model that has trained weights already."
             )
         elif "://" not in str(given) and not Path(given).exists():
             raise FileNotFoundError(f"--ckpt_path={given} is not a file.")
         elif Path(given).is_file() and not zipfile.is_zipfile(given):
-            raise ValueError(f"--ckpt_path={given} is no checkpoint, or was cut off.")
+            raise ValueError(f"--ckpt_path={given} is not a checkpoint, or it is truncated.")
 
     def instantiate_classes(self) -> None:
         """Create datamodule, model and Trainer.
 
-        Arguments of our models that the data know are filled in where they are not given.
+        Missing arguments of our models are filled in from the data.
         """
         read = self._fill_in()
         super().instantiate_classes()
         if read is not None:
-            self.datamodule = read  # so that nothing is read twice
+            self.datamodule = read  # so that the data are not read twice
 
     def _fill_in(self) -> SplitDataModule | None:
-        """Complete the model's arguments; return the datamodule if it has been read for it."""
+        """Fill in missing arguments of the model from the data.
+
+        Returns:
+            The datamodule if it was created for this, else None.
+        """
         config = self.config[self.subcommand]
         cls = _class_at(config.model.class_path)
         given = config.model.get("init_args") or {}
@@ -376,14 +386,14 @@ class CLI(LightningCLI):
         with quiet():
             trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         if self.subcommand == "fit" and config.ckpt_path is not None:
-            csv_writers(trainer)  # they go on; Lightning would delete what a killed run has written
+            csv_writers(trainer)  # append: Lightning would delete the rows of the killed run
         return trainer
 
     def _run_dir(self, config: Namespace) -> Path:
         if config.run_dir is None and self.subcommand == "fit" and config.ckpt_path == "last":
-            raise ValueError("--ckpt_path=last goes on with a run; say which with --run_dir.")
+            raise ValueError("--ckpt_path=last resumes a run; say which with --run_dir.")
         if config.run_dir is not None:
-            # Only a fit fills a folder; the others may add to that of the model they load.
+            # Only a fit needs a new folder. The others may add files to that of their model.
             fills = self.subcommand == "fit" and is_rank_zero()
             resumes = config.get("ckpt_path") is not None
             return (
@@ -393,11 +403,11 @@ class CLI(LightningCLI):
         name = Path(str(files[-1])).stem if files else config.model.class_path.rpartition(".")[2]
         suffix = "" if self.subcommand == "fit" else f"-{self.subcommand}"
         base = Path("runs") / f"{name}{suffix}"
-        # A cross-validation resumes unfinished ones of its configuration, which is not known yet.
+        # A cross-validation may resume an unfinished one in this folder, so it chooses later.
         return base if self.subcommand == CROSS_VALIDATE else next_run_dir(base)
 
     def fit(self, **kwargs: Any) -> None:
-        """Fits, and says where everything lies."""
+        """Fit, and print the run folder."""
         monitor = self.config.fit.monitor
         checked: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if self.mode is not None:
@@ -407,17 +417,17 @@ class CLI(LightningCLI):
         self._say(f"Everything is in {self.run_dir}.")
 
     def validate(self, **kwargs: Any) -> None:
-        """Validates; the table is Lightning's."""
+        """Validate, and print Lightning's table."""
         with self._running():
             self.trainer.validate(**kwargs)
 
     def test(self, **kwargs: Any) -> None:
-        """Tests; the table is Lightning's."""
+        """Test, and print Lightning's table."""
         with self._running():
             self.trainer.test(**kwargs)
 
     def predict(self, **kwargs: Any) -> None:
-        """Predicts, and writes ``predictions.npz`` into the run folder."""
+        """Predict, and write ``predictions.npz`` into the run folder."""
         with self._running():
             table = self._predict(**kwargs)
         if not self.trainer.is_global_zero:
@@ -429,7 +439,7 @@ class CLI(LightningCLI):
     def _predict(self, **kwargs: Any) -> PredictionTable:
         data = self.datamodule
         if isinstance(data, SplitDataModule):
-            data.trainer = self.trainer  # it may be asked for by the split
+            data.trainer = self.trainer  # `setup` may use it
             data.setup("predict")
             return predict_part(
                 self.trainer,
@@ -463,18 +473,19 @@ class CLI(LightningCLI):
         log_checkpoints: bool,
         **kwargs: Any,
     ) -> None:
-        """Cross-validates what the configuration describes, made anew for every fold."""
+        """Cross-validate, with a new model and new callbacks for every fold."""
         config = self.config[CROSS_VALIDATE]
         own = ("callbacks", "logger", "default_root_dir", "enable_progress_bar")
         arguments = self.config_init[CROSS_VALIDATE].trainer
 
         def anew() -> Namespace:
-            return self.parser.instantiate_classes(self.config)[CROSS_VALIDATE]
+            made: Namespace = self.parser.instantiate_classes(self.config)[CROSS_VALIDATE]
+            return made
 
         if not isinstance(self.datamodule, SplitDataModule):
             raise TypeError(
                 f"cross-validate needs a dlblocks DataModule, got {type(self.datamodule).__name__};"
-                " FoldedDataModule makes one of it."
+                " wrap it in a FoldedDataModule."
             )
         run = partial(
             cross_validate,
@@ -515,9 +526,9 @@ setattr(CLI, CROSS_VALIDATE, CLI.cross_validate)
 
 
 class SaveConfig(SaveConfigCallback):
-    """Saves the whole configuration as ``config.yaml`` in the run folder of a fit.
+    """Save a fit's whole configuration as ``config.yaml`` in its folder.
 
-    A run that is resumed keeps the configuration that it began with.
+    A resumed run keeps the configuration that it began with.
     """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -529,7 +540,7 @@ class SaveConfig(SaveConfigCallback):
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Runs the command line; afterwards the global state of the process is as before."""
+    """Run the command line, and restore the process's global state afterwards."""
     given = sys.argv[1:] if args is None else list(args)
     with _plain_errors(), isolated(), _classes_of_working_folder():
         if given[:1] == ["predict"] and _is_of_new_data(given[1:]):
@@ -539,17 +550,17 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _is_of_new_data(args: Sequence[str]) -> bool:
-    """Tell ``predict RUN --input FILE`` from ``predict --config …``, which has no path."""
+    """Tell ``predict RUN --input FILE`` from ``predict --config …``."""
     named = any(arg.partition("=")[0] == "--input" for arg in args)
     return named or not args or not args[0].startswith("-") or args[0] in ("-h", "--help")
 
 
 def predict_file(args: Sequence[str]) -> None:
-    """Predict the samples of files with a trained model, and write a table."""
+    """Predict samples in files with a trained model, and write a table."""
     parser = RecipeParser(
         prog="dlblocks predict",
-        description="Predict new data with a trained model. The data set of a configuration, with "
-        "its targets, is predicted by: dlblocks predict --config=FILE --ckpt_path=FILE.",
+        description="Predict new data with a trained model. To predict the data set of a "
+        "configuration, with its targets, use: dlblocks predict --config=FILE --ckpt_path=FILE.",
         allow_abbrev=False,
     )
     parser.add_argument("model", type=str, help="A run folder, a checkpoint, or a saved file.")
@@ -570,7 +581,7 @@ def predict_file(args: Sequence[str]) -> None:
         "--unseen",
         type=Literal["refuse", "missing"],
         default="refuse",
-        help="What becomes of categories that training had not.",
+        help="Refuse categories that were not in the training data, or treat them as missing.",
     )
     parser.add_argument(
         "--module", type=str | None, default=None, help="Your LightningModule: package.Class."
@@ -579,7 +590,7 @@ def predict_file(args: Sequence[str]) -> None:
         "--preprocess",
         type=str | None,
         default=None,
-        help="Your function that makes a batch: package.function.",
+        help="Your function that turns the input into a batch: package.function.",
     )
     parser.add_argument(
         "--coverage",
@@ -587,7 +598,7 @@ def predict_file(args: Sequence[str]) -> None:
         default=None,
         help="Such as 0.9: add prediction intervals of values, or sets of classes.",
     )
-    parser.add_argument("--progress_bar", type=bool, default=True, help="Show one.")
+    parser.add_argument("--progress_bar", type=bool, default=True, help="Show a progress bar.")
     given = parser.parse_args(list(args))
     predictor = load(
         given.model, module=_imported(given.module), preprocess=_imported(given.preprocess)
@@ -609,7 +620,7 @@ def predict_file(args: Sequence[str]) -> None:
 
 
 def _imported(path: str | None) -> Any:
-    """Return what a dotted path names."""
+    """Import the object that a dotted path names."""
     if path is None:
         return None
     module, _, name = path.rpartition(".")
@@ -632,17 +643,20 @@ def _classes_of_working_folder() -> Iterator[None]:
 
 
 def run_recipe(function: Callable[..., None]) -> None:
-    """Runs a recipe's function with arguments from the command line, said by its signature."""
+    """Run a recipe's function with arguments from the command line.
+
+    The function's signature defines the arguments.
+    """
     with _plain_errors():
         auto_cli(function, as_positional=False, parser_class=RecipeParser)
 
 
 @contextlib.contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Says what the user did wrong in one line, without the traceback that led there.
+    """Print a mistake of the user in one line, without a traceback.
 
-    Only for errors that this package, or the making of a class that was asked for, has raised on
-    purpose; anything else keeps its traceback.
+    This is only for errors that this package raises on purpose, or the construction of a requested
+    class. All others keep their traceback.
     """
     try:
         yield
@@ -651,7 +665,7 @@ def _plain_errors() -> Iterator[None]:
         raisers = ("/dlblocks/", "/jsonargparse/", "/lightning/pytorch/trainer/connectors/")
         if not any(raiser in frames[-1].filename.replace("\\", "/") for raiser in raisers):
             raise
-        # The union types of a class argument bury what the class itself said.
+        # For an argument with several types, the class's own message is buried among others.
         said = re.findall(r"^ *- (?!Expected a )(.+)$", str(error), flags=re.MULTILINE)
         print(f"error: {said[0] if said else error}", file=sys.stderr)
         raise SystemExit(2) from None

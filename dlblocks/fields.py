@@ -1,8 +1,8 @@
-"""Kinds of fields: what a datamodule and a callback do with the values of each kind.
+"""Kinds of fields, such as images, masks and classes.
 
-A data set has fields, such as images and their masks, and each field has a kind. Its class says
-whether the values are normalised, how they are checked, how a batch of them is gathered, and how
-they move with an image. To add a kind, subclass `Kind` and define what differs::
+A data set has fields, such as images and their masks, and each field has a kind. The kind's class
+defines whether the values are normalised, how they are checked, how a batch of them is gathered,
+and how they move with an image. To add a kind, subclass `Kind` and override what differs::
 
     class Angle(Kind):
         def move(self, values, geometry):
@@ -31,7 +31,7 @@ class Ragged:
 
     Args:
         values: All rows one after the other, shape (T, ...).
-        offsets: Where each row begins, and where the last one ends, int64 of shape (N + 1,).
+        offsets: Start of each row, then the end of the last, int64 of shape (N + 1,).
 
     Example:
         >>> boxes = Ragged.of([torch.zeros(2, 4), torch.zeros(0, 4)])
@@ -48,10 +48,13 @@ class Ragged:
             or int(offsets[-1]) != len(values)
         ):
             raise ValueError(
-                f"offsets must run from 0 to the {len(values)} values, got {offsets.tolist()[:8]}."
+                f"offsets must run from 0 to {len(values)}, the number of values, got "
+                f"{offsets.tolist()[:8]}."
             )
         if len(steps) and int(steps.min()) < 0:
-            raise ValueError("offsets must not fall; row i is values[offsets[i] : offsets[i + 1]].")
+            raise ValueError(
+                "offsets must not decrease; row i is values[offsets[i] : offsets[i + 1]]."
+            )
         self.values, self.offsets = values, offsets
 
     @classmethod
@@ -69,7 +72,7 @@ class Ragged:
 
     @property
     def nbytes(self) -> int:
-        """Size of the values in memory."""
+        """Bytes of memory."""
         return self.values.nbytes + self.offsets.nbytes
 
     @property
@@ -78,19 +81,24 @@ class Ragged:
         return self.values.device
 
     def to(self, device: torch.device) -> Ragged:
-        """Copy the values to a device; offsets stay, since they are read one by one."""
+        """Copy the values to a device.
+
+        The offsets stay where they are, because they are read one by one.
+        """
         return Ragged(self.values.to(device), self.offsets)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of field whose values are plain numbers that nothing moves; see the module.
+    """A kind of field whose values do not move with an image.
+
+    It is the base class of all kinds; the module's text shows how to add one.
 
     Attributes:
-        normalised: Whether a datamodule standardises such inputs.
-        is_integer: Whether values are whole numbers, which batches hold as int64.
-        is_structured: Whether a sample has many values that are predicted together (pixels, boxes,
-            tokens), so that folds are not stratified by them.
+        normalised: Whether a datamodule standardises inputs of this kind.
+        is_integer: Whether values are whole numbers. Batches hold them as int64.
+        is_structured: Whether a sample has many values that are predicted together, such as
+            pixels, boxes or tokens. Folds are not stratified by them.
         refusal: Why values cannot move with an image, and the cure; None if they can.
     """
 
@@ -106,11 +114,15 @@ class Kind:
 
     @property
     def moves(self) -> bool:
-        """Whether values must change when the pixels of their image move."""
+        """True if values must change when the pixels of their image move."""
         return self.refusal is not None or type(self).move is not Kind.move
 
     def check(self, argument: str, values: Any, class_names: Sequence[str] | None = None) -> None:
-        """Raise a `ValueError` that says what is wrong with the values (N, ...), and where."""
+        """Check the values (N, ...) of an argument.
+
+        Raises:
+            ValueError: A value is wrong; the message says which and how to correct it.
+        """
 
     def gather(self, values: Any, rows: Tensor) -> Any:
         """Gather the batch of some rows.
@@ -128,21 +140,28 @@ class Kind:
         return batch.long() if self.is_integer else batch
 
     def move(self, values: Any, geometry: Geometry) -> Any:
-        """Move the batch of an image's targets as the images move; writes into nothing."""
+        """Move a batch of targets as its images move.
+
+        Nothing is changed in place.
+        """
         return values
 
     def erase(self, values: Any, box: Tensor) -> Any:
-        """Change the batch of targets where a box of each image is erased.
+        """Change a batch of targets inside the erased boxes of their images.
 
         Args:
             values: The batch.
-            box: Top, left, bottom, right of each image, the last two excluded, int64, shape (N, 4).
+            box: Top, left, bottom and right of each image's box, int64, shape (N, 4). Row `bottom`
+                and column `right` are not erased.
         """
         return values
 
 
 class Image(Kind):
-    """Images (N, C, H, W), uint8 or floating point; as targets they move like the inputs."""
+    """Images (N, C, H, W), uint8 or floating point.
+
+    Images that are targets move like the inputs.
+    """
 
     normalised: ClassVar[bool] = True
     is_structured: ClassVar[bool] = True
@@ -150,8 +169,8 @@ class Image(Kind):
     def check(self, argument: str, values: Any, class_names: Sequence[str] | None = None) -> None:
         if values.ndim != 4:
             raise ValueError(
-                f"{argument} has shape {tuple(values.shape)}; images are (N, C, H, W): add the "
-                "axis of one channel by [:, None]."
+                f"{argument} has shape {tuple(values.shape)}; images are (N, C, H, W). Add an axis "
+                "for a single channel with [:, None]."
             )
 
     def move(self, values: Tensor, geometry: Geometry) -> Tensor:
@@ -159,13 +178,13 @@ class Image(Kind):
 
 
 class Features(Kind):
-    """Numbers that are normalised: tables (N, F), sequences (N, T, F)."""
+    """Features to normalise, tables (N, F) or sequences (N, T, F)."""
 
     normalised: ClassVar[bool] = True
 
 
 class Tokens(Kind):
-    """Token numbers (N, ...), which stay whole."""
+    """Token numbers (N, ...), which are not normalised."""
 
     is_integer: ClassVar[bool] = True
     is_structured: ClassVar[bool] = True
@@ -176,13 +195,13 @@ class Tokens(Kind):
 
 @dataclass(frozen=True)
 class Mask(Kind):
-    """A class for each pixel, integers (N, H, W), which move with the image.
+    """The class of each pixel, integers (N, H, W).
 
-    A moved mask takes the nearest pixel. Pixels that nothing covers, and those that are erased,
-    become `ignore_index`. Soft masks (N, C, H, W), floating point, get zeros there.
+    A mask moves with its image and takes the nearest pixel. Pixels from outside of the image, and
+    erased ones, become `ignore_index`. Soft masks (N, C, H, W), floating point, get zeros there.
 
     Args:
-        ignore_index: The label of pixels that do not count.
+        ignore_index: Label of pixels that losses and metrics ignore.
     """
 
     ignore_index: int = 255
@@ -193,19 +212,19 @@ class Mask(Kind):
         _check_whole(argument, values, "mask")
         if values.ndim != 3:
             raise ValueError(
-                f"{argument} has shape {tuple(values.shape)}; masks are (N, H, W): remove an axis "
-                "of one channel by [:, 0]."
+                f"{argument} has shape {tuple(values.shape)}; masks are (N, H, W). Remove the axis "
+                "of a single channel with [:, 0]."
             )
         low, high = self._range(values)
         if low < 0:
             raise ValueError(
-                f"{argument} has label {low}; classes start at 0. For pixels that do not count set "
-                f"target_kind=Mask(ignore_index={low})."
+                f"{argument} has label {low}; classes start at 0. If it marks pixels to ignore, "
+                f"set target_kind=Mask(ignore_index={low})."
             )
         if class_names is not None and high >= len(class_names):
             raise ValueError(
                 f"{argument} has label {high}, but there are {len(class_names)} classes; pixels "
-                f"that do not count have label {self.ignore_index}."
+                f"to ignore have label {self.ignore_index}."
             )
 
     def num_classes(self, values: Tensor) -> int:
@@ -213,9 +232,12 @@ class Mask(Kind):
         return self._range(values)[1] + 1
 
     def _range(self, values: Tensor) -> tuple[int, int]:
-        """The smallest and the largest label of pixels that count; (0, -1) if none does."""
+        """Return the smallest label (at most 0) and the largest (or -1).
+
+        Ignored pixels are left out.
+        """
         low, high = [0], [-1]
-        for part in values.split(max(1, 2**22 // max(values[0].numel(), 1))):
+        for part in torch.split(values, max(1, 2**22 // max(values[0].numel(), 1))):
             counted = part[part != self.ignore_index]
             if counted.numel():
                 low.append(int(counted.min()))
@@ -238,29 +260,29 @@ class Mask(Kind):
 
 
 class Boxes(Kind):
-    """Boxes around objects, ragged: (T, 4) for each sample."""
+    """Boxes around objects, `Ragged` with (T, 4) for each sample."""
 
     is_structured: ClassVar[bool] = True
     refusal: ClassVar[str | None] = (
-        "boxes do not move with their image yet; leave out what moves or erases pixels"
+        "boxes do not move with their image yet; remove transforms that move or erase pixels"
     )
 
     def check(self, argument: str, values: Any, class_names: Sequence[str] | None = None) -> None:
         if not isinstance(values, Ragged) or values.values.shape[1:] != (4,):
             raise ValueError(
-                f"{argument} must be boxes, Ragged with values of shape (T, 4); use "
-                "dlblocks.fields.Ragged.of([…]), and zeros (0, 4) for an image without boxes."
+                f"{argument} must be boxes, a Ragged with values of shape (T, 4); use "
+                "dlblocks.fields.Ragged.of([…]), with zeros (0, 4) for an image without boxes."
             )
 
 
 EXPECTED = (
-    "expected classes of shape (N,), 0 and 1 of several labels (N, C), masks (N, H, W) of images "
-    "of this height and width, or values of shape (N,) or (N, D)"
+    "expected classes (N,), several labels of 0 and 1 (N, C), masks (N, H, W) as large as the "
+    "images, or values (N,) or (N, D)"
 )
 
 
 class Class(Kind):
-    """One class a sample, integers 0 … C-1 of shape (N,)."""
+    """One class for each sample, integers 0 … C-1 of shape (N,)."""
 
     is_integer: ClassVar[bool] = True
 
@@ -277,11 +299,11 @@ class Class(Kind):
             )
         if low == high and not argument.startswith("test_"):
             name = low if class_names is None else repr(class_names[low])
-            raise ValueError(f"{argument} has one class only ({name}); a classifier needs two.")
+            raise ValueError(f"{argument} has only one class ({name}); a classifier needs two.")
 
 
 class Labels(Kind):
-    """Several labels a sample, integers 0 and 1 of shape (N, C)."""
+    """Several labels per sample, integers 0 and 1 of shape (N, C)."""
 
     is_integer: ClassVar[bool] = True
 
@@ -298,12 +320,12 @@ class Values(Kind):
 
 
 class Weight(Kind):
-    """How much each sample counts, in loss and metrics: numbers >= 0 of shape (N,)."""
+    """Sample weights for loss and metrics, numbers >= 0 of shape (N,)."""
 
     def check(self, argument: str, values: Any, class_names: Sequence[str] | None = None) -> None:
         if values.ndim != 1:
             raise ValueError(
-                f"{argument} has shape {tuple(values.shape)}; give one weight a sample, (N,)."
+                f"{argument} has shape {tuple(values.shape)}; give one weight per sample, (N,)."
             )
         bad = ~(values.isfinite() & (values >= 0))
         if bad.any():
@@ -327,8 +349,8 @@ class Field:
 
     Attributes:
         values: Shape (N, ...), or `Ragged`.
-        kind: What is done with the values.
-        role: Whether a model gets the values as its input, as its target, or as neither.
+        kind: Kind of the values.
+        role: Use of the values: input of a model, its target, or neither.
     """
 
     values: Tensor | Ragged
@@ -337,7 +359,10 @@ class Field:
 
 
 def as_kind(argument: str, kind: Kind | str | None) -> Kind | None:
-    """Return the kind of a name, such as ``"mask"``; leave a `Kind` and None as they are."""
+    """Return the kind named by a string, such as ``"mask"``.
+
+    A `Kind` and None are returned unchanged.
+    """
     if isinstance(kind, str):
         check_choice(argument, kind, list(KINDS))
         return KINDS[kind]()
@@ -350,7 +375,10 @@ def as_kind(argument: str, kind: Kind | str | None) -> Kind | None:
 
 
 def kinds_of(datamodule: Any) -> Mapping[str, Kind]:
-    """Return the kinds of a batch by field, as a datamodule of ours tells them, else none."""
+    """Return the kinds of a datamodule's fields by name.
+
+    The result is empty for a datamodule of another package.
+    """
     kinds = getattr(datamodule, "kinds", None)
     if isinstance(kinds, Mapping) and all(isinstance(kind, Kind) for kind in kinds.values()):
         return kinds
@@ -360,7 +388,7 @@ def kinds_of(datamodule: Any) -> Mapping[str, Kind]:
 def _check_whole(argument: str, values: Any, name: str) -> None:
     if values.is_floating_point() or values.dtype == torch.bool:
         raise ValueError(
-            f"{argument} is {values.dtype}, but kind {name!r} needs whole numbers; convert it by "
+            f"{argument} is {values.dtype}, but kind {name!r} needs whole numbers; convert it with "
             ".long() (torch) or .astype(int) (NumPy)."
         )
 

@@ -172,10 +172,10 @@ def test_truncated_and_foreign_files_are_refused(make_trainer, tmp_path):
     whole = path.read_bytes()
     for size in (0, 10, len(whole) // 2, len(whole) - 30):
         (tmp_path / "cut.ckpt").write_bytes(whole[:size])
-        with pytest.raises(ValueError, match=r"cut\.ckpt is truncated or is no checkpoint"):
+        with pytest.raises(ValueError, match=r"cut\.ckpt is truncated or not a checkpoint"):
             load(tmp_path / "cut.ckpt")
     (tmp_path / "text.ckpt").write_text("hello")
-    with pytest.raises(ValueError, match="no checkpoint"):
+    with pytest.raises(ValueError, match="not a checkpoint"):
         load(tmp_path / "text.ckpt")
     torch.save({"weights": torch.zeros(2)}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match="no state_dict"):
@@ -197,7 +197,7 @@ class Runs:
 def test_files_that_name_code_are_refused(tmp_path, monkeypatch):
     state = {"state_dict": {}, "hyper_parameters": {"x": Runs()}}
     torch.save(state, tmp_path / "code.ckpt")
-    with pytest.raises(ValueError, match="could run code; refused"):
+    with pytest.raises(ValueError, match="is refused, because reading it could run code"):
         load(tmp_path / "code.ckpt")
     (tmp_path / "plain.ckpt").write_bytes(pickle.dumps(state))
     with pytest.raises(ValueError, match=r"plain\.ckpt"):
@@ -211,9 +211,9 @@ def test_files_that_name_code_are_refused(tmp_path, monkeypatch):
         torch.save(
             {"state_dict": {}, "hyper_parameters": {"_class_path": name}}, tmp_path / "evil.ckpt"
         )
-        with pytest.raises(ValueError, match="nothing that a checkpoint names is imported"):
+        with pytest.raises(ValueError, match="classes that a checkpoint names are never imported"):
             load(tmp_path / "evil.ckpt")
-        with pytest.raises(ValueError, match="nothing that a checkpoint names is imported"):
+        with pytest.raises(ValueError, match="classes that a checkpoint names are never imported"):
             MLPClassifier.load_from_checkpoint(tmp_path / "evil.ckpt")
     assert not (tmp_path / "imported").exists()
 

@@ -273,7 +273,7 @@ def test_errors_are_one_line_without_a_traceback(flags, message, capsys, tmp_pat
         (
             ["--model=MLPClasifier"],
             "model: 'MLPClasifier' is not known; did you mean 'MLPClassifier'? Give a class of "
-            "dlblocks, or one as module.Class.",
+            "dlblocks, or another as module.Class.",
         ),
         (
             ["--data=json.Decodr"],
@@ -407,7 +407,7 @@ def test_a_checkpoint_that_is_not_there(capsys):
     Path("text.ckpt").write_text("no weights")
     with pytest.raises(SystemExit):
         main(["test", *DIGITS[1:], "--ckpt_path=text.ckpt"])
-    assert "--ckpt_path=text.ckpt is no checkpoint, or was cut off" in capsys.readouterr().err
+    assert "--ckpt_path=text.ckpt is not a checkpoint" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*DIGITS, "--seed_everything=-1"])
     assert "--seed_everything=-1 is outside [0, 4294967295]" in capsys.readouterr().err

@@ -499,7 +499,7 @@ def test_masks_are_data_like_any_other(make_trainer):
 @pytest.mark.parametrize(
     ("images", "masks", "arguments", "message"),
     [
-        (torch.zeros(4, 1, 8, 8), torch.zeros(4, 6, 6).long(), {}, r"expected classes of shape"),
+        (torch.zeros(4, 1, 8, 8), torch.zeros(4, 6, 6).long(), {}, r"expected classes \(N,\)"),
         (
             torch.zeros(4, 1, 8, 8), torch.zeros(4, 6, 6).long(), {"target_kind": "mask"},
             "need the height and width",
@@ -508,13 +508,13 @@ def test_masks_are_data_like_any_other(make_trainer):
         (torch.zeros(4, 1, 8, 8), torch.full((4, 8, 8), -1), {}, r"Mask\(ignore_index=-1\)"),
         (
             torch.zeros(4, 1, 8, 8), torch.full((4, 8, 8), 2), {"class_names": ["a", "b"]},
-            "label 2, but there are 2 classes; pixels that do not count have label 255",
+            "label 2, but there are 2 classes; pixels to ignore have label 255",
         ),
         (
             torch.zeros(4, 1, 8, 8), torch.zeros(4, 1, 8, 8).long(), {"target_kind": "mask"},
-            r"remove an axis",
+            "Remove the axis",
         ),
-        (torch.zeros(4, 1, 8, 8), torch.zeros(4, 8, 8), {}, "expected classes of shape"),
+        (torch.zeros(4, 1, 8, 8), torch.zeros(4, 8, 8), {}, r"expected classes \(N,\)"),
     ],
 )  # fmt: skip
 def test_bad_masks_are_refused(images, masks, arguments, message):

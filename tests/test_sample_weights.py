@@ -351,7 +351,7 @@ def test_a_column_of_a_table(tmp_path):
         ([np.nan] + [1.0] * (N - 1), r"weights is nan in row 0"),
         ([0.0] * N, "weights are all 0"),
         ([1.0] * 3, f"weights has 3 entries for {N} samples"),
-        (np.ones((N, 1)), r"weights has shape \(90, 1\); give one weight a sample"),
+        (np.ones((N, 1)), r"weights has shape \(90, 1\); give one weight per sample"),
     ],
 )
 def test_wrong_weights(weights, said):
@@ -362,7 +362,7 @@ def test_wrong_weights(weights, said):
 def test_wrong_columns(tmp_path):
     with pytest.raises(ValueError, match=r"row 2 of column 'w' is 'heavy'; weights are numbers"):
         _ = TabularDataModule(table(w=["1", "heavy", *["2"] * (N - 2)]), "y", weights="w").source
-    with pytest.raises(ValueError, match="weights='v' is no column"):
+    with pytest.raises(ValueError, match="weights='v' is not a column"):
         _ = TabularDataModule(table(w=W), "y", weights="v").source
     with pytest.raises(ValueError, match="weights"):
         TabularDataModule("iris", weights="w")

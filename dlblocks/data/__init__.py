@@ -1,12 +1,13 @@
-"""LightningDataModules that split into folds, and the pieces they are made of."""
+"""LightningDataModules that split data into folds, and their parts."""
 
 from dlblocks.data.arrays import ArrayDataModule
 from dlblocks.data.curve import CurveDataModule
-from dlblocks.data.datamodule import DataModule, Source
+from dlblocks.data.datamodule import DataModule
 from dlblocks.data.dataset import ArrayDataset, EpochSampler
 from dlblocks.data.digits import DigitsDataModule
 from dlblocks.data.image_folder import ImageFolderDataModule
 from dlblocks.data.kfold import FoldedDataModule
+from dlblocks.data.source import Source
 from dlblocks.data.split_datamodule import SplitDataModule
 from dlblocks.data.splitting import holdout, kfold
 from dlblocks.data.tabular import TabularDataModule

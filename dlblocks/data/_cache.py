@@ -1,6 +1,6 @@
-"""Images decoded once into an array file, which is memory-mapped from then on.
+"""Decode images once into an array file, and memory-map it.
 
-The file is a ``.npy`` of uint8 (N, C, H, W). A ``.json`` file beside it says what it was made of.
+The file is a ``.npy`` of uint8 (N, C, H, W). A ``.json`` file beside it describes its sources.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from torch import Tensor
 
 from dlblocks._files import PART, atomic_write, is_rank_zero
 
-VERSION = 4  # of the files and of how images are made; another one is built anew
-ROUNDED = 2.0  # seconds by which a file system may change the time of a file
+VERSION = 4  # of the files and of the decoding; files of another version are rebuilt
+ROUNDED = 2.0  # seconds by which a file system may round the time of a file
 AT_ONCE = 10_000  # images that wait for a thread
 
 Decode = Callable[[str], np.ndarray]
@@ -42,27 +42,27 @@ def cached_images(
     decode: Decode,
     settings: str = "",
 ) -> Tensor:
-    """Returns the decoded `files`, mapped from the array file `path`, which is built if need be.
+    """Return decoded images, mapped from an array file.
 
-    The file belongs to a fingerprint of `shape`, `settings` and the names, sizes and times of
-    `files`; with another fingerprint it is built anew, which a warning says. It and the JSON file
-    beside it appear whole or not at all. Processes that need it at the same time wait for the
-    first one to build it.
+    The file is built if it does not exist. It belongs to a fingerprint of `shape`, `settings` and
+    the names, sizes and times of `files`. If the fingerprint differs, the file is rebuilt with a
+    warning. It and the JSON file beside it are written completely or not at all. If several
+    processes need it at the same time, one builds it and the others wait.
 
     Args:
         path: The array file.
-        root: The folder in which `files` are; their names count from here.
+        root: Folder of `files`. Their names are relative to it.
         files: Images to decode, in this order.
         shape: Shape (C, H, W) of a decoded image.
-        decode: Makes such an array, uint8, of a file.
-        settings: What else the decoded images depend on, such as ``"background=255"``.
+        decode: Decodes a file into a uint8 array of this shape.
+        settings: Other settings of the decoding, such as ``"background=255"``.
 
     Returns:
-        uint8 images (N, C, H, W) that must not be written to: their memory is read-only.
+        uint8 images (N, C, H, W). Do not write to them: their memory is read-only.
 
     Raises:
-        FileExistsError: `path` is not a file of ours, or was cut off; it is left as it is.
-        OSError: The folder cannot be written to or has no room; no part of the file is left.
+        FileExistsError: `path` is another program's file, or truncated. It is left as it is.
+        OSError: The folder cannot be written to or is full. No part of the file is left.
     """
     about = {
         "version": VERSION,
@@ -79,7 +79,7 @@ def cached_images(
         if _open(path, about) is None:  # else another process has built it
             if path.exists():
                 why = _what_changed(_read_about(path), about)
-                rank_zero_warn(f"{path} is built anew: {why}.")
+                rank_zero_warn(f"{path} is rebuilt: {why}.")
             if is_held:
                 _remove_parts(path)
             _build(path, files, about, decode)
@@ -90,9 +90,10 @@ def cached_images(
 
 
 def read_only_tensor(array: np.ndarray) -> Tensor:
-    """Shares a read-only array with torch, which has no such tensors; a write would be a crash.
+    """Share a read-only array with torch.
 
-    An array that torch cannot share, of other byte order or negative strides, is copied.
+    Torch has no read-only tensors, so writing to the tensor crashes. An array with another byte
+    order or negative strides, which torch cannot share, is copied.
     """
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
@@ -106,9 +107,10 @@ def read_only_tensor(array: np.ndarray) -> Tensor:
 def decode_all(
     files: Sequence[str], decode: Decode, put: Callable[[int, np.ndarray], Any], title: str
 ) -> None:
-    """Calls ``put(i, decode(files[i]))`` for all files, decoding on all cores; one `put` at a time.
+    """Call ``put(i, decode(files[i]))`` for all files.
 
-    A thread holds one image, so that memory does not grow with the number of files.
+    Decoding runs on all cores, `put` in one thread at a time. Each thread holds one image, so that
+    memory does not grow with the number of files.
     """
     import joblib
     from tqdm import tqdm
@@ -125,7 +127,7 @@ def decode_all(
     bar = tqdm(total=len(files), desc=title, disable=not is_rank_zero(), delay=1.0)
     with bar, ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(files), AT_ONCE):
-            # After an error or Ctrl-C `map` cancels what has not begun.
+            # After an error or Ctrl-C, `map` cancels the files that wait.
             list(pool.map(work, range(start, min(start + AT_ONCE, len(files)))))
 
 
@@ -143,7 +145,11 @@ def _beside(path: Path) -> Path:
 
 
 def _open(path: Path, about: dict[str, Any]) -> np.ndarray | None:
-    """Maps the images in the file; None if there is no file, or one of another fingerprint."""
+    """Map the images in the file.
+
+    Returns:
+        None if the file does not exist or has another fingerprint.
+    """
     if not path.exists():
         return None
     found = _read_about(path)
@@ -159,23 +165,23 @@ def _open(path: Path, about: dict[str, Any]) -> np.ndarray | None:
 
 def _what_changed(old: dict[str, Any], new: dict[str, Any]) -> str:
     if old["version"] != new["version"]:
-        return "it was made by another version of dlblocks"
+        return "it was built by another version of dlblocks"
     if old["settings"] != new["settings"]:
-        return f"it was made with {old['settings']}, and now {new['settings']}"
+        return f"it was built with {old['settings']}, and now it is {new['settings']}"
     if old["shape"] == new["shape"]:
         return "images have changed since"
-    return f"its images are {tuple(old['shape'])}, and now {tuple(new['shape'])}"
+    return f"its images have shape {tuple(old['shape'])}, and now it is {tuple(new['shape'])}"
 
 
 def _read_about(path: Path) -> dict[str, Any]:
-    """Read what an array file was made of.
+    """Read the description beside an array file.
 
     Raises:
-        FileExistsError: It is not ours, or not whole.
+        FileExistsError: The file is another program's, or truncated.
     """
     name = _beside(path).name
     try:
-        found = json.loads(_beside(path).read_bytes())
+        found: dict[str, Any] = json.loads(_beside(path).read_bytes())
         kinds = {
             "version": int, "fingerprint": str, "settings": str, "shape": list, "bytes": int,
             "written": float,
@@ -189,7 +195,7 @@ def _read_about(path: Path) -> dict[str, Any]:
         raise _refusal(path, f"{name} is damaged") from error
     size = path.stat().st_size
     if size != found["bytes"]:
-        cut = f"it was cut off from {found['bytes']:,} bytes, or " if size < found["bytes"] else ""
+        cut = f"it is truncated from {found['bytes']:,} bytes, or " if size < found["bytes"] else ""
         raise _refusal(path, f"{cut}another program wrote it")
     return found
 
@@ -197,17 +203,20 @@ def _read_about(path: Path) -> dict[str, Any]:
 def _refusal(path: Path, why: str) -> FileExistsError:
     return FileExistsError(
         f"{path} ({path.stat().st_size:,} bytes) is not a complete image cache of dlblocks: {why}. "
-        "If you do not need it, delete it, and it is built anew; or choose another folder with "
+        "If you do not need it, delete it to have it rebuilt, or choose another folder with "
         "cache='/another/folder'."
     )
 
 
 def _remove_parts(path: Path) -> None:
-    """Removes the unfinished files of builds of `path` that were killed; none is at work now."""
+    """Remove unfinished files that killed builds of `path` have left.
+
+    Call it while no build is running.
+    """
     name = re.compile(rf"\.{re.escape(path.stem)}-\w{{8}}{re.escape(PART)}\.(npy|json)")
     for part in path.parent.iterdir():
         if name.fullmatch(part.name):
-            with contextlib.suppress(OSError):  # another user's
+            with contextlib.suppress(OSError):  # it is another user's
                 part.unlink()
 
 
@@ -225,7 +234,8 @@ def _build(path: Path, files: Sequence[str], about: dict[str, Any], decode: Deco
         size = start + len(files) * image_size
         _reserve(file.fileno(), size)
 
-        # Written, not mapped: on a full disk a write is an error, a mapped page kills the process.
+        # Written, not mapped: on a full disk a write raises an error, but a mapped page kills the
+        # process.
         def put(i: int, image: np.ndarray) -> None:
             file.seek(start + i * image_size)
             file.write(image.tobytes())
@@ -235,24 +245,25 @@ def _build(path: Path, files: Sequence[str], about: dict[str, Any], decode: Deco
         os.fsync(file.fileno())
         written = os.fstat(file.fileno()).st_mtime
         description.write_text(json.dumps({**about, "bytes": size, "written": written}))
-        # The array gets its name first. After a kill right then it must not pass for the old one.
+        # The array is renamed first. If the process is killed before the description is, the old
+        # description must not be there, or the new array would be mistaken for the old one.
         _beside(path).unlink(missing_ok=True)
 
 
 def _reserve(handle: int, size: int) -> None:
-    """Takes the room on the disk, so that a full one is known before hours of decoding."""
-    if not hasattr(os, "posix_fallocate"):  # macOS, Windows: the writes will tell
+    """Reserve disk space, so that a full disk fails before decoding."""
+    if not hasattr(os, "posix_fallocate"):  # macOS, Windows: the writes will fail
         return
     try:
         os.posix_fallocate(handle, 0, size)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # this file system cannot
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # unsupported by the file system
             raise
 
 
 @contextlib.contextmanager
 def _explained(path: Path, about: dict[str, Any]) -> Iterator[None]:
-    """Says which folder an `OSError` is about, and the cure."""
+    """Add folder and cure to the message of an `OSError`."""
     try:
         yield
     except OSError as error:
@@ -262,7 +273,7 @@ def _explained(path: Path, about: dict[str, Any]) -> Iterator[None]:
             free = shutil.disk_usage(next(p for p in path.parents if p.exists())).free
             limit = f"{free:,} are free"
             if error.errno == errno.EFBIG:
-                limit = "a file may not be so large here (see ulimit -f)"
+                limit = "but files may not be so large here (see ulimit -f)"
             message = (
                 f"{path.parent} has no room for the image cache: {math.prod(about['shape']):,} "
                 f"bytes are needed, {limit}; {cure}, or a smaller size."
@@ -272,10 +283,10 @@ def _explained(path: Path, about: dict[str, Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[bool]:
-    """Holds a lock on the folder, where the system has such locks; without, work is done twice.
+    """Hold a lock on the folder, and yield whether it is held.
 
-    Gives whether it is held. The library `filelock` would leave a file among the images, which
-    other users cannot lock, and fail where the file system has no locks.
+    Without support for locks, several processes may do the work. The library `filelock` would leave
+    a file among the images that other users cannot lock, and fail without support.
     """
     try:
         import fcntl

@@ -1,4 +1,4 @@
-"""Read single cells of tables: numbers, dates, categories."""
+"""Read numbers, dates and categories in cells of tables."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
 SHOWN = 3  # cells in a message
 LONG_INTEGER = re.compile(r"[+-]?\d{16,}", re.ASCII)  # perhaps above 2**53
-DAY_FIRST = "dayfirst"  # in the place of a format
+DAY_FIRST = "dayfirst"  # in place of a date format
 
 
 def compacted(cells: Series) -> Series:
-    """Make pandas' categories of a column of texts, in the order of their first rows.
+    """Convert a column of texts to pandas' categories.
 
-    All that follows is many times faster with them. Categories without a row are left out.
+    The categories are in the order of their first rows. Those without a row are left out. All later
+    steps are many times faster with categories.
     """
     import pandas as pd
 
@@ -36,7 +37,8 @@ def compacted(cells: Series) -> Series:
     except TypeError as error:
         raise ValueError(
             f"column {cells.name!r} has cells that are neither numbers nor texts, such as "
-            f"{cells.iloc[0]!r}; make columns of them, or drop=[{cells.name!r}] leaves it out."
+            f"{cells.iloc[0]!r}; split them into columns, or leave it out with "
+            f"drop=[{cells.name!r}]."
         ) from error
     texts = pd.Index(found, dtype=object)
     known = pd.Categorical.from_codes(codes, categories=texts, validate=False)
@@ -60,7 +62,7 @@ def is_text(cells: Series) -> bool:
 def text(cell: Any) -> str:
     """Return a cell as the name of a category.
 
-    Whole numbers have no decimals, and texts no spaces around them.
+    Whole numbers lose their decimals, and texts the spaces around them.
     """
     if isinstance(cell, (float, np.floating)) and float(cell).is_integer():
         return str(int(cell))
@@ -70,13 +72,14 @@ def text(cell: Any) -> str:
 def distinct(cells: Series) -> tuple[npt.NDArray[Any], Any]:
     """Number the different cells in the order of their first rows.
 
-    Missing cells get -1. Categories are taken to be as `compacted` makes them.
+    Missing cells get -1. Categories must be in the form of `compacted`.
     """
     import pandas as pd
 
     if is_categorical(cells):
         return cells.cat.codes.to_numpy(), cells.cat.categories
-    return pd.factorize(cells)
+    codes, found = pd.factorize(cells)
+    return codes, found
 
 
 def factorize(
@@ -84,8 +87,8 @@ def factorize(
 ) -> tuple[npt.NDArray[np.int64], list[str]]:
     """Number the categories of a column.
 
-    Missing cells get -1. Names are sorted as numbers if all of them are, else as texts. Cells of
-    the same `name` are of the same category.
+    Missing cells get -1. Names are sorted as numbers if all of them are numbers, else as texts.
+    Cells with the same `name` belong to the same category.
     """
     codes, found = distinct(cells)
     texts = [name(cell) for cell in found]
@@ -97,7 +100,7 @@ def factorize(
 
 
 def to_numbers(cells: Series) -> Series:
-    """Return cells as float64, with NaN for all but numbers."""
+    """Return cells as float64, with NaN for cells that are not numbers."""
     import pandas as pd
 
     if pd.api.types.is_numeric_dtype(cells.dtype):
@@ -109,10 +112,11 @@ def to_numbers(cells: Series) -> Series:
 
 
 def plain_values(cells: Series) -> npt.NDArray[Any]:
-    """Numbers (N,), not copied where the cells are numbers of NumPy."""
+    """Return numbers (N,), without a copy if the cells are NumPy's numbers."""
     plain = isinstance(cells.dtype, np.dtype) and cells.dtype.kind in "iufb"
-    plain = plain and cells.dtype.itemsize <= 8  # of which torch has numbers
-    return cells.to_numpy() if plain else to_numbers(cells).to_numpy()
+    plain = plain and cells.dtype.itemsize <= 8  # torch has no larger numbers
+    values: npt.NDArray[Any] = cells.to_numpy() if plain else to_numbers(cells).to_numpy()
+    return values
 
 
 def count_missing(cells: Series) -> int:
@@ -154,11 +158,11 @@ def plain_numbers(
         where: The table's name in messages.
         cells: Texts.
         decimal: The decimal point.
-        thousands: What separates thousands, if anything does.
-        cure: What else the message says for a number of another format.
+        thousands: Separator of thousands, or None.
+        cure: End of the message about a number of another format.
 
     Raises:
-        ValueError: A cell is a number only with a decimal point, as "1.500" is not for
+        ValueError: A cell is a number only with a decimal point, such as "1.500" with
             ``decimal=","``.
     """
     import pandas as pd
@@ -172,7 +176,7 @@ def plain_numbers(
             row = int((codes == len(plain)).argmax()) + 1
             given = f"decimal={decimal!r}" + f", thousands={thousands!r}" * bool(thousands)
             raise ValueError(
-                f"{where}: column {cells.name!r} has {cell!r} in row {row}, which is no number "
+                f"{where}: column {cells.name!r} has {cell!r} in row {row}, which is not a number "
                 f"with {given}; {cure}."
             )
         number = str(cell).strip().replace(thousands or decimal, "" if thousands else ".")
@@ -182,13 +186,13 @@ def plain_numbers(
         numbers = pd.to_numeric(made[:-1])
         if not (codes < 0).any():
             made = numbers
-        elif rounded_integer(numbers.to_numpy()) is None:  # else they stay texts, to be asked about
+        elif rounded_integer(numbers.to_numpy()) is None:  # else keep texts for a question
             made = pd.to_numeric(made)
     return pd.Series(made.to_numpy()[codes], index=cells.index, name=cells.name)
 
 
 def number_format(decimal: str, thousands: str | None) -> re.Pattern[str]:
-    """Numbers with this decimal point and this separator of thousands."""
+    """Return a pattern of numbers with this decimal point and separator."""
     point, whole = re.escape(decimal), r"\d+"
     if thousands:
         whole = rf"\d{{1,3}}({re.escape(thousands)}\d{{3}})+|\d+"
@@ -198,11 +202,11 @@ def number_format(decimal: str, thousands: str | None) -> re.Pattern[str]:
 def to_days(cells: Series, date_format: str | None) -> Series:
     """Return dates as days since 1970-01-01 UTC, with fractions.
 
-    float64, with NaN for all but dates.
+    They are float64, with NaN for cells that are not dates.
 
     Args:
         cells: Texts or dates.
-        date_format: For `pandas.to_datetime`; `DAY_FIRST`, or None to infer it.
+        date_format: Format for `pandas.to_datetime`, `DAY_FIRST`, or None to infer it.
     """
     import pandas as pd
 
@@ -216,19 +220,19 @@ def to_days(cells: Series, date_format: str | None) -> Series:
         else:
             kind["format"] = date_format
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of a format that cannot be inferred
+            warnings.simplefilter("ignore", UserWarning)  # the format cannot be inferred
             dates = pd.to_datetime(texts, **kind)
-        if "dayfirst" in kind and dates.isna().any():  # the format of the first is not that of all
+        if "dayfirst" in kind and dates.isna().any():  # formats differ
             dates = pd.to_datetime(texts, format="mixed", **kind)
     if dates.dt.tz is not None:
         dates = dates.dt.tz_convert("UTC").dt.tz_localize(None)
-    since = dates.to_numpy("datetime64[us]") - np.datetime64(0, "us")  # of year 1, too
+    since = dates.to_numpy("datetime64[us]") - np.datetime64(0, "us")  # reaches back to year 1
     days = since / np.timedelta64(1, "D")
     return pd.Series(np.append(days, np.nan)[codes], index=cells.index)
 
 
 def refuse_missing(where: str, cells: Series, cure: str, said: str = "") -> None:
-    """Refuse missing cells. `said` is how they are written in the file."""
+    """Refuse missing cells. `said` tells how the file writes them."""
     gone = cells.isna().to_numpy()
     if gone.any():
         count = f"{int(gone.sum())} of {len(gone)} rows have none{said}"
@@ -239,10 +243,10 @@ def refuse_missing(where: str, cells: Series, cure: str, said: str = "") -> None
 
 
 def is_row_numbers(name: str, cells: Series) -> bool:
-    """Return True for a column without a name that tells the rows apart."""
+    """Return True for a nameless column that differs in every row."""
     return name.startswith(NO_NAME) and len(cells) > 1 and cells.is_unique and cells.notna().all()
 
 
 def shortened(names: Sequence[str]) -> str:
-    """The first of some names, for a message."""
+    """Return the first of some names, for a message."""
     return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")

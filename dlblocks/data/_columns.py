@@ -70,7 +70,7 @@ class Column:
         categories: Of the kinds of categories, their names.
         date_format: Of dates, their format for `pandas.to_datetime`, or None to infer it.
         has_time: Of dates, whether they have a time of the day.
-        is_wide: Of numbers, whether float32 would round away what they say.
+        is_wide: For numbers, whether float32 would round them too much.
         remark: What else a reader should know.
     """
 
@@ -107,7 +107,7 @@ class Column:
 
 
 def format_cure(cells: Sequence[str]) -> str | None:
-    """Return how to set the arguments that read these numbers, or None for other texts."""
+    """Return the arguments that read these numbers, or None for other texts."""
     # "1,234" has thousands, "1,5" decimals: three digits after every comma decide.
     for decimal, thousands in FORMATS:
         if all(map(number_format(decimal, thousands).fullmatch, cells)):
@@ -119,15 +119,15 @@ def format_cure(cells: Sequence[str]) -> str | None:
 
 @dataclass
 class ColumnReader:
-    """Find out the kinds of columns, and refuse unclear ones.
+    """Infer the kinds of columns, and refuse unclear ones.
 
     Args:
         where: The table's name in messages.
-        asked: Columns whose kind the user says, whatever they look like.
+        asked: Columns whose kind the user has set, whatever they look like.
         dates: Formats of the columns of dates, or None.
-        declared: Columns whose categories are known, and these in order.
+        declared: Known categories of columns, in order.
         impute: Whether missing cells may be filled in.
-        is_frame: Whether the table is a DataFrame, which arguments of `read_csv` do not mend.
+        is_frame: Whether the table is a DataFrame, so that arguments of `read_csv` are no cure.
     """
 
     where: str
@@ -138,10 +138,10 @@ class ColumnReader:
     is_frame: bool
 
     def read_all(self, columns: Iterable[Series]) -> list[Column]:
-        """Return what columns are.
+        """Infer the kinds of columns.
 
         Args:
-            columns: The cells of each; texts are as `compacted` makes them.
+            columns: The cells of each column. Texts are in the form of `compacted`.
 
         Raises:
             ValueError: Columns are unclear. The message has the questions about all of them.
@@ -167,14 +167,17 @@ class ColumnReader:
         return found
 
     def _check_missing(self, cells: Series, missing: int) -> None:
-        """Refuse a column with missing cells, unless they may be filled in or are all it has."""
+        """Refuse a column with missing cells, unless they may be filled in.
+
+        Columns without any value are refused elsewhere.
+        """
         if not self.impute and 0 < missing < len(cells):
             name = str(cells.name)
             cure = f"set missing='impute' to fill it in, or drop=[{name!r}] to leave it out"
             refuse_missing(self.where, cells, cure)
 
     def _read(self, cells: Series, missing: int) -> Column:
-        """Return what a column is."""
+        """Infer the kind of a column."""
         from pandas.api import types
 
         name, kind = str(cells.name), self.asked.get(str(cells.name))
@@ -214,7 +217,7 @@ class ColumnReader:
         return column
 
     def _check_range(self, column: Column, cells: Series) -> None:
-        """Refuse infinite cells, such as "inf" and 1e999; find out the precision of others."""
+        """Refuse infinite cells, such as "inf" and 1e999, and set `is_wide`."""
         name, values = column.name, plain_values(cells)
         low, high = value_range(values)
         if not fits_float32(low, high, len(values)):
@@ -298,7 +301,7 @@ class ColumnReader:
         )
 
     def _check_rounded(self, name: str, cells: Series) -> None:
-        """Refuse whole numbers that are others as float64."""
+        """Refuse whole numbers that float64 would round."""
         cell = rounded_cell(cells)
         if cell is not None:
             self._refuse(
@@ -309,7 +312,7 @@ class ColumnReader:
             )
 
     def _check_number_format(self, name: str, cells: Sequence[str]) -> None:
-        """Raises a `ValueError` if the texts are numbers of another format."""
+        """Raise a `ValueError` if the texts are numbers of another format."""
         what, keep = f"such as {shortened(cells)}", f"categorical=[{name!r}] if they are categories"
         cure = format_cure(cells)
         if cure:
@@ -328,8 +331,8 @@ class ColumnReader:
         self._refuse(
             name,
             f"has numbers, but for {len(bad)} cell(s): {', '.join(rows)}{more}",
-            f"mend them; or {gone} if they are missing; or categorical=[{name!r}] if all cells are "
-            "categories",
+            f"correct them; or {gone} if they are missing; or categorical=[{name!r}] if all cells "
+            "are categories",
         )
 
     def _refuse_dates(self, name: str, date: str, keep: str = "") -> NoReturn:

@@ -1,4 +1,4 @@
-"""Make features of the columns of a table."""
+"""Encode the columns of a table as features."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 
 
 MAX_THREADS = 8
-CHUNK = 4096  # rows at a time, which a cache holds: three times as fast
+CHUNK = 4096  # rows at a time, which fit into the processor's cache: three times as fast
 
 
 def encode(table: DataFrame, columns: Sequence[Column], *, is_wide: bool | None = None) -> Tensor:
-    """Make features (N, F) of a table.
+    """Encode a table as features (N, F).
 
     A missing cell is NaN in all features of its column.
 
-    Columns of the kinds ``"counts"`` and ``"embedding"`` are numbers of categories, from 0, -1 for
-    a missing cell, and their count for a category that is not among them; see `completion`.
+    Columns of the kinds ``"counts"`` and ``"embedding"`` become numbers of categories, from 0. A
+    missing cell is -1, and an unknown category the number of categories; see `completion`.
 
     Args:
         table: A table.
-        columns: What becomes of its columns.
-        is_wide: Whether to return float64; None to look whether float32 would do.
+        columns: Its columns and their kinds.
+        is_wide: Return float64. None to decide whether float32 is enough.
 
     Returns:
-        float32, or float64 if float32 would round away what a column says.
+        float32, or float64 if float32 would round a column too much.
     """
     values = [_values(column, table[column.name]) for column in columns]
     if is_wide is None:
@@ -68,21 +68,22 @@ def encode(table: DataFrame, columns: Sequence[Column], *, is_wide: bool | None 
 def completion(
     inputs: Tensor, rows: Tensor, columns: Sequence[Column], *, impute: bool
 ) -> dict[str, Tensor]:
-    """Statistics by which `dlblocks.nets.Preprocess` fills in what only training rows may say.
+    """Compute the statistics that `dlblocks.nets.Preprocess` fills in.
 
-    Missing numbers and dates become the median, missing categories the most frequent one; of
-    ``"counts"``, a category becomes its share of the training rows; of ``"embedding"``, its number
-    from 1, or 0 if no training row has it. Missing cells of these two count as one more category,
-    and as unknown. The last entry of a table is 0, for categories that the whole table has not.
+    They come from training rows alone. Missing numbers and dates become the median, missing
+    categories the most frequent one. A category of ``"counts"`` becomes its share of the training
+    rows. One of ``"embedding"`` becomes its number from 1, or 0 if no training row has it. Missing
+    cells are one more category for ``"counts"``, and unknown for ``"embedding"``. The last entry of
+    a table is 0, for categories that are not in the whole table.
 
     Args:
-        inputs: As `encode` makes them.
-        rows: Rows that train, int64.
-        columns: What becomes of the columns.
+        inputs: The result of `encode`.
+        rows: Training rows, int64.
+        columns: The columns and their kinds.
         impute: Whether missing cells are filled in.
 
     Returns:
-        ``fill``, ``coded`` and ``tables``; none of those that change nothing.
+        ``fill``, ``coded`` and ``tables``, without those that would change nothing.
     """
     fill, coded, tables = torch.zeros(inputs.shape[1], dtype=inputs.dtype), [], []
     start = 0
@@ -108,9 +109,9 @@ def completion(
 
 
 def _fill(seen: Tensor, *, most_frequent: bool) -> Tensor:
-    """The median of each feature, or the most frequent category, of training rows."""
+    """Return medians, or the most frequent category, of training rows."""
     seen = seen[~seen[:, 0].isnan()]
-    fill = torch.zeros(seen.shape[1], dtype=seen.dtype)  # nothing seen: 0, or no category
+    fill = torch.zeros(seen.shape[1], dtype=seen.dtype)  # without values: 0, or no category
     if len(seen) and most_frequent:
         fill[seen.sum(0).argmax()] = 1
     elif len(seen):
@@ -119,7 +120,7 @@ def _fill(seen: Tensor, *, most_frequent: bool) -> Tensor:
 
 
 def _values(column: Column, cells: Series) -> npt.NDArray[Any]:
-    """Return numbers of shape (N,) or (N, F), for categories their numbers or -1."""
+    """Return numbers (N,) or (N, F), for categories their numbers or -1."""
     if column.kind == "date":
         return _date_parts(column, cells)
     if column.kind != "number":
@@ -134,19 +135,24 @@ def _date_parts(column: Column, cells: Series) -> npt.NDArray[np.float64]:
     """
     import pandas as pd
 
-    codes, found = distinct(cells)  # each date is taken apart once
+    codes, found = distinct(cells)  # each date is parsed once
     days = to_days(pd.Series(found), column.date_format).to_numpy(np.float64, na_value=np.nan)
-    days = np.append(days, np.nan)  # of missing cells
+    days = np.append(days, np.nan)  # for missing cells
     whole = np.floor(days)
     month = whole.astype("datetime64[D]").astype("datetime64[M]").astype(np.int64) % 12 + 1
     parts = [days, np.where(np.isnan(days), np.nan, month), (whole + 3) % 7]  # 0 is Monday
     if column.has_time:
         parts.append((days - whole) * 24)
-    return np.stack(parts)[:, codes].T  # of which a column is many times faster to read
+    # In this layout a column is many times faster to read.
+    table: npt.NDArray[np.float64] = np.stack(parts)[:, codes].T
+    return table
 
 
 def _codes(column: Column, cells: Series) -> npt.NDArray[np.int64]:
-    """Numbers of the column's categories, -1 for missing cells; for unknown ones their count."""
+    """Number the categories of a column, with -1 for missing cells.
+
+    Unknown categories get the number of known ones.
+    """
     codes, names = factorize(cells)
     place = {name: i for i, name in enumerate(column.categories)}
     unknown = len(place)

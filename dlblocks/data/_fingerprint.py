@@ -12,23 +12,23 @@ from torch import Tensor
 
 from dlblocks.data._cache import read_only_tensor
 
-# Inputs up to so many bytes are hashed whole, which takes a tenth of a second.
+# Inputs up to this many bytes are hashed completely, which takes a tenth of a second.
 MAX_BYTES = 2**26
 CHUNK_BYTES = 2**22
-# Larger data are not searched for duplicates unless asked to: 4 GiB take about ten seconds.
+# Larger data are searched for duplicates only on request: 4 GiB take about ten seconds.
 MAX_SEARCHED_BYTES = 2**32
 
 
 def fingerprint(inputs: Mapping[str, Any], columns: Mapping[str, Any]) -> str:
-    """SHA-256 of names, dtypes, shapes and bytes of arrays, as 64 hexadecimal digits.
+    """Hash names, dtypes, shapes and bytes of arrays.
 
-    Inputs of more than 64 MiB, such as memory maps, are sampled: as many whole rows as fit into
-    64 MiB, evenly spaced, the first and the last among them. A change of other rows alone is then
-    not seen. Columns are always hashed whole.
+    The result is SHA-256 as 64 hexadecimal digits. Inputs of more than 64 MiB, such as memory maps,
+    are sampled: as many complete rows as fit into 64 MiB, evenly spaced from the first to the last.
+    A change in other rows alone then goes unnoticed. Columns are always hashed completely.
 
     Args:
         inputs: Arrays or tensors of shape (N, ...), by name.
-        columns: Arrays, tensors or texts of shape (N, ...), by name; None stands for none.
+        columns: Arrays, tensors or texts of shape (N, ...), or None, by name.
 
     Example:
         >>> one = fingerprint({"inputs": np.zeros((3, 2))}, {"targets": np.array([0, 1, 0])})
@@ -47,10 +47,10 @@ def fingerprint(inputs: Mapping[str, Any], columns: Mapping[str, Any]) -> str:
 
 
 def row_keys(values: Tensor | np.ndarray | Sequence[Any]) -> np.ndarray:
-    """Return one number a row, the same for equal rows.
+    """Return one number per row, equal for equal rows.
 
-    It is a hash of 64 bits of the row's bytes (BLAKE2b): two different rows among a million get
-    the same number with a probability of 3e-8. Rows are not equal to rows of another dtype.
+    It is a 64-bit hash of the row's bytes (BLAKE2b). The probability that any two different rows
+    among a million get the same number is 3e-8. Rows of different dtypes are not equal.
 
     Args:
         values: Shape (N, ...), or a list of N texts, numbers, arrays or tensors.
@@ -72,7 +72,7 @@ def row_keys(values: Tensor | np.ndarray | Sequence[Any]) -> np.ndarray:
     width = tensor[:1].numel() * tensor.element_size()
     step = max(1, CHUNK_BYTES // max(width, 1))
     found = [np.empty(0, dtype=np.int64)]
-    for rows in tensor.split(step):
+    for rows in torch.split(tensor, step):
         memory = _row_bytes(rows)
         found.append(_keys([memory[i * width : (i + 1) * width] for i in range(len(rows))]))
     return np.concatenate(found)
@@ -87,7 +87,7 @@ def first_copies(keys: np.ndarray) -> np.ndarray:
 
 def _row_bytes(rows: Tensor) -> memoryview:
     if rows.is_floating_point():
-        rows = rows + 0.0  # -0.0 becomes 0.0, to which it is equal
+        rows = rows + 0.0  # -0.0 becomes the equal 0.0
     array: Any = rows.reshape(-1).cpu().contiguous().view(torch.uint8).numpy()
     return memoryview(array)
 
@@ -112,12 +112,12 @@ def _as_tensor(values: Any) -> Tensor:
         text = "\0".join(str(value) for value in array.ravel().tolist())
         array = np.frombuffer(text.encode() or b"\0", dtype=np.uint8)
     elif array.dtype.kind not in "fib" and array.dtype != np.uint8:
-        array = np.frombuffer(array.tobytes(), dtype=np.uint8)  # torch has no such numbers
+        array = np.frombuffer(array.tobytes(), dtype=np.uint8)  # torch lacks this dtype
     return read_only_tensor(array)
 
 
 def _chunks(tensor: Tensor, bound: int | None) -> Iterator[np.ndarray]:
-    """The bytes of the rows, a few at a time."""
+    """Yield the bytes of the rows, a few rows at a time."""
     if tensor.numel() == 0:
         return
     tensor = tensor.reshape(len(tensor), -1) if tensor.ndim else tensor.reshape(1, 1)
@@ -126,5 +126,5 @@ def _chunks(tensor: Tensor, bound: int | None) -> Iterator[np.ndarray]:
     if bound is not None and count * row_bytes > bound:
         count = min(count, max(2, bound // row_bytes))
     rows = torch.from_numpy(np.linspace(0, len(tensor) - 1, count).round().astype(np.int64))
-    for some in rows.split(max(1, CHUNK_BYTES // row_bytes)):
+    for some in torch.split(rows, max(1, CHUNK_BYTES // row_bytes)):
         yield tensor.index_select(0, some.to(tensor.device)).cpu().view(torch.uint8).numpy()

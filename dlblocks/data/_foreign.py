@@ -1,4 +1,4 @@
-"""Targets, groups, arrays and equal samples of anybody's data set."""
+"""Find targets, groups, arrays and equal samples of any data set."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from dlblocks.data._labels import as_numpy
 
 TARGETS = ("targets", "labels", "y")
 GROUPS = ("groups",)
-# Packages whose classes have a length, but are no numbered samples.
+# Packages whose classes have a length and entries, but are not data sets.
 NO_DATASETS = ("builtins", "collections", "numpy", "torch", "pandas", "polars", "scipy")
-# Samples are compared one by one up to so many, which takes seconds to minutes.
+# Up to this many samples are loaded to compare them, which takes seconds to minutes.
 MAX_LOADED = 20_000
-# So many samples are loaded twice, to see whether they are augmented at random.
+# This many samples are loaded twice, to see whether they are augmented at random.
 PROBED = 16
 
 
-def read_column(dataset: Dataset, names: Sequence[str]) -> np.ndarray | None:
-    """One value a sample of a data set, or None if it has no such attribute.
+def read_column(dataset: Dataset[Any], names: Sequence[str]) -> np.ndarray | None:
+    """Read an attribute with one value per sample, or return None.
 
-    Looks for an attribute of one of the `names` that is as long as the data set; through `Subset`
-    and `ConcatDataset`. Targets of a `TensorDataset` are its last tensor. No sample is loaded.
+    The attribute has one of the `names` and is as long as the data set, or as the data sets inside
+    of `Subset` and `ConcatDataset`. Targets of a `TensorDataset` are its last tensor. No sample is
+    loaded.
 
     Example:
         >>> import torch
@@ -37,7 +38,7 @@ def read_column(dataset: Dataset, names: Sequence[str]) -> np.ndarray | None:
         array([3, 1])
     """
 
-    def own(part: Dataset) -> dict[str, np.ndarray]:
+    def own(part: Dataset[Any]) -> dict[str, np.ndarray]:
         if isinstance(part, TensorDataset):
             last = names is TARGETS and len(part.tensors) > 1
             return {"": as_numpy(part.tensors[-1])} if last else {}
@@ -52,11 +53,11 @@ def read_column(dataset: Dataset, names: Sequence[str]) -> np.ndarray | None:
 
 
 def _columns(
-    dataset: Dataset, own: Callable[[Dataset], dict[str, np.ndarray]]
+    dataset: Dataset[Any], own: Callable[[Dataset[Any]], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    """Return columns of a data set, through `Subset` and `ConcatDataset`.
+    """Return columns of a data set, also inside `Subset` and `ConcatDataset`.
 
-    `own` returns those of any other data set, one value a sample.
+    `own` returns those of any other data set, with one value per sample.
     """
     if isinstance(dataset, Subset):
         rows = np.asarray(dataset.indices, dtype=np.int64)
@@ -68,8 +69,8 @@ def _columns(
     return own(dataset)
 
 
-def arrays(dataset: Dataset) -> dict[str, Any]:
-    """The arrays or lists that a data set holds its samples in, as far as they can be told."""
+def arrays(dataset: Dataset[Any]) -> dict[str, Any]:
+    """Return the known arrays and lists that hold a data set's samples."""
     if isinstance(dataset, Subset):
         inner = arrays(dataset.dataset)
         return {**inner, f"indices{len(inner)}": np.asarray(dataset.indices, dtype=np.int64)}
@@ -93,7 +94,7 @@ def _is_series(values: Any) -> bool:
 
 
 def is_dataset(data: Any) -> bool:
-    """Return True for torch's data sets and all else that `DataLoader` takes for one."""
+    """Return True for any object that works as a `DataLoader`'s data set."""
     if isinstance(data, Dataset):
         return True
     package = type(data).__module__.partition(".")[0]
@@ -103,25 +104,26 @@ def is_dataset(data: Any) -> bool:
 
 
 def _attributes(dataset: Any) -> dict[str, Any]:
-    """The attributes of a data set; one with `__slots__` may have none."""
+    """Return the attributes of a data set."""
+    # An object with `__slots__` may have none.
     return getattr(dataset, "__dict__", {})
 
 
-def length(dataset: Dataset) -> int:
-    """The number of samples; an `IterableDataset` has none."""
+def length(dataset: Dataset[Any]) -> int:
+    """Return the number of samples, which an `IterableDataset` lacks."""
     return len(dataset)  # type: ignore[arg-type]
 
 
 # Equal samples
 
 
-def count_shared(test: Dataset, development: Dataset) -> int | None:
+def count_shared(test: Dataset[Any], development: Dataset[Any]) -> int | None:
     """Count the samples of one data set that are in another.
 
-    Samples of `Subset`s of one data set, or of two over equal arrays, are known by their numbers.
-    Others are known by the rows of the arrays, texts and file names that the data sets hold, and
-    where there are none by what is loaded. None if there are more than 20,000 samples to load, or
-    if they are augmented at random.
+    Samples of `Subset`s of one data set, or of two over equal arrays, are compared by number.
+    Others are compared by the rows of the arrays, texts and file names that the data sets hold.
+    Without such attributes, the samples are loaded and compared. The result is None if there are
+    more than 20,000 samples to load, or if they are augmented at random.
 
     Example:
         >>> import torch
@@ -147,22 +149,22 @@ def count_shared(test: Dataset, development: Dataset) -> int | None:
     return None if found is None or known is None else sum(key in set(known) for key in found)
 
 
-def input_keys(dataset: Dataset) -> np.ndarray | None:
-    """Return a number for each sample, or None if no array or text holds the inputs."""
+def input_keys(dataset: Dataset[Any]) -> np.ndarray | None:
+    """Return a number per sample, or None if the inputs are unknown."""
     keys = sample_keys(dataset)
     inputs = {name: of for name, of in keys.items() if name not in ("targets", "files")}
     return _combined(inputs) if inputs else None
 
 
-def sample_keys(dataset: Dataset) -> dict[str, np.ndarray]:
-    """Return numbers of the samples, int64 of shape (N,), one array an attribute.
+def sample_keys(dataset: Dataset[Any]) -> dict[str, np.ndarray]:
+    """Return numbers of the samples for each attribute, int64 of shape (N,).
 
     The names are ``"targets"``, ``"files"`` for names of files, and those of all other arrays and
-    lists of texts or arrays. Columns of single numbers are left out: they may be sample numbers.
-    Empty if there is nothing of the kind, or more than 4 GiB of it.
+    lists of texts or arrays. Columns of single numbers are left out, since they may be sample
+    numbers. The result is empty if there are no such attributes, or more than 4 GiB of them.
     """
 
-    def own(part: Dataset) -> dict[str, np.ndarray]:
+    def own(part: Dataset[Any]) -> dict[str, np.ndarray]:
         found = _held(part)
         size = sum(v.nbytes for v in found.values() if isinstance(v, (Tensor, np.ndarray)))
         return {} if size > MAX_SEARCHED_BYTES else {n: row_keys(v) for n, v in found.items()}
@@ -170,8 +172,8 @@ def sample_keys(dataset: Dataset) -> dict[str, np.ndarray]:
     return _columns(dataset, own)
 
 
-def _held(dataset: Dataset) -> dict[str, Any]:
-    """Return the attributes that hold one entry a sample."""
+def _held(dataset: Dataset[Any]) -> dict[str, Any]:
+    """Return the attributes that hold one entry per sample."""
     if isinstance(dataset, TensorDataset):
         *inputs, last = dataset.tensors
         return {f"tensor{i}": x for i, x in enumerate(inputs)} | (
@@ -197,9 +199,9 @@ def _held(dataset: Dataset) -> dict[str, Any]:
 
 
 def _listed(name: str, values: Sequence[Any]) -> dict[str, Any]:
-    """Return a list of texts, names of files or arrays, by name.
+    """Return a list of texts, file names or arrays, by name.
 
-    Names of files may have a class each, as in torchvision.
+    Each file name may come with a class, as in torchvision.
     """
     firsts = [v[0] if isinstance(v, tuple) and v else v for v in values]
     if all(isinstance(value, (str, os.PathLike)) for value in firsts):
@@ -215,15 +217,15 @@ def _combined(columns: Mapping[str, np.ndarray]) -> np.ndarray:
     return found[0] if len(found) == 1 else row_keys(np.stack(found, axis=1))
 
 
-def _place(dataset: Dataset) -> tuple[Dataset, np.ndarray]:
-    """Return the data set within `Subset`s and wrappers, and the rows of it."""
+def _place(dataset: Dataset[Any]) -> tuple[Dataset[Any], np.ndarray]:
+    """Return the data set inside `Subset`s and wrappers, and its rows."""
     rows = np.arange(length(dataset))
     while True:
         if isinstance(dataset, Subset):
             rows = np.asarray(dataset.indices, dtype=np.int64)[rows]
             dataset = dataset.dataset
             continue
-        # One that transforms the samples of another.
+        # A data set that transforms the samples of another.
         inner = [v for v in _attributes(dataset).values() if isinstance(v, Dataset)]
         if len(inner) != 1 or not hasattr(inner[0], "__len__"):
             return dataset, rows
@@ -232,8 +234,8 @@ def _place(dataset: Dataset) -> tuple[Dataset, np.ndarray]:
         dataset = inner[0]
 
 
-def _loaded_keys(dataset: Dataset) -> list[int] | None:
-    """Return numbers of the loaded samples, or None if they differ every time."""
+def _loaded_keys(dataset: Dataset[Any]) -> list[int] | None:
+    """Load samples and number them, or return None if they are random."""
     size = length(dataset)
     probe = np.linspace(0, size - 1, min(size, PROBED)).round().astype(int).tolist()
     for i in probe:
@@ -253,7 +255,7 @@ def _sample_key(sample: Any) -> int | None:
 
 
 def _leaves(sample: Any) -> Iterator[Any]:
-    """All that a sample holds, with the keys of dictionaries."""
+    """Yield all values inside a sample, including keys of dictionaries."""
     if isinstance(sample, Mapping):
         sample = [part for pair in sample.items() for part in pair]
     if isinstance(sample, (list, tuple)):

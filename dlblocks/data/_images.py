@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-# Others than torchvision's must not be left out in silence.
+# Endings that torchvision does not know must not be skipped silently.
 OF_TORCHVISION = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 ENDINGS = (*OF_TORCHVISION, ".gif", ".jfif", ".avif", ".heic", ".heif")
 
 
 def is_hidden(name: str) -> bool:
-    """Return True for files and folders that are no images of the user."""
+    """Return True for files and folders of the system, not the user."""
     return name.startswith(".") or name in ("__MACOSX", "@eaDir")
 
 
@@ -32,7 +32,7 @@ def images_below(folder: Path) -> list[str]:
 
 
 def _leads_up(place: str, name: str) -> bool:
-    """Tell whether a folder is a link to a folder that it lies in, which has no end."""
+    """Tell whether a folder is a link to one that contains it."""
     path = os.path.join(place, name)
     above = os.path.join(os.path.realpath(path), "")
     return os.path.islink(path) and os.path.join(os.path.realpath(place), "").startswith(above)
@@ -41,13 +41,16 @@ def _leads_up(place: str, name: str) -> bool:
 def decode(
     file: str, size: Sequence[int], channels: int, background: tuple[int, int, int]
 ) -> np.ndarray:
-    """Return an image as uint8 (C, H, W): shorter side resized to fit, centre cut out."""
+    """Decode an image as uint8 (C, H, W).
+
+    The shorter side is resized to fit, and the centre cut out.
+    """
     from PIL import Image, ImageOps
 
     try:
         with Image.open(file) as opened:
             image = ImageOps.exif_transpose(opened)
-            # Pillow's own conversion of these cuts off at 255.
+            # Pillow's own conversion of these modes clips at 255.
             if image.mode[:4] == "I;16" or (image.mode == "I" and opened.format in ("PNG", "PPM")):
                 pixels = (np.asarray(image).astype(np.uint32) + 128) // 257
                 image = Image.fromarray(pixels.astype(np.uint8))
@@ -58,7 +61,7 @@ def decode(
                 image = Image.alpha_composite(ground, image.convert("RGBA"))
             image = image.convert("L" if channels == 1 else "RGB")
     except Exception as error:
-        cure = "mend it, or remove it"
+        cure = "repair or remove it"
         if file.lower().endswith((".heic", ".heif")):
             cure = "save it as JPEG, or call pillow_heif.register_heif_opener() first"
         raise ValueError(f"{file} cannot be decoded as an image ({error}); {cure}.") from error

@@ -1,4 +1,4 @@
-"""The kinds of arrays: the only place that tells them by dtype and shape."""
+"""Infer the kinds of arrays from dtype and shape."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from dlblocks.fields import Boxes, Class, Features, Image, Kind, Labels, Mask, R
 
 
 def find_input_kind(argument: str, inputs: Any) -> Kind:
-    """Return the kind of inputs, where it is clear.
+    """Infer the kind of inputs.
 
     Args:
         argument: Name of the inputs in the message.
         inputs: Tensor or array of shape (N, ...).
 
     Raises:
-        ValueError: Integers that may be tokens or features.
+        ValueError: The inputs are integers, which may be tokens or features.
 
     Example:
         >>> find_input_kind("inputs", np.zeros((2, 3, 8, 8), np.uint8)).name
@@ -43,7 +43,7 @@ def image_size(inputs: Any, kind: Kind) -> tuple[int, ...] | None:
 
 
 def find_target_kind(targets: Any, size: tuple[int, ...] | None = None) -> Kind | None:
-    """Return the kind of targets, None if they are of no known kind.
+    """Infer the kind of targets, None for an unknown one.
 
     Args:
         targets: Tensor, array or list of shape (N, ...), or `Ragged`.
@@ -64,7 +64,7 @@ def find_target_kind(targets: Any, size: tuple[int, ...] | None = None) -> Kind 
 
 
 def _letter(values: Any) -> str:
-    """Return NumPy's letter of a dtype: f, i, u, b, or of another kind."""
+    """Return NumPy's letter of a dtype, such as f, i or u."""
     if not isinstance(values, Tensor):
         return str(values.dtype.kind)
     if values.is_floating_point():

@@ -1,4 +1,4 @@
-"""Labels of any values as classes 0 … C-1."""
+"""Map labels of any values to classes 0 … C-1."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ def encode_labels(
 ) -> tuple[Tensor, list[str]]:
     """Map labels to the classes 0 … C-1.
 
-    Classes are sorted by number if all labels are numbers, or texts of numbers, else by name.
-    Whole numbers that count from 0 stay as they are: 0 is the smallest, and at least half of
-    0 … max occur. A number that does not occur is then a class without samples. ``1`` and ``1.0``
-    are the same label.
+    Classes are sorted by number if all labels are numbers or texts of numbers, else by name.
+    Whole numbers that count from 0 stay as they are. That is the case if 0 is the smallest and at
+    least half of 0 … max occur. The numbers that do not occur are classes without samples. ``1``
+    and ``1.0`` are the same label.
 
     Args:
         argument: Name of the labels in messages.
         values: Shape (N,) or (N, 1): a tensor, array, list or pandas Series of whole numbers, bool,
             texts, or a mixture of them.
-        class_names: Names of the classes 0 … C-1. Texts are looked up in it, whole numbers are
-            positions in it.
-        by_name: Look whole numbers up in `class_names`, too: for the labels of a test set, given
-            the names that the training labels have got.
+        class_names: Names of the classes 0 … C-1. Texts are looked up in this list, and whole
+            numbers are positions in it.
+        by_name: Look up whole numbers in `class_names` too, for the labels of a test set with the
+            class names of the training labels.
 
     Returns:
         Classes, int64 of shape (N,), and their names.
 
     Raises:
         ValueError: A label is missing (None, NaN, NaT, pandas.NA, masked or an empty text), is not
-            a whole number, or is not among `class_names`; or the shape is another one.
-        TypeError: What stands for a label is a list, dictionary or array.
+            a whole number, or is not among `class_names`; or the shape is wrong.
+        TypeError: A label is a list, dictionary or array.
 
     Example:
         >>> encode_labels("targets", [3, 7, 7])
@@ -84,20 +84,20 @@ def several_labels(
     *,
     one_hot: bool = False,
 ) -> tuple[Tensor, list[str]] | None:
-    """Read 0 and 1 of several labels a sample; None for anything else.
+    """Read several labels per sample, or return None for other targets.
 
     Args:
         argument: Name of the labels in messages.
         values: Integers or bool of shape (N, C), with C >= 2.
         class_names: Names of the labels.
-        one_hot: Take rows that all have exactly one 1, too, as a small test set may have them.
+        one_hot: Accept rows that all have exactly one 1, which can happen in a small test set.
 
     Returns:
         int64 of shape (N, C), and C names.
 
     Raises:
-        ValueError: Each row has exactly one 1, as one-hot rows of classes have, or there are not
-            as many names.
+        ValueError: Each row has exactly one 1, like one-hot classes, or the number of names
+            differs.
 
     Example:
         >>> several_labels("targets", [[1, 1], [0, 0]], ["sea", "sand"])[0].shape
@@ -110,22 +110,22 @@ def several_labels(
         return None
     if not one_hot and (array.sum(1) == 1).all():
         raise ValueError(
-            f"{argument} has shape {array.shape}, with exactly one 1 in each row, as one-hot rows "
-            f"of classes; pass {argument}.argmax(1)."
+            f"{argument} has shape {array.shape} and exactly one 1 in each row, like one-hot "
+            f"classes; pass {argument}.argmax(1)."
         )
     names = [str(i) for i in range(array.shape[1])] if class_names is None else list(class_names)
     if len(names) != array.shape[1]:
         raise ValueError(
-            f"class_names has {len(names)} names, but {argument} has {array.shape[1]} labels a "
+            f"class_names has {len(names)} names, but {argument} has {array.shape[1]} labels per "
             "sample; give each label a name."
         )
     return torch.from_numpy(array.astype(np.int64)), names
 
 
 def read_labels(argument: str, values: Any) -> np.ndarray:
-    """Return labels as numbers, to stratify somebody else's data by.
+    """Return labels as numbers, to stratify another package's data by them.
 
-    Whole numbers stay as they are, since the data set's batches hold them; texts become 0 … C-1.
+    Whole numbers stay as they are, since the data set's batches hold them. Texts become 0 … C-1.
     Numbers that are not all whole are values and become float64.
 
     Args:
@@ -136,8 +136,8 @@ def read_labels(argument: str, values: Any) -> np.ndarray:
         int64 or float64 of shape (N,).
 
     Raises:
-        ValueError: A label is missing, or the shape is another one.
-        TypeError: What stands for a label is a list, dictionary or array.
+        ValueError: A label is missing, or the shape is wrong.
+        TypeError: A label is a list, dictionary or array.
 
     Example:
         >>> read_labels("targets", np.array([[3], [7]])), read_labels("targets", ["b", "a"])
@@ -147,13 +147,14 @@ def read_labels(argument: str, values: Any) -> np.ndarray:
     if not all(isinstance(label, (bool, np.bool_)) or _is_number(label) for label in labels):
         return encode_labels(argument, values)[0].numpy()
     whole = all(float(label).is_integer() for label in labels)
-    return np.array(labels, dtype=np.int64 if whole else np.float64)[position]
+    numbers: np.ndarray = np.array(labels, dtype=np.int64 if whole else np.float64)[position]
+    return numbers
 
 
 def as_numpy(values: Any) -> np.ndarray:
-    """Return tensors, lists of numbers or texts, or lists of scalar tensors as one array.
+    """Convert a tensor, or a list of numbers, texts or scalar tensors.
 
-    A masked array becomes objects, with None for what is masked.
+    A masked array becomes an array of objects, with None for masked entries.
     """
     if isinstance(values, (list, tuple)) and values and isinstance(values[0], Tensor):
         values = torch.stack(list(values))
@@ -181,7 +182,7 @@ def _distinct(argument: str, values: Any) -> tuple[list[Any], np.ndarray]:
                 f"{argument} has a list, dictionary or array in place of a label ({error})."
             ) from error
         position, labels = np.array(rows, dtype=np.int64), list(positions)
-    # NumPy makes the text "nan" of NaN among texts.
+    # NumPy turns NaN among texts into the text "nan".
     gone = [_is_missing(x) or (array.dtype.kind == "U" and x == "nan") for x in labels]
     missing = np.flatnonzero(np.array(gone, dtype=bool)[position])
     if len(missing):
@@ -194,10 +195,10 @@ def _distinct(argument: str, values: Any) -> tuple[list[Any], np.ndarray]:
 
 
 def _column(argument: str, values: Any) -> np.ndarray:
-    """Return labels as an array of shape (N,), with None for what is masked."""
+    """Return labels as an array (N,), with None for masked entries."""
     array = as_numpy(values)
     if isinstance(values, (list, tuple)) and array.dtype.kind in "US":
-        array = np.asarray(values, dtype=object)  # or None and NaN would be texts
+        array = np.asarray(values, dtype=object)  # else None and NaN become texts
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1:

@@ -1,4 +1,4 @@
-"""Means and standard deviations, of some rows of an array that may be larger than memory."""
+"""Compute means and standard deviations of arrays larger than memory."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Values taken at a time: 2 MB as float64, which a cache holds.
+# Values at a time: 2 MB as float64, which fit into the processor's cache.
 CHUNK = 1 << 18
-# A rounding error of at most so much of a column's standard deviation is none.
+# Largest tolerated rounding error, as a share of a column's standard deviation.
 TOLERATED = 1e-3
 FLOAT32_EPS = 2.0**-24  # the largest relative error of rounding to float32
 FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
 def mean_and_std(inputs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (of the population) of each channel, or column, of some rows.
+    """Compute the mean and standard deviation of each channel over some rows.
 
-    One pass in float64, some rows at a time; the variance is taken about the mean of the first
-    rows, so that large means lose no digits (Chan, Golub and LeVeque 1983).
+    The standard deviation is that of the population. One pass in float64 reads some rows at a time.
+    The variance is taken about the mean of the first rows, so that large means lose no digits
+    (Chan, Golub and LeVeque 1983).
 
     Args:
-        inputs: Shape (N, C, ...), any dtype.
-        rows: Which of them count, int64, shape (M,) with M >= 1.
+        inputs: Shape (N, C, ...), any dtype. The channels of a table are its columns.
+        rows: Rows to use, int64, shape (M,) with M >= 1.
 
     Returns:
-        Float64 of shape (C,) each. The standard deviation of a constant channel is 0, or as near
-        as rounding allows.
+        Both float64 of shape (C,). The standard deviation of a constant channel is 0 within
+        rounding.
 
     Example:
         >>> mean_and_std(torch.tensor([[1.0], [3.0], [99.0]]), torch.tensor([0, 1]))
@@ -37,7 +38,7 @@ def mean_and_std(inputs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     channels = inputs.shape[1]
     count = 0
     pivot = total = square = torch.zeros(channels, dtype=torch.float64)
-    for chunk in rows.split(max(1, CHUNK // max(inputs[0].numel(), 1))):
+    for chunk in torch.split(rows, max(1, CHUNK // max(inputs[0].numel(), 1))):
         x = inputs.index_select(0, chunk).reshape(len(chunk), channels, -1).double()
         if count == 0:
             pivot = x.mean((0, 2))
@@ -50,10 +51,10 @@ def mean_and_std(inputs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def needs_float64(inputs: Tensor) -> bool:
-    """Tell whether float32 would lose what a column says.
+    """Tell whether float32 would round a column too much.
 
-    It does if rounding changes a value by more than 1e-3 of its column's standard deviation, as of
-    times in milliseconds since 1970. Values that are not finite do not count.
+    It does if rounding changes a value by more than 1e-3 of its column's standard deviation. An
+    example is times in milliseconds since 1970. Values that are not finite are ignored.
 
     Args:
         inputs: Features of shape (N, F), any dtype.
@@ -72,11 +73,11 @@ def needs_float64(inputs: Tensor) -> bool:
 
 
 def fits_float32(low: Any, high: Any, count: int) -> Any:
-    """Tell from their range that float32 does not round `count` values too much.
+    """Tell from a range of values if float32 is precise enough.
 
-    False means that one has to look.
+    False means that the `count` values must be checked one by one.
     """
-    # A standard deviation is at least (high - low) / √(2N), which spares most columns the rest.
+    # A standard deviation is at least (high - low) / √(2N). Most columns need no further check.
     with np.errstate(invalid="ignore", over="ignore"):
         largest = np.maximum(abs(low), abs(high))
         safe = FLOAT32_EPS * largest <= TOLERATED * (high - low) / np.sqrt(2 * count)
@@ -99,12 +100,12 @@ def rounded_integer(values: np.ndarray) -> int | None:
     floats = values.astype(np.float64)
     with np.errstate(invalid="ignore"):
         rounded = floats.astype(values.dtype) != values
-    rounded |= floats >= float(np.iinfo(values.dtype).max)  # which the dtype does not hold
+    rounded |= floats >= float(np.iinfo(values.dtype).max)  # too large for the dtype
     return int(values[rounded][0]) if rounded.any() else None
 
 
 def _is_rounded(column: Tensor) -> bool:
-    """Tell whether float32 would lose what one column says."""
+    """Tell whether float32 would round one column too much."""
     x = column.double()
     x = x[x.isfinite()]
     if not len(x):
@@ -116,11 +117,11 @@ def _is_rounded(column: Tensor) -> bool:
 
 
 def standardisation(inputs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and shift that give ``x * scale + shift`` mean 0 and deviation 1 over some rows.
+    """Return the scale and shift that standardise channels over some rows.
 
-    Constant channels become 0. Both have shape (C,). Float32, but float64
-    for float64 inputs, and where a mean is so far from 0 that float32 would lose more than 1e-3
-    standard deviations.
+    ``x * scale + shift`` has mean 0 and standard deviation 1, and is 0 for constant channels. Both
+    have shape (C,). They are float32, but float64 for float64 inputs, and where a mean is so far
+    from 0 that float32 would lose more than 1e-3 standard deviations.
     """
     mean, std = mean_and_std(inputs, rows)
     constant = _is_constant(mean, std)
@@ -132,5 +133,5 @@ def standardisation(inputs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _is_constant(mean: Tensor, std: Tensor) -> Tensor:
-    """Tell where a standard deviation is that of rounding errors alone."""
+    """Tell which standard deviations are rounding errors only."""
     return std <= 1e-14 * mean.abs().clamp(min=1)

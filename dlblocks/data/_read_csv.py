@@ -1,6 +1,6 @@
-"""Read CSV files by pandas.
+"""Read CSV files with pandas.
 
-Files that pandas would read wrongly in silence are errors here.
+Files that pandas would read wrongly without a warning raise errors here.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 ENDINGS = (".csv", ".tsv", ".txt", ".data")
 COMPRESSED = (".gz", ".bz2", ".zip", ".xz", ".zst")
 OTHER_READERS = {".parquet": "parquet", ".feather": "feather", ".json": "json", ".xlsx": "excel"}
-NO_NAME = "Unnamed: "  # what pandas calls a column without a name
-# Arguments by which a file's bytes are no longer the cells as they are written.
+NO_NAME = "Unnamed: "  # pandas' name of a nameless column
+# Arguments with which the bytes of a file are not the cells as written.
 DECODING = {"encoding", "compression", "delimiter", "dialect", "lineterminator"}
 SCANNED = 1 << 20  # bytes at a time
 MAGIC = {b"\x1f\x8b": "gzip", b"BZ": "bz2", b"PK": "zip", b"\xfd7": "xz"}
 
 
 def check_read_args(argument: str, given: Mapping[str, Any]) -> None:
-    """Raises a `ValueError` unless `pandas.read_csv` has arguments of these names."""
+    """Raise a `ValueError` unless `pandas.read_csv` has arguments of these names."""
     import pandas as pd
 
     known = list(inspect.signature(pd.read_csv).parameters)[1:]
     for name in given:
         if name not in known:
             raise ValueError(
-                f"{argument} has {name!r}, which is no argument of pandas.read_csv"
+                f"{argument} has {name!r}, which is not an argument of pandas.read_csv"
                 f"{did_you_mean(name, known) or '.'}"
             )
 
@@ -55,7 +55,7 @@ def read_table(path: Path, read_args: Mapping[str, Any]) -> pd.DataFrame:
         The table. An index that pandas found is a column ``"Unnamed: 0"``.
 
     Raises:
-        FileNotFoundError: There is no such file or folder, or no CSV file in it.
+        FileNotFoundError: The file or folder does not exist, or the folder has no CSV file.
         ValueError: A file cannot be read, has no rows or no header, or has two columns of one name;
             or the files of a folder have different columns.
     """
@@ -112,7 +112,7 @@ def _read(path: Path, given: Mapping[str, Any]) -> pd.DataFrame:
     reader = OTHER_READERS.get(path.suffix.lower())
     if reader is not None:
         raise ValueError(
-            f"data={str(path)!r} is no CSV file; pass data=pandas.read_{reader}({str(path)!r})."
+            f"data={str(path)!r} is not a CSV file; pass data=pandas.read_{reader}({str(path)!r})."
         )
     args = {"index_col": False, **given}
     if args.get("sep") is None:
@@ -144,7 +144,10 @@ def _read(path: Path, given: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def _may_have_leading_spaces(path: Path, args: Mapping[str, Any]) -> bool:
-    """Tell whether a cell may begin with a space; without, pandas takes 4/5 of the time."""
+    """Tell whether a cell may begin with a space.
+
+    If none does, pandas reads the file in 4/5 of the time.
+    """
     plain = path.suffix.lower() in ENDINGS and not DECODING & args.keys()
     if not plain or len(args["sep"]) != 1 or not args["sep"].isascii():
         return True
@@ -231,7 +234,7 @@ def _check_header(path: Path, table: pd.DataFrame, args: Mapping[str, Any]) -> N
 
 
 def _with_row_names(path: Path, args: Mapping[str, Any], error: Exception) -> pd.DataFrame:
-    """Read a file whose rows have one cell more than the header, as R writes them."""
+    """Read a file of R, whose rows have a name without header."""
     table = _parse(path, {**args, "index_col": None})
     count, levels = len(table.columns), table.index.nlevels
     if levels > 1 or not table.index.is_unique:

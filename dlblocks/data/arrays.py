@@ -1,4 +1,4 @@
-"""Arrays of the user's own."""
+"""A datamodule over the user's arrays."""
 
 from __future__ import annotations
 
@@ -16,55 +16,57 @@ from dlblocks.data._cache import read_only_tensor
 from dlblocks.data._kinds import find_input_kind, find_target_kind, image_size
 from dlblocks.data._labels import encode_labels, several_labels
 from dlblocks.data._normalization import needs_float64, rounded_integer
-from dlblocks.data.datamodule import DataModule, Source
+from dlblocks.data.datamodule import DataModule
+from dlblocks.data.source import Source
 from dlblocks.fields import Class, Kind, Labels, Ragged, Values, as_kind
 
 
 class ArrayDataModule(DataModule):
-    """Tensors or NumPy arrays as a datamodule: splits, folds, normalisation, loaders.
+    """A datamodule over tensors or NumPy arrays, with splits and folds.
 
     The arrays are shared, not copied, and never written to. uint8 stays uint8 until a batch is on
-    its device. float64 and integers become float32, but for tables (N, F) that this would round by
-    more than 1e-3 of a column's standard deviation, such as times in milliseconds: these stay
-    float64 until they are normalised. Half precision saves memory: batches are float32, or what the
-    Trainer's `precision` makes of them. Tokens and masks keep their integers; batches are int64.
+    its device. float64 and integers become float32. An exception are tables (N, F) that this would
+    round by more than 1e-3 of a column's standard deviation, such as times in milliseconds: these
+    stay float64 until they are normalised. Arrays in half precision save memory; their batches are
+    float32, or what the Trainer's `precision` converts them to. Tokens and masks keep their
+    integers, and their batches are int64.
 
     Inputs may be larger than memory: a memory map (``np.load(file, mmap_mode="r")``), or the name
     of a ``.npy`` file, which is then mapped. Only the rows of a batch are read. Such a file must
-    be uint8 images, float32 or float16, or integers of tokens and masks, since others would be
-    converted whole.
+    hold uint8 images, float32 or float16, or integers of tokens and masks. Any other dtype would
+    have to be converted as a whole.
 
     Args:
         inputs: Images (N, C, H, W), uint8 or floating point, features (N, F), floating point, or
-            tokens (N, T), integers; or a ``.npy`` file of those, as `targets`, `test_inputs` and
-            `test_targets` may be, too.
+            tokens (N, T), integers. Or the name of a ``.npy`` file of those, which is also possible
+            for `targets`, `test_inputs` and `test_targets`.
         targets: Classes, shape (N,) or (N, 1): whole numbers, bool or texts of any values, which
             are mapped to 0 … C-1 and named by `class_names`; see
             `dlblocks.data._labels.encode_labels`. Values to regress, (N,) or (N, D), floating
-            point. Masks of images, integers of shape (N, H, W), in which 255 does not count.
+            point. Masks of images, integers of shape (N, H, W), in which 255 is ignored.
         test_inputs: An official test set, outside every fold.
         test_targets: Its targets.
-        groups: Group of each sample, shape (N,): no group is in two parts. ``"duplicates"``: equal
-            inputs are a group.
-        folds: Fold of each sample, shape (N,), integers or texts, for ``split="predefined"``; one
-            that is negative or empty always trains.
-        class_names: Names of the classes 0 … C-1: texts in `targets` are looked up in it, whole
-            numbers are positions in it. None: the sorted labels in `targets`.
-        input_kind: ``"image"``, ``"features"`` (normalised), ``"tokens"`` (whole numbers that stay
-            whole), or a `dlblocks.fields.Kind`. None: images (N, C, H, W), or features if they are
-            floating point. Other integers need it.
-        weights: How much each sample counts, in training and in every score: numbers >= 0 of shape
-            (N,). See `DataModule`.
-        test_weights: Likewise of the official test set; None: all the same.
+        groups: Group of each sample, shape (N,). No group is in two parts. With ``"duplicates"``
+            equal inputs form a group.
+        folds: Fold of each sample, shape (N,), integers or texts, for ``split="predefined"``.
+            Samples with a negative number or an empty text are always used for training.
+        class_names: Names of the classes 0 … C-1. Texts in `targets` are looked up in this list,
+            and whole numbers are positions in it. None for the sorted labels in `targets`.
+        input_kind: ``"image"``, ``"features"`` (normalised), ``"tokens"`` (whole numbers, not
+            normalised), or a `dlblocks.fields.Kind`. By default (N, C, H, W) are images, and
+            floating-point inputs features. Set it for other integers.
+        weights: Weight of each sample in training and in every score, numbers >= 0 of shape (N,).
+            See `DataModule`.
+        test_weights: Weights of the official test set; None for equal weights.
         target_kind: ``"class"``, ``"labels"``, ``"values"``, ``"mask"``, or a `Kind`, such as
-            ``Mask(ignore_index=0)``. None: by dtype and shape, as `targets` says.
+            ``Mask(ignore_index=0)``. By default it follows from dtype and shape of `targets`.
         **kwargs: Batches, splits and normalisation; see `DataModule`.
 
     Raises:
-        FileNotFoundError: A file is not there.
+        FileNotFoundError: A file does not exist.
         ValueError: Lengths differ, values are not finite, a label is missing or unknown, images are
-            NHWC, a memory map would have to be converted, and the like; said at the first use of
-            the data.
+            NHWC, a memory map would have to be converted, and the like. It is raised at the first
+            use of the data.
 
     Example:
         >>> data = ArrayDataModule(np.random.rand(20, 3), np.arange(20) % 2, num_folds=5)
@@ -74,8 +76,8 @@ class ArrayDataModule(DataModule):
 
     def __init__(
         self,
-        # Names of files first: the command line takes the first type that a text fits, and NumPy
-        # would make an array of bytes of it.
+        # Names of files come first, because the command line uses the first type that accepts a
+        # text, and NumPy would convert it to an array of bytes.
         inputs: str | Path | Tensor | npt.ArrayLike,
         targets: str | Path | Tensor | npt.ArrayLike,
         *,
@@ -153,9 +155,10 @@ def _array(values: Any) -> Tensor | np.ndarray:
 
 
 def _inputs(argument: str, values: Any, kind: Kind, *, wide: bool = False) -> Tensor:
-    """Return images as uint8, tokens as integers, and other inputs as floating point.
+    """Convert inputs to the dtype in which they are kept.
 
-    They are float64 if `wide`, or if float32 would lose too much.
+    Images stay uint8 and tokens integers. Others become floating point: float64 if `wide`, or if
+    float32 would round too much.
     """
     if _is_mapped(values):
         _check_mapped(argument, values, kind)
@@ -185,7 +188,7 @@ def _inputs(argument: str, values: Any, kind: Kind, *, wide: bool = False) -> Te
 
 
 def _check_integers(argument: str, values: np.ndarray | None) -> None:
-    """Refuse whole numbers that are others as float64."""
+    """Refuse whole numbers that float64 would round."""
     number = None if values is None else rounded_integer(values)
     if number is not None:
         raise ValueError(
@@ -195,7 +198,7 @@ def _check_integers(argument: str, values: np.ndarray | None) -> None:
 
 
 def _integers(argument: str, values: Any) -> Tensor:
-    """Return whole numbers in their own dtype; what is not whole the kind refuses."""
+    """Return whole numbers in their own dtype. The kind refuses other numbers."""
     tensor = values.detach() if isinstance(values, Tensor) else _as_tensor(argument, values)
     return tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor
 
@@ -212,7 +215,7 @@ def _targets(
     """Return targets, and the names of classes or None."""
     if isinstance(values, Ragged):
         return values, class_names
-    # Values in the place of classes are refused when both sets are compared.
+    # Values instead of classes are refused later, when both sets are compared.
     if is_test and isinstance(find_target_kind(values), Values):
         kind = Values()
     if isinstance(kind, (Class, Labels)):
@@ -244,7 +247,7 @@ def _as_tensor(argument: str, values: Any) -> Tensor:
     if array.dtype.kind == "u" and array.dtype != np.uint8:
         array = array.astype(np.int64)
     if not array.flags.writeable and not _is_mapped(array):
-        array = array.copy()  # a slip of the user's must be no crash
+        array = array.copy()  # otherwise a user's write to it would crash
     return read_only_tensor(array)
 
 
@@ -252,31 +255,31 @@ def _as_tensor(argument: str, values: Any) -> Tensor:
 
 
 def _opened(argument: str, values: Any) -> Any:
-    """Maps the ``.npy`` file that `values` names; returns anything else as it is."""
+    """Map the ``.npy`` file named by `values`, or return other values unchanged."""
     if not isinstance(values, (str, os.PathLike)):
         return values
     path = Path(values)
     if path.suffix != ".npy":
-        raise ValueError(f"{argument}={str(path)!r} is no .npy file; save one by np.save.")
+        raise ValueError(f"{argument}={str(path)!r} is not a .npy file; save one with np.save.")
     if not path.is_file():
-        raise FileNotFoundError(f"{argument}={str(path)!r} is no file.")
+        raise FileNotFoundError(f"{argument}={str(path)!r} does not exist.")
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except (ValueError, EOFError) as error:
         raise ValueError(
-            f"{argument}={str(path)!r} cannot be mapped ({error}); save one array by np.save."
+            f"{argument}={str(path)!r} cannot be mapped ({error}); save one array with np.save."
         ) from error
 
 
 def _is_mapped(values: Any) -> bool:
-    """Whether the memory of an array, or of what it is a view of, is a file's."""
+    """True if an array, or its base, is a memory map."""
     while isinstance(values, np.ndarray):
         values = values.base
     return isinstance(values, mmap.mmap)
 
 
 def _check_mapped(argument: str, array: np.ndarray, kind: Kind) -> None:
-    """Raises a `ValueError` for what could not be used without a copy of the whole file."""
+    """Raise a `ValueError` for a memory map that would need a copy."""
     as_it_is = array.dtype == np.uint8 and array.ndim == 4
     as_it_is |= kind.is_integer and (array.dtype.kind == "i" or array.dtype == np.uint8)
     if not as_it_is and array.dtype not in (np.float32, np.float16):
@@ -286,6 +289,6 @@ def _check_mapped(argument: str, array: np.ndarray, kind: Kind) -> None:
         )
     if any(stride < 0 or stride > array.strides[0] for stride in array.strides):
         raise ValueError(
-            f"{argument} is a memory map whose samples do not lie one after the other; save it by "
+            f"{argument} is a memory map whose samples are not contiguous; save it with "
             "np.save(file, np.ascontiguousarray(…))."
         )

@@ -1,4 +1,4 @@
-"""A curve with noise: the smallest regression there is."""
+"""A noisy curve as a minimal regression problem."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import numpy.typing as npt
 import torch
 
 from dlblocks._errors import check_range
-from dlblocks.data.datamodule import DataModule, Source
+from dlblocks.data.datamodule import DataModule
+from dlblocks.data.source import Source
 
 
 class CurveDataModule(DataModule):
-    """Samples of y = exp(-x²) · cos(10x) + noise, with x uniform and the noise Gaussian.
+    """Samples of the curve y = exp(-x²) · cos(10x) with noise.
 
-    Inputs have shape (N, 1), targets (N, 1).
+    x is uniform and the noise Gaussian. Inputs and targets have shape (N, 1).
 
     Args:
-        num_samples: Number of samples N, the test set included.
+        num_samples: Number of samples N, including the test set.
         noise: Standard deviation of the noise.
         low: Smallest x.
         high: Largest x.
@@ -57,9 +58,10 @@ class CurveDataModule(DataModule):
 
     @staticmethod
     def function(x: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """The curve without noise, exp(-x²) · cos(10x)."""
+        """Return the curve without noise, exp(-x²) · cos(10x)."""
         x = np.asarray(x, dtype=np.float64)
-        return np.exp(-(x**2)) * np.cos(10 * x)
+        y: npt.NDArray[np.float64] = np.exp(-(x**2)) * np.cos(10 * x)
+        return y
 
     def load(self) -> Source:
         random = np.random.default_rng(self.data_seed)

@@ -1,7 +1,7 @@
-"""`DataModule`: splits, folds, normalisation and loaders, the same for every source of data.
+"""`DataModule`, the base class of datamodules over arrays.
 
-A source (digits, a table, MNIST, …) is a subclass that says where its arrays come from, by
-`load()`. Everything else is here, once.
+A subclass (digits, a table, MNIST, …) only defines `load()`, which returns its arrays. Splits,
+folds, normalisation and loaders are implemented here for all of them.
 """
 
 from __future__ import annotations
@@ -39,37 +39,39 @@ if TYPE_CHECKING:
 class DataModule(SplitDataModule):
     """A LightningDataModule over arrays in memory, with K-fold splitting.
 
-    The test set is the official one, or `test_fraction` held out first; it is outside every fold.
-    The rest, the development set, is split into `num_folds` folds, of which `fold` validates, or
-    without folds by `val_fraction`; see `SplitDataModule` for the kinds of `split`. Splits depend
-    on `split_seed` alone: never on the global seed, the rank or the fold.
+    The test set is the official one, or the share `test_fraction` that is held out first. It is
+    outside every fold. The rest is the development set. It is split into `num_folds` folds, of
+    which `fold` validates, or without folds by `val_fraction`; see `SplitDataModule` for the kinds
+    of `split`. Splits depend on `split_seed` alone, and not on the global seed, the rank or the
+    fold.
 
-    Batches are ``[inputs, targets]`` (predict: ``[inputs, targets, index]``, where `index` is the
-    sample's row in the source). Where samples have weights, batches for training, validation and
-    test are ``[inputs, targets, weights]``; weights are divided by their mean over the training
-    part, so that the learning rate keeps its meaning.
+    Batches are ``[inputs, targets]``, and for prediction ``[inputs, targets, index]``, where
+    `index` is the sample's row in the source. If samples have weights, batches for training,
+    validation and test are ``[inputs, targets, weights]``. Weights are divided by their mean over
+    the training part, so that the learning rate keeps its meaning.
 
-    Images leave as floats: uint8 is scaled to [0, 1] and, with `normalize`, each channel (each
-    column of a table) gets mean 0 and standard deviation 1 over the training part of this fold.
-    Both happen once a batch, on the batch's device. Other kinds of inputs, such as tokens, stay as
-    they are; see `kinds`. Tables whose numbers float32 would round
-    too much, such as times, stay float64 until they are normalised. A fit gives these statistics to
-    a `dlblocks.models.Model`. From then on the model uses its own, with any datamodule.
+    Inputs are converted to floating point once per batch, on the batch's device. uint8 images are
+    scaled to [0, 1]. With `normalize`, each channel of images (each column of a table) gets mean 0
+    and standard deviation 1 over the training part of this fold. Other kinds of inputs, such as
+    tokens, stay as they are; see `kinds`. Tables that float32 would round too much, such as times,
+    stay float64 until they are normalised. A fit gives these statistics to a
+    `dlblocks.models.Model`. From then on the model uses its own, with any datamodule.
 
     To add a source, subclass and define `load() -> Source` (and `prepare_data` for a download).
 
     Args:
-        batch_size: Samples a batch (of each rank), or ``"full"``: one batch of all the samples of
-            a part, for full-batch descent. With 1 it is stochastic descent, in between mini-batch.
-        num_workers: Worker processes a loader. Arrays in memory are usually fastest with 0.
+        batch_size: Samples per batch (of each rank), or ``"full"`` for one batch with all samples
+            of a part. With 1 it is stochastic gradient descent, with ``"full"`` full-batch descent.
+        num_workers: Worker processes per loader. Arrays in memory are usually fastest with 0.
         normalize: Standardise inputs by the training part's mean and standard deviation.
         train_transform: A transform of albumentations or torchvision.transforms.v2, or any
             callable, for single training images, in the worker processes; see
-            `dlblocks.data.transforms.SampleTransform`. `dlblocks.callbacks.Augment` is many times
-            faster where it has what you need, and moves masks along; with masks it is needed.
-        device_resident: Keep the arrays on the accelerator, so that no batch is copied to it; needs
-            ``num_workers=0``. ``"auto"``: if it can be and they take at most half of what is free.
-        **kwargs: How the data are split, shuffled and balanced; see `SplitDataModule`.
+            `dlblocks.data.transforms.SampleTransform`. `dlblocks.callbacks.Augment` has fewer
+            transforms but is many times faster. It also moves masks, so masks need it.
+        device_resident: Keep the arrays on the accelerator, so that no batch is copied to it. Needs
+            ``num_workers=0``. With ``"auto"`` this is done where possible, if the arrays take at
+            most half of the free memory.
+        **kwargs: How to split, shuffle and balance the data; see `SplitDataModule`.
     """
 
     prepares_inputs = True  # its batches go through the model's `preprocess`
@@ -93,7 +95,7 @@ class DataModule(SplitDataModule):
         check_range("num_workers", num_workers, 0)
         if device_resident is True and (num_workers or train_transform is not None):
             raise ValueError(
-                f"device_resident=True cannot go with num_workers={num_workers} and "
+                f"device_resident=True does not work with num_workers={num_workers} and "
                 f"train_transform={train_transform!r}; use num_workers=0 and callbacks.Augment."
             )
         self.batch_size = whole(batch_size)
@@ -106,17 +108,17 @@ class DataModule(SplitDataModule):
         self._resident = ResidentArrays(device_resident)
         self._preprocess = Preprocess()  # set with the split
 
-    # What a source defines
+    # Defined by subclasses
 
     def load(self) -> Source:
-        """Returns the arrays. Called once, on every rank, after `prepare_data`."""
+        """Return the arrays. Called once on every rank, after `prepare_data`."""
         raise NotImplementedError(f"{type(self).__name__} must define load() -> Source.")
 
-    # What the source is
+    # Description of the source
 
     @cached_property
     def source(self) -> Source:
-        """The arrays, loaded and checked at first use."""
+        """The arrays, which are loaded and checked at first use."""
         source = self.load()
         source.check()
         return source
@@ -132,10 +134,13 @@ class DataModule(SplitDataModule):
 
     @property
     def columns(self) -> SplitMetadata:
-        """What the arrays are split by; masks, boxes and the like are no targets to split by."""
+        """Columns that decide the split.
+
+        Masks, boxes and other structured targets are left out.
+        """
         source = self.source
         targets = source.targets
-        if isinstance(targets, Tensor) and targets.dtype == torch.bfloat16:  # NumPy has none
+        if isinstance(targets, Tensor) and targets.dtype == torch.bfloat16:  # unknown to NumPy
             targets = targets.float()
         return SplitMetadata(
             len(source.inputs),
@@ -152,9 +157,10 @@ class DataModule(SplitDataModule):
         return self.source.input_keys
 
     def shared_with_test(self) -> int | None:
-        """Count the samples of an official test set whose inputs the development set has, too.
+        """Count the official test samples that are also in the development set.
 
-        None beyond 4 GiB; 0 without an official test set.
+        Returns:
+            0 without an official test set, and None for more than 4 GiB.
         """
         test, known = self.source.test_inputs, self.input_keys()
         if test is None:
@@ -164,7 +170,10 @@ class DataModule(SplitDataModule):
         return int(np.isin(row_keys(test), known).sum())
 
     def fingerprint(self) -> str:
-        """A hash of the arrays but an official test set; see `dlblocks.data._fingerprint`."""
+        """Hash the arrays without the official test set.
+
+        See `dlblocks.data._fingerprint`.
+        """
         source = self.source
         targets: dict[str, Any] = {"targets": source.targets}
         if isinstance(source.targets, Ragged):
@@ -176,7 +185,7 @@ class DataModule(SplitDataModule):
 
     @property
     def class_names(self) -> list[str] | None:
-        """Names of the classes 0 … C-1, of masks too, or None for values."""
+        """Names of the classes 0 … C-1, or None for values."""
         count = self.source.num_mask_classes
         numbers = super().class_names if count is None else [str(i) for i in range(count)]
         return numbers and (self.source.class_names or numbers)
@@ -194,11 +203,14 @@ class DataModule(SplitDataModule):
 
     @property
     def column_features(self) -> dict[str, list[int]]:
-        """For each column of a table its features; of arrays (N, F) each feature by itself."""
+        """The features of each column of a table.
+
+        In arrays (N, F) each feature is a column.
+        """
         if len(self.input_shape) != 1:
             raise ValueError(
-                f"inputs of shape {self.input_shape} are no table (N, F) of columns, such as that "
-                "of a TabularDataModule."
+                f"inputs of shape {self.input_shape} are not a table (N, F) of columns, such as "
+                "that of a TabularDataModule."
             )
         names = self.feature_names or [str(i) for i in range(self.in_features)]
         return {name: [i] for i, name in enumerate(names)}
@@ -215,7 +227,7 @@ class DataModule(SplitDataModule):
 
     @property
     def out_features(self) -> int:
-        """Number of values that a model of this data puts out: classes, or columns of targets."""
+        """Number of outputs of a model, which are classes or target columns."""
         if self.num_classes is not None:
             return self.num_classes
         return int(np.prod(self.source.targets.shape[1:]))
@@ -237,9 +249,10 @@ class DataModule(SplitDataModule):
         return channels, height, width
 
     def arrays(self, part: str) -> tuple[Tensor, Any, Tensor]:
-        """The raw (inputs, targets, index) of ``"train"``, ``"val"`` or ``"test"``.
+        """Return the raw (inputs, targets, index) of ``"train"``, ``"val"`` or ``"test"``.
 
-        Not normalised and in the order of the source: for looking at samples, not for training.
+        They are not normalised and in the order of the source. Use them to look at samples, not for
+        training.
         """
         self.setup()
         inputs, targets = self._part_arrays(part)
@@ -249,7 +262,10 @@ class DataModule(SplitDataModule):
         return *made, rows
 
     def raw_inputs(self, part: str) -> Tensor:
-        """The whole input array in which the index of a sample of `part` counts; not normalised."""
+        """Return the whole input array, not normalised, that contains a part.
+
+        The index of a sample of the part is its row in this array.
+        """
         self.setup()
         return self._part_arrays(part)[0]
 
@@ -268,7 +284,7 @@ class DataModule(SplitDataModule):
                 "precision='bf16-mixed'."
             )
         if stage == "fit":
-            # Before callbacks are set up: weight averaging copies the model there.
+            # Before callbacks are set up, because weight averaging copies the model then.
             preprocess = self._preprocess_of_model()
             if preprocess is not None and not preprocess.is_set:
                 preprocess.set(**self._preprocess.statistics())
@@ -278,7 +294,7 @@ class DataModule(SplitDataModule):
         source = self.source
         if source.test_inputs is not None and self.test_fraction:
             raise ValueError(
-                f"{type(self).__name__} has a test set of its own; use test_fraction=0."
+                f"{type(self).__name__} has an official test set; use test_fraction=0."
             )
         if self.train_transform is not None:
             self.train_transform.check_images(source.inputs)
@@ -286,15 +302,15 @@ class DataModule(SplitDataModule):
                 raise ValueError(
                     f"train_transform={self.train_transform.name} changes single images, but not "
                     f"their targets of kind {self.kinds['targets'].name!r}; use "
-                    "dlblocks.callbacks.Augment, which moves both, or target_kind='values' of "
-                    "targets that stay."
+                    "dlblocks.callbacks.Augment, which moves both, or target_kind='values' if "
+                    "the targets must not move."
                 )
         self._rows = self._split_rows()
         if source.test_inputs is not None:
             self._rows["test"] = torch.arange(len(source.test_inputs))
 
     def _fit_statistics(self) -> None:
-        """Fit to the training part what `preprocess` does."""
+        """Compute the statistics of `preprocess` from the training part."""
         source, rows = self.source, self._rows["train"]
         inputs = source.inputs
         found = self._preprocess = Preprocess()
@@ -349,16 +365,16 @@ class DataModule(SplitDataModule):
 
     @property
     def preprocess(self) -> Preprocess:
-        """What `transform` does to raw inputs, fitted to the training part."""
+        """The module behind `transform`, with statistics of the training part."""
         self.setup()
         return self._preprocess
 
     def _preprocess_of_model(self) -> Preprocess | None:
-        """The `preprocess` of the Trainer's model, if the model is one of ours."""
+        """Return the `preprocess` of the Trainer's model, if it has one."""
         return preprocess_of(getattr(self.trainer, "lightning_module", None))
 
     def _used(self, device: torch.device) -> Preprocess:
-        """The statistics that batches go through: the model's, if it has some, else these."""
+        """Return the model's statistics, if any, else those of this fold."""
         found = self._preprocess_of_model()
         if found is None or not found.is_set:
             found = self.preprocess
@@ -366,17 +382,17 @@ class DataModule(SplitDataModule):
 
     # Batches
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> DataLoader[Any]:
         if not len(self.rows_of("test")):
             raise ValueError(
                 f"{type(self).__name__} has no test set; hold one out with test_fraction=0.2."
             )
         return self._loader("test")
 
-    def predict_dataloader(self) -> DataLoader:
-        """Batches with the index of every sample, of the part named by `predict_on`.
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Return batches, with indices, of the part named by `predict_on`.
 
-        That is the test set or, where there is none, the validation part.
+        Without a test set, ``"test"`` means the validation part.
         """
         return self._loader(self.predicted_part(), with_index=self.predict_index)
 
@@ -391,7 +407,7 @@ class DataModule(SplitDataModule):
         return None if weights is None else weights[self.indices(part)]
 
     def _weights(self, part: str) -> Tensor | None:
-        """The weights of the array in which the rows of `part` count."""
+        """Return the weights of the whole array that contains a part."""
         source = self.source
         if source.weights is None or part != "test" or source.test_inputs is None:
             return source.weights
@@ -407,10 +423,12 @@ class DataModule(SplitDataModule):
             return None
         mean = self._weights("train")[self._rows["train"]].double().mean()  # type: ignore[index]
         if not mean > 0:
-            raise ValueError("weights of all training samples are 0; at least one must count.")
+            raise ValueError("the weights of all training samples are 0; at least one must count.")
         return (weights / mean).to(torch.get_default_dtype())
 
-    def _loader(self, part: str, *, training: bool = False, with_index: bool = False) -> DataLoader:
+    def _loader(
+        self, part: str, *, training: bool = False, with_index: bool = False
+    ) -> DataLoader[Any]:
         inputs, targets = self._part_arrays(part)
         transform = self.train_transform if training else None
         if self.trainer is not None and not self.num_workers and transform is None:
@@ -441,43 +459,44 @@ class DataModule(SplitDataModule):
         )
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Makes floats of the inputs and normalises them, on the batch's device.
+        """Convert inputs to floating point and normalise them on their device.
 
-        By the statistics of the Trainer's model, if it has some, else by those of this fold.
+        The statistics are those of the Trainer's model if it has some, else those of this fold.
         """
-        if not isinstance(batch, (list, tuple)):  # no batch of ours: an `example_input_array`
+        if not isinstance(batch, (list, tuple)):  # an `example_input_array`, not a batch of ours
             return batch
         inputs, *rest = batch
         used = self._used(inputs.device)
         inputs = used(inputs)
         if self.trainer is not None and used is self._preprocess:
-            # To the model's dtype under "16-true", "bf16-true", "64-true".
+            # Converts to the model's dtype under "16-true", "bf16-true", "64-true".
             inputs = self.trainer.precision_plugin.convert_input(inputs)
         return [inputs, *rest]
 
     def transform(self, inputs: Tensor) -> Tensor:
-        """Raw inputs (N, ...) as a net sees them: floating point, scaled, normalised.
+        """Convert raw inputs (N, ...) to normalised floating point.
 
-        They leave in torch's default dtype. float64 is rounded to it only after it is normalised.
-        A `dlblocks.models.Model` takes raw inputs, and does the same to them.
+        The result has torch's default dtype. float64 is rounded to it only after it is normalised.
+        A `dlblocks.models.Model` takes raw inputs and does the same to them.
         """
-        return self.preprocess.to(inputs.device, torch.get_default_dtype())(inputs)
+        made: Tensor = self.preprocess.to(inputs.device, torch.get_default_dtype())(inputs)
+        return made
 
     def inverse_transform(self, inputs: Tensor) -> Tensor:
-        """What `transform` made of raw inputs, back in the units of the source; floating point."""
+        """Convert results of `transform` back to the source's units, floating point."""
         return self.preprocess.to(inputs.device).inverse(inputs)
 
     def show(
         self, callbacks: pl.Callback | Sequence[pl.Callback] = (), *, count: int = 16
     ) -> Figure:
-        """Draws images of the first training batch as a model will see them, with their labels.
+        """Draw the first training images as a model sees them, with labels.
 
-        The batch goes the way of a real fit, through the given callbacks too, such as
-        ``[Augment(rotation=10), MixUp()]``; normalisation is undone for the eye.
+        The batch comes from a real fit with the given callbacks, such as
+        ``[Augment(rotation=10), MixUp()]``. Normalisation is undone for the picture.
 
         Args:
-            callbacks: Those that change batches, or one of them; copies are used.
-            count: How many images, at most a batch.
+            callbacks: Callbacks that change batches, or one of them. Copies are used.
+            count: Number of images, at most those of one batch.
         """
         from dlblocks.plots import batch
 
@@ -494,7 +513,7 @@ class DataModule(SplitDataModule):
         )
 
     def as_images(self, inputs: Tensor) -> Tensor:
-        """What `transform` made of images, to be looked at: uint8, or floats as in the source."""
+        """Convert results of `transform` to uint8 images, or floats like the source."""
         inputs = inputs.float()
         raw = self._used(inputs.device).inverse(inputs).cpu()
         if self.source.inputs.is_floating_point():
@@ -502,15 +521,15 @@ class DataModule(SplitDataModule):
         return raw.round_().clamp_(0, 255).to(torch.uint8)
 
 
-# A model and its activations need the rest.
+# The rest is for the model and its activations.
 SHARE_OF_FREE_MEMORY = 0.5
 
 
 class ResidentArrays:
-    """Copies of arrays on an accelerator, made once for all loaders and folds of a datamodule.
+    """Copies of arrays on an accelerator, shared by all loaders and folds.
 
     Args:
-        wanted: True, False, or ``"auto"``: if they take at most half of the memory that is free.
+        wanted: True, False, or ``"auto"`` to copy if they take at most half of the free memory.
     """
 
     def __init__(self, wanted: bool | Literal["auto"]) -> None:
@@ -518,11 +537,11 @@ class ResidentArrays:
         self._copies: dict[str, tuple[Any, Any]] = {}  # name: (array, its copy)
 
     def move(self, arrays: dict[str, Any], device: torch.device) -> list[Any]:
-        """The arrays on `device`, or as they are if they are not to be there.
+        """Copy arrays to a device, or return them unchanged if not wanted.
 
         Args:
-            arrays: By name; a name stands for one array at a time.
-            device: Where batches go.
+            arrays: Arrays by name. A new array under a name replaces the copy of the old.
+            device: Device of the batches.
         """
         if not self.wanted or device.type == "cpu":
             return list(arrays.values())
@@ -539,7 +558,7 @@ class ResidentArrays:
 
 
 def _fit(num_bytes: int, device: torch.device) -> bool:
-    # Other devices than CUDA's cannot be asked.
+    # Only CUDA tells its free memory.
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
     return num_bytes <= SHARE_OF_FREE_MEMORY * free
 
@@ -566,11 +585,13 @@ class _Eye(pl.LightningModule):
 def _first_batch(
     datamodule: pl.LightningDataModule, callbacks: Sequence[pl.Callback]
 ) -> tuple[Tensor, Tensor]:
-    """Inputs and targets of the first training batch, on the CPU, as a model gets them.
+    """Return inputs and targets of a model's first training batch.
+
+    They are on the CPU.
 
     Args:
-        datamodule: Its training loader is used; it is left attached to the Trainer of this look.
-        callbacks: Those that change batches; copied, so that they are left as they are.
+        datamodule: The datamodule. It stays attached to the Trainer that is used here.
+        callbacks: Callbacks that change batches. Copies are used.
     """
     eye = _Eye()
     with isolated():

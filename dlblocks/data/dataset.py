@@ -1,4 +1,4 @@
-"""Data that fits in memory: arrays, fetched a batch at a time."""
+"""A data set over arrays that fetches whole batches."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Position = int | tuple[int, int]
 
 
 class _Rows(Sequence[Sample]):
-    """The rows of one batch: a sequence of samples, whose batch is already gathered.
+    """A gathered batch that looks like a sequence of samples.
 
-    A `DataLoader` hands what the data set fetched to its collate function. Ours takes `inputs`,
-    `targets` and `rows` as they are; anybody else's sees an ordinary sequence of samples.
+    A `DataLoader` passes it from the data set to the collate function. Ours uses `inputs`,
+    `targets` and `rows` directly. Any other sees an ordinary sequence of samples.
     """
 
     def __init__(
@@ -43,19 +43,21 @@ class _Rows(Sequence[Sample]):
 
 
 class ArrayDataset(Dataset[Sample]):
-    """Some rows of two arrays as a data set that gathers a whole batch by one index operation.
+    """A data set of some rows of two arrays.
 
-    ``dataset[i]`` is (input, target, index), where `index` is the row of the whole arrays, so that
-    a prediction can always be matched to its sample. The arrays are shared, never copied.
+    It gathers a whole batch with one index operation. ``dataset[i]`` is (input, target, index),
+    where `index` is the row in the whole arrays, so that a prediction can always be matched to its
+    sample. The arrays are shared, never copied.
 
     Args:
         inputs: Shape (N, ...), any dtype.
         targets: Shape (N, ...), or `dlblocks.fields.Ragged`.
-        rows: The rows that belong to the data set, int64 of shape (M,); all of them by default.
-        transform: Changes each input by (seed, epoch, row). The data set is then indexed by
-            ``(epoch, i)``, as `EpochSampler(with_epoch=True)` yields it, or by i in epoch 0.
+        rows: Rows that belong to the data set, int64 of shape (M,); all by default.
+        transform: Transforms each input, depending on (seed, epoch, row). The data set is then
+            indexed with the pairs ``(epoch, i)`` of `EpochSampler(with_epoch=True)`, or with i in
+            epoch 0.
         kinds: Kinds of ``"inputs"`` and ``"targets"``, which gather the batch.
-        weights: How much each sample counts, shape (N,); only batches have them.
+        weights: Weight of each sample, shape (N,). Only batches contain them.
 
     Example:
         >>> data = ArrayDataset(torch.arange(6.).reshape(3, 2), torch.tensor([0, 1, 0]),
@@ -86,7 +88,8 @@ class ArrayDataset(Dataset[Sample]):
 
     def __getitem__(self, i: Position) -> Sample:
         epoch, i = i if isinstance(i, tuple) else (0, i)
-        return self._batch(self.rows[i].reshape(1), epoch)[0]
+        sample: Sample = self._batch(self.rows[i].reshape(1), epoch)[0]
+        return sample
 
     def __getitems__(self, batch: Sequence[Position] | Tensor) -> _Rows:
         positions = torch.as_tensor(batch, dtype=torch.int64)
@@ -107,7 +110,10 @@ class ArrayDataset(Dataset[Sample]):
 
 
 def collate(rows: Sequence[Sample]) -> list[Any]:
-    """Makes the batch ``[inputs (N, ...), targets (N, ...)]``, and ``weights (N,)`` if known."""
+    """Return the batch ``[inputs, targets]``, and its weights if there are any.
+
+    Shapes are (N, ...), (N, ...) and (N,).
+    """
     batch = collate_with_index(rows)[:2]
     if isinstance(rows, _Rows) and rows.weights is not None:
         batch.append(rows.weights)
@@ -115,18 +121,18 @@ def collate(rows: Sequence[Sample]) -> list[Any]:
 
 
 def collate_with_index(rows: Sequence[Sample]) -> list[Any]:
-    """Makes the batch ``[inputs (N, ...), targets (N, ...), index (N,)]``."""
+    """Return the batch ``[inputs (N, ...), targets (N, ...), index (N,)]``."""
     if isinstance(rows, _Rows):
         return [rows.inputs, rows.targets, rows.rows]
     return list(default_collate(list(rows)))
 
 
 def balanced_order(classes: npt.NDArray[Any], rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Draw as many positions as there are, equally often from each class.
+    """Draw positions equally often from each class.
 
     Of N positions in C classes, each class gets a quota q of N / C draws, rounded down or up so
-    that the quotas add up to N. A class of n positions gives each of them floor(q / n) times, and
-    q mod n of them once more, drawn without replacement. So small classes are over-sampled and
+    that the quotas add up to N. Each of the n positions of a class is drawn floor(q / n) times, and
+    q mod n of them, chosen without replacement, once more. So small classes are over-sampled and
     large ones under-sampled at random (Japkowicz and Stephen 2002, "The class imbalance problem").
 
     Args:
@@ -146,32 +152,34 @@ def balanced_order(classes: npt.NDArray[Any], rng: np.random.Generator) -> npt.N
     members = np.split(np.argsort(classes, kind="stable"), np.cumsum(counts)[:-1])
     quota, left = divmod(len(classes), len(counts))
     quotas = quota + (rng.permutation(len(counts)) < left)
-    # `resize` repeats a permutation from its beginning.
+    # `resize` repeats a permutation from its start.
     drawn = [np.resize(rng.permutation(of), q) for of, q in zip(members, quotas, strict=True)]
     return rng.permutation(np.concatenate(drawn))
 
 
 class EpochSampler(DistributedSampler[int]):
-    """Yields this rank's positions of a data set, in an order that depends on (seed, epoch) alone.
+    """A sampler whose order depends only on seed and epoch.
 
-    It is a `DistributedSampler`, so Lightning leaves it in place and tells it the epoch; unlike
-    torch's, it needs no process group and repeats no sample in evaluation.
+    It yields this rank's positions of a data set. It is a `DistributedSampler`, so Lightning keeps
+    it and sets its epoch. Unlike torch's, it needs no process group and repeats no sample in
+    evaluation.
 
-    - Shuffled (training): every rank gets equally many samples, as gradient averaging needs. Where
-      the number of ranks does not divide the data, the first of the order are seen twice.
-    - In order (evaluation): rank r of R takes r, r + R, r + 2R, …; every sample once over all
+    - Shuffled (training): every rank gets the same number of samples, as gradient averaging needs.
+      If the number of ranks does not divide that of the samples, the first of the order are drawn
+      twice.
+    - In order (evaluation): rank r of R takes r, r + R, r + 2R, … Each sample occurs once over all
       ranks, so that sums over ranks are sums over the data set.
 
     Args:
-        dataset: What is sampled; only its length is used.
-        shuffle: New order each epoch (training), or always 0 … N-1 (evaluation).
+        dataset: The data set. Only its length is used.
+        shuffle: New order in each epoch (training), or always 0 … N-1 (evaluation).
         seed: Seed of the shuffle.
         num_replicas: Number of ranks R.
         rank: This process's rank.
-        avoid_single: A batch size B. If the last batch of B would hold a single sample, that sample
-            is left out of this epoch: batch norm cannot train on a batch of one.
-        with_epoch: Yield pairs (epoch, position), for a data set whose samples change with the
-            epoch: told with every sample, it reaches worker processes in time.
+        avoid_single: A batch size B. If the last batch of B would hold a single sample, this sample
+            is left out of the epoch, because batch norm cannot train on one sample.
+        with_epoch: Yield pairs (epoch, position), for a data set whose samples depend on the epoch.
+            This is how worker processes learn the epoch in time.
         classes: Class of each position, integers of shape (N,). A shuffled epoch then draws all
             classes equally often; see `balanced_order`.
     """
@@ -179,7 +187,7 @@ class EpochSampler(DistributedSampler[int]):
     @checked
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Dataset[Any],
         *,
         shuffle: bool,
         seed: int = 0,
@@ -203,11 +211,11 @@ class EpochSampler(DistributedSampler[int]):
         self._skip = 0
 
     def skip_next(self, samples: int) -> None:
-        """Leaves out the first `samples` of this rank's next pass, as a resumed epoch needs."""
+        """Skip the first samples of the next pass, to resume an epoch."""
         self._skip = samples
 
     def positions(self) -> npt.NDArray[np.int64]:
-        """The positions of this rank in the epoch."""
+        """Return the positions of this rank in the epoch."""
         if self.shuffle:
             rng = np.random.default_rng((self.seed, self.epoch))
             if self.classes is None:

@@ -1,4 +1,4 @@
-"""Handwritten digits that come with scikit-learn: real images with no download."""
+"""Handwritten digits of scikit-learn, which need no download."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from dlblocks.data.datamodule import DataModule, Source
+from dlblocks.data.datamodule import DataModule
+from dlblocks.data.source import Source
 
 
 class DigitsDataModule(DataModule):
     """1,797 scanned handwritten digits, grey, 8×8, ten classes.
 
-    Each pixel counts the ink in a 4×4 block of a 32×32 scan, 0 … 16; here 0 … 255 as uint8 of
-    shape (N, 1, 8, 8). The files of scikit-learn's `load_digits`: the test part of "Optical
+    Each pixel counts the ink in a 4×4 block of a 32×32 scan, 0 … 16, rescaled to 0 … 255 as uint8
+    of shape (N, 1, 8, 8). The source is scikit-learn's `load_digits`, the test part of "Optical
     Recognition of Handwritten Digits", E. Alpaydin and C. Kaynak, UCI repository (1998).
 
     Args:

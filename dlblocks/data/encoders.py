@@ -1,8 +1,8 @@
 """Turn samples into the inputs of a model, as in its training.
 
-A fit with a datamodule leaves its encoder on the model, as plain values (`Model.data_spec`), and
-the checkpoint keeps it. An encoder reads files, data frames and arrays into raw inputs; the model
-prepares those itself. What does not fit the training data is refused by name.
+A fit with a datamodule stores its encoder in the model, as plain values (`Model.data_spec`), and
+the checkpoint keeps it. An encoder reads files, data frames and arrays into raw inputs, which the
+model prepares itself. It refuses data that do not fit the training data, and names what differs.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 SHOWN = 8  # names in a message
-CSV_ROWS = 2**16  # read at a time
+CSV_ROWS = 2**16  # rows to read at a time
 Unseen = Literal["refuse", "missing"]
 
 
@@ -51,10 +51,10 @@ class Samples:
     """Raw inputs of new samples, some at a time.
 
     Attributes:
-        chunks: Inputs (N, ...), and what each of these samples is called, or None.
-        title: What the samples are called by, such as ``"file"``.
-        total: Returns the number of samples; None if it is not known.
-        is_batched: Whether a chunk is a batch already.
+        chunks: Inputs (N, ...), and the names of these samples or None.
+        title: Title of the names, such as ``"file"``.
+        total: Returns the number of samples, or None if it is unknown.
+        is_batched: True if a chunk is a batch already.
     """
 
     chunks: Iterator[tuple[Any, Any]]
@@ -65,12 +65,12 @@ class Samples:
 
 @dataclass
 class Encoder:
-    """What all encoders know; this one takes batches as they are.
+    """The base class of encoders, which takes batches as they are.
 
     Args:
         class_names: Names of the classes 0 … C-1, or None for values.
-        batch_size: Samples of a batch in training; None for all at once.
-        target_shape: Shape of the target of a sample, or None if it is not known.
+        batch_size: Samples per batch in training; None for all at once.
+        target_shape: Shape of the target of a sample, or None if it is unknown.
     """
 
     kind: ClassVar[str] = "batches"
@@ -80,12 +80,12 @@ class Encoder:
     target_shape: list[int] | None = None
 
     def to_plain(self) -> dict[str, Any]:
-        """Return plain values, of which `from_plain` makes the same encoder."""
+        """Return plain values, from which `from_plain` creates the encoder again."""
         return {"kind": self.kind, **asdict(self)}
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Self:
-        """Make an encoder of what `to_plain` returned."""
+        """Create an encoder from the result of `to_plain`."""
         known = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in known})
 
@@ -100,16 +100,16 @@ class Encoder:
         """Open new samples.
 
         Args:
-            data: What the class says.
-            rows: Samples of a batch; chunks are multiples of it.
-            id_column: Of tables, a column by which the rows are called.
-            unseen: Of tables, what becomes of categories that training had not: an error, or a
-                missing cell.
+            data: Data of the kinds that the encoder's class describes.
+            rows: Samples per batch. Chunks are multiples of it.
+            id_column: For tables, a column with names of the rows.
+            unseen: For tables, ``"refuse"`` raises an error for categories that training did not
+                have, and ``"missing"`` treats them as missing cells.
 
         Raises:
-            FileNotFoundError: There is no such file, or nothing to predict in it.
+            FileNotFoundError: The file does not exist, or has nothing to predict.
             ValueError: The data do not fit those of the training.
-            TypeError: The data are of a kind that the model was not trained on.
+            TypeError: The model was not trained on data of this kind.
         """
         if isinstance(data, (np.ndarray, Tensor)):
             return _slices(data, rows, lambda part: torch.as_tensor(part))
@@ -122,7 +122,7 @@ class Encoder:
 
 @dataclass
 class ArrayEncoder(Encoder):
-    """Arrays: tensors, NumPy arrays, lists of numbers, and ``.npy`` files.
+    """Encoder of tensors, NumPy arrays, lists of numbers and ``.npy`` files.
 
     Args:
         shape: Shape of a sample.
@@ -153,7 +153,7 @@ class ArrayEncoder(Encoder):
         return _slices(data, rows, self.encode)
 
     def encode(self, values: Tensor | np.ndarray) -> Tensor:
-        """Return arrays as the datamodule of the training has made them, shape (N, ...)."""
+        """Convert arrays (N, ...) as the datamodule did in training."""
         inputs = values if isinstance(values, Tensor) else _as_tensor(values)
         dtype = getattr(torch, self.dtype)
         is_image = self.input_kind == "image"
@@ -191,13 +191,13 @@ class ArrayEncoder(Encoder):
 
 @dataclass
 class ImageEncoder(ArrayEncoder):
-    """Images: a file, a folder of files, a list of files, or arrays (N, C, H, W).
+    """Encoder of image files, their folders, and arrays (N, C, H, W).
 
-    Files are decoded as `dlblocks.data.ImageFolderDataModule` does: turned upright, made grey or
-    colour, the shorter side resized and the centre cut out.
+    Files are decoded as in `dlblocks.data.ImageFolderDataModule`: turned upright, converted to grey
+    or colour, the shorter side resized and the centre cut out.
 
     Args:
-        background: What transparent pixels are laid on.
+        background: Colour behind transparent pixels.
     """
 
     kind: ClassVar[str] = "image"
@@ -216,14 +216,14 @@ class ImageEncoder(ArrayEncoder):
                 for start in range(0, len(files), rows):
                     some = files[start : start + rows]
                     decoded = pool.map(lambda file: decode(file, size, channels, colour), some)
-                    # Of another layout in memory, convolutions round in another way.
+                    # With another memory layout, convolutions would round differently.
                     images = np.ascontiguousarray(np.stack(list(decoded)))
                     yield torch.from_numpy(images), names[start : start + rows]
 
         return Samples(chunks(), "file", lambda: len(files))
 
     def _files(self, data: Any) -> tuple[list[str] | None, list[str]]:
-        """Return the files, and what they are called; None if the data are arrays."""
+        """Return the files, or None for arrays, and their names."""
         if isinstance(data, (str, os.PathLike)):
             path = Path(data)
             if path.suffix == ".npy":
@@ -250,19 +250,19 @@ class ImageEncoder(ArrayEncoder):
 
 @dataclass
 class TableEncoder(Encoder):
-    """Tables: a CSV file, a folder of them, a DataFrame, or a list of dictionaries.
+    """Encoder of CSV files, folders of them, DataFrames and lists of dictionaries.
 
-    Arrays (N, F) are the columns in the order of `columns`, if all of them are numbers.
+    If all columns are numbers, arrays (N, F) with the order of `columns` are possible too.
 
     Args:
-        columns: What becomes of each column; see `dlblocks.data._columns.Column`.
-        others: Columns of the training table that are no features, such as the target.
-        target: The target.
+        columns: The columns and their kinds; see `dlblocks.data._columns.Column`.
+        others: Columns of the training table that are not features, such as the target.
+        target: Name of the target.
         impute: Whether missing cells are filled in.
         is_wide: Whether inputs are float64.
-        read_args: Arguments of `pandas.read_csv`; None if they are no plain values.
+        read_args: Arguments of `pandas.read_csv`, or None if they are not plain values.
         texts: Columns that are read as text.
-        slashed: Columns of dates without a format, some of which are such as 1/31/2024.
+        slashed: Columns of dates without a format, some of which look like 1/31/2024.
     """
 
     kind: ClassVar[str] = "table"
@@ -414,10 +414,10 @@ class TableEncoder(Encoder):
         start: int = 0,
         unseen: Unseen = "refuse",
     ) -> Tensor:
-        """Make features of a table, as `TabularDataModule` has made them of the training table.
+        """Encode a table as features, as `TabularDataModule` did in training.
 
         Args:
-            table: Any rows; columns are found by their names.
+            table: Any rows. Columns are found by their names.
             where: The table's name in messages.
             start: Number of the first row, from 0, for messages.
             unseen: See `read`.
@@ -435,7 +435,7 @@ class TableEncoder(Encoder):
 
 @dataclass
 class _Cells:
-    """Check the cells of new rows against what training has found out about their columns."""
+    """Check cells of new rows against the columns of the training table."""
 
     encoder: TableEncoder
     where: str
@@ -501,7 +501,7 @@ class _Cells:
 
     def _categories(self, column: Column, cells: Series) -> Series:
         if column.kind != "category":
-            return cells  # counts and embeddings have a place for what training had not
+            return cells  # counts and embeddings have a place for unknown categories
         codes, names = factorize(cells)
         known = set(column.categories)
         new = [name for name in names if name not in known]
@@ -568,7 +568,9 @@ ENCODERS: dict[str, type[Encoder]] = {
 
 
 def encoder_of(data_spec: Mapping[str, Any] | None) -> Encoder:
-    """Return the encoder of a model's `data_spec`; one that knows nothing for None.
+    """Create the encoder of a model's `data_spec`.
+
+    For None it is an encoder of batches.
 
     Raises:
         ValueError: A later version of dlblocks has written it.
@@ -584,7 +586,7 @@ def encoder_of(data_spec: Mapping[str, Any] | None) -> Encoder:
 
 
 def plain_read_args(read_args: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return arguments of `pandas.read_csv` as plain values, or None if they are not."""
+    """Return arguments of `pandas.read_csv` as plain values, else None."""
 
     def named(value: Any) -> Any:
         if isinstance(value, Mapping):

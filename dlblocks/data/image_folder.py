@@ -1,4 +1,4 @@
-"""A folder of images, one folder a class."""
+"""A folder of images, with one folder per class."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from torch import Tensor
 from dlblocks._errors import check_range, did_you_mean, whole
 from dlblocks.data._cache import cached_images, decode_all
 from dlblocks.data._images import ENDINGS, decode, images_below, is_hidden
-from dlblocks.data.datamodule import DataModule, Source
+from dlblocks.data.datamodule import DataModule
 from dlblocks.data.encoders import Encoder, ImageEncoder
+from dlblocks.data.source import Source
 from dlblocks.data.splitting import Indices, hold_out_test
 
-# Spellings of the folder of each part, in small letters and without what stands around them.
+# Spellings of each part's folder, in small letters, without words before and behind.
 PARTS = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
@@ -32,55 +33,59 @@ PARTS = {
 class ImageFolderDataModule(DataModule):
     """Images in ``root/<class>/…``, or in ``root/train/<class>/…`` and so on.
 
-    **Parts.** Beside ``train`` there may be ``val`` and ``test``. They may be written training,
-    valid, validation, dev and testing, with such as ``_set``, ``_images`` or ``2017`` behind or
-    ``images_`` before, in small or capital letters. The images of ``val`` validate a single split,
-    in place of `val_fraction`. For folds, as in cross-validation, ``train`` and ``val`` together
-    are the development set. ``test`` is the test set; then `test_fraction` must be 0. Classes are
-    the sorted names of the folders of ``train``, as in torchvision's `ImageFolder`; ``val`` and
-    ``test`` may lack some.
+    **Parts.** There may be folders ``val`` and ``test`` besides ``train``. Other spellings are
+    training, valid, validation, dev and testing, in small or capital letters, followed by a word
+    such as ``_set``, ``_images`` or ``2017``, or preceded by ``images_``. The images of ``val``
+    validate a single split, instead of `val_fraction`. For folds, as in cross-validation, ``train``
+    and ``val`` together are the development set. ``test`` is the test set; `test_fraction` must
+    then be 0. Classes are the sorted names of the folders in ``train``, as in torchvision's
+    `ImageFolder`. ``val`` and ``test`` may lack some.
 
-    **Images.** Every image is decoded once into one uint8 array, in memory or with `cache` in a
-    file: its shorter side is resized to `size` (antialiased bilinear) and the centre cut out.
-    Photographs are turned upright, as their EXIF orientation says. Transparent pixels are laid on
-    `background`: ``alpha * pixel + (1 - alpha) * background``. 16-bit grey is divided by 257, so
-    that 65535 becomes 255. Of several frames (GIF, TIFF) the first is taken. Colour profiles are
-    not applied.
+    **Images.** Every image is decoded once into one uint8 array, which is in memory, or in a file
+    with `cache`. The shorter side is resized to `size` (antialiased bilinear), and the centre is
+    cut out. Photographs are turned upright by their EXIF orientation. Transparent pixels are
+    blended with `background`: ``alpha * pixel + (1 - alpha) * background``. 16-bit grey is divided
+    by 257, so that 65535 becomes 255. Of several frames (GIF, TIFF) only the first is used. Colour
+    profiles are not applied.
 
-    Hidden files and folders are left out: those whose name begins with a dot, such as
-    ``.ipynb_checkpoints`` and ``._photo.jpg``, ``__MACOSX`` and ``@eaDir``.
+    Hidden files and folders are skipped: those whose name begins with a dot, such as
+    ``.ipynb_checkpoints`` and ``._photo.jpg``, and ``__MACOSX`` and ``@eaDir``.
 
     With `cache` the array is a plain ``.npy`` file that is memory-mapped, so that it may be larger
-    than memory. It is built once, by one process, and then used by every run and rank with the same
-    files and settings; where an image was added, removed or changed it is built anew, which a
-    warning says. Its memory is read-only: writing into the source's arrays would be a crash.
+    than memory. One process builds it once. Every run and rank with the same files and settings
+    then uses it. If an image was added, removed or changed, it is rebuilt with a warning. Its
+    memory is read-only: writing into the source's arrays crashes.
 
     Args:
         root: The folder.
         size: Height and width, or one number for both.
         in_channels: 3 for colour, 1 for grey.
-        background: What transparent images are laid on, 0 … 255: one number, or (red, green, blue).
-        cache: Keep the decoded images in an array file, decoded once and read from the disk, for
-            more images than fit in memory: True for a file in `root`, or the folder for it.
-        groups: Says which images belong together, as those of one patient or writer: no group is
-            in two parts. A regular expression, searched in the path below `root` (or its folder
-            ``train`` or ``val``), such as ``cat/anna-3.png``: its first group in parentheses, or
-            all that it matches, names the group: ``"([a-z]+)-"``, or ``"/(.+)/"`` for
-            ``root/<class>/<group>/…``. Or a function of that path, which returns a name. Or
-            ``"duplicates"``: images that are exactly equal as decoded belong together.
-        folds: Likewise the fold of each image, for ``split="predefined"``; an empty name always
-            trains.
+        background: Colour behind transparent images, 0 … 255, one number or (red, green, blue).
+        cache: Keep the decoded images in an array file, for more images than fit in memory. True
+            for a file in `root`, or the name of its folder.
+        groups: Which images belong together, such as those of one patient or writer. No group is
+            in two parts. Give one of these:
+
+            - a regular expression that is searched in the path below `root` (or its folder
+              ``train`` or ``val``), such as ``cat/anna-3.png``. The first group in parentheses, or
+              else the whole match, is the name of the image's group. Examples are ``"([a-z]+)-"``,
+              and ``"/(.+)/"`` for ``root/<class>/<group>/…``.
+            - a function of that path that returns a name.
+            - ``"duplicates"`` to put images together that are exactly equal after decoding.
+        folds: Fold of each image for ``split="predefined"``, an expression or function as for
+            `groups`. Images with an empty name are always used for training.
         **kwargs: Batches, splits and normalisation; see `DataModule`.
 
     Raises:
-        FileNotFoundError: There is no such folder, no class in it, or no image in a class of
-            ``train``.
-        FileExistsError: The file of the cache is not ours, or was cut off; it is left as it is.
-        OSError: The folder of the cache cannot be written to or has no room; nothing is left there.
+        FileNotFoundError: The folder does not exist, has no class, or a class of ``train`` has no
+            image.
+        FileExistsError: The file of the cache is another program's, or truncated. It is left as it
+            is.
+        OSError: The folder of the cache cannot be written to or is full. Nothing is left there.
         ValueError: An image cannot be decoded, or its pixels are floating point or 32-bit, whose
-            range is not known; the message names the file. Parts are ambiguous, or lie beside or
-            inside folders of classes; ``val`` or ``test`` has a class that ``train`` lacks.
-            `groups` or `folds` is no regular expression, or matches nothing in a path.
+            range is unknown; the message names the file. Parts are ambiguous, or lie beside or
+            inside folders of classes. ``val`` or ``test`` has a class that ``train`` lacks.
+            `groups` or `folds` is not a regular expression, or matches nothing in a path.
     """
 
     def __init__(
@@ -98,8 +103,8 @@ class ImageFolderDataModule(DataModule):
         super().__init__(groups="duplicates" if groups == "duplicates" else None, **kwargs)
         if self.split == "time_series":
             raise ValueError(
-                "split='time_series' needs an order of time, but folders come class by class; use "
-                "split='predefined' with folds=."
+                "split='time_series' needs samples in the order of time, but images are sorted by "
+                "class; use split='predefined' with folds=."
             )
         sides = tuple(map(whole, size if isinstance(size, Sequence) else (size, size)))
         for side in sides:
@@ -112,7 +117,7 @@ class ImageFolderDataModule(DataModule):
         self.size = sides
         self.channels = in_channels
         self.background = colour
-        self._num_val = 0  # images of the folder "val", the last of the source
+        self._num_val = 0  # images of the folder "val", which come last
         self.cache = cache
         self.groups = _named_by("groups", None if groups == "duplicates" else groups)
         self.folds = _named_by("folds", folds)
@@ -154,7 +159,7 @@ class ImageFolderDataModule(DataModule):
         _ = self.source
         if not self._num_val:
             return super().notes()
-        note = f"the {self._num_val} images of the validation folder are a part of the folds."
+        note = f"the {self._num_val} images of the validation folder are in the folds too."
         return [*super().notes(), note]
 
     def _splits(self, num_folds: int | None, repeat: int) -> list[dict[str, Indices]]:
@@ -163,7 +168,7 @@ class ImageFolderDataModule(DataModule):
             return super()._splits(num_folds, repeat)
         rest, test = hold_out_test(**self._test_arguments())
         is_val = rest >= columns.num_samples - self._num_val
-        if is_val.all() or not is_val.any():  # of `subset`
+        if is_val.all() or not is_val.any():  # a `subset` without one of them
             return super()._splits(num_folds, repeat)
         train, val = rest[~is_val], rest[is_val]
         if columns.groups is not None:
@@ -172,15 +177,15 @@ class ImageFolderDataModule(DataModule):
                 name = "equal images" if columns.copies else repr(str(both[0]))
                 raise ValueError(
                     f"groups has {name} in the folders of both training and validation "
-                    f"({len(both)} such groups); keep each in one of them, or set num_folds."
+                    f"({len(both)} such groups); keep each group in one folder, or set num_folds."
                 )
         return [{"train": train, "val": val, "test": test}]
 
     def _parts(self) -> dict[str, Path]:
-        """Return the folder of each part that there is, by "train", "val" and "test"."""
+        """Return the folders of existing parts, by "train", "val" and "test"."""
         root = Path(self.root)
         if not root.is_dir():
-            raise FileNotFoundError(f"root={self.root!r} is no folder.")
+            raise FileNotFoundError(f"root={self.root!r} is not a folder.")
         found: dict[str, Path] = {}
         others = []
         for folder in _folders(root):
@@ -240,10 +245,10 @@ class ImageFolderDataModule(DataModule):
         for folder in folders:
             if folder.resolve() in cache.resolve().parents:
                 raise ValueError(
-                    f"cache={self.cache!r} is inside {folder}, where every folder is a class; use "
+                    f"cache={self.cache!r} is inside {folder}, where each folder is a class; use "
                     "cache=True."
                 )
-        # Two roots may share a folder.
+        # Two roots may share a cache folder.
         place = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:8]
         return cache / f"dlblocks-{root.resolve().name}-{place}-{name}"
 
@@ -256,7 +261,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _part_of(folder: Path) -> str | None:
-    """Return which part a folder's name stands for, in any spelling."""
+    """Return the part that a folder's name means, in any spelling."""
     name = re.sub(r"^(images?|imgs?|data)[ _-]", "", folder.name.lower())
     name = re.sub(r"[ _-]?(set|data|images?|imgs?|photos?|pictures?|split|\d+)$", "", name)
     return next((part for part, spellings in PARTS.items() if name in spellings), None)
@@ -272,12 +277,12 @@ def _class_folders(folder: Path) -> list[str]:
 
 
 def _list_images(folder: Path, names: list[str], part: str) -> list[tuple[str, str, int]]:
-    """List the file, path below the folder, and class of each image.
+    """List file, path below the folder, and class of each image.
 
     Args:
-        folder: That of the part.
-        names: Names of the classes, which are those of ``train``.
-        part: ``"train"``, every class of which must have an image, or another.
+        folder: Folder of the part.
+        names: Names of the classes, from ``train``.
+        part: Name of the part. In ``"train"`` every class must have an image.
     """
     found = []
     for name in _class_folders(folder):
@@ -298,13 +303,13 @@ def _list_images(folder: Path, names: list[str], part: str) -> list[tuple[str, s
 def _named_by(
     argument: str, given: str | Callable[[str], str] | None
 ) -> Callable[[str], str] | None:
-    """A function from a path to a name, from such a function or a regular expression."""
+    """Return a function from a path to a name."""
     if not isinstance(given, str):
         return given
     try:
         pattern = re.compile(given)
     except re.error as error:
-        raise ValueError(f"{argument}={given!r} is no regular expression ({error}).") from error
+        raise ValueError(f"{argument}={given!r} is not a regular expression ({error}).") from error
 
     def name(path: str) -> str:
         found = pattern.search(path)

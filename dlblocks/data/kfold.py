@@ -1,4 +1,4 @@
-"""`FoldedDataModule`: anybody's LightningDataModule or data set, set to folds."""
+"""`FoldedDataModule`, folds of any LightningDataModule or data set."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from dlblocks.data.split_datamodule import SplitDataModule, SplitMetadata
 
 HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 UNIFORM = (SequentialSampler, RandomSampler, DistributedSampler)
-# What a loader of a fold takes over from the loader that was given.
+# Settings that a fold's loader copies from the given loader.
 KEPT = (
     "batch_size",
     "collate_fn",
@@ -59,10 +59,10 @@ KEPT = (
 
 
 class _LoadedSampler(EpochSampler):
-    """An `EpochSampler` that a resumed run cannot skip batches of, but loads and drops them.
+    """An `EpochSampler` whose batches a resumed run loads and drops.
 
-    Somebody else's data set may draw random numbers in its workers; only so do they come to the
-    same state.
+    It must not skip them: the data set may draw random numbers in its workers, which reach the same
+    state only by loading.
     """
 
     @property
@@ -71,47 +71,49 @@ class _LoadedSampler(EpochSampler):
 
 
 class FoldedDataModule(SplitDataModule):
-    """Makes folds of somebody else's data, for `dlblocks.crossval.cross_validate`.
+    """Folds of any data, for `dlblocks.crossval.cross_validate`.
 
-    The development set is the training data set and nothing else: of a LightningDataModule, that of
-    its `train_dataloader()` after ``setup("fit")``. Its validation data are used if `use_val` says
-    so, its test and predict data are never a part of a fold. Samples are numbered by their place in
-    the development set.
+    The development set is only the training data set. For a LightningDataModule this is the data
+    set of its `train_dataloader()` after ``setup("fit")``. Its validation data are added with
+    `use_val`. Its test and predict data are never in a fold. Samples are numbered by their position
+    in the development set.
 
-    Batches are the loader's own: its `batch_size`, `collate_fn`, workers, pinned memory,
-    `worker_init_fn` and, in training, `drop_last` are kept; validation drops nothing. So are the
-    datamodule's hooks that transfer batches. The training order is new in every epoch, a function
-    of `shuffle_seed` and the epoch alone; where the last batch would hold a single sample, that
-    sample is left out of this epoch. An attribute that is not found here is the datamodule's.
+    Batches are the loader's own: its `batch_size`, `collate_fn`, workers, pinned memory and
+    `worker_init_fn` are kept, and in training `drop_last`. Validation drops nothing. The
+    datamodule's hooks that transfer batches are kept too. The training order is new in every epoch
+    and depends only on `shuffle_seed` and the epoch. If the last batch would hold a single sample,
+    this sample is left out of the epoch. Attributes that this class does not have are looked up in
+    the wrapped datamodule.
 
-    **Augmentation**: a training data set that augments does so in validation, too, unless
-    `eval_dataset` gives the same samples without.
+    **Augmentation**: a training data set that augments also does so in validation, unless
+    `eval_dataset` contains the same samples without augmentation.
 
     Args:
         data: A LightningDataModule, a DataLoader, or a Dataset with ``dataset[i]`` and a length,
-            such as those of Hugging Face, which is loaded in batches of 64.
-        targets: Classes or values, one a sample, to stratify by. None: read from the data set's
-            `targets`, `labels` or `y`, or the last tensor of a `TensorDataset`, also within a
-            `Subset`; where there is nothing of the kind, folds are not stratified, and `notes` say
+            such as those of Hugging Face. A Dataset is loaded in batches of 64.
+        targets: Classes or values, one per sample, for stratification. By default they are read
+            from the data set's `targets`, `labels` or `y`, or the last tensor of a `TensorDataset`,
+            also inside of a `Subset`. If there are none, folds are not stratified, and `notes` say
             so. Labels may be whole numbers or texts of any values, of shape (N,) or (N, 1). They
-            decide the folds and `balanced_sampling` alone: batches keep the data set's own
+            are used only for the folds and `balanced_sampling`: batches keep the data set's own
             labels.
-        class_names: Names of the classes 0 … C-1. None: the data set's `classes`, else numbers.
-        groups: Group of each sample. None: read from its `groups`, if it has them.
-            ``"duplicates"``: samples of exactly equal inputs are a group; the data set must hold
+        class_names: Names of the classes 0 … C-1. The default is the data set's `classes`, else
+            numbers.
+        groups: Group of each sample. By default the data set's `groups`, if it has them. With
+            ``"duplicates"`` samples with exactly equal inputs form a group; the data set must hold
             its inputs in arrays or lists of texts.
         folds: Fold of each sample, for ``split="predefined"``.
         use_val: Add the data set of the datamodule's `val_dataloader()` to the development set,
-            after the training samples. Its samples come as they are there, which may be without
+            after the training samples. These samples are used as they are there, perhaps without
             augmentation.
         eval_dataset: The same samples, in the same order, for validation, test and prediction.
-        **kwargs: How the data are split, shuffled and balanced; see `SplitDataModule`. With
+        **kwargs: How to split, shuffle and balance the data; see `SplitDataModule`. With
             ``test_fraction=0`` the test set is the datamodule's, if it has one.
 
     Raises:
-        TypeError: `data` is nothing of that, or has no numbered samples.
+        TypeError: `data` is none of these, or has no numbered samples.
         ValueError: Lengths differ, a label is missing, or the loader has a sampler that cannot be
-            confined to a fold; said at the first use of the data.
+            restricted to a fold. It is raised at the first use of the data.
 
     Example:
         >>> import torch
@@ -123,25 +125,25 @@ class FoldedDataModule(SplitDataModule):
 
     def __init__(
         self,
-        data: pl.LightningDataModule | DataLoader | Dataset,
+        data: pl.LightningDataModule | DataLoader[Any] | Dataset[Any],
         *,
         targets: npt.ArrayLike | None = None,
         class_names: Sequence[str] | None = None,
         groups: Literal["duplicates"] | npt.ArrayLike | None = None,
         folds: npt.ArrayLike | None = None,
         use_val: bool = False,
-        eval_dataset: Dataset | None = None,
+        eval_dataset: Dataset[Any] | None = None,
         **kwargs: Any,
     ) -> None:
         named: Any = groups if isinstance(groups, str) else None
         super().__init__(groups=named, **kwargs)
         if isinstance(data, SplitDataModule):
-            raise TypeError(f"{type(data).__name__} has folds of its own; use it as it is.")
+            raise TypeError(f"{type(data).__name__} has folds already; use it without wrapping.")
         if not isinstance(data, (pl.LightningDataModule, DataLoader)) and not is_dataset(data):
             raise TypeError(
                 "data must be a LightningDataModule, a DataLoader or a Dataset, which has a length "
                 f"and data[i], got {type(data).__name__}."
-                f"{other_lightning(data) or ' TensorDataset makes a Dataset of tensors.'}"
+                f"{other_lightning(data) or ' Wrap tensors in a TensorDataset.'}"
             )
         self.data = data
         names = None if class_names is None else list(class_names)
@@ -156,10 +158,10 @@ class FoldedDataModule(SplitDataModule):
         self.use_val = use_val
         self.eval_dataset = eval_dataset
         self._batch_size: int | None = None
-        self._num_unused = 0  # validation samples of theirs
+        self._num_unused = 0  # validation samples of the wrapped datamodule
         if isinstance(data, pl.LightningDataModule):
             self.prepare_data_per_node = data.prepare_data_per_node
-            # Only those it defines: Lightning prefers a datamodule's hooks to the model's.
+            # Only hooks that it overrides: Lightning prefers a datamodule's hooks to the model's.
             for hook in HOOKS:
                 if is_overridden(hook, data):
                     setattr(self, hook, getattr(data, hook))
@@ -176,13 +178,13 @@ class FoldedDataModule(SplitDataModule):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(data, name)
 
-    # What the data are
+    # Description of the data
 
     @property
     def batch_size(self) -> int:
-        """Samples a batch (of each rank).
+        """Samples per batch (of each rank).
 
-        The loader's own number, unless it is set, as by Lightning's `BatchSizeFinder`.
+        It is the loader's, unless it is set, for instance by Lightning's `BatchSizeFinder`.
         """
         return self._batch_size or int(self.loader.batch_size or 1)
 
@@ -191,8 +193,8 @@ class FoldedDataModule(SplitDataModule):
         self._batch_size = batch_size
 
     @cached_property
-    def loader(self) -> DataLoader:
-        """The training loader that was given, of whose data set the folds are made."""
+    def loader(self) -> DataLoader[Any]:
+        """The given training loader, whose data set is split into folds."""
         loader: Any = self.data
         if isinstance(loader, pl.LightningDataModule):
             loader.setup("fit")
@@ -202,7 +204,7 @@ class FoldedDataModule(SplitDataModule):
         who = type(self.data).__name__
         if not isinstance(loader, DataLoader):
             found = type(loader).__name__
-            raise TypeError(f"{who} returned {found}; folds are made of one DataLoader.")
+            raise TypeError(f"{who} returned {found}; folds need a single DataLoader.")
         if not _is_numbered(loader.dataset):
             raise TypeError(
                 f"{type(loader.dataset).__name__} of {who} has no numbered samples; folds need "
@@ -216,20 +218,20 @@ class FoldedDataModule(SplitDataModule):
             sampler = loader.batch_sampler if own_batches else loader.sampler
             raise ValueError(
                 f"the DataLoader of {who} has a {type(sampler).__name__} and "
-                f"batch_size={loader.batch_size}, which cannot be confined to a fold; pass "
+                f"batch_size={loader.batch_size}, which cannot be restricted to a fold; pass "
                 "DataLoader(dataset, batch_size=…) without a sampler."
             )
-        loader = self._with_validation(loader)
-        size = length(loader.dataset)
+        made = self._with_validation(loader)
+        size = length(made.dataset)
         if self.eval_dataset is not None and length(self.eval_dataset) != size:
             raise ValueError(
                 f"eval_dataset has {length(self.eval_dataset)} samples and the training data set "
                 f"{size}; they must be the same samples in the same order."
             )
-        return loader
+        return made
 
-    def _with_validation(self, loader: DataLoader) -> DataLoader:
-        """Return the training loader, with `use_val` over both parts."""
+    def _with_validation(self, loader: DataLoader[Any]) -> DataLoader[Any]:
+        """Return the training loader, over both parts with `use_val`."""
         data: Any = self.data
         who = type(data).__name__
         has = isinstance(data, pl.LightningDataModule) and is_overridden("val_dataloader", data)
@@ -248,9 +250,9 @@ class FoldedDataModule(SplitDataModule):
         if shared:
             raise ValueError(
                 f"use_val=True, but {shared} of {length(found[0])} validation samples of {who} are "
-                "training samples, too, and would be in two folds; leave use_val out."
+                "also training samples and would be in two folds; leave use_val out."
             )
-        whole: Dataset = ConcatDataset([loader.dataset, found[0]])
+        whole: Dataset[Any] = ConcatDataset([loader.dataset, found[0]])
         return _like(loader, whole, drop_last=loader.drop_last)
 
     def notes(self) -> list[str]:
@@ -262,14 +264,14 @@ class FoldedDataModule(SplitDataModule):
         if self.columns.targets is None and self.split == "kfold" and self.stratify is None:
             notes.append(
                 f"folds are not stratified: {type(self.loader.dataset).__name__} has no targets "
-                f"that can be read ({', '.join(TARGETS)}); give targets=, one a sample, or "
+                f"that can be read ({', '.join(TARGETS)}); give targets=, one per sample, or "
                 "stratify=False if they are not classes."
             )
         return notes
 
     @cached_property
     def columns(self) -> SplitMetadata:
-        """What the data set is split by."""
+        """Columns that decide the split."""
         dataset = self.loader.dataset
         size = length(dataset)
         found: dict[str, np.ndarray | None] = {}
@@ -279,7 +281,7 @@ class FoldedDataModule(SplitDataModule):
             if values is not None and len(values) != size:
                 raise ValueError(
                     f"{name} has {len(values)} values and the training data set {size} samples; "
-                    "give one value a sample."
+                    "give one value per sample."
                 )
             found[name] = values
         if found["targets"] is not None:
@@ -290,16 +292,16 @@ class FoldedDataModule(SplitDataModule):
             if keys is None:
                 raise ValueError(
                     f"groups='duplicates', but {type(dataset).__name__} holds no arrays or texts "
-                    "of at most 4 GiB that could be compared; give groups= of your own."
+                    "of at most 4 GiB to compare; give groups= of your own."
                 )
             found["groups"] = first_copies(keys)
         return SplitMetadata(size, **found, copies=self._keep_duplicates)
 
     def _as_targets(self, targets: np.ndarray) -> np.ndarray | None:
-        """Return labels as integers and values as they are, else None."""
+        """Return labels as integers and values unchanged, else None."""
         kind = targets.dtype.kind
         column = targets[:, 0] if targets.shape[1:] == (1,) else targets  # as in MedMNIST
-        if column.ndim > 1:  # several labels or values a sample
+        if column.ndim > 1:  # several labels or values per sample
             several = kind in "USO"
             return np.unique(targets.astype(str), return_inverse=True)[1] if several else targets
         if kind == "f":
@@ -327,12 +329,12 @@ class FoldedDataModule(SplitDataModule):
             )
 
     def fingerprint(self) -> str:
-        """A hash of what is held in memory.
+        """Hash the data that are held in memory.
 
-        That is the number of samples, targets, groups and folds, the tensors of a `TensorDataset`,
-        and of other data sets the attributes `data` and `samples` and all that are tensors or
-        arrays; of `eval_dataset` likewise. No sample is loaded, since it
-        may be augmented at random; so changes in files are not seen.
+        These are the number of samples, targets, groups and folds, and the tensors of a
+        `TensorDataset`. For other data sets they are the attributes `data` and `samples`, and all
+        attributes that are tensors or arrays. The same holds for `eval_dataset`. No sample is
+        loaded, since it may be augmented at random. Changes in files therefore go unnoticed.
         """
         columns = self.columns
         held = arrays(self.loader.dataset)
@@ -358,9 +360,9 @@ class FoldedDataModule(SplitDataModule):
     def shared_with_test(self) -> int | None:
         """Count the test samples that are in the development set.
 
-        Samples are known by their number where both parts are `Subset`s of one data set; else by
-        the arrays, texts or names of files that the data sets hold; else by what is loaded, unless
-        there are more than 20,000 or they are augmented at random. Then the answer is None.
+        Samples are compared by number if both parts are `Subset`s of one data set, else by the
+        arrays, texts or file names that the data sets hold. If there are none, loaded samples are
+        compared. The result is None if these are more than 20,000 or augmented at random.
         """
         if len(self.indices("test")):
             return 0
@@ -383,7 +385,7 @@ class FoldedDataModule(SplitDataModule):
     def class_names(self) -> list[str] | None:
         """Names of the classes, or None for values.
 
-        They are those given, else the data set's `classes`, else numbers.
+        They are the given names, else the data set's `classes`, else numbers.
         """
         numbers = super().class_names
         if self._class_names is not None and (numbers is not None or self.columns.targets is None):
@@ -418,10 +420,13 @@ class FoldedDataModule(SplitDataModule):
 
     @cached_property
     def _their_test_loaders(self) -> Any:
-        """Asked for once: another setup might draw other samples."""
+        """Test loaders of the wrapped datamodule.
+
+        They are created once, because another setup might draw other samples.
+        """
         data = self.data
         if isinstance(data, pl.LightningDataModule) and is_overridden("test_dataloader", data):
-            _ = self.loader  # before setup("test"), which may draw the training data set, too
+            _ = self.loader  # before setup("test"), which may also draw the training data set
             data.setup("test")
             loaders = data.test_dataloader()
             if loaders is not None and _flat(loaders):
@@ -431,11 +436,14 @@ class FoldedDataModule(SplitDataModule):
             "out with test_fraction=0.2."
         )
 
-    def predict_dataloader(self) -> DataLoader:
-        """Batches of the part named by `predict_on`; without test rows, "test" stands for "val"."""
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Return batches of the part named by `predict_on`.
+
+        Without test rows, ``"test"`` means ``"val"``.
+        """
         return self._loader(self.predicted_part())
 
-    def _loader(self, part: str, *, training: bool = False) -> DataLoader:
+    def _loader(self, part: str, *, training: bool = False) -> DataLoader[Any]:
         given = self.loader
         whole = given.dataset if training or self.eval_dataset is None else self.eval_dataset
         dataset = Subset(whole, self.rows_of(part).tolist())
@@ -454,15 +462,15 @@ def _is_numbered(dataset: Any) -> bool:
     return hasattr(dataset, "__len__") and not isinstance(dataset, IterableDataset)
 
 
-def _like(loader: DataLoader, dataset: Dataset, **changed: Any) -> DataLoader:
-    """Return a loader of another data set with the settings of a loader."""
+def _like(loader: DataLoader[Any], dataset: Dataset[Any], **changed: Any) -> DataLoader[Any]:
+    """Return a loader of another data set with the same settings."""
     kept: dict[str, Any] = {name: getattr(loader, name) for name in KEPT}
     return DataLoader(dataset, **(kept | changed))
 
 
-def _datasets(loaders: Any) -> list[Dataset]:
-    """The data sets of loaders, as far as their samplers go."""
-    found: list[Dataset] = []
+def _datasets(loaders: Any) -> list[Dataset[Any]]:
+    """Return the data sets of loaders, restricted to the rows they load."""
+    found: list[Dataset[Any]] = []
     for loader in _flat(loaders):
         dataset, sampler = getattr(loader, "dataset", loader), getattr(loader, "sampler", None)
         if isinstance(sampler, SubsetRandomSampler):
@@ -472,5 +480,5 @@ def _datasets(loaders: Any) -> list[Dataset]:
 
 
 def _flat(loaders: Any) -> list[Any]:
-    """The loaders in lists, dictionaries and Lightning's `CombinedLoader`."""
+    """Return all loaders in lists, dictionaries and Lightning's `CombinedLoader`."""
     return tree_leaves(loaders.flattened if isinstance(loaders, CombinedLoader) else loaders)

@@ -1,4 +1,4 @@
-"""`Source`: the arrays that a datamodule splits and hands out."""
+"""`Source`, the arrays that a datamodule splits and loads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dlblocks.fields import Class, Field, Kind, Mask, Ragged, Values, Weight, as
 
 @dataclass
 class Source:
-    """The arrays of one source of data, as `DataModule.load` returns them.
+    """The arrays of a data set, as returned by `DataModule.load`.
 
     Attributes:
         inputs: Shape (N, ...): images NCHW, uint8 in 0 … 255 or floating point; features (N, F),
@@ -29,19 +29,19 @@ class Source:
         test_targets: Its targets.
         class_names: Names of the classes 0 … C-1; None for values.
         groups: Group of each sample, shape (N,), if samples belong together.
-        folds: Predefined fold of each sample, shape (N,), integers or texts; negative or empty
-            for a sample that always trains.
+        folds: Predefined fold of each sample, shape (N,), integers or texts. A sample with a
+            negative number or an empty text is always used for training.
         feature_names: Names of the columns of a table.
-        completion: Statistics by which `dlblocks.nets.Preprocess` fills in what `inputs` lack:
-            ``fill``, ``coded`` and ``tables``, given `inputs` and the rows that train; it must look
-            at no other rows.
-        categories: Columns of `inputs` that are numbers of categories, for an embedding, and how
-            many categories there are, without 0 for an unknown one. They are not normalised.
-        input_kind: Kind of `inputs`, a `dlblocks.fields.Kind` or its name. None: images or features
-            by dtype and shape. Integers that are not images need it.
-        target_kind: Likewise of `targets`.
-        weights: How much each sample counts, floating point of shape (N,), or None.
-        test_weights: Likewise of the test set; None: all the same.
+        completion: Function of `inputs` and the training rows, which must read no other rows. It
+            returns the statistics ``fill``, ``coded`` and ``tables`` with which
+            `dlblocks.nets.Preprocess` fills in missing inputs.
+        categories: Columns of `inputs` that are numbers of categories for an embedding, with the
+            number of categories, not counting 0 for unknown ones. They are not normalised.
+        input_kind: Kind of `inputs`, a `dlblocks.fields.Kind` or its name. By default images or
+            features, by dtype and shape. Set it for integers that are not images.
+        target_kind: Kind of `targets`, in the same way.
+        weights: Weight of each sample, floating point of shape (N,), or None.
+        test_weights: Weights of the test set; None for equal weights.
     """
 
     inputs: Tensor
@@ -67,7 +67,7 @@ class Source:
         targets = targets or find_target_kind(self.targets, image_size(self.inputs, inputs))
         found = {
             "inputs": Field(self.inputs, inputs, "input"),
-            # What is nothing else is refused by the check of values.
+            # Targets of unknown kind are checked as values, which refuses them.
             "targets": Field(self.targets, targets or Values(), "target"),
         }
         if self.weights is not None:
@@ -87,11 +87,11 @@ class Source:
 
     @cached_property
     def input_keys(self) -> np.ndarray:
-        """Numbers of the samples, int64 of shape (N,), equal for equal `inputs`."""
+        """Numbers of the samples, int64 (N,), equal for equal inputs."""
         return row_keys(self.inputs)
 
     def check(self) -> None:
-        """Raises a `ValueError` that says what is wrong with the arrays, and where."""
+        """Raise a `ValueError` that names wrong values and where they are."""
         names = self.class_names, self.feature_names
         for part, inputs, weights in (
             ("", self.inputs, self.weights),
@@ -102,12 +102,12 @@ class Source:
                 if len(weights) != count:
                     raise ValueError(
                         f"{part}weights has {len(weights)} entries for {count} samples; give one "
-                        "a sample."
+                        "per sample."
                     )
                 Weight().check(f"{part}weights", weights)
         if self.test_weights is not None and self.weights is None:
-            raise ValueError("test_weights needs weights of the other samples, too.")
-        if self.completion is None:  # otherwise completed inputs are checked
+            raise ValueError("test_weights needs weights too, for the other samples.")
+        if self.completion is None:  # otherwise inputs are checked when they are complete
             check_arrays(self.inputs, self.targets, self.kinds, *names)
         if self.test_inputs is not None and self.test_targets is not None:
             test_set = self.test_inputs, self.test_targets
@@ -127,7 +127,7 @@ def check_arrays(
     *,
     part: str = "",
 ) -> None:
-    """Raises a `ValueError` that says what is wrong with the arrays of a data set, and where.
+    """Raise a `ValueError` that names wrong values of a data set.
 
     Args:
         inputs: Shape (N, ...).
@@ -140,7 +140,7 @@ def check_arrays(
     if len(inputs) != len(targets):
         raise ValueError(
             f"{part}inputs has {len(inputs)} samples and {part}targets has {len(targets)}; "
-            "they must be equally long."
+            "their lengths must be equal."
         )
     if len(inputs) == 0:
         raise ValueError(f"{part}inputs is empty; a data set needs at least one sample.")
@@ -168,7 +168,7 @@ def _check_test_set(
     kinds: Mapping[str, Kind],
     class_names: Sequence[str] | None = None,
 ) -> None:
-    """Raises a `ValueError` unless a model of the training set can be tested on the test set.
+    """Raise a `ValueError` if test and training set do not match.
 
     Args:
         inputs: Shape (N, ...).
@@ -184,7 +184,7 @@ def _check_test_set(
     ):
         if isinstance(ours, Ragged) or isinstance(theirs, Ragged):
             continue  # the kind has checked both
-        # Floating point of another precision will do.
+        # Floating point may differ in precision.
         both_floating = ours.is_floating_point() and theirs.is_floating_point()
         alike = ours.dtype == theirs.dtype or both_floating
         if ours.shape[1:] != theirs.shape[1:] or not alike:
@@ -206,8 +206,8 @@ def _check_test_set(
 def _check_finite(argument: str, values: Any, names: Sequence[str] | None) -> None:
     if isinstance(values, Ragged):
         values = values.values
-    # One pass without a mask of the whole array: a sum is finite only if every term is,
-    # save for overflow, which the slow look below sorts out.
+    # One pass without a mask of the whole array: a finite sum has only finite terms. A sum may also
+    # overflow, which the slow check below recognises.
     if not values.is_floating_point() or torch.isfinite(values.sum()):
         return
     # A mask of some rows at a time, for arrays larger than memory.

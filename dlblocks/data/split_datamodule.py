@@ -1,4 +1,4 @@
-"""`SplitDataModule`: a datamodule whose development set is split into training and validation."""
+"""`SplitDataModule`, the base class of datamodules that can be split."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ from dlblocks.fields import Class, Kind, Labels
 from dlblocks.nets.preprocess import Preprocess
 
 DEFAULT_FOLDS = 5
-MAX_CLASSES = 100_000  # larger labels are numbers of something else
+MAX_CLASSES = 100_000  # larger labels are probably not classes
 BatchSize = int | Literal["full"]
 
 
 @dataclass
 class SplitMetadata:
-    """What a data set is split by, one value a sample.
+    """Columns that decide the split, with one value per sample.
 
     Attributes:
         num_samples: Number of samples N.
-        targets: Classes, integers of shape (N,); values, floating point; or None if not known.
+        targets: Classes, integers of shape (N,), or values, floating point. None if not known.
         groups: Group of each sample, shape (N,).
         folds: Predefined fold of each sample, shape (N,).
-        copies: Whether `groups` are copies of one sample each, as ``groups="duplicates"`` makes
-            them.
+        copies: True if each group consists of copies of one sample, as with
+            ``groups="duplicates"``.
     """
 
     num_samples: int
@@ -64,43 +64,47 @@ class SplitMetadata:
 
 
 class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
-    """What cross-validation needs of a datamodule: that it can be set to each of its folds.
+    """A datamodule that cross-validation can set to each of its folds.
 
-    `DataModule` is one over arrays, `FoldedDataModule` over anybody's data set. Subclasses define
+    `DataModule` is one over arrays, and `FoldedDataModule` one over any data set. Subclasses define
     `columns`, `fingerprint` and the loaders.
 
     Args:
-        split: How the development set is split: ``"kfold"``, stratified and by groups as
-            `stratify` and the data say; ``"time_series"``, training always before validation, in
-            the order of the samples; ``"leave_one_group_out"``, a fold for each group; or
-            ``"predefined"``, a fold for each value of a column of folds. Or a splitter of
-            scikit-learn, such as ``StratifiedGroupKFold(5, shuffle=True, random_state=0)``, which
-            gets targets and groups of the development set and says the number of folds.
-        num_folds: Number of folds K. None: a single split by `val_fraction`, or, for the last two
-            kinds of `split`, what the data says.
-        fold: Which fold validates, 0 … K-1.
+        split: How to split the development set. Give one of these, or a splitter of scikit-learn,
+            such as ``StratifiedGroupKFold(5, shuffle=True, random_state=0)``. A splitter gets
+            targets and groups of the development set and determines the number of folds.
+
+            - ``"kfold"``: folds that are stratified by `stratify` and keep groups whole.
+            - ``"time_series"``: training always before validation, in the order of the samples.
+            - ``"leave_one_group_out"``: a fold for each group.
+            - ``"predefined"``: a fold for each value of a column of folds.
+        num_folds: Number of folds K. With None, the last two kinds of `split` use the number in
+            the data, and the others a single split by `val_fraction`.
+        fold: The fold that validates, 0 … K-1.
         val_fraction: Validation share of the development set without folds.
         test_fraction: Share held out first, outside every fold.
         split_seed: Seed of every split.
-        shuffle_seed: Seed of the order of training samples, new in every epoch.
+        shuffle_seed: Seed of the order of training samples, which is new in every epoch.
         stratify: Keep the proportions of the classes in every part, or of ten quantile bins of
-            values. None: for classes, yes.
-        groups: ``"duplicates"`` keeps samples of exactly equal inputs together: none has a copy in
-            another part or fold. It takes the place of groups that the source may have.
+            values. By default only classes are stratified.
+        groups: ``"duplicates"`` keeps samples with exactly equal inputs together, so that none has
+            a copy in another part or fold. It replaces groups of the source.
         balanced_sampling: Draw all classes equally often in training. An epoch still has N samples,
-            those of the training part: N / C of each of the C classes in it, rounded down or up.
-            Samples of small classes repeat, those of large ones take turns at random; within a
-            class, each is drawn equally often or once more (random over- and under-sampling;
-            Japkowicz and Stephen 2002). The draw depends on `shuffle_seed` and the epoch alone. It
-            replaces ``class_weights="balanced"``, which would correct a second time. Repeats in an
-            epoch get the same `train_transform`; `dlblocks.callbacks.Augment` changes each.
+            where N is the size of the training part: N / C of each of its C classes, rounded down
+            or up. Samples of small classes repeat, and those of large ones are left out at random.
+            Within a class, no sample is drawn more than once more than another (random over- and
+            under-sampling; Japkowicz and Stephen 2002). The draw depends only on `shuffle_seed` and
+            the epoch. Do not combine it with ``class_weights="balanced"``, which would correct a
+            second time. Repeats in an epoch get the same `train_transform`, but
+            `dlblocks.callbacks.Augment` changes each differently.
 
     Attributes:
         predict_on: The part that `predict_dataloader` loads, in the order of `indices`.
         validate_on: The part that `val_dataloader` loads: ``"val"``, ``"selection"`` during a fit
             of `with_selection`, or None for no validation.
-        predict_index: Whether its batches end with the index of every sample, where they can.
-        batch_size: Samples a batch (of each rank); ``"full"`` for all of a part.
+        predict_index: Whether batches for prediction end with the index of every sample, if the
+            datamodule supports it.
+        batch_size: Samples per batch (of each rank), or ``"full"`` for all of a part.
     """
 
     batch_size: BatchSize
@@ -109,11 +113,11 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
     predict_index = True
     repeat = 0
     selection_fraction = 0.0  # share of the training part; see `with_selection`
-    whole = False  # whether all that is not held out trains; see `without_validation`
+    whole = False  # True to train on the whole development set; see `without_validation`
     development: Indices | None = None  # the rows that are split, if not all; see `subset`
-    # The parts before, and the rows that train instead; see `with_train_indices`.
+    # The original parts, and the drawn training rows; see `with_train_indices`.
     _drawn: tuple[dict[str, Tensor], Tensor] | None = None
-    # Arguments that subclasses take by **kwargs; `save_hyperparameters` adds them.
+    # Arguments that subclasses pass on by **kwargs; `save_hyperparameters` adds them.
     _shared: tuple[str, ...] = (
         "num_folds", "fold", "val_fraction", "test_fraction", "split_seed", "shuffle_seed",
         "stratify", "balanced_sampling",
@@ -141,7 +145,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         if stratify and split != "kfold":
             raise ValueError(f"stratify=True has no effect with split={split_name(split)}.")
         self.split: Split | Splitter = split
-        self._split_name = split_name(split)  # once: it may hold the fold of each sample
+        self._split_name = split_name(split)  # computed once: it may list each sample's fold
         self.num_folds = whole(num_folds)
         self.fold = whole(fold)
         self.val_fraction = val_fraction
@@ -154,7 +158,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         self._keep_duplicates = groups is not None
         self.balanced_sampling = balanced_sampling
         self._rows: dict[str, Tensor] = {}
-        # The folds that were made last: the copies that `for_fold` makes share them.
+        # The folds of the last split, which the copies of `for_fold` share.
         self._folds: dict[tuple[Any, ...], list[dict[str, Indices]]] = {}
 
     def save_hyperparameters(
@@ -168,7 +172,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         current = inspect.currentframe()
         frame = frame or (current and current.f_back)
         ignored = [ignore] if isinstance(ignore, str) else list(ignore or ())
-        objects = ["split", "train_transform"]  # a checkpoint holds plain values alone
+        objects = ["split", "train_transform"]  # a checkpoint holds only plain values
         super().save_hyperparameters(*args, ignore=[*ignored, *objects], frame=frame, logger=logger)
         shared = {name: getattr(self, name) for name in self._shared}
         shared["split"] = self._split_name
@@ -179,20 +183,20 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
     def _set_hyperparameters(self, values: dict[str, Any]) -> None:
         """Set hyperparameters.
 
-        Lightning's own way compares arrays that the constructor was given.
+        Lightning's own way would compare arrays among the constructor's arguments, and fail.
         """
         self.hparams.update(values)
         vars(self).update(_hparams_initial=copy.deepcopy(self.hparams))
 
-    # What a subclass defines
+    # Defined by subclasses
 
     @property
     def columns(self) -> SplitMetadata:
-        """What the data set is split by."""
+        """Columns that decide the split."""
         raise NotImplementedError(f"{type(self).__name__} must define columns.")
 
     def fingerprint(self) -> str:
-        """A hash of the data, by which a later run knows whether it has the same."""
+        """Return a hash with which a later run recognises the data."""
         raise NotImplementedError(f"{type(self).__name__} must define fingerprint().")
 
     def input_keys(self) -> np.ndarray | None:
@@ -204,26 +208,27 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         return None
 
     def shared_with_test(self) -> int | None:
-        """Count the test samples that are in the development set; None if it is not known.
+        """Count the test samples that are in the development set.
 
-        0 where the test set was held out of one set of samples, by `test_fraction`.
+        Returns:
+            None if it is not known, and 0 if `test_fraction` holds out the test set.
         """
         return 0
 
     def description(self) -> str:
-        """Return a text to show before a training. It may be empty."""
+        """Return a text to show before training. It may be empty."""
         return ""
 
     def notes(self) -> list[str]:
-        """Sentences on the data that a result should say."""
+        """Return remarks about the data for the result of a run."""
         return []
 
     def count_test(self) -> int:
-        """The number of test samples."""
+        """Return the number of test samples."""
         return len(self.indices("test"))
 
     def train_targets(self) -> Tensor:
-        """Targets of the training part of this fold: what class weights may be fitted to."""
+        """Return the targets of this fold's training part, for class weights."""
         targets = self.columns.targets
         if targets is None:
             raise ValueError("the data set has no targets that can be read; give targets=.")
@@ -236,19 +241,19 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
 
     @property
     def is_classification(self) -> bool:
-        """Whether the targets are classes (integers) rather than values."""
+        """True if the targets are classes (integers) and not values."""
         return isinstance(self._target_kind, Class)
 
     @property
     def is_multilabel(self) -> bool:
-        """Whether each sample has several labels, integers of shape (N, C)."""
+        """True if each sample has several labels, integers of shape (N, C)."""
         return isinstance(self._target_kind, Labels)
 
     @property
     def class_names(self) -> list[str] | None:
         """Names of the classes 0 … C-1, or None for values.
 
-        None also for labels that are negative, or 100,000 and more.
+        None also if a label is negative, or 100,000 and more.
         """
         targets = self.columns.targets
         if targets is not None and self.is_multilabel:
@@ -259,24 +264,24 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
             return None
         return [str(i) for i in range(int(targets.max()) + 1)]
 
-    # What the model is told
+    # Encoder of new samples
 
     @property
     def encoder(self) -> Encoder:
-        """What makes inputs of new samples; a fit leaves its plain values on the model."""
+        """The encoder of new samples, which a fit stores in the model."""
         size = None if self.batch_size == "full" else self.batch_size
         return Encoder(self.class_names, size)
 
     def _describe_to_model(self) -> None:
-        """Leave the encoder on the Trainer's model, if that is one of ours."""
+        """Store the encoder in the Trainer's model, if it is a `Model`."""
         model: Any = getattr(self.trainer, "lightning_module", None)
         if hasattr(model, "data_spec"):
             model.data_spec = self.encoder.to_plain()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint of somebody else's module needs to predict new samples.
+        """Return what checkpoints of other modules need to predict new samples.
 
-        Ours have it themselves.
+        A `Model` saves it itself.
         """
         model = getattr(self.trainer, "lightning_module", None)
         if model is None or hasattr(model, "data_spec") or not self._rows:
@@ -290,9 +295,9 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
     # Splits
 
     def splits(self, num_folds: int | None = None, *, repeat: int = 0) -> list[dict[str, Indices]]:
-        """The rows of ``"train"``, ``"val"`` and ``"test"`` of every fold.
+        """Return the rows of ``"train"``, ``"val"`` and ``"test"`` of every fold.
 
-        After `with_selection` also those of ``"selection"``.
+        After `with_selection` there are also those of ``"selection"``.
 
         Args:
             num_folds: Number of folds; None as in the constructor.
@@ -318,7 +323,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         return self._folds[key]
 
     def _test_arguments(self) -> dict[str, Any]:
-        """What decides which rows are held out and which are the development set."""
+        """Return the arguments of `hold_out_test`, which `splits` has too."""
         columns = self.columns
         return {
             "num_samples": columns.num_samples,
@@ -334,13 +339,13 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
     def count_duplicates(self, num_folds: int | None = None, *, repeat: int = 0) -> int | None:
         """Count validation samples with an exact copy in the training part.
 
-        The counts of all folds are added. Such a sample can be predicted by heart;
-        ``groups="duplicates"`` keeps its copies together. Only inputs are compared: copies may
-        have different targets.
+        The counts of all folds are added. Such a sample can be predicted from memory, and
+        ``groups="duplicates"`` prevents that. Only inputs are compared. Copies may have different
+        targets.
 
         Args:
             num_folds: Number of folds; None as in the constructor.
-            repeat: Another number for other folds, as in `splits`.
+            repeat: Another number gives other folds, as in `splits`.
 
         Returns:
             The number, or None if it is not known; see `input_keys`.
@@ -357,22 +362,27 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         return count
 
     def count_folds(self, num_folds: int | None = None) -> int:
-        """The number of folds of a cross-validation that is asked for `num_folds`.
+        """Return the number of folds of a cross-validation.
 
-        None means what the data says, or the datamodule's own `num_folds`, or 5.
+        Args:
+            num_folds: Number that the user asks for. With None it is that of the data or splitter,
+                else the datamodule's own `num_folds`, else 5.
 
         Raises:
-            ValueError: The data says another number.
+            ValueError: The data or the splitter has another number of folds.
         """
         if counts_folds(self.split):
             return len(self.splits(num_folds))
         return num_folds or self.num_folds or DEFAULT_FOLDS
 
     def count_repeats(self, repeats: int = 1) -> int:
-        """The number of repeats of a cross-validation that is asked for `repeats`.
+        """Return the number of repeats of a cross-validation.
+
+        Args:
+            repeats: Number that the user asks for.
 
         Raises:
-            ValueError: The folds of every repeat would be the same.
+            ValueError: The folds of all repeats would be the same.
         """
         own = own_repeats(self.split)
         if repeats not in (1, own) and self.split != "kfold":
@@ -401,13 +411,13 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         if self.stratify is False or not (self.stratify or self.is_classification):
             return None
         if targets is None:
-            raise ValueError("stratify=True needs targets, one a sample; give targets=.")
+            raise ValueError("stratify=True needs targets, one per sample; give targets=.")
         if targets.ndim == 2 and targets.shape[1] == 1:
             targets = targets[:, 0]
         if targets.ndim > 1:
             raise ValueError(
-                f"stratify=True, but targets has shape {targets.shape}: several labels or values a "
-                "sample; use stratify=False, or split='predefined' with folds of your own."
+                f"stratify=True, but targets has shape {targets.shape}, several labels or values "
+                "per sample; use stratify=False, or split='predefined' with folds of your own."
             )
         return targets
 
@@ -417,12 +427,12 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
             return
         found, cure = "are values", "leave balanced_sampling out"
         if self.columns.targets is None:
-            found, cure = "cannot be read", "give targets=, one class a sample"
+            found, cure = "cannot be read", "give targets=, one class per sample"
         elif self.is_multilabel:
-            found = "are several labels a sample"
+            found = "are several labels per sample"
             cure = "use class_weights='balanced' of the model instead"
         raise ValueError(
-            f"balanced_sampling=True needs one class a sample, but the targets of "
+            f"balanced_sampling=True needs one class per sample, but the targets of "
             f"{type(self).__name__} {found}; {cure}."
         )
 
@@ -445,7 +455,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         if not self.selection_fraction:
             return rows
         columns, train = self.columns, rows["train"]
-        # Only "kfold" is stratified; of the others no class may be lost all the same.
+        # Only "kfold" is stratified. But no split may lose a class.
         strata = self._strata(columns.targets) if self.split == "kfold" else None
         targets = columns.targets if strata is None and self.is_classification else strata
         try:
@@ -462,18 +472,18 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         except ValueError as error:
             raise ValueError(
                 f"fold {fold} with selection_fraction={self.selection_fraction}: "
-                f"{str(error).rstrip('.')}. Use select='last', which needs no such part."
+                f"{str(error).rstrip('.')}. Use select='last', which needs no selection part."
             ) from error
         return {**rows, "train": train[training], "selection": train[selected_on]}
 
     def rows_of(self, part: str | None) -> Tensor:
-        """The rows of a part after `setup`, int64 of shape (M,).
+        """Return the rows of a part after `setup`, int64 of shape (M,).
 
-        There are none of the part None.
+        The part None has no rows.
         """
         if not self._rows:
             raise RuntimeError(
-                f"{type(self).__name__} has no loaders before it is split; call setup('fit') first."
+                f"{type(self).__name__} has no loaders before setup; call setup('fit') first."
             )
         return self._rows["train"][:0] if part is None else self._rows[part]
 
@@ -484,44 +494,48 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         return list(self._rows)
 
     def indices(self, part: str) -> Tensor:
-        """Rows that are ``"train"``, ``"val"`` or ``"test"``, int64 of shape (M,).
+        """Return the rows of ``"train"``, ``"val"`` or ``"test"``, int64 of shape (M,).
 
-        After `with_selection` there is ``"selection"``, after `with_train_indices` ``"oob"``.
+        After `with_selection` there is also ``"selection"``, and after `with_train_indices`
+        ``"oob"``.
         """
         self.setup("fit")
         return self._rows[part]
 
     def weights_of(self, part: str) -> Tensor | None:
-        """How much each sample of a part counts, in the order of `indices`; None: all the same."""
+        """Return the weights of a part's samples, in the order of `indices`.
+
+        None means equal weights.
+        """
         return None
 
-    def _loader(self, part: str, *, training: bool = False) -> DataLoader:
+    def _loader(self, part: str, *, training: bool = False) -> DataLoader[Any]:
         raise NotImplementedError(f"{type(self).__name__} must define its loaders.")
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         return self._loader("train", training=True)
 
-    def val_dataloader(self) -> DataLoader | list:
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         part = self.validate_on
         return self._loader(part) if part and len(self.rows_of(part)) else []
 
     def predicted_part(self) -> str:
         """Return the part that is predicted.
 
-        It is the one named by `predict_on`. Without test rows, ``"test"`` stands for ``"val"``.
+        It is the one named by `predict_on`. Without test rows, ``"test"`` means ``"val"``.
         """
         is_missing = self.predict_on == "test" and not len(self.rows_of("test"))
         return "val" if is_missing else self.predict_on
 
     def _sampler(
         self,
-        dataset: Dataset,
+        dataset: Dataset[Any],
         *,
         training: bool,
         kind: type[EpochSampler] = EpochSampler,
         **kwargs: Any,
     ) -> EpochSampler:
-        """Make the sampler of one part, for this rank and epoch."""
+        """Create the sampler of one part, for this rank and epoch."""
         trainer = self.trainer
         if training and self.balanced_sampling:
             kwargs["classes"] = self.train_targets()
@@ -533,23 +547,25 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
             rank=0 if trainer is None else trainer.global_rank,
             **kwargs,
         )
-        # Lightning tells the epoch later; workers of a run that is resumed have begun by then.
+        # Lightning sets the epoch later, when workers of a resumed run have begun already.
         sampler.set_epoch(0 if trainer is None else trainer.current_epoch)
         return sampler
 
     def _generator(self) -> torch.Generator:
-        """Make the generator from which a loader's iterator draws a number.
+        """Create the generator from which a loader's iterator draws its seed.
 
-        It would draw from the global one otherwise, so that the number of loaders would change a
+        Otherwise it would draw from the global one, and the number of loaders would change a
         model's dropout.
         """
         return torch.Generator().manual_seed(self.shuffle_seed)
 
     def for_fold(self, fold: int, num_folds: int | None, *, repeat: int = 0) -> Self:
-        """A datamodule as new over the same data, set to one fold; this one is left as it is.
+        """Return a new datamodule over the same data, set to one fold.
+
+        This datamodule stays as it is.
 
         Args:
-            fold: Which fold validates.
+            fold: The fold that validates.
             num_folds: Number of folds, or None as in the constructor.
             repeat: Another number gives other folds, of the same development set.
         """
@@ -561,26 +577,28 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         new.whole = False
         new._drawn = None
         new.selection_fraction, new.validate_on = 0.0, "val"
-        vars(new).update(_hparams=copy.deepcopy(self.hparams))  # which the copy shares
+        vars(new).update(_hparams=copy.deepcopy(self.hparams))  # the copy shares them
         names = self.hparams.keys() & {"num_folds", "fold"}
         new._set_hyperparameters({name: getattr(new, name) for name in names})
         return new
 
     def with_selection(self, fraction: float) -> Self:
-        """Return a new datamodule that selects the epoch on a share of its training part.
+        """Return a new datamodule with a selection part, which chooses the epoch.
 
-        The share is the part ``"selection"``, disjoint from ``"train"``, ``"val"`` and ``"test"``;
-        nothing that is fitted to the training part sees it. `val_dataloader` loads it as long as
-        `validate_on` is ``"selection"``: early stopping and the best epoch look at it. With
-        ``validate_on = "val"`` the fold is scored. The share is stratified like the folds and holds
-        whole groups; with ``split="time_series"`` it is the last rows. This datamodule stays as it
-        is.
+        The part ``"selection"`` is a share of the training part, disjoint from the new ``"train"``,
+        ``"val"`` and ``"test"``.
+        Statistics of the training part, such as those of the normalisation, do not use it. While
+        `validate_on` is ``"selection"``, `val_dataloader` loads it for early stopping and the best
+        epoch. With ``validate_on = "val"`` the fold is scored. The share is stratified like the
+        folds and consists of whole groups. With ``split="time_series"`` it is the last rows. This
+        datamodule stays as it is.
 
         Args:
             fraction: Share of the training part, in (0, 1).
 
         Raises:
-            ValueError: At the first use of the data: too few samples, of a class or groups.
+            ValueError: There are too few samples, groups, or samples of a class. It is raised at
+                the first use of the data.
 
         Example:
             >>> from dlblocks.data import TabularDataModule
@@ -593,27 +611,26 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         return new
 
     def without_validation(self) -> Self:
-        """A datamodule as new whose training part is all that is not held out for the test.
+        """Return a new datamodule that trains on the whole development set.
 
-        It has no validation part. This one is left as it is.
+        It has no validation part. This datamodule stays as it is.
         """
         new = self.for_fold(self.fold, self.num_folds, repeat=self.repeat)
         new.whole = True
         return new
 
     def subset(self, rows: npt.ArrayLike) -> Self:
-        """A datamodule as new whose development set is some rows alone, which are then split.
+        """Return a new datamodule whose development set is only some rows.
 
-        All else stays: samples keep their numbers, the test set is the same, and so are the kind of
-        split, groups and stratification, of these rows. The inner folds of a nested
-        cross-validation are made so: ``data.subset(data.splits(5)[0]["train"])``. This one is
-        left as it is.
+        Everything else stays: samples keep their numbers, and the test set, kind of split, groups
+        and stratification are the same. A nested cross-validation creates its inner folds in this
+        way: ``data.subset(data.splits(5)[0]["train"])``. This datamodule stays as it is.
 
         Args:
             rows: Numbers of samples of the development set, in any order, int of shape (M,).
 
         Raises:
-            ValueError: There are no rows, one is there twice, or not in the development set.
+            ValueError: There are no rows, a row is given twice, or is not in the development set.
         """
         mine, _ = hold_out_test(**self._test_arguments())
         given = _row_numbers(rows, mine, f"development set of {len(mine)} samples")
@@ -625,12 +642,13 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         return new
 
     def with_train_indices(self, rows: npt.ArrayLike, *, shuffle_seed: int | None = None) -> Self:
-        """A datamodule as new that trains on rows drawn from its training part, perhaps repeatedly.
+        """Return a new datamodule that trains on drawn training rows.
 
-        A row that is given twice is seen twice an epoch, and counts twice in what is fitted to the
-        training part, such as the normalisation. Those that are not drawn are the part ``"oob"``,
-        out of the bag; validation and test part stay. Members of a bagging ensemble are trained on
-        such. This one is left as it is; `for_fold` and what uses it know nothing of the draw.
+        A row that is given twice is seen twice per epoch, and counts twice in statistics of the
+        training part, such as those of the normalisation. Rows that are not drawn are the part
+        ``"oob"`` (out of the bag). Validation and test part stay the same. Members of a bagging
+        ensemble are trained in this way. This datamodule stays as it is. `for_fold`, and methods
+        that use it, ignore the draw.
 
         Args:
             rows: Numbers of samples of the training part, in any order, int of shape (M,).
@@ -641,7 +659,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         """
         new = self.for_fold(self.fold, self.num_folds, repeat=self.repeat)
         new.whole = self.whole
-        # Splitting takes longer than all else here, and an ensemble has many members.
+        # Splitting takes most of the time here, and an ensemble has many members.
         known = self._rows and self._drawn is None
         parts = dict(self._rows) if known else new._split_rows()
         drawn = _row_numbers(rows, parts["train"].numpy(), "training part")
@@ -651,14 +669,14 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         return new
 
     def _reseed(self, shuffle_seed: int) -> None:
-        """Sets the seed of the order, of a copy that `for_fold` has made."""
+        """Set the seed of the order, in a copy of `for_fold`."""
         self.shuffle_seed = shuffle_seed
         if "shuffle_seed" in self.hparams:
             self._set_hyperparameters({"shuffle_seed": shuffle_seed})
 
 
 def _check_fold(num_folds: int | None, fold: int, *, counted: bool = False) -> None:
-    """Raise a `ValueError` unless there is such a fold.
+    """Raise a `ValueError` if the fold does not exist.
 
     With `counted` the number of folds comes from the data or a splitter.
     """
@@ -672,7 +690,7 @@ def _check_fold(num_folds: int | None, fold: int, *, counted: bool = False) -> N
 
 
 def _row_numbers(rows: npt.ArrayLike, known: Indices, where: str) -> Indices:
-    """Return numbers of samples that are all `known`."""
+    """Return the numbers of samples, all of which must be `known`."""
     given = np.asarray(rows)
     if given.ndim != 1 or not len(given) or given.dtype.kind not in "iu":
         raise ValueError(

@@ -1,6 +1,6 @@
-"""Splits into training, validation and test samples.
+"""Split samples into training, validation and test part.
 
-`splits` makes every kind of split that a datamodule offers. The splitters are scikit-learn's.
+`splits` performs every kind of split that a datamodule offers. The splitters are scikit-learn's.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ Indices = npt.NDArray[np.int64]
 Fold = tuple[Indices, Indices]
 Split = Literal["kfold", "time_series", "leave_one_group_out", "predefined"]
 SPLITS: tuple[str, ...] = get_args(Split)
-# Bins of values to stratify by. The means of the folds of log-normal values (100 to 2,000 samples,
-# 5 and 10 folds) spread 0.7 times as far as without bins for 5, 0.6 for 10 and 0.5 for 20; more
-# bins would leave few samples in each, and groups could no longer be dealt out evenly.
+# Number of bins to stratify values by. For log-normal values (100 to 2,000 samples, 5 and 10 folds)
+# the means of the folds spread 0.7 times as far as without stratification with 5 bins, 0.6 times
+# with 10 and 0.5 times with 20. More bins would have few samples each, and groups could not be
+# distributed evenly.
 NUM_BINS = 10
-SHOWN = 200  # characters of a splitter's parameters
+SHOWN = 200  # characters of a splitter in messages
 
 
 @runtime_checkable
 class Splitter(Protocol):
-    """A splitter object, as those of `sklearn.model_selection`."""
+    """A splitter object, such as those of `sklearn.model_selection`."""
 
     def split(self, X: Any, y: Any = None, groups: Any = None) -> Iterator[Any]:
-        """Yield the positions that train and those that validate, for each fold."""
+        """Yield the training and validation positions of each fold."""
 
     def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:
         """Count the folds."""
@@ -67,11 +68,11 @@ def check_split(split: Any) -> None:
     is_drawn = state is not None or getattr(split, "shuffle", True)
     if is_drawn and not isinstance(state, Integral):
         name = split_name(split)
-        raise ValueError(f"split={name} draws other folds at every call; set random_state=0.")
+        raise ValueError(f"split={name} draws new folds at every call; set random_state=0.")
 
 
 def counts_folds(split: Split | Splitter) -> bool:
-    """Tell whether the data or a splitter says the number of folds."""
+    """Tell whether the data or a splitter determines the number of folds."""
     return split in ("leave_one_group_out", "predefined") or not isinstance(split, str)
 
 
@@ -85,7 +86,7 @@ def is_in_time(split: Split | Splitter) -> bool:
 
 
 def own_repeats(split: Split | Splitter) -> int:
-    """Count the repeats: more than one for a splitter such as `RepeatedKFold`."""
+    """Count the repeats of a splitter such as `RepeatedKFold`, otherwise 1."""
     return int(getattr(split, "n_repeats", 1))
 
 
@@ -105,32 +106,32 @@ def splits(
     development: Indices | None = None,
     copies: bool = False,
 ) -> list[dict[str, Indices]]:
-    """Splits ``range(num_samples)`` into ``"train"``, ``"val"`` and ``"test"``, once for each fold.
+    """Split samples into ``"train"``, ``"val"`` and ``"test"`` for each fold.
 
-    First `test_fraction` is held out, the same in every fold and repeat; the rest is split into
+    First `test_fraction` is held out, the same in every fold and repeat. The rest is split into
     folds, or with ``num_folds=None`` once by `val_fraction`.
 
     Args:
         num_samples: Number of samples N.
-        split: ``"kfold"``; ``"time_series"``, where all that is held out are the last samples; or
-            ``"leave_one_group_out"`` and ``"predefined"``, which have as many folds as `groups` and
-            `folds` have values; or a splitter of scikit-learn.
-        num_folds: Number of folds, or None for a single split, or for what the data says.
-        val_fraction: Validation share of what is not held out, without folds.
+        split: ``"kfold"``; ``"time_series"``, which always holds out the last samples;
+            ``"leave_one_group_out"`` or ``"predefined"``, with one fold for each value in `groups`
+            or `folds`; or a splitter of scikit-learn.
+        num_folds: Number of folds. None for a single split, or for the number in the data.
+        val_fraction: Validation share of the rest, without folds.
         test_fraction: Share held out first.
-        targets: Stratify by them; see `kfold`.
+        targets: Targets to stratify by; see `kfold`.
         labels: Targets for a splitter, which may stratify by them.
-        groups: Keep them whole; see `kfold`.
-        folds: See `predefined`.
+        groups: Groups to keep whole; see `kfold`.
+        folds: Predefined folds; see `predefined`.
         seed: Seed of the splits.
         repeat: Another number gives other folds of ``"kfold"`` and of `RepeatedKFold`.
-        development: Split these rows alone instead of all that is not held out; sorted, and none
-            of them held out.
-        copies: `groups` are copies of one sample each, as ``groups="duplicates"`` makes them.
+        development: Rows to split instead of all that are not held out. They must be sorted, and
+            none of them held out.
+        copies: Each group consists of copies of one sample, as with ``groups="duplicates"``.
 
     Raises:
-        ValueError: An argument that the split needs is missing, or one that it cannot heed is
-            given; `num_folds` is not what the data says; and whatever the split itself raises.
+        ValueError: An argument that the split needs is missing, or one that it cannot use is given;
+            `num_folds` differs from the number in the data; or the split itself fails.
 
     Example:
         >>> first, *others = splits(10, num_folds=4, test_fraction=0.2)
@@ -167,7 +168,7 @@ def splits(
         pairs = kfold(len(rest), num_folds, **keep)
     if num_folds not in (None, len(pairs)):
         raise ValueError(
-            f"num_folds={num_folds}, but split={_shown(split)} makes {len(pairs)} folds of this "
+            f"num_folds={num_folds}, but split={_shown(split)} gives {len(pairs)} folds of this "
             f"data; leave num_folds out, or set num_folds={len(pairs)}."
         )
     return [{"train": rest[train], "val": rest[val], "test": test} for train, val in pairs]
@@ -180,7 +181,7 @@ def hold_out_test(
     development: Indices | None = None,
     **keep: Any,
 ) -> Fold:
-    """The rows of the development set and those held out.
+    """Return the rows of the development set and those held out.
 
     Arguments are those of `splits` and, in `keep`, of `holdout`.
 
@@ -193,7 +194,7 @@ def hold_out_test(
 
 
 def _check_columns(split: Split | Splitter, groups: object, folds: object, copies: bool) -> None:
-    """Refuses a column that is missing, or that the split would have to disregard."""
+    """Refuse a missing column, and one that the split would ignore."""
     check_split(split)
     by_groups = split == "leave_one_group_out"
     if groups is not None and (split == "time_series" or (copies and by_groups)):
@@ -205,8 +206,8 @@ def _check_columns(split: Split | Splitter, groups: object, folds: object, copie
     ):
         if split == needs and value is None:
             raise ValueError(
-                f"split={split!r} needs {argument}, one value a sample; ArrayDataModule and "
-                f"ImageFolderDataModule have {argument}=, TabularDataModule a column of the file."
+                f"split={split!r} needs {argument}, one value per sample; set {argument}= of "
+                "ArrayDataModule or ImageFolderDataModule, or name a column in TabularDataModule."
             )
     if folds is not None and split != "predefined":
         raise ValueError(f"folds has no effect with split={_shown(split)}; use split='predefined'.")
@@ -222,30 +223,31 @@ def kfold(
     copies: bool = False,
     seed: int = 0,
 ) -> list[Fold]:
-    """Splits ``range(num_samples)`` into `num_folds` (train, validation) pairs, shuffled by `seed`.
+    """Split samples into K shuffled folds, with scikit-learn's splitters.
 
-    The validation parts are disjoint and together hold every sample once; each train part is the
-    rest. The splitter is scikit-learn's: `KFold`; `StratifiedKFold` with `targets`; `GroupKFold`
-    with `groups`; `StratifiedGroupKFold` with both.
+    The validation parts are disjoint and together contain every sample once. Each training part is
+    the rest. The splitter is `KFold`; `StratifiedKFold` with `targets`; `GroupKFold` with `groups`;
+    `StratifiedGroupKFold` with both.
 
     Args:
         num_samples: Number of samples N.
         num_folds: Number of folds K, 2 <= K <= N.
-        targets: Class of each sample, shape (N,). Given, the folds are stratified: each has the
-            proportions of the classes of the whole, as nearly as the counts allow. Values, floating
-            point, are stratified by their `quantile_bins`.
-        groups: Group of each sample, shape (N,) (a patient, a writer). Given, no group is in both
-            parts of a fold.
-        copies: Groups are copies of one sample each. The first of each group are split, without
-            groups, and the others follow: much faster where nearly every sample is a group.
+        targets: Class of each sample, shape (N,), to stratify the folds: each has the class
+            proportions of the whole, as closely as the counts allow. Values, floating point, are
+            stratified by their `quantile_bins`.
+        groups: Group of each sample, shape (N,), such as a patient or a writer. No group is in
+            both parts of a fold.
+        copies: Each group consists of copies of one sample. Then the first of each group are split
+            without groups, and the others follow. This is much faster if nearly every sample is a
+            group.
         seed: Seed of the shuffle.
 
     Returns:
-        K pairs of sorted int64 index arrays.
+        K pairs (training, validation) of sorted int64 index arrays.
 
     Raises:
-        ValueError: K outside [2, N], more folds than members of a class or than groups, a missing
-            group.
+        ValueError: K is outside [2, N], there are more folds than groups or members of a class, or
+            a group is missing.
 
     Example:
         >>> train, val = kfold(6, 3, targets=[0, 0, 0, 1, 1, 1])[0]
@@ -287,13 +289,14 @@ def _shuffled_folds(
 
 
 def time_series(num_samples: int, num_folds: int) -> list[Fold]:
-    """Folds of samples in the order of time: training is always before validation.
+    """Split samples in the order of time, with training before validation.
 
-    scikit-learn's `TimeSeriesSplit`: of K + 1 blocks, fold k validates block k + 1 and trains on
-    all blocks before it. The first block, ``N - K · (N // (K + 1))`` samples, is never validated.
+    This is scikit-learn's `TimeSeriesSplit`. Of K + 1 blocks, fold k validates block k + 1 and
+    trains on all blocks before it. The first block, ``N - K · (N // (K + 1))`` samples, is never
+    validated.
 
     Raises:
-        ValueError: K < 2, or fewer than K + 1 samples.
+        ValueError: K < 2, or there are fewer than K + 1 samples.
 
     Example:
         >>> [(train.tolist(), val.tolist()) for train, val in time_series(6, 2)]
@@ -306,10 +309,12 @@ def time_series(num_samples: int, num_folds: int) -> list[Fold]:
 
 
 def leave_one_group_out(groups: npt.ArrayLike) -> list[Fold]:
-    """One fold for each group, in sorted order, which validates that group alone.
+    """Split samples into one fold for each group, which validates it.
+
+    The groups are sorted.
 
     Raises:
-        ValueError: All samples are of one group, or a group is missing.
+        ValueError: All samples belong to one group, or a group is missing.
 
     Example:
         >>> [val.tolist() for _, val in leave_one_group_out(["b", "a", "b"])]
@@ -322,16 +327,18 @@ def leave_one_group_out(groups: npt.ArrayLike) -> list[Fold]:
 
 
 def predefined(folds: npt.ArrayLike, groups: npt.ArrayLike | None = None) -> list[Fold]:
-    """One fold for each value of `folds`, in sorted order, validating the samples of that value.
+    """Split samples into one fold for each value, which validates its samples.
 
-    A negative number or an empty text is no fold: such samples train in every one.
+    The values are sorted. Samples with a negative number or an empty text are used for training in
+    every fold.
 
     Args:
         folds: Integers or texts, shape (N,).
-        groups: Checked, if given: each must lie in one fold.
+        groups: Groups to check, shape (N,): each must be inside one fold.
 
     Raises:
-        ValueError: Fewer than two folds, a fold without training samples, or a group in two.
+        ValueError: There are fewer than two folds, a fold has no training samples, or a group is in
+            two folds.
 
     Example:
         >>> [val.tolist() for _, val in predefined([1, -1, 0, 1])]
@@ -361,26 +368,26 @@ def _by_splitter(
     """Return all folds of a splitter object.
 
     Raises:
-        ValueError: It cannot split these samples, makes other folds at every call or none, or a
-            sample or group would be trained on and validated.
+        ValueError: The splitter cannot split these samples, returns other folds at every call or
+            none, or a sample or group would be in both training and validation part.
     """
     from sklearn.model_selection import PredefinedSplit
 
     try:
         drawn = splitter
-        if isinstance(splitter, PredefinedSplit):  # which knows the samples by their numbers
+        if isinstance(splitter, PredefinedSplit):  # it lists the fold of each sample
             if len(splitter.test_fold) != num_samples:
                 raise ValueError(f"it has {len(splitter.test_fold)}, and the data {num_samples}.")
             drawn = PredefinedSplit(splitter.test_fold[rest])
         pairs = _pairs(drawn, len(rest), targets, groups)
-        if not type(splitter).__module__.startswith("sklearn."):  # those have a `random_state`
+        if not type(splitter).__module__.startswith("sklearn."):  # those were checked before
             again = _pairs(drawn, len(rest), targets, groups)
             if len(again) != len(pairs) or not all(
                 map(np.array_equal, chain(*pairs), chain(*again))
             ):
-                raise ValueError("it makes other folds at every call; fix its random numbers.")
+                raise ValueError("it returns other folds at every call; set its random seed.")
         if not pairs:
-            raise ValueError("it makes no fold.")
+            raise ValueError("it returns no fold.")
         _check_folds(pairs, len(rest), groups)
     except ValueError as error:
         what = f"split={split_name(splitter)} cannot split these {len(rest)} samples"
@@ -399,12 +406,12 @@ def _check_folds(pairs: list[Fold], num_samples: int, groups: np.ndarray | None)
         if len(shared):
             raise ValueError(
                 f"fold {fold} trains on and validates group {shared[0]!s} ({len(shared)} such "
-                "groups); give folds of whole groups, as GroupKFold does, or leave groups out."
+                "groups); keep groups whole, as GroupKFold does, or leave groups out."
             )
 
 
 def _pairs(splitter: Any, num_samples: int, targets: Any = None, groups: Any = None) -> list[Fold]:
-    with warnings.catch_warnings():  # whether groups stay whole is checked afterwards
+    with warnings.catch_warnings():  # groups are checked afterwards
         warnings.filterwarnings("ignore", "The groups parameter is ignored")
         folds = list(splitter.split(np.zeros(num_samples), targets, groups))
     return [(_sorted(train), _sorted(val)) for train, val in folds]
@@ -421,15 +428,16 @@ def holdout(
     in_order: bool = False,
     seed: int = 0,
 ) -> Fold:
-    """Holds out about `fraction` of ``range(num_samples)``; returns (rest, held out).
+    """Hold out a share of the samples, and return (rest, held out).
 
-    Stratified by `targets`, and whole by `groups`, which may be `copies`, as in `kfold`. With
-    groups the held-out share is that of one of ``round(1 / fraction)`` folds, so it is only as near
-    to `fraction` as the sizes of the groups allow. ``fraction=0`` holds out nothing. `in_order`
-    holds out the last samples, in the order of time.
+    As in `kfold`, the samples are stratified by `targets`, and `groups`, which may be `copies`,
+    stay whole. With groups, one of ``round(1 / fraction)`` folds is held out, so its share is only
+    as close to `fraction` as the sizes of the groups allow. ``fraction=0`` holds out nothing.
+    `in_order` holds out the last samples, in the order of time.
 
     Raises:
-        ValueError: `fraction` outside [0, 1), a class with a single member, or too few samples.
+        ValueError: `fraction` is outside [0, 1), a class has a single member, or there are too few
+            samples.
 
     Example:
         >>> rest, held_out = holdout(10, 0.2)
@@ -455,11 +463,11 @@ def holdout(
         return _with_copies(holdout(len(first), fraction, targets=classes, seed=seed), copy_of)
     if members is not None:
         num_folds = max(2, round(1 / fraction))
-        # No class has to reach every fold here: only one of the folds is used.
+        # Only one of the folds is used, so a class need not have members in every fold.
         _check_groups(members, num_folds)
         return _group_holdout(classes, members, num_folds, fraction, seed)
     if classes is not None and _are_values(classes):
-        # No more bins than samples in the smaller part, whose size then needs no change.
+        # At most as many bins as samples in the smaller part, so that its size need not change.
         smaller = min(num_held_out, num_samples - num_held_out)
         classes = quantile_bins(classes, 2, min(NUM_BINS, smaller))
     elif classes is not None:
@@ -474,7 +482,7 @@ def holdout(
 
 
 def _stratified_holdout(classes: np.ndarray, num_held_out: int, seed: int) -> Fold:
-    """Hold out the samples that `train_test_split` would, in a fifth of its time."""
+    """Hold out the samples of `train_test_split`, in a fifth of its time."""
     try:
         from sklearn.utils.extmath import _approximate_mode
     except ImportError:  # it is private
@@ -487,7 +495,7 @@ def _stratified_holdout(classes: np.ndarray, num_held_out: int, seed: int) -> Fo
     codes, counts = np.unique(classes, return_inverse=True, return_counts=True)[1:]
     rng = np.random.RandomState(seed)
     kept = _approximate_mode(counts, len(classes) - num_held_out, rng)
-    _approximate_mode(counts - kept, num_held_out, rng)  # it draws, too
+    _approximate_mode(counts - kept, num_held_out, rng)  # `train_test_split` draws here too
     small = codes.astype(np.min_scalar_type(len(counts)))  # sorted much faster
     members = np.split(np.argsort(small, kind="stable"), np.cumsum(counts)[:-1])
     is_held_out = np.zeros(len(classes), dtype=bool)
@@ -509,21 +517,21 @@ def selection(
 ) -> Fold:
     """Split the training samples of a fold into training and selection part.
 
-    About `selection_fraction` of the samples becomes the selection part, on which the epoch is
-    selected. Groups stay whole, so that its share is only as near as their sizes allow.
+    About `selection_fraction` of the samples become the selection part, which chooses the epoch.
+    Groups stay whole, so the share is only as close as their sizes allow.
 
     Args:
         num_samples: Number of training samples N.
         selection_fraction: Share of the selection part, in (0, 1).
-        targets: Classes or values. No class may be lost to the training part.
+        targets: Classes or values. The training part must keep all classes.
         stratify: Stratify by `targets`.
-        groups: Keep them whole.
-        copies: Groups are copies of one sample each; see `kfold`.
+        groups: Groups to keep whole.
+        copies: Each group consists of copies of one sample; see `kfold`.
         in_order: Take the last samples, in the order of time.
         seed: Seed of the draw.
 
     Raises:
-        ValueError: Fewer than two samples, no group, or a class less would be left to train on.
+        ValueError: The training part would have fewer than two samples, no group, or lose a class.
 
     Example:
         >>> training, selected_on = selection(20, 0.15, seed=1)
@@ -540,7 +548,7 @@ def selection(
         num_groups = len(np.unique(members))
         if num_groups < 2:
             raise ValueError("its training samples are all of one group")
-        # As many parts as there are groups, where there are fewer than the fraction asks for.
+        # One part for each group, if there are too few groups for the fraction.
         num_folds = min(max(2, round(1 / selection_fraction)), num_groups)
         classes = None if strata is None else np.asarray(strata)
         training, selected_on = _group_holdout(
@@ -568,9 +576,9 @@ def selection(
 def _group_holdout(
     classes: np.ndarray | None, groups: np.ndarray, num_folds: int, fraction: float, seed: int
 ) -> Fold:
-    """Return the fold whose held-out share is nearest to `fraction`.
+    """Return the fold whose held-out share is closest to `fraction`.
 
-    A fold that leaves all classes in the rest goes before one that does not.
+    Folds whose rest keeps all classes come first.
     """
     labels = None if classes is None or _are_values(classes) else classes
     if classes is not None and _are_values(classes):
@@ -584,18 +592,18 @@ def _group_holdout(
         return lost, abs(len(held_out) / len(groups) - fraction)
 
     found = _shuffled_folds(len(groups), num_folds, classes, groups, seed)
-    # A part may be empty where few groups are dealt out by class.
+    # A part may be empty if there are few groups and they are stratified.
     return min((fold for fold in found if len(fold[0]) and len(fold[1])), key=badness)
 
 
 def quantile_bins(values: npt.ArrayLike, needed: int, num_bins: int = NUM_BINS) -> Indices:
-    """The number of each value's quantile bin: classes to stratify values by.
+    """Return the quantile bin of each value, to stratify by it.
 
-    Bins that equal values have left with fewer than `needed` members are merged with the next.
+    Equal values may leave bins with fewer than `needed` members, which are merged with the next.
 
     Args:
         values: Shape (N,).
-        needed: Members that each bin must have, such as the number of folds.
+        needed: Smallest number of members of a bin, such as the number of folds.
         num_bins: Number of bins, if there are ``num_bins * needed`` values or more.
 
     Example:
@@ -611,7 +619,7 @@ def quantile_bins(values: npt.ArrayLike, needed: int, num_bins: int = NUM_BINS) 
         members += int(count)
         merged.append(merged[-1] + (members >= needed))
         members = 0 if members >= needed else members
-    # What is left at the end joins the last whole bin.
+    # Too small a rest at the end joins the last bin.
     numbers = np.minimum(merged[:-1], max(merged[-1] - 1, 0))
     return numbers[bins].astype(np.int64)
 
@@ -623,7 +631,7 @@ def _first_copies(groups: np.ndarray) -> tuple[Indices, Indices]:
 
 
 def _with_copies(fold: Fold, copy_of: Indices) -> Fold:
-    """Return a fold of all samples, from a fold of the different ones."""
+    """Extend a fold of different samples to all their copies."""
     rest, held_out = (np.flatnonzero(np.isin(copy_of, part)).astype(np.int64) for part in fold)
     return rest, held_out
 
@@ -640,19 +648,19 @@ def _as_column(argument: str, values: npt.ArrayLike | None, num_samples: int) ->
     """Return `values` as an array (N,), or None for None.
 
     Raises:
-        ValueError: They have another shape, or lack some.
+        ValueError: The shape is wrong, or a value is missing.
     """
     if values is None:
         return None
     column = np.asarray(values)
     if column.shape != (num_samples,):
         raise ValueError(
-            f"{argument} has shape {column.shape}, expected one value a sample, ({num_samples},)."
+            f"{argument} has shape {column.shape}, expected one value per sample, ({num_samples},)."
         )
     missing: Any = []
     if column.dtype.kind == "f":
         missing = np.flatnonzero(np.isnan(column))
-    elif column.dtype.kind not in "biu":  # of texts, of which NumPy does not know it
+    elif column.dtype.kind not in "biu":  # texts, for which np.isnan fails
         rows = enumerate(column.tolist())
         missing = [i for i, value in rows if value is None or value != value]
     if len(missing) and argument != "folds":
@@ -668,7 +676,7 @@ def _are_values(targets: np.ndarray) -> bool:
 
 
 def _fold_numbers(folds: npt.ArrayLike) -> Indices:
-    """0 … K-1 for the sorted values of `folds`, -1 for those that are none."""
+    """Number the sorted values of `folds` 0 … K-1, and others -1."""
     values = np.asarray(folds)
     if values.dtype.kind not in "iuUSO":
         raise ValueError(f"folds has dtype {values.dtype}; expected integers or texts.")
@@ -681,7 +689,7 @@ def _fold_numbers(folds: npt.ArrayLike) -> Indices:
 
 
 def _check_class_counts(classes: np.ndarray, needed: int, what: str) -> int:
-    """Return the number of classes."""
+    """Check that each class has enough members, and count the classes."""
     names, counts = np.unique(classes, return_counts=True)
     if counts.min() < needed:
         few, count = names[counts.argmin()], counts.min()

@@ -1,4 +1,4 @@
-"""Tables: those that come with scikit-learn, CSV files, and DataFrames."""
+"""Tables of scikit-learn, CSV files and DataFrames."""
 
 from __future__ import annotations
 
@@ -37,19 +37,20 @@ from dlblocks.data._columns import (
 from dlblocks.data._encode import completion, encode
 from dlblocks.data._labels import label_key
 from dlblocks.data._read_csv import check_read_args, missing_texts, read_table
-from dlblocks.data.datamodule import DataModule, Source
+from dlblocks.data.datamodule import DataModule
 from dlblocks.data.encoders import TableEncoder, plain_read_args
+from dlblocks.data.source import Source
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# What arguments say of their columns.
+# Kinds of the columns that arguments name.
 KINDS: dict[str, Kind] = {
     "numeric": "number", "categorical": "category", "dates": "date", "counts": "counts",
     "embed": "embedding",
 }  # fmt: skip
 DATASETS = ("iris", "wine", "breast_cancer", "diabetes")
-# Whole numbers with at most so many different values are taken for classes.
+# Targets that are whole numbers are classes if they have at most this many different values.
 MAX_NUMBER_CLASSES = 20
 MAX_NOTES = 5  # of one kind
 AS_VALUES = 'if that is a value, set keep_default_na=False and na_values=[""]'
@@ -61,70 +62,71 @@ class TabularDataModule(DataModule):
     The table is a data set of scikit-learn (``"iris"``, ``"wine"``, ``"breast_cancer"``: classes;
     ``"diabetes"``: values), a CSV file, a folder of CSV files, or a pandas DataFrame.
 
-    What becomes of a column is said by `summary`, which is printed before a training:
+    Columns are converted to features. `summary`, which is printed before training, shows how:
 
-    - numbers and truth values: one feature;
-    - texts: categories, one feature of 0 and 1 for each; the list of categories is that of the
-      whole table, so that every fold has the same features;
-    - a column without a name that holds the numbers or names of the rows, as R and pandas write
-      it, is left out.
+    - A column of numbers or truth values is one feature.
+    - A column of texts is categories, with one feature of 0 and 1 for each. The categories are
+      those of the whole table, so that every fold has the same features.
+    - A column without a name that holds the numbers or names of the rows, as written by R and
+      pandas, is left out.
 
-    What cannot be known is asked by an error that names the arguments to choose from: dates,
-    identifiers, more than 50 categories, numbers with some cells that are none.
+    If a column is unclear, an error names the arguments to choose from. This happens for dates,
+    identifiers, more than 50 categories, and numbers with some cells that are not.
 
     Missing cells are refused, or imputed from the training part of the fold: numbers by the median,
-    categories by the most frequent. Which texts count as missing is pandas' list (empty, NA, NaN,
-    None, null, …) unless `na_values` and `keep_default_na` say otherwise. Rows whose target is
-    missing are always refused.
+    categories by the most frequent. The texts that mean a missing cell are those of pandas (empty,
+    NA, NaN, None, null, …), unless `na_values` and `keep_default_na` change them. Rows whose target
+    is missing are always refused.
 
-    A target is taken for classes if it is text, truth values, or whole numbers with at most 20
-    different values; `task` overrules. Classes can have any values; they are sorted, by number if
-    they are numbers, else by name, and `class_names` keeps them.
+    Targets are classes if they are texts, truth values, or whole numbers with at most 20 different
+    values; set `task` to override this. Classes can have any values. They are sorted by number if
+    they are numbers, else by name, and `class_names` has their names.
 
     Args:
         data: Name of a data set of scikit-learn, path of a CSV file or of a folder of them, or a
             DataFrame, whose index is left out.
         target: The column to predict.
-        group: A column of groups, none of which is in two parts; it is no feature.
-        fold_column: A column of folds, for ``split="predefined"``; a row whose cell is empty or
-            -1 always trains. It is no feature.
-        weights: A column that says how much each row counts, in training and in every score;
-            numbers >= 0. It is no feature.
-        groups: ``"duplicates"`` keeps rows of exactly equal features together: none has a copy in
-            another part or fold.
+        group: A column of groups, none of which is in two parts. It is not a feature.
+        fold_column: A column of folds, for ``split="predefined"``. Rows with an empty cell or -1
+            are always used for training. It is not a feature.
+        weights: A column with the weight of each row in training and in every score, numbers >= 0.
+            It is not a feature.
+        groups: ``"duplicates"`` keeps rows with exactly equal features together, so that none has a
+            copy in another part or fold.
         drop: Columns to leave out.
-        numeric: Columns that are numbers, though they look like identifiers.
-        categorical: Columns of categories, though they look like numbers or dates, or have more
+        numeric: Columns of numbers, even if they look like identifiers.
+        categorical: Columns of categories, even if they look like numbers or dates, or have more
             than 50 categories. Their cells are read as text: "01" is not "1".
-        dates: Columns of dates: a list, or a dictionary with their formats, such as
-            ``{"signup": "%d.%m.%Y", "login": None}``, with None for one to infer. They become
-            days since 1970 (UTC), month (1 to 12), weekday (0 is Monday), and the hour if there is
-            a time of the day.
-        counts: Columns of many categories that become one feature: the category's share of the
+        dates: Columns of dates, a list or a dictionary with their formats, such as
+            ``{"signup": "%d.%m.%Y", "login": None}``, where None is inferred. They become days
+            since 1970 (UTC), month (1 to 12), weekday (0 is Monday), and the hour if there is a
+            time of day.
+        counts: Columns of many categories that become one feature, the category's share of the
             training rows of the fold.
-        embed: Columns of many categories that become their numbers, for a model with
-            ``embeddings=data.embeddings``. 0 stands for a category that no training row has, and
-            for a missing cell.
+        embed: Columns of many categories that become numbers, for a model with
+            ``embeddings=data.embeddings``. 0 means a missing cell, or a category that no training
+            row has.
         task: ``"classification"``, ``"regression"``, or None to decide by the target.
         missing: ``"refuse"`` or ``"impute"``.
-        sep: What separates the columns of a file; None: a tab in ``.tsv``, else a comma.
+        sep: Separator of a file's columns. By default a tab in ``.tsv``, else a comma.
         decimal: The decimal point of a file's numbers.
-        encoding: Encoding of a file; None: UTF-8.
-        na_values: More texts that stand for a missing cell; or a dictionary, by column.
-        keep_default_na: Whether pandas' own list of such texts counts, too. If "None" or "NA" are
-            values: ``keep_default_na=False, na_values=[""]``.
+        encoding: Encoding of a file. The default is UTF-8.
+        na_values: More texts that mean a missing cell, a list or a dictionary by column.
+        keep_default_na: Whether to use pandas' own list of such texts too. If "None" or "NA" are
+            values, set ``keep_default_na=False, na_values=[""]``.
         read_args: Further arguments of `pandas.read_csv`, such as ``{"skiprows": 2}``.
         test_fraction: Share held out first as test set, outside every fold.
         **kwargs: Batches, splits and normalisation; see `DataModule`.
 
     Attributes:
-        table_columns: What becomes of each column that is a feature, after the first use.
+        table_columns: The columns that are features and their kinds, after the first use.
 
     Raises:
-        FileNotFoundError: There is no such file or folder; said at the first use of the data.
-        ValueError: An unknown argument of `read_csv`; and, at the first use of the data, an unknown
-            column, a file that cannot be read, a missing cell, or a column that cannot be known.
-            Rows are counted from 1, the first after the header.
+        FileNotFoundError: The file or folder does not exist. It is raised at the first use of the
+            data.
+        ValueError: An argument of `read_csv` is unknown. Or, at the first use of the data, a column
+            is unknown or unclear, a file cannot be read, or a cell is missing. Rows are counted
+            from 1, the first after the header.
 
     Example:
         >>> data = TabularDataModule("wine")
@@ -213,7 +215,7 @@ class TabularDataModule(DataModule):
         self.missing = missing
         self.read_args = {**used, **(read_args or {})}
         self.table_columns: list[Column] = []
-        self._others: dict[str, tuple[str, str]] = {}  # columns that are no features: kind, use
+        self._others: dict[str, tuple[str, str]] = {}  # columns that are not features: kind, use
         self._notes: list[str] = []
         self.save_hyperparameters(ignore=["data"] if self.is_frame else [])
 
@@ -283,7 +285,7 @@ class TabularDataModule(DataModule):
         )
 
     def _read(self) -> tuple[pd.DataFrame, list[str] | None]:
-        """The table, and names of its classes if they are known."""
+        """Return the table, and the names of its classes if known."""
         if self.built_in:
             return _load_sklearn(str(self.data))
         if self.is_frame:
@@ -302,7 +304,7 @@ class TabularDataModule(DataModule):
                 if name not in table.columns:
                     hint = did_you_mean(name, table.columns) or "."
                     raise ValueError(
-                        f"{argument}={name!r} is no column{hint} "
+                        f"{argument}={name!r} is not a column{hint} "
                         f"There are: {', '.join(table.columns)}."
                     )
         roles = [(name, argument) for argument, names in self.asked.items() for name in names]
@@ -314,7 +316,7 @@ class TabularDataModule(DataModule):
         return table, None
 
     def _own(self) -> dict[str, str | None]:
-        """Columns that are no features, by the arguments that name them."""
+        """Return the columns that are not features, by argument."""
         return {
             "weights": self.weights, "fold_column": self.fold_column, "group": self.group,
             "target": self.target,
@@ -333,7 +335,7 @@ class TabularDataModule(DataModule):
         return torch.tensor(numbers.to_numpy(), dtype=torch.get_default_dtype())
 
     def _read_file(self, texts: Sequence[str]) -> pd.DataFrame:
-        """Read the file or folder, and the cells of some columns as text."""
+        """Read the file or folder, with some columns as text."""
         dtype = self.read_args.get("dtype", {})
         if isinstance(dtype, Mapping):
             dtype = {**dict.fromkeys(texts, str), **dtype}
@@ -341,18 +343,23 @@ class TabularDataModule(DataModule):
         return read_table(Path(str(self.data)), {**args, "dtype": dtype})
 
     def _texts(self) -> list[str]:
-        """Columns whose cells are read as text."""
+        """Return the columns to read as text."""
         return [name for kind in ("categorical", "counts", "embed", "dates")
                 for name in self.asked[kind]]  # fmt: skip
 
     def _read_numbers(self, table: pd.DataFrame) -> None:
-        """Read numbers of other formats; pandas takes 01.02.2024 for one, with thousands='.'."""
+        """Read numbers of other formats.
+
+        pandas would read 01.02.2024 as a number with thousands='.'.
+        """
         decimal, thousands = self.read_args.get("decimal"), self.read_args.get("thousands")
         if decimal in (None, ".") and thousands is None:
             return
         for name in set(table.columns).difference(self._texts(), [self.group, self.fold_column]):
             if is_text(table[name]):
-                cure = "mend it" if thousands else "set read_args={'thousands': '.'} if it has some"
+                cure = (
+                    "correct it" if thousands else "set read_args={'thousands': '.'} if it has some"
+                )
                 if name != self.target:
                     cure += f", or categorical=[{name!r}] if it is a category"
                 table[name] = plain_numbers(
@@ -360,7 +367,7 @@ class TabularDataModule(DataModule):
                 )
 
     def _keep_digits(self, table: pd.DataFrame) -> None:
-        """Read columns again as text where missing cells made floats of long whole numbers."""
+        """Read long whole numbers as text if missing cells made them floats."""
         if self.is_frame or self.built_in:
             return
         floats = [name for name in table.columns if table[name].dtype == np.float64]
@@ -371,7 +378,7 @@ class TabularDataModule(DataModule):
                 table[name] = texts[name]
 
     def _set_aside(self, table: pd.DataFrame) -> None:
-        """Sort out the columns that are no features."""
+        """Collect the columns that are not features."""
         self._others = {name: ("dropped", "nothing") for name in self.asked["drop"]}
         kept = {name for argument, names in self.asked.items() for name in names}
         for name in table.columns:
@@ -383,7 +390,7 @@ class TabularDataModule(DataModule):
 
     def _refuse_missing(self, where: str, table: pd.DataFrame, name: str) -> None:
         said = self._spelled(table, name)
-        cure = "remove these rows, or mend them"
+        cure = "remove or correct these rows"
         refuse_missing(where, table[name], f"{cure}; {AS_VALUES}" if said else cure, said)
 
     def _note(self, table: pd.DataFrame) -> None:
@@ -420,7 +427,7 @@ class TabularDataModule(DataModule):
                 )
 
     def _spelled(self, table: pd.DataFrame, name: str) -> str:
-        """Say how missing cells of a column are written in the file, if they are not empty."""
+        """Tell how the file writes missing cells, unless they are empty."""
         if self.is_frame or self.built_in or not table[name].isna().any():
             return ""
         counts = missing_texts(Path(str(self.data)), self.read_args, name).most_common(4)
@@ -453,7 +460,7 @@ class TabularDataModule(DataModule):
             )
         return torch.tensor(numbers.to_numpy(), dtype=torch.get_default_dtype()), None
 
-    # What it is
+    # Description
 
     @property
     def column_features(self) -> dict[str, list[int]]:
@@ -480,11 +487,11 @@ class TabularDataModule(DataModule):
 
     @property
     def embeddings(self) -> dict[int, int]:
-        """For each feature of `embed` its position and its number of categories."""
+        """The number of categories of each feature of `embed`, by position."""
         return self.source.categories
 
     def summary(self) -> pd.DataFrame:
-        """A table of the columns: kind, missing cells, and what becomes of them."""
+        """Return a table of the columns, their missing cells and features."""
         import pandas as pd
 
         _ = self.source
@@ -502,7 +509,7 @@ class TabularDataModule(DataModule):
         return pd.DataFrame.from_dict(rows, orient="index", columns=["kind", "missing", "becomes"])
 
     def description(self) -> str:
-        # scikit-learn's data sets are known: nothing has been decided here.
+        # The columns of scikit-learn's data sets are clear, so there is nothing to show.
         return "" if self.built_in else self.summary().to_string(max_rows=60)
 
     def notes(self) -> list[str]:
@@ -513,7 +520,7 @@ class TabularDataModule(DataModule):
 def _load_sklearn(name: str) -> tuple[pd.DataFrame, list[str] | None]:
     from sklearn import datasets
 
-    # Unscaled: scikit-learn's scaling has seen the rows that are held out here.
+    # Unscaled, because scikit-learn's scaling uses the rows that are held out here.
     unscaled = {"scaled": False} if name == "diabetes" else {}
     bunch = getattr(datasets, f"load_{name}")(as_frame=True, **unscaled)
     names = None if name == "diabetes" else [str(one) for one in bunch.target_names]
@@ -521,14 +528,17 @@ def _load_sklearn(name: str) -> tuple[pd.DataFrame, list[str] | None]:
 
 
 def _plain_array(cells: pd.Series) -> np.ndarray:
-    """Numbers, or texts."""
-    values = cells.to_numpy()
+    """Return numbers, or texts."""
+    values: np.ndarray = cells.to_numpy()
     return values if values.dtype.kind in "iufb" else values.astype(str)
 
 
 def _folds(cells: pd.Series) -> np.ndarray:
-    """Integers if all cells are, so that fold 10 comes after fold 9; else texts."""
+    """Return integers if all cells are integers, else texts."""
+    # As texts, fold 10 would come before fold 9.
     numbers = to_numbers(cells).fillna(-1)
     if ((numbers % 1 == 0) & (cells.isna() | (to_numbers(cells).notna()))).all():
-        return numbers.to_numpy().astype(np.int64)
-    return cells.astype(object).where(cells.notna(), "").astype(str).to_numpy(dtype=str)
+        whole: np.ndarray = numbers.to_numpy().astype(np.int64)
+        return whole
+    texts: np.ndarray = cells.astype(object).where(cells.notna(), "").astype(str).to_numpy(str)
+    return texts

@@ -16,28 +16,28 @@ from torch import Tensor
 
 from dlblocks._errors import check_range, did_you_mean
 
-# Otherwise albumentations asks the network for a newer version of itself when it is imported.
+# Otherwise albumentations searches the network for a newer version when it is imported.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 
 class SampleTransform:
-    """Makes a random transform of one image depend on (seed, epoch, index) and on nothing else.
+    """A random image transform that depends only on seed, epoch and index.
 
-    The result is the same with any number of workers, for any order of samples and after resuming,
-    and another in every epoch. For each sample the global generators of torch (CPU), numpy and
-    Python and those of albumentations are seeded; afterwards the global ones are as before. A
-    generator that a callable keeps to itself is out of reach. The images keep shape and dtype:
-    conversion and normalisation are the datamodule's, which does the same to validation images.
+    The result is the same with any number of workers, for any order of samples and after resuming.
+    It differs in every epoch. For each sample, the global generators of torch (CPU), NumPy and
+    Python and those of albumentations are seeded. Afterwards the global ones are restored. A
+    generator of the callable's own cannot be controlled. The images must keep shape and dtype,
+    because the datamodule converts and normalises them, just like validation images.
 
     Args:
-        transform: A transform of albumentations (given an array (H, W, C), its generators are
-            replaced), of torchvision.transforms.v2 or any callable (given a tensor (C, H, W)). It
-            may work in place: it gets a copy.
+        transform: A transform of albumentations, which gets an array (H, W, C) and has its
+            generators replaced, or of torchvision.transforms.v2, or any callable, which get a
+            tensor (C, H, W). It may work in place, because it gets a copy.
         seed: Another seed gives other augmentations; at least 0.
 
     Raises:
-        TypeError: If `transform` cannot be called.
-        ValueError: If a transform has arguments that albumentations ignores, expects boxes or
+        TypeError: `transform` cannot be called.
+        ValueError: A transform has arguments that albumentations ignores, expects boxes or
             keypoints, or normalises.
 
     Example:
@@ -51,8 +51,8 @@ class SampleTransform:
     def __init__(self, transform: Callable[..., Any], seed: int = 0) -> None:
         if not callable(transform) or isinstance(transform, type):
             raise TypeError(
-                f"train_transform={transform!r} cannot be called; make an instance of a class, and "
-                "join several transforms by Compose([...])."
+                f"train_transform={transform!r} cannot be called; give an instance of a class, and "
+                "join several transforms with Compose([...])."
             )
         check_range("seed", seed, 0)
         self.transform, self.seed = transform, seed
@@ -61,7 +61,7 @@ class SampleTransform:
         _check(transform)
 
     def __call__(self, image: Tensor, *, epoch: int, index: int) -> Tensor:
-        """The image (C, H, W) of row `index` as it is in `epoch`; same shape and dtype."""
+        """Transform the image (C, H, W) of row `index` in an epoch."""
         return self.batch(image[None], torch.tensor([index]), epoch)[0]
 
     def check_images(self, inputs: Tensor) -> None:
@@ -74,16 +74,19 @@ class SampleTransform:
 
     @torch.no_grad()
     def batch(self, images: Tensor, rows: Tensor, epoch: int) -> Tensor:
-        """The images of some rows as they are in `epoch`, in new memory of equal shape and dtype.
+        """Transform the images of some rows in an epoch.
 
         Args:
-            images: Shape (N, C, H, W), uint8 or floating point, on the CPU; never written to.
+            images: Shape (N, C, H, W), uint8 or floating point, on the CPU. They are not changed.
             rows: The index of each image in the whole data set, int64 of shape (N,).
-            epoch: Counts from 0.
+            epoch: Number of the epoch, from 0.
+
+        Returns:
+            New images of the same shape and dtype.
 
         Raises:
-            ValueError: If the transform fails, or changes shape or dtype.
-            TypeError: If it returns no tensor.
+            ValueError: The transform fails, or changes shape or dtype.
+            TypeError: The transform does not return a tensor.
         """
         self.check_images(images)
         # A copy, so that a transform in place changes neither the data nor the result.
@@ -92,14 +95,15 @@ class SampleTransform:
         pcg64: Any = numpy_rng.bit_generator.state
         if self.is_albumentations:
             inputs = inputs.permute(0, 2, 3, 1).contiguous().numpy()
-            # One pair of generators for all transforms, reseeded below (5 µs). set_random_seed()
-            # takes 13 µs for each and gives all the same numbers: two flips always come together.
+            # All transforms share one pair of generators, reseeded below (5 µs). set_random_seed()
+            # takes 13 µs for each transform, and gives all of them the same numbers: two flips
+            # would always happen together.
             self.transform.set_random_state(numpy_rng, python_rng)  # type: ignore[attr-defined]
         result = torch.empty_like(images, memory_format=torch.contiguous_format)
         with _global_generators_restored():
             seeds = _seeds(self.seed, epoch, rows.numpy())
             for image, place, row, words in zip(inputs, result, rows.tolist(), seeds, strict=True):
-                # Different words: torch's and numpy's generators are the same Mersenne Twister.
+                # Different seeds, since torch and NumPy use the same Mersenne Twister.
                 torch.default_generator.manual_seed(words[0])  # torch.manual_seed takes 100 µs
                 np.random.seed(words[1] & 0xFFFFFFFF)
                 random.seed(words[2])
@@ -111,19 +115,19 @@ class SampleTransform:
         return result
 
     def _apply(self, image: Any, like: Tensor, where: str) -> Tensor:
-        """The transformed image, checked to be a tensor with the shape and dtype of `like`."""
+        """Transform an image, and check its shape and dtype against `like`."""
         try:
             if self.is_albumentations:
                 new = self.transform(image=image)["image"]
-                if isinstance(new, np.ndarray):  # not so after ToTensorV2
+                if isinstance(new, np.ndarray):  # a tensor after ToTensorV2
                     new = torch.from_numpy(np.atleast_3d(new).copy()).permute(2, 0, 1)
             else:
                 new = self.transform(image)
         except Exception as error:
             kind = "array (H, W, C)" if self.is_albumentations else "tensor (C, H, W)"
             raise ValueError(
-                f"train_transform={self.name} failed on {where}, given as {kind}: {error!r}. For "
-                "PIL images there are the transforms of torchvision.transforms.v2."
+                f"train_transform={self.name} failed on {where}, given as {kind}: {error!r}. "
+                "Replace transforms of PIL images by those of torchvision.transforms.v2."
             ) from error
         if not isinstance(new, Tensor):
             raise TypeError(
@@ -145,13 +149,14 @@ class SampleTransform:
 
 
 def _is_albumentations(transform: object) -> bool:
-    library: Any = sys.modules.get("albumentations")  # is there if objects of it are
+    library: Any = sys.modules.get("albumentations")  # imported if there are objects of it
     return bool(library) and isinstance(transform, (library.BasicTransform, library.BaseCompose))
 
 
 def _tree(transform: object) -> Iterator[Any]:
-    """The transform and all those in it; both libraries list them alike, torch has children."""
+    """Yield a transform and all transforms inside of it."""
     yield transform
+    # Both libraries list them as `transforms`. A module of torch has children.
     parts = getattr(transform, "transforms", ())
     parts = list(parts) if isinstance(parts, Sequence) else []
     if isinstance(transform, torch.nn.Module):
@@ -161,7 +166,7 @@ def _tree(transform: object) -> Iterator[Any]:
 
 
 def _check(transform: object) -> None:
-    """Raises a `ValueError` for what would silently do something else than it says."""
+    """Raise a `ValueError` for a transform that would silently do something else."""
     for part in _tree(transform):
         name = type(part).__name__
         if name == "Normalize" and type(part).__module__.startswith(("torchvision", "albument")):
@@ -184,12 +189,16 @@ def _check(transform: object) -> None:
 
 
 def _seeds(seed: int, epoch: int, rows: np.ndarray) -> list[list[int]]:
-    """Six 64-bit words a row, by SplitMix64 (Steele et al. 2014); a SeedSequence takes 40 µs."""
+    """Return six 64-bit words for each row.
+
+    They are drawn by SplitMix64 (Steele et al. 2014). A SeedSequence would take 40 µs per row.
+    """
     state: Any = np.random.SeedSequence((seed, epoch)).generate_state(6, np.uint64)
     state = state + rows.astype(np.uint64)[:, None] * 0x9E3779B97F4A7C15
     state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9
     state = (state ^ (state >> 27)) * 0x94D049BB133111EB
-    return (state ^ (state >> 31)).tolist()
+    words: list[list[int]] = (state ^ (state >> 31)).tolist()
+    return words
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100, by torchvision's loaders."""
+"""MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100 from torchvision."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlblocks.data.datamodule import DataModule, Source
+from dlblocks.data.datamodule import DataModule
+from dlblocks.data.source import Source
 
 
 class _TorchvisionDataModule(DataModule):
-    """A data set of torchvision with an official test set, as arrays."""
+    """A torchvision data set with an official test set, as arrays."""
 
     dataset_name: str
 
@@ -54,7 +55,7 @@ class _TorchvisionDataModule(DataModule):
 
 
 def _arrays(dataset: Any) -> tuple[Tensor, Tensor]:
-    """uint8 images (N, C, H, W) and int64 classes."""
+    """Return uint8 images (N, C, H, W) and int64 classes."""
     data, targets = dataset.data, torch.as_tensor(dataset.targets, dtype=torch.int64)
     if isinstance(data, Tensor):  # the MNIST family: (N, H, W)
         return data[:, None], targets

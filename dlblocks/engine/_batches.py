@@ -1,4 +1,4 @@
-"""The batches of several members side by side, each member's those of its own loader."""
+"""Stack the batches that the members' own loaders would give."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dlblocks.nets.preprocess import STATISTICS, complete, rescale
 
 @dataclass
 class Batches:
-    """Batches of M members that are equally large: one step of their fits.
+    """Stacked batches of M members, all of the same size.
 
     Attributes:
         members: Numbers of the members.
@@ -36,21 +36,24 @@ class Batches:
     weights: Tensor | None = None
 
     def beside(self, member: int) -> list[Tensor]:
-        """What the loss of a member takes beside its outputs."""
+        """Return the other arguments of a member's loss.
+
+        These are its targets, and its weights if there are any.
+        """
         columns = [self.targets] if self.weights is None else [self.targets, self.weights]
         return [column[member] for column in columns]
 
 
 class BatchSource:
-    """Makes the batches of one part of the data of several members.
+    """Stacked batches of one part of several members' data.
 
-    Members whose arrays are the same, as those of the folds of one data set are, share one gather
-    and one normalisation a step, each with its own mean and deviation.
+    The folds of one data set share their arrays. Such members are served by one gather and one
+    normalisation per step; each keeps its own mean and standard deviation.
 
     Args:
         members: The members, attached.
         part: ``"train"`` or ``"val"``.
-        device: Where the batches go.
+        device: Device of the batches.
     """
 
     def __init__(self, members: Sequence[Member], part: str, device: torch.device) -> None:
@@ -75,10 +78,10 @@ class BatchSource:
         )
         found = [m.model.preprocess for m in members]
         self.shared &= all(preprocess.is_like(found[0]) for preprocess in found)
-        # What the members' `preprocess` know, side by side.
+        # Statistics of the members' `preprocess`, stacked.
         self.statistics: dict[str, Tensor] = {}
         if self.shared:
-            self.coded = found[0].coded.to(device)  # columns that all have
+            self.coded = found[0].coded.to(device)  # the same columns in all members
             self.statistics = {
                 name: torch.stack([getattr(preprocess, name) for preprocess in found]).to(device)
                 for name in STATISTICS
@@ -90,25 +93,27 @@ class BatchSource:
         ]
 
     def count(self, k: int) -> int:
-        """Batches of member k in an epoch."""
+        """Return the number of batches of member k in an epoch."""
         return -(-len(self.samplers[k]) // self.sizes[k])
 
     def begin(self, epoch: int) -> None:
-        """Takes every member's order of an epoch."""
+        """Draw the order of every member's samples for an epoch."""
         self.orders = []
         for sampler, dataset in zip(self.samplers, self.datasets, strict=True):
             sampler.set_epoch(epoch)
             positions = torch.from_numpy(sampler.positions())
             self.orders.append(dataset.rows.index_select(0, positions))
-        # What all have, side by side: most steps are a part of it.
+        # One table as long as the shortest order: most steps only slice it.
         common = min(map(len, self.orders)) if len(set(self.sizes)) == 1 else 0
         self.table = torch.stack([order[:common] for order in self.orders])
 
     def step(self, number: int, members: Sequence[int]) -> Iterator[Batches]:
-        """The batches of one step: one for each size, of those members that have one.
+        """Yield the batches of one step, one for each batch size.
+
+        Members whose epoch has no such batch are left out.
 
         Args:
-            number: Which batch of the epoch, from 0.
+            number: Number of the batch in the epoch, from 0.
             members: The members that take part.
         """
         end = (number + 1) * self.sizes[0]
@@ -130,12 +135,12 @@ class BatchSource:
             dataset = self.datasets[0]
             where = rows.flatten().to(dataset.inputs.device, non_blocking=True)
             inputs, targets = self._gathered(dataset, where)
-            inputs = self._prepared(inputs.unflatten(0, rows.shape), members)
-            targets, weights = targets.unflatten(0, rows.shape), self._weights(members, rows)
+            inputs = self._prepared(torch.unflatten(inputs, 0, rows.shape), members)
+            targets, weights = torch.unflatten(targets, 0, rows.shape), self._weights(members, rows)
             yield Batches(members, inputs, targets, rows, weights)
             return
-        # Of its own for each; those that are alike go together.
-        alike: dict[tuple, list[list[Any]]] = {}  # members, and what `Batches` has of them
+        # Make each member's batch on its own, then stack those of equal shapes and dtypes.
+        alike: dict[tuple[Any, ...], list[list[Any]]] = {}  # each row: a member and its tensors
         for k, mine in zip(members, rows, strict=True):
             dataset = self.datasets[k]
             where = mine.to(dataset.inputs.device, non_blocking=True)
@@ -145,8 +150,9 @@ class BatchSource:
             inputs, targets, *weights = self.members[k].datamodule.on_after_batch_transfer(batch, 0)
             if not isinstance(targets, Tensor):
                 raise ValueError(
-                    f"a callback made {type(targets).__name__} of the targets, which no model of "
-                    "dlblocks.models takes; leave targets='pair' out of MixUp and CutMix."
+                    f"a callback turned the targets into a {type(targets).__name__}, which the "
+                    "models of dlblocks.models do not accept; remove targets='pair' from MixUp or "
+                    "CutMix."
                 )
             kind = (inputs.shape, inputs.dtype, targets.shape, targets.dtype)
             alike.setdefault(kind, []).append([k, inputs, targets, mine, *weights])
@@ -156,12 +162,12 @@ class BatchSource:
             yield Batches(numbers, *stacked)
 
     def _gathered(self, dataset: ArrayDataset, where: Tensor) -> list[Tensor]:
-        """The raw inputs and targets of some rows, on the device."""
+        """Return the raw inputs and targets of some rows, on the device."""
         arrays = zip(dataset.kinds, (dataset.inputs, dataset.targets), strict=True)
         return [k.gather(x, where).to(self.device, non_blocking=True) for k, x in arrays]
 
     def _weights(self, members: Sequence[int], rows: Tensor) -> Tensor | None:
-        """The weights of some rows of each member (M, N), on the device."""
+        """Return sample weights (M, N) on the device, or None."""
         found = [self.datasets[k].weights for k in members]
         known = [weights for weights in found if weights is not None]
         if not known:
@@ -172,18 +178,19 @@ class BatchSource:
         )
 
     def _prepared(self, inputs: Tensor, members: Sequence[int]) -> Tensor:
-        """What the `preprocess` of each member makes of inputs (M, N, …)."""
+        """Apply each member's `preprocess` to its inputs (M, N, …)."""
         known = self.statistics
-        if not known["scale"].numel():  # of tokens there are none
+        if not known["scale"].numel():  # tokens have no statistics
             return inputs
         if len(members) < len(self.members):
             known = {name: values[members] for name, values in known.items()}
         fill = known["fill"].unsqueeze(1) if known["fill"].numel() else known["fill"]
         inputs = complete(inputs, fill, self.coded, known["tables"])
         scale, shift = known["scale"], known["shift"]
-        # (M, C) of inputs (M, N, C, …), or (M,).
+        # The scale is (M, C) for inputs (M, N, C, …), or (M,).
         missing = inputs.ndim - scale.ndim - 1
         shape = (len(members), 1, *scale.shape[1:], *(1,) * missing)
         dtype = torch.get_default_dtype()
         made = rescale(inputs, scale.reshape(shape), shift.reshape(shape), dtype)
-        return self.precision.convert_input(made)
+        converted: Tensor = self.precision.convert_input(made)
+        return converted

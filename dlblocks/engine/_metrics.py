@@ -1,4 +1,4 @@
-"""From what the steps of an epoch leave to each member's metrics."""
+"""Compute each member's metrics from the stacked outputs of an epoch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from dlblocks.tasks.task import Stage
 
 
 class BatchedMetrics:
-    """The losses and metrics of one stage of an epoch, of several members.
+    """Losses and metrics of several members in one stage.
 
-    Metrics of the package are summed for all members at once; a member that has metrics of its own
-    gets what it would have got by itself.
+    Metrics of the package are updated for all members in one call. Metrics that a user's model
+    defines are updated member by member, as in a fit of its own.
 
     Args:
         members: The members.
@@ -33,17 +33,17 @@ class BatchedMetrics:
         if model.task is not None and model.is_standard("make_metrics", "for_metrics"):
             self.grouped = model.task.stacked_metrics(len(members), device)
         self.alike = model.is_standard("for_metrics", "prediction")
-        self.parts: list[tuple[Any, ...]] = []  # of each step; see `add`
-        self.losses = torch.zeros(2, len(members), device=device)  # their sums, and samples
+        self.parts: list[tuple[Any, ...]] = []  # one for each step; see `add`
+        self.losses = torch.zeros(2, len(members), device=device)  # sums of losses, and of weights
         if self.grouped is None:
             for member in members:
                 member.model.reset_metrics(stage)
 
     def add(self, batches: Batches, losses: Tensor, outputs: Tensor) -> None:
-        """Adds a step: losses (M,) and outputs (M, N, ...), detached."""
+        """Add a step's detached losses (M,) and outputs (M, N, ...)."""
         model = self.members[batches.members[0]].model
         if self.alike:
-            # Of all members' samples at once: it treats every sample by itself.
+            # One call for the samples of all members, since it treats every sample by itself.
             predictions, targets = model.for_metrics(
                 outputs.flatten(0, 1), batches.targets.flatten(0, 1), self.stage
             )
@@ -83,7 +83,7 @@ class BatchedMetrics:
         self.parts = []
 
     def compute(self) -> list[dict[str, Tensor]]:
-        """What each member logs; nothing for one that has failed."""
+        """Return the metrics of each member, empty for a failed one."""
         self._flush()
         if self.grouped is None:
             return [
@@ -94,7 +94,7 @@ class BatchedMetrics:
             "loss": self.losses[0] / self.losses[1],
             **self.grouped.compute(whole=self.stage != "train"),
         }
-        # One look at the device for all.
+        # One copy from the device for all members: each copy waits for it.
         columns = torch.stack([values.double() for values in found.values()]).cpu().float()
         names = [f"{self.stage}/{name}" for name in found]
         return [

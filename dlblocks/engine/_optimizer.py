@@ -1,4 +1,4 @@
-"""One step of K optimizers in few calls, whatever differs between them."""
+"""Step K optimizers in few calls, even if their settings differ."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 
 from dlblocks.engine._models import StackedModels
 
-# Fused kernels do for all tensors of a call what the others do operation by operation.
+# Optimizers with a fused kernel: one launch for all tensors, not one for each operation.
 FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
-# Each treats every value by itself: the stack of K tensors is to them one tensor.
+# Optimizers that treat every value by itself, so that a stack of K tensors can be one tensor.
 ELEMENTWISE = (
     *FUSED,
     torch.optim.Adagrad,
@@ -31,16 +31,18 @@ SET_APART = ("params", "param_names")
 
 
 class StackedOptimizer:
-    """Steps the optimizers of several models together.
+    """Optimizers of several models that step together.
 
-    Every optimizer keeps its own parameter groups, which its schedulers change, and every model its
-    own state, step counts included. While all models take the same step with the same settings, an
-    optimizer that treats every value by itself steps the stacked parameters. Otherwise the
-    parameters of models with equal settings go into one call. Optimizers that neither torch nor
-    this package has step one after another.
+    Every optimizer keeps its own parameter groups, which its schedulers change. Every model keeps
+    its own state, step counts included. There are three ways to step:
+
+    - While all models take the same step with the same settings, an optimizer that treats every
+      value by itself steps the stacked parameters.
+    - Otherwise the parameters of models with equal settings go into one call.
+    - Optimizers from elsewhere than torch and this package step one after another.
 
     Args:
-        optimizers: One a model.
+        optimizers: One for each model.
         stack: The models.
     """
 
@@ -49,11 +51,11 @@ class StackedOptimizer:
         self.stack = stack
         self._steps = [0] * len(optimizers)
         self._equal: dict[tuple[int, ...], list[list[tuple[int, int]]]] = {}
-        self._alike: set[tuple[int, ...]] = set()  # with equal settings of like groups
+        self._alike: set[tuple[int, ...]] = set()  # with equal settings in matching groups
         self._params: dict[tuple[tuple[int, int], ...], list[Tensor]] = {}
         self._stacked_params: list[list[Tensor]] = []
         self._merged: Optimizer | None = None
-        self._stacked: Optimizer | None = None  # has the state while it is there
+        self._stacked: Optimizer | None = None  # holds the state while it exists
         self._changed = True
         cls = type(self.optimizers[0])
         is_known = cls in ELEMENTWISE or cls.__module__.startswith(OURS)
@@ -69,7 +71,7 @@ class StackedOptimizer:
         self._can_stack = cls in ELEMENTWISE or getattr(cls, "elementwise", False)
 
     def step(self, members: Sequence[int]) -> None:
-        """Steps the optimizers of some models."""
+        """Step the optimizers of some models."""
         if self._merged is None:
             for k in members:
                 self.optimizers[k].step()
@@ -87,11 +89,11 @@ class StackedOptimizer:
             self._steps[k] += 1
 
     def settings_changed(self) -> None:
-        """To be called when a schedule may have changed the settings of an optimizer."""
+        """Compare the settings again, since schedules may have changed them."""
         self._equal, self._alike, self._changed = {}, set(), True
 
     def _find_equal(self, members: Sequence[int]) -> list[list[tuple[int, int]]]:
-        """Pairs (model, parameter group), together where the settings of the groups are equal."""
+        """Group the pairs (model, parameter group) by equal settings."""
         equal: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
         for k in members:
             for j, group in enumerate(self.optimizers[k].param_groups):
@@ -100,7 +102,7 @@ class StackedOptimizer:
         return list(equal.values())
 
     def _are_like(self, equal: Sequence[list[tuple[int, int]]]) -> bool:
-        """Whether like parameter groups of all models have equal settings."""
+        """Check that matching parameter groups of all models have equal settings."""
         count = len(self.optimizers)
         return all(
             set(places) == set(product(range(count), {j for _, j in places})) for places in equal
@@ -149,7 +151,7 @@ class StackedOptimizer:
         self._merged.step()
 
     def _unstack(self) -> None:
-        """Gives every model its own state back."""
+        """Give every model its own state back."""
         if self._stacked is None or self._merged is None:
             return
         for k, model in enumerate(self.stack.models):
@@ -170,7 +172,7 @@ class StackedOptimizer:
         return found
 
     def keep(self, members: Sequence[int]) -> None:
-        """Leaves only these models; to be called before the stack does the same."""
+        """Remove all other models. Call it before `StackedModels.keep`."""
         self._unstack()
         self.optimizers = [self.optimizers[k] for k in members]
         self._steps = [self._steps[k] for k in members]
@@ -178,7 +180,7 @@ class StackedOptimizer:
         self.settings_changed()
 
     def state(self, k: int) -> dict[str, Any]:
-        """The state of model k's optimizer, as its `state_dict`, and how often it has stepped."""
+        """Return the `state_dict` of model k's optimizer, and its step count."""
         optimizer = self.optimizers[k]
         optimizer.state = defaultdict(dict, self._state_of(k, self.stack.models[k]))
         found = {"optimizer": optimizer.state_dict(), "steps": self._steps[k]}
@@ -187,7 +189,7 @@ class StackedOptimizer:
         return found
 
     def load(self, k: int, state: dict[str, Any]) -> None:
-        """Restores what `state` returned for model k, before the first step."""
+        """Restore the `state` of model k, before the first step."""
         self.optimizers[k].load_state_dict(state["optimizer"])
         self._steps[k] = state["steps"]
         if self._merged is not None:
@@ -195,14 +197,18 @@ class StackedOptimizer:
 
 
 def _stack(parts: Sequence[Any], shape: torch.Size) -> Any:
-    """State of the stacked parameter: what is kept for every value, or once for all."""
+    """Stack the state of one parameter in all models.
+
+    State of the parameter's shape is stacked. Anything else, such as a step count, is equal in all
+    models and is kept once.
+    """
     if isinstance(parts[0], Tensor) and parts[0].shape == shape and parts[0].ndim:
         return torch.stack(list(parts))
     return parts[0].clone() if isinstance(parts[0], Tensor) else parts[0]
 
 
 def _row(value: Any, k: int, shape: torch.Size) -> Any:
-    """Model k's part of the state of a stacked parameter."""
+    """Return model k's part of the state of a stacked parameter."""
     if isinstance(value, Tensor) and value.shape == shape:
         return value[k].clone()
     return value.clone() if isinstance(value, Tensor) else value

@@ -1,4 +1,4 @@
-"""A step without consequences: whether models can be computed together, and how fast that is."""
+"""Try and time a step of stacked models, without training them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dlblocks.models.model import Model
 
 @contextlib.contextmanager
 def quiet_vmap() -> Iterator[None]:
-    """Silences advice to torch's developers about operations that vmap computes one by one."""
+    """Silence torch's warning about operations that vmap computes one by one."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "There is a performance drop because we have not yet")
         yield
@@ -29,7 +29,7 @@ def quiet_vmap() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _untouched(stack: StackedModels) -> Iterator[None]:
-    """Leaves buffers, modes and random numbers as they were."""
+    """Restore buffers, modes and random numbers afterwards."""
     device = stack.device
     buffers = {name: buffer.clone() for name, buffer in stack.buffers.items()}
     try:
@@ -47,15 +47,15 @@ def try_a_step(
     sources: Sequence[tuple[BatchSource, bool]],
     precision: Precision,
 ) -> None:
-    """Computes losses and gradients of one step, and a step of validation.
+    """Compute losses and gradients of one step, and a step of validation.
 
-    The parameters that have a gradient have one of 0 afterwards.
+    Afterwards the parameters that get a gradient have one of 0.
 
     Args:
         stack: The stacked models.
-        models: The same, one by one.
-        sources: Where batches come from, and whether they are for training.
-        precision: That of the Trainer.
+        models: The same models as a list.
+        sources: Sources of batches, each with True if they are for training.
+        precision: The Trainer's precision.
 
     Raises:
         NotVectorizable: The models cannot be computed together, though each by itself can.
@@ -86,29 +86,29 @@ def try_a_step(
                 except Exception as error:
                     if is_out_of_memory(error):
                         raise
-                    # What a single model cannot compute either is no matter of the stack.
+                    # If a single model fails too, the error is its own, not the stack's.
                     _alone(models[batches.members[0]], batches, precision)
                     raise NotVectorizable(
                         f"{type(stack.template).__name__} cannot be computed for several models "
-                        f"at once: {_short(error)}"
+                        f"together: {_short(error)}"
                     ) from error
                 if _draws_elsewhere() != drawn:
                     raise NotVectorizable(
-                        f"{type(stack.template).__name__} draws from Python's random or NumPy in a "
-                        "step, and one draw would serve all models; draw by torch"
+                        f"{type(stack.template).__name__} uses random numbers of Python or NumPy "
+                        "in a step, and all models would get the same ones; draw them with torch"
                     )
                 model = models[batches.members[0]]
                 model.check_batch(outputs[0], batches.targets[0])
         if plain_state(stack.template) != before:
             raise NotVectorizable(
-                f"{type(stack.template).__name__} changes attributes of its own in a step, and all "
+                f"{type(stack.template).__name__} changes its own attributes in a step, and all "
                 "models would share them"
             )
     stack.make_gradients(used)
 
 
 def _draws_elsewhere() -> tuple[Any, ...]:
-    """The states of the global generators that are not torch's."""
+    """Return the states of the global generators of Python and NumPy."""
     _, keys, position, *rest = np.random.get_state(legacy=True)
     return random.getstate(), np.asarray(keys).tobytes(), position, *rest
 
@@ -116,9 +116,10 @@ def _draws_elsewhere() -> tuple[Any, ...]:
 def seconds_a_step(
     stack: StackedModels, models: Sequence[Model], source: BatchSource, precision: Precision
 ) -> tuple[float, float]:
-    """The time of a step's losses and gradients: of all models together, and one by one.
+    """Measure a step's seconds, all models together and one by one.
 
-    The shortest of three tries, after one that counts for nothing.
+    A step is the losses and their gradients. Each time is the shortest of three tries after a
+    warm-up.
     """
     source.begin(0)
     (batches, *_) = source.step(0, range(len(models)))
@@ -128,7 +129,7 @@ def seconds_a_step(
 
     def at_once() -> None:
         losses, _ = stack.run(batches.inputs, batches.targets, batches.members, batches.weights)
-        losses.sum().backward()
+        torch.autograd.backward(losses.sum())
         stack.zero_gradients(batches.members)
 
     def alone() -> None:

@@ -1,4 +1,4 @@
-"""What can be fitted together, as far as it can be seen before it is tried."""
+"""Check by the arguments whether fits can run as one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dlblocks.fields import Ragged
 from dlblocks.models.model import Model
 from dlblocks.nets import Preprocess
 
-# Trainer arguments that are heeded here, or that only concern what is the same for all members.
+# Trainer arguments that the engine implements for each member, or that suit all members alike.
 TRAINER_ARGUMENTS = {
     "max_epochs", "accelerator", "devices", "precision", "gradient_clip_val",
     "gradient_clip_algorithm", "accumulate_grad_batches", "check_val_every_n_epoch",
@@ -35,40 +35,45 @@ CALLBACKS = (EarlyStopping, BatchTransform)
 def check_vectorizable(
     model: Any, datamodule: Any, callbacks: Sequence[Callback], trainer: Mapping[str, Any]
 ) -> None:
-    """Raises `NotVectorizable` if fits of this kind cannot be run as one, as far as can be seen.
+    """Check the arguments of fits that are to run as one.
 
     Args:
         model: One of the models.
         datamodule: Its data.
         callbacks: Its callbacks.
         trainer: Arguments of the Trainer.
+
+    Raises:
+        NotVectorizable: The fits cannot run as one. Other reasons show only when a step is tried.
     """
     if not isinstance(model, Model):
         raise NotVectorizable(
-            f"{type(model).__name__} is no model of dlblocks.models, whose step is known"
+            f"{type(model).__name__} is not a model of dlblocks.models, and its step is unknown"
         )
     changed = _overridden(model)
     if changed:
         raise NotVectorizable(
-            f"{type(model).__name__} has a {changed} of its own, which would run once for all"
+            f"{type(model).__name__} overrides {changed}, which would run once for all models"
         )
     if getattr(model, "changes_while_fitting", False):
         raise NotVectorizable(f"unfreeze_epoch changes what {type(model).__name__} trains")
     if not isinstance(datamodule, DataModule):
-        raise NotVectorizable(f"{type(datamodule).__name__} is no datamodule over arrays in memory")
+        raise NotVectorizable(
+            f"{type(datamodule).__name__} is not a datamodule over arrays in memory"
+        )
     if datamodule.train_transform is not None:
         raise NotVectorizable("train_transform changes samples one by one, in worker processes")
     for callback in callbacks:
         if not isinstance(callback, CALLBACKS):
             raise NotVectorizable(
-                f"the callback {type(callback).__name__} works on one model; only EarlyStopping "
-                "and callbacks that change batches work here"
+                f"the callback {type(callback).__name__} works on a single model; only "
+                "EarlyStopping and callbacks that change batches work here"
             )
     _check_data(datamodule)
     _check_trainer(trainer)
 
 
-# What Lightning would call of a datamodule, and the engine does not.
+# Methods of a datamodule that Lightning would call and the engine does not.
 OF_DATA = (
     "on_before_batch_transfer",
     "transfer_batch_to_device",
@@ -86,7 +91,7 @@ def _check_data(datamodule: DataModule) -> None:
     for name in OF_DATA:
         if getattr(type(datamodule), name) is not getattr(DataModule, name):
             raise NotVectorizable(
-                f"{type(datamodule).__name__} has a {name} of its own, which works on one batch"
+                f"{type(datamodule).__name__} overrides {name}, which works on a single batch"
             )
 
 
@@ -101,12 +106,12 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
         )
     for name, plain in (("strategy", ("auto",)), ("num_nodes", (1,))):
         if trainer.get(name, plain[0]) not in plain:
-            raise NotVectorizable(f"{name}={trainer[name]!r}: one device fits all")
+            raise NotVectorizable(f"{name}={trainer[name]!r}: all models share one device")
     if trainer.get("devices", "auto") not in ("auto", 1, "1", [0], None):
-        raise NotVectorizable(f"devices={trainer['devices']!r}: one device fits all")
+        raise NotVectorizable(f"devices={trainer['devices']!r}: all models share one device")
     epochs = trainer.get("max_epochs")
     if epochs is not None and epochs < 1:
-        raise NotVectorizable(f"max_epochs={epochs} sets no end")
+        raise NotVectorizable(f"max_epochs={epochs} does not end the fit")
     for name in ("limit_train_batches", "limit_val_batches"):
         if trainer.get(name) == 0:
             raise NotVectorizable(f"{name}=0 leaves nothing to do")
@@ -114,13 +119,13 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
         raise NotVectorizable("accumulate_grad_batches must be a number of batches")
 
 
-# What a model of ours may define without losing its place: all else that Lightning calls would be
-# called for one model, or not at all.
+# Methods of Lightning that a user's subclass may override. Any other would be called for one model
+# only, or never.
 FREE = {"forward", "setup", "configure_optimizers", "hparams", "on_save_checkpoint"}
 
 
 def _overridden(model: Model) -> str | None:
-    """The first method of a user's subclass that Lightning or `Model` would call in a step."""
+    """Return the first overridden method that would be part of a step."""
     ours = {name for name in vars(Model) if name.startswith(("_step", "_flush", "_log", "_reset"))}
     ours |= {"update_metrics", "compute_metrics", "reset_metrics", "flush_metrics"}
     for cls in type(model).__mro__:
@@ -134,7 +139,7 @@ def _overridden(model: Model) -> str | None:
     return None
 
 
-# What may differ between members, because it only decides how each is trained.
+# Attributes that may differ between members, because they only concern the training.
 OWN = {
     "lr",
     "weight_decay",
@@ -149,10 +154,10 @@ PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
 def plain_state(model: Model) -> dict[str, Any]:
-    """The attributes of all modules of a model that are plain values, by their names.
+    """Return plain attributes of a model and its modules, by name.
 
     Raises:
-        NotVectorizable: An attribute is a tensor that is no parameter or buffer.
+        NotVectorizable: An attribute is a tensor that is neither a parameter nor a buffer.
     """
     known = vars(pl.LightningModule()).keys() | OWN | INTERNAL
     found: dict[str, Any] = {}
@@ -169,7 +174,7 @@ def plain_state(model: Model) -> dict[str, Any]:
                     "register_buffer"
                 )
             if _is_plain(value):
-                # A copy: what a step changes in place is seen too.
+                # A copy, so that a comparison also sees changes in place.
                 found[where] = copy.deepcopy(value)
     return found
 
@@ -191,11 +196,12 @@ def _holds_tensor(value: Any) -> bool:
 
 
 class NotVectorizable(ValueError):
-    """Models cannot be fitted together in one batched computation; the message says why."""
+    """The models cannot be fitted together in one batched computation."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was short; on the CPU torch raises a plain `RuntimeError`."""
+    """Tell if memory was short."""
+    # On the CPU torch raises a plain RuntimeError.
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         "DefaultCPUAllocator" in str(error)
     )
@@ -203,9 +209,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def naming(name: str | None) -> Iterator[None]:
-    """Begins the message of an error with a name, unless that is None.
+    """Begin an error's message with a name, unless it is None.
 
-    Lack of memory, and what cannot be fitted together, belong to all.
+    `NotVectorizable` and lack of memory concern all fits, so they stay as they are.
     """
     try:
         yield

@@ -10,8 +10,9 @@ from typing import TypeVar
 from dlblocks.engine._support import NotVectorizable, is_out_of_memory
 from dlblocks.engine.fit_many import StackedFit
 
-# The least cost of a sequential step beside losses and gradients: Lightning's loop, the optimizer's
-# step, metrics. The whole step is about 2 ms for a small MLP; see benchmarks/vectorized.py.
+# Seconds of a sequential step without losses and gradients, at the least: Lightning's loop, the
+# optimizer's step, metrics. The whole step of a small MLP takes about 2 ms; see
+# benchmarks/vectorized.py.
 STEP_SECONDS = 1.5e-3
 Key = TypeVar("Key")
 Found = TypeVar("Found")
@@ -28,12 +29,12 @@ def choose_engine(
     Args:
         engine: ``"vectorized"`` or ``"auto"``.
         make_stacked: Stacks some of the fits.
-        keys: All of them.
+        keys: Keys of all fits.
         what: Name of the fits, such as ``"folds"``.
 
     Returns:
-        The engine, the reason, and the stacked fits; None for another engine, or if memory is short
-        for all of them.
+        The engine, the reason, and the stacked fits. The last is None for the sequential engine,
+        and if memory is too short for all fits together.
 
     Raises:
         NotVectorizable: The fits must be vectorized and cannot be.
@@ -48,12 +49,12 @@ def choose_engine(
                     raise
                 part = _halves(part)[0]
             if stacked is None:
-                gc.collect()  # a Trainer and its module hold each other
+                gc.collect()  # a Trainer and its module refer to each other
     except NotVectorizable as error:
         if engine == "vectorized":
             raise NotVectorizable(
                 f"engine='vectorized' cannot run these fits: {error}; use engine='sequential', or "
-                "'auto' to have it chosen."
+                "'auto' to let dlblocks choose."
             ) from error
         return "sequential", f"the {what} cannot be fitted together: {error}", None
     except Exception as error:
@@ -66,7 +67,7 @@ def choose_engine(
         at_once, apart = stacked.seconds_a_step()
         apart += STEP_SECONDS * len(part)
         why = f"a step takes {1e3 * at_once:.2g} ms for {len(part)} {what} at once and "
-        why += f"{1e3 * apart:.2g} ms for one after the other"
+        why += f"{1e3 * apart:.2g} ms one after the other"
         chosen = "vectorized" if at_once < apart else "sequential"
     if chosen == "vectorized" and len(part) == len(keys):
         return chosen, why, stacked
@@ -77,11 +78,13 @@ def choose_engine(
 def in_halves(
     run: Callable[[Sequence[Key]], Sequence[Found]], keys: Sequence[Key], what: str
 ) -> Generator[Found, None, None]:
-    """Run fits as one, or in ever smaller halves if memory is short.
+    """Run fits as one, or in halves if memory is short.
+
+    A half that still needs too much memory is halved again.
 
     Args:
         run: Runs some fits.
-        keys: All of them.
+        keys: Keys of all fits.
         what: Name of the fits, such as ``"folds"``.
     """
     try:
@@ -91,7 +94,7 @@ def in_halves(
             raise
         halves = _halves(keys)
         print(
-            f"{len(keys)} {what} at once need more memory than there is; going on with "
+            f"{len(keys)} {what} at once need more memory than there is; continuing with "
             f"{len(halves[0])}.",
             file=sys.stderr,
             flush=True,
@@ -99,8 +102,8 @@ def in_halves(
     else:
         yield from found
         return
-    # # Outside of the handler, whose error holds the memory. A Trainer and its module hold each
-    # other.
+    # Outside of the handler, because its error holds the memory. A Trainer and its module refer to
+    # each other, so only the garbage collector frees them.
     gc.collect()
     for part in halves:
         yield from in_halves(run, part, what)

@@ -1,11 +1,11 @@
-"""K fits as one: K models of one architecture, each on data of its own, trained by one Trainer.
+"""Fit K models of one architecture with one Trainer.
 
-A fit of a small net is dominated by Python and by the launching of kernels. Here K of them share
-both: every step computes the losses and gradients of all K models in one batched call
-(`torch.func.vmap` over stacked parameters), and updates them in one more. What belongs to a model
-stays its own: initialisation, order of the data, normalisation, batch-norm statistics, dropout,
-changes of batches, gradient clipping, learning rate and its schedule, the choice of the best epoch,
-early stopping.
+Most of the time of a small net's fit goes into Python and into kernel launches. Here K fits share
+both. Every step computes the losses and gradients of all K models in one batched call
+(`torch.func.vmap` over stacked parameters) and updates the models in another. Each model keeps its
+own data, initialisation, order of the data, normalisation, batch-norm statistics, dropout, changes
+of batches, gradient clipping, learning rate and schedule, choice of the best epoch and early
+stopping.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ from dlblocks.runs._trainer import check_needs_no_validation
 from dlblocks.runs.predictions import TableWriter, add_weights, columns_of
 from dlblocks.tasks import PredictionTable, Task
 
-# Optimizer steps that are one batch to the Trainer: its own work is then done once for all.
+# Steps that the Trainer runs as one batch, so that its own work is done once for all of them.
 STEPS_AT_ONCE = 64
-# What a killed fit may lose.
+# Seconds between checkpoints: the most work that a killed fit loses.
 SAVE_SECONDS = 10.0
 
 
@@ -57,29 +57,29 @@ HEEDED_HERE = {
 
 
 class StackedFit(pl.LightningModule):
-    """The LightningModule whose fit is the fit of all members; each with what is its own.
+    """A LightningModule that fits all members together.
 
-    The losses, weights and metrics of a member are those of a fit of its own, within rounding, but
-    for draws of dropout, which come from a generator that all share. Afterwards each model holds
-    the weights of its own best epoch, chosen on the part that its `datamodule.validate_on` names;
-    where that is None, those of its last epoch.
+    The losses, weights and metrics of a member equal those of a fit of its own, within rounding.
+    Only dropout differs, because all members share one generator. Afterwards each model holds the
+    weights of its best epoch, chosen on the part that its `datamodule.validate_on` names. Where
+    that is None, it holds those of its last epoch.
 
-    Everything is made ready here, so that what cannot be fitted together is known before anything
-    is trained.
+    The constructor tries a step, so that members that cannot be fitted together fail before
+    anything is trained.
 
     Args:
-        members: Models of one architecture with what is their own.
+        members: Models of one architecture, each with its data, callbacks and loggers.
         trainer: Arguments of the Trainer.
         monitor: The logged metric that chooses the best epoch.
-        mode: Whether ``"min"`` or ``"max"`` of it is best.
-        folder: Where the Trainer writes whatever it writes.
+        mode: ``"min"`` or ``"max"``: which value of the metric is best.
+        folder: Folder of the Trainer's files.
         on_error: ``"raise"``, or ``"continue"`` with the other members when the loss of one is not
-            finite; its `error` says so, and it keeps the weights of its best epoch before, if there
-            was one.
+            finite. The failed member's `error` is then set. It keeps the weights of its best epoch
+            so far, if there is one.
 
     Attributes:
-        save_to: A file that is written every ten seconds, at the ends of epochs, and from which a
-            killed fit goes on; None for none.
+        save_to: File that a killed fit resumes from, or None. It is written at the end of an
+            epoch, at most every ten seconds.
     """
 
     @checked
@@ -132,7 +132,7 @@ class StackedFit(pl.LightningModule):
         self._max_epochs = int(arguments["max_epochs"])
         self.root_device = self.fitter.strategy.root_device
         for k, member in enumerate(self.members):
-            with naming(member.name if k else None):  # what the first has, all are likely to have
+            with naming(member.name if k else None):  # an error in the first probably affects all
                 member.attach(self.fitter, trainer)
         self.live = self.members
         self._make_sources()
@@ -153,21 +153,21 @@ class StackedFit(pl.LightningModule):
         try_a_step(self.stack, models, sources, self.fitter.precision_plugin)
 
     def seconds_a_step(self) -> tuple[float, float]:
-        """Measure a step's losses and gradients: of all models at once, and one after the other."""
+        """Measure a step's seconds, all members together and one by one."""
         models = [member.model for member in self.live]
         precision = self.fitter.precision_plugin
         return seconds_a_step(self.stack, models, self.train_source, precision)
 
     def show(self, bar: Callback) -> None:
-        """Shows the fit by a callback of its Trainer."""
+        """Add a progress bar to the Trainer."""
         vars(self.fitter)["callbacks"].append(bar)
 
     def fit(self) -> None:
-        """Runs the fit, or what is left of it."""
+        """Run the fit, or resume it."""
         with warnings.catch_warnings(), quiet_vmap(), quick_gpu_check():
             # Each member has its own optimizer.
             warnings.filterwarnings("ignore", "`LightningModule.configure_optimizers` returned")
-            # The merged optimizer has stepped.
+            # A merged optimizer has stepped instead of the one that the scheduler looks at.
             warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler.step\(\)` before")
             try:
                 self.resume()
@@ -199,14 +199,14 @@ class StackedFit(pl.LightningModule):
 
     # The fit
 
-    def loader(self) -> DataLoader:
-        """The numbers of the steps, some at a time: what the Trainer takes for batches."""
+    def loader(self) -> DataLoader[Any]:
+        """Return the Trainer's loader, whose batches are lists of step numbers."""
         steps = max(self._batches(k) for k in range(len(self.live)))
         chunks = [list(range(steps)[i : i + STEPS_AT_ONCE]) for i in range(0, steps, STEPS_AT_ONCE)]
         return DataLoader(_Chunks(chunks), batch_size=None)
 
     def configure_optimizers(self) -> None:
-        """None: each member has its own."""
+        """Create no optimizer, since each member has its own."""
 
     def on_train_epoch_start(self) -> None:
         self.stack.train()
@@ -235,7 +235,7 @@ class StackedFit(pl.LightningModule):
                 batches.inputs, batches.targets, batches.members, batches.weights
             )
             total, losses = losses.sum(), losses.detach()
-            (total if self.accumulate == 1 else total / self.accumulate).backward()
+            torch.autograd.backward(total if self.accumulate == 1 else total / self.accumulate)
             self._check_finite(batches.members, losses, total.detach(), number)
             self._sums.add(batches, losses, outputs.detach())
         last = number + 1
@@ -262,7 +262,7 @@ class StackedFit(pl.LightningModule):
         self, members: Sequence[int], losses: Tensor, total: Tensor, number: int
     ) -> None:
         if self.root_device.type != "cpu":
-            # A look would wait for the device.
+            # Reading a value now would wait for the device.
             self._unchecked.append((list(members), losses, number))
             if len(self._unchecked) >= FLUSH_EVERY:
                 self._check_late()
@@ -277,15 +277,15 @@ class StackedFit(pl.LightningModule):
                 self._fail(members, losses, number)
 
     def _fail(self, members: Sequence[int], losses: Tensor, number: int) -> None:
-        """Stops the members whose loss is not finite."""
+        """Stop the members whose loss is not finite."""
         for k, loss in zip(members, losses.tolist(), strict=True):
             if math.isfinite(loss) or not self.live[k].active:
                 continue
             member = self.live[k]
             error = FloatingPointError(
                 f"train/loss is {loss} at step {member.steps} (epoch {self.epoch}); lower lr (now "
-                f"{member.model.lr}), clip gradients, or look for values in the data that are not "
-                "finite."
+                f"{member.model.lr}), clip gradients, or look for infinite or missing values in "
+                "the data."
             )
             member.error, member.active = error, False
             if self.on_error == "raise":
@@ -322,7 +322,7 @@ class StackedFit(pl.LightningModule):
         self._save()
 
     def _drop_stopped(self) -> None:
-        """Takes the members that have stopped out of the stack: from here on they cost nothing."""
+        """Remove stopped members from the stack, to save their time."""
         keep = [k for k, member in enumerate(self.live) if member.active]
         if len(keep) == len(self.live):
             return
@@ -367,10 +367,10 @@ class StackedFit(pl.LightningModule):
         self.stack.train()
         return sums.compute()
 
-    # Going on, and the end
+    # Progress, predictions, resuming
 
     def progress(self) -> tuple[float, str]:
-        """The share of the epochs that is done, and a line about it."""
+        """Return the share of finished epochs and a line about it."""
         total = self._max_epochs
         monitored = [m.best.value for m in self.members if m.best is not None and m.best.state]
         text = f"epoch {self.epoch}/{total}"
@@ -384,9 +384,9 @@ class StackedFit(pl.LightningModule):
         return self.epoch / total, text
 
     def predict(self, member: Member, part: str) -> PredictionTable:
-        """Predict a part of a member's data, sorted by index.
+        """Predict a part of a member's data, in order of the index.
 
-        To be called after `fit`.
+        Call it after `fit`.
         """
         data, task = member.datamodule, member.model.task
         rows = data.indices(part)
@@ -411,7 +411,7 @@ class StackedFit(pl.LightningModule):
 
     @property
     def is_over(self) -> bool:
-        """Whether no epoch is left to run."""
+        """True if no epoch is left to run."""
         return not self.live or not self.fitter.max_epochs
 
     def _save(self) -> None:
@@ -428,7 +428,11 @@ class StackedFit(pl.LightningModule):
             torch.save(state, part)
 
     def _load(self) -> bool:
-        """Restore what `_save` wrote; False if it is missing, damaged or of other fits."""
+        """Restore the file of `_save`.
+
+        Returns:
+            False if the file is missing, damaged or belongs to other fits.
+        """
         if self.save_to is None or not is_whole(self.save_to):
             return False
         state = torch.load(self.save_to, map_location=self.root_device, weights_only=True)
@@ -443,9 +447,9 @@ class StackedFit(pl.LightningModule):
         return True
 
     def resume(self) -> None:
-        """Continue a killed fit of the same members, if it has left its file."""
+        """Resume a killed fit from its file, if there is one."""
         if not self._load():
-            # A fit that was killed before it could save has logged rows.
+            # A fit that was killed before it could save may have logged rows.
             for member in self.members:
                 member.forget_rows()
             return
@@ -454,12 +458,12 @@ class StackedFit(pl.LightningModule):
         self.fitter.fit_loop.max_epochs = self._max_epochs - self.epoch
 
     def detach(self) -> None:
-        """Lets go of the Trainer."""
+        """Detach all members from the Trainer."""
         for member in self.members:
             member.detach()
 
 
-class _Chunks(Dataset):
+class _Chunks(Dataset[list[int]]):
     def __init__(self, chunks: Sequence[list[int]]) -> None:
         self.chunks = chunks
 
@@ -471,7 +475,10 @@ class _Chunks(Dataset):
 
 
 def _limited(part: str, count: int, limit: int | float | None) -> int:
-    """As the Trainer's ``limit_train_batches`` has it: so many batches, or such a share."""
+    """Apply ``limit_train_batches`` or ``limit_val_batches`` to a number of batches.
+
+    An int is a number of batches, a float a share.
+    """
     if limit is None:
         return count
     found = min(count, limit) if isinstance(limit, int) else int(count * limit)

@@ -1,4 +1,4 @@
-"""One of several models that are fitted together: everything of it that is its own."""
+"""One model of a stacked fit, with its data, schedules and counts."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from dlblocks.tracking._csv import csv_writers
 class MemberTrainer:
     """The Trainer as one member's model, datamodule and callbacks see it.
 
-    What is the member's own is here: its data, its counts, its metrics and whether it is to stop.
-    Everything else is the Trainer's that fits all members.
+    Data, counts, metrics and `should_stop` are the member's own. Every other attribute is that of
+    the Trainer that fits all members.
     """
 
     def __init__(self, trainer: pl.Trainer, member: Member, settings: Mapping[str, Any]) -> None:
         self._trainer = trainer
-        # What the one Trainer must not do itself, because it is each member's own.
+        # Settings that the shared Trainer must not apply, because each member applies its own.
         self.limit_train_batches = settings.get("limit_train_batches") or 1.0
         self.limit_val_batches = settings.get("limit_val_batches") or 1.0
         self.check_val_every_n_epoch = settings.get("check_val_every_n_epoch") or 1
@@ -59,12 +59,12 @@ class MemberTrainer:
 
     @property
     def logger(self) -> Logger | None:
-        """The first of the member's loggers."""
+        """The first of the member's loggers, or None."""
         return self.loggers[0] if self.loggers else None
 
     @property
     def estimated_stepping_batches(self) -> int:
-        """Optimizer steps of the whole fit, unless it stops early."""
+        """Number of optimizer steps of the whole fit, unless it stops early."""
         return -(-self.num_training_batches // self.accumulate_grad_batches) * self.max_epochs
 
 
@@ -76,8 +76,8 @@ class Best:
         epoch: The epoch, from 0.
         step: Optimizer steps until then.
         value: The monitored metric.
-        state: Parameters and buffers; None for those that the model has at the end.
-        metrics: The score of these weights, or what was logged of the epoch.
+        state: Parameters and buffers; None to keep the model's weights at the end of the fit.
+        metrics: Metrics of these weights, or those that the epoch logged.
     """
 
     epoch: int
@@ -89,19 +89,19 @@ class Best:
 
 @dataclass
 class Member:
-    """A model to be fitted together with others, and what is its own.
+    """One of the models of a stacked fit.
 
     Attributes:
-        name: What messages call it, such as ``"fold 2"``.
-        model: The model, new.
+        name: Its name in messages, such as ``"fold 2"``.
+        model: The untrained model.
         datamodule: Its data, set to its own training and validation part.
         callbacks: Its callbacks: early stopping, and changes of batches.
         loggers: Its loggers.
         seed: Its seed.
-        history: One row an epoch.
+        history: One row per epoch.
         best: The best epoch so far.
         epochs: Epochs run.
-        error: What stopped it, if it failed.
+        error: The error that stopped it, or None.
     """
 
     name: str
@@ -127,7 +127,7 @@ class Member:
         return [row[metric] for row in self.history.rows if metric in row]
 
     def attach(self, trainer: pl.Trainer, settings: Mapping[str, Any]) -> None:
-        """Gives model, datamodule and callbacks their Trainer, and sets them up."""
+        """Set up model, datamodule and callbacks, with a `MemberTrainer`."""
         own: Any = MemberTrainer(trainer, self, settings)
         self.trainer = own
         self.model.trainer = own
@@ -139,26 +139,26 @@ class Member:
         self.model.on_train_start()  # which puts what is frozen into evaluation mode
 
     def make_optimizer(self) -> None:
-        """Has the model make its optimizer and schedules, as a Trainer would."""
+        """Create the model's optimizer and schedules, as a Trainer would."""
         optimizers, schedules = _unpacked(self.model.configure_optimizers())
         if len(optimizers) != 1 or isinstance(optimizers[0], torch.optim.LBFGS):
             found = (
                 ", ".join(type(optimizer).__name__ for optimizer in optimizers) or "no optimizer"
             )
             raise NotVectorizable(
-                f"the model trains by {found}, and models fitted together need one optimizer that "
-                "takes a gradient at a time"
+                f"the model trains with {found}; models fitted together need a single optimizer, "
+                "and one that computes a gradient once per step"
             )
         self.optimizer = optimizers[0]
         self.schedules = [{**SCHEDULE, **_as_dict(schedule)} for schedule in schedules]
 
     def plateau_monitors(self) -> list[str | None]:
-        """Names of the metrics that plateau schedules monitor."""
+        """Return the names of the metrics that plateau schedules monitor."""
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
         return [s["monitor"] for s in self.schedules if isinstance(s["scheduler"], plateau)]
 
     def step_schedules(self, interval: str, *, plateau: bool, count: int) -> None:
-        """Steps the learning-rate schedules of one kind, as a Trainer would."""
+        """Step the learning-rate schedules of one kind, as a Trainer would."""
         for schedule in self.schedules:
             scheduler = schedule["scheduler"]
             monitored = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
@@ -176,15 +176,15 @@ class Member:
                 known = ", ".join(sorted(self.trainer.callback_metrics))
                 raise ValueError(
                     f"the learning-rate schedule monitors {schedule['monitor']!r}, which was not "
-                    f"logged; logged are {known}."
+                    f"logged; monitor one of {known}."
                 )
 
     def log_to(self, loggers: Sequence[Logger]) -> None:
-        """Sets the member's loggers, before the fit."""
+        """Set the member's loggers, before the fit."""
         self.loggers = self.trainer.loggers = list(loggers)
 
     def begin(self) -> None:
-        """Logs what the fit is, and begins it for the callbacks."""
+        """Log the settings of the fit, and call `on_train_start` of the callbacks."""
         trainer: Any = self.trainer
         if self.loggers:
             settings = {
@@ -198,16 +198,16 @@ class Member:
         self.call("on_train_start")
 
     def show(self, batch: list[Tensor]) -> None:
-        """Sends a picture of the first batch to loggers that can show it."""
+        """Log a picture of the first batch, where a logger supports pictures."""
         trainer: Any = self.trainer
         tracking.LogFirstBatch().on_train_batch_start(trainer, self.model, batch, 0)
 
     def log(self, metrics: Mapping[str, Tensor], *, selected: bool = False) -> None:
-        """Logs what an epoch has found, as a Trainer would at its end.
+        """Log an epoch's metrics, as a Trainer would at its end.
 
         Args:
-            metrics: What it has found.
-            selected: Whether these are metrics of the selection part.
+            metrics: Metrics by name.
+            selected: True for metrics of the selection part.
         """
         values = {
             name_of_selection(name) if selected else name: float(value)
@@ -220,13 +220,13 @@ class Member:
         self.trainer.callback_metrics.update(metrics)
 
     def call(self, hook: str) -> None:
-        """Calls a hook of the callbacks."""
+        """Call a hook of the callbacks."""
         trainer: Any = self.trainer
         for callback in self.callbacks:
             getattr(callback, hook)(trainer, self.model)
 
     def state(self) -> dict[str, Any]:
-        """All of the member that a later process needs to go on with it, as plain values."""
+        """Return what a later process needs to resume, as plain values."""
         for logger in self.loggers:
             logger.save()
         trainer: Any = self.trainer
@@ -246,7 +246,7 @@ class Member:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Restores what `state` returned."""
+        """Restore a `state`."""
         trainer: Any = self.trainer
         self.active, self.steps, self.epochs = state["active"], state["steps"], state["epochs"]
         self.trainer.global_step = self.steps
@@ -262,7 +262,7 @@ class Member:
             writer.keep(rows)
 
     def forget_rows(self) -> None:
-        """Empties the member's CSV logs."""
+        """Empty the member's CSV logs."""
         trainer: Any = self.trainer
         for writer in csv_writers(trainer):
             writer.keep(0)
@@ -274,12 +274,12 @@ class Member:
         mode: str,
         copy_state: Callable[[], dict[str, Tensor]],
     ) -> None:
-        """Keeps the weights if the epoch is the best so far.
+        """Keep the weights if the epoch is the best so far.
 
         Args:
-            metrics: All that was logged of it.
-            monitor: Which of them is looked at.
-            mode: Whether ``"min"`` or ``"max"`` of it is best.
+            metrics: All metrics of the epoch.
+            monitor: Name of the metric that decides.
+            mode: ``"min"`` or ``"max"``: which value of it is best.
             copy_state: Returns a copy of parameters and buffers.
 
         Raises:
@@ -305,7 +305,7 @@ class Member:
 
     def keep_score(self, scores: Mapping[str, Tensor]) -> None:
         """Keep and log the metrics of the kept weights."""
-        assert self.best is not None  # for the type checker: every member that is scored has one
+        assert self.best is not None  # for the type checker: every scored member has one
         self.best.metrics = {name: float(value) for name, value in scores.items()}
         row = {**self.best.metrics, "epoch": self.epochs}
         for logger in self.loggers:
@@ -313,13 +313,13 @@ class Member:
             logger.save()
 
     def restore_best(self) -> None:
-        """Gives the model the weights of its best epoch, in memory of its own."""
+        """Load the best epoch's weights, in memory of the model's own."""
         self.detach_from_stack()
         if self.best is not None and self.best.state is not None:
             self.model.load_state_dict(self.best.state)
 
     def detach_from_stack(self) -> None:
-        """Gives the model's parameters and buffers memory of their own."""
+        """Give the model's parameters and buffers memory of their own."""
         for p in self.model.parameters():
             p.data, p.grad = p.data.clone(), None
         for module in self.model.modules():
@@ -327,7 +327,7 @@ class Member:
                 module._buffers[name] = None if buffer is None else buffer.clone()
 
     def detach(self) -> None:
-        """Ends what `attach` began."""
+        """Undo `attach`."""
         trainer: Any = self.trainer
         for callback in self.callbacks:
             callback.teardown(trainer, self.model, "fit")
@@ -343,7 +343,7 @@ def _as_dict(schedule: Any) -> dict[str, Any]:
 
 
 def _unpacked(found: Any) -> tuple[list[Optimizer], list[Any]]:
-    """Optimizers and schedules from what `configure_optimizers` may return."""
+    """Split what `configure_optimizers` returned into optimizers and schedules."""
     if isinstance(found, Optimizer):
         return [found], []
     if isinstance(found, dict):

@@ -45,11 +45,11 @@ def engine_for(
         n_jobs: Number of processes.
 
     Returns:
-        The engine, the reason, and a list for `run_fits`: the fits ready to run as one, if they
-        are to, else nothing. See `choose_engine`.
+        The engine, the reason, and the argument `ready` of `run_fits`: a list with the stacked
+        fits if the engine is ``"vectorized"``, else an empty one. See `choose_engine`.
     """
     if engine == "auto" and config.resume and (earlier := engine_of(config.run_dir)):
-        return earlier, "as this run began", []
+        return earlier, "the engine this run began with", []
     if engine != "sequential" and n_jobs == 1 and specs:
         chosen, why, stacked = choose_engine(
             engine, lambda part: _stacked(config, make_data, part), specs, f"{config.kind}s"
@@ -79,7 +79,7 @@ def run_fits(
         specs: The fits that are left.
         total: Number of all fits of the run.
         engine: ``"sequential"`` or ``"vectorized"``.
-        ready: As of `engine_for`. It is emptied, so that the memory of the fits can be freed.
+        ready: As returned by `engine_for`. It is emptied, so that the memory can be freed.
         n_jobs: Number of processes.
         on_error: ``"raise"``, or ``"continue"`` with the other fits when one fails.
         progress_bar: Show one bar over all fits.
@@ -102,7 +102,7 @@ def run_fits(
                 found[spec] = outcome
                 config.warned |= outcome.warned
             elif not config.run_id and is_rank_zero():
-                raise outcome  # before any fit: the run folder, or the model itself
+                raise outcome  # no fit has begun, so the run folder or the model is at fault
             elif on_error == "raise":
                 raise named(outcome, spec.name) from outcome
             else:
@@ -120,7 +120,7 @@ def _run_one_by_one(
     make_data: Callable[[Spec], SplitDataModule],
     specs: Sequence[Spec],
     progress: FitProgress | None,
-) -> Outcomes:
+) -> Outcomes[Spec]:
     for spec in specs:
         bar = None if progress is None else progress.callback(spec.number)
         try:
@@ -136,7 +136,7 @@ def _run_vectorized(
     progress: FitProgress,
     on_error: str,
     ready: list[StackedFit],
-) -> Outcomes:
+) -> Outcomes[Spec]:
     """Run fits as one, or in halves if memory is short."""
 
     def run(part: Sequence[Spec]) -> list[tuple[Spec, FitResult | Exception]]:
@@ -149,7 +149,7 @@ def _run_vectorized(
 def _stacked(
     config: RunConfig, make_data: Callable[[Spec], SplitDataModule], specs: Sequence[Spec]
 ) -> StackedFit:
-    """Stack fits, each begun as `run_fit` would."""
+    """Stack fits, each seeded and set up as in `run_fit`."""
     members = []
     for i, spec in enumerate(specs):
         pl.seed_everything(config.seed + spec.number, workers=True, verbose=False)
@@ -158,10 +158,10 @@ def _stacked(
             datamodule: Any = make_data(spec)
             callbacks = config.new_callbacks()
         if i == 0:
-            # Here, to fail before the others are made.
+            # Fail before the other members are created.
             check_vectorizable(model, datamodule, callbacks, config.trainer)
         members.append(Member(spec.name, model, datamodule, callbacks))
-    # Shared random numbers are those of the first fit.
+    # The random numbers that all members share are those of the first fit.
     pl.seed_everything(config.seed + specs[0].number, workers=True, verbose=False)
     return StackedFit(
         members,
@@ -245,7 +245,7 @@ class StackedBar(ProgressBar):
         """Do nothing, since there is only one process."""
 
     def enable(self) -> None:
-        """Do nothing, as `disable`."""
+        """Do nothing, as in `disable`."""
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, StackedFit)

@@ -1,4 +1,4 @@
-"""LightningModules: nets with their loss, metrics and optimizer."""
+"""LightningModules, which are nets with loss, metrics and optimizer."""
 
 from dlblocks.models.boosted import (
     AdaBoostClassifier,

@@ -1,4 +1,4 @@
-"""Checkpoints that load: by class or by path alone, and never by running what they name."""
+"""Save and load checkpoints without running code that they name."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
+import lightning
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -24,14 +25,17 @@ HPARAMS = "hyper_parameters"
 LEFT_OUT = "_left_out"
 DATA_SPEC = "data_spec"
 _VOTING = "dlblocks.models.voting."
-# Classes that older checkpoints name, by today's names.
+# Today's names of classes in older checkpoints.
 RENAMED = dict.fromkeys(
     [f"{_VOTING}VotingClassifier", f"{_VOTING}VotingRegressor"], f"{_VOTING}VotingEnsemble"
 )
 
 
 def describe(model: Any, checkpoint: dict[str, Any]) -> None:
-    """Leaves in `checkpoint` the model's class path and plain hyperparameters, and no more."""
+    """Put the model's class path and plain hyperparameters into `checkpoint`.
+
+    Anything that is not plain is removed from it.
+    """
     checkpoint[HPARAMS] = description(model)
     if model.data_spec is not None:
         checkpoint[DATA_SPEC] = model.data_spec
@@ -40,10 +44,10 @@ def describe(model: Any, checkpoint: dict[str, Any]) -> None:
 
 
 def write_checkpoint(path: Path, model: Any, *, epoch: int, global_step: int) -> None:
-    """Writes a checkpoint of a model's weights, as a Trainer would that has no more to keep.
+    """Write a checkpoint with a model's weights and no training state.
 
     Args:
-        path: The file, written whole or not at all.
+        path: The file. It is written completely or not at all.
         model: The model.
         epoch: Its epoch, from 0.
         global_step: Optimizer steps until then.
@@ -51,7 +55,7 @@ def write_checkpoint(path: Path, model: Any, *, epoch: int, global_step: int) ->
     checkpoint: dict[str, Any] = {
         "epoch": epoch,
         "global_step": global_step,
-        "pytorch-lightning_version": pl.__version__,
+        "pytorch-lightning_version": lightning.__version__,
         "state_dict": {
             name: value.detach().cpu() if isinstance(value, torch.Tensor) else value
             for name, value in model.state_dict().items()
@@ -65,7 +69,7 @@ def write_checkpoint(path: Path, model: Any, *, epoch: int, global_step: int) ->
 
 
 def description(model: Any) -> dict[str, Any]:
-    """The model's class path and plain hyperparameters, from which `rebuild` makes it again."""
+    """Return a model's class path and plain hyperparameters, for `rebuild`."""
     names = [name for name in model.hyperparameter_names() if name in model.hparams]
     hparams = {name: plain(model.hparams[name], lists=True) for name in names}
     left_out = [name for name in names if hparams[name] is NOT_PLAIN]
@@ -86,26 +90,26 @@ def rebuild(
     only: type[Module] | None = None,
     source: Any = "the description",
 ) -> Module:
-    """A new model, with new weights, of the class and hyperparameters of a `description`.
+    """Create the model of a `description`, with new weights.
 
     Args:
-        description: What `description` returned. The members of an ensemble are described in it,
-            and made anew likewise.
-        root: `dlblocks.models.Model`, whose subclasses in this package it may name.
-        classes: Further classes that it may name; see `load`.
-        overrides: Constructor arguments in place of those described.
+        description: What `description` returned. It contains the descriptions of an ensemble's
+            members, which are created in the same way.
+        root: `dlblocks.models.Model`. The description may name its subclasses in this package.
+        classes: Further classes that the description may name; see `load`.
+        overrides: Constructor arguments that replace described ones.
         only: Refuse any class but this and its subclasses.
-        source: Where the description comes from, for messages.
+        source: Origin of the description, for messages.
 
     Raises:
-        ValueError: The class is not known, or an argument is missing or not its own.
+        ValueError: The class is unknown, or an argument is missing or unknown to the class.
     """
     saved = dict(description)
     wanted = saved.pop(CLASS_PATH, None)
     if not isinstance(wanted, str):
         raise ValueError(
-            f"{source} names no class of dlblocks; load it with the class that made it, or give "
-            "the state_dict in it to your own model."
+            f"{source} names no class of dlblocks; load it with the class that saved it, or load "
+            "its state_dict into your own model."
         )
     classes = [*classes, *([only] if only else [])]
     cls: Any = _resolve(wanted, root, classes, source)
@@ -127,7 +131,7 @@ def rebuild(
     given = [name for name in ("net", "task") if name in names and name not in arguments]
     if given:
         raise ValueError(
-            f"{source} holds a {cls.__name__} over a {given[0]} that was made elsewhere; pass it "
+            f"{source} holds a {cls.__name__} over a {given[0]} of your own; pass it "
             f"as {given[0]}=, or for an ensemble all members, with any weights: "
             "overrides={'members': [model, …]}."
         )
@@ -143,15 +147,18 @@ def rebuild(
 
 
 def class_path(cls: type) -> str:
-    """Where a class is found: ``"dlblocks.models.classification.MLPClassifier"``."""
+    """Return module and name, ``"dlblocks.models.classification.MLPClassifier"``."""
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def check_same(model: Any, checkpoint: dict[str, Any]) -> None:
-    """Raises a `ValueError` if `checkpoint` was saved by another class or other dimensions.
+    """Check that `checkpoint` is from the model's class and dimensions.
 
-    Weights of compiled nets get the names that they have in the model, and the model gets its
-    `data_spec`.
+    Weights of compiled nets are renamed to match the model. The model gets the `data_spec` of the
+    checkpoint.
+
+    Raises:
+        ValueError: The class or an argument differs; the message has both values.
     """
     model.data_spec = checkpoint.get(DATA_SPEC, model.data_spec)
     saved = checkpoint.get(HPARAMS) or {}
@@ -160,11 +167,11 @@ def check_same(model: Any, checkpoint: dict[str, Any]) -> None:
     if path is not None and path != class_path(type(model)):
         raise ValueError(
             f"the checkpoint holds a {path}, not a {class_path(type(model))}; "
-            "make that model, or use dlblocks.models.load(path)."
+            "create that model, or use dlblocks.models.load(path)."
         )
     here, there = model.state_dict(), checkpoint.get("state_dict", {})
     own = {_uncompiled(name): name for name in here}
-    for name in set(there) - set(here):  # whether a net in it is compiled makes no difference
+    for name in set(there) - set(here):  # compiled nets may be loaded into others, and vice versa
         there[own.get(_uncompiled(name), name)] = there.pop(name)
     # Statistics of inputs are empty in a new model.
     sized = {k for k in here.keys() & there.keys() if here[k].numel()}
@@ -178,34 +185,34 @@ def check_same(model: Any, checkpoint: dict[str, Any]) -> None:
     ]
     if different:
         raise ValueError(
-            f"the checkpoint was made with {', '.join(different)}; make the model with the same "
+            f"the checkpoint was saved with {', '.join(different)}; create the model with the same "
             "arguments, or use dlblocks.models.load(path)."
         )
 
 
 def _uncompiled(name: str) -> str:
-    # Tensors of a task were the model's own before.
+    # In older checkpoints, tensors of the task belong to the model.
     return re.sub(r"(^|(?<=\.))(_orig_mod|task)\.", "", name)
 
 
 def restore(model: Module, path: str | PathLike[str]) -> Module:
-    """Puts the weights saved at `path` into a model of the same kind; in evaluation mode.
+    """Load the weights of a checkpoint into a model, in evaluation mode.
 
     Args:
         model: Any LightningModule.
         path: A checkpoint of the Trainer.
 
     Raises:
-        ValueError: The file is truncated, is no checkpoint, or of another class or dimensions.
+        ValueError: The file is truncated, not a checkpoint, or of another class or dimensions.
     """
-    if is_overridden("configure_model", model):  # may make layers
+    if is_overridden("configure_model", model):  # it may create layers
         model.configure_model()
     try:
         fill(model, read_checkpoint(path, "cpu"), strict=model.strict_loading)
     except RuntimeError as error:
         raise ValueError(
-            f"the weights in {path} do not fit a new {type(model).__name__}, whose layers must all "
-            "be made in __init__ or configure_model: "
+            f"the weights in {path} do not fit a new {type(model).__name__}; create all layers "
+            "in __init__ or configure_model: "
             f"{' '.join(str(error).split())}"
         ) from error
     return model.eval()
@@ -220,10 +227,10 @@ def read_checkpoint(path: str | PathLike[str], map_location: Any) -> dict[str, A
     path = Path(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch only warns of is refused below
-            # torch does not compare the checksums that it has written.
+            warnings.simplefilter("ignore")  # torch warns about files that are refused below
+            # torch writes checksums but does not compare them.
             if zipfile.is_zipfile(path) and not is_whole(path):
-                raise ValueError("its content does not fit its checksums")
+                raise ValueError("its content does not match its checksums")
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except (FileNotFoundError, IsADirectoryError) as error:
         what = "does not exist" if isinstance(error, FileNotFoundError) else "is a folder"
@@ -231,19 +238,19 @@ def read_checkpoint(path: str | PathLike[str], map_location: Any) -> dict[str, A
     except pickle.UnpicklingError as error:
         if "weights_only" in str(error).lower() or "Unsupported" in str(error):
             raise ValueError(
-                f"{path} holds more than weights and plain values, and reading it could run code; "
-                f"refused. Save it anew with plain hyperparameters.{_cure(path)}"
+                f"{path} holds more than weights and plain values. It is refused, because reading "
+                f"it could run code. Save it again with plain hyperparameters.{_cure(path)}"
             ) from error
         raise _damaged(path, error) from error
-    except Exception as error:  # torch and zipfile have many
+    except Exception as error:  # torch and zipfile raise many kinds
         raise _damaged(path, error) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise ValueError(f"{path} has no state_dict; it is no checkpoint of a Trainer.")
+        raise ValueError(f"{path} has no state_dict, so it is not a checkpoint of a Trainer.")
     return checkpoint
 
 
 def of_foreign(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """Return what a datamodule of ours has left in a checkpoint of somebody else's module.
+    """Read a datamodule's entries in a checkpoint of another package's module.
 
     Returns:
         The `data_spec`, or None, and the statistics of inputs as plain values.
@@ -255,17 +262,17 @@ def of_foreign(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any] | None, di
 
 
 def _damaged(path: Path, error: Exception) -> DamagedFileError:
-    return DamagedFileError(f"{path} is truncated or is no checkpoint ({error}).{_cure(path)}")
+    return DamagedFileError(f"{path} is truncated or not a checkpoint ({error}).{_cure(path)}")
 
 
 def _cure(path: Path) -> str:
-    """What to do about a damaged file, if it is one of a run."""
+    """Return advice if a damaged file is that of a run."""
     cure = ""
     for folder in (path.parent.parent, path.parent):
         for name in ("fold.json", "member.json", SUMMARY):
             if (folder / name).is_file():
                 cure = (
-                    f" Delete {folder / name} and make the same call again, which writes it anew."
+                    f" Delete {folder / name} and make the same call again, which writes it again."
                 )
     return cure
 
@@ -280,8 +287,8 @@ def _resolve(
     if wanted in known:
         return known[wanted]
     raise ValueError(
-        f"{path} names the class {wanted!r}, which is neither of dlblocks nor given; nothing that "
-        "a checkpoint names is imported. Pass your class: "
+        f"{path} names the class {wanted!r}, which is not a class of dlblocks; classes that a "
+        "checkpoint names are never imported. Pass yours: "
         "dlblocks.models.load(path, classes=[YourModel])."
     )
 

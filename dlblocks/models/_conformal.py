@@ -1,4 +1,4 @@
-"""Prediction intervals and sets, from the out-of-fold predictions of the members.
+"""Compute prediction intervals and sets from out-of-fold predictions.
 
 CV+ (Barber, Candès, Ramdas and Tibshirani, "Predictive inference with the jackknife+", 2021). With
 the out-of-fold score s_i of sample i, such as |y_i - ŷ_i|, and the model k(i) of its fold, the
@@ -9,9 +9,9 @@ interval of a new sample x with coverage 1 - α is, over all n samples i ::
 
 The set of classes has those y for which fewer than (1 - α) (n + 1) of the s_i are below the score
 of y by model k(i) (Romano, Sesia and Candès, "Classification with valid and adaptive coverage",
-2020). Both hold the true value with a probability that is 1 - α in practice, and at least 1 - 2α in
-theory, up to a term that vanishes with n, if new samples come from the population of the old ones.
-It is an average over all samples: for some kinds of samples the coverage may be lower.
+2020). If new samples come from the population of the old ones, both contain the true value with
+probability 1 - α in practice. The guarantee is at least 1 - 2α, up to a term that vanishes with n.
+The probability is an average over all samples: for some kinds of samples it may be lower.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ CHUNK = 2**22  # numbers at a time
 
 
 class Calibration(nn.Module):
-    """Out-of-fold scores of samples, and the member that gave each of them.
+    """Out-of-fold scores of samples, and the member of each score.
 
-    A checkpoint has them with the weights; they are empty until `set`.
+    A checkpoint contains them with the weights. They are empty until `set` is called.
 
     Attributes:
         member: Number of the member, int64 of shape (n,).
-        scores: Floating point, shape (n,), or (n, D) for D values a sample.
+        scores: Floating point, shape (n,), or (n, D) for D values per sample.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Calibration(nn.Module):
         self.member, self.scores = torch.empty(0, dtype=torch.int64), torch.empty(0)
 
     def set(self, member: Tensor, scores: Tensor) -> None:
-        """Take the scores of samples."""
+        """Store the scores of samples."""
         order = member.argsort(stable=True)
         self.member, self.scores = member[order].long(), scores[order].float()
 
@@ -59,14 +59,14 @@ class Calibration(nn.Module):
         if math.ceil(coverage * (count + 1)) > count:
             raise ValueError(
                 f"coverage={coverage} needs at least {math.ceil(1 / (1 - coverage)) - 1} "
-                f"out-of-fold samples, and there are {count}; ask for less."
+                f"out-of-fold samples, and there are {count}; set a lower coverage."
             )
 
     def interval(self, each: Tensor, coverage: float) -> tuple[Tensor, Tensor]:
         """Return the ends of the interval of each sample, shape (N, ...).
 
         Args:
-            each: What each member predicts, shape (M, N) or (M, N, D).
+            each: Predictions of each member, shape (M, N) or (M, N, D).
             coverage: 1 - α.
         """
         self.check(coverage)
@@ -74,11 +74,11 @@ class Calibration(nn.Module):
         values = each.double().reshape(len(each), shape[0], -1)  # (M, N, D)
         member, count = self.member.to(each.device), len(self.member)
         scores = self.scores.to(values).reshape(count, -1)  # (n, D)
-        # Rounded first: 0.9 * 10 is 9.000000000000002 in floating point.
+        # Rounded first, since (1 - 0.9) * 10 is 0.9999999999999998 in floating point.
         low = math.floor(round((1 - coverage) * (count + 1), 9))
         high = math.ceil(round(coverage * (count + 1), 9))
         ends = []
-        for part in values.split(max(1, CHUNK // (count * values.shape[2])), dim=1):
+        for part in torch.split(values, max(1, CHUNK // (count * values.shape[2])), dim=1):
             centre, spread = part[member], scores[:, None]  # (n, N, D) and (n, 1, D)
             lower = (centre - spread).kthvalue(max(low, 1), dim=0).values
             if low < 1:
@@ -88,7 +88,7 @@ class Calibration(nn.Module):
         return lower.reshape(shape), upper.reshape(shape)
 
     def classes(self, scores: Tensor, coverage: float) -> Tensor:
-        """Return which classes are in the set of each sample, bool of shape (N, C).
+        """Return each sample's set of classes, bool of shape (N, C).
 
         Args:
             scores: Score of each class by each member, shape (M, N, C).

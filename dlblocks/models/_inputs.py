@@ -1,4 +1,4 @@
-"""Where the inputs of a `Model` go through its `preprocess`: once, wherever they come from."""
+"""Apply a model's `preprocess` to its inputs exactly once."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def adapt(cls: Any, base: Any) -> None:
-    """Wrap what a subclass of `Model`, or a mixin of it, defines.
+    """Wrap the methods of a subclass of `Model` and of its mixins.
 
-    Steps and hooks that get a batch, `forward` and `setup` are wrapped, each once.
+    These are `forward`, `setup`, and the steps and hooks that get a batch. Each is wrapped once.
 
     Args:
         cls: The subclass.
@@ -36,15 +36,15 @@ def adapt(cls: Any, base: Any) -> None:
 def is_prepared(batch: Any) -> bool:
     """Tell whether batches of this form go through `preprocess` before the steps.
 
-    Those are tensors, and lists and tuples that begin with one. Nobody knows what the inputs are
-    in others, such as dictionaries.
+    Tensors do, and lists and tuples whose first entry is a tensor. In other batches, such as
+    dictionaries, it is not known which entry the inputs are.
     """
     first = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
     return isinstance(first, Tensor)
 
 
 def with_prepared_inputs(method: Method, *, argument: int = 0) -> Method:
-    """Let ``self(inputs)`` within a method take inputs that are prepared already.
+    """Let ``self(inputs)`` within a method take inputs that are already prepared.
 
     Args:
         method: A step or hook.
@@ -66,13 +66,13 @@ def with_prepared_inputs(method: Method, *, argument: int = 0) -> Method:
 
 
 def of_raw(forward: Method) -> Method:
-    """Let the `forward` of a subclass take raw inputs, although it is written for prepared ones."""
+    """Let a `forward` that is written for prepared inputs take raw ones."""
 
     def wrapped(self: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         before = self._prepared
         if before == 1:
             return forward(self, inputs, *args, **kwargs)
-        self._prepared = 1  # for a call of super().forward
+        self._prepared = 1  # so that super().forward does not prepare them again
         try:
             return forward(self, self.preprocess(inputs), *args, **kwargs)
         finally:
@@ -80,13 +80,13 @@ def of_raw(forward: Method) -> Method:
 
     for name in ("__module__", "__name__", "__qualname__", "__doc__"):
         setattr(wrapped, name, getattr(forward, name))
-    # Not `functools.wraps`: TorchScript would compile what it leads to, without `preprocess`.
+    # Not `functools.wraps`: TorchScript would compile the inner function, without `preprocess`.
     wrapped.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
     return wrapped  # type: ignore[return-value]
 
 
 def _with_batches_prepared(setup: Method) -> Method:
-    """Let a `setup` that does not call that of `Model` prepare batches too."""
+    """Let a `setup` prepare batches even without calling super().setup."""
 
     @functools.wraps(setup)
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -105,7 +105,7 @@ _WRAPPERS: dict[str, Callable[[Any], Any]] = {
     "test_step": with_prepared_inputs,
     "predict_step": with_prepared_inputs,
     **{f"on_{part}_batch_start": with_prepared_inputs for part in _PARTS},
-    # After the outputs.
+    # In these hooks the batch comes after the outputs.
     **{
         f"on_{part}_batch_end": functools.partial(with_prepared_inputs, argument=1)
         for part in _PARTS
@@ -114,11 +114,11 @@ _WRAPPERS: dict[str, Callable[[Any], Any]] = {
 
 
 def prepare_batches(model: Any) -> None:
-    """Let the batches of the model's Trainer go through its `preprocess` when they arrive.
+    """Apply the model's `preprocess` to each batch of its Trainer on arrival.
 
-    Datamodules of this package do so themselves. Of others, and of plain loaders, the hook that
-    Lightning calls is wrapped, until `release_batches`. Half precision would round raw inputs
-    before: the Trainer's plugin leaves them alone, and `preprocess` rounds what it has made.
+    Datamodules of this package do so themselves. For other datamodules and plain loaders, the hook
+    that Lightning calls is wrapped until `release_batches`. Half precision would round raw inputs
+    before that. So the Trainer's plugin is made to skip them, and `preprocess` rounds its result.
     """
     plugin = getattr(model.trainer, "precision_plugin", None)
     if isinstance(plugin, HalfPrecision):
@@ -137,7 +137,7 @@ def release_batches(model: Any) -> None:
 
 
 class _ConvertsOthers:
-    """Stands in for `convert_input` of half precision: raw inputs keep their precision."""
+    """Replacement of half precision's `convert_input` that skips raw inputs."""
 
     def __init__(self, trainer: pl.Trainer) -> None:
         self.trainer = trainer
@@ -156,10 +156,10 @@ class _ConvertsOthers:
 
 
 class _PreparingHook:
-    """Stands in for `on_after_batch_transfer` of a module or datamodule.
+    """Replacement of a module's or datamodule's `on_after_batch_transfer`.
 
-    It asks the Trainer for the model: left behind after an error, it leaves the batches of other
-    models alone.
+    It asks the Trainer for the model each time. If an error leaves the hook behind, it does not
+    change the batches of other models.
     """
 
     def __init__(self, owner: Any) -> None:

@@ -1,4 +1,4 @@
-"""What models made of trained models share."""
+"""Parts shared by models that consist of trained models."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class MadeOfTrained(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         raise RuntimeError(
-            f"{type(self).__name__} is made of models that are trained already; {self.to_train}, "
+            f"{type(self).__name__} consists of models that are trained already; {self.to_train}, "
             "and use Trainer.validate, test or predict with this one."
         )
 
 
 def rebuilt(members: Sequence[Any], kind: type[Kind]) -> list[Kind]:
-    """Return the members, rebuilt where a description in a checkpoint is given.
+    """Return the members, and create those given as descriptions.
 
     Raises:
         ValueError: A member is not a `kind`.
@@ -44,13 +44,16 @@ def rebuilt(members: Sequence[Any], kind: type[Kind]) -> list[Kind]:
 
 
 def common_spec(models: Sequence[pl.LightningModule]) -> dict[str, Any] | None:
-    """Return the `data_spec` of all members; None if there are several, or none."""
+    """Return the `data_spec` of all members, or None if they differ."""
     found = [getattr(model, "data_spec", None) for model in models]
     return found[0] if all(spec == found[0] for spec in found) else None
 
 
 def described(models: Sequence[pl.LightningModule]) -> list[Any]:
-    """Return plain values from which members can be rebuilt; of other classes, their paths."""
+    """Describe members by plain values, from which `rebuilt` creates them.
+
+    A member of another package is described by its class path alone.
+    """
     return [
         checkpoints.description(model)
         if isinstance(model, Model)

@@ -1,4 +1,4 @@
-"""Predict batches with any LightningModule, and join the results over batches and ranks."""
+"""Predict batches with any LightningModule, and join the results."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 
-# Names under which a batch may hold its targets.
+# Names of a batch's entry that may hold the targets.
 TARGETS = ("target", "targets", "label", "labels", "y")
 
 
 def gather(batches: Sequence[Any]) -> list[Any]:
-    """The prediction batches of all ranks, on every rank. A collective: all ranks must call it."""
+    """Collect the prediction batches of all ranks on every rank.
+
+    All ranks must call it.
+    """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return list(batches)
     ranks: list[Any] = [None] * torch.distributed.get_world_size()
@@ -27,13 +30,15 @@ def gather(batches: Sequence[Any]) -> list[Any]:
 
 
 def join_batches(batches: Sequence[Any]) -> dict[str, np.ndarray]:
-    """Joins prediction batches along the first axis, sorted by ``index`` where they have one.
+    """Join prediction batches along the first axis.
+
+    The rows are sorted by ``index``, where the batches have it.
 
     Args:
-        batches: Dictionaries of tensors, as `dlblocks.models` predict them, or tensors.
+        batches: Dictionaries of tensors, as predicted by `dlblocks.models`, or tensors.
 
     Returns:
-        One array a key; tensors come under the key ``"prediction"``.
+        One array for each key. The key for batches that are tensors is ``"prediction"``.
 
     Raises:
         TypeError: A batch is neither a tensor nor a dictionary of tensors.
@@ -62,10 +67,10 @@ def join_batches(batches: Sequence[Any]) -> dict[str, np.ndarray]:
 
 
 class NoPredictions(ValueError):
-    """A model gives no predictions; the message has the reason and the cure.
+    """A model cannot predict.
 
     Attributes:
-        failed: Whether an error of the model or the data is the reason.
+        failed: True if an error in the model or the data is the reason.
     """
 
     def __init__(self, reason: str, *, failed: bool = False) -> None:
@@ -86,7 +91,7 @@ def predictor(model: pl.LightningModule) -> Callable[[Any, int], Any]:
     if is_overridden("predict_step", model):
         wants_number = is_param_in_hook_signature(step, "batch_idx", min_args=2)
         return lambda batch, number: step(batch, number) if wants_number else step(batch)
-    cure = "write def predict_step(self, batch, batch_idx), which returns one row a sample."
+    cure = "write def predict_step(self, batch, batch_idx) that returns one row per sample."
     if not is_overridden("forward", model):
         raise NoPredictions(f"{name} has neither a predict_step nor a forward; {cure}")
     if not _takes_one(model.forward):
@@ -97,7 +102,7 @@ def predictor(model: pl.LightningModule) -> Callable[[Any, int], Any]:
 
 
 def target_in(batch: Any) -> Any:
-    """The entry of a batch that holds its targets, or None."""
+    """Return the entry of a batch that holds its targets, or None."""
     named = batch._asdict() if hasattr(batch, "_asdict") else batch
     if isinstance(named, Mapping):
         found = [named[key] for key in TARGETS if key in named]
@@ -115,6 +120,6 @@ def _takes_one(function: Any) -> bool:
 
 
 def to_numpy(values: Tensor) -> np.ndarray:
-    """The values on the CPU, of a kind that NumPy has."""
+    """Return values as a NumPy array, bfloat16 as float32."""
     values = values.detach().cpu()
     return (values.float() if values.dtype == torch.bfloat16 else values).numpy()

@@ -1,4 +1,4 @@
-"""What boosting has fitted, as one model: a weighted sum, or a weighted vote, of its learners."""
+"""Boosted models, which are weighted sums or votes of learners."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ class _Boosted(MadeOfTrained):
 
 
 class GradientBoostingRegressor(_Boosted, Regressor):
-    """What `dlblocks.ensembles.GradientBoosting` fits to values: F(x) = F_0 + Σ_m a_m h_m(x).
+    """A gradient-boosted regressor, F(x) = F_0 + Σ_m a_m h_m(x).
 
-    It is evaluated like any regressor, and saved and loaded as one model; to train it on, boost
-    again.
+    `dlblocks.ensembles.GradientBoosting` fits it to values. It is evaluated like any regressor, and
+    saved and loaded as one model. To train it further, boost again.
 
     Args:
-        members: The learners h_m, regressors of as many values as `initial` has, or their
-            descriptions in a checkpoint.
-        steps: For each learner the factors a_m of its values, M rows of D numbers.
+        members: The learners h_m, or their descriptions in a checkpoint. They are regressors with
+            as many values as `initial`.
+        steps: The factors a_m of each learner's values, M rows of D numbers.
         initial: The initial prediction F_0, D numbers.
-        loss: ``"mse"``, ``"mae"`` or ``"huber"``: what is logged as ``loss``.
-        delta: Where the Huber loss turns from a parabola into a line.
+        loss: ``"mse"``, ``"mae"`` or ``"huber"``, logged as ``loss``.
+        delta: Error at which the Huber loss turns from a parabola into a line.
 
     Raises:
-        ValueError: As many steps as members are needed, each of the width of `initial`.
+        ValueError: The numbers of steps and members, or their widths and that of `initial`, differ.
     """
 
     def __init__(
@@ -63,24 +63,25 @@ class GradientBoostingRegressor(_Boosted, Regressor):
 
     @torch.no_grad()
     def staged_predict(self, inputs: Tensor) -> Iterator[Tensor]:
-        """Yields the predictions after 1, 2, …, M stages, each of shape (N, D)."""
+        """Yield the predictions (N, D) after 1, 2, …, M stages."""
         yield from self.net.staged(self.preprocess(inputs))  # type: ignore[operator]
 
 
 class GradientBoostingClassifier(_Boosted, Classifier):
-    """What `dlblocks.ensembles.GradientBoosting` fits to classes: logits F_0 + Σ_m a_m h_m(x).
+    """A gradient-boosted classifier with logits F_0 + Σ_m a_m h_m(x).
 
-    For two classes the learners may put out a single value, the log-odds of class 1.
+    `dlblocks.ensembles.GradientBoosting` fits it to classes. For two classes the learners may
+    return a single value, the log-odds of class 1.
 
     Args:
-        members: The learners h_m, regressors of C values, or of one for two classes, or their
-            descriptions in a checkpoint.
-        steps: For each learner the factors a_m of its values.
+        members: The learners h_m, or their descriptions in a checkpoint. They are regressors of C
+            values, or of one value for two classes.
+        steps: The factors a_m of each learner's values.
         initial: The initial prediction F_0.
         num_classes: Number of classes C.
 
     Raises:
-        ValueError: As many steps as members are needed, each of the width of `initial`.
+        ValueError: The numbers of steps and members, or their widths and that of `initial`, differ.
     """
 
     def __init__(
@@ -106,18 +107,18 @@ class GradientBoostingClassifier(_Boosted, Classifier):
 
     @torch.no_grad()
     def staged_predict(self, inputs: Tensor) -> Iterator[Tensor]:
-        """Yields the probabilities after 1, 2, …, M stages, each of shape (N, C)."""
+        """Yield the probabilities (N, C) after 1, 2, …, M stages."""
         for raw in self.net.staged(self.preprocess(inputs)):  # type: ignore[operator]
             yield self.prediction(_logits(raw))
 
 
 class AdaBoostClassifier(_Boosted, Classifier):
-    """What `dlblocks.ensembles.AdaBoost` fits: a vote of its learners, weighted by α_m.
+    """A vote of the learners of AdaBoost, weighted by α_m.
 
-    With the vote g_m(x)_k = 1 for the class that learner m finds likeliest, and -1 / (C - 1) for
-    all others, the logits are Σ_m α_m g_m(x) / ((C - 1) Σ_m α_m), as in scikit-learn's class of
-    this name (Zhu et al. 2009, equation 15). The likeliest class is that of the largest vote; the
-    probabilities are those of an average vote, and far from certain.
+    `dlblocks.ensembles.AdaBoost` fits it. The vote g_m(x)_k is 1 for the class that learner m finds
+    likeliest, and -1 / (C - 1) for all others. The logits are Σ_m α_m g_m(x) / ((C - 1) Σ_m α_m),
+    as in scikit-learn's class of this name (Zhu et al. 2009, equation 15). The class with the
+    largest vote has the largest probability. Even a unanimous vote has probabilities far from 1.
 
     Args:
         members: The learners, classifiers of C classes, or their descriptions in a checkpoint.
@@ -125,15 +126,16 @@ class AdaBoostClassifier(_Boosted, Classifier):
         num_classes: Number of classes C.
 
     Raises:
-        ValueError: No members, as many alphas as members are needed, or one is not positive.
+        ValueError: There are no members, the numbers of alphas and members differ, or an alpha is
+            not positive.
     """
 
     def __init__(self, members: Sequence[Any], alphas: Sequence[float], num_classes: int) -> None:
         models = rebuilt(members, Model)
         if not models or len(alphas) != len(models):
             raise ValueError(
-                f"alphas has {len(alphas)} entries and members {len(models)}; give one a member, "
-                "and at least one."
+                f"alphas has {len(alphas)} entries and members {len(models)}; give one alpha for "
+                "each member, and at least one member."
             )
         for alpha in alphas:
             check_range("alphas", alpha, 0, low_open=True)
@@ -149,7 +151,7 @@ class AdaBoostClassifier(_Boosted, Classifier):
 
     @torch.no_grad()
     def staged_predict(self, inputs: Tensor) -> Iterator[Tensor]:
-        """Yields the probabilities after 1, 2, …, M stages, each of shape (N, C)."""
+        """Yield the probabilities (N, C) after 1, 2, …, M stages."""
         for logits in self._staged(self.preprocess(inputs)):
             yield self.prediction(logits)
 
@@ -164,7 +166,11 @@ class AdaBoostClassifier(_Boosted, Classifier):
 
 
 def vote_logits(shares: Tensor) -> Tensor:
-    """The logits of `AdaBoostClassifier` for shares of the vote, shape (N, C), rows sum to 1."""
+    """Return the logits of `AdaBoostClassifier` for shares of the vote.
+
+    Args:
+        shares: Shape (N, C), rows sum to 1.
+    """
     others = shares.shape[1] - 1
     return (shares - (1 - shares) / others) / others
 
@@ -189,9 +195,9 @@ class _Sum(_Members):
         if len(steps) != len(models) or any(len(step) != len(initial) for step in steps):
             raise ValueError(
                 f"steps has {len(steps)} rows of {sorted({len(step) for step in steps})} numbers; "
-                f"expected {len(models)}, one a member, of {len(initial)}."
+                f"expected {len(models)}, one for each member, of {len(initial)}."
             )
-        # Hyperparameters both: they are not saved with the weights again.
+        # Both are hyperparameters, so they are not saved with the weights a second time.
         of = {"steps": torch.tensor(_lists(steps)).reshape(len(models), len(initial))}
         for name, values in {**of, "initial": torch.tensor([float(x) for x in initial])}.items():
             self.register_buffer(name, values, persistent=False)

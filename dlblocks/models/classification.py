@@ -1,4 +1,4 @@
-"""Classification: one generic model, and a leaf for each net."""
+"""Classifiers over any net, a perceptron or a CNN."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from dlblocks.tasks import MulticlassTask, MultilabelTask
 
 
 class Classifier(Model):
-    """A classifier over any net that puts out logits of shape (N, C).
+    """A classifier over any net with logits of shape (N, C).
 
-    The loss is the cross-entropy; targets are classes, int64 of shape (N,), or soft, floating point
-    of shape (N, C), as mixing callbacks make them. Logged: ``loss``, ``accuracy``, and for
-    validation and test also ``f1`` (macro) and ``calibration_error`` (expected, 15 bins). With soft
-    targets, as under mixup, accuracy counts agreement with the dominant class.
+    The loss is the cross-entropy. Targets are classes, int64 of shape (N,), or soft targets,
+    floating point of shape (N, C), such as those of mixup. Soft targets count for accuracy by their
+    dominant class. The model logs ``loss`` and ``accuracy``, and in validation and test also ``f1``
+    (macro) and ``calibration_error`` (expected, 15 bins).
 
-    With ``multilabel=True`` a sample has any number of the C labels: targets are 0 and 1 of shape
-    (N, C), and the loss is the binary cross-entropy; see `dlblocks.tasks.MultilabelTask`.
+    With ``multilabel=True`` a sample has any number of the C labels. Targets are then 0 and 1 of
+    shape (N, C), and the loss is the binary cross-entropy; see `dlblocks.tasks.MultilabelTask`.
 
-    `forward` returns logits; `Trainer.predict` gives probabilities (N, C).
+    `forward` returns logits, `Trainer.predict` probabilities (N, C).
 
     Args:
         net: Maps inputs (N, ...) to logits (N, C).
         num_classes: Number of classes C.
-        multilabel: Whether a sample has several labels, or none.
-        label_smoothing: ε in [0, 1): the share of the target spread evenly over all classes
-            (Szegedy et al. 2016). In training only.
+        multilabel: True if a sample may have several labels, or none.
+        label_smoothing: ε in [0, 1), the share of the target spread evenly over all classes
+            (Szegedy et al. 2016). Used in training only.
         class_weights: Weight of each class in the loss, length C, or ``"balanced"`` for
-            N / (C · N_c), counted on the training part of the data. In training only. Of several
-            labels it is the factor of the positive side, ``"balanced"`` (N - N_c) / N_c.
+            N / (C · N_c), counted on the training part. Used in training only. With several labels
+            they are the factors of the positive terms, and ``"balanced"`` is (N - N_c) / N_c.
         metrics: Further metrics of validation and test: names of torchmetrics' classes, such as
             ``"auroc"`` or ``"cohen_kappa"``, or metrics.
         **kwargs: Optimization; see `dlblocks.models.Model`.
@@ -71,18 +71,18 @@ class Classifier(Model):
 
 
 class MLPClassifier(Classifier):
-    """A multi-layer perceptron as classifier; inputs of any shape are flattened.
+    """A multi-layer perceptron as classifier of flattened inputs.
 
     Args:
-        in_features: Values in one input: 64 for 8×8 grey images.
+        in_features: Number of values of one input: 64 for 8×8 grey images.
         num_classes: Number of classes.
         hidden: Widths of the hidden layers.
         activation: Name of the activation.
         norm: ``"batch"``, ``"layer"`` or None.
         dropout: Probability with which a hidden unit is dropped.
         init: ``"kaiming"``, ``"xavier"`` or None for torch's default.
-        embeddings: For features that are numbers of categories their position and how many there
-            are: ``data.embeddings`` of a `TabularDataModule(…, embed=[…])`.
+        embeddings: Number of categories of each categorical feature, by position, such as
+            ``data.embeddings`` of a `TabularDataModule(…, embed=[…])`.
         **kwargs: Loss and optimization; see `Classifier`.
 
     Example:

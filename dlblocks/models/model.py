@@ -1,8 +1,8 @@
-"""`Model`: what every LightningModule of this package shares.
+"""`Model`, the base class of this package's LightningModules.
 
-One step serves training, validation and test. A step leaves its numbers in a buffer; they are
-checked, summed and logged some steps at a time, because a logged key costs Lightning about as much
-as the step of a small net, and because reading a number from an accelerator stops it.
+One step serves training, validation and test. A step puts its loss, predictions and targets into a
+buffer. They are checked, summed and logged after some steps, for two reasons: logging a key costs
+Lightning about as much as the step of a small net, and reading a number waits for the accelerator.
 """
 
 from __future__ import annotations
@@ -37,37 +37,37 @@ from dlblocks.tasks import Task
 from dlblocks.tasks.task import Stage, is_ours
 
 STAGES: tuple[Stage, ...] = ("train", "val", "test")
-# Steps between two looks at the buffered losses on an accelerator: each look waits for the device.
+# Steps between two reads of the buffered losses on an accelerator: each waits for the device.
 FLUSH_EVERY = 32
-# Bytes of buffered predictions and targets, of which a step with dense outputs may keep many.
+# Most bytes of buffered predictions and targets. Steps with dense outputs reach this early.
 FLUSH_BYTES = 2**23
 
 
 class Model(CheckedConstructor, pl.LightningModule):
-    """A LightningModule: a net, a task and an optimizer.
+    """A LightningModule with a net, a task and an optimizer.
 
-    The task has the loss, the metrics and the predictions; a subclass may define `loss`,
-    `make_metrics` and `prediction` of its own. Logged are ``<stage>/loss`` and
-    ``<stage>/<metric>`` for the stages train, val and test, once an epoch, over all samples of the
-    epoch and all ranks.
+    The task defines loss, metrics and predictions. A subclass may override `loss`, `make_metrics`
+    and `prediction`. The model logs ``<stage>/loss`` and ``<stage>/<metric>`` for the stages train,
+    val and test, once per epoch, over all samples of the epoch and all ranks.
 
-    A training loss that is not finite stops the fit with the number of the step.
+    A training loss that is not finite stops the fit with an error that names the step.
 
     **Inputs** are raw, in the units of the source: ``model(raw)`` is ``net(preprocess(raw))``. A
     fit with a datamodule of this package sets `preprocess` to the statistics of its training part,
-    unless it is set already, as that of a loaded model is. Within a Trainer, `preprocess` is
-    applied once, when a batch arrives; callbacks and steps get prepared inputs, and
-    ``self(inputs)`` within a step, or within a hook of the model that gets the batch, takes them as
-    they are. A callback calls ``pl_module.forward_prepared(inputs)`` with inputs of a batch, and
-    ``pl_module(raw)`` with others. Batches of another form than ``[inputs, …]``, such as
-    dictionaries, stay raw, and so do the inputs of ``self(inputs)`` in their steps.
+    unless they are set already, as in a loaded model.
+
+    Within a Trainer, `preprocess` is applied once, when a batch arrives. Callbacks and steps get
+    prepared inputs. ``self(inputs)`` within a step, or within a hook of the model that gets the
+    batch, expects prepared inputs. A callback calls ``pl_module.forward_prepared(inputs)`` with
+    inputs of a batch, and ``pl_module(raw)`` with others. Batches that are not ``[inputs, …]``,
+    such as dictionaries, stay raw, and in their steps ``self(inputs)`` expects raw inputs.
 
     Args:
         net: Maps a batch of prepared inputs to outputs.
         task: The learning problem; see `dlblocks.tasks`. None for a subclass that defines `loss`.
         optimizer: Name of the optimizer, or class path; see `dlblocks.optim.make_optimizer`.
         lr: Learning rate; None for the optimizer's default.
-        weight_decay: Decay of the weights; norms, biases and tokens are left out.
+        weight_decay: Decay of the weights. It does not apply to norms, biases and tokens.
         optimizer_args: Further arguments of the optimizer, such as ``{"betas": [0.9, 0.99]}``, and
             of its groups: ``{"lr_groups": {"net.head": 10.0}, "layer_decay": 0.9}``; see
             `dlblocks.optim.param_groups`. `dlblocks.optim.describe` shows them.
@@ -98,17 +98,17 @@ class Model(CheckedConstructor, pl.LightningModule):
         if isinstance(net, Model) and net.preprocess.is_set:
             name = type(net).__name__
             raise ValueError(
-                f"net is a {name} that has statistics of its inputs (preprocess), and would "
-                f"normalise them again; give {type(self).__name__}(model.net), and set its "
-                "preprocess to that of the model to keep its statistics."
+                f"net is a {name} with statistics of its inputs (preprocess), so inputs would be "
+                f"normalised twice; give {type(self).__name__}(model.net), and set its preprocess "
+                "to that of the model to keep the statistics."
             )
         self.preprocess: Preprocess = Preprocess()
-        # Plain values: how samples become inputs, and the names of the classes; set by a fit.
+        # Plain values of the encoder that turns samples into inputs. A fit sets them.
         self.data_spec: dict[str, Any] | None = None
         self.net = nn.Identity() if net is None else net
         self.task = task
         self.optimizer_name = optimizer
-        # Plain numbers: the optimizer's state goes into the checkpoint, where NumPy's cannot.
+        # Plain numbers, because the optimizer's state goes into checkpoints, where NumPy's cannot.
         self.lr = None if lr is None else float(lr)
         self.weight_decay = float(weight_decay)
         self.optimizer_args = dict(optimizer_args or {})
@@ -117,20 +117,20 @@ class Model(CheckedConstructor, pl.LightningModule):
         self.warmup_steps = warmup_steps
         self._metrics = nn.ModuleDict()
         if not self.is_standard("make_metrics") or (task is not None and task.chosen):
-            # A user's are made at once: they may be wrong, or have sums that checkpoints hold. Ours
-            # wait until they are needed, because making them takes longer than making a small net,
-            # and most models of an ensemble never need them.
+            # A user's metrics are created now, since they may raise an error or have sums that
+            # checkpoints hold. Ours are created when they are needed: that takes longer than
+            # creating a small net, and most models of an ensemble never need them.
             for stage in STAGES:
                 self._stage_metrics(stage)
         self._buffers_of: dict[str, _Buffer] = {stage: _Buffer() for stage in STAGES}
         self._first_batch = True
-        # Whether inputs have been through `preprocess`, 0 or 1; -1 outside of steps. TorchScript
-        # takes no None for a bool.
+        # 1 within steps whose inputs have been through `preprocess`, 0 within others, -1 outside of
+        # steps. Not a bool, because TorchScript does not take None for one.
         self._prepared = -1
-        self._weighted = False  # whether batches are [inputs, targets, weights]
-        # True while a step is repeated, as by `callbacks.SAM`: metrics and losses are not kept.
+        self._weighted = False  # True if batches are [inputs, targets, weights]
+        # True while a callback such as `SAM` repeats a step. Its loss and metrics do not count.
         self.metrics_paused = False
-        # Lightning collects the arguments of all constructors on the way here, the leaf's too.
+        # Lightning collects the arguments of all constructors that led here, the subclass's too.
         self.save_hyperparameters(ignore=self._unsaved_arguments())
         if task is not None and task.chosen:
             log_as(self, "metrics", list(task.chosen_metrics()))
@@ -139,24 +139,27 @@ class Model(CheckedConstructor, pl.LightningModule):
         super().__init_subclass__(**kwargs)
         adapt(cls, Model)
 
-    # TorchScript compiles all other properties.
-    __jit_unused_properties__: list[str] = [  # noqa: RUF012 (as Lightning has it)
+    # TorchScript compiles all properties but these.
+    __jit_unused_properties__: list[str] = [  # noqa: RUF012 (as in Lightning)
         *pl.LightningModule.__jit_unused_properties__,
         "datamodule",
         "loss_range",
     ]
 
-    # What the task defines, and a subclass may
+    # Defined by the task; a subclass may override them
 
     def make_metrics(self, stage: Stage) -> MetricCollection:
-        """The metrics of one stage, updated with (predictions, targets) of `for_metrics`."""
+        """Create the metrics of a stage. They get the results of `for_metrics`."""
         return MetricCollection({}) if self.task is None else self.task.make_metrics(stage)
 
     def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
-        """The mean loss of a batch, a scalar; with weights (N,) the mean of ``weight * loss``."""
+        """Return the mean loss of a batch, a scalar.
+
+        With weights (N,) it is the mean of ``weight * loss``.
+        """
         if self.task is None:
             raise NotImplementedError(
-                f"{type(self).__name__} needs a task, or a loss(outputs, targets) of its own."
+                f"{type(self).__name__} needs a task, or its own method loss(outputs, targets)."
             )
         if weights is None:
             return self.task.loss(outputs, targets)
@@ -170,27 +173,27 @@ class Model(CheckedConstructor, pl.LightningModule):
         return self.task.loss_range
 
     def for_metrics(self, outputs: Tensor, targets: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
-        """What to keep of a batch until the metrics are updated."""
+        """Return the predictions and targets of a batch that the metrics need."""
         if self.task is None:
             return outputs, targets
-        if not is_ours(type(self).make_metrics):  # they may need more than the task's in training
+        if not is_ours(type(self).make_metrics):  # in training they may need more than ours
             stage = "val"
         kept, targets = self.task.for_metrics(outputs, targets, stage)
-        # In training our classifiers keep classes alone.
+        # In training our classifiers keep only the predicted classes.
         own = kept.is_floating_point() and not is_ours(type(self).prediction)
         return (self.prediction(outputs) if own else kept), targets
 
     def prediction(self, outputs: Tensor) -> Tensor:
-        """What `predict` returns for the net's outputs."""
+        """Return the predictions for outputs of the net."""
         return outputs if self.task is None else self.task.predict(outputs)
 
     def is_standard(self, *names: str) -> bool:
-        """Tell whether the task and these methods are of this package, not of a user."""
+        """Tell whether the task and these methods are those of this package."""
         task = self.task is None or is_ours(type(self.task))
         return task and all(is_ours(getattr(type(self), name)) for name in names)
 
     def check_data(self, datamodule: Any) -> None:
-        """Raises a `ValueError` if the model does not fit the data of `datamodule`."""
+        """Raise a `ValueError` if the model does not fit the data."""
         shape = getattr(datamodule, "input_shape", None)
         check_input = getattr(self.net, "check_input", None)
         if isinstance(shape, tuple) and callable(check_input):
@@ -203,7 +206,10 @@ class Model(CheckedConstructor, pl.LightningModule):
             self.task.check_data(datamodule, type(self).__name__)
 
     def check_batch(self, outputs: Tensor, targets: Tensor) -> None:
-        """Raises a `ValueError` if targets do not fit outputs; called on the first batch."""
+        """Raise a `ValueError` if targets do not fit outputs.
+
+        It is called on the first batch.
+        """
         if self.task is not None:
             self.task.check_batch(outputs, targets)
 
@@ -217,7 +223,7 @@ class Model(CheckedConstructor, pl.LightningModule):
 
     @torch.jit.ignore
     def forward_prepared(self, inputs: Tensor) -> Tensor:
-        """`forward` for inputs that have been through `preprocess` already."""
+        """Call `forward` with inputs that have been through `preprocess` already."""
         before, self._prepared = self._prepared, 1
         try:
             outputs: Tensor = self(inputs)
@@ -239,10 +245,11 @@ class Model(CheckedConstructor, pl.LightningModule):
 
     @with_prepared_inputs
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """Returns ``{"prediction", "target", "index"}``, the last two as far as the batch has them.
+        """Return the prediction, and the target and index that the batch has.
 
-        `prediction` has shape (N, C) for classes (probabilities) and that of the targets for
-        values; `index` is the sample's row in its data set, shape (N,).
+        The keys are ``"prediction"``, ``"target"`` and ``"index"``. Predictions of classes are
+        probabilities (N, C); those of values have the shape of the targets. The index (N,) is each
+        sample's row in its data set.
         """
         inputs, *rest = batch if isinstance(batch, (list, tuple)) else [batch]
         outputs = self(inputs)
@@ -263,7 +270,7 @@ class Model(CheckedConstructor, pl.LightningModule):
             if not isinstance(outputs, Tensor):
                 named = ", ".join(map(repr, outputs)) if isinstance(outputs, dict) else ""
                 raise TypeError(
-                    f"{type(self.net).__name__} puts out a {type(outputs).__name__}"
+                    f"{type(self.net).__name__} returns a {type(outputs).__name__}"
                     f"{f' with {named}' if named else ''}, but {type(self).__name__} expects a "
                     "tensor; define forward in a subclass, such as return "
                     f"self.net(inputs)[{next(iter(outputs), 0) if named else 0!r}]."
@@ -282,7 +289,7 @@ class Model(CheckedConstructor, pl.LightningModule):
         if self.metrics_paused:
             return loss
         buffer = self._buffers_of[stage]
-        # Of detached outputs: nothing here is part of the graph.
+        # Detached, so that the buffer does not hold the graph.
         kept = self.for_metrics(outputs.detach(), targets, stage)
         beside = () if weights is None else (weights,)
         buffer.add(loss.detach(), (*kept, *beside), step=self.global_step)
@@ -297,11 +304,11 @@ class Model(CheckedConstructor, pl.LightningModule):
         raise ValueError(
             f"{type(self).__name__} expects batches [inputs, targets"
             f"{', weights' if self._weighted else ''}], got {type(batch).__name__}{size}; give "
-            "your DataLoader a collate_fn that makes such batches."
+            "your DataLoader a collate_fn that returns such batches."
         )
 
     def _flush(self, stage: Stage, *, whole: bool = True) -> None:
-        """Checks the buffered losses; if `whole`, moves the buffer into the metrics too."""
+        """Check the buffered losses. If `whole`, move the buffer into the metrics."""
         buffer = self._buffers_of[stage]
         if stage == "train":
             buffer.check_finite(self)
@@ -309,38 +316,38 @@ class Model(CheckedConstructor, pl.LightningModule):
             self.update_metrics(stage, *buffer.take())
 
     def flush_metrics(self) -> None:
-        """Moves into the metrics what is buffered of training; `ExactResume` saves them so."""
-        self._stage_metrics("train")  # which are there from now on, to be saved or to be restored
+        """Move the training buffer into the metrics, where `ExactResume` saves it."""
+        self._stage_metrics("train")  # creates them, to be saved or restored
         self._flush("train")
 
     def update_metrics(self, stage: Stage, losses: Tensor, sizes: Tensor, *kept: Tensor) -> None:
-        """Adds batches to the metrics of a stage.
+        """Add batches to the metrics of a stage.
 
         Args:
-            stage: Which stage.
+            stage: The stage.
             losses: The mean loss of each batch, shape (B,).
-            sizes: The samples of each batch, or their weights' sum, shape (B,).
-            *kept: Predictions and targets of all samples, as `for_metrics` gives them, and where
-                samples have weights, these.
+            sizes: The number of samples of each batch, or the sum of their weights, shape (B,).
+            *kept: Predictions and targets of all samples, as returned by `for_metrics`, and the
+                weights of the samples if there are any.
         """
         metrics = self._stage_metrics(stage)
         metrics.loss.update(losses, sizes)
         metrics.others.update(*kept)
 
     def compute_metrics(self, stage: Stage) -> dict[str, Tensor]:
-        """The metrics of a stage over all ranks by the names they are logged under."""
+        """Compute the metrics of a stage over all ranks, by logged name."""
         metrics = self._stage_metrics(stage)
         values = {"loss": metrics.loss.compute(), **metrics.others.compute()}
         return {f"{stage}/{name}": value for name, value in values.items()}
 
     def reset_metrics(self, stage: Stage) -> None:
-        """Empties the metrics of a stage."""
+        """Reset the metrics of a stage."""
         metrics = self._stage_metrics(stage)
         metrics.loss.reset()
         metrics.others.reset()
 
     def _stage_metrics(self, stage: Stage) -> _StageMetrics:
-        # Suffixed, because a module's child cannot be called "train", as its method is.
+        # With a suffix, because a child module cannot be called "train", like a method.
         name = f"{stage}_metrics"
         if name not in self._metrics:
             self._metrics[name] = _StageMetrics(self.make_metrics(stage)).to(self.device)
@@ -360,14 +367,14 @@ class Model(CheckedConstructor, pl.LightningModule):
             self.task.fit_to(self.datamodule)
 
     def use_weights(self, weighted: bool) -> None:
-        """Prepare for batches with weights of samples, or without."""
+        """Prepare for batches with or without sample weights."""
         if weighted == self._weighted:
             return
         self._weighted = weighted
         if self.task is not None:
             self.task.weighted = weighted
         for stage in [name.removesuffix("_metrics") for name in self._metrics]:
-            del self._metrics[f"{stage}_metrics"]  # the others count samples, or weigh them
+            del self._metrics[f"{stage}_metrics"]  # those with and without weights differ
         if not weighted:
             return
         takes_weights("loss", self.loss)
@@ -411,7 +418,7 @@ class Model(CheckedConstructor, pl.LightningModule):
         self._flush(stage)
         names = ("loss", *(self.task.shown if self.task else ()))
         shown = {f"{stage}/{name}" for name in names} if stage == "val" else ()
-        # Computed over all ranks already; Lightning's mean of equal numbers changes nothing.
+        # These are metrics of all ranks already. Lightning's mean over ranks does not change them.
         for name, value in self.compute_metrics(stage).items():
             value = value if value.is_floating_point() else value.float()
             self.log(name, value, prog_bar=name in shown, sync_dist=self.trainer.world_size > 1)
@@ -419,7 +426,7 @@ class Model(CheckedConstructor, pl.LightningModule):
     # Optimization
 
     def make_optimizer(self) -> Optimizer:
-        """The optimizer that the model is trained with, as new."""
+        """Create the optimizer."""
         return make_optimizer(
             self.optimizer_name,
             self,
@@ -461,7 +468,7 @@ class Model(CheckedConstructor, pl.LightningModule):
         """Write a checkpoint that `dlblocks.models.load` reads, without a Trainer.
 
         Args:
-            path: The file, such as ``"model.ckpt"``; written whole or not at all.
+            path: The file, such as ``"model.ckpt"``. It is written completely or not at all.
         """
         checkpoints.write_checkpoint(Path(path), self, epoch=0, global_step=0)
 
@@ -481,18 +488,18 @@ class Model(CheckedConstructor, pl.LightningModule):
         weights_only: bool | None = True,
         **kwargs: Any,
     ) -> Model:
-        """Returns the model saved at `checkpoint_path`, which must be a `cls`.
+        """Load a model of this class, in evaluation mode.
 
-        Reads tensors and plain values only. Keyword arguments replace saved hyperparameters; a
-        model made from a net of your own needs it back: ``load_from_checkpoint(path, net=net)``.
+        Only tensors and plain values are read. Keyword arguments replace saved hyperparameters. A
+        model over a net of your own needs it again: ``load_from_checkpoint(path, net=net)``.
 
         Raises:
             ValueError: The file is truncated, holds another class or names code to run.
         """
         if hparams_file is not None or weights_only is False:
             raise ValueError(
-                "load_from_checkpoint reads hyperparameters from the checkpoint and plain values "
-                "only; leave out hparams_file and weights_only=False."
+                "load_from_checkpoint reads only plain values, and hyperparameters from the "
+                "checkpoint; leave out hparams_file and weights_only=False."
             )
         return load(
             checkpoint_path,
@@ -504,16 +511,17 @@ class Model(CheckedConstructor, pl.LightningModule):
 
     @classmethod
     def hyperparameter_names(cls) -> list[str]:
-        """Names of the constructor's arguments: what a checkpoint holds, save live modules."""
-        own = inspect.signature(cls.__init__).parameters  # a leaf makes its net
+        """Return the names of the constructor's arguments that a checkpoint holds."""
+        own = inspect.signature(cls.__init__).parameters  # a leaf creates its net and its task
         parts = {"net", "task"} - {*own}
         return [name for name in constructor_arguments(cls) if name not in parts]
 
     @classmethod
     def _unsaved_arguments(cls) -> list[str]:
-        """Arguments of constructors that are no hyperparameters, or that a subclass must save.
+        """Return the constructor arguments that Lightning must not save here.
 
-        A class of yours calls `save_hyperparameters` for its own arguments.
+        These are live modules, and the arguments of a user's subclass. Such a class calls
+        `save_hyperparameters` for its own arguments.
         """
         inits = {
             base: vars(base).get("__init__") for base in cls.__mro__ if issubclass(base, Model)
@@ -532,13 +540,14 @@ def takes_weights(name: str, method: Any) -> None:
         inspect.signature(method).bind(None, None, None)
     except TypeError as error:
         raise ValueError(
-            f"the samples have weights, which {name} does not take; leave it out, or give one that "
+            f"the samples have weights, which {name} does not take; remove it, or give one that "
             "takes (outputs, targets, weights)."
         ) from error
 
 
 def beside_inputs(rest: Sequence[Any]) -> dict[str, Any]:
-    """Targets and sample numbers of a batch; weights, which are floating point, are neither."""
+    """Return the targets and sample numbers among a batch's further entries."""
+    # Weights, which may stand in the place of the numbers, are floating point.
     found = dict(zip(("target", "index"), rest, strict=False))
     if "index" in found and found["index"].is_floating_point():
         del found["index"]
@@ -554,25 +563,25 @@ def load(
     overrides: Mapping[str, Any] | None = None,
     only: type[Model] | None = None,
 ) -> Model:
-    """Returns the model saved at `path`, in evaluation mode, whichever class and door made it.
+    """Load a model of any class from a checkpoint, in evaluation mode.
 
     The file is read with ``weights_only=True``. The class that it names is looked up among the
-    models of this package and `classes` (with their subclasses); nothing is imported for it.
+    models of this package and `classes` (with their subclasses). Nothing is imported for it.
 
     Args:
         path: A checkpoint of the Trainer.
-        classes: Your own subclasses of `Model`, of which the checkpoint, or the members of an
-            ensemble in it, may be.
-        map_location: Where to put the weights, as in `torch.load`.
+        classes: Your own subclasses of `Model` that the checkpoint, or an ensemble in it, may
+            contain.
+        map_location: Device of the weights, as in `torch.load`.
         strict: Refuse missing and unexpected weights.
-        overrides: Constructor arguments in place of the saved ones, such as ``{"net": net}`` for a
-            `Classifier` over a net of your own, and ``{"members": [model, …]}`` for an ensemble of
-            such.
+        overrides: Constructor arguments that replace the saved ones, such as ``{"net": net}`` for a
+            `Classifier` over a net of your own, or ``{"members": [model, …]}`` for an ensemble of
+            such models.
         only: Refuse a checkpoint of any class but this and its subclasses.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is truncated, is no checkpoint, holds another class, or names code.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is truncated, not a checkpoint, of another class, or contains code.
     """
     checkpoint = checkpoints.read_checkpoint(path, map_location or "cpu")
     model = checkpoints.rebuild(
@@ -599,7 +608,7 @@ class _StageMetrics(nn.Module):
 
 
 class _Buffer:
-    """What the last steps of one stage left to be checked and summed."""
+    """Results of a stage's last steps, to be checked and summed."""
 
     def __init__(self) -> None:
         self.losses: list[Tensor] = []
@@ -630,7 +639,7 @@ class _Buffer:
             raise FloatingPointError(
                 f"train/loss is {self.losses[first].item()} at step {self.steps[first]} "
                 f"(epoch {model.current_epoch}); lower lr (now {model.lr}), clip gradients, or "
-                "look for values in the data that are not finite."
+                "look for infinite or missing values in the data."
             )
         self.checked = len(self.losses)
 
@@ -640,18 +649,21 @@ class _Buffer:
         columns = [*zip(*self.kept, strict=True)]
         if len(columns) > 2:
             losses, sizes = by_weight(losses, sizes, torch.stack([w.sum() for w in columns[2]]))
-        # One large batch is not copied.
+        # A single batch is not copied.
         joined = [p[0] if len(p) == 1 else torch.cat(p) for p in columns]
         self.losses, self.kept, self.steps, self.checked, self.bytes = [], [], [], 0, 0
         return losses, sizes, *joined
 
 
 def by_weight(losses: Tensor, sizes: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn means of ``weight * loss`` over samples into weighted means, and what they weigh.
+    """Turn batch means of ``weight * loss`` into weighted means.
 
     Args:
-        losses: The means, shape (B,).
-        sizes: The samples of each batch.
-        weights: The sum of their weights.
+        losses: The means over the samples of each batch, shape (B,).
+        sizes: The number of samples of each batch, shape (B,).
+        weights: The sum of their weights, shape (B,).
+
+    Returns:
+        The weighted means (0 for a batch without weight), and `weights`.
     """
     return torch.where(weights > 0, losses * sizes / weights, 0), weights

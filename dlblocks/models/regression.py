@@ -1,4 +1,4 @@
-"""Regression: one generic model, and a leaf for each net."""
+"""Regressors over any net, or a perceptron."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from dlblocks.tasks import RegressionTask
 
 
 class Regressor(Model):
-    """A regressor over any net that puts out values of shape (N, D).
+    """A regressor over any net with outputs of shape (N, D).
 
-    With `standardize_targets` the net learns (y - mean) / std, with the mean and standard deviation
-    of each target over the training part of the data; the two are kept with the weights. `forward`
-    and `Trainer.predict` give values in the target's own units, and so are ``rmse``, ``mae`` and
-    ``r2``. ``loss`` is in the units in which the net learns.
+    With `standardize_targets` the net learns (y - mean) / std. Mean and standard deviation of each
+    target are those of the training part, and are saved with the weights. `forward` and
+    `Trainer.predict` return values in the target's own units. The metrics ``rmse``, ``mae`` and
+    ``r2`` are in these units too, but ``loss`` is in those of the standardised targets.
 
     Targets have shape (N,) or (N, D); predictions have the same.
 
@@ -59,18 +59,18 @@ class Regressor(Model):
 
 
 class MLPRegressor(Regressor):
-    """A multi-layer perceptron as regressor; inputs of any shape are flattened.
+    """A multi-layer perceptron as regressor of flattened inputs.
 
     Args:
-        in_features: Values in one input.
+        in_features: Number of values of one input.
         out_features: Number of target values.
         hidden: Widths of the hidden layers.
         activation: Name of the activation.
         norm: ``"batch"``, ``"layer"`` or None.
         dropout: Probability with which a hidden unit is dropped.
         init: ``"kaiming"``, ``"xavier"`` or None for torch's default.
-        embeddings: For features that are numbers of categories their position and how many there
-            are: ``data.embeddings`` of a `TabularDataModule(…, embed=[…])`.
+        embeddings: Number of categories of each categorical feature, by position, such as
+            ``data.embeddings`` of a `TabularDataModule(…, embed=[…])`.
         **kwargs: Loss and optimization; see `Regressor`.
 
     Example:

@@ -15,7 +15,7 @@ from dlblocks.nets.backbone import Backbone, Stem
 
 
 class VisionClassifier(Classifier):
-    """A net of torchvision or timm as classifier of images (N, C, H, W).
+    """A torchvision or timm net as classifier of images.
 
     A frozen backbone stays as it is to the last bit: its weights get no gradient, its batch norms
     use and keep their running statistics, its dropout is off. With `unfreeze_epoch` the optimizer
@@ -82,7 +82,10 @@ class VisionClassifier(Classifier):
 
     @property
     def changes_while_fitting(self) -> bool:
-        """Whether what is trained changes in a fit, so that models cannot be fitted as one."""
+        """True if the trained parameters change during a fit.
+
+        The engine cannot fit such models together.
+        """
         return self.unfreeze_epoch is not None
 
     def train(self, mode: bool = True) -> Self:
@@ -140,14 +143,14 @@ class VisionClassifier(Classifier):
 
 
 def _frozen(net: Backbone, freeze: bool | Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the names of the modules and parameters of ``net.model`` that are frozen."""
+    """Return the names of frozen modules and parameters of ``net.model``."""
     model, head = net.model, net.head.removeprefix("model.")
     modules = [name for name, _ in model.named_modules() if name]
     if freeze is False:
         return [], []
     if freeze is True:
         parameters = [n for n, _ in model.named_parameters() if not n.startswith(f"{head}.")]
-        # Not those that hold the head.
+        # Modules that contain the head stay trainable.
         return [n for n in modules if not f"{head}.".startswith(f"{n}.")], parameters
     if isinstance(freeze, str):
         raise TypeError(f"freeze={freeze!r} must be True, False or a list of names.")

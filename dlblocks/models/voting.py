@@ -1,7 +1,7 @@
-"""Several models as one: the average of what they predict.
+"""Average the predictions of several models.
 
 Averaging members that err differently lowers the error (Hansen and Salamon, "Neural Network
-Ensembles", 1990); with the models of a cross-validation as members it is also called CV bagging
+Ensembles", 1990). With the models of a cross-validation as members it is also called CV bagging
 (Krogh and Vedelsby, "Neural Network Ensembles, Cross Validation, and Active Learning", 1995).
 """
 
@@ -26,35 +26,35 @@ from dlblocks.tasks.task import Stage, task_names
 
 
 class VotingEnsemble(MadeOfTrained, Model):
-    """The average of several models of one task; evaluated like one, saved and loaded as one.
+    """The average of several models of one task.
 
-    ``"soft"`` voting averages what the members predict: of classifiers the probabilities,
-    p = (1/M) Σ p_m, and `forward` returns log p, whose softmax is p; of regressors the values.
-    ``"hard"`` voting counts the classes that members find likeliest.
+    It is evaluated, saved and loaded like a single model. ``"soft"`` voting averages the members'
+    predictions. For classifiers these are probabilities, p = (1/M) Σ p_m, and `forward` returns
+    log p, whose softmax is p. ``"hard"`` voting counts how many members find a class likeliest.
 
-    `Trainer.predict` adds the members' ``"std"``, the standard deviation of their predictions (with
-    M in the denominator), of the shape of the prediction; `uncertainty` says how much of a
-    classifier's doubt is disagreement.
+    `Trainer.predict` adds ``"std"``, the standard deviation of the members' predictions (with M in
+    the denominator), of the shape of the prediction. `uncertainty` tells how much of a classifier's
+    uncertainty is disagreement of its members.
 
-    Inputs are raw, as those of any `Model`: each member has its own `preprocess`, as the models of
-    a cross-validation have, each fitted to its own training part.
+    Inputs are raw, as for any `Model`. Each member applies its own `preprocess`, since the models
+    of a cross-validation have statistics of their own training parts.
 
     Args:
-        members: Models with a task, or their descriptions in a checkpoint. A checkpoint of yours
-            that has members of your own classes is loaded by
+        members: Models with a task, or their descriptions in a checkpoint. Load a checkpoint whose
+            members are of your own classes with
             ``dlblocks.models.load(path, classes=[YourModel])``.
         voting: ``"soft"`` or ``"hard"``.
         temperature: T by which the members' logits are divided (Guo et al. 2017). Above 1, the
             probabilities are less certain.
 
     Attributes:
-        coverage: Where it is set, such as 0.9, `Trainer.predict` adds prediction intervals,
-            ``"lower"`` and ``"upper"``, or of classes ``"in_set"``, bool of shape (N, C).
-        calibration: The out-of-fold scores from which they come; those of a fold average are set.
+        coverage: Set it, to 0.9 for example, and `Trainer.predict` adds prediction intervals,
+            ``"lower"`` and ``"upper"``, or for classes ``"in_set"``, bool of shape (N, C).
+        calibration: Out-of-fold scores for the intervals. A fold average has them.
 
     Raises:
-        ValueError: No members, members of different tasks or numbers of classes, hard voting where
-            there are no classes, or members of which only some have statistics of their inputs.
+        ValueError: There are no members, their tasks or numbers of classes differ, hard voting is
+            asked of regressors, or only some members have statistics of their inputs.
     """
 
     task: Task
@@ -71,16 +71,16 @@ class VotingEnsemble(MadeOfTrained, Model):
         known = [model.preprocess.is_set for model in models]
         if len({*known}) > 1:
             raise ValueError(
-                f"member {known.index(False)} has no statistics of its inputs (preprocess), and "
-                f"member {known.index(True)} has; set model.preprocess of the first, or train it "
+                f"member {known.index(False)} has no statistics of its inputs (preprocess), but "
+                f"member {known.index(True)} has; set model.preprocess of the former, or train it "
                 "with a datamodule of dlblocks."
             )
         tasks = [model.task for model in models]
         for model, task in zip(models, tasks, strict=True):
             if task is None:
                 raise ValueError(
-                    f"members hold a {type(model).__name__}, which has no task; make it "
-                    "Model(net, task), or a Classifier or Regressor."
+                    f"members hold a {type(model).__name__}, which has no task; use "
+                    "Model(net, task), a Classifier or a Regressor."
                 )
             if different := tasks[0].difference(task):  # type: ignore[union-attr]
                 raise ValueError(
@@ -92,10 +92,16 @@ class VotingEnsemble(MadeOfTrained, Model):
         self.data_spec = common_spec(models)
         self.calibration, self.coverage = Calibration(), None
         if voting == "hard" and not self.task.votes:
-            raise ValueError("voting='hard' counts votes for classes, and values have none.")
+            raise ValueError(
+                "voting='hard' counts votes for classes, which regression does not have; use "
+                "voting='soft'."
+            )
         check_range("temperature", temperature, 0, low_open=True)
         if temperature != 1 and not self.task.votes:
-            raise ValueError("temperature scales the logits of classes, and values have none.")
+            raise ValueError(
+                "temperature scales the logits of classes, which regression does not have; use "
+                "temperature=1."
+            )
         self.voting, self.temperature = voting, float(temperature)
         _describe(self, models, voting=voting, temperature=self.temperature)
 
@@ -103,7 +109,7 @@ class VotingEnsemble(MadeOfTrained, Model):
         return self.task.average(self._outputs(inputs), hard=self.voting == "hard")
 
     def _outputs(self, inputs: Tensor) -> Tensor:
-        """Outputs of the members, shape (M, N, ...)."""
+        """Return the members' outputs (M, N, ...), divided by the temperature."""
         outputs: Tensor = self.net(inputs)
         return outputs if self.temperature == 1 else outputs / self.temperature
 
@@ -122,49 +128,49 @@ class VotingEnsemble(MadeOfTrained, Model):
 
     @torch.no_grad()
     def uncertainty(self, inputs: Tensor) -> dict[str, Tensor]:
-        """How unsure the members are of each sample, in nats, each of shape (N,).
+        """Compute the uncertainty about each sample in nats, shape (N,).
 
-        ``"entropy"`` is that of the average, H(p) = -Σ p log p. It is the sum of
-        ``"expected_entropy"``, (1/M) Σ H(p_m), the doubt that members share, and of
-        ``"mutual_information"``, their disagreement, which more data could remove (Houlsby et al.
-        2011; Depeweg et al. 2018). Always of the members' probabilities, under hard voting too.
+        ``"entropy"`` is that of the average, H(p) = -Σ p log p. It is the sum of two parts:
+        ``"expected_entropy"``, (1/M) Σ H(p_m), is the uncertainty within the members.
+        ``"mutual_information"`` is their disagreement, which more data could remove (Houlsby et al.
+        2011; Depeweg et al. 2018). Hard voting changes nothing: the members' probabilities count.
 
         Args:
             inputs: As for `forward`.
 
         Raises:
-            ValueError: The members do not predict one class a sample.
+            ValueError: The members do not predict one class for each sample.
         """
         return self.task.uncertainty(self._outputs(inputs))
 
 
 class VotingModule(MadeOfTrained, Model):
-    """The average of what several LightningModules predict, whoever has written them.
+    """The average of the predictions of any LightningModules.
 
-    Each member predicts by its own `predict_step`, or by its `forward` if it has none. What they
-    return is averaged as it is: p = (1/M) Σ p_m, be they probabilities, logits or values.
+    Each member predicts with its own `predict_step`, or with `forward` if it has none. Their
+    results, be they probabilities, logits or values, are averaged unchanged: p = (1/M) Σ p_m.
 
-    Losses and metrics of the members are not those of the average. `Trainer.validate` and `test`
-    log what the task of its predictions and targets makes of them, such as
-    ``test/accuracy``; of several loaders ``test/accuracy/dataloader_idx_1``. Targets are those that
-    `predict_step` returns as ``"target"``, else the second entry of the batch, or that of a name
-    such as ``"label"``.
+    The members' own losses and metrics do not apply to the average. `Trainer.validate` and `test`
+    log the metrics of the task that fits predictions and targets, such as ``test/accuracy``, or
+    ``test/accuracy/dataloader_idx_1`` for one of several loaders. The targets are the ``"target"``
+    that `predict_step` returns, else the second entry of the batch, or its entry with a name such
+    as ``"label"``.
 
     A module of yours has no statistics of its inputs. ``average.own[k]``, a
-    `dlblocks.nets.Preprocess`, has those of member k; those of a fold average are of its folds.
-    Batches are then ``[inputs, …]`` of raw inputs.
+    `dlblocks.nets.Preprocess`, holds those of member k, in a fold average those of its fold.
+    Batches are then ``[inputs, …]`` with raw inputs.
 
-    `Trainer.predict` gives a dictionary of ``"prediction"`` and ``"std"``, the members' standard
+    `Trainer.predict` returns dictionaries of ``"prediction"`` and ``"std"``, the members' standard
     deviation (with M in the denominator), both of the shape of one member's prediction.
 
     Args:
-        members: LightningModules. A checkpoint is loaded by ``dlblocks.models.load(path,
+        members: LightningModules. Load a checkpoint with ``dlblocks.models.load(path,
             overrides={"members": [make_model() for _ in range(M)]})``.
         task_name: What they predict, such as ``"multilabel"``; see `dlblocks.tasks.find_task`.
 
     Raises:
-        ValueError: No members, members that cannot predict, or, at the prediction, predictions
-            that have no average, such as classes.
+        ValueError: There are no members, or one cannot predict. Predictions without an average,
+            such as classes, are refused when they occur.
 
     Example:
         >>> members = [Model(nn.Linear(4, 2)) for _ in range(3)]
@@ -183,22 +189,22 @@ class VotingModule(MadeOfTrained, Model):
     ) -> None:
         if members and all(isinstance(member, str) for member in members):
             raise ValueError(
-                f"the members are of {members[0]}, which a checkpoint cannot make; give them with "
-                f"any weights: overrides={{'members': [make_model() for _ in "
+                f"the members are of {members[0]}, which cannot be created from a checkpoint; give "
+                f"them with any weights: overrides={{'members': [make_model() for _ in "
                 f"range({len(members)})]}}."
             )
         models = _at_least_one(members, pl.LightningModule)
         for model in models:
             predictor(model)
         super().__init__(_Committee(models))
-        # A `Model` prepares its inputs itself.
+        # A `Model` applies its own `preprocess`.
         own = [PassOn([m.preprocess]) if isinstance(m, Model) else Preprocess() for m in models]
         self.own = nn.ModuleList(own)
         self.preprocess = PassOn(own)
         self.data_spec = common_spec(models)
         self.calibration, self.coverage = Calibration(), None
         self.task_name = task_name
-        # Predictions, targets, and weights if samples have some, by the number of the loader.
+        # Predictions, targets and, if there are any, sample weights, by number of the loader.
         self._scored: dict[int, list[tuple[Tensor, ...]]] = {}
         _describe(self, models, task_name=task_name)
 
@@ -209,7 +215,7 @@ class VotingModule(MadeOfTrained, Model):
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         outputs = []
         for own, member in zip(self.own, self._members, strict=True):
-            # A step of a `Model` takes prepared inputs.
+            # The step of a `Model` expects prepared inputs.
             prepare = member.preprocess if isinstance(member, Model) else own
             mine = batch
             if isinstance(batch, (list, tuple)) and prepare.is_set:
@@ -236,11 +242,11 @@ class VotingModule(MadeOfTrained, Model):
             if not isinstance(output, Tensor):
                 raise ValueError(
                     f"{name} predicts a {type(output).__name__}, which has no average; let "
-                    "predict_step return a tensor, or a dictionary that has it as 'prediction'."
+                    "predict_step return a tensor, or a dictionary with a tensor 'prediction'."
                 )
             if not output.is_floating_point():
                 raise ValueError(
-                    f"{name} predicts {output.dtype}, as of classes, which have no average; let "
+                    f"{name} predicts {output.dtype}, probably classes, which have no average; let "
                     "predict_step return probabilities or logits."
                 )
             if output.shape != outputs[0].shape:
@@ -254,7 +260,7 @@ class VotingModule(MadeOfTrained, Model):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         for member in self._members:
-            member.trainer = self.trainer  # they may ask it
+            member.trainer = self.trainer  # they may use it
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._keep(batch, batch_idx, dataloader_idx)
@@ -263,14 +269,14 @@ class VotingModule(MadeOfTrained, Model):
         self._keep(batch, batch_idx, dataloader_idx)
 
     def _keep(self, batch: Any, batch_idx: int, loader: int) -> None:
-        """Keep predictions and targets of a batch until the end of the epoch."""
+        """Keep a batch's predictions and targets until the epoch ends."""
         found = self.predict_step(batch, batch_idx)
         prediction, target = found["prediction"], found.get("target", target_in(batch))
         if not isinstance(target, Tensor) or len(target) != len(prediction):
             raise ValueError(
-                f"the average of {type(self.net.members[0]).__name__} is scored by its predictions "
-                "and their targets, which are not known; let predict_step return a dictionary with "
-                "'prediction' and 'target'."
+                f"the targets of {type(self.net.members[0]).__name__} are not known, so its "
+                "average cannot be scored; let predict_step return a dictionary with 'prediction' "
+                "and 'target'."
             )
         kept = [prediction, target, *([batch[2]] if self._weighted else [])]
         self._scored.setdefault(loader, []).append(tuple(x.cpu() for x in kept))
@@ -296,7 +302,7 @@ class VotingModule(MadeOfTrained, Model):
 
 
 class _Committee(nn.Module):
-    """All members' outputs for the same raw inputs, stacked: shape (M, N, ...)."""
+    """Stack the members' outputs for the same inputs, shape (M, N, ...)."""
 
     def __init__(self, models: Sequence[pl.LightningModule]) -> None:
         super().__init__()
@@ -313,5 +319,5 @@ def _at_least_one(members: Sequence[Any], kind: type[Kind]) -> list[Kind]:
 
 
 def _describe(model: Model, members: Sequence[pl.LightningModule], **others: Any) -> None:
-    """Saves hyperparameters from which the same model can be made again: plain values only."""
+    """Save plain hyperparameters from which the model can be created again."""
     model.save_hyperparameters({"members": described(members), **others}, logger=False)

@@ -1,4 +1,4 @@
-"""Loggers: CSV, TensorBoard and Weights & Biases, and what is logged about a run."""
+"""Loggers for CSV, TensorBoard and Weights & Biases."""
 
 from dlblocks.tracking.loggers import (
     LOGGERS,

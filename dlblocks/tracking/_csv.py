@@ -1,4 +1,4 @@
-"""A ``metrics.csv`` that a resumed run goes on with, where Lightning would delete it."""
+"""Append to ``metrics.csv`` in a resumed run, where Lightning would delete it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from dlblocks._lightning import csv_writer, set_csv_writer
 
 
 class ContinuedCSV(ExperimentWriter):
-    """Lightning's writer of ``metrics.csv``, which goes on with the file that is there."""
+    """Lightning's writer of ``metrics.csv``, which appends to an existing file."""
 
     def _check_log_dir_exists(self) -> None:
-        """Called by Lightning to delete the file; reads which columns it has instead."""
+        """Read the columns of the file. Lightning calls this to delete it."""
         self.path = Path(self.metrics_file_path)
         self.rows = 0
         if self.path.is_file():
@@ -37,7 +37,7 @@ class ContinuedCSV(ExperimentWriter):
         self.rows += new
 
     def keep(self, count: int) -> None:
-        """Drops all rows but the first `count`: those that the resumed run will log again."""
+        """Keep the first `count` rows. A resumed run logs the others again."""
         if count == 0 and self.path.is_file():
             self.path.unlink()
             self.metrics_keys, self.rows = [], 0
@@ -57,10 +57,10 @@ class ContinuedCSV(ExperimentWriter):
 
 
 def go_on(logger: CSVLogger) -> ContinuedCSV:
-    """Makes `logger` go on with the file of its folder; to be called on rank 0."""
+    """Make `logger` append to its file. Call it on rank 0."""
     writer = csv_writer(logger)
     if not isinstance(writer, ContinuedCSV):
-        logger.finalize("")  # writes what may be buffered
+        logger.finalize("")  # writes buffered rows
         hparams = getattr(writer, "hparams", {})
         writer = ContinuedCSV(logger.log_dir)
         set_csv_writer(logger, writer)
@@ -69,7 +69,10 @@ def go_on(logger: CSVLogger) -> ContinuedCSV:
 
 
 def csv_writers(trainer: pl.Trainer) -> list[ContinuedCSV]:
-    """The writers of the Trainer's CSV loggers, each made to go on; none but on rank 0."""
+    """Make the Trainer's CSV loggers append, and return their writers.
+
+    The list is empty on ranks other than 0.
+    """
     return [
         go_on(logger)
         for logger in trainer.loggers

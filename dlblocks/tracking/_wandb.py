@@ -1,4 +1,4 @@
-"""Weights & Biases that never stops a run: online, offline, or lost on the way."""
+"""Log to Weights & Biases without ever stopping a run."""
 
 from __future__ import annotations
 
@@ -18,34 +18,37 @@ from lightning.pytorch.utilities import rank_zero_only
 from dlblocks._files import is_rank_zero
 
 PROBE_SECONDS = 3.0
-# What W&B gets to begin a run, and at its end to take what is not sent yet. wandb's own defaults
-# are 90 seconds and for ever. The environment variables WANDB_INIT_TIMEOUT and WANDB_FINISH_TIMEOUT
-# overrule.
+# Seconds for W&B to begin a run, and to upload the rest at its end. wandb's own defaults are 90
+# seconds and no limit. The environment variables WANDB_INIT_TIMEOUT and WANDB_FINISH_TIMEOUT take
+# precedence.
 INIT_SECONDS, FINISH_SECONDS = 15.0, 60.0
-# Functions and attributes of `wandb` that are those of its active run.
+# Functions and attributes of `wandb` that belong to its active run.
 OF_ACTIVE_RUN = (
     "run", "config", "log", "summary", "save", "use_artifact", "log_artifact", "define_metric",
     "alert", "watch", "unwatch", "mark_preempting", "log_model", "use_model", "link_model",
 )  # fmt: skip
 _said: set[str] = set()
-_callers: dict[str, Any] = {}  # the caller's of `OF_ACTIVE_RUN`, while a run of ours is active
+_callers: dict[str, Any] = {}  # the caller's `OF_ACTIVE_RUN`, while a run of ours is active
 
 
 class LenientWandbLogger(WandbLogger):
-    """Lightning's `WandbLogger`, which goes on without W&B when W&B is lost; nothing waits for it.
+    """Lightning's `WandbLogger`, which continues without W&B if W&B fails.
 
-    A run that cannot begin online within 15 seconds is offline. A server that is lost in mid-run
-    is no trouble: wandb tries again in the background and writes all to disk, and at the end waits
-    for at most a minute. Where wandb's own process dies, what follows is not logged to W&B. Each is
-    said once, with the folder that ``wandb sync`` can upload.
+    - A run that cannot begin online within 15 seconds is logged offline.
+    - If the server is lost in mid-run, wandb tries again in the background and writes everything
+      to disk. At the end it waits for at most a minute.
+    - If wandb's own process dies, the rest of the run is not logged to W&B.
 
-    An active run of the caller stays untouched; Lightning's logger would log into it. Until this
-    run is finished, it is the active one, so that modules may call `wandb.log` and `logger.watch`.
+    One message reports the failure, with the folder that ``wandb sync`` can upload.
+
+    Lightning's logger would log into an active run of the caller. This one leaves such a run alone.
+    Its own run is the active one until it is finished, so that modules may call `wandb.log` and
+    `logger.watch`.
 
     Args:
-        is_part: Begin a run of its own under a sweep agent too, outside its sweep.
+        is_part: Begin a separate run under a sweep agent too, outside of its sweep.
         lent: A run of the caller to log into. It is not finished.
-        arguments: Arguments of `wandb.init`, and of Lightning's logger.
+        arguments: Arguments of `wandb.init` and of Lightning's logger.
     """
 
     def __init__(self, *, is_part: bool = False, lent: Any = None, **arguments: Any) -> None:
@@ -54,9 +57,10 @@ class LenientWandbLogger(WandbLogger):
 
     @property
     def experiment(self) -> Any:
-        """The `wandb.Run`, begun at first use; on ranks other than 0 something that does nothing.
+        """The `wandb.Run`, begun at first use.
 
-        Its own methods are not guarded, those of the logger are.
+        On ranks other than 0 it is an object that does nothing. Errors of the run's own methods
+        are raised; only the logger's methods catch them.
         """
         if self._experiment is None and is_rank_zero():
             self._begin()
@@ -73,7 +77,7 @@ class LenientWandbLogger(WandbLogger):
                 instead = "not at all" if mode == "offline" else "offline"
                 _say_once(
                     f"W&B cannot begin a run ({_reason(error)}): it is logged {instead}.",
-                    about=f"begin {instead}",  # the reason may be said in other words next time
+                    about=f"begin {instead}",  # the wording of the reason may differ next time
                 )
             else:
                 return
@@ -86,12 +90,12 @@ class LenientWandbLogger(WandbLogger):
         except wandb.Error:
             raise
         except Exception:
-            # wandb's own process may have died with an earlier run: begin with a new one.
+            # wandb's own process may have died with an earlier run. Start a new one.
             _drop_service()
             self._experiment = self._new_run()
 
     def _new_run(self) -> Any:
-        """Begin a run as Lightning's logger does, but never take `wandb.run` for it."""
+        """Begin a run as Lightning's logger does, but never reuse `wandb.run`."""
         import wandb
 
         with _apart_from_agent() if self._is_part else contextlib.nullcontext():
@@ -103,11 +107,11 @@ class LenientWandbLogger(WandbLogger):
 
     @contextlib.contextmanager
     def unless_lost(self) -> Iterator[None]:
-        """Keeps whatever W&B raises inside from stopping a run, and says it once."""
+        """Catch errors of W&B, and print each once."""
         try:
             yield
         except (TypeError, ValueError) as error:
-            _say_once(f"W&B cannot log this, which is left out: {_reason(error)}.")
+            _say_once(f"W&B cannot log a value, which is left out: {_reason(error)}.")
         except Exception as error:
             self._lose(error)
 
@@ -116,10 +120,10 @@ class LenientWandbLogger(WandbLogger):
 
         kept = ""
         if self._experiment is not None:
-            kept = f" What it has is in {_folder(self._experiment)}; wandb sync uploads it."
-        _say_once(f"W&B is lost in mid-run ({_reason(error)}): the run goes on without it.{kept}")
+            kept = f" Its data so far are in {_folder(self._experiment)}; wandb sync uploads them."
+        _say_once(f"W&B is lost in mid-run ({_reason(error)}): the run continues without it.{kept}")
         _give_back(self._experiment)
-        # Whatever else is called on the run is without effect.
+        # Later calls on the run have no effect.
         self._experiment = wandb.init(mode="disabled", reinit="create_new")
         _drop_service()
         _activate(self._experiment)
@@ -141,7 +145,7 @@ class LenientWandbLogger(WandbLogger):
 
     @rank_zero_only
     def log_checkpoints(self, checkpoints: Sequence[Path]) -> None:
-        """Logs files as one artifact of type ``model``, and waits while the server takes them."""
+        """Log files as an artifact of type ``model``. Wait for the upload."""
         import wandb
 
         with self.unless_lost():
@@ -161,7 +165,10 @@ class LenientWandbLogger(WandbLogger):
 
     @rank_zero_only
     def finish(self) -> None:
-        """Ends the run, if it is not lent; waits for a minute at most until all is sent."""
+        """Finish the run, unless it is lent.
+
+        Waits for the upload for at most a minute.
+        """
         run = self._experiment
         if run is None or run is self._lent:
             return
@@ -171,16 +178,16 @@ class LenientWandbLogger(WandbLogger):
                 run.finish()
             except TimeoutError:
                 _say_once(
-                    f"W&B has not taken all of a run within {run.settings.finish_timeout:g} "
-                    f"seconds: wandb sync {_folder(run)} uploads it."
+                    f"W&B has not uploaded all of a run within {run.settings.finish_timeout:g} "
+                    f"seconds: wandb sync {_folder(run)} uploads the rest."
                 )
         if self._experiment is not None and self._experiment is not run:
             _give_back(self._experiment)
-            self._experiment.finish()  # of the one in place of the lost: wandb has it as its own
+            self._experiment.finish()  # the disabled run that `_lose` began
 
 
 def _activate(run: Any) -> None:
-    """Make a run what `wandb.run` is, and `wandb.log` and its like methods of it."""
+    """Make a run the active one, which `wandb.run` and `wandb.log` use."""
     import wandb
 
     if not _callers:
@@ -190,7 +197,7 @@ def _activate(run: Any) -> None:
 
 
 def _give_back(run: Any) -> None:
-    """Make the caller's run the active one again, if `run` is."""
+    """Make the caller's run active again, if `run` is active."""
     import wandb
 
     if wandb.run is run:
@@ -201,7 +208,10 @@ def _give_back(run: Any) -> None:
 
 @contextlib.contextmanager
 def _apart_from_agent() -> Iterator[None]:
-    """Hide the sweep agent's run and parameters, which wandb gives to every run of the process."""
+    """Hide the sweep agent's run and parameters.
+
+    wandb gives them to every run of the process.
+    """
     import wandb
 
     setup = wandb.setup()
@@ -220,10 +230,10 @@ def _apart_from_agent() -> Iterator[None]:
 
 
 def wandb_mode() -> Literal["online", "offline"]:
-    """``"online"`` if W&B can be reached with credentials; else ``"offline"``, and says why once.
+    """Return ``"online"`` if W&B can be reached with credentials, else ``"offline"``.
 
-    Asked before a run begins, because wandb itself raises without credentials, and without a
-    network waits 100 seconds before it does.
+    A message says once why it is offline. Call it before a run begins: without credentials wandb
+    itself fails, and without a network it fails after 100 seconds.
     """
     import wandb
 
@@ -231,7 +241,7 @@ def wandb_mode() -> Literal["online", "offline"]:
     server = urlparse(os.environ.get("WANDB_BASE_URL") or settings.base_url)
     host = server.hostname or ""
     if not (os.environ.get("WANDB_API_KEY") or _in_netrc(host)):
-        _say_once("W&B has no credentials here: runs are logged offline (wandb login to change).")
+        _say_once("W&B has no credentials here: runs are logged offline; wandb login changes that.")
         return "offline"
     port = server.port or (443 if server.scheme == "https" else 80)
     proxy = os.environ.get(f"{server.scheme}_proxy") or os.environ.get(
@@ -257,7 +267,7 @@ def _in_netrc(host: str) -> bool:
 
 
 def wandb_settings() -> Any:
-    """Settings of a run: it prints nothing, and neither begin nor end takes long."""
+    """Return settings of a run that prints nothing and never waits long."""
     import wandb
 
     settings: dict[str, Any] = {
@@ -265,7 +275,7 @@ def wandb_settings() -> Any:
         "finish_timeout": FINISH_SECONDS,
         "finish_timeout_raises": True,
     }
-    # Those given here would beat the environment's.
+    # Settings given here would override the environment variables.
     given = {k: v for k, v in settings.items() if f"WANDB_{k.upper()}" not in os.environ}
     return wandb.Settings(silent=True, console="off", **given)
 
@@ -279,19 +289,19 @@ def _reason(error: Exception) -> str:
 
 
 def _drop_service() -> None:
-    """Forgets wandb's own process; the next run starts another."""
+    """Forget wandb's own process, so that the next run starts another."""
     import wandb
 
     if (_callers.get("run") if _callers else wandb.run) is not None:
-        return  # an active run of the caller, which this would finish
+        return  # a teardown would finish the caller's active run
     with contextlib.suppress(Exception):  # it is dead
         wandb.teardown()
-    # A worker has the address of the process that the caller had when it started the worker.
+    # A worker process inherits the address of the caller's wandb process.
     os.environ.pop("WANDB_SERVICE", None)
 
 
 def _say_once(text: str, about: str = "") -> None:
-    """Prints `text`, unless it, or something else `about` the same, was printed before."""
+    """Print `text`, unless a text `about` the same was printed before."""
     if (about or text) not in _said and is_rank_zero():
         _said.add(about or text)
         print(text, file=sys.stderr, flush=True)

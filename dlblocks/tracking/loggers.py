@@ -1,4 +1,4 @@
-"""Where runs are logged: CSV, TensorBoard, Weights & Biases; and what is logged about them."""
+"""Create loggers, and log settings, scores and figures of runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import lightning
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -40,37 +41,38 @@ def make_logger(
     is_part: bool = False,
     config: Mapping[str, Any] | None = None,
 ) -> Logger | None:
-    """Makes a logger that writes into `run_dir`.
+    """Create a logger that writes into `run_dir`.
 
     ``"csv"`` writes ``metrics.csv``, ``"tensorboard"`` the folder ``tensorboard``, ``"wandb"`` the
-    folder ``wandb``. A W&B run is online if there are credentials and its server answers within 3
-    seconds; otherwise it is offline, which is said once, and ``wandb sync`` uploads it later. Set
-    ``WANDB_MODE`` to decide yourself. Losing W&B in mid-run never stops training; see
-    `LenientWandbLogger`. Every call is a run of its own; end it by `finish_logger`. An active W&B
-    run of yours is neither used nor finished; until then `wandb.log` logs into the new run.
+    folder ``wandb``. Each call begins a run of its own. End it with `finish_logger`.
+
+    A W&B run is online if there are credentials and the server answers within 3 seconds. Otherwise
+    it is offline, a message says so once, and ``wandb sync`` uploads it later. Set ``WANDB_MODE``
+    to decide yourself. Losing W&B in mid-run never stops training; see `LenientWandbLogger`. An
+    active W&B run of yours is neither used nor finished, but `wandb.log` logs into the new run
+    until that is finished.
 
     ``WANDB_PROJECT``, ``WANDB_ENTITY``, ``WANDB_DIR`` and ``WANDB_RUN_GROUP`` are respected. Under
-    a sweep agent, which sets ``WANDB_RUN_ID``, the run is the agent's: the active one if your
-    function has begun it, else one of that id. It is then named by W&B.
+    a sweep agent, which sets ``WANDB_RUN_ID``, the logger uses the agent's run: the active one if
+    your function has begun it, else one with that id. W&B then names it.
 
     Args:
-        name: ``"csv"``, ``"wandb"``, ``"tensorboard"``, or ``"none"`` or None for no logger.
-        run_dir: The run's folder; made when something is written.
-        project: W&B project; by default ``WANDB_PROJECT``, else ``"dlblocks"``.
+        name: ``"csv"``, ``"wandb"`` or ``"tensorboard"``; ``"none"`` or None for no logger.
+        run_dir: Folder of the run. It is created when something is written.
+        project: W&B project. The default is ``WANDB_PROJECT``, else ``"dlblocks"``.
         run_name: W&B name of the run.
-        group: W&B group, such as all folds of a cross-validation; ``WANDB_RUN_GROUP`` overrides it.
+        group: W&B group, such as all folds of a cross-validation. ``WANDB_RUN_GROUP`` overrides it.
         job_type: W&B job type, such as ``"fold"``.
-        run_id: A run of this id that was begun before is gone on with, in W&B and in
-            ``metrics.csv``. None for a new one.
+        run_id: Resume the run with this id, in W&B and in ``metrics.csv``. None for a new run.
         is_part: The run is one of several, such as a fold, and never that of a sweep agent.
-        config: Hyperparameters to log beside those of model, data and trainer.
+        config: Hyperparameters to log in addition to those of model, data and trainer.
 
     Raises:
-        ValueError: There is no such logger.
+        ValueError: The name is unknown.
     """
     name = "none" if name is None else name
     check_choice("logger", name, LOGGERS)
-    # Absolute: the process of wandb stays in the folder where it was started.
+    # Absolute, because wandb's process keeps the working folder it was started in.
     folder = Path(run_dir).absolute()
     logger: Logger
     if name == "none":
@@ -78,7 +80,7 @@ def make_logger(
     if name == "csv":
         logger = csv = CSVLogger(folder, name="", version="")
         if run_id is not None and is_rank_zero():
-            go_on(csv)  # Lightning would delete what the run has written
+            go_on(csv)  # Lightning would delete the rows of the earlier process
     elif name == "tensorboard":
         logger = TensorBoardLogger(folder, name="tensorboard", version="")
     else:
@@ -95,7 +97,7 @@ def make_logger(
             entity=os.environ.get("WANDB_ENTITY"),
             group=os.environ.get("WANDB_RUN_GROUP") or group,
             job_type=job_type,
-            # Given to the run alone; Lightning's offline=True would set WANDB_MODE for the process.
+            # For this run only. Lightning's offline=True would set WANDB_MODE for the process.
             mode=os.environ.get("WANDB_MODE") or wandb_mode(),
             id=run_id,
             resume=None if run_id is None else "allow",
@@ -109,7 +111,7 @@ def make_logger(
 
 
 def _active_run(run_id: str | None) -> Any:
-    """The active W&B run if it has this id, else None."""
+    """Return the active W&B run if it has this id, else None."""
     if run_id is None or not is_rank_zero():
         return None
     import wandb
@@ -118,7 +120,7 @@ def _active_run(run_id: str | None) -> Any:
 
 
 def finish_logger(logger: Logger | None) -> None:
-    """Ends what `make_logger` began, so that the next run of this process is another one."""
+    """End the run of `make_logger`, so that the next one is separate."""
     if isinstance(logger, LenientWandbLogger):
         logger.finish()
     elif isinstance(logger, WandbLogger) and is_rank_zero():
@@ -129,7 +131,7 @@ def finish_logger(logger: Logger | None) -> None:
 
 @contextlib.contextmanager
 def finishing(logger: Logger | None) -> Iterator[None]:
-    """Finishes the logger at the end, whatever happens inside."""
+    """Finish the logger at the end, also after an error."""
     try:
         yield
     finally:
@@ -137,7 +139,7 @@ def finishing(logger: Logger | None) -> Iterator[None]:
 
 
 class LogTrainerSettings(Callback):
-    """Logs the Trainer's settings and versions as hyperparameters, beside model's and data's."""
+    """Log the Trainer's settings and package versions as hyperparameters."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -147,14 +149,14 @@ class LogTrainerSettings(Callback):
 
 
 class LogFirstBatch(Callback):
-    """Sends a picture of the first training batch to the loggers that can show it.
+    """Log a picture of the first training batch to W&B and TensorBoard.
 
-    The images are as the model sees them, after augmentation and mixing, with their labels. W&B
-    and TensorBoard get it as ``train/batch``. Batches that are not ``[images, targets, …]`` are
-    passed over, as is what cannot be drawn or sent: a picture must never stop a run.
+    The picture ``train/batch`` shows labels and images as the model sees them, after augmentation
+    and mixing. Batches other than ``[images, targets, …]`` are skipped. An error in drawing or
+    sending never stops a run.
 
     Args:
-        count: How many images, at most a batch.
+        count: Number of images, at most those of one batch.
     """
 
     def __init__(self, count: int = 16) -> None:
@@ -180,7 +182,7 @@ class LogFirstBatch(Callback):
             figure = self._draw(images[: self.count], targets[: self.count].cpu(), trainer)
             log_figures(trainer.loggers, {"train/batch": figure})
         except Exception as error:
-            rank_zero_info(f"LogFirstBatch passes the first batch over: {error!r}")
+            rank_zero_info(f"LogFirstBatch skips the first batch: {error!r}")
 
     def _draw(self, images: torch.Tensor, targets: torch.Tensor, trainer: pl.Trainer) -> Figure:
         from dlblocks import plots
@@ -196,7 +198,7 @@ class LogFirstBatch(Callback):
 
 
 def trainer_settings(trainer: pl.Trainer) -> dict[str, Any]:
-    """What decides how a Trainer trains, as plain values."""
+    """Return a Trainer's settings that affect the training, as plain values."""
     return {
         "max_epochs": trainer.max_epochs,
         "max_steps": trainer.max_steps,
@@ -219,19 +221,19 @@ def trainer_settings(trainer: pl.Trainer) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
+    """Return the versions of the packages that results depend on."""
     return {
         "dlblocks": __version__,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
-        "lightning": pl.__version__,
+        "lightning": lightning.__version__,
     }
 
 
 def plain_attributes(thing: Any) -> dict[str, Any]:
-    """The public attributes of an object that are plain values, such as a callback's settings.
+    """Return the public plain attributes of an object, such as a callback.
 
-    Callbacks that it holds, as `OneOf` does, are described likewise.
+    Callbacks inside of it, as in `OneOf`, are described in the same way.
     """
     plain = (bool, int, float, str)
     found: dict[str, Any] = {}
@@ -248,7 +250,10 @@ def plain_attributes(thing: Any) -> dict[str, Any]:
 
 
 def log_scores(loggers: Iterable[Logger], scores: Mapping[str, float]) -> None:
-    """Makes the final scores of a fit the summary of its W&B run, whatever its curves end with."""
+    """Write the final scores of a fit into its W&B summary.
+
+    Without this, the summary would be the last values of the curves.
+    """
     for logger in loggers:
         if isinstance(logger, LenientWandbLogger) and is_rank_zero():
             with logger.unless_lost():
@@ -264,15 +269,15 @@ def log_summary(
     checkpoints: Sequence[Path] = (),
     table: str = "folds",
 ) -> None:
-    """Sends what several runs have found together to a W&B run of its own.
+    """Log the joint results of several runs to another W&B run.
 
     Args:
-        logger: Made by ``make_logger("wandb", …, job_type="summary")``; another is passed over.
-        values: Becomes the summary of the run, such as ``{"val/accuracy/mean": 0.98}``.
-        rows: One row a run, logged as the table named `table`.
-        figures: Logged by their names.
-        checkpoints: Files, logged as one artifact of type ``model``.
-        table: The name of the table.
+        logger: From ``make_logger("wandb", …, job_type="summary")``. Other loggers are skipped.
+        values: Summary of the run, such as ``{"val/accuracy/mean": 0.98}``.
+        rows: Rows of the table, one for each run.
+        figures: Figures by name.
+        checkpoints: Files to log as one artifact of type ``model``.
+        table: Name of the table.
     """
     if not (isinstance(logger, LenientWandbLogger) and is_rank_zero()):
         return
@@ -289,7 +294,7 @@ def log_summary(
 
 
 def log_figures(loggers: Iterable[Logger], figures: Mapping[str, Figure]) -> None:
-    """Sends figures to the loggers that can show them: W&B and TensorBoard."""
+    """Log figures to W&B and TensorBoard."""
     for logger in loggers:
         if not is_rank_zero():
             return

@@ -198,7 +198,7 @@ def test_targets_are_found_by_their_names(kind, make):
     result = run(make, FoldedDataModule(Samples(kind)))
     np.testing.assert_array_equal(result.oof.target, Y)
     assert result.oof.prediction.shape == (N, 3)
-    assert "give targets=, one a sample" in result.notes[0]  # folds are not stratified
+    assert "give targets=, one per sample" in result.notes[0]  # folds are not stratified
 
 
 def test_a_dictionary_of_outputs_is_refused_by_name():
@@ -457,7 +457,7 @@ def test_the_ensemble_of_their_modules_averages_what_they_predict(make_trainer):
         rows = torch.cat([b["prediction"] for b in batches])
         torch.testing.assert_close(rows, each.mean(0)[data.indices("val")])
     with pytest.raises(
-        ValueError, match=r"Predicts.* cannot make.*make_model\(\) for _ in range\(3\)"
+        ValueError, match=r"Predicts.* cannot be created.*make_model\(\) for _ in range\(3\)"
     ):
         load("model.ckpt")
     rows = data.indices("val")
@@ -507,13 +507,13 @@ def test_what_has_no_average_is_refused_by_name(make_trainer):
             self.late = nn.Linear(1, 1)
 
     result = run(Late, ArrayDataModule(X, Y), run_dir="late")
-    said = r"do not fit a new Late, .* in __init__ or configure_model: .*late\.weight"
+    said = r"do not fit a new Late; .* in __init__ or configure_model: .*late\.weight"
     with pytest.raises(ValueError, match=said):
         result.ensemble()
 
     model = VotingModule([Predicts(), Predicts()])
     loader = torch.utils.data.DataLoader([{"image": torch.from_numpy(x)} for x in X], 16)
-    with pytest.raises(ValueError, match=r"average of Predicts is .*not known.*'target'"):
+    with pytest.raises(ValueError, match=r"targets of Predicts are not known.*'target'"):
         make_trainer().test(model, loader, verbose=False)
 
 
@@ -615,7 +615,7 @@ def test_classes_of_the_other_lightning_are_refused_by_name():
     class Data(other_pl.LightningDataModule):
         pass
 
-    said = r"is of the package pytorch_lightning, .* import lightning\.pytorch as pl"
+    said = r"is from the package pytorch_lightning, .* import lightning\.pytorch as pl"
     with pytest.raises(TypeError, match=f"got Module.*Module {said}"):
         run(Module)
     for make in (lambda: run(Predicts, Data()), lambda: FoldedDataModule(Data())):
@@ -729,7 +729,7 @@ def test_nets_with_several_outputs_are_refused_by_name():
             return self.net(inputs)["logits"]
 
     data = ArrayDataModule(X, Y)
-    with pytest.raises(TypeError, match=r"Aux puts out a dict with 'logits', 'aux'.*\['logits'\]"):
+    with pytest.raises(TypeError, match=r"Aux returns a dict with 'logits', 'aux'.*\['logits'\]"):
         run(lambda: Classifier(Aux(), 3), data)
     assert run(lambda: Named(Aux(), 3), data, run_dir="named").oof.prediction.shape == (N, 3)
 

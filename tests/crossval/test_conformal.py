@@ -255,7 +255,7 @@ def test_an_average_with_temperature(run, tmp_path):
     # The scores of the sets have the temperature, too.
     table = loaded.predict(x, coverage=0.8, progress_bar=False)
     assert 0.6 < table["in_set"].any(1).mean() <= 1
-    with pytest.raises(ValueError, match="values have none"):
+    with pytest.raises(ValueError, match="regression does not have"):
         VotingEnsemble([MLPRegressor(2), MLPRegressor(2)], temperature=2.0)
 
 

@@ -136,7 +136,7 @@ def test_a_damaged_summary_is_written_again(tmp_path, first, how):
 def test_weights_have_checksums(tmp_path, first, how):
     path = tmp_path / "a" / "fold-0" / "checkpoints" / "best.ckpt"
     damage(path, how)
-    what = "truncated or is no checkpoint" if how == "flipped" else "damaged"
+    what = "truncated or not a checkpoint" if how == "flipped" else "damaged"
     with pytest.raises(ValueError, match=f"{path} is {what} .* [Dd]elete .*fold-0/fold.json"):
         first.ensemble()
     (tmp_path / "a" / "fold-0" / "fold.json").unlink()

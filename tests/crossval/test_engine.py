@@ -223,7 +223,7 @@ def with_little_memory(folder):
 def test_memory_for_some_of_the_folds(tmp_path):
     forked.run(with_little_memory, tmp_path)
     said = (tmp_path / "said.txt").read_text()
-    assert "8 folds at once need more memory than there is; going on with 4" in said
+    assert "8 folds at once need more memory than there is; continuing with 4" in said
     assert files(tmp_path / "little") == files(tmp_path / "first")
     with np.load(tmp_path / "little/oof.npz") as one, np.load(tmp_path / "first/oof.npz") as other:
         np.testing.assert_array_equal(one["index"], other["index"])

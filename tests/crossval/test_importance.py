@@ -199,5 +199,5 @@ def test_errors(run, tmp_path):
         lambda: MLPClassifier(64, 10, hidden=[4]), DigitsDataModule(), num_folds=2,
         run_dir=tmp_path, trainer={"max_epochs": 1, "accelerator": "cpu"}, **QUIET,
     )  # fmt: skip
-    with pytest.raises(ValueError, match=r"shape \(1, 8, 8\) are no table"):
+    with pytest.raises(ValueError, match=r"shape \(1, 8, 8\) are not a table"):
         images.importance()

@@ -385,7 +385,7 @@ def test_folds_are_written_before_the_first_fit():
         ({"split": "time_series"}, {"repeats": 2}, "repeats=2, but split='time_series'"),
         (
             {"split": "predefined", "folds": FOLDS}, {"num_folds": 5},
-            "num_folds=5, but split='predefined' makes 4 folds",
+            "num_folds=5, but split='predefined' gives 4 folds",
         ),
         ({"split": "leave_one_group_out"}, {}, "needs groups"),
         ({"groups": np.ones(N)}, {}, "groups, but groups has 1"),

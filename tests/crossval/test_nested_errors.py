@@ -92,7 +92,7 @@ def test_points_are_scikit_learns():
         ({"grid": {"alpha": [8, 8]}}, ValueError, "grid has alpha=8 twice"),
         ({"make_model": lambda alpha, beta: 3}, TypeError, "missing .* argument: 'beta'"),
         ({"make_model": lambda alpha: 3}, TypeError, "must return a LightningModule, got int"),
-        ({"make_model": 3}, TypeError, "make_model=3 is no function; it must return a new one"),
+        ({"make_model": 3}, TypeError, "make_model=3 is not a function; give one that returns"),
         ({"num_folds": 1}, ValueError, "num_folds=1"),
         ({"inner_folds": 1}, ValueError, "inner_folds=1"),
         ({"repeats": 0}, ValueError, "repeats=0"),

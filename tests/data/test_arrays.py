@@ -52,9 +52,9 @@ def test_groups_stay_together():
         (np.array([[0.0, 1], [np.nan, 2], [3, 4]]), [0, 1, 0], r"nan\) in row 1, column 0"),
         (np.array([[0.0, 1], [3, np.inf], [3, 4]]), [0, 1, 0], r"inf\) in row 1, column 1"),
         (np.zeros((3, 2)), [0.0, np.nan, 1], "targets has 1 value"),
-        (np.zeros((3, 2)), [0, 1], "equally long"),
+        (np.zeros((3, 2)), [0, 1], "lengths must be equal"),
         (np.zeros((0, 2)), np.zeros(0, dtype=int), "empty"),
-        (np.zeros((3, 2)), [1, 1, 1], r"one class only \('1'\)"),
+        (np.zeros((3, 2)), [1, 1, 1], r"only one class \('1'\)"),
         (np.zeros(3), [0, 1, 0], r"shape \(3,\)"),
         (np.zeros((3, 8, 8, 3)), [0, 1, 0], "last axis looks like channels"),
         (np.zeros((3, 2)), np.eye(3, dtype=int), "argmax"),
@@ -245,7 +245,7 @@ def test_names_and_big_endian_numbers_in_files(tmp_path):
         (np.zeros((4, 3), dtype=bool), "dtype bool"),
         (np.zeros((4, 3), dtype=">f4"), "dtype >f4"),
         (np.zeros((4, 3), dtype=np.complex64), "dtype complex64"),
-        (np.asfortranarray(np.zeros((4, 3), dtype=np.float32)), "do not lie one after the other"),
+        (np.asfortranarray(np.zeros((4, 3), dtype=np.float32)), "samples are not contiguous"),
         (np.array([["a"]] * 4), "dtype <U1"),
         (np.array([[None]] * 4), "cannot be mapped .*Python objects"),
         (np.zeros((4, 3, 8), dtype=np.uint8), "dtype uint8"),
@@ -266,9 +266,9 @@ def test_bad_array_files_are_refused(tmp_path, array, message):
 
 
 def test_files_that_are_no_array_files_are_refused(tmp_path, saved):
-    with pytest.raises(FileNotFoundError, match=r"inputs='.*none\.npy' is no file"):
+    with pytest.raises(FileNotFoundError, match=r"inputs='.*none\.npy' does not exist"):
         ArrayDataModule(str(tmp_path / "none.npy"), [0, 1]).setup()
-    with pytest.raises(ValueError, match=r"targets='labels\.csv' is no \.npy file"):
+    with pytest.raises(ValueError, match=r"targets='labels\.csv' is not a \.npy file"):
         ArrayDataModule(np.zeros((2, 3)), "labels.csv").setup()
     whole = (tmp_path / "images.npy").read_bytes()
     for name, content in (

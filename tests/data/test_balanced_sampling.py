@@ -200,7 +200,7 @@ class Unknown(Dataset):
         (lambda: ArrayDataModule(X, X[:, 0], balanced_sampling=True), "are values; leave balanced"),
         (
             lambda: ArrayDataModule(X, LABELS[:, None] == [0, 1], balanced_sampling=True),
-            "are several labels a sample; use class_weights='balanced'",
+            "are several labels per sample; use class_weights='balanced'",
         ),
         (
             lambda: FoldedDataModule(Unknown(), balanced_sampling=True, stratify=False),

@@ -186,10 +186,12 @@ def test_a_changed_source_is_built_anew(root, change):
     old = module(root)
     kept = old.source.inputs.clone()
     change(root)
-    why = r"its images are \(17, 3, 6, 9\), and now" if change in (add, remove) else "have changed"
-    with pytest.warns(
-        UserWarning, match=rf"dlblocks-train-3x6x9.npy is built anew: .*{why}"
-    ) as said:
+    why = (
+        r"its images have shape \(17, 3, 6, 9\), and now"
+        if change in (add, remove)
+        else "have changed"
+    )
+    with pytest.warns(UserWarning, match=rf"dlblocks-train-3x6x9.npy is rebuilt: .*{why}") as said:
         new = module(root)
         assert_same(new, module(root, False))
     assert len(said) == 1
@@ -230,15 +232,15 @@ def cut(keep):
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
-        (cut(0), "it was cut off from 2,882 bytes"),
-        (cut(5), "it was cut off from 2,882 bytes"),
-        (cut(100), "it was cut off from 2,882 bytes"),
-        (cut(128), "it was cut off from 2,882 bytes"),
-        (cut(1000), "it was cut off from 2,882 bytes"),
-        (cut(-20), "it was cut off from 2,882 bytes"),
-        (cut(-1), "it was cut off from 2,882 bytes"),
-        (lambda whole: whole[:1000] + whole[1001:], "it was cut off from 2,882 bytes"),
-        (lambda whole: whole[:300] + whole[-300:], "it was cut off from 2,882 bytes"),
+        (cut(0), "it is truncated from 2,882 bytes"),
+        (cut(5), "it is truncated from 2,882 bytes"),
+        (cut(100), "it is truncated from 2,882 bytes"),
+        (cut(128), "it is truncated from 2,882 bytes"),
+        (cut(1000), "it is truncated from 2,882 bytes"),
+        (cut(-20), "it is truncated from 2,882 bytes"),
+        (cut(-1), "it is truncated from 2,882 bytes"),
+        (lambda whole: whole[:1000] + whole[1001:], "it is truncated from 2,882 bytes"),
+        (lambda whole: whole[:300] + whole[-300:], "it is truncated from 2,882 bytes"),
         (lambda whole: b"minutes of the meeting\n", "or another program wrote it"),
         (lambda whole: whole[-500:], "or another program wrote it"),
         (lambda whole: whole + b"\0", "another program wrote it"),
@@ -354,7 +356,7 @@ def test_somebodys_own_array_is_refused(root):
 
 
 def test_a_cache_among_the_classes_is_refused(root):
-    with pytest.raises(ValueError, match=r"where every folder is a class; use\s+cache=True"):
+    with pytest.raises(ValueError, match=r"where each folder is a class; use\s+cache=True"):
         module(root, str(root / "train" / "kept")).setup()
     assert not (root / "train" / "kept").exists()
     assert_same(module(root, str(root / "kept")), module(root, False))
@@ -426,7 +428,7 @@ def test_a_file_that_may_not_grow(root, monkeypatch, reserve):
     with small_files(500_000), pytest.raises(OSError, match=ROOM) as caught:
         module(root, size=200).setup()
     assert caught.value.errno == errno.EFBIG
-    assert "are needed, a file may not be so large here (see ulimit -f);" in str(caught.value)
+    assert "are needed, but files may not be so large here (see ulimit -f);" in str(caught.value)
     assert files(root) == before
     assert_same(module(root, size=200), module(root, False, size=200))
 

@@ -257,7 +257,7 @@ def test_loaders_before_setup_say_so(part, folded):
     data = DigitsDataModule()
     if folded:
         data = FoldedDataModule(TensorDataset(torch.rand(9, 2), torch.arange(9) % 2))
-    with pytest.raises(RuntimeError, match=r"before it is split; call setup\('fit'\) first"):
+    with pytest.raises(RuntimeError, match=r"before setup; call setup\('fit'\) first"):
         getattr(data, f"{part}_dataloader")()
 
 
@@ -266,7 +266,7 @@ def test_missing_test_set_is_said():
     data.setup()
     with pytest.raises(ValueError, match="no test set"):
         data.test_dataloader()
-    with pytest.raises(ValueError, match="test set of its own"):
+    with pytest.raises(ValueError, match="has an official test set"):
         ArrayDataModule(
             np.zeros((4, 2)),
             [0, 1, 0, 1],

@@ -369,10 +369,10 @@ def weighted():
     ("data", "arguments", "error", "message"),
     [
         (3, {}, TypeError, "got int"),
-        (DigitsDataModule(), {}, TypeError, "has folds of its own"),
+        (DigitsDataModule(), {}, TypeError, "has folds already"),
         (BoringDataModuleNoLen(), {}, TypeError, "RandomIterableDataset .* no numbered samples"),
-        (IterableBoringDataModule(), {}, TypeError, "returned list; folds are made of one"),
-        (weighted(), {}, ValueError, "WeightedRandomSampler .* cannot be confined to a fold"),
+        (IterableBoringDataModule(), {}, TypeError, "returned list; folds need a single"),
+        (weighted(), {}, ValueError, "WeightedRandomSampler .* cannot be restricted to a fold"),
         (
             DataLoader(Samples(), 8, sampler=RandomSampler(range(N), replacement=True)),
             {}, ValueError, "RandomSampler",
@@ -633,7 +633,7 @@ def test_unused_validation_samples_are_said():
     (note,) = FoldedDataModule(ThreeParts()).notes()
     assert "10 validation samples of ThreeParts are not used; use_val=True" in note
     assert FoldedDataModule(TensorDataset(X, Y)).notes() == []
-    with pytest.raises(ValueError, match="3 of 13 validation samples of ThreeParts are training"):
+    with pytest.raises(ValueError, match="3 of 13 validation samples of ThreeParts are also"):
         FoldedDataModule(ThreeParts(overlap=3), use_val=True, num_folds=2).setup("fit")
     with pytest.raises(ValueError, match=r"one validation loader .* Resplit has 0"):
         FoldedDataModule(Resplit(), use_val=True, num_folds=2).setup("fit")

@@ -110,7 +110,7 @@ def test_holdout_keeps_proportions_and_size():
         ({"num_folds": 1}, "num_folds=1 is outside"),
         ({"num_folds": 61}, r"num_folds=61 is outside \[2, 60\]"),
         ({"num_folds": 5, "targets": [0] * 57 + [1] * 3}, "class 1 has 3"),
-        ({"num_folds": 5, "targets": TARGETS[:10]}, "one value a sample"),
+        ({"num_folds": 5, "targets": TARGETS[:10]}, "one value per sample"),
         ({"num_folds": 5, "groups": np.arange(N) % 4}, "at least 5 groups, but groups has 4"),
         ({"num_folds": 5, "groups": np.full(N, "ward")}, "at least 5 groups, but groups has 1"),
         ({"num_folds": 5, "groups": [*range(N - 1), None]}, "groups has no value in row 59"),
@@ -223,11 +223,11 @@ def test_splits_by_the_data_have_as_many_folds_as_it_says():
         ({"split": "time_series", "num_folds": N}, r"num_folds=60 is outside \[2, 59\]"),
         (
             {"split": "leave_one_group_out", "groups": GROUPS, "num_folds": 5},
-            "num_folds=5, but split='leave_one_group_out' makes 15 folds",
+            "num_folds=5, but split='leave_one_group_out' gives 15 folds",
         ),
         (
             {"split": "predefined", "folds": np.arange(N) % 3, "num_folds": 4},
-            "num_folds=4, but split='predefined' makes 3 folds",
+            "num_folds=4, but split='predefined' gives 3 folds",
         ),
         ({"split": "leave_one_group_out", "groups": np.ones(N)}, "fewer than 2 unique groups"),
         ({"split": "predefined", "folds": np.zeros(N, int)}, "folds has 1 different value"),

@@ -109,10 +109,13 @@ run_dir: {tmp_path / "run"}
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"groups": "(", "num_folds": 2}, r"groups='\(' is no regular expression"),
+        ({"groups": "(", "num_folds": 2}, r"groups='\(' is not a regular expression"),
         ({"groups": "dora", "num_folds": 2}, "matches nothing in 'a/anna-0.png'"),
-        ({"split": "leave_one_group_out"}, "ImageFolderDataModule have groups="),
-        ({"split": "time_series"}, "class by class"),
+        (
+            {"split": "leave_one_group_out"},
+            "set groups= of ArrayDataModule or ImageFolderDataModule",
+        ),
+        ({"split": "time_series"}, "sorted by class"),
         ({"folds": r"(\d)"}, "use split='predefined'"),
     ],
 )
@@ -132,7 +135,7 @@ def test_image_folder_with_a_test_set(tmp_path):
 
 
 def test_bad_image_folders_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is no folder"):
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
         ImageFolderDataModule(str(tmp_path / "none"), size=4).setup()
     paint(tmp_path / "a" / "good.png", (1, 2, 3))
     paint(tmp_path / "b" / "good.png", (1, 2, 3))
@@ -215,7 +218,7 @@ def test_a_validation_folder_and_folds(tmp_path):
         assert len(part.indices("val")) == 4
         assert sorted(greys(part, "train") + greys(part, "val")) == [1] * 8 + [2] * 4
         assert greys(part, "test") == [3] * 2
-    assert "the 4 images of the validation folder are a part of" in " ".join(data.notes())
+    assert "the 4 images of the validation folder are in the folds too" in " ".join(data.notes())
     assert sorted(greys(data.without_validation(), "train")) == [1] * 8 + [2] * 4
     # Of some rows alone, their images of the folder validate, if there are any.
     some = data.subset([0, 1, 4, 5, 8, 10])
@@ -349,7 +352,7 @@ def test_another_background_is_another_cache(tmp_path, cache):
     if not cache:
         assert (read(cache=cache, background=0) == 0).all()
         return
-    with pytest.warns(UserWarning, match=r"made with background=\(255.*, and now .*\(0, 0, 0\)"):
+    with pytest.warns(UserWarning, match=r"built with background=\(255.*, and now .*\(0, 0, 0\)"):
         assert (read(cache=cache, background=0) == 0).all()
     assert (read(cache=cache, background=0) == 0).all()  # without a warning
 
@@ -410,7 +413,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     read = two_classes(
         tmp_path / "cut", lambda folder: (folder / "ä.JPG").write_bytes(buffer.getvalue()[:2000])
     )
-    with pytest.raises(ValueError, match=r"x/ä\.JPG cannot be .*truncated.*; mend it, or remove"):
+    with pytest.raises(ValueError, match=r"x/ä\.JPG cannot be .*truncated.*; repair or remove"):
         read()
     read = two_classes(tmp_path / "phone", lambda folder: (folder / "a.HEIC").write_bytes(b"..."))
     with pytest.raises(ValueError, match=r"a\.HEIC cannot be .*; save it as JPEG, or call"):

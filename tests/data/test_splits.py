@@ -34,7 +34,7 @@ def test_the_data_say_how_many_folds():
     data = ArrayDataModule(X, Y, split="leave_one_group_out", groups=GROUPS, test_fraction=0.1)
     assert data.count_folds() == 9
     assert all(len(set(GROUPS[val])) == 1 for val in validated(data))
-    with pytest.raises(ValueError, match="num_folds=5, but split='leave_one_group_out' makes 9"):
+    with pytest.raises(ValueError, match="num_folds=5, but split='leave_one_group_out' gives 9"):
         data.count_folds(5)
     with pytest.raises(ValueError, match=r"fold=3 is outside \[0, 2\]"):
         ArrayDataModule(X, Y, split="predefined", folds=folds, fold=3).setup()
@@ -101,7 +101,7 @@ def test_bad_splits_are_refused(arguments, message):
 def test_several_labels_cannot_be_stratified():
     labels = np.random.default_rng(0).integers(0, 2, (30, 4)).astype(np.float32)
     ArrayDataModule(X, labels, num_folds=3).setup()
-    with pytest.raises(ValueError, match=r"targets has shape \(30, 4\): several labels"):
+    with pytest.raises(ValueError, match=r"targets has shape \(30, 4\), several labels"):
         ArrayDataModule(X, labels, num_folds=3, stratify=True).setup()
 
 
@@ -118,7 +118,7 @@ def test_a_column_of_folds(tmp_path):
     assert data.source.feature_names == ["x"]
     assert [val.tolist() for val in validated(data)] == [[4, 5, 10, 11], [0, 1, 8, 9]]
     data = TabularDataModule(**common, split="leave_one_group_out", test_fraction=0)
-    with pytest.raises(ValueError, match="fold_column='party' is no column"):
+    with pytest.raises(ValueError, match="fold_column='party' is not a column"):
         TabularDataModule(**common, fold_column="party", split="predefined").setup()
     (tmp_path / "table.csv").write_text(text.replace("3,b,", "3,,"))
     with pytest.raises(ValueError, match="row 4 has no value in column 'who'"):

@@ -573,7 +573,9 @@ def test_thousands_and_decimal_commas(write):
     ))  # fmt: skip
     german = {"sep": ";", "decimal": ","}
     dots = {**german, "read_args": {"thousands": "."}}
-    with pytest.raises(ValueError, match=r"'0\.500' in row 1, which is no number with decimal=','"):
+    with pytest.raises(
+        ValueError, match=r"'0\.500' in row 1, which is not a number with decimal=','"
+    ):
         loaded(path, "y", **german)
     with pytest.raises(ValueError, match=r"'am' has dates, such as '01.02.2024'"):
         loaded(path, "y", drop=["share"], **dots)
@@ -781,8 +783,8 @@ def test_a_data_frame_with_types_of_its_own(tmp_path):
         ({"target": "labell"}, ValueError, "did you mean 'label'"),
         ({"target": "label"}, ValueError, "row 2 has no value in column 'colour'.*'impute'"),
         ({"target": "age"}, ValueError, "row 2 has no value in column 'age' .2 of 8 rows"),
-        ({"target": "label", "group": "who"}, ValueError, "group='who' is no column"),
-        ({"target": "label", "drop": ["who"]}, ValueError, "drop='who' is no column"),
+        ({"target": "label", "group": "who"}, ValueError, "group='who' is not a column"),
+        ({"target": "label", "drop": ["who"]}, ValueError, "drop='who' is not a column"),
         ({"target": "label", "drop": "age"}, TypeError, r"drop='age' must be a list"),
         ({"target": "label", "drop": ["age"], "numeric": ["age"]}, ValueError,
          "column 'age' is in numeric and in drop; choose"),
@@ -792,7 +794,7 @@ def test_a_data_frame_with_types_of_its_own(tmp_path):
         ({"target": "colour", "task": "regression"}, ValueError, "no value in column 'colour'"),
         ({"target": "label", "task": "regression"}, ValueError, "row 1 of column 'label' is 'yes'"),
         ({"target": "label", "read_args": {"seperator": ";"}}, ValueError,
-         r"'seperator', which is no argument of pandas.read_csv; did you mean"),
+         r"'seperator', which is not an argument of pandas.read_csv; did you mean"),
         ({"target": "label", "read_args": {"sep": ";"}}, ValueError, "give it as sep="),
         ({}, ValueError, "target=None"),
     ],

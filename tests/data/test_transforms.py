@@ -334,7 +334,7 @@ def test_normalisation_is_refused(transform):
 
 @pytest.mark.parametrize("transform", [None, [v2.Identity()], v2.RandomHorizontalFlip, A.Rotate])
 def test_what_cannot_be_called_is_refused(transform):
-    with pytest.raises(TypeError, match=r"train_transform=.* make an instance .* Compose"):
+    with pytest.raises(TypeError, match=r"train_transform=.* give an instance .* Compose"):
         SampleTransform(transform)
 
 

@@ -274,7 +274,7 @@ def test_changes_of_batches_are_those_of_a_fit_of_its_own(tmp_path):
 
 
 def test_pairs_are_refused_with_the_cure(tmp_path):
-    with pytest.raises(ValueError, match=r"MixedTargets of the targets.*leave targets='pair' out"):
+    with pytest.raises(ValueError, match=r"into a MixedTargets.*remove targets='pair'"):
         both_ways(tmp_path, mlp, digits(), lambda: [MixUp(targets="pair")], max_epochs=1)
 
 
@@ -458,10 +458,10 @@ class OwnStep(MLPClassifier):
     ("make", "callbacks", "trainer", "message"),
     [
         (lambda: Classifier(Branching(), 10), [], {}, "cannot be computed for several"),
-        (lambda: OwnStep(64, 10), [], {}, "training_step of its own"),
-        (mlp, [ModelCheckpoint()], {}, "ModelCheckpoint works on one model"),
-        (mlp, [], {"strategy": "ddp"}, "one device fits all"),
-        (mlp, [], {"devices": 2}, "one device fits all"),
+        (lambda: OwnStep(64, 10), [], {}, "overrides training_step"),
+        (mlp, [ModelCheckpoint()], {}, "ModelCheckpoint works on a single model"),
+        (mlp, [], {"strategy": "ddp"}, "all models share one device"),
+        (mlp, [], {"devices": 2}, "all models share one device"),
         (mlp, [], {"precision": "64-true"}, "precision='64-true'"),
         (mlp, [], {"max_epochs": -1}, "max_epochs=-1"),
         (mlp, [], {"max_steps": 5}, "max_steps"),

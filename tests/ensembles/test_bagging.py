@@ -263,7 +263,7 @@ def test_too_many_for_memory_are_run_in_halves(capsys):
 
     assert dict(in_halves(run, [0, 1, 2, 3, 4], "members")) == {k: k * 10 for k in range(5)}
     assert ran == [[0, 1], [2], [3, 4]]
-    assert "5 members at once need more memory than there is; going on with 3" in (
+    assert "5 members at once need more memory than there is; continuing with 3" in (
         capsys.readouterr().err
     )
 
@@ -301,7 +301,7 @@ def test_anybodys_data_and_nets(tmp_path, make_trainer):
     again = BaggingResult.load(tmp_path / "a", make_model=make)
     with torch.no_grad():
         assert torch.equal(again.model(inputs), result.model(inputs))
-    with pytest.raises(NotVectorizable, match="no datamodule over arrays"):
+    with pytest.raises(NotVectorizable, match="not a datamodule over arrays"):
         Bagging(make, data, engine="vectorized", **settings(run_dir=tmp_path / "b")).fit()
     assert not (tmp_path / "b").exists()
 
@@ -387,7 +387,7 @@ def test_bad_arguments(tmp_path):
     bad("no validation part", data=digits(val_fraction=0))
     bad("keeps no weights", trainer={"fast_dev_run": True})
     bad("'max_epochs': 0} trains nothing", trainer={"max_epochs": 0})
-    bad("make_model is a MLPClassifier, and no function", TypeError, make=one)
+    bad("make_model is a MLPClassifier, not a function", TypeError, make=one)
     bad(
         "a function that returns one, got int",
         TypeError,

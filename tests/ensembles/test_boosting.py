@@ -587,7 +587,7 @@ def test_what_does_not_fit_is_said_before_anything_is_trained(make_learner, data
 
 
 def test_things_that_are_no_learner_or_no_data():
-    with pytest.raises(TypeError, match=r"make_learner is a .*, and no function; it must"):
+    with pytest.raises(TypeError, match=r"make_learner is a .*, not a function; give"):
         boost(learner(), values())
     with pytest.raises(TypeError, match="DataModule"):
         boost(learner, torch.zeros(3))
@@ -613,7 +613,7 @@ def test_a_loss_that_is_not_finite_names_the_stage():
 
 def test_learners_over_nets_of_the_users_own_are_given_back_to_load():
     result = boost(lambda: nn.Linear(5, 1), values()).fit()
-    with pytest.raises(ValueError, match="net that was made elsewhere"):
+    with pytest.raises(ValueError, match="net of your own"):
         load(result.checkpoint)
     members = [Regressor(nn.Linear(5, 1)) for _ in range(3)]
     model = load(result.checkpoint, overrides={"members": members})

@@ -437,7 +437,7 @@ def test_other_modules_apply_a_preprocess_of_their_own(make_trainer):
 
 def test_a_trained_model_is_not_a_net(make_trainer):
     model, _ = fitted(mlp(), make_trainer(max_epochs=1))
-    with pytest.raises(ValueError, match=r"would normalise them again.*Classifier\(model\.net\)"):
+    with pytest.raises(ValueError, match=r"would be normalised twice.*Classifier\(model\.net\)"):
         Classifier(model, 2)
     Classifier(model.net, 2)
     Classifier(mlp(), 2)  # has no statistics

@@ -229,7 +229,7 @@ def test_a_task_of_ones_own_in_bagging_and_with_mixing_refused(tmp_path, make_tr
     expected = np.abs((oob["prediction"] > 0.5).sum(1) - oob["target"]).mean()
     assert result.oob_score["oob/distance"] == pytest.approx(expected)
     result.model.save(tmp_path / "a.ckpt")
-    with pytest.raises(ValueError, match="over a net that was made elsewhere"):
+    with pytest.raises(ValueError, match="over a net of your own"):
         load(tmp_path / "a.ckpt")
     again = load(tmp_path / "a.ckpt", overrides={"members": [ordinal() for _ in range(3)]})
     inputs = torch.randn(4, 6)
@@ -296,7 +296,7 @@ def test_an_ensemble_keeps_nothing_of_the_training_of_its_members():
 
 
 def test_a_model_without_a_task_or_a_loss_says_so(make_trainer):
-    with pytest.raises(NotImplementedError, match="needs a task, or a loss"):
+    with pytest.raises(NotImplementedError, match="needs a task, or its own method loss"):
         make_trainer().fit(Model(nn.Linear(6, 3)), datamodule=ordinal_data())
 
 
