@@ -339,10 +339,10 @@ class CLI(LightningCLI):
         with isolated():
             only = Namespace(data=config.data)
             datamodule = self._parser(self.subcommand).instantiate_classes(only).data
-            is_ours = isinstance(datamodule, SplitDataModule)
-            if is_ours and is_rank_zero():
+            knows = isinstance(datamodule, SplitDataModule)
+            if knows and is_rank_zero():
                 datamodule.prepare_data()
-            known = {name: getattr(datamodule, name, None) for name in missing if is_ours}
+            known = {name: getattr(datamodule, name, None) for name in missing if knows}
         for name in missing:
             value = known.get(name) or constructor_arguments(cls)[name].default
             if value is inspect.Parameter.empty:
@@ -351,7 +351,7 @@ class CLI(LightningCLI):
                     f"have; give --model.{name}=…, or choose another model."
                 )
             given[name] = list(value) if isinstance(value, tuple) else value
-        return datamodule if is_ours else None
+        return datamodule if knows else None
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config = self.config[self.subcommand]

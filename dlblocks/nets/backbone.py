@@ -12,7 +12,6 @@ from typing import Any, Literal
 from urllib.error import URLError
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from dlblocks._errors import check_range, did_you_mean
@@ -267,6 +266,8 @@ def _load(model: nn.Module, arch: str, weights: str | PathLike[str]) -> None:
         )
     model.load_state_dict(state)
     if left_out:
+        from lightning.pytorch.utilities import rank_zero_info
+
         rank_zero_info(f"{arch}: the head ({head}) is new; the other weights are loaded.")
 
 

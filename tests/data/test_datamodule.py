@@ -305,6 +305,8 @@ def test_hyperparameters_hold_all_arguments_but_data(leaf):
     given = {"num_folds": 3, "shuffle_seed": 5, "stratify": False}
     found = leaf(**LEAVES[leaf], **given).hparams_initial
     data = {"inputs", "targets", "test_inputs", "test_targets", "folds", "train_transform"}
+    if leaf is ArrayDataModule:
+        data |= {"weights", "test_weights"}
     if leaf in (ArrayDataModule, FoldedDataModule):
         data |= {"data", "eval_dataset", "class_names", "groups"}
     known = constructor_arguments(leaf)
