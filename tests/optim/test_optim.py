@@ -229,5 +229,5 @@ def test_describe():
     assert lines[2].split() == ["0", "0.01", "0.1", "2", "18", "0.weight,", "2.0.weight"]
     assert lines[4].split()[:5] == ["2", "0.01", "0", "4", "13"]
     assert len(lines) == 6
-    with pytest.raises(TypeError, match="give its optimizer"):
+    with pytest.raises(TypeError, match="pass one, describe"):
         describe(module)
