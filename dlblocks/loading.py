@@ -43,6 +43,7 @@ from dlblocks.models._checkpoints import (
     read_checkpoint,
     restore,
 )
+from dlblocks.models._export import export
 from dlblocks.models._predict import NoPredictions, predictor
 from dlblocks.nets import Preprocess
 from dlblocks.runs.fit import CHECKPOINTS
@@ -299,6 +300,36 @@ class Predictor:
         plain_hyperparameters(checkpoint)
         with atomic_write(path) as part:
             torch.save(plain(checkpoint), part)
+
+    def export(self, path: str | PathLike[str], *, example: Tensor | None = None) -> None:
+        """Write the model for ONNX Runtime, or for `torch.export.load`, without this package.
+
+        The program takes raw inputs (N, ...), any N, in the dtype of the training data, and
+        normalises them itself. Tables are features, in the order of ``columns``. It returns
+        ``prediction``, as `predict` does: probabilities (N, C) of classes, else values; and of
+        ensembles also ``std``.
+
+        Metadata are texts of JSON: ``class_names``, ``columns``, ``task``, ``input_shape``,
+        ``input_dtype``, ``outputs``, and ``data_spec``, from which
+        `dlblocks.data.encoders.encoder_of` makes what encodes tables. Of ``.onnx`` they are
+        properties of the model; of ``.pt2`` the file ``metadata.json``:
+        ``torch.export.load(path, extra_files=files)`` with ``files = {"metadata.json": ""}``.
+
+        Args:
+            path: A ``.onnx`` file, which needs ``pip install 'dlblocks[export]'``, or ``.pt2``.
+            example: Raw inputs (N, ...) of a model that does not know their shape.
+
+        Raises:
+            ModuleNotFoundError: onnx or onnxscript is not installed.
+            ValueError: The name ends otherwise, or the model computes what a program cannot hold.
+        """
+        export(
+            self.model,
+            Path(path),
+            statistics=self.statistics,
+            data_spec=self.data_spec,
+            example=example,
+        )
 
 
 # Opening

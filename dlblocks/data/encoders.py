@@ -81,7 +81,29 @@ class Encoder:
 
     def to_plain(self) -> dict[str, Any]:
         """Return plain values, of which `from_plain` makes the same encoder."""
-        return {"kind": self.kind, **asdict(self)}
+        return {
+            "kind": self.kind,
+            **asdict(self),
+            # For those who have the plain values alone.
+            "input_shape": self.input_shape,
+            "input_dtype": self.input_dtype,
+            "feature_names": self.feature_names,
+        }
+
+    @property
+    def input_shape(self) -> list[int] | None:
+        """Shape of the raw input of a sample, or None if it is not known."""
+        return None
+
+    @property
+    def input_dtype(self) -> str | None:
+        """Dtype of raw inputs, or None if it is not known."""
+        return None
+
+    @property
+    def feature_names(self) -> list[str] | None:
+        """Names of the features of a table."""
+        return None
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Self:
@@ -135,6 +157,14 @@ class ArrayEncoder(Encoder):
     shape: list[int] = field(default_factory=list)
     dtype: str = "float32"
     input_kind: str = "features"
+
+    @property
+    def input_shape(self) -> list[int]:
+        return list(self.shape)
+
+    @property
+    def input_dtype(self) -> str:
+        return "int64" if KINDS[self.input_kind].is_integer else self.dtype
 
     def read(self, data: Any, rows: int, **options: Any) -> Samples:
         if isinstance(data, (str, os.PathLike)):
@@ -275,6 +305,18 @@ class TableEncoder(Encoder):
     read_args: dict[str, Any] | None = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
     slashed: list[str] = field(default_factory=list)
+
+    @property
+    def input_shape(self) -> list[int]:
+        return [len(self.feature_names)]
+
+    @property
+    def input_dtype(self) -> str:
+        return "float64" if self.is_wide else "float32"
+
+    @property
+    def feature_names(self) -> list[str]:
+        return [name for column in self.columns for name in column.feature_names]
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Self:

@@ -123,9 +123,8 @@ class Model(CheckedConstructor, pl.LightningModule):
                 self._stage_metrics(stage)
         self._buffers_of: dict[str, _Buffer] = {stage: _Buffer() for stage in STAGES}
         self._first_batch = True
-        # Whether inputs have been through `preprocess`, 0 or 1; -1 outside of steps. TorchScript
-        # takes no None for a bool.
-        self._prepared = -1
+        # Whether inputs have been through `preprocess`; None outside of steps.
+        self._prepared: bool | None = None
         # True while a step is repeated, as by `callbacks.SAM`: metrics and losses are not kept.
         self.metrics_paused = False
         # Lightning collects the arguments of all constructors on the way here, the leaf's too.
@@ -136,13 +135,6 @@ class Model(CheckedConstructor, pl.LightningModule):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         adapt(cls, Model)
-
-    # TorchScript compiles all other properties.
-    __jit_unused_properties__: list[str] = [  # noqa: RUF012 (as Lightning has it)
-        *pl.LightningModule.__jit_unused_properties__,
-        "datamodule",
-        "loss_range",
-    ]
 
     # What the task defines, and a subclass may
 
@@ -208,15 +200,14 @@ class Model(CheckedConstructor, pl.LightningModule):
     # Steps
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if self._prepared < 1:
+        if not self._prepared:
             inputs = self.preprocess(inputs)
         outputs: Tensor = self.net(inputs)
         return outputs if self.task is None else self.task.decode(outputs)
 
-    @torch.jit.ignore
     def forward_prepared(self, inputs: Tensor) -> Tensor:
         """`forward` for inputs that have been through `preprocess` already."""
-        before, self._prepared = self._prepared, 1
+        before, self._prepared = self._prepared, True
         try:
             outputs: Tensor = self(inputs)
             return outputs
@@ -439,6 +430,14 @@ class Model(CheckedConstructor, pl.LightningModule):
             path: The file, such as ``"model.ckpt"``; written whole or not at all.
         """
         checkpoints.write_checkpoint(Path(path), self, epoch=0, global_step=0)
+
+    def to_torchscript(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: PyTorch gives TorchScript up, and it knows no `preprocess`."""
+        raise NotImplementedError(
+            "to_torchscript is not supported; dlblocks.load(model).export('model.pt2') writes the "
+            "model with its normalisation for torch.export.load, and export('model.onnx') for "
+            "ONNX Runtime."
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoints.describe(self, checkpoint)
