@@ -47,7 +47,7 @@ from dlblocks.models._export import export
 from dlblocks.models._predict import NoPredictions, predictor
 from dlblocks.nets import Preprocess
 from dlblocks.runs.fit import CHECKPOINTS
-from dlblocks.runs.predicted import Predictions, Rows
+from dlblocks.runs.predicted import Predictions, Rows, different
 from dlblocks.runs.predictions import columns_of
 from dlblocks.tasks import Task
 
@@ -207,10 +207,9 @@ class Predictor:
         with _progress(progress_bar) as bar, _evaluating(model), torch.inference_mode():
             for chunk, called in samples.chunks:
                 before = rows.count
-                for batch in [chunk] if samples.is_batched else chunk.split(size):
-                    batch = _prepared(move_data_to_device(batch, place), statistics)
-                    found, count = self._rows(predict, batch)
-                    rows.add(found, count)
+                inputs = _prepared(move_data_to_device(chunk, place), statistics)
+                batches = [inputs] if samples.is_batched else _split(inputs, size)
+                rows.add(*_joined([self._rows(predict, batch) for batch in batches]))
                 if called is not None:
                     names.append(called)
                 total = samples.total()
@@ -426,7 +425,7 @@ def _by_hand(data: Any, size: int, preprocess: Callable[[Any], Any]) -> Samples:
         if not path.exists():
             raise FileNotFoundError(f"data={str(path)!r} is neither a file nor a folder.")
         if plain_name.endswith(ENDINGS):
-            tables = iter(CsvChunks(path, {}, [], size))
+            tables = iter(CsvChunks(path, {}, {}, size))
             return Samples(((preprocess(table), None) for table in tables), is_batched=True)
         data = names = images_below(path) if path.is_dir() else [os.fspath(path)]
         if not data:
@@ -456,6 +455,30 @@ def _prepared(batch: Any, statistics: Preprocess) -> Any:
     if hasattr(batch, "_fields"):  # a namedtuple
         return type(batch)(statistics(inputs), *rest)
     return [statistics(inputs), *rest]
+
+
+def _split(batch: Any, size: int) -> list[Any]:
+    """Cut ``[inputs]`` into batches."""
+    (inputs,) = batch
+    return [[part] for part in inputs.split(size)]
+
+
+def _joined(batches: Sequence[tuple[dict[str, Any], int]]) -> tuple[dict[str, Any], int]:
+    """Join the columns of some batches, as far as all have them in one shape."""
+    if len(batches) == 1:
+        return batches[0]
+    found: dict[str, Any] = {}
+    for name in batches[0][0]:
+        parts = [columns[name] for columns, _ in batches if name in columns]
+        if len(parts) < len(batches):
+            continue
+        if all(isinstance(part, Tensor) for part in parts):
+            if len({part.shape[1:] for part in parts}) > 1:
+                raise NoPredictions(different(name))
+            found[name] = torch.cat(parts)
+        else:
+            found[name] = [row for part in parts for row in part]
+    return found, sum(count for _, count in batches)
 
 
 def _device(device: str | torch.device) -> torch.device:

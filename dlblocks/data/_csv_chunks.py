@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ class CsvChunks:
     Args:
         path: A file, or a folder whose files are read in the order of their names.
         read_args: Arguments of `pandas.read_csv`; see `read_table`.
-        texts: Columns whose cells are read as text.
+        texts: Dtypes of columns that are read as texts.
         rows: Rows of a chunk.
 
     Attributes:
@@ -32,7 +32,7 @@ class CsvChunks:
     """
 
     def __init__(
-        self, path: Path, read_args: Mapping[str, Any], texts: Sequence[str], rows: int
+        self, path: Path, read_args: Mapping[str, Any], texts: Mapping[str, Any], rows: int
     ) -> None:
         self.path, self.texts, self.rows, self.fraction = path, texts, rows, 0.0
         self.read_args = {k: v for k, v in read_args.items() if k not in OF_ONE_FILE}
@@ -56,7 +56,7 @@ class CsvChunks:
 
     def _chunks(self, path: Path, head: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, float]]:
         if self.read_args.get("skipfooter"):
-            dtype = {name: str for name in self.texts if name in head.columns}
+            dtype = {name: of for name, of in self.texts.items() if name in head.columns}
             table = read_table(path, {**self.read_args, "dtype": self._dtype(dtype)})
             for start in range(0, len(table), self.rows):
                 yield table.iloc[start : start + self.rows], (start + self.rows) / len(table)
@@ -74,7 +74,7 @@ class CsvChunks:
             args["names"] = plain["names"] = list(args["names"])[:width]
         names = list(_reading(path, lambda: pd.read_csv(path, **plain, nrows=0)).columns)
         found = {str(name).strip(): name for name in names}  # as the file has them
-        texts = {found[name]: str for name in self.texts if name in found}
+        texts = {found[name]: of for name, of in self.texts.items() if name in found}
         dtype = self._dtype({}, found)
         args["dtype"] = {**texts, **dtype} if isinstance(dtype, dict) else dtype
         if isinstance(args.get("na_values"), Mapping):

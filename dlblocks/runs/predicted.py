@@ -130,13 +130,13 @@ class Rows:
                 if column is None:
                     column = self.columns[name] = _Growing(name, self.folder)
                 if not isinstance(column, _Growing):
-                    raise NoPredictions(_different(name))
+                    raise NoPredictions(different(name))
                 column.add(to_numpy(values))
             else:
                 if column is None:
                     column = self.columns[name] = []
                 if not isinstance(column, list):
-                    raise NoPredictions(_different(name))
+                    raise NoPredictions(different(name))
                 column += [to_numpy(row) for row in values]
             self.lengths[name] = self.lengths.get(name, 0) + count
         self.count += count
@@ -160,7 +160,7 @@ class _Growing:
 
     def add(self, values: Array) -> None:
         if self.parts and values.shape[1:] != self.parts[0].shape[1:]:
-            raise NoPredictions(_different(self.name))
+            raise NoPredictions(different(self.name))
         if self.file is not None:
             values = values.astype(self.parts[0].dtype, copy=False)
         self.parts.append(values)
@@ -187,7 +187,8 @@ class _Growing:
             return np.memmap(self.file, dtype, "r+", shape=(self.rows, *row))
 
 
-def _different(name: str) -> str:
+def different(name: str) -> str:
+    """Say that batches have different shapes, and the cure."""
     return (
         f"the {name}s have different shapes in different batches; return the same shape for every "
         "sample, or a list of one tensor a sample."
