@@ -136,7 +136,7 @@ def run(how: str, folder: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     predictor: Any = load(folder / "model.pt")
-    before, started = memory("VmRSS"), time.perf_counter()
+    before, started, worked = memory("VmRSS"), time.perf_counter(), time.process_time()
     reset_peak()
     if how == "ours":
         table = predictor.predict(folder / "rows.csv", device="cpu", progress_bar=False)
@@ -149,11 +149,12 @@ def run(how: str, folder: Path) -> dict[str, Any]:
             loader = DataLoader(rows, batch_size=BATCH_SIZE)
             found = torch.cat([net(batch).softmax(1) for batch in loader]).numpy()
     seconds, used = time.perf_counter() - started, memory("VmHWM") - before
+    worked = time.process_time() - worked
     if folder.joinpath("expected.npy").exists():
         np.testing.assert_allclose(found, np.load(folder / "expected.npy"), atol=1e-4)
     else:
         np.save(folder / "expected.npy", found)
-    return {"seconds": seconds, "megabytes": used, "rows": len(found)}
+    return {"seconds": seconds, "processor": worked, "megabytes": used, "rows": len(found)}
 
 
 def memory(what: str) -> float:
@@ -193,12 +194,12 @@ def main() -> None:
                 said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
                 found.setdefault(how, []).append(json.loads(said.splitlines()[-1]))
     for how, turns in found.items():
-        seconds = [turn["seconds"] for turn in turns]
-        ratios = [s / o["seconds"] for s, o in zip(seconds, found["ours"], strict=True)]
-        print(
-            f"{how:16} {statistics.median(seconds):8.2f} s  {statistics.median(ratios):6.1f}×  "
-            f"{max(turn['megabytes'] for turn in turns):7.0f} MB"
-        )
+        text = f"{how:16}"
+        for key in ("seconds", "processor"):
+            ratios = [t[key] / o[key] for t, o in zip(turns, found["ours"], strict=True)]
+            median = statistics.median(turn[key] for turn in turns)
+            text += f" {key} {median:7.2f} ({statistics.median(ratios):.1f}×) "
+        print(f"{text} memory {max(turn['megabytes'] for turn in turns):.0f} MB")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from dlblocks.models import CNNClassifier, MLPClassifier, MLPRegressor, Model, V
 from dlblocks.nets import Preprocess
 
 N = 240
+RNG = np.random.default_rng(7)
 CPU = {"device": "cpu", "progress_bar": False}
 
 
@@ -641,6 +642,25 @@ def test_a_missing_first_column_of_a_file_without_header_is_no_shift(make_traine
     frame[["a", "b"]].to_csv("new.csv", index=False, header=False)
     with pytest.raises(ValueError, match=r"no column 'b'.*Files without a header"):
         load(model).predict("new.csv", **CPU)
+
+
+@pytest.mark.parametrize("names", [["01", "02"], ["1", "x"], ["True", "no"], ["é", "b c"]])
+def test_categories_are_texts_in_files_too(names, make_trainer):
+    """Of a file that has some of them only, pandas would make numbers."""
+    frame = pd.DataFrame({"x": RNG.normal(size=60), "kind": names * 30, "y": ["a", "b", "b"] * 20})
+    frame.to_csv("train.csv", index=False)
+    data = TabularDataModule("train.csv", "y", categorical=["kind"])
+    model = MLPClassifier(data.in_features, 2, hidden=[])
+    make_trainer().fit(model, datamodule=data)
+    predictor = load(model)
+    for some in (frame, frame[::2], frame[1::2]):
+        some.to_csv("new.csv", index=False)
+        (chunk,) = [chunk for chunk, _ in predictor.encoder.read("new.csv", 8).chunks]
+        assert torch.equal(chunk, data.source.inputs[some.index.to_numpy()])
+    frame.assign(kind=frame["kind"].replace({"1": "01", "01": "1"})).to_csv("new.csv", index=False)
+    if names[0] in ("1", "01"):
+        with pytest.raises(ValueError, match="column 'kind' has the category"):
+            predictor.predict("new.csv", **CPU)
 
 
 def test_row_names_as_r_writes_them(make_trainer, tmp_path):
