@@ -1080,3 +1080,40 @@ def test_the_command_line_says_what_is_wrong(args, said, churn, capsys):
     error = capsys.readouterr().err
     assert stop.value.code == 2
     assert said in error and "Traceback" not in error
+
+
+def test_voting_of_models_of_other_batches_or_tables(churn, make_trainer):
+    """What only one table has, such as its number of missing cells, does not tell them apart."""
+
+    def fit(frame, **settings):
+        data = TabularDataModule(frame, **{**SETTINGS, **settings})
+        model = MLPClassifier(data.in_features, 2, hidden=[])
+        make_trainer().fit(model, datamodule=data)
+        return model
+
+    frame = people()
+    filled = frame.fillna({"income": 1.0})
+    both = Voting([fit(frame), fit(filled, batch_size=8)])
+    table = load(both).predict(frame, **CPU)
+    assert set(table.to_pandas()["prediction"]) <= {"no", "yes"}
+    # Two cities only, whose inputs are others.
+    with pytest.raises(TypeError, match="or its members on different data"):
+        load(Voting([fit(frame), fit(frame.assign(zip="00001"))])).predict(frame, **CPU)
+
+
+class Loads(TabularDataModule):
+    """A table that is no table any more."""
+
+    def load(self):
+        source = super().load()
+        self.table_columns = []
+        return source
+
+
+def test_a_datamodule_with_a_load_of_its_own(make_trainer):
+    data = Loads(people(), **SETTINGS)
+    model = MLPClassifier(data.in_features, 2, hidden=[])
+    make_trainer().fit(model, datamodule=data)
+    predictor = load(model)
+    assert predictor.encoder.kind == "array"
+    assert len(predictor.predict(data.source.inputs, **CPU)) == N

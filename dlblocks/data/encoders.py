@@ -138,9 +138,9 @@ class Encoder:
         if isinstance(data, (np.ndarray, Tensor)):
             return _slices(data, rows, lambda part: torch.as_tensor(part))
         raise TypeError(
-            f"data is {_what(data)}, and the model was trained on batches of somebody else's: "
-            "nothing says how they are made of it. Give a DataLoader of such batches, or "
-            "load(…, preprocess=a function that makes a batch)."
+            f"data is {_what(data)}, and nothing says how inputs are made of it: the model was "
+            "trained on batches of somebody else's, or its members on different data. Give a "
+            "DataLoader of such batches, or load(…, preprocess=a function that makes a batch)."
         )
 
 
@@ -152,6 +152,7 @@ class ArrayEncoder(Encoder):
         shape: Shape of a sample.
         dtype: dtype of the training data, such as ``"uint8"``.
         input_kind: Name of their kind; see `dlblocks.fields`.
+        may_lack: Whether NaN stands for what the model fills in.
     """
 
     kind: ClassVar[str] = "array"
@@ -159,6 +160,7 @@ class ArrayEncoder(Encoder):
     shape: list[int] = field(default_factory=list)
     dtype: str = "float32"
     input_kind: str = "features"
+    may_lack: bool = False
 
     @property
     def input_shape(self) -> list[int]:
@@ -203,8 +205,9 @@ class ArrayEncoder(Encoder):
             low, high = int(inputs.min()), int(inputs.max())
             if low < 0 or high > 255:
                 raise ValueError(f"data has values of {low} … {high}; images are uint8, 0 … 255.")
-        if inputs.is_floating_point() and not torch.isfinite(inputs).all():
-            row = int((~torch.isfinite(inputs)).flatten(1).any(1).nonzero()[0])
+        bad = inputs.isinf() if self.may_lack else ~inputs.isfinite()
+        if bad.any():
+            row = int(bad.flatten(1).any(1).nonzero()[0])
             raise ValueError(f"data has a value that is not finite in row {row}; remove this row.")
         inputs = inputs.to(dtype)
         return inputs.long() if KINDS[self.input_kind].is_integer else inputs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,7 +37,7 @@ from dlblocks.data._encode import completion, encode
 from dlblocks.data._labels import label_key
 from dlblocks.data._read_csv import check_read_args, missing_texts, read_table
 from dlblocks.data.datamodule import DataModule, Source
-from dlblocks.data.encoders import TableEncoder, plain_read_args
+from dlblocks.data.encoders import Encoder, TableEncoder, plain_read_args
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -208,6 +209,8 @@ class TabularDataModule(DataModule):
         self.read_args = {**used, **(read_args or {})}
         self.table_columns: list[Column] = []
         self._others: dict[str, tuple[str, str]] = {}  # columns that are no features: kind, use
+        self._texts_read: set[str] = set()  # columns that were read as texts
+        self._slashed: list[str] = []  # of dates without a format, such as 1/31/2024
         self._notes: list[str] = []
         self.save_hyperparameters(ignore=["data"] if self.is_frame else [])
 
@@ -428,8 +431,11 @@ class TabularDataModule(DataModule):
 
     # What it is
 
-    def _make_encoder(self, **shared: Any) -> TableEncoder:
-        columns = self.table_columns
+    def _make_encoder(self, **shared: Any) -> Encoder:
+        # What only this table has is no part of it.
+        columns = [replace(column, missing=0, remark="") for column in self.table_columns]
+        if not columns:  # a subclass has a `load` of its own
+            return super()._make_encoder(**shared)
         return TableEncoder(
             **shared,
             columns=columns,

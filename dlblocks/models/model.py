@@ -61,6 +61,10 @@ class Model(CheckedConstructor, pl.LightningModule):
     ``pl_module(raw)`` with others. Batches of another form than ``[inputs, …]``, such as
     dictionaries, stay raw, and so do the inputs of ``self(inputs)`` in their steps.
 
+    **New data**: a fit leaves in `data_spec` how a sample becomes raw inputs (columns and
+    categories, image size) and the names of the classes, as plain values. Checkpoints keep it, and
+    ``dlblocks.load(path).predict("new.csv")`` reads new data by it.
+
     Args:
         net: Maps a batch of prepared inputs to outputs.
         task: The learning problem; see `dlblocks.tasks`. None for a subclass that defines `loss`.
@@ -102,7 +106,6 @@ class Model(CheckedConstructor, pl.LightningModule):
                 "preprocess to that of the model to keep its statistics."
             )
         self.preprocess: Preprocess = Preprocess()
-        # Plain values: how samples become inputs, and the names of the classes; set by a fit.
         self.data_spec: dict[str, Any] | None = None
         self.net = nn.Identity() if net is None else net
         self.task = task
@@ -424,7 +427,7 @@ class Model(CheckedConstructor, pl.LightningModule):
     # Checkpoints
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write a checkpoint that `dlblocks.models.load` reads, without a Trainer.
+        """Write a checkpoint that `dlblocks.load` and `load` read, without a Trainer.
 
         Args:
             path: The file, such as ``"model.ckpt"``; written whole or not at all.
