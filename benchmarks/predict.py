@@ -1,4 +1,4 @@
-"""What it costs to predict a CSV file: `dlblocks.load` and a loop over a DataLoader in turn.
+"""Compare `dlblocks.load(…).predict` with a loop over a DataLoader.
 
 The file has 30 columns: 22 numbers, 6 categories of 5, a date, and a code of 500 values. The model
 is an MLP of two hidden layers of 64, trained with a `TabularDataModule` on 5,000 rows. Both use

@@ -112,7 +112,9 @@ def load(
 
 
 class Predictor:
-    """A trained model with what is needed to predict new data; `load` returns one.
+    """Predict new data with a trained model.
+
+    `load` returns one.
 
     Args:
         model: A LightningModule.
@@ -145,7 +147,7 @@ class Predictor:
 
     @property
     def class_names(self) -> list[str] | None:
-        """Names of the classes 0 … C-1, or None if they are not known."""
+        """Names of the classes 0 … C-1, or None if not known."""
         return self.encoder.class_names
 
     def __repr__(self) -> str:
@@ -464,7 +466,7 @@ def _split(batch: Any, size: int) -> list[Any]:
 
 
 def _joined(batches: Sequence[tuple[dict[str, Any], int]]) -> tuple[dict[str, Any], int]:
-    """Join the columns of some batches, as far as all have them in one shape."""
+    """Join the columns that all batches have."""
     if len(batches) == 1:
         return batches[0]
     found: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Read CSV files some rows at a time, by the rules of `dlblocks.data._read_csv`."""
+"""Read CSV files in chunks, by the rules of `dlblocks.data._read_csv`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OF_ONE_FILE = ("nrows", "usecols", "chunksize", "iterator")
 
 
 class CsvChunks:
-    """The rows of a CSV file, or of all CSV files of a folder, some at a time.
+    """Iterate over the rows of CSV files in chunks.
 
     Args:
         path: A file, or a folder whose files are read in the order of their names.
@@ -68,7 +68,7 @@ class CsvChunks:
             args["sep"] = "\t" if ".tsv" in [ending.lower() for ending in path.suffixes] else ","
         plain = {k: v for k, v in args.items() if k not in ("dtype", "na_values")}
         if args.get("names") is not None:
-            # pandas would fill columns that the file has not.
+            # pandas would fill in columns that the file does not have.
             unnamed = {**plain, "names": None, "header": None, "nrows": 1, "dtype": str}
             width = len(_reading(path, lambda: pd.read_csv(path, **unnamed)).columns)
             args["names"] = plain["names"] = list(args["names"])[:width]

@@ -67,7 +67,7 @@ class Samples:
 
 @dataclass
 class Encoder:
-    """What all encoders know; this one takes batches as they are.
+    """Base class of encoders. It takes batches as they are.
 
     Args:
         class_names: Names of the classes 0 … C-1, or None for values.
@@ -94,7 +94,7 @@ class Encoder:
 
     @property
     def input_shape(self) -> list[int] | None:
-        """Shape of the raw input of a sample, or None if it is not known."""
+        """Shape of one raw input, or None if not known."""
         return None
 
     @property
@@ -146,7 +146,7 @@ class Encoder:
 
 @dataclass
 class ArrayEncoder(Encoder):
-    """Arrays: tensors, NumPy arrays, lists of numbers, and ``.npy`` files.
+    """Read tensors, NumPy arrays, lists of numbers and ``.npy`` files.
 
     Args:
         shape: Shape of a sample.
@@ -187,7 +187,11 @@ class ArrayEncoder(Encoder):
         return _slices(data, rows, self.encode)
 
     def encode(self, values: Tensor | np.ndarray) -> Tensor:
-        """Return arrays as the datamodule of the training has made them, shape (N, ...)."""
+        """Convert arrays as the datamodule of the training did.
+
+        Returns:
+            Shape (N, ...).
+        """
         inputs = values if isinstance(values, Tensor) else _as_tensor(values)
         dtype = getattr(torch, self.dtype)
         is_image = self.input_kind == "image"
@@ -219,14 +223,14 @@ class ArrayEncoder(Encoder):
                 f"shape {('N', *self.shape)}; give an array.".replace("'N'", "N")
             )
         if not path.is_file():
-            raise FileNotFoundError(f"data={str(path)!r} is no file.")
+            raise FileNotFoundError(f"data={str(path)!r} is not a file.")
         opened: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         return opened
 
 
 @dataclass
 class ImageEncoder(ArrayEncoder):
-    """Images: a file, a folder of files, a list of files, or arrays (N, C, H, W).
+    """Read image files, folders and lists of them, and arrays (N, C, H, W).
 
     Files are decoded as `dlblocks.data.ImageFolderDataModule` does: turned upright, made grey or
     colour, the shorter side resized and the centre cut out.
@@ -258,7 +262,10 @@ class ImageEncoder(ArrayEncoder):
         return Samples(chunks(), "file", lambda: len(files))
 
     def _files(self, data: Any) -> tuple[list[str] | None, list[str]]:
-        """Return the files, and what they are called; None if the data are arrays."""
+        """Return the files and their names.
+
+        The files are None if the data are arrays.
+        """
         if isinstance(data, (str, os.PathLike)):
             path = Path(data)
             if path.suffix == ".npy":
@@ -285,7 +292,7 @@ class ImageEncoder(ArrayEncoder):
 
 @dataclass
 class TableEncoder(Encoder):
-    """Tables: a CSV file, a folder of them, a DataFrame, or a list of dictionaries.
+    """Read CSV files, folders of them, DataFrames, and lists of dictionaries.
 
     Arrays (N, F) are the columns in the order of `columns`, if all of them are numbers.
 
@@ -295,7 +302,7 @@ class TableEncoder(Encoder):
         target: The target.
         impute: Whether missing cells are filled in.
         is_wide: Whether inputs are float64.
-        read_args: Arguments of `pandas.read_csv`; None if they are no plain values.
+        read_args: Arguments of `pandas.read_csv`; None if they are not plain values.
         texts: Columns that are read as text.
         slashed: Columns of dates without a format, some of which are such as 1/31/2024.
     """
@@ -349,8 +356,8 @@ class TableEncoder(Encoder):
             where = str(data)
             if self.read_args is None:
                 raise ValueError(
-                    "read_args of the training were no plain values, and a checkpoint does not "
-                    f"have them; read {where} yourself, and give the DataFrame."
+                    "read_args of the training are not plain values, and a checkpoint does "
+                    f"not have them; read {where} yourself, and give the DataFrame."
                 )
             args = {k: v for k, v in self.read_args.items() if k != "thousands"}
             texts = self._text_dtypes()
@@ -387,7 +394,7 @@ class TableEncoder(Encoder):
         return Samples(chunks(), id_column or "index", total)
 
     def _text_dtypes(self) -> dict[str, Any]:
-        """Return how columns of texts are read: as categories where that changes no text."""
+        """Return the dtypes by which pandas reads columns of texts."""
         dtypes: dict[str, Any] = dict.fromkeys(self.texts, str)
         for column in self.columns:
             # pandas makes numbers of categories if all of them are some: "01" would be "1".
@@ -411,8 +418,8 @@ class TableEncoder(Encoder):
             other = [column.name for column in self.columns if column.kind != "number"]
             if other:
                 raise TypeError(
-                    f"data is {_what(data)}, and column {other[0]!r} of the training table is no "
-                    "number; give a DataFrame."
+                    f"data is {_what(data)}, and column {other[0]!r} of the training table is not "
+                    "a number; give a DataFrame."
                 )
             if array.ndim != 2 or array.shape[1] != len(names):
                 raise ValueError(
@@ -472,7 +479,7 @@ class TableEncoder(Encoder):
         start: int = 0,
         unseen: Unseen = "refuse",
     ) -> Tensor:
-        """Make features of a table, as `TabularDataModule` has made them of the training table.
+        """Make features of a table as `TabularDataModule` did in training.
 
         Args:
             table: Any rows; columns are found by their names.
@@ -493,7 +500,7 @@ class TableEncoder(Encoder):
 
 @dataclass
 class _Cells:
-    """Check the cells of new rows against what training has found out about their columns."""
+    """Check the cells of new rows against the columns of the training table."""
 
     encoder: TableEncoder
     where: str
@@ -578,7 +585,7 @@ class _Cells:
             )
         first = names[int(codes[int(is_new.argmax())])]
         hint = did_you_mean(first, column.categories).removeprefix("; ")
-        said = f"{hint[:1].upper()}{hint[1:]} " if hint else ""
+        said = f"{hint} Otherwise " if hint else ""
         more = f" and {len(new) - 1} more" if len(new) > 1 else ""
         self._refuse(
             column,
@@ -609,7 +616,7 @@ class _Cells:
             self._refuse(
                 column,
                 f"has {str(cells.iloc[int(bad.argmax())])!r} in row {self._row(bad)}, which is "
-                "no date",
+                "not a date",
                 f"training had dates{f' ({column.date_format})' if column.date_format else ''}",
             )
         return cells
@@ -627,7 +634,9 @@ ENCODERS: dict[str, type[Encoder]] = {
 
 
 def encoder_of(data_spec: Mapping[str, Any] | None) -> Encoder:
-    """Return the encoder of a model's `data_spec`; one that knows nothing for None.
+    """Return the encoder that a `data_spec` describes.
+
+    None gives one that knows nothing.
 
     Raises:
         ValueError: A later version of dlblocks has written it.
@@ -643,7 +652,10 @@ def encoder_of(data_spec: Mapping[str, Any] | None) -> Encoder:
 
 
 def plain_read_args(read_args: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return arguments of `pandas.read_csv` as plain values, or None if they are not."""
+    """Return arguments of `pandas.read_csv` as plain values.
+
+    None if some cannot be such values.
+    """
 
     def named(value: Any) -> Any:
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Write a model as an ONNX file, or as a program of torch.export."""
+"""Export models to ONNX and torch.export."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ def export(
     data_spec: Mapping[str, Any] | None,
     example: Tensor | None = None,
 ) -> None:
-    """Write a model with its normalisation; see `dlblocks.loading.Predictor.export`."""
+    """Write a model with its normalisation.
+
+    See `dlblocks.loading.Predictor.export`.
+    """
     if path.suffix not in ENDINGS:
         raise ValueError(f"path={str(path)!r} must end with {' or '.join(ENDINGS)}.")
     if path.suffix == ".onnx":
@@ -154,7 +157,10 @@ def _write_onnx(program: Any, path: Path, metadata: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Keep back advice of the exporters, which is not for users: what they write is checked."""
+    """Silence the exporters.
+
+    Their advice is not for users, and the program is checked.
+    """
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

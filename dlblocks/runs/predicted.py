@@ -18,7 +18,7 @@ from dlblocks.tasks.task import WIDE, Array, Task, task_names
 
 
 class Predictions(PredictionTable):
-    """Predictions of new samples, one row each, in the order in which they were given.
+    """Predictions of new samples, one row each, in the given order.
 
     Columns are those of a `PredictionTable`, without targets: ``index``, from 0, ``prediction``,
     and of ensembles ``std``, the standard deviation over the members (with M in the denominator).
@@ -61,7 +61,7 @@ class Predictions(PredictionTable):
         return _rebuilt, state
 
     def of_task(self) -> type[Task]:
-        """Return the task of the predictions; `Task` itself if it is not known."""
+        """Return the task of the predictions, or `Task` if it is not known."""
         known = task_names()
         if self.task in known:
             return known[self.task]
@@ -111,7 +111,9 @@ def _rebuilt(columns: Any, task: Any, class_names: Any, names: Any, title: Any) 
 
 
 class Rows:
-    """Columns that grow; what is more than 64 MiB lies in a file.
+    """Collect columns of unknown length.
+
+    A column of more than 64 MiB lies in a file.
 
     Args:
         folder: Where such files lie; None for the folder of temporary files.
@@ -123,7 +125,12 @@ class Rows:
         self.lengths: dict[str, int] = {}
 
     def add(self, rows: Mapping[str, Tensor | Sequence[Tensor]], count: int) -> None:
-        """Add rows: for each column a tensor, or a list of one tensor a sample."""
+        """Add rows.
+
+        Args:
+            rows: For each column a tensor, or a list of one tensor a sample.
+            count: How many samples they are.
+        """
         for name, values in rows.items():
             column = self.columns.get(name)
             if isinstance(values, Tensor):

@@ -201,10 +201,10 @@ import json, sys
 import numpy as np
 sys.path.insert(0, {tests!r})
 from dlblocks import load
-import test_loading
+import test_predict
 for job in json.load(open("jobs.json")):
-    module = getattr(test_loading, job["module"] or "", None)
-    preprocess = test_loading.as_batch if job["module"] == "OfDictionaries" else None
+    module = getattr(test_predict, job["module"] or "", None)
+    preprocess = test_predict.as_batch if job["module"] == "OfDictionaries" else None
     predictor = load(job["model"], module=module, preprocess=preprocess)
     data = job["data"]
     table = predictor.predict(data, device="cpu", progress_bar=False)
@@ -416,7 +416,7 @@ def cell(column, row, value):
         (changed(age="x"), r"column 'age' has 'x' in row 1, which is not a number \(40 such"),
         (cell("city", 3, "Rom"), "column 'city' has the category 'Rom' in row 4.*mean 'Rome'"),
         (changed(city=7), "column 'city' has the category '7' in row 1"),
-        (cell("since", 2, "2020-01-31"), "column 'since' has '2020-01-31' in row 3.*no date"),
+        (cell("since", 2, "2020-01-31"), "column 'since' has '2020-01-31' in row 3.*not a date"),
         (changed(since=3.5), "column 'since' has '3.5' in row 1"),
     ],
 )
@@ -541,7 +541,7 @@ def test_files_without_samples(churn, photos, tmp_path):
 
 
 def test_data_of_another_kind_are_refused(churn, arrays, photos):
-    with pytest.raises(TypeError, match="column 'city' of the training table is no number"):
+    with pytest.raises(TypeError, match="column 'city' of the training table is not a number"):
         load(churn[0].run_dir).predict(np.zeros((3, 5)), **CPU)
     with pytest.raises(TypeError, match="trained on a table; give a CSV file"):
         load(churn[0].run_dir).predict(3, **CPU)
@@ -684,7 +684,7 @@ def test_reading_arguments_that_are_code_are_said(make_trainer):
     make_trainer().fit(model, datamodule=data)
     model.save("model.pt")
     predictor = load("model.pt")
-    with pytest.raises(ValueError, match="read_args of the training were no plain values"):
+    with pytest.raises(ValueError, match="read_args of the training are not plain values"):
         predictor.predict("a.csv", **CPU)
     assert len(predictor.predict(frame, **CPU)) == N
 
@@ -856,7 +856,7 @@ def test_ways_to_give_a_module(own, tmp_path):
     again = load("average.pt", module=Own).predict(frame, **CPU)
     np.testing.assert_array_equal(again.prediction, table.prediction)
     assert again.class_names == ["ant", "bee", "cow"]
-    with pytest.raises(ValueError, match=r"average of test_loading.Own.*module=YourModule"):
+    with pytest.raises(ValueError, match=r"average of test_predict.Own.*module=YourModule"):
         load("average.pt")
     result.refit()
     refit = load(result.run_dir, module=Own)
@@ -1054,7 +1054,7 @@ def test_the_command_line_takes_images_and_your_module(photos, dictionaries, pla
     pd.DataFrame(x, columns=list("abcd")).to_csv("x.csv", index=False)
     Path("users_own.py").write_text(
         "import torch\n"
-        "from test_loading import OfDictionaries as Net\n"
+        "from test_predict import OfDictionaries as Net\n"
         "def prepare(frame): return {'x': torch.tensor(frame.to_numpy('float32'))}\n"
     )
     predict(path, "--input=x.csv", "--module=users_own.Net", "--preprocess=users_own.prepare")
