@@ -995,7 +995,9 @@ def test_a_model_that_knows_nothing():
     with torch.no_grad():
         expected = model.net(torch.full((3, 4), 0.5))
     np.testing.assert_array_equal(table.prediction, expected)
-    with pytest.raises(TypeError, match="nothing says how they are made of it"):
+    with pytest.raises(
+        TypeError, match=r"data is 'new.csv', and nothing says how inputs are made of it"
+    ):
         load(model).predict("new.csv", **CPU)
 
 

@@ -686,6 +686,8 @@ def _as_tensor(values: np.ndarray) -> Tensor:
 
 
 def _what(data: Any) -> str:
+    if isinstance(data, (str, os.PathLike)):
+        return repr(str(data))
     shape = getattr(data, "shape", None)
     return f"a {type(data).__name__}" + ("" if shape is None else f" of shape {tuple(shape)}")
 
