@@ -148,6 +148,7 @@ def _write_onnx(program: Any, path: Path, metadata: Mapping[str, Any]) -> None:
             dynamo=True,
             input_names=["inputs"],
             output_names=list(metadata["outputs"]),
+            dynamic_shapes=({0: "batch"},),  # the name of the axis
             verbose=False,
         )
     values = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
