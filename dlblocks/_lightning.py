@@ -19,9 +19,11 @@ from lightning.pytorch.trainer.connectors.logger_connector.result import (
     _ResultMetric,
     _Sync,
 )
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
+HOOK = "on_after_batch_transfer"
 NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
 # The arguments of `self.log` that Lightning keeps and that are plain values.
 META = ("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph",
@@ -146,6 +148,11 @@ def datamodule_of(trainer: pl.Trainer | None) -> Any:
     connector = getattr(trainer, "_data_connector", None)
     selector = getattr(connector, "_datahook_selector", None)
     return getattr(trainer, "datamodule", None) if selector is None else selector.datamodule
+
+
+def hook_owner(datamodule: Any, module: pl.LightningModule) -> Any:
+    """Return the object whose `on_after_batch_transfer` Lightning calls."""
+    return datamodule if datamodule and is_overridden(HOOK, datamodule) else module
 
 
 def log_as(model: pl.LightningModule, name: str, value: Any) -> None:

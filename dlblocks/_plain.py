@@ -75,7 +75,7 @@ def plain(value: Any, *, lists: bool = False) -> Any:
     return value if _reads(value) else NOT_PLAIN
 
 
-def _mapping(value: Mapping, lists: bool) -> Any:
+def _mapping(value: Mapping[str, Any], lists: bool) -> Any:
     if type(value) is dict and not lists and _all_simple(value) and _all_simple(value.values()):
         return value
     new = {

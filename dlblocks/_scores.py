@@ -76,7 +76,9 @@ def are_probabilities(prediction: npt.NDArray[Any]) -> bool:
 
 
 def pooled_metrics(
-    target: npt.NDArray[Any], prediction: npt.NDArray[np.floating]
+    target: npt.NDArray[Any],
+    prediction: npt.NDArray[np.floating],
+    weight: npt.NDArray[np.floating] | None = None,
 ) -> dict[str, float]:
     """Metrics over all samples at once, by scikit-learn.
 
@@ -86,7 +88,7 @@ def pooled_metrics(
     - Values (M,) or (M, D): ``rmse`` and ``mae`` over all of them, ``r2`` averaged over the D.
 
     All are NaN where a prediction is not finite; AUC is where one class alone occurs, R² for fewer
-    than two samples.
+    than two samples. With `weight`, shape (M,), each sample counts by its weight.
 
     Raises:
         ValueError: `target` and `prediction` are none of these; see `kind_of`.
@@ -97,16 +99,20 @@ def pooled_metrics(
     """
     kind = kind_of(target, prediction)
     if kind == "values":
-        found = value_metrics(target, prediction)
+        found = value_metrics(target, prediction, weight)
     elif kind == "labels":
-        found = _label_metrics(target, prediction)
+        found = _label_metrics(target, prediction, weight)
     else:
-        found = _score_metrics(target, prediction)
+        found = _score_metrics(target, prediction, weight)
     return {name: float(value) for name, value in found.items()}
 
 
 def calibration_error(
-    target: npt.NDArray[Any], probabilities: npt.NDArray[Any], *, num_bins: int = NUM_BINS
+    target: npt.NDArray[Any],
+    probabilities: npt.NDArray[Any],
+    *,
+    num_bins: int = NUM_BINS,
+    weight: npt.NDArray[np.floating] | None = None,
 ) -> float:
     """Expected calibration error, as torchmetrics' `MulticlassCalibrationError` has it.
 
@@ -117,18 +123,22 @@ def calibration_error(
         target: True classes, int, shape (N,).
         probabilities: Shape (N, C).
         num_bins: Number of bins of confidence over [0, 1].
+        weight: How much each sample counts, shape (N,); None: all the same.
 
     Example:
         >>> calibration_error(np.array([0, 1]), np.array([[0.75, 0.25], [0.75, 0.25]]))
         0.25
     """
-    counts, accuracy, confidence = calibration_bins(target, probabilities, num_bins)
+    counts, accuracy, confidence = calibration_bins(target, probabilities, num_bins, weight)
     return float((counts / counts.sum() * np.abs(accuracy - confidence)).sum())
 
 
 def calibration_bins(
-    target: npt.NDArray[Any], probabilities: npt.NDArray[Any], num_bins: int = NUM_BINS
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    target: npt.NDArray[Any],
+    probabilities: npt.NDArray[Any],
+    num_bins: int = NUM_BINS,
+    weight: npt.NDArray[np.floating] | None = None,
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Samples, accuracy and mean confidence of each bin of confidence.
 
     The bins are [0, 1/B) … [1 - 1/B, 1) and [1, ∞): as in torchmetrics, a confidence of 1 has a
@@ -137,9 +147,10 @@ def calibration_bins(
     confidence = probabilities.max(1).astype(np.float32)
     at = bin_of(confidence, num_bins)
     right = probabilities.argmax(1) == target
-    counts = np.bincount(at, minlength=num_bins + 1)
-    sums = [np.bincount(at, weights, num_bins + 1) for weights in (right, confidence)]
-    accuracy, mean = (values / np.maximum(counts, 1) for values in sums)
+    each = 1 if weight is None else weight
+    counts = np.bincount(at, weight, num_bins + 1)
+    sums = [np.bincount(at, values * each, num_bins + 1) for values in (right, confidence)]
+    accuracy, mean = (values / np.where(counts, counts, 1) for values in sums)
     return counts, accuracy, mean
 
 
@@ -156,35 +167,48 @@ def _is_integer(values: np.ndarray) -> bool:
     return values.dtype.kind in "iub"
 
 
-def _label_metrics(target: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
+def _label_metrics(
+    target: np.ndarray, predicted: np.ndarray, weight: np.ndarray | None
+) -> dict[str, Any]:
     from sklearn import metrics
 
     return {
-        "accuracy": metrics.accuracy_score(target, predicted),
-        "f1": metrics.f1_score(target, predicted, average="macro"),
+        "accuracy": metrics.accuracy_score(target, predicted, sample_weight=weight),
+        "f1": metrics.f1_score(target, predicted, average="macro", sample_weight=weight),
     }
 
 
-def _score_metrics(target: np.ndarray, prediction: np.ndarray) -> dict[str, Any]:
+def _score_metrics(
+    target: np.ndarray, prediction: np.ndarray, weight: np.ndarray | None
+) -> dict[str, Any]:
     from sklearn import metrics
 
     num_classes = prediction.shape[1]
     if not np.isfinite(prediction).all():
         names = ["accuracy", "f1", "log_loss", "calibration_error"]
         return dict.fromkeys([*names, *(["auc"] if num_classes == 2 else [])], np.nan)
-    found = _label_metrics(target, prediction.argmax(1))
+    found = _label_metrics(target, prediction.argmax(1), weight)
     if are_probabilities(prediction):
         # scikit-learn warns of sums that are only nearly 1.
         shares = prediction / prediction.sum(1, keepdims=True, dtype=float)
-        found["log_loss"] = metrics.log_loss(target, shares, labels=range(num_classes))
-        found["calibration_error"] = calibration_error(target, prediction)
+        found["log_loss"] = metrics.log_loss(
+            target, shares, labels=range(num_classes), sample_weight=weight
+        )
+        found["calibration_error"] = calibration_error(target, prediction, weight=weight)
         if num_classes == 2:
-            both = len(np.unique(target)) == 2
-            found["auc"] = metrics.roc_auc_score(target, shares[:, 1]) if both else np.nan
+            both = len(np.unique(target if weight is None else target[weight > 0])) == 2
+            found["auc"] = np.nan
+            if both:
+                score = shares[:, 1]
+                found["auc"] = metrics.roc_auc_score(target, score, sample_weight=weight)
     return found
 
 
-def value_metrics(target: npt.NDArray[Any], prediction: npt.NDArray[np.floating]) -> dict[str, Any]:
+def value_metrics(
+    target: npt.NDArray[Any],
+    prediction: npt.NDArray[np.floating],
+    weight: npt.NDArray[np.floating] | None = None,
+) -> dict[str, Any]:
     """RMSE, MAE and R² of values (M,) or (M, D); see `pooled_metrics`."""
     from sklearn import metrics
 
@@ -196,9 +220,11 @@ def value_metrics(target: npt.NDArray[Any], prediction: npt.NDArray[np.floating]
     target, prediction = target.astype(float), prediction.astype(float)
     return {
         # scikit-learn's own root averages the roots of the D columns.
-        "rmse": metrics.mean_squared_error(target, prediction) ** 0.5,
-        "mae": metrics.mean_absolute_error(target, prediction),
-        "r2": metrics.r2_score(target, prediction) if len(target) > 1 else np.nan,
+        "rmse": metrics.mean_squared_error(target, prediction, sample_weight=weight) ** 0.5,
+        "mae": metrics.mean_absolute_error(target, prediction, sample_weight=weight),
+        "r2": metrics.r2_score(target, prediction, sample_weight=weight)
+        if len(target) > 1
+        else np.nan,
     }
 
 
@@ -225,7 +251,10 @@ def weighted_class_metrics(
     def f1(weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
         both = weights @ (is_target + is_guess)  # 2 TP + FP + FN of each class
         with np.errstate(invalid="ignore"):  # a class that is neither target nor guess
-            return np.nanmean(2 * (weights @ (is_target * is_guess)) / both, axis=1)
+            found: npt.NDArray[Any] = np.nanmean(
+                2 * (weights @ (is_target * is_guess)) / both, axis=1
+            )
+            return found
 
     found: dict[str, Weighted] = {"accuracy": weighted_mean(right), "f1": f1}
     if not are_probabilities(prediction):
@@ -238,11 +267,17 @@ def weighted_class_metrics(
     gaps = bins * (right - confidence)[:, None]
     found["calibration_error"] = lambda w: np.abs(w @ gaps).sum(1) / w.sum(1)
     if num_classes == 2 and len(np.unique(target)) == 2:
-        found["auc"] = _auc(target, prediction[:, 1])
+        found["auc"] = weighted_auc(target, prediction[:, 1])
     return found
 
 
-def _auc(target: npt.NDArray[Any], score: npt.NDArray[Any]) -> Weighted:
+def weighted_auc(target: npt.NDArray[Any], score: npt.NDArray[Any]) -> Weighted:
+    """The area under the ROC curve, NaN where one class alone has weight.
+
+    Args:
+        target: 0 and 1, shape (N,).
+        score: Shape (N,); equal scores count half.
+    """
     order = np.argsort(score, kind="stable")
     positive = (target[order] == 1).astype(float)
     starts = np.flatnonzero(np.diff(score[order], prepend=-np.inf))  # of equal scores
@@ -253,9 +288,33 @@ def _auc(target: npt.NDArray[Any], score: npt.NDArray[Any]) -> Weighted:
         down = np.add.reduceat(weights * (1 - positive), starts, axis=1)
         below = np.cumsum(down, axis=1) - down / 2  # ties count half
         with np.errstate(invalid="ignore"):  # one class alone
-            return (up * below).sum(1) / (up.sum(1) * down.sum(1))
+            found: npt.NDArray[Any] = (up * below).sum(1) / (up.sum(1) * down.sum(1))
+            return found
 
     return auc
+
+
+def weighted_average_precision(target: npt.NDArray[Any], score: npt.NDArray[Any]) -> Weighted:
+    """Σ (R_n - R_{n-1}) P_n over the thresholds, NaN where no sample of class 1 has weight.
+
+    Args:
+        target: 0 and 1, shape (N,).
+        score: Shape (N,); equal scores have one threshold.
+    """
+    order = np.argsort(-score, kind="stable")
+    positive = (target[order] == 1).astype(float)
+    starts = np.flatnonzero(np.diff(score[order], prepend=np.inf))
+
+    def average_precision(weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        weights = weights[:, order]
+        hits = np.add.reduceat(weights * positive, starts, axis=1)
+        both = np.cumsum(np.add.reduceat(weights, starts, axis=1), axis=1)
+        with np.errstate(invalid="ignore"):  # thresholds above all samples, or no positive one
+            precision = np.cumsum(hits, axis=1) / both
+            found: npt.NDArray[Any] = np.nansum(hits * precision, axis=1) / hits.sum(1)
+            return found
+
+    return average_precision
 
 
 def weighted_value_metrics(
@@ -271,7 +330,8 @@ def weighted_value_metrics(
     def r2(weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
         around = (weights @ centered**2) - (weights @ centered) ** 2 / weights.sum(1)[:, None]
         with np.errstate(invalid="ignore", divide="ignore"):
-            return (1 - (weights @ error**2) / around).mean(1)
+            found: npt.NDArray[Any] = (1 - (weights @ error**2) / around).mean(1)
+            return found
 
     return {"mse": mse, "rmse": lambda w: np.sqrt(mse(w)), "mae": mae, "r2": r2}
 

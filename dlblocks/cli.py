@@ -34,6 +34,7 @@ from dlblocks.callbacks import ExactResume
 from dlblocks.crossval import cross_validate
 from dlblocks.data import SplitDataModule
 from dlblocks.loading import load
+from dlblocks.models._checkpoints import is_ours
 from dlblocks.models._predict import gather, join_batches
 from dlblocks.runs._trainer import checking_mode, resolve_mode, saying_what_was_logged
 from dlblocks.runs.fit import Select
@@ -44,6 +45,10 @@ from dlblocks.tracking._csv import csv_writers
 
 LoggerName = Literal["csv", "wandb", "tensorboard", "none"]
 CROSS_VALIDATE = "cross-validate"
+# Arguments of models that the data know.
+KNOWN_BY_DATA = (
+    "in_features", "num_classes", "in_channels", "out_features", "image_size", "embeddings",
+)  # fmt: skip
 # Subcommands for a model that is trained already.
 LOADS = ("validate", "test", "predict")
 
@@ -124,8 +129,7 @@ class _DidYouMean(ArgumentParser):
             names = {part for action in self._actions for part in action.dest.split(".")}
             names |= inspect.signature(pl.Trainer.__init__).parameters.keys()
             for match in CLASS_PATH.finditer(message):
-                module, _, name = match["path"].rpartition(".")
-                cls = getattr(sys.modules.get(module), name, None)
+                cls = _class_at(match["path"])
                 names = set(constructor_arguments(cls)) if cls else names
             parts = [part for part in whole.split(".") if part != "init_args"]
             key = next((part for part in parts if part not in names), parts[-1])
@@ -149,7 +153,8 @@ def _sentence(message: str) -> str:
     given = given.removeprefix("Given value: ")
     if choices is not None:
         value = choices["value"] or choices["invalid"] or given
-        names = re.findall(r"[\w.-]+", choices["of"] or choices["from"])
+        known = choices["of"] or choices["from"]
+        names = re.findall(r"'([^']+)'", known) or re.findall(r"[\w.-]+", known)
         hint = did_you_mean(value, names) or "."
         found = f"{value!r} is not known{hint} Choose from: {', '.join(names)}."
     elif attribute is not None:
@@ -172,6 +177,27 @@ class Parser(_DidYouMean, LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def add_class_arguments(self, class_type: Any, *args: Any, **kwargs: Any) -> Any:
+        """Do not require what the data know of a model of ours; see `CLI.instantiate_classes`."""
+        added = super().add_class_arguments(class_type, *args, **kwargs)
+        for action in self._actions if _is_our_model(class_type) else ():
+            if action.dest in added and action.dest.rpartition(".")[2] in KNOWN_BY_DATA:
+                action.required, action.default = False, None
+                # Where older versions of jsonargparse keep them.
+                getattr(self, "required_args", set()).discard(action.dest)
+                action.help = f"{action.help} Filled in from the data if it is not given."
+        return added
+
+
+def _is_our_model(cls: Any) -> bool:
+    return isinstance(cls, type) and issubclass(cls, models.Model) and is_ours(cls)
+
+
+def _class_at(path: str) -> Any:
+    """Return an imported class, or None."""
+    module, _, name = path.rpartition(".")
+    return getattr(sys.modules.get(module), name, None)
 
 
 class RecipeParser(_DidYouMean):
@@ -279,6 +305,43 @@ class CLI(LightningCLI):
             raise FileNotFoundError(f"--ckpt_path={given} is not a file.")
         elif Path(given).is_file() and not zipfile.is_zipfile(given):
             raise ValueError(f"--ckpt_path={given} is no checkpoint, or was cut off.")
+
+    def instantiate_classes(self) -> None:
+        """Create datamodule, model and Trainer.
+
+        Arguments of our models that the data know are filled in where they are not given.
+        """
+        read = self._fill_in()
+        super().instantiate_classes()
+        if read is not None:
+            self.datamodule = read  # so that nothing is read twice
+
+    def _fill_in(self) -> SplitDataModule | None:
+        """Complete the model's arguments; return the datamodule if it has been read for it."""
+        config = self.config[self.subcommand]
+        cls = _class_at(config.model.class_path)
+        given = config.model.get("init_args") or {}
+        missing = [name for name in KNOWN_BY_DATA if name in given and given[name] is None]
+        if given.get("head") != "flatten":  # other heads take images of any size
+            missing = [name for name in missing if name != "image_size"]
+        if not missing or not _is_our_model(cls):
+            return None
+        with isolated():
+            only = Namespace(data=config.data)
+            datamodule = self._parser(self.subcommand).instantiate_classes(only).data
+            is_ours = isinstance(datamodule, SplitDataModule)
+            if is_ours and is_rank_zero():
+                datamodule.prepare_data()
+            known = {name: getattr(datamodule, name, None) for name in missing if is_ours}
+        for name in missing:
+            value = known.get(name) or constructor_arguments(cls)[name].default
+            if value is inspect.Parameter.empty:
+                raise ValueError(
+                    f"{cls.__name__} needs {name}, which {type(datamodule).__name__} does not "
+                    f"have; give --model.{name}=…, or choose another model."
+                )
+            given[name] = list(value) if isinstance(value, tuple) else value
+        return datamodule if is_ours else None
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config = self.config[self.subcommand]
@@ -518,6 +581,12 @@ def predict_file(args: Sequence[str]) -> None:
         default=None,
         help="Your function that makes a batch: package.function.",
     )
+    parser.add_argument(
+        "--coverage",
+        type=float | None,
+        default=None,
+        help="Such as 0.9: add prediction intervals of values, or sets of classes.",
+    )
     parser.add_argument("--progress_bar", type=bool, default=True, help="Show one.")
     given = parser.parse_args(list(args))
     predictor = load(
@@ -529,6 +598,7 @@ def predict_file(args: Sequence[str]) -> None:
         device=given.device,
         id_column=given.id_column,
         unseen=given.unseen,
+        coverage=given.coverage,
         progress_bar=given.progress_bar,
     )
     if given.output.endswith(".npz"):

@@ -297,9 +297,27 @@ class Values(Kind):
         _check_axes(argument, values, 1, 2)
 
 
+class Weight(Kind):
+    """How much each sample counts, in loss and metrics: numbers >= 0 of shape (N,)."""
+
+    def check(self, argument: str, values: Any, class_names: Sequence[str] | None = None) -> None:
+        if values.ndim != 1:
+            raise ValueError(
+                f"{argument} has shape {tuple(values.shape)}; give one weight a sample, (N,)."
+            )
+        bad = ~(values.isfinite() & (values >= 0))
+        if bad.any():
+            row = int(bad.long().argmax())
+            raise ValueError(
+                f"{argument} is {values[row].item()} in row {row}; weights are numbers >= 0."
+            )
+        if not values.any():
+            raise ValueError(f"{argument} are all 0; at least one sample must count.")
+
+
 KINDS: dict[str, type[Kind]] = {
     kind.__name__.lower(): kind
-    for kind in (Image, Mask, Boxes, Tokens, Features, Class, Labels, Values)
+    for kind in (Image, Mask, Boxes, Tokens, Features, Class, Labels, Values, Weight)
 }
 
 
@@ -310,7 +328,7 @@ class Field:
     Attributes:
         values: Shape (N, ...), or `Ragged`.
         kind: What is done with the values.
-        role: Whether a model gets the values as its input or its target.
+        role: Whether a model gets the values as its input, as its target, or as neither.
     """
 
     values: Tensor | Ragged

@@ -43,6 +43,7 @@ from dlblocks.models._checkpoints import (
     read_checkpoint,
     restore,
 )
+from dlblocks.models._conformal import Calibration
 from dlblocks.models._export import export
 from dlblocks.models._predict import NoPredictions, predictor
 from dlblocks.nets import Preprocess
@@ -163,6 +164,7 @@ class Predictor:
         device: str | torch.device = "auto",
         id_column: str | None = None,
         unseen: Unseen = "refuse",
+        coverage: float | None = None,
         progress_bar: bool = True,
     ) -> Predictions:
         """Predict new samples.
@@ -185,6 +187,11 @@ class Predictor:
                 0, or the index of a DataFrame.
             unseen: What becomes of a category that training had not: ``"refuse"``, or
                 ``"missing"``, a missing cell. Columns of `counts` and `embed` have a place for it.
+            coverage: For values, such as 0.9: add the ends of an interval that holds the value with
+                this probability, ``lower`` and ``upper``; for classes whether each class is in
+                the set that holds the true one, ``in_set_<class>``. By CV+ (Barber et al. 2021),
+                from the out-of-fold predictions of a cross-validation: for its fold average. The
+                probability is one over all new samples, if these are like those of the training.
             progress_bar: Show one after a second.
 
         Returns:
@@ -200,13 +207,21 @@ class Predictor:
             check_range("batch_size", batch_size, 1)
         check_choice("unseen", unseen, ["refuse", "missing"])
         size = batch_size or self.encoder.batch_size or BATCH_SIZE
+        if coverage is not None:
+            calibration = getattr(self.model, "calibration", Calibration())
+            calibration.check(coverage)
         samples = self._open(data, size, id_column, unseen)
         place = _device(device)
         model = self.model.to(place)
         statistics = self.statistics.to(place)
         predict = predictor(model)
         rows, names = Rows(), list[Any]()
-        with _progress(progress_bar) as bar, _evaluating(model), torch.inference_mode():
+        with (
+            _progress(progress_bar) as bar,
+            _evaluating(model),
+            _covering(model, coverage),
+            torch.inference_mode(),
+        ):
             for chunk, called in samples.chunks:
                 before = rows.count
                 inputs = _prepared(move_data_to_device(chunk, place), statistics)
@@ -258,7 +273,7 @@ class Predictor:
         if isinstance(task, Task) and shape is not None:
             like = torch.empty(count, *shape, device="meta")
             for key, column in columns.items():
-                if key in ("prediction", "std") and isinstance(column, Tensor):
+                if key in ("prediction", "std", "lower", "upper") and isinstance(column, Tensor):
                     columns[key] = task.shaped(column, like)
         return columns, count
 
@@ -504,6 +519,19 @@ def _evaluating(model: pl.LightningModule) -> Iterator[None]:
     finally:
         for module, training in before.items():
             module.training = training
+
+
+@contextlib.contextmanager
+def _covering(model: Any, coverage: float | None) -> Iterator[None]:
+    """Let a model predict with intervals or sets."""
+    if coverage is None:
+        yield
+        return
+    before, model.coverage = model.coverage, coverage
+    try:
+        yield
+    finally:
+        model.coverage = before
 
 
 @contextlib.contextmanager

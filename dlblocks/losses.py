@@ -1,4 +1,4 @@
-"""Losses that torch does not have, or has with a gap."""
+"""Losses that torch lacks, or has with a gap."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from dlblocks._errors import check_range
 
-IGNORED = -100  # the label of what does not count, as torch has it
+IGNORED = -100  # the label of ignored samples, as in torch
 
 
 def cross_entropy(
@@ -22,18 +22,22 @@ def cross_entropy(
     weight: Tensor | None = None,
     label_smoothing: float = 0.0,
     ignore_index: int = IGNORED,
+    sample_weight: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy whose value is the same for hard targets and for their one-hot rows.
+    """Return a cross-entropy that is equal for classes and one-hot rows.
 
     With class weights w, smoothing ε, targets y (one-hot or soft rows) and their sums
-    m_i = Σ_c y_ic, which are 1 for a sample that counts and 0 for one that is ignored::
+    m_i = Σ_c y_ic, which are 1 for a sample that counts and 0 for an ignored one::
 
         y' = (1 - ε) y + ε m / C
         loss = - Σ_i Σ_c w_c y'_ic log softmax(logits_i)_c  /  Σ_i Σ_c w_c y_ic
 
-    torch's own divides by N for soft targets, not by their weight, and cannot leave any out, so
-    that the same batch has another loss once a mixing callback has made its targets soft. A sample
-    mixed with an ignored one counts by the share that is its own.
+    For soft targets torch's own loss divides by N, not by their weight, and cannot leave any out.
+    So the same batch has another loss after a mixing callback has made its targets soft. A sample
+    mixed with an ignored one counts by its own share.
+
+    With weights s of samples, the term of sample i in the numerator is multiplied by s_i. The
+    denominator stays: in batches of any size, a sample counts s_i times as much as one of weight 1.
 
     Args:
         logits: Shape (N, C) or (N, C, d1, ...), floating point.
@@ -41,10 +45,11 @@ def cross_entropy(
             the shape of `logits`.
         weight: Weight of each class, shape (C,).
         label_smoothing: ε in [0, 1) (Szegedy et al. 2016).
-        ignore_index: The class index that does not count. Among soft targets, rows of zeros do not.
+        ignore_index: The class index that does not count. Soft rows of zeros do not count either.
+        sample_weight: Weight of each sample, shape (N,).
 
     Returns:
-        The mean loss, a scalar; NaN, as torch's, if nothing counts.
+        The mean loss, a scalar. NaN, as in torch, if nothing counts.
 
     Example:
         >>> logits, weight = torch.tensor([[1.0, 2.0], [0.0, 3.0]]), torch.tensor([1.0, 3.0])
@@ -54,14 +59,26 @@ def cross_entropy(
         True
     """
     if not targets.is_floating_point():
-        return F.cross_entropy(
+        if sample_weight is None:
+            return F.cross_entropy(
+                logits,
+                targets,
+                weight=weight,
+                label_smoothing=label_smoothing,
+                ignore_index=ignore_index,
+            )
+        losses = F.cross_entropy(
             logits,
             targets,
             weight=weight,
             label_smoothing=label_smoothing,
             ignore_index=ignore_index,
+            reduction="none",
         )
-    # Summed in float32 at least: in bf16 a sum of 257 ones is 256.
+        known = targets != ignore_index
+        mass = known if weight is None else weight[targets.where(known, 0)] * known
+        return (losses * _like(sample_weight, losses)).sum() / mass.sum()
+    # Sum in float32 at least: in bf16 a sum of 257 ones is 256.
     dtype = torch.promote_types(targets.dtype, torch.float32)
     mass = targets.sum(1, keepdim=True, dtype=dtype)
     counted = mass.sum()
@@ -70,9 +87,18 @@ def cross_entropy(
     if label_smoothing:
         share = (label_smoothing / logits.shape[1]) * mass
         targets = targets * (1 - label_smoothing) + share.to(targets.dtype)
-    loss = F.cross_entropy(logits, targets, weight=weight)
-    # torch has divided the right sum by N; give it its own denominator.
+    if sample_weight is None:
+        loss = F.cross_entropy(logits, targets, weight=weight)
+    else:
+        losses = F.cross_entropy(logits, targets, weight=weight, reduction="none")
+        loss = (losses * _like(sample_weight, losses)).mean()
+    # torch has divided the correct sum by N; replace the denominator.
     return loss * (mass.numel() / counted).to(loss.dtype)
+
+
+def _like(sample_weight: Tensor, losses: Tensor) -> Tensor:
+    """Weights (N,) in the shape of losses (N, ...), to be broadcast."""
+    return sample_weight.reshape(-1, *(1,) * (losses.ndim - 1))
 
 
 def binary_cross_entropy(
@@ -82,8 +108,9 @@ def binary_cross_entropy(
     pos_weight: Tensor | None = None,
     label_smoothing: float = 0.0,
     ignore_index: int | None = None,
+    sample_weight: Tensor | None = None,
 ) -> Tensor:
-    """Binary cross-entropy of one or several labels, with label smoothing and labels left out.
+    """Return the binary cross-entropy of labels, smoothed or partly unknown.
 
     With smoothing ε, labels y in [0, 1] and the weight p of the positive side::
 
@@ -95,13 +122,14 @@ def binary_cross_entropy(
         targets: Labels in [0, 1] of the same shape, floating point, integers or bool.
         pos_weight: p of each label, broadcast against `logits`.
         label_smoothing: ε in [0, 1).
-        ignore_index: The value of labels that are not known and do not count, such as -1.
+        ignore_index: The value of unknown labels, which do not count, such as -1.
+        sample_weight: Factor of each sample's terms in the sum, shape (N,). The denominator stays.
 
     Returns:
         The mean over all labels that count, a scalar; NaN if none does.
 
     Raises:
-        ValueError: `targets` has not the shape of `logits`, or ε lies outside [0, 1).
+        ValueError: `targets` and `logits` differ in shape, or ε lies outside [0, 1).
 
     Example:
         >>> logits = torch.tensor([[0.0, 0.0]])
@@ -115,17 +143,21 @@ def binary_cross_entropy(
             f"{tuple(targets.shape)}; for class indices use cross_entropy."
         )
     smooth = targets.to(logits.dtype) * (1 - label_smoothing) + label_smoothing / 2
-    if ignore_index is None:
+    if ignore_index is None and sample_weight is None:
         return F.binary_cross_entropy_with_logits(logits, smooth, pos_weight=pos_weight)
     loss = F.binary_cross_entropy_with_logits(
         logits, smooth, pos_weight=pos_weight, reduction="none"
     )
+    if sample_weight is not None:
+        loss = loss * _like(sample_weight, loss)
+    if ignore_index is None:
+        return loss.mean()
     known = targets != ignore_index
     return loss.where(known, 0).sum() / known.sum()
 
 
 class MixedTargets(NamedTuple):
-    """Targets of a mixed batch in two parts, for losses that take hard targets only.
+    """Targets of a mixed batch, for losses that take hard targets.
 
     Attributes:
         first: Targets of the samples themselves, shape (N, ...), as they were.
@@ -141,19 +173,19 @@ class MixedTargets(NamedTuple):
 def mixed_loss(
     loss_fn: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor | MixedTargets
 ) -> Tensor:
-    """The mean of any loss over a batch that may have been mixed by ``MixUp(targets="pair")``.
+    """Return the mean of a loss over a batch with mixed or other targets.
 
-    Of `MixedTargets` it is the mean of ``lam * loss_fn(outputs, first) + (1 - lam) *
-    loss_fn(outputs, second)``, and of other targets the mean of ``loss_fn(outputs, targets)``, so
-    that one line serves training and validation.
+    ``MixUp(targets="pair")`` makes `MixedTargets`. For these it is the mean of
+    ``lam * loss_fn(outputs, first) + (1 - lam) * loss_fn(outputs, second)``, for other targets the
+    mean of ``loss_fn(outputs, targets)``. So one line serves training and validation.
 
     Args:
-        loss_fn: Gives a loss for each sample, shape (N,) or (N, d1, ...): ``reduction="none"``.
+        loss_fn: Returns a loss for each sample, shape (N,) or (N, d1, ...): ``reduction="none"``.
         outputs: The net's outputs, shape (N, ...).
         targets: Targets of any kind that `loss_fn` takes, or `MixedTargets`.
 
     Raises:
-        ValueError: `loss_fn` gives one number for a mixed batch, whose samples each have a share.
+        ValueError: `loss_fn` returns one number for a mixed batch, but each sample has a share.
 
     Example:
         >>> def loss_fn(outputs, targets):
@@ -168,8 +200,8 @@ def mixed_loss(
     first, second = loss_fn(outputs, targets.first), loss_fn(outputs, targets.second)
     if first.ndim == 0 or len(first) != len(targets.lam):
         raise ValueError(
-            f"mixed_loss needs one loss a sample, shape ({len(targets.lam)}, ...), but loss_fn "
-            f"gave shape {tuple(first.shape)}; set reduction='none' in it."
+            f"mixed_loss needs one loss for each sample, shape ({len(targets.lam)}, ...), but "
+            f"loss_fn gave shape {tuple(first.shape)}; set reduction='none' in it."
         )
     lam = targets.lam.to(first.dtype).reshape(-1, *(1,) * (first.ndim - 1))
     return torch.lerp(second, first, lam).mean()
@@ -185,19 +217,19 @@ def soft_targets(
     ignore_index: int = IGNORED,
     check: bool | None = None,
 ) -> Tensor:
-    """Targets that can be mixed: class indices become one-hot rows; floating point stays.
+    """Return targets that can be mixed, with one-hot rows of classes.
 
     Args:
         targets: Classes, integers of shape (N,), or of shape (N, d1, d2, ...) for each place of
             a sample; 0/1 integers or bool of shape (N, C) for several labels at once; or floating
             point of any shape.
         num_classes: Number of classes, or None to take `owner`.
-        owner: The number that was found elsewhere; anything else counts as none.
+        owner: A number of classes that was found elsewhere; other values count as None.
         who: The caller's name, for the message.
-        like: Gives the floating-point dtype.
-        ignore_index: A class index that does not count: its row is zeros.
-        check: Whether to look for labels outside the classes, for which an accelerator must wait;
-            None looks on the CPU only.
+        like: A tensor with the floating-point dtype of the result.
+        ignore_index: A class index that does not count. Its row is zeros.
+        check: Check that labels are classes, which makes an accelerator wait. None: on the CPU
+            only.
 
     Returns:
         Floating point: (N, C) or (N, C, d1, d2, ...) for classes, else of the shape of `targets`.
@@ -219,14 +251,14 @@ def soft_targets(
             raise ValueError(
                 f"{who} got integer targets of shape {tuple(targets.shape)}; expected classes "
                 f"(N,), or several labels as 0 and 1{f' (N, {count})' if known else ''}; squeeze a "
-                "last axis of 1, make values to be averaged floating point, or classes at each "
-                "place one-hot."
+                "last axis of 1, convert values to floating point, or make classes of places "
+                "one-hot."
             )
         return targets.to(dtype)
     if not known:
         raise ValueError(
             f"{who} must know the number of classes to mix class indices; set num_classes=, or "
-            "make targets that are values floating point."
+            "convert values to floating point."
         )
     if count < 2:
         raise ValueError(
@@ -240,13 +272,13 @@ def soft_targets(
             f"{who} found label {low if low < 0 else high}, outside 0 … {count - 1} "
             f"(num_classes={count}); ignored labels are {ignore_index} (ignore_index)."
         )
-    # Comparison, because F.one_hot waits for an accelerator to learn the largest label.
+    # Compare, because F.one_hot makes an accelerator wait for the largest label.
     classes = torch.arange(count, device=targets.device)
     return (targets.unsqueeze(1) == classes.reshape(-1, *(1,) * (targets.ndim - 1))).to(dtype)
 
 
 def find_num_classes(trainer: Any, pl_module: Any) -> int | None:
-    """Number of classes of the module, of its hyperparameters or, failing that, the datamodule."""
+    """Return the number of classes of the module or the datamodule."""
     for thing in (pl_module, getattr(pl_module, "hparams", None), trainer.datamodule):
         found = getattr(thing, "num_classes", None)
         if isinstance(found, Integral) and not isinstance(found, bool):

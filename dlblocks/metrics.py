@@ -1,4 +1,4 @@
-"""Metrics of the two learning problems; direction and range of any metric."""
+"""Metrics of classification and regression, and properties of any metric."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from torchmetrics.classification import (
 from dlblocks._errors import check_choice
 from dlblocks.losses import MixedTargets
 
+NUM_BINS = 15  # of confidence
+
 
 def hard_labels(
     targets: Tensor | MixedTargets,
@@ -27,10 +29,10 @@ def hard_labels(
     task: Literal["multiclass", "multilabel", "binary"] = "multiclass",
     ignore_index: int | None = None,
 ) -> Tensor:
-    """Targets as metrics take them: soft ones by their dominant label, hard ones as they are.
+    """Replace soft targets by their dominant labels, for metrics.
 
-    torchmetrics' accuracy gives 0.0 for soft targets (N, C), without a word, and others raise: pass
-    the targets of mixed batches through here first.
+    For soft targets (N, C) torchmetrics' accuracy silently returns 0.0, and other metrics raise. So
+    pass the targets of mixed batches through this function first.
 
     Args:
         targets: Integers, which stay; floating point of shape (N, C, ...) for ``"multiclass"``, of
@@ -70,7 +72,7 @@ def hard_labels(
     return labels if ignore_index is None else labels.where(targets.any(1), ignore_index)
 
 
-def classification_metrics(num_classes: int) -> MetricCollection:
+def classification_metrics(num_classes: int, *, weighted: bool = False) -> MetricCollection:
     """Accuracy, macro F1 and expected calibration error.
 
     - ``accuracy``: share of samples whose largest probability is their class.
@@ -79,42 +81,148 @@ def classification_metrics(num_classes: int) -> MetricCollection:
     - ``calibration_error``: mean distance between confidence and accuracy over 15 bins of
       confidence, weighted by their samples (Naeini et al. 2015, Guo et al. 2017).
 
-    ``update`` takes probabilities (N, C) and classes (N,); see `hard_labels`.
+    ``update`` takes probabilities (N, C) and classes (N,); see `hard_labels`. If `weighted`, it
+    takes the samples' weights, too, shape (N,).
 
     >>> metrics = classification_metrics(2)
     >>> metrics.update(torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0, 0]))
     >>> metrics.compute()["accuracy"]
     tensor(0.5000)
     """
+    if weighted:
+        kinds = (_WeightedAccuracy, _WeightedF1, _WeightedCalibrationError)
+        return MetricCollection({kind.name: kind(num_classes) for kind in kinds})
     return MetricCollection(
         {
             "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
             "f1": MulticlassF1Score(num_classes, average="macro", validate_args=False),
             "calibration_error": MulticlassCalibrationError(
-                num_classes, n_bins=15, validate_args=False
+                num_classes, n_bins=NUM_BINS, validate_args=False
             ),
         },
         compute_groups=False,
     )
 
 
-def regression_metrics() -> MetricCollection:
+def regression_metrics(*, weighted: bool = False) -> MetricCollection:
     """RMSE, MAE and R², in the units of the targets.
 
     RMSE = √(mean (ŷ - y)²) and MAE = mean |ŷ - y| over all values; R² is
     1 - Σ (ŷ - y)² / Σ (y - ȳ)², averaged over the D targets, and NaN for fewer than two samples.
 
-    ``update`` takes predictions and targets, both of shape (N, D).
+    ``update`` takes predictions and targets, both of shape (N, D). If `weighted`, it takes the
+    samples' weights, too, shape (N,).
 
     >>> metrics = regression_metrics()
     >>> metrics.update(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [4.0]]))
     >>> metrics.compute()["mae"]
     tensor(1.)
     """
-    return MetricCollection(
-        {"rmse": MeanSquaredError(squared=False), "mae": MeanAbsoluteError(), "r2": _R2Score()},
-        compute_groups=False,
-    )
+    errors: dict[str, Metric] = {
+        "rmse": MeanSquaredError(squared=False),
+        "mae": MeanAbsoluteError(),
+    }
+    if weighted:
+        errors = {"rmse": _WeightedError(2), "mae": _WeightedError(1)}
+    return MetricCollection({**errors, "r2": _R2Score()}, compute_groups=False)
+
+
+def wide(device: torch.device) -> torch.dtype:
+    """Return the dtype of sums: float64, which MPS does not have."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+class _WeightedClassMetric(Metric):
+    """What weighted accuracy, macro F1 and calibration error share.
+
+    Where `classification_metrics` counts samples, they sum their weights.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+    higher_is_better = True
+    name: str
+    confusion: Tensor
+    gaps: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        # Weights by target and prediction; and in each bin of confidence the sum of
+        # weight * (confidence - right).
+        for state, size in (("confusion", num_classes**2), ("gaps", NUM_BINS + 1)):
+            self.add_state(state, default=torch.zeros(size), dist_reduce_fx="sum")
+
+    def update(self, predictions: Tensor, targets: Tensor, weights: Tensor) -> None:
+        """Add classes (N,) or probabilities (N, C), classes (N,) and weights (N,)."""
+        dtype = wide(weights.device)
+        weights, classes = weights.to(dtype), predictions
+        if predictions.ndim > 1:
+            confidence, classes = predictions.max(1)
+            edges = torch.linspace(0, 1, NUM_BINS + 1, device=predictions.device)
+            where = torch.bucketize(confidence, edges, right=True) - 1
+            gaps = weights * (confidence - (classes == targets).to(dtype))
+            self.gaps = self.gaps.to(dtype).index_add(0, where, gaps)
+        cell = targets * self.num_classes + classes
+        self.confusion = self.confusion.to(dtype).index_add(0, cell, weights)
+
+    def compute(self) -> Tensor:
+        """Return the metric; NaN if no weight is above 0."""
+        return self._of(self.confusion.view(self.num_classes, self.num_classes)).float()
+
+    def _of(self, confusion: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class _WeightedAccuracy(_WeightedClassMetric):
+    name = "accuracy"
+
+    def _of(self, confusion: Tensor) -> Tensor:
+        return confusion.diagonal().sum() / confusion.sum()
+
+
+class _WeightedF1(_WeightedClassMetric):
+    name = "f1"
+
+    def _of(self, confusion: Tensor) -> Tensor:
+        both = confusion.sum(0) + confusion.sum(1)
+        return (2 * confusion.diagonal() / both)[both > 0].mean()
+
+
+class _WeightedCalibrationError(_WeightedClassMetric):
+    name = "calibration_error"
+    higher_is_better = False
+
+    def _of(self, confusion: Tensor) -> Tensor:
+        return self.gaps.abs().sum() / confusion.sum()
+
+
+class _WeightedError(Metric):
+    """(Σ w |ŷ - y|^p / Σ w)^(1/p), over all values of samples with weights w."""
+
+    is_differentiable = True
+    higher_is_better = False
+    full_state_update = False
+    errors: Tensor
+    total: Tensor
+
+    def __init__(self, power: int) -> None:
+        super().__init__()
+        self.power = power
+        for name in ("errors", "total"):
+            self.add_state(name, default=torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, predictions: Tensor, targets: Tensor, weights: Tensor) -> None:
+        """Add predictions and targets, (N,) or (N, D), and weights (N,)."""
+        dtype = wide(targets.device)
+        errors = (predictions.to(dtype) - targets.to(dtype)).abs() ** self.power
+        weights = weights.to(dtype)
+        self.errors = self.errors + weights @ errors.reshape(len(errors), -1).mean(1)
+        self.total = self.total + weights.sum()
+
+    def compute(self) -> Tensor:
+        """Return the metric; NaN if no weight is above 0."""
+        return (self.errors / self.total).float() ** (1 / self.power)
 
 
 class _R2Score(Metric):
@@ -130,6 +238,7 @@ class _R2Score(Metric):
     higher_is_better = True
     plot_upper_bound = 1.0
     full_state_update = True  # states without a reduction cannot be merged by torchmetrics
+    samples: Tensor
     count: Tensor
     mean: Tensor
     spread: Tensor
@@ -137,27 +246,35 @@ class _R2Score(Metric):
 
     def __init__(self) -> None:
         super().__init__()
+        self.add_state("samples", default=torch.tensor(0), dist_reduce_fx="sum")
         for name in ("count", "mean", "spread", "errors"):
             self.add_state(name, default=torch.tensor(0.0), dist_reduce_fx=None)
 
-    def update(self, predictions: Tensor, targets: Tensor) -> None:
-        """Adds predictions and targets, both of shape (N,) or (N, D)."""
+    def update(self, predictions: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
+        """Add predictions and targets, (N,) or (N, D), and perhaps weights (N,)."""
+        if weights is not None:  # samples of weight 0 do not count
+            predictions, targets, weights = (
+                x[weights > 0] for x in (predictions, targets, weights)
+            )
         if not len(targets):
             return
-        # Widened here: a module's `to(dtype)` narrows what is kept, and MPS has no float64.
-        wide = torch.float32 if targets.device.type == "mps" else torch.float64
-        targets, predictions = targets.to(wide), predictions.to(wide)
+        # Widened here: a module's `to(dtype)` narrows what is kept.
+        dtype = wide(targets.device)
+        targets, predictions = targets.to(dtype), predictions.to(dtype)
+        each = torch.ones(len(targets), dtype=dtype, device=targets.device)
+        each = each if weights is None else weights.to(dtype)
         # Distances from a sample, so that constant targets have none at all.
         distances = targets - targets[0]
-        mean = distances.mean(0)
+        mean = (each @ distances) / each.sum()
         new = {
-            "count": torch.tensor(len(targets), dtype=wide, device=targets.device),
+            "count": each.sum(),
             "mean": targets[0] + mean,
-            "spread": (distances - mean).square().sum(0),
-            "errors": (predictions - targets).square().sum(0),
+            "spread": each @ (distances - mean).square(),
+            "errors": each @ (predictions - targets).square(),
         }
+        self.samples = self.samples + len(targets)
         both = {
-            name: torch.stack([getattr(self, name).to(wide).expand_as(value), value])
+            name: torch.stack([getattr(self, name).to(dtype).expand_as(value), value])
             for name, value in new.items()
         }
         self.count, self.mean, self.spread, self.errors = _merge(**both)
@@ -167,7 +284,7 @@ class _R2Score(Metric):
         count, spread, errors = self.count, self.spread, self.errors
         if count.ndim:  # of all ranks, side by side
             count, _, spread, errors = _merge(count, self.mean, spread, errors)
-        return r2_from_sums(count, spread, errors).mean().float()
+        return r2_from_sums(self.samples, spread, errors).mean().float()
 
 
 def r2_from_sums(count: Tensor, spread: Tensor, errors: Tensor) -> Tensor:

@@ -18,13 +18,12 @@ from typing import Literal
 import numpy as np
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging
 
-from dlblocks._files import is_rank_zero, write_json
 from dlblocks.callbacks import Augment, CutMix, MixUp
 from dlblocks.cli import run_recipe
 from dlblocks.crossval import cross_validate
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import CNNClassifier
-from dlblocks.runs.folder import next_run_dir
+from dlblocks.runs import is_rank_zero, next_run_dir, write_json
 
 
 def main(

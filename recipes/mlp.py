@@ -11,12 +11,10 @@ from typing import Literal
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
-from dlblocks._files import is_rank_zero
 from dlblocks.cli import run_recipe
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import MLPClassifier
-from dlblocks.runs import fit_and_test
-from dlblocks.runs.folder import next_run_dir
+from dlblocks.runs import fit_and_test, is_rank_zero, next_run_dir
 
 
 def main(

@@ -18,12 +18,11 @@ from typing import Literal
 
 import numpy as np
 
-from dlblocks._files import is_rank_zero
 from dlblocks.cli import run_recipe
 from dlblocks.crossval import nested_cross_validate
 from dlblocks.data import TabularDataModule
 from dlblocks.models import MLPClassifier
-from dlblocks.runs.folder import next_run_dir
+from dlblocks.runs import is_rank_zero, next_run_dir
 
 
 def main(

@@ -1,44 +1,37 @@
-"""One hidden layer of growing width: what exists, and what training finds.
+"""What exists for one hidden layer of growing width, and what training finds.
 
 Three functions on [-1, 1]: a smooth one, exp(-4x²) · cos(20x); one with kinks, a triangle wave of
 four periods; and one that is not continuous, the sign of x. For each width the largest error over
-the interval is measured in three ways: of a ReLU layer that is constructed (it draws straight lines
-between equally distant points of the function), of random features (the layer as it is initialised,
-the output weights solved by least squares) and of the same layer trained by Adam, the best of
-several seeds. All that is needed exists (Cybenko 1989; Hornik 1991); training does not find it. For
+the interval is measured in three ways. A ReLU layer is constructed, which draws straight lines
+between equally distant points of the function. Random features keep the layer as it is initialised,
+and least squares solve the output weights. Adam trains the same layer. Of several seeds the best
+counts. All that is needed exists (Cybenko 1989; Hornik 1991), but training does not find it. For
 the function that jumps nothing exists: no continuous function comes nearer than half the jump.
 
 Result: largest error at width 256, for the smooth function 0.0031 constructed, 0.044 of random
 features, 0.55 trained; for the kinks 0 (exact from width 8 on), 0.076, 0.009; for the jump never
 below 1, half of it. Best of five seeds (0 to 4), 3,250 steps each; 215 s of processor time (one
-thread of two CPU cores in other use, torch 2.14, lightning 2.6.6).
+thread of two CPU cores, torch 2.14, lightning 2.6.6).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning.pytorch import seed_everything
-from torch import Tensor, nn
+from torch import nn
 
-from dlblocks import plots, tracking
-from dlblocks._errors import check_range
-from dlblocks._files import write_json, write_rows
-from dlblocks._quiet import quiet
+from dlblocks import plots
 from dlblocks.cli import run_recipe
-from dlblocks.data import ArrayDataModule, CurveDataModule
-from dlblocks.engine import Member, StackedFit
-from dlblocks.models import MLPRegressor
+from dlblocks.data import ArrayDataModule, CurveDataModule, DataModule
+from dlblocks.engine import fit_variants
+from dlblocks.models import MLPRegressor, Model
 from dlblocks.nets import MLP
-from dlblocks.plots._style import new_figure, style_axis
-from dlblocks.runs.folder import check_new_run_dir, next_run_dir
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from dlblocks.runs import check_new_run_dir, next_run_dir, table, write_results
 
 Function = Callable[[np.ndarray], np.ndarray]
 FUNCTIONS: dict[str, Function] = {
@@ -46,12 +39,7 @@ FUNCTIONS: dict[str, Function] = {
     "kinks": lambda x: 4 * np.abs(2 * x - np.floor(2 * x + 0.5)) - 1,
     "jump": np.sign,
 }
-WAYS = {
-    "constructed": ("constructed: exists", plots.GREEN, "s-"),
-    "features": ("random features, least squares", plots.ORANGE, "^-"),
-    "trained": ("trained by Adam", plots.BLUE, "o-"),
-}
-# Where the error is measured: closely, and closest to the jump, where it is largest.
+# The error is measured at many points, some very close to the jump, where it is largest.
 GRID = np.sort(np.append(np.linspace(-1, 1, 20_001), [-1e-9, 1e-9]))
 
 
@@ -62,14 +50,14 @@ def main(
     max_epochs: int = 250,
     lr: float = 0.01,
     run_dir: str | None = None,
-    logger: Literal["csv", "wandb", "tensorboard", "none"] = "csv",
+    logger: Literal["csv", "wandb", "tensorboard", "none"] = "none",
     fast_dev_run: bool = False,
     accelerator: str = "auto",
     devices: int | str = "auto",
     precision: str = "32-true",
     seed: int = 0,
 ) -> None:
-    """One hidden layer of growing width: what exists, and what training finds.
+    """What exists for one hidden layer of growing width, and what training finds.
 
     Args:
         widths: Units of the hidden layer.
@@ -79,18 +67,13 @@ def main(
         lr: Learning rate at the start; it falls to 0 along a cosine.
         run_dir: Where everything goes; by default runs/universal_approximation, or
             runs/universal_approximation-2 and so on.
-        logger: Where the largest errors are logged, one run a function, a step a width.
+        logger: Where each fit logs.
         fast_dev_run: One epoch, one seed and two widths, to see that it runs.
         accelerator: What to train on, as for Lightning's Trainer.
         devices: One device fits all.
         precision: Numeric precision, as for Lightning's Trainer.
         seed: The first seed.
     """
-    for width in widths:
-        check_range("widths", width, 1)
-    if not widths or sorted(set(widths)) != widths:
-        raise ValueError(f"widths={widths} must be at least one, and rise.")
-    check_range("num_seeds", num_seeds, 1)
     if fast_dev_run:
         widths, num_seeds, max_epochs = widths[:2], 1, 1
     folder = check_new_run_dir(run_dir or next_run_dir("runs/universal_approximation"))
@@ -100,85 +83,58 @@ def main(
         "devices": 1 if devices == "auto" else devices,
         "precision": precision,
     }
-    errors: dict[str, dict[str, list[float]]] = {}
-    curves: dict[str, dict[str, np.ndarray]] = {}
+    seeds = range(seed, seed + num_seeds)
+    rows: list[dict[str, Any]] = []
+    figures = {}
     for name, function in FUNCTIONS.items():
-        errors[name] = {way: [] for way in WAYS}
-        print(f"{name:<8}width   constructed   random features   trained (all seeds)", flush=True)
         for width in widths:
-            members = make_members(function, width, range(seed, seed + num_seeds), num_samples, lr)
-            by_way = {
-                "constructed": [evaluate(construct(function, width))],
-                "features": [evaluate(least_squares(member)) for member in members],
+            new = partial(new_fit, function, width, num_samples, lr)
+            variant = f"{name} {width}"
+            members = fit_variants(
+                {variant: new}, seeds, folder, trainer=trainer, monitor="train/loss", logger=logger
+            )[variant]
+            nets: dict[str, list[nn.Module]] = {
+                "constructed": [construct(function, width)],
+                "features": [least_squares(new, s) for s in seeds],
+                "trained": [member.model.net for member in members],
             }
-            with quiet():
-                StackedFit(
-                    members, trainer=trainer, monitor="train/loss", mode="min", folder=folder
-                ).fit()
-            by_way["trained"] = [evaluate(member.model.net) for member in members]
             truth = function(GRID)
-            found = {
-                way: sorted((float(np.abs(y - truth).max()), k) for k, y in enumerate(ys))
-                for way, ys in by_way.items()
+            best = {
+                way: min(float(np.abs(evaluate(net) - truth).max()) for net in each)
+                for way, each in nets.items()
             }
-            for way, ys in by_way.items():
-                errors[name][way].append(found[way][0][0])
-                if width == shown(widths):
-                    curves.setdefault(name, {})[way] = ys[found[way][0][1]]
-            trained = ", ".join(f"{error:.3g}" for error, _ in found["trained"])
-            print(
-                f"{width:>13}{found['constructed'][0][0]:>14.2g}{found['features'][0][0]:>18.2g}"
-                f"   {trained}",
-                flush=True,
-            )
-        log(errors[name], widths, logger, folder / name)
-    write_rows(
-        folder / "errors.csv",
-        [
-            {"function": name, "width": width, **{way: errors[name][way][i] for way in WAYS}}
-            for name in FUNCTIONS
-            for i, width in enumerate(widths)
-        ],
-    )
-    write_json(
-        folder / "summary.json",
-        {
-            "metrics": {
-                f"{name}/{way}/{width}": {"mean": errors[name][way][i]}
-                for name in FUNCTIONS
-                for way in WAYS
-                for i, width in enumerate(widths)
-            },
-            "config": {"num_samples": num_samples, "num_seeds": num_seeds, "lr": lr, **trainer},
-            "versions": tracking.versions(),
-        },
-    )
-    plots.save(draw(errors, curves, widths), folder / "figures" / "universal_approximation.png")
-    print(f"Everything is in {folder}: summary.json, errors.csv, figures/.")
+            rows.append({"function": name, "width": width, **best})
+        mine = [row for row in rows if row["function"] == name]
+        # An exact network would have no place on a logarithmic axis.
+        curves = {way: [max(row[way], 1e-4) for row in mine] for way in best}
+        figures[name] = plots.lines(
+            curves, widths, xlabel="width", ylabel=f"largest error, {name}", log="xy"
+        )
+    print(table(rows))
+    metrics = {
+        f"{row['function']}/{way}/{row['width']}": {"mean": row[way]}
+        for row in rows
+        for way in best
+    }
+    write_results(folder, metrics, rows=rows, figures=figures)
 
 
-def make_members(
-    function: Function, width: int, seeds: Sequence[int], num_samples: int, lr: float
-) -> list[Member]:
-    """Networks of one width, each with its own weights and order of the same samples."""
+def new_fit(
+    function: Function, width: int, num_samples: int, lr: float, seed: int
+) -> tuple[Model, DataModule]:
+    """Return a new network and the samples in an order of their own."""
     x = np.linspace(-1, 1, num_samples)
     inputs, targets = (torch.from_numpy(v).float().unsqueeze(1) for v in (x, function(x)))
-    members = []
-    for s in seeds:
-        seed_everything(s, verbose=False)
-        # torch's own initialisation: with biases of 0 all units would have their kink at 0.
-        model = MLPRegressor(
-            1, hidden=[width], init=None, optimizer="adam", lr=lr, lr_schedule="cosine"
-        )
-        data = ArrayDataModule(
-            inputs, targets, normalize=False, batch_size=64, shuffle_seed=s, split_seed=0
-        )
-        members.append(Member(f"width {width}, seed {s}", model, data))
-    return members
+    # torch's own initialisation: with biases of 0 all units would have their kink at 0.
+    model = MLPRegressor(
+        1, hidden=[width], init=None, optimizer="adam", lr=lr, lr_schedule="cosine"
+    )
+    options: dict[str, Any] = {"batch_size": 64, "shuffle_seed": seed, "split_seed": 0}
+    return model, ArrayDataModule(inputs, targets, normalize=False, **options)
 
 
 def construct(function: Function, width: int) -> MLP:
-    """The network whose output is straight between width + 1 equally distant points of a function.
+    """Return the network that connects equally distant points by straight lines.
 
     Unit i begins at point i, where the slope changes: f(x₀) + Σᵢ (sᵢ - sᵢ₋₁) · relu(x - xᵢ), with
     the slopes sᵢ of the segments and s₋₁ = 0.
@@ -196,12 +152,14 @@ def construct(function: Function, width: int) -> MLP:
     return net
 
 
-def least_squares(member: Member) -> MLP:
-    """The network of a member as it begins, but for the output weights, which are the best."""
-    net = MLP(1, 1, hidden=[linear_layers(member.model.net)[0].out_features]).double()
-    net.load_state_dict(member.model.net.state_dict())
-    member.datamodule.setup("fit")
-    inputs, targets, _ = member.datamodule.arrays("train")
+def least_squares(new: Callable[[int], tuple[Model, DataModule]], seed: int) -> MLP:
+    """Return an untrained network with the best output weights."""
+    seed_everything(seed, verbose=False)
+    model, data = new(seed)
+    hidden = linear_layers(model.net)[0]
+    net = MLP(1, 1, hidden=[hidden.out_features]).double()
+    net.load_state_dict(model.net.state_dict())
+    inputs, targets, _ = data.arrays("train")
     hidden, output = linear_layers(net)
     with torch.no_grad():
         features = hidden(inputs.double()).relu()
@@ -214,75 +172,15 @@ def least_squares(member: Member) -> MLP:
 
 
 def linear_layers(net: nn.Module) -> list[nn.Linear]:
-    """Hidden and output layer."""
+    """Return hidden and output layer."""
     return [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
 
 
+@torch.inference_mode()
 def evaluate(net: nn.Module) -> np.ndarray:
-    """What a network puts out at the points where the error is measured, in float64."""
-    weight = next(net.parameters())
-    x = torch.from_numpy(GRID).unsqueeze(1).to(weight)
-    with torch.inference_mode():
-        y: Tensor = net(x)
-    return y.squeeze(1).cpu().double().numpy()
-
-
-def shown(widths: Sequence[int]) -> int:
-    """The width whose functions are drawn."""
-    return 32 if 32 in widths else widths[-1]
-
-
-def log(
-    errors: Mapping[str, Sequence[float]], widths: Sequence[int], kind: str, folder: Path
-) -> None:
-    """Logs the largest errors for one function; the step is the width."""
-    logger = tracking.make_logger(
-        kind, folder, run_name=folder.name, group=folder.parent.name, job_type="function"
-    )
-    if logger is None:
-        return
-    for i, width in enumerate(widths):
-        row = {f"max_error/{way}": values[i] for way, values in errors.items()}
-        logger.log_metrics({**row, "width": width}, step=width)
-    logger.save()
-    tracking.finish_logger(logger)
-
-
-def draw(
-    errors: Mapping[str, Mapping[str, Sequence[float]]],
-    curves: Mapping[str, Mapping[str, np.ndarray]],
-    widths: Sequence[int],
-) -> Figure:
-    """The largest error over the width, and below it the functions at one width."""
-    figure = new_figure(10, 6)
-    axes = figure.subplots(2, len(errors), height_ratios=[1.3, 1], squeeze=False)
-    for upper, lower, name in zip(*axes, errors, strict=True):
-        for way, (label, colour, style) in WAYS.items():
-            # A constructed network without error would have no place on this axis.
-            upper.plot(
-                widths,
-                np.maximum(errors[name][way], 1e-4),
-                style,
-                color=colour,
-                label=label,
-                markersize=5,
-            )
-            lower.plot(GRID, curves[name][way], color=colour, linewidth=1.3)
-        upper.set_xscale("log", base=2)
-        upper.set_yscale("log")
-        upper.set_ylim(7e-5, 4)
-        upper.xaxis.set_major_formatter("{x:g}")
-        if name == "jump":
-            upper.axhline(1.0, color=plots.GREY, linestyle=":")
-            upper.text(widths[-1], 0.75, "half the jump", ha="right", va="top", fontsize=9.5)
-        style_axis(upper, "width", "largest error" if name == next(iter(errors)) else "")
-        upper.set_title(name, fontsize=12)
-        lower.plot(GRID, FUNCTIONS[name](GRID), color=plots.GREY, linewidth=2.4, zorder=1)
-        lower.set_ylim(-1.7, 1.7)
-        style_axis(lower, "x", f"width {shown(widths)}" if name == next(iter(errors)) else "")
-    axes[0, 0].legend(frameon=False, fontsize=9.5, loc="lower left")
-    axes[0, 1].text(widths[-1], 1.2e-4, "0: exact", ha="right", fontsize=9.5, color=plots.GREEN)
-    return figure
+    """Return the outputs of a network on the grid, in float64."""
+    x = torch.from_numpy(GRID).unsqueeze(1).to(next(net.parameters()))
+    return net(x).squeeze(1).cpu().double().numpy()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ import torch
 import yaml
 from joblib.externals.loky import get_reusable_executor
 
-from dlblocks.cli import main
+from dlblocks.cli import CLI, main
+from dlblocks.data import TabularDataModule
 from dlblocks.models import load
 
 ROOT = Path(__file__).parent.parent
@@ -132,8 +133,8 @@ def test_the_command_line_does_what_python_does(tmp_path):
     from dlblocks.models import MLPClassifier
 
     main([
-        "cross-validate", "--model=MLPClassifier", "--model.in_features=64",
-        "--model.num_classes=10", "--data=DigitsDataModule", "--data.batch_size=200",
+        "cross-validate", "--model=MLPClassifier", "--data=DigitsDataModule",
+        "--data.batch_size=200",
         "--trainer.callbacks+=dlblocks.callbacks.Augment", "--trainer.callbacks.rotation=10",
         "--num_folds=2", "--trainer.max_epochs=1", "--run_dir=cli", *QUIET,
     ])  # fmt: skip
@@ -144,6 +145,78 @@ def test_the_command_line_does_what_python_does(tmp_path):
     )  # fmt: skip
     summary = json.loads((tmp_path / "cli" / "summary.json").read_text())
     assert summary["metrics"]["val/loss"]["folds"] == result.values("val/loss")
+
+
+TABLE = ["--data=TabularDataModule", "--data.data=t.csv", "--trainer.max_epochs=1", *QUIET]
+
+
+@pytest.fixture
+def table(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [f"{rng.normal():.3f},{'uvw'[i % 3]},{'pq'[i % 2]}" for i in range(60)]
+    (tmp_path / "t.csv").write_text("\n".join(["x,kind,y", *rows]))
+
+
+@pytest.mark.parametrize(
+    ("flags", "filled_in", "embeddings"),
+    [
+        (["--model=MLPClassifier", "--data.target=y", "--data.embed=[kind]"],
+         {"in_features": 2, "num_classes": 2}, {1: 3}),
+        (["--model=MLPRegressor", "--data.target=x"], {"in_features": 5, "out_features": 1}, {}),
+    ],
+)  # fmt: skip
+def test_sizes_are_filled_in_from_the_data(
+    flags, filled_in, embeddings, table, tmp_path, monkeypatch
+):
+    read, load_table = [], TabularDataModule.load
+    monkeypatch.setattr(
+        TabularDataModule, "load", lambda self: (read.append(1), load_table(self))[1]
+    )
+    main(["fit", *TABLE, *flags, "--run_dir=filled"])
+    assert len(read) == 1
+    best = load(tmp_path / "filled" / "checkpoints" / "best.ckpt")
+    saved = yaml.safe_load((tmp_path / "filled" / "config.yaml").read_text())["model"]["init_args"]
+    for known in (best.hparams, saved):
+        assert {name: known[name] for name in filled_in} == filled_in
+    assert best.net.embeddings == embeddings
+    # Reading the data first changes nothing: the weights are those of a fit that is given all.
+    main(["fit", "--config=filled/config.yaml", "--run_dir=given"])
+    given = load(tmp_path / "given" / "checkpoints" / "best.ckpt")
+    for one, other in zip(best.parameters(), given.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_size_of_images_is_filled_in_where_it_is_needed(tmp_path):
+    flags = ["fit", "--model=CNNClassifier", "--model.channels=[2]", "--data=DigitsDataModule",
+             "--trainer.fast_dev_run=true", *QUIET]  # fmt: skip
+    for head, size in (("gap", None), ("flatten", [8, 8])):
+        found = CLI([*flags, f"--model.head={head}"]).config.fit.model.init_args
+        assert (found.in_channels, found.num_classes, found.image_size) == (1, 10, size)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model=MLPClassifier", "--data.target=y", "--model.in_features=9"],
+         "in_features=9, but one input has shape (4,)"),
+        (["--model=MLPClassifier", "--data.target=x"],
+         "MLPClassifier needs num_classes, which TabularDataModule does not have"),
+        (["--model=CNNClassifier", "--data.target=y"],
+         "CNNClassifier needs in_channels, which TabularDataModule does not have"),
+    ],
+)  # fmt: skip
+def test_sizes_that_do_not_fit_the_data_or_are_not_known(flags, message, table, capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", *TABLE, *flags])
+    assert message in capsys.readouterr().err
+
+
+def test_help_says_what_is_filled_in(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--model.help=MLPClassifier"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("Filled in from the data if it is not given.") == 3
+    assert "required" not in said
 
 
 # An accelerator that no machine has beside the other.

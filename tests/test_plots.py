@@ -171,7 +171,9 @@ def test_texts_are_drawn_as_they_are():
 
 def test_strip_shows_every_fold_the_mean_and_the_interval():
     values = {"MLP": [0.9, 0.95, 0.9, 0.8], "CNN": [0.99, 0.98, 0.97]}
-    axis = plots.strip(values, intervals={"MLP": (0.85, 0.93)}, metric="val/accuracy").axes[0]
+    axis = plots.strip(
+        values, intervals={"MLP": (0.85, 0.93)}, metric="val/accuracy", dots="seeds"
+    ).axes[0]
     dots = [line for line in axis.lines if line.get_marker() == "o"]
     assert [sorted(line.get_xdata()) for line in dots] == [sorted(row) for row in values.values()]
     places = set(zip(dots[0].get_xdata(), dots[0].get_ydata(), strict=True))
@@ -182,7 +184,24 @@ def test_strip_shows_every_fold_the_mean_and_the_interval():
     said = [text.get_text() for text in axis.texts]
     assert said == ["mean 0.8875, 95 % interval 0.85 … 0.93", "mean 0.98"]
     assert [tick.get_text() for tick in axis.get_yticklabels()] == ["MLP", "CNN"]
-    assert "val/accuracy" in axis.get_xlabel()
+    assert axis.get_xlabel() == "val/accuracy (dots: seeds)"
+
+
+def test_lines_show_mean_and_range_of_repeats():
+    repeats = np.array([[1.0, 2.0, np.nan], [3.0, 5.0, 4.0]])
+    curves = {"MLP": repeats, "CNN": [0.5, 0.25, 0.125]}
+    axis = plots.lines(curves, [1, 10, 100], xlabel="rate", ylabel="loss", log="xy").axes[0]
+    mean, single = axis.lines
+    np.testing.assert_allclose(np.ma.filled(mean.get_ydata(), np.nan), [2, 3.5, 4])
+    np.testing.assert_allclose(single.get_ydata(), curves["CNN"])
+    assert list(single.get_xdata()) == [1, 10, 100]
+    (band,) = axis.collections
+    assert [band_at(band, x) for x in (1, 10, 100)] == [(1, 3), (2, 5), (4, 4)]
+    assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["MLP", "CNN"]
+    many = plots.lines({str(i): [i, 2 * i] for i in range(12)}).axes[0]
+    assert list(many.lines[3].get_xdata()) == [1, 2]
+    assert len({str(line.get_color()) for line in many.lines}) == 12
 
 
 @pytest.mark.parametrize("scale", [1.0, 30.0, 1000.0])  # from unsure to probabilities of 1
@@ -334,7 +353,7 @@ def test_values_over_values():
         (lambda: plots.learning_curves([history(2)], metrics=["f1"]), "there are: loss, accuracy"),
         (lambda: plots.batch(np.zeros((2, 4, 8, 8)), [0, 1]), "have 4 channels; only 1"),
         (lambda: plots.batch(np.zeros((2, 1, 8, 8)), [0]), "images 2, targets 1"),
-        (lambda: plots.learning_curves([history(2)], best_epochs=[1, 2]), "one a fit"),
+        (lambda: plots.learning_curves([history(2)], best_epochs=[1, 2]), "one for each fit"),
         (lambda: plots.confusion_matrix([0, 1], [0], ["a", "b"]), "targets 2, predictions 1"),
         (lambda: plots.confusion_matrix([0, 2], [0, 1], ["a", "b"]), "label 2 has no name"),
         (lambda: plots.predicted_vs_true([], []), "no sample"),

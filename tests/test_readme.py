@@ -39,6 +39,8 @@ def test_the_blocks_run_in_order(tmp_path):
             pixels = np.random.default_rng(i).integers(0, 255, (70, 80, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "photos" / kind / f"{i}.jpg")
     (tmp_path / "churn.csv").write_text(churn())
+    new = [line.rpartition(",")[0] for line in churn().splitlines()[:50]]
+    (tmp_path / "new_customers.csv").write_text("\n".join(new) + "\n")
     script, count = re.subn(r'(max_epochs(?:": |=))\d+', r"\g<1>2", "\n".join(blocks))
     assert count >= 6
     (tmp_path / "readme.py").write_text(script)
@@ -47,4 +49,6 @@ def test_the_blocks_run_in_order(tmp_path):
     assert "val_acc" in said
     assert (tmp_path / "runs" / "own" / "report.html").is_file()
     assert (tmp_path / "batch.png").is_file()
+    predicted = (tmp_path / "predictions.csv").read_text().splitlines()
+    assert len(predicted) == 50 and predicted[0].endswith("in_set_no,in_set_yes")
     assert "test/accuracy" in said

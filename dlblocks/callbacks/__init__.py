@@ -2,7 +2,7 @@
 
 Early stopping, the best weights and averaged weights are Lightning's own. `dlblocks.runs.fit.fit`,
 the command line and `cross_validate` keep the best epoch's weights and give them back, by `monitor`
-and `mode`; ``EarlyStopping(monitor="val/loss", patience=10)`` among the callbacks ends a fit before
+and `mode`. ``EarlyStopping(monitor="val/loss", patience=10)`` among the callbacks ends a fit before
 `max_epochs`. Patience counts validations, and the weights of the last are not those that remain.
 
 An exponential moving average (Polyak and Juditsky 1992; Tarvainen and Valpola 2017) is validated,
@@ -10,7 +10,7 @@ kept and given back with::
 
     EMAWeightAveraging(decay=0.999)     # for 1000 steps and more; 0.98 for 100
 
-What Lightning 2.6 does there, as `tests/callbacks/test_averaging.py` has it:
+Lightning 2.6 behaves as follows; `tests/callbacks/test_averaging.py` holds it:
 
 - `use_buffers=True`, the default, averages the statistics of batch norm along with the weights.
   With False they are those of the last step's weights, which are not those that are used.

@@ -1,7 +1,7 @@
-"""How sharp a loss is at a point: the ε-sharpness of Keskar et al. and the top of the Hessian.
+"""Compute the ε-sharpness of a loss and its largest Hessian eigenvalue.
 
-The callback over them is `Sharpness`. A loss is a function of no arguments that reads tensors;
-it is evaluated with other values in those tensors, and their own are put back, bit for bit.
+`Sharpness` is the callback. A loss is a function of no arguments that reads tensors. It is
+evaluated with other values in those tensors, which are then restored, bit for bit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from dlblocks._errors import check_range
 from dlblocks.callbacks._side_effects import values_kept
 
-# The loss at the present values, or parts of which it is the sum.
+# The loss at the present values, or parts whose sum it is.
 Loss = Callable[[], "Tensor | Iterable[Tensor]"]
 Reduce = Callable[[Tensor], Tensor]
 
@@ -34,7 +34,9 @@ def sharpness(
     seed: int = 0,
     reduce: Reduce | None = None,
 ) -> float:
-    """How much the loss f rises in a small box around a point x, in percent.
+    """Return the largest rise of a loss in a small box, in percent.
+
+    For the loss f at the point x it is
 
     ::
 
@@ -45,26 +47,26 @@ def sharpness(
     identity, for the whole space, or has p random columns, for a random subspace; they used p = 100
     and ε = 1e-3 and 5e-4.
 
-    As theirs, the maximum is what a few iterations of L-BFGS-B find (SciPy's), so a lower bound of
-    the true one. They start at random points of the box, for at a minimum the gradient is zero. Of
-    such a start alone φ may be half of that of another; the highest of several is taken, and of the
-    corner of the box to which the gradient there points: the maximum itself where f is linear.
+    As in the paper, a few iterations of L-BFGS-B (SciPy's) search for the maximum, so the result is
+    a lower bound. They start at random points of the box, because at a minimum the gradient is
+    zero. One start may find half of what another finds, so the best of several counts. The corner
+    of the box to which the gradient at that point shows counts too: it is the maximum if f is
+    linear.
 
-    The columns of A are drawn from a standard normal distribution, which the paper leaves open;
-    φ of a subspace grows with their scale, so compare only values that were made alike. They take
-    p times the memory of the parameters.
+    The columns of A are drawn from a standard normal distribution; the paper does not name one. φ
+    of a subspace grows with their scale, so compare only values with the same choice. They take p
+    times the memory of the parameters.
 
     Args:
-        loss: Returns f at the present values of `params`, a scalar, without randomness; or its
-            parts one after the other, of which it is the sum, so that a graph need not be
-            held for all data at once.
+        loss: Returns f at the present values of `params`, a scalar, without randomness. It may
+            also yield parts whose sum is f, so that the graph of all data is never held at once.
         params: Tensors of float32 or float64 that require gradients; x is all of their values.
         epsilon: ε > 0.
         directions: p, at most the number of values; None for the whole space.
         iterations: Iterations of L-BFGS-B from each start.
         starts: Random points of the box to start from.
         seed: Seed of A and of the starts.
-        reduce: Sums a tensor over the ranks if each has a part of the loss; all ranks must call
+        reduce: Sums a tensor over the ranks if each has a part of the loss. All ranks must call
             this function, with the same seed.
 
     Returns:
@@ -95,7 +97,7 @@ def sharpness(
         box = epsilon * (np.abs(center) + 1)
 
         def at(u: np.ndarray) -> tuple[float, np.ndarray]:
-            """The loss at z = box · u, for u in [-1, 1], and its gradient in u."""
+            """Return the loss at z = box · u and its gradient in u."""
             step = torch.from_numpy(box * u)
             moves = _split(step if columns is None else step.to(columns) @ columns, params)
             with torch.no_grad():
@@ -146,19 +148,19 @@ def top_eigenvalue(
     seed: int = 0,
     reduce: Reduce | None = None,
 ) -> float:
-    """The largest eigenvalue of the Hessian of the loss, by products with vectors alone.
+    """Return the largest eigenvalue of the Hessian of a loss.
 
-    Lanczos's method (1950) with full orthogonalisation: power iteration that looks at all the
-    vectors it has passed, not at the last alone. It needs fewer products, and of a Hessian whose
-    most negative eigenvalue is the largest in size it still finds the top. Each iteration costs
-    about two gradients and keeps a vector as large as the parameters.
+    The method is that of Lanczos (1950) with full orthogonalisation. It needs products of the
+    Hessian with vectors only. Unlike power iteration it uses all earlier vectors, so that it needs
+    fewer products, and finds the top eigenvalue even if the most negative one is larger in size.
+    Each iteration costs about two gradients and keeps a vector as large as the parameters.
 
     Args:
         loss: As for `sharpness`; twice differentiable.
         params: As for `sharpness`.
         max_iterations: Products of the Hessian with a vector, at most.
-        tolerance: It ends when an eigenvalue is within this share of the value. With
-            `max_iterations` too few the value is below the true one.
+        tolerance: The iteration ends when the error is below this share of the value. If
+            `max_iterations` ends it earlier, the value is too small.
         seed: Seed of the first vector.
         reduce: As for `sharpness`.
 
@@ -203,17 +205,12 @@ def top_eigenvalue(
 
 
 def check_params(params: Sequence[Tensor]) -> int:
-    """Returns how many values the tensors hold, or says what is wrong with them."""
-    if isinstance(params, Tensor) or not isinstance(params, Sequence):
-        raise TypeError(
-            f"params must be a list of tensors, got {type(params).__name__}; "
-            "list(module.parameters()) is one."
-        )
+    """Check the tensors and return the number of their values."""
     for param in params:
         if param.dtype not in (torch.float32, torch.float64):
             raise TypeError(
-                f"params has a tensor of {param.dtype}; the steps to its neighbours are lost in "
-                "anything but float32 and float64: convert the module by .float()."
+                f"params has a tensor of {param.dtype}, but small steps need float32 or float64; "
+                "convert the module by .float()."
             )
         if not (param.requires_grad and param.is_leaf):
             raise ValueError(
@@ -229,7 +226,7 @@ def check_params(params: Sequence[Tensor]) -> int:
 def _gradient(
     loss: Loss, params: Sequence[Tensor], reduce: Reduce | None
 ) -> tuple[float, list[Tensor]]:
-    """The loss and its gradient, over all parts and ranks."""
+    """Return the loss and its gradient, over all parts and ranks."""
     total = torch.zeros((), dtype=torch.float64)
     sums = [torch.zeros_like(param) for param in params]
     with torch.enable_grad(), _losses(loss) as parts:
@@ -246,7 +243,8 @@ def _gradient(
 def _hessian_product(
     loss: Loss, params: Sequence[Tensor], vector: Tensor, reduce: Reduce | None
 ) -> Tensor:
-    """The Hessian times a vector (n,), by the derivative of gradient · vector."""
+    """Multiply the Hessian by a vector of shape (n,)."""
+    # It is the derivative of the product of gradient and vector.
     pieces = _split(vector, params)
     total = torch.zeros_like(vector)
     # The fused kernels of attention have no second derivative.
@@ -259,7 +257,7 @@ def _hessian_product(
 
 
 def _columns(params: Sequence[Tensor], number: int, generator: torch.Generator) -> Tensor:
-    """Aᵀ: p random directions in the space of all n values, shape (p, n)."""
+    """Draw Aᵀ, p random directions in all n values, shape (p, n)."""
     sizes = [param.numel() for param in params]
     columns = params[0].new_empty(number, sum(sizes))
     for block, param in zip(columns.split(sizes, dim=1), params, strict=True):
@@ -268,19 +266,19 @@ def _columns(params: Sequence[Tensor], number: int, generator: torch.Generator) 
 
 
 def _projected(columns: Tensor, tensors: Sequence[Tensor]) -> np.ndarray:
-    """Aᵀ x."""
+    """Return Aᵀ x."""
     return _flat([columns @ _join(tensors, like=columns)])
 
 
 def _pseudo_inverse(columns: Tensor, tensors: Sequence[Tensor]) -> np.ndarray:
-    """A⁺ x = (AᵀA)⁻¹ Aᵀ x."""
+    """Return A⁺ x = (AᵀA)⁻¹ Aᵀ x."""
     gram = (columns @ columns.T).cpu().double().numpy()
     return np.linalg.solve(gram, _projected(columns, tensors))
 
 
 @contextlib.contextmanager
 def _losses(loss: Loss) -> Iterator[Iterable[Tensor]]:
-    """The parts of the loss; a generator of them is closed, on an error too."""
+    """Give the parts of the loss, and close their generator afterwards."""
     found = loss()
     try:
         yield map(_scalar, [found] if isinstance(found, Tensor) else found)
@@ -297,14 +295,14 @@ def _scalar(part: Tensor) -> Tensor:
 
 
 def _grad(value: Tensor, params: Sequence[Tensor], create_graph: bool = False) -> Sequence[Tensor]:
-    """The gradient of a value, zeros for what it does not depend on."""
+    """Return the gradient of a value, zeros where it does not depend."""
     if not value.requires_grad:
         return [torch.zeros_like(param) for param in params]
     return torch.autograd.grad(value, params, create_graph=create_graph, materialize_grads=True)
 
 
 def _join(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
-    """All values in one vector, of the dtype and on the device of `like`."""
+    """Join all values in one vector with the dtype and device of `like`."""
     return torch.cat([tensor.detach().reshape(-1).to(like) for tensor in tensors])
 
 

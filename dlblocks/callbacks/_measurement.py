@@ -1,4 +1,4 @@
-"""Read the training data at the end of an epoch, without a trace in the training."""
+"""Read the training data at the end of an epoch without side effects."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from dlblocks._lightning import before_transfer
 
 
 class TrainingMeasurement(Callback):
-    """A callback that measures a model on its training data at the end of epochs.
+    """Base of callbacks that measure a model on its training data.
 
     Args:
-        every_n_epochs: Epochs between two measurements.
+        every_n_epochs: Epochs between two measurements, each at the end of an epoch.
         limit_batches: Number of batches (of each rank), or share of the data in (0, 1], to measure:
             a random choice of samples, always the same. None for all.
-        dataloader: A function that returns a loader of training data, always the same, in the form
-            of validation. Under DDP each rank must be given its share. A share of it is not
-            limited.
+        dataloader: A function that returns a loader of training data without augmentation, always
+            the same. Under DDP it must return the rank's share. A `limit_batches` that is a share
+            does not apply to it.
         seed: Seed of the choice.
     """
 
@@ -43,18 +43,15 @@ class TrainingMeasurement(Callback):
             check_range("limit_batches", limit_batches, 0, 1, low_open=True)
         elif limit_batches is not None:
             check_range("limit_batches", limit_batches, 1)
-        if dataloader is not None and not callable(dataloader):
-            raise TypeError(
-                f"dataloader must be a function that returns a loader, got "
-                f"{type(dataloader).__name__}; lambda: loader is one."
-            )
         self.every_n_epochs = every_n_epochs
         self.limit_batches = limit_batches
         self.dataloader = dataloader
         self.seed = seed
 
     def training_batches(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[Any]:
-        """This rank's share of the training data in order, no sample twice, as the steps get it.
+        """Yield this rank's training batches in order, no sample twice.
+
+        They are on the device and have passed the hooks, as the steps get them.
 
         Raises:
             ValueError: The trainer has several training loaders, or a data set without numbered
@@ -74,14 +71,16 @@ class TrainingMeasurement(Callback):
             batch = before_transfer(pl_module, batch)
             yield trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
-    def _in_order(self, loader: Any, trainer: pl.Trainer, limit: int | float | None) -> DataLoader:
-        """A loader of the same data set, without its sampler."""
+    def _in_order(
+        self, loader: Any, trainer: pl.Trainer, limit: int | float | None
+    ) -> DataLoader[Any]:
+        """Return a loader of the same data set, without its sampler."""
         dataset = getattr(loader, "dataset", None)
         if not isinstance(loader, DataLoader) or isinstance(dataset, IterableDataset):
             raise ValueError(
                 f"{type(self).__name__} reads the training data from one DataLoader with numbered "
                 f"samples, and got {type(loader).__name__} of {type(dataset).__name__}; give "
-                "dataloader=, a function that returns batches in the form of validation."
+                "dataloader=, a function that returns batches without augmentation."
             )
         batch_size = loader.batch_size
         if batch_size is None and loader.batch_sampler is not None:
@@ -108,7 +107,7 @@ class TrainingMeasurement(Callback):
 
 @contextlib.contextmanager
 def _validation_form(trainer: pl.Trainer) -> Iterator[Any]:
-    """The training loader, of datamodules of this package without the training's transform."""
+    """Give the training loader, for our datamodules without `train_transform`."""
     datamodule = trainer.datamodule  # type: ignore[attr-defined]
     if not (hasattr(datamodule, "predict_on") and hasattr(datamodule, "predict_index")):
         yield trainer.train_dataloader

@@ -1,6 +1,6 @@
-"""What transforms that soften targets share, and what those share that mix samples in pairs.
+"""Bases of the transforms that soften targets or mix pairs of samples.
 
-They say clearly where a loss cannot take what they make of the targets.
+If a loss cannot take the new targets, the error says so.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from dlblocks.losses import MixedTargets, find_num_classes, soft_targets
 
 
 class Softening(EntriesTransform):
-    """A transform that makes soft targets of classes.
+    """A transform that turns classes into soft targets.
 
-    Subclasses call `softened` with what they have made, in `dry_run` too, so that a loss that
-    cannot take it fails on the first batch of a run, and say in `cure` what may help beside a loss
-    that takes soft targets.
+    Subclasses call `softened` with the new targets, in `dry_run` too, so that a loss that cannot
+    take them fails on the first batch of a run. `cure` says what may help other than a loss that
+    takes soft targets.
 
     Args:
-        num_classes: Number of classes, for targets that are class indices; None takes that of the
-            module, of its hyperparameters, or of the datamodule.
-        ignore_index: The class index that does not count in the loss; its soft row is zeros, which
+        num_classes: Number of classes, for targets that are class indices. None takes the number of
+            the module, of its hyperparameters, or of the datamodule.
+        ignore_index: The class index that does not count in the loss. Its soft row is zeros, which
             `dlblocks.losses.cross_entropy` leaves out.
         **kwargs: When and where it acts; see `BatchTransform`.
     """
@@ -49,9 +49,9 @@ class Softening(EntriesTransform):
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.found_classes: int | None = None
-        self._looked = False  # at the labels of a batch on an accelerator, which has to wait
+        self._looked = False  # labels on an accelerator were checked, which makes it wait
         self._step = 0
-        # The first batch that was softened, and what its targets became.
+        # Number of the first batch that was softened, and a description of its new targets.
         self._first_softened: tuple[int, str] | None = None
 
     def prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -64,19 +64,22 @@ class Softening(EntriesTransform):
         return super().apply(batch, epoch=epoch, step=step, rank=rank)
 
     def softened(self, before: Any, after: Any) -> None:
-        """Takes note of a batch's targets, as they were and as they are."""
+        """Remember the first change of targets, for error messages."""
         if self._first_softened is None:
             self._first_softened = (self._step, _kind(before, after))
 
     def may_look(self, labels: Tensor) -> bool:
-        """Whether to look at these labels: at all on the CPU, elsewhere once a run."""
+        """Return True if these labels should be checked.
+
+        On the CPU all are, elsewhere those of one batch a run.
+        """
         looked, self._looked = self._looked, True
         return labels.device.type == "cpu" or not looked
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Adds the cure to an error of the first training step that got softened targets."""
+        """Add the cure to an error of the first step with soft targets."""
         super().on_exception(trainer, pl_module, exception)
         # In training_step, Lightning has counted the batch already.
         first, kind = self._first_softened or (None, "")
@@ -96,7 +99,7 @@ class Softening(EntriesTransform):
 
 
 def _kind(before: Any, after: Any) -> str:
-    """What targets became, in words, if it is something that a loss may not take."""
+    """Describe new targets that some losses cannot take."""
     if isinstance(after, MixedTargets):
         return "targets that are a pair, MixedTargets(first, second, lam)"
     if before.is_floating_point() or not after.is_floating_point():
@@ -108,12 +111,12 @@ def _kind(before: Any, after: Any) -> str:
 
 
 class Mix(NamedTuple):
-    """How a batch is mixed.
+    """Plan for mixing a batch.
 
     Attributes:
         partner: The partner of each sample, int64, shape (N,).
         lam: The share of each sample's own target, float32, shape (N,).
-        box: What comes from the partner, int64, shape (N, 4), if it is a rectangle.
+        box: The rectangle that comes from the partner, int64, shape (N, 4), or None.
     """
 
     partner: Tensor
@@ -121,32 +124,33 @@ class Mix(NamedTuple):
     box: Tensor | None = None
 
     def to(self, device: torch.device) -> Mix:
-        """The same on another device, without waiting for it."""
+        """Copy it to another device, without waiting."""
         partner, lam = (t.to(device, non_blocking=True) for t in (self.partner, self.lam))
         box = None if self.box is None else self.box.to(device, non_blocking=True)
         return Mix(partner, lam, box)
 
 
 class Mixer(Softening):
-    """Mixes each sample with a partner from its batch, and the targets alike.
+    """Mixes each sample and its target with a partner from the batch.
 
-    Subclasses define `draw` and `mix_input`. Partners are a random cycle through the batch: every
-    sample is a partner once, and none is its own, save in a batch of one. Of the generator are
-    drawn, in this order: whether the batch is mixed (if ``p < 1``), λ, the cycle, the boxes.
+    Subclasses define `draw` and `mix_input`. Partners form a random cycle through the batch: every
+    sample is a partner once, and never its own unless the batch has one sample. The generator draws
+    in this order: whether to mix the batch (if ``p < 1``), λ, the cycle, the boxes.
 
-    The first batch of a run that is not to be mixed goes through unmixed but with soft targets, so
-    that a loss that cannot take them, labels outside the classes and batches of another structure
-    show before any training time is spent, whenever the mixing starts.
+    If the first batch of a run is not mixed, its targets become soft all the same. So a loss that
+    cannot take them, labels outside the classes and batches of another structure show at once,
+    whenever the mixing starts.
 
     Args:
         alpha: α of the Beta distribution; 0 switches the method off.
         per_sample: Draw for each sample rather than for the batch.
-        targets: ``"soft"``; or ``"pair"``, `MixedTargets` for `mixed_loss` and a loss that takes
-            hard targets only.
+        targets: ``"soft"``, or ``"pair"`` for `MixedTargets`, which `mixed_loss` turns into calls
+            of a loss that takes hard targets only.
         **kwargs: Classes, and when and where it acts; see `Softening` and `BatchTransform`.
     """
 
     extra_actions = ("keep", "input", "target")
+    weights_action = "target"  # the last of the targets, then
 
     @checked
     def __init__(
@@ -172,22 +176,22 @@ class Mixer(Softening):
             )
 
     def draw(self, inputs: Tensor, generator: torch.Generator) -> Mix:
-        """Draws how to mix a batch of these inputs."""
+        """Draw a plan for mixing a batch of these inputs."""
         raise NotImplementedError
 
     def unmixed(self, inputs: Tensor) -> Mix:
-        """What leaves every sample as it is."""
+        """Return a plan that leaves every sample as it is."""
         return Mix(torch.arange(len(inputs)), torch.ones(len(inputs)))
 
     def mix_input(self, inputs: Tensor, mix: Mix) -> Tensor:
-        """New inputs."""
+        """Return mixed inputs."""
         raise NotImplementedError
 
     def check_inputs(self, inputs: list[Tensor]) -> None:
-        """Raises a `ValueError` unless the inputs can be mixed."""
+        """Raise a `ValueError` unless the inputs can be mixed."""
 
     def pasted(self, target: Tensor, inputs: Tensor) -> bool:
-        """Whether `target` has a value for each pixel, and is changed as the inputs are."""
+        """Return True if `target` has values for pixels and changes as inputs do."""
         return False
 
     def transform_entries(
@@ -213,17 +217,27 @@ class Mixer(Softening):
     ) -> tuple[list[Any], list[Any]]:
         mix = mix.to(inputs[0].device)
         new_inputs = [self.mix_input(x, mix) for x in inputs]
+        weights: list[Any] = []
+        if self.weights_key is not None and targets:
+            *targets, old = targets
+            new, lam = mixed_weights(old, mix)
+            mix, weights = mix._replace(lam=lam), [new]
+            if any(self.pasted(y, inputs[0]) for y in targets):
+                raise ValueError(
+                    f"{type(self).__name__} cannot mix masks of samples that have weights; leave "
+                    "one of the two out."
+                )
         new_targets = [self._mix_target(y, inputs[0], mix, i == 0) for i, y in enumerate(targets)]
         if targets:
             self.softened(targets[0], new_targets[0])
-        return new_inputs, new_targets
+        return new_inputs, new_targets + weights
 
     def _mix_target(self, target: Any, inputs: Tensor, mix: Mix, is_first: bool) -> Any:
         name = type(self).__name__
         if isinstance(target, MixedTargets):
             raise ValueError(
-                f"{name} cannot mix targets that are a pair already; use one of the two by "
-                "OneOf([...]), or targets='soft'."
+                f"{name} cannot mix targets that are a pair already; use OneOf([...]) to apply one "
+                "of the two, or targets='soft'."
             )
         if target.ndim == 0 or len(target) != len(inputs):
             raise ValueError(
@@ -234,7 +248,7 @@ class Mixer(Softening):
             return self.mix_input(target, mix)
         if not (is_first or target.is_floating_point()):
             raise ValueError(
-                f"{name} mixes further targets (data_keys=) that are floating point, got "
+                f"{name} mixes further targets (data_keys=) only if they are floating point, got "
                 f"{target.dtype} of shape {tuple(target.shape)}; make classes one-hot."
             )
         soft = soft_targets(
@@ -252,8 +266,19 @@ class Mixer(Softening):
         return average(soft, mix.lam, mix.partner)
 
 
+def mixed_weights(weights: Tensor, mix: Mix) -> tuple[Tensor, Tensor]:
+    """The weights of mixed samples, and the shares of their own targets, both (N,).
+
+    A loss that is linear in the target is then the mean of ``λ w_i l_i + (1 - λ) w_j l_j``, as it
+    would be if each of the two targets had the weight of its own sample.
+    """
+    own, other = weights * mix.lam, weights[mix.partner] * (1 - mix.lam)
+    new = own + other
+    return new, torch.where(new > 0, own / new, mix.lam)
+
+
 def gather(values: Tensor, index: Tensor) -> Tensor:
-    """``values[index]`` in the memory format of `values`, channels last as well."""
+    """Return ``values[index]`` in the memory format of `values`."""
     if values.is_contiguous() or values.requires_grad:
         return values.index_select(0, index)
     return torch.index_select(values, 0, index, out=torch.empty_like(values))
@@ -262,7 +287,10 @@ def gather(values: Tensor, index: Tensor) -> Tensor:
 def average(
     values: Tensor, lam: Tensor, index: Tensor, memory: BatchMemory | None = None
 ) -> Tensor:
-    """``lam * values + (1 - lam) * values[index]`` with λ of each sample, shape (N,)."""
+    """Average each sample with its partner.
+
+    The result is ``lam * values + (1 - lam) * values[index]`` with λ of shape (N,).
+    """
     lam = per_sample(lam, values)
     if values.requires_grad:
         return torch.lerp(values.index_select(0, index), values, lam)
@@ -274,9 +302,11 @@ def average(
 def draw_mix(
     size: int, alpha: float, generator: torch.Generator, per_sample: bool
 ) -> tuple[Tensor, Tensor]:
-    """Draws λ ~ Beta(α, α), float32 (N,), and a random partner for each sample, int64 (N,)."""
-    # Two gamma variables make a beta variable; drawn in float64, where a small α does not
-    # underflow to 0 / 0.
+    """Draw λ ~ Beta(α, α) and a random partner for each sample.
+
+    λ is float32, the partners are int64, both of shape (N,).
+    """
+    # Two gamma variables make a beta variable. In float64 a small α does not underflow to 0 / 0.
     shape = torch.full((2, size if per_sample else 1), alpha, dtype=torch.float64)
     gamma = torch._standard_gamma(shape, generator=generator)
     lam = (gamma[0] / gamma.sum(0)).nan_to_num(1.0).float().expand(size)

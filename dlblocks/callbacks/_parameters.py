@@ -1,4 +1,4 @@
-"""Which parameters a callback acts on."""
+"""Select the parameters that a callback acts on."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def select_parameters(
     exclude: Sequence[str] = (),
     who: str = "select_parameters",
 ) -> dict[str, nn.Parameter]:
-    """The parameters of `module` that a regularizer of weights is for, by their names.
+    """Return the parameters that a regularizer of weights acts on, by name.
 
-    Norms and biases, every parameter with at most one axis, shift and scale; noise on them or
-    their shrinking only hurts the fit. As in `dlblocks.optim.param_groups` they are left out,
-    unless `include` names them.
+    Norms and biases (every parameter with at most one axis) only shift and scale. Noise on them, or
+    shrinking them, hurts the fit. They are left out unless `include` names them, as in
+    `dlblocks.optim.param_groups`.
 
     Args:
         module: Its parameters, frozen ones too; a shared one counts once.
-        include: Patterns such as ``"encoder.*"`` (of `fnmatch`), of which a name must match one;
-            None for every parameter with more than one axis.
-        exclude: Patterns of which a name must match none.
+        include: Patterns of `fnmatch`, such as ``"encoder.*"``. A name must match one of them. None
+            for every parameter with more than one axis.
+        exclude: Patterns that a name must not match.
         who: The caller's name, for the message.
 
     Raises:
@@ -80,7 +80,7 @@ def check_dense(module: nn.Module, names: Iterable[str], who: str) -> None:
 
 
 def check_whole_parameters(trainer: pl.Trainer, who: str) -> None:
-    """Raises a `ValueError` if each process holds only a part of every parameter."""
+    """Raise a `ValueError` if processes hold parts of parameters."""
     strategy: Any = trainer.strategy
     if isinstance(strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)):
         raise ValueError(
@@ -90,7 +90,7 @@ def check_whole_parameters(trainer: pl.Trainer, who: str) -> None:
 
 
 def check_automatic(pl_module: pl.LightningModule, who: str) -> None:
-    """Raises a `ValueError` if the module steps its optimizers by itself."""
+    """Raise a `ValueError` if the module steps its optimizers by itself."""
     if not pl_module.automatic_optimization:
         raise ValueError(
             f"{who} needs Lightning to step the optimizers, and {type(pl_module).__name__} does so "
@@ -99,7 +99,7 @@ def check_automatic(pl_module: pl.LightningModule, who: str) -> None:
 
 
 def check_step(pl_module: pl.LightningModule, who: str) -> None:
-    """Raises a `ValueError` if `training_step` cannot be called by itself with a batch."""
+    """Raise a `ValueError` if `training_step` does not take a batch."""
     check_automatic(pl_module, who)
     if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
         raise ValueError(

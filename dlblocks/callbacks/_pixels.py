@@ -77,7 +77,7 @@ class PixelTransform(BatchTransform):
         return Kind()
 
     def changed(self, targets: Any, images: Tensor, change: Callable[[Kind, Any], Any]) -> Any:
-        """Change targets by a method of their kind, both of a mixed pair."""
+        """Change targets, or both parts of a pair, by their kind."""
         kind = self.kind_of(targets, images)
         if isinstance(targets, MixedTargets):
             first, second = (change(kind, t) for t in (targets.first, targets.second))

@@ -1,7 +1,7 @@
-"""What Lightning's checkpoints lack, as plain values: taken from a run, and put back into another.
+"""Save and restore the parts of a run that Lightning's checkpoints lack.
 
-Random numbers, what is frozen, half-way sums of metrics and of what was logged. `ExactResume` says
-when.
+These are random numbers, frozen parameters and evaluation modes, and the order of the batches. All
+are plain values. `ExactResume` decides when to call this.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ CPU = torch.device("cpu")
 
 
 class ResumableBatches:
-    """Stands between Lightning and its `CombinedLoader`; begins it when the first batch is wanted.
+    """Starts the loaders of a `CombinedLoader` when the first batch is needed.
 
-    Lightning itself begins the loaders before it tells samplers the epoch, and at other moments in
-    a resumed run than in one that was not killed. Both change what they draw.
+    Lightning itself starts the loaders before it tells samplers the epoch, and at another moment in
+    a resumed run than in one that was not killed. Both change the random numbers they draw.
 
     Args:
-        combined: The loaders, begun at least once.
-        device: The device whose generator counts.
+        combined: The loaders, started at least once.
+        device: The device whose generator is saved.
         before_batch: Called before every batch but the first of an epoch.
     """
 
@@ -42,7 +42,7 @@ class ResumableBatches:
         self.iterator: Iterator[Any] | None = None
         self.began: dict[str, Any] = {}  # the random state at the epoch's first batch
         self.given = 0
-        self._next: list[Any] = []  # batches loaded while the epoch was begun again
+        self._next: list[Any] = []  # batches loaded while the epoch was restarted
         self._own: dict[str, Any] | None = None  # a random state for the loaders alone
         self._resume: dict[str, Any] | None = None
         self._then: Callable[[], None] = lambda: None
@@ -51,7 +51,7 @@ class ResumableBatches:
         return self.length  # type: ignore[return-value]  # None: a TypeError, as loaders raise
 
     def reset(self) -> None:
-        """Ends the workers; called by Lightning at the end of the fit."""
+        """End the workers. Lightning calls it at the end of the fit."""
         self.combined.reset()
 
     def __iter__(self) -> ResumableBatches:
@@ -67,28 +67,28 @@ class ResumableBatches:
         return self._next.pop(0) if self._next else self._load(self.iterator)
 
     def state(self, batches: int) -> dict[str, Any]:
-        """What `resume` needs to go on after the first `batches` batches of this epoch."""
+        """Return the state after the first `batches` batches, for `resume`."""
         return {"began": self.began, "batches": batches, "given": self.given, "now": self.random()}
 
     def resume(self, state: dict[str, Any], then: Callable[[], None]) -> None:
-        """Arranges that the next epoch to begin is one that had got as far as `state`.
+        """Let the next epoch start from `state`.
 
-        Then `then` is called: after all hooks of the start, before the first batch is given.
+        `then` is called after all hooks of the start, before the first batch is given.
         """
         self._resume, self._then = state, then
 
     def random(self) -> dict[str, Any]:
-        """The state of all random numbers."""
+        """Return the state of all random numbers."""
         return random_state(self.device, *self._generators())
 
     def set_random(self, state: dict[str, Any]) -> None:
-        """Puts back what `random` returned."""
+        """Restore the result of `random`."""
         set_random_state(self.device, state, *self._generators())
 
     def _begin(self) -> Iterator[Any]:
         loaders = self.combined.flattened
         if any(getattr(x, "persistent_workers", False) and not _can_skip(x) for x in loaders):
-            self.combined.reset()  # the random states of these workers come from past epochs
+            self.combined.reset()  # these workers carry random states from past epochs
         self.given, self._next = 0, []
         resume, self._resume = self._resume, None
         if resume is not None:
@@ -114,9 +114,9 @@ class ResumableBatches:
     def _load(self, iterator: Iterator[Any]) -> Any:
         if self._own is None:
             return next(iterator)
-        # Of several loaders a shorter one begins again within the epoch, and then draws; and a
-        # batch that was loaded ahead has to be loaded again. So that the same comes after a kill,
-        # they draw from random numbers of their own, not between those of the training.
+        # A shorter one of several loaders restarts within the epoch and then draws. A batch that
+        # was loaded ahead must be loaded again after a kill. To get the same batches, the loaders
+        # draw random numbers of their own, apart from those of the training.
         training = random_state(CPU)
         set_random_state(CPU, self._own)
         try:
@@ -126,7 +126,7 @@ class ResumableBatches:
             set_random_state(CPU, training)
 
     def _generators(self) -> list[torch.Generator]:
-        """The generators that loaders and samplers hold, each once, in a fixed order."""
+        """Return the generators of loaders and samplers, in a fixed order."""
         found: dict[int, torch.Generator] = {}
         for loader in self.combined.flattened:
             batches = getattr(loader, "batch_sampler", None)
@@ -139,7 +139,7 @@ class ResumableBatches:
 
 
 def _new_random_state() -> dict[str, Any]:
-    """A random state that follows from the present one; this takes one draw from torch's."""
+    """Derive a new random state by one draw of torch's generator."""
     seed = int(torch.randint(2**32, ()))
     present = random_state(CPU)
     # torch.manual_seed would seed accelerators too.
@@ -152,12 +152,15 @@ def _new_random_state() -> dict[str, Any]:
 
 
 def _can_skip(loader: Any) -> bool:
-    """Whether it is a loader of this package, whose batches depend on (seed, epoch) alone."""
+    """Return True for a loader of this package.
+
+    Its batches depend on (seed, epoch) alone.
+    """
     return hasattr(getattr(loader, "sampler", None), "skip_next")
 
 
 def random_state(device: torch.device, *generators: torch.Generator) -> Plain:
-    """The states of this process's generators: Python's, NumPy's, torch's and those given."""
+    """Return the states of Python's, NumPy's, torch's and the given generators."""
     name, keys, *rest = np.random.get_state(legacy=True)
     state = {
         "python": random.getstate(),
@@ -166,13 +169,13 @@ def random_state(device: torch.device, *generators: torch.Generator) -> Plain:
         "generators": [generator.get_state() for generator in generators],
     }
     if device.type != "cpu":
-        # Of the current device, which Lightning has set to this rank's.
+        # Lightning has set the current device to that of this rank.
         state["device"] = torch.get_device_module(device).get_rng_state()
     return state
 
 
 def set_random_state(device: torch.device, state: Plain, *generators: torch.Generator) -> None:
-    """Puts back what `random_state` took."""
+    """Restore the result of `random_state`."""
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
@@ -184,7 +187,7 @@ def set_random_state(device: torch.device, state: Plain, *generators: torch.Gene
 
 
 def module_modes(module: pl.LightningModule) -> Plain:
-    """Which parameters are trained and which modules in training mode, by their names."""
+    """Return `requires_grad` of parameters and training modes of modules, by name."""
     return {
         "requires_grad": {name: p.requires_grad for name, p in module.named_parameters()},
         "training": {name: part.training for name, part in module.named_modules()},
@@ -198,7 +201,7 @@ def module_modes(module: pl.LightningModule) -> Plain:
 
 
 def set_module_modes(module: pl.LightningModule, modes: Plain) -> None:
-    """Puts back what `module_modes` took."""
+    """Restore the result of `module_modes`."""
     parts: dict[str, Any] = {**dict(module.named_modules()), **dict(module.named_parameters())}
     for attribute, values in modes.items():
         for name, value in values.items():
@@ -207,7 +210,10 @@ def set_module_modes(module: pl.LightningModule, modes: Plain) -> None:
 
 
 def write_again(checkpoint: ModelCheckpoint, known: list[str] | None, trainer: pl.Trainer) -> None:
-    """Lets a callback write the files again that are not among `known`; with None forgets it."""
+    """Let a callback overwrite the files that are not among `known`.
+
+    None ends this.
+    """
     vars(checkpoint).pop("file_exists", None)
     if known is None:
         return
@@ -219,7 +225,7 @@ def write_again(checkpoint: ModelCheckpoint, known: list[str] | None, trainer: p
 
 
 def known_files(checkpoint: ModelCheckpoint) -> list[str]:
-    """The files in a callback's folder, but those that are still to be written again."""
+    """Return the files of a callback's folder, except stale ones."""
     stand_in = vars(checkpoint).get("file_exists")
     stale = stand_in.stale if isinstance(stand_in, FileExists) else set()
     folder = Path(checkpoint.dirpath or ".")
@@ -229,14 +235,14 @@ def known_files(checkpoint: ModelCheckpoint) -> list[str]:
 
 
 class FileExists:
-    """Stands in for `ModelCheckpoint.file_exists`: files to be written again are not there yet.
+    """Replaces `ModelCheckpoint.file_exists` to let stale files be overwritten.
 
-    Otherwise Lightning would put ``best-v1.ckpt`` beside the ``best.ckpt`` of steps that are
-    repeated. Nothing is deleted.
+    Otherwise Lightning would write ``best-v1.ckpt`` beside the ``best.ckpt`` of repeated steps.
+    Nothing is deleted.
 
     Args:
         checkpoint: The callback.
-        stale: Files that were written after the checkpoint from which the run goes on.
+        stale: Files that were written after the checkpoint from which the run resumes.
     """
 
     def __init__(self, checkpoint: ModelCheckpoint, stale: set[str]) -> None:

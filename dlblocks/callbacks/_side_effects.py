@@ -1,4 +1,4 @@
-"""Running a module's steps without a trace: metrics, buffers and logs are as before."""
+"""Run a module's steps without changing its metrics, buffers and logs."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from dlblocks.callbacks._resume import (
 )
 from dlblocks.callbacks._wrapper import restore
 
-# Of a module that keeps sums outside of torchmetrics: an attribute that, while it is True, stops
-# it. `dlblocks.models.Model` has it.
+# Modules that keep sums outside of torchmetrics stop while this attribute is True, as
+# `dlblocks.models.Model` does.
 PAUSED = "metrics_paused"
 
 
 @contextlib.contextmanager
 def metrics_kept(module: nn.Module) -> Iterator[None]:
-    """Puts back, afterwards, the sums of every metric in `module`."""
+    """Restore the sums of every metric of `module` afterwards."""
     kept = []
     for part in module.modules():
         if isinstance(part, Metric):
-            # Metrics of one collection may share a tensor: it must be the same again, too.
+            # Metrics of one collection may share a tensor, so restore its identity too.
             contents = {
                 name: list(value) if isinstance(value, list) else value.clone()
                 for name, value in part.metric_state.items()
@@ -52,7 +52,7 @@ def metrics_kept(module: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Puts back, afterwards, every buffer of `module`: the statistics of batch norm, and others."""
+    """Restore every buffer of `module` afterwards, such as batch norm's statistics."""
     kept = [
         (part, name, buffer, buffer.clone())
         for part in module.modules()
@@ -70,7 +70,7 @@ def buffers_kept(module: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def logging_to(module: pl.LightningModule, log: Callable[..., None]) -> Iterator[None]:
-    """Lets ``module.log`` and ``module.log_dict`` call `log` instead."""
+    """Let ``module.log`` and ``module.log_dict`` call `log` instead."""
     had = vars(module).get("log")
     vars(module)["log"] = log
     try:
@@ -81,7 +81,7 @@ def logging_to(module: pl.LightningModule, log: Callable[..., None]) -> Iterator
 
 @contextlib.contextmanager
 def values_kept(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Gives copies of the tensors, and puts their values back afterwards, bit for bit."""
+    """Give copies of tensors, and restore their values afterwards."""
     copies = [tensor.detach().clone() for tensor in tensors]
     try:
         yield copies
@@ -93,7 +93,7 @@ def values_kept(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 @contextlib.contextmanager
 def paused(module: pl.LightningModule) -> Iterator[None]:
-    """Logs, metrics and buffers take no notice of the steps within."""
+    """Keep logs, metrics and buffers unchanged by the steps within."""
     before = getattr(module, PAUSED, None)
     if before is not None:
         setattr(module, PAUSED, True)
@@ -107,7 +107,7 @@ def paused(module: pl.LightningModule) -> Iterator[None]:
 
 @contextlib.contextmanager
 def random_kept(device: torch.device) -> Iterator[Plain]:
-    """Gives the states of the random number generators, and puts them back afterwards."""
+    """Give the states of the random generators, and restore them afterwards."""
     state = random_state(device)
     try:
         yield state
@@ -117,7 +117,7 @@ def random_kept(device: torch.device) -> Iterator[Plain]:
 
 @contextlib.contextmanager
 def evaluated(module: pl.LightningModule) -> Iterator[None]:
-    """Puts `module` into evaluation mode, and afterwards every part into the mode it had."""
+    """Put `module` into evaluation mode, and restore all modes afterwards."""
     modes = module_modes(module)
     module.eval()
     try:

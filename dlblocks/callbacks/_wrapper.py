@@ -1,8 +1,8 @@
 """Wrap methods of a module or datamodule while a fit lasts.
 
-Lightning has no hook between the arrival of a batch and its forward pass that is called again
-wherever the step is: LBFGS evaluates it several times a batch, `SAM` twice. Nor has it one that may
-replace a batch that is a tuple. So the callbacks here wrap the methods that Lightning calls.
+Lightning has no hook around each call of `training_step`, which LBFGS calls several times a batch
+and `SAM` twice. It also has no hook that can replace a batch that is a tuple. So the callbacks here
+wrap the methods that Lightning calls.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ STEP = "training_step"
 
 
 class UndoneCallback(Callback):
-    """A callback whose `on_train_end` undoes what it did, after an error as well."""
+    """Calls `on_train_end`, which undoes its changes, after errors too."""
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -33,9 +33,13 @@ class AroundStep(UndoneCallback):
     """
 
     def around_step(
-        self, trainer: pl.Trainer, run: Callable[[], Any], args: tuple, kwargs: dict[str, Any]
+        self,
+        trainer: pl.Trainer,
+        run: Callable[[], Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
-        """Calls ``run()``, which is the step with these arguments, and returns its output."""
+        """Call ``run()``, the step with these arguments, and return its output."""
         raise NotImplementedError(f"{type(self).__name__} must define around_step().")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -53,23 +57,27 @@ def _around_step(step: Wrapped, *args: Any, **kwargs: Any) -> Any:
 
 
 def plain_step(module: pl.LightningModule) -> Callable[..., Any]:
-    """The module's `training_step` without what callbacks have put around it."""
+    """Return the module's `training_step` without the callbacks around it."""
     step = getattr(module, STEP)
     return step.inner if isinstance(step, Wrapped) else step
 
 
 class Wrapped:
-    """Stands in for a method of an instance; calls ``call(self, *args, **kwargs)``.
+    """Replaces a method of an instance by ``call(self, *args, **kwargs)``.
 
     Attributes:
         inner: The method.
-        callbacks: Those that have wrapped it, in the order of the Trainer's list.
+        callbacks: The callbacks that have wrapped it, in the order of the Trainer's list.
     """
 
     def __init__(
-        self, inner: Callable, replaced: Any, trainer: pl.Trainer, call: Callable[..., Any]
+        self,
+        inner: Callable[..., Any],
+        replaced: Any,
+        trainer: pl.Trainer,
+        call: Callable[..., Any],
     ) -> None:
-        # Lightning looks through it for arguments, and for what is overridden.
+        # Lightning inspects its arguments, and whether it is overridden.
         functools.update_wrapper(self, inner)
         self.inner, self.replaced, self.trainer, self.call = inner, replaced, trainer, call
         self.callbacks: list[Any] = []
@@ -81,7 +89,7 @@ class Wrapped:
 def wrap(
     owner: Any, method: str, callback: Callback, trainer: pl.Trainer, call: Callable[..., Any]
 ) -> None:
-    """Puts a callback around a method; all callbacks of a method share one `call`."""
+    """Wrap a method by a callback. Callbacks of a method share one `call`."""
     wrapped = vars(owner).get(method)
     if not isinstance(wrapped, Wrapped):
         wrapped = Wrapped(getattr(owner, method), wrapped, trainer, call)
@@ -90,7 +98,10 @@ def wrap(
 
 
 def unwrap(owner: Any, method: str, callback: Callback) -> None:
-    """Takes a callback away again, if it is there; after the last the method is as before."""
+    """Remove a callback from a method, if it is there.
+
+    Without callbacks the method is as before.
+    """
     wrapped = vars(owner).get(method)
     if isinstance(wrapped, Wrapped) and callback in wrapped.callbacks:
         wrapped.callbacks.remove(callback)
@@ -99,7 +110,7 @@ def unwrap(owner: Any, method: str, callback: Callback) -> None:
 
 
 def restore(owner: Any, name: str, replaced: Any) -> None:
-    """Gives an instance its own attribute back, or with None that of its class."""
+    """Restore an attribute of an instance, or with None that of its class."""
     del vars(owner)[name]
     if replaced is not None:
         vars(owner)[name] = replaced

@@ -1,12 +1,16 @@
-"""Augmentation: random changes of each training image that leave its label true.
+"""Change training images at random in ways that keep their labels true.
 
-Every image is changed by its own draws, the whole batch at once, on the batch's device. In this
-order: flips, crop, scale, shear, rotation and translation, all in one resampling (none, if whole
-pixels suffice); brightness, contrast, saturation; noise; erasing.
+Every image has its own draws; the whole batch changes at once, on its device. The order is:
 
-Masks move with their images, by the nearest pixel; what nothing covers and what is erased becomes
-the mask's `ignore_index`, 255 unless ``Mask(ignore_index=…)`` says another. Colours and noise leave
-masks alone. Targets that cannot move are refused; see `PixelTransform`.
+1. flips, crop, scale, shear, rotation and translation, all in one resampling (none, if shifts are
+   whole pixels);
+2. brightness, contrast, saturation;
+3. noise;
+4. erasing.
+
+Masks move with their images, by the nearest pixel. Uncovered and erased pixels become the mask's
+`ignore_index`, which is 255 unless ``Mask(ignore_index=…)`` says another. Colours and noise do not
+change masks. Targets that cannot move are refused; see `PixelTransform`.
 
 Suggested, each from its source: for digits a few degrees and pixels and no flip (Simard, Steinkraus
 and Platt 2003); for CIFAR ``horizontal_flip=0.5, crop_padding=4`` (He et al. 2016); for photographs
@@ -32,11 +36,13 @@ from dlblocks.callbacks.input_noise import gaussian_noise
 
 
 class Augment(PixelTransform):
-    """Random changes of each training image; see the module. Each is off by default.
+    """Changes each training image at random.
 
-    Images (N, C, H, W), uint8 or floating point of any precision, on any device; shape and dtype
-    stay. The datamodule's own `on_after_batch_transfer` comes afterwards, so that images are raw
-    here and a fill of zeros is black, whatever it normalises.
+    All changes are off by default. The docstring of the module has their order and suggestions.
+
+    Images are (N, C, H, W), uint8 or floating point of any precision, on any device. Shape and
+    dtype stay. The datamodule's own `on_after_batch_transfer` acts afterwards, so images are raw
+    here, and zeros are black.
 
     Args:
         horizontal_flip: Probability of mirroring left and right.
@@ -47,16 +53,16 @@ class Augment(PixelTransform):
         rotation: Uniform in ± this many degrees.
         scale: Uniform between these two factors of size.
         shear: Uniform in ± this many degrees, along x.
-        padding: What comes in at the edges: ``"zeros"``, ``"border"`` or ``"reflection"``.
-        brightness: Factor uniform in 1 ± this, at least 0; so too the next two.
+        padding: Values beyond the edges: ``"zeros"``, ``"border"`` or ``"reflection"``.
+        brightness: Factor uniform in 1 ± this, at least 0. The next two are alike.
         contrast: See `adjust_color`.
         saturation: Needs three channels.
         noise: Standard deviation of Gaussian noise, as a share of the range of pixels: of 255 for
-            uint8 (where it is cut off at 0 and 255), of 1 for floating point.
+            uint8 (where results are clipped to 0 … 255), of 1 for floating point.
         erase: Probability that a rectangle is set to 0.
         erase_area: Its share of the image, uniform between these two.
-        erase_ratio: Its height over its width, log-uniform between these two; a side longer than
-            the image is cut to it.
+        erase_ratio: Its height over its width, log-uniform between these two. A side longer than
+            the image is cut.
         **kwargs: The kind of targets, and when and where it acts; see `PixelTransform` and
             `BatchTransform`.
 
@@ -95,11 +101,6 @@ class Augment(PixelTransform):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if crop_padding != int(crop_padding):
-            raise ValueError(
-                f"crop_padding={crop_padding} must be a whole number of pixels; for a share of "
-                "the image use translation."
-            )
         check_range("horizontal_flip", horizontal_flip, 0, 1)
         check_range("vertical_flip", vertical_flip, 0, 1)
         check_range("crop_padding", crop_padding, 0)
@@ -136,7 +137,7 @@ class Augment(PixelTransform):
         )
 
     def _resamples(self) -> bool:
-        """Whether whole pixels do not suffice."""
+        """Return True if pixels must be interpolated."""
         return bool(self.translation or self.rotation or self.shear or self.scale != (1, 1))
 
     def transform(
@@ -148,7 +149,7 @@ class Augment(PixelTransform):
                 f"Augment expects images that are uint8 or floating point, got {inputs.dtype}; "
                 "convert them, values in 0 … 255 by .to(torch.uint8), others by .float()."
             )
-        # All draws are made, whatever is off, so that switching one part on moves no other.
+        # Make all draws, so that switching one part on does not change another.
         draws = torch.rand(17, len(inputs), generator=generator)
         noise_seed = int(torch.randint(1 << 62, (), generator=generator))
         changes_values = self.brightness or self.contrast or self.saturation or self.noise
@@ -171,7 +172,7 @@ class Augment(PixelTransform):
             }
             images = adjust_color(images, bound=bound, **factors)
         if self.noise:
-            # Drawn where the images are: copying as much as the images would take longer.
+            # Draw on the device of the images, because copying takes longer.
             own = torch.Generator(images.device).manual_seed(noise_seed)
             images = gaussian_noise(images, self.noise * bound, own)
         if images.dtype != inputs.dtype:
@@ -201,7 +202,7 @@ class Augment(PixelTransform):
         )
 
     def _erased(self, draws: Tensor, height: int, width: int) -> Tensor:
-        """The box of each image that is set to 0, empty for most: int64 of shape (N, 4)."""
+        """Draw the box of each image to erase, often empty, int64 (N, 4)."""
         (small, large), (flat, tall) = self.erase_area, self.erase_ratio
         area = (small + draws[1] * (large - small)) * height * width
         ratio = (math.log(flat) + draws[2] * (math.log(tall) - math.log(flat))).exp()
@@ -213,7 +214,7 @@ class Augment(PixelTransform):
         return torch.cat([start, start + sides * (draws[0] < self.erase)[:, None]], dim=1)
 
     def _check_range(self, images: Tensor) -> None:
-        """Looks at the first batch; at every batch it would make an accelerator wait."""
+        """Check the first batch only, because an accelerator has to wait."""
         if self._range_checked:
             return
         self._range_checked = True
@@ -249,21 +250,21 @@ def adjust_color(
     saturation: Tensor | None = None,
     bound: float | None = None,
 ) -> Tensor:
-    """Brightness, then contrast, then saturation: each blends with black, mean grey, or grey.
+    """Change brightness, then contrast, then saturation.
 
-    ``x ← clip(f x + (1 - f) y)`` with the factor f of the image, where y is 0 for brightness, the
-    mean of the image's grey for contrast, and its grey for saturation; f = 1 changes nothing. The
+    Each is ``x ← clip(f x + (1 - f) y)`` with the factor f of the image. y is 0 for brightness, the
+    mean of the image's grey for contrast, and its grey for saturation. f = 1 changes nothing. The
     definitions are those of torchvision's `ColorJitter`, in this fixed order.
 
     Args:
         images: Shape (N, C, H, W): uint8, or floating point in [0, 1].
         brightness: Factors, at least 0, shape (N,); None leaves it.
-        contrast: Likewise.
-        saturation: Likewise; needs C = 3.
+        contrast: Factors, as for brightness.
+        saturation: Factors, as for brightness; needs C = 3.
         bound: The largest value of a pixel; None for 255 of uint8 and 1 of floating point.
 
     Returns:
-        New images, of the same shape and dtype; uint8 is rounded once, at the end.
+        New images, of the same shape and dtype. uint8 is rounded once, at the end.
 
     Raises:
         ValueError: Saturation of images that have no colours.
@@ -293,7 +294,10 @@ def adjust_color(
 
 
 def _grey(x: Tensor) -> Tensor:
-    """The grey of each pixel, shape (N, 1, H, W): luma, or without colours the mean of channels."""
+    """Return the grey of each pixel, shape (N, 1, H, W).
+
+    It is luma, or the mean of the channels if there are not three.
+    """
     if x.shape[1] != 3:
         return x.mean(1, keepdim=True)
     red, green, blue = x.unbind(1)

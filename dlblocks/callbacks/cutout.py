@@ -1,18 +1,18 @@
-"""Cutout: a square of each image is erased.
+"""Erase a square of each image (Cutout).
 
-A centre is drawn uniformly from the pixels; the square of fixed side around it, clipped at the
-border, is set to the mean image, which after normalisation is 0.
+A centre is drawn uniformly from the pixels. The square of fixed side around it, clipped at the
+border, is set to the mean image, which is 0 after normalisation.
 
 Source: DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout",
 2017. Suggested there: 16 pixels for CIFAR-10, 8 for CIFAR-100, 20 for SVHN, 24 and 32 for STL-10
-with and without augmentation. Use it for images in which the class shows in more than one place;
+with and without augmentation. Use it for images in which the class shows in more than one place.
 `Augment` has rectangles of random size (``erase``).
 
-In a mask, what is erased becomes `ignore_index`: nobody could tell its class.
+Erased pixels of a mask become `ignore_index`, because their class cannot be seen.
 
-Does not mix with: images in which one small place decides the class; targets with a value for each
-pixel, which would have to be guessed. After CutMix it erases what the label counts: by `OneOf` take
-one of the two. It does mix with label smoothing, weight decay and dropout.
+Do not combine it with images in which one small place decides the class, or with targets that have
+values for pixels, which the net would have to guess. After CutMix it erases pixels that the label
+counts, so use `OneOf`. Label smoothing, weight decay and dropout go well with it.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from dlblocks.callbacks.cutmix import bits_of, box_mask, boxes
 def cutout(
     images: Tensor, box: Tensor, fill: float = 0.0, memory: BatchMemory | None = None
 ) -> Tensor:
-    """Sets each image's box to `fill`.
+    """Set each image's box to `fill`.
 
     Args:
         images: Shape (N, C, H, W), any dtype.
         box: Top, left, bottom, right of each image, the last two excluded, int64, shape (N, 4).
         fill: The value inside the box.
-        memory: Where the new images are to be, if they are large; None for new memory.
+        memory: Memory to reuse for large new images; None for new memory.
 
     Returns:
         New images, of the same shape and dtype.
@@ -61,10 +61,12 @@ def cutout(
 
 
 class Cutout(PixelTransform, EntriesTransform):
-    """Erases a square of each training image, after normalisation; see the module.
+    """Erases a square of each training image, after normalisation.
 
-    Images (N, C, H, W) of any dtype, which stays, or a nest of several of the same height and
-    width, which all lose the same square. Targets stay, but for masks; see `PixelTransform`.
+    The docstring of the module says when to use it.
+
+    Images are (N, C, H, W) of any dtype, which stays. A nest of several of the same height and
+    width loses the same square. Masks change, other targets stay; see `PixelTransform`.
 
     Args:
         size: Side of the square: pixels as an int, or a share of height and width as a float.
@@ -114,8 +116,8 @@ class Cutout(PixelTransform, EntriesTransform):
     def _check(self, images: Tensor, first: Tensor) -> None:
         if images is not first and not images.is_floating_point():
             raise ValueError(
-                f"Cutout got a further input of {images.dtype}; masks of classes have no mean to "
-                "be erased with: keep them, data_keys={...: 'keep'}."
+                f"Cutout got a further input of {images.dtype}, but masks of classes have no mean "
+                "value; keep them by data_keys={...: 'keep'}."
             )
         check_images(images, "Cutout", "use dropout for tabular data")
         if images.shape[2:] != first.shape[2:]:

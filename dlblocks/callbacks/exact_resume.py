@@ -1,10 +1,13 @@
-"""Exact resume: a run that was killed goes on as if nothing had happened.
+"""Resume a killed run exactly as if it had not been killed.
 
-Lightning's checkpoints hold weights, optimizers, schedulers and counters. What they lack, and what
-makes a resumed run another run: the states of the random number generators, of each process; the
-place in the epoch's order of samples; the half-way sums of the epoch's metrics; which parameters
-are frozen and which modules in evaluation mode; what happens between a checkpoint's writing and the
-next step. `ExactResume` keeps and restores these.
+Lightning's checkpoints hold weights, optimizers, schedulers and counters. `ExactResume` also keeps
+and restores everything else that would change the run:
+
+- the states of the random number generators of each process;
+- the place in the epoch's order of samples;
+- the sums of the epoch's metrics so far;
+- which parameters are frozen, and which modules are in evaluation mode;
+- events between the writing of a checkpoint and the next step.
 """
 
 from __future__ import annotations
@@ -45,74 +48,73 @@ from dlblocks.callbacks._resume import (
 from dlblocks.tracking._csv import csv_writers
 
 NOT_RESUMABLE = "You're resuming from a checkpoint that ended before the epoch ended"
-NOT_EXACT = "what follows is not exactly the run that it would have been."
+NOT_EXACT = "the resumed run will not be exactly the same."
 
 
 class ExactResume(ModelCheckpoint):
-    """Keeps ``last.ckpt``, from which ``trainer.fit(..., ckpt_path="last")`` goes on exactly.
+    """Keeps ``last.ckpt``, from which a killed run resumes exactly.
 
     Weights, optimizer, random numbers, the order of the samples and logged values are then, bit for
-    bit, those of the run that was not killed, wherever in the epoch it was: with any
-    LightningModule and loaders, with callbacks that keep their state as Lightning asks (early
-    stopping, averaged weights, the best checkpoint), gradient accumulation, worker processes and
-    DDP, on the same hardware with deterministic operations. It is all that is needed; the same
-    script, with the same seed, is run again::
+    bit, those of a run that was not killed, wherever in the epoch the kill was. This holds for any
+    LightningModule and loaders, callbacks that keep their state as Lightning asks (early stopping,
+    averaged weights, the best checkpoint), gradient accumulation, worker processes and DDP, on the
+    same hardware with deterministic operations. Nothing else is needed: run the same script with
+    the same seed again::
 
         trainer = pl.Trainer(
             callbacks=[ExactResume("runs/a", every_n_train_steps=500)],
             logger=CSVLogger("runs/a", name="", version=""),
         )
-        trainer.fit(model, datamodule=data, ckpt_path="last")  # the first time, starts
+        trainer.fit(model, datamodule=data, ckpt_path="last")  # starts the first time
 
-    The file holds plain values only: hyperparameters of other kinds, such as functions, are left
-    out, and the script makes the module with its own. It is written at the start of epochs, at the
-    end of the fit, and within the epoch every `every_n_train_steps` optimizer steps; where
-    gradients are half accumulated or a validation has just run, one of the next steps is waited
-    for. It is written beside and renamed: a kill in the middle leaves the file before. The best
-    weights are another callback's, a ``ModelCheckpoint(monitor=…)``, whose files of repeated steps
-    are overwritten.
+    The file holds plain values only. It leaves out other hyperparameters, such as functions, which
+    the script gives to the module again. It is written at the start of epochs, at the end of the
+    fit, and within the epoch every `every_n_train_steps` optimizer steps. If gradients are half
+    accumulated or a validation has just run, it is written after a later step. The file is written
+    under another name and renamed, so that a kill leaves a whole file. For the best weights add a
+    ``ModelCheckpoint(monitor=…)``; its files of repeated steps are overwritten.
 
-    A resumed epoch begins with the order it had, and batches that were trained on are skipped. A
-    loader of this package skips them at once. From any other they are loaded and dropped, so that
-    worker processes come to the same state; and its workers are new in every epoch, even if they
-    are `persistent_workers`. With ``ckpt_path="last"``, a `CSVLogger` of the same folder goes on
-    with its ``metrics.csv``; rows after the checkpoint are dropped, for they are logged again.
-    Lightning's default logger begins a new ``version_1`` instead, as does a `CSVLogger` without
-    ``version=``. W&B and TensorBoard are given those steps a second time. A run that had stopped
-    early stops again.
+    A resumed epoch has the same order and skips batches that were trained on. A loader of this
+    package skips them at once. Batches of other loaders are loaded and dropped, so that worker
+    processes reach the same state. Their workers are new in every epoch, even with
+    `persistent_workers`. With ``ckpt_path="last"``, a `CSVLogger` of the same folder continues its
+    ``metrics.csv``. Rows after the checkpoint are dropped, because they are logged again.
+    Lightning's default logger starts a new ``version_1`` instead, as does a `CSVLogger` without
+    ``version=``. W&B and TensorBoard get those steps a second time. A run that had stopped early
+    stops again.
 
-    Runs with equal settings are identical. With another `every_n_train_steps` the weights are, too,
-    but sums that a module flushes before writing (below) may be grouped otherwise, and their logged
-    means differ in the last digits.
+    Runs with equal settings are identical. With another `every_n_train_steps` the weights are
+    identical too, but sums that a module flushes before writing (below) may be grouped differently,
+    and their logged means differ in the last digits.
 
-    What is not kept:
+    These are not kept:
 
-    - generators that no training loader or its sampler holds, and what loaders or data sets carry
-      from one epoch to the next;
-    - what a module or callback holds in attributes beside its `state_dict`, `on_save_checkpoint`
-      and torchmetrics; within an epoch `on_train_epoch_start` is not called again. A module that
-      buffers what it will put into its metrics, or makes them late, may define `flush_metrics()`,
-      called before writing and before restoring;
-    - gradients that manual optimization accumulates over batches, and when a
-      ``ModelCheckpoint(train_time_interval=…)`` wrote;
+    - generators outside the training loaders and their samplers, and state that loaders or data
+      sets carry from one epoch to the next;
+    - attributes of a module or callback outside of its `state_dict`, `on_save_checkpoint` and
+      torchmetrics. Within an epoch `on_train_epoch_start` is not called again. A module that
+      buffers values for its metrics, or creates metrics late, may define `flush_metrics()`, which
+      is called before writing and before restoring;
+    - gradients that manual optimization accumulates over batches, and the time of the last file of
+      a ``ModelCheckpoint(train_time_interval=…)``;
     - within an epoch: sums logged with a `sync_dist_group`, steps that take a `dataloader_iter`
       (written at epochs only), validation by wall-clock time, loaders reloaded every few epochs;
-    - the weights that `on_train_end` puts into the module, if the run had ended already;
+    - weights that `on_train_end` puts into the module, if the run had already ended;
     - checkpoints that a strategy writes as a folder or a plugin writes later, and folders that are
       not local.
 
-    A run in another number of processes, or from a file of other origin, is an ordinary resume;
-    that is said.
+    A run in another number of processes, or from another file, resumes as Lightning does, with a
+    warning.
 
     Args:
         dirpath: Folder of ``last.ckpt``; None for ``<default_root_dir>/checkpoints``.
         every_n_train_steps: Optimizer steps between two writes within an epoch; None for none.
-        min_seconds: At the start of an epoch, write only if so many seconds have passed since the
-            last write: where epochs are short, writing would take much of the time.
+        min_seconds: At the start of an epoch, write only if this many seconds have passed since the
+            last write. With short epochs, writing would take much of the time.
 
     Raises:
-        ValueError: `every_n_train_steps` is no whole number from 1, `min_seconds` is below 0, or
-            (at `fit`) another ModelCheckpoint has `save_last`, which would take
+        ValueError: `every_n_train_steps` is not a whole number from 1, `min_seconds` is below 0, or
+            (at `fit`) another ModelCheckpoint has `save_last`, which would use
             ``ckpt_path="last"`` for itself.
     """
 
@@ -127,16 +129,16 @@ class ExactResume(ModelCheckpoint):
         if every_n_train_steps is not None:
             check_range("every_n_train_steps", every_n_train_steps, 1)
         check_range("min_seconds", min_seconds, 0)
-        # Of ModelCheckpoint only what finds the file is used: nothing is saved by its own rules.
+        # Only the part of ModelCheckpoint that finds the file is used: its own rules save nothing.
         super().__init__(None if dirpath is None else Path(dirpath), filename="last", save_top_k=0)
         self.every_n_train_steps = every_n_train_steps
         self.min_seconds = min_seconds
         self._fit_name: str | None = None  # a file of a fit with another name is not resumed
-        self._default_folder = dirpath is None  # of each Trainer its own
+        self._default_folder = dirpath is None  # each Trainer has its own
         self.saved_step = -1
-        self._saved_at = -math.inf  # seconds of a clock that only goes forward
-        self._writing: int | None = None  # batches done in the epoch, while the file is written
-        self._state: dict[str, Any] | None = None  # what a checkpoint held for this rank
+        self._saved_at = -math.inf  # seconds of a monotonic clock
+        self._writing: int | None = None  # batches done in the epoch while a file is written
+        self._state: dict[str, Any] | None = None  # this rank's part of a checkpoint
         self._batches: ResumableBatches | None = None
 
     @property
@@ -153,12 +155,15 @@ class ExactResume(ModelCheckpoint):
 
     def _path(self, trainer: pl.Trainer) -> Path:
         if self._default_folder:
-            # Not below the logger's folder, which may have a new version in every process.
+            # The logger's folder may have a new version in every process.
             self.dirpath = os.path.realpath(Path(trainer.default_root_dir) / "checkpoints")
         return Path(str(self.dirpath)) / "last.ckpt"
 
     def _find_last_checkpoints(self, trainer: pl.Trainer) -> set[str]:
-        """Called for ``ckpt_path="last"``, before any hook and before loggers open their files."""
+        """Find the file of ``ckpt_path="last"``.
+
+        Lightning calls it before any hook and before loggers open their files.
+        """
         path = self._path(trainer)
         found = path.is_dir() or is_whole(path)  # some strategies write a folder
         what = "is damaged"
@@ -167,11 +172,11 @@ class ExactResume(ModelCheckpoint):
         if not found and path.exists():
             rank_zero_warn(f"{path} {what}, so the fit starts from its beginning.")
             if trainer.is_global_zero:
-                path.unlink(missing_ok=True)  # other callbacks may look for it too
+                path.unlink(missing_ok=True)  # other callbacks may look for it
         if trainer.state.fn == TrainerFn.FITTING:
             for writer in csv_writers(trainer):
                 if not found:
-                    writer.keep(0)  # all is logged again
+                    writer.keep(0)  # everything is logged again
         return {str(path)} if found else set()
 
     def _is_own(self, path: Path) -> bool:
@@ -190,12 +195,12 @@ class ExactResume(ModelCheckpoint):
             if other.save_last:
                 raise ValueError(
                     "ExactResume keeps last.ckpt, and so does another ModelCheckpoint with "
-                    f"save_last={other.save_last!r}; leave that out."
+                    f"save_last={other.save_last!r}; leave save_last out."
                 )
             write_again(other, None, trainer)
         self.saved_step, self._state, self._batches = -1, None, None
         csv_writers(trainer)
-        # Last, so that trainer.checkpoint_callback is that of the best weights.
+        # Put it last, so that trainer.checkpoint_callback is that of the best weights.
         others = [c for c in callbacks if c is not self and not isinstance(c, _First)]
         vars(trainer)["callbacks"] = [_First(self), *others, self]
 
@@ -218,39 +223,39 @@ class ExactResume(ModelCheckpoint):
         finally:
             self._writing = None
         if trainer.is_global_zero:
-            # Lightning's own last step is a copy where the folder is on another disk than /tmp.
+            # Lightning itself would copy a file whose folder is on another disk than /tmp.
             put_in_place(part, path)
         self.last_model_path = str(path)
 
-    # When to write
+    # Times of writing
 
     def before_epoch(self, trainer: pl.Trainer) -> None:
-        """Between two epochs, when the hooks of one have all run and those of the next have not."""
+        """Act between the hooks of one epoch and those of the next."""
         state, self._state = self._state, None
         fetcher, batches = self._watch(trainer)
         if state is not None:
             batches.set_random(state["random"]["now"])
             set_module_modes(trainer.lightning_module, state["modules"])
-        # All ranks write together, by the clock of the first.
+        # All ranks write together, by the clock of the first rank.
         if not self.min_seconds or trainer.strategy.broadcast(
             time.monotonic() - self._saved_at >= self.min_seconds
         ):
             self._save(trainer, batches=0)
         if trainer.current_epoch == 0:
-            iter(fetcher)  # in later epochs Lightning does it
+            iter(fetcher)  # Lightning does it in later epochs
 
     def before_batch(self, trainer: pl.Trainer) -> None:
-        """Within an epoch, when all that belongs to the batch before has been done."""
+        """Act within an epoch, when the batch before is finished."""
         n, step = self.every_n_train_steps, trainer.global_step
         if n is not None and step // n > self.saved_step // n and _nothing_pending(trainer):
             self._save(trainer, trainer.fit_loop.epoch_loop.batch_progress.current.completed)
 
     def after_fit(self, trainer: pl.Trainer) -> None:
-        """After the last epoch, before the hooks of the end."""
+        """Act after the last epoch, before the hooks of the end."""
         self._save(trainer, batches=0)
 
     def _watch(self, trainer: pl.Trainer) -> tuple[Any, ResumableBatches]:
-        """Puts `ResumableBatches` into the Trainer, whose loaders may be new in any epoch."""
+        """Put `ResumableBatches` around the loaders, which may change every epoch."""
         fetcher = data_fetcher(trainer)
         assert fetcher is not None  # for the type checker
         if self._batches is None or fetched_loader(fetcher) is not self._batches:
@@ -262,21 +267,21 @@ class ExactResume(ModelCheckpoint):
             fetcher.setup(self._batches)
         return fetcher, self._batches
 
-    # What to write
+    # Contents of the file
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if self._writing is None or self._batches is None:
-            return  # another callback's file
+            return  # the file of another callback
         if callable(flush := getattr(pl_module, "flush_metrics", None)):
             flush()
         loops = checkpoint["loops"]["fit_loop"]
-        # Loaders are begun again; Lightning would begin those that have a state in their middle.
+        # Loaders restart from the beginning. Lightning would continue those that have a state.
         loops["state_dict"].pop("combined_loader", None)
         if not self._writing:
-            # Of an epoch that begins, Lightning would take the counters for one that has ended, and
-            # skip it; these are those of the end of the epoch before.
+            # Lightning would read the counters of a new epoch as those of a finished one, and skip
+            # it. So write the counters at the end of the epoch before.
             for count in loops["epoch_progress"].values():
                 count["ready"] = count["started"] = count["processed"]
                 count["completed"] = max(count["processed"] - 1, 0)
@@ -305,7 +310,7 @@ class ExactResume(ModelCheckpoint):
             "fit_name": self._fit_name,
         }
 
-    # Going on
+    # Resuming
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -321,7 +326,7 @@ class ExactResume(ModelCheckpoint):
         ranks = saved["ranks"]
         if len(ranks) != trainer.world_size:
             rank_zero_warn(
-                f"ExactResume: the checkpoint was written by {len(ranks)} process(es) and goes on "
+                f"ExactResume: the checkpoint was written by {len(ranks)} process(es) and resumes "
                 f"in {trainer.world_size}; {NOT_EXACT}"
             )
             return
@@ -334,7 +339,7 @@ class ExactResume(ModelCheckpoint):
         if isinstance(trainer.precision_plugin, DoublePrecision):
             # Lightning has rounded the weights to the float32 that the module still has here.
             pl_module.double()
-            # Callbacks that average weights keep the module's own under another name.
+            # Callbacks that average weights store the module's own under another name.
             weights = checkpoint.get("current_model_state", checkpoint["state_dict"])
             pl_module.load_state_dict(weights, strict=pl_module.strict_loading)
 
@@ -359,16 +364,16 @@ class ExactResume(ModelCheckpoint):
         fetcher, batches = self._watch(trainer)
         batches.resume(state["random"], lambda: set_module_modes(pl_module, state["modules"]))
         iter(fetcher)
-        # It is not so here: the batches are skipped.
+        # That warning is wrong here, because the batches are skipped.
         warnings.filterwarnings("ignore", message=NOT_RESUMABLE)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Otherwise Lightning leaves out the schedulers' step at the end of a resumed epoch.
+        # Otherwise Lightning skips the schedulers' step at the end of a resumed epoch.
         trainer.fit_loop.on_iteration_done()
 
 
 class _First(Callback):
-    """Calls `ExactResume` before all other callbacks where they could change the state."""
+    """Calls `ExactResume` before other callbacks can change the state."""
 
     def __init__(self, resume: ExactResume) -> None:
         self.resume = resume
@@ -386,7 +391,10 @@ class _First(Callback):
 
 
 def _nothing_pending(trainer: pl.Trainer) -> bool:
-    """Whether a run can go on here: no step half done, no validation that would be repeated."""
+    """Return True if a run can resume here.
+
+    No step may be half done, and no validation may be repeated.
+    """
     loop = trainer.fit_loop.epoch_loop
     done = loop.batch_progress.current
     if done.ready != done.completed or done.completed % trainer.accumulate_grad_batches:
@@ -399,7 +407,7 @@ def _nothing_pending(trainer: pl.Trainer) -> bool:
 
 
 def _between_epochs(trainer: pl.Trainer) -> None:
-    """Sets Lightning's loops to where they are between two epochs of a run without a restart."""
+    """Set Lightning's loops to their state between two epochs."""
     fit_loop = trainer.fit_loop
     for count in vars(fit_loop.epoch_progress).values():
         count.ready = count.started = count.completed = count.processed

@@ -1,21 +1,21 @@
-"""GeneralizationGap: how much better a model is on the data that it was trained on.
+"""Measure how much better a model is on its training data.
 
 ::
 
     gap = metric(validation data) - metric(training data)
 
-What is logged as training loss does not show it: it is an average over an epoch in which the
-weights change, with dropout, augmentation, mixing and smoothed labels, so that it is often above
-the validation loss of a model that overfits. Here both are measured alike, by the module's own
-`validation_step`, in evaluation mode, by the same weights.
+The logged training loss does not show it. It is an average over an epoch in which the weights
+change, with dropout, augmentation, mixing and smoothed labels, so it is often above the validation
+loss even of a model that overfits. Here both are measured in the same way, by the module's own
+`validation_step`, in evaluation mode, with the same weights.
 
 Source: the gap is that of the theory of generalization (Vapnik, "The Nature of Statistical Learning
 Theory", 1995); for deep nets see Zhang et al., "Understanding Deep Learning Requires Rethinking
 Generalization", 2017, and Jiang et al., "Fantastic Generalization Measures and Where to Find Them",
 2020.
 
-Use it to see whether regularization is what a model lacks: a large gap in the loss says so, a small
-one with a high loss asks for a larger model or a longer training. It costs a forward pass over the
+Use it to see whether a model needs regularization. A large gap in the loss says so. A small gap
+with a high loss asks for a larger model or a longer training. It costs a forward pass over the
 training data; ``limit_batches=0.2`` and ``every_n_epochs=5`` make it cheap.
 """
 
@@ -40,23 +40,25 @@ REDUCTIONS = {"mean": MeanMetric, "sum": SumMetric, "max": MaxMetric, "min": Min
 
 
 class GeneralizationGap(TrainingMeasurement):
-    """Logs the gap between validation and training data at the end of epochs; see the module.
+    """Logs the gap between validation and training data.
+
+    The docstring of the module says when to use it.
 
     For each metric that `validation_step`, or the module's `on_validation_epoch_end`, logs, such as
     ``val/loss``, there are ``train_eval/loss``, its value on the training data, and ``gap/loss``,
-    validation minus training. Of losses a positive gap is overfitting, of accuracies a negative
-    one.
+    validation minus training. A positive gap of a loss is overfitting, and so is a negative gap of
+    an accuracy.
 
-    The training data are measured at the start of each validation, so with averaged weights where
-    validation has those. With a datamodule of this package they are the training part in the form
-    of validation, without `train_transform`. Of any other loader its data set is read in order, and
-    an augmentation within that data set acts here, too: give `dataloader`, the same samples without
-    it. Batches pass the hooks of the datamodule as in validation.
+    The training data are measured at the start of each validation, with averaged weights if
+    validation has them. A datamodule of this package gives the training part in the form of
+    validation, without `train_transform`. The data set of any other loader is read in order, and an
+    augmentation within that data set acts here too. In this case give `dataloader`, which returns
+    the same samples without it. Batches pass the hooks of the datamodule as in validation.
 
-    Training goes on as if nothing had been measured: random numbers, metrics, the order of the
-    data and `ExactResume` are not touched. But what else the module does in these steps, such as
-    sending pictures to a logger, it does twice, for `validation_step`, `on_validation_epoch_start`
-    and `on_validation_epoch_end` are called for the training data first.
+    The measurement does not change the training: random numbers, metrics, the order of the data and
+    `ExactResume` are not touched. But `validation_step`, `on_validation_epoch_start` and
+    `on_validation_epoch_end` are called for the training data first, so other effects of these
+    steps, such as pictures in a logger, happen twice.
 
     Under DDP each rank measures a share of the training data, no sample twice.
 
@@ -77,7 +79,7 @@ class GeneralizationGap(TrainingMeasurement):
         self.metrics = metrics
         self._measured: dict[str, float] = {}
 
-    # When
+    # Times of measuring
 
     def on_validation_batch_start(
         self,
@@ -87,8 +89,8 @@ class GeneralizationGap(TrainingMeasurement):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        # Here the module is as it will be validated: in evaluation mode, with the averaged weights
-        # of whatever callback has some; and its sums are those of an epoch's start.
+        # The module is as in validation here: in evaluation mode, with averaged weights if a
+        # callback has some, and with the sums of an epoch's start.
         is_fit = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         if not is_fit or batch_idx or dataloader_idx:
             return
@@ -97,7 +99,7 @@ class GeneralizationGap(TrainingMeasurement):
         self._measured = self._measure(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Where validation ends, nothing can be logged.
+        # Nothing can be logged at the end of validation.
         measured, self._measured = self._measured, {}
         validated = trainer.callback_metrics
         for name, value in measured.items():
@@ -106,7 +108,7 @@ class GeneralizationGap(TrainingMeasurement):
             for key, number in ((f"train_eval/{short}", value), (f"gap/{short}", gap)):
                 pl_module.log(key, number, sync_dist=trainer.world_size > 1)
 
-    # What
+    # Measurement
 
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
         if len(trainer.num_val_batches) > 1:
@@ -119,8 +121,8 @@ class GeneralizationGap(TrainingMeasurement):
         with random_kept(device), metrics_kept(pl_module), logging_to(pl_module, log):
             for i, batch in enumerate(self.training_batches(trainer, pl_module)):
                 log.batch = batch
-                # Not the strategy's step: in DDP's, ranks would wait for each other, and they
-                # may have unequal numbers of batches.
+                # The step of DDP's strategy would wait for other ranks, which may have another
+                # number of batches.
                 with trainer.precision_plugin.val_step_context():
                     pl_module.validation_step(batch, i)
             log.batch = None
@@ -135,7 +137,7 @@ class GeneralizationGap(TrainingMeasurement):
 
 
 class _Log:
-    """Stands in for ``module.log``, and reduces as Lightning does at the end of an epoch.
+    """Replaces ``module.log`` and reduces as Lightning does.
 
     Args:
         device: Where the sums are kept.
@@ -170,7 +172,7 @@ class _Log:
                 f"{', '.join(REDUCTIONS)}; name the metrics to compare by metrics=."
             )
         if name not in self.metrics:
-            # NaN stays NaN; with "disable" torchmetrics 1.9 leaves out the weights.
+            # NaN stays NaN. With "disable" torchmetrics 1.9 ignores the weights.
             metric = REDUCTIONS[kind](nan_strategy=math.nan).set_dtype(torch.float64)
             self.metrics[name] = metric.to(self.device)
         value = torch.as_tensor(value, device=self.device).detach().double().mean()

@@ -1,10 +1,10 @@
-"""InputNoise: Gaussian noise on any input, salt and pepper on images.
+"""Add Gaussian noise to any input, or salt and pepper to images.
 
 ::
 
     Gaussian          x̃ = x + σ ε,  ε ~ N(0, 1)
-    salt and pepper   a share `amount` of the pixels is set to the highest or the lowest value,
-                      half and half
+    salt and pepper   a share `amount` of the pixels is set to the highest value or, as often, to
+                      the lowest value
 
 Source: Sietsma and Dow, "Creating Artificial Neural Networks That Generalize", 1991; Bishop,
 "Training with Noise is Equivalent to Tikhonov Regularization", 1995: for small σ, Gaussian noise is
@@ -12,10 +12,10 @@ a penalty on the squared gradient of the outputs by the inputs. Vincent et al., 
 Autoencoders", 2010, use masking, Gaussian and salt-and-pepper noise, σ in 0.05 … 0.5 and shares of
 0.1 … 0.5.
 
-The noise acts after normalisation: σ = 0.1 is a tenth of a standard deviation of the input. Use it
-for tables, signals and small images, 0.05 … 0.3; not for inputs in which small differences tell the
-classes apart, nor for token numbers. `Augment` has Gaussian noise for raw images (``noise=``): use
-one of them. After `MixUp`, the noise is not averaged away; before it, it is.
+The noise acts after normalisation, so σ = 0.1 is a tenth of a standard deviation of the input. Use
+it for tables, signals and small images, with 0.05 … 0.3. Do not use it for token numbers, or if
+small differences distinguish the classes. `Augment` has Gaussian noise for raw images (``noise=``):
+use one of them. Put it after `MixUp`, which would average the noise.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from dlblocks.callbacks._batch_transform import EntriesTransform, check_images
 
 
 def gaussian_noise(inputs: Tensor, std: float, generator: torch.Generator | None = None) -> Tensor:
-    """Adds noise of standard deviation `std`.
+    """Add Gaussian noise of standard deviation `std`.
 
     Args:
         inputs: Floating point, any shape.
@@ -54,7 +54,7 @@ def salt_and_pepper(
     per_channel: bool = False,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Sets a share of the pixels to the lowest value, and as many to the highest.
+    """Set random pixels to the lowest or the highest value.
 
     Args:
         images: Shape (N, C, H, W), floating point.
@@ -84,7 +84,9 @@ def salt_and_pepper(
 
 
 class InputNoise(EntriesTransform):
-    """Noise on the inputs of training batches; see the module for when to use it.
+    """Adds noise to the inputs of training batches.
+
+    The docstring of the module says when to use it.
 
     Args:
         std: σ of Gaussian noise, in the units of the (normalised) inputs.
@@ -97,8 +99,8 @@ class InputNoise(EntriesTransform):
             noise. Further entries of the batch are kept.
 
     Raises:
-        ValueError: ``std < 0``, `amount` outside [0, 1], an argument of the other kind, inputs that
-            are integers, salt and pepper for what are no images.
+        ValueError: ``std < 0``, `amount` outside [0, 1], inputs that are integers,
+            salt and pepper for what are no images.
     """
 
     @checked
@@ -113,17 +115,9 @@ class InputNoise(EntriesTransform):
         per_channel: bool = False,
         **kwargs: Any,
     ) -> None:
-        # There need be no targets, as for an autoencoder.
+        # The batch may have no targets, as for an autoencoder.
         super().__init__(target_key=None, data_keys="keep", **kwargs)
         is_gaussian = kind == "gaussian"
-        given: dict[str, Any] = {"std": std}
-        if is_gaussian:
-            given = {"amount": amount, "low": low, "high": high, "per_channel": per_channel or None}
-        for name, value in given.items():
-            if value is not None:
-                raise ValueError(
-                    f"{name}={value!r} has no effect with kind={kind!r}; leave it out."
-                )
         needed, share = ("std", std) if is_gaussian else ("amount", amount)
         if share is None:
             raise ValueError(f"InputNoise(kind={kind!r}) needs {needed}=.")
@@ -147,9 +141,9 @@ class InputNoise(EntriesTransform):
         if not inputs.is_floating_point():
             raise ValueError(
                 f"InputNoise expects floating-point inputs, got {inputs.dtype}; convert images to "
-                "float in the datamodule; token numbers have no noise."
+                "float in the datamodule; token numbers cannot have noise."
             )
-        # Drawn where the inputs are: copying as much as the inputs would take longer.
+        # Draw on the device of the inputs, because copying takes longer.
         seed = int(torch.randint(1 << 62, (), generator=generator))
         own = torch.Generator(inputs.device).manual_seed(seed)
         if self.kind == "gaussian":

@@ -1,4 +1,4 @@
-"""LabelSmoothing: a small share of every target is spread evenly over the classes.
+"""Spread a small share of every target evenly over the classes.
 
 ::
 
@@ -6,17 +6,17 @@
 
 Source: Szegedy, Vanhoucke, Ioffe, Shlens and Wojna, "Rethinking the Inception Architecture for
 Computer Vision", 2016, with ε = 0.1; Müller, Kornblith and Hinton, "When Does Label Smoothing
-Help?", 2019: it calibrates, and it harms a net that is to teach another.
+Help?", 2019: it calibrates, but harms a net that will teach another.
 
-For modules of your own whose loss takes soft targets; the models of this package, and
-`torch.nn.CrossEntropyLoss`, have the argument ``label_smoothing``: use one of them. Smoothing is
-linear, so that it may stand before or after `MixUp` and `CutMix`: the smoothed mix is the mix of
-the smoothed. MixUp softens targets by itself, and little is gained by both. Ignored samples stay so
-in either order, if both have the same `ignore_index`; ``MixUp(targets="pair")`` must come after.
+Use it for your own modules whose loss takes soft targets. The models of this package, and
+`torch.nn.CrossEntropyLoss`, have the argument ``label_smoothing``; do not use both. Smoothing is
+linear, so it may come before or after `MixUp` and `CutMix`. MixUp softens targets by itself, so
+both together gain little. Ignored samples stay ignored in either order, if both have the same
+`ignore_index`. ``MixUp(targets="pair")`` must come after the smoothing.
 
-With `dlblocks.losses.cross_entropy` ignored samples count for nothing; torch's own loss gives them
-no gradient, but divides by their number, too. Class weights apply to the smoothed rows; their mean
-weight, by which the loss is divided, is then that of the smoothed rows.
+`dlblocks.losses.cross_entropy` leaves ignored samples out. torch's own loss gives them no gradient,
+but includes their number when it divides. Class weights apply to the smoothed rows, and the loss is
+divided by the mean weight of the smoothed rows.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ def smooth_labels(
     ignore_index: int = -100,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Soft targets ``(1 - ε) y + ε m / C`` of classes or of soft targets.
+    """Smooth classes or soft targets, as ``(1 - ε) y + ε m / C``.
 
     Args:
         targets: Classes, integers of shape (N,) or (N, d1, ...), or soft targets, floating point of
             shape (N, C) or (N, C, d1, ...), where rows of zeros are ignored samples.
         smoothing: ε in [0, 1).
         num_classes: C, needed for classes.
-        ignore_index: The class that is no class: its rows are zeros.
+        ignore_index: The class index that is ignored. Its rows are zeros.
         dtype: Floating-point dtype of the result; None for that of soft targets, or the default.
 
     Returns:
@@ -88,29 +88,30 @@ def smooth_labels(
     low, high = (torch.tensor(value, dtype=dtype) for value in (share, 1 - smoothing + share))
     classes = torch.arange(num_classes, device=targets.device)
     classes = classes.reshape(1, -1, *(1,) * (targets.ndim - 1))
-    # Comparison, because F.one_hot waits for an accelerator to learn the largest label.
+    # Compare, because F.one_hot makes an accelerator wait for the largest label.
     rows = torch.where(targets.unsqueeze(1) == classes, high, low)
     return rows * (targets != ignore_index).unsqueeze(1)
 
 
 class LabelSmoothing(Softening):
-    """Smooths the targets of training batches; see the module for when to use it.
+    """Smooths the targets of training batches.
 
-    Classes of shape (N,) or (N, d1, ...), 0 … C-1, become soft targets (N, C) or (N, C, d1, ...);
-    soft targets keep their shape. Validation keeps its targets. A first batch of a run that is not
-    to be smoothed gets soft targets all the same, so that a loss that cannot take them is found out
-    before any training time is spent.
+    The docstring of the module says when to use it.
+
+    Classes of shape (N,) or (N, d1, ...), 0 … C-1, become soft targets (N, C) or (N, C, d1, ...).
+    Soft targets keep their shape. Validation keeps its targets. If the first batch of a run is not
+    smoothed, it gets soft targets all the same, so that a loss that cannot take them fails at once.
 
     Args:
         smoothing: ε in [0, 1); 0 switches the method off.
         num_classes: Number of classes; None takes that of the module or the datamodule.
-        ignore_index: Targets of this value stay ignored: their rows are zeros.
+        ignore_index: Targets of this value stay ignored. Their rows are zeros.
         **kwargs: When and where it acts; see `BatchTransform`.
 
     Raises:
         ValueError: ε outside [0, 1), an unknown number of classes, a label outside the classes
-            (looked for in every batch on the CPU, and in the first on an accelerator), targets
-            that are values.
+            (checked in every batch on the CPU, and in the first on an accelerator), targets that
+            are values.
     """
 
     cure = "or leave LabelSmoothing out for the loss's own argument, if it has one"
@@ -157,12 +158,12 @@ class LabelSmoothing(Softening):
         if not isinstance(targets[0], Tensor):
             raise ValueError(
                 f"LabelSmoothing expects targets as a tensor, got {type(targets[0]).__name__}; put "
-                "it before what mixes targets in pairs."
+                "it before the transform that mixes targets in pairs."
             )
         return inputs, [self._smooth(inputs[0], targets[0], self.smoothing)]
 
     def _smooth(self, inputs: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-        # What a module calls its number of classes may be another thing than soft columns.
+        # Soft targets have columns already. The module's number of classes may be another one.
         count, dtype = self.num_classes, None
         if not targets.is_floating_point():
             count = self.found_classes if count is None else count

@@ -1,21 +1,21 @@
-"""MixUp: convex combinations of pairs of samples and of their targets.
+"""Average pairs of samples and of their targets (MixUp).
 
-For each sample i a partner j and λ ~ Beta(α, α) are drawn, and::
+Each sample i is averaged with a partner j, with λ ~ Beta(α, α)::
 
     x̃ = λ x_i + (1 - λ) x_j        ỹ = λ y_i + (1 - λ) y_j
 
 Source: Zhang, Cissé, Dauphin and Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", 2018. The
-paper draws one λ a batch, here each sample has its own unless ``per_sample=False``.
+paper draws one λ for a batch. Here each sample has its own unless ``per_sample=False``.
 
 Suggested: α in 0.1 … 0.4 for ImageNet, 1 for CIFAR-10 (ibid., sections 3.1 and 3.2); 0.8 together
 with CutMix for vision transformers (Touvron et al., "Training data-efficient image transformers",
-2021). Use it where labels are noisy, data few, or probabilities must be calibrated, and train
-longer; leave it off for the last epochs (``stop_epoch=-10``), which brings the training data back
-to what will be met (Ge et al., "YOLOX", 2021, leave off the last 15).
+2021). Use it for noisy labels, few data, or if probabilities must be calibrated, and train longer.
+``stop_epoch=-10`` leaves the last epochs without it, so that training ends with real data (Ge et
+al., "YOLOX", 2021, leave out the last 15).
 
-Does not mix with: inputs that cannot be averaged, such as token numbers; boxes and other extra
-entries, unless it is said what becomes of them; label smoothing, which softens a second time.
-With CutMix take one of the two by `OneOf`; one after the other is right too, but hard.
+Do not combine it with inputs that cannot be averaged, such as token numbers, or with label
+smoothing, which softens a second time. For boxes and other extra entries set `data_keys`. With
+CutMix use `OneOf`. Both in sequence are correct too, but make the task hard.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from dlblocks.callbacks._mixing import Mix, Mixer, average, draw_mix
 
 
 def mixup(inputs: Tensor, targets: Tensor, lam: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Mixes each sample with a partner: ``lam * x + (1 - lam) * x[index]``, and its target alike.
+    """Mix each sample with a partner, and its target in the same way.
+
+    The result is ``lam * x + (1 - lam) * x[index]``.
 
     Args:
         inputs: Floating point, shape (N, ...).
@@ -53,23 +55,25 @@ def mixup(inputs: Tensor, targets: Tensor, lam: Tensor, index: Tensor) -> tuple[
 
 
 class MixUp(Mixer):
-    """Mixes pairs of training samples and their targets; see the module for when to use it.
+    """Mixes pairs of training samples and their targets.
 
-    Inputs of any shape (N, ...): images, tables, sequences of values, or a nest of several such
-    tensors, which are all mixed with the same λ and partner. Floating point of any precision keeps
-    its dtype; uint8 images are rounded.
+    The docstring of the module says when to use it.
 
-    Class indices (N,) become soft targets (N, C) of the inputs' dtype, masks of classes (N, H, W)
-    become (N, C, H, W); soft targets, several labels (N, C) and values keep their shape. Further
-    entries can be mixed as targets (sample weights), or as inputs.
+    Inputs have any shape (N, ...): images, tables, sequences of values. All tensors of a nest are
+    mixed with the same λ and partner. Floating point of any precision keeps its dtype; uint8 images
+    are rounded.
+
+    Class indices (N,) become soft targets (N, C) of the inputs' dtype, and masks of classes
+    (N, H, W) become (N, C, H, W). Soft targets, several labels (N, C) and values keep their shape.
+    Further entries can be mixed as targets (sample weights) or as inputs.
 
     Args:
         alpha: α of the Beta distribution; 0 switches the method off.
         **kwargs: Classes, kind of targets, and when and where it mixes; see `Mixer`.
 
     Raises:
-        ValueError: ``alpha < 0``, inputs that are integers, a label outside the classes, classes
-            whose number is not known, a batch of another structure.
+        ValueError: ``alpha < 0``, inputs that are integers, a label outside the classes, an unknown
+            number of classes, a batch of another structure.
 
     Example:
         >>> mix = MixUp(0.2, num_classes=10, stop_epoch=-10)

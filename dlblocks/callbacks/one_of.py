@@ -1,10 +1,10 @@
-"""OneOf: for each batch, or each sample, one of several transforms is chosen at random.
+"""Choose one of several transforms at random, for batches or samples.
 
-Two methods that each take a part of the image or of the label away take too much together: MixUp
+Two methods that each remove a part of the image or of the label remove too much together. So MixUp
 and CutMix are used in turn, each for half of the batches (Touvron et al., "Training data-efficient
 image transformers & distillation through attention", 2021: MixUp with α = 0.8, CutMix with 1.0).
-The choice is made for the batch, as timm's ``switch_prob`` does by default, or for each sample, as
-it does with ``mode="elem"``.
+The choice holds for the batch, as in timm's ``switch_prob`` by default, or for each sample, as in
+timm's ``mode="elem"``.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from dlblocks.callbacks._batch_transform import (
 
 
 class OneOf(BatchTransform):
-    """Applies one of several transforms to each training batch or sample, chosen at random.
+    """Applies one of several transforms, chosen at random.
 
-    Each keeps its own arguments: its keys, its seed, and its own `p` and epochs, outside which its
-    turn leaves the batch as it is. Members may be any `BatchTransform`, `Augment` and another
-    `OneOf` included.
+    Each member keeps its own arguments: keys, seed, `p` and epochs. If a chosen member does not act
+    in this epoch, the batch stays as it is. Members may be any `BatchTransform`, including
+    `Augment` and another `OneOf`.
 
-    From the generator of (seed, batch number, rank, place in the Trainer's list) are drawn, in this
-    order: whether anything is done (if ``p < 1``), and which. The chosen one then draws from a
-    generator of its own seed and of its place in this list, so that members never share draws.
+    The generator of (seed, batch number, rank, place in the Trainer's list) draws in this order:
+    whether to choose any (if ``p < 1``), and which. The chosen one draws from a generator of its
+    own seed and its place in this list, so that members never share draws.
 
-    With ``per_sample=True`` all of them are applied to the whole batch, which takes the time of
-    all, and of each sample the result of one is taken. Where some make targets soft, all samples
-    get soft targets.
+    ``per_sample=True`` applies all members to the whole batch, which takes the time of all, and
+    takes each sample from the result of one. If some members make targets soft, all samples get
+    soft targets.
 
     Args:
         transforms: The transforms to choose from.
@@ -53,10 +53,8 @@ class OneOf(BatchTransform):
         seed: Seed of the choice.
 
     Raises:
-        TypeError: One of `transforms` is not a `BatchTransform`.
         ValueError: No transforms, one of them twice, or weights that are not one number >= 0 each
-            with a positive sum. With `per_sample`, batches of which the transforms make different
-            structures.
+            with a positive sum. With `per_sample`, transforms that return different structures.
 
     Example:
         >>> from dlblocks.callbacks import CutMix, MixUp
@@ -80,16 +78,10 @@ class OneOf(BatchTransform):
     ) -> None:
         super().__init__(p=p, start_epoch=start_epoch, stop_epoch=stop_epoch, seed=seed)
         transforms = list(transforms)
-        for member in transforms:
-            if not isinstance(member, BatchTransform):
-                raise TypeError(
-                    f"transforms must be callbacks that change batches, such as MixUp and CutMix, "
-                    f"got {type(member).__name__}; give other callbacks to the Trainer."
-                )
         if not transforms or len({id(member) for member in transforms}) < len(transforms):
             raise ValueError(
-                f"transforms has {len(transforms)} entries; expected at least one, each another "
-                "object."
+                f"transforms has {len(transforms)} entries; expected at least one, all different "
+                "objects."
             )
         weights = [1.0] * len(transforms) if weights is None else [float(w) for w in weights]
         if (
@@ -98,8 +90,8 @@ class OneOf(BatchTransform):
             or not sum(weights)
         ):
             raise ValueError(
-                f"weights={weights} must be {len(transforms)} numbers >= 0, one a transform, not "
-                "all 0."
+                f"weights={weights} must be {len(transforms)} numbers >= 0, one for each "
+                "transform, not all 0."
             )
         self.transforms = transforms
         self.weights = weights
@@ -124,14 +116,17 @@ class OneOf(BatchTransform):
                 member._place_members()
 
     def chosen(self, *, epoch: int, step: int, rank: int) -> BatchTransform | None:
-        """The transform of this batch, or None."""
+        """Return the transform of this batch, or None."""
         if not self.active(epoch):
             return None
         number = int(self._choices(1, step, rank))
         return self.transforms[number] if number < len(self.transforms) else None
 
     def _choices(self, size: int, step: int, rank: int) -> Tensor:
-        """Numbers of transforms, int64 of shape (size,); one past the last for none of them."""
+        """Draw numbers of transforms, int64 of shape (size,).
+
+        One past the last means none of them.
+        """
         generator = self.generator(step, rank)
         some = torch.ones(size, dtype=torch.bool)
         if self.p < 1:
@@ -146,7 +141,7 @@ class OneOf(BatchTransform):
         return batch
 
     def apply_at(self, batch: Any, *, before: bool, epoch: int, step: int, rank: int) -> Any:
-        # The choice comes out the same before and after the datamodule's own hook.
+        # The choice is the same before and after the datamodule's own hook.
         if self.per_sample and self.active(epoch):
             return self._apply_each(batch, before=before, epoch=epoch, step=step, rank=rank)
         one = self.chosen(epoch=epoch, step=step, rank=rank)
@@ -167,7 +162,7 @@ class OneOf(BatchTransform):
             return batch
         results = [*made, batch]
         if len({_form(result) for result in results}) > 1:
-            # What one of them does to the structure, softening targets, is done to all results.
+            # If one of them softens targets, soften the targets of all results.
             results = [self.rehearse_at(result, before=before) for result in results]
         if len({_form(result) for result in results}) > 1:
             raise ValueError(
@@ -177,7 +172,7 @@ class OneOf(BatchTransform):
                 + "; choose for the batch, per_sample=False."
             )
         leaves = [tensors_in(result) for result in results]
-        # The samples are counted in what was changed: a batch may hold more than its own.
+        # Count the samples in changed tensors: a batch may hold other entries too.
         rows = [*zip(*leaves, strict=True)]
         size = next(len(row[-1]) for row in rows if any(leaf is not row[-1] for leaf in row))
         chosen = self._choices(size, step, rank)
@@ -201,13 +196,13 @@ class OneOf(BatchTransform):
             member.on_exception(trainer, pl_module, exception)
 
 
-def _form(batch: Any) -> tuple:
-    """What two batches must share, so that samples of one may stand in the other."""
+def _form(batch: Any) -> tuple[Any, ...]:
+    """Return shapes and dtypes, which results must share to be mixed."""
     return tuple((tuple(leaf.shape), leaf.dtype) for leaf in tensors_in(batch))
 
 
 def _pick(tensors: Sequence[Tensor], chosen: Tensor) -> Tensor:
-    """Sample i of ``tensors[chosen[i]]``."""
+    """Take sample i from ``tensors[chosen[i]]``."""
     *others, picked = tensors
     if all(tensor is picked for tensor in others):
         return picked

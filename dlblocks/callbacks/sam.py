@@ -1,6 +1,6 @@
-"""SAM: a step that looks for flat minima, sharpness-aware minimization.
+"""Train towards flat minima by sharpness-aware minimization (SAM).
 
-Each step climbs to the worst point nearby, to first order, and descends by the gradient there::
+Each step climbs to the worst nearby point, to first order, and descends by the gradient there::
 
     e = ρ g / ‖g‖                      g = ∇L(w), the norm over all parameters
     w ← optimizer step with ∇L(w + e)
@@ -15,10 +15,10 @@ Improving Generalization", 2021; they suggest ρ = 0.05, and tune over 0.01 … 
 
 for which ρ is about ten times as large, 0.5 on CIFAR-10 and 1 on CIFAR-100, and η = 0.01.
 
-Use it where data are few or labels noisy and the test error is what counts: a step costs two.
-Gradient accumulation, clipping and mixed precision, weight decay, mixing and dropout go with it; so
-do averaged weights. `WeightNoise` is the cheap way to the same end: use one of them. Not with LBFGS
-or manual optimization.
+Use it for few data or noisy labels, if the test error matters more than time: a step costs two. It
+works with gradient accumulation, clipping, mixed precision, weight decay, mixing, dropout and
+averaged weights, but not with LBFGS or manual optimization. `WeightNoise` is a cheap alternative;
+do not use both.
 """
 
 from __future__ import annotations
@@ -52,16 +52,16 @@ def sam_perturbation(
     adaptive: bool | Sequence[bool] = False,
     eta: float = 0.01,
 ) -> list[Tensor]:
-    """The step to the worst point within ρ: ``ρ g / ‖g‖``, or adaptive ``ρ T² g / ‖T g‖``.
+    """Return the step to the worst point within ρ.
 
-    It does not depend on the scale of the gradients, so that those of a loss that was scaled
-    for half precision will do.
+    It is ``ρ g / ‖g‖``, or ``ρ T² g / ‖T g‖`` if `adaptive`. It does not depend on the scale of the
+    gradients, so gradients of a loss that was scaled for half precision are fine.
 
     Args:
         weights: Tensors of any shapes.
         gradients: Their gradients, of the same shapes.
         rho: The radius ρ.
-        adaptive: Whether T is ``|w| + η`` rather than 1; one for all tensors or one each.
+        adaptive: Use T = ``|w| + η`` rather than 1. One for all tensors or one each.
         eta: η.
 
     Returns:
@@ -75,7 +75,7 @@ def sam_perturbation(
     flags = [adaptive] * len(weights) if isinstance(adaptive, bool) else list(adaptive)
     scales = [w.abs() + eta if flag else None for w, flag in zip(weights, flags, strict=True)]
     scaled = [g if t is None else g * t for g, t in zip(gradients, scales, strict=True)]
-    # In float32 at least: squares of half precision overflow, and so does ρ over a small norm.
+    # At least float32: in half precision, squares overflow, and so does ρ over a small norm.
     wide = [torch.promote_types(g.dtype, torch.float32) for g in scaled]
     norms = [torch.linalg.vector_norm(g, dtype=w) for g, w in zip(scaled, wide, strict=True)]
     norm = torch.linalg.vector_norm(torch.stack([n.to(norms[0]) for n in norms]))
@@ -87,34 +87,35 @@ def sam_perturbation(
 
 
 class SAM(AroundStep):
-    """Sharpness-aware minimization, with any optimizer but LBFGS; see the module for when.
+    """Sharpness-aware minimization, with any optimizer but LBFGS.
 
-    The module's own `training_step`, optimizer and schedules stay as they are::
+    The docstring of the module says when to use it. `training_step`, optimizer and schedules of the
+    LightningModule stay as they are::
 
         trainer = pl.Trainer(callbacks=[SAM(rho=0.05)], accumulate_grad_batches=4,
                              precision="bf16-mixed", gradient_clip_val=1.0)
 
-    - *Accumulation*: the whole window's gradient makes the perturbation, and all of its batches are
-      run again there: the step is that of one large batch. The window's batches are kept in memory.
-    - *Mixed precision*: under ``"16-mixed"`` both passes are scaled, unscaled once; a step that
-      overflows is left out, as ever, with the weights as they were.
+    - *Accumulation*: the gradient of the whole window makes the perturbation, and all of its
+      batches run again at w + e, as if they were one large batch. They are kept in memory.
+    - *Mixed precision*: under ``"16-mixed"`` both passes are scaled, and unscaled once. A step that
+      overflows is skipped as usual, and the weights stay as they were.
     - *Clipping*, and `on_before_optimizer_step` of other callbacks, get the gradient at w + e.
     - *DDP*: the perturbation is that of the gradient over all ranks, the same on each. (Foret et
-      al. let each accelerator perturb by its own share, "m-sharpness": here m is the whole batch,
+      al. let each accelerator perturb by its own share, "m-sharpness". Here m is the whole batch,
       and a smaller m is a smaller batch.)
-    - Both passes see the same batch, mixed once, and draw the same random numbers: dropout drops
-      the same units. What is logged, torchmetrics and `outputs` are those of the first pass, at w;
-      buffers, such as the statistics of batch norm, are not updated by the second.
+    - Both passes see the same batch, mixed once, and draw the same random numbers, so dropout drops
+      the same units. Logs, torchmetrics and `outputs` are those of the first pass, at w. The second
+      pass does not update buffers, such as the statistics of batch norm.
 
     The step's own hooks, `on_before_backward` and `on_after_backward`, are called for both
     passes. `training_step` must not write into its batch. In pure half precision
-    (``"bf16-true"``) a perturbation may be lost in rounding. Attributes that `training_step`
-    changes beside buffers and metrics are changed twice.
+    (``"bf16-true"``) rounding may remove the perturbation. `training_step` changes its attributes
+    other than buffers and metrics twice.
 
     Args:
         rho: Radius ρ > 0 of the neighbourhood.
-        adaptive: Scale it by the weights (ASAM), those whose name has "weight" as in the authors'
-            code.
+        adaptive: Scale it by the parameters with "weight" in their name (ASAM), as the authors'
+            code does.
         eta: η of the adaptive form.
 
     Raises:
@@ -129,8 +130,8 @@ class SAM(AroundStep):
         self.rho = rho
         self.adaptive = adaptive
         self.eta = eta
-        # The steps since the gradients were zero: arguments, and random numbers before.
-        self._window: list[tuple[tuple, dict[str, Any], Any]] = []
+        # Arguments and random state of each step since the gradients were zero.
+        self._window: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
         self._again = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -138,11 +139,11 @@ class SAM(AroundStep):
         check_whole_parameters(trainer, "SAM")
         check_dense(pl_module, dict(pl_module.named_parameters()), "SAM")
         if sum(isinstance(c, SAM) for c in vars(trainer)["callbacks"]) > 1:
-            raise ValueError("callbacks hold two SAM; a step climbs once: leave one out.")
+            raise ValueError("callbacks has SAM twice; leave one of them out.")
         if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
             raise ValueError(
-                "SAM does not go with LBFGS, whose line search needs the gradient of the loss that "
-                "it measures; use another optimizer."
+                "SAM does not work with LBFGS, whose line search needs loss and gradient at the "
+                "same weights; use another optimizer."
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -158,7 +159,11 @@ class SAM(AroundStep):
     # First pass
 
     def around_step(
-        self, trainer: pl.Trainer, run: Callable[[], Any], args: tuple, kwargs: dict[str, Any]
+        self,
+        trainer: pl.Trainer,
+        run: Callable[[], Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         if not self._again:
             self._window.append((args, kwargs, random_state(trainer.strategy.root_device)))
@@ -167,13 +172,13 @@ class SAM(AroundStep):
     def on_before_zero_grad(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        # Called between the forward and the backward pass of a window's first batch.
+        # It is called between forward and backward pass of the first batch of a window.
         del self._window[:-1]
 
     # Second pass
 
     def second_pass(self, trainer: pl.Trainer, batch_idx: int, optimizer: Any) -> None:
-        """Replaces the gradients by those at w + e."""
+        """Replace the gradients by those at w + e."""
         pl_module = trainer.lightning_module
         names = {id(parameter): name for name, parameter in pl_module.named_parameters()}
         weights, gradients, flags = [], [], []
@@ -195,7 +200,7 @@ class SAM(AroundStep):
             self._again = True
             try:
                 for i, (args, kwargs, before) in enumerate(self._window):
-                    # After the same draws the generators are where they were after the first pass.
+                    # After the same draws, the generators have the state after the first pass.
                     set_random_state(device, before)
                     with _synchronized(trainer, i == steps - 1):
                         output: Any = trainer.strategy.training_step(*args, **kwargs)
@@ -210,7 +215,7 @@ class SAM(AroundStep):
 def _step_after_two_passes(
     step: Wrapped, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
 ) -> None:
-    """Stands in for `optimizer_step`."""
+    """Call `optimizer_step` with a closure that runs both passes."""
 
     def both() -> Any:
         loss = optimizer_closure()
@@ -220,8 +225,8 @@ def _step_after_two_passes(
     step.inner(epoch, batch_idx, optimizer, both)
 
 
-def _synchronized(trainer: pl.Trainer, is_last: bool) -> contextlib.AbstractContextManager:
-    """Ranks add up their gradients after the last batch of a window only, as in the first pass."""
+def _synchronized(trainer: pl.Trainer, is_last: bool) -> contextlib.AbstractContextManager[Any]:
+    """Let ranks sum gradients after the last batch of a window only."""
     if isinstance(trainer.strategy, ParallelStrategy) and not is_last:
         return trainer.strategy.block_backward_sync()
     return contextlib.nullcontext()

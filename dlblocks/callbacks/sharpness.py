@@ -1,23 +1,23 @@
-"""Sharpness: how fast the training loss rises around the weights, epoch by epoch.
+"""Measure how fast the training loss rises around the weights.
 
 ::
 
     train/sharpness            100 · (max f in a small box around x - f(x)) / (1 + f(x))
     train/hessian_eigenvalue   the largest eigenvalue of the Hessian of f at x
 
-f is the training loss as a function of the weights x; `curvature.sharpness` and
-`curvature.top_eigenvalue` have the formulas.
+f is the training loss as a function of the weights x. `sharpness` and `top_eigenvalue` of
+`dlblocks.callbacks` have the formulas.
 
 Source: Keskar, Mudigere, Nocedal, Smelyanskiy and Tang, "On Large-Batch Training for Deep
-Learning: Generalization Gap and Sharp Minima", 2017. The eigenvalue says what learning rate is too
-large: plain gradient descent is unstable where it is above 2 / lr, and tends to get just there
-(Cohen, Kaur, Li, Kolter and Talwalkar, "Gradient Descent on Neural Networks Typically Occurs at the
-Edge of Stability", 2021).
+Learning: Generalization Gap and Sharp Minima", 2017. The eigenvalue shows which learning rates are
+too large: plain gradient descent is unstable if the eigenvalue is above 2 / lr, and tends to reach
+that limit (Cohen, Kaur, Li, Kolter and Talwalkar, "Gradient Descent on Neural Networks Typically
+Occurs at the Edge of Stability", 2021).
 
-Neither number stays the same when the weights are scaled in a way that leaves the net's outputs as
-they are, as before batch norm or from layer to layer with ReLU (Dinh, Pascanu, Bengio and Bengio,
-"Sharp Minima Can Generalize For Deep Nets", 2017), and both fall when the loss itself gets small:
-compare runs of one net, trained to about the same loss, not different nets.
+Both numbers change when weights are scaled without a change of the net's outputs, as before batch
+norm or from layer to layer with ReLU (Dinh, Pascanu, Bengio and Bengio, "Sharp Minima Can
+Generalize For Deep Nets", 2017). Both fall when the loss itself gets small. So compare runs of one
+net, trained to about the same loss, not different nets.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor, nn
 
 from dlblocks._errors import check_range, checked
-from dlblocks.callbacks._curvature import check_params, sharpness, top_eigenvalue
+from dlblocks.callbacks._curvature import check_params, top_eigenvalue
+from dlblocks.callbacks._curvature import sharpness as sharpness  # for users
 from dlblocks.callbacks._measurement import TrainingMeasurement
 from dlblocks.callbacks._parameters import check_step, check_whole_parameters
 from dlblocks.callbacks._resume import set_random_state
@@ -48,24 +49,26 @@ EIGENVALUE = "train/hessian_eigenvalue"
 
 
 class Sharpness(TrainingMeasurement):
-    """Logs ε-sharpness and the top Hessian eigenvalue at the end of epochs; see the module.
+    """Logs ε-sharpness and the top Hessian eigenvalue at the end of epochs.
 
-    f is the mean of what the module's own `training_step` returns over a fixed random choice of
+    The docstring of the module says what they mean.
+
+    f is the mean loss that the module's own `training_step` returns for a fixed random choice of
     training samples, in evaluation mode: without dropout, and with the running statistics of batch
-    norm, so that it is a function of the weights alone. What callbacks add for training is left
-    out: mixing, smoothed labels, noise on weights, `WeightPenalty`; of datamodules of this package
-    so is `train_transform`. Of any other loader the data set is read in order, and an augmentation
-    within that data set acts here, too, anew in each batch: give `dataloader`, the same samples
-    without it. The weights are those that are trained, not their moving average.
+    norm, so that it is a function of the weights alone. It leaves out mixing, smoothed labels,
+    noise on weights and `WeightPenalty`, and for our datamodules `train_transform`. The data set of
+    any other loader is read in order, and an augmentation within that data set acts here too, with
+    new draws in each batch. In this case give `dataloader`, which returns the same samples without
+    it. The weights are the trained ones, not their moving average.
 
-    Training goes on as if nothing had been measured: weights, gradients, buffers, metrics, logs,
-    random numbers, the order of the data and `ExactResume` are not touched. What else the module
-    does in `training_step`, such as sending pictures to a logger, it does here too.
+    The measurement does not change the training: weights, gradients, buffers, metrics, logs, random
+    numbers, the order of the data and `ExactResume` are not touched. Other effects of
+    `training_step`, such as pictures in a logger, happen here too.
 
-    A measurement takes about 60 gradients of f, and 10 to 50 products with its Hessian; the chosen
-    batches stay in the device's memory meanwhile. Mixed precision is measured in the precision of
-    the weights, without autocast, which would round the small steps away. Under DDP each rank
-    measures its share of the samples, and all get the number of the whole.
+    A measurement takes about 60 gradients of f, and 10 to 50 products with its Hessian. Meanwhile
+    the chosen batches stay in the device's memory. Mixed precision is measured in the precision of
+    the weights, without autocast, whose rounding would hide the small steps. Under DDP each rank
+    measures its share of the samples, and all log the result for all samples.
 
     Two of these, one with `directions` and ``eigenvalue=False``, log both sharpnesses.
 
@@ -81,13 +84,13 @@ class Sharpness(TrainingMeasurement):
         limit_batches: Number of batches (of each rank), or share of the data in (0, 1], to measure.
             None for all.
         iterations: Iterations of L-BFGS-B from each of three starts.
-        **kwargs: When and on which samples it measures; see `TrainingMeasurement`. `seed` is that
-            of the directions and starts, too.
+        **kwargs: When and on which samples it measures; see `TrainingMeasurement`. `seed` also
+            seeds the directions and starts.
 
     Raises:
-        ValueError: A number out of range; at the start of the fit: manual optimization, a step that
+        ValueError: A number out of range. At the start of the fit: manual optimization, a step that
             takes the loader's iterator, parameters spread over processes or of half precision,
-            epochs that do not come; at the first measurement: several loaders, a data set without
+            epochs after the end. At the first measurement: several loaders, a data set without
             numbered samples, a step without a loss.
     """
 
@@ -108,32 +111,18 @@ class Sharpness(TrainingMeasurement):
             check_range("epsilon", epsilon, 0, float("inf"), low_open=True, high_open=True)
         if directions is not None:
             check_range("directions", directions, 1)
-        if epsilon is None and directions is not None:
-            raise ValueError(
-                f"directions={directions} has no effect with epsilon=None, which leaves the "
-                "sharpness out; leave one of them out."
-            )
         if epsilon is None and not eigenvalue:
             raise ValueError("epsilon=None and eigenvalue=False leave nothing to measure.")
         check_range("iterations", iterations, 1)
-        if isinstance(at_epochs, int):
-            raise TypeError(f"at_epochs={at_epochs} must be a list of epochs: [{at_epochs}].")
-        if at_epochs is not None and not all(type(epoch) is int for epoch in at_epochs):
-            raise TypeError(f"at_epochs={at_epochs!r} must be a list of epochs, such as [0, -1].")
         if at_epochs is not None and not at_epochs:
             raise ValueError("at_epochs is empty; name an epoch, such as -1 for the last.")
-        if at_epochs is not None and self.every_n_epochs != 1:
-            raise ValueError(
-                f"at_epochs={list(at_epochs)} and every_n_epochs={self.every_n_epochs} both say "
-                "when to measure; give one of them."
-            )
         self.epsilon = epsilon
         self.directions = directions
         self.eigenvalue = eigenvalue
         self.at_epochs = at_epochs
         self.iterations = iterations
 
-    # When
+    # Times of measuring
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         check_whole_parameters(trainer, "Sharpness")
@@ -144,8 +133,8 @@ class Sharpness(TrainingMeasurement):
         if last in (None, -1):
             if min(self.at_epochs) < 0:
                 raise ValueError(
-                    f"at_epochs={list(self.at_epochs)} counts from the end, which max_epochs="
-                    f"{last} does not say; set max_epochs, or epochs from 0 on."
+                    f"at_epochs={list(self.at_epochs)} counts from the end, but max_epochs="
+                    f"{last} sets no end; set max_epochs, or epochs from 0 on."
                 )
         elif not all(-last <= epoch < last for epoch in self.at_epochs):
             raise ValueError(
@@ -154,7 +143,7 @@ class Sharpness(TrainingMeasurement):
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Not earlier: lazy parameters have their shapes, and the precision is that of training.
+        # Only now do lazy parameters have shapes, and weights the precision of training.
         count = check_params(_trained(pl_module))
         if self.directions is not None:
             check_range("directions", self.directions, 1, count)
@@ -178,12 +167,12 @@ class Sharpness(TrainingMeasurement):
             return True
         return any(epoch == (at if at >= 0 else at + (last or 0)) for at in self.at_epochs)
 
-    # What
+    # Measurement
 
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
         device = trainer.strategy.root_device
         params = _trained(pl_module)
-        # The kernels of cuDNN for recurrent nets have no gradient in evaluation mode.
+        # cuDNN's kernels for recurrent nets have no gradient in evaluation mode.
         recurrent = any(isinstance(part, nn.RNNBase) for part in pl_module.modules())
         cudnn = torch.backends.cudnn.flags(enabled=False) if recurrent else contextlib.nullcontext()
         found = {}
@@ -194,7 +183,7 @@ class Sharpness(TrainingMeasurement):
             step = _loss_step(trainer, pl_module)
 
             def loss() -> Iterator[Tensor]:
-                # Each time the same random numbers, if the step draws any, and the same buffers.
+                # Use the same random numbers and buffers in each evaluation.
                 set_random_state(device, state)
                 with paused(pl_module):
                     for i, (batch, size) in enumerate(zip(batches, sizes, strict=True)):
@@ -217,7 +206,7 @@ class Sharpness(TrainingMeasurement):
 
     def _batches(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Any]:
         stage = trainer.state.stage
-        # Transforms of a batch for training look at this, those of callbacks and of hooks.
+        # Transforms for training, in callbacks and hooks, do not act in this stage.
         trainer.validating = True
         try:
             return list(self.training_batches(trainer, pl_module))
@@ -226,7 +215,7 @@ class Sharpness(TrainingMeasurement):
 
 
 def _over_ranks(trainer: pl.Trainer, value: Tensor) -> Tensor:
-    """The sum of each rank's value."""
+    """Sum a value over the ranks."""
     if trainer.world_size == 1:
         return value
     device = trainer.strategy.root_device
@@ -234,12 +223,12 @@ def _over_ranks(trainer: pl.Trainer, value: Tensor) -> Tensor:
 
 
 def _loss_step(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Callable[[Any, int], Tensor]:
-    """The module's own step, which returns the loss."""
+    """Return a function that calls the module's own step and returns the loss."""
     inner, plugin = plain_step(pl_module), trainer.precision_plugin
     takes_index = len(inspect.signature(inner).parameters) > 1
 
     def step(batch: Any, batch_idx: int) -> Tensor:
-        # Autocast would round away the small steps in the weights.
+        # The rounding of autocast would hide the small steps of the weights.
         mixed = isinstance(plugin, MixedPrecision)
         with contextlib.nullcontext() if mixed else plugin.train_step_context():
             output = inner(batch, batch_idx) if takes_index else inner(batch)

@@ -1,6 +1,6 @@
-"""WeightNoise: Gaussian noise on the weights while the gradient is computed.
+"""Compute gradients at weights with Gaussian noise.
 
-The loss and its gradient are those of noisy weights, the step is taken from the clean ones::
+The loss and its gradient are those of noisy weights; the step starts from the clean ones::
 
     w̃ = w + σ ε,  or relative  w̃ = w + σ |w| ε        ε ~ N(0, 1)
     w ← optimizer step with ∇L(w̃)
@@ -12,9 +12,9 @@ Tolerance Resulting from Synaptic Weight Noise During Training", 1994. Graves, M
 "Speech Recognition with Deep Recurrent Neural Networks", 2013, use σ = 0.075 for recurrent nets of
 unit-scale weights. Relative noise of 0.05 … 0.2 suits nets whose layers differ in scale.
 
-Use it for small and recurrent nets, where dropout harms, and for nets that will run on imprecise
-hardware. Weights followed by a norm have no scale of their own, and σ means little there: use the
-relative form. `SAM` takes the worst direction rather than a random one: use one of them.
+Use it for small and recurrent nets, which dropout harms, and for nets that will run on imprecise
+hardware. The scale of weights before a norm does not matter, so σ means little there; use the
+relative form. `SAM` takes the worst direction rather than a random one; do not use both.
 """
 
 from __future__ import annotations
@@ -44,12 +44,14 @@ def add_weight_noise(
     relative: bool = False,
     generator: torch.Generator | None = None,
 ) -> None:
-    """Adds Gaussian noise to tensors in place: ``w + std * ε``, relative ``w + std * |w| * ε``.
+    """Add Gaussian noise to tensors in place.
+
+    The result is ``w + std * ε``, or ``w + std * |w| * ε`` if `relative`.
 
     Args:
         weights: Floating-point tensors of any shapes, on the device of `generator`.
         std: Standard deviation σ, in the units of the weights, or as a share of each.
-        relative: Whether it is a share.
+        relative: Take `std` as a share of each weight.
         generator: Source of the draws.
 
     Example:
@@ -68,20 +70,22 @@ def add_weight_noise(
 
 
 class WeightNoise(AroundStep):
-    """Noise on the weights from the forward to the end of the backward pass; see the module.
+    """Adds noise to the weights during forward and backward passes.
 
-    Before the optimizer's step, and wherever a step fails, the weights are what they were, bit for
-    bit; so clipping, mixed precision, checkpoints, averaged weights and validation know nothing of
-    the noise. It is drawn once an optimizer step, from (seed, step, rank, place in the Trainer's
-    list): the batches that are accumulated share it, as do the evaluations of LBFGS and `SAM`; a
-    resumed run repeats it. Ranks of DDP draw differently and average the gradients of their draws.
-    It is drawn on the weights' device; other devices draw other numbers.
+    The docstring of the module says when to use it.
+
+    Before the optimizer's step, and if a step fails, the weights are restored bit for bit. So the
+    noise does not reach clipping, mixed precision, checkpoints, averaged weights or validation. It
+    is drawn once in an optimizer step, from (seed, step, rank, place in the Trainer's list).
+    Accumulated batches share it, as do the evaluations of LBFGS and `SAM`. A resumed run repeats
+    it. Ranks of DDP draw differently and average the gradients of their draws. It is drawn on the
+    weights' device; other devices draw other numbers.
 
     Other callbacks' `on_after_backward` may still see the noisy weights.
 
     Args:
         std: σ >= 0, in the units of the weights, or as a share of each.
-        relative: Whether it is a share.
+        relative: Take `std` as a share of each weight.
         include: Patterns of parameter names; None for all but norms and biases.
         exclude: Patterns of names that are left out. Frozen parameters get no noise.
         seed: Seed of the draws.
@@ -128,7 +132,11 @@ class WeightNoise(AroundStep):
         self._weights = []
 
     def around_step(
-        self, trainer: pl.Trainer, run: Callable[[], Any], args: tuple, kwargs: dict[str, Any]
+        self,
+        trainer: pl.Trainer,
+        run: Callable[[], Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         if self.std == 0:
             return run()
@@ -143,7 +151,7 @@ class WeightNoise(AroundStep):
         try:
             output = run()
         finally:
-            if output is None:  # failed, or the batch is left out: no backward pass follows
+            if output is None:  # failed or skipped, so no backward pass follows
                 self._restore()
         return output
 

@@ -1,11 +1,11 @@
-"""WeightPenalty: L1, L2 and elastic-net penalties, and the max-norm constraint.
+"""Penalize weights by L1, L2 or elastic net, or limit their norms.
 
 A penalty is added to the loss through its gradient::
 
     penalty(w) = l1 Σ |w| + (l2 / 2) Σ w²        ∂penalty/∂w = l1 sign(w) + l2 w
 
-and after each step the weights of every unit, the rows a_j of a weight, are brought back into a
-ball: ``a_j ← a_j min(1, max_norm / ‖a_j‖)``.
+The constraint acts after each step on the weights of every unit, the rows a_j of a weight:
+``a_j ← a_j min(1, max_norm / ‖a_j‖)``.
 
 Source: L2, Hoerl and Kennard, "Ridge Regression", 1970, and for nets Krogh and Hertz, "A Simple
 Weight Decay Can Improve Generalization", 1992; L1, Tibshirani, "Regression Shrinkage and Selection
@@ -13,11 +13,11 @@ via the Lasso", 1996; both, Zou and Hastie, "Regularization and Variable Selecti
 Net", 2005; max-norm, Srivastava et al., "Dropout", 2014, who take 3 … 4 together with dropout and
 a high learning rate. For l2 try 1e-5 … 1e-2, for l1 1e-6 … 1e-4.
 
-Use L1 to find the inputs that matter: weights come near 0, not to exactly 0, for this is the
-gradient and no proximal step. With plain SGD, l2 is the optimizer's `weight_decay`. With Adam and
-its like it is not: the penalty's gradient is divided by the root of the mean square, so that
-AdamW's decoupled decay (Loshchilov and Hutter 2019) is the better choice; do not use both. Weights
-followed by a norm have no scale of their own, and a penalty on them only changes the step's size.
+Use L1 to find the inputs that matter. Weights come near 0 but not to exactly 0, because this is a
+gradient and not a proximal step. With plain SGD, l2 is the optimizer's `weight_decay`. Adam and
+similar optimizers divide the penalty's gradient by the root of the mean square, so AdamW's
+decoupled decay (Loshchilov and Hutter 2019) is the better choice there; do not use both. The scale
+of weights before a norm does not matter, and a penalty on them only changes the step's size.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from dlblocks.callbacks._wrapper import UndoneCallback
 
 
 def weight_penalty(weights: Sequence[Tensor], l1: float = 0.0, l2: float = 0.0) -> Tensor:
-    """The value of ``l1 Σ |w| + (l2 / 2) Σ w²``, a scalar, at least float32.
+    """Return the penalty ``l1 Σ|w| + (l2 / 2) Σw²`` in float32 or wider.
 
     Args:
         weights: Tensors of any shapes.
@@ -58,9 +58,9 @@ def weight_penalty(weights: Sequence[Tensor], l1: float = 0.0, l2: float = 0.0) 
 
 @torch.no_grad()
 def clip_rows(weight: Tensor, max_norm: float) -> None:
-    """Shrinks in place each row, over all axes but the first, whose L2 norm exceeds `max_norm`.
+    """Shrink rows whose L2 norm exceeds `max_norm`, in place.
 
-    The rows of a linear or convolutional weight are what goes into its units.
+    A row has all axes but the first. In a linear or convolutional weight it is the input of a unit.
 
     Args:
         weight: Shape (units, ...), at least two axes.
@@ -77,11 +77,13 @@ def clip_rows(weight: Tensor, max_norm: float) -> None:
 
 
 class WeightPenalty(UndoneCallback):
-    """Adds the gradient of L1 and L2 penalties, and keeps units within a norm; see the module.
+    """Adds the gradients of L1 and L2 penalties, or limits norms.
 
-    The gradient is added once an optimizer step, after accumulation, after unscaling in mixed
-    precision and before clipping, as if the penalty were part of the loss; a parameter that has no
-    gradient in a step gets none. With several optimizers each treats its own parameters.
+    The docstring of the module says when to use it.
+
+    The gradient is added once in an optimizer step, after accumulation, after unscaling in mixed
+    precision and before clipping, as if the penalty were part of the loss. A parameter without a
+    gradient in this step gets none. With several optimizers each acts on its own parameters.
     ``train/penalty`` is logged at the end of each epoch: the penalty's value then.
 
     Args:
@@ -94,7 +96,7 @@ class WeightPenalty(UndoneCallback):
 
     Raises:
         ValueError: A negative factor, or nothing to do; at the start of the fit: a pattern that
-            matches nothing, `max_norm` for what has no units in rows, l1 or l2 with LBFGS or with a
+            matches nothing, `max_norm` for weights without units in rows, l1 or l2 with LBFGS or a
             fused optimizer under ``"16-mixed"``, parameters spread over processes.
     """
 
@@ -135,10 +137,10 @@ class WeightPenalty(UndoneCallback):
                 break
             if isinstance(optimizer, LBFGS):
                 raise ValueError(
-                    "WeightPenalty adds l1 and l2 to the gradient, and LBFGS measures the loss, "
-                    "too; add the penalty to your loss (callbacks.weight_penalty computes it)."
+                    "WeightPenalty adds l1 and l2 to the gradient only, and LBFGS also uses the "
+                    "loss; add the penalty to your loss (callbacks.weight_penalty computes it)."
                 )
-            # The name by which torch and Lightning know optimizers that unscale by themselves.
+            # torch and Lightning use this name for optimizers that unscale by themselves.
             is_late = getattr(optimizer, "_step_supports_amp_scaling", False)
             if is_late and getattr(trainer.precision_plugin, "scaler", None) is not None:
                 raise ValueError(
@@ -158,7 +160,7 @@ class WeightPenalty(UndoneCallback):
         self._handles = [o.register_step_post_hook(clip) for o in trainer.optimizers]
 
     def _of(self, optimizer: Any) -> list[nn.Parameter]:
-        """The selected parameters that `optimizer` steps."""
+        """Return the selected parameters that `optimizer` steps."""
         own = {id(p) for group in optimizer.param_groups for p in group["params"]}
         return [p for p in self._selected if p.requires_grad and id(p) in own]
 
@@ -195,6 +197,6 @@ def _check_rows(module: nn.Module, selected: dict[str, nn.Parameter]) -> None:
         if parameter.ndim < 2 or isinstance(owner, _ConvTransposeNd):
             what = "is a transposed convolution's" if parameter.ndim > 1 else "has one axis"
             raise ValueError(
-                f"max_norm needs weights whose rows go into the units, and {name!r} {what}; leave "
-                f"it out by exclude=[{name!r}]."
+                f"max_norm needs weights whose rows are inputs of units, and {name!r} {what}; "
+                f"leave it out by exclude=[{name!r}]."
             )

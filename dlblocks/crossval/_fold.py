@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dlblocks._errors import check_choice
+from dlblocks._errors import check_choice, check_range
 from dlblocks.data import SplitDataModule
 from dlblocks.metrics import Range
 from dlblocks.runs._fits import FitResult, FitSpec, RunConfig
@@ -62,6 +62,16 @@ class FoldConfig(RunConfig):
     def checkpoint_name(self) -> str:
         return f"{CHECKPOINTS[self.select != 'last']}.ckpt"
 
+    def __post_init__(self) -> None:
+        if self.task is not None:
+            check_choice("task", self.task, sorted(task_names()))
+        if self.select == "inner":
+            check_range(
+                "selection_fraction", self.selection_fraction, 0, 1, low_open=True, high_open=True
+            )
+        else:
+            self.selection_fraction = 0.0
+
     def settings(self) -> dict[str, Any]:
         """Arguments that decide what the fits are, as plain values."""
         names = ["trainer", "monitor", "mode", "seed", "select"]
@@ -103,7 +113,7 @@ class FoldConfig(RunConfig):
 
 
 def difference(mine: PredictionTable, theirs: PredictionTable) -> str:
-    """Describe the first difference between the folds of two tables, or return ``""``."""
+    """Describe the first difference between the folds of two tables."""
     if len(mine) != len(theirs):
         return f"there are {len(mine)} out-of-fold predictions here and {len(theirs)} there"
     names = ["repeat", "index", "fold"]
@@ -140,17 +150,6 @@ def share_correct(table: PredictionTable) -> npt.NDArray[np.floating] | None:
         return None
     _, sample, counts = np.unique(table.index, return_inverse=True, return_counts=True)
     return np.bincount(sample, weights=right) / counts
-
-
-def check_task(task: str | None) -> str | None:
-    """Return the name of a task.
-
-    Raises:
-        ValueError: There is no such task.
-    """
-    if task is not None:
-        check_choice("task", task, sorted(task_names()))
-    return task
 
 
 def join(

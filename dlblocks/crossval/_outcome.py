@@ -51,6 +51,7 @@ def make_result(
         **own: Further entries of ``summary.json``.
     """
     rows = [fold.row for fold in done]
+    errors = [{**spec.place, "error": repr(error)} for spec, error in failed.items()]
     result = cls(
         run_dir=config.run_dir,
         folds=rows,
@@ -72,7 +73,7 @@ def make_result(
                 *limit_note(rows, splits),
                 *predictions_note([fold.reason for fold in done]),
             ],
-            **({"failed": _failures(failed)} if failed else {}),
+            **({"failed": errors} if errors else {}),
             **own,
             "seconds": seconds,
             "config": {"logger": config.logger, **described},
@@ -99,7 +100,7 @@ def result_figures(result: CrossValidationResult, datamodule: SplitDataModule) -
         monitor=result.info["monitor"],
     )
     if result.metrics:
-        metric = table_metrics(result)[0]
+        metric = table_metrics(result.metrics, result.info["monitor"])[0]
         figures |= score_figure(
             result.run_dir.absolute().name, metric, result.values(metric), result.interval(metric)
         )
@@ -122,7 +123,7 @@ def write_outcome(
     checkpoints: bool,
     rows: Sequence[Mapping[str, Any]] | None = None,
 ) -> None:
-    """Write the files of the whole run, and log its W&B summary run.
+    """Write the files of the run and log its W&B summary.
 
     ``summary.json`` comes last, so that after a kill the next call writes what is missing.
 
@@ -158,11 +159,3 @@ def write_outcome(
         paths if checkpoints else (),
     )
     result.write_summary()
-
-
-def _failures(failed: Mapping[FoldSpec, Exception]) -> list[dict[str, Any]]:
-    """List failed fits for ``summary.json``."""
-    return [
-        {"repeat": spec.repeat, "fold": spec.fold, "error": repr(error)}
-        for spec, error in failed.items()
-    ]

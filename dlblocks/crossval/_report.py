@@ -1,19 +1,21 @@
-"""A cross-validation as a table of text, and as one HTML page that needs no other file."""
+"""Print a cross-validation as a table, or as one HTML page.
+
+`folds` are the rows of the fits, and `summary` is the content of ``summary.json``.
+"""
 
 from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from dlblocks.crossval._scored_folds import ScoredFolds
 from dlblocks.runs._tables import GAP, block, number, width
 
-# What a figure shows, in the order of the page; those of other names follow.
+# Captions of figures, in the order of the page. Figures of other names follow.
 CAPTIONS = {
     "scores": "Score of each fold: dots are folds, below them the mean and its 95 % interval.",
     "inner_and_outer": "What was chosen, as its inner folds scored it and as the outer fold did: "
@@ -24,83 +26,84 @@ CAPTIONS = {
     "reliability": "Reliability: accuracy of the out-of-fold predictions by their confidence.",
     "predicted_vs_true": "Out-of-fold predictions over the true values.",
     "curve": "The samples and their out-of-fold predictions.",
+    "importance": "Importance: how much worse the out-of-fold predictions are once the values of a "
+    "column have changed places.",
     "hardest": "Hardest samples: the true class got the lowest out-of-fold probability, on average "
     "over the repeats.",
 }
 
 
-def page(result: ScoredFolds) -> str:
-    """The page of a result, with the figures that lie in its run folder."""
-    info, name = result.info, result.run_dir.absolute().name
-    repeats = len({row["repeat"] for row in result.folds})
-    folds = len({row["fold"] for row in result.folds})
-    size = f"{folds} folds" + (f", {repeats} repeats" if repeats > 1 else "")
-    failed = info.get("failed", [])
+Rows = Sequence[Mapping[str, Any]]
+Table = tuple[list[str], list[list[Any]]]
+
+
+def page(run_dir: Path, folds: Rows, summary: Mapping[str, Any], num_predicted: int) -> str:
+    """Make the page of a run with the figures in its folder."""
+    repeats = len({row["repeat"] for row in folds})
+    size = f"{len({row['fold'] for row in folds})} folds"
+    size += f", {repeats} repeats" if repeats > 1 else ""
+    failed = summary.get("failed", [])
     if failed:
-        size = f"{len(result.folds)} of {len(result.folds) + len(failed)} fits; the others failed"
-    said = [
+        size = f"{len(folds)} of {len(folds) + len(failed)} fits; the others failed"
+    facts = [
         size,
-        *([f"{len(result.oof) // repeats} samples"] if result.oof is not None else []),
-        *_selection(info),
-        *([f"{info['seconds']:.1f} s"] if "seconds" in info else []),
+        *([f"{num_predicted // repeats} samples"] if num_predicted else []),
+        *_selection(summary),
+        *([f"{summary['seconds']:.1f} s"] if "seconds" in summary else []),
     ]
     environment = Environment(
         loader=PackageLoader("dlblocks.crossval", ""), autoescape=True, undefined=StrictUndefined
     )
-    config = info.get("config", {})
-    pooled = result.pooled_or_none()
+    config = summary.get("config", {})
     return environment.get_template("_report.html").render(
-        name=name,
-        facts=said,
+        name=run_dir.absolute().name,
+        facts=facts,
         failed=failed,
-        scores=_scores(result, pooled),
-        has_pooled=bool(pooled),
-        notes=result.notes,
-        folds=_folds(result),
-        search=_search(result) if "search" in info else None,
-        figures=_figures(result.run_dir / "figures"),
-        info={"data": info.get("data")},
-        origin=_origin(result, config),
+        scores=_scores(summary),
+        has_pooled=bool(summary["pooled"]),
+        notes=summary["notes"],
+        folds=_folds(folds, summary),
+        search=_search(summary) if "search" in summary else None,
+        figures=_figures(run_dir / "figures"),
+        info={"data": summary.get("data")},
+        origin=_origin(summary, len(folds) + len(failed)),
         config=json.dumps(config, indent=2, default=str, ensure_ascii=False) if config else "",
     )
 
 
-def _selection(info: Mapping[str, Any]) -> list[str]:
+def _selection(summary: Mapping[str, Any]) -> list[str]:
     """Say how the epochs were selected."""
-    if info.get("select") == "last":
+    if summary.get("select") == "last":
         return ["weights of the last epoch"]
-    if "monitor" not in info:
+    if "monitor" not in summary:
         return []
-    said = f"best epoch by {info['monitor']} ({info['mode']})"
-    if info.get("select") == "inner":
-        said += f" on {100 * info['selection_fraction']:g} % of the training samples"
+    said = f"best epoch by {summary['monitor']} ({summary['mode']})"
+    if summary.get("select") == "inner":
+        said += f" on {100 * summary['selection_fraction']:g} % of the training samples"
     return [said]
 
 
-Table = tuple[list[str], list[list[Any]]]
-
-
-def _scores(result: ScoredFolds, pooled: Mapping[str, float]) -> Table:
-    others, rows = dict(pooled), list[list[Any]]()
-    for name in table_metrics(result):
+def _scores(summary: Mapping[str, Any]) -> Table:
+    others, rows = dict(summary["pooled"]), list[list[Any]]()
+    for name, found in _metrics(summary).items():
         over_all = others.pop(name.removeprefix("val/"), None)
         rows.append([
             name,
-            number(result.mean(name)),
-            number(result.std(name)),
-            said_interval(result, name),
+            number(found["mean"]),
+            number(found["std"]),
+            _interval(found),
             "" if over_all is None else number(over_all),
         ])  # fmt: skip
     rows += [[name, "", "", "", number(value)] for name, value in others.items()]
-    head = ["metric", "mean", "std", "95 % interval", *(["pooled"] if pooled else [])]
+    head = ["metric", "mean", "std", "95 % interval", *(["pooled"] if summary["pooled"] else [])]
     return head, [row[: len(head)] for row in rows]
 
 
-def _folds(result: ScoredFolds) -> Table:
-    repeated = len({row["repeat"] for row in result.folds}) > 1
-    named = any("group" in row for row in result.folds)
-    selected = any(row.get("num_selection") for row in result.folds)
-    chosen = table_metrics(result)
+def _folds(folds: Rows, summary: Mapping[str, Any]) -> Table:
+    repeated = len({row["repeat"] for row in folds}) > 1
+    named = any("group" in row for row in folds)
+    selected = any(row.get("num_selection") for row in folds)
+    chosen = _metrics(summary)
     head = [
         *(["repeat"] if repeated else []),
         "fold",
@@ -110,8 +113,8 @@ def _folds(result: ScoredFolds) -> Table:
         *("seed", "seconds"),
     ]
     samples = ["num_train", *(["num_selection"] if selected else []), "num_val"]
-    seed = result.info.get("config", {}).get("seed")
-    num_folds = result.info.get("num_folds", 0)
+    seed = summary.get("config", {}).get("seed")
+    num_folds = summary.get("num_folds", 0)
     rows = [
         [
             *([row["repeat"]] if repeated else []),
@@ -122,29 +125,33 @@ def _folds(result: ScoredFolds) -> Table:
             "" if seed is None else seed + row["repeat"] * num_folds + row["fold"],
             f"{row['seconds']:.1f}",
         ]
-        for row in result.folds
+        for row in folds
     ]
     return head, rows
 
 
-def _search(result: ScoredFolds) -> Table:
-    """Of a nested cross-validation: every point of the grid, with the mean of its inner folds."""
-    info = result.info
-    repeated = len({row["repeat"] for row in result.folds}) > 1
+def _search(summary: Mapping[str, Any]) -> Table:
+    """List every point of the grid with its inner mean."""
+    repeated = len({row["repeat"] for row in summary["search"]}) > 1
     rows = [
         [
             *([row["repeat"]] if repeated else []),
             row["fold"],
-            ", ".join(f"{name}={value!r}" for name, value in row["hyperparameters"].items()),
+            said(row["hyperparameters"]),
             *("" if row[key] is None else number(row[key]) for key in ("mean", "std")),
             row["epochs"],
             "chosen" if row["chosen"] else row.get("error", ""),
         ]
-        for row in info["search"]
+        for row in summary["search"]
     ]
     head = [*(["repeat"] if repeated else []), *("fold", "hyperparameters")]
-    head += [f"inner {info['monitor']}", "std", "epochs", ""]
+    head += [f"inner {summary['monitor']}", "std", "epochs", ""]
     return head, rows
+
+
+def said(point: Mapping[str, Any]) -> str:
+    """Format a point of a grid, as ``"lr=0.1, hidden=[8]"``."""
+    return ", ".join(f"{name}={value!r}" for name, value in point.items())
 
 
 def _figures(folder: Path) -> list[tuple[str, str]]:
@@ -162,21 +169,19 @@ def _figures(folder: Path) -> list[tuple[str, str]]:
     ]
 
 
-def _origin(result: ScoredFolds, config: Mapping[str, Any]) -> list[str]:
-    info = result.info
-    parts = []
-    names = info.get("class_names") or []
+def _origin(summary: Mapping[str, Any], num_fits: int) -> list[str]:
+    parts, config = [], summary.get("config", {})
+    names = summary.get("class_names") or []
     if names != [str(i) for i in range(len(names))]:
         parts.append("Classes: " + ", ".join(f"{i} {name}" for i, name in enumerate(names)))
     if "seed" in config:
         seed, split = config["seed"], config.get("data", {}).get("split_seed")
-        last = seed + len(result.folds) + len(info.get("failed", [])) - 1
         parts.append(
-            f"Seeds: {seed} … {last} for the fits, in their order"
+            f"Seeds: {seed} … {seed + num_fits - 1} for the fits, in their order"
             + (f"; {split} for the split." if split is not None else ".")
         )
-    if info.get("versions"):
-        parts.append("Versions: " + ", ".join(f"{k} {v}" for k, v in info["versions"].items()))
+    if summary.get("versions"):
+        parts.append("Versions: " + ", ".join(f"{k} {v}" for k, v in summary["versions"].items()))
     return parts
 
 
@@ -185,49 +190,50 @@ WIDTH = 100
 FIRST = ("val/accuracy", "val/f1", "val/rmse", "val/r2", "val/loss")
 
 
-def table(result: ScoredFolds, beside: Mapping[str, Sequence[str]] | None = None) -> str:
-    """What `ScoredFolds.table` returns.
+def table(
+    folds: Rows, summary: Mapping[str, Any], beside: Mapping[str, Sequence[str]] | None = None
+) -> str:
+    """Lay out the text of `CrossValidationResult.table`.
 
     Args:
-        result: The result.
+        folds: The rows of the fits.
+        summary: Content of ``summary.json``.
         beside: Further columns, before the metrics: a cell for each fold, and one for the means.
     """
-    beside, pooled = beside or {}, result.pooled_or_none()
-    shown = set()
+    beside, others = beside or {}, dict(summary["pooled"])
     columns = []  # head, a cell for each fold, mean ± std, interval, pooled
-    for name in table_metrics(result):
-        over_all = pooled.get(name.removeprefix("val/"))
-        if over_all is not None:
-            shown.add(name.removeprefix("val/"))
+    for name, found in _metrics(summary).items():
+        over_all = others.pop(name.removeprefix("val/"), None)
         columns.append([
             name,
-            *(number(row[name]) for row in result.folds),
-            f"{number(result.mean(name))} ± {number(result.std(name))}",
-            said_interval(result, name),
+            *(number(row[name]) for row in folds),
+            f"{number(found['mean'])} ± {number(found['std'])}",
+            _interval(found),
             "" if over_all is None else number(over_all),
         ])  # fmt: skip
-    times = [row["seconds"] for row in result.folds]
+    times = [row["seconds"] for row in folds]
     seconds = ["seconds", *(f"{t:.1f}" for t in times), f"{sum(times):.1f} in all", "", ""]
-    names = _names(result, bool(shown))
+    names = _names(folds, len(others) < len(summary["pooled"]))
     # Of a nested cross-validation, or without a selection, the last epoch is the one that counts.
-    is_last = bool(beside) or result.info.get("select") == "last"
+    is_last = bool(beside) or summary.get("select") == "last"
     epochs = [
         str(row["epochs"]) if is_last else f"{row['epochs']} (best {row['best_epoch']})"
-        for row in result.folds
+        for row in folds
     ]
-    lead = [["epochs", *epochs, _missing(result), "", ""]]
+    failed = len(summary.get("failed", []))
+    missing = f"{len(folds)} of {len(folds) + failed} folds" if failed else ""
+    lead = [["epochs", *epochs, missing, "", ""]]
     lead += [[name, *cells, "", ""] for name, cells in beside.items()]
     first, *more = _blocks(names, lead, columns, reserved=width(seconds) + len(GAP))
-    blocks = [_block(part, len(result.folds)) for part in [[*first, seconds], *more]]
-    others = {name: value for name, value in pooled.items() if name not in shown}
-    said = ", ".join(f"{name} {number(value)}" for name, value in others.items())
-    below = [f"pooled: {said}"] if others else []
-    return "\n\n".join(blocks) + "".join(f"\n{line}" for line in [*below, *noted(result)])
+    blocks = [_block(part, len(folds)) for part in [[*first, seconds], *more]]
+    pooled = ", ".join(f"{name} {number(value)}" for name, value in others.items())
+    below = [f"pooled: {pooled}"] if others else []
+    below += [f"note: {' '.join(note.split())}" for note in summary["notes"]]
+    return "\n\n".join(blocks) + "".join(f"\n{line}" for line in below)
 
 
-def _names(result: ScoredFolds, any_pooled: bool) -> list[list[str]]:
-    """The columns that say which row it is."""
-    folds = result.folds
+def _names(folds: Rows, any_pooled: bool) -> list[list[str]]:
+    """Make the columns that say which row it is."""
     below = ["mean ± std", "95 % interval", "pooled" if any_pooled else ""]
     columns = [["fold", *(str(row["fold"]) for row in folds), *below]]
     if len({row["repeat"] for row in folds}) > 1:
@@ -266,25 +272,17 @@ def _shortened(name: str, length: int = 24) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
-def _missing(result: ScoredFolds) -> str:
-    """``"4 of 5 folds"`` where folds have failed."""
-    failed = result.info.get("failed", [])
-    return f"{len(result.folds)} of {len(result.folds) + len(failed)} folds" if failed else ""
-
-
-def noted(result: ScoredFolds) -> list[str]:
-    """The notes of a result, a line each."""
-    return [f"note: {' '.join(note.split())}" for note in result.notes]
-
-
-def said_interval(result: ScoredFolds, metric: str) -> str:
+def _interval(found: Mapping[str, Any]) -> str:
     """``"0.8911 … 0.9534"``."""
-    low, high = result.interval(metric)
+    low, high = found["interval"]
     return f"{number(low)} … {number(high)}"
 
 
-def table_metrics(result: ScoredFolds) -> list[str]:
-    """All metrics of the folds, the monitor first, then those of `FIRST`."""
-    names = result.metrics
-    monitor = result.info.get("monitor")
-    return [n for n in dict.fromkeys([monitor, *FIRST, *names]) if n in names]
+def _metrics(summary: Mapping[str, Any]) -> Mapping[str, Any]:
+    names = table_metrics(summary["metrics"], summary.get("monitor", ""))
+    return {name: summary["metrics"][name] for name in names}
+
+
+def table_metrics(metrics: Collection[str], monitor: str) -> list[str]:
+    """Sort metrics with the monitor and `FIRST` at the beginning."""
+    return [name for name in dict.fromkeys([monitor, *FIRST, *metrics]) if name in metrics]

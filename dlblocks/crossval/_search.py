@@ -1,8 +1,7 @@
-"""A search over a grid of hyperparameters, each point scored by a cross-validation."""
+"""Search a grid of hyperparameters by cross-validation."""
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,11 +13,10 @@ import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.callbacks import Callback
 
-from dlblocks._errors import check_function, did_you_mean, named
+from dlblocks._errors import named
 from dlblocks._files import is_rank_zero, write_json
 from dlblocks.crossval._fold import FoldConfig, FoldSpec
-from dlblocks.crossval._refit import refit_epochs
-from dlblocks.crossval._scored_folds import said
+from dlblocks.crossval._report import said
 from dlblocks.crossval._splits import describe
 from dlblocks.crossval.cross_validate import cross_validate
 from dlblocks.crossval.results import CrossValidationResult
@@ -33,13 +31,13 @@ Grid = Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Sequence[Any]]]
 
 
 def grid_points(grid: Grid) -> list[dict[str, Any]]:
-    """All points of a grid, in the order of scikit-learn's `ParameterGrid`.
+    """Return all points of a grid, in the order of scikit-learn's `ParameterGrid`.
 
     Args:
         grid: Name → list of values, or a list of such grids, whose points follow each other.
 
     Raises:
-        TypeError: It is nothing of the kind, or the values of a name are no list.
+        TypeError: It is nothing of the kind, or the values of a name are not a list.
         ValueError: It is empty, or has a point twice.
 
     Example:
@@ -48,31 +46,16 @@ def grid_points(grid: Grid) -> list[dict[str, Any]]:
     """
     from sklearn.model_selection import ParameterGrid
 
-    parts = [grid] if isinstance(grid, Mapping) else grid
-    if isinstance(parts, (str, bytes)) or not isinstance(parts, Sequence):
-        raise TypeError(f"grid={grid!r} must map names to lists of values: {{'lr': [0.1, 0.01]}}.")
-    plain: list[dict[str, list[Any]]] = []
-    for part in parts:
-        if not isinstance(part, Mapping) or not part:
-            raise ValueError(f"grid={grid!r} has no names; give lists of values, {{'lr': [0.1]}}.")
-        for name, values in part.items():
-            if not isinstance(values, (Sequence, np.ndarray)) or isinstance(values, (str, bytes)):
-                raise TypeError(
-                    f"grid[{name!r}]={values!r} must be a list of values to try; for a single one "
-                    f"write [{values!r}]."
-                )
-            if not len(values):
-                raise ValueError(f"grid[{name!r}] is empty; give at least one value.")
-        # Numbers of NumPy would end in checkpoints, which then need more than plain values.
-        plain.append({name: [_plain(v) for v in values] for name, values in part.items()})
     points: list[dict[str, Any]] = []
-    for point in ParameterGrid(plain):
-        if any(point is other or _equal(point, other) for other in points):
+    for found in ParameterGrid(grid):
+        # Numbers of NumPy would end in checkpoints, which then need more than plain values.
+        point = {name: _plain(value) for name, value in found.items()}
+        if any(_equal(point, other) for other in points):
             raise ValueError(
                 f"grid has {said(point)} twice; a value that is a list is written [[8, 8], [16]]."
             )
         points.append(point)
-    if not points:
+    if points in ([], [{}]):
         raise ValueError("grid is empty; give names and lists of values: {'lr': [0.1, 0.01]}.")
     return points
 
@@ -88,38 +71,11 @@ def _equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     )
 
 
-def check_names(make_model: Callable[..., Any], points: Sequence[Mapping[str, Any]]) -> None:
-    """Raises an error unless `make_model` takes the names of every point, and needs no more.
-
-    What cannot be inspected is passed over.
-    """
-    check_function("make_model", make_model, "lambda lr: MLPClassifier(64, 10, lr=lr)")
-    try:
-        parameters = inspect.signature(make_model).parameters.values()
-    except (TypeError, ValueError):
-        return
-    named_ = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    takes = [p.name for p in named_]
-    any_name = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    for point in points:
-        for name in point:
-            if name not in takes and not any_name:
-                hint = did_you_mean(name, takes) or "."
-                raise ValueError(
-                    f"grid has {name!r}, which make_model does not take{hint} "
-                    f"It takes: {', '.join(takes) or 'nothing'}."
-                )
-        for p in named_:
-            if p.default is p.empty and p.name not in point:
-                raise ValueError(
-                    f"make_model needs {p.name!r}, which the point {said(point)} of grid lacks; "
-                    "add it to grid, or give it a default."
-                )
-
-
 @dataclass
 class Search:
-    """What is the same for the search of every outer fold; see `nested_cross_validate`.
+    """The search of every outer fold.
+
+    See `nested_cross_validate`.
 
     Attributes:
         make_model: Called with a point.
@@ -143,20 +99,20 @@ class Search:
 
     @property
     def engine(self) -> str:
-        """How the inner folds are run."""
+        """The engine of the inner folds."""
         return str(self.arguments["engine"])
 
     def model_of(self, number: int) -> Callable[[], pl.LightningModule]:
-        """What makes a model of a point."""
+        """Return the function that makes a model of a point."""
         return partial(self.make_model, **self.points[number])
 
     def describe(
         self, config: FoldConfig, data: SplitDataModule, **settings: Any
     ) -> dict[str, Any]:
-        """All that decides what the fits are, as plain values; makes a model of each point.
+        """Describe the fits as plain values, with a model of each point.
 
         Raises:
-            TypeError: `make_model` returned no LightningModule.
+            TypeError: `make_model` does not take a point, or returned no LightningModule.
             ValueError: It returned the same model twice, or one that refitting cannot train.
         """
         callbacks = new_callbacks(self.make_callbacks or list)
@@ -179,10 +135,10 @@ class Search:
     def check_engine(
         self, datamodule: SplitDataModule | Callable[[], SplitDataModule], outer: FoldConfig
     ) -> None:
-        """Raises an error, before anything is trained, if a point cannot be run as it must be.
+        """Raise an error before training if a point cannot be run.
 
         Args:
-            datamodule: The training samples of an outer fold, or what makes them.
+            datamodule: The training samples of an outer fold, or their function.
             outer: The configuration of the outer folds.
 
         Raises:
@@ -221,7 +177,7 @@ class Search:
         folder: Path,
         tell: Callable[[str, int], None] = lambda text, fits: None,
     ) -> tuple[list[dict[str, Any]], CrossValidationResult]:
-        """Cross-validates every point on the same folds; writes and returns what was found.
+        """Cross-validate every point on the same folds, and write the scores.
 
         Args:
             datamodule: The data that may be seen.
@@ -245,7 +201,7 @@ class Search:
                     "mean": result.mean(self.monitor) if result and whole else math.nan,
                     "std": result.std(self.monitor) if result and whole else math.nan,
                     "scores": result.values(self.monitor) if result and whole else [],
-                    "epochs": refit_epochs(result) if result and whole else 0,
+                    "epochs": result.refit_epochs if result and whole else 0,
                     "chosen": False,
                     "engine": result.info["engine"] if result else "",
                     **({} if whole else {"error": error or failed[0]["error"]}),
@@ -272,7 +228,10 @@ class Search:
         folder: Path,
         number: int,
     ) -> tuple[CrossValidationResult | None, str]:
-        """The cross-validation of one point, or None and why there is none."""
+        """Cross-validate one point.
+
+        Returns None and the reason if that fails.
+        """
         try:
             result = cross_validate(
                 self.model_of(number),

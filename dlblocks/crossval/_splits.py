@@ -22,7 +22,7 @@ NO_OOF = "no out-of-fold predictions: "
 def plan_splits(
     data: SplitDataModule, num_folds: int | None, repeats: int, *, selection_fraction: float = 0.0
 ) -> dict[str, Any]:
-    """Return the content of ``folds.json``: all splits, as plain values.
+    """Return the content of ``folds.json`` as plain values.
 
     Args:
         data: The data, not necessarily set to a fold.

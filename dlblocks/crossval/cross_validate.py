@@ -12,10 +12,10 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from dlblocks._errors import check_function, check_range, check_whole, checked, named
+from dlblocks._errors import check_function, check_range, checked, named
 from dlblocks._files import SUMMARY, is_json, is_rank_zero
 from dlblocks._quiet import isolated
-from dlblocks.crossval._fold import FoldConfig, FoldSpec, check_task
+from dlblocks.crossval._fold import FoldConfig, FoldSpec
 from dlblocks.crossval._outcome import make_result, result_figures, write_outcome
 from dlblocks.crossval._splits import (
     begin,
@@ -195,13 +195,12 @@ def cross_validate(
         (2, 1438)
     """
     if num_folds is not None:
-        check_whole("num_folds", num_folds, 2)
+        check_range("num_folds", num_folds, 2)
     check_function("make_model", make_model, "lambda: MLPClassifier(64, 10)")
     if make_callbacks is not None:
         check_function("make_callbacks", make_callbacks, CALLBACKS)
-    check_whole("repeats", repeats, 1)
+    check_range("repeats", repeats, 1)
     mode = resolve_mode(monitor, mode, make_model)
-    check_range("selection_fraction", selection_fraction, 0, 1, low_open=True, high_open=True)
     trainer_args = check_trainer_arguments(trainer, None if select == "last" else monitor)
     check_jobs(n_jobs, trainer_args, engine, on_error)
     know_rank(trainer_args.get("num_nodes", 1))
@@ -216,8 +215,8 @@ def cross_validate(
         seed=seed,
         resume=resume,
         select=select,
-        selection_fraction=selection_fraction if select == "inner" else 0.0,
-        task=check_task(task),
+        selection_fraction=selection_fraction,
+        task=task,
     )
 
     def run(path: Path) -> CrossValidationResult:
@@ -277,7 +276,7 @@ def _cross_validate(
         described: dict[str, Any] = {}
 
         def check(model: pl.LightningModule, callbacks: Sequence[Callback]) -> None:
-            """Before anything is trained: check that the run folder is new, or of this run."""
+            """Check before training that the run folder is new or of this run."""
             if described:
                 return
             described.update(describe(model, callbacks, data, **settings))

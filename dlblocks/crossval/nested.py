@@ -16,19 +16,18 @@ from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
 from dlblocks import plots, tracking
-from dlblocks._errors import check_function, check_range, check_whole, checked, named
+from dlblocks._errors import check_function, check_range, checked, named
 from dlblocks._files import SUMMARY, is_json, is_rank_zero, read_json, write_rows
 from dlblocks._quiet import isolated
-from dlblocks.crossval._fold import FoldConfig, FoldSpec, check_task
+from dlblocks.crossval._fold import FoldConfig, FoldSpec
 from dlblocks.crossval._outcome import make_result, result_figures, write_outcome
 from dlblocks.crossval._refit import refit
-from dlblocks.crossval._scored_folds import forget_weights, said
-from dlblocks.crossval._search import SEARCHED, Grid, Search, check_names, grid_points
+from dlblocks.crossval._report import said
+from dlblocks.crossval._search import SEARCHED, Grid, Search, grid_points
 from dlblocks.crossval._splits import begin, duplicates_note, fold_specs, plan_splits
-from dlblocks.crossval.results import NestedResult
+from dlblocks.crossval.results import NestedResult, forget_weights
 from dlblocks.data import SplitDataModule
 from dlblocks.data.splitting import counts_folds
-from dlblocks.models._predict import NoPredictions
 from dlblocks.runs._figures import drawing
 from dlblocks.runs._fits import FitResult, finish_fit, read_fit
 from dlblocks.runs._history import History
@@ -37,15 +36,14 @@ from dlblocks.runs._plan import run_id_of
 from dlblocks.runs._progress import make_bar
 from dlblocks.runs._trainer import (
     CALLBACKS,
-    NoLogger,
     check_trainer_arguments,
     new_datamodule,
+    quiet_trainer,
     resolve_mode,
     shows_bar,
 )
 from dlblocks.runs.fit import Select
 from dlblocks.runs.folder import in_run_dir, know_rank, say
-from dlblocks.runs.predictions import predict_part
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -154,9 +152,10 @@ def nested_cross_validate(
         The result; its scores are those of the outer folds.
 
     Raises:
-        ValueError: An argument is wrong, `make_model` does not take a name of `grid`, an outer
-            fold's training samples are too few for `inner_folds`, or a point cannot be vectorized.
-        TypeError: `grid` is not a grid, or `datamodule` cannot be set to folds.
+        ValueError: An argument is wrong, an outer fold's training samples are too few for
+            `inner_folds`, or a point cannot be vectorized.
+        TypeError: `grid` is not a grid, `make_model` does not take its names, or `datamodule`
+            cannot be set to folds.
         BlockingIOError: Another process works in `run_dir`.
         FileExistsError: `run_dir` holds something else, as for `cross_validate`.
 
@@ -181,15 +180,14 @@ def nested_cross_validate(
     """
     for name, number in (("num_folds", num_folds), ("inner_folds", inner_folds)):
         if number is not None:
-            check_whole(name, number, 2)
+            check_range(name, number, 2)
+    check_function("make_model", make_model, "lambda lr: MLPClassifier(64, 10, lr=lr)")
     if make_callbacks is not None:
         check_function("make_callbacks", make_callbacks, CALLBACKS)
-    check_whole("repeats", repeats, 1)
-    check_range("selection_fraction", selection_fraction, 0, 1, low_open=True, high_open=True)
+    check_range("repeats", repeats, 1)
     trainer_args = check_trainer_arguments(trainer, None if select == "last" else monitor)
     check_jobs(n_jobs, trainer_args, engine, on_error)
     points = grid_points(grid)
-    check_names(make_model, points)
     mode = resolve_mode(monitor, mode, partial(make_model, **points[0]))
     know_rank(trainer_args.get("num_nodes", 1))
     search = Search(
@@ -221,8 +219,8 @@ def nested_cross_validate(
         seed=seed,
         resume=resume,
         select=select,
-        selection_fraction=selection_fraction if select == "inner" else 0.0,
-        task=check_task(task),
+        selection_fraction=selection_fraction,
+        task=task,
     )
 
     def run(path: Path) -> NestedResult:
@@ -354,13 +352,11 @@ class _OuterFolds:
                 inner = inner.with_selection(self.config.selection_fraction)
             return len(inner.splits(self.search.num_folds))
         except ValueError as error:
-            raise ValueError(
-                f"inner_folds={self.search.num_folds} of the {len(rows)} training samples of outer "
-                f"{spec.name}: {error}"
-            ) from error
+            what = f"inner_folds={self.search.num_folds} of the {len(rows)} training samples of"
+            raise named(error, f"{what} outer {spec.name}") from error
 
     def read(self, spec: FoldSpec, run_id: str) -> tuple[FitResult, list[dict[str, Any]]] | None:
-        """Load a finished outer fold; None if it is not finished."""
+        """Load an outer fold, or return None if it is not finished."""
         folder = self.config.folder(spec)
         fold = read_fit(FoldConfig, self.config.run_dir, spec, run_id)
         if fold is None:
@@ -391,7 +387,8 @@ class _OuterFolds:
         )
         try:
             model = refit(
-                best,
+                best.run_dir / "refit",
+                best.refit_epochs,
                 self.search.model_of(choice["point"]),
                 part,
                 make_callbacks=self.search.make_callbacks,
@@ -402,20 +399,10 @@ class _OuterFolds:
             )
             steps, epochs = model.trainer.global_step, model.trainer.current_epoch
             outer = self.data.for_fold(spec.fold, config.num_folds, repeat=spec.repeat)
-            scorer = pl.Trainer(
-                **{"enable_progress_bar": False, **config.trainer},
-                logger=NoLogger(folder),
-                default_root_dir=folder,
-                enable_checkpointing=False,
-            )
+            scorer = quiet_trainer(folder, config.trainer)
             (scores,) = scorer.validate(model, datamodule=outer, verbose=False)
             metrics = {name: float(value) for name, value in scores.items()}
-            predicted, reason = None, None
-            try:
-                predicted = predict_part(scorer, model, outer, "val")
-            except NoPredictions as error:
-                reason = error
-                config.warn(reason)
+            predicted = config.predict(scorer, model, outer)
             if logger is not None:
                 logger.log_metrics(metrics, step=steps)
                 logger.save()
@@ -434,7 +421,6 @@ class _OuterFolds:
             seconds=time.monotonic() - started,
             checkpoint=str((best.run_dir / "refit" / "model.ckpt").relative_to(folder)),
             predicted=predicted,
-            reason=reason,
             history=history.rows,
         )
         return result, rows

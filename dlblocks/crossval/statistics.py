@@ -27,14 +27,17 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from dlblocks._errors import check_range
 from dlblocks.metrics import Range
+
+Name = TypeVar("Name", bound=str)
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def mean_interval(
     bounds: Range = (None, None),
     degrees_of_freedom: int | None = None,
 ) -> tuple[float, float]:
-    """Interval of the mean score of n fits by Nadeau and Bengio's corrected variance.
+    """Interval of the mean score, by Nadeau and Bengio's variance.
 
     mean ± t · √((1 / n + n_test / n_train) · s²), where s² is the variance of the scores with n - 1
     in the denominator, and t the quantile of Student's distribution. NaN where all scores are equal
@@ -217,11 +220,14 @@ def least_paired_error(differences: npt.NDArray[np.floating]) -> float:
         >>> least_paired_error(np.array([1.0, -1.0, 1.0, 0.0]))
         0.5
     """
-    return float(np.sum(differences**2) + 1) ** 0.5 / len(differences)
+    found: float = float(np.sum(differences**2) + 1) ** 0.5 / len(differences)
+    return found
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's (1979) adjusted p-values, in the order given; below 0.05, one in 20 tables is wrong.
+    """Return Holm's (1979) adjusted p-values, in the order given.
+
+    Of tables whose smallest value is below 0.05, one in 20 is wrong.
 
     The smallest of m is multiplied by m, the next by m - 1, …; none is less than the one before it,
     and none more than 1. A table in which many methods are compared with one is held to one error,
@@ -238,7 +244,29 @@ def holm(p: Sequence[float]) -> list[float]:
     scaled = np.asarray(p, dtype=float)[order] * np.arange(len(p), 0, -1)
     adjusted = np.empty(len(p))
     adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1)
-    return adjusted.tolist()
+    found: list[float] = adjusted.tolist()
+    return found
+
+
+def with_holm(tests: Mapping[Name, Comparison]) -> dict[Name, dict[str, Any]]:
+    """Return the numbers of several comparisons with one model, by name.
+
+    Args:
+        tests: Name of a method → its comparison.
+
+    Returns:
+        Name → ``difference``, its 95 % ``interval``, ``p``, and ``p_holm`` by `holm`.
+    """
+    adjusted = holm([test.p for test in tests.values()])
+    return {
+        name: {
+            "difference": test.difference,
+            "interval": test.interval,
+            "p": test.p,
+            "p_holm": p_holm,
+        }
+        for (name, test), p_holm in zip(tests.items(), adjusted, strict=True)
+    }
 
 
 def _mean_and_error(

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 
 import numpy as np
 
+from dlblocks.data._cache import read_only_tensor
 from dlblocks.data._cells import (
     DAY_FIRST,
     SHOWN,
+    count_missing,
     factorize,
+    is_categorical,
     number_format,
     plain_values,
     refuse_missing,
@@ -21,7 +24,9 @@ from dlblocks.data._cells import (
     text,
     to_days,
     to_numbers,
+    value_range,
 )
+from dlblocks.data._normalization import fits_float32, needs_float64
 
 if TYPE_CHECKING:
     from pandas import Series
@@ -65,6 +70,7 @@ class Column:
         categories: Of the kinds of categories, their names.
         date_format: Of dates, their format for `pandas.to_datetime`, or None to infer it.
         has_time: Of dates, whether they have a time of the day.
+        is_wide: Of numbers, whether float32 would round away what they say.
         remark: What else a reader should know.
     """
 
@@ -74,6 +80,7 @@ class Column:
     categories: list[str] = field(default_factory=list)
     date_format: str | None = None
     has_time: bool = False
+    is_wide: bool = False
     remark: str = ""
 
     @property
@@ -141,9 +148,10 @@ class ColumnReader:
         """
         found, questions = [], []
         for cells in columns:
+            missing = count_missing(cells)
             for step in (self._check_missing, self._read):
                 try:
-                    column = step(cells)
+                    column = step(cells, missing)
                 except ValueError as error:
                     questions.append(str(error))
                 else:
@@ -158,19 +166,18 @@ class ColumnReader:
             raise ValueError(questions[0])
         return found
 
-    def _check_missing(self, cells: Series) -> None:
+    def _check_missing(self, cells: Series, missing: int) -> None:
         """Refuse a column with missing cells, unless they may be filled in or are all it has."""
-        if not self.impute and cells.notna().any():
+        if not self.impute and 0 < missing < len(cells):
             name = str(cells.name)
             cure = f"set missing='impute' to fill it in, or drop=[{name!r}] to leave it out"
             refuse_missing(self.where, cells, cure)
 
-    def _read(self, cells: Series) -> Column:
+    def _read(self, cells: Series, missing: int) -> Column:
         """Return what a column is."""
         from pandas.api import types
 
         name, kind = str(cells.name), self.asked.get(str(cells.name))
-        missing = int(cells.isna().sum())
         if missing == len(cells):
             self._refuse(name, "has no value at all", f"drop=[{name!r}] leaves it out")
         column = Column(name, kind or "number", missing)
@@ -191,7 +198,7 @@ class ColumnReader:
                 column.remark = "has whole numbers above 2**53, which float64 rounds"
         elif types.is_datetime64_any_dtype(cells.dtype):
             self._refuse_dates(name, str(cells.dropna().iloc[0]))
-        elif isinstance(cells.dtype, types.CategoricalDtype):
+        elif is_categorical(cells):
             self._read_texts(column, cells)
         elif types.is_numeric_dtype(cells.dtype) and not types.is_complex_dtype(cells.dtype):
             self._check_identifier(name, cells)
@@ -203,14 +210,17 @@ class ColumnReader:
         else:
             self._refuse(name, f"has the dtype {cells.dtype}", "convert it to numbers")
         if column.kind == "number":
-            self._check_finite(name, cells)
+            self._check_range(column, cells)
         return column
 
-    def _check_finite(self, name: str, cells: Series) -> None:
-        """Refuse infinite cells, such as "inf" and 1e999."""
-        values = plain_values(cells)
-        infinite = np.isinf(values)
-        if infinite.any():
+    def _check_range(self, column: Column, cells: Series) -> None:
+        """Refuse infinite cells, such as "inf" and 1e999; find out the precision of others."""
+        name, values = column.name, plain_values(cells)
+        low, high = value_range(values)
+        if not fits_float32(low, high, len(values)):
+            column.is_wide = needs_float64(read_only_tensor(values)[:, None])
+        if np.isinf(low) or np.isinf(high):
+            infinite = np.isinf(values)
             row = int(infinite.argmax())
             cure = "remove these rows"
             if not self.is_frame:
@@ -218,13 +228,14 @@ class ColumnReader:
             self._refuse(name, f"is infinite ({cells.iloc[row]}) in row {row + 1}", cure)
 
     def _read_texts(self, column: Column, cells: Series) -> None:
-        name, count = column.name, int(cells.notna().sum())
-        numbers = to_numbers(cells)
-        share = int(numbers.notna().sum()) / count
+        name, count = column.name, len(cells) - column.missing
+        are_numbers = to_numbers(cells.cat.categories.to_series()).notna()
+        numbers = to_numbers(cells) if are_numbers.any() else None
+        share = 0 if numbers is None else int(numbers.notna().sum()) / count
         if share == 1:  # a number, as are truth values
             self._check_rounded(name, cells)
             return
-        if share >= MOSTLY_NUMBERS:
+        if numbers is not None and share >= MOSTLY_NUMBERS:
             self._refuse_bad_numbers(name, cells, numbers)
         column.kind = "category"
         column.categories = factorize(cells)[1]
@@ -261,8 +272,7 @@ class ColumnReader:
 
     def _check_categories(self, column: Column, cells: Series) -> None:
         name, count = column.name, len(column.categories)
-        known = int(cells.notna().sum())
-        if count == known and count >= MIN_IDENTIFIERS:
+        if count == len(cells) - column.missing and count >= MIN_IDENTIFIERS:
             self._refuse_identifier(name, column.categories)
         if count > MAX_CATEGORIES:
             self._refuse(
@@ -340,17 +350,19 @@ class ColumnReader:
 def _are_dates(cells: Series) -> bool:
     """Return True for whole numbers that are dates, such as 20240131."""
     values = plain_values(cells)
-    values = values[np.isfinite(values)]
-    if not len(values) or float(values.min()) < 1900_01_01 or float(values.max()) > 2100_12_31:
+    low, high = value_range(values)
+    if not (low >= 1900_01_01 and high <= 2100_12_31):
         return False
+    values = values[~np.isnan(values)]
     month, day = values // 100 % 100, values % 100
     return bool(((month >= 1) & (month <= 12) & (day >= 1) & (day <= 31) & (day % 1 == 0)).all())
 
 
 def _remark(cells: Series) -> str:
     values = plain_values(cells)
-    if len(values) > 1 and (values == values[0]).all():
+    if len(values) > 1 and values[0] == values[-1] and (values == values[0]).all():
         return "is the same in every row"
-    if values.dtype.kind in "iu" and len(values) > MIN_IDENTIFIERS and (np.diff(values) == 1).all():
+    counts = values.dtype.kind in "iu" and len(values) > MIN_IDENTIFIERS
+    if counts and values[1] - values[0] == 1 and (np.diff(values) == 1).all():
         return "numbers the rows"
     return ""

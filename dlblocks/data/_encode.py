@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import joblib
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dlblocks.data._cache import read_only_tensor
-from dlblocks.data._cells import factorize, plain_values, to_days
+from dlblocks.data._cells import distinct, factorize, plain_values, to_days
 from dlblocks.data._columns import Column
 from dlblocks.data._normalization import needs_float64
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 
+MAX_THREADS = 8
 CHUNK = 4096  # rows at a time, which a cache holds: three times as fast
 
 
@@ -41,13 +43,13 @@ def encode(table: DataFrame, columns: Sequence[Column], *, is_wide: bool | None 
     values = [_values(column, table[column.name]) for column in columns]
     if is_wide is None:
         is_wide = any(
-            needs_float64(read_only_tensor(block.reshape(len(block), -1)))
+            column.is_wide or (column.kind == "date" and needs_float64(torch.from_numpy(block)))
             for column, block in zip(columns, values, strict=True)
-            if column.kind in ("number", "date") and block.dtype.kind in "if"
         )
     stops = np.cumsum([len(column.feature_names) for column in columns]).tolist()
     features = np.zeros((len(table), stops[-1]), dtype=np.float64 if is_wide else np.float32)
-    for first in range(0, len(table), CHUNK):
+
+    def fill(first: int) -> None:
         part, start = features[first : first + CHUNK], 0
         for column, block, stop in zip(columns, values, stops, strict=True):
             cells = block[first : first + CHUNK]
@@ -57,6 +59,9 @@ def encode(table: DataFrame, columns: Sequence[Column], *, is_wide: bool | None 
             else:
                 part[:, start:stop] = cells.reshape(len(cells), -1)
             start = stop
+
+    with ThreadPoolExecutor(min(joblib.cpu_count(), MAX_THREADS)) as pool:
+        list(pool.map(fill, range(0, len(table), CHUNK)))
     return torch.from_numpy(features)
 
 
@@ -129,7 +134,7 @@ def _date_parts(column: Column, cells: Series) -> npt.NDArray[np.float64]:
     """
     import pandas as pd
 
-    codes, found = pd.factorize(cells)  # each date is taken apart once
+    codes, found = distinct(cells)  # each date is taken apart once
     days = to_days(pd.Series(found), column.date_format).to_numpy(np.float64, na_value=np.nan)
     days = np.append(days, np.nan)  # of missing cells
     whole = np.floor(days)
@@ -137,7 +142,7 @@ def _date_parts(column: Column, cells: Series) -> npt.NDArray[np.float64]:
     parts = [days, np.where(np.isnan(days), np.nan, month), (whole + 3) % 7]  # 0 is Monday
     if column.has_time:
         parts.append((days - whole) * 24)
-    return np.stack(parts, axis=1)[codes]
+    return np.stack(parts)[:, codes].T  # of which a column is many times faster to read
 
 
 def _codes(column: Column, cells: Series) -> npt.NDArray[np.int64]:

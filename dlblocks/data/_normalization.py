@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -64,13 +66,21 @@ def needs_float64(inputs: Tensor) -> bool:
     if inputs.ndim != 2 or not wide or not inputs.numel():
         return False
     values = inputs.detach().cpu().numpy()
+    low, high = (of(axis=0).astype(np.float64) for of in (values.min, values.max))
+    safe = fits_float32(low, high, len(values))
+    return any(_is_rounded(inputs[:, int(i)]) for i in np.flatnonzero(~safe))
+
+
+def fits_float32(low: Any, high: Any, count: int) -> Any:
+    """Tell from their range that float32 does not round `count` values too much.
+
+    False means that one has to look.
+    """
     # A standard deviation is at least (high - low) / √(2N), which spares most columns the rest.
     with np.errstate(invalid="ignore", over="ignore"):
-        low, high = (of(axis=0).astype(np.float64) for of in (values.min, values.max))
         largest = np.maximum(abs(low), abs(high))
-        safe = FLOAT32_EPS * largest <= TOLERATED * (high - low) / np.sqrt(2 * len(values))
-        safe &= largest < FLOAT32_MAX
-    return any(_is_rounded(inputs[:, int(i)]) for i in np.flatnonzero(~safe))
+        safe = FLOAT32_EPS * largest <= TOLERATED * (high - low) / np.sqrt(2 * count)
+        return safe & (largest < FLOAT32_MAX)
 
 
 def rounded_integer(values: np.ndarray) -> int | None:

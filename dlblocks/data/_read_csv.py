@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dlblocks._errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -22,6 +24,9 @@ ENDINGS = (".csv", ".tsv", ".txt", ".data")
 COMPRESSED = (".gz", ".bz2", ".zip", ".xz", ".zst")
 OTHER_READERS = {".parquet": "parquet", ".feather": "feather", ".json": "json", ".xlsx": "excel"}
 NO_NAME = "Unnamed: "  # what pandas calls a column without a name
+# Arguments by which a file's bytes are no longer the cells as they are written.
+DECODING = {"encoding", "compression", "delimiter", "dialect", "lineterminator"}
+SCANNED = 1 << 20  # bytes at a time
 MAGIC = {b"\x1f\x8b": "gzip", b"BZ": "bz2", b"PK": "zip", b"\xfd7": "xz"}
 
 
@@ -109,9 +114,10 @@ def _read(path: Path, given: Mapping[str, Any]) -> pd.DataFrame:
         raise ValueError(
             f"data={str(path)!r} is no CSV file; pass data=pandas.read_{reader}({str(path)!r})."
         )
-    args = {"skipinitialspace": True, "index_col": False, **given}
+    args = {"index_col": False, **given}
     if args.get("sep") is None:
         args["sep"] = "\t" if ".tsv" in [ending.lower() for ending in path.suffixes] else ","
+    args.setdefault("skipinitialspace", _may_have_leading_spaces(path, args))
     by_column = [
         key for key in ("dtype", "na_values") if args.get(key) and isinstance(args[key], dict)
     ]
@@ -135,6 +141,23 @@ def _read(path: Path, given: Mapping[str, Any]) -> pd.DataFrame:
     if not len(table):
         raise ValueError(f"{path} has no rows; expected a header and at least one row.")
     return table
+
+
+def _may_have_leading_spaces(path: Path, args: Mapping[str, Any]) -> bool:
+    """Tell whether a cell may begin with a space; without, pandas takes 4/5 of the time."""
+    plain = path.suffix.lower() in ENDINGS and not DECODING & args.keys()
+    if not plain or len(args["sep"]) != 1 or not args["sep"].isascii():
+        return True
+    starts = np.frombuffer(f"\n\r{args['sep']}".encode(), dtype=np.uint8)
+    before = b"\n"
+    with path.open("rb") as file:
+        while chunk := file.read(SCANNED):
+            if b" " in chunk:
+                codes = np.frombuffer(before + chunk, dtype=np.uint8)
+                if np.isin(codes[:-1][codes[1:] == ord(" ")], starts).any():
+                    return True
+            before = chunk[-1:]
+    return False
 
 
 def _parse(path: Path, args: Mapping[str, Any]) -> Any:

@@ -53,6 +53,9 @@ class ArrayDataModule(DataModule):
         input_kind: ``"image"``, ``"features"`` (normalised), ``"tokens"`` (whole numbers that stay
             whole), or a `dlblocks.fields.Kind`. None: images (N, C, H, W), or features if they are
             floating point. Other integers need it.
+        weights: How much each sample counts, in training and in every score: numbers >= 0 of shape
+            (N,). See `DataModule`.
+        test_weights: Likewise of the official test set; None: all the same.
         target_kind: ``"class"``, ``"labels"``, ``"values"``, ``"mask"``, or a `Kind`, such as
             ``Mask(ignore_index=0)``. None: by dtype and shape, as `targets` says.
         **kwargs: Batches, splits and normalisation; see `DataModule`.
@@ -83,6 +86,8 @@ class ArrayDataModule(DataModule):
         class_names: list[str] | None = None,
         input_kind: Kind | str | None = None,
         target_kind: Kind | str | None = None,
+        weights: npt.ArrayLike | Tensor | None = None,
+        test_weights: npt.ArrayLike | Tensor | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(groups=groups if isinstance(groups, str) else None, **kwargs)
@@ -94,7 +99,9 @@ class ArrayDataModule(DataModule):
         self.given_class_names = class_names
         self.input_kind = as_kind("input_kind", input_kind)
         self.target_kind = as_kind("target_kind", target_kind)
+        self.weights, self.test_weights = weights, test_weights
         arrays = ["inputs", "targets", "test_inputs", "test_targets", "groups", "folds"]
+        arrays += ["weights", "test_weights"]
         self.save_hyperparameters(ignore=[*arrays, "input_kind", "target_kind"])
         kinds = {"input_kind": self.input_kind, "target_kind": self.target_kind}
         self._set_hyperparameters({name: kind and repr(kind) for name, kind in kinds.items()})
@@ -118,6 +125,8 @@ class ArrayDataModule(DataModule):
             folds=self.folds,
             input_kind=of_inputs,
             target_kind=of_targets,
+            weights=_weights("weights", self.weights),
+            test_weights=_weights("test_weights", self.test_weights),
         )
         if test_inputs is not None:
             source.test_inputs = _inputs("test_inputs", test_inputs, of_inputs)
@@ -130,6 +139,13 @@ class ArrayDataModule(DataModule):
                 "test_targets", test_targets, of_targets, names, by_name=by_name, is_test=True
             )
         return source
+
+
+def _weights(argument: str, values: Any) -> Tensor | None:
+    if values is None:
+        return None
+    tensor = values.detach() if isinstance(values, Tensor) else _as_tensor(argument, values)
+    return tensor.to(_dtype())
 
 
 def _array(values: Any) -> Tensor | np.ndarray:

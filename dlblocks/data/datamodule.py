@@ -45,10 +45,14 @@ class DataModule(SplitDataModule):
     on `split_seed` alone: never on the global seed, the rank or the fold.
 
     Batches are ``[inputs, targets]`` (predict: ``[inputs, targets, index]``, where `index` is the
-    sample's row in the source). Images leave as floats: uint8 is scaled to [0, 1] and, with
-    `normalize`, each channel (each column of a table) gets mean 0 and standard deviation 1 over
-    the training part of this fold. Both happen once a batch, on the batch's device. Other kinds of
-    inputs, such as tokens, stay as they are; see `kinds`. Tables whose numbers float32 would round
+    sample's row in the source). Where samples have weights, batches for training, validation and
+    test are ``[inputs, targets, weights]``; weights are divided by their mean over the training
+    part, so that the learning rate keeps its meaning.
+
+    Images leave as floats: uint8 is scaled to [0, 1] and, with `normalize`, each channel (each
+    column of a table) gets mean 0 and standard deviation 1 over the training part of this fold.
+    Both happen once a batch, on the batch's device. Other kinds of inputs, such as tokens, stay as
+    they are; see `kinds`. Tables whose numbers float32 would round
     too much, such as times, stay float64 until they are normalised. A fit gives these statistics to
     a `dlblocks.models.Model`. From then on the model uses its own, with any datamodule.
 
@@ -166,6 +170,8 @@ class DataModule(SplitDataModule):
         if isinstance(source.targets, Ragged):
             targets = {"targets": source.targets.values, "offsets": source.targets.offsets}
         columns = targets | {"groups": source.groups, "folds": source.folds}
+        if source.weights is not None:
+            columns["weights"] = source.weights
         return fingerprint({"inputs": source.inputs}, columns)
 
     @property
@@ -185,6 +191,17 @@ class DataModule(SplitDataModule):
     def feature_names(self) -> list[str] | None:
         """Names of the features, or None."""
         return self.source.feature_names
+
+    @property
+    def column_features(self) -> dict[str, list[int]]:
+        """For each column of a table its features; of arrays (N, F) each feature by itself."""
+        if len(self.input_shape) != 1:
+            raise ValueError(
+                f"inputs of shape {self.input_shape} are no table (N, F) of columns, such as that "
+                "of a TabularDataModule."
+            )
+        names = self.feature_names or [str(i) for i in range(self.in_features)]
+        return {name: [i] for i, name in enumerate(names)}
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -371,6 +388,30 @@ class DataModule(SplitDataModule):
             return source.test_inputs, source.test_targets
         return source.inputs, source.targets
 
+    def weights_of(self, part: str) -> Tensor | None:
+        weights = self._weights(part)
+        return None if weights is None else weights[self.indices(part)]
+
+    def _weights(self, part: str) -> Tensor | None:
+        """The weights of the array in which the rows of `part` count."""
+        source = self.source
+        if source.weights is None or part != "test" or source.test_inputs is None:
+            return source.weights
+        return (
+            torch.ones(len(source.test_inputs))
+            if source.test_weights is None
+            else source.test_weights
+        )
+
+    def _scaled(self, weights: Tensor | None) -> Tensor | None:
+        """Divide weights by their mean over the training part."""
+        if weights is None:
+            return None
+        mean = self._weights("train")[self._rows["train"]].double().mean()  # type: ignore[index]
+        if not mean > 0:
+            raise ValueError("weights of all training samples are 0; at least one must count.")
+        return (weights / mean).to(torch.get_default_dtype())
+
     def _loader(self, part: str, *, training: bool = False, with_index: bool = False) -> DataLoader:
         inputs, targets = self._part_arrays(part)
         transform = self.train_transform if training else None
@@ -380,7 +421,10 @@ class DataModule(SplitDataModule):
                 {f"{prefix}inputs": inputs, f"{prefix}targets": targets},
                 self.trainer.strategy.root_device,
             )
-        dataset = ArrayDataset(inputs, targets, self.rows_of(part), transform, self.kinds)
+        weights = None if with_index else self._weights(part)
+        dataset = ArrayDataset(
+            inputs, targets, self.rows_of(part), transform, self.kinds, self._scaled(weights)
+        )
         sampler = self._sampler(
             dataset,
             training=training,

@@ -27,15 +27,18 @@ class _Rows(Sequence[Sample]):
     `targets` and `rows` as they are; anybody else's sees an ordinary sequence of samples.
     """
 
-    def __init__(self, inputs: Tensor, targets: Any, rows: Tensor) -> None:
-        self.inputs, self.targets, self.rows = inputs, targets, rows
+    def __init__(
+        self, inputs: Tensor, targets: Any, rows: Tensor, weights: Tensor | None = None
+    ) -> None:
+        self.inputs, self.targets, self.rows, self.weights = inputs, targets, rows, weights
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, i: Any) -> Any:
         if isinstance(i, slice):
-            return _Rows(self.inputs[i], self.targets[i], self.rows[i])
+            weights = None if self.weights is None else self.weights[i]
+            return _Rows(self.inputs[i], self.targets[i], self.rows[i], weights)
         return self.inputs[i], self.targets[i], int(self.rows[i])
 
 
@@ -52,6 +55,7 @@ class ArrayDataset(Dataset[Sample]):
         transform: Changes each input by (seed, epoch, row). The data set is then indexed by
             ``(epoch, i)``, as `EpochSampler(with_epoch=True)` yields it, or by i in epoch 0.
         kinds: Kinds of ``"inputs"`` and ``"targets"``, which gather the batch.
+        weights: How much each sample counts, shape (N,); only batches have them.
 
     Example:
         >>> data = ArrayDataset(torch.arange(6.).reshape(3, 2), torch.tensor([0, 1, 0]),
@@ -67,12 +71,13 @@ class ArrayDataset(Dataset[Sample]):
         rows: Tensor | None = None,
         transform: SampleTransform | None = None,
         kinds: Mapping[str, Kind] | None = None,
+        weights: Tensor | None = None,
     ) -> None:
         if len(inputs) != len(targets):
             raise ValueError(f"inputs has {len(inputs)} rows and targets has {len(targets)}.")
         self.inputs, self.targets = inputs, targets
         self.rows = torch.arange(len(inputs)) if rows is None else rows
-        self.transform = transform
+        self.transform, self.weights = transform, weights
         kinds = kinds or {}
         self.kinds = [kinds.get(name, Kind()) for name in ("inputs", "targets")]
 
@@ -97,12 +102,16 @@ class ArrayDataset(Dataset[Sample]):
         targets = of_targets.gather(self.targets, where)
         if self.transform is not None:
             inputs = self.transform.batch(inputs, rows, epoch)
-        return _Rows(inputs, targets, rows)
+        weights = None if self.weights is None else self.weights.index_select(0, where)
+        return _Rows(inputs, targets, rows, weights)
 
 
 def collate(rows: Sequence[Sample]) -> list[Any]:
-    """Makes the batch ``[inputs (N, ...), targets (N, ...)]``."""
-    return collate_with_index(rows)[:2]
+    """Makes the batch ``[inputs (N, ...), targets (N, ...)]``, and ``weights (N,)`` if known."""
+    batch = collate_with_index(rows)[:2]
+    if isinstance(rows, _Rows) and rows.weights is not None:
+        batch.append(rows.weights)
+    return batch
 
 
 def collate_with_index(rows: Sequence[Sample]) -> list[Any]:

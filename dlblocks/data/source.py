@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dlblocks.data._fingerprint import row_keys
 from dlblocks.data._kinds import find_input_kind, find_target_kind, image_size
-from dlblocks.fields import Class, Field, Kind, Mask, Ragged, Values, as_kind
+from dlblocks.fields import Class, Field, Kind, Mask, Ragged, Values, Weight, as_kind
 
 
 @dataclass
@@ -40,6 +40,8 @@ class Source:
         input_kind: Kind of `inputs`, a `dlblocks.fields.Kind` or its name. None: images or features
             by dtype and shape. Integers that are not images need it.
         target_kind: Likewise of `targets`.
+        weights: How much each sample counts, floating point of shape (N,), or None.
+        test_weights: Likewise of the test set; None: all the same.
     """
 
     inputs: Tensor
@@ -54,6 +56,8 @@ class Source:
     categories: dict[int, int] = field(default_factory=dict)
     input_kind: Kind | str | None = None
     target_kind: Kind | str | None = None
+    weights: Tensor | None = None
+    test_weights: Tensor | None = None
 
     @cached_property
     def fields(self) -> dict[str, Field]:
@@ -61,11 +65,14 @@ class Source:
         inputs = as_kind("input_kind", self.input_kind) or find_input_kind("inputs", self.inputs)
         targets = as_kind("target_kind", self.target_kind)
         targets = targets or find_target_kind(self.targets, image_size(self.inputs, inputs))
-        return {
+        found = {
             "inputs": Field(self.inputs, inputs, "input"),
             # What is nothing else is refused by the check of values.
             "targets": Field(self.targets, targets or Values(), "target"),
         }
+        if self.weights is not None:
+            found["weights"] = Field(self.weights, Weight(), "other")
+        return found
 
     @property
     def kinds(self) -> dict[str, Kind]:
@@ -86,6 +93,20 @@ class Source:
     def check(self) -> None:
         """Raises a `ValueError` that says what is wrong with the arrays, and where."""
         names = self.class_names, self.feature_names
+        for part, inputs, weights in (
+            ("", self.inputs, self.weights),
+            ("test_", self.test_inputs, self.test_weights),
+        ):
+            if weights is not None:
+                count = 0 if inputs is None else len(inputs)
+                if len(weights) != count:
+                    raise ValueError(
+                        f"{part}weights has {len(weights)} entries for {count} samples; give one "
+                        "a sample."
+                    )
+                Weight().check(f"{part}weights", weights)
+        if self.test_weights is not None and self.weights is None:
+            raise ValueError("test_weights needs weights of the other samples, too.")
         if self.completion is None:  # otherwise completed inputs are checked
             check_arrays(self.inputs, self.targets, self.kinds, *names)
         if self.test_inputs is not None and self.test_targets is not None:

@@ -491,6 +491,10 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         self.setup("fit")
         return self._rows[part]
 
+    def weights_of(self, part: str) -> Tensor | None:
+        """How much each sample of a part counts, in the order of `indices`; None: all the same."""
+        return None
+
     def _loader(self, part: str, *, training: bool = False) -> DataLoader:
         raise NotImplementedError(f"{type(self).__name__} must define its loaders.")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +17,7 @@ from dlblocks._errors import did_you_mean
 from dlblocks.data._cells import (
     compacted,
     factorize,
+    is_categorical,
     is_row_numbers,
     is_text,
     plain_numbers,
@@ -87,6 +89,8 @@ class TabularDataModule(DataModule):
         group: A column of groups, none of which is in two parts; it is no feature.
         fold_column: A column of folds, for ``split="predefined"``; a row whose cell is empty or
             -1 always trains. It is no feature.
+        weights: A column that says how much each row counts, in training and in every score;
+            numbers >= 0. It is no feature.
         groups: ``"duplicates"`` keeps rows of exactly equal features together: none has a copy in
             another part or fold.
         drop: Columns to leave out.
@@ -136,6 +140,7 @@ class TabularDataModule(DataModule):
         *,
         group: str | None = None,
         fold_column: str | None = None,
+        weights: str | None = None,
         groups: Literal["duplicates"] | None = None,
         drop: Sequence[str] = (),
         numeric: Sequence[str] = (),
@@ -190,7 +195,7 @@ class TabularDataModule(DataModule):
             without_effect: dict[str, Any] = {**used, "read_args": read_args}
             if self.built_in:
                 without_effect |= {"target": target, "group": group}
-                without_effect |= {"fold_column": fold_column, "task": task}
+                without_effect |= {"fold_column": fold_column, "weights": weights, "task": task}
             for name, value in without_effect.items():
                 if value is not None:
                     what = f"data={data!r}" if self.built_in else "a DataFrame"
@@ -204,6 +209,7 @@ class TabularDataModule(DataModule):
         self.target = "target" if self.built_in else str(target)
         self.group = group
         self.fold_column = fold_column
+        self.weights = weights
         self.task = task
         self.missing = missing
         self.read_args = {**used, **(read_args or {})}
@@ -228,7 +234,8 @@ class TabularDataModule(DataModule):
         formatted = {name for name in before if not is_text(table[name])}
         self._keep_digits(table)
         for name in table.columns:
-            table[name] = compacted(table[name])
+            if is_text(table[name]) or is_categorical(table[name]):
+                table[name] = compacted(table[name])
         where = "data" if self.is_frame or self.built_in else str(self.data)
         target, labels = self.target, table[self.target]
         self._refuse_missing(where, table, target)
@@ -239,6 +246,7 @@ class TabularDataModule(DataModule):
             groups = _plain_array(table[self.group])
         if self.fold_column is not None:
             folds = _folds(table[self.fold_column])
+        weights = None if self.weights is None else self._read_weights(where, table)
         self._set_aside(table)
         features = [name for name in table.columns if name not in self._others]
         if not features:
@@ -268,6 +276,7 @@ class TabularDataModule(DataModule):
             groups=groups,
             folds=folds,
             feature_names=names,
+            weights=weights,
             completion=partial(completion, columns=columns, impute=impute) if needed else None,
             categories={
                 names.index(column.name): len(column.categories)
@@ -289,7 +298,7 @@ class TabularDataModule(DataModule):
                 raise ValueError(f"data has two columns named {twice[0]!r}; rename one.")
         else:
             table = self._read_file(self._texts())
-        given = {"target": self.target, "group": self.group, "fold_column": self.fold_column}
+        given = self._own()
         own = {argument: [name] for argument, name in given.items() if name is not None}
         for argument, names in (own | self.asked).items():
             for name in names:
@@ -306,6 +315,25 @@ class TabularDataModule(DataModule):
             if others:
                 raise ValueError(f"column {name!r} is in {argument} and in {others[0]}; choose.")
         return table, None
+
+    def _own(self) -> dict[str, str | None]:
+        """Columns that are no features, by the arguments that name them."""
+        return {
+            "weights": self.weights, "fold_column": self.fold_column, "group": self.group,
+            "target": self.target,
+        }  # fmt: skip
+
+    def _read_weights(self, where: str, table: pd.DataFrame) -> Tensor:
+        self._refuse_missing(where, table, str(self.weights))
+        cells = table[self.weights]
+        numbers = to_numbers(cells)
+        if numbers.isna().any():
+            row = int(numbers.isna().to_numpy().argmax())
+            raise ValueError(
+                f"{where}: row {row + 1} of column {self.weights!r} is {cells.iloc[row]!r}; "
+                "weights are numbers >= 0."
+            )
+        return torch.tensor(numbers.to_numpy(), dtype=torch.get_default_dtype())
 
     def _read_file(self, texts: Sequence[str]) -> pd.DataFrame:
         """Read the file or folder, and the cells of some columns as text."""
@@ -352,8 +380,7 @@ class TabularDataModule(DataModule):
         for name in table.columns:
             if name not in kept and is_row_numbers(name, table[name]):
                 self._others[name] = ("row numbers", "nothing")
-        own = {"fold_column": self.fold_column, "group": self.group, "target": self.target}
-        for argument, name in own.items():
+        for argument, name in self._own().items():
             if name is not None:
                 self._others[name] = (argument.removesuffix("_column"), "no feature")
 
@@ -430,6 +457,15 @@ class TabularDataModule(DataModule):
         return torch.tensor(numbers.to_numpy(), dtype=torch.get_default_dtype()), None
 
     # What it is
+
+    @property
+    def column_features(self) -> dict[str, list[int]]:
+        _ = self.source
+        stops = accumulate(len(column.feature_names) for column in self.table_columns)
+        return {
+            column.name: [*range(stop - len(column.feature_names), stop)]
+            for column, stop in zip(self.table_columns, stops, strict=True)
+        }
 
     def _make_encoder(self, **shared: Any) -> Encoder:
         # What only this table has is no part of it.

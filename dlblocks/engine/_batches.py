@@ -26,12 +26,19 @@ class Batches:
         inputs: Shape (M, N, ...).
         targets: Shape (M, N, ...).
         rows: Rows of the samples in the members' data, on the CPU, shape (M, N).
+        weights: How much each sample counts, shape (M, N), or None.
     """
 
     members: list[int]
     inputs: Tensor
     targets: Tensor
     rows: Tensor
+    weights: Tensor | None = None
+
+    def beside(self, member: int) -> list[Tensor]:
+        """What the loss of a member takes beside its outputs."""
+        columns = [self.targets] if self.weights is None else [self.targets, self.weights]
+        return [column[member] for column in columns]
 
 
 class BatchSource:
@@ -124,22 +131,25 @@ class BatchSource:
             where = rows.flatten().to(dataset.inputs.device, non_blocking=True)
             inputs, targets = self._gathered(dataset, where)
             inputs = self._prepared(inputs.unflatten(0, rows.shape), members)
-            yield Batches(members, inputs, targets.unflatten(0, rows.shape), rows)
+            targets, weights = targets.unflatten(0, rows.shape), self._weights(members, rows)
+            yield Batches(members, inputs, targets, rows, weights)
             return
         # Of its own for each; those that are alike go together.
-        alike: dict[tuple, list[tuple[int, Tensor, Tensor, Tensor]]] = {}
+        alike: dict[tuple, list[list[Any]]] = {}  # members, and what `Batches` has of them
         for k, mine in zip(members, rows, strict=True):
             dataset = self.datasets[k]
             where = mine.to(dataset.inputs.device, non_blocking=True)
             batch = self._gathered(dataset, where)
-            inputs, targets = self.members[k].datamodule.on_after_batch_transfer(batch, 0)
+            known = self._weights([k], mine[None])
+            batch += [] if known is None else [known[0]]
+            inputs, targets, *weights = self.members[k].datamodule.on_after_batch_transfer(batch, 0)
             if not isinstance(targets, Tensor):
                 raise ValueError(
                     f"a callback made {type(targets).__name__} of the targets, which no model of "
                     "dlblocks.models takes; leave targets='pair' out of MixUp and CutMix."
                 )
             kind = (inputs.shape, inputs.dtype, targets.shape, targets.dtype)
-            alike.setdefault(kind, []).append((k, inputs, targets, mine))
+            alike.setdefault(kind, []).append([k, inputs, targets, mine, *weights])
         for parts in alike.values():
             numbers = [part[0] for part in parts]
             stacked = [torch.stack(column) for column in list(zip(*parts, strict=True))[1:]]
@@ -149,6 +159,17 @@ class BatchSource:
         """The raw inputs and targets of some rows, on the device."""
         arrays = zip(dataset.kinds, (dataset.inputs, dataset.targets), strict=True)
         return [k.gather(x, where).to(self.device, non_blocking=True) for k, x in arrays]
+
+    def _weights(self, members: Sequence[int], rows: Tensor) -> Tensor | None:
+        """The weights of some rows of each member (M, N), on the device."""
+        found = [self.datasets[k].weights for k in members]
+        known = [weights for weights in found if weights is not None]
+        if not known:
+            return None
+        pairs = zip(known, rows, strict=True)
+        return torch.stack([w.index_select(0, mine.to(w.device)) for w, mine in pairs]).to(
+            self.device, non_blocking=True
+        )
 
     def _prepared(self, inputs: Tensor, members: Sequence[int]) -> Tensor:
         """What the `preprocess` of each member makes of inputs (M, N, …)."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dlblocks.engine._batches import Batches
 from dlblocks.engine.member import Member
-from dlblocks.models.model import FLUSH_EVERY
+from dlblocks.models.model import FLUSH_EVERY, by_weight
 from dlblocks.tasks.task import Stage
 
 
@@ -32,7 +33,7 @@ class BatchedMetrics:
         if model.task is not None and model.is_standard("make_metrics", "for_metrics"):
             self.grouped = model.task.stacked_metrics(len(members), device)
         self.alike = model.is_standard("for_metrics", "prediction")
-        self.parts: list[tuple[list[int], int, Tensor, Tensor, Tensor]] = []
+        self.parts: list[tuple[Any, ...]] = []  # of each step; see `add`
         self.losses = torch.zeros(2, len(members), device=device)  # their sums, and samples
         if self.grouped is None:
             for member in members:
@@ -51,7 +52,10 @@ class BatchedMetrics:
             parts = [self.members[k].model.for_metrics(o, t, self.stage) for k, o, t in pairs]
             predictions, targets = (torch.cat(column) for column in zip(*parts, strict=True))
         size = batches.rows.shape[1]
-        self.parts.append((batches.members, size, losses, predictions, targets))
+        part: tuple[Any, ...] = (batches.members, size, losses, predictions, targets)
+        if batches.weights is not None:
+            part = *part, batches.weights.flatten(), batches.weights.sum(1)
+        self.parts.append(part)
         if len(self.parts) >= FLUSH_EVERY:
             self._flush()
 
@@ -59,22 +63,23 @@ class BatchedMetrics:
         if not self.parts:
             return
         columns = list(zip(*self.parts, strict=True))
-        losses, predictions, targets = (torch.cat(column) for column in columns[2:])
+        losses, *kept = (torch.cat(column) for column in columns[2:])
         losses = losses.float()
         owners = torch.tensor([k for part in self.parts for k in part[0]], device=losses.device)
         counts = torch.tensor([size for who, size, *_ in self.parts for _ in who])
         samples = owners.repeat_interleave(counts.to(losses.device))
         sizes = counts.to(self.losses)
+        if len(kept) > 2:
+            losses, sizes = by_weight(losses, sizes, kept.pop().to(sizes))
         if self.grouped is not None:
             self.losses.index_add_(1, owners, torch.stack([losses * sizes, sizes]))
-            self.grouped.update(samples, predictions, targets)
+            self.grouped.update(samples, *kept)
         else:
             for k, member in enumerate(self.members):
                 mine, rows = owners == k, samples == k
                 if mine.any():
-                    member.model.update_metrics(
-                        self.stage, losses[mine], sizes[mine], predictions[rows], targets[rows]
-                    )
+                    own = [column[rows] for column in kept]
+                    member.model.update_metrics(self.stage, losses[mine], sizes[mine], *own)
         self.parts = []
 
     def compute(self) -> list[dict[str, Tensor]]:

@@ -87,23 +87,30 @@ class StackedModels:
             self._after_net.step.model.training = self.template.training
 
     def run(
-        self, inputs: Tensor, targets: Tensor, members: Sequence[int] | None = None
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        members: Sequence[int] | None = None,
+        weights: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Losses, shape (M,), and outputs, shape (M, N, ...), of each member on a batch of its own.
 
         Args:
             inputs: Shape (M, N, ...).
             targets: Shape (M, N, ...).
+            weights: How much each sample counts, shape (M, N), or None.
             members: Which M of the models compute, all by default. Buffers of the others stay.
         """
+        # What the loss takes beside the outputs.
+        beside = (targets,) if weights is None else (targets, weights)
         params, buffers = list(self.params.values()), list(self.buffers.values())
         if members is None or len(members) == len(self):
             add = torch.is_grad_enabled() and not torch.is_autocast_enabled(self.device.type)
             gradients = self._gradients if add else {}
-            return self._compute(inputs, targets, [*params, *buffers], gradients)
+            return self._compute(inputs, beside, [*params, *buffers], gradients)
         where = torch.tensor(members, device=self.device)
         params, parts = ([x.index_select(0, where) for x in group] for group in (params, buffers))
-        result = self._compute(inputs, targets, [*params, *parts])
+        result = self._compute(inputs, beside, [*params, *parts])
         with torch.no_grad():
             for whole, part in zip(buffers, parts, strict=True):
                 whole.index_copy_(0, where, part)
@@ -112,19 +119,19 @@ class StackedModels:
     def _compute(
         self,
         inputs: Tensor,
-        targets: Tensor,
+        beside: tuple[Tensor, ...],
         tensors: Sequence[Tensor],
         gradients: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         named = dict(zip(self._names, tensors, strict=True))
         if self._layers is None:
-            return self._vmapped(inputs, targets, named)
+            return self._vmapped(inputs, beside, named)
         values = dense_forward(self._layers, inputs, named, gradients)
         task, losses = self.template.task, None
         own = not is_ours(type(task)) or type(self.template).loss is not Model.loss
         if task is not None and not own:
-            losses = task.stacked_loss(values, targets)
-        return self._after_net(values, targets, named) if losses is None else (losses, values)
+            losses = task.stacked_loss(values, *beside)
+        return self._after_net(values, beside, named) if losses is None else (losses, values)
 
     def make_gradients(self, names: Iterable[str]) -> None:
         """Gives these parameters gradients of 0, the models' own being views of the stack's.
@@ -191,9 +198,9 @@ class _Step(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: Tensor, beside: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         outputs = self.model.forward_prepared(inputs)
-        return self.model.loss(outputs, targets), outputs
+        return self.model.loss(outputs, *beside), outputs
 
 
 class _Vmapped:
@@ -205,17 +212,19 @@ class _Vmapped:
         self.run = vmap(self._call, randomness="different")
 
     def __call__(
-        self, inputs: Tensor, targets: Tensor, tensors: Mapping[str, Tensor]
+        self, inputs: Tensor, beside: tuple[Tensor, ...], tensors: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        return self.run(inputs, targets, *(tensors[name] for name in self.names))
+        return self.run(inputs, beside, *(tensors[name] for name in self.names))
 
-    def _call(self, inputs: Tensor, targets: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    def _call(
+        self, inputs: Tensor, beside: tuple[Tensor, ...], *tensors: Tensor
+    ) -> tuple[Tensor, Tensor]:
         # As functional_call does, in a tenth of its time, which for a small net is noticed.
         before = [holder[name] for holder, name in self.places]
         for (holder, name), tensor in zip(self.places, tensors, strict=True):
             holder[name] = tensor
         try:
-            found = self.step(inputs, targets)
+            found = self.step(inputs, beside)
             for (holder, name), tensor in zip(self.places, tensors, strict=True):
                 if holder[name] is not tensor:
                     raise NotVectorizable(

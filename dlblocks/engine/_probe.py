@@ -73,7 +73,7 @@ def try_a_step(
                 try:
                     with context(), torch.set_grad_enabled(training):
                         losses, outputs = stack.run(
-                            batches.inputs, batches.targets, batches.members
+                            batches.inputs, batches.targets, batches.members, batches.weights
                         )
                     if training:
                         found = torch.autograd.grad(
@@ -127,12 +127,12 @@ def seconds_a_step(
     own = [p for p in model.parameters() if p.requires_grad]
 
     def at_once() -> None:
-        losses, _ = stack.run(batches.inputs, batches.targets, batches.members)
+        losses, _ = stack.run(batches.inputs, batches.targets, batches.members, batches.weights)
         losses.sum().backward()
         stack.zero_gradients(batches.members)
 
     def alone() -> None:
-        loss = model.loss(model.forward_prepared(batches.inputs[0]), batches.targets[0])
+        loss = model.loss(model.forward_prepared(batches.inputs[0]), *batches.beside(0))
         torch.autograd.grad(loss, own, allow_unused=True)
 
     with _untouched(stack), precision.train_step_context():
@@ -144,7 +144,7 @@ def _alone(model: Model, batches: Batches, precision: Precision) -> None:
     with precision.train_step_context():
         outputs = model.forward_prepared(batches.inputs[0])
         model.check_batch(outputs, batches.targets[0])
-        model.loss(outputs, batches.targets[0])
+        model.loss(outputs, *batches.beside(0))
 
 
 def _shortest(run: Callable[[], None], device: torch.device) -> float:

@@ -52,6 +52,8 @@ def check_vectorizable(
         raise NotVectorizable(
             f"{type(model).__name__} has a {changed} of its own, which would run once for all"
         )
+    if getattr(model, "changes_while_fitting", False):
+        raise NotVectorizable(f"unfreeze_epoch changes what {type(model).__name__} trains")
     if not isinstance(datamodule, DataModule):
         raise NotVectorizable(f"{type(datamodule).__name__} is no datamodule over arrays in memory")
     if datamodule.train_transform is not None:

@@ -40,7 +40,7 @@ from dlblocks.engine.member import Member
 from dlblocks.models.model import FLUSH_EVERY
 from dlblocks.runs._history import name_of_selection
 from dlblocks.runs._trainer import check_needs_no_validation
-from dlblocks.runs.predictions import TableWriter, columns_of
+from dlblocks.runs.predictions import TableWriter, add_weights, columns_of
 from dlblocks.tasks import PredictionTable, Task
 
 # Optimizer steps that are one batch to the Trainer: its own work is then done once for all.
@@ -231,7 +231,9 @@ class StackedFit(pl.LightningModule):
             if not self.epoch and not number:
                 for j, k in enumerate(batches.members):
                     self.live[k].show([batches.inputs[j], batches.targets[j]])
-            losses, outputs = self.stack.run(batches.inputs, batches.targets, batches.members)
+            losses, outputs = self.stack.run(
+                batches.inputs, batches.targets, batches.members, batches.weights
+            )
             total, losses = losses.sum(), losses.detach()
             (total if self.accumulate == 1 else total / self.accumulate).backward()
             self._check_finite(batches.members, losses, total.detach(), number)
@@ -359,7 +361,7 @@ class StackedFit(pl.LightningModule):
                 part = [k for k in active if number < counts[k]]
                 for batches in self.val_source.step(number, part):
                     losses, outputs = self.stack.run(
-                        batches.inputs, batches.targets, batches.members
+                        batches.inputs, batches.targets, batches.members, batches.weights
                     )
                     sums.add(batches, losses, outputs)
         self.stack.train()
@@ -396,8 +398,8 @@ class StackedFit(pl.LightningModule):
         with torch.inference_mode(), self.fitter.precision_plugin.val_step_context():
             for start in range(0, len(rows), size):
                 index = rows[start : start + size]
-                arrays = zip(data.kinds.values(), (inputs, targets), strict=True)
-                batch = [kind.gather(x, index) for kind, x in arrays]
+                arrays = {"inputs": inputs, "targets": targets}
+                batch = [data.kinds[name].gather(x, index) for name, x in arrays.items()]
                 batch = [x.to(self.root_device) for x in batch]
                 batch[0] = member.model.preprocess(batch[0])
                 result = member.model.predict_step([*batch, index], 0)
@@ -405,7 +407,7 @@ class StackedFit(pl.LightningModule):
                 writer.add(np.arange(start, start + len(index)), columns)
         table = writer.finish()
         table.task = None if task is None else task.name
-        return table
+        return add_weights(table, data, part)
 
     @property
     def is_over(self) -> bool:

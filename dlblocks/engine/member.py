@@ -122,6 +122,10 @@ class Member:
         self.optimizer: Optimizer
         self.schedules: list[dict[str, Any]] = []
 
+    def curve(self, metric: str) -> list[float]:
+        """The values of a logged metric, one an epoch."""
+        return [row[metric] for row in self.history.rows if metric in row]
+
     def attach(self, trainer: pl.Trainer, settings: Mapping[str, Any]) -> None:
         """Gives model, datamodule and callbacks their Trainer, and sets them up."""
         own: Any = MemberTrainer(trainer, self, settings)
@@ -132,6 +136,7 @@ class Member:
         for callback in self.callbacks:
             callback.setup(own, self.model, "fit")
         self.model.setup("fit")
+        self.model.on_train_start()  # which puts what is frozen into evaluation mode
 
     def make_optimizer(self) -> None:
         """Has the model make its optimizer and schedules, as a Trainer would."""

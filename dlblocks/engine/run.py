@@ -182,7 +182,7 @@ def _run_stacked(
     started = time.monotonic()
     stacked.on_error = on_error
     stacked.save_to = config.run_dir / STATE if config.resume else None
-    stacked.show(_Bar(progress, len(specs)))
+    stacked.show(StackedBar(progress, len(specs)))
     loggers = [config.new_logger(spec) for spec in specs]
     try:
         for member, logger in zip(stacked.members, loggers, strict=True):
@@ -234,7 +234,7 @@ def _finish(
     )
 
 
-class _Bar(ProgressBar):
+class StackedBar(ProgressBar):
     """Report the stacked fit to the bar over all fits."""
 
     def __init__(self, progress: FitProgress, count: int) -> None:

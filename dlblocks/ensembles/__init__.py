@@ -1,4 +1,4 @@
-"""Several models as one: fitted together, and asked together."""
+"""Ensembles, fitted together and used as one model."""
 
 from dlblocks.ensembles._stagewise import BoostingResult
 from dlblocks.ensembles.adaboost import AdaBoost

@@ -1,4 +1,4 @@
-"""The losses that gradient boosting descends: where it starts, where to, and how far.
+"""The losses of gradient boosting, with start, gradient and step.
 
 Each has targets `y` as `encode` makes them and predictions `f`, both float64 of shape (N, W).
 Formulas are those of Friedman, "Greedy Function Approximation: A Gradient Boosting Machine" (2001).
@@ -19,7 +19,7 @@ MAX_LOGIT_MOVE = 16.0
 
 
 class Loss:
-    """A loss that is a mean over samples and outputs; subclasses say of what.
+    """A loss that is a mean over samples and outputs.
 
     `name` is that of the argument `loss`. Before each stage `begin` sees the sample that the stage
     is fitted to.
@@ -39,7 +39,7 @@ class Loss:
         """Sets what depends on the predictions so far."""
 
     def residuals(self, y: Tensor, f: Tensor) -> Tensor:
-        """The negative gradient of the loss of each sample by its prediction, shape (N, W)."""
+        """Return the negative gradient of each sample's loss, shape (N, W)."""
         raise NotImplementedError
 
     def value(self, y: Tensor, f: Tensor) -> float:
@@ -47,12 +47,18 @@ class Loss:
         raise NotImplementedError
 
     def line_search(self, y: Tensor, f: Tensor, h: Tensor) -> Tensor:
-        """The factors ρ, shape (W,), of least loss of f + ρ h; 0 where h is 0."""
+        """Return the factors ρ (W,) of least loss of f + ρ h.
+
+        They are 0 where h is 0.
+        """
         raise NotImplementedError
 
 
 class SquaredLoss(Loss):
-    """(y - f)²; its gradient is taken without the factor 2, as everyone does."""
+    """The squared error (y - f)².
+
+    Its gradient is taken without the factor 2, as is usual.
+    """
 
     name = "mse"
 
@@ -85,7 +91,10 @@ class AbsoluteLoss(Loss):
         return (y - f).abs().mean().item()
 
     def line_search(self, y: Tensor, f: Tensor, h: Tensor) -> Tensor:
-        """Σ |r - ρ h| = Σ |h| |r/h - ρ| is least at the weighted median of r/h."""
+        """Return the weighted median of r/h.
+
+        It minimises Σ |r - ρ h| = Σ |h| |r/h - ρ|.
+        """
         ratios = torch.where(h != 0, (y - f) / h, 0.0)
         order = ratios.argsort(0)
         weights = h.abs().gather(0, order).cumsum(0)
@@ -94,7 +103,9 @@ class AbsoluteLoss(Loss):
 
 
 class HuberLoss(Loss):
-    """½ r² where |r| = |y - f| <= δ, and δ (|r| - δ/2) beyond.
+    """The Huber loss.
+
+    ½ r² where |r| = |y - f| <= δ, and δ (|r| - δ/2) beyond.
 
     δ is the `quantile` of |r|, anew at each stage (Friedman's M-TreeBoost). The losses that are
     reported keep the δ of the beginning: with a yardstick that shrinks, they would fall by
@@ -129,7 +140,9 @@ class HuberLoss(Loss):
 
 
 class LogLoss(Loss):
-    """-log p_y, with p = softmax(f); of two classes and a single f: p_1 = 1 / (1 + e^-f).
+    """The cross-entropy -log p_y with p = softmax(f).
+
+    For two classes and a single f, p_1 = 1 / (1 + e^-f).
 
     Args:
         num_classes: Number of classes C.
@@ -186,7 +199,10 @@ def _quantile(values: Tensor, q: float) -> Tensor:
 
 
 def _rms(h: Tensor, *, all_outputs: bool = False) -> Tensor:
-    """The root mean square of each output; infinite where it is 0, so that dividing gives 0."""
+    """Return the root mean square of each output.
+
+    It is infinite where it would be 0, so that dividing by it gives 0.
+    """
     found = h.square().mean()[None].sqrt() if all_outputs else h.square().mean(0).sqrt()
     return torch.where(found > 0, found, torch.inf)
 
@@ -194,7 +210,7 @@ def _rms(h: Tensor, *, all_outputs: bool = False) -> Tensor:
 def _minimise(
     slope: Callable[[Tensor], Tensor], start: Tensor, most: Tensor | None = None
 ) -> Tensor:
-    """Where convex functions have their minima, by the signs of their slopes.
+    """Find the minima of convex functions by the signs of their slopes.
 
     Doubles an interval from 0 until it holds the minimum, then halves it down to rounding.
 

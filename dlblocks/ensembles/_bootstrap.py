@@ -1,4 +1,4 @@
-"""Samples drawn from a training part, one for each member of an ensemble: pure functions."""
+"""Draw the samples of the members of an ensemble."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from dlblocks._npz import allocate, chunks
 from dlblocks.data import SplitDataModule
 from dlblocks.models import VotingEnsemble
+from dlblocks.models.model import by_weight
 from dlblocks.tasks import PredictionTable
 from dlblocks.tasks.multiclass import hard_votes
 
@@ -75,7 +76,9 @@ def draw_all(
     replace: bool,
     stratify: bool,
 ) -> list[Rows]:
-    """A sample of the training part of `data` for each member; whole groups where it has groups.
+    """Draw a sample of the training part for each member.
+
+    Data with groups are drawn by whole groups.
 
     Raises:
         ValueError: `stratify` without classes, or with groups; or a training part of one group.
@@ -113,7 +116,7 @@ def draw_all(
 
 
 def missing_classes(data: SplitDataModule, samples: Sequence[Rows]) -> dict[int, list[int]]:
-    """For members whose samples lack a class of the training part, the classes that they lack."""
+    """Find the classes that members' samples lack."""
     targets = data.columns.targets
     if not data.is_classification or targets is None:
         return {}
@@ -195,7 +198,9 @@ def _combine(
 
 
 def score(model: VotingEnsemble, oob: PredictionTable) -> dict[str, float]:
-    """Metrics of the out-of-bag predictions, as `model` logs them of a test set: ``oob/loss`` etc.
+    """Compute metrics of the out-of-bag predictions, such as ``oob/loss``.
+
+    They are those that `model` logs of a test set.
 
     Args:
         model: The ensemble, whose loss and metrics are computed of its predictions.
@@ -206,9 +211,17 @@ def score(model: VotingEnsemble, oob: PredictionTable) -> dict[str, float]:
     targets = torch.from_numpy(scored.target)
     model.eval()
     model.reset_metrics("test")
-    loss = model.loss(outputs, targets)
-    kept = model.for_metrics(outputs, targets, "test")
-    model.update_metrics("test", loss[None].float(), torch.tensor([len(targets)]), *kept)
+    kept: tuple[torch.Tensor, ...] = model.for_metrics(outputs, targets, "test")
+    size = torch.tensor([len(targets)])
+    model.use_weights("weight" in scored)
+    if "weight" in scored:
+        weights = torch.from_numpy(scored.weight)
+        losses = model.loss(outputs, targets, weights)[None].float()
+        losses, size = by_weight(losses, size, weights.sum()[None])
+        kept = *kept, weights
+    else:
+        losses = model.loss(outputs, targets)[None].float()
+    model.update_metrics("test", losses, size, *kept)
     found = {
         name.replace("test/", "oob/"): float(value)
         for name, value in model.compute_metrics("test").items()

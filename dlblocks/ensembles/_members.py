@@ -8,9 +8,9 @@ from typing import Any
 from torch.nn.parameter import is_lazy
 
 from dlblocks.data import SplitDataModule
-from dlblocks.models import Model
 from dlblocks.models._predict import NoPredictions
 from dlblocks.runs._fits import FitSpec, RunConfig
+from dlblocks.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ class MemberConfig(RunConfig):
         """Raise `reason`, since every member must predict."""
         raise reason
 
-    def new_model(self) -> Model:
+    def new_model(self) -> Any:
         """Make a model of the architecture of the first.
 
         Raises:
             ValueError: It has no task, or has another architecture.
         """
         model = super().new_model()
-        if not isinstance(model, Model) or model.task is None:
+        if not isinstance(getattr(model, "task", None), Task):
             raise ValueError(
                 f"make_model returned a {type(model).__name__}; members of an ensemble are models "
                 "of dlblocks with a task, such as Classifier(net, num_classes) over a net of your "

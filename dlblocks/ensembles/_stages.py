@@ -1,17 +1,15 @@
-"""Learners fitted one after another in one Lightning fit, whose epochs are the stages."""
+"""Fit learners in one Lightning fit whose epochs are the stages."""
 
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from dlblocks.data import DataModule
@@ -23,18 +21,20 @@ from dlblocks.optim import make_optimizer, make_schedule
 EVALUATION_BATCHES = 4
 # Normalised inputs that are kept for all stages.
 READY_BYTES = 1 << 28
+# Arguments of the Trainer that are those of each learner.
+OF_LEARNERS = ("max_epochs", "gradient_clip_val", "gradient_clip_algorithm")
 FUSED = ("sgd", "momentum", "nesterov", "adam", "adamw")
 
 
 @dataclass
-class Task:
-    """What one learner is to be fitted to.
+class Stage:
+    """A learner, and the samples and targets to fit it to.
 
     Attributes:
-        learner: The learner, a new model.
+        learner: A new model.
         positions: Its samples, as positions in the training part, int64, shape (n,).
-        targets: Of all training samples, shape (N, ...).
-        weights: Of all training samples, mean 1, shape (N,); None if all weigh the same.
+        targets: Targets of all training samples, shape (N, ...).
+        weights: Weights of all training samples, mean 1, shape (N,); None for equal weights.
     """
 
     learner: Model
@@ -43,69 +43,74 @@ class Task:
     weights: Tensor | None = None
 
 
-class Booster(Protocol):
-    """What the stages are made of: `GradientBoosting` and `AdaBoost`."""
+class Booster:
+    """Define what each stage learns, and take its outputs.
 
-    def begin_stage(self, stage: int) -> Task | None:
-        """What stage 0, 1, … is to learn, or None if there is nothing left to learn."""
+    Attributes:
+        datamodule: The data.
+        trainer: Arguments of the Trainer, with ``max_epochs``, the passes over a stage's samples.
+        seed: Seed of the learners' weights and draws.
+    """
+
+    datamodule: DataModule
+    trainer: dict[str, Any]
+    seed: int
+
+    def begin_stage(self, stage: int) -> Stage | None:
+        """Prepare a stage, or return None if nothing is left."""
+        raise NotImplementedError
 
     def batch_loss(
         self, learner: Any, outputs: Tensor, targets: Tensor, weights: Tensor | None
     ) -> Tensor:
-        """The mean loss of a batch."""
+        """Compute the mean loss of a batch."""
+        raise NotImplementedError
 
     def fitted(self, stage: int) -> Mapping[str, Any] | None:
-        """The weights of a learner that a killed fit has left, or None."""
+        """Load the weights of a stage of a killed fit, or None."""
+        raise NotImplementedError
 
     def end_stage(self, stage: int, outputs: dict[str, Tensor]) -> bool:
-        """Takes the learner's outputs for ``"train"`` and ``"val"``; False ends the fit."""
+        """Take the learner's outputs for ``"train"`` and ``"val"``.
+
+        Returning False ends the fit.
+        """
+        raise NotImplementedError
 
 
 class Stages(pl.LightningModule):
-    """One fit of many learners. An epoch is a stage; a batch is one pass over its samples.
+    """Fit many learners, one an epoch.
+
+    A batch is one pass over the samples of a stage.
 
     A pass takes many optimizer steps, so that the Trainer's own work is done once for all of them:
     with one Trainer a stage, or one of its steps a batch, small nets would wait for it more than
     half of the time.
 
     Args:
-        booster: Says what each stage learns, and takes what it has learned.
-        datamodule: The data.
-        epochs: Passes over the samples of a stage.
-        clip: `gradient_clip_val`, or 0.
-        clip_by_value: Clip values, not the norm.
-        seed: Seed of the learners' weights and draws.
+        booster: Defines the stages.
     """
 
-    def __init__(
-        self,
-        booster: Booster,
-        datamodule: DataModule,
-        *,
-        epochs: int,
-        clip: float,
-        clip_by_value: bool,
-        seed: int,
-    ) -> None:
+    def __init__(self, booster: Booster) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.booster, self.data = booster, datamodule
-        self.epochs, self.clip, self.clip_by_value, self.seed = epochs, clip, clip_by_value, seed
-        self.inputs = datamodule.raw_inputs("train")
-        self.rows = {part: datamodule.indices(part) for part in ("train", "val")}
+        self.booster, self.data = booster, booster.datamodule
+        self.epochs = booster.trainer["max_epochs"]
+        self.inputs = self.data.raw_inputs("train")
+        self.rows = {part: self.data.indices(part) for part in ("train", "val")}
         self.ready: dict[str, Tensor] = {}
-        self.task: Task | None = None
+        self.stage: Stage | None = None
         self.restored = False
 
-    def passes(self) -> DataLoader:
-        """The numbers of the passes: what the Trainer takes for batches."""
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return the numbers of the passes, which the Trainer takes for batches."""
         return DataLoader(range(self.epochs), batch_size=None)  # type: ignore[arg-type]
 
     def configure_optimizers(self) -> None:
-        """None: each learner has its own."""
+        """Return None, since each learner has its own."""
 
     def on_fit_start(self) -> None:
-        """Normalises the inputs once for all stages, if they are few and always the same."""
+        """Normalise the inputs once for all stages, if they fit."""
         floats = sum(map(len, self.rows.values())) * self.inputs[0].numel()
         if self.data.train_transform is None and 4 * floats <= READY_BYTES:
             self.ready = {
@@ -114,17 +119,17 @@ class Stages(pl.LightningModule):
             }
 
     def on_train_epoch_start(self) -> None:
-        stage = self.current_epoch
-        seed_all(self.seed + stage)
-        self.task = task = self.booster.begin_stage(stage)
-        if task is None:
+        number = self.current_epoch
+        pl.seed_everything(self.booster.seed + number, verbose=False)
+        self.stage = stage = self.booster.begin_stage(number)
+        if stage is None:
             return
         precision = self.trainer.precision_plugin
-        task.learner = precision.convert_module(task.learner).to(self.device)  # type: ignore[assignment]
-        task.learner.train()
-        self.targets = task.targets.to(self.device)
-        self.weights = None if task.weights is None else task.weights.float().to(self.device)
-        of: Any = range(len(task.positions))  # only its length counts
+        stage.learner = precision.convert_module(stage.learner).to(self.device)  # type: ignore[assignment]
+        stage.learner.train()
+        self.targets = stage.targets.to(self.device)
+        self.weights = None if stage.weights is None else stage.weights.float().to(self.device)
+        of: Any = range(len(stage.positions))  # only its length counts
         size = self._batch_size(len(of))
         self.sampler = EpochSampler(
             of,
@@ -133,21 +138,22 @@ class Stages(pl.LightningModule):
             avoid_single=size if len(of) > size else None,
         )
         self.restored = False
-        if self_fitting(task.learner) is None:
-            weights = self.booster.fitted(stage)
-            if weights is not None:
-                task.learner.load_state_dict(weights)
-                self.restored = True
-                return
-            self._make_optimizer(task.learner, -(-len(self.sampler) // size))
+        if self_fitting(stage.learner) is not None:
+            return
+        weights = self.booster.fitted(number)
+        if weights is None:
+            self._make_optimizer(stage.learner, -(-len(self.sampler) // size))
+        else:
+            stage.learner.load_state_dict(weights)
+            self.restored = True
 
     def _batch_size(self, samples: int) -> int:
         size = self.data.batch_size
         return samples if isinstance(size, str) else size
 
-    def _batches(self, task: Task) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of one pass: inputs, and their positions in the training part."""
-        order = task.positions[torch.tensor(list(self.sampler))]
+    def _batches(self, stage: Stage) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield inputs and their positions in the training part."""
+        order = stage.positions[torch.tensor(list(self.sampler))]
         size = self._batch_size(len(order))
         if self.ready:
             for at in order.to(self.device).split(size):
@@ -194,33 +200,35 @@ class Stages(pl.LightningModule):
         self.schedules: list[Any] = [schedule["scheduler"] for schedule in schedules]
 
     def _fused(self, learner: Model) -> dict[str, bool]:
-        """The optimizer as one kernel, where it can be: the same numbers, in half of the time."""
+        """Ask for the fused kernel, which takes half of the time."""
         given = {"fused", "foreach", "differentiable", "capturable"} & learner.optimizer_args.keys()
         can = learner.optimizer_name in FUSED and self.device.type in ("cpu", "cuda")
         return {"fused": True} if can and not given else {}
 
     def training_step(self, number: int, batch_idx: int) -> None:
-        task = self.task
-        if task is None or self.restored:
+        stage = self.stage
+        if stage is None or self.restored:
             return
-        fit = self_fitting(task.learner)
-        if fit is not None:
+        learner = stage.learner
+        if (fit := self_fitting(learner)) is not None:
             if number == 0:
-                self._fit_whole(task, fit)
+                at = stage.positions.to(self.device)
+                inputs = torch.cat(list(self._in_order("train")))[at]
+                fit(inputs, self.targets[at], None if self.weights is None else self.weights[at])
             return
         self.sampler.set_epoch(self.current_epoch * self.epochs + number)
-        parameters = [p for p in task.learner.parameters() if p.requires_grad]
-        losses = []
-        for inputs, at in self._batches(task):
+        parameters = [p for p in learner.parameters() if p.requires_grad]
+        arguments = self.booster.trainer
+        largest, losses = arguments.get("gradient_clip_val"), []
+        for inputs, at in self._batches(stage):
             weights = None if self.weights is None else self.weights[at]
-            outputs = task.learner(inputs)
-            loss = self.booster.batch_loss(task.learner, outputs, self.targets[at], weights)
+            loss = self.booster.batch_loss(learner, learner(inputs), self.targets[at], weights)
             self.optimizer.zero_grad()
             loss.backward()
-            if self.clip and self.clip_by_value:
-                torch.nn.utils.clip_grad_value_(parameters, self.clip)
-            elif self.clip:
-                torch.nn.utils.clip_grad_norm_(parameters, self.clip)
+            if largest and arguments.get("gradient_clip_algorithm") == "value":
+                nn.utils.clip_grad_value_(parameters, largest)
+            elif largest:
+                nn.utils.clip_grad_norm_(parameters, largest)
             self.optimizer.step()
             for schedule in self.schedules:
                 schedule.step()
@@ -229,34 +237,29 @@ class Stages(pl.LightningModule):
         if not math.isfinite(mean := torch.stack(losses).mean().item()):
             raise FloatingPointError(
                 f"the loss of the learner of stage {self.current_epoch + 1} is {mean} in pass "
-                f"{number + 1}; lower lr (now {task.learner.lr}), clip gradients, or look for "
-                "values in the data that are not finite."
+                f"{number + 1}; lower lr (now {learner.lr}), clip gradients, or look for values in "
+                "the data that are not finite."
             )
 
-    def _fit_whole(self, task: Task, fit: Callable[..., Any]) -> None:
-        at = task.positions.to(self.device)
-        inputs = torch.cat(list(self._in_order("train")))[at]
-        fit(inputs, self.targets[at], None if self.weights is None else self.weights[at])
-
     def on_train_epoch_end(self) -> None:
-        stage, go_on = self.current_epoch, False
-        if self.task is not None:
-            outputs = {part: self._outputs(self.task.learner, part) for part in ("train", "val")}
-            self.task.learner.cpu()  # of all learners, one at a time is on the accelerator
-            self.task = None
-            go_on = self.booster.end_stage(stage, outputs)
+        go_on = False
+        if self.stage is not None:
+            learner, self.stage = self.stage.learner, None
+            outputs = {part: self._outputs(learner, part) for part in self.rows}
+            learner.cpu()  # of all learners, one at a time is on the accelerator
+            go_on = self.booster.end_stage(self.current_epoch, outputs)
         if not go_on:
             self.trainer.should_stop = True
 
     def _outputs(self, learner: Model, part: str) -> Tensor:
-        """The outputs of one learner for a part, as float64 on the CPU; empty for an empty part."""
+        """Compute a learner's outputs for a part, float64 on the CPU."""
         learner.eval()
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             found = [learner(inputs).double().cpu() for inputs in self._in_order(part)]
         return torch.cat(found) if found else torch.empty(0)
 
     def _in_order(self, part: str) -> Iterator[Tensor]:
-        """The inputs of a part as they are: no transform of training."""
+        """Yield the inputs of a part, without the transform of training."""
         size = EVALUATION_BATCHES * self._batch_size(len(self.rows[part]) or 1)
         if self.ready:
             yield from self.ready[part].split(size) if len(self.ready[part]) else ()
@@ -265,22 +268,17 @@ class Stages(pl.LightningModule):
             yield self._prepared(self.data.kinds["inputs"].gather(self.inputs, rows))
 
     def _prepared(self, inputs: Tensor) -> Tensor:
-        """Raw inputs as the learner sees them: on its device, normalised, in its precision."""
+        """Bring raw inputs to the device, normalised, in the learner's precision."""
         inputs = self.data.transform(inputs.to(self.device, non_blocking=True))
-        return self.trainer.precision_plugin.convert_input(inputs)
+        found: Tensor = self.trainer.precision_plugin.convert_input(inputs)
+        return found
 
 
-def self_fitting(learner: Model) -> Callable[..., Any] | None:
-    """The `fit_samples` of a learner or of its net, if it has one."""
-    for owner in (learner, learner.net):
+def self_fitting(learner: nn.Module) -> Callable[..., Any] | None:
+    """Return `fit_samples` of a learner or its net, or None."""
+    for owner in (learner, getattr(learner, "net", None)):
         fit = getattr(owner, "fit_samples", None)
         if callable(fit):
-            return fit
+            found: Callable[..., Any] | None = fit
+            return found
     return None
-
-
-def seed_all(seed: int) -> None:
-    """Seeds torch, numpy and Python; Lightning's would leave a variable in the environment."""
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -16,35 +15,30 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from dlblocks import tracking
-from dlblocks._errors import (
-    CheckedConstructor,
-    check_function,
-    check_range,
-    check_whole,
-    checked,
-    did_you_mean,
-)
+from dlblocks._errors import ArgumentError, CheckedConstructor, check_function, check_range, checked
 from dlblocks._files import (
-    PLAN,
+    AGAIN,
     SUMMARY,
+    DamagedFileError,
     atomic_write,
     is_whole,
-    write_json,
+    read_record,
+    write_record,
     write_rows,
 )
 from dlblocks._lightning import quick_gpu_check
 from dlblocks._quiet import isolated
 from dlblocks.data import DataModule
-from dlblocks.ensembles._stages import Stages, Task, seed_all, self_fitting
+from dlblocks.ensembles._stages import OF_LEARNERS, Booster, Stages, self_fitting
 from dlblocks.models import Model
-from dlblocks.models import _checkpoints as checkpoints
-from dlblocks.optim.factory import optimizer_spec
+from dlblocks.models._checkpoints import write_checkpoint
 from dlblocks.runs._plan import begin_run, describe
-from dlblocks.runs._trainer import plain_trainer, shows_bar
+from dlblocks.runs._progress import FitProgress
+from dlblocks.runs._trainer import check_trainer_arguments, shows_bar
 from dlblocks.runs.folder import in_run_dir
+from dlblocks.tasks import Task
 from dlblocks.tracking._csv import go_on
 
 LoggerName = Literal["csv", "wandb", "tensorboard", "none"]
@@ -84,17 +78,18 @@ class BoostingResult:
     checkpoint: Path
 
 
-class Stagewise(CheckedConstructor):
+class Stagewise(CheckedConstructor, Booster):
     """Fit an ensemble stage by stage.
 
     `GradientBoosting` and `AdaBoost` define what a stage learns. Arguments are those of
     `GradientBoosting`.
     """
 
-    kind: type[Model]  # of the learners
     base: str  # the run folder, where none is given
+    kind: str  # the usual class of a learner, for messages
     monitor: str
     mode: Literal["min", "max"]
+    task: Task  # of a learner
 
     @checked
     def __init__(
@@ -111,50 +106,50 @@ class Stagewise(CheckedConstructor):
         resume: bool = True,
         progress_bar: bool = True,
     ) -> None:
-        name = type(self).__name__
         check_function("make_learner", make_learner, "lambda: MLPRegressor(10, 1)")
         if not isinstance(datamodule, DataModule):
             raise TypeError(
-                f"datamodule is a {type(datamodule).__name__}; {name} needs a "
+                f"datamodule is a {type(datamodule).__name__}; {type(self).__name__} needs a "
                 "dlblocks.data.DataModule, such as ArrayDataModule(inputs, targets)."
             )
-        check_whole("num_stages", num_stages, 1)
-        check_whole("seed", seed, 0)
+        check_range("num_stages", num_stages, 1)
         if patience is not None:
-            check_whole("patience", patience, 1)
+            check_range("patience", patience, 1)
         self.make_learner, self.datamodule = make_learner, datamodule
         self.num_stages, self.patience, self.seed = num_stages, patience, seed
         self.trainer = _check_trainer(trainer)
-        self.logger = logger
+        self.logger, self.resume = logger, resume
         self.run_dir, self._is_numbered = Path(run_dir or self.base), not run_dir
         self.progress_bar = shows_bar(progress_bar, trainer)
-        self.resume = resume
         self.settings: dict[str, Any] = {}
 
-    # Defined by the kinds of boosting
+    # Defined by the kinds of boosting, with `begin_stage` and `batch_loss`
 
-    def prepare(self) -> None:
-        """Check the data, and prepare the first stage."""
-        raise NotImplementedError
+    def make_task(self, first: nn.Module, outputs: Tensor | None) -> Task:
+        """Make the task that all learners must have.
 
-    def width(self) -> tuple[int, ...]:
-        """Return the allowed numbers of outputs of a learner."""
+        Args:
+            first: The first learner, or its bare net.
+            outputs: Its outputs for two samples; None if it fits itself.
+        """
         raise NotImplementedError
 
     def wrap(self, net: nn.Module) -> Model:
         """Make a learner over a bare net."""
         raise NotImplementedError
 
-    def begin_stage(self, stage: int) -> Task | None:
-        raise NotImplementedError
+    def check_learner(self, task: Any) -> None:
+        """Raise a `ValueError` for task settings without effect."""
 
-    def batch_loss(
-        self, learner: Any, outputs: Tensor, targets: Tensor, weights: Tensor | None
-    ) -> Tensor:
+    def prepare(self) -> None:
+        """Check the data, and prepare the first stage."""
         raise NotImplementedError
 
     def add(self, stage: int, outputs: dict[str, Tensor]) -> dict[str, float] | None:
-        """Add the learner of a stage, or return None to refuse it."""
+        """Add the learner of a stage and return its row.
+
+        None refuses the learner.
+        """
         raise NotImplementedError
 
     def make_model(self, num_stages: int) -> Model:
@@ -187,6 +182,11 @@ class Stagewise(CheckedConstructor):
         data = self.datamodule
         data.prepare_data()
         data.setup("fit")
+        if data.weights_of("train") is not None:
+            raise ValueError(
+                f"{type(self).__name__} gives samples weights of its own and does not heed those "
+                f"of {type(data).__name__}; leave weights= out, or use Bagging."
+            )
         if data.is_multilabel:
             raise ValueError(
                 f"{type(data).__name__} has several labels a sample, which "
@@ -203,23 +203,43 @@ class Stagewise(CheckedConstructor):
                 f"patience={self.patience} needs validation samples, and {type(data).__name__} has "
                 "none; set val_fraction, or leave patience out."
             )
-        seed_all(self.seed)
+        pl.seed_everything(self.seed, verbose=False)
         self.learners: list[Model] = []  # of the ensemble
-        self._made: list[Model] = []
         self.history: list[dict[str, float]] = []
         self.stopped, self._out_of_patience = "", False
-        self._first: Model | None = self._new_learner()
-        self._check_width(self._first)
+        self._seen: set[object] = set()  # learners, nets and weights
+        first, outputs = self._made(), None
+        if self_fitting(first) is None:  # else it may not know before
+            inputs = data.transform(data.raw_inputs("train")[data.indices("train")[:2]])
+            with torch.no_grad():
+                outputs = first.eval()(inputs)
+        self.task = self.make_task(first, outputs)
+        self._first: Model | None = self._checked(first)
+        if outputs is not None:
+            self.task.check_batch(outputs, torch.zeros_like(outputs))
         self.prepare()
+        self._described = describe(
+            self._first,
+            [],
+            data,
+            **{"class": type(self).__name__},
+            num_stages=self.num_stages,
+            patience=self.patience,
+            seed=self.seed,
+            **self.settings,
+            trainer=self.trainer,
+            fingerprint=data.fingerprint(),
+        )
 
     def _fit_in(self, path: Path) -> BoostingResult:
+        """Run `fit` in a folder that it holds."""
         started = time.monotonic()
         self.run_dir = path
-        self._files = _StageFiles(path, resume=self.resume)
-        self._run(path)
-        return self._finish(path, started)
-
-    def _finish(self, path: Path, started: float) -> BoostingResult:
+        try:
+            ended = read_record(path / SUMMARY, AGAIN)
+        except DamagedFileError:  # or missing
+            ended = {}
+        self._run(has_ended=bool(ended))
         best = self._best_stage()
         # Early stopping keeps the best stages; without it all that were asked for are kept.
         kept = best if self.patience is not None else len(self.learners)
@@ -228,62 +248,47 @@ class Stagewise(CheckedConstructor):
         model.data_spec = self.datamodule.encoder.to_plain()
         if str(self.trainer.get("precision")) in TRUE_PRECISIONS:
             model = model.to(torch.get_default_dtype())  # as it is loaded, for inputs as they come
-        ended = self._files.seconds()
-        seconds = time.monotonic() - started if ended is None else ended
-        checkpoint = path / "checkpoints" / "best.ckpt"
-        if ended is not None and is_whole(checkpoint):  # the folder may be read-only
-            return BoostingResult(model, self.history, best, self.stopped, seconds, checkpoint)
-        checkpoints.write_checkpoint(checkpoint, model, epoch=max(kept - 1, 0), global_step=kept)
-        write_rows(path / "history.csv", self.history)
-        row = next((r for r in self.history if r["stage"] == kept), {})
-        write_json(
-            path / "summary.json",
-            {
-                "metrics": {name: {"mean": value} for name, value in row.items() if "/" in name},
-                "num_stages": kept,
-                "best_stage": best,
-                "stopped": self.stopped,
-                "seconds": seconds,
-                "config": self._configuration(),
-                "versions": tracking.versions(),
-            },
+        result = BoostingResult(
+            model=model,
+            history=self.history,
+            best_stage=best,
+            stopped=self.stopped,
+            seconds=ended.get("seconds", time.monotonic() - started),
+            checkpoint=path / "checkpoints" / "best.ckpt",
         )
-        return BoostingResult(model, self.history, best, self.stopped, seconds, checkpoint)
+        if not (ended and is_whole(result.checkpoint)):  # a finished run may be read-only
+            self._write(result, kept)
+        return result
 
-    def _run(self, path: Path) -> None:
-        ended = self._files.seconds() is not None  # maybe after fewer stages
-        done = self.num_stages if ended else self._files.finished()
+    def _run(self, *, has_ended: bool) -> None:
+        """Fit the stages, or load them."""
+        path = self.run_dir
+        finished = 0
+        while self._checkpoint(finished).is_file():
+            finished += 1
+        done = self.num_stages if has_ended else finished  # maybe after fewer stages
         run_id = begin_run(
-            path, self._plan(), (done, self.num_stages, "stages"), resume=self.resume
-        )
-        arguments = dict(self.trainer)
-        stages = Stages(
-            self,
-            self.datamodule,
-            epochs=arguments.pop("max_epochs"),
-            clip=arguments.pop("gradient_clip_val", None) or 0.0,
-            clip_by_value=arguments.pop("gradient_clip_algorithm", None) == "value",
-            seed=self.seed,
+            path, self._described, (done, self.num_stages, "stages"), resume=self.resume
         )
         self.log = tracking.make_logger(
-            None if self._files.seconds() is not None else self.logger,
+            None if has_ended else self.logger,
             path,
             run_name=path.name,
             job_type="boosting",
             run_id=run_id,
-            config=self._configuration() | {"versions": tracking.versions()},
+            config={**self._described, "versions": tracking.versions()},
         )
         # Rows that a killed fit has logged are not logged again; a CSV file is written again.
-        self._logged = self._files.finished() or -1
+        self._logged = finished or -1
         if isinstance(self.log, CSVLogger):
             go_on(self.log).keep(0)
             self._logged = -1
-        self.bar = tqdm(
-            total=self.num_stages, unit="stage", dynamic_ncols=True, disable=not self.progress_bar
-        )
-        try:
+        self.progress = FitProgress(self.num_stages, "stage", show=self.progress_bar)
+        with tracking.finishing(self.log), warnings.catch_warnings(), quick_gpu_check():
+            # Each learner has its own optimizer.
+            warnings.filterwarnings("ignore", "`LightningModule.configure_optimizers` returned")
             fitter = pl.Trainer(
-                **arguments,
+                **{k: v for k, v in self.trainer.items() if k not in OF_LEARNERS},
                 max_epochs=self.num_stages,
                 logger=False,
                 enable_checkpointing=False,
@@ -291,18 +296,40 @@ class Stagewise(CheckedConstructor):
                 enable_model_summary=False,
                 default_root_dir=path,
             )
-            with warnings.catch_warnings(), quick_gpu_check():
-                # Each learner has its own optimizer.
-                warnings.filterwarnings("ignore", "`LightningModule.configure_optimizers` returned")
-                fitter.fit(stages, train_dataloaders=stages.passes())
-        finally:
-            self.bar.close()
-            tracking.finish_logger(self.log)
+            try:
+                fitter.fit(Stages(self))
+            finally:
+                self.progress.close()
         if self.stopped and not self._out_of_patience:  # which was asked for
             rank_zero_warn(f"{type(self).__name__} stopped: {self.stopped}")
 
+    def _write(self, result: BoostingResult, kept: int) -> None:
+        """Write checkpoint, history and summary of `kept` stages."""
+        history, epoch = self.run_dir / "history.csv", max(kept - 1, 0)
+        write_checkpoint(result.checkpoint, result.model, epoch=epoch, global_step=kept)
+        write_rows(history, self.history)
+        row = next((r for r in self.history if r["stage"] == kept), {})
+        summary = {
+            "metrics": {name: {"mean": value} for name, value in row.items() if "/" in name},
+            "num_stages": kept,
+            "best_stage": result.best_stage,
+            "stopped": result.stopped,
+            "seconds": result.seconds,
+            "config": {"logger": self.logger, **self._described},
+            "versions": tracking.versions(),
+        }
+        write_record(self.run_dir / SUMMARY, summary, [result.checkpoint, history])
+
+    # Stages
+
     def fitted(self, stage: int) -> Mapping[str, Any] | None:
-        return self._files.read(stage)
+        path = self._checkpoint(stage)
+        if path.is_file() and not is_whole(path):
+            path.unlink()  # it is trained again
+        if not path.is_file():
+            return None
+        found: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return found
 
     def end_stage(self, stage: int, outputs: dict[str, Tensor]) -> bool:
         for part, values in outputs.items():
@@ -314,9 +341,13 @@ class Stagewise(CheckedConstructor):
         row = self.add(stage, outputs)
         if row is None:
             return False
+        self.learners.append(self._learner)
         self.record({"stage": stage + 1, **row})
-        self._files.keep(stage, self.learners[-1])
-        self.bar.update()
+        # A resumed fit runs finished learners instead of training them. All else that a stage needs
+        # follows from their outputs, so that the fit is bit for bit that without a kill.
+        if self.resume and not self._checkpoint(stage).is_file():
+            with atomic_write(self._checkpoint(stage)) as file:
+                torch.save(self._learner.state_dict(), file)
         best = self._best_stage()
         if self.patience is not None and not self.stopped and stage + 1 - best >= self.patience:
             self._out_of_patience = True
@@ -326,14 +357,20 @@ class Stagewise(CheckedConstructor):
         return not self.stopped
 
     def record(self, row: dict[str, float]) -> None:
-        """Keep and log the row of a stage."""
+        """Keep, show and log the row of a stage."""
         self.history.append(row)
-        shown = {name: f"{value:.4g}" for name, value in row.items() if name.endswith(SHOWN)}
-        self.bar.set_postfix(shown, refresh=False)
-        if self.log is not None and row["stage"] > self._logged:
+        number = int(row["stage"])
+        if number:
+            shown = [f"{name} {value:.4g}" for name, value in row.items() if name.endswith(SHOWN)]
+            self.progress.update(number - 1, 1.0, " | ".join(shown))
+            self.progress.end_fit(1.0)
+        if self.log is not None and number > self._logged:
             metrics = {name: value for name, value in row.items() if name != "stage"}
-            self.log.log_metrics(metrics, step=int(row["stage"]))
+            self.log.log_metrics(metrics, step=number)
             self.log.save()
+
+    def _checkpoint(self, stage: int) -> Path:
+        return self.run_dir / "checkpoints" / f"stage-{stage + 1}.ckpt"
 
     def _best_stage(self) -> int:
         scored = [row for row in self.history if self.monitor in row]
@@ -345,187 +382,78 @@ class Stagewise(CheckedConstructor):
     # Learners
 
     def next_learner(self) -> Model:
-        """Return a new learner; the first was made for checks."""
-        learner = self._first if self._first is not None else self._new_learner()
-        self._first = None
-        mine = {id(p) for p in (*learner.parameters(), learner, learner.net)}
-        if any(mine & {id(p) for p in (*m.parameters(), m, m.net)} for m in self._made):
+        """Return a new learner, at first the one made for checks."""
+        learner = self._checked(self._made()) if self._first is None else self._first
+        self._first, self._learner = None, learner
+        mine: set[object] = {learner, learner.net, *learner.parameters()}
+        if mine & self._seen:
             raise ValueError(
                 "make_learner returned the same object, or the same weights, twice; build a new "
                 "learner in it at each call."
             )
-        self._made.append(learner)
+        self._seen |= mine
         return learner
 
-    def _new_learner(self) -> Model:
+    def _made(self) -> nn.Module:
+        """Make a learner, or a bare net."""
         made = self.make_learner()
-        if not isinstance(made, nn.Module):
-            raise TypeError(
-                f"make_learner returned a {type(made).__name__}; expected a {self.kind.__name__}, "
-                "or a net."
+        is_bare = isinstance(made, nn.Module) and not isinstance(made, pl.LightningModule)
+        if not is_bare and not isinstance(getattr(made, "task", None), Task):
+            raise ArgumentError(
+                f"make_learner returned a {type(made).__name__}; expected a net, or a {self.kind} "
+                "over it. A training_step and configure_optimizers of its own would not be called."
             )
-        if isinstance(made, pl.LightningModule) and not isinstance(made, Model):
+        return made
+
+    def _checked(self, made: nn.Module) -> Model:
+        """Return the learner, with `made` as its net if that is bare."""
+        learner: Any = made if isinstance(made, pl.LightningModule) else self.wrap(made)
+        name = type(learner).__name__
+        if different := self.task.difference(learner.task):
             raise ValueError(
-                f"make_learner returned a {type(made).__name__}, whose training_step and "
-                f"configure_optimizers would not be called; give a {self.kind.__name__}, such as "
-                f"{self.kind.__name__}(net, …) over its net, or the bare net."
-            )
-        learner = made if isinstance(made, Model) else self.wrap(made)
-        if not isinstance(learner, self.kind):
-            raise ValueError(
-                f"make_learner returned a {type(made).__name__}; {type(self).__name__} needs a "
-                f"{self.kind.__name__} here, such as an MLP{self.kind.__name__}."
+                f"make_learner returned a {name}, but {type(self).__name__} needs a {self.kind} "
+                f"for {type(self.datamodule).__name__}; they have {different}."
             )
         if learner.preprocess.is_set:
             raise ValueError(
-                f"make_learner returned a {type(learner).__name__} with statistics of its inputs "
-                "(preprocess), as a trained model has; the stages use those of the datamodule. "
-                "Make a new one."
+                f"make_learner returned a {name} with statistics of its inputs (preprocess), as a "
+                "trained model has; the stages use those of the datamodule. Make a new one."
             )
         for hook in HOOKS:
             if getattr(type(learner), hook) is not getattr(Model, hook):
                 raise ValueError(
-                    f"{type(learner).__name__}.{hook} is its own, and would not be called: a stage "
-                    "takes the learner's optimizer, lr, … and the loss of boosting; leave it out."
+                    f"{name}.{hook} is its own, and would not be called: a stage takes the "
+                    "learner's optimizer, lr, … and the loss of boosting; leave it out."
                 )
         if learner.lr_schedule == "plateau":
             raise ValueError(
                 "lr_schedule='plateau' watches validation, which learners do not have; use "
                 "'constant', 'step', 'cosine' or 'one_cycle'."
             )
-        if issubclass(optimizer_spec(learner.optimizer_name).cls, torch.optim.LBFGS):
-            raise ValueError(
-                f"optimizer={learner.optimizer_name!r} computes the loss of a batch several "
-                "times a step, which the stages of boosting do not; use another."
-            )
-        self.check_learner(learner)
-        return learner
-
-    def check_learner(self, learner: Any) -> None:
-        """Raise a `ValueError` if settings of a learner would have no effect."""
-
-    def _check_width(self, learner: Model) -> None:
-        if self_fitting(learner) is not None:
-            return  # it may not know before
-        data = self.datamodule
-        inputs = data.transform(data.raw_inputs("train")[data.indices("train")[:2]])
-        learner.eval()
-        with torch.no_grad():
-            shape = tuple(learner(inputs).shape[1:])
-        if shape not in [(width,) for width in self.width()]:
-            wanted = " or ".join(str(width) for width in self.width())
-            raise ValueError(
-                f"make_learner returned a {type(learner).__name__} that puts out values of shape "
-                f"(N{''.join(f', {size}' for size in shape)}); the targets of "
-                f"{type(data).__name__} need (N, {wanted})."
-            )
-
-    def _plan(self) -> dict[str, Any]:
-        """Describe the configuration for ``plan.json``."""
-        assert self._first is not None  # for the type checker
-        config = self._configuration()
-        return describe(
-            self._first,
-            [],
-            self.datamodule,
-            **config["boosting"],
-            trainer=config["trainer"],
-            fingerprint=self.datamodule.fingerprint(),
-        )
-
-    def _configuration(self) -> dict[str, Any]:
-        learner = self._first or self._made[0]
-        own = {"num_stages": self.num_stages, "patience": self.patience, "seed": self.seed}
-        data = self.datamodule
-        return {
-            "boosting": {"class": type(self).__name__, **own, **self.settings},
-            "learner": {"class": type(learner).__name__, **dict(learner.hparams)},
-            "trainer": self.trainer,
-            "data": {"class": type(data).__name__, **dict(data.hparams_initial)},
-        }
+        self.check_learner(learner.task)
+        model: Model = learner
+        return model
 
 
 def _check_trainer(trainer: Mapping[str, Any] | None) -> dict[str, Any]:
     """Copy the Trainer arguments of stages, and check them."""
-    arguments = plain_trainer(trainer)
-    arguments.pop("enable_progress_bar", None)
+    arguments = {"max_epochs": DEFAULT_EPOCHS, **check_trainer_arguments(trainer)}
+    del arguments["enable_model_summary"]  # a default
     for name, value in arguments.items():
         if name not in TRAINER:
-            hint = did_you_mean(name, TRAINER) or "."
             raise ValueError(
-                f"trainer={{{name!r}: {value!r}}} has no meaning for the stages of boosting{hint} "
+                f"trainer={{{name!r}: {value!r}}} has no meaning for the stages of boosting. "
                 f"There are: {', '.join(TRAINER)}."
             )
-    epochs = arguments.setdefault("max_epochs", DEFAULT_EPOCHS)
-    if not isinstance(epochs, int) or epochs < 1:
-        raise ValueError(
-            f"trainer={{'max_epochs': {epochs!r}}} must be at least 1: the passes of each learner "
-            "over its samples."
-        )
-    if arguments.setdefault("devices", 1) not in (1, "1", [0], "auto"):
+    check_range("max_epochs", arguments["max_epochs"], 1)
+    if arguments.get("devices", 1) not in (1, "1", [0], "auto"):
         raise ValueError(
             f"trainer={{'devices': {arguments['devices']!r}}}, but boosting fits one learner after "
             "another on one device; use devices=1."
         )
-    arguments["devices"] = 1 if arguments["devices"] == "auto" else arguments["devices"]
-    if str(arguments.get("precision", "")) in ("16", "16-mixed", "16-true"):
+    if str(arguments.get("precision")) in ("16", "16-mixed", "16-true"):
         raise ValueError(
             f"trainer={{'precision': {arguments['precision']!r}}} needs its gradients scaled, "
             "which boosting does not do; use 'bf16-mixed' or '32-true'."
         )
-    check_range("gradient_clip_val", arguments.get("gradient_clip_val") or 0.0, 0)
-    return arguments
-
-
-class _StageFiles:
-    """Keep the weights of each learner, to resume a fit.
-
-    A resumed fit runs the finished learners instead of training them. All else that a stage needs
-    follows from their outputs, so that the fit is bit for bit that without a kill. A finished fit
-    is loaded in the same way.
-
-    Args:
-        run_dir: The run folder.
-        resume: Continue a run in it; else no file of a stage is written.
-    """
-
-    def __init__(self, run_dir: Path, *, resume: bool) -> None:
-        self.run_dir, self.resume = run_dir, resume
-        self.resumes = resume and (run_dir / PLAN).is_file()
-
-    def finished(self) -> int:
-        """Count the finished stages of the fit to resume."""
-        count = 0
-        while self.resumes and self._path(count).is_file():
-            count += 1
-        return count
-
-    def read(self, stage: int) -> Mapping[str, Any] | None:
-        """Load the weights of stage 0, 1, …; None if unfinished."""
-        path = self._path(stage)
-        if not (self.resumes and path.is_file()):
-            return None
-        if not is_whole(path):
-            path.unlink()  # it is trained again
-            return None
-        found: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        return found
-
-    def keep(self, stage: int, learner: Model) -> None:
-        """Write the weights of a stage's learner, unless they exist."""
-        if self.resume and not self._path(stage).is_file():
-            with atomic_write(self._path(stage)) as part:
-                torch.save(learner.state_dict(), part)
-
-    def seconds(self) -> float | None:
-        """Return the duration of a finished fit, else None."""
-        path = self.run_dir / SUMMARY
-        if not (self.resumes and path.is_file()):
-            return None
-        try:
-            return float(json.loads(path.read_text())["seconds"])
-        except (ValueError, KeyError, TypeError):
-            return None  # damaged; it is written again
-
-    def _path(self, stage: int) -> Path:
-        return self.run_dir / "checkpoints" / f"stage-{stage + 1}.ckpt"
+    return {**arguments, "devices": 1}

@@ -1,4 +1,4 @@
-"""AdaBoost for several classes: each learner looks hardest at what the ones before got wrong."""
+"""AdaBoost: each learner weighs up what those before got wrong."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from torch.nn import functional as F
 
 from dlblocks._errors import check_range, checked
 from dlblocks.data import DataModule
-from dlblocks.ensembles._stages import Task
+from dlblocks.ensembles._stages import Stage
 from dlblocks.ensembles._stagewise import Stagewise
 from dlblocks.models import AdaBoostClassifier, Classifier
 from dlblocks.models.boosted import vote_logits
 from dlblocks.models.model import Model
+from dlblocks.tasks import MulticlassTask
 
 
 class AdaBoost(Stagewise):
-    """AdaBoost for C classes: SAMME (Zhu, Zou, Rosset and Hastie 2009).
+    """AdaBoost for C classes, SAMME (Zhu, Zou, Rosset and Hastie 2009).
 
     Of two classes it is the AdaBoost of Freund and Schapire (1997).
 
@@ -40,9 +41,9 @@ class AdaBoost(Stagewise):
     ``fit_samples(inputs, targets, weights)`` is fitted by it instead, with weights of mean 1.
 
     Args:
-        make_learner: Makes a new learner at each call: a `Classifier` such as `MLPClassifier`, or a
-            net that puts out C logits, which is trained by Adam. Best are weak ones: small, or
-            trained for few epochs.
+        make_learner: Makes a new learner at each call: a `Classifier` such as `MLPClassifier`,
+            another model with a `MulticlassTask`, or a net that puts out C logits, which is trained
+            by Adam. Best are weak ones: small, or trained for few epochs.
         datamodule: The data; see `GradientBoosting`.
         num_stages: Number of stages M.
         learning_rate: η > 0.
@@ -76,8 +77,8 @@ class AdaBoost(Stagewise):
         2
     """
 
-    kind = Classifier
     base = "runs/adaboost"
+    kind = "Classifier"
     monitor = "val/accuracy"
     mode: Literal["min", "max"] = "max"
 
@@ -95,28 +96,23 @@ class AdaBoost(Stagewise):
         self.learning_rate = learning_rate
         self.settings = {"learning_rate": learning_rate}
 
-    def width(self) -> tuple[int, ...]:
-        return (self.num_classes,)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes C of the data."""
-        found = self.datamodule.num_classes
-        if found is None:
+    def make_task(self, first: nn.Module, outputs: Tensor | None) -> MulticlassTask:
+        if self.datamodule.num_classes is None:
             raise ValueError(
                 f"AdaBoost needs classes as targets, but the targets of "
                 f"{type(self.datamodule).__name__} are values; use GradientBoosting."
             )
-        return found
+        self.num_classes = self.datamodule.num_classes
+        return MulticlassTask(self.num_classes)
 
     def wrap(self, net: nn.Module) -> Model:
         return Classifier(net, self.num_classes)
 
-    def check_learner(self, learner: Any) -> None:
-        if learner.class_weights is not None:
+    def check_learner(self, task: MulticlassTask) -> None:
+        if task.class_weight is not None:
             raise ValueError(
-                f"class_weights={learner.class_weights!r} has no effect on a learner, whose "
-                "samples AdaBoost weighs; leave it out."
+                "class_weights have no effect on a learner, whose samples AdaBoost weighs; leave "
+                "them out."
             )
 
     def prepare(self) -> None:
@@ -134,18 +130,21 @@ class AdaBoost(Stagewise):
 
     @property
     def weights(self) -> Tensor:
-        """The weights w_i of the training samples, which sum to 1, float64, shape (N,)."""
+        """Weights w_i of the training samples, float64 (N,), with sum 1."""
         return self.log_weights.softmax(0)
 
-    def begin_stage(self, stage: int) -> Task:
+    def begin_stage(self, stage: int) -> Stage:
         y = self.targets["train"]
-        return Task(self.next_learner(), torch.arange(len(y)), y, self.weights * len(y))
+        return Stage(self.next_learner(), torch.arange(len(y)), y, self.weights * len(y))
 
     def batch_loss(
         self, learner: Any, outputs: Tensor, targets: Tensor, weights: Tensor | None
     ) -> Tensor:
         losses = F.cross_entropy(
-            outputs.float(), targets, reduction="none", label_smoothing=learner.label_smoothing
+            outputs.float(),
+            targets,
+            reduction="none",
+            label_smoothing=learner.task.label_smoothing,
         )
         return (losses if weights is None else losses * weights).mean()
 
@@ -180,7 +179,6 @@ class AdaBoost(Stagewise):
         for part, found in labels.items():
             self.votes[part] += alpha * F.one_hot(found, self.num_classes)
         self.alphas.append(alpha)
-        self.learners.append(self._made[-1])
         row: dict[str, float] = {}
         for part in labels:
             logits = vote_logits(self.votes[part] / sum(self.alphas))

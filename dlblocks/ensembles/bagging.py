@@ -16,7 +16,7 @@ import numpy.typing as npt
 from lightning.pytorch.callbacks import Callback
 
 from dlblocks import tracking
-from dlblocks._errors import check_function, check_range, check_whole, checked
+from dlblocks._errors import check_function, check_range, checked
 from dlblocks._files import SUMMARY, atomic_write, is_json, is_rank_zero, is_whole
 from dlblocks._quiet import isolated
 from dlblocks.data import SplitDataModule
@@ -43,6 +43,7 @@ from dlblocks.runs._trainer import (
     shows_bar,
 )
 from dlblocks.runs.folder import in_run_dir, know_rank, say
+from dlblocks.runs.predictions import add_weights
 
 
 class Bagging:
@@ -75,7 +76,8 @@ class Bagging:
         max_samples: Size of a sample over that of the training part, in (0, 1].
         bootstrap: Draw with replacement. False with `max_samples` < 1 is pasting (Breiman 1999).
         stratify: Draw from each class by itself, as many as it has: no sample misses a class.
-        samples: The rows of each member's sample, drawn elsewhere, instead of draws.
+        samples: The rows of each member's sample, drawn elsewhere; `max_samples`, `bootstrap` and
+            `stratify` have no effect then.
         make_callbacks: Returns new callbacks; called for every member.
         trainer: Arguments of the Lightning `Trainer`, such as ``{"max_epochs": 30}``.
         monitor: The logged metric by which each member's best epoch is chosen.
@@ -143,20 +145,14 @@ class Bagging:
         check_function("make_model", make_model, "lambda: MLPClassifier(64, 10)")
         if make_callbacks is not None:
             check_function("make_callbacks", make_callbacks, CALLBACKS)
-        check_whole("num_members", num_members, 1)
+        check_range("num_members", num_members, 1)
         check_range("max_samples", max_samples, 0, 1, low_open=True)
-        check_range("seed", seed, 0)
         mode = resolve_mode(monitor, mode, make_model)
-        if samples is not None:
-            if len(samples) != num_members:
-                raise ValueError(
-                    f"samples has {len(samples)} entries and num_members={num_members}; give the "
-                    "rows of each member."
-                )
-            if stratify or not bootstrap or max_samples != 1:
-                raise ValueError(
-                    "samples= are drawn already; leave out max_samples, bootstrap and stratify."
-                )
+        if samples is not None and len(samples) != num_members:
+            raise ValueError(
+                f"samples has {len(samples)} entries and num_members={num_members}; give the rows "
+                "of each member."
+            )
         self.trainer = check_trainer_arguments(trainer, monitor)
         if self.trainer.get("fast_dev_run"):
             raise ValueError(
@@ -368,6 +364,7 @@ class Bagging:
             index = np.sort(data.indices("train").numpy())
             targets = data.columns.targets[index]
             oob = combine(index, targets, parts, voting=self.voting, folder=self.run_dir)
+            oob = None if oob is None else add_weights(oob, data, "train")
         return BaggingResult(
             run_dir=self.run_dir,
             model=model,

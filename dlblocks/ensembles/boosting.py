@@ -1,4 +1,4 @@
-"""Gradient boosting: each learner is fitted to what the ensemble so far has left over."""
+"""Gradient boosting: each learner is fitted to the residuals so far."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dlblocks._errors import check_choice, check_range, checked
+from dlblocks._errors import check_range, checked
 from dlblocks.data import DataModule
 from dlblocks.ensembles._boosting_losses import HuberLoss, LogLoss, make_loss
-from dlblocks.ensembles._stages import Task
+from dlblocks.ensembles._stages import Stage
 from dlblocks.ensembles._stagewise import Stagewise
 from dlblocks.models import GradientBoostingClassifier, GradientBoostingRegressor, Regressor
 from dlblocks.models.model import Model
-
-LOSSES = ("mse", "mae", "huber", "log_loss")
+from dlblocks.tasks import RegressionTask
 
 
 class GradientBoosting(Stagewise):
@@ -44,8 +43,8 @@ class GradientBoosting(Stagewise):
     samples of its stage (`weights` is None here): a linear model in closed form, or a tree.
 
     Args:
-        make_learner: Makes a new learner at each call: a `Regressor` such as `MLPRegressor`, or a
-            net, which is trained by Adam.
+        make_learner: Makes a new learner at each call: a `Regressor` such as `MLPRegressor`,
+            another model with a `RegressionTask`, or a net, which is trained by Adam.
         datamodule: The data; inputs are normalised as it does. Its validation part, if it has one,
             is scored at each stage.
         num_stages: Number of stages M.
@@ -92,10 +91,11 @@ class GradientBoosting(Stagewise):
         (4, 'GradientBoostingRegressor')
     """
 
-    kind = Regressor
     base = "runs/boosting"
+    kind = "Regressor"
     monitor = "val/loss"
     mode: Literal["min", "max"] = "min"
+    task: RegressionTask
 
     @checked
     def __init__(
@@ -114,8 +114,6 @@ class GradientBoosting(Stagewise):
         check_range("shrinkage", shrinkage, 0, 1, low_open=True)
         check_range("subsample", subsample, 0, 1, low_open=True)
         check_range("huber_quantile", huber_quantile, 0, 1, low_open=True, high_open=True)
-        if loss is not None:
-            check_choice("loss", loss, LOSSES)
         self.loss_name, self.shrinkage, self.line_search = loss, shrinkage, line_search
         self.subsample, self.huber_quantile = subsample, huber_quantile
         self.settings = {
@@ -126,52 +124,36 @@ class GradientBoosting(Stagewise):
             "huber_quantile": huber_quantile,
         }
 
-    def width(self) -> tuple[int, ...]:
+    def make_task(self, first: nn.Module, outputs: Tensor | None) -> RegressionTask:
         count = self.datamodule.out_features
-        return (1, 2) if self.datamodule.is_classification and count == 2 else (count,)
+        if self.datamodule.is_classification and count == 2:  # one output will do
+            declared = getattr(getattr(first, "task", None), "out_features", None)
+            if declared == 1 or (outputs is not None and outputs.shape[1:] == (1,)):
+                count = 1
+        return RegressionTask(count)
 
     def wrap(self, net: nn.Module) -> Model:
-        count = self.datamodule.out_features
-        fits_itself = callable(getattr(net, "fit_samples", None))
-        if count == 2 and self.datamodule.is_classification and not fits_itself:
-            # Either width will do: what it has is seen when it is tried.
-            data = self.datamodule
-            rows = data.indices("train")[:2]
-            with torch.no_grad():
-                training = net.training
-                found = net.eval()(data.transform(data.raw_inputs("train")[rows]))
-                net.train(training)
-            count = 1 if found.ndim == 2 and found.shape[1] == 1 else count
-        return Regressor(net, count)
-
-    def check_learner(self, learner: Any) -> None:
-        if learner.standardize_targets:
-            raise ValueError(
-                "standardize_targets=True has no effect on a learner, whose targets are scaled "
-                "residuals; leave it out."
-            )
+        return Regressor(net, self.task.out_features)
 
     def prepare(self) -> None:
         data = self.datamodule
         is_classes = data.is_classification
         name = self.loss_name or ("log_loss" if is_classes else "mse")
-        targets = data.source.targets
-        kind = "classes" if is_classes else "values"
         if (name == "log_loss") != is_classes:
             suited = "'log_loss'" if is_classes else "'mse', 'mae' or 'huber'"
             raise ValueError(
                 f"loss={name!r} does not suit the targets of {type(data).__name__}, which are "
-                f"{kind}; use {suited}."
+                f"{'classes' if is_classes else 'values'}; use {suited}."
             )
-        assert isinstance(self._first, Regressor)  # for the type checker
         self.loss = make_loss(
             name,
             num_classes=data.num_classes,
-            width=self._first.out_features,
+            width=self.task.out_features,
             quantile=self.huber_quantile,
         )
         self.targets = {
-            part: self.loss.encode(targets[data.indices(part)]) for part in ("train", "val")
+            part: self.loss.encode(data.source.targets[data.indices(part)])
+            for part in ("train", "val")
         }
         y = self.targets["train"]
         self.initial = self.loss.initial(y)
@@ -181,7 +163,7 @@ class GradientBoosting(Stagewise):
         self.loss.begin(y, self.predictions["train"])
         self.steps: list[list[float]] = []
 
-    def begin_stage(self, stage: int) -> Task | None:
+    def begin_stage(self, stage: int) -> Stage | None:
         if not stage:
             self.record({"stage": 0, **self._losses()})
         y, f = self.targets["train"], self.predictions["train"]
@@ -200,12 +182,13 @@ class GradientBoosting(Stagewise):
             self.stopped = f"no residuals are left after stage {stage}."
             return None
         scaled = torch.where(self._scale > 0, residuals / self._scale, 0.0)
-        return Task(self.next_learner(), self._bag, scaled.float())
+        return Stage(self.next_learner(), self._bag, scaled.float())
 
     def batch_loss(
         self, learner: Any, outputs: Tensor, targets: Tensor, weights: Tensor | None
     ) -> Tensor:
-        return learner.loss(outputs.float(), targets)
+        found: Tensor = learner.loss(outputs.float(), targets)
+        return found
 
     def add(self, stage: int, outputs: dict[str, Tensor]) -> dict[str, float]:
         y, f, h = self.targets["train"], self.predictions["train"], outputs["train"]
@@ -221,7 +204,6 @@ class GradientBoosting(Stagewise):
             if len(values):
                 self.predictions[part] += step * values
         self.steps.append(step.tolist())
-        self.learners.append(self._made[-1])
         # In units of the residuals: 1 is the step of a learner that has met them exactly.
         relative = torch.where(self._scale > 0, rho / self._scale, 0.0)
         return {**self._losses(), "step": relative.mean().item()}

@@ -10,13 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 
-from dlblocks._files import (
-    AGAIN,
-    SUMMARY,
-    check_files,
-    read_record,
-    write_rows,
-)
+from dlblocks._files import AGAIN, write_rows
 from dlblocks._npz import read_columns
 from dlblocks._quiet import isolated
 from dlblocks.data import SplitDataModule
@@ -66,6 +60,10 @@ class BaggingResult(Result):
     info: dict[str, Any] = field(default_factory=dict)
 
     kind = "member"
+    columns = (
+        "member", "epochs", "best_epoch", "num_train", "num_different", "num_oob", "seconds",
+        "checkpoint",
+    )  # fmt: skip
     files = (SAMPLES, OOB, "members.csv", ENSEMBLE)
 
     @property
@@ -97,12 +95,6 @@ class BaggingResult(Result):
     def seconds(self) -> float:
         """Duration of the call of `fit` that ended the run."""
         return float(self.info["seconds"])
-
-    @property
-    def metrics(self) -> list[str]:
-        """Names of the validation metrics that every member has."""
-        return [name for name in self.members[0] if all(name in m for m in self.members)
-                and "/" in name]  # fmt: skip
 
     def summary(self) -> dict[str, Any]:
         """Return the content of ``summary.json``."""
@@ -148,14 +140,7 @@ class BaggingResult(Result):
             FileNotFoundError: No bagging has ended there.
         """
         path = Path(run_dir)
-        if not all((path / name).is_file() for name in (SUMMARY, ENSEMBLE)):
-            raise FileNotFoundError(
-                f"run_dir='{run_dir}' has no {SUMMARY} and {ENSEMBLE}: no bagging has ended there."
-            )
-        info = read_record(path / SUMMARY, AGAIN)
-        check_files(path / SUMMARY, info, AGAIN)
-        for key in ("metrics", "files"):  # the metrics are computed from the members
-            info.pop(key, None)
+        info, _ = cls.read_summary(path, "bagging")
         scores = {name: value for name, value in info.pop("oob").items() if "/" in name}
         count = info["num_members"]
         overrides = None

@@ -8,12 +8,11 @@ from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 from lightning.pytorch.plugins.precision import HalfPrecision
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
+from dlblocks._lightning import HOOK, hook_owner
 from dlblocks.nets.preprocess import preprocess_of
 
-HOOK = "on_after_batch_transfer"
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -120,7 +119,7 @@ def prepare_batches(model: Any) -> None:
     plugin = getattr(model.trainer, "precision_plugin", None)
     if isinstance(plugin, HalfPrecision):
         vars(plugin).setdefault("convert_input", _ConvertsOthers(model.trainer))
-    owner = _owner(model)
+    owner = hook_owner(model.datamodule, model)
     if not getattr(owner, "prepares_inputs", False) and HOOK not in vars(owner):
         vars(owner)[HOOK] = _PreparingHook(owner)
 
@@ -128,15 +127,9 @@ def prepare_batches(model: Any) -> None:
 def release_batches(model: Any) -> None:
     """Undo `prepare_batches`."""
     vars(model.trainer.precision_plugin).pop("convert_input", None)
-    owner = _owner(model)
+    owner = hook_owner(model.datamodule, model)
     if isinstance(vars(owner).get(HOOK), _PreparingHook):
         del vars(owner)[HOOK]
-
-
-def _owner(model: Any) -> Any:
-    """Whose hook Lightning calls."""
-    data = model.datamodule
-    return data if data is not None and is_overridden(HOOK, data) else model
 
 
 class _ConvertsOthers:

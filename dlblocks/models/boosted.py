@@ -14,6 +14,7 @@ from dlblocks.models._members import MadeOfTrained, described, rebuilt
 from dlblocks.models.classification import Classifier
 from dlblocks.models.model import Model
 from dlblocks.models.regression import Regressor
+from dlblocks.tasks import MulticlassTask, RegressionTask, Task
 
 
 class _Boosted(MadeOfTrained):
@@ -47,17 +48,18 @@ class GradientBoostingRegressor(_Boosted, Regressor):
         loss: Literal["mse", "mae", "huber"] = "mse",
         delta: float = 1.0,
     ) -> None:
-        models = rebuilt(members, Regressor)
+        models = rebuilt(members, Model)
         super().__init__(_Sum(models, steps, initial), len(initial), loss=loss)
         self.delta = float(delta)
         plain = {"members": described(models), "steps": _lists(steps), "initial": list(initial)}
         self.save_hyperparameters({**plain, "loss": loss, "delta": self.delta}, logger=False)
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         if self.loss_name != "huber":
-            return super().loss(outputs, targets)
+            return super().loss(outputs, targets, weights)
         targets = targets.reshape(len(targets), -1).to(outputs.dtype)
-        return F.huber_loss(outputs.flatten(1), targets, delta=self.delta)
+        losses = F.huber_loss(outputs.flatten(1), targets, delta=self.delta, reduction="none")
+        return losses.mean() if weights is None else (losses.mean(1) * weights).mean()
 
     @torch.no_grad()
     def staged_predict(self, inputs: Tensor) -> Iterator[Tensor]:
@@ -88,7 +90,7 @@ class GradientBoostingClassifier(_Boosted, Classifier):
         initial: Sequence[float],
         num_classes: int,
     ) -> None:
-        models = rebuilt(members, Regressor)
+        models = rebuilt(members, Model)
         width = len(initial)
         if width != num_classes and not (width == 1 and num_classes == 2):
             raise ValueError(
@@ -127,7 +129,7 @@ class AdaBoostClassifier(_Boosted, Classifier):
     """
 
     def __init__(self, members: Sequence[Any], alphas: Sequence[float], num_classes: int) -> None:
-        models = rebuilt(members, Classifier)
+        models = rebuilt(members, Model)
         if not models or len(alphas) != len(models):
             raise ValueError(
                 f"alphas has {len(alphas)} entries and members {len(models)}; give one a member, "
@@ -135,7 +137,7 @@ class AdaBoostClassifier(_Boosted, Classifier):
             )
         for alpha in alphas:
             check_range("alphas", alpha, 0, low_open=True)
-        _check_widths([model.num_classes for model in models], num_classes)
+        _check_tasks(models, MulticlassTask(num_classes))
         super().__init__(_Members(models), num_classes)
         self.alphas = [float(alpha) for alpha in alphas]
         plain = {"members": described(models), "alphas": self.alphas, "num_classes": num_classes}
@@ -178,12 +180,12 @@ class _Sum(_Members):
 
     def __init__(
         self,
-        models: Sequence[Regressor],
+        models: Sequence[Model],
         steps: Sequence[Sequence[float]],
         initial: Sequence[float],
     ) -> None:
         super().__init__(models)
-        _check_widths([model.out_features for model in models], len(initial))
+        _check_tasks(models, RegressionTask(len(initial)))
         if len(steps) != len(models) or any(len(step) != len(initial) for step in steps):
             raise ValueError(
                 f"steps has {len(steps)} rows of {sorted({len(step) for step in steps})} numbers; "
@@ -214,11 +216,14 @@ def _logits(raw: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(raw), raw], 1) if raw.shape[1] == 1 else raw
 
 
-def _check_widths(found: Sequence[int], expected: int) -> None:
-    if set(found) - {expected}:
-        raise ValueError(
-            f"members put out {sorted(set(found))} values; each must put out {expected}."
-        )
+def _check_tasks(models: Sequence[Model], task: Task) -> None:
+    for model in models:
+        different = "no task" if model.task is None else task.difference(model.task)
+        if different:
+            raise ValueError(
+                f"members hold a {type(model).__name__}, which does not fit the {task.name} of the "
+                f"ensemble: they have {different}."
+            )
 
 
 def _lists(steps: Sequence[Sequence[float]]) -> list[list[float]]:

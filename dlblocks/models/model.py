@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torchmetrics import MeanMetric, MetricCollection
 
 from dlblocks._errors import CheckedConstructor, check_range, constructor_arguments
 from dlblocks._lightning import datamodule_of, log_as
+from dlblocks.fields import kinds_of
 from dlblocks.models import _checkpoints as checkpoints
 from dlblocks.models._inputs import (
     adapt,
@@ -29,7 +30,7 @@ from dlblocks.models._inputs import (
     release_batches,
     with_prepared_inputs,
 )
-from dlblocks.nets import MLP, Preprocess
+from dlblocks.nets import Preprocess
 from dlblocks.optim import check_optimizer, check_schedule, make_optimizer, make_schedule
 from dlblocks.optim.schedules import schedule_needs_total_steps
 from dlblocks.tasks import Task
@@ -128,6 +129,7 @@ class Model(CheckedConstructor, pl.LightningModule):
         self._first_batch = True
         # Whether inputs have been through `preprocess`; None outside of steps.
         self._prepared: bool | None = None
+        self._weighted = False  # whether batches are [inputs, targets, weights]
         # True while a step is repeated, as by `callbacks.SAM`: metrics and losses are not kept.
         self.metrics_paused = False
         # Lightning collects the arguments of all constructors on the way here, the leaf's too.
@@ -145,13 +147,15 @@ class Model(CheckedConstructor, pl.LightningModule):
         """The metrics of one stage, updated with (predictions, targets) of `for_metrics`."""
         return MetricCollection({}) if self.task is None else self.task.make_metrics(stage)
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The mean loss of a batch, a scalar."""
+    def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """The mean loss of a batch, a scalar; with weights (N,) the mean of ``weight * loss``."""
         if self.task is None:
             raise NotImplementedError(
                 f"{type(self).__name__} needs a task, or a loss(outputs, targets) of its own."
             )
-        return self.task.loss(outputs, targets)
+        if weights is None:
+            return self.task.loss(outputs, targets)
+        return self.task.loss(outputs, targets, weights)
 
     @property
     def loss_range(self) -> tuple[float | None, float | None]:
@@ -186,12 +190,10 @@ class Model(CheckedConstructor, pl.LightningModule):
         check_input = getattr(self.net, "check_input", None)
         if isinstance(shape, tuple) and callable(check_input):
             check_input(shape)
-        embeddings = getattr(datamodule, "embeddings", None) or {}
-        if isinstance(self.net, MLP) and embeddings != self.net.embeddings:
-            raise ValueError(
-                f"embeddings={self.net.embeddings}, but {type(datamodule).__name__} numbers the "
-                f"categories of {embeddings}; set embeddings=data.embeddings."
-            )
+        check_embeddings = getattr(self.net, "check_embeddings", None)
+        if callable(check_embeddings):
+            embeddings = getattr(datamodule, "embeddings", None) or {}
+            check_embeddings(embeddings, type(datamodule).__name__)
         if self.task is not None:
             self.task.check_data(datamodule, type(self).__name__)
 
@@ -245,11 +247,11 @@ class Model(CheckedConstructor, pl.LightningModule):
                 result["prediction"] = self.task.shaped(result["prediction"], targets)
         else:
             result = {"prediction": self.task.predict(outputs, rest[0] if rest else None)}
-        result.update(zip(("target", "index"), rest, strict=False))
-        return result
+        return result | beside_inputs(rest)
 
     def _step(self, batch: Any, stage: Stage) -> Tensor:
         inputs, targets = self._inputs_and_targets(batch)
+        weights = batch[2] if self._weighted else None
         outputs = self(inputs)
         if self._first_batch:
             if not isinstance(outputs, Tensor):
@@ -263,7 +265,11 @@ class Model(CheckedConstructor, pl.LightningModule):
             self.check_batch(outputs, targets)
             self._first_batch = False
         try:
-            loss = self.loss(outputs, targets)
+            loss = (
+                self.loss(outputs, targets)
+                if weights is None
+                else self.loss(outputs, targets, weights)
+            )
         except IndexError:  # a label that the first batch did not have
             self.check_batch(outputs, targets)
             raise
@@ -272,18 +278,20 @@ class Model(CheckedConstructor, pl.LightningModule):
         buffer = self._buffers_of[stage]
         # Of detached outputs: nothing here is part of the graph.
         kept = self.for_metrics(outputs.detach(), targets, stage)
-        buffer.add(loss.detach(), kept, step=self.global_step)
+        beside = () if weights is None else (weights,)
+        buffer.add(loss.detach(), (*kept, *beside), step=self.global_step)
         if buffer.is_full or (stage == "train" and loss.device.type == "cpu"):
             self._flush(stage, whole=buffer.is_full)
         return loss
 
     def _inputs_and_targets(self, batch: Any) -> tuple[Tensor, Tensor]:
-        if isinstance(batch, (list, tuple)) and len(batch) >= 2:
+        if isinstance(batch, (list, tuple)) and len(batch) >= 2 + self._weighted:
             return batch[0], batch[1]
         size = f" of {len(batch)}" if isinstance(batch, (list, tuple, dict)) else ""
         raise ValueError(
-            f"{type(self).__name__} expects batches [inputs, targets], got {type(batch).__name__}"
-            f"{size}; give your DataLoader a collate_fn that makes such pairs."
+            f"{type(self).__name__} expects batches [inputs, targets"
+            f"{', weights' if self._weighted else ''}], got {type(batch).__name__}{size}; give "
+            "your DataLoader a collate_fn that makes such batches."
         )
 
     def _flush(self, stage: Stage, *, whole: bool = True) -> None:
@@ -299,21 +307,19 @@ class Model(CheckedConstructor, pl.LightningModule):
         self._stage_metrics("train")  # which are there from now on, to be saved or to be restored
         self._flush("train")
 
-    def update_metrics(
-        self, stage: Stage, losses: Tensor, sizes: Tensor, predictions: Tensor, targets: Tensor
-    ) -> None:
+    def update_metrics(self, stage: Stage, losses: Tensor, sizes: Tensor, *kept: Tensor) -> None:
         """Adds batches to the metrics of a stage.
 
         Args:
             stage: Which stage.
             losses: The mean loss of each batch, shape (B,).
-            sizes: The samples of each batch, shape (B,).
-            predictions: Of all samples, as `for_metrics` gives them.
-            targets: Likewise.
+            sizes: The samples of each batch, or their weights' sum, shape (B,).
+            *kept: Predictions and targets of all samples, as `for_metrics` gives them, and where
+                samples have weights, these.
         """
         metrics = self._stage_metrics(stage)
         metrics.loss.update(losses, sizes)
-        metrics.others.update(predictions, targets)
+        metrics.others.update(*kept)
 
     def compute_metrics(self, stage: Stage) -> dict[str, Tensor]:
         """The metrics of a stage over all ranks by the names they are logged under."""
@@ -341,10 +347,29 @@ class Model(CheckedConstructor, pl.LightningModule):
     def setup(self, stage: str) -> None:
         self._first_batch = True
         prepare_batches(self)
+        self.use_weights("weights" in kinds_of(self.datamodule))
         if self.datamodule is not None:
             self.check_data(self.datamodule)
         if stage == "fit" and self.task is not None:
             self.task.fit_to(self.datamodule)
+
+    def use_weights(self, weighted: bool) -> None:
+        """Prepare for batches with weights of samples, or without."""
+        if weighted == self._weighted:
+            return
+        self._weighted = weighted
+        if self.task is not None:
+            self.task.weighted = weighted
+        for stage in [name.removesuffix("_metrics") for name in self._metrics]:
+            del self._metrics[f"{stage}_metrics"]  # the others count samples, or weigh them
+        if not weighted:
+            return
+        takes_weights("loss", self.loss)
+        if self.task is not None:
+            takes_weights(f"{type(self.task).__name__}.loss", self.task.loss)
+        for stage in STAGES:
+            for name, metric in self._stage_metrics(stage).others.items():
+                takes_weights(f"the metric {name!r}", metric.update)
 
     def teardown(self, stage: str) -> None:
         release_batches(self)
@@ -503,6 +528,25 @@ class Model(CheckedConstructor, pl.LightningModule):
         return sorted({name for names in taken.values() for name in names} - saved)
 
 
+def takes_weights(name: str, method: Any) -> None:
+    """Raise a `ValueError` unless a method takes (outputs, targets, weights)."""
+    try:
+        inspect.signature(method).bind(None, None, None)
+    except TypeError as error:
+        raise ValueError(
+            f"the samples have weights, which {name} does not take; leave it out, or give one that "
+            "takes (outputs, targets, weights)."
+        ) from error
+
+
+def beside_inputs(rest: Sequence[Any]) -> dict[str, Any]:
+    """Targets and sample numbers of a batch; weights, which are floating point, are neither."""
+    found = dict(zip(("target", "index"), rest, strict=False))
+    if "index" in found and found["index"].is_floating_point():
+        del found["index"]
+    return found
+
+
 def load(
     path: str | PathLike[str],
     *,
@@ -561,7 +605,7 @@ class _Buffer:
 
     def __init__(self) -> None:
         self.losses: list[Tensor] = []
-        self.kept: list[tuple[Tensor, Tensor]] = []
+        self.kept: list[tuple[Tensor, ...]] = []
         self.steps: list[int] = []
         self.checked = self.bytes = 0
 
@@ -572,7 +616,7 @@ class _Buffer:
     def is_full(self) -> bool:
         return len(self) >= FLUSH_EVERY or self.bytes >= FLUSH_BYTES
 
-    def add(self, loss: Tensor, kept: tuple[Tensor, Tensor], step: int) -> None:
+    def add(self, loss: Tensor, kept: tuple[Tensor, ...], step: int) -> None:
         self.losses.append(loss)
         self.kept.append(kept)
         self.steps.append(step)
@@ -592,11 +636,24 @@ class _Buffer:
             )
         self.checked = len(self.losses)
 
-    def take(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def take(self) -> tuple[Tensor, ...]:
         losses = torch.stack(self.losses).float()
-        sizes = torch.tensor([len(targets) for _, targets in self.kept], device=losses.device)
-        columns = zip(*self.kept, strict=True)
+        sizes = torch.tensor([len(kept[1]) for kept in self.kept], device=losses.device)
+        columns = [*zip(*self.kept, strict=True)]
+        if len(columns) > 2:
+            losses, sizes = by_weight(losses, sizes, torch.stack([w.sum() for w in columns[2]]))
         # One large batch is not copied.
-        predictions, targets = (p[0] if len(p) == 1 else torch.cat(p) for p in columns)
+        joined = [p[0] if len(p) == 1 else torch.cat(p) for p in columns]
         self.losses, self.kept, self.steps, self.checked, self.bytes = [], [], [], 0, 0
-        return losses, sizes, predictions, targets
+        return losses, sizes, *joined
+
+
+def by_weight(losses: Tensor, sizes: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn means of ``weight * loss`` over samples into weighted means, and what they weigh.
+
+    Args:
+        losses: The means, shape (B,).
+        sizes: The samples of each batch.
+        weights: The sum of their weights.
+    """
+    return torch.where(weights > 0, losses * sizes / weights, 0), weights

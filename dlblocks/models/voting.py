@@ -14,13 +14,15 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from dlblocks._errors import check_range
+from dlblocks.models._conformal import Calibration
 from dlblocks.models._members import Kind, MadeOfTrained, common_spec, described, rebuilt
 from dlblocks.models._predict import gather, join_batches, predictor, target_in
-from dlblocks.models.model import Model
+from dlblocks.models.model import Model, beside_inputs
 from dlblocks.nets import Preprocess
 from dlblocks.nets.preprocess import PassOn
 from dlblocks.tasks import PredictionTable, Task
-from dlblocks.tasks.task import Stage
+from dlblocks.tasks.task import Stage, task_names
 
 
 class VotingEnsemble(MadeOfTrained, Model):
@@ -42,6 +44,13 @@ class VotingEnsemble(MadeOfTrained, Model):
             that has members of your own classes is loaded by
             ``dlblocks.models.load(path, classes=[YourModel])``.
         voting: ``"soft"`` or ``"hard"``.
+        temperature: T by which the members' logits are divided (Guo et al. 2017). Above 1, the
+            probabilities are less certain.
+
+    Attributes:
+        coverage: Where it is set, such as 0.9, `Trainer.predict` adds prediction intervals,
+            ``"lower"`` and ``"upper"``, or of classes ``"in_set"``, bool of shape (N, C).
+        calibration: The out-of-fold scores from which they come; those of a fold average are set.
 
     Raises:
         ValueError: No members, members of different tasks or numbers of classes, hard voting where
@@ -49,12 +58,14 @@ class VotingEnsemble(MadeOfTrained, Model):
     """
 
     task: Task
+    coverage: float | None
 
     def __init__(
         self,
         members: Sequence[Any],
         *,
         voting: Literal["soft", "hard"] = "soft",
+        temperature: float = 1.0,
     ) -> None:
         models = _at_least_one(members, Model)
         known = [model.preprocess.is_set for model in models]
@@ -79,23 +90,34 @@ class VotingEnsemble(MadeOfTrained, Model):
         super().__init__(_Committee(models), task)
         self.preprocess = PassOn([model.preprocess for model in models])
         self.data_spec = common_spec(models)
+        self.calibration, self.coverage = Calibration(), None
         if voting == "hard" and not self.task.votes:
             raise ValueError("voting='hard' counts votes for classes, and values have none.")
-        self.voting = voting
-        _describe(self, models, voting=voting)
+        check_range("temperature", temperature, 0, low_open=True)
+        if temperature != 1 and not self.task.votes:
+            raise ValueError("temperature scales the logits of classes, and values have none.")
+        self.voting, self.temperature = voting, float(temperature)
+        _describe(self, models, voting=voting, temperature=self.temperature)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.task.average(self.net(inputs), hard=self.voting == "hard")
+        return self.task.average(self._outputs(inputs), hard=self.voting == "hard")
+
+    def _outputs(self, inputs: Tensor) -> Tensor:
+        """Outputs of the members, shape (M, N, ...)."""
+        outputs: Tensor = self.net(inputs)
+        return outputs if self.temperature == 1 else outputs / self.temperature
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         inputs, *rest = batch if isinstance(batch, (list, tuple)) else [batch]
         targets = rest[0] if rest else None
-        outputs = self.net(inputs)
+        outputs = self._outputs(inputs)
         average = self.task.average(outputs, hard=self.voting == "hard")
         result = {"prediction": self.task.predict(average, targets)}
-        result.update(zip(("target", "index"), rest, strict=False))
+        result |= beside_inputs(rest)
         each = torch.stack([self.task.predict(member, targets) for member in outputs])
         result["std"] = each.std(0, correction=0)
+        if self.coverage is not None:
+            result |= self.task.regions(self.calibration, each, self.coverage)
         return result
 
     @torch.no_grad()
@@ -113,7 +135,7 @@ class VotingEnsemble(MadeOfTrained, Model):
         Raises:
             ValueError: The members do not predict one class a sample.
         """
-        return self.task.uncertainty(self.net(inputs))
+        return self.task.uncertainty(self._outputs(inputs))
 
 
 class VotingModule(MadeOfTrained, Model):
@@ -151,6 +173,7 @@ class VotingModule(MadeOfTrained, Model):
     """
 
     net: _Committee
+    coverage: float | None
 
     def __init__(
         self,
@@ -173,8 +196,10 @@ class VotingModule(MadeOfTrained, Model):
         self.own = nn.ModuleList(own)
         self.preprocess = PassOn(own)
         self.data_spec = common_spec(models)
+        self.calibration, self.coverage = Calibration(), None
         self.task_name = task_name
-        self._scored: dict[int, list[tuple[Tensor, Tensor]]] = {}  # by the number of the loader
+        # Predictions, targets, and weights if samples have some, by the number of the loader.
+        self._scored: dict[int, list[tuple[Tensor, ...]]] = {}
         _describe(self, models, task_name=task_name)
 
     def forward(self, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -195,6 +220,9 @@ class VotingModule(MadeOfTrained, Model):
         result = {k: v for k, v in named[0].items() if k in ("target", "index")}
         values = [n.get("prediction", o) for n, o in zip(named, outputs, strict=True)]
         result["prediction"], result["std"] = self._mean(values)
+        if self.coverage is not None:
+            task = task_names().get(self.task_name or "", Task)
+            result |= task.regions(self.calibration, torch.stack(values), self.coverage)
         return result
 
     @property
@@ -244,7 +272,8 @@ class VotingModule(MadeOfTrained, Model):
                 "and their targets, which are not known; let predict_step return a dictionary with "
                 "'prediction' and 'target'."
             )
-        self._scored.setdefault(loader, []).append((prediction.cpu(), target.cpu()))
+        kept = [prediction, target, *([batch[2]] if self._weighted else [])]
+        self._scored.setdefault(loader, []).append(tuple(x.cpu() for x in kept))
 
     def _reset(self, stage: Stage) -> None:
         self._scored = {}
@@ -252,9 +281,9 @@ class VotingModule(MadeOfTrained, Model):
     def _log(self, stage: Stage) -> None:
         for loader, batches in self._scored.items():
             gathered = zip(*gather(batches), strict=True)
-            prediction, target = (join_batches(part)["prediction"] for part in gathered)
+            joined = (join_batches(part)["prediction"] for part in gathered)
             end = f"/dataloader_idx_{loader}" if len(self._scored) > 1 else ""
-            columns = {"target": target, "prediction": prediction}
+            columns = dict(zip(("prediction", "target", "weight"), joined, strict=False))
             table = PredictionTable(columns, task=self.task_name)
             for name, value in table.score().items():
                 self.log(

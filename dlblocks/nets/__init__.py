@@ -1,7 +1,8 @@
-"""Plain `torch.nn.Module`s: tensors in, tensors out."""
+"""Nets as plain `torch.nn.Module`s that map tensors to tensors."""
 
+from dlblocks.nets.backbone import Backbone
 from dlblocks.nets.cnn import CNN
 from dlblocks.nets.mlp import MLP, EmbedCategories
 from dlblocks.nets.preprocess import Preprocess
 
-__all__ = ["CNN", "MLP", "EmbedCategories", "Preprocess"]
+__all__ = ["CNN", "MLP", "Backbone", "EmbedCategories", "Preprocess"]

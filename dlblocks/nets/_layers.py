@@ -1,4 +1,4 @@
-"""The pieces that nets share: activations by name, normalisation, initialisation."""
+"""Activations by name, and initial weights."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ Init = Literal["kaiming", "xavier"]
 
 
 def make_activation(name: str) -> nn.Module:
-    """Returns a new activation by its name; see `ACTIVATIONS`."""
+    """Return a new activation by its name in `ACTIVATIONS`."""
     check_choice("activation", name, ACTIVATIONS)
     return ACTIVATIONS[name]()
 
 
 def init_weights(module: nn.Module, init: Init | None, activation: str) -> None:
-    """Initialises all linear and convolutional layers of `module` in place; biases become 0.
+    """Initialize all linear and convolutional layers in place.
 
-    ``"kaiming"``: normal with standard deviation gain / √fan_in (He et al. 2015), where the gain is
-    that of `activation` (√2 for ReLU and its smooth relatives). ``"xavier"``: uniform in ±
-    gain · √(6 / (fan_in + fan_out)) (Glorot and Bengio 2010). The last linear layer, which no
-    activation follows, has gain 1. None leaves torch's default.
+    ``"kaiming"``: normal with standard deviation gain / √fan_in (He et al. 2015), with the gain of
+    `activation` (√2 for ReLU and its smooth relatives). ``"xavier"``: uniform in ±
+    gain · √(6 / (fan_in + fan_out)) (Glorot and Bengio 2010). The last linear layer has no
+    activation after it, and gain 1. Biases become 0. None leaves torch's default.
     """
     if init is None:
         return

@@ -1,4 +1,4 @@
-"""A plain convolutional net (LeCun et al. 1998), with batch norm and global average pooling."""
+"""Convolutional net (LeCun et al. 1998)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from dlblocks.nets._layers import Init, init_weights, make_activation
 
 
 class CNN(nn.Module):
-    """Blocks of convolution – norm – activation, each but the last pooled; then dense layers.
+    """Blocks of convolutions and pooling, then dense layers.
 
     A block is `convs_per_block` times a convolution that keeps height and width, a norm and an
     activation. Between two blocks 2×2 pooling halves height and width (rounding down). After the
     last block the map is averaged over its positions (``head="gap"``, Lin et al. 2014) or pooled
-    and flattened (``head="flatten"``). Dense layers with activations and the linear output follow;
-    dropout comes before each of them.
+    and flattened (``head="flatten"``). Dense layers with activations and the linear output follow,
+    with dropout before each of them.
 
     Args:
         in_channels: Channels of the images.
@@ -33,7 +33,7 @@ class CNN(nn.Module):
         head: ``"gap"``, for images of any size, or ``"flatten"``, for images of `image_size`.
         image_size: Height and width of the images, or one number for square ones.
         hidden: Widths of the dense layers before the last.
-        dropout: Probability in [0, 1) with which an input of a dense layer is zeroed in training.
+        dropout: Probability in [0, 1) that an input of a dense layer is zeroed in training.
         init: ``"kaiming"``, ``"xavier"`` or None; see `dlblocks.nets._layers.init_weights`.
 
     Shape:
@@ -94,7 +94,7 @@ class CNN(nn.Module):
                         block_width,
                         kernel_size,
                         padding=kernel_size // 2,
-                        # Batch norm subtracts the mean, and with it any bias before it.
+                        # Batch norm subtracts the mean, so a bias before it has no effect.
                         bias=norm is None,
                     )
                 )
@@ -131,17 +131,19 @@ class CNN(nn.Module):
 
     @property
     def min_image_size(self) -> int:
-        """The smallest height and width that the pooling leaves something of."""
-        return 2**self.num_pools
+        """Smallest height and width that the pooling allows."""
+        found: int = 2**self.num_pools
+        return found
 
     def forward(self, images: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
             self.check_input(tuple(images.shape[1:]))
         maps = self.blocks(images)  # (N, channels[-1], H', W')
-        return self.head(maps)  # (N, out_features)
+        found: Tensor = self.head(maps)
+        return found
 
     def check_input(self, shape: tuple[int, ...]) -> None:
-        """Raises a `ValueError` unless an image of `shape`, without the batch axis, fits."""
+        """Raise a `ValueError` unless images of a shape (C, H, W) fit."""
         if len(shape) != 3:
             raise ValueError(f"CNN expects images (C, H, W), got inputs of shape {shape}; use MLP.")
         if shape[0] != self.in_channels:

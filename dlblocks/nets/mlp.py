@@ -1,4 +1,4 @@
-"""The multi-layer perceptron (Rumelhart, Hinton and Williams 1986)."""
+"""Multi-layer perceptron (Rumelhart, Hinton and Williams 1986)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from dlblocks.nets._layers import Init, init_weights, make_activation
 class EmbedCategories(nn.Module):
     """Replaces numbers of categories by learned vectors (Guo and Berkhahn 2016).
 
-    A column of n categories holds whole numbers from 0 to n, of which 0 is an unknown category; its
-    vector is 0 and stays so. Vectors have min(50, ceil(1.6 n^0.56)) values, a rule of thumb of the
-    library fastai, drawn from a normal distribution with standard deviation 0.1.
+    A column of n categories holds whole numbers from 0 to n. 0 is an unknown category, whose vector
+    stays 0. Vectors have min(50, ceil(1.6 n^0.56)) values, a rule of thumb of the library fastai,
+    drawn from a normal distribution with standard deviation 0.1.
 
     Args:
         in_features: Values in one input.
-        categories: For each such column its position and n, as ``data.embeddings`` of a
-            `TabularDataModule` says.
+        categories: Position and n of each such column, as in ``data.embeddings`` of a
+            `TabularDataModule`.
 
     Shape:
         Input (N, in_features); output (N, out_features): the other columns, then the vectors.
@@ -63,7 +63,7 @@ class EmbedCategories(nn.Module):
 
 
 class MLP(nn.Module):
-    """Layers of linear – norm – activation – dropout, then a linear layer.
+    """Linear layers with norm, activation and dropout, then the output.
 
     Args:
         in_features: Values in one input; everything after the first axis is flattened.
@@ -71,11 +71,11 @@ class MLP(nn.Module):
         hidden: Widths of the hidden layers; empty for a linear model.
         activation: Name of the activation; see `dlblocks.nets._layers.ACTIVATIONS`.
         norm: ``"batch"`` (Ioffe and Szegedy 2015), ``"layer"`` (Ba et al. 2016) or None.
-        dropout: Probability in [0, 1) with which a hidden unit is zeroed in training
-            (Srivastava et al. 2014).
+        dropout: Probability in [0, 1) that a hidden unit is zeroed in training (Srivastava et al.
+            2014).
         init: ``"kaiming"``, ``"xavier"`` or None; see `dlblocks.nets._layers.init_weights`.
-        embeddings: Of inputs that are numbers of categories the position and how many categories
-            there are; see `EmbedCategories`.
+        embeddings: Position and number of categories of each column to embed; see
+            `EmbedCategories`.
 
     Shape:
         Input (N, ...) with `in_features` values after the first axis; output (N, out_features).
@@ -114,7 +114,7 @@ class MLP(nn.Module):
         widths = [self.embed.out_features if self.embed else in_features, *hidden]
         layers: list[nn.Module] = []
         for fan_in, width in itertools.pairwise(widths):
-            # Batch norm subtracts the mean, and with it any bias before it.
+            # Batch norm subtracts the mean, so a bias before it has no effect.
             layers.append(nn.Linear(fan_in, width, bias=norm != "batch"))
             if norm is not None:
                 layers.append(nn.BatchNorm1d(width) if norm == "batch" else nn.LayerNorm(width))
@@ -131,10 +131,19 @@ class MLP(nn.Module):
             self.check_input(tuple(inputs.shape[1:]))
         if self.embed is not None:
             x = self.embed(x)
-        return self.layers(x)  # (N, out_features)
+        found: Tensor = self.layers(x)
+        return found
+
+    def check_embeddings(self, found: Mapping[int, int], source: str) -> None:
+        """Raise a `ValueError` unless the embedded columns are those that `source` numbers."""
+        if found != self.embeddings:
+            raise ValueError(
+                f"embeddings={self.embeddings}, but {source} numbers the categories of {found}; "
+                "set embeddings=data.embeddings."
+            )
 
     def check_input(self, shape: tuple[int, ...]) -> None:
-        """Raises a `ValueError` unless an input of `shape`, without the batch axis, fits."""
+        """Raise a `ValueError` unless inputs of a shape (…) fit."""
         found = math.prod(shape)
         if found != self.in_features:
             raise ValueError(

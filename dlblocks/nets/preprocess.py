@@ -1,4 +1,4 @@
-"""`Preprocess`: raw inputs become those that a net is trained on."""
+"""Turn raw inputs into the inputs that a net is trained on."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ STATISTICS = ("scale", "shift", "fill", "coded", "tables")
 class Preprocess(nn.Module):
     """Normalise inputs by statistics of the training part.
 
-    `Model.preprocess` is one. A fit with a datamodule of this package sets it, once, to the
-    statistics of its training part. They are saved with the weights, so that a model takes raw
-    inputs wherever it is.
+    Every `Model.preprocess` is one. A fit with a datamodule of this package sets it, once, to the
+    statistics of its training part. They are saved with the weights, so that a loaded model takes
+    raw inputs.
 
-    Applied to inputs, in this order:
+    It changes inputs in this order:
 
-    1. Numbers of categories become what `tables` says of them.
+    1. Numbers of categories become their values in `tables`.
     2. Missing cells (NaN) become `fill`.
     3. ``inputs * scale + shift``, each channel (or column) with its own.
 
-    The result has the dtype of the model. Statistics keep their dtype when the model changes its
-    own: float32, or float64 where float32 would round too much. A checkpoint holds them, but they
-    are not buffers: weight averaging, DDP and half precision would change those.
+    The result has the dtype of the model. Statistics keep their dtype when the model's changes:
+    float32, or float64 if float32 would round too much. A checkpoint holds them, but they are not
+    buffers, because weight averaging, DDP and half precision change buffers.
 
     Args:
         mean: Mean of each channel, or column, in the units of the inputs, such as 0 … 255 of uint8
-            images. None: not set; inputs stay as they are.
+            images. None: inputs stay as they are.
         std: Standard deviation of each.
 
     Attributes:
         scale: Shape (C,), or () for all; empty while nothing is set.
-        shift: Likewise.
-        fill: In place of missing cells, shape (F,), or empty.
+        shift: Of the same shape as `scale`.
+        fill: Replacements of missing cells, shape (F,), or empty.
         coded: Columns that hold numbers of categories from -1 (missing), int64 of shape (K,).
         tables: New values of each category of these columns, shape (K, 2 + categories).
 
@@ -70,30 +70,36 @@ class Preprocess(nn.Module):
 
     @property
     def is_set(self) -> bool:
-        """Whether there are statistics."""
+        """True if statistics are set."""
         return self.scale.numel() > 0
 
     def set(self, **statistics: Tensor) -> Self:
-        """Take copies of these statistics, on the device of the old ones; the others stay."""
+        """Replace some statistics by copies of these.
+
+        They move to the device of the old ones.
+        """
         device = self.scale.device
         for name, value in statistics.items():
             value = value.detach().clone()
-            # The meta device would keep no numbers.
+            # The meta device would drop the numbers.
             setattr(self, name, value if device.type == "meta" else value.to(device))
         return self
 
     def statistics(self) -> dict[str, Tensor]:
-        """All statistics by name."""
+        """Return all statistics by name."""
         return {name: getattr(self, name) for name in STATISTICS}
 
     def is_like(self, other: Preprocess) -> bool:
-        """Whether statistics can be stacked with another's: the same shapes, dtypes and columns."""
+        """Return True if the statistics of two can be stacked.
+
+        They need the same shapes, dtypes and columns.
+        """
         pairs = [(getattr(self, name), getattr(other, name)) for name in STATISTICS]
         alike = all(a.shape == b.shape and a.dtype == b.dtype for a, b in pairs)
         return alike and torch.equal(self.coded, other.coded)
 
     def to_plain(self) -> dict[str, Any]:
-        """The statistics as plain values, for JSON; `from_plain` makes the same of them."""
+        """Return the statistics as plain values, for JSON and `from_plain`."""
         return {
             name: [str(value.dtype).removeprefix("torch."), value.tolist()]
             for name, value in self.statistics().items()
@@ -102,7 +108,7 @@ class Preprocess(nn.Module):
 
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> Self:
-        """Make one of what `to_plain` returned."""
+        """Create one from the result of `to_plain`."""
         return cls().set(
             **{
                 name: torch.tensor(numbers, dtype=getattr(torch, dtype))
@@ -121,14 +127,17 @@ class Preprocess(nn.Module):
         return rescale(inputs, scale, shift, self.dtype_of.dtype)
 
     def inverse(self, inputs: Tensor) -> Tensor:
-        """Undo scale and shift: inputs in the units of the source, floating point if it is set."""
+        """Undo scale and shift, back to the units of the source.
+
+        If statistics are set, the result is floating point.
+        """
         if not self.is_set:
             return inputs
         shape = (-1,) + (1,) * (inputs.ndim - 2) if self.scale.ndim else ()
         return (inputs - self.shift.reshape(shape)) / self.scale.reshape(shape)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # Half precision would round the statistics: of a change, they take the device alone.
+        # Half precision would round the statistics, so they change their device only.
         moved = fn(self.dtype_of)
         self._buffers["dtype_of"] = moved
         for name in STATISTICS:
@@ -136,7 +145,7 @@ class Preprocess(nn.Module):
             if moved.device.type == "mps" and value.dtype == torch.float64:  # MPS has no float64
                 value = value.float()
             if moved.device != value.device:
-                is_meta = value.device.type == "meta"  # which has no numbers to copy
+                is_meta = value.device.type == "meta"  # it has no numbers to copy
                 make = torch.empty_like(value, device=moved.device) if is_meta else None
                 setattr(self, name, value.to(moved.device) if make is None else make)
         return self
@@ -156,7 +165,7 @@ class Preprocess(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        # As many numbers as were saved, whatever was here before.
+        # The saved shapes replace those of the present statistics.
         names = {prefix + name: name for name in STATISTICS}
         self.set(**{name: state_dict[key] for key, name in names.items() if key in state_dict})
         if strict:
@@ -166,14 +175,14 @@ class Preprocess(nn.Module):
 
 
 class PassOn(Preprocess):
-    """Leave inputs as they are: the members of an ensemble have statistics of their own.
+    """Leave inputs as they are, for an ensemble.
 
-    `is_set` is True if any member's is.
+    Its members have statistics of their own. `is_set` is True if one of them has any.
     """
 
     def __init__(self, members: Sequence[Preprocess]) -> None:
         super().__init__()
-        self._members = list(members)  # no submodules: each is in its member already
+        self._members = list(members)  # not submodules, because the members hold them already
 
     @property
     def is_set(self) -> bool:
@@ -186,7 +195,7 @@ class PassOn(Preprocess):
 def preprocess_of(model: Any) -> Preprocess | None:
     """Return the `preprocess` of a `dlblocks.models.Model`, else None.
 
-    Another module that has one of this name may apply it in its own `forward`.
+    Other modules with such an attribute may apply it in their own `forward`.
     """
     found = getattr(model, "preprocess", None)
     takes_raw = hasattr(model, "forward_prepared")
@@ -194,11 +203,11 @@ def preprocess_of(model: Any) -> Preprocess | None:
 
 
 def complete(inputs: Tensor, fill: Tensor, coded: Tensor, tables: Tensor) -> Tensor:
-    """Fill in what is missing, and look up numbers of categories.
+    """Fill in missing cells, and look up numbers of categories.
 
     Args:
-        inputs: Shape (N, F); or (M, N, F) of M models.
-        fill: Shape (F,) or (M, 1, F); empty for nothing to fill in.
+        inputs: Shape (N, F), or (M, N, F) for M models.
+        fill: Shape (F,) or (M, 1, F); empty to fill in nothing.
         coded: Columns, int64 of shape (K,); empty for none.
         tables: Shape (K, 2 + categories), or with a leading M.
 
@@ -217,12 +226,12 @@ def complete(inputs: Tensor, fill: Tensor, coded: Tensor, tables: Tensor) -> Ten
 def rescale(inputs: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
     """Return ``inputs * scale + shift`` as `dtype`.
 
-    Computed in float32 at least, and in float64 if any of the three is.
+    It computes in float32 at least, and in float64 if any of the three is float64.
     """
     if torch.float64 in (inputs.dtype, scale.dtype):
         return (inputs.double() * scale.double()).add_(shift.double()).to(dtype)
     wide = torch.promote_types(torch.float32, dtype)
     if inputs.dtype == wide:
         return (inputs * scale.to(wide)).add_(shift.to(wide)).to(dtype)
-    # In place in the new memory: half the time of one fused operation out of place.
+    # Operations in place take half the time of one that casts and multiplies at once.
     return inputs.to(wide).mul_(scale).add_(shift).to(dtype)

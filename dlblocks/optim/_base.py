@@ -1,4 +1,4 @@
-"""What the optimizers of this package share."""
+"""Base of the optimizers of this package."""
 
 from __future__ import annotations
 
@@ -16,22 +16,19 @@ Columns = list[list[Tensor]]  # parameters, gradients, and each state
 
 
 class BaseOptimizer(Optimizer):
-    """A `torch.optim.Optimizer` that checks every group and keeps tensors of zeros as state.
+    """Checks every group, and starts all states at zero.
 
     Subclasses define `state_names` and `_update`.
 
     Attributes:
-        state_names: The tensors, of the shape of the parameter, that begin as zeros.
-        counts_steps: Whether ``"step"`` is part of the state too.
+        state_names: Names of state tensors, which have the shape of the parameter.
+        counts_steps: True if the state also counts steps, as ``"step"``.
     """
 
     state_names: tuple[str, ...] = ()
     counts_steps = False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        betas = param_group.get("betas", self.defaults.get("betas"))
-        if isinstance(betas, list):  # from YAML
-            param_group = {**param_group, "betas": tuple(betas)}
         self._check_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
         for p in self.param_groups[-1]["params"]:
@@ -41,7 +38,7 @@ class BaseOptimizer(Optimizer):
                 )
 
     def _check_group(self, group: Group) -> None:
-        """Raises a `ValueError` if a setting is out of its range."""
+        """Raise a `ValueError` if a setting is out of its range."""
         if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
             raise ValueError(
                 f"lr is a tensor of shape {tuple(group['lr'].shape)}; it must be one number."
@@ -59,16 +56,16 @@ class BaseOptimizer(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for group in self.param_groups:  # other packages' lack some
+        for group in self.param_groups:  # those of other packages lack some settings
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
         for values in self.state.values():
             if self.counts_steps and values and not isinstance(values["step"], Tensor):
                 values["step"] = torch.tensor(float(values["step"]))
 
-    # Dynamo knows this name: it runs it before it traces the step.
+    # Dynamo runs a function of this name before it traces the step.
     def _init_group(self, group: dict[str, Any], rows: list[tuple[Tensor, ...]]) -> None:
-        """Appends (parameter, gradient, its states …) of each parameter with a gradient."""
+        """Append (parameter, gradient, states …) of parameters with gradients."""
         names = [*self.state_names, *(["step"] if self.counts_steps else [])]
         for p in group["params"]:
             if p.grad is None:
@@ -90,13 +87,13 @@ class BaseOptimizer(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Updates every parameter that has a gradient.
+        """Update every parameter that has a gradient.
 
         Args:
-            closure: Computes the loss anew, with gradients; called once, before the update.
+            closure: Computes loss and gradients again. It is called once, before the update.
 
         Returns:
-            What `closure` returns, or None.
+            The result of `closure`, or None.
         """
         loss = None
         if closure is not None:
@@ -107,20 +104,22 @@ class BaseOptimizer(Optimizer):
             self._init_group(group, rows)
             lr = group["lr"]
             if isinstance(lr, Tensor):
-                lr = lr.view(())  # without axes it fits parameters of any shape
+                lr = lr.view(())  # a tensor without axes fits parameters of any shape
             for columns in _by_device_and_dtype(rows):
                 if group["maximize"]:
                     columns[1] = list(torch._foreach_neg(columns[1]))
+                if self.counts_steps:
+                    torch._foreach_add_(columns[-1], 1)
                 self._update(group, lr, columns)
         return loss
 
     def _update(self, group: Group, lr: float | Tensor, columns: Columns) -> None:
-        """Updates parameters of one device and dtype, and their states, in place."""
+        """Update parameters of one device and dtype, and their states, in place."""
         raise NotImplementedError(f"{type(self).__name__} must define _update.")
 
 
 def descend_(params: list[Tensor], directions: list[Tensor], lr: float | Tensor) -> None:
-    """Subtracts ``lr * directions`` from the parameters, in place."""
+    """Subtract ``lr * directions`` from the parameters, in place."""
     if isinstance(lr, Tensor):
         torch._foreach_sub_(params, torch._foreach_mul(directions, lr))
     else:
@@ -128,7 +127,7 @@ def descend_(params: list[Tensor], directions: list[Tensor], lr: float | Tensor)
 
 
 def _by_device_and_dtype(rows: list[tuple[Tensor, ...]]) -> list[Columns]:
-    """Turns rows into lists of columns, one list for each device and dtype."""
+    """Turn rows into columns, separately for each device and dtype."""
     found: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, ...]]] = {}
     for row in rows:
         found.setdefault((row[0].device, row[0].dtype), []).append(row)

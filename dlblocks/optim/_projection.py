@@ -1,14 +1,17 @@
-"""The projection of AdamP and SGDP (Heo et al. 2021), and the step that both share.
+"""Take projected steps, for AdamP and SGDP (Heo et al. 2021).
 
-The scale of a weight before a norm does not count, so its gradient is at right angles to it. A
-momentum step is not: it makes the weight grow, and so the effective learning rate fall. The
-projection removes the part of the step along the weight where the angle between weight and
-gradient shows that the scale does not count.
+The scale of a weight before a norm does not matter, so its gradient is at right angles to it. A
+momentum step is not: the weight grows, and the effective learning rate falls. The projection
+removes the part of the step along the weight. It applies where the angle between weight and
+gradient shows that the scale does not matter.
+
+Most weights of nets without norms are not projected. On a CPU, only the others pay for the
+projection. A GPU projects all, with factors of 0, because it would have to wait for the answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,132 +19,157 @@ from torch import Tensor
 from dlblocks.optim._base import BaseOptimizer, Columns, Group, descend_
 
 HALF = (torch.float16, torch.bfloat16)
-# Values updated together, and values of a temporary product: new memory is slow on a CPU.
-BLOCK = 2**20
-TEMPORARY = 2**17
+PIECE = 2**17  # values multiplied at once on a CPU: the products stay in its cache
 
 
 class ProjectedOptimizer(BaseOptimizer):
-    """A step along a direction that is projected where the weight is scale-invariant.
+    """Base of optimizers that project steps of scale-invariant weights.
 
-    Subclasses define `_directions` and perhaps `_decay`.
+    Subclasses define `_directions` and perhaps `_decay` and `_step_unprojected`.
     """
 
     def _directions(self, group: Group, columns: Columns) -> list[Tensor]:
-        """Updates the states in place and returns what is to be subtracted, without the rate."""
+        """Update the states and return the steps, without the rate."""
         raise NotImplementedError
 
     def _decay(self, group: Group) -> float:
-        """Weight decay of a weight that is not projected, without the rate."""
+        """Return the decay of weights that are not projected, without the rate."""
         return float(group["weight_decay"])
 
     def _update(self, group: Group, lr: float | Tensor, columns: Columns) -> None:
-        for block in _blocks(columns):
-            self._update_block(group, lr, block)
-
-    def _update_block(self, group: Group, lr: float | Tensor, columns: Columns) -> None:
         params, grads, *states = columns
         if params[0].dtype in HALF:  # eps, and squares of 5e-3, are 0 in float16
             wide = [[x.float() for x in tensors] for tensors in columns]
-            self._update_block(group, lr, wide)
+            self._update(group, lr, wide)
             for old, new in zip([params, *states], [wide[0], *wide[2:]], strict=True):
                 torch._foreach_copy_(old, new)
             return
+        projected = [i for i, p in enumerate(params) if p.ndim > 1 and p.numel()]
+        if projected:
+            weights, their_grads = [params[i] for i in projected], [grads[i] for i in projected]
+            found = find_projection(weights, their_grads, delta=group["delta"], eps=group["eps"])
+            # A GPU would first have to finish all queued work.
+            if params[0].is_cpu and not torch.compiler.is_compiling():
+                applies = found.applies.tolist()
+                projected = [i for i, yes in zip(projected, applies, strict=True) if yes]
+                found = found.where_it_applies()
+        others = sorted(set(range(len(params))) - set(projected))
+        if others:
+            self._step_unprojected(group, lr, [[c[i] for i in others] for c in columns])
+        if projected:
+            self._step_projected(group, lr, [[c[i] for i in projected] for c in columns], found)
+
+    def _step_unprojected(self, group: Group, lr: float | Tensor, columns: Columns) -> None:
+        """Update parameters without a projection, and their states, in place."""
         directions = self._directions(group, columns)
-        decay = lr * self._decay(group)
-        rows = list(zip(directions, params, grads, strict=True))
-        matrices = [row for row in rows if row[1].ndim > 1 and row[1].numel()]
-        if matrices:
-            directed, weights, their_grads = map(list, zip(*matrices, strict=True))
-            delta, eps = group["delta"], group["eps"]
-            projected = project_(directed, weights, their_grads, delta=delta, eps=eps)
-        if matrices and group["weight_decay"]:
-            share = 1 + (group["wd_ratio"] - 1) * projected.to(weights[0].dtype)
-            torch._foreach_mul_(weights, list((1 - decay * share).unbind()))
-        flat = [p for p in params if p.ndim < 2 and p.numel()]
-        if flat and group["weight_decay"]:
-            torch._foreach_mul_(flat, 1 - decay)
+        if group["weight_decay"]:
+            torch._foreach_mul_(columns[0], 1 - lr * self._decay(group))
+        descend_(columns[0], directions, lr)
+
+    def _step_projected(
+        self, group: Group, lr: float | Tensor, columns: Columns, projection: Projection
+    ) -> None:
+        """Update weights with a projection, and their states, in place."""
+        params = columns[0]
+        directions = self._directions(group, columns)
+        project_(directions, params, projection, eps=group["eps"])
+        if group["weight_decay"]:
+            decay = lr * self._decay(group)
+            saved = projection.applies.to(params[0].dtype) * (decay * (1 - group["wd_ratio"]))
+            torch._foreach_mul_(params, list((saved + (1 - decay)).unbind()))
         descend_(params, directions, lr)
 
 
-def project_(
-    directions: list[Tensor],
-    params: list[Tensor],
-    grads: list[Tensor],
-    *,
-    delta: float,
-    eps: float,
-) -> Tensor:
-    """Removes from each direction its part along a weight that looks scale-invariant, in place.
+class Projection(NamedTuple):
+    """Result of the test of T weights, which have R rows together.
 
-    It looks so if |cos(p, g)| < delta / √dim (Heo et al. 2021, eq. 12): first for all its rows, the
-    output channels, with dim the values of a row; else for the whole weight. The direction d
-    becomes d - p̂ (p̂·d) with p̂ = p / (|p| + eps), of each row or of the whole.
+    Attributes:
+        by_row: True for weights whose rows all look scale-invariant, shape (T,).
+        applies: True for weights whose direction is projected, by row or as a whole, shape (T,).
+        norms: The norm of each row, or of its whole weight where not `by_row`, shape (R,).
+        owner: The number of the weight of each row, shape (R,).
+    """
+
+    by_row: Tensor
+    applies: Tensor
+    norms: Tensor
+    owner: Tensor
+
+    def where_it_applies(self) -> Projection:
+        """Leave out the weights that are not projected."""
+        applies = self.applies
+        rows = applies[self.owner]
+        numbers = applies.cumsum(0) - 1
+        return Projection(
+            self.by_row[applies], applies[applies], self.norms[rows], numbers[self.owner[rows]]
+        )
+
+
+def find_projection(
+    params: list[Tensor], grads: list[Tensor], *, delta: float, eps: float
+) -> Projection:
+    """Find the weights that look scale-invariant.
+
+    A weight p with gradient g looks so if |cos(p, g)| < delta / √dim (Heo et al. 2021, eq. 12):
+    first for all its rows, the output channels, with dim the values of a row; else for the whole
+    weight.
 
     Args:
-        directions: The T directions d, with two axes or more.
-        params: The weights p, of the same shapes.
-        grads: Their gradients g, likewise.
+        params: T weights p, with two axes or more.
+        grads: Their gradients g.
         delta: The threshold.
         eps: The least norm.
-
-    Returns:
-        Which directions were projected, shape (T,).
     """
-    # One value for each of the R rows of all weights, and the number of its weight.
-    dots = _row_dots(params, grads)  # (R,)
-    norms, grad_norms = _row_norms(params), _row_norms(grads)  # (R,)
-    columns = torch.cat([p.new_full((len(p),), p[0].numel()) for p in params])  # (R,)
+    weights, gradients = [p.flatten(1) for p in params], [g.flatten(1) for g in grads]
     owner = torch.cat(
-        [torch.full((len(p),), i, device=p.device) for i, p in enumerate(params)]
-    )  # (R,)
+        [w.new_full(w.shape[:1], i, dtype=torch.int64) for i, w in enumerate(weights)]
+    )
+    columns = torch.cat([w.new_full(w.shape[:1], w.shape[1]) for w in weights])  # (R,)
+    dots = _dots(weights, gradients)  # (R,)
+    norms = torch.stack([_norms(weights), _norms(gradients)])  # (2, R)
 
-    def total(values: Tensor) -> Tensor:
-        """Sums over the rows of each weight, (T,)."""
-        return values.new_zeros(len(params)).index_add_(0, owner, values)
+    whole = _totals(norms.square(), owner, len(params)).sqrt()  # (2, T)
+    small = dots.abs() < delta * columns.rsqrt() * norms.clamp_min(eps).prod(0)  # (R,)
+    by_row = _totals((~small).to(dots.dtype), owner, len(params)) == 0  # (T,)
+    limit = delta * _totals(columns, owner, len(params)).rsqrt() * whole.clamp_min(eps).prod(0)
+    applies = by_row | (_totals(dots, owner, len(params)).abs() < limit)
+    return Projection(by_row, applies, torch.where(by_row[owner], norms[0], whole[0][owner]), owner)
 
-    whole = total(norms.square()).sqrt()  # (T,)
-    whole_grad = total(grad_norms.square()).sqrt()
-    cosines = dots.abs() / (norms.clamp_min(eps) * grad_norms.clamp_min(eps))  # (R,)
-    whole_cosine = total(dots).abs() / (whole.clamp_min(eps) * whole_grad.clamp_min(eps))  # (T,)
-    by_row = total((cosines >= delta / columns.sqrt()).to(dots.dtype)) == 0
-    projected = by_row | (whole_cosine < delta / total(columns).sqrt())
-    skip = projected.is_cpu and not torch.compiler.is_compiling()  # a GPU would have to wait
-    if skip and not projected.any():
-        return projected
 
-    along = _row_dots(params, directions)
-    along = torch.where(by_row[owner], along, total(along)[owner])
-    norms = torch.where(by_row[owner], norms, whole[owner])
-    radial = torch.where(projected[owner], along / (norms + eps).square(), 0.0)
-    factors = radial.split([len(p) for p in params])
-    shaped = [x.view(-1, *[1] * (p.ndim - 1)) for x, p in zip(factors, params, strict=True)]
+def project_(
+    directions: list[Tensor], params: list[Tensor], projection: Projection, *, eps: float
+) -> None:
+    """Remove from each direction d its part along its weight, in place.
+
+    It becomes d - p̂ (p̂·d) with p̂ = p / (|p| + eps), of each row or of the whole weight. Directions
+    of other weights stay.
+    """
+    by_row, applies, norms, owner = projection
+    along = _dots([p.flatten(1) for p in params], [d.flatten(1) for d in directions])  # (R,)
+    along = torch.where(by_row[owner], along, _totals(along, owner, len(params))[owner])
+    factors = torch.where(applies[owner], along / (norms + eps).square(), 0.0)
+    parts = factors.split([len(p) for p in params])
+    shaped = [x.view(-1, *[1] * (p.ndim - 1)) for x, p in zip(parts, params, strict=True)]
     torch._foreach_addcmul_(directions, params, shaped, value=-1)
-    return projected
 
 
-def _row_dots(some: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
-    """Products of the rows of pairs of tensors, one after the other."""
+def _dots(some: list[Tensor], others: list[Tensor]) -> Tensor:
+    """Return the products of the rows of pairs of matrices, in order."""
     found = []
     for one, other in zip(some, others, strict=True):
-        parts = [(one, other)]
-        if one.numel() > TEMPORARY:
-            rows = max(1, TEMPORARY // one[0].numel())
-            parts = list(zip(one.split(rows), other.split(rows), strict=True))
-        found += [(a * b).flatten(1).sum(1) for a, b in parts]
+        pairs = [(one, other)]
+        if one.numel() > PIECE and one.is_cpu:
+            rows = max(1, PIECE // one.shape[1])
+            pairs = list(zip(one.split(rows), other.split(rows), strict=True))
+        found += [torch.linalg.vecdot(a, b) for a, b in pairs]
     return torch.cat(found)
 
 
-def _row_norms(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim))) for x in tensors])
+def _norms(matrices: list[Tensor]) -> Tensor:
+    """Return the norms of the rows of matrices, in order."""
+    return torch.cat([torch.linalg.vector_norm(x, dim=1) for x in matrices])
 
 
-def _blocks(columns: Columns) -> Iterator[Columns]:
-    """Splits equally long lists of tensors before `BLOCK` values are exceeded."""
-    first = count = 0
-    for i, p in enumerate(columns[0]):
-        count += p.numel()
-        if count > BLOCK and i > first:
-            yield [column[first:i] for column in columns]
-            first, count = i, p.numel()
-    yield [column[first:] for column in columns]
+def _totals(values: Tensor, owner: Tensor, count: int) -> Tensor:
+    """Sum over the rows of each weight, (…, R) → (…, T)."""
+    return values.new_zeros(*values.shape[:-1], count).index_add_(-1, owner, values)

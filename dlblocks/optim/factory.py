@@ -20,12 +20,12 @@ from dlblocks.optim.sgdp import SGDP
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """What a name stands for.
+    """Meaning of a name.
 
     Attributes:
         cls: The class.
         lr: Default learning rate: the paper's where it gives one, else torch's.
-        paper: Where it comes from.
+        paper: Source.
         args: Arguments that the name implies.
     """
 
@@ -55,7 +55,7 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
         torch.optim.LBFGS, 1.0, "Liu and Nocedal 1989", {"line_search_fn": "strong_wolfe"}
     ),
 }
-# Where a class path may lead. A checkpoint names its optimizer: nothing else is ever imported.
+# Modules that a class path may name. A checkpoint names its optimizer, and may import no other.
 HOMES: dict[str, Mapping[str, Any]] = {
     "torch.optim": vars(torch.optim),
     "dlblocks.optim": {"AdamP": AdamP, "SGDP": SGDP, "Lion": Lion},
@@ -63,10 +63,10 @@ HOMES: dict[str, Mapping[str, Any]] = {
 
 
 def optimizer_spec(name: str) -> OptimizerSpec:
-    """What `name` stands for: a name of `OPTIMIZERS`, or a class path such as torch.optim.Adamax.
+    """Return the meaning of a name of `OPTIMIZERS`, or of a class path.
 
     Raises:
-        ValueError: There is no such optimizer.
+        ValueError: The name is not known.
 
     >>> optimizer_spec("torch.optim.Adamax").lr
     0.002
@@ -90,7 +90,7 @@ def _is_optimizer(value: Any) -> bool:
 def check_optimizer(
     name: str, args: Mapping[str, Any] | None = None, *, weight_decay: float = 0.0
 ) -> None:
-    """Raises a `ValueError` if there is no such optimizer, or it has no such argument.
+    """Raise a `ValueError` if an optimizer or its arguments are not known.
 
     >>> check_optimizer("adam", {"momentum": 0.9})
     Traceback (most recent call last):
@@ -115,7 +115,7 @@ layer_decay, lr_groups, maximize, skip_norm_bias.
             + (", or callbacks.WeightPenalty." if name == "lbfgs" else ".")
         )
     check_group_args(args)
-    if args:  # its own checks of their values, on a weight of one number
+    if args:  # let the class check their values, on a weight of one number
         weight = nn.Parameter(torch.zeros(1, 1))
         arguments = _class_args(spec, args)
         try:
@@ -125,12 +125,12 @@ layer_decay, lr_groups, maximize, skip_norm_bias.
 
 
 def _group_args(spec: OptimizerSpec) -> tuple[str, ...]:
-    return () if spec.cls is torch.optim.LBFGS else GROUP_ARGS  # which has one group
+    return () if spec.cls is torch.optim.LBFGS else GROUP_ARGS  # it has one group
 
 
 def _class_args(spec: OptimizerSpec, args: Mapping[str, Any]) -> dict[str, Any]:
     arguments = {key: plain_numbers(v) for key, v in args.items() if key not in GROUP_ARGS}
-    if isinstance(arguments.get("betas"), list):  # as YAML and checkpoints have it
+    if isinstance(arguments.get("betas"), list):  # from YAML or a checkpoint
         arguments["betas"] = tuple(arguments["betas"])
     return {**spec.args, **arguments}
 
@@ -143,7 +143,7 @@ def make_optimizer(
     weight_decay: float = 0.0,
     args: Mapping[str, Any] | None = None,
 ) -> Optimizer:
-    """Makes an optimizer of the trainable parameters of `module`.
+    """Create an optimizer of the trainable parameters of `module`.
 
     ========  =======================================  ======  ============================
     name      class, and what the name implies         lr      paper
@@ -164,21 +164,20 @@ def make_optimizer(
     lbfgs     LBFGS, strong Wolfe line search          1.0     Liu and Nocedal 1989
     ========  =======================================  ======  ============================
 
-    AdamP, SGDP and Lion are of `dlblocks.optim`, the others of `torch.optim`, of which any other
-    class goes by its path: ``"torch.optim.Adamax"``, with its own defaults.
+    AdamP, SGDP and Lion are from `dlblocks.optim`, the others from `torch.optim`. Other classes of
+    torch are available by their path, such as ``"torch.optim.Adamax"``, with their own defaults.
 
-    Weight decay is what the class makes of it: added to the gradient, as an L2 penalty, in all but
-    ``adamw``, ``adamp``, ``sgdp`` and ``lion``, where it is decoupled. Norms, biases,
-    class tokens and position embeddings do not decay. ``lbfgs`` has none; it has no groups either,
-    and computes the loss several times a step.
+    Weight decay is decoupled in ``adamw``, ``adamp``, ``sgdp`` and ``lion``. The other classes add
+    it to the gradient, as an L2 penalty. Norms, biases, class tokens and position embeddings do not
+    decay. ``lbfgs`` has neither decay nor groups, and computes the loss several times a step.
 
     Args:
         name: A name of the table, or a class path.
-        module: What is trained.
-        lr: Learning rate; None for the table's.
+        module: Module to train.
+        lr: Learning rate; None for that of the table.
         weight_decay: Decay of the weights.
-        args: Further arguments of the class, in place of the table's; and ``lr_groups``,
-            ``layer_decay``, ``layer_blocks`` and ``skip_norm_bias``, for which see `param_groups`.
+        args: Further arguments of the class, which replace those of the table. ``lr_groups``,
+            ``layer_decay``, ``layer_blocks`` and ``skip_norm_bias`` go to `param_groups`.
 
     Raises:
         ValueError: Unknown name or argument, negative rate, or nothing to train.

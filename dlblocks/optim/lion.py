@@ -11,19 +11,19 @@ from dlblocks.optim._base import BaseOptimizer, Columns, Group, descend_
 
 
 class Lion(BaseOptimizer):
-    """Steps of one size, the sign of a momentum (Chen et al. 2023, Algorithm 2).
+    """Steps along the sign of a momentum (Chen et al. 2023, Algorithm 2).
 
     ``p ← p · (1 - lr · weight_decay) - lr · sign(betas[0] · m + (1 - betas[0]) · g)``, then
-    ``m ← betas[1] · m + (1 - betas[1]) · g``. The paper takes a rate 3 to 10 times smaller than
-    AdamW's, and a decay as many times larger.
+    ``m ← betas[1] · m + (1 - betas[1]) · g``. The paper uses a rate 3 to 10 times smaller than
+    AdamW's, and a decay larger by the same factor.
 
     Args:
         params: Parameters, or groups of them.
-        lr: Learning rate; a tensor of one number, too.
+        lr: Learning rate, a number or a tensor of one number.
         betas: Share of the momentum in the step and in the momentum itself, each in [0, 1).
         weight_decay: Decoupled decay of the weights.
         maximize: Ascend.
-        capturable: For CUDA graphs; nothing here waits for the device or branches on values.
+        capturable: Allow CUDA graphs. The step never waits for the device or branches on values.
 
     Raises:
         ValueError: A negative rate, betas outside [0, 1), or no parameters.
@@ -39,7 +39,7 @@ class Lion(BaseOptimizer):
 
     state_names = ("exp_avg",)
 
-    elementwise = True  # what it does to a value depends on no other
+    elementwise = True  # the update of a value depends on no other value
 
     @checked
     def __init__(

@@ -1,4 +1,4 @@
-"""Which parameters decay, and which learn at a rate of their own."""
+"""Group parameters by weight decay and learning rate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from dlblocks._errors import check_range, did_you_mean
 
-# Arguments of `param_groups` that may stand among those of the optimizer.
+# Arguments of `param_groups` that `optimizer_args` may contain.
 GROUP_ARGS = ("layer_blocks", "layer_decay", "lr_groups", "skip_norm_bias")
 
 STACKS = (nn.Sequential, nn.ModuleList)
@@ -21,21 +21,21 @@ NO_WEIGHTS = {"bias", "pos", "position", "positional", "token", "tokens"}
 
 
 def check_group_args(args: Mapping[str, Any]) -> None:
-    """Raises a `ValueError` or `TypeError` if an argument of the groups is out of its range."""
+    """Raise an error if an argument of the groups is out of its range."""
     if not isinstance(args.get("skip_norm_bias", True), bool):
         raise TypeError(f"skip_norm_bias={args['skip_norm_bias']!r} must be True or False.")
     check_range("layer_decay", args.get("layer_decay", 1.0), 0, low_open=True)
     blocks = args.get("layer_blocks") or ()
     if isinstance(blocks, str) or not all(isinstance(pattern, str) for pattern in blocks):
         raise TypeError(
-            f"layer_blocks={blocks!r} must be a list of names of modules, as "
-            "['net.layers.*', 'net.head'] is."
+            f"layer_blocks={blocks!r} must be a list of names of modules, such as "
+            "['net.layers.*', 'net.head']."
         )
     factors = args.get("lr_groups") or {}
     if not isinstance(factors, Mapping):
         raise TypeError(
-            f"lr_groups={factors!r} must map names of parameters to factors of lr, as "
-            "{'net.head': 10.0} does."
+            f"lr_groups={factors!r} must map names of parameters to factors of lr, such "
+            "as {'net.head': 10.0}."
         )
     for pattern, factor in factors.items():
         check_range(f"lr_groups[{pattern!r}]", factor, 0)
@@ -53,23 +53,23 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Groups the trainable parameters of `module` by their decay and learning rate.
 
-    Weight decay shrinks what multiplies the input. Norms and biases shift and scale; decaying them
-    only hurts the fit (He et al. 2019, "Bag of Tricks"). They are the parameters with at most one
-    axis, those of layer norms, and those that have one of the words bias, token, pos, position or
-    positional in their own name: ``cls_token``, ``pos_embedding``,
+    Weight decay shrinks weights that multiply an input. Norms and biases only shift and scale, and
+    their decay hurts the fit (He et al. 2019, "Bag of Tricks"). These are the parameters with at
+    most one axis, those of layer norms, and those with one of the words bias, token, pos, position
+    or positional in their own name: ``cls_token``, ``pos_embedding``,
     ``relative_position_bias_table``. The tables of `nn.Embedding` decay, as in BERT.
 
-    Layer-wise decay of the learning rate (Clark et al. 2020, ELECTRA; Bao et al. 2022, BEiT): block
-    i = 0 … L learns at ``lr · layer_decay ** (L - i)``, and so block L, the head, at `lr`. Blocks
-    are numbered in the order in which `module` holds them:
+    `layer_decay` makes earlier blocks learn more slowly (Clark et al. 2020, ELECTRA; Bao et al.
+    2022, BEiT). Block i = 0 … L learns at ``lr · layer_decay ** (L - i)``, so block L, the head,
+    learns at `lr`. Blocks are numbered in the order of the modules:
 
     - Each entry of an `nn.Sequential` or `nn.ModuleList` is a block, such as an encoder layer of a
-      transformer or a residual block of a ResNet. A stack inside a stack is taken apart; a stack
-      inside a block is not.
-    - Each other module that holds no stack is a block: a patch embedding, a stem, a head.
-    - What has no weights, such as a norm, belongs to the block before it. Class tokens, position
-      embeddings and tables of `nn.Embedding` before the first block belong to block 0. After a
-      table, the first block is block 1.
+      transformer or a residual block of a ResNet. A stack inside a stack is split; a stack inside a
+      block is not.
+    - Each other module without a stack is a block: a patch embedding, a stem, a head.
+    - Parameters of modules without weights, such as norms, belong to the block before. Class
+      tokens, position embeddings and tables of `nn.Embedding` before the first block belong to
+      block 0. After a table, the first block is block 1.
 
     In an MLP or CNN of this package, each linear layer or convolution is a block.
 
@@ -79,20 +79,20 @@ def param_groups(
         skip_norm_bias: Leave norms and biases without decay.
         lr: Learning rate; needed where rates differ.
         layer_decay: Factor of the rate from one block to the one before it, > 0.
-        layer_blocks: Names of the modules that begin a block, or patterns, in place of the rule
-            above: ``["net.stages.*.blocks.*", "net.head"]``. A block reaches to the next one. A
-            module inside another that fits does not count.
-        lr_groups: Factors of the rate by name: of a module or parameter, ``{"net.head": 10.0}``, or
-            a pattern, ``{"net.*.bias": 2.0}``. Of several that fit, the last counts. They come on
-            top of `layer_decay`.
+        layer_blocks: Names or patterns of the modules that start a block, instead of the rule
+            above: ``["net.stages.*.blocks.*", "net.head"]``. A block ends where the next one
+            starts. Modules inside a matching module do not count.
+        lr_groups: Factors of the rate by name of a module or parameter, ``{"net.head": 10.0}``, or
+            by pattern, ``{"net.*.bias": 2.0}``. If several match, the last counts. They multiply
+            the factor of `layer_decay`.
 
     Returns:
-        Groups ``{"params": [...], "weight_decay": ...}``, with ``"lr"`` where rates differ and
-        ``"block"``, its number, with `layer_decay`; none of them empty, in the order of the first
-        parameter, those that decay first.
+        Groups ``{"params": [...], "weight_decay": ...}``, also with ``"lr"`` if rates differ, and
+        the number ``"block"`` with `layer_decay`. No group is empty. Groups that decay come first,
+        then the order is that of the first parameter.
 
     Raises:
-        ValueError: A negative number; a name that fits nothing; `module` has nothing to train.
+        ValueError: A negative number, a name that matches nothing, or nothing to train.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
@@ -134,7 +134,7 @@ def param_groups(
 
 
 def _weights(module: nn.Module) -> set[str]:
-    """Names of the parameters that multiply an input."""
+    """Return the names of the parameters that multiply an input."""
     found = set()
     for name, p in module.named_parameters():
         owner, _, own = name.rpartition(".")
@@ -147,14 +147,14 @@ def _weights(module: nn.Module) -> set[str]:
 def _number_blocks(
     module: nn.Module, weights: set[str], patterns: Sequence[str] | None
 ) -> dict[str, int]:
-    """The number of the block of each parameter, by its name."""
+    """Return the number of the block of each parameter, by name."""
     starts = _named_blocks(module, patterns) if patterns else _blocks(module)
     tables = {n for n, m in module.named_modules() if isinstance(m, TABLES)}
     layers = [name for name in weights if name.rpartition(".")[0] not in tables]
     blocks = [s for s in starts if any(name.startswith(f"{s}.") for name in layers)]
     found: dict[str, int] = {}
     number, current, has_weights = 0, "", False
-    # The parameters of a module follow each other; a shared one goes by its first name.
+    # Parameters of a module are in sequence. A shared one has its first name.
     for name, _ in module.named_parameters():
         block = next((b for b in blocks if name.startswith(f"{b}.")), current)
         if block != current:
@@ -165,7 +165,7 @@ def _number_blocks(
 
 
 def _blocks(module: nn.Module, prefix: str = "") -> Iterator[str]:
-    """Names of the modules that `param_groups` counts, in their order."""
+    """Yield the names of the modules that `param_groups` counts, in order."""
     children = [(name, part) for name, part in module.named_children() if _has_parameters(part)]
     for name, part in children:
         # An only child is the net of a model, or the original of a compiled net.
@@ -178,14 +178,14 @@ def _blocks(module: nn.Module, prefix: str = "") -> Iterator[str]:
 
 
 def _named_blocks(module: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Names of the outermost modules that fit a pattern."""
+    """Return the names of the outermost modules that match a pattern."""
     names = [name for name, _ in module.named_modules() if name]
     found: list[str] = []
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             hint = did_you_mean(pattern, names) or f"; the modules are {', '.join(names[:8])}, …"
             raise ValueError(
-                f"layer_blocks has {pattern!r}, the name of no module of "
+                f"layer_blocks has {pattern!r}, which matches no module of "
                 f"{type(module).__name__}{hint}"
             )
     for name in names:
@@ -206,7 +206,7 @@ def _has_parameters(module: nn.Module) -> bool:
 
 def _named_factors(module: nn.Module, lr_groups: Mapping[str, float]) -> dict[str, float]:
     every = dict(module.named_parameters(remove_duplicate=False))
-    # A shared parameter goes by its first name.
+    # A shared parameter has its first name.
     first = {id(p): name for name, p in reversed(list(module.named_parameters()))}
     found: dict[str, float] = {}
     for pattern, factor in lr_groups.items():
@@ -218,7 +218,7 @@ def _named_factors(module: nn.Module, lr_groups: Mapping[str, float]) -> dict[st
                 or f"; the parameters are {', '.join(list(every)[:8])}, …"
             )
             raise ValueError(
-                f"lr_groups has {pattern!r}, the name of no parameter of "
+                f"lr_groups has {pattern!r}, which matches no parameter of "
                 f"{type(module).__name__}{hint}"
             )
         found.update((first[id(every[name])], float(factor)) for name in fits)
@@ -226,16 +226,17 @@ def _named_factors(module: nn.Module, lr_groups: Mapping[str, float]) -> dict[st
 
 
 def describe(module: nn.Module, optimizer: Optimizer | None = None) -> str:
-    """A table of the groups of parameters: learning rate, weight decay, and who is in each.
+    """Return a table of the parameter groups.
 
-    With `layer_decay` it shows the number of the block too; the last is the head.
+    It shows learning rate, weight decay and parameters of each group, and with `layer_decay` the
+    number of the block. The last block is the head.
 
     Args:
         module: A model of this package, or any module.
         optimizer: Its optimizer; None for the one that a model of this package will train with.
 
     Raises:
-        TypeError: `module` is no model of this package and `optimizer` is missing.
+        TypeError: `module` is not a model of this package, and `optimizer` is missing.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
@@ -250,7 +251,7 @@ def describe(module: nn.Module, optimizer: Optimizer | None = None) -> str:
         make = getattr(module, "make_optimizer", None)
         if not callable(make):
             raise TypeError(
-                f"{type(module).__name__} does not say how it is trained; give its optimizer, "
+                f"{type(module).__name__} does not create its optimizer; pass one, "
                 "describe(module, optimizer)."
             )
         optimizer = make()

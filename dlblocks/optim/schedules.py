@@ -1,4 +1,4 @@
-"""What each schedule multiplies the learning rate by, as a function of the step."""
+"""Multiply the learning rate by a factor that depends on the step."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ UNITS = ("epoch", "step")
 
 
 class Length(NamedTuple):
-    """How long the training is, in steps of the optimizer; None where it is not known."""
+    """Length of the training in optimizer steps, None if not known."""
 
     total_steps: int | None = None
     steps_per_epoch: int | None = None
     warmup_steps: int = 0
 
     def steps_in(self, unit: str, name: str) -> int:
-        """Steps in one `unit`."""
+        """Return the number of steps in one `unit`."""
         check_choice("unit", unit, UNITS)
         if unit == "step":
             return 1
         if self.steps_per_epoch is None:
             raise ValueError(
-                f"lr_schedule={name!r} must know the length of an epoch, which this data does not "
-                "have; use lr_schedule_args={'unit': 'step'}, or limit_train_batches."
+                f"lr_schedule={name!r} needs the length of an epoch, which is not known for this "
+                "data; use lr_schedule_args={'unit': 'step'}, or limit_train_batches."
             )
         return self.steps_per_epoch
 
     def span(self, length: float | None, unit: str, name: str) -> tuple[int, int]:
-        """First and number of the steps of a fall that begins after the warm-up.
+        """Return the first step and the number of steps after the warm-up.
 
-        `length` units from the start of the training, or all of it.
+        The end is `length` units after the start of the training, or the end of the training.
         """
         check_choice("unit", unit, UNITS)
         if length is not None:
@@ -48,7 +48,7 @@ class Length(NamedTuple):
             end = round(length * self.steps_in(unit, name))
         elif self.total_steps is None:
             raise ValueError(
-                f"lr_schedule={name!r} must know how long the training is; set max_epochs or "
+                f"lr_schedule={name!r} needs the length of the training; set max_epochs or "
                 "max_steps, or lr_schedule_args={'length': …}."
             )
         else:
@@ -57,20 +57,20 @@ class Length(NamedTuple):
 
 
 def constant(known: Length) -> Factor:
-    """The learning rate times 1."""
+    """Return the factor 1."""
     return lambda step: 1.0
 
 
 def step_decay(
     known: Length, *, step_size: float = 30.0, gamma: float = 0.1, unit: str = "epoch"
 ) -> Factor:
-    """The learning rate times ``gamma ** floor(t / step_size)``.
+    """Return the factor ``gamma ** floor(t / step_size)``.
 
     Args:
         known: The length of the training.
         step_size: Epochs, or steps, between two drops.
-        gamma: What the rate is multiplied by at each.
-        unit: ``"epoch"`` or ``"step"``, in which t and `step_size` count.
+        gamma: Factor of each drop.
+        unit: ``"epoch"`` or ``"step"``, the unit of t and `step_size`.
     """
     check_range("step_size", step_size, 0, low_open=True)
     check_range("gamma", gamma, 0)
@@ -81,20 +81,20 @@ def step_decay(
 def multi_step(
     known: Length, *, milestones: Sequence[float] = (), gamma: float = 0.1, unit: str = "epoch"
 ) -> Factor:
-    """The learning rate times `gamma` at each of the milestones.
+    """Return a factor that drops by `gamma` at each milestone.
 
     Args:
         known: The length of the training.
-        milestones: Epochs, or steps, at which the rate drops; rising.
-        gamma: What the rate is multiplied by at each.
-        unit: ``"epoch"`` or ``"step"``, in which `milestones` count.
+        milestones: Epochs, or steps, at which the rate drops, in increasing order.
+        gamma: Factor of each drop.
+        unit: ``"epoch"`` or ``"step"``, the unit of `milestones`.
     """
     if isinstance(milestones, (int, float)) or not milestones:
         raise ValueError(f"milestones={milestones!r} must be a list of numbers, such as [30, 60].")
     for i, milestone in enumerate(milestones):
         check_range(f"milestones[{i}]", milestone, 0, low_open=True)
     if list(milestones) != sorted(milestones):
-        raise ValueError(f"milestones={list(milestones)} must rise.")
+        raise ValueError(f"milestones={list(milestones)} must increase.")
     check_range("gamma", gamma, 0)
     each = known.steps_in(unit, "multi_step")
     steps = [milestone * each for milestone in milestones]
@@ -102,11 +102,11 @@ def multi_step(
 
 
 def exponential(known: Length, *, gamma: float = 0.95, unit: str = "epoch") -> Factor:
-    """The learning rate times ``gamma ** t``, once an epoch or at each step.
+    """Return the factor ``gamma ** t`` of the epoch or step t.
 
     Args:
         known: The length of the training.
-        gamma: What the rate is multiplied by each time.
+        gamma: Factor of each epoch or step.
         unit: ``"epoch"`` or ``"step"``.
     """
     check_range("gamma", gamma, 0)
@@ -117,7 +117,9 @@ def exponential(known: Length, *, gamma: float = 0.95, unit: str = "epoch") -> F
 def cosine(
     known: Length, *, final: float = 0.0, length: float | None = None, unit: str = "epoch"
 ) -> Factor:
-    """From 1 to `final` along half a cosine (Loshchilov and Hutter 2017, without restarts).
+    """Return a factor that falls from 1 to `final` along half a cosine.
+
+    The source is Loshchilov and Hutter 2017, without restarts.
 
     Args:
         known: The length of the training.
@@ -138,12 +140,14 @@ def cosine_restarts(
     final: float = 0.0,
     unit: str = "epoch",
 ) -> Factor:
-    """Half cosines from 1 to `final`, one after the other (Loshchilov and Hutter 2017, SGDR).
+    """Return half cosines from 1 to `final` in sequence.
+
+    The source is SGDR (Loshchilov and Hutter 2017).
 
     Args:
         known: The length of the training.
         period: Epochs, or steps, of the first.
-        period_factor: How many times longer each is than the one before, >= 1.
+        period_factor: Length of each divided by that of the one before, >= 1.
         final: The factor at the end of each.
         unit: ``"epoch"`` or ``"step"``, in which `period` counts.
     """
@@ -172,7 +176,9 @@ def polynomial(
     length: float | None = None,
     unit: str = "epoch",
 ) -> Factor:
-    """From 1 to `final` as ``(1 - t) ** power``; a straight line with ``power=1``.
+    """Return a factor that falls from 1 to `final` as ``(1 - t) ** power``.
+
+    It is a straight line for ``power=1``.
 
     Args:
         known: The length of the training.
@@ -196,7 +202,10 @@ def one_cycle(
     base_momentum: float = 0.85,
     max_momentum: float = 0.95,
 ) -> dict[str, Any]:
-    """Arguments of torch's `OneCycleLR` (Smith and Topin 2018), whose peak is the rate `lr`."""
+    """Return arguments of torch's `OneCycleLR` (Smith and Topin 2018).
+
+    The peak is the optimizer's `lr`.
+    """
     found = dict(locals())
     check_range("pct_start", pct_start, 0, 1)
     check_range("div_factor", div_factor, 0, low_open=True)
@@ -214,7 +223,7 @@ def plateau(
     patience: int = 10,
     min_lr: float = 0.0,
 ) -> dict[str, Any]:
-    """Arguments of torch's `ReduceLROnPlateau`, and the metric that it watches."""
+    """Return arguments of torch's `ReduceLROnPlateau`, and its metric."""
     found = dict(locals())
     check_choice("mode", mode, ["min", "max"])
     check_range("factor", factor, 0, 1, high_open=True)
@@ -224,7 +233,10 @@ def plateau(
 
 
 def with_warmup(factor: Factor, warmup_steps: int) -> Factor:
-    """Times ``(step + 1) / warmup_steps`` during the first `warmup_steps` (Goyal et al. 2017)."""
+    """Multiply a factor by ``(step + 1) / warmup_steps`` during the warm-up.
+
+    The source is Goyal et al. 2017.
+    """
     if not warmup_steps:
         return factor
     return lambda step: min(1.0, (step + 1) / warmup_steps) * factor(step)
@@ -248,14 +260,14 @@ SCHEDULES: dict[str, Callable[..., Any]] = {
 
 
 def schedule_needs_total_steps(name: str) -> bool:
-    """Whether the schedule should know how long the training is."""
+    """Return True if the schedule depends on the length of the training."""
     return name not in ("constant", "plateau")
 
 
 def check_schedule(
     name: str, args: Mapping[str, Any] | None = None, *, warmup_steps: int = 0
 ) -> None:
-    """Raises a `ValueError` if there is no such schedule, or its arguments are wrong.
+    """Raise a `ValueError` if a schedule or its arguments are wrong.
 
     >>> check_schedule("cosin")
     Traceback (most recent call last):
@@ -279,7 +291,7 @@ step, multi_step, exponential, cosine, cosine_restarts, one_cycle, polynomial, p
         )
     if name in ("one_cycle", "plateau"):
         SCHEDULES[name](**(args or {}))
-    else:  # for some training, so that a wrong value is said before this one begins
+    else:  # any length will do, to find wrong values before the training starts
         SCHEDULES[name](Length(1000, 10, 0), **(args or {}))
 
 
@@ -292,7 +304,7 @@ def make_schedule(
     warmup_steps: int = 0,
     args: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Makes the schedulers of `optimizer`, described as Lightning's `configure_optimizers` wants.
+    """Create schedulers, in the form of Lightning's `configure_optimizers`.
 
     ===============  ===============================================  =============================
     name             the learning rate                                arguments
@@ -302,7 +314,7 @@ def make_schedule(
     multi_step       × gamma at each milestone                        milestones, gamma=0.1, unit
     exponential      × gamma every epoch, or step                     gamma=0.95, unit
     cosine           falls to final · lr along half a cosine          final=0, length=None, unit
-    cosine_restarts  the same again and again, each                   period=10, period_factor=1,
+    cosine_restarts  the same repeatedly, each                        period=10, period_factor=1,
                      period_factor times longer                       final=0, unit
     one_cycle        rises to lr and falls to near 0, momentum        pct_start=0.3,
                      against it                                       div_factor=25, …
@@ -312,28 +324,28 @@ def make_schedule(
                      patience epochs                                  patience=10, min_lr=0, mode
     ===============  ===============================================  =============================
 
-    ``unit="epoch"`` or ``"step"`` is what numbers of the schedule count; the rate is set at every
-    step of the optimizer all the same. Before any but one_cycle the rate rises linearly over
-    `warmup_steps` optimizer steps. Epochs count from the start of the training; cosines and
-    polynomial begin after the warm-up.
+    ``unit="epoch"`` or ``"step"`` is the unit of the schedule's numbers. The rate changes at every
+    optimizer step in both cases. The rate first rises linearly over `warmup_steps` optimizer steps,
+    except with one_cycle. Epochs count from the start of the training; cosines and polynomial start
+    after the warm-up.
 
-    A parameter group that is added later, as by Lightning's `BackboneFinetuning`, keeps the rate it
-    was added with, times what the schedule multiplies the rate by from then on.
+    A parameter group that is added later, as by Lightning's `BackboneFinetuning`, starts at its own
+    rate, which the schedule multiplies from then on.
 
-    A schedule that ends before the training, or would go on after it, gives a warning; so does
-    a training that is resumed with another length than the one that its schedule was made for.
+    There is a warning if the schedule ends before or after the training, and if a resumed training
+    has another length than the one of its schedule.
 
     Args:
         name: A name of the table.
-        optimizer: Whose rates are scheduled.
+        optimizer: The optimizer.
         total_steps: Optimizer steps of the whole fit.
         steps_per_epoch: Optimizer steps in an epoch.
         warmup_steps: Optimizer steps of warm-up.
         args: Arguments of the schedule.
 
     Raises:
-        ValueError: Unknown name or argument; the length is needed and not known; a warm-up as long
-            as the training.
+        ValueError: Unknown name or argument, unknown length of the training, or a warm-up that is
+            as long as the training.
     """
     check_schedule(name, args, warmup_steps=warmup_steps)
     arguments = dict(args or {})
@@ -353,7 +365,7 @@ def make_schedule(
     if name == "plateau":
         settings = plateau(**arguments)
         monitor = settings.pop("monitor")
-        # This warm-up multiplies the present rate, so it leaves room for the plateau to lower it.
+        # LinearLR multiplies the present rate, so the plateau can lower it too.
         warm = []
         if warmup_steps:
             rise = LinearLR(optimizer, 1 / warmup_steps, total_iters=warmup_steps - 1 or 1)
@@ -369,14 +381,14 @@ def make_schedule(
 
 
 def _compare(name: str, arguments: Mapping[str, Any], known: Length) -> None:
-    """Warns of a schedule that does not fit the length of the training."""
+    """Warn if a schedule does not fit the length of the training."""
     total, parameters = known.total_steps, inspect.signature(SCHEDULES[name]).parameters
     lengths = [a for a in ("step_size", "milestones", "length", "period") if a in parameters]
     if total is None or not lengths:
         return
     value = arguments.get(lengths[0], parameters[lengths[0]].default)
     if value is None:
-        return  # all of the training
+        return  # the whole training
     unit = arguments.get("unit", "epoch")
     each = known.steps_in(unit, name)
     last = each * (max(value) if name == "multi_step" else value)
@@ -396,7 +408,7 @@ def _compare(name: str, arguments: Mapping[str, Any], known: Length) -> None:
 
 
 class _Schedule(LambdaLR):
-    """A factor of the step, that remembers for how long a training it was made."""
+    """Factor of the step, with the length of the training it is for."""
 
     def __init__(self, optimizer: Optimizer, factor: Factor, total_steps: int | None) -> None:
         self.total_steps = total_steps
@@ -417,7 +429,10 @@ class _Schedule(LambdaLR):
 
 
 class _OneCycle(OneCycleLR):
-    """torch's, but it stays at its end: Lightning steps it once more, and a fit may go on."""
+    """OneCycleLR that keeps its last rate.
+
+    Lightning steps it once more than torch allows, and a fit may be continued.
+    """
 
     def get_lr(self) -> Any:
         step, groups = self.last_epoch, self.optimizer.param_groups

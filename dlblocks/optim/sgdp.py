@@ -12,31 +12,31 @@ from dlblocks.optim._projection import ProjectedOptimizer
 
 
 class SGDP(ProjectedOptimizer):
-    """SGD with momentum that does not make scale-invariant weights grow (Heo et al. 2021).
+    """SGD that does not make scale-invariant weights grow (Heo et al. 2021).
 
     With the buffer ``b ← momentum · b + (1 - dampening) · g`` (from 0) and d = b, or
     ``g + momentum · b`` with `nesterov`:
 
-    - where the weight looks scale-invariant, as in `AdamP`,
+    - if the weight looks scale-invariant, as in `AdamP`,
       ``p ← p · (1 - lr · weight_decay · wd_ratio / (1 - momentum)) - lr · (d - p̂ (p̂·d))``;
-    - elsewhere ``p ← p · (1 - lr · weight_decay / (1 - momentum)) - lr · d``.
+    - otherwise ``p ← p · (1 - lr · weight_decay / (1 - momentum)) - lr · d``.
 
     Unlike `torch.optim.SGD`, the decay is decoupled, and dampening acts from the first step. The
-    updates are those of the authors' package ``adamp``, whose `state_dict` can be loaded. As there,
-    and not in the paper, without `nesterov` the projection is taken out of the buffer too.
+    updates are those of the authors' package ``adamp``, whose `state_dict` can be loaded. As in
+    that package but not in the paper, the projection also changes the buffer without `nesterov`.
 
     Args:
         params: Parameters, or groups of them.
-        lr: Learning rate; a tensor of one number, too.
+        lr: Learning rate, a number or a tensor of one number.
         momentum: Momentum in [0, 1).
         dampening: Dampening of the momentum.
         weight_decay: Decoupled decay of the weights.
         nesterov: Nesterov's momentum.
         eps: Added to norms.
         delta: Threshold of the cosine.
-        wd_ratio: Share of the decay that projected weights have.
+        wd_ratio: Share of the decay for projected weights.
         maximize: Ascend.
-        capturable: No branch on values and no wait for the device, for CUDA graphs.
+        capturable: Do not branch on values or wait for the device, for CUDA graphs.
 
     Raises:
         ValueError: A negative rate, or no parameters.
@@ -96,4 +96,4 @@ class SGDP(ProjectedOptimizer):
         torch._foreach_add_(buffers, grads, alpha=1 - group["dampening"])
         if group["nesterov"]:
             return list(torch._foreach_add(grads, buffers, alpha=momentum))
-        return buffers  # which the projection changes, as the authors' does
+        return buffers  # the projection changes them, as the authors' code does

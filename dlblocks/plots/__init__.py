@@ -1,13 +1,15 @@
-"""The figures of an experiment, as matplotlib `Figure`s that touch no display and no global state.
+"""Draw the figures of an experiment with matplotlib.
 
-Show one in a notebook by ending a cell with it; write one with `save`.
+They are `Figure`s without a display and without global state. A notebook shows one at the end of a
+cell; `save` writes it to a file.
 """
 
 from dlblocks.plots._style import BLUE, GREEN, GREY, ORANGE, RED, save
 from dlblocks.plots.classes import confusion_matrix, labels, reliability
 from dlblocks.plots.fits import curve_metrics, learning_curves, strip
 from dlblocks.plots.images import batch, hardest
-from dlblocks.plots.values import curve, predicted_vs_true
+from dlblocks.plots.ranking import ranking
+from dlblocks.plots.values import curve, lines, predicted_vs_true
 
 __all__ = [
     "BLUE",
@@ -22,7 +24,9 @@ __all__ = [
     "hardest",
     "labels",
     "learning_curves",
+    "lines",
     "predicted_vs_true",
+    "ranking",
     "reliability",
     "save",
     "strip",

@@ -1,4 +1,4 @@
-"""What the figures share: colours, axes, the writing of files and the check of lengths."""
+"""Colours, axes, files and checks of all figures."""
 
 from __future__ import annotations
 
@@ -14,26 +14,30 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart by the colour-blind.
+# The colours of Okabe and Ito, which colour-blind people can distinguish.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#999999"
+COLOURS = (BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9", "#333333")
 
 
 def save(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 120) -> None:
-    """Writes a figure as PNG, SVG or PDF by the ending of `path`, whole or not at all."""
+    """Write a figure as PNG, SVG or PDF, by the ending of `path`.
+
+    An error leaves no partial file.
+    """
     with atomic_write(path) as part, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # it is drawn as a box
         figure.savefig(part, dpi=dpi)
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure of `width` by `height` inches, out of pyplot's sight."""
+    """Create a figure of `width` by `height` inches without pyplot."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def style_axis(axis: Axes, x: str, y: str) -> None:
-    """Names the axes; a light grid and no frame at the top and right."""
+    """Name the axes, and draw a light grid and half a frame."""
     axis.set_xlabel(literal(x))
     axis.set_ylabel(literal(y))
     axis.grid(True, color="#e6e6e6", linewidth=0.8)
@@ -43,17 +47,20 @@ def style_axis(axis: Axes, x: str, y: str) -> None:
 
 
 def literal(text: str) -> str:
-    """The text as it is, where matplotlib would read ``$…$`` as mathematics."""
+    """Escape a text, because matplotlib reads ``$…$`` as mathematics."""
     return text.replace("$", r"\$")
 
 
 def rgb(colour: str) -> np.ndarray:
-    """``"#rrggbb"`` as three numbers in [0, 1]."""
+    """Convert ``"#rrggbb"`` to three numbers in [0, 1]."""
     return np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
 
 
 def as_numpy(values: Any) -> np.ndarray:
-    """An array; of a tensor, too, on any device, of any precision, with a gradient or without."""
+    """Convert values to an array.
+
+    Tensors may be on any device, have any precision, and require gradients.
+    """
     if hasattr(values, "detach"):
         values = values.detach().cpu()
         values = values.float() if values.is_floating_point() else values
@@ -61,7 +68,7 @@ def as_numpy(values: Any) -> np.ndarray:
 
 
 def check_lengths(**arrays: Any) -> None:
-    """Raises a `ValueError` unless all arrays are equally long and hold something."""
+    """Raise a `ValueError` unless arrays have equal lengths above 0."""
     sizes = {name: len(values) for name, values in arrays.items()}
     if len(set(sizes.values())) > 1:
         said = ", ".join(f"{name} {size}" for name, size in sizes.items())

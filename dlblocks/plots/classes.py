@@ -1,4 +1,4 @@
-"""Figures of predicted classes: which are confused, and how far their probabilities are right."""
+"""Figures of predicted classes and of their probabilities."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ def confusion_matrix(
     *,
     title: str | None = None,
 ) -> Figure:
-    """Draws how often each true class (row) was predicted as each class (column).
+    """Draw the confusion matrix, with true classes as rows.
 
-    Cells show counts, of up to 30 classes. Right ones are blue and wrong ones red, each by their
-    share of the row, the wrong ones on a scale of their own, so that few errors show beside many
-    hits. The last column is the recall of each class. Of more than 100 classes only some have their
-    names.
+    Cells show counts, for up to 30 classes. Correct ones are blue and wrong ones red, by their
+    share of the row. Wrong ones have a scale of their own, so that few errors are visible beside
+    many hits. The last column is the recall of each class. With more than 100 classes only some
+    have their names.
 
     Args:
         targets: True classes, int, shape (N,).
         predictions: Predicted classes, int, shape (N,).
         class_names: Names of the classes 0 … C-1.
-        title: Put above, followed by the accuracy.
+        title: Title, followed by the accuracy.
 
     Raises:
-        ValueError: Lengths differ, there is no sample, or a label has no name.
+        ValueError: Lengths differ or are 0, or a label lacks a name.
     """
     from sklearn.metrics import confusion_matrix as count
 
@@ -59,8 +59,8 @@ def confusion_matrix(
     num_classes = len(class_names)
     if max(targets.max(), predictions.max()) >= num_classes:
         raise ValueError(
-            f"label {max(targets.max(), predictions.max())} has no name: class_names has "
-            f"{num_classes}."
+            f"label {max(targets.max(), predictions.max())} has no name; class_names has "
+            f"{num_classes} names."
         )
     counts = count(targets, predictions, labels=np.arange(num_classes))
     totals = np.maximum(counts.sum(1, keepdims=True), 1)
@@ -73,7 +73,7 @@ def confusion_matrix(
     colour -= strength[..., None] * (1 - red)
     for i in range(num_classes):
         colour[i, i] = 1 - 0.55 * right[i] * (1 - blue)
-    # Of many classes not every one has room for its name.
+    # With many classes only some names have room.
     step = -(-num_classes // MOST_NAMED)
     side = max(4.2, 0.46 * min(num_classes, 30) + 1.6)
     figure = new_figure(side + 0.5, side)
@@ -112,32 +112,30 @@ def reliability(
     title: str | None = None,
     error: float | None = None,
 ) -> Figure:
-    """Draws how often a model is right when it says that it is sure to some degree.
+    """Draw accuracy over confidence (reliability diagram).
 
     Samples are put in bins of equal width by their confidence, the largest probability. A bar shows
-    the accuracy in its bin, from which a line leads to the bin's mean confidence on the diagonal:
-    bars below it are over-confident, bars above it under-confident. Below are the samples of each
-    bin. The title says `dlblocks._scores.calibration_error`, as the models log it.
+    the accuracy in its bin. A line leads from it to the bin's mean confidence on the diagonal: bars
+    below it are over-confident, bars above it under-confident. The lower panel counts the samples
+    of each bin. The title shows `dlblocks._scores.calibration_error`, as the models log it.
 
     Args:
         targets: True classes, int, shape (N,).
         probabilities: Shape (N, C).
         num_bins: Number of bins of confidence over [0, 1].
-        title: Put above, followed by the error.
-        error: The error to put there, such as a mean over repeats; None for that of these samples.
+        title: Title, followed by the error.
+        error: The error to show, such as a mean over repeats; None for that of these samples.
 
     Raises:
-        ValueError: Lengths differ, there is no sample, or `probabilities` is not two-dimensional or
-            not between 0 and 1.
+        ValueError: Lengths differ or are 0, or `probabilities` is not two-dimensional or not
+            between 0 and 1.
     """
     targets, probabilities = np.asarray(targets), np.asarray(probabilities)
     check_lengths(targets=targets, probabilities=probabilities)
     if probabilities.ndim != 2:
-        raise ValueError(
-            f"probabilities have shape {probabilities.shape}; expected (N, C), one column a class."
-        )
+        raise ValueError(f"probabilities have shape {probabilities.shape}; expected (N, C).")
     low, high = float(probabilities.min()), float(probabilities.max())
-    if not (low >= 0 and high < 1.01):  # 1 + rounding is no error
+    if not (low >= 0 and high < 1.01):  # allow rounding
         raise ValueError(
             f"probabilities reach from {low:.4g} to {high:.4g}; expected 0 … 1. Pass logits "
             "through a softmax first."
@@ -145,7 +143,7 @@ def reliability(
     if error is None:
         error = calibration_error(targets, probabilities, num_bins=num_bins)
     counts, accuracy, confidence = calibration_bins(targets, probabilities, num_bins)
-    # A confidence of 1, which has a bin to itself, is drawn as part of the last bar.
+    # A confidence of 1 has its own bin, but is drawn as part of the last bar.
     last = counts[-2:].sum()
     for means in (accuracy, confidence):
         means[-2] = (means[-2:] * counts[-2:]).sum() / max(last, 1)
@@ -186,16 +184,16 @@ def labels(
     counts: npt.ArrayLike | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draws metrics of each label, for samples of several labels.
+    """Draw metrics of each label, for samples of several labels.
 
     Args:
-        metrics: For each metric one value a label, in [0, 1]; NaN is left out.
+        metrics: One value in [0, 1] for each label, by name of the metric. NaN is left out.
         names: Names of the labels.
-        counts: How many samples have each label.
-        title: Put above.
+        counts: Number of samples with each label.
+        title: Title.
 
     Raises:
-        ValueError: Lengths differ, or there is no label.
+        ValueError: Lengths differ or are 0.
 
     Example:
         >>> figure = labels({"f1": [0.5, 0.9]}, ["cat", "dog"], counts=[10, 40])

@@ -1,4 +1,4 @@
-"""Figures of fits: their course over the epochs, and the scores of the folds."""
+"""Figures of metrics over the epochs, and of scores of folds."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dlblocks.plots._style import BLUE, GREEN, GREY, ORANGE, RED, literal, new_figure, style_axis
 
@@ -14,13 +15,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The parts of the data in a metric's name: colour and line.
+# Colour and line of each part of the data.
 PARTS = {
     "training": (ORANGE, "--"),
     "validation": (BLUE, "-"),
     "selection": (GREEN, "-"),
     "test": (RED, "-"),
-    "": (GREY, "-"),  # a name that has none
+    "": (GREY, "-"),  # names without a part
 }
 WORDS = {
     "training": "training",
@@ -42,7 +43,7 @@ Series = dict[str, dict[str, str]]  # metric → part → the name under which i
 
 
 def part_and_metric(name: str) -> tuple[str, str]:
-    """Splits the name of a logged metric into part and metric.
+    """Split the name of a logged metric into part and metric.
 
     The part is ``""`` if the name has none.
 
@@ -61,7 +62,7 @@ def part_and_metric(name: str) -> tuple[str, str]:
 def curve_metrics(
     histories: Sequence[Sequence[Mapping[str, float]]], *, monitor: str | None = None
 ) -> list[str]:
-    """The metrics that `learning_curves` draws by default, at most four.
+    """Return the metrics that `learning_curves` draws by default, at most four.
 
     The loss comes first, then the metric of `monitor`, then those of several parts of the data,
     then the others. Learning rates are left out.
@@ -82,30 +83,30 @@ def learning_curves(
     best_epochs: Sequence[int] | None = None,
     monitor: str = "val/loss",
 ) -> Figure:
-    """Draws the metrics of one or more fits over the epochs.
+    """Draw the metrics of one or more fits over the epochs.
 
     Each part of the data has its colour. ``train/loss``, ``train_loss``, ``train_loss_epoch`` and
-    ``loss/train`` all are the loss of the training part. A name without a part stands for the part
-    that is missing beside the others. Each fit is a thin line. Their mean, as far as all of them
-    ran, is thick, in a band of one standard deviation (n - 1 in the denominator) to either side.
-    A dot marks each fit's best epoch on the series of the part that `monitor` was computed on: the
-    selection part where there is one.
+    ``loss/train`` are all the loss of the training part. A name without a part belongs to the part
+    that the other names lack. Each fit is a thin line. A thick line is their mean over the epochs
+    that all fits have, in a band of one standard deviation (n - 1 in the denominator) to either
+    side. A dot marks each fit's best epoch on the part that `monitor` was computed on, which is the
+    selection part if there is one.
 
     Args:
-        histories: For each fit one row an epoch, ``{"epoch": 0, "train/loss": …, "val/loss": …}``;
-            keys may be missing.
-        metrics: One panel each, by names without a part, such as ``"loss"``; those that were not
+        histories: One row per epoch for each fit, ``{"epoch": 0, "train/loss": …, "val/loss": …}``.
+            Keys may be missing.
+        metrics: Names without a part, such as ``"loss"``, for one panel each. Those that were not
             logged are left out. None: those of `curve_metrics`.
         best_epochs: The best epoch of each fit, from 0.
         monitor: The metric that selected them.
 
     Raises:
-        ValueError: No metric was logged, or there is another number of best epochs than of fits.
+        ValueError: No metric was logged, or the numbers of best epochs and of fits differ.
     """
     if best_epochs is not None and len(best_epochs) != len(histories):
         raise ValueError(
             f"best_epochs has {len(best_epochs)} entries and histories {len(histories)}; "
-            "give one a fit."
+            "give one for each fit."
         )
     found = _find_series(histories)
     wanted = curve_metrics(histories, monitor=monitor) if metrics is None else metrics
@@ -143,7 +144,7 @@ def _draw_panel(
     selected: str,
     best_epochs: Sequence[int] | None,
 ) -> None:
-    """Draws one metric, a line for each fit and part."""
+    """Draw one metric, with a line for each fit and part."""
     lowest, highest, bands = np.inf, -np.inf, []
     for part, lines in parts.items():
         colour, style = PARTS[part]
@@ -172,7 +173,7 @@ def _draw_panel(
             bands.append((epochs + 1, mean, std, colour))
     if metric.lower().endswith("loss") and 0 < 4 * lowest < highest:
         _log_scale(axis, highest / lowest)
-    limits = axis.get_ylim()  # the lines choose them; a band may reach below zero
+    limits = axis.get_ylim()  # lines set the limits, because a band may reach below zero
     for epochs, mean, std, colour in bands:
         low = np.maximum(mean - std, lowest / 10) if axis.get_yscale() == "log" else mean - std
         axis.fill_between(epochs, low, mean + std, color=colour, alpha=0.18, linewidth=0)
@@ -185,9 +186,9 @@ def _draw_panel(
 
 
 def _find_series(histories: Sequence[Sequence[Mapping[str, float]]]) -> Series:
-    """Finds the series of every metric, the training part first.
+    """Find the series of every metric, the training part first.
 
-    A name without a part becomes the one that is missing beside the others.
+    A name without a part becomes the part that the others lack.
     """
     rows = [row for history in histories for row in history]
     names = list(dict.fromkeys(k for row in rows for k, v in row.items() if np.isfinite(v)))
@@ -208,26 +209,30 @@ def _find_series(histories: Sequence[Sequence[Mapping[str, float]]]) -> Series:
 
 
 def strip(
-    values: Mapping[str, Sequence[float]],
+    values: Mapping[str, Sequence[float] | npt.NDArray[np.floating]],
     *,
     intervals: Mapping[str, tuple[float, float]] | None = None,
     metric: str = "score",
+    dots: str = "folds",
 ) -> Figure:
-    """Draws a metric of every fold as a dot, one row a cross-validation, with mean and interval.
+    """Draw a metric of every fold as a dot, with mean and interval.
+
+    Each cross-validation is a row.
 
     Args:
         values: Name of a cross-validation → the metric of each of its folds.
         intervals: Name → lower and upper end, such as ``result.interval("val/accuracy")``.
         metric: Name of the metric, under the axis.
+        dots: What a dot is, such as ``"seeds"``.
 
     Raises:
-        ValueError: There is no value, or `intervals` has a name that `values` lacks.
+        ValueError: `values` is empty, or `intervals` has a name that `values` lacks.
 
     Example:
         >>> figure = strip({"MLP": [0.96, 0.97], "CNN": [0.98, 0.99]}, metric="accuracy")
     """
     if not values or not all(len(row) for row in values.values()):
-        raise ValueError("values holds a cross-validation without folds; there is none to draw.")
+        raise ValueError("values is empty, or has a cross-validation without folds.")
     intervals = intervals or {}
     unknown = [name for name in intervals if name not in values]
     if unknown:
@@ -238,7 +243,7 @@ def strip(
     axis = figure.subplots()
     for row, (name, given) in enumerate(values.items()):
         folds = np.sort(np.asarray(given, dtype=float))
-        # Neighbours at three heights, so that equal scores do not hide each other.
+        # Use three heights, so that equal scores do not hide each other.
         heights = row - 0.12 + 0.09 * (np.arange(len(folds)) % 3 - 1)
         axis.plot(folds, heights, "o", color=BLUE, alpha=0.7, markersize=7, markeredgewidth=0)
         mean, below = folds.mean(), row + 0.14
@@ -249,7 +254,7 @@ def strip(
             said += f", 95 % interval {low:.4g} … {high:.4g}"
         axis.plot([mean], [below], "D", color=RED, markersize=7)
         axis.text(mean, below + 0.12, said, ha="center", va="top", fontsize=9, color="#333333")
-    style_axis(axis, f"{metric} (dots: folds)", "")
+    style_axis(axis, f"{metric} (dots: {dots})", "")
     axis.set_ylim(len(values) - 0.4, -0.5)
     axis.set_yticks(range(len(values)), [literal(name) for name in values])
     axis.tick_params(axis="y", length=0)
@@ -259,7 +264,10 @@ def strip(
 
 
 def _log_scale(axis: Axes, span: float) -> None:
-    """A logarithmic axis with plain numbers, also between the powers of ten if those are few."""
+    """Make the axis logarithmic, with plain numbers.
+
+    If there are few powers of ten, numbers between them are shown too.
+    """
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axis.set_yscale("log")
@@ -282,8 +290,8 @@ def _series(history: Sequence[Mapping[str, float]], key: str) -> tuple[np.ndarra
 def _mean_curve(
     lines: Sequence[tuple[np.ndarray, np.ndarray]],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    # A mean over fewer and fewer fits would jump where one of them stops.
+    # A mean over a varying number of fits would jump when one of them stops.
     epochs = np.array(sorted(set.intersection(*(set(epochs.tolist()) for epochs, _ in lines))))
     values = np.array([[v[e == epoch][0] for e, v in lines] for epoch in epochs])
-    values = values.reshape(len(epochs), len(lines))  # also where no epoch is shared
+    values = values.reshape(len(epochs), len(lines))  # also if no epoch is shared
     return epochs, values.mean(1), values.std(1, ddof=1)

@@ -1,4 +1,4 @@
-"""Figures of images: those of a batch with their labels, and those that are hardest to tell."""
+"""Figures of images with their labels or predictions."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def batch(
     *,
     values: bool | None = None,
 ) -> Figure:
-    """Draws the images of a batch in a grid, each with its label.
+    """Draw the images of a batch in a grid, with their labels.
 
-    A soft label is drawn with the shares of its classes, largest first, three at most: ``7: 62 %``.
-    A class without a name is drawn as its number, and what is no number as it is.
+    A soft label shows the shares of its classes, largest first, three at most: ``7: 62 %``. A class
+    without a name shows its number. Labels that are not numbers show as they are.
 
     Args:
         images: Shape (N, C, H, W) with C = 1 or 3, or (N, H, W); uint8, or floating point, which is
@@ -33,28 +33,20 @@ def batch(
         targets: Classes (N,), soft labels or several labels (N, C), or values, floating point of
             shape (N,) or (N, D).
         class_names: Names of the classes; None for their numbers, or for values.
-        values: Whether targets (N, D) are values rather than shares of classes. None: if some are
-            outside [0, 1].
+        values: True if targets (N, D) are values rather than shares of classes. None: true if some
+            are outside [0, 1].
 
     Raises:
-        ValueError: Lengths differ, there is no sample, or the images have another shape.
+        ValueError: Lengths differ or are 0, or the images have another shape.
     """
     images, targets = as_numpy(images), as_numpy(targets)
     check_lengths(images=images, targets=targets)
-    if images.dtype != np.uint8:
-        low, high = float(images.min()), float(images.max())
-        images = (images - low) / (high - low if high > low else 1.0)
+    images = _scaled(images)
     if values is None and targets.ndim == 2 and targets.dtype.kind == "f":
-        values = bool((targets < 0).any() or (targets > 1.01).any())  # 1 + rounding is a share
-    # As near to a square as the labels under the images allow.
+        values = bool((targets < 0).any() or (targets > 1.01).any())  # allow rounding
+    # Nearly a square, with enough width for the labels.
     columns = min(len(images), max(4, round(len(images) ** 0.5)))
-    rows = -(-len(images) // columns)
-    figure = new_figure(1.4 * columns, 1.75 * rows)
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes:
-        axis.set_xticks([])
-        axis.set_yticks([])
-        axis.set_frame_on(False)
+    figure, axes = _grid(len(images), columns, 1.4, 1.75)
     for axis, image, target in zip(axes, images, targets, strict=False):
         _show_image(axis, image)
         said = _values(target) if values else _label(target, class_names)
@@ -62,8 +54,28 @@ def batch(
     return figure
 
 
+def _grid(count: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
+    """Create a figure with empty axes in rows, of a size in inches each."""
+    rows = -(-count // columns)
+    figure = new_figure(width * columns, height * rows)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.set_frame_on(False)
+    return figure, axes
+
+
+def _scaled(images: np.ndarray) -> np.ndarray:
+    """Scale floating-point images to [0, 1] by their range."""
+    if images.dtype == np.uint8:
+        return images
+    low, high = float(images.min()), float(images.max())
+    return (images - low) / (high - low if high > low else 1.0)
+
+
 def _show_image(axis: Axes, image: np.ndarray) -> None:
-    """Draws one image (C, H, W) or (H, W), uint8 or floats in [0, 1]."""
+    """Draw one image (C, H, W) or (H, W)."""
     if image.ndim == 3:
         if image.shape[0] not in (1, 3):
             raise ValueError(
@@ -76,7 +88,7 @@ def _show_image(axis: Axes, image: np.ndarray) -> None:
 
 
 def _label(target: np.ndarray, class_names: Sequence[str] | None) -> str:
-    """A class, the shares of several classes, or a value, in words."""
+    """Describe a class, the shares of several classes, or values."""
     if target.ndim == 1 and len(target) > 1:
         largest = np.argsort(-target, kind="stable")[:3]
         shares = [(i, float(target[i])) for i in largest if target[i] > 0.005]
@@ -95,7 +107,7 @@ def _name(number: int, class_names: Sequence[str] | None) -> str:
 
 
 def _values(target: np.ndarray) -> str:
-    """One value or several, in words; three at most."""
+    """Describe one value or several, three at most."""
     parts = [f"{v:.3g}" if isinstance(v, np.floating) else str(v) for v in target.flat]
     return ", ".join(parts[:3]) + ("" if len(parts) <= 3 else ", …")
 
@@ -110,7 +122,7 @@ def hardest(
     count: int = 20,
     title: str = "hardest samples",
 ) -> Figure:
-    """Draws the samples whose true class got the lowest probability, hardest first.
+    """Draw the samples with the lowest probability of their true class.
 
     Args:
         images: Shape (N, C, H, W) with C = 1 or 3, or (N, H, W); uint8, or floating point, which is
@@ -119,11 +131,11 @@ def hardest(
         probabilities: Shape (N, C).
         class_names: Names of the classes.
         indices: Number of each sample in its data set; by default 0 … N-1.
-        count: How many to draw.
-        title: Put above, followed by what the images' own titles say.
+        count: Number of samples to draw.
+        title: Title, followed by the meaning of the images' own titles.
 
     Raises:
-        ValueError: Lengths differ, or there is no sample.
+        ValueError: Lengths differ or are 0.
     """
     images, targets = np.asarray(images), np.asarray(targets)
     probabilities = np.asarray(probabilities)
@@ -132,19 +144,9 @@ def hardest(
     true = np.take_along_axis(probabilities, targets[:, None], axis=1)[:, 0]
     order = np.argsort(true, kind="stable")[:count]
     columns = min(len(order), 5 if len(order) <= 20 else 8)
-    rows = -(-len(order) // columns)
-    figure = new_figure(1.7 * columns, 2.3 * rows)
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes:
-        axis.set_xticks([])
-        axis.set_yticks([])
-        axis.set_frame_on(False)
+    figure, axes = _grid(len(order), columns, 1.7, 2.3)
     for axis, i in zip(axes, order, strict=False):
-        image = images[i]
-        if image.dtype != np.uint8:
-            low, high = float(image.min()), float(image.max())
-            image = (image - low) / (high - low if high > low else 1.0)
-        _show_image(axis, image)
+        _show_image(axis, _scaled(images[i]))
         guess = int(probabilities[i].argmax())
         axis.set_title(
             literal(f"{class_names[targets[i]]} → {class_names[guess]}"),

@@ -1,4 +1,4 @@
-"""Figures of values: predicted over true, and a function of one variable."""
+"""Figures of predicted values and of functions of one variable."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ import numpy as np
 import numpy.typing as npt
 
 from dlblocks._scores import value_metrics
-from dlblocks.plots._style import BLUE, GREY, ORANGE, check_lengths, literal, new_figure, style_axis
+from dlblocks.plots._style import (
+    BLUE,
+    COLOURS,
+    GREY,
+    ORANGE,
+    check_lengths,
+    literal,
+    new_figure,
+    style_axis,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,17 +31,19 @@ def predicted_vs_true(
     title: str | None = None,
     scores: Mapping[str, float] | None = None,
 ) -> Figure:
-    """Draws predicted over true values, with the line of equality; RMSE and R² in the title.
+    """Draw predicted over true values, with the line of equality.
+
+    RMSE and R² are in the title.
 
     Args:
         targets: Floating point, shape (N,) or (N, D).
-        predictions: Of the same shape.
-        title: Put above, followed by the scores.
-        scores: The ``rmse`` and ``r2`` to put there, such as means over repeats; None for those
-            that `dlblocks._scores.value_metrics` gives these samples.
+        predictions: Values of the same shape.
+        title: Title, followed by the scores.
+        scores: The ``rmse`` and ``r2`` to show, such as means over repeats; None for those of these
+            samples by `dlblocks._scores.value_metrics`.
 
     Raises:
-        ValueError: Lengths differ, or there is no sample.
+        ValueError: Lengths differ or are 0.
     """
     targets, predictions = np.asarray(targets, dtype=float), np.asarray(predictions, dtype=float)
     check_lengths(targets=targets, predictions=predictions)
@@ -58,12 +69,12 @@ def curve(
     *,
     truth: npt.ArrayLike | None = None,
 ) -> Figure:
-    """Draws samples of a function of one variable and what was fitted to them.
+    """Draw samples of a function of one variable and its fit.
 
     Args:
-        x: Where the samples are, shape (N,).
+        x: Positions of the samples, shape (N,).
         y: Their values, shape (N,).
-        grid: Where the fit was evaluated, sorted, shape (M,).
+        grid: Positions of the fit, sorted, shape (M,).
         predictions: The fit, shape (M,).
         truth: The function itself at `grid`, shape (M,).
     """
@@ -75,4 +86,50 @@ def curve(
     axis.plot(np.asarray(grid), np.asarray(predictions), color=BLUE, linewidth=2, label="fit")
     style_axis(axis, "x", "y")
     axis.legend(frameon=False)
+    return figure
+
+
+def lines(
+    curves: Mapping[str, npt.ArrayLike],
+    x: npt.ArrayLike | None = None,
+    *,
+    xlabel: str = "epoch",
+    ylabel: str = "",
+    log: str = "",
+) -> Figure:
+    """Draw curves, those of several repeats as mean and band.
+
+    The band reaches from the lowest to the highest repeat. NaN is left out.
+
+    Args:
+        curves: Name → values of shape (N,), or (S, N) for S repeats.
+        x: Their places, shape (N,). None: 1 … N.
+        xlabel: Name of the horizontal axis.
+        ylabel: Name of the vertical axis.
+        log: Which axes are logarithmic: ``""``, ``"x"``, ``"y"`` or ``"xy"``.
+
+    Example:
+        >>> figure = lines({"MLP": [[0.9, 0.4], [0.8, 0.5]], "CNN": [0.7, 0.2]}, ylabel="loss")
+    """
+    from matplotlib import colormaps
+
+    figure = new_figure(7.6, 4.4)
+    axis = figure.subplots()
+    many = colormaps["viridis"](np.linspace(0, 1, len(curves)))
+    colours = COLOURS if len(curves) <= len(COLOURS) else many
+    for (name, given), colour in zip(curves.items(), colours, strict=False):
+        values = np.ma.masked_invalid(np.atleast_2d(np.asarray(given, dtype=float)))
+        at = np.arange(1, values.shape[1] + 1) if x is None else np.asarray(x)
+        marker = "o" if values.shape[1] <= 20 else ""
+        mean = values.mean(0)
+        axis.plot(at, mean, color=colour, label=literal(name), marker=marker, markersize=4)
+        if len(values) > 1:
+            low, high = values.min(0), values.max(0)
+            axis.fill_between(at, low, high, color=colour, alpha=0.2, linewidth=0)
+    style_axis(axis, xlabel, ylabel)
+    if "x" in log:
+        axis.set_xscale("log")
+    if "y" in log:
+        axis.set_yscale("log")
+    axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

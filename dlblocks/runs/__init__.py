@@ -1,6 +1,17 @@
 """Run folders, and the fits, predictions and figures in them."""
 
+from dlblocks._files import is_rank_zero, write_json
 from dlblocks.runs.fit import fit_and_test
-from dlblocks.runs.folder import next_run_dir
+from dlblocks.runs.folder import check_new_run_dir, next_run_dir
+from dlblocks.runs.summary import mean_std, table, write_results
 
-__all__ = ["fit_and_test", "next_run_dir"]
+__all__ = [
+    "check_new_run_dir",
+    "fit_and_test",
+    "is_rank_zero",
+    "mean_std",
+    "next_run_dir",
+    "table",
+    "write_json",
+    "write_results",
+]

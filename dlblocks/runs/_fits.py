@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Models and callbacks made in this process, by the key of their configuration.
-_seen: dict[str, dict[int, weakref.ref]] = {}
+_seen: dict[str, dict[int, weakref.ref[Any]]] = {}
 
 
 @dataclass(frozen=True)
@@ -169,6 +169,18 @@ class RunConfig:
         """Forget the models and callbacks that were made for this run."""
         _seen.pop(self.key, None)
 
+    def predict(
+        self, trainer: pl.Trainer, model: pl.LightningModule, datamodule: SplitDataModule
+    ) -> PredictionTable | None:
+        """Predict the scored part, or set `reason` and return None."""
+        if self.reason is None and len(datamodule.indices(self.part)):
+            try:
+                return predict_part(trainer, model, datamodule, self.part)
+            except NoPredictions as error:
+                self.reason = error
+                self.warn(error)
+        return None
+
     def warn(self, reason: NoPredictions) -> None:
         """Warn once that a failing prediction leaves the result without `oof`."""
         if reason.failed and not self.warned:
@@ -277,13 +289,7 @@ def run_fit(
             resume=config.resume,
             name=spec.name,
         )
-        predicted, reason = None, config.reason
-        if reason is None and len(datamodule.indices(config.part)):
-            try:
-                predicted = predict_part(done.trainer, model, datamodule, config.part)
-            except NoPredictions as error:
-                reason = config.reason = error
-                config.warn(reason)
+        predicted = config.predict(done.trainer, model, datamodule)
     if done.trainer.is_global_zero:
         drop_training_state(done.checkpoint)
     result = finish_fit(
@@ -296,7 +302,6 @@ def run_fit(
         seconds=time.monotonic() - started,
         checkpoint=f"checkpoints/{done.checkpoint.name}" if done.checkpoint else "",
         predicted=predicted,
-        reason=reason,
         history=done.history,
     )
     result.warned = config.warned and not warned
@@ -314,10 +319,9 @@ def finish_fit(
     seconds: float,
     checkpoint: str,
     predicted: PredictionTable | None,
-    reason: NoPredictions | None = None,
     history: list[dict[str, float]],
 ) -> FitResult:
-    """Write the result of a fit into its folder, the JSON file last.
+    """Write the result of a fit, the JSON file last.
 
     Args:
         config: Configuration of the run.
@@ -329,7 +333,6 @@ def finish_fit(
         seconds: Duration of the fit.
         checkpoint: The best epoch's checkpoint, within the folder of the fit; empty for none.
         predicted: Predictions of the predicted part.
-        reason: Why there are no predictions, if there are none.
         history: One row an epoch.
 
     Raises:
@@ -346,7 +349,7 @@ def finish_fit(
     }
     preprocess = getattr(datamodule, "preprocess", None)
     plain = preprocess.to_plain() if isinstance(preprocess, Preprocess) else None
-    result = FitResult(row, predicted, history, plain, reason)
+    result = FitResult(row, predicted, history, plain, config.reason)
     if is_rank_zero():
         _write(config, spec, result)
     return result
@@ -360,7 +363,7 @@ def read_fits(config: RunConfig, specs: Sequence[Spec]) -> dict[Spec, FitResult]
 
 
 def read_fit(kind: type[RunConfig], run_dir: Path, spec: FitSpec, run_id: str) -> FitResult | None:
-    """Load the result of a fit; None if it is not finished.
+    """Load the result of a fit, or None if it is not finished.
 
     Args:
         kind: The class of the run's configuration.

@@ -104,7 +104,7 @@ def stop_recording(trainer: pl.Trainer) -> None:
 
 
 class KeepHistory(Callback):
-    """Keep the rows of a `History` in every checkpoint, for a resumed fit."""
+    """Keep the rows of a `History` in every checkpoint."""
 
     def __init__(self, history: History) -> None:
         self.history = history
@@ -139,7 +139,7 @@ class ValidationMemory(Callback):
         self._compare(pl_module)
 
     def _compare(self, module: pl.LightningModule) -> None:
-        """Compare at the first hook after a validation, when all its hooks have run."""
+        """Compare at the first hook after a validation."""
         before, self._before = self._before, None
         if before is None:
             return

@@ -216,7 +216,10 @@ def _on_joblib(
 
 
 def _ray_options(backend: Any, config: RunConfig) -> dict[str, Any]:
-    """Return the Ray options of a fit; joblib's `ray_remote_args` override them."""
+    """Return the Ray options of a fit.
+
+    joblib's `ray_remote_args` override them.
+    """
     import ray
 
     if not ray.is_initialized():
@@ -328,7 +331,7 @@ def _end_with(parent: int, *, is_child: bool) -> None:
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """Hide from Lightning that this process may be a rank of another run."""
+    """Hide from Lightning that this process is another run's rank."""
     hidden = {name: os.environ.pop(name) for name in RANKS if name in os.environ}
     said: Any = rank_zero_only  # Lightning keeps the rank there
     rank, said.rank = said.rank, 0

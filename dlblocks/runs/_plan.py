@@ -115,7 +115,15 @@ def begin_run(
         ValueError: A file of the folder is damaged.
     """
     if resume and (run_dir / PLAN).is_file():
-        _check_same_run(run_dir, config, more())
+        different = [*differences(_read_plan(run_dir)["config"], config), *more()]
+        is_table = config.get("data", {}).get("class") == "TabularDataModule"
+        # A table that lies in another file with the same content is the same.
+        if different and not (is_table and all(text.startswith(PLACE) for text in different)):
+            rest = f", and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
+            raise OtherRunError(
+                f"run_dir='{run_dir}' holds a run of another kind: "
+                f"{'; '.join(different[:SHOWN])}{rest}. Choose another run_dir, or delete it first."
+            )
         remove_parts(run_dir)
         say_resumed(run_dir, *progress)
         return run_id_of(run_dir)
@@ -142,7 +150,7 @@ def engine_of(run_dir: Path) -> str | None:
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """List differences of two JSON values, such as ``"model.lr was 0.01 and is 0.02"``."""
+    """List differences of JSON values, as ``"lr was 0.01 and is 0.02"``."""
     if isinstance(old, dict) and isinstance(new, dict):
         found = []
         for key in {**old, **new}:
@@ -162,26 +170,6 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
         return []
     short = all(len(repr(value)) <= 60 for value in (old, new))
     return [f"{name} was {old!r} and is {new!r}" if short else f"{name} differs"]
-
-
-def _check_same_run(run_dir: Path, config: Mapping[str, Any], more: Sequence[str] = ()) -> None:
-    """Raise a `FileExistsError` if the run in a folder has another configuration.
-
-    A table that lies in another file with the same content is the same.
-
-    Args:
-        run_dir: The folder.
-        config: The configuration, as JSON values.
-        more: Further differences.
-    """
-    different = [*differences(_read_plan(run_dir)["config"], config), *more]
-    is_table = config.get("data", {}).get("class") == "TabularDataModule"
-    if different and not (is_table and all(text.startswith(PLACE) for text in different)):
-        rest = f", and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
-        raise OtherRunError(
-            f"run_dir='{run_dir}' holds a run of another kind: "
-            f"{'; '.join(different[:SHOWN])}{rest}. Choose another run_dir, or delete it first."
-        )
 
 
 def _read_plan(run_dir: Path) -> dict[str, Any]:
@@ -280,7 +268,7 @@ def _object(value: Any, inner: Any) -> Any:
     found: dict[str, Any] = {"class": type(value).__name__}
     if isinstance(value, nn.Module):
         return {**found, "layers": _layers(value, inner=inner)}
-    if type(value).__repr__ is not object.__repr__:
+    if type(value).__repr__ is not object.__repr__:  # type: ignore[comparison-overlap]
         found["repr"] = ADDRESS.sub("", repr(value))
     found |= {name: inner(item) for name, item in _attributes(value).items()}
     if not _is_of_lightning(value) and (state := _state(value)) is not None:
@@ -294,7 +282,7 @@ def _is_of_lightning(value: Any) -> bool:
 
 
 def _state(value: Any) -> Any:
-    """Return the state that pickle keeps; None for objects that it refuses."""
+    """Return the state that pickle keeps, or None."""
     if isinstance(value, torch.Generator):
         return value.get_state()
     try:

@@ -25,7 +25,7 @@ DRAW_AFTER_SECONDS = 1e-3  # not before the first update
 
 
 def make_bar(total: float, **settings: Any) -> tqdm:
-    """Make a bar of tqdm that looks like all others of this package."""
+    """Make a bar of tqdm in the style of this package."""
     return tqdm(
         total=total,
         bar_format="{desc} {bar} {percentage:3.0f}% | {elapsed} elapsed, {remaining} left",

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dlblocks._errors import did_you_mean
-from dlblocks._files import SUMMARY, write_record
+from dlblocks._files import AGAIN, SUMMARY, check_files, read_record, write_record
 from dlblocks.runs._tables import number
 
 
@@ -21,12 +21,14 @@ class Result:
         run_dir: The run folder.
         info: Further entries of ``summary.json``.
         kind: Name of a fit, such as ``"fold"``.
+        columns: Columns of a row that are not metrics.
         files: Files of the run folder that the summary has checksums of.
     """
 
     run_dir: Path
     info: dict[str, Any]
     kind: ClassVar[str]
+    columns: ClassVar[tuple[str, ...]]
     files: ClassVar[tuple[str, ...]]
 
     @property
@@ -42,7 +44,7 @@ class Result:
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        """Return run folder, fits, and the monitor's mean ± std, in one line."""
+        """Return run folder, fits and the monitor's mean ± std."""
         said, monitor = f"{len(self._rows)} {self.kind}s", self.info.get("monitor")
         if monitor in self.metrics:
             said += f", {monitor} {number(self.mean(monitor))} ± {number(self.std(monitor))}"
@@ -55,7 +57,8 @@ class Result:
     @property
     def metrics(self) -> list[str]:
         """Names of the metrics that every fit has."""
-        raise NotImplementedError
+        names = [name for name in self._rows[0] if name not in self.columns]
+        return [name for name in names if all(name in row for row in self._rows)]
 
     def values(self, metric: str) -> list[float]:
         """Return a metric of each fit."""
@@ -81,6 +84,31 @@ class Result:
             return math.nan
         with np.errstate(invalid="ignore"):  # of an infinite score, which has none
             return float(np.std(self.values(metric), ddof=1))
+
+    @staticmethod
+    def read_summary(run_dir: Path, what: str) -> tuple[dict[str, Any], dict[str, str]]:
+        """Read ``summary.json`` without what is computed from the rows.
+
+        Args:
+            run_dir: The run folder.
+            what: What has ended there, for the message.
+
+        Returns:
+            The content, and the checksums of the other files by their names.
+
+        Raises:
+            FileNotFoundError: There is none.
+        """
+        path = run_dir / SUMMARY
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"run_dir='{run_dir}' has no {SUMMARY}: no {what} has ended there."
+            )
+        info = read_record(path, AGAIN)
+        check_files(path, info, AGAIN)
+        for key in ("metrics", "pooled"):
+            info.pop(key, None)
+        return info, info.pop("files", {})
 
     def write_summary(self) -> None:
         """Write ``summary.json``, the sign of a finished run."""

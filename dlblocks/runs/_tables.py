@@ -8,7 +8,7 @@ GAP = "  "
 
 
 def number(value: float) -> str:
-    """Format with four decimals; very small and large numbers with fewer digits."""
+    """Format with four decimals, or four digits where that is better."""
     small = value != 0 and abs(value) < 1e-3
     return f"{value:.2e}" if small else f"{value:.4f}" if abs(value) < 1e4 else f"{value:.4g}"
 

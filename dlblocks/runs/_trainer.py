@@ -26,11 +26,12 @@ from dlblocks.runs._history import VALIDATION
 from dlblocks.runs.predictions import replaced
 
 CALLBACKS = "lambda: [EarlyStopping('val/loss')]"  # an example of make_callbacks, for messages
-# Arguments of the Trainer that are whole numbers; a limit of 1.0 is all batches.
-COUNTS = (
-    "max_epochs", "min_epochs", "max_steps", "min_steps", "accumulate_grad_batches",
-    "check_val_every_n_epoch", "log_every_n_steps", "num_nodes",
-)  # fmt: skip
+# Arguments of the Trainer that are whole numbers, with the least; a limit of 1.0 is all batches.
+COUNTS = {
+    "max_epochs": -1, "min_epochs": 0, "max_steps": -1, "min_steps": 0,
+    "accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "log_every_n_steps": 0,
+    "num_nodes": 0,
+}  # fmt: skip
 OWN_ARGUMENTS = {
     "logger": "pass logger='csv', 'wandb', 'tensorboard' or None",
     "default_root_dir": "pass run_dir=",
@@ -54,10 +55,15 @@ def check_trainer_arguments(
         ValueError: An argument is wrong, or leaves nothing to train or to validate; the message
             names it.
     """
-    arguments = plain_trainer(trainer)
-    for name in ("max_epochs", "max_steps", "accumulate_grad_batches", "check_val_every_n_epoch"):
-        if isinstance(arguments.get(name), str):
-            raise TypeError(f"trainer={{{name!r}: {arguments[name]!r}}} must be a number.")
+    if trainer is not None and not isinstance(trainer, Mapping):
+        raise TypeError(
+            f"trainer is a {type(trainer).__name__}; give the arguments of a Trainer, which is "
+            "made anew for each fit, such as {'max_epochs': 30}."
+        )
+    arguments = {
+        name: whole(value) if name in COUNTS else plain_numbers(value)
+        for name, value in (trainer or {}).items()
+    }
     known = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
     for name, value in arguments.items():
         if name in OWN_ARGUMENTS:
@@ -85,39 +91,23 @@ def check_trainer_arguments(
     return arguments
 
 
-def plain_trainer(trainer: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Copy Trainer arguments, with Python's numbers and whole counts."""
-    if trainer is not None and not isinstance(trainer, Mapping):
-        raise TypeError(
-            f"trainer is a {type(trainer).__name__}; give the arguments of a Trainer, which is "
-            "made anew for each fit, such as {'max_epochs': 30}."
-        )
-    return {
-        name: whole(value) if name in COUNTS else plain_numbers(value)
-        for name, value in (trainer or {}).items()
-    }
-
-
 def _check_amounts(arguments: Mapping[str, Any]) -> None:
     """Raise a `ValueError` for numbers that leave nothing to train or validate."""
-    for name in ("max_epochs", "max_steps"):
+    for name, low in COUNTS.items():
         value = arguments.get(name)
-        if value is not None and value < 1 and value != -1:
-            raise ValueError(f"trainer={{{name!r}: {value!r}}} trains nothing; give 1 or more.")
+        if value is not None and not (isinstance(value, int) and value >= low):
+            raise ValueError(
+                f"trainer={{{name!r}: {value!r}}} must be a whole number of at least {low}."
+            )
+    for name in ("max_epochs", "max_steps"):
+        if arguments.get(name) == 0:
+            raise ValueError(f"trainer={{{name!r}: 0}} trains nothing; give 1 or more.")
     for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
         value = arguments.get(name)
         if value is not None and not value > 0:
             raise ValueError(
                 f"trainer={{{name!r}: {value!r}}} leaves no batch; give a number of batches, such "
                 "as 10, or a share, such as 0.5."
-            )
-    for name in COUNTS:
-        value, low = arguments.get(name), -1 if name.startswith("max") else 0
-        if name in ("accumulate_grad_batches", "check_val_every_n_epoch"):
-            low = 1
-        if value is not None and not (isinstance(value, int) and value >= low):
-            raise ValueError(
-                f"trainer={{{name!r}: {value!r}}} must be a whole number of at least {low}."
             )
     for name in ("gradient_clip_val", "val_check_interval"):
         value = arguments.get(name)
@@ -230,6 +220,23 @@ class NoLogger(DummyLogger):
     @property
     def save_dir(self) -> str:
         return self._folder
+
+
+def quiet_trainer(folder: Path, arguments: Mapping[str, Any], **others: Any) -> pl.Trainer:
+    """Make a Trainer that shows no bar and keeps no checkpoints.
+
+    Args:
+        folder: Its ``default_root_dir``.
+        arguments: The user's.
+        others: Further arguments, such as ``logger``.
+    """
+    others["logger"] = others.get("logger") or NoLogger(folder)
+    return pl.Trainer(
+        **{"enable_progress_bar": False, **arguments},
+        **others,
+        default_root_dir=folder,
+        enable_checkpointing=False,
+    )
 
 
 def resolve_mode(

@@ -387,7 +387,7 @@ def _score(
 
 
 def _best_epoch(rows: Sequence[Mapping[str, float]], key: str, mode: str) -> int:
-    """Return the epoch of the best value, from 1, or 0 without one."""
+    """Return the epoch of the best value, or 0."""
     worst, pick = (math.inf, min) if mode == "min" else (-math.inf, max)
     monitored = [
         # NaN is the worst, as in ModelCheckpoint; `min` might return it.

@@ -85,7 +85,7 @@ def next_run_dir(base: str | os.PathLike[str], *, resume: bool = False) -> Path:
 
 
 def check_new_run_dir(run_dir: str | os.PathLike[str], *, but: Collection[str] = ()) -> Path:
-    """Return `run_dir` as a path; raise a `FileExistsError` unless it is empty."""
+    """Return `run_dir` as a path, or raise a `FileExistsError`."""
     path = Path(run_dir)
     if holds_something(path, but=but):
         raise OtherRunError(
@@ -174,13 +174,10 @@ def say_resumed(run_dir: Path, done: int, total: int, what: str) -> None:
     is_finished = done == total and (run_dir / SUMMARY).is_file()
     date = time.localtime((run_dir / (SUMMARY if is_finished else PLAN)).stat().st_mtime)
     when = time.strftime("%Y-%m-%d %H:%M", date)
-    print(
-        f"{run_dir}: finished {when}, loaded; pass another run_dir for a new run."
-        if is_finished
-        else f"{run_dir}: resuming a run of {when}, {done} of {total} {what} done.",
-        file=sys.stderr,
-        flush=True,
-    )
+    if is_finished:
+        say(f"{run_dir}: finished {when}, loaded; pass another run_dir for a new run.")
+    else:
+        say(f"{run_dir}: resuming a run of {when}, {done} of {total} {what} done.")
 
 
 def _run_dirs(
@@ -229,7 +226,7 @@ def _connected() -> bool:
 
 
 def from_rank_zero(value: Any) -> Any:
-    """Return the value of rank 0, on every rank of a run whose ranks are connected."""
+    """Return the value of rank 0 on every connected rank."""
     import torch
 
     if not _connected():

@@ -27,7 +27,7 @@ from dlblocks.models._predict import (
 from dlblocks.tasks import PredictionTable, Task
 
 # Columns that are not the module's: `predict_part` knows them.
-RESERVED = {"index", "fold", "repeat", "target", "prediction"}
+RESERVED = {"index", "fold", "repeat", "target", "prediction", "weight"}
 # Bytes that ranks exchange at a time.
 EXCHANGED = 2**24
 
@@ -106,11 +106,22 @@ def predict_part(
     if not len(table):
         raise NoPredictions(f"the part {part!r} has no samples.")
     table.task = getattr(getattr(model, "task", None), "name", None)
-    return table
+    return add_weights(table, datamodule, part)
+
+
+def add_weights(table: PredictionTable, datamodule: Any, part: str) -> PredictionTable:
+    """Add the column ``weight`` if the samples have weights."""
+    weights = datamodule.weights_of(part)
+    if weights is None:
+        return table
+    index = datamodule.indices(part).numpy()
+    order = np.argsort(index, kind="stable")
+    found = order[np.searchsorted(index, table.index, sorter=order)]
+    return table.with_columns(weight=weights.numpy()[found])
 
 
 class TableWriter:
-    """Collect the rows of a table, each written to its place at once.
+    """Collect the rows of a table, each in its place.
 
     Dense columns are allocated once. Rows of a ragged column wait in memory for the last of them.
 
@@ -181,7 +192,7 @@ class TableWriter:
         self.uneven.add(name)
 
     def exchange(self) -> None:
-        """Give the rows of every rank to all others, some at a time."""
+        """Give the rows of every rank to all others."""
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return
         mine, rank = self.filled.copy(), torch.distributed.get_rank()
@@ -304,7 +315,7 @@ class _Predict:
     def __call__(
         self, batch: Any, batch_idx: int
     ) -> tuple[Any, np.ndarray, dict[str, Tensor | list[Tensor]]]:
-        """Return the model's output, which samples they are, and their rows on the CPU."""
+        """Return output, positions of the samples, and their rows."""
         some = slice(batch_idx * self.size, (batch_idx + 1) * self.size)
         index = self.rows[some]
         try:
@@ -409,7 +420,7 @@ def _one_each(values: Any, index: Tensor) -> TypeGuard[Tensor]:
 
 
 def _is_list(values: Any, index: Tensor) -> TypeGuard[list[Tensor]]:
-    """Return True for a list of one tensor a sample, which may be of unequal length."""
+    """Return True for a list of one tensor a sample."""
     return (
         isinstance(values, list)
         and len(values) == len(index)

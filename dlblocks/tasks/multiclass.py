@@ -52,7 +52,9 @@ class MulticlassTask(ClassTask):
         class_weights: Weight of each class in the loss, length C, or ``"balanced"`` for
             N / (C · N_c), counted on the training part of the data. In training only.
         metrics: Further metrics of validation and test: names of torchmetrics' classes, such as
-            ``"auroc"`` or ``"cohen_kappa"``, or metrics.
+            ``"auroc"`` or ``"cohen_kappa"``, or metrics. Those of curves, such as ``"auroc"``, keep
+            all predictions of an epoch; `torchmetrics.classification.MulticlassAUROC` with
+            ``thresholds=200`` keeps counts alone.
 
     Example:
         >>> task = MulticlassTask(2)
@@ -69,15 +71,19 @@ class MulticlassTask(ClassTask):
     def sizes(self) -> dict[str, int]:
         return {"num_classes": self.num_classes}
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         if not self.training:
-            return cross_entropy(outputs, targets)
+            return cross_entropy(outputs, targets, sample_weight=weights)
         return cross_entropy(
-            outputs, targets, weight=self.class_weight, label_smoothing=self.label_smoothing
+            outputs,
+            targets,
+            weight=self.class_weight,
+            label_smoothing=self.label_smoothing,
+            sample_weight=weights,
         )
 
     def make_metrics(self, stage: Stage) -> MetricCollection:
-        metrics = classification_metrics(self.num_classes)
+        metrics = classification_metrics(self.num_classes, weighted=self.weighted)
         if stage == "train":
             return MetricCollection({"accuracy": metrics["accuracy"]})
         chosen: Any = self.chosen_metrics()
@@ -194,18 +200,22 @@ class MulticlassTask(ClassTask):
         counts = sorted({self.num_classes, other.num_classes})
         return f"{counts} classes" if len(counts) > 1 else ""
 
-    def stacked_loss(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+    def stacked_loss(
+        self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None
+    ) -> Tensor | None:
         if self.class_weight is not None or targets.is_floating_point() or targets.ndim != 2:
             return None
         smoothing = self.label_smoothing if self.training else 0.0
         losses = F.cross_entropy(
             outputs.flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=smoothing
         )
-        counted = (targets != IGNORED).sum(1)
-        return losses.view(targets.shape).sum(1) / counted
+        losses = losses.view(targets.shape)
+        if weights is not None:
+            losses = losses * weights
+        return losses.sum(1) / (targets != IGNORED).sum(1)
 
     def stacked_metrics(self, num_models: int, device: torch.device) -> ClassificationSums | None:
-        if self.chosen:
+        if self.chosen or self.weighted:
             return None
         return ClassificationSums(num_models, self.num_classes, device)
 
@@ -216,7 +226,7 @@ class MulticlassTask(ClassTask):
 
     @classmethod
     def score(cls, table: PredictionTable) -> dict[str, float]:
-        return pooled_metrics(table.target, table.prediction)
+        return pooled_metrics(table.target, table.prediction, table.sample_weight)
 
     @classmethod
     def weighted_metrics(cls, target: Array, prediction: Array) -> dict[str, Weighted]:
@@ -224,7 +234,8 @@ class MulticlassTask(ClassTask):
 
     @classmethod
     def right(cls, target: Array, prediction: Array) -> Array:
-        return _classes(prediction) == target
+        found: Array = _classes(prediction) == target
+        return found
 
     @classmethod
     def columns(
@@ -236,6 +247,16 @@ class MulticlassTask(ClassTask):
         names = _names(class_names or (), prediction.shape[1])
         shares = [f"probability_{name}" for name in names]
         return columns | dict(zip(shares, prediction.T, strict=True))
+
+    @classmethod
+    def conformal_scores(cls, target: Array, prediction: Array) -> Array | None:
+        if prediction.ndim == 1:
+            return None
+        return 1 - np.take_along_axis(prediction, target[:, None], axis=1)[:, 0]
+
+    @classmethod
+    def regions(cls, calibration: Any, each: Tensor, coverage: float) -> dict[str, Tensor]:
+        return {"in_set": calibration.classes(1 - each, coverage)}
 
     @classmethod
     def answers(

@@ -15,9 +15,14 @@ from torchmetrics.functional.classification import multilabel_auroc, multilabel_
 from torchmetrics.utilities import dim_zero_cat
 
 from dlblocks import plots
-from dlblocks._scores import Weighted, weighted_mean
+from dlblocks._scores import (
+    Weighted,
+    weighted_auc,
+    weighted_average_precision,
+    weighted_mean,
+)
 from dlblocks.losses import binary_cross_entropy
-from dlblocks.metrics import hard_labels
+from dlblocks.metrics import hard_labels, wide
 from dlblocks.tasks._weighted import ClassTask
 from dlblocks.tasks.task import Array, Predictions, PredictionTable, Stage, Task
 
@@ -48,6 +53,8 @@ class MultilabelTask(ClassTask):
         metrics: Further metrics of validation and test: names of torchmetrics' classes, such as
             ``"hamming_distance"``, or metrics.
 
+    AUROC and average precision keep all predictions of an epoch, 4 bytes for each of the N · C.
+
     Example:
         >>> task = MultilabelTask(3)
         >>> task.loss(torch.zeros(1, 3), torch.tensor([[1, 0, 1]]))
@@ -64,14 +71,15 @@ class MultilabelTask(ClassTask):
     def sizes(self) -> dict[str, int]:
         return {"num_labels": self.num_classes}
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         if not self.training:
-            return binary_cross_entropy(outputs, targets)
+            return binary_cross_entropy(outputs, targets, sample_weight=weights)
         return binary_cross_entropy(
             outputs,
             targets,
             pos_weight=self.class_weight,
             label_smoothing=self.label_smoothing,
+            sample_weight=weights,
         )
 
     def make_metrics(self, stage: Stage) -> MetricCollection:
@@ -184,14 +192,19 @@ class MultilabelTask(ClassTask):
         target, prediction = table.target, table.prediction
         if not np.isfinite(prediction).all():
             return dict.fromkeys(["accuracy", *LABEL_METRICS, "log_loss"], math.nan)
-        found = {"accuracy": float(((prediction >= 0.5) == target).mean())}
-        for name, values in cls.by_label(target, prediction).items():
+        right = ((prediction >= 0.5) == target).mean(1)
+        found = {"accuracy": float(np.average(right, weights=table.sample_weight))}
+        weight = table.sample_weight
+        for name, values in cls.by_label(target, prediction, weight).items():
             known = values[~np.isnan(values)]
             found[name] = float(known.mean()) if len(known) else math.nan
-        return {**found, "log_loss": float(_cross_entropy(target, prediction).mean())}
+        losses = _cross_entropy(target, prediction).mean(1)
+        return {**found, "log_loss": float(np.average(losses, weights=weight))}
 
     @classmethod
-    def by_label(cls, target: Array, prediction: Array) -> dict[str, Array]:
+    def by_label(
+        cls, target: Array, prediction: Array, weight: Array | None = None
+    ) -> dict[str, Array]:
         """Compute F1, AUROC and average precision of each label.
 
         See `label_metric`.
@@ -202,7 +215,8 @@ class MultilabelTask(ClassTask):
             [1.0, nan]
         """
         tensors = torch.from_numpy(prediction.astype(np.float32)), torch.from_numpy(target != 0)
-        return {name: label_metric(name, *tensors).numpy() for name in LABEL_METRICS}
+        weights = None if weight is None else torch.from_numpy(weight)
+        return {name: label_metric(name, *tensors, weights).numpy() for name in LABEL_METRICS}
 
     @classmethod
     def weighted_metrics(cls, target: Array, prediction: Array) -> dict[str, Weighted]:
@@ -212,11 +226,26 @@ class MultilabelTask(ClassTask):
         def f1(weights: Array) -> Array:
             both = weights @ (target + guess)
             with np.errstate(invalid="ignore"):  # a label that is neither target nor guess
-                return np.nanmean(2 * (weights @ (target * guess)) / both, axis=1)
+                found: Array = np.nanmean(2 * (weights @ (target * guess)) / both, axis=1)
+                return found
+
+        def mean_of(metric: Callable[[Array, Array], Weighted]) -> Weighted:
+            each = [metric(t, p) for t, p in zip(target.T, prediction.T, strict=True)]
+
+            def mean(weights: Array) -> Array:
+                found = np.stack([one(weights) for one in each])
+                known = ~np.isnan(found)  # of labels that the weighted samples have
+                with np.errstate(invalid="ignore"):
+                    result: Array = np.where(known, found, 0).sum(0) / known.sum(0)
+                    return result
+
+            return mean
 
         return {
             "accuracy": weighted_mean(right.mean(1)),
             "f1": f1,
+            "auroc": mean_of(weighted_auc),
+            "average_precision": mean_of(weighted_average_precision),
             "log_loss": weighted_mean(_cross_entropy(target, prediction).mean(1)),
         }
 
@@ -266,7 +295,25 @@ def _cross_entropy(target: Array, prediction: Array) -> Array:
     """Compute the binary cross-entropy of each sample and label."""
     smallest = np.finfo(np.float32).tiny
     p = prediction.astype(float)
-    return -np.where(target != 0, np.log(p.clip(smallest)), np.log((1 - p).clip(smallest)))
+    found: Array = -np.where(target != 0, np.log(p.clip(smallest)), np.log((1 - p).clip(smallest)))
+    return found
+
+
+def _weighted_label_metric(
+    what: str, predictions: Tensor, positive: Tensor, weights: Tensor, some: Tensor, all_: Tensor
+) -> Tensor:
+    """Compute AUROC or average precision by scikit-learn, since torchmetrics' take no weights."""
+    from sklearn import metrics
+
+    auroc = what == "auroc"
+    known = some & ~all_ if auroc else some
+    function = metrics.roc_auc_score if auroc else metrics.average_precision_score
+    target, score, weight = (x.cpu().numpy() for x in (positive, predictions, weights))
+    found = [
+        function(target[:, i], score[:, i], sample_weight=weight) if is_known else math.nan
+        for i, is_known in enumerate(known.tolist())
+    ]
+    return torch.tensor(found, device=predictions.device)
 
 
 class _Accuracy(Metric):
@@ -283,9 +330,15 @@ class _Accuracy(Metric):
         for name in ("right", "count"):
             self.add_state(name, default=torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, predictions: Tensor, targets: Tensor) -> None:
-        self.right += ((predictions >= 0.5) == (targets >= 0.5)).sum()
-        self.count += targets.numel()
+    def update(self, predictions: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
+        right = ((predictions >= 0.5) == (targets >= 0.5)).sum(1)
+        if weights is None:
+            self.right += right.sum()
+            self.count += targets.numel()
+            return
+        weights = weights.to(wide(weights.device))
+        self.right = self.right + weights @ right.to(weights)
+        self.count = self.count + weights.sum() * targets.shape[1]
 
     def compute(self) -> Tensor:
         return self.right / self.count
@@ -299,23 +352,30 @@ class _LabelMean(Metric):
     full_state_update = False
     predictions: list[Tensor]
     targets: list[Tensor]
+    weights: list[Tensor]
 
     def __init__(self, what: str) -> None:
         super().__init__()
         self.what = what
         self.add_state("predictions", default=[], dist_reduce_fx="cat")
         self.add_state("targets", default=[], dist_reduce_fx="cat")
+        self.add_state("weights", default=[], dist_reduce_fx="cat")
 
-    def update(self, predictions: Tensor, targets: Tensor) -> None:
+    def update(self, predictions: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
         self.predictions.append(predictions)
         self.targets.append(targets.bool())
+        if weights is not None:
+            self.weights.append(weights)
 
     def compute(self) -> Tensor:
         predictions, targets = dim_zero_cat(self.predictions), dim_zero_cat(self.targets)
-        return label_metric(self.what, predictions, targets).nanmean()
+        weights = dim_zero_cat(self.weights) if len(self.weights) else None
+        return label_metric(self.what, predictions, targets, weights).nanmean()
 
 
-def label_metric(what: str, predictions: Tensor, targets: Tensor) -> Tensor:
+def label_metric(
+    what: str, predictions: Tensor, targets: Tensor, weights: Tensor | None = None
+) -> Tensor:
     """Compute a metric of each label, shape (C,).
 
     It is NaN where the metric is not defined.
@@ -326,17 +386,25 @@ def label_metric(what: str, predictions: Tensor, targets: Tensor) -> Tensor:
             ``"average_precision"``, for labels that a sample has.
         predictions: Probabilities (N, C).
         targets: Shape (N, C), bool or 0 and 1.
+        weights: How much each sample counts, shape (N,); those of weight 0 are left out.
 
     Example:
         >>> label_metric("f1", torch.tensor([[0.9, 0.2], [0.6, 0.1]]), torch.tensor([[1, 0]] * 2))
         tensor([1., nan])
     """
     positive = targets.bool()
+    if weights is not None:
+        counts = weights > 0
+        predictions, positive, weights = predictions[counts], positive[counts], weights[counts]
     some, all_ = positive.any(0), positive.all(0)
     if what == "f1":
         guessed = predictions >= 0.5
-        both = guessed.sum(0) + positive.sum(0)
-        return torch.where(both > 0, 2 * (guessed & positive).sum(0) / both.clamp(min=1), torch.nan)
+        each = torch.ones(len(guessed), device=guessed.device) if weights is None else weights
+        each = each.to(wide(each.device))
+        hits, both = each @ (guessed & positive).to(each), each @ (guessed.to(each) + positive)
+        return torch.where(both > 0, 2 * hits / both, torch.nan).float()
+    if weights is not None:
+        return _weighted_label_metric(what, predictions, positive, weights, some, all_)
     functions = {"auroc": multilabel_auroc, "average_precision": multilabel_average_precision}
     columns = predictions.shape[1]
     with warnings.catch_warnings():

@@ -21,7 +21,7 @@ from dlblocks.tasks.task import Array, Predictions, PredictionTable, Stage, Task
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+LOSSES: dict[str, Callable[..., Tensor]] = {
     "mse": F.mse_loss,
     "mae": F.l1_loss,
     "huber": F.huber_loss,
@@ -79,15 +79,18 @@ class RegressionTask(Task):
             return outputs
         return outputs * self.target_std + self.target_mean
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         outputs, targets = outputs.flatten(1), targets.reshape(len(targets), -1).to(outputs.dtype)
         if self.standardize_targets:
             # The mean cancels; dividing by std gives the loss in the units the net learns in.
             outputs, targets = outputs / self.target_std, targets / self.target_std
-        return LOSSES[self.loss_name](outputs, targets)
+        if weights is None:
+            return LOSSES[self.loss_name](outputs, targets)
+        losses = LOSSES[self.loss_name](outputs, targets, reduction="none")
+        return (losses.mean(1) * weights).mean()
 
     def make_metrics(self, stage: Stage) -> MetricCollection:
-        metrics = regression_metrics()
+        metrics = regression_metrics(weighted=self.weighted)
         if stage == "train" or not self.chosen:
             return metrics
         chosen: Any = self.chosen_metrics()
@@ -157,7 +160,7 @@ class RegressionTask(Task):
         return f"{counts} values a sample" if len(counts) > 1 else ""
 
     def stacked_metrics(self, num_models: int, device: torch.device) -> RegressionSums | None:
-        if self.chosen:
+        if self.chosen or self.weighted:
             return None
         return RegressionSums(num_models, self.out_features, device)
 
@@ -171,12 +174,22 @@ class RegressionTask(Task):
 
     @classmethod
     def score(cls, table: PredictionTable) -> dict[str, float]:
-        found = value_metrics(table.target, table.prediction)
+        found = value_metrics(table.target, table.prediction, table.sample_weight)
         return {name: float(value) for name, value in found.items()}
 
     @classmethod
     def weighted_metrics(cls, target: Array, prediction: Array) -> dict[str, Weighted]:
         return weighted_value_metrics(target, prediction)
+
+    @classmethod
+    def conformal_scores(cls, target: Array, prediction: Array) -> Array:
+        found: Array = np.abs(target - prediction.reshape(target.shape))
+        return found
+
+    @classmethod
+    def regions(cls, calibration: Any, each: Tensor, coverage: float) -> dict[str, Tensor]:
+        lower, upper = calibration.interval(each, coverage)
+        return {"lower": lower, "upper": upper}
 
     @classmethod
     def figures(

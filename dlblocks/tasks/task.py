@@ -117,6 +117,11 @@ class PredictionTable:
             return PredictionTable.read, (self._path, "write it again", self.task)
         return _table, (self.columns, self.task)
 
+    @property
+    def sample_weight(self) -> Array | None:
+        """How much each sample counts, the column ``weight``; None if all count the same."""
+        return self["weight"] if self.has("weight") else None
+
     def has(self, *names: str) -> bool:
         """Return True if there are dense columns of these names."""
         return all(isinstance(self.columns.get(name), np.ndarray) for name in names)
@@ -317,6 +322,9 @@ class Task(nn.Module):
     standard: tuple[str, ...] = ()
     """Names of the metrics that are logged in any case."""
 
+    weighted: bool = False
+    """Whether the samples of the data have weights; the model sets it before a run."""
+
     def __init__(self, *, metrics: Sequence[str | Metric] | None = None) -> None:
         super().__init__()
         self.chosen = metrics or ()
@@ -348,14 +356,25 @@ class Task(nn.Module):
         """
         return outputs
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Compute the mean loss of a batch, a scalar."""
+    def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Compute the mean loss of a batch, a scalar.
+
+        A task of your own needs `weights` only for data that have some.
+
+        Args:
+            outputs: Of the net, shape (N, ...).
+            targets: Shape (N, ...).
+            weights: How much each sample counts, shape (N,), or None. The result is then the mean
+                of ``weight * loss``: a sum over the batch divided by what it is divided by without
+                weights, so that a sample counts the same in every batch.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define loss(outputs, targets).")
 
     def make_metrics(self, stage: Stage) -> MetricCollection:
         """Make the metrics of one stage.
 
-        They are updated with the predictions and targets of `for_metrics`.
+        They are updated with the predictions and targets of `for_metrics`, and where `weighted` is
+        True also with the samples' weights, shape (N,).
         """
         return MetricCollection({})
 
@@ -443,12 +462,15 @@ class Task(nn.Module):
 
     # The engine asks for these; without them it computes each model by itself.
 
-    def stacked_loss(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+    def stacked_loss(
+        self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None
+    ) -> Tensor | None:
         """Compute the losses (M,) of M models.
 
         Args:
             outputs: Shape (M, N, ...).
             targets: Shape (M, N, ...).
+            weights: Shape (M, N), or None.
         """
         return None
 
@@ -467,7 +489,8 @@ class Task(nn.Module):
         """Compute metrics over all samples at once, for ``pooled()`` and the report.
 
         Args:
-            table: ``table.target`` and ``table.prediction``, or what `keep` returns instead.
+            table: ``table.target`` and ``table.prediction``, or what `keep` returns instead, and
+                ``table.weight`` if samples have weights.
         """
         return {}
 
@@ -487,6 +510,31 @@ class Task(nn.Module):
     ) -> dict[str, Array]:
         """Make the columns of a table with one row a sample."""
         return _numbered("target", target) | _numbered("prediction", prediction)
+
+    @classmethod
+    def conformal_scores(cls, target: Array, prediction: Array) -> Array | None:
+        """Measure how far out-of-fold predictions are from their targets, shape (n,) or (n, D).
+
+        None if the task has no prediction intervals or sets; see `regions`.
+        """
+        return None
+
+    @classmethod
+    def regions(cls, calibration: Any, each: Tensor, coverage: float) -> dict[str, Tensor]:
+        """Compute prediction intervals or sets.
+
+        Args:
+            calibration: A `dlblocks.models._conformal.Calibration`.
+            each: What each member predicts, shape (M, N, ...).
+            coverage: Share of new samples whose target should be inside.
+
+        Returns:
+            Further columns of the predictions.
+        """
+        raise ValueError(
+            f"coverage={coverage}: there are prediction intervals for values and prediction sets "
+            f"for classes, and none for {cls.name!r}; leave coverage= out."
+        )
 
     @classmethod
     def answers(
@@ -571,4 +619,5 @@ class Predictions(PredictionTable):
 
 def is_ours(method: Any) -> bool:
     """Tell methods and classes of this package from those of a user."""
-    return method.__module__.startswith("dlblocks.")
+    found: bool = method.__module__.startswith("dlblocks.")
+    return found

@@ -237,7 +237,7 @@ def test_two_writers_of_the_last_file_are_refused(tmp_path, make_trainer, plain_
     data = DataLoader(TensorDataset(torch.randn(8, 4), torch.arange(8) % 3), 4)
     other = ModelCheckpoint(tmp_path / "other", save_last=True)
     trainer = make_trainer(enable_checkpointing=True, callbacks=[ExactResume(tmp_path), other])
-    with pytest.raises(ValueError, match="save_last=True; leave that out"):
+    with pytest.raises(ValueError, match="save_last=True; leave save_last out"):
         trainer.fit(plain_module(), data)
 
 
@@ -291,7 +291,7 @@ def test_another_number_of_processes_is_said(tmp_path, make_trainer):
     )
     with pytest.warns(UserWarning) as said:
         trainer.fit(model, **data, ckpt_path="last")
-    assert any("written by 2 process(es) and goes on in 1" in str(w.message) for w in said)
+    assert any("written by 2 process(es) and resumes in 1" in str(w.message) for w in said)
 
 
 def test_private_parts_of_lightning_that_it_stands_on():

@@ -365,7 +365,7 @@ class Iterates(Net):
         (ByLBFGS, [SAM()], "LBFGS"),
         (Manual, [SAM()], "automatic_optimization=False"),
         (Iterates, [SAM()], "dataloader_iter"),
-        (Net, [SAM(), SAM()], "two SAM"),
+        (Net, [SAM(), SAM()], "has SAM twice"),
     ],
 )
 def test_what_does_not_go_together(module, callbacks, message, make_trainer):

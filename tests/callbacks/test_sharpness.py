@@ -196,7 +196,6 @@ def test_attention_has_second_derivatives():
     ("params", "error", "message"),
     [
         ([], ValueError, "params holds no values"),
-        (torch.zeros(2), TypeError, "params must be a list of tensors, got Tensor"),
         ([torch.zeros(2)], ValueError, "does not require gradients"),
         ([torch.zeros(2, dtype=torch.half, requires_grad=True)], TypeError, "torch.float16"),
     ],
@@ -436,22 +435,19 @@ class Nothing(Foreign):
     [
         ({"epsilon": -1.0}, ValueError, "epsilon=-1.0"),
         ({"epsilon": None, "eigenvalue": False}, ValueError, "nothing to measure"),
-        ({"epsilon": None, "directions": 3}, ValueError, "directions=3 has no effect"),
         ({"directions": 0}, ValueError, "directions=0"),
         ({"every_n_epochs": 0}, ValueError, "every_n_epochs=0"),
         ({"limit_batches": 1.5}, ValueError, "limit_batches=1.5"),
         ({"iterations": 0}, ValueError, "iterations=0"),
-        ({"at_epochs": 3}, TypeError, r"must be a list of epochs: \[3\]"),
+        ({"at_epochs": 3}, TypeError, r"must be a list, such as \[3\]"),
         ({"at_epochs": []}, ValueError, "at_epochs is empty"),
         (
             {"at_epochs": [1.5]},
             TypeError,
-            r"at_epochs=\[1.5\] must be a list of epochs",
+            r"at_epochs=\[1.5\] must be a list, each entry a whole number",
         ),
-        ({"at_epochs": "1"}, TypeError, "at_epochs='1' must be a list of epochs, such as"),
+        ({"at_epochs": "1"}, TypeError, "at_epochs='1' must be a list, such as"),
         ({"directions": 2.5}, TypeError, "directions=2.5 must be a whole number"),
-        ({"dataloader": [1]}, TypeError, "function that returns a loader, got list"),
-        ({"at_epochs": [1], "every_n_epochs": 2}, ValueError, "both say when"),
     ],
 )
 def test_wrong_arguments(arguments, error, message):

@@ -192,7 +192,7 @@ def test_max_norm_works_under_lbfgs(make_trainer):
     norms, module = Norms(), ByLBFGS()
     make_trainer(callbacks=[norms, WeightPenalty(max_norm=0.5)]).fit(module, loader())
     assert max(norms.largest) <= 0.5 + 1e-6
-    with pytest.raises(ValueError, match="LBFGS measures the loss"):
+    with pytest.raises(ValueError, match="LBFGS also uses the loss"):
         make_trainer(callbacks=[WeightPenalty(l1=0.1)]).fit(ByLBFGS(), loader())
 
 

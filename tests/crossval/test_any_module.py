@@ -487,10 +487,11 @@ def test_each_of_their_modules_gets_its_own_normalisation(make_trainer):
 def test_what_has_no_average_is_refused_by_name(make_trainer):
     class Classes(Predicts):
         def predict_step(self, batch, batch_idx):
-            return super().predict_step(batch, batch_idx).argmax(1)
+            return torch.zeros(len(batch["label"]), dtype=torch.int64)
 
-    with pytest.raises(ValueError, match=r"Classes predicts int64.*return probabilities"):
-        run(Classes).ensemble()
+    ensemble = run(Classes).ensemble()
+    with pytest.raises(ValueError, match=r"Classes predicts torch.int64.*return probabilities"):
+        ensemble.predict_step({"label": [1]}, 0)
 
     class Names(Predicts):
         def predict_step(self, batch, batch_idx):

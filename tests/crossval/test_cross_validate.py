@@ -440,7 +440,7 @@ def test_fast_dev_run(tmp_path):
         ({"mode": "max"}, ValueError, "monitor='val/loss' is best where it is lowest.*'min'"),
         ({"monitor": "val/score"}, ValueError, "monitor='val/score' does not say .*set mode='min'"),
         ({"trainer": pl.Trainer(logger=False)}, TypeError, "trainer is a Trainer; give the arg"),
-        ({"trainer": {"max_epochs": "3"}}, TypeError, "{'max_epochs': '3'} must be a number"),
+        ({"trainer": {"max_epochs": "3"}}, ValueError, "'max_epochs': '3'} must be a whole number"),
         ({"make_callbacks": [MixUp()]}, TypeError, "make_callbacks=.* is no function"),
         ({"make_callbacks": MixUp}, TypeError, "make_callbacks returned <.*MixUp.* expected a li"),
         ({"make_callbacks": lambda: [MixUp]}, TypeError, "make_callbacks returned .* expected a"),

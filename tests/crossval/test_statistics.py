@@ -17,6 +17,7 @@ from dlblocks.crossval.statistics import (
     least_error,
     least_paired_error,
     mean_interval,
+    with_holm,
 )
 from dlblocks.tasks import PredictionTable
 
@@ -508,3 +509,16 @@ def test_holms_values_are_those_at_which_its_procedure_rejects():
                     break
                 rejected.add(int(i))
             assert rejected == {i for i, value in enumerate(adjusted) if value <= level}
+
+
+def test_several_comparisons_have_the_p_values_of_holm():
+    tests = {
+        name: corrected_t_test(scores, SCORES, 0.25)
+        for name, scores in {"same": [*SCORES[:4], 0.93], "other": OTHERS}.items()
+    }
+    found = with_holm(tests)
+    for name, test in tests.items():
+        assert found[name]["difference"] == test.difference
+        assert (found[name]["p"], found[name]["interval"]) == (test.p, test.interval)
+    adjusted = [row["p_holm"] for row in found.values()]
+    assert adjusted == holm([test.p for test in tests.values()])

@@ -37,7 +37,7 @@ def run(make=model, data=None, **arguments):
     ("trainer", "message"),
     [
         ({"max_epochs": 0}, "'max_epochs': 0} trains nothing"),
-        ({"max_epochs": -2}, "'max_epochs': -2} trains nothing"),
+        ({"max_epochs": -2}, "'max_epochs': -2} must be a whole number of at least -1"),
         ({"max_steps": 0}, "'max_steps': 0} trains nothing"),
         ({"limit_train_batches": 0}, "'limit_train_batches': 0} leaves no batch"),
         ({"limit_val_batches": 0.0}, "'limit_val_batches': 0.0} leaves no batch"),

@@ -11,6 +11,7 @@ from sklearn.model_selection import (
     StratifiedGroupKFold,
     StratifiedKFold,
     TimeSeriesSplit,
+    train_test_split,
 )
 
 from dlblocks.data import holdout, kfold
@@ -25,6 +26,22 @@ from dlblocks.data.splitting import (
 N = 60
 TARGETS = np.random.default_rng(0).integers(0, 3, N)
 GROUPS = np.arange(N) // 4
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_held_out_part_is_that_of_train_test_split(seed):
+    rng = np.random.default_rng(seed)
+    # Equal counts tie where the fraction is rounded; names need not be 0 … C-1.
+    equal, skewed = np.repeat([7, 3, 5, 4], 5), rng.choice([2, 9, 4], 97, p=[0.1, 0.3, 0.6])
+    for classes in (equal, np.concatenate([skewed, [2, 2]]), None):
+        count = 99 if classes is None else len(classes)
+        for fraction in (0.13, 0.5):
+            found = holdout(count, fraction, targets=classes, seed=seed)
+            theirs = train_test_split(
+                np.arange(count), test_size=len(found[1]), random_state=seed, stratify=classes
+            )
+            for ours, part in zip(found, theirs, strict=True):
+                np.testing.assert_array_equal(ours, np.sort(part))
 
 
 @pytest.mark.parametrize(

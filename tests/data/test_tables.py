@@ -16,7 +16,7 @@ from sklearn.impute import SimpleImputer
 from dlblocks.callbacks import MixUp
 from dlblocks.cli import main
 from dlblocks.crossval import cross_validate
-from dlblocks.data import TabularDataModule
+from dlblocks.data import TabularDataModule, _read_csv
 from dlblocks.ensembles import Bagging
 from dlblocks.models import MLPClassifier, MLPRegressor, load
 from dlblocks.nets.preprocess import complete
@@ -586,6 +586,33 @@ def test_thousands_and_decimal_commas(write):
     np.testing.assert_array_equal(inputs[:-1, 4], np.arange(N - 1) + 0.5)
     assert inputs[-1, 4].isnan()
     assert loaded(path, "amount", drop=["am", "share"], **dots).source.targets[1] == 1501
+
+
+@pytest.mark.parametrize(
+    ("sep", "before"),
+    [(", ", ""), (";  ", ""), ("\t ", ""), (",", " "), (",", "\r\n ")],
+)
+@pytest.mark.parametrize("scanned", [3, 1 << 20])
+def test_spaces_before_cells_are_no_part_of_them(write, sep, before, scanned, monkeypatch):
+    monkeypatch.setattr(_read_csv, "SCANNED", scanned)  # bytes at a time
+    rows = [[f"{i}.5", '"red, or green"' if i % 3 else '"blue"', "NA" if i == 7 else i, LABEL[i]]
+            for i in range(N)]  # fmt: skip
+    lines = [before + sep.join(map(str, row)) for row in [["x", "kind", "count", "y"], *rows]]
+    data = loaded(write("\n".join(lines)), "y", sep=sep[0], missing="impute")
+    assert data.feature_names == ["x", "kind=blue", "kind=red, or green", "count"]
+    assert data.source.inputs[7, 3].isnan()
+    np.testing.assert_array_equal(data.source.inputs[:, 0], np.arange(N) + 0.5)
+
+
+@pytest.mark.parametrize(
+    ("content", "sep"),
+    [("a,b c\n1,x y\n", ","), ("a\tb\n1\t\t2\n", "\t"), ("a;b\n1;x, y\tz\n", ";"), ("", ",")],
+)
+def test_spaces_elsewhere_do_not_slow_a_file_down(write, content, sep):
+    path = Path(write(content))
+    assert not _read_csv._may_have_leading_spaces(path, {"sep": sep})
+    assert _read_csv._may_have_leading_spaces(path, {"sep": sep, "encoding": "utf-16"})
+    assert _read_csv._may_have_leading_spaces(path, {"sep": r"\s+"})
 
 
 @pytest.mark.parametrize("read_args", [{}, {"header": None, "skiprows": 1}])

@@ -399,7 +399,6 @@ def test_bad_arguments(tmp_path):
     bad("samples has 1 entries and num_members=3", samples=[[0]])
     val = int(digits().indices("val")[0])
     bad(f"row {val} is not in the training part", samples=[[val]] * 3)
-    bad("drawn already", samples=[[0]] * 3, stratify=True)
     bad("every member of a DeepEnsemble", kind=DeepEnsemble, max_samples=0.5)
     bad("must be a dlblocks DataModule", TypeError, data=pl.LightningDataModule())
     with pytest.raises(FileNotFoundError, match="no bagging has ended there"):

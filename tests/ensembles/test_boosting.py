@@ -21,10 +21,12 @@ from dlblocks.models import (
     GradientBoostingRegressor,
     MLPClassifier,
     MLPRegressor,
+    Model,
     Regressor,
     VotingEnsemble,
     load,
 )
+from dlblocks.tasks import RegressionTask
 
 CPU = {"accelerator": "cpu", "max_epochs": 1}
 
@@ -488,8 +490,8 @@ def test_run_folder_and_logs(tmp_path):
     assert rows == result.history and [row["stage"] for row in rows] == [0, 1, 2, 3]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["metrics"]["val/loss"]["mean"] == rows[-1]["val/loss"]
-    assert summary["num_stages"] == 3 and summary["config"]["learner"]["hidden"] == [4]
-    assert summary["config"]["boosting"]["shrinkage"] == 0.1
+    assert summary["num_stages"] == 3 and summary["config"]["model"]["hidden"] == [4]
+    assert summary["config"]["shrinkage"] == 0.1
     logged = read_rows(tmp_path / "run" / "metrics.csv")
     assert [row["train/loss"] for row in logged] == [row["train/loss"] for row in rows]
     found = sorted(
@@ -565,17 +567,16 @@ class OwnOptimizer(MLPRegressor):
     [
         (learner, values(), {"loss": "log_loss"}, "which are values; use 'mse', 'mae' or 'huber'"),
         (learner, classes(2), {"loss": "mae"}, "which are classes; use 'log_loss'"),
-        (learner, values(num_values=2), {}, r"\(N, 1\).*need \(N, 2\)"),
-        (learner, classes(3), {}, r"\(N, 1\).*need \(N, 3\)"),
-        (lambda: MLPRegressor(5, 3), classes(2), {}, r"need \(N, 1 or 2\)"),
-        (lambda: nn.Linear(5, 4), classes(3), {}, r"\(N, 4\).*need \(N, 3\)"),
+        (learner, values(num_values=2), {}, r"\[1, 2\] values a sample"),
+        (learner, classes(3), {}, r"\[1, 3\] values a sample"),
+        (lambda: MLPRegressor(5, 3), classes(2), {}, r"\[2, 3\] values a sample"),
+        (lambda: nn.Linear(5, 4), classes(3), {}, r"shape \(2, 3\) .* outputs \(2, 4\)"),
+        (lambda: Regressor(nn.Linear(5, 4), 3), classes(3), {}, r"outputs \(2, 4\)"),
         (lambda: MLPRegressor(7, 1), values(), {}, "in_features=7"),
         (lambda: MLPClassifier(5, 3), classes(3), {}, "needs a Regressor"),
-        (lambda: VotingEnsemble([learner()]), values(), {}, "needs a Regressor"),
+        (lambda: VotingEnsemble([learner()]), values(), {}, "configure_optimizers is its own"),
         (lambda: OwnOptimizer(5, 1), values(), {}, "configure_optimizers is its own"),
-        (lambda: MLPRegressor(5, 1, standardize_targets=True), values(), {}, "standardize_targets"),
         (lambda: MLPRegressor(5, 1, lr_schedule="plateau"), values(), {}, "plateau"),
-        (lambda: MLPRegressor(5, 1, optimizer="lbfgs"), values(), {}, "optimizer='lbfgs'"),
         (learner, values(val_fraction=0.0), {"patience": 3}, "patience=3 needs validation"),
     ],
 )
@@ -590,7 +591,7 @@ def test_things_that_are_no_learner_or_no_data():
         boost(learner(), values())
     with pytest.raises(TypeError, match="DataModule"):
         boost(learner, torch.zeros(3))
-    with pytest.raises(ValueError, match=r"BoringModel, whose training_step .* not be called"):
+    with pytest.raises(ValueError, match=r"BoringModel; .* training_step .* not be called"):
         boost(BoringModel, values()).fit()
     with pytest.raises(TypeError, match="returned a str"):
         boost(lambda: "net", values()).fit()
@@ -619,10 +620,22 @@ def test_learners_over_nets_of_the_users_own_are_given_back_to_load():
     assert torch.equal(model(torch.ones(2, 5)), result.model(torch.ones(2, 5)))
 
 
+def test_a_model_of_a_net_and_a_task_is_a_learner():
+    """Bit for bit the `Regressor` over the same net."""
+
+    def run(make, name):
+        return boost(make, values(), trainer={**CPU, "max_epochs": 2}, run_dir=name).fit()
+
+    one = run(lambda: Model(nn.Linear(5, 1), RegressionTask(1), lr=0.1), "a")
+    other = run(lambda: Regressor(nn.Linear(5, 1), 1, lr=0.1), "b")
+    assert one.history == other.history
+    assert torch.equal(one.model(torch.ones(2, 5)), other.model(torch.ones(2, 5)))
+
+
 def test_models_refuse_what_does_not_fit(make_trainer):
     with pytest.raises(ValueError, match="steps has 0 rows"):
         GradientBoostingRegressor([learner()], [], [0.0])
-    with pytest.raises(ValueError, match=r"put out \[1\] values; each must put out 3"):
+    with pytest.raises(ValueError, match=r"have \[1, 3\] values a sample"):
         GradientBoostingClassifier([learner()], [[1.0] * 3], [0.0] * 3, 3)
     with pytest.raises(ValueError, match="initial has 2 values for 3 classes; expected 3"):
         GradientBoostingClassifier([], [], [0.0] * 2, 3)

@@ -145,9 +145,10 @@ def test_the_three_kinds_are_told_apart():
     for rows in (True, False, None):
         g = grad + p if rows is None else at_right_angles(p, grad, rows=rows)
         found = p + grad
-        projected = projection.project_([found], [p], [g], delta=0.1, eps=1e-8)
+        kind = projection.find_projection([p], [g], delta=0.1, eps=1e-8)
+        projection.project_([found], [p], kind, eps=1e-8)
         expected = p + grad if rows is None else at_right_angles(p, p + grad, rows=rows)
-        assert bool(projected) == (rows is not None)
+        assert (bool(kind.by_row), bool(kind.applies)) == (rows is True, rows is not None)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 

@@ -112,7 +112,7 @@ def test_plateau_with_warmup(warmup_steps):
         ("exponential", {}, "'unit': 'step'"),
         ("polynomial", {}, "'length'"),
         ("multi_step", {"steps_per_epoch": 1}, "milestones"),
-        ("multi_step", {"args": {"milestones": [3, 2]}}, "rise"),
+        ("multi_step", {"args": {"milestones": [3, 2]}}, "must increase"),
         ("cosine", {"total_steps": 5, "args": {"unit": "steps"}}, "did you mean 'step'"),
         ("cosine", {"total_steps": 5, "args": {"length": 0}}, "length=0"),
         ("cosine_restarts", {"args": {"period_factor": 0.5}}, "period_factor=0.5"),

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from dlblocks.callbacks import LabelSmoothing, MixUp
+from dlblocks.callbacks import CutMix, LabelSmoothing, MixUp
 from dlblocks.cli import main
 from dlblocks.crossval import CrossValidationResult, cross_validate
 from dlblocks.crossval.held_out import HeldOutScores
@@ -348,3 +348,52 @@ def test_the_interval_of_accuracy_is_that_of_samples_with_several_labels():
 
 def test_tables_are_of_one_target():
     assert not TabularDataModule("iris").is_multilabel and data().is_multilabel
+
+
+@pytest.mark.parametrize("name", ["auroc", "average_precision"])
+def test_ranked_metrics_of_weighted_samples_are_those_of_scikit_learn(name):
+    rng = np.random.default_rng(0)
+    target = rng.integers(0, 2, (60, 3))
+    prediction = rng.integers(0, 8, target.shape) / 7  # with many equal scores
+    weights = rng.integers(0, 4, (5, 60)).astype(float)
+    found = MultilabelTask.weighted_metrics(target, prediction)[name](weights)
+    score = {
+        "auroc": metrics.roc_auc_score,
+        "average_precision": metrics.average_precision_score,
+    }[name]
+    for value, w in zip(found, weights, strict=True):
+        each = [
+            score(target[:, i], prediction[:, i], sample_weight=w) for i in range(target.shape[1])
+        ]
+        assert value == pytest.approx(np.mean(each))
+    # A label that no sample with weight has does not count.
+    target[:, 2] = 0
+    some = MultilabelTask.weighted_metrics(target, prediction)[name](weights)
+    two = MultilabelTask.weighted_metrics(target[:, :2], prediction[:, :2])[name](weights)
+    np.testing.assert_allclose(some, two)
+
+
+def test_ranked_metrics_of_a_test_have_intervals(runs):
+    oof = runs["vectorized"].oof
+    values = {f"test/{name}": value for name, value in oof.score().items()}
+    scores = HeldOutScores(values, oof, task="multilabel")
+    for name in ("test/auroc", "test/average_precision"):
+        low, high = scores.interval(name)
+        assert low < scores[name] < high
+
+
+def test_cutmix_mixes_the_labels_by_the_area(make_trainer):
+    images, labels = torch.rand(6, 1, 8, 8), torch.randint(0, 2, (6, 3))
+    mixer = CutMix()
+    inputs, targets = mixer.apply([images, labels], epoch=0, step=3, rank=0)
+    mix = mixer.draw(images, mixer.generator(3, 0))
+    changed = (inputs != images).float().mean((1, 2, 3))
+    expected = labels + changed[:, None] * (labels[mix.partner] - labels)
+    torch.testing.assert_close(targets, expected)
+
+
+def test_folds_in_processes_are_the_same(runs, tmp_path):
+    other = cross_validate(
+        model, data(), num_folds=3, run_dir=tmp_path, trainer=TRAINER, n_jobs=2, **QUIET
+    )
+    assert other.pooled() == pytest.approx(runs["sequential"].pooled(), rel=1e-5)

@@ -1,0 +1,103 @@
+"""Summarize an experiment of several fits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dlblocks import tracking
+from dlblocks._files import SUMMARY, is_rank_zero, write_json, write_rows
+from dlblocks.runs._figures import save_figures
+from dlblocks.runs._tables import block, number
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def mean_std(values: npt.ArrayLike) -> dict[str, float]:
+    """Return mean and standard deviation of values.
+
+    The denominator of the variance is n - 1, and NaN is left out. The standard deviation of one
+    value is NaN, and so are both of none.
+
+    Example:
+        >>> mean_std([1.0, 3.0, float("nan")])
+        {'mean': 2.0, 'std': 1.4142135623730951}
+    """
+    known = np.asarray(values, dtype=float)
+    known = known[~np.isnan(known)]
+    with np.errstate(invalid="ignore"):  # infinity has no standard deviation
+        return {
+            "mean": float(known.mean()) if len(known) else math.nan,
+            "std": float(known.std(ddof=1)) if len(known) > 1 else math.nan,
+        }
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Format rows as a table of text.
+
+    All their keys are columns. Numbers have four decimals, a result of `mean_std` is ``mean ± std``
+    and a tuple ``low … high``. NaN, None and missing keys are empty.
+
+    Example:
+        >>> print(table([{"net": "MLP", "loss": mean_std([1, 2])}, {"net": "CNN", "loss": 0.25}]))
+        net  loss
+        ────────────────────
+        MLP  1.5000 ± 0.7071
+        CNN  0.2500
+        ────────────────────
+    """
+    columns = [
+        [head, *(_cell(row.get(head)) for row in rows)]
+        for head in dict.fromkeys(key for row in rows for key in row)
+    ]
+    return block(columns, len(rows))
+
+
+def write_results(
+    run_dir: str | PathLike[str],
+    metrics: Mapping[str, Mapping[str, Any]],
+    *,
+    rows: Sequence[Mapping[str, Any]] = (),
+    figures: Mapping[str, Figure] | None = None,
+    **more: Any,
+) -> None:
+    """Write the results of an experiment into its run folder.
+
+    These are ``summary.json`` with the versions, ``results.csv`` and ``figures/<name>.png``. Only
+    rank 0 writes, and prints where they are.
+
+    Args:
+        run_dir: The run folder.
+        metrics: Name of a variant → its numbers, with ``"mean"`` among them.
+        rows: Rows of ``results.csv``, such as one a fit.
+        figures: Name → figure.
+        more: Further entries of ``summary.json``, such as ``config=…``.
+    """
+    if not is_rank_zero():
+        return
+    folder, written = Path(run_dir), [SUMMARY]
+    if rows:
+        write_rows(folder / "results.csv", rows)
+        written.append("results.csv")
+    if figures:
+        save_figures(folder / "figures", dict(figures))
+        written.append("figures/")
+    write_json(folder / SUMMARY, {"metrics": metrics, "versions": tracking.versions(), **more})
+    print(f"Everything is in {folder}: {', '.join(written)}.", flush=True)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ± ".join(filter(None, (_cell(value[key]) for key in ("mean", "std"))))
+    if isinstance(value, tuple):
+        return " … ".join(map(_cell, value))
+    if isinstance(value, float):
+        return "" if math.isnan(value) else number(value)
+    return "" if value is None else str(value)

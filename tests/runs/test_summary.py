@@ -1,0 +1,47 @@
+"""Means over seeds, tables, and the files of an experiment."""
+
+import csv
+import json
+import math
+import statistics
+
+import pytest
+
+from dlblocks import plots
+from dlblocks.runs import mean_std, table, write_results
+
+
+def test_mean_and_standard_deviation_leave_nan_out():
+    values = [0.2, 0.5, 0.9]
+    found = mean_std([*values, math.nan])
+    assert found["mean"] == pytest.approx(statistics.mean(values))
+    assert found["std"] == pytest.approx(statistics.stdev(values))
+    assert mean_std([2.0])["mean"] == 2 and math.isnan(mean_std([2.0])["std"])
+    assert all(math.isnan(value) for value in mean_std([math.nan]).values())
+    assert mean_std([1.0, math.inf])["mean"] == math.inf
+
+
+def test_a_table_has_a_cell_for_every_kind_of_value():
+    rows = [
+        {"method": "none", "score": mean_std([1.0, 3.0]), "interval": (0.5, 1e-5)},
+        {"method": "one seed", "score": mean_std([1.0]), "count": 3, "gap": math.nan},
+    ]
+    head, _, first, second, _ = table(rows).splitlines()
+    assert head.split() == ["method", "score", "interval", "count", "gap"]
+    assert first.split(maxsplit=1) == ["none", "2.0000 ± 1.4142  0.5000 … 1.00e-05"]
+    assert second.split() == ["one", "seed", "1.0000", "3"]
+    assert first.index("2.0000") == second.index("1.0000") == head.index("score")
+
+
+def test_results_lie_in_the_run_folder(tmp_path, capsys):
+    rows = [{"seed": 0, "loss": 0.5}, {"seed": 1, "loss": 0.25, "note": "best"}]
+    figure = plots.lines({"loss": [0.5, 0.25]})
+    metrics = {"MLP": {"mean": 0.375, "std": math.nan}}
+    write_results(tmp_path, metrics, rows=rows, figures={"losses": figure}, config={"lr": 0.1})
+    assert str(tmp_path) in capsys.readouterr().out
+    found = json.loads((tmp_path / "summary.json").read_text())
+    assert found["metrics"] == {"MLP": {"mean": 0.375, "std": None}}
+    assert found["config"] == {"lr": 0.1} and "torch" in found["versions"]
+    with (tmp_path / "results.csv").open(newline="") as file:
+        assert [row["note"] for row in csv.DictReader(file)] == ["", "best"]
+    assert (tmp_path / "figures" / "losses.png").is_file()
