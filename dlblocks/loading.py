@@ -44,10 +44,11 @@ from dlblocks.models._checkpoints import (
     restore,
 )
 from dlblocks.models._conformal import Calibration
+from dlblocks.models._export import export
 from dlblocks.models._predict import NoPredictions, predictor
 from dlblocks.nets import Preprocess
 from dlblocks.runs.fit import CHECKPOINTS
-from dlblocks.runs.predicted import Predictions, Rows
+from dlblocks.runs.predicted import Predictions, Rows, different
 from dlblocks.runs.predictions import columns_of
 from dlblocks.tasks import Task
 
@@ -112,7 +113,9 @@ def load(
 
 
 class Predictor:
-    """A trained model with what is needed to predict new data; `load` returns one.
+    """Predict new data with a trained model.
+
+    `load` returns one.
 
     Args:
         model: A LightningModule.
@@ -145,7 +148,7 @@ class Predictor:
 
     @property
     def class_names(self) -> list[str] | None:
-        """Names of the classes 0 … C-1, or None if they are not known."""
+        """Names of the classes 0 … C-1, or None if not known."""
         return self.encoder.class_names
 
     def __repr__(self) -> str:
@@ -221,10 +224,9 @@ class Predictor:
         ):
             for chunk, called in samples.chunks:
                 before = rows.count
-                for batch in [chunk] if samples.is_batched else chunk.split(size):
-                    batch = _prepared(move_data_to_device(batch, place), statistics)
-                    found, count = self._rows(predict, batch)
-                    rows.add(found, count)
+                inputs = _prepared(move_data_to_device(chunk, place), statistics)
+                batches = [inputs] if samples.is_batched else _split(inputs, size)
+                rows.add(*_joined([self._rows(predict, batch) for batch in batches]))
                 if called is not None:
                     names.append(called)
                 total = samples.total()
@@ -314,6 +316,36 @@ class Predictor:
         plain_hyperparameters(checkpoint)
         with atomic_write(path) as part:
             torch.save(plain(checkpoint), part)
+
+    def export(self, path: str | PathLike[str], *, example: Tensor | None = None) -> None:
+        """Write the model for ONNX Runtime, or for `torch.export.load`, without this package.
+
+        The program takes raw inputs (N, ...), any N, in the dtype of the training data, and
+        normalises them itself. Tables are features, in the order of ``columns``. It returns
+        ``prediction``, as `predict` does: probabilities (N, C) of classes, else values; and of
+        ensembles also ``std``.
+
+        Metadata are texts of JSON: ``class_names``, ``columns``, ``task``, ``input_shape``,
+        ``input_dtype``, ``outputs``, and ``data_spec``, from which
+        `dlblocks.data.encoders.encoder_of` makes what encodes tables. Of ``.onnx`` they are
+        properties of the model; of ``.pt2`` the file ``metadata.json``:
+        ``torch.export.load(path, extra_files=files)`` with ``files = {"metadata.json": ""}``.
+
+        Args:
+            path: A ``.onnx`` file, which needs ``pip install 'dlblocks[export]'``, or ``.pt2``.
+            example: Raw inputs (N, ...) of a model that does not know their shape.
+
+        Raises:
+            ModuleNotFoundError: onnx or onnxscript is not installed.
+            ValueError: The name ends otherwise, or the model computes what a program cannot hold.
+        """
+        export(
+            self.model,
+            Path(path),
+            statistics=self.statistics,
+            data_spec=self.data_spec,
+            example=example,
+        )
 
 
 # Opening
@@ -410,7 +442,7 @@ def _by_hand(data: Any, size: int, preprocess: Callable[[Any], Any]) -> Samples:
         if not path.exists():
             raise FileNotFoundError(f"data={str(path)!r} is neither a file nor a folder.")
         if plain_name.endswith(ENDINGS):
-            tables = iter(CsvChunks(path, {}, [], size))
+            tables = iter(CsvChunks(path, {}, {}, size))
             return Samples(((preprocess(table), None) for table in tables), is_batched=True)
         data = names = images_below(path) if path.is_dir() else [os.fspath(path)]
         if not data:
@@ -440,6 +472,30 @@ def _prepared(batch: Any, statistics: Preprocess) -> Any:
     if hasattr(batch, "_fields"):  # a namedtuple
         return type(batch)(statistics(inputs), *rest)
     return [statistics(inputs), *rest]
+
+
+def _split(batch: Any, size: int) -> list[Any]:
+    """Cut ``[inputs]`` into batches."""
+    (inputs,) = batch
+    return [[part] for part in inputs.split(size)]
+
+
+def _joined(batches: Sequence[tuple[dict[str, Any], int]]) -> tuple[dict[str, Any], int]:
+    """Join the columns that all batches have."""
+    if len(batches) == 1:
+        return batches[0]
+    found: dict[str, Any] = {}
+    for name in batches[0][0]:
+        parts = [columns[name] for columns, _ in batches if name in columns]
+        if len(parts) < len(batches):
+            continue
+        if all(isinstance(part, Tensor) for part in parts):
+            if len({part.shape[1:] for part in parts}) > 1:
+                raise NoPredictions(different(name))
+            found[name] = torch.cat(parts)
+        else:
+            found[name] = [row for part in parts for row in part]
+    return found, sum(count for _, count in batches)
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -1,10 +1,10 @@
-"""Read CSV files some rows at a time, as in `dlblocks.data._read_csv`."""
+"""Read CSV files in chunks, by the rules of `dlblocks.data._read_csv`."""
 
 from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,32 +13,32 @@ from dlblocks.data._read_csv import COMPRESSED, NO_NAME, _is_table, _not_decoded
 if TYPE_CHECKING:
     import pandas as pd
 
-HEAD = 50  # rows for the checks before a file is read
-# Arguments that select rows and columns of the training file. They do not apply to other files.
+HEAD = 50  # rows by which a file is judged before it is read
+# Of the training file, but not of others: which of its rows and columns are read.
 OF_ONE_FILE = ("nrows", "usecols", "chunksize", "iterator")
 
 
 class CsvChunks:
-    """The rows of a CSV file or folder, some at a time.
+    """Iterate over the rows of CSV files in chunks.
 
     Args:
         path: A file, or a folder whose files are read in the order of their names.
         read_args: Arguments of `pandas.read_csv`; see `read_table`.
-        texts: Columns to read as text.
-        rows: Number of rows of a chunk.
+        texts: Dtypes of columns that are read as texts.
+        rows: Rows of a chunk.
 
     Attributes:
-        fraction: Share of the bytes read so far, 0 … 1, or 0 if it is unknown.
+        fraction: Share of the bytes that have been read, 0 … 1; 0 if it is not known.
     """
 
     def __init__(
-        self, path: Path, read_args: Mapping[str, Any], texts: Sequence[str], rows: int
+        self, path: Path, read_args: Mapping[str, Any], texts: Mapping[str, Any], rows: int
     ) -> None:
         self.path, self.texts, self.rows, self.fraction = path, texts, rows, 0.0
         self.read_args = {k: v for k, v in read_args.items() if k not in OF_ONE_FILE}
 
     def __iter__(self) -> Iterator[pd.DataFrame]:
-        head = read_table(self.path, {**self.read_args, **self._nrows()})  # refuses bad files
+        head = read_table(self.path, {**self.read_args, **self._nrows()})  # says what is wrong
         files = [self.path]
         if self.path.is_dir():
             files = sorted(file for file in self.path.iterdir() if _is_table(file))
@@ -51,12 +51,12 @@ class CsvChunks:
                 yield table
 
     def _nrows(self) -> dict[str, Any]:
-        # pandas can skip a footer only if it reads the whole file.
+        # pandas skips a footer only of a file that it reads whole.
         return {} if self.read_args.get("skipfooter") else {"nrows": HEAD}
 
     def _chunks(self, path: Path, head: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, float]]:
         if self.read_args.get("skipfooter"):
-            dtype = {name: str for name in self.texts if name in head.columns}
+            dtype = {name: of for name, of in self.texts.items() if name in head.columns}
             table = read_table(path, {**self.read_args, "dtype": self._dtype(dtype)})
             for start in range(0, len(table), self.rows):
                 yield table.iloc[start : start + self.rows], (start + self.rows) / len(table)
@@ -68,13 +68,13 @@ class CsvChunks:
             args["sep"] = "\t" if ".tsv" in [ending.lower() for ending in path.suffixes] else ","
         plain = {k: v for k, v in args.items() if k not in ("dtype", "na_values")}
         if args.get("names") is not None:
-            # pandas would add the columns that the file lacks.
+            # pandas would fill in columns that the file does not have.
             unnamed = {**plain, "names": None, "header": None, "nrows": 1, "dtype": str}
             width = len(_reading(path, lambda: pd.read_csv(path, **unnamed)).columns)
             args["names"] = plain["names"] = list(args["names"])[:width]
         names = list(_reading(path, lambda: pd.read_csv(path, **plain, nrows=0)).columns)
-        found = {str(name).strip(): name for name in names}  # names in the file
-        texts = {found[name]: str for name in self.texts if name in found}
+        found = {str(name).strip(): name for name in names}  # as the file has them
+        texts = {found[name]: of for name, of in self.texts.items() if name in found}
         dtype = self._dtype({}, found)
         args["dtype"] = {**texts, **dtype} if isinstance(dtype, dict) else dtype
         if isinstance(args.get("na_values"), Mapping):
@@ -83,13 +83,13 @@ class CsvChunks:
             }
         row_names = f"{NO_NAME}0"
         has_row_names = row_names in head.columns and row_names not in found
-        if has_row_names:  # rows have one cell more than the header
+        if has_row_names:  # a cell more in each row than in the header
             args["index_col"] = None
         with contextlib.ExitStack() as stack:
             source: Any = path
             size = max(1, path.stat().st_size)
             if not path.name.lower().endswith(COMPRESSED) and "compression" not in args:
-                source = stack.enter_context(path.open("rb"))  # tells its position
+                source = stack.enter_context(path.open("rb"))  # which knows its position
             reader = stack.enter_context(
                 _reading(path, lambda: pd.read_csv(source, chunksize=self.rows, **args))
             )
@@ -114,7 +114,7 @@ class CsvChunks:
 
 
 def _reading(path: Path, read: Any) -> Any:
-    """Call `read`, and put the file's name into errors."""
+    """Call `read`, and name the file in errors."""
     import pandas as pd
 
     try:
@@ -124,6 +124,6 @@ def _reading(path: Path, read: Any) -> Any:
             return read()
     except UnicodeError as error:
         raise ValueError(_not_decoded(path, {}, error)) from error
-    except Exception as error:  # each decompressor raises other errors
+    except Exception as error:  # each decompressor has errors of its own
         said = str(error).strip().replace("Error tokenizing data. C error: ", "")
         raise ValueError(f"{path} cannot be read ({said}).") from error

@@ -28,7 +28,7 @@ from dlblocks.data.encoders import ArrayEncoder, Encoder, ImageEncoder
 from dlblocks.data.source import Source, check_arrays
 from dlblocks.data.split_datamodule import BatchSize, SplitDataModule, SplitMetadata
 from dlblocks.data.transforms import SampleTransform
-from dlblocks.fields import Kind, Ragged
+from dlblocks.fields import KINDS, Kind, Ragged
 from dlblocks.nets import Preprocess
 from dlblocks.nets.preprocess import complete, preprocess_of
 
@@ -356,11 +356,13 @@ class DataModule(SplitDataModule):
         inputs, kind = self.source.inputs, self.kinds["inputs"]
         is_uint8 = inputs.dtype == torch.uint8 and inputs.ndim == 4 and inputs.shape[1] in (1, 3)
         make = ImageEncoder if kind.name == "image" and is_uint8 else ArrayEncoder
+        own = "tokens" if kind.is_integer else "features"  # a kind of the user's
         return make(
             **shared,
             shape=list(inputs.shape[1:]),
             dtype=str(inputs.dtype).removeprefix("torch."),
-            input_kind=kind.name,
+            input_kind=kind.name if kind.name in KINDS else own,
+            may_lack=self.source.completion is not None,
         )
 
     @property

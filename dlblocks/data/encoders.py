@@ -1,8 +1,8 @@
 """Turn samples into the inputs of a model, as in its training.
 
-A fit with a datamodule stores its encoder in the model, as plain values (`Model.data_spec`), and
-the checkpoint keeps it. An encoder reads files, data frames and arrays into raw inputs, which the
-model prepares itself. It refuses data that do not fit the training data, and names what differs.
+A fit with a datamodule leaves its encoder on the model, as plain values (`Model.data_spec`), and
+the checkpoint keeps it. An encoder reads files, data frames and arrays into raw inputs; the model
+prepares those itself. What does not fit the training data is refused by name.
 """
 
 from __future__ import annotations
@@ -36,13 +36,15 @@ from dlblocks.data._columns import DAY_AND_MONTH, TIME, Column
 from dlblocks.data._csv_chunks import CsvChunks
 from dlblocks.data._encode import encode
 from dlblocks.data._images import ENDINGS, decode, images_below
+from dlblocks.data._read_csv import is_number
 from dlblocks.fields import KINDS
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 SHOWN = 8  # names in a message
-CSV_ROWS = 2**16  # rows to read at a time
+CSV_ROWS = 2**16  # read at a time
+TRUTH = ("true", "false")
 Unseen = Literal["refuse", "missing"]
 
 
@@ -51,10 +53,10 @@ class Samples:
     """Raw inputs of new samples, some at a time.
 
     Attributes:
-        chunks: Inputs (N, ...), and the names of these samples or None.
-        title: Title of the names, such as ``"file"``.
-        total: Returns the number of samples, or None if it is unknown.
-        is_batched: True if a chunk is a batch already.
+        chunks: Inputs (N, ...), and what each of these samples is called, or None.
+        title: What the samples are called by, such as ``"file"``.
+        total: Returns the number of samples; None if it is not known.
+        is_batched: Whether a chunk is a batch already.
     """
 
     chunks: Iterator[tuple[Any, Any]]
@@ -65,12 +67,12 @@ class Samples:
 
 @dataclass
 class Encoder:
-    """The base class of encoders, which takes batches as they are.
+    """Base class of encoders. It takes batches as they are.
 
     Args:
         class_names: Names of the classes 0 … C-1, or None for values.
-        batch_size: Samples per batch in training; None for all at once.
-        target_shape: Shape of the target of a sample, or None if it is unknown.
+        batch_size: Samples of a batch in training; None for all at once.
+        target_shape: Shape of the target of a sample, or None if it is not known.
     """
 
     kind: ClassVar[str] = "batches"
@@ -80,12 +82,34 @@ class Encoder:
     target_shape: list[int] | None = None
 
     def to_plain(self) -> dict[str, Any]:
-        """Return plain values, from which `from_plain` creates the encoder again."""
-        return {"kind": self.kind, **asdict(self)}
+        """Return plain values, of which `from_plain` makes the same encoder."""
+        return {
+            "kind": self.kind,
+            **asdict(self),
+            # For those who have the plain values alone.
+            "input_shape": self.input_shape,
+            "input_dtype": self.input_dtype,
+            "feature_names": self.feature_names,
+        }
+
+    @property
+    def input_shape(self) -> list[int] | None:
+        """Shape of one raw input, or None if not known."""
+        return None
+
+    @property
+    def input_dtype(self) -> str | None:
+        """Dtype of raw inputs, or None if it is not known."""
+        return None
+
+    @property
+    def feature_names(self) -> list[str] | None:
+        """Names of the features of a table."""
+        return None
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Self:
-        """Create an encoder from the result of `to_plain`."""
+        """Make an encoder of what `to_plain` returned."""
         known = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in known})
 
@@ -100,34 +124,35 @@ class Encoder:
         """Open new samples.
 
         Args:
-            data: Data of the kinds that the encoder's class describes.
-            rows: Samples per batch. Chunks are multiples of it.
-            id_column: For tables, a column with names of the rows.
-            unseen: For tables, ``"refuse"`` raises an error for categories that training did not
-                have, and ``"missing"`` treats them as missing cells.
+            data: What the class says.
+            rows: Samples of a batch; chunks are multiples of it.
+            id_column: Of tables, a column by which the rows are called.
+            unseen: Of tables, what becomes of categories that training had not: an error, or a
+                missing cell.
 
         Raises:
-            FileNotFoundError: The file does not exist, or has nothing to predict.
+            FileNotFoundError: There is no such file, or nothing to predict in it.
             ValueError: The data do not fit those of the training.
-            TypeError: The model was not trained on data of this kind.
+            TypeError: The data are of a kind that the model was not trained on.
         """
         if isinstance(data, (np.ndarray, Tensor)):
             return _slices(data, rows, lambda part: torch.as_tensor(part))
         raise TypeError(
-            f"data is {_what(data)}, and the model was trained on batches of somebody else's: "
-            "nothing says how they are made of it. Give a DataLoader of such batches, or "
-            "load(…, preprocess=a function that makes a batch)."
+            f"data is {_what(data)}, and nothing says how inputs are made of it: the model was "
+            "trained on batches of somebody else's, or its members on different data. Give a "
+            "DataLoader of such batches, or load(…, preprocess=a function that makes a batch)."
         )
 
 
 @dataclass
 class ArrayEncoder(Encoder):
-    """Encoder of tensors, NumPy arrays, lists of numbers and ``.npy`` files.
+    """Read tensors, NumPy arrays, lists of numbers and ``.npy`` files.
 
     Args:
         shape: Shape of a sample.
         dtype: dtype of the training data, such as ``"uint8"``.
         input_kind: Name of their kind; see `dlblocks.fields`.
+        may_lack: Whether NaN stands for what the model fills in.
     """
 
     kind: ClassVar[str] = "array"
@@ -135,6 +160,15 @@ class ArrayEncoder(Encoder):
     shape: list[int] = field(default_factory=list)
     dtype: str = "float32"
     input_kind: str = "features"
+    may_lack: bool = False
+
+    @property
+    def input_shape(self) -> list[int]:
+        return list(self.shape)
+
+    @property
+    def input_dtype(self) -> str:
+        return "int64" if KINDS[self.input_kind].is_integer else self.dtype
 
     def read(self, data: Any, rows: int, **options: Any) -> Samples:
         if isinstance(data, (str, os.PathLike)):
@@ -153,7 +187,11 @@ class ArrayEncoder(Encoder):
         return _slices(data, rows, self.encode)
 
     def encode(self, values: Tensor | np.ndarray) -> Tensor:
-        """Convert arrays (N, ...) as the datamodule did in training."""
+        """Convert arrays as the datamodule of the training did.
+
+        Returns:
+            Shape (N, ...).
+        """
         inputs = values if isinstance(values, Tensor) else _as_tensor(values)
         dtype = getattr(torch, self.dtype)
         is_image = self.input_kind == "image"
@@ -171,8 +209,9 @@ class ArrayEncoder(Encoder):
             low, high = int(inputs.min()), int(inputs.max())
             if low < 0 or high > 255:
                 raise ValueError(f"data has values of {low} … {high}; images are uint8, 0 … 255.")
-        if inputs.is_floating_point() and not torch.isfinite(inputs).all():
-            row = int((~torch.isfinite(inputs)).flatten(1).any(1).nonzero()[0])
+        bad = inputs.isinf() if self.may_lack else ~inputs.isfinite()
+        if bad.any():
+            row = int(bad.flatten(1).any(1).nonzero()[0])
             raise ValueError(f"data has a value that is not finite in row {row}; remove this row.")
         inputs = inputs.to(dtype)
         return inputs.long() if KINDS[self.input_kind].is_integer else inputs
@@ -184,20 +223,20 @@ class ArrayEncoder(Encoder):
                 f"shape {('N', *self.shape)}; give an array.".replace("'N'", "N")
             )
         if not path.is_file():
-            raise FileNotFoundError(f"data={str(path)!r} is no file.")
+            raise FileNotFoundError(f"data={str(path)!r} is not a file.")
         opened: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         return opened
 
 
 @dataclass
 class ImageEncoder(ArrayEncoder):
-    """Encoder of image files, their folders, and arrays (N, C, H, W).
+    """Read image files, folders and lists of them, and arrays (N, C, H, W).
 
-    Files are decoded as in `dlblocks.data.ImageFolderDataModule`: turned upright, converted to grey
-    or colour, the shorter side resized and the centre cut out.
+    Files are decoded as `dlblocks.data.ImageFolderDataModule` does: turned upright, made grey or
+    colour, the shorter side resized and the centre cut out.
 
     Args:
-        background: Colour behind transparent pixels.
+        background: What transparent pixels are laid on.
     """
 
     kind: ClassVar[str] = "image"
@@ -216,14 +255,17 @@ class ImageEncoder(ArrayEncoder):
                 for start in range(0, len(files), rows):
                     some = files[start : start + rows]
                     decoded = pool.map(lambda file: decode(file, size, channels, colour), some)
-                    # With another memory layout, convolutions would round differently.
+                    # Of another layout in memory, convolutions round in another way.
                     images = np.ascontiguousarray(np.stack(list(decoded)))
                     yield torch.from_numpy(images), names[start : start + rows]
 
         return Samples(chunks(), "file", lambda: len(files))
 
     def _files(self, data: Any) -> tuple[list[str] | None, list[str]]:
-        """Return the files, or None for arrays, and their names."""
+        """Return the files and their names.
+
+        The files are None if the data are arrays.
+        """
         if isinstance(data, (str, os.PathLike)):
             path = Path(data)
             if path.suffix == ".npy":
@@ -250,19 +292,19 @@ class ImageEncoder(ArrayEncoder):
 
 @dataclass
 class TableEncoder(Encoder):
-    """Encoder of CSV files, folders of them, DataFrames and lists of dictionaries.
+    """Read CSV files, folders of them, DataFrames, and lists of dictionaries.
 
-    If all columns are numbers, arrays (N, F) with the order of `columns` are possible too.
+    Arrays (N, F) are the columns in the order of `columns`, if all of them are numbers.
 
     Args:
-        columns: The columns and their kinds; see `dlblocks.data._columns.Column`.
-        others: Columns of the training table that are not features, such as the target.
-        target: Name of the target.
+        columns: What becomes of each column; see `dlblocks.data._columns.Column`.
+        others: Columns of the training table that are no features, such as the target.
+        target: The target.
         impute: Whether missing cells are filled in.
         is_wide: Whether inputs are float64.
-        read_args: Arguments of `pandas.read_csv`, or None if they are not plain values.
+        read_args: Arguments of `pandas.read_csv`; None if they are not plain values.
         texts: Columns that are read as text.
-        slashed: Columns of dates without a format, some of which look like 1/31/2024.
+        slashed: Columns of dates without a format, some of which are such as 1/31/2024.
     """
 
     kind: ClassVar[str] = "table"
@@ -275,6 +317,18 @@ class TableEncoder(Encoder):
     read_args: dict[str, Any] | None = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
     slashed: list[str] = field(default_factory=list)
+
+    @property
+    def input_shape(self) -> list[int]:
+        return [len(self.feature_names)]
+
+    @property
+    def input_dtype(self) -> str:
+        return "float64" if self.is_wide else "float32"
+
+    @property
+    def feature_names(self) -> list[str]:
+        return [name for column in self.columns for name in column.feature_names]
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Self:
@@ -302,13 +356,14 @@ class TableEncoder(Encoder):
             where = str(data)
             if self.read_args is None:
                 raise ValueError(
-                    "read_args of the training were no plain values, and a checkpoint does not "
-                    f"have them; read {where} yourself, and give the DataFrame."
+                    "read_args of the training are not plain values, and a checkpoint does "
+                    f"not have them; read {where} yourself, and give the DataFrame."
                 )
             args = {k: v for k, v in self.read_args.items() if k != "thousands"}
-            features = [column.name for column in self.columns]
-            ids = [] if id_column in (None, *features) else [str(id_column)]
-            reader = CsvChunks(Path(data), args, [*self.texts, *ids], rows)
+            texts = self._text_dtypes()
+            if id_column is not None and id_column not in [column.name for column in self.columns]:
+                texts[id_column] = str
+            reader = CsvChunks(Path(data), args, texts, rows)
             tables: Iterator[DataFrame] = iter(reader)
             seen = [0]
 
@@ -338,6 +393,16 @@ class TableEncoder(Encoder):
 
         return Samples(chunks(), id_column or "index", total)
 
+    def _text_dtypes(self) -> dict[str, Any]:
+        """Return the dtypes by which pandas reads columns of texts."""
+        dtypes: dict[str, Any] = dict.fromkeys(self.texts, str)
+        for column in self.columns:
+            # pandas makes numbers of categories if all of them are some: "01" would be "1".
+            may_convert = (is_number(one) or one.lower() in TRUTH for one in column.categories)
+            if column.kind != "date" and column.categories and not any(may_convert):
+                dtypes[column.name] = "category"  # twice as fast: no text is made of each cell
+        return dtypes
+
     def _frame(self, data: Any) -> DataFrame:
         """Return a data frame with texts as names of columns."""
         import pandas as pd
@@ -353,8 +418,8 @@ class TableEncoder(Encoder):
             other = [column.name for column in self.columns if column.kind != "number"]
             if other:
                 raise TypeError(
-                    f"data is {_what(data)}, and column {other[0]!r} of the training table is no "
-                    "number; give a DataFrame."
+                    f"data is {_what(data)}, and column {other[0]!r} of the training table is not "
+                    "a number; give a DataFrame."
                 )
             if array.ndim != 2 or array.shape[1] != len(names):
                 raise ValueError(
@@ -414,10 +479,10 @@ class TableEncoder(Encoder):
         start: int = 0,
         unseen: Unseen = "refuse",
     ) -> Tensor:
-        """Encode a table as features, as `TabularDataModule` did in training.
+        """Make features of a table as `TabularDataModule` did in training.
 
         Args:
-            table: Any rows. Columns are found by their names.
+            table: Any rows; columns are found by their names.
             where: The table's name in messages.
             start: Number of the first row, from 0, for messages.
             unseen: See `read`.
@@ -435,7 +500,7 @@ class TableEncoder(Encoder):
 
 @dataclass
 class _Cells:
-    """Check cells of new rows against the columns of the training table."""
+    """Check the cells of new rows against the columns of the training table."""
 
     encoder: TableEncoder
     where: str
@@ -466,7 +531,8 @@ class _Cells:
         from pandas.api import types
 
         args = self.encoder.read_args or {}
-        if column.name in self.encoder.texts and is_text(cells):
+        is_category = isinstance(cells.dtype, types.CategoricalDtype)
+        if column.name in self.encoder.texts and (is_text(cells) or is_category):
             cure = "numbers must have the format of the training file"
             cells = plain_numbers(
                 self.where, cells, args.get("decimal") or ".", args.get("thousands"), cure
@@ -477,7 +543,7 @@ class _Cells:
             if values.dtype.kind == "f" and not np.isfinite(values.sum()):
                 self._check_finite(column, cells, values)
             return cells
-        if not (known or is_text(cells) or isinstance(cells.dtype, types.CategoricalDtype)):
+        if not (known or is_text(cells) or is_category):
             self._refuse(column, f"has the dtype {cells.dtype}", "training had numbers")
         numbers = to_numbers(compacted(cells))
         bad = (numbers.isna() & cells.notna()).to_numpy()
@@ -501,7 +567,7 @@ class _Cells:
 
     def _categories(self, column: Column, cells: Series) -> Series:
         if column.kind != "category":
-            return cells  # counts and embeddings have a place for unknown categories
+            return cells  # counts and embeddings have a place for what training had not
         codes, names = factorize(cells)
         known = set(column.categories)
         new = [name for name in names if name not in known]
@@ -519,7 +585,7 @@ class _Cells:
             )
         first = names[int(codes[int(is_new.argmax())])]
         hint = did_you_mean(first, column.categories).removeprefix("; ")
-        said = f"{hint[:1].upper()}{hint[1:]} " if hint else ""
+        said = f"{hint} Otherwise " if hint else ""
         more = f" and {len(new) - 1} more" if len(new) > 1 else ""
         self._refuse(
             column,
@@ -550,7 +616,7 @@ class _Cells:
             self._refuse(
                 column,
                 f"has {str(cells.iloc[int(bad.argmax())])!r} in row {self._row(bad)}, which is "
-                "no date",
+                "not a date",
                 f"training had dates{f' ({column.date_format})' if column.date_format else ''}",
             )
         return cells
@@ -568,9 +634,9 @@ ENCODERS: dict[str, type[Encoder]] = {
 
 
 def encoder_of(data_spec: Mapping[str, Any] | None) -> Encoder:
-    """Create the encoder of a model's `data_spec`.
+    """Return the encoder that a `data_spec` describes.
 
-    For None it is an encoder of batches.
+    None gives one that knows nothing.
 
     Raises:
         ValueError: A later version of dlblocks has written it.
@@ -586,7 +652,10 @@ def encoder_of(data_spec: Mapping[str, Any] | None) -> Encoder:
 
 
 def plain_read_args(read_args: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return arguments of `pandas.read_csv` as plain values, else None."""
+    """Return arguments of `pandas.read_csv` as plain values.
+
+    None if some cannot be such values.
+    """
 
     def named(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -617,6 +686,8 @@ def _as_tensor(values: np.ndarray) -> Tensor:
 
 
 def _what(data: Any) -> str:
+    if isinstance(data, (str, os.PathLike)):
+        return repr(str(data))
     shape = getattr(data, "shape", None)
     return f"a {type(data).__name__}" + ("" if shape is None else f" of shape {tuple(shape)}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -38,7 +39,7 @@ from dlblocks.data._encode import completion, encode
 from dlblocks.data._labels import label_key
 from dlblocks.data._read_csv import check_read_args, missing_texts, read_table
 from dlblocks.data.datamodule import DataModule
-from dlblocks.data.encoders import TableEncoder, plain_read_args
+from dlblocks.data.encoders import Encoder, TableEncoder, plain_read_args
 from dlblocks.data.source import Source
 
 if TYPE_CHECKING:
@@ -216,6 +217,8 @@ class TabularDataModule(DataModule):
         self.read_args = {**used, **(read_args or {})}
         self.table_columns: list[Column] = []
         self._others: dict[str, tuple[str, str]] = {}  # columns that are not features: kind, use
+        self._texts_read: set[str] = set()  # columns that were read as texts
+        self._slashed: list[str] = []  # of dates without a format, such as 1/31/2024
         self._notes: list[str] = []
         self.save_hyperparameters(ignore=["data"] if self.is_frame else [])
 
@@ -471,8 +474,11 @@ class TabularDataModule(DataModule):
             for column, stop in zip(self.table_columns, stops, strict=True)
         }
 
-    def _make_encoder(self, **shared: Any) -> TableEncoder:
-        columns = self.table_columns
+    def _make_encoder(self, **shared: Any) -> Encoder:
+        # What only this table has is no part of it.
+        columns = [replace(column, missing=0, remark="") for column in self.table_columns]
+        if not columns:  # a subclass has a `load` of its own
+            return super()._make_encoder(**shared)
         return TableEncoder(
             **shared,
             columns=columns,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -54,9 +53,9 @@ def with_prepared_inputs(method: Method, *, argument: int = 0) -> Method:
     @functools.wraps(method)
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
         before = self._prepared
-        if before < 0:  # not called by another step
+        if before is None:  # not called by another step
             batch = args[argument] if len(args) > argument else kwargs.get("batch")
-            self._prepared = int(is_prepared(batch))
+            self._prepared = is_prepared(batch)
         try:
             return method(self, *args, **kwargs)
         finally:
@@ -68,20 +67,17 @@ def with_prepared_inputs(method: Method, *, argument: int = 0) -> Method:
 def of_raw(forward: Method) -> Method:
     """Let a `forward` that is written for prepared inputs take raw ones."""
 
+    @functools.wraps(forward)
     def wrapped(self: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         before = self._prepared
-        if before == 1:
+        if before:
             return forward(self, inputs, *args, **kwargs)
-        self._prepared = 1  # so that super().forward does not prepare them again
+        self._prepared = True  # so that super().forward does not prepare them again
         try:
             return forward(self, self.preprocess(inputs), *args, **kwargs)
         finally:
             self._prepared = before
 
-    for name in ("__module__", "__name__", "__qualname__", "__doc__"):
-        setattr(wrapped, name, getattr(forward, name))
-    # Not `functools.wraps`: TorchScript would compile the inner function, without `preprocess`.
-    wrapped.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
     return wrapped  # type: ignore[return-value]
 
 

@@ -46,7 +46,8 @@ def rebuilt(members: Sequence[Any], kind: type[Kind]) -> list[Kind]:
 def common_spec(models: Sequence[pl.LightningModule]) -> dict[str, Any] | None:
     """Return the `data_spec` of all members, or None if they differ."""
     found = [getattr(model, "data_spec", None) for model in models]
-    return found[0] if all(spec == found[0] for spec in found) else None
+    alike = [spec and {**spec, "batch_size": None} for spec in found]
+    return found[0] if all(spec == alike[0] for spec in alike) else None
 
 
 def described(models: Sequence[pl.LightningModule]) -> list[Any]:

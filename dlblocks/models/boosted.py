@@ -214,7 +214,8 @@ class _Sum(_Members):
 
     def _start(self, inputs: Tensor) -> Tensor:
         initial = self.get_buffer("initial")
-        return initial.expand(len(inputs), len(initial))
+        # Not `len`, which would fix the size of batches in an exported model.
+        return initial.expand(inputs.shape[0], len(initial))
 
 
 def _logits(raw: Tensor) -> Tensor:

@@ -62,6 +62,10 @@ class Model(CheckedConstructor, pl.LightningModule):
     inputs of a batch, and ``pl_module(raw)`` with others. Batches that are not ``[inputs, …]``,
     such as dictionaries, stay raw, and in their steps ``self(inputs)`` expects raw inputs.
 
+    **New data**: a fit leaves in `data_spec` how a sample becomes raw inputs (columns and
+    categories, image size) and the names of the classes, as plain values. Checkpoints keep it, and
+    ``dlblocks.load(path).predict("new.csv")`` reads new data by it.
+
     Args:
         net: Maps a batch of prepared inputs to outputs.
         task: The learning problem; see `dlblocks.tasks`. None for a subclass that defines `loss`.
@@ -124,9 +128,9 @@ class Model(CheckedConstructor, pl.LightningModule):
                 self._stage_metrics(stage)
         self._buffers_of: dict[str, _Buffer] = {stage: _Buffer() for stage in STAGES}
         self._first_batch = True
-        # 1 within steps whose inputs have been through `preprocess`, 0 within others, -1 outside of
-        # steps. Not a bool, because TorchScript does not take None for one.
-        self._prepared = -1
+        # True within steps whose inputs have been through `preprocess`, False within others, None
+        # outside of steps.
+        self._prepared: bool | None = None
         self._weighted = False  # True if batches are [inputs, targets, weights]
         # True while a callback such as `SAM` repeats a step. Its loss and metrics do not count.
         self.metrics_paused = False
@@ -138,13 +142,6 @@ class Model(CheckedConstructor, pl.LightningModule):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         adapt(cls, Model)
-
-    # TorchScript compiles all properties but these.
-    __jit_unused_properties__: list[str] = [  # noqa: RUF012 (as in Lightning)
-        *pl.LightningModule.__jit_unused_properties__,
-        "datamodule",
-        "loss_range",
-    ]
 
     # Defined by the task; a subclass may override them
 
@@ -216,15 +213,14 @@ class Model(CheckedConstructor, pl.LightningModule):
     # Steps
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if self._prepared < 1:
+        if not self._prepared:
             inputs = self.preprocess(inputs)
         outputs: Tensor = self.net(inputs)
         return outputs if self.task is None else self.task.decode(outputs)
 
-    @torch.jit.ignore
     def forward_prepared(self, inputs: Tensor) -> Tensor:
         """Call `forward` with inputs that have been through `preprocess` already."""
-        before, self._prepared = self._prepared, 1
+        before, self._prepared = self._prepared, True
         try:
             outputs: Tensor = self(inputs)
             return outputs
@@ -465,12 +461,20 @@ class Model(CheckedConstructor, pl.LightningModule):
     # Checkpoints
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write a checkpoint that `dlblocks.models.load` reads, without a Trainer.
+        """Write a checkpoint that `dlblocks.load` and `load` read, without a Trainer.
 
         Args:
             path: The file, such as ``"model.ckpt"``. It is written completely or not at all.
         """
         checkpoints.write_checkpoint(Path(path), self, epoch=0, global_step=0)
+
+    def to_torchscript(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: PyTorch gives TorchScript up, and it knows no `preprocess`."""
+        raise NotImplementedError(
+            "to_torchscript is not supported; dlblocks.load(model).export('model.pt2') writes the "
+            "model with its normalisation for torch.export.load, and export('model.onnx') for "
+            "ONNX Runtime."
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoints.describe(self, checkpoint)

@@ -18,7 +18,7 @@ from dlblocks.tasks.task import WIDE, Array, Task, task_names
 
 
 class Predictions(PredictionTable):
-    """Predictions of new samples, one row each, in the order in which they were given.
+    """Predictions of new samples, one row each, in the given order.
 
     Columns are those of a `PredictionTable`, without targets: ``index``, from 0, ``prediction``,
     and of ensembles ``std``, the standard deviation over the members (with M in the denominator).
@@ -61,7 +61,7 @@ class Predictions(PredictionTable):
         return _rebuilt, state
 
     def of_task(self) -> type[Task]:
-        """Return the task of the predictions; `Task` itself if it is not known."""
+        """Return the task of the predictions, or `Task` if it is not known."""
         known = task_names()
         if self.task in known:
             return known[self.task]
@@ -111,7 +111,9 @@ def _rebuilt(columns: Any, task: Any, class_names: Any, names: Any, title: Any) 
 
 
 class Rows:
-    """Columns that grow; what is more than 64 MiB lies in a file.
+    """Collect columns of unknown length.
+
+    A column of more than 64 MiB lies in a file.
 
     Args:
         folder: Where such files lie; None for the folder of temporary files.
@@ -123,20 +125,25 @@ class Rows:
         self.lengths: dict[str, int] = {}
 
     def add(self, rows: Mapping[str, Tensor | Sequence[Tensor]], count: int) -> None:
-        """Add rows: for each column a tensor, or a list of one tensor a sample."""
+        """Add rows.
+
+        Args:
+            rows: For each column a tensor, or a list of one tensor a sample.
+            count: How many samples they are.
+        """
         for name, values in rows.items():
             column = self.columns.get(name)
             if isinstance(values, Tensor):
                 if column is None:
                     column = self.columns[name] = _Growing(name, self.folder)
                 if not isinstance(column, _Growing):
-                    raise NoPredictions(_different(name))
+                    raise NoPredictions(different(name))
                 column.add(to_numpy(values))
             else:
                 if column is None:
                     column = self.columns[name] = []
                 if not isinstance(column, list):
-                    raise NoPredictions(_different(name))
+                    raise NoPredictions(different(name))
                 column += [to_numpy(row) for row in values]
             self.lengths[name] = self.lengths.get(name, 0) + count
         self.count += count
@@ -160,7 +167,7 @@ class _Growing:
 
     def add(self, values: Array) -> None:
         if self.parts and values.shape[1:] != self.parts[0].shape[1:]:
-            raise NoPredictions(_different(self.name))
+            raise NoPredictions(different(self.name))
         if self.file is not None:
             values = values.astype(self.parts[0].dtype, copy=False)
         self.parts.append(values)
@@ -187,7 +194,8 @@ class _Growing:
             return np.memmap(self.file, dtype, "r+", shape=(self.rows, *row))
 
 
-def _different(name: str) -> str:
+def different(name: str) -> str:
+    """Say that batches have different shapes, and the cure."""
     return (
         f"the {name}s have different shapes in different batches; return the same shape for every "
         "sample, or a list of one tensor a sample."

@@ -33,7 +33,6 @@ from dlblocks.crossval import CrossValidationResult, cross_validate, nested_cros
 from dlblocks.data import ArrayDataModule, FoldedDataModule, TabularDataModule
 from dlblocks.models import (
     Classifier,
-    CNNClassifier,
     MLPClassifier,
     MLPRegressor,
     VotingModule,
@@ -950,12 +949,3 @@ def test_any_number_of_test_loaders(loaders):
     assert scores == {
         f"test/{k}{end}": pytest.approx(v) for end in ends for k, v in expected.items()
     }
-
-
-@pytest.mark.filterwarnings("ignore:.*[Tt]orch[Ss]cript.*", "ignore:.*torch.jit.*")
-@pytest.mark.parametrize("model", [MLPClassifier(4, 3), CNNClassifier(1, 3)])
-def test_torchscript(model):
-    x = torch.rand(2, 4) if isinstance(model, MLPClassifier) else torch.rand(2, 1, 8, 8)
-    script = model.to_torchscript()
-    with torch.no_grad():
-        torch.testing.assert_close(script(x), model.eval()(x))

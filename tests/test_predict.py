@@ -33,6 +33,7 @@ from dlblocks.models import CNNClassifier, MLPClassifier, MLPRegressor, Model, V
 from dlblocks.nets import Preprocess
 
 N = 240
+RNG = np.random.default_rng(7)
 CPU = {"device": "cpu", "progress_bar": False}
 
 
@@ -200,10 +201,10 @@ import json, sys
 import numpy as np
 sys.path.insert(0, {tests!r})
 from dlblocks import load
-import test_loading
+import test_predict
 for job in json.load(open("jobs.json")):
-    module = getattr(test_loading, job["module"] or "", None)
-    preprocess = test_loading.as_batch if job["module"] == "OfDictionaries" else None
+    module = getattr(test_predict, job["module"] or "", None)
+    preprocess = test_predict.as_batch if job["module"] == "OfDictionaries" else None
     predictor = load(job["model"], module=module, preprocess=preprocess)
     data = job["data"]
     table = predictor.predict(data, device="cpu", progress_bar=False)
@@ -415,7 +416,7 @@ def cell(column, row, value):
         (changed(age="x"), r"column 'age' has 'x' in row 1, which is not a number \(40 such"),
         (cell("city", 3, "Rom"), "column 'city' has the category 'Rom' in row 4.*mean 'Rome'"),
         (changed(city=7), "column 'city' has the category '7' in row 1"),
-        (cell("since", 2, "2020-01-31"), "column 'since' has '2020-01-31' in row 3.*no date"),
+        (cell("since", 2, "2020-01-31"), "column 'since' has '2020-01-31' in row 3.*not a date"),
         (changed(since=3.5), "column 'since' has '3.5' in row 1"),
     ],
 )
@@ -540,7 +541,7 @@ def test_files_without_samples(churn, photos, tmp_path):
 
 
 def test_data_of_another_kind_are_refused(churn, arrays, photos):
-    with pytest.raises(TypeError, match="column 'city' of the training table is no number"):
+    with pytest.raises(TypeError, match="column 'city' of the training table is not a number"):
         load(churn[0].run_dir).predict(np.zeros((3, 5)), **CPU)
     with pytest.raises(TypeError, match="trained on a table; give a CSV file"):
         load(churn[0].run_dir).predict(3, **CPU)
@@ -643,6 +644,25 @@ def test_a_missing_first_column_of_a_file_without_header_is_no_shift(make_traine
         load(model).predict("new.csv", **CPU)
 
 
+@pytest.mark.parametrize("names", [["01", "02"], ["1", "x"], ["True", "no"], ["é", "b c"]])
+def test_categories_are_texts_in_files_too(names, make_trainer):
+    """Of a file that has some of them only, pandas would make numbers."""
+    frame = pd.DataFrame({"x": RNG.normal(size=60), "kind": names * 30, "y": ["a", "b", "b"] * 20})
+    frame.to_csv("train.csv", index=False)
+    data = TabularDataModule("train.csv", "y", categorical=["kind"])
+    model = MLPClassifier(data.in_features, 2, hidden=[])
+    make_trainer().fit(model, datamodule=data)
+    predictor = load(model)
+    for some in (frame, frame[::2], frame[1::2]):
+        some.to_csv("new.csv", index=False)
+        (chunk,) = [chunk for chunk, _ in predictor.encoder.read("new.csv", 8).chunks]
+        assert torch.equal(chunk, data.source.inputs[some.index.to_numpy()])
+    frame.assign(kind=frame["kind"].replace({"1": "01", "01": "1"})).to_csv("new.csv", index=False)
+    if names[0] in ("1", "01"):
+        with pytest.raises(ValueError, match="column 'kind' has the category"):
+            predictor.predict("new.csv", **CPU)
+
+
 def test_row_names_as_r_writes_them(make_trainer, tmp_path):
     frame = people().drop(columns=["income", "zip", "id", "since"])
     lines = frame.to_csv(index=True, index_label=False)
@@ -664,7 +684,7 @@ def test_reading_arguments_that_are_code_are_said(make_trainer):
     make_trainer().fit(model, datamodule=data)
     model.save("model.pt")
     predictor = load("model.pt")
-    with pytest.raises(ValueError, match="read_args of the training were no plain values"):
+    with pytest.raises(ValueError, match="read_args of the training are not plain values"):
         predictor.predict("a.csv", **CPU)
     assert len(predictor.predict(frame, **CPU)) == N
 
@@ -836,7 +856,7 @@ def test_ways_to_give_a_module(own, tmp_path):
     again = load("average.pt", module=Own).predict(frame, **CPU)
     np.testing.assert_array_equal(again.prediction, table.prediction)
     assert again.class_names == ["ant", "bee", "cow"]
-    with pytest.raises(ValueError, match=r"average of test_loading.Own.*module=YourModule"):
+    with pytest.raises(ValueError, match=r"average of test_predict.Own.*module=YourModule"):
         load("average.pt")
     result.refit()
     refit = load(result.run_dir, module=Own)
@@ -975,7 +995,9 @@ def test_a_model_that_knows_nothing():
     with torch.no_grad():
         expected = model.net(torch.full((3, 4), 0.5))
     np.testing.assert_array_equal(table.prediction, expected)
-    with pytest.raises(TypeError, match="nothing says how they are made of it"):
+    with pytest.raises(
+        TypeError, match=r"data is 'new.csv', and nothing says how inputs are made of it"
+    ):
         load(model).predict("new.csv", **CPU)
 
 
@@ -1034,7 +1056,7 @@ def test_the_command_line_takes_images_and_your_module(photos, dictionaries, pla
     pd.DataFrame(x, columns=list("abcd")).to_csv("x.csv", index=False)
     Path("users_own.py").write_text(
         "import torch\n"
-        "from test_loading import OfDictionaries as Net\n"
+        "from test_predict import OfDictionaries as Net\n"
         "def prepare(frame): return {'x': torch.tensor(frame.to_numpy('float32'))}\n"
     )
     predict(path, "--input=x.csv", "--module=users_own.Net", "--preprocess=users_own.prepare")
@@ -1060,3 +1082,40 @@ def test_the_command_line_says_what_is_wrong(args, said, churn, capsys):
     error = capsys.readouterr().err
     assert stop.value.code == 2
     assert said in error and "Traceback" not in error
+
+
+def test_voting_of_models_of_other_batches_or_tables(churn, make_trainer):
+    """What only one table has, such as its number of missing cells, does not tell them apart."""
+
+    def fit(frame, **settings):
+        data = TabularDataModule(frame, **{**SETTINGS, **settings})
+        model = MLPClassifier(data.in_features, 2, hidden=[])
+        make_trainer().fit(model, datamodule=data)
+        return model
+
+    frame = people()
+    filled = frame.fillna({"income": 1.0})
+    both = Voting([fit(frame), fit(filled, batch_size=8)])
+    table = load(both).predict(frame, **CPU)
+    assert set(table.to_pandas()["prediction"]) <= {"no", "yes"}
+    # Two cities only, whose inputs are others.
+    with pytest.raises(TypeError, match="or its members on different data"):
+        load(Voting([fit(frame), fit(frame.assign(zip="00001"))])).predict(frame, **CPU)
+
+
+class Loads(TabularDataModule):
+    """A table that is no table any more."""
+
+    def load(self):
+        source = super().load()
+        self.table_columns = []
+        return source
+
+
+def test_a_datamodule_with_a_load_of_its_own(make_trainer):
+    data = Loads(people(), **SETTINGS)
+    model = MLPClassifier(data.in_features, 2, hidden=[])
+    make_trainer().fit(model, datamodule=data)
+    predictor = load(model)
+    assert predictor.encoder.kind == "array"
+    assert len(predictor.predict(data.source.inputs, **CPU)) == N
