@@ -1,4 +1,4 @@
-"""The parts of a deep-learning experiment, as small reusable blocks for PyTorch Lightning.
+"""Small reusable parts of deep-learning experiments for PyTorch Lightning.
 
 Import the part that you need; importing the package alone loads nothing heavy:
 

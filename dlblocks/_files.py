@@ -99,7 +99,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def read_json(path: Path, cure: str) -> Any:
-    """Read a JSON file of a run; errors name file and `cure`."""
+    """Read a JSON file of a run. Errors name file and `cure`."""
     with reading(path, cure):
         found = json.loads(path.read_text())
         if not found:

@@ -1,4 +1,4 @@
-"""Flips, crops and affine maps of batches of images, each image by its own."""
+"""Flip, crop and map batches of images, each image differently."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def affine(
 
 
 def _nearest(images: Tensor, grid: Tensor, padding: Padding, fill: float) -> Tensor:
-    """Gather the pixels nearest to a grid (N, H, W, 2), exact for every dtype.
+    """Gather the nearest pixels of a grid, exact for every dtype.
 
     `grid_sample` takes floating point only, which large label numbers do not survive.
     """
@@ -157,7 +157,9 @@ def _inside(position: Tensor, length: int, padding: Padding) -> Tensor:
 def shift_flip(
     images: Tensor, shift: Tensor, flip: Tensor, *, padding: Padding = "zeros", fill: float = 0
 ) -> Tensor:
-    """Moves each image by whole pixels and mirrors it; exact, for any dtype.
+    """Move each image by whole pixels and mirror it.
+
+    It is exact for any dtype.
 
     The image is mirrored first: it equals `affine` with the same translation and flip. A random
     crop of the image padded by p pixels (torchvision's ``RandomCrop(padding=p)``) is a shift that
@@ -210,7 +212,7 @@ def shift_flip(
 def _shift_flip_one_by_one(
     images: Tensor, start: Tensor, flip: Tensor, padding: Padding, fill: float
 ) -> Tensor:
-    """The same with one large array instead of four, whose page faults would take longer."""
+    """Do the same with one large array, which has fewer page faults."""
     height, width = images.shape[2:]
     margin = int(start.abs().max()) if padding != "zeros" else 0
     source = _pad(images, margin, padding, fill) if margin else images

@@ -157,7 +157,7 @@ def write_columns(path: Path, columns: Mapping[str, Column]) -> None:
 
 
 def read_columns(path: Path, cure: str) -> dict[str, Column]:
-    """Read what `write_columns` wrote; see `read_json`."""
+    """Read what `write_columns` wrote, as `read_json` does."""
     arrays: dict[str, Any] = {}
     with reading(path, cure), path.open("rb") as file, zipfile.ZipFile(file) as entries:
         for entry in entries.infolist():

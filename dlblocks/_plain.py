@@ -1,4 +1,4 @@
-"""Plain values, which a checkpoint may hold so that reading it runs no code."""
+"""Plain values: a checkpoint that holds only these runs no code."""
 
 from __future__ import annotations
 

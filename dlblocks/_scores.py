@@ -155,7 +155,7 @@ def calibration_bins(
 
 
 def bin_of(confidence: npt.NDArray[Any], num_bins: int = NUM_BINS) -> npt.NDArray[np.int64]:
-    """The number of the bin, 0 … B, of each confidence; see `calibration_bins`."""
+    """Number of each confidence's bin in `calibration_bins`, 0 … B."""
     import torch
 
     # torchmetrics' edges, too: those of NumPy differ in the last digit.
@@ -209,7 +209,7 @@ def value_metrics(
     prediction: npt.NDArray[np.floating],
     weight: npt.NDArray[np.floating] | None = None,
 ) -> dict[str, Any]:
-    """RMSE, MAE and R² of values (M,) or (M, D); see `pooled_metrics`."""
+    """RMSE, MAE and R² of values (M,) or (M, D)."""
     from sklearn import metrics
 
     shape = len(target), -1
@@ -272,7 +272,9 @@ def weighted_class_metrics(
 
 
 def weighted_auc(target: npt.NDArray[Any], score: npt.NDArray[Any]) -> Weighted:
-    """The area under the ROC curve, NaN where one class alone has weight.
+    """Return the area under the ROC curve as a function of weights.
+
+    It is NaN where one class alone has weight.
 
     Args:
         target: 0 and 1, shape (N,).
@@ -295,7 +297,9 @@ def weighted_auc(target: npt.NDArray[Any], score: npt.NDArray[Any]) -> Weighted:
 
 
 def weighted_average_precision(target: npt.NDArray[Any], score: npt.NDArray[Any]) -> Weighted:
-    """Σ (R_n - R_{n-1}) P_n over the thresholds, NaN where no sample of class 1 has weight.
+    """Return the average precision Σ (R_n - R_{n-1}) P_n as a function of weights.
+
+    It is NaN where no sample of class 1 has weight.
 
     Args:
         target: 0 and 1, shape (N,).

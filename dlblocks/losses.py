@@ -173,7 +173,7 @@ class MixedTargets(NamedTuple):
 def mixed_loss(
     loss_fn: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor | MixedTargets
 ) -> Tensor:
-    """Return the mean of a loss over a batch with mixed or other targets.
+    """Return the mean loss of a batch with mixed or other targets.
 
     ``MixUp(targets="pair")`` makes `MixedTargets`. For these it is the mean of
     ``lam * loss_fn(outputs, first) + (1 - lam) * loss_fn(outputs, second)``, for other targets the

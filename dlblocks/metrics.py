@@ -128,14 +128,14 @@ def regression_metrics(*, weighted: bool = False) -> MetricCollection:
 
 
 def wide(device: torch.device) -> torch.dtype:
-    """Return the dtype of sums: float64, which MPS does not have."""
+    """Return the dtype of sums, float64 where the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 class _WeightedClassMetric(Metric):
-    """What weighted accuracy, macro F1 and calibration error share.
+    """Base of weighted accuracy, macro F1 and calibration error.
 
-    Where `classification_metrics` counts samples, they sum their weights.
+    They sum weights, and `classification_metrics` counts samples.
     """
 
     is_differentiable = False
@@ -167,7 +167,7 @@ class _WeightedClassMetric(Metric):
         self.confusion = self.confusion.to(dtype).index_add(0, cell, weights)
 
     def compute(self) -> Tensor:
-        """Return the metric; NaN if no weight is above 0."""
+        """Return the metric, NaN if no weight is above 0."""
         return self._of(self.confusion.view(self.num_classes, self.num_classes)).float()
 
     def _of(self, confusion: Tensor) -> Tensor:
@@ -198,7 +198,7 @@ class _WeightedCalibrationError(_WeightedClassMetric):
 
 
 class _WeightedError(Metric):
-    """(Σ w |ŷ - y|^p / Σ w)^(1/p), over all values of samples with weights w."""
+    """The error (Σ w |ŷ - y|^p / Σ w)^(1/p) of weighted samples."""
 
     is_differentiable = True
     higher_is_better = False
@@ -221,7 +221,7 @@ class _WeightedError(Metric):
         self.total = self.total + weights.sum()
 
     def compute(self) -> Tensor:
-        """Return the metric; NaN if no weight is above 0."""
+        """Return the metric, NaN if no weight is above 0."""
         return (self.errors / self.total).float() ** (1 / self.power)
 
 
