@@ -811,7 +811,7 @@ def test_a_saved_file_has_no_optimizer_and_runs_no_code(churn, tmp_path):
         load("code.pt")
     assert not (tmp_path / "ran").exists()
     Path("cut.pt").write_bytes(Path("churn.pt").read_bytes()[:2000])
-    with pytest.raises(ValueError, match="truncated or is no checkpoint"):
+    with pytest.raises(ValueError, match="truncated or not a checkpoint"):
         load("cut.pt")
     saved["data_spec"]["kind"] = "sound"
     torch.save(saved, "later.pt")
