@@ -8,6 +8,7 @@ from dlblocks.models.boosted import (
 from dlblocks.models.classification import Classifier, CNNClassifier, MLPClassifier
 from dlblocks.models.model import Model, load
 from dlblocks.models.regression import MLPRegressor, Regressor
+from dlblocks.models.segmentation import Segmenter, UNetSegmenter, VisionSegmenter
 from dlblocks.models.voting import VotingEnsemble, VotingModule
 
 __all__ = [
@@ -20,6 +21,9 @@ __all__ = [
     "MLPRegressor",
     "Model",
     "Regressor",
+    "Segmenter",
+    "UNetSegmenter",
+    "VisionSegmenter",
     "VotingEnsemble",
     "VotingModule",
     "load",
