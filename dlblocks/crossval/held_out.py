@@ -44,6 +44,8 @@ NAMES = {
     "rmse": ["rmse"],
     "mae": ["mae"],
     "r2": ["r2"],
+    "iou": ["iou"],
+    "dice": ["dice"],
 }
 
 

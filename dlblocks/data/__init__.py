@@ -7,6 +7,7 @@ from dlblocks.data.dataset import ArrayDataset, EpochSampler
 from dlblocks.data.digits import DigitsDataModule
 from dlblocks.data.image_folder import ImageFolderDataModule
 from dlblocks.data.kfold import FoldedDataModule
+from dlblocks.data.scenes import DigitScenesDataModule
 from dlblocks.data.split_datamodule import SplitDataModule
 from dlblocks.data.splitting import holdout, kfold
 from dlblocks.data.tabular import TabularDataModule
@@ -24,6 +25,7 @@ __all__ = [
     "CIFAR100DataModule",
     "CurveDataModule",
     "DataModule",
+    "DigitScenesDataModule",
     "DigitsDataModule",
     "EpochSampler",
     "FashionMNISTDataModule",

@@ -65,10 +65,9 @@ def overlays(
         right.imshow(_shaded(grey, predictions[i], colours))
         if titles is not None:
             left.set_title(literal(titles[i]), fontsize=8, loc="left", pad=3)
-    seen = [c for c in np.unique(np.concatenate([targets.ravel(), predictions.ravel()])) if c > 0]
-    handles = [
-        _patch(colours[c], literal(class_names[c])) for c in seen[:20] if c < len(class_names)
-    ]
+    labels = np.unique(np.concatenate([targets.ravel(), predictions.ravel()]))
+    seen = labels[(labels > 0) & (labels < len(class_names))][:20]
+    handles = [_patch(colours[c], literal(class_names[c])) for c in seen]
     if handles:
         figure.legend(
             handles=handles, frameon=False, loc="outside lower center", ncols=10, fontsize=8
