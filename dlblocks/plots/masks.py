@@ -60,13 +60,14 @@ def overlays(
         grey = images[i].astype(float).mean(0)
         low, high = grey.min(), grey.max()
         grey = (grey - low) / (high - low if high > low else 1)
-        known = (targets[i] >= 0) & (targets[i] < len(class_names))
-        left.imshow(_shaded(grey, np.where(known, targets[i], -1), colours))
-        right.imshow(_shaded(grey, predictions[i], colours))
+        labels = targets[i].astype(np.int64)
+        labels[labels >= len(class_names)] = -1
+        left.imshow(_shaded(grey, labels, colours))
+        right.imshow(_shaded(grey, predictions[i].astype(np.int64), colours))
         if titles is not None:
             left.set_title(literal(titles[i]), fontsize=8, loc="left", pad=3)
-    labels = np.unique(np.concatenate([targets.ravel(), predictions.ravel()]))
-    seen = labels[(labels > 0) & (labels < len(class_names))][:20]
+    both = np.unique(np.concatenate([targets.ravel(), predictions.ravel()]))
+    seen = both[(both > 0) & (both < len(class_names))][:20]
     handles = [_patch(colours[c], literal(class_names[c])) for c in seen]
     if handles:
         figure.legend(
@@ -80,7 +81,6 @@ def overlays(
 def _shaded(grey: Array, labels: Array, colours: Array) -> Array:
     """The grey image (H, W) under the colours of its classes: (H, W, 3)."""
     image: Array = np.repeat(grey[..., None], 3, axis=2)
-    labels = labels.astype(int)
     some = labels > 0
     image[some] = (1 - SHADE) * image[some] + SHADE * colours[labels[some]]
     image[labels < 0] = IGNORED
