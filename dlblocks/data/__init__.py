@@ -8,6 +8,7 @@ from dlblocks.data.digits import DigitsDataModule
 from dlblocks.data.image_folder import ImageFolderDataModule
 from dlblocks.data.kfold import FoldedDataModule
 from dlblocks.data.scenes import DigitScenesDataModule
+from dlblocks.data.segmentation import SegmentationDataModule
 from dlblocks.data.split_datamodule import SplitDataModule
 from dlblocks.data.splitting import holdout, kfold
 from dlblocks.data.tabular import TabularDataModule
@@ -32,6 +33,7 @@ __all__ = [
     "FoldedDataModule",
     "ImageFolderDataModule",
     "MNISTDataModule",
+    "SegmentationDataModule",
     "Source",
     "SplitDataModule",
     "TabularDataModule",
