@@ -9,6 +9,7 @@ from dlblocks.models.classification import Classifier, CNNClassifier, MLPClassif
 from dlblocks.models.model import Model, load
 from dlblocks.models.regression import MLPRegressor, Regressor
 from dlblocks.models.segmentation import Segmenter, UNetSegmenter, VisionSegmenter
+from dlblocks.models.tiles import predict_tiles
 from dlblocks.models.voting import VotingEnsemble, VotingModule
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "VotingEnsemble",
     "VotingModule",
     "load",
+    "predict_tiles",
 ]
