@@ -1,7 +1,10 @@
 """Segmenters in real fits: cross-validation with both engines, averages, tests, checkpoints."""
 
 import copy
+import json
+from pathlib import Path
 
+import forked
 import lightning.pytorch as pl
 import numpy as np
 import pytest
@@ -243,3 +246,28 @@ def test_other_labels_for_pixels_that_do_not_count(make_trainer):
     assert isinstance(trainer, pl.Trainer)
     found = trainer.test(model(ignore_index=-1), module, verbose=False)[0]
     assert 0 <= found["test/iou"] <= 1
+
+
+def measure(devices):
+    torch.manual_seed(0)
+    segmenter = model()
+    masks = MASKS.clone()
+    masks[::3, :7] = 255  # ranks and batches get unequal numbers of pixels that count
+    module = ArrayDataModule(IMAGES, masks, test_fraction=0.5, batch_size=3)
+    strategy = {"strategy": "ddp"} if devices > 1 else {}
+    trainer = pl.Trainer(
+        devices=devices, accelerator="cpu", logger=False, enable_progress_bar=False,
+        enable_model_summary=False, enable_checkpointing=False, **strategy,
+    )  # fmt: skip
+    (found,) = trainer.test(segmenter, module, verbose=False)
+    if trainer.is_global_zero:
+        Path(f"metrics-{devices}.json").write_text(json.dumps(found))
+
+
+@pytest.mark.slow
+def test_metrics_of_two_processes_are_those_of_one():
+    measure(1)
+    forked.torchrun(measure, 2)
+    one, two = (json.loads(Path(f"metrics-{n}.json").read_text()) for n in (1, 2))
+    assert {"test/loss", "test/iou", "test/dice", "test/accuracy"} == {*one}
+    assert two == pytest.approx(one, rel=1e-5)
