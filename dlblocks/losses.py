@@ -101,6 +101,121 @@ def _like(sample_weight: Tensor, losses: Tensor) -> Tensor:
     return sample_weight.reshape(-1, *(1,) * (losses.ndim - 1))
 
 
+def dice_loss(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    weight: Tensor | None = None,
+    smooth: float = 1.0,
+    ignore_index: int = IGNORED,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    """Soft Dice loss of each sample, averaged over its classes (Milletari et al. 2016).
+
+    With probabilities p, one-hot or soft targets y, and sums over the pixels that count::
+
+        dice_c = (2 Σ p_c y_c + smooth) / (Σ p_c + Σ y_c + smooth)
+        loss = Σ_c w_c (1 - dice_c) / Σ_c w_c
+
+    A class that a sample lacks counts, too: what is predicted of it costs. Samples are averaged by
+    how many of their pixels count, so that those without any have no part in it.
+
+    Args:
+        logits: Shape (N, C, d1, ...), floating point.
+        targets: Classes, integers of shape (N, d1, ...), or soft, of the shape of `logits`.
+        weight: Weight w of each class, shape (C,).
+        smooth: Keeps small objects from jumping, and classes that are nowhere at a loss of 0.
+        ignore_index: The class index that does not count. Among soft targets, rows of zeros do not.
+        sample_weight: Factor of each sample's loss, shape (N,).
+
+    Returns:
+        The mean loss, a scalar; 0 if nothing counts.
+
+    Example:
+        >>> logits = torch.tensor([[[0.0, 0.0], [0.0, 0.0]]])  # one sample, two classes, two pixels
+        >>> dice_loss(logits, torch.tensor([[0, 0]]))  # 1 - 3 / 4 and 1 - 1 / 2, on average
+        tensor(0.3750)
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    rows = targets
+    if not targets.is_floating_point():
+        classes = torch.arange(logits.shape[1], device=logits.device)
+        labels = targets.where(targets != ignore_index, -1).unsqueeze(1)
+        rows = labels == classes.view(-1, *(1,) * (logits.ndim - 2))
+    rows = rows.to(logits.dtype)
+    known = rows.sum(1, keepdim=True)  # (N, 1, ...), 1 where a pixel counts
+    probabilities = logits.softmax(1) * known
+    overlap = (probabilities * rows).flatten(2).sum(2)  # (N, C)
+    both = (probabilities + rows).flatten(2).sum(2)
+    losses = 1 - (2 * overlap + smooth) / (both + smooth)
+    losses = losses.mean(1) if weight is None else (losses * weight).sum(1) / weight.sum()
+    counts = known.flatten(1).sum(1)
+    mass = counts if sample_weight is None else counts * sample_weight
+    return (losses * mass).sum() / _or_one(counts.sum())
+
+
+def focal_loss(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    gamma: float = 2.0,
+    weight: Tensor | None = None,
+    ignore_index: int = IGNORED,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    """Cross-entropy that counts easy samples, or pixels, for less (Lin et al. 2017).
+
+    With probabilities p, and one-hot or soft targets y::
+
+        loss = - Σ_i Σ_c w_c y_ic (1 - p_ic)^γ log p_ic  /  Σ_i Σ_c w_c y_ic
+
+    With γ = 0 it is the cross-entropy.
+
+    Args:
+        logits: Shape (N, C) or (N, C, d1, ...), floating point.
+        targets: As for `cross_entropy`.
+        gamma: γ >= 0.
+        weight: Weight w of each class, shape (C,), the α of the paper.
+        ignore_index: The class index that does not count. Among soft targets, rows of zeros do not.
+        sample_weight: Factor of each sample's terms in the sum, shape (N,).
+
+    Returns:
+        The mean loss, a scalar; 0 if nothing counts.
+
+    Example:
+        >>> logits, target = torch.zeros(1, 2), torch.tensor([1])
+        >>> focal_loss(logits, target, gamma=0.0), focal_loss(logits, target)
+        (tensor(0.6931), tensor(0.1733))
+    """
+    check_range("gamma", gamma, 0)
+    logs = logits.log_softmax(1, torch.promote_types(logits.dtype, torch.float32))
+    if targets.is_floating_point():
+        shares = targets.to(logs.dtype)
+        if weight is not None:
+            shares = shares * weight.view(-1, *(1,) * (logits.ndim - 2))
+        losses = (shares * _focal(logs, gamma)).sum(1)
+        mass = shares.sum(1)
+    else:
+        known = targets != ignore_index
+        labels = targets.where(known, 0)
+        own = logs.gather(1, labels.unsqueeze(1).long()).squeeze(1)
+        mass = known.to(logs.dtype) if weight is None else weight[labels] * known
+        losses = mass * _focal(own, gamma)
+    if sample_weight is not None:
+        losses = losses * _like(sample_weight, losses)
+    return losses.sum() / _or_one(mass.sum())
+
+
+def _focal(logs: Tensor, gamma: float) -> Tensor:
+    """``-(1 - p)^γ log p`` of log p; the power of γ < 1 has no gradient at p = 1."""
+    return -((-logs.expm1()).clamp(min=torch.finfo(logs.dtype).tiny) ** gamma) * logs
+
+
+def _or_one(count: Tensor) -> Tensor:
+    """What a sum is divided by: 1 where nothing counts, so that loss and gradient are 0."""
+    return torch.where(count > 0, count, torch.ones_like(count))
+
+
 def binary_cross_entropy(
     logits: Tensor,
     targets: Tensor,

@@ -7,6 +7,8 @@ from dlblocks.data.dataset import ArrayDataset, EpochSampler
 from dlblocks.data.digits import DigitsDataModule
 from dlblocks.data.image_folder import ImageFolderDataModule
 from dlblocks.data.kfold import FoldedDataModule
+from dlblocks.data.scenes import DigitScenesDataModule
+from dlblocks.data.segmentation import SegmentationDataModule
 from dlblocks.data.source import Source
 from dlblocks.data.split_datamodule import SplitDataModule
 from dlblocks.data.splitting import holdout, kfold
@@ -25,12 +27,14 @@ __all__ = [
     "CIFAR100DataModule",
     "CurveDataModule",
     "DataModule",
+    "DigitScenesDataModule",
     "DigitsDataModule",
     "EpochSampler",
     "FashionMNISTDataModule",
     "FoldedDataModule",
     "ImageFolderDataModule",
     "MNISTDataModule",
+    "SegmentationDataModule",
     "Source",
     "SplitDataModule",
     "TabularDataModule",

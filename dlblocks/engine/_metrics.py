@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dlblocks.engine._batches import Batches
 from dlblocks.engine.member import Member
-from dlblocks.models.model import FLUSH_EVERY, by_weight
+from dlblocks.models.model import FLUSH_BYTES, FLUSH_EVERY, by_weight
 from dlblocks.tasks.task import Stage
 
 
@@ -34,6 +34,7 @@ class BatchedMetrics:
             self.grouped = model.task.stacked_metrics(len(members), device)
         self.alike = model.is_standard("for_metrics", "prediction")
         self.parts: list[tuple[Any, ...]] = []  # one for each step; see `add`
+        self.bytes = 0
         self.losses = torch.zeros(2, len(members), device=device)  # sums of losses, and of weights
         if self.grouped is None:
             for member in members:
@@ -52,23 +53,29 @@ class BatchedMetrics:
             parts = [self.members[k].model.for_metrics(o, t, self.stage) for k, o, t in pairs]
             predictions, targets = (torch.cat(column) for column in zip(*parts, strict=True))
         size = batches.rows.shape[1]
-        part: tuple[Any, ...] = (batches.members, size, losses, predictions, targets)
+        counted = None if model.task is None else model.task.counted(batches.targets.flatten(0, 1))
+        sizes = torch.full_like(losses, size, dtype=torch.float32)
+        if counted is not None:
+            counted = counted.view(len(losses), size)
+            sizes = counted.sum(1).float()
+        part: tuple[Any, ...] = (batches.members, size, losses, sizes, predictions, targets)
         if batches.weights is not None:
-            part = *part, batches.weights.flatten(), batches.weights.sum(1)
+            weights = batches.weights if counted is None else batches.weights * counted
+            part = *part, batches.weights.flatten(), weights.sum(1)
         self.parts.append(part)
-        if len(self.parts) >= FLUSH_EVERY:
+        self.bytes += predictions.nbytes + targets.nbytes
+        if len(self.parts) >= FLUSH_EVERY or self.bytes >= len(self.members) * FLUSH_BYTES:
             self._flush()
 
     def _flush(self) -> None:
         if not self.parts:
             return
         columns = list(zip(*self.parts, strict=True))
-        losses, *kept = (torch.cat(column) for column in columns[2:])
+        losses, sizes, *kept = (torch.cat(column) for column in columns[2:])
         losses = losses.float()
         owners = torch.tensor([k for part in self.parts for k in part[0]], device=losses.device)
         counts = torch.tensor([size for who, size, *_ in self.parts for _ in who])
         samples = owners.repeat_interleave(counts.to(losses.device))
-        sizes = counts.to(self.losses)
         if len(kept) > 2:
             losses, sizes = by_weight(losses, sizes, kept.pop().to(sizes))
         if self.grouped is not None:
@@ -80,7 +87,7 @@ class BatchedMetrics:
                 if mine.any():
                     own = [column[rows] for column in kept]
                     member.model.update_metrics(self.stage, losses[mine], sizes[mine], *own)
-        self.parts = []
+        self.parts, self.bytes = [], 0
 
     def compute(self) -> list[dict[str, Tensor]]:
         """Return the metrics of each member, empty for a failed one."""

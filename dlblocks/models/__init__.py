@@ -8,6 +8,8 @@ from dlblocks.models.boosted import (
 from dlblocks.models.classification import Classifier, CNNClassifier, MLPClassifier
 from dlblocks.models.model import Model, load
 from dlblocks.models.regression import MLPRegressor, Regressor
+from dlblocks.models.segmentation import Segmenter, UNetSegmenter, VisionSegmenter
+from dlblocks.models.tiles import predict_tiles
 from dlblocks.models.vision import VisionClassifier
 from dlblocks.models.voting import VotingEnsemble, VotingModule
 
@@ -21,8 +23,12 @@ __all__ = [
     "MLPRegressor",
     "Model",
     "Regressor",
+    "Segmenter",
+    "UNetSegmenter",
     "VisionClassifier",
+    "VisionSegmenter",
     "VotingEnsemble",
     "VotingModule",
     "load",
+    "predict_tiles",
 ]

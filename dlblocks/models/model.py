@@ -288,7 +288,8 @@ class Model(CheckedConstructor, pl.LightningModule):
         # Detached, so that the buffer does not hold the graph.
         kept = self.for_metrics(outputs.detach(), targets, stage)
         beside = () if weights is None else (weights,)
-        buffer.add(loss.detach(), (*kept, *beside), step=self.global_step)
+        counted = None if self.task is None else self.task.counted(targets)
+        buffer.add(loss.detach(), (*kept, *beside), step=self.global_step, counted=counted)
         if buffer.is_full or (stage == "train" and loss.device.type == "cpu"):
             self._flush(stage, whole=buffer.is_full)
         return loss
@@ -322,7 +323,8 @@ class Model(CheckedConstructor, pl.LightningModule):
         Args:
             stage: The stage.
             losses: The mean loss of each batch, shape (B,).
-            sizes: The number of samples of each batch, or the sum of their weights, shape (B,).
+            sizes: The number of samples of each batch, or what `Task.counted` counts, or the sum of
+                their weights, shape (B,).
             *kept: Predictions and targets of all samples, as returned by `for_metrics`, and the
                 weights of the samples if there are any.
         """
@@ -618,6 +620,7 @@ class _Buffer:
         self.losses: list[Tensor] = []
         self.kept: list[tuple[Tensor, ...]] = []
         self.steps: list[int] = []
+        self.counted: list[Tensor | None] = []  # see `Task.counted`
         self.checked = self.bytes = 0
 
     def __len__(self) -> int:
@@ -627,8 +630,11 @@ class _Buffer:
     def is_full(self) -> bool:
         return len(self) >= FLUSH_EVERY or self.bytes >= FLUSH_BYTES
 
-    def add(self, loss: Tensor, kept: tuple[Tensor, ...], step: int) -> None:
+    def add(
+        self, loss: Tensor, kept: tuple[Tensor, ...], step: int, counted: Tensor | None = None
+    ) -> None:
         self.losses.append(loss)
+        self.counted.append(counted)
         self.kept.append(kept)
         self.steps.append(step)
         self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in kept)
@@ -651,11 +657,17 @@ class _Buffer:
         losses = torch.stack(self.losses).float()
         sizes = torch.tensor([len(kept[1]) for kept in self.kept], device=losses.device)
         columns = [*zip(*self.kept, strict=True)]
+        of_samples = self.counted
+        if of_samples[0] is not None:
+            sizes = torch.stack([count.sum() for count in of_samples])  # type: ignore[union-attr]
         if len(columns) > 2:
-            losses, sizes = by_weight(losses, sizes, torch.stack([w.sum() for w in columns[2]]))
+            pairs = zip(columns[2], of_samples, strict=True)
+            weights = [(w if n is None else w * n).sum() for w, n in pairs]
+            losses, sizes = by_weight(losses, sizes, torch.stack(weights))
         # A single batch is not copied.
         joined = [p[0] if len(p) == 1 else torch.cat(p) for p in columns]
         self.losses, self.kept, self.steps, self.checked, self.bytes = [], [], [], 0, 0
+        self.counted = []
         return losses, sizes, *joined
 
 

@@ -3,6 +3,7 @@
 from dlblocks.tasks.multiclass import MulticlassTask
 from dlblocks.tasks.multilabel import MultilabelTask
 from dlblocks.tasks.regression import RegressionTask
+from dlblocks.tasks.segmentation import SegmentationTask
 from dlblocks.tasks.task import Predictions, PredictionTable, Task, find_task, task_names
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "PredictionTable",
     "Predictions",
     "RegressionTask",
+    "SegmentationTask",
     "Task",
     "find_task",
     "task_names",

@@ -370,6 +370,19 @@ class Task(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} must define loss(outputs, targets).")
 
+    def counted(self, targets: Tensor) -> Tensor | None:
+        """Say over how many values of each sample `loss` is a mean, such as pixels that count.
+
+        An epoch's loss weighs the losses of its batches by them.
+
+        Args:
+            targets: Shape (N, ...).
+
+        Returns:
+            Shape (N,), or None if every sample counts for one.
+        """
+        return None
+
     def make_metrics(self, stage: Stage) -> MetricCollection:
         """Make the metrics of one stage.
 

@@ -1,0 +1,225 @@
+"""Losses and scores of maps of classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import Metric
+
+from dlblocks.metrics import wide
+
+Array = npt.NDArray[Any]
+# In the columns of tables and between steps: classes as uint8 where there is room for this label.
+IGNORED_BYTE = 255
+IGNORED_SHORT = -1
+CHUNK = 2**22  # pixels at a time
+
+
+def pixel_cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int = 255,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    """Compute `dlblocks.losses.cross_entropy`, but 0 with a gradient of 0 if nothing counts.
+
+    Example:
+        >>> pixel_cross_entropy(torch.zeros(1, 2, 1, 1), torch.tensor([[[255]]]))
+        tensor(0.)
+    """
+    if targets.is_floating_point():
+        # Summed in float32 at least: in bf16 a sum of 257 ones is 256.
+        dtype = torch.promote_types(targets.dtype, torch.float32)
+        mass = targets.sum(1, keepdim=True, dtype=dtype)
+        counted = mass.sum()
+        if weight is not None:
+            counted = (targets.sum([0, *range(2, targets.ndim)], dtype=dtype) * weight).sum()
+        if label_smoothing:
+            share = (label_smoothing / logits.shape[1]) * mass
+            targets = targets * (1 - label_smoothing) + share.to(targets.dtype)
+        losses = F.cross_entropy(logits, targets, weight=weight, reduction="none")
+    else:
+        known = targets != ignore_index
+        counted = known.sum()
+        if weight is not None:
+            counted = (weight[targets.where(known, 0)] * known).sum()
+        losses = F.cross_entropy(
+            logits,
+            targets,
+            weight=weight,
+            label_smoothing=label_smoothing,
+            ignore_index=ignore_index,
+            reduction="none",
+        )
+    if sample_weight is not None:
+        losses = losses * sample_weight.reshape(-1, *(1,) * (losses.ndim - 1))
+    return losses.sum() / torch.where(counted > 0, counted, torch.ones_like(counted))
+
+
+def hard_map(targets: Tensor, ignore_index: int) -> Tensor:
+    """Return soft masks (N, C, H, W) as classes (N, H, W); rows of zeros do not count."""
+    if not targets.is_floating_point():
+        return targets
+    return targets.argmax(1).where(targets.sum(1) > 0, ignore_index)
+
+
+def narrow(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """Return classes in a small dtype, in which 255 of uint8, or a negative number, is ignored."""
+    byte = num_classes <= IGNORED_BYTE
+    known = labels != ignore_index
+    labels = labels.where(known, IGNORED_BYTE if byte else IGNORED_SHORT)
+    return labels.to(torch.uint8 if byte else torch.int16)
+
+
+class PixelScores(Metric):
+    """IoU, Dice and accuracy of all pixels of an epoch, from one matrix of counts.
+
+    With the pixels n_tp of each target t and prediction p, of class c::
+
+        IoU_c = n_cc / (Σ_p n_cp + Σ_t n_tc - n_cc)
+        Dice_c = 2 n_cc / (Σ_p n_cp + Σ_t n_tc)
+
+    ``iou`` and ``dice`` are means over the classes that occur among targets or predictions of the
+    data set; NaN if no pixel counts.
+
+    Args:
+        num_classes: Number of classes C.
+        ignore_index: The label of pixels that do not count, beside those of `narrow`.
+        samples: Whether `update` takes weights of samples.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+    higher_is_better = True
+    confusion: Tensor
+
+    def __init__(self, num_classes: int, ignore_index: int = 255, *, weighted: bool = False):
+        super().__init__()
+        self.num_classes, self.ignore_index = num_classes, ignore_index
+        self.weighted = weighted
+        dtype = torch.get_default_dtype() if weighted else torch.int64
+        empty = torch.zeros(num_classes**2, dtype=dtype)
+        self.add_state("confusion", default=empty, dist_reduce_fx="sum")
+
+    def update(self, predictions: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
+        """Add maps of classes (N, H, W), or of probabilities (N, C, H, W), and targets (N, H, W).
+
+        Args:
+            predictions: Classes, or the probability of each.
+            targets: Classes.
+            weights: Of each sample, shape (N,), if they have some.
+        """
+        if predictions.ndim > targets.ndim:
+            predictions = predictions.argmax(1)
+        cells = self.num_classes**2
+        # Of small integers the product would not fit.
+        cell = targets.int() * self.num_classes + predictions.int()
+        # The labels of `narrow`, negative ones included, lie outside of the classes.
+        known = (targets >= 0) & (targets < self.num_classes) & (targets != self.ignore_index)
+        cell = cell.where(known, cells).flatten()
+        if weights is None:
+            found = torch.bincount(cell, minlength=cells + 1)
+        else:
+            each = weights.to(wide(weights.device)).repeat_interleave(targets[0].numel())
+            found = torch.bincount(cell, each, minlength=cells + 1)
+            self.confusion = self.confusion.to(found.dtype)
+        self.confusion = self.confusion + found[:cells].to(self.confusion.dtype)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return ``iou``, ``dice`` and ``accuracy``."""
+        hits, both = self._sums()
+        occurs = both > 0
+        return {
+            "iou": (hits / (both - hits))[occurs].mean().float(),
+            "dice": (2 * hits / both)[occurs].mean().float(),
+            "accuracy": (hits.sum() / both.sum() * 2).float(),
+        }
+
+    def class_iou(self) -> Tensor:
+        """Return the IoU of each class, shape (C,); NaN for one that does not occur."""
+        hits, both = self._sums()
+        return (hits / (both - hits)).float()
+
+    def _sums(self) -> tuple[Tensor, Tensor]:
+        matrix = self.confusion.view(self.num_classes, self.num_classes).to(wide(self.device))
+        return matrix.diagonal(), matrix.sum(0) + matrix.sum(1)
+
+
+def class_sums(target: Array, prediction: Array, num_classes: int | None = None) -> Array:
+    """Count the pixels of each class in each sample.
+
+    Args:
+        target: Classes (N, H, W). Those outside of the classes do not count, and of uint8 255.
+        prediction: Classes (N, H, W), or probabilities (N, C, H, W).
+        num_classes: C; None for one more than the largest class, or the columns of probabilities.
+
+    Returns:
+        Hits, pixels of targets and pixels of predictions, int64 of shape (3, N, C).
+    """
+    rows = max(1, CHUNK // max(1, target[:1].size))
+    scores = prediction.ndim > target.ndim
+    if num_classes is None:
+        num_classes = prediction.shape[1] if scores else 1
+        for start in range(0, 0 if scores else len(target), rows):
+            labels = target[start : start + rows]
+            labels = labels[_known(labels)]
+            most = max(labels.max(initial=0), prediction[start : start + rows].max(initial=0))
+            num_classes = max(num_classes, int(most) + 1)
+    found = np.zeros((3, len(target), num_classes), np.int64)
+    for start in range(0, len(target), rows):
+        true, guess = (np.asarray(a[start : start + rows]) for a in (target, prediction))
+        guess = guess.argmax(1) if scores else guess.astype(np.int64)
+        known = _known(true) & (true < num_classes)
+        offset = np.arange(len(true)).reshape(-1, *(1,) * (true.ndim - 1)) * num_classes
+        cells = len(true) * num_classes
+        true = true.astype(np.int64)
+        for i, (labels, where) in enumerate(
+            ((true, known & (true == guess)), (true, known), (guess, known))
+        ):
+            counts = np.bincount((labels + offset)[where], minlength=cells)
+            found[i, start : start + rows] = counts.reshape(-1, num_classes)
+    return found
+
+
+def confusion(target: Array, prediction: Array, num_classes: int) -> Array:
+    """Count the pixels of each true class (row) and predicted class, shape (C, C); as `class_sums`.
+
+    Example:
+        >>> confusion(np.array([[[0, 1, -1]]]), np.array([[[1, 1, 1]]]), 2)
+        array([[0, 1],
+               [0, 1]])
+    """
+    found = np.zeros(num_classes**2, np.int64)
+    rows = max(1, CHUNK // max(1, target[:1].size))
+    for start in range(0, len(target), rows):
+        true, guess = (np.asarray(a[start : start + rows]) for a in (target, prediction))
+        known = _known(true) & (true < num_classes)
+        guess = guess.argmax(1) if guess.ndim > true.ndim else guess.astype(np.int64)
+        cell = true[known].astype(np.int64) * num_classes + guess[known]
+        found += np.bincount(cell, minlength=num_classes**2)
+    return found.reshape(num_classes, num_classes)
+
+
+def _known(target: Array) -> Array:
+    return target != IGNORED_BYTE if target.dtype == np.uint8 else target >= 0
+
+
+def scores_of(sums: Array) -> dict[str, Array]:
+    """Compute ``iou``, ``dice`` and ``accuracy`` of counts (3, ..., C), each of shape (...)."""
+    hits, true, guess = sums
+    both = true + guess
+    occurs = both > 0
+    count = occurs.sum(-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        iou = np.where(occurs, hits / (both - hits), 0).sum(-1) / count
+        dice = np.where(occurs, 2 * hits / both, 0).sum(-1) / count
+        accuracy = hits.sum(-1) / true.sum(-1)
+    return {"iou": iou, "dice": dice, "accuracy": accuracy}
