@@ -1,7 +1,7 @@
 """One fit of a U-Net on scenes of handwritten digits: a class for each pixel, test, figures.
 
-Result: mean IoU of the test scenes 0.0 (seed 0, one run, 300 scenes, digits that no training scene
-has), 0 s of CPU time (two CPU cores, torch 2.14, lightning 2.6).
+Result: mean IoU of the test scenes 0.9662 (seed 0, one run, 300 scenes, digits that no training
+scene has), 201 s of CPU time (one thread, torch 2.14, lightning 2.6.6).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def main(
     width: int = 16,
     depth: int = 3,
     loss: str = "cross_entropy+dice",
-    num_scenes: int = 1200,
+    num_scenes: int = 1600,
     augment: bool = False,
-    max_epochs: int = 25,
+    max_epochs: int = 20,
     lr: float = 0.01,
     run_dir: str | None = None,
     logger: Literal["csv", "wandb", "tensorboard", "none"] = "csv",

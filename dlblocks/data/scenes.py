@@ -24,8 +24,8 @@ STREAMS = {"train": 0, "test": 1}
 class DigitScenesDataModule(DataModule):
     """Grey images with several digits each, real ones of scikit-learn, among clutter.
 
-    A scene has digits of `DigitsDataModule`, enlarged to 12 … 18 pixels, at random places that do
-    not overlap. Below them are a smooth ground and scraps of other digits. A pixel belongs to a
+    A scene has digits of `DigitsDataModule`, enlarged to 13 … 18 pixels, at random places that do
+    not overlap. Around them are a smooth ground and scraps of other digits. A pixel belongs to a
     digit where the digit's own ink is at least 0.45, which is more than the ground has.
 
     A fifth of the 1,797 digits appears in test scenes only, the official test set here. The others
@@ -55,7 +55,7 @@ class DigitScenesDataModule(DataModule):
     def __init__(
         self,
         *,
-        num_scenes: int = 1200,
+        num_scenes: int = 1600,
         num_test_scenes: int = 300,
         size: int = 40,
         digits_per_scene: int = 4,
@@ -167,7 +167,7 @@ def _rows(values: Ragged) -> list[Tensor]:
 
 
 CELL = 20  # the side of a place for a digit, with a free pixel
-SIDES = (12, 18)  # of enlarged digits
+SIDES = (13, 18)  # of enlarged digits
 SCRAP = (4, 7)  # sides of scraps
 SCRAPPED = 15  # side of the digits that they are cut from
 CHUNK = 256  # scenes at a time
@@ -204,6 +204,7 @@ def draw_scenes(
         scene, (N,).
     """
     images = torch.empty(count, 1, size, size, dtype=torch.uint8)
+    grounds = torch.empty(count, size, size, dtype=torch.uint8)  # without scraps
     masks = torch.zeros(count, size, size, dtype=torch.uint8)
     groups = np.arange(count) % len(pools)
     numbers = rng.integers(1, most + 1, count)
@@ -227,6 +228,7 @@ def draw_scenes(
     for start in range(0, count, CHUNK):
         some = slice(start, min(start + CHUNK, count))
         canvas = _ground(some.stop - some.start, size, rng)
+        grounds[some] = (255 * canvas).round().to(torch.uint8)
         _scatter_scraps(canvas, digits, pools, groups[some], clutter, rng)
         images[some] = (255 * canvas).round().to(torch.uint8)[:, None]
     # Digits of one side are enlarged together.
@@ -242,7 +244,7 @@ def draw_scenes(
         columns = torch.from_numpy(corner[mine, 1])[:, None, None] + torch.arange(side)
         scene = torch.from_numpy(owner[mine])[:, None, None].expand_as(ink)
         place = scene, rows.expand_as(ink), columns.expand_as(ink)
-        below = images[:, 0][place].float()
+        below = grounds[place].float()  # a digit's square covers scraps
         images[:, 0][place] = torch.where(inside, value, below.maximum(value)).to(torch.uint8)
         own = 1 if one_class else 1 + labels[torch.from_numpy(chosen[mine])][:, None, None]
         masks[place] = torch.where(inside, own, masks[place].long()).to(torch.uint8)

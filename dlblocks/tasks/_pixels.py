@@ -93,7 +93,7 @@ class PixelScores(Metric):
     Args:
         num_classes: Number of classes C.
         ignore_index: The label of pixels that do not count, beside those of `narrow`.
-        samples: Whether `update` takes weights of samples.
+        weighted: Whether `update` takes weights of samples.
     """
 
     is_differentiable = False

@@ -323,7 +323,7 @@ class SegmentationTask(ClassTask):
         with np.errstate(invalid="ignore"):
             each = {"iou": hits / (true + guess - hits), "dice": 2 * hits / (true + guess)}
         found: dict[str, Callable[[], Figure]] = {
-            "classes": lambda: plots.labels(each, names, counts=true, title=title),
+            "classes": lambda: _of_classes(each, names, true, title),
             "confusion_matrix": lambda: plots.pixel_confusion(
                 confusion(table.target, table.prediction, count), names, title=title
             ),
@@ -331,6 +331,14 @@ class SegmentationTask(ClassTask):
         if table.inputs is not None and len(table.input_shape) == 3 and table.has("iou"):
             found["worst"] = lambda: _worst(table, names)
         return found
+
+
+def _of_classes(
+    each: Mapping[str, Array], names: Sequence[str], counts: Array, title: str
+) -> Figure:
+    figure = plots.labels(each, names, counts=counts, title=title)
+    figure.axes[0].set_ylabel("class (pixels)")
+    return figure
 
 
 def _worst(table: Predictions, names: Sequence[str]) -> Figure:
