@@ -12,13 +12,11 @@ import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Callback
 
-from dlblocks._files import is_rank_zero
 from dlblocks.callbacks import Augment
 from dlblocks.cli import run_recipe
 from dlblocks.data import DigitScenesDataModule
 from dlblocks.models import UNetSegmenter
-from dlblocks.runs import fit_and_test
-from dlblocks.runs.folder import next_run_dir
+from dlblocks.runs import fit_and_test, is_rank_zero, next_run_dir
 
 
 def main(
