@@ -72,7 +72,7 @@ class BatchedMetrics:
             return
         columns = list(zip(*self.parts, strict=True))
         losses, sizes, *kept = (torch.cat(column) for column in columns[2:])
-        losses = losses.float()
+        losses, sizes = losses.float(), sizes.to(self.losses)
         owners = torch.tensor([k for part in self.parts for k in part[0]], device=losses.device)
         counts = torch.tensor([size for who, size, *_ in self.parts for _ in who])
         samples = owners.repeat_interleave(counts.to(losses.device))
