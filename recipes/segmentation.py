@@ -1,7 +1,7 @@
 """One fit of a U-Net on scenes of handwritten digits: a class for each pixel, test, figures.
 
-Result: mean IoU of the test scenes 0.9662 (seed 0, one run, 300 scenes, digits that no training
-scene has), 201 s of CPU time (one thread, torch 2.14, lightning 2.6.6).
+Result: mean IoU of the test scenes 0.9662 (seed 0) and 0.9558 (seed 1), one run each, 300 scenes
+whose digits no training scene has; 201 s of CPU time on one thread (torch 2.14, lightning 2.6.6).
 """
 
 from __future__ import annotations
