@@ -83,6 +83,53 @@ def allocate(shape: Sequence[int], dtype: Any, folder: Path | None = None) -> Ar
         return np.memmap(file, dtype, "w+", shape=tuple(shape))
 
 
+class Growing:
+    """A dense column of unknown length. A large one lies in a file.
+
+    Args:
+        folder: Where the file lies; None for the folder of temporary files.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self.parts: list[Array] = []
+        self.file: Any = None
+        self.rows = self.bytes = 0
+
+    def add(self, values: Array) -> None:
+        """Add rows, all of one shape."""
+        if self.parts and values.shape[1:] != self.parts[0].shape[1:]:
+            raise ValueError(
+                f"rows have the shapes {self.parts[0].shape[1:]} and {values.shape[1:]}; give one."
+            )
+        if self.file is not None:
+            values = values.astype(self.parts[0].dtype, copy=False)
+        self.parts.append(values)
+        self.rows += len(values)
+        self.bytes += values.nbytes
+        if self.bytes > IN_MEMORY:
+            self._spill()
+
+    def _spill(self) -> None:
+        dtype = np.result_type(*self.parts)
+        if self.file is None:
+            self.file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
+        for part in self.parts:  # not joined, which would take their memory twice
+            self.file.write(np.ascontiguousarray(part, dtype))
+        # The first part says shape and dtype.
+        self.parts, self.bytes = [np.empty((0, *self.parts[0].shape[1:]), dtype)], 0
+
+    def finish(self) -> Array:
+        """Return the column."""
+        if self.file is None:
+            return np.concatenate(self.parts)
+        self._spill()
+        self.file.flush()
+        row, dtype = self.parts[0].shape[1:], self.parts[0].dtype
+        with self.file:
+            return np.memmap(self.file, dtype, "r+", shape=(self.rows, *row))
+
+
 def is_mapped(column: Column) -> bool:
     """Return True for a column on disk."""
     return isinstance(column.values if isinstance(column, Ragged) else column, np.memmap)

@@ -26,10 +26,10 @@ from torch import Tensor
 from dlblocks._errors import check_range, did_you_mean
 from dlblocks.crossval.statistics import mean_interval
 from dlblocks.metrics import Mode, metric_mode
-from dlblocks.models._predict import predictor
+from dlblocks.models._predict import predictor, to_numpy
 from dlblocks.nets import Preprocess
 from dlblocks.runs._tables import number
-from dlblocks.tasks import PredictionTable
+from dlblocks.tasks import PredictionTable, Task
 from dlblocks.tasks.task import data_frame
 
 if TYPE_CHECKING:
@@ -219,15 +219,20 @@ def _score(
 ) -> dict[str, float]:
     """Score the predictions of changed inputs."""
     predict = predictor(model)
-    found: list[np.ndarray] = []
+    found: dict[str, list[np.ndarray]] = {}
+    task = getattr(model, "task", None)
     targets = torch.from_numpy(np.array(table.target))
     with torch.inference_mode():
         for start in range(0, len(rows), ROWS):
             some = slice(start, start + ROWS)
             output = predict([prepare(rows[some]), targets[some]], 0)
             prediction = output["prediction"] if isinstance(output, Mapping) else output
-            found.append(prediction.cpu().numpy())
-    columns = {"target": table.target, "prediction": np.concatenate(found)}
+            kept = {"target": targets[some], "prediction": prediction}
+            if isinstance(task, Task):
+                kept = task.keep(prediction, targets[some])
+            for name, values in kept.items():
+                found.setdefault(name, []).append(to_numpy(values))
+    columns = {name: np.concatenate(parts) for name, parts in found.items()}
     if table.sample_weight is not None:
         columns["weight"] = table.sample_weight
     return PredictionTable(columns, task=table.task).score()

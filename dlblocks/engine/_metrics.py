@@ -11,7 +11,7 @@ from torch import Tensor
 from dlblocks.engine._batches import Batches
 from dlblocks.engine.member import Member
 from dlblocks.models.model import FLUSH_BYTES, FLUSH_EVERY, by_weight
-from dlblocks.tasks.task import Stage
+from dlblocks.tasks.task import Stage, fits, is_ours
 
 
 class BatchedMetrics:
@@ -30,7 +30,9 @@ class BatchedMetrics:
         self.members, self.stage = members, stage
         model = members[0].model
         self.grouped = None
-        if model.task is not None and model.is_standard("make_metrics", "for_metrics"):
+        names = ("make_metrics", "for_metrics")
+        standard = all(is_ours(getattr(type(model), name)) for name in names)
+        if model.task is not None and standard and fits(model.task, "stacked_metrics", *names):
             self.grouped = model.task.stacked_metrics(len(members), device)
         self.alike = model.is_standard("for_metrics", "prediction")
         self.parts: list[tuple[Any, ...]] = []  # one for each step; see `add`

@@ -17,7 +17,7 @@ from dlblocks._lightning import trainer_of
 from dlblocks.engine._support import NotVectorizable, plain_state
 from dlblocks.models.model import Model
 from dlblocks.nets import MLP
-from dlblocks.tasks.task import is_ours
+from dlblocks.tasks.task import fits
 
 
 class StackedModels:
@@ -134,8 +134,8 @@ class StackedModels:
             return self._vmapped(inputs, beside, named)
         values = dense_forward(self._layers, inputs, named, gradients)
         task, losses = self.template.task, None
-        own = not is_ours(type(task)) or type(self.template).loss is not Model.loss
-        if task is not None and not own:
+        standard = type(self.template).loss is Model.loss
+        if task is not None and standard and fits(task, "stacked_loss", "loss"):
             losses = task.stacked_loss(values, *beside)
         return self._after_net(values, beside, named) if losses is None else (losses, values)
 

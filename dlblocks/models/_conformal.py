@@ -52,9 +52,9 @@ class Calibration(nn.Module):
         count = len(self.member)
         if not count:
             raise ValueError(
-                f"coverage={coverage} needs out-of-fold predictions, which this model does not "
-                "have; use the fold average, result.ensemble(), of a cross-validation of values or "
-                "classes."
+                f"coverage={coverage} needs the out-of-fold predictions of values or classes that "
+                "a fold average has, result.ensemble(). This model has none, or its task has no "
+                "conformal_scores."
             )
         if math.ceil(coverage * (count + 1)) > count:
             raise ValueError(

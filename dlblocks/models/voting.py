@@ -11,13 +11,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dlblocks._errors import check_range
+from dlblocks._npz import Growing
 from dlblocks.models._conformal import Calibration
 from dlblocks.models._members import Kind, MadeOfTrained, common_spec, described, rebuilt
-from dlblocks.models._predict import gather, join_batches, predictor, target_in
+from dlblocks.models._predict import gather, predictor, target_in, to_numpy
 from dlblocks.models.model import Model, beside_inputs
 from dlblocks.nets import Preprocess
 from dlblocks.nets.preprocess import PassOn
@@ -205,7 +207,7 @@ class VotingModule(MadeOfTrained, Model):
         self.calibration, self.coverage = Calibration(), None
         self.task_name = task_name
         # Predictions, targets and, if there are any, sample weights, by number of the loader.
-        self._scored: dict[int, list[tuple[Tensor, ...]]] = {}
+        self._scored: dict[int, list[Growing]] = {}
         _describe(self, models, task_name=task_name)
 
     def forward(self, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -279,15 +281,17 @@ class VotingModule(MadeOfTrained, Model):
                 "and 'target'."
             )
         kept = [prediction, target, *([batch[2]] if self._weighted else [])]
-        self._scored.setdefault(loader, []).append(tuple(x.cpu() for x in kept))
+        columns = self._scored.setdefault(loader, [Growing() for _ in kept])
+        for column, values in zip(columns, kept, strict=True):
+            column.add(to_numpy(values))
 
     def _reset(self, stage: Stage) -> None:
         self._scored = {}
 
     def _log(self, stage: Stage) -> None:
-        for loader, batches in self._scored.items():
-            gathered = zip(*gather(batches), strict=True)
-            joined = (join_batches(part)["prediction"] for part in gathered)
+        for loader, growing in self._scored.items():
+            ranks = gather([[column.finish() for column in growing]])
+            joined = (p[0] if len(p) == 1 else np.concatenate(p) for p in zip(*ranks, strict=True))
             end = f"/dataloader_idx_{loader}" if len(self._scored) > 1 else ""
             columns = dict(zip(("prediction", "target", "weight"), joined, strict=False))
             table = PredictionTable(columns, task=self.task_name)

@@ -19,7 +19,7 @@ def ranking(
     intervals: Mapping[str, tuple[float, float]] | None = None,
     label: str = "importance",
 ) -> Figure:
-    """Draw a row for each name: single values as dots, their mean, and its interval.
+    """Draw the values of each name with their mean and its interval.
 
     Args:
         values: Name → its values, such as the importance of a column in each fold. The first name
@@ -28,7 +28,7 @@ def ranking(
         label: What the values are, under the axis.
 
     Raises:
-        ValueError: There is no value.
+        ValueError: `values` is empty, or a name has no values.
 
     Example:
         >>> figure = ranking({"age": [0.2, 0.3], "city": [0.0, 0.1]}, label="loss of accuracy")

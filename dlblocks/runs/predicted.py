@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dlblocks._npz import IN_MEMORY, Column, Ragged
+from dlblocks._npz import Column, Growing, Ragged
 from dlblocks._scores import are_probabilities
 from dlblocks.models._predict import NoPredictions, to_numpy
 from dlblocks.tasks import PredictionTable
@@ -121,7 +120,7 @@ class Rows:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder, self.count = folder, 0
-        self.columns: dict[str, _Growing | list[Array]] = {}
+        self.columns: dict[str, Growing | list[Array]] = {}
         self.lengths: dict[str, int] = {}
 
     def add(self, rows: Mapping[str, Tensor | Sequence[Tensor]], count: int) -> None:
@@ -135,10 +134,13 @@ class Rows:
             column = self.columns.get(name)
             if isinstance(values, Tensor):
                 if column is None:
-                    column = self.columns[name] = _Growing(name, self.folder)
-                if not isinstance(column, _Growing):
+                    column = self.columns[name] = Growing(self.folder)
+                if not isinstance(column, Growing):
                     raise NoPredictions(different(name))
-                column.add(to_numpy(values))
+                try:
+                    column.add(to_numpy(values))
+                except ValueError as error:
+                    raise NoPredictions(different(name)) from error
             else:
                 if column is None:
                     column = self.columns[name] = []
@@ -153,45 +155,9 @@ class Rows:
         found: dict[str, Column] = {"index": np.arange(self.count)}
         for name, column in self.columns.items():
             if self.lengths[name] == self.count:
-                whole = isinstance(column, _Growing)
+                whole = isinstance(column, Growing)
                 found[name] = column.finish() if whole else Ragged.of(column, self.folder)  # type: ignore[union-attr, arg-type]
         return found
-
-
-class _Growing:
-    def __init__(self, name: str, folder: Path | None) -> None:
-        self.name, self.folder = name, folder
-        self.parts: list[Array] = []
-        self.file: Any = None
-        self.rows = self.bytes = 0
-
-    def add(self, values: Array) -> None:
-        if self.parts and values.shape[1:] != self.parts[0].shape[1:]:
-            raise NoPredictions(different(self.name))
-        if self.file is not None:
-            values = values.astype(self.parts[0].dtype, copy=False)
-        self.parts.append(values)
-        self.rows += len(values)
-        self.bytes += values.nbytes
-        if self.bytes > IN_MEMORY:
-            self._spill()
-
-    def _spill(self) -> None:
-        joined = np.concatenate(self.parts)
-        if self.file is None:
-            self.file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
-        self.file.write(np.ascontiguousarray(joined))
-        # The first part says shape and dtype.
-        self.parts, self.bytes = [np.empty((0, *joined.shape[1:]), joined.dtype)], 0
-
-    def finish(self) -> Array:
-        if self.file is None:
-            return np.concatenate(self.parts)
-        self._spill()
-        self.file.flush()
-        row, dtype = self.parts[0].shape[1:], self.parts[0].dtype
-        with self.file:
-            return np.memmap(self.file, dtype, "r+", shape=(self.rows, *row))
 
 
 def different(name: str) -> str:

@@ -473,7 +473,8 @@ class Task(nn.Module):
         """Say what keeps models of two tasks from being averaged, or ``""``."""
         return "" if type(self) is type(other) else f"{self.name} and {other.name}"
 
-    # The engine asks for these; without them it computes each model by itself.
+    # The engine asks for these; without them it computes each model by itself. They must be defined
+    # in the class that defines `loss`, or `make_metrics` and `for_metrics`, or in a subclass.
 
     def stacked_loss(
         self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None
@@ -488,7 +489,12 @@ class Task(nn.Module):
         return None
 
     def stacked_metrics(self, num_models: int, device: torch.device) -> Any:
-        """Make sums that give the metrics of M models at once, or None."""
+        """Make sums of the metrics of M models at once, or return None.
+
+        They have ``update(model, predictions, targets)``, with the number of the model of each
+        sample, and ``compute(whole=)``, which returns values (M,) by name, in training (`whole` is
+        False) those of training alone.
+        """
         return None
 
     # Predictions as arrays: tables and figures ask for these.
@@ -628,6 +634,19 @@ class Predictions(PredictionTable):
         super().__init__(table.columns, task=table.task)
         self.class_names, self.repeats = class_names, repeats
         self.inputs, self.input_shape = inputs, input_shape
+
+
+def fits(task: Task, method: str, *others: str) -> bool:
+    """Tell whether a fast method was written for the slow ones that the task has.
+
+    It was if its class is that of the others, or a subclass. A task that overrides `loss` alone
+    must not get the `stacked_loss` of its parent.
+    """
+    places = [
+        next(i for i, cls in enumerate(type(task).__mro__) if name in vars(cls))
+        for name in (method, *others)
+    ]
+    return places[0] <= min(places[1:])
 
 
 def is_ours(method: Any) -> bool:

@@ -163,7 +163,7 @@ def test_too_much_is_refused(run):
     with pytest.raises(ValueError, match=r"coverage=1\.0"):
         predictor.predict(x, coverage=1.0, progress_bar=False)
     single = load(result.run_dir / result.folds[0]["checkpoint"])
-    with pytest.raises(ValueError, match="use the fold average"):
+    with pytest.raises(ValueError, match="that a fold average has"):
         single.predict(x, coverage=0.9, progress_bar=False)
 
 
@@ -218,7 +218,7 @@ def test_several_labels_have_no_sets(tmp_path):
         lambda: MLPClassifier(3, 3, multilabel=True, hidden=[4]), ArrayDataModule(x, y),
         num_folds=2, run_dir=tmp_path, trainer=TRAINER, **QUIET,
     )  # fmt: skip
-    with pytest.raises(ValueError, match=r"coverage=0\.8 needs out-of-fold predictions"):
+    with pytest.raises(ValueError, match=r"coverage=0\.8 needs the out-of-fold predictions"):
         load(tmp_path).predict(x, coverage=0.8, progress_bar=False)
 
 

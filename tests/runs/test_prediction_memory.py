@@ -174,3 +174,34 @@ said["control"] = " ".join(path.read_text() for path in Path("control").rglob("f
     assert said["grown"] < MARGIN
     assert sorted(said["files"]) == [*(f"cv/fold-{i}/oof.npz" for i in range(3)), "cv/oof.npz"]
     assert "Unable to allocate" in said["control"]
+
+
+def test_scores_of_an_average_stay_within_the_limit(tmp_path):
+    said = run(
+        tmp_path,
+        """
+from dlblocks.models import VotingModule
+
+
+class Foreign(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = Large()
+
+    def predict_step(self, batch, batch_idx):
+        return self.net(batch[0])
+
+
+def score():
+    average = VotingModule([Foreign()], task_name="dense")
+    trainer().validate(average, data(), verbose=False)
+
+
+score()
+said["control"] = ""
+_npz.IN_MEMORY = 2**40
+fails(score)
+""",
+    )
+    assert "memory" in said["control"]
+    assert said["grown"] < MARGIN

@@ -323,3 +323,45 @@ def test_checkpoints_from_before_tasks_load(tmp_path):
     saved["state_dict"] = {k.replace("task.", ""): v for k, v in saved["state_dict"].items()}
     torch.save(saved, tmp_path / "old.ckpt")
     assert float(load(tmp_path / "old.ckpt").task.target_mean) == 3.0
+
+
+class FastOrdinal(OrdinalTask):
+    """The task of a user with a fast loss of its own."""
+
+    name = "fast_ordinal"
+    calls = 0
+
+    def loss(self, outputs, targets):
+        return super().loss(outputs, targets)
+
+    def stacked_loss(self, outputs, targets, weights=None):
+        type(self).calls += 1
+        above = targets[..., None] > torch.arange(outputs.shape[2])
+        losses = F.binary_cross_entropy_with_logits(
+            outputs, above.to(outputs.dtype), reduction="none"
+        )
+        return losses.mean((1, 2))
+
+
+class Halved(FastOrdinal):
+    """Another loss, for which the fast one of the parent is wrong."""
+
+    name = "halved"
+
+    def loss(self, outputs, targets):
+        return super().loss(outputs, targets) / 2
+
+
+def test_a_fast_loss_of_a_user_is_used_for_its_own_loss_alone(tmp_path):
+    found = {}
+    for task in (OrdinalTask, FastOrdinal, Halved):
+        FastOrdinal.calls = Halved.calls = 0
+        result = cross_validate(
+            lambda task=task: Model(MLP(6, 3, hidden=[8]), task(), lr=0.0), ordinal_data(),
+            num_folds=2, engine="vectorized", run_dir=tmp_path / task.__name__,
+            trainer={"max_epochs": 1, "accelerator": "cpu"}, progress_bar=False, logger=None,
+        )  # fmt: skip
+        found[task] = result.values("val/loss"), task.calls if task is not OrdinalTask else 0
+    np.testing.assert_allclose(found[FastOrdinal][0], found[OrdinalTask][0], rtol=1e-5)
+    np.testing.assert_allclose(found[Halved][0], np.array(found[OrdinalTask][0]) / 2, rtol=1e-5)
+    assert found[FastOrdinal][1] > 0 and found[Halved][1] == 0
