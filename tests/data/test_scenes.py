@@ -113,7 +113,7 @@ def test_counts_and_boxes_as_targets():
         ({"classes": "digitz"}, "classes='digitz'"),
         ({"target": "masks"}, "did you mean 'mask'"),
         ({"num_scenes": 0}, "num_scenes=0"),
-        ({"test_fraction": 0.2}, "test set of its own"),
+        ({"test_fraction": 0.2}, "has an official test set"),
     ],
 )
 def test_arguments(arguments, says):

@@ -346,7 +346,7 @@ def test_embeddings_are_refused_where_they_would_be_wrong():
     with pytest.raises(ValueError, match=r"embeddings=\{\}, but .* set embeddings=data.embeddings"):
         pl.Trainer(max_epochs=1, **CPU).fit(MLPClassifier(2, 2), datamodule=data)
     model = MLPClassifier(2, 2, embeddings=data.embeddings)
-    with pytest.raises(ValueError, match=r"MixUp changes inputs.*counts="):
+    with pytest.raises(ValueError, match=r"MixUp would spoil the inputs.*counts="):
         pl.Trainer(max_epochs=1, callbacks=[MixUp()], **CPU).fit(model, datamodule=data)
     with pytest.raises(ValueError, match="precision='bf16-true' rounds"):
         pl.Trainer(max_epochs=1, precision="bf16-true", **CPU).fit(model, datamodule=data)
