@@ -473,3 +473,21 @@ def test_other_weights_are_other_data(tmp_path):
         ArrayDataModule(X, CLASSES, weights=weights).fingerprint() for weights in (W, W + 1)
     )
     assert one != other
+
+
+@pytest.mark.parametrize("kind", ["classes", "labels"])
+def test_balanced_class_weights_count_samples_by_their_weights(kind, make_trainer):
+    """A sample of weight 3 is three samples of its class."""
+    targets, make = KINDS[kind]
+    copies = np.repeat(np.arange(N), W.astype(int))
+    arguments = dict(batch_size=16, val_fraction=0.0, test_fraction=0.0)
+    found = []
+    for data in (
+        ArrayDataModule(X, targets, weights=W, **arguments),
+        ArrayDataModule(X[copies], targets[copies], **arguments),
+    ):
+        model = seeded(make, class_weights="balanced")
+        trainer = make_trainer(max_epochs=1, limit_val_batches=0, num_sanity_val_steps=0)
+        trainer.fit(model, datamodule=data)
+        found.append(model.task.class_weight)
+    torch.testing.assert_close(*found)

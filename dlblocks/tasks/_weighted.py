@@ -43,8 +43,11 @@ class ClassTask(Task):
         self.class_weight: Tensor | None
         self.register_buffer("class_weight", _initial_weight(class_weights, num_classes))
 
-    def balanced(self, targets: Tensor) -> Tensor:
-        """Compute the weights (C,) of ``class_weights="balanced"``."""
+    def balanced(self, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Compute the weights (C,) of ``class_weights="balanced"``.
+
+        With sample weights (N,) each sample counts as often as its weight says.
+        """
         raise NotImplementedError
 
     def for_ensemble(self) -> Task:
@@ -68,7 +71,8 @@ class ClassTask(Task):
                 stacklevel=2,
             )
         assert self.class_weight is not None  # for the type checker
-        self.class_weight = self.balanced(train_targets()).to(self.class_weight)
+        weights = datamodule.weights_of("train") if self.weighted else None
+        self.class_weight = self.balanced(train_targets(), weights).to(self.class_weight)
 
 
 def _initial_weight(

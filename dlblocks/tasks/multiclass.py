@@ -127,9 +127,10 @@ class MulticlassTask(ClassTask):
             "mutual_information": (entropy - expected).clamp(min=0),
         }
 
-    def balanced(self, targets: Tensor) -> Tensor:
+    def balanced(self, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         self._check_labels(targets)
-        counts = torch.bincount(targets, minlength=self.num_classes)
+        known = None if weights is None else weights.double()
+        counts = torch.bincount(targets, weights=known, minlength=self.num_classes)
         if not counts.all():
             raise ValueError(
                 f"class_weights='balanced', but class {int(counts.argmin())} of 0 … "

@@ -116,15 +116,16 @@ class MultilabelTask(ClassTask):
         shares = (outputs >= 0).float() if hard else outputs.float().sigmoid()
         return self.outputs_of(shares.mean(0))
 
-    def balanced(self, targets: Tensor) -> Tensor:
+    def balanced(self, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         self._check_targets(targets)
-        positive = targets.sum(0)
+        known = torch.ones(len(targets)) if weights is None else weights
+        positive = (targets.double() * known.double()[:, None]).sum(0)
         if not positive.all():
             raise ValueError(
                 f"class_weights='balanced', but no training sample has label "
                 f"{int(positive.argmin())}; pass the weights as a list."
             )
-        return (len(targets) - positive) / positive
+        return (known.double().sum() - positive) / positive
 
     def check_data(self, datamodule: Any, model: str) -> None:
         name = type(datamodule).__name__

@@ -192,9 +192,13 @@ class SegmentationTask(ClassTask):
         assert self.class_weight is not None  # for the type checker
         self.class_weight = self._balanced(counts).to(self.class_weight)
 
-    def balanced(self, targets: Tensor) -> Tensor:
-        known = targets[targets != self.ignore_index]
-        return self._balanced(torch.bincount(known.flatten(), minlength=self.num_classes))
+    def balanced(self, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        known = targets != self.ignore_index
+        of_pixels = None
+        if weights is not None:
+            of_pixels = weights.double()[:, None, None].expand(targets.shape)[known]
+        counts = torch.bincount(targets[known], of_pixels, minlength=self.num_classes)
+        return self._balanced(counts)
 
     def _balanced(self, counts: Tensor) -> Tensor:
         if not counts.all():
