@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch.optim import Optimizer
 from typing_extensions import Self
 
@@ -18,8 +19,9 @@ class VisionClassifier(Classifier):
     """A torchvision or timm net as classifier of images.
 
     A frozen backbone stays as it is to the last bit: its weights get no gradient, its batch norms
-    use and keep their running statistics, its dropout is off. With `unfreeze_epoch` the optimizer
-    has the groups of the backbone from the beginning, at the learning rate of the schedule, so that
+    use and keep their running statistics, its dropout is off. (`EMAWeightAveraging` rounds them.)
+
+    With `unfreeze_epoch` the optimizer has the groups of the backbone from the beginning, at the learning rate of the schedule, so that
     unfreezing changes neither optimizer nor schedule, and a resumed run does the same. A smaller
     rate for the backbone: ``optimizer_args={"lr_groups": {"net.model.layer*": 0.1}}``, or
     ``{"layer_decay": 0.7}``.
@@ -117,6 +119,14 @@ class VisionClassifier(Classifier):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        callbacks = getattr(self.trainer, "callbacks", None) or []
+        if stage == "fit" and self._frozen_names:
+            for callback in callbacks:
+                if isinstance(callback, StochasticWeightAveraging):
+                    raise ValueError(
+                        "StochasticWeightAveraging resets the running statistics of a frozen "
+                        "backbone; use EMAWeightAveraging, or freeze=False."
+                    )
         if stage == "fit" and self.unfreeze_epoch is not None and self.trainer.world_size > 1:
             unused = getattr(self.trainer.strategy, "_ddp_kwargs", {})
             if not unused.get("find_unused_parameters"):

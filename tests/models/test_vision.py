@@ -3,7 +3,7 @@
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 
 from dlblocks.crossval import cross_validate
 from dlblocks.data import ArrayDataModule, DigitsDataModule
@@ -146,3 +146,9 @@ def test_errors(make_trainer):
     model = VisionClassifier("vgg11", 3, in_channels=1)
     with pytest.raises(ValueError, match="vgg11 cannot take images of 16×16"):
         make_trainer(max_epochs=1).fit(model, datamodule=images())
+
+
+def test_averaging_that_resets_frozen_statistics_is_refused(make_trainer):
+    average = StochasticWeightAveraging(swa_lrs=0.01)
+    with pytest.raises(ValueError, match="resets the running statistics of a frozen"):
+        make_trainer(max_epochs=2, callbacks=[average]).fit(new(freeze=True), datamodule=images())
