@@ -21,10 +21,10 @@ class VisionClassifier(Classifier):
     A frozen backbone stays as it is to the last bit: its weights get no gradient, its batch norms
     use and keep their running statistics, its dropout is off. (`EMAWeightAveraging` rounds them.)
 
-    With `unfreeze_epoch` the optimizer has the groups of the backbone from the beginning, at the learning rate of the schedule, so that
-    unfreezing changes neither optimizer nor schedule, and a resumed run does the same. A smaller
-    rate for the backbone: ``optimizer_args={"lr_groups": {"net.model.layer*": 0.1}}``, or
-    ``{"layer_decay": 0.7}``.
+    With `unfreeze_epoch` the optimizer has the groups of the backbone from the beginning, at the
+    learning rate of the schedule. So unfreezing changes neither optimizer nor schedule, and a
+    resumed run does the same. A smaller rate for the backbone:
+    ``optimizer_args={"lr_groups": {"net.model.layer*": 0.1}}``, or ``{"layer_decay": 0.7}``.
 
     Args:
         arch: As for `dlblocks.nets.Backbone`: ``"resnet18"``, ``"timm:convnext_atto"``, ….
