@@ -28,6 +28,8 @@ def calibrate(
     """
     if oof is None or not oof.has("target", "prediction"):
         return
+    if oof.sample_weight is not None:
+        return  # CV+ counts samples, and would not have the coverage of weighted ones
     name = task_of(oof)
     if name is None:
         return

@@ -53,8 +53,8 @@ class Calibration(nn.Module):
         if not count:
             raise ValueError(
                 f"coverage={coverage} needs the out-of-fold predictions of values or classes that "
-                "a fold average has, result.ensemble(). This model has none, or its task has no "
-                "conformal_scores."
+                "a fold average has, result.ensemble(). This model has none, its task has no "
+                "conformal_scores, or its samples have weights."
             )
         if math.ceil(coverage * (count + 1)) > count:
             raise ValueError(

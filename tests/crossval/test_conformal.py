@@ -197,7 +197,7 @@ def test_a_module_of_somebody_else(tmp_path):
     assert np.median(table["upper"] - table["lower"]) == pytest.approx(width, rel=0.2)
 
 
-def test_several_values_and_weights(tmp_path):
+def test_several_values(tmp_path):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(80, 3)).astype("float32")
     y = (x[:, :2] + rng.normal(size=(80, 2)) * [0.1, 1.0]).astype("float32")
@@ -273,3 +273,12 @@ def test_the_command_line(tmp_path, capsys):
     main(["predict", str(tmp_path / "run"), "--input", str(tmp_path / "new.csv"), "--output",
           str(out), "--coverage", "0.9", "--device", "cpu"])  # fmt: skip
     assert "in_set_class_0" in out.read_text().splitlines()[0]
+
+
+def test_weighted_samples_have_no_intervals(run, tmp_path):
+    task, _, _ = run
+    datamodule, x = data(task, weights=np.arange(120.0))
+    make = (lambda: MLPRegressor(4)) if task == "values" else (lambda: MLPClassifier(4, 2))
+    cross_validate(make, datamodule, run_dir=tmp_path, trainer=TRAINER, **QUIET)
+    with pytest.raises(ValueError, match="or its samples have weights"):
+        load(tmp_path).predict(x, coverage=0.8, progress_bar=False)
