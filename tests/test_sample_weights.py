@@ -491,3 +491,15 @@ def test_balanced_class_weights_count_samples_by_their_weights(kind, make_traine
         trainer.fit(model, datamodule=data)
         found.append(model.task.class_weight)
     torch.testing.assert_close(*found)
+
+
+def test_loaders_without_their_datamodule_are_refused(make_trainer):
+    data = weighted_data()
+    data.setup("fit")
+    model, trainer = seeded(KINDS["classes"][1]), make_trainer(max_epochs=1)
+    with pytest.raises(ValueError, match="the loader has sample weights"):
+        trainer.validate(model, dataloaders=data.val_dataloader(), verbose=False)
+    with pytest.raises(ValueError, match="the loader has sample weights"):
+        make_trainer(max_epochs=1, num_sanity_val_steps=0).fit(
+            model, data.train_dataloader(), data.val_dataloader()
+        )

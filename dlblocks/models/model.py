@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric, MetricCollection
 
 from dlblocks._errors import CheckedConstructor, check_range, constructor_arguments
-from dlblocks._lightning import datamodule_of, log_as
+from dlblocks._lightning import datamodule_of, log_as, trainer_of
 from dlblocks.fields import kinds_of
 from dlblocks.models import _checkpoints as checkpoints
 from dlblocks.models._inputs import (
@@ -272,6 +272,7 @@ class Model(CheckedConstructor, pl.LightningModule):
                     f"self.net(inputs)[{next(iter(outputs), 0) if named else 0!r}]."
                 )
             self.check_batch(outputs, targets)
+            self._check_loader(stage)
             self._first_batch = False
         try:
             loss = (
@@ -293,6 +294,18 @@ class Model(CheckedConstructor, pl.LightningModule):
         if buffer.is_full or (stage == "train" and loss.device.type == "cpu"):
             self._flush(stage, whole=buffer.is_full)
         return loss
+
+    def _check_loader(self, stage: Stage) -> None:
+        """Raise a `ValueError` if a loader has sample weights that nobody told the model of."""
+        name = "train_dataloader" if stage == "train" else f"{stage}_dataloaders"
+        found = getattr(trainer_of(self), name, None)
+        for loader in found if isinstance(found, list) else [found]:
+            weights = getattr(getattr(loader, "dataset", None), "weights", None)
+            if isinstance(weights, Tensor) and not self._weighted:
+                raise ValueError(
+                    "the loader has sample weights, which count only with its datamodule; give "
+                    "datamodule=… to the Trainer instead of loaders."
+                )
 
     def _inputs_and_targets(self, batch: Any) -> tuple[Tensor, Tensor]:
         if isinstance(batch, (list, tuple)) and len(batch) >= 2 + self._weighted:
