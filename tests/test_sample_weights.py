@@ -499,7 +499,3 @@ def test_loaders_without_their_datamodule_are_refused(make_trainer):
     model, trainer = seeded(KINDS["classes"][1]), make_trainer(max_epochs=1)
     with pytest.raises(ValueError, match="the loader has sample weights"):
         trainer.validate(model, dataloaders=data.val_dataloader(), verbose=False)
-    with pytest.raises(ValueError, match="the loader has sample weights"):
-        make_trainer(max_epochs=1, num_sanity_val_steps=0).fit(
-            model, data.train_dataloader(), data.val_dataloader()
-        )
