@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import dlblocks
+from dlblocks import _npz
 from dlblocks.cli import main
 from dlblocks.crossval import cross_validate, nested_cross_validate
 from dlblocks.data import (
@@ -1002,9 +1003,7 @@ def test_a_model_that_knows_nothing():
 
 
 def test_large_predictions_lie_on_the_disk(monkeypatch):
-    from dlblocks.runs import predicted
-
-    monkeypatch.setattr(predicted, "IN_MEMORY", 1000)
+    monkeypatch.setattr(_npz, "IN_MEMORY", 1000)
     inputs = torch.rand(500, 4)
     model = MLPClassifier(4, 3)
     table = load(model).predict(inputs, batch_size=7, **CPU)
