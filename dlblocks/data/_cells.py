@@ -33,7 +33,7 @@ def compacted(cells: Series) -> Series:
     if is_text(cells) and getattr(cells.dtype, "storage", "") != "pyarrow":
         values = cells.to_numpy(dtype=object)  # twice as fast
     try:
-        codes, found = pd.factorize(values)
+        codes, found = _factorize_objects(values) if values is not cells else pd.factorize(values)
     except TypeError as error:
         raise ValueError(
             f"column {cells.name!r} has cells that are neither numbers nor texts, such as "
@@ -43,6 +43,21 @@ def compacted(cells: Series) -> Series:
     texts = pd.Index(found, dtype=object)
     known = pd.Categorical.from_codes(codes, categories=texts, validate=False)
     return pd.Series(known, index=cells.index, name=cells.name)
+
+
+def _factorize_objects(cells: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Any]:
+    """Do as `pandas.factorize`, in a third of the time where many cells are the same object.
+
+    Equal texts of a chunk of a CSV file are one object.
+    """
+    import pandas as pd
+
+    addresses = np.frombuffer(cells, np.intp)
+    objects, different = pd.factorize(addresses)
+    first = np.empty(len(different), np.intp)
+    first[objects[::-1]] = np.arange(len(cells) - 1, -1, -1)
+    codes, found = pd.factorize(cells[first])
+    return codes[objects], found
 
 
 def is_categorical(cells: Series) -> bool:

@@ -183,7 +183,7 @@ class ColumnReader:
         name, kind = str(cells.name), self.asked.get(str(cells.name))
         if missing == len(cells):
             self._refuse(name, "has no value at all", f"drop=[{name!r}] leaves it out")
-        column = Column(name, kind or "number", missing)
+        column, spread = Column(name, kind or "number", missing), None
         if kind is None and name in self.declared:
             column.kind = "category"
             present = set(factorize(cells)[1])
@@ -206,20 +206,23 @@ class ColumnReader:
         elif types.is_numeric_dtype(cells.dtype) and not types.is_complex_dtype(cells.dtype):
             self._check_identifier(name, cells)
             self._check_rounded(name, cells)
-            if _are_dates(cells):
+            spread = value_range(plain_values(cells))
+            if _are_dates(cells, spread):
                 date = str(cells.dropna().iloc[0])
                 self._refuse_dates(name, date, f"numeric=[{name!r}] keeps it")
             column.remark = _remark(cells)
         else:
             self._refuse(name, f"has the dtype {cells.dtype}", "convert it to numbers")
         if column.kind == "number":
-            self._check_range(column, cells)
+            self._check_range(column, cells, spread)
         return column
 
-    def _check_range(self, column: Column, cells: Series) -> None:
+    def _check_range(
+        self, column: Column, cells: Series, spread: tuple[float, float] | None
+    ) -> None:
         """Refuse infinite cells, such as "inf" and 1e999, and set `is_wide`."""
         name, values = column.name, plain_values(cells)
-        low, high = value_range(values)
+        low, high = spread or value_range(values)
         if not fits_float32(low, high, len(values)):
             column.is_wide = needs_float64(read_only_tensor(values)[:, None])
         if np.isinf(low) or np.isinf(high):
@@ -350,12 +353,12 @@ class ColumnReader:
         raise ValueError(f"{self.where}: column {name!r} {what}; {cure}.")
 
 
-def _are_dates(cells: Series) -> bool:
+def _are_dates(cells: Series, spread: tuple[float, float]) -> bool:
     """Return True for whole numbers that are dates, such as 20240131."""
-    values = plain_values(cells)
-    low, high = value_range(values)
+    low, high = spread
     if not (low >= 1900_01_01 and high <= 2100_12_31):
         return False
+    values = plain_values(cells)
     values = values[~np.isnan(values)]
     month, day = values // 100 % 100, values % 100
     return bool(((month >= 1) & (month <= 12) & (day >= 1) & (day <= 31) & (day % 1 == 0)).all())

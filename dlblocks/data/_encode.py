@@ -144,7 +144,7 @@ def _date_parts(column: Column, cells: Series) -> npt.NDArray[np.float64]:
     if column.has_time:
         parts.append((days - whole) * 24)
     # In this layout a column is many times faster to read.
-    table: npt.NDArray[np.float64] = np.stack(parts)[:, codes].T
+    table: npt.NDArray[np.float64] = np.stack(parts).take(codes, axis=1).T
     return table
 
 

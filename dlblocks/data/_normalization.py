@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import joblib
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ CHUNK = 1 << 18
 # Largest tolerated rounding error, as a share of a column's standard deviation.
 TOLERATED = 1e-3
 FLOAT32_EPS = 2.0**-24  # the largest relative error of rounding to float32
+MAX_THREADS = 8
 FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
@@ -36,17 +39,22 @@ def mean_and_std(inputs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         (tensor([2.], dtype=torch.float64), tensor([1.], dtype=torch.float64))
     """
     channels = inputs.shape[1]
-    count = 0
-    pivot = total = square = torch.zeros(channels, dtype=torch.float64)
-    for chunk in torch.split(rows, max(1, CHUNK // max(inputs[0].numel(), 1))):
-        x = inputs.index_select(0, chunk).reshape(len(chunk), channels, -1).double()
-        if count == 0:
-            pivot = x.mean((0, 2))
-        x -= pivot[:, None]
-        count += x.numel() // channels
-        total = total + x.sum((0, 2))
-        square = square + x.square_().sum((0, 2))
-    shift = total / count
+
+    def read(chunk: Tensor) -> Tensor:
+        return inputs.index_select(0, chunk).reshape(len(chunk), channels, -1).double()
+
+    def sums(chunk: Tensor) -> tuple[Tensor, Tensor]:
+        x = read(chunk).sub_(pivot[:, None])
+        return x.sum((0, 2)), x.square_().sum((0, 2))
+
+    chunks = torch.split(rows, max(1, CHUNK // max(inputs[0].numel(), 1)))
+    pivot = read(chunks[0]).mean((0, 2))
+    total = square = torch.zeros(channels, dtype=torch.float64)
+    with ThreadPoolExecutor(min(joblib.cpu_count(), MAX_THREADS)) as pool:
+        # A pool costs more than a few chunks.
+        for part, squares in (pool.map if len(chunks) > 4 else map)(sums, chunks):
+            total, square = total + part, square + squares
+    shift = total / (count := len(rows) * (inputs[0].numel() // channels))
     return pivot + shift, (square / count - shift.square()).clamp_(min=0).sqrt()
 
 
@@ -66,9 +74,9 @@ def needs_float64(inputs: Tensor) -> bool:
     wide = inputs.dtype in (torch.float64, torch.int64, torch.int32)
     if inputs.ndim != 2 or not wide or not inputs.numel():
         return False
-    values = inputs.detach().cpu().numpy()
-    low, high = (of(axis=0).astype(np.float64) for of in (values.min, values.max))
-    safe = fits_float32(low, high, len(values))
+    columns = inputs.detach().cpu().numpy().T
+    low, high = (of(axis=1).astype(np.float64) for of in (columns.min, columns.max))
+    safe = fits_float32(low, high, len(inputs))
     return any(_is_rounded(inputs[:, int(i)]) for i in np.flatnonzero(~safe))
 
 

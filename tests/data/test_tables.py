@@ -17,6 +17,7 @@ from dlblocks.callbacks import MixUp
 from dlblocks.cli import main
 from dlblocks.crossval import cross_validate
 from dlblocks.data import TabularDataModule, _read_csv
+from dlblocks.data._cells import _factorize_objects
 from dlblocks.ensembles import Bagging
 from dlblocks.models import MLPClassifier, MLPRegressor, load
 from dlblocks.nets.preprocess import complete
@@ -63,6 +64,24 @@ def rows_of(*columns, header):
     """A CSV text of some columns."""
     lines = [",".join(map(str, row)) for row in zip(*columns, strict=True)]
     return "\n".join([header, *lines]) + "\n"
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["b", "a", None, "b", "a"],  # equal texts are one object
+        ["".join(["b", str(i % 2)]) for i in range(6)],  # equal texts, different objects
+        [float("nan"), np.nan, "x", float("nan"), None],
+        [None, None],
+        [],
+    ],
+)
+def test_cells_are_numbered_as_by_pandas(cells):
+    cells = np.array(cells, dtype=object)
+    codes, found = _factorize_objects(cells)
+    expected, names = pd.factorize(cells)
+    np.testing.assert_array_equal(codes, expected)
+    assert list(found) == list(names)
 
 
 def completed(data):
