@@ -3,13 +3,13 @@
 The file has 1,000,000 rows and 30 columns: 25 of numbers, 3 of categories, a date and the target.
 Each turn is a new process, by turns the peer and ours, twice. "Loaded" is the source of a
 `TabularDataModule`: read, checked, and encoded as a tensor. "Set up" is also split, with its
-statistics fitted, so that batches can be made. The peer is ``pandas.read_csv(file)``. Imports are made before. The CPU time is that of all threads; torch
-has one, since its threads wait by computing. The memory is the process's peak, less that after the
-imports.
+statistics fitted, so that batches can be made. The peer is ``pandas.read_csv(file)``. Imports are
+made before. The CPU time is that of all threads; torch has one, since its threads wait by
+computing. The memory is the process's peak, less that after the imports.
 
-Measured (two CPU cores under other load, which makes time unsteady; pandas 3.1; five turns): loaded,
-time 1.52 (1.37 to 1.59) times that of pandas, CPU time 1.43 (1.39 to 1.58), memory 0.87; set up,
-time 1.60 (1.36 to 1.75), CPU time 1.57 (1.46 to 1.64), memory 0.87.
+Measured (two CPU cores under other load, which makes time unsteady; pandas 3.1; five turns):
+loaded, time 1.52 (1.37 to 1.59) times that of pandas, CPU time 1.43 (1.39 to 1.58), memory 0.87;
+set up, time 1.60 (1.36 to 1.75), CPU time 1.57 (1.46 to 1.64), memory 0.87.
 
 Run: python benchmarks/tables.py [--turns 5] [--rows 1000000]
 """
