@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -116,6 +116,9 @@ class Ragged:
     def __getitem__(self, row: int) -> Tensor:
         row = range(len(self))[row]
         return self.values[int(self.offsets[row]) : int(self.offsets[row + 1])]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[row] for row in range(len(self)))
 
     @property
     def lengths(self) -> Tensor:

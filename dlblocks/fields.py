@@ -58,12 +58,14 @@ class Kind:
         is_integer: Whether values are whole numbers. Batches hold them as int64.
         is_structured: Whether a sample has many values that are predicted together, such as
             pixels, boxes or tokens. Folds are not stratified by them.
+        is_padded: Whether rows may be sequences of unequal length, whose batches are `Padded`.
         refusal: Why values cannot move with an image, and the cure; None if they can.
     """
 
     normalised: ClassVar[bool] = False
     is_integer: ClassVar[bool] = False
     is_structured: ClassVar[bool] = False
+    is_padded: ClassVar[bool] = False
     refusal: ClassVar[str | None] = None
 
     @property
@@ -93,6 +95,9 @@ class Kind:
         Returns:
             Shape (B, ...). For `Ragged` a list of B tensors, or `Padded` features or tokens.
         """
+        if isinstance(values, Ragged) and self.is_padded:
+            padded = values.padded(rows)
+            return Padded(padded.values.long(), padded.lengths) if self.is_integer else padded
         if isinstance(values, Ragged):
             return [values[row] for row in rows.tolist()]
         batch = values.index_select(0, rows)
@@ -136,17 +141,7 @@ class Image(Kind):
         return geometry.moved(values)
 
 
-class _Sequence(Kind):
-    """A kind whose rows may have unequal lengths. Batches of these are `Padded`."""
-
-    def gather(self, values: Any, rows: Tensor) -> Any:
-        if not isinstance(values, Ragged):
-            return super().gather(values, rows)
-        batch = values.padded(rows)
-        return Padded(batch.values.long(), batch.lengths) if self.is_integer else batch
-
-
-class Features(_Sequence):
+class Features(Kind):
     """Features to normalise, tables (N, F) or sequences (N, T, F).
 
     Sequences of unequal length are `Ragged`, with values (T, F). Each of their F features is
@@ -154,15 +149,17 @@ class Features(_Sequence):
     """
 
     normalised: ClassVar[bool] = True
+    is_padded: ClassVar[bool] = True
 
 
-class Tokens(_Sequence):
+class Tokens(Kind):
     """Token numbers (N, ...), which are not normalised.
 
     Sequences of unequal length are `Ragged`, with values (T,).
     """
 
     is_integer: ClassVar[bool] = True
+    is_padded: ClassVar[bool] = True
     is_structured: ClassVar[bool] = True
 
     def check(self, argument: str, values: Any, class_names: Sequence[str] | None = None) -> None:
