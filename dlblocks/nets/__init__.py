@@ -5,7 +5,7 @@ from dlblocks.nets.backbone import Backbone
 from dlblocks.nets.cnn import CNN
 from dlblocks.nets.mlp import MLP, EmbedCategories
 from dlblocks.nets.preprocess import Preprocess
-from dlblocks.nets.transformer import Attention, FeedForward, KVCache, Transformer, TransformerBlock
+from dlblocks.nets.transformer import FeedForward, Transformer, TransformerBlock
 from dlblocks.nets.unet import UNet
 from dlblocks.nets.vision_segmentation import VisionSegmentation
 
