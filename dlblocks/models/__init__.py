@@ -9,6 +9,12 @@ from dlblocks.models.classification import Classifier, CNNClassifier, MLPClassif
 from dlblocks.models.model import Model, load
 from dlblocks.models.regression import MLPRegressor, Regressor
 from dlblocks.models.segmentation import Segmenter, UNetSegmenter, VisionSegmenter
+from dlblocks.models.sequence import (
+    RNNClassifier,
+    RNNRegressor,
+    TransformerClassifier,
+    ViTClassifier,
+)
 from dlblocks.models.tiles import predict_tiles
 from dlblocks.models.vision import VisionClassifier
 from dlblocks.models.voting import VotingEnsemble, VotingModule
@@ -22,9 +28,13 @@ __all__ = [
     "MLPClassifier",
     "MLPRegressor",
     "Model",
+    "RNNClassifier",
+    "RNNRegressor",
     "Regressor",
     "Segmenter",
+    "TransformerClassifier",
     "UNetSegmenter",
+    "ViTClassifier",
     "VisionClassifier",
     "VisionSegmenter",
     "VotingEnsemble",
