@@ -68,7 +68,8 @@ class Geometry:
         centre = points.new_tensor([self.size[1] / 2, self.size[0] / 2], dtype=torch.float64)
         # From input to output: p_in = A p_out + b about the centre, so p_out = A⁻¹ (p_in - b).
         inner = points.double() - centre - matrix[:, 2]
-        return torch.linalg.solve(matrix[:, :2], inner.T).T + centre
+        moved: Tensor = torch.linalg.solve(matrix[:, :2], inner.T).T + centre
+        return moved
 
 
 def affine_matrix(

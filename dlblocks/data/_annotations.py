@@ -131,10 +131,10 @@ def read_voc(folder: Path, images: Path, *, first_pixel: int) -> tuple[list[Anno
         classes |= {*one.labels}
         found.append(one)
     if known:
-        name, file = next(iter(known.items()))
+        stem, orphan = next(iter(known.items()))
         names = [Path(one.name).with_suffix("").as_posix() for one in found]
         raise FileNotFoundError(
-            f"{file} is of no image in {images}{did_you_mean(name, names) or '.'} Give the folder "
+            f"{orphan} is of no image in {images}{did_you_mean(stem, names) or '.'} Give the folder "
             "of the images, or remove the file."
         )
     return found, sorted(classes)

@@ -40,7 +40,7 @@ class DetectionDataModule(DataModule):
     order of their ids, and VOC's classes in the order of their names; `class_names` has them.
 
     Args:
-        images: An array or tensor (N, C, H, W), a ``.npy`` file of one, or the folder of the images.
+        images: An array or tensor (N, C, H, W), a ``.npy`` file of one, or a folder of images.
         boxes: For an array: a list of N arrays (n, 4), or `Ragged`. For a folder: COCO's JSON file,
             or the folder of Pascal VOC's XML files.
         labels: For an array: the class of each box, a list of N arrays (n,), or `Ragged`: whole
@@ -101,7 +101,7 @@ class DetectionDataModule(DataModule):
         check_range("first_pixel", first_pixel, 0, 1)
         if (test_images is None) != (test_boxes is None):
             raise ValueError("give test_images and test_boxes together, or neither.")
-        self.given = {"": (images, boxes, labels)}
+        self.given: dict[str, tuple[Any, Any, Any]] = {"": (images, boxes, labels)}
         if test_images is not None:
             self.given["test_"] = (test_images, test_boxes, test_labels)
         self.sides: tuple[int, ...] | None = None
@@ -137,7 +137,7 @@ class DetectionDataModule(DataModule):
                 read = self._of_files(part, Path(images), boxes, labels, names)
                 arrays, rows, names, paths = read
                 if not part and self.groups is not None:
-                    named = _named_by("groups", self.groups)
+                    named: Any = _named_by("groups", self.groups)
                     groups = np.array([named(path) for path in paths])
             else:
                 arrays = images

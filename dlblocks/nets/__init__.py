@@ -5,6 +5,7 @@ from dlblocks.nets.cnn import CNN
 from dlblocks.nets.mlp import MLP, EmbedCategories
 from dlblocks.nets.preprocess import Preprocess
 from dlblocks.nets.unet import UNet
+from dlblocks.nets.vision_detection import VisionDetection
 from dlblocks.nets.vision_segmentation import VisionSegmentation
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "EmbedCategories",
     "Preprocess",
     "UNet",
+    "VisionDetection",
     "VisionSegmentation",
 ]

@@ -13,7 +13,8 @@ their order does not matter. Without any object, scores are 0 and not -1.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -79,7 +80,7 @@ def match(target: Ragged, prediction: Ragged, thresholds: Array = IOUS) -> Match
     objects, object_image = objects[order], object_image[order]
     hit = np.zeros((len(thresholds), len(found)), bool)
     # Which objects each group of detections may find: those of its image and class.
-    own, place = _groups(object_image, objects[:, 4])
+    _, place = _groups(object_image, objects[:, 4])
     starts = np.flatnonzero(place == 0)
     sizes = np.diff(np.append(starts, len(objects)))
     first = np.flatnonzero(rank == 0)
@@ -201,7 +202,12 @@ def precisions(matches: Matches, label: int, weights: Array) -> tuple[Array, Arr
     return average, recall
 
 
-def scores_of(matches: Matches, weights: Array | None = None) -> dict[str, Array]:
+NAMES = ("map", "map_50", "map_75", "mar")
+
+
+def scores_of(
+    matches: Matches, weights: Array | None = None, names: Sequence[str] = NAMES
+) -> dict[str, Array]:
     """Compute COCO's scores, each of shape (B,).
 
     ``map`` is the mean over IoU 0.5, 0.55, … 0.95 and over the classes that have objects;
@@ -211,23 +217,28 @@ def scores_of(matches: Matches, weights: Array | None = None) -> dict[str, Array
     Args:
         matches: Matches at the thresholds `IOUS`.
         weights: How much each image counts, shape (B, N); None for (1, N) ones.
+        names: The scores to compute.
     """
     if weights is None:
         weights = np.ones((1, matches.num_images))
-    found = [precisions(matches, int(label), weights) for label in matches.classes]
-    if not found:
-        none = np.zeros(len(weights))
-        return dict.fromkeys(("map", "map_50", "map_75", "mar"), none)
+    if not len(matches.classes):
+        return dict.fromkeys(names, np.zeros(len(weights)))
+    one = {"map_50": slice(0, 1), "map_75": slice(5, 6)}
+    # The average precision at no more thresholds than are asked for.
+    some = one[names[0]] if len(names) == 1 and names[0] in one else slice(None)
+    part = replace(matches, thresholds=matches.thresholds[some], hit=matches.hit[some])
+    found = [precisions(part, int(label), weights) for label in matches.classes]
     average, recall = (np.stack(each) for each in zip(*found, strict=True))  # (C, B, T)
-    return {
-        "map": _mean(average, (0, 2)),
-        "map_50": _mean(average[..., 0], 0),
-        "map_75": _mean(average[..., 5], 0),
-        "mar": _mean(recall, (0, 2)),
-    }
+    result = {}
+    for name in names:
+        values = recall if name == "mar" else average
+        if name in one and len(names) > 1:
+            values = values[..., one[name]]
+        result[name] = _mean(values, (0, 2))
+    return result
 
 
-def _mean(values: Array, axis: int | tuple[int, ...]) -> Array:
+def _mean(values: Array, axis: tuple[int, ...]) -> Array:
     """Return the mean of what is not NaN, 0 if there is nothing else."""
     known = np.isfinite(values)
     total: Array = np.where(known, values, 0).sum(axis) / np.maximum(known.sum(axis), 1)
