@@ -51,6 +51,26 @@ class Geometry:
         matrix = affine_matrix(self.rotation, self.shift, self.scale, self.shear, self.flip)
         return affine(images, matrix, padding=self.padding, nearest=nearest, fill=fill)
 
+    def points(self, image: int, points: Tensor) -> Tensor:
+        """Move points of one image.
+
+        Args:
+            image: Number of the image in the batch.
+            points: x and y from the upper left corner of the image, floating point (P, 2).
+
+        Returns:
+            Where they are in the moved image, also outside of it, float64 (P, 2).
+        """
+        one = slice(image, image + 1)
+        rotation, scale, shear = (x[one].double() for x in (self.rotation, self.scale, self.shear))
+        shift = self.shift[one].double()
+        matrix = affine_matrix(rotation, shift, scale, shear, self.flip[one])[0].to(points.device)
+        centre = points.new_tensor([self.size[1] / 2, self.size[0] / 2], dtype=torch.float64)
+        # From input to output: p_in = A p_out + b about the centre, so p_out = A⁻¹ (p_in - b).
+        inner = points.double() - centre - matrix[:, 2]
+        moved: Tensor = torch.linalg.solve(matrix[:, :2], inner.T).T + centre
+        return moved
+
 
 def affine_matrix(
     rotation: Tensor, translation: Tensor, scale: Tensor, shear: Tensor, flip: Tensor

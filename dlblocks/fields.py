@@ -232,20 +232,213 @@ class Mask(Kind):
         return 0 if values.is_floating_point() else self.ignore_index
 
 
-class Boxes(Kind):
-    """Boxes around objects, `Ragged` with (T, 4) for each sample."""
+COLUMNS = ("x0", "y0", "x1", "y1", "class")
+# Entries of a torchvision target that a moved box changes, loses or keeps.
+PER_BOX = ("boxes", "labels", "area", "iscrowd")
 
+
+@dataclass(frozen=True)
+class Boxes(Kind):
+    """Boxes around objects, and the class of each.
+
+    A data set holds them as `Ragged`, with one row (x0, y0, x1, y1, class) a box, floating point
+    (T, 5). Without a class, (T, 4), all are of class 0. Pixel i of a row covers i … i + 1, so that
+    a box around it alone is x0 = i, x1 = i + 1. Classes are 0 … C-1; no class is the background.
+
+    A batch has a list of dictionaries, one an image, as torchvision's: ``boxes``, float32 (n, 4),
+    and ``labels``, int64 (n,). Without objects they are (0, 4) and (0,).
+
+    A box moves with its image: it becomes the smallest upright box around its four moved corners,
+    clipped to the image. An erased side makes it smaller. Boxes of which little remains are dropped
+    with their labels.
+
+    Args:
+        min_visible: Least share of a box's area that remains in the image; boxes with less are
+            dropped.
+        min_size: Least side of a box in pixels after it has been moved.
+    """
+
+    min_visible: float = 0.1
+    min_size: float = 1.0
     is_structured: ClassVar[bool] = True
-    refusal: ClassVar[str | None] = (
-        "boxes do not move with their image yet; remove transforms that move or erase pixels"
-    )
 
     def check(self, argument: str, values: Any, class_names: Sequence[str] | None = None) -> None:
-        if not isinstance(values, Ragged) or values.values.shape[1:] != (4,):
+        if not isinstance(values, Ragged) or values.values.shape[1:] not in ((4,), (5,)):
             raise ValueError(
-                f"{argument} must be boxes, a Ragged with values of shape (T, 4); use "
-                "dlblocks.fields.Ragged.of([…]), with zeros (0, 4) for an image without boxes."
+                f"{argument} must be boxes, a Ragged with rows (x0, y0, x1, y1, class), shape (T, "
+                "5) or (T, 4); use dlblocks.fields.Ragged.of([…]), with zeros (0, 5) for an image "
+                "without boxes, or DetectionDataModule(images, boxes, labels)."
             )
+        rows = values.values
+        bad = ~(rows[:, 2:4] > rows[:, :2]).all(1)
+        if bad.any():
+            where, box = self._first(values, bad)
+            raise ValueError(
+                f"{argument} has the box {box} in {where}, which is inverted or has no area; boxes "
+                "are (x0, y0, x1, y1) with x0 < x1 and y0 < y1. Convert (x, y, width, height) to "
+                "corners, and remove boxes without area."
+            )
+        if rows.shape[1] == 4:
+            return
+        labels = rows[:, 4]
+        bad = (labels < 0) | (labels != labels.round())
+        if class_names is not None:
+            bad |= labels >= len(class_names)
+        if bad.any():
+            where, _ = self._first(values, bad)
+            label, known = labels[int(bad.long().argmax())].item(), ""
+            if class_names is not None:
+                known = f" … {len(class_names) - 1}"
+            raise ValueError(
+                f"{argument} has label {label:g} in {where}; classes are whole numbers 0{known}, "
+                "without one for the background. Subtract 1 from labels that start at 1."
+            )
+
+    def check_inside(self, argument: str, values: Ragged, size: Sequence[int]) -> None:
+        """Raise a `ValueError` unless all boxes lie in images of a height and width."""
+        limit = values.values.new_tensor([size[1], size[0]] * 2)
+        rows = values.values[:, :4]
+        bad = ((rows < 0) | (rows > limit)).any(1)
+        if bad.any():
+            where, box = self._first(values, bad)
+            raise ValueError(
+                f"{argument} has the box {box} in {where}, which reaches out of the image of "
+                f"{size[0]}×{size[1]} pixels; boxes are (x0, y0, x1, y1) in pixels. Clip them, and "
+                "multiply relative coordinates by width and height."
+            )
+
+    def _first(self, values: Ragged, bad: Tensor) -> tuple[str, list[float]]:
+        row = int(bad.long().argmax())
+        sample = int(torch.searchsorted(values.offsets, row, right=True)) - 1
+        box = [round(x, 2) for x in values.values[row, :4].tolist()]
+        return f"sample {sample}, box {row - int(values.offsets[sample])}", box
+
+    def num_classes(self, values: Ragged) -> int:
+        """Count the classes 0 … C-1."""
+        rows = values.values
+        return 1 if rows.shape[1] == 4 or not len(rows) else int(rows[:, 4].max()) + 1
+
+    def gather(self, values: Any, rows: Tensor) -> Any:
+        return [as_target(values[row]) for row in rows.tolist()]
+
+    def move(self, values: Any, geometry: Geometry) -> Any:
+        height, width = geometry.size
+        moved = []
+        for i, target in enumerate(values):
+            old = _boxes_in(target)
+            corners = old[:, [0, 1, 2, 1, 0, 3, 2, 3]].reshape(-1, 2)  # (4 n, 2): x, y
+            found = geometry.points(i, corners).reshape(-1, 4, 2)
+            box = torch.cat([found.amin(1), found.amax(1)], 1)
+            area = _area(box)
+            box = torch.stack(
+                [box[:, 0].clamp(0, width), box[:, 1].clamp(0, height),
+                 box[:, 2].clamp(0, width), box[:, 3].clamp(0, height)], 1,
+            )  # fmt: skip
+            moved.append(self._kept(target, box, area))
+        return moved
+
+    def erase(self, values: Any, box: Tensor) -> Any:
+        return [
+            self._kept(target, _without(_boxes_in(target), hole), _area(_boxes_in(target)))
+            for target, hole in zip(values, box.tolist(), strict=True)
+        ]
+
+    def _kept(self, target: Mapping[str, Any], boxes: Tensor, area: Tensor) -> dict[str, Any]:
+        """Return a target with new boxes, without those of which too little remains."""
+        # A thousandth of a pixel: rounding must not drop a box that keeps its size.
+        sides = boxes[:, 2:] - boxes[:, :2] + 1e-3
+        keep = (sides >= self.min_size).all(1) & (_area(boxes) >= self.min_visible * area)
+        boxes = boxes[keep].to(target["boxes"].dtype)
+        found = {}
+        for name, values in target.items():
+            if name == "boxes":
+                found[name] = boxes
+            elif name == "area":
+                found[name] = _area(boxes).to(values.dtype)
+            elif name in PER_BOX:
+                found[name] = values[keep]
+            elif name == "image_id":
+                found[name] = values
+            else:
+                raise ValueError(
+                    f"targets have {name!r} beside their boxes, and how it moves is not known; "
+                    f"leave it out. Known are {', '.join(PER_BOX)} and image_id."
+                )
+        return found
+
+
+def as_target(rows: Tensor) -> dict[str, Tensor]:
+    """Return the boxes of an image, (n, 4) or (n, 5), as torchvision's dictionary."""
+    labels = rows[:, 4] if rows.shape[1] > 4 else rows.new_zeros(len(rows))
+    return {"boxes": rows[:, :4].float(), "labels": labels.long()}
+
+
+def are_boxes(values: Any) -> bool:
+    """Tell whether targets of a batch are torchvision's: dictionaries with boxes."""
+    return (
+        isinstance(values, (list, tuple))
+        and len(values) > 0
+        and all(isinstance(value, Mapping) and "boxes" in value for value in values)
+    )
+
+
+def box_rows(values: Any) -> Any:
+    """Return the boxes of each image as one tensor.
+
+    Args:
+        values: Dictionaries with ``boxes`` and ``labels``, and ``scores`` for detections. Anything
+            else is returned as it is.
+
+    Returns:
+        Rows (x0, y0, x1, y1, class), or (x0, y0, x1, y1, score, class), for each image.
+    """
+    if not are_boxes(values):
+        return values
+    found = []
+    for value in values:
+        boxes = value["boxes"].reshape(-1, 4)
+        more = [value[name] for name in ("scores", "labels") if name in value]
+        found.append(torch.cat([boxes, *(column.to(boxes)[:, None] for column in more)], 1))
+    return found
+
+
+def _boxes_in(target: Mapping[str, Any]) -> Tensor:
+    boxes = target["boxes"]
+    if not isinstance(boxes, Tensor) or boxes.ndim != 2 or boxes.shape[1] != 4:
+        got = f"shape {tuple(boxes.shape)}" if isinstance(boxes, Tensor) else type(boxes).__name__
+        raise ValueError(
+            f"boxes of an image must be a tensor (n, 4), got {got}; use torch.zeros(0, 4) for an "
+            "image without objects."
+        )
+    how = getattr(getattr(boxes, "format", None), "value", "XYXY")
+    if how != "XYXY":
+        raise ValueError(f"boxes are {how}; give corners (x0, y0, x1, y1), format XYXY.")
+    return boxes.as_subclass(Tensor).double()
+
+
+def _area(boxes: Tensor) -> Tensor:
+    return (boxes[:, 2] - boxes[:, 0]).clamp(min=0) * (boxes[:, 3] - boxes[:, 1]).clamp(min=0)
+
+
+def _without(boxes: Tensor, hole: Sequence[int]) -> Tensor:
+    """Return the smallest boxes around what lies outside of a hole.
+
+    Args:
+        boxes: Shape (n, 4).
+        hole: Top, left, bottom and right.
+    """
+    top, left, bottom, right = hole
+    if bottom <= top or right <= left:
+        return boxes
+    x0, y0, x1, y1 = boxes.unbind(1)
+    # A hole over the whole height cuts a box from its left or right, one over the whole width from
+    # above or below. Any other leaves a pixel at each side.
+    high, wide = (y0 >= top) & (y1 <= bottom), (x0 >= left) & (x1 <= right)
+    new_x0 = torch.where(high & (x0 >= left) & (x0 < right), x1.clamp(max=right), x0)
+    new_x1 = torch.where(high & (x1 <= right) & (x1 > left), x0.clamp(min=left), x1)
+    new_y0 = torch.where(wide & (y0 >= top) & (y0 < bottom), y1.clamp(max=bottom), y0)
+    new_y1 = torch.where(wide & (y1 <= bottom) & (y1 > top), y0.clamp(min=top), y1)
+    return torch.stack([new_x0, new_y0, new_x1, new_y1], 1)
 
 
 EXPECTED = (

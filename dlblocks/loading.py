@@ -34,7 +34,7 @@ from dlblocks.data._images import images_below
 from dlblocks.data._read_csv import COMPRESSED, ENDINGS
 from dlblocks.data.encoders import Encoder, Samples, Unseen, encoder_of
 from dlblocks.ensembles.results import ENSEMBLE
-from dlblocks.fields import Padded
+from dlblocks.fields import Padded, box_rows
 from dlblocks.models import Model
 from dlblocks.models import load as load_model
 from dlblocks.models._checkpoints import (
@@ -264,8 +264,9 @@ class Predictor:
                 failed=True,
             ) from error
         found = dict(output) if isinstance(output, Mapping) else {"prediction": output}
-        prediction = found.get("prediction")
-        if not isinstance(prediction, (Tensor, list)) or not np.ndim(prediction):
+        prediction = found["prediction"] = box_rows(found.get("prediction"))
+        is_list = isinstance(prediction, list) and all(isinstance(x, Tensor) for x in prediction)
+        if not is_list and not (isinstance(prediction, Tensor) and prediction.ndim):
             raise NoPredictions(
                 f"{name} predicts a {type(prediction).__name__}; let predict_step return a tensor "
                 "with one row a sample, or a dictionary that has it as 'prediction'."

@@ -22,7 +22,7 @@ from torch import Tensor
 from dlblocks._errors import check_choice, check_range, checked
 from dlblocks._lightning import HOOK, datamodule_of, hook_owner
 from dlblocks.callbacks._wrapper import UndoneCallback, Wrapped, unwrap, wrap
-from dlblocks.fields import Padded, kinds_of
+from dlblocks.fields import Padded, are_boxes, kinds_of
 from dlblocks.losses import MixedTargets
 
 Key = int | str | Sequence[int | str]
@@ -63,6 +63,7 @@ class BatchTransform(UndoneCallback):
     # What is done with the weights of samples in a batch of our datamodules.
     weights_action = "keep"
     weights_key: int | None = None
+    takes_boxes = False  # True if targets may be torchvision's dictionaries of boxes
 
     @checked
     def __init__(
@@ -274,7 +275,13 @@ class Entries:
         self.targets: list[Any] = []
         if self.has_target:
             self.targets.append(self._find(self.target_path, "target_key"))
-            if not isinstance(self.targets[0], (Tensor, MixedTargets)):
+            if are_boxes(self.targets[0]):
+                if not transform.takes_boxes:
+                    raise ValueError(
+                        f"{self.who} cannot change boxes and their labels; remove it. Augment and "
+                        "Cutout move boxes with their images."
+                    )
+            elif not isinstance(self.targets[0], (Tensor, MixedTargets)):
                 raise self._unknown("target_key", self.target_path)
         self.size = len(self.inputs[0])
         self.own_paths = [path for path in (self.input_path, self.target_path) if path]

@@ -11,16 +11,17 @@ from torch import Tensor
 from dlblocks._errors import checked
 from dlblocks._lightning import datamodule_of
 from dlblocks.callbacks._batch_transform import BatchTransform
-from dlblocks.fields import Kind, as_kind, kinds_of
+from dlblocks.fields import Boxes, Kind, are_boxes, as_kind, kinds_of
 from dlblocks.losses import MixedTargets
 
 
 class PixelTransform(BatchTransform):
     """A transform that moves or erases pixels, in images and their targets.
 
-    The kind of the targets says what becomes of them: masks move along, classes stay. Our
-    datamodules tell it. Of another's batch, targets that have the height and width of the images
-    as their last axes are refused unless `target_kind` is given.
+    The kind of the targets says what becomes of them: masks and boxes move along, classes stay.
+    Our datamodules tell it. Of another's batch, lists of dictionaries with ``boxes`` are boxes;
+    targets that have the height and width of the images as their last axes are refused unless
+    `target_kind` is given.
 
     Args:
         target_kind: ``"mask"``, ``"image"`` or another kind of `dlblocks.fields`, or an object such
@@ -28,6 +29,8 @@ class PixelTransform(BatchTransform):
             says.
         **kwargs: When and where it acts; see `BatchTransform`.
     """
+
+    takes_boxes = True
 
     @checked
     def __init__(self, *, target_kind: Kind | str | None = None, **kwargs: Any) -> None:
@@ -50,6 +53,11 @@ class PixelTransform(BatchTransform):
                 f"{type(self).__name__} cannot change targets of kind {kind.name!r} along with the "
                 f"images: {kind.refusal}."
             )
+        if isinstance(kind, Boxes):
+            self.check_boxes()
+
+    def check_boxes(self) -> None:
+        """Raise a `ValueError` for a change after which boxes would be wrong."""
 
     def dry_run(self, batch: Any) -> Any:
         entries = self.entries(batch)
@@ -66,6 +74,9 @@ class PixelTransform(BatchTransform):
         kind = self.target_kind or self._told
         if kind is not None:
             return kind
+        if are_boxes(targets):
+            self.check_boxes()
+            return Boxes()
         first = targets.first if isinstance(targets, MixedTargets) else targets
         if images.ndim == 4 and first.ndim > 2 and first.shape[-2:] == images.shape[-2:]:
             raise ValueError(

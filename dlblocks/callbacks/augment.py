@@ -10,7 +10,8 @@ Every image has its own draws; the whole batch changes at once, on its device. T
 
 Masks move with their images, by the nearest pixel. Uncovered and erased pixels become the mask's
 `ignore_index`, which is 255 unless ``Mask(ignore_index=…)`` says another. Colours and noise do not
-change masks. Targets that cannot move are refused; see `PixelTransform`.
+change masks. Boxes move with their four corners, and those that leave the image are dropped; see
+`dlblocks.fields.Boxes`. Targets that cannot move are refused; see `PixelTransform`.
 
 Suggested, each from its source: for digits a few degrees and pixels and no flip (Simard, Steinkraus
 and Platt 2003); for CIFAR ``horizontal_flip=0.5, crop_padding=4`` (He et al. 2016); for photographs
@@ -130,6 +131,13 @@ class Augment(PixelTransform):
 
     def changes_place(self) -> bool:
         return self._moves() or bool(self.erase)
+
+    def check_boxes(self) -> None:
+        if self.padding == "reflection" and self._moves():
+            raise ValueError(
+                "padding='reflection' mirrors objects at the edges of the image, and they would "
+                "have no boxes; use padding='border' or 'zeros'."
+            )
 
     def _moves(self) -> bool:
         return bool(

@@ -8,7 +8,8 @@ Source: DeVries and Taylor, "Improved Regularization of Convolutional Neural Net
 with and without augmentation. Use it for images in which the class shows in more than one place.
 `Augment` has rectangles of random size (``erase``).
 
-Erased pixels of a mask become `ignore_index`, because their class cannot be seen.
+Erased pixels of a mask become `ignore_index`, because their class cannot be seen. A box becomes the
+smallest one around what is left of it.
 
 Do not combine it with images in which one small place decides the class, or with targets that have
 values for pixels, which the net would have to guess. After CutMix it erases pixels that the label

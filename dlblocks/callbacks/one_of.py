@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -26,6 +26,7 @@ from dlblocks.callbacks._batch_transform import (
     structure,
     tensors_in,
 )
+from dlblocks.fields import are_boxes
 
 
 class OneOf(BatchTransform):
@@ -154,6 +155,12 @@ class OneOf(BatchTransform):
         return batch
 
     def _apply_each(self, batch: Any, *, before: bool, epoch: int, step: int, rank: int) -> Any:
+        entries = batch.values() if isinstance(batch, Mapping) else batch
+        if isinstance(entries, Iterable) and any(are_boxes(entry) for entry in entries):
+            raise ValueError(
+                "OneOf(per_sample=True) cannot choose boxes sample by sample, because their number "
+                "differs; choose for the batch, per_sample=False."
+            )
         made = [
             member.apply_at(batch, before=before, epoch=epoch, step=step, rank=rank)
             for member in self.transforms

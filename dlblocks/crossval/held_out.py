@@ -49,6 +49,8 @@ ALIASES = {
     "loss": ["log_loss", "mse", "mae"],
     "logloss": ["log_loss"],
     "nll": ["log_loss"],
+    "map50": ["map_50"],
+    "map75": ["map_75"],
 }
 
 

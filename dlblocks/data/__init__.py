@@ -4,6 +4,7 @@ from dlblocks.data.arrays import ArrayDataModule
 from dlblocks.data.curve import CurveDataModule
 from dlblocks.data.datamodule import DataModule
 from dlblocks.data.dataset import ArrayDataset, EpochSampler
+from dlblocks.data.detection import DetectionDataModule
 from dlblocks.data.digits import DigitsDataModule
 from dlblocks.data.image_folder import ImageFolderDataModule
 from dlblocks.data.kfold import FoldedDataModule
@@ -27,6 +28,7 @@ __all__ = [
     "CIFAR100DataModule",
     "CurveDataModule",
     "DataModule",
+    "DetectionDataModule",
     "DigitScenesDataModule",
     "DigitsDataModule",
     "EpochSampler",

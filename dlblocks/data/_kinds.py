@@ -50,7 +50,7 @@ def find_target_kind(targets: Any, size: tuple[int, ...] | None = None) -> Kind 
         size: Height and width of the inputs, if they are images.
     """
     if isinstance(targets, Ragged):
-        return Boxes() if targets.values.shape[1:] == (4,) else None
+        return Boxes() if targets.values.shape[1:] in ((4,), (5,)) else None
     if not isinstance(targets, Tensor):
         targets = np.asarray(targets)
     letter, shape = _letter(targets), tuple(targets.shape)

@@ -193,7 +193,7 @@ class DataModule(SplitDataModule):
     @property
     def class_names(self) -> list[str] | None:
         """Names of the classes 0 … C-1, or None for values."""
-        count = self.source.num_mask_classes
+        count = self.source.num_inner_classes
         numbers = super().class_names if count is None else [str(i) for i in range(count)]
         return numbers and (self.source.class_names or numbers)
 

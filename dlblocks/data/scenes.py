@@ -37,10 +37,10 @@ class DigitScenesDataModule(DataModule):
         num_test_scenes: Scenes of the test set.
         size: Height and width of a scene, at least 20.
         digits_per_scene: Most digits of a scene; each has 1 to so many.
-        classes: ``"digits"``: 11 classes, 0 for the background and 1 + d for digit d.
-            ``"digit"``: background and digit.
-        target: ``"mask"`` (N, H, W); ``"boxes"``, `Ragged` of (T, 4), x0, y0, x1, y1, the last two
-            excluded; or ``"count"``, the number of digits as a value.
+        classes: ``"digits"``: masks have 11 classes, 0 for the background and 1 + d for digit d;
+            boxes have 10, one a digit. ``"digit"``: background and digit; boxes have one class.
+        target: ``"mask"`` (N, H, W); ``"boxes"``, `Ragged` with rows (x0, y0, x1, y1, class), shape
+            (T, 5), see `dlblocks.fields.Boxes`; or ``"count"``, the number of digits as a value.
         clutter: Scraps of other digits in a scene.
         num_groups: Groups of the digits of the development set.
         seed: Of everything.
@@ -90,13 +90,14 @@ class DigitScenesDataModule(DataModule):
         parts = self._parts
         targets, test_targets = (self._targets(part) for part in parts.values())
         kinds = {"mask": Mask(), "boxes": Boxes(), "count": Values()}
-        names = ["background", *(map(str, range(10)) if self.classes == "digits" else ["digit"])]
+        names = list(map(str, range(10))) if self.classes == "digits" else ["digit"]
+        of_target = {"mask": ["background", *names], "boxes": names, "count": None}
         return Source(
             parts["train"]["images"],
             targets,
             test_inputs=parts["test"]["images"],
             test_targets=test_targets,
-            class_names=names if self.target == "mask" else None,
+            class_names=of_target[self.target],
             groups=parts["train"]["groups"],
             target_kind=kinds[self.target],
         )
@@ -104,7 +105,11 @@ class DigitScenesDataModule(DataModule):
     def _targets(self, part: dict[str, Any]) -> Any:
         if self.target == "count":
             return torch.tensor([float(len(row)) for row in _rows(part["boxes"])])
-        return part["boxes" if self.target == "boxes" else "masks"]
+        if self.target == "mask":
+            return part["masks"]
+        boxes, labels = part["boxes"], part["labels"].values
+        known = labels if self.classes == "digits" else torch.zeros_like(labels)
+        return Ragged(torch.cat([boxes.values, known[:, None].float()], 1), boxes.offsets)
 
     @cached_property
     def _parts(self) -> dict[str, dict[str, Any]]:

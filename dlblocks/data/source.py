@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dlblocks.data._fingerprint import row_keys
 from dlblocks.data._kinds import find_input_kind, find_target_kind, image_size
-from dlblocks.fields import Class, Field, Kind, Mask, Ragged, Values, Weight, as_kind
+from dlblocks.fields import Boxes, Class, Field, Image, Kind, Mask, Ragged, Values, Weight, as_kind
 
 
 @dataclass
@@ -25,7 +25,8 @@ class Source:
             floating point; or tokens, integers. `Ragged` for features or tokens of sequences of
             unequal length.
         targets: Classes, int64 of shape (N,), values, floating point of shape (N,) or (N, D), masks
-            of images, integers of shape (N, H, W), or of another kind; `Ragged` for boxes.
+            of images, integers of shape (N, H, W), or of another kind; `Ragged` for boxes, with
+            rows (x0, y0, x1, y1, class).
         test_inputs: The official test set, if there is one.
         test_targets: Its targets.
         class_names: Names of the classes 0 … C-1; None for values.
@@ -84,10 +85,10 @@ class Source:
         return {name: field.kind for name, field in self.fields.items()}
 
     @cached_property
-    def num_mask_classes(self) -> int | None:
-        """Number of classes of masks, or None for other targets."""
+    def num_inner_classes(self) -> int | None:
+        """Number of classes of masks or boxes, or None for other targets."""
         kind = self.kinds["targets"]
-        return kind.num_classes(self.targets) if isinstance(kind, Mask) else None
+        return kind.num_classes(self.targets) if isinstance(kind, (Mask, Boxes)) else None
 
     @cached_property
     def input_keys(self) -> np.ndarray:
@@ -165,6 +166,13 @@ def check_arrays(
             f"{part}targets are masks of shape {tuple(targets.shape)} and {part}inputs has shape "
             f"{tuple(inputs.shape)}; masks need the height and width of images (N, C, H, W)."
         )
+    if isinstance(kinds["targets"], Boxes):
+        if not isinstance(kinds["inputs"], Image):
+            raise ValueError(
+                f"{part}targets are boxes and {part}inputs has shape {tuple(inputs.shape)}; boxes "
+                "need images (N, C, H, W)."
+            )
+        kinds["targets"].check_inside(f"{part}targets", targets, inputs.shape[2:])
 
 
 def _check_sequences(argument: str, inputs: Ragged, kind: Kind) -> None:

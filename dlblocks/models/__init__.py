@@ -6,6 +6,7 @@ from dlblocks.models.boosted import (
     GradientBoostingRegressor,
 )
 from dlblocks.models.classification import Classifier, CNNClassifier, MLPClassifier
+from dlblocks.models.detection import BoxDetector, Detector
 from dlblocks.models.model import Model, load
 from dlblocks.models.regression import MLPRegressor, Regressor
 from dlblocks.models.segmentation import Segmenter, UNetSegmenter, VisionSegmenter
@@ -21,8 +22,10 @@ from dlblocks.models.voting import VotingEnsemble, VotingModule
 
 __all__ = [
     "AdaBoostClassifier",
+    "BoxDetector",
     "CNNClassifier",
     "Classifier",
+    "Detector",
     "GradientBoostingClassifier",
     "GradientBoostingRegressor",
     "MLPClassifier",

@@ -268,6 +268,35 @@ class Model(CheckedConstructor, pl.LightningModule):
     def _step(self, batch: Any, stage: Stage) -> Tensor:
         inputs, targets = self._inputs_and_targets(batch)
         weights = batch[2] if self._weighted else None
+        outputs, loss = self.outputs_and_loss(inputs, targets, weights)
+        if self._first_batch:
+            self._check_loader(stage)
+            self._first_batch = False
+        if self.metrics_paused:
+            return loss
+        buffer = self._buffers_of[stage]
+        # Detached, so that the buffer does not hold the graph.
+        free = outputs.detach() if isinstance(outputs, Tensor) else outputs
+        kept = self.for_metrics(free, targets, stage)
+        beside = () if weights is None else (weights,)
+        counted = None if self.task is None else self.task.counted(targets)
+        buffer.add(loss.detach(), (*kept, *beside), step=self.global_step, counted=counted)
+        if buffer.is_full or (stage == "train" and loss.device.type == "cpu"):
+            self._flush(stage, whole=buffer.is_full)
+        return loss
+
+    def outputs_and_loss(
+        self, inputs: Tensor, targets: Any, weights: Tensor | None = None
+    ) -> tuple[Any, Tensor]:
+        """Compute the outputs for prepared inputs of a batch, and their loss.
+
+        A model over a net that computes its own loss overrides it.
+
+        Args:
+            inputs: Shape (N, ...).
+            targets: Shape (N, ...).
+            weights: How much each sample counts, shape (N,), or None.
+        """
         outputs = self(inputs)
         if self._first_batch:
             if not isinstance(outputs, Tensor):
@@ -279,28 +308,13 @@ class Model(CheckedConstructor, pl.LightningModule):
                     f"self.net(inputs)[{next(iter(outputs), 0) if named else 0!r}]."
                 )
             self.check_batch(outputs, targets)
-            self._check_loader(stage)
-            self._first_batch = False
         try:
-            loss = (
-                self.loss(outputs, targets)
-                if weights is None
-                else self.loss(outputs, targets, weights)
-            )
+            if weights is None:
+                return outputs, self.loss(outputs, targets)
+            return outputs, self.loss(outputs, targets, weights)
         except IndexError:  # a label that the first batch did not have
             self.check_batch(outputs, targets)
             raise
-        if self.metrics_paused:
-            return loss
-        buffer = self._buffers_of[stage]
-        # Detached, so that the buffer does not hold the graph.
-        kept = self.for_metrics(outputs.detach(), targets, stage)
-        beside = () if weights is None else (weights,)
-        counted = None if self.task is None else self.task.counted(targets)
-        buffer.add(loss.detach(), (*kept, *beside), step=self.global_step, counted=counted)
-        if buffer.is_full or (stage == "train" and loss.device.type == "cpu"):
-            self._flush(stage, whole=buffer.is_full)
-        return loss
 
     def _check_loader(self, stage: Stage) -> None:
         """Raise a `ValueError` if a loader has sample weights that nobody told the model of."""

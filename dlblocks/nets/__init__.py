@@ -8,6 +8,7 @@ from dlblocks.nets.preprocess import Preprocess
 from dlblocks.nets.rnn import RNN
 from dlblocks.nets.transformer import FeedForward, Transformer, TransformerBlock
 from dlblocks.nets.unet import UNet
+from dlblocks.nets.vision_detection import VisionDetection
 from dlblocks.nets.vision_segmentation import VisionSegmentation
 from dlblocks.nets.vit import SequenceTransformer, ViT
 
@@ -26,5 +27,6 @@ __all__ = [
     "TransformerBlock",
     "UNet",
     "ViT",
+    "VisionDetection",
     "VisionSegmentation",
 ]

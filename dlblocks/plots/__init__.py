@@ -5,6 +5,7 @@ cell; `save` writes it to a file.
 """
 
 from dlblocks.plots._style import BLUE, GREEN, GREY, ORANGE, RED, save
+from dlblocks.plots.boxes import boxes
 from dlblocks.plots.classes import confusion_matrix, labels, reliability
 from dlblocks.plots.fits import curve_metrics, learning_curves, strip
 from dlblocks.plots.images import batch, hardest
@@ -19,6 +20,7 @@ __all__ = [
     "ORANGE",
     "RED",
     "batch",
+    "boxes",
     "confusion_matrix",
     "curve",
     "curve_metrics",

@@ -79,7 +79,8 @@ class Predictions(PredictionTable):
         First what the sample is called: ``index``, ``file``, or the identifier. Then
         ``prediction``, of classes the name of the likeliest, and ``probability_<class>``; of
         several labels ``prediction_<label>`` and ``probability_<label>``; else values. Of ensembles
-        also ``std`` of each probability or value.
+        also ``std`` of each probability or value. Boxes have a row each, and samples without boxes
+        none.
 
         Args:
             class_names: Names of the classes 0 … C-1 in place of the model's.
@@ -92,6 +93,12 @@ class Predictions(PredictionTable):
         }
         index = columns.pop("index")
         found = {self.title: index if self.names is None else self.names}
+        boxes = self.columns.get("prediction")
+        if isinstance(boxes, Ragged):
+            parts = self.of_task().parts(boxes.values, names)
+            if parts:
+                sample = np.repeat(np.arange(len(self)), np.diff(boxes.offsets))
+                return {name: values[sample] for name, values in found.items()} | parts
         if "prediction" in columns:
             found |= self.of_task().answers(columns.pop("prediction"), names)
         for name, column in columns.items():

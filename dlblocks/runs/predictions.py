@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dlblocks._lightning import before_transfer
 from dlblocks._npz import Column, Ragged, allocate, chunks, take
+from dlblocks.fields import are_boxes, box_rows
 from dlblocks.models._predict import (
     TARGETS,
     NoPredictions,
@@ -322,9 +323,11 @@ class _Predict:
             output = self.predict(batch, batch_idx)
         except Exception as error:
             raise NoPredictions(self._why(error, batch), failed=True) from error
+        boxed = are_boxes(output)  # of a detector of torchvision
         found = output if isinstance(output, Mapping) else {"prediction": output}
-        prediction = found.get("prediction")
-        is_list = isinstance(output, Mapping) and _is_list(prediction, index)
+        found = {**found, "prediction": box_rows(found.get("prediction"))}
+        prediction = found["prediction"]
+        is_list = (boxed or isinstance(output, Mapping)) and _is_list(prediction, index)
         if not (is_list or _one_each(prediction, index)):
             who = type(self.model).__name__
             raise NoPredictions(
@@ -346,7 +349,7 @@ class _Predict:
         candidates = [found.get("target"), target_in(batch)]
         if self.targets is not None:
             candidates.append(torch.as_tensor(self.targets[index.numpy()]))
-        for target in candidates:
+        for target in map(box_rows, candidates):
             if _is_list(target, index):
                 return target
             if _one_each(target, index):

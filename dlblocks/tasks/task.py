@@ -563,6 +563,19 @@ class Task(nn.Module):
         return _numbered("prediction", prediction)
 
     @classmethod
+    def parts(cls, rows: Array, class_names: Sequence[str] | None = None) -> dict[str, Array]:
+        """Make the columns of a ragged prediction, with a row for each of its parts, such as boxes.
+
+        Args:
+            rows: The parts of all samples one after another, shape (T, ...).
+            class_names: Names of the classes 0 … C-1.
+
+        Returns:
+            Columns of T rows; nothing if the parts have no columns.
+        """
+        return {}
+
+    @classmethod
     def figures(
         cls, table: Predictions, *, title: str, scores: Mapping[str, float] | None = None
     ) -> dict[str, Callable[[], Figure]]:

@@ -1,0 +1,459 @@
+"""Detectors of torchvision by name: Faster R-CNN, RetinaNet, FCOS, for small images too.
+
+Ren, He, Girshick, Sun: Faster R-CNN, towards real-time object detection with region proposal
+networks. NeurIPS 2015.
+Lin, Goyal, Girshick, He, Dollár: Focal loss for dense object detection. ICCV 2017.
+Tian, Shen, Chen, He: FCOS, a simple and strong anchor-free object detector. 2020.
+Lin, Dollár, Girshick, He, Hariharan, Belongie: Feature pyramid networks for object detection.
+CVPR 2017.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dlblocks._errors import check_choice, check_range, checked, did_you_mean
+from dlblocks.nets.backbone import _load, _set_channels
+
+ARCHS = ("fasterrcnn", "retinanet", "fcos")
+GROUPS = 32  # of the norms in the heads, so that widths are multiples of it
+SMALL = (64, 128, 256)  # channels of the levels of backbone="small"
+RATIOS = (0.5, 1.0, 2.0)  # height over width of anchors
+DRAWS = 1234  # seed of Faster R-CNN's samples in evaluation
+
+Targets = Sequence[Mapping[str, Tensor]]
+
+
+class VisionDetection(nn.Module):
+    """A detector of torchvision over a feature pyramid, that computes its own loss.
+
+    It takes images as they are: it neither normalises nor resizes them, as torchvision's detectors
+    do. A batch has images of one size.
+
+    Classes are 0 … C-1, without one for the background, for all three. (torchvision's Faster R-CNN
+    counts the background as class 0; labels are shifted for it, and shifted back.)
+
+    Level k of the pyramid has a stride of ``first_stride * 2**k`` pixels. An anchor of RetinaNet
+    and Faster R-CNN has a side of `anchor_scale` strides, in three ratios. For FCOS the anchor is
+    one stride, and an object of up to eight strides belongs to a level. So the default serves
+    objects from about 8 pixels.
+
+    Args:
+        arch: ``"fasterrcnn"``, ``"retinanet"`` or ``"fcos"``.
+        num_classes: Number of classes C.
+        in_channels: Channels of the images.
+        backbone: ``"small"``, three levels of one residual block each; ``"resnet18"`` or another
+            ResNet of torchvision, four levels; or a net of timm with features, such as
+            ``"timm:tf_efficientnet_lite0"``.
+        weights: None for random ones, ``"DEFAULT"``, or a file of a classification net; see
+            `dlblocks.nets.Backbone`.
+        channels: Channels of the pyramid and the heads, a multiple of 32.
+        num_convs: Convolutions of a head of FCOS.
+        anchor_scale: Side of an anchor in strides.
+        score_threshold: Detections of a lower score are left out.
+        nms_threshold: IoU from which on the weaker of two detections of a class is left out.
+        max_detections: Most detections of an image.
+
+    Shape:
+        Input (N, in_channels, H, W). In evaluation a list of N dictionaries with ``boxes`` (D, 4),
+        ``scores`` (D,) and ``labels`` (D,).
+
+    Raises:
+        ValueError: An argument is out of range, or weights do not fit.
+
+    Example:
+        >>> net = VisionDetection("fcos", 2, in_channels=1).eval()
+        >>> sorted(net(torch.zeros(1, 1, 40, 40))[0])
+        ['boxes', 'labels', 'scores']
+    """
+
+    @checked
+    def __init__(
+        self,
+        arch: str,
+        num_classes: int,
+        *,
+        in_channels: int = 3,
+        backbone: str = "small",
+        weights: str | PathLike[str] | None = None,
+        channels: int = 64,
+        num_convs: int = 4,
+        anchor_scale: float = 4.0,
+        score_threshold: float = 0.05,
+        nms_threshold: float = 0.5,
+        max_detections: int = 100,
+    ) -> None:
+        super().__init__()
+        check_choice("arch", arch, list(ARCHS))
+        check_range("num_classes", num_classes, 1)
+        check_range("in_channels", in_channels, 1)
+        check_range("num_convs", num_convs, 1)
+        check_range("anchor_scale", anchor_scale, 0, low_open=True)
+        check_range("score_threshold", score_threshold, 0, 1)
+        check_range("nms_threshold", nms_threshold, 0, 1)
+        check_range("max_detections", max_detections, 1)
+        if channels < GROUPS or channels % GROUPS:
+            raise ValueError(
+                f"channels={channels} must be a multiple of {GROUPS}, the groups of the norms."
+            )
+        self.arch, self.in_channels, self.num_classes = arch, in_channels, num_classes
+        # torchvision's Faster R-CNN has the background as class 0.
+        self.shift = int(arch == "fasterrcnn")
+        pyramid = _Pyramid(_body(backbone, in_channels, weights), channels)
+        self.strides = pyramid.strides
+        make = {"fasterrcnn": _faster_rcnn, "retinanet": _retinanet, "fcos": _fcos}[arch]
+        self.detector: Any = make(
+            pyramid, num_classes + self.shift, channels, num_convs, anchor_scale,
+            score_threshold, nms_threshold, max_detections,
+        )  # fmt: skip
+
+    def forward(self, images: Tensor) -> list[dict[str, Tensor]]:
+        return self.step(images)[1]
+
+    def step(
+        self, images: Tensor, targets: Targets | None = None, *, detect: bool = True
+    ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+        """Compute the losses and the detections of a batch, with one pass of the backbone.
+
+        In evaluation mode the losses are those of training with the same weights, but batch norms
+        use and keep their statistics. Faster R-CNN, which draws samples, then draws the same ones
+        each time. The global random state stays as it is.
+
+        Args:
+            images: Shape (N, C, H, W).
+            targets: For each image ``boxes`` (n, 4) and ``labels`` (n,); None for no losses.
+            detect: Whether to compute detections.
+
+        Returns:
+            The losses by name (empty without targets), each a mean, and the detections (empty
+            without `detect`).
+        """
+        self.check_input(tuple(images.shape[1:]))
+        features = OrderedDict(
+            (name, values.float()) for name, values in self.detector.backbone(images).items()
+        )
+        sizes: Any = [tuple(images.shape[2:])] * len(images)
+        given = None
+        if targets is not None:
+            given = [
+                {"boxes": t["boxes"].float(), "labels": t["labels"] + self.shift} for t in targets
+            ]
+        # Coordinates need the precision of float32.
+        with torch.autocast(images.device.type, enabled=False):
+            compute = self._two_stages if self.shift else self._one_stage
+            losses, found = compute(images, sizes, features, given, detect)
+        detections = [
+            {
+                "boxes": each["boxes"],
+                "scores": each["scores"],
+                "labels": each["labels"] - self.shift,
+            }
+            for each in found
+        ]
+        return losses, detections
+
+    def _one_stage(
+        self, images: Tensor, sizes: Any, features: Mapping[str, Tensor], targets: Any, detect: bool
+    ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+        """Run FCOS or RetinaNet, as the forward of torchvision's."""
+        from torchvision.models.detection.image_list import ImageList
+
+        net, maps = self.detector, list(features.values())
+        outputs = net.head(maps)
+        anchors = net.anchor_generator(ImageList(images, sizes), maps)
+        per_place = net.anchor_generator.num_anchors_per_location()
+        counts = [x.shape[2] * x.shape[3] * each for x, each in zip(maps, per_place, strict=True)]
+        losses: dict[str, Tensor] = {}
+        if targets is not None:
+            more = [counts] if self.arch == "fcos" else []
+            losses = dict(net.compute_loss(targets, outputs, anchors, *more))
+        if not detect:
+            return losses, []
+        split = {name: list(x.detach().split(counts, 1)) for name, x in outputs.items()}
+        parts = [list(each.split(counts)) for each in anchors]
+        return losses, net.postprocess_detections(split, parts, sizes)
+
+    def _two_stages(
+        self, images: Tensor, sizes: Any, features: Mapping[str, Tensor], targets: Any, detect: bool
+    ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+        """Run Faster R-CNN, as the forward of torchvision's."""
+        from torchvision.models.detection.image_list import ImageList
+
+        net, listed = self.detector, ImageList(images, sizes)
+        losses: dict[str, Tensor] = {}
+        if targets is not None:
+            with _training([net.rpn, net.roi_heads]), self._draws(images):
+                proposals, first = net.rpn(listed, features, targets)
+                _, second = net.roi_heads(features, proposals, sizes, targets)
+            losses = first | second
+        if not detect:
+            return losses, []
+        with _training([net.rpn, net.roi_heads], False), torch.no_grad():
+            proposals, _ = net.rpn(listed, features, None)
+            found, _ = net.roi_heads(features, proposals, sizes, None)
+        return losses, found
+
+    @contextlib.contextmanager
+    def _draws(self, images: Tensor) -> Iterator[None]:
+        """In evaluation draw the same samples each time, and leave the random state as it is."""
+        if self.training:
+            yield
+            return
+        devices = [images.device] if images.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(DRAWS)
+            yield
+
+    def check_input(self, shape: tuple[int, ...]) -> None:
+        """Raise a `ValueError` unless images of `shape` (C, H, W) fit."""
+        if len(shape) != 3 or shape[0] != self.in_channels:
+            raise ValueError(
+                f"in_channels={self.in_channels}, but one input has shape {shape}; set "
+                "in_channels to the channels of images (C, H, W)."
+            )
+
+
+@contextlib.contextmanager
+def _training(modules: Sequence[nn.Module], mode: bool = True) -> Iterator[None]:
+    """Let modules take the path of training or evaluation, without those that they hold.
+
+    So batch norms keep their mode.
+    """
+    before = [module.training for module in modules]
+    for module in modules:
+        module.training = mode
+    try:
+        yield
+    finally:
+        for module, was in zip(modules, before, strict=True):
+            module.training = was
+
+
+# Backbones
+
+
+class _Pyramid(nn.Module):
+    """A backbone with a feature pyramid."""
+
+    def __init__(self, body: Any, channels: int) -> None:
+        from torchvision.ops import FeaturePyramidNetwork
+
+        super().__init__()
+        self.body = body
+        self.strides: tuple[int, ...] = body.strides
+        self.pyramid = FeaturePyramidNetwork(list(body.widths), channels)
+        self.out_channels = channels
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        maps = self.body(images)
+        named = OrderedDict((str(i), x) for i, x in enumerate(maps))
+        found: dict[str, Tensor] = self.pyramid(named)
+        return found
+
+
+class _Small(nn.Module):
+    """A stem of two convolutions, then one residual block a level, at strides 4, 8 and 16."""
+
+    widths, strides = SMALL, (4, 8, 16)
+
+    def __init__(self, in_channels: int) -> None:
+        from torchvision.models.resnet import BasicBlock, conv1x1
+
+        super().__init__()
+        width = SMALL[0] // 2
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, width, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+        )
+        levels = []
+        for wide in SMALL:
+            shortcut = nn.Sequential(conv1x1(width, wide, 2), nn.BatchNorm2d(wide))
+            levels.append(BasicBlock(width, wide, 2, shortcut))
+            width = wide
+        self.levels = nn.ModuleList(levels)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        x, found = self.stem(images), []
+        for level in self.levels:
+            x = level(x)
+            found.append(x)
+        return found
+
+
+class _ResNet(nn.Module):
+    """The stages of a ResNet of torchvision, at strides 4, 8, 16 and 32."""
+
+    strides = (4, 8, 16, 32)
+
+    def __init__(self, net: Any) -> None:
+        super().__init__()
+        net.fc = nn.Identity()
+        self.net = net
+        last = [[m for m in stage.modules() if isinstance(m, nn.BatchNorm2d)]
+                for stage in (net.layer1, net.layer2, net.layer3, net.layer4)]  # fmt: skip
+        bottleneck = "Bottleneck" in type(net.layer1[0]).__name__
+        self.widths = tuple(stage[0 if not bottleneck else 2].num_features for stage in last)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        net: Any = self.net
+        x = net.maxpool(net.relu(net.bn1(net.conv1(images))))
+        found = []
+        for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
+            x = stage(x)
+            found.append(x)
+        return found
+
+
+class _Timm(nn.Module):
+    """The stages of a net of timm, from stride 4 on."""
+
+    def __init__(self, net: Any) -> None:
+        super().__init__()
+        self.net = net
+        strides = list(net.feature_info.reduction())
+        self.first = next(i for i, stride in enumerate(strides) if stride >= 4)
+        self.strides = tuple(strides[self.first :])
+        self.widths = tuple(net.feature_info.channels()[self.first :])
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        found: list[Tensor] = self.net(images)[self.first :]
+        return found
+
+
+def _body(name: str, in_channels: int, weights: str | PathLike[str] | None) -> nn.Module:
+    from torchvision import models
+
+    if name == "small":
+        if weights is not None:
+            raise ValueError(
+                f"weights={str(weights)!r}, but there are none of backbone='small'; use a ResNet, "
+                "or a net of timm."
+            )
+        return _Small(in_channels)
+    if name.startswith("timm:"):
+        return _Timm(_of_timm(name, in_channels, weights))
+    known = [each for each in models.list_models(module=models) if "resnet" in each]
+    if name not in known:
+        hint = did_you_mean(name, ["small", *known]) or "; there are small, resnet18 and others."
+        raise ValueError(f"backbone={name!r} is not a ResNet of torchvision{hint}")
+    net = models.get_model(name, weights=None)
+    _set_channels(net, in_channels)
+    if weights is not None:
+        _load(net, name, weights)
+    return _ResNet(net)
+
+
+def _of_timm(name: str, in_channels: int, weights: str | PathLike[str] | None) -> Any:
+    from dlblocks.nets.backbone import Backbone
+
+    whole = Backbone(name, 1000, in_channels=in_channels, weights=weights)
+    import timm
+
+    net = timm.create_model(name.removeprefix("timm:"), features_only=True, in_chans=in_channels)
+    if weights is not None:
+        # A net with features lacks the head, and may lack what follows the last stage.
+        state = whole.model.state_dict()
+        own = net.state_dict()
+        missing = [key for key in own if key not in state]
+        if missing:
+            raise ValueError(
+                f"weights={str(weights)!r} lack {missing[0]!r} of the features of {name}; use "
+                "another backbone."
+            )
+        net.load_state_dict({key: state[key] for key in own})
+    return net
+
+
+# Detectors
+
+
+def _anchors(strides: Sequence[int], scale: float, octaves: int, ratios: Sequence[float]) -> Any:
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+
+    sizes = tuple(
+        tuple(stride * scale * 2 ** (k / octaves) for k in range(octaves)) for stride in strides
+    )
+    return AnchorGenerator(sizes, (tuple(ratios),) * len(strides))
+
+
+# torchvision's own normalisation and resizing are never called; see `VisionDetection.step`.
+UNTOUCHED: dict[str, Any] = {"image_mean": [0.0], "image_std": [1.0], "min_size": 1, "max_size": 1}
+
+
+def _fcos(
+    pyramid: _Pyramid, num_classes: int, channels: int, num_convs: int, scale: float,
+    score: float, nms: float, most: int,
+) -> Any:  # fmt: skip
+    from torchvision.models.detection.fcos import FCOS, FCOSHead
+
+    return FCOS(
+        pyramid,
+        num_classes,
+        anchor_generator=_anchors(pyramid.strides, 1, 1, [1.0]),
+        head=FCOSHead(channels, 1, num_classes, num_convs),
+        score_thresh=score,
+        nms_thresh=nms,
+        detections_per_img=most,
+        **UNTOUCHED,
+    )
+
+
+def _retinanet(
+    pyramid: _Pyramid, num_classes: int, channels: int, num_convs: int, scale: float,
+    score: float, nms: float, most: int,
+) -> Any:  # fmt: skip
+    from torchvision.models.detection.retinanet import RetinaNet, RetinaNetHead
+
+    anchors = _anchors(pyramid.strides, scale, 3, RATIOS)
+    norm = partial(nn.GroupNorm, GROUPS)
+    return RetinaNet(
+        pyramid,
+        num_classes,
+        anchor_generator=anchors,
+        head=RetinaNetHead(channels, 3 * len(RATIOS), num_classes, norm_layer=norm),
+        score_thresh=score,
+        nms_thresh=nms,
+        detections_per_img=most,
+        **UNTOUCHED,
+    )
+
+
+def _faster_rcnn(
+    pyramid: _Pyramid, num_classes: int, channels: int, num_convs: int, scale: float,
+    score: float, nms: float, most: int,
+) -> Any:  # fmt: skip
+    from torchvision.models.detection.faster_rcnn import (
+        FasterRCNN,
+        FastRCNNPredictor,
+        TwoMLPHead,
+    )
+    from torchvision.ops import MultiScaleRoIAlign
+
+    side, wide = 7, 4 * channels
+    pool = MultiScaleRoIAlign([str(i) for i in range(len(pyramid.strides))], side, 2)
+    return FasterRCNN(
+        pyramid,
+        rpn_anchor_generator=_anchors(pyramid.strides, scale, 1, RATIOS),
+        box_roi_pool=pool,
+        box_head=TwoMLPHead(channels * side**2, wide),
+        box_predictor=FastRCNNPredictor(wide, num_classes),
+        box_score_thresh=score,
+        box_nms_thresh=nms,
+        box_detections_per_img=most,
+        **UNTOUCHED,
+    )
