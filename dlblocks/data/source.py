@@ -167,7 +167,7 @@ def check_arrays(
             f"{tuple(inputs.shape)}; masks need the height and width of images (N, C, H, W)."
         )
     if isinstance(kinds["targets"], Boxes):
-        if not isinstance(kinds["inputs"], Image):
+        if not isinstance(kinds["inputs"], Image) or isinstance(inputs, Ragged):
             raise ValueError(
                 f"{part}targets are boxes and {part}inputs has shape {tuple(inputs.shape)}; boxes "
                 "need images (N, C, H, W)."
