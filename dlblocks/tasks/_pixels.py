@@ -170,14 +170,14 @@ def class_sums(target: Array, prediction: Array, num_classes: int | None = None)
         num_classes = prediction.shape[1] if scores else 1
         for start in range(0, 0 if scores else len(target), rows):
             labels = target[start : start + rows]
-            labels = labels[_known(labels)]
+            labels = labels[known_pixels(labels)]
             most = max(labels.max(initial=0), prediction[start : start + rows].max(initial=0))
             num_classes = max(num_classes, int(most) + 1)
     found = np.zeros((3, len(target), num_classes), np.int64)
     for start in range(0, len(target), rows):
         true, guess = (np.asarray(a[start : start + rows]) for a in (target, prediction))
         guess = guess.argmax(1) if scores else guess.astype(np.int64)
-        known = _known(true) & (true < num_classes)
+        known = known_pixels(true) & (true < num_classes)
         offset = np.arange(len(true)).reshape(-1, *(1,) * (true.ndim - 1)) * num_classes
         cells = len(true) * num_classes
         true = true.astype(np.int64)
@@ -201,14 +201,14 @@ def confusion(target: Array, prediction: Array, num_classes: int) -> Array:
     rows = max(1, CHUNK // max(1, target[:1].size))
     for start in range(0, len(target), rows):
         true, guess = (np.asarray(a[start : start + rows]) for a in (target, prediction))
-        known = _known(true) & (true < num_classes)
+        known = known_pixels(true) & (true < num_classes)
         guess = guess.argmax(1) if guess.ndim > true.ndim else guess.astype(np.int64)
         cell = true[known].astype(np.int64) * num_classes + guess[known]
         found += np.bincount(cell, minlength=num_classes**2)
     return found.reshape(num_classes, num_classes)
 
 
-def _known(target: Array) -> Array:
+def known_pixels(target: Array) -> Array:
     return target != IGNORED_BYTE if target.dtype == np.uint8 else target >= 0
 
 

@@ -21,6 +21,7 @@ from dlblocks.tasks._pixels import (
     class_sums,
     confusion,
     hard_map,
+    known_pixels,
     narrow,
     pixel_cross_entropy,
     scores_of,
@@ -291,6 +292,33 @@ class SegmentationTask(ClassTask):
         return iou
 
     @classmethod
+    def sample_losses(cls, table: PredictionTable) -> Array:
+        if table.has("iou"):
+            iou = table.iou
+        else:
+            iou = scores_of(class_sums(table.target, table.prediction))["iou"]
+        found: Array = 1 - iou.astype(float)
+        return found
+
+    @classmethod
+    def show(cls, table: Predictions, *, title: str | None = None) -> Figure:
+        prediction = table.prediction
+        if prediction.ndim == 4:
+            prediction = prediction.argmax(1)
+        known = [labels[known_pixels(labels)] for labels in (table.target, prediction)]
+        count = 1 + int(max(labels.max(initial=0) for labels in known))
+        names = [str(i) for i in range(max(count, len(table.class_names)))]
+        ious = 1 - cls.sample_losses(table)
+        return plots.overlays(
+            table.images(),
+            table.target,
+            prediction,
+            table.class_names if len(table.class_names) >= count else names,
+            titles=[f"sample {i}, IoU {iou:.2f}" for i, iou in zip(table.index, ious, strict=True)],
+            title=title and f"{title}: masks, predictions",
+        )
+
+    @classmethod
     def weighted_metrics(cls, target: Array, prediction: Array) -> dict[str, Weighted]:
         sums = class_sums(target, prediction).astype(float)
 
@@ -333,7 +361,7 @@ class SegmentationTask(ClassTask):
             ),
         }
         if table.inputs is not None and len(table.input_shape) == 3 and table.has("iou"):
-            found["worst"] = lambda: _worst(table, names)
+            found["worst"] = lambda: _worst(table)
         return found
 
 
@@ -345,17 +373,8 @@ def _of_classes(
     return figure
 
 
-def _worst(table: Predictions, names: Sequence[str]) -> Figure:
+def _worst(table: Predictions) -> Figure:
     """Draw the images of the lowest IoU, each once."""
-    assert table.inputs is not None  # for the type checker
-    order = np.argsort(np.where(np.isfinite(table.iou), table.iou, 1), kind="stable")
-    _, first = np.unique(table.index[order], return_index=True)
-    rows = order[np.sort(first)[:NUM_WORST]]
-    return plots.overlays(
-        table.inputs(table.index[rows]),
-        table.target[rows],
-        table.prediction[rows],
-        names,
-        titles=[f"sample {table.index[i]}, IoU {table.iou[i]:.2f}" for i in rows],
-        title="worst samples: masks, predictions",
-    )
+    worst = table.worst(NUM_WORST)
+    shown = Predictions(worst, class_names=table.class_names, inputs=table.inputs)
+    return SegmentationTask.show(shown, title="worst samples")
