@@ -30,6 +30,8 @@ CAPTIONS = {
     "column have changed places.",
     "hardest": "Hardest samples: the true class got the lowest out-of-fold probability, on average "
     "over the repeats.",
+    "classes": "Out-of-fold scores of each class, over all pixels.",
+    "worst": "Worst samples, with the lowest out-of-fold IoU: the mask and the predicted one.",
 }
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
@@ -48,6 +48,9 @@ from dlblocks.runs._result import Result
 from dlblocks.runs._tables import number
 from dlblocks.tasks import PredictionTable
 from dlblocks.tasks.task import data_frame
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(repr=False)
@@ -190,6 +193,49 @@ class CrossValidationResult(Result):
             )
         self.oof.of_task()
         return self.oof
+
+    def worst(self, count: int = 20) -> PredictionTable:
+        """Return the out-of-fold predictions with the largest loss, the worst first.
+
+        See `PredictionTable.worst`.
+
+        Args:
+            count: Number of samples.
+        """
+        return self._predictions().worst(count)
+
+    def show_results(
+        self,
+        table: PredictionTable | None = None,
+        *,
+        count: int = 12,
+        datamodule: SplitDataModule | None = None,
+    ) -> Figure:
+        """Draw images with their targets and out-of-fold predictions.
+
+        ``result.show_results(result.worst(12))`` draws the worst samples.
+
+        Args:
+            table: Rows of `oof`, of which the first `count` are drawn. None: some of all samples,
+                at equal distances.
+            count: Number of images.
+            datamodule: The data; not needed on the result that `cross_validate` returned.
+
+        Raises:
+            AttributeError: Inputs are no images.
+            ValueError: There are no out-of-fold predictions, or the data are not known.
+        """
+        data: Any = datamodule or (self.given or {}).get("datamodule")
+        if data is None:
+            raise ValueError("a result that was loaded does not know datamodule; give datamodule=.")
+        if not isinstance(data, DataModule):
+            raise ValueError(f"a {type(data).__name__} does not say what its images are.")
+        title = ""
+        if table is None:
+            oof = self._predictions()
+            table = oof[np.unique(np.linspace(0, len(oof) - 1, count).astype(int))]
+            title = "Out-of-fold predictions"
+        return data.show_results(table, count=count, title=title)
 
     def compare(self, other: CrossValidationResult, metric: str | None = None) -> Comparison:
         """Test whether a metric differs between two cross-validations on the same folds.

@@ -28,9 +28,10 @@ from dlblocks.data.encoders import ArrayEncoder, Encoder, ImageEncoder, Sequence
 from dlblocks.data.source import Source, check_arrays
 from dlblocks.data.split_datamodule import BatchSize, SplitDataModule, SplitMetadata
 from dlblocks.data.transforms import SampleTransform
-from dlblocks.fields import KINDS, Kind, Padded, Ragged
+from dlblocks.fields import KINDS, Kind, Mask, Padded, Ragged
 from dlblocks.nets import Preprocess
 from dlblocks.nets.preprocess import Inputs, complete, preprocess_of
+from dlblocks.tasks import Predictions, PredictionTable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -283,7 +284,6 @@ class DataModule(SplitDataModule):
 
         The index of a sample of the part is its row in this array.
         """
-        self.setup()
         return self._part_arrays(part)[0]
 
     # Splits
@@ -513,10 +513,10 @@ class DataModule(SplitDataModule):
         """Convert results of `transform` back to the source's units, floating point."""
         return self.preprocess.to(inputs.device).inverse(inputs)
 
-    def show(
+    def show_batch(
         self, callbacks: pl.Callback | Sequence[pl.Callback] = (), *, count: int = 16
     ) -> Figure:
-        """Draw the first training images as a model sees them, with labels.
+        """Draw the first training images as a model sees them, with labels or masks.
 
         The batch comes from a real fit with the given callbacks, such as
         ``[Augment(rotation=10), MixUp()]``. Normalisation is undone for the picture.
@@ -524,10 +524,16 @@ class DataModule(SplitDataModule):
         Args:
             callbacks: Callbacks that change batches, or one of them. Copies are used.
             count: Number of images, at most those of one batch.
+
+        Raises:
+            ValueError: Inputs are no images, or targets have no picture.
         """
         from dlblocks.plots import batch
 
         self._image_shape()
+        kind = self.kinds["targets"]
+        if kind.is_structured and not isinstance(kind, Mask):
+            raise ValueError(f"there is no picture of targets of kind {kind.name!r}.")
         new = self.for_fold(self.fold, self.num_folds, repeat=self.repeat)
         if isinstance(callbacks, pl.Callback):
             callbacks = [callbacks]
@@ -537,7 +543,45 @@ class DataModule(SplitDataModule):
             targets.numpy(),
             self.class_names,
             values=not self.is_classification,
+            ignore_index=getattr(kind, "ignore_index", 255),
         )
+
+    show = show_batch
+
+    def show_results(
+        self, table: PredictionTable, *, part: str = "val", count: int = 12, title: str = ""
+    ) -> Figure:
+        """Draw images with their targets and predictions.
+
+        ``data.show_results(result.worst(12))`` draws the worst samples of a cross-validation.
+
+        Args:
+            table: Predictions, of which the first `count` rows are drawn in their order.
+            part: The part that was predicted, ``"train"``, ``"val"`` or ``"test"``.
+            count: Number of images.
+            title: Put above.
+
+        Raises:
+            AttributeError: Inputs are no images.
+            ValueError: The task is not known, or has no picture.
+        """
+        self._image_shape()
+        shown = self.with_inputs(table[: whole(count)], part)
+        return shown.of_task().show(shown, title=title or None)
+
+    def with_inputs(self, table: PredictionTable, part: str, *, repeats: int = 1) -> Predictions:
+        """Return predictions with the raw inputs of their samples, for figures.
+
+        Args:
+            table: The predictions.
+            part: Which arrays their index counts in.
+            repeats: How often each sample is among them.
+        """
+        shown = Predictions(table, class_names=self.class_names or [], repeats=repeats)
+        if None not in self.input_shape:  # lengths are equal
+            shown.inputs = lambda rows: self.raw_inputs(part)[rows].numpy()
+            shown.input_shape = self.input_shape
+        return shown
 
     def as_images(self, inputs: Tensor) -> Tensor:
         """Convert results of `transform` to uint8 images, or floats like the source."""

@@ -46,6 +46,7 @@ class Source:
         test_weights: Weights of the test set; None for equal weights.
         positions: Image, row, column, height and width of each sample, floating point (N, 5), if
             samples are tiles of large images.
+        test_positions: Those of the test set, whose images are numbered anew.
     """
 
     inputs: Tensor | Ragged
@@ -63,6 +64,7 @@ class Source:
     weights: Tensor | None = None
     test_weights: Tensor | None = None
     positions: np.ndarray | None = None
+    test_positions: np.ndarray | None = None
 
     @cached_property
     def fields(self) -> dict[str, Field]:

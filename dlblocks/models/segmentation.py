@@ -32,6 +32,7 @@ class Segmenter(Model):
             N / (C · N_c), counted in pixels of the training part. In training only.
         metrics: Further metrics of validation and test: names of torchmetrics' classes, such as
             ``"cohen_kappa"``, or metrics.
+        aux_weight: Weight of the loss of auxiliary logits; see `SegmentationTask`.
         **kwargs: Optimization; see `dlblocks.models.Model`.
 
     Example:
@@ -52,6 +53,7 @@ class Segmenter(Model):
         label_smoothing: float = 0.0,
         class_weights: Sequence[float] | Literal["balanced"] | None = None,
         metrics: Sequence[str | Metric] | None = None,
+        aux_weight: float = 0.0,
         **kwargs: Any,
     ) -> None:
         self.num_classes = num_classes
@@ -63,6 +65,7 @@ class Segmenter(Model):
             label_smoothing=label_smoothing,
             class_weights=class_weights,
             metrics=metrics,
+            aux_weight=aux_weight,
         )
         super().__init__(net, task, **kwargs)
         self.label_smoothing = label_smoothing
@@ -120,8 +123,20 @@ class VisionSegmenter(Segmenter):
             another of `dlblocks.nets.vision_segmentation.ARCHS`.
         num_classes: Number of classes, with that of the background.
         in_channels: Channels of the images.
+        aux_weight: Weight of the loss of FCN's and DeepLab's auxiliary classifier, which sees the
+            maps of the second last stage. It is trained and otherwise not used. torchvision trains
+            with 0.5. 0: there is none.
         **kwargs: Loss and optimization; see `Segmenter`.
     """
 
-    def __init__(self, arch: str, num_classes: int, *, in_channels: int = 3, **kwargs: Any) -> None:
-        super().__init__(VisionSegmentation(arch, in_channels, num_classes), num_classes, **kwargs)
+    def __init__(
+        self,
+        arch: str,
+        num_classes: int,
+        *,
+        in_channels: int = 3,
+        aux_weight: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        net = VisionSegmentation(arch, in_channels, num_classes, aux=aux_weight > 0)
+        super().__init__(net, num_classes, aux_weight=aux_weight, **kwargs)

@@ -7,6 +7,9 @@ arXiv 1706.05587, 2017.
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from dlblocks._errors import check_choice, check_range, checked
@@ -24,7 +27,7 @@ ARCHS = (
 class VisionSegmentation(nn.Module):
     """A segmentation net of torchvision, with its own number of channels and classes.
 
-    It begins with random weights, and has no auxiliary output. Outputs have the images' size.
+    It begins with random weights. Outputs have the images' size.
     DeepLab and LR-ASPP pool the whole image into one value a channel, which batch norm cannot train
     on in a batch of one.
 
@@ -32,12 +35,16 @@ class VisionSegmentation(nn.Module):
         arch: One of `ARCHS`.
         in_channels: Channels of the images.
         out_features: Values for each pixel: classes.
+        aux: Add the auxiliary classifier of FCN and DeepLab, which in training puts out as many
+            further values behind the others.
 
     Shape:
-        Input (N, in_channels, H, W); output (N, out_features, H, W).
+        Input (N, in_channels, H, W); output (N, out_features, H, W), and (N, 2 · out_features,
+        H, W) in training with `aux`.
 
     Raises:
-        ValueError: `arch` is not known, or a batch of one is trained on.
+        ValueError: `arch` is not known or has no auxiliary classifier, or a batch of one is
+            trained on.
 
     Example:
         >>> import torch
@@ -47,15 +54,25 @@ class VisionSegmentation(nn.Module):
     """
 
     @checked
-    def __init__(self, arch: str, in_channels: int, out_features: int) -> None:
+    def __init__(
+        self, arch: str, in_channels: int, out_features: int, *, aux: bool = False
+    ) -> None:
         from torchvision.models import get_model
 
         super().__init__()
         check_choice("arch", arch, list(ARCHS))
         check_range("in_channels", in_channels, 1)
         check_range("out_features", out_features, 1)
-        self.arch, self.in_channels = arch, in_channels
-        self.net = get_model(arch, weights=None, weights_backbone=None, num_classes=out_features)
+        if aux and arch.startswith("lraspp"):
+            raise ValueError(
+                f"{arch} has no auxiliary classifier; set aux_weight=0 (aux=False), or use FCN or "
+                "DeepLab."
+            )
+        self.arch, self.in_channels, self.aux = arch, in_channels, aux
+        options: dict[str, Any] = {"aux_loss": True} if aux else {}
+        self.net = get_model(
+            arch, weights=None, weights_backbone=None, num_classes=out_features, **options
+        )
         if in_channels != 3:
             _replace_first(self.net.backbone, in_channels)
 
@@ -66,11 +83,14 @@ class VisionSegmentation(nn.Module):
                 f"{self.arch} pools an image into one value a channel, which batch norm cannot "
                 "train on in a batch of one; use batch_size of 2 or more."
             )
-        logits: Tensor = self.net(images)["out"]  # (N, out_features, H, W)
+        found = self.net(images)
+        logits: Tensor = found["out"]  # (N, out_features, H, W)
+        if self.aux and self.training:
+            return torch.cat([logits, found["aux"]], dim=1)
         return logits
 
     def check_input(self, shape: tuple[int, ...]) -> None:
-        """Raises a `ValueError` unless an image of `shape`, without the batch axis, fits."""
+        """Raise a `ValueError` unless an image of `shape`, without the batch axis, fits."""
         if len(shape) != 3 or shape[0] != self.in_channels:
             raise ValueError(
                 f"in_channels={self.in_channels}, but one input has shape {shape}; set "

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dlblocks.plots._style import GREEN, RED, as_numpy, check_lengths, literal, new_figure
+from dlblocks.plots.masks import overlays
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,8 +22,9 @@ def batch(
     class_names: Sequence[str] | None = None,
     *,
     values: bool | None = None,
+    ignore_index: int = 255,
 ) -> Figure:
-    """Draw the images of a batch in a grid, with their labels.
+    """Draw the images of a batch in a grid, with their labels or masks.
 
     A soft label shows the shares of its classes, largest first, three at most: ``7: 62 %``. A class
     without a name shows its number. Labels that are not numbers show as they are.
@@ -31,16 +33,20 @@ def batch(
         images: Shape (N, C, H, W) with C = 1 or 3, or (N, H, W); uint8, or floating point, which is
             scaled by the range of the whole batch.
         targets: Classes (N,), soft labels or several labels (N, C), or values, floating point of
-            shape (N,) or (N, D).
+            shape (N,) or (N, D). Or masks: classes (N, H, W), or soft masks (N, C, H, W), of which
+            the likeliest class is drawn.
         class_names: Names of the classes; None for their numbers, or for values.
         values: True if targets (N, D) are values rather than shares of classes. None: true if some
             are outside [0, 1].
+        ignore_index: The label of pixels that do not count.
 
     Raises:
         ValueError: Lengths differ or are 0, or the images have another shape.
     """
     images, targets = as_numpy(images), as_numpy(targets)
     check_lengths(images=images, targets=targets)
+    if targets.ndim > 2 and targets.shape[-2:] == images.shape[-2:]:
+        return _masks(images, targets, class_names, ignore_index)
     images = _scaled(images)
     if values is None and targets.ndim == 2 and targets.dtype.kind == "f":
         values = bool((targets < 0).any() or (targets > 1.01).any())  # allow rounding
@@ -52,6 +58,21 @@ def batch(
         said = _values(target) if values else _label(target, class_names)
         axis.set_xlabel(literal(said), fontsize=9, labelpad=3)
     return figure
+
+
+def _masks(
+    images: np.ndarray, targets: np.ndarray, class_names: Sequence[str] | None, ignore_index: int
+) -> Figure:
+    """Draw images under their masks."""
+    if targets.ndim == 4:  # soft masks; where nothing counts, all shares are 0
+        labels = np.where(targets.sum(1) > 0, targets.argmax(1), -1)
+        count = targets.shape[1]
+    else:
+        labels = np.where(targets == ignore_index, -1, targets.astype(np.int64))
+        count = int(labels.max(initial=0)) + 1
+    names = class_names or [str(i) for i in range(count)]
+    pixels = images if images.ndim == 4 else images[:, None]
+    return overlays(pixels, labels, None, names)
 
 
 def _grid(count: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
@@ -143,19 +164,52 @@ def hardest(
     check_lengths(images=images, targets=targets, probabilities=probabilities, indices=indices)
     true = np.take_along_axis(probabilities, targets[:, None], axis=1)[:, 0]
     order = np.argsort(true, kind="stable")[:count]
-    columns = min(len(order), 5 if len(order) <= 20 else 8)
-    figure, axes = _grid(len(order), columns, 1.7, 2.3)
-    for axis, i in zip(axes, order, strict=False):
+    guess = probabilities[order].argmax(1)
+    return answers(
+        images[order],
+        [
+            f"{class_names[t]} → {class_names[g]}"
+            for t, g in zip(targets[order], guess, strict=True)
+        ],
+        captions=[f"p(true) {true[i]:.2f}\nsample {indices[i]}" for i in order],
+        right=guess == targets[order],
+        title=f"{title}: true → predicted",
+    )
+
+
+def answers(
+    images: npt.ArrayLike,
+    said: Sequence[str],
+    *,
+    captions: Sequence[str] | None = None,
+    right: npt.ArrayLike | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Draw images with what was predicted of each.
+
+    Args:
+        images: Shape (N, C, H, W) with C = 1 or 3, or (N, H, W); uint8, or floating point, each of
+            which is scaled by its own range.
+        said: A text above each image.
+        captions: A text below each image.
+        right: Whether each prediction is right, shape (N,): its text is green or red.
+        title: Title.
+
+    Raises:
+        ValueError: Lengths differ or are 0.
+    """
+    images = as_numpy(images)
+    check_lengths(images=images, said=said)
+    columns = min(len(images), 5 if len(images) <= 20 else 8)
+    figure, axes = _grid(len(images), columns, 1.7, 2.3)
+    colours = ["black"] * len(images)
+    if right is not None:
+        colours = [GREEN if one else RED for one in as_numpy(right)]
+    for i, axis in enumerate(axes[: len(images)]):
         _show_image(axis, _scaled(images[i]))
-        guess = int(probabilities[i].argmax())
-        axis.set_title(
-            literal(f"{class_names[targets[i]]} → {class_names[guess]}"),
-            fontsize=11,
-            color=GREEN if guess == targets[i] else RED,
-            fontweight="bold",
-            pad=3,
-        )
-        said = f"p(true) {true[i]:.2f}\nsample {indices[i]}"
-        axis.set_xlabel(said, fontsize=8, color="#444444", labelpad=3)
-    figure.suptitle(literal(f"{title}: true → predicted"), fontsize=11)
+        axis.set_title(literal(said[i]), fontsize=11, color=colours[i], fontweight="bold", pad=3)
+        if captions is not None:
+            axis.set_xlabel(literal(captions[i]), fontsize=8, color="#444444", labelpad=3)
+    if title:
+        figure.suptitle(literal(title), fontsize=11)
     return figure

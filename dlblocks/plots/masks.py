@@ -22,13 +22,13 @@ LARGEST = 30  # classes whose cells have numbers
 def overlays(
     images: npt.ArrayLike,
     targets: npt.ArrayLike,
-    predictions: npt.ArrayLike,
+    predictions: npt.ArrayLike | None,
     class_names: Sequence[str],
     *,
     titles: Sequence[str] | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draws images with their masks (left) and the predicted masks (right).
+    """Draw images with their masks (left) and the predicted masks (right).
 
     The image is grey under the colours of the classes; class 0 has none, and pixels that do not
     count are light grey.
@@ -36,7 +36,7 @@ def overlays(
     Args:
         images: Shape (N, C, H, W), uint8 or floating point.
         targets: Classes, shape (N, H, W); what is no class does not count.
-        predictions: Classes, shape (N, H, W).
+        predictions: Classes, shape (N, H, W). None draws the masks alone.
         class_names: Names of the classes 0 … C-1.
         titles: One for each image.
         title: Put above.
@@ -44,29 +44,29 @@ def overlays(
     Raises:
         ValueError: Lengths differ, or there is no sample.
     """
-    images, targets, predictions = (np.asarray(a) for a in (images, targets, predictions))
-    check_lengths(images=images, targets=targets, predictions=predictions)
+    images, targets = np.asarray(images), np.asarray(targets)
+    maps = [targets] if predictions is None else [targets, np.asarray(predictions)]
+    check_lengths(images=images, targets=targets, predictions=maps[-1])
     colours = _colours(len(class_names))
-    columns = min(len(images), 4)
+    columns = min(len(images), 8 // len(maps))
     rows = -(-len(images) // columns)
-    figure = new_figure(3.2 * columns, 1.9 * rows + 0.6)
-    axes = figure.subplots(rows, 2 * columns, squeeze=False)
+    figure = new_figure(1.6 * len(maps) * columns, 1.9 * rows + 0.6)
+    axes = figure.subplots(rows, len(maps) * columns, squeeze=False)
     for axis in axes.ravel():
         axis.set_xticks([])
         axis.set_yticks([])
         axis.set_frame_on(False)
-    pairs = axes.reshape(-1, 2)
-    for i, (left, right) in enumerate(pairs[: len(images)]):
+    for i, places in enumerate(axes.reshape(-1, len(maps))[: len(images)]):
         grey = images[i].astype(float).mean(0)
         low, high = grey.min(), grey.max()
         grey = (grey - low) / (high - low if high > low else 1)
-        labels = targets[i].astype(np.int64)
-        labels[labels >= len(class_names)] = -1
-        left.imshow(_shaded(grey, labels, colours))
-        right.imshow(_shaded(grey, predictions[i].astype(np.int64), colours))
+        for axis, labels in zip(places, maps, strict=True):
+            numbers = labels[i].astype(np.int64)
+            numbers[numbers >= len(class_names)] = -1
+            axis.imshow(_shaded(grey, numbers, colours))
         if titles is not None:
-            left.set_title(literal(titles[i]), fontsize=8, loc="left", pad=3)
-    both = np.unique(np.concatenate([targets.ravel(), predictions.ravel()]))
+            places[0].set_title(literal(titles[i]), fontsize=8, loc="left", pad=3)
+    both = np.unique(np.concatenate([labels.ravel() for labels in maps]))
     seen = both[(both > 0) & (both < len(class_names))][:20]
     handles = [_patch(colours[c], literal(class_names[c])) for c in seen]
     if handles:

@@ -82,10 +82,10 @@ def prediction_figures(
         return {}
     if table.has("prediction") and not is_finite(table.prediction):
         return {}
-    shown = Predictions(table, class_names=datamodule.class_names or [], repeats=repeats)
-    if isinstance(datamodule, DataModule) and None not in datamodule.input_shape:
-        shown.inputs = lambda rows: datamodule.raw_inputs(part)[rows].numpy()
-        shown.input_shape = datamodule.input_shape
+    if isinstance(datamodule, DataModule):
+        shown = datamodule.with_inputs(table, part, repeats=repeats)
+    else:
+        shown = Predictions(table, class_names=datamodule.class_names or [], repeats=repeats)
     figures: dict[str, Figure] = {}
     for name, draw in of_task.figures(shown, title=title, scores=scores).items():
         with drawing(name):

@@ -135,22 +135,63 @@ class PixelScores(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return ``iou``, ``dice`` and ``accuracy``."""
-        hits, both = self._sums()
-        occurs = both > 0
-        return {
-            "iou": (hits / (both - hits))[occurs].mean().float(),
-            "dice": (2 * hits / both)[occurs].mean().float(),
-            "accuracy": (hits.sum() / both.sum() * 2).float(),
-        }
+        found = scores_of_matrix(self._matrix())
+        return {name: value.float() for name, value in found.items()}
 
     def class_iou(self) -> Tensor:
         """Return the IoU of each class, shape (C,); NaN for one that does not occur."""
-        hits, both = self._sums()
-        return (hits / (both - hits)).float()
+        matrix = self._matrix()
+        hits = matrix.diagonal()
+        return (hits / (matrix.sum(0) + matrix.sum(1) - hits)).float()
 
-    def _sums(self) -> tuple[Tensor, Tensor]:
-        matrix = self.confusion.view(self.num_classes, self.num_classes).to(wide(self.device))
-        return matrix.diagonal(), matrix.sum(0) + matrix.sum(1)
+    def _matrix(self) -> Tensor:
+        return self.confusion.view(self.num_classes, self.num_classes).to(wide(self.device))
+
+
+class PixelSums:
+    """`PixelScores` of each of M models at once.
+
+    Args:
+        num_models: M.
+        num_classes: C.
+        ignore_index: The label of pixels that do not count.
+        device: Where the samples are.
+    """
+
+    def __init__(
+        self, num_models: int, num_classes: int, ignore_index: int, device: torch.device
+    ) -> None:
+        self.shape = (num_models, num_classes, num_classes)
+        self.ignore_index = ignore_index
+        self.confusion = torch.zeros(num_models * num_classes**2, device=device, dtype=torch.int64)
+
+    def update(self, model: Tensor, predictions: Tensor, targets: Tensor) -> None:
+        """Add maps of classes (N, H, W) and targets (N, H, W) of the models in `model` (N,)."""
+        num_classes, cells = self.shape[1], len(self.confusion)
+        if predictions.ndim > targets.ndim:
+            predictions = predictions.argmax(1)
+        first = model.view(-1, *(1,) * (targets.ndim - 1)) * num_classes
+        cell = (first + targets) * num_classes + predictions
+        known = (targets >= 0) & (targets < num_classes) & (targets != self.ignore_index)
+        found = torch.bincount(cell.where(known, cells).flatten(), minlength=cells + 1)
+        self.confusion += found[:cells]
+
+    def compute(self, *, whole: bool) -> dict[str, Tensor]:
+        """Compute each metric, shape (M,)."""
+        return scores_of_matrix(self.confusion.view(self.shape).to(wide(self.confusion.device)))
+
+
+def scores_of_matrix(matrix: Tensor) -> dict[str, Tensor]:
+    """Compute ``iou``, ``dice`` and ``accuracy`` of counts (..., C, C), each of shape (...).
+
+    IoU and Dice are NaN if no pixel counts.
+    """
+    hits, both = matrix.diagonal(dim1=-2, dim2=-1), matrix.sum(-2) + matrix.sum(-1)
+    occurs = both > 0
+    count = occurs.sum(-1)
+    iou = torch.where(occurs, hits / (both - hits), 0).sum(-1) / count
+    dice = torch.where(occurs, 2 * hits / both, 0).sum(-1) / count
+    return {"iou": iou, "dice": dice, "accuracy": hits.sum(-1) / both.sum(-1) * 2}
 
 
 def class_sums(target: Array, prediction: Array, num_classes: int | None = None) -> Array:
@@ -170,14 +211,14 @@ def class_sums(target: Array, prediction: Array, num_classes: int | None = None)
         num_classes = prediction.shape[1] if scores else 1
         for start in range(0, 0 if scores else len(target), rows):
             labels = target[start : start + rows]
-            labels = labels[_known(labels)]
+            labels = labels[known_pixels(labels)]
             most = max(labels.max(initial=0), prediction[start : start + rows].max(initial=0))
             num_classes = max(num_classes, int(most) + 1)
     found = np.zeros((3, len(target), num_classes), np.int64)
     for start in range(0, len(target), rows):
         true, guess = (np.asarray(a[start : start + rows]) for a in (target, prediction))
         guess = guess.argmax(1) if scores else guess.astype(np.int64)
-        known = _known(true) & (true < num_classes)
+        known = known_pixels(true) & (true < num_classes)
         offset = np.arange(len(true)).reshape(-1, *(1,) * (true.ndim - 1)) * num_classes
         cells = len(true) * num_classes
         true = true.astype(np.int64)
@@ -201,14 +242,14 @@ def confusion(target: Array, prediction: Array, num_classes: int) -> Array:
     rows = max(1, CHUNK // max(1, target[:1].size))
     for start in range(0, len(target), rows):
         true, guess = (np.asarray(a[start : start + rows]) for a in (target, prediction))
-        known = _known(true) & (true < num_classes)
+        known = known_pixels(true) & (true < num_classes)
         guess = guess.argmax(1) if guess.ndim > true.ndim else guess.astype(np.int64)
         cell = true[known].astype(np.int64) * num_classes + guess[known]
         found += np.bincount(cell, minlength=num_classes**2)
     return found.reshape(num_classes, num_classes)
 
 
-def _known(target: Array) -> Array:
+def known_pixels(target: Array) -> Array:
     return target != IGNORED_BYTE if target.dtype == np.uint8 else target >= 0
 
 

@@ -234,6 +234,29 @@ class MulticlassTask(ClassTask):
         return weighted_class_metrics(target, prediction)
 
     @classmethod
+    def sample_losses(cls, table: PredictionTable) -> Array:
+        target, prediction = table.target, table.prediction
+        if prediction.ndim == 1 or not are_probabilities(prediction):
+            wrong: Array = (_classes(prediction) != target).astype(float)
+            return wrong
+        true = np.take_along_axis(prediction, target[:, None], axis=1)[:, 0].astype(float)
+        found: Array = -np.log(true.clip(np.finfo(np.float32).tiny))
+        return found
+
+    @classmethod
+    def show(cls, table: Predictions, *, title: str | None = None) -> Figure:
+        guess, target = _classes(table.prediction), table.target
+        count = int(max(guess.max(), target.max())) + 1
+        names = _names(table.class_names, max(count, len(table.class_names)))
+        return plots.answers(
+            table.images(),
+            [f"{names[t]} → {names[g]}" for t, g in zip(target, guess, strict=True)],
+            captions=table.captions(),
+            right=guess == target,
+            title=title and f"{title}: true → predicted",
+        )
+
+    @classmethod
     def right(cls, target: Array, prediction: Array) -> Array:
         found: Array = _classes(prediction) == target
         return found

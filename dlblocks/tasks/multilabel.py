@@ -274,14 +274,38 @@ class MultilabelTask(ClassTask):
         }
 
     @classmethod
+    def sample_losses(cls, table: PredictionTable) -> Array:
+        found: Array = _cross_entropy(table.target, table.prediction).mean(1)
+        return found
+
+    @classmethod
+    def show(cls, table: Predictions, *, title: str | None = None) -> Figure:
+        names = cls._names_of(table)
+        guess, target = table.prediction >= 0.5, table.target != 0
+
+        def said(row: Array) -> str:
+            return ", ".join(names[i] for i in np.flatnonzero(row)) or "–"
+
+        return plots.answers(
+            table.images(),
+            [f"{said(t)}\n→ {said(g)}" for t, g in zip(target, guess, strict=True)],
+            captions=table.captions(),
+            right=(guess == target).all(1),
+            title=title and f"{title}: true → predicted",
+        )
+
+    @classmethod
+    def _names_of(cls, table: Predictions) -> list[str]:
+        count = table.target.shape[1]
+        names = list(table.class_names)
+        return names if len(names) == count else [str(i) for i in range(count)]
+
+    @classmethod
     def figures(
         cls, table: Predictions, *, title: str, scores: Mapping[str, float] | None = None
     ) -> dict[str, Callable[[], Figure]]:
         """Draw the metrics of each label."""
-        count = table.target.shape[1]
-        names = list(table.class_names)
-        if len(names) != count:
-            names = [str(i) for i in range(count)]
+        names = cls._names_of(table)
         return {
             "labels": lambda: plots.labels(
                 cls.by_label(table.target, table.prediction),

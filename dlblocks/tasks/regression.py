@@ -182,6 +182,26 @@ class RegressionTask(Task):
         return weighted_value_metrics(target, prediction)
 
     @classmethod
+    def sample_losses(cls, table: PredictionTable) -> Array:
+        error = table.target - table.prediction.reshape(table.target.shape)
+        found: Array = np.square(error.reshape(len(error), -1).astype(float)).mean(1)
+        return found
+
+    @classmethod
+    def show(cls, table: Predictions, *, title: str | None = None) -> Figure:
+        pairs = zip(table.target.reshape(len(table), -1), table.prediction.reshape(len(table), -1),
+                    strict=True)  # fmt: skip
+        return plots.answers(
+            table.images(),
+            [
+                " → ".join(", ".join(f"{v:.3g}" for v in values) for values in pair)
+                for pair in pairs
+            ],
+            captions=table.captions(),
+            title=title and f"{title}: true → predicted",
+        )
+
+    @classmethod
     def conformal_scores(cls, target: Array, prediction: Array) -> Array:
         found: Array = np.abs(target - prediction.reshape(target.shape))
         return found

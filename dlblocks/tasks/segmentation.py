@@ -12,15 +12,17 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from dlblocks import plots
-from dlblocks._errors import check_choice
+from dlblocks._errors import check_choice, check_range
 from dlblocks._scores import Weighted
 from dlblocks.fields import Mask, kinds_of
 from dlblocks.losses import dice_loss, focal_loss
 from dlblocks.tasks._pixels import (
     PixelScores,
+    PixelSums,
     class_sums,
     confusion,
     hard_map,
+    known_pixels,
     narrow,
     pixel_cross_entropy,
     scores_of,
@@ -65,6 +67,8 @@ class SegmentationTask(ClassTask):
             N / (C · N_c), counted in pixels of the training part. In training only.
         metrics: Further metrics of validation and test: names of torchmetrics' classes, such as
             ``"cohen_kappa"``, or metrics.
+        aux_weight: Weight of the loss of auxiliary logits, for nets that in training put out
+            (N, 2C, H, W): the logits, then those of an auxiliary classifier. 0 for other nets.
 
     Example:
         >>> task = SegmentationTask(2)
@@ -87,6 +91,7 @@ class SegmentationTask(ClassTask):
         label_smoothing: float = 0.0,
         class_weights: Sequence[float] | Literal["balanced"] | None = None,
         metrics: Sequence[str | Metric] | None = None,
+        aux_weight: float = 0.0,
     ) -> None:
         super().__init__(
             num_classes,
@@ -102,13 +107,26 @@ class SegmentationTask(ClassTask):
                 f"label_smoothing={label_smoothing} is that of the cross-entropy, and loss={loss!r}"
                 "; leave it out, or use loss='cross_entropy'."
             )
+        check_range("aux_weight", aux_weight, 0)
         self.ignore_index, self.gamma = int(ignore_index), float(gamma)
+        self.aux_weight = float(aux_weight)
 
     @property
     def sizes(self) -> dict[str, int]:
         return {"num_classes": self.num_classes, "ignore_index": self.ignore_index}
 
+    def _main(self, outputs: Tensor) -> Tensor:
+        """Leave out auxiliary logits."""
+        return outputs[:, : self.num_classes]
+
     def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        if self.aux_weight and outputs.shape[1] == 2 * self.num_classes:
+            main, auxiliary = outputs.chunk(2, 1)
+            aux_loss = self._loss(auxiliary, targets, weights)
+            return self._loss(main, targets, weights) + self.aux_weight * aux_loss
+        return self._loss(outputs, targets, weights)
+
+    def _loss(self, outputs: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         shared: dict[str, Any] = {
             "weight": self.class_weight if self.training else None,
             "ignore_index": self.ignore_index,
@@ -146,10 +164,15 @@ class SegmentationTask(ClassTask):
             return self.predict(outputs), targets
         # Of all that waits for the metrics, only classes, in one byte each.
         kept = narrow(targets, self.num_classes, self.ignore_index)
-        return outputs.argmax(1).to(kept.dtype), kept
+        return self._main(outputs).argmax(1).to(kept.dtype), kept
+
+    def stacked_metrics(self, num_models: int, device: torch.device) -> PixelSums | None:
+        if self.chosen or self.weighted:
+            return None
+        return PixelSums(num_models, self.num_classes, self.ignore_index, device)
 
     def predict(self, outputs: Tensor, targets: Tensor | None = None) -> Tensor:
-        return outputs.float().softmax(1)
+        return self._main(outputs).float().softmax(1)
 
     def outputs_of(self, predictions: Tensor) -> Tensor:
         if not predictions.is_floating_point():
@@ -235,11 +258,13 @@ class SegmentationTask(ClassTask):
             )
 
     def check_batch(self, outputs: Tensor, targets: Tensor) -> None:
-        if outputs.ndim != 4 or outputs.shape[1] != self.num_classes:
+        allowed = [self.num_classes, *([2 * self.num_classes] if self.aux_weight else [])]
+        if outputs.ndim != 4 or outputs.shape[1] not in allowed:
             raise ValueError(
                 f"num_classes={self.num_classes}, but the net puts out shape "
                 f"{tuple(outputs.shape)}; expected (N, {self.num_classes}, H, W)."
             )
+        outputs = self._main(outputs)
         expected = tuple(outputs.shape)
         if not targets.is_floating_point():
             expected = expected[:1] + expected[2:]
@@ -291,6 +316,33 @@ class SegmentationTask(ClassTask):
         return iou
 
     @classmethod
+    def sample_losses(cls, table: PredictionTable) -> Array:
+        if table.has("iou"):
+            iou = table.iou
+        else:
+            iou = scores_of(class_sums(table.target, table.prediction))["iou"]
+        found: Array = 1 - iou.astype(float)
+        return found
+
+    @classmethod
+    def show(cls, table: Predictions, *, title: str | None = None) -> Figure:
+        prediction = table.prediction
+        if prediction.ndim == 4:
+            prediction = prediction.argmax(1)
+        known = [labels[known_pixels(labels)] for labels in (table.target, prediction)]
+        count = 1 + int(max(labels.max(initial=0) for labels in known))
+        names = [str(i) for i in range(max(count, len(table.class_names)))]
+        ious = 1 - cls.sample_losses(table)
+        return plots.overlays(
+            table.images(),
+            table.target,
+            prediction,
+            table.class_names if len(table.class_names) >= count else names,
+            titles=[f"sample {i}, IoU {iou:.2f}" for i, iou in zip(table.index, ious, strict=True)],
+            title=title and f"{title}: masks, predictions",
+        )
+
+    @classmethod
     def weighted_metrics(cls, target: Array, prediction: Array) -> dict[str, Weighted]:
         sums = class_sums(target, prediction).astype(float)
 
@@ -333,7 +385,7 @@ class SegmentationTask(ClassTask):
             ),
         }
         if table.inputs is not None and len(table.input_shape) == 3 and table.has("iou"):
-            found["worst"] = lambda: _worst(table, names)
+            found["worst"] = lambda: _worst(table)
         return found
 
 
@@ -345,17 +397,8 @@ def _of_classes(
     return figure
 
 
-def _worst(table: Predictions, names: Sequence[str]) -> Figure:
+def _worst(table: Predictions) -> Figure:
     """Draw the images of the lowest IoU, each once."""
-    assert table.inputs is not None  # for the type checker
-    order = np.argsort(np.where(np.isfinite(table.iou), table.iou, 1), kind="stable")
-    _, first = np.unique(table.index[order], return_index=True)
-    rows = order[np.sort(first)[:NUM_WORST]]
-    return plots.overlays(
-        table.inputs(table.index[rows]),
-        table.target[rows],
-        table.prediction[rows],
-        names,
-        titles=[f"sample {table.index[i]}, IoU {table.iou[i]:.2f}" for i in rows],
-        title="worst samples: masks, predictions",
-    )
+    worst = table.worst(NUM_WORST)
+    shown = Predictions(worst, class_names=table.class_names, inputs=table.inputs)
+    return SegmentationTask.show(shown, title="worst samples")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
+from dlblocks._errors import check_range
 from dlblocks._files import atomic_write
 from dlblocks._npz import (
     Column,
@@ -189,6 +190,33 @@ class PredictionTable:
                 f"one of predictions; there are the columns {', '.join(self.columns)}."
             )
         return known[self.task]
+
+    def worst(self, count: int = 20) -> PredictionTable:
+        """Return the rows with the largest loss, the worst first, each sample once.
+
+        The column ``loss`` is that of each row: the cross-entropy of classes, 1 for a wrong class
+        without probabilities, the squared error of values, and 1 - IoU of masks. Of a sample that
+        several repeats have predicted, the worst row is returned.
+
+        Args:
+            count: Number of rows.
+
+        Raises:
+            ValueError: The task has no loss of each row, or is not known.
+        """
+        check_range("count", count, 1)
+        losses = self.of_task().sample_losses(self)
+        if losses is None:
+            raise ValueError(
+                f"predictions of the task {self.task!r} have no loss of each sample; define "
+                "sample_losses(table) in the task."
+            )
+        order = np.argsort(-np.where(np.isnan(losses), -np.inf, losses), kind="stable")
+        order = order[~np.isnan(losses[order])]
+        _, first = np.unique(self.index[order], return_index=True)
+        rows = order[np.sort(first)[:count]]
+        found: PredictionTable = self[rows].with_columns(loss=losses[rows])
+        return found
 
     def score(self) -> dict[str, float]:
         """Compute the task's metrics over all rows at once.
@@ -519,6 +547,24 @@ class Task(nn.Module):
         return {}
 
     @classmethod
+    def sample_losses(cls, table: PredictionTable) -> Array | None:
+        """Compute the loss of each row, shape (N,), by which `PredictionTable.worst` sorts.
+
+        NaN for rows without a prediction. None if rows have no loss.
+        """
+        return None
+
+    @classmethod
+    def show(cls, table: Predictions, *, title: str | None = None) -> Figure:
+        """Draw the images of all rows with target and prediction, in the order of the rows.
+
+        Args:
+            table: A few predictions, with `inputs`.
+            title: Put above.
+        """
+        raise ValueError(f"predictions of the task {table.task!r} cannot be drawn on images.")
+
+    @classmethod
     def right(cls, target: Array, prediction: Array) -> Array | None:
         """Tell which predictions are right, shape (N,), or None if none can be."""
         return None
@@ -647,6 +693,17 @@ class Predictions(PredictionTable):
         super().__init__(table.columns, task=table.task)
         self.class_names, self.repeats = class_names, repeats
         self.inputs, self.input_shape = inputs, input_shape
+
+    def images(self) -> Array:
+        """Return the raw images of all rows, shape (N, C, H, W)."""
+        assert self.inputs is not None  # for the type checker
+        return self.inputs(self.index)
+
+    def captions(self) -> list[str]:
+        """Say which sample each row is, and its loss if there is one."""
+        losses = [f"loss {value:.3g}\n" for value in self["loss"]] if self.has("loss") else ()
+        said = [f"sample {i}" for i in self.index.tolist()]
+        return [f"{loss}{one}" for loss, one in zip(losses, said, strict=True)] if losses else said
 
 
 def fits(task: Task, method: str, *others: str) -> bool:

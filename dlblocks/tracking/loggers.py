@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from dlblocks import __version__
 from dlblocks._errors import check_choice
 from dlblocks._files import is_rank_zero
+from dlblocks.fields import kinds_of
 from dlblocks.tracking._csv import go_on
 from dlblocks.tracking._wandb import LenientWandbLogger, wandb_mode, wandb_settings
 
@@ -151,9 +152,9 @@ class LogTrainerSettings(Callback):
 class LogFirstBatch(Callback):
     """Log a picture of the first training batch to W&B and TensorBoard.
 
-    The picture ``train/batch`` shows labels and images as the model sees them, after augmentation
-    and mixing. Batches other than ``[images, targets, …]`` are skipped. An error in drawing or
-    sending never stops a run.
+    The picture ``train/batch`` shows labels or masks and images as the model sees them, after
+    augmentation and mixing. Batches other than ``[images, targets, …]`` are skipped. An error in
+    drawing or sending never stops a run.
 
     Args:
         count: Number of images, at most those of one batch.
@@ -176,7 +177,10 @@ class LogFirstBatch(Callback):
         images, targets = batch[:2]
         if not all(isinstance(entry, torch.Tensor) for entry in (images, targets)):
             return
-        if images.ndim != 4 or images.shape[1] not in (1, 3) or targets.ndim not in (1, 2):
+        masks = targets.ndim > 2 and targets.shape[-2:] == images.shape[-2:]
+        if not (targets.ndim < 3 or masks):
+            return
+        if images.ndim != 4 or images.shape[1] not in (1, 3):
             return
         try:
             figure = self._draw(images[: self.count], targets[: self.count].cpu(), trainer)
@@ -194,6 +198,7 @@ class LogFirstBatch(Callback):
             (targets.float() if targets.is_floating_point() else targets).numpy(),
             getattr(datamodule, "class_names", None),
             values=None if getattr(datamodule, "is_classification", True) else True,
+            ignore_index=getattr(kinds_of(datamodule).get("targets"), "ignore_index", 255),
         )
 
 

@@ -91,7 +91,7 @@ def test_figures_and_report(run):
     result = run["sequential"]
     names = {path.stem for path in (result.run_dir / "figures").glob("*.png")}
     assert {"classes", "confusion_matrix", "worst", "learning_curves"} <= names
-    assert "worst" in result.report().read_text()
+    assert "Worst samples" in result.report().read_text()
     frame = result.to_pandas("oof")
     assert list(frame) == ["repeat", "fold", "index", "iou"]
 
@@ -197,6 +197,36 @@ def test_nets_of_torchvision_in_a_fit(make_trainer):
     assert "val/iou" in trainer.callback_metrics
     with pytest.raises(ValueError, match="did you mean 'deeplabv3_resnet50'"):
         VisionSegmenter("deeplabv3_resnet5", 3)
+
+
+def test_auxiliary_classifiers_are_trained_and_then_left_out(tmp_path, make_trainer):
+    segmenter = VisionSegmenter(
+        "deeplabv3_mobilenet_v3_large", 3, in_channels=1, aux_weight=0.5, optimizer="sgd", lr=0.1
+    )
+    images, masks = IMAGES[:2].repeat(1, 1, 3, 3), MASKS[:2].repeat(1, 3, 3).long()
+    net = segmenter.net.net
+    torch.manual_seed(0)
+    outputs = segmenter.forward_prepared(images)
+    assert outputs.shape == (2, 6, 33, 33)
+    torch.manual_seed(0)  # DeepLab has dropout
+    theirs = net(images)
+    torch.testing.assert_close(outputs, torch.cat([theirs["out"], theirs["aux"]], 1))
+    out, aux = (
+        torch.nn.functional.cross_entropy(theirs[name], masks, ignore_index=255)
+        for name in ("out", "aux")
+    )
+    torch.testing.assert_close(segmenter.loss(outputs, masks), out + 0.5 * aux)
+    before = copy.deepcopy(net.aux_classifier.state_dict())
+    module = ArrayDataModule(images, masks, batch_size=2, val_fraction=0.0)
+    make_trainer(limit_val_batches=0).fit(segmenter, module)
+    after = net.aux_classifier.state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    segmenter.eval().save(tmp_path / "model.ckpt")
+    loaded = load(tmp_path / "model.ckpt")
+    assert loaded(images).shape == (2, 3, 33, 33)
+    torch.testing.assert_close(loaded(images), segmenter(images))
+    with pytest.raises(ValueError, match="has no auxiliary classifier; set aux_weight=0"):
+        VisionSegmenter("lraspp_mobilenet_v3_large", 3, aux_weight=0.5)
 
 
 # Bad input, before training

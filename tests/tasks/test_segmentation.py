@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from dlblocks.losses import dice_loss, focal_loss
 from dlblocks.tasks import PredictionTable, SegmentationTask
-from dlblocks.tasks._pixels import PixelScores, class_sums, confusion, narrow, scores_of
+from dlblocks.tasks._pixels import PixelScores, PixelSums, class_sums, confusion, narrow, scores_of
 
 C = 4
 
@@ -358,3 +358,47 @@ def test_batches_that_do_not_fit():
     targets[1, 2, 3] = 7
     with pytest.raises(ValueError, match=r"label 7 in sample 1, row 2, column 3.*0 … 3.*255"):
         task.check_batch(logits, targets)
+
+
+def test_sums_of_several_models_are_those_of_each_by_itself():
+    rng, models = np.random.default_rng(0), 3
+    together = SegmentationTask(C).stacked_metrics(models, torch.device("cpu"))
+    each = [PixelScores(C) for _ in range(models)]
+    for step, dtype in enumerate((torch.int64, torch.uint8, torch.int64)):
+        _, targets = sample(7, ignored=0.4)
+        guesses = torch.randint(C - step, targets.shape)  # a class that some have not
+        targets[targets == 2] = 255 if step else 2
+        owner = torch.from_numpy(rng.integers(0, models - 1, 7))  # the last has no sample
+        together.update(owner, guesses.to(dtype), targets.to(dtype))
+        for k in range(models - 1):
+            if (owner == k).any():
+                each[k].update(guesses[owner == k], targets[owner == k])
+    found = together.compute(whole=True)
+    assert found.keys() == {"iou", "dice", "accuracy"}
+    for k in range(models - 1):
+        for name, value in each[k].compute().items():
+            torch.testing.assert_close(found[name][k].float(), value)
+    assert all(value[-1].isnan() for value in found.values())
+    narrow_one = PixelSums(1, 2, 7, torch.device("cpu"))
+    narrow_one.update(torch.tensor([0]), torch.tensor([[[1, 0]]]), torch.tensor([[[1, 7]]]))
+    assert narrow_one.confusion.tolist() == [0, 0, 0, 1]
+    assert SegmentationTask(C, metrics=["cohen_kappa"]).stacked_metrics(2, "cpu") is None
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "cross_entropy+dice"])
+def test_the_auxiliary_loss_is_added_by_its_weight(loss):
+    logits, targets = sample()
+    auxiliary, _ = sample()
+    plain, task = SegmentationTask(C, loss=loss), SegmentationTask(C, loss=loss, aux_weight=0.5)
+    both = torch.cat([logits, auxiliary], 1)
+    expected = plain.loss(logits, targets) + 0.5 * plain.loss(auxiliary, targets)
+    torch.testing.assert_close(task.loss(both, targets), expected)
+    torch.testing.assert_close(task.loss(logits, targets), plain.loss(logits, targets))
+    torch.testing.assert_close(task.predict(both), logits.softmax(1))
+    guesses, _ = task.for_metrics(both, targets, "train")
+    assert torch.equal(guesses.long(), logits.argmax(1))
+    task.check_batch(both, targets)
+    with pytest.raises(ValueError, match="num_classes=4, but the net puts out"):
+        plain.check_batch(both, targets)
+    with pytest.raises(ValueError, match="aux_weight=-1"):
+        SegmentationTask(C, aux_weight=-1)
