@@ -31,7 +31,7 @@ class Padded(NamedTuple):
     lengths: Tensor
 
     @classmethod
-    def of(cls, sequences: Sequence[Tensor]) -> Padded:
+    def of(cls, sequences: Sequence[Any]) -> Padded:
         """Pad sequences, each of shape (T_i, ...), to the longest."""
         return Ragged.of(sequences).padded(torch.arange(len(sequences)))
 
@@ -105,10 +105,11 @@ class Ragged:
         self.values, self.offsets = values, offsets
 
     @classmethod
-    def of(cls, rows: Sequence[Tensor]) -> Ragged:
-        """Join rows, each of shape (T_i, ...)."""
+    def of(cls, rows: Sequence[Any]) -> Ragged:
+        """Join rows, tensors or arrays, each of shape (T_i, ...)."""
+        rows = [torch.as_tensor(row) for row in rows]
         lengths = torch.tensor([0, *(len(row) for row in rows)])
-        return cls(torch.cat(list(rows)), lengths.cumsum(0))
+        return cls(torch.cat(rows), lengths.cumsum(0))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -321,11 +321,12 @@ class Predictor:
         with atomic_write(path) as part:
             torch.save(plain(checkpoint), part)
 
-    def export(self, path: str | PathLike[str], *, example: Tensor | None = None) -> None:
+    def export(self, path: str | PathLike[str], *, example: Tensor | Padded | None = None) -> None:
         """Write the model for ONNX Runtime, or for `torch.export.load`, without this package.
 
         The program takes raw inputs (N, ...), any N, in the dtype of the training data, and
-        normalises them itself. Tables are features, in the order of ``columns``. It returns
+        normalises them itself. For sequences of unequal length it takes padded values (N, T, ...)
+        and lengths (N,); recurrent nets over these cannot be exported. Tables are features, in the order of ``columns``. It returns
         ``prediction``, as `predict` does: probabilities (N, C) of classes, else values; and of
         ensembles also ``std``.
 

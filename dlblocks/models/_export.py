@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dlblocks import __version__
 from dlblocks._files import atomic_write
+from dlblocks.fields import Padded
 from dlblocks.models._predict import predictor
 from dlblocks.nets import Preprocess
 from dlblocks.nets.preprocess import STATISTICS
@@ -26,6 +27,7 @@ from dlblocks.tasks import Task
 ENDINGS = (".onnx", ".pt2")
 METADATA = "metadata.json"  # in a .pt2 file
 BATCHES = 2, 5  # samples of the example, and of the batch by which the program is checked
+STEPS = 4, 7  # steps of their sequences, if lengths are unequal
 
 
 def export(
@@ -34,7 +36,7 @@ def export(
     *,
     statistics: Preprocess,
     data_spec: Mapping[str, Any] | None,
-    example: Tensor | None = None,
+    example: Tensor | Padded | None = None,
 ) -> None:
     """Write a model with its normalisation.
 
@@ -52,6 +54,8 @@ def export(
                 ) from error
     known = dict(data_spec or {})
     example = _example(known, example)
+    is_padded = isinstance(example, Padded)
+    values = example.values if isinstance(example, Padded) else example
     wrapped = _Predicting(model, statistics, known.get("target_shape")).eval()
     program = _program(wrapped, example)
     named = "prediction", "std"
@@ -60,8 +64,8 @@ def export(
         "class_names": known.get("class_names"),
         "columns": known.get("feature_names"),
         "task": task.name if isinstance(task, Task) else getattr(model, "task_name", None),
-        "input_shape": list(example.shape[1:]),
-        "input_dtype": str(example.dtype).removeprefix("torch."),
+        "input_shape": [None, *values.shape[2:]] if is_padded else list(values.shape[1:]),
+        "input_dtype": str(values.dtype).removeprefix("torch."),
         "outputs": named[: 1 + wrapped.has_std],
         "data_spec": known or None,
         "dlblocks": __version__,
@@ -70,7 +74,7 @@ def export(
         if path.suffix == ".pt2":
             torch.export.save(program, part, extra_files={METADATA: json.dumps(metadata)})
         else:
-            _write_onnx(program, part, metadata)
+            _write_onnx(program, part, metadata, is_padded=is_padded)
 
 
 class _Predicting(nn.Module):
@@ -92,8 +96,9 @@ class _Predicting(nn.Module):
         self.target_shape = target_shape
         self.has_std = False
 
-    def forward(self, inputs: Tensor) -> Any:
-        output = self.predict([self.statistics(inputs)], 0)
+    def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Any:
+        raw = inputs if lengths is None else Padded(inputs, lengths)
+        output = self.predict([self.statistics(raw)], 0)
         found = output if isinstance(output, Mapping) else {"prediction": output}
         columns = [found[name] for name in ("prediction", "std") if name in found]
         task = getattr(self.model, "task", None)
@@ -104,8 +109,11 @@ class _Predicting(nn.Module):
         return tuple(columns)
 
 
-def _example(known: Mapping[str, Any], example: Tensor | None) -> Tensor:
+def _example(known: Mapping[str, Any], example: Tensor | Padded | None) -> Tensor | Padded:
     """Return two samples."""
+    if isinstance(example, Padded):
+        values, lengths = (entry.detach().cpu()[:1] for entry in example)
+        return Padded(values.repeat(2, *[1] * (values.ndim - 1)), lengths.repeat(2))
     if example is not None:
         if not isinstance(example, Tensor) or not len(example):
             raise TypeError("example must be a tensor of raw inputs, one row a sample.")
@@ -116,19 +124,31 @@ def _example(known: Mapping[str, Any], example: Tensor | None) -> Tensor:
             "the model does not know the shape of its inputs; give export(path, example=a tensor "
             "of raw inputs)."
         )
+    if shape and shape[0] is None:
+        values = torch.zeros(BATCHES[0], STEPS[0], *shape[1:], dtype=getattr(torch, dtype))
+        return Padded(values, torch.full((BATCHES[0],), STEPS[0]))
     # 0 is the number of a category, too.
     return torch.zeros(BATCHES[0], *shape, dtype=getattr(torch, dtype))
 
 
-def _program(module: _Predicting, example: Tensor) -> Any:
+def _program(module: _Predicting, example: Tensor | Padded) -> Any:
     name = type(module.model).__name__
+    batch = torch.export.Dim("batch")
     try:
         with torch.no_grad(), _silent():
-            program = torch.export.export(
-                module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},)
-            )
-            several = example[:1].repeat(BATCHES[1], *[1] * (example.ndim - 1))
-            found, expected = program.module()(several), module(several)
+            if isinstance(example, Padded):
+                given: tuple[Tensor, ...] = tuple(example)
+                axes: Any = ({0: batch, 1: torch.export.Dim("steps")}, {0: batch})
+                shape = BATCHES[1], STEPS[1], *example.values.shape[2:]
+                several: tuple[Tensor, ...] = (
+                    torch.ones(shape, dtype=example.values.dtype),
+                    STEPS[1] - torch.arange(BATCHES[1]),
+                )
+            else:
+                given, axes = (example,), ({0: batch},)
+                several = (example[:1].repeat(BATCHES[1], *[1] * (example.ndim - 1)),)
+            program = torch.export.export(module, given, dynamic_shapes=axes)
+            found, expected = program.module()(*several), module(*several)
     except Exception as error:
         said = " ".join(str(error).partition("\n\n")[0].split())[:300].rstrip(".")
         raise ValueError(
@@ -141,14 +161,17 @@ def _program(module: _Predicting, example: Tensor) -> Any:
     return program
 
 
-def _write_onnx(program: Any, path: Path, metadata: Mapping[str, Any]) -> None:
+def _write_onnx(program: Any, path: Path, metadata: Mapping[str, Any], *, is_padded: bool) -> None:
     with _silent():
         converted: Any = torch.onnx.export(
             program,
             dynamo=True,
-            input_names=["inputs"],
+            input_names=["inputs", "lengths"] if is_padded else ["inputs"],
             output_names=list(metadata["outputs"]),
-            dynamic_shapes=({0: "batch"},),  # the name of the axis
+            # The names of the axes.
+            dynamic_shapes=({0: "batch", 1: "steps"}, {0: "batch"})
+            if is_padded
+            else ({0: "batch"},),
             verbose=False,
         )
     values = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
