@@ -28,7 +28,7 @@ from dlblocks.data.encoders import ArrayEncoder, Encoder, ImageEncoder
 from dlblocks.data.source import Source, check_arrays
 from dlblocks.data.split_datamodule import BatchSize, SplitDataModule, SplitMetadata
 from dlblocks.data.transforms import SampleTransform
-from dlblocks.fields import KINDS, Kind, Ragged
+from dlblocks.fields import KINDS, Kind, Ragged, are_boxes, box_rows
 from dlblocks.nets import Preprocess
 from dlblocks.nets.preprocess import complete, preprocess_of
 
@@ -500,13 +500,16 @@ class DataModule(SplitDataModule):
             callbacks: Callbacks that change batches, or one of them. Copies are used.
             count: Number of images, at most those of one batch.
         """
-        from dlblocks.plots import batch
+        from dlblocks.plots import batch, boxes
 
         self._image_shape()
         new = self.for_fold(self.fold, self.num_folds, repeat=self.repeat)
         if isinstance(callbacks, pl.Callback):
             callbacks = [callbacks]
         images, targets = (x[:count] for x in _first_batch(new, callbacks))
+        if are_boxes(targets):
+            shown = new.as_images(images).numpy()
+            return boxes(shown, box_rows(targets), class_names=new.class_names or [])
         return batch(
             new.as_images(images).numpy(),
             targets.numpy(),
