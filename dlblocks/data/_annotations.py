@@ -134,8 +134,8 @@ def read_voc(folder: Path, images: Path, *, first_pixel: int) -> tuple[list[Anno
         stem, orphan = next(iter(known.items()))
         names = [Path(one.name).with_suffix("").as_posix() for one in found]
         raise FileNotFoundError(
-            f"{orphan} is of no image in {images}{did_you_mean(stem, names) or '.'} Give the folder "
-            "of the images, or remove the file."
+            f"{orphan} is of no image in {images}{did_you_mean(stem, names) or '.'} Give the "
+            "folder of the images, or remove the file."
         )
     return found, sorted(classes)
 

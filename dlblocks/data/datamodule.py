@@ -28,7 +28,7 @@ from dlblocks.data.encoders import ArrayEncoder, Encoder, ImageEncoder, Sequence
 from dlblocks.data.source import Source, check_arrays
 from dlblocks.data.split_datamodule import BatchSize, SplitDataModule, SplitMetadata
 from dlblocks.data.transforms import SampleTransform
-from dlblocks.fields import KINDS, Kind, Mask, Padded, Ragged
+from dlblocks.fields import KINDS, Boxes, Kind, Mask, Padded, Ragged, are_boxes, box_rows
 from dlblocks.nets import Preprocess
 from dlblocks.nets.preprocess import Inputs, complete, preprocess_of
 from dlblocks.tasks import Predictions, PredictionTable
@@ -528,16 +528,19 @@ class DataModule(SplitDataModule):
         Raises:
             ValueError: Inputs are no images, or targets have no picture.
         """
-        from dlblocks.plots import batch
+        from dlblocks.plots import batch, boxes
 
         self._image_shape()
         kind = self.kinds["targets"]
-        if kind.is_structured and not isinstance(kind, Mask):
+        if kind.is_structured and not isinstance(kind, (Boxes, Mask)):
             raise ValueError(f"there is no picture of targets of kind {kind.name!r}.")
         new = self.for_fold(self.fold, self.num_folds, repeat=self.repeat)
         if isinstance(callbacks, pl.Callback):
             callbacks = [callbacks]
         images, targets = (x[:count] for x in _first_batch(new, callbacks))
+        if are_boxes(targets):
+            shown = new.as_images(images).numpy()
+            return boxes(shown, box_rows(targets), class_names=new.class_names or [])
         return batch(
             new.as_images(images).numpy(),
             targets.numpy(),

@@ -52,6 +52,9 @@ def export(
                 raise ModuleNotFoundError(
                     "export to ONNX needs onnx and onnxscript: pip install 'dlblocks[export]'."
                 ) from error
+    task = getattr(model, "task", None)
+    if isinstance(task, Task) and task.no_export:
+        raise ValueError(f"{type(model).__name__} cannot be exported: {task.no_export}.")
     known = dict(data_spec or {})
     example = _example(known, example)
     is_padded = isinstance(example, Padded)
@@ -59,7 +62,6 @@ def export(
     wrapped = _Predicting(model, statistics, known.get("target_shape")).eval()
     program = _program(wrapped, example)
     named = "prediction", "std"
-    task = getattr(model, "task", None)
     metadata = {
         "class_names": known.get("class_names"),
         "columns": known.get("feature_names"),

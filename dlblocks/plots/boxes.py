@@ -85,10 +85,11 @@ def _draw(axis: Any, rows: Array, names: Sequence[str], colour: Any, *, scored: 
             text = names[label] if label < len(names) else str(label)
         if scored:
             text = f"{text} {row[4]:.2f}".strip()
-        axis.text(
+        shown = axis.text(
             x0, y0 if scored else y1, literal(text), color=colour, fontsize=6,
             ha="left", va="bottom" if scored else "top", clip_on=True,
         )  # fmt: skip
+        shown.set_in_layout(False)  # measuring hundreds of texts takes seconds
 
 
 def _shown(image: Array) -> Array:

@@ -183,7 +183,6 @@ def precisions(matches: Matches, label: int, weights: Array) -> tuple[Array, Arr
     ends = np.flatnonzero(np.append(np.diff(score) != 0, True)) if len(score) else score.astype(int)
     all_of = np.cumsum(each, 1)[:, ends]
     average, recall = (np.zeros((len(weights), len(hit))) for _ in range(2))
-    steps = np.arange(len(RECALLS))
     for t, right in enumerate(hit):
         if not len(ends):
             break
@@ -192,10 +191,9 @@ def precisions(matches: Matches, label: int, weights: Array) -> tuple[Array, Arr
             precision = true / np.maximum(all_of, np.spacing(1))
             reached = true / total[:, None]
         highest = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
-        for b in range(len(weights)):
-            place = np.searchsorted(reached[b], RECALLS[steps], side="left")
-            inside = place < len(ends)
-            average[b, t] = highest[b, place[inside]].sum() / len(RECALLS)
+        # How many of the 101 recalls each threshold is the first to reach.
+        some = np.searchsorted(RECALLS, reached, side="right")
+        average[:, t] = (highest * np.diff(some, axis=1, prepend=0)).sum(1) / len(RECALLS)
         recall[:, t] = reached[:, -1]
     none = total == 0
     average[none], recall[none] = np.nan, np.nan

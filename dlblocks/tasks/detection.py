@@ -57,6 +57,10 @@ class DetectionTask(Task):
     name = "detection"
     shown = ("map_50",)
     standard = ("map", "map_50", "map_75", "mar")
+    no_export = (
+        "how many boxes remain depends on their values (non-maximum suppression), which "
+        "torch.export cannot hold; save the model, and read it with dlblocks.load"
+    )
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -99,7 +103,7 @@ class DetectionTask(Task):
     def for_ensemble(self) -> Task:
         raise ValueError(
             "boxes of several detectors have no average, because nobody knows which belong "
-            "together; use the model of one fold, or refit=True for one model of all samples."
+            "together; use the model of one fold, or result.refit(…) for one model of all samples."
         )
 
     def check_data(self, datamodule: Any, model: str) -> None:

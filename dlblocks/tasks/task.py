@@ -344,6 +344,8 @@ class Task(nn.Module):
     """Lowest and highest possible loss; None for an unknown bound."""
     votes: bool = False
     """Whether members of an ensemble can vote for one answer each."""
+    no_export: str = ""
+    """Why its models cannot be exported, and the cure; "" if they can."""
     kind: str = ""
     """How the names of torchmetrics' classes for it begin."""
 
