@@ -7,6 +7,7 @@ from dlblocks.data.dataset import ArrayDataset, EpochSampler
 from dlblocks.data.digits import DigitsDataModule
 from dlblocks.data.image_folder import ImageFolderDataModule
 from dlblocks.data.kfold import FoldedDataModule
+from dlblocks.data.packaged import packaged_file
 from dlblocks.data.scenes import DigitScenesDataModule
 from dlblocks.data.segmentation import SegmentationDataModule
 from dlblocks.data.source import Source
@@ -40,4 +41,5 @@ __all__ = [
     "TabularDataModule",
     "holdout",
     "kfold",
+    "packaged_file",
 ]
