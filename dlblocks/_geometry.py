@@ -246,3 +246,17 @@ def _pad(images: Tensor, margin: int, padding: Padding, fill: float) -> Tensor:
             position = torch.minimum(position, 2 * length - 1 - position)
         images = images.index_select(axis, position)
     return images
+
+
+def tile_starts(side: int, tile: int, stride: int) -> list[int]:
+    """Return where tiles begin along one side of an image.
+
+    The last one ends with the image. An image that is not longer than `tile` is one tile.
+
+    Example:
+        >>> tile_starts(10, 4, 4)
+        [0, 4, 6]
+    """
+    if side <= tile:
+        return [0]
+    return [*range(0, side - tile, stride), side - tile]

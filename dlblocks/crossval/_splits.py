@@ -35,8 +35,8 @@ def plan_splits(
         ``num_test`` of those held out; ``fingerprint``; ``folds``, one a fit: ``repeat``, ``fold``,
         ``num_train``, ``num_val`` and the validation rows, ``val``, with a `selection_fraction`
         also ``selection``, the rows that select the epoch; and ``test``, the rows held out. All
-        other rows train. With ``"time_series"`` only those before `val` do, and with a splitter
-        object those that it returns.
+        other rows train. With ``"time_series"`` only those before `val` do, with ``"blocks"`` only
+        those with the margin to `val`, and with a splitter object those that it returns.
 
     Raises:
         ValueError: `num_folds` is not what the data say, or repeats would all be the same.
@@ -137,9 +137,33 @@ def duplicates_note(count: int | None, splits: Mapping[str, Any]) -> list[str]:
     if not count:
         return []
     total = sum(fold["num_val"] for fold in splits["folds"] if fold["repeat"] == 0)
+    cure = 'keep copies together by groups="duplicates"'
+    if splits["split"] == "blocks":  # which has no groups
+        cure = "leave them out, unless they are empty tiles"
     return [
         f"{count} of {total} validation samples have an exact copy in the training part of their "
-        'fold; keep copies together by groups="duplicates".'
+        f"fold; {cure}."
+    ]
+
+
+def margin_note(splits: Mapping[str, Any]) -> list[str]:
+    """Note how many samples the margin between blocks keeps out of training.
+
+    Args:
+        splits: As `plan_splits` returns them.
+    """
+    if splits["split"] != "blocks":
+        return []
+    used = ("num_train", "num_val", "selection")
+    left = [
+        splits["num_samples"] - splits["num_test"]
+        - sum(len(fold.get(n, [])) if n == "selection" else fold[n] for n in used)
+        for fold in splits["folds"]
+    ]  # fmt: skip
+    each = 100 / splits["num_samples"]
+    return [
+        f"blocks: {each * min(left):.0f} to {each * max(left):.0f} % of the samples are in no part "
+        "of a fold, since they are nearer than the margin to samples held out."
     ]
 
 

@@ -23,6 +23,7 @@ from dlblocks.crossval._splits import (
     describe,
     duplicates_note,
     fold_specs,
+    margin_note,
     plan_splits,
     selection_note,
 )
@@ -297,6 +298,7 @@ def _cross_validate(
         notes = [OPTIMISTIC] if config.select == "fold" else []
         notes += data.notes()
         notes += duplicates_note(data.count_duplicates(config.num_folds), splits)
+        notes += margin_note(splits)
         notes += selection_note(splits, config.selection_fraction)
         if todo and progress_bar:
             say(data.description(), *notes)

@@ -24,7 +24,7 @@ from dlblocks.crossval._outcome import make_result, result_figures, write_outcom
 from dlblocks.crossval._refit import refit
 from dlblocks.crossval._report import said
 from dlblocks.crossval._search import SEARCHED, Grid, Search, grid_points
-from dlblocks.crossval._splits import begin, duplicates_note, fold_specs, plan_splits
+from dlblocks.crossval._splits import begin, duplicates_note, fold_specs, margin_note, plan_splits
 from dlblocks.crossval.results import NestedResult, forget_weights
 from dlblocks.data import SplitDataModule
 from dlblocks.data.splitting import counts_folds
@@ -275,6 +275,7 @@ def _nested(
         if is_rank_zero():
             begin(config, described, splits, len(found), len(specs), "outer folds")
         notes = data.notes() + duplicates_note(data.count_duplicates(config.num_folds), splits)
+        notes += margin_note(splits)
         if todo and progress_bar:
             say(data.description(), *notes)
         failed = dict[FoldSpec, Exception]()

@@ -14,6 +14,7 @@ from dlblocks.data.source import Source
 from dlblocks.data.split_datamodule import SplitDataModule
 from dlblocks.data.splitting import holdout, kfold
 from dlblocks.data.tabular import TabularDataModule
+from dlblocks.data.tiles import cut_tiles, join_tiles
 from dlblocks.data.vision import (
     CIFAR10DataModule,
     CIFAR100DataModule,
@@ -39,7 +40,9 @@ __all__ = [
     "Source",
     "SplitDataModule",
     "TabularDataModule",
+    "cut_tiles",
     "holdout",
+    "join_tiles",
     "kfold",
     "packaged_file",
 ]

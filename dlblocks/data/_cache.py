@@ -17,6 +17,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def cached_images(
     shape: tuple[int, ...],
     decode: Decode,
     settings: str = "",
+    counts: Sequence[int] | None = None,
 ) -> Tensor:
     """Return decoded images, mapped from an array file.
 
@@ -56,6 +58,8 @@ def cached_images(
         shape: Shape (C, H, W) of a decoded image.
         decode: Decodes a file into a uint8 array of this shape.
         settings: Other settings of the decoding, such as ``"background=255"``.
+        counts: Number of images that each file holds, such as tiles. `decode` then returns them as
+            one array, with one more axis. None: one image.
 
     Returns:
         uint8 images (N, C, H, W). Do not write to them: their memory is read-only.
@@ -66,7 +70,7 @@ def cached_images(
     """
     about = {
         "version": VERSION,
-        "shape": [len(files), *shape],
+        "shape": [len(files) if counts is None else sum(counts), *shape],
         "settings": settings,
         "fingerprint": _fingerprint(root, files, shape, settings),
     }
@@ -82,7 +86,7 @@ def cached_images(
                 rank_zero_warn(f"{path} is rebuilt: {why}.")
             if is_held:
                 _remove_parts(path)
-            _build(path, files, about, decode)
+            _build(path, files, about, decode, first_rows(len(files), counts))
         images = _open(path, about)
     if images is None:
         raise RuntimeError(f"{path} was replaced as soon as it was built; start again.")
@@ -220,7 +224,25 @@ def _remove_parts(path: Path) -> None:
                 part.unlink()
 
 
-def _build(path: Path, files: Sequence[str], about: dict[str, Any], decode: Decode) -> None:
+def first_rows(num_files: int, counts: Sequence[int] | None) -> list[int]:
+    """Return the row of the first image of each file.
+
+    Example:
+        >>> first_rows(3, [2, 1, 4])
+        [0, 2, 3]
+    """
+    if counts is None:
+        return list(range(num_files))
+    return [0, *accumulate(counts)][:-1]
+
+
+def _build(
+    path: Path,
+    files: Sequence[str],
+    about: dict[str, Any],
+    decode: Decode,
+    first: Sequence[int],
+) -> None:
     image_size = math.prod(about["shape"][1:])
     form = {"descr": "|u1", "fortran_order": False, "shape": tuple(about["shape"])}
     with (
@@ -231,13 +253,13 @@ def _build(path: Path, files: Sequence[str], about: dict[str, Any], decode: Deco
     ):
         np.lib.format.write_array_header_1_0(file, form)
         start = file.tell()
-        size = start + len(files) * image_size
+        size = start + about["shape"][0] * image_size
         _reserve(file.fileno(), size)
 
         # Written, not mapped: on a full disk a write raises an error, but a mapped page kills the
         # process.
         def put(i: int, image: np.ndarray) -> None:
-            file.seek(start + i * image_size)
+            file.seek(start + first[i] * image_size)
             file.write(image.tobytes())
 
         decode_all(files, decode, put, f"decoding into {path.name}")

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dlblocks.data._blocks import as_positions, check_positions
 from dlblocks.data._cache import read_only_tensor
 from dlblocks.data._kinds import find_input_kind, find_target_kind, image_size
 from dlblocks.data._labels import encode_labels, several_labels
@@ -58,6 +59,10 @@ class ArrayDataModule(DataModule):
         weights: Weight of each sample in training and in every score, numbers >= 0 of shape (N,).
             See `DataModule`.
         test_weights: Weights of the official test set; None for equal weights.
+        positions: Where the samples lie in large images, for ``split="blocks"``: image, row and
+            column of the first pixel of each tile, shape (N, 3), as `cut_tiles` returns them. Their
+            size is that of the inputs, or follows as height and width, shape (N, 5). Points of a
+            map, such as plots of land, have height and width 1, or 0.001 in other units.
         target_kind: ``"class"``, ``"labels"``, ``"values"``, ``"mask"``, or a `Kind`, such as
             ``Mask(ignore_index=0)``. By default it follows from dtype and shape of `targets`.
         **kwargs: Batches, splits and normalisation; see `DataModule`.
@@ -90,9 +95,11 @@ class ArrayDataModule(DataModule):
         target_kind: Kind | str | None = None,
         weights: npt.ArrayLike | Tensor | None = None,
         test_weights: npt.ArrayLike | Tensor | None = None,
+        positions: npt.ArrayLike | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(groups=groups if isinstance(groups, str) else None, **kwargs)
+        check_positions(positions, self.split, groups)
         if (test_inputs is None) != (test_targets is None):
             raise ValueError("give test_inputs and test_targets together, or neither.")
         self.given = inputs, targets, test_inputs, test_targets
@@ -102,8 +109,9 @@ class ArrayDataModule(DataModule):
         self.input_kind = as_kind("input_kind", input_kind)
         self.target_kind = as_kind("target_kind", target_kind)
         self.weights, self.test_weights = weights, test_weights
+        self.positions = None if positions is None else np.asarray(positions)
         arrays = ["inputs", "targets", "test_inputs", "test_targets", "groups", "folds"]
-        arrays += ["weights", "test_weights"]
+        arrays += ["weights", "test_weights", "positions"]
         self.save_hyperparameters(ignore=[*arrays, "input_kind", "target_kind"])
         kinds = {"input_kind": self.input_kind, "target_kind": self.target_kind}
         self._set_hyperparameters({name: kind and repr(kind) for name, kind in kinds.items()})
@@ -130,6 +138,8 @@ class ArrayDataModule(DataModule):
             weights=_weights("weights", self.weights),
             test_weights=_weights("test_weights", self.test_weights),
         )
+        if self.positions is not None:
+            source.positions = as_positions(self.positions, len(source.inputs), size)
         if test_inputs is not None:
             source.test_inputs = _inputs("test_inputs", test_inputs, of_inputs)
             if torch.float64 in (source.inputs.dtype, source.test_inputs.dtype):  # keep both alike

@@ -148,6 +148,7 @@ class DataModule(SplitDataModule):
             first_copies(source.input_keys) if self._keep_duplicates else source.groups,
             source.folds,
             copies=self._keep_duplicates,
+            positions=source.positions,
         )
 
     def input_keys(self) -> np.ndarray | None:
@@ -181,6 +182,8 @@ class DataModule(SplitDataModule):
         columns = targets | {"groups": source.groups, "folds": source.folds}
         if source.weights is not None:
             columns["weights"] = source.weights
+        if source.positions is not None:
+            columns["positions"] = source.positions
         return fingerprint({"inputs": source.inputs}, columns)
 
     @property

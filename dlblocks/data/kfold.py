@@ -27,6 +27,7 @@ from torch.utils.data import (
 from typing_extensions import Self
 
 from dlblocks._errors import other_lightning
+from dlblocks.data._blocks import as_positions, check_positions
 from dlblocks.data._fingerprint import fingerprint, first_copies
 from dlblocks.data._foreign import (
     GROUPS,
@@ -103,6 +104,8 @@ class FoldedDataModule(SplitDataModule):
             ``"duplicates"`` samples with exactly equal inputs form a group; the data set must hold
             its inputs in arrays or lists of texts.
         folds: Fold of each sample, for ``split="predefined"``.
+        positions: Image, row, column, height and width of each sample, shape (N, 5), for
+            ``split="blocks"``.
         use_val: Add the data set of the datamodule's `val_dataloader()` to the development set,
             after the training samples. These samples are used as they are there, perhaps without
             augmentation.
@@ -131,12 +134,14 @@ class FoldedDataModule(SplitDataModule):
         class_names: Sequence[str] | None = None,
         groups: Literal["duplicates"] | npt.ArrayLike | None = None,
         folds: npt.ArrayLike | None = None,
+        positions: npt.ArrayLike | None = None,
         use_val: bool = False,
         eval_dataset: Dataset[Any] | None = None,
         **kwargs: Any,
     ) -> None:
         named: Any = groups if isinstance(groups, str) else None
         super().__init__(groups=named, **kwargs)
+        check_positions(positions, self.split, groups)
         if isinstance(data, SplitDataModule):
             raise TypeError(f"{type(data).__name__} has folds already; use it without wrapping.")
         if not isinstance(data, (pl.LightningDataModule, DataLoader)) and not is_dataset(data):
@@ -151,6 +156,7 @@ class FoldedDataModule(SplitDataModule):
             raise ValueError(f"class_names={names} has a name twice; give each class its own.")
         self._class_names = names
         own_groups = None if self._keep_duplicates else groups
+        self.positions = positions
         self.given = {"targets": targets, "groups": own_groups, "folds": folds}
         if use_val and not isinstance(data, pl.LightningDataModule):
             what = type(data).__name__
@@ -165,7 +171,7 @@ class FoldedDataModule(SplitDataModule):
             for hook in HOOKS:
                 if is_overridden(hook, data):
                     setattr(self, hook, getattr(data, hook))
-        given = ["data", "targets", "class_names", "groups", "folds", "eval_dataset"]
+        given = ["data", "targets", "class_names", "groups", "folds", "eval_dataset", "positions"]
         self.save_hyperparameters(ignore=given)
         plain = (bool, int, float, str, type(None))
         theirs = dict(getattr(data, "hparams_initial", {}))
@@ -295,7 +301,8 @@ class FoldedDataModule(SplitDataModule):
                     "of at most 4 GiB to compare; give groups= of your own."
                 )
             found["groups"] = first_copies(keys)
-        return SplitMetadata(size, **found, copies=self._keep_duplicates)
+        positions = None if self.positions is None else as_positions(self.positions, size)
+        return SplitMetadata(size, **found, copies=self._keep_duplicates, positions=positions)
 
     def _as_targets(self, targets: np.ndarray) -> np.ndarray | None:
         """Return labels as integers and values unchanged, else None."""
@@ -331,7 +338,7 @@ class FoldedDataModule(SplitDataModule):
     def fingerprint(self) -> str:
         """Hash the data that are held in memory.
 
-        These are the number of samples, targets, groups and folds, and the tensors of a
+        These are the number of samples, targets, groups, folds and positions, and the tensors of a
         `TensorDataset`. For other data sets they are the attributes `data` and `samples`, and all
         attributes that are tensors or arrays. The same holds for `eval_dataset`. No sample is
         loaded, since it may be augmented at random. Changes in files therefore go unnoticed.
@@ -340,15 +347,15 @@ class FoldedDataModule(SplitDataModule):
         held = arrays(self.loader.dataset)
         if self.eval_dataset is not None:
             held |= {f"eval.{name}": a for name, a in arrays(self.eval_dataset).items()}
-        return fingerprint(
-            held,
-            {
-                "num_samples": [columns.num_samples],
-                "targets": columns.targets,
-                "groups": columns.groups,
-                "folds": columns.folds,
-            },
-        )
+        decide = {
+            "num_samples": [columns.num_samples],
+            "targets": columns.targets,
+            "groups": columns.groups,
+            "folds": columns.folds,
+        }
+        if columns.positions is not None:
+            decide["positions"] = columns.positions
+        return fingerprint(held, decide)
 
     def input_keys(self) -> np.ndarray | None:
         return self._input_keys

@@ -15,14 +15,16 @@ import torch
 from torch import Tensor
 
 from dlblocks._errors import check_range, did_you_mean, whole
-from dlblocks.data._cache import cached_images, decode_all
+from dlblocks.data._cache import cached_images, decode_all, first_rows
 from dlblocks.data._images import decode, images_below
 from dlblocks.data.datamodule import DataModule
 from dlblocks.data.image_folder import _named_by
 from dlblocks.data.source import Source
+from dlblocks.data.tiles import positions_in
 from dlblocks.fields import Mask
 
 LOSSY = (".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".heic", ".heif")
+Size = tuple[int, int]  # height and width
 TURNED = (5, 6, 7, 8)  # EXIF orientations that change height and width
 
 
@@ -52,12 +54,23 @@ class SegmentationDataModule(DataModule):
         background: What transparent images are laid on, 0 … 255: one number, or (red, green, blue).
         cache: Keep the decoded arrays in files, for more than fit in memory: a folder for them.
         groups: Says which images belong together; see `ImageFolderDataModule`.
+        tile: Cut each image, which may have any size, into square tiles of so many pixels; a
+            sample is then a tile. Tiles of one image are a group, so that they stay on one side.
+            ``split="blocks"`` also splits single images, with a `margin` between the parts. Pixels
+            that tiles share count once for each of them. `join_tiles` makes maps of whole images of
+            out-of-fold predictions.
+        stride: Pixels from one tile to the next; None for `tile`. The last tile of a row or column
+            ends with the image.
         **kwargs: Batches, splits and normalisation; see `DataModule`.
 
     Raises:
         FileNotFoundError: There is no such folder, no image in it, or an image has no mask.
         ValueError: Sizes differ, a file cannot be decoded, a mask is in colour or JPEG, or a pixel
-            has a value that is no class.
+            has a value that is no class; an image is smaller than a tile.
+
+    Attributes:
+        files: The image files in order, of the development set; tiles name them by number in the
+            first column of ``columns.positions``.
     """
 
     def __init__(
@@ -76,15 +89,18 @@ class SegmentationDataModule(DataModule):
         background: int | tuple[int, int, int] = 255,
         cache: str | None = None,
         groups: str | Callable[[str], str] | None = None,
+        tile: int | None = None,
+        stride: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(groups="duplicates" if groups == "duplicates" else None, **kwargs)
         if (test_images is None) != (test_masks is None):
             raise ValueError("give test_images and test_masks together, or neither.")
         check_range("ignore_index", ignore_index, 0, 255)
-        self.sides: tuple[int, ...] | None = None
+        self.sides: Size | None = None
         if size is not None:
-            self.sides = tuple(map(whole, size if isinstance(size, Sequence) else (size, size)))
+            height, width = size if isinstance(size, Sequence) else (size, size)
+            self.sides = (whole(height), whole(width))
             for side in self.sides:
                 check_range("size", side, 1)
         if labels is not None and ignore_index in labels:
@@ -97,6 +113,20 @@ class SegmentationDataModule(DataModule):
                 f"labels has {len(labels)} values and class_names {len(class_names)} names; give "
                 "one value a class."
             )
+        self.tile, self.stride = whole(tile), whole(stride)
+        if tile is not None:
+            check_range("tile", tile, 1)
+            check_range("stride", tile if stride is None else stride, 1, tile)
+            if groups == "duplicates":
+                raise ValueError(
+                    f"groups='duplicates' would put other tiles of an image on both sides; with "
+                    f"tile={tile} leave groups out, which keeps the tiles of an image together."
+                )
+        elif stride is not None:
+            raise ValueError(f"stride={stride} has no effect without tile; set tile=.")
+        elif self.split == "blocks":
+            raise ValueError("split='blocks' splits tiles of large images; set tile=.")
+        self.files: list[str] = []
         self.folders = {"": (str(images), str(masks))}
         if test_images is not None:
             self.folders["test_"] = (str(test_images), str(test_masks))
@@ -118,25 +148,60 @@ class SegmentationDataModule(DataModule):
         paths: list[str] = []
         for part, folders in self.folders.items():
             pairs = _pairs(*folders, self.mask_suffix, part)
-            size = _check_sizes([pair[1:] for pair in pairs], self.sides)
+            sizes = _sizes([pair[1:] for pair in pairs], self.sides, any_size=self.tile is not None)
             paths = paths or [name for name, _, _ in pairs]
             images, masks = [image for _, image, _ in pairs], [mask for _, _, mask in pairs]
-            make = partial(decode, size=size, channels=self.channels, background=self.background)
+            self.files = self.files or images
+            tiles = self._tiles(images, sizes)
+            if tiles is not None:
+                found[f"{part}positions"] = np.concatenate(tiles).astype(np.float64)
             settings = f"background={self.background}"
-            shape = (self.channels, *size)
-            found[f"{part}inputs"] = self._decoded(folders[0], images, shape, make, settings)
-            read = partial(
-                decode_mask, size=size, classes=self._classes, ignore_index=self.ignore_index
+            make = partial(decode, channels=self.channels, background=self.background)
+            found[f"{part}inputs"] = self._decoded(
+                folders[0], images, sizes, tiles, self.channels, make, settings
             )
+            read = partial(decode_mask, classes=self._classes, ignore_index=self.ignore_index)
             settings = f"labels={self.labels} classes={self._classes} ignored={self.ignore_index}"
-            shape = (1, *size)
-            found[f"{part}targets"] = self._decoded(folders[1], masks, shape, read, settings)[:, 0]
+            found[f"{part}targets"] = self._decoded(
+                folders[1], masks, sizes, tiles, 1, read, settings
+            )[:, 0]
         return Source(
             **found,
             class_names=self.given_names,
-            groups=None if self.groups is None else np.array([self.groups(p) for p in paths]),
+            groups=self._groups_of(paths, found.get("positions")),
             target_kind=Mask(self.ignore_index),
         )
+
+    def _groups_of(self, paths: list[str], positions: Any) -> npt.NDArray[Any] | None:
+        """Return the group of each sample; tiles of an image belong together."""
+        groups: Any = None if self.groups is None else np.array([self.groups(p) for p in paths])
+        if positions is None or (groups is None and self.split == "blocks"):
+            return None if groups is None else np.asarray(groups)
+        if groups is None:
+            groups = np.array(paths)
+            if len(paths) == 1 and self.split == "kfold":
+                raise ValueError(
+                    f"tile={self.tile} cuts a single image, whose tiles must not be on both sides; "
+                    "use split='blocks'."
+                )
+        found: npt.NDArray[Any] = groups[positions[:, 0].astype(np.int64)]
+        return found
+
+    def _tiles(self, files: list[str], sizes: list[Size]) -> list[npt.NDArray[np.int64]] | None:
+        """Return the positions of the tiles of each file, shape (M, 5), if there are tiles."""
+        if self.tile is None:
+            return None
+        for file, size in zip(files, sizes, strict=True):
+            if min(size) < self.tile:
+                raise ValueError(
+                    f"{file} has {size[0]}×{size[1]} pixels, less than tile={self.tile}; use a "
+                    "smaller tile, or size= to enlarge the images."
+                )
+        stride = self.stride or self.tile
+        return [
+            positions_in(size[0], size[1], self.tile, stride, image=i)
+            for i, size in enumerate(sizes)
+        ]
 
     @property
     def _classes(self) -> list[int] | None:
@@ -149,17 +214,44 @@ class SegmentationDataModule(DataModule):
         self,
         folder: str,
         files: list[str],
-        shape: tuple[int, ...],
-        make: Callable[[str], npt.NDArray[Any]],
+        sizes: list[Size],
+        tiles: list[npt.NDArray[np.int64]] | None,
+        channels: int,
+        make: Callable[..., npt.NDArray[Any]],
         settings: str,
     ) -> Tensor:
+        """Decode all files, or their tiles, as uint8 (N, C, H, W)."""
+        size_of = dict(zip(files, sizes, strict=True))
+        shape = (channels, *sizes[0])
+        counts: list[int] | None = None
+        places: dict[str, npt.NDArray[np.int64]] = {}
+        if tiles is not None:
+            assert self.tile is not None  # for the type checker
+            shape = (channels, self.tile, self.tile)
+            counts, places = [*map(len, tiles)], dict(zip(files, tiles, strict=True))
+            settings += f" size={self.sides} tile={self.tile} stride={self.stride or self.tile}"
+
+        def read(file: str) -> npt.NDArray[Any]:
+            image = make(file, size=size_of[file])
+            if file not in places:
+                return image
+            found = [image[:, r : r + h, c : c + w] for _, r, c, h, w in places[file].tolist()]
+            return np.stack(found)
+
         if self.cache:
             root = Path(folder)
             place = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:8]
             name = f"dlblocks-{root.resolve().name}-{place}-{'x'.join(map(str, shape))}.npy"
-            return cached_images(Path(self.cache) / name, root, files, shape, make, settings)
-        decoded = np.empty((len(files), *shape), dtype=np.uint8)
-        decode_all(files, make, decoded.__setitem__, f"decoding {folder}")
+            return cached_images(
+                Path(self.cache) / name, root, files, shape, read, settings, counts
+            )
+        first = first_rows(len(files), counts)
+        decoded = np.empty((len(files) if counts is None else sum(counts), *shape), dtype=np.uint8)
+
+        def put(i: int, image: npt.NDArray[Any]) -> None:
+            decoded[first[i] : first[i] + (1 if counts is None else counts[i])] = image
+
+        decode_all(files, read, put, f"decoding {folder}")
         return torch.from_numpy(decoded)
 
 
@@ -197,11 +289,9 @@ def _stem(file: str, folder: str) -> str:
     return Path(file).relative_to(folder).with_suffix("").as_posix()
 
 
-def _check_sizes(
-    pairs: Sequence[tuple[str, ...]], sides: tuple[int, ...] | None
-) -> tuple[int, ...]:
-    """Return height and width of decoded images; reads the heads of the files alone."""
-    first: tuple[tuple[int, int], str] | None = None
+def _sizes(pairs: Sequence[tuple[str, ...]], sides: Size | None, *, any_size: bool) -> list[Size]:
+    """Return height and width of each decoded image; reads the heads of the files alone."""
+    found: list[Size] = []
     for image, mask in pairs:
         size, other = _size(image), _size(mask)
         if size != other:
@@ -209,14 +299,13 @@ def _check_sizes(
                 f"{mask} has {other[0]}×{other[1]} pixels, but its image {image} has "
                 f"{size[0]}×{size[1]}; a mask needs the height and width of its image."
             )
-        first = first or (size, image)
-        if sides is None and size != first[0]:
+        found.append(size)
+        if sides is None and size != found[0] and not any_size:
             raise ValueError(
-                f"{image} has {size[0]}×{size[1]} pixels and {first[1]} {first[0][0]}×"
-                f"{first[0][1]}; set size=, to which all are resized."
+                f"{image} has {size[0]}×{size[1]} pixels and {pairs[0][0]} {found[0][0]}×"
+                f"{found[0][1]}; set size=, to which all are resized, or tile=."
             )
-    assert first is not None  # for the type checker
-    return first[0] if sides is None else sides
+    return found if sides is None else [sides] * len(found)
 
 
 def _size(file: str) -> tuple[int, int]:

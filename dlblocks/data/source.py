@@ -42,6 +42,9 @@ class Source:
         target_kind: Kind of `targets`, in the same way.
         weights: Weight of each sample, floating point of shape (N,), or None.
         test_weights: Weights of the test set; None for equal weights.
+        positions: Image, row, column, height and width of each sample, floating point (N, 5), if
+            samples are tiles of large images.
+        test_positions: Those of the test set, whose images are numbered anew.
     """
 
     inputs: Tensor
@@ -58,6 +61,8 @@ class Source:
     target_kind: Kind | str | None = None
     weights: Tensor | None = None
     test_weights: Tensor | None = None
+    positions: np.ndarray | None = None
+    test_positions: np.ndarray | None = None
 
     @cached_property
     def fields(self) -> dict[str, Field]:

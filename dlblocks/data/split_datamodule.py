@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from typing_extensions import Self
 
 from dlblocks._errors import CheckedConstructor, check_choice, check_range, whole
+from dlblocks.data._blocks import Plane
 from dlblocks.data._fingerprint import first_copies
 from dlblocks.data._kinds import find_target_kind
 from dlblocks.data.dataset import EpochSampler
@@ -54,6 +55,8 @@ class SplitMetadata:
         folds: Predefined fold of each sample, shape (N,).
         copies: True if each group consists of copies of one sample, as with
             ``groups="duplicates"``.
+        positions: Image, row, column, height and width of each sample, shape (N, 5), for tiles of
+            large images.
     """
 
     num_samples: int
@@ -61,6 +64,7 @@ class SplitMetadata:
     groups: np.ndarray | None
     folds: np.ndarray | None
     copies: bool = False
+    positions: np.ndarray | None = None
 
 
 class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
@@ -78,6 +82,10 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
             - ``"time_series"``: training always before validation, in the order of the samples.
             - ``"leave_one_group_out"``: a fold for each group.
             - ``"predefined"``: a fold for each value of a column of folds.
+            - ``"blocks"``: compact blocks of the plane, for tiles of large images (Roberts et al.
+              2017). Training samples nearer than `margin` to a validation or test sample are in no
+              part, and neither are those near to the selection part. Every sample is still
+              validated once.
         num_folds: Number of folds K. With None, the last two kinds of `split` use the number in
             the data, and the others a single split by `val_fraction`.
         fold: The fold that validates, 0 … K-1.
@@ -136,9 +144,19 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         stratify: bool | None = None,
         groups: Literal["duplicates"] | None = None,
         balanced_sampling: bool = False,
+        margin: float = 1,
+        num_blocks: int | None = None,
     ) -> None:
         super().__init__()
         check_split(split)
+        check_range("margin", margin, 0)
+        if num_blocks is not None:
+            check_range("num_blocks", num_blocks, 2)
+        if split != "blocks" and (margin != 1 or num_blocks is not None):
+            raise ValueError(
+                f"margin={margin} and num_blocks={num_blocks} have no effect with "
+                f"split={split_name(split)}; use split='blocks'."
+            )
         check_range("val_fraction", val_fraction, 0, 1, high_open=True)
         check_range("test_fraction", test_fraction, 0, 1, high_open=True)
         _check_fold(num_folds, fold, counted=counts_folds(split))
@@ -157,6 +175,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
             check_choice("groups", groups, ["duplicates"])
         self._keep_duplicates = groups is not None
         self.balanced_sampling = balanced_sampling
+        self.margin, self.num_blocks = margin, whole(num_blocks)
         self._rows: dict[str, Tensor] = {}
         # The folds of the last split, which the copies of `for_fold` share.
         self._folds: dict[tuple[Any, ...], list[dict[str, Indices]]] = {}
@@ -177,6 +196,8 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         shared = {name: getattr(self, name) for name in self._shared}
         shared["split"] = self._split_name
         shared["groups"] = "duplicates" if self._keep_duplicates else None
+        if self.split == "blocks":
+            shared |= {"margin": self.margin, "num_blocks": self.num_blocks}
         known = {*ignored, *self.hparams}
         self._set_hyperparameters({k: v for k, v in shared.items() if k not in known})
 
@@ -308,7 +329,10 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         return [self._with_selection_part(fold, rows) for fold, rows in enumerate(found)]
 
     def _splits(self, num_folds: int | None, repeat: int) -> list[dict[str, Indices]]:
-        names = ("split_name", "val_fraction", "test_fraction", "split_seed", "stratify")
+        names = (
+            "split_name", "val_fraction", "test_fraction", "split_seed", "stratify", "margin",
+            "num_blocks",
+        )  # fmt: skip
         key = (num_folds, repeat, *(getattr(self, name) for name in names))
         if key not in self._folds:
             self._folds.clear()
@@ -334,7 +358,16 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
             "copies": columns.copies,
             "seed": self.split_seed,
             "development": self.development,
+            "plane": self._plane,
         }
+
+    @property
+    def _plane(self) -> Plane | None:
+        """Positions of the samples, or None if they do not decide the split."""
+        positions = self.columns.positions
+        if self.split != "blocks" or positions is None:
+            return None
+        return Plane(positions, self.margin, self.num_blocks)
 
     def count_duplicates(self, num_folds: int | None = None, *, repeat: int = 0) -> int | None:
         """Count validation samples with an exact copy in the training part.
@@ -385,10 +418,12 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
             ValueError: The folds of all repeats would be the same.
         """
         own = own_repeats(self.split)
-        if repeats not in (1, own) and self.split != "kfold":
+        draws = self.split == "kfold" or (self.split == "blocks" and self.num_blocks is not None)
+        if repeats not in (1, own) and not draws:
+            cure = "num_blocks=, several a fold" if self.split == "blocks" else "split='kfold'"
             raise ValueError(
                 f"repeats={repeats}, but split={self.split_name!r} makes the same folds every "
-                f"time; use repeats={own}, or split='kfold'."
+                f"time; use repeats={own}, or {cure}."
             )
         return max(repeats, own)
 
@@ -458,6 +493,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         # Only "kfold" is stratified. But no split may lose a class.
         strata = self._strata(columns.targets) if self.split == "kfold" else None
         targets = columns.targets if strata is None and self.is_classification else strata
+        plane = self._plane
         try:
             training, selected_on = selection(
                 len(train),
@@ -467,6 +503,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
                 groups=None if columns.groups is None else columns.groups[train],
                 copies=columns.copies,
                 in_order=is_in_time(self.split),
+                plane=None if plane is None else plane[train],
                 seed=self.split_seed,
             )
         except ValueError as error:
@@ -590,8 +627,8 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         Statistics of the training part, such as those of the normalisation, do not use it. While
         `validate_on` is ``"selection"``, `val_dataloader` loads it for early stopping and the best
         epoch. With ``validate_on = "val"`` the fold is scored. The share is stratified like the
-        folds and consists of whole groups. With ``split="time_series"`` it is the last rows. This
-        datamodule stays as it is.
+        folds and consists of whole groups. With ``split="time_series"`` it is the last rows, and
+        with ``split="blocks"`` a block with its margin. This datamodule stays as it is.
 
         Args:
             fraction: Share of the training part, in (0, 1).

@@ -18,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from dlblocks._errors import check_choice, check_range, checked, named
+from dlblocks.data._blocks import Plane
 
 Indices = npt.NDArray[np.int64]
 Fold = tuple[Indices, Indices]
-Split = Literal["kfold", "time_series", "leave_one_group_out", "predefined"]
+Split = Literal["kfold", "time_series", "leave_one_group_out", "predefined", "blocks"]
 SPLITS: tuple[str, ...] = get_args(Split)
 # Number of bins to stratify values by. For log-normal values (100 to 2,000 samples, 5 and 10 folds)
 # the means of the folds spread 0.7 times as far as without stratification with 5 bins, 0.6 times
@@ -105,6 +106,7 @@ def splits(
     repeat: int = 0,
     development: Indices | None = None,
     copies: bool = False,
+    plane: Plane | None = None,
 ) -> list[dict[str, Indices]]:
     """Split samples into ``"train"``, ``"val"`` and ``"test"`` for each fold.
 
@@ -115,7 +117,7 @@ def splits(
         num_samples: Number of samples N.
         split: ``"kfold"``; ``"time_series"``, which always holds out the last samples;
             ``"leave_one_group_out"`` or ``"predefined"``, with one fold for each value in `groups`
-            or `folds`; or a splitter of scikit-learn.
+            or `folds`; ``"blocks"`` of the plane; or a splitter of scikit-learn.
         num_folds: Number of folds. None for a single split, or for the number in the data.
         val_fraction: Validation share of the rest, without folds.
         test_fraction: Share held out first.
@@ -128,6 +130,8 @@ def splits(
         development: Rows to split instead of all that are not held out. They must be sorted, and
             none of them held out.
         copies: Each group consists of copies of one sample, as with ``groups="duplicates"``.
+        plane: Where samples lie, for ``"blocks"``. Training samples nearer than its margin to
+            validation or test samples are in no part.
 
     Raises:
         ValueError: An argument that the split needs is missing, or one that it cannot use is given;
@@ -138,16 +142,17 @@ def splits(
         >>> {part: len(rows) for part, rows in first.items()}, len(others)
         ({'train': 6, 'val': 2, 'test': 2}, 3)
     """
-    _check_columns(split, groups, folds, copies)
+    _check_columns(split, groups, folds, copies, plane)
     classes = _as_column("targets", targets, num_samples)
     members = _as_column("groups", groups, num_samples)
     numbers = _as_column("folds", folds, num_samples)
     keep: dict[str, Any] = {"targets": classes, "groups": members, "copies": copies, "seed": seed}
-    rest, test = hold_out_test(num_samples, split, test_fraction, development, **keep)
+    rest, test = hold_out_test(num_samples, split, test_fraction, development, **keep, plane=plane)
     if classes is not None:
         classes = classes[rest]
     if members is not None:
         members = members[rest]
+    plane = None if plane is None else plane[rest]
     keep |= {"targets": classes, "groups": members, "seed": seed + repeat}
     pairs: list[Fold]
     if not isinstance(split, str):
@@ -161,9 +166,11 @@ def splits(
         pairs = predefined(numbers[rest], members)
     elif num_folds is None:
         in_order = split == "time_series"
-        pairs = [holdout(len(rest), val_fraction, in_order=in_order, **keep)]
+        pairs = [holdout(len(rest), val_fraction, in_order=in_order, plane=plane, **keep)]
     elif split == "time_series":
         pairs = time_series(len(rest), num_folds)
+    elif plane is not None:
+        pairs = block_folds(plane, num_folds, seed=seed + repeat)
     else:
         pairs = kfold(len(rest), num_folds, **keep)
     if num_folds not in (None, len(pairs)):
@@ -193,11 +200,18 @@ def hold_out_test(
     return (rest if development is None else development), test
 
 
-def _check_columns(split: Split | Splitter, groups: object, folds: object, copies: bool) -> None:
+def _check_columns(
+    split: Split | Splitter, groups: object, folds: object, copies: bool, plane: Plane | None
+) -> None:
     """Refuse a missing column, and one that the split would ignore."""
     check_split(split)
+    if split == "blocks" and plane is None:
+        raise ValueError(
+            "split='blocks' needs positions, one row per sample; set positions= of ArrayDataModule "
+            "or FoldedDataModule, or tile= of SegmentationDataModule."
+        )
     by_groups = split == "leave_one_group_out"
-    if groups is not None and (split == "time_series" or (copies and by_groups)):
+    if groups is not None and (split in ("time_series", "blocks") or (copies and by_groups)):
         what = "groups='duplicates'" if copies else "groups"
         raise ValueError(f"{what} cannot be kept whole by split={split!r}; leave groups out.")
     for argument, value, needs in (
@@ -417,6 +431,30 @@ def _pairs(splitter: Any, num_samples: int, targets: Any = None, groups: Any = N
     return [(_sorted(train), _sorted(val)) for train, val in folds]
 
 
+def block_folds(plane: Plane, num_folds: int, *, seed: int = 0) -> list[Fold]:
+    """Split samples into K folds of blocks, with a margin.
+
+    The validation parts are disjoint and together contain every sample once. Training samples
+    nearer than the margin to a validation sample are in neither part of that fold.
+
+    Args:
+        plane: Where the N samples lie.
+        num_folds: Number of folds K, 2 <= K <= N.
+        seed: Seed of the order of images and blocks.
+
+    Raises:
+        ValueError: There are too few places for K blocks, or a fold has no training samples left.
+
+    Example:
+        >>> tiles = np.array([[0, 0, 8 * i, 8, 8] for i in range(6)], float)
+        >>> [(train.tolist(), val.tolist()) for train, val in block_folds(Plane(tiles), 2)]
+        [([0, 1], [3, 4, 5]), ([4, 5], [0, 1, 2])]
+    """
+    check_range("num_folds", num_folds, 2, len(plane.positions))
+    found = kfold(len(plane.positions), num_folds, groups=plane.blocks(num_folds, seed), seed=seed)
+    return [(plane.far_from(train, val), val) for train, val in found]
+
+
 @checked
 def holdout(
     num_samples: int,
@@ -426,6 +464,7 @@ def holdout(
     groups: npt.ArrayLike | None = None,
     copies: bool = False,
     in_order: bool = False,
+    plane: Plane | None = None,
     seed: int = 0,
 ) -> Fold:
     """Hold out a share of the samples, and return (rest, held out).
@@ -433,7 +472,8 @@ def holdout(
     As in `kfold`, the samples are stratified by `targets`, and `groups`, which may be `copies`,
     stay whole. With groups, one of ``round(1 / fraction)`` folds is held out, so its share is only
     as close to `fraction` as the sizes of the groups allow. ``fraction=0`` holds out nothing.
-    `in_order` holds out the last samples, in the order of time.
+    `in_order` holds out the last samples, in the order of time. With a `plane` one or more of its
+    blocks are held out, and samples nearer than its margin are in neither part.
 
     Raises:
         ValueError: `fraction` is outside [0, 1), a class has a single member, or there are too few
@@ -455,6 +495,11 @@ def holdout(
         raise ValueError(f"{num_samples} samples are too few to hold out a fraction {fraction}.")
     if in_order:
         return everything[:-num_held_out], everything[-num_held_out:]
+    if plane is not None:
+        num_folds = max(2, round(1 / fraction))
+        blocks = plane.blocks(num_folds, seed)
+        rest, held_out = _group_holdout(None, blocks, num_folds, fraction, seed)
+        return plane.far_from(rest, held_out), held_out
     classes = _as_column("targets", targets, num_samples)
     members = _as_column("groups", groups, num_samples)
     if copies and members is not None:
@@ -513,6 +558,7 @@ def selection(
     groups: npt.ArrayLike | None = None,
     copies: bool = False,
     in_order: bool = False,
+    plane: Plane | None = None,
     seed: int = 0,
 ) -> Fold:
     """Split the training samples of a fold into training and selection part.
@@ -528,6 +574,7 @@ def selection(
         groups: Groups to keep whole.
         copies: Each group consists of copies of one sample; see `kfold`.
         in_order: Take the last samples, in the order of time.
+        plane: Take blocks of the plane; see `holdout`.
         seed: Seed of the draw.
 
     Raises:
@@ -562,6 +609,7 @@ def selection(
             groups=groups,
             copies=copies,
             in_order=in_order,
+            plane=plane,
             seed=seed,
         )
     if len(training) < 2:

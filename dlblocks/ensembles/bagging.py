@@ -278,6 +278,11 @@ class Bagging:
                 "the data have no validation part, by which each member's best epoch is chosen; "
                 "set val_fraction or num_folds."
             )
+        if self._leaves_out and new.split == "blocks":
+            raise ValueError(
+                "split='blocks' keeps neighbouring tiles apart, and what is out of the bag would "
+                "be scored by models that know the tiles beside it; use DeepEnsemble."
+            )
         if self._leaves_out and new.columns.targets is None:
             raise ValueError(
                 "the targets of the data cannot be read, and out-of-bag predictions are held "

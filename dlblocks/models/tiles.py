@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dlblocks._errors import check_range
+from dlblocks._geometry import tile_starts
 from dlblocks.models.model import Model
 
 
@@ -67,7 +68,7 @@ def _predicted(
     model: Any, images: Tensor, tile: int, overlap: int, batch_size: int, device: torch.device
 ) -> Tensor:
     count, _, height, width = images.shape
-    rows, columns = (_starts(side, tile, overlap) for side in (height, width))
+    rows, columns = (tile_starts(side, tile, tile - overlap) for side in (height, width))
     down, right = (
         _fades(starts, side, tile) for starts, side in ((rows, height), (columns, width))
     )
@@ -98,13 +99,6 @@ def _predicted(
             at += output * share
     assert total is not None  # for the type checker
     return total
-
-
-def _starts(side: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin; the last one ends with the image."""
-    if side <= tile:
-        return [0]
-    return [*range(0, side - tile, tile - overlap), side - tile]
 
 
 def _fades(starts: list[int], side: int, tile: int) -> list[Tensor]:

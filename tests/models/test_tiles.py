@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from dlblocks._geometry import tile_starts
 from dlblocks.models import Segmenter, UNetSegmenter, predict_tiles
-from dlblocks.models.tiles import _fades, _starts
+from dlblocks.models.tiles import _fades
 
 
 def local(channels=2):
@@ -35,7 +36,7 @@ def test_too_little_overlap_shows():
 
 @pytest.mark.parametrize(("side", "tile", "overlap"), [(40, 16, 4), (17, 16, 15), (10, 16, 3)])
 def test_shares_sum_to_one(side, tile, overlap):
-    starts = _starts(side, tile, overlap)
+    starts = tile_starts(side, tile, tile - overlap)
     sums = torch.zeros(side, dtype=torch.float64)
     for start, fade in zip(starts, _fades(starts, side, tile), strict=True):
         sums[start : start + len(fade)] += fade
