@@ -33,13 +33,13 @@ from dlblocks.nets import Backbone
 from dlblocks.runs import next_run_dir, table, write_results
 
 Arch = Literal["alexnet", "vgg11", "googlenet", "resnet18", "densenet121"]
-# What a net has that the one before it has not, and its learning rate.
-IDEAS: dict[Arch, tuple[str, float]] = {
-    "alexnet": ("convolutions, ReLU, dropout (2012)", 0.001),
-    "vgg11": ("3×3 filters alone (2014)", 0.001),
-    "googlenet": ("filters side by side, batch norm (2014)", 0.001),
-    "resnet18": ("shortcuts (2015)", 0.001),
-    "densenet121": ("all earlier maps as input (2016)", 0.001),
+# What a net has that the one before it has not.
+IDEAS: dict[Arch, str] = {
+    "alexnet": "ReLU, dropout (2012)",
+    "vgg11": "deeper, all filters 3×3 (2014)",
+    "googlenet": "filters side by side, batch norm (2014)",
+    "resnet18": "shortcuts (2015)",
+    "densenet121": "all earlier maps as input (2016)",
 }
 HIDDEN = 512  # units of the heads of AlexNet and VGG
 say = rank_zero_only(print)
@@ -49,7 +49,7 @@ def main(
     archs: list[Arch] = list(IDEAS),  # noqa: B006 - only read
     num_folds: int = 3,
     max_epochs: int = 3,
-    lr: float | None = None,
+    lr: float = 0.001,
     run_dir: str | None = None,
     logger: Literal["csv", "wandb", "tensorboard", "none"] = "none",
     fast_dev_run: bool = False,
@@ -64,7 +64,7 @@ def main(
         archs: The nets; each is compared with the one before it.
         num_folds: Number of folds.
         max_epochs: Epochs of each fit.
-        lr: Peak of the one-cycle learning rate; None for each net's own.
+        lr: Peak of the one-cycle learning rate, the same for all.
         run_dir: Where everything goes; by default runs/modern_cnn, or runs/modern_cnn-2 and so on.
             A killed run there resumes if it is named.
         logger: Where each fold logs.
@@ -123,7 +123,7 @@ def main(
         )
     }
     if before:
-        named = {new: f"{new}: {IDEAS[new][0]}" for new in before}
+        named = {new: f"{new}: {IDEAS[new]}" for new in before}
         figures["gains"] = plots.strip(
             {
                 named[new]: [a - b for a, b in zip(scores[new], scores[old], strict=True)]
@@ -135,7 +135,7 @@ def main(
     write_results(folder, metrics, figures=figures)
 
 
-def make_model(arch: Arch, lr: float | None = None) -> VisionClassifier:
+def make_model(arch: Arch, lr: float = 0.001) -> VisionClassifier:
     """Return a new net for digits, with a lighter head where it is heavy."""
     model = VisionClassifier(
         arch,
@@ -143,7 +143,7 @@ def make_model(arch: Arch, lr: float | None = None) -> VisionClassifier:
         in_channels=1,
         image_size=8,
         optimizer="adamw",
-        lr=lr or IDEAS[arch][1],
+        lr=lr,
         weight_decay=0.02,
         lr_schedule="one_cycle",
     )
