@@ -660,7 +660,10 @@ def _plain_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, TypeError, OSError, FloatingPointError, MisconfigurationException) as error:
+    except (
+        ValueError, TypeError, OSError, FloatingPointError, ModuleNotFoundError,
+        MisconfigurationException,
+    ) as error:  # fmt: skip
         frames = traceback.extract_tb(error.__traceback__)
         raisers = ("/dlblocks/", "/jsonargparse/", "/lightning/pytorch/trainer/connectors/")
         if not any(raiser in frames[-1].filename.replace("\\", "/") for raiser in raisers):

