@@ -22,70 +22,29 @@ from torch import Tensor
 
 from dlblocks._errors import check_choice
 from dlblocks._geometry import Geometry
+from dlblocks._ragged import Padded, Ragged
+
+__all__ = [
+    "KINDS",
+    "Boxes",
+    "Class",
+    "Features",
+    "Field",
+    "Image",
+    "Kind",
+    "Labels",
+    "Mask",
+    "Padded",
+    "Ragged",
+    "Role",
+    "Tokens",
+    "Values",
+    "Weight",
+    "as_kind",
+    "kinds_of",
+]
 
 Role = Literal["input", "target", "other"]
-
-
-class Ragged:
-    """Rows of unequal length, such as the boxes of each image.
-
-    Args:
-        values: All rows one after the other, shape (T, ...).
-        offsets: Start of each row, then the end of the last, int64 of shape (N + 1,).
-
-    Example:
-        >>> boxes = Ragged.of([torch.zeros(2, 4), torch.zeros(0, 4)])
-        >>> len(boxes), boxes[0].shape, boxes[1].shape
-        (2, torch.Size([2, 4]), torch.Size([0, 4]))
-    """
-
-    def __init__(self, values: Tensor, offsets: Tensor) -> None:
-        steps = offsets.diff()
-        if (
-            offsets.ndim != 1
-            or not len(offsets)
-            or int(offsets[0])
-            or int(offsets[-1]) != len(values)
-        ):
-            raise ValueError(
-                f"offsets must run from 0 to {len(values)}, the number of values, got "
-                f"{offsets.tolist()[:8]}."
-            )
-        if len(steps) and int(steps.min()) < 0:
-            raise ValueError(
-                "offsets must not decrease; row i is values[offsets[i] : offsets[i + 1]]."
-            )
-        self.values, self.offsets = values, offsets
-
-    @classmethod
-    def of(cls, rows: Sequence[Tensor]) -> Ragged:
-        """Join rows, each of shape (T_i, ...)."""
-        lengths = torch.tensor([0, *(len(row) for row in rows)])
-        return cls(torch.cat(list(rows)), lengths.cumsum(0))
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, row: int) -> Tensor:
-        row = range(len(self))[row]
-        return self.values[int(self.offsets[row]) : int(self.offsets[row + 1])]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory."""
-        return self.values.nbytes + self.offsets.nbytes
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the values."""
-        return self.values.device
-
-    def to(self, device: torch.device) -> Ragged:
-        """Copy the values to a device.
-
-        The offsets stay where they are, because they are read one by one.
-        """
-        return Ragged(self.values.to(device), self.offsets)
 
 
 @dataclass(frozen=True)
@@ -99,12 +58,14 @@ class Kind:
         is_integer: Whether values are whole numbers. Batches hold them as int64.
         is_structured: Whether a sample has many values that are predicted together, such as
             pixels, boxes or tokens. Folds are not stratified by them.
+        is_padded: Whether rows may be sequences of unequal length, whose batches are `Padded`.
         refusal: Why values cannot move with an image, and the cure; None if they can.
     """
 
     normalised: ClassVar[bool] = False
     is_integer: ClassVar[bool] = False
     is_structured: ClassVar[bool] = False
+    is_padded: ClassVar[bool] = False
     refusal: ClassVar[str | None] = None
 
     @property
@@ -132,8 +93,11 @@ class Kind:
             rows: int64 of shape (B,), on the device of `values`.
 
         Returns:
-            Shape (B, ...), or for `Ragged` a list of B tensors.
+            Shape (B, ...). For `Ragged` a list of B tensors, or `Padded` features or tokens.
         """
+        if isinstance(values, Ragged) and self.is_padded:
+            padded = values.padded(rows)
+            return Padded(padded.values.long(), padded.lengths) if self.is_integer else padded
         if isinstance(values, Ragged):
             return [values[row] for row in rows.tolist()]
         batch = values.index_select(0, rows)
@@ -178,15 +142,24 @@ class Image(Kind):
 
 
 class Features(Kind):
-    """Features to normalise, tables (N, F) or sequences (N, T, F)."""
+    """Features to normalise, tables (N, F) or sequences (N, T, F).
+
+    Sequences of unequal length are `Ragged`, with values (T, F). Each of their F features is
+    normalised over all steps of the training part.
+    """
 
     normalised: ClassVar[bool] = True
+    is_padded: ClassVar[bool] = True
 
 
 class Tokens(Kind):
-    """Token numbers (N, ...), which are not normalised."""
+    """Token numbers (N, ...), which are not normalised.
+
+    Sequences of unequal length are `Ragged`, with values (T,).
+    """
 
     is_integer: ClassVar[bool] = True
+    is_padded: ClassVar[bool] = True
     is_structured: ClassVar[bool] = True
 
     def check(self, argument: str, values: Any, class_names: Sequence[str] | None = None) -> None:

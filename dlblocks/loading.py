@@ -27,12 +27,14 @@ from dlblocks._errors import check_choice, check_range
 from dlblocks._files import atomic_write, is_rank_zero
 from dlblocks._plain import plain, plain_hyperparameters
 from dlblocks._quiet import isolated
+from dlblocks._ragged import entries_of
 from dlblocks.crossval.results import CrossValidationResult, NestedResult
 from dlblocks.data._csv_chunks import CsvChunks
 from dlblocks.data._images import images_below
 from dlblocks.data._read_csv import COMPRESSED, ENDINGS
 from dlblocks.data.encoders import Encoder, Samples, Unseen, encoder_of
 from dlblocks.ensembles.results import ENSEMBLE
+from dlblocks.fields import Padded
 from dlblocks.models import Model
 from dlblocks.models import load as load_model
 from dlblocks.models._checkpoints import (
@@ -176,10 +178,11 @@ class Predictor:
             data: What the model was trained on, in its units. For a table a CSV file, a folder of
                 them, a DataFrame, or a list of dictionaries; the target may be left out, further
                 columns are ignored. For images a file, a list or folder of files, or an array
-                (N, C, H, W). For arrays an array, a tensor, or a ``.npy`` file. A DataLoader or
-                Dataset of batches or samples that begin with raw inputs. With `preprocess`, what
-                that takes: lists, arrays and DataFrames come in pieces of `batch_size`, CSV files
-                as DataFrames, folders and files as lists of files, a DataLoader batch by batch.
+                (N, C, H, W). For arrays an array, a tensor, or a ``.npy`` file. For sequences of
+                unequal length a list of arrays (T_i, F). A DataLoader or Dataset of batches or
+                samples that begin with raw inputs. With `preprocess`, what that takes: lists,
+                arrays and DataFrames come in pieces of `batch_size`, CSV files as DataFrames,
+                folders and files as lists of files, a DataLoader batch by batch.
             batch_size: Samples of a batch. None: as in training, so that predictions are the same
                 to the last bit. Large batches of small nets are faster.
             device: ``"auto"`` for an accelerator if there is one, ``"cpu"``, ``"cuda:1"``, ….
@@ -464,12 +467,11 @@ def _by_hand(data: Any, size: int, preprocess: Callable[[Any], Any]) -> Samples:
 
 def _prepared(batch: Any, statistics: Preprocess) -> Any:
     """Return a batch as the steps of the model take it."""
-    if isinstance(batch, Tensor):
-        batch = [batch]
-    if not isinstance(batch, (list, tuple)) or not batch or not isinstance(batch[0], Tensor):
+    entries = entries_of(batch)
+    if not entries or not isinstance(entries[0], (Tensor, Padded)):
         return batch  # nobody knows what its inputs are
-    inputs, *rest = batch
-    if hasattr(batch, "_fields"):  # a namedtuple
+    inputs, *rest = entries
+    if hasattr(batch, "_fields") and not isinstance(batch, Padded):  # a namedtuple
         return type(batch)(statistics(inputs), *rest)
     return [statistics(inputs), *rest]
 

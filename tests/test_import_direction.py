@@ -23,6 +23,7 @@ FLOORS = [
         "_npz",
         "_plain",
         "_quiet",
+        "_ragged",
         "_scores",
     },
     {"fields", "losses"},

@@ -22,7 +22,7 @@ from torch import Tensor
 from dlblocks._errors import check_choice, check_range, checked
 from dlblocks._lightning import HOOK, datamodule_of, hook_owner
 from dlblocks.callbacks._wrapper import UndoneCallback, Wrapped, unwrap, wrap
-from dlblocks.fields import kinds_of
+from dlblocks.fields import Padded, kinds_of
 from dlblocks.losses import MixedTargets
 
 Key = int | str | Sequence[int | str]
@@ -57,6 +57,7 @@ class BatchTransform(UndoneCallback):
     """
 
     before_hook = False
+    takes_padded = False  # True for transforms of targets alone
     # Words that `data_keys` may use for an entry.
     extra_actions: tuple[str, ...] = ("keep",)
     # What is done with the weights of samples in a batch of our datamodules.
@@ -129,6 +130,8 @@ class BatchTransform(UndoneCallback):
         """Read what it needs from trainer and module, before the first batch."""
         self.weights_key = WEIGHTS if "weights" in kinds_of(datamodule_of(trainer)) else None
         last = self.max_epochs = None if trainer.max_epochs == -1 else trainer.max_epochs
+        if None in (getattr(datamodule_of(trainer), "input_shape", None) or ()):
+            self.check_padded(True)
         if getattr(datamodule_of(trainer), "embeddings", None):
             raise ValueError(
                 f"{type(self).__name__} would spoil the inputs that are numbers of categories "
@@ -149,6 +152,14 @@ class BatchTransform(UndoneCallback):
             )
         if last is not None and last <= self.start_epoch:
             rank_zero_warn(f"{name}(start_epoch={self.start_epoch}) comes after max_epochs={last}.")
+
+    def check_padded(self, is_padded: bool) -> None:
+        """Raise a `ValueError` if inputs are padded sequences that it cannot change."""
+        if is_padded and not self.takes_padded:
+            raise ValueError(
+                f"{type(self).__name__} cannot act on sequences of unequal length, whose padding "
+                "it would change; remove it, or give sequences of equal length, (N, T, F)."
+            )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         callbacks = vars(trainer)["callbacks"]
@@ -255,7 +266,9 @@ class Entries:
         self.input_path = _path_of(transform.input_key)
         self.target_path = _path_of(transform.target_key)
         self.has_target = transform.target_key is not None
-        self.inputs = tensors_in(self._find(self.input_path, "input_key"))
+        found = self._find(self.input_path, "input_key")
+        transform.check_padded(_has_padded(found))
+        self.inputs = tensors_in(found)
         if not self.inputs or not all(x.ndim for x in self.inputs):
             raise self._unknown("input_key", self.input_path)
         self.targets: list[Any] = []
@@ -411,6 +424,14 @@ def tensors_in(nest: Any) -> list[Tensor]:
     found: list[Tensor] = []
     apply_to_collection(nest, Tensor, found.append)
     return found
+
+
+def _has_padded(nest: Any) -> bool:
+    if isinstance(nest, Mapping):
+        nest = list(nest.values())
+    if isinstance(nest, Padded) or not isinstance(nest, (list, tuple)):
+        return isinstance(nest, Padded)
+    return any(map(_has_padded, nest))
 
 
 def map_tensors(nest: Any, new: Iterator[Any]) -> Any:

@@ -114,6 +114,7 @@ class LabelSmoothing(Softening):
             are values.
     """
 
+    takes_padded = True
     cure = "or leave LabelSmoothing out for the loss's own argument, if it has one"
 
     @checked

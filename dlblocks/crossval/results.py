@@ -498,7 +498,7 @@ class CrossValidationResult(Result):
         ) as bar:
             found = permutation_importance(
                 fits,
-                data.source.inputs,
+                data.raw_inputs("train"),
                 columns,
                 metric=metric,
                 repeats=repeats,

@@ -15,7 +15,7 @@ def find_input_kind(argument: str, inputs: Any) -> Kind:
 
     Args:
         argument: Name of the inputs in the message.
-        inputs: Tensor or array of shape (N, ...).
+        inputs: Tensor or array of shape (N, ...), or `Ragged`.
 
     Raises:
         ValueError: The inputs are integers, which may be tokens or features.
@@ -24,7 +24,7 @@ def find_input_kind(argument: str, inputs: Any) -> Kind:
         >>> find_input_kind("inputs", np.zeros((2, 3, 8, 8), np.uint8)).name
         'image'
     """
-    if inputs.ndim == 4:
+    if inputs.ndim == 4 and not isinstance(inputs, Ragged):
         return Image()
     if _letter(inputs) in "iu":
         cure = " For grey images (N, H, W) use inputs[:, None]." if inputs.ndim == 3 else ""
@@ -65,10 +65,10 @@ def find_target_kind(targets: Any, size: tuple[int, ...] | None = None) -> Kind 
 
 def _letter(values: Any) -> str:
     """Return NumPy's letter of a dtype, such as f, i or u."""
-    if not isinstance(values, Tensor):
+    if not isinstance(values, (Tensor, Ragged)):
         return str(values.dtype.kind)
     if values.is_floating_point():
         return "f"
     return {"torch.bool": "b", "torch.uint8": "u"}.get(
-        str(values.dtype), "c" if values.is_complex() else "i"
+        str(values.dtype), "c" if values.dtype.is_complex else "i"
     )

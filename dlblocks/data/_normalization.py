@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dlblocks.fields import Ragged
+
 # Values at a time: 2 MB as float64, which fit into the processor's cache.
 CHUNK = 1 << 18
 # Largest tolerated rounding error, as a share of a column's standard deviation.
@@ -19,7 +21,7 @@ MAX_THREADS = 8
 FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
-def mean_and_std(inputs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def mean_and_std(inputs: Tensor | Ragged, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the mean and standard deviation of each channel over some rows.
 
     The standard deviation is that of the population. One pass in float64 reads some rows at a time.
@@ -27,7 +29,8 @@ def mean_and_std(inputs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     (Chan, Golub and LeVeque 1983).
 
     Args:
-        inputs: Shape (N, C, ...), any dtype. The channels of a table are its columns.
+        inputs: Shape (N, C, ...), any dtype. The channels of a table are its columns. Of `Ragged`
+            sequences with values (T, C, ...), all steps of the rows count.
         rows: Rows to use, int64, shape (M,) with M >= 1.
 
     Returns:
@@ -38,6 +41,8 @@ def mean_and_std(inputs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         >>> mean_and_std(torch.tensor([[1.0], [3.0], [99.0]]), torch.tensor([0, 1]))
         (tensor([2.], dtype=torch.float64), tensor([1.], dtype=torch.float64))
     """
+    if isinstance(inputs, Ragged):
+        rows, inputs = inputs.positions(rows), inputs.values
     channels = inputs.shape[1]
 
     def read(chunk: Tensor) -> Tensor:
@@ -58,19 +63,21 @@ def mean_and_std(inputs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     return pivot + shift, (square / count - shift.square()).clamp_(min=0).sqrt()
 
 
-def needs_float64(inputs: Tensor) -> bool:
+def needs_float64(inputs: Tensor | Ragged) -> bool:
     """Tell whether float32 would round a column too much.
 
     It does if rounding changes a value by more than 1e-3 of its column's standard deviation. An
     example is times in milliseconds since 1970. Values that are not finite are ignored.
 
     Args:
-        inputs: Features of shape (N, F), any dtype.
+        inputs: Features of shape (N, F), or `Ragged` with values (T, F), any dtype.
 
     Example:
         >>> needs_float64(torch.tensor([[1.7e12], [1.7e12 + 60_000]], dtype=torch.float64))
         True
     """
+    if isinstance(inputs, Ragged):
+        inputs = inputs.values
     wide = inputs.dtype in (torch.float64, torch.int64, torch.int32)
     if inputs.ndim != 2 or not wide or not inputs.numel():
         return False
@@ -124,12 +131,13 @@ def _is_rounded(column: Tensor) -> bool:
     return bool(lost > TOLERATED * std) and not _is_constant(mean, std)
 
 
-def standardisation(inputs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def standardisation(inputs: Tensor | Ragged, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return the scale and shift that standardise channels over some rows.
 
     ``x * scale + shift`` has mean 0 and standard deviation 1, and is 0 for constant channels. Both
-    have shape (C,). They are float32, but float64 for float64 inputs, and where a mean is so far
-    from 0 that float32 would lose more than 1e-3 standard deviations.
+    have shape (C,), or (1, C, 1, ...) for `Ragged` values (T, C, ...). They are float32, but
+    float64 for float64 inputs, and where a mean is so far from 0 that float32 would lose more than
+    1e-3 standard deviations.
     """
     mean, std = mean_and_std(inputs, rows)
     constant = _is_constant(mean, std)
@@ -137,7 +145,11 @@ def standardisation(inputs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     far = (FLOAT32_EPS * mean.abs() > TOLERATED * std) & ~constant
     wide = inputs.dtype == torch.float64 or bool(far.any())
     dtype = torch.float64 if wide else torch.float32
-    return (1 / std).to(dtype), (-mean / std).to(dtype)
+    scale, shift = (1 / std).to(dtype), (-mean / std).to(dtype)
+    if isinstance(inputs, Ragged):
+        shape = 1, -1, *[1] * (inputs.values.ndim - 2)
+        return scale.reshape(shape), shift.reshape(shape)
+    return scale, shift
 
 
 def _is_constant(mean: Tensor, std: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import mmap
 import os
 from pathlib import Path
@@ -36,10 +37,18 @@ class ArrayDataModule(DataModule):
     hold uint8 images, float32 or float16, or integers of tokens and masks. Any other dtype would
     have to be converted as a whole.
 
+    Inputs may be sequences of unequal length, features or tokens: a list of arrays (T_i, F), or of
+    whole numbers (T_i,), or a `dlblocks.fields.Ragged`. The inputs of a batch are then
+    `dlblocks.fields.Padded`, padded with 0 to the longest of the batch. Each of the F features is
+    normalised over all steps of the training part, and padding stays 0. A list of sequences of
+    equal length is an array (N, T, F), which is normalised along its second axis; give
+    ``Ragged.of(list)`` for one mean for each feature.
+
     Args:
         inputs: Images (N, C, H, W), uint8 or floating point, features (N, F), floating point, or
-            tokens (N, T), integers. Or the name of a ``.npy`` file of those, which is also possible
-            for `targets`, `test_inputs` and `test_targets`.
+            tokens (N, T), integers. Or a list of sequences of unequal length. Or the name of a
+            ``.npy`` file of an array, which is also possible for `targets`, `test_inputs` and
+            `test_targets`.
         targets: Classes, shape (N,) or (N, 1): whole numbers, bool or texts of any values, which
             are mapped to 0 … C-1 and named by `class_names`; see
             `dlblocks.data._labels.encode_labels`. Values to regress, (N,) or (N, D), floating
@@ -78,10 +87,10 @@ class ArrayDataModule(DataModule):
         self,
         # Names of files come first, because the command line uses the first type that accepts a
         # text, and NumPy would convert it to an array of bytes.
-        inputs: str | Path | Tensor | npt.ArrayLike,
+        inputs: str | Path | Tensor | Ragged | npt.ArrayLike,
         targets: str | Path | Tensor | npt.ArrayLike,
         *,
-        test_inputs: str | Path | Tensor | npt.ArrayLike | None = None,
+        test_inputs: str | Path | Tensor | Ragged | npt.ArrayLike | None = None,
         test_targets: str | Path | Tensor | npt.ArrayLike | None = None,
         groups: Literal["duplicates"] | npt.ArrayLike | None = None,
         folds: npt.ArrayLike | None = None,
@@ -115,6 +124,7 @@ class ArrayDataModule(DataModule):
                 ("inputs", "targets", "test_inputs", "test_targets"), self.given, strict=True
             )
         )
+        inputs, test_inputs = _sequences(inputs, test_inputs)
         of_inputs = self.input_kind or find_input_kind("inputs", _array(inputs))
         size = image_size(_array(inputs), of_inputs)
         of_targets = self.target_kind or find_target_kind(targets, size) or Values()
@@ -150,16 +160,63 @@ def _weights(argument: str, values: Any) -> Tensor | None:
     return tensor.to(_dtype())
 
 
-def _array(values: Any) -> Tensor | np.ndarray:
-    return values if isinstance(values, Tensor) else np.asarray(values)
+def _array(values: Any) -> Any:
+    return values if isinstance(values, (Tensor, Ragged)) else np.asarray(values)
 
 
-def _inputs(argument: str, values: Any, kind: Kind, *, wide: bool = False) -> Tensor:
+def _sequences(inputs: Any, test_inputs: Any) -> tuple[Any, Any]:
+    """Make sequences of unequal length `Ragged`, in both sets if there are some in one."""
+    given = {"inputs": inputs, "test_inputs": test_inputs}
+    if not any(isinstance(values, Ragged) or _is_uneven(values) for values in given.values()):
+        return inputs, test_inputs
+    made = [None if x is None else _ragged(name, x) for name, x in given.items()]
+    return made[0], made[1]
+
+
+def _is_uneven(values: Any) -> bool:
+    """Tell whether values are a list of arrays of unequal shape."""
+    if isinstance(values, np.ndarray) and values.dtype.kind == "O":
+        values = values.tolist()
+    if not isinstance(values, (list, tuple)):
+        return False
+    shapes = set[tuple[int, ...]]()
+    for row in values:
+        if isinstance(row, (np.ndarray, Tensor)):
+            shapes.add(tuple(row.shape))
+        else:
+            shapes.add((len(row),) if isinstance(row, (list, tuple)) else ())
+    return len(shapes) > 1 and () not in shapes
+
+
+def _ragged(argument: str, values: Any) -> Ragged:
+    if isinstance(values, Ragged):
+        return values
+    rows = [x.detach() if isinstance(x, Tensor) else _as_tensor(argument, x) for x in values]
+    for number, row in enumerate(rows):
+        if row.shape[1:] != rows[0].shape[1:]:
+            cure = "leave out features that not all have"
+            if row.ndim == 2 and len({len(x) for x in rows}) == 1:
+                cure = "transpose them with [x.T for x in …]"
+            raise ValueError(
+                f"{argument} has sequences of shape {tuple(rows[0].shape)} in row 0 and "
+                f"{tuple(row.shape)} in row {number}; sequences are (T, F) with the same F: {cure}."
+            )
+    dtypes = [row.dtype for row in rows]
+    if len(set(dtypes)) > 1:
+        dtype = functools.reduce(torch.promote_types, dtypes)
+        rows = [row.to(dtype) for row in rows]
+    return Ragged.of(rows)
+
+
+def _inputs(argument: str, values: Any, kind: Kind, *, wide: bool = False) -> Any:
     """Convert inputs to the dtype in which they are kept.
 
     Images stay uint8 and tokens integers. Others become floating point: float64 if `wide`, or if
     float32 would round too much.
     """
+    if isinstance(values, Ragged):
+        converted = _inputs(argument, values.values, kind, wide=wide)
+        return Ragged(converted, values.offsets)
     if _is_mapped(values):
         _check_mapped(argument, values, kind)
     if kind.is_integer:

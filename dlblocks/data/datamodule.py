@@ -24,13 +24,13 @@ from dlblocks._quiet import isolated
 from dlblocks.data._fingerprint import MAX_SEARCHED_BYTES, fingerprint, first_copies, row_keys
 from dlblocks.data._normalization import needs_float64, standardisation
 from dlblocks.data.dataset import ArrayDataset, collate, collate_with_index
-from dlblocks.data.encoders import ArrayEncoder, Encoder, ImageEncoder
+from dlblocks.data.encoders import ArrayEncoder, Encoder, ImageEncoder, SequenceEncoder
 from dlblocks.data.source import Source, check_arrays
 from dlblocks.data.split_datamodule import BatchSize, SplitDataModule, SplitMetadata
 from dlblocks.data.transforms import SampleTransform
-from dlblocks.fields import KINDS, Kind, Ragged
+from dlblocks.fields import KINDS, Kind, Padded, Ragged
 from dlblocks.nets import Preprocess
-from dlblocks.nets.preprocess import complete, preprocess_of
+from dlblocks.nets.preprocess import Inputs, complete, preprocess_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -152,7 +152,7 @@ class DataModule(SplitDataModule):
 
     def input_keys(self) -> np.ndarray | None:
         inputs = self.source.inputs
-        if inputs.numel() * inputs.element_size() > MAX_SEARCHED_BYTES:
+        if inputs.nbytes > MAX_SEARCHED_BYTES:
             return None
         return self.source.input_keys
 
@@ -165,9 +165,10 @@ class DataModule(SplitDataModule):
         test, known = self.source.test_inputs, self.input_keys()
         if test is None:
             return 0
-        if known is None or test.numel() * test.element_size() > MAX_SEARCHED_BYTES:
+        if known is None or test.nbytes > MAX_SEARCHED_BYTES:
             return None
-        return int(np.isin(row_keys(test), known).sum())
+        rows = [*test] if isinstance(test, Ragged) else test
+        return int(np.isin(row_keys(rows), known).sum())
 
     def fingerprint(self) -> str:
         """Hash the arrays without the official test set.
@@ -175,13 +176,16 @@ class DataModule(SplitDataModule):
         See `dlblocks.data._fingerprint`.
         """
         source = self.source
+        inputs: Any = source.inputs
         targets: dict[str, Any] = {"targets": source.targets}
         if isinstance(source.targets, Ragged):
             targets = {"targets": source.targets.values, "offsets": source.targets.offsets}
+        if isinstance(inputs, Ragged):
+            targets["input_offsets"], inputs = inputs.offsets, inputs.values
         columns = targets | {"groups": source.groups, "folds": source.folds}
         if source.weights is not None:
             columns["weights"] = source.weights
-        return fingerprint({"inputs": source.inputs}, columns)
+        return fingerprint({"inputs": inputs}, columns)
 
     @property
     def class_names(self) -> list[str] | None:
@@ -216,13 +220,21 @@ class DataModule(SplitDataModule):
         return {name: [i] for i, name in enumerate(names)}
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input, without the batch axis."""
+    def input_shape(self) -> tuple[Any, ...]:
+        """Shape of one input, without the batch axis.
+
+        Sequences of unequal length have the shape (None, ...).
+        """
         return tuple(self.source.inputs.shape[1:])
 
     @property
     def in_features(self) -> int:
         """Number of values in one input, flattened."""
+        if None in self.input_shape:
+            raise AttributeError(
+                f"inputs of shape {self.input_shape} have unequal lengths, so their number of "
+                "values is not fixed; one step has input_shape[-1] features."
+            )
         return int(np.prod(self.input_shape))
 
     @property
@@ -243,13 +255,15 @@ class DataModule(SplitDataModule):
         return self._image_shape()[1:]
 
     def _image_shape(self) -> tuple[int, int, int]:
-        if len(self.input_shape) != 3:
+        if len(self.input_shape) != 3 or None in self.input_shape:
             raise AttributeError(f"inputs of shape {self.input_shape} are not images (C, H, W).")
         channels, height, width = self.input_shape
         return channels, height, width
 
-    def arrays(self, part: str) -> tuple[Tensor, Any, Tensor]:
+    def arrays(self, part: str) -> tuple[Any, Any, Tensor]:
         """Return the raw (inputs, targets, index) of ``"train"``, ``"val"`` or ``"test"``.
+
+        Sequences of unequal length are `dlblocks.fields.Padded`.
 
         They are not normalised and in the order of the source. Use them to look at samples, not for
         training.
@@ -261,7 +275,7 @@ class DataModule(SplitDataModule):
         made = kinds["inputs"].gather(inputs, rows), kinds["targets"].gather(targets, rows)
         return *made, rows
 
-    def raw_inputs(self, part: str) -> Tensor:
+    def raw_inputs(self, part: str) -> Any:
         """Return the whole input array, not normalised, that contains a part.
 
         The index of a sample of the part is its row in this array.
@@ -297,6 +311,11 @@ class DataModule(SplitDataModule):
                 f"{type(self).__name__} has an official test set; use test_fraction=0."
             )
         if self.train_transform is not None:
+            if isinstance(source.inputs, Ragged):
+                raise ValueError(
+                    f"train_transform={self.train_transform.name} changes single images, but the "
+                    "inputs are sequences of unequal length; leave it out."
+                )
             self.train_transform.check_images(source.inputs)
             if self.kinds["targets"].moves:
                 raise ValueError(
@@ -315,6 +334,7 @@ class DataModule(SplitDataModule):
         inputs = source.inputs
         found = self._preprocess = Preprocess()
         if source.completion is not None:
+            assert isinstance(inputs, Tensor)  # for the type checker
             found.set(**source.completion(inputs, rows))
             inputs = complete(inputs, found.fill, found.coded, found.tables)
             names = source.class_names, source.feature_names
@@ -356,6 +376,8 @@ class DataModule(SplitDataModule):
         inputs, kind = self.source.inputs, self.kinds["inputs"]
         is_uint8 = inputs.dtype == torch.uint8 and inputs.ndim == 4 and inputs.shape[1] in (1, 3)
         make = ImageEncoder if kind.name == "image" and is_uint8 else ArrayEncoder
+        if isinstance(inputs, Ragged):
+            make = SequenceEncoder
         own = "tokens" if kind.is_integer else "features"  # a kind of the user's
         return make(
             **shared,
@@ -398,7 +420,7 @@ class DataModule(SplitDataModule):
         """
         return self._loader(self.predicted_part(), with_index=self.predict_index)
 
-    def _part_arrays(self, part: str) -> tuple[Tensor, Any]:
+    def _part_arrays(self, part: str) -> tuple[Any, Any]:
         source = self.source
         if part == "test" and source.test_inputs is not None and source.test_targets is not None:
             return source.test_inputs, source.test_targets
@@ -465,8 +487,8 @@ class DataModule(SplitDataModule):
 
         The statistics are those of the Trainer's model if it has some, else those of this fold.
         """
-        if not isinstance(batch, (list, tuple)):  # an `example_input_array`, not a batch of ours
-            return batch
+        if not isinstance(batch, (list, tuple)) or isinstance(batch, Padded):
+            return batch  # an `example_input_array`, not a batch of ours
         inputs, *rest = batch
         used = self._used(inputs.device)
         inputs = used(inputs)
@@ -475,16 +497,16 @@ class DataModule(SplitDataModule):
             inputs = self.trainer.precision_plugin.convert_input(inputs)
         return [inputs, *rest]
 
-    def transform(self, inputs: Tensor) -> Tensor:
-        """Convert raw inputs (N, ...) to normalised floating point.
+    def transform(self, inputs: Inputs) -> Inputs:
+        """Convert raw inputs (N, ...), or `Padded`, to normalised floating point.
 
         The result has torch's default dtype. float64 is rounded to it only after it is normalised.
         A `dlblocks.models.Model` takes raw inputs and does the same to them.
         """
-        made: Tensor = self.preprocess.to(inputs.device, torch.get_default_dtype())(inputs)
+        made: Inputs = self.preprocess.to(inputs.device, torch.get_default_dtype())(inputs)
         return made
 
-    def inverse_transform(self, inputs: Tensor) -> Tensor:
+    def inverse_transform(self, inputs: Inputs) -> Inputs:
         """Convert results of `transform` back to the source's units, floating point."""
         return self.preprocess.to(inputs.device).inverse(inputs)
 

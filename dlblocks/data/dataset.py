@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, DistributedSampler, default_collate
 
 from dlblocks._errors import checked
 from dlblocks.data.transforms import SampleTransform
-from dlblocks.fields import Kind
+from dlblocks.fields import Kind, Padded, Ragged
 
 Sample = tuple[Tensor, Any, int]
 Position = int | tuple[int, int]
@@ -28,7 +28,7 @@ class _Rows(Sequence[Sample]):
     """
 
     def __init__(
-        self, inputs: Tensor, targets: Any, rows: Tensor, weights: Tensor | None = None
+        self, inputs: Any, targets: Any, rows: Tensor, weights: Tensor | None = None
     ) -> None:
         self.inputs, self.targets, self.rows, self.weights = inputs, targets, rows, weights
 
@@ -38,8 +38,17 @@ class _Rows(Sequence[Sample]):
     def __getitem__(self, i: Any) -> Any:
         if isinstance(i, slice):
             weights = None if self.weights is None else self.weights[i]
-            return _Rows(self.inputs[i], self.targets[i], self.rows[i], weights)
-        return self.inputs[i], self.targets[i], int(self.rows[i])
+            return _Rows(_taken(self.inputs, i), _taken(self.targets, i), self.rows[i], weights)
+        return _taken(self.inputs, i), _taken(self.targets, i), int(self.rows[i])
+
+
+def _taken(entry: Any, i: Any) -> Any:
+    """Return one sample of a batch's entry, or a slice of it."""
+    if not isinstance(entry, Padded):
+        return entry[i]
+    if isinstance(i, slice):
+        return Padded(entry.values[i], entry.lengths[i])
+    return entry.values[i, : int(entry.lengths[i])]
 
 
 class ArrayDataset(Dataset[Sample]):
@@ -50,7 +59,7 @@ class ArrayDataset(Dataset[Sample]):
     sample. The arrays are shared, never copied.
 
     Args:
-        inputs: Shape (N, ...), any dtype.
+        inputs: Shape (N, ...), any dtype, or `dlblocks.fields.Ragged`.
         targets: Shape (N, ...), or `dlblocks.fields.Ragged`.
         rows: Rows that belong to the data set, int64 of shape (M,); all by default.
         transform: Transforms each input, depending on (seed, epoch, row). The data set is then
@@ -68,7 +77,7 @@ class ArrayDataset(Dataset[Sample]):
 
     def __init__(
         self,
-        inputs: Tensor,
+        inputs: Tensor | Ragged,
         targets: Any,
         rows: Tensor | None = None,
         transform: SampleTransform | None = None,

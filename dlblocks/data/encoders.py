@@ -37,7 +37,7 @@ from dlblocks.data._csv_chunks import CsvChunks
 from dlblocks.data._encode import encode
 from dlblocks.data._images import ENDINGS, decode, images_below
 from dlblocks.data._read_csv import is_number
-from dlblocks.fields import KINDS
+from dlblocks.fields import KINDS, Padded
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -157,13 +157,13 @@ class ArrayEncoder(Encoder):
 
     kind: ClassVar[str] = "array"
 
-    shape: list[int] = field(default_factory=list)
+    shape: list[Any] = field(default_factory=list)
     dtype: str = "float32"
     input_kind: str = "features"
     may_lack: bool = False
 
     @property
-    def input_shape(self) -> list[int]:
+    def input_shape(self) -> list[Any]:
         return list(self.shape)
 
     @property
@@ -226,6 +226,50 @@ class ArrayEncoder(Encoder):
             raise FileNotFoundError(f"data={str(path)!r} is not a file.")
         opened: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         return opened
+
+
+@dataclass
+class SequenceEncoder(ArrayEncoder):
+    """Read sequences of any length: lists of arrays (T_i, ...), `Ragged`, or arrays (N, T, ...).
+
+    The first entry of `shape`, the length, is None.
+    """
+
+    kind: ClassVar[str] = "sequences"
+
+    def read(self, data: Any, rows: int, **options: Any) -> Samples:
+        if isinstance(data, Padded):
+            data = data.sequences()
+        if isinstance(data, (str, os.PathLike)):
+            raise TypeError(
+                f"data={os.fspath(data)!r} is the name of a file, and the model was trained on "
+                "sequences; give a list of arrays, one for each sequence."
+            )
+        if not len(data):
+            raise ValueError("data is empty; there is nothing to predict.")
+        starts = range(0, len(data), rows)
+
+        def chunks() -> Iterator[tuple[Padded, Any]]:
+            for start in starts:
+                some = range(start, min(start + rows, len(data)))
+                yield Padded.of([self._sequence(i, data[i]) for i in some]), None
+
+        return Samples(chunks(), "index", lambda: len(data), is_batched=True)
+
+    def _sequence(self, row: int, values: Any) -> Tensor:
+        """Return one sequence as the datamodule of the training did."""
+        inputs = values if isinstance(values, Tensor) else _as_tensor(np.asarray(values))
+        if inputs.ndim != len(self.shape) or list(inputs.shape[1:]) != self.shape[1:]:
+            raise ValueError(
+                f"data has shape {tuple(inputs.shape)} in row {row}, and the model was trained on "
+                f"sequences {('T', *self.shape[1:])}; give a list of such arrays.".replace("'", "")
+            )
+        if not len(inputs):
+            raise ValueError(f"data has length 0 in row {row}; remove this row.")
+        try:
+            return self.encode(inputs)
+        except ValueError as error:
+            raise ValueError(f"sequence {row}: {error}") from error
 
 
 @dataclass
@@ -629,7 +673,7 @@ class _Cells:
 
 
 ENCODERS: dict[str, type[Encoder]] = {
-    cls.kind: cls for cls in (Encoder, ArrayEncoder, ImageEncoder, TableEncoder)
+    cls.kind: cls for cls in (Encoder, ArrayEncoder, SequenceEncoder, ImageEncoder, TableEncoder)
 }
 
 

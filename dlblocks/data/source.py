@@ -22,7 +22,8 @@ class Source:
 
     Attributes:
         inputs: Shape (N, ...): images NCHW, uint8 in 0 … 255 or floating point; features (N, F),
-            floating point; or tokens, integers.
+            floating point; or tokens, integers. `Ragged` for features or tokens of sequences of
+            unequal length.
         targets: Classes, int64 of shape (N,), values, floating point of shape (N,) or (N, D), masks
             of images, integers of shape (N, H, W), or of another kind; `Ragged` for boxes.
         test_inputs: The official test set, if there is one.
@@ -44,9 +45,9 @@ class Source:
         test_weights: Weights of the test set; None for equal weights.
     """
 
-    inputs: Tensor
+    inputs: Tensor | Ragged
     targets: Any
-    test_inputs: Tensor | None = None
+    test_inputs: Tensor | Ragged | None = None
     test_targets: Any = None
     class_names: list[str] | None = None
     groups: np.ndarray | None = None
@@ -88,7 +89,8 @@ class Source:
     @cached_property
     def input_keys(self) -> np.ndarray:
         """Numbers of the samples, int64 (N,), equal for equal inputs."""
-        return row_keys(self.inputs)
+        inputs = self.inputs
+        return row_keys([*inputs] if isinstance(inputs, Ragged) else inputs)
 
     def check(self) -> None:
         """Raise a `ValueError` that names wrong values and where they are."""
@@ -119,7 +121,7 @@ SHOWN = 8  # columns in a message
 
 
 def check_arrays(
-    inputs: Tensor,
+    inputs: Tensor | Ragged,
     targets: Any,
     kinds: Mapping[str, Kind],
     class_names: Sequence[str] | None = None,
@@ -130,7 +132,7 @@ def check_arrays(
     """Raise a `ValueError` that names wrong values of a data set.
 
     Args:
-        inputs: Shape (N, ...).
+        inputs: Shape (N, ...), or `Ragged`.
         targets: Shape (N, ...), or `Ragged`.
         kinds: The kinds of ``"inputs"`` and ``"targets"``.
         class_names: Names of the classes; labels must be smaller than their number.
@@ -144,7 +146,9 @@ def check_arrays(
         )
     if len(inputs) == 0:
         raise ValueError(f"{part}inputs is empty; a data set needs at least one sample.")
-    if inputs.ndim < 2:
+    if isinstance(inputs, Ragged):
+        _check_sequences(f"{part}inputs", inputs, kinds["inputs"])
+    elif inputs.ndim < 2:
         raise ValueError(
             f"{part}inputs has shape {tuple(inputs.shape)}; expected (N, F) or (N, C, H, W). For a "
             "single feature use inputs[:, None]."
@@ -160,10 +164,29 @@ def check_arrays(
         )
 
 
+def _check_sequences(argument: str, inputs: Ragged, kind: Kind) -> None:
+    if not kind.is_padded:
+        raise ValueError(
+            f"{argument} have unequal lengths, which kind {kind.name!r} does not take; "
+            "features and tokens do."
+        )
+    if not kind.is_integer and inputs.values.ndim < 2:
+        raise ValueError(
+            f"{argument} are sequences of single numbers, (T,); features are (T, F): use "
+            "[x[:, None] for x in …]."
+        )
+    empty = (inputs.lengths == 0).nonzero()
+    if len(empty):
+        raise ValueError(
+            f"{argument} has length 0 in row {int(empty[0])} ({len(empty)} such rows in all); "
+            "remove these rows."
+        )
+
+
 def _check_test_set(
-    inputs: Tensor,
+    inputs: Tensor | Ragged,
     targets: Any,
-    test_inputs: Tensor,
+    test_inputs: Tensor | Ragged,
     test_targets: Any,
     kinds: Mapping[str, Kind],
     class_names: Sequence[str] | None = None,
@@ -182,12 +205,14 @@ def _check_test_set(
         ("inputs", inputs, test_inputs),
         ("targets", targets, test_targets),
     ):
-        if isinstance(ours, Ragged) or isinstance(theirs, Ragged):
-            continue  # the kind has checked both
+        if isinstance(ours, Ragged) != isinstance(theirs, Ragged):
+            raise ValueError(
+                f"only one of {name} and test_{name} is Ragged; make both with Ragged.of([…])."
+            )
         # Floating point may differ in precision.
         both_floating = ours.is_floating_point() and theirs.is_floating_point()
         alike = ours.dtype == theirs.dtype or both_floating
-        if ours.shape[1:] != theirs.shape[1:] or not alike:
+        if tuple(ours.shape[1:]) != tuple(theirs.shape[1:]) or not alike:
             raise ValueError(
                 f"test_{name} is {theirs.dtype} of shape {tuple(theirs.shape)} and {name} "
                 f"{ours.dtype} of {tuple(ours.shape)}; give both in the same units and shape."
@@ -205,7 +230,8 @@ def _check_test_set(
 
 def _check_finite(argument: str, values: Any, names: Sequence[str] | None) -> None:
     if isinstance(values, Ragged):
-        values = values.values
+        _check_finite_steps(argument, values)
+        return
     # One pass without a mask of the whole array: a finite sum has only finite terms. A sum may also
     # overflow, which the slow check below recognises.
     if not values.is_floating_point() or torch.isfinite(values.sum()):
@@ -241,3 +267,19 @@ def _check_finite(argument: str, values: Any, names: Sequence[str] | None) -> No
         f"{argument} has {count} value(s) that are not finite, the first "
         f"({values[tuple(first)].item()}) in {where}; {cure}."
     )
+
+
+def _check_finite_steps(argument: str, rows: Ragged) -> None:
+    if not rows.is_floating_point() or torch.isfinite(rows.values.sum()):
+        return
+    bad = (~rows.values.isfinite()).nonzero()
+    if len(bad):
+        at, *rest = (int(i) for i in bad[0])
+        row = int(torch.searchsorted(rows.offsets, at, right=True)) - 1
+        where = f"row {row}, step {at - int(rows.offsets[row])}"
+        where += f", feature {rest[0]}" if rest else ""
+        raise ValueError(
+            f"{argument} has {len(bad)} value(s) that are not finite, the first "
+            f"({rows.values[tuple(bad[0])].item()}) in {where}; remove these steps or rows, or "
+            "fill them in."
+        )

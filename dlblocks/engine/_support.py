@@ -86,6 +86,8 @@ OF_DATA = (
 
 
 def _check_data(datamodule: DataModule) -> None:
+    if isinstance(datamodule.source.inputs, Ragged):
+        raise NotVectorizable("inputs of unequal length have no common shape")
     if isinstance(datamodule.source.targets, Ragged):
         raise NotVectorizable("targets of unequal length have no common shape")
     for name in OF_DATA:

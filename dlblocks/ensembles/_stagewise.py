@@ -210,6 +210,11 @@ class Stagewise(CheckedConstructor, Booster):
         self._seen: set[object] = set()  # learners, nets and weights
         first, outputs = self._made(), None
         if self_fitting(first) is None:  # else it may not know before
+            if None in data.input_shape:
+                raise ValueError(
+                    f"{type(self).__name__} needs inputs of one shape, but the sequences of "
+                    f"{type(data).__name__} have unequal lengths; use cross_validate or bagging."
+                )
             inputs = data.transform(data.raw_inputs("train")[data.indices("train")[:2]])
             with torch.no_grad():
                 outputs = first.eval()(inputs)

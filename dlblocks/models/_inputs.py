@@ -11,6 +11,8 @@ from lightning.pytorch.plugins.precision import HalfPrecision
 from torch import Tensor
 
 from dlblocks._lightning import HOOK, hook_owner
+from dlblocks._ragged import entries_of
+from dlblocks.fields import Padded
 from dlblocks.nets.preprocess import preprocess_of
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -35,11 +37,11 @@ def adapt(cls: Any, base: Any) -> None:
 def is_prepared(batch: Any) -> bool:
     """Tell whether batches of this form go through `preprocess` before the steps.
 
-    Tensors do, and lists and tuples whose first entry is a tensor. In other batches, such as
-    dictionaries, it is not known which entry the inputs are.
+    Tensors and `Padded` do, and lists and tuples whose first entry is one. In other batches, such
+    as dictionaries, it is not known which entry the inputs are.
     """
-    first = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
-    return isinstance(first, Tensor)
+    entries = entries_of(batch)
+    return bool(entries) and isinstance(entries[0], (Tensor, Padded))
 
 
 def with_prepared_inputs(method: Method, *, argument: int = 0) -> Method:
@@ -144,7 +146,7 @@ class _ConvertsOthers:
         preprocess = preprocess_of(self.trainer.lightning_module)
         if preprocess is None or not preprocess.is_set or not is_prepared(batch):
             return converted
-        if isinstance(batch, Tensor):
+        if isinstance(batch, (Tensor, Padded)):
             return batch
         if hasattr(batch, "_fields"):  # a namedtuple
             return type(batch)(batch[0], *converted[1:])
@@ -160,15 +162,20 @@ class _PreparingHook:
 
     def __init__(self, owner: Any) -> None:
         self.inner, self.owner = getattr(owner, HOOK), owner
+        self.checked = False
         functools.update_wrapper(self, self.inner)  # Lightning asks what is overridden
 
     def __call__(self, batch: Any, dataloader_idx: int = 0) -> Any:
         batch = self.inner(batch, dataloader_idx)
+        entries = entries_of(batch)
+        if not self.checked and entries and isinstance(entries[0], Padded):
+            entries[0].check()
+        self.checked = True
         trainer = self.owner.trainer
         preprocess = preprocess_of(trainer and trainer.lightning_module)
         if preprocess is None or not preprocess.is_set:
             return batch
-        if isinstance(batch, Tensor):
+        if isinstance(batch, (Tensor, Padded)):
             return preprocess(batch)
         if not is_prepared(batch):
             return batch

@@ -13,6 +13,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 
+from dlblocks._ragged import entries_of
+
 # Names of a batch's entry that may hold the targets.
 TARGETS = ("target", "targets", "label", "labels", "y")
 
@@ -98,7 +100,7 @@ def predictor(model: pl.LightningModule) -> Callable[[Any, int], Any]:
         raise NoPredictions(
             f"{name} has no predict_step, and its forward takes more than one argument; {cure}"
         )
-    return lambda batch, number: model(batch[0] if isinstance(batch, (list, tuple)) else batch)
+    return lambda batch, number: model(entries_of(batch)[0])
 
 
 def target_in(batch: Any) -> Any:
@@ -108,7 +110,8 @@ def target_in(batch: Any) -> Any:
         found = [named[key] for key in TARGETS if key in named]
         if len(found) == 1:
             return found[0]
-    return batch[1] if isinstance(batch, (list, tuple)) and len(batch) > 1 else None
+    entries = entries_of(batch)
+    return entries[1] if len(entries) > 1 else None
 
 
 def _takes_one(function: Any) -> bool:

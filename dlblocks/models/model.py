@@ -22,6 +22,7 @@ from torchmetrics import MeanMetric, MetricCollection
 
 from dlblocks._errors import CheckedConstructor, check_range, constructor_arguments
 from dlblocks._lightning import datamodule_of, log_as, trainer_of
+from dlblocks._ragged import entries_of
 from dlblocks.fields import kinds_of
 from dlblocks.models import _checkpoints as checkpoints
 from dlblocks.models._inputs import (
@@ -194,6 +195,12 @@ class Model(CheckedConstructor, pl.LightningModule):
         shape = getattr(datamodule, "input_shape", None)
         check_input = getattr(self.net, "check_input", None)
         if isinstance(shape, tuple) and callable(check_input):
+            if None in shape and not getattr(self.net, "takes_padded", False):
+                raise ValueError(
+                    f"{type(self.net).__name__} needs inputs of one shape, but the sequences of "
+                    f"{type(datamodule).__name__} have unequal lengths; use a net over padded "
+                    "batches, such as dlblocks.nets.RNN."
+                )
             check_input(shape)
         check_embeddings = getattr(self.net, "check_embeddings", None)
         if callable(check_embeddings):
@@ -247,7 +254,7 @@ class Model(CheckedConstructor, pl.LightningModule):
         probabilities (N, C); those of values have the shape of the targets. The index (N,) is each
         sample's row in its data set.
         """
-        inputs, *rest = batch if isinstance(batch, (list, tuple)) else [batch]
+        inputs, *rest = entries_of(batch)
         outputs = self(inputs)
         if self.task is None or not is_ours(type(self).prediction):
             result = {"prediction": self.prediction(outputs)}
@@ -308,8 +315,9 @@ class Model(CheckedConstructor, pl.LightningModule):
                 )
 
     def _inputs_and_targets(self, batch: Any) -> tuple[Tensor, Tensor]:
-        if isinstance(batch, (list, tuple)) and len(batch) >= 2 + self._weighted:
-            return batch[0], batch[1]
+        entries = entries_of(batch)
+        if isinstance(batch, (list, tuple)) and len(entries) >= 2 + self._weighted:
+            return entries[0], entries[1]
         size = f" of {len(batch)}" if isinstance(batch, (list, tuple, dict)) else ""
         raise ValueError(
             f"{type(self).__name__} expects batches [inputs, targets"

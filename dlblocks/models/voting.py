@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dlblocks._errors import check_range
 from dlblocks._npz import Growing
+from dlblocks._ragged import entries_of
 from dlblocks.models._conformal import Calibration
 from dlblocks.models._members import Kind, MadeOfTrained, common_spec, described, rebuilt
 from dlblocks.models._predict import gather, predictor, target_in, to_numpy
@@ -116,7 +117,7 @@ class VotingEnsemble(MadeOfTrained, Model):
         return outputs if self.temperature == 1 else outputs / self.temperature
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        inputs, *rest = batch if isinstance(batch, (list, tuple)) else [batch]
+        inputs, *rest = entries_of(batch)
         targets = rest[0] if rest else None
         outputs = self._outputs(inputs)
         average = self.task.average(outputs, hard=self.voting == "hard")
@@ -221,7 +222,7 @@ class VotingModule(MadeOfTrained, Model):
             prepare = member.preprocess if isinstance(member, Model) else own
             mine = batch
             if isinstance(batch, (list, tuple)) and prepare.is_set:
-                inputs, *rest = batch
+                inputs, *rest = entries_of(batch)
                 mine = [prepare(inputs), *rest]
             outputs.append(predictor(member)(mine, batch_idx))
         named = [output if isinstance(output, Mapping) else {} for output in outputs]

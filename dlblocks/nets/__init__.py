@@ -1,18 +1,25 @@
 """Nets as plain `torch.nn.Module`s that map tensors to tensors."""
 
+from dlblocks.nets.attention import Attention, KVCache
 from dlblocks.nets.backbone import Backbone
 from dlblocks.nets.cnn import CNN
 from dlblocks.nets.mlp import MLP, EmbedCategories
 from dlblocks.nets.preprocess import Preprocess
+from dlblocks.nets.transformer import FeedForward, Transformer, TransformerBlock
 from dlblocks.nets.unet import UNet
 from dlblocks.nets.vision_segmentation import VisionSegmentation
 
 __all__ = [
     "CNN",
     "MLP",
+    "Attention",
     "Backbone",
     "EmbedCategories",
+    "FeedForward",
+    "KVCache",
     "Preprocess",
+    "Transformer",
+    "TransformerBlock",
     "UNet",
     "VisionSegmentation",
 ]

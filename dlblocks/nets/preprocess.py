@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from dlblocks.fields import Padded
+
+Inputs = TypeVar("Inputs", Tensor, Padded)
 STATISTICS = ("scale", "shift", "fill", "coded", "tables")
 
 
@@ -25,6 +28,8 @@ class Preprocess(nn.Module):
     2. Missing cells (NaN) become `fill`.
     3. ``inputs * scale + shift``, each channel (or column) with its own.
 
+    Sequences of unequal length are `dlblocks.fields.Padded`. Their padding becomes 0.
+
     The result has the dtype of the model. Statistics keep their dtype when the model's changes:
     float32, or float64 if float32 would round too much. A checkpoint holds them, but they are not
     buffers, because weight averaging, DDP and half precision change buffers.
@@ -35,7 +40,8 @@ class Preprocess(nn.Module):
         std: Standard deviation of each.
 
     Attributes:
-        scale: Shape (C,), or () for all; empty while nothing is set.
+        scale: Shape (C,), or () for all; empty while nothing is set. For sequences of unequal
+            length (1, C, 1, ...), which broadcasts with values (B, T, C, ...).
         shift: Of the same shape as `scale`.
         fill: Replacements of missing cells, shape (F,), or empty.
         coded: Columns that hold numbers of categories from -1 (missing), int64 of shape (K,).
@@ -116,9 +122,17 @@ class Preprocess(nn.Module):
             }
         )
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Inputs) -> Inputs:
         if self.scale.numel() == 0:
             return inputs
+        if isinstance(inputs, Padded):
+            if self.scale.ndim == 1:
+                raise ValueError(
+                    f"preprocess has statistics of {len(self.scale)} channels of inputs (N, C, …), "
+                    "but the batch is Padded sequences; fit the model to sequences of unequal "
+                    "length, given as Ragged.of([…])."
+                )
+            return inputs.masked(self(inputs.values))
         inputs = complete(inputs, self.fill, self.coded, self.tables)
         scale, shift = self.scale, self.shift
         if scale.ndim == 1 and inputs.ndim > 2:  # (C,) of inputs (N, C, …)
@@ -126,14 +140,16 @@ class Preprocess(nn.Module):
             shift = shift.reshape([-1] + [1] * (inputs.ndim - 2))
         return rescale(inputs, scale, shift, self.dtype_of.dtype)
 
-    def inverse(self, inputs: Tensor) -> Tensor:
+    def inverse(self, inputs: Inputs) -> Inputs:
         """Undo scale and shift, back to the units of the source.
 
         If statistics are set, the result is floating point.
         """
         if not self.is_set:
             return inputs
-        shape = (-1,) + (1,) * (inputs.ndim - 2) if self.scale.ndim else ()
+        if isinstance(inputs, Padded):
+            return inputs.masked(self.inverse(inputs.values))
+        shape = (-1,) + (1,) * (inputs.ndim - 2) if self.scale.ndim == 1 else self.scale.shape
         return (inputs - self.shift.reshape(shape)) / self.scale.reshape(shape)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -188,7 +204,7 @@ class PassOn(Preprocess):
     def is_set(self) -> bool:
         return any(member.is_set for member in self._members)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Inputs) -> Inputs:
         return inputs
 
 

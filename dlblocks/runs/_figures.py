@@ -83,7 +83,7 @@ def prediction_figures(
     if table.has("prediction") and not is_finite(table.prediction):
         return {}
     shown = Predictions(table, class_names=datamodule.class_names or [], repeats=repeats)
-    if isinstance(datamodule, DataModule):
+    if isinstance(datamodule, DataModule) and None not in datamodule.input_shape:
         shown.inputs = lambda rows: datamodule.raw_inputs(part)[rows].numpy()
         shown.input_shape = datamodule.input_shape
     figures: dict[str, Figure] = {}

@@ -1,0 +1,403 @@
+"""Transformer (Vaswani et al. 2017): a block, and a stack of blocks."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dlblocks._errors import check_choice, check_range, checked
+from dlblocks.nets.attention import Attention, KVCache, causal_mask, rotary_angles, sinusoids
+
+Norm = Literal["layer", "rms"]
+Activation = Literal["gelu", "relu", "swiglu"]
+Positions = Literal["learned", "sinusoidal", "rotary"]
+
+STD = 0.02  # of initial weights, as in GPT-2
+EPS = 1e-5
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with an activation between, for each token by itself.
+
+    ``"swiglu"`` is ``W₂ (silu(W₁ x) ⊙ W₃ x)`` (Shazeer 2020).
+
+    Args:
+        width: Size D of a token.
+        hidden: Size between the layers. None for 4 D, or with ``"swiglu"``, which has three
+            matrices, for about 8 D / 3, so that the number of weights stays the same.
+        activation: ``"gelu"``, ``"relu"`` or ``"swiglu"``.
+        dropout: Probability that a hidden value is zeroed in training.
+        bias: Whether the linear layers have biases.
+
+    Shape:
+        Input and output (..., D).
+    """
+
+    @checked
+    def __init__(
+        self,
+        width: int,
+        *,
+        hidden: int | None = None,
+        activation: Activation = "gelu",
+        dropout: float = 0.0,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        check_choice("activation", activation, ["gelu", "relu", "swiglu"])
+        self.is_gated = activation == "swiglu"
+        if hidden is None:
+            hidden = max(8, round(width / 3) * 8) if self.is_gated else 4 * width
+        check_range("hidden", hidden, 1)
+        self.activation = activation
+        self.expand = nn.Linear(width, hidden * (1 + self.is_gated), bias=bias)
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(hidden, width, bias=bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        hidden = self.expand(tokens)
+        if self.is_gated:
+            gate, hidden = hidden.chunk(2, -1)
+            hidden = F.silu(gate) * hidden
+        else:
+            hidden = F.gelu(hidden) if self.activation == "gelu" else F.relu(hidden)
+        found: Tensor = self.out(self.dropout(hidden))
+        return found
+
+
+class TransformerBlock(nn.Module):
+    """Attention and a feed-forward net, each with a norm and a residual connection.
+
+    ``x = x + attention(norm(x)); x = x + feed_forward(norm(x))``. With ``pre_norm=False`` the norm
+    comes after each sum, as in Vaswani et al. (2017): ``x = norm(x + attention(x))``. It then needs
+    a warm-up of the learning rate (Xiong et al. 2020).
+
+    Args:
+        width: Size D of a token.
+        num_heads: Heads of the attention.
+        num_kv_heads: Heads of keys and values; see `Attention`.
+        hidden: Size between the layers of the feed-forward net; see `FeedForward`.
+        pre_norm: Whether the norm comes before attention and feed-forward net.
+        norm: ``"layer"`` (Ba et al. 2016) or ``"rms"`` (Zhang and Sennrich 2019).
+        activation: ``"gelu"``, ``"relu"`` or ``"swiglu"``.
+        dropout: Probability in [0, 1) of dropout, at weights of the attention, hidden values, and
+            what is added to the residual. In training only.
+        bias: Whether linear layers and layer norms have biases.
+
+    Shape:
+        Input and output (B, T, D).
+
+    Example:
+        >>> TransformerBlock(8, num_heads=2)(torch.zeros(1, 5, 8), is_causal=True).shape
+        torch.Size([1, 5, 8])
+    """
+
+    @checked
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        num_kv_heads: int | None = None,
+        hidden: int | None = None,
+        pre_norm: bool = True,
+        norm: Norm = "layer",
+        activation: Activation = "gelu",
+        dropout: float = 0.0,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.pre_norm = pre_norm
+        self.norm1, self.norm2 = (_make_norm(norm, width, bias=bias) for _ in range(2))
+        self.attention = Attention(
+            width, num_heads, num_kv_heads=num_kv_heads, dropout=dropout, bias=bias
+        )
+        self.feed_forward = FeedForward(
+            width, hidden=hidden, activation=activation, dropout=dropout, bias=bias
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        mask: Tensor | None = None,
+        *,
+        is_causal: bool = False,
+        angles: Tensor | None = None,
+        cache: KVCache | None = None,
+        block: int = 0,
+        maps: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Transform tokens (B, T, D); see `Attention.forward` for the arguments."""
+
+        def attend(x: Tensor) -> Tensor:
+            found: Tensor = self.attention(
+                x, mask, is_causal=is_causal, angles=angles, cache=cache, block=block, maps=maps
+            )
+            return found
+
+        x = tokens  # (B, T, D)
+        if self.pre_norm:
+            x = x + self.dropout(attend(self.norm1(x)))
+            found: Tensor = x + self.dropout(self.feed_forward(self.norm2(x)))
+        else:
+            x = self.norm1(x + self.dropout(attend(x)))
+            found = self.norm2(x + self.dropout(self.feed_forward(x)))
+        return found
+
+
+def _make_norm(norm: str, width: int, *, bias: bool = True) -> nn.Module:
+    check_choice("norm", norm, ["layer", "rms"])
+    if norm == "rms":
+        return nn.RMSNorm(width, eps=EPS)
+    return nn.LayerNorm(width, eps=EPS, bias=bias)
+
+
+class Transformer(nn.Module):
+    """A stack of `TransformerBlock`s over embedded inputs, with their positions.
+
+    An encoder without `causal`, a decoder with it. After blocks with ``pre_norm=True`` there is a
+    last norm. Weights start as in GPT-2: normal with standard deviation 0.02, which is divided by
+    √(2 · depth) for layers whose results are added to the residual.
+
+    Args:
+        width: Size D of a token.
+        depth: Number of blocks.
+        num_heads: Heads of the attention.
+        context: Most tokens of a sequence. None for any number, which learned positions cannot.
+        causal: Each token sees only itself and those before.
+        positions: ``"learned"``: a table, added to the inputs. ``"sinusoidal"``: fixed sines, added
+            to them; see `sinusoids`. ``"rotary"``: queries and keys are turned; see `rotate`. None
+            for inputs that need none.
+        num_kv_heads: Heads of keys and values; see `Attention`.
+        hidden: Size between the layers of the feed-forward net; see `FeedForward`.
+        pre_norm: Whether the norm comes before attention and feed-forward net.
+        norm: ``"layer"`` or ``"rms"``.
+        activation: ``"gelu"``, ``"relu"`` or ``"swiglu"``.
+        dropout: Probability in [0, 1) of dropout, in blocks and after positions are added.
+        bias: Whether linear layers and layer norms have biases.
+
+    Shape:
+        Input and output (B, T, width).
+
+    Raises:
+        ValueError: An argument is out of range, or a sequence is longer than `context`.
+
+    Example:
+        >>> net = Transformer(16, depth=2, num_heads=4, context=10)
+        >>> net(torch.zeros(2, 7, 16), lengths=torch.tensor([7, 3])).shape
+        torch.Size([2, 7, 16])
+    """
+
+    @checked
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        num_heads: int,
+        *,
+        context: int | None = None,
+        causal: bool = False,
+        positions: Positions | None = "learned",
+        num_kv_heads: int | None = None,
+        hidden: int | None = None,
+        pre_norm: bool = True,
+        norm: Norm = "layer",
+        activation: Activation = "gelu",
+        dropout: float = 0.0,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        check_range("depth", depth, 1)
+        check_range("width", width, 1)
+        if context is not None:
+            check_range("context", context, 1)
+        if positions is not None:
+            check_choice("positions", positions, ["learned", "sinusoidal", "rotary"])
+        self.width, self.context, self.causal, self.positions = width, context, causal, positions
+        self.blocks = nn.ModuleList(
+            TransformerBlock(
+                width,
+                num_heads,
+                num_kv_heads=num_kv_heads,
+                hidden=hidden,
+                pre_norm=pre_norm,
+                norm=norm,
+                activation=activation,
+                dropout=dropout,
+                bias=bias,
+            )
+            for _ in range(depth)
+        )
+        self.norm = _make_norm(norm, width, bias=bias) if pre_norm else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+        self.size = width // num_heads
+        if positions == "learned":
+            if context is None:
+                raise ValueError(
+                    "positions='learned' is a table with one row a position; set context= to the "
+                    "most tokens of a sequence, or use positions='rotary'."
+                )
+            self.position_table = nn.Parameter(torch.empty(context, width))
+            nn.init.normal_(self.position_table, std=STD)
+        if positions == "sinusoidal" and width % 2:
+            raise ValueError(f"positions='sinusoidal' needs an even width, got width={width}.")
+        if positions == "rotary" and self.size % 2:
+            raise ValueError(
+                f"positions='rotary' turns pairs, so that width / num_heads must be even, got "
+                f"{width} / {num_heads} = {self.size}; change one of them."
+            )
+        _init_weights(self, depth)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        maps: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Transform embedded tokens (B, T, D).
+
+        Args:
+            tokens: Shape (B, T, D).
+            lengths: How many tokens of each row count, the first ones, int64 of shape (B,). The
+                others are padding: they change nothing, and the result is 0 there, in a row without
+                any token too.
+            mask: True where a query attends to a key, bool of shape (B, T, T) or (T, T), such as
+                that of documents. Each token attends to itself in any case.
+            cache: Of `make_cache`. `tokens` follow those that it has, and are added to it. The
+                result is that of the new tokens, as if all were given at once.
+            maps: Gets the weights of the attention (B, H, T, S) of each block appended, for a
+                figure. They are computed by a slow path.
+        """
+        if tokens.ndim != 3 or tokens.shape[2] != self.width:
+            raise ValueError(
+                f"Transformer expects embedded tokens (B, T, {self.width}), got shape "
+                f"{tuple(tokens.shape)}."
+            )
+        steps = torch.arange(tokens.shape[1], device=tokens.device)
+        if cache is None:
+            places = steps[None]  # (1, T)
+            self._check_length(tokens.shape[1])
+        else:
+            self._check_cache(cache, tokens, lengths, mask)
+            places = cache.lengths[:, None] + steps  # (B, T)
+        inside = None if lengths is None else (steps < lengths[:, None])[..., None]  # (B, T, 1)
+        x = tokens if inside is None else torch.where(inside, tokens, 0)
+        if self.positions == "learned":
+            table, last = self.position_table, len(self.position_table) - 1
+            # Padding of a cached call may lie behind the table.
+            x = x + (table[: len(steps)] if cache is None else table[places.clamp(max=last)])
+        elif self.positions == "sinusoidal":
+            x = x + sinusoids(places, self.width).to(x.dtype)
+        angles = None
+        if self.positions == "rotary":
+            angles = rotary_angles(places, self.size)[:, None]  # (B or 1, 1, T, d/2)
+        x = self.dropout(x)
+        seen = self._mask(places, inside, mask, cache)
+        is_causal = self.causal and seen is None
+        for number, block in enumerate(self.blocks):
+            x = block(
+                x, seen, is_causal=is_causal, angles=angles, cache=cache, block=number, maps=maps
+            )
+        x = self.norm(x)
+        if cache is not None:
+            cache.lengths = cache.lengths + (tokens.shape[1] if lengths is None else lengths)
+        return x if inside is None else torch.where(inside, x, 0)
+
+    def _mask(
+        self, places: Tensor, inside: Tensor | None, mask: Tensor | None, cache: KVCache | None
+    ) -> Tensor | None:
+        """Return the mask (B or 1, 1, T, S), or None if there is none but the causal one."""
+        if cache is not None:  # what a row has not reached lies behind its own tokens
+            slots = torch.arange(cache.end, device=places.device)
+            return (slots <= places[..., None])[:, None]
+        if inside is None and mask is None:
+            return None
+        size, device = places.shape[1], places.device
+        seen = torch.ones(1, 1, dtype=torch.bool, device=device)
+        if mask is not None:
+            seen = mask if mask.ndim == 3 else mask[None]  # (B or 1, T, T)
+        if inside is not None:
+            seen = seen & inside.transpose(1, 2)  # keys that count: (B, 1, T)
+        if self.causal:
+            seen = seen & causal_mask(size, device)
+        # A query without a key would be NaN, or have a NaN gradient.
+        return (seen | torch.eye(size, dtype=torch.bool, device=device))[:, None]
+
+    def make_cache(
+        self, batch_size: int, room: int | None = None, *, dtype: torch.dtype | None = None
+    ) -> KVCache:
+        """Create an empty cache of keys and values.
+
+        Args:
+            batch_size: Number of rows B.
+            room: Most tokens of a row; None for `context`.
+            dtype: Dtype of keys and values; None for that of the weights.
+        """
+        room = self.context if room is None else room
+        if not self.causal or room is None:
+            raise ValueError(
+                "a cache needs causal=True, and context= or room=, the most tokens of a row."
+            )
+        self._check_length(room)
+        attention = self.blocks[0].attention
+        assert isinstance(attention, Attention)  # for the type checker
+        weight = attention.out.weight
+        shape = (batch_size, attention.num_kv_heads, room, attention.size)
+        dtype = weight.dtype if dtype is None else dtype
+        keys, values = (
+            [torch.zeros(shape, dtype=dtype, device=weight.device) for _ in self.blocks]
+            for _ in range(2)
+        )
+        lengths = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)
+        return KVCache(keys, values, lengths)
+
+    def attention_maps(self, tokens: Tensor, **kwargs: Tensor) -> list[Tensor]:
+        """Return the weights of the attention (B, H, T, T) of each block.
+
+        Args:
+            tokens: Shape (B, T, D).
+            **kwargs: `lengths` and `mask`, as for `forward`.
+        """
+        maps: list[Tensor] = []
+        self(tokens, maps=maps, **kwargs)
+        return maps
+
+    def _check_length(self, size: int) -> None:
+        if self.context is not None and size > self.context:
+            raise ValueError(
+                f"a sequence of {size} tokens is longer than context={self.context}; cut it, or "
+                f"set context={size}."
+            )
+
+    def _check_cache(
+        self, cache: KVCache, tokens: Tensor, lengths: Tensor | None, mask: Tensor | None
+    ) -> None:
+        """Raise a `ValueError` if there is no room for new tokens, else reserve it."""
+        if mask is not None:
+            raise ValueError("mask= and cache= do not work together; leave one of them out.")
+        end, room = cache.end + tokens.shape[1], cache.keys[0].shape[2]
+        if end > room:
+            raise ValueError(
+                f"the cache has room for {room} tokens, and its longest row would have {end}; "
+                "create it with more room, or start a new one."
+            )
+        cache.end = end
+
+
+def _init_weights(stack: nn.Module, depth: int) -> None:
+    for module in stack.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=STD)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for module in stack.modules():
+        if isinstance(module, (Attention, FeedForward)):
+            nn.init.normal_(module.out.weight, std=STD / math.sqrt(2 * depth))
