@@ -5,6 +5,7 @@ from dlblocks.data.curve import CurveDataModule
 from dlblocks.data.datamodule import DataModule
 from dlblocks.data.dataset import ArrayDataset, EpochSampler
 from dlblocks.data.digits import DigitsDataModule
+from dlblocks.data.forecast import ForecastDataModule
 from dlblocks.data.image_folder import ImageFolderDataModule
 from dlblocks.data.kfold import FoldedDataModule
 from dlblocks.data.scenes import DigitScenesDataModule
@@ -32,6 +33,7 @@ __all__ = [
     "EpochSampler",
     "FashionMNISTDataModule",
     "FoldedDataModule",
+    "ForecastDataModule",
     "ImageFolderDataModule",
     "MNISTDataModule",
     "SegmentationDataModule",

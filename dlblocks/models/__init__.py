@@ -6,6 +6,7 @@ from dlblocks.models.boosted import (
     GradientBoostingRegressor,
 )
 from dlblocks.models.classification import Classifier, CNNClassifier, MLPClassifier
+from dlblocks.models.forecast import Forecaster, LSTMForecaster, TransformerForecaster
 from dlblocks.models.model import Model, load
 from dlblocks.models.regression import MLPRegressor, Regressor
 from dlblocks.models.segmentation import Segmenter, UNetSegmenter, VisionSegmenter
@@ -17,13 +18,16 @@ __all__ = [
     "AdaBoostClassifier",
     "CNNClassifier",
     "Classifier",
+    "Forecaster",
     "GradientBoostingClassifier",
     "GradientBoostingRegressor",
+    "LSTMForecaster",
     "MLPClassifier",
     "MLPRegressor",
     "Model",
     "Regressor",
     "Segmenter",
+    "TransformerForecaster",
     "UNetSegmenter",
     "VisionClassifier",
     "VisionSegmenter",

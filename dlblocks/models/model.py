@@ -263,12 +263,16 @@ class Model(CheckedConstructor, pl.LightningModule):
                 result["prediction"] = self.task.shaped(result["prediction"], targets)
         else:
             result = {"prediction": self.task.predict(outputs, rest[0] if rest else None)}
+        if self.task is not None:
+            result |= self.task.from_inputs(inputs)
         return result | beside_inputs(rest)
 
     def _step(self, batch: Any, stage: Stage) -> Tensor:
         inputs, targets = self._inputs_and_targets(batch)
         weights = batch[2] if self._weighted else None
         outputs = self(inputs)
+        if self.task is not None and (found := self.task.from_inputs(inputs)):
+            targets = self.task.join(targets, found)
         if self._first_batch:
             if not isinstance(outputs, Tensor):
                 named = ", ".join(map(repr, outputs)) if isinstance(outputs, dict) else ""

@@ -7,6 +7,7 @@ cell; `save` writes it to a file.
 from dlblocks.plots._style import BLUE, GREEN, GREY, ORANGE, RED, save
 from dlblocks.plots.classes import confusion_matrix, labels, reliability
 from dlblocks.plots.fits import curve_metrics, learning_curves, strip
+from dlblocks.plots.forecast import forecasts
 from dlblocks.plots.images import batch, hardest
 from dlblocks.plots.masks import overlays, pixel_confusion
 from dlblocks.plots.ranking import ranking
@@ -22,6 +23,7 @@ __all__ = [
     "confusion_matrix",
     "curve",
     "curve_metrics",
+    "forecasts",
     "hardest",
     "labels",
     "learning_curves",
