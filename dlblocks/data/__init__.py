@@ -6,6 +6,11 @@ from dlblocks.data.datamodule import DataModule
 from dlblocks.data.dataset import ArrayDataset, EpochSampler
 from dlblocks.data.digits import DigitsDataModule
 from dlblocks.data.forecast import ForecastDataModule
+from dlblocks.data.forecast_baselines import (
+    ExponentialSmoothing,
+    baseline_tables,
+    seasonal_naive,
+)
 from dlblocks.data.image_folder import ImageFolderDataModule
 from dlblocks.data.kfold import FoldedDataModule
 from dlblocks.data.scenes import DigitScenesDataModule
@@ -31,6 +36,7 @@ __all__ = [
     "DigitScenesDataModule",
     "DigitsDataModule",
     "EpochSampler",
+    "ExponentialSmoothing",
     "FashionMNISTDataModule",
     "FoldedDataModule",
     "ForecastDataModule",
@@ -40,6 +46,8 @@ __all__ = [
     "Source",
     "SplitDataModule",
     "TabularDataModule",
+    "baseline_tables",
     "holdout",
     "kfold",
+    "seasonal_naive",
 ]

@@ -151,6 +151,7 @@ class ForecastDataModule(DataModule):
             "read_args": dict(read_args or {}),
         }
         self._own_reading: dict[str, Any] = {}  # of a named data set
+        self._origins = self._numbers = np.empty(0, np.int64)  # set by `load`
         self.calendar = list(calendar)
         self.stride = whole(stride)
         self.scaling = "series" if normalize is True else normalize
@@ -193,7 +194,7 @@ class ForecastDataModule(DataModule):
                 f"{count}; use a shorter context or horizon, or leave them out."
             )
         for name, values in zip(panel.names, panel.values, strict=True):
-            if needs_float64(torch.from_numpy(values)[:, None]):
+            if needs_float64(torch.tensor(values)[:, None]):
                 raise ValueError(
                     f"series {name!r} has values that float32 rounds too much, such as "
                     f"{values[0]!r}; subtract an offset."
@@ -255,8 +256,7 @@ class ForecastDataModule(DataModule):
             [start + mine for start, mine in zip(panel.starts, places, strict=True)]
         )
         order = np.lexsort([numbers, origins])  # in the order of time
-        self.origins: npt.NDArray[np.int64] = origins[order]
-        self.series_numbers: npt.NDArray[np.int64] = numbers[order]
+        self._origins, self._numbers = origins[order], numbers[order]
         dtype = torch.get_default_dtype()
         return Source(
             torch.from_numpy(np.concatenate(inputs)[order]).to(dtype),
@@ -273,12 +273,23 @@ class ForecastDataModule(DataModule):
         return np.concatenate([covariates, panel.clock.calendar(steps, self.calendar)], 1)
 
     @property
+    def origins(self) -> npt.NDArray[np.int64]:
+        """Step of each window's origin, shape (N,)."""
+        _ = self.source
+        return self._origins
+
+    @property
+    def series_numbers(self) -> npt.NDArray[np.int64]:
+        """Number of each window's series, shape (N,)."""
+        _ = self.source
+        return self._numbers
+
+    @property
     def windows(self) -> dict[str, Array]:
         """Series and origin of each window, in the order of `source`, arrays (N,).
 
         An origin is a date, or a number. The first target is one step later.
         """
-        _ = self.source
         names = np.array(self.panel.names)
         return {
             "series": names[self.series_numbers],
@@ -287,14 +298,12 @@ class ForecastDataModule(DataModule):
 
     def history(self, row: int) -> Array:
         """Return all values of a window's series up to its origin, shape (T,)."""
-        _ = self.source
         i = self.series_numbers[row]
         return self.panel.values[i][: self.origins[row] - self.panel.starts[i] + 1]
 
     # Splits
 
     def _hold_out_test(self) -> tuple[Indices, Indices]:
-        _ = self.source
         rest, test = self._last(np.arange(len(self.origins)), self.test_fraction, "test_fraction")
         return (rest if self.development is None else self.development), test
 

@@ -44,7 +44,8 @@ class ForecastTask(Task):
 
     Predictions are (N, H), or (N, H, Q), sorted: quantiles never cross (Chernozhukov et al. 2010).
     Tables have the columns ``prediction`` and ``target`` (N, H), ``naive_error``, and for each
-    level one such as ``q0.1`` (N, H). In CSV files ``prediction_0`` is the first step.
+    other level than 0.5 one such as ``q0.1`` (N, H). In CSV files ``prediction_0`` is the first
+    step.
 
     Args:
         horizon: Number of steps H.
@@ -144,7 +145,7 @@ class ForecastTask(Task):
             return {"prediction": prediction}
         found = {"prediction": prediction[..., self.median]}
         levels = enumerate(self.quantiles)
-        return found | {f"q{level:g}": prediction[..., i] for i, level in levels}
+        return found | {f"q{level:g}": prediction[..., i] for i, level in levels if level != 0.5}
 
     def keep(self, prediction: Any, target: Any) -> dict[str, Tensor | list[Tensor]]:
         return {"target": target, **self.parts(prediction)}
@@ -206,6 +207,8 @@ class ForecastTask(Task):
             number = name.removeprefix("q")
             if name != number and number.replace(".", "").isdigit() and table.has(name):
                 found[float(number)] = table[name]
+        if found:
+            found[0.5] = table.prediction
         return dict(sorted(found.items()))
 
     @classmethod
