@@ -279,6 +279,8 @@ class Predictor:
             for key, column in columns.items():
                 if key in ("prediction", "std", "lower", "upper") and isinstance(column, Tensor):
                     columns[key] = task.shaped(column, like)
+        if isinstance(task, Task):
+            columns |= task.parts(columns["prediction"])
         return columns, count
 
     def _open(self, data: Any, size: int, id_column: str | None, unseen: Unseen) -> Samples:

@@ -327,7 +327,7 @@ _HIGHER = """
 _LOWER = """
     loss error err cost mse rmse mae mape smape msle rmsle nll negativeloglikelihood ce bce
     crossentropy logloss perplexity ppl ece mce brier kl kld fid wer cer lpips hinge huber eer fpr
-    fnr falsepositiverate falsenegativerate rootmeansquarederror
+    fnr falsepositiverate falsenegativerate rootmeansquarederror mase pinball pinballloss
 """
 # torchmetrics 1.9 has these the wrong way round.
 _MISTAKEN = {
@@ -353,6 +353,7 @@ _RANGES: dict[Range, str] = {
     (0.0, None): """
         mse rmse mae mape msle rmsle meansquarederror rootmeansquarederror meanabsoluteerror
         meanabsolutepercentageerror meansquaredlogerror logloss ce bce crossentropy perplexity ppl
+        mase pinball pinballloss
     """,
     (None, 1.0): "r2 r2score explainedvariance",
     (-1.0, 1.0): """

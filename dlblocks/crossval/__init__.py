@@ -5,7 +5,7 @@ from dlblocks.crossval.held_out import HeldOutScores
 from dlblocks.crossval.importance import Importance
 from dlblocks.crossval.nested import nested_cross_validate
 from dlblocks.crossval.results import CrossValidationResult, NestedResult
-from dlblocks.crossval.statistics import Comparison
+from dlblocks.crossval.statistics import Comparison, block_interval
 
 __all__ = [
     "Comparison",
@@ -13,6 +13,7 @@ __all__ = [
     "HeldOutScores",
     "Importance",
     "NestedResult",
+    "block_interval",
     "cross_validate",
     "nested_cross_validate",
 ]

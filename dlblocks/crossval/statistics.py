@@ -20,6 +20,8 @@ References:
     - Bouckaert, Frank: Evaluating the replicability of significance tests for comparing learning
       algorithms. PAKDD 2004.
     - Bhatia, Davis: A better bound on the variance. American Mathematical Monthly 107, 2000.
+    - Schmeiser: Batch size effects in the analysis of simulation output. Operations Research 30,
+      1982.
     - McNemar: Note on the sampling error of the difference between correlated proportions or
       percentages. Psychometrika 12, 1947.
 """
@@ -115,6 +117,53 @@ def mean_interval(
     half = float(student.ppf((1 + level) / 2, freedom)) * error
     ends = -np.inf if bounds[0] is None else bounds[0], np.inf if bounds[1] is None else bounds[1]
     return float(np.clip(mean - half, *ends)), float(np.clip(mean + half, *ends))
+
+
+def block_interval(
+    values: npt.ArrayLike, times: npt.ArrayLike, block: int, *, level: float = 0.95
+) -> tuple[float, float]:
+    """Interval of a mean over windows of time series, which overlap.
+
+    Neighbouring origins share targets, so that N windows say less than N samples. Values of one
+    time are averaged first, since series move together. The times are cut into K blocks of at least
+    `block` times, and the means of the blocks taken for independent (batch means; Schmeiser 1982):
+    mean ± t · s / √K, with Student's distribution of K - 1 degrees of freedom. With blocks of two
+    horizons, little of the dependence is left. It is about more times like these.
+
+    Args:
+        values: One value a window, such as the difference of two methods' errors, shape (N,).
+        times: The origin of each window, shape (N,).
+        block: Least number of times of a block, such as two horizons.
+        level: Share of intervals that should hold the mean.
+
+    Raises:
+        ValueError: There are fewer than three blocks, or lengths differ.
+
+    Example:
+        >>> low, high = block_interval([1.0, 2.0, 1.0, 2.0, 2.0, 1.0], range(6), block=2)
+        >>> low == high == 1.5
+        True
+    """
+    check_range("block", block, 1)
+    scores, when = np.asarray(values, dtype=float), np.asarray(times)
+    if scores.shape != when.shape or scores.ndim != 1:
+        raise ValueError(
+            f"values has shape {scores.shape} and times {when.shape}; give one of each a window."
+        )
+    unique, place = np.unique(when, return_inverse=True)
+    each = np.bincount(place, scores) / np.bincount(place)
+    if len(unique) < 3 * block:
+        raise ValueError(
+            f"{len(unique)} origins are fewer than three blocks of {block}; hold out more of the "
+            "series, or use a smaller block or shorter horizon."
+        )
+    parts = np.array_split(each, len(unique) // block)
+    means = np.array([part.mean() for part in parts])
+    if np.ptp(means) == 0:
+        return float(each.mean()), float(each.mean())
+    low, high = mean_interval(means, 0.0, level=level)
+    shift = each.mean() - means.mean()
+    return low + shift, high + shift
 
 
 def corrected_t_test(

@@ -6,6 +6,12 @@ from dlblocks.data.datamodule import DataModule
 from dlblocks.data.dataset import ArrayDataset, EpochSampler
 from dlblocks.data.detection import DetectionDataModule
 from dlblocks.data.digits import DigitsDataModule
+from dlblocks.data.forecast import ForecastDataModule
+from dlblocks.data.forecast_baselines import (
+    ExponentialSmoothing,
+    baseline_tables,
+    seasonal_naive,
+)
 from dlblocks.data.image_folder import ImageFolderDataModule
 from dlblocks.data.kfold import FoldedDataModule
 from dlblocks.data.packaged import packaged_file
@@ -34,8 +40,10 @@ __all__ = [
     "DigitScenesDataModule",
     "DigitsDataModule",
     "EpochSampler",
+    "ExponentialSmoothing",
     "FashionMNISTDataModule",
     "FoldedDataModule",
+    "ForecastDataModule",
     "ImageFolderDataModule",
     "MNISTDataModule",
     "SegmentationDataModule",
@@ -43,8 +51,10 @@ __all__ = [
     "SplitDataModule",
     "TabularDataModule",
     "cut_tiles",
+    "baseline_tables",
     "holdout",
     "join_tiles",
     "kfold",
     "packaged_file",
+    "seasonal_naive",
 ]

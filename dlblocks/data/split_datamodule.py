@@ -346,6 +346,10 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
             )
         return self._folds[key]
 
+    def _hold_out_test(self) -> tuple[Indices, Indices]:
+        """Return the rows of the development set and of the test set."""
+        return hold_out_test(**self._test_arguments())
+
     def _test_arguments(self) -> dict[str, Any]:
         """Return the arguments of `hold_out_test`, which `splits` has too."""
         columns = self.columns
@@ -478,7 +482,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
             out = parts["train"][~torch.isin(parts["train"], drawn)]
             return {**parts, "train": drawn, "oob": out}
         if self.whole:
-            rest, test = hold_out_test(**self._test_arguments())
+            rest, test = self._hold_out_test()
             rows = {"train": rest, "val": rest[:0], "test": test}
         else:
             found = self._splits(self.num_folds, self.repeat)
@@ -669,7 +673,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         Raises:
             ValueError: There are no rows, a row is given twice, or is not in the development set.
         """
-        mine, _ = hold_out_test(**self._test_arguments())
+        mine, _ = self._hold_out_test()
         given = _row_numbers(rows, mine, f"development set of {len(mine)} samples")
         kept, counts = np.unique(given, return_counts=True)
         if counts.max() > 1:

@@ -19,6 +19,7 @@ from dlblocks.data import DataModule
 from dlblocks.fields import Ragged
 from dlblocks.models.model import Model
 from dlblocks.nets import Preprocess
+from dlblocks.tasks import Task
 
 # Trainer arguments that the engine implements for each member, or that suit all members alike.
 TRAINER_ARGUMENTS = {
@@ -55,6 +56,9 @@ def check_vectorizable(
         raise NotVectorizable(
             f"{type(model).__name__} overrides {changed}, which would run once for all models"
         )
+    task = model.task
+    if task is not None and type(task).join is not Task.join:
+        raise NotVectorizable(f"the loss of {type(task).__name__} needs the inputs of a batch")
     if getattr(model, "changes_while_fitting", False):
         raise NotVectorizable(f"unfreeze_epoch changes what {type(model).__name__} trains")
     if not isinstance(datamodule, DataModule):

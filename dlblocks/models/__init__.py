@@ -7,6 +7,7 @@ from dlblocks.models.boosted import (
 )
 from dlblocks.models.classification import Classifier, CNNClassifier, MLPClassifier
 from dlblocks.models.detection import BoxDetector, Detector
+from dlblocks.models.forecast import Forecaster, LSTMForecaster, TransformerForecaster
 from dlblocks.models.model import Model, load
 from dlblocks.models.regression import MLPRegressor, Regressor
 from dlblocks.models.segmentation import Segmenter, UNetSegmenter, VisionSegmenter
@@ -26,8 +27,10 @@ __all__ = [
     "CNNClassifier",
     "Classifier",
     "Detector",
+    "Forecaster",
     "GradientBoostingClassifier",
     "GradientBoostingRegressor",
+    "LSTMForecaster",
     "MLPClassifier",
     "MLPRegressor",
     "Model",
@@ -36,6 +39,7 @@ __all__ = [
     "Regressor",
     "Segmenter",
     "TransformerClassifier",
+    "TransformerForecaster",
     "UNetSegmenter",
     "ViTClassifier",
     "VisionClassifier",

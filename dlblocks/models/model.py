@@ -263,6 +263,8 @@ class Model(CheckedConstructor, pl.LightningModule):
                 result["prediction"] = self.task.shaped(result["prediction"], targets)
         else:
             result = {"prediction": self.task.predict(outputs, rest[0] if rest else None)}
+        if self.task is not None:
+            result |= self.task.from_inputs(inputs)
         return result | beside_inputs(rest)
 
     def _step(self, batch: Any, stage: Stage) -> Tensor:
@@ -298,6 +300,8 @@ class Model(CheckedConstructor, pl.LightningModule):
             weights: How much each sample counts, shape (N,), or None.
         """
         outputs = self(inputs)
+        if self.task is not None and (found := self.task.from_inputs(inputs)):
+            targets = self.task.join(targets, found)
         if self._first_batch:
             if not isinstance(outputs, Tensor):
                 named = ", ".join(map(repr, outputs)) if isinstance(outputs, dict) else ""

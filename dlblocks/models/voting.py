@@ -122,7 +122,7 @@ class VotingEnsemble(MadeOfTrained, Model):
         outputs = self._outputs(inputs)
         average = self.task.average(outputs, hard=self.voting == "hard")
         result = {"prediction": self.task.predict(average, targets)}
-        result |= beside_inputs(rest)
+        result |= self.task.from_inputs(inputs) | beside_inputs(rest)
         each = torch.stack([self.task.predict(member, targets) for member in outputs])
         result["std"] = each.std(0, correction=0)
         if self.coverage is not None:

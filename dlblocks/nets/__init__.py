@@ -3,6 +3,7 @@
 from dlblocks.nets.attention import Attention, KVCache
 from dlblocks.nets.backbone import Backbone
 from dlblocks.nets.cnn import CNN
+from dlblocks.nets.forecast import LSTMForecast, SeriesScaler, TransformerForecast
 from dlblocks.nets.mlp import MLP, EmbedCategories
 from dlblocks.nets.preprocess import Preprocess
 from dlblocks.nets.rnn import RNN
@@ -21,10 +22,13 @@ __all__ = [
     "EmbedCategories",
     "FeedForward",
     "KVCache",
+    "LSTMForecast",
     "Preprocess",
     "SequenceTransformer",
+    "SeriesScaler",
     "Transformer",
     "TransformerBlock",
+    "TransformerForecast",
     "UNet",
     "ViT",
     "VisionDetection",

@@ -1,6 +1,7 @@
 """Define learning problems by their loss, metrics and predictions."""
 
 from dlblocks.tasks.detection import DetectionTask
+from dlblocks.tasks.forecast import ForecastTask
 from dlblocks.tasks.multiclass import MulticlassTask
 from dlblocks.tasks.multilabel import MultilabelTask
 from dlblocks.tasks.regression import RegressionTask
@@ -9,6 +10,7 @@ from dlblocks.tasks.task import Predictions, PredictionTable, Task, find_task, t
 
 __all__ = [
     "DetectionTask",
+    "ForecastTask",
     "MulticlassTask",
     "MultilabelTask",
     "PredictionTable",

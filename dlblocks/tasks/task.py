@@ -421,6 +421,18 @@ class Task(nn.Module):
         """
         return MetricCollection({})
 
+    def from_inputs(self, inputs: Any) -> dict[str, Tensor]:
+        """Return what scores need of the inputs, one row a sample.
+
+        Predictions keep them as further columns, and `loss` and `for_metrics` get targets of
+        `join`.
+        """
+        return {}
+
+    def join(self, targets: Tensor, found: dict[str, Tensor]) -> Tensor:
+        """Join targets (N, ...) and what `from_inputs` has found."""
+        return targets
+
     def for_metrics(self, outputs: Tensor, targets: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
         """Select what to keep of a batch until the metrics are updated."""
         return self.predict(outputs), targets
@@ -447,6 +459,10 @@ class Task(nn.Module):
             Columns: tensors (N, ...), or lists of N tensors of unequal length.
         """
         return {"target": target, "prediction": prediction}
+
+    def parts(self, prediction: Any) -> dict[str, Any]:
+        """Return the columns of predictions of new samples, such as one for each quantile."""
+        return {"prediction": prediction}
 
     def shaped(self, predictions: Tensor, targets: Tensor | None) -> Tensor:
         """Give predictions the shape of the targets, if these are known."""

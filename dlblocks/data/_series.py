@@ -1,0 +1,459 @@
+"""Read time series, and number their steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dlblocks._errors import did_you_mean
+from dlblocks.data._read_csv import read_table
+
+Array = npt.NDArray[Any]
+
+# Calendar features: how to count within a period, and its length.
+CALENDAR: dict[str, int] = {
+    "month": 12, "quarter": 4, "day_of_month": 31, "weekday": 7, "hour": 24, "minute": 60,
+}  # fmt: skip
+DAY = 86_400  # seconds
+# Seconds of a step, or its months, and the usual season in steps.
+SEASONS = {("months", 1): 12, ("months", 3): 4, ("seconds", DAY): 7, ("seconds", 7 * DAY): 52,
+           ("seconds", 3600): 24, ("seconds", 1800): 48, ("seconds", 900): 96}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The times of steps 0, 1, ….
+
+    Attributes:
+        unit: ``"number"``; ``"seconds"`` or ``"months"`` for dates; ``"rows"`` for rows of unequal
+            distance.
+        start: Time of step 0: a number, seconds since 1970, or months since 1970.
+        step: Length of a step in this unit.
+        rest: Of months, the seconds within the month, or -1 for its last day.
+    """
+
+    unit: str = "number"
+    start: float = 0
+    step: float = 1
+    rest: int = 0
+
+    def times(self, steps: Array) -> Array:
+        """Return the times of steps: numbers, or datetime64[s]."""
+        places = self.start + np.asarray(steps) * self.step
+        if self.unit == "seconds":
+            return places.astype("int64").astype("datetime64[s]")
+        if self.unit == "months":
+            months = places.astype("int64").astype("datetime64[M]")
+            if self.rest < 0:
+                return (months + 1).astype("datetime64[s]") - np.timedelta64(DAY, "s")
+            return months.astype("datetime64[s]") + np.timedelta64(self.rest, "s")
+        return places
+
+    def name(self, step: int) -> str:
+        """Return the time of a step as text."""
+        return show_time(self.times(np.array([step]))[0])
+
+    @property
+    def season(self) -> int | None:
+        """Steps of the usual season, such as 12 of months, or None."""
+        return SEASONS.get((self.unit, int(self.step)))
+
+    def calendar(self, steps: Array, names: Sequence[str]) -> Array:
+        """Return sine and cosine of the place in each period, shape (T, 2 · len(names))."""
+        times = self.times(steps)
+        columns = []
+        for name in names:
+            angle = 2 * np.pi * _place(times, name) / CALENDAR[name]
+            columns += [np.sin(angle), np.cos(angle)]
+        return np.stack(columns, 1) if columns else np.empty((len(times), 0))
+
+
+def _place(times: Array, name: str) -> Array:
+    """Count from 0 within a period of the calendar."""
+    if name in ("month", "quarter"):
+        months = times.astype("datetime64[M]").astype(int) % 12
+        return months // 3 if name == "quarter" else months
+    if name == "day_of_month":
+        days = times.astype("datetime64[D]") - times.astype("datetime64[M]").astype("datetime64[D]")
+        return days.astype(int)
+    if name == "weekday":
+        return (times.astype("datetime64[D]").astype(int) + 3) % 7  # 1970 began on a Thursday
+    seconds = times.astype("datetime64[s]").astype(int)
+    return seconds // 3600 % 24 if name == "hour" else seconds // 60 % 60
+
+
+def show_time(time: Any) -> str:
+    """Return a time as short text.
+
+    Example:
+        >>> show_time(np.datetime64("2020-01-01T00:00:00")), show_time(np.float64(3.0))
+        ('2020-01-01', '3')
+    """
+    if isinstance(time, np.datetime64):
+        return str(time.astype("datetime64[s]")).removesuffix("T00:00:00")
+    return f"{float(time):g}" if isinstance(time, (float, np.floating)) else str(time)
+
+
+@dataclass
+class Panel:
+    """One or many series on one clock, without gaps.
+
+    Attributes:
+        names: Names of the series.
+        values: Values of each series, float64 of shape (T_s,).
+        starts: Step of the first value of each series, int64 of shape (S,).
+        covariates: Known inputs of each series from its first value on, shape (T_s + more, K).
+        clock: The times of the steps.
+    """
+
+    names: list[str]
+    values: list[Array]
+    starts: npt.NDArray[np.int64]
+    covariates: list[Array] = field(default_factory=list)
+    clock: Clock = field(default_factory=Clock)
+
+    @property
+    def ends(self) -> npt.NDArray[np.int64]:
+        """The step after the last value of each series, shape (S,)."""
+        return self.starts + np.array([len(values) for values in self.values], dtype=np.int64)
+
+
+def read_panel(
+    data: Any,
+    *,
+    time: str | None = None,
+    value: str | Sequence[str] | None = None,
+    series: str | None = None,
+    covariates: Sequence[str] = (),
+    regular: bool = True,
+    read_args: Mapping[str, Any] | None = None,
+    clock: Clock | None = None,
+) -> Panel:
+    """Read series from a file, a data frame or arrays.
+
+    Args:
+        data: A CSV file or a folder of them, a DataFrame, an array (T,) or (T, S), or a list or
+            dictionary of arrays (T_s,).
+        time: The column of times, dates or numbers. None: the dates in the index of a DataFrame,
+            else rows follow each other.
+        value: The column of values of a long table, or the columns of a wide one, each a series.
+            None: all other columns.
+        series: The column that names the series of a long table.
+        covariates: Columns of known inputs.
+        regular: Whether steps must be equally long.
+        read_args: Arguments of `pandas.read_csv`.
+        clock: The clock to count on; None for that of these data.
+
+    Raises:
+        ValueError: A column is unknown, a series has a gap, a time twice, or a value is missing
+            between others; the message names series, time and cure.
+    """
+    if isinstance(data, (str, Path)):
+        data = read_table(Path(data), dict(read_args or {}))
+    if hasattr(data, "iloc"):
+        return _from_table(data, time, value, series, covariates, regular, clock)
+    if time or value or series or covariates:
+        raise ValueError(
+            "time, value, series and covariates name columns of a CSV file or DataFrame, but data "
+            f"is a {type(data).__name__}; leave them out."
+        )
+    named = _arrays(data)
+    found = [_between(name, column, lambda i: str(i)) for name, column in named.items()]
+    starts = np.array([first for first, _ in found], dtype=np.int64)
+    values = [column for _, column in found]
+    empty = [np.empty((len(column), 0)) for column in values]
+    return Panel([*named], values, starts, empty, clock or Clock())
+
+
+def _arrays(data: Any) -> dict[str, Array]:
+    if isinstance(data, Mapping):
+        named = {str(name): np.asarray(column, dtype=float) for name, column in data.items()}
+    elif isinstance(data, (list, tuple)) and data and np.ndim(data[0]):
+        named = {str(i): np.asarray(column, dtype=float) for i, column in enumerate(data)}
+    else:
+        array = np.asarray(data, dtype=float)
+        if array.ndim not in (1, 2):
+            raise ValueError(
+                f"data has shape {array.shape}; expected one series (T,), several (T, S), or a "
+                "list of arrays (T,) for series of unequal length."
+            )
+        columns = array[:, None] if array.ndim == 1 else array
+        named = {str(i): columns[:, i] for i in range(columns.shape[1])}
+    for name, column in named.items():
+        if column.ndim != 1:
+            raise ValueError(
+                f"series {name!r} has shape {column.shape}; a series is (T,), one value a step."
+            )
+    if not named:
+        raise ValueError("data has no series.")
+    return named
+
+
+def _between(name: str, column: Array, time_of: Any) -> tuple[int, Array]:
+    """Cut missing values off both ends, and refuse those between."""
+    known = np.flatnonzero(~np.isnan(column))
+    if not len(known):
+        raise ValueError(f"series {name!r} has no value; leave it out.")
+    first, last = int(known[0]), int(known[-1])
+    values = column[first : last + 1]
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        place = first + int(bad[0])
+        raise ValueError(
+            f"series {name!r} has {values[bad[0]]} at time {time_of(place)} ({len(bad)} such "
+            "values); fill them in, by data.interpolate() for example, or leave the series out."
+        )
+    return first, values
+
+
+def _from_table(
+    table: Any,
+    time: str | None,
+    value: str | Sequence[str] | None,
+    series: str | None,
+    covariates: Sequence[str],
+    regular: bool,
+    clock: Clock | None,
+) -> Panel:
+    import pandas as pd
+
+    if time is None and isinstance(table.index, (pd.DatetimeIndex, pd.PeriodIndex)):
+        stamps = table.index
+        index = stamps.to_timestamp() if isinstance(stamps, pd.PeriodIndex) else stamps
+        table = table.reset_index(drop=True)
+    else:
+        index = None
+    for argument, column in (("time", time), ("series", series)):
+        if column is not None:
+            _check_column(argument, column, table)
+    for column in covariates:
+        _check_column("covariates", column, table)
+    others = [c for c in table.columns if c not in {time, series, *covariates}]
+    wanted = others if value is None else [value] if isinstance(value, str) else list(value)
+    for column in wanted:
+        _check_column("value", column, table)
+    if not wanted:
+        raise ValueError("data has no column of values; set value=.")
+    if series is not None and len(wanted) > 1:
+        raise ValueError(
+            f"series={series!r} names the series of a long table, which has one column of values, "
+            f"but there are {', '.join(map(repr, wanted[:8]))}; set value=."
+        )
+    raw = index if index is not None else table[time] if time is not None else None
+    times = None if raw is None else _times(raw, time or "the index")
+    numbers = {column: _numbers(table[column], column) for column in [*wanted, *covariates]}
+    known = np.stack([numbers[c] for c in covariates], 1) if covariates else None
+    rows = {str(c): np.arange(len(table)) for c in wanted}
+    columns = {str(c): numbers[c] for c in wanted}
+    if series is not None:
+        cells = table[series]
+        if cells.isna().any():
+            row = int(cells.isna().to_numpy().argmax()) + 1
+            raise ValueError(f"column {series!r} has no name of a series in row {row}; add it.")
+        codes, names = pd.factorize(cells, sort=True)
+        rows = {str(name): np.flatnonzero(codes == i) for i, name in enumerate(names)}
+        columns = {name: numbers[wanted[0]][mine] for name, mine in rows.items()}
+    if clock is None:
+        clock = Clock() if times is None else find_clock(times, regular)
+    made = Panel([], [], np.empty(0, np.int64), [], clock)
+    starts = []
+    ranks = None if times is None or regular else np.unique(times)
+    for name, column in columns.items():
+        mine = rows[name]
+        if times is None:
+            steps = np.arange(len(mine))
+        elif ranks is not None:
+            order = np.argsort(times[mine], kind="stable")
+            mine, column = mine[order], column[order]
+            _check_repeated(name, times[mine])
+            steps = np.searchsorted(ranks, times[mine[:1]])[0] + np.arange(len(mine))
+        else:
+            order = np.argsort(times[mine], kind="stable")
+            mine, column = mine[order], column[order]
+            _check_repeated(name, times[mine])
+            steps = _steps(name, times[mine], clock)
+
+        def time_of(i: int, mine: Array = mine) -> str:
+            return str(i) if times is None else show_time(times[mine[i]])
+
+        first, values = _between(name, column, time_of)
+        made.names.append(name)
+        made.values.append(values)
+        starts.append(int(steps[first]))
+        rest = np.empty((len(mine), 0)) if known is None else known[mine]
+        made.covariates.append(_covariates(name, rest[first:], covariates, len(values), time_of))
+    made.starts = np.array(starts, dtype=np.int64)
+    return made
+
+
+def _covariates(name: str, found: Array, names: Sequence[str], needed: int, time_of: Any) -> Array:
+    """Cut rows without covariates off the end, and refuse those before."""
+    bad = np.flatnonzero(~np.isfinite(found).all(1))
+    if len(bad) and bad[0] < needed:
+        column = int(np.flatnonzero(~np.isfinite(found[bad[0]]))[0])
+        raise ValueError(
+            f"covariate {names[column]!r} of series {name!r} is missing in row {bad[0]} of the "
+            "series; fill it in."
+        )
+    return found[: bad[0]] if len(bad) else found
+
+
+def _check_column(argument: str, column: str, table: Any) -> None:
+    if column not in table.columns:
+        names = [str(name) for name in table.columns]
+        raise ValueError(
+            f"{argument}={column!r} is not a column of the data"
+            f"{did_you_mean(str(column), names) or '.'} There are {', '.join(names[:12])}."
+        )
+
+
+def _numbers(cells: Any, column: str) -> Array:
+    import pandas as pd
+
+    found = pd.to_numeric(cells, errors="coerce")
+    bad = (found.isna() & cells.notna()).to_numpy()
+    if bad.any():
+        row = int(bad.argmax())
+        raise ValueError(
+            f"column {column!r} has {cells.iloc[row]!r} in row {row + 1}, which is not a number; "
+            "name the columns to use by value=, time= and series=."
+        )
+    return found.to_numpy(dtype=float)
+
+
+def _times(cells: Any, column: str) -> Array:
+    """Return numbers, or datetime64[s]."""
+    import pandas as pd
+
+    cells = pd.Series(np.asarray(cells)) if not isinstance(cells, pd.Series) else cells
+    if cells.isna().any():
+        row = int(cells.isna().to_numpy().argmax()) + 1
+        raise ValueError(f"column {column!r} has no time in row {row}; add it, or leave it out.")
+    if pd.api.types.is_numeric_dtype(cells):
+        return cells.to_numpy(dtype=float)
+    try:
+        found = pd.to_datetime(cells, utc=True)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"column {column!r} has times that cannot be read ({error}); write them as "
+            "2020-01-31, or as numbers."
+        ) from error
+    return found.dt.tz_localize(None).to_numpy().astype("datetime64[s]")
+
+
+def find_clock(times: Array, regular: bool = True) -> Clock:
+    """Find the step that most times are apart.
+
+    Example:
+        >>> times = np.array(["2020-01-31", "2020-02-29", "2020-03-31"], "datetime64[s]")
+        >>> clock = find_clock(times)
+        >>> clock.unit, clock.step, clock.name(3)
+        ('months', 1.0, '2020-04-30')
+    """
+    unique = np.unique(times)
+    if not regular:
+        return Clock("rows")
+    if len(unique) < 2:
+        raise ValueError("all values are of one time; a series needs several.")
+    if unique.dtype.kind != "M":
+        return Clock("number", float(unique[0]), _usual(np.diff(unique)))
+    months = unique.astype("datetime64[M]")
+    rests = (unique - months.astype("datetime64[s]")).astype(int)
+    ends = ((months + 1).astype("datetime64[s]") - unique).astype(int) == DAY
+    if (rests == rests[0]).all() or ends.all():
+        numbers = months.astype(int)
+        if len(np.unique(numbers)) == len(numbers):
+            rest = int(rests[0]) if (rests == rests[0]).all() else -1
+            return Clock("months", float(numbers[0]), _usual(np.diff(numbers)), rest)
+    seconds = unique.astype(int)
+    return Clock("seconds", float(seconds[0]), _usual(np.diff(seconds)))
+
+
+def _usual(distances: Array) -> float:
+    """Return the most frequent distance; of equally frequent ones the smallest."""
+    found, counts = np.unique(np.round(distances, 9), return_counts=True)
+    return float(found[counts.argmax()])
+
+
+def _check_repeated(name: str, times: Array) -> None:
+    again = np.flatnonzero(times[1:] == times[:-1])
+    if len(again):
+        raise ValueError(
+            f"series {name!r} has time {show_time(times[again[0]])} more than once "
+            f"({len(again)} such rows); name the column of series by series=, or aggregate the "
+            "rows."
+        )
+
+
+def _steps(name: str, times: Array, clock: Clock) -> Array:
+    """Number sorted times, and refuse gaps."""
+    if times.dtype.kind == "M" and clock.unit == "months":
+        exact = (times.astype("datetime64[M]").astype(int) - clock.start) / clock.step
+    else:
+        numbers = times.astype(int) if times.dtype.kind == "M" else times
+        exact = (numbers - clock.start) / clock.step
+    steps = np.round(exact).astype(np.int64)
+    cure = (
+        "; add the missing rows, leave the series out, or set regular=False, which takes rows as "
+        "equally spaced."
+    )
+    odd = np.flatnonzero((np.abs(exact - steps) > 1e-3) | (clock.times(steps) != times))
+    if times.dtype.kind != "M":
+        odd = np.flatnonzero(np.abs(exact - steps) > 1e-3)
+    if len(odd):
+        raise ValueError(
+            f"series {name!r} has time {show_time(times[odd[0]])}, which is not a whole number of "
+            f"steps of {clock.step:g} {clock.unit} after {clock.name(0)}{cure}"
+        )
+    gaps = np.flatnonzero(np.diff(steps) != 1)
+    if len(gaps):
+        before, after = (show_time(times[gaps[0] + i]) for i in (0, 1))
+        missing = int(steps[gaps[0] + 1] - steps[gaps[0]]) - 1
+        raise ValueError(
+            f"series {name!r} has a gap: {after} follows {before}, {missing} step(s) of "
+            f"{clock.step:g} {clock.unit} are missing ({len(gaps)} such gaps){cure}"
+        )
+    return steps
+
+
+# Data without a download
+
+SETS = {
+    "stocks": "monthly prices of eight stocks and two indices, 1990 to 2022",
+    "elnino": "monthly temperature of the Pacific (Niño 1+2), 1950 to 2010",
+    "co2": "weekly CO2 at Mauna Loa as monthly means, 1958 to 2001",
+    "sunspots": "sunspots of each year, 1700 to 2008",
+}
+
+
+def read_named(name: str) -> tuple[Any, dict[str, Any]]:
+    """Read a data set by its name, a DataFrame and arguments of `read_panel`."""
+    import pandas as pd
+
+    if name == "stocks":
+        from matplotlib import cbook
+
+        path = cbook.get_sample_data("Stocks.csv", asfileobj=False)
+        table = pd.read_csv(path, comment="#")
+        # Rows between are those of dividends, without a price of all.
+        return table[table["Date"].str.endswith("-01")], {"time": "Date"}
+    try:
+        from statsmodels import datasets
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            f"data={name!r} is a data set of statsmodels: pip install statsmodels."
+        ) from error
+    table = getattr(datasets, name).load_pandas().data
+    if name == "elnino":
+        long = table.melt(id_vars="YEAR", var_name="month", value_name="temperature")
+        month = long["month"].str.title()
+        long["time"] = pd.to_datetime(long["YEAR"].astype(int).astype(str) + month, format="%Y%b")
+        return long[["time", "temperature"]], {"time": "time"}
+    if name == "co2":
+        return table.resample("MS").mean().interpolate(), {}
+    return table.rename(columns={"SUNACTIVITY": "sunspots"}), {"time": "YEAR"}
