@@ -2,6 +2,7 @@
 
 from dlblocks.tasks.detection import DetectionTask
 from dlblocks.tasks.forecast import ForecastTask
+from dlblocks.tasks.generative import GenerativeTask
 from dlblocks.tasks.multiclass import MulticlassTask
 from dlblocks.tasks.multilabel import MultilabelTask
 from dlblocks.tasks.regression import RegressionTask
@@ -11,6 +12,7 @@ from dlblocks.tasks.task import Predictions, PredictionTable, Task, find_task, t
 __all__ = [
     "DetectionTask",
     "ForecastTask",
+    "GenerativeTask",
     "MulticlassTask",
     "MultilabelTask",
     "PredictionTable",

@@ -1,0 +1,497 @@
+"""`GenerativeModel`, the base class of models that give images a probability and make new ones."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
+
+from dlblocks._errors import check_range, check_whole
+from dlblocks._lightning import trainer_of
+from dlblocks.models._inputs import with_prepared_inputs
+from dlblocks.models._noise import AnyNoise, BatchNoise, Noise
+from dlblocks.models.model import Model, beside_inputs
+from dlblocks.nets import Preprocess
+from dlblocks.tasks import GenerativeTask
+from dlblocks.tasks.task import Stage
+
+EVALUATION_SEED = 0
+NUM_CHECKED = 4096  # images of a data set whose values are checked before a fit
+MOST_METRICS = 8  # values of a sample that are averaged
+
+
+class GenerativeModel(Model):
+    """A model of images with a probability for each, and with new samples.
+
+    Images have `levels` values a pixel, 0 … L-1, at equal distances from 0 to `max_value` of the
+    source. All likelihoods are those of these discrete values. So the digits of scikit-learn, whose
+    pixels count 0 … 16, have 17 levels, although they are stored in 0 … 255.
+
+    Logged: ``loss``, and in bits ``bits_per_dim`` = -log2 p(image) / (C · H · W). A model of
+    classes, with `num_classes`, gives p(image | class). Without it, targets may have any form and
+    are not used.
+
+    Evaluation has no chance in it: its noise depends only on the position of the image in its
+    loader. Training takes its noise from torch's global generator.
+
+    With `ema_decay` d, an exponential moving average of the net is kept beside it, and is used by
+    validation, test and `sample`: θ' ← d θ' + (1 - d) θ after every step of the optimizer, with d
+    at most (1 + s) / (10 + s) in step s. It is part of the model's `state_dict`, and is never
+    swapped with the net.
+
+    A subclass defines `losses` and `draw`, and `bits` if ``bits_per_dim`` is too slow for every
+    epoch. It is then logged by ``Trainer.validate`` and ``Trainer.test`` only.
+
+    Args:
+        net: The net that makes images. It is averaged.
+        image_shape: Channels, height and width.
+        levels: Number of values L of a pixel.
+        max_value: The value of the highest level in the source: 255 for uint8 images.
+        num_classes: Number of classes of a conditional model, or None.
+        ema_decay: Decay d in [0, 1) of the average, or None.
+        **kwargs: Optimization; see `dlblocks.models.Model`.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        image_shape: Sequence[int],
+        *,
+        levels: int = 256,
+        max_value: float = 255.0,
+        num_classes: int | None = None,
+        ema_decay: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        check_image_shape(image_shape)
+        check_range("levels", levels, 2)
+        check_range("max_value", max_value, 0, low_open=True)
+        if num_classes is not None:
+            check_range("num_classes", num_classes, 1)
+        if ema_decay is not None:
+            check_range("ema_decay", ema_decay, 0, 1, high_open=True)
+        super().__init__(net, GenerativeTask(), **kwargs)
+        self.image_shape = tuple(int(size) for size in image_shape)
+        self.levels, self.max_value = int(levels), float(max_value)
+        self.num_classes, self.ema_decay = num_classes, ema_decay
+        middle = [self.max_value / 2] * self.image_shape[0]
+        self.preprocess = Preprocess(mean=middle, std=middle)  # to [-1, 1], whatever the data
+        self.ema = None if ema_decay is None else AveragedNet(self.net, ema_decay)
+        self._seen: dict[str, int] = {}
+
+    # Defined by subclasses
+
+    def losses(self, levels: Tensor, labels: Tensor | None, noise: AnyNoise) -> dict[str, Tensor]:
+        """Compute values of each image, among them ``"loss"``.
+
+        Args:
+            levels: Images, int64 of shape (N, C, H, W).
+            labels: Classes, int64 of shape (N,), or None for a model without classes.
+            noise: All random numbers.
+
+        Returns:
+            Tensors (N,) by name; their means are logged.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define losses.")
+
+    def bits(self, levels: Tensor, labels: Tensor | None, noise: AnyNoise) -> Tensor:
+        """Compute bits per dimension (N,)."""
+        return self.losses(levels, labels, noise)["bits_per_dim"]
+
+    def draw(
+        self, noise: Noise, labels: Tensor | None, *, steps: int | None, guidance: float | None
+    ) -> Tensor:
+        """Make images of levels, int64 of shape (N, C, H, W)."""
+        raise NotImplementedError(f"{type(self).__name__} must define draw.")
+
+    slow_bits = False
+    """Whether `bits` takes much longer than `losses`."""
+    has_steps = False
+    """Whether `sample` takes ``steps``."""
+    label_dropout: float = 0.0
+    """Share of training labels that are hidden; guidance needs some."""
+
+    # Levels
+
+    @property
+    def num_dims(self) -> int:
+        """Values of an image, D = C · H · W."""
+        return math.prod(self.image_shape)
+
+    def to_levels(self, images: Tensor) -> Tensor:
+        """Turn prepared images in [-1, 1] into levels, int64."""
+        top = self.levels - 1
+        return ((images.float() + 1) * (top / 2)).round().long().clamp(0, top)
+
+    def to_images(self, levels: Tensor) -> Tensor:
+        """Turn levels into raw images: uint8 if `max_value` is 255, else float32."""
+        raw = levels.double() * (self.max_value / (self.levels - 1))
+        return raw.round().to(torch.uint8) if self.max_value == 255 else raw.float()
+
+    def check_data(self, datamodule: Any) -> None:
+        name = type(datamodule).__name__
+        shape = getattr(datamodule, "input_shape", None)
+        if isinstance(shape, tuple) and shape != self.image_shape:
+            cure = f"set image_shape={list(shape)}"
+            if len(shape) != 3:
+                cure = "a generative model needs images (C, H, W)"
+            raise ValueError(
+                f"image_shape={list(self.image_shape)}, but an input of {name} has shape {shape}; "
+                f"{cure}."
+            )
+        inputs = getattr(getattr(datamodule, "source", None), "inputs", None)
+        if isinstance(inputs, Tensor):
+            self.check_values(self.preprocess(inputs[:NUM_CHECKED].to(self.device)))
+        count = getattr(datamodule, "num_classes", None)
+        if self.num_classes is not None and count is not None and count > self.num_classes:
+            raise ValueError(
+                f"num_classes={self.num_classes}, but {name} has {count} classes; set "
+                f"num_classes={count}, or None for a model without classes."
+            )
+
+    def check_values(self, prepared: Tensor) -> None:
+        """Raise a `ValueError` unless prepared images lie on the levels."""
+        top = self.levels - 1
+        given = (prepared.float() + 1) * (top / 2)
+        # Whole numbers in the source may be rounded levels, such as 16 for 1/16 of 255.
+        step = self.max_value / top
+        allowed = 0.02 + (0.5 / step if step >= 1 else 0.0)
+        off = (given - given.round().clamp(0, top)).abs()
+        if off.numel() and float(off.max()) > allowed:
+            where = off.flatten(1).amax(1).argmax()
+            value = float(given[where].flatten()[off[where].flatten().argmax()]) * step
+            raise ValueError(
+                f"image {int(where)} has the value {value:.4g}, but levels={self.levels} and "
+                f"max_value={self.max_value:g} mean the values 0, {step:.4g}, … "
+                f"{self.max_value:g}; set levels and max_value, and leave out callbacks that put "
+                "other values into images, such as noise or MixUp."
+            )
+
+    def check_labels(self, labels: Any) -> Tensor:
+        """Return labels as int64 (N,), or raise a `ValueError`."""
+        assert self.num_classes is not None  # for the type checker
+        if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
+            what = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(
+                labels, Tensor) else f"a {type(labels).__name__}"  # fmt: skip
+            raise ValueError(
+                f"labels are {what}, but num_classes={self.num_classes} needs one class a sample, "
+                "integers (N,); leave out callbacks that mix labels, or set num_classes=None."
+            )
+        wrong = (labels < 0) | (labels >= self.num_classes)
+        if wrong.any():
+            raise ValueError(
+                f"label {int(labels[wrong][0])} is outside the classes 0 … {self.num_classes - 1}; "
+                f"num_classes={self.num_classes}."
+            )
+        return labels.long()
+
+    # Steps
+
+    def _entries(self, batch: Any) -> tuple[Tensor, Any, Tensor | None]:
+        """Return images, labels and weights of a batch."""
+        entries = list(batch) if isinstance(batch, (list, tuple)) else [batch]
+        if not entries or not isinstance(entries[0], Tensor):
+            found = f" with {', '.join(map(repr, batch))}" if isinstance(batch, dict) else ""
+            raise ValueError(
+                f"{type(self).__name__} expects batches images, [images] or [images, labels], got "
+                f"a {type(batch).__name__}{found}; give your DataLoader a collate_fn that returns "
+                "such batches."
+            )
+        labels = None
+        if self.num_classes is not None:
+            if len(entries) < 2:
+                raise ValueError(
+                    f"num_classes={self.num_classes}, but the batch has no labels; set "
+                    "num_classes=None, or use batches [images, labels]."
+                )
+            labels = entries[1]
+        return entries[0], labels, entries[2] if self._weighted else None
+
+    def _levels_and_labels(self, images: Tensor, labels: Any) -> tuple[Tensor, Tensor | None]:
+        if tuple(images.shape[1:]) != self.image_shape:
+            raise ValueError(
+                f"image_shape={list(self.image_shape)}, got images of shape "
+                f"{tuple(images.shape)}; set image_shape={list(images.shape[1:])}."
+            )
+        if self._first_batch:
+            self.check_values(images)
+        if labels is not None and (self._first_batch or labels.device.type == "cpu"):
+            labels = self.check_labels(labels)
+        return self.to_levels(images), labels
+
+    def _step(self, batch: Any, stage: Stage) -> Tensor:
+        images, labels, weights = self._entries(batch)
+        levels, labels = self._levels_and_labels(images, labels)
+        if self._first_batch:
+            self._check_loader(stage)
+            self._first_batch = False
+        noise = self._noise(stage, len(levels))
+        found = dict(self.losses(levels, labels, noise))
+        is_fit = self.trainer.state.fn == TrainerFn.FITTING
+        if self.slow_bits and not is_fit:
+            found["bits_per_dim"] = self.bits(levels, labels, noise)
+        each = found.pop("loss")
+        loss = each.mean() if weights is None else (weights * each).mean()
+        self.record(stage, loss, found, weights)
+        return loss
+
+    def record(
+        self, stage: Stage, loss: Tensor, found: dict[str, Tensor], weights: Tensor | None = None
+    ) -> None:
+        """Log the loss of a step, and the mean of values (N,) by name."""
+        if self.metrics_paused:
+            return
+        means = self._stage_metrics(stage).others["means"]
+        assert isinstance(means, Means)  # for the type checker
+        means.names = tuple(found)
+        values = [value.detach().float() for value in found.values()]
+        size = len(values[0]) if values else 1
+        table = torch.stack(values, 1) if values else loss.new_zeros(size, 0)
+        beside = (table, table.new_zeros(size)) + (() if weights is None else (weights,))
+        buffer = self._buffers_of[stage]
+        buffer.add(loss.detach(), beside, step=self.global_step)
+        if buffer.is_full or (stage == "train" and loss.device.type == "cpu"):
+            self._flush(stage, whole=buffer.is_full)
+
+    def _noise(self, stage: str, count: int) -> AnyNoise:
+        if stage == "train":
+            return BatchNoise(count, self.device)
+        trainer = trainer_of(self)
+        rank, ranks = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        start = self._seen.get(stage, 0)
+        self._seen[stage] = start + count
+        # Rank r gets the samples r, r + R, r + 2R, …
+        numbers = range(rank + start * ranks, rank + (start + count) * ranks, ranks)
+        return Noise(EVALUATION_SEED, numbers, self.device)
+
+    def _reset(self, stage: Stage) -> None:
+        super()._reset(stage)
+        self._seen[stage] = 0
+
+    def make_metrics(self, stage: Stage) -> MetricCollection:
+        return MetricCollection({"means": Means()})
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Compute the bits per dimension of images, shape (N,).
+
+        The noise depends on the position in the batch. A model of classes needs labels.
+        """
+        if not self._prepared:
+            images = self.preprocess(images)
+        if self.num_classes is not None and labels is None:
+            raise ValueError(
+                f"num_classes={self.num_classes}: give the classes too, model(images, labels)."
+            )
+        labels = None if self.num_classes is None else labels
+        levels, labels = self._levels_and_labels(images, labels)
+        return self.bits(levels, labels, Noise(EVALUATION_SEED, range(len(levels)), self.device))
+
+    @with_prepared_inputs
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Return bits per dimension as ``"prediction"``, and target and index of the batch."""
+        if not batch_idx:
+            self._seen["predict"] = 0
+        images, labels, _ = self._entries(batch)
+        levels, labels = self._levels_and_labels(images, labels)
+        found = {"prediction": self.bits(levels, labels, self._noise("predict", len(levels)))}
+        return found | beside_inputs(batch[1:] if isinstance(batch, (list, tuple)) else [])
+
+    # The averaged net
+
+    @property
+    def used_net(self) -> nn.Module:
+        """The net in training; else its average, if there is one."""
+        return self.net if self.training or self.ema is None else self.ema.net
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:
+            self.ema.update(self.net)
+
+    # Samples
+
+    def sample(
+        self,
+        n: int,
+        labels: int | Sequence[int] | Tensor | None = None,
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+        batch_size: int = 256,
+        **options: Any,
+    ) -> Tensor:
+        """Make new images.
+
+        Sample i depends only on the model, on `seed` and on i. Torch's global generators and the
+        mode of the modules stay as they are.
+
+        Args:
+            n: Number of images.
+            labels: Class of all images, or of each. None: the classes in turn.
+            steps: Steps of the sampler. More are slower and more precise.
+            guidance: w of classifier-free guidance: 0 ignores the classes, 1 is the model of the
+                classes itself, and above 1 images are more typical of their class and less
+                diverse.
+            seed: Seed.
+            batch_size: Images at a time.
+            **options: Further arguments of this model's `draw`.
+
+        Returns:
+            Raw images (n, C, H, W), on the model's device: uint8 if `max_value` is 255, else
+            float32.
+        """
+        check_whole("n", n, 1)
+        check_range("seed", seed, 0)
+        check_whole("batch_size", batch_size, 1)
+        self._check_sampler(steps, guidance)
+        classes = self._classes(n, labels)
+        parts = []
+        with torch.no_grad(), evaluating(self):
+            for start in range(0, n, batch_size):
+                rows = range(start, min(n, start + batch_size))
+                of_rows = None if classes is None else classes[start : rows.stop]
+                noise = Noise(seed, rows, self.device)
+                levels = self.draw(noise, of_rows, steps=steps, guidance=guidance, **options)
+                parts.append(self.to_images(levels))
+        return torch.cat(parts)
+
+    def _check_sampler(self, steps: int | None, guidance: float | None) -> None:
+        name = type(self).__name__
+        if steps is not None:
+            if not self.has_steps:
+                raise ValueError(f"steps={steps}, but {name} samples without steps; leave it out.")
+            check_whole("steps", steps, 1)
+        if guidance is None or guidance == 1:
+            return
+        check_range("guidance", guidance, 0)
+        if self.num_classes is None or not self.label_dropout:
+            raise ValueError(
+                f"guidance={guidance} compares the model with and without classes, but this {name} "
+                f"has num_classes={self.num_classes} and label_dropout={self.label_dropout}; train "
+                "one with num_classes and label_dropout=0.1, or leave guidance out."
+            )
+
+    def _classes(self, n: int, labels: Any) -> Tensor | None:
+        if self.num_classes is None:
+            if labels is not None:
+                raise ValueError(
+                    f"labels={labels!r}, but this {type(self).__name__} was trained without "
+                    "classes; set num_classes, or leave labels out."
+                )
+            return None
+        if labels is None:
+            found = torch.arange(n) % self.num_classes
+        else:
+            found = torch.as_tensor(labels)
+            found = found.expand(n) if found.ndim == 0 else found
+        if len(found) != n:
+            raise ValueError(f"labels has {len(found)} entries for n={n} samples; give {n}.")
+        return self.check_labels(found).to(self.device)
+
+
+class AveragedNet(nn.Module):
+    """An exponential moving average of a net, always in evaluation mode.
+
+    Args:
+        net: The net. Its copy is averaged.
+        decay: Decay d; see `GenerativeModel`.
+    """
+
+    steps: Tensor
+
+    def __init__(self, net: nn.Module, decay: float) -> None:
+        super().__init__()
+        self.net = copy.deepcopy(net).requires_grad_(False).eval()
+        self.decay = decay
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def update(self, net: nn.Module) -> None:
+        """Move towards the weights of the net. Buffers are copied."""
+        self.steps += 1
+        step = int(self.steps)
+        share = 1 - min(self.decay, (1 + step) / (10 + step))
+        mine, new = list(self.net.parameters()), [p.detach() for p in net.parameters()]
+        if mine:
+            torch._foreach_lerp_(mine, new, share)
+        for own, buffer in zip(self.net.buffers(), net.buffers(), strict=True):
+            own.copy_(buffer)
+
+    def train(self, mode: bool = True) -> AveragedNet:
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+
+class Means(Metric):
+    """Means of named values of samples.
+
+    Attributes:
+        names: Names of the columns of `update`.
+    """
+
+    sums: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: tuple[str, ...] = ()
+        zeros = torch.zeros(MOST_METRICS, dtype=torch.float64)
+        self.add_state("sums", zeros, dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, values: Tensor, _: Tensor, weights: Tensor | None = None) -> None:
+        """Add samples.
+
+        Args:
+            values: Shape (N, K).
+            weights: Shape (N,), or None.
+        """
+        values = values.double()
+        if weights is not None:
+            values = values * weights.double()[:, None]
+        self.sums[: values.shape[1]] += values.sum(0)
+        self.count += len(values) if weights is None else weights.double().sum()
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the means by name."""
+        return {name: (self.sums[i] / self.count).float() for i, name in enumerate(self.names)}
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode, and then each of its parts back into its own."""
+    before = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in before.items():
+            part.training = mode
+
+
+def check_image_shape(image_shape: Any) -> None:
+    """Raise a `ValueError` unless it is three whole numbers from 1."""
+    sizes = list(image_shape) if isinstance(image_shape, Sequence) else [image_shape]
+    if len(sizes) != 3 or any(not isinstance(size, int) or size < 1 for size in sizes):
+        raise ValueError(
+            f"image_shape={image_shape!r} must be channels, height and width, each at least 1, "
+            "such as [1, 8, 8]."
+        )
+
+
+def bits_per_dim(nats: Tensor, num_dims: int) -> Tensor:
+    """Turn negative log-likelihoods in nats into bits per dimension.
+
+    Example:
+        >>> bits_per_dim(torch.tensor([64 * math.log(17)]), 64)
+        tensor([4.0875])
+    """
+    return nats / (num_dims * math.log(2))
