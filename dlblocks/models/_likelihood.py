@@ -80,8 +80,8 @@ def choose(logits: Tensor, uniform: Tensor) -> Tensor:
 def normal_log_prob(x: Tensor, mean: Tensor | float = 0.0, log_std: Tensor | float = 0.0) -> Tensor:
     """Compute the log-density of x under independent normals, elementwise."""
     log_std = torch.as_tensor(log_std, device=x.device)
-    return -0.5 * ((x - mean) * torch.exp(-log_std)).square() - log_std - 0.5 * math.log(
-        2 * math.pi
+    return (
+        -0.5 * ((x - mean) * torch.exp(-log_std)).square() - log_std - 0.5 * math.log(2 * math.pi)
     )
 
 

@@ -8,9 +8,8 @@ from dlblocks.plots._style import BLUE, GREEN, GREY, ORANGE, RED, save
 from dlblocks.plots.boxes import boxes
 from dlblocks.plots.classes import confusion_matrix, labels, reliability
 from dlblocks.plots.fits import curve_metrics, learning_curves, strip
-from dlblocks.plots.images import answers, batch, hardest
 from dlblocks.plots.forecast import forecasts
-from dlblocks.plots.images import batch, hardest
+from dlblocks.plots.images import answers, batch, hardest
 from dlblocks.plots.masks import overlays, pixel_confusion
 from dlblocks.plots.ranking import ranking
 from dlblocks.plots.values import curve, lines, predicted_vs_true
