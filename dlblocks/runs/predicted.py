@@ -95,7 +95,7 @@ class Predictions(PredictionTable):
         found = {self.title: index if self.names is None else self.names}
         boxes = self.columns.get("prediction")
         if isinstance(boxes, Ragged):
-            parts = self.of_task().parts(boxes.values, names)
+            parts = self.of_task().ragged_columns(boxes.values, names)
             if parts:
                 sample = np.repeat(np.arange(len(self)), np.diff(boxes.offsets))
                 return {name: values[sample] for name, values in found.items()} | parts

@@ -280,7 +280,9 @@ class DetectionTask(Task):
         return {}  # boxes are no columns of one number a row
 
     @classmethod
-    def parts(cls, rows: Array, class_names: Sequence[str] | None = None) -> dict[str, Array]:
+    def ragged_columns(
+        cls, rows: Array, class_names: Sequence[str] | None = None
+    ) -> dict[str, Array]:
         """Make the columns x0, y0, x1, y1, score and class, one row a box."""
         found = dict(zip(("x0", "y0", "x1", "y1", "score"), rows[:, :5].T, strict=True))
         labels = rows[:, 5].astype(np.int64)

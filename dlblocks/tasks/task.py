@@ -627,7 +627,9 @@ class Task(nn.Module):
         return _numbered("prediction", prediction)
 
     @classmethod
-    def parts(cls, rows: Array, class_names: Sequence[str] | None = None) -> dict[str, Array]:
+    def ragged_columns(
+        cls, rows: Array, class_names: Sequence[str] | None = None
+    ) -> dict[str, Array]:
         """Make the columns of a ragged prediction, with a row for each of its parts, such as boxes.
 
         Args:
