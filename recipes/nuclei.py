@@ -1,9 +1,10 @@
 """Find the nuclei of cells: a U-Net beside Otsu's threshold, on spatial folds.
 
 stardist (BSD-3-Clause) ships one fluorescence image of 512×512 pixels with the outlines of 125
-nuclei. It is cut into 64 tiles and four blocks. Each block is segmented by a U-Net that has trained
-on tiles of the others, at least 16 pixels away: about the width of a nucleus, so that hardly any is
-on both sides. The last epoch's weights are scored. Otsu's method (1979) sees the whole image, but
+nuclei. It is cut into 225 tiles that overlap, and these into four blocks. Each block is segmented
+by a U-Net that has trained on tiles of the others, at least 16 pixels away: about the width of a
+nucleus, so that hardly any is on both sides. A pixel's class is that of the tile in which it is
+farthest from the edge. The last epoch's weights are scored. Otsu's method (1979) sees the whole image, but
 no outlines. Both see square roots of the counts, whose noise is about the same everywhere (Anscombe
 1948); without the root Otsu's IoU is 0.04 lower. Both masks are then parted by a watershed.
 
@@ -31,14 +32,14 @@ from dlblocks.models import UNetSegmenter
 from dlblocks.runs import is_rank_zero, next_run_dir, table, write_results
 
 Array = npt.NDArray[Any]
-TILE, MARGIN = 64, 16  # pixels
+TILE, STRIDE, MARGIN = 64, 32, 16  # pixels
 
 
 def main(
     width: int = 16,
     depth: int = 3,
     num_folds: int = 4,
-    max_epochs: int = 30,
+    max_epochs: int = 12,
     lr: float = 0.01,
     run_dir: str | None = None,
     logger: Literal["csv", "wandb", "tensorboard", "none"] = "none",
@@ -70,10 +71,10 @@ def main(
         for name in ("img", "mask")
     )
     image = np.sqrt(image / image.max(), dtype=np.float32)  # (512, 512), 0 … 1
-    tiles, positions = cut_tiles([image], TILE)
+    tiles, positions = cut_tiles([image], TILE, stride=STRIDE)
     data = ArrayDataModule(
         tiles[:, None],
-        cut_tiles([(outlines > 0).astype(np.uint8)], TILE)[0],
+        cut_tiles([(outlines > 0).astype(np.uint8)], TILE, stride=STRIDE)[0],
         positions=positions,
         split="blocks",
         margin=MARGIN,
@@ -132,10 +133,16 @@ def main(
     block = join_tiles(np.broadcast_to(folds[:, None, None], (len(folds), TILE, TILE)), places)[0]
     metrics: dict[str, dict[str, Any]] = {}
     for name, mask in masks.items():
-        scores = [iou(mask[block == fold], outlines[block == fold]) for fold in np.unique(folds)]
-        metrics[name] = {"mean": iou(mask, outlines), **nuclei(mask, outlines), "folds": scores}
+        of_blocks = [iou(mask[block == i], outlines[block == i]) for i in np.unique(folds)]
+        metrics[name] = {
+            "mean": float(np.mean(iou(mask, outlines))),
+            "nucleus": iou(mask, outlines)[1],
+            **nuclei(mask, outlines),
+            "folds": [float(np.mean(both)) for both in of_blocks],
+        }
     print(table([
-        {"mask": name, "IoU": row["mean"], "nuclei": row["nuclei"], "F1 at IoU 0.5": row["f1"]}
+        {"mask": name, "IoU": row["mean"], "of nuclei": row["nucleus"],
+         "nuclei": row["nuclei"], "F1 at IoU 0.5": row["f1"]}
         for name, row in metrics.items()
     ]))  # fmt: skip
     of_folds = [row["folds"] for row in metrics.values()]
@@ -160,10 +167,11 @@ def otsu(image: Array) -> Array:
     return found
 
 
-def iou(mask: Array, outlines: Array) -> float:
-    """Return the intersection over union of the pixels of nuclei."""
+def iou(mask: Array, outlines: Array) -> list[float]:
+    """Return the intersection over union of background and nuclei."""
     truth = outlines > 0
-    return float((mask & truth).sum() / (mask | truth).sum())
+    pairs = (~mask, ~truth), (mask, truth)
+    return [float((mine & true).sum() / (mine | true).sum()) for mine, true in pairs]
 
 
 def nuclei(mask: Array, outlines: Array) -> dict[str, float]:
