@@ -1,14 +1,23 @@
 """Find the nuclei of cells: a U-Net beside Otsu's threshold, on spatial folds.
 
 stardist (BSD-3-Clause) ships one fluorescence image of 512×512 pixels with the outlines of 125
-nuclei. It is cut into 225 tiles that overlap, and these into four blocks. Each block is segmented
-by a U-Net that has trained on tiles of the others, at least 16 pixels away: about the width of a
-nucleus, so that hardly any is on both sides. A pixel's class is that of the tile in which it is
-farthest from the edge. The last epoch's weights are scored. Otsu's method (1979) sees the whole image, but
+nuclei. It is cut into 64 tiles and four blocks. Each block is segmented by a U-Net that has trained
+on tiles of the others, at least 16 pixels away: about the width of a nucleus, so that hardly any is
+on both sides. The last epoch's weights are scored. Otsu's method (1979) sees the whole image, but
 no outlines. Both see square roots of the counts, whose noise is about the same everywhere (Anscombe
-1948); without the root Otsu's IoU is 0.04 lower. Both masks are then parted by a watershed.
+1948); without the root Otsu's threshold is worse. Both masks are then parted by a watershed.
 
-RESULT
+Result: (seed 0, one run of four folds, nothing tuned) the U-Net is a little better than Otsu, but
+four blocks of one image cannot tell by how much: the difference of the mean IoU is 0.023, with a
+95 % interval of -0.075 … 0.121. IoU is the mean of background and nuclei, as in `SegmentationTask`;
+F1 is that of nuclei found with an IoU above 0.5. No threshold of the smoothed image has an IoU of
+nuclei above 0.77.
+
+           IoU    IoU of nuclei  nuclei  F1
+    U-Net  0.874  0.797          143     0.79
+    Otsu   0.848  0.766          122     0.79
+
+132 s of CPU time on one thread (torch 2.14, lightning 2.6.6, scikit-image 0.26).
 """
 
 from __future__ import annotations
@@ -32,14 +41,14 @@ from dlblocks.models import UNetSegmenter
 from dlblocks.runs import is_rank_zero, next_run_dir, table, write_results
 
 Array = npt.NDArray[Any]
-TILE, STRIDE, MARGIN = 64, 32, 16  # pixels
+TILE, MARGIN = 64, 16  # pixels
 
 
 def main(
     width: int = 16,
     depth: int = 3,
     num_folds: int = 4,
-    max_epochs: int = 12,
+    max_epochs: int = 30,
     lr: float = 0.01,
     run_dir: str | None = None,
     logger: Literal["csv", "wandb", "tensorboard", "none"] = "none",
@@ -71,10 +80,10 @@ def main(
         for name in ("img", "mask")
     )
     image = np.sqrt(image / image.max(), dtype=np.float32)  # (512, 512), 0 … 1
-    tiles, positions = cut_tiles([image], TILE, stride=STRIDE)
+    tiles, positions = cut_tiles([image], TILE)
     data = ArrayDataModule(
         tiles[:, None],
-        cut_tiles([(outlines > 0).astype(np.uint8)], TILE, stride=STRIDE)[0],
+        cut_tiles([(outlines > 0).astype(np.uint8)], TILE)[0],
         positions=positions,
         split="blocks",
         margin=MARGIN,
@@ -103,7 +112,7 @@ def main(
         flips: dict[str, Any] = {"horizontal_flip": 0.5, "vertical_flip": 0.5, "rotation": 180.0}
         return [Augment(**flips, scale=(0.8, 1.25), brightness=0.3, seed=seed)]
 
-    folder = Path(run_dir or next_run_dir("runs/nuclei", resume=True))
+    folder = Path(run_dir or next_run_dir("runs/nuclei"))
     result = cross_validate(
         make_model,
         data,
