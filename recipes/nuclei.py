@@ -5,9 +5,19 @@ nuclei. It is cut into 64 tiles and four blocks. Each block is segmented by a U-
 on tiles of the others, at least 16 pixels away: about the width of a nucleus, so that hardly any is
 on both sides. The last epoch's weights are scored. Otsu's method (1979) sees the whole image, but
 no outlines. Both see square roots of the counts, whose noise is about the same everywhere (Anscombe
-1948); without the root Otsu's IoU is 0.04 lower. Both masks are then parted by a watershed.
+1948); without the root Otsu's threshold is worse. Both masks are then parted by a watershed.
 
-RESULT
+Result: (seed 0, one run of four folds, nothing tuned) the U-Net is a little better than Otsu, but
+four blocks of one image cannot tell by how much: the difference of the mean IoU is 0.023, with a
+95 % interval of -0.075 … 0.121. IoU is the mean of background and nuclei, as in `SegmentationTask`;
+F1 is that of nuclei found with an IoU above 0.5. No threshold of the smoothed image has an IoU of
+nuclei above 0.77.
+
+           IoU    IoU of nuclei  nuclei  F1
+    U-Net  0.874  0.797          143     0.79
+    Otsu   0.848  0.766          122     0.79
+
+132 s of CPU time on one thread (torch 2.14, lightning 2.6.6, scikit-image 0.26).
 """
 
 from __future__ import annotations
@@ -102,7 +112,7 @@ def main(
         flips: dict[str, Any] = {"horizontal_flip": 0.5, "vertical_flip": 0.5, "rotation": 180.0}
         return [Augment(**flips, scale=(0.8, 1.25), brightness=0.3, seed=seed)]
 
-    folder = Path(run_dir or next_run_dir("runs/nuclei", resume=True))
+    folder = Path(run_dir or next_run_dir("runs/nuclei"))
     result = cross_validate(
         make_model,
         data,
@@ -132,10 +142,16 @@ def main(
     block = join_tiles(np.broadcast_to(folds[:, None, None], (len(folds), TILE, TILE)), places)[0]
     metrics: dict[str, dict[str, Any]] = {}
     for name, mask in masks.items():
-        scores = [iou(mask[block == fold], outlines[block == fold]) for fold in np.unique(folds)]
-        metrics[name] = {"mean": iou(mask, outlines), **nuclei(mask, outlines), "folds": scores}
+        of_blocks = [iou(mask[block == i], outlines[block == i]) for i in np.unique(folds)]
+        metrics[name] = {
+            "mean": float(np.mean(iou(mask, outlines))),
+            "nucleus": iou(mask, outlines)[1],
+            **nuclei(mask, outlines),
+            "folds": [float(np.mean(both)) for both in of_blocks],
+        }
     print(table([
-        {"mask": name, "IoU": row["mean"], "nuclei": row["nuclei"], "F1 at IoU 0.5": row["f1"]}
+        {"mask": name, "IoU": row["mean"], "of nuclei": row["nucleus"],
+         "nuclei": row["nuclei"], "F1 at IoU 0.5": row["f1"]}
         for name, row in metrics.items()
     ]))  # fmt: skip
     of_folds = [row["folds"] for row in metrics.values()]
@@ -160,10 +176,11 @@ def otsu(image: Array) -> Array:
     return found
 
 
-def iou(mask: Array, outlines: Array) -> float:
-    """Return the intersection over union of the pixels of nuclei."""
+def iou(mask: Array, outlines: Array) -> list[float]:
+    """Return the intersection over union of background and nuclei."""
     truth = outlines > 0
-    return float((mask & truth).sum() / (mask | truth).sum())
+    pairs = (~mask, ~truth), (mask, truth)
+    return [float((mine & true).sum() / (mine | true).sum()) for mine, true in pairs]
 
 
 def nuclei(mask: Array, outlines: Array) -> dict[str, float]:

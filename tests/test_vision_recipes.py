@@ -139,9 +139,11 @@ def test_nuclei_that_touch_are_parted():
     mask = outlines > 0
     assert (first & second).sum() == 0 and mask[20, 18:38].all()  # they touch
     assert recipe.nuclei(mask, outlines) == {"nuclei": 2, "f1": 1.0}
-    assert recipe.iou(mask, outlines) == 1
+    assert recipe.iou(mask, outlines) == [1, 1]
     # One of two, and something where nothing is: 2 · 1 / (2 + 2).
     other = first | ((y < 5) & (x > 50))
     assert recipe.nuclei(other, outlines) == {"nuclei": 2, "f1": 0.5}
-    assert recipe.iou(other, outlines) == first.sum() / (mask.sum() + 45)
+    size = first.sum()  # of each nucleus
+    background = (2400 - 2 * size - 45) / (2400 - size)
+    assert recipe.iou(other, outlines) == [background, size / (2 * size + 45)]
     assert recipe.nuclei(np.zeros_like(mask), outlines) == {"nuclei": 0, "f1": 0.0}
