@@ -32,7 +32,7 @@ from dlblocks.crossval.results import CrossValidationResult, NestedResult
 from dlblocks.data._csv_chunks import CsvChunks
 from dlblocks.data._images import images_below
 from dlblocks.data._read_csv import COMPRESSED, ENDINGS
-from dlblocks.data.encoders import Encoder, Samples, Unseen, encoder_of
+from dlblocks.data.encoders import ArrayEncoder, Encoder, Samples, Unseen, encoder_of
 from dlblocks.ensembles.results import ENSEMBLE
 from dlblocks.fields import Padded, box_rows
 from dlblocks.models import Model
@@ -178,11 +178,12 @@ class Predictor:
             data: What the model was trained on, in its units. For a table a CSV file, a folder of
                 them, a DataFrame, or a list of dictionaries; the target may be left out, further
                 columns are ignored. For images a file, a list or folder of files, or an array
-                (N, C, H, W). For arrays an array, a tensor, or a ``.npy`` file. For sequences of
-                unequal length a list of arrays (T_i, F). A DataLoader or Dataset of batches or
-                samples that begin with raw inputs. With `preprocess`, what that takes: lists,
-                arrays and DataFrames come in pieces of `batch_size`, CSV files as DataFrames,
-                folders and files as lists of files, a DataLoader batch by batch.
+                (N, C, H, W), for segmentation of any one size. For arrays an array, a tensor, or a
+                ``.npy`` file. For sequences of unequal length a list of arrays (T_i, F). A
+                DataLoader or Dataset of batches or samples that begin with raw inputs. With
+                `preprocess`, what that takes: lists, arrays and DataFrames come in pieces of
+                `batch_size`, CSV files as DataFrames, folders and files as lists of files, a
+                DataLoader batch by batch.
             batch_size: Samples of a batch. None: as in training, so that predictions are the same
                 to the last bit. Large batches of small nets are faster.
             device: ``"auto"`` for an accelerator if there is one, ``"cpu"``, ``"cuda:1"``, ….
@@ -256,6 +257,13 @@ class Predictor:
         try:
             output = predict(batch, 0)
         except Exception as error:
+            size = self._other_size(batch)
+            if size:
+                raise ValueError(
+                    f"{name} was trained on images of {self._trained_size} pixels and fails with "
+                    f"{size} ({type(error).__name__}: {error}); resize the images, or cut them "
+                    "into tiles by dlblocks.data.cut_tiles."
+                ) from error
             if isinstance(self.model, Model) and self.preprocess is None:
                 raise
             raise NoPredictions(
@@ -271,6 +279,15 @@ class Predictor:
                 f"{name} predicts a {type(prediction).__name__}; let predict_step return a tensor "
                 "with one row a sample, or a dictionary that has it as 'prediction'."
             )
+        size = self._other_size(batch)
+        if size and isinstance(prediction, Tensor):
+            found_size = "×".join(map(str, prediction.shape[-2:]))
+            if found_size != size:
+                raise ValueError(
+                    f"{name} was trained on images of {self._trained_size} pixels, and makes maps "
+                    f"of {found_size} of images of {size}; resize the images, or cut them into "
+                    "tiles by dlblocks.data.cut_tiles."
+                )
         count = len(prediction)
         task, shape = getattr(self.model, "task", None), self.encoder.target_shape
         columns = {"prediction": prediction, **columns_of(found, torch.arange(count))}
@@ -282,6 +299,20 @@ class Predictor:
         if isinstance(task, Task):
             columns |= task.parts(columns["prediction"])
         return columns, count
+
+    @property
+    def _trained_size(self) -> str:
+        return "×".join(map(str, (self.encoder.input_shape or [])[1:]))
+
+    def _other_size(self, batch: Any) -> str:
+        """Return height and width of images of another size than in training, else ``""``."""
+        if not (isinstance(self.encoder, ArrayEncoder) and self.encoder.any_size):
+            return ""
+        images = batch[0] if isinstance(batch, (list, tuple)) else batch
+        if not isinstance(images, Tensor) or images.ndim != 4:
+            return ""
+        size = "×".join(map(str, images.shape[-2:]))
+        return "" if size == self._trained_size else size
 
     def _open(self, data: Any, size: int, id_column: str | None, unseen: Unseen) -> Samples:
         if isinstance(data, pl.LightningDataModule):

@@ -10,6 +10,7 @@ import numpy as np
 
 # Endings that torchvision does not know must not be skipped silently.
 OF_TORCHVISION = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+TURNED = (5, 6, 7, 8)  # EXIF orientations that change height and width
 ENDINGS = (*OF_TORCHVISION, ".gif", ".jfif", ".avif", ".heic", ".heif")
 
 
@@ -69,3 +70,16 @@ def decode(
     fitted = ImageOps.fit(image, (width, height), method=Image.Resampling.BILINEAR)
     pixels = np.asarray(fitted)
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def size_of(file: str) -> tuple[int, int]:
+    """Return height and width of an image file, upright, without decoding."""
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            width, height = image.size
+            turned = image.getexif().get(274) in TURNED
+    except Exception as error:
+        raise ValueError(f"{file} cannot be read ({error}); mend it, or remove it.") from error
+    return (width, height) if turned else (height, width)

@@ -35,7 +35,7 @@ from dlblocks.data._cells import (
 from dlblocks.data._columns import DAY_AND_MONTH, TIME, Column
 from dlblocks.data._csv_chunks import CsvChunks
 from dlblocks.data._encode import encode
-from dlblocks.data._images import ENDINGS, decode, images_below
+from dlblocks.data._images import ENDINGS, decode, images_below, size_of
 from dlblocks.data._read_csv import is_number
 from dlblocks.fields import KINDS, Padded
 
@@ -170,12 +170,19 @@ class ArrayEncoder(Encoder):
     def input_dtype(self) -> str:
         return "int64" if KINDS[self.input_kind].is_integer else self.dtype
 
+    @property
+    def any_size(self) -> bool:
+        """True if targets are maps of images, so that images may have another size."""
+        return self.input_kind == "image" and self.target_shape == self.shape[1:]
+
     def read(self, data: Any, rows: int, **options: Any) -> Samples:
         if isinstance(data, (str, os.PathLike)):
             data = self._open(Path(data))
         elif not isinstance(data, Tensor):
             data = np.asarray(data)
-        if len(data.shape) != 1 + len(self.shape) or list(data.shape[1:]) != self.shape:
+        if len(data.shape) == 4 and self.any_size and data.shape[1] == self.shape[0]:
+            pass  # a map of another size is one of the same kind
+        elif len(data.shape) != 1 + len(self.shape) or list(data.shape[1:]) != self.shape:
             one = list(data.shape) == self.shape
             raise ValueError(
                 f"data has shape {tuple(data.shape)}, and the model was trained on samples of "
@@ -226,6 +233,23 @@ class ArrayEncoder(Encoder):
             raise FileNotFoundError(f"data={str(path)!r} is not a file.")
         opened: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         return opened
+
+
+def one_size(files: Sequence[str]) -> tuple[int, int]:
+    """Return the height and width of all image files.
+
+    Raises:
+        ValueError: They have different sizes.
+    """
+    first = size_of(files[0])
+    for file in files[1:]:
+        size = size_of(file)
+        if size != first:
+            raise ValueError(
+                f"{file} has {size[0]}×{size[1]} pixels and {files[0]} {first[0]}×{first[1]}; "
+                "predict images of one size at a time."
+            )
+    return first
 
 
 @dataclass
@@ -281,17 +305,22 @@ class ImageEncoder(ArrayEncoder):
 
     Args:
         background: What transparent pixels are laid on.
+        file_size: Height and width to which files are resized, or an empty list to leave them as
+            they are. None for those of `shape`.
     """
 
     kind: ClassVar[str] = "image"
 
     background: list[int] = field(default_factory=lambda: [255, 255, 255])
+    file_size: list[int] | None = None
 
     def read(self, data: Any, rows: int, **options: Any) -> Samples:
         files, names = self._files(data)
         if files is None:
             return super().read(data, rows)
         channels, *size = self.shape
+        if self.file_size is not None:
+            size = list(self.file_size or one_size(files))
         colour: Any = tuple(self.background)
 
         def chunks() -> Iterator[tuple[Tensor, list[str]]]:

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from dlblocks._errors import check_range, did_you_mean, whole
 from dlblocks.data._cache import cached_images, decode_all, first_rows
-from dlblocks.data._images import decode, images_below
+from dlblocks.data._images import decode, images_below, size_of
 from dlblocks.data.datamodule import DataModule
+from dlblocks.data.encoders import Encoder, ImageEncoder
 from dlblocks.data.image_folder import _named_by
 from dlblocks.data.source import Source
 from dlblocks.data.tiles import positions_in
@@ -25,7 +26,6 @@ from dlblocks.fields import Mask
 
 LOSSY = (".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".heic", ".heif")
 Size = tuple[int, int]  # height and width
-TURNED = (5, 6, 7, 8)  # EXIF orientations that change height and width
 
 
 class SegmentationDataModule(DataModule):
@@ -203,6 +203,13 @@ class SegmentationDataModule(DataModule):
             for i, size in enumerate(sizes)
         ]
 
+    def _make_encoder(self, **shared: Any) -> Encoder:
+        found = super()._make_encoder(**shared)
+        if isinstance(found, ImageEncoder):
+            found.background = list(self.background)
+            found.file_size = list(self.sides or ())
+        return found
+
     @property
     def _classes(self) -> list[int] | None:
         """The value of each class in the files; None if any may be."""
@@ -293,7 +300,7 @@ def _sizes(pairs: Sequence[tuple[str, ...]], sides: Size | None, *, any_size: bo
     """Return height and width of each decoded image; reads the heads of the files alone."""
     found: list[Size] = []
     for image, mask in pairs:
-        size, other = _size(image), _size(mask)
+        size, other = size_of(image), size_of(mask)
         if size != other:
             raise ValueError(
                 f"{mask} has {other[0]}×{other[1]} pixels, but its image {image} has "
@@ -306,19 +313,6 @@ def _sizes(pairs: Sequence[tuple[str, ...]], sides: Size | None, *, any_size: bo
                 f"{found[0][1]}; set size=, to which all are resized, or tile=."
             )
     return found if sides is None else [sides] * len(found)
-
-
-def _size(file: str) -> tuple[int, int]:
-    """Return height and width, upright, without decoding."""
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            width, height = image.size
-            turned = image.getexif().get(274) in TURNED
-    except Exception as error:
-        raise ValueError(f"{file} cannot be read ({error}); mend it, or remove it.") from error
-    return (width, height) if turned else (height, width)
 
 
 def decode_mask(

@@ -127,7 +127,7 @@ def missing_classes(data: SplitDataModule, samples: Sequence[Rows]) -> dict[int,
 
 def combine(
     index: npt.NDArray[np.int64],
-    targets: npt.NDArray[Any],
+    targets: npt.NDArray[Any] | None,
     parts: Sequence[PredictionTable],
     *,
     voting: str,
@@ -138,9 +138,12 @@ def combine(
     A sample is predicted by those members alone whose sample does not have it. One that every
     member was trained on has NaN and 0 votes; it counts in no score.
 
+    Of maps of classes, which segmentation keeps, each pixel gets the class that most members
+    predict, of several the first.
+
     Args:
         index: The rows of the training part, sorted.
-        targets: Their targets.
+        targets: Their targets; None to take them from `parts`.
         parts: Out-of-bag predictions of the members that have some, sorted by index.
         voting: ``"hard"`` for the votes of classes instead of their probabilities.
         folder: Where columns lie that are too large for memory.
@@ -148,7 +151,7 @@ def combine(
     Returns:
         A table with ``index``, ``target``, ``prediction``; ``std``, the standard deviation over the
         members, with their number in the denominator; and ``votes``, how many members predicted a
-        sample. None if the task keeps no predictions.
+        sample. Maps of classes have no ``std``. None if the task keeps no predictions.
 
     Example:
         >>> parts = [{"index": np.array([0, 1]), "prediction": np.array([1.0, 2.0])},
@@ -159,6 +162,9 @@ def combine(
     """
     if not all(part.has("prediction") for part in parts):
         return None
+    if parts[0].prediction.dtype.kind in "iu":
+        return _vote(index, parts, folder)
+    targets = _targets(index, parts, folder) if targets is None else targets
     shape = (len(index), *parts[0].prediction.shape[1:])
     prediction, std = (allocate(shape, np.float64, folder) for _ in range(2))
     votes = np.zeros(len(index), dtype=np.int64)
@@ -197,16 +203,68 @@ def _combine(
         return combined / count if voting == "hard" else pivot + mean, spread, votes
 
 
+def _targets(
+    index: Rows, parts: Sequence[PredictionTable], folder: Path | None
+) -> npt.NDArray[Any]:
+    """Return the targets of samples, as they were kept with the predictions.
+
+    Samples without a prediction have targets that do not count.
+    """
+    kept = parts[0].target
+    fill = np.iinfo(kept.dtype).max if kept.dtype == np.uint8 else -1
+    targets = allocate((len(index), *kept.shape[1:]), kept.dtype, folder)
+    for rows in chunks(targets):
+        targets[rows] = fill
+    for part in parts:
+        at = np.searchsorted(index, part.index)
+        for rows in chunks(part.target):
+            targets[at[rows]] = part.target[rows]
+    return targets
+
+
+def _vote(index: Rows, parts: Sequence[PredictionTable], folder: Path | None) -> PredictionTable:
+    """Give each pixel the class that most members predict out of their bags."""
+    targets = _targets(index, parts, folder)
+    first = parts[0].prediction
+    shape = (len(index), *first.shape[1:])
+    prediction = allocate(shape, first.dtype, folder)
+    votes = np.zeros(len(index), dtype=np.int64)
+    for part in parts:
+        votes[np.searchsorted(index, part.index)] += 1
+    num_classes = 1 + max(int(part.prediction.max(initial=0)) for part in parts)
+    for rows in chunks(prediction):
+        some = index[rows]
+        ends = [np.searchsorted(part.index, [some[0], some[-1] + 1]) for part in parts]
+        found = [
+            (np.searchsorted(some, part.index[start:stop]), part.prediction[start:stop])
+            for part, (start, stop) in zip(parts, ends, strict=True)
+        ]
+        most = np.zeros((len(some), *shape[1:]), np.int32)
+        winner = np.zeros((len(some), *shape[1:]), first.dtype)
+        for label in range(num_classes):
+            count = np.zeros_like(most)
+            for at, labels in found:
+                count[at] += labels == label
+            winner[count > most] = label
+            np.maximum(most, count, out=most)
+        prediction[rows] = winner
+    columns = {"target": targets, "prediction": prediction, "votes": votes}
+    return PredictionTable({"index": index, **columns}, task=parts[0].task)
+
+
 def score(model: VotingEnsemble, oob: PredictionTable) -> dict[str, float]:
     """Compute metrics of the out-of-bag predictions, such as ``oob/loss``.
 
-    They are those that `model` logs of a test set.
+    They are those that `model` logs of a test set; of maps of classes those of the task, without a
+    loss.
 
     Args:
         model: The ensemble, whose loss and metrics are computed of its predictions.
         oob: The predictions; samples without votes are left out.
     """
     scored = oob[oob.votes > 0]
+    if scored.prediction.dtype.kind in "iu":  # votes have no probabilities
+        return {f"oob/{name}": value for name, value in model.task.score(scored).items()}
     outputs = model.task.outputs_of(torch.from_numpy(scored.prediction))
     targets = torch.from_numpy(scored.target)
     model.eval()

@@ -19,7 +19,7 @@ from dlblocks import tracking
 from dlblocks._errors import check_function, check_range, checked
 from dlblocks._files import SUMMARY, atomic_write, is_json, is_rank_zero, is_whole
 from dlblocks._quiet import isolated
-from dlblocks.data import SplitDataModule
+from dlblocks.data import DataModule, SplitDataModule
 from dlblocks.data.splitting import is_in_time
 from dlblocks.engine.run import STATE, engine_for, run_fits
 from dlblocks.ensembles._bootstrap import Rows, combine, draw_all, missing_classes, score
@@ -283,7 +283,7 @@ class Bagging:
                 "split='blocks' keeps neighbouring tiles apart, and what is out of the bag would "
                 "be scored by models that know the tiles beside it; use DeepEnsemble."
             )
-        if self._leaves_out and new.columns.targets is None:
+        if self._leaves_out and not _has_targets(new):
             raise ValueError(
                 "the targets of the data cannot be read, and out-of-bag predictions are held "
                 "against them; give targets= to FoldedDataModule."
@@ -365,9 +365,10 @@ class Bagging:
         model = Voting(models, voting=self.voting)
         oob = None
         parts = [fitted.predicted for fitted in done if fitted.predicted is not None]
-        if parts and data.columns.targets is not None:
+        if parts and _has_targets(data):
             index = np.sort(data.indices("train").numpy())
-            targets = data.columns.targets[index]
+            known = data.columns.targets
+            targets = None if known is None else known[index]  # those of masks are in the parts
             oob = combine(index, targets, parts, voting=self.voting, folder=self.run_dir)
             oob = None if oob is None else add_weights(oob, data, "train")
         return BaggingResult(
@@ -391,6 +392,12 @@ class Bagging:
         (self.run_dir / STATE).unlink(missing_ok=True)  # after a kill
         # Last, so that after a kill the next call writes what is missing.
         result.write_summary()
+
+
+def _has_targets(data: SplitDataModule) -> bool:
+    """Tell whether targets are known, in a column or, such as masks, with the predictions."""
+    is_structured = isinstance(data, DataModule) and data.kinds["targets"].is_structured
+    return is_structured or data.columns.targets is not None
 
 
 class DeepEnsemble(Bagging):

@@ -42,8 +42,8 @@ class BaggingResult(Result):
             among them, samples out of its bag, its validation metrics, seconds, checkpoint.
         samples: The rows that each member was trained on, with repeats.
         oob: Out-of-bag predictions, with ``std`` and ``votes``: their spread over the members, and
-            how many have not seen the sample. None where every member was trained on all samples,
-            or the task keeps no predictions.
+            how many have not seen the sample. Masks are voted for pixel by pixel, without ``std``.
+            None where every member was trained on all samples, or the task keeps no predictions.
         oob_score: Their metrics, such as ``"oob/accuracy"`` or ``"oob/rmse"``, over the samples
             that at least one member was not trained on; empty if there are none.
         histories: One list of rows a member, one row an epoch, of all that was logged.

@@ -384,7 +384,7 @@ class SegmentationTask(ClassTask):
                 confusion(table.target, table.prediction, count), names, title=title
             ),
         }
-        if table.inputs is not None and len(table.input_shape) == 3 and table.has("iou"):
+        if table.inputs is not None and len(table.input_shape) == 3:
             found["worst"] = lambda: _worst(table)
         return found
 
