@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from dlblocks._errors import check_choice, check_range, did_you_mean, whole
-from dlblocks.data._annotations import Annotated, clipped, fitted, read_coco, read_voc
 from dlblocks.data._cache import cached_images, decode_all
 from dlblocks.data._images import decode
+from dlblocks.data.annotations import Annotated, clipped, fitted, read_coco, read_voc
 from dlblocks.data.arrays import ArrayDataModule
 from dlblocks.data.datamodule import DataModule
 from dlblocks.data.image_folder import _named_by
@@ -55,8 +55,8 @@ class DetectionDataModule(DataModule):
             shorter side is resized, and the centre cut out. Boxes move along, and are dropped if
             less than a tenth of them remains. None: all images must have one size.
         in_channels: 3 for colour, 1 for grey, of images of a folder.
-        first_pixel: The number of the first pixel in Pascal VOC's files, 1 or 0. Some programs
-            write 0.
+        first_pixel: Pascal VOC counts pixels from 1, and its xmax is the last pixel of a box. Some
+            programs write edges instead, from 0: set 0, and they stay as they are.
         background: What transparent images are laid on, 0 … 255: one number, or (red, green, blue).
         cache: Keep decoded images in files, for more than fit in memory: a folder for them.
         groups: Of arrays, the group of each image, shape (N,). Of a folder, which images belong

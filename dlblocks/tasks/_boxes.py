@@ -147,7 +147,7 @@ def _iou(a: Array, b: Array) -> Array:
 
 def _owners(rows: Ragged) -> npt.NDArray[np.int64]:
     """Return the image of each row."""
-    return np.repeat(np.arange(len(rows)), np.diff(rows.offsets))
+    return np.repeat(np.arange(len(rows)), np.diff(np.asarray(rows.offsets)))
 
 
 def _groups(

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from dlblocks.data import DetectionDataModule
-from dlblocks.data._annotations import fitted
+from dlblocks.data.annotations import fitted
 from dlblocks.fields import Ragged
 
 

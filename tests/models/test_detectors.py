@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 import dlblocks
 from dlblocks._npz import Ragged
-from dlblocks.callbacks import Augment
+from dlblocks.callbacks import Augment, ExactResume
 from dlblocks.crossval import CrossValidationResult, cross_validate
 from dlblocks.data import (
     ArrayDataModule,
@@ -66,7 +66,7 @@ def run(tmp_path_factory):
         model,
         data(),
         num_folds=2,
-        trainer={"max_epochs": 4, "accelerator": "cpu"},
+        trainer={"max_epochs": 2, "accelerator": "cpu"},
         run_dir=tmp_path_factory.mktemp("runs") / "cv",
         monitor="val/map_50",
         mode="max",
@@ -202,6 +202,39 @@ def test_export_says_what_torchvision_does_not_allow(run, tmp_path):
     predictor = dlblocks.load(run.run_dir / run.folds[0]["checkpoint"])
     with pytest.raises(ValueError, match=r"cannot be exported: how many boxes remain"):
         predictor.export(tmp_path / "model.pt2")
+
+
+class Stop(pl.Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.fit_loop.total_batch_idx == 4:
+            raise KeyError("killed")
+
+
+@pytest.mark.filterwarnings("ignore:.*ckpt_path=.last.. is set, but there is no last")
+@pytest.mark.parametrize("arch", ["fcos", "fasterrcnn"])
+def test_a_killed_fit_is_resumed_to_the_bit(arch, make_trainer, tmp_path):
+    """Faster R-CNN draws samples in training; boxes are moved at random."""
+
+    def fit(folder, *callbacks, state=5):
+        torch.manual_seed(0)
+        detector = model(arch)
+        callbacks = [Augment(crop_padding=3, seed=1), ExactResume(folder, every_n_train_steps=1),
+                     *callbacks]  # fmt: skip
+        trainer = make_trainer(max_epochs=2, callbacks=callbacks, enable_checkpointing=True,
+                               log_every_n_steps=1)  # fmt: skip
+        torch.manual_seed(state)
+        trainer.fit(detector, data(batch_size=4, val_fraction=0.3), ckpt_path="last")
+        return detector, {k: float(v) for k, v in trainer.callback_metrics.items()}
+
+    whole, logged = fit(tmp_path / "whole")
+    with pytest.raises(KeyError, match="killed"):
+        fit(tmp_path / "part", Stop())
+    resumed, again = fit(tmp_path / "part", state=99)  # another process is in another state
+    assert again == logged
+    for (name, one), two in zip(
+        whole.state_dict().items(), resumed.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, two), name
 
 
 # A user's own module

