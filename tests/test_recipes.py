@@ -48,6 +48,8 @@ def _main(recipe, *flags):
 SHORT = {
     "batch_size": ["--large=64"],
     "kfold": ["--num_folds=2"],
+    "rnn": ["--num_folds=2", "--hidden=8"],
+    "transformer": ["--num_folds=2", "--width=8", "--depth=1"],
     "nested_kfold": ["--num_folds=2", "--inner_folds=2", "--repeats=1"],
 }
 

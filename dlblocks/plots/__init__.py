@@ -5,6 +5,7 @@ cell; `save` writes it to a file.
 """
 
 from dlblocks.plots._style import BLUE, GREEN, GREY, ORANGE, RED, save
+from dlblocks.plots.attention import attention, attention_on_images
 from dlblocks.plots.classes import confusion_matrix, labels, reliability
 from dlblocks.plots.fits import curve_metrics, learning_curves, strip
 from dlblocks.plots.images import batch, hardest
@@ -18,6 +19,8 @@ __all__ = [
     "GREY",
     "ORANGE",
     "RED",
+    "attention",
+    "attention_on_images",
     "batch",
     "confusion_matrix",
     "curve",
