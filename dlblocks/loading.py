@@ -359,9 +359,9 @@ class Predictor:
 
         The program takes raw inputs (N, ...), any N, in the dtype of the training data, and
         normalises them itself. For sequences of unequal length it takes padded values (N, T, ...)
-        and lengths (N,); recurrent nets over these cannot be exported. Tables are features, in the order of ``columns``. It returns
-        ``prediction``, as `predict` does: probabilities (N, C) of classes, else values; and of
-        ensembles also ``std``.
+        and lengths (N,); recurrent nets over these cannot be exported. Tables are features, in the
+        order of ``columns``. It returns ``prediction``, as `predict` does: probabilities (N, C) of
+        classes, else values; and of ensembles also ``std``.
 
         Metadata are texts of JSON: ``class_names``, ``columns``, ``task``, ``input_shape``,
         ``input_dtype``, ``outputs``, and ``data_spec``, from which

@@ -104,7 +104,7 @@ def main(
     for kind in kinds:
         if is_digits:
             result = cross_validate(
-                lambda kind=kind: make_model(kind),
+                lambda kind=kind: make_model(kind),  # type: ignore[misc]
                 source,
                 num_folds=num_folds,
                 make_callbacks=make_callbacks,

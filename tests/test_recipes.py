@@ -50,6 +50,8 @@ SHORT = {
     "fine_tuning": ["--arms=[scratch, frozen]"],
     "kfold": ["--num_folds=2"],
     "modern_cnn": ["--archs=[alexnet, resnet18]"],
+    "rnn": ["--num_folds=2", "--hidden=8"],
+    "transformer": ["--num_folds=2", "--width=8", "--depth=1"],
     "nested_kfold": ["--num_folds=2", "--inner_folds=2", "--repeats=1"],
 }
 

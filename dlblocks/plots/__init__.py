@@ -6,6 +6,7 @@ cell; `save` writes it to a file.
 
 from dlblocks.plots._style import BLUE, GREEN, GREY, ORANGE, RED, save
 from dlblocks.plots.boxes import boxes
+from dlblocks.plots.attention import attention, attention_on_images
 from dlblocks.plots.classes import confusion_matrix, labels, reliability
 from dlblocks.plots.fits import curve_metrics, learning_curves, strip
 from dlblocks.plots.forecast import forecasts
@@ -21,6 +22,8 @@ __all__ = [
     "ORANGE",
     "RED",
     "answers",
+    "attention",
+    "attention_on_images",
     "batch",
     "boxes",
     "confusion_matrix",

@@ -14,8 +14,15 @@ from dlblocks.callbacks import ExactResume, InputNoise, LabelSmoothing, MixUp
 from dlblocks.crossval import cross_validate
 from dlblocks.data import ArrayDataModule
 from dlblocks.engine._support import NotVectorizable
+from dlblocks.ensembles import GradientBoosting
 from dlblocks.fields import Padded, Ragged, Tokens
-from dlblocks.models import MLPClassifier, RNNClassifier, RNNRegressor, TransformerClassifier
+from dlblocks.models import (
+    MLPClassifier,
+    RNNClassifier,
+    RNNRegressor,
+    TransformerClassifier,
+    VotingEnsemble,
+)
 from dlblocks.nets import Preprocess
 
 N = 24
@@ -211,7 +218,7 @@ def test_bad_sequences_are_errors(rows, change, message):
 def test_images_and_transforms_of_unequal_size_are_refused(rows):
     with pytest.raises(ValueError, match="unequal lengths, which kind 'image' does not take"):
         make_data([row[:, None, None] for row in rows], input_kind="image").setup()
-    with pytest.raises(ValueError, match="train_transform=.* leave it out"):
+    with pytest.raises(ValueError, match=r"train_transform=.* leave it out"):
         make_data(rows, train_transform=lambda x: x).setup()
 
 
@@ -392,6 +399,55 @@ def test_a_saved_model_keeps_its_statistics(result, tmp_path):
 def test_export_of_padded_recurrent_nets_is_refused(result, tmp_path):
     with pytest.raises(ValueError, match="recurrent nets over sequences of unequal length cannot"):
         dlblocks.load(result.run_dir).export(tmp_path / "model.pt2")
+
+
+@pytest.mark.parametrize("ending", ["pt2", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_export_of_a_padded_transformer(rows, ending, make_trainer, tmp_path):
+    model = TransformerClassifier(3, 3, width=8, depth=1, num_heads=2)
+    data = make_data(rows)
+    make_trainer(limit_train_batches=1).fit(model, datamodule=data)
+    predictor, path = dlblocks.load(model), tmp_path / f"model.{ending}"
+    predictor.export(path)
+    values, lengths = data.arrays("val")[0]
+    expected = predictor.predict(rows_of(data), progress_bar=False).to_pandas()
+    if ending == "onnx":
+        session = pytest.importorskip("onnxruntime").InferenceSession(str(path))
+        (found,) = session.run(None, {"inputs": values.numpy(), "lengths": lengths.numpy()})
+    else:
+        found = torch.export.load(path).module()(values, lengths)[0].detach().numpy()
+    np.testing.assert_allclose(found, expected.filter(like="probability").to_numpy(), atol=1e-5)
+
+
+def rows_of(data):
+    return data.arrays("val")[0].sequences()
+
+
+def test_ensembles_average_padded_batches(rows, make_trainer):
+    data = make_data(rows)
+    members = [make_model(), make_model()]
+    for member in members:
+        make_trainer(limit_train_batches=1).fit(member, datamodule=data)
+    ensemble = VotingEnsemble(members)
+    (found,) = make_trainer().predict(ensemble, datamodule=data)[:1]
+    raw, _, index = data.arrays("val")
+    with torch.no_grad():
+        each = torch.stack([m.eval()(raw).softmax(-1) for m in members])
+    order = torch.argsort(found["index"])
+    here = torch.isin(index, found["index"])
+    torch.testing.assert_close(found["prediction"][order], each.mean(0)[here])
+
+
+def test_boosting_is_refused(rows):
+    data = ArrayDataModule(rows, np.arange(N, dtype=np.float32), val_fraction=0.25)
+    boosting = GradientBoosting(
+        lambda: RNNRegressor(3, kind="gru", hidden=4),
+        data,
+        trainer={"max_epochs": 1, "accelerator": "cpu"},
+        run_dir="boosted",
+        logger="none",
+    )
+    with pytest.raises(ValueError, match="needs inputs of one shape, but the sequences of"):
+        boosting.fit()
 
 
 def test_a_fit_resumes_exactly(rows, make_trainer):
