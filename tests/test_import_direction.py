@@ -24,6 +24,7 @@ FLOORS = [
         "_plain",
         "_quiet",
         "_scores",
+        "_text",
     },
     {"fields", "losses"},
     {"metrics", "nets", "optim", "plots"},

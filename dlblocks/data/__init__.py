@@ -13,6 +13,7 @@ from dlblocks.data.source import Source
 from dlblocks.data.split_datamodule import SplitDataModule
 from dlblocks.data.splitting import holdout, kfold
 from dlblocks.data.tabular import TabularDataModule
+from dlblocks.data.text import TextDataModule
 from dlblocks.data.vision import (
     CIFAR10DataModule,
     CIFAR100DataModule,
@@ -38,6 +39,7 @@ __all__ = [
     "Source",
     "SplitDataModule",
     "TabularDataModule",
+    "TextDataModule",
     "holdout",
     "kfold",
 ]

@@ -6,6 +6,7 @@ from dlblocks.models.boosted import (
     GradientBoostingRegressor,
 )
 from dlblocks.models.classification import Classifier, CNNClassifier, MLPClassifier
+from dlblocks.models.language import GPTLanguageModel, LanguageModel, RNNLanguageModel
 from dlblocks.models.model import Model, load
 from dlblocks.models.regression import MLPRegressor, Regressor
 from dlblocks.models.segmentation import Segmenter, UNetSegmenter, VisionSegmenter
@@ -17,11 +18,14 @@ __all__ = [
     "AdaBoostClassifier",
     "CNNClassifier",
     "Classifier",
+    "GPTLanguageModel",
     "GradientBoostingClassifier",
     "GradientBoostingRegressor",
+    "LanguageModel",
     "MLPClassifier",
     "MLPRegressor",
     "Model",
+    "RNNLanguageModel",
     "Regressor",
     "Segmenter",
     "UNetSegmenter",

@@ -3,6 +3,7 @@
 from dlblocks.nets.attention import Attention, KVCache
 from dlblocks.nets.backbone import Backbone
 from dlblocks.nets.cnn import CNN
+from dlblocks.nets.language import GPT, LSTMDecoder
 from dlblocks.nets.mlp import MLP, EmbedCategories
 from dlblocks.nets.preprocess import Preprocess
 from dlblocks.nets.transformer import FeedForward, Transformer, TransformerBlock
@@ -11,12 +12,14 @@ from dlblocks.nets.vision_segmentation import VisionSegmentation
 
 __all__ = [
     "CNN",
+    "GPT",
     "MLP",
     "Attention",
     "Backbone",
     "EmbedCategories",
     "FeedForward",
     "KVCache",
+    "LSTMDecoder",
     "Preprocess",
     "Transformer",
     "TransformerBlock",

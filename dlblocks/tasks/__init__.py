@@ -1,5 +1,6 @@
 """Define learning problems by their loss, metrics and predictions."""
 
+from dlblocks.tasks.language import LanguageModelTask
 from dlblocks.tasks.multiclass import MulticlassTask
 from dlblocks.tasks.multilabel import MultilabelTask
 from dlblocks.tasks.regression import RegressionTask
@@ -7,6 +8,7 @@ from dlblocks.tasks.segmentation import SegmentationTask
 from dlblocks.tasks.task import Predictions, PredictionTable, Task, find_task, task_names
 
 __all__ = [
+    "LanguageModelTask",
     "MulticlassTask",
     "MultilabelTask",
     "PredictionTable",
