@@ -10,6 +10,7 @@ from dlblocks.plots.fits import curve_metrics, learning_curves, strip
 from dlblocks.plots.images import batch, hardest
 from dlblocks.plots.masks import overlays, pixel_confusion
 from dlblocks.plots.ranking import ranking
+from dlblocks.plots.text import text_bits
 from dlblocks.plots.values import curve, lines, predicted_vs_true
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     "reliability",
     "save",
     "strip",
+    "text_bits",
 ]
