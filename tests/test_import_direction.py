@@ -25,6 +25,7 @@ FLOORS = [
         "_quiet",
         "_ragged",
         "_scores",
+        "_text",
     },
     {"fields", "losses"},
     {"metrics", "nets", "optim", "plots"},

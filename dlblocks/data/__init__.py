@@ -22,6 +22,7 @@ from dlblocks.data.split_datamodule import SplitDataModule
 from dlblocks.data.splitting import holdout, kfold
 from dlblocks.data.tabular import TabularDataModule
 from dlblocks.data.tiles import cut_tiles, join_tiles
+from dlblocks.data.text import TextDataModule
 from dlblocks.data.vision import (
     CIFAR10DataModule,
     CIFAR100DataModule,
@@ -52,6 +53,7 @@ __all__ = [
     "TabularDataModule",
     "baseline_tables",
     "cut_tiles",
+    "TextDataModule",
     "holdout",
     "join_tiles",
     "kfold",

@@ -429,6 +429,10 @@ class DataModule(SplitDataModule):
             return source.test_inputs, source.test_targets
         return source.inputs, source.targets
 
+    def _loaded_arrays(self, part: str, training: bool) -> tuple[Tensor, Any]:
+        """Return the arrays of a loader; a subclass may train on other targets."""
+        return self._part_arrays(part)
+
     def weights_of(self, part: str) -> Tensor | None:
         weights = self._weights(part)
         return None if weights is None else weights[self.indices(part)]
@@ -456,7 +460,7 @@ class DataModule(SplitDataModule):
     def _loader(
         self, part: str, *, training: bool = False, with_index: bool = False
     ) -> DataLoader[Any]:
-        inputs, targets = self._part_arrays(part)
+        inputs, targets = self._loaded_arrays(part, training)
         transform = self.train_transform if training else None
         if self.trainer is not None and not self.num_workers and transform is None:
             prefix = "test_" if inputs is self.source.test_inputs else ""

@@ -8,6 +8,7 @@ from dlblocks.models.boosted import (
 from dlblocks.models.classification import Classifier, CNNClassifier, MLPClassifier
 from dlblocks.models.detection import BoxDetector, Detector
 from dlblocks.models.forecast import Forecaster, LSTMForecaster, TransformerForecaster
+from dlblocks.models.language import GPTLanguageModel, LanguageModel, RNNLanguageModel
 from dlblocks.models.model import Model, load
 from dlblocks.models.regression import MLPRegressor, Regressor
 from dlblocks.models.segmentation import Segmenter, UNetSegmenter, VisionSegmenter
@@ -36,6 +37,14 @@ __all__ = [
     "Model",
     "RNNClassifier",
     "RNNRegressor",
+    "GPTLanguageModel",
+    "GradientBoostingClassifier",
+    "GradientBoostingRegressor",
+    "LanguageModel",
+    "MLPClassifier",
+    "MLPRegressor",
+    "Model",
+    "RNNLanguageModel",
     "Regressor",
     "Segmenter",
     "TransformerClassifier",

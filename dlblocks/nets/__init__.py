@@ -4,6 +4,7 @@ from dlblocks.nets.attention import Attention, KVCache
 from dlblocks.nets.backbone import Backbone
 from dlblocks.nets.cnn import CNN
 from dlblocks.nets.forecast import LSTMForecast, SeriesScaler, TransformerForecast
+from dlblocks.nets.language import GPT, LSTMDecoder
 from dlblocks.nets.mlp import MLP, EmbedCategories
 from dlblocks.nets.preprocess import Preprocess
 from dlblocks.nets.rnn import RNN
@@ -15,6 +16,7 @@ from dlblocks.nets.vit import SequenceTransformer, ViT
 
 __all__ = [
     "CNN",
+    "GPT",
     "MLP",
     "RNN",
     "Attention",
@@ -23,6 +25,7 @@ __all__ = [
     "FeedForward",
     "KVCache",
     "LSTMForecast",
+    "LSTMDecoder",
     "Preprocess",
     "SequenceTransformer",
     "SeriesScaler",

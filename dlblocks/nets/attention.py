@@ -57,7 +57,7 @@ class KVCache:
         return self.keys[block][:, :, : self.end], self.values[block][:, :, : self.end]
 
 
-def rotate(vectors: Tensor, angles: Tensor) -> Tensor:
+def rotate(vectors: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
     """Turn queries or keys by their positions (Su et al. 2021, RoFormer).
 
     The vector is read as d/2 pairs ``(v[i], v[i + d/2])``. Each pair is turned by its own angle.
@@ -65,12 +65,16 @@ def rotate(vectors: Tensor, angles: Tensor) -> Tensor:
 
     Args:
         vectors: Shape (B, H, T, d).
-        angles: Of `rotary_angles`, shape (B or 1, 1, T, d/2).
+        turns: Of `rotary_turns`, each (B or 1, 1, T, d).
     """
-    first, second = vectors.float().chunk(2, -1)
-    cos, sin = angles.cos(), angles.sin()
-    turned = torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
-    return turned.to(vectors.dtype)
+    cos, sin = turns
+    return vectors * cos + vectors.roll(vectors.shape[-1] // 2, -1) * sin
+
+
+def rotary_turns(angles: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return cosines and signed sines of angles (..., d/2), for `rotate`, each (..., d)."""
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
 
 
 def rotary_angles(positions: Tensor, size: int) -> Tensor:
@@ -159,7 +163,7 @@ class Attention(nn.Module):
         mask: Tensor | None = None,
         *,
         is_causal: bool = False,
-        angles: Tensor | None = None,
+        turns: tuple[Tensor, Tensor] | None = None,
         cache: KVCache | None = None,
         block: int = 0,
         maps: list[Tensor] | None = None,
@@ -171,7 +175,7 @@ class Attention(nn.Module):
             mask: True where a query (row) attends to a key (column), bool, broadcast to
                 (B, H, T, S). A query without any key gets 0 or NaN; let it attend to itself.
             is_causal: Each token attends to itself and to those before. Not with `mask`.
-            angles: Of `rotary_angles`, which turn queries and keys.
+            turns: Of `rotary_turns`, by which queries and keys are turned.
             cache: Keys and values of earlier tokens; those of `tokens` are added.
             block: Number of the block in the cache.
             maps: Gets the weights (B, H, T, S) appended. They are computed by a slow path.
@@ -179,8 +183,8 @@ class Attention(nn.Module):
         sizes = [self.num_heads, self.num_kv_heads, self.num_kv_heads]
         heads = self.qkv(tokens).unflatten(-1, (sum(sizes), self.size)).transpose(1, 2)
         query, key, value = heads.split(sizes, 1)  # (B, H, T, d), (B, K, T, d), (B, K, T, d)
-        if angles is not None:
-            query, key = rotate(query, angles), rotate(key, angles)
+        if turns is not None:
+            query, key = rotate(query, turns), rotate(key, turns)
         if cache is not None:
             key, value = cache.append(block, key, value)
         if maps is not None:

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dlblocks._errors import check_choice, check_range, checked
-from dlblocks.nets.attention import Attention, KVCache, causal_mask, rotary_angles, sinusoids
+from dlblocks.nets.attention import (
+    Attention,
+    KVCache,
+    causal_mask,
+    rotary_angles,
+    rotary_turns,
+    sinusoids,
+)
 
 Norm = Literal["layer", "rms"]
 Activation = Literal["gelu", "relu", "swiglu"]
@@ -127,7 +134,7 @@ class TransformerBlock(nn.Module):
         mask: Tensor | None = None,
         *,
         is_causal: bool = False,
-        angles: Tensor | None = None,
+        turns: tuple[Tensor, Tensor] | None = None,
         cache: KVCache | None = None,
         block: int = 0,
         maps: list[Tensor] | None = None,
@@ -136,7 +143,7 @@ class TransformerBlock(nn.Module):
 
         def attend(x: Tensor) -> Tensor:
             found: Tensor = self.attention(
-                x, mask, is_causal=is_causal, angles=angles, cache=cache, block=block, maps=maps
+                x, mask, is_causal=is_causal, turns=turns, cache=cache, block=block, maps=maps
             )
             return found
 
@@ -296,15 +303,15 @@ class Transformer(nn.Module):
             x = x + (table[: len(steps)] if cache is None else table[places.clamp(max=last)])
         elif self.positions == "sinusoidal":
             x = x + sinusoids(places, self.width).to(x.dtype)
-        angles = None
+        turns = None
         if self.positions == "rotary":
-            angles = rotary_angles(places, self.size)[:, None]  # (B or 1, 1, T, d/2)
+            turns = rotary_turns(rotary_angles(places, self.size)[:, None], x.dtype)
         x = self.dropout(x)
         seen = self._mask(places, inside, mask, cache)
         is_causal = self.causal and seen is None
         for number, block in enumerate(self.blocks):
             x = block(
-                x, seen, is_causal=is_causal, angles=angles, cache=cache, block=number, maps=maps
+                x, seen, is_causal=is_causal, turns=turns, cache=cache, block=number, maps=maps
             )
         x = self.norm(x)
         if cache is not None:

@@ -13,6 +13,7 @@ from dlblocks.plots.forecast import forecasts
 from dlblocks.plots.images import answers, batch, hardest
 from dlblocks.plots.masks import overlays, pixel_confusion
 from dlblocks.plots.ranking import ranking
+from dlblocks.plots.text import text_bits
 from dlblocks.plots.values import curve, lines, predicted_vs_true
 
 __all__ = [
@@ -41,4 +42,5 @@ __all__ = [
     "reliability",
     "save",
     "strip",
+    "text_bits",
 ]

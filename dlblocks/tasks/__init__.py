@@ -3,6 +3,7 @@
 from dlblocks.tasks.detection import DetectionTask
 from dlblocks.tasks.forecast import ForecastTask
 from dlblocks.tasks.generative import GenerativeTask
+from dlblocks.tasks.language import LanguageModelTask
 from dlblocks.tasks.multiclass import MulticlassTask
 from dlblocks.tasks.multilabel import MultilabelTask
 from dlblocks.tasks.regression import RegressionTask
@@ -13,6 +14,7 @@ __all__ = [
     "DetectionTask",
     "ForecastTask",
     "GenerativeTask",
+    "LanguageModelTask",
     "MulticlassTask",
     "MultilabelTask",
     "PredictionTable",

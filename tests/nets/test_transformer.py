@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dlblocks.nets import Attention, FeedForward, Transformer, TransformerBlock
-from dlblocks.nets.attention import rotary_angles, rotate, sinusoids
+from dlblocks.nets.attention import rotary_angles, rotary_turns, rotate, sinusoids
 
 
 def make(seed=0, **kwargs):
@@ -101,7 +101,7 @@ def test_rotary_scores_depend_on_distance_alone():
     query, key = torch.randn(2, 1, 1, 1, 8).unbind()
 
     def score(m, n):
-        at = [rotary_angles(torch.tensor([p]), 8)[None, None] for p in (m, n)]
+        at = [rotary_turns(rotary_angles(torch.tensor([p]), 8), torch.float32) for p in (m, n)]
         return (rotate(query, at[0]) * rotate(key, at[1])).sum()
 
     for distance in (-5, 0, 3):
@@ -115,7 +115,8 @@ def test_rotation_is_that_of_complex_numbers():
     torch.manual_seed(0)
     vectors, angles = torch.randn(1, 2, 3, 8), rotary_angles(torch.arange(3), 8)
     turned = torch.complex(vectors[..., :4], vectors[..., 4:]) * torch.exp(1j * angles)
-    torch.testing.assert_close(rotate(vectors, angles), torch.cat([turned.real, turned.imag], -1))
+    found = rotate(vectors, rotary_turns(angles, torch.float32))
+    torch.testing.assert_close(found, torch.cat([turned.real, turned.imag], -1))
 
 
 def test_sinusoids_equal_the_loop_of_the_paper():

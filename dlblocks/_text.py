@@ -1,0 +1,173 @@
+"""Text as tokens: vocabularies of characters or bytes, and windows of documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Ids = npt.NDArray[np.int64]
+
+UNKNOWN = 0
+SEPARATOR = 1  # before a document, and behind it
+SPECIAL = 2  # tokens that are no text
+IGNORED = -1  # label of targets that do not count
+SHOWN = 8  # characters in a message
+
+
+class Vocabulary:
+    """Numbers of characters or bytes.
+
+    Token 0 stands for unknown characters, and token 1 separates documents. The others are
+    characters, or with `symbols` None the 256 bytes of UTF-8.
+
+    Args:
+        symbols: The characters in the order of their numbers, each once; None for bytes.
+        unknown: Those of `symbols` that training has not seen. They become token 0.
+
+    Example:
+        >>> vocabulary = Vocabulary("abc")
+        >>> vocabulary.encode("cab"), vocabulary.decode([4, 2, 3])
+        (array([4, 2, 3]), 'cab')
+    """
+
+    def __init__(self, symbols: str | None, unknown: str = "") -> None:
+        self.symbols, self.unknown = symbols, unknown
+        if symbols is None:
+            self.size = SPECIAL + 256
+            return
+        self.size = SPECIAL + len(symbols)
+        codes = _codes(symbols)
+        self._order = np.argsort(codes)
+        self._sorted = codes[self._order]
+        self._known = ~np.isin(codes, _codes(unknown))
+
+    def encode(self, text: str) -> Ids:
+        """Return the tokens of a text, int64 of shape (T,)."""
+        if self.symbols is None:
+            return np.frombuffer(text.encode(), np.uint8).astype(np.int64) + SPECIAL
+        codes = _codes(text)
+        if not len(self._sorted):
+            return np.zeros(len(codes), np.int64)
+        at = np.searchsorted(self._sorted, codes).clip(max=len(self._sorted) - 1)
+        found = self._order[at]
+        is_known = (self._sorted[at] == codes) & self._known[found]
+        return np.where(is_known, found + SPECIAL, UNKNOWN)
+
+    def decode(self, tokens: Sequence[int] | Ids) -> str:
+        """Return the text of tokens.
+
+        Separators are left out. Unknown characters, and bytes that are no UTF-8, become U+FFFD.
+        """
+        ids = np.asarray(tokens, np.int64)
+        if self.symbols is None:
+            ids = ids[ids >= SPECIAL] - SPECIAL
+            return ids.astype(np.uint8).tobytes().decode(errors="replace")
+        table = np.array(["\ufffd", "", *self.symbols])
+        return "".join(table[ids])
+
+    def check(self, argument: str, text: str) -> None:
+        """Raise a `ValueError` that names characters of a text that are unknown."""
+        wrong = np.flatnonzero(self.encode(text) == UNKNOWN)
+        if len(wrong):
+            names = list(dict.fromkeys(text[i] for i in wrong.tolist()))
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            raise ValueError(
+                f"{argument} has {', '.join(map(repr, names[:SHOWN]))}{more}, first at position "
+                f"{wrong[0]}, which the training text does not have; remove it, or train with "
+                "level='byte', which knows every character."
+            )
+
+    @property
+    def known(self) -> npt.NDArray[np.bool_]:
+        """Whether each token may be part of a text, shape (V,)."""
+        found = np.ones(self.size, bool)
+        found[:SPECIAL] = False
+        if self.symbols is not None:
+            found[SPECIAL:] = self._known
+        return found
+
+    @property
+    def sizes(self) -> npt.NDArray[np.float64]:
+        """Characters and bytes of each token, shape (V, 2).
+
+        An unknown token counts for one of each. A character in bytes begins with its first.
+        """
+        found = np.zeros((self.size, 2))
+        found[UNKNOWN] = 1
+        if self.symbols is None:
+            found[SPECIAL:, 0] = (np.arange(256) & 0xC0) != 0x80
+            found[SPECIAL:, 1] = 1
+        else:
+            found[SPECIAL:, 0] = 1
+            found[SPECIAL:, 1] = [len(each.encode()) for each in self.symbols]
+        return found
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return plain values, of which `from_plain` makes the same vocabulary."""
+        return {"symbols": self.symbols, "unknown": self.unknown}
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> Vocabulary:
+        """Make a vocabulary of what `to_plain` returned."""
+        return cls(values["symbols"], values.get("unknown", ""))
+
+
+def _codes(text: str) -> npt.NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+
+
+def windows(length: int, size: int, stride: int) -> Iterator[tuple[int, int]]:
+    """Cut a document of at least `size` targets into windows of `size`.
+
+    Windows begin every `stride` targets. The last one ends with the document.
+
+    Args:
+        length: Number of targets.
+        size: Targets of a window, at most `length`.
+        stride: Targets from one window to the next, at most `size`.
+
+    Yields:
+        Start of a window, and how many of its first targets an earlier window has.
+
+    Example:
+        >>> list(windows(10, 4, 4)), list(windows(10, 4, 2))
+        ([(0, 0), (4, 0), (6, 2)], [(0, 0), (2, 2), (4, 2), (6, 2)])
+    """
+    end = 0
+    for start in range(0, length, stride):
+        start = min(start, length - size)
+        yield start, end - start if end else 0
+        end = start + size
+        if end == length:
+            return
+
+
+def cut(document: Ids, size: int, stride: int) -> Iterator[tuple[Ids, Ids, Ids]]:
+    """Cut a document with its separators into windows.
+
+    Args:
+        document: Separator, tokens, separator, shape (n + 1,).
+        size: Tokens of a window at most.
+        stride: Tokens from one window to the next.
+
+    Yields:
+        Inputs and targets, shape (T,), and the targets of which each token of the document is one
+        exactly once: those of an earlier window are `IGNORED`.
+    """
+    length = len(document) - 1
+    if length <= size:
+        yield document[:-1], document[1:], document[1:]
+        return
+    for start, old in windows(length, size, stride):
+        targets = document[start + 1 : start + size + 1]
+        once = targets.copy()
+        once[:old] = IGNORED
+        yield document[start : start + size], targets, once
+
+
+def with_separators(tokens: Ids) -> Ids:
+    """Put separators before and behind the tokens of a document."""
+    return np.concatenate([[SEPARATOR], tokens, [SEPARATOR]])

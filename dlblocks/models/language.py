@@ -1,0 +1,321 @@
+"""Language models: one generic model, and a leaf for each net."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dlblocks._errors import check_range
+from dlblocks._text import IGNORED, SEPARATOR, Vocabulary, cut, with_separators
+from dlblocks.models._generate import Sampling, generate
+from dlblocks.models.model import Model
+from dlblocks.nets import GPT, LSTMDecoder
+from dlblocks.tasks import LanguageModelTask
+
+ROWS = 32  # windows at a time
+UNIT = 1024  # tokens: the unit in which a batch is weighted, any constant
+
+
+class LanguageModel(Model):
+    """A language model over any net that puts out logits (N, T, V).
+
+    Targets are the tokens of the inputs, one place further. Logged: ``loss``, and for validation
+    and test ``perplexity``, ``bits_per_token``, ``bits_per_character``, ``bits_per_byte`` and
+    ``accuracy``; see `dlblocks.tasks.LanguageModelTask`. The loss is a mean over tokens: with
+    accumulated gradients, and over ranks, a batch counts by its number of tokens.
+
+    `forward` returns logits; `Trainer.predict` gives the probabilities of the targets (N, T).
+
+    Args:
+        net: Maps tokens (N, T) to logits (N, T, V).
+        vocab_size: Number of tokens V.
+        ignore_index: Label of targets that do not count, negative.
+        label_smoothing: ε in [0, 1) of the cross-entropy. In training only.
+        **kwargs: Optimization; see `dlblocks.models.Model`.
+
+    Example:
+        >>> net = nn.Sequential(nn.Embedding(5, 8), nn.Linear(8, 5))
+        >>> LanguageModel(net, vocab_size=5)(torch.zeros(2, 3).long()).shape
+        torch.Size([2, 3, 5])
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        vocab_size: int,
+        *,
+        ignore_index: int = -1,
+        label_smoothing: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        task = LanguageModelTask(
+            vocab_size, ignore_index=ignore_index, label_smoothing=label_smoothing
+        )
+        super().__init__(net, task, **kwargs)
+        self.vocab_size = vocab_size
+        self.ignore_index, self.label_smoothing = ignore_index, label_smoothing
+        self._share: Tensor | None = None  # tokens of the batches since the last optimizer step
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        try:
+            return super().forward(inputs)
+        except IndexError:
+            assert isinstance(self.task, LanguageModelTask)  # for the type checker
+            self.task.check_tokens("inputs", inputs)
+            raise
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        trainer = self.trainer
+        if trainer.accumulate_grad_batches == 1 and trainer.world_size == 1:
+            return loss
+        # A mean of means is no mean over tokens. So each loss is weighted by its tokens here, and
+        # the gradients are divided by their sum before the step.
+        assert self.task is not None  # for the type checker
+        counted = self.task.counted(batch[1])
+        assert counted is not None  # for the type checker
+        share = counted.sum() / UNIT
+        if not self.metrics_paused:
+            self._share = share if self._share is None else self._share + share
+        return loss * share
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if self._share is None:
+            return
+        share = self.trainer.strategy.reduce(self._share, reduce_op="mean")
+        self._share = None
+        factor = self.trainer.accumulate_grad_batches / share.clamp(min=1 / UNIT)
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor.to(parameter.grad))
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The vocabulary of the training text.
+
+        Raises:
+            ValueError: The model was not trained on a `dlblocks.data.TextDataModule`.
+        """
+        if self.data_spec is None or "symbols" not in self.data_spec:
+            raise ValueError(
+                f"{type(self).__name__} has no vocabulary, because it was not fitted on a "
+                "TextDataModule; give tokens instead of a text."
+            )
+        return Vocabulary.from_plain(self.data_spec)
+
+    def generate(
+        self,
+        prompts: Any,
+        max_new_tokens: int = 200,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | Sequence[int] | None = None,
+        stop: str | int | Sequence[str | int] = (),
+        use_cache: bool = True,
+    ) -> Any:
+        """Continue texts, or sequences of tokens.
+
+        The result for a prompt does not depend on the others of the batch. Equal prompts get
+        different results, the first of them that of the prompt alone. A text is the beginning of a
+        document, and a result ends where the model ends the document. The global random state and
+        the mode of the model stay as they are.
+
+        A net with a `context` sees at most so many tokens. When they are reached, it forgets the
+        older half, and goes on with the rest.
+
+        Args:
+            prompts: A text, a list of texts, or a list of sequences of tokens.
+            max_new_tokens: Most tokens of a result.
+            temperature: Divides the logits. 0: always the likeliest token, the first of equal ones.
+            top_k: Draw among the k likeliest tokens alone.
+            top_p: Draw among the likeliest tokens that together have at least this probability,
+                at least one (Holtzman et al. 2020).
+            seed: Of the draws, or one for each prompt. None: other results in each call.
+            stop: Texts or tokens at which a result ends, without them.
+            use_cache: Keep keys and values of tokens, or the state of an RNN. False computes all
+                anew for each token: the same, slowly.
+
+        Returns:
+            What follows each prompt: a text for a text, a list for a list.
+
+        Raises:
+            ValueError: A prompt has an unknown character or token, or is empty.
+        """
+        check_range("max_new_tokens", max_new_tokens, 0)
+        single = isinstance(prompts, str)
+        given = [prompts] if single else list(prompts)
+        is_text = bool(given) and isinstance(given[0], str)
+        vocabulary = self.vocabulary if is_text else None
+        stops = [stop] if isinstance(stop, (str, int)) else list(stop)
+        if vocabulary is None and any(isinstance(each, str) for each in stops):
+            raise ValueError(f"stop={stop!r} is a text, but prompts are tokens; give tokens.")
+        tokens = []
+        for number, prompt in enumerate(given):
+            if vocabulary is not None:
+                vocabulary.check("prompt" if single else f"prompts[{number}]", prompt)
+                tokens.append([SEPARATOR, *vocabulary.encode(prompt).tolist()])
+                continue
+            row = torch.as_tensor(prompt)
+            if row.ndim != 1 or not len(row):
+                raise ValueError(
+                    f"prompts[{number}] has shape {tuple(row.shape)}; give one token or more, (T,)."
+                )
+            assert isinstance(self.task, LanguageModelTask)  # for the type checker
+            self.task.check_tokens(f"prompts[{number}]", row[None])
+            tokens.append(row.tolist())
+        allowed = np.ones(self.vocab_size, bool)
+        if vocabulary is not None:
+            allowed[:] = False
+            allowed[: vocabulary.size] = vocabulary.known
+            allowed[SEPARATOR] = True
+        found = generate(
+            self,
+            tokens,
+            max_new_tokens,
+            sampling=Sampling(temperature, top_k, top_p, torch.from_numpy(allowed)),
+            seed=seed,
+            stop_tokens=[each for each in stops if not isinstance(each, str)]
+            + ([SEPARATOR] if vocabulary is not None else []),
+            stop_texts=[each for each in stops if isinstance(each, str)],
+            decode=None if vocabulary is None else vocabulary.decode,
+            use_cache=use_cache,
+        )
+        return found[0] if single else found
+
+    @torch.no_grad()
+    def probabilities(self, text: str, *, stride: int | None = None) -> npt.NDArray[np.float32]:
+        """Return the probability of each token of a text, given those before.
+
+        Args:
+            text: A document. Characters that training has not seen count as one token, unknown.
+            stride: Tokens from one window to the next; None for half of the training's blocks.
+
+        Returns:
+            Shape (n + 1,), for n characters or bytes and the end of the document.
+        """
+        document = with_separators(self.vocabulary.encode(text))
+        assert self.data_spec is not None  # for the type checker: `vocabulary` needs it
+        size = int(self.data_spec["block_size"])
+        parts = list(cut(document, size, stride or max(1, size // 2)))
+        was_training = self.training
+        self.eval()
+        found = []
+        try:
+            for start in range(0, len(parts), ROWS):
+                inputs, _, once = (
+                    torch.from_numpy(np.stack(column)).to(self.device)
+                    for column in zip(*parts[start : start + ROWS], strict=True)
+                )
+                chances = self.prediction(self(inputs)).gather(2, once.clamp(min=0)[..., None])
+                found.append(chances[..., 0][once != IGNORED].cpu())
+        finally:
+            self.train(was_training)
+        return torch.cat(found).numpy()
+
+
+class GPTLanguageModel(LanguageModel):
+    """A GPT as language model.
+
+    Args:
+        vocab_size: Number of tokens V; ``datamodule.vocab_size``, or more.
+        width: Size of an embedded token.
+        depth: Number of blocks.
+        num_heads: Heads of the attention.
+        context: Most tokens of a sequence, at least `block_size` of the data.
+        positions: ``"learned"``, ``"sinusoidal"`` or ``"rotary"``; see `dlblocks.nets.Transformer`.
+        num_kv_heads: Heads of keys and values, fewer for grouped queries.
+        hidden: Size between the layers of the feed-forward net.
+        pre_norm: Whether norms come before attention and feed-forward net.
+        norm: ``"layer"`` or ``"rms"``.
+        activation: ``"gelu"``, ``"relu"`` or ``"swiglu"``.
+        document_mask: Let tokens see only those of their own document, where several are in a
+            block.
+        tied: Whether the table of tokens and the last layer share their weights.
+        dropout: Probability in [0, 1) of dropout.
+        **kwargs: Loss and optimization; see `LanguageModel`.
+
+    Example:
+        >>> model = GPTLanguageModel(50, width=16, depth=1, num_heads=2, context=8)
+        >>> [len(row) for row in model.generate([[1, 2], [3]], max_new_tokens=12, seed=0)]
+        [12, 12]
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        *,
+        width: int = 128,
+        depth: int = 4,
+        num_heads: int = 4,
+        context: int = 256,
+        positions: Literal["learned", "sinusoidal", "rotary"] = "rotary",
+        num_kv_heads: int | None = None,
+        hidden: int | None = None,
+        pre_norm: bool = True,
+        norm: Literal["layer", "rms"] = "layer",
+        activation: Literal["gelu", "relu", "swiglu"] = "gelu",
+        document_mask: bool = False,
+        tied: bool = True,
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        net = GPT(
+            vocab_size,
+            width=width,
+            depth=depth,
+            num_heads=num_heads,
+            context=context,
+            separator=SEPARATOR if document_mask else None,
+            tied=tied,
+            dropout=dropout,
+            positions=positions,
+            num_kv_heads=num_kv_heads,
+            hidden=hidden,
+            pre_norm=pre_norm,
+            norm=norm,
+            activation=activation,
+        )
+        super().__init__(net, vocab_size, **kwargs)
+
+
+class RNNLanguageModel(LanguageModel):
+    """An LSTM as language model.
+
+    Args:
+        vocab_size: Number of tokens V; ``datamodule.vocab_size``, or more.
+        width: Size of an embedded token.
+        hidden: Hidden values of each layer.
+        num_layers: Layers, each above the other.
+        tied: Whether the table of tokens and the last layer share their weights.
+        dropout: Probability in [0, 1) of dropout.
+        **kwargs: Loss and optimization; see `LanguageModel`.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        *,
+        width: int = 128,
+        hidden: int = 256,
+        num_layers: int = 1,
+        tied: bool = True,
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        net = LSTMDecoder(
+            vocab_size,
+            width=width,
+            hidden=hidden,
+            num_layers=num_layers,
+            tied=tied,
+            dropout=dropout,
+        )
+        super().__init__(net, vocab_size, **kwargs)

@@ -1,0 +1,182 @@
+"""A GPT on Python's language reference, character by character, beside compressors.
+
+Result: PENDING
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import math
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from lightning.pytorch import seed_everything
+
+from dlblocks import plots
+from dlblocks.cli import run_recipe
+from dlblocks.data import TextDataModule
+from dlblocks.models import GPTLanguageModel, LanguageModel, RNNLanguageModel
+from dlblocks.runs import fit_and_test, is_rank_zero, next_run_dir, table, write_json
+
+# Bits per character of the last tenth given the rest, without repeated lines, with Python 3.11.7.
+PUBLISHED = {"PPMd, order 16": 1.61, "zpaq -5": 1.44}
+
+
+def main(
+    net: Literal["gpt", "lstm"] = "gpt",
+    width: int = 128,
+    depth: int = 4,
+    block_size: int = 128,
+    batch_size: int = 8,
+    max_epochs: int = 8,
+    lr: float = 0.003,
+    run_dir: str | None = None,
+    logger: Literal["csv", "wandb", "tensorboard", "none"] = "csv",
+    fast_dev_run: bool = False,
+    accelerator: str = "auto",
+    devices: int | str = "auto",
+    precision: str = "32-true",
+    seed: int = 0,
+) -> None:
+    """A GPT on Python's language reference, character by character, beside compressors.
+
+    The last tenth of the text is the test set. Lines that occur before are removed, for training
+    and test: the reference repeats itself. The test text with its repeated lines is scored too,
+    copied and new characters separately.
+
+    Args:
+        net: "gpt", or "lstm" with twice the width.
+        width: Size of an embedded token.
+        depth: Blocks of the GPT; the LSTM has half as many layers.
+        block_size: Characters of a block.
+        batch_size: Blocks of a batch.
+        max_epochs: Epochs; in each, a character is in two blocks.
+        lr: Peak of the one-cycle learning rate.
+        run_dir: Where everything goes; by default runs/language_model, or runs/language_model-2 and
+            so on.
+        logger: Where to log.
+        fast_dev_run: One batch of everything, to see that it runs.
+        accelerator: What to train on, as for Lightning's Trainer.
+        devices: How many of them, as for Lightning's Trainer.
+        precision: Numeric precision, as for Lightning's Trainer.
+        seed: Seed of split, initialisation and order.
+    """
+    seed_everything(seed, workers=True, verbose=False)
+    folder = Path(run_dir or next_run_dir("runs/language_model"))
+    data = TextDataModule(
+        block_size=block_size,
+        stride=block_size // 2,
+        test_tail=0.1,
+        val_fraction=0.05,
+        batch_size=batch_size,
+        split_seed=seed,
+        shuffle_seed=seed,
+    )
+    optimization = {
+        "optimizer": "adamw",
+        "optimizer_args": {"betas": [0.9, 0.99]},
+        "lr": lr,
+        "weight_decay": 0.1,
+        "lr_schedule": "one_cycle",
+        "lr_schedule_args": {"pct_start": 0.05},
+    }
+    model: LanguageModel
+    if net == "gpt":
+        model = GPTLanguageModel(
+            data.vocab_size, width=width, depth=depth, context=block_size, **optimization
+        )
+    else:
+        layers = max(1, depth // 2)
+        model = RNNLanguageModel(
+            data.vocab_size, width=width, hidden=2 * width, num_layers=layers, **optimization
+        )
+    metrics = fit_and_test(
+        model,
+        data,
+        trainer={
+            "max_epochs": max_epochs,
+            "gradient_clip_val": 1.0,
+            "accelerator": accelerator,
+            "devices": devices,
+            "precision": precision,
+            "fast_dev_run": fast_dev_run,
+        },
+        monitor="val/bits_per_character",
+        mode="min",
+        logger=logger,
+        run_dir=folder,
+    )
+    if not is_rank_zero():
+        return
+    documents = list(data.test_documents)[:1] if fast_dev_run else list(data.test_documents)
+    bits = copied_and_new(model, data, documents)
+    baselines = {
+        "uniform": math.log2(data.vocab_size),
+        "unigram": unigram(data),
+        "xz": xz(data),
+        **PUBLISHED,
+    }
+    name = f"{net} ({sum(p.numel() for p in model.parameters()) / 1e6:.2f} M weights)"
+    rows = [*baselines.items(), (name, metrics["test/bits_per_character"])]
+    print(table([{"test, repeated lines removed": n, "bits per character": b} for n, b in rows]))
+    print(table([{"test as it is": n, "bits per character": b} for n, b in bits.items()]))
+    summary = json.loads((folder / "summary.json").read_text())
+    beside = {"python": sys.version.split()[0], "as it is": bits}
+    write_json(folder / "summary.json", {**summary, "baselines": baselines, **beside})
+    text = data.test_documents[documents[0]][:2000]
+    figure = plots.text_bits(text, model.probabilities(text)[:-1], title=f"topic {documents[0]!r}")
+    plots.save(figure, folder / "figures" / "text.png")
+    print(model.generate("The ", 40 if fast_dev_run else 400, temperature=0.8, seed=seed))
+    print(f"Everything is in {folder}: summary.json, history.csv, checkpoints/, figures/.")
+
+
+def copied_and_new(
+    model: LanguageModel, data: TextDataModule, documents: list[str]
+) -> dict[str, float]:
+    """Return bits per character of test documents as they are in the reference.
+
+    Characters of long lines that training has seen, or an earlier test document, are copied.
+    """
+    seen = {line for name in data.documents for line in long_lines(data.raw_documents[name])}
+    bits, copied = [], []
+    for name in documents:
+        text = data.raw_documents[name]
+        bits.append(-np.log2(model.probabilities(text)[:-1]))
+        for line in text.splitlines(keepends=True):
+            copied.append(np.full(len(line), line.strip() in seen))
+            seen.update(long_lines(line))
+    all_bits, is_copy = np.concatenate(bits), np.concatenate(copied)
+    share = f"{100 * is_copy.mean():.0f} % of the characters"
+    parts = {f"copied lines, {share}": is_copy, "new lines": ~is_copy}
+    return {name: float(all_bits[part].mean()) for name, part in parts.items() if part.any()}
+
+
+def long_lines(text: str) -> list[str]:
+    """Return the lines by which repeated text is recognised."""
+    return [line.strip() for line in text.splitlines() if len(line.strip()) >= 20]
+
+
+def unigram(data: TextDataModule) -> float:
+    """Return bits per test character under frequencies of the training text, each plus 1."""
+    counts = Counter("".join(data.documents.values()))
+    test = "".join(data.test_documents.values())
+    total = sum(counts.values()) + len(counts) + 1
+    return sum(math.log2(total / (counts[each] + 1)) for each in test) / len(test)
+
+
+def xz(data: TextDataModule) -> float:
+    """Return by how many bits per character the test text makes the archive longer."""
+    train, test = ("\0".join(part.values()) for part in (data.documents, data.test_documents))
+    sizes = [
+        len(lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME))
+        for text in (train, train + test)
+    ]
+    return 8 * (sizes[1] - sizes[0]) / len(test)
+
+
+if __name__ == "__main__":
+    run_recipe(main)
