@@ -348,7 +348,7 @@ _RANGES: dict[Range, str] = {
         auprc ap averageprecision map meanaverageprecision precision recall sensitivity specificity
         tpr tnr fpr fnr truepositiverate truenegativerate falsepositiverate falsenegativerate
         npv ppv iou miou meaniou intersectionoverunion jaccard jaccardindex dice dicescore
-        ece calibrationerror hammingdistance ndcg mrr
+        ece calibrationerror hammingdistance ndcg mrr coverage
     """,
     (0.0, None): """
         mse rmse mae mape msle rmsle meansquarederror rootmeansquarederror meanabsoluteerror

@@ -410,11 +410,13 @@ class ForecastDataModule(DataModule):
 
     def description(self) -> str:
         clock, panel = self.panel.clock, self.panel
-        said = [f"{len(panel.names)} series, {len(self.origins):,} windows; origins of"]
+        said = [f"{len(panel.names)} series, {len(self.origins):,} windows"]
         for part, rows in self._rows.items():
             if len(rows):
                 first, last = (int(of(self.origins[rows.numpy()])) for of in (np.min, np.max))
-                said.append(f"  {part}: {clock.name(first)} … {clock.name(last)} ({len(rows):,})")
+                said.append(
+                    f"  origins of {part}: {clock.name(first)} … {clock.name(last)} ({len(rows):,})"
+                )
         return "\n".join(said)
 
     def _make_encoder(self, **shared: Any) -> Encoder:

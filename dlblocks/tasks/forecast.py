@@ -360,7 +360,11 @@ class _OfMedians(Metric):
     def __init__(self, metric: Metric, horizon: int, median: int) -> None:
         super().__init__()
         self.metric, self.horizon, self.median = metric, horizon, median
-        self.higher_is_better = metric.higher_is_better
+
+    @property
+    def higher_is_better(self) -> bool | None:  # type: ignore[override]
+        """That of the metric."""
+        return self.metric.higher_is_better
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         self.metric.update(

@@ -293,7 +293,9 @@ def test_stocks_come_with_a_dependency():
     data = ForecastDataModule()
     data.setup()
     assert len(data.panel.names) == 10 and data.season == 12
-    assert "10 series" in data.description() and "train: 1992-12-01" in data.description()
+    assert (
+        "10 series" in data.description() and "origins of train: 1992-12-01" in data.description()
+    )
     lengths = dict(zip(data.panel.names, map(len, data.panel.values), strict=True))
     assert lengths["IBM"] == 390 and lengths["DELL"] == 70  # the latter began later
 

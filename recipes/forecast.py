@@ -1,0 +1,184 @@
+"""Forecasts of a year of months: an LSTM or a Transformer, beside methods without a net.
+
+Cross-validation with rolling origins, then one new model, trained up to the last 30 % of
+the origins, is tested on these once. Errors are MASE: the mean absolute error over that of the
+seasonal naive method within the sample.
+
+Result: PENDING
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from dlblocks import plots
+from dlblocks.cli import run_recipe
+from dlblocks.crossval import block_interval, cross_validate
+from dlblocks.data import ForecastDataModule, baseline_tables
+from dlblocks.models import Forecaster, LSTMForecaster, TransformerForecaster
+from dlblocks.runs import is_rank_zero, next_run_dir, write_json
+from dlblocks.tasks import PredictionTable
+
+
+def main(
+    data: Literal["stocks", "elnino", "co2"] = "stocks",
+    net: Literal["lstm", "transformer"] = "lstm",
+    context: int = 36,
+    horizon: int = 12,
+    width: int = 32,
+    num_folds: int = 3,
+    max_epochs: int = 30,
+    lr: float = 0.003,
+    run_dir: str | None = None,
+    logger: Literal["csv", "wandb", "tensorboard", "none"] = "csv",
+    fast_dev_run: bool = False,
+    accelerator: str = "auto",
+    devices: int | str = "auto",
+    precision: str = "32-true",
+    seed: int = 0,
+) -> None:
+    """Forecasts of a year of months: an LSTM or a Transformer, beside methods without a net.
+
+    Args:
+        data: Prices of stocks, which come with matplotlib, or data of statsmodels: the temperature
+            of the Pacific, or CO2.
+        net: The net.
+        context: Months that it sees.
+        horizon: Months to forecast.
+        width: Size of its hidden states.
+        num_folds: Rolling origins.
+        max_epochs: Epochs.
+        lr: Peak of the one-cycle learning rate.
+        run_dir: Where everything goes; by default runs/forecast, or runs/forecast-2 and so on. A
+            run there that was killed is resumed.
+        logger: Where each fold logs.
+        fast_dev_run: One batch of everything, to see that it runs.
+        accelerator: What to train on, as for Lightning's Trainer.
+        devices: How many of them, as for Lightning's Trainer.
+        precision: Numeric precision, as for Lightning's Trainer.
+        seed: Seed of initialisation and order.
+    """
+    folder = run_dir or next_run_dir("runs/forecast", resume=True)
+    datamodule = ForecastDataModule(
+        data,
+        context=context,
+        horizon=horizon,
+        calendar=["month"],
+        test_fraction=0.3,
+        shuffle_seed=seed,
+    )
+    shared: dict[str, Any] = {
+        "num_known": datamodule.num_known,
+        "quantiles": [0.05, 0.25, 0.5, 0.75, 0.95],
+        "width": width,
+        "dropout": 0.1,
+        "residual_season": 1 if data == "stocks" else None,  # prices follow the last one
+        "lr": lr,
+        "lr_schedule": "one_cycle",
+    }
+
+    def make_model() -> Forecaster:
+        if net == "lstm":
+            return LSTMForecaster(horizon, **shared)
+        return TransformerForecaster(horizon, context, **shared)
+
+    result = cross_validate(
+        make_model,
+        datamodule,
+        num_folds=num_folds,
+        trainer={
+            "max_epochs": max_epochs,
+            "accelerator": accelerator,
+            "devices": devices,
+            "precision": precision,
+            "fast_dev_run": fast_dev_run,
+        },
+        select="last",
+        logger=logger,
+        run_dir=folder,
+        seed=seed,
+    )
+    model = result.refit()
+    scores = result.test(model)
+    if not is_rank_zero():
+        return
+    print(result.table())
+    whole = datamodule.without_validation()
+    tables = {net: forecast(model, whole), **baseline_tables(whole, "test")}
+    names = ("mase", "mae", "rmse")
+    print(f"{'test':<22}" + "".join(f"{name:<12}" for name in names))
+    for name, table in tables.items():
+        found = table.score()
+        print(f"{name:<22}" + "".join(f"{found[key]:<12.4g}" for key in names))
+    print(f"90 % intervals of the {net} hold {scores['test/coverage']:.1%} of the values.")
+    origins = whole.origins[whole.indices("test").numpy()]
+    differences = {}
+    for name in [*tables][1:]:
+        difference = scaled_errors(tables[net]) - scaled_errors(tables[name])
+        low, high = block_interval(difference, origins, 2 * horizon)
+        differences[name] = {"mean": float(difference.mean()), "low": low, "high": high}
+        verdict = "not shown to differ"
+        if low > 0 or high < 0:
+            verdict = "better" if high < 0 else "worse"
+        print(
+            f"MASE of the {net} minus that of {name}: {difference.mean():+.3f}, 95 % interval "
+            f"{low:+.3f} … {high:+.3f}, from blocks of {2 * horizon} origins: {verdict}."
+        )
+    summary = result.summary()
+    tested = {name: {"mean": value} for name, value in scores.items()}
+    baselines = {
+        name: {f"test/{key}": {"mean": value} for key, value in table.score().items()}
+        for name, table in [*tables.items()][1:]
+    }
+    write_json(
+        result.run_dir / "summary.json",
+        {
+            **summary,
+            "metrics": {**summary["metrics"], **tested},
+            "baselines": baselines,
+            "differences": differences,
+        },
+    )
+    draw(result.run_dir / "figures" / "test_forecasts.png", whole, tables[net])
+    print(f"A page with all of it: {result.report()}")
+    print(f"Everything is in {folder}: summary.json, folds.csv, oof.npz, refit/, figures/.")
+
+
+def forecast(model: Any, datamodule: ForecastDataModule) -> PredictionTable:
+    """Forecast the test windows."""
+    inputs, targets, index = datamodule.arrays("test")
+    with torch.no_grad():
+        kept = model.task.keep(model.task.predict(model.eval().cpu()(inputs)), targets)
+    naive_error = model.task.from_inputs(inputs)["naive_error"]
+    columns = {"index": index, "naive_error": naive_error, **kept}
+    return PredictionTable(
+        {name: values.numpy() for name, values in columns.items()}, task="forecast"
+    )
+
+
+def scaled_errors(table: PredictionTable) -> np.ndarray:
+    """Mean absolute error of each window, over its naive error."""
+    errors = np.abs(table.target - table.prediction).mean(1)
+    return np.asarray(errors / table["naive_error"])
+
+
+def draw(path: Any, datamodule: ForecastDataModule, table: PredictionTable) -> None:
+    """Draw six test windows."""
+    some = table[np.linspace(0, len(table) - 1, 6).astype(int)]
+    windows = datamodule.windows
+    past = datamodule.source.inputs[some.index, : datamodule.context, 0]
+    figure = plots.forecasts(
+        past,
+        some.prediction,
+        some.target,
+        interval=(some["q0.05"], some["q0.95"]),
+        names=[f"{windows['series'][i]}, {str(windows['origin'][i])[:7]}" for i in some.index],
+    )
+    plots.save(figure, path)
+
+
+if __name__ == "__main__":
+    run_recipe(main)
