@@ -21,8 +21,8 @@ from dlblocks.data.source import Source
 from dlblocks.data.split_datamodule import SplitDataModule
 from dlblocks.data.splitting import holdout, kfold
 from dlblocks.data.tabular import TabularDataModule
-from dlblocks.data.tiles import cut_tiles, join_tiles
 from dlblocks.data.text import TextDataModule
+from dlblocks.data.tiles import cut_tiles, join_tiles
 from dlblocks.data.vision import (
     CIFAR10DataModule,
     CIFAR100DataModule,
@@ -51,9 +51,9 @@ __all__ = [
     "Source",
     "SplitDataModule",
     "TabularDataModule",
+    "TextDataModule",
     "baseline_tables",
     "cut_tiles",
-    "TextDataModule",
     "holdout",
     "join_tiles",
     "kfold",

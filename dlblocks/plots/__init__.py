@@ -5,8 +5,8 @@ cell; `save` writes it to a file.
 """
 
 from dlblocks.plots._style import BLUE, GREEN, GREY, ORANGE, RED, save
-from dlblocks.plots.boxes import boxes
 from dlblocks.plots.attention import attention, attention_on_images
+from dlblocks.plots.boxes import boxes
 from dlblocks.plots.classes import confusion_matrix, labels, reliability
 from dlblocks.plots.fits import curve_metrics, learning_curves, strip
 from dlblocks.plots.forecast import forecasts
