@@ -159,3 +159,22 @@ def test_shift_beyond_the_image_and_other_layouts(large, monkeypatch):
     assert torch.equal(shift_flip(images, torch.zeros(2, 2, dtype=torch.int64), none), images)
     assert shift_flip(images[:0], torch.zeros(0, 2, dtype=torch.int64), none[:0]).shape[0] == 0
     assert affine(images[:0], torch.zeros(0, 2, 3)).shape == (0, 3, 5, 6)
+
+
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float32, torch.float64])
+def test_the_nearest_pixel_is_the_same_for_every_dtype(padding, dtype):
+    generator = torch.Generator().manual_seed(0)
+    size, count = (23, 31), 64
+    maps = torch.randint(256, (count, 1, *size), generator=generator)
+    flip = torch.rand(count, 2, generator=generator) < 0.5
+    angle, slant, scale, *move = torch.rand(5, count, generator=generator)
+    matrix = affine_matrix(
+        360 * angle, 40 * torch.stack(move, 1) - 20, 0.5 + scale, 30 * slant, flip
+    )  # fmt: skip
+    # Large integers are gathered, all others sampled.
+    fill = 0 if dtype.is_floating_point else 255
+    expected = affine(maps, matrix, padding=padding, nearest=True, fill=fill)
+    found = affine(maps.to(dtype), matrix, padding=padding, nearest=True, fill=fill)
+    assert found.dtype == dtype and (expected == fill).any()
+    assert torch.equal(found.long(), expected)
