@@ -19,6 +19,7 @@ from dlblocks.models import (
     CNNClassifier,
     MLPClassifier,
     MLPRegressor,
+    UNetSegmenter,
     VotingModule,
 )
 from dlblocks.models import load as load_model
@@ -111,6 +112,16 @@ def make(name, trainer):
         data = DigitsDataModule()
         model = CNNClassifier(1, 10, channels=[4, 8])
         return fitted(trainer, model, data), data.source.inputs[:N]
+    if name.startswith("segment"):
+        images = torch.from_numpy(RNG.integers(0, 256, (24, 1, 9, 12), dtype=np.uint8))
+        data = ArrayDataModule(images, (images[:, 0] > 100).long(), batch_size=8)
+        make_one = lambda: fitted(trainer, UNetSegmenter(1, 2, width=2, depth=1), data)  # noqa: E731
+        if name == "segmenter":
+            return make_one(), images
+        members = [UNetSegmenter(1, 2, width=2, depth=1) for _ in range(2)]
+        for member in members:
+            member.preprocess = Preprocess([100.0], [70.0])
+        return Voting(members), images
     if name == "values":
         model = MLPRegressor(4, 2, hidden=[8], standardize_targets=True)
         return fitted(trainer, model, values()), torch.tensor(FEATURES).float()
@@ -146,7 +157,7 @@ def make(name, trainer):
 NAMES = [
     "table", "batch norm", "float64", "images", "values", "labels", "voting soft", "voting hard",
     "gradient boosting of classes", "gradient boosting of log-odds", "gradient boosting of values",
-    "adaboost",
+    "adaboost", "segmenter", pytest.param("segmenters voting", marks=pytest.mark.slow),
 ]  # fmt: skip
 
 
@@ -180,7 +191,8 @@ def test_programs_predict_as_the_model(name, make_trainer):
     predictor = load(model.eval())
     loader = torch.utils.data.DataLoader(inputs, batch_size=16)
     expected = predictor.predict(loader, device="cpu", progress_bar=False)
-    example = inputs if name.startswith("voting") else None
+    voting = "voting" in name
+    example = inputs if voting else None
     metadata = check(predictor, inputs, expected, example)
     assert metadata["input_shape"] == list(inputs.shape[1:])
     assert metadata["input_dtype"] == str(inputs.dtype).removeprefix("torch.")
@@ -188,7 +200,7 @@ def test_programs_predict_as_the_model(name, make_trainer):
     if name == "table":
         assert metadata["class_names"] == ["no", "yes"]
         assert metadata["columns"] == ["age", "city=Bonn", "city=Oslo", "city=Rome", "zip", "job"]
-    if name.startswith("voting"):
+    if voting:
         assert metadata["outputs"] == ["prediction", "std"]
     # torch.export makes stand-ins of classes, which must not be loaded in their place.
     model.save("again.pt")

@@ -74,6 +74,71 @@ def test_flips_are_exact():
         assert torch.equal(labels, masks.flip(axis - 1))
 
 
+MOVES = {
+    "horizontal_flip": 1.0,
+    "vertical_flip": 1.0,
+    "crop_padding": 3,
+    "translation": 0.3,
+    "rotation": 170,
+    "scale": (0.4, 2.0),
+    "shear": 40,
+}
+
+
+def moved_point(x, y, geometry, i, size):
+    """Where a point (x, y) of image i goes, with sines and cosines, one point at a time."""
+    height, width = size
+    x, y = x - (width - 1) / 2, y - (height - 1) / 2
+    if geometry.flip[i, 0]:
+        x = -x
+    if geometry.flip[i, 1]:
+        y = -y
+    slant, angle = (math.radians(float(v[i])) for v in (geometry.shear, geometry.rotation))
+    x -= math.tan(slant) * y
+    x, y = (
+        math.cos(angle) * x - math.sin(angle) * y,
+        math.sin(angle) * x + math.cos(angle) * y,
+    )
+    x, y = (float(geometry.scale[i]) * v for v in (x, y))
+    return (
+        x + float(geometry.shift[i, 0]) + (width - 1) / 2,
+        y + float(geometry.shift[i, 1]) + (height - 1) / 2,
+    )
+
+
+@pytest.mark.parametrize("moves", [*({name: value} for name, value in MOVES.items()), MOVES])
+def test_masks_follow_points_that_are_moved_one_by_one(moves, monkeypatch):
+    """Each label of the moved mask is that of the nearest point; far from all it is ignored."""
+    masks = masks_of(6, classes=90)
+    augment, drawn = Augment(**moves, target_kind="mask"), []
+    monkeypatch.setattr(
+        augment, "_geometry",
+        lambda *args: drawn.append(Augment._geometry(augment, *args)) or drawn[-1],
+    )  # fmt: skip
+    _, labels = augment.transform(torch.zeros(6, 1, *SIZE), masks, generator())
+    (geometry,) = drawn
+    checked = 0
+    for i in range(6):
+        # A moved grid of points is a parallelogram; its sides turn distances back into pixels.
+        origin, right, down = (
+            np.array(moved_point(*point, geometry, i, SIZE)) for point in ((0, 0), (1, 0), (0, 1))
+        )
+        sides = np.linalg.inv(np.stack([right - origin, down - origin], 1))
+        points = {
+            (row, column): np.array(moved_point(column, row, geometry, i, SIZE))
+            for row, column in np.ndindex(*SIZE)
+        }
+        for row, column in np.ndindex(*SIZE):
+            away = {at: np.abs(sides @ (point - (column, row))) for at, point in points.items()}
+            (y, x), nearest = min(away.items(), key=lambda item: item[1].max())
+            if abs(nearest.max() - 0.5) < 1e-3:
+                continue  # in the middle between two points, or on the edge
+            expected = 255 if nearest.max() > 0.5 else int(masks[i, y, x])
+            assert int(labels[i, row, column]) == expected
+            checked += 1
+    assert checked > 0.8 * 6 * SIZE[0] * SIZE[1]
+
+
 @pytest.mark.parametrize(
     ("angle", "move", "scale", "shear"),
     [

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from dlblocks.callbacks import Augment, ExactResume, MixUp
-from dlblocks.data import DigitsDataModule
-from dlblocks.models import MLPClassifier
+from dlblocks.data import DigitScenesDataModule, DigitsDataModule
+from dlblocks.models import MLPClassifier, UNetSegmenter
 
 pytestmark = pytest.mark.slow
 
@@ -57,21 +57,38 @@ def tear_move(number):
     shutil.move = torn_move
 
 
-def fit(folder, how, when, devices, workers):
+def classes(workers):
+    model = MLPClassifier(64, 10, hidden=[16], dropout=0.3, lr=0.01, lr_schedule="one_cycle")
+    return model, DigitsDataModule(batch_size=64, num_workers=workers), MixUp(0.2)
+
+
+def masks(workers):
+    model = UNetSegmenter(
+        1, 11, width=2, depth=1, loss="cross_entropy+dice", lr=0.01, lr_schedule="one_cycle"
+    )
+    data = DigitScenesDataModule(
+        num_scenes=100, num_test_scenes=2, size=20, digits_per_scene=1, num_groups=5, batch_size=8,
+        num_workers=workers,
+    )  # fmt: skip
+    return model, data, MixUp(0.2, ignore_index=255)
+
+
+def fit(folder, how, when, devices, workers, problem):
     if how == "write":
         tear_move(when)
     if how != "resume":
         pl.seed_everything(1, workers=True, verbose=False)
-    model = MLPClassifier(64, 10, hidden=[16], dropout=0.3, lr=0.01, lr_schedule="one_cycle")
+    model, data, mixing = problem(workers)
+    target_kind = "mask" if problem is masks else None
     rows = Rows()
     trainer = pl.Trainer(
         max_epochs=2, accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto",
         logger=False, enable_progress_bar=False, enable_model_summary=False,
         accumulate_grad_batches=2,
-        callbacks=[Augment(rotation=10), MixUp(0.2), ExactResume(folder, every_n_train_steps=1),
+        callbacks=[Augment(rotation=10, target_kind=target_kind), mixing,
+                   ExactResume(folder, every_n_train_steps=1),
                    Kill(when if how == "step" else None), rows],
     )  # fmt: skip
-    data = DigitsDataModule(batch_size=64, num_workers=workers)
     trainer.fit(model, datamodule=data, ckpt_path="last")
     if trainer.is_global_zero:
         torch.save(model.state_dict(), f"{folder}/weights.pt")
@@ -79,11 +96,11 @@ def fit(folder, how, when, devices, workers):
             json.dump(rows.rows, file)
 
 
-def start(folder, how, when=0, *, devices=1, workers=0):
+def start(folder, how, when=0, *, devices=1, workers=0, problem=classes):
     """Start processes that fit in `folder` and are killed `how`, `when`."""
     ranks = forked.ranks(devices) if devices > 1 else [{}]
     code = -signal.SIGKILL if how in ("step", "write") else 0
-    forked.run(fit, folder, how, when, devices, workers, code=code, environments=ranks)
+    forked.run(fit, folder, how, when, devices, workers, problem, code=code, environments=ranks)
 
 
 def assert_same(tmp_path):
@@ -93,11 +110,13 @@ def assert_same(tmp_path):
     assert rows[1] and rows[1] == rows[0][-len(rows[1]) :]
 
 
-@pytest.mark.parametrize("devices, workers", [(1, 2), (2, 0)])
-def test_killed_at_a_step(devices, workers, tmp_path):
-    settings = {"devices": devices, "workers": workers}
+@pytest.mark.parametrize(
+    "devices, workers, problem", [(1, 2, classes), (2, 0, classes), (1, 0, masks)]
+)
+def test_killed_at_a_step(devices, workers, problem, tmp_path):
+    settings = {"devices": devices, "workers": workers, "problem": problem}
     start("whole", "not", **settings)
-    start("killed", "step", 13 if devices == 2 else 27, **settings)
+    start("killed", "step", 27 if workers else 13, **settings)
     # Not seeded this time: everything must come from the file.
     start("killed", "resume", **settings)
     assert_same(tmp_path)

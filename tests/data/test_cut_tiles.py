@@ -1,10 +1,13 @@
 """Large images cut into tiles, and maps of tiles put together, against loops over pixels."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from dlblocks.cli import main
 from dlblocks.crossval import cross_validate
 from dlblocks.data import ArrayDataModule, SegmentationDataModule, cut_tiles, join_tiles
 from dlblocks.models import Segmenter
@@ -163,3 +166,27 @@ def test_arrays_of_tiles_take_their_positions():
     data = ArrayDataModule(tiles, masks, positions=positions, split="blocks", num_folds=4)
     assert sorted(len(rows["val"]) for rows in data.splits(4)) == [4, 4, 4, 4]
     assert {len(rows["train"]) for rows in data.splits(4)} == {16 - 4 - 5}
+
+
+def test_the_command_line_cuts_and_splits(folders, tmp_path):
+    folder, *_ = folders
+    main([
+        "cross-validate", "--model=UNetSegmenter", "--model.width=2", "--model.depth=1",
+        "--data=SegmentationDataModule", f"--data.images={folder / 'images'}",
+        f"--data.masks={folder / 'masks'}", "--data.class_names=[a,b,c]", "--data.tile=8",
+        "--data.stride=4", "--data.split=blocks", "--data.margin=2", "--data.num_blocks=4",
+        "--data.batch_size=16", "--num_folds=2", f"--run_dir={tmp_path / 'run'}",
+        "--trainer.max_epochs=1", "--trainer.accelerator=cpu",
+    ])  # fmt: skip
+    written = json.loads((tmp_path / "run" / "folds.json").read_text())
+    positions = make(
+        folder, tile=8, stride=4, split="blocks", class_names=[*"abc"]
+    ).columns.positions[:, :3].astype(int)  # fmt: skip
+    for fold in written["folds"]:
+        for image, r, c in positions[fold["selection"]].tolist():
+            near = [
+                abs(r - y) < 10 and abs(c - x) < 10
+                for i, y, x in positions[fold["val"]].tolist()
+                if i == image
+            ]
+            assert not any(near)

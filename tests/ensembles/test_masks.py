@@ -95,10 +95,9 @@ def test_votes_are_those_of_a_loop():
     index, parts = np.array([1, 4, 5, 9]), []
     for size in (2, 3, 3, 2):
         rows = np.sort(rng.choice(index[:3], size, replace=False))
-        parts.append(PredictionTable(
-            {"index": rows, "target": (np.full((size, 2, 3), 7) + rows[:, None, None]).astype(np.uint8),
-             "prediction": rng.integers(0, C, (size, 2, 3)).astype(np.uint8)},
-        ))  # fmt: skip
+        target = np.broadcast_to(7 + rows[:, None, None], (size, 2, 3)).astype(np.uint8)
+        guess = rng.integers(0, C, (size, 2, 3)).astype(np.uint8)
+        parts.append(PredictionTable({"index": rows, "target": target, "prediction": guess}))
     found = combine(index, None, parts, voting="soft")
     for i, row in enumerate(index):
         each = [part.prediction[part.index == row][0] for part in parts if row in part.index]
