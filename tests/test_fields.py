@@ -379,23 +379,42 @@ def test_kinds_can_be_given_on_the_command_line(tmp_path):
     assert made.data.kinds["inputs"] == Tokens()
 
 
-def test_boxes_are_refused_by_name_before_the_first_step(make_trainer):
-    boxes = Ragged.of([torch.rand(i % 3, 4) for i in range(N)])
+def corners(count):
+    """Boxes of an image of 8 × 8 pixels."""
+    low = torch.rand(count, 2) * 4
+    return torch.cat([low, low + 1 + torch.rand(count, 2) * 3], 1)
+
+
+def test_boxes_come_as_torchvisions_dictionaries(make_trainer):
+    boxes = Ragged.of([corners(i % 3) for i in range(N)])
     data = ArrayDataModule(torch.zeros(N, 1, 8, 8), boxes, val_fraction=0.25, batch_size=4)
     seen = []
-    with pytest.raises(ValueError, match="Augment cannot change targets of kind 'boxes'"):
-        make_trainer(callbacks=[Augment(rotation=5)]).fit(module(seen), datamodule=data)
-    assert not seen
     make_trainer(max_epochs=1).fit(module(seen), datamodule=data)
     assert all(len(inputs) == len(targets) for inputs, targets in seen)
     index = data.indices("train")
     for inputs, targets, row in data.predict_dataloader():
-        assert [t.shape for t in targets] == [(int(i) % 3, 4) for i in row]
+        assert [t["boxes"].shape for t in targets] == [(int(i) % 3, 4) for i in row]
+        assert [t["labels"].tolist() for t in targets] == [[0] * (int(i) % 3) for i in row]
         assert len(inputs) == len(row)
-    assert torch.equal(data.arrays("train")[1][0], boxes[int(index[0])])
-    other = Ragged.of([*(boxes[i] for i in range(N - 1)), torch.ones(2, 4)])
+    assert torch.equal(data.arrays("train")[1][0]["boxes"], boxes[int(index[0])])
+    other = Ragged.of([*(boxes[i] for i in range(N - 1)), corners(2)])
     changed = ArrayDataModule(torch.zeros(N, 1, 8, 8), other)
     assert changed.fingerprint() != data.fingerprint()
+
+
+@dataclass(frozen=True)
+class Fixed(Kind):
+    """Values for which nobody knows how they move."""
+
+    refusal = "they cannot; remove transforms that move pixels"
+
+
+def test_a_kind_that_cannot_move_is_refused_by_name_before_the_first_step(make_trainer):
+    data = ArrayDataModule(torch.zeros(N, 1, 8, 8), torch.rand(N), target_kind=Fixed())
+    seen = []
+    with pytest.raises(ValueError, match="Augment cannot change targets of kind 'fixed'"):
+        make_trainer(callbacks=[Augment(rotation=5)]).fit(module(seen), datamodule=data)
+    assert not seen
 
 
 def test_transforms_of_single_images_are_refused_for_masks():
@@ -516,7 +535,11 @@ def test_float_tokens_and_masks_are_refused():
         (torch.zeros(8, 3, 4, 4).byte(), torch.rand(8, 2), (Image(), ValuesKind())),
         (torch.zeros(8, 3, 4, 4), torch.arange(128).view(8, 4, 4) % 3, (Image(), Mask())),
         (torch.zeros(8, 3), torch.tensor([[1, 1], [0, 1]] * 4), (Features(), Labels())),
-        (torch.zeros(8, 3, 4, 4), Ragged.of([torch.rand(2, 4)] * 8), (Image(), Boxes())),
+        (
+            torch.zeros(8, 3, 4, 4),
+            Ragged.of([torch.tensor([[0.0, 1, 2, 3]])] * 8),
+            (Image(), Boxes()),
+        ),
     ],
 )
 def test_kinds_are_found(inputs, targets, kinds):
@@ -614,4 +637,4 @@ def test_ragged_is_a_list_of_rows():
         with pytest.raises(ValueError, match="offsets must"):
             Ragged(torch.zeros(5, 4), torch.tensor(offsets))
     data = ArrayDataset(torch.arange(3.0)[:, None], ragged, kinds={"targets": Boxes()})
-    assert torch.equal(data[2][1], rows[2])
+    assert torch.equal(data[2][1]["boxes"], rows[2])

@@ -102,7 +102,14 @@ def test_counts_and_boxes_as_targets():
     boxes.setup()
     inputs, targets = next(iter(boxes.val_dataloader()))[:2]
     assert len(targets) == len(inputs)
-    assert targets[0].shape[1:] == (4,)
+    rows = boxes.indices("val")[: len(targets)].tolist()
+    for row, target in zip(rows, targets, strict=True):
+        assert torch.equal(target["boxes"], boxes.boxes[row])
+        assert torch.equal(target["labels"], boxes.labels[row])
+    assert boxes.class_names == [str(i) for i in range(10)]
+    one = DigitScenesDataModule(**FEW, target="boxes", classes="digit")
+    assert one.class_names == ["digit"]
+    assert not one.source.targets.values[:, 4].any()
 
 
 @pytest.mark.parametrize(
