@@ -1,4 +1,4 @@
-"""Rows of unequal length: all of a data set, and those of a batch."""
+"""Rows of unequal length, of a data set and of a batch."""
 
 from __future__ import annotations
 

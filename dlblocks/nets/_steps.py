@@ -12,9 +12,9 @@ from dlblocks.fields import Padded
 class Steps(nn.Module):
     """Turn inputs into steps (B, T, F) and lengths.
 
-    The lengths are None if they are equal. Inputs are features (B, T, F), or `Padded` ones. With `num_tokens` they are whole numbers
-    (B, T), or `Padded`, whose vectors are learned. Images (B, C, H, W) are read row by row: H steps
-    of C · W features.
+    The lengths are None if they are equal. Inputs are features (B, T, F), or `Padded` ones. With
+    `num_tokens` they are whole numbers (B, T), or `Padded`, whose vectors are learned. Images
+    (B, C, H, W) are read row by row: H steps of C · W features.
 
     Args:
         in_features: Features F of a step.

@@ -139,7 +139,7 @@ class SequenceTransformer(_Pooled):
 
 
 class ViT(_Pooled):
-    """A vision Transformer, which reads an image as patches (Dosovitskiy et al. 2021).
+    """A vision Transformer over patches (ViT, Dosovitskiy et al. 2021).
 
     An image is cut into patches of P × P pixels. Each becomes a token of size D by one linear
     layer, and gets a learned position.
@@ -207,9 +207,9 @@ class ViT(_Pooled):
         return self._outputs(self._patches(inputs), None)
 
     def attention_maps(self, inputs: Tensor) -> list[Tensor]:
-        """Return the attention weights of each block, (N, heads, T, T) for T patches.
+        """Return the attention weights of each block, (N, heads, T, T).
 
-        With ``pool="token"`` the learned token comes before the patches.
+        T is the number of patches. With ``pool="token"`` the learned token comes before the patches.
         """
         return self._maps(self._patches(inputs), None)
 

@@ -20,8 +20,8 @@ def attention(
 ) -> Figure:
     """Draw the attention of one sequence as heat maps.
 
-    Each block has a row of heat maps, one for each head. Row i of a heat map shows how much position i attends to each position. All have one scale, from
-    0 to the largest weight.
+    Each block has a row of heat maps, one for each head. Row i of a heat map shows how much
+    position i attends to each position. All have one scale, from 0 to the largest weight.
 
     Args:
         maps: The weights of each block, shape (heads, T, S), such as
