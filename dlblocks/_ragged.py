@@ -1,4 +1,4 @@
-"""Rows of unequal length: all of a data set, and those of a batch."""
+"""Rows of unequal length, of a data set and of a batch."""
 
 from __future__ import annotations
 
@@ -47,7 +47,11 @@ class Padded(NamedTuple):
         return steps < self.lengths[:, None]
 
     def masked(self, values: Tensor) -> Padded:
-        """Return other values (B, T, ...) of the same lengths, with padding 0."""
+        """Return other values of the same lengths.
+
+        Args:
+            values: Shape (B, T, ...). Their padding becomes 0, in a copy.
+        """
         mask = self.mask.reshape(*self.mask.shape, *[1] * (values.ndim - 2))
         return Padded(values.masked_fill(~mask, 0), self.lengths)
 
@@ -74,7 +78,7 @@ class Padded(NamedTuple):
 
 
 class Ragged:
-    """Rows of unequal length, such as the boxes of each image, or sequences.
+    """Rows of unequal length, such as boxes of images, or sequences.
 
     Args:
         values: All rows one after the other, shape (T, ...).
@@ -146,13 +150,13 @@ class Ragged:
         return self.values.is_floating_point()
 
     def positions(self, rows: Tensor) -> Tensor:
-        """Return where the values of some rows are, int64, one row after the other."""
+        """Return the positions of some rows in `values`, one after the other."""
         lengths = self.lengths[rows]
         starts = self.offsets[:-1][rows] - (lengths.cumsum(0) - lengths)
         return starts.repeat_interleave(lengths) + torch.arange(int(lengths.sum()))
 
     def padded(self, rows: Tensor) -> Padded:
-        """Return some rows as one tensor, padded with 0 to the longest of them.
+        """Return some rows, padded with 0 to the longest.
 
         Args:
             rows: int64 of shape (B,), on any device.

@@ -1,7 +1,8 @@
-"""Transformers on handwritten digits: over the eight rows, and over 16 patches (ViT).
+"""Transformers on handwritten digits, over rows and over patches.
 
-1,797 digits of 8×8 pixels, the same folds and small random shifts, rotations and scales for both.
-An RBF SVM and logistic regression have the same folds.
+One reads an image as eight rows, the other (ViT) as 16 patches of 2×2 pixels. 1,797 digits of 8×8
+pixels, the same folds and small random shifts, rotations and scales for both. An RBF SVM and
+logistic regression have the same folds.
 
 Result: TODO.
 """
@@ -41,7 +42,7 @@ def main(
     precision: str = "32-true",
     seed: int = 0,
 ) -> None:
-    """Transformers on handwritten digits: over the eight rows, and over 16 patches (ViT).
+    """Transformers on handwritten digits, over rows and over patches.
 
     Args:
         nets: A small vision Transformer over patches of 2×2 pixels, and a Transformer over rows.
@@ -95,7 +96,7 @@ def main(
             seed=seed,
         )
         scores[net] = result.values("val/accuracy")
-        # The first fold's model, on digits that it has not seen.
+        # The first fold's model, on digits of its validation fold.
         model = load(result.run_dir / result.folds[0]["checkpoint"])
         assert isinstance(model, (TransformerClassifier, ViTClassifier))
         images, targets, _ = source.for_fold(0, num_folds).arrays("val")

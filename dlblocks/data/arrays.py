@@ -175,7 +175,7 @@ def _array(values: Any) -> Any:
 
 
 def _sequences(inputs: Any, test_inputs: Any) -> tuple[Any, Any]:
-    """Make sequences of unequal length `Ragged`, in both sets if there are some in one."""
+    """Make both sets `Ragged` if one has unequal lengths."""
     given = {"inputs": inputs, "test_inputs": test_inputs}
     if not any(isinstance(values, Ragged) or _is_uneven(values) for values in given.values()):
         return inputs, test_inputs

@@ -254,9 +254,10 @@ def one_size(files: Sequence[str]) -> tuple[int, int]:
 
 @dataclass
 class SequenceEncoder(ArrayEncoder):
-    """Read sequences of any length: lists of arrays (T_i, ...), `Ragged`, or arrays (N, T, ...).
+    """Read sequences of any length.
 
-    The first entry of `shape`, the length, is None.
+    Data are lists of arrays (T_i, ...), `Ragged`, `Padded`, or arrays (N, T, ...). The first entry
+    of `shape`, the length, is None.
     """
 
     kind: ClassVar[str] = "sequences"

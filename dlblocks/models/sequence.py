@@ -1,4 +1,4 @@
-"""Classifiers and regressors of sequences: recurrent nets and Transformers."""
+"""Recurrent nets and Transformers as classifiers and regressors."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class _AttentionClassifier(Classifier):
 
     @torch.no_grad()
     def attention_maps(self, inputs: Tensor | Padded) -> list[Tensor]:
-        """Return the weights of the attention (N, heads, T, T) of each block.
+        """Return the attention weights of each block, (N, heads, T, T).
 
         Row i of a map holds the weights by which position i attends to all positions. They are
         computed in evaluation mode. With ``pool="token"`` the learned token is the first position.

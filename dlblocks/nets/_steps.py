@@ -10,11 +10,11 @@ from dlblocks.fields import Padded
 
 
 class Steps(nn.Module):
-    """Turn inputs into steps (B, T, F), with their lengths if these are unequal.
+    """Turn inputs into steps (B, T, F) and lengths.
 
-    Inputs are features (B, T, F), or `Padded` ones. With `num_tokens` they are whole numbers
-    (B, T), or `Padded`, whose vectors are learned. Images (B, C, H, W) are read row by row: H steps
-    of C · W features.
+    The lengths are None if they are equal. Inputs are features (B, T, F), or `Padded` ones. With
+    `num_tokens` they are whole numbers (B, T), or `Padded`, whose vectors are learned. Images
+    (B, C, H, W) are read row by row: H steps of C · W features.
 
     Args:
         in_features: Features F of a step.
@@ -84,9 +84,9 @@ class Steps(nn.Module):
 
 
 def mean_of_steps(steps: Tensor, lengths: Tensor | None) -> Tensor:
-    """Return the mean over the steps (B, T, D) of each sequence, shape (B, D).
+    """Average the steps (B, T, D) of each sequence.
 
-    It is 0 for a sequence without steps.
+    The result (B, D) is 0 for a sequence without steps.
     """
     if lengths is None:
         return steps.mean(1)

@@ -1,4 +1,4 @@
-"""Recurrent nets: vanilla (Elman 1990), LSTM and GRU."""
+"""Recurrent nets (vanilla, LSTM and GRU)."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ Pool = Literal["mean", "token"]
 
 
 class _Pooled(nn.Module):
-    """A `Transformer`, the mean of its tokens or a token of its own, and a linear layer."""
+    """A `Transformer`, pooled into one vector, and a linear layer."""
 
     def __init__(self, out_features: int, pool: str, **kwargs: Any) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class _Pooled(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def _extended(self, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Put the token of its own before the others (N, T, D), if there is one."""
+        """Put the learned token, if any, before the others (N, T, D)."""
         if self.token is None:
             return x, lengths
         x = torch.cat([self.token.to(x.dtype).expand(len(x), 1, -1), x], 1)
@@ -119,7 +119,7 @@ class SequenceTransformer(_Pooled):
         return self._outputs(self.embed(x), lengths)
 
     def attention_maps(self, inputs: Tensor | Padded) -> list[Tensor]:
-        """Return the weights of the attention (N, heads, T, T) of each block.
+        """Return the attention weights of each block, (N, heads, T, T).
 
         With ``pool="token"`` the learned token is the first of T + 1.
         """
@@ -139,7 +139,7 @@ class SequenceTransformer(_Pooled):
 
 
 class ViT(_Pooled):
-    """A vision Transformer (Dosovitskiy et al. 2021): a Transformer over patches of an image.
+    """A vision Transformer over patches (ViT, Dosovitskiy et al. 2021).
 
     An image is cut into patches of P × P pixels. Each becomes a token of size D by one linear
     layer, and gets a learned position.
@@ -207,9 +207,9 @@ class ViT(_Pooled):
         return self._outputs(self._patches(inputs), None)
 
     def attention_maps(self, inputs: Tensor) -> list[Tensor]:
-        """Return the weights of the attention (N, heads, patches, patches) of each block.
+        """Return the attention weights of each block, (N, heads, T, T).
 
-        With ``pool="token"`` the learned token comes before the patches.
+        T is the number of patches. With ``pool="token"`` the learned token comes before the patches.
         """
         return self._maps(self._patches(inputs), None)
 

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 def attention(
     maps: Sequence[npt.ArrayLike], labels: Sequence[str] | None = None, *, title: str = ""
 ) -> Figure:
-    """Draw the attention of one sequence: a row of heat maps for each block, one for each head.
+    """Draw the attention of one sequence as heat maps.
 
-    Row i of a heat map shows how much position i attends to each position. All have one scale, from
-    0 to the largest weight.
+    Each block has a row of heat maps, one for each head. Row i of a heat map shows how much
+    position i attends to each position. All have one scale, from 0 to the largest weight.
 
     Args:
         maps: The weights of each block, shape (heads, T, S), such as
@@ -30,7 +30,7 @@ def attention(
         title: Title of the figure.
 
     Raises:
-        ValueError: There is no map, maps have another shape, or labels another length.
+        ValueError: `maps` is empty or has another shape, or `labels` has another length.
     """
     blocks = [as_numpy(block) for block in maps]
     check_lengths(maps=blocks)
