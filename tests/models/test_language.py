@@ -3,6 +3,7 @@
 import copy
 import math
 
+import forked
 import lightning.pytorch as pl
 import numpy as np
 import pytest
@@ -162,6 +163,29 @@ def test_micro_batches_equal_one_batch(make, tmp_path):
         weights.append(nn.utils.parameters_to_vector(model.parameters()).detach())
     torch.testing.assert_close(weights[1], weights[0], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(weights[2], weights[0], atol=1e-5, rtol=1e-4)
+
+
+def fit_on(devices):
+    """Train on one device or two; batches of 8 are the same samples."""
+    model, data = gpt(), arrays(batch_size=8 // devices)
+    model.optimizer_name, model.lr = "sgd", 0.1
+    strategy = {"strategy": "ddp", "devices": 2} if devices > 1 else {}
+    fit = trainer(".", limit_train_batches=2, **strategy)
+    fit.fit(model, data)
+    (found,) = fit.validate(model, data, verbose=False)
+    if fit.is_global_zero:
+        weights = nn.utils.parameters_to_vector(model.parameters()).detach()
+        torch.save({"weights": weights, **found}, f"{devices}.pt")
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    forked.run(fit_on, 1)
+    forked.torchrun(fit_on, 2)
+    one, two = (torch.load(f"{n}.pt") for n in (1, 2))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=1e-5, rtol=1e-4, msg=name)
 
 
 # Nets
