@@ -167,9 +167,10 @@ def scaled_errors(table: PredictionTable) -> np.ndarray:
 
 def draw(path: Any, datamodule: ForecastDataModule, table: PredictionTable) -> None:
     """Draw six test windows."""
-    some = table[np.linspace(0, len(table) - 1, 6).astype(int)]
+    places = np.linspace(0, len(table) - 1, 6).astype(int)
+    some = table[places]
     windows = datamodule.windows
-    past = datamodule.source.inputs[some.index, : datamodule.context, 0]
+    past = datamodule.arrays("test")[0][:, : datamodule.context, 0][places]
     figure = plots.forecasts(
         past,
         some.prediction,

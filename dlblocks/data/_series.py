@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dlblocks._errors import did_you_mean
-from dlblocks.data._read_csv import read_table
+from dlblocks.data._read_csv import NO_NAME, read_table
 
 Array = npt.NDArray[Any]
 
@@ -43,8 +44,8 @@ class Clock:
     rest: int = 0
 
     def times(self, steps: Array) -> Array:
-        """Return the times of steps: numbers, or datetime64[s]."""
-        places = self.start + np.asarray(steps) * self.step
+        """Return the times of steps, numbers or datetime64[s]."""
+        places: Array = self.start + np.asarray(steps) * self.step
         if self.unit == "seconds":
             return places.astype("int64").astype("datetime64[s]")
         if self.unit == "months":
@@ -64,26 +65,37 @@ class Clock:
         return SEASONS.get((self.unit, int(self.step)))
 
     def calendar(self, steps: Array, names: Sequence[str]) -> Array:
-        """Return sine and cosine of the place in each period, shape (T, 2 · len(names))."""
+        """Return sine and cosine of the place in each period.
+
+        Args:
+            steps: Shape (T,).
+            names: Names in `CALENDAR`, P of them.
+
+        Returns:
+            Shape (T, 2 P).
+        """
         times = self.times(steps)
         columns = []
         for name in names:
             angle = 2 * np.pi * _place(times, name) / CALENDAR[name]
             columns += [np.sin(angle), np.cos(angle)]
-        return np.stack(columns, 1) if columns else np.empty((len(times), 0))
+        found: Array = np.stack(columns, 1) if columns else np.empty((len(times), 0))
+        return found
 
 
 def _place(times: Array, name: str) -> Array:
     """Count from 0 within a period of the calendar."""
     if name in ("month", "quarter"):
-        months = times.astype("datetime64[M]").astype(int) % 12
+        months: Array = times.astype("datetime64[M]").astype(int) % 12
         return months // 3 if name == "quarter" else months
     if name == "day_of_month":
         days = times.astype("datetime64[D]") - times.astype("datetime64[M]").astype("datetime64[D]")
-        return days.astype(int)
+        found: Array = days.astype(int)
+        return found
     if name == "weekday":
-        return (times.astype("datetime64[D]").astype(int) + 3) % 7  # 1970 began on a Thursday
-    seconds = times.astype("datetime64[s]").astype(int)
+        found = (times.astype("datetime64[D]").astype(int) + 3) % 7  # 1970 began on a Thursday
+        return found
+    seconds: Array = times.astype("datetime64[s]").astype(int)
     return seconds // 3600 % 24 if name == "hour" else seconds // 60 % 60
 
 
@@ -228,15 +240,16 @@ def _from_table(
         table = table.reset_index(drop=True)
     else:
         index = None
-    for argument, column in (("time", time), ("series", series)):
-        if column is not None:
-            _check_column(argument, column, table)
-    for column in covariates:
-        _check_column("covariates", column, table)
-    others = [c for c in table.columns if c not in {time, series, *covariates}]
+    for argument, given in (("time", time), ("series", series)):
+        if given is not None:
+            _check_column(argument, given, table)
+    for name in covariates:
+        _check_column("covariates", name, table)
+    used = {time, series, *covariates}
+    others = [c for c in table.columns if c not in used and not str(c).startswith(NO_NAME)]
     wanted = others if value is None else [value] if isinstance(value, str) else list(value)
-    for column in wanted:
-        _check_column("value", column, table)
+    for name in wanted:
+        _check_column("value", name, table)
     if not wanted:
         raise ValueError("data has no column of values; set value=.")
     if series is not None and len(wanted) > 1:
@@ -323,7 +336,8 @@ def _numbers(cells: Any, column: str) -> Array:
             f"column {column!r} has {cells.iloc[row]!r} in row {row + 1}, which is not a number; "
             "name the columns to use by value=, time= and series=."
         )
-    return found.to_numpy(dtype=float)
+    values: Array = found.to_numpy(dtype=float)
+    return values
 
 
 def _times(cells: Any, column: str) -> Array:
@@ -335,7 +349,8 @@ def _times(cells: Any, column: str) -> Array:
         row = int(cells.isna().to_numpy().argmax()) + 1
         raise ValueError(f"column {column!r} has no time in row {row}; add it, or leave it out.")
     if pd.api.types.is_numeric_dtype(cells):
-        return cells.to_numpy(dtype=float)
+        numbers: Array = cells.to_numpy(dtype=float)
+        return numbers
     try:
         found = pd.to_datetime(cells, utc=True)
     except (ValueError, TypeError) as error:
@@ -343,7 +358,8 @@ def _times(cells: Any, column: str) -> Array:
             f"column {column!r} has times that cannot be read ({error}); write them as "
             "2020-01-31, or as numbers."
         ) from error
-    return found.dt.tz_localize(None).to_numpy().astype("datetime64[s]")
+    times: Array = found.dt.tz_localize(None).to_numpy().astype("datetime64[s]")
+    return times
 
 
 def find_clock(times: Array, regular: bool = True) -> Clock:
@@ -375,7 +391,7 @@ def find_clock(times: Array, regular: bool = True) -> Clock:
 
 
 def _usual(distances: Array) -> float:
-    """Return the most frequent distance; of equally frequent ones the smallest."""
+    """Return the most frequent distance, the smallest of several."""
     found, counts = np.unique(np.round(distances, 9), return_counts=True)
     return float(found[counts.argmax()])
 
@@ -432,7 +448,11 @@ SETS = {
 
 
 def read_named(name: str) -> tuple[Any, dict[str, Any]]:
-    """Read a data set by its name, a DataFrame and arguments of `read_panel`."""
+    """Read a data set by its name.
+
+    Returns:
+        A DataFrame and its arguments of `read_panel`.
+    """
     import pandas as pd
 
     if name == "stocks":
@@ -443,7 +463,7 @@ def read_named(name: str) -> tuple[Any, dict[str, Any]]:
         # Rows between are those of dividends, without a price of all.
         return table[table["Date"].str.endswith("-01")], {"time": "Date"}
     try:
-        from statsmodels import datasets
+        datasets = importlib.import_module("statsmodels.datasets")
     except ImportError as error:
         raise ModuleNotFoundError(
             f"data={name!r} is a data set of statsmodels: pip install statsmodels."

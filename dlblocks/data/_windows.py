@@ -9,10 +9,10 @@ from dlblocks.data._series import Array
 
 
 def naive_errors(values: Array, season: int) -> Array:
-    """Return the mean of ``|y_i - y_(i-season)|`` up to each step, shape (T,).
+    """Return the mean of ``|y_i - y_(i-season)|`` up to each step.
 
-    Where it is 0 it is replaced by the mean of ``|y_i|``, or by 1 if that is 0 too. The first
-    `season` steps, which have none, are NaN.
+    The mean of ``|y_i|`` replaces an error of 0, and 1 replaces it if that is 0 too. The first
+    `season` steps have no error and are NaN. The result has shape (T,).
 
     Example:
         >>> naive_errors(np.array([1.0, 3.0, 2.0]), 1)
@@ -36,7 +36,9 @@ def window_inputs(
     context: int,
     horizon: int,
 ) -> Array:
-    """Return the inputs of windows of one series; see `ForecastDataModule`.
+    """Return the inputs of windows of one series.
+
+    `ForecastDataModule` says what they hold.
 
     Args:
         values: Shape (T,).

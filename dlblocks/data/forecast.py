@@ -33,9 +33,9 @@ class Window(Kind):
 
 
 class ForecastDataModule(DataModule):
-    """Windows of one or many time series: `context` past steps, and `horizon` steps to forecast.
+    """Windows of one or many time series.
 
-    A sample is a window. Its origin is the last past step. Inputs are (N, context + horizon, C),
+    A sample is a window of `context` past steps and `horizon` steps to forecast. Its origin is the last past step. Inputs are (N, context + horizon, C),
     float32, in the units of the series. Channel 0 is the value, 0 in the horizon. Then come the
     known inputs of all steps: `covariates`, and sine and cosine of each entry of `calendar`. The
     last two are the number of the series, and its naive error: the mean of ``|y_i - y_(i-season)|``
@@ -129,7 +129,8 @@ class ForecastDataModule(DataModule):
             check_range("season", season, 1)
         for name in calendar:
             check_choice("calendar", name, list(CALENDAR))
-        check_choice("normalize", normalize, ["series", "global", True, False])
+        if not isinstance(normalize, bool):
+            check_choice("normalize", normalize, ["series", "global"])
         if calendar and not regular:
             raise ValueError(
                 f"calendar={list(calendar)} needs the dates of steps to come, which regular=False "
@@ -213,7 +214,7 @@ class ForecastDataModule(DataModule):
     def known_names(self) -> list[str]:
         """Names of the known inputs."""
         ends = ("sin", "cos")
-        return self.reading["covariates"] + [f"{c}_{end}" for c in self.calendar for end in ends]
+        return [*self.reading["covariates"], *(f"{c}_{e}" for c in self.calendar for e in ends)]
 
     @property
     def num_known(self) -> int:
@@ -286,9 +287,9 @@ class ForecastDataModule(DataModule):
 
     @property
     def windows(self) -> dict[str, Array]:
-        """Series and origin of each window, in the order of `source`, arrays (N,).
+        """Series and origin of each window, arrays (N,).
 
-        An origin is a date, or a number. The first target is one step later.
+        They are in the order of `source`. An origin is a date, or a number. The first target is one step later.
         """
         names = np.array(self.panel.names)
         return {
@@ -297,9 +298,10 @@ class ForecastDataModule(DataModule):
         }
 
     def history(self, row: int) -> Array:
-        """Return all values of a window's series up to its origin, shape (T,)."""
+        """Return the values of a window's series up to its origin."""
         i = self.series_numbers[row]
-        return self.panel.values[i][: self.origins[row] - self.panel.starts[i] + 1]
+        found: Array = self.panel.values[i][: self.origins[row] - self.panel.starts[i] + 1]
+        return found
 
     # Splits
 
@@ -308,7 +310,7 @@ class ForecastDataModule(DataModule):
         return (rest if self.development is None else self.development), test
 
     def _last(self, rows: Indices, fraction: float, argument: str) -> tuple[Indices, Indices]:
-        """Hold out the rows of the last origins, and drop those that reach into them."""
+        """Hold out the last origins, and drop windows that reach into them."""
         origins = self.origins[rows]
         unique = np.unique(origins)
         _, last = holdout(len(unique), fraction, in_order=True)
@@ -358,14 +360,14 @@ class ForecastDataModule(DataModule):
     # Scales
 
     def _fit_statistics(self) -> None:
-        """Leave the batches as they are; see `scales`."""
+        """Leave the batches as they are."""
 
     @property
     def scales(self) -> dict[str, torch.Tensor]:
         """Statistics of this fold's training past, for a `SeriesScaler`.
 
-        ``level`` and ``spread`` (S + 1,), the last for series that training has not; ``mean`` and
-        ``std`` (K,) of the known inputs, 0 and 1 for those of the calendar.
+        ``level`` and ``spread`` have shape (S + 1,), the last for series that are new. ``mean``
+        and ``std`` (K,) are those of the known inputs, 0 and 1 for the calendar.
         """
         self.setup()
         panel = self.panel

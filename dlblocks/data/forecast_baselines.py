@@ -1,4 +1,4 @@
-"""Forecasts without a net: the last value, the last season, and exponential smoothing.
+"""Forecast without a net, by the last season or exponential smoothing.
 
 References:
     - Holt: Forecasting seasonals and trends by exponentially weighted moving averages. 1957;
@@ -120,7 +120,7 @@ class ExponentialSmoothing:
         return ahead, levels, trends, seasons
 
     def forecast(self, values: Array, origins: Any, horizon: int) -> Array:
-        """Forecast from several origins; only values up to an origin count.
+        """Forecast from several origins, each by the values up to it.
 
         Args:
             values: Shape (T,).
@@ -135,11 +135,14 @@ class ExponentialSmoothing:
         steps = np.arange(horizon)
         damping = np.cumsum(self.phi ** (steps + 1.0))
         found: Array = levels[origins] + damping * trends[origins]
-        return found + seasons[origins + 1 + steps % self.season]
+        found = found + seasons[origins + 1 + steps % self.season]
+        return found
 
     @classmethod
     def fit(cls, values: Array, season: int = 1) -> ExponentialSmoothing:
-        """Choose parameters by the squared errors of one step, on a grid that is refined.
+        """Choose parameters by the squared errors of one step.
+
+        All combinations of a grid are tried, then finer ones around the best.
 
         Args:
             values: Shape (T,), of at least two seasons and two steps.
@@ -181,8 +184,8 @@ def baseline_tables(datamodule: Any, part: str = "test") -> dict[str, Prediction
     """Forecast the windows of a part without a net.
 
     Parameters of the exponential smoothing are those of each series up to the last training target.
-    A series that is too short by then has the defaults. Its level, trend and season go on with all
-    values up to each origin.
+    A series that is too short by then has the defaults. Level, trend and season follow all values
+    up to each origin.
 
     Args:
         datamodule: A `ForecastDataModule`.

@@ -19,7 +19,7 @@ MIN_SPREAD = 1e-3  # of a window, in spreads of its series
 
 
 class Forecaster(Model):
-    """A forecaster over any net that maps the steps of a window to the steps of the horizon.
+    """A forecaster over any net.
 
     Inputs are windows (N, L, C) of a `dlblocks.data.ForecastDataModule` with L = context + horizon
     steps, in the units of the series. Channel 0 is the value, 0 in the horizon; then come K known
@@ -127,7 +127,9 @@ class Forecaster(Model):
 
 
 class LSTMForecaster(Forecaster):
-    """An LSTM as forecaster; see `dlblocks.nets.LSTMForecast`.
+    """An LSTM as forecaster.
+
+    The net is `dlblocks.nets.LSTMForecast`.
 
     Args:
         horizon: Number of steps to forecast.
@@ -164,7 +166,9 @@ class LSTMForecaster(Forecaster):
 
 
 class TransformerForecaster(Forecaster):
-    """A Transformer as forecaster; see `dlblocks.nets.TransformerForecast`.
+    """A Transformer as forecaster.
+
+    The net is `dlblocks.nets.TransformerForecast`.
 
     Args:
         horizon: Number of steps to forecast.

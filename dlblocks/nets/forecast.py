@@ -1,4 +1,4 @@
-"""Nets that forecast several steps of a series at once, and the scales of series."""
+"""Nets that forecast several steps of a series, and scales of series."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NUM_OTHERS = 3  # channels that are not known inputs
 
 
 class SeriesScaler(nn.Module):
-    """Level and spread of each series, and mean and standard deviation of known inputs.
+    """Scales of series and of known inputs.
 
     A fit with a `dlblocks.data.ForecastDataModule` sets it, once, to the statistics of the training
     past. They are saved with the weights. Until then level is 0 and spread 1.
@@ -70,14 +70,14 @@ class SeriesScaler(nn.Module):
         for name in self._buffers:  # the saved shapes replace those of the present statistics
             if prefix + name in state_dict:
                 like = self._buffers[name]
-                self._buffers[name] = torch.empty_like(state_dict[prefix + name]).to(like)  # type: ignore[arg-type]
+                self._buffers[name] = torch.empty_like(state_dict[prefix + name]).to(like)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class LSTMForecast(nn.Module):
-    """An LSTM (Hochreiter and Schmidhuber 1997) over a window, whose last steps are the horizon.
+    """Forecast by an LSTM (Hochreiter and Schmidhuber 1997).
 
-    At the steps to forecast it sees known inputs, and 0 for the value.
+    It reads a window whose last steps are the horizon. At the steps to forecast it sees known inputs, and 0 for the value.
 
     Args:
         in_features: Features of a step F.
@@ -123,9 +123,9 @@ class LSTMForecast(nn.Module):
 
 
 class TransformerForecast(nn.Module):
-    """A Transformer over the steps of a window, whose last steps are the horizon.
+    """Forecast by a Transformer over the steps of a window.
 
-    At the steps to forecast it sees known inputs, and 0 for the value. All steps attend to all.
+    The last steps are the horizon. At the steps to forecast it sees known inputs, and 0 for the value. All steps attend to all.
 
     Args:
         in_features: Features of a step F.
