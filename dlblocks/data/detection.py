@@ -16,12 +16,11 @@ from torch import Tensor
 
 from dlblocks._errors import check_choice, check_range, did_you_mean, whole
 from dlblocks.data._cache import cached_images, decode_all
-from dlblocks.data._images import decode
+from dlblocks.data._images import decode, size_of
 from dlblocks.data.annotations import Annotated, clipped, fitted, read_coco, read_voc
 from dlblocks.data.arrays import ArrayDataModule
 from dlblocks.data.datamodule import DataModule
 from dlblocks.data.image_folder import _named_by
-from dlblocks.data.segmentation import _size
 from dlblocks.data.source import Source
 from dlblocks.fields import Boxes, Ragged
 
@@ -193,7 +192,7 @@ class DetectionDataModule(DataModule):
         """Return height and width of decoded images; reads the heads of the files alone."""
         first: tuple[tuple[int, int], str] | None = None
         for one in read:
-            size = _size(one.file)
+            size = size_of(one.file)
             if one.size is not None and tuple(one.size) != size:
                 raise ValueError(
                     f"{one.file} has {size[0]}×{size[1]} pixels, but its annotation says "
