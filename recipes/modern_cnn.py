@@ -11,9 +11,9 @@ instead of a thousand. "stock" in the table is the number of parameters of the w
 ImageNet. torchvision's GoogLeNet has batch norm, which the paper of 2014 has not.
 
 Result: not complete yet. (seed 0, learning rate not tuned) In three epochs AlexNet has 69.4 %
-(folds of 52, 74 and 81 %) and VGG-11 20.8 %: without batch norm neither is trained in 113 steps. The one
-fold of ResNet-18 that was run has 96.7 %. GoogLeNet and DenseNet-121 were not run. (One thread of a
-busy machine, torch 2.14, lightning 2.6.6.)
+(folds of 52, 74 and 81 %) and VGG-11 20.8 %: without batch norm neither is trained in 113 steps.
+The one fold of ResNet-18 that was run has 96.7 %. GoogLeNet and DenseNet-121 were not run. (One
+thread of a busy machine, torch 2.14, lightning 2.6.6.)
 """
 
 from __future__ import annotations
