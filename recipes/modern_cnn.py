@@ -10,7 +10,10 @@ which takes no function away. Hidden layers have 512 units in place of 4096, to 
 instead of a thousand. "stock" in the table is the number of parameters of the whole net for
 ImageNet. torchvision's GoogLeNet has batch norm, which the paper of 2014 has not.
 
-RESULT
+Result: not complete yet. (seed 0, learning rate not tuned) In three epochs AlexNet has 69.4 %
+(folds of 52, 74 and 81 %) and VGG-11 20.8 %: without batch norm neither is trained in 113 steps.
+The one fold of ResNet-18 that was run has 96.7 %. GoogLeNet and DenseNet-121 were not run. (One
+thread of a busy machine, torch 2.14, lightning 2.6.6.)
 """
 
 from __future__ import annotations
@@ -114,7 +117,9 @@ def main(
     }
     say("\n" + table([{"net": arch, **row} for arch, row in metrics.items()]))
     say("difference: from the net before, with 95 % interval; p: corrected t-test on the folds")
-    scores = {arch: [row["val/accuracy"] for row in found[arch].folds] for arch in archs}
+    scores: dict[str, list[float]] = {
+        arch: [row["val/accuracy"] for row in found[arch].folds] for arch in archs
+    }
     figures = {
         "accuracy": plots.strip(
             scores,

@@ -135,11 +135,14 @@ def main(
         return
     assert result.oof is not None  # for the type checker
     places, folds = positions[result.oof.index], result.oof.fold
-    masks = {
-        "U-Net": join_tiles(result.oof.prediction, places)[0] == 1,
-        "Otsu": otsu(image),
-    }
-    block = join_tiles(np.broadcast_to(folds[:, None, None], (len(folds), TILE, TILE)), places)[0]
+
+    def joined(tiles: Array) -> Array:
+        found, whole = join_tiles(tiles, places)[0], np.full(image.shape, -1)
+        whole[: len(found), : found.shape[1]] = found  # a dev run has predicted a part alone
+        return whole
+
+    masks = {"U-Net": joined(result.oof.prediction) == 1, "Otsu": otsu(image)}
+    block = joined(np.broadcast_to(folds[:, None, None], (len(folds), TILE, TILE)))
     metrics: dict[str, dict[str, Any]] = {}
     for name, mask in masks.items():
         of_blocks = [iou(mask[block == i], outlines[block == i]) for i in np.unique(folds)]
@@ -154,8 +157,10 @@ def main(
          "nuclei": row["nuclei"], "F1 at IoU 0.5": row["f1"]}
         for name, row in metrics.items()
     ]))  # fmt: skip
-    of_folds = [row["folds"] for row in metrics.values()]
-    test = corrected_t_test(*of_folds, result.test_to_train, metric="IoU", bounds=(-1, 1))
+    unet, threshold = (metrics[name]["folds"] for name in masks)
+    test = corrected_t_test(
+        unet, threshold, result.test_to_train, metric="mean IoU", bounds=(-1, 1)
+    )
     print(f"{len(np.unique(outlines)) - 1} nuclei are outlined. U-Net minus Otsu: {test}")
     figure = plots.overlays(
         np.stack([image] * 2)[:, None],
