@@ -363,7 +363,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
 
     @property
     def _plane(self) -> Plane | None:
-        """Positions of the samples, or None if they do not decide the split."""
+        """Positions of the samples, if they decide the split."""
         positions = self.columns.positions
         if self.split != "blocks" or positions is None:
             return None
