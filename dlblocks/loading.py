@@ -305,7 +305,7 @@ class Predictor:
         return "×".join(map(str, (self.encoder.input_shape or [])[1:]))
 
     def _other_size(self, batch: Any) -> str:
-        """Return height and width of images of another size than in training, else ``""``."""
+        """Return the size of images if it is not that of training, else ``""``."""
         if not (isinstance(self.encoder, ArrayEncoder) and self.encoder.any_size):
             return ""
         images = batch[0] if isinstance(batch, (list, tuple)) else batch

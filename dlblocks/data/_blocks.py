@@ -1,4 +1,4 @@
-"""Split the tiles of large images into blocks of the plane, with a margin between the parts.
+"""Split the tiles of large images into blocks, with a margin.
 
 Random folds put neighbouring tiles on both sides, and such a score is too good. Blocks that are
 held out with a margin around them prevent that.
@@ -27,7 +27,7 @@ COLUMNS = "image, row, column, height, width"
 
 @dataclass(frozen=True)
 class Plane:
-    """Where samples lie, and how they are cut into blocks.
+    """Positions of samples, and how to cut them into blocks.
 
     Attributes:
         positions: Image, top row, left column, height and width of each sample, shape (N, 5).
@@ -47,7 +47,7 @@ class Plane:
         return cut_into_blocks(self.positions, max(needed, self.num_blocks or 0), seed=seed)
 
     def far_from(self, rest: Indices, held_out: Indices) -> Indices:
-        """Return the samples in `rest` that have the margin to all that are held out."""
+        """Return the samples that have the margin to all held out."""
         close = nearer_than(self.positions[rest], self.positions[held_out], self.margin)
         if close.all() and len(close):
             raise ValueError(
@@ -69,7 +69,9 @@ def check_positions(positions: Any, split: Any, groups: Any) -> None:
 def as_positions(
     positions: npt.ArrayLike, num_samples: int, size: tuple[int, ...] | None = None
 ) -> Array:
-    """Return positions as an array (N, 5): image, row, column, height, width.
+    """Return positions as an array (N, 5).
+
+    The columns are image, row, column, height and width.
 
     Args:
         positions: Shape (N, 5), or (N, 3) without height and width.
@@ -162,7 +164,9 @@ def cut_into_blocks(positions: Array, num_blocks: int, *, seed: int = 0) -> Indi
 
 
 def _halves(found: Array, axis: int, count: int) -> tuple[int, npt.NDArray[np.bool_]]:
-    """Cut samples in two; return the number of blocks of the first part, and which it has.
+    """Cut samples in two parts.
+
+    Returns the number of blocks of the first part, and the samples that it has.
 
     Args:
         found: Image, row and column of each sample, shape (3, n).
@@ -185,7 +189,7 @@ def _halves(found: Array, axis: int, count: int) -> tuple[int, npt.NDArray[np.bo
 
 
 def nearer_than(positions: Array, others: Array, margin: float) -> npt.NDArray[np.bool_]:
-    """Tell which rectangles are nearer than `margin` to any of the others, shape (N,).
+    """Tell which rectangles are near to any of the others, shape (N,).
 
     The distance is the larger of the gaps along rows and columns: the number of pixels between two
     rectangles that lie side by side, 0 for neighbours that touch, less than 0 if they overlap. In

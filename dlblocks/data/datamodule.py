@@ -520,7 +520,7 @@ class DataModule(SplitDataModule):
     def show_batch(
         self, callbacks: pl.Callback | Sequence[pl.Callback] = (), *, count: int = 16
     ) -> Figure:
-        """Draw the first training images as a model sees them, with labels or masks.
+        """Draw the first training images as a model sees them.
 
         The batch comes from a real fit with the given callbacks, such as
         ``[Augment(rotation=10), MixUp()]``. Normalisation is undone for the picture.

@@ -172,7 +172,7 @@ class ArrayEncoder(Encoder):
 
     @property
     def any_size(self) -> bool:
-        """True if targets are maps of images, so that images may have another size."""
+        """True if images may have another size, since targets are maps."""
         return self.input_kind == "image" and self.target_shape == self.shape[1:]
 
     def read(self, data: Any, rows: int, **options: Any) -> Samples:

@@ -173,7 +173,7 @@ class SegmentationDataModule(DataModule):
         )
 
     def _groups_of(self, paths: list[str], positions: Any) -> npt.NDArray[Any] | None:
-        """Return the group of each sample; tiles of an image belong together."""
+        """Return the group of each sample, for tiles their image."""
         groups: Any = None if self.groups is None else np.array([self.groups(p) for p in paths])
         if positions is None or (groups is None and self.split == "blocks"):
             return None if groups is None else np.asarray(groups)
@@ -188,7 +188,7 @@ class SegmentationDataModule(DataModule):
         return found
 
     def _tiles(self, files: list[str], sizes: list[Size]) -> list[npt.NDArray[np.int64]] | None:
-        """Return the positions of the tiles of each file, shape (M, 5), if there are tiles."""
+        """Return the positions (M, 5) of each file's tiles, if any."""
         if self.tile is None:
             return None
         for file, size in zip(files, sizes, strict=True):
@@ -297,7 +297,7 @@ def _stem(file: str, folder: str) -> str:
 
 
 def _sizes(pairs: Sequence[tuple[str, ...]], sides: Size | None, *, any_size: bool) -> list[Size]:
-    """Return height and width of each decoded image; reads the heads of the files alone."""
+    """Return height and width of each decoded image, without decoding."""
     found: list[Size] = []
     for image, mask in pairs:
         size, other = size_of(image), size_of(mask)

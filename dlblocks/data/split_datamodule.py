@@ -128,7 +128,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
     # Arguments that subclasses pass on by **kwargs; `save_hyperparameters` adds them.
     _shared: tuple[str, ...] = (
         "num_folds", "fold", "val_fraction", "test_fraction", "split_seed", "shuffle_seed",
-        "stratify", "balanced_sampling",
+        "stratify", "balanced_sampling", "margin", "num_blocks",
     )  # fmt: skip
 
     def __init__(
@@ -196,8 +196,6 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         shared = {name: getattr(self, name) for name in self._shared}
         shared["split"] = self._split_name
         shared["groups"] = "duplicates" if self._keep_duplicates else None
-        if self.split == "blocks":
-            shared |= {"margin": self.margin, "num_blocks": self.num_blocks}
         known = {*ignored, *self.hparams}
         self._set_hyperparameters({k: v for k, v in shared.items() if k not in known})
 
@@ -367,7 +365,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
 
     @property
     def _plane(self) -> Plane | None:
-        """Positions of the samples, or None if they do not decide the split."""
+        """Positions of the samples, if they decide the split."""
         positions = self.columns.positions
         if self.split != "blocks" or positions is None:
             return None

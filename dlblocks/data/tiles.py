@@ -65,7 +65,7 @@ def cut_tiles(
 def positions_in(
     height: int, width: int, tile: int, stride: int, *, image: int = 0
 ) -> npt.NDArray[np.int64]:
-    """Return image, row, column, height and width of all tiles of an image, shape (M, 5)."""
+    """Return the positions (M, 5) of all tiles of an image."""
     rows, columns = (tile_starts(side, tile, stride) for side in (height, width))
     return np.array([(image, r, c, tile, tile) for r in rows for c in columns], np.int64)
 
@@ -73,9 +73,9 @@ def positions_in(
 def join_tiles(tiles: npt.ArrayLike, positions: npt.ArrayLike) -> dict[int, Array]:
     """Put maps of tiles together into maps of whole images.
 
-    Where tiles overlap, each pixel comes from the tile in which it is farthest from the edge. So
+    In an overlap, each pixel comes from the tile in which it is farthest from the edge. So
     out-of-fold predictions become maps of whole images, and each pixel is predicted by a model
-    that has not seen it:
+    that was not trained on it:
     ``join_tiles(result.oof.prediction, datamodule.columns.positions[result.oof.index])``.
 
     Args:

@@ -223,7 +223,7 @@ def _targets(
 
 
 def _vote(index: Rows, parts: Sequence[PredictionTable], folder: Path | None) -> PredictionTable:
-    """Give each pixel the class that most members predict out of their bags."""
+    """Give each pixel the class that most members predict."""
     targets = _targets(index, parts, folder)
     first = parts[0].prediction
     shape = (len(index), *first.shape[1:])

@@ -395,7 +395,7 @@ class Bagging:
 
 
 def _has_targets(data: SplitDataModule) -> bool:
-    """Tell whether targets are known, in a column or, such as masks, with the predictions."""
+    """Tell whether targets are a column, or kept with the predictions."""
     is_structured = isinstance(data, DataModule) and data.kinds["targets"].is_structured
     return is_structured or data.columns.targets is not None
 

@@ -24,7 +24,7 @@ def batch(
     values: bool | None = None,
     ignore_index: int = 255,
 ) -> Figure:
-    """Draw the images of a batch in a grid, with their labels or masks.
+    """Draw the images of a batch with their labels or masks.
 
     A soft label shows the shares of its classes, largest first, three at most: ``7: 62 %``. A class
     without a name shows its number. Labels that are not numbers show as they are.

@@ -35,14 +35,14 @@ def overlays(
 
     Args:
         images: Shape (N, C, H, W), uint8 or floating point.
-        targets: Classes, shape (N, H, W); what is no class does not count.
+        targets: Classes, shape (N, H, W); other labels do not count.
         predictions: Classes, shape (N, H, W). None draws the masks alone.
         class_names: Names of the classes 0 … C-1.
         titles: One for each image.
         title: Put above.
 
     Raises:
-        ValueError: Lengths differ, or there is no sample.
+        ValueError: Lengths differ, or are 0.
     """
     images, targets = np.asarray(images), np.asarray(targets)
     maps = [targets] if predictions is None else [targets, np.asarray(predictions)]

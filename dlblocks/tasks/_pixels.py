@@ -166,7 +166,7 @@ class PixelSums:
         self.confusion = torch.zeros(num_models * num_classes**2, device=device, dtype=torch.int64)
 
     def update(self, model: Tensor, predictions: Tensor, targets: Tensor) -> None:
-        """Add maps of classes (N, H, W) and targets (N, H, W) of the models in `model` (N,)."""
+        """Add maps of classes and targets (N, H, W) of the models (N,)."""
         num_classes, cells = self.shape[1], len(self.confusion)
         if predictions.ndim > targets.ndim:
             predictions = predictions.argmax(1)
@@ -182,7 +182,7 @@ class PixelSums:
 
 
 def scores_of_matrix(matrix: Tensor) -> dict[str, Tensor]:
-    """Compute ``iou``, ``dice`` and ``accuracy`` of counts (..., C, C), each of shape (...).
+    """Compute ``iou``, ``dice`` and ``accuracy`` (...) of counts (..., C, C).
 
     IoU and Dice are NaN if no pixel counts.
     """

@@ -192,11 +192,11 @@ class PredictionTable:
         return known[self.task]
 
     def worst(self, count: int = 20) -> PredictionTable:
-        """Return the rows with the largest loss, the worst first, each sample once.
+        """Return the rows with the largest loss, the worst first.
 
         The column ``loss`` is that of each row: the cross-entropy of classes, 1 for a wrong class
-        without probabilities, the squared error of values, and 1 - IoU of masks. Of a sample that
-        several repeats have predicted, the worst row is returned.
+        without probabilities, the squared error of values, and 1 - IoU of masks. Each sample is
+        returned once: if several repeats have predicted it, by its worst row.
 
         Args:
             count: Number of rows.
@@ -574,7 +574,7 @@ class Task(nn.Module):
 
     @classmethod
     def show(cls, table: Predictions, *, title: str | None = None) -> Figure:
-        """Draw the images of all rows with target and prediction, in the order of the rows.
+        """Draw the images of all rows with target and prediction.
 
         Args:
             table: A few predictions, with `inputs`.
@@ -720,7 +720,7 @@ class Predictions(PredictionTable):
         return self.inputs(self.index)
 
     def captions(self) -> list[str]:
-        """Say which sample each row is, and its loss if there is one."""
+        """Describe each row by its sample and its loss."""
         losses = [f"loss {value:.3g}\n" for value in self["loss"]] if self.has("loss") else ()
         said = [f"sample {i}" for i in self.index.tolist()]
         return [f"{loss}{one}" for loss, one in zip(losses, said, strict=True)] if losses else said

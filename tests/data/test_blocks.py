@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset
 
 from dlblocks.crossval import cross_validate, nested_cross_validate
 from dlblocks.data import ArrayDataModule, FoldedDataModule
@@ -254,9 +254,3 @@ def test_refused():
         ArrayDataModule(*table, margin=3)
     with pytest.raises(ValueError, match="neighbouring tiles apart"):
         Bagging(make_model, arrays()).fit()
-
-
-def test_tables_of_other_splits_are_as_before():
-    data = TensorDataset(torch.zeros(6, 2), torch.arange(6) % 2)
-    assert "margin" not in FoldedDataModule(data).hparams
-    assert ArrayDataModule(np.zeros((6, 2)), np.zeros(6)).columns.positions is None

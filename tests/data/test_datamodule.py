@@ -308,7 +308,7 @@ def test_hyperparameters_hold_all_arguments_but_data(leaf):
     if leaf is ArrayDataModule:
         data |= {"weights", "test_weights"}
     if leaf in (ArrayDataModule, FoldedDataModule):
-        data |= {"data", "eval_dataset", "class_names", "groups"}
+        data |= {"data", "eval_dataset", "class_names", "groups", "positions"}
     known = constructor_arguments(leaf)
     assert found.keys() | data >= known.keys()
     defaults = {name: known[name].default for name in known.keys() & found.keys()}
