@@ -13,6 +13,9 @@ from dlblocks.nets._steps import Steps, mean_of_steps
 from dlblocks.nets.transformer import STD, Positions, Transformer
 
 Pool = Literal["mean", "token"]
+# As large as embedded steps of normalised inputs. The 0.02 of language models, whose tokens are as
+# small, would leave little more than a bag of patches.
+POSITION_STD = 0.5
 
 
 class _Pooled(nn.Module):
@@ -26,6 +29,8 @@ class _Pooled(nn.Module):
             context += 1
         self.transformer = Transformer(context=context, **kwargs)
         width = self.transformer.width
+        if self.transformer.positions == "learned":
+            nn.init.normal_(self.transformer.position_table, std=POSITION_STD)
         self.token = nn.Parameter(STD * torch.randn(width)) if pool == "token" else None
         self.head = nn.Linear(width, out_features)
         nn.init.normal_(self.head.weight, std=STD)
@@ -209,7 +214,7 @@ class ViT(_Pooled):
     def attention_maps(self, inputs: Tensor) -> list[Tensor]:
         """Return the attention weights of each block, (N, heads, T, T).
 
-        T is the number of patches. With ``pool="token"`` the learned token comes before the patches.
+        T is the number of patches. With ``pool="token"`` the learned token comes first.
         """
         return self._maps(self._patches(inputs), None)
 
