@@ -31,6 +31,8 @@ SHOWN = 4  # series in a message
 class Window(Kind):
     """Windows of series (N, L, C) in their own units."""
 
+    fixed = "one channel is the number of the series, and values have the units of theirs"
+
 
 class ForecastDataModule(DataModule):
     """Windows of one or many time series.
