@@ -60,6 +60,7 @@ class Kind:
             pixels, boxes or tokens. Folds are not stratified by them.
         is_padded: Whether rows may be sequences of unequal length, whose batches are `Padded`.
         refusal: Why values cannot move with an image, and the cure; None if they can.
+        fixed: Why callbacks may not change a batch of inputs; None if they may.
     """
 
     normalised: ClassVar[bool] = False
@@ -67,6 +68,7 @@ class Kind:
     is_structured: ClassVar[bool] = False
     is_padded: ClassVar[bool] = False
     refusal: ClassVar[str | None] = None
+    fixed: ClassVar[str | None] = None
 
     @property
     def name(self) -> str:

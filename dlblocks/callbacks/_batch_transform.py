@@ -138,6 +138,12 @@ class BatchTransform(UndoneCallback):
                 f"{type(self).__name__} would spoil the inputs that are numbers of categories "
                 "(embed=); use counts= instead of embed=."
             )
+        kind = kinds_of(datamodule_of(trainer)).get("inputs")
+        if kind is not None and kind.fixed:
+            raise ValueError(
+                f"{type(self).__name__} would spoil inputs of kind {kind.name!r}: {kind.fixed}; "
+                "leave it out."
+            )
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return  # one epoch of any plan
         stop, name = self._stop(), type(self).__name__

@@ -31,15 +31,22 @@ SHOWN = 4  # series in a message
 class Window(Kind):
     """Windows of series (N, L, C) in their own units."""
 
+    fixed = "one channel is the number of the series, and values have the units of theirs"
+
 
 class ForecastDataModule(DataModule):
     """Windows of one or many time series.
 
-    A sample is a window of `context` past steps and `horizon` steps to forecast. Its origin is the last past step. Inputs are (N, context + horizon, C),
-    float32, in the units of the series. Channel 0 is the value, 0 in the horizon. Then come the
-    known inputs of all steps: `covariates`, and sine and cosine of each entry of `calendar`. The
-    last two are the number of the series, and its naive error: the mean of ``|y_i - y_(i-season)|``
-    from its first value to the origin (Hyndman and Koehler 2006). Targets are (N, horizon).
+    A sample is a window of `context` past steps and `horizon` steps to forecast. Its origin is the
+    last past step. Inputs are (N, context + horizon, C), float32, in the units of the series:
+
+    - Channel 0 is the value, 0 in the horizon.
+    - Then come the known inputs of all steps: `covariates`, and sine and cosine of each entry of
+      `calendar`.
+    - The last two are the number of the series, and its naive error: the mean of
+      ``|y_i - y_(i-season)|`` from its first value to the origin (Hyndman and Koehler 2006).
+
+    Targets are (N, horizon).
 
     **Splits** are in the order of time. The test set is the last `test_fraction` of all origins.
     Cross-validation has rolling origins: as in scikit-learn's `TimeSeriesSplit`, fold k trains on
@@ -289,7 +296,8 @@ class ForecastDataModule(DataModule):
     def windows(self) -> dict[str, Array]:
         """Series and origin of each window, arrays (N,).
 
-        They are in the order of `source`. An origin is a date, or a number. The first target is one step later.
+        They are in the order of `source`. An origin is a date, or a number. The first target is
+        one step later.
         """
         names = np.array(self.panel.names)
         return {

@@ -77,7 +77,8 @@ class SeriesScaler(nn.Module):
 class LSTMForecast(nn.Module):
     """Forecast by an LSTM (Hochreiter and Schmidhuber 1997).
 
-    It reads a window whose last steps are the horizon. At the steps to forecast it sees known inputs, and 0 for the value.
+    It reads a window whose last steps are the horizon. At the steps to forecast it sees known
+    inputs, and 0 for the value.
 
     Args:
         in_features: Features of a step F.
@@ -125,7 +126,8 @@ class LSTMForecast(nn.Module):
 class TransformerForecast(nn.Module):
     """Forecast by a Transformer over the steps of a window.
 
-    The last steps are the horizon. At the steps to forecast it sees known inputs, and 0 for the value. All steps attend to all.
+    The last steps are the horizon. At the steps to forecast it sees known inputs, and 0 for the
+    value. All steps attend to all.
 
     Args:
         in_features: Features of a step F.

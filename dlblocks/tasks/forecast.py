@@ -201,7 +201,7 @@ class ForecastTask(Task):
 
     @classmethod
     def levels(cls, table: PredictionTable) -> dict[float, Array]:
-        """Return the quantiles (N, H) of a table by their levels, from low to high."""
+        """Return the quantiles (N, H) of a table by their levels, sorted."""
         found = {}
         for name in table.columns:
             number = name.removeprefix("q")
@@ -239,7 +239,7 @@ class ForecastTask(Task):
     def figures(
         cls, table: Predictions, *, title: str, scores: Mapping[str, float] | None = None
     ) -> dict[str, Callable[[], Figure]]:
-        """Draw some forecasts with their intervals, and the error of each step ahead."""
+        """Draw some forecasts with intervals, and the error by step."""
         horizon = table.target.shape[1]
         error = np.abs(table.target - table.prediction)
         if table.has("naive_error"):
@@ -301,7 +301,7 @@ def check_quantiles(quantiles: Sequence[float]) -> list[float]:
 
 
 class ForecastScores(Metric):
-    """Errors of all forecasts of an epoch; see `ForecastTask`.
+    """Errors of all forecasts of an epoch, as in `ForecastTask`.
 
     Args:
         horizon: Number of steps H.
@@ -321,7 +321,13 @@ class ForecastScores(Metric):
         self.add_state("sums", torch.zeros(7), dist_reduce_fx="sum")
 
     def update(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
-        """Add forecasts (N, H, Q), and targets (N, H), or (N, H + 1) with the naive error last."""
+        """Add a batch.
+
+        Args:
+            outputs: Forecasts, shape (N, H, Q).
+            targets: Shape (N, H), or (N, H + 1) with the naive error last.
+            weights: Of each window, shape (N,), or None.
+        """
         wide = torch.float32 if outputs.device.type == "mps" else torch.float64
         outputs, targets = outputs.to(wide), targets.to(wide)
         naive = targets[:, self.horizon :]
@@ -363,7 +369,7 @@ class _OfMedians(Metric):
 
     @property
     def higher_is_better(self) -> bool | None:  # type: ignore[override]
-        """That of the metric."""
+        """Direction of the metric."""
         return self.metric.higher_is_better
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:

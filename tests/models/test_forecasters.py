@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 import dlblocks
-from dlblocks.callbacks import ExactResume
+from dlblocks.callbacks import ExactResume, InputNoise, MixUp
 from dlblocks.crossval import CrossValidationResult, cross_validate
 from dlblocks.data import ForecastDataModule
 from dlblocks.data.kfold import FoldedDataModule
@@ -426,6 +426,12 @@ def test_bad_input_is_refused_before_training(make, says, make_trainer):
 def test_bad_quantiles(quantiles, says):
     with pytest.raises(ValueError, match=says):
         model(quantiles=quantiles)
+
+
+@pytest.mark.parametrize("callback", [MixUp(0.2), InputNoise(0.1)])
+def test_callbacks_that_would_spoil_the_numbers_of_series_are_refused(callback, make_trainer):
+    with pytest.raises(ValueError, match="would spoil inputs of kind 'window': one channel is"):
+        make_trainer(callbacks=[callback]).fit(model(), data())
 
 
 def test_half_precision_that_would_round_series_is_refused(make_trainer):
