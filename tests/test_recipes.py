@@ -47,6 +47,7 @@ def _main(recipe, *flags):
 # What makes a dev run shorter.
 SHORT = {
     "batch_size": ["--large=64"],
+    "detection": ["--num_scenes=40"],
     "kfold": ["--num_folds=2"],
     "nested_kfold": ["--num_folds=2", "--inner_folds=2", "--repeats=1"],
 }
