@@ -1,4 +1,4 @@
-"""Boxes around handwritten digits in scenes, or around the crowns of trees in aerial photographs.
+"""Boxes around digits in scenes, or around tree crowns in aerial photographs.
 
 Result: mAP at IoU 0.5 0.998 and at 0.5 … 0.95 0.767 of 300 test scenes, whose digits no training
 scene has (seed 0, one run); 369 s of CPU time on one thread (torch 2.14, torchvision 0.29,
@@ -137,7 +137,7 @@ def main(
 
 
 def trees(**arguments: Any) -> DetectionDataModule:
-    """Tiles of Yellowstone, grouped by blocks, and of other sites as the test set."""
+    """Tiles of Yellowstone in blocks, and of other sites as test set."""
     images: dict[str, list[Any]] = {"": [], "test_": []}
     boxes: dict[str, list[Any]] = {"": [], "test_": []}
     groups: list[str] = []
@@ -164,7 +164,7 @@ def trees(**arguments: Any) -> DetectionDataModule:
 
 
 def test_trees(result: CrossValidationResult, crowns: DetectionDataModule) -> dict[str, float]:
-    """Train on all of Yellowstone, test elsewhere, and add the scores to summary.json."""
+    """Train on all of Yellowstone, and test elsewhere."""
     model = result.refit()
     tested = result.test(model)
     table = load(model).predict(crowns.source.test_inputs, progress_bar=False)
@@ -196,7 +196,8 @@ def load_lite0(model: Detector) -> None:
     # The same entries in the same order, under other names.
     names = timm.create_model("tf_efficientnet_lite0").state_dict()
     renamed = dict(zip(names, saved.values(), strict=True))
-    body: Any = model.net.detector.backbone.body.net
+    net: Any = model.net
+    body = net.detector.backbone.body.net
     body.load_state_dict({name: renamed[name] for name in body.state_dict()})
 
 
