@@ -297,7 +297,7 @@ class Boxes(Kind):
             )
 
     def check_inside(self, argument: str, values: Ragged, size: Sequence[int]) -> None:
-        """Raise a `ValueError` unless all boxes lie in images of a height and width."""
+        """Raise a `ValueError` unless all boxes lie in their images."""
         limit = values.values.new_tensor([size[1], size[0]] * 2)
         rows = values.values[:, :4]
         bad = ((rows < 0) | (rows > limit)).any(1)
@@ -346,7 +346,7 @@ class Boxes(Kind):
         ]
 
     def _kept(self, target: Mapping[str, Any], boxes: Tensor, area: Tensor) -> dict[str, Any]:
-        """Return a target with new boxes, without those of which too little remains."""
+        """Replace the boxes, and drop those of which too little remains."""
         # A thousandth of a pixel: rounding must not drop a box that keeps its size.
         sides = boxes[:, 2:] - boxes[:, :2] + 1e-3
         keep = (sides >= self.min_size).all(1) & (_area(boxes) >= self.min_visible * area)
@@ -370,13 +370,13 @@ class Boxes(Kind):
 
 
 def as_target(rows: Tensor) -> dict[str, Tensor]:
-    """Return the boxes of an image, (n, 4) or (n, 5), as torchvision's dictionary."""
+    """Turn the rows of an image, (n, 4) or (n, 5), into a dictionary."""
     labels = rows[:, 4] if rows.shape[1] > 4 else rows.new_zeros(len(rows))
     return {"boxes": rows[:, :4].float(), "labels": labels.long()}
 
 
 def are_boxes(values: Any) -> bool:
-    """Tell whether targets of a batch are torchvision's: dictionaries with boxes."""
+    """Tell whether targets of a batch are dictionaries with boxes."""
     return (
         isinstance(values, (list, tuple))
         and len(values) > 0

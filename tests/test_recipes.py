@@ -49,6 +49,7 @@ SHORT = {
     "batch_size": ["--large=64"],
     "fine_tuning": ["--arms=[scratch, frozen]"],
     "forecast": ["--num_folds=2"],
+    "detection": ["--num_scenes=40"],
     "kfold": ["--num_folds=2"],
     "modern_cnn": ["--archs=[alexnet, resnet18]"],
     "rnn": ["--num_folds=2", "--hidden=8"],

@@ -1,4 +1,4 @@
-"""Read boxes from files of COCO and Pascal VOC, and cut large images into tiles."""
+"""Read boxes of COCO and Pascal VOC, and cut large images into tiles."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def cut_tiles(
 ) -> tuple[Array, list[Array], Array]:
     """Cut a large image into square tiles that do not overlap.
 
-    What is left at the right and below is not in any tile.
+    The rest at the right and below is in no tile.
 
     Args:
         image: Shape (C, H, W).

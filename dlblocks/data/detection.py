@@ -1,4 +1,4 @@
-"""Images with boxes around their objects: arrays, COCO and Pascal VOC."""
+"""Images with boxes, from arrays, COCO or Pascal VOC."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ class DetectionDataModule(DataModule):
 
     Raises:
         FileNotFoundError: A file or folder does not exist, or COCO's file names missing images.
-        ValueError: A box is inverted, has no area or reaches out of its image, a label is no
-            class, or sizes differ. It is raised at the first use of the data.
+        ValueError: A box is inverted, has no area or reaches out of its image, a label is
+            not a class, or sizes differ. It is raised at the first use of the data.
 
     Example:
         >>> images = np.zeros((4, 1, 16, 16), np.uint8)
@@ -189,7 +189,7 @@ class DetectionDataModule(DataModule):
         return decoded, Ragged.of(rows), names, [one.name for one in read]
 
     def _size_of(self, read: Sequence[Annotated]) -> tuple[int, ...]:
-        """Return height and width of decoded images; reads the heads of the files alone."""
+        """Return height and width of decoded images, from the heads of the files."""
         first: tuple[tuple[int, int], str] | None = None
         for one in read:
             size = size_of(one.file)

@@ -1,4 +1,4 @@
-"""Detection: one generic model, and a leaf for the detectors of torchvision."""
+"""A generic detector, and a leaf for those of torchvision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Detectors of torchvision by name: Faster R-CNN, RetinaNet, FCOS, for small images too.
+"""Faster R-CNN, RetinaNet and FCOS of torchvision, for small images too.
 
 Ren, He, Girshick, Sun: Faster R-CNN, towards real-time object detection with region proposal
 networks. NeurIPS 2015.
@@ -33,7 +33,7 @@ Targets = Sequence[Mapping[str, Tensor]]
 
 
 class VisionDetection(nn.Module):
-    """A detector of torchvision over a feature pyramid, that computes its own loss.
+    """A detector of torchvision that computes its own loss.
 
     It takes images as they are: it neither normalises nor resizes them, as torchvision's detectors
     do. A batch has images of one size.
@@ -121,7 +121,7 @@ class VisionDetection(nn.Module):
     def step(
         self, images: Tensor, targets: Targets | None = None, *, detect: bool = True
     ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
-        """Compute the losses and the detections of a batch, with one pass of the backbone.
+        """Compute losses and detections with one pass of the backbone.
 
         In evaluation mode the losses are those of training with the same weights, but batch norms
         use and keep their statistics. Faster R-CNN, which draws samples, then draws the same ones
@@ -203,7 +203,7 @@ class VisionDetection(nn.Module):
 
     @contextlib.contextmanager
     def _draws(self, images: Tensor) -> Iterator[None]:
-        """In evaluation draw the same samples each time, and leave the random state as it is."""
+        """Draw the same samples each time in evaluation, from a state of their own."""
         if self.training:
             yield
             return
@@ -223,9 +223,9 @@ class VisionDetection(nn.Module):
 
 @contextlib.contextmanager
 def _training(modules: Sequence[nn.Module], mode: bool = True) -> Iterator[None]:
-    """Let modules take the path of training or evaluation, without those that they hold.
+    """Set the mode of modules, but not of those inside them.
 
-    So batch norms keep their mode.
+    So they take the path of training or evaluation, and batch norms keep their mode.
     """
     before = [module.training for module in modules]
     for module in modules:
@@ -260,7 +260,7 @@ class _Pyramid(nn.Module):
 
 
 class _Small(nn.Module):
-    """A stem of two convolutions, then one residual block a level, at strides 4, 8 and 16."""
+    """A small residual net with levels at strides 4, 8 and 16."""
 
     widths, strides = SMALL, (4, 8, 16)
 
@@ -296,7 +296,7 @@ class _Small(nn.Module):
 
 
 class _ResNet(nn.Module):
-    """The stages of a ResNet of torchvision, at strides 4, 8, 16 and 32."""
+    """The four stages of a ResNet of torchvision."""
 
     strides = (4, 8, 16, 32)
 

@@ -26,9 +26,9 @@ def boxes(
     titles: Sequence[str] | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draws images with the boxes of their objects (green) and of detections (red, dashed).
+    """Draw images with boxes of objects and of detections.
 
-    Objects have their class below the box, detections their class and score above it.
+    Objects are green, detections red and dashed. Objects have their class below the box, detections their class and score above it.
 
     Args:
         images: Shape (N, C, H, W), uint8 or floating point.
@@ -39,7 +39,7 @@ def boxes(
         title: Put above.
 
     Raises:
-        ValueError: Lengths differ, or there is no sample.
+        ValueError: Lengths differ, or they are 0.
     """
     images = np.asarray(images)
     given: dict[str, Any] = {"images": images, "targets": targets}
@@ -93,7 +93,7 @@ def _draw(axis: Any, rows: Array, names: Sequence[str], colour: Any, *, scored: 
 
 
 def _shown(image: Array) -> Array:
-    """Return the image as matplotlib takes it, (H, W) or (H, W, 3) in 0 … 1."""
+    """Return an image (H, W) or (H, W, 3) in 0 … 1."""
     if image.dtype == np.uint8:
         values = image / 255
     else:

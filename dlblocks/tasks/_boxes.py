@@ -30,7 +30,7 @@ AT_ONCE = 2**22  # numbers in memory
 
 @dataclass
 class Matches:
-    """Which detections found an object.
+    """Detections and objects, with a mark for each detection that found one.
 
     Attributes:
         num_images: Number of images N.
@@ -79,7 +79,7 @@ def match(target: Ragged, prediction: Ragged, thresholds: Array = IOUS) -> Match
     order = np.lexsort((*objects.T[:4], objects[:, 4], object_image))
     objects, object_image = objects[order], object_image[order]
     hit = np.zeros((len(thresholds), len(found)), bool)
-    # Which objects each group of detections may find: those of its image and class.
+    # Each group of detections may find the objects of its image and class.
     _, place = _groups(object_image, objects[:, 4])
     starts = np.flatnonzero(place == 0)
     sizes = np.diff(np.append(starts, len(objects)))
@@ -114,7 +114,7 @@ def _match(
     hit: npt.NDArray[np.bool_],
     thresholds: Array,
 ) -> None:
-    """Match the detections of some groups, the best of every group at once."""
+    """Match the detections of some groups, rank by rank."""
     begin, count = starts[of_group[part]], sizes[of_group[part]]
     most = int(count.max())
     slot = np.arange(most)
@@ -191,7 +191,7 @@ def precisions(matches: Matches, label: int, weights: Array) -> tuple[Array, Arr
             precision = true / np.maximum(all_of, np.spacing(1))
             reached = true / total[:, None]
         highest = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
-        # How many of the 101 recalls each threshold is the first to reach.
+        # Count the recalls, of 101, that each threshold is the first to reach.
         some = np.searchsorted(RECALLS, reached, side="right")
         average[:, t] = (highest * np.diff(some, axis=1, prepend=0)).sum(1) / len(RECALLS)
         recall[:, t] = reached[:, -1]
@@ -237,7 +237,7 @@ def scores_of(
 
 
 def _mean(values: Array, axis: tuple[int, ...]) -> Array:
-    """Return the mean of what is not NaN, 0 if there is nothing else."""
+    """Return the mean of the finite values, 0 without any."""
     known = np.isfinite(values)
     total: Array = np.where(known, values, 0).sum(axis) / np.maximum(known.sum(axis), 1)
     return total

@@ -28,7 +28,9 @@ BACKGROUND = ("background", "__background__", "bg")
 
 
 class DetectionTask(Task):
-    """Find the objects of an image: a box, a score and a class for each.
+    """Find the objects of an image.
+
+    Each has a box, a score and a class.
 
     Targets are a list with a dictionary an image: ``boxes``, floating point (n, 4), x0, y0, x1, y1
     in pixels, and ``labels``, int64 (n,). Classes are 0 … C-1, without one for the background.
@@ -39,8 +41,8 @@ class DetectionTask(Task):
     Metrics are those of COCO: ``map``, the mean over the IoU thresholds 0.5, 0.55, … 0.95 and over
     the classes that have objects; ``map_50`` and ``map_75`` at one threshold; ``mar``, the mean
     recall with up to 100 detections an image and class. They are those of pycocotools, except that
-    detections of equal score count at once, so that their order does not matter, and that they are
-    0, not -1, where there is no object.
+    detections of equal score count at once, so that their order does not matter. Without any object
+    they are 0, not -1.
 
     Out-of-fold and test predictions keep ``target``, rows (x0, y0, x1, y1, class), and
     ``prediction``, both ragged.
@@ -76,7 +78,7 @@ class DetectionTask(Task):
         return MetricCollection({} if stage == "train" else {"boxes": BoxScores()})
 
     def for_metrics(self, outputs: Any, targets: Any, stage: Stage) -> tuple[Tensor, Tensor]:
-        """Return all boxes in one tensor, and how many of each image they are.
+        """Put all boxes into one tensor, and count those of each image.
 
         Returns:
             Rows (x0, y0, x1, y1, score, class): for each image its detections, then its objects,
@@ -235,7 +237,7 @@ class DetectionTask(Task):
         draws: int = 2000,
         groups: Array | None = None,
     ) -> dict[str, tuple[float, float, float]]:
-        """Compute precision, recall and F1 of the boxes that are shown, with intervals.
+        """Compute precision, recall and F1 with intervals.
 
         F1 = 2 TP / (detections + objects), over all images and classes at once.
 
@@ -283,7 +285,7 @@ class DetectionTask(Task):
     def ragged_columns(
         cls, rows: Array, class_names: Sequence[str] | None = None
     ) -> dict[str, Array]:
-        """Make the columns x0, y0, x1, y1, score and class, one row a box."""
+        """Make columns of corners, score and class, one row a box."""
         found = dict(zip(("x0", "y0", "x1", "y1", "score"), rows[:, :5].T, strict=True))
         labels = rows[:, 5].astype(np.int64)
         if class_names and (not len(labels) or labels.max() < len(class_names)):
@@ -294,7 +296,7 @@ class DetectionTask(Task):
     def figures(
         cls, table: Predictions, *, title: str, scores: Mapping[str, float] | None = None
     ) -> dict[str, Callable[[], Figure]]:
-        """Draw the average precision of each class, and the images with most errors."""
+        """Draw the precision of each class, and the images with most errors."""
         found = match(table["target"], table["prediction"])
         labels = found.classes
         count = max(int(labels.max(initial=-1)) + 1, len(table.class_names))
@@ -353,7 +355,7 @@ def _worst(table: Predictions, found: Matches, names: Sequence[str]) -> Figure:
 
 
 class BoxScores(Metric):
-    """COCO's scores of boxes; see `dlblocks.tasks._boxes`."""
+    """COCO's scores of boxes."""
 
     full_state_update = False
     rows: list[Tensor]
@@ -388,7 +390,7 @@ class BoxScores(Metric):
 
 
 def _joined(parts: Any) -> Tensor:
-    """Join the parts of a state, which is one tensor after ranks have been joined."""
+    """Join the parts of a state."""
     if isinstance(parts, Tensor):
         return parts
     return torch.cat(parts) if parts else torch.zeros(0)

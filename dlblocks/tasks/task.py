@@ -630,7 +630,9 @@ class Task(nn.Module):
     def ragged_columns(
         cls, rows: Array, class_names: Sequence[str] | None = None
     ) -> dict[str, Array]:
-        """Make the columns of a ragged prediction, with a row for each of its parts, such as boxes.
+        """Make the columns of a ragged prediction, such as boxes.
+
+        Each part has a row.
 
         Args:
             rows: The parts of all samples one after another, shape (T, ...).
