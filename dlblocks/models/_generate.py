@@ -47,6 +47,8 @@ class Sampling:
         logits = logits.double()
         if self.allowed is not None:
             logits = logits.masked_fill(~self.allowed.to(logits.device), -torch.inf)
+        if self.temperature and self.top_k is None and self.top_p is None:
+            return (logits / self.temperature).softmax(1)
         # Of equal logits the first comes first, so that ties leave exactly k.
         order = logits.argsort(stable=True, dim=1, descending=True)
         if self.temperature == 0:

@@ -27,12 +27,19 @@ class KVCache:
 
     def __init__(self, keys: list[Tensor], values: list[Tensor], lengths: Tensor) -> None:
         self.keys, self.values, self.lengths = keys, values, lengths
+        # Python's numbers, because reading a tensor would wait for an accelerator.
+        self.start: int | None = 0  # `lengths` of all rows, None if they differ
         self.end = 0  # slots that may be in use, at least the largest of `lengths`
+
+    @property
+    def room(self) -> int:
+        """Most tokens of a row."""
+        return self.keys[0].shape[2]
 
     def __getitem__(self, rows: Tensor) -> KVCache:
         keys, values = ([each[rows] for each in part] for part in (self.keys, self.values))
         found = KVCache(keys, values, self.lengths[rows])
-        found.end = int(found.lengths.max()) if len(found.lengths) else 0
+        found._count()
         return found
 
     def __setitem__(self, rows: Tensor, other: KVCache) -> None:
@@ -40,21 +47,43 @@ class KVCache:
         for mine, given in zip(self.keys + self.values, other.keys + other.values, strict=True):
             mine[rows] = given
         self.lengths[rows] = other.lengths
-        self.end = int(self.lengths.max())
+        self._count()
+
+    def _count(self) -> None:
+        lengths = self.lengths.tolist()
+        self.end = max(lengths, default=0)
+        self.start = self.end if min(lengths, default=0) == self.end else None
+
+    def add(self, size: int, lengths: Tensor | None) -> None:
+        """Count new tokens, of which `append` has written keys and values.
+
+        Args:
+            size: New tokens of each row.
+            lengths: How many of them count, shape (B,), or None for all.
+        """
+        self.lengths = self.lengths + (size if lengths is None else lengths)
+        self.start = None if self.start is None or lengths is not None else self.start + size
 
     def append(self, block: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Write keys and values (B, K, T, d) of new tokens behind those of each row.
 
+        `end` must count them already.
+
         Returns:
-            Those of all slots in use, shape (B, K, S', d). The slots that a row has not reached
-            hold anything, and must be masked.
+            Those of all slots in use, shape (B, K, S', d). Slots behind the tokens of a row must
+            be masked.
         """
-        steps = torch.arange(key.shape[2], device=key.device)
-        slots = self.lengths[:, None] + steps  # (B, T)
-        rows = torch.arange(len(slots), device=key.device)[:, None]
-        self.keys[block][rows, :, slots] = key.transpose(1, 2)
-        self.values[block][rows, :, slots] = value.transpose(1, 2)
-        return self.keys[block][:, :, : self.end], self.values[block][:, :, : self.end]
+        keys, values = self.keys[block], self.values[block]
+        if self.start is not None:
+            keys[:, :, self.start : self.end] = key
+            values[:, :, self.start : self.end] = value
+        else:
+            steps = torch.arange(key.shape[2], device=key.device)
+            slots = self.lengths[:, None] + steps  # (B, T)
+            rows = torch.arange(len(slots), device=key.device)[:, None]
+            keys[rows, :, slots] = key.transpose(1, 2)
+            values[rows, :, slots] = value.transpose(1, 2)
+        return keys[:, :, : self.end], values[:, :, : self.end]
 
 
 def rotate(vectors: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
@@ -182,9 +211,11 @@ class Attention(nn.Module):
         """
         sizes = [self.num_heads, self.num_kv_heads, self.num_kv_heads]
         heads = self.qkv(tokens).unflatten(-1, (sum(sizes), self.size)).transpose(1, 2)
-        query, key, value = heads.split(sizes, 1)  # (B, H, T, d), (B, K, T, d), (B, K, T, d)
         if turns is not None:
-            query, key = rotate(query, turns), rotate(key, turns)
+            turned, value = heads.split([sum(sizes[:2]), sizes[2]], 1)
+            query, key = rotate(turned, turns).split(sizes[:2], 1)
+        else:
+            query, key, value = heads.split(sizes, 1)  # (B, H, T, d), (B, K, T, d), (B, K, T, d)
         if cache is not None:
             key, value = cache.append(block, key, value)
         if maps is not None:

@@ -308,21 +308,25 @@ class Transformer(nn.Module):
             turns = rotary_turns(rotary_angles(places, self.size)[:, None], x.dtype)
         x = self.dropout(x)
         seen = self._mask(places, inside, mask, cache)
-        is_causal = self.causal and seen is None
+        # The first tokens of a cache see each other like those without one; a single one sees all.
+        is_causal = self.causal and seen is None and (cache is None or tokens.shape[1] > 1)
         for number, block in enumerate(self.blocks):
             x = block(
                 x, seen, is_causal=is_causal, turns=turns, cache=cache, block=number, maps=maps
             )
         x = self.norm(x)
         if cache is not None:
-            cache.lengths = cache.lengths + (tokens.shape[1] if lengths is None else lengths)
+            cache.add(tokens.shape[1], lengths)
         return x if inside is None else torch.where(inside, x, 0)
 
     def _mask(
         self, places: Tensor, inside: Tensor | None, mask: Tensor | None, cache: KVCache | None
     ) -> Tensor | None:
         """Return the mask (B or 1, 1, T, S), or None if there is none but the causal one."""
-        if cache is not None:  # what a row has not reached lies behind its own tokens
+        if cache is not None:
+            if cache.start is not None and (cache.start == 0 or places.shape[1] == 1):
+                return None
+            # What a row has not reached lies behind its own tokens.
             slots = torch.arange(cache.end, device=places.device)
             return (slots <= places[..., None])[:, None]
         if inside is None and mask is None:
@@ -390,7 +394,7 @@ class Transformer(nn.Module):
         """Raise a `ValueError` if there is no room for new tokens, else reserve it."""
         if mask is not None:
             raise ValueError("mask= and cache= do not work together; leave one of them out.")
-        end, room = cache.end + tokens.shape[1], cache.keys[0].shape[2]
+        end, room = cache.end + tokens.shape[1], cache.room
         if end > room:
             raise ValueError(
                 f"the cache has room for {room} tokens, and its longest row would have {end}; "
