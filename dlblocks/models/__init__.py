@@ -6,17 +6,25 @@ from dlblocks.models.boosted import (
     GradientBoostingRegressor,
 )
 from dlblocks.models.classification import Classifier, CNNClassifier, MLPClassifier
+from dlblocks.models.diffusion import Diffusion
+from dlblocks.models.flow_matching import FlowMatching
+from dlblocks.models.generative import GenerativeModel
 from dlblocks.models.model import Model, load
 from dlblocks.models.regression import MLPRegressor, Regressor
 from dlblocks.models.segmentation import Segmenter, UNetSegmenter, VisionSegmenter
 from dlblocks.models.tiles import predict_tiles
+from dlblocks.models.vae import VAE
 from dlblocks.models.vision import VisionClassifier
 from dlblocks.models.voting import VotingEnsemble, VotingModule
 
 __all__ = [
+    "VAE",
     "AdaBoostClassifier",
     "CNNClassifier",
     "Classifier",
+    "Diffusion",
+    "FlowMatching",
+    "GenerativeModel",
     "GradientBoostingClassifier",
     "GradientBoostingRegressor",
     "MLPClassifier",
