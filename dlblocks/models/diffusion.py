@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -142,7 +143,7 @@ class Diffusion(FlowMatching):
         check_range("eta", eta, 0, 1)
         places = torch.linspace(self.timesteps, 0, steps + 1).round().long().tolist()
         x = noise.normal(*self.image_shape)
-        for t, s in zip(places[:-1], places[1:], strict=True):
+        for t, s in pairwise(places):
             at = torch.full((len(x),), t, device=x.device)
             epsilon = guided(
                 partial(self._epsilon, self.used_net, x, at), labels, guidance, self.num_classes

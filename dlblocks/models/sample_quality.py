@@ -138,3 +138,45 @@ def baseline_bits(
         parts.append(log_prior + log_shares[places, test].sum(1))
     found: Array = -np.logaddexp2.reduce(parts, axis=0) / train.shape[1]
     return found
+
+
+def judge(
+    samples: npt.ArrayLike,
+    asked: npt.ArrayLike,
+    train: tuple[npt.ArrayLike, npt.ArrayLike],
+    test: tuple[npt.ArrayLike, npt.ArrayLike],
+) -> dict[str, float]:
+    """Judge the samples of a model of classes.
+
+    A support vector machine with radial basis functions is the classifier.
+
+    Args:
+        samples: Images that were made, shape (N, ...).
+        asked: The class that each should have, shape (N,).
+        train: Real images and classes that the model has seen.
+        test: Others that it has not seen.
+
+    Returns:
+        ``judged_as_asked``, how often a classifier trained on real images finds the class that was
+        asked for; ``trained_on_samples``, the accuracy on `test` of a classifier trained on
+        samples alone, and ``trained_on_real`` beside it; ``neighbour_ratio``, ``precision``,
+        ``recall`` and ``two_sample_accuracy``, as the functions of this module compute them, with
+        as many samples as there are test images.
+    """
+    from sklearn.svm import SVC
+
+    made, real, unseen = _flat(samples), _flat(train[0]), _flat(test[0])
+    on_real, on_samples = SVC().fit(real, train[1]), SVC().fit(made, asked)
+    count = min(len(made), len(unseen))
+    # At random, because samples may be sorted by class.
+    some = made[np.random.default_rng(0).permutation(len(made))[:count]]
+    precision, recall = precision_and_recall(some, unseen[:count])
+    return {
+        "judged_as_asked": float(on_real.score(made, asked)),
+        "trained_on_samples": float(on_samples.score(unseen, test[1])),
+        "trained_on_real": float(on_real.score(unseen, test[1])),
+        "neighbour_ratio": neighbour_ratio(made, real, unseen),
+        "precision": precision,
+        "recall": recall,
+        "two_sample_accuracy": two_sample_accuracy(some, unseen[:count]),
+    }

@@ -6,6 +6,7 @@ import pytest
 from dlblocks.models.sample_quality import (
     baseline_bits,
     distances,
+    judge,
     neighbour_ratio,
     precision_and_recall,
     two_sample_accuracy,
@@ -77,3 +78,21 @@ def test_baselines_of_the_digits_are_those_measured():
         count = (x[train, place] == x[test[0], place]).sum() + 1
         total -= np.log2(count / (1437 + 17))
     assert pixels[0] == pytest.approx(total / 64)
+
+
+def test_judged_as_real_images_and_as_noise():
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    train, test, new = slice(0, 700), slice(700, 1100), slice(1100, 1500)
+    real = judge(x[new], y[new], (x[train], y[train]), (x[test], y[test]))
+    assert real["judged_as_asked"] > 0.9
+    assert real["trained_on_samples"] > 0.9
+    assert real["neighbour_ratio"] == pytest.approx(1, abs=0.1)
+    assert real["two_sample_accuracy"] < 0.6
+    copies = judge(x[train], y[train], (x[train], y[train]), (x[test], y[test]))
+    assert copies["neighbour_ratio"] == pytest.approx(0, abs=1e-6)
+    assert copies["trained_on_samples"] == copies["trained_on_real"]
+    noise = judge(16 * RNG.random((400, 64)), y[new], (x[train], y[train]), (x[test], y[test]))
+    assert noise["judged_as_asked"] < 0.3
+    assert noise["two_sample_accuracy"] > 0.7
