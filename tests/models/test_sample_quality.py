@@ -84,6 +84,8 @@ def test_judged_as_real_images_and_as_noise():
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)
+    order = RNG.permutation(len(x))  # writers follow each other
+    x, y = x[order], y[order]
     train, test, new = slice(0, 700), slice(700, 1100), slice(1100, 1500)
     real = judge(x[new], y[new], (x[train], y[train]), (x[test], y[test]))
     assert real["judged_as_asked"] > 0.9
