@@ -9,6 +9,9 @@ from dlblocks.models.classification import Classifier, CNNClassifier, MLPClassif
 from dlblocks.models.detection import BoxDetector, Detector
 from dlblocks.models.forecast import Forecaster, LSTMForecaster, TransformerForecaster
 from dlblocks.models.language import GPTLanguageModel, LanguageModel, RNNLanguageModel
+from dlblocks.models.diffusion import Diffusion
+from dlblocks.models.flow_matching import FlowMatching
+from dlblocks.models.generative import GenerativeModel
 from dlblocks.models.model import Model, load
 from dlblocks.models.regression import MLPRegressor, Regressor
 from dlblocks.models.segmentation import Segmenter, UNetSegmenter, VisionSegmenter
@@ -19,10 +22,12 @@ from dlblocks.models.sequence import (
     ViTClassifier,
 )
 from dlblocks.models.tiles import predict_tiles
+from dlblocks.models.vae import VAE
 from dlblocks.models.vision import VisionClassifier
 from dlblocks.models.voting import VotingEnsemble, VotingModule
 
 __all__ = [
+    "VAE",
     "AdaBoostClassifier",
     "BoxDetector",
     "CNNClassifier",
@@ -30,6 +35,9 @@ __all__ = [
     "Detector",
     "Forecaster",
     "GPTLanguageModel",
+    "Diffusion",
+    "FlowMatching",
+    "GenerativeModel",
     "GradientBoostingClassifier",
     "GradientBoostingRegressor",
     "LSTMForecaster",

@@ -71,6 +71,27 @@ def mean_logistic_mixture(params: Tensor, num_levels: int) -> Tensor:
     return ((value + 1) * (num_levels - 1) / 2).round().long()
 
 
+def decode_levels(y: Tensor, log_prior: Tensor, std: float) -> Tensor:
+    """Compute log p(k | y) for levels plus normal noise, y = k + std · ε, by Bayes' rule.
+
+    Args:
+        y: Shape (N, ...).
+        log_prior: Log-probability of each level at each place, shape (..., L).
+        std: Standard deviation of the noise.
+
+    Returns:
+        Shape (N, ..., L).
+
+    Example:
+        >>> prior = torch.tensor([0.5, 0.5]).log()
+        >>> decode_levels(torch.tensor([0.5, 0.0]), prior, 0.5).exp()
+        tensor([[0.5000, 0.5000],
+                [0.8808, 0.1192]])
+    """
+    every = torch.arange(log_prior.shape[-1], device=y.device)
+    return (log_prior - 0.5 * ((y.unsqueeze(-1) - every) / std).square()).log_softmax(-1)
+
+
 def choose(logits: Tensor, uniform: Tensor) -> Tensor:
     """Draw classes (...) for logits (..., C), by numbers from [0, 1) of shape (...)."""
     total = logits.float().softmax(-1).cumsum(-1)

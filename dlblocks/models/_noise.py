@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -31,8 +31,12 @@ class Noise:
     def __init__(
         self, seed: int, numbers: Iterable[int], device: torch.device | str = "cpu"
     ) -> None:
-        self.generators = [torch.Generator().manual_seed(_mixed(seed, i)) for i in numbers]
-        self.device = device
+        self.seed, self.numbers, self.device = seed, list(numbers), device
+        self.generators = [torch.Generator().manual_seed(_mixed(seed, i)) for i in self.numbers]
+
+    def again(self) -> Noise:
+        """Return the same streams from their start."""
+        return Noise(self.seed, self.numbers, self.device)
 
     def __len__(self) -> int:
         return len(self.generators)
@@ -45,11 +49,9 @@ class Noise:
         """Draw numbers from [0, 1), shape (N, *shape)."""
         return self._draw(torch.rand, shape)
 
-    def _draw(self, draw: object, shape: tuple[int, ...]) -> Tensor:
-        assert callable(draw)
+    def _draw(self, draw: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
         rows = [draw(shape, generator=g, dtype=torch.float32) for g in self.generators]
-        found: Tensor = torch.stack(rows).to(self.device)
-        return found
+        return torch.stack(rows).to(self.device)
 
 
 class BatchNoise:
@@ -62,6 +64,10 @@ class BatchNoise:
 
     def __init__(self, count: int, device: torch.device | str = "cpu") -> None:
         self.count, self.device = count, device
+
+    def again(self) -> BatchNoise:
+        """Return new numbers."""
+        return self
 
     def __len__(self) -> int:
         return self.count

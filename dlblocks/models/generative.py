@@ -84,7 +84,8 @@ class GenerativeModel(Model):
         middle = [self.max_value / 2] * self.image_shape[0]
         self.preprocess = Preprocess(mean=middle, std=middle)  # to [-1, 1], whatever the data
         self.ema = None if ema_decay is None else AveragedNet(self.net, ema_decay)
-        self._seen: dict[str, int] = {}
+        self._seen: dict[str, int] = {}  # images of each stage
+        self._checked: set[str] = set()
 
     # Defined by subclasses
 
@@ -194,6 +195,10 @@ class GenerativeModel(Model):
 
     # Steps
 
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self._checked = set()
+
     def _entries(self, batch: Any) -> tuple[Tensor, Any, Tensor | None]:
         """Return images, labels and weights of a batch."""
         entries = list(batch) if isinstance(batch, (list, tuple)) else [batch]
@@ -228,15 +233,17 @@ class GenerativeModel(Model):
 
     def _step(self, batch: Any, stage: Stage) -> Tensor:
         images, labels, weights = self._entries(batch)
+        # Callbacks change the batches of training only, so each stage has its first batch.
+        self._first_batch = stage not in self._checked
         levels, labels = self._levels_and_labels(images, labels)
         if self._first_batch:
             self._check_loader(stage)
-            self._first_batch = False
+            self._checked.add(stage)
         noise = self._noise(stage, len(levels))
         found = dict(self.losses(levels, labels, noise))
         is_fit = self.trainer.state.fn == TrainerFn.FITTING
         if self.slow_bits and not is_fit:
-            found["bits_per_dim"] = self.bits(levels, labels, noise)
+            found["bits_per_dim"] = self.bits(levels, labels, noise.again())
         each = found.pop("loss")
         loss = each.mean() if weights is None else (weights * each).mean()
         self.record(stage, loss, found, weights)
@@ -398,7 +405,7 @@ class GenerativeModel(Model):
 
 
 class AveragedNet(nn.Module):
-    """An exponential moving average of a net, always in evaluation mode.
+    """An exponential moving average of a net.
 
     Args:
         net: The net. Its copy is averaged.
@@ -409,7 +416,7 @@ class AveragedNet(nn.Module):
 
     def __init__(self, net: nn.Module, decay: float) -> None:
         super().__init__()
-        self.net = copy.deepcopy(net).requires_grad_(False).eval()
+        self.net = copy.deepcopy(net).requires_grad_(False)
         self.decay = decay
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
@@ -424,10 +431,6 @@ class AveragedNet(nn.Module):
             torch._foreach_lerp_(mine, new, share)
         for own, buffer in zip(self.net.buffers(), net.buffers(), strict=True):
             own.copy_(buffer)
-
-    def train(self, mode: bool = True) -> AveragedNet:
-        """Stay in evaluation mode."""
-        return super().train(False)
 
 
 class Means(Metric):

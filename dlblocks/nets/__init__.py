@@ -5,6 +5,10 @@ from dlblocks.nets.backbone import Backbone
 from dlblocks.nets.cnn import CNN
 from dlblocks.nets.forecast import LSTMForecast, SeriesScaler, TransformerForecast
 from dlblocks.nets.language import GPT, LSTMDecoder
+from dlblocks.nets.autoencoder import Autoencoder
+from dlblocks.nets.backbone import Backbone
+from dlblocks.nets.cnn import CNN
+from dlblocks.nets.conditional import ConditionalNet
 from dlblocks.nets.mlp import MLP, EmbedCategories
 from dlblocks.nets.preprocess import Preprocess
 from dlblocks.nets.rnn import RNN
@@ -20,7 +24,9 @@ __all__ = [
     "MLP",
     "RNN",
     "Attention",
+    "Autoencoder",
     "Backbone",
+    "ConditionalNet",
     "EmbedCategories",
     "FeedForward",
     "KVCache",

@@ -37,7 +37,7 @@ class GenerativeTask(Task):
             return {"target": target, "prediction": prediction}
         return {"target": torch.zeros(len(prediction)), "prediction": prediction}
 
-    def average(self, outputs: Tensor, *, hard: bool = False) -> Tensor:
+    def for_ensemble(self) -> Task:
         raise ValueError(
             "generative models have no average; sample from the model of one fold, or refit one on "
             "all samples."

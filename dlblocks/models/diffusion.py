@@ -1,0 +1,208 @@
+"""Diffusion (Ho, Jain and Abbeel 2020), with the samplers DDPM and DDIM (Song et al. 2021)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dlblocks._errors import check_range
+from dlblocks.models._likelihood import decode_levels, normal_kl
+from dlblocks.models._noise import AnyNoise, Noise
+from dlblocks.models.flow_matching import FlowMatching, guided
+from dlblocks.models.generative import bits_per_dim
+
+OFFSET = 0.008  # of the cosine schedule
+LEAST = 1e-5  # share of the image that the last step keeps
+
+
+class Diffusion(FlowMatching):
+    """A diffusion model: learn to remove noise, and make images from noise step by step.
+
+    With images x in [-1, 1], x_t = √ᾱ_t x + √(1 - ᾱ_t) ε for t = 1 … T, with the cosine schedule
+    of Nichol and Dhariwal (2021), and the loss is the mean of (ε(x_t, t) - ε)². The net is that of
+    `FlowMatching`, with t / T as its time.
+
+    A step of the sampler goes from t to any s < t. The net's ε gives x; x is clipped to [-1, 1],
+    and ε is computed again from it. Then x_s = √ᾱ_s x + √(1 - ᾱ_s - σ²) ε + σ · noise, with
+
+        σ² = η² (1 - ᾱ_s) / (1 - ᾱ_t) (1 - ᾱ_t / ᾱ_s)
+
+    η = 0 is DDIM, in few steps. η = 1 with all T steps is DDPM.
+
+    ``bits_per_dim`` is the variational bound of DDPM: the sum over all t of
+    KL(q(x_{t-1} | x_t, x) ‖ p(x_{t-1} | x_t)) = (SNR_{t-1} - SNR_t) / 2 · ‖x - x(x_t, t)‖², with
+    one ε for each image and t, the KL of x_T, and -log p(levels | x_1) by Bayes' rule (Kingma et
+    al. 2021). It takes T evaluations of the net, and is computed by ``Trainer.validate`` and
+    ``Trainer.test`` only.
+
+    Args:
+        image_shape: Channels, height and width.
+        timesteps: T.
+        steps: Steps of the sampler, at most T.
+        eta: η of the sampler; DDPM has 1.
+        noise_std: Standard deviation of the noise at t = 1, √(1 - ᾱ_1), in levels.
+        **kwargs: Net, classes, average and optimization; see `FlowMatching`.
+
+    Example:
+        >>> model = Diffusion([1, 8, 8], levels=17, num_classes=10, width=16, depth=1)
+        >>> model.sample(3, labels=[0, 1, 2], steps=2).shape
+        torch.Size([3, 1, 8, 8])
+    """
+
+    alpha_bar: Tensor
+
+    def __init__(
+        self,
+        image_shape: Sequence[int] = (1, 8, 8),
+        *,
+        timesteps: int = 200,
+        steps: int = 20,
+        eta: float = 0.0,
+        noise_std: float = 0.2,
+        levels: int = 256,
+        **kwargs: Any,
+    ) -> None:
+        check_range("timesteps", timesteps, 2)
+        check_range("eta", eta, 0, 1)
+        super().__init__(image_shape, steps=steps, noise_std=noise_std, levels=levels, **kwargs)
+        self.timesteps, self.eta = timesteps, float(eta)
+        first = 1 - (noise_std * 2 / (levels - 1)) ** 2
+        self.register_buffer("alpha_bar", cosine_schedule(timesteps, first), persistent=False)
+
+    def losses(self, levels: Tensor, labels: Tensor | None, noise: AnyNoise) -> dict[str, Tensor]:
+        images = levels.float() * (2 / (self.levels - 1)) - 1
+        epsilon = noise.normal(*self.image_shape)
+        steps = (noise.uniform() * self.timesteps).long() + 1
+        if self.training:
+            labels = self.with_hidden(labels, noise)
+        found = self._epsilon(self.used_net, self._noised(images, epsilon, steps), steps, labels)
+        return {"loss": (found - epsilon).square().flatten(1).mean(1)}
+
+    @torch.no_grad()
+    def bits(self, levels: Tensor, labels: Tensor | None, noise: AnyNoise) -> Tensor:
+        net, scale = self.used_net, 2 / (self.levels - 1)
+        images = levels.float() * scale - 1
+        last = self.alpha_bar[-1]
+        kept, lost = last.sqrt() * images, (1 - last).log() / 2
+        nats = normal_kl(kept, lost.expand_as(kept)).flatten(1).sum(1)
+        snr = self.alpha_bar / (1 - self.alpha_bar)  # snr[t], and infinite at 0
+        for t in range(2, self.timesteps + 1):
+            steps = torch.full_like(levels[:, 0, 0, 0], t)
+            x_t = self._noised(images, noise.normal(*self.image_shape), steps)
+            found = predicted(x_t, self._epsilon(net, x_t, steps, labels), self.alpha_bar[t])[0]
+            error = (images - found).square().flatten(1).sum(1)
+            nats = nats + (snr[t - 1] - snr[t]) / 2 * error
+        steps = torch.ones_like(levels[:, 0, 0, 0])
+        x_1 = self._noised(images, noise.normal(*self.image_shape), steps)
+        y = (x_1 / self.alpha_bar[1].sqrt() + 1) / scale
+        std = float((1 / self.alpha_bar[1] - 1).sqrt()) / scale
+        decoded = decode_levels(y, self.log_prior, std).gather(-1, levels.unsqueeze(-1))
+        return bits_per_dim(nats - decoded.flatten(1).sum(1), self.num_dims)
+
+    def _noised(self, images: Tensor, epsilon: Tensor, steps: Tensor) -> Tensor:
+        share = self.alpha_bar[steps][:, None, None, None]
+        return share.sqrt() * images + (1 - share).sqrt() * epsilon
+
+    def _epsilon(self, net: nn.Module, x: Tensor, steps: Tensor, labels: Tensor | None) -> Tensor:
+        found: Tensor = net(x, steps.float() / self.timesteps, labels)
+        return found.float()
+
+    def draw(
+        self,
+        noise: Noise,
+        labels: Tensor | None,
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        method: Literal["ddim", "ddpm"] | None = None,
+        eta: float | None = None,
+    ) -> Tensor:
+        """Make images of levels.
+
+        Args:
+            noise: All random numbers.
+            labels: Classes (N,), or None.
+            steps: Steps, at most T; None for those of the model.
+            guidance: w; see `sample`.
+            method: ``"ddpm"`` for all T steps and η = 1; None or ``"ddim"`` for the others.
+            eta: η; None for that of the model.
+        """
+        steps, eta = steps or self.steps, self.eta if eta is None else eta
+        if method == "ddpm":
+            steps, eta = self.timesteps, 1.0
+        if steps > self.timesteps:
+            raise ValueError(
+                f"steps={steps} is more than timesteps={self.timesteps}; give at most as many."
+            )
+        check_range("eta", eta, 0, 1)
+        places = torch.linspace(self.timesteps, 0, steps + 1).round().long().tolist()
+        x = noise.normal(*self.image_shape)
+        for t, s in pairwise(places):
+            at = torch.full((len(x),), t, device=x.device)
+            epsilon = guided(
+                partial(self._epsilon, self.used_net, x, at), labels, guidance, self.num_classes
+            )
+            fresh = noise.normal(*self.image_shape) if eta and s else torch.zeros_like(x)
+            x = denoise(x, epsilon, self.alpha_bar[t], self.alpha_bar[s], eta, fresh)
+        return ((x + 1) * ((self.levels - 1) / 2)).round().long().clamp(0, self.levels - 1)
+
+
+def cosine_schedule(timesteps: int, first: float) -> Tensor:
+    """Compute ᾱ_0 … ᾱ_T: 1, then from `first` down, along a squared cosine.
+
+    Args:
+        timesteps: T.
+        first: ᾱ_1. Where the cosine would be above it, it is cut.
+
+    Returns:
+        float32 of shape (T + 1,), strictly decreasing.
+
+    Example:
+        >>> cosine_schedule(4, 0.999).diff().max() < 0
+        tensor(True)
+    """
+    t = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64)
+    angle = (t + OFFSET) / (1 + OFFSET) * math.pi / 2
+    found = (angle.cos() / angle[0].cos()) ** 2
+    # From `first` at t = 1 to LEAST at t = T, of the same shape.
+    inner = found[1:]
+    scaled = (inner - inner[-1]) / (inner[0] - inner[-1])
+    found[1:] = LEAST + scaled * (first - LEAST)
+    found[0] = 1
+    return found.float()
+
+
+def predicted(x_t: Tensor, epsilon: Tensor, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the image in x_t, clipped to [-1, 1], and the noise that then remains."""
+    image = ((x_t - (1 - alpha_bar).sqrt() * epsilon) / alpha_bar.sqrt()).clamp(-1, 1)
+    return image, (x_t - alpha_bar.sqrt() * image) / (1 - alpha_bar).sqrt()
+
+
+def denoise(
+    x_t: Tensor, epsilon: Tensor, at_t: Tensor, at_s: Tensor, eta: float, noise: Tensor
+) -> Tensor:
+    """Step from t to s < t; see `Diffusion`.
+
+    Args:
+        x_t: Shape (N, ...).
+        epsilon: The net's noise, of the same shape.
+        at_t: ᾱ_t.
+        at_s: ᾱ_s.
+        eta: η.
+        noise: Standard normal noise of the shape of `x_t`.
+    """
+    image, epsilon = predicted(x_t, epsilon, at_t)
+    variance = eta**2 * posterior_variance(at_t, at_s)
+    towards = (1 - at_s - variance).clamp(min=0).sqrt()
+    return at_s.sqrt() * image + towards * epsilon + variance.sqrt() * noise
+
+
+def posterior_variance(at_t: Tensor, at_s: Tensor) -> Tensor:
+    """Compute the variance of q(x_s | x_t, x): (1 - ᾱ_s) / (1 - ᾱ_t) · (1 - ᾱ_t / ᾱ_s)."""
+    return (1 - at_s) / (1 - at_t) * (1 - at_t / at_s)

@@ -1,0 +1,182 @@
+"""Judge samples of a generative model by numbers. Plain functions of arrays.
+
+All distances are Euclidean, between flattened images in the same units.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+CHUNK = 512  # rows of a distance matrix at a time
+
+
+def distances(queries: npt.ArrayLike, points: npt.ArrayLike, k: int = 1) -> Array:
+    """Return the distance from each query to its k-th nearest point, shape (N,).
+
+    Args:
+        queries: Shape (N, ...).
+        points: Shape (M, ...), with M at least k.
+        k: Which neighbour; 1 is the nearest.
+
+    Example:
+        >>> distances([[0.0], [5.0]], [[1.0], [3.0]])
+        array([1., 2.])
+    """
+    a, b = _flat(queries), _flat(points)
+    if not 1 <= k <= len(b):
+        raise ValueError(f"k={k} is outside 1 … {len(b)}, the number of points.")
+    found = []
+    for start in range(0, len(a), CHUNK):
+        part = a[start : start + CHUNK]
+        squares = (part**2).sum(1)[:, None] + (b**2).sum(1) - 2 * part @ b.T
+        found.append(np.partition(squares, k - 1, axis=1)[:, k - 1])
+    return np.sqrt(np.maximum(np.concatenate(found), 0))
+
+
+def neighbour_ratio(
+    samples: npt.ArrayLike, train: npt.ArrayLike, unseen: npt.ArrayLike
+) -> float:
+    """Compare distances to the nearest training image: mean of samples / mean of unseen images.
+
+    About 1 for new images of the same distribution, and towards 0 for copies of training images,
+    also where no copy is exact.
+
+    Args:
+        samples: Shape (N, ...).
+        train: Images that the model has seen, shape (M, ...).
+        unseen: Real images that it has not seen, shape (K, ...).
+    """
+    return float(distances(samples, train).mean() / distances(unseen, train).mean())
+
+
+def precision_and_recall(
+    samples: npt.ArrayLike, real: npt.ArrayLike, k: int = 3
+) -> tuple[float, float]:
+    """Compute improved precision and recall (Kynkäänniemi et al. 2019).
+
+    Precision is the share of samples that lie in the ball around some real image, whose radius is
+    the distance to its k-th nearest other real image. Recall is the share of real images that lie
+    in such a ball around some sample. Both sets should have equal sizes.
+
+    Args:
+        samples: Shape (N, ...).
+        real: Shape (M, ...).
+        k: Which neighbour gives the radius.
+    """
+    return _covered(samples, real, k), _covered(real, samples, k)
+
+
+def _covered(queries: npt.ArrayLike, points: npt.ArrayLike, k: int) -> float:
+    a, b = _flat(queries), _flat(points)
+    # The nearest of all is the point itself.
+    radii = distances(b, b, k + 1) ** 2
+    inside = np.zeros(len(a), bool)
+    for start in range(0, len(a), CHUNK):
+        part = a[start : start + CHUNK]
+        squares = (part**2).sum(1)[:, None] + (b**2).sum(1) - 2 * part @ b.T
+        inside[start : start + CHUNK] = (squares <= radii).any(1)
+    return float(inside.mean())
+
+
+def two_sample_accuracy(samples: npt.ArrayLike, real: npt.ArrayLike) -> float:
+    """Compute how often a nearest neighbour tells samples from real images.
+
+    Each image is judged by its nearest other image (leave-one-out; Lopez-Paz and Oquab 2017). 1/2
+    means that the two cannot be told apart, 1 that they can, and less than 1/2 that samples are
+    copies of these real images. Both sets must have equal sizes.
+
+    Args:
+        samples: Shape (N, ...).
+        real: Shape (N, ...).
+    """
+    a, b = _flat(samples), _flat(real)
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} samples and {len(b)} real images; give equal numbers.")
+    both, label = np.concatenate([a, b]), np.repeat([0, 1], len(a))
+    squares = (both**2).sum(1)[:, None] + (both**2).sum(1) - 2 * both @ both.T
+    np.fill_diagonal(squares, np.inf)
+    return float((label[squares.argmin(1)] == label).mean())
+
+
+def _flat(images: npt.ArrayLike) -> Array:
+    found = np.asarray(images, dtype=np.float64)
+    return found.reshape(len(found), -1)
+
+
+def baseline_bits(
+    train: npt.NDArray[np.int64],
+    test: npt.NDArray[np.int64],
+    levels: int,
+    labels: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None,
+) -> Array:
+    """Compute bits per dimension of test images under histograms of single pixels, shape (N,).
+
+    Each level counts one more than it occurs (Laplace 1814).
+
+    Args:
+        train: Levels, shape (M, ...).
+        test: Levels, shape (N, ...).
+        levels: Number of levels.
+        labels: Classes of both, for a histogram of each class. The result is then that of the
+            mixture of all classes, by their shares.
+
+    Example:
+        >>> zeros = np.zeros((2, 1), np.int64)
+        >>> baseline_bits(zeros, zeros[:1], 2)
+        array([0.4150375])
+    """
+    train, test = train.reshape(len(train), -1), test.reshape(len(test), -1)
+    classes = np.zeros(len(train), np.int64) if labels is None else labels[0]
+    places, parts = np.arange(train.shape[1]), []
+    for each in np.unique(classes):
+        rows = train[classes == each]
+        counts = np.stack([(rows == level).sum(0) for level in range(levels)], 1) + 1.0
+        log_shares = np.log2(counts / counts.sum(1, keepdims=True))
+        log_prior = np.log2(len(rows) / len(train))
+        parts.append(log_prior + log_shares[places, test].sum(1))
+    found: Array = -np.logaddexp2.reduce(parts, axis=0) / train.shape[1]
+    return found
+
+
+def judge(
+    samples: npt.ArrayLike,
+    asked: npt.ArrayLike,
+    train: tuple[npt.ArrayLike, npt.ArrayLike],
+    test: tuple[npt.ArrayLike, npt.ArrayLike],
+) -> dict[str, float]:
+    """Judge the samples of a model of classes.
+
+    A support vector machine with radial basis functions is the classifier.
+
+    Args:
+        samples: Images that were made, shape (N, ...).
+        asked: The class that each should have, shape (N,).
+        train: Real images and classes that the model has seen.
+        test: Others that it has not seen.
+
+    Returns:
+        ``judged_as_asked``, how often a classifier trained on real images finds the class that was
+        asked for; ``trained_on_samples``, the accuracy on `test` of a classifier trained on
+        samples alone, and ``trained_on_real`` beside it; ``neighbour_ratio``, ``precision``,
+        ``recall`` and ``two_sample_accuracy``, as the functions of this module compute them, with
+        as many samples as there are test images.
+    """
+    from sklearn.svm import SVC
+
+    made, real, unseen = _flat(samples), _flat(train[0]), _flat(test[0])
+    on_real, on_samples = SVC().fit(real, train[1]), SVC().fit(made, asked)
+    count = min(len(made), len(unseen))
+    # At random, because samples may be sorted by class.
+    some = made[np.random.default_rng(0).permutation(len(made))[:count]]
+    precision, recall = precision_and_recall(some, unseen[:count])
+    return {
+        "judged_as_asked": float(on_real.score(made, asked)),
+        "trained_on_samples": float(on_samples.score(unseen, test[1])),
+        "trained_on_real": float(on_real.score(unseen, test[1])),
+        "neighbour_ratio": neighbour_ratio(made, real, unseen),
+        "precision": precision,
+        "recall": recall,
+        "two_sample_accuracy": two_sample_accuracy(some, unseen[:count]),
+    }

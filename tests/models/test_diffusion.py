@@ -1,0 +1,140 @@
+"""Diffusion against closed forms."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Normal, kl_divergence
+
+from dlblocks.models import Diffusion
+from dlblocks.models._noise import Noise
+from dlblocks.models.diffusion import cosine_schedule, denoise, posterior_variance, predicted
+
+
+def small(**arguments):
+    return Diffusion([1, 2, 2], **{"levels": 5, "width": 8, "depth": 1, "timesteps": 12, "steps": 4,
+                                   **arguments})  # fmt: skip
+
+
+def test_posterior_is_that_of_bayes_rule():
+    """q(x_s | x_t, x) ∝ q(x_s | x) q(x_t | x_s): products of normal densities on a grid."""
+    bars = cosine_schedule(10, 0.999).double()
+    for t, s in ((7, 6), (7, 3), (10, 1), (2, 1)):
+        image, x_t = torch.tensor(0.4).double(), torch.tensor(-0.3).double()
+        epsilon = (x_t - bars[t].sqrt() * image) / (1 - bars[t]).sqrt()
+        grid = torch.linspace(-6, 6, 60_001, dtype=torch.float64)
+        step = bars[t] / bars[s]
+        log = Normal(bars[s].sqrt() * image, (1 - bars[s]).sqrt()).log_prob(grid)
+        log = log + Normal(step.sqrt() * grid, (1 - step).sqrt()).log_prob(x_t)
+        weight = log.softmax(0)
+        mean = (weight * grid).sum()
+        variance = (weight * (grid - mean) ** 2).sum()
+        torch.testing.assert_close(posterior_variance(bars[t], bars[s]), variance)
+        found = denoise(x_t, epsilon, bars[t], bars[s], 1.0, torch.zeros(()).double())
+        torch.testing.assert_close(found, mean)
+
+
+def test_ddim_with_eta_1_and_all_steps_is_ddpm():
+    """DDPM as in the paper: x_{t-1} = (x_t - β_t / √(1 - ᾱ_t) ε) / √α_t + √β̃_t z."""
+    torch.manual_seed(0)
+    bars = cosine_schedule(50, 0.999).double()
+    for t in range(2, 51):
+        alpha, beta = bars[t] / bars[t - 1], 1 - bars[t] / bars[t - 1]
+        x = 0.2 * torch.randn(5, 3).double()
+        image = 0.5 * torch.rand(5, 3).double()
+        epsilon = (x - bars[t].sqrt() * image) / (1 - bars[t]).sqrt()
+        z = torch.randn(5, 3).double()
+        variance = beta * (1 - bars[t - 1]) / (1 - bars[t])
+        expected = (x - beta / (1 - bars[t]).sqrt() * epsilon) / alpha.sqrt() + variance.sqrt() * z
+        found = denoise(x, epsilon, bars[t], bars[t - 1], 1.0, z)
+        torch.testing.assert_close(found, expected)
+    model = small()
+    assert torch.equal(model.sample(20, method="ddpm"), model.sample(20, steps=12, eta=1.0))
+    assert not torch.equal(model.sample(20, method="ddpm"), model.sample(20, steps=12, eta=0.0))
+
+
+def test_every_step_keeps_the_marginal_distribution():
+    """With the true image known, x_s has variance 1 - ᾱ_s about √ᾱ_s x, for any η and stride."""
+    torch.manual_seed(0)
+    bars, image = cosine_schedule(20, 0.999), torch.full((200_000,), 0.5)
+    for t, s, eta in ((20, 10, 0.0), (15, 14, 1.0), (15, 3, 1.0), (9, 4, 0.5)):
+        epsilon = torch.randn(200_000)
+        x_t = bars[t].sqrt() * image + (1 - bars[t]).sqrt() * epsilon
+        x_s = denoise(x_t, epsilon, bars[t], bars[s], eta, torch.randn(200_000))
+        assert float(x_s.mean()) == pytest.approx(float(bars[s].sqrt() * 0.5), abs=0.01)
+        assert float(x_s.var()) == pytest.approx(float(1 - bars[s]), rel=0.02)
+
+
+def test_noise_is_computed_again_after_clipping():
+    at = torch.tensor(0.5)
+    x = torch.tensor([3.0, 0.1])
+    image, epsilon = predicted(x, torch.zeros(2), at)
+    assert image.tolist() == pytest.approx([1.0, 0.1 * math.sqrt(2)])
+    torch.testing.assert_close(at.sqrt() * image + (1 - at).sqrt() * epsilon, x)
+
+
+@pytest.mark.parametrize(("timesteps", "first"), [(2, 0.9), (200, 0.9994), (1000, 0.99999)])
+def test_schedule(timesteps, first):
+    bars = cosine_schedule(timesteps, first)
+    assert bars.shape == (timesteps + 1,)
+    assert (bars.diff() < 0).all()
+    assert bars[0] == 1
+    assert float(bars[1]) == pytest.approx(first)
+    assert 0 < float(bars[-1]) < 1e-4
+
+
+def test_a_term_of_the_bound_is_the_kl_of_two_normals():
+    """(SNR_s - SNR_t) / 2 ‖x - x̂‖² = KL(q(x_s | x_t, x) ‖ q(x_s | x_t, x̂))."""
+    bars = cosine_schedule(10, 0.99).double()
+    x_t, image, guess = (torch.tensor(v).double() for v in (0.2, 0.5, -0.1))
+    for t in range(2, 11):
+        s = t - 1
+        std = posterior_variance(bars[t], bars[s]).sqrt()
+
+        def mean(of, t=t, s=s):
+            epsilon = (x_t - bars[t].sqrt() * of) / (1 - bars[t]).sqrt()
+            return denoise(x_t, epsilon, bars[t], bars[s], 1.0, torch.zeros(()).double())
+
+        expected = kl_divergence(Normal(mean(image), std), Normal(mean(guess), std))
+        snr = bars / (1 - bars)
+        torch.testing.assert_close((snr[s] - snr[t]) / 2 * (image - guess) ** 2, expected)
+
+
+class TheOnly(Diffusion):
+    """Data of a single image: the net that knows it."""
+
+    def make_net(self, image_shape, num_classes, **arguments):
+        class Knows(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.image = torch.nn.Parameter(torch.tensor([[[-1.0, 0.0], [0.5, 1.0]]]))
+                self.bars = None
+
+            def forward(self, x, times, labels):
+                bar = self.bars[(times * 12).round().long()][:, None, None, None]
+                return (x - bar.sqrt() * self.image) / (1 - bar).sqrt()
+
+        return Knows()
+
+
+def test_bound_and_samples_of_a_single_image():
+    model = TheOnly([1, 2, 2], levels=5, timesteps=12, ema_decay=None, noise_std=0.15)
+    model.net.bars = model.alpha_bar
+    levels = torch.tensor([[[[0, 2], [3, 4]]]]).expand(50, 1, 2, 2)
+    bits = model.eval().bits(levels, None, Noise(0, range(50)))
+    # Only the prior's KL and the levels' rounding are left.
+    assert 0 < float(bits.mean()) < 0.05
+    other = torch.tensor([[[[0, 2], [3, 3]]]]).expand(50, 1, 2, 2)
+    assert float(model.bits(other, None, Noise(0, range(50))).min()) > 1
+    for options in ({"steps": 1}, {"steps": 5}, {"method": "ddpm"}):
+        found = model.sample(3, **options)
+        assert torch.equal(model.to_levels(model.preprocess(found)), levels[:3])
+
+
+def test_arguments():
+    with pytest.raises(ValueError, match="steps=13 is more than timesteps=12"):
+        small().sample(2, steps=13)
+    with pytest.raises(ValueError, match="eta=2"):
+        small(eta=2.0)
+    with pytest.raises(ValueError, match="timesteps=1"):
+        small(timesteps=1)
