@@ -7,11 +7,11 @@ from dlblocks.models.boosted import (
 )
 from dlblocks.models.classification import Classifier, CNNClassifier, MLPClassifier
 from dlblocks.models.detection import BoxDetector, Detector
-from dlblocks.models.forecast import Forecaster, LSTMForecaster, TransformerForecaster
-from dlblocks.models.language import GPTLanguageModel, LanguageModel, RNNLanguageModel
 from dlblocks.models.diffusion import Diffusion
 from dlblocks.models.flow_matching import FlowMatching
+from dlblocks.models.forecast import Forecaster, LSTMForecaster, TransformerForecaster
 from dlblocks.models.generative import GenerativeModel
+from dlblocks.models.language import GPTLanguageModel, LanguageModel, RNNLanguageModel
 from dlblocks.models.model import Model, load
 from dlblocks.models.regression import MLPRegressor, Regressor
 from dlblocks.models.segmentation import Segmenter, UNetSegmenter, VisionSegmenter
@@ -33,10 +33,10 @@ __all__ = [
     "CNNClassifier",
     "Classifier",
     "Detector",
-    "Forecaster",
-    "GPTLanguageModel",
     "Diffusion",
     "FlowMatching",
+    "Forecaster",
+    "GPTLanguageModel",
     "GenerativeModel",
     "GradientBoostingClassifier",
     "GradientBoostingRegressor",

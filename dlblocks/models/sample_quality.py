@@ -35,9 +35,7 @@ def distances(queries: npt.ArrayLike, points: npt.ArrayLike, k: int = 1) -> Arra
     return np.sqrt(np.maximum(np.concatenate(found), 0))
 
 
-def neighbour_ratio(
-    samples: npt.ArrayLike, train: npt.ArrayLike, unseen: npt.ArrayLike
-) -> float:
+def neighbour_ratio(samples: npt.ArrayLike, train: npt.ArrayLike, unseen: npt.ArrayLike) -> float:
     """Compare distances to the nearest training image: mean of samples / mean of unseen images.
 
     About 1 for new images of the same distribution, and towards 0 for copies of training images,

@@ -1,14 +1,12 @@
 """Nets as plain `torch.nn.Module`s that map tensors to tensors."""
 
 from dlblocks.nets.attention import Attention, KVCache
-from dlblocks.nets.backbone import Backbone
-from dlblocks.nets.cnn import CNN
-from dlblocks.nets.forecast import LSTMForecast, SeriesScaler, TransformerForecast
-from dlblocks.nets.language import GPT, LSTMDecoder
 from dlblocks.nets.autoencoder import Autoencoder
 from dlblocks.nets.backbone import Backbone
 from dlblocks.nets.cnn import CNN
 from dlblocks.nets.conditional import ConditionalNet
+from dlblocks.nets.forecast import LSTMForecast, SeriesScaler, TransformerForecast
+from dlblocks.nets.language import GPT, LSTMDecoder
 from dlblocks.nets.mlp import MLP, EmbedCategories
 from dlblocks.nets.preprocess import Preprocess
 from dlblocks.nets.rnn import RNN
