@@ -1,6 +1,6 @@
 """What did each idea of the modern CNN gain? Five nets in historical order, on real digits.
 
-AlexNet, VGG-11 with batch norm, GoogLeNet, ResNet-18 and DenseNet-121 of torchvision learn the 1,797 scanned digits
+XX
 of 8×8 pixels from random weights, each on the same folds, for as many steps. Stems are small: the
 first convolution has stride 1, and the poolings behind it are left out.
 
