@@ -1,8 +1,8 @@
 """What did each idea of the modern CNN gain? Five nets in historical order, on real digits.
 
-XX
-of 8×8 pixels from random weights, each on the same folds, for as many steps. Stems are small: the
-first convolution has stride 1, and the poolings behind it are left out.
+AlexNet, VGG-11 with batch norm, GoogLeNet, ResNet-18 and DenseNet-121 of torchvision learn the
+1,797 scanned digits of 8×8 pixels from random weights, each on the same folds, for as many steps.
+Stems are small: the first convolution has stride 1, and the poolings behind it are left out.
 
 The heads of AlexNet and VGG are cut, or they alone would take most of the time. Behind their last
 pooling a digit is one pixel, which the stock nets copy 36 and 49 times. The copies are left out,
