@@ -99,7 +99,8 @@ def main(
         )
         scores[net] = result.values("val/accuracy")
         # The first fold's model, on digits of its validation fold.
-        model = load(result.run_dir / result.folds[0]["checkpoint"])
+        saved = result.folds[0]["checkpoint"]  # a dev run keeps none
+        model = load(result.run_dir / saved) if saved else make_model(net)
         assert isinstance(model, (TransformerClassifier, ViTClassifier))
         images, targets, _ = source.for_fold(0, num_folds).arrays("val")
         maps = model.attention_maps(images[:8])
