@@ -102,7 +102,10 @@ def main(
         saved = result.folds[0]["checkpoint"]  # a dev run keeps none
         model = load(result.run_dir / saved) if saved else make_model(net)
         assert isinstance(model, (TransformerClassifier, ViTClassifier))
-        images, targets, _ = source.for_fold(0, num_folds).arrays("val")
+        data = source.for_fold(0, num_folds)
+        if not saved:
+            model.preprocess.set(**data.preprocess.statistics())
+        images, targets, _ = data.arrays("val")
         maps = model.attention_maps(images[:8])
         titles = [str(int(target)) for target in targets[:8]]
         figures[f"attention-{net}"] = plots.attention(
