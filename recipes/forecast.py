@@ -15,7 +15,9 @@ interval from blocks of origins; 20 to 40 s of CPU time on one thread (torch 2.1
 So it is better than the seasonal naive method on stocks and CO2, and on the Pacific it is not shown
 to be. Exponential smoothing is better on CO2, and not shown to differ on the other two. Stocks have
 no season: they rose, so that the last year is a poor forecast. With seed 1 stocks have 1.908 and
-the Pacific 0.837. The settings were chosen by some tries, which saw scores of the last fifth.
+the Pacific 0.837. A Transformer has 0.758 on the Pacific (seed 0), -0.225 (-0.540 … +0.089) from
+the seasonal naive method. The settings were chosen by some tries, which saw scores of the last
+fifth.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ class ForecastDataModule(DataModule):
     Example:
         >>> data = ForecastDataModule([[float(i % 4) for i in range(40)]], context=8, horizon=4)
         >>> data.input_shape, {part: len(data.indices(part)) for part in ("train", "val", "test")}
-        ((12, 3), {'train': 15, 'val': 4, 'test': 6})
+        ((12, 3), {'train': 13, 'val': 4, 'test': 6})
     """
 
     _shared = tuple(
