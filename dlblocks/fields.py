@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from dlblocks._boxes import area_of, as_target, boxes_in, kept, without
 from dlblocks._errors import check_choice
 from dlblocks._geometry import Geometry
 from dlblocks._ragged import Padded, Ragged
@@ -234,11 +235,6 @@ class Mask(Kind):
         return 0 if values.is_floating_point() else self.ignore_index
 
 
-COLUMNS = ("x0", "y0", "x1", "y1", "class")
-# Entries of a torchvision target that a moved box changes, loses or keeps.
-PER_BOX = ("boxes", "labels", "area", "iscrowd")
-
-
 @dataclass(frozen=True)
 class Boxes(Kind):
     """Boxes around objects, and the class of each.
@@ -327,120 +323,27 @@ class Boxes(Kind):
         height, width = geometry.size
         moved = []
         for i, target in enumerate(values):
-            old = _boxes_in(target)
+            old = boxes_in(target)
+            limit = old.new_tensor([width, height] * 2)
             corners = old[:, [0, 1, 2, 1, 0, 3, 2, 3]].reshape(-1, 2)  # (4 n, 2): x, y
             found = geometry.points(i, corners).reshape(-1, 4, 2)
             box = torch.cat([found.amin(1), found.amax(1)], 1)
-            area = _area(box)
-            box = torch.stack(
-                [box[:, 0].clamp(0, width), box[:, 1].clamp(0, height),
-                 box[:, 2].clamp(0, width), box[:, 3].clamp(0, height)], 1,
-            )  # fmt: skip
-            moved.append(self._kept(target, box, area))
+            area = area_of(box)
+            box = torch.minimum(box.clamp(min=0), limit)
+            moved.append(kept(target, box, area, self.min_visible, self.min_size))
         return moved
 
     def erase(self, values: Any, box: Tensor) -> Any:
         return [
-            self._kept(target, _without(_boxes_in(target), hole), _area(_boxes_in(target)))
+            kept(
+                target,
+                without(boxes_in(target), hole),
+                area_of(boxes_in(target)),
+                self.min_visible,
+                self.min_size,
+            )
             for target, hole in zip(values, box.tolist(), strict=True)
         ]
-
-    def _kept(self, target: Mapping[str, Any], boxes: Tensor, area: Tensor) -> dict[str, Any]:
-        """Replace the boxes, and drop those of which too little remains."""
-        # A thousandth of a pixel: rounding must not drop a box that keeps its size.
-        sides = boxes[:, 2:] - boxes[:, :2] + 1e-3
-        keep = (sides >= self.min_size).all(1) & (_area(boxes) >= self.min_visible * area)
-        boxes = boxes[keep].to(target["boxes"].dtype)
-        found = {}
-        for name, values in target.items():
-            if name == "boxes":
-                found[name] = boxes
-            elif name == "area":
-                found[name] = _area(boxes).to(values.dtype)
-            elif name in PER_BOX:
-                found[name] = values[keep]
-            elif name == "image_id":
-                found[name] = values
-            else:
-                raise ValueError(
-                    f"targets have {name!r} beside their boxes, and how it moves is not known; "
-                    f"leave it out. Known are {', '.join(PER_BOX)} and image_id."
-                )
-        return found
-
-
-def as_target(rows: Tensor) -> dict[str, Tensor]:
-    """Turn the rows of an image, (n, 4) or (n, 5), into a dictionary."""
-    labels = rows[:, 4] if rows.shape[1] > 4 else rows.new_zeros(len(rows))
-    return {"boxes": rows[:, :4].float(), "labels": labels.long()}
-
-
-def are_boxes(values: Any) -> bool:
-    """Tell whether targets of a batch are dictionaries with boxes."""
-    return (
-        isinstance(values, (list, tuple))
-        and len(values) > 0
-        and all(isinstance(value, Mapping) and "boxes" in value for value in values)
-    )
-
-
-def box_rows(values: Any) -> Any:
-    """Return the boxes of each image as one tensor.
-
-    Args:
-        values: Dictionaries with ``boxes`` and ``labels``, and ``scores`` for detections. Anything
-            else is returned as it is.
-
-    Returns:
-        Rows (x0, y0, x1, y1, class), or (x0, y0, x1, y1, score, class), for each image.
-    """
-    if not are_boxes(values):
-        return values
-    found = []
-    for value in values:
-        boxes = value["boxes"].reshape(-1, 4)
-        more = [value[name] for name in ("scores", "labels") if name in value]
-        found.append(torch.cat([boxes, *(column.to(boxes)[:, None] for column in more)], 1))
-    return found
-
-
-def _boxes_in(target: Mapping[str, Any]) -> Tensor:
-    boxes = target["boxes"]
-    if not isinstance(boxes, Tensor) or boxes.ndim != 2 or boxes.shape[1] != 4:
-        got = f"shape {tuple(boxes.shape)}" if isinstance(boxes, Tensor) else type(boxes).__name__
-        raise ValueError(
-            f"boxes of an image must be a tensor (n, 4), got {got}; use torch.zeros(0, 4) for an "
-            "image without objects."
-        )
-    how = getattr(getattr(boxes, "format", None), "value", "XYXY")
-    if how != "XYXY":
-        raise ValueError(f"boxes are {how}; give corners (x0, y0, x1, y1), format XYXY.")
-    return boxes.as_subclass(Tensor).double()
-
-
-def _area(boxes: Tensor) -> Tensor:
-    return (boxes[:, 2] - boxes[:, 0]).clamp(min=0) * (boxes[:, 3] - boxes[:, 1]).clamp(min=0)
-
-
-def _without(boxes: Tensor, hole: Sequence[int]) -> Tensor:
-    """Return the smallest boxes around what lies outside of a hole.
-
-    Args:
-        boxes: Shape (n, 4).
-        hole: Top, left, bottom and right.
-    """
-    top, left, bottom, right = hole
-    if bottom <= top or right <= left:
-        return boxes
-    x0, y0, x1, y1 = boxes.unbind(1)
-    # A hole over the whole height cuts a box from its left or right, one over the whole width from
-    # above or below. Any other leaves a pixel at each side.
-    high, wide = (y0 >= top) & (y1 <= bottom), (x0 >= left) & (x1 <= right)
-    new_x0 = torch.where(high & (x0 >= left) & (x0 < right), x1.clamp(max=right), x0)
-    new_x1 = torch.where(high & (x1 <= right) & (x1 > left), x0.clamp(min=left), x1)
-    new_y0 = torch.where(wide & (y0 >= top) & (y0 < bottom), y1.clamp(max=bottom), y0)
-    new_y1 = torch.where(wide & (y1 <= bottom) & (y1 > top), y0.clamp(min=top), y1)
-    return torch.stack([new_x0, new_y0, new_x1, new_y1], 1)
 
 
 EXPECTED = (

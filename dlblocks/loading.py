@@ -23,6 +23,7 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dlblocks._boxes import box_rows
 from dlblocks._errors import check_choice, check_range
 from dlblocks._files import atomic_write, is_rank_zero
 from dlblocks._plain import plain, plain_hyperparameters
@@ -34,7 +35,7 @@ from dlblocks.data._images import images_below
 from dlblocks.data._read_csv import COMPRESSED, ENDINGS
 from dlblocks.data.encoders import ArrayEncoder, Encoder, Samples, Unseen, encoder_of
 from dlblocks.ensembles.results import ENSEMBLE
-from dlblocks.fields import Padded, box_rows
+from dlblocks.fields import Padded
 from dlblocks.models import Model
 from dlblocks.models import load as load_model
 from dlblocks.models._checkpoints import (

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from dlblocks._boxes import are_boxes, box_rows
 from dlblocks._geometry import Geometry
 from dlblocks.callbacks import Augment, CutMix, Cutout, InputNoise, LabelSmoothing, MixUp, OneOf
 from dlblocks.data import ArrayDataModule, DetectionDataModule, DigitScenesDataModule
-from dlblocks.fields import Boxes, Ragged, are_boxes, box_rows
+from dlblocks.fields import Boxes, Ragged
 from dlblocks.tasks import DetectionTask
 
 H, W = 30, 40

@@ -18,6 +18,7 @@ FLOORS = [
         "__init__",
         "_errors",
         "_files",
+        "_boxes",
         "_geometry",
         "_lightning",
         "_npz",

@@ -19,10 +19,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
+from dlblocks._boxes import are_boxes
 from dlblocks._errors import check_choice, check_range, checked
 from dlblocks._lightning import HOOK, datamodule_of, hook_owner
 from dlblocks.callbacks._wrapper import UndoneCallback, Wrapped, unwrap, wrap
-from dlblocks.fields import Padded, are_boxes, kinds_of
+from dlblocks.fields import Padded, kinds_of
 from dlblocks.losses import MixedTargets
 
 Key = int | str | Sequence[int | str]

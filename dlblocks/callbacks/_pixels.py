@@ -8,10 +8,11 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor
 
+from dlblocks._boxes import are_boxes
 from dlblocks._errors import checked
 from dlblocks._lightning import datamodule_of
 from dlblocks.callbacks._batch_transform import BatchTransform
-from dlblocks.fields import Boxes, Kind, are_boxes, as_kind, kinds_of
+from dlblocks.fields import Boxes, Kind, as_kind, kinds_of
 from dlblocks.losses import MixedTargets
 
 

@@ -18,6 +18,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from dlblocks._boxes import are_boxes
 from dlblocks._errors import checked
 from dlblocks.callbacks._batch_transform import (
     BatchTransform,
@@ -26,7 +27,6 @@ from dlblocks.callbacks._batch_transform import (
     structure,
     tensors_in,
 )
-from dlblocks.fields import are_boxes
 
 
 class OneOf(BatchTransform):

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from typing_extensions import Self
 
+from dlblocks._boxes import are_boxes, box_rows
 from dlblocks._errors import check_range, whole
 from dlblocks._quiet import isolated
 from dlblocks.data._fingerprint import MAX_SEARCHED_BYTES, fingerprint, first_copies, row_keys
@@ -28,7 +29,7 @@ from dlblocks.data.encoders import ArrayEncoder, Encoder, ImageEncoder, Sequence
 from dlblocks.data.source import Source, check_arrays
 from dlblocks.data.split_datamodule import BatchSize, SplitDataModule, SplitMetadata
 from dlblocks.data.transforms import SampleTransform
-from dlblocks.fields import KINDS, Boxes, Kind, Mask, Padded, Ragged, are_boxes, box_rows
+from dlblocks.fields import KINDS, Boxes, Kind, Mask, Padded, Ragged
 from dlblocks.nets import Preprocess
 from dlblocks.nets.preprocess import Inputs, complete, preprocess_of
 from dlblocks.tasks import Predictions, PredictionTable

@@ -28,7 +28,8 @@ def boxes(
 ) -> Figure:
     """Draw images with boxes of objects and of detections.
 
-    Objects are green, detections red and dashed. Objects have their class below the box, detections their class and score above it.
+    Objects are green, detections red and dashed. Objects have their class below the box,
+    detections their class and score above it.
 
     Args:
         images: Shape (N, C, H, W), uint8 or floating point.

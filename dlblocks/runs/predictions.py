@@ -14,9 +14,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
+from dlblocks._boxes import are_boxes, box_rows
 from dlblocks._lightning import before_transfer
 from dlblocks._npz import Column, Ragged, allocate, chunks, take
-from dlblocks.fields import are_boxes, box_rows
 from dlblocks.models._predict import (
     TARGETS,
     NoPredictions,

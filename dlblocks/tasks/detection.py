@@ -12,10 +12,11 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from dlblocks import plots
+from dlblocks._boxes import are_boxes, box_rows
 from dlblocks._errors import check_range
 from dlblocks._npz import Ragged
 from dlblocks._scores import Weighted
-from dlblocks.fields import Boxes, are_boxes, box_rows, kinds_of
+from dlblocks.fields import Boxes, kinds_of
 from dlblocks.tasks._boxes import IOUS, Matches, f1_score, match, precisions, scores_of
 from dlblocks.tasks.task import Array, Predictions, PredictionTable, Stage, Task
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from dlblocks.data import DetectionDataModule
-from dlblocks.data.annotations import fitted
+from dlblocks.data.annotations import cut_tiles, fitted
 from dlblocks.fields import Ragged
 
 
@@ -239,6 +239,32 @@ def test_other_wrong_files(tmp_path):
     drawn(tmp_path / "images", "wide.png", (20, 50))
     with pytest.raises(ValueError, match=r"wide\.png has 20×50 pixels .* set size="):
         DetectionDataModule(folder, xml).setup()
+
+
+def test_tiles_of_a_large_image(tmp_path):
+    """Each pixel of a box lies in the tiles that have a part of the box."""
+    rng = np.random.default_rng(0)
+    corner = rng.integers(0, 80, (30, 2))
+    rows = np.column_stack([corner, corner + rng.integers(3, 25, (30, 2)), np.arange(30)])
+    image = rng.integers(0, 255, (3, 70, 110))
+    tiles, found, places = cut_tiles(image, rows, 32, min_visible=0.3)
+    assert tiles.shape == (6, 3, 32, 32)
+    assert places.tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
+    for tile, boxes, (i, j) in zip(tiles, found, places, strict=True):
+        np.testing.assert_array_equal(tile, image[:, 32 * i : 32 * i + 32, 32 * j : 32 * j + 32])
+        mine = {int(row[4]): row[:4] for row in boxes}
+        for row in rows:
+            painted = np.zeros((140, 140), bool)
+            painted[row[1] : row[3], row[0] : row[2]] = True
+            part = painted[32 * i : 32 * i + 32, 32 * j : 32 * j + 32]
+            assert (part.sum() >= 0.3 * painted.sum()) == (int(row[4]) in mine)
+            if int(row[4]) in mine:
+                ys, xs = np.nonzero(part)
+                expected = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+                assert mine[int(row[4])].tolist() == expected
+    assert cut_tiles(image, np.zeros((0, 4)), 32)[1][0].shape == (0, 4)
+    with pytest.raises(ValueError, match="70×110 pixels, less than a tile of size=80"):
+        cut_tiles(image, rows, 80)
 
 
 PICTURES = np.zeros((2, 1, 20, 30), np.uint8)

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import dlblocks
+from dlblocks._boxes import box_rows
 from dlblocks._npz import Ragged
 from dlblocks.callbacks import Augment, ExactResume
 from dlblocks.crossval import CrossValidationResult, cross_validate
@@ -22,7 +23,6 @@ from dlblocks.data import (
     DigitScenesDataModule,
     FoldedDataModule,
 )
-from dlblocks.fields import box_rows
 from dlblocks.models import Detector, load
 from dlblocks.tasks import DetectionTask
 from dlblocks.tasks._boxes import match, scores_of

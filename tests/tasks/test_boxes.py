@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dlblocks._npz import Ragged
+from dlblocks.tasks import DetectionTask, PredictionTable
 from dlblocks.tasks._boxes import f1_score, match, precisions, scores_of
 
 NAMES = ("map", "map_50", "map_75", "mar")
@@ -171,3 +172,23 @@ def test_f1_counts_boxes():
     assert float(found["precision"][0]) == pytest.approx(1 / 3)
     assert float(found["recall"][0]) == pytest.approx(1 / 2)
     assert float(found["f1"][0]) == pytest.approx(2 / 5)
+
+
+def test_f1_of_a_table_has_an_interval_of_images():
+    targets, predictions = case(5, images=8, classes=2)
+    table = PredictionTable(
+        {"target": Ragged.of(targets), "prediction": Ragged.of(predictions)}, task="detection"
+    )
+    found = DetectionTask.f1(table, iou=0.4, score=0.3, draws=400)
+    expected = f1_score(match(table["target"], table["prediction"], np.array([0.4])), 0.3)
+    for name, (value, low, high) in found.items():
+        assert value == pytest.approx(float(expected[name][0]))
+        assert low <= value <= high
+        assert low < high
+    one = DetectionTask.f1(table, iou=0.4, score=0.3, groups=np.zeros(8))  # nothing to draw
+    assert one["f1"][1] == one["f1"][2]
+    assert DetectionTask.class_map(table, 0.5) == pytest.approx(
+        {c: float(precisions(match(table["target"], table["prediction"], np.array([0.5])), c,
+                             np.ones((1, 8)))[0][0, 0]) for c in (0, 1)}
+    )  # fmt: skip
+    assert table.score() == pytest.approx(ours(targets, predictions))
