@@ -52,7 +52,7 @@ def _factorize_objects(cells: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Any]:
     """
     import pandas as pd
 
-    addresses = np.frombuffer(cells, np.intp)
+    addresses = np.frombuffer(np.ascontiguousarray(cells), np.intp)
     objects, different = pd.factorize(addresses)
     first = np.empty(len(different), np.intp)
     first[objects[::-1]] = np.arange(len(cells) - 1, -1, -1)

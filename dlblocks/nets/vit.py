@@ -29,6 +29,10 @@ class _Pooled(nn.Module):
             context += 1
         self.transformer = Transformer(context=context, **kwargs)
         width = self.transformer.width
+        # As in ViT (Dosovitskiy et al. 2021). The 0.02 of language models is for widths near 1000.
+        for module in self.transformer.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
         if self.transformer.positions == "learned":
             nn.init.normal_(self.transformer.position_table, std=POSITION_STD)
         self.token = nn.Parameter(STD * torch.randn(width)) if pool == "token" else None
