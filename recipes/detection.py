@@ -5,8 +5,9 @@ scene has (seed 0, one run); 369 s of CPU time on one thread (torch 2.14, torchv
 lightning 2.6.6). The settings were chosen by two tries with fewer and more epochs.
 
 With `--data trees` the settings are not calibrated yet. A short run, `--pretrained true
---num_folds 2 --max_epochs 5` (25 steps a fold, seed 0, 328 s of CPU time), has F1 at IoU 0.4 of 0.27 out of fold,
-and of 0.15 (95 % interval 0.09 … 0.22) on the 8 tiles of two other sites: far from trained.
+--num_folds 2 --max_epochs 5` (25 steps a fold, seed 0, 328 s of CPU time), has F1 at IoU 0.4 of
+0.27 out of fold, and of 0.15 (95 % interval 0.09 … 0.22) on the 8 tiles of two other sites: far
+from trained.
 """
 
 from __future__ import annotations
