@@ -75,8 +75,8 @@ class LanguageModel(Model):
         trainer = self.trainer
         if trainer.accumulate_grad_batches == 1 and trainer.world_size == 1:
             return loss
-        # A mean of means is not the mean over tokens. So each loss is weighted by its tokens, and the
-        # gradients are divided by their sum before the step.
+        # A mean of means is not the mean over tokens. So each loss is weighted by its tokens,
+        # and the gradients are divided by their sum before the step.
         assert self.task is not None  # for the type checker
         counted = self.task.counted(batch[1])
         assert counted is not None  # for the type checker

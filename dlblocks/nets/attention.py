@@ -144,7 +144,8 @@ def sinusoids(positions: Tensor, width: int) -> Tensor:
 class Attention(nn.Module):
     """Self-attention with several heads.
 
-    Each head computes ``softmax(Q Kᵀ / √d) V`` (Vaswani et al. 2017), by torch's `scaled_dot_product_attention`.
+    Each head computes ``softmax(Q Kᵀ / √d) V`` (Vaswani et al. 2017), by torch's
+    `scaled_dot_product_attention`.
 
     Args:
         width: Size D of a token.
