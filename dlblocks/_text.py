@@ -1,4 +1,4 @@
-"""Text as tokens: vocabularies of characters or bytes, and windows of documents."""
+"""Vocabularies of characters or bytes, and windows of documents."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Vocabulary:
 
     Args:
         symbols: The characters in the order of their numbers, each once; None for bytes.
-        unknown: Those of `symbols` that training has not seen. They become token 0.
+        unknown: Those of `symbols` that did not occur in training. They become token 0.
 
     Example:
         >>> vocabulary = Vocabulary("abc")
@@ -82,7 +82,7 @@ class Vocabulary:
 
     @property
     def known(self) -> npt.NDArray[np.bool_]:
-        """Whether each token may be part of a text, shape (V,)."""
+        """True for tokens that may be part of a text, shape (V,)."""
         found = np.ones(self.size, bool)
         found[:SPECIAL] = False
         if self.symbols is not None:

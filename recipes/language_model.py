@@ -1,6 +1,9 @@
 """A GPT on Python's language reference, character by character, beside compressors.
 
-Result: PENDING
+Result: 1.862 bits per character of the last tenth after 6 of 8 epochs (seed 0; one run, read before
+its end; about 530 s of CPU time on one thread of a busy machine; Python 3.11, torch 2.14, lightning
+2.6.6). xz needs 1.93 on the same text, PPMd 1.61 and zpaq 1.44. Of the same part with its repeated
+lines, copied characters (25 %) cost 1.08 bits and new ones 1.85.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import math
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch import seed_everything
@@ -76,7 +79,7 @@ def main(
         split_seed=seed,
         shuffle_seed=seed,
     )
-    optimization = {
+    optimization: dict[str, Any] = {
         "optimizer": "adamw",
         "optimizer_args": {"betas": [0.9, 0.99]},
         "lr": lr,
@@ -137,7 +140,7 @@ def main(
 def copied_and_new(
     model: LanguageModel, data: TextDataModule, documents: list[str]
 ) -> dict[str, float]:
-    """Return bits per character of test documents as they are in the reference.
+    """Return bits per character of test documents with their repeated lines.
 
     Characters of long lines that training has seen, or an earlier test document, are copied.
     """
@@ -161,7 +164,7 @@ def long_lines(text: str) -> list[str]:
 
 
 def unigram(data: TextDataModule) -> float:
-    """Return bits per test character under frequencies of the training text, each plus 1."""
+    """Return bits per test character under the training text's frequencies, plus 1."""
     counts = Counter("".join(data.documents.values()))
     test = "".join(data.test_documents.values())
     total = sum(counts.values()) + len(counts) + 1
@@ -169,7 +172,7 @@ def unigram(data: TextDataModule) -> float:
 
 
 def xz(data: TextDataModule) -> float:
-    """Return by how many bits per character the test text makes the archive longer."""
+    """Return the bits per character that the test text adds to an archive."""
     train, test = ("\0".join(part.values()) for part in (data.documents, data.test_documents))
     sizes = [
         len(lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME))

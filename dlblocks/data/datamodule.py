@@ -431,7 +431,10 @@ class DataModule(SplitDataModule):
         return source.inputs, source.targets
 
     def _loaded_arrays(self, part: str, training: bool) -> tuple[Tensor, Any]:
-        """Return the arrays of a loader; a subclass may train on other targets."""
+        """Return the arrays of a loader.
+
+        A subclass may train on other targets than it validates on.
+        """
         return self._part_arrays(part)
 
     def weights_of(self, part: str) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Text for language models: any file or folder, and by default Python's language reference."""
+"""A datamodule of text for language models."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Repeats = Literal["remove", "group", "keep"]
 
 
 class TextDataModule(DataModule):
-    r"""Blocks of text for a language model: tokens, and the tokens that follow them.
+    r"""Blocks of text for a language model, from any file or folder.
 
     A sample has `block_size` tokens of one document: inputs (T,), and targets (T,), which are one
     token further. Batches are ``[inputs, targets]``, int64 of shape (B, T); targets of padding are
@@ -116,7 +116,7 @@ class TextDataModule(DataModule):
         self.separator, self.pattern, self.sections = separator, pattern, whole(sections)
         self.repeats, self.min_repeat, self.min_count = repeats, whole(min_repeat), whole(min_count)
         self.test_tail, self.encoding = test_tail, encoding
-        self._unknown: Tensor | None = None  # tokens that this fold's training part has not
+        self._unknown: Tensor | None = None  # tokens that do not occur in this fold's training part
         self.save_hyperparameters()
 
     # The text
@@ -311,7 +311,7 @@ def _text(file: Path, encoding: str) -> str:
 
 
 def _sections(text: str, count: int) -> list[str]:
-    """Cut a text at ends of lines into parts of about equal length."""
+    """Cut a text at line ends into parts of similar length."""
     found = [""]
     for line in text.splitlines(keepends=True):
         if len(found) < count and len(found[-1]) >= len(text) / count:
@@ -327,7 +327,7 @@ def _lines(text: str, least: int) -> Iterator[str]:
 
 
 def without_repeats(documents: Mapping[str, str], least: int) -> dict[str, str]:
-    r"""Remove lines that occur before, in the same document or an earlier one.
+    r"""Remove lines that occurred before, in any document.
 
     Args:
         documents: Texts by name.
@@ -388,11 +388,11 @@ def _pack(
 
 @dataclass
 class TextEncoder(Encoder):
-    """Encoder of texts: a file, a folder of files, or a list of texts.
+    """Encoder of files, folders and lists of texts.
 
     Args:
         symbols: The characters in the order of their numbers; None for bytes.
-        unknown: Those that training has not seen.
+        unknown: Those that did not occur in training.
         block_size: Tokens of a block T.
         stride: Tokens from one block of a document to the next.
     """
@@ -413,11 +413,11 @@ class TextEncoder(Encoder):
         return "int64"
 
     def read(self, data: Any, rows: int, **options: Any) -> Samples:
-        """Open texts; their samples are blocks, numbered from 0.
+        """Open texts, whose samples are blocks.
 
         Args:
-            data: A file, a folder, or a list of texts, each a document. Characters that training
-                has not seen are token 0.
+            data: A file, a folder, or a list of texts, each a document. Characters that did
+                not occur in training are token 0.
             rows: Samples of a batch.
             **options: Of tables.
         """

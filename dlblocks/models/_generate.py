@@ -18,7 +18,7 @@ MAX_SEED = 2**63 - 1
 
 @dataclass
 class Sampling:
-    """How a token is drawn from logits.
+    """Rules by which a token is drawn from logits.
 
     Args:
         temperature: Divides the logits; 0 for the likeliest token.
@@ -40,7 +40,7 @@ class Sampling:
             check_range("top_p", self.top_p, 0, 1, low_open=True)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Return the probabilities of the draw, float64 of shape (B, V) as `logits`.
+        """Return the probabilities of the draw, float64 of shape (B, V).
 
         Exactly one token has all of it with ``temperature=0``, and at most `top_k` have any.
         """
@@ -65,7 +65,12 @@ class Sampling:
         return torch.zeros_like(logits).scatter_(1, order, ranked)
 
     def draw(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        """Return a token (B,) for logits (B, V) and numbers (B,) in [0, 1)."""
+        """Return tokens (B,).
+
+        Args:
+            logits: Shape (B, V).
+            uniform: Random numbers in [0, 1), shape (B,).
+        """
         chances = self.probabilities(logits)
         total = chances.cumsum(1)
         wanted = uniform.to(total)[:, None] * total[:, -1:]
@@ -88,7 +93,7 @@ def generate(
     decode: Callable[[Sequence[int]], str] | None = None,
     use_cache: bool = True,
 ) -> list[Any]:
-    """Continue prompts; see `dlblocks.models.LanguageModel.generate`.
+    """Continue prompts, as `dlblocks.models.LanguageModel.generate` describes.
 
     Args:
         model: A `dlblocks.models.LanguageModel`.
@@ -150,7 +155,7 @@ class _Row:
 
 
 class _Steps:
-    """Compute the logits of the next token of rows, with or without a cache."""
+    """Compute the logits of the next token of some rows."""
 
     def __init__(self, net: Any, model: Any, context: int | None, use_cache: bool) -> None:
         self.net, self.model, self.context = net, model, context
@@ -158,7 +163,7 @@ class _Steps:
         self.cache: Any = None
 
     def next(self, rows: Sequence[_Row]) -> Tensor:
-        """Return the logits (B, V) of the token after those of each row."""
+        """Return the logits (B, V) of the next token of each row."""
         moved = [self._move_window(row) for row in rows]
         if not self.use_cache:
             return self._all(rows)[1]
@@ -195,7 +200,11 @@ class _Steps:
         return True
 
     def _all(self, rows: Sequence[_Row]) -> tuple[Any, Tensor]:
-        """Compute whole windows; returns a new cache, if any, and the logits (B, V)."""
+        """Compute whole windows.
+
+        Returns:
+            A new cache, or None, and the logits (B, V) of the next token.
+        """
         parts = [row.tokens[row.start :] for row in rows]
         lengths = torch.tensor([len(part) for part in parts])
         tokens = torch.zeros(len(parts), int(lengths.max()), dtype=torch.int64)
@@ -217,9 +226,9 @@ class _Steps:
 def _generators(
     prompts: Sequence[list[int]], seed: int | Sequence[int] | None
 ) -> list[torch.Generator]:
-    """Make a generator for each prompt, which does not depend on the other prompts.
+    """Make a generator for each prompt.
 
-    Equal prompts get different ones.
+    It does not depend on the other prompts, except that equal prompts get different ones.
     """
     if seed is not None and not isinstance(seed, int):
         if len(seed) != len(prompts):

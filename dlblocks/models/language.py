@@ -1,4 +1,4 @@
-"""Language models: one generic model, and a leaf for each net."""
+"""Language models over any net, a GPT and an LSTM."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UNIT = 1024  # tokens: the unit in which a batch is weighted, any constant
 
 
 class LanguageModel(Model):
-    """A language model over any net that puts out logits (N, T, V).
+    """A language model over a net with logits (N, T, V).
 
     Targets are the tokens of the inputs, one place further. Logged: ``loss``, and for validation
     and test ``perplexity``, ``bits_per_token``, ``bits_per_character``, ``bits_per_byte`` and
@@ -75,8 +75,8 @@ class LanguageModel(Model):
         trainer = self.trainer
         if trainer.accumulate_grad_batches == 1 and trainer.world_size == 1:
             return loss
-        # A mean of means is no mean over tokens. So each loss is weighted by its tokens here, and
-        # the gradients are divided by their sum before the step.
+        # A mean of means is not the mean over tokens. So each loss is weighted by its tokens,
+        # and the gradients are divided by their sum before the step.
         assert self.task is not None  # for the type checker
         counted = self.task.counted(batch[1])
         assert counted is not None  # for the type checker
@@ -129,7 +129,7 @@ class LanguageModel(Model):
         the mode of the model stay as they are.
 
         A net with a `context` sees at most so many tokens. When they are reached, it forgets the
-        older half, and goes on with the rest.
+        older half and keeps the rest.
 
         Args:
             prompts: A text, a list of texts, or a list of sequences of tokens.
@@ -195,7 +195,7 @@ class LanguageModel(Model):
         """Return the probability of each token of a text, given those before.
 
         Args:
-            text: A document. Characters that training has not seen count as one token, unknown.
+            text: A document. Characters that did not occur in training count as one token, unknown.
             stride: Tokens from one window to the next; None for half of the training's blocks.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Self-attention with several heads (Vaswani et al. 2017), its positions, and its cache."""
+"""Self-attention, positions, and a cache of keys and values."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class KVCache:
         self.start = None if self.start is None or lengths is not None else self.start + size
 
     def append(self, block: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write keys and values (B, K, T, d) of new tokens behind those of each row.
+        """Write keys and values of new tokens, each (B, K, T, d).
 
         `end` must count them already.
 
@@ -101,7 +101,12 @@ def rotate(vectors: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def rotary_turns(angles: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return cosines and signed sines of angles (..., d/2), for `rotate`, each (..., d)."""
+    """Return cosines and signed sines of angles, for `rotate`.
+
+    Args:
+        angles: Of `rotary_angles`, shape (..., d/2).
+        dtype: Dtype of the result, two tensors (..., d).
+    """
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
 
@@ -139,7 +144,8 @@ def sinusoids(positions: Tensor, width: int) -> Tensor:
 class Attention(nn.Module):
     """Self-attention with several heads.
 
-    Each head computes ``softmax(Q Kᵀ / √d) V``, by torch's `scaled_dot_product_attention`.
+    Each head computes ``softmax(Q Kᵀ / √d) V`` (Vaswani et al. 2017), by torch's
+    `scaled_dot_product_attention`.
 
     Args:
         width: Size D of a token.
@@ -250,5 +256,5 @@ def _weights(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool) -
 
 
 def causal_mask(size: int, device: torch.device) -> Tensor:
-    """Return the mask (size, size) by which a token sees itself and those before."""
+    """Return the mask (size, size) of the lower triangle."""
     return torch.ones(size, size, dtype=torch.bool, device=device).tril()

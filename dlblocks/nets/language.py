@@ -1,4 +1,4 @@
-"""Nets that predict the next token: a decoder of Transformer blocks, and an LSTM."""
+"""Nets that predict the next token."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dlblocks.nets.transformer import STD, Transformer
 
 
 class _TokenNet(nn.Module):
-    """A table of tokens before a net, and the same table as the last layer.
+    """Base of nets that begin and end with a table of tokens.
 
     Tied weights (Press and Wolf 2017) are one parameter that is used twice, so that copies,
     `load_state_dict` and `to_empty` cannot untie them.
@@ -38,7 +38,7 @@ class _TokenNet(nn.Module):
             nn.init.normal_(self.head.weight, std=STD)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return the logits (..., V) of the next token for hidden values (..., D)."""
+        """Return the logits (..., V) of the next token."""
         weight = self.embedding.weight if self.head is None else self.head.weight
         return F.linear(hidden, weight)
 
@@ -101,7 +101,10 @@ class GPT(_TokenNet):
     def forward(
         self, tokens: Tensor, *, lengths: Tensor | None = None, cache: KVCache | None = None
     ) -> Tensor:
-        """Return logits (B, T, V); see `Transformer.forward` for `lengths` and `cache`."""
+        """Return logits (B, T, V).
+
+        `Transformer.forward` describes `lengths` and `cache`.
+        """
         return self.logits(self.hidden(tokens, lengths=lengths, cache=cache))
 
     def hidden(
@@ -127,7 +130,7 @@ class GPT(_TokenNet):
         return self.transformer.make_cache(batch_size)
 
     def attention_maps(self, tokens: Tensor) -> list[Tensor]:
-        """Return the weights of the attention (B, H, T, T) of each block."""
+        """Return the attention's weights (B, H, T, T) in each block."""
         maps: list[Tensor] = []
         self.hidden(tokens, maps=maps)
         return maps
@@ -155,7 +158,7 @@ class RNNState:
 
 
 class LSTMDecoder(_TokenNet):
-    """An LSTM that predicts the next token (Hochreiter and Schmidhuber 1997; Zaremba et al. 2014).
+    """An LSTM that predicts the next token (Zaremba et al. 2014).
 
     Args:
         vocab_size: Number of tokens V.

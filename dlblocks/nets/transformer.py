@@ -1,4 +1,4 @@
-"""Transformer (Vaswani et al. 2017): a block, and a stack of blocks."""
+"""A block of a Transformer (Vaswani et al. 2017), and a stack of blocks."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention and a feed-forward net, each with a norm and a residual connection.
+    """Attention and a feed-forward net with norms and residual connections.
 
     ``x = x + attention(norm(x)); x = x + feed_forward(norm(x))``. With ``pre_norm=False`` the norm
     comes after each sum, as in Vaswani et al. (2017): ``x = norm(x + attention(x))``. It then needs
@@ -139,7 +139,10 @@ class TransformerBlock(nn.Module):
         block: int = 0,
         maps: list[Tensor] | None = None,
     ) -> Tensor:
-        """Transform tokens (B, T, D); see `Attention.forward` for the arguments."""
+        """Transform tokens (B, T, D).
+
+        `Attention.forward` describes the arguments.
+        """
 
         def attend(x: Tensor) -> Tensor:
             found: Tensor = self.attention(
@@ -322,11 +325,11 @@ class Transformer(nn.Module):
     def _mask(
         self, places: Tensor, inside: Tensor | None, mask: Tensor | None, cache: KVCache | None
     ) -> Tensor | None:
-        """Return the mask (B or 1, 1, T, S), or None if there is none but the causal one."""
+        """Return the mask (B or 1, 1, T, S), or None if `is_causal` says all."""
         if cache is not None:
             if cache.start is not None and (cache.start == 0 or places.shape[1] == 1):
                 return None
-            # What a row has not reached lies behind its own tokens.
+            # Unused slots of a row lie behind its own tokens.
             slots = torch.arange(cache.end, device=places.device)
             return (slots <= places[..., None])[:, None]
         if inside is None and mask is None:
@@ -371,7 +374,7 @@ class Transformer(nn.Module):
         return KVCache(keys, values, lengths)
 
     def attention_maps(self, tokens: Tensor, **kwargs: Tensor) -> list[Tensor]:
-        """Return the weights of the attention (B, H, T, T) of each block.
+        """Return the attention's weights (B, H, T, T) in each block.
 
         Args:
             tokens: Shape (B, T, D).
@@ -391,7 +394,7 @@ class Transformer(nn.Module):
     def _check_cache(
         self, cache: KVCache, tokens: Tensor, lengths: Tensor | None, mask: Tensor | None
     ) -> None:
-        """Raise a `ValueError` if there is no room for new tokens, else reserve it."""
+        """Reserve room for new tokens, or raise a `ValueError`."""
         if mask is not None:
             raise ValueError("mask= and cache= do not work together; leave one of them out.")
         end, room = cache.end + tokens.shape[1], cache.room

@@ -23,7 +23,7 @@ def text_bits(
     max_lines: int = 40,
     title: str | None = None,
 ) -> Figure:
-    """Draw a text on the colour of how hard each character was to predict.
+    """Draw a text, coloured by the bits of each character.
 
     White costs no bit, and the darkest red ten bits or more: ``-log2(probability)``.
 

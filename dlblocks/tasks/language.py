@@ -179,7 +179,7 @@ class LanguageModelTask(Task):
                 self.check_tokens(argument, tokens, ignored=argument.endswith("targets"))
 
     def check_tokens(self, argument: str, tokens: Tensor, *, ignored: bool = False) -> None:
-        """Raise a `ValueError` that names a token outside of 0 … V-1, and its place."""
+        """Raise a `ValueError` that names a token outside of 0 … V-1."""
         wrong = (tokens < 0) | (tokens >= self.vocab_size)
         if ignored:
             wrong &= tokens != self.ignore_index
@@ -251,7 +251,7 @@ class LanguageModelTask(Task):
 
 
 def _nats_and_tokens(target: Array, prediction: Array) -> tuple[Array, Array]:
-    """Return the sum of the nats of each sample, and its number of targets, each (N,)."""
+    """Return the nats and the number of targets of each sample, (N,)."""
     nats = -np.log(np.maximum(prediction, TINY, dtype=np.float64)).sum(1)
     return nats, (target >= 0).sum(1)
 
@@ -259,7 +259,7 @@ def _nats_and_tokens(target: Array, prediction: Array) -> tuple[Array, Array]:
 def _rates(
     nats: float, tokens: float, unknown: float = 0, characters: float = 0, size: float = 0
 ) -> dict[str, float]:
-    """Turn sums into metrics; `size` is the number of bytes."""
+    """Turn sums into metrics, where `size` is the number of bytes."""
     loss = nats / tokens if tokens else math.nan
     found = {"perplexity": float(np.exp(loss)), "bits_per_token": loss / BIT}
     bits = (nats + UNKNOWN_NATS * unknown) / BIT
@@ -287,7 +287,7 @@ class TokenScores(Metric):
         self.add_state("sums", torch.zeros(len(COLUMNS)), "sum")
 
     def update(self, sums: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
-        """Add the sums (N, 6) of samples; see `COLUMNS`."""
+        """Add the sums of samples, `COLUMNS` of shape (N, 6)."""
         each = sums if weights is None else sums * weights[:, None].to(sums)
         self.sums = self.sums.to(sums.dtype) + each.sum(0)
 
