@@ -110,12 +110,12 @@ def report(
     samples = model.sample(num_samples, asked, guidance=guidance)
     plots.save(plots.batch(samples[:40], asked[:40]), folder / "figures" / "samples.png")
     found = judge(samples / PIXEL, asked, (train / PIXEL, classes), (test / PIXEL, true))
-    levels = [np.rint(part.numpy() / PIXEL).astype(np.int64) for part in (train, test)]
+    seen, unseen = (np.rint(part.numpy() / PIXEL).astype(np.int64) for part in (train, test))
     baselines = {
         "uniform": float(np.log2(17)),
-        "independent pixels": float(baseline_bits(*levels, 17).mean()),
+        "independent pixels": float(baseline_bits(seen, unseen, 17).mean()),
         "class histograms": float(
-            baseline_bits(*levels, 17, (classes.numpy(), true.numpy())).mean()
+            baseline_bits(seen, unseen, 17, (classes.numpy(), true.numpy())).mean()
         ),
     }
     path = folder / "summary.json"

@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dlblocks._errors import check_range
+from dlblocks._errors import check_choice, check_range
 from dlblocks.models._likelihood import decode_levels, normal_kl
 from dlblocks.models._noise import AnyNoise, Noise
 from dlblocks.models.flow_matching import FlowMatching, guided
@@ -120,7 +120,7 @@ class Diffusion(FlowMatching):
         *,
         steps: int | None = None,
         guidance: float | None = None,
-        method: Literal["ddim", "ddpm"] | None = None,
+        method: str | None = None,
         eta: float | None = None,
     ) -> Tensor:
         """Make images of levels.
@@ -134,6 +134,8 @@ class Diffusion(FlowMatching):
             eta: η; None for that of the model.
         """
         steps, eta = steps or self.steps, self.eta if eta is None else eta
+        if method is not None:
+            check_choice("method", method, ["ddim", "ddpm"])
         if method == "ddpm":
             steps, eta = self.timesteps, 1.0
         if steps > self.timesteps:

@@ -285,11 +285,11 @@ def flow_log_prob(velocity: Velocity, x: Tensor, steps: int) -> Tensor:
 
     def joint(state: Tensor, t: Tensor) -> Tensor:
         points = state[:, :-1].reshape(shape)
-
-        value, pull_back = torch.func.vjp(lambda y: velocity(y, t), points)
+        value, pull_back, *_ = torch.func.vjp(lambda y: velocity(y, t), points)
 
         def of_row(row: Tensor) -> Tensor:
-            return (pull_back(row.expand(shape))[0] * row).flatten(1).sum(1)
+            change: Tensor = pull_back(row.expand(shape))[0]
+            return (change * row).flatten(1).sum(1)
 
         diagonal = torch.vmap(of_row)(rows)  # (D, N)
         return torch.cat([value.flatten(1), diagonal.sum(0)[:, None]], 1)

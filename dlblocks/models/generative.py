@@ -426,7 +426,7 @@ class AveragedNet(nn.Module):
         self.steps += 1
         step = int(self.steps)
         share = 1 - min(self.decay, (1 + step) / (10 + step))
-        mine, new = list(self.net.parameters()), [p.detach() for p in net.parameters()]
+        mine, new = ([p.detach() for p in each.parameters()] for each in (self.net, net))
         if mine:
             torch._foreach_lerp_(mine, new, share)
         for own, buffer in zip(self.net.buffers(), net.buffers(), strict=True):

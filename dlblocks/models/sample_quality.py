@@ -32,12 +32,11 @@ def distances(queries: npt.ArrayLike, points: npt.ArrayLike, k: int = 1) -> Arra
         part = a[start : start + CHUNK]
         squares = (part**2).sum(1)[:, None] + (b**2).sum(1) - 2 * part @ b.T
         found.append(np.partition(squares, k - 1, axis=1)[:, k - 1])
-    return np.sqrt(np.maximum(np.concatenate(found), 0))
+    nearest: Array = np.sqrt(np.maximum(np.concatenate(found), 0))
+    return nearest
 
 
-def neighbour_ratio(
-    samples: npt.ArrayLike, train: npt.ArrayLike, unseen: npt.ArrayLike
-) -> float:
+def neighbour_ratio(samples: npt.ArrayLike, train: npt.ArrayLike, unseen: npt.ArrayLike) -> float:
     """Compare distances to the nearest training image: mean of samples / mean of unseen images.
 
     About 1 for new images of the same distribution, and towards 0 for copies of training images,
