@@ -1,4 +1,4 @@
-"""One fit of a diffusion model on handwritten digits: bits per dimension, samplers, guidance.
+"""One fit of a diffusion model on handwritten digits, with several samplers.
 
 Result: RESULT
 """
@@ -41,7 +41,7 @@ def main(
     precision: str = "32-true",
     seed: int = 0,
 ) -> None:
-    """One fit of a diffusion model on handwritten digits: bits per dimension, samplers, guidance.
+    """One fit of a diffusion model on handwritten digits, with several samplers.
 
     Args:
         width: Hidden units of the net.

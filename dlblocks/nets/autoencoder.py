@@ -16,7 +16,9 @@ MAX_LOG_STD = 5.0
 
 
 class Autoencoder(nn.Module):
-    """Two MLPs: from images to normal distributions of codes, and from codes to parameters.
+    """Two MLPs, the encoder and the decoder.
+
+    The encoder maps images to normal distributions of codes, the decoder codes to parameters.
 
     Args:
         image_shape: Channels, height and width.
@@ -58,7 +60,10 @@ class Autoencoder(nn.Module):
         self.decoder = mlp(latent_dim, dims * num_params, inner[::-1])
 
     def encode(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return means and log standard deviations (N, Z) for images (N, C, H, W) in [-1, 1]."""
+        """Return means and log standard deviations (N, Z) of codes.
+
+        Images (N, C, H, W) lie in [-1, 1].
+        """
         out = self.encoder(self._with_class(images.flatten(1), labels)).float()
         mean, log_std = out.chunk(2, 1)
         return mean, log_std.clamp(-MAX_LOG_STD, MAX_LOG_STD)
