@@ -62,7 +62,7 @@ def main(
     """
     seed_everything(seed, workers=True, verbose=False)
     folder = run_dir or next_run_dir("runs/diffusion")
-    data = DigitsDataModule(batch_size=256, split_seed=seed, shuffle_seed=seed)
+    data = DigitsDataModule(batch_size=256, val_fraction=0.1, split_seed=seed, shuffle_seed=seed)
     model = Diffusion(
         [1, 8, 8],
         levels=17,

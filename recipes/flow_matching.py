@@ -72,7 +72,7 @@ def main(
     """
     seed_everything(seed, workers=True, verbose=False)
     folder = run_dir or next_run_dir("runs/flow_matching")
-    data = DigitsDataModule(batch_size=256, split_seed=seed, shuffle_seed=seed)
+    data = DigitsDataModule(batch_size=256, val_fraction=0.1, split_seed=seed, shuffle_seed=seed)
     small: dict[str, Any] = {"likelihood_steps": 1} if fast_dev_run else {}
     model = FlowMatching(
         [1, 8, 8],

@@ -60,7 +60,7 @@ def main(
     """
     seed_everything(seed, workers=True, verbose=False)
     folder = run_dir or next_run_dir("runs/vae")
-    data = DigitsDataModule(split_seed=seed, shuffle_seed=seed)
+    data = DigitsDataModule(val_fraction=0.1, split_seed=seed, shuffle_seed=seed)
     model = VAE(
         [1, 8, 8],
         levels=17,

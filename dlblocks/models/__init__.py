@@ -1,5 +1,6 @@
 """LightningModules, which are nets with loss, metrics and optimizer."""
 
+from dlblocks.models.autoregressive import PixelAutoregressive
 from dlblocks.models.boosted import (
     AdaBoostClassifier,
     GradientBoostingClassifier,
@@ -30,6 +31,7 @@ __all__ = [
     "MLPClassifier",
     "MLPRegressor",
     "Model",
+    "PixelAutoregressive",
     "Regressor",
     "Segmenter",
     "UNetSegmenter",

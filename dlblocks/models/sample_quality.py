@@ -40,9 +40,8 @@ def neighbour_ratio(samples: npt.ArrayLike, train: npt.ArrayLike, unseen: npt.Ar
     """Compare how near samples and unseen images are to training images.
 
     The result is the mean distance of samples to their nearest training image, over that of unseen
-    images. It is about 1 for new images of the same distribution,
-    and towards 0 for copies of training images,
-    also where no copy is exact.
+    images. It is about 1 for new images of the same distribution. Copies of training images bring
+    it towards 0, also where no copy is exact.
 
     Args:
         samples: Shape (N, ...).

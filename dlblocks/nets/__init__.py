@@ -5,6 +5,7 @@ from dlblocks.nets.backbone import Backbone
 from dlblocks.nets.cnn import CNN
 from dlblocks.nets.conditional import ConditionalNet
 from dlblocks.nets.mlp import MLP, EmbedCategories
+from dlblocks.nets.pixel_transformer import PixelTransformer
 from dlblocks.nets.preprocess import Preprocess
 from dlblocks.nets.unet import UNet
 from dlblocks.nets.vision_segmentation import VisionSegmentation
@@ -16,6 +17,7 @@ __all__ = [
     "Backbone",
     "ConditionalNet",
     "EmbedCategories",
+    "PixelTransformer",
     "Preprocess",
     "UNet",
     "VisionSegmentation",
