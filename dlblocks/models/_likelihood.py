@@ -119,3 +119,13 @@ def normal_kl(mean: Tensor, log_std: Tensor) -> Tensor:
         tensor(0.5000)
     """
     return 0.5 * (mean.square() + (2 * log_std).exp() - 1) - log_std
+
+
+def bits_per_dim(nats: Tensor, num_dims: int) -> Tensor:
+    """Turn negative log-likelihoods in nats into bits per dimension.
+
+    Example:
+        >>> bits_per_dim(torch.tensor([64 * math.log(17)]), 64)
+        tensor([4.0875])
+    """
+    return nats / (num_dims * math.log(2))

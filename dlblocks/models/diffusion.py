@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from dlblocks._errors import check_choice, check_range
-from dlblocks.models._likelihood import decode_levels, normal_kl
+from dlblocks.models._likelihood import bits_per_dim, decode_levels, normal_kl
 from dlblocks.models._noise import AnyNoise, Noise
 from dlblocks.models.flow_matching import FlowMatching, guided
-from dlblocks.models.generative import bits_per_dim
 
 OFFSET = 0.008  # of the cosine schedule
 LEAST = 1e-5  # share of the image that the last step keeps

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from dlblocks._errors import check_choice, check_range
-from dlblocks.models._likelihood import decode_levels, normal_log_prob
+from dlblocks.models._likelihood import bits_per_dim, decode_levels, normal_log_prob
 from dlblocks.models._noise import AnyNoise, Noise
-from dlblocks.models.generative import GenerativeModel, bits_per_dim, check_image_shape
+from dlblocks.models.generative import GenerativeModel, check_image_shape
 from dlblocks.nets.conditional import ConditionalNet
 
 Velocity = Callable[[Tensor, Tensor], Tensor]

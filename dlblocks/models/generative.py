@@ -494,13 +494,3 @@ def check_image_shape(image_shape: Any) -> None:
             f"image_shape={image_shape!r} must be channels, height and width, each at least 1, "
             "such as [1, 8, 8]."
         )
-
-
-def bits_per_dim(nats: Tensor, num_dims: int) -> Tensor:
-    """Turn negative log-likelihoods in nats into bits per dimension.
-
-    Example:
-        >>> bits_per_dim(torch.tensor([64 * math.log(17)]), 64)
-        tensor([4.0875])
-    """
-    return nats / (num_dims * math.log(2))

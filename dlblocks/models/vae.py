@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dlblocks._errors import check_range
 from dlblocks.models._likelihood import (
+    bits_per_dim,
     draw_logistic_mixture,
     logistic_mixture,
     mean_logistic_mixture,
@@ -21,7 +22,7 @@ from dlblocks.models._likelihood import (
     normal_log_prob,
 )
 from dlblocks.models._noise import AnyNoise, Noise
-from dlblocks.models.generative import GenerativeModel, bits_per_dim, check_image_shape, evaluating
+from dlblocks.models.generative import GenerativeModel, check_image_shape, evaluating
 from dlblocks.nets.autoencoder import Autoencoder
 
 

@@ -1,4 +1,7 @@
-"""A causal Transformer over the pixels of an image (Vaswani et al. 2017; Chen et al. 2020)."""
+"""A causal Transformer over the pixels of an image.
+
+Vaswani et al. (2017), and for pixels Chen et al. (2020).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ from dlblocks._errors import check_range, checked
 
 
 class PixelTransformer(nn.Module):
-    """Predict each pixel from those before it, in the order of channels, rows and columns.
+    """Predict each pixel from those before it.
+
+    The order is that of channels, rows and columns.
 
     Args:
         image_shape: Channels, height and width.
