@@ -1,6 +1,16 @@
-"""One fit of flow matching on handwritten digits: bits per dimension, samples and their quality.
+"""One fit of flow matching on handwritten digits, and the quality of its samples.
 
-Result: RESULT
+Result: (seed 0, one run, 1,500 samples, 359 test digits) 99.7 % of the samples are judged as asked
+for. A classifier trained on samples alone scores 98.1 % on real test digits, one trained on real
+digits 98.3 %. Samples are 0.965 times as far from their nearest training digit as unseen digits
+are, so the model hardly memorises. Precision 0.98, recall 0.65; nearest neighbours tell samples
+from real digits in 61 % of cases. Guidance of 2 lowers the trained-on-samples score to 96.7 %,
+five Euler steps to 96.7 %.
+
+The likelihood is weaker: 2.28 bits per dimension given the class, no better than histograms of
+each class (2.23), below independent pixels (2.43). Samples look good long before the density is
+sharp. 188 s of CPU time for 600 epochs on one thread, 16 s for the likelihood (torch 2.14,
+lightning 2.6.6).
 """
 
 from __future__ import annotations
@@ -40,7 +50,7 @@ def main(
     precision: str = "32-true",
     seed: int = 0,
 ) -> None:
-    """One fit of flow matching on handwritten digits: bits per dimension, samples, their quality.
+    """One fit of flow matching on handwritten digits, and the quality of its samples.
 
     Args:
         width: Hidden units of the net.
@@ -62,7 +72,7 @@ def main(
     """
     seed_everything(seed, workers=True, verbose=False)
     folder = run_dir or next_run_dir("runs/flow_matching")
-    data = DigitsDataModule(batch_size=256, split_seed=seed, shuffle_seed=seed)
+    data = DigitsDataModule(batch_size=256, val_fraction=0.1, split_seed=seed, shuffle_seed=seed)
     small: dict[str, Any] = {"likelihood_steps": 1} if fast_dev_run else {}
     model = FlowMatching(
         [1, 8, 8],
@@ -110,12 +120,12 @@ def report(
     samples = model.sample(num_samples, asked, guidance=guidance)
     plots.save(plots.batch(samples[:40], asked[:40]), folder / "figures" / "samples.png")
     found = judge(samples / PIXEL, asked, (train / PIXEL, classes), (test / PIXEL, true))
-    levels = [np.rint(part.numpy() / PIXEL).astype(np.int64) for part in (train, test)]
+    seen, unseen = (np.rint(part.numpy() / PIXEL).astype(np.int64) for part in (train, test))
     baselines = {
         "uniform": float(np.log2(17)),
-        "independent pixels": float(baseline_bits(*levels, 17).mean()),
+        "independent pixels": float(baseline_bits(seen, unseen, 17).mean()),
         "class histograms": float(
-            baseline_bits(*levels, 17, (classes.numpy(), true.numpy())).mean()
+            baseline_bits(seen, unseen, 17, (classes.numpy(), true.numpy())).mean()
         ),
     }
     path = folder / "summary.json"

@@ -1,5 +1,6 @@
 """LightningModules, which are nets with loss, metrics and optimizer."""
 
+from dlblocks.models.autoregressive import PixelAutoregressive
 from dlblocks.models.boosted import (
     AdaBoostClassifier,
     GradientBoostingClassifier,
@@ -48,6 +49,7 @@ __all__ = [
     "RNNClassifier",
     "RNNLanguageModel",
     "RNNRegressor",
+    "PixelAutoregressive",
     "Regressor",
     "Segmenter",
     "TransformerClassifier",

@@ -1,4 +1,4 @@
-"""Probabilities of discrete pixels, and closed forms of Gaussians. Plain functions of tensors."""
+"""Probabilities of discrete pixels, and closed forms of Gaussians."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def mean_logistic_mixture(params: Tensor, num_levels: int) -> Tensor:
 
 
 def decode_levels(y: Tensor, log_prior: Tensor, std: float) -> Tensor:
-    """Compute log p(k | y) for levels plus normal noise, y = k + std · ε, by Bayes' rule.
+    """Compute log p(k | y) by Bayes' rule, for levels k and y = k + std · ε.
 
     Args:
         y: Shape (N, ...).
@@ -93,7 +93,12 @@ def decode_levels(y: Tensor, log_prior: Tensor, std: float) -> Tensor:
 
 
 def choose(logits: Tensor, uniform: Tensor) -> Tensor:
-    """Draw classes (...) for logits (..., C), by numbers from [0, 1) of shape (...)."""
+    """Draw classes by numbers from [0, 1).
+
+    Args:
+        logits: Shape (..., C).
+        uniform: Shape (...).
+    """
     total = logits.float().softmax(-1).cumsum(-1)
     return (total < uniform.unsqueeze(-1) * total[..., -1:]).sum(-1)
 
@@ -114,3 +119,13 @@ def normal_kl(mean: Tensor, log_std: Tensor) -> Tensor:
         tensor(0.5000)
     """
     return 0.5 * (mean.square() + (2 * log_std).exp() - 1) - log_std
+
+
+def bits_per_dim(nats: Tensor, num_dims: int) -> Tensor:
+    """Turn negative log-likelihoods in nats into bits per dimension.
+
+    Example:
+        >>> bits_per_dim(torch.tensor([64 * math.log(17)]), 64)
+        tensor([4.0875])
+    """
+    return nats / (num_dims * math.log(2))

@@ -1,4 +1,4 @@
-"""Random numbers for generative models: one stream a sample, or one for a whole batch."""
+"""Random numbers for generative models."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ AnyNoise = Noise | BatchNoise
 
 
 def _mixed(seed: int, number: int) -> int:
-    """Mix two numbers into a seed, by the finalizer of SplitMix64 (Steele et al. 2014)."""
+    """Mix two numbers into a seed (SplitMix64, Steele et al. 2014)."""
     x = (seed * 0x9E3779B97F4A7C15 + number + 1) * 0xBF58476D1CE4E5B9 & _MASK
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB & _MASK

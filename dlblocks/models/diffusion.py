@@ -1,4 +1,7 @@
-"""Diffusion (Ho, Jain and Abbeel 2020), with the samplers DDPM and DDIM (Song et al. 2021)."""
+"""Diffusion models.
+
+DDPM is by Ho, Jain and Abbeel (2020), DDIM by Song, Meng and Ermon (2021).
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,22 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dlblocks._errors import check_range
-from dlblocks.models._likelihood import decode_levels, normal_kl
+from dlblocks._errors import check_choice, check_range
+from dlblocks.models._likelihood import bits_per_dim, decode_levels, normal_kl
 from dlblocks.models._noise import AnyNoise, Noise
 from dlblocks.models.flow_matching import FlowMatching, guided
-from dlblocks.models.generative import bits_per_dim
 
 OFFSET = 0.008  # of the cosine schedule
 LEAST = 1e-5  # share of the image that the last step keeps
 
 
 class Diffusion(FlowMatching):
-    """A diffusion model: learn to remove noise, and make images from noise step by step.
+    """Make images from noise by a net that removes noise.
 
     With images x in [-1, 1], x_t = √ᾱ_t x + √(1 - ᾱ_t) ε for t = 1 … T, with the cosine schedule
     of Nichol and Dhariwal (2021), and the loss is the mean of (ε(x_t, t) - ε)². The net is that of
@@ -120,7 +122,7 @@ class Diffusion(FlowMatching):
         *,
         steps: int | None = None,
         guidance: float | None = None,
-        method: Literal["ddim", "ddpm"] | None = None,
+        method: str | None = None,
         eta: float | None = None,
     ) -> Tensor:
         """Make images of levels.
@@ -134,6 +136,8 @@ class Diffusion(FlowMatching):
             eta: η; None for that of the model.
         """
         steps, eta = steps or self.steps, self.eta if eta is None else eta
+        if method is not None:
+            check_choice("method", method, ["ddim", "ddpm"])
         if method == "ddpm":
             steps, eta = self.timesteps, 1.0
         if steps > self.timesteps:
@@ -154,11 +158,13 @@ class Diffusion(FlowMatching):
 
 
 def cosine_schedule(timesteps: int, first: float) -> Tensor:
-    """Compute ᾱ_0 … ᾱ_T: 1, then from `first` down, along a squared cosine.
+    """Compute ᾱ_0 … ᾱ_T along a squared cosine.
+
+    ᾱ_0 is 1, and ᾱ_1 is `first`.
 
     Args:
         timesteps: T.
-        first: ᾱ_1. Where the cosine would be above it, it is cut.
+        first: ᾱ_1.
 
     Returns:
         float32 of shape (T + 1,), strictly decreasing.
@@ -179,7 +185,7 @@ def cosine_schedule(timesteps: int, first: float) -> Tensor:
 
 
 def predicted(x_t: Tensor, epsilon: Tensor, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the image in x_t, clipped to [-1, 1], and the noise that then remains."""
+    """Return the clipped image in x_t, and the noise that remains."""
     image = ((x_t - (1 - alpha_bar).sqrt() * epsilon) / alpha_bar.sqrt()).clamp(-1, 1)
     return image, (x_t - alpha_bar.sqrt() * image) / (1 - alpha_bar).sqrt()
 
@@ -187,7 +193,7 @@ def predicted(x_t: Tensor, epsilon: Tensor, alpha_bar: Tensor) -> tuple[Tensor, 
 def denoise(
     x_t: Tensor, epsilon: Tensor, at_t: Tensor, at_s: Tensor, eta: float, noise: Tensor
 ) -> Tensor:
-    """Step from t to s < t; see `Diffusion`.
+    """Step from t to s < t, as `Diffusion` describes.
 
     Args:
         x_t: Shape (N, ...).
@@ -204,5 +210,8 @@ def denoise(
 
 
 def posterior_variance(at_t: Tensor, at_s: Tensor) -> Tensor:
-    """Compute the variance of q(x_s | x_t, x): (1 - ᾱ_s) / (1 - ᾱ_t) · (1 - ᾱ_t / ᾱ_s)."""
+    """Compute the variance of q(x_s | x_t, x).
+
+    It is (1 - ᾱ_s) / (1 - ᾱ_t) · (1 - ᾱ_t / ᾱ_s).
+    """
     return (1 - at_s) / (1 - at_t) * (1 - at_t / at_s)

@@ -1,4 +1,7 @@
-"""Flow matching (Lipman et al. 2023; Liu, Gong and Liu 2023), with exact likelihood."""
+"""Flow matching, with exact likelihood.
+
+Lipman et al. (2023), and Liu, Gong and Liu (2023).
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from dlblocks._errors import check_choice, check_range
-from dlblocks.models._likelihood import decode_levels, normal_log_prob
+from dlblocks.models._likelihood import bits_per_dim, decode_levels, normal_log_prob
 from dlblocks.models._noise import AnyNoise, Noise
-from dlblocks.models.generative import GenerativeModel, bits_per_dim, check_image_shape
+from dlblocks.models.generative import GenerativeModel, check_image_shape
 from dlblocks.nets.conditional import ConditionalNet
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
@@ -94,7 +97,7 @@ class FlowMatching(GenerativeModel):
         self.steps, self.method = steps, method
         self.likelihood_steps, self.noise_std = likelihood_steps, float(noise_std)
         self.label_dropout = label_dropout
-        # Those of levels that are all equally likely, until a fit knows better.
+        # Until a fit: the statistics of equally likely levels.
         shape, count = self.image_shape, self.levels
         self.register_buffer("pixel_mean", torch.full(shape, (count - 1) / 2))
         std = math.sqrt((count**2 - 1) / 12 + self.noise_std**2)
@@ -198,9 +201,10 @@ def _velocity(net: nn.Module, x: Tensor, t: Tensor, labels: Tensor | None) -> Te
 
 
 def level_shares(levels: Tensor, num_levels: int) -> Tensor:
-    """Return the share of each level at each place, shape (C, H, W, L), for images (N, C, H, W).
+    """Return the share of each level at each place.
 
-    Each level counts 1 / L more than it occurs, so that none has the share 0.
+    Each level counts 1 / L more than it occurs, so that none has the share 0. For images
+    (N, C, H, W) the result has shape (C, H, W, L).
     """
     flat = levels.flatten(1).T  # (D, N)
     counts = torch.zeros(len(flat), num_levels, dtype=torch.float64, device=levels.device)
@@ -215,7 +219,9 @@ def guided(
     guidance: float | None,
     num_classes: int | None,
 ) -> Tensor:
-    """Apply classifier-free guidance (Ho and Salimans 2022): u + w (c - u).
+    """Apply classifier-free guidance, u + w (c - u).
+
+    Ho and Salimans (2022), "Classifier-free diffusion guidance".
 
     Args:
         predict: The net as a function of labels.
@@ -234,7 +240,9 @@ def guided(
 def integrate(
     velocity: Velocity, x: Tensor, steps: int, method: str = "euler", *, reverse: bool = False
 ) -> Tensor:
-    """Solve dx/dt = v(x, t) from t = 0 to 1, in equal steps.
+    """Solve dx/dt = v(x, t) in equal steps.
+
+    The solution goes from t = 0 to 1, or back.
 
     Args:
         velocity: v(x, t), with x of shape (N, ...) and t a scalar.
@@ -266,7 +274,9 @@ def integrate(
 
 
 def flow_log_prob(velocity: Velocity, x: Tensor, steps: int) -> Tensor:
-    """Compute log-densities of a flow from standard normal noise, with the exact trace.
+    """Compute log-densities of a flow, with the exact trace.
+
+    The flow starts from standard normal noise.
 
     d log p / dt = -tr(∂v/∂x) along the flow (Chen et al. 2018, "Neural Ordinary Differential
     Equations"). Both are solved together from t = 1 to 0, by Runge and Kutta's method of fourth
@@ -285,11 +295,11 @@ def flow_log_prob(velocity: Velocity, x: Tensor, steps: int) -> Tensor:
 
     def joint(state: Tensor, t: Tensor) -> Tensor:
         points = state[:, :-1].reshape(shape)
-
-        value, pull_back = torch.func.vjp(lambda y: velocity(y, t), points)
+        value, pull_back, *_ = torch.func.vjp(lambda y: velocity(y, t), points)
 
         def of_row(row: Tensor) -> Tensor:
-            return (pull_back(row.expand(shape))[0] * row).flatten(1).sum(1)
+            change: Tensor = pull_back(row.expand(shape))[0]
+            return (change * row).flatten(1).sum(1)
 
         diagonal = torch.vmap(of_row)(rows)  # (D, N)
         return torch.cat([value.flatten(1), diagonal.sum(0)[:, None]], 1)

@@ -1,4 +1,4 @@
-"""`GenerativeModel`, the base class of models that give images a probability and make new ones."""
+"""`GenerativeModel`, the base class of generative models of images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MOST_METRICS = 8  # values of a sample that are averaged
 
 
 class GenerativeModel(Model):
-    """A model of images with a probability for each, and with new samples.
+    """A model that gives images a probability and makes new ones.
 
     Images have `levels` values a pixel, 0 … L-1, at equal distances from 0 to `max_value` of the
     source. All likelihoods are those of these discrete values. So the digits of scikit-learn, whose
@@ -132,7 +132,10 @@ class GenerativeModel(Model):
         return ((images.float() + 1) * (top / 2)).round().long().clamp(0, top)
 
     def to_images(self, levels: Tensor) -> Tensor:
-        """Turn levels into raw images: uint8 if `max_value` is 255, else float32."""
+        """Turn levels into raw images.
+
+        They are uint8 if `max_value` is 255, else float32.
+        """
         raw = levels.double() * (self.max_value / (self.levels - 1))
         return raw.round().to(torch.uint8) if self.max_value == 255 else raw.float()
 
@@ -252,7 +255,7 @@ class GenerativeModel(Model):
     def record(
         self, stage: Stage, loss: Tensor, found: dict[str, Tensor], weights: Tensor | None = None
     ) -> None:
-        """Log the loss of a step, and the mean of values (N,) by name."""
+        """Log the loss of a step, and means of values (N,)."""
         if self.metrics_paused:
             return
         means = self._stage_metrics(stage).others["means"]
@@ -302,7 +305,10 @@ class GenerativeModel(Model):
 
     @with_prepared_inputs
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """Return bits per dimension as ``"prediction"``, and target and index of the batch."""
+        """Return bits per dimension as ``"prediction"``.
+
+        Target and index of the batch are returned beside them.
+        """
         if not batch_idx:
             self._seen["predict"] = 0
         images, labels, _ = self._entries(batch)
@@ -314,7 +320,7 @@ class GenerativeModel(Model):
 
     @property
     def used_net(self) -> nn.Module:
-        """The net in training; else its average, if there is one."""
+        """The net, or in evaluation its average if there is one."""
         return self.net if self.training or self.ema is None else self.ema.net
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -426,7 +432,7 @@ class AveragedNet(nn.Module):
         self.steps += 1
         step = int(self.steps)
         share = 1 - min(self.decay, (1 + step) / (10 + step))
-        mine, new = list(self.net.parameters()), [p.detach() for p in net.parameters()]
+        mine, new = ([p.detach() for p in each.parameters()] for each in (self.net, net))
         if mine:
             torch._foreach_lerp_(mine, new, share)
         for own, buffer in zip(self.net.buffers(), net.buffers(), strict=True):
@@ -470,7 +476,7 @@ class Means(Metric):
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode, and then each of its parts back into its own."""
+    """Put a module into evaluation mode, and its parts back afterwards."""
     before = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -488,13 +494,3 @@ def check_image_shape(image_shape: Any) -> None:
             f"image_shape={image_shape!r} must be channels, height and width, each at least 1, "
             "such as [1, 8, 8]."
         )
-
-
-def bits_per_dim(nats: Tensor, num_dims: int) -> Tensor:
-    """Turn negative log-likelihoods in nats into bits per dimension.
-
-    Example:
-        >>> bits_per_dim(torch.tensor([64 * math.log(17)]), 64)
-        tensor([4.0875])
-    """
-    return nats / (num_dims * math.log(2))

@@ -13,7 +13,7 @@ CHUNK = 512  # rows of a distance matrix at a time
 
 
 def distances(queries: npt.ArrayLike, points: npt.ArrayLike, k: int = 1) -> Array:
-    """Return the distance from each query to its k-th nearest point, shape (N,).
+    """Return distances (N,) from queries to their k-th nearest points.
 
     Args:
         queries: Shape (N, ...).
@@ -32,19 +32,21 @@ def distances(queries: npt.ArrayLike, points: npt.ArrayLike, k: int = 1) -> Arra
         part = a[start : start + CHUNK]
         squares = (part**2).sum(1)[:, None] + (b**2).sum(1) - 2 * part @ b.T
         found.append(np.partition(squares, k - 1, axis=1)[:, k - 1])
-    return np.sqrt(np.maximum(np.concatenate(found), 0))
+    nearest: Array = np.sqrt(np.maximum(np.concatenate(found), 0))
+    return nearest
 
 
 def neighbour_ratio(samples: npt.ArrayLike, train: npt.ArrayLike, unseen: npt.ArrayLike) -> float:
-    """Compare distances to the nearest training image: mean of samples / mean of unseen images.
+    """Compare how near samples and unseen images are to training images.
 
-    About 1 for new images of the same distribution, and towards 0 for copies of training images,
-    also where no copy is exact.
+    The result is the mean distance of samples to their nearest training image, over that of unseen
+    images. It is about 1 for new images of the same distribution. Copies of training images bring
+    it towards 0, also where no copy is exact.
 
     Args:
         samples: Shape (N, ...).
-        train: Images that the model has seen, shape (M, ...).
-        unseen: Real images that it has not seen, shape (K, ...).
+        train: Images that the model was trained on, shape (M, ...).
+        unseen: Other real images, shape (K, ...).
     """
     return float(distances(samples, train).mean() / distances(unseen, train).mean())
 
@@ -109,7 +111,7 @@ def baseline_bits(
     levels: int,
     labels: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None,
 ) -> Array:
-    """Compute bits per dimension of test images under histograms of single pixels, shape (N,).
+    """Compute bits per dimension (N,) of histograms of single pixels.
 
     Each level counts one more than it occurs (Laplace 1814).
 
@@ -151,8 +153,8 @@ def judge(
     Args:
         samples: Images that were made, shape (N, ...).
         asked: The class that each should have, shape (N,).
-        train: Real images and classes that the model has seen.
-        test: Others that it has not seen.
+        train: Real images and classes that the model was trained on.
+        test: Other real images and classes.
 
     Returns:
         ``judged_as_asked``, how often a classifier trained on real images finds the class that was

@@ -1,4 +1,7 @@
-"""Variational autoencoder (Kingma and Welling 2014; Rezende, Mohamed and Wierstra 2014)."""
+"""Variational autoencoder.
+
+Kingma and Welling (2014), and Rezende, Mohamed and Wierstra (2014).
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 
 from dlblocks._errors import check_range
 from dlblocks.models._likelihood import (
+    bits_per_dim,
     draw_logistic_mixture,
     logistic_mixture,
     mean_logistic_mixture,
@@ -18,7 +22,7 @@ from dlblocks.models._likelihood import (
     normal_log_prob,
 )
 from dlblocks.models._noise import AnyNoise, Noise
-from dlblocks.models.generative import GenerativeModel, bits_per_dim, check_image_shape, evaluating
+from dlblocks.models.generative import GenerativeModel, check_image_shape, evaluating
 from dlblocks.nets.autoencoder import Autoencoder
 
 
@@ -175,7 +179,7 @@ class VAE(GenerativeModel):
 
     @torch.no_grad()
     def encode(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return means and standard deviations (N, Z) of the codes of raw images."""
+        """Return means and standard deviations (N, Z) of images' codes."""
         with evaluating(self):
             mean, log_std = self.used_net.encode(  # type: ignore[operator]
                 self.preprocess(images.to(self.device)), labels
@@ -184,7 +188,10 @@ class VAE(GenerativeModel):
 
     @torch.no_grad()
     def decode(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the raw images (N, C, H, W) of codes (N, Z), each pixel by its mean."""
+        """Return the raw images (N, C, H, W) of codes (N, Z).
+
+        Each pixel is the mean of its mixture.
+        """
         with evaluating(self):
             params = self.used_net.decode(codes.to(self.device), labels)  # type: ignore[operator]
         levels = mean_logistic_mixture(params.unflatten(-1, (self.components, 3)), self.levels)

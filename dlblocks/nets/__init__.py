@@ -8,6 +8,7 @@ from dlblocks.nets.conditional import ConditionalNet
 from dlblocks.nets.forecast import LSTMForecast, SeriesScaler, TransformerForecast
 from dlblocks.nets.language import GPT, LSTMDecoder
 from dlblocks.nets.mlp import MLP, EmbedCategories
+from dlblocks.nets.pixel_transformer import PixelTransformer
 from dlblocks.nets.preprocess import Preprocess
 from dlblocks.nets.rnn import RNN
 from dlblocks.nets.transformer import FeedForward, Transformer, TransformerBlock
@@ -30,6 +31,7 @@ __all__ = [
     "KVCache",
     "LSTMDecoder",
     "LSTMForecast",
+    "PixelTransformer",
     "Preprocess",
     "SequenceTransformer",
     "SeriesScaler",

@@ -16,7 +16,9 @@ MAX_LOG_STD = 5.0
 
 
 class Autoencoder(nn.Module):
-    """Two MLPs: from images to normal distributions of codes, and from codes to parameters.
+    """Two MLPs, the encoder and the decoder.
+
+    The encoder maps images to normal distributions of codes, the decoder codes to parameters.
 
     Args:
         image_shape: Channels, height and width.
@@ -49,14 +51,19 @@ class Autoencoder(nn.Module):
         self.image_shape, self.num_params = tuple(image_shape), num_params
         self.num_classes = num_classes or 0
         dims, inner = math.prod(image_shape), list(hidden)
-        settings = {"activation": "silu", "dropout": dropout}
-        self.encoder = MLP(dims + self.num_classes, 2 * latent_dim, hidden=inner, **settings)
-        self.decoder = MLP(
-            latent_dim + self.num_classes, dims * num_params, hidden=inner[::-1], **settings
-        )
+
+        def mlp(before: int, after: int, widths: list[int]) -> MLP:
+            before += self.num_classes
+            return MLP(before, after, hidden=widths, activation="silu", dropout=dropout)
+
+        self.encoder = mlp(dims, 2 * latent_dim, inner)
+        self.decoder = mlp(latent_dim, dims * num_params, inner[::-1])
 
     def encode(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return means and log standard deviations (N, Z) for images (N, C, H, W) in [-1, 1]."""
+        """Return means and log standard deviations (N, Z) of codes.
+
+        Images (N, C, H, W) lie in [-1, 1].
+        """
         out = self.encoder(self._with_class(images.flatten(1), labels)).float()
         mean, log_std = out.chunk(2, 1)
         return mean, log_std.clamp(-MAX_LOG_STD, MAX_LOG_STD)

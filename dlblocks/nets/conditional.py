@@ -1,4 +1,4 @@
-"""Nets that map an image, a time and a class to an image, for flows and diffusion."""
+"""Nets for flows and diffusion."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HIGHEST = 1000.0  # of the frequencies of the time
 
 
 class ConditionalNet(nn.Module):
-    """A residual net over images, a time in [0, 1], and a class.
+    """A residual net over images, a time and a class.
 
     Each block is norm – layer – SiLU – layer; the time and the class scale and shift its norm
     (Perez et al. 2018, "FiLM"). The last layer of each block, and the output, start at 0.
@@ -32,7 +32,7 @@ class ConditionalNet(nn.Module):
         dropout: Share of hidden units that are zeroed in training.
 
     Shape:
-        Images (N, C, H, W), times (N,), classes int64 (N,); output (N, C, H, W).
+        Images (N, C, H, W), times in [0, 1] (N,), classes int64 (N,); output (N, C, H, W).
 
     Example:
         >>> net = ConditionalNet([1, 8, 8], 10, width=16, depth=1)

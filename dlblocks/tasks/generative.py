@@ -1,4 +1,4 @@
-"""Generation: a probability for each image, and new images."""
+"""A probability for each image, and new images."""
 
 from __future__ import annotations
 

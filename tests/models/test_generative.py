@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from dlblocks.callbacks import ExactResume, InputNoise, MixUp
 from dlblocks.crossval import cross_validate
 from dlblocks.data import ArrayDataModule, DigitsDataModule
-from dlblocks.models import VAE, Diffusion, FlowMatching, load
+from dlblocks.models import VAE, Diffusion, FlowMatching, PixelAutoregressive, load
 from dlblocks.models._noise import Noise
 from dlblocks.models.generative import AveragedNet
 from dlblocks.runs import fit_and_test
@@ -37,6 +37,9 @@ def flow(**arguments):
 
 MODELS = {
     "vae": vae,
+    "autoregressive": lambda **arguments: PixelAutoregressive(
+        [1, 8, 8], levels=17, width=8, depth=1, heads=2, **arguments
+    ),
     "diffusion": lambda **arguments: Diffusion(
         [1, 8, 8], levels=17, width=8, depth=1, timesteps=5, steps=3, num_classes=10, **arguments
     ),

@@ -1,0 +1,134 @@
+"""One fit of a diffusion model on handwritten digits, with several samplers.
+
+Result: not measured as a whole yet. (seed 0, one run) The mean squared error of the noise on
+validation digits is 0.147 after 450 of 500 epochs, which take about 190 s of CPU time on one thread
+(torch 2.14, lightning 2.6.6).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import seed_everything
+
+from dlblocks import plots
+from dlblocks.cli import run_recipe
+from dlblocks.data import DigitsDataModule
+from dlblocks.models import Diffusion
+from dlblocks.models.sample_quality import judge
+from dlblocks.runs import fit_and_test, is_rank_zero, next_run_dir, table
+
+PIXEL = 255 / 16  # one level of the digits, in the units of the source
+STRIP = [1, 2, 3, 5, 10, 20]  # steps of the samplers that are drawn
+
+
+def main(
+    width: int = 256,
+    depth: int = 4,
+    dropout: float = 0.1,
+    timesteps: int = 200,
+    num_samples: int = 1500,
+    guidance: float = 2.0,
+    max_epochs: int = 500,
+    lr: float = 0.002,
+    run_dir: str | None = None,
+    logger: Literal["csv", "wandb", "tensorboard", "none"] = "csv",
+    fast_dev_run: bool = False,
+    accelerator: str = "auto",
+    devices: int | str = "auto",
+    precision: str = "32-true",
+    seed: int = 0,
+) -> None:
+    """One fit of a diffusion model on handwritten digits, with several samplers.
+
+    Args:
+        width: Hidden units of the net.
+        depth: Residual blocks of the net.
+        dropout: Share of hidden units that are zeroed in training.
+        timesteps: Steps of the noise.
+        num_samples: Samples of each sampler that are judged.
+        guidance: Weight of the classes in the last row of the table.
+        max_epochs: Epochs.
+        lr: Peak of the one-cycle learning rate.
+        run_dir: Where everything goes; by default runs/diffusion, or runs/diffusion-2 and so on.
+        logger: Where to log.
+        fast_dev_run: One batch of everything, to see that it runs.
+        accelerator: What to train on, as for Lightning's Trainer.
+        devices: How many of them, as for Lightning's Trainer.
+        precision: Numeric precision, as for Lightning's Trainer.
+        seed: Seed of split, initialisation and noise.
+    """
+    seed_everything(seed, workers=True, verbose=False)
+    folder = run_dir or next_run_dir("runs/diffusion")
+    data = DigitsDataModule(batch_size=256, val_fraction=0.1, split_seed=seed, shuffle_seed=seed)
+    model = Diffusion(
+        [1, 8, 8],
+        levels=17,
+        num_classes=10,
+        width=width,
+        depth=depth,
+        dropout=dropout,
+        timesteps=timesteps,
+        optimizer="adamw",
+        lr=lr,
+        weight_decay=0.01,
+        lr_schedule="one_cycle",
+    )
+    metrics = fit_and_test(
+        model,
+        data,
+        trainer={
+            "max_epochs": max_epochs,
+            "accelerator": accelerator,
+            "devices": devices,
+            "precision": precision,
+            "fast_dev_run": fast_dev_run,
+        },
+        logger=logger,
+        run_dir=folder,
+    )
+    if is_rank_zero():
+        count = 100 if fast_dev_run else num_samples
+        report(model.cpu(), data, Path(folder), metrics, count, guidance)
+        print(f"Everything is in {folder}: summary.json, history.csv, checkpoints/, figures/.")
+
+
+def report(
+    model: Diffusion,
+    data: DigitsDataModule,
+    folder: Path,
+    metrics: dict[str, float],
+    num_samples: int,
+    guidance: float,
+) -> None:
+    """Draw samples, and judge those of several samplers."""
+    (train, classes, _), (test, true, _) = data.arrays("train"), data.arrays("test")
+    digits = torch.arange(10)
+    steps = [count for count in STRIP if count <= model.timesteps]
+    rows = torch.cat([model.sample(10, digits, steps=count) for count in steps])
+    said = np.array([f"{count} steps" for count in steps for _ in range(10)])
+    plots.save(plots.batch(rows, said), folder / "figures" / "steps.png")
+    asked, most = torch.arange(num_samples) % 10, min(20, model.timesteps)
+    samplers: dict[str, dict[str, Any]] = {
+        f"DDIM, {most} steps": {"steps": most},
+        f"DDPM, {model.timesteps} steps": {"method": "ddpm"},
+        f"DDIM, guidance {guidance:g}": {"steps": most, "guidance": guidance},
+    }
+    lines, summary = [], json.loads((folder / "summary.json").read_text())
+    for name, options in samplers.items():
+        samples = model.sample(num_samples, asked, **options)
+        found = judge(samples / PIXEL, asked, (train / PIXEL, classes), (test / PIXEL, true))
+        lines.append({"sampler": name, **found})
+        summary["metrics"] |= {f"{name}/{key}": {"mean": value} for key, value in found.items()}
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2))
+    print(table(lines))
+    for key, value in metrics.items():
+        print(f"{key:<24}{value:.4f}")
+
+
+if __name__ == "__main__":
+    run_recipe(main)
