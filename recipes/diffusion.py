@@ -1,8 +1,15 @@
 """One fit of a diffusion model on handwritten digits, with several samplers.
 
-Result: not measured as a whole yet. (seed 0, one run) The mean squared error of the noise on
-validation digits is 0.147 after 450 of 500 epochs, which take about 190 s of CPU time on one thread
-(torch 2.14, lightning 2.6.6).
+Result: (seed 0, one run, 1,500 samples of each sampler, 359 test digits) the shares of samples that
+are judged as asked for, and the scores on real test digits of a classifier trained on samples alone
+(on real digits: 98.3 %):
+
+    DDIM, 20 steps          95.5 %  95.5 %
+    DDPM, 200 steps         99.1 %  96.7 %
+    DDIM, 20, guidance 2    99.7 %  96.1 %
+
+The variational bound is weak: 2.65 bits per dimension given the class, above that of independent
+pixels (2.43). 147 s of CPU time on one thread (torch 2.14, lightning 2.6.6).
 """
 
 from __future__ import annotations
