@@ -13,10 +13,17 @@ ImageNet.
 Batch norm is of 2015. torchvision's GoogLeNet has it, and so has this VGG: without it VGG-11 stayed
 at 21 %. Its authors began with the weights of a shallower net.
 
-Result: not complete yet. (seed 0, learning rate not tuned) In three epochs AlexNet has 69.4 %
-(folds of 52, 74 and 81 %) and VGG-11 20.8 %: without batch norm neither is trained in 113 steps.
-The one fold of ResNet-18 that was run has 96.7 %. GoogLeNet and DenseNet-121 were not run. (One
-thread of a busy machine, torch 2.14, lightning 2.6.6.)
+Result: (seed 0, three folds, four epochs; the rate is not tuned)
+
+    AlexNet      91.3 %    61.1 M parameters (here 2.8)
+    VGG-11       97.3 %   132.9 M (9.8)
+    GoogLeNet    98.3 %     6.6 M (5.6)
+    ResNet-18    97.2 %    11.7 M (11.2)
+    DenseNet-121 98.8 %     8.0 M (7.0)
+
+With three folds no step from one net to the next is shown to be a gain: all intervals of the
+differences contain 0, and the folds of AlexNet are 97, 86 and 91 %. (One thread of a busy machine,
+torch 2.14, lightning 2.6.6.)
 """
 
 from __future__ import annotations
@@ -54,7 +61,7 @@ say = rank_zero_only(print)
 def main(
     archs: list[Arch] = list(IDEAS),  # noqa: B006 - only read
     num_folds: int = 3,
-    max_epochs: int = 3,
+    max_epochs: int = 4,
     lr: float = 0.001,
     run_dir: str | None = None,
     logger: Literal["csv", "wandb", "tensorboard", "none"] = "none",

@@ -4,9 +4,9 @@ One reads an image as eight rows, the other (ViT) as 16 patches of 2×2 pixels. 
 pixels, the same folds and small random shifts, rotations and scales for both. An RBF SVM and
 logistic regression have the same folds.
 
-Result: incomplete. The Transformer over rows had 0.9727 over five folds after 20 epochs without
-averaged weights (110 s of CPU time, torch 2.14, lightning 2.6.6). The ViT had 0.88 on the first
-fold after 12 epochs, so its settings are not calibrated yet.
+Result: accuracy over five folds (seed 0) 0.9844 ± 0.0050 of the Transformer over rows and
+0.9761 ± 0.0158 of the ViT; 0.9883 ± 0.0050 of the RBF SVM and 0.9688 ± 0.0120 of logistic
+regression. About 7 minutes on one thread of a busy machine (torch 2.14, lightning 2.6.6).
 """
 
 from __future__ import annotations
