@@ -239,7 +239,8 @@ def strip(
         raise ValueError(
             f"intervals has {unknown[0]!r}, which values lacks; values has: {', '.join(values)}."
         )
-    figure = new_figure(6.6, 0.9 + 0.95 * len(values))
+    # 5 inches for the axis; a letter takes 0.09.
+    figure = new_figure(max(6.6, 5 + 0.09 * max(map(len, values))), 0.9 + 0.95 * len(values))
     axis = figure.subplots()
     for row, (name, given) in enumerate(values.items()):
         folds = np.sort(np.asarray(given, dtype=float))
@@ -253,7 +254,10 @@ def strip(
             axis.plot([low, high], [below, below], color=RED, linewidth=2.4)
             said += f", 95 % interval {low:.4g} … {high:.4g}"
         axis.plot([mean], [below], "D", color=RED, markersize=7)
-        axis.text(mean, below + 0.12, said, ha="center", va="top", fontsize=9, color="#333333")
+        axis.text(
+            0.5, below + 0.12, said, ha="center", va="top", fontsize=9, color="#333333",
+            transform=axis.get_yaxis_transform(),  # within the axis, wherever the mean is
+        )  # fmt: skip
     style_axis(axis, f"{metric} (dots: {dots})", "")
     axis.set_ylim(len(values) - 0.4, -0.5)
     axis.set_yticks(range(len(values)), [literal(name) for name in values])
