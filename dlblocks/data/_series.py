@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,6 +120,8 @@ class Panel:
         starts: Step of the first value of each series, int64 of shape (S,).
         covariates: Known inputs of each series from its first value on, shape (T_s + more, K).
         clock: The times of the steps.
+        ranks: Of rows of unequal distance, the place of each value's time among all times, int64
+            of shape (T_s,). Steps of two series would not say which is earlier.
     """
 
     names: list[str]
@@ -128,6 +129,14 @@ class Panel:
     starts: npt.NDArray[np.int64]
     covariates: list[Array] = field(default_factory=list)
     clock: Clock = field(default_factory=Clock)
+    ranks: list[Array] | None = None
+
+    def moments(self, i: int) -> Array:
+        """Return the place in time of each value of a series, int64 of shape (T_s,)."""
+        if self.ranks is not None:
+            return self.ranks[i]
+        found: Array = self.starts[i] + np.arange(len(self.values[i]))
+        return found
 
     @property
     def ends(self) -> npt.NDArray[np.int64]:
@@ -167,6 +176,8 @@ def read_panel(
     """
     if isinstance(data, (str, Path)):
         data = read_table(Path(data), dict(read_args or {}))
+    if hasattr(data, "to_frame") and not hasattr(data, "columns"):
+        data = data.to_frame()  # a Series of pandas
     if hasattr(data, "iloc"):
         return _from_table(data, time, value, series, covariates, regular, clock)
     if time or value or series or covariates:
@@ -234,6 +245,7 @@ def _from_table(
 ) -> Panel:
     import pandas as pd
 
+    _check_names(table, time)
     if time is None and isinstance(table.index, (pd.DatetimeIndex, pd.PeriodIndex)):
         stamps = table.index
         index = stamps.to_timestamp() if isinstance(stamps, pd.PeriodIndex) else stamps
@@ -252,6 +264,11 @@ def _from_table(
         _check_column("value", name, table)
     if not wanted:
         raise ValueError("data has no column of values; set value=.")
+    for both in used.intersection(wanted):
+        raise ValueError(
+            f"column {both!r} is named by value= and also by time=, series= or covariates=; a "
+            "value that is known ahead needs no forecast, so name it once."
+        )
     if series is not None and len(wanted) > 1:
         raise ValueError(
             f"series={series!r} names the series of a long table, which has one column of values, "
@@ -273,9 +290,9 @@ def _from_table(
         columns = {name: numbers[wanted[0]][mine] for name, mine in rows.items()}
     if clock is None:
         clock = Clock() if times is None else find_clock(times, regular)
-    made = Panel([], [], np.empty(0, np.int64), [], clock)
-    starts = []
     ranks = None if times is None or regular else np.unique(times)
+    made = Panel([], [], np.empty(0, np.int64), [], clock, None if ranks is None else [])
+    starts = []
     for name, column in columns.items():
         mine = rows[name]
         if times is None:
@@ -284,7 +301,7 @@ def _from_table(
             order = np.argsort(times[mine], kind="stable")
             mine, column = mine[order], column[order]
             _check_repeated(name, times[mine])
-            steps = np.searchsorted(ranks, times[mine[:1]])[0] + np.arange(len(mine))
+            steps = np.searchsorted(ranks, times[mine])
         else:
             order = np.argsort(times[mine], kind="stable")
             mine, column = mine[order], column[order]
@@ -298,6 +315,8 @@ def _from_table(
         made.names.append(name)
         made.values.append(values)
         starts.append(int(steps[first]))
+        if made.ranks is not None:
+            made.ranks.append(steps[first : first + len(values)])
         rest = np.empty((len(mine), 0)) if known is None else known[mine]
         made.covariates.append(_covariates(name, rest[first:], covariates, len(values), time_of))
     made.starts = np.array(starts, dtype=np.int64)
@@ -325,9 +344,27 @@ def _check_column(argument: str, column: str, table: Any) -> None:
         )
 
 
+def _check_names(table: Any, time: str | None) -> None:
+    import pandas as pd
+
+    twice = table.columns[table.columns.duplicated()]
+    if len(twice):
+        raise ValueError(f"data has two columns {twice[0]!r}; rename one of them.")
+    if time is None and pd.api.types.is_string_dtype(table.index) and len(table):
+        raise ValueError(
+            f"the index of data holds text, such as {table.index[0]!r}; turn dates into dates by "
+            "data.index = pandas.to_datetime(data.index), or drop it by reset_index(drop=True)."
+        )
+
+
 def _numbers(cells: Any, column: str) -> Array:
     import pandas as pd
 
+    if pd.api.types.is_datetime64_any_dtype(cells):
+        raise ValueError(
+            f"column {column!r} holds dates, which are no values; name it by time={column!r}, or "
+            "name the columns to use by value=."
+        )
     found = pd.to_numeric(cells, errors="coerce")
     bad = (found.isna() & cells.notna()).to_numpy()
     if bad.any():
@@ -435,45 +472,3 @@ def _steps(name: str, times: Array, clock: Clock) -> Array:
             f"{clock.step:g} {clock.unit} are missing ({len(gaps)} such gaps){cure}"
         )
     return steps
-
-
-# Data without a download
-
-SETS = {
-    "stocks": "monthly prices of eight stocks and two indices, 1990 to 2022",
-    "elnino": "monthly temperature of the Pacific (Niño 1+2), 1950 to 2010",
-    "co2": "weekly CO2 at Mauna Loa as monthly means, 1958 to 2001",
-    "sunspots": "sunspots of each year, 1700 to 2008",
-}
-
-
-def read_named(name: str) -> tuple[Any, dict[str, Any]]:
-    """Read a data set by its name.
-
-    Returns:
-        A DataFrame and its arguments of `read_panel`.
-    """
-    import pandas as pd
-
-    if name == "stocks":
-        from matplotlib import cbook
-
-        path = cbook.get_sample_data("Stocks.csv", asfileobj=False)
-        table = pd.read_csv(path, comment="#")
-        # Rows between are those of dividends, without a price of all.
-        return table[table["Date"].str.endswith("-01")], {"time": "Date"}
-    try:
-        datasets = importlib.import_module("statsmodels.datasets")
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            f"data={name!r} is a data set of statsmodels: pip install statsmodels."
-        ) from error
-    table = getattr(datasets, name).load_pandas().data
-    if name == "elnino":
-        long = table.melt(id_vars="YEAR", var_name="month", value_name="temperature")
-        month = long["month"].str.title()
-        long["time"] = pd.to_datetime(long["YEAR"].astype(int).astype(str) + month, format="%Y%b")
-        return long[["time", "temperature"]], {"time": "time"}
-    if name == "co2":
-        return table.resample("MS").mean().interpolate(), {}
-    return table.rename(columns={"SUNACTIVITY": "sunspots"}), {"time": "YEAR"}

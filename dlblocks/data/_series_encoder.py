@@ -52,6 +52,13 @@ class SeriesEncoder(Encoder):
         return "float32"
 
     def read(self, data: Any, rows: int, **options: Any) -> Samples:
+        is_table = isinstance(data, (str, os.PathLike)) or hasattr(data, "iloc")
+        if not is_table and (self.reading["covariates"] or self.calendar):
+            inputs_known = [*self.reading["covariates"], *self.calendar]
+            raise ValueError(
+                f"data is a {type(data).__name__}, and the model knows {', '.join(inputs_known)} "
+                "of each step; give a table with the columns of training."
+            )
         panel = read_panel(data, clock=Clock(**self.clock), **self._arguments(data))
         inputs = []
         for i, (name, values) in enumerate(zip(panel.names, panel.values, strict=True)):

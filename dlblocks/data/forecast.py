@@ -14,8 +14,9 @@ import torch
 
 from dlblocks._errors import check_choice, check_range, did_you_mean, whole
 from dlblocks.data._normalization import needs_float64
-from dlblocks.data._series import CALENDAR, SETS, Array, Panel, read_named, read_panel
+from dlblocks.data._series import CALENDAR, Array, Panel, read_panel
 from dlblocks.data._series_encoder import SeriesEncoder
+from dlblocks.data._series_sets import SETS, read_named
 from dlblocks.data._windows import naive_errors, window_inputs
 from dlblocks.data.datamodule import DataModule
 from dlblocks.data.encoders import Encoder
@@ -159,7 +160,8 @@ class ForecastDataModule(DataModule):
             "read_args": dict(read_args or {}),
         }
         self._own_reading: dict[str, Any] = {}  # of a named data set
-        self._origins = self._numbers = np.empty(0, np.int64)  # set by `load`
+        # Set by `load`: origins, their places in the series, last targets, and numbers of series.
+        self._origins = self._places = self._ends = self._numbers = np.empty(0, np.int64)
         self.calendar = list(calendar)
         self.stride = whole(stride)
         self.scaling = "series" if normalize is True else normalize
@@ -260,11 +262,14 @@ class ForecastDataModule(DataModule):
         if not count:
             raise ValueError(f"stride={self.stride} leaves no window; use a smaller one.")
         numbers = np.repeat(np.arange(len(places)), [len(mine) for mine in places])
-        origins = np.concatenate(
-            [start + mine for start, mine in zip(panel.starts, places, strict=True)]
+        moments = [panel.moments(i) for i in range(len(places))]
+        origins, ends = (
+            np.concatenate([m[mine + n] for m, mine in zip(moments, places, strict=True)])
+            for n in (0, self.horizon)
         )
         order = np.lexsort([numbers, origins])  # in the order of time
-        self._origins, self._numbers = origins[order], numbers[order]
+        self._origins, self._ends, self._numbers = origins[order], ends[order], numbers[order]
+        self._places = np.concatenate(places)[order]
         dtype = torch.get_default_dtype()
         return Source(
             torch.from_numpy(np.concatenate(inputs)[order]).to(dtype),
@@ -282,9 +287,24 @@ class ForecastDataModule(DataModule):
 
     @property
     def origins(self) -> npt.NDArray[np.int64]:
-        """Step of each window's origin, shape (N,)."""
+        """Step of each window's origin, shape (N,).
+
+        With ``regular=False`` it is the place of the origin's time among the times of all series.
+        """
         _ = self.source
         return self._origins
+
+    @property
+    def target_ends(self) -> npt.NDArray[np.int64]:
+        """Step of each window's last target, counted as `origins`, shape (N,)."""
+        _ = self.source
+        return self._ends
+
+    @property
+    def places(self) -> npt.NDArray[np.int64]:
+        """Place of each window's origin among the values of its series, shape (N,)."""
+        _ = self.source
+        return self._places
 
     @property
     def series_numbers(self) -> npt.NDArray[np.int64]:
@@ -308,7 +328,7 @@ class ForecastDataModule(DataModule):
     def history(self, row: int) -> Array:
         """Return the values of a window's series up to its origin."""
         i = self.series_numbers[row]
-        found: Array = self.panel.values[i][: self.origins[row] - self.panel.starts[i] + 1]
+        found: Array = self.panel.values[i][: self.places[row] + 1]
         return found
 
     # Splits
@@ -325,7 +345,7 @@ class ForecastDataModule(DataModule):
         if not len(last):
             return rows, rows[:0]
         first = unique[last[0]]
-        rest = rows[origins + self.horizon <= first]
+        rest = rows[self.target_ends[rows] <= first]
         if not len(rest):
             raise ValueError(
                 f"{argument}={fraction} leaves no window whose {self.horizon} targets end before "
@@ -347,7 +367,7 @@ class ForecastDataModule(DataModule):
         found = []
         for fold, (_, places) in enumerate(TimeSeriesSplit(num_folds).split(unique)):
             first, last = unique[places[[0, -1]]]
-            train = rest[origins + self.horizon <= first]
+            train = rest[self.target_ends[rest] <= first]
             if not len(train):
                 raise ValueError(
                     f"num_folds={num_folds} leaves fold {fold} no training window: its validation "
@@ -370,6 +390,12 @@ class ForecastDataModule(DataModule):
     def _fit_statistics(self) -> None:
         """Leave the batches as they are."""
 
+    def training_pasts(self) -> list[Array]:
+        """Return the values of each series up to the last training target of all."""
+        self.setup()
+        panel, last = self.panel, self.target_ends[self._rows["train"].numpy()].max()
+        return [v[: (panel.moments(i) <= last).sum()] for i, v in enumerate(panel.values)]
+
     @property
     def scales(self) -> dict[str, torch.Tensor]:
         """Statistics of this fold's training past, for a `SeriesScaler`.
@@ -379,9 +405,7 @@ class ForecastDataModule(DataModule):
         """
         self.setup()
         panel = self.panel
-        end = int(self.origins[self._rows["train"].numpy()].max()) + self.horizon + 1
-        lengths = np.clip(end - panel.starts, 0, None)
-        pasts = [v[:n] for v, n in zip(panel.values, lengths, strict=True)]
+        pasts = self.training_pasts()
         everything = np.concatenate(pasts)
         level = np.full(len(pasts) + 1, everything.mean())
         spread = np.full(len(pasts) + 1, everything.std())

@@ -197,17 +197,15 @@ def baseline_tables(datamodule: Any, part: str = "test") -> dict[str, Prediction
     """
     rows = datamodule.indices(part).numpy()
     panel, season, horizon = datamodule.panel, datamodule.season, datamodule.horizon
-    numbers, origins = datamodule.series_numbers[rows], datamodule.origins[rows]
-    end = int(datamodule.origins[datamodule.indices("train").numpy()].max()) + horizon + 1
+    numbers, pasts = datamodule.series_numbers[rows], datamodule.training_pasts()
     names = ["last value", *(["seasonal naive"] if season > 1 else []), "exponential smoothing"]
     found = {name: np.empty((len(rows), horizon)) for name in names}
-    for number, (values, start) in enumerate(zip(panel.values, panel.starts, strict=True)):
+    for number, (values, past) in enumerate(zip(panel.values, pasts, strict=True)):
         mine = np.flatnonzero(numbers == number)
-        places = origins[mine] - start
+        places = datamodule.places[rows[mine]]
         for name, m in (("last value", 1), ("seasonal naive", season)):
             if name in found and len(mine):
                 found[name][mine] = [seasonal_naive(values[: p + 1], horizon, m) for p in places]
-        past = values[: max(0, end - start)]
         smoothing = ExponentialSmoothing(season)
         if len(past) >= 2 * season + 2:
             smoothing = ExponentialSmoothing.fit(past, season)

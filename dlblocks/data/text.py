@@ -262,6 +262,9 @@ class TextDataModule(DataModule):
             **shared,
             block_size=self.block_size,
             stride=self.stride,
+            separator=self.separator,
+            pattern=self.pattern,
+            encoding=self.encoding,
             **self.fold_vocabulary.to_plain(),
         )
 
@@ -395,6 +398,9 @@ class TextEncoder(Encoder):
         unknown: Those that did not occur in training.
         block_size: Tokens of a block T.
         stride: Tokens from one block of a document to the next.
+        separator: Text that separates the documents of a file, or None.
+        pattern: Names of files in a folder.
+        encoding: Of the files.
     """
 
     kind: ClassVar[str] = "text"
@@ -403,6 +409,9 @@ class TextEncoder(Encoder):
     unknown: str = ""
     block_size: int = 128
     stride: int = 128
+    separator: str | None = None
+    pattern: str = "*"
+    encoding: str = "utf-8"
 
     @property
     def input_shape(self) -> list[int]:
@@ -430,7 +439,12 @@ class TextEncoder(Encoder):
                     f"data={place[:60]!r} is neither a file nor a folder; give a text itself in a "
                     "list: [text]."
                 )
-            texts = list(_read(place, "*", None, "utf-8").values())
+            found = _read(place, self.pattern, self.separator, self.encoding)
+            texts = list(found.values())
+        elif hasattr(data, "columns") or isinstance(data, Mapping):
+            raise TypeError(
+                f"data is a {type(data).__name__}; give texts, such as list(data['text'])."
+            )
         else:
             texts = list(data)
         for number, text in enumerate(texts):

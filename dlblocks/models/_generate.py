@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dlblocks._errors import check_range
+from dlblocks._errors import check_range, whole
 
 MAX_SEED = 2**63 - 1
 
@@ -36,6 +37,7 @@ class Sampling:
         check_range("temperature", self.temperature, 0)
         if self.top_k is not None:
             check_range("top_k", self.top_k, 1)
+            self.top_k = check_whole("top_k", self.top_k)
         if self.top_p is not None:
             check_range("top_p", self.top_p, 0, 1, low_open=True)
 
@@ -48,12 +50,12 @@ class Sampling:
         if self.allowed is not None:
             logits = logits.masked_fill(~self.allowed.to(logits.device), -torch.inf)
         if self.temperature and self.top_k is None and self.top_p is None:
-            return (logits / self.temperature).softmax(1)
+            return self._softmax(logits)
         # Of equal logits the first comes first, so that ties leave exactly k.
         order = logits.argsort(stable=True, dim=1, descending=True)
         if self.temperature == 0:
             return torch.zeros_like(logits).scatter_(1, order[:, :1], 1.0)
-        ranked = (logits.gather(1, order) / self.temperature).softmax(1)
+        ranked = self._softmax(logits.gather(1, order))
         if self.top_k is not None:
             ranked[:, self.top_k :] = 0
             ranked = ranked / ranked.sum(1, keepdim=True)
@@ -63,6 +65,10 @@ class Sampling:
             ranked = ranked.masked_fill(before >= self.top_p, 0)
             ranked = ranked / ranked.sum(1, keepdim=True)
         return torch.zeros_like(logits).scatter_(1, order, ranked)
+
+    def _softmax(self, logits: Tensor) -> Tensor:
+        # The largest is 0, so that a tiny temperature cannot make it infinite.
+        return ((logits - logits.amax(1, keepdim=True)) / self.temperature).softmax(1)
 
     def draw(self, logits: Tensor, uniform: Tensor) -> Tensor:
         """Return tokens (B,).
@@ -78,6 +84,14 @@ class Sampling:
         # Rounding may end behind the last token that has a probability.
         last = (chances > 0).long().mul(torch.arange(chances.shape[1], device=total.device))
         return token.minimum(last.amax(1))
+
+
+def check_whole(argument: str, value: Any) -> int:
+    """Return a whole number of at least 0 as `int`."""
+    found = whole(value)
+    if not isinstance(found, Integral) or isinstance(found, bool) or found < 0:
+        raise ValueError(f"{argument}={value!r} must be a whole number of at least 0.")
+    return int(found)
 
 
 @torch.no_grad()
@@ -109,7 +123,12 @@ def generate(
     generators = _generators(prompts, seed)
     rows = [_Row(list(prompt), len(prompt)) for prompt in prompts]
     net = model.net
-    steps = _Steps(net, model, getattr(net, "context", None), use_cache)
+    steps = _Steps(
+        net,
+        model,
+        getattr(net, "context", None),
+        use_cache and _one_document(net, rows, stop_tokens),
+    )
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -152,6 +171,14 @@ class _Row:
     @property
     def new(self) -> list[int]:
         return self.tokens[self.prompt :]
+
+
+def _one_document(net: Any, rows: Sequence[_Row], stop_tokens: Sequence[int]) -> bool:
+    """Return False if a net must hide an earlier document of a row, which caches cannot."""
+    separator = getattr(net, "separator", None)
+    if separator is None:
+        return True
+    return separator in stop_tokens and not any(separator in row.tokens[1:] for row in rows)
 
 
 class _Steps:
@@ -230,14 +257,14 @@ def _generators(
 
     It does not depend on the other prompts, except that equal prompts get different ones.
     """
-    if seed is not None and not isinstance(seed, int):
+    if isinstance(seed, (Sequence, np.ndarray, Tensor)) and np.ndim(seed):
         if len(seed) != len(prompts):
             raise ValueError(f"seed has {len(seed)} numbers for {len(prompts)} prompts.")
-        seeds = list(seed)
+        seeds = [check_whole("seed", each) for each in seed]
     elif seed is None:
         seeds = np.random.SeedSequence().generate_state(len(prompts), np.uint64).tolist()
     else:
-        seeds = [seed] * len(prompts)
+        seeds = [check_whole("seed", seed)] * len(prompts)
     seen: Counter[tuple[int, ...]] = Counter()
     found = []
     for prompt, own in zip(prompts, seeds, strict=True):

@@ -44,10 +44,18 @@ def rebuilt(members: Sequence[Any], kind: type[Kind]) -> list[Kind]:
 
 
 def common_spec(models: Sequence[pl.LightningModule]) -> dict[str, Any] | None:
-    """Return the `data_spec` of all members, or None if they differ."""
+    """Return the `data_spec` of all members, or None if they differ.
+
+    Tokens of a text that some member did not see in training are unknown to all.
+    """
     found = [getattr(model, "data_spec", None) for model in models]
-    alike = [spec and {**spec, "batch_size": None} for spec in found]
-    return found[0] if all(spec == alike[0] for spec in alike) else None
+    alike = [spec and {**spec, "batch_size": None, "unknown": None} for spec in found]
+    if not all(spec == alike[0] for spec in alike):
+        return None
+    if not found[0] or "unknown" not in found[0]:
+        return found[0]
+    unknown = set().union(*(spec["unknown"] for spec in found if spec))
+    return {**found[0], "unknown": "".join(sorted(unknown))}
 
 
 def described(models: Sequence[pl.LightningModule]) -> list[Any]:

@@ -12,7 +12,7 @@ from torchmetrics import Metric
 from dlblocks._errors import check_range
 from dlblocks.models.model import Model
 from dlblocks.nets import LSTMForecast, SeriesScaler, TransformerForecast
-from dlblocks.nets.forecast import SERIES
+from dlblocks.nets.forecast import NAIVE_ERROR, NUM_OTHERS, SERIES
 from dlblocks.tasks import ForecastTask
 
 MIN_SPREAD = 1e-3  # of a window, in spreads of its series
@@ -99,6 +99,33 @@ class Forecaster(Model):
         outputs = outputs * spread[:, None, None] + level[:, None, None]
         assert self.task is not None  # for the type checker
         return self.task.decode(outputs)
+
+    def outputs_and_loss(
+        self, inputs: Tensor, targets: Any, weights: Tensor | None = None
+    ) -> tuple[Any, Tensor]:
+        if self._first_batch:
+            self._check_windows(inputs)
+        return super().outputs_and_loss(inputs, targets, weights)
+
+    def _check_windows(self, inputs: Tensor) -> None:
+        """Raise a `ValueError` unless inputs have the channels of a `ForecastDataModule`."""
+        shape = tuple(inputs.shape)
+        if len(shape) != 3 or shape[2] < NUM_OTHERS or shape[1] <= self.horizon:
+            raise ValueError(
+                f"inputs have shape {shape}; expected windows (N, context + horizon, channels): "
+                "the value, known inputs, the number of the series and the naive error. Windows "
+                "without the last two get them by torch.cat([x, zeros, ones], 2)."
+            )
+        number, error = inputs[..., SERIES], inputs[..., NAIVE_ERROR]
+        bad = (error != error[:, :1]) | (error <= 0) | (number != number[:, :1])
+        if bad.any():
+            row = int(bad.any(1).nonzero()[0])
+            raise ValueError(
+                f"inputs have {error[row, 0]:g}, {error[row, 1]:g}, … in the last channel of "
+                f"window {row}, and {number[row, 0]:g}, {number[row, 1]:g}, … in the one before. "
+                "Those are the naive error and the number of the series, the same at all steps of "
+                "a window, the error above 0; append 1 and 0 where they are not known."
+            )
 
     def check_data(self, datamodule: Any) -> None:
         super().check_data(datamodule)

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dlblocks._errors import check_range
 from dlblocks._text import IGNORED, SEPARATOR, Vocabulary, cut, with_separators
-from dlblocks.models._generate import Sampling, generate
+from dlblocks.models._generate import Sampling, check_whole, generate
 from dlblocks.models.model import Model
 from dlblocks.nets import GPT, LSTMDecoder
 from dlblocks.tasks import LanguageModelTask
@@ -141,7 +140,8 @@ class LanguageModel(Model):
             seed: Of the draws, or one for each prompt. None: other results in each call.
             stop: Texts or tokens at which a result ends, without them.
             use_cache: Keep keys and values of tokens, or the state of an RNN. False computes all
-                anew for each token: the same, slowly.
+                anew for each token: the same, slowly. A net with a document mask does so too where
+                a result may have several documents, which a cache cannot hide.
 
         Returns:
             What follows each prompt: a text for a text, a list for a list.
@@ -149,12 +149,20 @@ class LanguageModel(Model):
         Raises:
             ValueError: A prompt has an unknown character or token, or is empty.
         """
-        check_range("max_new_tokens", max_new_tokens, 0)
+        max_new_tokens = check_whole("max_new_tokens", max_new_tokens)
         single = isinstance(prompts, str)
         given = [prompts] if single else list(prompts)
         is_text = bool(given) and isinstance(given[0], str)
+        for number, prompt in enumerate(given):
+            if isinstance(prompt, str) != is_text:
+                raise ValueError(
+                    f"prompts[0] is a {type(given[0]).__name__}, but prompts[{number}] is a "
+                    f"{type(prompt).__name__}; give texts alone, or sequences of tokens alone."
+                )
         vocabulary = self.vocabulary if is_text else None
         stops = [stop] if isinstance(stop, (str, int)) else list(stop)
+        if "" in stops:
+            raise ValueError("stop='' is in every text; leave it out.")
         if vocabulary is None and any(isinstance(each, str) for each in stops):
             raise ValueError(f"stop={stop!r} is a text, but prompts are tokens; give tokens.")
         tokens = []
@@ -164,6 +172,14 @@ class LanguageModel(Model):
                 tokens.append([SEPARATOR, *vocabulary.encode(prompt).tolist()])
                 continue
             row = torch.as_tensor(prompt)
+            if (
+                len(row.shape) == 1
+                and len(row)
+                and (row.is_floating_point() or row.dtype == torch.bool)
+            ):
+                raise ValueError(
+                    f"prompts[{number}] has values of {row.dtype}; tokens are whole numbers."
+                )
             if row.ndim != 1 or not len(row):
                 raise ValueError(
                     f"prompts[{number}] has shape {tuple(row.shape)}; give one token or more, (T,)."

@@ -270,6 +270,9 @@ class Model(CheckedConstructor, pl.LightningModule):
     def _step(self, batch: Any, stage: Stage) -> Tensor:
         inputs, targets = self._inputs_and_targets(batch)
         weights = batch[2] if self._weighted else None
+        # Here, because the metrics below need it too.
+        if self.task is not None and (found := self.task.from_inputs(inputs)):
+            targets = self.task.join(targets, found)
         outputs, loss = self.outputs_and_loss(inputs, targets, weights)
         if self._first_batch:
             self._check_loader(stage)
@@ -300,8 +303,6 @@ class Model(CheckedConstructor, pl.LightningModule):
             weights: How much each sample counts, shape (N,), or None.
         """
         outputs = self(inputs)
-        if self.task is not None and (found := self.task.from_inputs(inputs)):
-            targets = self.task.join(targets, found)
         if self._first_batch:
             if not isinstance(outputs, Tensor):
                 named = ", ".join(map(repr, outputs)) if isinstance(outputs, dict) else ""

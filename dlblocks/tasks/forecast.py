@@ -180,6 +180,13 @@ class ForecastTask(Task):
                 f"targets have shape {tuple(targets.shape)}; expected (N, {self.horizon}), one "
                 "value a step."
             )
+        naive = targets[:, self.horizon :]
+        if (naive <= 0).any():
+            raise ValueError(
+                f"the naive error of window {int((naive <= 0).nonzero()[0, 0])} is "
+                f"{float(naive.min()):g}, but it divides the errors, so that it must be above 0. "
+                "It is the last channel of inputs (N, L, C); append 1 where it is not known."
+            )
 
     def difference(self, other: Task) -> str:
         if not isinstance(other, ForecastTask):

@@ -305,3 +305,54 @@ def test_data_of_statsmodels(name, count):
     pytest.importorskip("statsmodels")
     (found,) = ForecastDataModule(name).panel.values
     assert len(found) == count
+
+
+@pytest.mark.parametrize("fold", range(3))
+def test_rows_of_unequal_distance_do_not_mix_past_and_future(fold):
+    daily = pd.date_range("2020-01-01", periods=200)
+    dates = [daily, daily[::7]]
+    parts = [
+        pd.DataFrame({"day": some, "shop": f"{i}", "sales": np.arange(len(some)) % 7 + 1.0 * i})
+        for i, some in enumerate(dates)
+    ]
+    data = ForecastDataModule(
+        pd.concat(parts), context=C, horizon=H, season=1, time="day", series="shop", value="sales",
+        regular=False, num_folds=3, fold=fold,
+    )  # fmt: skip
+    data.setup()
+
+    def dates_of(part, ahead):
+        rows = data.indices(part).numpy()
+        pairs = zip(data.series_numbers[rows], data.places[rows] + ahead, strict=True)
+        return [dates[series][place] for series, place in pairs]
+
+    assert set(data.series_numbers[data.indices("val").numpy()]) == {0, 1}
+    for before, after in (("train", "val"), ("val", "test")):
+        assert max(dates_of(before, H)) < min(dates_of(after, 1))
+    last = max(dates_of("train", H))
+    known = [(some <= last).sum() for some in dates]
+    assert [len(values) for values in data.training_pasts()] == known
+    assert data.history(0)[-1] == data.source.inputs[0, C - 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "message"),
+    [
+        (lambda t: t, {"covariates": ["sales"]}, "'sales' is named by value= and also"),
+        (lambda t: t.drop(columns=["shop", "price"]), {"time": None}, "'month' holds dates"),
+        (lambda t: t.rename(columns={"price": "sales"}), {}, "two columns 'sales'"),
+        (lambda t: t.set_index(t["month"].astype(str)), {"time": None}, "index of data holds text"),
+    ],
+)
+def test_tables_that_would_be_misread(change, arguments, message):
+    given = {"time": "month", "series": "shop", "value": "sales", **arguments}
+    if arguments == {"time": None}:
+        given = {}
+    with pytest.raises(ValueError, match=message):
+        ForecastDataModule(change(table((60,))), **ARGUMENTS, **given).setup()
+
+
+def test_a_series_of_pandas():
+    dates = pd.date_range("2000-01-01", periods=60, freq="MS")
+    data = ForecastDataModule(pd.Series(values(), index=dates, name="sales"), **ARGUMENTS)
+    assert data.panel.names == ["sales"] and data.panel.clock.unit == "months"

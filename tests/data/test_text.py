@@ -324,3 +324,30 @@ def test_a_small_vocabulary_is_refused(texts, tmp_path):
     with pytest.raises(ValueError, match="sequences have 8 tokens, more than context=4"):
         model = GPTLanguageModel(data.vocab_size, width=8, depth=1, num_heads=1, context=4)
         fit(model, data, tmp_path)
+
+
+def test_folds_with_other_vocabularies_predict_together(texts, tmp_path):
+    (tmp_path / "texts" / "99.txt").write_bytes(("é" * 20).encode("latin-1"))
+    settings = {"block_size": 16, "batch_size": 8, "encoding": "latin-1", "repeats": "keep"}
+    data = TextDataModule(texts, **settings)
+    cross_validate(
+        lambda: tiny(data), data, num_folds=2, select="last", logger="none", figures=False,
+        trainer={"max_epochs": 1, "limit_train_batches": 1}, progress_bar=False,
+        run_dir=tmp_path / "run",
+    )  # fmt: skip
+    found = dlblocks.load(tmp_path / "run")
+    assert "é" in found.encoder.unknown  # to one of two members
+    table = found.predict(["alpha é"], progress_bar=False)
+    single = [dlblocks.load(tmp_path / "run" / f"fold-{i}").model for i in range(2)]
+    tokens = torch.tensor([[SEPARATOR, *data.vocabulary.encode("alpha "), UNKNOWN, SEPARATOR]])
+    with torch.no_grad():
+        each = torch.stack([model.eval()(tokens[:, :-1]).softmax(2) for model in single])
+    chances = each.mean(0).gather(2, tokens[:, 1:, None])[0, :, 0]
+    np.testing.assert_allclose(table.prediction[0, :8], chances, rtol=1e-4)
+
+    # Files are read as in training.
+    (tmp_path / "new.txt").write_bytes("alpha é".encode("latin-1"))
+    same = found.predict(tmp_path / "new.txt", progress_bar=False)
+    np.testing.assert_allclose(same.prediction, table.prediction, rtol=1e-5)
+    with pytest.raises(TypeError, match="give texts"):
+        found.predict({"text": ["alpha"]}, progress_bar=False)

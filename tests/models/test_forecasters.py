@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 import dlblocks
 from dlblocks.callbacks import ExactResume, InputNoise, MixUp
@@ -440,3 +441,37 @@ def test_half_precision_that_would_round_series_is_refused(make_trainer):
     trainer = make_trainer(precision="bf16-mixed")
     trainer.fit(model(), data())
     assert np.isfinite(float(trainer.callback_metrics["val/mase"]))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_windows_of_other_loaders_need_the_last_channels(channels, make_trainer):
+    draw = torch.Generator().manual_seed(0)
+    inputs = torch.randn(20, C + H, channels, generator=draw)
+    targets = torch.randn(20, H, generator=draw)
+
+    def fit(module, inputs):
+        loader = DataLoader(TensorDataset(inputs, targets), batch_size=10)
+        trainer = make_trainer()
+        trainer.fit(module, loader, loader)
+        return trainer.callback_metrics
+
+    with pytest.raises(ValueError, match="number of the series"):
+        fit(LSTMForecaster(H, num_known=max(0, channels - 3), width=4), inputs)
+    others = torch.tensor([0.0, 1.0]).expand(20, C + H, 2)
+    whole = torch.cat([inputs, others], 2)
+    found = fit(LSTMForecaster(H, num_known=channels - 1, width=4), whole)
+    assert found["train/loss"] == pytest.approx(found["train/mae"].item(), rel=1e-5)
+
+
+def test_a_naive_error_below_zero_is_no_scale():
+    with pytest.raises(ValueError, match="naive error of window 1 is -2"):
+        task = ForecastTask(1)
+        task.check_batch(torch.zeros(2, 1, 1), torch.tensor([[0.0, 1.0], [0.0, -2.0]]))
+
+
+def test_arrays_have_no_known_inputs():
+    whole, module = data(), model()
+    whole.setup()
+    module.data_spec = whole.encoder.to_plain()
+    with pytest.raises(ValueError, match="knows month of each step; give a table"):
+        dlblocks.load(module).predict(np.arange(40.0), progress_bar=False)

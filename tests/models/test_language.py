@@ -447,3 +447,40 @@ def test_attention_maps_are_causal():
     maps = gpt().net.attention_maps(torch.from_numpy(tokens_of(2)[0]))
     assert [m.shape for m in maps] == [(2, 2, 6, 6)] * 2
     assert all((m.triu(1) == 0).all() for m in maps)
+
+
+def test_a_document_mask_hides_earlier_documents_of_a_prompt():
+    model = gpt(context=12, document_mask=True)
+    for weight in model.parameters():
+        torch.nn.init.normal_(
+            weight, std=0.5, generator=torch.Generator().manual_seed(weight.numel())
+        )
+    prompts = [[1, 2, 3, 1, 4], [2, 2]]
+    cached, full = (model.generate(prompts, 20, seed=3, use_cache=use) for use in (True, False))
+    assert cached == full
+    other = model.generate([[1, 3, 2, 1, 4]], 1, temperature=0)
+    assert other == model.generate([prompts[0]], 1, temperature=0)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "kwargs", "message"),
+    [
+        ([[2.0, 3.5]], {}, "tokens are whole numbers"),
+        ([[2], "a"], {}, r"prompts\[1\] is a str"),
+        ([[2]], {"seed": -1}, "seed=-1 must be a whole number"),
+        ([[2]], {"seed": 1.5}, "seed=1.5 must be a whole number"),
+        ([[2]], {"top_k": 2.5}, "top_k=2.5 must be a whole number"),
+        ([[2]], {"max_new_tokens": 2.5}, "max_new_tokens=2.5 must be"),
+        ([[2]], {"stop": ""}, "stop='' is in every text"),
+    ],
+)
+def test_odd_arguments_of_generation(prompts, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        gpt().generate(prompts, **{"max_new_tokens": 2, **kwargs})
+
+
+def test_seeds_of_numpy_and_tiny_temperatures():
+    model = gpt()
+    assert model.generate([[2]], 5, seed=np.int64(3)) == model.generate([[2]], 5, seed=3)
+    greedy = model.generate([[2, 3]], 5, temperature=0)
+    assert model.generate([[2, 3]], 5, temperature=1e-320, seed=0) == greedy
