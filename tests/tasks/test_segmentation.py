@@ -402,3 +402,23 @@ def test_the_auxiliary_loss_is_added_by_its_weight(loss):
         plain.check_batch(both, targets)
     with pytest.raises(ValueError, match="aux_weight=-1"):
         SegmentationTask(C, aux_weight=-1)
+
+
+def test_255_does_not_count_in_the_masks_of_somebody_elses_module():
+    target = torch.randint(3, (6, 5, 4))
+    target[:, 0] = 255
+    guess = torch.randint(3, (6, 5, 4))
+    scores = []
+    for dtype in (np.uint8, np.int32, np.int64):
+        table = PredictionTable(
+            {"index": np.arange(6), "target": target.numpy().astype(dtype),
+             "prediction": guess.numpy()},
+            task="segmentation",
+        )  # fmt: skip
+        scores.append(SegmentationTask.score(table))
+    assert scores[0] == scores[1] == scores[2]
+    known = target != 255
+    assert scores[0]["accuracy"] == pytest.approx((guess == target)[known].double().mean().item())
+    # Among more than 255 classes it is one.
+    many = np.array([[[255, 300]]])
+    assert class_sums(many, many)[0].sum() == 2
