@@ -346,9 +346,9 @@ _RANGES: dict[Range, str] = {
     (0.0, 1.0): """
         acc accuracy exactmatch f1 f1score fbeta fbetascore auc auroc rocauc aucroc prauc aucpr
         auprc ap averageprecision map meanaverageprecision mar precision recall sensitivity
-        specificity tpr tnr fpr fnr truepositiverate truenegativerate falsepositiverate falsenegativerate
-        npv ppv iou miou meaniou intersectionoverunion jaccard jaccardindex dice dicescore
-        ece calibrationerror hammingdistance ndcg mrr coverage
+        specificity tpr tnr fpr fnr truepositiverate truenegativerate falsepositiverate
+        falsenegativerate npv ppv iou miou meaniou intersectionoverunion jaccard jaccardindex dice
+        dicescore ece calibrationerror hammingdistance ndcg mrr coverage
     """,
     (0.0, None): """
         mse rmse mae mape msle rmsle meansquarederror rootmeansquarederror meanabsoluteerror

@@ -8,6 +8,7 @@ import torch
 import torchmetrics
 from torch.nn import functional as F
 
+from dlblocks.data import ArrayDataModule
 from dlblocks.losses import dice_loss, focal_loss
 from dlblocks.tasks import PredictionTable, SegmentationTask
 from dlblocks.tasks._pixels import PixelScores, PixelSums, class_sums, confusion, narrow, scores_of
@@ -422,3 +423,13 @@ def test_255_does_not_count_in_the_masks_of_somebody_elses_module():
     # Among more than 255 classes it is one.
     many = np.array([[[255, 300]]])
     assert class_sums(many, many)[0].sum() == 2
+
+
+def test_black_and_white_masks_are_not_ignored_in_silence():
+    images, masks = torch.rand(4, 1, 3, 3), torch.zeros(4, 3, 3, dtype=torch.uint8)
+    masks[:, 1] = 255
+    data = ArrayDataModule(images, masks, target_kind="mask")
+    with pytest.raises(ValueError, match=r"no labels but 0 and 255, .*labels=\[0, 255\]"):
+        SegmentationTask(2).check_data(data, "Net")
+    masks[0, 0, 0] = 1
+    SegmentationTask(2).check_data(ArrayDataModule(images, masks, target_kind="mask"), "Net")
