@@ -321,7 +321,7 @@ Range = tuple[float | None, float | None]
 _HIGHER = """
     acc accuracy f1 fbeta auc auroc rocauc aucroc prauc aucpr auprc precision recall sensitivity
     specificity tpr tnr truepositiverate truenegativerate ppv npv r2 iou miou giou jaccard dice
-    kappa mcc matthews ap map ndcg mrr psnr ssim bleu rouge meteor pearson spearman kendall
+    kappa mcc matthews ap map mar ndcg mrr psnr ssim bleu rouge meteor pearson spearman kendall
     likelihood loglikelihood exactmatch adjustedrandscore normalizedmutualinfoscore
 """
 _LOWER = """
@@ -345,10 +345,10 @@ _UNSURE = """
 _RANGES: dict[Range, str] = {
     (0.0, 1.0): """
         acc accuracy exactmatch f1 f1score fbeta fbetascore auc auroc rocauc aucroc prauc aucpr
-        auprc ap averageprecision map meanaverageprecision precision recall sensitivity specificity
-        tpr tnr fpr fnr truepositiverate truenegativerate falsepositiverate falsenegativerate
-        npv ppv iou miou meaniou intersectionoverunion jaccard jaccardindex dice dicescore
-        ece calibrationerror hammingdistance ndcg mrr coverage
+        auprc ap averageprecision map meanaverageprecision mar precision recall sensitivity
+        specificity tpr tnr fpr fnr truepositiverate truenegativerate falsepositiverate
+        falsenegativerate npv ppv iou miou meaniou intersectionoverunion jaccard jaccardindex dice
+        dicescore ece calibrationerror hammingdistance ndcg mrr coverage
     """,
     (0.0, None): """
         mse rmse mae mape msle rmsle meansquarederror rootmeansquarederror meanabsoluteerror

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,10 +65,10 @@ def read_coco(path: Path, folder: Path) -> tuple[list[Annotated], list[str]]:
             raise ValueError(
                 f"{path} has no list {key!r}; a COCO file has images, annotations and categories."
             )
+    for key, wanted in (("categories", "name"), ("images", "file_name")):
+        _check_ids(path, key, found[key], wanted)
     categories = {each["id"]: str(each["name"]) for each in found["categories"]}
     order = [categories[key] for key in sorted(categories)]
-    if len({*order}) < len(order):
-        raise ValueError(f"{path} has two categories of one name; rename one of them.")
     images: dict[Any, Annotated] = {}
     rows: dict[Any, list[list[float]]] = {}
     missing = []
@@ -94,12 +95,45 @@ def read_coco(path: Path, folder: Path) -> tuple[list[Annotated], list[str]]:
                     f"{path}: annotation {one.get('id')} has {key}={one.get(key)!r}, which the "
                     "file does not have; add it, or remove the annotation."
                 )
-        x, y, width, height = one["bbox"]
+        box = one.get("bbox")
+        if not _are_numbers(box, 4):
+            raise ValueError(
+                f"{path}: annotation {one.get('id')} has bbox={box!r}; expected four numbers: x, "
+                "y, width, height. Correct it, or remove the annotation."
+            )
+        x, y, width, height = box
         rows[one["image_id"]].append([x, y, x + width, y + height])
         images[one["image_id"]].labels.append(categories[one["category_id"]])
     for key, boxes in rows.items():
         images[key].boxes = np.array(boxes, float).reshape(-1, 4)
     return list(images.values()), order
+
+
+def _check_ids(path: Path, key: str, entries: Sequence[Any], wanted: str) -> None:
+    """Raise a `ValueError` if an entry lacks something, or two have the same id or name.
+
+    Files that were joined have the same ids twice, and boxes would move to other images.
+    """
+    for entry in entries:
+        if not isinstance(entry, Mapping) or not {"id", wanted} <= {*entry}:
+            raise ValueError(f"{path}: {str(entry)[:80]} of {key} needs 'id' and {wanted!r}.")
+    for name in ("id", wanted):
+        seen: set[Any] = set()
+        for entry in entries:
+            if entry[name] in seen:
+                raise ValueError(
+                    f"{path} has {name}={entry[name]!r} twice in {key}; give each its own, also in "
+                    "the annotations, or remove one."
+                )
+            seen.add(entry[name])
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) == count
+        and all(isinstance(value, (int, float)) for value in values)
+    )
 
 
 def read_voc(folder: Path, images: Path, *, first_pixel: int) -> tuple[list[Annotated], list[str]]:
@@ -174,6 +208,13 @@ def read_voc_file(
             # Counted from 1, the last pixel m covers m - 1 … m.
             boxes.append([x0 - first_pixel, y0 - first_pixel, x1, y1])
             labels.append(_text(each, "name"))
+            if first_pixel and min(x0, y0) == 0:
+                warnings.warn(
+                    f"{path} has the box {[x0, y0, x1, y1]}, but Pascal VOC counts pixels from 1; "
+                    "if your program counts from 0, set first_pixel=0, or all boxes are one pixel "
+                    "off.",
+                    stacklevel=2,
+                )
     except (ElementTree.ParseError, ValueError) as error:
         raise ValueError(f"{path} is not an annotation of Pascal VOC ({error}).") from error
     return np.array(boxes, float).reshape(-1, 4), labels, size

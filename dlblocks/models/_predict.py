@@ -17,6 +17,7 @@ from dlblocks._ragged import entries_of
 
 # Names of a batch's entry that may hold the targets.
 TARGETS = ("target", "targets", "label", "labels", "y")
+MASKS = ("mask", "masks")  # where there are images, and none of the above
 
 
 def gather(batches: Sequence[Any]) -> list[Any]:
@@ -108,10 +109,22 @@ def target_in(batch: Any) -> Any:
     named = batch._asdict() if hasattr(batch, "_asdict") else batch
     if isinstance(named, Mapping):
         found = [named[key] for key in TARGETS if key in named]
+        found = found or _masks_in(named)
         if len(found) == 1:
             return found[0]
     entries = entries_of(batch)
     return entries[1] if len(entries) > 1 else None
+
+
+def _masks_in(batch: Mapping[Any, Any]) -> list[Any]:
+    """Return masks of pixels: with height and width of the images, unlike masks of sequences."""
+    sizes = {value.shape[-2:] for value in batch.values()
+             if isinstance(value, Tensor) and value.ndim == 4}  # fmt: skip
+    found = [batch[key] for key in MASKS if key in batch]
+    return [
+        mask for mask in found
+        if isinstance(mask, Tensor) and mask.ndim in (3, 4) and mask.shape[-2:] in sizes
+    ]  # fmt: skip
 
 
 def _takes_one(function: Any) -> bool:

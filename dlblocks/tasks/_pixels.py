@@ -250,7 +250,16 @@ def confusion(target: Array, prediction: Array, num_classes: int) -> Array:
 
 
 def known_pixels(target: Array) -> Array:
-    return target != IGNORED_BYTE if target.dtype == np.uint8 else target >= 0
+    """Tell which pixels count.
+
+    255 does not, as in masks everywhere, nor do negative labels. In int16, which `narrow` makes of
+    more than 255 classes, 255 is a class; likewise where there are larger labels.
+    """
+    known: Array = target >= 0
+    may_be_class = target.dtype == np.int16 or target.max(initial=0) > IGNORED_BYTE
+    if target.dtype == np.uint8 or not may_be_class:
+        known &= target != IGNORED_BYTE
+    return known
 
 
 def scores_of(sums: Array) -> dict[str, Array]:

@@ -266,6 +266,33 @@ class DetectionTask(Task):
         }
 
     @classmethod
+    def sample_losses(cls, table: PredictionTable) -> Array:
+        """Count the errors of each image, (N,).
+
+        They are missed objects, and wrong detections of score 0.3 and more, both at IoU 0.5.
+        """
+        missed, wrong = _errors(table)
+        errors: Array = (missed + wrong).astype(float)
+        return errors
+
+    @classmethod
+    def show(cls, table: Predictions, *, title: str | None = None) -> Figure:
+        missed, wrong = _errors(table)
+        images = range(len(table))
+        guesses = [table["prediction"][i] for i in images]
+        return plots.boxes(
+            table.images(),
+            [table["target"][i] for i in images],
+            [guess[guess[:, 4] >= SHOWN] for guess in guesses],
+            table.class_names,
+            titles=[
+                f"sample {index}: {m} missed, {w} wrong"
+                for index, m, w in zip(table.index, missed, wrong, strict=True)
+            ],
+            title=title and f"{title}: objects, detections of score {SHOWN:g} and more",
+        )
+
+    @classmethod
     def weighted_metrics(cls, target: Any, prediction: Any) -> dict[str, Weighted]:
         whole = match(target, prediction)
 
@@ -309,7 +336,7 @@ class DetectionTask(Task):
             "classes": lambda: _of_classes(found, names, title)
         }
         if table.inputs is not None and len(table.input_shape) == 3:
-            figures["worst"] = lambda: _worst(table, found, names)
+            figures["worst"] = lambda: _worst(table)
         return figures
 
 
@@ -330,29 +357,21 @@ def _of_classes(found: Matches, names: Sequence[str], title: str) -> Figure:
 SHOWN = 0.3  # least score of detections in figures
 
 
-def _worst(table: Predictions, found: Matches, names: Sequence[str]) -> Figure:
-    """Draw the images with most missed objects and wrong detections, each once."""
-    assert table.inputs is not None  # for the type checker
+def _errors(table: PredictionTable) -> tuple[Array, Array]:
+    """Count the missed objects and the wrong detections of each image, at IoU 0.5."""
+    found = match(table["target"], table["prediction"], IOUS[:1])
     shown = found.score >= SHOWN
-    hits = np.bincount(found.image[shown & found.hit[0]], minlength=len(table))
-    said = np.bincount(found.image[shown], minlength=len(table))
-    there = np.bincount(found.object_image, minlength=len(table))
-    errors = (said - hits) + (there - hits)
-    order = np.argsort(-errors, kind="stable")
-    _, first = np.unique(table.index[order], return_index=True)
-    rows = order[np.sort(first)[:NUM_WORST]]
-    guesses = [table["prediction"][int(i)] for i in rows]
-    return plots.boxes(
-        table.inputs(table.index[rows]),
-        [table["target"][int(i)] for i in rows],
-        [guess[guess[:, 4] >= SHOWN] for guess in guesses],
-        names,
-        titles=[
-            f"sample {table.index[i]}: {there[i] - hits[i]} missed, {said[i] - hits[i]} wrong"
-            for i in rows
-        ],
-        title=f"most errors: objects, detections of score {SHOWN:g} and more",
+    hits, said, there = (
+        np.bincount(images, minlength=len(table))
+        for images in (found.image[shown & found.hit[0]], found.image[shown], found.object_image)
     )
+    return there - hits, said - hits
+
+
+def _worst(table: Predictions) -> Figure:
+    """Draw the images with most errors, each once."""
+    shown = Predictions(table.worst(NUM_WORST), class_names=table.class_names, inputs=table.inputs)
+    return DetectionTask.show(shown, title="most errors")
 
 
 class BoxScores(Metric):

@@ -250,6 +250,7 @@ class SegmentationTask(ClassTask):
             masks = getattr(source, argument, None)
             if masks is not None:
                 self._check_masks(masks, argument)
+                self._check_ink(masks, argument)
         names = getattr(source, "class_names", None)
         if names is not None and len(names) != self.num_classes:
             raise ValueError(
@@ -292,6 +293,22 @@ class SegmentationTask(ClassTask):
                     f"{self.ignore_index} (ignore_index); set num_classes or ignore_index, or map "
                     "the labels."
                 )
+
+    def _check_ink(self, masks: Tensor, argument: str) -> None:
+        """Refuse masks of 0 and 255 where 255 does not count: a net that puts out 0 is perfect."""
+        ignored = False
+        for part in masks.split(ROWS):
+            known = part != self.ignore_index
+            if (part[known] != 0).any():
+                return
+            ignored |= not bool(known.all())
+        if ignored and self.num_classes > 1:
+            raise ValueError(
+                f"{argument} has no labels but 0 and {self.ignore_index}, and pixels of "
+                f"{self.ignore_index} do not count (ignore_index), so that there is nothing to "
+                "learn. If they are a class, make them 1: of arrays masks // 255, of files "
+                "labels=[0, 255] with ignore_index=254, here and in the model."
+            )
 
     def difference(self, other: Task) -> str:
         if not isinstance(other, SegmentationTask):

@@ -195,8 +195,9 @@ class PredictionTable:
         """Return the rows with the largest loss, the worst first.
 
         The column ``loss`` is that of each row: the cross-entropy of classes, 1 for a wrong class
-        without probabilities, the squared error of values, and 1 - IoU of masks. Each sample is
-        returned once: if several repeats have predicted it, by its worst row.
+        without probabilities, the squared error of values, 1 - IoU of masks, and of boxes the
+        number of errors. Each sample is returned once: if several repeats have predicted it, by its
+        worst row.
 
         Args:
             count: Number of rows.

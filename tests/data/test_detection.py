@@ -195,6 +195,16 @@ def without(name):
         ({"annotations": lambda rows: rows[0].update(bbox=[25, 5, 8, 4])}, ValueError, "outside"),
         ({"images": lambda rows: rows[0].update(height=30, width=20)}, ValueError,
          "has 20×30 pixels, but its annotation says 30×20"),
+        # Files that were joined: boxes would move to another image, or classes be renamed.
+        ({"images": lambda rows: rows[1].update(id=0)}, ValueError, "has id=0 twice in images"),
+        ({"images": lambda rows: rows[1].update(file_name="a.png")}, ValueError,
+         "has file_name='a.png' twice in images"),
+        ({"categories": lambda rows: rows[1].update(id=18)}, ValueError, "id=18 twice in categ"),
+        ({"categories": lambda rows: rows[1].update(name="dog")}, ValueError, "name='dog' twice"),
+        ({"images": lambda rows: rows[0].pop("file_name")}, ValueError, "needs 'id' and 'file_n"),
+        ({"annotations": lambda rows: rows[0].update(bbox=[5, 5, 4])}, ValueError,
+         r"annotation 0 has bbox=\[5, 5, 4\]; expected four numbers"),
+        ({"annotations": lambda rows: rows[0].pop("bbox")}, ValueError, "bbox=None; expected"),
     ],
 )  # fmt: skip
 def test_wrong_coco_files(tmp_path, changes, error, says):
@@ -210,6 +220,12 @@ def test_rounding_is_clipped_and_crowds_are_left_out(tmp_path):
 
     data = DetectionDataModule(images(tmp_path), coco(tmp_path, annotations=change))
     assert data.source.targets[0].tolist() == [[15, 2, 30, 20, 1]]
+
+
+def test_pascal_voc_that_counts_from_0_is_told(tmp_path):
+    folder, xml = images(tmp_path), voc(tmp_path, first=0)
+    with pytest.warns(UserWarning, match=r"sub/c.xml has the box \[0.0, .*set first_pixel=0"):
+        DetectionDataModule(folder, xml).setup()
 
 
 def test_other_wrong_files(tmp_path):

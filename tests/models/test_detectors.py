@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch.utils.data import DataLoader
+from torchvision.ops import box_iou
 
 import dlblocks
 from dlblocks._boxes import box_rows
@@ -97,6 +99,26 @@ def test_figures_and_report(run):
     names = {path.stem for path in (run.run_dir / "figures").glob("*.png")}
     assert {"classes", "worst", "learning_curves"} <= names
     assert "val/map_50" in run.report().read_text()
+
+
+def test_the_images_with_most_errors_come_first(run):
+    worst = run.worst(4)
+    assert (np.diff(worst.loss) <= 0).all()
+    for i, row in enumerate(worst.index):
+        objects, found = worst["target"][i], worst["prediction"][i]
+        found = found[found[:, 4] >= 0.3]
+        iou = box_iou(*(torch.as_tensor(x[:, :4]).double() for x in (found, objects)))
+        same = found[:, None, 5] == objects[None, :, 4]
+        hits = linear_sum_assignment((iou.numpy() >= 0.5) & same, maximize=True)
+        right = ((iou.numpy() >= 0.5) & same)[hits].sum()
+        assert worst.loss[i] == len(objects) + len(found) - 2 * right, row
+    figure = run.show_results(worst)
+    assert f"sample {worst.index[0]}: " in figure.axes[0].get_title(loc="left")
+
+
+def test_the_range_of_the_mean_recall_is_known(run):
+    low, high = run.interval("val/mar")
+    assert 0 <= low <= high <= 1
 
 
 def test_the_fold_average_is_refused_with_the_cure(run):

@@ -9,12 +9,14 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from dlblocks.callbacks import Augment, CutMix, Cutout, MixUp
 from dlblocks.crossval import CrossValidationResult, cross_validate
-from dlblocks.data import ArrayDataModule
+from dlblocks.data import ArrayDataModule, FoldedDataModule
 from dlblocks.fields import Mask
 from dlblocks.models import Segmenter, UNetSegmenter, VisionSegmenter, VotingEnsemble, load
+from dlblocks.models._predict import target_in
 from dlblocks.tasks import SegmentationTask
 
 
@@ -315,3 +317,55 @@ def test_metrics_of_two_processes_are_those_of_one():
     one, two = (torch.load(f"weights-{n}.pt") for n in (1, 2))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4)
+
+
+class Pixelwise(pl.LightningModule):
+    """Somebody's own module over batches that are dictionaries."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Conv2d(1, 2, 3, padding=1)
+
+    def loss(self, batch):
+        logits = self.net(batch["image"])
+        return torch.nn.functional.cross_entropy(logits, batch["mask"], ignore_index=255)
+
+    def training_step(self, batch, batch_idx):
+        return self.loss(batch)
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", self.loss(batch))
+
+    def predict_step(self, batch, batch_idx):
+        return self.net(batch["image"]).argmax(1)
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), 0.05)
+
+
+def test_masks_of_dictionaries_are_the_targets_of_out_of_fold_predictions(tmp_path):
+    images = torch.randn(12, 1, 8, 8)
+    masks = (images[:, 0] > 0).long()
+    masks[:, 0] = 255
+    rows = [{"image": image, "mask": mask} for image, mask in zip(images, masks, strict=True)]
+    result = cross_validate(
+        Pixelwise,
+        FoldedDataModule(DataLoader(rows, batch_size=4), stratify=False),
+        num_folds=2,
+        trainer={"max_epochs": 2, "accelerator": "cpu"},
+        run_dir=tmp_path / "cv",
+        task="segmentation",
+        figures=False,
+    )
+    known = masks[result.oof.index].numpy() != 255
+    assert (result.oof.target == masks[result.oof.index].numpy()).all()
+    right = (result.oof.prediction == result.oof.target)[known].mean()
+    assert result.pooled()["accuracy"] == pytest.approx(right)
+
+
+def test_masks_of_sequences_are_no_targets():
+    tokens = {"tokens": torch.zeros(2, 5), "mask": torch.ones(2, 5)}
+    assert target_in(tokens) is None
+    image = {"image": torch.zeros(2, 1, 4, 5), "mask": torch.ones(2, 4, 5)}
+    assert target_in(image) is image["mask"]
+    assert target_in(image | {"label": 3}) == 3

@@ -8,6 +8,7 @@ import torch
 import torchmetrics
 from torch.nn import functional as F
 
+from dlblocks.data import ArrayDataModule
 from dlblocks.losses import dice_loss, focal_loss
 from dlblocks.tasks import PredictionTable, SegmentationTask
 from dlblocks.tasks._pixels import PixelScores, PixelSums, class_sums, confusion, narrow, scores_of
@@ -402,3 +403,33 @@ def test_the_auxiliary_loss_is_added_by_its_weight(loss):
         plain.check_batch(both, targets)
     with pytest.raises(ValueError, match="aux_weight=-1"):
         SegmentationTask(C, aux_weight=-1)
+
+
+def test_255_does_not_count_in_the_masks_of_somebody_elses_module():
+    target = torch.randint(3, (6, 5, 4))
+    target[:, 0] = 255
+    guess = torch.randint(3, (6, 5, 4))
+    scores = []
+    for dtype in (np.uint8, np.int32, np.int64):
+        table = PredictionTable(
+            {"index": np.arange(6), "target": target.numpy().astype(dtype),
+             "prediction": guess.numpy()},
+            task="segmentation",
+        )  # fmt: skip
+        scores.append(SegmentationTask.score(table))
+    assert scores[0] == scores[1] == scores[2]
+    known = target != 255
+    assert scores[0]["accuracy"] == pytest.approx((guess == target)[known].double().mean().item())
+    # Among more than 255 classes it is one.
+    many = np.array([[[255, 300]]])
+    assert class_sums(many, many)[0].sum() == 2
+
+
+def test_black_and_white_masks_are_not_ignored_in_silence():
+    images, masks = torch.rand(4, 1, 3, 3), torch.zeros(4, 3, 3, dtype=torch.uint8)
+    masks[:, 1] = 255
+    data = ArrayDataModule(images, masks, target_kind="mask")
+    with pytest.raises(ValueError, match=r"no labels but 0 and 255, .*labels=\[0, 255\]"):
+        SegmentationTask(2).check_data(data, "Net")
+    masks[0, 0, 0] = 1
+    SegmentationTask(2).check_data(ArrayDataModule(images, masks, target_kind="mask"), "Net")
