@@ -108,6 +108,9 @@ def target_in(batch: Any) -> Any:
     """Return the entry of a batch that holds its targets, or None."""
     named = batch._asdict() if hasattr(batch, "_asdict") else batch
     if isinstance(named, Mapping):
+        if {"boxes", "labels"} <= named.keys():  # lists, one entry an image
+            pairs = zip(named["boxes"], named["labels"], strict=True)
+            return [{"boxes": boxes, "labels": labels} for boxes, labels in pairs]
         found = [named[key] for key in TARGETS if key in named]
         found = found or _masks_in(named)
         if len(found) == 1:

@@ -5,8 +5,11 @@ import io
 
 import numpy as np
 import pytest
+import torch
 
+from dlblocks._boxes import box_rows
 from dlblocks._npz import Ragged
+from dlblocks.models._predict import target_in
 from dlblocks.tasks import DetectionTask, PredictionTable
 from dlblocks.tasks._boxes import f1_score, match, precisions, scores_of
 
@@ -192,3 +195,14 @@ def test_f1_of_a_table_has_an_interval_of_images():
                              np.ones((1, 8)))[0][0, 0]) for c in (0, 1)}
     )  # fmt: skip
     assert table.score() == pytest.approx(ours(targets, predictions))
+
+
+def test_boxes_and_labels_of_a_dictionary_batch_belong_together():
+    batch = {
+        "image": torch.zeros(2, 1, 8, 8),
+        "boxes": [torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.zeros(0, 4)],
+        "labels": [torch.tensor([3]), torch.zeros(0, dtype=torch.long)],
+    }
+    first, second = box_rows(target_in(batch))
+    assert first.tolist() == [[0, 0, 2, 2, 3]]
+    assert second.shape == (0, 5)
