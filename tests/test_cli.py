@@ -276,7 +276,7 @@ def test_errors_are_one_line_without_a_traceback(flags, message, capsys, tmp_pat
         (
             ["--data.split=kfol"],
             "data.split: 'kfol' is not known; did you mean 'kfold'? Choose from: kfold, "
-            "time_series, leave_one_group_out, predefined.",
+            "time_series, leave_one_group_out, predefined, blocks.",
         ),
         (
             ["--model=MLPClasifier"],
