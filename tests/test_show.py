@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import wandb
+from matplotlib.patches import Rectangle
 from wandb_offline import read_runs
 
 from dlblocks import plots
@@ -127,8 +128,19 @@ def test_a_batch_is_shown_under_its_masks():
     # Soft masks of mixed batches show the likeliest class.
     mixed = data.show_batch(CutMix(1.0))
     assert [text.get_text() for text in mixed.legends[0].get_texts()] == ["1"]
-    with pytest.raises(ValueError, match="no picture of targets of kind 'boxes'"):
-        scenes(target="boxes").show_batch()
+    pictures = ArrayDataModule(images, images, target_kind="image", batch_size=4)
+    with pytest.raises(ValueError, match="no picture of targets of kind 'image'"):
+        pictures.show_batch()
+
+
+def test_a_batch_is_shown_with_its_boxes():
+    data = scenes(target="boxes", val_fraction=0.3)
+    figure = data.show_batch(count=3)
+    data.setup("fit")
+    rows = next(iter(data.train_dataloader()))[1][:3]
+    drawn = [len([patch for patch in axis.patches if isinstance(patch, Rectangle)])
+             for axis in figure.axes[:3]]  # fmt: skip
+    assert drawn == [len(row["boxes"]) for row in rows]
 
 
 def test_single_fits_log_the_masks_of_their_test_set(tmp_path):
