@@ -55,9 +55,10 @@ def mean_and_std(inputs: Tensor | Ragged, rows: Tensor) -> tuple[Tensor, Tensor]
     chunks = torch.split(rows, max(1, CHUNK // max(inputs[0].numel(), 1)))
     pivot = read(chunks[0]).mean((0, 2))
     total = square = torch.zeros(channels, dtype=torch.float64)
+    pays = len(chunks) > 4 and inputs[0].numel() <= CHUNK
     with ThreadPoolExecutor(min(joblib.cpu_count(), MAX_THREADS)) as pool:
-        # A pool costs more than a few chunks.
-        for part, squares in (pool.map if len(chunks) > 4 else map)(sums, chunks):
+        # A pool costs more than a few chunks, and several large images at once cost memory.
+        for part, squares in (pool.map if pays else map)(sums, chunks):
             total, square = total + part, square + squares
     shift = total / (count := len(rows) * (inputs[0].numel() // channels))
     return pivot + shift, (square / count - shift.square()).clamp_(min=0).sqrt()
