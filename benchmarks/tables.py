@@ -7,9 +7,9 @@ statistics fitted, so that batches can be made. The peer is ``pandas.read_csv(fi
 made before. The CPU time is that of all threads; torch has one, since its threads wait by
 computing. The memory is the process's peak, less that after the imports.
 
-Measured (two CPU cores under other load, which makes time unsteady; pandas 3.1; five turns):
-loaded, time 1.52 (1.37 to 1.59) times that of pandas, CPU time 1.43 (1.39 to 1.58), memory 0.87;
-set up, time 1.60 (1.36 to 1.75), CPU time 1.57 (1.46 to 1.64), memory 0.87.
+Measured (two CPU cores; pandas 3.1; five turns): loaded, time 1.58 (1.46 to 1.73) times that of
+pandas, CPU time 1.40 (1.32 to 1.46), memory 0.91; set up, time 1.81 (1.53 to 1.90), CPU time 1.56
+(1.38 to 1.68), memory 0.87.
 
 Run: python benchmarks/tables.py [--turns 5] [--rows 1000000]
 """

@@ -81,8 +81,9 @@ def test_a_second_process_is_told_and_workers_end_with_their_call(tmp_path):
     first = forked.start(train, "run", 2)
     workers = []
     try:
-        wait_for(lambda: all((tmp_path / f"at-{fold}.txt").exists() for fold in range(2)))
-        workers = [int((tmp_path / f"at-{fold}.txt").read_text()) for fold in range(2)]
+        at = [tmp_path / f"at-{fold}.txt" for fold in range(2)]
+        wait_for(lambda: all(file.exists() and file.read_text() for file in at))
+        workers = [int(file.read_text()) for file in at]
         expected = rf"run_dir='run' is in use by process {first.pid} on .*choose another run_dir"
         with pytest.raises(BlockingIOError, match=expected):
             train("run")
