@@ -1,6 +1,7 @@
 """What all tests share: one thread, no W&B account, and a quiet Trainer."""
 
 import functools
+import gc
 import os
 import re
 
@@ -26,6 +27,19 @@ os.fsync = lambda handle: None
 def no_address(value: object) -> str:
     """Name a test by a value; with its address, the processes of xdist would differ."""
     return re.sub(r" at 0x\w+", "", str(value))
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with files that have slow tests, so that no worker ends long after the others."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish():
+    """Keep the garbage collector from the imported modules: a collection takes 0.4 s otherwise."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
