@@ -22,7 +22,7 @@ from dlblocks.data.split_datamodule import SplitDataModule
 from dlblocks.data.splitting import holdout, kfold
 from dlblocks.data.tabular import TabularDataModule
 from dlblocks.data.text import TextDataModule
-from dlblocks.data.tiles import cut_tiles, join_tiles
+from dlblocks.data.tiles import boxes_of_tiles, cut_tiles, join_tiles
 from dlblocks.data.vision import (
     CIFAR10DataModule,
     CIFAR100DataModule,
@@ -53,6 +53,7 @@ __all__ = [
     "TabularDataModule",
     "TextDataModule",
     "baseline_tables",
+    "boxes_of_tiles",
     "cut_tiles",
     "holdout",
     "join_tiles",

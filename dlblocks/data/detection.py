@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dlblocks._errors import check_choice, check_range, did_you_mean, whole
+from dlblocks.data._blocks import as_positions, check_positions
 from dlblocks.data._cache import cached_images, decode_all
 from dlblocks.data._images import decode, size_of
 from dlblocks.data.annotations import Annotated, clipped, fitted, read_coco, read_voc
@@ -60,6 +61,8 @@ class DetectionDataModule(DataModule):
         cache: Keep decoded images in files, for more than fit in memory: a folder for them.
         groups: Of arrays, the group of each image, shape (N,). Of a folder, which images belong
             together; see `ImageFolderDataModule`. Or ``"duplicates"``.
+        positions: Of arrays that are tiles of large images, where they lie, for
+            ``split="blocks"``; see `cut_tiles` and `boxes_of_tiles`.
         **kwargs: Batches, splits and normalisation; see `DataModule`.
 
     Raises:
@@ -92,6 +95,7 @@ class DetectionDataModule(DataModule):
         background: int | tuple[int, int, int] = 255,
         cache: str | None = None,
         groups: str | Callable[[str], str] | npt.ArrayLike | None = None,
+        positions: npt.ArrayLike | None = None,
         **kwargs: Any,
     ) -> None:
         duplicates = isinstance(groups, str) and groups == "duplicates"
@@ -115,9 +119,13 @@ class DetectionDataModule(DataModule):
         )
         self.cache = cache
         self.groups: Any = None if duplicates else groups
+        check_positions(positions, self.split, groups)
+        if positions is not None and _is_folder(images):
+            raise ValueError("positions= is for arrays, but images is a folder; leave it out.")
+        self.positions = positions
         arrays = [name for name, value in (("images", images), ("test_images", test_images))
                   if value is not None and not isinstance(value, str)]  # fmt: skip
-        arrays += ["labels", "test_labels"]
+        arrays += ["labels", "test_labels", "positions"]
         arrays += [n for n, v in (("boxes", boxes), ("test_boxes", test_boxes))
                    if not isinstance(v, str)]  # fmt: skip
         self.save_hyperparameters(
@@ -146,6 +154,9 @@ class DetectionDataModule(DataModule):
             found |= {f"{part}inputs": arrays, f"{part}targets": rows}
         source = ArrayDataModule(**found, target_kind=Boxes()).load()
         source.class_names, source.groups = names, groups
+        if self.positions is not None:
+            images = source.inputs
+            source.positions = as_positions(self.positions, len(images), tuple(images.shape[2:]))
         return source
 
     def _of_files(

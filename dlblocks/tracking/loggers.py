@@ -154,8 +154,8 @@ class LogFirstBatch(Callback):
     """Log a picture of the first training batch to W&B and TensorBoard.
 
     The picture ``train/batch`` shows labels, masks or boxes and images as the model sees them,
-    after augmentation and mixing. Batches other than ``[images, targets, …]`` are skipped. An error in
-    drawing or sending never stops a run.
+    after augmentation and mixing. Batches other than ``[images, targets, …]`` are skipped. An error
+    in drawing or sending never stops a run.
 
     Args:
         count: Number of images, at most those of one batch.
