@@ -18,7 +18,6 @@ from dlblocks._errors import check_choice, check_range, did_you_mean, whole
 from dlblocks.data._blocks import as_positions, check_positions
 from dlblocks.data._cache import cached_images, decode_all
 from dlblocks.data._images import decode, size_of
-from dlblocks.data._kinds import image_size
 from dlblocks.data.annotations import Annotated, clipped, fitted, read_coco, read_voc
 from dlblocks.data.arrays import ArrayDataModule
 from dlblocks.data.datamodule import DataModule
@@ -156,7 +155,7 @@ class DetectionDataModule(DataModule):
         source = ArrayDataModule(**found, target_kind=Boxes()).load()
         source.class_names, source.groups = names, groups
         if self.positions is not None:
-            size = image_size(source.inputs, source.input_kind)
+            size: Any = source.inputs.shape[2:]
             source.positions = as_positions(self.positions, len(source.inputs), size)
         return source
 
