@@ -222,7 +222,7 @@ def read_voc_file(
 
 def _text(element: ElementTree.Element, key: str) -> str:
     text = element.findtext(key)
-    if text is None:
+    if text is None or not text.strip():
         raise ValueError(f"{element.tag} has no {key}")
     return text.strip()
 

@@ -38,6 +38,7 @@ class DetectionDataModule(DataModule):
 
     Classes are 0 … C-1, without one for the background. COCO's categories become 0 … C-1 in the
     order of their ids, and VOC's classes in the order of their names; `class_names` has them.
+    COCO's crowds are left out. VOC's difficult objects count like the others.
 
     Args:
         images: An array or tensor (N, C, H, W), a ``.npy`` file of one, or a folder of images.
