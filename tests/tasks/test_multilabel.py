@@ -395,6 +395,7 @@ def test_cutmix_mixes_the_labels_by_the_area(make_trainer):
     torch.testing.assert_close(targets, expected)
 
 
+@pytest.mark.processes
 def test_folds_in_processes_are_the_same(runs, tmp_path):
     other = cross_validate(
         model, data(), num_folds=3, run_dir=tmp_path, trainer=TRAINER, n_jobs=2, figures=False,
