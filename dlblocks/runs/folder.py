@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +26,8 @@ NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 NO_WRITING = {errno.EACCES, errno.EPERM, errno.EROFS}
 T = TypeVar("T")
 _chosen: list[str] = []
+# Files that the next run writes before its plan: name → function of the path.
+_beside = ContextVar[dict[str, Callable[[Path], None]]]("beside", default={})  # noqa: B039
 
 
 def in_run_dir(
@@ -71,6 +74,29 @@ def numbered(base: str | os.PathLike[str], run: Callable[[Path], T], *, resume: 
             if was_empty or not is_rank_zero():
                 raise
     raise AssertionError  # for the type checker: there is always another number
+
+
+@contextlib.contextmanager
+def writing_beside_plan(name: str, write: Callable[[Path], None]) -> Iterator[None]:
+    """Write one more file into the folder of the run that begins inside this context.
+
+    Only the first run gets it, not those within it, such as inner cross-validations. It is written
+    before the plan, and added to a resumed run that lacks it.
+
+    Args:
+        name: Name of the file.
+        write: Called with its path.
+    """
+    token = _beside.set({name: write})
+    try:
+        yield
+    finally:
+        _beside.reset(token)
+
+
+def files_beside_plan() -> dict[str, Callable[[Path], None]]:
+    """Return the files of `writing_beside_plan`; who writes them clears the dictionary."""
+    return _beside.get()
 
 
 def next_run_dir(base: str | os.PathLike[str], *, resume: bool = False) -> Path:
