@@ -78,7 +78,7 @@ class CLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        ours = dict.fromkeys((CROSS_VALIDATE, NESTED), {"model", "datamodule"})
+        ours = {name: {"model", "datamodule"} for name in (CROSS_VALIDATE, NESTED)}
         return {**LightningCLI.subcommands(), **ours}
 
     def _prepare_subcommand_parser(
