@@ -19,7 +19,8 @@ import torch
 import yaml
 from joblib.externals.loky import get_reusable_executor
 
-from dlblocks.cli import CLI, main
+from dlblocks.cli import main
+from dlblocks.cli._cli import CLI
 from dlblocks.data import TabularDataModule
 from dlblocks.models import load
 

@@ -45,6 +45,11 @@ def cross_validate_by(cli: ParsedCLI, given: dict[str, Any]) -> None:
 def nested_cross_validate_by(cli: ParsedCLI, given: dict[str, Any]) -> None:
     """Search and score; each model has the arguments of a point of the grid."""
     grid = given.pop("grid")
+    if grid is None:
+        raise ValueError(
+            "nested-cross-validate needs a grid; give --grid='{lr: [0.01, 0.1]}', with arguments of "
+            "the model."
+        )
     for point in grid_points(grid):
         _with_arguments(cli, point)  # so that a wrong name or value is an error at once
 

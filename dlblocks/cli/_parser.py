@@ -6,6 +6,7 @@ import inspect
 import os
 import re
 import sys
+import warnings
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
@@ -87,9 +88,9 @@ def _sentence(message: str) -> str:
         name = found.rpartition(" ")[2]
         hint = did_you_mean(name, [*models.__all__, *data.__all__]) or "."
         found = f"{name!r} is not known{hint} Give a class of dlblocks, or another as module.Class."
-    elif found.startswith("Expected a "):
-        kind = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", found.removeprefix("Expected a "))
-        found = f"expected {kind}, got {given!r}."
+    elif expected := re.match(r"Expected (?:a )?(.+?)(?:\. Got value: (.*))?$", found):
+        kind = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", expected[1])
+        found = f"expected {kind}, got {expected[2] or given!r}."
     keys = ".".join(KEY.findall(message))
     # The first line may hold both a key and the reason.
     found = re.sub(KEY.pattern + ": *", "", found)
@@ -101,6 +102,13 @@ class Parser(_DidYouMean, LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        with warnings.catch_warnings():
+            # YAML has no tuples; classes that want one, as those of albumentations, take a list.
+            warnings.filterwarnings("ignore", r"(?s).*a tuple is serialized as list")
+            text: str = super().dump(*args, **kwargs)
+        return text
 
     def add_class_arguments(self, class_type: Any, *args: Any, **kwargs: Any) -> Any:
         """Make arguments of our models optional if the data know them.

@@ -55,8 +55,8 @@ class Trainer(pl.Trainer):
     def nested_cross_validate(
         self,
         model: pl.LightningModule,
-        grid: dict[str, list[Any]] | list[dict[str, list[Any]]],
         datamodule: pl.LightningDataModule | None = None,
+        grid: dict[str, list[Any]] | list[dict[str, list[Any]]] | None = None,
         num_folds: int | None = None,
         inner_folds: int | None = None,
         repeats: int = 1,
@@ -75,9 +75,9 @@ class Trainer(pl.Trainer):
 
         Args:
             model: Created again for every fit.
-            grid: Arguments of the model and their values, such as ``{lr: [0.1, 0.01], hidden:
-                [[8], [16, 16]]}``; or a list of such grids.
             datamodule: Created again for every fit.
+            grid: Arguments of the model and their values, such as ``{lr: [0.1, 0.01], hidden:
+                [[8], [16, 16]]}``; or a list of such grids. Required.
             num_folds: Number of outer folds; by default that of the datamodule, else 5.
             inner_folds: Number of inner folds; by default 5.
             repeats: How often to do it all, each time with other outer folds.

@@ -72,6 +72,7 @@ def page(run_dir: Path, folds: Rows, summary: Mapping[str, Any], num_predicted: 
         notes=summary["notes"],
         tested=_tested(run_dir / TESTED),
         folds=_folds(folds, summary),
+        text_columns=1 + (repeats > 1) + any("group" in row for row in folds),
         search=_search(summary) if "search" in summary else None,
         figures=_figures(run_dir / "figures"),
         info={"data": summary.get("data")},
