@@ -15,7 +15,7 @@ import lightning.pytorch as pl
 from jsonargparse import ArgumentParser
 
 from dlblocks._errors import constructor_arguments
-from dlblocks.cli import FITS, OTHERS
+from dlblocks.cli._commands import FITS, OTHERS
 from dlblocks.cli._parser import RecipeParser
 from dlblocks.cli._predict import predict_parser
 

@@ -47,8 +47,8 @@ def nested_cross_validate_by(cli: ParsedCLI, given: dict[str, Any]) -> None:
     grid = given.pop("grid")
     if grid is None:
         raise ValueError(
-            "nested-cross-validate needs a grid; give --grid='{lr: [0.01, 0.1]}', with arguments of "
-            "the model."
+            "nested-cross-validate needs a grid; give --grid='{lr: [0.01, 0.1]}', with arguments "
+            "of the model."
         )
     for point in grid_points(grid):
         _with_arguments(cli, point)  # so that a wrong name or value is an error at once

@@ -14,7 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from dlblocks._errors import did_you_mean
 from dlblocks._quiet import isolated
-from dlblocks.cli import FITS, OTHERS
+from dlblocks.cli._commands import FITS, OTHERS
 from dlblocks.cli._completion import completion
 from dlblocks.cli._finished import compare_runs, report_runs
 from dlblocks.cli._parser import RecipeParser
