@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -15,9 +15,9 @@ from dlblocks._files import atomic_write
 from dlblocks.crossval import _report
 from dlblocks.crossval.results import CrossValidationResult
 from dlblocks.crossval.statistics import Comparison, holm
-from dlblocks.metrics import metric_mode
 from dlblocks.plots import comparison, save
 from dlblocks.runs._tables import block, number
+from dlblocks.runs._trainer import resolve_mode
 from dlblocks.tasks.task import data_frame
 
 if TYPE_CHECKING:
@@ -197,8 +197,7 @@ def compare(
                 f"metric={metric!r} was not logged in every fold of {name}"
                 f"{did_you_mean(metric, shared) or ';'} all have: {', '.join(shared)}."
             )
-    mode = mode or _mode_of(metric, list(given.values()))
-    check_choice("mode", mode, ["min", "max"])
+    mode = resolve_mode(metric, mode or _mode_of(metric, given.values()))
     sign = 1 if mode == "min" else -1
     means = {name: sign * result.mean(metric) for name, result in given.items()}
     order = sorted(given, key=lambda name: (math.isnan(means[name]), means[name]))
@@ -240,16 +239,10 @@ def _shared_monitor(results: Mapping[str, CrossValidationResult]) -> str:
     return str(next(iter(monitors.values())))
 
 
-def _mode_of(metric: str, results: Sequence[CrossValidationResult]) -> str:
-    """Return the direction of a metric."""
+def _mode_of(metric: str, results: Iterable[CrossValidationResult]) -> Mode | None:
+    """Return the direction in which the runs used a metric, if they agree."""
     said = {r.info["mode"] for r in results if r.info.get("monitor") == metric and "mode" in r.info}
-    found = metric_mode(metric) or (said.pop() if len(said) == 1 else None)
-    if found is None:
-        raise ValueError(
-            f"metric={metric!r} does not say whether it is best low or high; give mode='min' or "
-            "mode='max'."
-        )
-    return found
+    return said.pop() if len(said) == 1 else None
 
 
 def _notes(results: Mapping[str, CrossValidationResult]) -> list[str]:

@@ -24,7 +24,7 @@ from dlblocks.cli._cli import CLI
 from dlblocks.data import TabularDataModule
 from dlblocks.models import load
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 # Tests of their own: in test_wandb_runs.py, and below.
 OTHERS = {"sweep", "own_data"}
 CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.yaml") if p.stem not in OTHERS)
