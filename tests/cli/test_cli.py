@@ -116,25 +116,6 @@ def test_every_config_names_every_part_of_ours():
     }  # fmt: skip
 
 
-def test_cross_validate(tmp_path, capsys):
-    config = ROOT / "configs" / "digits_cnn.yaml"
-    main([
-        "cross-validate", f"--config={config}", "--num_folds=2", "--trainer.max_epochs=2", *QUIET,
-        "--model.channels=[4,8]", "--run_dir=cv",
-    ])  # fmt: skip
-    said = capsys.readouterr().out
-    assert "mean ± std" in said
-    assert "Everything is in cv" in said
-    summary = json.loads((tmp_path / "cv" / "summary.json").read_text())
-    assert summary["num_folds"] == 2
-    assert summary["config"]["model"]["channels"] == [4, 8]
-    assert summary["config"]["trainer"]["max_epochs"] == 2
-    folds = summary["metrics"]["val/loss"]["folds"]
-    assert len(set(folds)) == 2  # each fold its own data and initialisation
-    models = [load(tmp_path / "cv" / f"fold-{k}" / "checkpoints" / "best.ckpt") for k in (0, 1)]
-    assert models[0].hparams == models[1].hparams
-
-
 def test_the_command_line_does_what_python_does(tmp_path):
     from dlblocks.callbacks import Augment
     from dlblocks.crossval import cross_validate

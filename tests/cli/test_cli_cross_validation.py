@@ -1,10 +1,13 @@
 """`dlblocks cross-validate` and `nested-cross-validate`: what they leave, and that it repeats."""
 
+import contextlib
+import io
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from dlblocks.cli import main
@@ -22,7 +25,11 @@ FLAGS = [*MODEL, *QUIET, "--num_folds=2"]
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "iris"
-    main(["cross-validate", *FLAGS, "--refit", f"--run_dir={run}"])
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        main(["cross-validate", *FLAGS, "--refit", f"--run_dir={run}"])
+    for part in ("mean ± std", f"{run}/refit/model.ckpt", f"Everything is in {run}"):
+        assert part in said.getvalue()
     return run
 
 
@@ -42,6 +49,18 @@ def test_the_run_folder_has_configuration_report_and_a_model_of_all_data(finishe
     assert (config["num_folds"], config["refit"], config["run_dir"]) == (2, True, None)
     assert "Cross-validation: iris" in (finished / "report.html").read_text()
     assert load(finished / "refit" / "model.ckpt").hparams.hidden == [8]
+
+
+def test_each_fold_has_its_own_data_and_model(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["num_folds"] == 2
+    assert summary["config"]["model"]["hidden"] == [8]
+    assert summary["config"]["trainer"]["max_epochs"] == 1
+    assert len(set(summary["metrics"]["val/loss"]["folds"])) == 2
+    paths = [finished / f"fold-{k}" / "checkpoints" / "best.ckpt" for k in (0, 1)]
+    first, second = map(load, paths)
+    assert first.hparams == second.hparams
+    assert not torch.equal(next(first.parameters()), next(second.parameters()))
 
 
 def test_the_configuration_repeats_the_run_in_a_new_folder(run):
