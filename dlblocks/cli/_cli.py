@@ -238,12 +238,9 @@ class CLI(LightningCLI):
             return (
                 check_new_run_dir(config.run_dir) if fills and not resumes else Path(config.run_dir)
             )
-        suffix = "" if self.subcommand == "fit" else f"-{self.subcommand}"
-        base = _base(config.config or [], config.model.class_path.rpartition(".")[2])
-        if self.subcommand in (CROSS_VALIDATE, NESTED):
-            # One may resume an unfinished run in this folder, so it chooses later.
-            return base
-        return next_run_dir(base.with_name(f"{base.name}{suffix}"))
+        base = _base(config, self.subcommand)
+        # A cross-validation may resume an unfinished one in this folder, so it chooses later.
+        return base if self.subcommand in (CROSS_VALIDATE, NESTED) else next_run_dir(base)
 
     def fit(self, **kwargs: Any) -> None:
         """Fit, and print the run folder."""
@@ -317,18 +314,25 @@ setattr(CLI, CROSS_VALIDATE, CLI.cross_validate)
 setattr(CLI, NESTED, CLI.nested_cross_validate)
 
 
-def _base(files: Sequence[Any], model: str) -> Path:
-    """Return the run folder where none is given.
+def _base(config: Namespace, subcommand: str) -> Path:
+    """Return the run folder where none is given: ``runs/<name>-<subcommand>``.
 
-    It is named after the last configuration file, or the model. A run's own ``config.yaml`` stands
-    for the run's folder.
+    The name is that of the last configuration file, or of the model. A fit has no suffix. A run's
+    own ``config.yaml`` stands for the run's folder, so that an unfinished run resumes there and a
+    finished one is repeated beside it.
     """
-    if not files:
-        return Path("runs") / model
-    file = Path(str(files[-1]))
-    folder = file.parent
-    is_of_run = file.name == CONFIG and any((folder / name).exists() for name in MARKS)
-    return folder if is_of_run and folder.name else Path("runs") / file.stem
+    name, runs, suffix = config.model.class_path.rpartition(".")[2], Path("runs"), f"-{subcommand}"
+    if subcommand == "fit":
+        suffix = ""
+    if config.config:
+        file = Path(str(config.config[-1]))
+        folder, name = file.parent, file.stem
+        is_of_run = file.name == CONFIG and any((folder / mark).exists() for mark in MARKS)
+        if is_of_run and folder.name:
+            name, runs = folder.name, folder.parent
+            if (folder / PLAN).is_file() and subcommand in (CROSS_VALIDATE, NESTED):
+                suffix = ""
+    return runs / f"{name}{suffix}"
 
 
 class SaveConfig(SaveConfigCallback):

@@ -59,13 +59,14 @@ def _prepared(parser: ArgumentParser) -> ArgumentParser:
     """
     import shtab
 
+    assert parser._subcommands_action is not None
     for name, command in parser._subcommands_action._name_parser_map.items():
         for action in command._actions:
             hint = getattr(action, "_typehint", None)
             if name in FITS and action.dest in CLASSES:
                 action.choices = _classes(CLASSES[action.dest])
             elif action.dest in PATHS and not action.choices:
-                action.complete = getattr(shtab, PATHS[action.dest])  # type: ignore[attr-defined]
+                action.complete = getattr(shtab, PATHS[action.dest])
             elif _choices(hint):
                 action.choices = _choices(hint)
         if name in FITS:
@@ -124,6 +125,7 @@ def whole_parser() -> ArgumentParser:
     except _Made as made:
         parser: ArgumentParser = made.args[0]
     more = {"compare": compare_parser, "report": report_parser, "completion": completion_parser}
+    assert parser._subcommands_action is not None
     for name, make in more.items():
         parser._subcommands_action.add_subcommand(name, make(), help=OTHERS[name])
     return parser

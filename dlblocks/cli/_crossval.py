@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -85,7 +85,7 @@ def _make(cli: ParsedCLI, **parts: Namespace) -> Namespace:
     return made
 
 
-def _run(cli: ParsedCLI, given: dict[str, Any], run: partial[CrossValidationResult]) -> None:
+def _run(cli: ParsedCLI, given: dict[str, Any], run: Callable[..., CrossValidationResult]) -> None:
     """Run with the arguments that both subcommands have, and write config.yaml and the report.
 
     Args:
@@ -128,7 +128,8 @@ def _run(cli: ParsedCLI, given: dict[str, Any], run: partial[CrossValidationResu
         result.refit()
         (path,) = result.run_dir.glob("refit/**/model.ckpt")
         cli.say(f"The model of all development data is {path}.")
-    cli.say(f"Everything is in {cli.run_dir}; see report.html there.")
+    cli.say(f"The report is {cli.run_dir / 'report.html'}.")
+    cli.say(f"Everything is in {cli.run_dir}.")
 
 
 def _write(path: Path, text: str) -> None:

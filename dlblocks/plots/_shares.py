@@ -44,4 +44,4 @@ def draw_shares(figure: Figure, axis: Axes, share: npt.NDArray[np.floating]) -> 
         bar = figure.colorbar(scale, ax=axis, location="bottom", aspect=30, shrink=0.7, pad=0.03)
         bar.set_label(f"{name}, % of the true class", fontsize=8)
         bar.ax.tick_params(labelsize=8, length=2)
-        bar.outline.set_edgecolor("#cccccc")  # type: ignore[operator]
+        bar.outline.set_edgecolor("#cccccc")

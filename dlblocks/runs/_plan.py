@@ -13,7 +13,6 @@ import secrets
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from enum import Enum
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -30,7 +29,7 @@ from dlblocks._files import PLAN, OtherRunError, read_json, remove_parts, write_
 from dlblocks._plain import LARGEST
 from dlblocks.data._fingerprint import fingerprint
 from dlblocks.runs._trainer import without_bars
-from dlblocks.runs.folder import check_new_run_dir, files_beside_plan, say_resumed
+from dlblocks.runs.folder import check_new_run_dir, say_resumed, write_beside_plan
 
 SHOWN = 8  # differences in a message
 DEEPEST = 60  # objects within objects
@@ -115,8 +114,6 @@ def begin_run(
             whose differences are listed; or `resume` is off.
         ValueError: A file of the folder is damaged.
     """
-    files = files_beside_plan()
-    beside = {name: partial(write, run_dir / name) for name, write in files.items()}
     if resume and (run_dir / PLAN).is_file():
         different = [*differences(_read_plan(run_dir)["config"], config), *more()]
         is_table = config.get("data", {}).get("class") == "TabularDataModule"
@@ -128,21 +125,17 @@ def begin_run(
                 f"{'; '.join(different[:SHOWN])}{rest}. Choose another run_dir, or delete it first."
             )
         remove_parts(run_dir)
-        for name, write in beside.items():
-            if not (run_dir / name).exists():
-                write()
-        files.clear()
+        write_beside_plan(run_dir)
         say_resumed(run_dir, *progress)
         return run_id_of(run_dir)
-    others = {**others, **beside}
     check_new_run_dir(run_dir, but=others)
     remove_parts(run_dir)
     for write in others.values():
         write()
-    files.clear()
     run_id = secrets.token_hex(4)
     plan = {"run_id": run_id, "config": config, "versions": tracking.versions()}
     write_json(run_dir / PLAN, plan)
+    write_beside_plan(run_dir)
     return run_id
 
 
