@@ -314,7 +314,7 @@ setattr(CLI, CROSS_VALIDATE, CLI.cross_validate)
 setattr(CLI, NESTED, CLI.nested_cross_validate)
 
 
-def _base(config: Namespace, subcommand: str) -> Path:
+def _base(config: Namespace, subcommand: str | None) -> Path:
     """Return the run folder where none is given: ``runs/<name>-<subcommand>``.
 
     The name is that of the last configuration file, or of the model. A fit has no suffix. A run's
