@@ -23,7 +23,7 @@ from dlblocks.crossval.statistics import (
 from dlblocks.metrics import Range, metric_range
 from dlblocks.runs._result import Result
 from dlblocks.tasks import PredictionTable
-from dlblocks.tasks.task import data_frame
+from dlblocks.tasks.table import data_frame
 
 
 @dataclass(repr=False)

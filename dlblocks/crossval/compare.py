@@ -18,7 +18,7 @@ from dlblocks.crossval.statistics import Comparison, holm
 from dlblocks.plots import comparison, save
 from dlblocks.runs._tables import block, number
 from dlblocks.runs._trainer import resolve_mode
-from dlblocks.tasks.task import data_frame
+from dlblocks.tasks.table import data_frame
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

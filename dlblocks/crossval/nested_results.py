@@ -17,7 +17,7 @@ from dlblocks._quiet import isolated
 from dlblocks.crossval import _refit, _report
 from dlblocks.crossval.results import CrossValidationResult
 from dlblocks.runs._tables import number
-from dlblocks.tasks.task import data_frame
+from dlblocks.tasks.table import data_frame
 
 
 class NestedResult(CrossValidationResult):
