@@ -557,8 +557,6 @@ class DataModule(SplitDataModule):
             ignore_index=getattr(kind, "ignore_index", 255),
         )
 
-    show = show_batch
-
     def show_results(
         self, table: PredictionTable, *, part: str = "val", count: int = 12, title: str = ""
     ) -> Figure:

@@ -227,7 +227,7 @@ def test_show_draws_the_first_training_batch(make_trainer):
     sees = fit(make_trainer, DigitsDataModule(batch_size=30, train_transform=crop()), epochs=1)
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    figure = data.show(count=12)
+    figure = data.show_batch(count=12)
     assert torch.equal(torch.get_rng_state(), state)
     assert data.trainer is None
     data.setup()
@@ -240,13 +240,13 @@ def test_show_draws_the_first_training_batch(make_trainer):
 
 def test_show_goes_through_the_callbacks():
     mix = MixUp(1.0)
-    labels = [axis.get_xlabel() for axis in DigitsDataModule().show([mix], count=9).axes]
+    labels = [axis.get_xlabel() for axis in DigitsDataModule().show_batch([mix], count=9).axes]
     assert sum("%, " in label for label in labels) >= 5
     assert mix.found_classes is None  # a copy was used
 
 
 def test_show_takes_one_callback_alone():
-    labels = [axis.get_xlabel() for axis in DigitsDataModule().show(MixUp(1.0), count=9).axes]
+    labels = [axis.get_xlabel() for axis in DigitsDataModule().show_batch(MixUp(1.0), count=9).axes]
     assert any("%, " in label for label in labels)
 
 
@@ -255,10 +255,10 @@ def test_show_draws_several_values_as_values(callbacks):
     """In [0, 1] as shares of classes are, but they are none."""
     values = np.random.default_rng(0).random((40, 2))
     data = ArrayDataModule(np.zeros((40, 1, 4, 4), np.uint8), values)
-    labels = [axis.get_xlabel() for axis in data.show(callbacks).axes]
+    labels = [axis.get_xlabel() for axis in data.show_batch(callbacks).axes]
     assert all(re.fullmatch(r"[\d.]+, [\d.]+", label) for label in labels)
 
 
 def test_show_needs_images():
     with pytest.raises(AttributeError, match="not images"):
-        TabularDataModule("wine").show()
+        TabularDataModule("wine").show_batch()

@@ -242,7 +242,7 @@ def test_augmentation_and_images_without_any_object(make_trainer):
 
 
 def test_show_draws_boxes():
-    figure = data().show(Augment(horizontal_flip=1.0), count=4)
+    figure = data().show_batch(Augment(horizontal_flip=1.0), count=4)
     assert sum(len(axis.patches) for axis in figure.axes) > 0
 
 
