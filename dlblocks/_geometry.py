@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Padding = Literal["zeros", "border", "reflection"]
+Memory = Callable[[Tensor], Tensor]
 # From so many values an image on, the overhead of handling one by one is small on a CPU.
 LARGE_IMAGE = 1 << 13
 EXACT = (torch.uint8, torch.int8, torch.int16)  # integers that float32 holds with any fill
@@ -17,6 +19,7 @@ EXACT_TO = 1 << 23  # other integers up to here, too
 # Pixels resampled at a time on a CPU. Image, grid and result then stay in its cache, which is up to
 # eight times as fast as the whole batch at once.
 AT_ONCE = 1 << 16
+COPIED_AT_ONCE = 1 << 20  # values
 
 
 @dataclass(frozen=True)
@@ -45,16 +48,23 @@ class Geometry:
     padding: Padding = "zeros"
     whole_pixels: bool = False
 
-    def moved(self, images: Tensor, *, nearest: bool = False, fill: float = 0) -> Tensor:
+    def moved(
+        self,
+        images: Tensor,
+        *,
+        nearest: bool = False,
+        fill: float = 0,
+        memory: Memory | None = None,
+    ) -> Tensor:
         """Move images (N, C, H, W).
 
         The arguments are those of `affine`.
         """
+        given: dict[str, Any] = {"padding": self.padding, "fill": fill, "memory": memory}
         if self.whole_pixels:
-            shift = self.shift.long()
-            return shift_flip(images, shift, self.flip, padding=self.padding, fill=fill)
+            return shift_flip(images, self.shift.long(), self.flip, **given)
         matrix = affine_matrix(self.rotation, self.shift, self.scale, self.shear, self.flip)
-        return affine(images, matrix, padding=self.padding, nearest=nearest, fill=fill)
+        return affine(images, matrix, nearest=nearest, **given)
 
     def points(self, image: int, points: Tensor) -> Tensor:
         """Move points of one image.
@@ -119,6 +129,7 @@ def affine(
     padding: Padding = "zeros",
     nearest: bool = False,
     fill: float = 0,
+    memory: Memory | None = None,
 ) -> Tensor:
     """Resamples each image by its own affine map.
 
@@ -129,6 +140,7 @@ def affine(
             ``"reflection"``.
         nearest: Take the nearest pixel, as masks need; otherwise bilinear.
         fill: The value outside an image, instead of zero; needs `nearest`.
+        memory: Makes an uninitialised tensor like the one given; None for new memory.
 
     Returns:
         New images, of the same shape and dtype.
@@ -140,42 +152,25 @@ def affine(
     # In the units of grid_sample, in which half the width and half the height are 1.
     half = torch.tensor([[[width], [height]]]) / 2
     maps = (matrix / half).to(images.device, dtype, non_blocking=True)
+    x, y = (torch.arange(side).to(maps).add_((1 - side) / 2) for side in (width, height))
+    across = maps[:, :, 0, None, None] * x
+    down = maps[:, :, 1, None, None] * y[:, None] + maps[:, :, 2, None, None]
     in_parts = images.device.type == "cpu"
     count = max(1, AT_ONCE // (height * width)) if in_parts else size
     rows = max(1, AT_ONCE // width) if in_parts else height
-    result = torch.empty_like(images, memory_format=torch.contiguous_format)
-    for of_maps, source, target in zip(
-        maps.split(count), images.split(count), result.split(count), strict=True
-    ):
-        wide = None if nearest else source.to(dtype)
-        for top, part in zip(range(0, height, rows), target.split(rows, dim=2), strict=True):
-            grid = _grid(of_maps, (height, width), top, part.shape[2])
-            if wide is None:
+    result = _result(images, memory)
+    for first in range(0, size, count):
+        some = slice(first, first + count)
+        source = images[some] if nearest else images[some].to(dtype)
+        for top in range(0, height, rows):
+            part = result[some, :, top : top + rows]
+            # grid_sample takes x and y last. In memory they come first, which is faster to make.
+            grid = (across[some] + down[some, :, top : top + rows]).permute(0, 2, 3, 1)
+            if nearest:
                 part.copy_(_nearest(source, grid, padding, fill))
             else:
-                part.copy_(_bilinear(wide, grid, padding, part.dtype))
+                part.copy_(_bilinear(source, grid, padding, part.dtype))
     return result
-
-
-def _grid(maps: Tensor, size: tuple[int, int], top: int, rows: int) -> Tensor:
-    """Return where the pixels of some rows come from, as `grid_sample` takes it.
-
-    Args:
-        maps: From pixels of the result about its centre to places in the image, (N, 2, 3).
-        size: Height and width of the images.
-        top: First row.
-        rows: How many.
-
-    Returns:
-        Shape (N, rows, W, 2), in memory as (N, 2, rows, W), which is faster to make.
-    """
-    height, width = size
-    kind: dict[str, Any] = {"dtype": maps.dtype, "device": maps.device}
-    x = torch.arange(0.5 - width / 2, width / 2, **kind)
-    y = torch.arange(top + 0.5 - height / 2, top + rows - height / 2, **kind)
-    along_row = maps[:, :, 0, None] * x
-    along_column = maps[:, :, 1, None] * y + maps[:, :, 2, None]
-    return (along_column[:, :, :, None] + along_row[:, :, None, :]).permute(0, 2, 3, 1)
 
 
 def _bilinear(images: Tensor, grid: Tensor, padding: Padding, dtype: torch.dtype) -> Tensor:
@@ -221,7 +216,7 @@ def _survives_float(images: Tensor, fill: float) -> bool:
     if images.device.type != "cpu" or images.dtype == torch.bool:  # an accelerator would wait
         return False
     low, high = images.aminmax()
-    return abs(fill) <= EXACT_TO and -EXACT_TO <= int(low) and int(high) <= EXACT_TO
+    return abs(fill) <= EXACT_TO and int(low) >= -EXACT_TO and int(high) <= EXACT_TO
 
 
 def _inside(position: Tensor, length: int, padding: Padding) -> Tensor:
@@ -237,7 +232,13 @@ def _inside(position: Tensor, length: int, padding: Padding) -> Tensor:
 
 
 def shift_flip(
-    images: Tensor, shift: Tensor, flip: Tensor, *, padding: Padding = "zeros", fill: float = 0
+    images: Tensor,
+    shift: Tensor,
+    flip: Tensor,
+    *,
+    padding: Padding = "zeros",
+    fill: float = 0,
+    memory: Memory | None = None,
 ) -> Tensor:
     """Move each image by whole pixels and mirror it.
 
@@ -253,6 +254,7 @@ def shift_flip(
         flip: Whether to mirror left and right, and top and bottom, bool, shape (N, 2), on the CPU.
         padding: What comes in at the edges; see `affine`.
         fill: What comes in instead of zeros.
+        memory: Makes the result; see `affine`.
 
     Returns:
         New images, of the same shape and dtype.
@@ -266,7 +268,8 @@ def shift_flip(
     if size == 0:
         return images.clone()
     if images.device.type == "cpu" and images[0].numel() >= LARGE_IMAGE:
-        return _shift_flip_one_by_one(images, shift, flip, padding, fill)
+        result = _result(images, memory)
+        return _shift_flip_one_by_one(images, shift, flip, padding, fill, result)
     # A mirrored image moved to the right is the image moved to the left, then mirrored.
     start = torch.where(flip, shift, -shift)
     margin = int(start.abs().max())
@@ -292,35 +295,68 @@ def shift_flip(
 
 
 def _shift_flip_one_by_one(
-    images: Tensor, shift: Tensor, flip: Tensor, padding: Padding, fill: float
+    images: Tensor, shift: Tensor, flip: Tensor, padding: Padding, fill: float, result: Tensor
 ) -> Tensor:
-    """Do the same with a copy of each image, which has fewer passes over memory."""
-    height, width = images.shape[2:]
-    sides = torch.tensor([width, height])
-    shift = torch.maximum(torch.minimum(shift, sides), -sides) if padding == "zeros" else shift
-    margin = int(shift.abs().max()) if padding != "zeros" else 0
-    source = _pad(images, margin, padding, fill) if margin else images
-    sources = list(_array(source))
-    across, down = flip.unbind(1)
-    for axes, chosen in (([3], across & ~down), ([2], down & ~across), ([2, 3], across & down)):
+    """Do the same with a copy of each image, which passes over memory once.
+
+    Some images at a time are mirrored, so that they are still in the processor's cache when they
+    are copied.
+    """
+    count = max(1, COPIED_AT_ONCE // images[0].numel())
+    for some in (slice(i, i + count) for i in range(0, len(images), count)):
+        margin = int(shift[some].abs().max()) if padding != "zeros" else 0
+        source = _pad(images[some], margin, padding, fill) if margin else images[some]
+        copies = zip(_mirrored(source, flip[some]), _array(result[some]), strict=True)
+        _copy_shifted(copies, shift[some], margin, images.shape[2:], fill)
+    return result
+
+
+def _mirrored(images: Tensor, flip: Tensor) -> list[Any]:
+    """Return the images, mirrored where `flip` says so, as arrays."""
+    found, (across, down) = list(_array(images)), flip.unbind(1)
+    kinds = [([3], across & ~down), ([2], down & ~across), ([2, 3], across & down)]
+    for axes, chosen in kinds:
         rows = chosen.nonzero().flatten()
         if len(rows):
-            mirrored = _array(source.index_select(0, rows).flip(axes))
+            mirrored = _array(images.index_select(0, rows).flip(axes))
             for row, image in zip(rows.tolist(), mirrored, strict=True):
-                sources[row] = image
-    result = torch.empty_like(images, memory_format=torch.contiguous_format)
-    for image, target, (x, y) in zip(sources, _array(result), shift.tolist(), strict=True):
-        if margin:
-            top, left = margin - y, margin - x
-            target[:] = image[:, top : top + height, left : left + width]
-            continue
-        part = image[:, max(-y, 0) : height - max(y, 0), max(-x, 0) : width - max(x, 0)]
-        target[:, max(y, 0) : height + min(y, 0), max(x, 0) : width + min(x, 0)] = part
-        if y:
-            target[:, slice(y) if y > 0 else slice(y, None)] = fill
-        if x:
-            target[:, :, slice(x) if x > 0 else slice(x, None)] = fill
-    return result
+                found[row] = image
+    return found
+
+
+def _copy_shifted(
+    copies: Iterable[tuple[Any, Any]], shift: Tensor, margin: int, size: Sequence[int], fill: float
+) -> None:
+    """Copy images to their targets, moved by `shift`.
+
+    Args:
+        copies: Pairs of image and target. Images have `margin` pixels more on each side.
+        shift: Pixels to the right and down, int64 (N, 2), up to `margin` unless that is 0.
+        margin: See `copies`.
+        size: Height and width of the targets.
+        fill: What comes in if there is no margin.
+    """
+    height, width = size
+    if margin:
+        for (image, target), (x, y) in zip(copies, (margin - shift).tolist(), strict=True):
+            target[:] = image[:, y : y + height, x : x + width]
+        return
+    sides = torch.tensor([width, height])
+    forward, back = (torch.minimum(s.clamp(min=0), sides).tolist() for s in (shift, -shift))
+    for (image, target), (right, down), (left, up) in zip(copies, forward, back, strict=True):
+        bottom, end = height - up, width - left
+        target[:, down:bottom, right:end] = image[:, up : height - down, left : width - right]
+        if down or up:
+            target[:, slice(down) if down else slice(bottom, None)] = fill
+        if right or left:
+            target[:, :, slice(right) if right else slice(end, None)] = fill
+
+
+def _result(images: Tensor, memory: Memory | None) -> Tensor:
+    """Return an uninitialised tensor like the images, in the order N, C, H, W."""
+    if memory is not None and images.is_contiguous():
+        return memory(images)
+    return torch.empty_like(images, memory_format=torch.contiguous_format)
 
 
 def _array(images: Tensor) -> Any:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Mutable
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -559,7 +560,7 @@ class BatchMemory:
         if memory is None:
             if len(held) == BUFFERS:
                 return torch.empty_like(tensor)
-            memory = torch.empty(size, dtype=torch.uint8).numpy()
+            memory = np.empty(size, dtype=np.uint8)  # in huge pages, where the system has some
         # Torch keeps this very array for as long as any tensor uses its memory.
         lease = memory[:size]
         self._buffers = [*held, (memory, weakref.ref(lease))]
