@@ -7,8 +7,8 @@ import pickle
 import pytest
 import torch
 
+from dlblocks._memory import LEAST_BYTES, BatchMemory
 from dlblocks.callbacks import CutMix, Cutout, MixUp, OneOf
-from dlblocks.callbacks._batch_transform import LEAST_BYTES, BatchMemory
 
 LARGE = torch.zeros(16, 3, 160, 160)  # 4.9 MB
 METHODS = [MixUp(num_classes=16), CutMix(num_classes=16), Cutout(0.5)]
