@@ -174,7 +174,10 @@ def affine(
 
 
 def _bilinear(images: Tensor, grid: Tensor, padding: Padding, dtype: torch.dtype) -> Tensor:
-    """Interpolate images of the grid's dtype. The result is rounded if `dtype` is of integers."""
+    """Interpolate images.
+
+    They have the dtype of the grid. The result is rounded if `dtype` is of integers.
+    """
     found = F.grid_sample(images, grid, padding_mode=padding, align_corners=False)
     if dtype.is_floating_point:
         return found
@@ -297,7 +300,7 @@ def shift_flip(
 def _shift_flip_one_by_one(
     images: Tensor, shift: Tensor, flip: Tensor, padding: Padding, fill: float, result: Tensor
 ) -> Tensor:
-    """Do the same with a copy of each image, which passes over memory once.
+    """Move and mirror the images one by one.
 
     Some images at a time are mirrored, so that they are still in the processor's cache when they
     are copied.
@@ -331,7 +334,7 @@ def _copy_shifted(
 
     Args:
         copies: Pairs of image and target. Images have `margin` pixels more on each side.
-        shift: Pixels to the right and down, int64 (N, 2), up to `margin` unless that is 0.
+        shift: Pixels to the right and down, int64 (N, 2), at most `margin` if there is one.
         margin: See `copies`.
         size: Height and width of the targets.
         fill: What comes in if there is no margin.
@@ -353,14 +356,17 @@ def _copy_shifted(
 
 
 def _result(images: Tensor, memory: Memory | None) -> Tensor:
-    """Return an uninitialised tensor like the images, in the order N, C, H, W."""
+    """Return an uninitialised tensor like the images, contiguous."""
     if memory is not None and images.is_contiguous():
         return memory(images)
     return torch.empty_like(images, memory_format=torch.contiguous_format)
 
 
 def _array(images: Tensor) -> Any:
-    """Return a view of NumPy where it has the dtype: small copies are five times as fast."""
+    """Return images as a NumPy array where it has the dtype.
+
+    Small copies are then five times as fast.
+    """
     return images if images.dtype == torch.bfloat16 or images.requires_grad else images.numpy()
 
 

@@ -9,7 +9,8 @@ from typing import TypeVar
 import joblib
 
 MAX_THREADS = 8
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def in_threads(

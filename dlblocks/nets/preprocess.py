@@ -125,7 +125,10 @@ class Preprocess(nn.Module):
         )
 
     def forward(self, inputs: Inputs, memory: BatchMemory | None = None) -> Inputs:
-        """Return prepared inputs, those of a large batch perhaps in memory of an earlier one."""
+        """Return prepared inputs.
+
+        Those of a large batch may be in `memory`.
+        """
         if self.scale.numel() == 0:
             return inputs
         if isinstance(inputs, Padded):
