@@ -302,8 +302,7 @@ def _shift_flip_one_by_one(
 ) -> Tensor:
     """Move and mirror the images one by one.
 
-    Some images at a time are mirrored, so that they are still in the processor's cache when they
-    are copied.
+    Some are mirrored at a time, so that they are still in the processor's cache when copied.
     """
     count = max(1, COPIED_AT_ONCE // images[0].numel())
     for some in (slice(i, i + count) for i in range(0, len(images), count)):
@@ -363,10 +362,7 @@ def _result(images: Tensor, memory: Memory | None) -> Tensor:
 
 
 def _array(images: Tensor) -> Any:
-    """Return images as a NumPy array where it has the dtype.
-
-    Small copies are then five times as fast.
-    """
+    """Return images as a NumPy array, whose small copies are faster, if it has the dtype."""
     return images if images.dtype == torch.bfloat16 or images.requires_grad else images.numpy()
 
 
