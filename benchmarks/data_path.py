@@ -150,9 +150,9 @@ def ready_batches(images: np.ndarray, batch_size: int, padding: int) -> dict[str
 
 
 def seconds(run: Run) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     run()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def in_turn(runs: dict[str, tuple[Run, int]], turns: int = TURNS) -> dict[str, list[float]]:
@@ -162,10 +162,10 @@ def in_turn(runs: dict[str, tuple[Run, int]], turns: int = TURNS) -> dict[str, l
         for name, (run, samples) in runs.items():
             # Short runs are repeated, so that the clock and the machine's hiccups matter less.
             repeats = max(1, 1024 // samples)
-            start = time.perf_counter()
+            start = time.process_time()
             for _ in range(repeats):
                 run()
-            taken = time.perf_counter() - start
+            taken = time.process_time() - start
             if turn:
                 found[name].append(taken / samples / repeats)
     return found
@@ -285,11 +285,11 @@ def gpu_step(size: int = 512, steps: int = 50) -> None:
 
     def timed(run: Callable[[int], object]) -> float:
         torch.cuda.synchronize()
-        start = time.perf_counter()
+        start = time.process_time()
         for i in range(steps):
             run(i)
         torch.cuda.synchronize()
-        return (time.perf_counter() - start) / steps
+        return (time.process_time() - start) / steps
 
     fixed = batch(0)
     shares, wholes = [], []

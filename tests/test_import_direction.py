@@ -21,6 +21,7 @@ FLOORS = [
         "_boxes",
         "_geometry",
         "_lightning",
+        "_memory",
         "_npz",
         "_plain",
         "_quiet",

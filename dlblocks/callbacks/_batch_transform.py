@@ -9,7 +9,6 @@ datamodule and any number of these callbacks.
 from __future__ import annotations
 
 import copy
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, MutableSequence, Sequence
 from typing import Any, Literal
 
@@ -22,6 +21,7 @@ from torch import Tensor
 from dlblocks._boxes import are_boxes
 from dlblocks._errors import check_choice, check_range, checked
 from dlblocks._lightning import HOOK, datamodule_of, hook_owner
+from dlblocks._memory import BatchMemory
 from dlblocks.callbacks._wrapper import UndoneCallback, Wrapped, unwrap, wrap
 from dlblocks.fields import Padded, kinds_of
 from dlblocks.losses import MixedTargets
@@ -528,46 +528,3 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
     # The dtype first: some devices have no float64.
     values = values.to(like.dtype).to(like.device, non_blocking=True)
     return values.reshape(-1, *(1,) * (like.ndim - 1))
-
-
-# The C library keeps smaller pieces of freed memory. Larger ones return to the system, and new
-# pages are slow: MixUp of 64 images of 224 × 224 (float32) takes 29 ms instead of 16 ms.
-LEAST_BYTES = 4 << 20
-# One for the batch of this step, one for code that still holds the last one.
-BUFFERS = 2
-
-
-class BatchMemory:
-    """Reuse the memory of earlier batches for new ones.
-
-    Memory is reused only when nothing holds the earlier batch any more: neither the batch itself
-    nor a view, a NumPy array or a graph that needs it.
-    """
-
-    def __init__(self) -> None:
-        self._buffers: list[tuple[Any, Any]] = []  # memory, and a weak reference to its use
-
-    def like(self, tensor: Tensor) -> Tensor:
-        """Return an uninitialised tensor like `tensor`, in its memory format too."""
-        size = tensor.nbytes
-        if tensor.device.type != "cpu" or size < LEAST_BYTES:
-            return torch.empty_like(tensor)
-        strides = torch.empty_like(tensor, device="meta").stride()
-        held = [buffer for buffer in self._buffers if buffer[1]() is not None]
-        free = [memory for memory, user in self._buffers if user() is None]
-        memory = next((memory for memory in free if memory.nbytes >= size), None)
-        if memory is None:
-            if len(held) == BUFFERS:
-                return torch.empty_like(tensor)
-            memory = torch.empty(size, dtype=torch.uint8).numpy()
-        # Torch keeps this very array for as long as any tensor uses its memory.
-        lease = memory[:size]
-        self._buffers = [*held, (memory, weakref.ref(lease))]
-        return torch.from_numpy(lease).view(tensor.dtype).as_strided(tensor.shape, strides)
-
-    def clear(self) -> None:
-        """Free the memory."""
-        self._buffers = []
-
-    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
-        return BatchMemory, ()  # a copy starts without memory

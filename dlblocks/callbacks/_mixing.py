@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from dlblocks._errors import check_range, checked
+from dlblocks._memory import BatchMemory
 from dlblocks.callbacks._batch_transform import (
-    BatchMemory,
     EntriesTransform,
     batches_seen,
     per_sample,

@@ -167,7 +167,7 @@ class Augment(PixelTransform):
             images = inputs.float()  # rounded once, at the end
         if self._moves():
             geometry = self._geometry(draws[:9], *images.shape[2:])
-            images = geometry.moved(images)
+            images = geometry.moved(images, memory=self.memory.like)
             targets = self.changed(targets, inputs, lambda kind, y: kind.move(y, geometry))
         if self.brightness or self.contrast or self.saturation:
             self._check_range(inputs)

@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 
 from dlblocks._errors import checked
-from dlblocks.callbacks._batch_transform import BatchMemory, check_images
+from dlblocks._memory import BatchMemory
+from dlblocks.callbacks._batch_transform import check_images
 from dlblocks.callbacks._mixing import Mix, Mixer, average, draw_mix, gather
 
 # Integers of the size of each dtype.

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from dlblocks._errors import check_range, checked
-from dlblocks.callbacks._batch_transform import BatchMemory, EntriesTransform, check_images
+from dlblocks._memory import BatchMemory
+from dlblocks.callbacks._batch_transform import EntriesTransform, check_images
 from dlblocks.callbacks._pixels import PixelTransform
 from dlblocks.callbacks.cutmix import bits_of, box_mask, boxes
 

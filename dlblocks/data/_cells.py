@@ -136,8 +136,13 @@ def plain_values(cells: Series) -> npt.NDArray[Any]:
 
 def count_missing(cells: Series) -> int:
     """Count the missing cells of a column."""
-    none = isinstance(cells.dtype, np.dtype) and cells.dtype.kind in "iub"
-    return 0 if none else int(cells.isna().sum())
+    if isinstance(cells.dtype, np.dtype) and (
+        cells.dtype.kind in "iub"
+        # The smallest number is NaN if any number is, which is faster to find than all of them.
+        or (cells.dtype.kind == "f" and len(cells) and not np.isnan(cells.to_numpy().min()))
+    ):
+        return 0
+    return int(cells.isna().sum())
 
 
 def value_range(values: npt.NDArray[Any]) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from dlblocks.data._cells import (
     DAY_FIRST,
     SHOWN,
     count_missing,
+    distinct,
     factorize,
     is_categorical,
     number_format,
@@ -254,25 +255,28 @@ class ColumnReader:
         self._check_categories(column, cells)
 
     def _read_dates(self, column: Column, cells: Series) -> None:
+        import pandas as pd
+
         column.date_format = self.dates[column.name]
-        cells = cells.dropna()
+        codes, found = distinct(cells)  # each date is read once
+        texts = [str(cell) for cell in found]
         if column.date_format is None:
-            found = [DAY_AND_MONTH.match(str(cell)) for cell in cells.unique()]
-            pairs = [(int(one[1]), int(one[2])) for one in found if one]
+            days_and_months = map(DAY_AND_MONTH.match, texts)
+            pairs = [(int(one[1]), int(one[2])) for one in days_and_months if one]
             day_first, month_first = (any(pair[i] > 12 for pair in pairs) for i in (0, 1))
-            times = [str(cell) for cell in cells.unique() if TIME.fullmatch(str(cell).strip())]
+            times = [one for one in texts if TIME.fullmatch(one.strip())]
             if times:
                 what = f"has times without a date, such as {times[0]!r}"
                 self._refuse_format(column.name, what, "%H:%M")
             if pairs and day_first == month_first:
-                what = f"has dates such as {str(cells.iloc[0])!r}, of which day or month may come"
+                what = f"has dates such as {texts[0]!r}, of which day or month may come"
                 self._refuse_format(column.name, f"{what} first", "%d/%m/%Y")
             if day_first:
                 column.date_format = DAY_FIRST
-        days = to_days(cells, column.date_format)
+        days = to_days(pd.Series(found), column.date_format)
         if days.isna().any():
-            row = int(np.flatnonzero(days.isna())[0])
-            what = f"is of dates, but row {cells.index[row] + 1} is {str(cells.iloc[row])!r}"
+            row = int(np.isin(codes, np.flatnonzero(days.isna())).argmax())
+            what = f"is of dates, but row {row + 1} is {str(cells.iloc[row])!r}"
             self._refuse_format(column.name, what, "%Y-%m-%d")
         column.has_time = bool((days % 1 != 0).any())
 

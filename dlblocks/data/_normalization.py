@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import joblib
 import numpy as np
 import torch
 from torch import Tensor
 
+from dlblocks.data._threads import in_threads
 from dlblocks.fields import Ragged
 
 # Values at a time: 2 MB as float64, which fit into the processor's cache.
@@ -17,7 +16,6 @@ CHUNK = 1 << 18
 # Largest tolerated rounding error, as a share of a column's standard deviation.
 TOLERATED = 1e-3
 FLOAT32_EPS = 2.0**-24  # the largest relative error of rounding to float32
-MAX_THREADS = 8
 FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
@@ -56,10 +54,9 @@ def mean_and_std(inputs: Tensor | Ragged, rows: Tensor) -> tuple[Tensor, Tensor]
     pivot = read(chunks[0]).mean((0, 2))
     total = square = torch.zeros(channels, dtype=torch.float64)
     pays = len(chunks) > 4 and inputs[0].numel() <= CHUNK
-    with ThreadPoolExecutor(min(joblib.cpu_count(), MAX_THREADS)) as pool:
-        # A pool costs more than a few chunks, and several large images at once cost memory.
-        for part, squares in (pool.map if pays else map)(sums, chunks):
-            total, square = total + part, square + squares
+    # Threads cost more than a few chunks, and several large images at once cost memory.
+    for part, squares in in_threads(sums, chunks, pays=pays):
+        total, square = total + part, square + squares
     shift = total / (count := len(rows) * (inputs[0].numel() // channels))
     return pivot + shift, (square / count - shift.square()).clamp_(min=0).sqrt()
 

@@ -27,6 +27,7 @@ NO_NAME = "Unnamed: "  # pandas' name of a nameless column
 # Arguments with which the bytes of a file are not the cells as written.
 DECODING = {"encoding", "compression", "delimiter", "dialect", "lineterminator"}
 SCANNED = 1 << 20  # bytes at a time
+HEAD = 100  # rows that show which columns are texts
 MAGIC = {b"\x1f\x8b": "gzip", b"BZ": "bz2", b"PK": "zip", b"\xfd7": "xz"}
 
 
@@ -127,6 +128,19 @@ def _read(path: Path, given: Mapping[str, Any]) -> pd.DataFrame:
         for key in by_column:
             given_as = args[key]
             args[key] = {n: given_as[str(n).strip()] for n in names if str(n).strip() in given_as}
+    if isinstance(args.get("dtype"), dict):
+        # With it pandas would put the columns together in a single thread.
+        given_as = args.pop("dtype")
+        if given_as:
+            first = {**args, "nrows": min(HEAD, args.get("nrows") or HEAD)}
+            head = _parse(path, {k: v for k, v in first.items() if k != "skipfooter"})
+            given_as = {
+                name: dtype
+                for name, dtype in given_as.items()
+                if dtype is not str or not _is_text_anyway(head[name])
+            }
+        if given_as:
+            args["dtype"] = given_as
     table = _parse(path, args)
     if not isinstance(table, pd.DataFrame):
         raise ValueError(f"{path}: read_args={dict(given)!r} gives no table.")
@@ -141,6 +155,15 @@ def _read(path: Path, given: Mapping[str, Any]) -> pd.DataFrame:
     if not len(table):
         raise ValueError(f"{path} has no rows; expected a header and at least one row.")
     return table
+
+
+def _is_text_anyway(head: pd.Series) -> bool:
+    """Tell from its first cells whether pandas reads a column as text.
+
+    A single text makes the whole column text. If only some cells are texts, or some are missing,
+    pieces of the file may have none, and pandas would read it again.
+    """
+    return all(isinstance(cell, str) and not is_number(cell) for cell in head)
 
 
 def _may_have_leading_spaces(path: Path, args: Mapping[str, Any]) -> bool:

@@ -20,6 +20,7 @@ from typing_extensions import Self
 
 from dlblocks._boxes import are_boxes, box_rows
 from dlblocks._errors import check_range, whole
+from dlblocks._memory import BatchMemory
 from dlblocks.data._fingerprint import MAX_SEARCHED_BYTES, fingerprint, first_copies, row_keys
 from dlblocks.data._normalization import needs_float64, standardisation
 from dlblocks.data._preview import first_batch
@@ -109,6 +110,7 @@ class DataModule(SplitDataModule):
         self.device_resident = device_resident
         self._resident = ResidentArrays(device_resident)
         self._preprocess = Preprocess()  # set with the split
+        self._memory = BatchMemory()  # of normalised batches
 
     # Defined by subclasses
 
@@ -502,11 +504,14 @@ class DataModule(SplitDataModule):
             return batch  # an `example_input_array`, not a batch of ours
         inputs, *rest = batch
         used = self._used(inputs.device)
-        inputs = used(inputs)
+        inputs = used(inputs, self._memory)
         if self.trainer is not None and used is self._preprocess:
             # Converts to the model's dtype under "16-true", "bf16-true", "64-true".
             inputs = self.trainer.precision_plugin.convert_input(inputs)
         return [inputs, *rest]
+
+    def teardown(self, stage: str) -> None:
+        self._memory.clear()
 
     def transform(self, inputs: Inputs) -> Inputs:
         """Convert raw inputs (N, ...), or `Padded`, to normalised floating point.

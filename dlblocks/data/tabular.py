@@ -16,6 +16,8 @@ from torch import Tensor
 from dlblocks._errors import did_you_mean
 from dlblocks.data._cells import (
     compacted,
+    count_missing,
+    distinct,
     factorize,
     is_categorical,
     is_row_numbers,
@@ -38,6 +40,7 @@ from dlblocks.data._columns import (
 from dlblocks.data._encode import completion, encode
 from dlblocks.data._labels import label_key
 from dlblocks.data._read_csv import check_read_args, missing_texts, read_table
+from dlblocks.data._threads import in_threads
 from dlblocks.data.datamodule import DataModule
 from dlblocks.data.encoders import Encoder, TableEncoder, plain_read_args
 from dlblocks.data.source import Source
@@ -54,6 +57,7 @@ DATASETS = ("iris", "wine", "breast_cancer", "diabetes")
 # Targets that are whole numbers are classes if they have at most this many different values.
 MAX_NUMBER_CLASSES = 20
 MAX_NOTES = 5  # of one kind
+THREADS_PAY = 10_000  # rows
 AS_VALUES = 'if that is a value, set keep_default_na=False and na_values=[""]'
 
 
@@ -235,9 +239,12 @@ class TabularDataModule(DataModule):
         self._read_numbers(table)
         formatted = {name for name in before if not is_text(table[name])}
         self._keep_digits(table)
-        for name in table.columns:
-            if is_text(table[name]) or is_categorical(table[name]):
-                table[name] = compacted(table[name])
+        for cells in in_threads(
+            compacted,
+            [cells for _, cells in table.items() if is_text(cells) or is_categorical(cells)],
+            pays=len(table) > THREADS_PAY,
+        ):
+            table[cells.name] = cells
         where = "data" if self.is_frame or self.built_in else str(self.data)
         target, labels = self.target, table[self.target]
         self._refuse_missing(where, table, target)
@@ -266,7 +273,7 @@ class TabularDataModule(DataModule):
             for column in columns
             if column.kind == "date"
             and column.date_format is None
-            and any(DAY_AND_MONTH.match(str(cell)) for cell in table[column.name].dropna().unique())
+            and any(DAY_AND_MONTH.match(str(cell)) for cell in distinct(table[column.name])[1])
         ]
         inputs = encode(table, columns)
         names = [name for column in columns for name in column.feature_names]
@@ -374,7 +381,7 @@ class TabularDataModule(DataModule):
         if self.is_frame or self.built_in:
             return
         floats = [name for name in table.columns if table[name].dtype == np.float64]
-        names = [n for n in floats if table[n].isna().any() and table[n].abs().max() > 2**53]
+        names = [n for n in floats if count_missing(table[n]) and table[n].abs().max() > 2**53]
         texts = self._read_file([*self._texts(), *names]) if names else table
         for name in names:
             if is_text(texts[name]) and rounded_cell(compacted(texts[name])) is not None:

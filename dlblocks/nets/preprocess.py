@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from dlblocks._memory import BatchMemory
 from dlblocks.fields import Padded
 
 Inputs = TypeVar("Inputs", Tensor, Padded)
+AT_ONCE = 1 << 18  # values that stay in a processor's cache: 1 MB
 STATISTICS = ("scale", "shift", "fill", "coded", "tables")
 
 
@@ -122,7 +124,11 @@ class Preprocess(nn.Module):
             }
         )
 
-    def forward(self, inputs: Inputs) -> Inputs:
+    def forward(self, inputs: Inputs, memory: BatchMemory | None = None) -> Inputs:
+        """Return prepared inputs.
+
+        Those of a large batch may be in `memory`.
+        """
         if self.scale.numel() == 0:
             return inputs
         if isinstance(inputs, Padded):
@@ -138,7 +144,7 @@ class Preprocess(nn.Module):
         if scale.ndim == 1 and inputs.ndim > 2:  # (C,) of inputs (N, C, …)
             scale = scale.reshape([-1] + [1] * (inputs.ndim - 2))
             shift = shift.reshape([-1] + [1] * (inputs.ndim - 2))
-        return rescale(inputs, scale, shift, self.dtype_of.dtype)
+        return rescale(inputs, scale, shift, self.dtype_of.dtype, memory)
 
     def inverse(self, inputs: Inputs) -> Inputs:
         """Undo scale and shift, back to the units of the source.
@@ -204,7 +210,7 @@ class PassOn(Preprocess):
     def is_set(self) -> bool:
         return any(member.is_set for member in self._members)
 
-    def forward(self, inputs: Inputs) -> Inputs:
+    def forward(self, inputs: Inputs, memory: BatchMemory | None = None) -> Inputs:
         return inputs
 
 
@@ -239,10 +245,17 @@ def complete(inputs: Tensor, fill: Tensor, coded: Tensor, tables: Tensor) -> Ten
     return inputs
 
 
-def rescale(inputs: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
+def rescale(
+    inputs: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    dtype: torch.dtype,
+    memory: BatchMemory | None = None,
+) -> Tensor:
     """Return ``inputs * scale + shift`` as `dtype`.
 
-    It computes in float32 at least, and in float64 if any of the three is float64.
+    It computes in float32 at least, and in float64 if any of the three is float64. The result of a
+    large batch may be in `memory`.
     """
     if torch.float64 in (inputs.dtype, scale.dtype):
         return (inputs.double() * scale.double()).add_(shift.double()).to(dtype)
@@ -250,4 +263,10 @@ def rescale(inputs: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) ->
     if inputs.dtype == wide:
         return (inputs * scale.to(wide)).add_(shift.to(wide)).to(dtype)
     # Operations in place take half the time of one that casts and multiplies at once.
-    return inputs.to(wide).mul_(scale).add_(shift).to(dtype)
+    if memory is None or wide != dtype or inputs.requires_grad or inputs.numel() <= AT_ONCE:
+        return inputs.to(wide).mul_(scale).add_(shift).to(dtype)
+    result = memory.like(inputs, wide)
+    count = max(1, AT_ONCE // inputs[0].numel())
+    for source, part in zip(inputs.split(count), result.split(count), strict=True):
+        part.copy_(source).mul_(scale).add_(shift)
+    return result

@@ -101,6 +101,33 @@ def test_dtypes_and_padding():
     assert (ours(image, move=(8, 0), padding="border") == image[..., :1]).all()
 
 
+@pytest.mark.parametrize("at_once", [1, 50, 300])  # a row, some rows, two images
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.int64])
+def test_parts_are_those_of_the_whole(dtype, at_once, monkeypatch):
+    monkeypatch.setattr("dlblocks._geometry.AT_ONCE", at_once)
+    images = torch.randint(256, (5, 3, 9, 16))
+    zeros, nearest = torch.zeros(5), dtype == torch.int64
+    matrix = affine_matrix(
+        50 * torch.rand(5), torch.randn(5, 2), 0.7 + torch.rand(5), zeros, torch.rand(5, 2) < 0.5
+    )
+    size = torch.tensor([16.0, 9.0])
+    linear = matrix[:, :, :2] * size / size[:, None]
+    grid = torch.nn.functional.affine_grid(
+        torch.cat([linear, matrix[:, :, 2:] * 2 / size[:, None]], dim=2), [5, 3, 9, 16],
+        align_corners=False,
+    )  # fmt: skip
+    expected = torch.nn.functional.grid_sample(
+        images.float(), grid, mode="nearest" if nearest else "bilinear", align_corners=False
+    )
+    large = 2**24 * nearest
+    found = affine((images + large).to(dtype), matrix, nearest=nearest, fill=large)
+    if nearest:
+        assert (found - large == expected).float().mean() > 0.98
+    else:
+        allowed = 0.51 if dtype == torch.uint8 else 1e-2
+        torch.testing.assert_close(found.float(), expected, atol=allowed, rtol=0)
+
+
 # Whole pixels
 
 
@@ -127,6 +154,7 @@ def test_shift_flip_is_torchvisions_flip_pad_and_crop(
     padding, shape, dtype, layout, large, monkeypatch
 ):
     monkeypatch.setattr("dlblocks._geometry.LARGE_IMAGE", large)
+    monkeypatch.setattr("dlblocks._geometry.COPIED_AT_ONCE", 1000)  # five small images
     images = torch.randint(0, 256, shape).to(dtype).to(memory_format=layout)
     shift = torch.randint(-7, 8, (12, 2))
     flip = torch.rand(12, 2) < 0.5
@@ -174,7 +202,9 @@ def test_the_nearest_pixel_is_the_same_for_every_dtype(padding, dtype):
     )  # fmt: skip
     # Large integers are gathered, all others sampled.
     fill = 0 if dtype.is_floating_point else 255
-    expected = affine(maps, matrix, padding=padding, nearest=True, fill=fill)
+    large = 2**24  # float32 does not hold the numbers from here on
+    expected = affine(maps + large, matrix, padding=padding, nearest=True, fill=fill + large)
+    expected = expected - large
     found = affine(maps.to(dtype), matrix, padding=padding, nearest=True, fill=fill)
     assert found.dtype == dtype and (expected == fill).any()
     assert torch.equal(found.long(), expected)

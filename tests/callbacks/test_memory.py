@@ -7,11 +7,18 @@ import pickle
 import pytest
 import torch
 
-from dlblocks.callbacks import CutMix, Cutout, MixUp, OneOf
-from dlblocks.callbacks._batch_transform import LEAST_BYTES, BatchMemory
+from dlblocks._memory import LEAST_BYTES, BatchMemory
+from dlblocks.callbacks import Augment, CutMix, Cutout, MixUp, OneOf
+from dlblocks.nets import Preprocess
 
 LARGE = torch.zeros(16, 3, 160, 160)  # 4.9 MB
-METHODS = [MixUp(num_classes=16), CutMix(num_classes=16), Cutout(0.5)]
+METHODS = [
+    MixUp(num_classes=16),
+    CutMix(num_classes=16),
+    Cutout(0.5),
+    Augment(horizontal_flip=0.5, crop_padding=2),
+    Augment(rotation=5),
+]
 
 
 def places(memory, count):
@@ -93,6 +100,21 @@ def test_shapes_dtypes_and_memory_formats():
         assert torch.equal(new.copy_(tensor), tensor)
     assert memory.like(LARGE[:1]).untyped_storage().nbytes() == LARGE[:1].nbytes
     assert memory.like(LARGE.to("meta")).device.type == "meta"
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_normalised_batches_in_memory_are_the_same(layout):
+    images = torch.randint(256, LARGE.shape, dtype=torch.uint8).to(memory_format=layout)
+    normalise, memory = Preprocess(mean=[100, 120, 140], std=[50, 60, 70]), BatchMemory()
+    expected = (images.double() - torch.tensor([100, 120, 140])[:, None, None]) / torch.tensor(
+        [50, 60, 70]
+    )[:, None, None]
+    kept = normalise(images, memory)
+    place = normalise(images.flip(0), memory).data_ptr()
+    assert normalise(images[:15], memory).data_ptr() == place != kept.data_ptr()
+    torch.testing.assert_close(kept, expected.float(), atol=1e-5, rtol=0)
+    assert torch.equal(kept, normalise(images))
+    assert kept.stride() == images.stride()
 
 
 def test_a_copy_has_memory_of_its_own():

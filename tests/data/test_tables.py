@@ -647,6 +647,15 @@ def test_categories_that_look_like_numbers_keep_their_zeros(write, read_args):
     assert loaded(path, "y").feature_names == ["zip"]
 
 
+@pytest.mark.parametrize("first", ["x1", "?"])
+def test_texts_stay_texts_after_a_head_of_others(write, first):
+    """pandas reads the column as text by itself if it begins so, but not after missing cells."""
+    path = write(rows_of([first] * 150 + ["01", "1"] * 40, ["a", "b"] * 115, header="code,y"))
+    data = loaded(path, "y", categorical=["code"], na_values={"code": ["?"]}, missing="impute")
+    known = ["01", "1", *([] if first == "?" else [first])]
+    assert data.feature_names == [f"code={name}" for name in known]
+
+
 def test_truth_values_are_numbers(write):
     path = write(rows_of([True, False] * 30, ["", *[True] * 59], LABEL, header="a,b,y"))
     data = loaded(path, "y", missing="impute")
