@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from dlblocks._errors import check_choice, check_range, checked
 from dlblocks.nets.attention import (
     Attention,
+    CrossAttention,
     KVCache,
     causal_mask,
     rotary_angles,
@@ -76,6 +78,23 @@ class FeedForward(nn.Module):
         return found
 
 
+class Memory(NamedTuple):
+    """What a decoder attends to.
+
+    Attributes:
+        layers: Keys and values of each block, each of shape (B, K, S, d).
+        mask: True at steps that count, bool of shape (B, 1, 1, S); None if all do.
+    """
+
+    layers: list[tuple[Tensor, Tensor]]
+    mask: Tensor | None
+
+    def rows(self, rows: Tensor) -> Memory:
+        """Return the memory of some rows."""
+        layers = [(key[rows], value[rows]) for key, value in self.layers]
+        return Memory(layers, None if self.mask is None else self.mask[rows])
+
+
 class TransformerBlock(nn.Module):
     """Attention and a feed-forward net with norms and residual connections.
 
@@ -94,6 +113,7 @@ class TransformerBlock(nn.Module):
         dropout: Probability in [0, 1) of dropout, at weights of the attention, hidden values, and
             what is added to the residual. In training only.
         bias: Whether linear layers and layer norms have biases.
+        cross: Whether tokens attend to a memory, too, after the attention to each other.
 
     Shape:
         Input and output (B, T, D).
@@ -116,6 +136,7 @@ class TransformerBlock(nn.Module):
         activation: Activation = "gelu",
         dropout: float = 0.0,
         bias: bool = True,
+        cross: bool = False,
     ) -> None:
         super().__init__()
         self.pre_norm = pre_norm
@@ -127,6 +148,12 @@ class TransformerBlock(nn.Module):
             width, hidden=hidden, activation=activation, dropout=dropout, bias=bias
         )
         self.dropout = nn.Dropout(dropout)
+        self.cross: CrossAttention | None = None
+        if cross:
+            self.cross_norm = _make_norm(norm, width, bias=bias)
+            self.cross = CrossAttention(
+                width, num_heads, num_kv_heads=num_kv_heads, dropout=dropout, bias=bias
+            )
 
     def forward(
         self,
@@ -138,25 +165,38 @@ class TransformerBlock(nn.Module):
         cache: KVCache | None = None,
         block: int = 0,
         maps: list[Tensor] | None = None,
+        memory: Memory | None = None,
     ) -> Tensor:
         """Transform tokens (B, T, D).
 
-        `Attention.forward` describes the arguments.
+        `Attention.forward` describes the arguments. With a `memory`, `maps` gets the weights of the
+        attention to it.
         """
+        own_maps = maps if memory is None else None
 
         def attend(x: Tensor) -> Tensor:
             found: Tensor = self.attention(
-                x, mask, is_causal=is_causal, turns=turns, cache=cache, block=block, maps=maps
+                x, mask, is_causal=is_causal, turns=turns, cache=cache, block=block, maps=own_maps
             )
             return found
 
-        x = tokens  # (B, T, D)
+        x = self._add(tokens, attend, self.norm1)  # (B, T, D)
+        if self.cross is not None:
+            if memory is None:
+                raise ValueError("a block with cross=True needs a memory.")
+            cross, given = self.cross, memory
+            x = self._add(
+                x,
+                lambda x: cross(x, given.layers[block], given.mask, maps=maps),
+                self.cross_norm,
+            )
+        return self._add(x, self.feed_forward, self.norm2)
+
+    def _add(self, x: Tensor, change: Callable[[Tensor], Tensor], norm: nn.Module) -> Tensor:
+        """Add what a part of the block makes of its input, with a norm before or after."""
         if self.pre_norm:
-            x = x + self.dropout(attend(self.norm1(x)))
-            found: Tensor = x + self.dropout(self.feed_forward(self.norm2(x)))
-        else:
-            x = self.norm1(x + self.dropout(attend(x)))
-            found = self.norm2(x + self.dropout(self.feed_forward(x)))
+            return x + self.dropout(change(norm(x)))
+        found: Tensor = norm(x + self.dropout(change(x)))
         return found
 
 
@@ -172,7 +212,7 @@ class Transformer(nn.Module):
 
     An encoder without `causal`, a decoder with it. After blocks with ``pre_norm=True`` there is a
     last norm. Weights start as in GPT-2: normal with standard deviation 0.02, which is divided by
-    √(2 · depth) for layers whose results are added to the residual.
+    the root of their number for layers whose results are added to the residual.
 
     Args:
         width: Size D of a token.
@@ -190,6 +230,7 @@ class Transformer(nn.Module):
         activation: ``"gelu"``, ``"relu"`` or ``"swiglu"``.
         dropout: Probability in [0, 1) of dropout, in blocks and after positions are added.
         bias: Whether linear layers and layer norms have biases.
+        cross: Whether tokens attend to a memory, too, such as that of an encoder.
 
     Shape:
         Input and output (B, T, width).
@@ -220,6 +261,7 @@ class Transformer(nn.Module):
         activation: Activation = "gelu",
         dropout: float = 0.0,
         bias: bool = True,
+        cross: bool = False,
     ) -> None:
         super().__init__()
         check_range("depth", depth, 1)
@@ -240,6 +282,7 @@ class Transformer(nn.Module):
                 activation=activation,
                 dropout=dropout,
                 bias=bias,
+                cross=cross,
             )
             for _ in range(depth)
         )
@@ -261,7 +304,7 @@ class Transformer(nn.Module):
                 f"positions='rotary' turns pairs, so that width / num_heads must be even, got "
                 f"{width} / {num_heads} = {self.size}; change one of them."
             )
-        _init_weights(self, depth)
+        _init_weights(self, depth * (3 if cross else 2))
 
     def forward(
         self,
@@ -271,6 +314,7 @@ class Transformer(nn.Module):
         mask: Tensor | None = None,
         cache: KVCache | None = None,
         maps: list[Tensor] | None = None,
+        memory: Memory | None = None,
     ) -> Tensor:
         """Transform embedded tokens (B, T, D).
 
@@ -284,7 +328,8 @@ class Transformer(nn.Module):
             cache: Of `make_cache`. `tokens` follow those that it has, and are added to it. The
                 result is that of the new tokens, as if all were given at once.
             maps: Gets the weights of the attention (B, H, T, S) of each block appended, for a
-                figure. They are computed by a slow path.
+                figure. They are computed by a slow path. With `memory`, those of the attention to it.
+            memory: Of `make_memory`, for a stack with ``cross=True``.
         """
         if tokens.ndim != 3 or tokens.shape[2] != self.width:
             raise ValueError(
@@ -315,7 +360,14 @@ class Transformer(nn.Module):
         is_causal = self.causal and seen is None and (cache is None or tokens.shape[1] > 1)
         for number, block in enumerate(self.blocks):
             x = block(
-                x, seen, is_causal=is_causal, turns=turns, cache=cache, block=number, maps=maps
+                x,
+                seen,
+                is_causal=is_causal,
+                turns=turns,
+                cache=cache,
+                block=number,
+                maps=maps,
+                memory=memory,
             )
         x = self.norm(x)
         if cache is not None:
@@ -344,6 +396,27 @@ class Transformer(nn.Module):
             seen = seen & causal_mask(size, device)
         # A query without a key would be NaN, or have a NaN gradient.
         return (seen | torch.eye(size, dtype=torch.bool, device=device))[:, None]
+
+    def make_memory(self, encoded: Tensor, lengths: Tensor | None = None) -> Memory:
+        """Compute keys and values of a memory for all blocks.
+
+        Args:
+            encoded: Shape (B, S, D), such as the result of an encoder.
+            lengths: How many steps of each row count, the first ones, shape (B,); None for all. A
+                row without any has one step, which should be 0.
+        """
+        mask = None
+        if lengths is not None:
+            steps = torch.arange(encoded.shape[1], device=encoded.device)
+            # A query without a key would be NaN.
+            mask = (steps < lengths.clamp(min=1)[:, None])[:, None, None]  # (B, 1, 1, S)
+        layers = []
+        for block in self.blocks:
+            assert isinstance(block, TransformerBlock)  # for the type checker
+            if block.cross is None:
+                raise ValueError("a Transformer attends to a memory only with cross=True.")
+            layers.append(block.cross.keys_and_values(encoded))
+        return Memory(layers, mask)
 
     def make_cache(
         self, batch_size: int, room: int | None = None, *, dtype: torch.dtype | None = None
@@ -406,12 +479,13 @@ class Transformer(nn.Module):
         cache.end = end
 
 
-def _init_weights(stack: nn.Module, depth: int) -> None:
+def _init_weights(stack: nn.Module, additions: int) -> None:
+    """Draw weights of a stack with so many additions to the residual."""
     for module in stack.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=STD)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     for module in stack.modules():
-        if isinstance(module, (Attention, FeedForward)):
-            nn.init.normal_(module.out.weight, std=STD / math.sqrt(2 * depth))
+        if isinstance(module, (Attention, CrossAttention, FeedForward)):
+            nn.init.normal_(module.out.weight, std=STD / math.sqrt(additions))
