@@ -49,6 +49,7 @@ CROSS_VALIDATE = "cross-validate"
 # Arguments of models that follow from the data.
 KNOWN_BY_DATA = (
     "in_features", "num_classes", "in_channels", "out_features", "image_size", "embeddings",
+    "vocab_size", "source_vocab_size", "target_vocab_size",
 )  # fmt: skip
 # Subcommands for a trained model.
 LOADS = ("validate", "test", "predict")

@@ -239,8 +239,12 @@ class Predictor:
                 bar.update(rows.count - before)
         if not rows.count:
             raise ValueError("data is empty; there is nothing to predict.")
+        columns = rows.finish()
+        texts = self.encoder.texts(columns["prediction"])
+        if texts is not None:
+            columns["text"] = texts
         return Predictions(
-            rows.finish(),
+            columns,
             task=self._task_name,
             class_names=self.class_names,
             names=np.concatenate([np.asarray(some) for some in names]) if names else None,

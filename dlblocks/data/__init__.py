@@ -17,6 +17,7 @@ from dlblocks.data.kfold import FoldedDataModule
 from dlblocks.data.packaged import packaged_file
 from dlblocks.data.scenes import DigitScenesDataModule
 from dlblocks.data.segmentation import SegmentationDataModule
+from dlblocks.data.sequence_pairs import SequencePairsDataModule
 from dlblocks.data.source import Source
 from dlblocks.data.split_datamodule import SplitDataModule
 from dlblocks.data.splitting import holdout, kfold
@@ -48,6 +49,7 @@ __all__ = [
     "ImageFolderDataModule",
     "MNISTDataModule",
     "SegmentationDataModule",
+    "SequencePairsDataModule",
     "Source",
     "SplitDataModule",
     "TabularDataModule",

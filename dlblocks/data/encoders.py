@@ -107,6 +107,10 @@ class Encoder:
         """Names of the features of a table."""
         return None
 
+    def texts(self, prediction: Any) -> np.ndarray | None:
+        """Return predicted tokens, a ragged column, as texts (N,); None for other predictions."""
+        return None
+
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Self:
         """Make an encoder of what `to_plain` returned."""

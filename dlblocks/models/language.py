@@ -9,19 +9,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from dlblocks._text import IGNORED, SEPARATOR, Vocabulary, cut, with_separators
 from dlblocks.models._generate import Sampling, check_whole, generate
-from dlblocks.models.model import Model
+from dlblocks.models._token_mean import TokenMeanModel
 from dlblocks.nets import GPT, LSTMDecoder
 from dlblocks.tasks import LanguageModelTask
 
 ROWS = 32  # windows at a time
-UNIT = 1024  # tokens: the unit in which a batch is weighted, any constant
 
 
-class LanguageModel(Model):
+class LanguageModel(TokenMeanModel):
     """A language model over a net with logits (N, T, V).
 
     Targets are the tokens of the inputs, one place further. Logged: ``loss``, and for validation
@@ -59,7 +57,6 @@ class LanguageModel(Model):
         super().__init__(net, task, **kwargs)
         self.vocab_size = vocab_size
         self.ignore_index, self.label_smoothing = ignore_index, label_smoothing
-        self._share: Tensor | None = None  # tokens of the batches since the last optimizer step
 
     def forward(self, inputs: Tensor) -> Tensor:
         try:
@@ -68,31 +65,6 @@ class LanguageModel(Model):
             assert isinstance(self.task, LanguageModelTask)  # for the type checker
             self.task.check_tokens("inputs", inputs)
             raise
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = super().training_step(batch, batch_idx)
-        trainer = self.trainer
-        if trainer.accumulate_grad_batches == 1 and trainer.world_size == 1:
-            return loss
-        # A mean of means is not the mean over tokens. So each loss is weighted by its tokens,
-        # and the gradients are divided by their sum before the step.
-        assert self.task is not None  # for the type checker
-        counted = self.task.counted(batch[1])
-        assert counted is not None  # for the type checker
-        share = counted.sum() / UNIT
-        if not self.metrics_paused:
-            self._share = share if self._share is None else self._share + share
-        return loss * share
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        if self._share is None:
-            return
-        share = self.trainer.strategy.reduce(self._share, reduce_op="mean")
-        self._share = None
-        factor = self.trainer.accumulate_grad_batches / share.clamp(min=1 / UNIT)
-        for parameter in self.parameters():
-            if parameter.grad is not None:
-                parameter.grad.mul_(factor.to(parameter.grad))
 
     @property
     def vocabulary(self) -> Vocabulary:
