@@ -44,7 +44,7 @@ class Seq2Seq(TokenMeanModel):
         net: Maps sources and tokens (N, T) to logits (N, T, V) of the token that follows each. If
             it also has ``start(sources, room)`` and ``step(tokens, state)``, as
             `dlblocks.nets.Seq2SeqTransformer`, a search computes only what is new.
-        vocab_size: Number of target tokens V.
+        target_vocab_size: Number of target tokens V.
         separator: Token that begins and ends a target.
         label_smoothing: ε in [0, 1) of the cross-entropy. In training only.
         num_beams: Beams of the search in validation, test and predictions. 1: greedy.
@@ -56,7 +56,7 @@ class Seq2Seq(TokenMeanModel):
     def __init__(
         self,
         net: nn.Module,
-        vocab_size: int,
+        target_vocab_size: int,
         *,
         separator: int = 1,
         label_smoothing: float = 0.0,
@@ -68,9 +68,11 @@ class Seq2Seq(TokenMeanModel):
         check_range("num_beams", num_beams, 1)
         if max_new_tokens is not None:
             check_range("max_new_tokens", max_new_tokens, 1)
-        task = Seq2SeqTask(vocab_size, separator=separator, label_smoothing=label_smoothing)
+        task = Seq2SeqTask(
+            target_vocab_size, separator=separator, label_smoothing=label_smoothing
+        )
         super().__init__(net, task, **kwargs)
-        self.vocab_size, self.separator = vocab_size, separator
+        self.target_vocab_size, self.separator = target_vocab_size, separator
         self.label_smoothing = label_smoothing
         self.num_beams, self.length_penalty = num_beams, length_penalty
         self.max_new_tokens = max_new_tokens
@@ -206,7 +208,7 @@ class Seq2Seq(TokenMeanModel):
         allowed = None
         if self.data_spec is not None and "target_vocabulary" in self.data_spec:
             known = torch.from_numpy(self.target_vocabulary.known)
-            allowed = torch.zeros(self.vocab_size, dtype=torch.bool)
+            allowed = torch.zeros(self.target_vocab_size, dtype=torch.bool)
             allowed[: len(known)] = known
         return Search(num_beams, length_penalty, most, self.separator, allowed)
 
