@@ -5,6 +5,7 @@ Result: TO BE MEASURED
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -141,9 +142,7 @@ def main(
     print(f"Everything is in {folder}: summary.json, history.csv, checkpoints/, figures/.")
 
 
-def finish(
-    folder: Path, metrics: dict[str, float], rows: dict[str, tuple[float, float]]
-) -> None:
+def finish(folder: Path, metrics: dict[str, float], rows: dict[str, tuple[float, float]]) -> None:
     """Write the errors of the closest references into the summary."""
     summary = json.loads((folder / "summary.json").read_text())
     (_, base), *_, (_, best) = rows.items()
@@ -196,7 +195,7 @@ def closest_errors(
     errors = edit_distances(encoded(said), right).numpy()
     rates = errors / right.lengths.numpy()
     starts = np.cumsum([0, *map(len, references)])
-    best = [a + int(rates[a:b].argmin()) for a, b in zip(starts, starts[1:], strict=False)]
+    best = [a + int(rates[a:b].argmin()) for a, b in itertools.pairwise(starts)]
     found = errors[best]
     return float(found.sum() / right.lengths.numpy()[best].sum()), float((found == 0).mean())
 

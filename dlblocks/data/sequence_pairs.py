@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -89,7 +89,7 @@ class SequencePairsDataModule(DataModule):
         test_data: Any = None,
         max_source_length: int | None = None,
         max_target_length: int | None = None,
-        too_long: str = "refuse",
+        too_long: Literal["refuse", "drop"] = "refuse",
         min_count: int = 1,
         bucket: bool = True,
         read_args: dict[str, Any] | None = None,
@@ -111,9 +111,12 @@ class SequencePairsDataModule(DataModule):
         for name, given in (("data", data), ("test_data", test_data)):
             plain[name] = given is None or isinstance(given, (str, Path))
             if isinstance(given, (str, Path)) and str(given) not in SETS:
-                if not Path(given).suffix and not Path(given).exists():
+                path = Path(given)
+                if not path.suffix and not path.exists():
                     hint = did_you_mean(str(given), SETS) or f"; those are {', '.join(SETS)}."
-                    raise ValueError(f"{name}={str(given)!r} is neither a file nor a data set{hint}")
+                    raise ValueError(
+                        f"{name}={str(given)!r} is neither a file nor a data set{hint}"
+                    )
         if isinstance(data, str) and data in SETS and target_level is None:
             target_level = SETS[data][1].get("target_level")
         self.given = {

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from dlblocks._errors import check_range
+from dlblocks._ragged import entries_of
 from dlblocks._text import SymbolVocabulary
 from dlblocks.fields import Padded, Ragged
 from dlblocks.models._generate import check_whole
+from dlblocks.models._inputs import with_prepared_inputs
 from dlblocks.models._search import Search, search
 from dlblocks.models._token_mean import TokenMeanModel
 from dlblocks.models.model import beside_inputs
-from dlblocks._ragged import entries_of
 from dlblocks.nets import Seq2SeqRNN, Seq2SeqTransformer
 from dlblocks.nets.seq2seq import shifted
 from dlblocks.tasks.seq2seq import Answers, Seq2SeqTask, as_padded, check_tokens
-from dlblocks.models._inputs import with_prepared_inputs
 
 LONGEST = 256  # tokens of a result where nobody knows the targets of the training
 ROWS = 256  # sources at a time
@@ -33,9 +32,9 @@ class Seq2Seq(TokenMeanModel):
 
     Logged: ``loss``, and for validation and test ``token_accuracy``, ``error_rate`` and
     ``sequence_accuracy``; see `dlblocks.tasks.Seq2SeqTask`. The last two are of sequences that the
-    model has found without the targets, as `generate` does with the model's `num_beams`. The loss is
-    a mean over tokens: with accumulated gradients, and over ranks, a batch counts by its number of
-    tokens.
+    model has found without the targets, as `generate` does with the model's `num_beams`. The loss
+    is a mean over tokens: with accumulated gradients, and over ranks, a batch counts by its number
+    of tokens.
 
     ``model(sources, targets)`` returns logits (N, T + 1, V) of each token of the targets and of
     their ends; ``model(sources)`` returns the tokens that it finds, a list of tensors.
@@ -68,9 +67,7 @@ class Seq2Seq(TokenMeanModel):
         check_range("num_beams", num_beams, 1)
         if max_new_tokens is not None:
             check_range("max_new_tokens", max_new_tokens, 1)
-        task = Seq2SeqTask(
-            target_vocab_size, separator=separator, label_smoothing=label_smoothing
-        )
+        task = Seq2SeqTask(target_vocab_size, separator=separator, label_smoothing=label_smoothing)
         super().__init__(net, task, **kwargs)
         self.target_vocab_size, self.separator = target_vocab_size, separator
         self.label_smoothing = label_smoothing
@@ -85,9 +82,10 @@ class Seq2Seq(TokenMeanModel):
     def forward(self, inputs: Tensor | Padded, targets: Tensor | Padded | None = None) -> Any:
         if targets is None:
             rules = self._rules(self.num_beams, self.length_penalty, None)
-            return [torch.tensor(each.tokens, dtype=torch.int64, device=self.device) for each in self._search(
-                as_padded(inputs), rules
-            )]  # fmt: skip
+            found = self._search(as_padded(inputs), rules)
+            return [
+                torch.tensor(each.tokens, dtype=torch.int64, device=self.device) for each in found
+            ]
         return self._logits(inputs, targets)
 
     def _logits(self, inputs: Tensor | Padded, targets: Tensor | Padded) -> Tensor:
@@ -196,9 +194,7 @@ class Seq2Seq(TokenMeanModel):
             )
         return SymbolVocabulary.from_plain(self.data_spec[name])
 
-    def _rules(
-        self, num_beams: int, length_penalty: float, max_new_tokens: int | None
-    ) -> Search:
+    def _rules(self, num_beams: int, length_penalty: float, max_new_tokens: int | None) -> Search:
         most = self.max_new_tokens if max_new_tokens is None else max_new_tokens
         if most is None:
             most = 2 * int(self._task.longest) or LONGEST
@@ -240,8 +236,8 @@ class Seq2Seq(TokenMeanModel):
             max_new_tokens: Most tokens of a result; None for the model's.
             num_beams: Beginnings that are kept. 1: greedy, always the likeliest token. None for the
                 model's.
-            length_penalty: α. 0: the likeliest target, which favours short ones. 1: the highest mean
-                log-probability of a token. None for the model's.
+            length_penalty: α. 0: the likeliest target, which favours short ones. 1: the highest
+                mean log-probability of a token. None for the model's.
             use_cache: Keep keys and values of tokens, or the state of an RNN. False computes all
                 anew for each token: the same, slowly.
             return_scores: Return also the score of each target.

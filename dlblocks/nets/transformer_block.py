@@ -189,6 +189,7 @@ class TransformerBlock(nn.Module):
 
 
 def make_norm(norm: str, width: int, *, bias: bool = True) -> nn.Module:
+    """Make a layer norm or an RMS norm of the last axis."""
     check_choice("norm", norm, ["layer", "rms"])
     if norm == "rms":
         return nn.RMSNorm(width, eps=EPS)

@@ -179,7 +179,9 @@ class Seq2SeqTask(Task):
         dtype = torch.int16 if self.vocab_size <= 2**15 else torch.int32
         columns = {"target": target, "prediction": prediction}
         return {
-            name: [row.to(dtype) for row in (rows.sequences() if isinstance(rows, Padded) else rows)]
+            name: [
+                row.to(dtype) for row in (rows.sequences() if isinstance(rows, Padded) else rows)
+            ]
             for name, rows in columns.items()
         }
 
@@ -258,10 +260,7 @@ class Seq2SeqTask(Task):
     def score(cls, table: PredictionTable) -> dict[str, float]:
         errors, lengths = errors_of(table["target"], table["prediction"])
         weight = np.ones(len(table)) if table.sample_weight is None else table.sample_weight
-        return {
-            name: float(metric(weight))
-            for name, metric in _rates(errors, lengths).items()
-        }
+        return {name: float(metric(weight)) for name, metric in _rates(errors, lengths).items()}
 
     @classmethod
     def weighted_metrics(cls, target: Any, prediction: Any) -> dict[str, Weighted]:
@@ -332,7 +331,9 @@ def _of_lengths(errors: Array, lengths: Array, title: str) -> Figure:
     from dlblocks import plots
 
     sizes = np.unique(lengths)
-    rates = np.array([errors[lengths == n].sum() / (max(n, 1) * (lengths == n).sum()) for n in sizes])
+    rates = np.array(
+        [errors[lengths == n].sum() / (max(n, 1) * (lengths == n).sum()) for n in sizes]
+    )
     exact = np.array([(errors[lengths == n] == 0).mean() for n in sizes])
     figure = plots.lines(
         {"error rate": rates, "sequence accuracy": exact}, sizes, xlabel="tokens of the target"
@@ -381,9 +382,7 @@ def as_padded(targets: Tensor | Padded) -> Padded:
     return Padded(targets, lengths)
 
 
-def check_tokens(
-    argument: str, tokens: Tensor | Ragged | Padded, size: int, setting: str
-) -> None:
+def check_tokens(argument: str, tokens: Tensor | Ragged | Padded, size: int, setting: str) -> None:
     """Raise a `ValueError` that names a token outside of 0 … size - 1.
 
     Args:

@@ -276,7 +276,10 @@ def test_enough_beams_equal_exhaustive_search():
             logits = model(torch.tensor([source] * len(targets)), padded)
         chances = logits.double().log_softmax(2)
         totals = np.array(
-            [sum(chances[i, j, t] for j, t in enumerate([*row, 1])) for i, row in enumerate(targets)]
+            [
+                sum(chances[i, j, t] for j, t in enumerate([*row, 1]))
+                for i, row in enumerate(targets)
+            ]
         )
         best = set()
         for alpha in (0.0, 0.6, 1.0, 2.0, -0.5):
@@ -337,9 +340,7 @@ def test_batched_cached_and_full_search_agree(kind, seed, scale, beams):
     sources = [row.tolist() for row in rows(12, SOURCES, 7, 5)]
     found, scores = model.generate(sources, 8, num_beams=beams, return_scores=True)
     assert model.generate(sources, 8, num_beams=beams) == found
-    full, others = model.generate(
-        sources, 8, num_beams=beams, use_cache=False, return_scores=True
-    )
+    full, others = model.generate(sources, 8, num_beams=beams, use_cache=False, return_scores=True)
     assert full == found
     np.testing.assert_allclose(others, scores, atol=1e-5)
     for source, one in zip(sources, found, strict=True):
@@ -389,7 +390,11 @@ def test_no_source_and_no_new_token():
 @pytest.mark.parametrize(
     ("sources", "kwargs", "message"),
     [
-        ([[2], [SOURCES]], {}, rf"sources\[1\] has token {SOURCES} in row 0, position 0, but source"),
+        (
+            [[2], [SOURCES]],
+            {},
+            rf"sources\[1\] has token {SOURCES} in row 0, position 0, but source",
+        ),
         ([[2], []], {}, r"sources\[1\] has shape \(0,\)"),
         ([[2.5]], {}, "tokens are whole numbers"),
         ([[2] * 13], {}, "13 tokens, more than context=12"),
@@ -410,13 +415,17 @@ def test_odd_data_are_named_before_training(tmp_path):
         trainer(tmp_path).fit(model or transformer(), data)
 
     sources, targets = rows(8, SOURCES, 7, 0), rows(8, TARGETS, 5, 1)
-    with pytest.raises(ValueError, match=r"inputs has token 9 in row 1, position 0, but source_voc"):
+    with pytest.raises(
+        ValueError, match=r"inputs has token 9 in row 1, position 0, but source_voc"
+    ):
         fit([sources[0], torch.tensor([9]), *sources[2:]], targets)
     with pytest.raises(ValueError, match="targets has token 5 in row 2, position 1"):
         fit(sources, [*targets[:2], torch.tensor([2, 5]), *targets[3:]])
     with pytest.raises(ValueError, match="targets has token 1, the separator"):
         fit(sources, [*targets[:2], torch.tensor([2, 1]), *targets[3:]])
-    with pytest.raises(ValueError, match="targets has 12 tokens in row 7, and one before them, more"):
+    with pytest.raises(
+        ValueError, match="targets has 12 tokens in row 7, and one before them, more"
+    ):
         fit(sources, [*targets[:7], torch.full((12,), 2)], transformer(**SETTINGS["learned"]))
     with pytest.raises(ValueError, match="inputs has length 0 in row 0"):
         fit([sources[0][:0], *sources[1:]], targets)
@@ -491,7 +500,9 @@ def test_cross_validation_and_its_refit_predict_texts(tmp_path):
     said = predictor.model.generate(["ab", "cab"])
     assert [again["prediction"][i] for i in (0, 2)] == said
     assert refit is not None
-    with pytest.raises(ValueError, match=r"sources\[1\] has 'd', first at position 1, which the tr"):
+    with pytest.raises(
+        ValueError, match=r"sources\[1\] has 'd', first at position 1, which the tr"
+    ):
         predictor.model.generate(["a", "cd"])
 
 
