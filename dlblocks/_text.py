@@ -119,7 +119,7 @@ Level = Literal["character", "word"]
 
 
 class SymbolVocabulary:
-    """Numbers of symbols: the characters or words of texts.
+    """Numbers of the characters or words of texts.
 
     Token 0 stands for unknown symbols, and token 1 begins and ends a target. The others are the
     symbols.
@@ -148,7 +148,7 @@ class SymbolVocabulary:
         }
 
     def encode(self, text: str | Sequence[str]) -> Ids:
-        """Return the tokens of a text, or of a list of symbols, int64 of shape (T,)."""
+        """Return the tokens (T,) of a text or list of symbols, int64."""
         symbols = split_symbols(text, self.level)
         return np.array([self._numbers.get(each, UNKNOWN) for each in symbols], np.int64)
 
@@ -191,7 +191,10 @@ class SymbolVocabulary:
 
 
 def split_symbols(text: str | Sequence[str], level: Level) -> Sequence[str]:
-    """Return the symbols of a text; a list of symbols is returned unchanged."""
+    """Return the symbols of a text.
+
+    A list of symbols is returned unchanged.
+    """
     if not isinstance(text, str):
         return text
     return text.split() if level == "word" else text

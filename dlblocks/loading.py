@@ -240,7 +240,7 @@ class Predictor:
         if not rows.count:
             raise ValueError("data is empty; there is nothing to predict.")
         columns = rows.finish()
-        texts = self.encoder.texts(columns["prediction"])
+        texts = self.encoder.decoded(columns["prediction"])
         if texts is not None:
             columns["text"] = texts
         return Predictions(

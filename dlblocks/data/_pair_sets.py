@@ -1,4 +1,4 @@
-"""Named sets of pairs: dates in words, and the CMU pronouncing dictionary."""
+"""Dates in words, and the CMU pronouncing dictionary."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def ordinal(number: int) -> str:
 
 
 def year_in_words(year: int) -> str:
-    """Return a year of 1900 … 2099 in words, such as ``"nineteen oh five"``."""
+    """Return a year in words, such as ``"nineteen oh five"``."""
     century, rest = divmod(year, 100)
     if century == 20 and rest < 10:
         return "two thousand" + (f" and {ONES[rest]}" if rest else "")

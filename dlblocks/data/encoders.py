@@ -107,8 +107,11 @@ class Encoder:
         """Names of the features of a table."""
         return None
 
-    def texts(self, prediction: Any) -> np.ndarray | None:
-        """Return predicted tokens, a ragged column, as texts (N,); None for other predictions."""
+    def decoded(self, prediction: Any) -> np.ndarray | None:
+        """Return a ragged column of predicted tokens as texts (N,).
+
+        None for other predictions.
+        """
         return None
 
     @classmethod

@@ -1,4 +1,4 @@
-"""A datamodule of pairs of texts, for models that make one of the other."""
+"""A datamodule of pairs of texts, such as spelling and phonemes."""
 
 from __future__ import annotations
 
@@ -259,7 +259,9 @@ class SequencePairsDataModule(DataModule):
     def _sampler(self, dataset: Dataset[Any], *, training: bool, **kwargs: Any) -> EpochSampler:
         if training and self.bucket and self.batch_size != "full":
             kwargs["kind"] = BucketSampler
-            kwargs["lengths"] = self.source.inputs.lengths[self.rows_of("train")].numpy()
+            inputs = self.source.inputs
+            assert isinstance(inputs, Ragged)  # for the type checker
+            kwargs["lengths"] = inputs.lengths[self.rows_of("train")].numpy()
             kwargs["batch_size"] = self.batch_size
         return super()._sampler(dataset, training=training, **kwargs)
 
@@ -477,7 +479,7 @@ class SequencePairsEncoder(Encoder):
 
         return Samples(chunks(), self.source, lambda: len(tokens), is_batched=True)
 
-    def texts(self, prediction: Any) -> npt.NDArray[Any]:
+    def decoded(self, prediction: Any) -> npt.NDArray[Any]:
         vocabulary = SymbolVocabulary.from_plain(self.target_vocabulary)
         return np.array([vocabulary.decode(row) for row in _rows(prediction)])
 

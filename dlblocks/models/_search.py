@@ -71,14 +71,14 @@ def search(net: Any, inputs: Padded, rules: Search, *, use_cache: bool = True) -
 
 
 class _Cached:
-    """Logits of the next token of some rows, by a net with ``start`` and ``step``."""
+    """Compute logits of the next token by a net with ``start`` and ``step``."""
 
     def __init__(self, net: Any, inputs: Padded, rules: Search) -> None:
         self.net, self.count, self.device = net, len(inputs.lengths), inputs.device
         self.state = net.start(inputs, rules.max_new_tokens + 1)
 
     def next(self, written: Tensor) -> Tensor:
-        """Return logits (N, V) after tokens (N, T) that begin with the separator."""
+        """Return logits (N, V) after tokens (N, T)."""
         found: Tensor = self.net.step(written[:, -1], self.state)
         return found
 
@@ -88,7 +88,7 @@ class _Cached:
 
 
 class _Full:
-    """The same by any net ``(inputs, tokens)``, which computes all anew in each step."""
+    """Compute logits of the next token by any net ``(inputs, tokens)``, anew in each step."""
 
     def __init__(self, net: Any, inputs: Padded, rules: Search) -> None:
         self.net, self.inputs, self.device = net, inputs, inputs.device
@@ -136,7 +136,7 @@ def greedy(decoder: Decoder, rules: Search) -> list[Found]:
 
 
 def beam_search(decoder: Decoder, rules: Search) -> list[Found]:
-    """Keep the likeliest beginnings, and return the best target that one of them leads to.
+    """Keep the likeliest beginnings, and return the best target found.
 
     The score of a target of n tokens, with the separator that ends it, is its log-probability
     divided by n^α. Every beginning that is kept may end in each step, and leaves its place to
@@ -165,7 +165,7 @@ def beam_search(decoder: Decoder, rules: Search) -> list[Found]:
         beams, vocab = totals.shape[1:]
         total, chosen = totals.flatten(1).topk(min(rules.num_beams, beams * vocab), 1)
         parent, token = chosen // vocab, chosen % vocab  # (N, K)
-        # What a live beginning can reach at best: all further tokens have probability 1.
+        # A live beginning reaches most if all further tokens have probability 1.
         longest = rules.max_new_tokens + 1 if alpha > 0 else length + 1
         alive = (rules.normalized(total[:, 0], longest) > best[rows]).nonzero()[:, 0]
         if not len(alive):

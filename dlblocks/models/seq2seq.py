@@ -113,7 +113,7 @@ class Seq2Seq(TokenMeanModel):
 
     @with_prepared_inputs
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """Return the tokens of each sample, and the target and index that the batch has."""
+        """Return the tokens of each sample, its target and its index."""
         inputs, *rest = entries_of(batch)
         found = beside_inputs(rest)
         if isinstance(found.get("target"), (Tensor, Padded)):
@@ -380,7 +380,7 @@ class TransformerSeq2Seq(Seq2Seq):
 
     @torch.no_grad()
     def attention_maps(self, source: str, target: str) -> list[Tensor]:
-        """Return by which weights each token of a target attends to the source.
+        """Return the weights of each target token's attention to the source.
 
         `dlblocks.plots.attention` draws them.
 

@@ -181,7 +181,15 @@ class _Heads(nn.Module):
         is_causal: bool = False,
         maps: list[Tensor] | None = None,
     ) -> Tensor:
-        """Attend with queries (B, H, T, d) to keys and values (B, K, S, d).
+        """Attend to keys and values (B, K, S, d).
+
+        Args:
+            query: Shape (B, H, T, d).
+            key: Shape (B, K, S, d).
+            value: Shape (B, K, S, d).
+            mask: True where a query attends to a key, broadcast to (B, H, T, S).
+            is_causal: Each query attends to the keys up to its own place.
+            maps: Gets the weights (B, H, T, S) appended.
 
         Returns:
             Shape (B, T, D).
@@ -299,7 +307,7 @@ class CrossAttention(_Heads):
         self.out = nn.Linear(width, width, bias=bias)
 
     def keys_and_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keys and values (B, K, S, d) of a memory (B, S, D)."""
+        """Return keys and values, each (B, K, S, d), of a memory (B, S, D)."""
         heads = self.key_value(memory).unflatten(-1, (2 * self.num_kv_heads, self.size))
         key, value = heads.transpose(1, 2).chunk(2, 1)
         return key, value

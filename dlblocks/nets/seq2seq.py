@@ -19,7 +19,7 @@ from dlblocks.nets.transformer_block import Memory
 
 
 class TransformerState:
-    """What a decoder needs of its rows to write the next token.
+    """Memory and cache of the rows that a decoder writes.
 
     Args:
         memory: Keys and values of the sources.
@@ -34,7 +34,7 @@ class TransformerState:
 
 
 class _EncoderDecoder(TokenNet):
-    """Base of nets with a table of source tokens and one of target tokens."""
+    """Base of nets with tables of source and target tokens."""
 
     takes_padded = True
 
@@ -54,7 +54,7 @@ class _EncoderDecoder(TokenNet):
         nn.init.normal_(self.source_embedding.weight, std=STD)
 
     def check_input(self, shape: tuple[int | None, ...]) -> None:
-        """Raise a `ValueError` unless inputs of a shape (T,) are sequences of tokens."""
+        """Raise a `ValueError` unless inputs have the shape (S,)."""
         if len(shape) != 1:
             raise ValueError(
                 f"{type(self).__name__} expects tokens (N, S), or Padded ones, got inputs of shape "
@@ -62,7 +62,7 @@ class _EncoderDecoder(TokenNet):
             )
 
     def _source(self, inputs: Tensor | Padded) -> tuple[Tensor, Tensor | None]:
-        """Return embedded source tokens (N, S, D), and lengths unless they are equal."""
+        """Return embedded sources (N, S, D), and their lengths or None."""
         values, lengths = inputs if isinstance(inputs, Padded) else (inputs, None)
         self.check_input(tuple(values.shape[1:]))
         is_traced = torch.compiler.is_compiling() or torch.compiler.is_exporting()
@@ -72,7 +72,7 @@ class _EncoderDecoder(TokenNet):
 
 
 class Seq2SeqTransformer(_EncoderDecoder):
-    """An encoder and a causal decoder that attends to it (Vaswani et al. 2017).
+    """A Transformer encoder and decoder (Vaswani et al. 2017).
 
     Args:
         source_vocab_size: Number of source tokens.
@@ -129,13 +129,13 @@ class Seq2SeqTransformer(_EncoderDecoder):
         )
 
     def forward(self, inputs: Tensor | Padded, tokens: Tensor) -> Tensor:
-        """Return logits (N, T, V) of the token after each of `tokens`, given those before."""
+        """Return logits (N, T, V) of the token that follows each."""
         # Padding of targets comes last, where a causal decoder does not see it.
         hidden = self.decoder(self.embedding(tokens), memory=self.memory(inputs))
         return self.logits(hidden)
 
     def memory(self, inputs: Tensor | Padded) -> Memory:
-        """Encode sources; a decoder attends to the result."""
+        """Encode sources for the decoder."""
         source, lengths = self._source(inputs)
         return self.decoder.make_memory(self.encoder(source, lengths=lengths), lengths)
 
@@ -150,21 +150,21 @@ class Seq2SeqTransformer(_EncoderDecoder):
         return TransformerState(memory, self.decoder.make_cache(len(memory.layers[0][0]), room))
 
     def step(self, tokens: Tensor, state: TransformerState) -> Tensor:
-        """Return logits (N, V) of the next token, and add `tokens` (N,) to the state."""
+        """Add `tokens` (N,) to the state, and return the next logits (N, V)."""
         hidden = self.decoder(
             self.embedding(tokens[:, None]), cache=state.cache, memory=state.memory
         )
         return self.logits(hidden[:, 0])
 
     def attention_maps(self, inputs: Tensor | Padded, tokens: Tensor) -> list[Tensor]:
-        """Return the weights (N, H, T, S) of each decoder block's attention to the source."""
+        """Return the weights (N, H, T, S) of each block's attention to the source."""
         maps: list[Tensor] = []
         self.decoder(self.embedding(tokens), memory=self.memory(inputs), maps=maps)
         return maps
 
 
 class RNNState:
-    """What an LSTM decoder needs of its rows to write the next token.
+    """Memory and state of the rows that an LSTM decoder writes.
 
     Args:
         encoded: Result of the encoder, shape (N, S, D).
@@ -181,7 +181,7 @@ class RNNState:
 
 
 class Seq2SeqRNN(_EncoderDecoder):
-    """A bidirectional LSTM, and an LSTM that attends to it (Luong et al. 2015).
+    """An LSTM encoder and decoder with attention (Luong et al. 2015).
 
     With states h[t] of the decoder and e[s] of the encoder, the weights of the attention are
     ``softmax(h[t]ᵀ W e[s])`` over s, and the token comes from ``tanh(U [Σ weight e[s]; h[t]])``.
@@ -231,7 +231,7 @@ class Seq2SeqRNN(_EncoderDecoder):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, inputs: Tensor | Padded, tokens: Tensor) -> Tensor:
-        """Return logits (N, T, V) of the token after each of `tokens`, given those before."""
+        """Return logits (N, T, V) of the token that follows each."""
         return self._decode(tokens, self.start(inputs))
 
     def start(self, inputs: Tensor | Padded, room: int = 0) -> RNNState:
@@ -252,7 +252,7 @@ class Seq2SeqRNN(_EncoderDecoder):
         return RNNState(encoded, steps < lengths[:, None], (h, self.bridge(c)))
 
     def step(self, tokens: Tensor, state: RNNState) -> Tensor:
-        """Return logits (N, V) of the next token, and add `tokens` (N,) to the state."""
+        """Add `tokens` (N,) to the state, and return the next logits (N, V)."""
         return self._decode(tokens[:, None], state)[:, 0]
 
     def _decode(self, tokens: Tensor, state: RNNState) -> Tensor:

@@ -153,7 +153,7 @@ class Transformer(nn.Module):
             cache: Of `make_cache`. `tokens` follow those that it has, and are added to it. The
                 result is that of the new tokens, as if all were given at once.
             maps: Gets the weights of the attention (B, H, T, S) of each block appended, for a
-                figure, with `memory` those of the attention to it. They are computed by a slow path.
+                figure; with `memory` those of the attention to it. A slow path computes them.
             memory: Of `make_memory`, for a stack with ``cross=True``.
         """
         if tokens.ndim != 3 or tokens.shape[2] != self.width:

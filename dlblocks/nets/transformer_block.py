@@ -67,7 +67,7 @@ class FeedForward(nn.Module):
 
 
 class Memory(NamedTuple):
-    """What a decoder attends to.
+    """Keys and values to which a decoder attends.
 
     Attributes:
         layers: Keys and values of each block, each of shape (B, K, S, d).
@@ -181,10 +181,11 @@ class TransformerBlock(nn.Module):
         return self._add(x, self.feed_forward, self.norm2)
 
     def _add(self, x: Tensor, change: Callable[[Tensor], Tensor], norm: nn.Module) -> Tensor:
-        """Add what a part of the block makes of its input, with a norm before or after."""
+        """Add a change of the input, with a norm before or after."""
         if self.pre_norm:
-            return x + self.dropout(change(norm(x)))
-        found: Tensor = norm(x + self.dropout(change(x)))
+            found: Tensor = x + self.dropout(change(norm(x)))
+        else:
+            found = norm(x + self.dropout(change(x)))
         return found
 
 

@@ -29,7 +29,7 @@ ROWS = 2**12  # sequences compared at a time
 
 
 class Answers(NamedTuple):
-    """What a model says about a batch.
+    """Outputs of a model for a batch of validation or test.
 
     Attributes:
         logits: Of each token of the targets and of their ends, shape (N, T + 1, V).
@@ -136,7 +136,7 @@ class Seq2SeqTask(Task):
         smoothing: float = 0.0,
         reduction: str = "none",
     ) -> Tensor:
-        """Return the cross-entropy of each token and end (N, T + 1), or its sum."""
+        """Return the cross-entropy (N, T + 1) of tokens and ends, or its sum."""
         _, labels = shifted(targets, self.separator)
         found = F.cross_entropy(
             outputs.flatten(0, 1).float(),
@@ -225,12 +225,11 @@ class Seq2SeqTask(Task):
         """Raise a `ValueError` that names a target token that cannot be."""
         size, separator = self.vocab_size, self.separator
         check_tokens(argument, targets, size, "target_vocab_size")
-        values, mask = targets, True
-        if isinstance(targets, (Ragged, Padded)):
-            values = targets.values
-            mask = targets.mask if isinstance(targets, Padded) else True
-        assert isinstance(values, Tensor)  # for the type checker
-        if ((values == separator) & mask).any():
+        values = targets if isinstance(targets, Tensor) else targets.values
+        found = values == separator
+        if isinstance(targets, Padded):
+            found &= targets.mask
+        if found.any():
             raise ValueError(
                 f"{argument} has token {separator}, the separator, which the model itself puts "
                 "before and behind a target; leave it out, or set separator= to another token."
@@ -319,7 +318,7 @@ def errors_of(target: Any, prediction: Any) -> tuple[Array, Array]:
 
 
 def _as_ragged(column: Any) -> Ragged:
-    """Turn a column into rows of tensors; sequences of one length may be an array (N, T)."""
+    """Turn a ragged column, or an array (N, T), into rows of tensors."""
     if isinstance(column, _npz.Ragged):
         return Ragged(
             torch.from_numpy(np.asarray(column.values, np.int64)), torch.from_numpy(column.offsets)
@@ -383,7 +382,7 @@ def as_padded(targets: Tensor | Padded) -> Padded:
 
 
 def check_tokens(argument: str, tokens: Tensor | Ragged | Padded, size: int, setting: str) -> None:
-    """Raise a `ValueError` that names a token outside of 0 … size - 1.
+    """Raise a `ValueError` that names an unknown token.
 
     Args:
         argument: What the tokens are called.
