@@ -251,6 +251,27 @@ class Predictor:
             title=samples.title,
         )
 
+    def generate(self, prompts: Any, *args: Any, **kwargs: Any) -> Any:
+        """Continue texts, or find their targets, with the model.
+
+        Args:
+            prompts: As for `dlblocks.models.LanguageModel.generate`, or
+                `dlblocks.models.Seq2Seq.generate`. The average of fold models continues texts by
+                the mean of their probabilities.
+            *args: Likewise.
+            **kwargs: Likewise.
+
+        Raises:
+            TypeError: The model generates nothing.
+        """
+        model: Any = self.model
+        if not hasattr(model, "generate"):
+            raise TypeError(
+                f"{type(model).__name__} generates nothing; use predict, or for images "
+                "predictor.model.sample."
+            )
+        return model.generate(prompts, *args, **kwargs)
+
     @property
     def _task_name(self) -> str | None:
         task = getattr(self.model, "task", None)

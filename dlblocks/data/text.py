@@ -29,6 +29,7 @@ from dlblocks.data.encoders import ENCODERS, Encoder, Samples
 from dlblocks.data.source import Source
 from dlblocks.fields import Tokens
 
+FEW = 20  # groups of documents: too few for usual splits
 Repeats = Literal["remove", "group", "keep"]
 
 
@@ -214,6 +215,20 @@ class TextDataModule(DataModule):
         graph = coo_array((np.ones(len(a)), (a, b)), (count, count))
         found: npt.NDArray[np.int64] = connected_components(graph, directed=False)[1]
         return found
+
+    def _split(self) -> None:
+        try:
+            super()._split()
+        except ValueError as error:
+            blocks, groups = len(self._blocks["train"][0]), len(np.unique(self._groups))
+            if groups > FEW:
+                raise
+            raise ValueError(
+                f"{_place(self.path)} is short: {blocks} blocks of block_size={self.block_size} "
+                f"and stride={self.stride}, of {groups} documents, or groups of them that share a "
+                f"block. {error} A smaller block_size, or more sections of a single document, "
+                "gives more of them."
+            ) from error
 
     def _fit_statistics(self) -> None:
         super()._fit_statistics()

@@ -307,3 +307,60 @@ class RNNLanguageModel(LanguageModel):
             dropout=dropout,
         )
         super().__init__(net, vocab_size, **kwargs)
+
+
+class _Caches:
+    """The caches of several nets for the same rows."""
+
+    def __init__(self, caches: list[Any]) -> None:
+        self.caches = caches
+
+    @property
+    def lengths(self) -> Tensor:
+        found: Tensor = self.caches[0].lengths
+        return found
+
+    def __getitem__(self, rows: Tensor) -> _Caches:
+        return _Caches([cache[rows] for cache in self.caches])
+
+    def __setitem__(self, rows: Tensor, other: _Caches) -> None:
+        for mine, given in zip(self.caches, other.caches, strict=True):
+            mine[rows] = given
+
+
+class _AverageNet(nn.Module):
+    """Logits of the mean probability that several nets give the next token."""
+
+    def __init__(self, nets: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+        known = [getattr(net, "context", None) for net in nets]
+        self.context = min((size for size in known if size is not None), default=None)
+        self.separator = getattr(nets[0], "separator", None)
+        if all(hasattr(net, "make_cache") for net in nets):
+            self.make_cache = self._make_cache
+
+    def forward(self, tokens: Tensor, *, cache: _Caches | None = None, **kwargs: Any) -> Tensor:
+        each = [
+            net(tokens, **kwargs, **({} if cache is None else {"cache": cache.caches[i]}))
+            for i, net in enumerate(self.nets)
+        ]
+        return torch.stack(each).log_softmax(-1).logsumexp(0)
+
+    def _make_cache(self, batch_size: int) -> _Caches:
+        nets: Any = self.nets
+        return _Caches([net.make_cache(batch_size) for net in nets])
+
+
+def average_language_model(
+    members: Sequence[LanguageModel], data_spec: dict[str, Any] | None
+) -> LanguageModel:
+    """Make one language model, whose probabilities are the mean of those of several.
+
+    Args:
+        members: Over one vocabulary. Their nets are shared, not copied.
+        data_spec: What the model says of the data; see `Model`.
+    """
+    model = LanguageModel(_AverageNet([m.net for m in members]), members[0].vocab_size)
+    model.data_spec = data_spec
+    return model.to(members[0].device)
