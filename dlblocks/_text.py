@@ -65,7 +65,7 @@ class Vocabulary:
         if self.symbols is None:
             ids = ids[ids >= SPECIAL] - SPECIAL
             return ids.astype(np.uint8).tobytes().decode(errors="replace")
-        table = np.array(["\ufffd", "", *self.symbols])
+        table = np.array(self.names)
         return "".join(table[ids])
 
     def check(self, argument: str, text: str) -> None:
@@ -88,6 +88,12 @@ class Vocabulary:
         if self.symbols is not None:
             found[SPECIAL:] = self._known
         return found
+
+    @property
+    def names(self) -> list[str]:
+        """One character for each token, for figures; "" for the separator."""
+        symbols = map(chr, range(256)) if self.symbols is None else self.symbols
+        return ["\ufffd", "", *symbols]
 
     @property
     def sizes(self) -> npt.NDArray[np.float64]:

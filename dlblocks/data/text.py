@@ -28,6 +28,7 @@ from dlblocks.data.datamodule import DataModule
 from dlblocks.data.encoders import ENCODERS, Encoder, Samples
 from dlblocks.data.source import Source
 from dlblocks.fields import Tokens
+from dlblocks.tasks import Predictions, PredictionTable
 
 FEW = 20  # groups of documents: too few for usual splits
 Repeats = Literal["remove", "group", "keep"]
@@ -282,6 +283,11 @@ class TextDataModule(DataModule):
             encoding=self.encoding,
             **self.fold_vocabulary.to_plain(),
         )
+
+    def with_inputs(self, table: PredictionTable, part: str, *, repeats: int = 1) -> Predictions:
+        shown = super().with_inputs(table, part, repeats=repeats)
+        shown.class_names = self.vocabulary.names  # for figures of the text
+        return shown
 
     def description(self) -> str:
         parts = {"development": self.documents, "test": self.test_documents}

@@ -13,6 +13,7 @@ from dlblocks.crossval import cross_validate
 from dlblocks.data import TextDataModule
 from dlblocks.data.text import without_repeats
 from dlblocks.models import GPTLanguageModel, RNNLanguageModel
+from dlblocks.tasks import LanguageModelTask
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
 
@@ -210,6 +211,11 @@ def test_cross_validation_pools_every_character(texts, tmp_path):
     expected = (nats / np.log(2) + unknown) / size
     assert pooled["bits_per_character"] == pytest.approx(expected, rel=1e-5)
     assert pooled["bits_per_character"] < np.log2(0x110000)
+    figures = LanguageModelTask.figures(data.with_inputs(table, "val"), title="out of fold")
+    drawn = "".join(each.get_text() for each in figures["text"]().axes[0].texts)
+    first = next(iter(data.documents.values()))[:40].replace("\n", "↵")
+    assert drawn.startswith(first)
+    assert (tmp_path / "run" / "figures" / "text.png").is_file()
 
 
 def test_load_predicts_new_text(texts, tmp_path):
