@@ -25,8 +25,8 @@ from dlblocks.models.language import LanguageModel, average_language_model
 from dlblocks.models.model import Model, beside_inputs
 from dlblocks.nets import Preprocess
 from dlblocks.nets.preprocess import PassOn
-from dlblocks.tasks import PredictionTable, Task
-from dlblocks.tasks.task import Stage, task_names
+from dlblocks.tasks import PredictionTable, Task, task_names
+from dlblocks.tasks.task import Stage
 
 
 class VotingEnsemble(MadeOfTrained, Model):
