@@ -81,6 +81,11 @@ class Seq2Seq(TokenMeanModel):
 
     def forward(self, inputs: Tensor | Padded, targets: Tensor | Padded | None = None) -> Any:
         if targets is None:
+            if torch.compiler.is_exporting():
+                raise ValueError(
+                    "a search for sequences cannot be exported, because its steps depend on what "
+                    "it finds; use generate of the model, or dlblocks.load(path).predict"
+                )
             rules = self._rules(self.num_beams, self.length_penalty, None)
             found = self._search(as_padded(inputs), rules)
             return [

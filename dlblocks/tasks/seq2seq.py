@@ -103,9 +103,6 @@ class Seq2SeqTask(Task):
     shown = ("error_rate",)
     standard = ("token_accuracy", "error_rate", "sequence_accuracy")
     loss_range = (0.0, None)
-    no_export = (
-        "a search for a sequence is no program of fixed size; use model.generate, or dlblocks.load"
-    )
     longest: Tensor
 
     def __init__(

@@ -506,6 +506,12 @@ def test_cross_validation_and_its_refit_predict_texts(tmp_path):
         predictor.model.generate(["a", "cd"])
 
 
+def test_export_is_refused(tmp_path):
+    example = Padded.of([torch.tensor([2, 3])])
+    with pytest.raises(ValueError, match="a search for sequences cannot be exported"):
+        dlblocks.load(transformer()).export(tmp_path / "model.pt2", example=example)
+
+
 def test_resume_is_exact(tmp_path):
     def fit(path, epochs, ckpt=None):
         data = pairs()
