@@ -1,12 +1,12 @@
 """Dates in words as numbers, or English spelling to phonemes, by an encoder-decoder net.
 
-Result of dates: all of 1,000 test dates are right, greedy and with four beams (seed 0, one run; from
-the tenth of 20 epochs on, all of validation). The target of the most similar training date has 19 %
-wrong characters, and none is exact. 4.3 minutes of CPU time on one thread of a busy machine (two
-cores; torch 2.14, lightning 2.6.6).
+Result: of dates, all of 1,000 test dates are right, greedy and with four beams (seed 0, one run;
+from the tenth of 20 epochs on, all of validation). The target of the most similar training date has
+19 % wrong characters, and none is exact. 4.3 minutes of CPU time on one thread of a busy machine
+(two cores; torch 2.14, lightning 2.6.6).
 
-Of the CMU dictionary there is no result of a whole run yet: after the first of six epochs, 18.8 % of
-the phonemes are wrong (validation, greedy, over pairs). An epoch takes 3.5 minutes of CPU time.
+Of the CMU dictionary there is no result of a whole run yet: after the first of six epochs, 18.8 %
+of the phonemes are wrong (validation, greedy, over pairs). An epoch takes 3.5 minutes of CPU time.
 """
 
 from __future__ import annotations
