@@ -16,6 +16,7 @@ from dlblocks.models.language import GPTLanguageModel, LanguageModel, RNNLanguag
 from dlblocks.models.model import Model, load
 from dlblocks.models.regression import MLPRegressor, Regressor
 from dlblocks.models.segmentation import Segmenter, UNetSegmenter, VisionSegmenter
+from dlblocks.models.seq2seq import RNNSeq2Seq, Seq2Seq, TransformerSeq2Seq
 from dlblocks.models.sequence import (
     RNNClassifier,
     RNNRegressor,
@@ -50,10 +51,13 @@ __all__ = [
     "RNNClassifier",
     "RNNLanguageModel",
     "RNNRegressor",
+    "RNNSeq2Seq",
     "Regressor",
     "Segmenter",
+    "Seq2Seq",
     "TransformerClassifier",
     "TransformerForecaster",
+    "TransformerSeq2Seq",
     "UNetSegmenter",
     "ViTClassifier",
     "VisionClassifier",

@@ -9,6 +9,7 @@ from dlblocks.tasks.multiclass import MulticlassTask
 from dlblocks.tasks.multilabel import MultilabelTask
 from dlblocks.tasks.regression import RegressionTask
 from dlblocks.tasks.segmentation import SegmentationTask
+from dlblocks.tasks.seq2seq import Seq2SeqTask, edit_distances
 from dlblocks.tasks.table import Predictions, PredictionTable
 from dlblocks.tasks.task import Task
 
@@ -23,7 +24,9 @@ __all__ = [
     "Predictions",
     "RegressionTask",
     "SegmentationTask",
+    "Seq2SeqTask",
     "Task",
+    "edit_distances",
     "find_task",
     "task_names",
 ]
