@@ -87,7 +87,7 @@ class Diffusion(FlowMatching):
         return {"loss": (found - epsilon).square().flatten(1).mean(1)}
 
     @torch.no_grad()
-    def bits(self, levels: Tensor, labels: Tensor | None, noise: AnyNoise) -> Tensor:
+    def scores(self, levels: Tensor, labels: Tensor | None, noise: AnyNoise) -> Tensor:
         net, scale = self.used_net, 2 / (self.levels - 1)
         images = levels.float() * scale - 1
         last = self.alpha_bar[-1]

@@ -62,7 +62,7 @@ class FlowMatching(GenerativeModel):
         torch.Size([3, 1, 8, 8])
     """
 
-    slow_bits = has_steps = True
+    slow_scores = has_steps = True
     pixel_mean: Tensor
     pixel_std: Tensor
     log_prior: Tensor
@@ -139,7 +139,7 @@ class FlowMatching(GenerativeModel):
         return {"loss": (velocity - (end - start)).square().flatten(1).mean(1)}
 
     @torch.no_grad()
-    def bits(self, levels: Tensor, labels: Tensor | None, noise: AnyNoise) -> Tensor:
+    def scores(self, levels: Tensor, labels: Tensor | None, noise: AnyNoise) -> Tensor:
         net, count = self.used_net, max(1, JACOBIAN_ROWS // self.num_dims)
         epsilon = noise.normal(*self.image_shape)
         y = levels + self.noise_std * epsilon

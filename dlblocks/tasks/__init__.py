@@ -2,7 +2,7 @@
 
 from dlblocks.tasks.detection import DetectionTask
 from dlblocks.tasks.forecast import ForecastTask
-from dlblocks.tasks.generative import GenerativeTask
+from dlblocks.tasks.generative import GenerativeTask, SampleTask
 from dlblocks.tasks.language import LanguageModelTask
 from dlblocks.tasks.multiclass import MulticlassTask
 from dlblocks.tasks.multilabel import MultilabelTask
@@ -20,6 +20,7 @@ __all__ = [
     "PredictionTable",
     "Predictions",
     "RegressionTask",
+    "SampleTask",
     "SegmentationTask",
     "Task",
     "find_task",

@@ -121,11 +121,11 @@ def test_bound_and_samples_of_a_single_image():
     model = TheOnly([1, 2, 2], levels=5, timesteps=12, ema_decay=None, noise_std=0.15)
     model.net.bars = model.alpha_bar
     levels = torch.tensor([[[[0, 2], [3, 4]]]]).expand(50, 1, 2, 2)
-    bits = model.eval().bits(levels, None, Noise(0, range(50)))
+    bits = model.eval().scores(levels, None, Noise(0, range(50)))
     # Only the prior's KL and the levels' rounding are left.
     assert 0 < float(bits.mean()) < 0.05
     other = torch.tensor([[[[0, 2], [3, 3]]]]).expand(50, 1, 2, 2)
-    assert float(model.bits(other, None, Noise(0, range(50))).min()) > 1
+    assert float(model.scores(other, None, Noise(0, range(50))).min()) > 1
     for options in ({"steps": 1}, {"steps": 5}, {"method": "ddpm"}):
         found = model.sample(3, **options)
         assert torch.equal(model.to_levels(model.preprocess(found)), levels[:3])

@@ -112,7 +112,7 @@ def test_bits_of_one_normal_distribution_for_each_pixel():
     levels = torch.tensor([[0, 2], [1, 1], [4, 3]]).view(3, 1, 1, 2)
     count = 4000
     many = levels.repeat_interleave(count, 0)
-    found = model.bits(many, None, Noise(0, range(3 * count))).view(3, count).double()
+    found = model.scores(many, None, Noise(0, range(3 * count))).view(3, count).double()
     # p(k) = ∫ p(y) p(k | y) dy, on a grid.
     y = torch.linspace(-9, 14, 20_001, dtype=torch.float64)
     weight = shares.double() * (-0.5 * ((y[:, None] - torch.arange(5)) / 0.4) ** 2).exp()

@@ -91,7 +91,7 @@ def test_logged_names(fitted):
     model, trainer = fitted
     names = {*trainer.callback_metrics}
     assert {"train/loss", "val/loss"} <= names
-    assert ("val/bits_per_dim" in names) != model.slow_bits
+    assert ("val/bits_per_dim" in names) != model.slow_scores
     with_bits = trainer.validate(model, digits(batch_size=64), verbose=False)[0]
     assert {"val/loss", "val/bits_per_dim"} <= {*with_bits}
 
