@@ -5,7 +5,7 @@ Goodfellow et al. (2014), and Gulrajani et al. (2017) with the Wasserstein dista
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,22 +13,34 @@ from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from dlblocks._errors import check_choice, check_range, check_whole
+from dlblocks.models._adversarial import (
+    discriminator_loss,
+    energy_score,
+    generator_loss,
+    gradient_norm,
+)
 from dlblocks.models._noise import AnyNoise, Noise
-from dlblocks.models.generative import EVALUATION_SEED, GenerativeModel, check_image_shape
+from dlblocks.models.generative import (
+    EVALUATION_SEED,
+    GenerativeModel,
+    check_image_shape,
+    weighted_mean,
+)
 from dlblocks.nets.adversarial import Discriminator, Generator
 from dlblocks.optim import make_optimizer, make_schedule
 from dlblocks.optim.param_groups import GROUP_ARGS
+from dlblocks.optim.schedules import schedule_needs_total_steps
 from dlblocks.tasks import SampleTask
 from dlblocks.tasks.task import Stage
 
 LOSSES = ("non_saturating", "wasserstein")
 PENALTIES = {"non_saturating": 0.1, "wasserstein": 10.0}
 CERTAIN = 0.999  # share of pairs from which a discriminator is said to tell all
+PATIENCE = 5  # epochs of that before the warning; at the start it is usual
 
 
 class GAN(GenerativeModel):
@@ -59,8 +71,9 @@ class GAN(GenerativeModel):
 
     Logged in training: ``loss`` (of the generator), ``discriminator_loss`` and
     ``discriminator_accuracy``, how often an image has a higher score than a sample. In evaluation
-    ``energy_score``, which is the ``loss`` there, and has no chance in it. There is a warning after
-    an epoch in which the discriminator told all samples from images, or gave all the same score.
+    ``energy_score``, which is the ``loss`` there, and has no chance in it. There is a warning if
+    the discriminator has collapsed: it gives all the same score in an epoch, or with the first loss
+    tells all samples from images in five epochs in a row.
 
     Args:
         image_shape: Channels, height and width, of any size.
@@ -140,7 +153,7 @@ class GAN(GenerativeModel):
         self.discriminator_lr = self.lr if discriminator_lr is None else float(discriminator_lr)
         self.energy_samples = energy_samples
         self._check_discriminator()
-        self._has_warned = False
+        self._has_warned, self._won = False, 0  # a discriminator that collapsed; epochs it won
 
     def make_task(self) -> SampleTask:
         return SampleTask()
@@ -164,7 +177,8 @@ class GAN(GenerativeModel):
         return Discriminator(image_shape, num_classes, **arguments)
 
     def _check_discriminator(self) -> None:
-        found = [type(m).__name__ for m in self.discriminator.modules() if _mixes(m)]
+        parts = self.discriminator.modules()
+        found = [type(part).__name__ for part in parts if isinstance(part, _BatchNorm)]
         if found and self.gradient_penalty:
             raise ValueError(
                 f"the discriminator has a {found[0]}, by which the score of an image depends on "
@@ -180,8 +194,9 @@ class GAN(GenerativeModel):
 
     @torch.no_grad()
     def scores(self, levels: Tensor, labels: Tensor | None, noise: AnyNoise) -> Tensor:
-        top, found = self.levels - 1, torch.zeros(len(levels), device=levels.device)
+        top = self.levels - 1
         images = levels.flatten(1).float() / top
+        found = torch.zeros_like(images[:, 0])
         # The same noise for each class and batch, so that nothing depends on the batch.
         count = self.energy_samples
         codes = Noise(EVALUATION_SEED, range(count), self.device).normal(self.latent_dim)
@@ -227,7 +242,7 @@ class GAN(GenerativeModel):
         self.automatic_optimization = False
         if stage == "fit":
             self._check_trainer()
-            self._has_warned = False
+            self._has_warned, self._won = False, 0
 
     def _check_trainer(self) -> None:
         name, trainer = type(self).__name__, self.trainer
@@ -255,7 +270,13 @@ class GAN(GenerativeModel):
                 )
 
     def configure_optimizers(self) -> Any:
-        steps, batches = self._planned_steps()
+        steps = batches = None
+        if (
+            schedule_needs_total_steps(self.lr_schedule)
+            or self.warmup_steps
+            or self.discriminator_steps > 1
+        ):
+            steps, batches = self._planned_steps()
         optimizers: list[Optimizer] = []
         schedules: list[Any] = []
         for net, lr, every in (
@@ -305,20 +326,19 @@ class GAN(GenerativeModel):
         levels, labels, weights = self._checked(batch, stage)
         noise = self._noise(stage, len(levels))
         real = (levels + noise.uniform(*self.image_shape)) * (2 / self.levels) - 1
-        is_turn = (self._batches_before() + 1) % self.discriminator_steps == 0
+        done = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        is_turn = (done + 1) % self.discriminator_steps == 0
         with torch.set_grad_enabled(is_turn):
             fake = self.net(noise.normal(self.latent_dim), labels).float()
         found, loss = self._train_discriminator(real, fake.detach(), labels, weights, noise)
         if is_turn:
-            loss = self._weighted_mean(self._generator_loss(self._scores(fake, labels)), weights)
+            each = generator_loss(self._scores(fake, labels), self.adversarial_loss)
+            loss = weighted_mean(each, weights)
             self._take_step(0, self.net, loss)
             if self.ema is not None:
                 self.ema.update(self.net)
         self.record(stage, loss.detach(), found, weights)
         return loss.detach()
-
-    def _batches_before(self) -> int:
-        return self.trainer.fit_loop.epoch_loop.total_batch_idx
 
     def _scores(self, images: Tensor, labels: Tensor | None) -> Tensor:
         found: Tensor = self.discriminator(images, labels)
@@ -338,21 +358,23 @@ class GAN(GenerativeModel):
         noise: AnyNoise,
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Take a step. Return values (N,) to log, and the generator's loss before it."""
+        kind, strength = self.adversarial_loss, self.gradient_penalty
         of_fake = self._scores(fake, labels)
-        if self.adversarial_loss == "wasserstein":
-            of_real = self._scores(real, labels)
-            loss = of_fake - of_real
-            if self.gradient_penalty:
-                share = noise.uniform()[:, None, None, None]
-                norm = self._gradient(torch.lerp(fake, real, share), labels)[1].sqrt()
-                loss = loss + self.gradient_penalty * (norm - 1).square()
+        penalty: Tensor | float = 0.0
+
+        def score(images: Tensor) -> Tensor:
+            return self._scores(images, labels)
+
+        if strength and kind == "non_saturating":
+            of_real, norm = gradient_norm(score, real)
+            penalty = strength / 2 * norm.square()
         else:
-            if self.gradient_penalty:
-                of_real, square = self._gradient(real, labels)
-            else:
-                of_real, square = self._scores(real, labels), torch.zeros_like(of_fake)
-            loss = F.softplus(-of_real) + F.softplus(of_fake) + self.gradient_penalty / 2 * square
-        self._take_step(1, self.discriminator, self._weighted_mean(loss, weights))
+            of_real = score(real)
+        if strength and kind == "wasserstein":
+            points = torch.lerp(fake, real, noise.uniform()[:, None, None, None])
+            penalty = strength * (gradient_norm(score, points)[1] - 1).square()
+        loss = discriminator_loss(of_real, of_fake, kind) + penalty
+        self._take_step(1, self.discriminator, weighted_mean(loss, weights))
         of_real, of_fake = of_real.detach(), of_fake.detach()
         wins = (of_real > of_fake).float() + 0.5 * (of_real == of_fake)
         found = {
@@ -360,16 +382,7 @@ class GAN(GenerativeModel):
             "discriminator_accuracy": wins,
             "discriminator_gap": (of_real - of_fake).abs(),
         }
-        return found, self._weighted_mean(self._generator_loss(of_fake), weights)
-
-    def _gradient(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        return squared_gradient(lambda x: self._scores(x, labels), images)
-
-    def _generator_loss(self, of_fake: Tensor) -> Tensor:
-        return -of_fake if self.adversarial_loss == "wasserstein" else F.softplus(-of_fake)
-
-    def _weighted_mean(self, each: Tensor, weights: Tensor | None) -> Tensor:
-        return each.mean() if weights is None else (weights * each).mean()
+        return found, weighted_mean(generator_loss(of_fake, kind), weights)
 
     def _take_step(self, number: int, net: nn.Module, loss: Tensor) -> None:
         """Step the optimizer of a net, by gradients of that net alone."""
@@ -408,70 +421,22 @@ class GAN(GenerativeModel):
         values = self.trainer.callback_metrics
         accuracy = float(values["train/discriminator_accuracy"])
         gap = float(values["train/discriminator_gap"])
-        if self._has_warned:
-            return
+        self._won = self._won + 1 if accuracy > CERTAIN else 0
         said = None
         if gap == 0:
             said = (
                 "gives all images and samples the same score, so the generator learns nothing; "
                 "lower discriminator_lr or the gradient penalty"
             )
-        elif accuracy > CERTAIN and self.adversarial_loss == "non_saturating":
+        elif self._won >= PATIENCE and self.adversarial_loss == "non_saturating":
             said = (
-                "tells all samples from images, so the generator learns little; lower "
-                "discriminator_lr, raise gradient_penalty or dropout, or use loss='wasserstein'"
+                f"has told all samples from images for {self._won} epochs, so the generator learns "
+                "little; lower discriminator_lr, raise gradient_penalty or dropout, or use "
+                "loss='wasserstein'"
             )
-        if said is not None:
+        if said is not None and not self._has_warned:
             self._has_warned = True
             rank_zero_warn(f"epoch {self.current_epoch}: the discriminator {said}.")
-
-
-def energy_score(samples: Tensor, images: Tensor) -> Tensor:
-    """Compute E ‖X - y‖ - E ‖X - X'‖ / 2 for images y.
-
-    The norm is the root mean square. X and X' are different samples (Gneiting and Raftery 2007,
-    "Strictly proper scoring rules").
-
-    Args:
-        samples: X, shape (M, D).
-        images: y, shape (N, D).
-
-    Returns:
-        Shape (N,).
-
-    Example:
-        >>> energy_score(torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [2.0]]))
-        tensor([0., 1.])
-    """
-    count, scale = len(samples), samples.shape[1] ** 0.5
-    # By differences: by products, equal points would have a distance.
-    exact = "donot_use_mm_for_euclid_dist"
-    apart = torch.cdist(samples, samples, compute_mode=exact).sum() / (count * (count - 1))
-    return (torch.cdist(images, samples, compute_mode=exact).mean(1) - apart / 2) / scale
-
-
-def squared_gradient(score: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute scores and the squared norms of their gradients, which can be trained.
-
-    Args:
-        score: Scores (N,) of images, each of its image alone.
-        images: Shape (N, ...).
-
-    Returns:
-        Scores (N,), and Σ (∂ score / ∂ image)² over all of an image, shape (N,).
-
-    Example:
-        >>> squared_gradient(lambda x: (x**2).flatten(1).sum(1), torch.tensor([[[1.0, 2.0]]]))[1]
-        tensor([20.], grad_fn=<SumBackward1>)
-    """
-    images = images.detach().requires_grad_()
-    scores = score(images)
-    (gradient,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
-    return scores, gradient.flatten(1).square().sum(1)
-
-
-def _mixes(module: nn.Module) -> bool:
-    return isinstance(module, _BatchNorm)
 
 
 def _check_optimization(

@@ -268,7 +268,7 @@ class GenerativeModel(Model):
         if self.slow_scores and not is_fit:
             found[self.measure] = self.scores(levels, labels, noise.again())
         each = found.pop("loss")
-        loss = each.mean() if weights is None else (weights * each).mean()
+        loss = weighted_mean(each, weights)
         self.record(stage, loss, found, weights)
         return loss
 
@@ -492,6 +492,11 @@ class Means(Metric):
     def compute(self) -> dict[str, Tensor]:
         """Return the means by name."""
         return {name: (self.sums[i] / self.count).float() for i, name in enumerate(self.names)}
+
+
+def weighted_mean(each: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the mean of losses (N,), each times its weight (N,) if there are weights."""
+    return each.mean() if weights is None else (weights * each).mean()
 
 
 @contextlib.contextmanager
