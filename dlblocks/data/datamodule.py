@@ -578,7 +578,8 @@ class DataModule(SplitDataModule):
         """
         self._image_shape()
         shown = self.with_inputs(table[: whole(count)], part)
-        return shown.of_task().show(shown, title=title or None)
+        figure: Figure = shown.of_task().show(shown, title=title or None)
+        return figure
 
     def with_inputs(self, table: PredictionTable, part: str, *, repeats: int = 1) -> Predictions:
         """Return predictions with the raw inputs of their samples, for figures.

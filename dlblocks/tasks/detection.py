@@ -18,7 +18,8 @@ from dlblocks._npz import Ragged
 from dlblocks._scores import Weighted
 from dlblocks.fields import Boxes, kinds_of
 from dlblocks.tasks._boxes import IOUS, Matches, f1_score, match, precisions, scores_of
-from dlblocks.tasks.task import Array, Predictions, PredictionTable, Stage, Task
+from dlblocks.tasks.table import Array, Predictions, PredictionTable
+from dlblocks.tasks.task import Stage, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
