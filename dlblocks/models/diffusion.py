@@ -28,7 +28,11 @@ class Diffusion(FlowMatching):
 
     With images x in [-1, 1], x_t = √ᾱ_t x + √(1 - ᾱ_t) ε for t = 1 … T, with the cosine schedule
     of Nichol and Dhariwal (2021), and the loss is the mean of (ε(x_t, t) - ε)². The net is that of
-    `FlowMatching`, with t / T as its time.
+    `FlowMatching`, with t / T as its time. It only learns what independent normal pixels do not
+    explain, as there: with the mean m and variance s² of each pixel over the training part, and
+    v = ᾱ_t s² + 1 - ᾱ_t, z = (x_t - √ᾱ_t m) / √v,
+
+        ε(x_t, t) = √((1 - ᾱ_t) / v) z + √(ᾱ_t s² / v) net(z, t)
 
     A step of the sampler goes from t to any s < t. The net's ε gives x; x is clipped to [-1, 1],
     and ε is computed again from it. Then x_s = √ᾱ_s x + √(1 - ᾱ_s - σ²) ε + σ · noise, with
@@ -112,8 +116,13 @@ class Diffusion(FlowMatching):
         return share.sqrt() * images + (1 - share).sqrt() * epsilon
 
     def _epsilon(self, net: nn.Module, x: Tensor, steps: Tensor, labels: Tensor | None) -> Tensor:
-        found: Tensor = net(x, steps.float() / self.timesteps, labels)
-        return found.float()
+        scale, share = 2 / (self.levels - 1), self.alpha_bar[steps][:, None, None, None]
+        mean, spread = self.pixel_mean * scale - 1, (self.pixel_std * scale).square() * share
+        variance = spread + 1 - share
+        z = (x - share.sqrt() * mean) * variance.rsqrt()
+        found = net(z, steps.float() / self.timesteps, labels).float()
+        of_normal: Tensor = ((1 - share) / variance).sqrt() * z
+        return of_normal + (spread / variance).sqrt() * found
 
     def draw(
         self,

@@ -9,7 +9,7 @@ import torch
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import FlowMatching
 from dlblocks.models._noise import Noise
-from dlblocks.models.flow_matching import flow_log_prob, guided, integrate
+from dlblocks.models.flow_matching import _velocity, flow_log_prob, guided, integrate
 
 # A mixture of two normal distributions on the line.
 WEIGHT, MEAN, STD = torch.tensor([0.3, 0.7]), torch.tensor([-2.0, 1.0]), torch.tensor([0.5, 0.3])
@@ -142,6 +142,25 @@ def test_statistics_of_pixels_are_those_of_the_training_part(make_trainer):
     other = DigitsDataModule(batch_size=512, val_fraction=0.5)
     make_trainer(limit_train_batches=1, limit_val_batches=0).fit(model, other)
     torch.testing.assert_close(model.pixel_std, expected)
+
+
+def test_a_net_of_zeros_is_exact_for_normal_pixels():
+    """E[x_1 - x_0 | x_t] by regression on many pairs."""
+    torch.manual_seed(0)
+    start, end = torch.randn(2, 100_000, 1, 1, 1)
+    for t in (0.0, 0.2, 0.5, 0.9, 1.0):
+        x = (1 - t) * start + t * end
+        slope = float((x * (end - start)).mean() / (x * x).mean())
+        times = torch.tensor(t)
+        found = _velocity(lambda x, *_: 0 * x, x, times, None)
+        torch.testing.assert_close(found, slope * x, atol=0.08, rtol=0)
+        left = _velocity(lambda x, *_: torch.ones_like(x), x, times, None) - found
+        assert float(left.mean()) ** 2 == pytest.approx(
+            float((end - start - found).var()), rel=0.02
+        )
+        seen = []
+        _velocity(lambda x, *_, seen=seen: seen.append(x) or x, x, times, None)
+        assert float(seen[0].var()) == pytest.approx(1, rel=0.02)
 
 
 # Guidance
