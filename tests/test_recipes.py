@@ -49,6 +49,7 @@ SHORT = {
     "batch_size": ["--large=64"],
     "fine_tuning": ["--arms=[scratch, frozen]"],
     "forecast": ["--num_folds=2"],
+    "generative": ["--kinds=[vae, gan]"],
     "detection": ["--num_scenes=40"],
     "kfold": ["--num_folds=2"],
     "modern_cnn": ["--archs=[alexnet, resnet18]"],
