@@ -70,7 +70,7 @@ class Diffusion(FlowMatching):
         timesteps: int = 200,
         steps: int = 20,
         eta: float = 0.0,
-        noise_std: float = 0.2,
+        noise_std: float = 0.5,
         levels: int = 256,
         **kwargs: Any,
     ) -> None:
