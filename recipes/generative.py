@@ -121,6 +121,7 @@ def fit(
         trainer = pl.Trainer(
             **settings,
             max_epochs=max_epochs,
+            limit_val_batches=0,  # no epoch is selected
             logger=used or False,
             default_root_dir=folder,
             enable_checkpointing=False,

@@ -53,7 +53,8 @@ def energy_score(samples: Tensor, images: Tensor) -> Tensor:
     # By differences: by products, equal points would have a distance.
     exact = "donot_use_mm_for_euclid_dist"
     apart = torch.cdist(samples, samples, compute_mode=exact).sum() / (count * (count - 1))
-    return (torch.cdist(images, samples, compute_mode=exact).mean(1) - apart / 2) / scale
+    near: Tensor = torch.cdist(images, samples, compute_mode=exact).mean(1)
+    return (near - apart / 2) / scale
 
 
 def gradient_norm(score: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, Tensor]:

@@ -120,9 +120,9 @@ class Diffusion(FlowMatching):
         mean, spread = self.pixel_mean * scale - 1, (self.pixel_std * scale).square() * share
         variance = spread + 1 - share
         z = (x - share.sqrt() * mean) * variance.rsqrt()
-        found = net(z, steps.float() / self.timesteps, labels).float()
-        of_normal: Tensor = ((1 - share) / variance).sqrt() * z
-        return of_normal + (spread / variance).sqrt() * found
+        found: Tensor = net(z, steps.float() / self.timesteps, labels)
+        of_normal = ((1 - share) / variance).sqrt() * z
+        return of_normal + (spread / variance).sqrt() * found.float()
 
     def draw(
         self,

@@ -202,9 +202,9 @@ class FlowMatching(GenerativeModel):
 def _velocity(net: nn.Module, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
     times = t.expand(len(x))
     variance = ((1 - times) ** 2 + times**2)[:, None, None, None]
-    found = net(x * variance.rsqrt(), times, labels).float()
-    ahead: Tensor = (2 * times - 1)[:, None, None, None] / variance * x
-    return ahead + found * variance.rsqrt()
+    found: Tensor = net(x * variance.rsqrt(), times, labels)
+    ahead = (2 * times - 1)[:, None, None, None] / variance * x
+    return ahead + found.float() * variance.rsqrt()
 
 
 def level_shares(levels: Tensor, num_levels: int) -> Tensor:

@@ -226,8 +226,8 @@ class GAN(GenerativeModel):
         return self._made(noise.normal(self.latent_dim), labels)
 
     def _made(self, codes: Tensor, labels: Tensor | None) -> Tensor:
-        images = self.used_net(codes, labels).float()
-        return ((images + 1) * (self.levels / 2)).floor().long().clamp(0, self.levels - 1)
+        images: Tensor = self.used_net(codes, labels)
+        return ((images.float() + 1) * (self.levels / 2)).floor().long().clamp(0, self.levels - 1)
 
     # Training
 
@@ -406,7 +406,7 @@ class GAN(GenerativeModel):
             return gradients
         known = [gradient for gradient in gradients if gradient is not None]
         flat = torch.cat([gradient.flatten() for gradient in known])
-        flat = self.trainer.strategy.reduce(flat, reduce_op="mean")  # type: ignore[assignment]
+        flat = self.trainer.strategy.reduce(flat, reduce_op="mean")
         parts = iter(flat.split([gradient.numel() for gradient in known]))
         return [None if g is None else next(parts).view_as(g) for g in gradients]
 

@@ -139,7 +139,8 @@ class Discriminator(nn.Module):
         if self.classes is None:
             return scores
         assert labels is not None  # for the type checker
-        return scores + (self.classes(labels) * features).sum(1)
+        of_class: Tensor = (self.classes(labels) * features).sum(1)
+        return scores + of_class
 
 
 def _layer(arch: str, before: int, after: int, *, stride: int = 1) -> nn.Module:
