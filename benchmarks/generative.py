@@ -156,7 +156,13 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--turns", type=int, default=7)
-    turns = parser.parse_args().turns
+    parser.add_argument("--only", choices=["VAE", "FlowMatching", "GAN", "likelihood"])
+    given = parser.parse_args()
+    turns = given.turns
+
+    def wanted(name: str) -> bool:
+        return given.only in (None, name)
+
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     print(f"torch {torch.__version__}, lightning {pl.__version__}, one thread, {turns} turns")
@@ -165,22 +171,30 @@ def main() -> None:
     batches = [[images[row], labels[row]] for row in rows]
     common: dict[str, Any] = {"levels": 17, "num_classes": 10, "lr": 1e-3, "ema_decay": 0.998}
     for cls in (VAE, FlowMatching):
+        if not wanted(cls.__name__):
+            continue
         make: Callable[[], Any] = partial(cls, [1, 8, 8], **common)
         compare(
             f"step of {cls.__name__}, {BATCH} digits",
-            {"ours": partial(under_trainer, make, batches), "bare loop": partial(bare, make, batches)},
+            {
+                "ours": partial(under_trainer, make, batches),
+                "bare loop": partial(bare, make, batches),
+            },
             turns,
-        )  # fmt: skip
+        )
     make = partial(GAN, [1, 8, 8], **common)
-    compare(
-        f"step of GAN, {BATCH} digits",
-        {
-            "ours": partial(under_trainer, make, batches),
-            "bare loop": partial(bare_gan, make, batches, 1),
-            "generator twice": partial(bare_gan, make, batches, 2),
-        },
-        turns,
-    )
+    if wanted("GAN"):
+        compare(
+            f"step of GAN, {BATCH} digits",
+            {
+                "ours": partial(under_trainer, make, batches),
+                "bare loop": partial(bare_gan, make, batches, 1),
+                "generator twice": partial(bare_gan, make, batches, 2),
+            },
+            turns,
+        )
+    if not wanted("likelihood"):
+        return
     model = FlowMatching([1, 8, 8], **common).eval()
     levels, started = model.to_levels(model.preprocess(images[:360])), time.process_time()
     model.scores(levels, labels[:360], Noise(0, range(360)))

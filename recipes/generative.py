@@ -95,13 +95,19 @@ def main(
 def make_model(kind: Kind) -> GenerativeModel:
     """Return a new model of the digits and their classes."""
     common: dict[str, Any] = {"levels": 17, "num_classes": 10}
-    trained = {"optimizer": "adamw", "lr": 0.002, "lr_schedule": "one_cycle"}
+    trained: dict[str, Any] = {"optimizer": "adamw", "lr": 0.002, "lr_schedule": "one_cycle"}
     if kind == "gan":
         return GAN([1, 8, 8], loss="wasserstein", discriminator_steps=2, lr=0.001, **common)
     if kind == "vae":
         return VAE([1, 8, 8], dropout=0.1, weight_decay=0.05, ema_decay=0.998, **common, **trained)
     if kind == "autoregressive":
-        small = {"width": 64, "depth": 2, "dropout": 0.2, "weight_decay": 0.05, "ema_decay": 0.99}
+        small: dict[str, Any] = {
+            "width": 64,
+            "depth": 2,
+            "dropout": 0.2,
+            "weight_decay": 0.05,
+            "ema_decay": 0.99,
+        }
         return PixelAutoregressive([1, 8, 8], **common, **small, **trained | {"lr": 0.003})
     kinds: dict[str, type[FlowMatching]] = {"flow_matching": FlowMatching, "diffusion": Diffusion}
     return kinds[kind]([1, 8, 8], dropout=0.2, weight_decay=0.01, **common, **trained)

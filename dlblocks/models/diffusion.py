@@ -76,6 +76,7 @@ class Diffusion(FlowMatching):
     ) -> None:
         check_range("timesteps", timesteps, 2)
         check_range("eta", eta, 0, 1)
+        _check_steps(steps, timesteps)
         super().__init__(image_shape, steps=steps, noise_std=noise_std, levels=levels, **kwargs)
         self.timesteps, self.eta = timesteps, float(eta)
         first = 1 - (noise_std * 2 / (levels - 1)) ** 2
@@ -149,10 +150,7 @@ class Diffusion(FlowMatching):
             check_choice("method", method, ["ddim", "ddpm"])
         if method == "ddpm":
             steps, eta = self.timesteps, 1.0
-        if steps > self.timesteps:
-            raise ValueError(
-                f"steps={steps} is more than timesteps={self.timesteps}; give at most as many."
-            )
+        _check_steps(steps, self.timesteps)
         check_range("eta", eta, 0, 1)
         places = torch.linspace(self.timesteps, 0, steps + 1).round().long().tolist()
         x = noise.normal(*self.image_shape)
@@ -164,6 +162,11 @@ class Diffusion(FlowMatching):
             fresh = noise.normal(*self.image_shape) if eta and s else torch.zeros_like(x)
             x = denoise(x, epsilon, self.alpha_bar[t], self.alpha_bar[s], eta, fresh)
         return ((x + 1) * ((self.levels - 1) / 2)).round().long().clamp(0, self.levels - 1)
+
+
+def _check_steps(steps: int, timesteps: int) -> None:
+    if steps > timesteps:
+        raise ValueError(f"steps={steps} is more than timesteps={timesteps}; give at most as many.")
 
 
 def cosine_schedule(timesteps: int, first: float) -> Tensor:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from dlblocks._errors import check_choice, check_range
@@ -70,6 +71,7 @@ class FlowMatching(GenerativeModel):
     pixel_mean: Tensor
     pixel_std: Tensor
     log_prior: Tensor
+    is_fitted: Tensor
 
     def __init__(
         self,
@@ -106,6 +108,7 @@ class FlowMatching(GenerativeModel):
         self.register_buffer("pixel_mean", torch.full(shape, (count - 1) / 2))
         std = math.sqrt((count**2 - 1) / 12 + self.noise_std**2)
         self.register_buffer("pixel_std", torch.full(shape, std))
+        self.register_buffer("is_fitted", torch.tensor(False))
         self.register_buffer("log_prior", torch.full((*shape, count), -math.log(count)))
 
     def make_net(
@@ -120,18 +123,21 @@ class FlowMatching(GenerativeModel):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         arrays = getattr(self.datamodule, "arrays", None)
-        untouched = self.trainer.ckpt_path is None and not self._has_steps()
-        if stage == "fit" and callable(arrays) and untouched:
+        # A model that was trained before keeps its statistics.
+        if stage == "fit" and callable(arrays) and not bool(self.is_fitted):
             images = arrays("train")[0]
             levels = self.to_levels(self.preprocess(images.to(self.device)))
             wide = levels.double()
             self.pixel_mean.copy_(wide.mean(0))
             self.pixel_std.copy_((wide.var(0, unbiased=False) + self.noise_std**2).sqrt())
             self.log_prior.copy_(level_shares(levels, self.levels).log())
-
-    def _has_steps(self) -> bool:
-        """Tell whether the net was trained before."""
-        return self.ema is not None and bool(self.ema.steps)
+            self.is_fitted.fill_(True)
+        elif stage == "fit" and not bool(self.is_fitted):
+            rank_zero_warn(
+                f"{type(self).__name__} got loaders instead of a datamodule over arrays, so it "
+                "does not know the mean, deviation and levels of each pixel, and its likelihood "
+                "will be worse; use ArrayDataModule or another datamodule of this package."
+            )
 
     def losses(self, levels: Tensor, labels: Tensor | None, noise: AnyNoise) -> dict[str, Tensor]:
         end = self._standardized(levels + self.noise_std * noise.normal(*self.image_shape))

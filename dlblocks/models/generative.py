@@ -243,7 +243,8 @@ class GenerativeModel(Model):
                 f"image_shape={list(self.image_shape)}, got images of shape "
                 f"{tuple(images.shape)}; set image_shape={list(images.shape[1:])}."
             )
-        if self._first_batch:
+        # On an accelerator, reading a value waits for it, so only the first batch is checked.
+        if self._first_batch or images.device.type == "cpu":
             self.check_values(images)
         if labels is not None and (self._first_batch or labels.device.type == "cpu"):
             labels = self.check_labels(labels)

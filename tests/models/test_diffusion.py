@@ -138,7 +138,7 @@ def test_a_net_of_zeros_is_exact_for_independent_normal_pixels():
 
 
 def test_bound_and_samples_of_a_single_image():
-    model = TheOnly([1, 2, 2], levels=5, timesteps=12, ema_decay=None, noise_std=0.15)
+    model = TheOnly([1, 2, 2], levels=5, timesteps=12, steps=4, ema_decay=None, noise_std=0.15)
     levels = torch.tensor([[[[0, 2], [3, 4]]]]).expand(50, 1, 2, 2)
     bits = model.eval().scores(levels, None, Noise(0, range(50)))
     # Only the prior's KL and the levels' rounding are left.
@@ -153,6 +153,8 @@ def test_bound_and_samples_of_a_single_image():
 def test_arguments():
     with pytest.raises(ValueError, match="steps=13 is more than timesteps=12"):
         small().sample(2, steps=13)
+    with pytest.raises(ValueError, match="steps=20 is more than timesteps=12"):
+        Diffusion([1, 2, 2], timesteps=12)
     with pytest.raises(ValueError, match="eta=2"):
         small(eta=2.0)
     with pytest.raises(ValueError, match="timesteps=1"):

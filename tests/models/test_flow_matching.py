@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import FlowMatching
@@ -129,7 +130,8 @@ def test_bits_of_one_normal_distribution_for_each_pixel():
 
 def test_statistics_of_pixels_are_those_of_the_training_part(make_trainer):
     data = DigitsDataModule(batch_size=512)
-    model = FlowMatching([1, 8, 8], levels=17, width=4, depth=1, noise_std=0.3)
+    # Also without an average, which would know that there was a training.
+    model = FlowMatching([1, 8, 8], levels=17, width=4, depth=1, noise_std=0.3, ema_decay=None)
     make_trainer(limit_train_batches=1, limit_val_batches=0).fit(model, data)
     pixels = (data.arrays("train")[0].double() * 16 / 255).round()
     expected = (pixels.var(0, unbiased=False) + 0.09).sqrt().float()
@@ -142,6 +144,15 @@ def test_statistics_of_pixels_are_those_of_the_training_part(make_trainer):
     other = DigitsDataModule(batch_size=512, val_fraction=0.5)
     make_trainer(limit_train_batches=1, limit_val_batches=0).fit(model, other)
     torch.testing.assert_close(model.pixel_std, expected)
+
+
+def test_loaders_leave_the_statistics_unknown(make_trainer):
+    images = DigitsDataModule().source.inputs[:16]
+    model = FlowMatching([1, 8, 8], levels=17, width=4, depth=1)
+    loader = DataLoader(images, batch_size=8)
+    with pytest.warns(UserWarning, match="got loaders instead of a datamodule"):
+        make_trainer(limit_val_batches=0).fit(model, loader, loader)
+    assert not model.is_fitted
 
 
 def test_a_net_of_zeros_is_exact_for_normal_pixels():

@@ -302,6 +302,14 @@ def test_plain_loaders_and_batches_of_images_alone(make_trainer):
         assert torch.isfinite(trainer.callback_metrics["val/loss"])
 
 
+def test_values_outside_the_levels_in_a_later_batch(make_trainer):
+    images = digits().source.inputs[:48].clone()
+    images[40, 0, 3, 3] = 7
+    loader = DataLoader(images, batch_size=16)
+    with pytest.raises(ValueError, match=r"image 8 has the value 7"):
+        make_trainer(limit_val_batches=0).fit(vae(), loader, loader)
+
+
 def test_dictionaries_are_refused_with_a_cure(make_trainer):
     loader = DataLoader([{"x": image} for image in digits().source.inputs[:8]])
     with pytest.raises(ValueError, match=r"a dict with 'x'; give your DataLoader a collate_fn"):
