@@ -1,6 +1,14 @@
 """All kinds of generative models on handwritten digits, in one table.
 
-Result: TODO
+Result: not measured as a whole yet. Its parts (seed 0, one run of each, 359 test digits, bits per
+dimension given the class; the class takes 0.05 more; uniform pixels 4.09, independent pixels 2.44,
+class histograms 2.26):
+
+    VAE, 60 epochs           2.00 (importance-weighted bound of 64 codes), 32 s of CPU time
+    diffusion, 60 epochs     2.27 (bound), 23 s
+    GAN, 300 epochs          no likelihood; 95.8 % trained on samples, recall 0.44, 47 s
+
+One thread of a busy machine with two CPU cores (torch 2.15, lightning 2.6.6).
 """
 
 from __future__ import annotations
