@@ -29,7 +29,7 @@ from dlblocks._files import atomic_write, is_rank_zero
 from dlblocks._plain import plain, plain_hyperparameters
 from dlblocks._quiet import isolated
 from dlblocks._ragged import entries_of
-from dlblocks.crossval.results import CrossValidationResult, NestedResult
+from dlblocks.crossval import load_result
 from dlblocks.data._csv_chunks import CsvChunks
 from dlblocks.data._images import images_below
 from dlblocks.data._read_csv import COMPRESSED, ENDINGS
@@ -362,7 +362,8 @@ class Predictor:
         normalises them itself. For sequences of unequal length it takes padded values (N, T, ...)
         and lengths (N,); recurrent nets over these cannot be exported. Tables are features, in the
         order of ``columns``. It returns ``prediction``, as `predict` does: probabilities (N, C) of
-        classes, else values; and of ensembles also ``std``.
+        classes, else values; and of ensembles also ``std``. A detector takes one image of the size
+        of training, (1, C, H, W), and returns rows (x0, y0, x1, y1, score, class); ``.onnx`` alone.
 
         Metadata are texts of JSON: ``class_names``, ``columns``, ``task``, ``input_shape``,
         ``input_dtype``, ``outputs``, and ``data_spec``, from which
@@ -397,8 +398,7 @@ def _open_folder(
     if refits:
         return _open_file(refits[0], module, classes)
     if (path / "folds.csv").is_file():
-        kind = NestedResult if (path / "search.csv").is_file() else CrossValidationResult
-        result = kind.load(path)
+        result = load_result(path)
         make = None
         if module is not None and module not in classes:
             saved = read_checkpoint(path / result.folds[0]["checkpoint"], "cpu").get(HPARAMS)

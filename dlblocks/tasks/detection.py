@@ -61,10 +61,7 @@ class DetectionTask(Task):
     name = "detection"
     shown = ("map_50",)
     standard = ("map", "map_50", "map_75", "mar")
-    no_export = (
-        "how many boxes remain depends on their values (non-maximum suppression), which "
-        "torch.export cannot hold; save the model, and read it with dlblocks.load"
-    )
+    ragged = True
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

@@ -52,8 +52,8 @@ class Task(nn.Module):
     """Lowest and highest possible loss; None for an unknown bound."""
     votes: bool = False
     """Whether members of an ensemble can vote for one answer each."""
-    no_export: str = ""
-    """Why its models cannot be exported, and the cure; "" if they can."""
+    ragged: bool = False
+    """Whether a prediction has any number of rows, such as boxes."""
     kind: str = ""
     """How the names of torchmetrics' classes for it begin."""
 
