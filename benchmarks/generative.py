@@ -6,8 +6,8 @@ compared with one that runs it twice, as most do. All take turns in one process,
 Times are those of the processor, so that other work on the machine counts little. Ratios are within
 a turn.
 
-Measured (one thread of a very busy two-core virtual machine, torch 2.15, lightning 2.6.6, medians of
-three turns): a step of the VAE takes 1.14 (1.09 … 1.15) times as long as the bare loop, of flow
+Measured (one thread of a very busy two-core virtual machine, torch 2.15, lightning 2.6.6, medians
+of three turns): a step of the VAE takes 1.14 (1.09 … 1.15) times as long as the bare loop, of flow
 matching 1.01 (0.99 … 1.04). The GAN was not measured.
 
 Run: python benchmarks/generative.py

@@ -8,9 +8,9 @@ are judged as asked for, and the scores on real test digits of a classifier trai
     DDPM, 200 steps         99.1 %  96.7 %
     DDIM, 20, guidance 2    99.7 %  96.1 %
 
-The samples are of an earlier version of the model, whose bound was 2.65 bits per dimension given the
-class, above that of independent pixels (2.43). Now 60 epochs give 2.27 in 23 s of CPU time. 147 s of
-CPU time for 500 epochs on one thread (torch 2.14, lightning 2.6.6).
+The samples are of an earlier version of the model, whose bound was 2.65 bits per dimension given
+the class, above that of independent pixels (2.43). Now 60 epochs give 2.27 in 23 s of CPU time.
+147 s of CPU time for 500 epochs on one thread (torch 2.14, lightning 2.6.6).
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ PATIENCE = 5  # epochs of that before the warning; at the start it is usual
 
 
 class GAN(GenerativeModel):
-    """A generator that learns to make images which a discriminator takes for real.
+    """A generator of images, trained against a discriminator.
 
     With scores D(x, class) of images and x̃ = G(z, class) of normal noise z, the discriminator and
     the generator minimize the means of
@@ -304,7 +304,10 @@ class GAN(GenerativeModel):
         return optimizers, schedules
 
     def _planned_steps(self) -> tuple[int | None, int | None]:
-        """Return the discriminator's steps in a fit and in an epoch, None if not known."""
+        """Count the discriminator's steps of a fit and an epoch.
+
+        None if they are not known.
+        """
         trainer, every = self.trainer, self.discriminator_steps
         trainer.estimated_stepping_batches  # noqa: B018 - lets Lightning count the batches
         of_epoch = trainer.num_training_batches
@@ -357,7 +360,11 @@ class GAN(GenerativeModel):
         weights: Tensor | None,
         noise: AnyNoise,
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Take a step. Return values (N,) to log, and the generator's loss before it."""
+        """Step the discriminator.
+
+        Returns:
+            Values (N,) to log, and the generator's loss before the step.
+        """
         kind, strength = self.adversarial_loss, self.gradient_penalty
         of_fake = self._scores(fake, labels)
         penalty: Tensor | float = 0.0

@@ -496,7 +496,7 @@ class Means(Metric):
 
 
 def weighted_mean(each: Tensor, weights: Tensor | None) -> Tensor:
-    """Return the mean of losses (N,), each times its weight (N,) if there are weights."""
+    """Return the mean of losses (N,), times weights (N,) if any."""
     return each.mean() if weights is None else (weights * each).mean()
 
 
