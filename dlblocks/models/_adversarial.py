@@ -35,8 +35,8 @@ def generator_loss(of_fake: Tensor, kind: str) -> Tensor:
 def energy_score(samples: Tensor, images: Tensor) -> Tensor:
     """Compute the energy score of images.
 
-    It is E ‖X - y‖ - E ‖X - X'‖ / 2 for images y. The norm is the root mean square. X and X' are different samples (Gneiting and Raftery 2007,
-    "Strictly proper scoring rules").
+    It is E ‖X - y‖ - E ‖X - X'‖ / 2 for images y, and the norm is the root mean square. X and X'
+    are different samples (Gneiting and Raftery 2007, "Strictly proper scoring rules").
 
     Args:
         samples: X, shape (M, D).
