@@ -1,4 +1,4 @@
-"""Every block of Python in the README runs as it is printed, in order, for fewer epochs."""
+"""Every block of Python in the README runs in order, for fewer epochs, folds and models."""
 
 import re
 import runpy
@@ -43,6 +43,8 @@ def test_the_blocks_run_in_order(tmp_path):
     (tmp_path / "new_customers.csv").write_text("\n".join(new) + "\n")
     script, count = re.subn(r'(max_epochs(?:": |=))\d+', r"\g<1>2", "\n".join(blocks))
     assert count >= 6
+    script, count = re.subn(r"(num_(?:folds|members|stages)=)\d+", r"\g<1>2", script)
+    assert count >= 5
     (tmp_path / "readme.py").write_text(script)
     forked.run(run_script, "readme.py", timeout=300)
     said = (tmp_path / "said-0.txt").read_text()
