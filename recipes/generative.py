@@ -77,7 +77,9 @@ def main(
         "fast_dev_run": fast_dev_run,
     }
     bits: dict[str, Array] = {}
-    rows, figures, simple = {}, {}, {}
+    rows: dict[str, dict[str, float]] = {}
+    figures: dict[str, Any] = {}
+    simple: dict[str, Array] = {}
     for kind in kinds:
         seed_everything(seed, workers=True, verbose=False)
         size = 64 if kind == "autoregressive" else 256
