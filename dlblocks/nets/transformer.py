@@ -168,7 +168,7 @@ def _make_norm(norm: str, width: int, *, bias: bool = True) -> nn.Module:
 
 
 class Transformer(nn.Module):
-    """A stack of `TransformerBlock`s over embedded inputs, with their positions.
+    """Stack `TransformerBlock` layers over embedded inputs, with positions.
 
     An encoder without `causal`, a decoder with it. After blocks with ``pre_norm=True`` there is a
     last norm. Weights start as in GPT-2: normal with standard deviation 0.02, which is divided by
