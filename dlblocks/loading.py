@@ -362,7 +362,8 @@ class Predictor:
         normalises them itself. For sequences of unequal length it takes padded values (N, T, ...)
         and lengths (N,); recurrent nets over these cannot be exported. Tables are features, in the
         order of ``columns``. It returns ``prediction``, as `predict` does: probabilities (N, C) of
-        classes, else values; and of ensembles also ``std``.
+        classes, else values; and of ensembles also ``std``. A detector takes one image of the size
+        of training, (1, C, H, W), and returns rows (x0, y0, x1, y1, score, class); ``.onnx`` alone.
 
         Metadata are texts of JSON: ``class_names``, ``columns``, ``task``, ``input_shape``,
         ``input_dtype``, ``outputs``, and ``data_spec``, from which

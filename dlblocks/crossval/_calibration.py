@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from dlblocks.models import VotingEnsemble, VotingModule
-from dlblocks.tasks import PredictionTable, Task
-from dlblocks.tasks.task import task_names
+from dlblocks.tasks import PredictionTable, Task, task_names
 
 
 def calibrate(

@@ -161,6 +161,8 @@ def margin_note(splits: Mapping[str, Any]) -> list[str]:
         for fold in splits["folds"]
     ]  # fmt: skip
     each = 100 / splits["num_samples"]
+    if each * max(left) < 0.5:
+        return []
     return [
         f"blocks: {each * min(left):.0f} to {each * max(left):.0f} % of the samples are in no part "
         "of a fold, since they are nearer than the margin to samples held out."

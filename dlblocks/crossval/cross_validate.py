@@ -131,7 +131,9 @@ def cross_validate(
             selection part is what it is computed on.
         task: For a module that is not of `dlblocks.models`: what its predictions are, so that
             they have pooled metrics and figures. ``"multiclass"``: scores (N, C) or classes (N,);
-            ``"multilabel"``: probabilities (N, C) for targets of 0 and 1; ``"regression"``: values.
+            ``"multilabel"``: probabilities (N, C) for targets of 0 and 1; ``"regression"``: values;
+            ``"segmentation"``: class maps (N, H, W); ``"detection"``: for each image a
+            dictionary with boxes, scores and labels, as torchvision's detectors return.
             None: what shapes and dtypes leave no doubt about. Models of ours know theirs.
         mode: Whether ``"min"`` or ``"max"`` of `monitor` is best; None for the metric's own
             direction, where its name or a torchmetrics object of the model says it.

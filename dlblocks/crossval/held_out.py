@@ -31,7 +31,7 @@ from dlblocks.models._predict import NoPredictions
 from dlblocks.runs._tables import number
 from dlblocks.runs._trainer import check_trainer_arguments, quiet_trainer
 from dlblocks.runs.predictions import predict_part
-from dlblocks.tasks import PredictionTable, find_task
+from dlblocks.tasks import PredictionTable, Task, find_task
 
 TESTED = "test.json"
 DRAWS = 2000
@@ -228,7 +228,8 @@ def weighted_metrics(
     if not is_finite(prediction):
         return {}
     try:
-        return find_task(target, prediction, task).weighted_metrics(target, prediction)
+        found: type[Task] = find_task(target, prediction, task)
+        return found.weighted_metrics(target, prediction)
     except ValueError:
         return {}
 

@@ -30,7 +30,7 @@ from dlblocks.models._predict import predictor, to_numpy
 from dlblocks.nets import Preprocess
 from dlblocks.runs._tables import number
 from dlblocks.tasks import PredictionTable, Task
-from dlblocks.tasks.task import data_frame
+from dlblocks.tasks.table import data_frame
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

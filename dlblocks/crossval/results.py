@@ -47,7 +47,7 @@ from dlblocks.runs._figures import drawing, save_figures
 from dlblocks.runs._result import Result
 from dlblocks.runs._tables import number
 from dlblocks.tasks import PredictionTable
-from dlblocks.tasks.task import data_frame
+from dlblocks.tasks.table import data_frame
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

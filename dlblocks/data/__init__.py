@@ -1,11 +1,14 @@
 """LightningDataModules that split data into folds, and their parts."""
 
+from dlblocks.data._folds import kfold
+from dlblocks.data._holdout import holdout
 from dlblocks.data.arrays import ArrayDataModule
 from dlblocks.data.curve import CurveDataModule
 from dlblocks.data.datamodule import DataModule
 from dlblocks.data.dataset import ArrayDataset, EpochSampler
 from dlblocks.data.detection import DetectionDataModule
 from dlblocks.data.digits import DigitsDataModule
+from dlblocks.data.folded import FoldedDataModule
 from dlblocks.data.forecast import ForecastDataModule
 from dlblocks.data.forecast_baselines import (
     ExponentialSmoothing,
@@ -13,16 +16,14 @@ from dlblocks.data.forecast_baselines import (
     seasonal_naive,
 )
 from dlblocks.data.image_folder import ImageFolderDataModule
-from dlblocks.data.kfold import FoldedDataModule
 from dlblocks.data.packaged import packaged_file
 from dlblocks.data.scenes import DigitScenesDataModule
 from dlblocks.data.segmentation import SegmentationDataModule
 from dlblocks.data.source import Source
 from dlblocks.data.split_datamodule import SplitDataModule
-from dlblocks.data.splitting import holdout, kfold
 from dlblocks.data.tabular import TabularDataModule
 from dlblocks.data.text import TextDataModule
-from dlblocks.data.tiles import cut_tiles, join_tiles
+from dlblocks.data.tiles import boxes_of_tiles, cut_tiles, join_tiles
 from dlblocks.data.vision import (
     CIFAR10DataModule,
     CIFAR100DataModule,
@@ -53,6 +54,7 @@ __all__ = [
     "TabularDataModule",
     "TextDataModule",
     "baseline_tables",
+    "boxes_of_tiles",
     "cut_tiles",
     "holdout",
     "join_tiles",

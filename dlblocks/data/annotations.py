@@ -220,55 +220,9 @@ def read_voc_file(
     return np.array(boxes, float).reshape(-1, 4), labels, size
 
 
-def cut_tiles(
-    image: Array, boxes: npt.ArrayLike, size: int, *, min_visible: float = 0.3
-) -> tuple[Array, list[Array], Array]:
-    """Cut a large image into square tiles that do not overlap.
-
-    The rest at the right and below is in no tile.
-
-    Args:
-        image: Shape (C, H, W).
-        boxes: x0, y0, x1, y1, and further columns such as the class, shape (n, 4 + k).
-        size: Side of a tile in pixels.
-        min_visible: Least share of a box that is in a tile; otherwise it is not in it.
-
-    Returns:
-        The tiles (M, C, size, size), the clipped boxes of each, (m, 4 + k), and the row and column
-        of each tile, int64 (M, 2).
-
-    Raises:
-        ValueError: The image is smaller than a tile.
-
-    Example:
-        >>> tiles, found, place = cut_tiles(np.zeros((3, 20, 45)), [[15, 2, 25, 12]], 20)
-        >>> tiles.shape, [rows.tolist() for rows in found]
-        ((2, 3, 20, 20), [[[15.0, 2.0, 20.0, 12.0]], [[0.0, 2.0, 5.0, 12.0]]])
-    """
-    rows = np.asarray(boxes, float)
-    rows = rows.reshape(len(rows), rows.shape[1] if rows.ndim == 2 else 4)
-    down, across = image.shape[1] // size, image.shape[2] // size
-    if not down or not across:
-        raise ValueError(
-            f"the image has {image.shape[1]}×{image.shape[2]} pixels, less than a tile of "
-            f"size={size}; use a smaller size."
-        )
-    whole = np.prod(rows[:, 2:4] - rows[:, :2], 1)
-    tiles, found, place = [], [], []
-    for i, j in np.ndindex(down, across):
-        top, left = size * i, size * j
-        tiles.append(image[:, top : top + size, left : left + size])
-        inside = rows.copy()
-        inside[:, :4] = np.clip(rows[:, :4] - [left, top, left, top], 0, size)
-        share = np.prod(inside[:, 2:4] - inside[:, :2], 1) / np.maximum(whole, 1e-12)
-        found.append(inside[(share >= min_visible) & (share > 0)])
-        place.append((i, j))
-    return np.stack(tiles), found, np.array(place)
-
-
 def _text(element: ElementTree.Element, key: str) -> str:
     text = element.findtext(key)
-    if text is None:
+    if text is None or not text.strip():
         raise ValueError(f"{element.tag} has no {key}")
     return text.strip()
 

@@ -6,7 +6,6 @@ folds, normalisation and loaders are implemented here for all of them.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,9 +20,10 @@ from typing_extensions import Self
 
 from dlblocks._boxes import are_boxes, box_rows
 from dlblocks._errors import check_range, whole
-from dlblocks._quiet import isolated
 from dlblocks.data._fingerprint import MAX_SEARCHED_BYTES, fingerprint, first_copies, row_keys
 from dlblocks.data._normalization import needs_float64, standardisation
+from dlblocks.data._preview import first_batch
+from dlblocks.data._resident import ResidentArrays
 from dlblocks.data.dataset import ArrayDataset, collate, collate_with_index
 from dlblocks.data.encoders import ArrayEncoder, Encoder, ImageEncoder, SequenceEncoder
 from dlblocks.data.source import Source, check_arrays
@@ -545,7 +545,7 @@ class DataModule(SplitDataModule):
         new = self.for_fold(self.fold, self.num_folds, repeat=self.repeat)
         if isinstance(callbacks, pl.Callback):
             callbacks = [callbacks]
-        images, targets = (x[:count] for x in _first_batch(new, callbacks))
+        images, targets = (x[:count] for x in first_batch(new, callbacks))
         if are_boxes(targets):
             shown = new.as_images(images).numpy()
             return boxes(shown, box_rows(targets), class_names=new.class_names or [])
@@ -578,7 +578,8 @@ class DataModule(SplitDataModule):
         """
         self._image_shape()
         shown = self.with_inputs(table[: whole(count)], part)
-        return shown.of_task().show(shown, title=title or None)
+        figure: Figure = shown.of_task().show(shown, title=title or None)
+        return figure
 
     def with_inputs(self, table: PredictionTable, part: str, *, repeats: int = 1) -> Predictions:
         """Return predictions with the raw inputs of their samples, for figures.
@@ -601,94 +602,3 @@ class DataModule(SplitDataModule):
         if self.source.inputs.is_floating_point():
             return raw
         return raw.round_().clamp_(0, 255).to(torch.uint8)
-
-
-# The rest is for the model and its activations.
-SHARE_OF_FREE_MEMORY = 0.5
-
-
-class ResidentArrays:
-    """Copies of arrays on an accelerator, shared by all loaders and folds.
-
-    Args:
-        wanted: True, False, or ``"auto"`` to copy if they take at most half of the free memory.
-    """
-
-    def __init__(self, wanted: bool | Literal["auto"]) -> None:
-        self.wanted = wanted
-        self._copies: dict[str, tuple[Any, Any]] = {}  # name: (array, its copy)
-
-    def move(self, arrays: dict[str, Any], device: torch.device) -> list[Any]:
-        """Copy arrays to a device, or return them unchanged if not wanted.
-
-        Args:
-            arrays: Arrays by name. A new array under a name replaces the copy of the old.
-            device: Device of the batches.
-        """
-        if not self.wanted or device.type == "cpu":
-            return list(arrays.values())
-        missing = {n: array for n, array in arrays.items() if not self._has(n, array, device)}
-        if self.wanted == "auto" and not _fit(sum(a.nbytes for a in missing.values()), device):
-            return list(arrays.values())
-        for name, array in missing.items():
-            self._copies[name] = array, array.to(device)
-        return [self._copies[name][1] for name in arrays]
-
-    def _has(self, name: str, array: Any, device: torch.device) -> bool:
-        of, copied = self._copies.get(name, (None, None))
-        return of is array and copied is not None and copied.device == device
-
-
-def _fit(num_bytes: int, device: torch.device) -> bool:
-    # Only CUDA tells its free memory.
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
-    return num_bytes <= SHARE_OF_FREE_MEMORY * free
-
-
-class _Eye(pl.LightningModule):
-    """A model that learns nothing and keeps the batch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.batch: Any = None
-
-    def training_step(self, batch: Any, batch_idx: int) -> None:
-        self.batch = batch
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        pass
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD([self.weight])
-
-
-def _first_batch(
-    datamodule: pl.LightningDataModule, callbacks: Sequence[pl.Callback]
-) -> tuple[Tensor, Tensor]:
-    """Return inputs and targets of a model's first training batch.
-
-    They are on the CPU.
-
-    Args:
-        datamodule: The datamodule. It stays attached to the Trainer that is used here.
-        callbacks: Callbacks that change batches. Copies are used.
-    """
-    eye = _Eye()
-    with isolated():
-        trainer = pl.Trainer(
-            max_epochs=1,
-            limit_train_batches=1,
-            limit_val_batches=0,
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=copy.deepcopy(list(callbacks)),
-        )
-        trainer.fit(eye, datamodule=datamodule)
-    inputs, targets = eye.batch[:2]
-    return inputs, targets

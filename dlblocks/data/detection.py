@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dlblocks._errors import check_choice, check_range, did_you_mean, whole
+from dlblocks.data._blocks import as_positions, check_positions
 from dlblocks.data._cache import cached_images, decode_all
 from dlblocks.data._images import decode, size_of
 from dlblocks.data.annotations import Annotated, clipped, fitted, read_coco, read_voc
@@ -37,6 +38,7 @@ class DetectionDataModule(DataModule):
 
     Classes are 0 … C-1, without one for the background. COCO's categories become 0 … C-1 in the
     order of their ids, and VOC's classes in the order of their names; `class_names` has them.
+    COCO's crowds are left out. VOC's difficult objects count like the others.
 
     Args:
         images: An array or tensor (N, C, H, W), a ``.npy`` file of one, or a folder of images.
@@ -60,6 +62,8 @@ class DetectionDataModule(DataModule):
         cache: Keep decoded images in files, for more than fit in memory: a folder for them.
         groups: Of arrays, the group of each image, shape (N,). Of a folder, which images belong
             together; see `ImageFolderDataModule`. Or ``"duplicates"``.
+        positions: Of arrays that are tiles of large images, where they lie, for
+            ``split="blocks"``; see `cut_tiles` and `boxes_of_tiles`.
         **kwargs: Batches, splits and normalisation; see `DataModule`.
 
     Raises:
@@ -92,6 +96,7 @@ class DetectionDataModule(DataModule):
         background: int | tuple[int, int, int] = 255,
         cache: str | None = None,
         groups: str | Callable[[str], str] | npt.ArrayLike | None = None,
+        positions: npt.ArrayLike | None = None,
         **kwargs: Any,
     ) -> None:
         duplicates = isinstance(groups, str) and groups == "duplicates"
@@ -115,9 +120,13 @@ class DetectionDataModule(DataModule):
         )
         self.cache = cache
         self.groups: Any = None if duplicates else groups
+        check_positions(positions, self.split, groups)
+        if positions is not None and _is_folder(images):
+            raise ValueError("positions= is for arrays, but images is a folder; leave it out.")
+        self.positions = positions
         arrays = [name for name, value in (("images", images), ("test_images", test_images))
                   if value is not None and not isinstance(value, str)]  # fmt: skip
-        arrays += ["labels", "test_labels"]
+        arrays += ["labels", "test_labels", "positions"]
         arrays += [n for n, v in (("boxes", boxes), ("test_boxes", test_boxes))
                    if not isinstance(v, str)]  # fmt: skip
         self.save_hyperparameters(
@@ -146,6 +155,9 @@ class DetectionDataModule(DataModule):
             found |= {f"{part}inputs": arrays, f"{part}targets": rows}
         source = ArrayDataModule(**found, target_kind=Boxes()).load()
         source.class_names, source.groups = names, groups
+        if self.positions is not None:
+            size: Any = source.inputs.shape[2:]
+            source.positions = as_positions(self.positions, len(source.inputs), size)
         return source
 
     def _of_files(

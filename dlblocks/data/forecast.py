@@ -13,15 +13,17 @@ import numpy.typing as npt
 import torch
 
 from dlblocks._errors import check_choice, check_range, did_you_mean, whole
+from dlblocks.data._holdout import holdout
 from dlblocks.data._normalization import needs_float64
 from dlblocks.data._series import CALENDAR, Array, Panel, read_panel
 from dlblocks.data._series_encoder import SeriesEncoder
 from dlblocks.data._series_sets import SETS, read_named
+from dlblocks.data._strata import Indices
 from dlblocks.data._windows import naive_errors, window_inputs
 from dlblocks.data.datamodule import DataModule
 from dlblocks.data.encoders import Encoder
 from dlblocks.data.source import Source
-from dlblocks.data.splitting import Indices, check_split, holdout
+from dlblocks.data.splitting import check_split
 from dlblocks.fields import Kind, Values
 from dlblocks.nets import SeriesScaler
 

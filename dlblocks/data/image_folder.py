@@ -17,10 +17,11 @@ from torch import Tensor
 from dlblocks._errors import check_range, did_you_mean, whole
 from dlblocks.data._cache import cached_images, decode_all
 from dlblocks.data._images import ENDINGS, decode, images_below, is_hidden
+from dlblocks.data._strata import Indices
 from dlblocks.data.datamodule import DataModule
 from dlblocks.data.encoders import Encoder, ImageEncoder
 from dlblocks.data.source import Source
-from dlblocks.data.splitting import Indices, hold_out_test
+from dlblocks.data.splitting import hold_out_test
 
 # Spellings of each part's folder, in small letters, without words before and behind.
 PARTS = {

@@ -20,11 +20,12 @@ from typing_extensions import Self
 from dlblocks._errors import CheckedConstructor, check_choice, check_range, whole
 from dlblocks.data._blocks import Plane
 from dlblocks.data._fingerprint import first_copies
+from dlblocks.data._holdout import selection
 from dlblocks.data._kinds import find_target_kind
+from dlblocks.data._strata import Indices
 from dlblocks.data.dataset import EpochSampler
 from dlblocks.data.encoders import Encoder
 from dlblocks.data.splitting import (
-    Indices,
     Split,
     Splitter,
     check_split,
@@ -32,7 +33,6 @@ from dlblocks.data.splitting import (
     hold_out_test,
     is_in_time,
     own_repeats,
-    selection,
     split_name,
     splits,
 )

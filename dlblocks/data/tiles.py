@@ -70,6 +70,46 @@ def positions_in(
     return np.array([(image, r, c, tile, tile) for r in rows for c in columns], np.int64)
 
 
+def boxes_of_tiles(
+    boxes: Sequence[npt.ArrayLike], positions: npt.ArrayLike, *, min_visible: float = 0.3
+) -> list[Array]:
+    """Return the boxes that lie in each tile, clipped and in its pixels.
+
+    Args:
+        boxes: For each image x0, y0, x1, y1, and further columns such as the class, (n, 4 + k).
+        positions: Image, row, column, height and width of each tile, shape (M, 5), of `cut_tiles`.
+        min_visible: Least share of a box that is in a tile; otherwise it is not in it.
+
+    Returns:
+        For each tile, its boxes, floating point (m, 4 + k).
+
+    Raises:
+        ValueError: A tile is of an image without an entry in `boxes`.
+
+    Example:
+        >>> tiles, positions = cut_tiles([np.zeros((3, 20, 40))], 20)
+        >>> [rows.tolist() for rows in boxes_of_tiles([[[15, 2, 25, 12]]], positions)]
+        [[[15.0, 2.0, 20.0, 12.0]], [[0.0, 2.0, 5.0, 12.0]]]
+    """
+    check_range("min_visible", min_visible, 0, 1)
+    rows = [np.asarray(each, float) for each in boxes]
+    rows = [each if each.size else each.reshape(0, max(4, each.shape[-1])) for each in rows]
+    found = []
+    for image, top, left, height, width in np.asarray(positions).tolist():
+        if not 0 <= image < len(rows):
+            raise ValueError(
+                f"positions has image {image}, but boxes has {len(rows)} entries; give one for "
+                "each image."
+            )
+        inside = rows[int(image)].copy()
+        whole = np.prod(inside[:, 2:4] - inside[:, :2], 1)
+        inside[:, :4] -= [left, top, left, top]
+        inside[:, :4] = np.clip(inside[:, :4], 0, [width, height, width, height])
+        share = np.prod(inside[:, 2:4] - inside[:, :2], 1) / np.maximum(whole, 1e-12)
+        found.append(inside[(share >= min_visible) & (share > 0)])
+    return found
+
+
 def join_tiles(tiles: npt.ArrayLike, positions: npt.ArrayLike) -> dict[int, Array]:
     """Put maps of tiles together into maps of whole images.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dlblocks.engine._batches import Batches
 from dlblocks.engine.member import Member
-from dlblocks.models.model import FLUSH_BYTES, FLUSH_EVERY, by_weight
+from dlblocks.models._step_buffer import FLUSH_BYTES, FLUSH_EVERY, by_weight
 from dlblocks.tasks.task import Stage, fits, is_ours
 
 

@@ -37,7 +37,7 @@ from dlblocks.engine._optimizer import StackedOptimizer
 from dlblocks.engine._probe import quiet_vmap, seconds_a_step, try_a_step
 from dlblocks.engine._support import NotVectorizable, check_vectorizable, naming
 from dlblocks.engine.member import Member
-from dlblocks.models.model import FLUSH_EVERY
+from dlblocks.models._step_buffer import FLUSH_EVERY
 from dlblocks.runs._history import name_of_selection
 from dlblocks.runs._trainer import check_needs_no_validation
 from dlblocks.runs.predictions import TableWriter, add_weights, columns_of

@@ -13,7 +13,7 @@ import torch
 from dlblocks._npz import allocate, chunks
 from dlblocks.data import SplitDataModule
 from dlblocks.models import VotingEnsemble
-from dlblocks.models.model import by_weight
+from dlblocks.models._step_buffer import by_weight
 from dlblocks.tasks import PredictionTable
 from dlblocks.tasks.multiclass import hard_votes
 

@@ -53,14 +53,21 @@ def export(
                     "export to ONNX needs onnx and onnxscript: pip install 'dlblocks[export]'."
                 ) from error
     task = getattr(model, "task", None)
-    if isinstance(task, Task) and task.no_export:
-        raise ValueError(f"{type(model).__name__} cannot be exported: {task.no_export}.")
+    is_ragged = isinstance(task, Task) and task.ragged
+    if is_ragged and path.suffix != ".onnx":
+        raise ValueError(
+            f"path={str(path)!r} must end with .onnx: how many rows {type(model).__name__} "
+            "predicts depends on their values, which torch.export cannot hold."
+        )
     known = dict(data_spec or {})
     example = _example(known, example)
     is_padded = isinstance(example, Padded)
     values = example.values if isinstance(example, Padded) else example
     wrapped = _Predicting(model, statistics, known.get("target_shape")).eval()
-    program = _program(wrapped, example)
+    if is_ragged:
+        program = _traced(wrapped, values[:1])
+    else:
+        program = _program(wrapped, example)
     named = "prediction", "std"
     metadata = {
         "class_names": known.get("class_names"),
@@ -75,6 +82,8 @@ def export(
     with atomic_write(path) as part:
         if path.suffix == ".pt2":
             torch.export.save(program, part, extra_files={METADATA: json.dumps(metadata)})
+        elif is_ragged:
+            _write_traced(program, values[:1], part, metadata)
         else:
             _write_onnx(program, part, metadata, is_padded=is_padded)
 
@@ -103,6 +112,8 @@ class _Predicting(nn.Module):
         output = self.predict([self.statistics(raw)], 0)
         found = output if isinstance(output, Mapping) else {"prediction": output}
         columns = [found[name] for name in ("prediction", "std") if name in found]
+        if isinstance(columns[0], list):
+            return tuple(columns[0])  # the rows of one image
         task = getattr(self.model, "task", None)
         if isinstance(task, Task) and self.target_shape is not None:
             like = torch.empty(2, *self.target_shape, device="meta")
@@ -163,6 +174,43 @@ def _program(module: _Predicting, example: Tensor | Padded) -> Any:
     return program
 
 
+def _traced(module: _Predicting, example: Tensor) -> Any:
+    """Trace the predictions of one sample, and check them with another."""
+    other = torch.rand(example.shape)
+    other = other if example.is_floating_point() else (255 * other).to(example.dtype)
+    with torch.no_grad(), _silent():
+        module.requires_grad_(False)  # the copy's; parameters become constants
+        program: Any = torch.jit.trace(lambda x: module(x), (example,), check_trace=False)
+        found, expected = program(other), module(other)
+    for one, another in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, another, atol=1e-4, rtol=1e-4)
+    return program
+
+
+def _write_traced(program: Any, example: Tensor, path: Path, metadata: Mapping[str, Any]) -> None:
+    """Write a traced program; the newer exporter cannot hold non-maximum suppression."""
+    import onnx
+
+    with _silent():
+        torch.onnx.export(
+            program,
+            (example,),
+            str(path),
+            dynamo=False,
+            opset_version=17,
+            input_names=["inputs"],
+            output_names=["prediction"],
+            dynamic_axes={"prediction": {0: "rows"}},
+        )
+    model = onnx.load(str(path))
+    onnx.helper.set_model_props(model, _texts(metadata))
+    onnx.save(model, str(path))
+
+
+def _texts(metadata: Mapping[str, Any]) -> dict[str, str]:
+    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
+
+
 def _write_onnx(program: Any, path: Path, metadata: Mapping[str, Any], *, is_padded: bool) -> None:
     with _silent():
         converted: Any = torch.onnx.export(
@@ -176,8 +224,7 @@ def _write_onnx(program: Any, path: Path, metadata: Mapping[str, Any], *, is_pad
             else ({0: "batch"},),
             verbose=False,
         )
-    values = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
-    converted.model.metadata_props.update(values)
+    converted.model.metadata_props.update(_texts(metadata))
     converted.save(str(path))
 
 

@@ -8,7 +8,6 @@ Lightning about as much as the step of a small net, and reading a number waits f
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -18,7 +17,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MetricCollection
 
 from dlblocks._errors import CheckedConstructor, check_range, constructor_arguments
 from dlblocks._lightning import datamodule_of, log_as, trainer_of
@@ -31,6 +30,10 @@ from dlblocks.models._inputs import (
     release_batches,
     with_prepared_inputs,
 )
+from dlblocks.models._step_buffer import (
+    StageMetrics,
+    StepBuffer,
+)
 from dlblocks.nets import Preprocess
 from dlblocks.optim import check_optimizer, check_schedule, make_optimizer, make_schedule
 from dlblocks.optim.schedules import schedule_needs_total_steps
@@ -38,10 +41,6 @@ from dlblocks.tasks import Task
 from dlblocks.tasks.task import Stage, is_ours
 
 STAGES: tuple[Stage, ...] = ("train", "val", "test")
-# Steps between two reads of the buffered losses on an accelerator: each waits for the device.
-FLUSH_EVERY = 32
-# Most bytes of buffered predictions and targets. Steps with dense outputs reach this early.
-FLUSH_BYTES = 2**23
 
 
 class Model(CheckedConstructor, pl.LightningModule):
@@ -127,7 +126,7 @@ class Model(CheckedConstructor, pl.LightningModule):
             # creating a small net, and most models of an ensemble never need them.
             for stage in STAGES:
                 self._stage_metrics(stage)
-        self._buffers_of: dict[str, _Buffer] = {stage: _Buffer() for stage in STAGES}
+        self._buffers_of: dict[str, StepBuffer] = {stage: StepBuffer() for stage in STAGES}
         self._first_batch = True
         # True within steps whose inputs have been through `preprocess`, False within others, None
         # outside of steps.
@@ -384,13 +383,13 @@ class Model(CheckedConstructor, pl.LightningModule):
         metrics.loss.reset()
         metrics.others.reset()
 
-    def _stage_metrics(self, stage: Stage) -> _StageMetrics:
+    def _stage_metrics(self, stage: Stage) -> StageMetrics:
         # With a suffix, because a child module cannot be called "train", like a method.
         name = f"{stage}_metrics"
         if name not in self._metrics:
-            self._metrics[name] = _StageMetrics(self.make_metrics(stage)).to(self.device)
+            self._metrics[name] = StageMetrics(self.make_metrics(stage)).to(self.device)
         metrics = self._metrics[name]
-        assert isinstance(metrics, _StageMetrics)  # for the type checker
+        assert isinstance(metrics, StageMetrics)  # for the type checker
         return metrics
 
     # Epochs
@@ -449,7 +448,7 @@ class Model(CheckedConstructor, pl.LightningModule):
         self._log("test")
 
     def _reset(self, stage: Stage) -> None:
-        self._buffers_of[stage] = _Buffer()
+        self._buffers_of[stage] = StepBuffer()
         self.reset_metrics(stage)
 
     def _log(self, stage: Stage) -> None:
@@ -642,84 +641,3 @@ def load(
     if map_location not in (None, "cpu") and isinstance(map_location, (str, torch.device)):
         model.to(map_location)
     return model.eval()
-
-
-class _StageMetrics(nn.Module):
-    """The mean loss of one stage, and its other metrics."""
-
-    def __init__(self, others: MetricCollection) -> None:
-        super().__init__()
-        self.loss = MeanMetric()
-        self.others = others
-
-
-class _Buffer:
-    """Results of a stage's last steps, to be checked and summed."""
-
-    def __init__(self) -> None:
-        self.losses: list[Tensor] = []
-        self.kept: list[tuple[Tensor, ...]] = []
-        self.steps: list[int] = []
-        self.counted: list[Tensor | None] = []  # see `Task.counted`
-        self.checked = self.bytes = 0
-
-    def __len__(self) -> int:
-        return len(self.losses)
-
-    @property
-    def is_full(self) -> bool:
-        return len(self) >= FLUSH_EVERY or self.bytes >= FLUSH_BYTES
-
-    def add(
-        self, loss: Tensor, kept: tuple[Tensor, ...], step: int, counted: Tensor | None = None
-    ) -> None:
-        self.losses.append(loss)
-        self.counted.append(counted)
-        self.kept.append(kept)
-        self.steps.append(step)
-        self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in kept)
-
-    def check_finite(self, model: Model) -> None:
-        new = self.losses[self.checked :]
-        if not new:
-            return
-        values = [new[0].item()] if len(new) == 1 else torch.stack(new).tolist()
-        if not all(map(math.isfinite, values)):
-            first = self.checked + [math.isfinite(value) for value in values].index(False)
-            raise FloatingPointError(
-                f"train/loss is {self.losses[first].item()} at step {self.steps[first]} "
-                f"(epoch {model.current_epoch}); lower lr (now {model.lr}), clip gradients, or "
-                "look for infinite or missing values in the data."
-            )
-        self.checked = len(self.losses)
-
-    def take(self) -> tuple[Tensor, ...]:
-        losses = torch.stack(self.losses).float()
-        sizes = torch.tensor([len(kept[1]) for kept in self.kept], device=losses.device)
-        columns = [*zip(*self.kept, strict=True)]
-        of_samples = self.counted
-        if of_samples[0] is not None:
-            sizes = torch.stack([count.sum() for count in of_samples])  # type: ignore[union-attr]
-        if len(columns) > 2:
-            pairs = zip(columns[2], of_samples, strict=True)
-            weights = [(w if n is None else w * n).sum() for w, n in pairs]
-            losses, sizes = by_weight(losses, sizes, torch.stack(weights))
-        # A single batch is not copied.
-        joined = [p[0] if len(p) == 1 else torch.cat(p) for p in columns]
-        self.losses, self.kept, self.steps, self.checked, self.bytes = [], [], [], 0, 0
-        self.counted = []
-        return losses, sizes, *joined
-
-
-def by_weight(losses: Tensor, sizes: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn batch means of ``weight * loss`` into weighted means.
-
-    Args:
-        losses: The means over the samples of each batch, shape (B,).
-        sizes: The number of samples of each batch, shape (B,).
-        weights: The sum of their weights, shape (B,).
-
-    Returns:
-        The weighted means (0 for a batch without weight), and `weights`.
-    """
-    return torch.where(weights > 0, losses * sizes / weights, 0), weights

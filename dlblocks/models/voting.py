@@ -24,8 +24,8 @@ from dlblocks.models._predict import gather, predictor, target_in, to_numpy
 from dlblocks.models.model import Model, beside_inputs
 from dlblocks.nets import Preprocess
 from dlblocks.nets.preprocess import PassOn
-from dlblocks.tasks import PredictionTable, Task
-from dlblocks.tasks.task import Stage, task_names
+from dlblocks.tasks import PredictionTable, Task, task_names
+from dlblocks.tasks.task import Stage
 
 
 class VotingEnsemble(MadeOfTrained, Model):

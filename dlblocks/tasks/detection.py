@@ -18,7 +18,8 @@ from dlblocks._npz import Ragged
 from dlblocks._scores import Weighted
 from dlblocks.fields import Boxes, kinds_of
 from dlblocks.tasks._boxes import IOUS, Matches, f1_score, match, precisions, scores_of
-from dlblocks.tasks.task import Array, Predictions, PredictionTable, Stage, Task
+from dlblocks.tasks.table import Array, Predictions, PredictionTable
+from dlblocks.tasks.task import Stage, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,10 +61,7 @@ class DetectionTask(Task):
     name = "detection"
     shown = ("map_50",)
     standard = ("map", "map_50", "map_75", "mar")
-    no_export = (
-        "how many boxes remain depends on their values (non-maximum suppression), which "
-        "torch.export cannot hold; save the model, and read it with dlblocks.load"
-    )
+    ragged = True
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

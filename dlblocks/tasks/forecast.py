@@ -12,7 +12,8 @@ from torchmetrics import Metric, MetricCollection
 
 from dlblocks import plots
 from dlblocks._errors import check_choice, check_range
-from dlblocks.tasks.task import Array, Predictions, PredictionTable, Stage, Task
+from dlblocks.tasks.table import Array, Predictions, PredictionTable
+from dlblocks.tasks.task import Stage, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from dlblocks import plots
 from dlblocks._scores import Weighted
-from dlblocks.tasks.task import Array, Predictions, PredictionTable, Task
+from dlblocks.tasks.table import Array, Predictions, PredictionTable
+from dlblocks.tasks.task import Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -17,7 +17,8 @@ from dlblocks._scores import Weighted
 from dlblocks._text import UNKNOWN
 from dlblocks.fields import Tokens, kinds_of
 from dlblocks.metrics import wide
-from dlblocks.tasks.task import Array, Predictions, PredictionTable, Stage, Task
+from dlblocks.tasks.table import Array, Predictions, PredictionTable
+from dlblocks.tasks.task import Stage, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

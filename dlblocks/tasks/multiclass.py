@@ -24,7 +24,8 @@ from dlblocks.losses import IGNORED, cross_entropy
 from dlblocks.metrics import classification_metrics, hard_labels
 from dlblocks.tasks._stacked import ClassificationSums
 from dlblocks.tasks._weighted import ClassTask
-from dlblocks.tasks.task import Array, Predictions, PredictionTable, Stage, Task
+from dlblocks.tasks.table import Array, Predictions, PredictionTable
+from dlblocks.tasks.task import Stage, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

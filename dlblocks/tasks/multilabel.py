@@ -24,7 +24,8 @@ from dlblocks._scores import (
 from dlblocks.losses import binary_cross_entropy
 from dlblocks.metrics import hard_labels, wide
 from dlblocks.tasks._weighted import ClassTask
-from dlblocks.tasks.task import Array, Predictions, PredictionTable, Stage, Task
+from dlblocks.tasks.table import Array, Predictions, PredictionTable
+from dlblocks.tasks.task import Stage, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

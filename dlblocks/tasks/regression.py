@@ -16,7 +16,8 @@ from dlblocks import plots
 from dlblocks._scores import Weighted, value_metrics, weighted_value_metrics
 from dlblocks.metrics import regression_metrics
 from dlblocks.tasks._stacked import RegressionSums
-from dlblocks.tasks.task import Array, Predictions, PredictionTable, Stage, Task
+from dlblocks.tasks.table import Array, Predictions, PredictionTable
+from dlblocks.tasks.task import Stage, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -28,7 +28,8 @@ from dlblocks.tasks._pixels import (
     scores_of,
 )
 from dlblocks.tasks._weighted import ClassTask
-from dlblocks.tasks.task import Array, Predictions, PredictionTable, Stage, Task
+from dlblocks.tasks.table import Array, Predictions, PredictionTable
+from dlblocks.tasks.task import Stage, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

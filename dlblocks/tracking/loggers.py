@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from lightning.pytorch.utilities import rank_zero_info
 
 from dlblocks import __version__
+from dlblocks._boxes import are_boxes, box_rows
 from dlblocks._errors import check_choice
 from dlblocks._files import is_rank_zero
 from dlblocks.fields import kinds_of
@@ -152,9 +153,9 @@ class LogTrainerSettings(Callback):
 class LogFirstBatch(Callback):
     """Log a picture of the first training batch to W&B and TensorBoard.
 
-    The picture ``train/batch`` shows labels or masks and images as the model sees them, after
-    augmentation and mixing. Batches other than ``[images, targets, …]`` are skipped. An error in
-    drawing or sending never stops a run.
+    The picture ``train/batch`` shows labels, masks or boxes and images as the model sees them,
+    after augmentation and mixing. Batches other than ``[images, targets, …]`` are skipped. An error
+    in drawing or sending never stops a run.
 
     Args:
         count: Number of images, at most those of one batch.
@@ -175,28 +176,38 @@ class LogFirstBatch(Callback):
         if not (isinstance(batch, (list, tuple)) and len(batch) >= 2):
             return
         images, targets = batch[:2]
-        if not all(isinstance(entry, torch.Tensor) for entry in (images, targets)):
+        if (
+            not isinstance(images, torch.Tensor)
+            or images.ndim != 4
+            or images.shape[1] not in (1, 3)
+        ):
             return
-        masks = targets.ndim > 2 and targets.shape[-2:] == images.shape[-2:]
-        if not (targets.ndim < 3 or masks):
-            return
-        if images.ndim != 4 or images.shape[1] not in (1, 3):
-            return
+        if not are_boxes(targets):
+            if not isinstance(targets, torch.Tensor):
+                return
+            masks = targets.ndim > 2 and targets.shape[-2:] == images.shape[-2:]
+            if not (targets.ndim < 3 or masks):
+                return
         try:
-            figure = self._draw(images[: self.count], targets[: self.count].cpu(), trainer)
+            figure = self._draw(images[: self.count], targets[: self.count], trainer)
             log_figures(trainer.loggers, {"train/batch": figure})
         except Exception as error:
             rank_zero_info(f"LogFirstBatch skips the first batch: {error!r}")
 
-    def _draw(self, images: torch.Tensor, targets: torch.Tensor, trainer: pl.Trainer) -> Figure:
+    def _draw(self, images: torch.Tensor, targets: Any, trainer: pl.Trainer) -> Figure:
         from dlblocks import plots
 
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         as_images = getattr(datamodule, "as_images", lambda images: images.float().cpu())
+        names = getattr(datamodule, "class_names", None)
+        if are_boxes(targets):
+            rows = [each.cpu() for each in box_rows(targets)]
+            return plots.boxes(as_images(images).numpy(), rows, class_names=names or [])
+        targets = targets.cpu()
         return plots.batch(
             as_images(images).numpy(),
             (targets.float() if targets.is_floating_point() else targets).numpy(),
-            getattr(datamodule, "class_names", None),
+            names,
             values=None if getattr(datamodule, "is_classification", True) else True,
             ignore_index=getattr(kinds_of(datamodule).get("targets"), "ignore_index", 255),
         )

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from dlblocks.crossval import cross_validate, nested_cross_validate
 from dlblocks.data import ArrayDataModule, FoldedDataModule
 from dlblocks.data._blocks import Plane, cut_into_blocks, nearer_than
-from dlblocks.data.splitting import block_folds
+from dlblocks.data._folds import block_folds
 from dlblocks.ensembles import Bagging
 from dlblocks.models import MLPClassifier, UNetSegmenter
 

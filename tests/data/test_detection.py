@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dlblocks.data import DetectionDataModule
-from dlblocks.data.annotations import cut_tiles, fitted
+from dlblocks.data import DetectionDataModule, boxes_of_tiles, cut_tiles
+from dlblocks.data.annotations import fitted
 from dlblocks.fields import Ragged
 
 
@@ -263,24 +263,36 @@ def test_tiles_of_a_large_image(tmp_path):
     corner = rng.integers(0, 80, (30, 2))
     rows = np.column_stack([corner, corner + rng.integers(3, 25, (30, 2)), np.arange(30)])
     image = rng.integers(0, 255, (3, 70, 110))
-    tiles, found, places = cut_tiles(image, rows, 32, min_visible=0.3)
-    assert tiles.shape == (6, 3, 32, 32)
-    assert places.tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
-    for tile, boxes, (i, j) in zip(tiles, found, places, strict=True):
-        np.testing.assert_array_equal(tile, image[:, 32 * i : 32 * i + 32, 32 * j : 32 * j + 32])
+    _, positions = cut_tiles([image], 32)
+    found = boxes_of_tiles([rows], positions, min_visible=0.3)
+    assert positions[:, 1:3].tolist() == [[r, c] for r in (0, 32, 38) for c in (0, 32, 64, 78)]
+    for boxes, (_, top, left, *_) in zip(found, positions, strict=True):
         mine = {int(row[4]): row[:4] for row in boxes}
         for row in rows:
             painted = np.zeros((140, 140), bool)
             painted[row[1] : row[3], row[0] : row[2]] = True
-            part = painted[32 * i : 32 * i + 32, 32 * j : 32 * j + 32]
+            part = painted[top : top + 32, left : left + 32]
             assert (part.sum() >= 0.3 * painted.sum()) == (int(row[4]) in mine)
             if int(row[4]) in mine:
                 ys, xs = np.nonzero(part)
                 expected = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
                 assert mine[int(row[4])].tolist() == expected
-    assert cut_tiles(image, np.zeros((0, 4)), 32)[1][0].shape == (0, 4)
-    with pytest.raises(ValueError, match="70×110 pixels, less than a tile of size=80"):
-        cut_tiles(image, rows, 80)
+    assert boxes_of_tiles([[]], positions)[0].shape == (0, 4)
+    with pytest.raises(ValueError, match="positions has image 1, but boxes has 1 entries"):
+        boxes_of_tiles([rows], positions + np.eye(1, 5, dtype=int))
+
+
+def test_blocks_of_tiles_with_boxes_keep_their_margin():
+    tiles, positions = cut_tiles([np.zeros((1, 120, 160), np.uint8)], 20)
+    data = DetectionDataModule(
+        tiles, [[]] * len(tiles), positions=positions, split="blocks", margin=15
+    ).for_fold(1, 3)
+    data.setup()
+    train, val = (positions[data.indices(part)] for part in ("train", "val"))
+    gaps = np.abs(train[:, None, 1:3] - val[None, :, 1:3]) - 20
+    assert len(train) and len(val) and gaps.max(-1).min() >= 15
+    with pytest.raises(ValueError, match="would put neighbours on both"):
+        DetectionDataModule(tiles, [[]] * len(tiles), positions=positions)
 
 
 PICTURES = np.zeros((2, 1, 20, 30), np.uint8)

@@ -15,13 +15,9 @@ from sklearn.model_selection import (
 )
 
 from dlblocks.data import holdout, kfold
-from dlblocks.data.splitting import (
-    leave_one_group_out,
-    predefined,
-    quantile_bins,
-    splits,
-    time_series,
-)
+from dlblocks.data._folds import leave_one_group_out, predefined, time_series
+from dlblocks.data._strata import quantile_bins
+from dlblocks.data.splitting import splits
 
 N = 60
 TARGETS = np.random.default_rng(0).integers(0, 3, N)

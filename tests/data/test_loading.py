@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 from dlblocks.callbacks import Augment, MixUp
 from dlblocks.data import ArrayDataModule, DigitsDataModule, EpochSampler, TabularDataModule
 from dlblocks.data._normalization import mean_and_std
-from dlblocks.data.datamodule import ResidentArrays
+from dlblocks.data._resident import ResidentArrays
 from dlblocks.data.dataset import ArrayDataset
 from dlblocks.data.transforms import SampleTransform
 

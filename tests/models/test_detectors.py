@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import wandb
 from scipy.optimize import linear_sum_assignment
 from torch.utils.data import DataLoader
 from torchvision.ops import box_iou
+from wandb_offline import read_runs
 
 import dlblocks
 from dlblocks._boxes import box_rows
@@ -64,15 +66,21 @@ def model(arch="fcos", **arguments):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     torch.manual_seed(0)
-    return cross_validate(
-        model,
-        data(),
-        num_folds=2,
-        trainer={"max_epochs": 2, "accelerator": "cpu"},
-        run_dir=tmp_path_factory.mktemp("runs") / "cv",
-        monitor="val/map_50",
-        mode="max",
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        patch.setenv("WANDB_SILENT", "true")
+        wandb.teardown()
+        yield cross_validate(
+            model,
+            data(),
+            num_folds=2,
+            trainer={"max_epochs": 2, "accelerator": "cpu"},
+            run_dir=tmp_path_factory.mktemp("runs") / "cv",
+            monitor="val/map_50",
+            mode="max",
+            logger="wandb",
+        )
+        wandb.teardown()
 
 
 def test_out_of_fold_predictions_are_ragged(run):
@@ -99,6 +107,24 @@ def test_figures_and_report(run):
     names = {path.stem for path in (run.run_dir / "figures").glob("*.png")}
     assert {"classes", "worst", "learning_curves"} <= names
     assert "val/map_50" in run.report().read_text()
+
+
+@pytest.mark.filterwarnings("ignore:.*Exception ignored in.*yaml")
+def test_wandb_gets_boxes_over_images_and_the_scores_of_each_fold(run):
+    found, scores = [], {}
+    for each in read_runs(run.run_dir):
+        for row in each["history"]:
+            found += [(each["name"], name) for name in ("worst", "train/batch")
+                      if f"{name}/path" in row]  # fmt: skip
+            if "val/map_50" in row:
+                scores.setdefault(each["name"], []).append(row["val/map_50"])
+    assert found == [
+        ("cv-fold-0", "train/batch"),
+        ("cv-fold-1", "train/batch"),
+        ("cv-summary", "worst"),
+    ]
+    for row in run.folds:
+        assert row["val/map_50"] in scores[f"cv-fold-{row['fold']}"]
 
 
 def test_the_images_with_most_errors_come_first(run):
@@ -220,10 +246,30 @@ def test_show_draws_boxes():
     assert sum(len(axis.patches) for axis in figure.axes) > 0
 
 
-def test_export_says_what_torchvision_does_not_allow(run, tmp_path):
-    predictor = dlblocks.load(run.run_dir / run.folds[0]["checkpoint"])
-    with pytest.raises(ValueError, match=r"cannot be exported: how many boxes remain"):
-        predictor.export(tmp_path / "model.pt2")
+@pytest.mark.parametrize("arch", ["fcos", "retinanet", "fasterrcnn"])
+def test_exported_detectors_predict_the_same_boxes(arch, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    detector = Detector(arch, 2, in_channels=1, channels=32, num_convs=1, score_threshold=1e-3)
+    with torch.no_grad():  # scores of a new net are too close to each other for one order
+        for parameter in detector.parameters():
+            parameter += 0.03 * torch.randn_like(parameter)
+    detector.save(tmp_path / "detector.ckpt")
+    predictor = dlblocks.load(tmp_path / "detector.ckpt")
+    example = torch.rand(1, 1, 40, 48)
+    predictor.export(tmp_path / "detector.onnx", example=example)
+    session = onnxruntime.InferenceSession(str(tmp_path / "detector.onnx"))
+    assert {"task", "input_shape"} <= session.get_modelmeta().custom_metadata_map.keys()
+    for scale in (1, 3):
+        image = torch.rand(1, 1, 40, 48) * scale
+        (found,) = session.run(None, {"inputs": image.numpy()})
+        with torch.no_grad():
+            (expected,) = detector.eval().predict_step([image], 0)["prediction"]
+        assert len(found) == len(expected) > 0
+        gaps = np.abs(found[:, None] - expected.numpy()[None]).max(-1)
+        assert gaps.min(0).max() < 1e-3 and gaps.min(1).max() < 1e-3  # in any order
+    with pytest.raises(ValueError, match=r"must end with \.onnx: how many rows"):
+        predictor.export(tmp_path / "detector.pt2", example=example)
 
 
 class Stop(pl.Callback):

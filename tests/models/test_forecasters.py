@@ -16,7 +16,7 @@ import dlblocks
 from dlblocks.callbacks import ExactResume, InputNoise, MixUp
 from dlblocks.crossval import CrossValidationResult, cross_validate
 from dlblocks.data import ForecastDataModule
-from dlblocks.data.kfold import FoldedDataModule
+from dlblocks.data.folded import FoldedDataModule
 from dlblocks.models import (
     Forecaster,
     LSTMForecaster,

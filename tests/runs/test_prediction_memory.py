@@ -25,7 +25,7 @@ from torch import nn
 from dlblocks import _npz
 from dlblocks.crossval import cross_validate
 from dlblocks.data import ArrayDataModule
-from dlblocks.models import Model, model
+from dlblocks.models import Model, _step_buffer
 from dlblocks.runs.predictions import predict_part
 from dlblocks.tasks import Task
 
@@ -125,7 +125,7 @@ def test_validation_stays_within_the_limit(tmp_path):
         tmp_path,
         """
 said["loss"] = validate()
-model.FLUSH_BYTES = 2**40
+_step_buffer.FLUSH_BYTES = 2**40
 fails(validate)
 """,
     )
