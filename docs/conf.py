@@ -39,6 +39,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_theme_options = {"top_of_page_buttons": []}
 html_copy_source = False
+html_show_search_summary = False  # it would fetch pages, which a browser forbids for files
 html_show_sphinx = False
 toc_object_entries_show_parents = "hide"
 pygments_style = "friendly"
