@@ -41,6 +41,7 @@ html_theme_options = {"top_of_page_buttons": []}
 html_copy_source = False
 html_show_search_summary = False  # it would fetch pages, which a browser forbids for files
 html_show_sphinx = False
+html_show_copyright = False
 toc_object_entries_show_parents = "hide"
 pygments_style = "friendly"
 pygments_dark_style = "native"
@@ -122,12 +123,37 @@ def constant(value: Any) -> str:
     return ", ".join(f"``{item!r}``" for item in values)
 
 
+def api_index() -> str:
+    """Return the page that lists the modules."""
+    hidden = [".. toctree::", "   :hidden:", "", *(f"   {name}" for name in MODULES), ""]
+    table = [".. autosummary::", "", *(f"   {name}" for name in MODULES), ""]
+    text = (
+        "Every public name has its place here. Names that begin with an underscore are not public."
+    )
+    return "\n".join(["API", "===", "", text, "", *table, *hidden])
+
+
 def write_api(app: Any) -> None:
     """Write the pages of the modules, those that changed."""
-    for name in MODULES:
-        path, text = HERE / "api" / f"{name}.rst", api_page(name)
+    (HERE / "api").mkdir(exist_ok=True)
+    for name in ("index", *MODULES):
+        path = HERE / "api" / f"{name}.rst"
+        text = api_index() if name == "index" else api_page(name)
         if not path.exists() or path.read_text() != text:
             path.write_text(text)
+
+
+def plain_signature(
+    app: Any,
+    what: str,
+    name: str,
+    obj: Any,
+    options: Any,
+    signature: str | None,
+    returns: str | None,
+) -> tuple[str | None, str | None]:
+    """Write the default of a field as Sphinx can read it, which then shortens the types."""
+    return signature and signature.replace("<factory>", "..."), returns
 
 
 def adapt(text: str) -> str:
@@ -193,6 +219,7 @@ def link_names(app: Any, doctree: Any, page: str) -> None:
 def setup(app: Any) -> None:
     """Connect the steps above to Sphinx."""
     app.connect("builder-inited", write_api)
+    app.connect("autodoc-process-signature", plain_signature)
     app.connect("source-read", adapt_page)
     app.connect("include-read", adapt_included)
     app.connect("missing-reference", resolve)
