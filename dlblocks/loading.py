@@ -29,7 +29,7 @@ from dlblocks._files import atomic_write, is_rank_zero
 from dlblocks._plain import plain, plain_hyperparameters
 from dlblocks._quiet import isolated
 from dlblocks._ragged import entries_of
-from dlblocks.crossval.results import CrossValidationResult, NestedResult
+from dlblocks.crossval import load_result
 from dlblocks.data._csv_chunks import CsvChunks
 from dlblocks.data._images import images_below
 from dlblocks.data._read_csv import COMPRESSED, ENDINGS
@@ -398,8 +398,7 @@ def _open_folder(
     if refits:
         return _open_file(refits[0], module, classes)
     if (path / "folds.csv").is_file():
-        kind = NestedResult if (path / "search.csv").is_file() else CrossValidationResult
-        result = kind.load(path)
+        result = load_result(path)
         make = None
         if module is not None and module not in classes:
             saved = read_checkpoint(path / result.folds[0]["checkpoint"], "cpu").get(HPARAMS)

@@ -87,8 +87,6 @@ MODULES = [
 def public_names(name: str) -> list[str]:
     """Return `__all__` of a module, or else the functions and classes that it defines."""
     module = importlib.import_module(name)
-    if name == "dlblocks.cli":
-        return ["main", "run_recipe"]
     if hasattr(module, "__all__"):
         return [n for n in module.__all__ if n != "__version__"]
     return [

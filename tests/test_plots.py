@@ -253,6 +253,20 @@ def test_confusion_matrix_shows_the_counts():
     assert f"{(targets != predictions).sum()} of 200 wrong" in axis.get_title()
 
 
+def test_confusion_matrix_has_a_legend_of_its_colours():
+    """The colour of a cell is that of its share in the legend."""
+    figure = plots.confusion_matrix([0, 0, 0, 0, 1, 1], [0, 0, 1, 0, 1, 1], list("ab"))
+    cells = figure.axes[0].images[0].get_array()
+    for axis, row, column, share in ((figure.axes[1], 0, 1, 25), (figure.axes[2], 0, 0, 75)):
+        bar = axis.collections[-1]
+        name = "wrong" if row != column else "right"
+        assert axis.get_xlabel() == f"{name}, % of the true class"
+        assert axis.get_xlim() == (0, share if name == "wrong" else 100)
+        np.testing.assert_allclose(cells[row, column], bar.to_rgba(share)[:3], atol=0.01)
+    perfect = plots.confusion_matrix([0, 1], [0, 1], list("ab"))
+    assert len(perfect.axes) == 2  # nothing is wrong, so nothing is said of it
+
+
 def test_confusion_matrix_of_a_class_that_never_occurs():
     axis = plots.confusion_matrix([0, 1], [0, 1], list("abc")).axes[0]
     assert "–" in [text.get_text() for text in axis.texts]

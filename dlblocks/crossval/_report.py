@@ -6,14 +6,22 @@
 from __future__ import annotations
 
 import base64
+import html
+import io
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from dlblocks._files import read_json
 from dlblocks.runs._tables import GAP, block, number, width
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TESTED = "test.json"
 
 # Captions of figures, in the order of the page. Figures of other names follow.
 CAPTIONS = {
@@ -53,24 +61,76 @@ def page(run_dir: Path, folds: Rows, summary: Mapping[str, Any], num_predicted: 
         *_selection(summary),
         *([f"{summary['seconds']:.1f} s"] if "seconds" in summary else []),
     ]
-    environment = Environment(
-        loader=PackageLoader("dlblocks.crossval", ""), autoescape=True, undefined=StrictUndefined
-    )
     config = summary.get("config", {})
-    return environment.get_template("_report.html").render(
-        name=run_dir.absolute().name,
+    return _render(
+        "_report.html",
+        title=f"Cross-validation: {run_dir.absolute().name}",
         facts=facts,
         failed=failed,
         scores=_scores(summary),
         has_pooled=bool(summary["pooled"]),
         notes=summary["notes"],
+        tested=_tested(run_dir / TESTED),
         folds=_folds(folds, summary),
+        text_columns=1 + (repeats > 1) + any("group" in row for row in folds),
         search=_search(summary) if "search" in summary else None,
         figures=_figures(run_dir / "figures"),
         info={"data": summary.get("data")},
         origin=_origin(summary, len(folds) + len(failed)),
         config=json.dumps(config, indent=2, default=str, ensure_ascii=False) if config else "",
     )
+
+
+def comparison_page(
+    metric: str, rows: Table, explanation: str, notes: Sequence[str], figure: Figure
+) -> str:
+    """Make the page of several cross-validations, from the cells of their table."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=120, format="png")
+    return _render(
+        "_comparison.html",
+        title=f"Comparison by {metric}",
+        facts=f"{len(rows[1])} cross-validations on the same folds",
+        rows=rows,
+        explanation=explanation,
+        notes=notes,
+        caption="Left: dots are folds, below them the mean and its 95 % interval. Right: the "
+        "difference from the best and its 95 % interval.",
+        figure=base64.b64encode(drawn.getvalue()).decode(),
+    )
+
+
+def fragment(rows: Table, explanation: str) -> str:
+    """Make a table with the text below it, for notebooks."""
+    shown = _environment().get_template("_parts.html").module.table(*rows)  # type: ignore[attr-defined]
+    return f"{shown}<p>{html.escape(explanation)}</p>"
+
+
+def _render(name: str, **values: Any) -> str:
+    return _environment().get_template(name).render(**values)
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("dlblocks.crossval", ""), autoescape=True, undefined=StrictUndefined
+    )
+
+
+def _tested(path: Path) -> dict[str, Any] | None:
+    """Return the scores of the test set, or None if it was not looked at."""
+    if not path.is_file():
+        return None
+    found = read_json(path, f"delete {path.name}, and test again")
+    intervals, rows = found.get("intervals", {}), list[list[str]]()
+    for name, value in found["metrics"].items():
+        low, high = intervals.get(name, (None, None))
+        interval = "" if low is None else f"{number(low)} … {number(high)}"
+        rows.append([name, "" if value is None else number(value), interval])
+    return {
+        "scores": (["metric", "value", "95 % interval"], rows),
+        "model": found["model"],
+        "notes": found.get("notes", []),
+    }
 
 
 def _selection(summary: Mapping[str, Any]) -> list[str]:

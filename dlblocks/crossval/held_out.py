@@ -25,6 +25,7 @@ from dlblocks._files import read_json, write_json
 from dlblocks._npz import is_finite
 from dlblocks._quiet import isolated
 from dlblocks._scores import Weighted
+from dlblocks.crossval._report import TESTED
 from dlblocks.crossval._splits import FOLDS
 from dlblocks.data import DataModule, SplitDataModule
 from dlblocks.models._predict import NoPredictions
@@ -33,7 +34,6 @@ from dlblocks.runs._trainer import check_trainer_arguments, quiet_trainer
 from dlblocks.runs.predictions import predict_part
 from dlblocks.tasks import PredictionTable, Task, find_task
 
-TESTED = "test.json"
 DRAWS = 2000
 TOLERANCE = 1e-3  # between a logged value and that of the predictions
 CHUNK = 4_000_000  # numbers in memory at once

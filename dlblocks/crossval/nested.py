@@ -25,7 +25,7 @@ from dlblocks.crossval._refit import refit
 from dlblocks.crossval._report import said
 from dlblocks.crossval._search import SEARCHED, Grid, Search, grid_points
 from dlblocks.crossval._splits import begin, duplicates_note, fold_specs, margin_note, plan_splits
-from dlblocks.crossval.results import NestedResult, forget_weights
+from dlblocks.crossval.nested_results import NestedResult, forget_weights
 from dlblocks.data import SplitDataModule
 from dlblocks.data.splitting import counts_folds
 from dlblocks.runs._figures import drawing

@@ -8,6 +8,7 @@ from dlblocks.plots._style import BLUE, GREEN, GREY, ORANGE, RED, save
 from dlblocks.plots.attention import attention, attention_on_images
 from dlblocks.plots.boxes import boxes
 from dlblocks.plots.classes import confusion_matrix, labels, reliability
+from dlblocks.plots.comparison import comparison
 from dlblocks.plots.fits import curve_metrics, learning_curves, strip
 from dlblocks.plots.forecast import forecasts
 from dlblocks.plots.images import answers, batch, hardest
@@ -27,6 +28,7 @@ __all__ = [
     "attention_on_images",
     "batch",
     "boxes",
+    "comparison",
     "confusion_matrix",
     "curve",
     "curve_metrics",

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dlblocks._scores import NUM_BINS, calibration_bins, calibration_error
+from dlblocks.plots._shares import draw_shares
 from dlblocks.plots._style import (
     BLUE,
     GREEN,
@@ -18,7 +19,6 @@ from dlblocks.plots._style import (
     check_lengths,
     literal,
     new_figure,
-    rgb,
     style_axis,
 )
 
@@ -65,20 +65,13 @@ def confusion_matrix(
     counts = count(targets, predictions, labels=np.arange(num_classes))
     totals = np.maximum(counts.sum(1, keepdims=True), 1)
     share = counts / totals
-    wrong = share * (1 - np.eye(num_classes))
     right = np.diag(share)
-    colour = np.ones((num_classes, num_classes, 3))
-    blue, red = rgb(BLUE), rgb(RED)
-    strength = wrong / wrong.max() if wrong.max() > 0 else wrong
-    colour -= strength[..., None] * (1 - red)
-    for i in range(num_classes):
-        colour[i, i] = 1 - 0.55 * right[i] * (1 - blue)
     # With many classes only some names have room.
     step = -(-num_classes // MOST_NAMED)
     side = max(4.2, 0.46 * min(num_classes, 30) + 1.6)
-    figure = new_figure(side + 0.5, side)
+    figure = new_figure(side + 0.5, side + 1.0)
     axis = figure.subplots()
-    axis.imshow(np.clip(colour, 0, 1))
+    draw_shares(figure, axis, share)
     small = 9 if num_classes <= 12 else 6
     if num_classes <= 30:
         for i, j in np.argwhere(counts > 0):

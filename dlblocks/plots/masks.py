@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from dlblocks.plots._style import BLUE, RED, check_lengths, literal, new_figure, rgb
+from dlblocks.plots._shares import draw_shares
+from dlblocks.plots._style import check_lengths, literal, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -125,14 +126,10 @@ def pixel_confusion(
     if counts.shape != (count, count):
         raise ValueError(f"counts has shape {counts.shape}; expected ({count}, {count}).")
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    right = np.diag(share)
-    wrong = share * (1 - np.eye(count))
-    colour = 1 - (wrong / max(wrong.max(), 1e-12))[..., None] * (1 - rgb(RED))
-    colour[np.arange(count), np.arange(count)] = 1 - 0.55 * right[:, None] * (1 - rgb(BLUE))
     side = max(4.2, 0.5 * min(count, LARGEST) + 1.6)
-    figure = new_figure(side + 0.3, side)
+    figure = new_figure(side + 0.3, side + 1.0)
     axis = figure.subplots()
-    axis.imshow(np.clip(colour, 0, 1))
+    draw_shares(figure, axis, share)
     if count <= LARGEST:
         for i, j in np.argwhere(share >= 0.0005):
             text = f"{100 * share[i, j]:.1f}"

@@ -29,7 +29,7 @@ from dlblocks._files import PLAN, OtherRunError, read_json, remove_parts, write_
 from dlblocks._plain import LARGEST
 from dlblocks.data._fingerprint import fingerprint
 from dlblocks.runs._trainer import without_bars
-from dlblocks.runs.folder import check_new_run_dir, say_resumed
+from dlblocks.runs.folder import check_new_run_dir, say_resumed, write_beside_plan
 
 SHOWN = 8  # differences in a message
 DEEPEST = 60  # objects within objects
@@ -125,6 +125,7 @@ def begin_run(
                 f"{'; '.join(different[:SHOWN])}{rest}. Choose another run_dir, or delete it first."
             )
         remove_parts(run_dir)
+        write_beside_plan(run_dir)
         say_resumed(run_dir, *progress)
         return run_id_of(run_dir)
     check_new_run_dir(run_dir, but=others)
@@ -134,6 +135,7 @@ def begin_run(
     run_id = secrets.token_hex(4)
     plan = {"run_id": run_id, "config": config, "versions": tracking.versions()}
     write_json(run_dir / PLAN, plan)
+    write_beside_plan(run_dir)
     return run_id
 
 

@@ -9,8 +9,10 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
@@ -25,6 +27,10 @@ NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 NO_WRITING = {errno.EACCES, errno.EPERM, errno.EROFS}
 T = TypeVar("T")
 _chosen: list[str] = []
+# Files that the next run writes beside its plan: name → function of the path.
+_beside: ContextVar[Mapping[str, Callable[[Path], None]]] = ContextVar(
+    "beside", default=MappingProxyType({})
+)
 
 
 def in_run_dir(
@@ -71,6 +77,32 @@ def numbered(base: str | os.PathLike[str], run: Callable[[Path], T], *, resume: 
             if was_empty or not is_rank_zero():
                 raise
     raise AssertionError  # for the type checker: there is always another number
+
+
+@contextlib.contextmanager
+def writing_beside_plan(name: str, write: Callable[[Path], None]) -> Iterator[None]:
+    """Write one more file into the folder of the run that begins inside this context.
+
+    Only the first run gets it, not those within it, such as inner cross-validations. It is written
+    after the plan and before the first fit, and added to a resumed run that lacks it.
+
+    Args:
+        name: Name of the file.
+        write: Called with its path.
+    """
+    token = _beside.set({name: write})
+    try:
+        yield
+    finally:
+        _beside.reset(token)
+
+
+def write_beside_plan(run_dir: Path) -> None:
+    """Write the file of `writing_beside_plan`, unless it is there or was written already."""
+    for name, write in _beside.get().items():
+        if not (run_dir / name).exists():
+            write(run_dir / name)
+    _beside.set({})
 
 
 def next_run_dir(base: str | os.PathLike[str], *, resume: bool = False) -> Path:

@@ -101,6 +101,28 @@ def test_the_page_says_everything_and_comes_from_the_files_alone(finished, run_d
     assert finished_page == path.read_text().replace("digits", "")
 
 
+def test_scores_of_the_test_set_come_onto_the_page(run_dir):
+    result = CrossValidationResult.load(run_dir)
+    assert "Test set" not in Page(result.report()).text
+    scores = result.test(
+        result.ensemble(), DigitsDataModule(split_seed=4), trainer={"accelerator": "cpu"}
+    )
+    text = Page(run_dir / "report.html").text
+    assert "Test set" in text
+    assert "Scored once, by a VotingEnsemble" in "".join(text)
+    for name, value in scores.items():
+        low, high = scores.interval(name)
+        row = text[text.index(name) :]
+        assert row[1:3] == [f"{value:.4f}", f"{low:.4f} … {high:.4f}"]
+
+
+def test_the_configuration_is_folded_and_figures_are_equally_wide(run_dir):
+    read = Page(CrossValidationResult.load(run_dir).report())
+    assert ("details", {}) in read.tags
+    style = (run_dir / "report.html").read_text().split("</style>")[0]
+    assert "img { display: block; width: 100%;" in style
+
+
 def test_the_figures_are_in_the_page_and_nothing_else_is_needed(run_dir):
     read = Page(CrossValidationResult.load(run_dir).report())
     images = [attributes for tag, attributes in read.tags if tag == "img"]

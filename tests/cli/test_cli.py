@@ -19,11 +19,12 @@ import torch
 import yaml
 from joblib.externals.loky import get_reusable_executor
 
-from dlblocks.cli import CLI, main
+from dlblocks.cli import main
+from dlblocks.cli._cli import CLI
 from dlblocks.data import TabularDataModule
 from dlblocks.models import load
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 # Tests of their own: in test_wandb_runs.py, and below.
 OTHERS = {"sweep", "own_data"}
 CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.yaml") if p.stem not in OTHERS)
@@ -113,25 +114,6 @@ def test_every_config_names_every_part_of_ours():
     assert {c.stem for c in CONFIGS} >= {
         "digits_mlp", "digits_cnn", "mnist_cnn", "cifar10_cnn", "tabular_mlp", "curve_mlp"
     }  # fmt: skip
-
-
-def test_cross_validate(tmp_path, capsys):
-    config = ROOT / "configs" / "digits_cnn.yaml"
-    main([
-        "cross-validate", f"--config={config}", "--num_folds=2", "--trainer.max_epochs=2", *QUIET,
-        "--model.channels=[4,8]", "--run_dir=cv",
-    ])  # fmt: skip
-    said = capsys.readouterr().out
-    assert "mean ± std" in said
-    assert "Everything is in cv" in said
-    summary = json.loads((tmp_path / "cv" / "summary.json").read_text())
-    assert summary["num_folds"] == 2
-    assert summary["config"]["model"]["channels"] == [4, 8]
-    assert summary["config"]["trainer"]["max_epochs"] == 2
-    folds = summary["metrics"]["val/loss"]["folds"]
-    assert len(set(folds)) == 2  # each fold its own data and initialisation
-    models = [load(tmp_path / "cv" / f"fold-{k}" / "checkpoints" / "best.ckpt") for k in (0, 1)]
-    assert models[0].hparams == models[1].hparams
 
 
 def test_the_command_line_does_what_python_does(tmp_path):

@@ -1,0 +1,85 @@
+"""Find the command that the arguments name, and run it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+
+from jsonargparse import auto_cli
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from dlblocks._errors import did_you_mean
+from dlblocks._quiet import isolated
+from dlblocks.cli._commands import FITS, OTHERS
+from dlblocks.cli._completion import completion
+from dlblocks.cli._finished import compare_runs, report_runs
+from dlblocks.cli._parser import RecipeParser
+from dlblocks.cli._predict import is_of_new_data, predict_file
+
+
+def run(args: Sequence[str]) -> None:
+    """Run a command."""
+    others = {"compare": compare_runs, "report": report_runs, "completion": completion}
+    with _plain_errors(), isolated(), _classes_of_working_folder():
+        command, rest = args[0], args[1:]
+        known = {**FITS, **OTHERS}
+        if command not in known and not command.startswith("-"):
+            hint = did_you_mean(command, known) or "."
+            print(
+                f"error: {command!r} is not known{hint} Choose from: {', '.join(known)}.",
+                file=sys.stderr,
+            )
+            raise SystemExit(2)
+        if command in others:
+            others[command](rest)
+        elif command == "predict" and is_of_new_data(rest):
+            predict_file(rest)
+        else:
+            from dlblocks.cli._cli import CLI
+
+            CLI(args)
+
+
+def run_function(function: Callable[..., None]) -> None:
+    """Run a function with arguments from the command line; see `dlblocks.cli.run_recipe`."""
+    with _plain_errors():
+        auto_cli(function, as_positional=False, parser_class=RecipeParser)
+
+
+@contextlib.contextmanager
+def _classes_of_working_folder() -> Iterator[None]:
+    """Find modules of the working folder, as ``python -m dlblocks`` does."""
+    before = list(sys.path)
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.insert(0, os.getcwd())
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Print a mistake of the user in one line, without a traceback.
+
+    This is only for errors that this package raises on purpose, or the construction of a requested
+    class. All others keep their traceback.
+    """
+    try:
+        yield
+    except (
+        ValueError, TypeError, OSError, FloatingPointError, ModuleNotFoundError,
+        MisconfigurationException,
+    ) as error:  # fmt: skip
+        frames = traceback.extract_tb(error.__traceback__)
+        raisers = ("/dlblocks/", "/jsonargparse/", "/lightning/pytorch/trainer/connectors/")
+        if not any(raiser in frames[-1].filename.replace("\\", "/") for raiser in raisers):
+            raise
+        # For an argument with several types, the class's own message is buried among others.
+        said = re.findall(r"^ *- (?!Expected a )(.+)$", str(error), flags=re.MULTILINE)
+        print(f"error: {said[0] if said else error}", file=sys.stderr)
+        raise SystemExit(2) from None
