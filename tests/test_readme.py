@@ -21,7 +21,7 @@ def test_the_blocks_run_in_order(tmp_path):
     script, count = re.subn(r'(max_epochs(?:": |=))\d+', r"\g<1>2", "\n".join(blocks))
     assert blocks and count >= 1
     (tmp_path / "readme.py").write_text(script)
-    forked.run(run_script, "readme.py", timeout=300)
+    forked.run(run_script, "readme.py", timeout=550)
     assert "val_acc" in (tmp_path / "said-0.txt").read_text()
     assert (tmp_path / "runs" / "own" / "report.html").is_file()
 
