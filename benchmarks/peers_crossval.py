@@ -13,9 +13,9 @@ what a documentation promises.
 
 Seen with lightning 2.6.6 and torch 2.15: lightning-kfold 0.1.0 validates 115 of the 300 samples
 exactly once, since each fit calls `setup`, which splits again at random. pl-crossvalidate 0.1.0
-trains in the same order in all epochs, and its `out_of_sample_score` fails: Lightning no longer lets
-an instance call `load_from_checkpoint`. Both give all folds the same initial weights, and other
-folds under another global seed. dlblocks validates all 300 once.
+trains in the same order in all epochs, and its `out_of_sample_score` fails: Lightning lets no
+instance call `load_from_checkpoint`. Both give all folds the same initial weights, and other folds
+under another global seed. dlblocks validates all 300 once.
 
 Run: pip install 'dlblocks[bench]', then python benchmarks/peers_crossval.py
 """
