@@ -33,7 +33,7 @@ KINDS = {
     "labels": (LABELS, lambda **kw: MLPClassifier(4, 3, multilabel=True, **kw)),
     "values": (VALUES, lambda **kw: MLPRegressor(4, **kw)),
 }
-QUIET = {"progress_bar": False, "logger": None}
+QUIET = {"progress_bar": False, "logger": None, "figures": False}
 
 
 def seeded(make, **arguments):

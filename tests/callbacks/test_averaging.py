@@ -126,6 +126,7 @@ def test_ema_in_cross_validation(tmp_path):
         run_dir=tmp_path / "cv",
         progress_bar=False,
         select="fold",  # whose validations are those of the score
+        figures=False,
     )
     for k, value in enumerate(result.folds):
         lines = (tmp_path / "cv" / f"fold-{k}" / "history.csv").read_text().splitlines()

@@ -278,6 +278,7 @@ def test_in_cross_validation_of_anybodys_data(tmp_path):
         trainer={"max_epochs": 2, "accelerator": "cpu"},
         run_dir=tmp_path / "cv",
         progress_bar=False,
+        figures=False,
     )
     history = (tmp_path / "cv" / "fold-0" / "history.csv").read_text().splitlines()
     assert "gap/loss" in history[0] and "train_eval/loss" in history[0]

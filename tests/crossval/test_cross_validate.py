@@ -6,6 +6,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from few_digits import FewDigits
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from sklearn.metrics import accuracy_score
 from sklearn.model_selection import StratifiedKFold
@@ -15,7 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassHingeLoss
 
 from dlblocks.callbacks import Augment, ExactResume, MixUp
 from dlblocks.crossval import CrossValidationResult, cross_validate
-from dlblocks.data import ArrayDataModule, CurveDataModule, DataModule, DigitsDataModule
+from dlblocks.data import ArrayDataModule, CurveDataModule, DataModule
 from dlblocks.models import Classifier, MLPClassifier, MLPRegressor, load
 from dlblocks.runs import fit_and_test
 
@@ -27,7 +28,7 @@ def run(tmp_path, make_model=None, data=None, name="run", **arguments):
                 "run_dir": tmp_path / name}  # fmt: skip
     return cross_validate(
         make_model or (lambda: MLPClassifier(64, 10, hidden=[16], lr=0.01)),
-        data or DigitsDataModule(),
+        data or FewDigits(),
         **{**settings, **arguments},
     )
 
@@ -49,7 +50,7 @@ def test_averaged_weights_validate_predict_and_are_saved(tmp_path):
         target, prediction = result.oof.target[inside], result.oof.prediction[inside]
         loss = -np.log(prediction[np.arange(len(target)), target]).mean()
         assert loss == pytest.approx(row["val/loss"], rel=1e-4)
-        data = DigitsDataModule().for_fold(row["fold"], 3).with_selection(0.15)
+        data = FewDigits().for_fold(row["fold"], 3).with_selection(0.15)
         inputs, _, _ = data.arrays("val")
         model = load(tmp_path / "run" / row["checkpoint"]).eval()
         with torch.no_grad():
@@ -63,7 +64,7 @@ def test_files_and_result(tmp_path):
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["num_folds"] == 3
     assert summary["config"]["model"]["hidden"] == [16]
-    assert summary["config"]["data"]["class"] == "DigitsDataModule"
+    assert summary["config"]["data"]["class"] == "FewDigits"
     assert summary["config"]["trainer"]["max_epochs"] == 2
     assert {"dlblocks", "torch", "lightning", "python"} <= summary["versions"].keys()
     accuracy = summary["metrics"]["val/accuracy"]
@@ -91,7 +92,7 @@ def test_files_and_result(tmp_path):
 
 def test_out_of_fold_predictions_are_those_of_the_best_checkpoints(tmp_path):
     result = run(tmp_path)
-    data, oof = DigitsDataModule(), result.oof
+    data, oof = FewDigits(), result.oof
     development = sorted([*data.arrays("train")[2].tolist(), *data.arrays("val")[2].tolist()])
     assert oof.index.tolist() == development  # each once, in order, and no test sample
     np.testing.assert_array_equal(oof.target, data.source.targets[oof.index])
@@ -134,7 +135,7 @@ def test_the_same_seed_gives_the_same_numbers(tmp_path):
 
 def test_a_fold_does_not_depend_on_the_folds_before_it(tmp_path):
     whole = run(tmp_path, name="whole")
-    data = DigitsDataModule().for_fold(2, 3).with_selection(0.15)
+    data = FewDigits().for_fold(2, 3).with_selection(0.15)
     pl.seed_everything(0 + 2, workers=True, verbose=False)
     model = MLPClassifier(64, 10, hidden=[16], lr=0.01)
     trainer = pl.Trainer(
@@ -154,7 +155,7 @@ def test_exact_resume_may_be_among_the_callbacks_and_changes_nothing(tmp_path):
     assert result.values("val/loss") == plain.values("val/loss")
     scores = fit_and_test(
         MLPClassifier(64, 10, hidden=[16]),
-        DigitsDataModule(test_fraction=0.2),
+        FewDigits(test_fraction=0.2),
         callbacks=[ExactResume()],
         trainer=CPU,
         run_dir=tmp_path / "single",
@@ -416,12 +417,12 @@ def test_a_datamodule_may_come_from_a_function(tmp_path):
     made = []
 
     def make() -> DataModule:
-        made.append(DigitsDataModule())
+        made.append(FewDigits())
         return made[-1]
 
     result = run(tmp_path, data=make)
     assert len(made) == 3
-    assert len(result.oof) == 1438
+    assert len(result.oof) == 360
 
 
 def test_fast_dev_run(tmp_path):

@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from few_digits import FewDigits
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn
 from wandb_offline import read_runs
@@ -202,6 +203,7 @@ def wide(folder, engine="vectorized"):
     return run(
         folder,
         lambda: MLPClassifier(64, 10, hidden=[1024, 1024]),
+        FewDigits(batch_size=128),
         num_folds=8,
         trainer={"max_epochs": 1, "limit_train_batches": 2, "accelerator": "cpu"},
         engine=engine,

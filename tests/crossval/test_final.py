@@ -6,6 +6,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from few_digits import FewDigits
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset, random_split
 
@@ -14,7 +15,6 @@ from dlblocks.crossval import CrossValidationResult, cross_validate
 from dlblocks.data import (
     ArrayDataModule,
     CurveDataModule,
-    DigitsDataModule,
     FoldedDataModule,
     TabularDataModule,
 )
@@ -41,15 +41,15 @@ def run(folder, make_model, data, **arguments):
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cv") / "digits"
-    return run(folder, lambda: MLPClassifier(64, 10, hidden=[16], lr=0.01), DigitsDataModule())
+    return run(folder, lambda: MLPClassifier(64, 10, hidden=[16], lr=0.01), FewDigits())
 
 
 def test_the_ensemble_averages_models_that_each_see_their_own_normalisation(digits):
-    images = DigitsDataModule().arrays("test")[0]
+    images = FewDigits().arrays("test")[0]
     shares = []
     for row in digits.folds:
         model = load(digits.run_dir / row["checkpoint"])
-        data = DigitsDataModule().for_fold(row["fold"], 3).with_selection(0.15)
+        data = FewDigits().for_fold(row["fold"], 3).with_selection(0.15)
         data.setup()
         with torch.no_grad():
             shares.append(model(images).softmax(1))
@@ -59,7 +59,7 @@ def test_the_ensemble_averages_models_that_each_see_their_own_normalisation(digi
 
 
 def test_the_ensemble_under_a_trainer_and_from_its_file(digits, make_trainer, tmp_path):
-    data, together = DigitsDataModule(), digits.ensemble()
+    data, together = FewDigits(), digits.ensemble()
     trainer = make_trainer()
     (metrics,) = trainer.test(together, datamodule=data, verbose=False)
     images, targets, _ = data.arrays("test")
@@ -74,10 +74,10 @@ def test_the_ensemble_under_a_trainer_and_from_its_file(digits, make_trainer, tm
 
 
 def test_raw_inputs_stay_raw_after_a_trainer(digits, make_trainer):
-    images, together = DigitsDataModule().arrays("test")[0], digits.ensemble()
+    images, together = FewDigits().arrays("test")[0], digits.ensemble()
     with torch.no_grad():
         before = together(images)
-        make_trainer().test(together, datamodule=DigitsDataModule(), verbose=False)
+        make_trainer().test(together, datamodule=FewDigits(), verbose=False)
         assert torch.equal(together(images), before)
 
 
@@ -112,17 +112,17 @@ def test_refit_trains_on_all_development_data_for_the_median_epoch(tmp_path):
     result = run(
         tmp_path / "a",
         lambda: MLPClassifier(64, 10, hidden=[16], lr=0.01, lr_schedule="one_cycle"),
-        DigitsDataModule(batch_size=100),
+        FewDigits(batch_size=100),
         make_callbacks=lambda: [EarlyStopping("val/loss"), Augment(rotation=5), Epochs(seen)],
     )
     for row, best in zip(result.folds, (1, 3, 2), strict=True):
         row["best_epoch"] = best
     seen.clear()
     model = result.refit()
-    data = DigitsDataModule(batch_size=100).without_validation()
-    assert len(data.indices("train")) == 1797 - len(data.indices("test"))
+    data = FewDigits(batch_size=100).without_validation()
+    assert len(data.indices("train")) == 450 - len(data.indices("test"))
     assert not len(data.indices("val"))
-    assert [epoch for epoch, _ in seen] == [0] * 15 + [1] * 15
+    assert [epoch for epoch, _ in seen] == [0] * 4 + [1] * 4
     # The schedule is that of four epochs: after two of them the rate is still high.
     assert seen[-1][1] > 0.005
     again = load(tmp_path / "a" / "refit" / "model.ckpt")
@@ -137,7 +137,7 @@ def test_refit_takes_the_callbacks_of_the_folds(tmp_path):
     result = run(
         tmp_path / "a",
         lambda: MLPClassifier(64, 10, hidden=[16]),
-        DigitsDataModule(batch_size=300),
+        FewDigits(batch_size=300),
         make_callbacks=lambda: [ExactResume(), LearningRateMonitor()],
         trainer={"max_epochs": 4, "min_epochs": 4, "accelerator": "cpu"},
     )
@@ -150,9 +150,7 @@ def test_refit_takes_the_callbacks_of_the_folds(tmp_path):
 
 def test_the_test_set_is_looked_at_once(digits, make_trainer):
     metrics = digits.test(digits.ensemble())
-    (expected,) = make_trainer().test(
-        digits.ensemble(), datamodule=DigitsDataModule(), verbose=False
-    )
+    (expected,) = make_trainer().test(digits.ensemble(), datamodule=FewDigits(), verbose=False)
     assert metrics["test/accuracy"] == pytest.approx(expected["test/accuracy"])
     written = json.loads((digits.run_dir / "test.json").read_text())
     assert written == {
@@ -318,10 +316,10 @@ def test_copies_in_an_official_test_set_are_counted(tmp_path, capsys):
     assert written["shared_with_training"] == 7
     assert "7 of 27 test samples" in written["notes"][0]
     # Other rows are held out: some have been trained on.
-    digits = run(tmp_path / "b", lambda: MLPClassifier(64, 10), DigitsDataModule(),
+    digits = run(tmp_path / "b", lambda: MLPClassifier(64, 10), FewDigits(),
                  trainer=ONE_EPOCH)  # fmt: skip
     with pytest.raises(ValueError, match="holds out others"):
-        digits.test(digits.ensemble(), DigitsDataModule(split_seed=1))
+        digits.test(digits.ensemble(), FewDigits(split_seed=1))
 
 
 class Scaled(MLPClassifier):

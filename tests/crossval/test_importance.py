@@ -15,7 +15,7 @@ from dlblocks.crossval import CrossValidationResult, cross_validate
 from dlblocks.data import ArrayDataModule, DigitsDataModule, TabularDataModule
 from dlblocks.models import MLPClassifier, MLPRegressor
 
-QUIET = {"progress_bar": False, "logger": None}
+QUIET = {"progress_bar": False, "logger": None, "figures": False}
 TRAINER = {"max_epochs": 15, "accelerator": "cpu"}
 RNG = np.random.default_rng(0)
 X = (RNG.normal(size=(150, 4)) * [1, 10, 1, 1] + [0, 100, 0, 0]).astype("float32")
@@ -196,7 +196,7 @@ def test_errors(run, tmp_path):
     with pytest.raises(ValueError, match="has other samples"):
         result.importance(other)
     images = cross_validate(
-        lambda: MLPClassifier(64, 10, hidden=[4]), DigitsDataModule(), num_folds=2,
+        lambda: MLPClassifier(64, 10, hidden=[4]), DigitsDataModule(batch_size=500), num_folds=2,
         run_dir=tmp_path, trainer={"max_epochs": 1, "accelerator": "cpu"}, **QUIET,
     )  # fmt: skip
     with pytest.raises(ValueError, match=r"shape \(1, 8, 8\) are not a table"):

@@ -107,6 +107,7 @@ def test_killed_and_called_again(tmp_path, whole, kill, every):
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_folds_side_by_side_are_those_one_after_another(tmp_path, whole):
     train(tmp_path / "side-by-side", n_jobs=2)
     assert_same(tmp_path / "side-by-side", whole)

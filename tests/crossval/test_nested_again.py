@@ -118,6 +118,7 @@ def test_killed_within_an_inner_fit_and_called_again(tmp_path, one):
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_side_by_side_is_one_after_another(one):
     assert_same(small("side", n_jobs=2), one)
 

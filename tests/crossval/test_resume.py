@@ -287,6 +287,7 @@ def test_the_others_go_on_and_the_call_again_runs_what_failed(tmp_path, capfd, n
 
 # After the one above, whose worker processes end here.
 @pytest.mark.parametrize("n_jobs", [1, 2])
+@pytest.mark.processes
 def test_a_failing_fold_is_named(tmp_path, n_jobs):
     (tmp_path / "fail").touch()
     with pytest.raises(RuntimeError, match="fold 1: out of luck"):

@@ -166,6 +166,7 @@ def test_any_labels_train_as_if_counted_from_0(labels, engine, tmp_path):
             engine=engine,
             trainer={"accelerator": "cpu", "max_epochs": 1},
             run_dir=tmp_path / name,
+            figures=name == "ours",
         )
 
     ours, plain = run(labels, "ours"), run(mapped, "plain")
@@ -268,6 +269,7 @@ def test_labels_as_a_column_have_pooled_metrics(tmp_path):
         num_folds=4,
         trainer={"accelerator": "cpu", "max_epochs": 1},
         run_dir=tmp_path / "run",
+        figures=False,
     )
     np.testing.assert_array_equal(result.oof.target, COUNTS)
     expected = (result.oof.prediction.argmax(1) == COUNTS).mean()

@@ -153,7 +153,13 @@ def test_both_engines_learn_from_minutes_within_milliseconds(tmp_path):
     """As well as from the minutes themselves, and every fold alike."""
     results = {
         name: cross_validate(
-            classifier, data, num_folds=3, engine=engine, trainer=TRAINER, run_dir=tmp_path / name
+            classifier,
+            data,
+            num_folds=3,
+            engine=engine,
+            trainer=TRAINER,
+            run_dir=tmp_path / name,
+            figures=False,
         )
         for name, data, engine in (
             ("sequential", module(), "sequential"),

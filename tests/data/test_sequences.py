@@ -339,6 +339,7 @@ def result(tmp_path_factory):
         engine="auto",
         run_dir=tmp_path_factory.mktemp("run") / "out",
         logger="none",
+        figures=False,
     )
 
 

@@ -64,6 +64,7 @@ def run(tmp_path_factory):
             trainer={"max_epochs": 2, "accelerator": "cpu"},
             run_dir=folder / engine,
             engine=engine,
+            figures=engine == "sequential",
         )
     return found
 

@@ -120,6 +120,7 @@ def test_another_bar_does_not_make_another_run():
     assert folds(bar=lambda: TQDMProgressBar(refresh_rate=7)).folds == first.folds
 
 
+@pytest.mark.processes
 def test_bars_of_several_processes_or_of_a_search_are_ours(capfd):
     folds(bar=TQDMProgressBar, n_jobs=2)
     assert "Epoch 0" not in capfd.readouterr().out

@@ -122,7 +122,10 @@ def test_the_fold_average_averages_probabilities(runs, tmp_path, make_trainer):
 
 
 def test_bagging_and_its_out_of_bag_scores(tmp_path):
-    bag = Bagging(model, data(), num_members=3, run_dir=tmp_path / "bag", trainer=TRAINER, **QUIET)
+    bag = Bagging(
+        model, data(), num_members=3, run_dir=tmp_path / "bag", trainer=TRAINER, figures=False,
+        **QUIET,
+    )  # fmt: skip
     result = bag.fit()
     oob = result.oob[result.oob.votes > 0]
     expected = by_scikit_learn(oob["target"], oob["prediction"])
@@ -392,8 +395,10 @@ def test_cutmix_mixes_the_labels_by_the_area(make_trainer):
     torch.testing.assert_close(targets, expected)
 
 
+@pytest.mark.processes
 def test_folds_in_processes_are_the_same(runs, tmp_path):
     other = cross_validate(
-        model, data(), num_folds=3, run_dir=tmp_path, trainer=TRAINER, n_jobs=2, **QUIET
-    )
+        model, data(), num_folds=3, run_dir=tmp_path, trainer=TRAINER, n_jobs=2, figures=False,
+        **QUIET,
+    )  # fmt: skip
     assert other.pooled() == pytest.approx(runs["sequential"].pooled(), rel=1e-5)

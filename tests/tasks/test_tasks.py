@@ -360,6 +360,7 @@ def test_a_fast_loss_of_a_user_is_used_for_its_own_loss_alone(tmp_path):
             lambda task=task: Model(MLP(6, 3, hidden=[8]), task(), lr=0.0), ordinal_data(),
             num_folds=2, engine="vectorized", run_dir=tmp_path / task.__name__,
             trainer={"max_epochs": 1, "accelerator": "cpu"}, progress_bar=False, logger=None,
+            figures=False,
         )  # fmt: skip
         found[task] = result.values("val/loss"), task.calls if task is not OrdinalTask else 0
     np.testing.assert_allclose(found[FastOrdinal][0], found[OrdinalTask][0], rtol=1e-5)
