@@ -1,4 +1,4 @@
-"""Nets as plain `torch.nn.Module`s that map tensors to tensors."""
+"""Plain `torch.nn.Module` classes that map tensors to tensors."""
 
 from dlblocks.nets.adversarial import Discriminator, Generator
 from dlblocks.nets.attention import Attention, CrossAttention, KVCache
