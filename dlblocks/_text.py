@@ -1,9 +1,9 @@
-"""Vocabularies of characters or bytes, and windows of documents."""
+"""Vocabularies of characters, bytes or words, and windows of documents."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -65,7 +65,7 @@ class Vocabulary:
         if self.symbols is None:
             ids = ids[ids >= SPECIAL] - SPECIAL
             return ids.astype(np.uint8).tobytes().decode(errors="replace")
-        table = np.array(["\ufffd", "", *self.symbols])
+        table = np.array(self.names)
         return "".join(table[ids])
 
     def check(self, argument: str, text: str) -> None:
@@ -88,6 +88,12 @@ class Vocabulary:
         if self.symbols is not None:
             found[SPECIAL:] = self._known
         return found
+
+    @property
+    def names(self) -> list[str]:
+        """One character for each token, for figures; "" for the separator."""
+        symbols = map(chr, range(256)) if self.symbols is None else self.symbols
+        return ["\ufffd", "", *symbols]
 
     @property
     def sizes(self) -> npt.NDArray[np.float64]:
@@ -113,6 +119,91 @@ class Vocabulary:
     def from_plain(cls, values: Mapping[str, Any]) -> Vocabulary:
         """Make a vocabulary of what `to_plain` returned."""
         return cls(values["symbols"], values.get("unknown", ""))
+
+
+Level = Literal["character", "word"]
+
+
+class SymbolVocabulary:
+    """Numbers of the characters or words of texts.
+
+    Token 0 stands for unknown symbols, and token 1 begins and ends a target. The others are the
+    symbols.
+
+    Args:
+        symbols: In the order of their numbers, each once.
+        level: ``"character"``, or ``"word"`` for texts that are split at spaces.
+        unknown: Those of `symbols` that did not occur in training. They become token 0.
+
+    Example:
+        >>> vocabulary = SymbolVocabulary(["AH", "B"], "word")
+        >>> vocabulary.encode("B AH"), vocabulary.decode([2, 3])
+        (array([3, 2]), 'AH B')
+    """
+
+    def __init__(
+        self, symbols: Sequence[str], level: Level = "character", unknown: Sequence[str] = ()
+    ) -> None:
+        self.symbols, self.level, self.unknown = list(symbols), level, list(unknown)
+        self.size = SPECIAL + len(self.symbols)
+        hidden = set(self.unknown)
+        self._numbers = {
+            symbol: number
+            for number, symbol in enumerate(self.symbols, SPECIAL)
+            if symbol not in hidden
+        }
+
+    def encode(self, text: str | Sequence[str]) -> Ids:
+        """Return the tokens (T,) of a text or list of symbols, int64."""
+        symbols = split_symbols(text, self.level)
+        return np.array([self._numbers.get(each, UNKNOWN) for each in symbols], np.int64)
+
+    def decode(self, tokens: Sequence[int] | Ids) -> str:
+        """Return the text of tokens. Unknown symbols become U+FFFD."""
+        names = ["\ufffd", "", *self.symbols]
+        return ("" if self.level == "character" else " ").join(
+            names[token] for token in np.asarray(tokens, np.int64).tolist() if token != SEPARATOR
+        )
+
+    def check(self, argument: str, text: str | Sequence[str]) -> None:
+        """Raise a `ValueError` that names symbols of a text that are unknown."""
+        symbols = split_symbols(text, self.level)
+        wrong = [i for i, each in enumerate(symbols) if each not in self._numbers]
+        if not len(symbols):
+            raise ValueError(f"{argument} is an empty text; leave it out.")
+        if wrong:
+            names = list(dict.fromkeys(symbols[i] for i in wrong))
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            raise ValueError(
+                f"{argument} has {', '.join(map(repr, names[:SHOWN]))}{more}, first at position "
+                f"{wrong[0]}, which the training data do not have; remove it."
+            )
+
+    @property
+    def known(self) -> npt.NDArray[np.bool_]:
+        """True for tokens of symbols that occurred in training, shape (V,)."""
+        found = np.zeros(self.size, bool)
+        found[list(self._numbers.values())] = True
+        return found
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return plain values, of which `from_plain` makes the same vocabulary."""
+        return {"symbols": self.symbols, "level": self.level, "unknown": self.unknown}
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> SymbolVocabulary:
+        """Make a vocabulary of what `to_plain` returned."""
+        return cls(values["symbols"], values["level"], values.get("unknown", ()))
+
+
+def split_symbols(text: str | Sequence[str], level: Level) -> Sequence[str]:
+    """Return the symbols of a text.
+
+    A list of symbols is returned unchanged.
+    """
+    if not isinstance(text, str):
+        return text
+    return text.split() if level == "word" else text
 
 
 def _codes(text: str) -> npt.NDArray[np.uint32]:

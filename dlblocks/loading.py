@@ -239,13 +239,38 @@ class Predictor:
                 bar.update(rows.count - before)
         if not rows.count:
             raise ValueError("data is empty; there is nothing to predict.")
+        columns = rows.finish()
+        texts = self.encoder.decoded(columns["prediction"])
+        if texts is not None:
+            columns["text"] = texts
         return Predictions(
-            rows.finish(),
+            columns,
             task=self._task_name,
             class_names=self.class_names,
             names=np.concatenate([np.asarray(some) for some in names]) if names else None,
             title=samples.title,
         )
+
+    def generate(self, prompts: Any, *args: Any, **kwargs: Any) -> Any:
+        """Continue texts, or find their targets, with the model.
+
+        Args:
+            prompts: As for `dlblocks.models.LanguageModel.generate`, or
+                `dlblocks.models.Seq2Seq.generate`. The average of fold models continues texts by
+                the mean of their probabilities.
+            *args: Likewise.
+            **kwargs: Likewise.
+
+        Raises:
+            TypeError: The model generates nothing.
+        """
+        model: Any = self.model
+        if not hasattr(model, "generate"):
+            raise TypeError(
+                f"{type(model).__name__} generates nothing; use predict, or for images "
+                "predictor.model.sample."
+            )
+        return model.generate(prompts, *args, **kwargs)
 
     @property
     def _task_name(self) -> str | None:

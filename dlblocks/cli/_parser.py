@@ -20,6 +20,7 @@ from dlblocks.models._checkpoints import is_ours
 # Arguments of models that follow from the data.
 KNOWN_BY_DATA = (
     "in_features", "num_classes", "in_channels", "out_features", "image_size", "embeddings",
+    "vocab_size", "source_vocab_size", "target_vocab_size",
 )  # fmt: skip
 UNKNOWN_KEY = re.compile(
     r"[Oo]ption '(?P<option>[\w.]+)' is not accepted"

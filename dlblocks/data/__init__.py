@@ -19,6 +19,7 @@ from dlblocks.data.image_folder import ImageFolderDataModule
 from dlblocks.data.packaged import packaged_file
 from dlblocks.data.scenes import DigitScenesDataModule
 from dlblocks.data.segmentation import SegmentationDataModule
+from dlblocks.data.sequence_pairs import SequencePairsDataModule
 from dlblocks.data.source import Source
 from dlblocks.data.split_datamodule import SplitDataModule
 from dlblocks.data.tabular import TabularDataModule
@@ -49,6 +50,7 @@ __all__ = [
     "ImageFolderDataModule",
     "MNISTDataModule",
     "SegmentationDataModule",
+    "SequencePairsDataModule",
     "Source",
     "SplitDataModule",
     "TabularDataModule",

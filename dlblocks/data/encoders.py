@@ -107,6 +107,13 @@ class Encoder:
         """Names of the features of a table."""
         return None
 
+    def decoded(self, prediction: Any) -> np.ndarray | None:
+        """Return a ragged column of predicted tokens as texts (N,).
+
+        None for other predictions.
+        """
+        return None
+
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Self:
         """Make an encoder of what `to_plain` returned."""

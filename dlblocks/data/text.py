@@ -28,7 +28,9 @@ from dlblocks.data.datamodule import DataModule
 from dlblocks.data.encoders import ENCODERS, Encoder, Samples
 from dlblocks.data.source import Source
 from dlblocks.fields import Tokens
+from dlblocks.tasks import Predictions, PredictionTable
 
+FEW = 20  # groups of documents: too few for usual splits
 Repeats = Literal["remove", "group", "keep"]
 
 
@@ -215,6 +217,20 @@ class TextDataModule(DataModule):
         found: npt.NDArray[np.int64] = connected_components(graph, directed=False)[1]
         return found
 
+    def _split(self) -> None:
+        try:
+            super()._split()
+        except ValueError as error:
+            blocks, groups = len(self._blocks["train"][0]), len(np.unique(self._groups))
+            if groups > FEW:
+                raise
+            raise ValueError(
+                f"{_place(self.path)} is short: {blocks} blocks of block_size={self.block_size} "
+                f"and stride={self.stride}, of {groups} documents, or groups of them that share a "
+                f"block. {error} A smaller block_size, or more sections of a single document, "
+                "gives more of them."
+            ) from error
+
     def _fit_statistics(self) -> None:
         super()._fit_statistics()
         self._unknown = None
@@ -267,6 +283,11 @@ class TextDataModule(DataModule):
             encoding=self.encoding,
             **self.fold_vocabulary.to_plain(),
         )
+
+    def with_inputs(self, table: PredictionTable, part: str, *, repeats: int = 1) -> Predictions:
+        shown = super().with_inputs(table, part, repeats=repeats)
+        shown.class_names = self.vocabulary.names  # for figures of the text
+        return shown
 
     def description(self) -> str:
         parts = {"development": self.documents, "test": self.test_documents}

@@ -11,11 +11,13 @@ from dlblocks.models.detection import BoxDetector, Detector
 from dlblocks.models.diffusion import Diffusion
 from dlblocks.models.flow_matching import FlowMatching
 from dlblocks.models.forecast import Forecaster, LSTMForecaster, TransformerForecaster
+from dlblocks.models.gan import GAN
 from dlblocks.models.generative import GenerativeModel
 from dlblocks.models.language import GPTLanguageModel, LanguageModel, RNNLanguageModel
 from dlblocks.models.model import Model, load
 from dlblocks.models.regression import MLPRegressor, Regressor
 from dlblocks.models.segmentation import Segmenter, UNetSegmenter, VisionSegmenter
+from dlblocks.models.seq2seq import RNNSeq2Seq, Seq2Seq, TransformerSeq2Seq
 from dlblocks.models.sequence import (
     RNNClassifier,
     RNNRegressor,
@@ -28,6 +30,7 @@ from dlblocks.models.vision import VisionClassifier
 from dlblocks.models.voting import VotingEnsemble, VotingModule
 
 __all__ = [
+    "GAN",
     "VAE",
     "AdaBoostClassifier",
     "BoxDetector",
@@ -50,10 +53,13 @@ __all__ = [
     "RNNClassifier",
     "RNNLanguageModel",
     "RNNRegressor",
+    "RNNSeq2Seq",
     "Regressor",
     "Segmenter",
+    "Seq2Seq",
     "TransformerClassifier",
     "TransformerForecaster",
+    "TransformerSeq2Seq",
     "UNetSegmenter",
     "ViTClassifier",
     "VisionClassifier",

@@ -255,7 +255,8 @@ def _generators(
 ) -> list[torch.Generator]:
     """Make a generator for each prompt.
 
-    It does not depend on the other prompts, except that equal prompts get different ones.
+    Different prompts get different random numbers of one seed. They do not depend on the other
+    prompts, except that equal prompts get different ones.
     """
     if isinstance(seed, (Sequence, np.ndarray, Tensor)) and np.ndim(seed):
         if len(seed) != len(prompts):
@@ -269,7 +270,9 @@ def _generators(
     found = []
     for prompt, own in zip(prompts, seeds, strict=True):
         key = (own, *prompt)
-        number = np.random.SeedSequence([own, seen[key]]).generate_state(1, np.uint64)[0]
+        # With the length, because numbers at the end that are 0 change nothing.
+        words = [own, seen[key], len(prompt), *prompt]
+        number = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
         found.append(torch.Generator().manual_seed(int(number) & MAX_SEED))
         seen[key] += 1
     return found

@@ -9,19 +9,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from dlblocks._text import IGNORED, SEPARATOR, Vocabulary, cut, with_separators
 from dlblocks.models._generate import Sampling, check_whole, generate
-from dlblocks.models.model import Model
+from dlblocks.models._token_mean import TokenMeanModel
 from dlblocks.nets import GPT, LSTMDecoder
 from dlblocks.tasks import LanguageModelTask
 
 ROWS = 32  # windows at a time
-UNIT = 1024  # tokens: the unit in which a batch is weighted, any constant
 
 
-class LanguageModel(Model):
+class LanguageModel(TokenMeanModel):
     """A language model over a net with logits (N, T, V).
 
     Targets are the tokens of the inputs, one place further. Logged: ``loss``, and for validation
@@ -59,7 +57,6 @@ class LanguageModel(Model):
         super().__init__(net, task, **kwargs)
         self.vocab_size = vocab_size
         self.ignore_index, self.label_smoothing = ignore_index, label_smoothing
-        self._share: Tensor | None = None  # tokens of the batches since the last optimizer step
 
     def forward(self, inputs: Tensor) -> Tensor:
         try:
@@ -68,31 +65,6 @@ class LanguageModel(Model):
             assert isinstance(self.task, LanguageModelTask)  # for the type checker
             self.task.check_tokens("inputs", inputs)
             raise
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = super().training_step(batch, batch_idx)
-        trainer = self.trainer
-        if trainer.accumulate_grad_batches == 1 and trainer.world_size == 1:
-            return loss
-        # A mean of means is not the mean over tokens. So each loss is weighted by its tokens,
-        # and the gradients are divided by their sum before the step.
-        assert self.task is not None  # for the type checker
-        counted = self.task.counted(batch[1])
-        assert counted is not None  # for the type checker
-        share = counted.sum() / UNIT
-        if not self.metrics_paused:
-            self._share = share if self._share is None else self._share + share
-        return loss * share
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        if self._share is None:
-            return
-        share = self.trainer.strategy.reduce(self._share, reduce_op="mean")
-        self._share = None
-        factor = self.trainer.accumulate_grad_batches / share.clamp(min=1 / UNIT)
-        for parameter in self.parameters():
-            if parameter.grad is not None:
-                parameter.grad.mul_(factor.to(parameter.grad))
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -335,3 +307,60 @@ class RNNLanguageModel(LanguageModel):
             dropout=dropout,
         )
         super().__init__(net, vocab_size, **kwargs)
+
+
+class _Caches:
+    """The caches of several nets for the same rows."""
+
+    def __init__(self, caches: list[Any]) -> None:
+        self.caches = caches
+
+    @property
+    def lengths(self) -> Tensor:
+        found: Tensor = self.caches[0].lengths
+        return found
+
+    def __getitem__(self, rows: Tensor) -> _Caches:
+        return _Caches([cache[rows] for cache in self.caches])
+
+    def __setitem__(self, rows: Tensor, other: _Caches) -> None:
+        for mine, given in zip(self.caches, other.caches, strict=True):
+            mine[rows] = given
+
+
+class _AverageNet(nn.Module):
+    """Logits of the mean probability that several nets give the next token."""
+
+    def __init__(self, nets: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+        known = [getattr(net, "context", None) for net in nets]
+        self.context = min((size for size in known if size is not None), default=None)
+        self.separator = getattr(nets[0], "separator", None)
+        if all(hasattr(net, "make_cache") for net in nets):
+            self.make_cache = self._make_cache
+
+    def forward(self, tokens: Tensor, *, cache: _Caches | None = None, **kwargs: Any) -> Tensor:
+        each = [
+            net(tokens, **kwargs, **({} if cache is None else {"cache": cache.caches[i]}))
+            for i, net in enumerate(self.nets)
+        ]
+        return torch.stack(each).log_softmax(-1).logsumexp(0)
+
+    def _make_cache(self, batch_size: int) -> _Caches:
+        nets: Any = self.nets
+        return _Caches([net.make_cache(batch_size) for net in nets])
+
+
+def average_language_model(
+    members: Sequence[LanguageModel], data_spec: dict[str, Any] | None
+) -> LanguageModel:
+    """Make one language model, whose probabilities are the mean of those of several.
+
+    Args:
+        members: Over one vocabulary. Their nets are shared, not copied.
+        data_spec: What the model says of the data; see `Model`.
+    """
+    model = LanguageModel(_AverageNet([m.net for m in members]), members[0].vocab_size)
+    model.data_spec = data_spec
+    return model.to(members[0].device)

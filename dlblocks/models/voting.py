@@ -21,6 +21,7 @@ from dlblocks._ragged import entries_of
 from dlblocks.models._conformal import Calibration
 from dlblocks.models._members import Kind, MadeOfTrained, common_spec, described, rebuilt
 from dlblocks.models._predict import gather, predictor, target_in, to_numpy
+from dlblocks.models.language import LanguageModel, average_language_model
 from dlblocks.models.model import Model, beside_inputs
 from dlblocks.nets import Preprocess
 from dlblocks.nets.preprocess import PassOn
@@ -128,6 +129,27 @@ class VotingEnsemble(MadeOfTrained, Model):
         if self.coverage is not None:
             result |= self.task.regions(self.calibration, each, self.coverage)
         return result
+
+    def generate(self, prompts: Any, *args: Any, **kwargs: Any) -> Any:
+        """Continue texts by the mean probabilities of language models.
+
+        Args:
+            prompts: As for `dlblocks.models.LanguageModel.generate`.
+            *args: Likewise.
+            **kwargs: Likewise.
+
+        Raises:
+            ValueError: A member is not a language model.
+        """
+        net: Any = self.net
+        members = list(net.members)
+        for member in members:
+            if not isinstance(member, LanguageModel):
+                raise ValueError(
+                    f"generate continues texts, but a member is a {type(member).__name__}; use "
+                    "predict."
+                )
+        return average_language_model(members, self.data_spec).generate(prompts, *args, **kwargs)
 
     @torch.no_grad()
     def uncertainty(self, inputs: Tensor) -> dict[str, Tensor]:

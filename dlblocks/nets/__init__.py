@@ -1,6 +1,7 @@
-"""Nets as plain `torch.nn.Module`s that map tensors to tensors."""
+"""Plain `torch.nn.Module` classes that map tensors to tensors."""
 
-from dlblocks.nets.attention import Attention, KVCache
+from dlblocks.nets.adversarial import Discriminator, Generator
+from dlblocks.nets.attention import Attention, CrossAttention, KVCache
 from dlblocks.nets.autoencoder import Autoencoder
 from dlblocks.nets.backbone import Backbone
 from dlblocks.nets.cnn import CNN
@@ -11,7 +12,9 @@ from dlblocks.nets.mlp import MLP, EmbedCategories
 from dlblocks.nets.pixel_transformer import PixelTransformer
 from dlblocks.nets.preprocess import Preprocess
 from dlblocks.nets.rnn import RNN
-from dlblocks.nets.transformer import FeedForward, Transformer, TransformerBlock
+from dlblocks.nets.seq2seq import Seq2SeqRNN, Seq2SeqTransformer
+from dlblocks.nets.transformer import Transformer
+from dlblocks.nets.transformer_block import FeedForward, TransformerBlock
 from dlblocks.nets.unet import UNet
 from dlblocks.nets.vision_detection import VisionDetection
 from dlblocks.nets.vision_segmentation import VisionSegmentation
@@ -26,13 +29,18 @@ __all__ = [
     "Autoencoder",
     "Backbone",
     "ConditionalNet",
+    "CrossAttention",
+    "Discriminator",
     "EmbedCategories",
     "FeedForward",
+    "Generator",
     "KVCache",
     "LSTMDecoder",
     "LSTMForecast",
     "PixelTransformer",
     "Preprocess",
+    "Seq2SeqRNN",
+    "Seq2SeqTransformer",
     "SequenceTransformer",
     "SeriesScaler",
     "Transformer",

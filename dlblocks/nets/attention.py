@@ -1,4 +1,4 @@
-"""Self-attention, positions, and a cache of keys and values."""
+"""Self- and cross-attention, positions, and a cache of keys and values."""
 
 from __future__ import annotations
 
@@ -141,33 +141,14 @@ def sinusoids(positions: Tensor, width: int) -> Tensor:
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(-2)
 
 
-class Attention(nn.Module):
-    """Self-attention with several heads.
+class _Heads(nn.Module):
+    """Base of attention with several heads."""
 
-    Each head computes ``softmax(Q Kᵀ / √d) V`` (Vaswani et al. 2017), by torch's
-    `scaled_dot_product_attention`.
-
-    Args:
-        width: Size D of a token.
-        num_heads: Heads of queries, each of size d = D / num_heads.
-        num_kv_heads: Heads of keys and values, each used by as many query heads (grouped queries,
-            Ainslie et al. 2023). None for `num_heads`.
-        dropout: Probability that a weight of the attention is zeroed in training.
-        bias: Whether the linear layers have biases.
-
-    Shape:
-        Input and output (B, T, D).
-    """
+    out: nn.Linear
 
     @checked
     def __init__(
-        self,
-        width: int,
-        num_heads: int,
-        *,
-        num_kv_heads: int | None = None,
-        dropout: float = 0.0,
-        bias: bool = True,
+        self, width: int, num_heads: int, *, num_kv_heads: int | None, dropout: float
     ) -> None:
         super().__init__()
         check_range("width", width, 1)
@@ -189,7 +170,74 @@ class Attention(nn.Module):
             )
         self.num_heads, self.num_kv_heads, self.dropout = num_heads, kv_heads, dropout
         self.size = width // num_heads
-        self.qkv = nn.Linear(width, (num_heads + 2 * kv_heads) * self.size, bias=bias)
+
+    def mix(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        *,
+        is_causal: bool = False,
+        maps: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Attend to keys and values (B, K, S, d).
+
+        Args:
+            query: Shape (B, H, T, d).
+            key: Shape (B, K, S, d).
+            value: Shape (B, K, S, d).
+            mask: True where a query attends to a key, broadcast to (B, H, T, S).
+            is_causal: Each query attends to the keys up to its own place.
+            maps: Gets the weights (B, H, T, S) appended.
+
+        Returns:
+            Shape (B, T, D).
+        """
+        if maps is not None:
+            maps.append(_weights(query, key, mask, is_causal))
+        found = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=is_causal,
+            dropout_p=self.dropout if self.training else 0.0,
+            enable_gqa=self.num_kv_heads != self.num_heads,
+        )  # (B, H, T, d)
+        mixed: Tensor = self.out(found.transpose(1, 2).flatten(2))
+        return mixed
+
+
+class Attention(_Heads):
+    """Self-attention with several heads.
+
+    Each head computes ``softmax(Q Kᵀ / √d) V`` (Vaswani et al. 2017), by torch's
+    `scaled_dot_product_attention`.
+
+    Args:
+        width: Size D of a token.
+        num_heads: Heads of queries, each of size d = D / num_heads.
+        num_kv_heads: Heads of keys and values, each used by as many query heads (grouped queries,
+            Ainslie et al. 2023). None for `num_heads`.
+        dropout: Probability that a weight of the attention is zeroed in training.
+        bias: Whether the linear layers have biases.
+
+    Shape:
+        Input and output (B, T, D).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        num_kv_heads: int | None = None,
+        dropout: float = 0.0,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(width, num_heads, num_kv_heads=num_kv_heads, dropout=dropout)
+        self.qkv = nn.Linear(width, (num_heads + 2 * self.num_kv_heads) * self.size, bias=bias)
         self.out = nn.Linear(width, width, bias=bias)
 
     def forward(
@@ -224,19 +272,64 @@ class Attention(nn.Module):
             query, key, value = heads.split(sizes, 1)  # (B, H, T, d), (B, K, T, d), (B, K, T, d)
         if cache is not None:
             key, value = cache.append(block, key, value)
-        if maps is not None:
-            maps.append(_weights(query, key, mask, is_causal))
-        found = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            is_causal=is_causal,
-            dropout_p=self.dropout if self.training else 0.0,
-            enable_gqa=self.num_kv_heads != self.num_heads,
-        )  # (B, H, T, d)
-        mixed: Tensor = self.out(found.transpose(1, 2).flatten(2))
-        return mixed
+        return self.mix(query, key, value, mask, is_causal=is_causal, maps=maps)
+
+
+class CrossAttention(_Heads):
+    """Attention of one sequence to another, the memory (Vaswani et al. 2017).
+
+    Queries are made of the sequence, keys and values of the memory. The memory stays the same while
+    a decoder writes, so its keys and values are computed once, by `keys_and_values`.
+
+    Args:
+        width: Size D of a token, of both sequences.
+        num_heads: Heads of queries.
+        num_kv_heads: Heads of keys and values; see `Attention`.
+        dropout: Probability that a weight of the attention is zeroed in training.
+        bias: Whether the linear layers have biases.
+
+    Shape:
+        Input and output (B, T, D), memory (B, S, D).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        num_kv_heads: int | None = None,
+        dropout: float = 0.0,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(width, num_heads, num_kv_heads=num_kv_heads, dropout=dropout)
+        self.query = nn.Linear(width, width, bias=bias)
+        self.key_value = nn.Linear(width, 2 * self.num_kv_heads * self.size, bias=bias)
+        self.out = nn.Linear(width, width, bias=bias)
+
+    def keys_and_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values, each (B, K, S, d), of a memory (B, S, D)."""
+        heads = self.key_value(memory).unflatten(-1, (2 * self.num_kv_heads, self.size))
+        key, value = heads.transpose(1, 2).chunk(2, 1)
+        return key, value
+
+    def forward(
+        self,
+        tokens: Tensor,
+        memory: tuple[Tensor, Tensor],
+        mask: Tensor | None = None,
+        *,
+        maps: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Let each token attend to the memory.
+
+        Args:
+            tokens: Shape (B, T, D).
+            memory: Of `keys_and_values`.
+            mask: True where the memory counts, bool, broadcast to (B, H, T, S).
+            maps: Gets the weights (B, H, T, S) appended. They are computed by a slow path.
+        """
+        query = self.query(tokens).unflatten(-1, (self.num_heads, self.size)).transpose(1, 2)
+        return self.mix(query, *memory, mask, maps=maps)
 
 
 def _divisor(number: int, wanted: int) -> int:

@@ -14,7 +14,7 @@ from dlblocks.nets.attention import KVCache
 from dlblocks.nets.transformer import STD, Transformer
 
 
-class _TokenNet(nn.Module):
+class TokenNet(nn.Module):
     """Base of nets that begin and end with a table of tokens.
 
     Tied weights (Press and Wolf 2017) are one parameter that is used twice, so that copies,
@@ -55,7 +55,7 @@ class _TokenNet(nn.Module):
             )
 
 
-class GPT(_TokenNet):
+class GPT(TokenNet):
     """A causal `Transformer` that predicts the next token (Radford et al. 2018).
 
     Args:
@@ -157,7 +157,7 @@ class RNNState:
         self.lengths[rows] = other.lengths
 
 
-class LSTMDecoder(_TokenNet):
+class LSTMDecoder(TokenNet):
     """An LSTM that predicts the next token (Zaremba et al. 2014).
 
     Args:

@@ -1,4 +1,4 @@
-"""A block of a Transformer (Vaswani et al. 2017), and a stack of blocks."""
+"""A stack of Transformer blocks (Vaswani et al. 2017)."""
 
 from __future__ import annotations
 
@@ -7,172 +7,37 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dlblocks._errors import check_choice, check_range, checked
 from dlblocks.nets.attention import (
     Attention,
+    CrossAttention,
     KVCache,
     causal_mask,
     rotary_angles,
     rotary_turns,
     sinusoids,
 )
+from dlblocks.nets.transformer_block import (
+    Activation,
+    FeedForward,
+    Memory,
+    Norm,
+    TransformerBlock,
+    make_norm,
+)
 
-Norm = Literal["layer", "rms"]
-Activation = Literal["gelu", "relu", "swiglu"]
 Positions = Literal["learned", "sinusoidal", "rotary"]
 
 STD = 0.02  # of initial weights, as in GPT-2
-EPS = 1e-5
-
-
-class FeedForward(nn.Module):
-    """Two linear layers with an activation between, for each token by itself.
-
-    ``"swiglu"`` is ``W₂ (silu(W₁ x) ⊙ W₃ x)`` (Shazeer 2020).
-
-    Args:
-        width: Size D of a token.
-        hidden: Size between the layers. None for 4 D, or with ``"swiglu"``, which has three
-            matrices, for about 8 D / 3, so that the number of weights stays the same.
-        activation: ``"gelu"``, ``"relu"`` or ``"swiglu"``.
-        dropout: Probability that a hidden value is zeroed in training.
-        bias: Whether the linear layers have biases.
-
-    Shape:
-        Input and output (..., D).
-    """
-
-    @checked
-    def __init__(
-        self,
-        width: int,
-        *,
-        hidden: int | None = None,
-        activation: Activation = "gelu",
-        dropout: float = 0.0,
-        bias: bool = True,
-    ) -> None:
-        super().__init__()
-        check_choice("activation", activation, ["gelu", "relu", "swiglu"])
-        self.is_gated = activation == "swiglu"
-        if hidden is None:
-            hidden = max(8, round(width / 3) * 8) if self.is_gated else 4 * width
-        check_range("hidden", hidden, 1)
-        self.activation = activation
-        self.expand = nn.Linear(width, hidden * (1 + self.is_gated), bias=bias)
-        self.dropout = nn.Dropout(dropout)
-        self.out = nn.Linear(hidden, width, bias=bias)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        hidden = self.expand(tokens)
-        if self.is_gated:
-            gate, hidden = hidden.chunk(2, -1)
-            hidden = F.silu(gate) * hidden
-        else:
-            hidden = F.gelu(hidden) if self.activation == "gelu" else F.relu(hidden)
-        found: Tensor = self.out(self.dropout(hidden))
-        return found
-
-
-class TransformerBlock(nn.Module):
-    """Attention and a feed-forward net with norms and residual connections.
-
-    ``x = x + attention(norm(x)); x = x + feed_forward(norm(x))``. With ``pre_norm=False`` the norm
-    comes after each sum, as in Vaswani et al. (2017): ``x = norm(x + attention(x))``. It then needs
-    a warm-up of the learning rate (Xiong et al. 2020).
-
-    Args:
-        width: Size D of a token.
-        num_heads: Heads of the attention.
-        num_kv_heads: Heads of keys and values; see `Attention`.
-        hidden: Size between the layers of the feed-forward net; see `FeedForward`.
-        pre_norm: Whether the norm comes before attention and feed-forward net.
-        norm: ``"layer"`` (Ba et al. 2016) or ``"rms"`` (Zhang and Sennrich 2019).
-        activation: ``"gelu"``, ``"relu"`` or ``"swiglu"``.
-        dropout: Probability in [0, 1) of dropout, at weights of the attention, hidden values, and
-            what is added to the residual. In training only.
-        bias: Whether linear layers and layer norms have biases.
-
-    Shape:
-        Input and output (B, T, D).
-
-    Example:
-        >>> TransformerBlock(8, num_heads=2)(torch.zeros(1, 5, 8), is_causal=True).shape
-        torch.Size([1, 5, 8])
-    """
-
-    @checked
-    def __init__(
-        self,
-        width: int,
-        num_heads: int,
-        *,
-        num_kv_heads: int | None = None,
-        hidden: int | None = None,
-        pre_norm: bool = True,
-        norm: Norm = "layer",
-        activation: Activation = "gelu",
-        dropout: float = 0.0,
-        bias: bool = True,
-    ) -> None:
-        super().__init__()
-        self.pre_norm = pre_norm
-        self.norm1, self.norm2 = (_make_norm(norm, width, bias=bias) for _ in range(2))
-        self.attention = Attention(
-            width, num_heads, num_kv_heads=num_kv_heads, dropout=dropout, bias=bias
-        )
-        self.feed_forward = FeedForward(
-            width, hidden=hidden, activation=activation, dropout=dropout, bias=bias
-        )
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(
-        self,
-        tokens: Tensor,
-        mask: Tensor | None = None,
-        *,
-        is_causal: bool = False,
-        turns: tuple[Tensor, Tensor] | None = None,
-        cache: KVCache | None = None,
-        block: int = 0,
-        maps: list[Tensor] | None = None,
-    ) -> Tensor:
-        """Transform tokens (B, T, D).
-
-        `Attention.forward` describes the arguments.
-        """
-
-        def attend(x: Tensor) -> Tensor:
-            found: Tensor = self.attention(
-                x, mask, is_causal=is_causal, turns=turns, cache=cache, block=block, maps=maps
-            )
-            return found
-
-        x = tokens  # (B, T, D)
-        if self.pre_norm:
-            x = x + self.dropout(attend(self.norm1(x)))
-            found: Tensor = x + self.dropout(self.feed_forward(self.norm2(x)))
-        else:
-            x = self.norm1(x + self.dropout(attend(x)))
-            found = self.norm2(x + self.dropout(self.feed_forward(x)))
-        return found
-
-
-def _make_norm(norm: str, width: int, *, bias: bool = True) -> nn.Module:
-    check_choice("norm", norm, ["layer", "rms"])
-    if norm == "rms":
-        return nn.RMSNorm(width, eps=EPS)
-    return nn.LayerNorm(width, eps=EPS, bias=bias)
 
 
 class Transformer(nn.Module):
-    """A stack of `TransformerBlock`s over embedded inputs, with their positions.
+    """Stack `TransformerBlock` layers over embedded inputs, with positions.
 
     An encoder without `causal`, a decoder with it. After blocks with ``pre_norm=True`` there is a
     last norm. Weights start as in GPT-2: normal with standard deviation 0.02, which is divided by
-    √(2 · depth) for layers whose results are added to the residual.
+    √n for the n layers whose results are added to the residual.
 
     Args:
         width: Size D of a token.
@@ -190,6 +55,7 @@ class Transformer(nn.Module):
         activation: ``"gelu"``, ``"relu"`` or ``"swiglu"``.
         dropout: Probability in [0, 1) of dropout, in blocks and after positions are added.
         bias: Whether linear layers and layer norms have biases.
+        cross: Whether tokens attend to a memory, too, such as that of an encoder.
 
     Shape:
         Input and output (B, T, width).
@@ -220,6 +86,7 @@ class Transformer(nn.Module):
         activation: Activation = "gelu",
         dropout: float = 0.0,
         bias: bool = True,
+        cross: bool = False,
     ) -> None:
         super().__init__()
         check_range("depth", depth, 1)
@@ -240,10 +107,11 @@ class Transformer(nn.Module):
                 activation=activation,
                 dropout=dropout,
                 bias=bias,
+                cross=cross,
             )
             for _ in range(depth)
         )
-        self.norm = _make_norm(norm, width, bias=bias) if pre_norm else nn.Identity()
+        self.norm = make_norm(norm, width, bias=bias) if pre_norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.size = width // num_heads
         if positions == "learned":
@@ -261,7 +129,7 @@ class Transformer(nn.Module):
                 f"positions='rotary' turns pairs, so that width / num_heads must be even, got "
                 f"{width} / {num_heads} = {self.size}; change one of them."
             )
-        _init_weights(self, depth)
+        _init_weights(self, depth * (3 if cross else 2))
 
     def forward(
         self,
@@ -271,6 +139,7 @@ class Transformer(nn.Module):
         mask: Tensor | None = None,
         cache: KVCache | None = None,
         maps: list[Tensor] | None = None,
+        memory: Memory | None = None,
     ) -> Tensor:
         """Transform embedded tokens (B, T, D).
 
@@ -284,7 +153,8 @@ class Transformer(nn.Module):
             cache: Of `make_cache`. `tokens` follow those that it has, and are added to it. The
                 result is that of the new tokens, as if all were given at once.
             maps: Gets the weights of the attention (B, H, T, S) of each block appended, for a
-                figure. They are computed by a slow path.
+                figure; with `memory` those of the attention to it. A slow path computes them.
+            memory: Of `make_memory`, for a stack with ``cross=True``.
         """
         if tokens.ndim != 3 or tokens.shape[2] != self.width:
             raise ValueError(
@@ -315,7 +185,14 @@ class Transformer(nn.Module):
         is_causal = self.causal and seen is None and (cache is None or tokens.shape[1] > 1)
         for number, block in enumerate(self.blocks):
             x = block(
-                x, seen, is_causal=is_causal, turns=turns, cache=cache, block=number, maps=maps
+                x,
+                seen,
+                is_causal=is_causal,
+                turns=turns,
+                cache=cache,
+                block=number,
+                maps=maps,
+                memory=memory,
             )
         x = self.norm(x)
         if cache is not None:
@@ -344,6 +221,27 @@ class Transformer(nn.Module):
             seen = seen & causal_mask(size, device)
         # A query without a key would be NaN, or have a NaN gradient.
         return (seen | torch.eye(size, dtype=torch.bool, device=device))[:, None]
+
+    def make_memory(self, encoded: Tensor, lengths: Tensor | None = None) -> Memory:
+        """Compute keys and values of a memory for all blocks.
+
+        Args:
+            encoded: Shape (B, S, D), such as the result of an encoder.
+            lengths: How many steps of each row count, the first ones, shape (B,); None for all. A
+                row without any has one step, which should be 0.
+        """
+        mask = None
+        if lengths is not None:
+            steps = torch.arange(encoded.shape[1], device=encoded.device)
+            # A query without a key would be NaN.
+            mask = (steps < lengths.clamp(min=1)[:, None])[:, None, None]  # (B, 1, 1, S)
+        layers = []
+        for block in self.blocks:
+            assert isinstance(block, TransformerBlock)  # for the type checker
+            if block.cross is None:
+                raise ValueError("a Transformer attends to a memory only with cross=True.")
+            layers.append(block.cross.keys_and_values(encoded))
+        return Memory(layers, mask)
 
     def make_cache(
         self, batch_size: int, room: int | None = None, *, dtype: torch.dtype | None = None
@@ -406,12 +304,13 @@ class Transformer(nn.Module):
         cache.end = end
 
 
-def _init_weights(stack: nn.Module, depth: int) -> None:
+def _init_weights(stack: nn.Module, additions: int) -> None:
+    """Draw weights of a stack with so many additions to the residual."""
     for module in stack.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=STD)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     for module in stack.modules():
-        if isinstance(module, (Attention, FeedForward)):
-            nn.init.normal_(module.out.weight, std=STD / math.sqrt(2 * depth))
+        if isinstance(module, (Attention, CrossAttention, FeedForward)):
+            nn.init.normal_(module.out.weight, std=STD / math.sqrt(additions))

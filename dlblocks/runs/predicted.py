@@ -80,7 +80,7 @@ class Predictions(PredictionTable):
         ``prediction``, of classes the name of the likeliest, and ``probability_<class>``; of
         several labels ``prediction_<label>`` and ``probability_<label>``; else values. Of ensembles
         also ``std`` of each probability or value. Boxes have a row each, and samples without boxes
-        none.
+        none. Predicted tokens are texts.
 
         Args:
             class_names: Names of the classes 0 … C-1 in place of the model's.
@@ -99,6 +99,8 @@ class Predictions(PredictionTable):
             if parts:
                 sample = np.repeat(np.arange(len(self)), np.diff(boxes.offsets))
                 return {name: values[sample] for name, values in found.items()} | parts
+            if "text" in columns:  # of predicted tokens
+                found["prediction"] = columns.pop("text")
         if "prediction" in columns:
             found |= self.of_task().answers(columns.pop("prediction"), names)
         for name, column in columns.items():

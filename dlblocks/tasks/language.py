@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric, MetricCollection
 
+from dlblocks import plots
 from dlblocks._errors import check_range
 from dlblocks._scores import Weighted
-from dlblocks._text import UNKNOWN
+from dlblocks._text import SEPARATOR, UNKNOWN
 from dlblocks.fields import Tokens, kinds_of
 from dlblocks.metrics import wide
 from dlblocks.tasks.table import Array, Predictions, PredictionTable
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BIT = math.log(2)  # nats
+SHOWN = 2000  # characters of a figure
 # An unknown character could be any of Unicode; the token says only that it is unknown.
 UNKNOWN_NATS = math.log(0x110000)
 TINY = float(np.finfo(np.float32).tiny)
@@ -248,7 +250,20 @@ class LanguageModelTask(Task):
     def figures(
         cls, table: Predictions, *, title: str, scores: Mapping[str, float] | None = None
     ) -> dict[str, Callable[[], Figure]]:
-        return {}
+        """Draw the beginning of the text with the probability of each character."""
+        if not table.class_names or not table.has("target", "prediction"):
+            return {}
+        rows = np.unique(table.index, return_index=True)[1]  # of several repeats the first
+        shown, found = [], []
+        for row in rows[:SHOWN]:
+            counts = (table.target[row] >= 0) & (table.target[row] != SEPARATOR)
+            shown += table.target[row][counts].tolist()
+            found += table.prediction[row][counts].tolist()
+        text = "".join(table.class_names[token] for token in shown[:SHOWN])
+        chances = np.array(found[:SHOWN])
+        if not text:
+            return {}
+        return {"text": lambda: plots.text_bits(text, chances, title=title)}
 
 
 def _nats_and_tokens(target: Array, prediction: Array) -> tuple[Array, Array]:

@@ -77,7 +77,7 @@ def test_every_config_fits_tests_and_predicts(config, tmp_path, monkeypatch):
         extra.append("--model.warmup_steps=1")
     if config.stem.startswith(("mnist", "cifar")):
         extra += [f"--data.root={tmp_path}", "--data.batch_size=8"]
-    if config.stem.startswith(("mnist", "cifar", "text")):
+    if config.stem.startswith(("mnist", "cifar", "text", "dates")):
         parts = ("train", "val", "test", "predict")
         extra += [f"--trainer.limit_{part}_batches=2" for part in parts]
     if config.stem == "scenes_detection":

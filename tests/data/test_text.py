@@ -13,6 +13,7 @@ from dlblocks.crossval import cross_validate
 from dlblocks.data import TextDataModule
 from dlblocks.data.text import without_repeats
 from dlblocks.models import GPTLanguageModel, RNNLanguageModel
+from dlblocks.tasks import LanguageModelTask
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
 
@@ -54,6 +55,12 @@ def test_unknown_characters_are_named():
     with pytest.raises(ValueError, match=r"prompt has 'd', 'c', first at position 1.*level='byte'"):
         vocabulary.check("prompt", "adcd")
     assert vocabulary.decode([2, 0, 1, 3]) == "a\ufffdb"
+
+
+def test_a_text_that_is_too_short_names_the_size_of_its_blocks(tmp_path):
+    (tmp_path / "tiny.txt").write_text("hello\nworld\n" * 9)
+    with pytest.raises(ValueError, match=r"tiny.txt' is short: 1 blocks of block_size=128 and str"):
+        TextDataModule(tmp_path / "tiny.txt").setup()
 
 
 @pytest.mark.parametrize("stride", [8, 4, 3])
@@ -204,6 +211,11 @@ def test_cross_validation_pools_every_character(texts, tmp_path):
     expected = (nats / np.log(2) + unknown) / size
     assert pooled["bits_per_character"] == pytest.approx(expected, rel=1e-5)
     assert pooled["bits_per_character"] < np.log2(0x110000)
+    figures = LanguageModelTask.figures(data.with_inputs(table, "val"), title="out of fold")
+    drawn = "".join(each.get_text() for each in figures["text"]().axes[0].texts)
+    first = next(iter(data.documents.values()))[:40].replace("\n", "↵")
+    assert drawn.startswith(first)
+    assert (tmp_path / "run" / "figures" / "text.png").is_file()
 
 
 def test_load_predicts_new_text(texts, tmp_path):
@@ -344,6 +356,21 @@ def test_folds_with_other_vocabularies_predict_together(texts, tmp_path):
         each = torch.stack([model.eval()(tokens[:, :-1]).softmax(2) for model in single])
     chances = each.mean(0).gather(2, tokens[:, 1:, None])[0, :, 0]
     np.testing.assert_allclose(table.prediction[0, :8], chances, rtol=1e-4)
+
+    # Generated text is that of the mean probabilities, without characters that a fold lacks.
+    expected, tokens = "", [SEPARATOR, *data.vocabulary.encode("al")]
+    allowed = torch.from_numpy(data.vocabulary.known)
+    allowed[[SEPARATOR, data.vocabulary.encode("é")[0]]] = torch.tensor([True, False])
+    for _ in range(4):
+        with torch.no_grad():
+            mean = sum(model(torch.tensor([tokens]))[0, -1].softmax(0) for model in single)
+        tokens.append(int(mean.where(allowed, 0).argmax()))
+        expected += data.vocabulary.decode(tokens[-1:])
+        if tokens[-1] == SEPARATOR:
+            break
+    for use_cache in (True, False):
+        said = found.generate(["al", "alpha"], 4, temperature=0, use_cache=use_cache)
+        assert said[0] == expected
 
     # Files are read as in training.
     (tmp_path / "new.txt").write_bytes("alpha é".encode("latin-1"))

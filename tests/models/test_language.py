@@ -16,7 +16,7 @@ import dlblocks
 from dlblocks.callbacks import ExactResume
 from dlblocks.data import ArrayDataModule, TextDataModule
 from dlblocks.models import GPTLanguageModel, LanguageModel, RNNLanguageModel
-from dlblocks.models._generate import Sampling
+from dlblocks.models._generate import Sampling, _generators
 from dlblocks.nets import GPT, LSTMDecoder
 from dlblocks.tasks import LanguageModelTask, PredictionTable
 
@@ -274,6 +274,13 @@ def test_equal_prompts_differ_and_the_first_is_that_alone():
         model.generate([[1, 2]] * 2, 20, seed=[5, 5])[0] == model.generate([[1, 2]], 20, seed=5)[0]
     )
     assert model.generate([[1, 2]], 20) != model.generate([[1, 2]], 20)
+
+
+def test_different_prompts_get_different_random_numbers():
+    prompts = [[2], [3], [2, 0], [2, 0, 0], [3, 2]]
+    drawn = [g.initial_seed() for g in _generators(prompts, 5)]
+    assert len(set(drawn)) == len(prompts)
+    assert drawn[::-1] == [g.initial_seed() for g in _generators(prompts[::-1], 5)]
 
 
 def test_generation_leaves_state_and_mode_alone():
