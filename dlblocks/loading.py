@@ -388,7 +388,8 @@ class Predictor:
         and lengths (N,); recurrent nets over these cannot be exported. Tables are features, in the
         order of ``columns``. It returns ``prediction``, as `predict` does: probabilities (N, C) of
         classes, else values; and of ensembles also ``std``. A detector takes one image of the size
-        of training, (1, C, H, W), and returns rows (x0, y0, x1, y1, score, class); ``.onnx`` alone.
+        of training, (1, C, H, W), and returns rows (x0, y0, x1, y1, score, class); ``.onnx`` alone,
+        and not of Faster R-CNN.
 
         Metadata are texts of JSON: ``class_names``, ``columns``, ``task``, ``input_shape``,
         ``input_dtype``, ``outputs``, and ``data_spec``, from which

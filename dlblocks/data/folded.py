@@ -128,7 +128,8 @@ class FoldedDataModule(SplitDataModule):
 
     def __init__(
         self,
-        data: pl.LightningDataModule | DataLoader[Any] | Dataset[Any],
+        # jsonargparse takes no arguments of a Dataset[Any] from the command line.
+        data: pl.LightningDataModule | DataLoader[Any] | Dataset,  # type: ignore[type-arg]
         *,
         targets: npt.ArrayLike | None = None,
         class_names: Sequence[str] | None = None,
@@ -136,7 +137,7 @@ class FoldedDataModule(SplitDataModule):
         folds: npt.ArrayLike | None = None,
         positions: npt.ArrayLike | None = None,
         use_val: bool = False,
-        eval_dataset: Dataset[Any] | None = None,
+        eval_dataset: Dataset | None = None,  # type: ignore[type-arg]
         **kwargs: Any,
     ) -> None:
         named: Any = groups if isinstance(groups, str) else None

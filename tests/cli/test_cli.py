@@ -326,6 +326,23 @@ def test_own_data_in_the_working_folder(tmp_path):
         np.testing.assert_array_equal(arrays["target"], np.sin(inputs) > 0)
 
 
+def test_a_dataset_of_the_working_folder_takes_arguments(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("plain_set.py").write_text(
+        "from torch.utils.data import Dataset\n\n\nclass Points(Dataset):\n"
+        "    def __init__(self, count: int = 60):\n        self.count = count\n"
+    )
+    Path("c.yaml").write_text(
+        "model: {class_path: MLPClassifier, init_args: {in_features: 4, num_classes: 2}}\n"
+        "data:\n  class_path: FoldedDataModule\n  init_args:\n"
+        "    data: {class_path: plain_set.Points, init_args: {count: 40}}\n"
+    )
+    with pytest.raises(SystemExit) as ended:
+        main(["cross-validate", "--config=c.yaml", "--print_config"])
+    assert ended.value.code in (0, None)
+    assert "count: 40" in capsys.readouterr().out
+
+
 def test_unknown_key_in_a_file(tmp_path, capsys):
     text = (ROOT / "configs" / "digits_mlp.yaml").read_text()
     (tmp_path / "bad.yaml").write_text(text.replace("optimizer:", "optimzer:"))
