@@ -355,7 +355,7 @@ class GAN(GenerativeModel):
             self._take_step(0, self.net, loss)
             if self.ema is not None:
                 self.ema.update(self.net)
-        self.record(stage, loss.detach(), found, weights)
+        self.record(stage, loss.detach(), found, weights, size=len(real))
         return loss.detach()
 
     def _scores(self, images: Tensor, labels: Tensor | None) -> Tensor:

@@ -286,20 +286,25 @@ class GenerativeModel(Model):
             found[self.measure] = self.scores(levels, labels, noise.again())
         each = found.pop("loss")
         loss = weighted_mean(each, weights)
-        self.record(stage, loss, found, weights)
+        self.record(stage, loss, found, weights, size=len(each))
         return loss
 
     def record(
-        self, stage: Stage, loss: Tensor, found: dict[str, Tensor], weights: Tensor | None = None
+        self,
+        stage: Stage,
+        loss: Tensor,
+        found: dict[str, Tensor],
+        weights: Tensor | None = None,
+        *,
+        size: int,
     ) -> None:
-        """Log the loss of a step, and means of values (N,)."""
+        """Log the loss of a step of `size` samples N, and means of values (N,)."""
         if self.metrics_paused:
             return
         means = self._stage_metrics(stage).others["means"]
         assert isinstance(means, Means)  # for the type checker
         means.names = tuple(found)
         values = [value.detach().float() for value in found.values()]
-        size = len(values[0]) if values else 1
         table = torch.stack(values, 1) if values else loss.new_zeros(size, 0)
         beside = (table, table.new_zeros(size)) + (() if weights is None else (weights,))
         buffer = self._buffers_of[stage]

@@ -320,6 +320,35 @@ def test_images_from_0_to_1_need_their_max_value(make_trainer):
     model.check_values(model.preprocess(torch.ones(2, 1, 2, 2)))  # whole numbers of 0 … 255
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_loss_is_the_mean_over_samples_also_of_unequal_batches(weighted, make_trainer):
+    """A flow logs nothing beside its loss in a fit."""
+    images = (torch.arange(110 * 64) % 17 * 15).reshape(110, 1, 8, 8).float()
+    losses = torch.arange(110.0)
+
+    class Known(FlowMatching):
+        def losses(self, levels, labels, noise):
+            first = self.given.to(levels.device)[: len(levels)]
+            self.given = self.given[len(levels) :]
+            return {"loss": first + 0 * self.net.last.bias.sum()}
+
+    model = Known([1, 8, 8], levels=18, width=8, depth=1, ema_decay=None)
+    weights = torch.linspace(0.5, 1.5, 110) if weighted else None
+    data = ArrayDataModule(
+        images, torch.arange(110) % 2, batch_size=48, val_fraction=0.1, test_fraction=0.0,
+        weights=weights,
+    )  # fmt: skip
+    trainer = make_trainer(limit_val_batches=0)
+    model.given = losses
+    trainer.fit(model, data)
+    num = len(data.arrays("train")[0])
+    assert num % 48
+    if not weighted:
+        expected = losses[:num].mean()
+        assert float(trainer.callback_metrics["train/loss"]) == pytest.approx(float(expected))
+    assert torch.isfinite(trainer.callback_metrics["train/loss"])
+
+
 def test_whole_numbers_of_numpy():
     model = vae()
     assert torch.equal(model.sample(np.int64(2), seed=np.int32(3)), model.sample(2, seed=3))
