@@ -54,7 +54,8 @@ def energy_score(samples: Tensor, images: Tensor) -> Tensor:
     exact = "donot_use_mm_for_euclid_dist"
     apart = torch.cdist(samples, samples, compute_mode=exact).sum() / (count * (count - 1))
     near: Tensor = torch.cdist(images, samples, compute_mode=exact).mean(1)
-    return (near - apart / 2) / scale
+    found: Tensor = (near - apart / 2) / scale
+    return found
 
 
 def gradient_norm(score: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, Tensor]:

@@ -44,6 +44,9 @@ def export(
     """
     if path.suffix not in ENDINGS:
         raise ValueError(f"path={str(path)!r} must end with {' or '.join(ENDINGS)}.")
+    reason = getattr(model, "not_exportable", None)
+    if reason is not None:
+        raise ValueError(f"{type(model).__name__} cannot be exported: {reason}.")
     if path.suffix == ".onnx":
         for name in ("onnx", "onnxscript"):
             try:

@@ -226,10 +226,29 @@ class GAN(GenerativeModel):
         return self._made(noise.normal(self.latent_dim), labels)
 
     def _made(self, codes: Tensor, labels: Tensor | None) -> Tensor:
+        images = self._images(codes, labels)
+        return ((images + 1) * (self.levels / 2)).floor().long().clamp(0, self.levels - 1)
+
+    def _images(self, codes: Tensor, labels: Tensor | None) -> Tensor:
         images: Tensor = self.used_net(codes, labels)
-        return ((images.float() + 1) * (self.levels / 2)).floor().long().clamp(0, self.levels - 1)
+        expected = (len(codes), *self.image_shape)
+        if images.shape != expected:
+            raise ValueError(
+                f"the generator returns shape {tuple(images.shape)} for {len(codes)} images; it "
+                f"must return shape {expected}, with values from -1 to 1."
+            )
+        return images.float()
 
     # Training
+
+    @property
+    def _turn(self) -> int:
+        """Batches for each step of the generator.
+
+        A fast_dev_run may have fewer than `discriminator_steps`, and is to run the generator too.
+        """
+        batches = int(self.trainer.fast_dev_run)  # type: ignore[attr-defined]
+        return min(self.discriminator_steps, batches or self.discriminator_steps)
 
     def configure_callbacks(self) -> list[Callback]:
         # Lightning refuses gradient_clip_val for manual optimization after this hook and before
@@ -271,16 +290,12 @@ class GAN(GenerativeModel):
 
     def configure_optimizers(self) -> Any:
         steps = batches = None
-        if (
-            schedule_needs_total_steps(self.lr_schedule)
-            or self.warmup_steps
-            or self.discriminator_steps > 1
-        ):
+        if schedule_needs_total_steps(self.lr_schedule) or self.warmup_steps or self._turn > 1:
             steps, batches = self._planned_steps()
         optimizers: list[Optimizer] = []
         schedules: list[Any] = []
         for net, lr, every in (
-            (self.net, self.lr, self.discriminator_steps),
+            (self.net, self.lr, self._turn),
             (self.discriminator, self.discriminator_lr, 1),
         ):
             optimizers.append(
@@ -296,7 +311,7 @@ class GAN(GenerativeModel):
                 self.lr_schedule,
                 optimizers[-1],
                 total_steps=None if steps is None else steps // every,
-                steps_per_epoch=None if batches is None else max(1, batches // every),
+                steps_per_epoch=None if batches is None else batches / every,
                 warmup_steps=self.warmup_steps,
                 args=self.lr_schedule_args,
             )
@@ -308,7 +323,7 @@ class GAN(GenerativeModel):
 
         None if they are not known.
         """
-        trainer, every = self.trainer, self.discriminator_steps
+        trainer, every = self.trainer, self._turn
         trainer.estimated_stepping_batches  # noqa: B018 - lets Lightning count the batches
         of_epoch = trainer.num_training_batches
         batches = int(of_epoch) if of_epoch < float("inf") else None
@@ -330,9 +345,9 @@ class GAN(GenerativeModel):
         noise = self._noise(stage, len(levels))
         real = (levels + noise.uniform(*self.image_shape)) * (2 / self.levels) - 1
         done = self.trainer.fit_loop.epoch_loop.total_batch_idx
-        is_turn = (done + 1) % self.discriminator_steps == 0
+        is_turn = (done + 1) % self._turn == 0
         with torch.set_grad_enabled(is_turn):
-            fake = self.net(noise.normal(self.latent_dim), labels).float()
+            fake = self._images(noise.normal(self.latent_dim), labels)
         found, loss = self._train_discriminator(real, fake.detach(), labels, weights, noise)
         if is_turn:
             each = generator_loss(self._scores(fake, labels), self.adversarial_loss)
@@ -340,7 +355,7 @@ class GAN(GenerativeModel):
             self._take_step(0, self.net, loss)
             if self.ema is not None:
                 self.ema.update(self.net)
-        self.record(stage, loss.detach(), found, weights)
+        self.record(stage, loss.detach(), found, weights, size=len(real))
         return loss.detach()
 
     def _scores(self, images: Tensor, labels: Tensor | None) -> Tensor:

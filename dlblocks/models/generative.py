@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
@@ -134,6 +135,13 @@ class GenerativeModel(Model):
     def not_vectorizable(self) -> str | None:
         return f"{type(self).__name__} is trained on images alone, with noise"
 
+    @property
+    def not_exportable(self) -> str | None:
+        return (
+            "it draws noise for each image, which a written program cannot; use "
+            "dlblocks.models.load(path), with its sample and predict_step"
+        )
+
     # Levels
 
     @property
@@ -183,7 +191,15 @@ class GenerativeModel(Model):
         step = self.max_value / top
         allowed = 0.02 + (0.5 / step if step >= 1 else 0.0)
         off = (given - given.round().clamp(0, top)).abs()
-        if off.numel() and float(off.max()) > allowed:
+        worst = float(off.max()) if off.numel() else 0.0
+        highest = float(given.max()) * step if worst > 0.02 else 0.0
+        if worst > 0.02 and worst <= allowed and highest <= 1 < self.max_value:
+            # Rounded, they would be two levels of all.
+            raise ValueError(
+                f"images have values from 0 to {highest:.4g}, but max_value={self.max_value:g}; "
+                "set max_value=1 for images from 0 to 1."
+            )
+        if worst > allowed:
             where = off.flatten(1).amax(1).argmax()
             value = float(given[where].flatten()[off[where].flatten().argmax()]) * step
             raise ValueError(
@@ -270,20 +286,25 @@ class GenerativeModel(Model):
             found[self.measure] = self.scores(levels, labels, noise.again())
         each = found.pop("loss")
         loss = weighted_mean(each, weights)
-        self.record(stage, loss, found, weights)
+        self.record(stage, loss, found, weights, size=len(each))
         return loss
 
     def record(
-        self, stage: Stage, loss: Tensor, found: dict[str, Tensor], weights: Tensor | None = None
+        self,
+        stage: Stage,
+        loss: Tensor,
+        found: dict[str, Tensor],
+        weights: Tensor | None = None,
+        *,
+        size: int,
     ) -> None:
-        """Log the loss of a step, and means of values (N,)."""
+        """Log the loss of a step of `size` samples N, and means of values (N,)."""
         if self.metrics_paused:
             return
         means = self._stage_metrics(stage).others["means"]
         assert isinstance(means, Means)  # for the type checker
         means.names = tuple(found)
         values = [value.detach().float() for value in found.values()]
-        size = len(values[0]) if values else 1
         table = torch.stack(values, 1) if values else loss.new_zeros(size, 0)
         beside = (table, table.new_zeros(size)) + (() if weights is None else (weights,))
         buffer = self._buffers_of[stage]
@@ -382,9 +403,8 @@ class GenerativeModel(Model):
             Raw images (n, C, H, W), on the model's device: uint8 if `max_value` is 255, else
             float32.
         """
-        check_whole("n", n, 1)
-        check_range("seed", seed, 0)
-        check_whole("batch_size", batch_size, 1)
+        n, seed = _plain("n", n, 1), _plain("seed", seed, 0)
+        batch_size = _plain("batch_size", batch_size, 1)
         self._check_sampler(steps, guidance)
         classes = self._classes(n, labels)
         parts = []
@@ -498,6 +518,13 @@ class Means(Metric):
 def weighted_mean(each: Tensor, weights: Tensor | None) -> Tensor:
     """Return the mean of losses (N,), times weights (N,) if any."""
     return each.mean() if weights is None else (weights * each).mean()
+
+
+def _plain(argument: str, value: Any, low: int) -> int:
+    """Return a checked whole number as Python's, which has no largest value."""
+    value = value.item() if isinstance(value, np.integer) else value
+    check_whole(argument, value, low)
+    return int(value)
 
 
 @contextlib.contextmanager

@@ -224,6 +224,11 @@ class Model(CheckedConstructor, pl.LightningModule):
         """
         return None
 
+    @property
+    def not_exportable(self) -> str | None:
+        """Reason why `dlblocks.loading.Predictor.export` refuses the model, or None."""
+        return None
+
     # Steps
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -22,10 +22,10 @@ class Length(NamedTuple):
     """Length of the training in optimizer steps, None if not known."""
 
     total_steps: int | None = None
-    steps_per_epoch: int | None = None
+    steps_per_epoch: float | None = None
     warmup_steps: int = 0
 
-    def steps_in(self, unit: str, name: str) -> int:
+    def steps_in(self, unit: str, name: str) -> float:
         """Return the number of steps in one `unit`."""
         check_choice("unit", unit, UNITS)
         if unit == "step":
@@ -300,7 +300,7 @@ def make_schedule(
     optimizer: Optimizer,
     *,
     total_steps: int | None = None,
-    steps_per_epoch: int | None = None,
+    steps_per_epoch: float | None = None,
     warmup_steps: int = 0,
     args: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
@@ -339,7 +339,7 @@ def make_schedule(
         name: A name of the table.
         optimizer: The optimizer.
         total_steps: Optimizer steps of the whole fit.
-        steps_per_epoch: Optimizer steps in an epoch.
+        steps_per_epoch: Optimizer steps in an epoch, on average.
         warmup_steps: Optimizer steps of warm-up.
         args: Arguments of the schedule.
 

@@ -463,3 +463,40 @@ def test_a_discriminator_of_ones_own_returns_a_score_each(make_trainer):
     model.discriminator.forward = lambda images, labels: torch.zeros(len(images), 1)
     with pytest.raises(ValueError, match=r"shape \(256, 1\) for 256 images"):
         make_trainer().fit(model, digits())
+
+
+def test_a_generator_of_ones_own_returns_images(make_trainer):
+    class Vectors(GAN):
+        def make_net(self, image_shape, num_classes, **arguments):
+            net = nn.Linear(4, 64)
+            net.forward = lambda codes, labels: codes.repeat(1, 16)
+            return net
+
+    model = Vectors([1, 8, 8], levels=17, latent_dim=4)
+    says = r"returns shape \(2, 64\) for 2 images; it must return shape \(2, 1, 8, 8\)"
+    with pytest.raises(ValueError, match=says):
+        model.sample(2)
+    with pytest.raises(ValueError, match="the generator returns shape"):
+        make_trainer(limit_val_batches=0).fit(model, digits())
+
+
+def test_a_fast_dev_run_steps_both_nets(make_trainer):
+    trainer, watch = make_trainer(fast_dev_run=True), Watch()
+    trainer.callbacks.append(watch)
+    trainer.fit(small(discriminator_steps=5, ema_decay=0.5), digits())
+    assert watch.counts == [(1, 1)]
+
+
+def test_epochs_of_a_schedule_are_those_of_the_data(make_trainer):
+    """5 batches are 2.5 steps of the generator, so that 2 epochs are 5 of them, not 4."""
+    rates = []
+
+    class Rates(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            rates.append([round(o.param_groups[0]["lr"], 9) for o in trainer.optimizers])
+
+    model = small(
+        discriminator_steps=2, lr_schedule="multi_step", lr_schedule_args={"milestones": [2]}
+    )
+    make_trainer(max_epochs=3, limit_train_batches=5, callbacks=[Rates()]).fit(model, digits())
+    assert rates == [[0.01, 0.01]] * 9 + [[0.001, 0.001]] * 6

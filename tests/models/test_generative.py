@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+import dlblocks
 from dlblocks.callbacks import ExactResume, InputNoise, MixUp
 from dlblocks.crossval import cross_validate
 from dlblocks.data import ArrayDataModule, DigitsDataModule
@@ -310,6 +311,49 @@ def test_values_outside_the_levels_in_a_later_batch(make_trainer):
         make_trainer(limit_val_batches=0).fit(vae(), loader, loader)
 
 
+def test_images_from_0_to_1_need_their_max_value(make_trainer):
+    """Rounded to levels of 0 … 255 they would be black and white."""
+    model = VAE([1, 2, 2], latent_dim=1, hidden=[4])
+    loader = DataLoader(torch.rand(8, 1, 2, 2), batch_size=4)
+    with pytest.raises(ValueError, match=r"from 0 to 0\.\d+, but max_value=255; set max_value=1"):
+        make_trainer(limit_val_batches=0).fit(model, loader, loader)
+    model.check_values(model.preprocess(torch.ones(2, 1, 2, 2)))  # whole numbers of 0 … 255
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_loss_is_the_mean_over_samples_also_of_unequal_batches(weighted, make_trainer):
+    """A flow logs nothing beside its loss in a fit."""
+    images = (torch.arange(110 * 64) % 17 * 15).reshape(110, 1, 8, 8).float()
+    losses = torch.arange(110.0)
+
+    class Known(FlowMatching):
+        def losses(self, levels, labels, noise):
+            first = self.given.to(levels.device)[: len(levels)]
+            self.given = self.given[len(levels) :]
+            return {"loss": first + 0 * self.net.last.bias.sum()}
+
+    model = Known([1, 8, 8], levels=18, width=8, depth=1, ema_decay=None)
+    weights = torch.linspace(0.5, 1.5, 110) if weighted else None
+    data = ArrayDataModule(
+        images, torch.arange(110) % 2, batch_size=48, val_fraction=0.1, test_fraction=0.0,
+        weights=weights,
+    )  # fmt: skip
+    trainer = make_trainer(limit_val_batches=0)
+    model.given = losses
+    trainer.fit(model, data)
+    num = len(data.arrays("train")[0])
+    assert num % 48
+    if not weighted:
+        expected = losses[:num].mean()
+        assert float(trainer.callback_metrics["train/loss"]) == pytest.approx(float(expected))
+    assert torch.isfinite(trainer.callback_metrics["train/loss"])
+
+
+def test_whole_numbers_of_numpy():
+    model = vae()
+    assert torch.equal(model.sample(np.int64(2), seed=np.int32(3)), model.sample(2, seed=3))
+
+
 def test_dictionaries_are_refused_with_a_cure(make_trainer):
     loader = DataLoader([{"x": image} for image in digits().source.inputs[:8]])
     with pytest.raises(ValueError, match=r"a dict with 'x'; give your DataLoader a collate_fn"):
@@ -338,6 +382,13 @@ def test_a_net_of_ones_own(make_trainer, tmp_path):
     model.save(tmp_path / "own.ckpt")
     again = load(tmp_path / "own.ckpt", classes=[OwnFlow])
     assert torch.equal(again.sample(2), model.sample(2))
+
+
+def test_export_is_refused_with_its_reason(tmp_path):
+    vae().save(tmp_path / "vae.ckpt")
+    with pytest.raises(ValueError, match="VAE cannot be exported: it draws noise for each image"):
+        dlblocks.load(tmp_path / "vae.ckpt").export(tmp_path / "vae.pt2")
+    assert not (tmp_path / "vae.pt2").exists()
 
 
 def train_two(folder):
@@ -375,6 +426,7 @@ def test_two_processes_validate_as_one(tmp_path, make_trainer):
         (lambda: flow(method="rk5"), "method='rk5' is not known"),
         (lambda: flow(arch="unet"), "arch"),
         (lambda: vae().sample(0), "n=0"),
+        (lambda: vae().sample(2, seed=1.5), "seed=1.5 is not a whole number"),
         (lambda: vae().sample(2, steps=3), "samples without steps"),
         (lambda: vae().sample(2, labels=3), "trained without classes"),
         (lambda: flow().sample(2, steps=0), "steps=0"),
