@@ -362,7 +362,7 @@ def _check_text(argument: str, row: int, text: Any) -> None:
 
 
 def _check_symbols(argument: str, row: int, name: str, text: Text, level: Level) -> None:
-    """Raise a `ValueError` for a list of symbols that no joined text tells apart."""
+    """Raise a `ValueError` for symbols that joined texts cannot keep apart."""
     if isinstance(text, str):
         return
     for symbol in text:

@@ -304,7 +304,7 @@ class Seq2Seq(TokenMeanModel):
         return (results, scores) if return_scores else results
 
     def _batches(self, rows: list[Tensor]) -> Iterator[tuple[list[int], Tensor | Padded]]:
-        """Yield the places of sources, and these in the form that the net takes."""
+        """Yield places and sources, in the form that the net takes."""
         groups = [list(range(len(rows)))]
         is_padded = getattr(self.net, "takes_padded", self._got_padded)
         if not is_padded:
