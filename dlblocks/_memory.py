@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -25,6 +27,7 @@ class BatchMemory:
 
     def __init__(self) -> None:
         self._buffers: list[tuple[Any, Any]] = []  # memory, and a weak reference to its use
+        self._lock = threading.Lock()  # two threads must not find the same memory free
 
     def like(self, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Return an uninitialised tensor like `tensor`, in its memory format too.
@@ -36,17 +39,25 @@ class BatchMemory:
         if tensor.device.type != "cpu" or size < LEAST_BYTES:
             return torch.empty_like(tensor, dtype=dtype)
         strides = torch.empty_like(tensor, device="meta").stride()
-        held = [buffer for buffer in self._buffers if buffer[1]() is not None]
-        free = [memory for memory, user in self._buffers if user() is None]
-        memory = next((memory for memory in free if memory.nbytes >= size), None)
-        if memory is None:
-            if len(held) == BUFFERS:
-                return torch.empty_like(tensor, dtype=dtype)
-            memory = np.empty(size, dtype=np.uint8)  # in huge pages, where the system has some
-        # Torch keeps this very array for as long as any tensor uses its memory.
-        lease = memory[:size]
-        self._buffers = [*held, (memory, weakref.ref(lease))]
+        lease = self._lease(size)
+        if lease is None:
+            return torch.empty_like(tensor, dtype=dtype)
         return torch.from_numpy(lease).view(dtype).as_strided(tensor.shape, strides)
+
+    def _lease(self, size: int) -> npt.NDArray[np.uint8] | None:
+        """Return memory that nothing holds, or None if all buffers are held."""
+        with self._lock:
+            held = [buffer for buffer in self._buffers if buffer[1]() is not None]
+            free = [memory for memory, user in self._buffers if user() is None]
+            memory = next((memory for memory in free if memory.nbytes >= size), None)
+            if memory is None:
+                if len(held) == BUFFERS:
+                    return None
+                memory = np.empty(size, dtype=np.uint8)  # in huge pages, where the system has some
+            # Torch keeps this very array for as long as any tensor uses its memory.
+            lease = memory[:size]
+            self._buffers = [*held, (memory, weakref.ref(lease))]
+            return lease
 
     def clear(self) -> None:
         """Free the memory."""

@@ -107,8 +107,9 @@ def classification_metrics(num_classes: int, *, weighted: bool = False) -> Metri
 def regression_metrics(*, weighted: bool = False) -> MetricCollection:
     """RMSE, MAE and R², in the units of the targets.
 
-    RMSE = √(mean (ŷ - y)²) and MAE = mean |ŷ - y| over all values; R² is
-    1 - Σ (ŷ - y)² / Σ (y - ȳ)², averaged over the D targets, and NaN for fewer than two samples.
+    RMSE is ``√(mean (ŷ - y)²)`` and MAE ``mean |ŷ - y|`` over all values; R² is
+    ``1 - Σ (ŷ - y)² / Σ (y - ȳ)²``, averaged over the D targets, and NaN for fewer than two
+    samples.
 
     ``update`` takes predictions and targets, both of shape (N, D). If `weighted`, it takes the
     samples' weights, too, shape (N,).

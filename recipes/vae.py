@@ -18,7 +18,7 @@ from dlblocks import plots
 from dlblocks.cli import run_recipe
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import VAE
-from dlblocks.models.sample_quality import baseline_bits
+from dlblocks.models.sample_quality import baselines_of
 from dlblocks.runs import fit_and_test, is_rank_zero, next_run_dir
 
 SHOWN = 16
@@ -92,12 +92,8 @@ def main(
         draw(model, data, Path(folder) / "figures")
         for name, value in metrics.items():
             print(f"{name:<24}{value:.4f}")
-        train, test = (
-            model.to_levels(model.preprocess(data.arrays(part)[0])).numpy()
-            for part in ("train", "test")
-        )
-        print(f"{'uniform pixels':<24}{np.log2(17):.4f}")
-        print(f"{'independent pixels':<24}{baseline_bits(train, test, 17).mean():.4f}")
+        for name, each in baselines_of(model, data).items():
+            print(f"{name:<24}{each.mean():.4f}")
         print(f"Everything is in {folder}: summary.json, history.csv, checkpoints/, figures/.")
 
 

@@ -1,28 +1,14 @@
-"""Every block of Python in the README runs in order, for fewer epochs, folds and models."""
+"""The blocks of Python in the README run, for fewer epochs and folds; its links lead somewhere."""
 
 import re
 import runpy
 from pathlib import Path
 
 import forked
-import numpy as np
 import pytest
-from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-
-
-def churn():
-    """A table as companies have them: identifiers, dates, households, gaps, 1 : 9 classes."""
-    rng, rows = np.random.default_rng(0), []
-    for i in range(600):
-        day = np.datetime64("2020-01-01") + int(rng.integers(0, 1500))
-        charge = "" if rng.random() < 0.05 else f"{rng.normal(70, 20):.2f}"
-        plan = rng.choice(["basic", "family", "premium", ""], p=[0.5, 0.3, 0.15, 0.05])
-        churned = "yes" if rng.random() < 0.1 else "no"
-        rows.append(f"C{i:05d},{day},{i // 2},city {rng.integers(0, 80)},{plan},{charge},{churned}")
-    header = "customer_id,signed_up,household,city,plan,monthly_charge,churned"
-    return "\n".join([header, *rows]) + "\n"
+README = (ROOT / "README.md").read_text()
 
 
 def run_script(path):
@@ -31,26 +17,23 @@ def run_script(path):
 
 @pytest.mark.slow
 def test_the_blocks_run_in_order(tmp_path):
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.S | re.M)
-    assert len(blocks) >= 6
-    for kind in ("cat", "dog"):
-        (tmp_path / "photos" / kind).mkdir(parents=True)
-        for i in range(5):
-            pixels = np.random.default_rng(i).integers(0, 255, (70, 80, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "photos" / kind / f"{i}.jpg")
-    (tmp_path / "churn.csv").write_text(churn())
-    new = [line.rpartition(",")[0] for line in churn().splitlines()[:50]]
-    (tmp_path / "new_customers.csv").write_text("\n".join(new) + "\n")
+    blocks = re.findall(r"^```python\n(.*?)^```", README, re.S | re.M)
     script, count = re.subn(r'(max_epochs(?:": |=))\d+', r"\g<1>2", "\n".join(blocks))
-    assert count >= 6
-    script, count = re.subn(r"(num_(?:folds|members|stages)=)\d+", r"\g<1>2", script)
-    assert count >= 5
+    assert blocks and count >= 1
+    script = re.sub(r"(num_folds=)\d+", r"\g<1>2", script)
     (tmp_path / "readme.py").write_text(script)
-    forked.run(run_script, "readme.py", timeout=300)
-    said = (tmp_path / "said-0.txt").read_text()
-    assert "val_acc" in said
+    forked.run(run_script, "readme.py", timeout=550)
+    assert "val_acc" in (tmp_path / "said-0.txt").read_text()
     assert (tmp_path / "runs" / "own" / "report.html").is_file()
-    assert (tmp_path / "batch.png").is_file()
-    predicted = (tmp_path / "predictions.csv").read_text().splitlines()
-    assert len(predicted) == 50 and predicted[0].endswith("in_set_no,in_set_yes")
-    assert "test/accuracy" in said
+
+
+def test_links_lead_to_files():
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    assert len(links) > 15
+    assert [link for link in links if not (ROOT / link).is_file()] == []
+
+
+def test_commands_are_marked_for_ci():
+    for mark in ("main job", "tests"):
+        block = README.split(f"<!-- {mark} -->\n```bash\n")[1].split("```")[0]
+        assert block.startswith("python3 -m venv .venv && .venv/bin/pip install -q ")

@@ -51,6 +51,7 @@ SHORT = {
     "batch_size": ["--large=64"],
     "fine_tuning": ["--arms=[scratch, frozen]"],
     "forecast": ["--num_folds=2"],
+    "generative": ["--kinds=[vae, gan]"],
     "detection": ["--num_scenes=40"],
     "diffusion": ["--width=16", "--timesteps=20"],
     "kfold": ["--num_folds=2"],

@@ -87,8 +87,8 @@ class WeightPenalty(UndoneCallback):
     ``train/penalty`` is logged at the end of each epoch: the penalty's value then.
 
     Args:
-        l1: Factor of Σ |w|.
-        l2: Factor of Σ w² / 2.
+        l1: Factor of ``Σ |w|``.
+        l2: Factor of ``Σ w² / 2``.
         max_norm: Largest L2 norm of a unit's incoming weights, or None.
         include: Patterns of parameter names, such as ``"encoder.*"``; None for all but norms and
             biases.

@@ -367,7 +367,7 @@ class FoldedDataModule(SplitDataModule):
     def shared_with_test(self) -> int | None:
         """Count the test samples that are in the development set.
 
-        Samples are compared by number if both parts are `Subset`s of one data set, else by the
+        Samples are compared by number if both parts are `Subset` views of one data set, else by the
         arrays, texts or file names that the data sets hold. If there are none, loaded samples are
         compared. The result is None if these are more than 20,000 or augmented at random.
         """

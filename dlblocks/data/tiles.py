@@ -84,7 +84,8 @@ def boxes_of_tiles(
         For each tile, its boxes, floating point (m, 4 + k).
 
     Raises:
-        ValueError: A tile is of an image without an entry in `boxes`.
+        ValueError: A tile is of an image without an entry in `boxes`, or a box is not finite,
+            inverted or without area.
 
     Example:
         >>> tiles, positions = cut_tiles([np.zeros((3, 20, 40))], 20)
@@ -93,7 +94,21 @@ def boxes_of_tiles(
     """
     check_range("min_visible", min_visible, 0, 1)
     rows = [np.asarray(each, float) for each in boxes]
-    rows = [each if each.size else each.reshape(0, max(4, each.shape[-1])) for each in rows]
+    # An image without boxes has as many columns as the others, so that `[:, 4]` is always a class.
+    columns = max([4, *(each.shape[1] for each in rows if each.ndim == 2)])
+    rows = [each if each.size else each.reshape(0, columns) for each in rows]
+    for i, each in enumerate(rows):
+        if each.ndim != 2 or each.shape[1] < 4:
+            raise ValueError(
+                f"boxes has shape {each.shape} in image {i}; expected (n, 4) or more columns, also "
+                "for one box: (1, 4)."
+            )
+        wrong = ~(np.isfinite(each[:, :4]).all(1) & (each[:, 2:4] > each[:, :2]).all(1))
+        if wrong.any():
+            raise ValueError(
+                f"boxes has {each[wrong.argmax(), :4].tolist()} in image {i}; expected finite "
+                "corners x0 < x1 and y0 < y1."
+            )
     found = []
     for image, top, left, height, width in np.asarray(positions).tolist():
         if not 0 <= image < len(rows):
@@ -105,7 +120,7 @@ def boxes_of_tiles(
         whole = np.prod(inside[:, 2:4] - inside[:, :2], 1)
         inside[:, :4] -= [left, top, left, top]
         inside[:, :4] = np.clip(inside[:, :4], 0, [width, height, width, height])
-        share = np.prod(inside[:, 2:4] - inside[:, :2], 1) / np.maximum(whole, 1e-12)
+        share = np.prod(inside[:, 2:4] - inside[:, :2], 1) / whole
         found.append(inside[(share >= min_visible) & (share > 0)])
     return found
 

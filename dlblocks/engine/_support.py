@@ -17,7 +17,6 @@ from dlblocks._errors import named
 from dlblocks.callbacks._batch_transform import BatchTransform
 from dlblocks.data import DataModule
 from dlblocks.fields import Ragged
-from dlblocks.models.generative import GenerativeModel
 from dlblocks.models.model import Model
 from dlblocks.nets import Preprocess
 from dlblocks.tasks import Task
@@ -60,10 +59,8 @@ def check_vectorizable(
     task = model.task
     if task is not None and type(task).join is not Task.join:
         raise NotVectorizable(f"the loss of {type(task).__name__} needs the inputs of a batch")
-    if isinstance(model, GenerativeModel):
-        raise NotVectorizable(f"{type(model).__name__} is trained on images alone, with noise")
-    if getattr(model, "changes_while_fitting", False):
-        raise NotVectorizable(f"unfreeze_epoch changes what {type(model).__name__} trains")
+    if model.not_vectorizable is not None:
+        raise NotVectorizable(model.not_vectorizable)
     if not isinstance(datamodule, DataModule):
         raise NotVectorizable(
             f"{type(datamodule).__name__} is not a datamodule over arrays in memory"

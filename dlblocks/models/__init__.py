@@ -11,6 +11,7 @@ from dlblocks.models.detection import BoxDetector, Detector
 from dlblocks.models.diffusion import Diffusion
 from dlblocks.models.flow_matching import FlowMatching
 from dlblocks.models.forecast import Forecaster, LSTMForecaster, TransformerForecaster
+from dlblocks.models.gan import GAN
 from dlblocks.models.generative import GenerativeModel
 from dlblocks.models.language import GPTLanguageModel, LanguageModel, RNNLanguageModel
 from dlblocks.models.model import Model, load
@@ -29,6 +30,7 @@ from dlblocks.models.vision import VisionClassifier
 from dlblocks.models.voting import VotingEnsemble, VotingModule
 
 __all__ = [
+    "GAN",
     "VAE",
     "AdaBoostClassifier",
     "BoxDetector",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,10 +61,18 @@ class BatchNoise:
     Args:
         count: Samples N of the batch.
         device: Device of the results.
+        rank: Number of this process among several, whose global generators may be alike; None for
+            a single one.
     """
 
-    def __init__(self, count: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, count: int, device: torch.device | str = "cpu", rank: int | None = None
+    ) -> None:
         self.count, self.device = count, device
+        self.generator: torch.Generator | None = None
+        if rank is not None:
+            seed = int(torch.randint(2**62, ()))
+            self.generator = torch.Generator(device).manual_seed(_mixed(seed, rank))
 
     def again(self) -> BatchNoise:
         """Return new numbers."""
@@ -74,11 +83,15 @@ class BatchNoise:
 
     def normal(self, *shape: int) -> Tensor:
         """Draw standard normal numbers, shape (N, *shape)."""
-        return torch.randn(self.count, *shape, device=self.device, dtype=torch.float32)
+        return torch.randn(self.count, *shape, generator=self.generator, **self._kind)
 
     def uniform(self, *shape: int) -> Tensor:
         """Draw numbers from [0, 1), shape (N, *shape)."""
-        return torch.rand(self.count, *shape, device=self.device, dtype=torch.float32)
+        return torch.rand(self.count, *shape, generator=self.generator, **self._kind)
+
+    @property
+    def _kind(self) -> dict[str, Any]:
+        return {"device": self.device, "dtype": torch.float32}
 
 
 AnyNoise = Noise | BatchNoise

@@ -28,7 +28,11 @@ class Diffusion(FlowMatching):
 
     With images x in [-1, 1], x_t = √ᾱ_t x + √(1 - ᾱ_t) ε for t = 1 … T, with the cosine schedule
     of Nichol and Dhariwal (2021), and the loss is the mean of (ε(x_t, t) - ε)². The net is that of
-    `FlowMatching`, with t / T as its time.
+    `FlowMatching`, with t / T as its time. It only learns what independent normal pixels do not
+    explain, as there: with the mean m and variance s² of each pixel over the training part, and
+    v = ᾱ_t s² + 1 - ᾱ_t, z = (x_t - √ᾱ_t m) / √v,
+
+        ε(x_t, t) = √((1 - ᾱ_t) / v) z + √(ᾱ_t s² / v) net(z, t)
 
     A step of the sampler goes from t to any s < t. The net's ε gives x; x is clipped to [-1, 1],
     and ε is computed again from it. Then x_s = √ᾱ_s x + √(1 - ᾱ_s - σ²) ε + σ · noise, with
@@ -66,12 +70,13 @@ class Diffusion(FlowMatching):
         timesteps: int = 200,
         steps: int = 20,
         eta: float = 0.0,
-        noise_std: float = 0.2,
+        noise_std: float = 0.5,
         levels: int = 256,
         **kwargs: Any,
     ) -> None:
         check_range("timesteps", timesteps, 2)
         check_range("eta", eta, 0, 1)
+        _check_steps(steps, timesteps)
         super().__init__(image_shape, steps=steps, noise_std=noise_std, levels=levels, **kwargs)
         self.timesteps, self.eta = timesteps, float(eta)
         first = 1 - (noise_std * 2 / (levels - 1)) ** 2
@@ -87,7 +92,7 @@ class Diffusion(FlowMatching):
         return {"loss": (found - epsilon).square().flatten(1).mean(1)}
 
     @torch.no_grad()
-    def bits(self, levels: Tensor, labels: Tensor | None, noise: AnyNoise) -> Tensor:
+    def scores(self, levels: Tensor, labels: Tensor | None, noise: AnyNoise) -> Tensor:
         net, scale = self.used_net, 2 / (self.levels - 1)
         images = levels.float() * scale - 1
         last = self.alpha_bar[-1]
@@ -112,8 +117,13 @@ class Diffusion(FlowMatching):
         return share.sqrt() * images + (1 - share).sqrt() * epsilon
 
     def _epsilon(self, net: nn.Module, x: Tensor, steps: Tensor, labels: Tensor | None) -> Tensor:
-        found: Tensor = net(x, steps.float() / self.timesteps, labels)
-        return found.float()
+        scale, share = 2 / (self.levels - 1), self.alpha_bar[steps][:, None, None, None]
+        mean, spread = self.pixel_mean * scale - 1, (self.pixel_std * scale).square() * share
+        variance = spread + 1 - share
+        z = (x - share.sqrt() * mean) * variance.rsqrt()
+        found: Tensor = net(z, steps.float() / self.timesteps, labels)
+        of_normal = ((1 - share) / variance).sqrt() * z
+        return of_normal + (spread / variance).sqrt() * found.float()
 
     def draw(
         self,
@@ -140,10 +150,7 @@ class Diffusion(FlowMatching):
             check_choice("method", method, ["ddim", "ddpm"])
         if method == "ddpm":
             steps, eta = self.timesteps, 1.0
-        if steps > self.timesteps:
-            raise ValueError(
-                f"steps={steps} is more than timesteps={self.timesteps}; give at most as many."
-            )
+        _check_steps(steps, self.timesteps)
         check_range("eta", eta, 0, 1)
         places = torch.linspace(self.timesteps, 0, steps + 1).round().long().tolist()
         x = noise.normal(*self.image_shape)
@@ -155,6 +162,11 @@ class Diffusion(FlowMatching):
             fresh = noise.normal(*self.image_shape) if eta and s else torch.zeros_like(x)
             x = denoise(x, epsilon, self.alpha_bar[t], self.alpha_bar[s], eta, fresh)
         return ((x + 1) * ((self.levels - 1) / 2)).round().long().clamp(0, self.levels - 1)
+
+
+def _check_steps(steps: int, timesteps: int) -> None:
+    if steps > timesteps:
+        raise ValueError(f"steps={steps} is more than timesteps={timesteps}; give at most as many.")
 
 
 def cosine_schedule(timesteps: int, first: float) -> Tensor:

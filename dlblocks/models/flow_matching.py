@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from dlblocks._errors import check_choice, check_range
@@ -32,6 +33,10 @@ class FlowMatching(GenerativeModel):
     standard normal, and x_1 = (y - m) / s, with the mean m and standard deviation s of each pixel
     over the training part. Levels come back by p(k | y) ∝ π(k) exp(-(y - k)² / 2σ²), with the share
     π(k) of each level at each pixel of the training part.
+
+    The net only learns what independent normal pixels do not explain: for these,
+    v(x, t) = a x with s = (1 - t)² + t² and a = (2t - 1) / s. So v(x, t) = a x + net(x / √s) / √s,
+    and net and target have variance 1 (Karras et al. 2022, who do so for diffusion).
 
     ``bits_per_dim`` is -log2 of p(y) p(k | y) / q(y | k), with one ε per image. Its mean bounds
     -log2 p(k) from above (Ho et al. 2019). p(y) is the exact density of the flow, by the trace of
@@ -62,10 +67,11 @@ class FlowMatching(GenerativeModel):
         torch.Size([3, 1, 8, 8])
     """
 
-    slow_bits = has_steps = True
+    slow_scores = has_steps = True
     pixel_mean: Tensor
     pixel_std: Tensor
     log_prior: Tensor
+    is_fitted: Tensor
 
     def __init__(
         self,
@@ -78,7 +84,7 @@ class FlowMatching(GenerativeModel):
         steps: int = 20,
         method: Literal["euler", "midpoint", "rk4"] = "midpoint",
         likelihood_steps: int = 6,
-        noise_std: float = 0.25,
+        noise_std: float = 0.5,
         label_dropout: float = 0.1,
         num_classes: int | None = None,
         ema_decay: float | None = 0.998,
@@ -102,6 +108,7 @@ class FlowMatching(GenerativeModel):
         self.register_buffer("pixel_mean", torch.full(shape, (count - 1) / 2))
         std = math.sqrt((count**2 - 1) / 12 + self.noise_std**2)
         self.register_buffer("pixel_std", torch.full(shape, std))
+        self.register_buffer("is_fitted", torch.tensor(False))
         self.register_buffer("log_prior", torch.full((*shape, count), -math.log(count)))
 
     def make_net(
@@ -116,18 +123,21 @@ class FlowMatching(GenerativeModel):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         arrays = getattr(self.datamodule, "arrays", None)
-        untouched = self.trainer.ckpt_path is None and not self._has_steps()
-        if stage == "fit" and callable(arrays) and untouched:
+        # A model that was trained before keeps its statistics.
+        if stage == "fit" and callable(arrays) and not bool(self.is_fitted):
             images = arrays("train")[0]
             levels = self.to_levels(self.preprocess(images.to(self.device)))
             wide = levels.double()
             self.pixel_mean.copy_(wide.mean(0))
             self.pixel_std.copy_((wide.var(0, unbiased=False) + self.noise_std**2).sqrt())
             self.log_prior.copy_(level_shares(levels, self.levels).log())
-
-    def _has_steps(self) -> bool:
-        """Tell whether the net was trained before."""
-        return self.ema is not None and bool(self.ema.steps)
+            self.is_fitted.fill_(True)
+        elif stage == "fit" and not bool(self.is_fitted):
+            rank_zero_warn(
+                f"{type(self).__name__} got loaders instead of a datamodule over arrays, so it "
+                "does not know the mean, deviation and levels of each pixel, and its likelihood "
+                "will be worse; use ArrayDataModule or another datamodule of this package."
+            )
 
     def losses(self, levels: Tensor, labels: Tensor | None, noise: AnyNoise) -> dict[str, Tensor]:
         end = self._standardized(levels + self.noise_std * noise.normal(*self.image_shape))
@@ -135,11 +145,11 @@ class FlowMatching(GenerativeModel):
         if self.training:
             labels = self.with_hidden(labels, noise)
         t = times[:, None, None, None]
-        velocity = self.used_net((1 - t) * start + t * end, times, labels).float()
+        velocity = _velocity(self.used_net, (1 - t) * start + t * end, times, labels)
         return {"loss": (velocity - (end - start)).square().flatten(1).mean(1)}
 
     @torch.no_grad()
-    def bits(self, levels: Tensor, labels: Tensor | None, noise: AnyNoise) -> Tensor:
+    def scores(self, levels: Tensor, labels: Tensor | None, noise: AnyNoise) -> Tensor:
         net, count = self.used_net, max(1, JACOBIAN_ROWS // self.num_dims)
         epsilon = noise.normal(*self.image_shape)
         y = levels + self.noise_std * epsilon
@@ -196,8 +206,11 @@ class FlowMatching(GenerativeModel):
 
 
 def _velocity(net: nn.Module, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-    found: Tensor = net(x, t.expand(len(x)), labels)
-    return found.float()
+    times = t.expand(len(x))
+    variance = ((1 - times) ** 2 + times**2)[:, None, None, None]
+    found: Tensor = net(x * variance.rsqrt(), times, labels)
+    ahead = (2 * times - 1)[:, None, None, None] / variance * x
+    return ahead + found.float() * variance.rsqrt()
 
 
 def level_shares(levels: Tensor, num_levels: int) -> Tensor:

@@ -39,14 +39,15 @@ class GenerativeModel(Model):
     are not used.
 
     Evaluation has no chance in it: its noise depends only on the position of the image in its
-    loader. Training takes its noise from torch's global generator.
+    loader. Training takes its noise from torch's global generator, and on several ranks each has
+    its own.
 
     With `ema_decay` d, an exponential moving average of the net is kept beside it, and is used by
     validation, test and `sample`: θ' ← d θ' + (1 - d) θ after every step of the optimizer, with d
     at most (1 + s) / (10 + s) in step s. It is part of the model's `state_dict`, and is never
     swapped with the net.
 
-    A subclass defines `losses` and `draw`, and `bits` if ``bits_per_dim`` is too slow for every
+    A subclass defines `losses` and `draw`, and `scores` if ``bits_per_dim`` is too slow for every
     epoch. It is then logged by ``Trainer.validate`` and ``Trainer.test`` only.
 
     Args:
@@ -77,7 +78,7 @@ class GenerativeModel(Model):
             check_range("num_classes", num_classes, 1)
         if ema_decay is not None:
             check_range("ema_decay", ema_decay, 0, 1, high_open=True)
-        super().__init__(net, GenerativeTask(), **kwargs)
+        super().__init__(net, self.make_task(), **kwargs)
         self.image_shape = tuple(int(size) for size in image_shape)
         self.levels, self.max_value = int(levels), float(max_value)
         self.num_classes, self.ema_decay = num_classes, ema_decay
@@ -85,7 +86,7 @@ class GenerativeModel(Model):
         self.preprocess = Preprocess(mean=middle, std=middle)  # to [-1, 1], whatever the data
         self.ema = None if ema_decay is None else AveragedNet(self.net, ema_decay)
         self._seen: dict[str, int] = {}  # images of each stage
-        self._checked: set[str] = set()
+        self._known_stages: set[str] = set()
 
     # Defined by subclasses
 
@@ -102,9 +103,19 @@ class GenerativeModel(Model):
         """
         raise NotImplementedError(f"{type(self).__name__} must define losses.")
 
-    def bits(self, levels: Tensor, labels: Tensor | None, noise: AnyNoise) -> Tensor:
-        """Compute bits per dimension (N,)."""
-        return self.losses(levels, labels, noise)["bits_per_dim"]
+    def make_task(self) -> GenerativeTask:
+        """Create the task, which names the score of an image."""
+        return GenerativeTask()
+
+    def scores(self, levels: Tensor, labels: Tensor | None, noise: AnyNoise) -> Tensor:
+        """Compute the score of each image, bits per dimension (N,)."""
+        return self.losses(levels, labels, noise)[self.measure]
+
+    @property
+    def measure(self) -> str:
+        """Name of the score of an image."""
+        assert isinstance(self.task, GenerativeTask)  # for the type checker
+        return self.task.measure
 
     def draw(
         self, noise: Noise, labels: Tensor | None, *, steps: int | None, guidance: float | None
@@ -112,12 +123,16 @@ class GenerativeModel(Model):
         """Make images of levels, int64 of shape (N, C, H, W)."""
         raise NotImplementedError(f"{type(self).__name__} must define draw.")
 
-    slow_bits = False
-    """Whether `bits` takes much longer than `losses`."""
+    slow_scores = False
+    """Whether `scores` takes much longer than `losses`."""
     has_steps = False
     """Whether `sample` takes ``steps``."""
     label_dropout: float = 0.0
     """Share of training labels that are hidden; guidance needs some."""
+
+    @property
+    def not_vectorizable(self) -> str | None:
+        return f"{type(self).__name__} is trained on images alone, with noise"
 
     # Levels
 
@@ -200,7 +215,7 @@ class GenerativeModel(Model):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        self._checked = set()
+        self._known_stages = set()
 
     def _entries(self, batch: Any) -> tuple[Tensor, Any, Tensor | None]:
         """Return images, labels and weights of a batch."""
@@ -228,27 +243,33 @@ class GenerativeModel(Model):
                 f"image_shape={list(self.image_shape)}, got images of shape "
                 f"{tuple(images.shape)}; set image_shape={list(images.shape[1:])}."
             )
-        if self._first_batch:
+        # On an accelerator, reading a value waits for it, so only the first batch is checked.
+        if self._first_batch or images.device.type == "cpu":
             self.check_values(images)
         if labels is not None and (self._first_batch or labels.device.type == "cpu"):
             labels = self.check_labels(labels)
         return self.to_levels(images), labels
 
-    def _step(self, batch: Any, stage: Stage) -> Tensor:
+    def _checked(self, batch: Any, stage: Stage) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return levels, labels and weights of a batch."""
         images, labels, weights = self._entries(batch)
         # Callbacks change the batches of training only, so each stage has its first batch.
-        self._first_batch = stage not in self._checked
+        self._first_batch = stage not in self._known_stages
         levels, labels = self._levels_and_labels(images, labels)
         if self._first_batch:
             self._check_loader(stage)
-            self._checked.add(stage)
+            self._known_stages.add(stage)
+        return levels, labels, weights
+
+    def _step(self, batch: Any, stage: Stage) -> Tensor:
+        levels, labels, weights = self._checked(batch, stage)
         noise = self._noise(stage, len(levels))
         found = dict(self.losses(levels, labels, noise))
         is_fit = self.trainer.state.fn == TrainerFn.FITTING
-        if self.slow_bits and not is_fit:
-            found["bits_per_dim"] = self.bits(levels, labels, noise.again())
+        if self.slow_scores and not is_fit:
+            found[self.measure] = self.scores(levels, labels, noise.again())
         each = found.pop("loss")
-        loss = each.mean() if weights is None else (weights * each).mean()
+        loss = weighted_mean(each, weights)
         self.record(stage, loss, found, weights)
         return loss
 
@@ -271,10 +292,10 @@ class GenerativeModel(Model):
             self._flush(stage, whole=buffer.is_full)
 
     def _noise(self, stage: str, count: int) -> AnyNoise:
-        if stage == "train":
-            return BatchNoise(count, self.device)
         trainer = trainer_of(self)
         rank, ranks = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        if stage == "train":
+            return BatchNoise(count, self.device, rank=rank if ranks > 1 else None)
         start = self._seen.get(stage, 0)
         self._seen[stage] = start + count
         # Rank r gets the samples r, r + R, r + 2R, …
@@ -289,7 +310,7 @@ class GenerativeModel(Model):
         return MetricCollection({"means": Means()})
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Compute the bits per dimension of images, shape (N,).
+        """Compute the score of images, such as bits per dimension, shape (N,).
 
         The noise depends on the position in the batch. A model of classes needs labels.
         """
@@ -301,11 +322,11 @@ class GenerativeModel(Model):
             )
         labels = None if self.num_classes is None else labels
         levels, labels = self._levels_and_labels(images, labels)
-        return self.bits(levels, labels, Noise(EVALUATION_SEED, range(len(levels)), self.device))
+        return self.scores(levels, labels, Noise(EVALUATION_SEED, range(len(levels)), self.device))
 
     @with_prepared_inputs
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """Return bits per dimension as ``"prediction"``.
+        """Return the score of each image as ``"prediction"``.
 
         Target and index of the batch are returned beside them.
         """
@@ -313,7 +334,7 @@ class GenerativeModel(Model):
             self._seen["predict"] = 0
         images, labels, _ = self._entries(batch)
         levels, labels = self._levels_and_labels(images, labels)
-        found = {"prediction": self.bits(levels, labels, self._noise("predict", len(levels)))}
+        found = {"prediction": self.scores(levels, labels, self._noise("predict", len(levels)))}
         return found | beside_inputs(batch[1:] if isinstance(batch, (list, tuple)) else [])
 
     # The averaged net
@@ -472,6 +493,11 @@ class Means(Metric):
     def compute(self) -> dict[str, Tensor]:
         """Return the means by name."""
         return {name: (self.sums[i] / self.count).float() for i, name in enumerate(self.names)}
+
+
+def weighted_mean(each: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the mean of losses (N,), times weights (N,) if any."""
+    return each.mean() if weights is None else (weights * each).mean()
 
 
 @contextlib.contextmanager

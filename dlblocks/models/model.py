@@ -216,6 +216,14 @@ class Model(CheckedConstructor, pl.LightningModule):
         if self.task is not None:
             self.task.check_batch(outputs, targets)
 
+    @property
+    def not_vectorizable(self) -> str | None:
+        """Reason why several such models cannot be fitted as one, or None.
+
+        A subclass with a training of its own gives one. `dlblocks.engine` asks for it.
+        """
+        return None
+
     # Steps
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -83,12 +83,10 @@ class VisionClassifier(Classifier):
         self._freeze(True)
 
     @property
-    def changes_while_fitting(self) -> bool:
-        """True if the trained parameters change during a fit.
-
-        The engine cannot fit such models together.
-        """
-        return self.unfreeze_epoch is not None
+    def not_vectorizable(self) -> str | None:
+        if self.unfreeze_epoch is None:
+            return None
+        return f"unfreeze_epoch changes what {type(self).__name__} trains"
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)

@@ -1,5 +1,6 @@
-"""Nets as plain `torch.nn.Module`s that map tensors to tensors."""
+"""Plain `torch.nn.Module` classes that map tensors to tensors."""
 
+from dlblocks.nets.adversarial import Discriminator, Generator
 from dlblocks.nets.attention import Attention, CrossAttention, KVCache
 from dlblocks.nets.autoencoder import Autoencoder
 from dlblocks.nets.backbone import Backbone
@@ -29,8 +30,10 @@ __all__ = [
     "Backbone",
     "ConditionalNet",
     "CrossAttention",
+    "Discriminator",
     "EmbedCategories",
     "FeedForward",
+    "Generator",
     "KVCache",
     "LSTMDecoder",
     "LSTMForecast",

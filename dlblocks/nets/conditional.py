@@ -65,7 +65,7 @@ class ConditionalNet(nn.Module):
         self.classes = None if num_classes is None else nn.Embedding(num_classes + 1, width)
         self.first = self._layer(size, width)
         self.blocks = nn.ModuleList(_Block(self._layer, width, dropout) for _ in range(depth))
-        self.norm = _Norm()
+        self.norm = Norm()
         self.last = self._layer(width, size)
         nn.init.zeros_(self.last.weight)
         frequencies = torch.logspace(0, math.log10(HIGHEST), FREQUENCIES)
@@ -92,7 +92,7 @@ class ConditionalNet(nn.Module):
         return out.reshape(images.shape)
 
 
-class _Norm(nn.Module):
+class Norm(nn.Module):
     """Norm over the channels of each place, without weights."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class _Norm(nn.Module):
 class _Block(nn.Module):
     def __init__(self, layer: Any, width: int, dropout: float) -> None:
         super().__init__()
-        self.norm = _Norm()
+        self.norm = Norm()
         self.given = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
         self.inner = nn.Sequential(layer(width, width), nn.SiLU(), nn.Dropout(dropout))
         self.outer = layer(width, width)

@@ -33,7 +33,7 @@ STD = 0.02  # of initial weights, as in GPT-2
 
 
 class Transformer(nn.Module):
-    """A stack of `TransformerBlock`s over embedded inputs, with their positions.
+    """Stack `TransformerBlock` layers over embedded inputs, with positions.
 
     An encoder without `causal`, a decoder with it. After blocks with ``pre_norm=True`` there is a
     last norm. Weights start as in GPT-2: normal with standard deviation 0.02, which is divided by

@@ -17,9 +17,9 @@ from dlblocks.optim._projection import ProjectedOptimizer
 class AdamP(ProjectedOptimizer):
     """Adam that does not make scale-invariant weights grow (Heo et al. 2021).
 
-    With the moments m and v of Adam, d = m̂ / (√v̂ + eps) and p̂ = p / (|p| + eps):
+    With the moments m and v of Adam, d = m̂ / (√v̂ + eps) and ``p̂ = p / (|p| + eps)``:
 
-    - if |cos(p, g)| < delta / √dim for every output channel, or else for the whole tensor,
+    - if ``|cos(p, g)| < delta / √dim`` for every output channel, or else for the whole tensor,
       ``p ← p · (1 - lr · weight_decay · wd_ratio) - lr · (d - p̂ (p̂·d))``, with p̂ and p̂·d of the
       channel or of the tensor;
     - otherwise, and for parameters with fewer than two axes, AdamW:

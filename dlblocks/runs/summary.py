@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dlblocks import tracking
-from dlblocks._files import SUMMARY, is_rank_zero, write_json, write_rows
+from dlblocks._files import SUMMARY, is_rank_zero, read_json, write_json, write_rows
 from dlblocks.runs._figures import save_figures
 from dlblocks.runs._tables import block, number
 
@@ -91,6 +91,20 @@ def write_results(
         written.append("figures/")
     write_json(folder / SUMMARY, {"metrics": metrics, "versions": tracking.versions(), **more})
     print(f"Everything is in {folder}: {', '.join(written)}.", flush=True)
+
+
+def add_to_summary(run_dir: str | PathLike[str], metrics: Mapping[str, float], **more: Any) -> None:
+    """Add metrics to the ``summary.json`` that a fit has written.
+
+    Args:
+        run_dir: The run folder.
+        metrics: Name → value.
+        more: Further entries, such as ``baselines=…``.
+    """
+    path = Path(run_dir) / SUMMARY
+    summary = read_json(path, "It is written by fit_and_test.")
+    summary["metrics"] |= {name: {"mean": value} for name, value in metrics.items()}
+    write_json(path, summary | more)
 
 
 def _cell(value: Any) -> str:

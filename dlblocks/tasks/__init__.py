@@ -3,7 +3,7 @@
 from dlblocks.tasks._registry import find_task, task_names
 from dlblocks.tasks.detection import DetectionTask
 from dlblocks.tasks.forecast import ForecastTask
-from dlblocks.tasks.generative import GenerativeTask
+from dlblocks.tasks.generative import GenerativeTask, SampleTask
 from dlblocks.tasks.language import LanguageModelTask
 from dlblocks.tasks.multiclass import MulticlassTask
 from dlblocks.tasks.multilabel import MultilabelTask
@@ -23,6 +23,7 @@ __all__ = [
     "PredictionTable",
     "Predictions",
     "RegressionTask",
+    "SampleTask",
     "SegmentationTask",
     "Seq2SeqTask",
     "Task",

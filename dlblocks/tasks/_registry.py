@@ -15,10 +15,29 @@ Array = npt.NDArray[Any]
 _tasks: dict[str, type[Any]] = {}
 
 
+# A script is imported again under its own name, as by the processes of joblib and DDP.
+SCRIPTS = ("__main__", "__mp_main__")
+
+
 def register(task: type[Any]) -> None:
-    """Let a class of tasks be found by its name; the last of this name counts."""
-    if task.name:
-        _tasks[task.name] = task
+    """Let a class of tasks be found by its name; the last definition of a class counts.
+
+    Raises:
+        ValueError: Another class has this name: it would score the predictions of this one.
+    """
+    if not task.name:
+        return
+    before = _tasks.get(task.name, task)
+    scripts = before.__module__ in SCRIPTS or task.__module__ in SCRIPTS
+    is_again = before.__qualname__ == task.__qualname__ and (
+        scripts or before.__module__ == task.__module__
+    )
+    if not is_again:
+        raise ValueError(
+            f"two tasks are named {task.name!r}: {before.__module__}.{before.__qualname__} and "
+            f"{task.__module__}.{task.__qualname__}; set name= in the class of one."
+        )
+    _tasks[task.name] = task
 
 
 def task_names() -> dict[str, type[Any]]:

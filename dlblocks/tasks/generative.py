@@ -1,4 +1,4 @@
-"""A probability for each image, and new images."""
+"""A score for each image, and new images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ class GenerativeTask(Task):
     """
 
     name = "generative"
-    shown = ("bits_per_dim",)
+    measure = "bits_per_dim"
+    """Name of the score of an image; lower is better."""
+    worst = "least likely images, bits per dimension"
+    shown = (measure,)
 
     def keep(self, prediction: Any, target: Any) -> dict[str, Tensor | list[Tensor]]:
         if isinstance(target, Tensor) and target.ndim == 1:
@@ -47,39 +50,52 @@ class GenerativeTask(Task):
     @classmethod
     def score(cls, table: PredictionTable) -> dict[str, float]:
         mean = np.average(np.asarray(table.prediction, float), weights=table.sample_weight)
-        return {"bits_per_dim": float(mean)}
+        return {cls.measure: float(mean)}
 
     @classmethod
     def weighted_metrics(cls, target: Array, prediction: Array) -> dict[str, Weighted]:
-        bits = np.asarray(prediction, float)
-        return {"bits_per_dim": lambda weights: weights @ bits / weights.sum(-1)}
+        scores = np.asarray(prediction, float)
+        return {cls.measure: lambda weights: weights @ scores / weights.sum(-1)}
 
     @classmethod
     def columns(
         cls, target: Array, prediction: Array, class_names: Sequence[str] | None = None
     ) -> dict[str, Array]:
-        return {"bits_per_dim": prediction}
+        return {cls.measure: prediction}
 
     @classmethod
     def answers(
         cls, prediction: Array, class_names: Sequence[str] | None = None
     ) -> dict[str, Array]:
-        return {"bits_per_dim": prediction}
+        return {cls.measure: prediction}
 
     @classmethod
     def figures(
         cls, table: Predictions, *, title: str, scores: Mapping[str, float] | None = None
     ) -> dict[str, Callable[[], Figure]]:
-        """Draw the images with the longest codes."""
+        """Draw the images with the highest scores."""
         if table.inputs is None or len(table.input_shape) != 3 or not len(table):
             return {}
         inputs = table.inputs
 
         def worst() -> Figure:
             order = np.argsort(-table.prediction, kind="stable")[:NUM_WORST]
-            bits = [f"{value:.2f}" for value in table.prediction[order]]
-            figure = plots.batch(inputs(table.index[order]), np.array(bits))
-            figure.suptitle(f"{title}: least likely images, bits per dimension", fontsize=11)
+            said = [f"{value:.2f}" for value in table.prediction[order]]
+            figure = plots.batch(inputs(table.index[order]), np.array(said))
+            figure.suptitle(f"{title}: {cls.worst}", fontsize=11)
             return figure
 
         return {"least_likely": worst}
+
+
+class SampleTask(GenerativeTask):
+    """Make images without giving them a probability.
+
+    A prediction is the energy score of an image (N,), a distance from samples: see
+    `dlblocks.models.GAN`.
+    """
+
+    name = "samples"
+    measure = "energy_score"
+    worst = "images farthest from samples, energy score"
+    shown = (measure,)

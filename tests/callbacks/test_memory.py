@@ -3,6 +3,8 @@
 import copy
 import gc
 import pickle
+import sys
+import threading
 
 import pytest
 import torch
@@ -132,3 +134,27 @@ def test_the_end_of_training_gives_it_back(make_trainer, plain_module):
     make_trainer(callbacks=[method, OneOf([member])]).fit(module, loader)
     assert method.memory._buffers == member.memory._buffers == []
     assert len(module.seen) == 2
+
+
+def test_threads_get_different_memory(monkeypatch):
+    """Without the lock, several of these batches are those of another thread."""
+    monkeypatch.setattr("dlblocks._memory.LEAST_BYTES", 1)
+    interval = sys.getswitchinterval()
+    memory, tensor, wrong = BatchMemory(), torch.zeros(64), []
+
+    def work(number):
+        for step in range(300):
+            batch = memory.like(tensor).fill_(number * 1000 + step)
+            if not bool((batch == number * 1000 + step).all()):
+                wrong.append((number, step))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    try:
+        sys.setswitchinterval(1e-6)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert wrong == []

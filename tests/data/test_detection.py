@@ -282,6 +282,28 @@ def test_tiles_of_a_large_image(tmp_path):
         boxes_of_tiles([rows], positions + np.eye(1, 5, dtype=int))
 
 
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([[25, 12, 15, 2]], r"\[25.0, 12.0, 15.0, 2.0\] in image 1"),
+        ([[15, 12, 25, 2]], "x0 < x1 and y0 < y1"),
+        ([[1, 1, 5, 5], [np.nan, 2, 25, 12]], "expected finite"),
+        ([1, 2, 3, 4], r"shape \(4,\) in image 1; .* for one box"),
+        ([[1, 2, 3]], r"shape \(1, 3\) in image 1"),
+    ],
+)
+def test_wrong_boxes_are_not_dropped_from_tiles(rows, says):
+    _, positions = cut_tiles([np.zeros((1, 40, 40))] * 2, 20)
+    with pytest.raises(ValueError, match=says):
+        boxes_of_tiles([[], rows], positions)
+
+
+def test_tiles_of_an_image_without_boxes_have_the_same_columns():
+    _, positions = cut_tiles([np.zeros((1, 20, 40))] * 2, 20)
+    found = boxes_of_tiles([[], [[2, 2, 8, 8, 5]]], positions)
+    assert [rows[:, 4].tolist() for rows in found] == [[], [], [5], []]
+
+
 def test_blocks_of_tiles_with_boxes_keep_their_margin():
     tiles, positions = cut_tiles([np.zeros((1, 120, 160), np.uint8)], 20)
     data = DetectionDataModule(

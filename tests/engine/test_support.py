@@ -10,7 +10,7 @@ from torch import nn
 
 from dlblocks.data import ArrayDataModule
 from dlblocks.engine import Member, NotVectorizable, StackedFit
-from dlblocks.models import Classifier, MLPClassifier
+from dlblocks.models import GAN, Classifier, MLPClassifier, VisionClassifier
 
 TRAINER = {"accelerator": "cpu", "max_epochs": 2}
 inputs, targets = (torch.tensor(x) for x in load_iris(return_X_y=True))
@@ -142,6 +142,26 @@ def lazy():
 )
 def test_models_that_are_refused(make, message):
     random.seed(1)
+    with pytest.raises(NotVectorizable, match=message):
+        together(make)
+
+
+class SaysWhy(MLPClassifier):
+    not_vectorizable = "its steps meet each other"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: GAN([1, 2, 2], width=4), "GAN is trained on images alone"),
+        (
+            lambda: VisionClassifier("resnet18", 3, freeze=True, unfreeze_epoch=2),
+            "unfreeze_epoch changes what VisionClassifier trains",
+        ),
+        (lambda: SaysWhy(4, 3), "its steps meet each other"),
+    ],
+)
+def test_models_say_why_they_are_refused(make, message):
     with pytest.raises(NotVectorizable, match=message):
         together(make)
 

@@ -42,7 +42,7 @@ def test_probabilities_of_all_images_add_up_to_1(num_classes):
     for label in (0, 1):
         labels = None if num_classes is None else torch.full((81,), label)
         with torch.no_grad():
-            bits = model.bits(every, labels, Noise(0, range(81)))
+            bits = model.scores(every, labels, Noise(0, range(81)))
         assert float((2.0 ** (-4 * bits)).sum()) == pytest.approx(1, abs=1e-4)
 
 
@@ -50,7 +50,7 @@ def test_samples_have_their_probabilities():
     model = small((1, 1, 2))
     every = torch.tensor(list(itertools.product(range(3), repeat=2))).reshape(-1, 1, 1, 2)
     with torch.no_grad():
-        shares = 2.0 ** (-2 * model.bits(every, None, Noise(0, range(9))))
+        shares = 2.0 ** (-2 * model.scores(every, None, Noise(0, range(9))))
     levels = model.to_levels(model.preprocess(model.sample(20_000, batch_size=5000)))
     counts = torch.bincount(levels.flatten(1) @ torch.tensor([3, 1]), minlength=9) / 20_000
     assert float((counts - shares).abs().max()) < 0.012

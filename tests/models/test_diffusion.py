@@ -101,31 +101,50 @@ def test_a_term_of_the_bound_is_the_kl_of_two_normals():
 
 
 class TheOnly(Diffusion):
-    """Data of a single image: the net that knows it."""
+    """Data of a single image, which is known."""
 
-    def make_net(self, image_shape, num_classes, **arguments):
-        class Knows(torch.nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.image = torch.nn.Parameter(torch.tensor([[[-1.0, 0.0], [0.5, 1.0]]]))
-                self.bars = None
+    def _epsilon(self, net, x, steps, labels):
+        bar = self.alpha_bar[steps][:, None, None, None]
+        return (x - bar.sqrt() * torch.tensor([[[-1.0, 0.0], [0.5, 1.0]]])) / (1 - bar).sqrt()
 
-            def forward(self, x, times, labels):
-                bar = self.bars[(times * 12).round().long()][:, None, None, None]
-                return (x - bar.sqrt() * self.image) / (1 - bar).sqrt()
 
-        return Knows()
+def test_a_net_of_zeros_is_exact_for_independent_normal_pixels():
+    """E[ε | x_t] by Bayes' rule, and the error that is left is the scale of the net's output."""
+    torch.manual_seed(0)
+    model = small()
+    for p in model.parameters():
+        p.data.zero_()
+    mean, std = torch.tensor([0.3, -0.5]), torch.tensor([0.4, 0.1])
+    model.pixel_mean.copy_(((mean + 1) * 2).repeat(2, 1))
+    model.pixel_std.copy_((std * 2).repeat(2, 1))
+    images = mean + std * torch.randn(40_000, 1, 2, 2)
+    for t in (1, 5, 12):
+        steps, epsilon = torch.full((40_000,), t), torch.randn_like(images)
+        bar = model.alpha_bar[t]
+        x = bar.sqrt() * images + (1 - bar).sqrt() * epsilon
+        joint = Normal(bar.sqrt() * mean, (bar * std**2 + 1 - bar).sqrt())
+        expected = (1 - bar).sqrt() * (x - joint.mean) / joint.variance
+        found = model._epsilon(model.net, x, steps, None)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        left = (epsilon - found).var((0, 1, 2))
+        torch.testing.assert_close(left, bar * std**2 / joint.variance, rtol=0.05, atol=1e-5)
+        model.net.last.bias.data.fill_(1.0)
+        added = model._epsilon(model.net, x, steps, None) - found
+        torch.testing.assert_close(added.var((0, 1, 2)), torch.zeros(2), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            added[0, 0, 0] ** 2, bar * std**2 / joint.variance, rtol=1e-3, atol=1e-6
+        )
+        model.net.last.bias.data.zero_()
 
 
 def test_bound_and_samples_of_a_single_image():
-    model = TheOnly([1, 2, 2], levels=5, timesteps=12, ema_decay=None, noise_std=0.15)
-    model.net.bars = model.alpha_bar
+    model = TheOnly([1, 2, 2], levels=5, timesteps=12, steps=4, ema_decay=None, noise_std=0.15)
     levels = torch.tensor([[[[0, 2], [3, 4]]]]).expand(50, 1, 2, 2)
-    bits = model.eval().bits(levels, None, Noise(0, range(50)))
+    bits = model.eval().scores(levels, None, Noise(0, range(50)))
     # Only the prior's KL and the levels' rounding are left.
     assert 0 < float(bits.mean()) < 0.05
     other = torch.tensor([[[[0, 2], [3, 3]]]]).expand(50, 1, 2, 2)
-    assert float(model.bits(other, None, Noise(0, range(50))).min()) > 1
+    assert float(model.scores(other, None, Noise(0, range(50))).min()) > 1
     for options in ({"steps": 1}, {"steps": 5}, {"method": "ddpm"}):
         found = model.sample(3, **options)
         assert torch.equal(model.to_levels(model.preprocess(found)), levels[:3])
@@ -134,6 +153,8 @@ def test_bound_and_samples_of_a_single_image():
 def test_arguments():
     with pytest.raises(ValueError, match="steps=13 is more than timesteps=12"):
         small().sample(2, steps=13)
+    with pytest.raises(ValueError, match="steps=20 is more than timesteps=12"):
+        Diffusion([1, 2, 2], timesteps=12)
     with pytest.raises(ValueError, match="eta=2"):
         small(eta=2.0)
     with pytest.raises(ValueError, match="timesteps=1"):

@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import FlowMatching
 from dlblocks.models._noise import Noise
-from dlblocks.models.flow_matching import flow_log_prob, guided, integrate
+from dlblocks.models.flow_matching import _velocity, flow_log_prob, guided, integrate
 
 # A mixture of two normal distributions on the line.
 WEIGHT, MEAN, STD = torch.tensor([0.3, 0.7]), torch.tensor([-2.0, 1.0]), torch.tensor([0.5, 0.3])
@@ -112,7 +113,7 @@ def test_bits_of_one_normal_distribution_for_each_pixel():
     levels = torch.tensor([[0, 2], [1, 1], [4, 3]]).view(3, 1, 1, 2)
     count = 4000
     many = levels.repeat_interleave(count, 0)
-    found = model.bits(many, None, Noise(0, range(3 * count))).view(3, count).double()
+    found = model.scores(many, None, Noise(0, range(3 * count))).view(3, count).double()
     # p(k) = ∫ p(y) p(k | y) dy, on a grid.
     y = torch.linspace(-9, 14, 20_001, dtype=torch.float64)
     weight = shares.double() * (-0.5 * ((y[:, None] - torch.arange(5)) / 0.4) ** 2).exp()
@@ -129,7 +130,8 @@ def test_bits_of_one_normal_distribution_for_each_pixel():
 
 def test_statistics_of_pixels_are_those_of_the_training_part(make_trainer):
     data = DigitsDataModule(batch_size=512)
-    model = FlowMatching([1, 8, 8], levels=17, width=4, depth=1, noise_std=0.3)
+    # Also without an average, which would know that there was a training.
+    model = FlowMatching([1, 8, 8], levels=17, width=4, depth=1, noise_std=0.3, ema_decay=None)
     make_trainer(limit_train_batches=1, limit_val_batches=0).fit(model, data)
     pixels = (data.arrays("train")[0].double() * 16 / 255).round()
     expected = (pixels.var(0, unbiased=False) + 0.09).sqrt().float()
@@ -142,6 +144,34 @@ def test_statistics_of_pixels_are_those_of_the_training_part(make_trainer):
     other = DigitsDataModule(batch_size=512, val_fraction=0.5)
     make_trainer(limit_train_batches=1, limit_val_batches=0).fit(model, other)
     torch.testing.assert_close(model.pixel_std, expected)
+
+
+def test_loaders_leave_the_statistics_unknown(make_trainer):
+    images = DigitsDataModule().source.inputs[:16]
+    model = FlowMatching([1, 8, 8], levels=17, width=4, depth=1)
+    loader = DataLoader(images, batch_size=8)
+    with pytest.warns(UserWarning, match="got loaders instead of a datamodule"):
+        make_trainer(limit_val_batches=0).fit(model, loader, loader)
+    assert not model.is_fitted
+
+
+def test_a_net_of_zeros_is_exact_for_normal_pixels():
+    """E[x_1 - x_0 | x_t] by regression on many pairs."""
+    torch.manual_seed(0)
+    start, end = torch.randn(2, 100_000, 1, 1, 1)
+    for t in (0.0, 0.2, 0.5, 0.9, 1.0):
+        x = (1 - t) * start + t * end
+        slope = float((x * (end - start)).mean() / (x * x).mean())
+        times = torch.tensor(t)
+        found = _velocity(lambda x, *_: 0 * x, x, times, None)
+        torch.testing.assert_close(found, slope * x, atol=0.08, rtol=0)
+        left = _velocity(lambda x, *_: torch.ones_like(x), x, times, None) - found
+        assert float(left.mean()) ** 2 == pytest.approx(
+            float((end - start - found).var()), rel=0.02
+        )
+        seen = []
+        _velocity(lambda x, *_, seen=seen: seen.append(x) or x, x, times, None)
+        assert float(seen[0].var()) == pytest.approx(1, rel=0.02)
 
 
 # Guidance

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from dlblocks.callbacks import ExactResume, InputNoise, MixUp
 from dlblocks.crossval import cross_validate
 from dlblocks.data import ArrayDataModule, DigitsDataModule
-from dlblocks.models import VAE, Diffusion, FlowMatching, PixelAutoregressive, load
-from dlblocks.models._noise import Noise
+from dlblocks.models import GAN, VAE, Diffusion, FlowMatching, PixelAutoregressive, load
+from dlblocks.models._noise import BatchNoise, Noise
 from dlblocks.models.generative import AveragedNet
 from dlblocks.runs import fit_and_test
 
@@ -44,6 +44,9 @@ MODELS = {
         [1, 8, 8], levels=17, width=8, depth=1, timesteps=5, steps=3, num_classes=10, **arguments
     ),
     "flow": lambda **arguments: flow(**{"num_classes": 10, **arguments}),
+    "gan": lambda **arguments: GAN(
+        [1, 8, 8], levels=17, num_classes=10, latent_dim=4, width=8, energy_samples=3, **arguments
+    ),
 }
 
 
@@ -91,9 +94,10 @@ def test_logged_names(fitted):
     model, trainer = fitted
     names = {*trainer.callback_metrics}
     assert {"train/loss", "val/loss"} <= names
-    assert ("val/bits_per_dim" in names) != model.slow_bits
-    with_bits = trainer.validate(model, digits(batch_size=64), verbose=False)[0]
-    assert {"val/loss", "val/bits_per_dim"} <= {*with_bits}
+    assert (f"val/{model.measure}" in names) != model.slow_scores
+    assert model.measure == ("energy_score" if isinstance(model, GAN) else "bits_per_dim")
+    with_score = trainer.validate(model, digits(batch_size=64), verbose=False)[0]
+    assert {"val/loss", f"val/{model.measure}"} <= {*with_score}
 
 
 def test_evaluation_has_no_chance_in_it(fitted):
@@ -114,7 +118,7 @@ def test_predictions_are_the_bits_of_the_test(fitted):
     scores = trainer.test(model, data, verbose=False)[0]
     parts = trainer.predict(model, data)
     each = torch.cat([part["prediction"] for part in parts])
-    assert float(each.mean()) == pytest.approx(scores["test/bits_per_dim"], rel=1e-5)
+    assert float(each.mean()) == pytest.approx(scores[f"test/{model.measure}"], rel=1e-5)
     index = torch.cat([part["index"] for part in parts])
     assert (index == data.indices("test")).all()
     images, labels, _ = data.arrays("test")
@@ -145,6 +149,19 @@ def test_a_loaded_model_makes_the_same_samples(fitted, tmp_path):
     model, _ = fitted
     model.save(tmp_path / "model.ckpt")
     assert torch.equal(load(tmp_path / "model.ckpt").sample(5), model.sample(5))
+
+
+def test_ranks_train_with_noise_of_their_own():
+    """Their global generators may be alike, as `seed_everything` makes them."""
+    drawn = []
+    for rank in (0, 1, 0):
+        torch.manual_seed(0)
+        noise = BatchNoise(5, rank=rank)
+        drawn.append((noise.normal(3), noise.uniform(), torch.get_rng_state()))
+    assert not torch.equal(drawn[0][0], drawn[1][0])
+    assert not torch.equal(drawn[0][1], drawn[1][1])
+    assert all(torch.equal(a, b) for a, b in zip(drawn[0], drawn[2], strict=True))
+    assert torch.equal(drawn[0][2], drawn[1][2])  # the generators stay alike
 
 
 def test_noise_of_each_sample_is_a_stream_of_its_own():
@@ -241,16 +258,16 @@ def test_a_killed_fit_resumes_bit_for_bit(name, tmp_path):
 # Runs
 
 
-@pytest.mark.parametrize("name", ["flow"])
-def test_cross_validation_scores_bits(name, tmp_path):
+@pytest.mark.parametrize(("name", "measure"), [("flow", "bits_per_dim"), ("gan", "energy_score")])
+def test_cross_validation_scores_images(name, measure, tmp_path):
     result = cross_validate(
         MODELS[name], digits(), num_folds=2, trainer=QUIET, run_dir=tmp_path / "run",
         progress_bar=False,
     )  # fmt: skip
     for row in result.folds:
         mine = result.oof[result.oof.fold == row["fold"]]
-        assert row["val/bits_per_dim"] == pytest.approx(mine.prediction.mean(), rel=1e-5)
-    assert result.pooled()["bits_per_dim"] == pytest.approx(result.oof.prediction.mean())
+        assert row[f"val/{measure}"] == pytest.approx(mine.prediction.mean(), rel=1e-5)
+    assert result.pooled()[measure] == pytest.approx(result.oof.prediction.mean())
     assert (result.run_dir / "figures" / "least_likely.png").is_file()
     with pytest.raises(ValueError, match="generative models have no average"):
         result.test(result.ensemble())
@@ -283,6 +300,14 @@ def test_plain_loaders_and_batches_of_images_alone(make_trainer):
         trainer = make_trainer()
         trainer.fit(vae(), loader, loader)
         assert torch.isfinite(trainer.callback_metrics["val/loss"])
+
+
+def test_values_outside_the_levels_in_a_later_batch(make_trainer):
+    images = digits().source.inputs[:48].clone()
+    images[40, 0, 3, 3] = 7
+    loader = DataLoader(images, batch_size=16)
+    with pytest.raises(ValueError, match=r"image 8 has the value 7"):
+        make_trainer(limit_val_batches=0).fit(vae(), loader, loader)
 
 
 def test_dictionaries_are_refused_with_a_cure(make_trainer):

@@ -2,11 +2,16 @@
 
 import numpy as np
 import pytest
+import torch
 
+from dlblocks.data import DigitsDataModule
+from dlblocks.models import GAN
 from dlblocks.models.sample_quality import (
     baseline_bits,
+    baselines_of,
     distances,
     judge,
+    judge_model,
     neighbour_ratio,
     precision_and_recall,
     two_sample_accuracy,
@@ -80,6 +85,24 @@ def test_baselines_of_the_digits_are_those_measured():
     assert pixels[0] == pytest.approx(total / 64)
 
 
+def test_a_model_is_judged_on_its_levels():
+    data = DigitsDataModule(val_fraction=0.1)
+    torch.manual_seed(0)
+    model = GAN([1, 8, 8], levels=17, num_classes=10, width=4)
+    samples, found = judge_model(model, data, 30)
+    assert torch.equal(samples, model.sample(30, torch.arange(30) % 10))
+    parts = [
+        ((data.arrays(part)[0].double() * 16 / 255).round(), data.arrays(part)[1])
+        for part in ("train", "test")
+    ]
+    assert found == judge((samples.double() * 16 / 255).round(), torch.arange(30) % 10, *parts)
+    simple = baselines_of(model, data)
+    assert simple["uniform"].mean() == pytest.approx(np.log2(17))
+    assert simple["class histograms"].mean() < simple["independent pixels"].mean() < 2.5
+    with pytest.raises(ValueError, match="num_classes=None"):
+        judge_model(GAN([1, 8, 8], levels=17, width=4), data)
+
+
 def test_judged_as_real_images_and_as_noise():
     from sklearn.datasets import load_digits
 
@@ -97,4 +120,6 @@ def test_judged_as_real_images_and_as_noise():
     assert copies["trained_on_samples"] == copies["trained_on_real"]
     noise = judge(16 * RNG.random((400, 64)), y[new], (x[train], y[train]), (x[test], y[test]))
     assert noise["judged_as_asked"] < 0.3
+    assert real["share_error"] < 0.25 < noise["share_error"]
+    assert real["trained_on_real"] == copies["trained_on_real"]
     assert noise["two_sample_accuracy"] > 0.7

@@ -19,6 +19,7 @@ from dlblocks.ensembles import Bagging
 from dlblocks.models import MLPClassifier, MLPRegressor, Model, VotingEnsemble, load
 from dlblocks.nets import MLP
 from dlblocks.tasks import MulticlassTask, MultilabelTask, RegressionTask, Task, find_task
+from dlblocks.tasks._registry import task_names
 
 QUIET = {"progress_bar": False, "logger": None}
 TRAINER = {"max_epochs": 2, "accelerator": "cpu"}
@@ -366,3 +367,25 @@ def test_a_fast_loss_of_a_user_is_used_for_its_own_loss_alone(tmp_path):
     np.testing.assert_allclose(found[FastOrdinal][0], found[OrdinalTask][0], rtol=1e-5)
     np.testing.assert_allclose(found[Halved][0], np.array(found[OrdinalTask][0]) / 2, rtol=1e-5)
     assert found[FastOrdinal][1] > 0 and found[Halved][1] == 0
+
+
+def test_two_classes_of_one_name_are_refused(monkeypatch):
+    """The second would score the predictions of the first."""
+    monkeypatch.setattr("dlblocks.tasks._registry._tasks", dict(task_names()))
+
+    def define(module, qualname, **values):
+        return type(Task)(
+            "Twin", (Task,), {"__module__": module, "__qualname__": qualname, **values}
+        )
+
+    first = define("one", "Twin")
+    assert task_names()["Twin"] is first
+    with pytest.raises(ValueError, match=r"two tasks are named 'Twin': one\.Twin and two\.Twin"):
+        define("two", "Twin")
+    with pytest.raises(ValueError, match=r"named 'multiclass': dlblocks\.tasks\.multiclass"):
+        define("two", "Own", name="multiclass")
+    assert task_names()["Twin"] is first
+    for module in ("one", "__main__", "one"):  # a cell again, or a script that is imported, too
+        again = define(module, "Twin")
+        assert task_names()["Twin"] is again
+    define("two", "Twin", name="other twin")
