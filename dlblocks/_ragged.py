@@ -68,7 +68,7 @@ class Padded(NamedTuple):
                 T, or there are values other than 0 after the end of a sequence.
         """
         check_lengths(argument, self)
-        outside = ~self.mask & (self.values != 0).flatten(2).any(2)
+        outside = ~self.mask & (self.values != 0).reshape(*self.values.shape[:2], -1).any(2)
         if outside.any():
             row, step = (int(i) for i in outside.nonzero()[0])
             raise ValueError(

@@ -150,6 +150,8 @@ class SequencePairsDataModule(DataModule):
         for row, pair in enumerate(found):
             sizes = [len(split_symbols(t, v)) for t, v in zip(pair, self.levels, strict=True)]
             fits = True
+            for name, text, level in zip(("source", "target"), pair, self.levels, strict=True):
+                _check_symbols(argument, row, name, text, level)
             for name, size, limit in zip(("source", "target"), sizes, self.limits, strict=True):
                 if not size:
                     raise ValueError(
@@ -340,7 +342,7 @@ def read_pairs(
         return list(zip(*columns, strict=True))
     pairs = []
     for row, pair in enumerate(data):
-        if isinstance(pair, str) or len(pair) != 2:
+        if isinstance(pair, (str, Mapping)) or len(pair) != 2:
             raise ValueError(f"{argument} has {pair!r} in row {row}; give pairs (source, target).")
         for text in pair:
             _check_text(argument, row, text)
@@ -357,6 +359,20 @@ def _check_text(argument: str, row: int, text: Any) -> None:
         f"{argument} has a {type(text).__name__} ({text!r}) in row {row}; give texts, or lists of "
         "symbols, which are texts. For numbers of tokens use ArrayDataModule."
     )
+
+
+def _check_symbols(argument: str, row: int, name: str, text: Text, level: Level) -> None:
+    """Raise a `ValueError` for symbols that joined texts cannot keep apart."""
+    if isinstance(text, str):
+        return
+    for symbol in text:
+        if len(symbol) != 1 if level == "character" else symbol.split() != [symbol]:
+            cure = f"set {name}_level='word'" if symbol.split() == [symbol] else "rename it"
+            rule = "one character" if level == "character" else "a word without spaces"
+            raise ValueError(
+                f"{argument} has the symbol {symbol!r} in a {name} in row {row}, but with "
+                f"{name}_level={level!r} a symbol is {rule}; {cure}."
+            )
 
 
 def read_column(argument: str, data: Any, name: str, read_args: Mapping[str, Any]) -> list[Text]:

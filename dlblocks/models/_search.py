@@ -54,27 +54,33 @@ class Found:
 
 
 @torch.no_grad()
-def search(net: Any, inputs: Padded, rules: Search, *, use_cache: bool = True) -> list[Found]:
+def search(
+    net: Any, inputs: Tensor | Padded, rules: Search, *, use_cache: bool = True
+) -> list[Found]:
     """Find a target for each source.
 
     Args:
         net: Encoder-decoder net, in evaluation mode.
-        inputs: Sources, on the device of the net.
+        inputs: Sources, on the device of the net, in the form that the net takes.
         rules: How to choose.
         use_cache: Compute only the new token in each step, if the net can.
     """
-    if not len(inputs.lengths):
+    if not _count(inputs):
         return []
     make = _Cached if use_cache and hasattr(net, "start") else _Full
     decoder = make(net, inputs, rules)
     return greedy(decoder, rules) if rules.num_beams == 1 else beam_search(decoder, rules)
 
 
+def _count(inputs: Tensor | Padded) -> int:
+    return len(inputs.values if isinstance(inputs, Padded) else inputs)
+
+
 class _Cached:
     """Compute logits of the next token by a net with ``start`` and ``step``."""
 
-    def __init__(self, net: Any, inputs: Padded, rules: Search) -> None:
-        self.net, self.count, self.device = net, len(inputs.lengths), inputs.device
+    def __init__(self, net: Any, inputs: Tensor | Padded, rules: Search) -> None:
+        self.net, self.count, self.device = net, _count(inputs), inputs.device
         self.state = net.start(inputs, rules.max_new_tokens + 1)
 
     def next(self, written: Tensor) -> Tensor:
@@ -90,16 +96,19 @@ class _Cached:
 class _Full:
     """Compute logits of the next token by any net ``(inputs, tokens)``, anew in each step."""
 
-    def __init__(self, net: Any, inputs: Padded, rules: Search) -> None:
+    def __init__(self, net: Any, inputs: Tensor | Padded, rules: Search) -> None:
         self.net, self.inputs, self.device = net, inputs, inputs.device
-        self.count = len(inputs.lengths)
+        self.count = _count(inputs)
 
     def next(self, written: Tensor) -> Tensor:
         found: Tensor = self.net(self.inputs, written)[:, -1]
         return found
 
     def keep(self, rows: Tensor) -> None:
-        self.inputs = Padded(self.inputs.values[rows], self.inputs.lengths[rows])
+        if isinstance(self.inputs, Padded):
+            self.inputs = Padded(self.inputs.values[rows], self.inputs.lengths[rows])
+        else:
+            self.inputs = self.inputs[rows]
 
 
 Decoder = _Cached | _Full

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -42,7 +45,8 @@ class Seq2Seq(TokenMeanModel):
     Args:
         net: Maps sources and tokens (N, T) to logits (N, T, V) of the token that follows each. If
             it also has ``start(sources, room)`` and ``step(tokens, state)``, as
-            `dlblocks.nets.Seq2SeqTransformer`, a search computes only what is new.
+            `dlblocks.nets.Seq2SeqTransformer`, a search computes only what is new. A net that takes
+            sources as integers (N, S) alone, not as `Padded`, says so by ``takes_padded = False``.
         target_vocab_size: Number of target tokens V.
         separator: Token that begins and ends a target.
         label_smoothing: ε in [0, 1) of the cross-entropy. In training only.
@@ -73,6 +77,7 @@ class Seq2Seq(TokenMeanModel):
         self.label_smoothing = label_smoothing
         self.num_beams, self.length_penalty = num_beams, length_penalty
         self.max_new_tokens = max_new_tokens
+        self._got_padded = True  # whether the sources of the first batch are Padded
 
     @property
     def _task(self) -> Seq2SeqTask:
@@ -87,7 +92,7 @@ class Seq2Seq(TokenMeanModel):
                     "it finds; use generate of the model, or dlblocks.load(path).predict"
                 )
             rules = self._rules(self.num_beams, self.length_penalty, None)
-            found = self._search(as_padded(inputs), rules)
+            found = search(self.net, inputs, rules)
             return [
                 torch.tensor(each.tokens, dtype=torch.int64, device=self.device) for each in found
             ]
@@ -156,6 +161,7 @@ class Seq2Seq(TokenMeanModel):
                     )
 
     def _check_entries(self, inputs: Any, targets: Any) -> None:
+        self._got_padded = isinstance(inputs, Padded)
         for name, entry in (("inputs", inputs), ("targets", targets)):
             values = entry.values if isinstance(entry, Padded) else entry
             if (
@@ -171,6 +177,8 @@ class Seq2Seq(TokenMeanModel):
                     f"{type(self).__name__} expects tokens as {name}, Padded or integers (N, T), "
                     f"got {got}; use Padded.of([…]) in your collate_fn."
                 )
+            if isinstance(entry, Padded):
+                entry.check(name)
         self._check_tokens(inputs, targets)
 
     def _check_tokens(self, inputs: Tensor | Padded, targets: Tensor | Padded) -> None:
@@ -213,9 +221,6 @@ class Seq2Seq(TokenMeanModel):
             allowed[: len(known)] = known
         return Search(num_beams, length_penalty, most, self.separator, allowed)
 
-    def _search(self, inputs: Padded, rules: Search, *, use_cache: bool = True) -> list[Any]:
-        return search(self.net, inputs, rules, use_cache=use_cache)
-
     def generate(
         self,
         sources: Any,
@@ -255,28 +260,37 @@ class Seq2Seq(TokenMeanModel):
             ValueError: A source has an unknown symbol or token, is empty, or is too long.
         """
         single = isinstance(sources, str)
+        if isinstance(sources, Padded):
+            sources = sources.sequences()
         given = [sources] if single else list(sources)
         is_text = bool(given) and (
-            isinstance(given[0], str) or (len(given[0]) > 0 and isinstance(given[0][0], str))
+            isinstance(given[0], str)
+            or (
+                isinstance(given[0], Sequence)
+                and len(given[0]) > 0
+                and isinstance(given[0][0], str)
+            )
         )
         rows = [
             self._source(each, "source" if single else f"sources[{number}]", is_text)
             for number, each in enumerate(given)
         ]
-        beams = self.num_beams if num_beams is None else num_beams
+        beams = check_whole("num_beams", self.num_beams if num_beams is None else num_beams)
         check_range("num_beams", beams, 1)
         if max_new_tokens is not None:
             max_new_tokens = check_whole("max_new_tokens", max_new_tokens)
         alpha = self.length_penalty if length_penalty is None else length_penalty
+        if not math.isfinite(alpha):
+            raise ValueError(f"length_penalty={alpha!r} must be a finite number.")
         rules = self._rules(beams, alpha, max_new_tokens)
         modes = {module: module.training for module in self.modules()}
         self.eval()
-        found = []
+        found: list[Any] = [None] * len(rows)
         try:
-            for start in range(0, len(rows), ROWS):
-                values, lengths = Padded.of(rows[start : start + ROWS])
-                some = Padded(values.to(self.device), lengths.to(self.device))
-                found += self._search(some, rules, use_cache=use_cache)
+            for places, inputs in self._batches(rows):
+                said = search(self.net, inputs, rules, use_cache=use_cache)
+                for place, each in zip(places, said, strict=True):
+                    found[place] = each
         finally:
             for module, mode in modes.items():
                 module.training = mode
@@ -288,6 +302,22 @@ class Seq2Seq(TokenMeanModel):
         if single:
             return (results[0], scores[0]) if return_scores else results[0]
         return (results, scores) if return_scores else results
+
+    def _batches(self, rows: list[Tensor]) -> Iterator[tuple[list[int], Tensor | Padded]]:
+        """Yield places and sources, in the form that the net takes."""
+        groups = [list(range(len(rows)))]
+        is_padded = getattr(self.net, "takes_padded", self._got_padded)
+        if not is_padded:
+            of_length = defaultdict(list)
+            for place, row in enumerate(rows):
+                of_length[len(row)].append(place)
+            groups = list(of_length.values())
+        for group in groups:
+            for start in range(0, len(group), ROWS):
+                places = group[start : start + ROWS]
+                values, lengths = Padded.of([rows[place] for place in places])
+                values = values.to(self.device)
+                yield places, Padded(values, lengths.to(self.device)) if is_padded else values
 
     def _source(self, source: Any, argument: str, is_text: bool) -> Tensor:
         """Return the tokens of a source, or raise a `ValueError`."""
@@ -304,7 +334,8 @@ class Seq2Seq(TokenMeanModel):
             row = torch.as_tensor(source)
             if row.ndim != 1 or not len(row):
                 raise ValueError(
-                    f"{argument} has shape {tuple(row.shape)}; give one token or more, (S,)."
+                    f"{argument} has shape {tuple(row.shape)}; give a list of sequences, "
+                    "each of one token or more, (S,)."
                 )
             if row.is_floating_point() or row.dtype == torch.bool:
                 raise ValueError(f"{argument} has values of {row.dtype}; tokens are whole numbers.")
@@ -398,7 +429,7 @@ class TransformerSeq2Seq(Seq2Seq):
         """
         net, place = self.net, self.device
         assert isinstance(net, Seq2SeqTransformer)  # for the type checker
-        inputs = torch.from_numpy(self.source_vocabulary.encode(source))[None].to(place)
+        inputs = self._source(source, "source", True)[None].to(place)
         answer = torch.from_numpy(self.target_vocabulary.encode(target))[None].to(place)
         was_training = self.training
         self.eval()

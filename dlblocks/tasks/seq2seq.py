@@ -291,7 +291,9 @@ def _rates(errors: Array, lengths: Array) -> dict[str, Weighted]:
     exact = errors == 0
 
     def error_rate(weights: Array) -> Array:
-        found: Array = (weights @ errors) / (weights @ lengths)
+        total = weights @ lengths
+        with np.errstate(divide="ignore", invalid="ignore"):  # targets without any token
+            found: Array = np.where(total > 0, (weights @ errors) / total, np.nan)
         return found
 
     def sequence_accuracy(weights: Array) -> Array:

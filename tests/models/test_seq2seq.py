@@ -19,7 +19,7 @@ from dlblocks.fields import Padded, Ragged
 from dlblocks.models import RNNSeq2Seq, Seq2Seq, TransformerSeq2Seq
 from dlblocks.nets import CrossAttention, Seq2SeqTransformer
 from dlblocks.nets.seq2seq import shifted
-from dlblocks.tasks import edit_distances
+from dlblocks.tasks import Seq2SeqTask, edit_distances
 
 SOURCES, TARGETS = 9, 5  # tokens
 SETTINGS = {
@@ -400,6 +400,9 @@ def test_no_source_and_no_new_token():
         ([[2] * 13], {}, "13 tokens, more than context=12"),
         (["ab"], {}, "has no vocabulary, because it was not fitted on a SequencePairsDataModule"),
         ([[2]], {"num_beams": 0}, "num_beams=0"),
+        ([[2]], {"num_beams": 2.5}, "num_beams=2.5 must be a whole number"),
+        ([[2]], {"length_penalty": math.nan}, "length_penalty=nan must be a finite number"),
+        ([2, 3], {}, "give a list of sequences"),
         ([[2]], {"max_new_tokens": 1.5}, "max_new_tokens=1.5 must be a whole number"),
     ],
 )
@@ -447,6 +450,64 @@ def test_loaders_of_the_user(tmp_path):
     assert torch.isfinite(made.callback_metrics["val/error_rate"])
     found = made.predict(model, loader)
     assert [len(batch["prediction"]) for batch in found] == [4, 4]
+
+
+class PlainNet(nn.Module):
+    """A net of the user, which takes integers (N, S) alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.source, self.target = nn.Embedding(9, 8), nn.Embedding(9, 8)
+        self.out = nn.Linear(8, 9)
+
+    def forward(self, inputs, tokens):
+        mean = self.source(inputs).mean(1, keepdim=True)
+        return self.out(self.target(tokens).cumsum(1) + 10 * mean)
+
+
+def test_a_net_of_the_user_gets_the_sources_in_the_form_of_the_batches(tmp_path):
+    torch.manual_seed(0)
+    pairs = [(torch.tensor([2, 3, i % 9]), torch.tensor([2, i % 3 + 2])) for i in range(8)]
+    loader = torch.utils.data.DataLoader(pairs, batch_size=4)
+    model = Seq2Seq(PlainNet(), 9, max_new_tokens=4)
+    trainer(tmp_path).fit(model, loader, loader)
+    sources = [[2, 3], [4], [8, 6], [5, 7, 7], [3]]  # padding would change the mean
+    for beams in (1, 3):
+        found = model.generate(sources, num_beams=beams, length_penalty=2.0, return_scores=True)
+        alone = [
+            model.generate([each], num_beams=beams, length_penalty=2.0, return_scores=True)
+            for each in sources
+        ]
+        assert found[0] == [tokens[0] for tokens, _ in alone]
+        assert found[1] == pytest.approx([scores[0] for _, scores in alone])
+
+
+def test_padded_batches_of_the_user_are_checked(tmp_path):
+    """Padding behind a target would be taken for 0 without a word."""
+    values, lengths = torch.full((2, 3), 4), torch.tensor([3, 3])
+
+    def fit(source_lengths, target_lengths):
+        batch = [Padded(values, source_lengths), Padded(values, target_lengths)]
+        loader = torch.utils.data.DataLoader([batch], batch_size=None)
+        trainer(tmp_path).fit(transformer(), loader, loader)
+
+    fit(lengths, lengths)
+    with pytest.raises(ValueError, match="inputs has length 2 in row 1, but step 2 is not 0"):
+        fit(torch.tensor([3, 2]), lengths)
+    with pytest.raises(ValueError, match="targets has length 2 in row 1, but step 2 is not 0"):
+        fit(lengths, torch.tensor([3, 2]))
+    with pytest.raises(ValueError, match="targets has length 4 in row 0, but its values have 3"):
+        fit(lengths, torch.tensor([4, 3]))
+
+
+def test_targets_without_tokens_have_no_error_rate():
+    empty, some = np.zeros((2, 0), np.int64), np.full((2, 1), 3)
+    rates = Seq2SeqTask.weighted_metrics(empty, some)
+    assert np.isnan(rates["error_rate"](np.ones(2)))
+    rates = Seq2SeqTask.weighted_metrics(np.full((2, 1), 4), some)
+    assert rates["error_rate"](np.array([[1.0, 0.0], [0.0, 0.0]])) == pytest.approx(
+        [1, np.nan], nan_ok=True
+    )
 
 
 # Around
