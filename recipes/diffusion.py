@@ -106,7 +106,7 @@ def main(
 
 
 def report(
-    model: Diffusion, data: DigitsDataModule, folder: str, num_samples: int, guidance: float
+    model: Diffusion, data: DigitsDataModule, folder: str | Path, num_samples: int, guidance: float
 ) -> None:
     """Draw samples, and judge those of several samplers."""
     digits = torch.arange(10)

@@ -5,8 +5,10 @@ from the tenth of 20 epochs on, all of validation). The target of the most simil
 19 % wrong characters, and none is exact. 4.3 minutes of CPU time on one thread of a busy machine
 (two cores; torch 2.14, lightning 2.6.6).
 
-Of the CMU dictionary there is no result of a whole run yet: after two of six epochs, 14.9 %
-of the phonemes are wrong (validation, greedy, over pairs). An epoch takes 3.5 minutes of CPU time.
+Of the CMU dictionary 8.9 % of the phonemes of the test words are wrong with four beams, and 9.2 %
+greedy, against the closest pronunciation; 64.7 % and 63.9 % of the words are exact (seed 0, one run
+of `--data cmudict --max_epochs 6`, 22 minutes of one thread). The target of the most similar word of
+the training part has 30.9 % wrong.
 """
 
 from __future__ import annotations
