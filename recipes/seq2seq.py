@@ -7,8 +7,8 @@ from the tenth of 20 epochs on, all of validation). The target of the most simil
 
 Of the CMU dictionary 8.9 % of the phonemes of the test words are wrong with four beams, and 9.2 %
 greedy, against the closest pronunciation; 64.7 % and 63.9 % of the words are exact (seed 0, one run
-of `--data cmudict --max_epochs 6`, 22 minutes of one thread). The target of the most similar word of
-the training part has 30.9 % wrong.
+of `--data cmudict --max_epochs 6`, 22 minutes of one thread). The target of the most similar word
+of the training part has 30.9 % wrong.
 """
 
 from __future__ import annotations
