@@ -25,7 +25,7 @@ def register(task: type[Any]) -> None:
     Raises:
         ValueError: Another class has this name: it would score the predictions of this one.
     """
-    if not task.name:
+    if not task.name or task.__module__.startswith("torch."):  # torch.export copies classes
         return
     before = _tasks.get(task.name, task)
     scripts = before.__module__ in SCRIPTS or task.__module__ in SCRIPTS
