@@ -34,6 +34,7 @@ def main(
     width: int = 128,
     depth: int = 4,
     block_size: int = 128,
+    dropout: float = 0.1,
     batch_size: int = 8,
     max_epochs: int = 8,
     lr: float = 0.003,
@@ -56,6 +57,7 @@ def main(
         width: Size of an embedded token.
         depth: Blocks of the GPT; the LSTM has half as many layers.
         block_size: Characters of a block.
+        dropout: Probability of dropout of the GPT.
         batch_size: Blocks of a batch.
         max_epochs: Epochs; in each, a character is in two blocks.
         lr: Peak of the one-cycle learning rate.
@@ -90,7 +92,12 @@ def main(
     model: LanguageModel
     if net == "gpt":
         model = GPTLanguageModel(
-            data.vocab_size, width=width, depth=depth, context=block_size, **optimization
+            data.vocab_size,
+            width=width,
+            depth=depth,
+            context=block_size,
+            dropout=dropout,
+            **optimization,
         )
     else:
         layers = max(1, depth // 2)

@@ -62,8 +62,6 @@ def export(
             f"path={str(path)!r} must end with .onnx: how many rows {type(model).__name__} "
             "predicts depends on their values, which torch.export cannot hold."
         )
-    if reason := getattr(getattr(model, "net", None), "no_export", ""):
-        raise ValueError(f"{type(model).__name__} cannot be exported: {reason}.")
     known = dict(data_spec or {})
     example = _example(known, example)
     is_padded = isinstance(example, Padded)

@@ -94,6 +94,14 @@ class Detector(BoxDetector):
         2
     """
 
+    @property
+    def not_exportable(self) -> str | None:
+        if self.net.arch != "fasterrcnn":
+            return None
+        # torchvision pools the boxes of each level by themselves, and a traced program fails with
+        # images of which a level has none.
+        return "Faster R-CNN fails with some images once exported; use arch='fcos' or 'retinanet'"
+
     def __init__(
         self,
         arch: str,

@@ -105,13 +105,6 @@ class VisionDetection(nn.Module):
                 f"channels={channels} must be a multiple of {GROUPS}, the groups of the norms."
             )
         self.arch, self.in_channels, self.num_classes = arch, in_channels, num_classes
-        # torchvision pools the boxes of each level by themselves, and a traced program fails with
-        # images of which a level has none.
-        self.no_export = (
-            "Faster R-CNN fails with some images once exported; use arch='fcos' or 'retinanet'"
-            if arch == "fasterrcnn"
-            else ""
-        )
         # torchvision's Faster R-CNN has the background as class 0.
         self.shift = int(arch == "fasterrcnn")
         pyramid = _Pyramid(_body(backbone, in_channels, weights), channels)
