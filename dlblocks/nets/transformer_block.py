@@ -107,6 +107,7 @@ class TransformerBlock(nn.Module):
         Input and output (B, T, D).
 
     Example:
+        >>> import torch
         >>> TransformerBlock(8, num_heads=2)(torch.zeros(1, 5, 8), is_causal=True).shape
         torch.Size([1, 5, 8])
     """

@@ -58,6 +58,7 @@ def find_task(target: Array, prediction: Array, name: str | None = None) -> type
         ValueError: There is doubt, or the arrays are not of this task.
 
     Example:
+        >>> import numpy as np
         >>> find_task(np.array([0, 1]), np.array([[0.9, 0.1], [0.4, 0.6]])).name
         'multiclass'
     """
