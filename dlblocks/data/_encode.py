@@ -57,7 +57,8 @@ def encode(table: DataFrame, columns: Sequence[Column], *, is_wide: bool | None 
                 part[:, start:stop] = cells.reshape(len(cells), -1)
             start = stop
 
-    in_threads(fill, range(0, len(table), CHUNK))
+    for _ in in_threads(fill, range(0, len(table), CHUNK)):
+        pass  # filled in place
     return torch.from_numpy(features)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -15,8 +15,11 @@ Result = TypeVar("Result")
 
 def in_threads(
     function: Callable[[Item], Result], items: Sequence[Item], *, pays: bool = True
-) -> list[Result]:
-    """Call a function on each item, and return the results in order.
+) -> Iterator[Result]:
+    """Call a function on each item, and yield the results in order.
+
+    Without threads a result is gone before the next item: small results of large items would cut
+    the freed memory into pieces that the next item does not fit.
 
     It helps where NumPy, torch or pandas do the work, which they do without Python's lock.
 
@@ -27,6 +30,7 @@ def in_threads(
     """
     workers = min(joblib.cpu_count(), MAX_THREADS, len(items)) if pays else 1
     if workers < 2:
-        return list(map(function, items))
+        yield from map(function, items)
+        return
     with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(function, items))
+        yield from pool.map(function, items)
