@@ -40,7 +40,7 @@ from dlblocks.tracking._csv import csv_writers
 LoggerName = Literal["csv", "wandb", "tensorboard", "none"]
 # Subcommands for a trained model.
 LOADS = ("validate", "test", "predict")
-# What a run folder has, one of them.
+# Files of a finished run, of which a folder has one.
 MARKS = (PLAN, "checkpoints", "metrics.csv")
 
 

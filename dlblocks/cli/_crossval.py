@@ -23,7 +23,7 @@ OWN = ("callbacks", "logger", "default_root_dir", "enable_progress_bar")
 
 
 class ParsedCLI(Protocol):
-    """What is needed of the CLI: parsed arguments, and what was made of them."""
+    """The part of the CLI that this file needs."""
 
     subcommand: Any
     config: Any
@@ -43,7 +43,7 @@ def cross_validate_by(cli: ParsedCLI, given: dict[str, Any]) -> None:
 
 
 def nested_cross_validate_by(cli: ParsedCLI, given: dict[str, Any]) -> None:
-    """Search and score; each model has the arguments of a point of the grid."""
+    """Search on inner folds and score on outer ones."""
     grid = given.pop("grid")
     if grid is None:
         raise ValueError(
@@ -86,7 +86,7 @@ def _make(cli: ParsedCLI, **parts: Namespace) -> Namespace:
 
 
 def _run(cli: ParsedCLI, given: dict[str, Any], run: Callable[..., CrossValidationResult]) -> None:
-    """Run with the arguments that both subcommands have, and write config.yaml and the report.
+    """Run, and write config.yaml and the report.
 
     Args:
         cli: The command line.

@@ -1,4 +1,4 @@
-"""``dlblocks compare`` and ``dlblocks report``: what is read from finished run folders."""
+"""Compare and report finished runs on the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the folds have scored: intervals, pooled metrics, a test of two results, a table."""
+"""Scores of the folds with intervals and tests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from dlblocks.tasks.table import data_frame
 
 @dataclass(repr=False)
 class FoldScores(Result):
-    """The scores of all folds; the base of `CrossValidationResult`, which says more."""
+    """The scores of all folds, base of `CrossValidationResult`."""
 
     run_dir: Path
     folds: list[dict[str, Any]]

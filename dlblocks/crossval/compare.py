@@ -28,7 +28,7 @@ Mode = Literal["min", "max"]
 
 @dataclass(frozen=True, repr=False)
 class Ranking:
-    """Several cross-validations by the mean of a metric, the best first; see `compare`.
+    """Several cross-validations, sorted by the mean of a metric.
 
     ``print`` it for a table.
 
@@ -49,7 +49,7 @@ class Ranking:
     notes: list[str]
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row a run: rank, name, mean, std, interval, difference from the best, p."""
+        """Return rank, scores and difference from the best of each run."""
         found = []
         for rank, (name, result) in enumerate(self.results.items(), 1):
             low, high = result.interval(self.metric)
