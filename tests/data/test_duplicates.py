@@ -15,9 +15,10 @@ from dlblocks.data import (
     ImageFolderDataModule,
     MNISTDataModule,
     TabularDataModule,
+    holdout,
+    kfold,
 )
 from dlblocks.data._fingerprint import row_keys
-from dlblocks.data.splitting import holdout, kfold
 
 RNG = np.random.default_rng(0)
 ORIGINAL = RNG.integers(0, 40, 90)  # of which sample each is a copy

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from dlblocks.data import ArrayDataModule, DigitsDataModule, FoldedDataModule
-from dlblocks.data.splitting import selection
+from dlblocks.data._holdout import selection
 
 N = 120
 RNG = np.random.default_rng(0)
