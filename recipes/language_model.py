@@ -1,10 +1,10 @@
 """A GPT on Python's language reference, character by character, beside compressors.
 
-Result: 1.794 bits per character of the last tenth (seed 0, one run of 8 epochs, the last of which is
-the best; about 11 minutes of CPU time on one thread of a busy machine; Python 3.11.7, torch 2.14,
-lightning 2.6.6). Without dropout it was 1.862, and overfitted. xz needs 1.93 on the same text, PPMd
-1.61 and zpaq 1.44. Of the same part with its repeated lines, copied characters (25 %) cost 1.11 bits
-and new ones 1.79.
+Result: 1.794 bits per character of the last tenth (seed 0, one run of 8 epochs, the last of which
+is the best; about 11 minutes of CPU time on one thread of a busy machine; Python 3.11.7, torch
+2.14, lightning 2.6.6). Without dropout it was 1.862, and overfitted. xz needs 1.93 on the same
+text, PPMd 1.61 and zpaq 1.44. Of the same part with its repeated lines, copied characters (25 %)
+cost 1.11 bits and new ones 1.79.
 """
 
 from __future__ import annotations
