@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import MetricCollection
 
 from dlblocks import plots
 from dlblocks._errors import check_range
@@ -18,6 +18,7 @@ from dlblocks._scores import Weighted
 from dlblocks._text import SEPARATOR, UNKNOWN
 from dlblocks.fields import Tokens, kinds_of
 from dlblocks.metrics import wide
+from dlblocks.tasks._sums import EpochSums
 from dlblocks.tasks.table import Array, Predictions, PredictionTable
 from dlblocks.tasks.task import Stage, Task
 
@@ -286,26 +287,15 @@ def _rates(
     return found
 
 
-class TokenScores(Metric):
+class TokenScores(EpochSums):
     """Perplexity, bits per token, character and byte, and accuracy over an epoch.
 
     Args:
         weighted: Whether `update` takes weights of samples.
     """
 
-    is_differentiable = False
-    full_state_update = False
-    sums: Tensor
-
     def __init__(self, *, weighted: bool = False) -> None:
-        super().__init__()
-        self.weighted = weighted
-        self.add_state("sums", torch.zeros(len(COLUMNS)), "sum")
-
-    def update(self, sums: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
-        """Add the sums of samples, `COLUMNS` of shape (N, 6)."""
-        each = sums if weights is None else sums * weights[:, None].to(sums)
-        self.sums = self.sums.to(sums.dtype) + each.sum(0)
+        super().__init__(len(COLUMNS), weighted=weighted)
 
     def compute(self) -> dict[str, Tensor]:
         *sums, right = self.sums.tolist()

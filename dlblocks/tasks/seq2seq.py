@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import MetricCollection
 
 from dlblocks import _npz
 from dlblocks._errors import check_range
@@ -18,6 +18,7 @@ from dlblocks._scores import Weighted
 from dlblocks.fields import Padded, Ragged, Tokens, kinds_of
 from dlblocks.metrics import wide
 from dlblocks.nets.seq2seq import shifted
+from dlblocks.tasks._sums import EpochSums
 from dlblocks.tasks.table import Array, Predictions, PredictionTable
 from dlblocks.tasks.task import Stage, Task
 
@@ -341,27 +342,19 @@ def _of_lengths(errors: Array, lengths: Array, title: str) -> Figure:
     return figure
 
 
-class SequenceScores(Metric):
+class SequenceScores(EpochSums):
     """Token accuracy, error rate and sequence accuracy over an epoch.
 
     Args:
         weighted: Whether `update` takes weights of samples.
     """
 
-    is_differentiable = False
-    full_state_update = False
-    sums: Tensor
-
     def __init__(self, *, weighted: bool = False) -> None:
-        super().__init__()
-        self.weighted = weighted
-        self.add_state("sums", torch.zeros(len(COLUMNS) + 1), "sum")
+        super().__init__(len(COLUMNS) + 1, weighted=weighted)
 
     def update(self, sums: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
         """Add the sums of samples, `COLUMNS` of shape (N, 6)."""
-        each = torch.cat([sums, torch.ones_like(sums[:, :1])], 1)
-        each = each if weights is None else each * weights[:, None].to(each)
-        self.sums = self.sums.to(sums.dtype) + each.sum(0)
+        super().update(torch.cat([sums, torch.ones_like(sums[:, :1])], 1), targets, weights)
 
     def compute(self) -> dict[str, Tensor]:
         _, tokens, right, errors, length, exact, count = self.sums.tolist()
