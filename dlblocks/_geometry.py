@@ -362,7 +362,7 @@ def _result(images: Tensor, memory: Memory | None) -> Tensor:
 
 
 def _array(images: Tensor) -> Any:
-    """Return images as a NumPy array, whose small copies are faster, if it has the dtype."""
+    """Return a NumPy array, whose small copies are faster, if possible."""
     return images if images.dtype == torch.bfloat16 or images.requires_grad else images.numpy()
 
 

@@ -94,7 +94,7 @@ def _choices(hint: Any) -> list[str]:
 
 
 def _classes(module: str) -> list[str]:
-    """Return the names of the public classes of a folder that a Trainer takes."""
+    """Return the public classes of a folder that a Trainer takes."""
     found = importlib.import_module(module)
     bases = (pl.LightningModule, pl.LightningDataModule)
     every = {name: getattr(found, name) for name in found.__all__}

@@ -69,7 +69,7 @@ class Trainer(pl.Trainer):
         log_checkpoints: bool = False,
         refit: bool = False,
     ) -> None:
-        """Score a search for hyperparameters: inner folds choose, outer folds score.
+        """Choose hyperparameters on inner folds and score them on outer ones.
 
         After a kill, the same command resumes where it stopped.
 

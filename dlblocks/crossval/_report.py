@@ -117,7 +117,7 @@ def _environment() -> Environment:
 
 
 def _tested(path: Path) -> dict[str, Any] | None:
-    """Return the scores of the test set, or None if it was not looked at."""
+    """Return the scores of the test set, if there are any."""
     if not path.is_file():
         return None
     found = read_json(path, f"delete {path.name}, and test again")

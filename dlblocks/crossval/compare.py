@@ -219,7 +219,7 @@ def compare(
 
 
 def _by_name(results: Sequence[CrossValidationResult]) -> dict[str, CrossValidationResult]:
-    """Name results by their run folders, with as many parents as tell them apart."""
+    """Name results by their run folders, as shortly as possible."""
     parts = [result.run_dir.absolute().parts for result in results]
     twice = next((path for path in parts if parts.count(path) > 1), None)
     if twice is not None:
@@ -240,7 +240,7 @@ def _shared_monitor(results: Mapping[str, CrossValidationResult]) -> str:
 
 
 def _mode_of(metric: str, results: Iterable[CrossValidationResult]) -> Mode | None:
-    """Return the direction in which the runs used a metric, if they agree."""
+    """Return the direction of a metric, if the runs agree."""
     said = {r.info["mode"] for r in results if r.info.get("monitor") == metric and "mode" in r.info}
     return said.pop() if len(said) == 1 else None
 
