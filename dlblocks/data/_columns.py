@@ -28,6 +28,7 @@ from dlblocks.data._cells import (
     value_range,
 )
 from dlblocks.data._normalization import fits_float32, needs_float64
+from dlblocks.data._threads import THREADS_PAY, in_threads
 
 if TYPE_CHECKING:
     from pandas import Series
@@ -147,16 +148,13 @@ class ColumnReader:
         Raises:
             ValueError: Columns are unclear. The message has the questions about all of them.
         """
-        found, questions = [], []
-        for cells in columns:
-            missing = count_missing(cells)
-            for step in (self._check_missing, self._read):
-                try:
-                    column = step(cells, missing)
-                except ValueError as error:
-                    questions.append(str(error))
-                else:
-                    found += [column] if column else []
+        cells = list(columns)
+        pays = bool(cells) and len(cells[0]) > THREADS_PAY
+        found: list[Column] = []
+        questions: list[str] = []
+        for column, asked in in_threads(self._inspect, cells, pays=pays):
+            found += [column] if column else []
+            questions += asked
         if len(questions) > 1:
             listed = [question.removeprefix(f"{self.where}: ") for question in questions]
             if len(listed) > MAX_QUESTIONS:
@@ -166,6 +164,16 @@ class ColumnReader:
         if questions:
             raise ValueError(questions[0])
         return found
+
+    def _inspect(self, cells: Series) -> tuple[Column | None, list[str]]:
+        """Infer the kind of a column, and return the questions about it."""
+        missing, column, questions = count_missing(cells), None, []
+        for step in (self._check_missing, self._read):
+            try:
+                column = step(cells, missing)
+            except ValueError as error:
+                questions.append(str(error))
+        return column, questions
 
     def _check_missing(self, cells: Series, missing: int) -> None:
         """Refuse a column with missing cells, unless they may be filled in.

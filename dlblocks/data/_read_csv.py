@@ -26,7 +26,7 @@ OTHER_READERS = {".parquet": "parquet", ".feather": "feather", ".json": "json", 
 NO_NAME = "Unnamed: "  # pandas' name of a nameless column
 # Arguments with which the bytes of a file are not the cells as written.
 DECODING = {"encoding", "compression", "delimiter", "dialect", "lineterminator"}
-SCANNED = 1 << 20  # bytes at a time
+SCANNED = 1 << 18  # bytes at a time
 HEAD = 100  # rows that show which columns are texts
 MAGIC = {b"\x1f\x8b": "gzip", b"BZ": "bz2", b"PK": "zip", b"\xfd7": "xz"}
 
@@ -175,14 +175,15 @@ def _may_have_leading_spaces(path: Path, args: Mapping[str, Any]) -> bool:
     if not plain or len(args["sep"]) != 1 or not args["sep"].isascii():
         return True
     starts = np.frombuffer(f"\n\r{args['sep']}".encode(), dtype=np.uint8)
-    before = b"\n"
-    with path.open("rb") as file:
-        while chunk := file.read(SCANNED):
-            if b" " in chunk:
-                codes = np.frombuffer(before + chunk, dtype=np.uint8)
+    chunk = bytearray(SCANNED)  # the first byte is the one before
+    chunk[0] = ord("\n")
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(memoryview(chunk)[1:]):
+            if chunk.find(b" ", 1, size + 1) >= 0:
+                codes = np.frombuffer(chunk, dtype=np.uint8, count=size + 1)
                 if np.isin(codes[:-1][codes[1:] == ord(" ")], starts).any():
                     return True
-            before = chunk[-1:]
+            chunk[0] = chunk[size]
     return False
 
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 import joblib
 
 MAX_THREADS = 8
+THREADS_PAY = 10_000  # rows of a column
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 

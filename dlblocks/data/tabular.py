@@ -40,7 +40,7 @@ from dlblocks.data._columns import (
 from dlblocks.data._encode import completion, encode
 from dlblocks.data._labels import label_key
 from dlblocks.data._read_csv import check_read_args, missing_texts, read_table
-from dlblocks.data._threads import in_threads
+from dlblocks.data._threads import THREADS_PAY, in_threads
 from dlblocks.data.datamodule import DataModule
 from dlblocks.data.encoders import Encoder, TableEncoder, plain_read_args
 from dlblocks.data.source import Source
@@ -57,7 +57,6 @@ DATASETS = ("iris", "wine", "breast_cancer", "diabetes")
 # Targets that are whole numbers are classes if they have at most this many different values.
 MAX_NUMBER_CLASSES = 20
 MAX_NOTES = 5  # of one kind
-THREADS_PAY = 10_000  # rows
 AS_VALUES = 'if that is a value, set keep_default_na=False and na_values=[""]'
 
 
