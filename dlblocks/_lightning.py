@@ -1,6 +1,8 @@
-"""All uses of private parts of Lightning 2.6, with reason and test.
+"""Uses of private parts of Lightning 2.6, with reason and test.
 
-``tests/test_lightning.py`` checks that the parts exist, and that no other file uses any.
+``tests/test_lightning.py`` checks that the parts exist, and that no other file uses any. Subclasses
+use those of their own base class in their own file: of `LightningCLI` in ``cli``, of `WandbLogger`
+in ``tracking/_wandb.py``.
 """
 
 from __future__ import annotations

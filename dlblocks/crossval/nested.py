@@ -394,7 +394,7 @@ class _OuterFolds:
                 part,
                 make_callbacks=self.search.make_callbacks,
                 trainer=config.trainer,
-                seed=config.seed + spec.number,
+                seed=config.seed_of(spec),
                 logger=logger,
                 history=history,
             )

@@ -152,7 +152,7 @@ def _stacked(
     """Stack fits, each seeded and set up as in `run_fit`."""
     members = []
     for i, spec in enumerate(specs):
-        pl.seed_everything(config.seed + spec.number, workers=True, verbose=False)
+        pl.seed_everything(config.seed_of(spec), workers=True, verbose=False)
         with naming(spec.name if i else None):
             model: Any = config.new_model()
             datamodule: Any = make_data(spec)
@@ -162,7 +162,7 @@ def _stacked(
             check_vectorizable(model, datamodule, callbacks, config.trainer)
         members.append(Member(spec.name, model, datamodule, callbacks))
     # The random numbers that all members share are those of the first fit.
-    pl.seed_everything(config.seed + specs[0].number, workers=True, verbose=False)
+    pl.seed_everything(config.seed_of(specs[0]), workers=True, verbose=False)
     return StackedFit(
         members,
         trainer=config.trainer,

@@ -14,9 +14,9 @@ from dlblocks._errors import check_range
 from dlblocks._ragged import entries_of
 from dlblocks._text import SymbolVocabulary
 from dlblocks.fields import Padded, Ragged
+from dlblocks.models._beam_search import Search, search
 from dlblocks.models._generate import check_whole
 from dlblocks.models._inputs import with_prepared_inputs
-from dlblocks.models._search import Search, search
 from dlblocks.models._token_mean import TokenMeanModel
 from dlblocks.models.model import beside_inputs
 from dlblocks.nets import Seq2SeqRNN, Seq2SeqTransformer

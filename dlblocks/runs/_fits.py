@@ -135,9 +135,13 @@ class RunConfig:
         """Numbers of samples, as columns of a row."""
         raise NotImplementedError
 
+    def seed_of(self, spec: FitSpec) -> int:
+        """Return the seed of a fit: `seed` and the number of the fit."""
+        return self.seed + spec.number
+
     def about(self, spec: FitSpec) -> dict[str, Any]:
         """Configuration that the logger of a fit shows."""
-        return {**spec.place, "seed": self.seed + spec.number}
+        return {**spec.place, "seed": self.seed_of(spec)}
 
     def new_model(self) -> pl.LightningModule:
         """Make a model that shares nothing with those made before."""
@@ -267,7 +271,7 @@ def run_fit(
         bar: Its progress bar.
     """
     started = time.monotonic()
-    pl.seed_everything(config.seed + spec.number, workers=True, verbose=False)
+    pl.seed_everything(config.seed_of(spec), workers=True, verbose=False)
     model, callbacks = config.new_model(), config.new_callbacks()
     if config.check is not None:
         config.check(model, callbacks)
