@@ -12,7 +12,7 @@ them:
 The 1,797 digits of 8×8 pixels are split once into training, validation and test samples. The epoch
 with the lowest validation loss is tested.
 
-Result: test accuracy 0.9777 (95 % interval 0.9567 … 0.9886), of 359 test samples; logistic
+Result: test accuracy 0.9749 (95 % interval 0.9530 … 0.9868), of 359 test samples; logistic
 regression has 0.9638.
 
 Paper: Rumelhart, Hinton and Williams, *Learning representations by back-propagating errors*, 1986.
@@ -85,10 +85,27 @@ if is_rank_zero():
 # .. recorded:: mlp
 #    :figure: learning_curves
 #
+# After about 15 epochs only the training loss still falls. The dots mark the epoch that is tested.
+#
 # Exercises
 # ---------
-# 1. What does the net score without dropout and without weight decay?
+# 1. What does the net score without dropout?
 #
 # .. dropdown:: Answer
 #
-#    ``--dropout 0`` gives …
+#    ``--dropout 0`` gives 0.9833 (0.9640 … 0.9923). That is three digits of 359 more, far less than
+#    the intervals: one test set of this size does not tell whether dropout helps here.
+#
+# 2. How small may the net be? Try one hidden layer of 32 units.
+#
+# .. dropdown:: Answer
+#
+#    ``--hidden [32]`` has 2,400 weights instead of 85,000 and scores 0.9666 (0.9425 … 0.9808), one
+#    digit better than logistic regression.
+#
+# 3. How much does the result depend on the seed, which also draws the split?
+#
+# .. dropdown:: Answer
+#
+#    ``--seed 1`` gives 0.9777, and logistic regression 0.9554. With another split both change by
+#    about as much as they differ. Cross-validation averages over such splits.

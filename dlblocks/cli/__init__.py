@@ -47,7 +47,8 @@ def recipe_arguments(doc: str | None, **settings: Any) -> Any:
     """Parse the command line of a recipe that is a script in cells.
 
     Each setting becomes an argument of the type of its default value. A tuple of texts lists what
-    may be chosen, the first by default. Besides, each recipe has ``--run_dir``, ``--logger``,
+    may be chosen, the first by default. Of the keys of a dictionary several may be chosen, all by
+    default. Besides, each recipe has ``--run_dir``, ``--logger``,
     ``--fast_dev_run``, ``--accelerator``, ``--devices``, ``--precision`` and ``--seed``.
 
     Later errors that are the user's are printed in one line.

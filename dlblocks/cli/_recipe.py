@@ -49,9 +49,14 @@ def parse(doc: str | None, settings: dict[str, Any]) -> Namespace:
 
 
 def kind_of(default: Any) -> tuple[Any, Any]:
-    """Return the type of an argument and its default; a tuple lists what may be chosen."""
+    """Return the type of an argument and its default.
+
+    Of a tuple one may be chosen, of the keys of a dictionary several.
+    """
     if isinstance(default, tuple):
         return Literal[default], default[0]
+    if isinstance(default, dict):
+        return list[Literal[tuple(default)]], list(default)  # type: ignore[misc]
     if isinstance(default, list):
         return list[type(default[0])], default  # type: ignore[misc]
     return type(default), default
@@ -75,5 +80,5 @@ def _plainly(
     """Print a mistake of the user in one line, other errors with their traceback."""
     if is_mistake_of_user(error):
         print(f"error: {error}", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, traceback)
+        raise SystemExit(2)
+    sys.__excepthook__(kind, error, traceback)

@@ -30,8 +30,8 @@ class Recorded(Directive):
         found = json.loads(file.read_text(encoding="utf-8"))
         versions = ", ".join(f"{key} {value}" for key, value in found["versions"].items())
         said = (
-            f"The page in full: {found['seconds']} s on {found['hardware']} ({versions}; "
-            f"{found['date']})."
+            f"The page in full: {found['cpu_seconds']} s of processor time on one thread of "
+            f"{found['hardware']} ({versions}; {found['date']})."
         )
         shown: Any = nodes.literal_block(found["output"], found["output"], language="none")
         image = nodes.image(

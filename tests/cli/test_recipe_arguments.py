@@ -60,6 +60,10 @@ def test_settings_have_the_type_of_their_default(parse, tmp_path):
     assert args.run_dir.as_posix() == "runs/some"
     assert parse(**settings).kind == "mlp"
     assert "max_epochs" not in parse().trainer
+    methods = {"none": 1, "early stopping": 2, "mixup": 3}
+    assert parse(methods=methods).methods == list(methods)
+    chosen = parse("--methods=[early stopping, none]", methods=methods).methods
+    assert chosen == ["early stopping", "none"]
 
 
 @pytest.mark.parametrize(
@@ -67,12 +71,13 @@ def test_settings_have_the_type_of_their_default(parse, tmp_path):
     [
         ("--kind=rnn", "kind: 'rnn' is not known; did you mean 'cnn'? Choose from: mlp, cnn."),
         ("--lrr=1", "'lrr' is not known; did you mean 'lr'?"),
+        ("--methods=[none, mixop]", "'mixop' is not known; did you mean 'mixup'?"),
         ("--lr=fast", "lr: expected float, got 'fast'."),
     ],
 )
 def test_wrong_arguments_are_named(parse, capsys, flag, says):
     with pytest.raises(SystemExit) as end:
-        parse(flag, lr=0.1, kind=("mlp", "cnn"))
+        parse(flag, lr=0.1, kind=("mlp", "cnn"), methods={"none": 1, "mixup": 2})
     assert end.value.code == 2
     assert says in capsys.readouterr().err
 
@@ -92,5 +97,5 @@ def test_a_script_has_help_and_plain_errors(tmp_path):
     mistake = run("--seed=1")  # of the user
     assert mistake.stdout.startswith("[8, 8] mlp 0.5 runs/some [('accelerator', 'auto')")
     assert mistake.stderr.startswith("error: ") and "did you mean 'adam'" in mistake.stderr
-    assert "Traceback" not in mistake.stderr
+    assert "Traceback" not in mistake.stderr and mistake.returncode == 2
     assert "ZeroDivisionError" in run().stderr  # a fault of the script
