@@ -56,9 +56,9 @@ args = recipe_arguments(
 if args.fast_dev_run:
     args.num_seeds, args.warmup_epochs = 1, 0
 check_new_run_dir(args.run_dir)
-longer = args.max_epochs * args.large // args.small
-scaled = args.lr * args.large / args.small
-warmup = args.warmup_epochs * math.ceil(args.samples / args.large)
+many, few = (math.ceil(args.samples / size) for size in (args.small, args.large))
+longer = round(args.max_epochs * many / few)
+scaled, warmup = args.lr * args.large / args.small, args.warmup_epochs * few
 small = {"batch_size": args.small, "lr": args.lr, "epochs": args.max_epochs}
 large = {**small, "batch_size": args.large}
 settings = {

@@ -26,6 +26,8 @@ generalization of on-line learning* (AdaBoost), 1997; Friedman, *Greedy function
 # Settings and data
 # -----------------
 
+from functools import partial
+
 import numpy as np
 import torch
 from sklearn.ensemble import RandomForestClassifier
@@ -50,8 +52,9 @@ data = DigitsDataModule(
     test_fraction=0.0, val_fraction=0.15, split_seed=args.seed, shuffle_seed=args.seed
 )
 inputs, targets = data.raw_inputs("train"), data.source.targets.numpy()
-repeats = range(args.repeats)
-splits = [split for repeat in repeats for split in data.splits(args.num_folds, repeat=repeat)]
+splits = []
+for repeat in range(args.repeats):
+    splits += data.splits(args.num_folds, repeat=repeat)
 
 # %%
 # Learners
@@ -76,33 +79,28 @@ def make_weak_learner():
 # ----
 # The ten nets of an ensemble are trained as one. The single net is one of the deep ensemble.
 
-several = {"num_members": args.num_members, "trainer": args.trainer, "engine": "vectorized"}
+members = {"num_members": args.num_members, "engine": "vectorized", "figures": False}
+members["trainer"] = args.trainer
 stages = {"num_stages": args.num_stages, "trainer": {**args.trainer, "max_epochs": 5}}
-rows = []
+gradual = {"shrinkage": 0.2, "subsample": 0.5, "patience": 10}
+methods = {
+    "deep ensemble": partial(DeepEnsemble, make_net, **members),
+    "bagging": partial(Bagging, make_net, **members),
+    "gradient boosting": partial(GradientBoosting, make_learner, **gradual, **stages),
+    "AdaBoost": partial(AdaBoost, make_weak_learner, **stages),
+}
+pixels, rows = inputs.flatten(1), []
 for i, split in enumerate(splits):
     train, val = split["train"], split["val"]
-    part, folder = data.subset(train), args.run_dir / f"split-{i}"
     common = {"seed": args.seed + i, "logger": args.logger, "progress_bar": False}
-    several |= {**common, "figures": False}
-    stages |= common
-    fits = {
-        "deep ensemble": DeepEnsemble(make_net, part, run_dir=folder / "deep", **several),
-        "bagging": Bagging(make_net, part, run_dir=folder / "bagging", **several),
-        "gradient boosting": GradientBoosting(
-            make_learner,
-            part,
-            shrinkage=0.2,
-            subsample=0.5,
-            patience=10,
-            run_dir=folder / "boosting",
-            **stages,
-        ),
-        "AdaBoost": AdaBoost(make_weak_learner, part, run_dir=folder / "adaboost", **stages),
-    }
-    models = {name: fit.fit().model for name, fit in fits.items()}
+    models = {}
+    for name, method in methods.items():
+        folder = args.run_dir / f"split-{i}" / name.replace(" ", "-")
+        fit = method(datamodule=data.subset(train), run_dir=folder, **common).fit()
+        models[name] = fit.model
     models = {"single net": models["deep ensemble"].net.members[0], **models}
-    forest = RandomForestClassifier(random_state=0).fit(inputs[train].flatten(1), targets[train])
-    shares = {"random forest": forest.predict_proba(inputs[val].flatten(1))}
+    forest = RandomForestClassifier(random_state=0).fit(pixels[train], targets[train])
+    shares = {"random forest": forest.predict_proba(pixels[val])}
     with torch.inference_mode():
         for name, model in models.items():
             predicted = model.prediction(model.cpu().eval()(inputs[val])).double()
@@ -130,11 +128,11 @@ compared = with_holm(
     {m: corrected_t_test(scores[m], scores["single net"], ratio) for m in names[1:]}
 )
 metrics = {
-    m: {**mean_std(scores[m]), **compared.get(m, {}), "log_loss": float(losses[m].mean())}
-    for m in names
+    m: {**mean_std(scores[m]), **compared.get(m, {}), "log_loss": losses[m].mean()} for m in names
 }
 print(table([
-    {"": m, "accuracy": mean_std(scores[m]), **compared.get(m, {}), "log loss": losses[m].mean()}
+    {"": m, "accuracy": mean_std(scores[m]), "log loss": losses[m].mean()}
+    | compared.get(m, {})
     for m in names
 ]))  # fmt: skip
 figure = plots.strip(

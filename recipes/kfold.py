@@ -74,14 +74,12 @@ def make_model():
 
 def make_callbacks():
     seed = args.seed
-    callbacks = [
-        Augment(translation=0.1, rotation=10.0, scale=(0.9, 1.1), seed=seed),
-        EMAWeightAveraging(decay=0.98),
-    ]
+    callbacks = [Augment(translation=0.1, rotation=10.0, scale=(0.9, 1.1), seed=seed)]
     if args.mix == "mixup":
-        callbacks.insert(1, MixUp(alpha=0.2, seed=seed))
+        callbacks.append(MixUp(alpha=0.2, seed=seed))
     if args.mix == "cutmix":
-        callbacks.insert(1, CutMix(alpha=1.0, p=0.5, seed=seed))
+        callbacks.append(CutMix(alpha=1.0, p=0.5, seed=seed))
+    callbacks.append(EMAWeightAveraging(decay=0.98))
     if args.select != "last":
         callbacks.append(EarlyStopping("val/loss", patience=args.patience))
     return callbacks
@@ -127,7 +125,7 @@ if scores and is_rank_zero():
     add_to_summary(args.run_dir, {}, baselines=beside)
 if is_rank_zero():
     print(f"A page with all of it: {result.report()}")
-    print(f"Everything is in {args.run_dir}: summary.json, folds.csv, oof.npz, figures/.")
+    print(f"Everything is in {args.run_dir}: summary.json, folds.csv, figures/.")
 
 # %%
 # .. recorded:: kfold

@@ -5,7 +5,7 @@ Gradient descent
 Which variant of gradient descent fits a noisy curve best, each at its best learning rate?
 
 Every step goes against the gradient g of a batch's loss. Momentum sums gradients up; Adagrad,
-RMSprop and Adam also divide each coordinate by the size v of its past gradients; Lion takes the sign
+RMSprop and Adam also divide each coordinate by the size of its past gradients; Lion takes the sign
 alone. Adam's step is
 
 .. math:: m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad
@@ -63,9 +63,10 @@ check_new_run_dir(args.run_dir)
 
 
 def new_fit(optimizer, lr, seed):
-    model = MLPRegressor(1, hidden=[64, 64], activation="tanh", optimizer=optimizer, lr=lr)
+    net = {"hidden": [64, 64], "activation": "tanh"}
     samples = {"num_samples": args.num_samples, "noise": args.noise}
-    return model, CurveDataModule(**samples, batch_size=64, shuffle_seed=seed)
+    data = CurveDataModule(**samples, batch_size=64, shuffle_seed=seed)
+    return MLPRegressor(1, **net, optimizer=optimizer, lr=lr), data
 
 
 found = {}
@@ -95,7 +96,8 @@ for name, variants in found.items():
             with torch.inference_mode():
                 y = member.model.cpu().eval()(inputs).squeeze(1).double().numpy()
             row = {"optimizer": name, "lr": variant.split()[1], "seed": member.seed}
-            row["val/loss"] = math.inf if member.error else member.best.value  # it diverged
+            # A fit that diverged has an error.
+            row["val/loss"] = math.inf if member.error else member.best.value
             row["rmse"] = np.sqrt(np.mean((y - CurveDataModule.function(x)) ** 2))
             rows.append(row)
     mine = [row for row in rows if row["optimizer"] == name]
@@ -110,8 +112,8 @@ metrics = {
     for name, one in best.items()
 }
 print(table([
-    {"optimizer": name, "lr": one["lr"], "val/loss": one["val/loss"], "RMSE from the curve": one}
-    for name, one in metrics.items()
+    {"optimizer": name, "lr": m["lr"], "val/loss": m["val/loss"], "RMSE from the curve": m}
+    for name, m in metrics.items()
 ]))  # fmt: skip
 
 # %%

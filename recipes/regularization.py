@@ -4,9 +4,9 @@ Regularization
 
 Which regularizers help a small net that learns from 200 digits?
 
-A net with more weights than samples learns them all by heart. Regularizers make that harder. L2 adds
-a penalty to the loss, mixup trains on mixtures of two samples, and SAM minimizes the worst loss
-nearby:
+A net with more weights than samples learns them all by heart. Regularizers make that harder. L2
+adds a penalty to the loss, mixup trains on mixtures of two samples, and SAM minimizes the worst
+loss nearby:
 
 .. math:: L + \frac{\lambda}{2} \|w\|^2, \qquad
    \tilde{x} = \mu x_i + (1 - \mu) x_j, \qquad
@@ -87,8 +87,8 @@ data = DigitsDataModule(
 
 
 def make_model(**of_method):
-    shared = {"optimizer": "nesterov", "lr": 0.03, "lr_schedule": "one_cycle", "norm": None}
-    shared |= of_method
+    shared = {"optimizer": "nesterov", "lr": 0.03, "lr_schedule": "one_cycle"}
+    shared |= {"norm": None, **of_method}
     if args.net == "mlp":
         return MLPClassifier(64, 10, hidden=[128, 128], **shared)
     head = {"head": "flatten", "image_size": 8, "hidden": [64]}
@@ -121,14 +121,17 @@ for method in args.methods:
 # -------
 
 first, *others = args.methods
-compared = with_holm({m: results[m].compare(results[first], "val/accuracy") for m in others})
+bare = results[first]
+compared = with_holm({m: results[m].compare(bare, "val/accuracy") for m in others})
 inputs, targets, _ = data.arrays("test")
 metrics = {}
 for method, result in results.items():
-    paths = [result.run_dir / row["checkpoint"] for row in result.folds if row["checkpoint"]]
-    with torch.inference_mode():
-        answers = [load(path).eval()(inputs).argmax(1) for path in paths]
-    right = [float((answer == targets).float().mean()) for answer in answers]
+    files = [row["checkpoint"] for row in result.folds if row["checkpoint"]]
+    right = []
+    for file in files:
+        with torch.inference_mode():
+            answers = load(result.run_dir / file).eval()(inputs).argmax(1)
+        right.append(float((answers == targets).float().mean()))
     learned = [history[-1]["train/accuracy"] for history in result.histories if history]
     metrics[method] = {
         "mean": result.mean("val/accuracy"),
@@ -138,11 +141,9 @@ for method, result in results.items():
     }
 if is_rank_zero():
     print(table([{args.net: method, **found} for method, found in metrics.items()]))
-figure = plots.strip(
-    {method: result.values("val/accuracy") for method, result in results.items()},
-    intervals={method: result.interval("val/accuracy") for method, result in results.items()},
-    metric="accuracy",
-)
+values = {method: result.values("val/accuracy") for method, result in results.items()}
+intervals = {method: result.interval("val/accuracy") for method, result in results.items()}
+figure = plots.strip(values, intervals=intervals, metric="accuracy")
 write_results(args.run_dir, metrics, figures={"regularization": figure})
 
 # %%

@@ -317,7 +317,7 @@ def test_batch_size_compares_what_it_says(tmp_path):
     assert settings == {
         "small": [16, 0.08, 4, 32, 0],
         "large": [60, 0.08, 4, 8, 0],
-        "large, equal steps": [60, 0.08, 15, 30, 0],
+        "large, equal steps": [60, 0.08, 16, 32, 0],
         "large, scaled rate": [60, pytest.approx(0.3), 4, 8, 0],
         "large, scaled + warm-up": [60, pytest.approx(0.3), 4, 8, 4],
     }
