@@ -15,7 +15,9 @@ width and number of epochs of an MLP are chosen by five inner folds of its train
 Then a net of that choice is trained on all of them, and the outer fold scores it once. That is what
 the whole procedure, with its search, gives on new wines.
 
-Result: RESULT
+Result: the chosen settings have a loss of 0.034 on the inner folds that chose them, and 0.21 on the
+outer folds. The accuracy there is 0.9776 ± 0.0233 (five outer folds, 95 % interval 0.9342 … 1). An
+RBF SVM that is searched in the same way promises 0.9873, and has 0.9830 ± 0.0155.
 
 Papers: Varma and Simon, *Bias in error estimation when using cross-validation for model selection*,
 2006; Cawley and Talbot, *On over-fitting in model selection*, 2010.
@@ -122,12 +124,32 @@ if is_rank_zero():
     add_to_summary(args.run_dir, {"promised/loss": inner}, baselines=beside)
     figure = plots.strip(losses, metric="loss", dots="outer folds")
     plots.save(figure, args.run_dir / "figures" / "promised.png")
-    print(f"A page with all of it: {result.report()}")
-    print(f"Everything is in {args.run_dir}: summary.json, search.csv, figures/.")
+    result.report()
+    print(f"Everything is in {args.run_dir}: summary.json, report.html, search.csv, …")
 
 # %%
 # .. recorded:: nested_kfold
 #    :figure: promised
 #
+# The promised losses are all below 0.07. Three of the five that new wines give are two to ten times
+# as high.
+#
 # Exercises
 # ---------
+# 1. What does a search promise if there is nothing to learn?
+#
+# .. dropdown:: Answer
+#
+#    EXERCISE 1
+#
+# 2. What is left of the gap if there is only one setting, so that nothing is searched?
+#
+# .. dropdown:: Answer
+#
+#    EXERCISE 2
+#
+# 3. What do half of the wines suffice for?
+#
+# .. dropdown:: Answer
+#
+#    EXERCISE 3

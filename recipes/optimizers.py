@@ -16,7 +16,11 @@ alone. Adam's step is
 hidden layers of 64 tanh units, for 40 epochs of 100 batches. Of three learning rates, the one with
 the lowest validation loss, averaged over three seeds, counts.
 
-Result: RESULT
+Result: the relatives of Adam are nearest to the curve, and descent without momentum is last. RMSE
+from the curve without noise, mean ± standard deviation over three seeds: nadam 0.034 ± 0.001, lion
+0.034 ± 0.003, adam 0.044 ± 0.004, rmsprop 0.059 ± 0.008, adagrad 0.063 ± 0.007, momentum
+0.075 ± 0.005, nesterov 0.088 ± 0.011, sgd 0.227 ± 0.014. A constant 0 has 0.396. Nadam,
+lion and adam were best at the highest of their rates, so that they might still gain.
 
 Papers: Robbins and Monro 1951; Polyak 1964 (momentum); Duchi et al. 2011 (Adagrad); Tieleman and
 Hinton 2012 (RMSprop); Kingma and Ba 2015 (Adam); Dozat 2016 (NAdam); Chen et al. 2023 (Lion).
@@ -135,5 +139,27 @@ write_results(args.run_dir, metrics, rows=rows, figures=figures)
 # .. recorded:: optimizers
 #    :figure: curves
 #
+# The bands reach from the lowest to the highest seed. A validation loss of 0.01 is the variance of the
+# noise, which nothing can learn.
+#
 # Exercises
 # ---------
+# 1. Give Adam a quarter of the epochs. Is it still ahead of plain descent after 40?
+#
+# .. dropdown:: Answer
+#
+#    EXERCISE 1
+#
+# 2. How far does plain descent come in four times the epochs?
+#
+# .. dropdown:: Answer
+#
+#    EXERCISE 2
+#
+# 3. Why is the validation loss no good measure of the distance from the curve?
+#
+# .. dropdown:: Answer
+#
+#    It is the mean squared distance plus the variance of the noise, 0.01, give or take what 1,600
+#    samples allow. For nadam 0.034² = 0.0011, which is a tenth of its loss of 0.0112: most of the
+#    number that chooses the rate is noise.

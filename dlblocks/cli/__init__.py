@@ -59,8 +59,8 @@ def recipe_arguments(doc: str | None, **settings: Any) -> Any:
 
     Returns:
         The arguments as attributes. ``run_dir`` is a path; by default a new folder
-        ``runs/<script>``. ``trainer`` has what concerns Lightning's Trainer, ``max_epochs``
-        included if it is a setting.
+        ``runs/<script>``, or that of a killed run which can be resumed. ``trainer`` has what
+        concerns Lightning's Trainer, ``max_epochs`` included if it is a setting.
 
     Example::
 

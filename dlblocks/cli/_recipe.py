@@ -42,7 +42,7 @@ def parse(doc: str | None, settings: dict[str, Any]) -> Namespace:
             first = None if key == "run_dir" else first
             parser.add_argument(f"--{key}", type=kind, default=first, help=shown)
     found = parser.parse_args()
-    found.run_dir = Path(found.run_dir or next_run_dir(f"runs/{name}"))
+    found.run_dir = Path(found.run_dir or next_run_dir(f"runs/{name}", resume=True))
     found.trainer = {key: found[key] for key in TRAINER if key in found}
     sys.excepthook = _plainly
     return found
