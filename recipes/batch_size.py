@@ -94,12 +94,12 @@ def new_fit(seed, batch_size, lr, epochs, warmup_steps=0):
 
 members = []
 for name, setting in settings.items():
-    epochs = {"max_epochs": setting["epochs"], "check_val_every_n_epoch": setting["epochs"]}
+    count = setting["epochs"]
     found = fit_variants(
         {name: lambda seed, setting=setting: new_fit(seed, **setting)},
         range(args.seed, args.seed + args.num_seeds),
         args.run_dir,
-        trainer={**args.trainer, **epochs},
+        trainer={**args.trainer, "max_epochs": count, "check_val_every_n_epoch": count},
         logger=args.logger,
     )
     members += [(name, member) for member in found[name]]
@@ -114,7 +114,7 @@ for name, member in members:
     if member.error:
         raise member.error
     net, data = member.model.net.cpu().double().eval(), member.datamodule
-    row = {"setting": name, "seed": member.seed, "steps": member.steps, **settings[name]}
+    row = {"setting": name, "seed": member.seed, **settings[name], "steps": member.steps}
     for part in ("test", "val", "train"):
         raw, targets, _ = data.arrays(part)
         inputs = data.transform(raw).double()
@@ -130,16 +130,18 @@ for name, member in members:
 # Results
 # -------
 
-values = {
-    key: {name: np.array([r[key] for r in rows if r["setting"] == name]) for name in settings}
-    for key in ("steps", "train/loss", "test/accuracy", "sharpness")
-}
-accuracies = values["test/accuracy"]
-values["- small"] = {name: each - accuracies["small"] for name, each in accuracies.items()}
-metrics = {
-    name: {"mean": accuracies[name].mean()} | {k: mean_std(v[name]) for k, v in values.items()}
-    for name in settings
-}
+values = {}
+for key in ("steps", "train/loss", "test/accuracy", "sharpness"):
+    values[key] = {
+        name: np.array([row[key] for row in rows if row["setting"] == name]) for name in settings
+    }
+accuracies, values["- small"] = values["test/accuracy"], {}
+for name, each in accuracies.items():
+    values["- small"][name] = each - accuracies["small"]
+metrics = {}
+for name in settings:
+    metrics[name] = {key: mean_std(each[name]) for key, each in values.items()}
+    metrics[name]["mean"] = accuracies[name].mean()
 shown = ("train/loss", "test/accuracy", "- small", "sharpness")
 print(table([
     {"": name, "epochs": settings[name]["epochs"], "steps": values["steps"][name][0]}

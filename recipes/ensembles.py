@@ -127,9 +127,10 @@ ratio = 1 / (args.num_folds - 1)
 compared = with_holm(
     {m: corrected_t_test(scores[m], scores["single net"], ratio) for m in names[1:]}
 )
-metrics = {
-    m: {**mean_std(scores[m]), **compared.get(m, {}), "log_loss": losses[m].mean()} for m in names
-}
+metrics = {}
+for m in names:
+    metrics[m] = {**mean_std(scores[m]), **compared.get(m, {})}
+    metrics[m]["log_loss"] = losses[m].mean()
 print(table([
     {"": m, "accuracy": mean_std(scores[m]), "log loss": losses[m].mean()}
     | compared.get(m, {})

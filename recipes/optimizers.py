@@ -116,7 +116,8 @@ metrics = {
     for name, one in best.items()
 }
 print(table([
-    {"optimizer": name, "lr": m["lr"], "val/loss": m["val/loss"], "RMSE from the curve": m}
+    {"optimizer": name, "lr": m["lr"], "val/loss": m["val/loss"]}
+    | {"RMSE from the curve": m}
     for name, m in metrics.items()
 ]))  # fmt: skip
 
@@ -139,8 +140,8 @@ write_results(args.run_dir, metrics, rows=rows, figures=figures)
 # .. recorded:: optimizers
 #    :figure: curves
 #
-# The bands reach from the lowest to the highest seed. A validation loss of 0.01 is the variance of the
-# noise, which nothing can learn.
+# The bands reach from the lowest to the highest seed. A validation loss of 0.01 is the variance of
+# the noise, which nothing can learn.
 #
 # Exercises
 # ---------

@@ -141,8 +141,8 @@ for method, result in results.items():
     }
 if is_rank_zero():
     print(table([{args.net: method, **found} for method, found in metrics.items()]))
-values = {method: result.values("val/accuracy") for method, result in results.items()}
-intervals = {method: result.interval("val/accuracy") for method, result in results.items()}
+values = {m: result.values("val/accuracy") for m, result in results.items()}
+intervals = {m: result.interval("val/accuracy") for m, result in results.items()}
 figure = plots.strip(values, intervals=intervals, metric="accuracy")
 write_results(args.run_dir, metrics, figures={"regularization": figure})
 

@@ -57,5 +57,5 @@ def test_a_summary_with_additions_still_fits_its_checksums(tmp_path):
     assert found["metrics"] == {"a": {"mean": 1.0}, "b": {"mean": 2.0}}
     assert found["baselines"] == {"SVM": {"a": 0.5}}
     (tmp_path / "history.csv").write_text("epoch")
-    with pytest.raises(ValueError, match="history.csv is damaged"):
+    with pytest.raises(ValueError, match=r"history\.csv is damaged"):
         check_files(path, found, "cure")
