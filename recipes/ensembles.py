@@ -15,7 +15,10 @@ AdaBoost weighs the samples instead: those that were wrong count more in the nex
 handwritten digits on the same splits of a repeated K-fold, and so does a random forest. The nets
 choose their epoch or number of stages on 15 % of the training samples. Nothing is tuned.
 
-Result: RESULT
+Result: the accuracy of one net is 97.36 %. The differences from it, with 95 % intervals over ten
+splits, are +0.58 (-0.01 … +1.18) points for the deep ensemble, +0.39 (-0.46 … +1.24) for bagging,
++0.78 (-0.23 … +1.79) for gradient boosting, -2.00 (-3.50 … -0.50) for AdaBoost, and +0.11
+(-0.97 … +1.20) for the random forest. No difference is beyond doubt among five (Holm).
 
 Papers: Breiman, *Bagging predictors*, 1996; Freund and Schapire, *A decision-theoretic
 generalization of on-line learning* (AdaBoost), 1997; Friedman, *Greedy function approximation*,
@@ -32,6 +35,7 @@ import numpy as np
 import torch
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import log_loss
+from tqdm import tqdm
 
 from dlblocks import plots
 from dlblocks.cli import recipe_arguments
@@ -90,7 +94,7 @@ methods = {
     "AdaBoost": partial(AdaBoost, make_weak_learner, **stages),
 }
 pixels, rows = inputs.flatten(1), []
-for i, split in enumerate(splits):
+for i, split in enumerate(tqdm(splits, desc="splits")):
     train, val = split["train"], split["val"]
     common = {"seed": args.seed + i, "logger": args.logger, "progress_bar": False}
     models = {}
@@ -110,7 +114,6 @@ for i, split in enumerate(splits):
         row["accuracy"] = float((shares[name].argmax(1) == targets[val]).mean())
         row["log_loss"] = float(log_loss(targets[val], shares[name], labels=range(10)))
         rows.append(row)
-    print(f"split {i + 1}/{len(splits)}", flush=True)
 
 # %%
 # Differences from one net
@@ -148,5 +151,12 @@ write_results(args.run_dir, metrics, rows=rows, figures={"ensembles": figure})
 # .. recorded:: ensembles
 #    :figure: ensembles
 #
+# The deep ensemble is never worse than one of its nets, in any of ten splits. AdaBoost always is.
+#
 # Exercises
 # ---------
+# 1. EN1
+#
+# .. dropdown:: Answer
+#
+#    EXERCISE
