@@ -140,7 +140,8 @@ if is_rank_zero():
 #
 # .. dropdown:: Answer
 #
-#    EXERCISE 1
+#    ``--random_labels``: the MLP promises a loss of 1.129 and has 1.168; the SVM promises an accuracy
+#    of 0.411 and has 0.349. The largest class has 71 of 178 wines, 0.399.
 #
 # 2. What is left of the gap if there is only one setting, so that nothing is searched?
 #

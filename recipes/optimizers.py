@@ -149,7 +149,8 @@ write_results(args.run_dir, metrics, rows=rows, figures=figures)
 #
 # .. dropdown:: Answer
 #
-#    EXERCISE 1
+#    ``--optimizers "[sgd, adam]" --max_epochs 10`` gives 0.084 ± 0.011 for Adam, and plain descent has
+#    0.227 after 40 epochs. After 10 it has 0.339, nearly that of a constant.
 #
 # 2. How far does plain descent come in four times the epochs?
 #

@@ -17,7 +17,11 @@ one setting was taken from its paper's range and not tuned. The last epoch's wei
 folds' verdict is a corrected t-test against the bare net. The other 1,597 digits say how good that
 verdict is: "test" is the mean accuracy there of the models of all folds.
 
-Result: RESULT
+Result: the bare net learns all its samples by heart and has 91.5 % on the other digits. Augmentation
+alone helps much: 95.1 %. Cutout, cutmix and input noise have 93.2, 93.1 and 92.9, mixup 92.5; L2,
+batch norm, label smoothing and SAM gain less than a point, dropout loses one and early stopping
+two. The folds alone tell none of this: augmentation gains 3.8 there, with an interval of
+-4.7 … +12.2.
 
 Papers: Srivastava et al. 2014 (dropout); Ioffe and Szegedy 2015 (batch norm); Szegedy et al. 2016
 (label smoothing); Bishop 1995 (input noise); DeVries and Taylor 2017 (cutout); Zhang et al. 2018
@@ -150,5 +154,27 @@ write_results(args.run_dir, metrics, figures={"regularization": figure})
 # .. recorded:: regularization
 #    :figure: regularization
 #
+# A dot is one digit in forty. All intervals hold the mean of all methods.
+#
 # Exercises
 # ---------
+# 1. Do the same methods help an MLP?
+#
+# .. dropdown:: Answer
+#
+#    EXERCISE
+#
+# 2. Which differences on the folds have the wrong sign, as the other 1,597 digits tell?
+#
+# .. dropdown:: Answer
+#
+#    Only that of dropout: +1.5 points on the folds, -1.0 on the other digits. The order is about
+#    right, too, and the folds overstate most gains. But no single interval excludes zero: with 200
+#    samples the verdict on one method is a matter of luck.
+#
+# 3. What does early stopping cost here?
+#
+# .. dropdown:: Answer
+#
+#    1.9 points on the other digits. It chooses its epoch on 15 % of the training samples, 24 of 160,
+#    which do not train. The bare net overfits, but its last epoch is no worse than an earlier one.

@@ -142,5 +142,28 @@ write_results(args.run_dir, metrics, rows=rows, figures=figures)
 # .. recorded:: universal_approximation
 #    :figure: smooth
 #
+# Four times the width divides the error of the constructed network by up to 15, since the error of
+# straight lines falls with the square of their length. Training hardly profits from more units.
+#
 # Exercises
 # ---------
+# 1. Is it only a matter of patience? Train four times as long.
+#
+# .. dropdown:: Answer
+#
+#    EXERCISE 1
+#
+# 2. How wide must the constructed network be for an error below 0.001?
+#
+# .. dropdown:: Answer
+#
+#    ``--widths [1024] --max_epochs 1`` gives 0.00019. From 0.0031 at width 256 it falls with the
+#    square of the width, so that about 256 · √3.1 = 450 units suffice: 460 have 0.00096.
+#
+# 3. Measure the distance from the jump by the root mean square. Does it get small?
+#
+# .. dropdown:: Answer
+#
+#    The constructed network is wrong between -h and h alone, with h = 2 / w, where it falls short
+#    by 1 - \|x\| / h. Its RMS is √(h / 3): 0.41, 0.20, 0.10 and 0.05 for the four widths. In the
+#    mean every function of this kind can be approximated, but not at every point.
