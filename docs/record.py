@@ -68,7 +68,7 @@ def record(name: str) -> None:
             raise ValueError(f"{script} has no '.. recorded::' with a ':figure:'.")
         shrink(run_dir / "figures" / f"{figure[1]}.png", FOLDER / f"{name}.png")
     lines = [line.rstrip() for line in done.stdout.splitlines() if not NOISE.search(line)]
-    output = "\n".join(line for line in lines if "Everything is in" not in line).strip()
+    output = "\n".join(line for line in lines if "Everything is in" not in line).strip("\n")
     found: dict[str, Any] = {
         "seconds": round(seconds),
         "cpu_seconds": round(cpu),

@@ -132,9 +132,9 @@ for name, member in members:
 
 values = {}
 for key in ("steps", "train/loss", "test/accuracy", "sharpness"):
-    values[key] = {
-        name: np.array([row[key] for row in rows if row["setting"] == name]) for name in settings
-    }
+    values[key] = {}
+    for name in settings:
+        values[key][name] = np.array([r[key] for r in rows if r["setting"] == name])
 accuracies, values["- small"] = values["test/accuracy"], {}
 for name, each in accuracies.items():
     values["- small"][name] = each - accuracies["small"]
@@ -142,11 +142,10 @@ metrics = {}
 for name in settings:
     metrics[name] = {key: mean_std(each[name]) for key, each in values.items()}
     metrics[name]["mean"] = accuracies[name].mean()
-shown = ("train/loss", "test/accuracy", "- small", "sharpness")
 print(table([
-    {"": name, "epochs": settings[name]["epochs"], "steps": values["steps"][name][0]}
-    | {key: metrics[name][key] for key in shown}
-    for name in settings
+    {"": name, "steps": values["steps"][name][0], "train/loss": found["train/loss"]["mean"]}
+    | {key: found[key] for key in ("test/accuracy", "- small", "sharpness")}
+    for name, found in metrics.items()
 ]))  # fmt: skip
 figures = {
     "test_accuracy": plots.strip(accuracies, metric="test accuracy", dots="seeds"),

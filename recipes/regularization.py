@@ -154,7 +154,8 @@ write_results(args.run_dir, metrics, figures={"regularization": figure})
 # .. recorded:: regularization
 #    :figure: regularization
 #
-# A dot is one digit in forty. All intervals hold the mean of all methods.
+# A dot is a fold of 40 digits, one of which is 2.5 points. Each interval holds the means of all
+# methods.
 #
 # Exercises
 # ---------
