@@ -176,13 +176,13 @@ write_results(args.run_dir, metrics, rows=rows, figures=figures, epsilon=args.ep
 # .. dropdown:: Answer
 #
 #    After as many epochs its loss is 18 times that of the small batch, 0.0048, and its sharpness 17
-#    times. After as many steps the losses are nearly equal, 0.00035 and 0.00027, but the large batch
-#    is still five times as sharp. So both count.
+#    times. After as many steps the losses are nearly equal, 0.00035 and 0.00027, but the large
+#    batch is still five times as sharp. So both count.
 #
 # 3. Does that sharpness cost accuracy?
 #
 # .. dropdown:: Answer
 #
-#    With equal steps it costs 0.14 ± 0.27 %, which is not beyond doubt, and with the scaled rate the
-#    flattest solutions are the second worst. Dinh et al. show why: weights can be scaled between
-#    layers so that the function stays the same, and its sharpness does not.
+#    With equal steps it costs 0.14 ± 0.27 %, which is not beyond doubt, and with the scaled rate
+#    the flattest solutions are the second worst. Dinh et al. show why: weights can be scaled
+#    between layers so that the function stays the same, and its sharpness does not.

@@ -155,8 +155,24 @@ write_results(args.run_dir, metrics, rows=rows, figures={"ensembles": figure})
 #
 # Exercises
 # ---------
-# 1. EN1
+# 1. How many nets does the deep ensemble need? Average the first m of ``model.net.members``.
 #
 # .. dropdown:: Answer
 #
-#    EXERCISE
+#    In the first five splits 97.6 % with one, 97.8 with two and with three, 98.0 with five and with
+#    ten. Five were enough.
+#
+# 2. Each net of bagging leaves out a third of the samples. What accuracy do these promise?
+#
+# .. dropdown:: Answer
+#
+#    ``oob/accuracy`` in ``split-0/bagging/summary.json`` and the others is 97.4 % in the mean of
+#    the first five splits, and the folds have 97.7. A sample is predicted by about four nets of ten
+#    here, so that it is a little pessimistic, and it costs nothing.
+#
+# 3. Does AdaBoost need 40 stages?
+#
+# .. dropdown:: Answer
+#
+#    ``split-0/AdaBoost/history.csv`` and the others have a mean validation accuracy of 93.5 % after
+#    5 stages, 94.8 after 10, 95.1 after 20 and 96.5 after 40. It is still rising.

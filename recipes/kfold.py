@@ -155,6 +155,6 @@ if is_rank_zero():
 #
 # .. dropdown:: Answer
 #
-#    Wilson's interval is 0.9884 … 0.9962. It is about these five nets and other digits. The interval
-#    of the folds is about other training sets and initialisations, too, and five scores say little
-#    of their spread.
+#    Wilson's interval is 0.9884 … 0.9962. It is about these five nets and other digits. The
+#    interval of the folds is about other training sets and initialisations, too, and five scores
+#    say little of their spread.

@@ -140,17 +140,20 @@ if is_rank_zero():
 #
 # .. dropdown:: Answer
 #
-#    ``--random_labels``: the MLP promises a loss of 1.129 and has 1.168; the SVM promises an accuracy
-#    of 0.411 and has 0.349. The largest class has 71 of 178 wines, 0.399.
+#    ``--random_labels``: the MLP promises a loss of 1.129 and has 1.168; the SVM promises an
+#    accuracy of 0.411 and has 0.349. The largest class has 71 of 178 wines, 0.399.
 #
-# 2. What is left of the gap if there is only one setting, so that nothing is searched?
+# 2. Do the outer folds agree on a setting? Which one has the score above?
 #
 # .. dropdown:: Answer
 #
-#    EXERCISE 2
+#    No. Three choose a rate of 0.1 and a width of 64, with 2 to 6 epochs, the others something
+#    else. The score is that of the search, not of a setting. ``result.refit()`` searches once more
+#    on all data, and fits what it finds.
 #
 # 3. What do half of the wines suffice for?
 #
 # .. dropdown:: Answer
 #
-#    EXERCISE 3
+#    With ``--num_folds 2`` the nets train on 89 wines: accuracy 0.944 ± 0.016 instead of 0.978. The
+#    promised loss is 0.021, lower than above, and 0.46 is found: the gap grows.

@@ -17,11 +17,11 @@ one setting was taken from its paper's range and not tuned. The last epoch's wei
 folds' verdict is a corrected t-test against the bare net. The other 1,597 digits say how good that
 verdict is: "test" is the mean accuracy there of the models of all folds.
 
-Result: the bare net learns all its samples by heart and has 91.5 % on the other digits. Augmentation
-alone helps much: 95.1 %. Cutout, cutmix and input noise have 93.2, 93.1 and 92.9, mixup 92.5; L2,
-batch norm, label smoothing and SAM gain less than a point, dropout loses one and early stopping
-two. The folds alone tell none of this: augmentation gains 3.8 there, with an interval of
--4.7 … +12.2.
+Result: the bare net learns all its samples by heart and has 91.5 % on the other digits.
+Augmentation alone helps much: 95.1 %. Cutout, cutmix and input noise have 93.2, 93.1 and 92.9,
+mixup 92.5; L2, batch norm, label smoothing and SAM gain less than a point, dropout loses one and
+early stopping two. The folds alone tell none of this: augmentation gains 3.8 there, with an
+interval of -4.7 … +12.2.
 
 Papers: Srivastava et al. 2014 (dropout); Ioffe and Szegedy 2015 (batch norm); Szegedy et al. 2016
 (label smoothing); Bishop 1995 (input noise); DeVries and Taylor 2017 (cutout); Zhang et al. 2018
@@ -163,7 +163,8 @@ write_results(args.run_dir, metrics, figures={"regularization": figure})
 #
 # .. dropdown:: Answer
 #
-#    EXERCISE
+#    ``--net mlp --methods "[none, dropout, augmentation]"``: 91.1 % on the other digits without
+#    any, 92.2 with dropout, 94.4 with augmentation. So dropout helps the MLP and hurts the CNN.
 #
 # 2. Which differences on the folds have the wrong sign, as the other 1,597 digits tell?
 #
@@ -177,5 +178,5 @@ write_results(args.run_dir, metrics, figures={"regularization": figure})
 #
 # .. dropdown:: Answer
 #
-#    1.9 points on the other digits. It chooses its epoch on 15 % of the training samples, 24 of 160,
-#    which do not train. The bare net overfits, but its last epoch is no worse than an earlier one.
+#    1.9 points on the other digits. It chooses its epoch on 15 % of the training samples, 24 of
+#    160, which do not train.

@@ -147,11 +147,12 @@ write_results(args.run_dir, metrics, rows=rows, figures=figures)
 #
 # Exercises
 # ---------
-# 1. Is it only a matter of patience? Train four times as long.
+# 1. How many of its 256 units does the constructed network need for the jump, and how large are
+#    their output weights?
 #
 # .. dropdown:: Answer
 #
-#    EXERCISE 1
+#    Two, with 128 and -128, half the width. Training starts from at most 1/√256 = 0.06.
 #
 # 2. How wide must the constructed network be for an error below 0.001?
 #
