@@ -17,6 +17,8 @@ import dlblocks
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_ext"))
 
+from course import PAGES  # noqa: E402 - beside the extensions
+
 project = "dlblocks"
 author = "The dlblocks authors"
 release = version = dlblocks.__version__
@@ -30,9 +32,27 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "sphinx_design",
+    "sphinx_gallery.gen_gallery",
     "offline",
+    "recorded",
 ]
 exclude_patterns = ["_build", "_ext"]
+sphinx_gallery_conf = {
+    "examples_dirs": "../recipes",
+    "gallery_dirs": "gallery",
+    "filename_pattern": rf"/({'|'.join(PAGES)})\.py$",
+    "ignore_pattern": rf"^(?!({'|'.join(PAGES)})\.py)\w+\.py$",
+    "within_subsection_order": "course.by_course",
+    "reset_argv": "course.short_run",
+    "image_scrapers": (),  # figures are recorded
+    "capture_repr": (),
+    "default_thumb_file": str(HERE / "recorded" / "mlp.png"),
+    "abort_on_example_error": True,
+    "show_signature": False,
+    "write_computation_times": False,
+    "min_reported_time": 1e9,  # the time of the short run says nothing
+    "reset_modules": (),
+}
 html_math_renderer = "mathml"
 html_theme = "furo"
 html_static_path = ["_static"]

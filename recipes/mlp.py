@@ -1,86 +1,111 @@
-"""One fit of a multi-layer perceptron on handwritten digits: validation, test, figures.
+r"""
+Multi-layer perceptron
+======================
 
-Result: test accuracy 0.9777 (seed 0, one run, 359 test samples), 11 s (two CPU cores,
-torch 2.15, lightning 2.6.6).
+How well does a small net of fully connected layers read handwritten digits?
+
+Each of its layers is an affine map and a nonlinearity, here with batch norm and dropout between
+them:
+
+.. math:: h_{i+1} = \operatorname{relu}(W_i h_i + b_i), \qquad p = \operatorname{softmax}(W h + b)
+
+The 1,797 digits of 8×8 pixels are split once into training, validation and test samples. The epoch
+with the lowest validation loss is tested.
+
+Result: test accuracy 0.9749 (95 % interval 0.9530 … 0.9868), of 359 test samples; logistic
+regression has 0.9638.
+
+Paper: Rumelhart, Hinton and Williams, *Learning representations by back-propagating errors*, 1986.
 """
 
-from __future__ import annotations
-
-from typing import Literal
+# %%
+# Settings and data
+# -----------------
+# The arguments may be given on the command line: ``python recipes/mlp.py --lr 0.01``.
 
 from lightning.pytorch import seed_everything
-from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping
+from scipy.stats import binomtest
+from sklearn.linear_model import LogisticRegression
 
-from dlblocks.cli import run_recipe
+from dlblocks.cli import recipe_arguments
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import MLPClassifier
-from dlblocks.runs import fit_and_test, is_rank_zero, next_run_dir
+from dlblocks.runs import add_to_summary, fit_and_test, is_rank_zero
 
+args = recipe_arguments(__doc__, hidden=[256, 256], dropout=0.3, lr=0.005, max_epochs=60)
+seed_everything(args.seed, workers=True, verbose=False)
+data = DigitsDataModule(split_seed=args.seed, shuffle_seed=args.seed)
 
-def main(
-    hidden: list[int] = [256, 256],  # noqa: B006 - only read
-    dropout: float = 0.3,
-    max_epochs: int = 60,
-    patience: int = 15,
-    lr: float = 0.005,
-    run_dir: str | None = None,
-    logger: Literal["csv", "wandb", "tensorboard", "none"] = "csv",
-    fast_dev_run: bool = False,
-    accelerator: str = "auto",
-    devices: int | str = "auto",
-    precision: str = "32-true",
-    seed: int = 0,
-) -> None:
-    """One fit of a multi-layer perceptron on handwritten digits: validation, test, figures.
+# %%
+# Model and fit
+# -------------
+# The learning rate rises and falls once (one-cycle, Smith 2018). Training stops if the validation
+# loss has not fallen for 15 epochs.
 
-    Args:
-        hidden: Widths of the hidden layers.
-        dropout: Probability with which a hidden unit is dropped.
-        max_epochs: Epochs at most.
-        patience: Stop after so many epochs without a better validation loss.
-        lr: Peak of the one-cycle learning rate.
-        run_dir: Where everything goes; by default runs/mlp, or runs/mlp-2 and so on.
-        logger: Where to log.
-        fast_dev_run: One batch of everything, to see that it runs.
-        accelerator: What to train on, as for Lightning's Trainer.
-        devices: How many of them, as for Lightning's Trainer.
-        precision: Numeric precision, as for Lightning's Trainer.
-        seed: Seed of split, initialisation and augmentation.
-    """
-    seed_everything(seed, workers=True, verbose=False)
-    folder = run_dir or next_run_dir("runs/mlp")
-    datamodule = DigitsDataModule(split_seed=seed, shuffle_seed=seed)
-    model = MLPClassifier(
-        in_features=64,
-        num_classes=10,
-        hidden=hidden,
-        norm="batch",
-        dropout=dropout,
-        optimizer="adamw",
-        lr=lr,
-        weight_decay=0.02,
-        lr_schedule="one_cycle",
-    )
-    callbacks: list[Callback] = [EarlyStopping("val/loss", patience=patience)]
-    metrics = fit_and_test(
-        model,
-        datamodule,
-        callbacks=callbacks,
-        trainer={
-            "max_epochs": max_epochs,
-            "accelerator": accelerator,
-            "devices": devices,
-            "precision": precision,
-            "fast_dev_run": fast_dev_run,
-        },
-        logger=logger,
-        run_dir=folder,
-    )
-    if is_rank_zero():
-        for name, value in metrics.items():
-            print(f"{name:<24}{value:.4f}")
-        print(f"Everything is in {folder}: summary.json, history.csv, checkpoints/, figures/.")
+model = MLPClassifier(
+    in_features=64,
+    num_classes=10,
+    hidden=args.hidden,
+    norm="batch",
+    dropout=args.dropout,
+    optimizer="adamw",
+    lr=args.lr,
+    weight_decay=0.02,
+    lr_schedule="one_cycle",
+)
+metrics = fit_and_test(
+    model,
+    data,
+    callbacks=[EarlyStopping("val/loss", patience=15)],
+    trainer=args.trainer,
+    logger=args.logger,
+    run_dir=args.run_dir,
+)
 
+# %%
+# Result
+# ------
+# Logistic regression is the same net without hidden layers.
 
-if __name__ == "__main__":
-    run_recipe(main)
+images, labels, _ = data.arrays("train")
+test_images, test_labels, _ = data.arrays("test")
+linear = LogisticRegression(max_iter=5000).fit(images.flatten(1), labels)
+baseline = linear.score(test_images.flatten(1), test_labels)
+accuracy, count = metrics["test/accuracy"], len(test_labels)
+interval = binomtest(round(accuracy * count), count).proportion_ci(method="wilson")
+if is_rank_zero():
+    print(f"MLP                 {accuracy:.4f} ({interval.low:.4f} … {interval.high:.4f})")
+    print(f"logistic regression {baseline:.4f}")
+    beside = {"logistic regression": {"test/accuracy": baseline}}
+    add_to_summary(args.run_dir, {}, baselines=beside)
+    print(f"Everything is in {args.run_dir}: summary.json, checkpoints/, figures/.")
+
+# %%
+# .. recorded:: mlp
+#    :figure: learning_curves
+#
+# After about 15 epochs only the training loss still falls. The dots mark the epoch that is tested.
+#
+# Exercises
+# ---------
+# 1. What does the net score without dropout?
+#
+# .. dropdown:: Answer
+#
+#    ``--dropout 0`` gives 0.9833 (0.9640 … 0.9923). That is three digits of 359 more, far less than
+#    the intervals: one test set of this size does not tell whether dropout helps here.
+#
+# 2. How small may the net be? Try one hidden layer of 32 units.
+#
+# .. dropdown:: Answer
+#
+#    ``--hidden [32]`` has 2,400 weights instead of 85,000 and scores 0.9666 (0.9425 … 0.9808), one
+#    digit better than logistic regression.
+#
+# 3. How much does the result depend on the seed, which also draws the split?
+#
+# .. dropdown:: Answer
+#
+#    ``--seed 1`` gives 0.9777, and logistic regression 0.9554. With another split both change by
+#    about as much as they differ. Cross-validation averages over such splits.

@@ -1,141 +1,159 @@
-"""Nested cross-validation of a multi-layer perceptron on the wine data.
+r"""
+Generalization
+==============
 
-178 wines of three growers, 13 measurements each. In each of five outer folds, learning rate and
-width are chosen by five inner folds of its training samples alone, then a network of that choice is
-trained on all of them and scored on the outer fold: what the whole procedure, the search included,
-would score on new wines. The score that the choice had on its inner folds is printed beside it.
+A search promises the score of its best setting. What do new data give?
 
-Result: accuracy 0.9776 ± 0.0233 over five outer folds (seed 0), where an RBF SVM that is chosen the
-same way has 0.9830 ± 0.0155; the loss of what was chosen is 0.03 on the inner folds that chose it,
-and 0.21 on the outer ones. 23 s for the 155 fits, the five inner folds of a point trained as one;
-19 s by `--engine vectorized`, which measures nothing first, and 66 s by `--engine sequential` (one
-run each, the same choices and scores; two CPU cores, torch 2.14, lightning 2.6.6).
+The best of many noisy scores is too good, because it was chosen for being the best. For settings
+:math:`\lambda` and unbiased estimates :math:`\hat{L}` of their losses,
+
+.. math::
+   \operatorname{E} \min_\lambda \hat{L}(\lambda) \le \min_\lambda \operatorname{E} \hat{L}(\lambda)
+
+178 wines of three growers have 13 measurements each. In each of five outer folds, learning rate,
+width and number of epochs of an MLP are chosen by five inner folds of its training samples alone.
+Then a net of that choice is trained on all of them, and the outer fold scores it once. That is what
+the whole procedure, with its search, gives on new wines.
+
+Result: the chosen settings have a loss of 0.034 on the inner folds that chose them, and 0.21 on the
+outer folds. The accuracy there is 0.9776 ± 0.0233 (five outer folds, 95 % interval 0.9342 … 1). An
+RBF SVM that is searched in the same way promises 0.9873, and has 0.9830 ± 0.0155.
+
+Papers: Varma and Simon, *Bias in error estimation when using cross-validation for model selection*,
+2006; Cawley and Talbot, *On over-fitting in model selection*, 2010.
 """
 
-from __future__ import annotations
-
-from typing import Literal
+# %%
+# Settings and data
+# -----------------
+# ``--random_labels`` takes all information out of the labels.
 
 import numpy as np
+from sklearn.datasets import load_wine
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
 
-from dlblocks.cli import run_recipe
+from dlblocks import plots
+from dlblocks.cli import recipe_arguments
 from dlblocks.crossval import nested_cross_validate
-from dlblocks.data import TabularDataModule
+from dlblocks.data import ArrayDataModule
 from dlblocks.models import MLPClassifier
-from dlblocks.runs import is_rank_zero, next_run_dir
+from dlblocks.runs import add_to_summary, is_rank_zero, mean_std, table
+
+args = recipe_arguments(
+    __doc__,
+    num_folds=5,
+    inner_folds=5,
+    repeats=1,
+    engine=("vectorized", "sequential", "auto"),
+    n_jobs=1,
+    lr=[0.001, 0.01, 0.1],
+    width=[8, 64],
+    max_epochs=30,
+    random_labels=False,
+)
+if args.fast_dev_run:  # which the vectorized engine does not know
+    args.engine, args.num_folds, args.inner_folds, args.width = "sequential", 2, 2, [8]
+inputs, labels = load_wine(return_X_y=True)
+inputs = inputs.astype(np.float32)
+if args.random_labels:
+    labels = np.random.default_rng(args.seed).permutation(labels)
+seeds = {"split_seed": args.seed, "shuffle_seed": args.seed}
+data = ArrayDataModule(inputs, labels, batch_size=32, **seeds)
+
+# %%
+# Nested cross-validation
+# -----------------------
+# The six settings of the grid are compared on the inner folds by their validation loss.
 
 
-def main(
-    num_folds: int = 5,
-    inner_folds: int = 5,
-    repeats: int = 1,
-    engine: Literal["sequential", "vectorized", "auto"] = "auto",
-    n_jobs: int = 1,
-    lr: list[float] = [0.001, 0.01, 0.1],  # noqa: B006 - only read
-    width: list[int] = [8, 64],  # noqa: B006 - only read
-    max_epochs: int = 30,
-    run_dir: str | None = None,
-    logger: Literal["csv", "wandb", "tensorboard", "none"] = "csv",
-    fast_dev_run: bool = False,
-    accelerator: str = "auto",
-    devices: int | str = "auto",
-    precision: str = "32-true",
-    seed: int = 0,
-) -> None:
-    """Nested cross-validation of a multi-layer perceptron on the wine data.
+def make_model(lr, width):
+    return MLPClassifier(13, 3, hidden=[width], optimizer="adamw", lr=lr)
 
-    Args:
-        num_folds: Number of outer folds, which score.
-        inner_folds: Number of inner folds, which choose.
-        repeats: How often to do it all, each time with other outer folds.
-        engine: How the inner folds are run: one after another, as one fit, or as is faster.
-        n_jobs: Inner folds side by side, each in a process of its own.
-        lr: Learning rates to choose from.
-        width: Widths of the hidden layer to choose from.
-        max_epochs: Epochs at most; how many, the inner folds decide.
-        run_dir: Where everything goes; by default runs/nested_kfold, or runs/nested_kfold-2 and so
-            on. A run there that was killed is gone on with.
-        logger: Where the model of each outer fold logs.
-        fast_dev_run: One batch of everything, to see that it runs.
-        accelerator: What to train on, as for Lightning's Trainer.
-        devices: How many of them, as for Lightning's Trainer.
-        precision: Numeric precision, as for Lightning's Trainer.
-        seed: Seed of folds and initialisation.
-    """
-    datamodule = TabularDataModule(
-        "wine", test_fraction=0.0, batch_size=32, split_seed=seed, shuffle_seed=seed
-    )
-    folder = run_dir or next_run_dir("runs/nested_kfold", resume=True)
 
-    def make_model(lr: float, width: int) -> MLPClassifier:
-        return MLPClassifier(
-            in_features=13, num_classes=3, hidden=[width], optimizer="adamw", lr=lr
-        )
-
-    result = nested_cross_validate(
-        make_model,
-        datamodule,
-        {"lr": lr, "width": width},
-        num_folds=num_folds,
-        inner_folds=inner_folds,
-        repeats=repeats,
-        engine=engine,
-        n_jobs=n_jobs,
-        trainer={
-            "max_epochs": max_epochs,
-            "accelerator": accelerator,
-            "devices": devices,
-            "precision": precision,
-            "fast_dev_run": fast_dev_run,
-        },
-        monitor="val/loss",
-        logger=logger,
-        run_dir=folder,
-        seed=seed,
-    )
-    if not is_rank_zero():
-        return
+result = nested_cross_validate(
+    make_model,
+    data,
+    {"lr": args.lr, "width": args.width},
+    num_folds=args.num_folds,
+    inner_folds=args.inner_folds,
+    repeats=args.repeats,
+    engine=args.engine,
+    n_jobs=args.n_jobs,
+    trainer=args.trainer,
+    logger=args.logger,
+    run_dir=args.run_dir,
+    seed=args.seed,
+)
+if is_rank_zero():
     print(result.table())
-    inner = np.mean([choice["mean"] for choice in result.choices])
-    print(
-        f"Loss of what was chosen: {inner:.4f} on the inner folds that chose it, "
-        f"{result.mean('val/loss'):.4f} on the outer folds."
-    )
-    inner, scores = support_vector_machine(datamodule, num_folds, inner_folds, repeats)
-    print(
-        f"scikit-learn's RBF SVM, its C and gamma chosen on the same inner folds: accuracy "
-        f"{np.mean(scores):.4f} ± {np.std(scores, ddof=1):.4f} (inner folds: {inner:.4f})"
-    )
-    print(f"A page with all of it: {result.report()}")
-    print(
-        f"Everything is in {folder}: summary.json, folds.csv, search.csv, oof.npz, fold-*/, "
-        "figures/."
-    )
 
+# %%
+# The same with a support vector machine
+# --------------------------------------
 
-def support_vector_machine(
-    datamodule: TabularDataModule, num_folds: int, inner_folds: int, repeats: int
-) -> tuple[float, list[float]]:
-    """Nested cross-validation of an RBF SVM: its mean inner, and its outer accuracies."""
-    from sklearn.model_selection import GridSearchCV, StratifiedKFold
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    from sklearn.svm import SVC
+grid = {"svc__C": [0.1, 1, 10, 100], "svc__gamma": [0.001, 0.01, 0.1]}
+folds = StratifiedKFold(args.inner_folds, shuffle=True, random_state=args.seed)
+promised, scores = [], []
+for repeat in range(args.repeats):
+    for fold in data.splits(args.num_folds, repeat=repeat):
+        search = GridSearchCV(make_pipeline(StandardScaler(), SVC()), grid, cv=folds)
+        search.fit(inputs[fold["train"]], labels[fold["train"]])
+        promised.append(search.best_score_)
+        scores.append(search.score(inputs[fold["val"]], labels[fold["val"]]))
 
-    grid = {"svc__C": [0.1, 1, 10, 100], "svc__gamma": [0.001, 0.01, 0.1]}
-    folds = StratifiedKFold(inner_folds, shuffle=True, random_state=datamodule.split_seed)
-    inner, outer = [], []
-    for repeat in range(repeats):
-        for fold in range(num_folds):
-            part = datamodule.for_fold(fold, num_folds, repeat=repeat)
-            search = GridSearchCV(make_pipeline(StandardScaler(), SVC()), grid, cv=folds)
-            inputs, targets, _ = part.arrays("train")
-            search.fit(inputs.numpy(), targets.numpy())
-            inner.append(search.best_score_)
-            inputs, targets, _ = part.arrays("val")
-            outer.append(search.score(inputs.numpy(), targets.numpy()))
-    return float(np.mean(inner)), outer
+# %%
+# Promised and found
+# ------------------
 
+losses = {
+    "promised": [choice["mean"] for choice in result.choices],
+    "found": result.values("val/loss"),
+}
+if is_rank_zero():
+    svm = {"promised": mean_std(promised), "found": mean_std(scores)}
+    print(table([
+        {"": "MLP, loss", **{name: mean_std(each) for name, each in losses.items()}},
+        {"": "MLP, accuracy", "found": mean_std(result.values("val/accuracy"))},
+        {"": "SVM, accuracy", **svm},
+    ]))  # fmt: skip
+    beside = {"SVM": {"val/accuracy": {**svm["found"], "folds": scores}}}
+    inner = float(np.mean(losses["promised"]))
+    add_to_summary(args.run_dir, {"promised/loss": inner}, baselines=beside)
+    figure = plots.strip(losses, metric="loss", dots="outer folds")
+    plots.save(figure, args.run_dir / "figures" / "promised.png")
+    result.report()
+    print(f"Everything is in {args.run_dir}: summary.json, report.html, search.csv, …")
 
-if __name__ == "__main__":
-    run_recipe(main)
+# %%
+# .. recorded:: nested_kfold
+#    :figure: promised
+#
+# The promised losses are all below 0.07. Three of the five that new wines give are two to ten times
+# as high.
+#
+# Exercises
+# ---------
+# 1. What does a search promise if there is nothing to learn?
+#
+# .. dropdown:: Answer
+#
+#    ``--random_labels``: the MLP promises a loss of 1.129 and has 1.168; the SVM promises an
+#    accuracy of 0.411 and has 0.349. The largest class has 71 of 178 wines, 0.399.
+#
+# 2. Do the outer folds agree on a setting? Which one has the score above?
+#
+# .. dropdown:: Answer
+#
+#    No. Three choose a rate of 0.1 and a width of 64, with 2 to 6 epochs, the others something
+#    else. The score is that of the search, not of a setting. ``result.refit()`` searches once more
+#    on all data, and fits what it finds.
+#
+# 3. What do half of the wines suffice for?
+#
+# .. dropdown:: Answer
+#
+#    With ``--num_folds 2`` the nets train on 89 wines: accuracy 0.944 ± 0.016 instead of 0.978. The
+#    promised loss is 0.021, lower than above, and 0.46 is found: the gap grows.

@@ -1,153 +1,168 @@
-"""Which optimizer fits y = exp(-x²) · cos(10x) + noise best?
+r"""
+Gradient descent
+================
 
-10,000 points, of which 6,400 train an MLP of two hidden layers of 64 tanh units for 100 epochs of
-100 batches of 64. Each optimizer has three learning rates and three seeds. The rate with the lowest
-validation loss, averaged over the seeds, is its best.
+Which variant of gradient descent fits a noisy curve best, each at its best learning rate?
+
+Every step goes against the gradient g of a batch's loss. Momentum sums gradients up; Adagrad,
+RMSprop and Adam also divide each coordinate by the size of its past gradients; Lion takes the sign
+alone. Adam's step is
+
+.. math:: m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad
+   v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \quad
+   \theta \leftarrow \theta - \eta \, \hat{m} / (\sqrt{\hat{v}} + \epsilon)
+
+10,000 points of y = exp(-x²) · cos(10x) have noise of 0.1. 6,400 of them train an MLP with two
+hidden layers of 64 tanh units, for 40 epochs of 100 batches. Of three learning rates, the one with
+the lowest validation loss, averaged over three seeds, counts.
 
 Result: the relatives of Adam are nearest to the curve, and descent without momentum is last. RMSE
-from the curve without noise, mean ± standard deviation over seeds 0 to 2: nadam 0.023 ± 0.004, lion
-0.026 ± 0.006, radam 0.028 ± 0.006, adamp 0.029 ± 0.006, adam and adamw (the same without decay)
-0.030 ± 0.006, adadelta 0.035 ± 0.001, rmsprop 0.036 ± 0.004, adagrad and momentum 0.043, nesterov
-and sgdp 0.053, sgd 0.14 ± 0.02. The noise has 0.1. (One thread of two CPU cores, torch 2.14,
-lightning 2.6.6.)
+from the curve without noise, mean ± standard deviation over three seeds: nadam 0.034 ± 0.001, lion
+0.034 ± 0.003, adam 0.044 ± 0.004, rmsprop 0.059 ± 0.008, adagrad 0.063 ± 0.007, momentum
+0.075 ± 0.005, nesterov 0.088 ± 0.011, sgd 0.227 ± 0.014. A constant 0 has 0.396. Nadam,
+lion and adam were best at the highest of their rates, so that they might still gain.
+
+Papers: Robbins and Monro 1951; Polyak 1964 (momentum); Duchi et al. 2011 (Adagrad); Tieleman and
+Hinton 2012 (RMSprop); Kingma and Ba 2015 (Adam); Dozat 2016 (NAdam); Chen et al. 2023 (Lion).
 """
 
-from __future__ import annotations
+# %%
+# Settings
+# --------
+# The rates of each optimizer are around the best of a wider search.
 
 import math
-from collections.abc import Callable
-from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from dlblocks import plots
-from dlblocks.cli import run_recipe
-from dlblocks.data import CurveDataModule, DataModule
-from dlblocks.engine import Member, fit_variants
-from dlblocks.models import MLPRegressor, Model
-from dlblocks.runs import check_new_run_dir, mean_std, next_run_dir, table, write_results
+from dlblocks.cli import recipe_arguments
+from dlblocks.data import CurveDataModule
+from dlblocks.engine import fit_variants
+from dlblocks.models import MLPRegressor
+from dlblocks.runs import check_new_run_dir, mean_std, table, write_results
 
-Optimizer = Literal[
-    "sgd", "momentum", "nesterov", "sgdp", "adagrad", "adadelta", "rmsprop", "lion", "adam",
-    "adamw", "nadam", "radam", "adamp",
-]  # fmt: skip
-# The rates to choose from, around the best of a wider search.
-RATES: dict[Optimizer, list[float]] = {
+RATES = {
     "sgd": [0.01, 0.03, 0.06],
     "momentum": [0.01, 0.03, 0.06],
     "nesterov": [0.01, 0.02, 0.03],
-    "sgdp": [0.01, 0.02, 0.03],
     "adagrad": [0.03, 0.1, 0.3],
-    "adadelta": [0.3, 1.0, 3.0],
     "rmsprop": [0.001, 0.003, 0.01],
-    "lion": [0.0001, 0.0003, 0.001],
     "adam": [0.001, 0.003, 0.01],
-    "adamw": [0.001, 0.003, 0.01],
     "nadam": [0.0006, 0.002, 0.006],
-    "radam": [0.001, 0.003, 0.01],
-    "adamp": [0.001, 0.003, 0.01],
+    "lion": [0.0001, 0.0003, 0.001],
 }
-NOISE = 0.1
+args = recipe_arguments(
+    __doc__, optimizers=RATES, num_seeds=3, num_samples=10_000, max_epochs=40, noise=0.1
+)
+args.num_seeds = 1 if args.fast_dev_run else args.num_seeds
+check_new_run_dir(args.run_dir)
+
+# %%
+# Fits
+# ----
+# Each seed has its own weights and order of the data, and all have the same points. The nine fits
+# of an optimizer are trained as one, and each keeps the weights of its best epoch.
 
 
-def main(
-    optimizers: list[Optimizer] = list(RATES),  # noqa: B006 - only read
-    num_seeds: int = 3,
-    num_samples: int = 10_000,
-    max_epochs: int = 100,
-    run_dir: str | None = None,
-    logger: Literal["csv", "wandb", "tensorboard", "none"] = "none",
-    fast_dev_run: bool = False,
-    accelerator: str = "auto",
-    devices: int | str = "auto",
-    precision: str = "32-true",
-    seed: int = 0,
-) -> None:
-    """Which optimizer fits a curve best, at its best learning rate?
-
-    Args:
-        optimizers: Names of optimizers.
-        num_seeds: Fits with each learning rate, with other weights and another order of the data.
-        num_samples: Points of the curve; 64 % train, 16 % choose rate and epoch.
-        max_epochs: Epochs; of 100 iterations with 10,000 samples.
-        run_dir: Where everything goes; by default runs/optimizers, or runs/optimizers-2 and so on.
-        logger: Where each fit logs.
-        fast_dev_run: One epoch of few samples and one seed, to see that it runs.
-        accelerator: What to train on, as for Lightning's Trainer.
-        devices: One device fits all.
-        precision: Numeric precision, as for Lightning's Trainer.
-        seed: The first seed.
-    """
-    if fast_dev_run:
-        num_seeds, num_samples, max_epochs = 1, 200, 1
-    folder = check_new_run_dir(run_dir or next_run_dir("runs/optimizers"))
-    trainer = {
-        "max_epochs": max_epochs,
-        "accelerator": accelerator,
-        "devices": 1 if devices == "auto" else devices,
-        "precision": precision,
-    }
-
-    def variant(name: str, lr: float) -> Callable[[int], tuple[Model, DataModule]]:
-        # The same points and split for every seed, in an order of its own.
-        return lambda s: (
-            MLPRegressor(1, hidden=[64, 64], activation="tanh", optimizer=name, lr=lr),
-            CurveDataModule(num_samples=num_samples, noise=NOISE, batch_size=64, shuffle_seed=s),
-        )
-
-    metrics: dict[str, dict[str, Any]] = {}
-    rows: list[dict[str, Any]] = []
-    best: dict[str, list[Member]] = {}
-    for name in optimizers:
-        found = fit_variants(
-            {f"{name} {lr:g}": variant(name, lr) for lr in RATES[name]},
-            range(seed, seed + num_seeds),
-            folder,
-            trainer=trainer,
-            logger=logger,
-        )
-        losses = {key: mean_std([loss(m) for m in members]) for key, members in found.items()}
-        chosen = min(losses, key=lambda key: losses[key]["mean"])
-        if not math.isfinite(losses[chosen]["mean"]):
-            print(f"{name} diverged with every rate: {RATES[name]}", flush=True)
-            continue
-        best[name] = found[chosen]
-        errors = mean_std([rmse(member) for member in best[name]])
-        metrics[name] = {**errors, "lr": chosen.split()[1], "val/loss": losses[chosen]}
-        rows += [
-            {"optimizer": key, "seed": m.seed, "val/loss": loss(m), "rmse": rmse(m)}
-            for key, members in found.items()
-            for m in members
-        ]
-    print(table([
-        {"optimizer": name, "lr": m["lr"], "val/loss": m["val/loss"], "RMSE from the curve": m}
-        for name, m in sorted(metrics.items(), key=lambda item: item[1]["mean"])
-    ]))  # fmt: skip
-    curves = {name: [m.curve("val/loss") for m in members] for name, members in best.items()}
-    figures = {
-        "curves": plots.lines(curves, ylabel="validation loss", log="y"),
-        "rmse": plots.strip(
-            {name: [rmse(member) for member in members] for name, members in best.items()},
-            metric="RMSE from the curve",
-            dots="seeds",
-        ),
-    }
-    write_results(folder, metrics, rows=rows, figures=figures)
+def new_fit(optimizer, lr, seed):
+    net = {"hidden": [64, 64], "activation": "tanh"}
+    samples = {"num_samples": args.num_samples, "noise": args.noise}
+    data = CurveDataModule(**samples, batch_size=64, shuffle_seed=seed)
+    return MLPRegressor(1, **net, optimizer=optimizer, lr=lr), data
 
 
-def loss(member: Member) -> float:
-    """Return the best validation loss, infinite if the fit diverged."""
-    return math.inf if member.error or member.best is None else member.best.value
+found = {}
+for name in args.optimizers:
+    found[name] = fit_variants(
+        {
+            f"{name} {lr:g}": lambda seed, name=name, lr=lr: new_fit(name, lr, seed)
+            for lr in RATES[name]
+        },
+        range(args.seed, args.seed + args.num_seeds),
+        args.run_dir,
+        trainer=args.trainer,
+        logger=args.logger,
+    )
 
+# %%
+# The best rate of each
+# ---------------------
+# Its fits are measured by their distance from the curve without noise.
 
-@torch.inference_mode()
-def rmse(member: Member) -> float:
-    """Return the root mean square distance from the curve without noise."""
-    x = np.linspace(CurveDataModule().low, CurveDataModule().high, 401)
-    y = member.model.cpu().eval()(torch.from_numpy(x).float().unsqueeze(1)).squeeze(1).double()
-    return float(np.sqrt(np.mean((y.numpy() - CurveDataModule.function(x)) ** 2)))
+x = np.linspace(-2, 2, 401)
+inputs = torch.from_numpy(x).float().unsqueeze(1)
+best, rows = {}, []
+for name, variants in found.items():
+    for variant, members in variants.items():
+        for member in members:
+            with torch.inference_mode():
+                y = member.model.cpu().eval()(inputs).squeeze(1).double().numpy()
+            row = {"optimizer": name, "lr": variant.split()[1], "seed": member.seed}
+            # A fit that diverged has an error.
+            row["val/loss"] = math.inf if member.error else member.best.value
+            row["rmse"] = np.sqrt(np.mean((y - CurveDataModule.function(x)) ** 2))
+            rows.append(row)
+    mine = [row for row in rows if row["optimizer"] == name]
+    rates = sorted({row["lr"] for row in mine})
+    losses = {lr: [row["val/loss"] for row in mine if row["lr"] == lr] for lr in rates}
+    lr = min(losses, key=lambda lr: np.mean(losses[lr]))
+    errors = [row["rmse"] for row in mine if row["lr"] == lr]
+    best[name] = {"lr": lr, "val/loss": mean_std(losses[lr]), "errors": errors}
+best = dict(sorted(best.items(), key=lambda item: np.mean(item[1]["errors"])))
+metrics = {
+    name: {**mean_std(one["errors"]), "lr": one["lr"], "val/loss": one["val/loss"]}
+    for name, one in best.items()
+}
+print(table([
+    {"optimizer": name, "lr": m["lr"], "val/loss": m["val/loss"]}
+    | {"RMSE from the curve": m}
+    for name, m in metrics.items()
+]))  # fmt: skip
 
+# %%
+# Results
+# -------
 
-if __name__ == "__main__":
-    run_recipe(main)
+curves = {
+    name: [member.curve("val/loss") for member in found[name][f"{name} {one['lr']}"]]
+    for name, one in best.items()
+}
+dots = {name: one["errors"] for name, one in best.items()}
+figures = {
+    "curves": plots.lines(curves, ylabel="validation loss", log="y"),
+    "rmse": plots.strip(dots, metric="RMSE from the curve", dots="seeds"),
+}
+write_results(args.run_dir, metrics, rows=rows, figures=figures)
+
+# %%
+# .. recorded:: optimizers
+#    :figure: curves
+#
+# The bands reach from the lowest to the highest seed. A validation loss of 0.01 is the variance of
+# the noise, which nothing can learn.
+#
+# Exercises
+# ---------
+# 1. Give Adam a quarter of the epochs. Is it still ahead of plain descent after 40?
+#
+# .. dropdown:: Answer
+#
+#    ``--optimizers "[sgd, adam]" --max_epochs 10`` gives 0.084 ± 0.011 for Adam, and plain descent
+#    has 0.227 after 40 epochs. After 10 it has 0.339, nearly that of a constant.
+#
+# 2. Whose best rate is at an end of its list? What does that say about the comparison?
+#
+# .. dropdown:: Answer
+#
+#    Those of nadam (0.006), lion (0.001) and adam (0.01), all at the upper end. A higher rate could
+#    only improve them, so they stay ahead of the others. Their order among themselves is open.
+#
+# 3. Why is the validation loss no good measure of the distance from the curve?
+#
+# .. dropdown:: Answer
+#
+#    It is the mean squared distance plus the variance of the noise, 0.01, give or take what 1,600
+#    samples allow. For nadam 0.034² = 0.0011, which is a tenth of its loss of 0.0112: most of the
+#    number that chooses the rate is noise.

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from dlblocks import __version__
 from dlblocks.cli._commands import help_text
 
-__all__ = ["main", "run_recipe"]
+__all__ = ["main", "recipe_arguments", "run_recipe"]
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -40,3 +41,32 @@ def run_recipe(function: Callable[..., None]) -> None:
     from dlblocks.cli._run import run_function
 
     run_function(function)
+
+
+def recipe_arguments(doc: str | None, **settings: Any) -> Any:
+    """Parse the command line of a recipe that is a script in cells.
+
+    Each setting becomes an argument of the type of its default value. A tuple of texts lists what
+    may be chosen, the first by default. Of the keys of a dictionary several may be chosen, all by
+    default. Besides, each recipe has ``--run_dir``, ``--logger``,
+    ``--fast_dev_run``, ``--accelerator``, ``--devices``, ``--precision`` and ``--seed``.
+
+    Later errors that are the user's are printed in one line.
+
+    Args:
+        doc: The docstring of the script, for ``--help``.
+        settings: Names and default values.
+
+    Returns:
+        The arguments as attributes. ``run_dir`` is a path; by default a new folder
+        ``runs/<script>``, or that of a killed run which can be resumed. ``trainer`` has what
+        concerns Lightning's Trainer, ``max_epochs`` included if it is a setting.
+
+    Example::
+
+        args = recipe_arguments(__doc__, max_epochs=60, optimizer=("sgd", "adam"))
+        trainer = pl.Trainer(**args.trainer)
+    """
+    from dlblocks.cli._recipe import parse
+
+    return parse(doc, settings)

@@ -64,22 +64,28 @@ def _classes_of_working_folder() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Print a mistake of the user in one line, without a traceback.
-
-    This is only for errors that this package raises on purpose, or the construction of a requested
-    class. All others keep their traceback.
-    """
+    """Print a mistake of the user in one line, without a traceback."""
     try:
         yield
-    except (
-        ValueError, TypeError, OSError, FloatingPointError, ModuleNotFoundError,
-        MisconfigurationException,
-    ) as error:  # fmt: skip
-        frames = traceback.extract_tb(error.__traceback__)
-        raisers = ("/dlblocks/", "/jsonargparse/", "/lightning/pytorch/trainer/connectors/")
-        if not any(raiser in frames[-1].filename.replace("\\", "/") for raiser in raisers):
+    except Exception as error:
+        if not is_mistake_of_user(error):
             raise
         # For an argument with several types, the class's own message is buried among others.
         said = re.findall(r"^ *- (?!Expected a )(.+)$", str(error), flags=re.MULTILINE)
         print(f"error: {said[0] if said else error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def is_mistake_of_user(error: BaseException) -> bool:
+    """Return True for errors that this package raises on purpose.
+
+    So are those of the construction of a requested class.
+    """
+    kinds = (
+        ValueError, TypeError, OSError, FloatingPointError, ModuleNotFoundError,
+        MisconfigurationException,
+    )  # fmt: skip
+    frames = traceback.extract_tb(error.__traceback__)
+    raisers = ("/dlblocks/", "/jsonargparse/", "/lightning/pytorch/trainer/connectors/")
+    last = frames[-1].filename.replace("\\", "/")
+    return isinstance(error, kinds) and any(raiser in last for raiser in raisers)

@@ -45,7 +45,7 @@ def fit_variants(
             Python are seeded before each call.
         seeds: The seeds of every variant.
         run_dir: The run folder; ``<variant>/seed-<seed>`` in it has the log of a fit.
-        trainer: Arguments of the Trainer.
+        trainer: Arguments of the Trainer. ``fast_dev_run`` means one epoch of so many batches.
         monitor: The logged metric that chooses the best epoch.
         mode: Whether ``"min"`` or ``"max"`` of it is best.
         logger: Where each fit logs.
@@ -82,7 +82,12 @@ def fit_variants(
                 found[name].append(Member(f"{name}, seed {seed}", *make(seed), seed=seed))
         members = [member for each in found.values() for member in each]
         stacked = StackedFit(
-            members, trainer=trainer, monitor=monitor, mode=mode, folder=folder, on_error="continue"
+            members,
+            trainer=_without_dev_run(trainer),
+            monitor=monitor,
+            mode=mode,
+            folder=folder,
+            on_error="continue",
         )
         progress = FitProgress(len(members), "fit", show=progress_bar)
         stacked.show(StackedBar(progress, len(members)))
@@ -97,6 +102,16 @@ def fit_variants(
                 for used in member.loggers:
                     tracking.finish_logger(used)
     return found
+
+
+def _without_dev_run(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace ``fast_dev_run`` by the limits for which it stands."""
+    arguments = dict(trainer)
+    batches = int(arguments.pop("fast_dev_run", False))
+    if batches:
+        limits = {"limit_train_batches": batches, "limit_val_batches": batches}
+        arguments |= {"max_epochs": 1, "check_val_every_n_epoch": 1, **limits}
+    return arguments
 
 
 def _loggers(logger: str | None, folder: Path, name: str, seed: int) -> list[Any]:

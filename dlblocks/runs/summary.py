@@ -12,7 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from dlblocks import tracking
-from dlblocks._files import SUMMARY, is_rank_zero, read_json, write_json, write_rows
+from dlblocks._files import (
+    SUMMARY,
+    is_rank_zero,
+    read_record,
+    write_json,
+    write_record,
+    write_rows,
+)
 from dlblocks.runs._figures import save_figures
 from dlblocks.runs._tables import block, number
 
@@ -94,7 +101,7 @@ def write_results(
 
 
 def add_to_summary(run_dir: str | PathLike[str], metrics: Mapping[str, float], **more: Any) -> None:
-    """Add metrics to the ``summary.json`` that a fit has written.
+    """Add metrics to the ``summary.json`` of a fit or cross-validation.
 
     Args:
         run_dir: The run folder.
@@ -102,9 +109,10 @@ def add_to_summary(run_dir: str | PathLike[str], metrics: Mapping[str, float], *
         more: Further entries, such as ``baselines=…``.
     """
     path = Path(run_dir) / SUMMARY
-    summary = read_json(path, "It is written by fit_and_test.")
+    summary = read_record(path, "it is written by fit_and_test and cross_validate")
     summary["metrics"] |= {name: {"mean": value} for name, value in metrics.items()}
-    write_json(path, summary | more)
+    files = [path.parent / name for name in summary.pop("files", {})]
+    write_record(path, summary | more, files)
 
 
 def _cell(value: Any) -> str:

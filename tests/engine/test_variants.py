@@ -66,3 +66,10 @@ def test_each_fit_logs(found):
 def test_nothing_to_fit_is_refused(variants, seeds, tmp_path):
     with pytest.raises(ValueError, match="at least one"):
         fit_variants(variants, seeds, tmp_path, **SETTINGS)
+
+
+def test_a_dev_run_is_one_epoch_of_one_batch(tmp_path):
+    trainer = {"max_epochs": 5, "accelerator": "cpu", "fast_dev_run": True}
+    settings = {**SETTINGS, "trainer": {**trainer, "check_val_every_n_epoch": 5}}
+    (member,) = fit_variants({"a": with_rate(0.05)}, [3], tmp_path, **settings)["a"]
+    assert (member.steps, member.epochs, len(member.curve("val/loss"))) == (1, 1, 1)

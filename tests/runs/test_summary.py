@@ -8,7 +8,8 @@ import statistics
 import pytest
 
 from dlblocks import plots
-from dlblocks.runs import mean_std, table, write_results
+from dlblocks._files import check_files, read_record, write_record
+from dlblocks.runs import add_to_summary, mean_std, table, write_results
 
 
 def test_mean_and_standard_deviation_leave_nan_out():
@@ -45,3 +46,16 @@ def test_results_lie_in_the_run_folder(tmp_path, capsys):
     with (tmp_path / "results.csv").open(newline="") as file:
         assert [row["note"] for row in csv.DictReader(file)] == ["", "best"]
     assert (tmp_path / "figures" / "losses.png").is_file()
+
+
+def test_a_summary_with_additions_still_fits_its_checksums(tmp_path):
+    path = tmp_path / "summary.json"
+    (tmp_path / "history.csv").write_text("epoch,loss")
+    write_record(path, {"metrics": {"a": {"mean": 1.0}}}, [tmp_path / "history.csv"])
+    add_to_summary(tmp_path, {"b": 2.0}, baselines={"SVM": {"a": 0.5}})
+    found = read_record(path, "cure")
+    assert found["metrics"] == {"a": {"mean": 1.0}, "b": {"mean": 2.0}}
+    assert found["baselines"] == {"SVM": {"a": 0.5}}
+    (tmp_path / "history.csv").write_text("epoch")
+    with pytest.raises(ValueError, match=r"history\.csv is damaged"):
+        check_files(path, found, "cure")

@@ -1,0 +1,47 @@
+"""Sphinx directive ``.. recorded:: NAME``: what a page printed when it ran in full, and a figure.
+
+The records are made by ``python docs/record.py``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+from docutils import nodes
+from docutils.parsers.rst import Directive, directives
+
+FOLDER = Path(__file__).parent.parent / "recorded"
+
+
+class Recorded(Directive):
+    """Show the record of a page."""
+
+    required_arguments = 1
+    option_spec: ClassVar = {"figure": directives.unchanged_required}
+
+    def run(self) -> list[nodes.Node]:
+        name = self.arguments[0]
+        file = FOLDER / f"{name}.json"
+        if not file.exists():
+            raise self.error(f"{file} does not exist; run `python docs/record.py {name}`.")
+        self.state.document.settings.record_dependencies.add(str(file))
+        found = json.loads(file.read_text(encoding="utf-8"))
+        versions = ", ".join(f"{key} {value}" for key, value in found["versions"].items())
+        said = (
+            f"The page in full: {found['cpu_seconds']} s of processor time on one thread of "
+            f"{found['hardware']} ({versions}; {found['date']})."
+        )
+        shown: Any = nodes.literal_block(found["output"], found["output"], language="none")
+        image = nodes.image(
+            uri=f"/recorded/{name}.png", alt=f"Figure of {name}: {self.options['figure']}"
+        )
+        # Under title, so that the search finds no numbers of other machines without their place.
+        return [nodes.paragraph("", said), shown, nodes.figure("", image)]
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Register the directive."""
+    app.add_directive("recorded", Recorded)
+    return {"parallel_read_safe": True}

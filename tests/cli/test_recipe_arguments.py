@@ -1,0 +1,101 @@
+"""Arguments of recipes that are scripts in cells."""
+
+import subprocess
+import sys
+
+import pytest
+
+from dlblocks.cli import recipe_arguments
+
+SCRIPT = '''
+"""
+A title
+=======
+
+How many?
+
+.. math:: x^2
+   + 1
+
+Result: two.
+"""
+from dlblocks.cli import recipe_arguments
+from dlblocks.models import MLPClassifier
+
+args = recipe_arguments(__doc__, max_epochs=6, hidden=[8, 8], kind=("mlp", "cnn"), noise=0.5)
+print(args.hidden, args.kind, args.noise, args.run_dir, sorted(args.trainer.items()))
+MLPClassifier(4, 2, hidden=args.hidden, optimizer="adm") if args.seed else 1 / 0
+'''
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+
+    def parse(*argv, **settings):
+        monkeypatch.setattr(sys, "argv", ["recipes/some.py", *argv])
+        return recipe_arguments("Some.", **settings)
+
+    return parse
+
+
+def test_settings_have_the_type_of_their_default(parse, tmp_path):
+    flags = ["--lr=1", "--hidden=[3]", "--kind=cnn", "--fast_dev_run", "--seed=4", "--devices=2"]
+    settings = {"lr": 0.1, "hidden": [8, 8], "kind": ("mlp", "cnn"), "max_epochs": 7}
+    args = parse(*flags, **settings)
+    assert (args.lr, type(args.lr), args.hidden, args.kind, args.seed) == (
+        1.0,
+        float,
+        [3],
+        "cnn",
+        4,
+    )
+    assert args.trainer == {
+        "max_epochs": 7,
+        "accelerator": "auto",
+        "devices": 2,
+        "precision": "32-true",
+        "fast_dev_run": True,
+    }
+    assert args.run_dir.as_posix() == "runs/some"
+    assert parse(**settings).kind == "mlp"
+    assert "max_epochs" not in parse().trainer
+    methods = {"none": 1, "early stopping": 2, "mixup": 3}
+    assert parse(methods=methods).methods == list(methods)
+    chosen = parse("--methods=[early stopping, none]", methods=methods).methods
+    assert chosen == ["early stopping", "none"]
+
+
+@pytest.mark.parametrize(
+    "flag, says",
+    [
+        ("--kind=rnn", "kind: 'rnn' is not known; did you mean 'cnn'? Choose from: mlp, cnn."),
+        ("--lrr=1", "'lrr' is not known; did you mean 'lr'?"),
+        ("--methods=[none, mixop]", "'mixop' is not known; did you mean 'mixup'?"),
+        ("--lr=fast", "lr: expected float, got 'fast'."),
+    ],
+)
+def test_wrong_arguments_are_named(parse, capsys, flag, says):
+    with pytest.raises(SystemExit) as end:
+        parse(flag, lr=0.1, kind=("mlp", "cnn"), methods={"none": 1, "mixup": 2})
+    assert end.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_script_has_help_and_plain_errors(tmp_path):
+    script = tmp_path / "some.py"
+    script.write_text(SCRIPT.lstrip())
+
+    def run(*flags):
+        return subprocess.run(
+            [sys.executable, script, *flags], capture_output=True, text=True, cwd=tmp_path
+        )
+
+    helped = run("--help").stdout
+    assert "How many?" in helped and "Result: two." in helped and "default: [8, 8]" in helped
+    assert "math" not in helped and "=====" not in helped
+    mistake = run("--seed=1")  # of the user
+    assert mistake.stdout.startswith("[8, 8] mlp 0.5 runs/some [('accelerator', 'auto')")
+    assert mistake.stderr.startswith("error: ") and "did you mean 'adam'" in mistake.stderr
+    assert "Traceback" not in mistake.stderr and mistake.returncode == 2
+    assert "ZeroDivisionError" in run().stderr  # a fault of the script
