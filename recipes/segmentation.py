@@ -96,6 +96,7 @@ few = 2 if args.trainer["fast_dev_run"] else 100  # scenes of 1,600 pixels
 
 
 def neighbours(scenes):
+    """Return the 9×9 pixels around each pixel, shape (N · H · W, 81)."""
     return unfold(scenes.float(), 9, padding=4).transpose(1, 2).flatten(0, 1)
 
 
