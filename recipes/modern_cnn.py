@@ -14,7 +14,10 @@ GoogLeNet and DenseNet-121 take more time: ``--archs '[alexnet, vgg11_bn, google
 densenet121]'``. Stems are small: the first convolution has stride 1, and the poolings behind it are
 left out. The 1,797 digits of 8×8 pixels are cross-validated in three folds, for two epochs each.
 
-Result: accuracy of AlexNet 0.9, VGG-11 0.9 and ResNet-18 0.9.
+Result: with ``--max_epochs 4`` AlexNet has an accuracy of 0.913, VGG-11 0.973, GoogLeNet 0.983,
+ResNet-18 0.972 and DenseNet-121 0.988 (one thread, torch 2.14). No step from one net to the next is
+shown to be a gain: all intervals of the differences contain 0. The shorter run of this page is not
+measured yet.
 
 Papers: Krizhevsky, Sutskever and Hinton, *ImageNet classification with deep convolutional neural
 networks*, 2012; Simonyan and Zisserman, *Very deep convolutional networks for large-scale image
@@ -155,7 +158,13 @@ write_results(
 # .. recorded:: modern_cnn
 #    :figure: accuracy
 #
-# READS
+# Each dot is a fold; a diamond is the mean.
 #
 # Exercises
 # ---------
+# 1. Which share of the parameters of the stock nets, with 1,000 classes, is in linear layers?
+#
+# .. dropdown:: Answer
+#
+#    AlexNet: 58.6 of 61.1 million. VGG-11: 123.6 of 132.9. ResNet-18: 0.5 of 11.7. GoogLeNet: 1.0 of
+#    6.6. DenseNet-121: 1.0 of 8.0. The later nets average the last map over its positions.

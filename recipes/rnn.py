@@ -114,7 +114,23 @@ write_results(
 # .. recorded:: rnn
 #    :figure: accuracy
 #
-# READS
+# Each dot is a fold; a diamond is the mean.
 #
 # Exercises
 # ---------
+# 1. How many parameters have the three nets, and why are they in these proportions?
+#
+# .. dropdown:: Answer
+#
+#    LSTM 138,506, GRU 104,202, vanilla RNN 35,594. An LSTM has four pairs of matrices *W* and *U*
+#    (three gates and the new state), a GRU three, a vanilla RNN one.
+#
+# 2. The package aeon has 640 utterances of Japanese vowels by nine speakers, 7 to 29 steps of 12
+#    values, 270 of them for training. Read them into lists of arrays (T, 12) for `ArrayDataModule`.
+#    Does an LSTM (one layer of 128, ``readout="mean"``, dropout 0.5) name the speaker better than
+#    logistic regression on mean, standard deviation, first and last step?
+#
+# .. dropdown:: Answer
+#
+#    No. Over five seeds it has 0.9757 ± 0.0038, logistic regression 0.9838, and the nearest
+#    neighbour 0.9649.

@@ -14,7 +14,10 @@ values:
 Both get the 1,797 digits of 8×8 pixels, the same three folds and small random shifts, rotations and
 scales.
 
-Result: accuracy over three folds 0.98 ± 0.01.
+Result: with five folds, three blocks, 40 epochs and averaged weights the Transformer over rows had
+an accuracy of 0.9844 ± 0.0050 and the ViT 0.9761 ± 0.0158; an RBF SVM 0.9883 ± 0.0050 and logistic
+regression 0.9688 ± 0.0120 (two CPU cores, torch 2.14). The shorter run of this page is not measured
+yet.
 
 Papers: Vaswani et al., *Attention is all you need*, 2017; Dosovitskiy et al., *An image is worth
 16×16 words*, 2021.
@@ -126,7 +129,14 @@ write_results(
 # .. recorded:: transformer
 #    :figure: patches
 #
-# READS
+# The figure shows where the ViT looks: dark patches count for little.
 #
 # Exercises
 # ---------
+# 1. How many weights has an attention map of one head with patches of 1, 2 and 4 pixels, and how
+#    many parameters has the ViT?
+#
+# .. dropdown:: Answer
+#
+#    64², 16² and 4²: 4,096, 256 and 16 weights. The parameters hardly differ: 104,970, 102,090 and
+#    102,090. Attention itself has none that depend on the number of tokens.
