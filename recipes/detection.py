@@ -15,9 +15,9 @@ overlaps 0.5, 0.55, … 0.95, is
 Scenes of 40×40 pixels have one to four real digits among scraps of others. 800 of them train and
 validate; no digit of the 300 test scenes is in them.
 
-Result: with ``--num_scenes 1600 --max_epochs 18`` FCOS has mAP 0.767, and 0.998 at IoU 0.5 (one run,
-torch 2.14). The shorter run of this page is not measured yet. Bright blobs that a random forest
-classifies have 0.903, and 0.917 at IoU 0.5: boxes are drawn around bright blobs.
+Result: with ``--num_scenes 1600 --max_epochs 18`` FCOS has mAP 0.767, and 0.998 at IoU 0.5 (one
+run, torch 2.14). The shorter run of this page is not measured yet. Bright blobs that a random
+forest classifies have 0.903, and 0.917 at IoU 0.5: boxes are drawn around bright blobs.
 
 Paper: Tian, Shen, Chen and He, *FCOS: a simple and strong anchor-free object detector*, 2020.
 """

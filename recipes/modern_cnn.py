@@ -166,5 +166,5 @@ write_results(
 #
 # .. dropdown:: Answer
 #
-#    AlexNet: 58.6 of 61.1 million. VGG-11: 123.6 of 132.9. ResNet-18: 0.5 of 11.7. GoogLeNet: 1.0 of
-#    6.6. DenseNet-121: 1.0 of 8.0. The later nets average the last map over its positions.
+#    AlexNet: 58.6 of 61.1 million. VGG-11: 123.6 of 132.9. ResNet-18: 0.5 of 11.7. GoogLeNet: 1.0
+#    of 6.6. DenseNet-121: 1.0 of 8.0. The later nets average the last map over its positions.

@@ -129,7 +129,7 @@ write_results(
 # .. recorded:: transformer
 #    :figure: patches
 #
-# The figure shows where the ViT looks: dark patches count for little.
+# The figure shows how much the ViT attends to each patch.
 #
 # Exercises
 # ---------
