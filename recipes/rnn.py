@@ -17,7 +17,9 @@ An LSTM keeps a second state, with gates for what is forgotten, added and shown.
 1,797 digits of 8×8 pixels is a sequence of eight rows, which two layers read from above and from
 below. All nets get the same three folds, settings and small random shifts, rotations and scales.
 
-Result: accuracy over three folds 0.98 ± 0.01.
+Result: accuracy over three folds 0.9855 ± 0.0059 of the GRU, 0.9699 ± 0.0044 of the LSTM and 0.9304
+± 0.0114 of the vanilla RNN. The nearest neighbour has 0.9866 ± 0.0044 and logistic regression
+0.9633 ± 0.0073.
 
 Papers: Elman, *Finding structure in time*, 1990; Hochreiter and Schmidhuber, *Long short-term
 memory*, 1997; Cho et al., *Learning phrase representations using RNN encoder-decoder*, 2014.
@@ -114,7 +116,8 @@ write_results(
 # .. recorded:: rnn
 #    :figure: accuracy
 #
-# Each dot is a fold; a diamond is the mean.
+# Each dot is a fold; a diamond is the mean. All folds of the vanilla RNN lie below those of the nets
+# with gates. It also has the fewest parameters, see below, and 20 epochs are short.
 #
 # Exercises
 # ---------

@@ -3,6 +3,7 @@
 import importlib.util
 import runpy
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +99,8 @@ def modern_cnn(tmp_path_factory):
     page = str(ROOT / "recipes" / "modern_cnn.py")
     folder = tmp_path_factory.mktemp("modern_cnn") / "run"
     flags = ["--archs=[resnet18]", "--fast_dev_run", f"--run_dir={folder}", "--accelerator=cpu"]
-    with pytest.MonkeyPatch.context() as patched:
+    with pytest.MonkeyPatch.context() as patched, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Lightning, in a run of one batch
         patched.setattr(sys, "argv", [page, *flags])
         patched.setattr(sys, "excepthook", sys.excepthook)
         return runpy.run_path(page)
