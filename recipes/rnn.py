@@ -116,8 +116,8 @@ write_results(
 # .. recorded:: rnn
 #    :figure: accuracy
 #
-# Each dot is a fold; a diamond is the mean. All folds of the vanilla RNN lie below those of the nets
-# with gates. It also has the fewest parameters, see below, and 20 epochs are short.
+# Each dot is a fold; a diamond is the mean. All folds of the vanilla RNN lie below those of the
+# nets with gates. It also has fewer parameters and a lower rate, and 20 epochs are short.
 #
 # Exercises
 # ---------
