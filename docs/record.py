@@ -23,11 +23,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageChops
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs" / "recorded"
 WIDTH = 800  # pixels of a figure at most
+LOSS = 64  # of 255: the change of a pixel from which on a palette is refused
 # Progress bars and messages of Lightning.
 NOISE = re.compile(
     r"it/s|\r|^GPU available|^TPU available|Tip: For|`Trainer\.|^Loading `|^Seed set"
@@ -95,7 +96,10 @@ def shrink(source: Path, target: Path) -> None:
     with Image.open(source) as image:
         small = image.convert("RGB")
         small.thumbnail((WIDTH, 2 * WIDTH))
-        small.quantize(128, dither=Image.Dither.NONE).save(target, optimize=True)
+        few = small.quantize(128, dither=Image.Dither.NONE)
+        change = ImageChops.difference(small, few.convert("RGB")).getextrema()
+        # A palette may lose a colour of few pixels, such as that of a class.
+        (few if max(high for _, high in change) < LOSS else small).save(target, optimize=True)
 
 
 def main() -> None:

@@ -1,90 +1,131 @@
-"""One fit of a convolutional net on handwritten digits: validation, test, figures.
+r"""
+Convolutional net
+=================
 
-Result: test accuracy 0.9972 (seed 0, one run, 359 test samples), 14 s (two CPU cores,
-torch 2.15, lightning 2.6.6).
+What does a convolutional net gain on small images of handwritten digits?
+
+Each of its layers moves a small filter over the image, so that it finds a stroke wherever it is:
+
+.. math:: h_{i+1}[c, y, x] = \operatorname{relu}\left(b_c + \sum_{c', u, v} W[c, c', u, v] \,
+   h_i[c', y + u, x + v]\right)
+
+The 1,797 digits of 8×8 pixels are split once into training, validation and test samples. Training
+images are shifted, rotated and scaled a little. The epoch with the lowest validation loss is
+tested.
+
+Result: test accuracy 0.9944 (95 % interval 0.9799 … 0.9985), of 359 test samples; an RBF SVM has
+0.9833 and logistic regression 0.9638.
+
+Paper: LeCun, Bottou, Bengio and Haffner, *Gradient-based learning applied to document recognition*,
+1998.
 """
 
-from __future__ import annotations
-
-from typing import Literal
+# %%
+# Settings and data
+# -----------------
 
 from lightning.pytorch import seed_everything
-from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping
+from scipy.stats import binomtest
+from sklearn.linear_model import LogisticRegression
+from sklearn.svm import SVC
 
 from dlblocks.callbacks import Augment
-from dlblocks.cli import run_recipe
+from dlblocks.cli import recipe_arguments
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import CNNClassifier
-from dlblocks.runs import fit_and_test, is_rank_zero, next_run_dir
+from dlblocks.runs import add_to_summary, fit_and_test, is_rank_zero
 
+args = recipe_arguments(__doc__, channels=[32, 64], augment=True, lr=0.01, max_epochs=30)
+seed_everything(args.seed, workers=True, verbose=False)
+data = DigitsDataModule(split_seed=args.seed, shuffle_seed=args.seed)
 
-def main(
-    channels: list[int] = [32, 64],  # noqa: B006 - only read
-    augment: bool = True,
-    max_epochs: int = 30,
-    patience: int = 12,
-    lr: float = 0.01,
-    run_dir: str | None = None,
-    logger: Literal["csv", "wandb", "tensorboard", "none"] = "csv",
-    fast_dev_run: bool = False,
-    accelerator: str = "auto",
-    devices: int | str = "auto",
-    precision: str = "32-true",
-    seed: int = 0,
-) -> None:
-    """One fit of a convolutional net on handwritten digits: validation, test, figures.
+# %%
+# Model and fit
+# -------------
+# Each block has two convolutions of 3×3 pixels and halves the image. The head sees all that is
+# left, 64 channels of 2×2 pixels.
 
-    Args:
-        channels: Channels of each block.
-        augment: Small random shifts, rotations and scales of the training images.
-        max_epochs: Epochs at most.
-        patience: Stop after so many epochs without a better validation loss.
-        lr: Peak of the one-cycle learning rate.
-        run_dir: Where everything goes; by default runs/cnn, or runs/cnn-2 and so on.
-        logger: Where to log.
-        fast_dev_run: One batch of everything, to see that it runs.
-        accelerator: What to train on, as for Lightning's Trainer.
-        devices: How many of them, as for Lightning's Trainer.
-        precision: Numeric precision, as for Lightning's Trainer.
-        seed: Seed of split, initialisation and augmentation.
-    """
-    seed_everything(seed, workers=True, verbose=False)
-    folder = run_dir or next_run_dir("runs/cnn")
-    datamodule = DigitsDataModule(split_seed=seed, shuffle_seed=seed)
-    model = CNNClassifier(
-        in_channels=1,
-        num_classes=10,
-        channels=channels,
-        convs_per_block=2,
-        head="flatten",
-        image_size=8,
-        optimizer="adamw",
-        lr=lr,
-        weight_decay=0.02,
-        lr_schedule="one_cycle",
-    )
-    callbacks: list[Callback] = [EarlyStopping("val/loss", patience=patience)]
-    if augment:
-        callbacks.append(Augment(translation=0.1, rotation=10.0, scale=(0.9, 1.1), seed=seed))
-    metrics = fit_and_test(
-        model,
-        datamodule,
-        callbacks=callbacks,
-        trainer={
-            "max_epochs": max_epochs,
-            "accelerator": accelerator,
-            "devices": devices,
-            "precision": precision,
-            "fast_dev_run": fast_dev_run,
-        },
-        logger=logger,
-        run_dir=folder,
-    )
-    if is_rank_zero():
-        for name, value in metrics.items():
-            print(f"{name:<24}{value:.4f}")
-        print(f"Everything is in {folder}: summary.json, history.csv, checkpoints/, figures/.")
+model = CNNClassifier(
+    in_channels=1,
+    num_classes=10,
+    channels=args.channels,
+    convs_per_block=2,
+    head="flatten",
+    image_size=8,
+    optimizer="adamw",
+    lr=args.lr,
+    weight_decay=0.02,
+    lr_schedule="one_cycle",
+)
+stop = EarlyStopping("val/loss", patience=12)
+augment = Augment(translation=0.1, rotation=10.0, scale=(0.9, 1.1), seed=args.seed)
+metrics = fit_and_test(
+    model,
+    data,
+    callbacks=[stop, augment] if args.augment else [stop],
+    trainer=args.trainer,
+    logger=args.logger,
+    run_dir=args.run_dir,
+)
 
+# %%
+# Result
+# ------
+# The others get the same training samples, as rows of 64 pixels.
 
-if __name__ == "__main__":
-    run_recipe(main)
+images, labels, _ = data.arrays("train")
+test_images, test_labels, _ = data.arrays("test")
+others = {
+    "RBF SVM": SVC(C=10, gamma=0.001 * 16**2 / 255**2),
+    "logistic regression": LogisticRegression(max_iter=5000),
+}
+scores = {"CNN": metrics["test/accuracy"]}
+for name, machine in others.items():
+    machine.fit(images.flatten(1), labels)
+    scores[name] = machine.score(test_images.flatten(1), test_labels)
+if is_rank_zero():
+    for name, score in scores.items():
+        right = binomtest(round(score * len(test_labels)), len(test_labels))
+        low, high = right.proportion_ci(method="wilson")
+        print(f"{name:<20} {score:.4f} ({low:.4f} … {high:.4f})")
+    beside = {name: {"test/accuracy": scores[name]} for name in others}
+    add_to_summary(args.run_dir, {}, baselines=beside)
+    print(f"Everything is in {args.run_dir}: summary.json, checkpoints/, figures/.")
+
+# %%
+# .. recorded:: cnn
+#    :figure: hardest
+#
+# The figure shows the test images with the lowest probability of the true class: two eights are
+# taken for a 3 and a 7.
+#
+# Exercises
+# ---------
+# 1. What does the net score without augmentation?
+#
+# .. dropdown:: Answer
+#
+#    ``--augment=false`` gives 0.9861 (0.9678 … 0.9940). The intervals overlap; to show a gain takes
+#    more than 359 test images.
+#
+# 2. Move the test images to the right by one pixel: ``torch.roll(test_images, 1, dims=3)``. What do
+#    ``model`` and the other two score?
+#
+# .. dropdown:: Answer
+#
+#    The CNN has 0.9833, the SVM 0.5348 and logistic regression 0.4123. A filter finds a stroke at
+#    any place, and the shifts of augmentation help: without augmentation the CNN has 0.8384.
+#
+# 3. Permute the 64 pixels of all images in the same way, without augmentation, before the fit. Who
+#    minds?
+#
+#    .. code-block:: python
+#
+#       order = torch.randperm(64)
+#       data.source.inputs = data.source.inputs.flatten(1)[:, order].view(-1, 1, 8, 8)
+#
+# .. dropdown:: Answer
+#
+#    The CNN falls from 0.9861 to 0.9694: neighbours are no longer neighbours, and its filters find
+#    no strokes. The other two do not know which pixels are neighbours, so their scores stay.

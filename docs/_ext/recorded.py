@@ -11,8 +11,10 @@ from typing import Any, ClassVar
 
 from docutils import nodes
 from docutils.parsers.rst import Directive, directives
+from PIL import Image, ImageOps
 
 FOLDER = Path(__file__).parent.parent / "recorded"
+THUMBNAIL = (400, 280)  # pixels
 
 
 class Recorded(Directive):
@@ -41,7 +43,17 @@ class Recorded(Directive):
         return [nodes.paragraph("", said), shown, nodes.figure("", image)]
 
 
+def write_thumbnails(app: Any) -> None:
+    """Give each page of the gallery its recorded figure as thumbnail."""
+    for file in (Path(app.srcdir) / "gallery" / "images" / "thumb").glob("sphx_glr_*_thumb.png"):
+        figure = FOLDER / f"{file.name[len('sphx_glr_') : -len('_thumb.png')]}.png"
+        if figure.exists():
+            with Image.open(figure) as image:
+                ImageOps.pad(image.convert("RGB"), THUMBNAIL, color="white").save(file)
+
+
 def setup(app: Any) -> dict[str, bool]:
-    """Register the directive."""
+    """Register the directive and the thumbnails."""
     app.add_directive("recorded", Recorded)
+    app.connect("builder-inited", write_thumbnails, priority=900)  # sphinx-gallery writes its own
     return {"parallel_read_safe": True}
