@@ -17,6 +17,7 @@ from dlblocks.callbacks import ExactResume, InputNoise, MixUp
 from dlblocks.crossval import cross_validate
 from dlblocks.data import ArrayDataModule, DigitsDataModule
 from dlblocks.models import GAN, VAE, Diffusion, FlowMatching, PixelAutoregressive, load
+from dlblocks.models._image_checks import check_values
 from dlblocks.models._noise import BatchNoise, Noise
 from dlblocks.models.generative import AveragedNet
 from dlblocks.runs import fit_and_test
@@ -317,7 +318,7 @@ def test_images_from_0_to_1_need_their_max_value(make_trainer):
     loader = DataLoader(torch.rand(8, 1, 2, 2), batch_size=4)
     with pytest.raises(ValueError, match=r"from 0 to 0\.\d+, but max_value=255; set max_value=1"):
         make_trainer(limit_val_batches=0).fit(model, loader, loader)
-    model.check_values(model.preprocess(torch.ones(2, 1, 2, 2)))  # whole numbers of 0 … 255
+    check_values(model.preprocess(torch.ones(2, 1, 2, 2)), model.levels, model.max_value)  # whole numbers of 0 … 255
 
 
 @pytest.mark.parametrize("weighted", [False, True])
