@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
 
@@ -61,3 +63,34 @@ def check_labels(labels: Any, num_classes: int) -> Tensor:
             f"num_classes={num_classes}."
         )
     return labels.long()
+
+
+def check_monitors(trainer: pl.Trainer, name: str, measure: str, *, is_slow: bool) -> None:
+    """Raise a `ValueError` if a callback waits for a score that the fit does not log.
+
+    Lightning finds out after the first epoch, or without validation not at all.
+
+    Args:
+        trainer: The Trainer of the fit, whose loaders are known.
+        name: Class of the model.
+        measure: The model's score of an image.
+        is_slow: Whether a fit leaves it out.
+    """
+    logged = {"val/loss"} if is_slow else {"val/loss", f"val/{measure}"}
+    for callback in vars(trainer)["callbacks"]:
+        monitor = getattr(callback, "monitor", None)
+        if not isinstance(callback, (EarlyStopping, ModelCheckpoint)) or not monitor:
+            continue
+        who = f"{type(callback).__name__} monitors {monitor!r}"
+        if monitor.startswith("val/") and not sum(trainer.num_val_batches):
+            raise ValueError(
+                f"{who}, but the fit has no validation; set val_fraction of the datamodule and not "
+                "limit_val_batches=0, or monitor 'train/loss'."
+            )
+        if monitor in ("val/bits_per_dim", "val/energy_score") and monitor not in logged:
+            why = "has no such score"
+            if monitor == f"val/{measure}":
+                why = "takes too long over it for every epoch, and computes it in Trainer.validate"
+            raise ValueError(
+                f"{who}, but {name} {why}; monitor {' or '.join(map(repr, sorted(logged)))}."
+            )

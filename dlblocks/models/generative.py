@@ -14,7 +14,12 @@ from torchmetrics import Metric, MetricCollection
 
 from dlblocks._errors import check_range
 from dlblocks._lightning import trainer_of
-from dlblocks.models._image_checks import check_image_shape, check_labels, check_values
+from dlblocks.models._image_checks import (
+    check_image_shape,
+    check_labels,
+    check_monitors,
+    check_values,
+)
 from dlblocks.models._inputs import with_prepared_inputs
 from dlblocks.models._noise import AnyNoise, BatchNoise, Noise
 from dlblocks.models._sampling import Sampler
@@ -104,6 +109,10 @@ class GenerativeModel(Sampler):
         """
         raise NotImplementedError(f"{type(self).__name__} must define losses.")
 
+    @classmethod
+    def _instead_of(cls, name: str) -> str:
+        return f"override make_{name} in a subclass"
+
     def make_task(self) -> GenerativeTask:
         """Create the task, which names the score of an image."""
         return GenerativeTask()
@@ -171,6 +180,9 @@ class GenerativeModel(Sampler):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         self._known_stages = set()
+
+    def on_train_start(self) -> None:
+        check_monitors(self.trainer, type(self).__name__, self.measure, is_slow=self.slow_scores)
 
     def _entries(self, batch: Any) -> tuple[Tensor, Any, Tensor | None]:
         """Return images, labels and weights of a batch."""
