@@ -26,8 +26,7 @@ from dlblocks import plots
 from dlblocks.cli import run_recipe
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import Diffusion
-from dlblocks.models.sample_quality import judge_model
-from dlblocks.runs import add_to_summary, fit_and_test, is_rank_zero, next_run_dir, table
+from dlblocks.runs import fit_and_judge, is_rank_zero, next_run_dir
 
 STRIP = [1, 2, 3, 5, 10, 20]  # steps of the samplers that are drawn
 
@@ -84,9 +83,17 @@ def main(
         weight_decay=0.01,
         lr_schedule="one_cycle",
     )
-    metrics = fit_and_test(
+    few = min(20, timesteps)
+    samplers: dict[str, dict[str, Any]] = {
+        f"DDIM, {few} steps": {"steps": few},
+        f"DDPM, {timesteps} steps": {"method": "ddpm"},
+        f"DDIM, guidance {guidance:g}": {"steps": few, "guidance": guidance},
+    }
+    fit_and_judge(
         model,
         data,
+        samplers=samplers,
+        num_samples=num_samples,
         trainer={
             "max_epochs": max_epochs,
             "accelerator": accelerator,
@@ -98,37 +105,11 @@ def main(
         run_dir=folder,
     )
     if is_rank_zero():
-        count = 100 if fast_dev_run else num_samples
-        report(model.cpu(), data, folder, count, guidance)
-        for key, value in metrics.items():
-            print(f"{key:<24}{value:.4f}")
+        steps = [count for count in STRIP if count <= timesteps]
+        rows = torch.cat([model.sample(10, range(10), steps=count) for count in steps])
+        said = np.array([f"{count} steps" for count in steps for _ in range(10)])
+        plots.save(plots.batch(rows, said), Path(folder) / "figures" / "steps.png")
         print(f"Everything is in {folder}: summary.json, history.csv, checkpoints/, figures/.")
-
-
-def report(
-    model: Diffusion, data: DigitsDataModule, folder: str | Path, num_samples: int, guidance: float
-) -> None:
-    """Draw samples, and judge those of several samplers."""
-    digits = torch.arange(10)
-    steps = [count for count in STRIP if count <= model.timesteps]
-    rows = torch.cat([model.sample(10, digits, steps=count) for count in steps])
-    said = np.array([f"{count} steps" for count in steps for _ in range(10)])
-    plots.save(plots.batch(rows, said), Path(folder) / "figures" / "steps.png")
-    most = min(20, model.timesteps)
-    samplers: dict[str, dict[str, Any]] = {
-        f"DDIM, {most} steps": {"steps": most},
-        f"DDPM, {model.timesteps} steps": {"method": "ddpm"},
-        f"DDIM, guidance {guidance:g}": {"steps": most, "guidance": guidance},
-    }
-    judged = {
-        name: judge_model(model, data, num_samples, **options)[1]
-        for name, options in samplers.items()
-    }
-    print(table([{"sampler": name, **found} for name, found in judged.items()]))
-    add_to_summary(
-        folder,
-        {f"{name}/{key}": v for name, found in judged.items() for key, v in found.items()},
-    )
 
 
 if __name__ == "__main__":

@@ -15,18 +15,14 @@ given the class, worse than histograms of the pixels of each class (2.23). Now 8
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from lightning.pytorch import seed_everything
 
-from dlblocks import plots
 from dlblocks.cli import run_recipe
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import FlowMatching
-from dlblocks.models.sample_quality import baselines_of, judge_model
-from dlblocks.runs import add_to_summary, fit_and_test, is_rank_zero, next_run_dir
+from dlblocks.runs import fit_and_judge, is_rank_zero, next_run_dir
 
 
 def main(
@@ -84,9 +80,15 @@ def main(
         lr_schedule="one_cycle",
         **small,
     )
-    metrics = fit_and_test(
+    samplers: dict[str, dict[str, Any]] = {
+        f"{count} Euler steps": {"steps": count, "method": "euler"} for count in (5, 50)
+    }
+    samplers = {"samples": {"guidance": guidance}} | ({} if fast_dev_run else samplers)
+    fit_and_judge(
         model,
         data,
+        samplers=samplers,
+        num_samples=num_samples,
         trainer={
             "max_epochs": max_epochs,
             "accelerator": accelerator,
@@ -98,19 +100,6 @@ def main(
         run_dir=folder,
     )
     if is_rank_zero():
-        samples, found = judge_model(model.cpu(), data, num_samples, guidance=guidance)
-        digits = np.arange(40) % 10
-        plots.save(plots.batch(samples[:40], digits), Path(folder) / "figures" / "samples.png")
-        simple = {name: float(each.mean()) for name, each in baselines_of(model, data).items()}
-        add_to_summary(
-            folder,
-            {f"samples/{name}": value for name, value in found.items()},
-            baselines={name: {"test/bits_per_dim": value} for name, value in simple.items()},
-        )
-        # An image without its class needs the code of one of ten classes at most.
-        simple["class and image"] = metrics["test/bits_per_dim"] + np.log2(10) / 64
-        for name, value in (metrics | found | simple).items():
-            print(f"{name:<24}{value:.4f}")
         print(f"Everything is in {folder}: summary.json, history.csv, checkpoints/, figures/.")
 
 

@@ -12,18 +12,14 @@ digits in 77 % of cases. The energy score of validation digits is 0.141. The non
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from lightning.pytorch import seed_everything
 
-from dlblocks import plots
 from dlblocks.cli import run_recipe
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import GAN
-from dlblocks.models.sample_quality import judge_model
-from dlblocks.runs import add_to_summary, fit_and_test, is_rank_zero, next_run_dir
+from dlblocks.runs import fit_and_judge, is_rank_zero, next_run_dir
 
 
 def main(
@@ -80,9 +76,10 @@ def main(
         depth=depth,
         lr=lr,
     )
-    metrics = fit_and_test(
+    fit_and_judge(
         model,
         data,
+        num_samples=num_samples,
         trainer={
             "max_epochs": max_epochs,
             "accelerator": accelerator,
@@ -94,12 +91,6 @@ def main(
         run_dir=folder,
     )
     if is_rank_zero():
-        samples, found = judge_model(model.cpu(), data, num_samples)
-        digits = np.arange(40) % 10
-        plots.save(plots.batch(samples[:40], digits), Path(folder) / "figures" / "samples.png")
-        add_to_summary(folder, {f"samples/{name}": value for name, value in found.items()})
-        for name, value in (metrics | found).items():
-            print(f"{name:<24}{value:.4f}")
         print(f"Everything is in {folder}: summary.json, history.csv, checkpoints/, figures/.")
 
 

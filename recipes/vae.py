@@ -18,8 +18,7 @@ from dlblocks import plots
 from dlblocks.cli import run_recipe
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import VAE
-from dlblocks.models.sample_quality import baselines_of
-from dlblocks.runs import fit_and_test, is_rank_zero, next_run_dir
+from dlblocks.runs import fit_and_judge, is_rank_zero, next_run_dir
 
 SHOWN = 16
 
@@ -29,6 +28,7 @@ def main(
     hidden: list[int] = [256, 256],  # noqa: B006 - only read
     beta: float = 1.0,
     free_bits: float = 0.0,
+    num_samples: int = 1500,
     max_epochs: int = 60,
     lr: float = 0.002,
     run_dir: str | None = None,
@@ -48,6 +48,7 @@ def main(
         hidden: Widths of the encoder's hidden layers; the decoder has them in reverse.
         beta: Weight of the KL divergence.
         free_bits: Bits of each number of the code that cost nothing in training.
+        num_samples: Samples that are judged.
         max_epochs: Epochs.
         lr: Peak of the one-cycle learning rate.
         run_dir: Where everything goes; by default runs/vae, or runs/vae-2 and so on.
@@ -75,9 +76,11 @@ def main(
         weight_decay=0.05,
         lr_schedule="one_cycle",
     )
-    metrics = fit_and_test(
+    fit_and_judge(
         model,
         data,
+        samplers={"samples": {}, "means": {"noisy": False}},
+        num_samples=num_samples,
         trainer={
             "max_epochs": max_epochs,
             "accelerator": accelerator,
@@ -90,23 +93,16 @@ def main(
     )
     if is_rank_zero():
         draw(model, data, Path(folder) / "figures")
-        for name, value in metrics.items():
-            print(f"{name:<24}{value:.4f}")
-        for name, each in baselines_of(model, data).items():
-            print(f"{name:<24}{each.mean():.4f}")
         print(f"Everything is in {folder}: summary.json, history.csv, checkpoints/, figures/.")
 
 
 def draw(model: VAE, data: DigitsDataModule, folder: Path) -> None:
-    """Draw reconstructions, samples, and the plane of codes."""
+    """Draw reconstructions, and the plane of codes."""
     images, labels, _ = data.arrays("test")
-    model.cpu()
     again = model.decode(model.encode(images[:SHOWN])[0])
     both = torch.cat([images[:SHOWN], again])
     said = np.array([str(int(label)) for label in labels[:SHOWN]] + ["again"] * SHOWN)
     plots.save(plots.batch(both, said), folder / "reconstructions.png")
-    samples = model.sample(2 * SHOWN, seed=0)
-    plots.save(plots.batch(samples, np.full(2 * SHOWN, "")), folder / "samples.png")
     if model.latent_dim != 2:
         return
     normal = torch.distributions.Normal(0.0, 1.0)

@@ -32,7 +32,7 @@ class AdversarialModel(GenerativeModel):
     adversarial_loss: str
     gradient_penalty: float
     discriminator_steps: int
-    discriminator_lr: float
+    discriminator_lr: float | None
     _has_warned = False  # of a discriminator that collapsed
     _won = 0  # epochs that the discriminator won
 
