@@ -34,11 +34,11 @@ STRIP = [1, 2, 3, 5, 10, 20]  # steps of the samplers that are drawn
 def main(
     width: int = 256,
     depth: int = 4,
-    dropout: float = 0.1,
+    dropout: float = 0.2,
     timesteps: int = 200,
     num_samples: int = 1500,
     guidance: float = 2.0,
-    max_epochs: int = 500,
+    max_epochs: int = 300,
     lr: float = 0.002,
     run_dir: str | None = None,
     logger: Literal["csv", "wandb", "tensorboard", "none"] = "csv",

@@ -28,11 +28,11 @@ from dlblocks.runs import fit_and_judge, is_rank_zero, next_run_dir
 def main(
     width: int = 256,
     depth: int = 4,
-    dropout: float = 0.1,
+    dropout: float = 0.2,
     num_samples: int = 1500,
     steps: int = 20,
     guidance: float = 1.0,
-    max_epochs: int = 600,
+    max_epochs: int = 300,
     lr: float = 0.002,
     run_dir: str | None = None,
     logger: Literal["csv", "wandb", "tensorboard", "none"] = "csv",

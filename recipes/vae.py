@@ -29,7 +29,7 @@ def main(
     beta: float = 1.0,
     free_bits: float = 0.0,
     num_samples: int = 1500,
-    max_epochs: int = 60,
+    max_epochs: int = 200,
     lr: float = 0.002,
     run_dir: str | None = None,
     logger: Literal["csv", "wandb", "tensorboard", "none"] = "csv",
