@@ -39,7 +39,7 @@ Array = npt.NDArray[np.float64]
 EPOCHS: dict[Kind, int] = {
     "vae": 200, "gan": 300, "diffusion": 300, "flow_matching": 300, "autoregressive": 40
 }  # fmt: skip
-# How each model samples; the first is its default.
+# Arguments of `sample` by the name of a row.
 SAMPLERS: dict[Kind, dict[str, dict[str, Any]]] = {
     "vae": {"VAE": {}, "VAE, means of pixels": {"noisy": False}},
     "autoregressive": {"autoregressive": {}, "autoregressive, T = 0.7": {"temperature": 0.7}},
@@ -189,7 +189,7 @@ def fit(
 
 
 def scores_of_folds(kind: Kind, seed: int, folder: Path, settings: dict[str, Any]) -> None:
-    """Train on five folds, and print the score of the images that each leaves out."""
+    """Train on five folds, and print the mean out-of-fold score."""
     result = cross_validate(
         partial(make_model, kind),
         digits(kind, seed, num_folds=5),

@@ -1,4 +1,4 @@
-"""Adversarial training: two nets, two optimizers, steps of the generator."""
+"""Adversarial training of two nets by two optimizers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ PATIENCE = 5  # epochs of that before the warning; at the start it is usual
 
 
 class AdversarialModel(GenerativeModel):
-    """Train a generator against a discriminator; see `GAN`, which has the nets."""
+    """Train a generator against a discriminator.
+
+    `GAN` defines the nets and losses.
+    """
 
     discriminator: nn.Module
     latent_dim: int

@@ -66,7 +66,7 @@ def check_labels(labels: Any, num_classes: int) -> Tensor:
 
 
 def check_monitors(trainer: pl.Trainer, name: str, measure: str, *, is_slow: bool) -> None:
-    """Raise a `ValueError` if a callback waits for a score that the fit does not log.
+    """Raise a `ValueError` if a callback monitors an unlogged score.
 
     Lightning finds out after the first epoch, or without validation not at all.
 

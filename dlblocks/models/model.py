@@ -584,7 +584,7 @@ class Model(CheckedConstructor, pl.LightningModule):
 
     @classmethod
     def _instead_of(cls, name: str) -> str:
-        """Return what to do instead of giving a leaf its net or task."""
+        """Return how to use one's own net or task."""
         inits = {base.__name__: vars(base).get("__init__") for base in cls.__mro__[:-1]}
         takers = (
             base
