@@ -114,10 +114,11 @@ def main(
         for name, options in SAMPLERS[kind].items():
             samples, judged = judge_model(model, data, num_samples, **options)
             rows[name] = {"seconds": seconds, **judged}
-            figures.setdefault(f"{kind}_samples", plots.batch(samples[:40], np.arange(40) % 10))
-        print(
-            f"{kind}: {model.measure} {scores.mean():.4f}, {seconds:.0f} s of CPU time", flush=True
-        )
+            if f"{kind}_samples" not in figures:
+                figures[f"{kind}_samples"] = plots.batch(samples[:40], np.arange(40) % 10)
+        print(f"{kind}: {model.measure} {scores.mean():.4f}, {seconds:.0f} s of CPU time")
+        known = [{"model": name, **rows[name]} for name in SAMPLERS[kind]]
+        print(table(known), flush=True)  # a run takes long, and may be stopped
     if is_rank_zero():
         report(folder, bits | simple, rows, figures, num_samples)
 
