@@ -5,9 +5,9 @@ codes, 17 levels, seed 0, one run). It was measured by recipes/generative.py, wh
 classes and trains on all 1,437 other digits, for 50 s of CPU time. This recipe, without classes,
 had 1.95 after 60 epochs, and was not measured at its 200. Uniform pixels have 4.09.
 
-Epochs were chosen on validation digits, a fifth of the others: 60 epochs had 1.95 and
-1.98 there with two seeds, 200 had 1.79, and with a dropout of 0.2 1.85. One thread of a very busy machine with two CPU cores (torch
-2.15, lightning 2.6.6).
+Epochs were chosen on validation digits, a fifth of the others: 60 epochs had 1.95 and 1.98 there
+with two seeds, 200 had 1.79, and with a dropout of 0.2 1.85. One thread of a very busy machine with
+two CPU cores (torch 2.15, lightning 2.6.6).
 """
 
 from __future__ import annotations
