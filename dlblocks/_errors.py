@@ -246,6 +246,11 @@ class CheckedConstructor:
         return super().__new__(cls)
 
     @classmethod
+    def _accepted(cls) -> Iterable[str]:
+        """Return names of arguments, for hints."""
+        return constructor_arguments(cls)
+
+    @classmethod
     def _check_all(cls, args: Any, kwargs: Any) -> None:
         check_arguments(cls.__init__, (None, *args), kwargs)
         rest = dict(kwargs)
@@ -257,7 +262,7 @@ class CheckedConstructor:
                     check_arguments(init, (None,), given)
         if rest and cls.__module__.startswith("dlblocks."):
             name = next(iter(rest))
-            hint = did_you_mean(name, constructor_arguments(cls)) or "."
+            hint = did_you_mean(name, cls._accepted()) or "."
             raise TypeError(f"{cls.__name__} has no argument {name!r}{hint}")
 
 

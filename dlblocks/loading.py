@@ -267,10 +267,32 @@ class Predictor:
         model: Any = self.model
         if not hasattr(model, "generate"):
             raise TypeError(
-                f"{type(model).__name__} generates nothing; use predict, or for images "
-                "predictor.model.sample."
+                f"{type(model).__name__} generates nothing; use predict, or for images sample."
             )
         return model.generate(prompts, *args, **kwargs)
+
+    def sample(self, n: int, *args: Any, **kwargs: Any) -> Tensor:
+        """Make images with a generative model.
+
+        Args:
+            n: Number of images.
+            *args: As for `dlblocks.models.GenerativeModel.sample`.
+            **kwargs: Likewise.
+
+        Returns:
+            Raw images (n, C, H, W), on the model's device.
+
+        Raises:
+            TypeError: The model is not a generative model.
+        """
+        model: Any = self.model
+        if not hasattr(model, "sample"):
+            raise TypeError(
+                f"{type(model).__name__} makes no images; use predict, or train a generative "
+                "model, such as dlblocks.models.VAE."
+            )
+        found: Tensor = model.sample(n, *args, **kwargs)
+        return found
 
     @property
     def _task_name(self) -> str | None:

@@ -1,6 +1,6 @@
 """One fit of a generative adversarial network on handwritten digits.
 
-Result: (Wasserstein loss, seed 0, one run, last epoch, 1,500 samples, 359 test digits) a classifier
+Result: (Wasserstein loss, seed 0, one run, 1,500 samples, 359 test digits) a classifier
 trained on samples alone scores 95.8 % on real test digits, one trained on real digits 98.3 %.
 98.9 % of the samples are judged as asked for, and the share of each digit is within 2 % of it.
 Samples are 1.06 times as far from their nearest training digit as unseen digits are. Precision
@@ -8,22 +8,22 @@ Samples are 1.06 times as far from their nearest training digit as unseen digits
 digits in 77 % of cases. The energy score of validation digits is 0.141. The non-saturating loss
 (--loss=non_saturating --discriminator_steps=1, with a cosine) gave 95.3 % and a recall of 0.19.
 47 s of CPU time on one thread for 300 epochs (torch 2.15, lightning 2.6.6).
+
+These are numbers of the last epoch. The recipe keeps the epoch with the best energy score of
+validation digits, which was not measured. recipes/generative.py trains the same model on all other
+digits, to an energy score of 0.145 on test digits.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from lightning.pytorch import seed_everything
 
-from dlblocks import plots
 from dlblocks.cli import run_recipe
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import GAN
-from dlblocks.models.sample_quality import judge_model
-from dlblocks.runs import add_to_summary, fit_and_test, is_rank_zero, next_run_dir
+from dlblocks.runs import fit_and_judge, is_rank_zero, next_run_dir
 
 
 def main(
@@ -80,9 +80,10 @@ def main(
         depth=depth,
         lr=lr,
     )
-    metrics = fit_and_test(
+    fit_and_judge(
         model,
         data,
+        num_samples=num_samples,
         trainer={
             "max_epochs": max_epochs,
             "accelerator": accelerator,
@@ -94,12 +95,6 @@ def main(
         run_dir=folder,
     )
     if is_rank_zero():
-        samples, found = judge_model(model.cpu(), data, num_samples)
-        digits = np.arange(40) % 10
-        plots.save(plots.batch(samples[:40], digits), Path(folder) / "figures" / "samples.png")
-        add_to_summary(folder, {f"samples/{name}": value for name, value in found.items()})
-        for name, value in (metrics | found).items():
-            print(f"{name:<24}{value:.4f}")
         print(f"Everything is in {folder}: summary.json, history.csv, checkpoints/, figures/.")
 
 

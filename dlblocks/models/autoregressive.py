@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dlblocks._errors import check_range
+from dlblocks.models._image_checks import check_image_shape
 from dlblocks.models._likelihood import bits_per_dim, choose
 from dlblocks.models._noise import AnyNoise, Noise
-from dlblocks.models.generative import GenerativeModel, check_image_shape
+from dlblocks.models.generative import GenerativeModel
 from dlblocks.nets.pixel_transformer import PixelTransformer
 
 

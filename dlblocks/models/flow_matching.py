@@ -15,9 +15,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from dlblocks._errors import check_choice, check_range
+from dlblocks.models._image_checks import check_image_shape
 from dlblocks.models._likelihood import bits_per_dim, decode_levels, normal_log_prob
 from dlblocks.models._noise import AnyNoise, Noise
-from dlblocks.models.generative import GenerativeModel, check_image_shape
+from dlblocks.models.generative import GenerativeModel
 from dlblocks.nets.conditional import ConditionalNet
 
 Velocity = Callable[[Tensor, Tensor], Tensor]

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
-from dlblocks._errors import check_range, check_whole
+from dlblocks._errors import check_range
 from dlblocks._lightning import trainer_of
+from dlblocks.models._image_checks import (
+    check_image_shape,
+    check_labels,
+    check_monitors,
+    check_values,
+)
 from dlblocks.models._inputs import with_prepared_inputs
 from dlblocks.models._noise import AnyNoise, BatchNoise, Noise
-from dlblocks.models.model import Model, beside_inputs
+from dlblocks.models._sampling import Sampler
+from dlblocks.models.model import beside_inputs
 from dlblocks.nets import Preprocess
 from dlblocks.tasks import GenerativeTask
 from dlblocks.tasks.task import Stage
@@ -28,7 +33,7 @@ NUM_CHECKED = 4096  # images of a data set whose values are checked before a fit
 MOST_METRICS = 8  # values of a sample that are averaged
 
 
-class GenerativeModel(Model):
+class GenerativeModel(Sampler):
     """A model that gives images a probability and makes new ones.
 
     Images have `levels` values a pixel, 0 … L-1, at equal distances from 0 to `max_value` of the
@@ -104,6 +109,10 @@ class GenerativeModel(Model):
         """
         raise NotImplementedError(f"{type(self).__name__} must define losses.")
 
+    @classmethod
+    def _instead_of(cls, name: str) -> str:
+        return f"override make_{name} in a subclass"
+
     def make_task(self) -> GenerativeTask:
         """Create the task, which names the score of an image."""
         return GenerativeTask()
@@ -118,18 +127,8 @@ class GenerativeModel(Model):
         assert isinstance(self.task, GenerativeTask)  # for the type checker
         return self.task.measure
 
-    def draw(
-        self, noise: Noise, labels: Tensor | None, *, steps: int | None, guidance: float | None
-    ) -> Tensor:
-        """Make images of levels, int64 of shape (N, C, H, W)."""
-        raise NotImplementedError(f"{type(self).__name__} must define draw.")
-
     slow_scores = False
     """Whether `scores` takes much longer than `losses`."""
-    has_steps = False
-    """Whether `sample` takes ``steps``."""
-    label_dropout: float = 0.0
-    """Share of training labels that are hidden; guidance needs some."""
 
     @property
     def not_vectorizable(self) -> str | None:
@@ -154,14 +153,6 @@ class GenerativeModel(Model):
         top = self.levels - 1
         return ((images.float() + 1) * (top / 2)).round().long().clamp(0, top)
 
-    def to_images(self, levels: Tensor) -> Tensor:
-        """Turn levels into raw images.
-
-        They are uint8 if `max_value` is 255, else float32.
-        """
-        raw = levels.double() * (self.max_value / (self.levels - 1))
-        return raw.round().to(torch.uint8) if self.max_value == 255 else raw.float()
-
     def check_data(self, datamodule: Any) -> None:
         name = type(datamodule).__name__
         shape = getattr(datamodule, "input_shape", None)
@@ -175,7 +166,8 @@ class GenerativeModel(Model):
             )
         inputs = getattr(getattr(datamodule, "source", None), "inputs", None)
         if isinstance(inputs, Tensor):
-            self.check_values(self.preprocess(inputs[:NUM_CHECKED].to(self.device)))
+            prepared = self.preprocess(inputs[:NUM_CHECKED].to(self.device))
+            check_values(prepared, self.levels, self.max_value)
         count = getattr(datamodule, "num_classes", None)
         if self.num_classes is not None and count is not None and count > self.num_classes:
             raise ValueError(
@@ -183,55 +175,14 @@ class GenerativeModel(Model):
                 f"num_classes={count}, or None for a model without classes."
             )
 
-    def check_values(self, prepared: Tensor) -> None:
-        """Raise a `ValueError` unless prepared images lie on the levels."""
-        top = self.levels - 1
-        given = (prepared.float() + 1) * (top / 2)
-        # Whole numbers in the source may be rounded levels, such as 16 for 1/16 of 255.
-        step = self.max_value / top
-        allowed = 0.02 + (0.5 / step if step >= 1 else 0.0)
-        off = (given - given.round().clamp(0, top)).abs()
-        worst = float(off.max()) if off.numel() else 0.0
-        highest = float(given.max()) * step if worst > 0.02 else 0.0
-        if worst > 0.02 and worst <= allowed and highest <= 1 < self.max_value:
-            # Rounded, they would be two levels of all.
-            raise ValueError(
-                f"images have values from 0 to {highest:.4g}, but max_value={self.max_value:g}; "
-                "set max_value=1 for images from 0 to 1."
-            )
-        if worst > allowed:
-            where = off.flatten(1).amax(1).argmax()
-            value = float(given[where].flatten()[off[where].flatten().argmax()]) * step
-            raise ValueError(
-                f"image {int(where)} has the value {value:.4g}, but levels={self.levels} and "
-                f"max_value={self.max_value:g} mean the values 0, {step:.4g}, … "
-                f"{self.max_value:g}; set levels and max_value, and leave out callbacks that put "
-                "other values into images, such as noise or MixUp."
-            )
-
-    def check_labels(self, labels: Any) -> Tensor:
-        """Return labels as int64 (N,), or raise a `ValueError`."""
-        assert self.num_classes is not None  # for the type checker
-        if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
-            what = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(
-                labels, Tensor) else f"a {type(labels).__name__}"  # fmt: skip
-            raise ValueError(
-                f"labels are {what}, but num_classes={self.num_classes} needs one class a sample, "
-                "integers (N,); leave out callbacks that mix labels, or set num_classes=None."
-            )
-        wrong = (labels < 0) | (labels >= self.num_classes)
-        if wrong.any():
-            raise ValueError(
-                f"label {int(labels[wrong][0])} is outside the classes 0 … {self.num_classes - 1}; "
-                f"num_classes={self.num_classes}."
-            )
-        return labels.long()
-
     # Steps
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
         self._known_stages = set()
+
+    def on_train_start(self) -> None:
+        check_monitors(self.trainer, type(self).__name__, self.measure, is_slow=self.slow_scores)
 
     def _entries(self, batch: Any) -> tuple[Tensor, Any, Tensor | None]:
         """Return images, labels and weights of a batch."""
@@ -261,9 +212,9 @@ class GenerativeModel(Model):
             )
         # On an accelerator, reading a value waits for it, so only the first batch is checked.
         if self._first_batch or images.device.type == "cpu":
-            self.check_values(images)
+            check_values(images, self.levels, self.max_value)
         if labels is not None and (self._first_batch or labels.device.type == "cpu"):
-            labels = self.check_labels(labels)
+            labels = check_labels(labels, self.num_classes or 0)
         return self.to_levels(images), labels
 
     def _checked(self, batch: Any, stage: Stage) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -370,86 +321,6 @@ class GenerativeModel(Model):
         if self.ema is not None:
             self.ema.update(self.net)
 
-    # Samples
-
-    def sample(
-        self,
-        n: int,
-        labels: int | Sequence[int] | Tensor | None = None,
-        *,
-        steps: int | None = None,
-        guidance: float | None = None,
-        seed: int = 0,
-        batch_size: int = 256,
-        **options: Any,
-    ) -> Tensor:
-        """Make new images.
-
-        Sample i depends only on the model, on `seed` and on i. Torch's global generators and the
-        mode of the modules stay as they are.
-
-        Args:
-            n: Number of images.
-            labels: Class of all images, or of each. None: the classes in turn.
-            steps: Steps of the sampler. More are slower and more precise.
-            guidance: w of classifier-free guidance: 0 ignores the classes, 1 is the model of the
-                classes itself, and above 1 images are more typical of their class and less
-                diverse.
-            seed: Seed.
-            batch_size: Images at a time.
-            **options: Further arguments of this model's `draw`.
-
-        Returns:
-            Raw images (n, C, H, W), on the model's device: uint8 if `max_value` is 255, else
-            float32.
-        """
-        n, seed = _plain("n", n, 1), _plain("seed", seed, 0)
-        batch_size = _plain("batch_size", batch_size, 1)
-        self._check_sampler(steps, guidance)
-        classes = self._classes(n, labels)
-        parts = []
-        with torch.no_grad(), evaluating(self):
-            for start in range(0, n, batch_size):
-                rows = range(start, min(n, start + batch_size))
-                of_rows = None if classes is None else classes[start : rows.stop]
-                noise = Noise(seed, rows, self.device)
-                levels = self.draw(noise, of_rows, steps=steps, guidance=guidance, **options)
-                parts.append(self.to_images(levels))
-        return torch.cat(parts)
-
-    def _check_sampler(self, steps: int | None, guidance: float | None) -> None:
-        name = type(self).__name__
-        if steps is not None:
-            if not self.has_steps:
-                raise ValueError(f"steps={steps}, but {name} samples without steps; leave it out.")
-            check_whole("steps", steps, 1)
-        if guidance is None or guidance == 1:
-            return
-        check_range("guidance", guidance, 0)
-        if self.num_classes is None or not self.label_dropout:
-            raise ValueError(
-                f"guidance={guidance} compares the model with and without classes, but this {name} "
-                f"has num_classes={self.num_classes} and label_dropout={self.label_dropout}; train "
-                "one with num_classes and label_dropout=0.1, or leave guidance out."
-            )
-
-    def _classes(self, n: int, labels: Any) -> Tensor | None:
-        if self.num_classes is None:
-            if labels is not None:
-                raise ValueError(
-                    f"labels={labels!r}, but this {type(self).__name__} was trained without "
-                    "classes; set num_classes, or leave labels out."
-                )
-            return None
-        if labels is None:
-            found = torch.arange(n) % self.num_classes
-        else:
-            found = torch.as_tensor(labels)
-            found = found.expand(n) if found.ndim == 0 else found
-        if len(found) != n:
-            raise ValueError(f"labels has {len(found)} entries for n={n} samples; give {n}.")
-        return self.check_labels(found).to(self.device)
-
 
 class AveragedNet(nn.Module):
     """An exponential moving average of a net.
@@ -518,32 +389,3 @@ class Means(Metric):
 def weighted_mean(each: Tensor, weights: Tensor | None) -> Tensor:
     """Return the mean of losses (N,), times weights (N,) if any."""
     return each.mean() if weights is None else (weights * each).mean()
-
-
-def _plain(argument: str, value: Any, low: int) -> int:
-    """Return a checked whole number as Python's, which has no largest value."""
-    value = value.item() if isinstance(value, np.integer) else value
-    check_whole(argument, value, low)
-    return int(value)
-
-
-@contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode, and its parts back afterwards."""
-    before = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in before.items():
-            part.training = mode
-
-
-def check_image_shape(image_shape: Any) -> None:
-    """Raise a `ValueError` unless it is three whole numbers from 1."""
-    sizes = list(image_shape) if isinstance(image_shape, Sequence) else [image_shape]
-    if len(sizes) != 3 or any(not isinstance(size, int) or size < 1 for size in sizes):
-        raise ValueError(
-            f"image_shape={image_shape!r} must be channels, height and width, each at least 1, "
-            "such as [1, 8, 8]."
-        )

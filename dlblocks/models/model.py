@@ -568,6 +568,32 @@ class Model(CheckedConstructor, pl.LightningModule):
         )
 
     @classmethod
+    def _accepted(cls) -> list[str]:
+        return cls.hyperparameter_names()
+
+    @classmethod
+    def _check_all(cls, args: Any, kwargs: Any) -> None:
+        made = {"net", "task"} & kwargs.keys() - {*inspect.signature(cls.__init__).parameters}
+        if made and cls.__module__.startswith("dlblocks."):
+            name = min(made)
+            raise TypeError(
+                f"{cls.__name__} has no argument {name!r}, because it makes its own; "
+                f"{cls._instead_of(name)}."
+            )
+        super()._check_all(args, kwargs)
+
+    @classmethod
+    def _instead_of(cls, name: str) -> str:
+        """Return how to use one's own net or task."""
+        inits = {base.__name__: vars(base).get("__init__") for base in cls.__mro__[:-1]}
+        takers = (
+            base
+            for base, init in inits.items()
+            if init and name in inspect.signature(init).parameters
+        )
+        return f"{next(takers)} takes one"
+
+    @classmethod
     def hyperparameter_names(cls) -> list[str]:
         """Return the names of the constructor's arguments that a checkpoint holds."""
         own = inspect.signature(cls.__init__).parameters  # a leaf creates its net and its task

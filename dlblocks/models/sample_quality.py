@@ -149,44 +149,39 @@ def baseline_bits(
 
 def judge(
     samples: npt.ArrayLike,
-    asked: npt.ArrayLike,
+    asked: npt.ArrayLike | None,
     train: tuple[npt.ArrayLike, npt.ArrayLike],
     test: tuple[npt.ArrayLike, npt.ArrayLike],
 ) -> dict[str, float]:
-    """Judge the samples of a model of classes.
+    """Judge samples, with their classes if they were made of classes.
 
     A support vector machine with radial basis functions is the classifier.
 
     Args:
         samples: Images that were made, shape (N, ...).
-        asked: The class that each should have, shape (N,).
+        asked: The class that each should have, shape (N,); None for a model without classes.
         train: Real images and classes that the model was trained on.
         test: Other real images and classes.
 
     Returns:
-        ``judged_as_asked``, how often a classifier trained on real images finds the class that was
-        asked for; ``share_error``, by how much the share of a class among the samples, by that
-        classifier, differs at most from its share among `asked` (0.3 for 7 or 13 instead of 10);
-        ``trained_on_samples``, the accuracy on `test` of a classifier trained on samples alone, and
-        ``trained_on_real`` beside it; ``neighbour_ratio``, ``precision``, ``recall`` and
-        ``two_sample_accuracy``, as the functions of this module compute them, with as many samples
-        as there are test images.
-    """
-    from sklearn.svm import SVC
+        ``neighbour_ratio``, ``precision``, ``recall`` and ``two_sample_accuracy``, as the functions
+        of this module compute them, the last three with as many samples as there are test images.
 
+        With classes also ``judged_as_asked``, how often a classifier trained on real images finds
+        the class that was asked for; ``share_error``, by how much the share of a class among the
+        samples, by that classifier, differs at most from its share among `asked` (0.3 for 7 or 13
+        instead of 10); ``trained_on_samples``, the accuracy on `test` of a classifier trained on
+        samples alone, and ``trained_on_real`` beside it.
+    """
     made, real, unseen = _flat(samples), _flat(train[0]), _flat(test[0])
-    on_real, on_samples = SVC().fit(real, train[1]), SVC().fit(made, asked)
+    of_classes = {}
+    if asked is not None:
+        of_classes = _judge_classes((made, np.asarray(asked)), (real, train[1]), (unseen, test[1]))
     count = min(len(made), len(unseen))
     # At random, because samples may be sorted by class.
     some = made[np.random.default_rng(0).permutation(len(made))[:count]]
     precision, recall = precision_and_recall(some, unseen[:count])
-    said, wanted = on_real.predict(made), np.asarray(asked)
-    counts = [((said == each).sum(), (wanted == each).sum()) for each in np.unique(wanted)]
-    return {
-        "judged_as_asked": float((said == wanted).mean()),
-        "share_error": float(max(abs(found / asked_for - 1) for found, asked_for in counts)),
-        "trained_on_samples": float(on_samples.score(unseen, test[1])),
-        "trained_on_real": float(on_real.score(unseen, test[1])),
+    return of_classes | {
         "neighbour_ratio": neighbour_ratio(made, real, unseen),
         "precision": precision,
         "recall": recall,
@@ -194,26 +189,40 @@ def judge(
     }
 
 
+def _judge_classes(
+    samples: tuple[Array, npt.NDArray[Any]],
+    train: tuple[Array, npt.ArrayLike],
+    test: tuple[Array, npt.ArrayLike],
+) -> dict[str, float]:
+    from sklearn.svm import SVC
+
+    on_real, on_samples = SVC().fit(*train), SVC().fit(*samples)
+    said, wanted = on_real.predict(samples[0]), samples[1]
+    counts = [((said == each).sum(), (wanted == each).sum()) for each in np.unique(wanted)]
+    return {
+        "judged_as_asked": float((said == wanted).mean()),
+        "share_error": float(max(abs(found / asked_for - 1) for found, asked_for in counts)),
+        "trained_on_samples": float(on_samples.score(*test)),
+        "trained_on_real": float(on_real.score(*test)),
+    }
+
+
 def judge_model(
     model: GenerativeModel, datamodule: Any, num_samples: int = 1500, **options: Any
 ) -> tuple[Tensor, dict[str, float]]:
-    """Judge samples of a model of classes, in units of its levels.
+    """Judge samples of a model, in units of its levels.
 
     Args:
         model: The model, trained on the training part.
-        datamodule: Its data, with a test set of classes.
-        num_samples: Number of samples, of all classes in turn.
+        datamodule: Its data, with a test set.
+        num_samples: Number of samples, of all classes in turn if the model has classes.
         **options: Arguments of `GenerativeModel.sample`.
 
     Returns:
         The samples, raw images (num_samples, C, H, W) on the CPU, and the result of `judge`.
     """
-    if model.num_classes is None:
-        raise ValueError(
-            f"{type(model).__name__} has num_classes=None, but samples are judged by their "
-            "classes; train it with num_classes."
-        )
-    asked = torch.arange(num_samples) % model.num_classes
+    count = model.num_classes
+    asked = None if count is None else torch.arange(num_samples) % count
     samples = model.sample(num_samples, asked, **options).cpu()
     train, test = (_levels_of(model, datamodule, part) for part in ("train", "test"))
     levels = model.to_levels(model.preprocess(samples.to(model.device))).cpu()

@@ -3,11 +3,13 @@
 from dlblocks._files import is_rank_zero, write_json
 from dlblocks.runs.fit import fit_and_test
 from dlblocks.runs.folder import check_new_run_dir, next_run_dir
+from dlblocks.runs.samples import fit_and_judge
 from dlblocks.runs.summary import add_to_summary, mean_std, table, write_results
 
 __all__ = [
     "add_to_summary",
     "check_new_run_dir",
+    "fit_and_judge",
     "fit_and_test",
     "is_rank_zero",
     "mean_std",

@@ -10,13 +10,23 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch.utils.data import DataLoader
 
 import dlblocks
 from dlblocks.callbacks import ExactResume, InputNoise, MixUp
 from dlblocks.crossval import cross_validate
 from dlblocks.data import ArrayDataModule, DigitsDataModule
-from dlblocks.models import GAN, VAE, Diffusion, FlowMatching, PixelAutoregressive, load
+from dlblocks.models import (
+    GAN,
+    VAE,
+    Diffusion,
+    FlowMatching,
+    MLPClassifier,
+    PixelAutoregressive,
+    load,
+)
+from dlblocks.models._image_checks import check_values
 from dlblocks.models._noise import BatchNoise, Noise
 from dlblocks.models.generative import AveragedNet
 from dlblocks.runs import fit_and_test
@@ -317,7 +327,8 @@ def test_images_from_0_to_1_need_their_max_value(make_trainer):
     loader = DataLoader(torch.rand(8, 1, 2, 2), batch_size=4)
     with pytest.raises(ValueError, match=r"from 0 to 0\.\d+, but max_value=255; set max_value=1"):
         make_trainer(limit_val_batches=0).fit(model, loader, loader)
-    model.check_values(model.preprocess(torch.ones(2, 1, 2, 2)))  # whole numbers of 0 … 255
+    ones = model.preprocess(torch.ones(2, 1, 2, 2))  # whole numbers of 0 … 255
+    check_values(ones, model.levels, model.max_value)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -382,6 +393,59 @@ def test_a_net_of_ones_own(make_trainer, tmp_path):
     model.save(tmp_path / "own.ckpt")
     again = load(tmp_path / "own.ckpt", classes=[OwnFlow])
     assert torch.equal(again.sample(2), model.sample(2))
+
+
+def test_a_net_is_given_by_a_method(make_trainer):
+    for leaf in (GAN, VAE, FlowMatching, PixelAutoregressive):
+        with pytest.raises(
+            TypeError, match=rf"{leaf.__name__} has no argument 'net'.*override make_net"
+        ):
+            leaf(net=Own())
+    with pytest.raises(
+        TypeError, match=r"MLPClassifier has no argument 'net'.*Classifier takes one"
+    ):
+        MLPClassifier(4, 3, net=Own())
+    with pytest.raises(TypeError, match=r"GAN has no argument 'netz'\.$"):
+        GAN(netz=Own())
+
+
+@pytest.mark.filterwarnings("ignore:Total length of `list`")
+@pytest.mark.parametrize(
+    ("name", "monitor", "arguments", "says"),
+    [
+        (
+            "gan",
+            "val/bits_per_dim",
+            {},
+            "GAN has no such score; monitor 'val/energy_score' or 'val",
+        ),
+        ("flow", "val/bits_per_dim", {}, "FlowMatching takes too long .* monitor 'val/loss'"),
+        ("vae", "val/loss", {"limit_val_batches": 0}, "no validation; set val_fraction"),
+        ("vae", "val/loss", {"val_fraction": 0.0}, "no validation; set val_fraction"),
+    ],
+)
+def test_scores_that_a_fit_does_not_log(name, monitor, arguments, says, make_trainer):
+    """Lightning says so after an epoch, or without validation writes no checkpoint."""
+    data = digits(**{k: v for k, v in arguments.items() if k == "val_fraction"})
+    limit = {k: v for k, v in arguments.items() if k != "val_fraction"}
+    for callback in (ModelCheckpoint(monitor=monitor), EarlyStopping(monitor)):
+        trainer = make_trainer(
+            callbacks=[callback],
+            enable_checkpointing=isinstance(callback, ModelCheckpoint),
+            **limit,
+        )
+        with pytest.raises(ValueError, match=says):
+            trainer.fit(MODELS[name](), data)
+        assert trainer.global_step == 0
+
+
+def test_an_opened_run_samples(tmp_path):
+    model = vae()
+    model.save(tmp_path / "vae.ckpt")
+    predictor = dlblocks.load(tmp_path / "vae.ckpt")
+    assert torch.equal(predictor.sample(3, seed=5), model.sample(3, seed=5))
+    with pytest.raises(TypeError, match="MLPClassifier makes no images; use predict"):
+        dlblocks.load(MLPClassifier(4, 3)).sample(3)
 
 
 def test_export_is_refused_with_its_reason(tmp_path):
