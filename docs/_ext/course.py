@@ -19,7 +19,7 @@ COURSE = (
     "detection",
     "rnn",
     "transformer",
-    "generative",
+    "vae",
 )
 
 RECORDED = Path(__file__).parent.parent / "recorded"
