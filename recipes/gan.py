@@ -10,7 +10,8 @@ digits in 70 % of cases. The energy score of test digits is 0.145. 59 s of CPU t
 It was measured by recipes/generative.py, which trains the same model on all 1,437 other digits and
 takes the last epoch. This recipe keeps the epoch with the best energy score of validation digits.
 Earlier, the non-saturating loss (--loss=non_saturating --discriminator_steps=1, with a cosine) had
-a recall of 0.19. One thread of a very busy machine with two CPU cores (torch 2.15, lightning 2.6.6).
+a recall of 0.19. One thread of a very busy machine with two CPU cores (torch 2.15, lightning
+2.6.6).
 """
 
 from __future__ import annotations
