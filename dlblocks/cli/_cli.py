@@ -263,7 +263,7 @@ class CLI(LightningCLI):
     def _score(self, run: Callable[..., Any], **kwargs: Any) -> None:
         with self._running():
             scored = run(**kwargs)
-        if not self.trainer.is_global_zero or self.trainer.fast_dev_run:
+        if not self.trainer.is_global_zero or self.config[self.subcommand].trainer.fast_dev_run:
             return
         # Of several DataLoaders Lightning names the metrics apart.
         metrics = {name: {"mean": float(value)} for each in scored for name, value in each.items()}
