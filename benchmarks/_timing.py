@@ -146,6 +146,17 @@ class Bench:
         self._keep(title, found, walls, dict(goals or {}), unit, limit, floor, floor_is)
         return found
 
+    def add(
+        self,
+        title: str,
+        values: dict[str, list[float]],
+        unit: str,
+        goals: Mapping[str, float] | None = None,
+    ) -> None:
+        """Print and keep a table of values that were measured before, ours first."""
+        print(f"\n{title}, {unit}", flush=True)
+        self._keep(title, values, {}, dict(goals or {}), unit, None, None, "")
+
     def wait(self) -> None:
         """Wait for the GPU."""
         if self.device == "cuda":
@@ -233,9 +244,7 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def start(
-    tables: Callable[[Bench], None], parser: argparse.ArgumentParser | str | None
-) -> None:
+def start(tables: Callable[[Bench], None], parser: argparse.ArgumentParser | str | None) -> None:
     """Run a script: read its arguments, measure, write the rows.
 
     Args:

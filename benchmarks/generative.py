@@ -78,7 +78,9 @@ def bare_gan(make: Callable[[], GAN], batches: list[Any], forwards: int) -> Time
         loss.backward()
         optimizers[1].step()
         if forwards == 2:
-            fake = generator(torch.randn(len(levels), model.latent_dim, device=levels.device), labels)
+            fake = generator(
+                torch.randn(len(levels), model.latent_dim, device=levels.device), labels
+            )
         discriminator.requires_grad_(False)
         loss = F.softplus(-discriminator(fake, labels)).mean()
         optimizers[0].zero_grad()

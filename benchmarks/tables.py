@@ -27,6 +27,8 @@ LOADED = 'TabularDataModule(path, "y", dates=["when"]).source'
 SET_UP = 'TabularDataModule(path, "y", dates=["when"]); kept.setup()'
 PEER = "pandas.read_csv(path)"
 TOUCH = "import numpy; numpy.ones(2 * 10**9, dtype=numpy.uint8)"
+
+
 def write(path: Path, rows: int) -> None:
     """Writes the file."""
     import numpy as np
@@ -82,13 +84,7 @@ def tables(bench: Bench, rows: int) -> None:
             pair = {name: runs[name], "pandas.read_csv": runs["pandas.read_csv"]}
             title = f"Table of {rows:,} rows and 30 columns, {name}"
             bench.compare(title, pair, unit="s", goals={"pandas.read_csv": least})
-            values = {key: iter(memory[key][1:]) for key in pair}
-            bench.compare(
-                f"{title}: memory",
-                {key: lambda found=found: lambda: next(found) for key, found in values.items()},
-                unit="MB",
-                turns=len(memory[name]) - 2,
-            )
+            bench.add(f"{title}: memory", {key: memory[key][1:] for key in pair}, "MB")
             memory.clear()
 
 
