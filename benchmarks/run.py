@@ -34,8 +34,10 @@ DOCS = HERE.parent / "docs"
 SCRIPTS = (
     "crossval", "vectorized", "bagging", "boosting", "overhead", "sam", "data_path", "photographs",
     "vision", "detection", "mixing", "optimizers", "sequences", "generative", "tables", "predict",
-    "memory", "import_time",
+    "memory", "import_time", "gpu",
 )  # fmt: skip
+# gpu.py is started by itself.
+BY_ITSELF = ("gpu",)
 ON_GPU = ("overhead", "data_path", "mixing", "optimizers", "vectorized", "vision", "sequences")
 
 
@@ -195,7 +197,8 @@ def main() -> None:
     script, _, title = given.only.partition(":")
     if script and script not in SCRIPTS:
         parser.error(f"--only {script}: there is no such script; use one of {', '.join(SCRIPTS)}.")
-    wanted = (script,) if script else ON_GPU if given.device == "cuda" else SCRIPTS
+    usual = ON_GPU if given.device == "cuda" else [n for n in SCRIPTS if n not in BY_ITSELF]
+    wanted = [script] if script else usual
     machine = hardware(given.device)
     out = given.out or HERE / "results" / f"{name_of(machine)}.json"
     result: dict[str, Any] = {"hardware": machine, "turns": given.turns, "threads": given.threads}

@@ -152,6 +152,21 @@ def augmentation(bench: Bench, size: int, side: int, repeats: int) -> None:
         )
 
 
+def formats(bench: Bench, title: str, make: Callable[[], pl.LightningModule], data: list) -> None:
+    """Compare memory formats and bf16."""
+    on: dict[str, Any] = {"accelerator": bench.device}
+    bench.compare(
+        title,
+        {
+            "float32": partial(stepping, make, data, **on),
+            "channels-last": partial(stepping, channels_last(make), data, **on),
+            "bf16": partial(stepping, make, data, precision="bf16-mixed", **on),
+            "both": partial(stepping, channels_last(make), data, precision="bf16-mixed", **on),
+        },
+        turns=min(3, bench.turns),
+    )
+
+
 def tables(bench: Bench) -> None:
     if bench.device == "cpu":
         augmentation(bench, 64, 64, 5)
@@ -168,16 +183,7 @@ def tables(bench: Bench) -> None:
     )
     for title, make, pixels in (("ResNet-18", wrapped, False), ("U-Net", unet, True)):
         data = class_batches(3, 8, 3, 64, 64, device=bench.device, pixels=pixels)
-        bench.compare(
-            f"Formats, {title}, 8×3×64×64",
-            {
-                "float32": partial(stepping, make, data, **on),
-                "channels-last": partial(stepping, channels_last(make), data, **on),
-                "bf16": partial(stepping, make, data, precision="bf16-mixed", **on),
-                "both": partial(stepping, channels_last(make), data, precision="bf16-mixed", **on),
-            },
-            turns=min(3, bench.turns),
-        )
+        formats(bench, f"Formats, {title}, 8×3×64×64", make, data)
 
 
 if __name__ == "__main__":
