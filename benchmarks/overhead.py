@@ -58,7 +58,6 @@ def tables(bench: Bench) -> None:
             },
             unit="µs",
             goals={"hand-written module": 1 / 1.1},
-            turns=3 * bench.turns,
         )
 
 
