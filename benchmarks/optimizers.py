@@ -26,7 +26,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from _timing import Bench, Run, run_of, start
+from _timing import Bench, Run, Time, run_of, start
 from torch import Tensor, nn
 
 from dlblocks.optim import SGDP, AdamP
@@ -107,10 +107,14 @@ def floor(values: int, bench: Bench) -> float:
     # In place, as an optimizer writes: memory written but not read before is read all the same.
     passes: dict[int, Run] = {2: lambda: x.neg_(), 3: lambda: y.add_(x, alpha=1e-3)}
     rates = [
-        n / min(run_of(f, repeats=5, wait=bench.wait).wall for _ in range(5))
+        n / min(_seconds(run_of(f, repeats=5, wait=bench.wait), bench) for _ in range(5))
         for n, f in passes.items()
     ]
     return 7e3 / max(rates) * values / x.numel()
+
+
+def _seconds(time: Time, bench: Bench) -> float:
+    return time.cpu if bench.device == "cpu" else time.wall
 
 
 def peak(step: Run, device: str) -> float:
