@@ -660,7 +660,7 @@ def test_categories_are_texts_in_files_too(names, make_trainer):
     for some in (frame, frame[::2], frame[1::2]):
         some.to_csv("new.csv", index=False)
         (chunk,) = [chunk for chunk, _ in predictor.encoder.read("new.csv", 8).chunks]
-        assert torch.equal(chunk, data.source.inputs[some.index.to_numpy()])
+        assert torch.equal(chunk, data.source.inputs[some.index.tolist()])
     frame.assign(kind=frame["kind"].replace({"1": "01", "01": "1"})).to_csv("new.csv", index=False)
     if names[0] in ("1", "01"):
         with pytest.raises(ValueError, match="column 'kind' has the category"):

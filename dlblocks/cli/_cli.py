@@ -7,7 +7,7 @@ import inspect
 import sys
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from dlblocks import __version__, tracking
 from dlblocks._errors import MAX_SEED, check_range, constructor_arguments
-from dlblocks._files import PLAN, is_rank_zero
+from dlblocks._files import PLAN, is_rank_zero, write_json
 from dlblocks._quiet import isolated, quiet
 from dlblocks.callbacks import ExactResume
 from dlblocks.cli._crossval import (
@@ -253,14 +253,24 @@ class CLI(LightningCLI):
         self.say(f"Everything is in {self.run_dir}.")
 
     def validate(self, **kwargs: Any) -> None:
-        """Validate, and print Lightning's table."""
-        with self._running():
-            self.trainer.validate(**kwargs)
+        """Validate, print Lightning's table, and write ``validate.json`` into the run folder."""
+        self._score(self.trainer.validate, **kwargs)
 
     def test(self, **kwargs: Any) -> None:
-        """Test, and print Lightning's table."""
+        """Test, print Lightning's table, and write ``test.json`` into the run folder."""
+        self._score(self.trainer.test, **kwargs)
+
+    def _score(self, run: Callable[..., Any], **kwargs: Any) -> None:
         with self._running():
-            self.trainer.test(**kwargs)
+            scored = run(**kwargs)
+        if not self.trainer.is_global_zero or self.trainer.fast_dev_run:
+            return
+        # Of several DataLoaders Lightning names the metrics apart.
+        metrics = {name: {"mean": float(value)} for each in scored for name, value in each.items()}
+        path = self.run_dir / f"{self.subcommand}.json"
+        checkpoint = self.config[self.subcommand].ckpt_path
+        write_json(path, {"metrics": metrics, "checkpoint": checkpoint})
+        self.say(f"Metrics are in {path}.")
 
     def predict(self, **kwargs: Any) -> None:
         """Predict, and write ``predictions.npz`` into the run folder."""

@@ -19,7 +19,6 @@ from dlblocks.cli._commands import FITS, OTHERS
 from dlblocks.cli._parser import RecipeParser
 from dlblocks.cli._predict import predict_parser
 
-SHELLS = ("bash", "zsh", "tcsh")
 # Arguments whose values are paths, and those whose values are classes of a folder of ours.
 PATHS = dict.fromkeys(("config", "ckpt_path", "input", "output", "model"), "FILE")
 PATHS |= {"run_dir": "DIRECTORY", "runs": "DIRECTORY"}
@@ -35,7 +34,7 @@ def completion_parser() -> RecipeParser:
         "into a folder of $fpath. Make it again after an update.",
         allow_abbrev=False,
     )
-    parser.add_argument("shell", type=str, choices=SHELLS, help="The shell.")
+    parser.add_argument("shell", type=Literal["bash", "zsh", "tcsh"], help="The shell.")
     return parser
 
 

@@ -144,9 +144,9 @@ def _block(column: Column, cells: Series) -> _Block:
     numbers = np.array([*(place.get(name, len(place)) for name in names), -1])
     if column.kind != "category":
         return _Block(numbers[:, None], codes)
-    features = np.eye(len(place), dtype=np.float32)[numbers]
-    features[-1] = np.nan
-    return _Block(features, codes)
+    # The last row is for missing cells, and for names that no cell has.
+    rows = np.vstack([np.eye(len(place), dtype=np.float32), np.full((1, len(place)), np.nan, "f")])
+    return _Block(rows[numbers], codes)
 
 
 def _date_parts(column: Column, found: Sequence[Any]) -> npt.NDArray[np.float64]:

@@ -40,9 +40,10 @@ from dlblocks.data._columns import (
 from dlblocks.data._encode import completion, encode
 from dlblocks.data._labels import label_key
 from dlblocks.data._read_csv import check_read_args, missing_texts, read_table
+from dlblocks.data._table_encoder import TableEncoder, plain_read_args
 from dlblocks.data._threads import THREADS_PAY, in_threads
 from dlblocks.data.datamodule import DataModule
-from dlblocks.data.encoders import Encoder, TableEncoder, plain_read_args
+from dlblocks.data.encoders import Encoder
 from dlblocks.data.source import Source
 
 if TYPE_CHECKING:

@@ -94,6 +94,8 @@ def test_every_config_fits_tests_and_predicts(config, tmp_path, monkeypatch):
         k: v for k, v in given.items() if k not in changed
     }
     main(["test", *extra, f"--ckpt_path={best}"])
+    written = json.loads((tmp_path / "runs" / f"{config.stem}-test" / "test.json").read_text())
+    assert written["checkpoint"] == str(best)
     main(["predict", *extra, f"--ckpt_path={best}"])
     with np.load(tmp_path / "runs" / f"{config.stem}-predict" / "predictions.npz") as arrays:
         size = len(arrays["index"])
@@ -405,6 +407,9 @@ def test_weights_that_the_model_brings(capsys):
     with torch.no_grad():
         right = model(data.transform(images)).argmax(1) == targets
     assert float(row["test/accuracy"]) == pytest.approx(right.float().mean().item(), abs=1e-6)
+    written = json.loads(Path("a/test.json").read_text())
+    assert written["checkpoint"] is None
+    assert written["metrics"]["test/accuracy"]["mean"] == pytest.approx(float(row["test/accuracy"]))
 
 
 def test_a_checkpoint_that_is_not_there(capsys):
