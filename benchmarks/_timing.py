@@ -74,10 +74,13 @@ class Bench:
         turns: Turns of each comparison; one more warms up.
         device: ``"cpu"`` or ``"cuda"``.
         only: Part of the titles that are wanted.
+        out: File of the rows, written after each table.
     """
 
-    def __init__(self, turns: int = 5, device: str = "cpu", only: str = "") -> None:
-        self.turns, self.device, self.only = turns, device, only.lower()
+    def __init__(
+        self, turns: int = 5, device: str = "cpu", only: str = "", out: Path | None = None
+    ) -> None:
+        self.turns, self.device, self.only, self.out = turns, device, only.lower(), out
         self.rows: list[dict[str, Any]] = []
 
     def wants(self, title: str) -> bool:
@@ -196,6 +199,8 @@ class Bench:
                 text += f"; wanted {row['goal']:g}: {_yes(row['met'])}"
             print(text, flush=True)
             self.rows.append(row)
+        if self.out:
+            write_rows(self.out, self.rows)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -263,9 +268,9 @@ def start(tables: Callable[[Bench], None], parser: argparse.ArgumentParser | str
     machine = hardware(given.device)
     shown = ("cpu", "cores", "gpu", "torch", "lightning")
     print(", ".join(f"{k} {machine[k]}" for k in shown if machine[k]), f"{given.turns} turns")
-    bench = Bench(given.turns, given.device, given.only)
+    bench = Bench(given.turns, given.device, given.only, given.out)
     tables(bench)
-    if given.out:
+    if given.out:  # also if no table was wanted
         write_rows(given.out, bench.rows)
 
 

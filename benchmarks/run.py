@@ -53,7 +53,8 @@ def measure(script: str, title: str, given: Any) -> list[dict[str, Any]]:
         done = subprocess.run(command)
         print(f"== {script}: {time.perf_counter() - started:.0f} s", flush=True)
         if done.returncode:
-            print(f"== {script} failed with {done.returncode}; its rows are missing.", flush=True)
+            print(f"== {script} failed with {done.returncode}; rows are missing.", flush=True)
+        if not out.exists():
             return []
         rows: list[dict[str, Any]] = json.loads(out.read_text(encoding="utf-8"))
     return [{"script": script, **row} for row in rows]
