@@ -98,7 +98,7 @@ class Bench:
         wall: bool = False,
         goals: Mapping[str, float] | None = None,
         limit: float | None = None,
-        floor: float | None = None,
+        floor: Callable[[], float] | None = None,
         floor_is: str = "",
         turns: int | None = None,
     ) -> dict[str, list[float]]:
@@ -115,7 +115,8 @@ class Bench:
             wall: Compare by the clock, for runs in several processes and on a GPU.
             goals: The ratio wanted, by the peer's name.
             limit: The most that ours may take, in `unit`.
-            floor: What the machine needs at least, in `unit`.
+            floor: Measures what the machine needs at least, in `unit`. It is called in each turn, and
+                the least counts, because other programs only make it longer.
             floor_is: What the floor is.
             turns: Instead of the usual number.
 
@@ -127,6 +128,7 @@ class Bench:
         from dlblocks._quiet import quiet
 
         wall = wall or self.device == "cuda"
+        floors: list[float] = []
         made, found, walls = {}, dict[str, list[float]](), dict[str, list[float]]()
         print(f"\n{title}, {unit}{' by the clock' if wall else ''}", flush=True)
         for name, make in runs.items():
@@ -136,6 +138,7 @@ class Bench:
                 print(f"  {name}: left out, because {error.name} is not installed", flush=True)
         with quiet():
             for turn in range((turns or self.turns) + 1):
+                floors += [floor()] if floor else []
                 for name, run in made.items():
                     gc.collect()
                     value = run_of(run, repeats=repeats, wait=self.wait)
@@ -146,7 +149,8 @@ class Bench:
                         walls.setdefault(name, []).append(clock)
                         value = clock if wall else cpu
                     found.setdefault(name, []).append(value)
-        self._keep(title, found, walls, dict(goals or {}), unit, limit, floor, floor_is)
+        least = min(floors, default=None)
+        self._keep(title, found, walls, dict(goals or {}), unit, limit, least, floor_is)
         return found
 
     def add(

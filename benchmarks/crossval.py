@@ -257,7 +257,7 @@ def tables(bench: Bench) -> None:
         {"ours": drawing},
         unit="s",
         limit=0.2,
-        floor=min(run_of(empty_figures).cpu for _ in range(5)),
+        floor=lambda: run_of(empty_figures).cpu,
         floor_is="five empty figures of matplotlib with one axis",
     )
     alone = partial(ours, large, "vectorized", folds=10, figures=False, device=on)

@@ -166,7 +166,7 @@ def compare(
         {peer: partial(stepping, get) for peer, get in peers.items()},
         repeats=steps,
         goals={"authors": 3.0},
-        floor=floor(count, bench) if name == "AdamP" else None,
+        floor=partial(floor, count, bench) if name == "AdamP" else None,
         floor_is="memory traffic of Adam",
     )
     if of != "ResNet-18" or not projected:
