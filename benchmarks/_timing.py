@@ -115,8 +115,8 @@ class Bench:
             wall: Compare by the clock, for runs in several processes and on a GPU.
             goals: The ratio wanted, by the peer's name.
             limit: The most that ours may take, in `unit`.
-            floor: Measures what the machine needs at least, in `unit`. It is called in each turn, and
-                the least counts, because other programs only make it longer.
+            floor: Measures what the machine needs at least, in `unit`, in each turn. The least
+                counts, because other programs only make it longer.
             floor_is: What the floor is.
             turns: Instead of the usual number.
 
