@@ -128,9 +128,7 @@ def find_projection(
         eps: The least norm.
     """
     weights, gradients = _matrices(params), _matrices(grads)
-    owner = torch.cat(
-        [p.new_full(p.shape[:1], i, dtype=torch.int64) for i, p in enumerate(params)]
-    )
+    owner = torch.cat([p.new_full(p.shape[:1], i, dtype=torch.int64) for i, p in enumerate(params)])
     columns = torch.cat([w.new_full(w.shape[:1], w.shape[1]) for w in weights])  # (R,)
     if _is_for_numpy(weights):
         dots, *squares = _by_numpy(
@@ -167,7 +165,7 @@ def project_(
 
 
 def _matrices(tensors: list[Tensor]) -> list[Tensor]:
-    """Return all rows in order, those of small neighbours of equal width as one matrix."""
+    """Return all rows in order; small neighbours of equal width become one matrix."""
     found: list[Tensor] = []
     flat = (x.flatten(1) for x in tensors)
     for (_, is_small), group in groupby(flat, lambda x: (x.shape[1], x.numel() <= SMALL)):
@@ -190,7 +188,7 @@ def _by_numpy(
     others: list[Tensor],
     pairs: list[Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]],
 ) -> Tensor:
-    """Return products of the rows of pairs of matrices, in order, shape (P, R).
+    """Return products of rows of pairs of matrices, shape (P, R).
 
     Large matrices are read in pieces of rows. So several products of a piece read the memory once.
 
