@@ -1,53 +1,39 @@
-"""What it costs to make batches: ours and its peers in turn, on one thread.
+"""Compare what it costs to make batches with other packages.
 
-Synthetic images in memory, 32×32 and 224×224 in colour, as each library takes them. Every turn runs
-all of them once; ratios are peer / ours within a turn.
+Synthetic images in memory, 32×32 and 224×224 in colour, as each library takes them.
 
 - *augmented*: random crop with padding, random horizontal flip, floating point, normalised.
   Ours is `ArrayDataModule`'s loader with `Augment`; the peers are torchvision's v2 transforms on
-  PIL images and albumentations on arrays, both in a `DataLoader` with 0 workers; kornia's
-  `AugmentationSequential` on a ready batch of floats, against `Augment` and normalisation on a
-  ready batch of uint8.
+  PIL images and albumentations on arrays, both in a `DataLoader` with 0 workers.
+- *ready batch*: kornia's `AugmentationSequential` on a batch of floats, against `Augment` and
+  normalisation on a batch of uint8.
 - *plain*: floating point and normalised only, against torchvision on PIL images.
 - The floor: one byte read and four written a value, at the speed at which this machine copies.
-- An epoch of an MLP on 60,000 synthetic images of MNIST's shape: how much of it is data.
-- With a GPU: the share of a ResNet-18 step that resident data and augmentation take.
-
-Measured (one thread of a two-core AMD EPYC virtual machine, torch 2.14, medians): at 32×32
-torchvision takes 43×, albumentations 11× and kornia 6× as long as ours, without augmentation
-torchvision 50×; at 224×224 5×, 2×, 4× and 6×, where new memory costs more than the work (reading
-and writing alone leave no more than 26×). Data are 3 % of the MLP's epoch. Nothing was measured on
-a GPU yet.
+- An epoch of an MLP on 60,000 synthetic images of MNIST's shape, against its data alone.
+- *resident*: a step of ResNet-18 with data and augmentation on the device, against the step alone.
 
 Run: pip install 'dlblocks[bench]', then python benchmarks/data_path.py
 """
 
 from __future__ import annotations
 
-import os
-import statistics
-import time
-import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = "1"
-
-import lightning.pytorch as pl
 import numpy as np
 import torch
+from _timing import Bench, Run, run_of, start
+from _trainer import OFF
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from dlblocks._quiet import quiet
 from dlblocks.callbacks import Augment
 from dlblocks.data import ArrayDataModule
 from dlblocks.models import MLPClassifier
 
-TURNS = 7
 MEAN, STD = [0.5] * 3, [0.25] * 3
-Run = Callable[[], object]
 
 
 class Samples(Dataset):
@@ -66,6 +52,15 @@ class Samples(Dataset):
 def exhaust(loader: Iterable) -> None:
     for _ in loader:
         pass
+
+
+def copy_bandwidth(bench: Bench) -> float:
+    """Bytes read and written a second by a copy of 256 MB between arrays that exist."""
+    source = torch.ones(1 << 26, device=bench.device)
+    target = torch.empty_like(source).copy_(source)
+    times = [run_of(lambda: target.copy_(source), wait=bench.wait) for _ in range(5)]
+    # Other programs take time by the clock, but not of this process.
+    return 2 * source.nbytes / min(t.cpu if bench.device == "cpu" else t.wall for t in times)
 
 
 def ours(images: np.ndarray, batch_size: int, augment: Augment | None) -> Run:
@@ -87,7 +82,7 @@ def ours(images: np.ndarray, batch_size: int, augment: Augment | None) -> Run:
     return run
 
 
-def torchvision_on_pil(images: np.ndarray, batch_size: int, padding: int | None) -> Run:
+def torchvision(images: np.ndarray, batch_size: int, padding: int | None) -> Run:
     from PIL import Image
     from torchvision.transforms import v2
 
@@ -100,7 +95,7 @@ def torchvision_on_pil(images: np.ndarray, batch_size: int, padding: int | None)
     return lambda: exhaust(DataLoader(data, batch_size, shuffle=True))
 
 
-def albumentations_in_loader(images: np.ndarray, batch_size: int, padding: int) -> Run:
+def albumentations(images: np.ndarray, batch_size: int, padding: int) -> Run:
     import albumentations as A
     import cv2
 
@@ -119,109 +114,81 @@ def albumentations_in_loader(images: np.ndarray, batch_size: int, padding: int) 
     return lambda: exhaust(DataLoader(data, batch_size, shuffle=True))
 
 
-def ready_batches(images: np.ndarray, batch_size: int, padding: int) -> dict[str, Run]:
-    """Ours and kornia's on one batch that is in memory already."""
-    from kornia.augmentation import (
-        AugmentationSequential,
-        Normalize,
-        RandomCrop,
-        RandomHorizontalFlip,
-    )
-
-    side = images.shape[1]
-    batch = torch.from_numpy(images[:batch_size].transpose(0, 3, 1, 2).copy())
-    data = ArrayDataModule(batch, np.arange(len(batch)) % 2, val_fraction=0.0)
+def ours_ready(batch: Tensor, augment: Augment) -> Run:
+    data = ArrayDataModule(batch.cpu(), np.arange(len(batch)) % 2, val_fraction=0.0)
     data.setup()
-    augment = Augment(horizontal_flip=0.5, crop_padding=padding)
-    targets = torch.zeros(len(batch))
-    theirs = AugmentationSequential(
-        RandomCrop((side, side), padding=padding),
-        RandomHorizontalFlip(p=0.5),
-        Normalize(MEAN, STD),
-        data_keys=["input"],
-    )
-    floats = batch.float() / 255
+    targets = torch.zeros(len(batch), device=batch.device)
 
-    def own() -> None:
+    def run() -> None:
         changed = augment.apply([batch, targets], epoch=0, step=0, rank=0)
         data.on_after_batch_transfer(changed, 0)
 
-    return {"ours, ready batch": own, "kornia, ready batch": lambda: theirs(floats)}
+    return run
 
 
-def seconds(run: Run) -> float:
-    start = time.process_time()
-    run()
-    return time.process_time() - start
+def kornia_ready(batch: Tensor, padding: int) -> Run:
+    import kornia.augmentation as K
+
+    transform = K.AugmentationSequential(
+        K.RandomCrop(batch.shape[2:], padding=padding),
+        K.RandomHorizontalFlip(p=0.5),
+        K.Normalize(MEAN, STD),
+        data_keys=["input"],
+    )
+    floats = batch.float() / 255
+    return lambda: transform(floats)
 
 
-def in_turn(runs: dict[str, tuple[Run, int]], turns: int = TURNS) -> dict[str, list[float]]:
-    """Seconds a sample of each run, in each turn; the first turn warms up and is left out."""
-    found: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(turns + 1):
-        for name, (run, samples) in runs.items():
-            # Short runs are repeated, so that the clock and the machine's hiccups matter less.
-            repeats = max(1, 1024 // samples)
-            start = time.process_time()
-            for _ in range(repeats):
-                run()
-            taken = time.process_time() - start
-            if turn:
-                found[name].append(taken / samples / repeats)
-    return found
-
-
-def row(name: str, values: list[float], unit: str = "") -> None:
-    shown = [statistics.median(values), min(values), max(values)]
-    print(f"  {name:<44}" + "".join(f"{v:10.2f}" for v in shown) + f"  {unit}")
-
-
-def copy_bandwidth() -> float:
-    """Bytes read and written a second by a copy of 256 MB between arrays that exist."""
-    source = torch.ones(1 << 26)
-    target = torch.empty_like(source).copy_(source)
-    return 2 * source.nbytes / min(seconds(lambda: target.copy_(source)) for _ in range(5))
-
-
-def images_of(side: int, count: int, batch_size: int, padding: int, bandwidth: float) -> None:
+def images_of(bench: Bench, side: int, count: int, batch_size: int, padding: int) -> None:
     """The tables for one size of image."""
     images = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
     augment = Augment(horizontal_flip=0.5, crop_padding=padding)
-    runs = {
-        "ours, augmented": (ours(images, batch_size, augment), count),
-        "torchvision v2 on PIL, augmented": (
-            torchvision_on_pil(images, batch_size, padding),
-            count,
-        ),
-        "albumentations, augmented": (albumentations_in_loader(images, batch_size, padding), count),
-        "ours, plain": (ours(images, batch_size, None), count),
-        "torchvision v2 on PIL, plain": (torchvision_on_pil(images, batch_size, None), count),
-        **{
-            name: (run, batch_size)
-            for name, run in ready_batches(images, batch_size, padding).items()
-        },
+    values = 3 * side * side
+    on_cpu = Bench()
+    floor: dict[str, Any] = {
+        "unit": "µs",
+        "floor": lambda: 5e6 * values / copy_bandwidth(on_cpu),
+        "floor_is": "1 byte read, 4 written a value",
     }
-    found = in_turn(runs)
-    print(f"\n{side}×{side}×3, batches of {batch_size}{'':<22}median       min       max")
-    for name, values in found.items():
-        row(name, [1e6 * v for v in values], "µs a sample")
-    pairs = [
-        ("ours, augmented", "torchvision v2 on PIL, augmented"),
-        ("ours, augmented", "albumentations, augmented"),
-        ("ours, ready batch", "kornia, ready batch"),
-        ("ours, plain", "torchvision v2 on PIL, plain"),
-    ]
-    for own, peer in pairs:
-        ratios = [b / a for a, b in zip(found[own], found[peer], strict=True)]
-        row(f"{peer} / ours", ratios, "×")
-    floor = 5 * 3 * side * side / bandwidth
-    for name in ("ours, augmented", "ours, plain"):
-        ratios = [v / floor for v in found[name]]
-        row(f"{name} / floor ({1e6 * floor:.2f} µs)", ratios, "×")
+    wanted = 8.0 if side == 224 else 5.0
+    bench.compare(
+        f"Batches of {side}×{side}, augmented, a sample",
+        {
+            "ours": partial(ours, images, batch_size, augment),
+            "torchvision v2 on PIL": partial(torchvision, images, batch_size, padding),
+            "albumentations": partial(albumentations, images, batch_size, padding),
+        },
+        per=count,
+        goals={"torchvision v2 on PIL": 30, "albumentations": wanted},
+        **floor,
+    )
+    bench.compare(
+        f"Batches of {side}×{side}, plain, a sample",
+        {
+            "ours": partial(ours, images, batch_size, None),
+            "torchvision v2 on PIL": partial(torchvision, images, batch_size, None),
+        },
+        per=count,
+        **floor,
+    )
+    batch = torch.from_numpy(images[:batch_size].transpose(0, 3, 1, 2).copy()).to(bench.device)
+    floor["floor"] = lambda: 5e6 * values / copy_bandwidth(bench)
+    bench.compare(
+        f"Ready batch of {side}×{side}, augmented, a sample",
+        {
+            "ours": partial(ours_ready, batch, augment),
+            "kornia": partial(kornia_ready, batch, padding),
+        },
+        per=batch_size,
+        repeats=4,
+        **floor,
+    )
 
 
-def mnist_epoch(batch_size: int, turns: int = 3) -> None:
+def mnist_epoch(bench: Bench, batch_size: int) -> None:
     """How much of an epoch under the Trainer is spent on data."""
+    import lightning.pytorch as pl
+
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (60_000, 1, 28, 28), dtype=np.uint8)
     labels = random.integers(0, 10, 60_000)
@@ -233,37 +200,26 @@ def mnist_epoch(batch_size: int, turns: int = 3) -> None:
             data.on_after_batch_transfer(batch, 0)
 
     def epoch() -> None:
-        trainer = pl.Trainer(
-            accelerator="cpu",
-            max_epochs=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+        trainer = pl.Trainer(accelerator="cpu", max_epochs=1, **OFF)
         trainer.fit(MLPClassifier(784, 10, hidden=[256]), datamodule=data)
 
-    shares, epochs = [], []
-    with quiet():
-        for turn in range(turns + 1):
-            whole, part = seconds(epoch), seconds(only_data)
-            if turn:
-                shares.append(100 * part / whole)
-                epochs.append(whole)
-    print(
-        f"\nMNIST-shaped MLP 784-256-10, batches of {batch_size}{'':<8}median       min       max"
+    bench.compare(
+        f"Data alone, 60,000 MNIST-shaped images, batches of {batch_size}",
+        {"data": lambda: only_data, "epoch of 784-256-10": lambda: epoch},
+        unit="s",
+        goals={"epoch of 784-256-10": 20},
+        turns=3,
     )
-    row("epoch", epochs, "s")
-    row("data's share of it", shares, "%")
 
 
-def gpu_step(size: int = 512, steps: int = 50) -> None:
-    """The share of a ResNet-18 step on 32×32 images that data and augmentation take."""
+def resident(bench: Bench) -> None:
+    """A step of a ResNet-18 on 32×32 images with data on the device, and without data."""
     from torchvision.models import resnet18
 
-    device = torch.device("cuda")
-    images = torch.randint(0, 256, (50_000, 3, 32, 32), dtype=torch.uint8, device=device)
-    labels = torch.randint(0, 10, (50_000,), device=device)
+    device = torch.device(bench.device)
+    size, count, steps = (512, 50_000, 50) if device.type == "cuda" else (16, 1000, 2)
+    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, device=device)
+    labels = torch.randint(0, 10, (count,), device=device)
     net = resnet18(num_classes=10).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
     data = ArrayDataModule(images[:64].cpu(), labels[:64].cpu(), val_fraction=0.0)
@@ -271,54 +227,43 @@ def gpu_step(size: int = 512, steps: int = 50) -> None:
     augment = Augment(horizontal_flip=0.5, crop_padding=4, rotation=10)
 
     def batch(step: int) -> list[Tensor]:
-        rows = torch.randint(0, 50_000, (size,)).to(device, non_blocking=True)
+        rows = torch.randint(0, count, (size,)).to(device, non_blocking=True)
         made: Any = [images.index_select(0, rows), labels.index_select(0, rows)]
         made = augment.apply(made, epoch=0, step=step, rank=0)
         return data.on_after_batch_transfer(made, 0)
 
-    def step(inputs: Tensor, targets: Tensor) -> None:
+    def train(inputs: Tensor, targets: Tensor) -> None:
         optimizer.zero_grad()
-        with torch.autocast("cuda", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             loss = F.cross_entropy(net(inputs), targets)
         loss.backward()
         optimizer.step()
 
-    def timed(run: Callable[[int], object]) -> float:
-        torch.cuda.synchronize()
-        start = time.process_time()
-        for i in range(steps):
-            run(i)
-        torch.cuda.synchronize()
-        return (time.process_time() - start) / steps
-
     fixed = batch(0)
-    shares, wholes = [], []
-    for turn in range(TURNS + 1):
-        whole = timed(lambda i: step(*batch(i)))
-        alone = timed(lambda i: step(*fixed))
-        if turn:
-            shares.append(100 * (whole - alone) / whole)
-            wholes.append(1e3 * whole)
-    print(f"\n{torch.cuda.get_device_name()}, ResNet-18, {size}×3×32×32, bf16")
-    row("step with data and augmentation", wholes, "ms")
-    row("their share of it", shares, "%")
 
+    def whole() -> None:
+        for step in range(steps):
+            train(*batch(step))
 
-def main() -> None:
-    """Prints the tables."""
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
-    bandwidth = copy_bandwidth()
-    print(
-        f"torch {torch.__version__}, one thread, {TURNS} turns; copies {bandwidth / 1e9:.1f} GB/s"
+    def alone() -> None:
+        for _ in range(steps):
+            train(*fixed)
+
+    bench.compare(
+        f"Step of ResNet-18 with resident data, batches of {size}",
+        {"step with data and augmentation": lambda: whole, "step alone": lambda: alone},
+        per=steps,
+        goals={"step alone": 0.95},
     )
-    images_of(32, 2048, 256, 4, bandwidth)
-    images_of(224, 128, 32, 28, bandwidth)
+
+
+def tables(bench: Bench) -> None:
+    images_of(bench, 32, 2048, 256, 4)
+    images_of(bench, 224, 128, 32, 28)
     for batch_size in (64, 256):
-        mnist_epoch(batch_size)
-    if torch.cuda.is_available():
-        gpu_step()
+        mnist_epoch(bench, batch_size)
+    resident(bench)
 
 
 if __name__ == "__main__":
-    main()
+    start(tables, __doc__)

@@ -5,28 +5,20 @@ cases from arrays to numbers: ours as `DetectionTask.score`, pycocotools with it
 ``evaluate``, ``accumulate`` and ``summarize``. faster-coco-eval is shown beside them. All must give
 the same numbers. The steps: forward and backward of a batch of 16 at 96 pixels.
 
-Measured (two CPU cores under other load, so CPU time, in turns; torch 2.14, pycocotools 2.0.11,
-faster-coco-eval 1.8.0): 500 images with 1, 10 and 80 classes in 63, 72 and 94 ms, 41 to 44 times as
-fast as pycocotools and 3.5 to 5 times as faster-coco-eval. FCOS 30, RetinaNet 26 and Faster R-CNN
-3.5 images a second of one core.
-
-Run: python benchmarks/detection.py [--images 500] [--turns 5]
+Run: pip install 'dlblocks[bench]', then python benchmarks/detection.py
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import io
-import statistics
-import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from _timing import Bench, Run, start
 
 from dlblocks._npz import Ragged
 from dlblocks.models import Detector
@@ -89,63 +81,66 @@ def peer(targets: list[Any], predictions: list[Any], files: Any, evaluate: Any) 
     return [float(evaluation.stats[i]) for i in (0, 1, 2, 8)]
 
 
-def scores(images: int, turns: int) -> None:
-    """Print the CPU time of the scores."""
-    peers: dict[str, Callable[..., list[float]]] = {"dlblocks": ours}
-    for name, module, cls in (
-        ("pycocotools", "pycocotools", "COCOeval"),
-        ("faster-coco-eval", "faster_coco_eval", "COCOeval_faster"),
-    ):
-        root = importlib.import_module(f"{module}.cocoeval" if module == "pycocotools" else module)
-        files = importlib.import_module(f"{module}.coco") if module == "pycocotools" else root
-        peers[name] = partial(peer, files=files.COCO, evaluate=getattr(root, cls))
+def peer_from(package: str, evaluate: str, data: Any, files: str = "") -> Run:
+    """Return a run that first checks that the peer has the same scores."""
+    root = importlib.import_module(package)
+    files_of = importlib.import_module(files) if files else root
+    score = partial(peer, *data, files=files_of.COCO, evaluate=getattr(root, evaluate))
+    np.testing.assert_allclose(score(), ours(*data), atol=1e-9)
+    return score
+
+
+def scores(bench: Bench, images: int = 500) -> None:
+    """Compare the scores of boxes."""
     for classes in (1, 10, 80):
         data = boxes(images, classes)
-        taken: dict[str, list[float]] = {name: [] for name in peers}
-        values: dict[str, list[float]] = {}
-        for _ in range(turns):
-            for name, compute in peers.items():
-                start = time.process_time()
-                values[name] = compute(*data)
-                taken[name].append(time.process_time() - start)
-        for found in values.values():
-            np.testing.assert_allclose(found, values["dlblocks"], atol=1e-9)
-        middle = {name: statistics.median(each) for name, each in taken.items()}
-        shown = ", ".join(f"{name} {1000 * t:.0f} ms" for name, t in middle.items())
-        factor = middle["pycocotools"] / middle["dlblocks"]
-        print(f"{images} images, {classes} classes: {shown}; {factor:.1f} × pycocotools")
+        found = {
+            "ours": lambda d=data: partial(ours, *d),
+            "pycocotools": partial(
+                peer_from, "pycocotools.cocoeval", "COCOeval", data, "pycocotools.coco"
+            ),
+            "faster-coco-eval": partial(peer_from, "faster_coco_eval", "COCOeval_faster", data),
+        }
+        bench.compare(
+            f"Average precision of {images} images, {classes} classes",
+            found,
+            goals={"pycocotools": 20, "faster-coco-eval": 3},
+            turns=min(3, bench.turns),
+        )
 
 
-def steps(turns: int, size: int = 96, count: int = 16) -> None:
-    """Print the images a second of CPU time, forward and backward."""
-    torch.set_num_threads(1)
+def step(arch: str, size: int, count: int, device: str) -> Run:
     draw = torch.Generator().manual_seed(0)
-    images = torch.randn(count, 3, size, size, generator=draw)
+    images = torch.randn(count, 3, size, size, generator=draw).to(device)
     targets = []
     for i in range(count):
         corner = torch.rand(i % 5, 2, generator=draw) * (size - 40)
         sides = 12 + 28 * torch.rand(i % 5, 2, generator=draw)
         targets.append({
-            "boxes": torch.cat([corner, corner + sides], 1),
-            "labels": torch.arange(i % 5),
+            "boxes": torch.cat([corner, corner + sides], 1).to(device),
+            "labels": torch.arange(i % 5).to(device),
         })  # fmt: skip
+    net: Any = Detector(arch, 10).to(device, memory_format=torch.channels_last).net
+    net.train()
+
+    def run() -> None:
+        losses, _ = net.step(images, targets, detect=False)
+        torch.stack([*losses.values()]).sum().backward()
+
+    return run
+
+
+def tables(bench: Bench) -> None:
+    if bench.device == "cpu":
+        scores(bench)
     for arch in ("fcos", "retinanet", "fasterrcnn"):
-        net: Any = Detector(arch, 10).to(memory_format=torch.channels_last).net
-        net.train()
-        taken = []
-        for _ in range(turns + 1):
-            start = time.process_time()
-            losses, _ = net.step(images, targets, detect=False)
-            torch.stack([*losses.values()]).sum().backward()
-            taken.append(time.process_time() - start)
-        rate = count / statistics.median(taken[1:])
-        print(f"{arch}, {size} px: {rate:.1f} images a second of one core")
+        bench.compare(
+            f"Forward and backward of {arch}, an image of 96 pixels",
+            {"ours": partial(step, arch, 96, 16, bench.device)},
+            per=16,
+            turns=min(3, bench.turns),
+        )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=500)
-    parser.add_argument("--turns", type=int, default=5)
-    given = parser.parse_args()
-    scores(given.images, given.turns)
-    steps(given.turns)
+    start(tables, __doc__)

@@ -1,62 +1,56 @@
-"""How long an import takes, against that of what it stands on; and ``dlblocks --help``.
+"""Compare the time of an import with that of what it stands on; and ``dlblocks --help``.
 
-Each import runs in a new interpreter, ours and the peer's in turn; the bytecode is compiled before.
-For ``--help`` the whole process is timed, against one that imports torch.
+Each import runs in a new interpreter; the bytecode is compiled before. For ``--help`` the whole
+process is timed, against one that imports torch.
 
 Run: python benchmarks/import_time.py
 """
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 import sys
-import time
 from functools import partial
 
-TURNS = 9
-PAIRS = [
-    ("dlblocks", "torch"),
-    ("dlblocks.nets", "torch"),
-    ("dlblocks.optim", "torch"),
-    ("dlblocks.models", "lightning.pytorch"),
-    ("dlblocks.data", "lightning.pytorch"),
-    ("dlblocks.callbacks", "lightning.pytorch"),
-    ("dlblocks.crossval", "lightning.pytorch"),
-]
+from _timing import Bench, Run, Time, start
+
+PAIRS = {
+    "dlblocks": "torch",
+    "dlblocks.nets": "torch",
+    "dlblocks.optim": "torch",
+    "dlblocks.models": "lightning.pytorch",
+    "dlblocks.data": "lightning.pytorch",
+    "dlblocks.callbacks": "lightning.pytorch",
+    "dlblocks.crossval": "lightning.pytorch",
+}
 
 
-def seconds(module: str) -> float:
-    code = f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return float(done.stdout)
+def importing(module: str) -> Run:
+    clocks = "(time.process_time(), time.perf_counter())"
+    code = f"import time; a = {clocks}; import {module}; b = {clocks}; print(b[0]-a[0], b[1]-a[1])"
+
+    def run() -> Time:
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return Time(*map(float, done.stdout.split()))
+
+    return run
 
 
-def whole(*arguments: str) -> float:
-    started = time.perf_counter()
-    subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
-    return time.perf_counter() - started
+def process(*arguments: str) -> Run:
+    return lambda: subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
 
 
-def main() -> None:
-    """Prints seconds and the ratios of each turn."""
-    print(f"{TURNS} turns{'':<26}{'ours':>8}{'peer':>8}{'ratio':>8}{'min':>8}{'max':>8}")
-    timed = [(ours, peer, partial(seconds, ours), partial(seconds, peer)) for ours, peer in PAIRS]
-    of_help = partial(whole, "-m", "dlblocks", "--help")
-    timed.append(("dlblocks --help", "torch", of_help, partial(whole, "-c", "import torch")))
-    for ours, peer, run_ours, run_peer in timed:
-        run_ours(), run_peer()
-        pairs = [(run_ours(), run_peer()) for _ in range(TURNS)]
-        ratios = [a / b for a, b in pairs]
-        shown = [
-            statistics.median(a for a, _ in pairs),
-            statistics.median(b for _, b in pairs),
-            statistics.median(ratios),
-            min(ratios),
-            max(ratios),
-        ]
-        print(f"{ours + ' / ' + peer:<33}" + "".join(f"{value:8.3f}" for value in shown))
+def tables(bench: Bench) -> None:
+    for ours, peer in PAIRS.items():
+        runs = {f"import {name}": partial(importing, name) for name in (ours, peer)}
+        bench.compare(f"import {ours}", runs, unit="s")
+    runs = {
+        "dlblocks --help": partial(process, "-m", "dlblocks", "--help"),
+        "import torch": partial(process, "-c", "import torch"),
+    }
+    bench.compare("dlblocks --help", runs, unit="s", wall=True, goals={"import torch": 1 / 0.8})
 
 
 if __name__ == "__main__":
-    main()
+    start(tables, __doc__)

@@ -11,37 +11,28 @@ batches of 1024 on one thread of the CPU, and give the same probabilities.
 - *rows of a frame*: the same, but a row is ``frame.iloc[i]``, as it is often written.
 
 Every turn is a new process, which also says how much memory it needed above that after its
-imports. Ratios are peer / ours within a turn.
+imports.
 
-Measured (one thread of a busy two-core virtual machine, torch 2.14, pandas 3.1): a million rows
-(196 MB) take ours 4.5 s of the processor and 135 MB. The rows of arrays take 29.0 s (6.5×) and
-684 MB; the rows of a frame are another 8 times slower.
-
-Run: python benchmarks/predict.py --rows 100000 --frame
+Run: python benchmarks/predict.py [--rows 100000] [--frame]
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import json
-import os
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
 import warnings
 from datetime import date, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import lightning.pytorch as pl
 import numpy as np
 import pandas as pd
 import torch
+from _memory import in_process, measured, time_of
+from _timing import Bench, Run, arguments, start
+from _trainer import OFF
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -78,16 +69,13 @@ def prepare(folder: Path, rows: int) -> None:
         folder / "train.csv", "y", dates=["signed_up"], counts=["code"], batch_size=BATCH_SIZE
     )
     model = MLPClassifier(data.in_features, 2, hidden=[64, 64])
-    settings: dict[str, Any] = dict.fromkeys(
-        ("enable_progress_bar", "enable_checkpointing", "enable_model_summary", "logger"), False
-    )
     with quiet():
-        trainer = pl.Trainer(max_epochs=2, accelerator="cpu", **settings)
+        trainer = pl.Trainer(max_epochs=2, accelerator="cpu", **OFF)
         trainer.fit(model, datamodule=data)
     model.save(folder / "model.pt")
-    for start in range(0, rows, AT_ONCE):
-        some = make_rows(min(AT_ONCE, rows - start), seed=1 + start)
-        some.to_csv(folder / "rows.csv", mode="a", header=not start, index=False)
+    for first in range(0, rows, AT_ONCE):
+        some = make_rows(min(AT_ONCE, rows - first), seed=1 + first)
+        some.to_csv(folder / "rows.csv", mode="a", header=not first, index=False)
 
 
 class Rows(Dataset):
@@ -133,76 +121,65 @@ class Rows(Dataset):
         return torch.from_numpy((x * self.scale + self.shift).astype(np.float32))
 
 
-def run(how: str, folder: Path) -> dict[str, Any]:
-    """Predict the file in one way."""
+def inside(how: str, folder: Path) -> None:
+    """Predict the file in one way, and print time and memory."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     predictor: Any = load(folder / "model.pt")
-    before, started, worked = memory("VmRSS"), time.perf_counter(), time.process_time()
-    reset_peak()
-    if how == "ours":
-        table = predictor.predict(folder / "rows.csv", device="cpu", progress_bar=False)
-        found = table.prediction
-    else:
+    found: list[Any] = []
+
+    def run() -> None:
+        if how == "ours":
+            table = predictor.predict(folder / "rows.csv", device="cpu", progress_bar=False)
+            found.append(table.prediction)
+            return
         frame = pd.read_csv(folder / "rows.csv", dtype={"code": str})
         rows = Rows(frame, predictor, by_frame=how == "rows of a frame")
         net = predictor.model.net
         with torch.inference_mode():
             loader = DataLoader(rows, batch_size=BATCH_SIZE)
-            found = torch.cat([net(batch).softmax(1) for batch in loader]).numpy()
-    seconds, used = time.perf_counter() - started, memory("VmHWM") - before
-    worked = time.process_time() - worked
+            found.append(torch.cat([net(batch).softmax(1) for batch in loader]).numpy())
+
+    took = measured(run)
     if folder.joinpath("expected.npy").exists():
-        np.testing.assert_allclose(found, np.load(folder / "expected.npy"), atol=1e-4)
+        np.testing.assert_allclose(found[0], np.load(folder / "expected.npy"), atol=1e-4)
     else:
-        np.save(folder / "expected.npy", found)
-    return {"seconds": seconds, "processor": worked, "megabytes": used, "rows": len(found)}
+        np.save(folder / "expected.npy", found[0])
+    print(json.dumps(took))
 
 
-def memory(what: str) -> float:
-    """Memory of this process in megabytes, now (``"VmRSS"``) or at most; NaN but on Linux."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    found = [line.split()[1] for line in lines if line.startswith(f"{what}:")]
-    return int(found[0]) / 1024 if found else float("nan")
+def predicting(how: str, folder: Path, memory: dict[str, list[float]]) -> Run:
+    """Return a run in a new process, which also adds its memory to `memory`."""
+
+    def run() -> object:
+        found = in_process(__file__, "--how", how, "--folder", str(folder))
+        memory.setdefault(how, []).append(found["megabytes"])
+        return time_of(found)
+
+    return run
 
 
-def reset_peak() -> None:
-    """Forget how much memory the imports needed."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--frame", action="store_true", help="The slow peer, too.")
-    parser.add_argument("--run", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.run:
-        print(json.dumps(run(given.run, Path(given.folder))))
+def tables(bench: Bench, rows: int, frame: bool) -> None:
+    title = f"load().predict of {rows:,} rows of a CSV file"
+    if not bench.wants(title):
         return
+    memory: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as name:
-        prepare(Path(name), given.rows)
-        size = (Path(name) / "rows.csv").stat().st_size / 2**20
-        print(f"{given.rows:,} rows, {size:.0f} MB; torch {torch.__version__}, one thread")
-        found: dict[str, list[dict[str, float]]] = {}
-        for _ in range(given.turns):
-            for how in ("ours", *PEERS[: 1 + given.frame]):
-                command = [sys.executable, __file__, f"--run={how}", f"--folder={name}"]
-                said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                found.setdefault(how, []).append(json.loads(said.splitlines()[-1]))
-    for how, turns in found.items():
-        text = f"{how:16}"
-        for key in ("seconds", "processor"):
-            ratios = [t[key] / o[key] for t, o in zip(turns, found["ours"], strict=True)]
-            median = statistics.median(turn[key] for turn in turns)
-            text += f" {key} {median:7.2f} ({statistics.median(ratios):.1f}×) "
-        print(f"{text} memory {max(turn['megabytes'] for turn in turns):.0f} MB")
+        prepare(Path(name), rows)
+        every = ("ours", *PEERS[: 1 + frame])
+        runs = {how: partial(predicting, how, Path(name), memory) for how in every}
+        bench.compare(title, runs, unit="s")
+    bench.add(f"{title}: memory", {how: found[1:] for how, found in memory.items()}, "MB")
 
 
 if __name__ == "__main__":
-    main()
+    parser = arguments(__doc__)
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--frame", action="store_true", help="the slow peer, too")
+    parser.add_argument("--how", help="what a new process does")
+    parser.add_argument("--folder", type=Path)
+    given = parser.parse_args()
+    if given.how:
+        inside(given.how, given.folder)
+    else:
+        start(partial(tables, rows=given.rows, frame=given.frame), parser)

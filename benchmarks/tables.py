@@ -1,6 +1,6 @@
-"""Measure how long a table takes to load, and how much memory, beside `pandas.read_csv` alone.
+"""Compare the time and memory that a table takes to load with `pandas.read_csv`.
 
-The file has 1,000,000 rows and 30 columns: 25 of numbers, 3 of categories, a date and the target.
+The file has 500,000 rows and 30 columns: 25 of numbers, 3 of categories, a date and the target.
 Each turn is a new process, by turns the peer and ours, twice. "Loaded" is the source of a
 `TabularDataModule`: read, checked, and encoded as a tensor. "Set up" is also split, with its
 statistics fitted, so that batches can be made. The peer is ``pandas.read_csv(file)``. Imports are
@@ -9,38 +9,24 @@ memory back, and the next process would pay for getting it again. The CPU time i
 threads; torch has one, since its threads wait by computing. The memory is the process's peak, less
 that after the imports.
 
-Measured (two CPU cores; pandas 3.1; seven turns): loaded, time 1.52 (1.41 to 1.77) times that of
-pandas, CPU time 1.39 (1.38 to 1.60), memory 1.00; set up, time 1.74 (1.65 to 1.95), CPU time 1.66
-(1.54 to 1.74), memory 1.00.
-
-Run: python benchmarks/tables.py [--turns 5] [--rows 1000000]
+Run: python benchmarks/tables.py [--rows 500000]
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
+
+from _memory import in_process, time_of
+from _timing import Bench, Run, arguments, start
 
 LOADED = 'TabularDataModule(path, "y", dates=["when"]).source'
 SET_UP = 'TabularDataModule(path, "y", dates=["when"]); kept.setup()'
 PEER = "pandas.read_csv(path)"
 TOUCH = "import numpy; numpy.ones(2 * 10**9, dtype=numpy.uint8)"
-TURN = """
-import json, resource, sys, time
-import numpy, pandas, sklearn.model_selection, torch
-from dlblocks.data import TabularDataModule
-path, torch_threads = sys.argv[1], torch.set_num_threads(1)
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-before, cpu, start = peak(), time.process_time(), time.perf_counter()
-kept = {what}
-seconds = time.perf_counter() - start
-print(json.dumps([seconds, time.process_time() - cpu, peak() - before]))
-"""
 
 
 def write(path: Path, rows: int) -> None:
@@ -57,36 +43,58 @@ def write(path: Path, rows: int) -> None:
     pd.DataFrame(table).to_csv(path, index=False)
 
 
-def turn(what: str, path: Path) -> list[float]:
-    """Seconds, seconds of CPU time, and MiB of one process."""
-    code = TURN.replace("{what}", what)
-    subprocess.run([sys.executable, "-c", TOUCH], check=True)
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(path)], check=True, capture_output=True, text=True
-    )
-    measured: list[float] = json.loads(done.stdout.splitlines()[-1])
-    return measured
+def turn(what: str, path: Path, memory: dict[str, list[float]], name: str) -> Run:
+    """Return a run in a new process, which also adds its memory to `memory`."""
+
+    def run() -> object:
+        subprocess.run([sys.executable, "-c", TOUCH], check=True)
+        found = in_process(__file__, "--what", what, "--file", str(path))
+        memory.setdefault(name, []).append(found["megabytes"])
+        return time_of(found)
+
+    return run
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    args = parser.parse_args()
+def inside(what: str, path: Path) -> None:
+    """Do it, and print time and memory."""
+    import json
+
+    import pandas
+    import sklearn.model_selection  # noqa: F401
+    import torch
+    from _memory import measured
+
+    from dlblocks.data import TabularDataModule
+
+    torch.set_num_threads(1)
+    names = {"pandas": pandas, "TabularDataModule": TabularDataModule, "path": path}
+    print(json.dumps(measured(lambda: exec(f"kept = {what}", names))))
+
+
+def tables(bench: Bench, rows: int) -> None:
+    if not bench.wants("table of"):
+        return
+    memory: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "table.csv"
-        write(path, args.rows)
-        print(f"{args.rows:,} rows × 30 columns, {path.stat().st_size / 2**20:.0f} MiB")
-        turns = [[turn(what, path) for what in (PEER, LOADED, SET_UP)] for _ in range(args.turns)]
-    for side, name in enumerate(["loaded", "set up"], start=1):
-        for i, (what, unit) in enumerate([("time", "s"), ("CPU time", "s"), ("memory", "MiB")]):
-            ratios = [one[side][i] / one[0][i] for one in turns]
-            peers, own = (statistics.median(one[of][i] for one in turns) for of in (0, side))
-            print(
-                f"{name}, {what}: ours / pandas.read_csv {statistics.median(ratios):.2f} "
-                f"({min(ratios):.2f} … {max(ratios):.2f}); medians {own:.1f} and {peers:.1f} {unit}"
-            )
+        write(path, rows)
+        of = {"loaded": LOADED, "set up": SET_UP, "pandas.read_csv": PEER}
+        runs = {name: partial(turn, what, path, memory, name) for name, what in of.items()}
+        for name, least in (("loaded", 1 / 1.6), ("set up", 1 / 1.8)):
+            pair = {name: runs[name], "pandas.read_csv": runs["pandas.read_csv"]}
+            title = f"Table of {rows:,} rows and 30 columns, {name}"
+            bench.compare(title, pair, unit="s", goals={"pandas.read_csv": least})
+            bench.add(f"{title}: memory", {key: memory[key][1:] for key in pair}, "MB")
+            memory.clear()
 
 
 if __name__ == "__main__":
-    main()
+    parser = arguments(__doc__)
+    parser.add_argument("--rows", type=int, default=500_000)
+    parser.add_argument("--what", help="what a new process does")
+    parser.add_argument("--file", type=Path)
+    given = parser.parse_args()
+    if given.what:
+        inside(given.what, given.file)
+    else:
+        start(partial(tables, rows=given.rows), parser)

@@ -1,43 +1,29 @@
-"""All folds as one fit: what it saves, and how it grows with the number of models.
+"""Measure how one fit of K models grows with K, and what `engine="auto"` chooses.
 
-- *MLP*: 10-fold cross-validation of 64 → 128 → 128 → 10 on the digits, batches of 64: the
-  vectorized engine against the sequential one, against one Lightning fit of one fold, and against
-  skorch's `cross_val_score` with the same net, data, folds, batches and epochs. In turn, in one
-  process.
-- *CNN*: the same folds by ``engine="auto"`` and by the sequential engine.
-- *Growth*: K models of that MLP in one fit, K = 1 … 50, each K in a process of its own: seconds,
-  and the memory that the process has taken at most. Also drawn, into ``--figure``.
+- *Growth*: K models of 64 → 128 → 128 → 10 in one fit, K = 1 … 200, each K in a process of its own.
+  The peer is K times the time of one model alone: what K fits one after another would take of the
+  same step. Seconds and peak memory are drawn into ``--figure``.
+- *auto*: a cross-validation by ``engine="auto"``, its measuring included, against both engines. It
+  must not be slower than the better one by more than a tenth. The nets are an MLP and CNNs of two
+  sizes: on a CPU, large CNNs gain nothing from being stacked.
 
-Measured (2-core x86 VM, no GPU, one thread, torch 2.14, lightning 2.6.6, three turns, median and
-range). MLP, 10 epochs: 0.81 s for all folds (0.80 to 0.81). The sequential engine takes 6.4 times
-as long (6.3 to 6.7; wanted: 5), one fit of one fold 0.63 (0.60 to 0.76; wanted: 0.5 or more),
-skorch 4.0 (3.8 to 4.0; wanted: 8, missed: gradients alone take more than half of the time). CNN, 3
-epochs: ``"auto"`` takes 2.4 s (2.2 to 2.8), its measuring included, the sequential engine 1.8 times
-as long (1.5 to 1.9). Growth, one run each, K = 1, 2, 5, 10, 20, 50: 0.20, 0.24, 0.38, 0.68, 1.2,
-3.0 s, and 846, 848, 854, 867, 889, 956 MB, nearly all of it what the imports take
-(docs/vectorized.png).
-
-Run: pip install 'dlblocks[bench]', then python benchmarks/vectorized.py [--threads 2]
-[--only mlp | cnn | growth]
+Run: python benchmarks/vectorized.py [--figure docs/vectorized.png]
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-FOLDS, SIZES = 10, (1, 2, 5, 10, 20, 50)
-Run = Callable[[], None]
-Engine = Literal["sequential", "vectorized", "auto"]
+from _timing import Bench, Run, Stopwatch, Time, arguments, start
+
+FOLDS, EPOCHS, SIZES = 10, 10, (1, 5, 20, 50, 100, 200)
 
 
 def mlp() -> Any:
@@ -46,117 +32,79 @@ def mlp() -> Any:
     return MLPClassifier(64, 10, hidden=[128, 128])
 
 
-def cnn() -> Any:
+def cnn(*channels: int) -> Any:
     from dlblocks.models import CNNClassifier
 
-    return CNNClassifier(1, 10, channels=[16, 32])
+    return CNNClassifier(1, 10, channels=list(channels))
 
 
-def folds(make_model: Callable[[], Any], engine: Engine, epochs: int) -> Run:
+def folds(make_model: Callable[[], Any], engine: Any, epochs: int, device: str) -> Run:
     from dlblocks.crossval import cross_validate
     from dlblocks.data import DigitsDataModule
 
-    def run() -> None:
-        cross_validate(
-            make_model,
-            DigitsDataModule(test_fraction=0.0),
-            num_folds=FOLDS,
-            trainer={"max_epochs": epochs, "accelerator": "cpu"},
-            engine=engine,
-            progress_bar=False,
-            figures=False,
-            run_dir=tempfile.mkdtemp(),
-        )
-
-    return run
+    return lambda: cross_validate(
+        make_model,
+        DigitsDataModule(test_fraction=0.0),
+        num_folds=FOLDS,
+        trainer={"max_epochs": epochs, "accelerator": device},
+        engine=engine,
+        progress_bar=False,
+        figures=False,
+        run_dir=tempfile.mkdtemp(),
+    )
 
 
-def one_fit(epochs: int) -> Run:
-    import lightning.pytorch as pl
-    from lightning.pytorch.callbacks import ModelCheckpoint
+def fit(count: int, device: str) -> tuple[Time, float]:
+    """The time of one fit of `count` models, and the process's peak memory in MB."""
+    from _memory import peak
 
-    from dlblocks.data import DigitsDataModule
-
-    def run() -> None:
-        trainer = pl.Trainer(
-            accelerator="cpu",
-            max_epochs=epochs,
-            callbacks=[ModelCheckpoint(tempfile.mkdtemp(), monitor="val/loss")],
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        trainer.fit(mlp(), datamodule=DigitsDataModule(test_fraction=0.0, num_folds=FOLDS))
-
-    return run
-
-
-def skorch(epochs: int) -> Run:
-    import numpy as np
-    import torch
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import StratifiedKFold, cross_val_score
-    from skorch import NeuralNetClassifier
-
-    images, targets = load_digits(return_X_y=True)
-    x, y = (images / 16).astype(np.float32), targets.astype(np.int64)
-
-    def run() -> None:
-        net = NeuralNetClassifier(
-            lambda: mlp().net,
-            criterion=torch.nn.CrossEntropyLoss,
-            optimizer=torch.optim.Adam,
-            lr=1e-3,
-            max_epochs=epochs,
-            batch_size=64,
-            iterator_train__shuffle=True,
-            verbose=0,
-        )
-        cv = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
-        cross_val_score(net, x, y, cv=cv, scoring="accuracy")
-
-    return run
-
-
-def compare(title: str, runs: dict[str, Run], turns: int) -> None:
-    """Prints the seconds of each run, and how often the first one's they are, turn by turn."""
-    found: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(turns + 1):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if turn:  # the first warms up
-                found[name].append(time.perf_counter() - start)
-    print(f"\n{title:<46}{'median':>9}{'min':>9}{'max':>9}")
-    for name, values in found.items():
-        _row(f"{name} (s)", values)
-    first, *others = found
-    for other in others:
-        ratios = [b / a for a, b in zip(found[first], found[other], strict=True)]
-        _row(f"{other} / {first}", ratios)
-
-
-def _row(name: str, values: list[float]) -> None:
-    shown = [statistics.median(values), min(values), max(values)]
-    print(f"  {name:<44}" + "".join(f"{value:9.3f}" for value in shown), flush=True)
-
-
-def grown(count: int, epochs: int) -> tuple[float, float]:
-    """Seconds of one fit of `count` models, and the process's memory at most, in MB."""
     from dlblocks.data import DigitsDataModule
     from dlblocks.engine import Member, StackedFit
 
     data = DigitsDataModule(num_folds=FOLDS)
-    seconds = []
-    for _ in range(2):  # the first warms up
+    watch = Stopwatch()
+    for epochs in (1, EPOCHS):  # the first warms up
         members = [Member(str(k), mlp(), data.for_fold(k % FOLDS, FOLDS)) for k in range(count)]
-        trainer = {"max_epochs": epochs, "accelerator": "cpu"}
-        start = time.perf_counter()
-        StackedFit(members, trainer=trainer, monitor="val/loss", mode="min").fit()
-        seconds.append(time.perf_counter() - start)
-    # Of this program alone; what getrusage says, the process that started it has set.
-    status = Path("/proc/self/status").read_text().split()
-    return seconds[-1], int(status[status.index("VmHWM:") + 1]) / 1024
+        trainer = {"max_epochs": epochs, "accelerator": device}
+        with watch:
+            StackedFit(members, trainer=trainer, monitor="val/loss", mode="min").fit()
+    return watch.time, peak()
+
+
+def alone(count: int, device: str) -> tuple[Time, float]:
+    """Return what `fit` returns, from a process of its own."""
+    command = [sys.executable, __file__, "--grow", str(count), "--device", device]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    cpu, wall, memory = map(float, done.stdout.split()[-3:])
+    return Time(cpu, wall), memory
+
+
+def growth(bench: Bench, figure: Path | None) -> None:
+    """Measure, print and draw what one fit of K models takes."""
+    if not bench.wants("growth"):
+        return
+    rows = []
+    for count in SIZES:
+        measured: list[tuple[Time, float]] = []
+
+        def stacked(count: int = count, measured: list = measured) -> Time:
+            measured.append(alone(count, bench.device))
+            return measured[-1][0]
+
+        def one_by_one(count: int = count) -> Time:
+            return Time(*(count * seconds for seconds in alone(1, bench.device)[0]))
+
+        found = bench.compare(
+            f"Growth, {count} MLPs in one fit",
+            {"one fit": lambda s=stacked: s, "K times one fit": lambda o=one_by_one: o},
+            unit="s",
+            turns=min(3, bench.turns),
+        )
+        if found:
+            seconds = sorted(found["one fit"])[len(found["one fit"]) // 2]
+            rows.append((count, seconds, max(memory for _, memory in measured)))
+    if figure and len(rows) > 3:
+        draw(rows, figure)
 
 
 def draw(rows: list[tuple[int, float, float]], path: Path) -> None:
@@ -177,62 +125,40 @@ def draw(rows: list[tuple[int, float, float]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def main() -> None:
-    """Prints the tables and draws the figure."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--only", choices=("mlp", "cnn", "growth"))
-    parser.add_argument("--figure", type=Path, default=Path("vectorized.png"))
-    parser.add_argument("--grow", type=int, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = str(given.threads)
-    warnings.filterwarnings("ignore")
-
-    import lightning.pytorch as pl
-    import torch
-
-    from dlblocks._quiet import quiet
-
-    torch.set_num_threads(given.threads)
-    if given.grow:
-        with quiet():
-            print(*grown(given.grow, given.epochs))
-        return
-    print(f"torch {torch.__version__}, lightning {pl.__version__}, {given.threads} thread(s)")
-    with quiet():
-        runs: dict[str, Run] = {
-            "vectorized": folds(mlp, "vectorized", given.epochs),
-            "sequential": folds(mlp, "sequential", given.epochs),
-            "one fit of one fold": one_fit(given.epochs),
-            "skorch": skorch(given.epochs),
-        }
-        if given.only in (None, "mlp"):
-            compare(f"MLP, {FOLDS} folds, {given.epochs} epochs", runs, given.turns)
-        runs = {
-            "auto": folds(cnn, "auto", 3),
-            "sequential": folds(cnn, "sequential", 3),
-        }
-        if given.only in (None, "cnn"):
-            compare(f"CNN, {FOLDS} folds, 3 epochs", runs, given.turns)
-    if given.only in (None, "growth"):
-        grow(given)
-
-
-def grow(given: argparse.Namespace) -> None:
-    """Prints and draws what one fit of K models takes."""
-    rows = []
-    print(f"\n{'K':>4}{'seconds':>10}{'MB':>8}")
-    for count in SIZES:
-        command = [sys.executable, __file__, "--grow", str(count), "--threads", str(given.threads)]
-        command += ["--epochs", str(given.epochs)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        seconds, memory = map(float, done.stdout.split()[-2:])
-        rows.append((count, seconds, memory))
-        print(f"{count:>4}{seconds:>10.2f}{memory:>8.0f}", flush=True)
-    draw(rows, given.figure)
+def tables(bench: Bench, figure: Path | None = None) -> None:
+    nets: dict[str, tuple[Callable[[], Any], int]] = {
+        "MLP": (mlp, 5),
+        "CNN of 8 and 16 channels": (partial(cnn, 8, 16), 2),
+        "CNN of 32 and 64 channels": (partial(cnn, 32, 64), 1),
+    }
+    for name, (make, epochs) in nets.items():
+        bench.compare(
+            f"engine='auto', {FOLDS} folds, {name}",
+            {
+                engine: partial(folds, make, engine, epochs, bench.device)
+                for engine in ("auto", "sequential", "vectorized")
+            },
+            unit="s",
+            goals={"sequential": 0.9, "vectorized": 0.9},
+            turns=min(3, bench.turns),
+        )
+    growth(bench, figure)
 
 
 if __name__ == "__main__":
-    main()
+    parser = arguments(__doc__)
+    parser.add_argument("--figure", type=Path, help="draw the growth into this file")
+    parser.add_argument("--grow", type=int, help="measure one K, for the figure")
+    given = parser.parse_args()
+    if given.grow:
+        import torch
+
+        from dlblocks._quiet import quiet
+
+        torch.set_num_threads(given.threads)
+        os.environ["OMP_NUM_THREADS"] = str(given.threads)
+        with quiet():
+            time, memory = fit(given.grow, given.device)
+        print(*time, memory)
+    else:
+        start(partial(tables, figure=given.figure), parser)

@@ -118,8 +118,8 @@ def seconds_a_step(
 ) -> tuple[float, float]:
     """Measure a step's seconds, all models together and one by one.
 
-    A step is the losses and their gradients. Each time is the shortest of three tries after a
-    warm-up.
+    A step is the losses and their gradients. The two take turns, because other programs may use
+    the machine. Each time is the shortest of five tries after a warm-up.
     """
     source.begin(0)
     (batches, *_) = source.step(0, range(len(models)))
@@ -137,8 +137,8 @@ def seconds_a_step(
         torch.autograd.grad(loss, own, allow_unused=True)
 
     with _untouched(stack), precision.train_step_context():
-        found = [_shortest(run, stack.device) for run in (at_once, alone)]
-    return share * found[0], len(models) * found[1]
+        together, apart = _shortest((at_once, alone), stack.device)
+    return share * together, len(models) * apart
 
 
 def _alone(model: Model, batches: Batches, precision: Precision) -> None:
@@ -148,15 +148,20 @@ def _alone(model: Model, batches: Batches, precision: Precision) -> None:
         model.loss(outputs, *batches.beside(0))
 
 
-def _shortest(run: Callable[[], None], device: torch.device) -> float:
-    seconds = []
-    for _ in range(4):
-        started = time.perf_counter()
-        run()
-        if device.type != "cpu":
-            torch.get_device_module(device).synchronize()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds[1:])
+def _shortest(runs: Sequence[Callable[[], None]], device: torch.device) -> list[float]:
+    """Return the shortest time of each run."""
+    # With one thread, the time of the processor does not depend on other programs.
+    one_thread = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if one_thread else time.perf_counter
+    seconds: list[list[float]] = [[] for _ in runs]
+    for _ in range(6):
+        for run, found in zip(runs, seconds, strict=True):
+            started = clock()
+            run()
+            if device.type != "cpu":
+                torch.get_device_module(device).synchronize()
+            found.append(clock() - started)
+    return [min(found[1:]) for found in seconds]
 
 
 def _short(error: Exception) -> str:

@@ -14,6 +14,9 @@ from dlblocks.engine.fit_many import StackedFit
 # optimizer's step, metrics. The whole step of a small MLP takes about 2 ms; see
 # benchmarks/vectorized.py.
 STEP_SECONDS = 1.5e-3
+# Seconds of a sequential fit beside its steps, at the least, beyond those of a member of a stack:
+# a Trainer, checkpoints written and read.
+FIT_SECONDS = 0.1
 Key = TypeVar("Key")
 Found = TypeVar("Found")
 
@@ -65,7 +68,7 @@ def choose_engine(
     chosen, why = engine, "as asked"
     if engine == "auto":
         at_once, apart = stacked.seconds_a_step()
-        apart += STEP_SECONDS * len(part)
+        apart += (STEP_SECONDS + FIT_SECONDS / stacked.most_steps) * len(part)
         why = f"a step takes {1e3 * at_once:.2g} ms for {len(part)} {what} at once and "
         why += f"{1e3 * apart:.2g} ms one after the other"
         chosen = "vectorized" if at_once < apart else "sequential"

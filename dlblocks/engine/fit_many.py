@@ -158,6 +158,13 @@ class StackedFit(pl.LightningModule):
         precision = self.fitter.precision_plugin
         return seconds_a_step(self.stack, models, self.train_source, precision)
 
+    @property
+    def most_steps(self) -> float:
+        """Steps of a fit that does not stop early."""
+        if self._max_epochs < 0:
+            return math.inf
+        return max(1, self._max_epochs) * max(self._batches(k) for k in range(len(self.live)))
+
     def show(self, bar: Callback) -> None:
         """Add a progress bar to the Trainer."""
         vars(self.fitter)["callbacks"].append(bar)

@@ -271,6 +271,7 @@ def test_nothing_waits_for_a_device():
     assert Cutout().transform(x, labels, generator())[0].device.type == "meta"
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_nothing_waits_for_the_gpu():
     x, labels = torch.rand(6, 3, 40, 40, device="cuda"), torch.arange(6, device="cuda") % 3

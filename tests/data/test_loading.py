@@ -169,6 +169,7 @@ def test_on_the_cpu_the_arrays_stay_where_they_are(make_trainer, resident):
     assert loader.dataset.inputs is data.source.inputs
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("resident", [True, "auto"])
 def test_on_a_gpu_the_arrays_are_there(make_trainer, resident):

@@ -304,6 +304,15 @@ def test_each_member_stops_early_by_itself(tmp_path):
     assert_same(together, apart)
 
 
+def test_the_most_steps_are_those_of_a_fit_that_runs_to_its_end():
+    found = members(mlp, digits(count=70, batch_size=16), count=3)  # 46 or 47 samples: 3 batches
+    settings = {**CPU, "max_epochs": 2}
+    together = StackedFit(found, trainer=settings, monitor="val/loss", mode="min")
+    expected = together.most_steps
+    together.fit()
+    assert {member.steps for member in found} == {expected}
+
+
 def test_a_stopped_member_costs_nothing(tmp_path):
     found = members(mlp, digits(90, stratify=False))
     found[1].callbacks = [EarlyStopping("val/loss", stopping_threshold=100.0)]

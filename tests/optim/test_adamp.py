@@ -406,3 +406,26 @@ def test_strides_of_axes_of_one_value_do_not_matter(optimizer_class):
             optimizer.step()
         ends.append(params)
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+@pytest.mark.parametrize("numpy_threads", [0, 99])  # torch's path, and that of NumPy
+def test_products_of_rows_are_those_of_a_loop(monkeypatch, numpy_threads):
+    monkeypatch.setattr(projection, "NUMPY_THREADS", numpy_threads)
+    # Small neighbours of equal width, others, one of several pieces, and none of a piece alone.
+    shapes = [(3, 4), (5, 2, 2), (2, 7), (90, 2000), (4, 4), (6, 4)]
+    params = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    grads = [torch.randn(shape) for shape in shapes]
+    with torch.no_grad():
+        found = projection.find_projection(params, grads, delta=0.1, eps=1e-8)
+        dots = projection._dots(projection._matrices(params), projection._matrices(grads))
+    rows = [
+        (p.double(), g.double(), i)
+        for i, (p_all, g_all) in enumerate(zip(params, grads, strict=True))
+        for p, g in zip(p_all.detach().flatten(1), g_all.flatten(1), strict=True)
+    ]
+    torch.testing.assert_close(dots.double(), torch.stack([(p * g).sum() for p, g, _ in rows]),
+                               rtol=1e-4, atol=1e-4)  # fmt: skip
+    assert found.owner.tolist() == [i for _, _, i in rows]
+    for k, (p, _, i) in enumerate(rows):
+        expected = p.norm() if found.by_row[i] else params[i].detach().double().norm()
+        assert float(found.norms[k]) == pytest.approx(float(expected), rel=1e-5)
