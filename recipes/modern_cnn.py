@@ -14,10 +14,10 @@ GoogLeNet and DenseNet-121 take more time: ``--archs '[alexnet, vgg11_bn, google
 densenet121]'``. Stems are small: the first convolution has stride 1, and the poolings behind it are
 left out. The 1,797 digits of 8×8 pixels are cross-validated in three folds, for two epochs each.
 
-Result: with ``--max_epochs 4`` AlexNet has an accuracy of 0.913, VGG-11 0.973, GoogLeNet 0.983,
-ResNet-18 0.972 and DenseNet-121 0.988 (one thread, torch 2.14). No step from one net to the next is
-shown to be a gain: all intervals of the differences contain 0. The shorter run of this page is not
-measured yet.
+Result: after two epochs AlexNet has an accuracy of 0.536, VGG-11 with batch norm 0.964 and ResNet-18
+0.971 (seed 0); logistic regression has 0.963. Batch norm lets a net begin at once: VGG's gain over
+AlexNet is shown (p = 0.04), ResNet's over VGG is not. After four epochs AlexNet has 0.913, VGG-11
+0.973, GoogLeNet 0.983, ResNet-18 0.972 and DenseNet-121 0.988, and no step is shown to be a gain.
 
 Papers: Krizhevsky, Sutskever and Hinton, *ImageNet classification with deep convolutional neural
 networks*, 2012; Simonyan and Zisserman, *Very deep convolutional networks for large-scale image
@@ -124,9 +124,9 @@ before = dict(zip(args.archs[1:], args.archs, strict=False))
 compared = with_holm({new: results[new].compare(results[old], name) for new, old in before.items()})
 metrics = {
     arch: {
+        **compared.get(arch, {}),  # whose interval is that of the difference
         "mean": result.mean(name),
         "interval": result.interval(name),
-        **compared.get(arch, {}),
         **sizes[arch],
     }
     for arch, result in results.items()
