@@ -111,8 +111,8 @@ if is_rank_zero():
 # .. recorded:: vae
 #    :figure: reconstructions
 #
-# Codes keep which digit it is and its slant, and lose noise. Samples (``samples``) have the noise of
-# pixels that the decoder cannot know; means (``means``) look cleaner and are less diverse.
+# Codes keep which digit it is and its slant, and lose noise. Samples (``samples``) have the noise
+# of pixels that the decoder cannot know; means (``means``) look cleaner and are less diverse.
 #
 # Exercises
 # ---------
@@ -134,5 +134,5 @@ if is_rank_zero():
 #
 # .. dropdown:: Answer
 #
-#    2.102 ± 0.026 bits per dimension: codes say less of an image. Means of samples all look like real
-#    digits (precision 1), and hardly any real digit like them (recall 0.01).
+#    2.102 ± 0.026 bits per dimension: codes say less of an image. Means of samples all look like
+#    real digits (precision 1), and hardly any real digit like them (recall 0.01).
