@@ -15,8 +15,8 @@ densenet121]'``. Stems are small: the first convolution has stride 1, and the po
 left out. The 1,797 digits of 8×8 pixels are cross-validated in three folds, for two epochs each.
 
 Result: after two epochs AlexNet has an accuracy of 0.536, VGG-11 with batch norm 0.964 and
-ResNet-18 0.971 (seed 0); logistic regression has 0.963. VGG's gain over AlexNet is shown (p = 0.04),
-ResNet's over VGG is not. After four epochs AlexNet has 0.913, VGG-11 0.973, GoogLeNet 0.983,
+ResNet-18 0.971 (seed 0); logistic regression has 0.963. VGG's gain over AlexNet is shown (p =
+0.04), ResNet's over VGG is not. After four epochs AlexNet has 0.913, VGG-11 0.973, GoogLeNet 0.983,
 ResNet-18 0.972 and DenseNet-121 0.988, and no step is shown to be a gain.
 
 Papers: Krizhevsky, Sutskever and Hinton, *ImageNet classification with deep convolutional neural
