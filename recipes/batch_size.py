@@ -158,7 +158,7 @@ write_results(args.run_dir, metrics, rows=rows, figures=figures, epsilon=args.ep
 #    :figure: sharpness
 #
 # Sharpness does not rank the settings: with the scaled rate the solutions are seven times flatter
-# than those of the small batch, and a quarter of a point worse.
+# than those of the small batch, and not better on the test set.
 #
 # Exercises
 # ---------
@@ -167,17 +167,17 @@ write_results(args.run_dir, metrics, rows=rows, figures=figures, epsilon=args.ep
 # .. dropdown:: Answer
 #
 #    The standard error of a mean difference is its deviation over √10. In the column "- small" that
-#    gives t = -4.2 for equal epochs, -1.6 for equal steps, -2.4 for the scaled rate and 0 with
-#    warm-up. Student's 95 % quantile of 9 degrees of freedom is 2.26, and with four comparisons
-#    (Bonferroni) 3.1: only the first is beyond doubt.
+#    gives t = -4.3 for equal epochs, -1.6 for equal steps, -2.4 for the scaled rate and 0 with
+#    warm-up. Student's two-sided 95 % quantile of 9 degrees of freedom is 2.26, and with four
+#    comparisons (Bonferroni) 3.1: only the first is beyond doubt.
 #
 # 2. Is the large batch sharper only because it is less trained? Look at the training loss.
 #
 # .. dropdown:: Answer
 #
-#    After as many epochs its loss is 18 times that of the small batch, 0.0048, and its sharpness 17
-#    times. After as many steps the losses are nearly equal, 0.00035 and 0.00027, but the large
-#    batch is still five times as sharp. So both count.
+#    After as many epochs its loss is 0.0048, 18 times that of the small batch, and its sharpness 17
+#    times. After as many steps the losses are close, 0.00035 and 0.00027, but the large batch is
+#    still five times as sharp. So both count.
 #
 # 3. Does that sharpness cost accuracy?
 #

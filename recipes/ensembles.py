@@ -11,7 +11,8 @@ the sum before it leaves over:
 .. math:: F_{\text{bagging}} = \frac{1}{M} \sum_{m=1}^{M} F_m, \qquad
    F_m^{\text{boosting}} = F_{m-1} + \nu \rho_m h_m
 
-AdaBoost weighs the samples instead: those that were wrong count more in the next stage. All learn
+Here h is the net of a stage, ρ its best factor, and ν the shrinkage. AdaBoost weighs the samples
+instead: those that were wrong count more in the next stage. All learn
 handwritten digits on the same splits of a repeated K-fold, and so does a random forest. The nets
 choose their epoch or number of stages on 15 % of the training samples. Nothing is tuned.
 
@@ -151,7 +152,8 @@ write_results(args.run_dir, metrics, rows=rows, figures={"ensembles": figure})
 # .. recorded:: ensembles
 #    :figure: ensembles
 #
-# The deep ensemble is never worse than one of its nets, in any of ten splits. AdaBoost always is.
+# The deep ensemble is never worse than one of its nets, in any of ten splits. AdaBoost always
+# is worse.
 #
 # Exercises
 # ---------

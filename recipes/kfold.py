@@ -131,8 +131,8 @@ if is_rank_zero():
 # .. recorded:: kfold
 #    :figure: hardest
 #
-# Above each digit is its class, and what the net of its fold answered. Most of the errors would
-# puzzle people, too.
+# Above each digit is its class, and what the net of its fold answered. Some of them
+# people would misread, too.
 #
 # Exercises
 # ---------
@@ -141,7 +141,7 @@ if is_rank_zero():
 # .. dropdown:: Answer
 #
 #    ``--select fold`` gives 0.9978 ± 0.0036 with two threads, where the default has 0.9928. A part
-#    of that is optimism, and a part comes from 15 % more samples to train on.
+#    of that is optimism, and a part comes from 18 % more samples to train on.
 #
 # 2. How wide is the interval if the folds are taken for independent?
 #

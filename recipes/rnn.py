@@ -15,7 +15,8 @@ stays:
 
 An LSTM keeps a second state, with gates for what is forgotten, added and shown. Here each of the
 1,797 digits of 8×8 pixels is a sequence of eight rows, which two layers read from above and from
-below. All nets get the same three folds, settings and small random shifts, rotations and scales.
+below. All nets get the same three folds and small random shifts, rotations and scales; the vanilla
+RNN has a fifth of the learning rate.
 
 Result: accuracy over three folds 0.9855 ± 0.0059 of the GRU, 0.9699 ± 0.0044 of the LSTM and 0.9304
 ± 0.0114 of the vanilla RNN. The nearest neighbour has 0.9866 ± 0.0044 and logistic regression
@@ -54,7 +55,7 @@ data = DigitsDataModule(test_fraction=0.0, split_seed=args.seed, shuffle_seed=ar
 # %%
 # Models and fits
 # ---------------
-# The vanilla RNN gets a lower rate: its training is less stable.
+# The vanilla RNN gets a lower rate.
 
 scores = {}
 for kind in args.kinds:

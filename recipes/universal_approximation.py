@@ -18,7 +18,9 @@ random features and 0.55 trained; for the kinks it is 0 (exact from width 8 on),
 For the jump it is never below 1, half the jump: no continuous function comes nearer.
 
 Papers: Cybenko, *Approximation by superpositions of a sigmoidal function*, 1989; Hornik,
-*Approximation capabilities of multilayer feedforward networks*, 1991.
+*Approximation capabilities of multilayer feedforward networks*, 1991; Leshno, Lin, Pinkus and
+Schocken, *Multilayer feedforward networks with a nonpolynomial activation function can approximate
+any function*, 1993, which covers ReLU.
 """
 
 # %%
@@ -143,7 +145,8 @@ write_results(args.run_dir, metrics, rows=rows, figures=figures)
 #    :figure: smooth
 #
 # Four times the width divides the error of the constructed network by up to 15, since the error of
-# straight lines falls with the square of their length. Training hardly profits from more units.
+# straight lines falls with the square of their length. On this function training
+# hardly profits from more units.
 #
 # Exercises
 # ---------

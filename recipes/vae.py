@@ -15,8 +15,9 @@ pixel of 359 test digits, by the importance-weighted bound of 64 codes, and its 
 nearest neighbours that know real digits.
 
 Result: 1.859 ± 0.027 bits per dimension (95 %, seed 0). Uniform pixels need 4.09, independent
-pixels 2.44, and histograms of each pixel and class 2.26. Of its samples 65 % lie within the
-neighbourhood of a real digit (precision), and 85 % of real digits within that of a sample (recall).
+pixels 2.44, and histograms of each pixel and class 2.26. Of 359
+samples 65 % lie within the neighbourhood of a test digit (precision), and 85 % of the test digits
+within that of a sample (recall).
 
 The other models of this package (flow matching, diffusion, GAN, autoregressive) are compared by
 ``recipes/generative.py``.
@@ -111,8 +112,9 @@ if is_rank_zero():
 # .. recorded:: vae
 #    :figure: reconstructions
 #
-# Codes keep which digit it is and its slant, and lose noise. Samples (``samples``) have the noise
-# of pixels that the decoder cannot know; means (``means``) look cleaner and are less diverse.
+# Codes mostly keep which digit it is and its slant, and lose noise. ``figures/samples.png`` of the
+# run folder has samples, with the noise of pixels that the decoder cannot know; those of
+# ``means.png`` look cleaner and are less diverse.
 #
 # Exercises
 # ---------
