@@ -124,9 +124,9 @@ before = dict(zip(args.archs[1:], args.archs, strict=False))
 compared = with_holm({new: results[new].compare(results[old], name) for new, old in before.items()})
 metrics = {
     arch: {
-        **compared.get(arch, {}),  # whose interval is that of the difference
         "mean": result.mean(name),
         "interval": result.interval(name),
+        **compared.get(arch, {}),
         **sizes[arch],
     }
     for arch, result in results.items()

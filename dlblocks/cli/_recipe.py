@@ -20,7 +20,9 @@ TRAINER = ("max_epochs", "accelerator", "devices", "precision", "fast_dev_run")
 
 def parse(doc: str | None, settings: dict[str, Any]) -> Namespace:
     """Parse ``sys.argv``; see `dlblocks.cli.recipe_arguments`."""
-    name = Path(sys.argv[0]).stem
+    # A kernel of Jupyter has arguments of its own.
+    in_notebook = "ipykernel" in sys.modules
+    name = "notebook" if in_notebook else Path(sys.argv[0]).stem
     parser = RecipeParser(
         description=described(doc or ""), formatter_class=RawDescriptionHelpFormatter
     )
@@ -41,7 +43,7 @@ def parse(doc: str | None, settings: dict[str, Any]) -> Namespace:
             shown = f"{says} (default: {first})"
             first = None if key == "run_dir" else first
             parser.add_argument(f"--{key}", type=kind, default=first, help=shown)
-    found = parser.parse_args()
+    found = parser.parse_args([] if in_notebook else None)
     found.run_dir = Path(found.run_dir or next_run_dir(f"runs/{name}", resume=True))
     found.trainer = {key: found[key] for key in TRAINER if key in found}
     sys.excepthook = _plainly

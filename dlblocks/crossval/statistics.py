@@ -305,13 +305,13 @@ def with_holm(tests: Mapping[Name, Comparison]) -> dict[Name, dict[str, Any]]:
         tests: Name of a method → its comparison.
 
     Returns:
-        Name → ``difference``, its 95 % ``interval``, ``p``, and ``p_holm`` by `holm`.
+        Name → ``difference``, its 95 % ``difference_interval``, ``p``, and ``p_holm`` by `holm`.
     """
     adjusted = holm([test.p for test in tests.values()])
     return {
         name: {
             "difference": test.difference,
-            "interval": test.interval,
+            "difference_interval": test.interval,
             "p": test.p,
             "p_holm": p_holm,
         }

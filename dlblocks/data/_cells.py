@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 SHOWN = 3  # cells in a message
 LONG_INTEGER = re.compile(r"[+-]?\d{16,}", re.ASCII)  # perhaps above 2**53
 DAY_FIRST = "dayfirst"  # in place of a date format
+FILTERS = threading.Lock()
 
 
 def compacted(cells: Series) -> Series:
@@ -239,7 +241,8 @@ def to_days(cells: Series, date_format: str | None) -> Series:
             kind["dayfirst"] = date_format == DAY_FIRST
         else:
             kind["format"] = date_format
-        with warnings.catch_warnings():
+        # Columns are read in threads, which share the filters of warnings.
+        with FILTERS, warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the format cannot be inferred
             dates = pd.to_datetime(texts, **kind)
         if "dayfirst" in kind and dates.isna().any():  # formats differ

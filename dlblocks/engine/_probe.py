@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import time
 import warnings
@@ -151,7 +152,8 @@ def _alone(model: Model, batches: Batches, precision: Precision) -> None:
 def _shortest(runs: Sequence[Callable[[], None]], device: torch.device) -> list[float]:
     """Return the shortest time of each run."""
     # With one thread, the time of the processor does not depend on other programs.
-    one_thread = device.type == "cpu" and torch.get_num_threads() == 1
+    # Windows counts it in steps of 16 ms.
+    one_thread = device.type == "cpu" and torch.get_num_threads() == 1 and os.name != "nt"
     clock = time.process_time if one_thread else time.perf_counter
     seconds: list[list[float]] = [[] for _ in runs]
     for _ in range(6):

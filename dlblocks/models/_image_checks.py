@@ -76,13 +76,17 @@ def check_monitors(trainer: pl.Trainer, name: str, measure: str, *, is_slow: boo
         measure: The model's score of an image.
         is_slow: Whether a fit leaves it out.
     """
+    # Before the first validation Lightning may not have asked for the loaders.
+    is_known = trainer.val_dataloaders is not None
+    validates = trainer.enable_validation and not (is_known and not sum(trainer.num_val_batches))
     logged = {"val/loss"} if is_slow else {"val/loss", f"val/{measure}"}
     for callback in vars(trainer)["callbacks"]:
         monitor = getattr(callback, "monitor", None)
         if not isinstance(callback, (EarlyStopping, ModelCheckpoint)) or not monitor:
             continue
         who = f"{type(callback).__name__} monitors {monitor!r}"
-        if monitor.startswith("val/") and not sum(trainer.num_val_batches):
+        scores = ("val/loss", f"val/{measure}")  # others may be logged by a callback
+        if monitor in scores and not validates:
             raise ValueError(
                 f"{who}, but the fit has no validation; set val_fraction of the datamodule and not "
                 "limit_val_batches=0, or monitor 'train/loss'."

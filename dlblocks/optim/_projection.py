@@ -12,7 +12,6 @@ projection. A GPU projects all, with factors of 0, because it would have to wait
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -166,12 +165,15 @@ def project_(
 
 def _matrices(tensors: list[Tensor]) -> list[Tensor]:
     """Return all rows in order; small neighbours of equal width become one matrix."""
-    found: list[Tensor] = []
-    flat = (x.flatten(1) for x in tensors)
-    for (_, is_small), group in groupby(flat, lambda x: (x.shape[1], x.numel() <= SMALL)):
-        parts = list(group)
-        found += [torch.cat(parts)] if is_small and len(parts) > 1 else parts
-    return found
+    parts: list[list[Tensor]] = []
+    for x in [x.flatten(1) for x in tensors]:
+        is_small = x.numel() <= SMALL
+        before = parts[-1][-1] if parts else x.new_empty(0, 0)
+        if parts and is_small and before.numel() <= SMALL and before.shape[1] == x.shape[1]:
+            parts[-1].append(x)
+        else:
+            parts.append([x])
+    return [torch.cat(some) if len(some) > 1 else some[0] for some in parts]
 
 
 def _is_for_numpy(matrices: list[Tensor]) -> bool:
@@ -200,12 +202,13 @@ def _by_numpy(
     found = some[0].new_empty(len(pairs), sum(map(len, some)))
     out, start = found.numpy(), 0
     for one, other in zip(some, others, strict=True):
-        a, b = one.detach().numpy(), other.detach().numpy()
+        a, b = (x.detach().resolve_neg().numpy() for x in (one, other))
         step = max(1, PIECE // max(1, a.shape[1]))
         for row in range(0, len(a), step):
             x, y = a[row : row + step], b[row : row + step]
             for i, pair in enumerate(pairs):
-                np.vecdot(*pair(x, y), out=out[i, start : start + len(x)])
+                with np.errstate(all="ignore"):  # as torch does
+                    np.vecdot(*pair(x, y), out=out[i, start : start + len(x)])
             start += len(x)
     return found
 

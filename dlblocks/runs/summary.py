@@ -14,6 +14,7 @@ import numpy.typing as npt
 from dlblocks import tracking
 from dlblocks._files import (
     SUMMARY,
+    check_files,
     is_rank_zero,
     read_record,
     write_json,
@@ -111,6 +112,7 @@ def add_to_summary(run_dir: str | PathLike[str], metrics: Mapping[str, float], *
     path = Path(run_dir) / SUMMARY
     summary = read_record(path, "it is written by fit_and_test and cross_validate")
     summary["metrics"] |= {name: {"mean": value} for name, value in metrics.items()}
+    check_files(path, summary, "a file of the run has changed; run it again")
     files = [path.parent / name for name in summary.pop("files", {})]
     write_record(path, summary | more, files)
 

@@ -519,6 +519,6 @@ def test_several_comparisons_have_the_p_values_of_holm():
     found = with_holm(tests)
     for name, test in tests.items():
         assert found[name]["difference"] == test.difference
-        assert (found[name]["p"], found[name]["interval"]) == (test.p, test.interval)
+        assert (found[name]["p"], found[name]["difference_interval"]) == (test.p, test.interval)
     adjusted = [row["p_holm"] for row in found.values()]
     assert adjusted == holm([test.p for test in tests.values()])

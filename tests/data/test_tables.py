@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import json
+import warnings
 from datetime import datetime
 from pathlib import Path
 
@@ -973,3 +974,15 @@ def test_extramarital_affairs_by_name_and_by_values():
     assert data.num_classes is None
     np.testing.assert_allclose(data.source.targets, table["affairs"], rtol=1e-6)
     np.testing.assert_allclose(data.source.inputs, table.drop(columns="affairs"), rtol=1e-6)
+
+
+def test_threads_leave_the_filters_of_warnings_as_they_were():
+    rng = np.random.default_rng(0)
+    days = pd.Timestamp("2020-01-01") + pd.to_timedelta(rng.integers(0, 500, 12_000), "D")
+    names = [f"date{i}" for i in range(6)]
+    frame = pd.DataFrame(dict.fromkeys(names, days.strftime("%Y-%m-%d")))
+    frame["y"] = rng.choice(["a", "b"], len(frame))
+    before = list(warnings.filters)
+    for _ in range(5):
+        assert len(TabularDataModule(frame, "y", dates=names).source.targets) == len(frame)
+    assert warnings.filters == before

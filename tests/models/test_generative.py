@@ -439,6 +439,23 @@ def test_scores_that_a_fit_does_not_log(name, monitor, arguments, says, make_tra
         assert trainer.global_step == 0
 
 
+def test_scores_of_later_epochs_and_of_callbacks_may_be_monitored(make_trainer, tmp_path):
+    class LogsItself(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            pl_module.log("val/mine", 1.0)
+
+    cases = [
+        ("val/loss", {"num_sanity_val_steps": 0, "check_val_every_n_epoch": 2, "max_epochs": 2}),
+        ("val/mine", {"limit_val_batches": 0}),
+    ]
+    for monitor, arguments in cases:
+        folder = tmp_path / monitor.replace("/", "-")
+        callbacks = [LogsItself(), ModelCheckpoint(folder, monitor=monitor)]
+        trainer = make_trainer(callbacks=callbacks, enable_checkpointing=True, **arguments)
+        trainer.fit(vae(), digits())
+        assert callbacks[1].best_model_path
+
+
 def test_an_opened_run_samples(tmp_path):
     model = vae()
     model.save(tmp_path / "vae.ckpt")

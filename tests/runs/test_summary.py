@@ -59,3 +59,5 @@ def test_a_summary_with_additions_still_fits_its_checksums(tmp_path):
     (tmp_path / "history.csv").write_text("epoch")
     with pytest.raises(ValueError, match=r"history\.csv is damaged"):
         check_files(path, found, "cure")
+    with pytest.raises(ValueError, match=r"history\.csv is damaged"):
+        add_to_summary(tmp_path, {"c": 3.0})
