@@ -44,7 +44,7 @@ def run_recipe(function: Callable[..., None]) -> None:
 
 
 def recipe_arguments(doc: str | None, **settings: Any) -> Any:
-    """Parse the command line of a recipe that is a script in cells.
+    """Parse the command line of a recipe in cells.
 
     Each setting becomes an argument of the type of its default value. A tuple of texts lists what
     may be chosen, the first by default. Of the keys of a dictionary several may be chosen, all by

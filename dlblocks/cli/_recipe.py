@@ -19,7 +19,7 @@ TRAINER = ("max_epochs", "accelerator", "devices", "precision", "fast_dev_run")
 
 
 def parse(doc: str | None, settings: dict[str, Any]) -> Namespace:
-    """Parse ``sys.argv``; see `dlblocks.cli.recipe_arguments`."""
+    """Parse ``sys.argv``, as `dlblocks.cli.recipe_arguments` says."""
     # A kernel of Jupyter has arguments of its own.
     in_notebook = "ipykernel" in sys.modules
     name = "notebook" if in_notebook else Path(sys.argv[0]).stem
@@ -65,7 +65,7 @@ def kind_of(default: Any) -> tuple[Any, Any]:
 
 
 def described(doc: str) -> str:
-    """Return the text of a module's docstring, without its title and without directives."""
+    """Return a docstring without its title and its directives."""
     lines = doc.strip().splitlines()
     if len(lines) > 1 and set(lines[1].strip()) == {"="}:
         lines = lines[2:]
@@ -79,7 +79,7 @@ def described(doc: str) -> str:
 def _plainly(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
-    """Print a mistake of the user in one line, other errors with their traceback."""
+    """Print mistakes of the user in one line, without a traceback."""
     if is_mistake_of_user(error):
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2)

@@ -1,4 +1,4 @@
-"""Turn the rows of new tables into inputs, as in the training of a model."""
+"""Turn rows of new tables into inputs, as in training."""
 
 from __future__ import annotations
 
@@ -247,7 +247,7 @@ class TableEncoder(Encoder):
 
 @dataclass
 class _Cells:
-    """Check the cells of new rows against the columns of the training table."""
+    """Check cells of new rows by the columns of training."""
 
     encoder: TableEncoder
     where: str

@@ -377,7 +377,7 @@ def encoder_of(data_spec: Mapping[str, Any] | None) -> Encoder:
 
 
 def whole_batches(rows: int) -> int:
-    """Return how many rows are read at a time, a multiple of those of a batch."""
+    """Return how many rows are read at a time: whole batches."""
     return max(1, CSV_ROWS // rows) * rows
 
 

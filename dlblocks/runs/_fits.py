@@ -136,7 +136,7 @@ class RunConfig:
         raise NotImplementedError
 
     def seed_of(self, spec: FitSpec) -> int:
-        """Return the seed of a fit: `seed` and the number of the fit."""
+        """Return the seed of a fit, `seed` plus its number."""
         return self.seed + spec.number
 
     def about(self, spec: FitSpec) -> dict[str, Any]:
