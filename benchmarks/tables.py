@@ -1,6 +1,6 @@
 """Compare the time and memory that a table takes to load with `pandas.read_csv`.
 
-The file has 500,000 rows and 30 columns: 25 of numbers, 3 of categories, a date and the target.
+The file has 1,000,000 rows and 30 columns: 25 of numbers, 3 of categories, a date and the target.
 Each turn is a new process, by turns the peer and ours, twice. "Loaded" is the source of a
 `TabularDataModule`: read, checked, and encoded as a tensor. "Set up" is also split, with its
 statistics fitted, so that batches can be made. The peer is ``pandas.read_csv(file)``. Imports are
@@ -9,7 +9,7 @@ memory back, and the next process would pay for getting it again. The CPU time i
 threads; torch has one, since its threads wait by computing. The memory is the process's peak, less
 that after the imports.
 
-Run: python benchmarks/tables.py [--rows 500000]
+Run: python benchmarks/tables.py [--rows 1000000]
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def tables(bench: Bench, rows: int) -> None:
 
 if __name__ == "__main__":
     parser = arguments(__doc__)
-    parser.add_argument("--rows", type=int, default=500_000)
+    parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--what", help="what a new process does")
     parser.add_argument("--file", type=Path)
     given = parser.parse_args()
