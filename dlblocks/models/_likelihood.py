@@ -89,7 +89,26 @@ def decode_levels(y: Tensor, log_prior: Tensor, std: float) -> Tensor:
                 [0.8808, 0.1192]])
     """
     every = torch.arange(log_prior.shape[-1], device=y.device)
-    return (log_prior - 0.5 * ((y.unsqueeze(-1) - every) / std).square()).log_softmax(-1)
+    return posterior(every, log_prior, y, y.new_ones(()), y.new_tensor(std**2))
+
+
+def posterior(
+    values: Tensor, logits: Tensor, x: Tensor, scale: Tensor, variance: Tensor
+) -> Tensor:
+    """Compute log p(value | x) by Bayes' rule, where x is scale · value and normal noise.
+
+    Args:
+        values: Possible values at each place, shape (..., L).
+        logits: Their log-probabilities without x but for a constant, shape (N, ..., L).
+        x: Shape (N, ...).
+        scale: Factor of the values, broadcastable to `x`.
+        variance: That of the noise, broadcastable to `x`.
+
+    Returns:
+        Shape (N, ..., L).
+    """
+    error = x.unsqueeze(-1) - scale.unsqueeze(-1) * values
+    return (logits - error.square() / (2 * variance.unsqueeze(-1))).log_softmax(-1)
 
 
 def choose(logits: Tensor, uniform: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -16,13 +17,15 @@ from torch import Tensor, nn
 
 from dlblocks._errors import check_choice, check_range
 from dlblocks.models._image_checks import check_image_shape
-from dlblocks.models._likelihood import bits_per_dim, decode_levels, normal_log_prob
+from dlblocks.models._likelihood import bits_per_dim, decode_levels, normal_log_prob, posterior
 from dlblocks.models._noise import AnyNoise, Noise
 from dlblocks.models.generative import GenerativeModel
 from dlblocks.nets.conditional import ConditionalNet
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 METHODS = ("euler", "midpoint", "rk4")
+MOST_LEVELS = 32  # of which logits are given
+POWER = 2.0
 JACOBIAN_ROWS = 2**15  # rows times columns of Jacobians at a time
 
 
@@ -32,12 +35,19 @@ class FlowMatching(GenerativeModel):
     With noise x_0, image x_1 and x_t = (1 - t) x_0 + t x_1, the loss is the mean of
     (v(x_t, t) - (x_1 - x_0))². An image of levels k is made continuous by y = k + σ ε, with ε
     standard normal, and x_1 = (y - m) / s, with the mean m and standard deviation s of each pixel
-    over the training part. Levels come back by p(k | y) ∝ π(k) exp(-(y - k)² / 2σ²), with the share
-    π(k) of each level at each pixel of the training part.
+    over the training part. Levels come back by p(k | y) ∝ π(k) exp(l_k - (y - k)² / 2σ²), with the
+    share π(k) of each level at each pixel of the training part, and logits l of the net, if any.
 
-    The net only learns what independent normal pixels do not explain: for these,
-    v(x, t) = a x with s = (1 - t)² + t² and a = (2t - 1) / s. So v(x, t) = a x + net(x / √s) / √s,
-    and net and target have variance 1 (Karras et al. 2022, who do so for diffusion).
+    The net only learns what independent pixels do not explain. With few levels it gives logits
+    l_k, and the expected image is
+
+        e(x, t) = Σ_k p_k μ_k,   p_k ∝ π(k) exp(l_k - (x - t μ_k)² / 2u),   μ_k = (k - m) / s,
+
+    with u = (1 - t)² + t² σ² / s². Then v = ((1 - t) e + (t σ² / s² - 1 + t) x) / u. With l = 0 it
+    is exact for independent pixels. The mean of -w log p_k of the pixels' levels is added to the
+    loss, since the squared error alone hardly teaches the net levels near t = 1. With many levels the net does without logits:
+    v(x, t) = a x + net(x / √r) / √r, r = (1 - t)² + t² and a = (2t - 1) / r, of which a x is exact
+    for independent normal pixels (Karras et al. 2022, who do so for diffusion).
 
     ``bits_per_dim`` is -log2 of p(y) p(k | y) / q(y | k), with one ε per image. Its mean bounds
     -log2 p(k) from above (Ho et al. 2019). p(y) is the exact density of the flow, by the trace of
@@ -56,6 +66,9 @@ class FlowMatching(GenerativeModel):
             (four).
         likelihood_steps: Steps of the likelihood, by ``"rk4"``.
         noise_std: σ, in levels.
+        predict_levels: Whether the net gives logits of the levels; None for yes with at most
+            32, since time and memory grow with their number.
+        level_weight: w, the weight of the levels in the loss.
         label_dropout: Share of training labels that are hidden, for guidance (Ho and Salimans
             2022).
         num_classes: Number of classes of a conditional model, or None.
@@ -86,24 +99,34 @@ class FlowMatching(GenerativeModel):
         method: Literal["euler", "midpoint", "rk4"] = "midpoint",
         likelihood_steps: int = 6,
         noise_std: float = 0.5,
+        predict_levels: bool | None = None,
+        level_weight: float = 0.3,
         label_dropout: float = 0.1,
+        levels: int = 256,
         num_classes: int | None = None,
         ema_decay: float | None = 0.998,
         **kwargs: Any,
     ) -> None:
         check_image_shape(image_shape)
+        check_range("levels", levels, 2)
         check_range("steps", steps, 1)
         check_choice("method", method, METHODS)
         check_range("likelihood_steps", likelihood_steps, 1)
         check_range("noise_std", noise_std, 0, low_open=True)
+        check_range("level_weight", level_weight, 0)
         check_range("label_dropout", label_dropout, 0, 1, high_open=True)
+        if predict_levels is None:
+            predict_levels = levels <= MOST_LEVELS
         net = self.make_net(
-            image_shape, num_classes, arch=arch, width=width, depth=depth, dropout=dropout
+            image_shape, num_classes, arch=arch, width=width, depth=depth, dropout=dropout,
+            outputs=levels if predict_levels else None,
+        )  # fmt: skip
+        super().__init__(
+            net, image_shape, levels=levels, num_classes=num_classes, ema_decay=ema_decay, **kwargs
         )
-        super().__init__(net, image_shape, num_classes=num_classes, ema_decay=ema_decay, **kwargs)
         self.steps, self.method = steps, method
         self.likelihood_steps, self.noise_std = likelihood_steps, float(noise_std)
-        self.label_dropout = label_dropout
+        self.level_weight, self.label_dropout = level_weight, label_dropout
         # Until a fit: the statistics of equally likely levels.
         shape, count = self.image_shape, self.levels
         self.register_buffer("pixel_mean", torch.full(shape, (count - 1) / 2))
@@ -117,7 +140,7 @@ class FlowMatching(GenerativeModel):
     ) -> nn.Module:
         """Create the net, called with (images, times, labels) as a `ConditionalNet`.
 
-        A subclass may create another one.
+        A subclass may create another one. If it returns (N, C, H, W, levels), these are logits.
         """
         return ConditionalNet(image_shape, num_classes, **arguments)
 
@@ -146,29 +169,66 @@ class FlowMatching(GenerativeModel):
         if self.training:
             labels = self.with_hidden(labels, noise)
         t = times[:, None, None, None]
-        velocity = _velocity(self.used_net, (1 - t) * start + t * end, times, labels)
-        return {"loss": (velocity - (end - start)).square().flatten(1).mean(1)}
+        x = (1 - t) * start + t * end
+        return {"loss": self._loss(x, times, end - start, levels, labels)}
 
     @torch.no_grad()
     def scores(self, levels: Tensor, labels: Tensor | None, noise: AnyNoise) -> Tensor:
         net, count = self.used_net, max(1, JACOBIAN_ROWS // self.num_dims)
         epsilon = noise.normal(*self.image_shape)
-        y = levels + self.noise_std * epsilon
-        x, log_probs = self._standardized(y), []
+        x, log_probs = self._standardized(levels + self.noise_std * epsilon), []
         for start in range(0, len(x), count):
             given = None if labels is None else labels[start : start + count]
             part = x[start : start + count]
             log_probs.append(
-                flow_log_prob(partial(_velocity, net, labels=given), part, self.likelihood_steps)
+                flow_log_prob(partial(self._velocity, net, labels=given), part, self.likelihood_steps)
             )
         of_flow = torch.cat(log_probs) - self.pixel_std.log().sum()
-        decoded = decode_levels(y, self.log_prior, self.noise_std)
+        decoded = self._decoded(net, x, labels)
         decoded = decoded.gather(-1, levels.unsqueeze(-1)).flatten(1).sum(1)
         of_noise = (normal_log_prob(epsilon) - math.log(self.noise_std)).flatten(1).sum(1)
         return bits_per_dim(of_noise - of_flow - decoded, self.num_dims)
 
     def _standardized(self, y: Tensor) -> Tensor:
         return (y - self.pixel_mean) / self.pixel_std
+
+    def _loss(
+        self, x: Tensor, times: Tensor, target: Tensor, levels: Tensor, labels: Tensor | None
+    ) -> Tensor:
+        """Compute the loss of each image, whose x has the given target."""
+        found, log_probs = self._found(self.used_net, x, times, labels)
+        loss = (found - target).square().flatten(1).mean(1)
+        if log_probs is not None and self.level_weight:
+            of_levels = -log_probs.gather(-1, levels.unsqueeze(-1)).flatten(1).mean(1)
+            loss = loss + self.level_weight * of_levels
+        return loss
+
+    def _found(
+        self, net: nn.Module, x: Tensor, times: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the velocity, and log p_k if the net gives logits."""
+        t = times[:, None, None, None]
+        size = ((1 - t) ** 2 + t**2).rsqrt()
+        output: Tensor = net(x * size, times, labels).float()
+        if output.ndim == x.ndim:
+            return (2 * t - 1) * size**2 * x + output * size, None
+        every = torch.arange(self.levels, device=x.device)
+        means = (every - self.pixel_mean[..., None]) / self.pixel_std[..., None]
+        end_variance = (self.noise_std / self.pixel_std) ** 2
+        variance = (1 - t) ** 2 + t**2 * end_variance
+        log_probs = posterior(means, self.log_prior + output, x, t, variance)
+        end = (log_probs.exp() * means).sum(-1)
+        return ((1 - t) * end + (t * end_variance - 1 + t) * x) / variance, log_probs
+
+    def _velocity(self, net: nn.Module, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        return self._found(net, x, t.expand(len(x)), labels)[0]
+
+    def _decoded(self, net: nn.Module, x: Tensor, labels: Tensor | None) -> Tensor:
+        """Return log p(k | x) for x at t = 1."""
+        log_probs = self._found(net, x, x.new_ones(len(x)), labels)[1]
+        if log_probs is not None:
+            return log_probs
+        return decode_levels(x * self.pixel_std + self.pixel_mean, self.log_prior, self.noise_std)
 
     def with_hidden(self, labels: Tensor | None, noise: AnyNoise) -> Tensor | None:
         """Replace a share `label_dropout` of the labels by the unknown class."""
@@ -199,19 +259,11 @@ class FlowMatching(GenerativeModel):
         net = self.used_net
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
-            return guided(partial(_velocity, net, x, t), labels, guidance, self.num_classes)
+            return guided(partial(self._velocity, net, x, t), labels, guidance, self.num_classes)
 
         x = integrate(velocity, noise.normal(*self.image_shape), steps or self.steps, method)
-        y = x * self.pixel_std + self.pixel_mean
-        return decode_levels(y, self.log_prior, self.noise_std).argmax(-1)
-
-
-def _velocity(net: nn.Module, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-    times = t.expand(len(x))
-    variance = ((1 - times) ** 2 + times**2)[:, None, None, None]
-    found: Tensor = net(x * variance.rsqrt(), times, labels)
-    ahead = (2 * times - 1)[:, None, None, None] / variance * x
-    return ahead + found.float() * variance.rsqrt()
+        decoded = guided(partial(self._decoded, net, x), labels, guidance, self.num_classes)
+        return decoded.argmax(-1)
 
 
 def level_shares(levels: Tensor, num_levels: int) -> Tensor:
@@ -252,11 +304,12 @@ def guided(
 
 
 def integrate(
-    velocity: Velocity, x: Tensor, steps: int, method: str = "euler", *, reverse: bool = False
-) -> Tensor:
-    """Solve dx/dt = v(x, t) in equal steps.
+    velocity: Velocity, x: Tensor, steps: int, method: str = "euler", *, reverse: bool = False,
+    power: float = 1.0,
+) -> Tensor:  # fmt: skip
+    """Solve dx/dt = v(x, t).
 
-    The solution goes from t = 0 to 1, or back.
+    The solution goes from t = 0 to 1, or back, over t_i = 1 - (1 - i / steps)^power.
 
     Args:
         velocity: v(x, t), with x of shape (N, ...) and t a scalar.
@@ -264,15 +317,16 @@ def integrate(
         steps: Number of steps.
         method: ``"euler"``, ``"midpoint"`` or ``"rk4"`` (Runge and Kutta, of fourth order).
         reverse: From t = 1 to 0.
+        power: 1 for equal steps. With more, they become shorter towards t = 1.
 
     Example:
         >>> x = integrate(lambda x, t: x, torch.ones(1, 1), 10, "rk4")
         >>> round(float(x), 4)
         2.7183
     """
-    step = -1.0 / steps if reverse else 1.0 / steps
-    for i in range(steps):
-        t = torch.tensor((1.0 if reverse else 0.0) + i * step, device=x.device)
+    times = [1 - (1 - i / steps) ** power for i in range(steps + 1)]
+    for start, end in pairwise(times[::-1] if reverse else times):
+        t, step = torch.tensor(start, device=x.device), end - start
         first = velocity(x, t)
         if method == "euler":
             x = x + step * first
@@ -320,6 +374,6 @@ def flow_log_prob(velocity: Velocity, x: Tensor, steps: int) -> Tensor:
 
     with torch.no_grad():
         state = torch.cat([x.flatten(1), x.new_zeros(len(x), 1)], 1)
-        state = integrate(joint, state, steps, "rk4", reverse=True)
+        state = integrate(joint, state, steps, "rk4", reverse=True, power=POWER)
         # From 1 to 0 the integral of the trace has the opposite sign.
         return normal_log_prob(state[:, :-1]).sum(1) + state[:, -1]

@@ -30,9 +30,11 @@ class ConditionalNet(nn.Module):
         width: Hidden units, or channels.
         depth: Number of blocks.
         dropout: Share of hidden units that are zeroed in training.
+        outputs: Values of each pixel K, or None for one.
 
     Shape:
-        Images (N, C, H, W), times in [0, 1] (N,), classes int64 (N,); output (N, C, H, W).
+        Images (N, C, H, W), times in [0, 1] (N,), classes int64 (N,); output (N, C, H, W), or
+        with `outputs` (N, C, H, W, K).
 
     Example:
         >>> net = ConditionalNet([1, 8, 8], 10, width=16, depth=1)
@@ -50,14 +52,17 @@ class ConditionalNet(nn.Module):
         width: int = 256,
         depth: int = 4,
         dropout: float = 0.0,
+        outputs: int | None = None,
     ) -> None:
         super().__init__()
         check_choice("arch", arch, ["mlp", "cnn"])
         check_range("width", width, 1)
         check_range("depth", depth, 1)
         check_range("dropout", dropout, 0, 1, high_open=True)
+        if outputs is not None:
+            check_range("outputs", outputs, 1)
         self.image_shape, self.arch = tuple(image_shape), arch
-        self.num_classes = num_classes
+        self.num_classes, self.outputs = num_classes, outputs
         size = math.prod(image_shape) if arch == "mlp" else image_shape[0]
         self.time = nn.Sequential(
             nn.Linear(2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width)
@@ -66,8 +71,9 @@ class ConditionalNet(nn.Module):
         self.first = self._layer(size, width)
         self.blocks = nn.ModuleList(_Block(self._layer, width, dropout) for _ in range(depth))
         self.norm = Norm()
-        self.last = self._layer(width, size)
+        self.last = self._layer(width, size * (outputs or 1))
         nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
         frequencies = torch.logspace(0, math.log10(HIGHEST), FREQUENCIES)
         self.register_buffer("frequencies", frequencies, persistent=False)
 
@@ -89,7 +95,11 @@ class ConditionalNet(nn.Module):
         for block in self.blocks:
             hidden = block(hidden, given)
         out: Tensor = self.last(self.norm(hidden))
-        return out.reshape(images.shape)
+        if self.outputs is None:
+            return out.reshape(images.shape)
+        if self.arch == "mlp":
+            return out.reshape(*images.shape, self.outputs)
+        return out.unflatten(1, (-1, self.outputs)).movedim(2, -1)
 
 
 class Norm(nn.Module):

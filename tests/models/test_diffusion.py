@@ -111,7 +111,7 @@ class TheOnly(Diffusion):
 def test_a_net_of_zeros_is_exact_for_independent_normal_pixels():
     """E[ε | x_t] by Bayes' rule, and the error that is left is the scale of the net's output."""
     torch.manual_seed(0)
-    model = small()
+    model = small(predict_levels=False)
     for p in model.parameters():
         p.data.zero_()
     mean, std = torch.tensor([0.3, -0.5]), torch.tensor([0.4, 0.1])
@@ -135,6 +135,23 @@ def test_a_net_of_zeros_is_exact_for_independent_normal_pixels():
             added[0, 0, 0] ** 2, bar * std**2 / joint.variance, rtol=1e-3, atol=1e-6
         )
         model.net.last.bias.data.zero_()
+
+
+def test_the_bound_of_independent_levels_is_near_the_code_length_of_their_shares():
+    """A net of zeros is exact for them, and many steps make the bound tight."""
+    shares = torch.tensor([0.1, 0.2, 0.2, 0.4, 0.1])
+    levels = torch.multinomial(
+        shares, 4000, replacement=True, generator=torch.Generator().manual_seed(0)
+    ).view(1000, 1, 2, 2)
+    exact = float(-shares[levels].log2().mean())
+    found = {}
+    for timesteps in (12, 60, 300):
+        model = small(timesteps=timesteps).eval()
+        model.log_prior.copy_(shares.log())
+        found[timesteps] = float(model.scores(levels, None, Noise(0, range(1000))).mean())
+    gaps = [found[timesteps] - exact for timesteps in (12, 60, 300)]
+    assert 0 < gaps[2] < 0.02
+    assert gaps[2] < gaps[1] / 2 < gaps[0] / 4
 
 
 def test_bound_and_samples_of_a_single_image():

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import FlowMatching
 from dlblocks.models._noise import Noise
-from dlblocks.models.flow_matching import _velocity, flow_log_prob, guided, integrate
+from dlblocks.models.flow_matching import flow_log_prob, guided, integrate
 
 # A mixture of two normal distributions on the line.
 WEIGHT, MEAN, STD = torch.tensor([0.3, 0.7]), torch.tensor([-2.0, 1.0]), torch.tensor([0.5, 0.3])
@@ -102,7 +102,8 @@ def test_orders_of_the_integrators():
 
 def test_bits_of_one_normal_distribution_for_each_pixel():
     """A velocity of 0. The mean over the noise is above the exact code length, and near it."""
-    model = FlowMatching([1, 1, 2], levels=5, width=4, depth=1, likelihood_steps=1, noise_std=0.4)
+    model = FlowMatching([1, 1, 2], levels=5, width=4, depth=1, likelihood_steps=1, noise_std=0.4,
+                         predict_levels=False)  # fmt: skip
     for p in model.parameters():
         p.data.zero_()
     mean, std = torch.tensor([1.0, 2.5]), torch.tensor([0.8, 1.1])
@@ -158,20 +159,81 @@ def test_loaders_leave_the_statistics_unknown(make_trainer):
 def test_a_net_of_zeros_is_exact_for_normal_pixels():
     """E[x_1 - x_0 | x_t] by regression on many pairs."""
     torch.manual_seed(0)
+    model = FlowMatching([1, 1, 1], width=4, depth=1)
     start, end = torch.randn(2, 100_000, 1, 1, 1)
     for t in (0.0, 0.2, 0.5, 0.9, 1.0):
         x = (1 - t) * start + t * end
         slope = float((x * (end - start)).mean() / (x * x).mean())
         times = torch.tensor(t)
-        found = _velocity(lambda x, *_: 0 * x, x, times, None)
+        found = model._velocity(lambda x, *_: 0 * x, x, times, None)
         torch.testing.assert_close(found, slope * x, atol=0.08, rtol=0)
-        left = _velocity(lambda x, *_: torch.ones_like(x), x, times, None) - found
+        left = model._velocity(lambda x, *_: torch.ones_like(x), x, times, None) - found
         assert float(left.mean()) ** 2 == pytest.approx(
             float((end - start - found).var()), rel=0.02
         )
         seen = []
-        _velocity(lambda x, *_, seen=seen: seen.append(x) or x, x, times, None)
+        model._velocity(lambda x, *_, seen=seen: seen.append(x) or x, x, times, None)
         assert float(seen[0].var()) == pytest.approx(1, rel=0.02)
+
+
+SHARES = torch.tensor([0.1, 0.2, 0.2, 0.4, 0.1])
+
+
+def of_levels(**arguments):
+    """Create a flow whose net gives nothing beyond the shares of five levels."""
+    model = FlowMatching([1, 1, 2], **{"levels": 5, "width": 4, "depth": 1, "noise_std": 0.4,
+                                       **arguments}).eval()  # fmt: skip
+    values = torch.arange(5.0)
+    mean = (SHARES * values).sum()
+    model.pixel_mean.fill_(mean)
+    model.pixel_std.fill_(((SHARES * (values - mean) ** 2).sum() + 0.4**2).sqrt())
+    model.log_prior.copy_(SHARES.log())
+    return model
+
+
+def test_a_net_of_zeros_is_exact_for_independent_levels():
+    """E[x_1 - x_0 | x_t] by means over narrow bins of x_t."""
+    torch.manual_seed(0)
+    model = of_levels()
+    levels = torch.multinomial(SHARES, 600_000, replacement=True).view(-1, 1, 1, 2)
+    end = model._standardized(levels + 0.4 * torch.randn(300_000, 1, 1, 2))
+    start = torch.randn_like(end)
+    with torch.no_grad():
+        for t in (0.0, 0.3, 0.7, 1.0):
+            x = (1 - t) * start + t * end
+            found = model._velocity(model.net, x, torch.tensor(t), None)
+            bins = (x * 20).round().long() + 40
+            for i in range(10, 71, 10):
+                inside = bins == i
+                expected = (end - start)[inside]
+                error = float(expected.std()) / len(expected) ** 0.5
+                difference = float(found[inside].mean() - expected.mean())
+                assert abs(difference) < 4 * error + 1e-4
+
+
+def test_bits_of_independent_levels_are_those_of_their_shares():
+    """The bound is then exact: p(y) p(k | y) / q(y | k) is the share of k, whatever the noise."""
+    model = of_levels(likelihood_steps=60)
+    levels = torch.tensor([[0, 2], [1, 1], [4, 3]]).view(3, 1, 1, 2)
+    found = model.scores(levels, None, Noise(3, range(3)))
+    expected = -SHARES[levels].log2().flatten(1).mean(1)
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
+
+
+def test_logits_that_know_the_level_leave_nothing_to_chance():
+    model = of_levels(steps=30)
+    model.net.last.bias.data.view(2, 5)[0, 3] = 60.0
+    model.net.last.bias.data.view(2, 5)[1, 1] = 60.0
+    model.ema.net.last.bias.data.copy_(model.net.last.bias.data)
+    drawn = model.to_levels(model.preprocess(model.sample(200)))
+    assert (drawn[:, 0, 0] == torch.tensor([3, 1])).float().mean() > 0.95
+
+
+def test_logits_are_for_few_levels():
+    assert FlowMatching([1, 2, 2], levels=32, width=4, depth=1).net.outputs == 32
+    assert FlowMatching([1, 2, 2], levels=33, width=4, depth=1).net.outputs is None
+    chosen = FlowMatching([1, 2, 2], levels=33, width=4, depth=1, predict_levels=True)
+    assert chosen.net.outputs == 33
 
 
 # Guidance
@@ -220,7 +282,8 @@ def test_conditional_samples_use_their_labels():
 
 @pytest.mark.parametrize("arch", ["mlp", "cnn"])
 @pytest.mark.parametrize("size", [(1, 8, 8), (3, 5, 7)])
-def test_nets_make_images_of_any_size(arch, size):
-    model = FlowMatching(size, levels=9, width=8, depth=1, arch=arch, likelihood_steps=1)
+@pytest.mark.parametrize("levels", [9, 40])
+def test_nets_make_images_of_any_size(arch, size, levels):
+    model = FlowMatching(size, levels=levels, width=8, depth=1, arch=arch, likelihood_steps=1)
     assert model.sample(2, steps=1).shape == (2, *size)
     assert model(model.sample(2, steps=1)).shape == (2,)
