@@ -89,13 +89,13 @@ def decode_levels(y: Tensor, log_prior: Tensor, std: float) -> Tensor:
                 [0.8808, 0.1192]])
     """
     every = torch.arange(log_prior.shape[-1], device=y.device)
-    return posterior(every, log_prior, y, y.new_ones(()), y.new_tensor(std**2))
+    return (log_prior - 0.5 * ((y.unsqueeze(-1) - every) / std).square()).log_softmax(-1)
 
 
-def posterior(
+def posterior_mean(
     values: Tensor, logits: Tensor, x: Tensor, scale: Tensor, variance: Tensor
 ) -> Tensor:
-    """Compute log p(value | x) by Bayes' rule, where x is scale · value and normal noise.
+    """Compute E[value | x] by Bayes' rule, where x is scale · value and normal noise.
 
     Args:
         values: Possible values at each place, shape (..., L).
@@ -104,11 +104,14 @@ def posterior(
         scale: Factor of the values, broadcastable to `x`.
         variance: That of the noise, broadcastable to `x`.
 
-    Returns:
-        Shape (N, ..., L).
+    Example:
+        >>> values, x = torch.tensor([0.0, 1.0]), torch.tensor([0.5, 1.0])
+        >>> posterior_mean(values, torch.zeros(2, 2), x, torch.tensor(1.0), torch.tensor(0.25))
+        tensor([0.5000, 0.8808])
     """
     error = x.unsqueeze(-1) - scale.unsqueeze(-1) * values
-    return (logits - error.square() / (2 * variance.unsqueeze(-1))).log_softmax(-1)
+    logits = logits - error.square() / (2 * variance.unsqueeze(-1))
+    return (logits.softmax(-1) * values).sum(-1)
 
 
 def choose(logits: Tensor, uniform: Tensor) -> Tensor:

@@ -13,16 +13,18 @@ from dlblocks._errors import check_range
 from dlblocks.models._image_checks import check_image_shape
 from dlblocks.models._likelihood import bits_per_dim, choose
 from dlblocks.models._noise import AnyNoise, Noise
-from dlblocks.models.generative import GenerativeModel
+from dlblocks.models._level_model import LevelModel
 from dlblocks.nets.pixel_transformer import PixelTransformer
 
 
-class PixelAutoregressive(GenerativeModel):
+class PixelAutoregressive(LevelModel):
     """A product of probabilities, of each pixel given all before it.
 
     p(x) = Π p(x_i | x_1 … x_{i-1}), in the order of channels, rows and columns (van den Oord,
-    Kalchbrenner and Kavukcuoglu 2016). The net is a causal Transformer. The loss is -log2 p(x) per
-    pixel, which is exact: ``loss`` and ``bits_per_dim`` are the same.
+    Kalchbrenner and Kavukcuoglu 2016). The net is a causal Transformer. It gives logits beside the
+    logarithms of the shares of all levels at each pixel of the training part, so with zeros it is
+    exact for independent pixels. The loss is -log2 p(x) per pixel, which is exact: ``loss`` and
+    ``bits_per_dim`` are the same.
 
     A sample takes one evaluation of the net for each pixel, so images should be small.
 
@@ -72,10 +74,14 @@ class PixelAutoregressive(GenerativeModel):
 
     def losses(self, levels: Tensor, labels: Tensor | None, noise: AnyNoise) -> dict[str, Tensor]:
         flat = levels.flatten(1)
-        logits = self.used_net(flat[:, :-1], labels).float()  # (N, D, L)
+        logits = self._logits(flat[:, :-1], labels)  # (N, D, L)
         nats = F.cross_entropy(logits.transpose(1, 2), flat, reduction="none").sum(1)
         bits = bits_per_dim(nats, self.num_dims)
         return {"loss": bits, "bits_per_dim": bits}
+
+    def _logits(self, known: Tensor, labels: Tensor | None) -> Tensor:
+        logits: Tensor = self.used_net(known, labels).float()
+        return logits + self.log_prior.flatten(0, 2)[: logits.shape[1]]
 
     def draw(
         self,
@@ -99,6 +105,6 @@ class PixelAutoregressive(GenerativeModel):
         uniform = noise.uniform(self.num_dims)
         known = torch.zeros(len(noise), 0, dtype=torch.int64, device=uniform.device)
         for i in range(self.num_dims):
-            logits = self.used_net(known, labels)[:, -1]
+            logits = self._logits(known, labels)[:, -1]
             known = torch.cat([known, choose(logits / temperature, uniform[:, i])[:, None]], 1)
         return known.reshape(-1, *self.image_shape)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dlblocks._errors import check_choice, check_range
-from dlblocks.models._likelihood import bits_per_dim, decode_levels, normal_kl, posterior
+from dlblocks.models._likelihood import bits_per_dim, decode_levels, normal_kl, posterior_mean
 from dlblocks.models._noise import AnyNoise, Noise
 from dlblocks.models.flow_matching import FlowMatching, guided
 
@@ -49,8 +49,8 @@ class Diffusion(FlowMatching):
 
     ``bits_per_dim`` is the variational bound of DDPM: the sum over all t of
     KL(q(x_{t-1} | x_t, x) ‖ p(x_{t-1} | x_t)) = (SNR_{t-1} - SNR_t) / 2 · ‖x - x(x_t, t)‖², with
-    one ε for each image and t, the KL of x_T, and -log p(levels | x_1), which is -log p_k at t = 1
-    (Kingma et al. 2021). It takes T evaluations of the net, and is computed by ``Trainer.validate`` and
+    one ε for each image and t, the KL of x_T, and -log p(levels | x_1) by Bayes' rule (Kingma et
+    al. 2021). It takes T evaluations of the net, and is computed by ``Trainer.validate`` and
     ``Trainer.test`` only.
 
     Args:
@@ -94,8 +94,8 @@ class Diffusion(FlowMatching):
         steps = (noise.uniform() * self.timesteps).long() + 1
         if self.training:
             labels = self.with_hidden(labels, noise)
-        x_t = self._noised(images, epsilon, steps)
-        return {"loss": self._loss(x_t, steps, epsilon, levels, labels)}
+        found = self._epsilon(self.used_net, self._noised(images, epsilon, steps), steps, labels)
+        return {"loss": (found - epsilon).square().flatten(1).mean(1)}
 
     @torch.no_grad()
     def scores(self, levels: Tensor, labels: Tensor | None, noise: AnyNoise) -> Tensor:
@@ -113,37 +113,26 @@ class Diffusion(FlowMatching):
             nats = nats + (snr[t - 1] - snr[t]) / 2 * error
         steps = torch.ones_like(levels[:, 0, 0, 0])
         x_1 = self._noised(images, noise.normal(*self.image_shape), steps)
-        decoded = self._found(net, x_1, steps, labels)[1]
-        if decoded is None:
-            y = (x_1 / self.alpha_bar[1].sqrt() + 1) / scale
-            std = float((1 / self.alpha_bar[1] - 1).sqrt()) / scale
-            decoded = decode_levels(y, self.log_prior, std)
-        decoded = decoded.gather(-1, levels.unsqueeze(-1))
+        y = (x_1 / self.alpha_bar[1].sqrt() + 1) / scale
+        std = float((1 / self.alpha_bar[1] - 1).sqrt()) / scale
+        decoded = decode_levels(y, self.log_prior, std).gather(-1, levels.unsqueeze(-1))
         return bits_per_dim(nats - decoded.flatten(1).sum(1), self.num_dims)
 
     def _noised(self, images: Tensor, epsilon: Tensor, steps: Tensor) -> Tensor:
         share = self.alpha_bar[steps][:, None, None, None]
         return share.sqrt() * images + (1 - share).sqrt() * epsilon
 
-    def _found(
-        self, net: nn.Module, x: Tensor, times: Tensor, labels: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return ε, and log p_k if the net gives logits."""
-        scale, share = 2 / (self.levels - 1), self.alpha_bar[times][:, None, None, None]
+    def _epsilon(self, net: nn.Module, x: Tensor, steps: Tensor, labels: Tensor | None) -> Tensor:
+        scale, share = 2 / (self.levels - 1), self.alpha_bar[steps][:, None, None, None]
         mean, spread = self.pixel_mean * scale - 1, (self.pixel_std * scale).square() * share
         variance = spread + 1 - share
         z = (x - share.sqrt() * mean) * variance.rsqrt()
-        output: Tensor = net(z, times.float() / self.timesteps, labels).float()
-        if output.ndim == x.ndim:
-            of_normal = ((1 - share) / variance).sqrt() * z
-            return of_normal + (spread / variance).sqrt() * output, None
+        found: Tensor = net(z, steps.float() / self.timesteps, labels).float()
+        if found.ndim == x.ndim:
+            return ((1 - share) / variance).sqrt() * z + (spread / variance).sqrt() * found
         values = torch.arange(self.levels, device=x.device) * scale - 1
-        log_probs = posterior(values, self.log_prior + output, x, share.sqrt(), 1 - share)
-        image = (log_probs.exp() * values).sum(-1)
-        return (x - share.sqrt() * image) / (1 - share).sqrt(), log_probs
-
-    def _epsilon(self, net: nn.Module, x: Tensor, steps: Tensor, labels: Tensor | None) -> Tensor:
-        return self._found(net, x, steps, labels)[0]
+        image = posterior_mean(values, self.log_prior + found, x, share.sqrt(), 1 - share)
+        return (x - share.sqrt() * image) / (1 - share).sqrt()
 
     def draw(
         self,

@@ -12,31 +12,30 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from dlblocks._errors import check_choice, check_range
 from dlblocks.models._image_checks import check_image_shape
-from dlblocks.models._likelihood import bits_per_dim, decode_levels, normal_log_prob, posterior
+from dlblocks.models._likelihood import bits_per_dim, decode_levels, normal_log_prob, posterior_mean
 from dlblocks.models._noise import AnyNoise, Noise
-from dlblocks.models.generative import GenerativeModel
+from dlblocks.models._level_model import LevelModel
 from dlblocks.nets.conditional import ConditionalNet
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 METHODS = ("euler", "midpoint", "rk4")
 MOST_LEVELS = 32  # of which logits are given
-POWER = 2.0
+POWER = 2.0  # of the steps of the likelihood: near t = 1 the flow bends most
 JACOBIAN_ROWS = 2**15  # rows times columns of Jacobians at a time
 
 
-class FlowMatching(GenerativeModel):
+class FlowMatching(LevelModel):
     """A flow from noise to images, along dx/dt = v(x, t, class).
 
     With noise x_0, image x_1 and x_t = (1 - t) x_0 + t x_1, the loss is the mean of
     (v(x_t, t) - (x_1 - x_0))². An image of levels k is made continuous by y = k + σ ε, with ε
     standard normal, and x_1 = (y - m) / s, with the mean m and standard deviation s of each pixel
-    over the training part. Levels come back by p(k | y) ∝ π(k) exp(l_k - (y - k)² / 2σ²), with the
-    share π(k) of each level at each pixel of the training part, and logits l of the net, if any.
+    over the training part. Levels come back by p(k | y) ∝ π(k) exp(-(y - k)² / 2σ²), with the share
+    π(k) of each level at each pixel of the training part.
 
     The net only learns what independent pixels do not explain. With few levels it gives logits
     l_k, and the expected image is
@@ -44,8 +43,7 @@ class FlowMatching(GenerativeModel):
         e(x, t) = Σ_k p_k μ_k,   p_k ∝ π(k) exp(l_k - (x - t μ_k)² / 2u),   μ_k = (k - m) / s,
 
     with u = (1 - t)² + t² σ² / s². Then v = ((1 - t) e + (t σ² / s² - 1 + t) x) / u. With l = 0 it
-    is exact for independent pixels. The mean of -w log p_k of the pixels' levels is added to the
-    loss, since the squared error alone hardly teaches the net levels near t = 1. With many levels the net does without logits:
+    is exact for independent pixels. With many levels the net does without logits:
     v(x, t) = a x + net(x / √r) / √r, r = (1 - t)² + t² and a = (2t - 1) / r, of which a x is exact
     for independent normal pixels (Karras et al. 2022, who do so for diffusion).
 
@@ -68,7 +66,6 @@ class FlowMatching(GenerativeModel):
         noise_std: σ, in levels.
         predict_levels: Whether the net gives logits of the levels; None for yes with at most
             32, since time and memory grow with their number.
-        level_weight: w, the weight of the levels in the loss.
         label_dropout: Share of training labels that are hidden, for guidance (Ho and Salimans
             2022).
         num_classes: Number of classes of a conditional model, or None.
@@ -84,8 +81,6 @@ class FlowMatching(GenerativeModel):
     slow_scores = has_steps = True
     pixel_mean: Tensor
     pixel_std: Tensor
-    log_prior: Tensor
-    is_fitted: Tensor
 
     def __init__(
         self,
@@ -97,10 +92,9 @@ class FlowMatching(GenerativeModel):
         dropout: float = 0.0,
         steps: int = 20,
         method: Literal["euler", "midpoint", "rk4"] = "midpoint",
-        likelihood_steps: int = 6,
+        likelihood_steps: int = 12,
         noise_std: float = 0.5,
         predict_levels: bool | None = None,
-        level_weight: float = 0.3,
         label_dropout: float = 0.1,
         levels: int = 256,
         num_classes: int | None = None,
@@ -113,7 +107,6 @@ class FlowMatching(GenerativeModel):
         check_choice("method", method, METHODS)
         check_range("likelihood_steps", likelihood_steps, 1)
         check_range("noise_std", noise_std, 0, low_open=True)
-        check_range("level_weight", level_weight, 0)
         check_range("label_dropout", label_dropout, 0, 1, high_open=True)
         if predict_levels is None:
             predict_levels = levels <= MOST_LEVELS
@@ -126,14 +119,12 @@ class FlowMatching(GenerativeModel):
         )
         self.steps, self.method = steps, method
         self.likelihood_steps, self.noise_std = likelihood_steps, float(noise_std)
-        self.level_weight, self.label_dropout = level_weight, label_dropout
+        self.label_dropout = label_dropout
         # Until a fit: the statistics of equally likely levels.
         shape, count = self.image_shape, self.levels
         self.register_buffer("pixel_mean", torch.full(shape, (count - 1) / 2))
         std = math.sqrt((count**2 - 1) / 12 + self.noise_std**2)
         self.register_buffer("pixel_std", torch.full(shape, std))
-        self.register_buffer("is_fitted", torch.tensor(False))
-        self.register_buffer("log_prior", torch.full((*shape, count), -math.log(count)))
 
     def make_net(
         self, image_shape: Sequence[int], num_classes: int | None, **arguments: Any
@@ -144,24 +135,11 @@ class FlowMatching(GenerativeModel):
         """
         return ConditionalNet(image_shape, num_classes, **arguments)
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        arrays = getattr(self.datamodule, "arrays", None)
-        # A model that was trained before keeps its statistics.
-        if stage == "fit" and callable(arrays) and not bool(self.is_fitted):
-            images = arrays("train")[0]
-            levels = self.to_levels(self.preprocess(images.to(self.device)))
-            wide = levels.double()
-            self.pixel_mean.copy_(wide.mean(0))
-            self.pixel_std.copy_((wide.var(0, unbiased=False) + self.noise_std**2).sqrt())
-            self.log_prior.copy_(level_shares(levels, self.levels).log())
-            self.is_fitted.fill_(True)
-        elif stage == "fit" and not bool(self.is_fitted):
-            rank_zero_warn(
-                f"{type(self).__name__} got loaders instead of a datamodule over arrays, so it "
-                "does not know the mean, deviation and levels of each pixel, and its likelihood "
-                "will be worse; use ArrayDataModule or another datamodule of this package."
-            )
+    def learn_levels(self, levels: Tensor) -> None:
+        super().learn_levels(levels)
+        wide = levels.double()
+        self.pixel_mean.copy_(wide.mean(0))
+        self.pixel_std.copy_((wide.var(0, unbiased=False) + self.noise_std**2).sqrt())
 
     def losses(self, levels: Tensor, labels: Tensor | None, noise: AnyNoise) -> dict[str, Tensor]:
         end = self._standardized(levels + self.noise_std * noise.normal(*self.image_shape))
@@ -169,22 +147,25 @@ class FlowMatching(GenerativeModel):
         if self.training:
             labels = self.with_hidden(labels, noise)
         t = times[:, None, None, None]
-        x = (1 - t) * start + t * end
-        return {"loss": self._loss(x, times, end - start, levels, labels)}
+        velocity = self._velocity(self.used_net, (1 - t) * start + t * end, times, labels)
+        return {"loss": (velocity - (end - start)).square().flatten(1).mean(1)}
 
     @torch.no_grad()
     def scores(self, levels: Tensor, labels: Tensor | None, noise: AnyNoise) -> Tensor:
         net, count = self.used_net, max(1, JACOBIAN_ROWS // self.num_dims)
         epsilon = noise.normal(*self.image_shape)
-        x, log_probs = self._standardized(levels + self.noise_std * epsilon), []
+        y = levels + self.noise_std * epsilon
+        x, log_probs = self._standardized(y), []
         for start in range(0, len(x), count):
             given = None if labels is None else labels[start : start + count]
             part = x[start : start + count]
             log_probs.append(
-                flow_log_prob(partial(self._velocity, net, labels=given), part, self.likelihood_steps)
+                flow_log_prob(
+                    partial(self._velocity, net, labels=given), part, self.likelihood_steps
+                )
             )
         of_flow = torch.cat(log_probs) - self.pixel_std.log().sum()
-        decoded = self._decoded(net, x, labels)
+        decoded = decode_levels(y, self.log_prior, self.noise_std)
         decoded = decoded.gather(-1, levels.unsqueeze(-1)).flatten(1).sum(1)
         of_noise = (normal_log_prob(epsilon) - math.log(self.noise_std)).flatten(1).sum(1)
         return bits_per_dim(of_noise - of_flow - decoded, self.num_dims)
@@ -192,43 +173,19 @@ class FlowMatching(GenerativeModel):
     def _standardized(self, y: Tensor) -> Tensor:
         return (y - self.pixel_mean) / self.pixel_std
 
-    def _loss(
-        self, x: Tensor, times: Tensor, target: Tensor, levels: Tensor, labels: Tensor | None
-    ) -> Tensor:
-        """Compute the loss of each image, whose x has the given target."""
-        found, log_probs = self._found(self.used_net, x, times, labels)
-        loss = (found - target).square().flatten(1).mean(1)
-        if log_probs is not None and self.level_weight:
-            of_levels = -log_probs.gather(-1, levels.unsqueeze(-1)).flatten(1).mean(1)
-            loss = loss + self.level_weight * of_levels
-        return loss
-
-    def _found(
-        self, net: nn.Module, x: Tensor, times: Tensor, labels: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the velocity, and log p_k if the net gives logits."""
+    def _velocity(self, net: nn.Module, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        times = t.expand(len(x))
         t = times[:, None, None, None]
         size = ((1 - t) ** 2 + t**2).rsqrt()
-        output: Tensor = net(x * size, times, labels).float()
-        if output.ndim == x.ndim:
-            return (2 * t - 1) * size**2 * x + output * size, None
+        found: Tensor = net(x * size, times, labels).float()
+        if found.ndim == x.ndim:
+            return (2 * t - 1) * size**2 * x + found * size
         every = torch.arange(self.levels, device=x.device)
         means = (every - self.pixel_mean[..., None]) / self.pixel_std[..., None]
         end_variance = (self.noise_std / self.pixel_std) ** 2
         variance = (1 - t) ** 2 + t**2 * end_variance
-        log_probs = posterior(means, self.log_prior + output, x, t, variance)
-        end = (log_probs.exp() * means).sum(-1)
-        return ((1 - t) * end + (t * end_variance - 1 + t) * x) / variance, log_probs
-
-    def _velocity(self, net: nn.Module, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        return self._found(net, x, t.expand(len(x)), labels)[0]
-
-    def _decoded(self, net: nn.Module, x: Tensor, labels: Tensor | None) -> Tensor:
-        """Return log p(k | x) for x at t = 1."""
-        log_probs = self._found(net, x, x.new_ones(len(x)), labels)[1]
-        if log_probs is not None:
-            return log_probs
-        return decode_levels(x * self.pixel_std + self.pixel_mean, self.log_prior, self.noise_std)
+        end = posterior_mean(means, self.log_prior + found, x, t, variance)
+        return ((1 - t) * end + (t * end_variance - 1 + t) * x) / variance
 
     def with_hidden(self, labels: Tensor | None, noise: AnyNoise) -> Tensor | None:
         """Replace a share `label_dropout` of the labels by the unknown class."""
@@ -262,21 +219,8 @@ class FlowMatching(GenerativeModel):
             return guided(partial(self._velocity, net, x, t), labels, guidance, self.num_classes)
 
         x = integrate(velocity, noise.normal(*self.image_shape), steps or self.steps, method)
-        decoded = guided(partial(self._decoded, net, x), labels, guidance, self.num_classes)
-        return decoded.argmax(-1)
-
-
-def level_shares(levels: Tensor, num_levels: int) -> Tensor:
-    """Return the share of each level at each place.
-
-    Each level counts 1 / L more than it occurs, so that none has the share 0. For images
-    (N, C, H, W) the result has shape (C, H, W, L).
-    """
-    flat = levels.flatten(1).T  # (D, N)
-    counts = torch.zeros(len(flat), num_levels, dtype=torch.float64, device=levels.device)
-    counts.scatter_add_(1, flat, torch.ones_like(flat, dtype=torch.float64))
-    counts += 1 / num_levels
-    return (counts / counts.sum(1, keepdim=True)).reshape(*levels.shape[1:], num_levels)
+        y = x * self.pixel_std + self.pixel_mean
+        return decode_levels(y, self.log_prior, self.noise_std).argmax(-1)
 
 
 def guided(

@@ -14,11 +14,16 @@ from torch.nn import functional as F
 
 from dlblocks._errors import check_range, checked
 
+ABOVE = (-1, 0, 1)  # columns of the pixels above, beside the pixel's own
+
 
 class PixelTransformer(nn.Module):
     """Predict each pixel from those before it.
 
-    The order is that of channels, rows and columns.
+    The order is that of channels, rows and columns. The token before a pixel stands for it. It is
+    the sum of vectors of the level before, of the class, of the pixel's channel, row and column,
+    and of the levels of the three pixels above it, which are known then. So the attention need not
+    find out from few images which pixels lie side by side.
 
     Args:
         image_shape: Channels, height and width.
@@ -57,9 +62,14 @@ class PixelTransformer(nn.Module):
         check_range("dropout", dropout, 0, 1, high_open=True)
         if width % heads:
             raise ValueError(f"heads={heads} does not divide width={width}.")
-        self.values = nn.Embedding(levels, width)
-        self.start = nn.Embedding(num_classes or 1, width)
-        self.places = nn.Embedding(math.prod(image_shape), width)
+        self.levels = levels
+        self.values = nn.Embedding(levels + 1, width)  # and one for none
+        self.given = nn.Embedding(num_classes or 1, width)
+        self.axes = nn.ModuleList(nn.Embedding(length, width) for length in image_shape)
+        self.above = nn.Embedding(len(ABOVE) * (levels + 1), width)
+        places, above = _places(image_shape)
+        self.register_buffer("places", places, persistent=False)
+        self.register_buffer("places_above", above, persistent=False)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(_Block(width, heads, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
@@ -69,14 +79,35 @@ class PixelTransformer(nn.Module):
                 nn.init.normal_(part.weight, std=0.02)
 
     def forward(self, levels: Tensor, labels: Tensor | None = None) -> Tensor:
+        assert isinstance(self.places, Tensor)  # for the type checker
+        assert isinstance(self.places_above, Tensor)
         if labels is None:
             labels = levels.new_zeros(len(levels))
-        tokens = torch.cat([self.start(labels)[:, None], self.values(levels)], 1)  # (N, T + 1, W)
-        hidden = self.dropout(tokens + self.places.weight[: tokens.shape[1]])
+        count = levels.shape[1] + 1
+        # The last column stands for pixels that there are none of.
+        known = F.pad(levels, (1, 1), value=self.levels)  # (N, T + 2)
+        above = self.places_above[:, :count]
+        above = known[:, torch.where(above < 0, count, above + 1)]  # (N, 3, T + 1)
+        above = above + (self.levels + 1) * torch.arange(len(ABOVE), device=levels.device)[:, None]
+        tokens = self.values(known[:, :-1]) + self.above(above).sum(1) + self.given(labels)[:, None]
+        for axis, place in zip(self.axes, self.places, strict=True):
+            tokens = tokens + axis(place[:count])
+        hidden = self.dropout(tokens)
         for block in self.blocks:
             hidden = block(hidden)
         logits: Tensor = self.head(self.norm(hidden))  # (N, T + 1, L)
         return logits
+
+
+def _places(image_shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return channel, row and column of each pixel (3, D), and which are above it (3, D), or -1."""
+    numbers = torch.arange(math.prod(image_shape))
+    places = torch.stack(torch.unravel_index(numbers, tuple(image_shape)))
+    width = image_shape[2]
+    aside = torch.tensor(ABOVE)[:, None]
+    column = places[2] + aside
+    exists = (places[1] > 0) & (column >= 0) & (column < width)
+    return places, torch.where(exists, numbers - width + aside, -1)
 
 
 class _Block(nn.Module):

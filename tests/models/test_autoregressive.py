@@ -20,19 +20,32 @@ def small(shape=(1, 2, 2), **arguments):
     return model.eval()
 
 
-def test_causality_by_gradients():
-    model = small((2, 2, 3))
-    values = model.net.values
-    seen = []
-    values.register_forward_hook(lambda *args: seen.append(args[-1]) or args[-1].retain_grad())
-    logits = model.net(torch.randint(0, 3, (1, 11)))
-    assert logits.shape == (1, 12, 3)
-    for i in range(12):
-        if seen[0].grad is not None:
-            seen[0].grad = None
-        logits[0, i].square().sum().backward(retain_graph=True)
-        used = seen[0].grad[0].abs().sum(1) > 0  # of each pixel
-        assert used.tolist() == [True] * i + [False] * (11 - i)
+def test_a_pixel_depends_on_those_before_it_alone():
+    model = small((2, 3, 3), levels=9)
+    levels = torch.randint(0, 8, (1, 17))
+    before = model.net(levels)
+    assert before.shape == (1, 18, 9)
+    for i in range(17):
+        changed = levels.clone()
+        changed[0, i] += 1
+        differs = (model.net(changed) != before).any(2)[0]
+        assert differs.tolist() == [False] * (i + 1) + [True] * (17 - i)
+
+
+def test_pixels_above_are_given():
+    """With attention to the last token alone, a pixel knows the one before and three above."""
+    model = small((2, 3, 4), levels=9, depth=1)
+    for block in model.net.blocks:
+        torch.nn.init.zeros_(block.join.weight)
+    levels = torch.randint(0, 8, (1, 23))
+    before = model.net(levels)
+    for i in range(23):
+        changed = levels.clone()
+        changed[0, i] += 1
+        found = (model.net(changed) != before).any(2)[0].nonzero().flatten().tolist()
+        row, column = i // 4 % 3, i % 4
+        below = [i + 4 + aside for aside in (-1, 0, 1) if 0 <= column + aside < 4]
+        assert found == sorted({i + 1, *(below if row < 2 else [])})
 
 
 @pytest.mark.parametrize("num_classes", [None, 2])
@@ -44,6 +57,19 @@ def test_probabilities_of_all_images_add_up_to_1(num_classes):
         with torch.no_grad():
             bits = model.scores(every, labels, Noise(0, range(81)))
         assert float((2.0 ** (-4 * bits)).sum()) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_net_of_zeros_has_the_shares_of_the_levels():
+    model = small((1, 1, 2))
+    torch.nn.init.zeros_(model.net.head.weight)
+    torch.nn.init.zeros_(model.net.head.bias)
+    levels = torch.tensor([[0, 1], [0, 2], [2, 2], [0, 0]]).view(4, 1, 1, 2)
+    model.learn_levels(levels)
+    shares = torch.tensor([[3, 0, 1], [1, 1, 2]]).add(1 / 3) / 5
+    with torch.no_grad():
+        bits = model.scores(levels, None, Noise(0, range(4)))
+    expected = -shares[torch.arange(2), levels[:, 0, 0]].log2().mean(1)
+    torch.testing.assert_close(bits, expected)
 
 
 def test_samples_have_their_probabilities():
