@@ -52,7 +52,7 @@ from dlblocks.runs import check_new_run_dir, is_rank_zero, next_run_dir, table, 
 Kind = Literal["vae", "autoregressive", "flow_matching", "diffusion", "gan"]
 Array = npt.NDArray[np.float64]
 EPOCHS: dict[Kind, int] = {
-    "vae": 200, "gan": 300, "diffusion": 300, "flow_matching": 300, "autoregressive": 40
+    "vae": 200, "gan": 300, "diffusion": 300, "flow_matching": 150, "autoregressive": 40
 }  # fmt: skip
 # Arguments of `sample` by the name of a row.
 SAMPLERS: dict[Kind, dict[str, dict[str, Any]]] = {
@@ -173,8 +173,9 @@ def make_model(kind: Kind) -> GenerativeModel:
             "ema_decay": 0.99,
         }
         return PixelAutoregressive([1, 8, 8], **common, **small, **trained | {"lr": 0.003})
-    kinds: dict[str, type[FlowMatching]] = {"flow_matching": FlowMatching, "diffusion": Diffusion}
-    return kinds[kind]([1, 8, 8], dropout=0.2, weight_decay=0.01, **common, **trained)
+    if kind == "diffusion":
+        return Diffusion([1, 8, 8], dropout=0.4, weight_decay=0.01, **common, **trained)
+    return FlowMatching([1, 8, 8], dropout=0.3, weight_decay=0.01, **common, **trained)
 
 
 def fit(

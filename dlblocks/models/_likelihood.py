@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 MIN_LOG_SCALE = -5.0  # in units of half the range; narrower is one level alone
+MAX_LOG_SCALE = 5.0  # wider is the same to every level but the first and last
 
 
 def logistic_mixture(levels: Tensor, params: Tensor, num_levels: int) -> Tensor:
@@ -36,7 +37,7 @@ def logistic_mixture(levels: Tensor, params: Tensor, num_levels: int) -> Tensor:
     logits, mean, log_scale = params.unbind(-1)
     half = (num_levels - 1) / 2
     value = levels.unsqueeze(-1).float()
-    scale = log_scale.clamp(min=MIN_LOG_SCALE).exp() * half
+    scale = log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE).exp() * half
     centred = value - (mean + 1) * half
     above, below = (centred + 0.5) / scale, (centred - 0.5) / scale
     # σ(b) - σ(a) = σ(b) σ(-a) (1 - exp(a - b)), which loses no digits.
@@ -60,7 +61,9 @@ def draw_logistic_mixture(params: Tensor, num_levels: int, uniform: Tensor) -> T
     which = choose(logits, uniform[..., 0]).unsqueeze(-1)
     mean, log_scale = (x.gather(-1, which).squeeze(-1) for x in (mean, log_scale))
     inside = uniform[..., 1].clamp(1e-6, 1 - 1e-6)
-    value = (mean + 1) * half + log_scale.clamp(min=MIN_LOG_SCALE).exp() * half * inside.logit()
+    value = (mean + 1) * half + log_scale.clamp(
+        MIN_LOG_SCALE, MAX_LOG_SCALE
+    ).exp() * half * inside.logit()
     return value.round().clamp(0, num_levels - 1).long()
 
 

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from dlblocks._errors import check_range
 from dlblocks.models._image_checks import check_image_shape
+from dlblocks.models._level_model import LevelModel
 from dlblocks.models._likelihood import bits_per_dim, choose
 from dlblocks.models._noise import AnyNoise, Noise
-from dlblocks.models._level_model import LevelModel
 from dlblocks.nets.pixel_transformer import PixelTransformer
 
 

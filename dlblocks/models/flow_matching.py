@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from dlblocks._errors import check_choice, check_range
 from dlblocks.models._image_checks import check_image_shape
+from dlblocks.models._level_model import LevelModel
 from dlblocks.models._likelihood import bits_per_dim, decode_levels, normal_log_prob, posterior_mean
 from dlblocks.models._noise import AnyNoise, Noise
-from dlblocks.models._level_model import LevelModel
 from dlblocks.nets.conditional import ConditionalNet
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
