@@ -37,7 +37,7 @@ STRIP = [1, 2, 3, 5, 10, 20]  # steps of the samplers that are drawn
 def main(
     width: int = 256,
     depth: int = 4,
-    dropout: float = 0.2,
+    dropout: float = 0.4,
     timesteps: int = 200,
     num_samples: int = 1500,
     guidance: float = 2.0,

@@ -31,11 +31,12 @@ from dlblocks.runs import fit_and_judge, is_rank_zero, next_run_dir
 def main(
     width: int = 256,
     depth: int = 4,
-    dropout: float = 0.2,
+    dropout: float = 0.3,
+    noise_std: float = 0.3,
     num_samples: int = 1500,
     steps: int = 20,
     guidance: float = 1.0,
-    max_epochs: int = 300,
+    max_epochs: int = 150,
     lr: float = 0.002,
     run_dir: str | None = None,
     logger: Literal["csv", "wandb", "tensorboard", "none"] = "csv",
@@ -51,6 +52,7 @@ def main(
         width: Hidden units of the net.
         depth: Residual blocks of the net.
         dropout: Share of hidden units that are zeroed in training.
+        noise_std: Standard deviation of the noise that makes levels continuous, in levels.
         num_samples: Samples that are judged.
         steps: Steps of the sampler.
         guidance: Weight of the classes; above 1 samples are more typical and less diverse.
@@ -76,6 +78,7 @@ def main(
         width=width,
         depth=depth,
         dropout=dropout,
+        noise_std=noise_std,
         steps=1 if fast_dev_run else steps,
         optimizer="adamw",
         lr=lr,

@@ -175,7 +175,8 @@ def make_model(kind: Kind) -> GenerativeModel:
         return PixelAutoregressive([1, 8, 8], **common, **small, **trained | {"lr": 0.003})
     if kind == "diffusion":
         return Diffusion([1, 8, 8], dropout=0.4, weight_decay=0.01, **common, **trained)
-    return FlowMatching([1, 8, 8], dropout=0.3, weight_decay=0.01, **common, **trained)
+    small = {"dropout": 0.3, "noise_std": 0.3, "weight_decay": 0.01}
+    return FlowMatching([1, 8, 8], **small, **common, **trained)
 
 
 def fit(
