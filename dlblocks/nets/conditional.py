@@ -99,7 +99,8 @@ class ConditionalNet(nn.Module):
             return out.reshape(images.shape)
         if self.arch == "mlp":
             return out.reshape(*images.shape, self.outputs)
-        return out.unflatten(1, (-1, self.outputs)).movedim(2, -1)
+        grouped: Tensor = out.unflatten(1, (-1, self.outputs))
+        return grouped.movedim(2, -1)
 
 
 class Norm(nn.Module):
