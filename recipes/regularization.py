@@ -130,9 +130,8 @@ compared = with_holm({m: results[m].compare(bare, "val/accuracy") for m in other
 inputs, targets, _ = data.arrays("test")
 metrics = {}
 for method, result in results.items():
-    files = [row["checkpoint"] for row in result.folds if row["checkpoint"]]
     right = []
-    for file in files:
+    for file in filter(None, (row["checkpoint"] for row in result.folds)):
         with torch.inference_mode():
             answers = load(result.run_dir / file).eval()(inputs).argmax(1)
         right.append(float((answers == targets).float().mean()))

@@ -31,6 +31,7 @@ memory*, 1997; Cho et al., *Learning phrase representations using RNN encoder-de
 # -----------------
 
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from dlblocks import plots
@@ -90,19 +91,16 @@ for kind in args.kinds:
 # %%
 # Result
 # ------
-# The baselines get the 64 pixels of the same folds.
+# The baselines get the 64 pixels, and the same folds from scikit-learn's ``cross_val_score``.
 
 others = {
     "logistic regression": LogisticRegression(max_iter=5000),
     "1-nearest neighbour": KNeighborsClassifier(1),
 }
+pixels, labels = data.source.inputs.flatten(1).numpy(), data.source.targets.numpy()
+folds = [(fold["train"], fold["val"]) for fold in data.splits(num_folds)]
 for name, machine in others.items():
-    scores[name] = []
-    for fold in range(num_folds):
-        parts = data.for_fold(fold, num_folds)
-        (images, labels, _), (val_images, val_labels, _) = map(parts.arrays, ("train", "val"))
-        machine.fit(images.flatten(1), labels)
-        scores[name].append(machine.score(val_images.flatten(1), val_labels))
+    scores[name] = cross_val_score(machine, pixels, labels, cv=folds)
 means = {name: mean_std(values) for name, values in scores.items()}
 if is_rank_zero():
     print(table([{"model": name, "accuracy": mean} for name, mean in means.items()]))
@@ -129,12 +127,29 @@ write_results(
 #    LSTM 138,506, GRU 104,202, vanilla RNN 35,594. An LSTM has four pairs of matrices *W* and *U*
 #    (three gates and the new state), a GRU three, a vanilla RNN one.
 #
-# 2. The package aeon has 640 utterances of Japanese vowels by nine speakers, 7 to 29 steps of 12
-#    values, 270 of them for training. Read them into lists of arrays (T, 12) for `ArrayDataModule`.
-#    Does an LSTM (one layer of 128, ``readout="mean"``, dropout 0.5) name the speaker better than
-#    logistic regression on mean, standard deviation, first and last step?
+# 2. How much of the gradient comes back through time? Measure it for ``nn.RNN``, ``nn.LSTM`` and
+#    ``nn.GRU`` as torch initialises them, with eight features and 64 hidden units. Then set the bias
+#    of the LSTM's forget gate to 1, as Jozefowicz et al. (2015) advise.
+#
+#    .. code-block:: python
+#
+#       layer = torch.nn.LSTM(8, 64, batch_first=True)
+#       inputs = torch.randn(32, 100, 8, requires_grad=True)
+#       layer(inputs)[0][:, -1].sum().backward()
+#       norms = inputs.grad.norm(dim=(0, 2))  # of each step
+#       print(norms[[-8, -32]] / norms[-1])
 #
 # .. dropdown:: Answer
 #
-#    No. Over five seeds it has 0.9757 ± 0.0038, logistic regression 0.9838, and the nearest
-#    neighbour 0.9649.
+#    Seven steps back it is 0.024 of that of the last step for the vanilla RNN, 0.034 for the GRU and
+#    0.037 for the LSTM; 31 steps back 2e-7, 2e-6 and 1e-6. New gates are half open, so that they
+#    forget as fast. With ``layer.bias_ih_l0.data[64:128] = 1`` the LSTM keeps 0.19 and 0.0018.
+#    Gates do not prevent that gradients vanish; they can learn to. Digits of eight rows hardly
+#    need it.
+#
+# 3. Has the vanilla RNN only not finished? Give it three times the epochs, ``--kinds [rnn]
+#    --max_epochs 60``, and in another run the rate of the others, ``--kinds [rnn] --lr 0.025``.
+#
+# .. dropdown:: Answer
+#
+#    TODO

@@ -26,6 +26,7 @@ Papers: Vaswani et al., *Attention is all you need*, 2017; Dosovitskiy et al., *
 # -----------------
 
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
 from sklearn.svm import SVC
 
 from dlblocks import plots
@@ -98,20 +99,17 @@ if "vit" in results and not args.trainer["fast_dev_run"]:  # which keeps no chec
 # %%
 # Result
 # ------
-# The baselines get the 64 pixels of the same folds.
+# The baselines get the 64 pixels, and the same folds from scikit-learn's ``cross_val_score``.
 
 scores = {net: result.values("val/accuracy") for net, result in results.items()}
 others = {
     "RBF SVM": SVC(C=10, gamma=0.001 * 16**2 / 255**2),
     "logistic regression": LogisticRegression(max_iter=5000),
 }
+pixels, labels = data.source.inputs.flatten(1).numpy(), data.source.targets.numpy()
+folds = [(fold["train"], fold["val"]) for fold in data.splits(num_folds)]
 for name, machine in others.items():
-    scores[name] = []
-    for fold in range(num_folds):
-        parts = data.for_fold(fold, num_folds)
-        (images, labels, _), (val_images, val_labels, _) = map(parts.arrays, ("train", "val"))
-        machine.fit(images.flatten(1), labels)
-        scores[name].append(machine.score(val_images.flatten(1), val_labels))
+    scores[name] = cross_val_score(machine, pixels, labels, cv=folds)
 means = {name: mean_std(values) for name, values in scores.items()}
 figures["accuracy"] = plots.strip(scores, metric="accuracy")
 if is_rank_zero():
