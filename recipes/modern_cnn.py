@@ -167,14 +167,15 @@ write_results(
 #    AlexNet: 58.6 of 61.1 million. VGG-11: 123.6 of 132.9. ResNet-18: 0.5 of 11.7. GoogLeNet: 1.0
 #    of 6.6. DenseNet-121: 1.0 of 8.0. The later nets average the last map over its positions.
 #
-# 2. How large is the part of an image that one unit of the last map sees? Put average pooling in the
-#    place of max pooling, leave ReLU out, set all weights to the same value, and count the columns of
-#    pixels that have a gradient.
+# 2. How large is the part of an image that one unit of the last map sees? Put average pooling in
+#    the place of max pooling, leave ReLU out, set all weights of a convolution to one value, and
+#    count the columns of pixels that have a gradient.
 #
 # .. dropdown:: Answer
 #
-#    AlexNet 195×195 pixels, VGG-11 150×150 and ResNet-18 435×435, almost twice the image of 224×224.
-#    Digits are 8×8: with the small stem, too, every unit of the last map sees all of one.
+#    195×195 pixels in AlexNet, 150×150 in VGG-11 and 435×435 in ResNet-18, almost twice the side of
+#    ImageNet's images of 224×224. With the small stems of this page it is 25, 94 and 109, still far
+#    more than a digit of 8×8.
 #
 # 3. Does ResNet-18 need its shortcuts? Take them out, and run ``--archs [resnet18]``.
 #

@@ -128,8 +128,8 @@ write_results(
 #    (three gates and the new state), a GRU three, a vanilla RNN one.
 #
 # 2. How much of the gradient comes back through time? Measure it for ``nn.RNN``, ``nn.LSTM`` and
-#    ``nn.GRU`` as torch initialises them, with eight features and 64 hidden units. Then set the bias
-#    of the LSTM's forget gate to 1, as Jozefowicz et al. (2015) advise.
+#    ``nn.GRU`` as torch initialises them, with eight features and 64 hidden units. Then set the
+#    bias of the LSTM's forget gate to 1, as Jozefowicz et al. (2015) advise.
 #
 #    .. code-block:: python
 #
@@ -141,11 +141,10 @@ write_results(
 #
 # .. dropdown:: Answer
 #
-#    Seven steps back it is 0.024 of that of the last step for the vanilla RNN, 0.034 for the GRU and
-#    0.037 for the LSTM; 31 steps back 2e-7, 2e-6 and 1e-6. New gates are half open, so that they
-#    forget as fast. With ``layer.bias_ih_l0.data[64:128] = 1`` the LSTM keeps 0.19 and 0.0018.
-#    Gates do not prevent that gradients vanish; they can learn to. Digits of eight rows hardly
-#    need it.
+#    Seven steps back it is 0.024 of that of the last step for the vanilla RNN, 0.034 for the GRU
+#    and 0.037 for the LSTM; 31 steps back 2e-7, 2e-6 and 1e-6. New gates are half open, so that
+#    they forget as fast. With ``layer.bias_ih_l0.data[64:128] = 1`` the LSTM keeps 0.19 and 0.0018.
+#    Gates do not keep gradients by themselves, but they can learn to.
 #
 # 3. Has the vanilla RNN only not finished? Give it three times the epochs, ``--kinds [rnn]
 #    --max_epochs 60``, and in another run the rate of the others, ``--kinds [rnn] --lr 0.025``.
