@@ -15,11 +15,10 @@ stays:
 
 An LSTM keeps a second state, with gates for what is forgotten, added and shown. Here each of the
 1,797 digits of 8×8 pixels is a sequence of eight rows, which two layers read from above and from
-below. All nets get the same three folds and small random shifts, rotations and scales; the vanilla
-RNN has a fifth of the learning rate.
+below. All nets get the same three folds, rate and small random shifts, rotations and scales.
 
-Result: accuracy over three folds 0.9855 ± 0.0059 of the GRU, 0.9699 ± 0.0044 of the LSTM and 0.9304
-± 0.0114 of the vanilla RNN. The nearest neighbour has 0.9866 ± 0.0044 and logistic regression
+Result: accuracy over three folds 0.9855 ± 0.0059 of the GRU, 0.9722 ± 0.0075 of the vanilla RNN and
+0.9699 ± 0.0044 of the LSTM. The nearest neighbour has 0.9866 ± 0.0044 and logistic regression
 0.9633 ± 0.0073.
 
 Papers: Elman, *Finding structure in time*, 1990; Hochreiter and Schmidhuber, *Long short-term
@@ -56,7 +55,6 @@ data = DigitsDataModule(test_fraction=0.0, split_seed=args.seed, shuffle_seed=ar
 # %%
 # Models and fits
 # ---------------
-# The vanilla RNN gets a lower rate.
 
 scores = {}
 for kind in args.kinds:
@@ -70,7 +68,7 @@ for kind in args.kinds:
             bidirectional=True,
             dropout=0.3,
             optimizer="adamw",
-            lr=args.lr / 5 if kind == "rnn" else args.lr,
+            lr=args.lr,
             weight_decay=0.02,
             lr_schedule="one_cycle",
         ),
@@ -115,8 +113,8 @@ write_results(
 # .. recorded:: rnn
 #    :figure: accuracy
 #
-# Each dot is a fold; a diamond is the mean. All folds of the vanilla RNN lie below those of the
-# nets with gates. It also has fewer parameters and a lower rate, and 20 epochs are short.
+# Each dot is a fold; a diamond is the mean. The GRU is ahead of the vanilla RNN, but the LSTM, which
+# has more gates, is not. Eight rows are a short time to remember.
 #
 # Exercises
 # ---------
@@ -146,9 +144,10 @@ write_results(
 #    they forget as fast. With ``layer.bias_ih_l0.data[64:128] = 1`` the LSTM keeps 0.19 and 0.0018.
 #    Gates do not keep gradients by themselves, but they can learn to.
 #
-# 3. Has the vanilla RNN only not finished? Give it three times the epochs, ``--kinds [rnn]
-#    --max_epochs 60``, and in another run the rate of the others, ``--kinds [rnn] --lr 0.025``.
+# 3. How much of such a comparison is the learning rate? Give the vanilla RNN a fifth of it,
+#    ``--kinds [rnn] --lr 0.001``, and then three times the epochs as well, ``--max_epochs 60``.
 #
 # .. dropdown:: Answer
 #
-#    TODO
+#    Nearly all. With the lower rate it has 0.9304 ± 0.0114, the last of all, and after 60 epochs
+#    0.9744 ± 0.0026. Before one net is called better than another, each needs a rate of its own.
