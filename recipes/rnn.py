@@ -113,8 +113,8 @@ write_results(
 # .. recorded:: rnn
 #    :figure: accuracy
 #
-# Each dot is a fold; a diamond is the mean. The GRU is ahead of the vanilla RNN, but the LSTM, which
-# has more gates, is not. Eight rows are a short time to remember.
+# Each dot is a fold; a diamond is the mean. The GRU is ahead of the vanilla RNN, but the LSTM,
+# which has more gates, is not. Eight rows are a short time to remember.
 #
 # Exercises
 # ---------
