@@ -151,7 +151,8 @@ if is_rank_zero():
 #
 # .. dropdown:: Answer
 #
-#    mAP 0.767, and 0.998 at IoU 0.5 (one run).
+#    After 3.5 minutes of processor time mAP is 0.765, and 0.995 at IoU 0.5. The forest of the blobs
+#    also sees more scenes, and has 0.902 and 0.915.
 #
 # 2. An application shows boxes from some score on. Which share of the objects does it find, and
 #    which share of its boxes is right, at 0.3, 0.5 and 0.7? ``DetectionTask.f1(PredictionTable(
