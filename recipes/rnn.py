@@ -49,7 +49,6 @@ args = recipe_arguments(
     lr=0.005,
     max_epochs=20,
 )
-num_folds = 2 if args.trainer["fast_dev_run"] else args.num_folds
 data = DigitsDataModule(test_fraction=0.0, split_seed=args.seed, shuffle_seed=args.seed)
 
 # %%
@@ -73,7 +72,7 @@ for kind in args.kinds:
             lr_schedule="one_cycle",
         ),
         data,
-        num_folds=num_folds,
+        num_folds=args.num_folds,
         make_callbacks=lambda: [
             Augment(translation=0.1, rotation=10.0, scale=(0.9, 1.1), seed=args.seed)
         ],
@@ -96,7 +95,7 @@ others = {
     "1-nearest neighbour": KNeighborsClassifier(1),
 }
 pixels, labels = data.source.inputs.flatten(1).numpy(), data.source.targets.numpy()
-folds = [(fold["train"], fold["val"]) for fold in data.splits(num_folds)]
+folds = [(fold["train"], fold["val"]) for fold in data.splits(args.num_folds)]
 for name, machine in others.items():
     scores[name] = cross_val_score(machine, pixels, labels, cv=folds)
 means = {name: mean_std(values) for name, values in scores.items()}
