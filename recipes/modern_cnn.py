@@ -186,4 +186,4 @@ write_results(
 # .. dropdown:: Answer
 #
 #    Not much, at this depth: without them it has 0.9638, with them 0.9711. Batch norm keeps the
-#    gradients of 18 layers large enough. He et al., too, found a large difference from 34 layers on.
+#    gradients of 18 layers large enough. He et al. found a large difference with 34 layers.
