@@ -8,7 +8,7 @@ A net with more weights than samples learns them all by heart. Regularizers make
 adds a penalty to the loss, mixup trains on mixtures of two samples, and SAM minimizes the worst
 loss nearby:
 
-.. math:: L + \frac{\lambda}{2} \|w\|^2, \qquad
+.. math:: L + \frac{\lambda}{2} w^\top w, \qquad
    \tilde{x} = \mu x_i + (1 - \mu) x_j, \qquad
    \min_w \max_{\|\epsilon\| \le \rho} L(w + \epsilon)
 
