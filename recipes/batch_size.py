@@ -131,18 +131,17 @@ for name, member in members:
 # Results
 # -------
 
-values = {}
-for key in ("steps", "train/loss", "test/accuracy", "sharpness"):
-    values[key] = {}
-    for name in settings:
-        values[key][name] = np.array([r[key] for r in rows if r["setting"] == name])
-accuracies, values["- small"] = values["test/accuracy"], {}
-for name, each in accuracies.items():
-    values["- small"][name] = each - accuracies["small"]
-metrics = {}
-for name in settings:
-    metrics[name] = {key: mean_std(each[name]) for key, each in values.items()}
-    metrics[name]["mean"] = accuracies[name].mean()
+values = {
+    key: {name: np.array([r[key] for r in rows if r["setting"] == name]) for name in settings}
+    for key in ("steps", "train/loss", "test/accuracy", "sharpness")
+}
+accuracies = values["test/accuracy"]
+values["- small"] = {name: each - accuracies["small"] for name, each in accuracies.items()}
+metrics = {
+    name: {"mean": accuracies[name].mean()}
+    | {key: mean_std(each[name]) for key, each in values.items()}
+    for name in settings
+}
 print(table([
     {"": name, "steps": values["steps"][name][0], "train/loss": found["train/loss"]["mean"]}
     | {key: found[key] for key in ("test/accuracy", "- small", "sharpness")}

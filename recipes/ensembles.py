@@ -127,15 +127,9 @@ scores, losses = (
     {m: np.array([row[key] for row in rows if row["method"] == m]) for m in names}
     for key in ("accuracy", "log_loss")
 )
-ratio = 1 / (args.num_folds - 1)
-compared = with_holm(
-    {
-        m: corrected_t_test(
-            scores[m], scores["single net"], ratio, degrees_of_freedom=args.num_folds - 1
-        )
-        for m in names[1:]
-    }
-)
+degrees = args.num_folds - 1
+test = partial(corrected_t_test, test_to_train=1 / degrees, degrees_of_freedom=degrees)
+compared = with_holm({m: test(scores[m], scores["single net"]) for m in names[1:]})
 metrics = {}
 for m in names:
     metrics[m] = {**mean_std(scores[m]), **compared.get(m, {})}

@@ -27,6 +27,7 @@ Bengio, *Inference for the generalization error*, 2003.
 # -----------------
 
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
+from sklearn.model_selection import cross_val_score
 from sklearn.svm import SVC
 
 from dlblocks.callbacks import Augment, CutMix, MixUp
@@ -111,17 +112,15 @@ if is_rank_zero():
 # ----------------------------
 # A support vector machine with the settings that are usual for these digits.
 
-pixels, labels = data.raw_inputs("train").flatten(1) / 255 * 16, data.source.targets
-scores = []
-for repeat in range(args.repeats if args.baseline else 0):
-    for fold in data.splits(args.num_folds, repeat=repeat):
-        train, val = fold["train"], fold["val"]
-        machine = SVC(C=10, gamma=0.001).fit(pixels[train], labels[train])
-        scores.append(machine.score(pixels[val], labels[val]))
-if scores and is_rank_zero():
+pixels, labels = data.source.inputs.flatten(1).numpy() / 255 * 16, data.source.targets.numpy()
+folds = []
+for repeat in range(args.repeats):
+    folds += [(fold["train"], fold["val"]) for fold in data.splits(args.num_folds, repeat=repeat)]
+if args.baseline and is_rank_zero():
+    scores = cross_val_score(SVC(C=10, gamma=0.001), pixels, labels, cv=folds)
     svm = mean_std(scores)
     print(f"RBF SVM on the same folds: accuracy {svm['mean']:.4f} ± {svm['std']:.4f}")
-    beside = {"SVM": {"val/accuracy": {**svm, "folds": scores}}}
+    beside = {"SVM": {"val/accuracy": {**svm, "folds": scores.tolist()}}}
     add_to_summary(args.run_dir, {}, baselines=beside)
 if is_rank_zero():
     result.report()

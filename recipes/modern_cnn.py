@@ -30,6 +30,7 @@ recognition*, 2014; He, Zhang, Ren and Sun, *Deep residual learning for image re
 
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -44,7 +45,6 @@ from dlblocks.runs import is_rank_zero, mean_std, table, write_results
 args = recipe_arguments(
     __doc__, archs=["alexnet", "vgg11_bn", "resnet18"], num_folds=3, lr=0.001, max_epochs=2
 )
-num_folds = 2 if args.trainer["fast_dev_run"] else args.num_folds
 data = DigitsDataModule(
     batch_size=32, test_fraction=0.0, split_seed=args.seed, shuffle_seed=args.seed
 )
@@ -83,28 +83,24 @@ def make_model(arch):
     return model.to(memory_format=torch.channels_last)  # faster on the CPU
 
 
-def million_multiply_adds(model):
-    """Count the multiply-adds of one digit."""
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model.eval()(torch.zeros(1, 1, 8, 8))
-    return counter.get_total_flops() / 2e6
-
-
 # %%
 # Fits
 # ----
+# The counter counts the multiplications and additions for one digit.
 
 results, sizes = {}, {}
 for arch in args.archs:
-    model = make_model(arch)
+    model = make_model(arch).eval()
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 1, 8, 8))
     sizes[arch] = {
         "million parameters": sum(p.numel() for p in model.parameters()) / 1e6,
-        "million multiply-adds": million_multiply_adds(model),
+        "million multiply-adds": counter.get_total_flops() / 2e6,
     }
     results[arch] = cross_validate(
         lambda arch=arch: make_model(arch),
         data,
-        num_folds=num_folds,
+        num_folds=args.num_folds,
         trainer=args.trainer,
         select="last",
         logger=args.logger,
@@ -131,12 +127,9 @@ metrics = {
     }
     for arch, result in results.items()
 }
-linear = []
-for fold in range(num_folds):
-    parts = data.for_fold(fold, num_folds)
-    (images, labels, _), (val_images, val_labels, _) = map(parts.arrays, ("train", "val"))
-    machine = LogisticRegression(max_iter=5000).fit(images.flatten(1), labels)
-    linear.append(machine.score(val_images.flatten(1), val_labels))
+pixels, labels = data.source.inputs.flatten(1).numpy(), data.source.targets.numpy()
+folds = [(fold["train"], fold["val"]) for fold in data.splits(args.num_folds)]
+linear = cross_val_score(LogisticRegression(max_iter=5000), pixels, labels, cv=folds)
 if is_rank_zero():
     shown = ("mean", "difference", "p_holm", "million parameters", "million multiply-adds")
     rows = [{"net": arch} | {key: row.get(key) for key in shown} for arch, row in metrics.items()]
@@ -168,3 +161,29 @@ write_results(
 #
 #    AlexNet: 58.6 of 61.1 million. VGG-11: 123.6 of 132.9. ResNet-18: 0.5 of 11.7. GoogLeNet: 1.0
 #    of 6.6. DenseNet-121: 1.0 of 8.0. The later nets average the last map over its positions.
+#
+# 2. How large is the part of an image that one unit of the last map sees? Put average pooling in
+#    the place of max pooling, leave ReLU out, set all weights of a convolution to one value, and
+#    count the columns of pixels that have a gradient.
+#
+# .. dropdown:: Answer
+#
+#    195×195 pixels in AlexNet, 150×150 in VGG-11 and 435×435 in ResNet-18, almost twice the side of
+#    ImageNet's images of 224×224. With the small stems of this page it is 25, 94 and 109, still far
+#    more than a digit of 8×8.
+#
+# 3. Does ResNet-18 need its shortcuts? Take them out, and run ``--archs [resnet18]``.
+#
+#    .. code-block:: python
+#
+#       from torchvision.models.resnet import BasicBlock
+#
+#       def plain(self, x):
+#           return self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))))
+#
+#       BasicBlock.forward = plain
+#
+# .. dropdown:: Answer
+#
+#    Not much, at this depth: without them it has 0.9638, with them 0.9711. Batch norm keeps the
+#    gradients of 18 layers large enough. He et al. found a large difference with 34 layers.

@@ -8,7 +8,7 @@ A net with more weights than samples learns them all by heart. Regularizers make
 adds a penalty to the loss, mixup trains on mixtures of two samples, and SAM minimizes the worst
 loss nearby:
 
-.. math:: L + \frac{\lambda}{2} \|w\|^2, \qquad
+.. math:: L + \frac{\lambda}{2} w^\top w, \qquad
    \tilde{x} = \mu x_i + (1 - \mu) x_j, \qquad
    \min_w \max_{\|\epsilon\| \le \rho} L(w + \epsilon)
 
@@ -130,9 +130,8 @@ compared = with_holm({m: results[m].compare(bare, "val/accuracy") for m in other
 inputs, targets, _ = data.arrays("test")
 metrics = {}
 for method, result in results.items():
-    files = [row["checkpoint"] for row in result.folds if row["checkpoint"]]
     right = []
-    for file in files:
+    for file in filter(None, (row["checkpoint"] for row in result.folds)):
         with torch.inference_mode():
             answers = load(result.run_dir / file).eval()(inputs).argmax(1)
         right.append(float((answers == targets).float().mean()))

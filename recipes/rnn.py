@@ -15,11 +15,10 @@ stays:
 
 An LSTM keeps a second state, with gates for what is forgotten, added and shown. Here each of the
 1,797 digits of 8×8 pixels is a sequence of eight rows, which two layers read from above and from
-below. All nets get the same three folds and small random shifts, rotations and scales; the vanilla
-RNN has a fifth of the learning rate.
+below. All nets get the same three folds, rate and small random shifts, rotations and scales.
 
-Result: accuracy over three folds 0.9855 ± 0.0059 of the GRU, 0.9699 ± 0.0044 of the LSTM and 0.9304
-± 0.0114 of the vanilla RNN. The nearest neighbour has 0.9866 ± 0.0044 and logistic regression
+Result: accuracy over three folds 0.9855 ± 0.0059 of the GRU, 0.9722 ± 0.0075 of the vanilla RNN and
+0.9699 ± 0.0044 of the LSTM. The nearest neighbour has 0.9866 ± 0.0044 and logistic regression
 0.9633 ± 0.0073.
 
 Papers: Elman, *Finding structure in time*, 1990; Hochreiter and Schmidhuber, *Long short-term
@@ -31,6 +30,7 @@ memory*, 1997; Cho et al., *Learning phrase representations using RNN encoder-de
 # -----------------
 
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from dlblocks import plots
@@ -49,13 +49,11 @@ args = recipe_arguments(
     lr=0.005,
     max_epochs=20,
 )
-num_folds = 2 if args.trainer["fast_dev_run"] else args.num_folds
 data = DigitsDataModule(test_fraction=0.0, split_seed=args.seed, shuffle_seed=args.seed)
 
 # %%
 # Models and fits
 # ---------------
-# The vanilla RNN gets a lower rate.
 
 scores = {}
 for kind in args.kinds:
@@ -69,12 +67,12 @@ for kind in args.kinds:
             bidirectional=True,
             dropout=0.3,
             optimizer="adamw",
-            lr=args.lr / 5 if kind == "rnn" else args.lr,
+            lr=args.lr,
             weight_decay=0.02,
             lr_schedule="one_cycle",
         ),
         data,
-        num_folds=num_folds,
+        num_folds=args.num_folds,
         make_callbacks=lambda: [
             Augment(translation=0.1, rotation=10.0, scale=(0.9, 1.1), seed=args.seed)
         ],
@@ -90,19 +88,16 @@ for kind in args.kinds:
 # %%
 # Result
 # ------
-# The baselines get the 64 pixels of the same folds.
+# The baselines get the 64 pixels, and the same folds from scikit-learn's ``cross_val_score``.
 
 others = {
     "logistic regression": LogisticRegression(max_iter=5000),
     "1-nearest neighbour": KNeighborsClassifier(1),
 }
+pixels, labels = data.source.inputs.flatten(1).numpy(), data.source.targets.numpy()
+folds = [(fold["train"], fold["val"]) for fold in data.splits(args.num_folds)]
 for name, machine in others.items():
-    scores[name] = []
-    for fold in range(num_folds):
-        parts = data.for_fold(fold, num_folds)
-        (images, labels, _), (val_images, val_labels, _) = map(parts.arrays, ("train", "val"))
-        machine.fit(images.flatten(1), labels)
-        scores[name].append(machine.score(val_images.flatten(1), val_labels))
+    scores[name] = cross_val_score(machine, pixels, labels, cv=folds)
 means = {name: mean_std(values) for name, values in scores.items()}
 if is_rank_zero():
     print(table([{"model": name, "accuracy": mean} for name, mean in means.items()]))
@@ -117,8 +112,8 @@ write_results(
 # .. recorded:: rnn
 #    :figure: accuracy
 #
-# Each dot is a fold; a diamond is the mean. All folds of the vanilla RNN lie below those of the
-# nets with gates. It also has fewer parameters and a lower rate, and 20 epochs are short.
+# Each dot is a fold; a diamond is the mean. The GRU is ahead of the vanilla RNN, but the LSTM,
+# which has more gates, is not. Eight rows are a short time to remember.
 #
 # Exercises
 # ---------
@@ -129,12 +124,29 @@ write_results(
 #    LSTM 138,506, GRU 104,202, vanilla RNN 35,594. An LSTM has four pairs of matrices *W* and *U*
 #    (three gates and the new state), a GRU three, a vanilla RNN one.
 #
-# 2. The package aeon has 640 utterances of Japanese vowels by nine speakers, 7 to 29 steps of 12
-#    values, 270 of them for training. Read them into lists of arrays (T, 12) for `ArrayDataModule`.
-#    Does an LSTM (one layer of 128, ``readout="mean"``, dropout 0.5) name the speaker better than
-#    logistic regression on mean, standard deviation, first and last step?
+# 2. How much of the gradient comes back through time? Measure it for ``nn.RNN``, ``nn.LSTM`` and
+#    ``nn.GRU`` as torch initialises them, with eight features and 64 hidden units. Then set the
+#    bias of the LSTM's forget gate to 1, as Jozefowicz et al. (2015) advise.
+#
+#    .. code-block:: python
+#
+#       layer = torch.nn.LSTM(8, 64, batch_first=True)
+#       inputs = torch.randn(32, 100, 8, requires_grad=True)
+#       layer(inputs)[0][:, -1].sum().backward()
+#       norms = inputs.grad.norm(dim=(0, 2))  # of each step
+#       print(norms[[-8, -32]] / norms[-1])
 #
 # .. dropdown:: Answer
 #
-#    No. Over five seeds it has 0.9757 ± 0.0038, logistic regression 0.9838, and the nearest
-#    neighbour 0.9649.
+#    Seven steps back it is 0.024 of that of the last step for the vanilla RNN, 0.034 for the GRU
+#    and 0.037 for the LSTM; 31 steps back 2e-7, 2e-6 and 1e-6. New gates are half open, so that
+#    they forget as fast. With ``layer.bias_ih_l0.data[64:128] = 1`` the LSTM keeps 0.19 and 0.0018.
+#    Gates do not keep gradients by themselves, but they can learn to.
+#
+# 3. How much of such a comparison is the learning rate? Give the vanilla RNN a fifth of it,
+#    ``--kinds [rnn] --lr 0.001``, and then three times the epochs as well, ``--max_epochs 60``.
+#
+# .. dropdown:: Answer
+#
+#    Nearly all. With the lower rate it has 0.9304 ± 0.0114, the last of all, and after 60 epochs
+#    0.9744 ± 0.0026. Before one net is called better than another, each needs a rate of its own.

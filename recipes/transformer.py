@@ -26,6 +26,7 @@ Papers: Vaswani et al., *Attention is all you need*, 2017; Dosovitskiy et al., *
 # -----------------
 
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
 from sklearn.svm import SVC
 
 from dlblocks import plots
@@ -39,7 +40,6 @@ from dlblocks.runs import is_rank_zero, mean_std, table, write_results
 args = recipe_arguments(
     __doc__, nets=["vit", "rows"], num_folds=3, width=64, depth=2, lr=0.003, max_epochs=20
 )
-num_folds = 2 if args.trainer["fast_dev_run"] else args.num_folds
 data = DigitsDataModule(test_fraction=0.0, split_seed=args.seed, shuffle_seed=args.seed)
 
 # %%
@@ -64,7 +64,7 @@ results = {
     net: cross_validate(
         makers[net],
         data,
-        num_folds=num_folds,
+        num_folds=args.num_folds,
         make_callbacks=lambda: [
             Augment(translation=0.1, rotation=10.0, scale=(0.9, 1.1), seed=args.seed)
         ],
@@ -88,7 +88,7 @@ figures = {}
 if "vit" in results and not args.trainer["fast_dev_run"]:  # which keeps no checkpoint
     result = results["vit"]
     model = load(result.run_dir / result.folds[0]["checkpoint"])
-    images, labels, _ = data.for_fold(0, num_folds).arrays("val")
+    images, labels, _ = data.for_fold(0, args.num_folds).arrays("val")
     maps = model.attention_maps(images[:8])
     titles = [str(int(label)) for label in labels[:8]]
     figures["patches"] = plots.attention_on_images(
@@ -98,20 +98,17 @@ if "vit" in results and not args.trainer["fast_dev_run"]:  # which keeps no chec
 # %%
 # Result
 # ------
-# The baselines get the 64 pixels of the same folds.
+# The baselines get the 64 pixels, and the same folds from scikit-learn's ``cross_val_score``.
 
 scores = {net: result.values("val/accuracy") for net, result in results.items()}
 others = {
     "RBF SVM": SVC(C=10, gamma=0.001 * 16**2 / 255**2),
     "logistic regression": LogisticRegression(max_iter=5000),
 }
+pixels, labels = data.source.inputs.flatten(1).numpy(), data.source.targets.numpy()
+folds = [(fold["train"], fold["val"]) for fold in data.splits(args.num_folds)]
 for name, machine in others.items():
-    scores[name] = []
-    for fold in range(num_folds):
-        parts = data.for_fold(fold, num_folds)
-        (images, labels, _), (val_images, val_labels, _) = map(parts.arrays, ("train", "val"))
-        machine.fit(images.flatten(1), labels)
-        scores[name].append(machine.score(val_images.flatten(1), val_labels))
+    scores[name] = cross_val_score(machine, pixels, labels, cv=folds)
 means = {name: mean_std(values) for name, values in scores.items()}
 figures["accuracy"] = plots.strip(scores, metric="accuracy")
 if is_rank_zero():

@@ -8,7 +8,7 @@ draw by itself?
 An encoder gives each image x a normal distribution q of codes z, a decoder each code a distribution
 p of images. Both are trained by a bound of the likelihood:
 
-.. math:: \log p(x) \geq \mathbb{E}_{q(z|x)} \log p(x|z) - \mathrm{KL}(q(z|x) \,\|\, p(z))
+.. math:: \log\, p(x) \geq \mathbb{E}_{q(z|x)} \, \log\, p(x|z) - \mathrm{KL}(q(z|x) \,\|\, p(z))
 
 The 1,797 digits of 8×8 pixels and 17 levels are split once. A model is scored by its bits for each
 pixel of 359 test digits, by the importance-weighted bound of 64 codes, and its samples by nets and

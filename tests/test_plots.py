@@ -199,9 +199,10 @@ def test_lines_show_mean_and_range_of_repeats():
     assert [band_at(band, x) for x in (1, 10, 100)] == [(1, 3), (2, 5), (4, 4)]
     assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["MLP", "CNN"]
-    many = plots.lines({str(i): [i, 2 * i] for i in range(12)}).axes[0]
-    assert list(many.lines[3].get_xdata()) == [1, 2]
-    assert len({str(line.get_color()) for line in many.lines}) == 12
+    for count in (12, 17):
+        many = plots.lines({str(i): [i, 2 * i] for i in range(count)}).axes[0]
+        assert list(many.lines[3].get_xdata()) == [1, 2]
+        assert len({(str(a.get_color()), a.get_linestyle()) for a in many.lines}) == count
 
 
 @pytest.mark.parametrize("scale", [1.0, 30.0, 1000.0])  # from unsure to probabilities of 1

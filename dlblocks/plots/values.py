@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -115,14 +116,15 @@ def lines(
 
     figure = new_figure(7.6, 4.4)
     axis = figure.subplots()
-    many = colormaps["viridis"](np.linspace(0, 1, len(curves)))
-    colours = COLOURS if len(curves) <= len(COLOURS) else many
-    for (name, given), colour in zip(curves.items(), colours, strict=False):
+    styles = list(product(("-", "--"), COLOURS))
+    if len(curves) > len(styles):  # as of a grid of rates
+        styles = [("-", colour) for colour in colormaps["viridis"](np.linspace(0, 1, len(curves)))]
+    for (name, given), (style, colour) in zip(curves.items(), styles, strict=False):
         values = np.ma.masked_invalid(np.atleast_2d(np.asarray(given, dtype=float)))
         at = np.arange(1, values.shape[1] + 1) if x is None else np.asarray(x)
         marker = "o" if values.shape[1] <= 20 else ""
         mean = values.mean(0)
-        axis.plot(at, mean, color=colour, label=literal(name), marker=marker, markersize=4)
+        axis.plot(at, mean, style, color=colour, marker=marker, markersize=4, label=literal(name))
         if len(values) > 1:
             low, high = values.min(0), values.max(0)
             axis.fill_between(at, low, high, color=colour, alpha=0.2, linewidth=0)

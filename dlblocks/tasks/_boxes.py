@@ -179,16 +179,19 @@ def precisions(matches: Matches, label: int, weights: Array) -> tuple[Array, Arr
     score, hit = matches.score[mine], matches.hit[:, mine]
     total = weights[:, matches.object_image[matches.object_label == label]].sum(1)  # (B,)
     each = weights[:, matches.image[mine]]  # (B, D)
-    # A threshold on the scores cannot part equal ones.
-    ends = np.flatnonzero(np.append(np.diff(score) != 0, True)) if len(score) else score.astype(int)
-    all_of = np.cumsum(each, 1)[:, ends]
+    # A threshold on the scores cannot part equal ones: (D,), the last place of each one's score.
+    last = np.searchsorted(-score, -score, side="right") - 1
+    all_of = np.cumsum(each, 1)  # (B, D)
     average, recall = (np.zeros((len(weights), len(hit))) for _ in range(2))
     for t, right in enumerate(hit):
-        if not len(ends):
-            break
-        true = np.cumsum(each * right, 1)[:, ends]  # (B, E)
+        # Detections that find nothing only lower the precision, so places with hits suffice.
+        hits = np.flatnonzero(right)
+        if not len(hits):
+            continue
+        ends, count = np.unique(last[hits], return_counts=True)
+        true = np.cumsum(each[:, hits], 1)[:, np.cumsum(count) - 1]  # (B, E)
         with np.errstate(invalid="ignore", divide="ignore"):
-            precision = true / np.maximum(all_of, np.spacing(1))
+            precision = true / np.maximum(all_of[:, ends], np.spacing(1))
             reached = true / total[:, None]
         highest = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
         # Count the recalls, of 101, that each threshold is the first to reach.
