@@ -51,7 +51,7 @@ from dlblocks.runs import check_new_run_dir, is_rank_zero, next_run_dir, table, 
 Kind = Literal["vae", "autoregressive", "flow_matching", "diffusion", "gan"]
 Array = npt.NDArray[np.float64]
 EPOCHS: dict[Kind, int] = {
-    "vae": 200, "gan": 300, "diffusion": 300, "flow_matching": 150, "autoregressive": 40
+    "vae": 200, "gan": 500, "diffusion": 300, "flow_matching": 150, "autoregressive": 40
 }  # fmt: skip
 # Arguments of `sample` by the name of a row.
 SAMPLERS: dict[Kind, dict[str, dict[str, Any]]] = {
@@ -153,7 +153,7 @@ def make_model(kind: Kind) -> GenerativeModel:
     common: dict[str, Any] = {"levels": 17, "num_classes": 10}
     trained: dict[str, Any] = {"optimizer": "adamw", "lr": 0.002, "lr_schedule": "one_cycle"}
     if kind == "gan":
-        return GAN([1, 8, 8], loss="wasserstein", discriminator_steps=2, lr=0.001, **common)
+        return GAN([1, 8, 8], loss="wasserstein", discriminator_steps=3, lr=0.001, **common)
     if kind == "vae":
         return VAE(
             [1, 8, 8],
