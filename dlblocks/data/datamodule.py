@@ -21,6 +21,7 @@ from typing_extensions import Self
 from dlblocks._boxes import are_boxes, box_rows
 from dlblocks._errors import check_range, whole
 from dlblocks._memory import BatchMemory
+from dlblocks.data._described_data import BatchSize, SplitMetadata
 from dlblocks.data._fingerprint import MAX_SEARCHED_BYTES, fingerprint, first_copies, row_keys
 from dlblocks.data._normalization import needs_float64, standardisation
 from dlblocks.data._preview import first_batch
@@ -28,7 +29,7 @@ from dlblocks.data._resident import ResidentArrays
 from dlblocks.data.dataset import ArrayDataset, collate, collate_with_index
 from dlblocks.data.encoders import ArrayEncoder, Encoder, ImageEncoder, SequenceEncoder
 from dlblocks.data.source import Source, check_arrays
-from dlblocks.data.split_datamodule import BatchSize, SplitDataModule, SplitMetadata
+from dlblocks.data.split_datamodule import SplitDataModule
 from dlblocks.data.transforms import SampleTransform
 from dlblocks.fields import KINDS, Boxes, Kind, Mask, Padded, Ragged
 from dlblocks.nets import Preprocess

@@ -28,6 +28,7 @@ from typing_extensions import Self
 
 from dlblocks._errors import other_lightning
 from dlblocks.data._blocks import as_positions, check_positions
+from dlblocks.data._described_data import SplitMetadata
 from dlblocks.data._fingerprint import fingerprint, first_copies
 from dlblocks.data._foreign import (
     GROUPS,
@@ -41,7 +42,7 @@ from dlblocks.data._foreign import (
 )
 from dlblocks.data._labels import as_numpy, read_labels
 from dlblocks.data.dataset import EpochSampler
-from dlblocks.data.split_datamodule import SplitDataModule, SplitMetadata
+from dlblocks.data.split_datamodule import SplitDataModule
 
 HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 UNIFORM = (SequentialSampler, RandomSampler, DistributedSampler)
