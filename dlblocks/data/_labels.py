@@ -151,6 +151,32 @@ def read_labels(argument: str, values: Any) -> np.ndarray:
     return numbers
 
 
+def as_targets(targets: np.ndarray, *, is_given: bool) -> np.ndarray | None:
+    """Return labels as integers and values unchanged, else None.
+
+    Args:
+        targets: Shape (N, ...).
+        is_given: Whether the user gave them, so that unusable ones are an error.
+    """
+    kind = targets.dtype.kind
+    column = targets[:, 0] if targets.shape[1:] == (1,) else targets  # as in MedMNIST
+    if column.ndim > 1:  # several labels or values per sample
+        several = kind in "USO"
+        return np.unique(targets.astype(str), return_inverse=True)[1] if several else targets
+    if kind == "f":
+        known = column[~np.isnan(column)]
+        if len(known) == len(column) or (known != known.round()).any():
+            return targets  # values
+    if kind in "iu":
+        return column
+    try:
+        return read_labels("targets", column)
+    except TypeError:  # dictionaries, such as the boxes of a detector
+        if is_given:
+            raise
+        return None
+
+
 def as_numpy(values: Any) -> np.ndarray:
     """Convert a tensor, or a list of numbers, texts or scalar tensors.
 

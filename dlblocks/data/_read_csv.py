@@ -9,7 +9,7 @@ import inspect
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,14 @@ def check_read_args(argument: str, given: Mapping[str, Any]) -> None:
                 f"{argument} has {name!r}, which is not an argument of pandas.read_csv"
                 f"{did_you_mean(name, known) or '.'}"
             )
+
+
+def check_name(argument: str, given: str | Path, names: Collection[str]) -> None:
+    """Raise a `ValueError` unless it is a name of a data set, or may be a path."""
+    path = Path(given)
+    if str(given) not in names and not path.suffix and not path.exists():
+        hint = did_you_mean(str(given), names) or f"; those are {', '.join(names)}."
+        raise ValueError(f"{argument}={str(given)!r} is neither a file nor a data set{hint}")
 
 
 def read_table(path: Path, read_args: Mapping[str, Any]) -> pd.DataFrame:

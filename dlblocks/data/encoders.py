@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -22,9 +22,6 @@ from typing_extensions import Self
 from dlblocks.data._cache import read_only_tensor
 from dlblocks.data._images import ENDINGS, decode, images_below, size_of
 from dlblocks.fields import KINDS, Padded
-
-if TYPE_CHECKING:
-    pass
 
 CSV_ROWS = 2**16  # read at a time
 Unseen = Literal["refuse", "missing"]

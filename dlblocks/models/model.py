@@ -125,6 +125,7 @@ class Model(ModelArguments, TaskModel, OptimizedModel):
         # True within steps whose inputs have been through `preprocess`, False within others, None
         # outside of steps.
         self._prepared: bool | None = None
+        self._weighted = False
         # True while a callback such as `SAM` repeats a step. Its loss and metrics do not count.
         self.metrics_paused = False
         # Lightning collects the arguments of all constructors that led here, the subclass's too.
