@@ -30,6 +30,17 @@ def did_you_mean(value: object, choices: Iterable[str]) -> str:
     return f"; did you mean {small[close[0]]!r}?" if close else ""
 
 
+def listed(names: Iterable[object], most: int = 8) -> str:
+    """Return names for a message, some of them if there are many.
+
+    >>> listed("abc", most=2)
+    "'a', 'b' and 1 more"
+    """
+    texts = [repr(name) for name in names]
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more
+
+
 def check_choice(argument: str, value: object, choices: Iterable[str]) -> None:
     """Raise a `ValueError` that lists the choices.
 

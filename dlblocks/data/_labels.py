@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dlblocks._errors import listed
+
 SHOWN = 20  # classes in a message
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 
@@ -291,11 +293,9 @@ def _look_up(
         return [int(label) for label in labels]
     for label in labels:
         if label_key(_text(label)) not in known:
-            names = ", ".join(map(repr, class_names[:SHOWN]))
-            if len(class_names) > SHOWN:
-                names += f" and {len(class_names) - SHOWN} more"
             raise ValueError(
                 f"{argument} has label {label!r} in row {_first(labels, position, label)}, which "
-                f"is not among the classes {names}; give class_names that has all labels."
+                f"is not among the classes {listed(class_names, SHOWN)}; give class_names that has "
+                "all labels."
             )
     return [known[label_key(_text(label))] for label in labels]

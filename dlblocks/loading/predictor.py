@@ -19,6 +19,7 @@ from dlblocks._boxes import box_rows
 from dlblocks._errors import check_choice, check_range
 from dlblocks._files import atomic_write, is_rank_zero
 from dlblocks._plain import plain, plain_hyperparameters
+from dlblocks._quiet import evaluating
 from dlblocks.data.encoders import ArrayEncoder, Encoder, Samples, Unseen, encoder_of
 from dlblocks.fields import Padded
 from dlblocks.loading._batches import by_hand, joined, prepared, split
@@ -143,7 +144,7 @@ class Predictor:
         rows, names = Rows(), list[Any]()
         with (
             _progress(progress_bar) as bar,
-            _evaluating(model),
+            evaluating(model),
             _covering(model, coverage),
             torch.inference_mode(),
         ):
@@ -363,18 +364,6 @@ def _device(device: str | torch.device) -> torch.device:
     if device == "auto":
         device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     return torch.device(device)
-
-
-@contextlib.contextmanager
-def _evaluating(model: pl.LightningModule) -> Iterator[None]:
-    """Put all modules into evaluation mode, and back."""
-    before = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before.items():
-            module.training = training
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dlblocks._errors import check_range
+from dlblocks._quiet import evaluating
 from dlblocks._ragged import entries_of
 from dlblocks._text import SymbolVocabulary
 from dlblocks.fields import Padded, Ragged
@@ -283,17 +284,12 @@ class Seq2Seq(TokenMeanModel):
         if not math.isfinite(alpha):
             raise ValueError(f"length_penalty={alpha!r} must be a finite number.")
         rules = self._rules(beams, alpha, max_new_tokens)
-        modes = {module: module.training for module in self.modules()}
-        self.eval()
         found: list[Any] = [None] * len(rows)
-        try:
+        with evaluating(self):
             for places, inputs in self._batches(rows):
                 said = search(self.net, inputs, rules, use_cache=use_cache)
                 for place, each in zip(places, said, strict=True):
                     found[place] = each
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
         results: list[Any] = [each.tokens for each in found]
         if is_text:
             vocabulary = self.target_vocabulary
@@ -431,13 +427,9 @@ class TransformerSeq2Seq(Seq2Seq):
         assert isinstance(net, Seq2SeqTransformer)  # for the type checker
         inputs = self._source(source, "source", True)[None].to(place)
         answer = torch.from_numpy(self.target_vocabulary.encode(target))[None].to(place)
-        was_training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             maps = net.attention_maps(inputs, shifted(answer, self.separator)[0])
             return [each[0] for each in maps]
-        finally:
-            self.train(was_training)
 
 
 class RNNSeq2Seq(Seq2Seq):
