@@ -1,4 +1,4 @@
-"""Parts of messages: hints, lists of names, names before errors."""
+"""Make parts of messages, such as hints and lists of names."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def cross_entropy(
 def _smoothed(
     targets: Tensor, weight: Tensor | None, label_smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    """Return soft targets with label smoothing, and the denominator of their mean loss.
+    """Return smoothed targets, and the denominator of their mean loss.
 
     The arguments are those of `cross_entropy`.
     """

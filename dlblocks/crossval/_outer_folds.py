@@ -1,4 +1,4 @@
-"""One outer fold: a search on its training samples, a fit of the choice, its score."""
+"""Search, fit and score one outer fold."""
 
 from __future__ import annotations
 

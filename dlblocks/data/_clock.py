@@ -1,4 +1,4 @@
-"""Times of steps: find them, number them, and count within the calendar."""
+"""Number the times of steps, and count within the calendar."""
 
 from __future__ import annotations
 

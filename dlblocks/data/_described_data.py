@@ -1,4 +1,4 @@
-"""What is known about the data of a datamodule before they are split."""
+"""Describe the data of a datamodule before they are split."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class DescribedData(CheckedConstructor, pl.LightningDataModule):
             return None
         return [str(i) for i in range(int(targets.max()) + 1)]
 
-    # What a fit saves
+    # Values that a fit saves
 
     @property
     def encoder(self) -> Encoder:

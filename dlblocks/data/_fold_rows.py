@@ -1,4 +1,4 @@
-"""Which samples are in which part of every fold."""
+"""Find the samples of each part of every fold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loaders of other people: check them, copy their settings, and find their data sets."""
+"""Check and copy loaders of other people."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class LoadedSampler(EpochSampler):
 
 
 def check_loader(loader: Any, who: str) -> None:
-    """Raise an error unless a fold can be cut out of a loader.
+    """Raise an error for a loader that has no folds.
 
     Args:
         loader: What `who` has returned as its training loader.

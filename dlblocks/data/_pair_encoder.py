@@ -1,4 +1,4 @@
-"""Turn texts into the inputs of a model that makes other texts of them."""
+"""Turn source texts into tokens, as in training."""
 
 from __future__ import annotations
 

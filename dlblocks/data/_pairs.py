@@ -52,7 +52,7 @@ def read_pairs(
 
 
 def check_text(argument: str, row: int, text: Any) -> None:
-    """Raise a `TypeError` unless it is a text or a list of symbols."""
+    """Raise a `TypeError` for anything but a text or symbols."""
     if isinstance(text, str) or (
         isinstance(text, Sequence) and all(isinstance(each, str) for each in text)
     ):

@@ -45,7 +45,7 @@ def check_read_args(argument: str, given: Mapping[str, Any]) -> None:
 
 
 def check_name(argument: str, given: str | Path, names: Collection[str]) -> None:
-    """Raise a `ValueError` unless it is a name of a data set, or may be a path."""
+    """Raise a `ValueError` unless it is a known name or a path."""
     path = Path(given)
     if str(given) not in names and not path.suffix and not path.exists():
         hint = did_you_mean(str(given), names) or f"; those are {', '.join(names)}."

@@ -1,4 +1,4 @@
-"""What is known about the arrays of a `DataModule`."""
+"""Describe the arrays of a `DataModule`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read the table of a CSV file, a folder of them, or scikit-learn."""
+"""Read tables of CSV files and of scikit-learn."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class TableFile:
-    """A CSV file, or a folder of them, and how to read it.
+    """A CSV file, or a folder of them.
 
     Attributes:
         path: The file or folder.
@@ -41,7 +41,9 @@ class TableFile:
     def read_numbers(
         self, table: pd.DataFrame, target: str, others: Sequence[str | None]
     ) -> set[str]:
-        """Read numbers of other formats in all columns but texts and `others`, in place.
+        """Read numbers of other formats in place.
+
+        Columns to read as text, and `others`, are left out.
 
         pandas would read 01.02.2024 as a number with thousands='.'.
 
@@ -76,7 +78,7 @@ class TableFile:
                 table[name] = texts[name]
 
     def spelling_of_missing(self, name: str) -> str:
-        """Tell how the file writes missing cells of a column, unless they are empty."""
+        """Tell how the file writes missing cells, unless they are empty."""
         counts = missing_texts(self.path, self.read_args, name).most_common(4)
         return ", written " + ", ".join(f"{text!r} ({n})" for text, n in counts) if counts else ""
 

@@ -48,7 +48,7 @@ def table_notes(
 
 
 def order_notes(table: pd.DataFrame, columns: Sequence[Column]) -> list[str]:
-    """Return a remark if rows are not in the order of their first date."""
+    """Return a remark if rows are not in the order of time."""
     for column in [column for column in columns if column.kind == "date"][:1]:
         first = encode(table[[column.name]], [column])[:, 0]
         if bool((first[1:] < first[:-1]).any()):

@@ -1,4 +1,4 @@
-"""Columns of a table that are not features: targets, weights, groups and folds."""
+"""Read targets, weights, groups and folds of a table."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check_roles(
     own: Mapping[str, str | None],
     asked: Mapping[str, Sequence[str]],
 ) -> None:
-    """Raise a `ValueError` for an unknown column, or one that is named twice.
+    """Raise a `ValueError` for an unknown or repeated column.
 
     Args:
         columns: Names of the columns of the table.

@@ -76,7 +76,7 @@ def window_inputs(
 def check_panel(
     panel: Panel, context: int, horizon: int, season: int, calendar: Sequence[str]
 ) -> None:
-    """Raise a `ValueError` if no windows can be cut out of the series.
+    """Raise a `ValueError` if the series have no windows.
 
     Args:
         panel: The series.
@@ -127,7 +127,7 @@ def find_places(panel: Panel, context: int, horizon: int, stride: int) -> list[A
 def series_scales(
     pasts: Sequence[Array], known: Sequence[Array], scaling: str | bool, num_calendar: int
 ) -> dict[str, Tensor]:
-    """Return level and spread of series, and mean and spread of known inputs.
+    """Return level and spread of series and of known inputs.
 
     Args:
         pasts: Values of each of S series in training, shape (T_s,).
@@ -151,7 +151,7 @@ def series_scales(
     std = np.concatenate([covariates.std(0), np.ones(num_calendar)])
     if not scaling:
         level[:], spread[:], mean[:], std[:] = 0, 1, 0, 1
-    # What is constant stays finite.
+    # Constant channels stay finite.
     spread = np.where(spread <= 1e-7 * np.abs(level), 1.0, spread)
     std = np.where(std <= 1e-7 * np.abs(mean), 1.0, std)
     found = {"level": level, "spread": spread, "mean": mean, "std": std}

@@ -1,4 +1,4 @@
-"""Find and read the model in a run folder, a checkpoint or a saved file."""
+"""Find and read the model of a run folder or file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the name of a metric tells: its direction and range."""
+"""Find direction and range of a metric by its name."""
 
 from __future__ import annotations
 

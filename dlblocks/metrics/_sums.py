@@ -1,4 +1,4 @@
-"""Metrics from sums in float64: those of weighted samples, and R²."""
+"""Compute metrics of weighted samples, and R², from sums in float64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arguments of a model's constructor: which are accepted, and which a checkpoint holds."""
+"""Check the arguments of a model's constructor, and name the hyperparameters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dlblocks.models import _checkpoints as checkpoints
 
 
 class ModelArguments(CheckedConstructor):
-    """Base class that checks the arguments of a model, and knows the hyperparameters."""
+    """Base class that checks arguments and names the hyperparameters."""
 
     @classmethod
     def _accepted(cls) -> list[str]:

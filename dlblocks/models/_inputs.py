@@ -1,4 +1,4 @@
-"""Take the inputs of a batch, and apply a model's `preprocess` to them exactly once."""
+"""Apply a model's `preprocess` to the inputs of a batch exactly once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check sources and targets of a sequence-to-sequence model, and make batches of sources."""
+"""Check and batch the sources of a sequence-to-sequence model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROWS = 256  # sources at a time
 
 
 def check_sequences(net: nn.Module, datamodule: Any) -> None:
-    """Raise a `ValueError` if tokens or lengths of a datamodule's sequences do not fit a net."""
+    """Raise a `ValueError` if the sequences of a datamodule do not fit a net."""
     source, context = getattr(datamodule, "source", None), getattr(net, "context", None)
     known = getattr(net, "source_vocab_size", None)
     is_counted = getattr(datamodule, "source_vocab_size", None) is not None
@@ -39,7 +39,7 @@ def check_sequences(net: nn.Module, datamodule: Any) -> None:
 
 
 def check_entry(name: str, entry: Any, who: str) -> None:
-    """Raise a `ValueError` unless an entry of a batch of `who` holds tokens."""
+    """Raise a `ValueError` unless an entry of a batch holds tokens."""
     values = entry.values if isinstance(entry, Padded) else entry
     is_tensor = isinstance(values, Tensor)
     if (

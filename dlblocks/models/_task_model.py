@@ -1,4 +1,4 @@
-"""What a task defines for a model, and the metrics of its stages."""
+"""Take loss, predictions and metrics of a model from its task."""
 
 from __future__ import annotations
 
