@@ -131,6 +131,7 @@ def checked(function: Function) -> Function:
     that method inspects the frames of the call stack.
 
     Example:
+        >>> import numpy as np
         >>> @checked
         ... def repeat(text: str, count: int = 2, *, reverse: bool = False) -> str:
         ...     return text * count

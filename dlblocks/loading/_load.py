@@ -64,6 +64,7 @@ def load(
             is not known.
 
     Example:
+        >>> import torch
         >>> from dlblocks.models import MLPClassifier
         >>> table = load(MLPClassifier(4, 3)).predict(torch.zeros(2, 4), progress_bar=False)
         >>> list(table.to_pandas())
