@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
-import math
 import types
-import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Integral, Real
-from os import PathLike, fspath
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, TypeVar
 
-import numpy as np
-from torch import Tensor, nn
 from typing_extensions import Self
 
+from dlblocks._convert import Wrong, annotations_of, converted, plain_numbers, whole
+from dlblocks._messages import did_you_mean, listed, named, other_lightning
 
-def did_you_mean(value: object, choices: Iterable[str]) -> str:
-    """Return a hint at the closest choice, or an empty text.
-
-    >>> did_you_mean("adan", ["adam", "sgd"])
-    "; did you mean 'adam'?"
-    """
-    small = {choice.lower(): choice for choice in choices}
-    close = difflib.get_close_matches(str(value).lower(), small, n=1)
-    return f"; did you mean {small[close[0]]!r}?" if close else ""
+__all__ = [
+    "MAX_SEED",
+    "ArgumentError",
+    "CheckedConstructor",
+    "check_arguments",
+    "check_choice",
+    "check_function",
+    "check_range",
+    "check_whole",
+    "checked",
+    "constructor_arguments",
+    "convert_arguments",
+    "did_you_mean",
+    "listed",
+    "named",
+    "other_lightning",
+    "plain_numbers",
+    "whole",
+]
 
 
 def check_choice(argument: str, value: object, choices: Iterable[str]) -> None:
@@ -109,30 +114,6 @@ such as lambda: MLPClassifier(64, 10).
         )
 
 
-def other_lightning(thing: object) -> str:
-    """Return a hint if an object's class is from the package ``pytorch_lightning``."""
-    if all(c.__module__.partition(".")[0] != "pytorch_lightning" for c in type(thing).__mro__):
-        return ""
-    return (
-        f" {type(thing).__name__} is from the package pytorch_lightning, whose classes are not "
-        "those of lightning.pytorch; import lightning.pytorch as pl instead."
-    )
-
-
-def named(error: Exception, name: str) -> Exception:
-    """Return the same kind of error with a name before its message.
-
-    >>> named(ValueError("lr=-1"), "fold 2")
-    ValueError('fold 2: lr=-1')
-    """
-    message = f"{name}: {error}"
-    try:
-        new = type(error)(message)
-    except Exception:  # its class needs other arguments
-        return RuntimeError(f"{name}: {error!r}")
-    return new if str(new) == message else RuntimeError(f"{name}: {error!r}")
-
-
 Function = TypeVar("Function", bound=Callable[..., Any])
 COUNTS = {"in_features", "out_features", "in_channels", "num_classes", "num_samples"}
 ELSEWHERE = {"trainer"}  # checked elsewhere, with a better message
@@ -143,10 +124,6 @@ class ArgumentError(TypeError, ValueError):
     """An argument has a wrong type or an unknown value."""
 
 
-class _Wrong(Exception):
-    """A value does not fit its annotation."""
-
-
 def checked(function: Function) -> Function:
     """Check and convert the arguments of a function at each call.
 
@@ -154,6 +131,7 @@ def checked(function: Function) -> Function:
     that method inspects the frames of the call stack.
 
     Example:
+        >>> import numpy as np
         >>> @checked
         ... def repeat(text: str, count: int = 2, *, reverse: bool = False) -> str:
         ...     return text * count
@@ -274,7 +252,7 @@ def convert_arguments(
     Raises:
         ArgumentError: An argument does not fit its annotation.
     """
-    hints = _hints(function)
+    hints = annotations_of(function)
     for name, value in arguments.items():
         parameter = signature.parameters[name]
         if name not in hints or value is parameter.default or name in ELSEWHERE:
@@ -282,8 +260,8 @@ def convert_arguments(
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         try:
-            arguments[name] = _converted(value, hints[name])
-        except _Wrong as error:
+            arguments[name] = converted(value, hints[name])
+        except Wrong as error:
             shown = f"={value!r}" if len(repr(value)) <= 80 else f" is a {type(value).__name__}: it"
             raise ArgumentError(f"{name}{shown} {error}.") from None
         if name == "run_dir" and value is not None and Path(value).is_file():
@@ -293,200 +271,3 @@ def convert_arguments(
         is_seed = name == "seed" or name.endswith("_seed")
         if is_seed and not 0 <= (arguments[name] or 0) <= MAX_SEED:
             raise ArgumentError(f"{name}={value!r} is outside 0 … {MAX_SEED}.")
-
-
-def whole(value: Any) -> Any:
-    """Return whole numbers as `int`, other values unchanged."""
-    try:
-        return _converted(value, int)
-    except _Wrong:
-        return value
-
-
-def plain_numbers(value: Any) -> Any:
-    """Replace NumPy's numbers by Python's, in containers too."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if type(value) in (list, tuple):
-        return type(value)(map(plain_numbers, value))
-    if type(value) is dict:
-        return {key: plain_numbers(item) for key, item in value.items()}
-    return value
-
-
-@functools.cache
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return the annotations of a function.
-
-    Names that only type checkers import cannot be evaluated and are left out.
-    """
-    found = {}
-    names = {**vars(typing), **getattr(function, "__globals__", {})}
-    for name, hint in inspect.get_annotations(function).items():
-        if isinstance(hint, str):
-            try:
-                hint = eval(hint, names)
-            except Exception:
-                continue
-        if name != "return":
-            found[name] = hint
-    return found
-
-
-def _converted(value: Any, hint: Any) -> Any:
-    origin, options = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (Union, types.UnionType):
-        return _one_of(value, options)
-    if origin is Literal:
-        return _choice(value, options)
-    if hint is None or hint is type(None):
-        if value is None:
-            return None
-        raise _Wrong("must be None")
-    if hint in CONVERTERS:
-        return CONVERTERS[hint](value)
-    if origin in (list, Sequence):
-        return _items(value, options[0])
-    if origin is tuple:
-        return _tuple(value, options)
-    if origin in (dict, Mapping) and not isinstance(value, Mapping):
-        raise _Wrong("must be a dictionary")
-    if origin in (dict, Mapping):
-        return plain_numbers(value)
-    if origin is PathLike:
-        return _path(value)
-    return value  # functions and objects are checked where they are used
-
-
-def _one_of(value: Any, options: Sequence[Any]) -> Any:
-    if value is None and type(None) in options:
-        return None
-    classes = [one for one in options if isinstance(one, type) and one not in CONVERTERS]
-    if classes and isinstance(value, tuple(classes)):  # a learning rate may stay a tensor
-        return value
-    said: list[str] = []
-    # 1.0 and 1 may mean different things, such as all batches and one batch.
-    exact = float if isinstance(value, (float, np.floating)) else type(value)
-    for option in sorted(options, key=lambda option: option is not exact):
-        try:
-            return _converted(value, option)
-        except _Wrong as error:
-            if typing.get_origin(option) is Literal and isinstance(value, str):
-                said.insert(0, str(error))
-            else:
-                said.append(str(error))
-    first, *others = dict.fromkeys(text.removeprefix("must be ") for text in said)
-    if said[0] != first:
-        raise _Wrong(" or ".join([said[0], *others]))
-    raise _Wrong(", or give ".join([first, *([" or ".join(others)] if others else [])]))
-
-
-def _choice(value: Any, options: Sequence[Any]) -> Any:
-    if isinstance(value, (np.generic, str)) or type(value) in (bool, int):
-        value = value.item() if isinstance(value, np.generic) else value
-        for option in options:
-            if type(option) is type(value) and option == value:
-                return option
-    if isinstance(value, str):
-        raise _Wrong(_unknown(value, options))
-    raise _Wrong(f"must be {' or '.join(map(repr, options))}")
-
-
-def _unknown(value: str, options: Sequence[Any]) -> str:
-    hint = did_you_mean(value, [one for one in options if isinstance(one, str)]) or "."
-    return f"is not known{hint} Choose from: {', '.join(map(str, options))}"
-
-
-def _bool(value: Any) -> bool:
-    if isinstance(value, (bool, np.bool_)):
-        return bool(value)
-    raise _Wrong("must be True or False")
-
-
-def _int(value: Any) -> int:
-    number = _number(value)
-    if number is None or number != number or not math.isfinite(number) or number != int(number):
-        raise _Wrong("must be a whole number")
-    return int(number)
-
-
-def _float(value: Any) -> float | int:
-    number = _number(value)
-    if number is None or not math.isfinite(number):
-        raise _Wrong("must be a finite number")
-    return number
-
-
-def _number(value: Any) -> int | float | None:
-    """Return a Python number for any real number, or None.
-
-    An array or tensor without axes is a number too.
-    """
-    if isinstance(value, (np.ndarray, Tensor)) and value.ndim == 0:
-        value = value.item()
-    if isinstance(value, (bool, np.bool_)):
-        return None
-    if isinstance(value, Integral):
-        return int(value)
-    return float(value) if isinstance(value, Real) else None
-
-
-def _str(value: Any) -> str:
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, PathLike):
-        return str(fspath(value))
-    raise _Wrong("must be a text")
-
-
-def _path(value: Any) -> Any:
-    if isinstance(value, PathLike):
-        return value
-    raise _Wrong("must be a path")
-
-
-def _module(value: Any) -> nn.Module:
-    if isinstance(value, nn.Module):
-        return value
-    raise _Wrong("must be a torch.nn.Module")
-
-
-def _items(value: Any, hint: Any) -> Any:
-    if isinstance(value, (np.ndarray, Tensor)):
-        value = value.tolist()
-    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
-        shown = isinstance(value, (str, int, float)) and len(repr(value)) <= 80
-        raise _Wrong("must be a list" + (f", such as [{value!r}]" if shown else ""))
-    items = []
-    for item in value:
-        try:
-            items.append(_converted(item, hint))
-        except _Wrong as error:
-            entry = str(error).removeprefix("must be ")
-            raise _Wrong(f"must be a list, each entry {entry}") from None
-    return tuple(items) if isinstance(value, tuple) else items
-
-
-def _tuple(value: Any, options: Sequence[Any]) -> Any:
-    if len(options) == 2 and options[1] is ...:
-        return tuple(_items(value, options[0]))
-    if isinstance(value, (np.ndarray, Tensor)):
-        value = value.tolist()
-    if not isinstance(value, (list, tuple)) or len(value) != len(options):
-        raise _Wrong(f"must be {len(options)} values")
-    try:
-        return tuple(_converted(one, option) for one, option in zip(value, options, strict=True))
-    except _Wrong as error:
-        each = str(error).removeprefix("must be ")
-        raise _Wrong(f"must be {len(options)} values, each {each}") from None
-
-
-CONVERTERS: dict[Any, Callable[[Any], Any]] = {
-    bool: _bool,
-    int: _int,
-    float: _float,
-    str: _str,
-    Path: _path,
-    PathLike: _path,
-    nn.Module: _module,
-}

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 # Warnings of Lightning that do not apply to us.
 REMARKS = (
@@ -63,6 +64,18 @@ def isolated() -> Iterator[None]:
             for logger, level in zip(loggers, levels, strict=True):
                 if logger.level != level:  # setting a level clears the caches of all loggers
                     logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode, and its parts back afterwards."""
+    before = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in before.items():
+            part.training = mode
 
 
 def _variables() -> dict[str, str]:

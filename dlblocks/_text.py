@@ -8,13 +8,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from dlblocks._errors import listed
+
 Ids = npt.NDArray[np.int64]
 
 UNKNOWN = 0
 SEPARATOR = 1  # before a document, and behind it
 SPECIAL = 2  # tokens that are no text
 IGNORED = -1  # label of targets that do not count
-SHOWN = 8  # characters in a message
 
 
 class Vocabulary:
@@ -73,9 +74,8 @@ class Vocabulary:
         wrong = np.flatnonzero(self.encode(text) == UNKNOWN)
         if len(wrong):
             names = list(dict.fromkeys(text[i] for i in wrong.tolist()))
-            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
             raise ValueError(
-                f"{argument} has {', '.join(map(repr, names[:SHOWN]))}{more}, first at position "
+                f"{argument} has {listed(names)}, first at position "
                 f"{wrong[0]}, which the training text does not have; remove it, or train with "
                 "level='byte', which knows every character."
             )
@@ -173,9 +173,8 @@ class SymbolVocabulary:
             raise ValueError(f"{argument} is an empty text; leave it out.")
         if wrong:
             names = list(dict.fromkeys(symbols[i] for i in wrong))
-            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
             raise ValueError(
-                f"{argument} has {', '.join(map(repr, names[:SHOWN]))}{more}, first at position "
+                f"{argument} has {listed(names)}, first at position "
                 f"{wrong[0]}, which the training data do not have; remove it."
             )
 

@@ -78,6 +78,23 @@ def cross_entropy(
         known = targets != ignore_index
         mass = known if weight is None else weight[targets.where(known, 0)] * known
         return (losses * _like(sample_weight, losses)).sum() / mass.sum()
+    targets, counted = _smoothed(targets, weight, label_smoothing)
+    if sample_weight is None:
+        loss = F.cross_entropy(logits, targets, weight=weight)
+    else:
+        losses = F.cross_entropy(logits, targets, weight=weight, reduction="none")
+        loss = (losses * _like(sample_weight, losses)).mean()
+    # torch has divided the correct sum by N; replace the denominator.
+    return loss * (targets.numel() // targets.shape[1] / counted).to(loss.dtype)
+
+
+def _smoothed(
+    targets: Tensor, weight: Tensor | None, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """Return smoothed targets, and the denominator of their mean loss.
+
+    The arguments are those of `cross_entropy`.
+    """
     # Sum in float32 at least: in bf16 a sum of 257 ones is 256.
     dtype = torch.promote_types(targets.dtype, torch.float32)
     mass = targets.sum(1, keepdim=True, dtype=dtype)
@@ -85,15 +102,9 @@ def cross_entropy(
     if weight is not None:
         counted = (targets.sum([0, *range(2, targets.ndim)], dtype=dtype) * weight).sum()
     if label_smoothing:
-        share = (label_smoothing / logits.shape[1]) * mass
+        share = (label_smoothing / targets.shape[1]) * mass
         targets = targets * (1 - label_smoothing) + share.to(targets.dtype)
-    if sample_weight is None:
-        loss = F.cross_entropy(logits, targets, weight=weight)
-    else:
-        losses = F.cross_entropy(logits, targets, weight=weight, reduction="none")
-        loss = (losses * _like(sample_weight, losses)).mean()
-    # torch has divided the correct sum by N; replace the denominator.
-    return loss * (mass.numel() / counted).to(loss.dtype)
+    return targets, counted
 
 
 def _like(sample_weight: Tensor, losses: Tensor) -> Tensor:

@@ -116,6 +116,19 @@ def public_names(name: str) -> list[str]:
     ]
 
 
+def is_private(cls: type) -> bool:
+    """Tell whether a class of this package is not in the API."""
+    path = f"{cls.__module__}.{cls.__name__}"
+    return path.startswith("dlblocks.") and "._" in path
+
+
+def public_bases(app: Any, name: str, obj: Any, options: Any, bases: list[Any]) -> None:
+    """Show the bases of private bases in their place."""
+    while private := [base for base in bases if isinstance(base, type) and is_private(base)]:
+        at = bases.index(private[0])
+        bases[at : at + 1] = [base for base in private[0].__bases__ if base not in (*bases, object)]
+
+
 def api_page(name: str) -> str:
     """Return the page of a module: its docstring, a table of names, and each of them."""
     module = importlib.import_module(name)
@@ -127,6 +140,9 @@ def api_page(name: str) -> str:
         value = getattr(module, n)
         if inspect.isclass(value):
             lines += [f".. autoclass:: {n}", "   :members:"]
+            known = [base.__name__ for base in value.__mro__[1:] if not is_private(base)]
+            if len(known) < len(value.__mro__) - 1:  # what private bases define is shown here
+                lines += [f"   :inherited-members: {', '.join(known)}"]
             lines += ["   :show-inheritance:", ""] if value.__bases__ != (object,) else [""]
         elif inspect.isroutine(value):
             lines += [f".. autofunction:: {n}", ""]
@@ -238,6 +254,7 @@ def setup(app: Any) -> None:
     """Connect the steps above to Sphinx."""
     app.connect("builder-inited", write_api)
     app.connect("autodoc-process-signature", plain_signature)
+    app.connect("autodoc-process-bases", public_bases)
     app.connect("source-read", adapt_page)
     app.connect("include-read", adapt_included)
     app.connect("missing-reference", resolve)

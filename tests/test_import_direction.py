@@ -16,12 +16,14 @@ PACKAGE = Path(dlblocks.__file__).parent
 FLOORS = [
     {
         "__init__",
+        "_convert",
         "_errors",
         "_files",
         "_boxes",
         "_geometry",
         "_lightning",
         "_memory",
+        "_messages",
         "_npz",
         "_plain",
         "_quiet",

@@ -20,13 +20,8 @@ from torch import Tensor
 
 from dlblocks._boxes import are_boxes
 from dlblocks._errors import checked
-from dlblocks.callbacks._batch_transform import (
-    BatchTransform,
-    map_tensors,
-    mix,
-    structure,
-    tensors_in,
-)
+from dlblocks.callbacks._batch_transform import BatchTransform, mix
+from dlblocks.callbacks._entries import map_tensors, structure, tensors_in
 
 
 class OneOf(BatchTransform):

@@ -31,7 +31,7 @@ from dlblocks.data._normalization import fits_float32, needs_float64
 from dlblocks.data._threads import THREADS_PAY, in_threads
 
 if TYPE_CHECKING:
-    from pandas import Series
+    from pandas import DataFrame, Series
 
 Kind = Literal["number", "category", "date", "counts", "embedding"]
 # A column that would become more features is asked about.
@@ -363,6 +363,17 @@ class ColumnReader:
 
     def _refuse(self, name: str, what: str, cure: str) -> NoReturn:
         raise ValueError(f"{self.where}: column {name!r} {what}; {cure}.")
+
+
+def unclear_dates(columns: Sequence[Column], table: DataFrame) -> list[str]:
+    """Return columns of dates such as 1/31/2024 that no format explains."""
+    return [
+        column.name
+        for column in columns
+        if column.kind == "date"
+        and column.date_format is None
+        and any(DAY_AND_MONTH.match(str(cell)) for cell in distinct(table[column.name])[1])
+    ]
 
 
 def _are_dates(cells: Series, spread: tuple[float, float]) -> bool:

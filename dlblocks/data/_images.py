@@ -83,3 +83,20 @@ def size_of(file: str) -> tuple[int, int]:
     except Exception as error:
         raise ValueError(f"{file} cannot be read ({error}); mend it, or remove it.") from error
     return (width, height) if turned else (height, width)
+
+
+def one_size(files: Sequence[str]) -> tuple[int, int]:
+    """Return the height and width of all image files.
+
+    Raises:
+        ValueError: They have different sizes.
+    """
+    first = size_of(files[0])
+    for file in files[1:]:
+        size = size_of(file)
+        if size != first:
+            raise ValueError(
+                f"{file} has {size[0]}×{size[1]} pixels and {files[0]} {first[0]}×{first[1]}; "
+                "predict images of one size at a time."
+            )
+    return first

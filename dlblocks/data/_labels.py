@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dlblocks._errors import listed
+
 SHOWN = 20  # classes in a message
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 
@@ -151,6 +153,32 @@ def read_labels(argument: str, values: Any) -> np.ndarray:
     return numbers
 
 
+def as_targets(targets: np.ndarray, *, is_given: bool) -> np.ndarray | None:
+    """Return labels as integers and values unchanged, else None.
+
+    Args:
+        targets: Shape (N, ...).
+        is_given: Whether the user gave them, so that unusable ones are an error.
+    """
+    kind = targets.dtype.kind
+    column = targets[:, 0] if targets.shape[1:] == (1,) else targets  # as in MedMNIST
+    if column.ndim > 1:  # several labels or values per sample
+        several = kind in "USO"
+        return np.unique(targets.astype(str), return_inverse=True)[1] if several else targets
+    if kind == "f":
+        known = column[~np.isnan(column)]
+        if len(known) == len(column) or (known != known.round()).any():
+            return targets  # values
+    if kind in "iu":
+        return column
+    try:
+        return read_labels("targets", column)
+    except TypeError:  # dictionaries, such as the boxes of a detector
+        if is_given:
+            raise
+        return None
+
+
 def as_numpy(values: Any) -> np.ndarray:
     """Convert a tensor, or a list of numbers, texts or scalar tensors.
 
@@ -265,11 +293,9 @@ def _look_up(
         return [int(label) for label in labels]
     for label in labels:
         if label_key(_text(label)) not in known:
-            names = ", ".join(map(repr, class_names[:SHOWN]))
-            if len(class_names) > SHOWN:
-                names += f" and {len(class_names) - SHOWN} more"
             raise ValueError(
                 f"{argument} has label {label!r} in row {_first(labels, position, label)}, which "
-                f"is not among the classes {names}; give class_names that has all labels."
+                f"is not among the classes {listed(class_names, SHOWN)}; give class_names that has "
+                "all labels."
             )
     return [known[label_key(_text(label))] for label in labels]

@@ -9,13 +9,13 @@ import inspect
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dlblocks._errors import did_you_mean
+from dlblocks._errors import did_you_mean, listed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,6 +42,14 @@ def check_read_args(argument: str, given: Mapping[str, Any]) -> None:
                 f"{argument} has {name!r}, which is not an argument of pandas.read_csv"
                 f"{did_you_mean(name, known) or '.'}"
             )
+
+
+def check_name(argument: str, given: str | Path, names: Collection[str]) -> None:
+    """Raise a `ValueError` unless it is a known name or a path."""
+    path = Path(given)
+    if str(given) not in names and not path.suffix and not path.exists():
+        hint = did_you_mean(str(given), names) or f"; those are {', '.join(names)}."
+        raise ValueError(f"{argument}={str(given)!r} is neither a file nor a data set{hint}")
 
 
 def read_table(path: Path, read_args: Mapping[str, Any]) -> pd.DataFrame:
@@ -79,7 +87,7 @@ def read_table(path: Path, read_args: Mapping[str, Any]) -> pd.DataFrame:
         if different:
             raise ValueError(
                 f"{file} and {files[0]} have different columns: only one of them has "
-                f"{_listed(sorted(different))}. All files of a folder need the same."
+                f"{listed(sorted(different), 6)}. All files of a folder need the same."
             )
     return tables[0] if len(tables) == 1 else pd.concat(tables, ignore_index=True)
 
@@ -252,7 +260,7 @@ def _check_header(path: Path, table: pd.DataFrame, args: Mapping[str, Any]) -> N
     plain = [name.rpartition(".")[0] if name.count(".") > 1 else name for name in named]
     if len(names) > 1 and all(map(is_number, plain)):
         raise ValueError(
-            f"{path} seems to have no header: its first row is {_listed(names)}. "
+            f"{path} seems to have no header: its first row is {listed(names, 6)}. "
             "read_args={'header': None} names the columns; {'header': 0} takes the row as it is."
         )
 
@@ -276,9 +284,3 @@ def is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _listed(names: Iterable[str], most: int = 6) -> str:
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(repr, names[:most])) + more

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlblocks.data._series import Clock, read_panel
+from dlblocks.data._clock import Clock
+from dlblocks.data._series import read_panel
 from dlblocks.data._windows import naive_errors, window_inputs
 from dlblocks.data.encoders import ENCODERS, Encoder, Samples
 

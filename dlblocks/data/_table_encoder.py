@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from typing_extensions import Self
 
-from dlblocks._errors import did_you_mean
+from dlblocks._errors import did_you_mean, listed
 from dlblocks._plain import NOT_PLAIN, plain
 from dlblocks.data._cells import (
     compacted,
@@ -33,7 +33,6 @@ from dlblocks.data.encoders import ENCODERS, Encoder, Samples, Unseen, what, who
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
-SHOWN = 8  # names in a message
 TRUTH = ("true", "false")
 
 
@@ -171,7 +170,7 @@ class TableEncoder(Encoder):
             if array.ndim != 2 or array.shape[1] != len(names):
                 raise ValueError(
                     f"data has shape {array.shape}; expected (N, {len(names)}), with the columns "
-                    f"{_listed(names)}."
+                    f"{listed(names)}."
                 )
             frame = pd.DataFrame(array, columns=names)
         else:
@@ -207,15 +206,15 @@ class TableEncoder(Encoder):
                 f"that of the target ({self.target!r}) may be left out if it is the last."
             )
         raise ValueError(
-            f"{where} has no column {_listed(missing)}, which the model was trained on"
-            f"{hint or '.'} There are: {_listed(names)}.{header}"
+            f"{where} has no column {listed(missing)}, which the model was trained on"
+            f"{hint or '.'} There are: {listed(names)}.{header}"
         )
 
     def _say_others(self, where: str, names: Sequence[str], id_column: str | None) -> None:
         known = {column.name for column in self.columns} | {*self.others, id_column}
         more = [name for name in names if name not in known]
         if more:
-            rank_zero_info(f"{where}: the model does not know, and ignores, {_listed(more)}.")
+            rank_zero_info(f"{where}: the model does not know, and ignores, {listed(more)}.")
 
     # Cells
 
@@ -396,8 +395,3 @@ def plain_read_args(read_args: Mapping[str, Any]) -> dict[str, Any] | None:
         given["dtype"] = named(given["dtype"])
     found = plain(given, lists=True)
     return None if found is NOT_PLAIN else found
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(map(repr, names[:SHOWN])) + more

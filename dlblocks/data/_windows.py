@@ -1,11 +1,19 @@
-"""Cut windows out of series."""
+"""Cut windows out of series, and scale them."""
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
+from collections.abc import Sequence
 
-from dlblocks.data._series import Array
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from torch import Tensor
+
+from dlblocks.data._clock import Array
+from dlblocks.data._normalization import needs_float64
+from dlblocks.data._series import Panel
+
+SHOWN = 4  # series in a message
 
 
 def naive_errors(values: Array, season: int) -> Array:
@@ -63,3 +71,88 @@ def window_inputs(
     inputs[:, :, -2] = number
     inputs[:, :, -1] = errors[origins][:, None]
     return inputs
+
+
+def check_panel(
+    panel: Panel, context: int, horizon: int, season: int, calendar: Sequence[str]
+) -> None:
+    """Raise a `ValueError` if the series have no windows.
+
+    Args:
+        panel: The series.
+        context: Past steps.
+        horizon: Steps to forecast.
+        season: Steps of a season.
+        calendar: Features of dates.
+    """
+    if calendar and panel.clock.unit not in ("seconds", "months"):
+        raise ValueError(
+            f"calendar={calendar} needs dates, but steps are counted by numbers; name the column "
+            "of dates by time=."
+        )
+    length = context + horizon
+    if context <= season:
+        raise ValueError(
+            f"context={context} must be longer than a season of {season} steps, which the naive "
+            f"error compares; use context={2 * season}, or season=1."
+        )
+    short = [n for n, v in zip(panel.names, panel.values, strict=True) if len(v) < length]
+    if short:
+        shown = ", ".join(map(repr, short[:SHOWN])) + (" …" if len(short) > SHOWN else "")
+        count = min(map(len, panel.values))
+        raise ValueError(
+            f"series {shown} have fewer than context + horizon = {length} steps, the shortest "
+            f"{count}; use a shorter context or horizon, or leave them out."
+        )
+    for name, values in zip(panel.names, panel.values, strict=True):
+        if needs_float64(torch.tensor(values)[:, None]):
+            raise ValueError(
+                f"series {name!r} has values that float32 rounds too much, such as {values[0]!r}; "
+                "subtract an offset."
+            )
+
+
+def find_places(panel: Panel, context: int, horizon: int, stride: int) -> list[Array]:
+    """Return the places of the origins in each series.
+
+    They are `stride` steps apart, counted back from the last origin of all series.
+    """
+    last, places = int(panel.ends.max()) - horizon - 1, []
+    for start, values in zip(panel.starts, panel.values, strict=True):
+        found = np.arange(context - 1, len(values) - horizon)
+        places.append(found[(last - start - found) % stride == 0])
+    return places
+
+
+def series_scales(
+    pasts: Sequence[Array], known: Sequence[Array], scaling: str | bool, num_calendar: int
+) -> dict[str, Tensor]:
+    """Return level and spread of series and of known inputs.
+
+    Args:
+        pasts: Values of each of S series in training, shape (T_s,).
+        known: Their covariates, shape (T_s, K).
+        scaling: ``"series"`` for the statistics of each, ``"global"`` for those of all, or False.
+        num_calendar: Number of known inputs of the calendar, which are not scaled.
+
+    Returns:
+        ``level`` and ``spread`` of shape (S + 1,), the last for new series, ``mean`` and ``std`` of
+        shape (K + num_calendar,), all float32.
+    """
+    everything = np.concatenate(pasts)
+    level = np.full(len(pasts) + 1, everything.mean())
+    spread = np.full(len(pasts) + 1, everything.std())
+    if scaling == "series":
+        for i, past in enumerate(pasts):
+            if len(past) > 1:
+                level[i], spread[i] = past.mean(), past.std()
+    covariates = np.concatenate(known)
+    mean = np.concatenate([covariates.mean(0), np.zeros(num_calendar)])
+    std = np.concatenate([covariates.std(0), np.ones(num_calendar)])
+    if not scaling:
+        level[:], spread[:], mean[:], std[:] = 0, 1, 0, 1
+    # Constant channels stay finite.
+    spread = np.where(spread <= 1e-7 * np.abs(level), 1.0, spread)
+    std = np.where(std <= 1e-7 * np.abs(mean), 1.0, std)
+    found = {"level": level, "spread": spread, "mean": mean, "std": std}
+    return {name: torch.from_numpy(value).float() for name, value in found.items()}

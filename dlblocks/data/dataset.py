@@ -18,6 +18,7 @@ from dlblocks.fields import Kind, Padded, Ragged
 
 Sample = tuple[Tensor, Any, int]
 Position = int | tuple[int, int]
+BUCKET = 50  # batches that are sorted by length together
 
 
 class _Rows(Sequence[Sample]):
@@ -244,3 +245,42 @@ class EpochSampler(DistributedSampler[int]):
 
     def __len__(self) -> int:
         return self.num_samples
+
+
+class BucketSampler(EpochSampler):
+    """An `EpochSampler` whose batches have samples of similar length.
+
+    The shuffled order is cut into pieces of 50 batches. Each piece is sorted by length, and the
+    batches of all pieces are shuffled. The order depends on seed, epoch and rank alone.
+
+    Args:
+        dataset: As for `EpochSampler`.
+        lengths: Length of each sample, shape (N,).
+        batch_size: Samples of a batch.
+        **kwargs: As for `EpochSampler`.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        *,
+        lengths: npt.NDArray[np.int64],
+        batch_size: int,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(dataset, **kwargs)
+        self.lengths, self.batch_size = lengths, batch_size
+
+    def positions(self) -> npt.NDArray[np.int64]:
+        found = super().positions()
+        piece = BUCKET * self.batch_size
+        order = [
+            part[np.argsort(self.lengths[part], kind="stable")]
+            for part in np.split(found, range(piece, len(found), piece))
+        ]
+        whole_batches = len(found) // self.batch_size * self.batch_size
+        joined = np.concatenate(order)
+        # The samples that fill no batch come last, wherever their length would put them.
+        batches = joined[:whole_batches].reshape(-1, self.batch_size)
+        rng = np.random.default_rng((self.seed, self.epoch, self.rank))
+        return np.concatenate([rng.permutation(batches).reshape(-1), joined[whole_batches:]])

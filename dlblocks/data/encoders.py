@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -20,11 +20,8 @@ from torch import Tensor
 from typing_extensions import Self
 
 from dlblocks.data._cache import read_only_tensor
-from dlblocks.data._images import ENDINGS, decode, images_below, size_of
+from dlblocks.data._images import ENDINGS, decode, images_below, one_size
 from dlblocks.fields import KINDS, Padded
-
-if TYPE_CHECKING:
-    pass
 
 CSV_ROWS = 2**16  # read at a time
 Unseen = Literal["refuse", "missing"]
@@ -222,23 +219,6 @@ class ArrayEncoder(Encoder):
             raise FileNotFoundError(f"data={str(path)!r} is not a file.")
         opened: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         return opened
-
-
-def one_size(files: Sequence[str]) -> tuple[int, int]:
-    """Return the height and width of all image files.
-
-    Raises:
-        ValueError: They have different sizes.
-    """
-    first = size_of(files[0])
-    for file in files[1:]:
-        size = size_of(file)
-        if size != first:
-            raise ValueError(
-                f"{file} has {size[0]}×{size[1]} pixels and {files[0]} {first[0]}×{first[1]}; "
-                "predict images of one size at a time."
-            )
-    return first
 
 
 @dataclass

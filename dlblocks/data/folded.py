@@ -9,25 +9,13 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import numpy as np
 import numpy.typing as npt
-from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch.utils._pytree import tree_leaves
-from torch.utils.data import (
-    BatchSampler,
-    ConcatDataset,
-    DataLoader,
-    Dataset,
-    DistributedSampler,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    Subset,
-    SubsetRandomSampler,
-)
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from typing_extensions import Self
 
 from dlblocks._errors import other_lightning
 from dlblocks.data._blocks import as_positions, check_positions
+from dlblocks.data._described_data import SplitMetadata
 from dlblocks.data._fingerprint import fingerprint, first_copies
 from dlblocks.data._foreign import (
     GROUPS,
@@ -39,36 +27,19 @@ from dlblocks.data._foreign import (
     length,
     read_column,
 )
-from dlblocks.data._labels import as_numpy, read_labels
+from dlblocks.data._foreign_loader import (
+    LoadedSampler,
+    check_loader,
+    datasets_of,
+    flat,
+    is_numbered,
+    loader_like,
+)
+from dlblocks.data._labels import as_numpy, as_targets
 from dlblocks.data.dataset import EpochSampler
-from dlblocks.data.split_datamodule import SplitDataModule, SplitMetadata
+from dlblocks.data.split_datamodule import SplitDataModule
 
 HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
-UNIFORM = (SequentialSampler, RandomSampler, DistributedSampler)
-# Settings that a fold's loader copies from the given loader.
-KEPT = (
-    "batch_size",
-    "collate_fn",
-    "num_workers",
-    "pin_memory",
-    "worker_init_fn",
-    "timeout",
-    "multiprocessing_context",
-    "prefetch_factor",
-    "persistent_workers",
-)
-
-
-class _LoadedSampler(EpochSampler):
-    """An `EpochSampler` whose batches a resumed run loads and drops.
-
-    It must not skip them: the data set may draw random numbers in its workers, which reach the same
-    state only by loading.
-    """
-
-    @property
-    def skip_next(self) -> Any:
-        raise AttributeError("batches are loaded, not skipped")
 
 
 class FoldedDataModule(SplitDataModule):
@@ -208,26 +179,7 @@ class FoldedDataModule(SplitDataModule):
             loader = loader.train_dataloader()
         elif is_dataset(loader):
             loader = DataLoader(loader, batch_size=64)
-        who = type(self.data).__name__
-        if not isinstance(loader, DataLoader):
-            found = type(loader).__name__
-            raise TypeError(f"{who} returned {found}; folds need a single DataLoader.")
-        if not _is_numbered(loader.dataset):
-            raise TypeError(
-                f"{type(loader.dataset).__name__} of {who} has no numbered samples; folds need "
-                "dataset[i] and a length."
-            )
-        own_batches = type(loader.batch_sampler) not in (BatchSampler, type(None))
-        uniform = isinstance(loader.sampler, UNIFORM) and not getattr(
-            loader.sampler, "replacement", False
-        )
-        if loader.batch_size is None or own_batches or not uniform:
-            sampler = loader.batch_sampler if own_batches else loader.sampler
-            raise ValueError(
-                f"the DataLoader of {who} has a {type(sampler).__name__} and "
-                f"batch_size={loader.batch_size}, which cannot be restricted to a fold; pass "
-                "DataLoader(dataset, batch_size=…) without a sampler."
-            )
+        check_loader(loader, type(self.data).__name__)
         made = self._with_validation(loader)
         size = length(made.dataset)
         if self.eval_dataset is not None and length(self.eval_dataset) != size:
@@ -242,8 +194,8 @@ class FoldedDataModule(SplitDataModule):
         data: Any = self.data
         who = type(data).__name__
         has = isinstance(data, pl.LightningDataModule) and is_overridden("val_dataloader", data)
-        found = _datasets(data.val_dataloader()) if has else []
-        if not all(map(_is_numbered, found)):
+        found = datasets_of(data.val_dataloader()) if has else []
+        if not all(map(is_numbered, found)):
             found = []
         if not self.use_val:
             self._num_unused = sum(length(dataset) for dataset in found)
@@ -260,7 +212,7 @@ class FoldedDataModule(SplitDataModule):
                 "also training samples and would be in two folds; leave use_val out."
             )
         whole: Dataset[Any] = ConcatDataset([loader.dataset, found[0]])
-        return _like(loader, whole, drop_last=loader.drop_last)
+        return loader_like(loader, whole, drop_last=loader.drop_last)
 
     def notes(self) -> list[str]:
         _ = self.loader
@@ -292,7 +244,8 @@ class FoldedDataModule(SplitDataModule):
                 )
             found[name] = values
         if found["targets"] is not None:
-            found["targets"] = self._as_targets(found["targets"])
+            is_given = self.given["targets"] is not None
+            found["targets"] = as_targets(found["targets"], is_given=is_given)
             self._check_class_names(found["targets"])
         if self._keep_duplicates:
             keys = self.input_keys()
@@ -304,26 +257,6 @@ class FoldedDataModule(SplitDataModule):
             found["groups"] = first_copies(keys)
         positions = None if self.positions is None else as_positions(self.positions, size)
         return SplitMetadata(size, **found, copies=self._keep_duplicates, positions=positions)
-
-    def _as_targets(self, targets: np.ndarray) -> np.ndarray | None:
-        """Return labels as integers and values unchanged, else None."""
-        kind = targets.dtype.kind
-        column = targets[:, 0] if targets.shape[1:] == (1,) else targets  # as in MedMNIST
-        if column.ndim > 1:  # several labels or values per sample
-            several = kind in "USO"
-            return np.unique(targets.astype(str), return_inverse=True)[1] if several else targets
-        if kind == "f":
-            known = column[~np.isnan(column)]
-            if len(known) == len(column) or (known != known.round()).any():
-                return targets  # values
-        if kind in "iu":
-            return column
-        try:
-            return read_labels("targets", column)
-        except TypeError:  # dictionaries, such as the boxes of a detector
-            if self.given["targets"] is not None:
-                raise
-            return None
 
     def _check_class_names(self, targets: np.ndarray | None) -> None:
         names = self._class_names
@@ -376,8 +309,8 @@ class FoldedDataModule(SplitDataModule):
             return 0
         known = [self.loader.dataset, *([] if self.eval_dataset is None else [self.eval_dataset])]
         total = 0
-        for dataset in _datasets(self.test_dataloader()):
-            if not _is_numbered(dataset):
+        for dataset in datasets_of(self.test_dataloader()):
+            if not is_numbered(dataset):
                 return None
             found = [count_shared(dataset, one) for one in known]
             counts = [count for count in found if count is not None]
@@ -387,7 +320,7 @@ class FoldedDataModule(SplitDataModule):
         return total
 
     def count_test(self) -> int:
-        return sum(length(dataset) for dataset in _datasets(self.test_dataloader()))
+        return sum(length(dataset) for dataset in datasets_of(self.test_dataloader()))
 
     @property
     def class_names(self) -> list[str] | None:
@@ -437,7 +370,7 @@ class FoldedDataModule(SplitDataModule):
             _ = self.loader  # before setup("test"), which may also draw the training data set
             data.setup("test")
             loaders = data.test_dataloader()
-            if loaders is not None and _flat(loaders):
+            if loaders is not None and flat(loaders):
                 return loaders
         raise ValueError(
             f"{type(data).__name__} has no test set; define its test_dataloader(), or hold samples "
@@ -459,34 +392,8 @@ class FoldedDataModule(SplitDataModule):
         sampler = self._sampler(
             dataset,
             training=training,
-            kind=_LoadedSampler if given.num_workers else EpochSampler,
+            kind=LoadedSampler if given.num_workers else EpochSampler,
             avoid_single=self.batch_size if training and not drop_last else None,
         )
         own = {"batch_size": self.batch_size, "generator": self._generator()}
-        return _like(given, dataset, **own, sampler=sampler, drop_last=drop_last)
-
-
-def _is_numbered(dataset: Any) -> bool:
-    return hasattr(dataset, "__len__") and not isinstance(dataset, IterableDataset)
-
-
-def _like(loader: DataLoader[Any], dataset: Dataset[Any], **changed: Any) -> DataLoader[Any]:
-    """Return a loader of another data set with the same settings."""
-    kept: dict[str, Any] = {name: getattr(loader, name) for name in KEPT}
-    return DataLoader(dataset, **(kept | changed))
-
-
-def _datasets(loaders: Any) -> list[Dataset[Any]]:
-    """Return the data sets of loaders, restricted to the rows they load."""
-    found: list[Dataset[Any]] = []
-    for loader in _flat(loaders):
-        dataset, sampler = getattr(loader, "dataset", loader), getattr(loader, "sampler", None)
-        if isinstance(sampler, SubsetRandomSampler):
-            dataset = Subset(dataset, list(sampler.indices))
-        found.append(dataset)
-    return found
-
-
-def _flat(loaders: Any) -> list[Any]:
-    """Return all loaders in lists, dictionaries and Lightning's `CombinedLoader`."""
-    return tree_leaves(loaders.flattened if isinstance(loaders, CombinedLoader) else loaders)
+        return loader_like(given, dataset, **own, sampler=sampler, drop_last=drop_last)

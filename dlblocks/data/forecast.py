@@ -12,14 +12,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dlblocks._errors import check_choice, check_range, did_you_mean, whole
+from dlblocks._errors import check_choice, check_range, whole
+from dlblocks.data._clock import CALENDAR, Array
 from dlblocks.data._holdout import holdout
-from dlblocks.data._normalization import needs_float64
-from dlblocks.data._series import CALENDAR, Array, Panel, read_panel
+from dlblocks.data._read_csv import check_name
+from dlblocks.data._series import Panel, read_panel
 from dlblocks.data._series_encoder import SeriesEncoder
 from dlblocks.data._series_sets import SETS, read_named
 from dlblocks.data._strata import Indices
-from dlblocks.data._windows import naive_errors, window_inputs
+from dlblocks.data._windows import (
+    check_panel,
+    find_places,
+    naive_errors,
+    series_scales,
+    window_inputs,
+)
 from dlblocks.data.datamodule import DataModule
 from dlblocks.data.encoders import Encoder
 from dlblocks.data.source import Source
@@ -28,7 +35,6 @@ from dlblocks.fields import Kind, Values
 from dlblocks.nets import SeriesScaler
 
 MAX_BYTES = 2**33  # of all windows
-SHOWN = 4  # series in a message
 
 
 class Window(Kind):
@@ -147,9 +153,8 @@ class ForecastDataModule(DataModule):
                 "leaves open; leave one of them out."
             )
         is_plain = isinstance(data, (str, Path))
-        if is_plain and str(data) not in SETS and not Path(data).suffix and not Path(data).exists():
-            hint = did_you_mean(str(data), SETS) or f"; those are {', '.join(SETS)}."
-            raise ValueError(f"data={str(data)!r} is neither a file nor a data set{hint}")
+        if is_plain:
+            check_name("data", data, SETS)
         self.data = str(data) if is_plain else data
         self.context, self.horizon = whole(context), whole(horizon)
         self.given_season = whole(season)
@@ -182,35 +187,8 @@ class ForecastDataModule(DataModule):
             data, self._own_reading = read_named(data)
             reading = reading | self._own_reading
         panel = read_panel(data, **reading)
-        self._check(panel)
+        check_panel(panel, self.context, self.horizon, self.season_of(panel), self.calendar)
         return panel
-
-    def _check(self, panel: Panel) -> None:
-        if self.calendar and panel.clock.unit not in ("seconds", "months"):
-            raise ValueError(
-                f"calendar={self.calendar} needs dates, but steps are counted by numbers; name "
-                "the column of dates by time=."
-            )
-        length, season = self.context + self.horizon, self.season_of(panel)
-        if self.context <= season:
-            raise ValueError(
-                f"context={self.context} must be longer than a season of {season} steps, which the "
-                f"naive error compares; use context={2 * season}, or season=1."
-            )
-        short = [n for n, v in zip(panel.names, panel.values, strict=True) if len(v) < length]
-        if short:
-            shown = ", ".join(map(repr, short[:SHOWN])) + (" …" if len(short) > SHOWN else "")
-            count = min(map(len, panel.values))
-            raise ValueError(
-                f"series {shown} have fewer than context + horizon = {length} steps, the shortest "
-                f"{count}; use a shorter context or horizon, or leave them out."
-            )
-        for name, values in zip(panel.names, panel.values, strict=True):
-            if needs_float64(torch.tensor(values)[:, None]):
-                raise ValueError(
-                    f"series {name!r} has values that float32 rounds too much, such as "
-                    f"{values[0]!r}; subtract an offset."
-                )
 
     def season_of(self, panel: Panel) -> int:
         """Return the steps of a season."""
@@ -240,11 +218,7 @@ class ForecastDataModule(DataModule):
     def load(self) -> Source:
         panel, season = self.panel, self.season
         length = self.context + self.horizon
-        places = []  # of the origins in each series
-        last = int(panel.ends.max()) - self.horizon - 1
-        for start, values in zip(panel.starts, panel.values, strict=True):
-            found = np.arange(self.context - 1, len(values) - self.horizon)
-            places.append(found[(last - start - found) % self.stride == 0])
+        places = find_places(panel, self.context, self.horizon, self.stride)
         count = sum(map(len, places))
         needed = 4 * count * length * len(self.feature_names)
         if needed > MAX_BYTES:
@@ -254,10 +228,8 @@ class ForecastDataModule(DataModule):
             )
         inputs, targets = [], []
         for i, (values, mine) in enumerate(zip(panel.values, places, strict=True)):
-            made = window_inputs(
-                values, self._known(panel, i), mine, i, naive_errors(values, season),
-                self.context, self.horizon,
-            )  # fmt: skip
+            known, errors = self._known(panel, i), naive_errors(values, season)
+            made = window_inputs(values, known, mine, i, errors, self.context, self.horizon)
             inputs.append(made)
             ahead = mine[:, None] + np.arange(1, self.horizon + 1)
             targets.append(values[ahead].astype(np.float32))
@@ -406,31 +378,9 @@ class ForecastDataModule(DataModule):
         and ``std`` (K,) are those of the known inputs, 0 and 1 for the calendar.
         """
         self.setup()
-        panel = self.panel
         pasts = self.training_pasts()
-        everything = np.concatenate(pasts)
-        level = np.full(len(pasts) + 1, everything.mean())
-        spread = np.full(len(pasts) + 1, everything.std())
-        if self.scaling == "series":
-            for i, past in enumerate(pasts):
-                if len(past) > 1:
-                    level[i], spread[i] = past.mean(), past.std()
-        if not self.scaling:
-            level[:], spread[:] = 0, 1
-        known = np.concatenate(
-            [c[: len(past)] for c, past in zip(panel.covariates, pasts, strict=True)]
-        )
-        others = 2 * len(self.calendar)
-        mean = np.concatenate([known.mean(0), np.zeros(others)])
-        std = np.concatenate([known.std(0), np.ones(others)])
-        found = {"level": level, "spread": spread, "mean": mean, "std": std}
-        if not self.scaling:
-            found |= {"mean": 0 * mean, "std": np.ones_like(std)}
-        for name in ("spread", "std"):  # what is constant stays finite
-            center = found["level" if name == "spread" else "mean"]
-            constant = found[name] <= 1e-7 * np.abs(center)
-            found[name] = np.where(constant, 1.0, found[name])
-        return {name: torch.from_numpy(value).float() for name, value in found.items()}
+        known = [c[: len(past)] for c, past in zip(self.panel.covariates, pasts, strict=True)]
+        return series_scales(pasts, known, self.scaling, 2 * len(self.calendar))
 
     def setup(self, stage: str | None = None) -> None:
         super().setup(stage)

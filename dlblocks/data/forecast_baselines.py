@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dlblocks._errors import check_range
-from dlblocks.data._series import Array
+from dlblocks.data._clock import Array
 from dlblocks.tasks import PredictionTable
 
 # Parameters that `ExponentialSmoothing.fit` tries, and steps around the best ones.

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dlblocks._errors import check_choice, check_range, did_you_mean, whole
+from dlblocks._errors import check_choice, check_range, whole
 from dlblocks._text import SPECIAL, UNKNOWN, Level, SymbolVocabulary, split_symbols
+from dlblocks.data._pair_encoder import SequencePairsEncoder
 from dlblocks.data._pair_sets import SETS
-from dlblocks.data._read_csv import read_table
+from dlblocks.data._pairs import Text, check_symbols, joined, read_pairs, rows_of
+from dlblocks.data._read_csv import check_name
 from dlblocks.data.datamodule import DataModule
-from dlblocks.data.dataset import EpochSampler
-from dlblocks.data.encoders import ENCODERS, Encoder, Samples
+from dlblocks.data.dataset import BucketSampler, EpochSampler
+from dlblocks.data.encoders import Encoder
 from dlblocks.data.source import Source
-from dlblocks.fields import Padded, Ragged, Tokens
+from dlblocks.fields import Ragged, Tokens
 from dlblocks.tasks import PredictionTable
-
-Text = str | Sequence[str]
-BUCKET = 50  # batches that are sorted by length together
 
 
 class SequencePairsDataModule(DataModule):
@@ -110,13 +107,8 @@ class SequencePairsDataModule(DataModule):
         plain = {}
         for name, given in (("data", data), ("test_data", test_data)):
             plain[name] = given is None or isinstance(given, (str, Path))
-            if isinstance(given, (str, Path)) and str(given) not in SETS:
-                path = Path(given)
-                if not path.suffix and not path.exists():
-                    hint = did_you_mean(str(given), SETS) or f"; those are {', '.join(SETS)}."
-                    raise ValueError(
-                        f"{name}={str(given)!r} is neither a file nor a data set{hint}"
-                    )
+            if isinstance(given, (str, Path)):
+                check_name(name, given, SETS)
         if isinstance(data, str) and data in SETS and target_level is None:
             target_level = SETS[data][1].get("target_level")
         self.given = {
@@ -151,7 +143,7 @@ class SequencePairsDataModule(DataModule):
             sizes = [len(split_symbols(t, v)) for t, v in zip(pair, self.levels, strict=True)]
             fits = True
             for name, text, level in zip(("source", "target"), pair, self.levels, strict=True):
-                _check_symbols(argument, row, name, text, level)
+                check_symbols(argument, row, name, text, level)
             for name, size, limit in zip(("source", "target"), sizes, self.limits, strict=True):
                 if not size:
                     raise ValueError(
@@ -307,197 +299,9 @@ class SequencePairsDataModule(DataModule):
         vocabulary = self.target_vocabulary
         return pd.DataFrame(
             {
-                "source": [_joined(pairs[i][0], self.levels[0]) for i in table.index.tolist()],
-                "target": [_joined(pairs[i][1], self.levels[1]) for i in table.index.tolist()],
-                "prediction": [vocabulary.decode(row) for row in _rows(table["prediction"])],
+                "source": [joined(pairs[i][0], self.levels[0]) for i in table.index.tolist()],
+                "target": [joined(pairs[i][1], self.levels[1]) for i in table.index.tolist()],
+                "prediction": [vocabulary.decode(row) for row in rows_of(table["prediction"])],
                 "errors": errors_of(table["target"], table["prediction"])[0],
             }
         )
-
-
-def _rows(column: Any) -> Iterator[Any]:
-    return (column[i] for i in range(len(column)))
-
-
-def _joined(text: Text, level: Level) -> str:
-    return text if isinstance(text, str) else ("" if level == "character" else " ").join(text)
-
-
-def read_pairs(
-    argument: str, data: Any, names: tuple[str, str], read_args: Mapping[str, Any]
-) -> list[tuple[Text, Text]]:
-    """Read pairs of texts.
-
-    Args:
-        argument: What `data` is called in messages.
-        data: As for `SequencePairsDataModule`.
-        names: Columns of sources and targets.
-        read_args: Arguments of `pandas.read_csv`.
-    """
-    if isinstance(data, str) and data in SETS:
-        found: list[tuple[Text, Text]] = SETS[data][0]()
-        return found
-    if isinstance(data, str) or hasattr(data, "columns"):
-        columns = [read_column(argument, data, name, read_args) for name in names]
-        return list(zip(*columns, strict=True))
-    pairs = []
-    for row, pair in enumerate(data):
-        if isinstance(pair, (str, Mapping)) or len(pair) != 2:
-            raise ValueError(f"{argument} has {pair!r} in row {row}; give pairs (source, target).")
-        for text in pair:
-            _check_text(argument, row, text)
-        pairs.append((pair[0], pair[1]))
-    return pairs
-
-
-def _check_text(argument: str, row: int, text: Any) -> None:
-    if isinstance(text, str) or (
-        isinstance(text, Sequence) and all(isinstance(each, str) for each in text)
-    ):
-        return
-    raise TypeError(
-        f"{argument} has a {type(text).__name__} ({text!r}) in row {row}; give texts, or lists of "
-        "symbols, which are texts. For numbers of tokens use ArrayDataModule."
-    )
-
-
-def _check_symbols(argument: str, row: int, name: str, text: Text, level: Level) -> None:
-    """Raise a `ValueError` for symbols that joined texts cannot keep apart."""
-    if isinstance(text, str):
-        return
-    for symbol in text:
-        if len(symbol) != 1 if level == "character" else symbol.split() != [symbol]:
-            cure = f"set {name}_level='word'" if symbol.split() == [symbol] else "rename it"
-            rule = "one character" if level == "character" else "a word without spaces"
-            raise ValueError(
-                f"{argument} has the symbol {symbol!r} in a {name} in row {row}, but with "
-                f"{name}_level={level!r} a symbol is {rule}; {cure}."
-            )
-
-
-def read_column(argument: str, data: Any, name: str, read_args: Mapping[str, Any]) -> list[Text]:
-    """Return the texts of a column of a CSV file or DataFrame."""
-    where = argument
-    if isinstance(data, str):
-        # "null" and "nan" are words as others.
-        data, where = read_table(Path(data), {"dtype": str, "na_filter": False, **read_args}), data
-    if name not in data.columns:
-        known = [str(column) for column in data.columns]
-        hint = did_you_mean(name, known) or f"; there are {', '.join(map(repr, known[:8]))}."
-        raise ValueError(f"{where} has no column {name!r}{hint}")
-    found = list(data[name])
-    for row, text in enumerate(found):
-        _check_text(f"{where}, column {name!r},", row, text)
-    return found
-
-
-class BucketSampler(EpochSampler):
-    """An `EpochSampler` whose batches have samples of similar length.
-
-    The shuffled order is cut into pieces of 50 batches. Each piece is sorted by length, and the
-    batches of all pieces are shuffled. The order depends on seed, epoch and rank alone.
-
-    Args:
-        dataset: As for `EpochSampler`.
-        lengths: Length of each sample, shape (N,).
-        batch_size: Samples of a batch.
-        **kwargs: As for `EpochSampler`.
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset[Any],
-        *,
-        lengths: npt.NDArray[np.int64],
-        batch_size: int,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(dataset, **kwargs)
-        self.lengths, self.batch_size = lengths, batch_size
-
-    def positions(self) -> npt.NDArray[np.int64]:
-        found = super().positions()
-        piece = BUCKET * self.batch_size
-        order = [
-            part[np.argsort(self.lengths[part], kind="stable")]
-            for part in np.split(found, range(piece, len(found), piece))
-        ]
-        whole_batches = len(found) // self.batch_size * self.batch_size
-        joined = np.concatenate(order)
-        # The samples that fill no batch come last, wherever their length would put them.
-        batches = joined[:whole_batches].reshape(-1, self.batch_size)
-        rng = np.random.default_rng((self.seed, self.epoch, self.rank))
-        return np.concatenate([rng.permutation(batches).reshape(-1), joined[whole_batches:]])
-
-
-@dataclass
-class SequencePairsEncoder(Encoder):
-    """Encoder of texts for a model that makes others of them.
-
-    Args:
-        source_vocabulary: Plain values of the vocabulary of the sources.
-        target_vocabulary: Likewise of the targets.
-        source: Column of the sources.
-        read_args: Arguments of `pandas.read_csv`.
-    """
-
-    kind: ClassVar[str] = "sequence_pairs"
-
-    source_vocabulary: dict[str, Any] = field(default_factory=dict)
-    target_vocabulary: dict[str, Any] = field(default_factory=dict)
-    source: str = "source"
-    read_args: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def input_shape(self) -> list[Any]:
-        return [None]
-
-    @property
-    def input_dtype(self) -> str:
-        return "int64"
-
-    def read(self, data: Any, rows: int, **options: Any) -> Samples:
-        """Open sources.
-
-        Args:
-            data: A list of texts or of lists of symbols, or a CSV file or DataFrame with the column
-                of sources. Symbols that did not occur in training are token 0.
-            rows: Samples of a batch.
-            **options: Of tables.
-        """
-        if isinstance(data, (np.ndarray, Tensor)):
-            return super().read(data, rows, **options)
-        if isinstance(data, Path):
-            data = str(data)
-        if isinstance(data, str) and not Path(data).exists():
-            raise FileNotFoundError(
-                f"data={data[:60]!r} is not a file; give a text itself in a list: [text]."
-            )
-        if isinstance(data, str) or hasattr(data, "columns"):
-            texts = read_column("data", data, self.source, self.read_args)
-        else:
-            texts = list(data)
-        vocabulary = SymbolVocabulary.from_plain(self.source_vocabulary)
-        tokens = []
-        for row, text in enumerate(texts):
-            _check_text("data", row, text)
-            tokens.append(torch.from_numpy(vocabulary.encode(text)))
-            if not len(tokens[-1]):
-                raise ValueError(f"data has an empty text in row {row}; remove it.")
-        if not tokens:
-            raise ValueError("data is empty; there is nothing to predict.")
-        names = [_joined(text, vocabulary.level) for text in texts]
-
-        def chunks() -> Iterator[tuple[Any, Any]]:
-            for start in range(0, len(tokens), rows):
-                some = slice(start, start + rows)
-                yield Padded.of(tokens[some]), names[some]
-
-        return Samples(chunks(), self.source, lambda: len(tokens), is_batched=True)
-
-    def decoded(self, prediction: Any) -> npt.NDArray[Any]:
-        vocabulary = SymbolVocabulary.from_plain(self.target_vocabulary)
-        return np.array([vocabulary.decode(row) for row in _rows(prediction)])
-
-
-ENCODERS[SequencePairsEncoder.kind] = SequencePairsEncoder

@@ -3,71 +3,22 @@
 from __future__ import annotations
 
 import copy
-import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass
-from types import FrameType
 from typing import Any, Literal
 
-import lightning.pytorch as pl
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import Self
 
-from dlblocks._errors import CheckedConstructor, check_choice, check_range, whole
-from dlblocks.data._blocks import Plane
-from dlblocks.data._fingerprint import first_copies
-from dlblocks.data._holdout import selection
-from dlblocks.data._kinds import find_target_kind
+from dlblocks._errors import check_choice, check_range, whole
+from dlblocks.data._fold_rows import FoldRows
 from dlblocks.data._strata import Indices
 from dlblocks.data.dataset import EpochSampler
-from dlblocks.data.encoders import Encoder
-from dlblocks.data.splitting import (
-    Split,
-    Splitter,
-    check_split,
-    counts_folds,
-    hold_out_test,
-    is_in_time,
-    own_repeats,
-    split_name,
-    splits,
-)
-from dlblocks.fields import Class, Kind, Labels
-from dlblocks.nets.preprocess import Preprocess
-
-DEFAULT_FOLDS = 5
-MAX_CLASSES = 100_000  # larger labels are probably not classes
-BatchSize = int | Literal["full"]
+from dlblocks.data.splitting import Split, Splitter, check_split, counts_folds, split_name
 
 
-@dataclass
-class SplitMetadata:
-    """Columns that decide the split, with one value per sample.
-
-    Attributes:
-        num_samples: Number of samples N.
-        targets: Classes, integers of shape (N,), or values, floating point. None if not known.
-        groups: Group of each sample, shape (N,).
-        folds: Predefined fold of each sample, shape (N,).
-        copies: True if each group consists of copies of one sample, as with
-            ``groups="duplicates"``.
-        positions: Image, row, column, height and width of each sample, shape (N, 5), for tiles of
-            large images.
-    """
-
-    num_samples: int
-    targets: np.ndarray | None
-    groups: np.ndarray | None
-    folds: np.ndarray | None
-    copies: bool = False
-    positions: np.ndarray | None = None
-
-
-class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
+class SplitDataModule(FoldRows):
     """A datamodule that cross-validation can set to each of its folds.
 
     `DataModule` is one over arrays, and `FoldedDataModule` one over any data set. Subclasses define
@@ -115,17 +66,8 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         batch_size: Samples per batch (of each rank), or ``"full"`` for all of a part.
     """
 
-    batch_size: BatchSize
-    predict_on = "test"
     validate_on: str | None = "val"
     predict_index = True
-    repeat = 0
-    selection_fraction = 0.0  # share of the training part; see `with_selection`
-    whole = False  # True to train on the whole development set; see `without_validation`
-    development: Indices | None = None  # the rows that are split, if not all; see `subset`
-    # The original parts, and the drawn training rows; see `with_train_indices`.
-    _drawn: tuple[dict[str, Tensor], Tensor] | None = None
-    # Arguments that subclasses pass on by **kwargs; `save_hyperparameters` adds them.
     _shared: tuple[str, ...] = (
         "num_folds", "fold", "val_fraction", "test_fraction", "split_seed", "shuffle_seed",
         "stratify", "balanced_sampling", "margin", "num_blocks",
@@ -162,7 +104,7 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         _check_fold(num_folds, fold, counted=counts_folds(split))
         if stratify and split != "kfold":
             raise ValueError(f"stratify=True has no effect with split={split_name(split)}.")
-        self.split: Split | Splitter = split
+        self.split = split
         self._split_name = split_name(split)  # computed once: it may list each sample's fold
         self.num_folds = whole(num_folds)
         self.fold = whole(fold)
@@ -176,377 +118,9 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         self._keep_duplicates = groups is not None
         self.balanced_sampling = balanced_sampling
         self.margin, self.num_blocks = margin, whole(num_blocks)
-        self._rows: dict[str, Tensor] = {}
-        # The folds of the last split, which the copies of `for_fold` share.
-        self._folds: dict[tuple[Any, ...], list[dict[str, Indices]]] = {}
+        self._rows, self._folds = {}, {}
 
-    def save_hyperparameters(
-        self,
-        *args: Any,
-        ignore: Sequence[str] | str | None = None,
-        frame: FrameType | None = None,
-        logger: bool = True,
-    ) -> None:
-        """Save the arguments of the constructor and of its base classes."""
-        current = inspect.currentframe()
-        frame = frame or (current and current.f_back)
-        ignored = [ignore] if isinstance(ignore, str) else list(ignore or ())
-        objects = ["split", "train_transform"]  # a checkpoint holds only plain values
-        super().save_hyperparameters(*args, ignore=[*ignored, *objects], frame=frame, logger=logger)
-        shared = {name: getattr(self, name) for name in self._shared}
-        shared["split"] = self._split_name
-        shared["groups"] = "duplicates" if self._keep_duplicates else None
-        known = {*ignored, *self.hparams}
-        self._set_hyperparameters({k: v for k, v in shared.items() if k not in known})
-
-    def _set_hyperparameters(self, values: dict[str, Any]) -> None:
-        """Set hyperparameters.
-
-        Lightning's own way would compare arrays among the constructor's arguments, and fail.
-        """
-        self.hparams.update(values)
-        vars(self).update(_hparams_initial=copy.deepcopy(self.hparams))
-
-    # Defined by subclasses
-
-    @property
-    def columns(self) -> SplitMetadata:
-        """Columns that decide the split."""
-        raise NotImplementedError(f"{type(self).__name__} must define columns.")
-
-    def fingerprint(self) -> str:
-        """Return a hash with which a later run recognises the data."""
-        raise NotImplementedError(f"{type(self).__name__} must define fingerprint().")
-
-    def input_keys(self) -> np.ndarray | None:
-        """Return a number for each sample, the same for equal inputs.
-
-        int64 of shape (N,), or None if it is not known whether inputs are equal, or the data are
-        larger than 4 GiB.
-        """
-        return None
-
-    def shared_with_test(self) -> int | None:
-        """Count the test samples that are in the development set.
-
-        Returns:
-            None if it is not known, and 0 if `test_fraction` holds out the test set.
-        """
-        return 0
-
-    def description(self) -> str:
-        """Return a text to show before training. It may be empty."""
-        return ""
-
-    def notes(self) -> list[str]:
-        """Return remarks about the data for the result of a run."""
-        return []
-
-    def count_test(self) -> int:
-        """Return the number of test samples."""
-        return len(self.indices("test"))
-
-    def train_targets(self) -> Tensor:
-        """Return the targets of this fold's training part, for class weights."""
-        targets = self.columns.targets
-        if targets is None:
-            raise ValueError("the data set has no targets that can be read; give targets=.")
-        return torch.as_tensor(targets)[self.indices("train")]
-
-    @property
-    def _target_kind(self) -> Kind | None:
-        targets = self.columns.targets
-        return None if targets is None else find_target_kind(targets)
-
-    @property
-    def is_classification(self) -> bool:
-        """True if the targets are classes (integers) and not values."""
-        return isinstance(self._target_kind, Class)
-
-    @property
-    def is_multilabel(self) -> bool:
-        """True if each sample has several labels, integers of shape (N, C)."""
-        return isinstance(self._target_kind, Labels)
-
-    @property
-    def class_names(self) -> list[str] | None:
-        """Names of the classes 0 … C-1, or None for values.
-
-        None also if a label is negative, or 100,000 and more.
-        """
-        targets = self.columns.targets
-        if targets is not None and self.is_multilabel:
-            return [str(i) for i in range(targets.shape[1])]
-        if targets is None or not self.is_classification:
-            return None
-        if targets.min() < 0 or targets.max() >= MAX_CLASSES:
-            return None
-        return [str(i) for i in range(int(targets.max()) + 1)]
-
-    # Encoder of new samples
-
-    @property
-    def encoder(self) -> Encoder:
-        """The encoder of new samples, which a fit stores in the model."""
-        size = None if self.batch_size == "full" else self.batch_size
-        return Encoder(self.class_names, size)
-
-    def _describe_to_model(self) -> None:
-        """Store the encoder in the Trainer's model, if it is a `Model`."""
-        model: Any = getattr(self.trainer, "lightning_module", None)
-        if hasattr(model, "data_spec"):
-            model.data_spec = self.encoder.to_plain()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what checkpoints of other modules need to predict new samples.
-
-        A `Model` saves it itself.
-        """
-        model = getattr(self.trainer, "lightning_module", None)
-        if model is None or hasattr(model, "data_spec") or not self._rows:
-            return {}
-        preprocess = getattr(self, "preprocess", None)
-        found = {"data_spec": self.encoder.to_plain()}
-        if isinstance(preprocess, Preprocess) and preprocess.is_set:
-            found["preprocess"] = preprocess.to_plain()
-        return found
-
-    # Splits
-
-    def splits(self, num_folds: int | None = None, *, repeat: int = 0) -> list[dict[str, Indices]]:
-        """Return the rows of ``"train"``, ``"val"`` and ``"test"`` of every fold.
-
-        After `with_selection` there are also those of ``"selection"``.
-
-        Args:
-            num_folds: Number of folds; None as in the constructor.
-            repeat: Another number gives other folds of ``split="kfold"``.
-        """
-        self._check_balanced()
-        found = self._splits(num_folds, repeat)
-        return [self._with_selection_part(fold, rows) for fold, rows in enumerate(found)]
-
-    def _splits(self, num_folds: int | None, repeat: int) -> list[dict[str, Indices]]:
-        names = (
-            "split_name", "val_fraction", "test_fraction", "split_seed", "stratify", "margin",
-            "num_blocks",
-        )  # fmt: skip
-        key = (num_folds, repeat, *(getattr(self, name) for name in names))
-        if key not in self._folds:
-            self._folds.clear()
-            self._folds[key] = splits(
-                num_folds=num_folds,
-                val_fraction=self.val_fraction,
-                labels=self.columns.targets,
-                folds=self.columns.folds,
-                repeat=repeat,
-                **self._test_arguments(),
-            )
-        return self._folds[key]
-
-    def _hold_out_test(self) -> tuple[Indices, Indices]:
-        """Return the rows of the development set and of the test set."""
-        return hold_out_test(**self._test_arguments())
-
-    def _test_arguments(self) -> dict[str, Any]:
-        """Return the arguments of `hold_out_test`, which `splits` has too."""
-        columns = self.columns
-        return {
-            "num_samples": columns.num_samples,
-            "split": self.split,
-            "test_fraction": self.test_fraction,
-            "targets": self._strata(columns.targets),
-            "groups": columns.groups,
-            "copies": columns.copies,
-            "seed": self.split_seed,
-            "development": self.development,
-            "plane": self._plane,
-        }
-
-    @property
-    def _plane(self) -> Plane | None:
-        """Positions of the samples, if they decide the split."""
-        positions = self.columns.positions
-        if self.split != "blocks" or positions is None:
-            return None
-        return Plane(positions, self.margin, self.num_blocks)
-
-    def count_duplicates(self, num_folds: int | None = None, *, repeat: int = 0) -> int | None:
-        """Count validation samples with an exact copy in the training part.
-
-        The counts of all folds are added. Such a sample can be predicted from memory, and
-        ``groups="duplicates"`` prevents that. Only inputs are compared. Copies may have different
-        targets.
-
-        Args:
-            num_folds: Number of folds; None as in the constructor.
-            repeat: Another number gives other folds, as in `splits`.
-
-        Returns:
-            The number, or None if it is not known; see `input_keys`.
-        """
-        keys = self.input_keys()
-        if keys is None:
-            return None
-        first = first_copies(keys)
-        count = 0
-        for rows in self.splits(num_folds, repeat=repeat):
-            trained = np.zeros(len(first), dtype=bool)
-            trained[first[rows["train"]]] = True
-            count += int(trained[first[rows["val"]]].sum())
-        return count
-
-    def count_folds(self, num_folds: int | None = None) -> int:
-        """Return the number of folds of a cross-validation.
-
-        Args:
-            num_folds: Number that the user asks for. With None it is that of the data or splitter,
-                else the datamodule's own `num_folds`, else 5.
-
-        Raises:
-            ValueError: The data or the splitter has another number of folds.
-        """
-        if counts_folds(self.split):
-            return len(self.splits(num_folds))
-        return num_folds or self.num_folds or DEFAULT_FOLDS
-
-    def count_repeats(self, repeats: int = 1) -> int:
-        """Return the number of repeats of a cross-validation.
-
-        Args:
-            repeats: Number that the user asks for.
-
-        Raises:
-            ValueError: The folds of all repeats would be the same.
-        """
-        own = own_repeats(self.split)
-        draws = self.split == "kfold" or (self.split == "blocks" and self.num_blocks is not None)
-        if repeats not in (1, own) and not draws:
-            cure = "num_blocks=, several a fold" if self.split == "blocks" else "split='kfold'"
-            raise ValueError(
-                f"repeats={repeats}, but split={self.split_name!r} makes the same folds every "
-                f"time; use repeats={own}, or {cure}."
-            )
-        return max(repeats, own)
-
-    @property
-    def split_name(self) -> str:
-        """The kind of split, or the class and parameters of the splitter."""
-        return self.split if isinstance(self.split, str) else self._split_name
-
-    def fold_name(self) -> str | None:
-        """Name of the fold that validates, or None if folds are drawn.
-
-        It is the group that is left out, or the value in the column of predefined folds.
-        """
-        named = {"leave_one_group_out": self.columns.groups, "predefined": self.columns.folds}
-        values = named.get(self.split_name)
-        rows = self.indices("val")
-        return None if values is None or not len(rows) else str(values[int(rows[0])])
-
-    def _strata(self, targets: np.ndarray | None) -> np.ndarray | None:
-        if self.stratify is False or not (self.stratify or self.is_classification):
-            return None
-        if targets is None:
-            raise ValueError("stratify=True needs targets, one per sample; give targets=.")
-        if targets.ndim == 2 and targets.shape[1] == 1:
-            targets = targets[:, 0]
-        if targets.ndim > 1:
-            raise ValueError(
-                f"stratify=True, but targets has shape {targets.shape}, several labels or values "
-                "per sample; use stratify=False, or split='predefined' with folds of your own."
-            )
-        return targets
-
-    def _check_balanced(self) -> None:
-        """Raise a `ValueError` if there are no classes to draw equally often."""
-        if not self.balanced_sampling or self.is_classification:
-            return
-        found, cure = "are values", "leave balanced_sampling out"
-        if self.columns.targets is None:
-            found, cure = "cannot be read", "give targets=, one class per sample"
-        elif self.is_multilabel:
-            found = "are several labels per sample"
-            cure = "use class_weights='balanced' of the model instead"
-        raise ValueError(
-            f"balanced_sampling=True needs one class per sample, but the targets of "
-            f"{type(self).__name__} {found}; {cure}."
-        )
-
-    def _split_rows(self) -> dict[str, Tensor]:
-        self._check_balanced()
-        if self._drawn is not None:
-            parts, drawn = self._drawn
-            out = parts["train"][~torch.isin(parts["train"], drawn)]
-            return {**parts, "train": drawn, "oob": out}
-        if self.whole:
-            rest, test = self._hold_out_test()
-            rows = {"train": rest, "val": rest[:0], "test": test}
-        else:
-            found = self._splits(self.num_folds, self.repeat)
-            check_range("fold", self.fold, 0, len(found) - 1)
-            rows = self._with_selection_part(self.fold, found[self.fold])
-        return {part: torch.from_numpy(row) for part, row in rows.items()}
-
-    def _with_selection_part(self, fold: int, rows: dict[str, Indices]) -> dict[str, Indices]:
-        if not self.selection_fraction:
-            return rows
-        columns, train = self.columns, rows["train"]
-        # Only "kfold" is stratified. But no split may lose a class.
-        strata = self._strata(columns.targets) if self.split == "kfold" else None
-        targets = columns.targets if strata is None and self.is_classification else strata
-        plane = self._plane
-        try:
-            training, selected_on = selection(
-                len(train),
-                self.selection_fraction,
-                targets=None if targets is None else targets[train],
-                stratify=strata is not None,
-                groups=None if columns.groups is None else columns.groups[train],
-                copies=columns.copies,
-                in_order=is_in_time(self.split),
-                plane=None if plane is None else plane[train],
-                seed=self.split_seed,
-            )
-        except ValueError as error:
-            raise ValueError(
-                f"fold {fold} with selection_fraction={self.selection_fraction}: "
-                f"{str(error).rstrip('.')}. Use select='last', which needs no selection part."
-            ) from error
-        return {**rows, "train": train[training], "selection": train[selected_on]}
-
-    def rows_of(self, part: str | None) -> Tensor:
-        """Return the rows of a part after `setup`, int64 of shape (M,).
-
-        The part None has no rows.
-        """
-        if not self._rows:
-            raise RuntimeError(
-                f"{type(self).__name__} has no loaders before setup; call setup('fit') first."
-            )
-        return self._rows["train"][:0] if part is None else self._rows[part]
-
-    @property
-    def parts(self) -> list[str]:
-        """Names of the parts that the data are split into."""
-        self.setup("fit")
-        return list(self._rows)
-
-    def indices(self, part: str) -> Tensor:
-        """Return the rows of ``"train"``, ``"val"`` or ``"test"``, int64 of shape (M,).
-
-        After `with_selection` there is also ``"selection"``, and after `with_train_indices`
-        ``"oob"``.
-        """
-        self.setup("fit")
-        return self._rows[part]
-
-    def weights_of(self, part: str) -> Tensor | None:
-        """Return the weights of a part's samples, in the order of `indices`.
-
-        None means equal weights.
-        """
-        return None
+    # Loaders
 
     def _loader(self, part: str, *, training: bool = False) -> DataLoader[Any]:
         raise NotImplementedError(f"{type(self).__name__} must define its loaders.")
@@ -557,14 +131,6 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         part = self.validate_on
         return self._loader(part) if part and len(self.rows_of(part)) else []
-
-    def predicted_part(self) -> str:
-        """Return the part that is predicted.
-
-        It is the one named by `predict_on`. Without test rows, ``"test"`` means ``"val"``.
-        """
-        is_missing = self.predict_on == "test" and not len(self.rows_of("test"))
-        return "val" if is_missing else self.predict_on
 
     def _sampler(
         self,
@@ -597,6 +163,8 @@ class SplitDataModule(CheckedConstructor, pl.LightningDataModule):
         model's dropout.
         """
         return torch.Generator().manual_seed(self.shuffle_seed)
+
+    # Copies of the datamodule, which share its data
 
     def for_fold(self, fold: int, num_folds: int | None, *, repeat: int = 0) -> Self:
         """Return a new datamodule over the same data, set to one fold.

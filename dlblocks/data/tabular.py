@@ -9,38 +9,30 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from dlblocks._errors import did_you_mean
 from dlblocks.data._cells import (
     compacted,
-    count_missing,
-    distinct,
-    factorize,
     is_categorical,
     is_row_numbers,
     is_text,
-    plain_numbers,
     refuse_missing,
-    rounded_cell,
     shortened,
     text,
-    to_numbers,
 )
-from dlblocks.data._columns import (
-    DAY_AND_MONTH,
-    MIN_IDENTIFIERS,
-    Column,
-    ColumnReader,
-    Kind,
-    format_cure,
-)
+from dlblocks.data._columns import Column, ColumnReader, Kind, unclear_dates
 from dlblocks.data._encode import completion, encode
-from dlblocks.data._labels import label_key
-from dlblocks.data._read_csv import check_read_args, missing_texts, read_table
+from dlblocks.data._read_csv import check_name, check_read_args
 from dlblocks.data._table_encoder import TableEncoder, plain_read_args
+from dlblocks.data._table_file import TableFile, read_sklearn
+from dlblocks.data._table_notes import AS_VALUES, order_notes, table_notes
+from dlblocks.data._table_roles import (
+    check_roles,
+    read_folds,
+    read_groups,
+    read_targets,
+    read_weights,
+)
 from dlblocks.data._threads import THREADS_PAY, in_threads
 from dlblocks.data.datamodule import DataModule
 from dlblocks.data.encoders import Encoder
@@ -55,10 +47,6 @@ KINDS: dict[str, Kind] = {
     "embed": "embedding",
 }  # fmt: skip
 DATASETS = ("iris", "wine", "breast_cancer", "diabetes")
-# Targets that are whole numbers are classes if they have at most this many different values.
-MAX_NUMBER_CLASSES = 20
-MAX_NOTES = 5  # of one kind
-AS_VALUES = 'if that is a value, set keep_default_na=False and na_values=[""]'
 
 
 class TabularDataModule(DataModule):
@@ -206,23 +194,20 @@ class TabularDataModule(DataModule):
                 if value is not None:
                     what = f"data={data!r}" if self.built_in else "a DataFrame"
                     raise ValueError(f"{name}={value!r} has no effect on {what}; leave it out.")
-        elif isinstance(data, str) and not Path(data).exists() and not Path(data).suffix:
-            hint = did_you_mean(data, DATASETS) or f"; those are {', '.join(DATASETS)}."
-            raise ValueError(f"data={data!r} is neither a file nor a data set{hint}")
+        else:
+            check_name("data", str(data), DATASETS)
         if not self.built_in and target is None:
             raise ValueError("target=None: name the column to predict, target='…'.")
         self.data = data
         self.target = "target" if self.built_in else str(target)
-        self.group = group
-        self.fold_column = fold_column
-        self.weights = weights
+        self.group, self.fold_column, self.weights = group, fold_column, weights
         self.task = task
         self.missing = missing
         self.read_args = {**used, **(read_args or {})}
         self.table_columns: list[Column] = []
         self._others: dict[str, tuple[str, str]] = {}  # columns that are not features: kind, use
         self._texts_read: set[str] = set()  # columns that were read as texts
-        self._slashed: list[str] = []  # of dates without a format, such as 1/31/2024
+        self._slashed: list[str] = []  # see `unclear_dates`
         self._notes: list[str] = []
         self.save_hyperparameters(ignore=["data"] if self.is_frame else [])
 
@@ -235,27 +220,26 @@ class TabularDataModule(DataModule):
             for name in table.columns[table.dtypes == "category"]
         }
         table = table.drop(columns=self.asked["drop"])
-        before = {name for name in table.columns if is_text(table[name])}
-        self._read_numbers(table)
-        formatted = {name for name in before if not is_text(table[name])}
-        self._keep_digits(table)
+        formatted = set[str]()
+        if self._file is not None:
+            others = self.group, self.fold_column
+            formatted = self._file.read_numbers(table, self.target, others)
+            self._file.keep_digits(table)
         for cells in in_threads(
             compacted,
             [cells for _, cells in table.items() if is_text(cells) or is_categorical(cells)],
             pays=len(table) > THREADS_PAY,
         ):
             table[cells.name] = cells
-        where = "data" if self.is_frame or self.built_in else str(self.data)
+        where = "data" if self._file is None else str(self.data)
         target, labels = self.target, table[self.target]
-        self._refuse_missing(where, table, target)
-        targets, found = self._targets(where, labels)
-        groups = folds = None
-        if self.group is not None:
-            self._refuse_missing(where, table, self.group)
-            groups = _plain_array(table[self.group])
-        if self.fold_column is not None:
-            folds = _folds(table[self.fold_column])
-        weights = None if self.weights is None else self._read_weights(where, table)
+        for name in (target, self.group, self.weights):
+            if name is not None:
+                self._refuse_missing(where, table, name)
+        targets, found = read_targets(where, labels, self.task, is_frame=self.is_frame)
+        groups = None if self.group is None else read_groups(table[self.group])
+        folds = None if self.fold_column is None else read_folds(table[self.fold_column])
+        weights = None if self.weights is None else read_weights(where, table[self.weights])
         self._set_aside(table)
         features = [name for name in table.columns if name not in self._others]
         if not features:
@@ -264,17 +248,22 @@ class TabularDataModule(DataModule):
         impute = self.missing == "impute"
         reader = ColumnReader(where, kinds, self.date_formats, declared, impute, self.is_frame)
         self.table_columns = columns = reader.read_all(table[name] for name in features)
-        self._note(table)
+        self._notes = table_notes(
+            columns,
+            [name for name, (kind, _) in self._others.items() if kind == "row numbers"],
+            {
+                column.name: said
+                for column in columns
+                if column.missing and column.kind != "number"
+                if (said := self._spelled(table, column.name))
+            },
+        )
+        if self.split == "time_series":
+            self._notes += order_notes(table, columns)
         self._texts_read = formatted | {
             column.name for column in columns if column.kind != "number"
         }
-        self._slashed = [
-            column.name
-            for column in columns
-            if column.kind == "date"
-            and column.date_format is None
-            and any(DAY_AND_MONTH.match(str(cell)) for cell in distinct(table[column.name])[1])
-        ]
+        self._slashed = unclear_dates(columns, table)
         inputs = encode(table, columns)
         names = [name for column in columns for name in column.feature_names]
         needed = impute or any(column.kind in ("counts", "embedding") for column in columns)
@@ -294,11 +283,20 @@ class TabularDataModule(DataModule):
             },
         )
 
+    @property
+    def _file(self) -> TableFile | None:
+        """The file or folder of the table, None for one in memory."""
+        if self.is_frame or self.built_in:
+            return None
+        kinds = "categorical", "counts", "embed", "dates"
+        texts = [name for kind in kinds for name in self.asked[kind]]
+        return TableFile(Path(str(self.data)), self.read_args, texts)
+
     def _read(self) -> tuple[pd.DataFrame, list[str] | None]:
         """Return the table, and the names of its classes if known."""
         if self.built_in:
-            return _load_sklearn(str(self.data))
-        if self.is_frame:
+            return read_sklearn(str(self.data))
+        if self._file is None:
             frame: Any = self.data
             table = frame.reset_index(drop=True)
             table.columns = [str(name) for name in table.columns]
@@ -306,23 +304,8 @@ class TabularDataModule(DataModule):
             if len(twice):
                 raise ValueError(f"data has two columns named {twice[0]!r}; rename one.")
         else:
-            table = self._read_file(self._texts())
-        given = self._own()
-        own = {argument: [name] for argument, name in given.items() if name is not None}
-        for argument, names in (own | self.asked).items():
-            for name in names:
-                if name not in table.columns:
-                    hint = did_you_mean(name, table.columns) or "."
-                    raise ValueError(
-                        f"{argument}={name!r} is not a column{hint} "
-                        f"There are: {', '.join(table.columns)}."
-                    )
-        roles = [(name, argument) for argument, names in self.asked.items() for name in names]
-        for i, (name, argument) in enumerate(roles):
-            others = [other for known, other in roles[:i] if known == name]
-            others += [other for other, names in own.items() if name in names]
-            if others:
-                raise ValueError(f"column {name!r} is in {argument} and in {others[0]}; choose.")
+            table = self._file.read()
+        check_roles(list(table.columns), self._own(), self.asked)
         return table, None
 
     def _own(self) -> dict[str, str | None]:
@@ -331,61 +314,6 @@ class TabularDataModule(DataModule):
             "weights": self.weights, "fold_column": self.fold_column, "group": self.group,
             "target": self.target,
         }  # fmt: skip
-
-    def _read_weights(self, where: str, table: pd.DataFrame) -> Tensor:
-        self._refuse_missing(where, table, str(self.weights))
-        cells = table[self.weights]
-        numbers = to_numbers(cells)
-        if numbers.isna().any():
-            row = int(numbers.isna().to_numpy().argmax())
-            raise ValueError(
-                f"{where}: row {row + 1} of column {self.weights!r} is {cells.iloc[row]!r}; "
-                "weights are numbers >= 0."
-            )
-        return torch.tensor(numbers.to_numpy(), dtype=torch.get_default_dtype())
-
-    def _read_file(self, texts: Sequence[str]) -> pd.DataFrame:
-        """Read the file or folder, with some columns as text."""
-        dtype = self.read_args.get("dtype", {})
-        if isinstance(dtype, Mapping):
-            dtype = {**dict.fromkeys(texts, str), **dtype}
-        args = {k: v for k, v in self.read_args.items() if k != "thousands"}
-        return read_table(Path(str(self.data)), {**args, "dtype": dtype})
-
-    def _texts(self) -> list[str]:
-        """Return the columns to read as text."""
-        return [name for kind in ("categorical", "counts", "embed", "dates")
-                for name in self.asked[kind]]  # fmt: skip
-
-    def _read_numbers(self, table: pd.DataFrame) -> None:
-        """Read numbers of other formats.
-
-        pandas would read 01.02.2024 as a number with thousands='.'.
-        """
-        decimal, thousands = self.read_args.get("decimal"), self.read_args.get("thousands")
-        if decimal in (None, ".") and thousands is None:
-            return
-        for name in set(table.columns).difference(self._texts(), [self.group, self.fold_column]):
-            if is_text(table[name]):
-                cure = (
-                    "correct it" if thousands else "set read_args={'thousands': '.'} if it has some"
-                )
-                if name != self.target:
-                    cure += f", or categorical=[{name!r}] if it is a category"
-                table[name] = plain_numbers(
-                    str(self.data), table[name], decimal or ".", thousands, cure
-                )
-
-    def _keep_digits(self, table: pd.DataFrame) -> None:
-        """Read long whole numbers as text if missing cells made them floats."""
-        if self.is_frame or self.built_in:
-            return
-        floats = [name for name in table.columns if table[name].dtype == np.float64]
-        names = [n for n in floats if count_missing(table[n]) and table[n].abs().max() > 2**53]
-        texts = self._read_file([*self._texts(), *names]) if names else table
-        for name in names:
-            if is_text(texts[name]) and rounded_cell(compacted(texts[name])) is not None:
-                table[name] = texts[name]
 
     def _set_aside(self, table: pd.DataFrame) -> None:
         """Collect the columns that are not features."""
@@ -403,72 +331,11 @@ class TabularDataModule(DataModule):
         cure = "remove or correct these rows"
         refuse_missing(where, table[name], f"{cure}; {AS_VALUES}" if said else cure, said)
 
-    def _note(self, table: pd.DataFrame) -> None:
-        self._notes = [
-            f"column {name!r} holds the numbers or names of the rows and is left out"
-            for name, (kind, _) in self._others.items()
-            if kind == "row numbers"
-        ]
-        incomplete = [c.name for c in self.table_columns if c.missing and c.kind != "number"]
-        self._notes += [
-            f"missing cells of column {name!r} are filled in{said}; {AS_VALUES}"
-            for name in incomplete
-            if (said := self._spelled(table, name))
-        ]
-        remarked: dict[str, list[str]] = {}
-        for column in self.table_columns:
-            if column.remark:
-                remarked.setdefault(column.remark, []).append(column.name)
-        for remark, names in remarked.items():
-            if len(names) > MAX_NOTES:
-                self._notes.append(f"{len(names)} columns: each {remark}: {shortened(names)}")
-                continue
-            for name in names:
-                cure = f"if it tells nothing, set drop=[{name!r}]"
-                self._notes.append(f"column {name!r} {remark}; {cure}")
-        days = [c for c in self.table_columns if c.kind == "date"]
-        if self.split == "time_series" and days:
-            column = table[days[0].name]
-            first = encode(table[[days[0].name]], days[:1])[:, 0]
-            if bool((first[1:] < first[:-1]).any()):
-                self._notes.append(
-                    f"rows are not in the order of column {column.name!r}, which "
-                    "split='time_series' takes for granted; sort them"
-                )
-
     def _spelled(self, table: pd.DataFrame, name: str) -> str:
         """Tell how the file writes missing cells, unless they are empty."""
-        if self.is_frame or self.built_in or not table[name].isna().any():
+        if self._file is None or not table[name].isna().any():
             return ""
-        counts = missing_texts(Path(str(self.data)), self.read_args, name).most_common(4)
-        return ", written " + ", ".join(f"{text!r} ({n})" for text, n in counts) if counts else ""
-
-    def _targets(self, where: str, labels: pd.Series) -> tuple[Tensor, list[str] | None]:
-        numbers = to_numbers(labels)
-        numeric = bool(numbers.notna().all())
-        task = self.task
-        if task is None:
-            few = labels.nunique() <= MAX_NUMBER_CLASSES
-            whole = numeric and bool((numbers % 1 == 0).all())
-            task = "classification" if not numeric or (whole and few) else "regression"
-        if task == "classification":
-            codes, names = factorize(labels, lambda cell: label_key(text(cell)))
-            if self.task is None and len(names) >= max(MIN_IDENTIFIERS, len(labels) / 2):
-                cure = None if self.is_frame else format_cure(names)
-                raise ValueError(
-                    f"{where}: target={labels.name!r} has {len(names)} different values in "
-                    f"{len(labels)} rows, such as {shortened(names)}; "
-                    f"{cure or 'choose another target, convert it to numbers'}, "
-                    "or set task='classification'."
-                )
-            return torch.from_numpy(codes), names
-        if not numeric:
-            row = int(numbers.isna().to_numpy().argmax())
-            raise ValueError(
-                f"{where}: task='regression', but row {row + 1} of column {labels.name!r} is "
-                f"{labels.iloc[row]!r}."
-            )
-        return torch.tensor(numbers.to_numpy(), dtype=torch.get_default_dtype()), None
+        return self._file.spelling_of_missing(name)
 
     # Description
 
@@ -528,30 +395,3 @@ class TabularDataModule(DataModule):
     def notes(self) -> list[str]:
         _ = self.source
         return [*super().notes(), *self._notes]
-
-
-def _load_sklearn(name: str) -> tuple[pd.DataFrame, list[str] | None]:
-    from sklearn import datasets
-
-    # Unscaled, because scikit-learn's scaling uses the rows that are held out here.
-    unscaled = {"scaled": False} if name == "diabetes" else {}
-    bunch = getattr(datasets, f"load_{name}")(as_frame=True, **unscaled)
-    names = None if name == "diabetes" else [str(one) for one in bunch.target_names]
-    return bunch.frame, names
-
-
-def _plain_array(cells: pd.Series) -> np.ndarray:
-    """Return numbers, or texts."""
-    values: np.ndarray = cells.to_numpy()
-    return values if values.dtype.kind in "iufb" else values.astype(str)
-
-
-def _folds(cells: pd.Series) -> np.ndarray:
-    """Return integers if all cells are integers, else texts."""
-    # As texts, fold 10 would come before fold 9.
-    numbers = to_numbers(cells).fillna(-1)
-    if ((numbers % 1 == 0) & (cells.isna() | (to_numbers(cells).notna()))).all():
-        whole: np.ndarray = numbers.to_numpy().astype(np.int64)
-        return whole
-    texts: np.ndarray = cells.astype(object).where(cells.notna(), "").astype(str).to_numpy(str)
-    return texts

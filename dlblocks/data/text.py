@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,17 +12,14 @@ from torch import Tensor
 
 from dlblocks._errors import check_choice, check_range, whole
 from dlblocks._text import (
-    IGNORED,
-    SEPARATOR,
     SPECIAL,
     UNKNOWN,
-    Ids,
     Vocabulary,
-    cut,
-    with_separators,
 )
+from dlblocks.data._documents import cut_sections, long_lines, pack, read_documents, without_repeats
+from dlblocks.data._text_encoder import TextEncoder
 from dlblocks.data.datamodule import DataModule
-from dlblocks.data.encoders import ENCODERS, Encoder, Samples
+from dlblocks.data.encoders import Encoder
 from dlblocks.data.source import Source
 from dlblocks.fields import Tokens
 from dlblocks.tasks import Predictions, PredictionTable
@@ -136,10 +130,12 @@ class TextDataModule(DataModule):
     @cached_property
     def raw_documents(self) -> dict[str, str]:
         """All documents by name, as they are in the files."""
-        found = _read(self.path, self.pattern, self.separator, self.encoding)
+        found = read_documents(self.path, self.pattern, self.separator, self.encoding)
         if len(found) == 1 and self.sections > 1:
             ((name, text),) = found.items()
-            found = {f"{name}:{i}": part for i, part in enumerate(_sections(text, self.sections))}
+            found = {
+                f"{name}:{i}": part for i, part in enumerate(cut_sections(text, self.sections))
+            }
         if not any(text.strip() for text in found.values()):
             raise ValueError(f"{_place(self.path)} has no text; a language model needs some.")
         return found
@@ -191,7 +187,7 @@ class TextDataModule(DataModule):
         """Inputs, targets, targets that count once, and the documents of each block."""
         parts = {"train": self.documents, "test": self.test_documents}
         return {
-            part: _pack(
+            part: pack(
                 [self.vocabulary.encode(text) for text in documents.values()],
                 self.block_size,
                 self.stride,
@@ -210,7 +206,7 @@ class TextDataModule(DataModule):
         if self.repeats == "group":
             first: dict[str, int] = {}
             for number, text in enumerate(self.documents.values()):
-                lines = _lines(text, self.min_repeat)
+                lines = long_lines(text, self.min_repeat)
                 pairs += [(first.setdefault(line, number), number) for line in lines]
         count, (a, b) = len(self.documents), np.array(pairs).T
         graph = coo_array((np.ones(len(a)), (a, b)), (count, count))
@@ -301,187 +297,3 @@ class TextDataModule(DataModule):
 
 def _place(path: str | None) -> str:
     return "pydoc_data.topics" if path is None else f"path={path!r}"
-
-
-def _read(path: str | None, pattern: str, separator: str | None, encoding: str) -> dict[str, str]:
-    """Return documents by name, in the order of the names."""
-    if path is None:
-        from pydoc_data.topics import topics
-
-        found = {name: topics[name] for name in sorted(topics)}
-    elif Path(path).is_dir():
-        files = sorted(file for file in Path(path).rglob(pattern) if file.is_file())
-        if not files:
-            raise FileNotFoundError(f"path={path!r} has no file {pattern!r}.")
-        found = {file.relative_to(path).as_posix(): _text(file, encoding) for file in files}
-    elif Path(path).is_file():
-        found = {Path(path).name: _text(Path(path), encoding)}
-    else:
-        raise FileNotFoundError(f"path={path!r} is neither a file nor a folder.")
-    if separator is None:
-        return found
-    parts = {name: text.split(separator) for name, text in found.items()}
-    return {f"{name}:{i}": part for name, some in parts.items() for i, part in enumerate(some)}
-
-
-def _text(file: Path, encoding: str) -> str:
-    try:
-        return file.read_text(encoding=encoding)
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{file} is not {encoding} at byte {error.start}; set encoding=, such as "
-            "encoding='latin-1', or pattern= to leave the file out."
-        ) from error
-
-
-def _sections(text: str, count: int) -> list[str]:
-    """Cut a text at line ends into parts of similar length."""
-    found = [""]
-    for line in text.splitlines(keepends=True):
-        if len(found) < count and len(found[-1]) >= len(text) / count:
-            found.append("")
-        found[-1] += line
-    return found
-
-
-def _lines(text: str, least: int) -> Iterator[str]:
-    for line in text.splitlines():
-        if len(line.strip()) >= least:
-            yield line.strip()
-
-
-def without_repeats(documents: Mapping[str, str], least: int) -> dict[str, str]:
-    r"""Remove lines that occurred before, in any document.
-
-    Args:
-        documents: Texts by name.
-        least: Fewest characters of such a line, without spaces around it.
-
-    Example:
-        >>> without_repeats({"a": "one line\nx\n", "b": "x\n one line\ntwo"}, 5)
-        {'a': 'one line\nx\n', 'b': 'x\ntwo'}
-    """
-    seen: set[str] = set()
-    found = {}
-    for name, text in documents.items():
-        kept = []
-        for line in text.splitlines(keepends=True):
-            key = line.strip()
-            if len(key) >= least:
-                if key in seen:
-                    continue
-                seen.add(key)
-            kept.append(line)
-        found[name] = "".join(kept)
-    return found
-
-
-def _pack(
-    documents: Sequence[Ids], size: int, stride: int
-) -> tuple[Tensor, Tensor, Tensor, list[list[int]]]:
-    """Cut long documents into blocks, and join short ones.
-
-    Returns:
-        Inputs, targets and targets that count once, each (N, size), and the
-        documents of each block.
-    """
-    columns: tuple[list[Ids], ...] = [], [], []
-    owners: list[list[int]] = []
-    room = 0
-    for number, tokens in enumerate(documents):
-        document = with_separators(tokens)
-        if len(document) - 1 <= room:  # behind another short one
-            for column, part in zip(columns, next(cut(document, size, stride)), strict=True):
-                column[-1] = np.concatenate([column[-1], part])
-            room -= len(document) - 1
-            owners[-1].append(number)
-            continue
-        for window in cut(document, size, stride):
-            for column, part in zip(columns, window, strict=True):
-                column.append(part)
-            owners.append([number])
-        room = size - len(columns[0][-1])
-    filled = []
-    for column, empty in zip(columns, (SEPARATOR, IGNORED, IGNORED), strict=True):
-        array = np.full((len(column), size), empty, np.int32)
-        for row, part in zip(array, column, strict=True):
-            row[: len(part)] = part
-        filled.append(torch.from_numpy(array))
-    return filled[0], filled[1], filled[2], owners
-
-
-@dataclass
-class TextEncoder(Encoder):
-    """Encoder of files, folders and lists of texts.
-
-    Args:
-        symbols: The characters in the order of their numbers; None for bytes.
-        unknown: Those that did not occur in training.
-        block_size: Tokens of a block T.
-        stride: Tokens from one block of a document to the next.
-        separator: Text that separates the documents of a file, or None.
-        pattern: Names of files in a folder.
-        encoding: Of the files.
-    """
-
-    kind: ClassVar[str] = "text"
-
-    symbols: str | None = None
-    unknown: str = ""
-    block_size: int = 128
-    stride: int = 128
-    separator: str | None = None
-    pattern: str = "*"
-    encoding: str = "utf-8"
-
-    @property
-    def input_shape(self) -> list[int]:
-        return [self.block_size]
-
-    @property
-    def input_dtype(self) -> str:
-        return "int64"
-
-    def read(self, data: Any, rows: int, **options: Any) -> Samples:
-        """Open texts, whose samples are blocks.
-
-        Args:
-            data: A file, a folder, or a list of texts, each a document. Characters that did
-                not occur in training are token 0.
-            rows: Samples of a batch.
-            **options: Of tables.
-        """
-        if isinstance(data, (np.ndarray, Tensor)):
-            return super().read(data, rows, **options)
-        if isinstance(data, (str, Path)):
-            place = str(data)
-            if not Path(place).exists():
-                raise FileNotFoundError(
-                    f"data={place[:60]!r} is neither a file nor a folder; give a text itself in a "
-                    "list: [text]."
-                )
-            found = _read(place, self.pattern, self.separator, self.encoding)
-            texts = list(found.values())
-        elif hasattr(data, "columns") or isinstance(data, Mapping):
-            raise TypeError(
-                f"data is a {type(data).__name__}; give texts, such as list(data['text'])."
-            )
-        else:
-            texts = list(data)
-        for number, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise TypeError(f"data[{number}] is a {type(text).__name__}; give texts.")
-        vocabulary = Vocabulary(self.symbols, self.unknown)
-        tokens = [vocabulary.encode(text) for text in texts if text]
-        if not tokens:
-            raise ValueError("data has no text; there is nothing to predict.")
-        inputs, _, once, _ = _pack(tokens, self.block_size, self.stride)
-
-        def chunks() -> Iterator[tuple[Any, Any]]:
-            for some in torch.arange(len(inputs)).split(rows):
-                yield [inputs[some].long(), once[some].long()], None
-
-        return Samples(chunks(), "block", lambda: len(inputs), is_batched=True)
-
-
-ENCODERS[TextEncoder.kind] = TextEncoder

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dlblocks._errors import check_range, whole
+from dlblocks._quiet import evaluating
 
 MAX_SEED = 2**63 - 1
 
@@ -129,9 +130,7 @@ def generate(
         getattr(net, "context", None),
         use_cache and _one_document(net, rows, stop_tokens),
     )
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with evaluating(model):
         active = list(range(len(rows))) if max_new_tokens else []
         while active:
             logits = steps.next([rows[i] for i in active])
@@ -153,9 +152,6 @@ def generate(
                     kept.append(place)
             active = [active[place] for place in kept]
             steps.keep(kept)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     if decode is None:
         return [row.new for row in rows]
     return [decode(row.new) if row.text is None else row.text for row in rows]

@@ -1,4 +1,4 @@
-"""Apply a model's `preprocess` to its inputs exactly once."""
+"""Apply a model's `preprocess` to the inputs of a batch exactly once."""
 
 from __future__ import annotations
 
@@ -42,6 +42,28 @@ def is_prepared(batch: Any) -> bool:
     """
     entries = entries_of(batch)
     return bool(entries) and isinstance(entries[0], (Tensor, Padded))
+
+
+def inputs_and_targets(batch: Any, who: str, *, weighted: bool = False) -> tuple[Any, Any]:
+    """Return the first two entries of a batch.
+
+    Args:
+        batch: ``[inputs, targets, …]``.
+        who: Name of the model in the message.
+        weighted: The batch needs sample weights, too.
+
+    Raises:
+        ValueError: The batch has another form.
+    """
+    entries = entries_of(batch)
+    if isinstance(batch, (list, tuple)) and len(entries) >= 2 + weighted:
+        return entries[0], entries[1]
+    size = f" of {len(batch)}" if isinstance(batch, (list, tuple, dict)) else ""
+    raise ValueError(
+        f"{who} expects batches [inputs, targets{', weights' if weighted else ''}], got "
+        f"{type(batch).__name__}{size}; give your DataLoader a collate_fn that returns such "
+        "batches."
+    )
 
 
 def with_prepared_inputs(method: Method, *, argument: int = 0) -> Method:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dlblocks._errors import check_range, check_whole
+from dlblocks._quiet import evaluating as evaluating
 from dlblocks.models._image_checks import check_labels
 from dlblocks.models._noise import Noise
 from dlblocks.models.model import Model
@@ -126,15 +126,3 @@ def _plain(argument: str, value: Any, low: int) -> int:
     value = value.item() if isinstance(value, np.integer) else value
     check_whole(argument, value, low)
     return int(value)
-
-
-@contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode, and its parts back afterwards."""
-    before = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in before.items():
-            part.training = mode

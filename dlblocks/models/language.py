@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from dlblocks._quiet import evaluating
 from dlblocks._text import IGNORED, SEPARATOR, Vocabulary, cut, with_separators
 from dlblocks.models._generate import Sampling, check_whole, generate
 from dlblocks.models._token_mean import TokenMeanModel
@@ -193,10 +194,8 @@ class LanguageModel(TokenMeanModel):
         assert self.data_spec is not None  # for the type checker: `vocabulary` needs it
         size = int(self.data_spec["block_size"])
         parts = list(cut(document, size, stride or max(1, size // 2)))
-        was_training = self.training
-        self.eval()
         found = []
-        try:
+        with evaluating(self):
             for start in range(0, len(parts), ROWS):
                 inputs, _, once = (
                     torch.from_numpy(np.stack(column)).to(self.device)
@@ -204,8 +203,6 @@ class LanguageModel(TokenMeanModel):
                 )
                 chances = self.prediction(self(inputs)).gather(2, once.clamp(min=0)[..., None])
                 found.append(chances[..., 0][once != IGNORED].cpu())
-        finally:
-            self.train(was_training)
         return torch.cat(found).numpy()
 
 

@@ -7,43 +7,37 @@ Lightning about as much as the step of a small net, and reading a number waits f
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torchmetrics import MetricCollection
 
-from dlblocks._errors import CheckedConstructor, check_range, constructor_arguments
-from dlblocks._lightning import datamodule_of, log_as, trainer_of
+from dlblocks._errors import check_range
+from dlblocks._lightning import log_as
 from dlblocks._ragged import entries_of
 from dlblocks.fields import kinds_of
 from dlblocks.models import _checkpoints as checkpoints
+from dlblocks.models._arguments import ModelArguments
 from dlblocks.models._inputs import (
     adapt,
+    inputs_and_targets,
     prepare_batches,
     release_batches,
     with_prepared_inputs,
 )
-from dlblocks.models._step_buffer import (
-    StageMetrics,
-    StepBuffer,
-)
+from dlblocks.models._optimization import OptimizedModel
+from dlblocks.models._step_buffer import StepBuffer
+from dlblocks.models._task_model import STAGES, TaskModel
 from dlblocks.nets import Preprocess
-from dlblocks.optim import check_optimizer, check_schedule, make_optimizer, make_schedule
-from dlblocks.optim.schedules import schedule_needs_total_steps
+from dlblocks.optim import check_optimizer, check_schedule
 from dlblocks.tasks import Task
 from dlblocks.tasks.task import Stage, is_ours
 
-STAGES: tuple[Stage, ...] = ("train", "val", "test")
 
-
-class Model(CheckedConstructor, pl.LightningModule):
+class Model(ModelArguments, TaskModel, OptimizedModel):
     """A LightningModule with a net, a task and an optimizer.
 
     The task defines loss, metrics and predictions. A subclass may override `loss`, `make_metrics`
@@ -131,7 +125,7 @@ class Model(CheckedConstructor, pl.LightningModule):
         # True within steps whose inputs have been through `preprocess`, False within others, None
         # outside of steps.
         self._prepared: bool | None = None
-        self._weighted = False  # True if batches are [inputs, targets, weights]
+        self._weighted = False
         # True while a callback such as `SAM` repeats a step. Its loss and metrics do not count.
         self.metrics_paused = False
         # Lightning collects the arguments of all constructors that led here, the subclass's too.
@@ -142,92 +136,6 @@ class Model(CheckedConstructor, pl.LightningModule):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         adapt(cls, Model)
-
-    # Defined by the task; a subclass may override them
-
-    def make_metrics(self, stage: Stage) -> MetricCollection:
-        """Create the metrics of a stage. They get the results of `for_metrics`."""
-        return MetricCollection({}) if self.task is None else self.task.make_metrics(stage)
-
-    def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Return the mean loss of a batch, a scalar.
-
-        With weights (N,) it is the mean of ``weight * loss``.
-        """
-        if self.task is None:
-            raise NotImplementedError(
-                f"{type(self).__name__} needs a task, or its own method loss(outputs, targets)."
-            )
-        if weights is None:
-            return self.task.loss(outputs, targets)
-        return self.task.loss(outputs, targets, weights)
-
-    @property
-    def loss_range(self) -> tuple[float | None, float | None]:
-        """Lowest and highest possible loss, None for an unknown bound."""
-        if self.task is None or not is_ours(type(self).loss):
-            return None, None
-        return self.task.loss_range
-
-    def for_metrics(self, outputs: Tensor, targets: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
-        """Return the predictions and targets of a batch that the metrics need."""
-        if self.task is None:
-            return outputs, targets
-        if not is_ours(type(self).make_metrics):  # in training they may need more than ours
-            stage = "val"
-        kept, targets = self.task.for_metrics(outputs, targets, stage)
-        # In training our classifiers keep only the predicted classes.
-        own = kept.is_floating_point() and not is_ours(type(self).prediction)
-        return (self.prediction(outputs) if own else kept), targets
-
-    def prediction(self, outputs: Tensor) -> Tensor:
-        """Return the predictions for outputs of the net."""
-        return outputs if self.task is None else self.task.predict(outputs)
-
-    def is_standard(self, *names: str) -> bool:
-        """Tell whether the task and these methods are those of this package."""
-        task = self.task is None or is_ours(type(self.task))
-        return task and all(is_ours(getattr(type(self), name)) for name in names)
-
-    def check_data(self, datamodule: Any) -> None:
-        """Raise a `ValueError` if the model does not fit the data."""
-        shape = getattr(datamodule, "input_shape", None)
-        check_input = getattr(self.net, "check_input", None)
-        if isinstance(shape, tuple) and callable(check_input):
-            if None in shape and not getattr(self.net, "takes_padded", False):
-                raise ValueError(
-                    f"{type(self.net).__name__} needs inputs of one shape, but the sequences of "
-                    f"{type(datamodule).__name__} have unequal lengths; use a net over padded "
-                    "batches, such as dlblocks.nets.RNN."
-                )
-            check_input(shape)
-        check_embeddings = getattr(self.net, "check_embeddings", None)
-        if callable(check_embeddings):
-            embeddings = getattr(datamodule, "embeddings", None) or {}
-            check_embeddings(embeddings, type(datamodule).__name__)
-        if self.task is not None:
-            self.task.check_data(datamodule, type(self).__name__)
-
-    def check_batch(self, outputs: Tensor, targets: Tensor) -> None:
-        """Raise a `ValueError` if targets do not fit outputs.
-
-        It is called on the first batch.
-        """
-        if self.task is not None:
-            self.task.check_batch(outputs, targets)
-
-    @property
-    def not_vectorizable(self) -> str | None:
-        """Reason why several such models cannot be fitted as one, or None.
-
-        A subclass with a training of its own gives one. `dlblocks.engine` asks for it.
-        """
-        return None
-
-    @property
-    def not_exportable(self) -> str | None:
-        """Reason why `dlblocks.loading.Predictor.export` refuses the model, or None."""
-        return None
 
     # Steps
 
@@ -268,19 +176,17 @@ class Model(CheckedConstructor, pl.LightningModule):
         """
         inputs, *rest = entries_of(batch)
         outputs = self(inputs)
-        if self.task is None or not is_ours(type(self).prediction):
-            result = {"prediction": self.prediction(outputs)}
-            if self.task is not None:
-                targets = rest[0] if rest else None
-                result["prediction"] = self.task.shaped(result["prediction"], targets)
+        task, targets = self.task, rest[0] if rest else None
+        if task is None:
+            return {"prediction": self.prediction(outputs)} | beside_inputs(rest)
+        if is_ours(type(self).prediction):
+            prediction = task.predict(outputs, targets)
         else:
-            result = {"prediction": self.task.predict(outputs, rest[0] if rest else None)}
-        if self.task is not None:
-            result |= self.task.from_inputs(inputs)
-        return result | beside_inputs(rest)
+            prediction = task.shaped(self.prediction(outputs), targets)
+        return {"prediction": prediction} | task.from_inputs(inputs) | beside_inputs(rest)
 
     def _step(self, batch: Any, stage: Stage) -> Tensor:
-        inputs, targets = self._inputs_and_targets(batch)
+        inputs, targets = inputs_and_targets(batch, type(self).__name__, weighted=self._weighted)
         weights = batch[2] if self._weighted else None
         # Here, because the metrics below need it too.
         if self.task is not None and (found := self.task.from_inputs(inputs)):
@@ -316,45 +222,14 @@ class Model(CheckedConstructor, pl.LightningModule):
         """
         outputs = self(inputs)
         if self._first_batch:
-            if not isinstance(outputs, Tensor):
-                named = ", ".join(map(repr, outputs)) if isinstance(outputs, dict) else ""
-                raise TypeError(
-                    f"{type(self.net).__name__} returns a {type(outputs).__name__}"
-                    f"{f' with {named}' if named else ''}, but {type(self).__name__} expects a "
-                    "tensor; define forward in a subclass, such as return "
-                    f"self.net(inputs)[{next(iter(outputs), 0) if named else 0!r}]."
-                )
+            self._check_outputs(outputs)
             self.check_batch(outputs, targets)
+        beside = () if weights is None else (weights,)  # `loss` of a subclass may take none
         try:
-            if weights is None:
-                return outputs, self.loss(outputs, targets)
-            return outputs, self.loss(outputs, targets, weights)
+            return outputs, self.loss(outputs, targets, *beside)
         except IndexError:  # a label that the first batch did not have
             self.check_batch(outputs, targets)
             raise
-
-    def _check_loader(self, stage: Stage) -> None:
-        """Raise a `ValueError` if a loader has sample weights that nobody told the model of."""
-        name = "train_dataloader" if stage == "train" else f"{stage}_dataloaders"
-        found = getattr(trainer_of(self), name, None)
-        for loader in found if isinstance(found, list) else [found]:
-            weights = getattr(getattr(loader, "dataset", None), "weights", None)
-            if isinstance(weights, Tensor) and not self._weighted:
-                raise ValueError(
-                    "the loader has sample weights, which count only with its datamodule; give "
-                    "datamodule=… to the Trainer instead of loaders."
-                )
-
-    def _inputs_and_targets(self, batch: Any) -> tuple[Tensor, Tensor]:
-        entries = entries_of(batch)
-        if isinstance(batch, (list, tuple)) and len(entries) >= 2 + self._weighted:
-            return entries[0], entries[1]
-        size = f" of {len(batch)}" if isinstance(batch, (list, tuple, dict)) else ""
-        raise ValueError(
-            f"{type(self).__name__} expects batches [inputs, targets"
-            f"{', weights' if self._weighted else ''}], got {type(batch).__name__}{size}; give "
-            "your DataLoader a collate_fn that returns such batches."
-        )
 
     def _flush(self, stage: Stage, *, whole: bool = True) -> None:
         """Check the buffered losses. If `whole`, move the buffer into the metrics."""
@@ -369,42 +244,6 @@ class Model(CheckedConstructor, pl.LightningModule):
         self._stage_metrics("train")  # creates them, to be saved or restored
         self._flush("train")
 
-    def update_metrics(self, stage: Stage, losses: Tensor, sizes: Tensor, *kept: Tensor) -> None:
-        """Add batches to the metrics of a stage.
-
-        Args:
-            stage: The stage.
-            losses: The mean loss of each batch, shape (B,).
-            sizes: The number of samples of each batch, or what `Task.counted` counts, or the sum of
-                their weights, shape (B,).
-            *kept: Predictions and targets of all samples, as returned by `for_metrics`, and the
-                weights of the samples if there are any.
-        """
-        metrics = self._stage_metrics(stage)
-        metrics.loss.update(losses, sizes)
-        metrics.others.update(*kept)
-
-    def compute_metrics(self, stage: Stage) -> dict[str, Tensor]:
-        """Compute the metrics of a stage over all ranks, by logged name."""
-        metrics = self._stage_metrics(stage)
-        values = {"loss": metrics.loss.compute(), **metrics.others.compute()}
-        return {f"{stage}/{name}": value for name, value in values.items()}
-
-    def reset_metrics(self, stage: Stage) -> None:
-        """Reset the metrics of a stage."""
-        metrics = self._stage_metrics(stage)
-        metrics.loss.reset()
-        metrics.others.reset()
-
-    def _stage_metrics(self, stage: Stage) -> StageMetrics:
-        # With a suffix, because a child module cannot be called "train", like a method.
-        name = f"{stage}_metrics"
-        if name not in self._metrics:
-            self._metrics[name] = StageMetrics(self.make_metrics(stage)).to(self.device)
-        metrics = self._metrics[name]
-        assert isinstance(metrics, StageMetrics)  # for the type checker
-        return metrics
-
     # Epochs
 
     def setup(self, stage: str) -> None:
@@ -416,31 +255,8 @@ class Model(CheckedConstructor, pl.LightningModule):
         if stage == "fit" and self.task is not None:
             self.task.fit_to(self.datamodule)
 
-    def use_weights(self, weighted: bool) -> None:
-        """Prepare for batches with or without sample weights."""
-        if weighted == self._weighted:
-            return
-        self._weighted = weighted
-        if self.task is not None:
-            self.task.weighted = weighted
-        for stage in [name.removesuffix("_metrics") for name in self._metrics]:
-            del self._metrics[f"{stage}_metrics"]  # those with and without weights differ
-        if not weighted:
-            return
-        takes_weights("loss", self.loss)
-        if self.task is not None:
-            takes_weights(f"{type(self.task).__name__}.loss", self.task.loss)
-        for stage in STAGES:
-            for name, metric in self._stage_metrics(stage).others.items():
-                takes_weights(f"the metric {name!r}", metric.update)
-
     def teardown(self, stage: str) -> None:
         release_batches(self)
-
-    @property
-    def datamodule(self) -> Any:
-        """The Trainer's datamodule, or None if it was given loaders."""
-        return datamodule_of(self.trainer)
 
     def on_train_epoch_start(self) -> None:
         self._reset("train")
@@ -472,45 +288,6 @@ class Model(CheckedConstructor, pl.LightningModule):
         for name, value in self.compute_metrics(stage).items():
             value = value if value.is_floating_point() else value.float()
             self.log(name, value, prog_bar=name in shown, sync_dist=self.trainer.world_size > 1)
-
-    # Optimization
-
-    def make_optimizer(self) -> Optimizer:
-        """Create the optimizer."""
-        return make_optimizer(
-            self.optimizer_name,
-            self,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            args=self.optimizer_args,
-        )
-
-    def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer()
-        if isinstance(optimizer, torch.optim.LBFGS):
-            accumulated, ranks = self.trainer.accumulate_grad_batches, self.trainer.world_size
-            if accumulated > 1 or ranks > 1:
-                raise ValueError(
-                    f"accumulate_grad_batches={accumulated} on {ranks} devices, but lbfgs computes "
-                    "the loss of one batch on one device several times a step; use a larger "
-                    "batch_size, such as 'full', and devices=1."
-                )
-        total_steps = steps_per_epoch = None
-        if schedule_needs_total_steps(self.lr_schedule) or self.warmup_steps:
-            total = self.trainer.estimated_stepping_batches
-            total_steps = int(total) if 0 < total < float("inf") else None
-            batches = self.trainer.num_training_batches
-            if batches != float("inf"):
-                steps_per_epoch = -(-int(batches) // self.trainer.accumulate_grad_batches)
-        schedules = make_schedule(
-            self.lr_schedule,
-            optimizer,
-            total_steps=total_steps,
-            steps_per_epoch=steps_per_epoch,
-            warmup_steps=self.warmup_steps,
-            args=self.lr_schedule_args,
-        )
-        return [optimizer], schedules
 
     # Checkpoints
 
@@ -566,67 +343,6 @@ class Model(CheckedConstructor, pl.LightningModule):
             strict=strict is not False,
             overrides=kwargs,
         )
-
-    @classmethod
-    def _accepted(cls) -> list[str]:
-        return cls.hyperparameter_names()
-
-    @classmethod
-    def _check_all(cls, args: Any, kwargs: Any) -> None:
-        made = {"net", "task"} & kwargs.keys() - {*inspect.signature(cls.__init__).parameters}
-        if made and cls.__module__.startswith("dlblocks."):
-            name = min(made)
-            raise TypeError(
-                f"{cls.__name__} has no argument {name!r}, because it makes its own; "
-                f"{cls._instead_of(name)}."
-            )
-        super()._check_all(args, kwargs)
-
-    @classmethod
-    def _instead_of(cls, name: str) -> str:
-        """Return how to use one's own net or task."""
-        inits = {base.__name__: vars(base).get("__init__") for base in cls.__mro__[:-1]}
-        takers = (
-            base
-            for base, init in inits.items()
-            if init and name in inspect.signature(init).parameters
-        )
-        return f"{next(takers)} takes one"
-
-    @classmethod
-    def hyperparameter_names(cls) -> list[str]:
-        """Return the names of the constructor's arguments that a checkpoint holds."""
-        own = inspect.signature(cls.__init__).parameters  # a leaf creates its net and its task
-        parts = {"net", "task"} - {*own}
-        return [name for name in constructor_arguments(cls) if name not in parts]
-
-    @classmethod
-    def _unsaved_arguments(cls) -> list[str]:
-        """Return the constructor arguments that Lightning must not save here.
-
-        These are live modules, and the arguments of a user's subclass. Such a class calls
-        `save_hyperparameters` for its own arguments.
-        """
-        inits = {
-            base: vars(base).get("__init__") for base in cls.__mro__ if issubclass(base, Model)
-        }
-        taken = {base: inspect.signature(f).parameters for base, f in inits.items() if f}
-        ours = {
-            name for base, names in taken.items() if checkpoints.is_ours(base) for name in names
-        }
-        saved = ours & {*cls.hyperparameter_names()} - {"net", "task", "members"}
-        return sorted({name for names in taken.values() for name in names} - saved)
-
-
-def takes_weights(name: str, method: Any) -> None:
-    """Raise a `ValueError` unless a method takes (outputs, targets, weights)."""
-    try:
-        inspect.signature(method).bind(None, None, None)
-    except TypeError as error:
-        raise ValueError(
-            f"the samples have weights, which {name} does not take; remove it, or give one that "
-            "takes (outputs, targets, weights)."
-        ) from error
 
 
 def beside_inputs(rest: Sequence[Any]) -> dict[str, Any]:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from dlblocks._errors import check_range
+from dlblocks._quiet import evaluating
 from dlblocks._ragged import entries_of
 from dlblocks._text import SymbolVocabulary
-from dlblocks.fields import Padded, Ragged
+from dlblocks.fields import Padded
 from dlblocks.models._beam_search import Search, search
 from dlblocks.models._generate import check_whole
 from dlblocks.models._inputs import with_prepared_inputs
+from dlblocks.models._sources import batches_of, check_entry, check_sequences, read_source
 from dlblocks.models._token_mean import TokenMeanModel
 from dlblocks.models.model import beside_inputs
 from dlblocks.nets import Seq2SeqRNN, Seq2SeqTransformer
@@ -24,7 +25,6 @@ from dlblocks.nets.seq2seq import shifted
 from dlblocks.tasks.seq2seq import Answers, Seq2SeqTask, as_padded, check_tokens
 
 LONGEST = 256  # tokens of a result where nobody knows the targets of the training
-ROWS = 256  # sources at a time
 
 
 class Seq2Seq(TokenMeanModel):
@@ -134,51 +134,19 @@ class Seq2Seq(TokenMeanModel):
 
     def check_data(self, datamodule: Any) -> None:
         super().check_data(datamodule)
-        data, net = type(datamodule).__name__, type(self.net).__name__
         known = getattr(self.net, "source_vocab_size", None)
         size = getattr(datamodule, "source_vocab_size", None)
         if known is not None and size is not None and size > known:
             raise ValueError(
-                f"source_vocab_size={known}, but {data} has {size} source tokens; set "
-                f"source_vocab_size={size}."
+                f"source_vocab_size={known}, but {type(datamodule).__name__} has {size} source "
+                f"tokens; set source_vocab_size={size}."
             )
-        source = getattr(datamodule, "source", None)
-        context = getattr(self.net, "context", None)
-        for argument, more in (("inputs", 0), ("targets", 1)):  # the separator begins a target
-            for part in ("", "test_"):
-                rows = getattr(source, part + argument, None)
-                if not isinstance(rows, Ragged):
-                    continue
-                if size is None and known is not None and argument == "inputs":
-                    check_tokens(part + argument, rows, known, "source_vocab_size")
-                longest = int(rows.lengths.max()) + more
-                if context is not None and longest > context:
-                    row = int(rows.lengths.argmax())
-                    raise ValueError(
-                        f"{part}{argument} has {longest - more} tokens in row {row}, "
-                        f"{'and one before them, ' * more}more than context={context} of {net}; "
-                        f"set context={longest}, or cut the sequence."
-                    )
+        check_sequences(self.net, datamodule)
 
     def _check_entries(self, inputs: Any, targets: Any) -> None:
         self._got_padded = isinstance(inputs, Padded)
         for name, entry in (("inputs", inputs), ("targets", targets)):
-            values = entry.values if isinstance(entry, Padded) else entry
-            if (
-                not isinstance(values, Tensor)
-                or values.ndim != 2
-                or values.is_floating_point()
-                or values.dtype == torch.bool
-            ):
-                got = type(entry).__name__
-                if isinstance(values, Tensor):
-                    got += f" of shape {tuple(values.shape)} and {values.dtype}"
-                raise ValueError(
-                    f"{type(self).__name__} expects tokens as {name}, Padded or integers (N, T), "
-                    f"got {got}; use Padded.of([…]) in your collate_fn."
-                )
-            if isinstance(entry, Padded):
-                entry.check(name)
+            check_entry(name, entry, type(self).__name__)
         self._check_tokens(inputs, targets)
 
     def _check_tokens(self, inputs: Tensor | Padded, targets: Tensor | Padded) -> None:
@@ -271,10 +239,9 @@ class Seq2Seq(TokenMeanModel):
                 and isinstance(given[0][0], str)
             )
         )
-        rows = [
-            self._source(each, "source" if single else f"sources[{number}]", is_text)
-            for number, each in enumerate(given)
-        ]
+        vocabulary = self.source_vocabulary if is_text else None
+        names = ["source"] if single else [f"sources[{number}]" for number in range(len(given))]
+        rows = [read_source(self.net, vocabulary, *pair) for pair in zip(names, given, strict=True)]
         beams = check_whole("num_beams", self.num_beams if num_beams is None else num_beams)
         check_range("num_beams", beams, 1)
         if max_new_tokens is not None:
@@ -283,71 +250,20 @@ class Seq2Seq(TokenMeanModel):
         if not math.isfinite(alpha):
             raise ValueError(f"length_penalty={alpha!r} must be a finite number.")
         rules = self._rules(beams, alpha, max_new_tokens)
-        modes = {module: module.training for module in self.modules()}
-        self.eval()
         found: list[Any] = [None] * len(rows)
-        try:
-            for places, inputs in self._batches(rows):
+        with evaluating(self):
+            is_padded = getattr(self.net, "takes_padded", self._got_padded)
+            for places, inputs in batches_of(rows, is_padded, self.device):
                 said = search(self.net, inputs, rules, use_cache=use_cache)
                 for place, each in zip(places, said, strict=True):
                     found[place] = each
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
         results: list[Any] = [each.tokens for each in found]
         if is_text:
-            vocabulary = self.target_vocabulary
-            results = [vocabulary.decode(tokens) for tokens in results]
+            results = [self.target_vocabulary.decode(tokens) for tokens in results]
         scores = [each.score for each in found]
         if single:
             return (results[0], scores[0]) if return_scores else results[0]
         return (results, scores) if return_scores else results
-
-    def _batches(self, rows: list[Tensor]) -> Iterator[tuple[list[int], Tensor | Padded]]:
-        """Yield places and sources, in the form that the net takes."""
-        groups = [list(range(len(rows)))]
-        is_padded = getattr(self.net, "takes_padded", self._got_padded)
-        if not is_padded:
-            of_length = defaultdict(list)
-            for place, row in enumerate(rows):
-                of_length[len(row)].append(place)
-            groups = list(of_length.values())
-        for group in groups:
-            for start in range(0, len(group), ROWS):
-                places = group[start : start + ROWS]
-                values, lengths = Padded.of([rows[place] for place in places])
-                values = values.to(self.device)
-                yield places, Padded(values, lengths.to(self.device)) if is_padded else values
-
-    def _source(self, source: Any, argument: str, is_text: bool) -> Tensor:
-        """Return the tokens of a source, or raise a `ValueError`."""
-        context = getattr(self.net, "context", None)
-        if is_text:
-            if not isinstance(source, str) and not all(isinstance(each, str) for each in source):
-                raise ValueError(f"{argument} has tokens, and others are texts; give one of both.")
-            vocabulary = self.source_vocabulary
-            vocabulary.check(argument, source)
-            row = torch.from_numpy(vocabulary.encode(source))
-        else:
-            if isinstance(source, str):
-                raise ValueError(f"{argument} is a text, and others are tokens; give one of both.")
-            row = torch.as_tensor(source)
-            if row.ndim != 1 or not len(row):
-                raise ValueError(
-                    f"{argument} has shape {tuple(row.shape)}; give a list of sequences, "
-                    "each of one token or more, (S,)."
-                )
-            if row.is_floating_point() or row.dtype == torch.bool:
-                raise ValueError(f"{argument} has values of {row.dtype}; tokens are whole numbers.")
-            known = getattr(self.net, "source_vocab_size", None)
-            if known is not None:
-                check_tokens(argument, row[None], known, "source_vocab_size")
-        if context is not None and len(row) > context:
-            raise ValueError(
-                f"{argument} has {len(row)} tokens, more than context={context} of the model; cut "
-                "it, or train a model with a larger context."
-            )
-        return row.long()
 
 
 class TransformerSeq2Seq(Seq2Seq):
@@ -429,15 +345,11 @@ class TransformerSeq2Seq(Seq2Seq):
         """
         net, place = self.net, self.device
         assert isinstance(net, Seq2SeqTransformer)  # for the type checker
-        inputs = self._source(source, "source", True)[None].to(place)
+        inputs = read_source(net, self.source_vocabulary, "source", source)[None].to(place)
         answer = torch.from_numpy(self.target_vocabulary.encode(target))[None].to(place)
-        was_training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             maps = net.attention_maps(inputs, shifted(answer, self.separator)[0])
             return [each[0] for each in maps]
-        finally:
-            self.train(was_training)
 
 
 class RNNSeq2Seq(Seq2Seq):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dlblocks._quiet import evaluating
 from dlblocks.fields import Padded
 from dlblocks.models.classification import Classifier
 from dlblocks.models.regression import Regressor
@@ -129,14 +130,10 @@ class _AttentionClassifier(Classifier):
         Args:
             inputs: Raw inputs, as for `forward`.
         """
-        was_training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             net: Any = self.net
             maps: list[Tensor] = net.attention_maps(self.preprocess(inputs))
             return maps
-        finally:
-            self.train(was_training)
 
 
 class TransformerClassifier(_AttentionClassifier):

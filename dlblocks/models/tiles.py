@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dlblocks._errors import check_range
 from dlblocks._geometry import tile_starts
+from dlblocks._quiet import evaluating
 from dlblocks.models.model import Model
 
 
@@ -55,13 +56,8 @@ def predict_tiles(
     if images.ndim != 4:
         raise ValueError(f"images have shape {tuple(images.shape)}; expected (N, C, H, W).")
     device = next((p.device for p in model.parameters()), images.device)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with evaluating(model):
         return _predicted(model, images, tile, overlap, batch_size, device)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _predicted(

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
+from dlblocks.losses import _smoothed
 from dlblocks.metrics import wide
 
 Array = npt.NDArray[Any]
@@ -36,15 +37,7 @@ def pixel_cross_entropy(
         tensor(0.)
     """
     if targets.is_floating_point():
-        # Summed in float32 at least: in bf16 a sum of 257 ones is 256.
-        dtype = torch.promote_types(targets.dtype, torch.float32)
-        mass = targets.sum(1, keepdim=True, dtype=dtype)
-        counted = mass.sum()
-        if weight is not None:
-            counted = (targets.sum([0, *range(2, targets.ndim)], dtype=dtype) * weight).sum()
-        if label_smoothing:
-            share = (label_smoothing / logits.shape[1]) * mass
-            targets = targets * (1 - label_smoothing) + share.to(targets.dtype)
+        targets, counted = _smoothed(targets, weight, label_smoothing)
         losses = F.cross_entropy(logits, targets, weight=weight, reduction="none")
     else:
         known = targets != ignore_index

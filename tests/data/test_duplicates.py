@@ -188,6 +188,6 @@ def test_what_is_not_known_or_cannot_be(monkeypatch):
         assert name
     with pytest.raises(ValueError, match="give one"):
         TabularDataModule("t.csv", target="y", group="g", groups="duplicates")
-    monkeypatch.setattr("dlblocks.data.datamodule.MAX_SEARCHED_BYTES", 90 * 5 * 4 - 1)
+    monkeypatch.setattr("dlblocks.data._source_data.MAX_SEARCHED_BYTES", 90 * 5 * 4 - 1)
     assert ArrayDataModule(X, Y).count_duplicates(4) is None
     assert together_within(ArrayDataModule(X, Y, groups="duplicates"), row_keys(X))  # as asked

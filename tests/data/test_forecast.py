@@ -9,7 +9,7 @@ import torch
 from sklearn.model_selection import TimeSeriesSplit
 
 from dlblocks.data import ForecastDataModule, baseline_tables, seasonal_naive
-from dlblocks.data._series import find_clock
+from dlblocks.data._clock import find_clock
 
 C, H, M = 6, 3, 4
 ARGUMENTS = {"context": C, "horizon": H, "season": M, "test_fraction": 0.25, "batch_size": 5}

@@ -9,7 +9,7 @@ import torch
 
 from dlblocks.data import SequencePairsDataModule
 from dlblocks.data import _pair_sets as pair_sets
-from dlblocks.data.sequence_pairs import BucketSampler
+from dlblocks.data.dataset import BucketSampler
 
 PAIRS = [("cab", "K AE B"), ("bac", "B AE K"), ("cab", "K AA B"), ("abba", "AE B AE")]
 

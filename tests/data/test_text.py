@@ -11,7 +11,7 @@ import dlblocks
 from dlblocks._text import SEPARATOR, UNKNOWN, Vocabulary
 from dlblocks.crossval import cross_validate
 from dlblocks.data import TextDataModule
-from dlblocks.data.text import without_repeats
+from dlblocks.data._documents import without_repeats
 from dlblocks.models import GPTLanguageModel, RNNLanguageModel
 from dlblocks.tasks import LanguageModelTask
 

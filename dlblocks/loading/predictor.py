@@ -1,17 +1,9 @@
-"""Open a trained model, and predict new data with it.
-
-`load` opens a run folder, a checkpoint or a saved file. What it returns reads new data as the
-training data were read: columns and categories, image size, class names and normalisation come
-with the model.
-"""
+"""`Predictor`, a trained model that predicts new data."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
-import inspect
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -27,92 +19,21 @@ from dlblocks._boxes import box_rows
 from dlblocks._errors import check_choice, check_range
 from dlblocks._files import atomic_write, is_rank_zero
 from dlblocks._plain import plain, plain_hyperparameters
-from dlblocks._quiet import isolated
-from dlblocks._ragged import entries_of
-from dlblocks.crossval import load_result
-from dlblocks.data._csv_chunks import CsvChunks
-from dlblocks.data._images import images_below
-from dlblocks.data._read_csv import COMPRESSED, ENDINGS
+from dlblocks._quiet import evaluating
 from dlblocks.data.encoders import ArrayEncoder, Encoder, Samples, Unseen, encoder_of
-from dlblocks.ensembles.results import ENSEMBLE
 from dlblocks.fields import Padded
+from dlblocks.loading._batches import by_hand, joined, prepared, split
 from dlblocks.models import Model
-from dlblocks.models import load as load_model
-from dlblocks.models._checkpoints import (
-    CLASS_PATH,
-    DATA_SPEC,
-    HPARAMS,
-    of_foreign,
-    read_checkpoint,
-    restore,
-)
+from dlblocks.models._checkpoints import DATA_SPEC, HPARAMS
 from dlblocks.models._conformal import Calibration
 from dlblocks.models._export import export
 from dlblocks.models._predict import NoPredictions, predictor
 from dlblocks.nets import Preprocess
-from dlblocks.runs.fit import CHECKPOINTS
-from dlblocks.runs.predicted import Predictions, Rows, different
+from dlblocks.runs.predicted import Predictions, Rows
 from dlblocks.runs.predictions import columns_of
 from dlblocks.tasks import Task
 
 BATCH_SIZE = 64  # where training had no batches
-# Files of a run folder with the model of the run, in the order in which they are looked for.
-REFIT = ("refit/model.ckpt", "refit/point-*/refit/model.ckpt")
-SINGLE = (ENSEMBLE, *(f"checkpoints/{name}.ckpt" for name in CHECKPOINTS.values()), "model.ckpt")
-
-Module = pl.LightningModule | Callable[..., pl.LightningModule]
-
-
-def load(
-    source: str | PathLike[str] | pl.LightningModule,
-    *,
-    module: Module | None = None,
-    preprocess: Callable[[Any], Any] | None = None,
-    classes: Iterable[type[Model]] = (),
-) -> Predictor:
-    """Open a trained model for predictions.
-
-    Files are read with ``weights_only=True``: nothing in them is run.
-
-    Args:
-        source: A run folder, a checkpoint, or a file that `Predictor.save` has written. Of the
-            folder of a cross-validation, the refit model if there is one, else the average of the
-            fold models; of bagging and boosting, the ensemble; of a fit, its best epoch. Or a model
-            that is in memory already, such as ``result.ensemble()``.
-        module: Your own LightningModule, if the model is one, or its members are: its class, a
-            function that makes one, or one with any weights. A class is made with the
-            hyperparameters that the checkpoint has. Likewise the `Classifier` or `Regressor` over a
-            net of your own.
-        preprocess: Makes a batch of what is given to `Predictor.predict`, for a module whose data
-            were not read by a datamodule of this package.
-        classes: Your own subclasses of our models, if the model, or a member, is one.
-
-    Raises:
-        FileNotFoundError: There is no such file or folder, or no model in the folder.
-        ValueError: The file is damaged, holds more than plain values, or a model of a class that
-            is not known.
-
-    Example:
-        >>> from dlblocks.models import MLPClassifier
-        >>> table = load(MLPClassifier(4, 3)).predict(torch.zeros(2, 4), progress_bar=False)
-        >>> list(table.to_pandas())
-        ['index', 'prediction', 'probability_0', 'probability_1', 'probability_2']
-    """
-    if isinstance(source, pl.LightningModule):
-        return Predictor(source, preprocess=preprocess)
-    path, own = Path(source), list(classes)
-    if isinstance(module, type) and issubclass(module, Model):
-        own.append(module)
-    opened = _open_folder if path.is_dir() else _open_file
-    with isolated():  # making a model draws its weights
-        model, data_spec, statistics = opened(path, module, own)
-    return Predictor(
-        model.eval(),
-        data_spec=data_spec,
-        statistics=statistics,
-        preprocess=preprocess,
-        source=str(source),
-    )
 
 
 class Predictor:
@@ -223,15 +144,15 @@ class Predictor:
         rows, names = Rows(), list[Any]()
         with (
             _progress(progress_bar) as bar,
-            _evaluating(model),
+            evaluating(model),
             _covering(model, coverage),
             torch.inference_mode(),
         ):
             for chunk, called in samples.chunks:
                 before = rows.count
-                inputs = _prepared(move_data_to_device(chunk, place), statistics)
-                batches = [inputs] if samples.is_batched else _split(inputs, size)
-                rows.add(*_joined([self._rows(predict, batch) for batch in batches]))
+                inputs = prepared(move_data_to_device(chunk, place), statistics)
+                batches = [inputs] if samples.is_batched else split(inputs, size)
+                rows.add(*joined([self._rows(predict, batch) for batch in batches]))
                 if called is not None:
                     names.append(called)
                 total = samples.total()
@@ -371,7 +292,7 @@ class Predictor:
         if isinstance(data, Dataset):
             data = DataLoader(data, batch_size=size)
         if self.preprocess is not None:
-            return _by_hand(data, size, self.preprocess)
+            return by_hand(data, size, self.preprocess)
         if isinstance(data, DataLoader):
             return Samples(((batch, None) for batch in data), is_batched=True)
         return self.encoder.read(data, size, id_column=id_column, unseen=unseen)
@@ -390,7 +311,10 @@ class Predictor:
             return
         checkpoint: dict[str, Any] = {
             "pytorch-lightning_version": pl.__version__,
-            "state_dict": {k: _on_cpu(v) for k, v in self.model.state_dict().items()},
+            "state_dict": {
+                name: value.detach().cpu() if isinstance(value, Tensor) else value
+                for name, value in self.model.state_dict().items()
+            },
             HPARAMS: dict(self.model.hparams),
             "data": {
                 DATA_SPEC: self.data_spec or {"kind": Encoder.kind},
@@ -436,175 +360,10 @@ class Predictor:
         )
 
 
-# Opening
-
-
-def _open_folder(
-    path: Path, module: Module | None, classes: list[type[Model]]
-) -> tuple[pl.LightningModule, dict[str, Any] | None, Preprocess | None]:
-    refits = [found for pattern in REFIT for found in sorted(path.glob(pattern))]
-    if refits:
-        return _open_file(refits[0], module, classes)
-    if (path / "folds.csv").is_file():
-        result = load_result(path)
-        make = None
-        if module is not None and module not in classes:
-            saved = read_checkpoint(path / result.folds[0]["checkpoint"], "cpu").get(HPARAMS)
-            make = _maker(module, saved or {})
-        model = result.ensemble(classes, make_model=make)
-        return model, model.data_spec, None
-    for name in SINGLE:
-        if (path / name).is_file():
-            return _open_file(path / name, module, classes)
-    raise FileNotFoundError(
-        f"{path} has no model: there is neither {REFIT[0]}, nor folds.csv of a cross-validation "
-        f"that has ended, nor {', '.join(SINGLE)}."
-    )
-
-
-def _open_file(
-    path: Path, module: Module | None, classes: list[type[Model]]
-) -> tuple[pl.LightningModule, dict[str, Any] | None, Preprocess | None]:
-    checkpoint = read_checkpoint(path, "cpu")
-    saved = checkpoint.get(HPARAMS) or {}
-    if isinstance(saved.get(CLASS_PATH), str):
-        overrides, members = None, saved.get("members")
-        if module is not None and module not in classes:
-            if not isinstance(members, list):
-                model: Any = restore(_maker(module, saved)(), path)
-                return model, model.data_spec, None
-            overrides = {"members": [_maker(module, {})() for _ in members]}
-        elif isinstance(members, list) and all(isinstance(one, str) for one in members):
-            raise ValueError(
-                f"{path} is an average of {members[0]}, a class that is not of dlblocks; give it: "
-                "load(path, module=YourModule)."
-            )
-        model = load_model(path, classes=classes, overrides=overrides)
-        return model, model.data_spec, None
-    if module is None:
-        raise ValueError(
-            f"{path} is of a LightningModule that is not of dlblocks, and says nothing of its "
-            "class; give it: load(path, module=YourModule)."
-        )
-    data_spec, statistics = of_foreign(checkpoint)
-    model = restore(_maker(module, saved)(), path)
-    return model, data_spec, Preprocess.from_plain(statistics)
-
-
-def _maker(module: Module, saved: Mapping[str, Any]) -> Callable[[], pl.LightningModule]:
-    """Return a function that makes the module, with any weights."""
-    if isinstance(module, pl.LightningModule):
-        given = module
-        return lambda: copy.deepcopy(given)
-    if not isinstance(module, type):
-        return module
-    taken = inspect.signature(module).parameters
-    known = {name: value for name, value in saved.items() if name in taken}
-
-    def make() -> pl.LightningModule:
-        try:
-            made: pl.LightningModule = module(**known)
-        except TypeError as error:
-            raise ValueError(
-                f"{module.__name__} cannot be made of the hyperparameters in its checkpoint "
-                f"({error}); give a function: module=lambda: {module.__name__}(…)."
-            ) from error
-        return made
-
-    return make
-
-
-# Data
-
-
-def _by_hand(data: Any, size: int, preprocess: Callable[[Any], Any]) -> Samples:
-    """Cut what was given into pieces, and make a batch of each."""
-    pieces: Iterator[Any]
-    names: Sequence[str] | None = None
-    if isinstance(data, (str, PathLike)):
-        path = Path(data)
-        plain_name = path.name.lower()
-        for ending in COMPRESSED:
-            plain_name = plain_name.removesuffix(ending)
-        if not path.exists():
-            raise FileNotFoundError(f"data={str(path)!r} is neither a file nor a folder.")
-        if plain_name.endswith(ENDINGS):
-            tables = iter(CsvChunks(path, {}, {}, size))
-            return Samples(((preprocess(table), None) for table in tables), is_batched=True)
-        data = names = images_below(path) if path.is_dir() else [os.fspath(path)]
-        if not data:
-            raise FileNotFoundError(f"data={str(path)!r} is a folder without images.")
-    if isinstance(data, DataLoader):
-        pieces = iter(data)
-    elif hasattr(data, "iloc"):
-        pieces = (data.iloc[i : i + size] for i in range(0, len(data), size))
-    elif isinstance(data, (Tensor, np.ndarray, list, tuple)):
-        pieces = (data[i : i + size] for i in range(0, len(data), size))
-    else:
-        pieces = iter([data])
-    if names is None:
-        return Samples(((preprocess(piece), None) for piece in pieces), is_batched=True)
-    called = (names[i : i + size] for i in range(0, len(names), size))
-    chunks = ((preprocess(piece), some) for piece, some in zip(pieces, called, strict=True))
-    return Samples(chunks, "file", is_batched=True)
-
-
-def _prepared(batch: Any, statistics: Preprocess) -> Any:
-    """Return a batch as the steps of the model take it."""
-    entries = entries_of(batch)
-    if not entries or not isinstance(entries[0], (Tensor, Padded)):
-        return batch  # nobody knows what its inputs are
-    inputs, *rest = entries
-    if hasattr(batch, "_fields") and not isinstance(batch, Padded):  # a namedtuple
-        return type(batch)(statistics(inputs), *rest)
-    return [statistics(inputs), *rest]
-
-
-def _split(batch: Any, size: int) -> list[Any]:
-    """Cut ``[inputs]`` into batches."""
-    (inputs,) = batch
-    return [[part] for part in inputs.split(size)]
-
-
-def _joined(batches: Sequence[tuple[dict[str, Any], int]]) -> tuple[dict[str, Any], int]:
-    """Join the columns that all batches have."""
-    if len(batches) == 1:
-        return batches[0]
-    found: dict[str, Any] = {}
-    for name in batches[0][0]:
-        parts = [columns[name] for columns, _ in batches if name in columns]
-        if len(parts) < len(batches):
-            continue
-        if all(isinstance(part, Tensor) for part in parts):
-            if len({part.shape[1:] for part in parts}) > 1:
-                raise NoPredictions(different(name))
-            found[name] = torch.cat(parts)
-        else:
-            found[name] = [row for part in parts for row in part]
-    return found, sum(count for _, count in batches)
-
-
 def _device(device: str | torch.device) -> torch.device:
-    if device != "auto":
-        return torch.device(device)
-    found = torch.accelerator.current_accelerator(check_available=True)
-    return torch.device("cpu") if found is None else found
-
-
-def _on_cpu(value: Any) -> Any:
-    return value.detach().cpu() if isinstance(value, Tensor) else value
-
-
-@contextlib.contextmanager
-def _evaluating(model: pl.LightningModule) -> Iterator[None]:
-    """Put all modules into evaluation mode, and back."""
-    before = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before.items():
-            module.training = training
+    if device == "auto":
+        device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    return torch.device(device)
 
 
 @contextlib.contextmanager
