@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dlblocks._errors import check_range, check_whole
-from dlblocks._quiet import evaluating as evaluating
+from dlblocks._quiet import evaluating
 from dlblocks.models._image_checks import check_labels
 from dlblocks.models._noise import Noise
 from dlblocks.models.model import Model

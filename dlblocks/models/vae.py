@@ -23,7 +23,7 @@ from dlblocks.models._likelihood import (
     normal_log_prob,
 )
 from dlblocks.models._noise import AnyNoise, Noise
-from dlblocks.models._sampling import evaluating
+from dlblocks._quiet import evaluating
 from dlblocks.models.generative import GenerativeModel
 from dlblocks.nets.autoencoder import Autoencoder
 
