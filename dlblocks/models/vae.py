@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dlblocks._errors import check_range
+from dlblocks._quiet import evaluating
 from dlblocks.models._image_checks import check_image_shape
 from dlblocks.models._likelihood import (
     bits_per_dim,
@@ -23,7 +24,6 @@ from dlblocks.models._likelihood import (
     normal_log_prob,
 )
 from dlblocks.models._noise import AnyNoise, Noise
-from dlblocks._quiet import evaluating
 from dlblocks.models.generative import GenerativeModel
 from dlblocks.nets.autoencoder import Autoencoder
 
