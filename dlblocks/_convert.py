@@ -90,7 +90,7 @@ def _one_of(value: Any, options: Sequence[Any]) -> Any:
     if value is None and type(None) in options:
         return None
     # In Python 3.10, list[int] counts as a type.
-    plain = (one for one in options if isinstance(one, type) and get_origin(one) is None)
+    plain = (one for one in options if isinstance(one, type) and typing.get_origin(one) is None)
     classes = [one for one in plain if one not in CONVERTERS]
     if classes and isinstance(value, tuple(classes)):  # a learning rate may stay a tensor
         return value
