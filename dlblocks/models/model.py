@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MetricCollection
 
-from dlblocks._errors import CheckedConstructor, check_range, constructor_arguments
+from dlblocks._errors import CheckedConstructor, check_range, constructor_arguments, signature_of
 from dlblocks._lightning import datamodule_of, log_as, trainer_of
 from dlblocks._ragged import entries_of
 from dlblocks.fields import kinds_of
@@ -573,7 +573,7 @@ class Model(CheckedConstructor, pl.LightningModule):
 
     @classmethod
     def _check_all(cls, args: Any, kwargs: Any) -> None:
-        made = {"net", "task"} & kwargs.keys() - {*inspect.signature(cls.__init__).parameters}
+        made = {"net", "task"} & kwargs.keys() - {*signature_of(cls.__init__).parameters}
         if made and cls.__module__.startswith("dlblocks."):
             name = min(made)
             raise TypeError(
@@ -587,16 +587,14 @@ class Model(CheckedConstructor, pl.LightningModule):
         """Return how to use one's own net or task."""
         inits = {base.__name__: vars(base).get("__init__") for base in cls.__mro__[:-1]}
         takers = (
-            base
-            for base, init in inits.items()
-            if init and name in inspect.signature(init).parameters
+            base for base, init in inits.items() if init and name in signature_of(init).parameters
         )
         return f"{next(takers)} takes one"
 
     @classmethod
     def hyperparameter_names(cls) -> list[str]:
         """Return the names of the constructor's arguments that a checkpoint holds."""
-        own = inspect.signature(cls.__init__).parameters  # a leaf creates its net and its task
+        own = signature_of(cls.__init__).parameters  # a leaf creates its net and its task
         parts = {"net", "task"} - {*own}
         return [name for name in constructor_arguments(cls) if name not in parts]
 
@@ -610,7 +608,7 @@ class Model(CheckedConstructor, pl.LightningModule):
         inits = {
             base: vars(base).get("__init__") for base in cls.__mro__ if issubclass(base, Model)
         }
-        taken = {base: inspect.signature(f).parameters for base, f in inits.items() if f}
+        taken = {base: signature_of(f).parameters for base, f in inits.items() if f}
         ours = {
             name for base, names in taken.items() if checkpoints.is_ours(base) for name in names
         }
