@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import no_address
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.image import imread
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 from sklearn.metrics import r2_score
 
@@ -387,22 +389,32 @@ def test_bad_input(draw, message):
         draw()
 
 
-def test_saved_whole_or_not_at_all(tmp_path):
+def test_saved_whole_or_not_at_all(tmp_path, monkeypatch):
     figure = plots.learning_curves([history(3)])
     path = tmp_path / "deep" / "curves.png"
     plots.save(figure, path)
     before = path.read_bytes()
     assert before[:4] == b"\x89PNG"
 
-    def fail(*args, **kwargs):
-        args[0].write_bytes(b"half")
+    def fail(canvas, path, **kwargs):
+        path.write_bytes(b"half")
         raise OSError("disk full")
 
-    figure.savefig = fail
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", fail)
     with pytest.raises(OSError, match="disk full"):
         plots.save(figure, path)
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == ["curves.png"]
+
+
+def test_a_file_has_the_pixels_of_savefig(tmp_path):
+    figure = plots.learning_curves([history(3)])
+    canvas = figure.canvas
+    plots.save(figure, tmp_path / "ours.png", dpi=90)
+    assert (figure.canvas, figure.dpi) == (canvas, 100)
+    figure.savefig(tmp_path / "theirs.png", dpi=90)
+    ours, theirs = (imread(tmp_path / f"{name}.png") for name in ("ours", "theirs"))
+    np.testing.assert_array_equal(ours, theirs)
 
 
 def test_whole_file_gives_the_usual_permissions(tmp_path):

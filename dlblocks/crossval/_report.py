@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dlblocks._files import read_json
+from dlblocks.plots._style import write_png
 from dlblocks.runs._tables import GAP, block, number, width
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def comparison_page(
 ) -> str:
     """Make the page of several cross-validations, from the cells of their table."""
     drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=120, format="png")
+    write_png(figure, drawn, dpi=120)
     return _render(
         "_comparison.html",
         title=f"Comparison by {metric}",

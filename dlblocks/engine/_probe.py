@@ -19,6 +19,9 @@ from dlblocks.engine._models import StackedModels
 from dlblocks.engine._support import NotVectorizable, is_out_of_memory, plain_state
 from dlblocks.models.model import Model
 
+# Seconds of measuring after which no further try begins.
+ENOUGH_SECONDS = 0.04
+
 
 @contextlib.contextmanager
 def quiet_vmap() -> Iterator[None]:
@@ -120,7 +123,8 @@ def seconds_a_step(
     """Measure a step's seconds, all models together and one by one.
 
     A step is the losses and their gradients. The two take turns, because other programs may use
-    the machine. Each time is the shortest of five tries after a warm-up.
+    the machine. Each time is the shortest of up to five tries. Slow steps get fewer, because the
+    tries must be short beside the fit. `try_a_step` has warmed up the stack.
     """
     source.begin(0)
     (batches, *_) = source.step(0, range(len(models)))
@@ -138,6 +142,7 @@ def seconds_a_step(
         torch.autograd.grad(loss, own, allow_unused=True)
 
     with _untouched(stack), precision.train_step_context():
+        alone()  # a warm-up
         together, apart = _shortest((at_once, alone), stack.device)
     return share * together, len(models) * apart
 
@@ -150,20 +155,23 @@ def _alone(model: Model, batches: Batches, precision: Precision) -> None:
 
 
 def _shortest(runs: Sequence[Callable[[], None]], device: torch.device) -> list[float]:
-    """Return the shortest time of each run."""
+    """Return the shortest time of each run.
+
+    There are up to five tries of each, but no more after `ENOUGH_SECONDS`.
+    """
     # With one thread, the time of the processor does not depend on other programs.
     # Windows counts it in steps of 16 ms.
     one_thread = device.type == "cpu" and torch.get_num_threads() == 1 and os.name != "nt"
     clock = time.process_time if one_thread else time.perf_counter
     seconds: list[list[float]] = [[] for _ in runs]
-    for _ in range(6):
+    while len(seconds[0]) < 5 and sum(map(sum, seconds)) < ENOUGH_SECONDS:
         for run, found in zip(runs, seconds, strict=True):
             started = clock()
             run()
             if device.type != "cpu":
                 torch.get_device_module(device).synchronize()
             found.append(clock() - started)
-    return [min(found[1:]) for found in seconds]
+    return [min(found) for found in seconds]
 
 
 def _short(error: Exception) -> str:

@@ -75,7 +75,8 @@ def confusion_matrix(
     small = 9 if num_classes <= 12 else 6
     if num_classes <= 30:
         for i, j in np.argwhere(counts > 0):
-            axis.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=small)
+            cell = axis.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=small)
+            cell.set_in_layout(False)  # it lies within the axis, and measuring takes time
     named = range(0, num_classes, step)
     for i in named:
         recall = f"{100 * right[i]:.1f} %" if counts[i].sum() else "–"
@@ -157,7 +158,7 @@ def reliability(
     top.set_xlim(0, 1)
     top.set_ylim(0, 1.02)
     style_axis(top, "", "accuracy")
-    top.legend(frameon=False, loc="upper left", fontsize=9)
+    top.legend(frameon=False, loc="upper left", fontsize=9).set_in_layout(False)
     bottom.bar(middle[some], counts[some], **shape)
     bottom.set_yscale("log")
     bottom.yaxis.set_major_formatter("{x:g}")

@@ -182,7 +182,8 @@ def _draw_panel(
     locator: Any = axis.xaxis.get_major_locator()
     locator.set_params(integer=True)
     if axis.get_legend_handles_labels()[0]:
-        axis.legend(frameon=False)
+        # It lies within the axis, and looking for its place takes time.
+        axis.legend(frameon=False).set_in_layout(False)
 
 
 def _find_series(histories: Sequence[Sequence[Mapping[str, float]]]) -> Series:

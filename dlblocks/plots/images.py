@@ -211,5 +211,42 @@ def answers(
         if captions is not None:
             axis.set_xlabel(literal(captions[i]), fontsize=8, color="#444444", labelpad=3)
     if title:
-        figure.suptitle(literal(title), fontsize=11)
+        figure.suptitle(literal(title), fontsize=11, y=1 - GAP / figure.get_figheight())
+    below = _lines(captions) * 8 if captions is not None else 0
+    _place(figure, axes, columns, _lines(said) * 11, below, 11 * _lines([title or ""]))
     return figure
+
+
+GAP = 0.06  # inches around images and texts
+LINE = 1.4 / 72  # inches of a line of text, for each point of its size
+
+
+def _lines(texts: Sequence[str]) -> int:
+    """Return the most lines that a text has."""
+    return max(text.count("\n") + bool(text) for text in texts)
+
+
+def _place(
+    figure: Figure, axes: np.ndarray, columns: int, above: int, below: int, title: int
+) -> None:
+    """Place images in rows, with room for texts of known heights.
+
+    matplotlib's layout would find the same, and take longer than drawing.
+
+    Args:
+        figure: The figure.
+        axes: Its axes, row by row.
+        columns: Axes in a row.
+        above: Height of the text above each image, in points.
+        below: Height of the text below.
+        title: Height of the title of the figure.
+    """
+    figure.set_layout_engine("none")
+    width, height = figure.get_size_inches()
+    cell = (height - LINE * title) / (len(axes) / columns), width / columns
+    size = cell[0] - LINE * (above + below) - 3 * GAP, cell[1] - 2 * GAP
+    for i, axis in enumerate(axes):
+        row, column = divmod(i, columns)
+        left, top = column * cell[1] + GAP, LINE * title + row * cell[0] + LINE * above + GAP
+        bottom = height - top - size[0]
+        axis.set_position([left / width, bottom / height, size[1] / width, size[0] / height])

@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from dlblocks.crossval import cross_validate, nested_cross_validate
 from dlblocks.data import ArrayDataModule
@@ -54,14 +54,14 @@ def test_an_error_is_a_warning_that_names_the_figure(tmp_path, monkeypatch, run)
     def fails(*args, **kwargs):
         raise RuntimeError("no room")
 
-    def saves(figure, path, **kwargs):
+    def saves(canvas, path, **kwargs):
         if "reliability" in str(path):
             raise RuntimeError("no room")
-        savefig(figure, path, **kwargs)
+        print_png(canvas, path, **kwargs)
 
-    savefig = Figure.savefig
+    print_png = FigureCanvasAgg.print_png
     monkeypatch.setattr(Axes, "imshow", fails)
-    monkeypatch.setattr(Figure, "savefig", saves)
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", saves)
     data = ArrayDataModule(X, Y, test_fraction=0.2)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
