@@ -124,15 +124,6 @@ class ArgumentError(TypeError, ValueError):
     """An argument has a wrong type or an unknown value."""
 
 
-@functools.lru_cache(256)
-def signature_of(function: Callable[..., Any]) -> inspect.Signature:
-    """Return ``inspect.signature(function)``, computed once.
-
-    A run creates many models of one class.
-    """
-    return inspect.signature(function)
-
-
 def checked(function: Function) -> Function:
     """Check and convert the arguments of a function at each call.
 
@@ -150,7 +141,7 @@ def checked(function: Function) -> Function:
         Traceback (most recent call last):
         dlblocks._errors.ArgumentError: count='3' must be a whole number.
     """
-    signature = signature_of(function)
+    signature = inspect.signature(function)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -191,7 +182,7 @@ def check_arguments(function: Callable[..., Any], args: Sequence[Any], kwargs: A
     """
     if not function.__module__.startswith("dlblocks."):
         return
-    signature = signature_of(function)
+    signature = inspect.signature(function)
     try:
         bound = signature.bind_partial(*args, **kwargs)
     except TypeError:  # the call itself raises it; a copy makes no call
@@ -206,7 +197,7 @@ def constructor_arguments(cls: type) -> dict[str, inspect.Parameter]:
         init = vars(base).get("__init__")
         if not isinstance(init, types.FunctionType):
             continue
-        parameters = dict(signature_of(init).parameters)
+        parameters = dict(inspect.signature(init).parameters)
         kinds = {parameter.kind for parameter in parameters.values()}
         found = {**parameters, **found}
         if inspect.Parameter.VAR_KEYWORD not in kinds:
@@ -243,7 +234,7 @@ class CheckedConstructor:
         rest = dict(kwargs)
         for base in cls.__mro__ if kwargs else ():
             if isinstance(init := vars(base).get("__init__"), types.FunctionType):
-                names = signature_of(init).parameters
+                names = inspect.signature(init).parameters
                 given = {name: rest.pop(name) for name in names.keys() & rest.keys()}
                 if base is not cls:
                     check_arguments(init, (None,), given)

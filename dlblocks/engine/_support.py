@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
-from dlblocks._errors import named, signature_of
+from dlblocks._errors import named
 from dlblocks.callbacks._batch_transform import BatchTransform
 from dlblocks.data import DataModule
 from dlblocks.fields import Ragged
@@ -101,9 +102,8 @@ def _check_data(datamodule: DataModule) -> None:
 
 
 def _check_trainer(trainer: Mapping[str, Any]) -> None:
-    known = signature_of(pl.Trainer.__init__).parameters
     for name, value in trainer.items():
-        default = known[name].default
+        default = inspect.signature(pl.Trainer.__init__).parameters[name].default
         if name not in TRAINER_ARGUMENTS and value != default:
             raise NotVectorizable(f"trainer={{{name!r}: {value!r}}} is not supported")
     if trainer.get("precision") not in PRECISIONS:

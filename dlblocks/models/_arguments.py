@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
-from dlblocks._errors import CheckedConstructor, constructor_arguments, signature_of
+from dlblocks._errors import CheckedConstructor, constructor_arguments
 from dlblocks.models import _checkpoints as checkpoints
 
 
@@ -17,7 +18,7 @@ class ModelArguments(CheckedConstructor):
 
     @classmethod
     def _check_all(cls, args: Any, kwargs: Any) -> None:
-        made = {"net", "task"} & kwargs.keys() - {*signature_of(cls.__init__).parameters}
+        made = {"net", "task"} & kwargs.keys() - {*inspect.signature(cls.__init__).parameters}
         if made and cls.__module__.startswith("dlblocks."):
             name = min(made)
             raise TypeError(
@@ -31,14 +32,16 @@ class ModelArguments(CheckedConstructor):
         """Return how to use one's own net or task."""
         inits = {base.__name__: vars(base).get("__init__") for base in cls.__mro__[:-1]}
         takers = (
-            base for base, init in inits.items() if init and name in signature_of(init).parameters
+            base
+            for base, init in inits.items()
+            if init and name in inspect.signature(init).parameters
         )
         return f"{next(takers)} takes one"
 
     @classmethod
     def hyperparameter_names(cls) -> list[str]:
         """Return the names of the constructor's arguments that a checkpoint holds."""
-        own = signature_of(cls.__init__).parameters  # a leaf creates its net and its task
+        own = inspect.signature(cls.__init__).parameters  # a leaf creates its net and its task
         parts = {"net", "task"} - {*own}
         return [name for name in constructor_arguments(cls) if name not in parts]
 
@@ -50,7 +53,7 @@ class ModelArguments(CheckedConstructor):
         `save_hyperparameters` for its own arguments.
         """
         taken = {
-            base: signature_of(vars(base)["__init__"]).parameters
+            base: inspect.signature(vars(base)["__init__"]).parameters
             for base in cls.__mro__
             if issubclass(base, ModelArguments) and "__init__" in vars(base)
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, OneCycleLR, ReduceLROnPlateau
 
-from dlblocks._errors import check_choice, check_whole, did_you_mean, signature_of
+from dlblocks._errors import check_choice, check_whole, did_you_mean
 from dlblocks.optim.schedules import (
     SCHEDULES,
     Factor,
@@ -33,7 +34,7 @@ step, multi_step, exponential, cosine, cosine_restarts, one_cycle, polynomial, p
     """
     check_choice("lr_schedule", name, SCHEDULES)
     check_whole("warmup_steps", warmup_steps, 0)
-    known = sorted(signature_of(SCHEDULES[name]).parameters.keys() - {"known"})
+    known = sorted(inspect.signature(SCHEDULES[name]).parameters.keys() - {"known"})
     for key in args or {}:
         if key not in known:
             takes = f"it takes {', '.join(known)}." if known else "it takes none."
@@ -139,7 +140,7 @@ def make_schedule(
 
 def _compare(name: str, arguments: Mapping[str, Any], known: Length) -> None:
     """Warn if a schedule does not fit the length of the training."""
-    total, parameters = known.total_steps, signature_of(SCHEDULES[name]).parameters
+    total, parameters = known.total_steps, inspect.signature(SCHEDULES[name]).parameters
     lengths = [a for a in ("step_size", "milestones", "length", "period") if a in parameters]
     if total is None or not lengths:
         return

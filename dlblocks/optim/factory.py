@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from dlblocks._errors import check_range, did_you_mean, plain_numbers, signature_of
+from dlblocks._errors import check_range, did_you_mean, plain_numbers
 from dlblocks.optim.adamp import AdamP
 from dlblocks.optim.lion import Lion
 from dlblocks.optim.param_groups import GROUP_ARGS, check_group_args, param_groups
@@ -100,7 +100,7 @@ layer_decay, lr_groups, maximize, skip_norm_bias.
     """
     spec = optimizer_spec(name)
     args = dict(args or {})
-    parameters = signature_of(spec.cls).parameters
+    parameters = inspect.signature(spec.cls).parameters
     own = {"params": "the model's", "lr": "lr=", "weight_decay": "weight_decay="}
     known = sorted({*parameters, *_group_args(spec)} - own.keys())
     for key in args:
@@ -201,7 +201,7 @@ def make_optimizer(
     if spec.cls is torch.optim.LBFGS:
         params = [p for group in groups for p in group["params"]]
         return spec.cls(params, lr=lr, **arguments)
-    if "weight_decay" not in signature_of(spec.cls).parameters:
+    if "weight_decay" not in inspect.signature(spec.cls).parameters:
         for group in groups:
             del group["weight_decay"]
     return spec.cls(groups, lr=lr, **arguments)  # type: ignore[call-arg]

@@ -45,7 +45,7 @@ def write_png(figure: Figure, file: Path | BinaryIO, *, dpi: int) -> None:
     drawing = FigureCanvasAgg(figure)  # it is now the canvas of the figure
     try:
         figure.dpi = dpi
-        drawing.print_png(file, pil_kwargs={"compress_level": 1})
+        drawing.print_png(file, pil_kwargs={"compress_level": 1})  # type: ignore[no-untyped-call]
     finally:
         figure.dpi = usual
         figure.set_canvas(canvas)

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
-import yaml
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from dlblocks._files import atomic_write
 from dlblocks._lightning import csv_writer, set_csv_writer
-
-# Others are written as Lightning does.
-PLAIN = (str, int, float, bool, type(None), list, tuple, dict)
 
 
 class ContinuedCSV(ExperimentWriter):
@@ -36,18 +30,6 @@ class ContinuedCSV(ExperimentWriter):
             rows = list(reader)
         self.metrics_keys, self.rows = list(reader.fieldnames or []), len(rows)
         return rows
-
-    def log_hparams(self, params: dict[str, Any]) -> None:
-        """Write ``hparams.yaml`` with the writer in C, which is quicker than Lightning's."""
-        values = {**self.hparams, **params}
-        if all(type(value) in PLAIN for value in values.values()):
-            with contextlib.suppress(TypeError, ValueError):
-                text = yaml.dump(values, Dumper=getattr(yaml, "CDumper", yaml.Dumper))
-                path = Path(self.log_dir, self.NAME_HPARAMS_FILE)
-                path.write_text(text, encoding="utf-8", newline="")
-                self.hparams = values
-                return
-        super().log_hparams(params)
 
     def save(self) -> None:
         new = len(self.metrics)

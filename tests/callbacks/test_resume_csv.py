@@ -1,13 +1,9 @@
 """``metrics.csv`` of a run that was killed and goes on."""
 
 import contextlib
-import enum
-from pathlib import Path
 
 import pytest
-import yaml
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from resume_runs import BATCHES, Kill, Killed, setting
 
 from dlblocks.callbacks import ExactResume
@@ -61,33 +57,3 @@ def test_rows_logged_before_the_fit_stay(tmp_path, make_trainer):
     )
     trainer.fit(model, **data)
     assert (tmp_path / "metrics.csv").read_text().count("12345.0") == 1
-
-
-class Colour(enum.Enum):
-    RED = 1
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {
-            "name": "ß: 'x'\n",
-            "sizes": [1, 2],
-            "pair": (3, None),
-            "nested": {"lr": 1e-4, "on": True},
-        },
-        {"colour": Colour.RED},
-        {"path": Path("a")},
-    ],
-    ids=["plain", "enum", "path"],
-)
-def test_hparams_yaml_is_read_as_that_of_lightning(tmp_path, values):
-    found = []
-    for name, cls in (("ours", ContinuedCSV), ("theirs", ExperimentWriter)):
-        writer = cls(str(tmp_path / name))
-        writer.log_hparams({"lr": 0.1})
-        writer.log_hparams(values)
-        text = (tmp_path / name / "hparams.yaml").read_text(encoding="utf-8")
-        found.append(yaml.load(text, yaml.UnsafeLoader))
-    assert found[0] == found[1]
-    assert found[0]["lr"] == 0.1
