@@ -20,7 +20,8 @@ independent pixels 2.44, class histograms 2.22; 1,500 samples of each)
 A classifier trained on real digits has 0.983. Between real digits, precision and recall are 0.91.
 The bits of VAE, flow matching and diffusion are bounds.
 
-FOLDS
+Over five folds of the development set (out-of-fold, given the class) the VAE has 1.801, flow
+matching 1.921 and diffusion 1.963.
 Settings were chosen on validation digits, a fifth of the training digits, never on the test. One
 thread of a busy machine with two CPU cores (torch 2.14, lightning 2.6.6).
 """
