@@ -5,13 +5,12 @@ classifier trained on samples alone scores 96.7 % on real test digits, one train
 98.3 %. 99.7 % of the samples are judged as asked for, and the share of each digit is within 3 % of
 it. Samples are 1.03 times as far from their nearest training digit as unseen digits are. Precision
 0.96, recall 0.56: samples are less diverse than digits. Nearest neighbours tell them from real
-digits in 70 % of cases. The energy score of test digits is 0.145. 59 s of CPU time.
+digits in 70 % of cases. The energy score of test digits is 0.145. 37 s of CPU time.
 
 It was measured by recipes/generative.py, which trains the same model on all 1,437 other digits and
 takes the last epoch. This recipe keeps the epoch with the best energy score of validation digits.
 Earlier, the non-saturating loss (--loss=non_saturating --discriminator_steps=1, with a cosine) had
-a recall of 0.19. One thread of a very busy machine with two CPU cores (torch 2.15, lightning
-2.6.6).
+a recall of 0.19. One thread of a busy machine with two CPU cores (torch 2.14, lightning 2.6.6).
 """
 
 from __future__ import annotations

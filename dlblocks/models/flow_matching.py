@@ -63,7 +63,9 @@ class FlowMatching(LevelModel):
         steps: Steps of the sampler.
         method: ``"euler"``, ``"midpoint"`` (two evaluations of the net a step), or ``"rk4"``
             (four).
-        likelihood_steps: Steps of the likelihood, by ``"rk4"``.
+        likelihood_steps: Steps of the likelihood, by ``"rk4"``. With too few, bits are too low: for
+            digits of 17 levels and independent pixels by less than 0.001 with a noise of 0.3, but
+            by 0.03 with one of 0.1, for which 48 steps suffice.
         noise_std: σ, in levels.
         predict_levels: Whether the net gives logits of the levels; None for yes with at most
             32, since time and memory grow with their number.
