@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from typing_extensions import Self
 
 from dlblocks.models.generative import GenerativeModel
 
@@ -53,7 +54,7 @@ class LevelModel(GenerativeModel):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # "bf16-true" would round the statistics and the noise of each step: they only move.
         exact = {name: x for name, x in self._buffers.items() if x is not None and not x.is_meta}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, x in exact.items():
             self._buffers[name] = x.to(getattr(self, name).device)
         return self
