@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from typing_extensions import Self
 
 from dlblocks.models.generative import GenerativeModel
 
@@ -49,6 +51,14 @@ class LevelModel(GenerativeModel):
             "ArrayDataModule or another datamodule of this package."
         )
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # "bf16-true" would round the statistics and the noise of each step: they only move.
+        exact = {name: x for name, x in self._buffers.items() if x is not None and not x.is_meta}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, x in exact.items():
+            self._buffers[name] = x.to(getattr(self, name).device)
+        return self
+
     def learn_levels(self, levels: Tensor) -> None:
         """Set the statistics to those of training images, int64 (N, C, H, W)."""
         self.log_prior.copy_(level_shares(levels, self.levels).log())
@@ -62,6 +72,6 @@ def level_shares(levels: Tensor, num_levels: int) -> Tensor:
     """
     flat = levels.flatten(1).T  # (D, N)
     counts = torch.zeros(len(flat), num_levels, dtype=torch.float64, device=levels.device)
-    counts.scatter_add_(1, flat, torch.ones_like(flat, dtype=torch.float64))
+    counts.scatter_add_(1, flat, counts.new_ones(()).expand_as(flat))
     counts += 1 / num_levels
     return (counts / counts.sum(1, keepdim=True)).reshape(*levels.shape[1:], num_levels)

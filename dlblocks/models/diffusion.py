@@ -21,6 +21,7 @@ from dlblocks.models.flow_matching import FlowMatching, guided
 
 OFFSET = 0.008  # of the cosine schedule
 LEAST = 1e-5  # share of the image that the last step keeps
+LEAST_NOISE = 2.0**-22  # 1 - ᾱ_1; less is lost beside 1 in float32
 
 
 class Diffusion(FlowMatching):
@@ -58,7 +59,8 @@ class Diffusion(FlowMatching):
         timesteps: T.
         steps: Steps of the sampler, at most T.
         eta: η of the sampler; DDPM has 1.
-        noise_std: Standard deviation of the noise at t = 1, √(1 - ᾱ_1), in levels.
+        noise_std: Standard deviation of the noise at t = 1, √(1 - ᾱ_1), in levels; less than half
+            of L - 1.
         **kwargs: Net, levels, classes, average and optimization; see `FlowMatching`.
 
     Example:
@@ -83,9 +85,9 @@ class Diffusion(FlowMatching):
         check_range("timesteps", timesteps, 2)
         check_range("eta", eta, 0, 1)
         _check_steps(steps, timesteps)
+        first = _first(noise_std, levels)
         super().__init__(image_shape, steps=steps, noise_std=noise_std, levels=levels, **kwargs)
         self.timesteps, self.eta = timesteps, float(eta)
-        first = 1 - (noise_std * 2 / (levels - 1)) ** 2
         self.register_buffer("alpha_bar", cosine_schedule(timesteps, first), persistent=False)
 
     def losses(self, levels: Tensor, labels: Tensor | None, noise: AnyNoise) -> dict[str, Tensor]:
@@ -127,7 +129,7 @@ class Diffusion(FlowMatching):
         mean, spread = self.pixel_mean * scale - 1, (self.pixel_std * scale).square() * share
         variance = spread + 1 - share
         z = (x - share.sqrt() * mean) * variance.rsqrt()
-        found: Tensor = net(z, steps.float() / self.timesteps, labels).float()
+        found = self._output(net, z, steps.float() / self.timesteps, labels)
         if found.ndim == x.ndim:
             return ((1 - share) / variance).sqrt() * z + (spread / variance).sqrt() * found
         values = torch.arange(self.levels, device=x.device) * scale - 1
@@ -176,6 +178,20 @@ class Diffusion(FlowMatching):
 def _check_steps(steps: int, timesteps: int) -> None:
     if steps > timesteps:
         raise ValueError(f"steps={steps} is more than timesteps={timesteps}; give at most as many.")
+
+
+def _first(noise_std: float, levels: int) -> float:
+    """Return ᾱ_1, at which the noise has the standard deviation `noise_std` in levels."""
+    check_range("levels", levels, 2)
+    check_range("noise_std", noise_std, 0, low_open=True)
+    half = (levels - 1) / 2
+    first = 1 - (noise_std / half) ** 2
+    if not LEAST < first <= 1 - LEAST_NOISE:
+        raise ValueError(
+            f"noise_std={noise_std:g} must be at least {half * LEAST_NOISE**0.5:.2g} and less than "
+            f"{half:g} with levels={levels}, which is the noise of the first step and of the last."
+        )
+    return first
 
 
 def cosine_schedule(timesteps: int, first: float) -> Tensor:

@@ -176,3 +176,17 @@ def test_arguments():
         small(eta=2.0)
     with pytest.raises(ValueError, match="timesteps=1"):
         small(timesteps=1)
+
+
+@pytest.mark.parametrize(("levels", "noise_std"), [(2, 0.5), (17, 8.0), (256, 0.01), (17, 0.001)])
+def test_a_first_step_without_noise_or_without_image_is_refused(levels, noise_std):
+    with pytest.raises(ValueError, match=f"noise_std={noise_std:g} must be at least .* less than"):
+        small(levels=levels, noise_std=noise_std)
+    assert small(levels=2, noise_std=0.2)(torch.zeros(1, 1, 2, 2)).isfinite()
+
+
+def test_half_precision_keeps_statistics_and_schedule():
+    model = small().to(torch.bfloat16)
+    assert model.net.last.weight.dtype == torch.bfloat16
+    for name in ("alpha_bar", "log_prior", "pixel_mean", "pixel_std"):
+        assert torch.equal(getattr(model, name), getattr(small(), name))

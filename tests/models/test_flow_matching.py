@@ -236,6 +236,27 @@ def test_logits_are_for_few_levels():
     assert chosen.net.outputs == 33
 
 
+@pytest.mark.parametrize("shape", [(3, 5, 2, 2), (3, 1, 2, 2, 1), (3, 4)])
+def test_outputs_of_other_shapes_are_refused(shape):
+    model = FlowMatching([1, 2, 2], levels=5, width=4, depth=1)
+    with pytest.raises(ValueError, match=r"net returned shape .* for images \(3, 1, 2, 2\)"):
+        model._velocity(
+            lambda *_: torch.zeros(shape), torch.zeros(3, 1, 2, 2), torch.tensor(0.5), None
+        )
+
+
+def test_parts_of_a_batch_have_the_scores_of_the_whole(monkeypatch):
+    model = FlowMatching([1, 2, 2], levels=5, width=4, depth=1, likelihood_steps=2).eval()
+    levels = torch.randint(0, 5, (7, 1, 2, 2))
+    whole = model.scores(levels, None, Noise(0, range(7)))
+    sizes = []
+    velocity = model._velocity
+    model._velocity = lambda net, x, t, labels: sizes.append(len(x)) or velocity(net, x, t, labels)
+    monkeypatch.setattr(f"{flow_log_prob.__module__}.JACOBIAN_VALUES", 3 * 4**2 * 5)
+    torch.testing.assert_close(model.scores(levels, None, Noise(0, range(7))), whole)
+    assert sorted(set(sizes)) == [1, 3]
+
+
 # Guidance
 
 
