@@ -147,15 +147,18 @@ class FoldScores(Result):
     def _predictions(self) -> PredictionTable:
         """Return the out-of-fold predictions if they can be scored, else raise."""
         if self.oof is None:
-            notes = [n for n in self.info.get("notes") or [] if n.startswith(NO_OOF)]
-            raise ValueError(
-                notes[0]
-                if notes
-                else "the model gave no out-of-fold predictions; its predict_step must return one "
-                "prediction a sample."
-            )
+            raise ValueError(self._why_no_predictions())
         self.oof.of_task()
         return self.oof
+
+    def _why_no_predictions(self) -> str:
+        notes = [n for n in self.info.get("notes") or [] if n.startswith(NO_OOF)]
+        if notes:
+            return str(notes[0])
+        return (
+            "the model gave no out-of-fold predictions; its predict_step must return one "
+            "prediction a sample, and the targets must be known (FoldedDataModule: targets=)."
+        )
 
     def worst(self, count: int = 20) -> PredictionTable:
         """Return the out-of-fold predictions with the largest loss, the worst first.
@@ -231,7 +234,7 @@ class FoldScores(Result):
         if what == "folds":
             return data_frame(self.folds)
         if self.oof is None:
-            raise ValueError("what='oof', but the model gave no out-of-fold predictions.")
+            raise ValueError(f"what='oof': {self._why_no_predictions()}")
         return self.oof.to_pandas(self.info.get("class_names"))
 
     def summary(self) -> dict[str, Any]:

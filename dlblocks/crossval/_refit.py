@@ -113,7 +113,7 @@ def load_fold(
             if make_model is None:
                 raise ValueError(
                     f"{error} A result that was loaded does not know how its models were made; "
-                    "give make_model=, or classes= for your own."
+                    "give make_model= (dlblocks.load: module=), or classes= for your own."
                 ) from error
     with isolated():
         return restore(new_module(make_model), path)

@@ -197,7 +197,7 @@ def compare(
                 f"metric={metric!r} was not logged in every fold of {name}"
                 f"{did_you_mean(metric, shared) or ';'} all have: {', '.join(shared)}."
             )
-    mode = resolve_mode(metric, mode or _mode_of(metric, given.values()))
+    mode = resolve_mode(metric, mode or _mode_of(metric, given.values()), argument="metric")
     sign = 1 if mode == "min" else -1
     means = {name: sign * result.mean(metric) for name, result in given.items()}
     order = sorted(given, key=lambda name: (math.isnan(means[name]), means[name]))

@@ -67,8 +67,8 @@ class FoldedDataModule(SplitDataModule):
             from the data set's `targets`, `labels` or `y`, or the last tensor of a `TensorDataset`,
             also inside of a `Subset`. If there are none, folds are not stratified, and `notes` say
             so. Labels may be whole numbers or texts of any values, of shape (N,) or (N, 1). They
-            are used only for the folds and `balanced_sampling`: batches keep the data set's own
-            labels.
+            are used for folds, `balanced_sampling` and out-of-fold predictions: batches keep the
+            data set's own labels.
         class_names: Names of the classes 0 … C-1. The default is the data set's `classes`, else
             numbers.
         groups: Group of each sample. By default the data set's `groups`, if it has them. With

@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from dlblocks._errors import check_choice, check_range
@@ -24,6 +25,7 @@ from dlblocks.nets.conditional import ConditionalNet
 Velocity = Callable[[Tensor, Tensor], Tensor]
 METHODS = ("euler", "midpoint", "rk4")
 MOST_LEVELS = 32  # of which logits are given
+LEAST_STEPS = 0.35  # of the likelihood, times the least σ / s; measured
 POWER = 2.0  # of the steps of the likelihood: near t = 1 the flow bends most
 JACOBIAN_ROWS = 2**15  # rows of Jacobians at a time
 JACOBIAN_VALUES = 2**26  # values of the rows' gradients by all levels at a time
@@ -155,6 +157,7 @@ class FlowMatching(LevelModel):
 
     @torch.no_grad()
     def scores(self, levels: Tensor, labels: Tensor | None, noise: AnyNoise) -> Tensor:
+        self._check_steps_of_likelihood()
         net, dims = self.used_net, self.num_dims
         values = dims**2 * (self.levels if self.predict_levels else 1)  # of an image
         count = max(1, min(JACOBIAN_ROWS // dims, JACOBIAN_VALUES // values))
@@ -174,6 +177,16 @@ class FlowMatching(LevelModel):
         decoded = decoded.gather(-1, levels.unsqueeze(-1)).flatten(1).sum(1)
         of_noise = (normal_log_prob(epsilon) - math.log(self.noise_std)).flatten(1).sum(1)
         return bits_per_dim(of_noise - of_flow - decoded, self.num_dims)
+
+    def _check_steps_of_likelihood(self) -> None:
+        """Warn if the flow bends within a step near t = 1, where bits come out too low."""
+        least = float((self.noise_std / self.pixel_std).min())
+        if self.predict_levels and self.likelihood_steps * least < LEAST_STEPS:
+            rank_zero_warn(
+                f"likelihood_steps={self.likelihood_steps} may be too few for "
+                f"noise_std={self.noise_std:g}, so that bits_per_dim is too low; set "
+                f"likelihood_steps={math.ceil(LEAST_STEPS / least)}, or a larger noise_std."
+            )
 
     def _standardized(self, y: Tensor) -> Tensor:
         return (y - self.pixel_mean) / self.pixel_std

@@ -243,6 +243,7 @@ def resolve_mode(
     monitor: str,
     mode: Mode | None,
     make_model: Callable[..., pl.LightningModule] | None = None,
+    argument: str = "monitor",
 ) -> Mode:
     """Return `mode`, or for None the best direction of `monitor`.
 
@@ -250,6 +251,7 @@ def resolve_mode(
         monitor: Name of a metric.
         mode: ``"min"``, ``"max"`` or None.
         make_model: Called where the name does not say it: a torchmetrics object of the model may.
+        argument: Its name in messages.
 
     Raises:
         ValueError: `mode` contradicts what is known of the metric, or nothing is known and `mode`
@@ -266,8 +268,8 @@ def resolve_mode(
     found = known or mode
     if found is None:
         raise ValueError(
-            f"monitor={monitor!r} does not say whether it is best low or high; set mode='min' or "
-            "mode='max'."
+            f"{argument}={monitor!r} does not say whether it is best low or high; set "
+            "mode='min' or mode='max'."
         )
     return found
 

@@ -220,6 +220,15 @@ def test_bits_of_independent_levels_are_those_of_their_shares():
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
 
 
+def test_few_steps_for_little_noise_are_told():
+    levels = torch.zeros(1, 1, 1, 2, dtype=torch.int64)
+    model = of_levels(noise_std=0.05, likelihood_steps=6)
+    with pytest.warns(
+        UserWarning, match=r"likelihood_steps=6 may be too few .* set likelihood_steps=9,"
+    ):
+        model.scores(levels, None, Noise(0, range(1)))
+
+
 def test_logits_that_know_the_level_leave_nothing_to_chance():
     model = of_levels(steps=30, noise_std=0.15)
     model.net.last.bias.data.view(2, 5)[0, 3] = 60.0
@@ -305,6 +314,6 @@ def test_conditional_samples_use_their_labels():
 @pytest.mark.parametrize("size", [(1, 8, 8), (3, 5, 7)])
 @pytest.mark.parametrize("levels", [9, 40])
 def test_nets_make_images_of_any_size(arch, size, levels):
-    model = FlowMatching(size, levels=levels, width=8, depth=1, arch=arch, likelihood_steps=1)
+    model = FlowMatching(size, levels=levels, width=8, depth=1, arch=arch, likelihood_steps=3)
     assert model.sample(2, steps=1).shape == (2, *size)
     assert model(model.sample(2, steps=1)).shape == (2,)

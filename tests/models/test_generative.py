@@ -42,7 +42,14 @@ def vae(**arguments):
 
 
 def flow(**arguments):
-    small = {"levels": 17, "width": 8, "depth": 1, "likelihood_steps": 1, "steps": 3}
+    small = {
+        "levels": 17,
+        "width": 8,
+        "depth": 1,
+        "likelihood_steps": 1,
+        "noise_std": 3.0,
+        "steps": 3,
+    }
     return FlowMatching([1, 8, 8], **{**small, **arguments})
 
 
@@ -386,7 +393,7 @@ class OwnFlow(FlowMatching):
 
 
 def test_a_net_of_ones_own(make_trainer, tmp_path):
-    model = OwnFlow([1, 8, 8], levels=17, likelihood_steps=1)
+    model = OwnFlow([1, 8, 8], levels=17, likelihood_steps=1, noise_std=3.0)
     trainer = make_trainer()
     trainer.fit(model, digits())
     assert isinstance(model.ema.net, Own)
