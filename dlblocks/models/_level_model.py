@@ -60,7 +60,10 @@ class LevelModel(GenerativeModel):
         return self
 
     def learn_levels(self, levels: Tensor) -> None:
-        """Set the statistics to those of training images, int64 (N, C, H, W)."""
+        """Set the statistics to those of training images.
+
+        Levels are int64 of shape (N, C, H, W). Weights of samples are not used.
+        """
         self.log_prior.copy_(level_shares(levels, self.levels).log())
 
 

@@ -98,7 +98,9 @@ def decode_levels(y: Tensor, log_prior: Tensor, std: float) -> Tensor:
 def posterior_mean(
     values: Tensor, logits: Tensor, x: Tensor, scale: Tensor, variance: Tensor
 ) -> Tensor:
-    """Compute E[value | x] by Bayes' rule, where x is scale · value and normal noise.
+    """Compute E[value | x] by Bayes' rule.
+
+    x is scale · value + normal noise.
 
     Args:
         values: Possible values at each place, shape (..., L).

@@ -181,7 +181,10 @@ def _check_steps(steps: int, timesteps: int) -> None:
 
 
 def _first(noise_std: float, levels: int) -> float:
-    """Return ᾱ_1, at which the noise has the standard deviation `noise_std` in levels."""
+    """Return ᾱ_1.
+
+    There the noise has the standard deviation `noise_std` in levels.
+    """
     check_range("levels", levels, 2)
     check_range("noise_std", noise_std, 0, low_open=True)
     half = (levels - 1) / 2

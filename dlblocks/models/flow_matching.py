@@ -136,7 +136,8 @@ class FlowMatching(LevelModel):
     ) -> nn.Module:
         """Create the net, called with (images, times, labels) as a `ConditionalNet`.
 
-        A subclass may create another one. If it returns (N, C, H, W, levels), these are logits.
+        A subclass may create another one. It also gets the arguments of a `ConditionalNet`. If it
+        returns (N, C, H, W, levels), these are logits.
         """
         return ConditionalNet(image_shape, num_classes, **arguments)
 
@@ -179,7 +180,10 @@ class FlowMatching(LevelModel):
         return bits_per_dim(of_noise - of_flow - decoded, self.num_dims)
 
     def _check_steps_of_likelihood(self) -> None:
-        """Warn if the flow bends within a step near t = 1, where bits come out too low."""
+        """Warn if steps are too long near t = 1.
+
+        The flow bends there, and bits come out too low.
+        """
         least = float((self.noise_std / self.pixel_std).min())
         if self.predict_levels and self.likelihood_steps * least < LEAST_STEPS:
             rank_zero_warn(

@@ -100,7 +100,10 @@ class PixelTransformer(nn.Module):
 
 
 def _places(image_shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Return channel, row and column of each pixel (3, D), and which are above it (3, D), or -1."""
+    """Return where each pixel is, and which pixels are above it.
+
+    They are channel, row and column (3, D), and the numbers of pixels (3, D), -1 for none.
+    """
     numbers = torch.arange(math.prod(image_shape))
     places = torch.stack(torch.unravel_index(numbers, tuple(image_shape)))
     width = image_shape[2]
