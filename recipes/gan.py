@@ -10,9 +10,9 @@ digits in 64 % of cases. The energy score of test digits is 0.144. 55 s of CPU t
 It was measured by recipes/generative.py, which trains the same model on all 1,437 other digits and
 takes the last epoch. This recipe keeps the epoch with the best energy score of validation digits,
 a tenth of the others: recall 0.59, and 95.0 % for the classifier. Two steps of the discriminator
-and 300 epochs had a recall of 0.56, which was known when these settings were chosen. Earlier, the non-saturating loss (--loss=non_saturating
---discriminator_steps=1, with a cosine) had 0.19. One thread of a busy machine with two CPU cores
-(torch 2.14, lightning 2.6.6).
+and 300 epochs had a recall of 0.56, which was known when these settings were chosen. Earlier, the
+non-saturating loss (--loss=non_saturating --discriminator_steps=1, with a cosine) had 0.19. One
+thread of a busy machine with two CPU cores (torch 2.14, lightning 2.6.6).
 """
 
 from __future__ import annotations
