@@ -357,7 +357,10 @@ def encoder_of(data_spec: Mapping[str, Any] | None) -> Encoder:
 
 
 def whole_batches(rows: int) -> int:
-    """Return how many rows are read at a time: whole batches."""
+    """Return how many rows are read at a time.
+
+    They are whole batches.
+    """
     return max(1, CSV_ROWS // rows) * rows
 
 

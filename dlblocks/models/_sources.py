@@ -17,7 +17,7 @@ ROWS = 256  # sources at a time
 
 
 def check_sequences(net: nn.Module, datamodule: Any) -> None:
-    """Raise a `ValueError` if the sequences of a datamodule do not fit a net."""
+    """Check that the sequences of a datamodule fit a net."""
     source, context = getattr(datamodule, "source", None), getattr(net, "context", None)
     known = getattr(net, "source_vocab_size", None)
     is_counted = getattr(datamodule, "source_vocab_size", None) is not None
@@ -104,7 +104,10 @@ def read_source(
 def batches_of(
     rows: list[Tensor], is_padded: bool, device: torch.device
 ) -> Iterator[tuple[list[int], Tensor | Padded]]:
-    """Yield places and sources, `Padded` or of one length, as the net takes them."""
+    """Yield places and sources as the net takes them.
+
+    Sources are `Padded`, or of one length.
+    """
     groups = [list(range(len(rows)))]
     if not is_padded:
         of_length = defaultdict(list)

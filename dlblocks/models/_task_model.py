@@ -186,7 +186,7 @@ class TaskModel(pl.LightningModule):
                 takes_weights(f"the metric {name!r}", metric.update)
 
     def _check_loader(self, stage: Stage) -> None:
-        """Raise a `ValueError` if a loader has sample weights that nobody told the model of."""
+        """Refuse sample weights that the model does not know of."""
         name = "train_dataloader" if stage == "train" else f"{stage}_dataloaders"
         found = getattr(trainer_of(self), name, None)
         for loader in found if isinstance(found, list) else [found]:

@@ -164,7 +164,10 @@ def project_(
 
 
 def _matrices(tensors: list[Tensor]) -> list[Tensor]:
-    """Return all rows in order, small neighbours of equal width as one matrix."""
+    """Return all rows in order.
+
+    Small neighbours of equal width are one matrix.
+    """
     parts: list[list[Tensor]] = []
     for x in [x.flatten(1) for x in tensors]:
         is_small = x.numel() <= SMALL

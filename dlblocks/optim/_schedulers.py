@@ -166,7 +166,7 @@ def _compare(name: str, arguments: Mapping[str, Any], known: Length) -> None:
 
 
 class _Schedule(LambdaLR):
-    """Factor of the step, with the length of the training it is for."""
+    """A factor of the step that knows the length of the training."""
 
     def __init__(self, optimizer: Optimizer, factor: Factor, total_steps: int | None) -> None:
         self.total_steps = total_steps
