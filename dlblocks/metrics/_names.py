@@ -24,7 +24,8 @@ _HIGHER = """
 _LOWER = """
     loss error err cost mse rmse mae mape smape msle rmsle nll negativeloglikelihood ce bce
     crossentropy logloss perplexity ppl ece mce brier kl kld fid wer cer lpips hinge huber eer fpr
-    fnr falsepositiverate falsenegativerate rootmeansquarederror mase pinball pinballloss
+    fnr falsepositiverate falsenegativerate rootmeansquarederror mase pinball pinballloss bpd
+    bitsperdim bitsperdimension bitspercharacter energyscore
 """
 # torchmetrics 1.9 has these the wrong way round.
 _MISTAKEN = {
