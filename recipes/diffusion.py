@@ -12,9 +12,11 @@ trained on samples alone (on real digits: 98.3 %):
     DDPM, 200 steps         99.1 %  97.5 %
 
 Samples by DDIM are 1.01 times as far from their nearest training digit as unseen digits are.
-Precision 0.93, recall 0.79; by DDPM both are 0.86 (between real digits 0.91). Guidance was not
-measured with this version. One thread of a busy machine with two CPU cores (torch 2.14, lightning
-2.6.6).
+Precision 0.93, recall 0.79; by DDPM both are 0.86 (between real digits 0.91). This recipe
+keeps the epoch with the least validation loss, and trains on nine tenths of the other digits: 2.01
+bits; by DDIM 98.4 % and 97.2 %, precision 0.87, recall 0.78; with guidance 2 100 % and 97.2 %,
+precision 0.89, recall 0.64: more typical, less diverse. One thread of a busy machine with two CPU
+cores (torch 2.14, lightning 2.6.6).
 """
 
 from __future__ import annotations
