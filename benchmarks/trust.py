@@ -101,7 +101,7 @@ from scipy import stats
 
 from dlblocks._quiet import quiet
 from dlblocks.crossval import CrossValidationResult
-from dlblocks.crossval._fold import join
+from dlblocks.crossval._out_of_fold import join
 from dlblocks.crossval.statistics import (
     corrected_t_test,
     least_error,

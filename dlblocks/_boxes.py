@@ -1,4 +1,4 @@
-"""Boxes of a batch: dictionaries as torchvision's, and what remains of a moved box."""
+"""Check boxes, read dictionaries of them as torchvision's, and clip moved ones."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dlblocks._ragged import Ragged
+
 # Entries of a target with one value a box.
 PER_BOX = ("boxes", "labels", "area", "iscrowd")
 
 
 def as_target(rows: Tensor) -> dict[str, Tensor]:
-    """Turn the rows of an image, (n, 4) or (n, 5), into a dictionary."""
+    """Make a dictionary of an image's rows, (n, 4) or (n, 5)."""
     labels = rows[:, 4] if rows.shape[1] > 4 else rows.new_zeros(len(rows))
     return {"boxes": rows[:, :4].float(), "labels": labels.long()}
 
@@ -120,3 +122,56 @@ def kept(
                 f"leave it out. Known are {', '.join(PER_BOX)} and image_id."
             )
     return found
+
+
+def check_boxes(argument: str, values: Ragged, class_names: Sequence[str] | None = None) -> None:
+    """Raise a `ValueError` for an empty box or a wrong label.
+
+    Args:
+        argument: Name of the argument, for the message.
+        values: Rows (x0, y0, x1, y1), perhaps with a class.
+        class_names: Names of the classes, if they are known.
+    """
+    rows = values.values
+    bad = ~(rows[:, 2:4] > rows[:, :2]).all(1)
+    if bad.any():
+        where, box = _first(values, bad)
+        raise ValueError(
+            f"{argument} has the box {box} in {where}, which is inverted or has no area; boxes "
+            "are (x0, y0, x1, y1) with x0 < x1 and y0 < y1. Convert (x, y, width, height) to "
+            "corners, and remove boxes without area."
+        )
+    if rows.shape[1] == 4:
+        return
+    labels = rows[:, 4]
+    bad = (labels < 0) | (labels != labels.round())
+    if class_names is not None:
+        bad |= labels >= len(class_names)
+    if bad.any():
+        where, _ = _first(values, bad)
+        label = labels[int(bad.long().argmax())].item()
+        known = "" if class_names is None else f" … {len(class_names) - 1}"
+        raise ValueError(
+            f"{argument} has label {label:g} in {where}; classes are whole numbers 0{known}, "
+            "without one for the background. Subtract 1 from labels that start at 1."
+        )
+
+
+def check_boxes_inside(argument: str, values: Ragged, size: Sequence[int]) -> None:
+    """Raise a `ValueError` unless all boxes lie in their images (height, width)."""
+    rows = values.values[:, :4]
+    bad = ((rows < 0) | (rows > rows.new_tensor([size[1], size[0]] * 2))).any(1)
+    if bad.any():
+        where, box = _first(values, bad)
+        raise ValueError(
+            f"{argument} has the box {box} in {where}, which reaches out of the image of "
+            f"{size[0]}×{size[1]} pixels; boxes are (x0, y0, x1, y1) in pixels. Clip them, and "
+            "multiply relative coordinates by width and height."
+        )
+
+
+def _first(values: Ragged, bad: Tensor) -> tuple[str, list[float]]:
+    row = int(bad.long().argmax())
+    sample = int(torch.searchsorted(values.offsets, row, right=True)) - 1
+    box = [round(x, 2) for x in values.values[row, :4].tolist()]
+    return f"sample {sample}, box {row - int(values.offsets[sample])}", box

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dlblocks._boxes import area_of, as_target, boxes_in, kept, without
+from dlblocks._boxes import area_of, as_target, boxes_in, check_boxes, kept, without
 from dlblocks._errors import check_choice
 from dlblocks._geometry import Geometry
 from dlblocks._ragged import Padded, Ragged
@@ -107,10 +107,7 @@ class Kind:
         return batch.long() if self.is_integer else batch
 
     def move(self, values: Any, geometry: Geometry) -> Any:
-        """Move a batch of targets as its images move.
-
-        Nothing is changed in place.
-        """
+        """Move a batch of targets as its images move, without changes in place."""
         return values
 
     def erase(self, values: Any, box: Tensor) -> Any:
@@ -125,10 +122,7 @@ class Kind:
 
 
 class Image(Kind):
-    """Images (N, C, H, W), uint8 or floating point.
-
-    Images that are targets move like the inputs.
-    """
+    """Images (N, C, H, W), uint8 or floating point, that move as inputs and as targets."""
 
     normalised: ClassVar[bool] = True
     is_structured: ClassVar[bool] = True
@@ -208,10 +202,7 @@ class Mask(Kind):
         return self._range(values)[1] + 1
 
     def _range(self, values: Tensor) -> tuple[int, int]:
-        """Return the smallest label (at most 0) and the largest (or -1).
-
-        Ignored pixels are left out.
-        """
+        """Return the smallest (at most 0) and the largest (or -1) label that counts."""
         low, high = [0], [-1]
         for part in torch.split(values, max(1, 2**22 // max(values[0].numel(), 1))):
             counted = part[part != self.ignore_index]
@@ -240,20 +231,18 @@ class Boxes(Kind):
     """Boxes around objects, and the class of each.
 
     A data set holds them as `Ragged`, with one row (x0, y0, x1, y1, class) a box, floating point
-    (T, 5). Without a class, (T, 4), all are of class 0. Pixel i of a row covers i … i + 1, so that
-    a box around it alone is x0 = i, x1 = i + 1. Classes are 0 … C-1; no class is the background.
+    (T, 5). Without a class, (T, 4), all are of class 0. Pixel i of a row covers i … i + 1. Classes
+    are 0 … C-1; no class is the background.
 
     A batch has a list of dictionaries, one an image, as torchvision's: ``boxes``, float32 (n, 4),
-    and ``labels``, int64 (n,). Without objects they are (0, 4) and (0,).
+    and ``labels``, int64 (n,).
 
-    A box moves with its image: it becomes the smallest upright box around its four moved corners,
-    clipped to the image. An erased side makes it smaller. Boxes of which little remains are dropped
-    with their labels.
+    A moved box is the smallest upright box around its four moved corners, clipped to the image. An
+    erased side makes it smaller. Boxes of which little remains are dropped with their labels.
 
     Args:
-        min_visible: Least share of a box's area that remains in the image; boxes with less are
-            dropped.
-        min_size: Least side of a box in pixels after it has been moved.
+        min_visible: Least share of a box's area that must remain in the image.
+        min_size: Least side in pixels of a box that has been moved.
     """
 
     min_visible: float = 0.1
@@ -267,49 +256,7 @@ class Boxes(Kind):
                 "5) or (T, 4); use dlblocks.fields.Ragged.of([…]), with zeros (0, 5) for an image "
                 "without boxes, or DetectionDataModule(images, boxes, labels)."
             )
-        rows = values.values
-        bad = ~(rows[:, 2:4] > rows[:, :2]).all(1)
-        if bad.any():
-            where, box = self._first(values, bad)
-            raise ValueError(
-                f"{argument} has the box {box} in {where}, which is inverted or has no area; boxes "
-                "are (x0, y0, x1, y1) with x0 < x1 and y0 < y1. Convert (x, y, width, height) to "
-                "corners, and remove boxes without area."
-            )
-        if rows.shape[1] == 4:
-            return
-        labels = rows[:, 4]
-        bad = (labels < 0) | (labels != labels.round())
-        if class_names is not None:
-            bad |= labels >= len(class_names)
-        if bad.any():
-            where, _ = self._first(values, bad)
-            label, known = labels[int(bad.long().argmax())].item(), ""
-            if class_names is not None:
-                known = f" … {len(class_names) - 1}"
-            raise ValueError(
-                f"{argument} has label {label:g} in {where}; classes are whole numbers 0{known}, "
-                "without one for the background. Subtract 1 from labels that start at 1."
-            )
-
-    def check_inside(self, argument: str, values: Ragged, size: Sequence[int]) -> None:
-        """Raise a `ValueError` unless all boxes lie in their images."""
-        limit = values.values.new_tensor([size[1], size[0]] * 2)
-        rows = values.values[:, :4]
-        bad = ((rows < 0) | (rows > limit)).any(1)
-        if bad.any():
-            where, box = self._first(values, bad)
-            raise ValueError(
-                f"{argument} has the box {box} in {where}, which reaches out of the image of "
-                f"{size[0]}×{size[1]} pixels; boxes are (x0, y0, x1, y1) in pixels. Clip them, and "
-                "multiply relative coordinates by width and height."
-            )
-
-    def _first(self, values: Ragged, bad: Tensor) -> tuple[str, list[float]]:
-        row = int(bad.long().argmax())
-        sample = int(torch.searchsorted(values.offsets, row, right=True)) - 1
-        box = [round(x, 2) for x in values.values[row, :4].tolist()]
-        return f"sample {sample}, box {row - int(values.offsets[sample])}", box
+        check_boxes(argument, values, class_names)
 
     def num_classes(self, values: Ragged) -> int:
         """Count the classes 0 … C-1."""
@@ -328,28 +275,19 @@ class Boxes(Kind):
             corners = old[:, [0, 1, 2, 1, 0, 3, 2, 3]].reshape(-1, 2)  # (4 n, 2): x, y
             found = geometry.points(i, corners).reshape(-1, 4, 2)
             box = torch.cat([found.amin(1), found.amax(1)], 1)
-            area = area_of(box)
-            box = torch.minimum(box.clamp(min=0), limit)
-            moved.append(kept(target, box, area, self.min_visible, self.min_size))
+            clipped = torch.minimum(box.clamp(min=0), limit)
+            moved.append(self._kept(target, clipped, box))
         return moved
 
     def erase(self, values: Any, box: Tensor) -> Any:
-        return [
-            kept(
-                target,
-                without(boxes_in(target), hole),
-                area_of(boxes_in(target)),
-                self.min_visible,
-                self.min_size,
-            )
-            for target, hole in zip(values, box.tolist(), strict=True)
-        ]
+        erased = []
+        for target, hole in zip(values, box.tolist(), strict=True):
+            old = boxes_in(target)
+            erased.append(self._kept(target, without(old, hole), old))
+        return erased
 
-
-EXPECTED = (
-    "expected classes (N,), several labels of 0 and 1 (N, C), masks (N, H, W) as large as the "
-    "images, or values (N,) or (N, D)"
-)
+    def _kept(self, target: Mapping[str, Any], rest: Tensor, whole: Tensor) -> dict[str, Any]:
+        return kept(target, rest, area_of(whole), self.min_visible, self.min_size)
 
 
 class Class(Kind):
@@ -416,13 +354,7 @@ KINDS: dict[str, type[Kind]] = {
 
 @dataclass(frozen=True)
 class Field:
-    """One named entry of every sample.
-
-    Attributes:
-        values: Shape (N, ...), or `Ragged`.
-        kind: Kind of the values.
-        role: Use of the values: input of a model, its target, or neither.
-    """
+    """Values (N, ...) or `Ragged`, with their kind and role."""
 
     values: Tensor | Ragged
     kind: Kind
@@ -430,10 +362,7 @@ class Field:
 
 
 def as_kind(argument: str, kind: Kind | str | None) -> Kind | None:
-    """Return the kind named by a string, such as ``"mask"``.
-
-    A `Kind` and None are returned unchanged.
-    """
+    """Return the kind named by a string, or the given `Kind` or None."""
     if isinstance(kind, str):
         check_choice(argument, kind, list(KINDS))
         return KINDS[kind]()
@@ -446,10 +375,7 @@ def as_kind(argument: str, kind: Kind | str | None) -> Kind | None:
 
 
 def kinds_of(datamodule: Any) -> Mapping[str, Kind]:
-    """Return the kinds of a datamodule's fields by name.
-
-    The result is empty for a datamodule of another package.
-    """
+    """Return the kinds of fields by name, empty for a datamodule of another package."""
     kinds = getattr(datamodule, "kinds", None)
     if isinstance(kinds, Mapping) and all(isinstance(kind, Kind) for kind in kinds.values()):
         return kinds
@@ -466,4 +392,7 @@ def _check_whole(argument: str, values: Any, name: str) -> None:
 
 def _check_axes(argument: str, values: Any, *axes: int) -> None:
     if values.ndim not in axes:
-        raise ValueError(f"{argument} has shape {tuple(values.shape)}; {EXPECTED}.")
+        raise ValueError(
+            f"{argument} has shape {tuple(values.shape)}; expected classes (N,), several labels "
+            "of 0 and 1 (N, C), masks (N, H, W) as large as the images, or values (N,) or (N, D)."
+        )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from numbers import Integral
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,15 +57,65 @@ def cross_entropy(
         >>> torch.allclose(hard, soft)
         True
     """
-    if not targets.is_floating_point():
-        if sample_weight is None:
-            return F.cross_entropy(
-                logits,
-                targets,
-                weight=weight,
-                label_smoothing=label_smoothing,
-                ignore_index=ignore_index,
-            )
+    if sample_weight is None and not targets.is_floating_point():
+        return F.cross_entropy(
+            logits,
+            targets,
+            weight=weight,
+            label_smoothing=label_smoothing,
+            ignore_index=ignore_index,
+        )
+    losses, counted = _cross_entropies(
+        logits, targets, weight, label_smoothing, ignore_index, sample_weight
+    )
+    # Not the sum, which may overflow in float16.
+    return losses.mean() * (losses.numel() / counted).to(losses.dtype)
+
+
+def pixel_cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int = 255,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    """Compute `cross_entropy`, but 0 with a gradient of 0 if nothing counts.
+
+    Example:
+        >>> pixel_cross_entropy(torch.zeros(1, 2, 1, 1), torch.tensor([[[255]]]))
+        tensor(0.)
+    """
+    losses, counted = _cross_entropies(
+        logits, targets, weight, label_smoothing, ignore_index, sample_weight
+    )
+    return losses.sum() / _or_one(counted)
+
+
+def _cross_entropies(
+    logits: Tensor,
+    targets: Tensor,
+    weight: Tensor | None,
+    label_smoothing: float,
+    ignore_index: int,
+    sample_weight: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Return the terms of `cross_entropy`, (N, ...), and its denominator."""
+    if targets.is_floating_point():
+        # Sum in float32 at least: in bf16 a sum of 257 ones is 256.
+        dtype = torch.promote_types(targets.dtype, torch.float32)
+        mass = targets.sum(1, keepdim=True, dtype=dtype)
+        counted = mass.sum()
+        if weight is not None:
+            counted = (targets.sum([0, *range(2, targets.ndim)], dtype=dtype) * weight).sum()
+        if label_smoothing:
+            share = (label_smoothing / targets.shape[1]) * mass
+            targets = targets * (1 - label_smoothing) + share.to(targets.dtype)
+        losses = F.cross_entropy(logits, targets, weight=weight, reduction="none")
+    else:
+        known = targets != ignore_index
+        counted = (known if weight is None else weight[targets.where(known, 0)] * known).sum()
         losses = F.cross_entropy(
             logits,
             targets,
@@ -75,36 +124,9 @@ def cross_entropy(
             ignore_index=ignore_index,
             reduction="none",
         )
-        known = targets != ignore_index
-        mass = known if weight is None else weight[targets.where(known, 0)] * known
-        return (losses * _like(sample_weight, losses)).sum() / mass.sum()
-    targets, counted = _smoothed(targets, weight, label_smoothing)
-    if sample_weight is None:
-        loss = F.cross_entropy(logits, targets, weight=weight)
-    else:
-        losses = F.cross_entropy(logits, targets, weight=weight, reduction="none")
-        loss = (losses * _like(sample_weight, losses)).mean()
-    # torch has divided the correct sum by N; replace the denominator.
-    return loss * (targets.numel() // targets.shape[1] / counted).to(loss.dtype)
-
-
-def _smoothed(
-    targets: Tensor, weight: Tensor | None, label_smoothing: float
-) -> tuple[Tensor, Tensor]:
-    """Return smoothed targets, and the denominator of their mean loss.
-
-    The arguments are those of `cross_entropy`.
-    """
-    # Sum in float32 at least: in bf16 a sum of 257 ones is 256.
-    dtype = torch.promote_types(targets.dtype, torch.float32)
-    mass = targets.sum(1, keepdim=True, dtype=dtype)
-    counted = mass.sum()
-    if weight is not None:
-        counted = (targets.sum([0, *range(2, targets.ndim)], dtype=dtype) * weight).sum()
-    if label_smoothing:
-        share = (label_smoothing / targets.shape[1]) * mass
-        targets = targets * (1 - label_smoothing) + share.to(targets.dtype)
-    return targets, counted
+    if sample_weight is not None:
+        losses = losses * _like(sample_weight, losses)
+    return losses, counted
 
 
 def _like(sample_weight: Tensor, losses: Tensor) -> Tensor:
@@ -331,92 +353,3 @@ def mixed_loss(
         )
     lam = targets.lam.to(first.dtype).reshape(-1, *(1,) * (first.ndim - 1))
     return torch.lerp(second, first, lam).mean()
-
-
-def soft_targets(
-    targets: Tensor,
-    num_classes: int | None,
-    owner: Any,
-    who: str,
-    like: Tensor,
-    *,
-    ignore_index: int = IGNORED,
-    check: bool | None = None,
-) -> Tensor:
-    """Return targets that can be mixed, with one-hot rows of classes.
-
-    Args:
-        targets: Classes, integers of shape (N,), or of shape (N, d1, d2, ...) for each place of
-            a sample; 0/1 integers or bool of shape (N, C) for several labels at once; or floating
-            point of any shape.
-        num_classes: Number of classes, or None to take `owner`.
-        owner: A number of classes that was found elsewhere; other values count as None.
-        who: The caller's name, for the message.
-        like: A tensor with the floating-point dtype of the result.
-        ignore_index: A class index that does not count. Its row is zeros.
-        check: Check that labels are classes, which makes an accelerator wait. None: on the CPU
-            only.
-
-    Returns:
-        Floating point: (N, C) or (N, C, d1, d2, ...) for classes, else of the shape of `targets`.
-
-    Raises:
-        ValueError: The number of classes is needed and not known, a label lies outside, or integers
-            of shape (N, K) are neither classes nor 0 and 1.
-    """
-    dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
-    if targets.is_floating_point():
-        return targets
-    count = num_classes if num_classes is not None else owner
-    known = isinstance(count, Integral)
-    if check is None:
-        check = targets.device.type == "cpu"
-    if targets.ndim == 2:
-        several = targets.dtype == torch.bool or not known or targets.shape[1] == count
-        if not several or (check and targets.numel() and _outside(targets, 0, 1)):
-            raise ValueError(
-                f"{who} got integer targets of shape {tuple(targets.shape)}; expected classes "
-                f"(N,), or several labels as 0 and 1{f' (N, {count})' if known else ''}; squeeze a "
-                "last axis of 1, convert values to floating point, or make classes of places "
-                "one-hot."
-            )
-        return targets.to(dtype)
-    if not known:
-        raise ValueError(
-            f"{who} must know the number of classes to mix class indices; set num_classes=, or "
-            "convert values to floating point."
-        )
-    if count < 2:
-        raise ValueError(
-            f"{who} found num_classes={count} for class indices; set num_classes= to 2 or more, or "
-            "make the targets of one output floating point."
-        )
-    if check and targets.numel() and _outside(targets, 0, count - 1, ignore_index):
-        labels = targets[targets != ignore_index]
-        low, high = int(labels.min()), int(labels.max())
-        raise ValueError(
-            f"{who} found label {low if low < 0 else high}, outside 0 … {count - 1} "
-            f"(num_classes={count}); ignored labels are {ignore_index} (ignore_index)."
-        )
-    # Compare, because F.one_hot makes an accelerator wait for the largest label.
-    classes = torch.arange(count, device=targets.device)
-    return (targets.unsqueeze(1) == classes.reshape(-1, *(1,) * (targets.ndim - 1))).to(dtype)
-
-
-def find_num_classes(trainer: Any, pl_module: Any) -> int | None:
-    """Return the number of classes of the module or the datamodule."""
-    for thing in (pl_module, getattr(pl_module, "hparams", None), trainer.datamodule):
-        found = getattr(thing, "num_classes", None)
-        if isinstance(found, Integral) and not isinstance(found, bool):
-            return int(found)
-    return None
-
-
-def _outside(labels: Tensor, low: int, high: int, ignored: int | None = None) -> bool:
-    smallest, largest = labels.aminmax()
-    if low <= int(smallest) and int(largest) <= high:
-        return False
-    inside = (labels >= low) & (labels <= high)
-    if ignored is not None:
-        inside |= labels == ignored
-    return not bool(inside.all())

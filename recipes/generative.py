@@ -47,7 +47,7 @@ from dlblocks.crossval import cross_validate
 from dlblocks.crossval.held_out import wilson
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import GAN, VAE, Diffusion, FlowMatching, GenerativeModel, PixelAutoregressive
-from dlblocks.models._predict import gather, join_batches
+from dlblocks.models._predict_batches import gather, join_batches
 from dlblocks.models.sample_quality import baselines_of, judge_model
 from dlblocks.runs import check_new_run_dir, is_rank_zero, next_run_dir, table, write_results
 

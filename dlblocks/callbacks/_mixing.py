@@ -19,7 +19,8 @@ from dlblocks.callbacks._batch_transform import (
     batches_seen,
     per_sample,
 )
-from dlblocks.losses import MixedTargets, find_num_classes, soft_targets
+from dlblocks.callbacks._soft_targets import find_num_classes, soft_targets
+from dlblocks.losses import MixedTargets
 
 
 class Softening(EntriesTransform):

@@ -31,7 +31,7 @@ from torch import Tensor
 from dlblocks._errors import check_range, checked
 from dlblocks._geometry import Geometry, Padding
 from dlblocks.callbacks._batch_transform import check_images, per_sample
-from dlblocks.callbacks._pixels import PixelTransform
+from dlblocks.callbacks._pixel_transform import PixelTransform
 from dlblocks.callbacks.cutout import cutout
 from dlblocks.callbacks.input_noise import gaussian_noise
 

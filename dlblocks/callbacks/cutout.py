@@ -26,7 +26,7 @@ from torch import Tensor
 from dlblocks._errors import check_range, checked
 from dlblocks._memory import BatchMemory
 from dlblocks.callbacks._batch_transform import EntriesTransform, check_images
-from dlblocks.callbacks._pixels import PixelTransform
+from dlblocks.callbacks._pixel_transform import PixelTransform
 from dlblocks.callbacks.cutmix import bits_of, box_mask, boxes
 
 

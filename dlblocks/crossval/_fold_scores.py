@@ -11,7 +11,7 @@ import numpy as np
 
 from dlblocks._errors import check_choice, did_you_mean
 from dlblocks.crossval import _report
-from dlblocks.crossval._fold import difference, share_correct
+from dlblocks.crossval._out_of_fold import difference, share_correct
 from dlblocks.crossval._splits import NO_OOF
 from dlblocks.crossval.statistics import (
     Comparison,

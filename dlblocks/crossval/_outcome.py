@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dlblocks import tracking
-from dlblocks.crossval._fold import FoldConfig, FoldSpec, join
+from dlblocks.crossval._fold_config import FoldConfig, FoldSpec
+from dlblocks.crossval._out_of_fold import join
 from dlblocks.crossval._report import table_metrics
 from dlblocks.crossval._splits import limit_note, predictions_note
 from dlblocks.crossval.results import CrossValidationResult

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from dlblocks import tracking
 from dlblocks._errors import named
 from dlblocks._files import is_rank_zero, read_json, write_rows
-from dlblocks.crossval._fold import FoldConfig, FoldSpec
+from dlblocks.crossval._fold_config import FoldConfig, FoldSpec
 from dlblocks.crossval._refit import refit
 from dlblocks.crossval._report import said
 from dlblocks.crossval._search import SEARCHED, Search

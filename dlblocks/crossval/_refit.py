@@ -14,7 +14,7 @@ from dlblocks._files import check_files, read_record
 from dlblocks._plain import plain_checkpoints
 from dlblocks._quiet import isolated
 from dlblocks.crossval._calibration import best_temperature, calibrate, task_of
-from dlblocks.crossval._fold import fold_folder
+from dlblocks.crossval._fold_config import fold_folder
 from dlblocks.data import SplitDataModule
 from dlblocks.models import Model, VotingEnsemble, VotingModule, load
 from dlblocks.models._checkpoints import of_foreign, read_checkpoint, restore

@@ -15,14 +15,14 @@ from lightning.pytorch.callbacks import Callback
 
 from dlblocks._errors import named
 from dlblocks._files import is_rank_zero, write_json
-from dlblocks.crossval._fold import FoldConfig, FoldSpec
+from dlblocks.crossval._fold_config import FoldConfig, FoldSpec
 from dlblocks.crossval._report import said
 from dlblocks.crossval._splits import describe
 from dlblocks.crossval.cross_validate import cross_validate
 from dlblocks.crossval.results import CrossValidationResult
 from dlblocks.data import SplitDataModule
 from dlblocks.engine._support import NotVectorizable
-from dlblocks.engine.run import engine_for
+from dlblocks.engine.run_fits import engine_for
 from dlblocks.runs._trainer import new_callbacks, new_datamodule, new_module
 from dlblocks.runs.folder import from_rank_zero
 

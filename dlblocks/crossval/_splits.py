@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dlblocks._files import atomic_write, read_json
-from dlblocks.crossval._fold import FoldConfig, FoldSpec
+from dlblocks.crossval._fold_config import FoldConfig, FoldSpec
 from dlblocks.data import SplitDataModule
-from dlblocks.models._predict import NoPredictions
+from dlblocks.models._predict_batches import NoPredictions
 from dlblocks.runs._plan import begin_run, differences
 from dlblocks.runs._plan import describe as describe_arguments
 from dlblocks.runs._plan import described as as_json

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from dlblocks._errors import check_function, check_range, checked, named
 from dlblocks._files import SUMMARY, is_json, is_rank_zero
 from dlblocks._quiet import isolated
-from dlblocks.crossval._fold import FoldConfig, FoldSpec
+from dlblocks.crossval._fold_config import FoldConfig, FoldSpec
 from dlblocks.crossval._outcome import make_result, result_figures, write_outcome
 from dlblocks.crossval._splits import (
     begin,
@@ -29,7 +29,7 @@ from dlblocks.crossval._splits import (
 )
 from dlblocks.crossval.results import CrossValidationResult
 from dlblocks.data import SplitDataModule
-from dlblocks.engine.run import engine_for, run_fits
+from dlblocks.engine.run_fits import engine_for, run_fits
 from dlblocks.runs._fits import read_fits
 from dlblocks.runs._parallel import check_jobs, wait_for_workers
 from dlblocks.runs._trainer import (

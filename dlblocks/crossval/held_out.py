@@ -28,10 +28,10 @@ from dlblocks._scores import Weighted
 from dlblocks.crossval._report import TESTED
 from dlblocks.crossval._splits import FOLDS
 from dlblocks.data import DataModule, SplitDataModule
-from dlblocks.models._predict import NoPredictions
+from dlblocks.models._predict_batches import NoPredictions
 from dlblocks.runs._tables import number
 from dlblocks.runs._trainer import check_trainer_arguments, quiet_trainer
-from dlblocks.runs.predictions import predict_part
+from dlblocks.runs.predict_part import predict_part
 from dlblocks.tasks import PredictionTable, Task, find_task
 
 DRAWS = 2000

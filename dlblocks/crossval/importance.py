@@ -26,7 +26,7 @@ from torch import Tensor
 from dlblocks._errors import check_range, did_you_mean
 from dlblocks.crossval.statistics import mean_interval
 from dlblocks.metrics import Mode, metric_mode
-from dlblocks.models._predict import predictor, to_numpy
+from dlblocks.models._predict_batches import predictor, to_numpy
 from dlblocks.nets import Preprocess
 from dlblocks.runs._tables import number
 from dlblocks.tasks import PredictionTable, Task

@@ -18,7 +18,7 @@ from dlblocks import plots
 from dlblocks._errors import check_function, check_range, checked, named
 from dlblocks._files import SUMMARY, is_json, is_rank_zero
 from dlblocks._quiet import isolated
-from dlblocks.crossval._fold import FoldConfig, FoldSpec
+from dlblocks.crossval._fold_config import FoldConfig, FoldSpec
 from dlblocks.crossval._outcome import make_result, result_figures, write_outcome
 from dlblocks.crossval._outer_folds import OuterFolds
 from dlblocks.crossval._search import Grid, Search, grid_points

@@ -18,7 +18,7 @@ from typing_extensions import Self
 from dlblocks._files import AGAIN, atomic_write, is_rank_zero, read_rows, reading, write_rows
 from dlblocks._quiet import isolated
 from dlblocks.crossval import _refit, _report
-from dlblocks.crossval._fold import fold_folder
+from dlblocks.crossval._fold_config import fold_folder
 from dlblocks.crossval._fold_scores import FoldScores
 from dlblocks.crossval.held_out import HeldOutScores, check_data_of, score_once
 from dlblocks.crossval.importance import Importance, named_columns, permutation_importance

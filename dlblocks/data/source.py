@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dlblocks._boxes import check_boxes_inside
 from dlblocks.data._fingerprint import row_keys
 from dlblocks.data._kinds import find_input_kind, find_target_kind, image_size
 from dlblocks.fields import Boxes, Class, Field, Image, Kind, Mask, Ragged, Values, Weight, as_kind
@@ -174,7 +175,7 @@ def check_arrays(
                 f"{part}targets are boxes and {part}inputs has shape {tuple(inputs.shape)}; boxes "
                 "need images (N, C, H, W)."
             )
-        kinds["targets"].check_inside(f"{part}targets", targets, inputs.shape[2:])
+        check_boxes_inside(f"{part}targets", targets, inputs.shape[2:])
 
 
 def _check_sequences(argument: str, inputs: Ragged, kind: Kind) -> None:

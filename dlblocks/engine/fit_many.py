@@ -30,17 +30,17 @@ from dlblocks._errors import checked
 from dlblocks._files import atomic_write, is_whole
 from dlblocks._lightning import quick_gpu_check
 from dlblocks.callbacks._resume import random_state, set_random_state
-from dlblocks.engine._batches import BatchSource
-from dlblocks.engine._metrics import BatchedMetrics
+from dlblocks.engine._batched_metrics import BatchedMetrics
 from dlblocks.engine._models import StackedModels
 from dlblocks.engine._optimizer import StackedOptimizer
 from dlblocks.engine._probe import quiet_vmap, seconds_a_step, try_a_step
+from dlblocks.engine._stacked_batches import BatchSource
 from dlblocks.engine._support import NotVectorizable, check_vectorizable, naming
 from dlblocks.engine.member import Member
 from dlblocks.models._step_buffer import FLUSH_EVERY
 from dlblocks.runs._history import name_of_selection
 from dlblocks.runs._trainer import check_needs_no_validation
-from dlblocks.runs.predictions import TableWriter, add_weights, columns_of
+from dlblocks.runs.predict_part import TableWriter, add_weights, columns_of
 from dlblocks.tasks import PredictionTable, Task
 
 # Steps that the Trainer runs as one batch, so that its own work is done once for all of them.

@@ -16,7 +16,7 @@ from dlblocks._quiet import isolated
 from dlblocks.data import DataModule
 from dlblocks.engine.fit_many import StackedFit
 from dlblocks.engine.member import Member
-from dlblocks.engine.run import StackedBar
+from dlblocks.engine.run_fits import StackedBar
 from dlblocks.models import Model
 from dlblocks.runs._progress import FitProgress
 

@@ -21,9 +21,9 @@ from dlblocks._files import SUMMARY, atomic_write, is_json, is_rank_zero, is_who
 from dlblocks._quiet import isolated
 from dlblocks.data import DataModule, SplitDataModule
 from dlblocks.data.splitting import is_in_time
-from dlblocks.engine.run import STATE, engine_for, run_fits
+from dlblocks.engine.run_fits import STATE, engine_for, run_fits
 from dlblocks.ensembles._bootstrap import Rows, combine, draw_all, missing_classes, score
-from dlblocks.ensembles._members import MemberConfig, MemberSpec
+from dlblocks.ensembles._member_config import MemberConfig, MemberSpec
 from dlblocks.ensembles.results import (
     ENSEMBLE,
     SAMPLES,
@@ -43,7 +43,7 @@ from dlblocks.runs._trainer import (
     shows_bar,
 )
 from dlblocks.runs.folder import in_run_dir, know_rank, say
-from dlblocks.runs.predictions import add_weights
+from dlblocks.runs.predict_part import add_weights
 
 
 class Bagging:

@@ -15,7 +15,7 @@ from dlblocks._npz import read_columns
 from dlblocks._quiet import isolated
 from dlblocks.data import SplitDataModule
 from dlblocks.ensembles._bootstrap import Rows
-from dlblocks.ensembles._members import MemberConfig, MemberSpec
+from dlblocks.ensembles._member_config import MemberConfig, MemberSpec
 from dlblocks.models import Model, VotingEnsemble, load
 from dlblocks.runs._figures import curve_figures, prediction_figures
 from dlblocks.runs._fits import read_fit

@@ -23,14 +23,14 @@ from dlblocks._quiet import evaluating
 from dlblocks.data.encoders import ArrayEncoder, Encoder, Samples, Unseen, encoder_of
 from dlblocks.fields import Padded
 from dlblocks.loading._batches import by_hand, joined, prepared, split
+from dlblocks.loading.predictions import Predictions, Rows
 from dlblocks.models import Model
 from dlblocks.models._checkpoints import DATA_SPEC, HPARAMS
 from dlblocks.models._conformal import Calibration
 from dlblocks.models._export import export
-from dlblocks.models._predict import NoPredictions, predictor
+from dlblocks.models._predict_batches import NoPredictions, predictor
 from dlblocks.nets import Preprocess
-from dlblocks.runs.predicted import Predictions, Rows
-from dlblocks.runs.predictions import columns_of
+from dlblocks.runs.predict_part import columns_of
 from dlblocks.tasks import Task
 
 BATCH_SIZE = 64  # where training had no batches

@@ -10,7 +10,7 @@ from dlblocks.metrics._names import (
     mode_of,
     mode_of_metric,
 )
-from dlblocks.metrics._sums import r2_from_sums, wide
+from dlblocks.metrics._weighted_metrics import r2_from_sums, wide
 
 __all__ = [
     "Mode",

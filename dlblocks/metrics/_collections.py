@@ -15,7 +15,7 @@ from torchmetrics.classification import (
 
 from dlblocks._errors import check_choice
 from dlblocks.losses import MixedTargets
-from dlblocks.metrics._sums import (
+from dlblocks.metrics._weighted_metrics import (
     NUM_BINS,
     R2Score,
     WeightedAccuracy,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dlblocks import __version__
 from dlblocks._files import atomic_write
 from dlblocks.fields import Padded
-from dlblocks.models._predict import predictor
+from dlblocks.models._predict_batches import predictor
 from dlblocks.nets import Preprocess
 from dlblocks.nets.preprocess import STATISTICS
 from dlblocks.tasks import Task

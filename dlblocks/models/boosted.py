@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dlblocks._errors import check_range
-from dlblocks.models._members import MadeOfTrained, described, rebuilt
+from dlblocks.models._trained_members import MadeOfTrained, described, rebuilt
 from dlblocks.models.classification import Classifier
 from dlblocks.models.model import Model
 from dlblocks.models.regression import Regressor

@@ -20,9 +20,9 @@ from dlblocks.models._image_checks import (
     check_monitors,
     check_values,
 )
+from dlblocks.models._image_sampling import Sampler
 from dlblocks.models._inputs import with_prepared_inputs
 from dlblocks.models._noise import AnyNoise, BatchNoise, Noise
-from dlblocks.models._sampling import Sampler
 from dlblocks.models.model import beside_inputs
 from dlblocks.nets import Preprocess
 from dlblocks.tasks import GenerativeTask

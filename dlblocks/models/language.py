@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from dlblocks._quiet import evaluating
 from dlblocks._text import IGNORED, SEPARATOR, Vocabulary, cut, with_separators
-from dlblocks.models._generate import Sampling, check_whole, generate
 from dlblocks.models._token_mean import TokenMeanModel
+from dlblocks.models._token_sampling import Sampling, check_whole, generate
 from dlblocks.nets import GPT, LSTMDecoder
 from dlblocks.tasks import LanguageModelTask
 

@@ -15,10 +15,10 @@ from dlblocks._ragged import entries_of
 from dlblocks._text import SymbolVocabulary
 from dlblocks.fields import Padded
 from dlblocks.models._beam_search import Search, search
-from dlblocks.models._generate import check_whole
 from dlblocks.models._inputs import with_prepared_inputs
 from dlblocks.models._sources import batches_of, check_entry, check_sequences, read_source
 from dlblocks.models._token_mean import TokenMeanModel
+from dlblocks.models._token_sampling import check_whole
 from dlblocks.models.model import beside_inputs
 from dlblocks.nets import Seq2SeqRNN, Seq2SeqTransformer
 from dlblocks.nets.seq2seq import shifted

@@ -10,70 +10,19 @@ from torch import Tensor
 from dlblocks._quiet import evaluating
 from dlblocks.fields import Padded
 from dlblocks.models.classification import Classifier
+from dlblocks.models.model import Model
 from dlblocks.models.regression import Regressor
 from dlblocks.nets import RNN, SequenceTransformer, ViT
 
 
-class RNNClassifier(Classifier):
-    """A recurrent net as classifier of sequences.
+class _RNNModel(Model):
+    """A recurrent net with the arguments of `RNNClassifier` and `RNNRegressor`.
 
     Inputs are sequences (N, T, F), `dlblocks.fields.Padded` ones of unequal length, or images
     (N, C, H, W), which are read row by row; see `dlblocks.nets.RNN`.
 
     Args:
         in_features: Features of a step, such as 8 for the rows of 8×8 grey images.
-        num_classes: Number of classes.
-        kind: ``"lstm"``, ``"gru"`` or ``"rnn"``.
-        hidden: Size of the state, of each direction.
-        layers: Number of recurrent layers.
-        bidirectional: Read sequences in both directions.
-        dropout: Probability that a value between layers, or before the output layer, is dropped.
-        readout: ``"last"`` to classify by the last state, ``"mean"`` by the mean over all steps.
-        num_tokens: Number of different tokens, if inputs are tokens (N, T).
-        **kwargs: Loss and optimization; see `Classifier`.
-
-    Example:
-        >>> model = RNNClassifier(4, 3, hidden=8)
-        >>> model(Padded.of([torch.zeros(2, 4), torch.zeros(5, 4)])).shape
-        torch.Size([2, 3])
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        num_classes: int,
-        *,
-        kind: Literal["lstm", "gru", "rnn"] = "lstm",
-        hidden: int = 128,
-        layers: int = 1,
-        bidirectional: bool = False,
-        dropout: float = 0.0,
-        readout: Literal["last", "mean"] = "last",
-        num_tokens: int | None = None,
-        **kwargs: Any,
-    ) -> None:
-        net = RNN(
-            in_features,
-            num_classes,
-            kind=kind,
-            hidden=hidden,
-            layers=layers,
-            bidirectional=bidirectional,
-            dropout=dropout,
-            readout=readout,
-            num_tokens=num_tokens,
-        )
-        super().__init__(net, num_classes, **kwargs)
-
-
-class RNNRegressor(Regressor):
-    """A recurrent net as regressor of sequences.
-
-    Inputs are those of `RNNClassifier`.
-
-    Args:
-        in_features: Features of a step.
-        out_features: Number of target values.
         kind: ``"lstm"``, ``"gru"`` or ``"rnn"``.
         hidden: Size of the state, of each direction.
         layers: Number of recurrent layers.
@@ -81,17 +30,14 @@ class RNNRegressor(Regressor):
         dropout: Probability that a value between layers, or before the output layer, is dropped.
         readout: ``"last"`` to predict from the last state, ``"mean"`` from the mean over all steps.
         num_tokens: Number of different tokens, if inputs are tokens (N, T).
-        **kwargs: Loss and optimization; see `Regressor`.
-
-    Example:
-        >>> RNNRegressor(4, hidden=8)(torch.zeros(2, 5, 4)).shape
-        torch.Size([2, 1])
+        **kwargs: Outputs, loss and optimization; see `Classifier` or `Regressor`.
     """
+
+    num_outputs: int  # set by the subclass before this constructor
 
     def __init__(
         self,
         in_features: int,
-        out_features: int = 1,
         *,
         kind: Literal["lstm", "gru", "rnn"] = "lstm",
         hidden: int = 128,
@@ -104,7 +50,7 @@ class RNNRegressor(Regressor):
     ) -> None:
         net = RNN(
             in_features,
-            out_features,
+            self.num_outputs,
             kind=kind,
             hidden=hidden,
             layers=layers,
@@ -113,7 +59,44 @@ class RNNRegressor(Regressor):
             readout=readout,
             num_tokens=num_tokens,
         )
-        super().__init__(net, out_features, **kwargs)
+        super().__init__(net, **kwargs)
+
+
+class RNNClassifier(_RNNModel, Classifier):
+    """A recurrent net as classifier of sequences.
+
+    Args:
+        in_features: Features of a step, such as 8 for the rows of 8×8 grey images.
+        num_classes: Number of classes.
+        **kwargs: Net, see `dlblocks.nets.RNN`; loss and optimization, see `Classifier`.
+
+    Example:
+        >>> model = RNNClassifier(4, 3, hidden=8)
+        >>> model(Padded.of([torch.zeros(2, 4), torch.zeros(5, 4)])).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(self, in_features: int, num_classes: int, **kwargs: Any) -> None:
+        self.num_outputs = num_classes
+        super().__init__(in_features, num_classes=num_classes, **kwargs)
+
+
+class RNNRegressor(_RNNModel, Regressor):
+    """A recurrent net as regressor of sequences.
+
+    Args:
+        in_features: Features of a step.
+        out_features: Number of target values.
+        **kwargs: Net, see `dlblocks.nets.RNN`; loss and optimization, see `Regressor`.
+
+    Example:
+        >>> RNNRegressor(4, hidden=8)(torch.zeros(2, 5, 4)).shape
+        torch.Size([2, 1])
+    """
+
+    def __init__(self, in_features: int, out_features: int = 1, **kwargs: Any) -> None:
+        self.num_outputs = out_features
+        super().__init__(in_features, out_features=out_features, **kwargs)
 
 
 class _AttentionClassifier(Classifier):

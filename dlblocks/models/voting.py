@@ -19,8 +19,8 @@ from dlblocks._errors import check_range
 from dlblocks._npz import Growing
 from dlblocks._ragged import entries_of
 from dlblocks.models._conformal import Calibration
-from dlblocks.models._members import Kind, MadeOfTrained, common_spec, described, rebuilt
-from dlblocks.models._predict import gather, predictor, target_in, to_numpy
+from dlblocks.models._predict_batches import gather, predictor, target_in, to_numpy
+from dlblocks.models._trained_members import Kind, MadeOfTrained, common_spec, described, rebuilt
 from dlblocks.models.language import LanguageModel, average_language_model
 from dlblocks.models.model import Model, beside_inputs
 from dlblocks.nets import Preprocess

@@ -99,9 +99,9 @@ class Backbone(nn.Module):
             _make_small(self.model, family)
         self.stem = stem
         if not arch.startswith("timm:"):
-            _set_channels(self.model, in_channels)
+            set_channels(self.model, in_channels)
         if weights is not None:
-            _load(self.model, arch, weights)
+            load_weights(self.model, arch, weights)
         if image_size is not None:
             self.check_input((in_channels, *image_size))
 
@@ -195,7 +195,7 @@ def _make_small(model: nn.Module, family: str) -> None:
         _replace(model, pool, nn.Identity())
 
 
-def _set_channels(model: nn.Module, in_channels: int) -> None:
+def set_channels(model: nn.Module, in_channels: int) -> None:
     """Make the first convolution one of `in_channels` channels."""
     path, first = _first_convolution(model)
     if first.in_channels == in_channels:
@@ -234,7 +234,7 @@ def _head(model: nn.Module) -> str:
 # Weights
 
 
-def _load(model: nn.Module, arch: str, weights: str | PathLike[str]) -> None:
+def load_weights(model: nn.Module, arch: str, weights: str | PathLike[str]) -> None:
     """Fill in saved weights; the head stays new if it has another size."""
     state = _download(arch) if weights == "DEFAULT" else _read(Path(weights))
     path, first = _first_convolution(model)

@@ -35,12 +35,12 @@ from dlblocks._files import (
 from dlblocks.callbacks._side_effects import paused
 from dlblocks.data import SplitDataModule
 from dlblocks.models._checkpoints import is_ours
-from dlblocks.models._predict import NoPredictions
+from dlblocks.models._predict_batches import NoPredictions
 from dlblocks.nets import Preprocess
 from dlblocks.runs._plan import run_id_of
 from dlblocks.runs._trainer import new_callbacks, new_module
 from dlblocks.runs.fit import drop_training_state, fit
-from dlblocks.runs.predictions import predict_part, try_prediction
+from dlblocks.runs.predict_part import predict_part, try_prediction
 from dlblocks.tasks import PredictionTable
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from dlblocks.callbacks import ExactResume
 from dlblocks.data import SplitDataModule
 from dlblocks.metrics import Mode, metric_mode, mode_of, mode_of_metric
 from dlblocks.runs._history import VALIDATION
-from dlblocks.runs.predictions import replaced
+from dlblocks.runs.predict_part import replaced
 
 CALLBACKS = "lambda: [EarlyStopping('val/loss')]"  # an example of make_callbacks, for messages
 # Arguments of the Trainer that are whole numbers, with the least; a limit of 1.0 is all batches.

@@ -27,7 +27,7 @@ from dlblocks._plain import plain_checkpoints
 from dlblocks._quiet import isolated
 from dlblocks.callbacks import ExactResume
 from dlblocks.data import DataModule, SplitDataModule
-from dlblocks.models._predict import NoPredictions
+from dlblocks.models._predict_batches import NoPredictions
 from dlblocks.runs._figures import curve_figures, prediction_figures, save_figures
 from dlblocks.runs._history import (
     History,
@@ -51,7 +51,7 @@ from dlblocks.runs._trainer import (
     without_bars,
 )
 from dlblocks.runs.folder import check_new_run_dir, in_run_dir, know_rank
-from dlblocks.runs.predictions import predict_part
+from dlblocks.runs.predict_part import predict_part
 
 RESUME_SECONDS = 10.0  # between checkpoints: the most work that a killed fit loses
 Select = Literal["inner", "last", "fold"]

@@ -17,7 +17,7 @@ from dlblocks._errors import check_range
 from dlblocks._npz import Ragged
 from dlblocks._scores import Weighted
 from dlblocks.fields import Boxes, kinds_of
-from dlblocks.tasks._boxes import IOUS, Matches, f1_score, match, precisions, scores_of
+from dlblocks.tasks._average_precision import IOUS, Matches, f1_score, match, precisions, scores_of
 from dlblocks.tasks.table import Array, Predictions, PredictionTable
 from dlblocks.tasks.task import Stage, Task
 

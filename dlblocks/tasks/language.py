@@ -18,7 +18,7 @@ from dlblocks._scores import Weighted
 from dlblocks._text import SEPARATOR, UNKNOWN
 from dlblocks.fields import Tokens, kinds_of
 from dlblocks.metrics import wide
-from dlblocks.tasks._sums import EpochSums
+from dlblocks.tasks._epoch_sums import EpochSums
 from dlblocks.tasks.table import Array, Predictions, PredictionTable
 from dlblocks.tasks.task import Stage, Task
 

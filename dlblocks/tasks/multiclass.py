@@ -22,8 +22,8 @@ from dlblocks._scores import (
 )
 from dlblocks.losses import IGNORED, cross_entropy
 from dlblocks.metrics import classification_metrics, hard_labels
+from dlblocks.tasks._class_task import ClassTask
 from dlblocks.tasks._stacked import ClassificationSums
-from dlblocks.tasks._weighted import ClassTask
 from dlblocks.tasks.table import Array, Predictions, PredictionTable
 from dlblocks.tasks.task import Stage, Task
 

@@ -23,7 +23,7 @@ from dlblocks._scores import (
 )
 from dlblocks.losses import binary_cross_entropy
 from dlblocks.metrics import hard_labels, wide
-from dlblocks.tasks._weighted import ClassTask
+from dlblocks.tasks._class_task import ClassTask
 from dlblocks.tasks.table import Array, Predictions, PredictionTable
 from dlblocks.tasks.task import Stage, Task
 

@@ -15,8 +15,9 @@ from dlblocks import plots
 from dlblocks._errors import check_choice, check_range
 from dlblocks._scores import Weighted
 from dlblocks.fields import Mask, kinds_of
-from dlblocks.losses import dice_loss, focal_loss
-from dlblocks.tasks._pixels import (
+from dlblocks.losses import dice_loss, focal_loss, pixel_cross_entropy
+from dlblocks.tasks._class_task import ClassTask
+from dlblocks.tasks._pixel_scores import (
     PixelScores,
     PixelSums,
     class_sums,
@@ -24,10 +25,8 @@ from dlblocks.tasks._pixels import (
     hard_map,
     known_pixels,
     narrow,
-    pixel_cross_entropy,
     scores_of,
 )
-from dlblocks.tasks._weighted import ClassTask
 from dlblocks.tasks.table import Array, Predictions, PredictionTable
 from dlblocks.tasks.task import Stage, Task
 

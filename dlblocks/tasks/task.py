@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from dlblocks._scores import Weighted
-from dlblocks.tasks._metrics import choose_metrics
+from dlblocks.tasks._choose_metrics import choose_metrics
 from dlblocks.tasks._registry import register
 from dlblocks.tasks.table import Array, Predictions, PredictionTable, numbered, plain_columns
 

@@ -23,7 +23,7 @@ from dlblocks.callbacks import MixUp
 from dlblocks.crossval import CrossValidationResult, cross_validate
 from dlblocks.data import DigitsDataModule, TabularDataModule
 from dlblocks.engine import fit_many
-from dlblocks.engine import run as engine_run
+from dlblocks.engine import run_fits as run_fits_module
 from dlblocks.models import Classifier, MLPClassifier, MLPRegressor, VotingEnsemble, load
 
 EXTRA = 100_000_000  # bytes
@@ -259,14 +259,14 @@ def train(folder, moment):
 
         fit_many.StackedFit.on_train_epoch_start = on_train_epoch_start
     elif moment == "finish":
-        real_finish = engine_run._finish
+        real_finish = run_fits_module._finish
 
         def _finish(plan, job, *rest):
             if job.fold == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
             return real_finish(plan, job, *rest)
 
-        engine_run._finish = _finish
+        run_fits_module._finish = _finish
     cross_validate(
         lambda: MLPClassifier(64, 10, hidden=[16], dropout=0.2, lr=0.05, lr_schedule="one_cycle"),
         DigitsDataModule(batch_size=128), num_folds=3, engine="vectorized",

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from dlblocks.crossval import cross_validate, nested_cross_validate
-from dlblocks.crossval._fold import _count_scored
+from dlblocks.crossval._fold_config import _count_scored
 from dlblocks.data import ArrayDataModule, FoldedDataModule
 from dlblocks.models import MLPClassifier
 from dlblocks.runs._trainer import check_trainer_arguments

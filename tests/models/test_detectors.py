@@ -29,7 +29,7 @@ from dlblocks.data import (
 )
 from dlblocks.models import Detector, load
 from dlblocks.tasks import DetectionTask
-from dlblocks.tasks._boxes import match, scores_of
+from dlblocks.tasks._average_precision import match, scores_of
 
 
 def squares(count=24, size=24):

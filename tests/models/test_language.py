@@ -16,7 +16,7 @@ import dlblocks
 from dlblocks.callbacks import ExactResume
 from dlblocks.data import ArrayDataModule, TextDataModule
 from dlblocks.models import GPTLanguageModel, LanguageModel, RNNLanguageModel
-from dlblocks.models._generate import Sampling, _generators
+from dlblocks.models._token_sampling import Sampling, _generators
 from dlblocks.nets import GPT, LSTMDecoder
 from dlblocks.tasks import LanguageModelTask, PredictionTable
 

@@ -16,7 +16,7 @@ from dlblocks.crossval import CrossValidationResult, cross_validate
 from dlblocks.data import ArrayDataModule, FoldedDataModule
 from dlblocks.fields import Mask
 from dlblocks.models import Segmenter, UNetSegmenter, VisionSegmenter, VotingEnsemble, load
-from dlblocks.models._predict import target_in
+from dlblocks.models._predict_batches import target_in
 from dlblocks.tasks import SegmentationTask
 
 

@@ -16,7 +16,7 @@ from same_runs import assert_same
 
 from dlblocks.callbacks import ExactResume
 from dlblocks.crossval import cross_validate
-from dlblocks.crossval._fold import FoldConfig, FoldSpec
+from dlblocks.crossval._fold_config import FoldConfig, FoldSpec
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import MLPClassifier
 from dlblocks.runs._parallel import _Task, _work

@@ -26,7 +26,7 @@ from dlblocks import _npz
 from dlblocks.crossval import cross_validate
 from dlblocks.data import ArrayDataModule
 from dlblocks.models import Model, _step_buffer
-from dlblocks.runs.predictions import predict_part
+from dlblocks.runs.predict_part import predict_part
 from dlblocks.tasks import Task
 
 warnings.simplefilter("ignore")

@@ -11,7 +11,14 @@ from torch.nn import functional as F
 from dlblocks.data import ArrayDataModule
 from dlblocks.losses import dice_loss, focal_loss
 from dlblocks.tasks import PredictionTable, SegmentationTask
-from dlblocks.tasks._pixels import PixelScores, PixelSums, class_sums, confusion, narrow, scores_of
+from dlblocks.tasks._pixel_scores import (
+    PixelScores,
+    PixelSums,
+    class_sums,
+    confusion,
+    narrow,
+    scores_of,
+)
 
 C = 4
 

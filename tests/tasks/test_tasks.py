@@ -107,7 +107,7 @@ def test_metrics_that_cannot_be_are_refused(given, error, said):
 
 @pytest.mark.filterwarnings("ignore:Metric `SpearmanCorrcoef` will save")
 def test_every_metric_that_is_offered_gives_one_number():
-    from dlblocks.tasks._metrics import _classes
+    from dlblocks.tasks._choose_metrics import _classes
 
     shares = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6], [0.5, 0.3, 0.2]])
     classes, labels = torch.tensor([0, 1, 2, 1]), torch.tensor([[1, 0, 1], [0, 1, 0]] * 2)

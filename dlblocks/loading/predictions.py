@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dlblocks._npz import Column, Growing, Ragged
 from dlblocks._scores import are_probabilities
-from dlblocks.models._predict import NoPredictions, to_numpy
+from dlblocks.models._predict_batches import NoPredictions, to_numpy
 from dlblocks.tasks import PredictionTable, Task, task_names
 from dlblocks.tasks.table import WIDE, Array
 

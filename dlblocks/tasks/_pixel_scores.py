@@ -1,4 +1,4 @@
-"""Losses and scores of maps of classes."""
+"""Scores of maps of classes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torchmetrics import Metric
 
-from dlblocks.losses import _smoothed
 from dlblocks.metrics import wide
 
 Array = npt.NDArray[Any]
@@ -19,42 +17,6 @@ Array = npt.NDArray[Any]
 IGNORED_BYTE = 255
 IGNORED_SHORT = -1
 CHUNK = 2**22  # pixels at a time
-
-
-def pixel_cross_entropy(
-    logits: Tensor,
-    targets: Tensor,
-    *,
-    weight: Tensor | None = None,
-    label_smoothing: float = 0.0,
-    ignore_index: int = 255,
-    sample_weight: Tensor | None = None,
-) -> Tensor:
-    """Compute `dlblocks.losses.cross_entropy`, but 0 with a gradient of 0 if nothing counts.
-
-    Example:
-        >>> pixel_cross_entropy(torch.zeros(1, 2, 1, 1), torch.tensor([[[255]]]))
-        tensor(0.)
-    """
-    if targets.is_floating_point():
-        targets, counted = _smoothed(targets, weight, label_smoothing)
-        losses = F.cross_entropy(logits, targets, weight=weight, reduction="none")
-    else:
-        known = targets != ignore_index
-        counted = known.sum()
-        if weight is not None:
-            counted = (weight[targets.where(known, 0)] * known).sum()
-        losses = F.cross_entropy(
-            logits,
-            targets,
-            weight=weight,
-            label_smoothing=label_smoothing,
-            ignore_index=ignore_index,
-            reduction="none",
-        )
-    if sample_weight is not None:
-        losses = losses * sample_weight.reshape(-1, *(1,) * (losses.ndim - 1))
-    return losses.sum() / torch.where(counted > 0, counted, torch.ones_like(counted))
 
 
 def hard_map(targets: Tensor, ignore_index: int) -> Tensor:

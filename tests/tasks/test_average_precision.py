@@ -9,9 +9,9 @@ import torch
 
 from dlblocks._boxes import box_rows
 from dlblocks._npz import Ragged
-from dlblocks.models._predict import target_in
+from dlblocks.models._predict_batches import target_in
 from dlblocks.tasks import DetectionTask, PredictionTable
-from dlblocks.tasks._boxes import f1_score, match, precisions, scores_of
+from dlblocks.tasks._average_precision import f1_score, match, precisions, scores_of
 
 NAMES = ("map", "map_50", "map_75", "mar")
 

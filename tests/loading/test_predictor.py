@@ -200,12 +200,12 @@ def fold(result, number):
 SCRIPT = """
 import json, sys
 import numpy as np
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests}
 from dlblocks import load
-import test_predict
+import test_predictor
 for job in json.load(open("jobs.json")):
-    module = getattr(test_predict, job["module"] or "", None)
-    preprocess = test_predict.as_batch if job["module"] == "OfDictionaries" else None
+    module = getattr(test_predictor, job["module"] or "", None)
+    preprocess = test_predictor.as_batch if job["module"] == "OfDictionaries" else None
     predictor = load(job["model"], module=module, preprocess=preprocess)
     data = job["data"]
     table = predictor.predict(data, device="cpu", progress_bar=False)
@@ -254,7 +254,8 @@ def test_a_new_process_predicts_to_the_bit(
 
     job(dictionaries, 1, of_texts, "OfDictionaries")
     Path("jobs.json").write_text(json.dumps(jobs))
-    tests = str(Path(__file__).parent)
+    here = Path(__file__).parent
+    tests = [str(here), str(here.parent)]
     commands.run("python", "-W", "ignore", "-c", SCRIPT.format(tests=tests))
     for number, rows in enumerate(expected):
         found = np.load(f"{number}.npy")
@@ -860,7 +861,7 @@ def test_ways_to_give_a_module(own, tmp_path):
     again = load("average.pt", module=Own).predict(frame, **CPU)
     np.testing.assert_array_equal(again.prediction, table.prediction)
     assert again.class_names == ["ant", "bee", "cow"]
-    with pytest.raises(ValueError, match=r"average of test_predict.Own.*module=YourModule"):
+    with pytest.raises(ValueError, match=r"average of test_predictor.Own.*module=YourModule"):
         load("average.pt")
     result.refit()
     refit = load(result.run_dir, module=Own)
@@ -1058,7 +1059,7 @@ def test_the_command_line_takes_images_and_your_module(photos, dictionaries, pla
     pd.DataFrame(x, columns=list("abcd")).to_csv("x.csv", index=False)
     Path("users_own.py").write_text(
         "import torch\n"
-        "from test_predict import OfDictionaries as Net\n"
+        "from test_predictor import OfDictionaries as Net\n"
         "def prepare(frame): return {'x': torch.tensor(frame.to_numpy('float32'))}\n"
     )
     predict(path, "--input=x.csv", "--module=users_own.Net", "--preprocess=users_own.prepare")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dlblocks.engine._batches import Batches
+from dlblocks.engine._stacked_batches import Batches
 from dlblocks.engine.member import Member
 from dlblocks.models._step_buffer import FLUSH_BYTES, FLUSH_EVERY, by_weight
 from dlblocks.tasks.task import Stage, fits, is_ours

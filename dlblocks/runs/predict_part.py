@@ -17,7 +17,7 @@ from torch import Tensor
 from dlblocks._boxes import are_boxes, box_rows
 from dlblocks._lightning import before_transfer
 from dlblocks._npz import Column, Ragged, allocate, chunks, take
-from dlblocks.models._predict import (
+from dlblocks.models._predict_batches import (
     TARGETS,
     NoPredictions,
     gather,

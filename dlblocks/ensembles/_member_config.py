@@ -8,7 +8,7 @@ from typing import Any
 from torch.nn.parameter import is_lazy
 
 from dlblocks.data import SplitDataModule
-from dlblocks.models._predict import NoPredictions
+from dlblocks.models._predict_batches import NoPredictions
 from dlblocks.runs._fits import FitSpec, RunConfig
 from dlblocks.tasks import Task
 
