@@ -9,7 +9,7 @@ from typing import Any
 from dlblocks._errors import check_choice, check_range
 from dlblocks.data import SplitDataModule
 from dlblocks.metrics import Range
-from dlblocks.runs._fits import FitSpec, RunConfig
+from dlblocks.runs._run_config import FitSpec, RunConfig
 from dlblocks.runs.fit import CHECKPOINTS, Select
 from dlblocks.tasks import Task, task_names
 

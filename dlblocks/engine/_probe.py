@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from lightning.pytorch.plugins import Precision
 
-from dlblocks.engine._models import StackedModels
 from dlblocks.engine._stacked_batches import Batches, BatchSource
+from dlblocks.engine._stacked_models import StackedModels
 from dlblocks.engine._support import NotVectorizable, is_out_of_memory, plain_state
 from dlblocks.models.model import Model
 

@@ -16,14 +16,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from dlblocks import tracking
 from dlblocks._errors import checked
@@ -31,23 +30,21 @@ from dlblocks._files import atomic_write, is_whole
 from dlblocks._lightning import quick_gpu_check
 from dlblocks.callbacks._resume import random_state, set_random_state
 from dlblocks.engine._batched_metrics import BatchedMetrics
-from dlblocks.engine._models import StackedModels
-from dlblocks.engine._optimizer import StackedOptimizer
+from dlblocks.engine._evaluate import limited, predict, score
 from dlblocks.engine._probe import quiet_vmap, seconds_a_step, try_a_step
 from dlblocks.engine._stacked_batches import BatchSource
+from dlblocks.engine._stacked_models import StackedModels
+from dlblocks.engine._stacked_optimizer import StackedOptimizer
 from dlblocks.engine._support import NotVectorizable, check_vectorizable, naming
 from dlblocks.engine.member import Member
 from dlblocks.models._step_buffer import FLUSH_EVERY
-from dlblocks.runs._history import name_of_selection
 from dlblocks.runs._trainer import check_needs_no_validation
-from dlblocks.runs.predict_part import TableWriter, add_weights, columns_of
-from dlblocks.tasks import PredictionTable, Task
+from dlblocks.tasks import PredictionTable
 
 # Steps that the Trainer runs as one batch, so that its own work is done once for all of them.
 STEPS_AT_ONCE = 64
 # Seconds between checkpoints: the most work that a killed fit loses.
 SAVE_SECONDS = 10.0
-
 
 HEEDED_HERE = {
     "gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches",
@@ -129,7 +126,7 @@ class StackedFit(pl.LightningModule):
             enable_progress_bar=False,
             default_root_dir=folder,
         )
-        self._max_epochs = int(arguments["max_epochs"])
+        self.max_epochs = int(arguments["max_epochs"])
         self.root_device = self.fitter.strategy.root_device
         for k, member in enumerate(self.members):
             with naming(member.name if k else None):  # an error in the first probably affects all
@@ -161,9 +158,9 @@ class StackedFit(pl.LightningModule):
     @property
     def most_steps(self) -> float:
         """Steps of a fit that does not stop early."""
-        if self._max_epochs < 0:
+        if self.max_epochs < 0:
             return math.inf
-        return max(1, self._max_epochs) * max(self._batches(k) for k in range(len(self.live)))
+        return max(1, self.max_epochs) * max(self._batches(k) for k in range(len(self.live)))
 
     def show(self, bar: Callback) -> None:
         """Add a progress bar to the Trainer."""
@@ -177,8 +174,8 @@ class StackedFit(pl.LightningModule):
             # A merged optimizer has stepped instead of the one that the scheduler looks at.
             warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler.step\(\)` before")
             try:
-                self.resume()
-                if not self.is_over:
+                self._resume()
+                if self.live and self.fitter.max_epochs:
                     for member in self.live:
                         member.begin()
                     self.fitter.fit(self, train_dataloaders=self.loader())
@@ -192,8 +189,6 @@ class StackedFit(pl.LightningModule):
             finally:
                 self.detach()
 
-    # Before
-
     def _make_sources(self) -> None:
         self.train_source = BatchSource(self.live, "train", self.root_device)
         self.val_source = None
@@ -202,7 +197,7 @@ class StackedFit(pl.LightningModule):
             self.val_source.begin(0)
 
     def _batches(self, k: int) -> int:
-        return _limited("train", self.train_source.count(k), self.limit_train)
+        return limited("train", self.train_source.count(k), self.limit_train)
 
     # The fit
 
@@ -210,7 +205,7 @@ class StackedFit(pl.LightningModule):
         """Return the Trainer's loader, whose batches are lists of step numbers."""
         steps = max(self._batches(k) for k in range(len(self.live)))
         chunks = [list(range(steps)[i : i + STEPS_AT_ONCE]) for i in range(0, steps, STEPS_AT_ONCE)]
-        return DataLoader(_Chunks(chunks), batch_size=None)
+        return DataLoader(cast(Any, chunks), batch_size=None)
 
     def configure_optimizers(self) -> None:
         """Create no optimizer, since each member has its own."""
@@ -355,71 +350,16 @@ class StackedFit(pl.LightningModule):
 
     def _validate(self) -> list[dict[str, Tensor]]:
         assert self.val_source is not None  # for the type checker
-        self.stack.train(False)
-        sums = BatchedMetrics(self.live, "val", self.root_device)
-        active = [k for k, member in enumerate(self.live) if member.active]
-        limit = self.limit_val
-        if self.validates_on == "selection" and isinstance(limit, float):
-            counts = {k: max(1, int(self.val_source.count(k) * limit)) for k in active}
-        else:
-            counts = {k: _limited("val", self.val_source.count(k), limit) for k in active}
-        with torch.inference_mode(), self.fitter.precision_plugin.val_step_context():
-            for number in range(max(counts.values(), default=0)):
-                part = [k for k in active if number < counts[k]]
-                for batches in self.val_source.step(number, part):
-                    losses, outputs = self.stack.run(
-                        batches.inputs, batches.targets, batches.members, batches.weights
-                    )
-                    sums.add(batches, losses, outputs)
-        self.stack.train()
-        return sums.compute()
+        return score(
+            self.stack, self.live, self.val_source, self.fitter, self.limit_val,
+            is_selection=self.validates_on == "selection",
+        )  # fmt: skip
 
-    # Progress, predictions, resuming
-
-    def progress(self) -> tuple[float, str]:
-        """Return the share of finished epochs and a line about it."""
-        total = self._max_epochs
-        monitored = [m.best.value for m in self.members if m.best is not None and m.best.state]
-        text = f"epoch {self.epoch}/{total}"
-        if len(self.live) < len(self.members):
-            text += f" | {len(self.live)} still running"
-        if monitored:
-            name = self.monitor
-            if self.validates_on == "selection" and not name.startswith("train"):
-                name = name_of_selection(name)
-            text += f" | best {name} {sum(monitored) / len(monitored):.4g}"
-        return self.epoch / total, text
+    # Predictions, resuming
 
     def predict(self, member: Member, part: str) -> PredictionTable:
-        """Predict a part of a member's data, in order of the index.
-
-        Call it after `fit`.
-        """
-        data, task = member.datamodule, member.model.task
-        rows = data.indices(part)
-        inputs, targets = data.raw_inputs(part), data.source.targets
-        size = data.batch_size if isinstance(data.batch_size, int) else max(len(rows), 1)
-        writer = TableWriter(rows.numpy(), Path(self.fitter.default_root_dir))
-        keep = Task().keep if task is None else task.keep
-        member.model.eval()
-        with torch.inference_mode(), self.fitter.precision_plugin.val_step_context():
-            for start in range(0, len(rows), size):
-                index = rows[start : start + size]
-                arrays = {"inputs": inputs, "targets": targets}
-                batch = [data.kinds[name].gather(x, index) for name, x in arrays.items()]
-                batch = [x.to(self.root_device) for x in batch]
-                batch[0] = member.model.preprocess(batch[0])
-                result = member.model.predict_step([*batch, index], 0)
-                columns = columns_of(result, index) | keep(result["prediction"], batch[1])
-                writer.add(np.arange(start, start + len(index)), columns)
-        table = writer.finish()
-        table.task = None if task is None else task.name
-        return add_weights(table, data, part)
-
-    @property
-    def is_over(self) -> bool:
-        """True if no epoch is left to run."""
-        return not self.live or not self.fitter.max_epochs
+        """Predict a part of a member's data after `fit`, in order of the index."""
+        return predict(member, part, self.fitter)
 
     def _save(self) -> None:
         if self.save_to is None or time.monotonic() - self._saved_at < SAVE_SECONDS:
@@ -434,63 +374,27 @@ class StackedFit(pl.LightningModule):
         with atomic_write(self.save_to) as part:
             torch.save(state, part)
 
-    def _load(self) -> bool:
-        """Restore the file of `_save`.
-
-        Returns:
-            False if the file is missing, damaged or belongs to other fits.
-        """
-        if self.save_to is None or not is_whole(self.save_to):
-            return False
-        state = torch.load(self.save_to, map_location=self.root_device, weights_only=True)
+    def _resume(self) -> None:
+        """Resume a killed fit from its file, if that is whole and of these members."""
+        state: dict[str, Any] = {}
+        if self.save_to is not None and is_whole(self.save_to):
+            state = torch.load(self.save_to, map_location=self.root_device, weights_only=True)
         if any(member.name not in state.get("members", ()) for member in self.members):
-            return False
+            # A fit that was killed before it could save may have logged rows.
+            for member in self.members:
+                member.forget_rows()
+            return
         for k, member in enumerate(self.members):
             member.load(state["members"][member.name])
             if member.name in state["optimizers"]:
                 self.optimizers_of.load(k, state["optimizers"][member.name])
         self.epoch = state["epoch"]
         set_random_state(self.root_device, state["random"])
-        return True
-
-    def resume(self) -> None:
-        """Resume a killed fit from its file, if there is one."""
-        if not self._load():
-            # A fit that was killed before it could save may have logged rows.
-            for member in self.members:
-                member.forget_rows()
-            return
         self.optimizers_of.settings_changed()
         self._drop_stopped()
-        self.fitter.fit_loop.max_epochs = self._max_epochs - self.epoch
+        self.fitter.fit_loop.max_epochs = self.max_epochs - self.epoch
 
     def detach(self) -> None:
         """Detach all members from the Trainer."""
         for member in self.members:
             member.detach()
-
-
-class _Chunks(Dataset[list[int]]):
-    def __init__(self, chunks: Sequence[list[int]]) -> None:
-        self.chunks = chunks
-
-    def __len__(self) -> int:
-        return len(self.chunks)
-
-    def __getitem__(self, i: int) -> list[int]:
-        return self.chunks[i]
-
-
-def _limited(part: str, count: int, limit: int | float | None) -> int:
-    """Apply ``limit_train_batches`` or ``limit_val_batches`` to a number of batches.
-
-    An int is a number of batches, a float a share.
-    """
-    if limit is None:
-        return count
-    found = min(count, limit) if isinstance(limit, int) else int(count * limit)
-    if found < 1:
-        raise ValueError(
-            f"limit_{part}_batches={limit} of {count} batches leaves none; use a larger share."
-        )
-    return found

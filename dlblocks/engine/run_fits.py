@@ -19,10 +19,12 @@ from dlblocks.engine.choose import choose_engine, in_halves
 from dlblocks.engine.fit_many import StackedFit
 from dlblocks.engine.member import Member
 from dlblocks.models._checkpoints import write_checkpoint
-from dlblocks.runs._fits import FitResult, FitSpec, RunConfig, Spec, finish_fit, run_fit
+from dlblocks.runs._fits import FitResult, finish_fit, run_fit
+from dlblocks.runs._history import name_of_selection
 from dlblocks.runs._parallel import run_side_by_side
 from dlblocks.runs._plan import engine_of
 from dlblocks.runs._progress import FitProgress
+from dlblocks.runs._run_config import FitSpec, RunConfig, Spec
 
 STATE = "together.ckpt"  # of unfinished stacked fits, in the run folder
 Outcomes = Generator[tuple[Spec, FitResult | Exception], None, None]
@@ -249,4 +251,13 @@ class StackedBar(ProgressBar):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, StackedFit)
-        self.progress.update_stacked(self.count, *pl_module.progress())
+        fit, name = pl_module, pl_module.monitor
+        text = f"epoch {fit.epoch}/{fit.max_epochs}"
+        if len(fit.live) < len(fit.members):
+            text += f" | {len(fit.live)} still running"
+        found = [m.best.value for m in fit.members if m.best is not None and m.best.state]
+        if found:
+            if fit.validates_on == "selection" and not name.startswith("train"):
+                name = name_of_selection(name)
+            text += f" | best {name} {sum(found) / len(found):.4g}"
+        self.progress.update_stacked(self.count, fit.epoch / fit.max_epochs, text)

@@ -9,7 +9,7 @@ from torch.nn.parameter import is_lazy
 
 from dlblocks.data import SplitDataModule
 from dlblocks.models._predict_batches import NoPredictions
-from dlblocks.runs._fits import FitSpec, RunConfig
+from dlblocks.runs._run_config import FitSpec, RunConfig
 from dlblocks.tasks import Task
 
 

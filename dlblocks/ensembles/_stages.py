@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from dlblocks._errors import check_range
 from dlblocks.data import DataModule
 from dlblocks.data.dataset import ArrayDataset, EpochSampler, collate
 from dlblocks.models.model import Model
 from dlblocks.optim import make_optimizer, make_schedule
+from dlblocks.runs._trainer import check_trainer_arguments
 
 # Without gradients more samples fit into memory than a training batch has.
 EVALUATION_BATCHES = 4
@@ -23,6 +25,12 @@ EVALUATION_BATCHES = 4
 READY_BYTES = 1 << 28
 # Arguments of the Trainer that are those of each learner.
 OF_LEARNERS = ("max_epochs", "gradient_clip_val", "gradient_clip_algorithm")
+# Arguments of the Trainer that mean for a stage what they mean for a fit.
+TRAINER = (
+    "max_epochs", "gradient_clip_val", "gradient_clip_algorithm", "accelerator", "devices",
+    "precision", "deterministic", "benchmark", "detect_anomaly",
+)  # fmt: skip
+DEFAULT_EPOCHS = 10
 FUSED = ("sgd", "momentum", "nesterov", "adam", "adamw")
 
 
@@ -282,3 +290,27 @@ def self_fitting(learner: nn.Module) -> Callable[..., Any] | None:
             found: Callable[..., Any] | None = fit
             return found
     return None
+
+
+def check_stage_trainer(trainer: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Copy the Trainer arguments of stages, and check them."""
+    arguments = {"max_epochs": DEFAULT_EPOCHS, **check_trainer_arguments(trainer)}
+    del arguments["enable_model_summary"]  # a default
+    for name, value in arguments.items():
+        if name not in TRAINER:
+            raise ValueError(
+                f"trainer={{{name!r}: {value!r}}} has no meaning for the stages of boosting. "
+                f"There are: {', '.join(TRAINER)}."
+            )
+    check_range("max_epochs", arguments["max_epochs"], 1)
+    if arguments.get("devices", 1) not in (1, "1", [0], "auto"):
+        raise ValueError(
+            f"trainer={{'devices': {arguments['devices']!r}}}, but boosting fits one learner after "
+            "another on one device; use devices=1."
+        )
+    if str(arguments.get("precision")) in ("16", "16-mixed", "16-true"):
+        raise ValueError(
+            f"trainer={{'precision': {arguments['precision']!r}}} needs its gradients scaled, "
+            "which boosting does not do; use 'bf16-mixed' or '32-true'."
+        )
+    return {**arguments, "devices": 1}

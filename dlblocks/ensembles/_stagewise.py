@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
 import torch
@@ -31,51 +30,24 @@ from dlblocks._files import (
 from dlblocks._lightning import quick_gpu_check
 from dlblocks._quiet import isolated
 from dlblocks.data import DataModule
-from dlblocks.ensembles._stages import OF_LEARNERS, Booster, Stages, self_fitting
+from dlblocks.ensembles._stages import (
+    OF_LEARNERS,
+    Booster,
+    Stages,
+    check_stage_trainer,
+    self_fitting,
+)
+from dlblocks.ensembles.results import BoostingResult
 from dlblocks.models import Model
 from dlblocks.models._checkpoints import write_checkpoint
 from dlblocks.runs._plan import begin_run, describe
 from dlblocks.runs._progress import FitProgress
-from dlblocks.runs._trainer import check_trainer_arguments, shows_bar
+from dlblocks.runs._trainer import shows_bar
 from dlblocks.runs.folder import in_run_dir
 from dlblocks.tasks import Task
 from dlblocks.tracking._csv import go_on
 
 LoggerName = Literal["csv", "wandb", "tensorboard", "none"]
-# Methods of a learner that a stage does not call.
-HOOKS = ("configure_optimizers", "training_step")
-# Precisions that the weights of the learners have, too.
-TRUE_PRECISIONS = ("64", "64-true", "bf16-true")
-# Arguments of the Trainer that mean for a stage what they mean for a fit.
-TRAINER = (
-    "max_epochs", "gradient_clip_val", "gradient_clip_algorithm", "accelerator", "devices",
-    "precision", "deterministic", "benchmark", "detect_anomaly",
-)  # fmt: skip
-DEFAULT_EPOCHS = 10
-SHOWN = ("/loss", "/accuracy")  # in the progress bar
-
-
-@dataclass
-class BoostingResult:
-    """The result of boosting.
-
-    Attributes:
-        model: The ensemble, one model, in evaluation mode: for ``Trainer.test``, ``predict``,
-            ``staged_predict(inputs)``. Like any model, it takes raw inputs.
-        history: One row a stage: its number from 1, the losses or accuracies of the ensemble after
-            it, and what was found of its learner.
-        best_stage: The stage of the best validation score, or the last one without validation.
-        stopped: Why there are fewer stages than were asked for, or "".
-        seconds: Duration of the fit.
-        checkpoint: The model's checkpoint, for `dlblocks.models.load`.
-    """
-
-    model: Model
-    history: list[dict[str, float]]
-    best_stage: int
-    stopped: str
-    seconds: float
-    checkpoint: Path
 
 
 class Stagewise(CheckedConstructor, Booster):
@@ -117,7 +89,7 @@ class Stagewise(CheckedConstructor, Booster):
             check_range("patience", patience, 1)
         self.make_learner, self.datamodule = make_learner, datamodule
         self.num_stages, self.patience, self.seed = num_stages, patience, seed
-        self.trainer = _check_trainer(trainer)
+        self.trainer = check_stage_trainer(trainer)
         self.logger, self.resume = logger, resume
         self.run_dir, self._is_numbered = Path(run_dir or self.base), not run_dir
         self.progress_bar = shows_bar(progress_bar, trainer)
@@ -146,17 +118,12 @@ class Stagewise(CheckedConstructor, Booster):
         raise NotImplementedError
 
     def add(self, stage: int, outputs: dict[str, Tensor]) -> dict[str, float] | None:
-        """Add the learner of a stage and return its row.
-
-        None refuses the learner.
-        """
+        """Add the learner of a stage and return its row, or None to refuse it."""
         raise NotImplementedError
 
     def make_model(self, num_stages: int) -> Model:
         """Make the ensemble of the first stages."""
         raise NotImplementedError
-
-    # The fit
 
     def fit(self) -> BoostingResult:
         """Fit all stages.
@@ -182,21 +149,17 @@ class Stagewise(CheckedConstructor, Booster):
         data = self.datamodule
         data.prepare_data()
         data.setup("fit")
-        if data.weights_of("train") is not None:
+        if data.weights_of("train") is not None or data.balanced_sampling:
+            argument = "balanced_sampling" if data.balanced_sampling else "weights"
             raise ValueError(
-                f"{type(self).__name__} gives samples weights of its own and does not heed those "
-                f"of {type(data).__name__}; leave weights= out, or use Bagging."
+                f"{type(self).__name__} gives samples weights of its own and does not heed "
+                f"{argument}= of {type(data).__name__}; leave it out, or use Bagging."
             )
         if data.is_multilabel:
             raise ValueError(
                 f"{type(data).__name__} has several labels a sample, which "
                 f"{type(self).__name__} does not boost; use Bagging or DeepEnsemble of classifiers "
                 "with multilabel=True."
-            )
-        if data.balanced_sampling:
-            raise ValueError(
-                f"balanced_sampling=True has no effect on {type(self).__name__}, which decides by "
-                "its own weights what a learner sees; leave it out, or use Bagging."
             )
         if self.patience is not None and not len(data.indices("val")):
             raise ValueError(
@@ -251,7 +214,8 @@ class Stagewise(CheckedConstructor, Booster):
         model = self.make_model(kept).eval()
         model.preprocess.set(**self.datamodule.preprocess.statistics())
         model.data_spec = self.datamodule.encoder.to_plain()
-        if str(self.trainer.get("precision")) in TRUE_PRECISIONS:
+        # With these precisions the weights of learners have another dtype.
+        if str(self.trainer.get("precision")) in ("64", "64-true", "bf16-true"):
             model = model.to(torch.get_default_dtype())  # as it is loaded, for inputs as they come
         result = BoostingResult(
             model=model,
@@ -325,13 +289,10 @@ class Stagewise(CheckedConstructor, Booster):
         }
         write_record(self.run_dir / SUMMARY, summary, [result.checkpoint, history])
 
-    # Stages
-
     def fitted(self, stage: int) -> Mapping[str, Any] | None:
         path = self._checkpoint(stage)
-        if path.is_file() and not is_whole(path):
-            path.unlink()  # it is trained again
-        if not path.is_file():
+        if not is_whole(path):
+            path.unlink(missing_ok=True)  # it is trained again
             return None
         found: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         return found
@@ -366,7 +327,8 @@ class Stagewise(CheckedConstructor, Booster):
         self.history.append(row)
         number = int(row["stage"])
         if number:
-            shown = [f"{name} {value:.4g}" for name, value in row.items() if name.endswith(SHOWN)]
+            ends = ("/loss", "/accuracy")
+            shown = [f"{name} {value:.4g}" for name, value in row.items() if name.endswith(ends)]
             self.progress.update(number - 1, 1.0, " | ".join(shown))
             self.progress.end_fit(1.0)
         if self.log is not None and number > self._logged:
@@ -383,8 +345,6 @@ class Stagewise(CheckedConstructor, Booster):
             return len(self.learners)
         pick = min if self.mode == "min" else max
         return int(pick(scored, key=lambda row: row[self.monitor])["stage"])
-
-    # Learners
 
     def next_learner(self) -> Model:
         """Return a new learner, at first the one made for checks."""
@@ -424,7 +384,7 @@ class Stagewise(CheckedConstructor, Booster):
                 f"make_learner returned a {name} with statistics of its inputs (preprocess), as a "
                 "trained model has; the stages use those of the datamodule. Make a new one."
             )
-        for hook in HOOKS:
+        for hook in ("configure_optimizers", "training_step"):
             if getattr(type(learner), hook) is not getattr(Model, hook):
                 raise ValueError(
                     f"{name}.{hook} is its own, and would not be called: a stage takes the "
@@ -436,29 +396,4 @@ class Stagewise(CheckedConstructor, Booster):
                 "'constant', 'step', 'cosine' or 'one_cycle'."
             )
         self.check_learner(learner.task)
-        model: Model = learner
-        return model
-
-
-def _check_trainer(trainer: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Copy the Trainer arguments of stages, and check them."""
-    arguments = {"max_epochs": DEFAULT_EPOCHS, **check_trainer_arguments(trainer)}
-    del arguments["enable_model_summary"]  # a default
-    for name, value in arguments.items():
-        if name not in TRAINER:
-            raise ValueError(
-                f"trainer={{{name!r}: {value!r}}} has no meaning for the stages of boosting. "
-                f"There are: {', '.join(TRAINER)}."
-            )
-    check_range("max_epochs", arguments["max_epochs"], 1)
-    if arguments.get("devices", 1) not in (1, "1", [0], "auto"):
-        raise ValueError(
-            f"trainer={{'devices': {arguments['devices']!r}}}, but boosting fits one learner after "
-            "another on one device; use devices=1."
-        )
-    if str(arguments.get("precision")) in ("16", "16-mixed", "16-true"):
-        raise ValueError(
-            f"trainer={{'precision': {arguments['precision']!r}}} needs its gradients scaled, "
-            "which boosting does not do; use 'bf16-mixed' or '32-true'."
-        )
-    return {**arguments, "devices": 1}
+        return cast(Model, learner)

@@ -1,4 +1,4 @@
-"""`Bagging` and `DeepEnsemble`, which train one architecture many times."""
+"""Bagging: one architecture, trained on many bootstrap samples."""
 
 from __future__ import annotations
 
@@ -24,12 +24,7 @@ from dlblocks.data.splitting import is_in_time
 from dlblocks.engine.run_fits import STATE, engine_for, run_fits
 from dlblocks.ensembles._bootstrap import Rows, combine, draw_all, missing_classes, score
 from dlblocks.ensembles._member_config import MemberConfig, MemberSpec
-from dlblocks.ensembles.results import (
-    ENSEMBLE,
-    SAMPLES,
-    BaggingResult,
-    result_figures,
-)
+from dlblocks.ensembles.results import ENSEMBLE, SAMPLES, BaggingResult, result_figures
 from dlblocks.ensembles.voting import Voting
 from dlblocks.models._checkpoints import restore, write_checkpoint
 from dlblocks.runs._figures import save_figures
@@ -173,9 +168,8 @@ class Bagging:
     def fit(self) -> BaggingResult:
         """Train the members, and combine them into one model.
 
-        Finished members of a killed run are loaded.
-
-        The global state of the caller is as before afterwards; see `cross_validate`.
+        Finished members of a killed run are loaded. The global state of the caller is as before
+        afterwards; see `cross_validate`.
 
         Raises:
             ValueError: The data have no validation part, models are of different architectures or
@@ -398,49 +392,3 @@ def _has_targets(data: SplitDataModule) -> bool:
     """Tell whether targets are a column, or kept with the predictions."""
     is_structured = isinstance(data, DataModule) and data.kinds["targets"].is_structured
     return is_structured or data.columns.targets is not None
-
-
-class DeepEnsemble(Bagging):
-    """Train members that differ only by initialisation and order of the data.
-
-    Bagging without resampling: each member is trained on the whole training part, so that nothing
-    is out of a bag, and the validation or test set scores the ensemble. For nets, the differences
-    of initialisation and order are enough, and often better than bootstrap samples
-    (Lakshminarayanan, Pritzel and Blundell 2017). Of that paper's recipe, members are combined as
-    here; adversarial training and the variance that a regressor predicts for itself are not a part.
-
-    Args:
-        make_model: As all that follow, see `Bagging`.
-        datamodule: The data.
-        num_members: Number of members M >= 1.
-        run_dir: The run folder. None: ``runs/deep-ensemble``, or with ``-2``, ``-3``, …
-        settings: Those of `Bagging`, but for max_samples, bootstrap, stratify and samples.
-    """
-
-    kind = "deep ensemble"
-    base = "runs/deep-ensemble"
-
-    @checked
-    def __init__(
-        self,
-        make_model: Callable[[], pl.LightningModule],
-        datamodule: SplitDataModule | Callable[[], SplitDataModule],
-        *,
-        num_members: int = 5,
-        run_dir: str | PathLike[str] | None = None,
-        **settings: Any,
-    ) -> None:
-        for name in ("max_samples", "bootstrap", "stratify", "samples"):
-            if name in settings:
-                raise ValueError(
-                    f"{name} draws samples, and every member of a DeepEnsemble is trained on all; "
-                    "use Bagging."
-                )
-        super().__init__(
-            make_model,
-            datamodule,
-            num_members=num_members,
-            run_dir=run_dir,
-            bootstrap=False,
-            **settings,
-        )

@@ -1,4 +1,4 @@
-"""The result of bagging, and its files."""
+"""The results of bagging and of boosting."""
 
 from __future__ import annotations
 
@@ -182,3 +182,26 @@ def result_figures(result: BaggingResult, datamodule: SplitDataModule) -> dict[s
             title="Out-of-bag predictions",
         )
     return figures
+
+
+@dataclass
+class BoostingResult:
+    """The result of boosting.
+
+    Attributes:
+        model: The ensemble, one model, in evaluation mode: for ``Trainer.test``, ``predict``,
+            ``staged_predict(inputs)``. Like any model, it takes raw inputs.
+        history: One row a stage: its number from 1, the losses or accuracies of the ensemble after
+            it, and what was found of its learner.
+        best_stage: The stage of the best validation score, or the last one without validation.
+        stopped: Why there are fewer stages than were asked for, or "".
+        seconds: Duration of the fit.
+        checkpoint: The model's checkpoint, for `dlblocks.models.load`.
+    """
+
+    model: Model
+    history: list[dict[str, float]]
+    best_stage: int
+    stopped: str
+    seconds: float
+    checkpoint: Path

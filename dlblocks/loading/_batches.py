@@ -19,9 +19,9 @@ from dlblocks.data._images import images_below
 from dlblocks.data._read_csv import COMPRESSED, ENDINGS
 from dlblocks.data.encoders import Samples
 from dlblocks.fields import Padded
-from dlblocks.loading.predictions import different
 from dlblocks.models._predict_batches import NoPredictions
 from dlblocks.nets import Preprocess
+from dlblocks.runs._table_writer import different
 
 
 def by_hand(data: Any, size: int, preprocess: Callable[[Any], Any]) -> Samples:

@@ -12,6 +12,7 @@ from torch import Tensor
 from dlblocks._npz import Column, Growing, Ragged
 from dlblocks._scores import are_probabilities
 from dlblocks.models._predict_batches import NoPredictions, to_numpy
+from dlblocks.runs._table_writer import different
 from dlblocks.tasks import PredictionTable, Task, task_names
 from dlblocks.tasks.table import WIDE, Array
 
@@ -167,11 +168,3 @@ class Rows:
                 whole = isinstance(column, Growing)
                 found[name] = column.finish() if whole else Ragged.of(column, self.folder)  # type: ignore[union-attr, arg-type]
         return found
-
-
-def different(name: str) -> str:
-    """Say that batches have different shapes, and the cure."""
-    return (
-        f"the {name}s have different shapes in different batches; return the same shape for every "
-        "sample, or a list of one tensor a sample."
-    )

@@ -24,8 +24,9 @@ from dlblocks._errors import check_range
 from dlblocks._files import LOCK, PLAN
 from dlblocks._quiet import isolated
 from dlblocks.data import SplitDataModule
-from dlblocks.runs._fits import FitResult, FitSpec, RunConfig, read_fit, run_fit
+from dlblocks.runs._fits import FitResult, read_fit, run_fit
 from dlblocks.runs._progress import FitBar, FitProgress, Notes
+from dlblocks.runs._run_config import FitSpec, RunConfig
 from dlblocks.runs._trainer import new_callbacks, without_bars
 from dlblocks.runs.folder import locked
 

@@ -21,7 +21,7 @@ from dlblocks.callbacks import (
 )
 from dlblocks.data import ArrayDataModule, DataModule, DigitsDataModule, Source
 from dlblocks.engine import Member, NotVectorizable, StackedFit
-from dlblocks.engine._models import dense_forward
+from dlblocks.engine._stacked_mlp import dense_forward
 from dlblocks.models import Classifier, CNNClassifier, MLPClassifier, MLPRegressor
 from dlblocks.runs._trainer import check_trainer_arguments
 from dlblocks.runs.fit import fit

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dlblocks.engine._models import StackedModels
+from dlblocks.engine._stacked_models import StackedModels
 
 # Optimizers with a fused kernel: one launch for all tensors, not one for each operation.
 FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
