@@ -127,7 +127,7 @@ def main(
         found = table.score()
         print(f"{name:<22}" + "".join(f"{found[key]:<12.4g}" for key in names))
     print(f"90 % intervals of the {net} hold {scores['test/coverage']:.1%} of the values.")
-    origins = whole.origins[whole.indices("test").numpy()]
+    origins = whole.origins.steps[whole.indices("test").numpy()]
     differences = {}
     for name in [*tables][1:]:
         difference = scaled_errors(tables[net]) - scaled_errors(tables[name])

@@ -253,3 +253,28 @@ class FileExists:
             self.stale.remove(str(filepath))  # it is written now
             return False
         return type(self.checkpoint).file_exists(self.checkpoint, filepath, trainer)
+
+
+def nothing_pending(trainer: pl.Trainer) -> bool:
+    """Return True if a run can resume here.
+
+    No step may be half done, and no validation may be repeated.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    done = loop.batch_progress.current
+    if done.ready != done.completed or done.completed % trainer.accumulate_grad_batches:
+        return False
+    every = trainer.val_check_batch
+    if every is None or every == float("inf"):
+        return True
+    count = done if trainer.check_val_every_n_epoch is not None else loop.batch_progress.total
+    return bool(count.completed % every)
+
+
+def set_between_epochs(trainer: pl.Trainer) -> None:
+    """Set Lightning's loops to their state between two epochs."""
+    fit_loop = trainer.fit_loop
+    for count in vars(fit_loop.epoch_progress).values():
+        count.ready = count.started = count.completed = count.processed
+    for loop in (fit_loop, fit_loop.epoch_loop, fit_loop.epoch_loop.val_loop):
+        loop.on_iteration_done()

@@ -42,6 +42,8 @@ from dlblocks.callbacks._resume import (
     ResumableBatches,
     known_files,
     module_modes,
+    nothing_pending,
+    set_between_epochs,
     set_module_modes,
     write_again,
 )
@@ -247,7 +249,7 @@ class ExactResume(ModelCheckpoint):
     def before_batch(self, trainer: pl.Trainer) -> None:
         """Act within an epoch, when the batch before is finished."""
         n, step = self.every_n_train_steps, trainer.global_step
-        if n is not None and step // n > self.saved_step // n and _nothing_pending(trainer):
+        if n is not None and step // n > self.saved_step // n and nothing_pending(trainer):
             self._save(trainer, trainer.fit_loop.epoch_loop.batch_progress.current.completed)
 
     def after_fit(self, trainer: pl.Trainer) -> None:
@@ -356,7 +358,7 @@ class ExactResume(ModelCheckpoint):
         )
         trainer.should_stop = state["should_stop"]
         if not state["random"]["batches"]:
-            _between_epochs(trainer)
+            set_between_epochs(trainer)
             return  # before_epoch does the rest
         self._state = None
         trainer.accumulate_grad_batches = state["accumulate_grad_batches"]
@@ -388,28 +390,3 @@ class _First(Callback):
         for other in self.resume._others(trainer):
             write_again(other, None, trainer)
         vars(trainer)["callbacks"] = [c for c in vars(trainer)["callbacks"] if c is not self]
-
-
-def _nothing_pending(trainer: pl.Trainer) -> bool:
-    """Return True if a run can resume here.
-
-    No step may be half done, and no validation may be repeated.
-    """
-    loop = trainer.fit_loop.epoch_loop
-    done = loop.batch_progress.current
-    if done.ready != done.completed or done.completed % trainer.accumulate_grad_batches:
-        return False
-    every = trainer.val_check_batch
-    if every is None or every == float("inf"):
-        return True
-    count = done if trainer.check_val_every_n_epoch is not None else loop.batch_progress.total
-    return bool(count.completed % every)
-
-
-def _between_epochs(trainer: pl.Trainer) -> None:
-    """Set Lightning's loops to their state between two epochs."""
-    fit_loop = trainer.fit_loop
-    for count in vars(fit_loop.epoch_progress).values():
-        count.ready = count.started = count.completed = count.processed
-    for loop in (fit_loop, fit_loop.epoch_loop, fit_loop.epoch_loop.val_loop):
-        loop.on_iteration_done()

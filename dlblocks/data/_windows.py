@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
@@ -14,6 +16,24 @@ from dlblocks.data._normalization import needs_float64
 from dlblocks.data._series import Panel
 
 SHOWN = 4  # series in a message
+
+
+@dataclass
+class Origins:
+    """Origins of windows: the last steps before those to forecast. Arrays (N,).
+
+    Attributes:
+        steps: Step of the origin. With ``regular=False`` it is the place of the origin's time among
+            the times of all series.
+        ends: Step of the last target, counted in the same way.
+        places: Place of the origin among the values of its series.
+        series: Number of the series.
+    """
+
+    steps: npt.NDArray[np.int64]
+    ends: npt.NDArray[np.int64]
+    places: npt.NDArray[np.int64]
+    series: npt.NDArray[np.int64]
 
 
 def naive_errors(values: Array, season: int) -> Array:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from dlblocks._errors import check_choice, check_range, whole
@@ -21,6 +20,7 @@ from dlblocks.data._series_encoder import SeriesEncoder
 from dlblocks.data._series_sets import SETS, read_named
 from dlblocks.data._strata import Indices
 from dlblocks.data._windows import (
+    Origins,
     check_panel,
     find_places,
     naive_errors,
@@ -167,8 +167,7 @@ class ForecastDataModule(DataModule):
             "read_args": dict(read_args or {}),
         }
         self._own_reading: dict[str, Any] = {}  # of a named data set
-        # Set by `load`: origins, their places in the series, last targets, and numbers of series.
-        self._origins = self._places = self._ends = self._numbers = np.empty(0, np.int64)
+        self._origins: Origins  # set by `load`
         self.calendar = list(calendar)
         self.stride = whole(stride)
         self.scaling = "series" if normalize is True else normalize
@@ -237,13 +236,13 @@ class ForecastDataModule(DataModule):
             raise ValueError(f"stride={self.stride} leaves no window; use a smaller one.")
         numbers = np.repeat(np.arange(len(places)), [len(mine) for mine in places])
         moments = [panel.moments(i) for i in range(len(places))]
-        origins, ends = (
+        steps, ends = (
             np.concatenate([m[mine + n] for m, mine in zip(moments, places, strict=True)])
             for n in (0, self.horizon)
         )
-        order = np.lexsort([numbers, origins])  # in the order of time
-        self._origins, self._ends, self._numbers = origins[order], ends[order], numbers[order]
-        self._places = np.concatenate(places)[order]
+        order = np.lexsort([numbers, steps])  # in the order of time
+        columns = (steps, ends, np.concatenate(places), numbers)
+        self._origins = Origins(*(column[order] for column in columns))
         dtype = torch.get_default_dtype()
         return Source(
             torch.from_numpy(np.concatenate(inputs)[order]).to(dtype),
@@ -260,31 +259,10 @@ class ForecastDataModule(DataModule):
         return np.concatenate([covariates, panel.clock.calendar(steps, self.calendar)], 1)
 
     @property
-    def origins(self) -> npt.NDArray[np.int64]:
-        """Step of each window's origin, shape (N,).
-
-        With ``regular=False`` it is the place of the origin's time among the times of all series.
-        """
+    def origins(self) -> Origins:
+        """Origins of all windows, in the order of `source`."""
         _ = self.source
         return self._origins
-
-    @property
-    def target_ends(self) -> npt.NDArray[np.int64]:
-        """Step of each window's last target, counted as `origins`, shape (N,)."""
-        _ = self.source
-        return self._ends
-
-    @property
-    def places(self) -> npt.NDArray[np.int64]:
-        """Place of each window's origin among the values of its series, shape (N,)."""
-        _ = self.source
-        return self._places
-
-    @property
-    def series_numbers(self) -> npt.NDArray[np.int64]:
-        """Number of each window's series, shape (N,)."""
-        _ = self.source
-        return self._numbers
 
     @property
     def windows(self) -> dict[str, Array]:
@@ -295,38 +273,40 @@ class ForecastDataModule(DataModule):
         """
         names = np.array(self.panel.names)
         return {
-            "series": names[self.series_numbers],
-            "origin": self.panel.clock.times(self.origins),
+            "series": names[self.origins.series],
+            "origin": self.panel.clock.times(self.origins.steps),
         }
 
     def history(self, row: int) -> Array:
         """Return the values of a window's series up to its origin."""
-        i = self.series_numbers[row]
-        found: Array = self.panel.values[i][: self.places[row] + 1]
+        origins = self.origins
+        found: Array = self.panel.values[origins.series[row]][: origins.places[row] + 1]
         return found
 
     # Splits
 
     def _hold_out_test(self) -> tuple[Indices, Indices]:
-        rest, test = self._last(np.arange(len(self.origins)), self.test_fraction, "test_fraction")
+        rest, test = self._last(
+            np.arange(len(self.origins.steps)), self.test_fraction, "test_fraction"
+        )
         return (rest if self.development is None else self.development), test
 
     def _last(self, rows: Indices, fraction: float, argument: str) -> tuple[Indices, Indices]:
         """Hold out the last origins, and drop windows that reach into them."""
-        origins = self.origins[rows]
-        unique = np.unique(origins)
+        steps = self.origins.steps[rows]
+        unique = np.unique(steps)
         _, last = holdout(len(unique), fraction, in_order=True)
         if not len(last):
             return rows, rows[:0]
         first = unique[last[0]]
-        rest = rows[self.target_ends[rows] <= first]
+        rest = rows[self.origins.ends[rows] <= first]
         if not len(rest):
             raise ValueError(
                 f"{argument}={fraction} leaves no window whose {self.horizon} targets end before "
                 f"{self.panel.clock.name(int(first) + 1)}; use a smaller share, a shorter horizon, "
                 "or more data."
             )
-        return rest, rows[origins >= first]
+        return rest, rows[steps >= first]
 
     def _splits(self, num_folds: int | None, repeat: int) -> list[dict[str, Indices]]:
         rest, test = self._hold_out_test()
@@ -335,13 +315,13 @@ class ForecastDataModule(DataModule):
             return [{"train": train, "val": val, "test": test}]
         from sklearn.model_selection import TimeSeriesSplit
 
-        origins = self.origins[rest]
-        unique = np.unique(origins)
+        steps = self.origins.steps[rest]
+        unique = np.unique(steps)
         check_range("num_folds", num_folds, 2, max(2, len(unique) - 1))
         found = []
         for fold, (_, places) in enumerate(TimeSeriesSplit(num_folds).split(unique)):
             first, last = unique[places[[0, -1]]]
-            train = rest[self.target_ends[rest] <= first]
+            train = rest[self.origins.ends[rest] <= first]
             if not len(train):
                 raise ValueError(
                     f"num_folds={num_folds} leaves fold {fold} no training window: its validation "
@@ -349,7 +329,7 @@ class ForecastDataModule(DataModule):
                     f"{self.context} + {self.horizon} steps ends before; use fewer folds, or a "
                     "shorter context or horizon."
                 )
-            val = rest[(origins >= first) & (origins <= last)]
+            val = rest[(steps >= first) & (steps <= last)]
             found.append({"train": train, "val": val, "test": test})
         return found
 
@@ -367,7 +347,7 @@ class ForecastDataModule(DataModule):
     def training_pasts(self) -> list[Array]:
         """Return the values of each series up to the last training target of all."""
         self.setup()
-        panel, last = self.panel, self.target_ends[self._rows["train"].numpy()].max()
+        panel, last = self.panel, self.origins.ends[self._rows["train"].numpy()].max()
         return [v[: (panel.moments(i) <= last).sum()] for i, v in enumerate(panel.values)]
 
     @property
@@ -396,10 +376,10 @@ class ForecastDataModule(DataModule):
 
     def description(self) -> str:
         clock, panel = self.panel.clock, self.panel
-        said = [f"{len(panel.names)} series, {len(self.origins):,} windows"]
+        said = [f"{len(panel.names)} series, {len(self.origins.steps):,} windows"]
         for part, rows in self._rows.items():
             if len(rows):
-                first, last = (int(of(self.origins[rows.numpy()])) for of in (np.min, np.max))
+                first, last = (int(of(self.origins.steps[rows.numpy()])) for of in (np.min, np.max))
                 said.append(
                     f"  origins of {part}: {clock.name(first)} … {clock.name(last)} ({len(rows):,})"
                 )

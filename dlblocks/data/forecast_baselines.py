@@ -197,12 +197,12 @@ def baseline_tables(datamodule: Any, part: str = "test") -> dict[str, Prediction
     """
     rows = datamodule.indices(part).numpy()
     panel, season, horizon = datamodule.panel, datamodule.season, datamodule.horizon
-    numbers, pasts = datamodule.series_numbers[rows], datamodule.training_pasts()
+    numbers, pasts = datamodule.origins.series[rows], datamodule.training_pasts()
     names = ["last value", *(["seasonal naive"] if season > 1 else []), "exponential smoothing"]
     found = {name: np.empty((len(rows), horizon)) for name in names}
     for number, (values, past) in enumerate(zip(panel.values, pasts, strict=True)):
         mine = np.flatnonzero(numbers == number)
-        places = datamodule.places[rows[mine]]
+        places = datamodule.origins.places[rows[mine]]
         for name, m in (("last value", 1), ("seasonal naive", season)):
             if name in found and len(mine):
                 found[name][mine] = [seasonal_naive(values[: p + 1], horizon, m) for p in places]

@@ -15,9 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
+from torchmetrics import Metric
 
 from dlblocks._npz import Ragged
 
@@ -269,3 +273,45 @@ def f1_score(matches: Matches, score: float, weights: Array | None = None) -> di
         "precision": true / np.maximum(said, np.spacing(1)),
         "recall": true / np.maximum(there, np.spacing(1)),
     }
+
+
+class BoxScores(Metric):
+    """COCO's scores of boxes."""
+
+    full_state_update = False
+    rows: list[Tensor]
+    counts: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("rows", default=[], dist_reduce_fx="cat")
+        self.add_state("counts", default=[], dist_reduce_fx="cat")
+
+    def update(self, rows: Tensor, counts: Tensor) -> None:
+        """Add images.
+
+        Args:
+            rows: As of `DetectionTask.for_metrics`.
+            counts: Likewise.
+        """
+        self.rows.append(rows.detach().cpu() if rows.device.type == "mps" else rows.detach())
+        self.counts.append(counts)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return ``map``, ``map_50``, ``map_75`` and ``mar``."""
+        rows, counts = (_joined(x) for x in (self.rows, self.counts))
+        values = rows.cpu().double().numpy().reshape(-1, 6)
+        each = counts.cpu().numpy().reshape(-1, 2)
+        is_object = np.repeat(np.tile([False, True], len(each)), each.reshape(-1))
+        offsets = np.concatenate([np.zeros((1, 2), np.int64), each.cumsum(0)])
+        target = Ragged(values[is_object][:, [0, 1, 2, 3, 5]], offsets[:, 1])
+        prediction = Ragged(values[~is_object], offsets[:, 0])
+        found = scores_of(match(target, prediction))
+        return {name: torch.tensor(float(value[0])) for name, value in found.items()}
+
+
+def _joined(parts: Any) -> Tensor:
+    """Join the parts of a state."""
+    if isinstance(parts, Tensor):
+        return parts
+    return torch.cat(parts) if parts else torch.zeros(0)

@@ -1,18 +1,25 @@
-"""What tasks with classes share: weights of classes, and label smoothing."""
+"""What tasks with classes share: class weights, label smoothing, checks and figures."""
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from dlblocks import plots
 from dlblocks._errors import check_range
+from dlblocks.tasks.table import Array, Predictions
 from dlblocks.tasks.task import Task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NUM_WORST = 12  # images in a figure
 
 
 class ClassTask(Task):
@@ -73,6 +80,37 @@ class ClassTask(Task):
         assert self.class_weight is not None  # for the type checker
         weights = datamodule.weights_of("train") if self.weighted else None
         self.class_weight = self.balanced(train_targets(), weights).to(self.class_weight)
+
+
+def check_num_classes(task: Any, found: int, data: str, unit: str = "classes") -> None:
+    """Raise a `ValueError` unless data have as many classes as the task."""
+    if found != task.num_classes:
+        raise ValueError(
+            f"num_classes={task.num_classes}, but {data} has {found} {unit}; set "
+            f"num_classes={found}."
+        )
+
+
+def names_or_numbers(class_names: Sequence[str] | None, count: int) -> list[str]:
+    """Return the names of all classes, or numbers if some names are missing."""
+    names = list(class_names or ())
+    return names if len(names) == count else [str(i) for i in range(count)]
+
+
+def score_figure(
+    scores: Mapping[str, Array], names: Sequence[str], counts: Array, title: str, unit: str
+) -> Figure:
+    """Draw the scores of each class."""
+    figure = plots.labels(scores, names, counts=counts, title=title)
+    figure.axes[0].set_ylabel(f"class ({unit})")
+    return figure
+
+
+def worst_figure(task: type[Task], table: Predictions, title: str) -> Figure:
+    """Draw the images of the largest losses, each once."""
+    worst = table.worst(NUM_WORST)
+    shown = Predictions(worst, class_names=table.class_names, inputs=table.inputs)
+    return task.show(shown, title=title)
 
 
 def _initial_weight(

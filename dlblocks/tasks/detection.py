@@ -9,22 +9,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import MetricCollection
 
 from dlblocks import plots
 from dlblocks._boxes import are_boxes, box_rows
 from dlblocks._errors import check_range
-from dlblocks._npz import Ragged
 from dlblocks._scores import Weighted
 from dlblocks.fields import Boxes, kinds_of
 from dlblocks.tasks._average_precision import IOUS, Matches, f1_score, match, precisions, scores_of
+from dlblocks.tasks._class_task import (
+    check_num_classes,
+    names_or_numbers,
+    score_figure,
+    worst_figure,
+)
 from dlblocks.tasks.table import Array, Predictions, PredictionTable
 from dlblocks.tasks.task import Stage, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+from dlblocks.tasks._average_precision import BoxScores
 
-NUM_WORST = 12
+SHOWN = 0.3  # least score of detections in figures
 MAX_CLASSES = 200  # in figures
 BACKGROUND = ("background", "__background__", "bg")
 
@@ -128,11 +134,8 @@ class DetectionTask(Task):
                 "background, also where torchvision has one. Leave it out of class_names, and "
                 "subtract 1 from the labels."
             )
-        if names and len(names) != self.num_classes:
-            raise ValueError(
-                f"num_classes={self.num_classes}, but {data} has {len(names)} classes; set "
-                f"num_classes={len(names)}."
-            )
+        if names:
+            check_num_classes(self, len(names), data)
         seen: set[int] = set()
         for argument in ("targets", "test_targets"):
             boxes = getattr(source, argument, None)
@@ -201,10 +204,7 @@ class DetectionTask(Task):
         )
 
     def difference(self, other: Task) -> str:
-        if not isinstance(other, DetectionTask):
-            return super().difference(other)
-        counts = sorted({self.num_classes, other.num_classes})
-        return f"{counts} classes" if len(counts) > 1 else ""
+        return self._size_difference(other, DetectionTask, "num_classes", "{} classes")
 
     # Predictions as arrays
 
@@ -328,13 +328,12 @@ class DetectionTask(Task):
         count = max(int(labels.max(initial=-1)) + 1, len(table.class_names))
         if not len(labels) or count > MAX_CLASSES:
             return {}
-        own = list(table.class_names)
-        names = own if len(own) == count else [str(i) for i in range(count)]
+        names = names_or_numbers(table.class_names, count)
         figures: dict[str, Callable[[], Figure]] = {
             "classes": lambda: _of_classes(found, names, title)
         }
         if table.inputs is not None and len(table.input_shape) == 3:
-            figures["worst"] = lambda: _worst(table)
+            figures["worst"] = lambda: worst_figure(cls, table, "most errors")
         return figures
 
 
@@ -345,14 +344,8 @@ def _of_classes(found: Matches, names: Sequence[str], title: str) -> Figure:
         average = precisions(found, int(label), once)[0][0]
         each[:, label] = average[0], average.mean()
     counts = np.bincount(found.object_label, minlength=len(names))
-    figure = plots.labels(
-        {"mAP at IoU 0.5": each[0], "mAP": each[1]}, names, counts=counts, title=title
-    )
-    figure.axes[0].set_ylabel("class (objects)")
-    return figure
-
-
-SHOWN = 0.3  # least score of detections in figures
+    scores = {"mAP at IoU 0.5": each[0], "mAP": each[1]}
+    return score_figure(scores, names, counts, title, "objects")
 
 
 def _errors(table: PredictionTable) -> tuple[Array, Array]:
@@ -364,51 +357,3 @@ def _errors(table: PredictionTable) -> tuple[Array, Array]:
         for images in (found.image[shown & found.hit[0]], found.image[shown], found.object_image)
     )
     return there - hits, said - hits
-
-
-def _worst(table: Predictions) -> Figure:
-    """Draw the images with most errors, each once."""
-    shown = Predictions(table.worst(NUM_WORST), class_names=table.class_names, inputs=table.inputs)
-    return DetectionTask.show(shown, title="most errors")
-
-
-class BoxScores(Metric):
-    """COCO's scores of boxes."""
-
-    full_state_update = False
-    rows: list[Tensor]
-    counts: list[Tensor]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("rows", default=[], dist_reduce_fx="cat")
-        self.add_state("counts", default=[], dist_reduce_fx="cat")
-
-    def update(self, rows: Tensor, counts: Tensor) -> None:
-        """Add images.
-
-        Args:
-            rows: As of `DetectionTask.for_metrics`.
-            counts: Likewise.
-        """
-        self.rows.append(rows.detach().cpu() if rows.device.type == "mps" else rows.detach())
-        self.counts.append(counts)
-
-    def compute(self) -> dict[str, Tensor]:
-        """Return ``map``, ``map_50``, ``map_75`` and ``mar``."""
-        rows, counts = (_joined(x) for x in (self.rows, self.counts))
-        values = rows.cpu().double().numpy().reshape(-1, 6)
-        each = counts.cpu().numpy().reshape(-1, 2)
-        is_object = np.repeat(np.tile([False, True], len(each)), each.reshape(-1))
-        offsets = np.concatenate([np.zeros((1, 2), np.int64), each.cumsum(0)])
-        target = Ragged(values[is_object][:, [0, 1, 2, 3, 5]], offsets[:, 1])
-        prediction = Ragged(values[~is_object], offsets[:, 0])
-        found = scores_of(match(target, prediction))
-        return {name: torch.tensor(float(value[0])) for name, value in found.items()}
-
-
-def _joined(parts: Any) -> Tensor:
-    """Join the parts of a state."""
-    if isinstance(parts, Tensor):
-        return parts
-    return torch.cat(parts) if parts else torch.zeros(0)

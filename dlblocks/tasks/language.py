@@ -211,10 +211,9 @@ class LanguageModelTask(Task):
         self.check_tokens("targets", targets, ignored=True)
 
     def difference(self, other: Task) -> str:
-        if not isinstance(other, LanguageModelTask):
-            return super().difference(other)
-        sizes = sorted({self.vocab_size, other.vocab_size})
-        return f"vocabularies of {sizes} tokens" if len(sizes) > 1 else ""
+        return self._size_difference(
+            other, LanguageModelTask, "vocab_size", "vocabularies of {} tokens"
+        )
 
     @classmethod
     def score(cls, table: PredictionTable) -> dict[str, float]:

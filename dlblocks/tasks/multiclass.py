@@ -22,7 +22,7 @@ from dlblocks._scores import (
 )
 from dlblocks.losses import IGNORED, cross_entropy
 from dlblocks.metrics import classification_metrics, hard_labels
-from dlblocks.tasks._class_task import ClassTask
+from dlblocks.tasks._class_task import ClassTask, check_num_classes, names_or_numbers
 from dlblocks.tasks._stacked import ClassificationSums
 from dlblocks.tasks.table import Array, Predictions, PredictionTable
 from dlblocks.tasks.task import Stage, Task
@@ -152,11 +152,7 @@ class MulticlassTask(ClassTask):
                 f"{model} needs classes as targets, but the targets of "
                 f"{type(datamodule).__name__} are values; use a Regressor."
             )
-        if found != self.num_classes:
-            raise ValueError(
-                f"num_classes={self.num_classes}, but {type(datamodule).__name__} has {found} "
-                f"classes; set num_classes={found}."
-            )
+        check_num_classes(self, found, type(datamodule).__name__)
 
     def check_batch(self, outputs: Tensor, targets: Tensor) -> None:
         if outputs.ndim != 2 or outputs.shape[1] != self.num_classes:
@@ -197,10 +193,7 @@ class MulticlassTask(ClassTask):
         )
 
     def difference(self, other: Task) -> str:
-        if not isinstance(other, MulticlassTask):
-            return super().difference(other)
-        counts = sorted({self.num_classes, other.num_classes})
-        return f"{counts} classes" if len(counts) > 1 else ""
+        return self._size_difference(other, MulticlassTask, "num_classes", "{} classes")
 
     def stacked_loss(
         self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None
@@ -248,7 +241,7 @@ class MulticlassTask(ClassTask):
     def show(cls, table: Predictions, *, title: str | None = None) -> Figure:
         guess, target = _classes(table.prediction), table.target
         count = int(max(guess.max(), target.max())) + 1
-        names = _names(table.class_names, max(count, len(table.class_names)))
+        names = names_or_numbers(table.class_names, max(count, len(table.class_names)))
         return plots.answers(
             table.images(),
             [f"{names[t]} → {names[g]}" for t, g in zip(target, guess, strict=True)],
@@ -269,7 +262,7 @@ class MulticlassTask(ClassTask):
         columns = {"target": target, "prediction": _classes(prediction)}
         if prediction.ndim == 1:
             return columns
-        names = _names(class_names or (), prediction.shape[1])
+        names = names_or_numbers(class_names, prediction.shape[1])
         shares = [f"probability_{name}" for name in names]
         return columns | dict(zip(shares, prediction.T, strict=True))
 
@@ -296,11 +289,11 @@ class MulticlassTask(ClassTask):
             array(['dog'], dtype='<U3')
         """
         count = prediction.shape[1] if prediction.ndim > 1 else int(prediction.max(initial=0)) + 1
-        names = _names(class_names or (), max(count, len(class_names or ())))
+        names = names_or_numbers(class_names or (), max(count, len(class_names or ())))
         answer = {"prediction": _values(names)[_classes(prediction)]}
         if prediction.ndim == 1:
             return answer
-        shares = [f"probability_{name}" for name in _names(names, prediction.shape[1])]
+        shares = [f"probability_{name}" for name in names_or_numbers(names, prediction.shape[1])]
         return answer | dict(zip(shares, prediction.T, strict=True))
 
     @classmethod
@@ -319,7 +312,7 @@ class MulticlassTask(ClassTask):
         num_classes = prediction.shape[1] if prediction.ndim > 1 else most
         if num_classes > MAX_CLASSES:
             return {}
-        names = _names(table.class_names, num_classes)
+        names = names_or_numbers(table.class_names, num_classes)
         found: dict[str, Callable[[], Figure]] = {
             "confusion_matrix": lambda: plots.confusion_matrix(
                 target, predicted, names, title=title
@@ -338,11 +331,6 @@ class MulticlassTask(ClassTask):
 
 def _classes(prediction: Array) -> Array:
     return prediction if prediction.ndim == 1 else prediction.argmax(1)
-
-
-def _names(class_names: Sequence[str], count: int) -> list[str]:
-    """Return the names of all classes, or numbers if some names are missing."""
-    return list(class_names) if len(class_names) == count else [str(i) for i in range(count)]
 
 
 def _values(names: Sequence[str]) -> Array:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.functional.classification import multilabel_auroc, multilabel_average_precision
-from torchmetrics.utilities import dim_zero_cat
 
 from dlblocks import plots
 from dlblocks._scores import (
@@ -22,15 +19,14 @@ from dlblocks._scores import (
     weighted_mean,
 )
 from dlblocks.losses import binary_cross_entropy
-from dlblocks.metrics import hard_labels, wide
-from dlblocks.tasks._class_task import ClassTask
+from dlblocks.metrics import hard_labels
+from dlblocks.tasks._class_task import ClassTask, check_num_classes, names_or_numbers
 from dlblocks.tasks.table import Array, Predictions, PredictionTable
 from dlblocks.tasks.task import Stage, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-LABEL_METRICS = ("f1", "auroc", "average_precision")
+from dlblocks.tasks._label_metrics import LABEL_METRICS, LabelAccuracy, LabelMean, label_metric
 
 
 class MultilabelTask(ClassTask):
@@ -85,14 +81,14 @@ class MultilabelTask(ClassTask):
 
     def make_metrics(self, stage: Stage) -> MetricCollection:
         if stage == "train":
-            return MetricCollection({"accuracy": _Accuracy()})
+            return MetricCollection({"accuracy": LabelAccuracy()})
         ranked: dict[str, Metric | MetricCollection] = {
-            name: _LabelMean(name) for name in LABEL_METRICS
+            name: LabelMean(name) for name in LABEL_METRICS
         }
         chosen: Any = self.chosen_metrics()
         # The metrics of the labels keep all predictions, and share them.
         return MetricCollection(
-            {"accuracy": _Accuracy(), **ranked, **chosen},
+            {"accuracy": LabelAccuracy(), **ranked, **chosen},
             compute_groups=[list(LABEL_METRICS), *([name] for name in ["accuracy", *chosen])],
         )
 
@@ -137,11 +133,7 @@ class MultilabelTask(ClassTask):
                 "multilabel=True out."
             )
         found = getattr(datamodule, "num_classes", self.num_classes)
-        if found != self.num_classes:
-            raise ValueError(
-                f"num_classes={self.num_classes}, but {name} has {found} labels; set "
-                f"num_classes={found}."
-            )
+        check_num_classes(self, found, name, "labels")
 
     def check_batch(self, outputs: Tensor, targets: Tensor) -> None:
         if outputs.ndim != 2 or outputs.shape[1] != self.num_classes:
@@ -164,10 +156,7 @@ class MultilabelTask(ClassTask):
             )
 
     def difference(self, other: Task) -> str:
-        if not isinstance(other, MultilabelTask):
-            return super().difference(other)
-        counts = sorted({self.num_classes, other.num_classes})
-        return f"{counts} labels" if len(counts) > 1 else ""
+        return self._size_difference(other, MultilabelTask, "num_classes", "{} labels")
 
     @classmethod
     def check_arrays(cls, target: Array, prediction: Array) -> None:
@@ -255,9 +244,7 @@ class MultilabelTask(ClassTask):
     def columns(
         cls, target: Array, prediction: Array, class_names: Sequence[str] | None = None
     ) -> dict[str, Array]:
-        count = target.shape[1]
-        known = class_names is not None and len(class_names) == count
-        names = class_names if known and class_names else range(count)
+        names = names_or_numbers(class_names, target.shape[1])
         targets = {f"target_{name}": target[:, i] for i, name in enumerate(names)}
         return targets | {f"probability_{name}": prediction[:, i] for i, name in enumerate(names)}
 
@@ -266,9 +253,7 @@ class MultilabelTask(ClassTask):
         cls, prediction: Array, class_names: Sequence[str] | None = None
     ) -> dict[str, Array]:
         """Return ``prediction_<label>``, 1 from a probability of 0.5 on, and the probabilities."""
-        given = class_names or ()
-        count = prediction.shape[1]
-        names = given if len(given) == count else [str(i) for i in range(count)]
+        names = names_or_numbers(class_names, prediction.shape[1])
         likely = (prediction >= 0.5).astype(np.int64)
         return {f"prediction_{name}": likely[:, i] for i, name in enumerate(names)} | {
             f"probability_{name}": prediction[:, i] for i, name in enumerate(names)
@@ -281,7 +266,7 @@ class MultilabelTask(ClassTask):
 
     @classmethod
     def show(cls, table: Predictions, *, title: str | None = None) -> Figure:
-        names = cls._names_of(table)
+        names = names_or_numbers(table.class_names, table.target.shape[1])
         guess, target = table.prediction >= 0.5, table.target != 0
 
         def said(row: Array) -> str:
@@ -296,17 +281,11 @@ class MultilabelTask(ClassTask):
         )
 
     @classmethod
-    def _names_of(cls, table: Predictions) -> list[str]:
-        count = table.target.shape[1]
-        names = list(table.class_names)
-        return names if len(names) == count else [str(i) for i in range(count)]
-
-    @classmethod
     def figures(
         cls, table: Predictions, *, title: str, scores: Mapping[str, float] | None = None
     ) -> dict[str, Callable[[], Figure]]:
         """Draw the metrics of each label."""
-        names = cls._names_of(table)
+        names = names_or_numbers(table.class_names, table.target.shape[1])
         return {
             "labels": lambda: plots.labels(
                 cls.by_label(table.target, table.prediction),
@@ -323,121 +302,3 @@ def _cross_entropy(target: Array, prediction: Array) -> Array:
     p = prediction.astype(float)
     found: Array = -np.where(target != 0, np.log(p.clip(smallest)), np.log((1 - p).clip(smallest)))
     return found
-
-
-def _weighted_label_metric(
-    what: str, predictions: Tensor, positive: Tensor, weights: Tensor, some: Tensor, all_: Tensor
-) -> Tensor:
-    """Compute AUROC or average precision by scikit-learn, since torchmetrics' take no weights."""
-    from sklearn import metrics
-
-    auroc = what == "auroc"
-    known = some & ~all_ if auroc else some
-    function = metrics.roc_auc_score if auroc else metrics.average_precision_score
-    target, score, weight = (x.cpu().numpy() for x in (positive, predictions, weights))
-    found = [
-        function(target[:, i], score[:, i], sample_weight=weight) if is_known else math.nan
-        for i, is_known in enumerate(known.tolist())
-    ]
-    return torch.tensor(found, device=predictions.device)
-
-
-class _Accuracy(Metric):
-    """The share of right answers among all samples and labels."""
-
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-    right: Tensor
-    count: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("right", "count"):
-            self.add_state(name, default=torch.tensor(0), dist_reduce_fx="sum")
-
-    def update(self, predictions: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
-        right = ((predictions >= 0.5) == (targets >= 0.5)).sum(1)
-        if weights is None:
-            self.right += right.sum()
-            self.count += targets.numel()
-            return
-        weights = weights.to(wide(weights.device))
-        self.right = self.right + weights @ right.to(weights)
-        self.count = self.count + weights.sum() * targets.shape[1]
-
-    def compute(self) -> Tensor:
-        return self.right / self.count
-
-
-class _LabelMean(Metric):
-    """The mean of a metric over the labels that have it."""
-
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-    predictions: list[Tensor]
-    targets: list[Tensor]
-    weights: list[Tensor]
-
-    def __init__(self, what: str) -> None:
-        super().__init__()
-        self.what = what
-        self.add_state("predictions", default=[], dist_reduce_fx="cat")
-        self.add_state("targets", default=[], dist_reduce_fx="cat")
-        self.add_state("weights", default=[], dist_reduce_fx="cat")
-
-    def update(self, predictions: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
-        self.predictions.append(predictions)
-        self.targets.append(targets.bool())
-        if weights is not None:
-            self.weights.append(weights)
-
-    def compute(self) -> Tensor:
-        predictions, targets = dim_zero_cat(self.predictions), dim_zero_cat(self.targets)
-        weights = dim_zero_cat(self.weights) if len(self.weights) else None
-        return label_metric(self.what, predictions, targets, weights).nanmean()
-
-
-def label_metric(
-    what: str, predictions: Tensor, targets: Tensor, weights: Tensor | None = None
-) -> Tensor:
-    """Compute a metric of each label, shape (C,).
-
-    It is NaN where the metric is not defined.
-
-    Args:
-        what: ``"f1"``, at the threshold 1/2, for labels that a target or a prediction has;
-            ``"auroc"``, for labels that some samples have and some have not; or
-            ``"average_precision"``, for labels that a sample has.
-        predictions: Probabilities (N, C).
-        targets: Shape (N, C), bool or 0 and 1.
-        weights: How much each sample counts, shape (N,); those of weight 0 are left out.
-
-    Example:
-        >>> label_metric("f1", torch.tensor([[0.9, 0.2], [0.6, 0.1]]), torch.tensor([[1, 0]] * 2))
-        tensor([1., nan])
-    """
-    positive = targets.bool()
-    if weights is not None:
-        counts = weights > 0
-        predictions, positive, weights = predictions[counts], positive[counts], weights[counts]
-    some, all_ = positive.any(0), positive.all(0)
-    if what == "f1":
-        guessed = predictions >= 0.5
-        each = torch.ones(len(guessed), device=guessed.device) if weights is None else weights
-        each = each.to(wide(each.device))
-        hits, both = each @ (guessed & positive).to(each), each @ (guessed.to(each) + positive)
-        return torch.where(both > 0, 2 * hits / both, torch.nan).float()
-    if weights is not None:
-        return _weighted_label_metric(what, predictions, positive, weights, some, all_)
-    functions = {"auroc": multilabel_auroc, "average_precision": multilabel_average_precision}
-    columns = predictions.shape[1]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of labels that are left out below
-        if columns == 1:  # torchmetrics wants several
-            predictions, positive = predictions.expand(-1, 2), positive.expand(-1, 2)
-        found = functions[what](
-            predictions, positive.long(), predictions.shape[1], average="none", validate_args=False
-        )[:columns]
-    return torch.where(some & ~all_ if what == "auroc" else some, found, torch.nan)

@@ -155,10 +155,7 @@ class RegressionTask(Task):
             )
 
     def difference(self, other: Task) -> str:
-        if not isinstance(other, RegressionTask):
-            return super().difference(other)
-        counts = sorted({self.out_features, other.out_features})
-        return f"{counts} values a sample" if len(counts) > 1 else ""
+        return self._size_difference(other, RegressionTask, "out_features", "{} values a sample")
 
     def stacked_metrics(self, num_models: int, device: torch.device) -> RegressionSums | None:
         if self.chosen or self.weighted:

@@ -16,7 +16,13 @@ from dlblocks._errors import check_choice, check_range
 from dlblocks._scores import Weighted
 from dlblocks.fields import Mask, kinds_of
 from dlblocks.losses import dice_loss, focal_loss, pixel_cross_entropy
-from dlblocks.tasks._class_task import ClassTask
+from dlblocks.tasks._class_task import (
+    ClassTask,
+    check_num_classes,
+    names_or_numbers,
+    score_figure,
+    worst_figure,
+)
 from dlblocks.tasks._pixel_scores import (
     PixelScores,
     PixelSums,
@@ -34,7 +40,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LOSSES = ("cross_entropy", "dice", "focal")
-NUM_WORST = 12
 MAX_CLASSES = 200  # in figures
 ROWS = 64  # masks at a time
 NO_VOTE = 1e-6  # the share of a class that no member votes for; its logarithm stays finite
@@ -133,7 +138,7 @@ class SegmentationTask(ClassTask):
             "sample_weight": weights,
         }
         smoothing = self.label_smoothing if self.training else 0.0
-        total: Tensor | None = None
+        parts = []
         for part in self.losses:
             if part == "dice":
                 found = dice_loss(outputs, targets, **shared)
@@ -141,9 +146,8 @@ class SegmentationTask(ClassTask):
                 found = focal_loss(outputs, targets, gamma=self.gamma, **shared)
             else:
                 found = pixel_cross_entropy(outputs, targets, label_smoothing=smoothing, **shared)
-            total = found if total is None else total + found
-        assert total is not None  # for the type checker
-        return total
+            parts.append(found)
+        return sum(parts[1:], parts[0])
 
     def counted(self, targets: Tensor) -> Tensor:
         if targets.is_floating_point():
@@ -197,8 +201,7 @@ class SegmentationTask(ClassTask):
     def average(self, outputs: Tensor, *, hard: bool = False) -> Tensor:
         outputs = outputs.float()
         if hard:
-            likeliest = outputs.argmax(2, keepdim=True)
-            votes = torch.zeros_like(outputs).scatter_(2, likeliest, 1.0)
+            votes = torch.zeros_like(outputs).scatter_(2, outputs.argmax(2, keepdim=True), 1.0)
             return votes.mean(0).clamp_(min=NO_VOTE).log()
         return outputs.log_softmax(2).logsumexp(0) - math.log(len(outputs))
 
@@ -251,12 +254,8 @@ class SegmentationTask(ClassTask):
             if masks is not None:
                 self._check_masks(masks, argument)
                 self._check_ink(masks, argument)
-        names = getattr(source, "class_names", None)
-        if names is not None and len(names) != self.num_classes:
-            raise ValueError(
-                f"num_classes={self.num_classes}, but {data} has {len(names)} classes; set "
-                f"num_classes={len(names)}."
-            )
+        if (names := getattr(source, "class_names", None)) is not None:
+            check_num_classes(self, len(names), data)
 
     def check_batch(self, outputs: Tensor, targets: Tensor) -> None:
         allowed = [self.num_classes, *([2 * self.num_classes] if self.aux_weight else [])]
@@ -311,10 +310,7 @@ class SegmentationTask(ClassTask):
             )
 
     def difference(self, other: Task) -> str:
-        if not isinstance(other, SegmentationTask):
-            return super().difference(other)
-        counts = sorted({self.num_classes, other.num_classes})
-        return f"{counts} classes" if len(counts) > 1 else ""
+        return self._size_difference(other, SegmentationTask, "num_classes", "{} classes")
 
     @classmethod
     def score(cls, table: PredictionTable) -> dict[str, float]:
@@ -390,32 +386,16 @@ class SegmentationTask(ClassTask):
         if count > MAX_CLASSES:
             return {}
         sums = np.pad(sums, ((0, 0), (0, count - sums.shape[1])))
-        numbers = [str(i) for i in range(count)]
-        names = list(table.class_names) if len(table.class_names) == count else numbers
+        names = names_or_numbers(table.class_names, count)
         hits, true, guess = sums
         with np.errstate(invalid="ignore"):
             each = {"iou": hits / (true + guess - hits), "dice": 2 * hits / (true + guess)}
         found: dict[str, Callable[[], Figure]] = {
-            "classes": lambda: _of_classes(each, names, true, title),
+            "classes": lambda: score_figure(each, names, true, title, "pixels"),
             "confusion_matrix": lambda: plots.pixel_confusion(
                 confusion(table.target, table.prediction, count), names, title=title
             ),
         }
         if table.inputs is not None and len(table.input_shape) == 3:
-            found["worst"] = lambda: _worst(table)
+            found["worst"] = lambda: worst_figure(cls, table, "worst samples")
         return found
-
-
-def _of_classes(
-    each: Mapping[str, Array], names: Sequence[str], counts: Array, title: str
-) -> Figure:
-    figure = plots.labels(each, names, counts=counts, title=title)
-    figure.axes[0].set_ylabel("class (pixels)")
-    return figure
-
-
-def _worst(table: Predictions) -> Figure:
-    """Draw the images of the lowest IoU, each once."""
-    worst = table.worst(NUM_WORST)
-    shown = Predictions(worst, class_names=table.class_names, inputs=table.inputs)
-    return SegmentationTask.show(shown, title="worst samples")

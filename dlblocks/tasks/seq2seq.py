@@ -247,10 +247,7 @@ class Seq2SeqTask(Task):
         self.check_tokens("targets", padded)
 
     def difference(self, other: Task) -> str:
-        if not isinstance(other, Seq2SeqTask):
-            return super().difference(other)
-        sizes = sorted({self.vocab_size, other.vocab_size})
-        return f"vocabularies of {sizes} tokens" if len(sizes) > 1 else ""
+        return self._size_difference(other, Seq2SeqTask, "vocab_size", "vocabularies of {} tokens")
 
     # Predictions as arrays
 

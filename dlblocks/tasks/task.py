@@ -228,6 +228,13 @@ class Task(nn.Module):
         """Say what keeps models of two tasks from being averaged, or ``""``."""
         return "" if type(self) is type(other) else f"{self.name} and {other.name}"
 
+    def _size_difference(self, other: Task, kind: type[Task], attribute: str, text: str) -> str:
+        """Compare a size of two tasks of a kind, and put both values into `text`."""
+        if not isinstance(other, kind):
+            return Task.difference(self, other)
+        sizes = sorted({getattr(self, attribute), getattr(other, attribute)})
+        return text.format(sizes) if len(sizes) > 1 else ""
+
     # The engine asks for these; without them it computes each model by itself. They must be defined
     # in the class that defines `loss`, or `make_metrics` and `for_metrics`, or in a subclass.
 

@@ -103,7 +103,7 @@ def test_wide_long_file_and_arrays_are_the_same(tmp_path):
 
 def test_rolling_origins_are_those_of_scikit_learn():
     data = ForecastDataModule([values(80)], **ARGUMENTS)
-    origins = data.origins
+    origins = data.origins.steps
     development = data.splits(4)[0]
     rest = np.flatnonzero(origins + H <= origins[development["test"][0]])
     theirs = TimeSeriesSplit(4, gap=H - 1).split(origins[rest])
@@ -116,7 +116,7 @@ def test_rolling_origins_are_those_of_scikit_learn():
 def test_targets_of_one_part_are_never_those_of_a_later_one(stride):
     frame = table().drop(columns="price")
     data = ForecastDataModule(frame, **COLUMNS, stride=stride, **ARGUMENTS)
-    origins = data.origins
+    origins = data.origins.steps
     folds = [*data.splits(3), *data.splits()]
     folds += [
         {part: new.indices(part).numpy() for part in new.parts}
@@ -138,7 +138,7 @@ def test_targets_of_one_part_are_never_those_of_a_later_one(stride):
 def test_nothing_of_the_future_is_in_inputs_and_scales():
     frame = table().drop(columns="price")
     data = ForecastDataModule(frame, **COLUMNS, **ARGUMENTS).for_fold(1, 3)
-    first = int(data.origins[data.indices("val")].min())  # the last step that may be known
+    first = int(data.origins.steps[data.indices("val")].min())  # the last step that may be known
     changed = frame.copy()
     late = changed["month"] > pd.Timestamp(data.panel.clock.name(first))
     assert late.any() and not late.all()
@@ -146,7 +146,7 @@ def test_nothing_of_the_future_is_in_inputs_and_scales():
     other = ForecastDataModule(changed, **COLUMNS, **ARGUMENTS).for_fold(1, 3)
     for name, value in data.scales.items():
         assert torch.equal(value, other.scales[name])
-    early = np.flatnonzero(data.origins <= first)
+    early = np.flatnonzero(data.origins.steps <= first)
     assert torch.equal(data.source.inputs[early], other.source.inputs[early])
     train = data.indices("train")
     assert torch.equal(data.source.targets[train], other.source.targets[train])
@@ -158,7 +158,7 @@ def test_nothing_of_the_future_is_in_inputs_and_scales():
 def test_scales_are_those_of_the_training_past():
     frame = table()
     data = ForecastDataModule(frame, **COLUMNS, covariates=["price"], **ARGUMENTS).for_fold(2, 3)
-    end = data.panel.clock.name(int(data.origins[data.indices("train")].max()) + H)
+    end = data.panel.clock.name(int(data.origins.steps[data.indices("train")].max()) + H)
     past = frame[frame["month"] <= end]
     scales = data.scales
     for i, name in enumerate(["shop 0", "shop 1"]):
@@ -323,10 +323,10 @@ def test_rows_of_unequal_distance_do_not_mix_past_and_future(fold):
 
     def dates_of(part, ahead):
         rows = data.indices(part).numpy()
-        pairs = zip(data.series_numbers[rows], data.places[rows] + ahead, strict=True)
+        pairs = zip(data.origins.series[rows], data.origins.places[rows] + ahead, strict=True)
         return [dates[series][place] for series, place in pairs]
 
-    assert set(data.series_numbers[data.indices("val").numpy()]) == {0, 1}
+    assert set(data.origins.series[data.indices("val").numpy()]) == {0, 1}
     for before, after in (("train", "val"), ("val", "test")):
         assert max(dates_of(before, H)) < min(dates_of(after, 1))
     last = max(dates_of("train", H))
