@@ -27,7 +27,7 @@ from dlblocks.cli._crossval import (
     nested_cross_validate_by,
     without_run_dir,
 )
-from dlblocks.cli._parser import KNOWN_BY_DATA, Parser, class_at, is_our_model
+from dlblocks.cli._parser import KNOWN_BY_DATA, Parser, add_mode_argument, class_at, is_our_model
 from dlblocks.cli._subcommands import CROSS_VALIDATE, NESTED, Trainer
 from dlblocks.data import SplitDataModule
 from dlblocks.models._predict_batches import gather, join_batches
@@ -103,12 +103,7 @@ class CLI(LightningCLI):
         parser.add_argument(
             "--monitor", type=str, default="val/loss", help="Metric that chooses the best epoch."
         )
-        parser.add_argument(
-            "--mode",
-            type=Literal["min", "max"] | None,
-            default=None,
-            help="Which value of it is best; by default the metric's own direction.",
-        )
+        add_mode_argument(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         with warnings.catch_warnings():

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
-from dlblocks.cli._parser import RecipeParser
+from dlblocks.cli._parser import RecipeParser, add_mode_argument
 from dlblocks.crossval import compare, load_result
 
 
@@ -22,12 +21,7 @@ def compare_parser() -> RecipeParser:
     parser.add_argument(
         "--metric", type=str | None, default=None, help="By default the monitor of all runs."
     )
-    parser.add_argument(
-        "--mode",
-        type=Literal["min", "max"] | None,
-        default=None,
-        help="Which value of it is best; by default the metric's own direction.",
-    )
+    add_mode_argument(parser)
     parser.add_argument(
         "--output",
         type=str,

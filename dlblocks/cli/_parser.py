@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import warnings
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import lightning.pytorch as pl
 from jsonargparse import ArgumentParser
@@ -134,6 +134,16 @@ def class_at(path: str) -> Any:
     """Return an imported class, or None."""
     module, _, name = path.rpartition(".")
     return getattr(sys.modules.get(module), name, None)
+
+
+def add_mode_argument(parser: ArgumentParser) -> None:
+    """Add ``--mode``."""
+    parser.add_argument(
+        "--mode",
+        type=Literal["min", "max"] | None,
+        default=None,
+        help="Which value of it is best; by default the metric's own direction.",
+    )
 
 
 class RecipeParser(_DidYouMean):

@@ -66,17 +66,25 @@ class CrossValidationResult(FoldScores):
             AttributeError: Inputs are no images.
             ValueError: There are no out-of-fold predictions, or the data are not known.
         """
-        data: Any = datamodule or (self.given or {}).get("datamodule")
-        if data is None:
-            raise ValueError("a result that was loaded does not know datamodule; give datamodule=.")
-        if not isinstance(data, DataModule):
-            raise ValueError(f"a {type(data).__name__} does not say what its images are.")
+        data = self._datamodule(datamodule, "images")
         title = ""
         if table is None:
             oof = self._predictions()
             table = oof[np.unique(np.linspace(0, len(oof) - 1, count).astype(int))]
             title = "Out-of-fold predictions"
         return data.show_results(table, count=count, title=title)
+
+    def _datamodule(self, given: Any, what: str) -> DataModule:
+        """Return the given data or those of the run, which must know their `what`."""
+        data = given or (self.given or {}).get("datamodule")
+        if data is None:
+            raise ValueError("a result that was loaded does not know datamodule; give datamodule=.")
+        if not isinstance(data, DataModule):
+            raise ValueError(
+                f"a {type(data).__name__} does not say what its {what} are; use a DataModule, such "
+                "as ArrayDataModule."
+            )
+        return data
 
     def write(self) -> None:
         """Write ``oof.npz``, ``folds.csv`` and, last, ``summary.json``."""
@@ -260,14 +268,7 @@ class CrossValidationResult(FoldScores):
             ValueError: The inputs are no table, there are no out-of-fold predictions, or a name is
                 not known.
         """
-        data: Any = datamodule or (self.given or {}).get("datamodule")
-        if data is None:
-            raise ValueError("a result that was loaded does not know datamodule; give datamodule=.")
-        if not isinstance(data, DataModule):
-            raise ValueError(
-                f"importance is of columns, and a {type(data).__name__} does not say what those "
-                "are; use TabularDataModule or ArrayDataModule."
-            )
+        data = self._datamodule(datamodule, "columns")
         check_data_of(self.run_dir, data)
         columns = named_columns(data.column_features, groups)
         oof = self._predictions()

@@ -135,18 +135,17 @@ class StackedFit(pl.LightningModule):
         self._make_sources()
         for k, member in enumerate(self.members):
             member.trainer.num_training_batches = self._batches(k)
-        self.stack = StackedModels([member.model for member in self.members], self.root_device)
+        models = [member.model for member in self.members]
+        self.stack = StackedModels(models, self.root_device)
         for member in self.members:
             member.make_optimizer()
             if self.validates_on is None:
                 check_needs_no_validation(member.callbacks, member.plateau_monitors())
-        self.optimizers_of = StackedOptimizer(
-            [member.optimizer for member in self.members], self.stack
-        )
+        optimizers = [member.optimizer for member in self.members]
+        self.optimizers_of = StackedOptimizer(optimizers, self.stack)
         sources = [(self.train_source, True)]
         if self.val_source is not None:
             sources.append((self.val_source, False))
-        models = [member.model for member in self.members]
         try_a_step(self.stack, models, sources, self.fitter.precision_plugin)
 
     def seconds_a_step(self) -> tuple[float, float]:

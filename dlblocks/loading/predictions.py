@@ -14,7 +14,7 @@ from dlblocks._scores import are_probabilities
 from dlblocks.models._predict_batches import NoPredictions, to_numpy
 from dlblocks.runs._table_writer import different
 from dlblocks.tasks import PredictionTable, Task, task_names
-from dlblocks.tasks.table import WIDE, Array
+from dlblocks.tasks.table import Array
 
 
 class Predictions(PredictionTable):
@@ -87,11 +87,7 @@ class Predictions(PredictionTable):
             class_names: Names of the classes 0 … C-1 in place of the model's.
         """
         names = class_names or self.class_names
-        columns = {
-            name: column
-            for name, column in self.columns.items()
-            if isinstance(column, np.ndarray) and column[:1].size <= WIDE
-        }
+        columns = self.narrow_columns()
         index = columns.pop("index")
         found = {self.title: index if self.names is None else self.names}
         boxes = self.columns.get("prediction")

@@ -8,8 +8,9 @@ from typing import Any, Literal
 from torch import nn
 from torchmetrics import Metric
 
+from dlblocks.models._mlp_model import MLPModel
 from dlblocks.models.model import Model
-from dlblocks.nets import CNN, MLP
+from dlblocks.nets import CNN
 from dlblocks.tasks import MulticlassTask, MultilabelTask
 
 
@@ -70,20 +71,13 @@ class Classifier(Model):
         self.class_weights = class_weights
 
 
-class MLPClassifier(Classifier):
+class MLPClassifier(MLPModel, Classifier):
     """A multi-layer perceptron as classifier of flattened inputs.
 
     Args:
         in_features: Number of values of one input: 64 for 8×8 grey images.
         num_classes: Number of classes.
-        hidden: Widths of the hidden layers.
-        activation: Name of the activation.
-        norm: ``"batch"``, ``"layer"`` or None.
-        dropout: Probability with which a hidden unit is dropped.
-        init: ``"kaiming"``, ``"xavier"`` or None for torch's default.
-        embeddings: Number of categories of each categorical feature, by position, such as
-            ``data.embeddings`` of a `TabularDataModule(…, embed=[…])`.
-        **kwargs: Loss and optimization; see `Classifier`.
+        **kwargs: Net, see `dlblocks.nets.MLP`; loss and optimization, see `Classifier`.
 
     Example:
         >>> import torch
@@ -91,30 +85,9 @@ class MLPClassifier(Classifier):
         torch.Size([2, 10])
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        num_classes: int,
-        *,
-        hidden: Sequence[int] = (256,),
-        activation: str = "relu",
-        norm: Literal["batch", "layer"] | None = None,
-        dropout: float = 0.0,
-        init: Literal["kaiming", "xavier"] | None = "kaiming",
-        embeddings: dict[int, int] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        net = MLP(
-            in_features,
-            num_classes,
-            hidden=hidden,
-            activation=activation,
-            norm=norm,
-            dropout=dropout,
-            init=init,
-            embeddings=embeddings,
-        )
-        super().__init__(net, num_classes, **kwargs)
+    def __init__(self, in_features: int, num_classes: int, **kwargs: Any) -> None:
+        self.num_outputs = num_classes
+        super().__init__(in_features, num_classes=num_classes, **kwargs)
 
 
 class CNNClassifier(Classifier):

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from torch import nn
 from torchmetrics import Metric
 
+from dlblocks.models._mlp_model import MLPModel
 from dlblocks.models.model import Model
-from dlblocks.nets import MLP
 from dlblocks.tasks import RegressionTask
 
 
@@ -58,20 +58,13 @@ class Regressor(Model):
         self.standardize_targets = standardize_targets
 
 
-class MLPRegressor(Regressor):
+class MLPRegressor(MLPModel, Regressor):
     """A multi-layer perceptron as regressor of flattened inputs.
 
     Args:
         in_features: Number of values of one input.
         out_features: Number of target values.
-        hidden: Widths of the hidden layers.
-        activation: Name of the activation.
-        norm: ``"batch"``, ``"layer"`` or None.
-        dropout: Probability with which a hidden unit is dropped.
-        init: ``"kaiming"``, ``"xavier"`` or None for torch's default.
-        embeddings: Number of categories of each categorical feature, by position, such as
-            ``data.embeddings`` of a `TabularDataModule(…, embed=[…])`.
-        **kwargs: Loss and optimization; see `Regressor`.
+        **kwargs: Net, see `dlblocks.nets.MLP`; loss and optimization, see `Regressor`.
 
     Example:
         >>> import torch
@@ -79,27 +72,6 @@ class MLPRegressor(Regressor):
         torch.Size([2, 1])
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int = 1,
-        *,
-        hidden: Sequence[int] = (256,),
-        activation: str = "relu",
-        norm: Literal["batch", "layer"] | None = None,
-        dropout: float = 0.0,
-        init: Literal["kaiming", "xavier"] | None = "kaiming",
-        embeddings: dict[int, int] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        net = MLP(
-            in_features,
-            out_features,
-            hidden=hidden,
-            activation=activation,
-            norm=norm,
-            dropout=dropout,
-            init=init,
-            embeddings=embeddings,
-        )
-        super().__init__(net, out_features, **kwargs)
+    def __init__(self, in_features: int, out_features: int = 1, **kwargs: Any) -> None:
+        self.num_outputs = out_features
+        super().__init__(in_features, out_features=out_features, **kwargs)

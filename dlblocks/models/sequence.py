@@ -16,7 +16,7 @@ from dlblocks.nets import RNN, SequenceTransformer, ViT
 
 
 class _RNNModel(Model):
-    """A recurrent net with the arguments of `RNNClassifier` and `RNNRegressor`.
+    """A recurrent net, base of `RNNClassifier` and `RNNRegressor`.
 
     Inputs are sequences (N, T, F), `dlblocks.fields.Padded` ones of unequal length, or images
     (N, C, H, W), which are read row by row; see `dlblocks.nets.RNN`.

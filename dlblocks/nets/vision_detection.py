@@ -108,11 +108,12 @@ class VisionDetection(nn.Module):
         self.shift = int(arch == "fasterrcnn")
         pyramid = FeaturePyramid(backbone, in_channels, weights, channels)
         self.strides = pyramid.strides
+        limits = {"score_thresh": score_threshold, "nms_thresh": nms_threshold,
+                  "detections_per_img": max_detections}  # fmt: skip
         make = {"fasterrcnn": _faster_rcnn, "retinanet": _retinanet, "fcos": _fcos}[arch]
         self.detector: Any = make(
-            pyramid, num_classes + self.shift, channels, num_convs, anchor_scale,
-            score_threshold, nms_threshold, max_detections,
-        )  # fmt: skip
+            pyramid, num_classes + self.shift, channels, num_convs, anchor_scale, limits
+        )
 
     def forward(self, images: Tensor) -> list[dict[str, Tensor]]:
         return self.step(images)[1]
@@ -251,7 +252,7 @@ UNTOUCHED: dict[str, Any] = {"image_mean": [0.0], "image_std": [1.0], "min_size"
 
 def _fcos(
     pyramid: FeaturePyramid, num_classes: int, channels: int, num_convs: int, scale: float,
-    score: float, nms: float, most: int,
+    limits: dict[str, Any],
 ) -> Any:  # fmt: skip
     from torchvision.models.detection.fcos import FCOS, FCOSHead
 
@@ -260,16 +261,14 @@ def _fcos(
         num_classes,
         anchor_generator=_anchors(pyramid.strides, 1, 1, [1.0]),
         head=FCOSHead(channels, 1, num_classes, num_convs),
-        score_thresh=score,
-        nms_thresh=nms,
-        detections_per_img=most,
+        **limits,
         **UNTOUCHED,
     )
 
 
 def _retinanet(
     pyramid: FeaturePyramid, num_classes: int, channels: int, num_convs: int, scale: float,
-    score: float, nms: float, most: int,
+    limits: dict[str, Any],
 ) -> Any:  # fmt: skip
     from torchvision.models.detection.retinanet import RetinaNet, RetinaNetHead
 
@@ -280,16 +279,14 @@ def _retinanet(
         num_classes,
         anchor_generator=anchors,
         head=RetinaNetHead(channels, 3 * len(RATIOS), num_classes, norm_layer=norm),
-        score_thresh=score,
-        nms_thresh=nms,
-        detections_per_img=most,
+        **limits,
         **UNTOUCHED,
     )
 
 
 def _faster_rcnn(
     pyramid: FeaturePyramid, num_classes: int, channels: int, num_convs: int, scale: float,
-    score: float, nms: float, most: int,
+    limits: dict[str, Any],
 ) -> Any:  # fmt: skip
     from torchvision.models.detection.faster_rcnn import (
         FasterRCNN,
@@ -306,8 +303,6 @@ def _faster_rcnn(
         box_roi_pool=pool,
         box_head=TwoMLPHead(channels * side**2, wide),
         box_predictor=FastRCNNPredictor(wide, num_classes),
-        box_score_thresh=score,
-        box_nms_thresh=nms,
-        box_detections_per_img=most,
+        **{f"box_{name}": value for name, value in limits.items()},
         **UNTOUCHED,
     )

@@ -141,12 +141,12 @@ class SegmentationTask(ClassTask):
         parts = []
         for part in self.losses:
             if part == "dice":
-                found = dice_loss(outputs, targets, **shared)
+                loss = dice_loss(outputs, targets, **shared)
             elif part == "focal":
-                found = focal_loss(outputs, targets, gamma=self.gamma, **shared)
+                loss = focal_loss(outputs, targets, gamma=self.gamma, **shared)
             else:
-                found = pixel_cross_entropy(outputs, targets, label_smoothing=smoothing, **shared)
-            parts.append(found)
+                loss = pixel_cross_entropy(outputs, targets, label_smoothing=smoothing, **shared)
+            parts.append(loss)
         return sum(parts[1:], parts[0])
 
     def counted(self, targets: Tensor) -> Tensor:
@@ -212,9 +212,9 @@ class SegmentationTask(ClassTask):
             return
         counts = torch.zeros(self.num_classes, dtype=torch.int64)
         for rows in datamodule.indices("train").split(ROWS):
-            labels = source.targets.index_select(0, rows).flatten()
-            labels = labels[labels != self.ignore_index]
-            counts += torch.bincount(labels.long(), minlength=self.num_classes)
+            labels = source.targets.index_select(0, rows)
+            known = labels[labels != self.ignore_index].long()
+            counts += torch.bincount(known, minlength=self.num_classes)
         assert self.class_weight is not None  # for the type checker
         self.class_weight = self._balanced(counts).to(self.class_weight)
 
@@ -223,8 +223,7 @@ class SegmentationTask(ClassTask):
         of_pixels = None
         if weights is not None:
             of_pixels = weights.double()[:, None, None].expand(targets.shape)[known]
-        counts = torch.bincount(targets[known], of_pixels, minlength=self.num_classes)
-        return self._balanced(counts)
+        return self._balanced(torch.bincount(targets[known], of_pixels, self.num_classes))
 
     def _balanced(self, counts: Tensor) -> Tensor:
         if not counts.all():
@@ -385,9 +384,8 @@ class SegmentationTask(ClassTask):
         count = max(sums.shape[1], len(table.class_names))
         if count > MAX_CLASSES:
             return {}
-        sums = np.pad(sums, ((0, 0), (0, count - sums.shape[1])))
         names = names_or_numbers(table.class_names, count)
-        hits, true, guess = sums
+        hits, true, guess = np.pad(sums, ((0, 0), (0, count - sums.shape[1])))
         with np.errstate(invalid="ignore"):
             each = {"iou": hits / (true + guess - hits), "dice": 2 * hits / (true + guess)}
         found: dict[str, Callable[[], Figure]] = {

@@ -219,6 +219,14 @@ class PredictionTable:
         scores: dict[str, float] = self.of_task().score(self)
         return scores
 
+    def narrow_columns(self) -> dict[str, Array]:
+        """Return the columns that a data frame has room for."""
+        return {
+            name: column
+            for name, column in self.columns.items()
+            if isinstance(column, np.ndarray) and column[:1].size <= WIDE
+        }
+
     def flat(self, class_names: Sequence[str] | None = None) -> dict[str, Array]:
         """Return columns of one number a row: repeat, fold, index, and those of the task.
 
@@ -228,11 +236,7 @@ class PredictionTable:
         Args:
             class_names: Names of the classes 0 … C-1.
         """
-        narrow = {
-            name: column
-            for name, column in self.columns.items()
-            if isinstance(column, np.ndarray) and column[:1].size <= WIDE
-        }
+        narrow = self.narrow_columns()
         found = {name: narrow.pop(name) for name in PLACE if name in narrow}
         if {"target", "prediction"} <= {*narrow}:
             try:
