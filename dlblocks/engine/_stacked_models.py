@@ -12,10 +12,7 @@ from torch.func import vmap
 from torch.nn.parameter import is_lazy
 
 from dlblocks._lightning import trainer_of
-from dlblocks.engine._stacked_mlp import (
-    dense_forward,
-    dense_layers,
-)
+from dlblocks.engine._chain import Chain
 from dlblocks.engine._support import NotVectorizable, plain_state
 from dlblocks.models.model import Model
 from dlblocks.tasks.task import fits
@@ -45,8 +42,8 @@ class StackedModels:
         self._modes = {module: module.training for module in self.template.modules()}
         self._names = [*dict(models[0].named_parameters()), *dict(models[0].named_buffers())]
         self._vmapped = _Vmapped(_Step(self.template), self._names)
-        self._layers = dense_layers(self.template)
-        if self._layers is not None:
+        self._chain = Chain.of(self.template)
+        if self._chain is not None:
             tail = _Step(copy.copy(self.template))
             vars(tail.model)["_trainer"] = _NoTrainer()  # a copy drops it
             tail.model._modules = {**tail.model._modules, "net": nn.Identity()}
@@ -87,7 +84,7 @@ class StackedModels:
         """
         for module, training in self._modes.items():
             module.training = training and mode
-        if self._layers is not None:
+        if self._chain is not None:
             self._after_net.step.model.training = self.template.training
 
     def run(
@@ -131,9 +128,9 @@ class StackedModels:
         gradients: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         named = dict(zip(self._names, tensors, strict=True))
-        if self._layers is None:
+        if self._chain is None or not self._chain.takes(inputs):
             return self._vmapped(inputs, beside, named)
-        values = dense_forward(self._layers, inputs, named, gradients)
+        values = self._chain.forward(inputs, named, gradients)
         task, losses = self.template.task, None
         standard = type(self.template).loss is Model.loss
         if task is not None and standard and fits(task, "stacked_loss", "loss"):
