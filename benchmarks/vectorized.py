@@ -85,7 +85,8 @@ def alone(count: int, device: str) -> tuple[Time, float]:
 def step(make_model: Callable[[], Any], way: str, shape: tuple[int, ...], device: str) -> Run:
     """A step without the optimizer's, by ``"chain"``, ``"vmap"``, ``"compiled"`` or ``"alone"``."""
     import torch
-    from dlblocks.engine._models import StackedModels
+
+    from dlblocks.engine._stacked_models import StackedModels
 
     torch.manual_seed(0)
     alone = make_model().to(device)
@@ -96,7 +97,8 @@ def step(make_model: Callable[[], Any], way: str, shape: tuple[int, ...], device
     if way == "vmap":
         stack._chain = None
     if way == "compiled":
-        stack._chain.forward = torch.compile(stack._chain.forward, dynamic=False)
+        chain: Any = stack._chain
+        chain.forward = torch.compile(chain.forward, dynamic=False)
 
     def run() -> None:
         for _ in range(STEPS):

@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from dlblocks.engine._models import StackedModels
 from torch import nn
 
 from dlblocks.engine._chain import Chain
+from dlblocks.engine._stacked_models import StackedModels
 from dlblocks.models import Classifier, CNNClassifier, MLPClassifier
 
 IMAGES, VECTORS = (3, 5, 2, 8, 8), (3, 5, 6)
