@@ -107,7 +107,7 @@ class Kind:
         return batch.long() if self.is_integer else batch
 
     def move(self, values: Any, geometry: Geometry) -> Any:
-        """Move a batch of targets as its images move, without changes in place."""
+        """Return a batch of targets moved as its images are."""
         return values
 
     def erase(self, values: Any, box: Tensor) -> Any:
@@ -122,7 +122,7 @@ class Kind:
 
 
 class Image(Kind):
-    """Images (N, C, H, W), uint8 or floating point, that move as inputs and as targets."""
+    """Images (N, C, H, W), uint8 or floating point, as inputs or targets."""
 
     normalised: ClassVar[bool] = True
     is_structured: ClassVar[bool] = True
@@ -202,7 +202,7 @@ class Mask(Kind):
         return self._range(values)[1] + 1
 
     def _range(self, values: Tensor) -> tuple[int, int]:
-        """Return the smallest (at most 0) and the largest (or -1) label that counts."""
+        """Return the smallest label or 0, and the largest or -1."""
         low, high = [0], [-1]
         for part in torch.split(values, max(1, 2**22 // max(values[0].numel(), 1))):
             counted = part[part != self.ignore_index]
@@ -362,7 +362,7 @@ class Field:
 
 
 def as_kind(argument: str, kind: Kind | str | None) -> Kind | None:
-    """Return the kind named by a string, or the given `Kind` or None."""
+    """Return the kind that a string names, else the argument."""
     if isinstance(kind, str):
         check_choice(argument, kind, list(KINDS))
         return KINDS[kind]()
@@ -375,7 +375,7 @@ def as_kind(argument: str, kind: Kind | str | None) -> Kind | None:
 
 
 def kinds_of(datamodule: Any) -> Mapping[str, Kind]:
-    """Return the kinds of fields by name, empty for a datamodule of another package."""
+    """Return the kinds of fields by name, as far as known."""
     kinds = getattr(datamodule, "kinds", None)
     if isinstance(kinds, Mapping) and all(isinstance(kind, Kind) for kind in kinds.values()):
         return kinds

@@ -1,4 +1,4 @@
-"""Configure the fits of a cross-validation: one fold each."""
+"""Configure the fits of a cross-validation."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class CrossValidationResult(FoldScores):
         return data.show_results(table, count=count, title=title)
 
     def _datamodule(self, given: Any, what: str) -> DataModule:
-        """Return the given data or those of the run, which must know their `what`."""
+        """Return data that know their images or columns."""
         data = given or (self.given or {}).get("datamodule")
         if data is None:
             raise ValueError("a result that was loaded does not know datamodule; give datamodule=.")

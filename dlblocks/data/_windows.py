@@ -20,7 +20,7 @@ SHOWN = 4  # series in a message
 
 @dataclass
 class Origins:
-    """Origins of windows: the last steps before those to forecast. Arrays (N,).
+    """Last steps of windows before the steps to forecast, arrays (N,).
 
     Attributes:
         steps: Step of the origin. With ``regular=False`` it is the place of the origin's time among

@@ -357,7 +357,7 @@ class StackedFit(pl.LightningModule):
     # Predictions, resuming
 
     def predict(self, member: Member, part: str) -> PredictionTable:
-        """Predict a part of a member's data after `fit`, in order of the index."""
+        """Predict a part of a member's data after `fit`."""
         return predict(member, part, self.fitter)
 
     def _save(self) -> None:
@@ -374,7 +374,7 @@ class StackedFit(pl.LightningModule):
             torch.save(state, part)
 
     def _resume(self) -> None:
-        """Resume a killed fit from its file, if that is whole and of these members."""
+        """Resume a killed fit from its file, if there is one."""
         state: dict[str, Any] = {}
         if self.save_to is not None and is_whole(self.save_to):
             state = torch.load(self.save_to, map_location=self.root_device, weights_only=True)

@@ -118,7 +118,7 @@ class Stagewise(CheckedConstructor, Booster):
         raise NotImplementedError
 
     def add(self, stage: int, outputs: dict[str, Tensor]) -> dict[str, float] | None:
-        """Add the learner of a stage and return its row, or None to refuse it."""
+        """Add the learner of a stage and return its row, or None."""
         raise NotImplementedError
 
     def make_model(self, num_stages: int) -> Model:

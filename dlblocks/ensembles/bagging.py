@@ -1,4 +1,4 @@
-"""Bagging: one architecture, trained on many bootstrap samples."""
+"""Bagging of models of one architecture."""
 
 from __future__ import annotations
 

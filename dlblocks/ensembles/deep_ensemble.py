@@ -1,4 +1,4 @@
-"""Deep ensembles: bagging without resampling."""
+"""Deep ensembles, which are bagging without resampling."""
 
 from __future__ import annotations
 

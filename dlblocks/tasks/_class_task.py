@@ -1,4 +1,4 @@
-"""What tasks with classes share: class weights, label smoothing, checks and figures."""
+"""Share class weights, checks and figures among tasks with classes."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def check_num_classes(task: Any, found: int, data: str, unit: str = "classes") -
 
 
 def names_or_numbers(class_names: Sequence[str] | None, count: int) -> list[str]:
-    """Return the names of all classes, or numbers if some names are missing."""
+    """Return the names of all classes, or numbers if some are missing."""
     names = list(class_names or ())
     return names if len(names) == count else [str(i) for i in range(count)]
 

@@ -229,7 +229,7 @@ class Task(nn.Module):
         return "" if type(self) is type(other) else f"{self.name} and {other.name}"
 
     def _size_difference(self, other: Task, kind: type[Task], attribute: str, text: str) -> str:
-        """Compare a size of two tasks of a kind, and put both values into `text`."""
+        """Put the sizes of two tasks into `text` if they differ."""
         if not isinstance(other, kind):
             return Task.difference(self, other)
         sizes = sorted({getattr(self, attribute), getattr(other, attribute)})
