@@ -351,7 +351,7 @@ def test_early_stopping_is_not_forgotten(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("dlblocks.runs._fits.predict_part", fails)
+        patched.setattr("dlblocks.runs._run_config.predict_part", fails)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "broken", **arguments)
     mended = run(tmp_path / "broken", **arguments)
