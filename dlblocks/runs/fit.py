@@ -27,7 +27,6 @@ from dlblocks._plain import plain_checkpoints
 from dlblocks._quiet import isolated
 from dlblocks.callbacks import ExactResume
 from dlblocks.data import DataModule, SplitDataModule
-from dlblocks.models._predict import NoPredictions
 from dlblocks.runs._figures import curve_figures, prediction_figures, save_figures
 from dlblocks.runs._history import (
     History,
@@ -51,7 +50,7 @@ from dlblocks.runs._trainer import (
     without_bars,
 )
 from dlblocks.runs.folder import check_new_run_dir, in_run_dir, know_rank
-from dlblocks.runs.predictions import predict_part
+from dlblocks.runs.intervals import HeldOutScores, predict_test
 
 RESUME_SECONDS = 10.0  # between checkpoints: the most work that a killed fit loses
 Select = Literal["inner", "last", "fold"]
@@ -73,13 +72,13 @@ def fit_and_test(
     logger: Literal["csv", "wandb", "tensorboard", "none"] | None = "csv",
     run_dir: str | PathLike[str] | None = None,
     progress_bar: bool = True,
-) -> dict[str, float]:
+) -> HeldOutScores:
     """Fit a model, restore its best epoch, and test it once.
 
-    The metrics of validation and test are returned. The run folder holds ``summary.json``,
-    ``history.csv``, ``checkpoints/best.ckpt``, the logger's files and ``figures/*.png``: learning
-    curves, and for the test set the confusion matrix and the hardest images, or predicted over true
-    values.
+    The metrics of validation and test are returned; ``print`` them for 95 % intervals of the test.
+    The run folder holds ``summary.json``, ``history.csv``, ``checkpoints/best.ckpt``, the logger's
+    files and ``figures/*.png``: learning curves, and for the test set the confusion matrix and the
+    hardest images, or predicted over true values.
 
     Args:
         model: A new LightningModule.
@@ -101,7 +100,7 @@ def fit_and_test(
     arguments = check_trainer_arguments(trainer)
     know_rank(arguments.get("num_nodes", 1))
 
-    def run(path: Path) -> dict[str, float]:
+    def run(path: Path) -> HeldOutScores:
         if is_rank_zero():
             check_new_run_dir(path)
         with isolated(), contextlib.ExitStack() as stack:
@@ -119,11 +118,10 @@ def fit_and_test(
                 bar=shows_bar(progress_bar, trainer),
             )
             (tested,) = done.trainer.test(model, datamodule=datamodule, verbose=False)
-            try:
-                table = predict_part(done.trainer, model, datamodule, "test")
-            except NoPredictions:  # they are for figures alone
-                table = None
-        metrics = {**done.metrics, **{name: float(value) for name, value in tested.items()}}
+            table, groups = predict_test(done.trainer, model, datamodule, 1)
+        found = {name: float(value) for name, value in tested.items()}
+        task = getattr(getattr(model, "task", None), "name", None)
+        metrics = HeldOutScores({**done.metrics, **found}, table, groups, task=task, tested=found)
         if is_rank_zero():
             figures = curve_figures([done.history], [done.best_epoch], monitor=monitor)
             if table is not None:

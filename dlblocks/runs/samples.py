@@ -17,7 +17,7 @@ from dlblocks.models import GenerativeModel
 from dlblocks.models.sample_quality import baselines_of, judge_model
 from dlblocks.runs.fit import fit_and_test
 from dlblocks.runs.folder import next_run_dir
-from dlblocks.runs.summary import add_to_summary, table
+from dlblocks.runs.summary import extend_summary, say_where, table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,7 +39,7 @@ def fit_and_judge(
 
     The run folder is that of `fit_and_test`. ``summary.json`` also has the numbers of
     `dlblocks.models.sample_quality.judge_model`, and bits per dimension of simple models as
-    ``baselines``. ``figures`` has samples. The tables are printed.
+    ``baselines``. ``figures`` has samples. The tables are printed, and where all is.
 
     Args:
         model: A new model.
@@ -73,11 +73,12 @@ def fit_and_judge(
         found_bits = baselines_of(model, datamodule)
         simple = {name: float(each.mean()) for name, each in found_bits.items()}
     baselines = {name: {"test/bits_per_dim": value} for name, value in simple.items()}
-    add_to_summary(folder, metrics, baselines=baselines)
+    extend_summary(folder, metrics, {"baselines": baselines})
     for name, value in (metrics | simple).items():
         if name.startswith(("val/", "test/")) or name in simple:
             print(f"{name:<24}{value:.4f}")
     print(table(rows))
+    say_where(folder)
     return metrics
 
 

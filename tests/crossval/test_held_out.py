@@ -13,10 +13,10 @@ from sklearn import metrics
 from torch.utils.data import DataLoader, TensorDataset
 
 from dlblocks.crossval import HeldOutScores, cross_validate
-from dlblocks.crossval.held_out import weighted_metrics, wilson
 from dlblocks.data import ArrayDataModule, FoldedDataModule, TabularDataModule
 from dlblocks.metrics import classification_metrics
 from dlblocks.models import MLPClassifier, MLPRegressor
+from dlblocks.runs.intervals import weighted_metrics, wilson
 
 CPU = {"accelerator": "cpu", "max_epochs": 2}
 
