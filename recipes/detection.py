@@ -42,11 +42,7 @@ from dlblocks.runs import add_to_summary, fit_and_test, is_rank_zero
 from dlblocks.tasks import PredictionTable
 
 args = recipe_arguments(
-    __doc__,
-    arch=("fcos", "retinanet", "fasterrcnn"),
-    num_scenes=800,
-    lr=0.002,
-    max_epochs=14,
+    __doc__, arch=("fcos", "retinanet", "fasterrcnn"), num_scenes=800, lr=0.002, max_epochs=14
 )
 seed_everything(args.seed, workers=True, verbose=False)
 data = DigitScenesDataModule(

@@ -65,10 +65,7 @@ SAMPLERS: dict[Kind, dict[str, dict[str, Any]]] = {
         "flow matching, 5 Euler steps": {"steps": 5, "method": "euler"},
         "flow matching, 50 Euler steps": {"steps": 50, "method": "euler"},
     },
-    "diffusion": {
-        "diffusion, 20 DDIM steps": {},
-        "diffusion, 200 DDPM steps": {"method": "ddpm"},
-    },
+    "diffusion": {"diffusion, 20 DDIM steps": {}, "diffusion, 200 DDPM steps": {"method": "ddpm"}},
     "gan": {"GAN": {}},
 }
 SHARES = ("judged_as_asked", "trained_on_samples", "precision", "recall")
@@ -140,14 +137,7 @@ def make_model(kind: Kind) -> GenerativeModel:
     if kind == "gan":
         return GAN([1, 8, 8], loss="wasserstein", discriminator_steps=3, lr=0.001, **common)
     if kind == "vae":
-        return VAE(
-            [1, 8, 8],
-            dropout=0.1,
-            weight_decay=0.05,
-            ema_decay=0.998,
-            **common,
-            **trained,
-        )
+        return VAE([1, 8, 8], dropout=0.1, weight_decay=0.05, ema_decay=0.998, **common, **trained)
     if kind == "autoregressive":
         small: dict[str, Any] = {
             "width": 64,

@@ -115,7 +115,7 @@ def main(
     text = data.test_documents[documents[0]][:2000]
     figure = plots.text_bits(text, model.probabilities(text)[:-1], title=f"topic {documents[0]!r}")
     print(model.generate("The ", 40 if args.fast_dev_run else 400, temperature=0.8, seed=args.seed))
-    beside = {"python": sys.version.split()[0], "as it is": bits}
+    beside: dict[str, Any] = {"python": sys.version.split()[0], "as it is": bits}
     add_to_summary(args.run_dir, figures={"text": figure}, baselines=baselines, **beside)
 
 

@@ -31,13 +31,7 @@ from dlblocks.cli import RecipeArguments, run_recipe
 from dlblocks.data import DataModule, DigitsDataModule
 from dlblocks.engine import fit_variants
 from dlblocks.models import MLPClassifier, Model
-from dlblocks.runs import (
-    check_new_run_dir,
-    fit_and_test,
-    mean_std,
-    table,
-    write_results,
-)
+from dlblocks.runs import check_new_run_dir, fit_and_test, mean_std, table, write_results
 
 
 def main(

@@ -28,6 +28,8 @@ recognition*, 2014; He, Zhang, Ren and Sun, *Deep residual learning for image re
 # Settings and data
 # -----------------
 
+from functools import partial
+
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
@@ -97,7 +99,7 @@ for arch in args.archs:
         "million multiply-adds": counter.get_total_flops() / 2e6,
     }
     results[arch] = cross_validate(
-        lambda arch=arch: make_model(arch),
+        partial(make_model, arch),
         data,
         num_folds=args.num_folds,
         trainer=args.trainer,

@@ -29,6 +29,8 @@ memory*, 1997; Cho et al., *Learning phrase representations using RNN encoder-de
 # Settings and data
 # -----------------
 
+from functools import partial
+
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -41,12 +43,7 @@ from dlblocks.models import RNNClassifier
 from dlblocks.runs import is_rank_zero, mean_std, table, write_results
 
 args = recipe_arguments(
-    __doc__,
-    kinds=["lstm", "gru", "rnn"],
-    num_folds=3,
-    hidden=64,
-    lr=0.005,
-    max_epochs=20,
+    __doc__, kinds=["lstm", "gru", "rnn"], num_folds=3, hidden=64, lr=0.005, max_epochs=20
 )
 data = DigitsDataModule(test_fraction=0.0, split_seed=args.seed, shuffle_seed=args.seed)
 
@@ -57,7 +54,8 @@ data = DigitsDataModule(test_fraction=0.0, split_seed=args.seed, shuffle_seed=ar
 scores = {}
 for kind in args.kinds:
     result = cross_validate(
-        lambda kind=kind: RNNClassifier(
+        partial(
+            RNNClassifier,
             in_features=8,
             num_classes=10,
             kind=kind,

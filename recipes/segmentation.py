@@ -38,13 +38,7 @@ from dlblocks.models import UNetSegmenter
 from dlblocks.runs import add_to_summary, fit_and_test, is_rank_zero
 
 args = recipe_arguments(
-    __doc__,
-    width=16,
-    depth=3,
-    loss="cross_entropy+dice",
-    num_scenes=1000,
-    lr=0.01,
-    max_epochs=16,
+    __doc__, width=16, depth=3, loss="cross_entropy+dice", num_scenes=1000, lr=0.01, max_epochs=16
 )
 seed_everything(args.seed, workers=True, verbose=False)
 data = DigitScenesDataModule(
@@ -75,12 +69,7 @@ model = UNetSegmenter(
 )
 model.to(memory_format=torch.channels_last)  # a quarter faster on the CPU
 metrics = fit_and_test(
-    model,
-    data,
-    trainer=args.trainer,
-    monitor="val/iou",
-    logger=args.logger,
-    run_dir=args.run_dir,
+    model, data, trainer=args.trainer, monitor="val/iou", logger=args.logger, run_dir=args.run_dir
 )
 
 # %%

@@ -28,12 +28,7 @@ from dlblocks import load
 from dlblocks.callbacks import Augment
 from dlblocks.cli import RecipeArguments, run_recipe
 from dlblocks.crossval import CrossValidationResult, cross_validate
-from dlblocks.data import (
-    DetectionDataModule,
-    boxes_of_tiles,
-    cut_tiles,
-    packaged_file,
-)
+from dlblocks.data import DetectionDataModule, boxes_of_tiles, cut_tiles, packaged_file
 from dlblocks.data.annotations import read_voc_file
 from dlblocks.models import Detector
 from dlblocks.runs import add_to_summary, is_rank_zero
