@@ -72,7 +72,7 @@ def run_function(function: Callable[..., None]) -> None:
 
 
 def add_common(parser: RecipeParser, name: str, *, but: Collection[str]) -> None:
-    """Add the arguments of all recipes, but for those that a recipe defines itself."""
+    """Add the arguments of all recipes that are not its own."""
     for key, (kind, default, says) in COMMON.items():
         if key not in but:
             shown = f"runs/{name}, or {name}-2, …" if key == "run_dir" else default
@@ -82,7 +82,7 @@ def add_common(parser: RecipeParser, name: str, *, but: Collection[str]) -> None
 
 
 def arguments_of(found: Namespace, name: str) -> RecipeArguments:
-    """Return what was parsed, with a run folder and what concerns the Trainer."""
+    """Return the arguments, with a run folder and the Trainer's."""
     given = vars(found)
     given["run_dir"] = Path(found.run_dir or next_run_dir(f"runs/{name}", resume=True))
     trainer = {key: given[key] for key in TRAINER if key in given}

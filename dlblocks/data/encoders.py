@@ -160,7 +160,7 @@ class ArrayEncoder(Encoder):
 
     @property
     def any_size(self) -> bool:
-        """True if images may have another size, since targets are maps or boxes."""
+        """True if images may have another size: targets are maps or boxes."""
         finds_places = self.target_kind == "boxes" or self.target_shape == self.shape[1:]
         return self.input_kind == "image" and finds_places
 
@@ -360,7 +360,7 @@ def encoder_of(data_spec: Mapping[str, Any] | None) -> Encoder:
 
 
 def as_given(encoder: Encoder, background: Any, size: Any) -> Encoder:
-    """Let an encoder of images read files in their own size, unless training has resized them."""
+    """Read image files in their own size, unless training resized them."""
     if isinstance(encoder, ImageEncoder):
         encoder.background, encoder.file_size = list(background), list(size or ())
     return encoder

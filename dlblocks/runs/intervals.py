@@ -134,7 +134,7 @@ class HeldOutScores(dict[str, float]):
 
     @cached_property
     def _draws(self) -> dict[str, npt.NDArray[np.floating]]:
-        """Metric of the predictions → its values in the draws of the bootstrap."""
+        """Metric of the predictions → its values in all draws."""
         predicted = self.predicted
         if predicted is None or "prediction" not in predicted:
             return {}
@@ -147,7 +147,7 @@ class HeldOutScores(dict[str, float]):
 
     @property
     def _partly(self) -> bool:
-        """Whether a sample may be right in part."""
+        """True if a sample may be right in part."""
         return self._task not in (None, "multiclass")
 
     @property

@@ -91,7 +91,7 @@ def fit_in_folder(
     progress_bar: bool = True,
     also: Addition | None = None,
 ) -> HeldOutScores:
-    """Fit, test and add results; see `fit_and_test`.
+    """Fit, test, and add results to the run folder.
 
     Args:
         also: Called on the first rank with the finished run folder and its scores. What it returns

@@ -132,7 +132,7 @@ def add_to_summary(
 def extend_summary(
     folder: Path, metrics: Mapping[str, float | Mapping[str, Any]], more: Mapping[str, Any]
 ) -> None:
-    """Write metrics and further entries into ``summary.json``; see `add_to_summary`."""
+    """Write metrics and further entries into ``summary.json``."""
     path = folder / SUMMARY
     summary = read_record(path, "it is written by fit_and_test and cross_validate")
     summary["metrics"] |= {
