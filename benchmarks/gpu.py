@@ -3,7 +3,8 @@
 - The tests: mixing, augmentation and metrics never wait for the GPU, runs with
   ``deterministic=True`` resume to the last bit, projected steps and folds as one fit are as on the
   CPU, bf16 learns.
-- *Engine*: ten folds of an MLP and of a CNN as one fit, against one after another.
+- *Engine*: ten folds of an MLP and of a CNN as one fit, against one after another; a step of them
+  by vmap and compiled.
 - *Resident data*: at most 5 % of a step of ResNet-18.
 - *AdamP* against the authors' code and torch's fused Adam; bf16 and channels-last; mixing.
 
@@ -47,6 +48,7 @@ def engine(bench: Bench) -> None:
             goals={"sequential": 8},
             turns=min(3, bench.turns),
         )
+    vectorized.steps(bench)
 
 
 def projected(bench: Bench) -> None:

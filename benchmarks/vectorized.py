@@ -5,7 +5,10 @@
   same step. Seconds and peak memory are drawn into ``--figure``.
 - *auto*: a cross-validation by ``engine="auto"``, its measuring included, against both engines. It
   must not be slower than the better one by more than a tenth. The nets are an MLP and CNNs of two
-  sizes: on a CPU, large CNNs gain nothing from being stacked.
+  sizes.
+- *Stacked step*: loss and gradients of ten models, by a chain of layers as the engine computes it,
+  by `torch.func.vmap`, by `torch.compile` of the chain (after compiling), and of one model after
+  the other.
 
 Run: python benchmarks/vectorized.py [--figure docs/vectorized.png]
 """
@@ -23,7 +26,7 @@ from typing import Any
 
 from _timing import Bench, Run, Stopwatch, Time, arguments, start
 
-FOLDS, EPOCHS, SIZES = 10, 10, (1, 5, 20, 50, 100, 200)
+FOLDS, EPOCHS, STEPS, SIZES = 10, 10, 5, (1, 5, 20, 50, 100, 200)
 
 
 def mlp() -> Any:
@@ -77,6 +80,57 @@ def alone(count: int, device: str) -> tuple[Time, float]:
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     cpu, wall, memory = map(float, done.stdout.split()[-3:])
     return Time(cpu, wall), memory
+
+
+def step(make_model: Callable[[], Any], way: str, shape: tuple[int, ...], device: str) -> Run:
+    """A step without the optimizer's, by ``"chain"``, ``"vmap"``, ``"compiled"`` or ``"alone"``."""
+    import torch
+
+    from dlblocks.engine._models import StackedModels
+
+    torch.manual_seed(0)
+    alone = make_model().to(device)
+    stack = StackedModels([make_model() for _ in range(FOLDS)], torch.device(device))
+    stack.make_gradients(stack.params)
+    inputs = torch.randn(FOLDS, 64, *shape, device=device)
+    targets = torch.randint(10, (FOLDS, 64), device=device)
+    if way == "vmap":
+        stack._chain = None
+    if way == "compiled":
+        stack._chain.forward = torch.compile(stack._chain.forward, dynamic=False)
+
+    def run() -> None:
+        for _ in range(STEPS):
+            if way == "alone":
+                for k in range(FOLDS):
+                    alone.loss(alone.forward_prepared(inputs[k]), targets[k]).backward()
+                    alone.zero_grad()
+            else:
+                stack.run(inputs, targets)[0].sum().backward()
+                stack.zero_gradients(list(range(FOLDS)))
+        if device != "cpu":
+            torch.get_device_module(device).synchronize()
+
+    return run
+
+
+def steps(bench: Bench) -> None:
+    """Compare ways to compute a step of ten models."""
+    nets: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
+        "MLP": (mlp, (64,)),
+        "CNN of 8 and 16 channels, 8×8": (partial(cnn, 8, 16), (1, 8, 8)),
+        "CNN of 32 and 64 channels, 8×8": (partial(cnn, 32, 64), (1, 8, 8)),
+        "CNN of 16, 32 and 64 channels, 32×32": (partial(cnn, 16, 32, 64), (1, 32, 32)),
+    }
+    for name, (make, shape) in nets.items():
+        bench.compare(
+            f"Stacked step, {FOLDS} × {name}",
+            {
+                way: partial(step, make, way, shape, bench.device)
+                for way in ("chain", "vmap", "compiled", "alone")
+            },
+            per=STEPS,
+        )
 
 
 def growth(bench: Bench, figure: Path | None) -> None:
@@ -142,6 +196,7 @@ def tables(bench: Bench, figure: Path | None = None) -> None:
             goals={"sequential": 0.9, "vectorized": 0.9},
             turns=min(3, bench.turns),
         )
+    steps(bench)
     growth(bench, figure)
 
 

@@ -121,8 +121,12 @@ class Backbone(nn.Module):
                 f"in_channels={self.in_channels}, but the inputs have shape {tuple(shape)}; set "
                 "in_channels to the first of (C, H, W)."
             )
+        size = (self.arch, self.stem, *shape)
+        if size in _FITTING:
+            return
         failed = _why_not(self.model, shape)
         if failed is None:
+            _FITTING.add(size)
             return
         channels, height, width = shape
         works = next(
@@ -314,6 +318,9 @@ def _download(arch: str) -> dict[str, Tensor]:
 
 # Sizes
 
+# Nets and shapes of images that were tried: arch, stem, channels, height, width.
+_FITTING: set[tuple[object, ...]] = set()
+
 
 def _why_not(model: nn.Module, shape: Sequence[int]) -> str | None:
     """Return why a net cannot take images of a shape, with the layer; None if it can.
@@ -321,7 +328,12 @@ def _why_not(model: nn.Module, shape: Sequence[int]) -> str | None:
     It is tried on the meta device, which computes shapes alone.
     """
     entered: list[str] = []
-    tried = copy.deepcopy(model).to("meta").eval()
+    # A copy that has no weights.
+    tensors = [*model.parameters(), *model.buffers()]
+    memo: dict[int, Any] = {id(x): x.detach().to("meta") for x in tensors}
+    for p in model.parameters():
+        memo[id(p)] = nn.Parameter(memo[id(p)], requires_grad=False)
+    tried = copy.deepcopy(model, memo).eval()
     hooks = [
         module.register_forward_pre_hook(lambda _m, _x, name=name: entered.append(name))
         for name, module in tried.named_modules()

@@ -21,7 +21,7 @@ from dlblocks.callbacks import (
 )
 from dlblocks.data import ArrayDataModule, DataModule, DigitsDataModule, Source
 from dlblocks.engine import Member, NotVectorizable, StackedFit
-from dlblocks.engine._models import dense_forward
+from dlblocks.engine._chain import Chain
 from dlblocks.models import Classifier, CNNClassifier, MLPClassifier, MLPRegressor
 from dlblocks.runs._trainer import check_trainer_arguments
 from dlblocks.runs.fit import fit
@@ -221,13 +221,13 @@ def test_gradients_are_added_to_as_autograd_adds_them(with_bias):
     inputs = torch.randn(2, 7, 5, requires_grad=True)
     for name, p in tensors.items():
         p.grad = before[name].clone()
-    dense_forward(layers, inputs, tensors).square().sum().backward()
+    Chain(layers).forward(inputs, tensors).square().sum().backward()
     expected = {name: p.grad for name, p in tensors.items()}
     of_inputs, inputs.grad = inputs.grad, None
     sums = {name: value.clone() for name, value in before.items()}
     for p in tensors.values():
         p.grad = None
-    dense_forward(layers, inputs, tensors, sums).square().sum().backward()
+    Chain(layers).forward(inputs, tensors, sums).square().sum().backward()
     torch.testing.assert_close(sums, expected)
     torch.testing.assert_close(inputs.grad, of_inputs)
     assert all(p.grad is None for p in tensors.values())
