@@ -31,9 +31,10 @@ from sklearn.svm import SVC
 
 from dlblocks.callbacks import Augment
 from dlblocks.cli import recipe_arguments
+from dlblocks.crossval import HeldOutScores
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import CNNClassifier
-from dlblocks.runs import HeldOutScores, add_to_summary, fit_and_test, is_rank_zero
+from dlblocks.runs import add_to_summary, fit_and_test, is_rank_zero
 
 args = recipe_arguments(__doc__, channels=[32, 64], augment=True, lr=0.01, max_epochs=30)
 seed_everything(args.seed, workers=True, verbose=False)

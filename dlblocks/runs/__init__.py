@@ -2,13 +2,11 @@
 
 from dlblocks._files import is_rank_zero, write_json
 from dlblocks.runs.folder import check_new_run_dir, next_run_dir
-from dlblocks.runs.intervals import HeldOutScores
 from dlblocks.runs.samples import fit_and_judge
 from dlblocks.runs.single import fit_and_test
 from dlblocks.runs.summary import add_to_summary, mean_std, table, write_results
 
 __all__ = [
-    "HeldOutScores",
     "add_to_summary",
     "check_new_run_dir",
     "fit_and_judge",
