@@ -97,7 +97,7 @@ members = []
 for name, setting in settings.items():
     count = setting["epochs"]
     found = fit_variants(
-        {name: lambda seed, setting=setting: new_fit(seed, **setting)},
+        {name: partial(new_fit, **setting)},
         range(args.seed, args.seed + args.num_seeds),
         args.run_dir,
         trainer={**args.trainer, "max_epochs": count, "check_val_every_n_epoch": count},

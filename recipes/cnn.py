@@ -26,12 +26,12 @@ Paper: LeCun, Bottou, Bengio and Haffner, *Gradient-based learning applied to do
 
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import EarlyStopping
-from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 
 from dlblocks.callbacks import Augment
 from dlblocks.cli import recipe_arguments
+from dlblocks.crossval import HeldOutScores
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import CNNClassifier
 from dlblocks.runs import add_to_summary, fit_and_test, is_rank_zero
@@ -80,18 +80,16 @@ others = {
     "RBF SVM": SVC(C=10, gamma=0.001 * 16**2 / 255**2),
     "logistic regression": LogisticRegression(max_iter=5000),
 }
-scores = {"CNN": metrics["test/accuracy"]}
+scores = {"CNN": metrics}
 for name, machine in others.items():
     machine.fit(images.flatten(1), labels)
-    scores[name] = machine.score(test_images.flatten(1), test_labels)
+    accuracy = machine.score(test_images.flatten(1), test_labels)
+    scores[name] = HeldOutScores({"test/accuracy": accuracy}, num_samples=len(test_labels))
 if is_rank_zero():
     for name, score in scores.items():
-        right = binomtest(round(score * len(test_labels)), len(test_labels))
-        low, high = right.proportion_ci(method="wilson")
-        print(f"{name:<20} {score:.4f} ({low:.4f} … {high:.4f})")
-    beside = {name: {"test/accuracy": scores[name]} for name in others}
-    add_to_summary(args.run_dir, {}, baselines=beside)
-    print(f"Everything is in {args.run_dir}: summary.json, checkpoints/, figures/.")
+        low, high = score.interval("test/accuracy")
+        print(f"{name:<20} {score['test/accuracy']:.4f} ({low:.4f} … {high:.4f})")
+add_to_summary(args.run_dir, baselines={name: scores[name] for name in others})
 
 # %%
 # .. recorded:: cnn

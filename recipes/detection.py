@@ -33,10 +33,8 @@ from sklearn.ensemble import RandomForestClassifier
 from torch.nn.functional import interpolate
 from torchvision.ops import box_iou
 
-from dlblocks import load
 from dlblocks.callbacks import Augment
 from dlblocks.cli import recipe_arguments
-from dlblocks.crossval import HeldOutScores
 from dlblocks.data import DigitScenesDataModule
 from dlblocks.fields import Ragged
 from dlblocks.models import Detector
@@ -44,11 +42,7 @@ from dlblocks.runs import add_to_summary, fit_and_test, is_rank_zero
 from dlblocks.tasks import PredictionTable
 
 args = recipe_arguments(
-    __doc__,
-    arch=("fcos", "retinanet", "fasterrcnn"),
-    num_scenes=800,
-    lr=0.002,
-    max_epochs=14,
+    __doc__, arch=("fcos", "retinanet", "fasterrcnn"), num_scenes=800, lr=0.002, max_epochs=14
 )
 seed_everything(args.seed, workers=True, verbose=False)
 data = DigitScenesDataModule(
@@ -126,16 +120,12 @@ baseline = PredictionTable(columns, task="detection").score()
 # ------
 
 if is_rank_zero():
-    columns |= {"prediction": load(model).predict(test_images, progress_bar=False)["prediction"]}
-    shown = None if args.trainer["fast_dev_run"] else columns
-    scores = HeldOutScores(metrics, shown, task="detection")  # intervals by the bootstrap
     for name in ("map", "map_50"):
-        low, high = scores.interval(f"test/{name}")
-        print(f"{args.arch:<12} {name:<6} {scores[f'test/{name}']:.4f} ({low:.4f} … {high:.4f})")
+        low, high = metrics.interval(f"test/{name}")  # by the bootstrap
+        print(f"{args.arch:<12} {name:<6} {metrics[f'test/{name}']:.4f} ({low:.4f} … {high:.4f})")
         print(f"blobs        {name:<6} {baseline[name]:.4f}")
-    beside = {"blobs": {f"test/{name}": value for name, value in baseline.items()}}
-    add_to_summary(args.run_dir, {}, baselines=beside)
-    print(f"Everything is in {args.run_dir}: summary.json, checkpoints/, figures/.")
+beside = {"blobs": {f"test/{name}": value for name, value in baseline.items()}}
+add_to_summary(args.run_dir, baselines=beside)
 
 # %%
 # .. recorded:: detection
@@ -155,8 +145,8 @@ if is_rank_zero():
 #    also sees more scenes, and has 0.902 and 0.915.
 #
 # 2. An application shows boxes from some score on. Which share of the objects does it find, and
-#    which share of its boxes is right, at 0.3, 0.5 and 0.7? ``DetectionTask.f1(PredictionTable(
-#    columns, task="detection"), score=0.5)`` tells, at IoU 0.5.
+#    which share of its boxes is right, at 0.3, 0.5 and 0.7? ``DetectionTask.f1(metrics.predicted,
+#    score=0.5)`` tells, at IoU 0.5.
 #
 # .. dropdown:: Answer
 #

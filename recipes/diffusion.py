@@ -21,23 +21,23 @@ cores (torch 2.14, lightning 2.6.6).
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import seed_everything
 
 from dlblocks import plots
-from dlblocks.cli import run_recipe
+from dlblocks.cli import RecipeArguments, run_recipe
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import Diffusion
-from dlblocks.runs import fit_and_judge, is_rank_zero, next_run_dir
+from dlblocks.runs import fit_and_judge, is_rank_zero
 
 STRIP = [1, 2, 3, 5, 10, 20]  # steps of the samplers that are drawn
 
 
 def main(
+    args: RecipeArguments,
     width: int = 256,
     depth: int = 4,
     dropout: float = 0.4,
@@ -46,17 +46,11 @@ def main(
     guidance: float = 2.0,
     max_epochs: int = 300,
     lr: float = 0.002,
-    run_dir: str | None = None,
-    logger: Literal["csv", "wandb", "tensorboard", "none"] = "csv",
-    fast_dev_run: bool = False,
-    accelerator: str = "auto",
-    devices: int | str = "auto",
-    precision: str = "32-true",
-    seed: int = 0,
 ) -> None:
     """One fit of a diffusion model on handwritten digits, with several samplers.
 
     Args:
+        args: Those of all recipes.
         width: Hidden units of the net.
         depth: Residual blocks of the net.
         dropout: Share of hidden units that are zeroed in training.
@@ -65,17 +59,10 @@ def main(
         guidance: Weight of the classes in the last row of the table.
         max_epochs: Epochs.
         lr: Peak of the one-cycle learning rate.
-        run_dir: Where everything goes; by default runs/diffusion, or runs/diffusion-2 and so on.
-        logger: Where to log.
-        fast_dev_run: One batch of everything, to see that it runs.
-        accelerator: What to train on, as for Lightning's Trainer.
-        devices: How many of them, as for Lightning's Trainer.
-        precision: Numeric precision, as for Lightning's Trainer.
-        seed: Seed of split, initialisation and noise.
     """
-    seed_everything(seed, workers=True, verbose=False)
-    folder = run_dir or next_run_dir("runs/diffusion")
-    data = DigitsDataModule(batch_size=256, val_fraction=0.1, split_seed=seed, shuffle_seed=seed)
+    seed_everything(args.seed, workers=True, verbose=False)
+    seeds = {"split_seed": args.seed, "shuffle_seed": args.seed}
+    data = DigitsDataModule(batch_size=256, val_fraction=0.1, **seeds)
     model = Diffusion(
         [1, 8, 8],
         levels=17,
@@ -100,22 +87,15 @@ def main(
         data,
         samplers=samplers,
         num_samples=num_samples,
-        trainer={
-            "max_epochs": max_epochs,
-            "accelerator": accelerator,
-            "devices": devices,
-            "precision": precision,
-            "fast_dev_run": fast_dev_run,
-        },
-        logger=logger,
-        run_dir=folder,
+        trainer=args.trainer,
+        logger=args.logger,
+        run_dir=args.run_dir,
     )
     if is_rank_zero():
         steps = [count for count in STRIP if count <= timesteps]
         rows = torch.cat([model.sample(10, range(10), steps=count) for count in steps])
         said = np.array([f"{count} steps" for count in steps for _ in range(10)])
-        plots.save(plots.batch(rows, said), Path(folder) / "figures" / "steps.png")
-        print(f"Everything is in {folder}: summary.json, history.csv, checkpoints/, figures/.")
+        plots.save(plots.batch(rows, said), args.run_dir / "figures" / "steps.png")
 
 
 if __name__ == "__main__":

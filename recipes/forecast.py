@@ -26,17 +26,19 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from dlblocks import plots
-from dlblocks.cli import run_recipe
+from dlblocks.cli import RecipeArguments, run_recipe
 from dlblocks.crossval import block_interval, cross_validate
 from dlblocks.data import ForecastDataModule, baseline_tables
 from dlblocks.models import Forecaster, LSTMForecaster, TransformerForecaster
-from dlblocks.runs import is_rank_zero, next_run_dir, write_json
+from dlblocks.runs import add_to_summary, is_rank_zero
 from dlblocks.tasks import PredictionTable
 
 
 def main(
+    args: RecipeArguments,
     data: Literal["stocks", "elnino", "co2"] = "stocks",
     net: Literal["lstm", "transformer"] = "lstm",
     context: int = 36,
@@ -45,17 +47,11 @@ def main(
     num_folds: int = 3,
     max_epochs: int = 30,
     lr: float = 0.003,
-    run_dir: str | None = None,
-    logger: Literal["csv", "wandb", "tensorboard", "none"] = "csv",
-    fast_dev_run: bool = False,
-    accelerator: str = "auto",
-    devices: int | str = "auto",
-    precision: str = "32-true",
-    seed: int = 0,
 ) -> None:
     """Forecast a year of months by a net, beside methods without one.
 
     Args:
+        args: Those of all recipes.
         data: Prices of stocks, which come with matplotlib, or data of statsmodels: the temperature
             of the Pacific, or CO2.
         net: The net.
@@ -65,23 +61,14 @@ def main(
         num_folds: Rolling origins.
         max_epochs: Epochs.
         lr: Peak of the one-cycle learning rate.
-        run_dir: Where everything goes; by default runs/forecast, or runs/forecast-2 and so on. A
-            run there that was killed is resumed.
-        logger: Where each fold logs.
-        fast_dev_run: One batch of everything, to see that it runs.
-        accelerator: What to train on, as for Lightning's Trainer.
-        devices: How many of them, as for Lightning's Trainer.
-        precision: Numeric precision, as for Lightning's Trainer.
-        seed: Seed of initialisation and order.
     """
-    folder = run_dir or next_run_dir("runs/forecast", resume=True)
     datamodule = ForecastDataModule(
         data,
         context=context,
         horizon=horizon,
         calendar=["month"],
         test_fraction=0.3,
-        shuffle_seed=seed,
+        shuffle_seed=args.seed,
     )
     shared: dict[str, Any] = {
         "num_known": datamodule.num_known,
@@ -102,17 +89,11 @@ def main(
         make_model,
         datamodule,
         num_folds=num_folds,
-        trainer={
-            "max_epochs": max_epochs,
-            "accelerator": accelerator,
-            "devices": devices,
-            "precision": precision,
-            "fast_dev_run": fast_dev_run,
-        },
+        trainer=args.trainer,
         select="last",
-        logger=logger,
-        run_dir=folder,
-        seed=seed,
+        logger=args.logger,
+        run_dir=args.run_dir,
+        seed=args.seed,
     )
     model = result.refit()
     scores = result.test(model)
@@ -140,24 +121,14 @@ def main(
             f"MASE of the {net} minus that of {name}: {difference.mean():+.3f}, 95 % interval "
             f"{low:+.3f} … {high:+.3f}, from blocks of {2 * horizon} origins: {verdict}."
         )
-    summary = result.summary()
-    tested = {name: {"mean": value} for name, value in scores.items()}
     baselines = {
         name: {f"test/{key}": {"mean": value} for key, value in table.score().items()}
         for name, table in [*tables.items()][1:]
     }
-    write_json(
-        result.run_dir / "summary.json",
-        {
-            **summary,
-            "metrics": {**summary["metrics"], **tested},
-            "baselines": baselines,
-            "differences": differences,
-        },
-    )
-    draw(result.run_dir / "figures" / "test_forecasts.png", whole, tables[net])
+    figures = {"test_forecasts": draw(whole, tables[net])}
+    more = {"baselines": baselines, "differences": differences}
+    add_to_summary(args.run_dir, scores, figures=figures, **more)
     print(f"A page with all of it: {result.report()}")
-    print(f"Everything is in {folder}: summary.json, folds.csv, oof.npz, refit/, figures/.")
 
 
 def forecast(model: Any, datamodule: ForecastDataModule) -> PredictionTable:
@@ -178,20 +149,19 @@ def scaled_errors(table: PredictionTable) -> np.ndarray:
     return np.asarray(errors / table["naive_error"])
 
 
-def draw(path: Any, datamodule: ForecastDataModule, table: PredictionTable) -> None:
+def draw(datamodule: ForecastDataModule, table: PredictionTable) -> Figure:
     """Draw six test windows."""
     places = np.linspace(0, len(table) - 1, 6).astype(int)
     some = table[places]
     windows = datamodule.windows
     past = datamodule.arrays("test")[0][:, : datamodule.context, 0][places]
-    figure = plots.forecasts(
+    return plots.forecasts(
         past,
         some.prediction,
         some.target,
         interval=(some["q0.05"], some["q0.95"]),
         names=[f"{windows['series'][i]}, {str(windows['origin'][i])[:7]}" for i in some.index],
     )
-    plots.save(figure, path)
 
 
 if __name__ == "__main__":

@@ -21,13 +21,14 @@ from typing import Literal
 
 from lightning.pytorch import seed_everything
 
-from dlblocks.cli import run_recipe
+from dlblocks.cli import RecipeArguments, run_recipe
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import GAN
-from dlblocks.runs import fit_and_judge, is_rank_zero, next_run_dir
+from dlblocks.runs import fit_and_judge
 
 
 def main(
+    args: RecipeArguments,
     loss: Literal["non_saturating", "wasserstein"] = "wasserstein",
     gradient_penalty: float | None = None,
     discriminator_steps: int = 3,
@@ -37,17 +38,11 @@ def main(
     num_samples: int = 1500,
     max_epochs: int = 500,
     lr: float = 0.001,
-    run_dir: str | None = None,
-    logger: Literal["csv", "wandb", "tensorboard", "none"] = "csv",
-    fast_dev_run: bool = False,
-    accelerator: str = "auto",
-    devices: int | str = "auto",
-    precision: str = "32-true",
-    seed: int = 0,
 ) -> None:
     """One fit of a generative adversarial network on handwritten digits.
 
     Args:
+        args: Those of all recipes.
         loss: The losses of discriminator and generator.
         gradient_penalty: Weight of the penalty on the discriminator's gradient; None for 0.1
             (non_saturating) or 10 (wasserstein).
@@ -58,17 +53,10 @@ def main(
         num_samples: Samples that are judged.
         max_epochs: Epochs.
         lr: Learning rate of both nets.
-        run_dir: Where everything goes; by default runs/gan, or runs/gan-2 and so on.
-        logger: Where to log.
-        fast_dev_run: One batch of everything, to see that it runs.
-        accelerator: What to train on, as for Lightning's Trainer.
-        devices: How many of them, as for Lightning's Trainer.
-        precision: Numeric precision, as for Lightning's Trainer.
-        seed: Seed of split, initialisation and noise.
     """
-    seed_everything(seed, workers=True, verbose=False)
-    folder = run_dir or next_run_dir("runs/gan")
-    data = DigitsDataModule(batch_size=256, val_fraction=0.1, split_seed=seed, shuffle_seed=seed)
+    seed_everything(args.seed, workers=True, verbose=False)
+    seeds = {"split_seed": args.seed, "shuffle_seed": args.seed}
+    data = DigitsDataModule(batch_size=256, val_fraction=0.1, **seeds)
     model = GAN(
         [1, 8, 8],
         levels=17,
@@ -85,18 +73,10 @@ def main(
         model,
         data,
         num_samples=num_samples,
-        trainer={
-            "max_epochs": max_epochs,
-            "accelerator": accelerator,
-            "devices": devices,
-            "precision": precision,
-            "fast_dev_run": fast_dev_run,
-        },
-        logger=logger,
-        run_dir=folder,
+        trainer=args.trainer,
+        logger=args.logger,
+        run_dir=args.run_dir,
     )
-    if is_rank_zero():
-        print(f"Everything is in {folder}: summary.json, history.csv, checkpoints/, figures/.")
 
 
 if __name__ == "__main__":

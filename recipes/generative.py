@@ -42,14 +42,14 @@ from lightning.pytorch import seed_everything
 from scipy import stats
 
 from dlblocks import plots, tracking
-from dlblocks.cli import run_recipe
+from dlblocks.cli import RecipeArguments, run_recipe
 from dlblocks.crossval import cross_validate
-from dlblocks.crossval.held_out import wilson
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import GAN, VAE, Diffusion, FlowMatching, GenerativeModel, PixelAutoregressive
 from dlblocks.models._predict_batches import gather, join_batches
 from dlblocks.models.sample_quality import baselines_of, judge_model
-from dlblocks.runs import check_new_run_dir, is_rank_zero, next_run_dir, table, write_results
+from dlblocks.runs import check_new_run_dir, is_rank_zero, table, write_results
+from dlblocks.runs.intervals import wilson
 
 Kind = Literal["vae", "autoregressive", "flow_matching", "diffusion", "gan"]
 Array = npt.NDArray[np.float64]
@@ -65,10 +65,7 @@ SAMPLERS: dict[Kind, dict[str, dict[str, Any]]] = {
         "flow matching, 5 Euler steps": {"steps": 5, "method": "euler"},
         "flow matching, 50 Euler steps": {"steps": 50, "method": "euler"},
     },
-    "diffusion": {
-        "diffusion, 20 DDIM steps": {},
-        "diffusion, 200 DDPM steps": {"method": "ddpm"},
-    },
+    "diffusion": {"diffusion, 20 DDIM steps": {}, "diffusion, 200 DDPM steps": {"method": "ddpm"}},
     "gan": {"GAN": {}},
 }
 SHARES = ("judged_as_asked", "trained_on_samples", "precision", "recall")
@@ -76,16 +73,10 @@ NORMAL = 1.959964  # quantile of 95 % intervals
 
 
 def main(
+    args: RecipeArguments,
     kinds: list[Kind] = list(EPOCHS),  # noqa: B006 - only read
     in_folds: list[Kind] = [],  # noqa: B006 - only read
     num_samples: int = 1500,
-    run_dir: str | None = None,
-    logger: Literal["csv", "wandb", "tensorboard", "none"] = "none",
-    fast_dev_run: bool = False,
-    accelerator: str = "auto",
-    devices: int | str = 1,
-    precision: str = "32-true",
-    seed: int = 0,
 ) -> None:
     """All kinds of generative models on handwritten digits, in one table.
 
@@ -93,36 +84,24 @@ def main(
     latter with log2(10) / 64 bits, so that models without classes may be put beside it.
 
     Args:
+        args: Those of all recipes.
         kinds: The models.
         in_folds: Models that are also trained on five folds.
         num_samples: Samples of each that are judged.
-        run_dir: Where everything goes; by default runs/generative, or runs/generative-2 and so on.
-        logger: Where each fit logs.
-        fast_dev_run: One batch of everything, to see that it runs.
-        accelerator: What to train on, as for Lightning's Trainer.
-        devices: How many of them, as for Lightning's Trainer.
-        precision: Numeric precision, as for Lightning's Trainer.
-        seed: Seed of split, initialisation and noise.
     """
-    num_samples = 100 if fast_dev_run else num_samples
-    folder = Path(check_new_run_dir(run_dir or next_run_dir("runs/generative")))
-    settings = {
-        "accelerator": accelerator,
-        "devices": devices,
-        "precision": precision,
-        "fast_dev_run": fast_dev_run,
-    }
+    num_samples = 100 if args.fast_dev_run else num_samples
+    check_new_run_dir(args.run_dir)
     bits: dict[str, Array] = {}
     rows: dict[str, dict[str, float]] = {}
     figures: dict[str, Any] = {}
     simple: dict[str, Array] = {}
     for kind in kinds:
-        seed_everything(seed, workers=True, verbose=False)
-        data, model, started = digits(kind, seed), make_model(kind), time.process_time()
-        scores = fit(model, data, folder / kind, EPOCHS[kind], settings, logger)
+        seed_everything(args.seed, workers=True, verbose=False)
+        data, model, started = digits(kind, args.seed), make_model(kind), time.process_time()
+        scores = fit(model, data, args.run_dir / kind, EPOCHS[kind], args)
         seconds = time.process_time() - started
         if kind in in_folds:
-            scores_of_folds(kind, seed, folder / f"{kind}_folds", settings)
+            scores_of_folds(kind, args)
         if not is_rank_zero():
             continue
         if kind != "gan":
@@ -137,7 +116,7 @@ def main(
         known = [{"model": name, **rows[name]} for name in SAMPLERS[kind]]
         print(table(known), flush=True)  # a run takes long, and may be stopped
     if is_rank_zero():
-        report(folder, bits | simple, rows, figures, num_samples)
+        report(args.run_dir, bits | simple, rows, figures, num_samples)
 
 
 def digits(kind: Kind, seed: int, *, num_folds: int | None = None) -> DigitsDataModule:
@@ -158,14 +137,7 @@ def make_model(kind: Kind) -> GenerativeModel:
     if kind == "gan":
         return GAN([1, 8, 8], loss="wasserstein", discriminator_steps=3, lr=0.001, **common)
     if kind == "vae":
-        return VAE(
-            [1, 8, 8],
-            dropout=0.1,
-            weight_decay=0.05,
-            ema_decay=0.998,
-            **common,
-            **trained,
-        )
+        return VAE([1, 8, 8], dropout=0.1, weight_decay=0.05, ema_decay=0.998, **common, **trained)
     if kind == "autoregressive":
         small: dict[str, Any] = {
             "width": 64,
@@ -186,14 +158,13 @@ def fit(
     data: DigitsDataModule,
     folder: Path,
     max_epochs: int,
-    settings: dict[str, Any],
-    logger: str,
+    args: RecipeArguments,
 ) -> Array:
     """Train for some epochs, and return the scores of the test images."""
-    used = tracking.make_logger(logger, folder, run_name=folder.name, job_type="fit")
+    used = tracking.make_logger(args.logger, folder, run_name=folder.name, job_type="fit")
     with tracking.finishing(used):
         trainer = pl.Trainer(
-            **settings,
+            **args.trainer,
             max_epochs=max_epochs,
             limit_val_batches=0,  # no epoch is selected
             logger=used or False,
@@ -208,14 +179,14 @@ def fit(
     return found
 
 
-def scores_of_folds(kind: Kind, seed: int, folder: Path, settings: dict[str, Any]) -> None:
+def scores_of_folds(kind: Kind, args: RecipeArguments) -> None:
     """Train on five folds, and print the mean out-of-fold score."""
     result = cross_validate(
         partial(make_model, kind),
-        digits(kind, seed, num_folds=5),
+        digits(kind, args.seed, num_folds=5),
         select="last",
-        trainer={**settings, "max_epochs": EPOCHS[kind]},
-        run_dir=folder,
+        trainer={**args.trainer, "max_epochs": EPOCHS[kind]},
+        run_dir=args.run_dir / f"{kind}_folds",
     )
     if is_rank_zero():
         for name, value in result.pooled().items():

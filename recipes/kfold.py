@@ -27,12 +27,11 @@ Bengio, *Inference for the generalization error*, 2003.
 # -----------------
 
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
-from sklearn.model_selection import cross_val_score
 from sklearn.svm import SVC
 
 from dlblocks.callbacks import Augment, CutMix, MixUp
 from dlblocks.cli import recipe_arguments
-from dlblocks.crossval import cross_validate
+from dlblocks.crossval import baseline_scores, cross_validate
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import CNNClassifier
 from dlblocks.runs import add_to_summary, is_rank_zero, mean_std
@@ -112,19 +111,16 @@ if is_rank_zero():
 # ----------------------------
 # A support vector machine with the settings that are usual for these digits.
 
-pixels, labels = data.source.inputs.flatten(1).numpy() / 255 * 16, data.source.targets.numpy()
-folds = []
-for repeat in range(args.repeats):
-    folds += [(fold["train"], fold["val"]) for fold in data.splits(args.num_folds, repeat=repeat)]
+beside = {}
 if args.baseline and is_rank_zero():
-    scores = cross_val_score(SVC(C=10, gamma=0.001), pixels, labels, cv=folds)
+    machine = SVC(C=10, gamma=0.001 * 16**2 / 255**2)
+    scores = baseline_scores(machine, data, args.num_folds, repeats=args.repeats)
     svm = mean_std(scores)
     print(f"RBF SVM on the same folds: accuracy {svm['mean']:.4f} ± {svm['std']:.4f}")
     beside = {"SVM": {"val/accuracy": {**svm, "folds": scores.tolist()}}}
-    add_to_summary(args.run_dir, {}, baselines=beside)
 if is_rank_zero():
+    add_to_summary(args.run_dir, baselines=beside)
     result.report()
-    print(f"Everything is in {args.run_dir}: summary.json, report.html, folds.csv, …")
 
 # %%
 # .. recorded:: kfold

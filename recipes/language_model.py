@@ -9,28 +9,27 @@ cost 1.11 bits and new ones 1.79.
 
 from __future__ import annotations
 
-import json
 import lzma
 import math
 import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch import seed_everything
 
 from dlblocks import plots
-from dlblocks.cli import run_recipe
+from dlblocks.cli import RecipeArguments, run_recipe
 from dlblocks.data import TextDataModule
 from dlblocks.models import GPTLanguageModel, LanguageModel, RNNLanguageModel
-from dlblocks.runs import fit_and_test, is_rank_zero, next_run_dir, table, write_json
+from dlblocks.runs import add_to_summary, fit_and_test, is_rank_zero, table
 
 # Bits per character of the last tenth given the rest, without repeated lines, with Python 3.11.7.
 PUBLISHED = {"PPMd, order 16": 1.61, "zpaq -5": 1.44}
 
 
 def main(
+    args: RecipeArguments,
     net: Literal["gpt", "lstm"] = "gpt",
     width: int = 128,
     depth: int = 4,
@@ -39,13 +38,6 @@ def main(
     batch_size: int = 8,
     max_epochs: int = 8,
     lr: float = 0.003,
-    run_dir: str | None = None,
-    logger: Literal["csv", "wandb", "tensorboard", "none"] = "csv",
-    fast_dev_run: bool = False,
-    accelerator: str = "auto",
-    devices: int | str = "auto",
-    precision: str = "32-true",
-    seed: int = 0,
 ) -> None:
     """A GPT on Python's language reference, character by character, beside compressors.
 
@@ -54,6 +46,7 @@ def main(
     copied and new characters separately.
 
     Args:
+        args: Those of all recipes.
         net: "gpt", or "lstm" with twice the width.
         width: Size of an embedded token.
         depth: Blocks of the GPT; the LSTM has half as many layers.
@@ -62,25 +55,16 @@ def main(
         batch_size: Blocks of a batch.
         max_epochs: Epochs; in each, a character is in two blocks.
         lr: Peak of the one-cycle learning rate.
-        run_dir: Where everything goes; by default runs/language_model, or runs/language_model-2 and
-            so on.
-        logger: Where to log.
-        fast_dev_run: One batch of everything, to see that it runs.
-        accelerator: What to train on, as for Lightning's Trainer.
-        devices: How many of them, as for Lightning's Trainer.
-        precision: Numeric precision, as for Lightning's Trainer.
-        seed: Seed of split, initialisation and order.
     """
-    seed_everything(seed, workers=True, verbose=False)
-    folder = Path(run_dir or next_run_dir("runs/language_model"))
+    seed_everything(args.seed, workers=True, verbose=False)
     data = TextDataModule(
         block_size=block_size,
         stride=block_size // 2,
         test_tail=0.1,
         val_fraction=0.05,
         batch_size=batch_size,
-        split_seed=seed,
-        shuffle_seed=seed,
+        split_seed=args.seed,
+        shuffle_seed=args.seed,
     )
     optimization: dict[str, Any] = {
         "optimizer": "adamw",
@@ -108,22 +92,15 @@ def main(
     metrics = fit_and_test(
         model,
         data,
-        trainer={
-            "max_epochs": max_epochs,
-            "gradient_clip_val": 1.0,
-            "accelerator": accelerator,
-            "devices": devices,
-            "precision": precision,
-            "fast_dev_run": fast_dev_run,
-        },
+        trainer={**args.trainer, "gradient_clip_val": 1.0},
         monitor="val/bits_per_character",
         mode="min",
-        logger=logger,
-        run_dir=folder,
+        logger=args.logger,
+        run_dir=args.run_dir,
     )
     if not is_rank_zero():
         return
-    documents = list(data.test_documents)[:1] if fast_dev_run else list(data.test_documents)
+    documents = list(data.test_documents)[:1] if args.fast_dev_run else list(data.test_documents)
     bits = copied_and_new(model, data, documents)
     baselines = {
         "uniform": math.log2(data.vocab_size),
@@ -135,14 +112,11 @@ def main(
     rows = [*baselines.items(), (name, metrics["test/bits_per_character"])]
     print(table([{"test, repeated lines removed": n, "bits per character": b} for n, b in rows]))
     print(table([{"test as it is": n, "bits per character": b} for n, b in bits.items()]))
-    summary = json.loads((folder / "summary.json").read_text())
-    beside = {"python": sys.version.split()[0], "as it is": bits}
-    write_json(folder / "summary.json", {**summary, "baselines": baselines, **beside})
     text = data.test_documents[documents[0]][:2000]
     figure = plots.text_bits(text, model.probabilities(text)[:-1], title=f"topic {documents[0]!r}")
-    plots.save(figure, folder / "figures" / "text.png")
-    print(model.generate("The ", 40 if fast_dev_run else 400, temperature=0.8, seed=seed))
-    print(f"Everything is in {folder}: summary.json, history.csv, checkpoints/, figures/.")
+    print(model.generate("The ", 40 if args.fast_dev_run else 400, temperature=0.8, seed=args.seed))
+    beside: dict[str, Any] = {"python": sys.version.split()[0], "as it is": bits}
+    add_to_summary(args.run_dir, figures={"text": figure}, baselines=baselines, **beside)
 
 
 def copied_and_new(

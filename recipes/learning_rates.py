@@ -21,81 +21,58 @@ import json
 import math
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from lightning.pytorch import seed_everything
 
 from dlblocks import plots
-from dlblocks.cli import run_recipe
+from dlblocks.cli import RecipeArguments, run_recipe
 from dlblocks.data import DataModule, DigitsDataModule
 from dlblocks.engine import fit_variants
 from dlblocks.models import MLPClassifier, Model
-from dlblocks.runs import (
-    check_new_run_dir,
-    fit_and_test,
-    mean_std,
-    next_run_dir,
-    table,
-    write_results,
-)
+from dlblocks.runs import check_new_run_dir, fit_and_test, mean_std, table, write_results
 
 
 def main(
+    args: RecipeArguments,
     optimizer: str = "momentum",
     min_lr: float = 1e-3,
     max_lr: float = 10.0,
     num_rates: int = 17,
     num_seeds: int = 3,
     max_epochs: int = 30,
-    run_dir: str | None = None,
-    logger: Literal["csv", "wandb", "tensorboard", "none"] = "none",
-    fast_dev_run: bool = False,
-    accelerator: str = "auto",
-    devices: int | str = "auto",
-    precision: str = "32-true",
-    seed: int = 0,
 ) -> None:
     """A whole grid of learning rates in one fit.
 
     Args:
+        args: Those of all recipes.
         optimizer: Name of the optimizer.
         min_lr: The lowest rate.
         max_lr: The highest rate.
         num_rates: Number of rates, equally far apart in their logarithm.
         num_seeds: Fits with each rate, with other weights and another order of the data.
         max_epochs: Epochs of every fit.
-        run_dir: Where everything goes; by default runs/learning_rates, or runs/learning_rates-2
-            and so on.
-        logger: Where each fit logs.
-        fast_dev_run: One epoch of few batches, three rates and two seeds, to see that it runs.
-        accelerator: What to train on, as for Lightning's Trainer.
-        devices: One device fits all.
-        precision: Numeric precision, as for Lightning's Trainer.
-        seed: The first seed.
     """
-    trainer: dict[str, Any] = {
-        "max_epochs": max_epochs,
-        "accelerator": accelerator,
-        "devices": 1 if devices == "auto" else devices,
-        "precision": precision,
-    }
-    if fast_dev_run:
+    trainer = args.trainer
+    if trainer["devices"] == "auto":
+        trainer["devices"] = 1  # fits all
+    if trainer.pop("fast_dev_run"):
         num_rates, num_seeds = 3, 2
         trainer |= {"max_epochs": 1, "limit_train_batches": 2}
-    folder = check_new_run_dir(run_dir or next_run_dir("runs/learning_rates"))
-    seeds = range(seed, seed + num_seeds)
+    check_new_run_dir(args.run_dir)
+    seeds = range(args.seed, args.seed + num_seeds)
 
     def variant(lr: float) -> Callable[[int], tuple[Model, DataModule]]:
         return lambda s: (
             MLPClassifier(64, 10, hidden=[128, 128], optimizer=optimizer, lr=lr),
-            DigitsDataModule(split_seed=seed, shuffle_seed=s),
+            DigitsDataModule(split_seed=args.seed, shuffle_seed=s),
         )
 
     rates = [float(f"{lr:.3g}") for lr in np.geomspace(min_lr, max_lr, num_rates)]
     variants = {f"{lr:g}": variant(lr) for lr in rates}
     started = time.monotonic()
-    found = fit_variants(variants, seeds, folder, trainer=trainer, logger=logger)
+    found = fit_variants(variants, seeds, args.run_dir, trainer=trainer, logger=args.logger)
     seconds = time.monotonic() - started
     metrics: dict[str, dict[str, Any]] = {}
     rows: list[dict[str, Any]] = []
@@ -119,7 +96,7 @@ def main(
     for s in seeds:
         seed_everything(s, workers=True, verbose=False)
         model, data = variants[best](s)
-        path = folder / f"alone-{s}"
+        path = args.run_dir / f"alone-{s}"
         fit_and_test(model, data, trainer=trainer, logger="none", run_dir=path, progress_bar=False)
         alone.append(json.loads((path / "summary.json").read_text()))
     tested = mean_std([each["metrics"]["test/accuracy"]["mean"] for each in alone])
@@ -141,9 +118,14 @@ def main(
         ),
     }  # fmt: skip
     write_results(
-        folder, metrics, rows=rows, figures=figures, best={"lr": best, "test/accuracy": tested},
-        seconds={"all": seconds, "one": one}, alone={"val/loss": loss},
-    )  # fmt: skip
+        args.run_dir,
+        metrics,
+        rows=rows,
+        figures=figures,
+        best={"lr": best, "test/accuracy": tested},
+        seconds={"all": seconds, "one": one},
+        alone={"val/loss": loss},
+    )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
@@ -26,55 +25,38 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.tuner import Tuner
 
 from dlblocks import plots
-from dlblocks.cli import run_recipe
+from dlblocks.cli import RecipeArguments, run_recipe
 from dlblocks.data import DataModule, DigitsDataModule
 from dlblocks.engine import fit_variants
 from dlblocks.models import MLPClassifier, Model
-from dlblocks.runs import check_new_run_dir, next_run_dir, table, write_results
+from dlblocks.runs import check_new_run_dir, table, write_results
 
 SKIPPED = 10  # as many of the first points as Lightning's suggestion leaves out
 
 
 def main(
+    args: RecipeArguments,
     optimizer: str = "adam",
     min_lr: float = 1e-6,
     max_lr: float = 10.0,
     num_training: int = 200,
     max_epochs: int = 5,
-    run_dir: str | None = None,
-    logger: Literal["csv", "wandb", "tensorboard", "none"] = "none",
-    fast_dev_run: bool = False,
-    accelerator: str = "auto",
-    devices: int | str = "auto",
-    precision: str = "32-true",
-    seed: int = 0,
 ) -> None:
     """Is the learning rate right that Lightning's finder suggests?
 
     Args:
+        args: Those of all recipes.
         optimizer: Name of the optimizer.
         min_lr: Rate of the first step.
         max_lr: Rate of the last step.
         num_training: Steps of the finder; it stops earlier if the loss becomes four times its best.
         max_epochs: Epochs of each short training.
-        run_dir: Where everything goes; by default runs/lr_range, or runs/lr_range-2 and so on.
-        logger: Where each short training logs.
-        fast_dev_run: Few steps, and one batch a training, to see that it runs.
-        accelerator: What to train on, as for Lightning's Trainer.
-        devices: One device fits all.
-        precision: Numeric precision, as for Lightning's Trainer.
-        seed: Seed of split, initialisation and order.
     """
-    trainer: dict[str, Any] = {
-        "max_epochs": max_epochs,
-        "accelerator": accelerator,
-        "devices": 1 if devices == "auto" else devices,
-        "precision": precision,
-    }
-    if fast_dev_run:
+    trainer = args.trainer
+    if trainer.pop("fast_dev_run"):
         num_training = SKIPPED + 5
         trainer |= {"max_epochs": 1, "limit_train_batches": 1}
-    folder = check_new_run_dir(run_dir or next_run_dir("runs/lr_range"))
+    check_new_run_dir(args.run_dir)
 
     def variant(lr: float | None) -> Callable[[int], tuple[Model, DataModule]]:
         return lambda s: (
@@ -83,17 +65,17 @@ def main(
         )
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    seed_everything(seed, workers=True, verbose=False)
-    model, data = variant(None)(seed)
+    seed_everything(args.seed, workers=True, verbose=False)
+    model, data = variant(None)(args.seed)
     finder = Tuner(
         pl.Trainer(
             # The finder's steps end it, and no epoch before them.
-            **{**trainer, "max_epochs": num_training, "limit_train_batches": None},
+            **{**trainer, "max_epochs": num_training, "limit_train_batches": None, "devices": 1},
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            default_root_dir=folder,
+            default_root_dir=args.run_dir,
         )
     ).lr_find(
         model,
@@ -117,24 +99,20 @@ def main(
     }
     found = fit_variants(
         {name: variant(lr) for name, lr in tried.items()},
-        [seed],
-        folder,
+        [args.seed],
+        args.run_dir,
         trainer=trainer,
-        logger=logger,
+        logger=args.logger,
     )
     metrics = {}
     for name, (member,) in found.items():
         best = None if member.error else member.best  # a fit that diverges is a result, too
         accuracy = best.metrics["val/accuracy"] if best else math.nan
         metrics[name] = {"mean": accuracy, "lr": f"{tried[name]:.3g}"}
-    print(
-        table(
-            [
-                {"rate": name, "val/accuracy": row["mean"], "lr": row["lr"]}
-                for name, row in metrics.items()
-            ]
-        )
-    )
+    print(table([
+        {"rate": name, "val/accuracy": row["mean"], "lr": row["lr"]}
+        for name, row in metrics.items()
+    ]))  # fmt: skip
     # Lightning's mean begins at half of the loss; its suggestion leaves those steps out, too.
     figure = plots.lines(
         {"loss": losses[SKIPPED:]},
@@ -149,7 +127,7 @@ def main(
             axis.axvline(lr, color=colour, label=f"{name}: {lr:.2g}")
     axis.legend(frameon=False)
     rows = [{"lr": lr, "loss": loss} for lr, loss in zip(rates, losses, strict=True)]
-    write_results(folder, metrics, rows=rows, figures={"lr_range": figure}, readings=readings)
+    write_results(args.run_dir, metrics, rows=rows, figures={"lr_range": figure}, readings=readings)
 
 
 def steepest(rates: np.ndarray, losses: np.ndarray) -> float:

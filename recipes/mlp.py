@@ -25,7 +25,6 @@ Paper: Rumelhart, Hinton and Williams, *Learning representations by back-propaga
 
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import EarlyStopping
-from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 
 from dlblocks.cli import recipe_arguments
@@ -72,14 +71,11 @@ images, labels, _ = data.arrays("train")
 test_images, test_labels, _ = data.arrays("test")
 linear = LogisticRegression(max_iter=5000).fit(images.flatten(1), labels)
 baseline = linear.score(test_images.flatten(1), test_labels)
-accuracy, count = metrics["test/accuracy"], len(test_labels)
-interval = binomtest(round(accuracy * count), count).proportion_ci(method="wilson")
+low, high = metrics.interval("test/accuracy")
 if is_rank_zero():
-    print(f"MLP                 {accuracy:.4f} ({interval.low:.4f} … {interval.high:.4f})")
+    print(f"MLP                 {metrics['test/accuracy']:.4f} ({low:.4f} … {high:.4f})")
     print(f"logistic regression {baseline:.4f}")
-    beside = {"logistic regression": {"test/accuracy": baseline}}
-    add_to_summary(args.run_dir, {}, baselines=beside)
-    print(f"Everything is in {args.run_dir}: summary.json, checkpoints/, figures/.")
+add_to_summary(args.run_dir, baselines={"logistic regression": {"test/accuracy": baseline}})
 
 # %%
 # .. recorded:: mlp

@@ -28,15 +28,16 @@ recognition*, 2014; He, Zhang, Ren and Sun, *Deep residual learning for image re
 # Settings and data
 # -----------------
 
+from functools import partial
+
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import cross_val_score
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dlblocks import plots
 from dlblocks.cli import recipe_arguments
-from dlblocks.crossval import cross_validate
+from dlblocks.crossval import baseline_scores, cross_validate
 from dlblocks.crossval.statistics import with_holm
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import VisionClassifier
@@ -98,7 +99,7 @@ for arch in args.archs:
         "million multiply-adds": counter.get_total_flops() / 2e6,
     }
     results[arch] = cross_validate(
-        lambda arch=arch: make_model(arch),
+        partial(make_model, arch),
         data,
         num_folds=args.num_folds,
         trainer=args.trainer,
@@ -127,9 +128,7 @@ metrics = {
     }
     for arch, result in results.items()
 }
-pixels, labels = data.source.inputs.flatten(1).numpy(), data.source.targets.numpy()
-folds = [(fold["train"], fold["val"]) for fold in data.splits(args.num_folds)]
-linear = cross_val_score(LogisticRegression(max_iter=5000), pixels, labels, cv=folds)
+linear = baseline_scores(LogisticRegression(max_iter=5000), data, args.num_folds)
 if is_rank_zero():
     shown = ("mean", "difference", "p_holm", "million parameters", "million multiply-adds")
     rows = [{"net": arch} | {key: row.get(key) for key in shown} for arch, row in metrics.items()]

@@ -122,11 +122,9 @@ if is_rank_zero():
     ]))  # fmt: skip
     beside = {"SVM": {"val/accuracy": {**svm["found"], "folds": scores}}}
     inner = float(np.mean(losses["promised"]))
-    add_to_summary(args.run_dir, {"promised/loss": inner}, baselines=beside)
-    figure = plots.strip(losses, metric="loss", dots="outer folds")
-    plots.save(figure, args.run_dir / "figures" / "promised.png")
+    figures = {"promised": plots.strip(losses, metric="loss", dots="outer folds")}
+    add_to_summary(args.run_dir, {"promised/loss": inner}, figures=figures, baselines=beside)
     result.report()
-    print(f"Everything is in {args.run_dir}: summary.json, report.html, search.csv, …")
 
 # %%
 # .. recorded:: nested_kfold

@@ -22,8 +22,7 @@ nuclei above 0.77.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,47 +32,34 @@ from PIL import Image
 
 from dlblocks import plots
 from dlblocks.callbacks import Augment
-from dlblocks.cli import run_recipe
+from dlblocks.cli import RecipeArguments, run_recipe
 from dlblocks.crossval import cross_validate
 from dlblocks.crossval.statistics import corrected_t_test
 from dlblocks.data import ArrayDataModule, cut_tiles, join_tiles, packaged_file
 from dlblocks.models import UNetSegmenter
-from dlblocks.runs import is_rank_zero, next_run_dir, table, write_results
+from dlblocks.runs import is_rank_zero, table, write_results
 
 Array = npt.NDArray[Any]
 TILE, MARGIN = 64, 16  # pixels
 
 
 def main(
+    args: RecipeArguments,
     width: int = 16,
     depth: int = 3,
     num_folds: int = 4,
     max_epochs: int = 30,
     lr: float = 0.01,
-    run_dir: str | None = None,
-    logger: Literal["csv", "wandb", "tensorboard", "none"] = "none",
-    fast_dev_run: bool = False,
-    accelerator: str = "auto",
-    devices: int | str = "auto",
-    precision: str = "32-true",
-    seed: int = 0,
 ) -> None:
     """Find the nuclei of cells: a U-Net beside Otsu's threshold, on spatial folds.
 
     Args:
+        args: Those of all recipes.
         width: Channels of the U-Net's first level.
         depth: How often the map is halved.
         num_folds: Number of blocks, each of which is a fold.
         max_epochs: Epochs of each fit.
         lr: Peak of the one-cycle learning rate.
-        run_dir: Where everything goes; by default runs/nuclei, or runs/nuclei-2 and so on. A killed
-            run there resumes if it is named.
-        logger: Where each fold logs.
-        fast_dev_run: One batch of everything, in two folds, to see that it runs.
-        accelerator: What to train on, as for Lightning's Trainer.
-        devices: How many of them, as for Lightning's Trainer.
-        precision: Numeric precision, as for Lightning's Trainer.
-        seed: Seed of folds, initialisation and augmentation.
     """
     image, outlines = (
         np.asarray(Image.open(packaged_file("stardist", f"data/images/{name}2d.tif", "stardist")))
@@ -90,8 +76,8 @@ def main(
         class_names=["background", "nucleus"],
         batch_size=4,
         test_fraction=0.0,
-        split_seed=seed,
-        shuffle_seed=seed,
+        split_seed=args.seed,
+        shuffle_seed=args.seed,
     )
 
     def make_model() -> UNetSegmenter:
@@ -110,26 +96,19 @@ def main(
 
     def make_callbacks() -> list[Callback]:
         flips: dict[str, Any] = {"horizontal_flip": 0.5, "vertical_flip": 0.5, "rotation": 180.0}
-        return [Augment(**flips, scale=(0.8, 1.25), brightness=0.3, seed=seed)]
+        return [Augment(**flips, scale=(0.8, 1.25), brightness=0.3, seed=args.seed)]
 
-    folder = Path(run_dir or next_run_dir("runs/nuclei"))
     result = cross_validate(
         make_model,
         data,
-        num_folds=2 if fast_dev_run else num_folds,
+        num_folds=2 if args.fast_dev_run else num_folds,
         make_callbacks=make_callbacks,
-        trainer={
-            "max_epochs": max_epochs,
-            "accelerator": accelerator,
-            "devices": devices,
-            "precision": precision,
-            "fast_dev_run": fast_dev_run,
-        },
+        trainer=args.trainer,
         select="last",
         monitor="val/iou",
-        logger=logger,
-        run_dir=folder / "unet",
-        seed=seed,
+        logger=args.logger,
+        run_dir=args.run_dir / "unet",
+        seed=args.seed,
     )
     if not is_rank_zero():
         return
@@ -169,7 +148,7 @@ def main(
         ["background", "nucleus"],
         titles=[f"{name}: IoU {row['mean']:.3f}" for name, row in metrics.items()],
     )
-    write_results(folder, metrics, figures={"masks": figure}, difference=vars(test))
+    write_results(args.run_dir, metrics, figures={"masks": figure}, difference=vars(test))
 
 
 def otsu(image: Array) -> Array:

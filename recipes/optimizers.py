@@ -33,6 +33,7 @@ Tieleman and Hinton 2012 (RMSprop); Kingma and Ba 2015 (Adam); Dozat 2016 (NAdam
 # Three rates for each optimizer.
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -77,10 +78,7 @@ def new_fit(optimizer, lr, seed):
 found = {}
 for name in args.optimizers:
     found[name] = fit_variants(
-        {
-            f"{name} {lr:g}": lambda seed, name=name, lr=lr: new_fit(name, lr, seed)
-            for lr in RATES[name]
-        },
+        {f"{name} {lr:g}": partial(new_fit, name, lr) for lr in RATES[name]},
         range(args.seed, args.seed + args.num_seeds),
         args.run_dir,
         trainer=args.trainer,

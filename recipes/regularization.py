@@ -34,6 +34,8 @@ Prechelt 1998 (early stopping).
 # -------
 # Some are arguments of the net, the others are callbacks.
 
+from functools import partial
+
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
@@ -99,18 +101,20 @@ def make_model(**of_method):
     return CNNClassifier(1, 10, channels=[16, 32], **head, **shared)
 
 
+def make_callbacks(method):
+    return [CALLBACKS[method](args.seed)] if method in CALLBACKS else []
+
+
 results = {}
 for method in args.methods:
     # SAM takes two steps, which the fits cannot take as one; neither can a dev run.
     one_by_one = method == "SAM" or args.fast_dev_run
     results[method] = cross_validate(
-        lambda method=method: make_model(**OF_NET.get(method, {})),
+        partial(make_model, **OF_NET.get(method, {})),
         data,
         num_folds=args.num_folds,
         repeats=args.repeats,
-        make_callbacks=lambda method=method: (
-            [CALLBACKS[method](args.seed)] if method in CALLBACKS else []
-        ),
+        make_callbacks=partial(make_callbacks, method),
         trainer=args.trainer,
         select="inner" if method == "early stopping" else "last",
         engine="sequential" if one_by_one else "vectorized",

@@ -29,25 +29,21 @@ memory*, 1997; Cho et al., *Learning phrase representations using RNN encoder-de
 # Settings and data
 # -----------------
 
+from functools import partial
+
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from dlblocks import plots
 from dlblocks.callbacks import Augment
 from dlblocks.cli import recipe_arguments
-from dlblocks.crossval import cross_validate
+from dlblocks.crossval import baseline_scores, cross_validate
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import RNNClassifier
 from dlblocks.runs import is_rank_zero, mean_std, table, write_results
 
 args = recipe_arguments(
-    __doc__,
-    kinds=["lstm", "gru", "rnn"],
-    num_folds=3,
-    hidden=64,
-    lr=0.005,
-    max_epochs=20,
+    __doc__, kinds=["lstm", "gru", "rnn"], num_folds=3, hidden=64, lr=0.005, max_epochs=20
 )
 data = DigitsDataModule(test_fraction=0.0, split_seed=args.seed, shuffle_seed=args.seed)
 
@@ -58,7 +54,8 @@ data = DigitsDataModule(test_fraction=0.0, split_seed=args.seed, shuffle_seed=ar
 scores = {}
 for kind in args.kinds:
     result = cross_validate(
-        lambda kind=kind: RNNClassifier(
+        partial(
+            RNNClassifier,
             in_features=8,
             num_classes=10,
             kind=kind,
@@ -88,16 +85,14 @@ for kind in args.kinds:
 # %%
 # Result
 # ------
-# The baselines get the 64 pixels, and the same folds from scikit-learn's ``cross_val_score``.
+# The baselines get the 64 pixels, and the same folds.
 
 others = {
     "logistic regression": LogisticRegression(max_iter=5000),
     "1-nearest neighbour": KNeighborsClassifier(1),
 }
-pixels, labels = data.source.inputs.flatten(1).numpy(), data.source.targets.numpy()
-folds = [(fold["train"], fold["val"]) for fold in data.splits(args.num_folds)]
 for name, machine in others.items():
-    scores[name] = cross_val_score(machine, pixels, labels, cv=folds)
+    scores[name] = baseline_scores(machine, data, args.num_folds)
 means = {name: mean_std(values) for name, values in scores.items()}
 if is_rank_zero():
     print(table([{"model": name, "accuracy": mean} for name, mean in means.items()]))

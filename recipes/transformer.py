@@ -26,13 +26,12 @@ Papers: Vaswani et al., *Attention is all you need*, 2017; Dosovitskiy et al., *
 # -----------------
 
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import cross_val_score
 from sklearn.svm import SVC
 
 from dlblocks import plots
 from dlblocks.callbacks import Augment
 from dlblocks.cli import recipe_arguments
-from dlblocks.crossval import cross_validate
+from dlblocks.crossval import baseline_scores, cross_validate
 from dlblocks.data import DigitsDataModule
 from dlblocks.models import TransformerClassifier, ViTClassifier, load
 from dlblocks.runs import is_rank_zero, mean_std, table, write_results
@@ -98,17 +97,15 @@ if "vit" in results and not args.trainer["fast_dev_run"]:  # which keeps no chec
 # %%
 # Result
 # ------
-# The baselines get the 64 pixels, and the same folds from scikit-learn's ``cross_val_score``.
+# The baselines get the 64 pixels, and the same folds.
 
 scores = {net: result.values("val/accuracy") for net, result in results.items()}
 others = {
     "RBF SVM": SVC(C=10, gamma=0.001 * 16**2 / 255**2),
     "logistic regression": LogisticRegression(max_iter=5000),
 }
-pixels, labels = data.source.inputs.flatten(1).numpy(), data.source.targets.numpy()
-folds = [(fold["train"], fold["val"]) for fold in data.splits(args.num_folds)]
 for name, machine in others.items():
-    scores[name] = cross_val_score(machine, pixels, labels, cv=folds)
+    scores[name] = baseline_scores(machine, data, args.num_folds)
 means = {name: mean_std(values) for name, values in scores.items()}
 figures["accuracy"] = plots.strip(scores, metric="accuracy")
 if is_rank_zero():

@@ -26,17 +26,12 @@ from PIL import Image
 
 from dlblocks import load
 from dlblocks.callbacks import Augment
-from dlblocks.cli import run_recipe
+from dlblocks.cli import RecipeArguments, run_recipe
 from dlblocks.crossval import CrossValidationResult, cross_validate
-from dlblocks.data import (
-    DetectionDataModule,
-    boxes_of_tiles,
-    cut_tiles,
-    packaged_file,
-)
+from dlblocks.data import DetectionDataModule, boxes_of_tiles, cut_tiles, packaged_file
 from dlblocks.data.annotations import read_voc_file
 from dlblocks.models import Detector
-from dlblocks.runs import is_rank_zero, next_run_dir, write_json
+from dlblocks.runs import add_to_summary, is_rank_zero
 from dlblocks.tasks import DetectionTask
 
 TILE = 200  # pixels
@@ -46,39 +41,26 @@ IOU = 0.4  # from which on a crown is found, as in the evaluation of deepforest
 
 
 def main(
+    args: RecipeArguments,
     arch: Literal["fcos", "retinanet", "fasterrcnn"] = "fcos",
     pretrained: bool = False,
     num_folds: int = 2,
     batch_size: int = 4,
     max_epochs: int = 20,
     lr: float = 0.002,
-    run_dir: str | None = None,
-    logger: Literal["csv", "wandb", "tensorboard", "none"] = "csv",
-    fast_dev_run: bool = False,
-    accelerator: str = "auto",
-    devices: int | str = "auto",
-    precision: str = "32-true",
-    seed: int = 0,
 ) -> None:
     """Boxes around the crowns of trees: cross-validation over blocks of a site, test on others.
 
     Args:
+        args: Those of all recipes.
         arch: The detector: "fcos", "retinanet" or "fasterrcnn".
         pretrained: Begin with EfficientNet-Lite0's weights of ImageNet.
         num_folds: Number of folds.
         batch_size: Images of a batch. There are few tiles, so 4 gives more steps.
         max_epochs: Epochs.
         lr: Peak of the one-cycle learning rate.
-        run_dir: Where everything goes; by default runs/trees, or runs/trees-2 and so on.
-        logger: Where to log.
-        fast_dev_run: One batch of everything, to see that it runs.
-        accelerator: What to train on, as for Lightning's Trainer.
-        devices: How many of them, as for Lightning's Trainer.
-        precision: Numeric precision, as for Lightning's Trainer.
-        seed: Seed of split, initialisation and augmentation.
     """
-    seed_everything(seed, workers=True, verbose=False)
-    folder = run_dir or next_run_dir("runs/trees")
+    seed_everything(args.seed, workers=True, verbose=False)
 
     def make_model() -> Detector:
         model = Detector(
@@ -102,34 +84,27 @@ def main(
             vertical_flip=0.5,
             crop_padding=16,
             scale=(0.9, 1.1),
-            seed=seed,
+            seed=args.seed,
         )
 
-    trainer = {
-        "max_epochs": max_epochs,
-        "accelerator": accelerator,
-        "devices": devices,
-        "precision": precision,
-        "fast_dev_run": fast_dev_run,
-    }
-    crowns = trees(batch_size=batch_size, split_seed=seed, shuffle_seed=seed)
+    crowns = trees(batch_size=batch_size, split_seed=args.seed, shuffle_seed=args.seed)
     result = cross_validate(
         make_model,
         crowns,
         num_folds=num_folds,
         make_callbacks=lambda: [make_augment()],
-        trainer=trainer,
+        trainer=args.trainer,
         monitor="val/map_50",
         select="last",
-        logger=logger,
-        run_dir=folder,
-        seed=seed,
+        logger=args.logger,
+        run_dir=args.run_dir,
+        seed=args.seed,
     )
-    metrics = test_trees(result, crowns)
+    tested = test_trees(result, crowns)
     if is_rank_zero():
-        for name, value in metrics.items():
-            print(f"{name:<24}{value:.4f}")
-        print(f"Everything is in {folder}: summary.json, checkpoints, figures/.")
+        for name, row in (result.summary()["metrics"] | tested).items():
+            print(f"{name:<24}{row['mean']:.4f}")
+    add_to_summary(args.run_dir, tested)
 
 
 def trees(**arguments: Any) -> DetectionDataModule:
@@ -153,7 +128,7 @@ def of_deepforest(file: str) -> Path:
     return packaged_file("deepforest", f"data/{file}", "--no-deps deepforest")
 
 
-def test_trees(result: CrossValidationResult, crowns: DetectionDataModule) -> dict[str, float]:
+def test_trees(result: CrossValidationResult, crowns: DetectionDataModule) -> dict[str, Any]:
     """Train on all of Yellowstone, and test elsewhere."""
     model = result.refit()
     tested = result.test(model)
@@ -171,10 +146,7 @@ def test_trees(result: CrossValidationResult, crowns: DetectionDataModule) -> di
         name: {"mean": mean, "interval": tested.interval(name)} for name, mean in tested.items()
     }
     found |= {f"test/{name}": {"mean": x[0], "interval": x[1:]} for name, x in f1.items()}
-    summary = result.summary()
-    summary["metrics"] |= {**found, "val/f1": {"mean": max(every)}}
-    write_json(result.run_dir / "summary.json", summary)
-    return {name: row["mean"] for name, row in summary["metrics"].items()}
+    return {**found, "val/f1": {"mean": max(every)}}
 
 
 def load_lite0(model: Detector) -> None:

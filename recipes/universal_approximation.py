@@ -27,6 +27,8 @@ any function*, 1993, which covers ReLU.
 # Functions
 # ---------
 
+from functools import partial
+
 import numpy as np
 import torch
 
@@ -43,12 +45,7 @@ FUNCTIONS = {
     "jump": np.sign,
 }
 args = recipe_arguments(
-    __doc__,
-    widths=[4, 16, 64, 256],
-    num_seeds=5,
-    num_samples=1024,
-    max_epochs=250,
-    lr=0.01,
+    __doc__, widths=[4, 16, 64, 256], num_seeds=5, num_samples=1024, max_epochs=250, lr=0.01
 )
 args.num_seeds = 1 if args.fast_dev_run else args.num_seeds
 check_new_run_dir(args.run_dir)
@@ -96,10 +93,7 @@ def new_fit(function, width, seed):
 rows = []
 for width in args.widths:
     found = fit_variants(
-        {
-            f"{name} {width}": lambda seed, f=f, width=width: new_fit(f, width, seed)
-            for name, f in FUNCTIONS.items()
-        },
+        {f"{name} {width}": partial(new_fit, f, width) for name, f in FUNCTIONS.items()},
         seeds,
         args.run_dir,
         trainer=args.trainer,

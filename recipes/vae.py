@@ -106,7 +106,6 @@ if is_rank_zero():
         plane = torch.cartesian_prod(line, line)
         said = np.array([f"{x:.1f}, {y:.1f}" for x, y in plane.tolist()])
         plots.save(plots.batch(model.decode(plane), said), args.run_dir / "figures" / "plane.png")
-    print(f"Everything is in {args.run_dir}: summary.json, checkpoints/, figures/.")
 
 # %%
 # .. recorded:: vae

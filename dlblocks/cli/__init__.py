@@ -15,8 +15,9 @@ from typing import Any
 
 from dlblocks import __version__
 from dlblocks.cli._commands import help_text
+from dlblocks.cli._recipe_arguments import RecipeArguments
 
-__all__ = ["main", "recipe_arguments", "run_recipe"]
+__all__ = ["RecipeArguments", "main", "recipe_arguments", "run_recipe"]
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -36,14 +37,25 @@ def main(args: Sequence[str] | None = None) -> None:
 def run_recipe(function: Callable[..., None]) -> None:
     """Run a recipe's function with arguments from the command line.
 
-    The function's signature defines the arguments.
+    The function's signature defines the arguments, and its docstring explains them. A parameter
+    annotated with `RecipeArguments` gets ``--run_dir``, ``--logger``, ``--fast_dev_run``,
+    ``--accelerator``, ``--devices``, ``--precision`` and ``--seed``.
+
+    Errors that are the user's are printed in one line.
+
+    Example::
+
+        def main(args: RecipeArguments, width: int = 64, max_epochs: int = 20) -> None:
+            trainer = pl.Trainer(**args.trainer)  # with max_epochs
+
+        run_recipe(main)
     """
-    from dlblocks.cli._run import run_function
+    from dlblocks.cli._recipe import run_function
 
     run_function(function)
 
 
-def recipe_arguments(doc: str | None, **settings: Any) -> Any:
+def recipe_arguments(doc: str | None, **settings: Any) -> RecipeArguments:
     """Parse the command line of a recipe in cells.
 
     Each setting becomes an argument of the type of its default value. A tuple of texts lists what
@@ -58,9 +70,7 @@ def recipe_arguments(doc: str | None, **settings: Any) -> Any:
         settings: Names and default values.
 
     Returns:
-        The arguments as attributes. ``run_dir`` is a path; by default a new folder
-        ``runs/<script>``, or that of a killed run which can be resumed. ``trainer`` has what
-        concerns Lightning's Trainer, ``max_epochs`` included if it is a setting.
+        The arguments as attributes; see `RecipeArguments`.
 
     Example::
 

@@ -1,24 +1,39 @@
-"""Arguments of a recipe that is a script in cells."""
+"""Arguments of a recipe."""
 
 from __future__ import annotations
 
+import inspect
 import sys
 from argparse import RawDescriptionHelpFormatter
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from jsonargparse import Namespace
+from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 
 from dlblocks.cli._parser import RecipeParser
-from dlblocks.cli._run import is_mistake_of_user
+from dlblocks.cli._recipe_arguments import RecipeArguments
+from dlblocks.cli._run import is_mistake_of_user, plain_errors
 from dlblocks.runs import next_run_dir
 
 Logger = Literal["csv", "wandb", "tensorboard", "none"]
 TRAINER = ("max_epochs", "accelerator", "devices", "precision", "fast_dev_run")
 
 
-def parse(doc: str | None, settings: dict[str, Any]) -> Namespace:
+# Name → type, default, help.
+COMMON: dict[str, tuple[Any, Any, str]] = {
+    "run_dir": (str, None, "where everything goes"),
+    "logger": (Logger, "none", "where each fit logs"),
+    "fast_dev_run": (bool, False, "one batch of everything, to see that it runs"),
+    "accelerator": (str, "auto", "what to train on, as for Lightning's Trainer"),
+    "devices": (int | str, "auto", "how many of them, as for Lightning's Trainer"),
+    "precision": (str, "32-true", "numeric precision, as for Lightning's Trainer"),
+    "seed": (int, 0, "seed of splits, initialisation and noise"),
+}
+
+
+def parse(doc: str | None, settings: dict[str, Any]) -> RecipeArguments:
     """Parse ``sys.argv``, as `dlblocks.cli.recipe_arguments` says."""
     # A kernel of Jupyter has arguments of its own.
     in_notebook = "ipykernel" in sys.modules
@@ -29,25 +44,49 @@ def parse(doc: str | None, settings: dict[str, Any]) -> Namespace:
     for key, default in settings.items():
         kind, first = kind_of(default)
         parser.add_argument(f"--{key}", type=kind, default=first, help="(default: %(default)s)")
-    common: dict[str, tuple[Any, Any, str]] = {
-        "run_dir": (str, f"runs/{name}, or {name}-2, …", "where everything goes"),
-        "logger": (Logger, "none", "where each fit logs"),
-        "fast_dev_run": (bool, False, "one batch of everything, to see that it runs"),
-        "accelerator": (str, "auto", "what to train on, as for Lightning's Trainer"),
-        "devices": (int | str, "auto", "how many of them, as for Lightning's Trainer"),
-        "precision": (str, "32-true", "numeric precision, as for Lightning's Trainer"),
-        "seed": (int, 0, "seed of splits, initialisation and noise"),
-    }
-    for key, (kind, first, says) in common.items():
-        if key not in settings:
-            shown = f"{says} (default: {first})"
-            first = None if key == "run_dir" else first
-            parser.add_argument(f"--{key}", type=kind, default=first, help=shown)
+    add_common(parser, name, but=settings)
     found = parser.parse_args([] if in_notebook else None)
-    found.run_dir = Path(found.run_dir or next_run_dir(f"runs/{name}", resume=True))
-    found.trainer = {key: found[key] for key in TRAINER if key in found}
     sys.excepthook = _plainly
-    return found
+    return arguments_of(found, name)
+
+
+def run_function(function: Callable[..., None]) -> None:
+    """Run a function by the command line, as `dlblocks.cli.run_recipe` says."""
+    with plain_errors():
+        parser, name = RecipeParser(), Path(sys.argv[0]).stem
+        parser.add_argument("--config", action=ActionConfigFile, help="a file of arguments")
+        taking = {
+            key
+            for key, parameter in inspect.signature(function).parameters.items()
+            if parameter.annotation in (RecipeArguments, RecipeArguments.__name__)
+        }
+        own = parser.add_function_arguments(function, as_group=False, skip={*taking})
+        parser.description = (inspect.getdoc(function) or "").partition("\nArgs:")[0].strip()
+        if taking:
+            add_common(parser, name, but=own)
+        found = parser.instantiate_classes(parser.parse_args())
+        given = {key: found[key] for key in own}
+        if taking:
+            given |= dict.fromkeys(taking, arguments_of(found, name))
+        function(**given)
+
+
+def add_common(parser: RecipeParser, name: str, *, but: Collection[str]) -> None:
+    """Add the arguments of all recipes that are not its own."""
+    for key, (kind, default, says) in COMMON.items():
+        if key not in but:
+            shown = f"runs/{name}, or {name}-2, …" if key == "run_dir" else default
+            parser.add_argument(
+                f"--{key}", type=kind, default=default, help=f"{says} (default: {shown})"
+            )
+
+
+def arguments_of(found: Namespace, name: str) -> RecipeArguments:
+    """Return the arguments, with a run folder and the Trainer's."""
+    given = vars(found)
+    given["run_dir"] = Path(found.run_dir or next_run_dir(f"runs/{name}", resume=True))
+    trainer = {key: given[key] for key in TRAINER if key in given}
+    return RecipeArguments(**given, trainer=trainer)
 
 
 def kind_of(default: Any) -> tuple[Any, Any]:

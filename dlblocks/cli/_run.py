@@ -7,9 +7,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-from jsonargparse import auto_cli
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from dlblocks._errors import did_you_mean
@@ -17,14 +16,13 @@ from dlblocks._quiet import isolated
 from dlblocks.cli._commands import FITS, OTHERS
 from dlblocks.cli._completion import completion
 from dlblocks.cli._finished import compare_runs, report_runs
-from dlblocks.cli._parser import RecipeParser
 from dlblocks.cli._predict import is_of_new_data, predict_file
 
 
 def run(args: Sequence[str]) -> None:
     """Run a command."""
     others = {"compare": compare_runs, "report": report_runs, "completion": completion}
-    with _plain_errors(), isolated(), _classes_of_working_folder():
+    with plain_errors(), isolated(), _classes_of_working_folder():
         command, rest = args[0], args[1:]
         known = {**FITS, **OTHERS}
         if command not in known and not command.startswith("-"):
@@ -44,12 +42,6 @@ def run(args: Sequence[str]) -> None:
             CLI(args)
 
 
-def run_function(function: Callable[..., None]) -> None:
-    """Run a function with arguments from the command line; see `dlblocks.cli.run_recipe`."""
-    with _plain_errors():
-        auto_cli(function, as_positional=False, parser_class=RecipeParser)
-
-
 @contextlib.contextmanager
 def _classes_of_working_folder() -> Iterator[None]:
     """Find modules of the working folder, as ``python -m dlblocks`` does."""
@@ -63,7 +55,7 @@ def _classes_of_working_folder() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _plain_errors() -> Iterator[None]:
+def plain_errors() -> Iterator[None]:
     """Print a mistake of the user in one line, without a traceback."""
     try:
         yield

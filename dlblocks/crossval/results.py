@@ -20,12 +20,13 @@ from dlblocks._quiet import isolated
 from dlblocks.crossval import _refit, _report
 from dlblocks.crossval._fold_config import fold_folder
 from dlblocks.crossval._fold_scores import FoldScores
-from dlblocks.crossval.held_out import HeldOutScores, check_data_of, score_once
+from dlblocks.crossval.held_out import check_data_of, score_once
 from dlblocks.crossval.importance import Importance, named_columns, permutation_importance
 from dlblocks.data import DataModule, SplitDataModule
 from dlblocks.models import Model
 from dlblocks.nets.preprocess import preprocess_of
 from dlblocks.runs._figures import drawing, save_figures
+from dlblocks.runs.intervals import HeldOutScores
 from dlblocks.tasks import PredictionTable
 
 if TYPE_CHECKING:

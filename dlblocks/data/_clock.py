@@ -50,7 +50,9 @@ class Clock:
         if self.unit == "months":
             months = places.astype("int64").astype("datetime64[M]")
             if self.rest < 0:
-                return (months + 1).astype("datetime64[s]") - np.timedelta64(DAY, "s")
+                return (months + np.timedelta64(1, "M")).astype("datetime64[s]") - np.timedelta64(
+                    DAY, "s"
+                )
             return months.astype("datetime64[s]") + np.timedelta64(self.rest, "s")
         return places
 
@@ -128,7 +130,7 @@ def find_clock(times: Array, regular: bool = True) -> Clock:
         return Clock("number", float(unique[0]), _usual(np.diff(unique)))
     months = unique.astype("datetime64[M]")
     rests = (unique - months.astype("datetime64[s]")).astype(int)
-    ends = ((months + 1).astype("datetime64[s]") - unique).astype(int) == DAY
+    ends = ((months + np.timedelta64(1, "M")).astype("datetime64[s]") - unique).astype(int) == DAY
     if (rests == rests[0]).all() or ends.all():
         numbers = months.astype(int)
         if len(np.unique(numbers)) == len(numbers):

@@ -215,7 +215,12 @@ class SourceData(SplitDataModule):
         size = None if self.batch_size == "full" else self.batch_size
         targets = self.source.targets
         shape = None if isinstance(targets, Ragged) else list(targets.shape[1:])
-        return self._make_encoder(class_names=self.class_names, batch_size=size, target_shape=shape)
+        return self._make_encoder(
+            class_names=self.class_names,
+            batch_size=size,
+            target_shape=shape,
+            target_kind=self.kinds["targets"].name,
+        )
 
     def _make_encoder(self, **shared: Any) -> Encoder:
         """Make the encoder of the source's inputs."""

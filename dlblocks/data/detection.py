@@ -21,6 +21,7 @@ from dlblocks.data._images import decode, size_of
 from dlblocks.data.annotations import Annotated, clipped, fitted, read_coco, read_voc
 from dlblocks.data.arrays import ArrayDataModule
 from dlblocks.data.datamodule import DataModule
+from dlblocks.data.encoders import Encoder, as_given
 from dlblocks.data.image_folder import _named_by
 from dlblocks.data.source import Source
 from dlblocks.fields import Boxes, Ragged
@@ -159,6 +160,9 @@ class DetectionDataModule(DataModule):
             size: Any = source.inputs.shape[2:]
             source.positions = as_positions(self.positions, len(source.inputs), size)
         return source
+
+    def _make_encoder(self, **shared: Any) -> Encoder:
+        return as_given(super()._make_encoder(**shared), self.background, self.sides)
 
     def _of_files(
         self, part: str, folder: Path, boxes: Any, labels: Any, names: list[str] | None

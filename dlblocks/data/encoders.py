@@ -52,6 +52,7 @@ class Encoder:
         class_names: Names of the classes 0 … C-1, or None for values.
         batch_size: Samples of a batch in training; None for all at once.
         target_shape: Shape of the target of a sample, or None if it is not known.
+        target_kind: Name of its kind, such as ``"boxes"``; empty if it is not known.
     """
 
     kind: ClassVar[str] = "batches"
@@ -59,6 +60,7 @@ class Encoder:
     class_names: list[str] | None = None
     batch_size: int | None = None
     target_shape: list[int] | None = None
+    target_kind: str = ""
 
     def to_plain(self) -> dict[str, Any]:
         """Return plain values, of which `from_plain` makes the same encoder."""
@@ -158,8 +160,9 @@ class ArrayEncoder(Encoder):
 
     @property
     def any_size(self) -> bool:
-        """True if images may have another size, since targets are maps."""
-        return self.input_kind == "image" and self.target_shape == self.shape[1:]
+        """True if images may have another size: targets are maps or boxes."""
+        finds_places = self.target_kind == "boxes" or self.target_shape == self.shape[1:]
+        return self.input_kind == "image" and finds_places
 
     def read(self, data: Any, rows: int, **options: Any) -> Samples:
         if isinstance(data, (str, os.PathLike)):
@@ -167,7 +170,7 @@ class ArrayEncoder(Encoder):
         elif not isinstance(data, Tensor):
             data = np.asarray(data)
         if len(data.shape) == 4 and self.any_size and data.shape[1] == self.shape[0]:
-            pass  # a map of another size is one of the same kind
+            pass  # a map of another size, or boxes in it, are of the same kind
         elif len(data.shape) != 1 + len(self.shape) or list(data.shape[1:]) != self.shape:
             one = list(data.shape) == self.shape
             raise ValueError(
@@ -354,6 +357,13 @@ def encoder_of(data_spec: Mapping[str, Any] | None) -> Encoder:
             f"the model's data are of kind {kind!r}, which this version of dlblocks does not know."
         )
     return ENCODERS[kind].from_plain(data_spec)
+
+
+def as_given(encoder: Encoder, background: Any, size: Any) -> Encoder:
+    """Read image files in their own size, unless training resized them."""
+    if isinstance(encoder, ImageEncoder):
+        encoder.background, encoder.file_size = list(background), list(size or ())
+    return encoder
 
 
 def whole_batches(rows: int) -> int:

@@ -18,7 +18,7 @@ from dlblocks._errors import check_range, did_you_mean, whole
 from dlblocks.data._cache import cached_images, decode_all, first_rows
 from dlblocks.data._images import decode, images_below, size_of
 from dlblocks.data.datamodule import DataModule
-from dlblocks.data.encoders import Encoder, ImageEncoder
+from dlblocks.data.encoders import Encoder, as_given
 from dlblocks.data.image_folder import _named_by
 from dlblocks.data.source import Source
 from dlblocks.data.tiles import positions_in
@@ -204,11 +204,7 @@ class SegmentationDataModule(DataModule):
         ]
 
     def _make_encoder(self, **shared: Any) -> Encoder:
-        found = super()._make_encoder(**shared)
-        if isinstance(found, ImageEncoder):
-            found.background = list(self.background)
-            found.file_size = list(self.sides or ())
-        return found
+        return as_given(super()._make_encoder(**shared), self.background, self.sides)
 
     @property
     def _classes(self) -> list[int] | None:

@@ -99,10 +99,10 @@ class Predictor:
         Args:
             data: What the model was trained on, in its units. For a table a CSV file, a folder of
                 them, a DataFrame, or a list of dictionaries; the target may be left out, further
-                columns are ignored. For images a file, a list or folder of files, or an array
-                (N, C, H, W), for segmentation of any one size. For arrays an array, a tensor, or a
-                ``.npy`` file. For sequences of unequal length a list of arrays (T_i, F). A
-                DataLoader or Dataset of batches or samples that begin with raw inputs. With
+                columns are ignored. For images a file, a list or folder of files, or an array (N,
+                C, H, W), for segmentation and detection of any one size. For arrays an array, a
+                tensor, or a ``.npy`` file. For sequences of unequal length a list of arrays (T_i,
+                F). A DataLoader or Dataset of batches or samples that begin with raw inputs. With
                 `preprocess`, what that takes: lists, arrays and DataFrames come in pieces of
                 `batch_size`, CSV files as DataFrames, folders and files as lists of files, a
                 DataLoader batch by batch.

@@ -9,7 +9,6 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,15 +19,11 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from dlblocks import tracking
-from dlblocks._errors import checked
-from dlblocks._files import SUMMARY, atomic_write, is_rank_zero, write_record, write_rows
+from dlblocks._files import atomic_write, write_rows
 from dlblocks._lightning import intercept_metrics, keep_callbacks, quick_gpu_check
 from dlblocks._plain import plain_checkpoints
-from dlblocks._quiet import isolated
 from dlblocks.callbacks import ExactResume
-from dlblocks.data import DataModule, SplitDataModule
-from dlblocks.models._predict_batches import NoPredictions
-from dlblocks.runs._figures import curve_figures, prediction_figures, save_figures
+from dlblocks.data import SplitDataModule
 from dlblocks.runs._history import (
     History,
     KeepHistory,
@@ -37,21 +32,15 @@ from dlblocks.runs._history import (
     record,
     stop_recording,
 )
-from dlblocks.runs._plan import configuration
 from dlblocks.runs._trainer import (
     NeedsNoValidation,
     NoLogger,
-    check_trainer_arguments,
     checking_mode,
     leaving_out,
-    resolve_mode,
     saying_that_nothing_is_validated,
     saying_what_was_logged,
-    shows_bar,
     without_bars,
 )
-from dlblocks.runs.folder import check_new_run_dir, in_run_dir, know_rank
-from dlblocks.runs.predict_part import predict_part
 
 RESUME_SECONDS = 10.0  # between checkpoints: the most work that a killed fit loses
 Select = Literal["inner", "last", "fold"]
@@ -59,88 +48,6 @@ CHECKPOINTS = {True: "best", False: "last-epoch"}  # by whether the fit is valid
 # Entries of a checkpoint.
 OF_TRAINING = ("optimizer_states", "lr_schedulers", "loops", "MixedPrecision")
 OF_AVERAGING = ("current_model_state", "averaging_state")
-
-
-@checked
-def fit_and_test(
-    model: pl.LightningModule,
-    datamodule: DataModule,
-    *,
-    callbacks: Sequence[Callback] = (),
-    trainer: Mapping[str, Any] | None = None,
-    monitor: str = "val/loss",
-    mode: Literal["min", "max"] | None = None,
-    logger: Literal["csv", "wandb", "tensorboard", "none"] | None = "csv",
-    run_dir: str | PathLike[str] | None = None,
-    progress_bar: bool = True,
-) -> dict[str, float]:
-    """Fit a model, restore its best epoch, and test it once.
-
-    The metrics of validation and test are returned. The run folder holds ``summary.json``,
-    ``history.csv``, ``checkpoints/best.ckpt``, the logger's files and ``figures/*.png``: learning
-    curves, and for the test set the confusion matrix and the hardest images, or predicted over true
-    values.
-
-    Args:
-        model: A new LightningModule.
-        datamodule: Its data, with a test set.
-        callbacks: Callbacks, such as ``[Augment(rotation=10)]``.
-        trainer: Arguments of the Lightning `Trainer`, such as ``{"max_epochs": 30}``.
-        monitor: The logged metric that chooses the best epoch.
-        mode: Whether ``"min"`` or ``"max"`` of it is best; None for the metric's own direction.
-        logger: Where to log.
-        run_dir: A folder that is empty or does not exist. None: ``runs/fit``, or with ``-2``, ….
-        progress_bar: Show Lightning's progress bar, or the one among the callbacks.
-
-    Raises:
-        ValueError: An argument is wrong.
-        FileExistsError: `run_dir` holds something already.
-        BlockingIOError: Another process works in `run_dir`.
-    """
-    mode = resolve_mode(monitor, mode, lambda: model)
-    arguments = check_trainer_arguments(trainer)
-    know_rank(arguments.get("num_nodes", 1))
-
-    def run(path: Path) -> dict[str, float]:
-        if is_rank_zero():
-            check_new_run_dir(path)
-        with isolated(), contextlib.ExitStack() as stack:
-            used = tracking.make_logger(logger, path, run_name=path.name, job_type="fit")
-            stack.enter_context(tracking.finishing(used))
-            done = fit(
-                model,
-                datamodule,
-                path,
-                callbacks=callbacks,
-                trainer=arguments,
-                monitor=monitor,
-                mode=mode,
-                logger=used,
-                bar=shows_bar(progress_bar, trainer),
-            )
-            (tested,) = done.trainer.test(model, datamodule=datamodule, verbose=False)
-            try:
-                table = predict_part(done.trainer, model, datamodule, "test")
-            except NoPredictions:  # they are for figures alone
-                table = None
-        metrics = {**done.metrics, **{name: float(value) for name, value in tested.items()}}
-        if is_rank_zero():
-            figures = curve_figures([done.history], [done.best_epoch], monitor=monitor)
-            if table is not None:
-                figures |= prediction_figures(datamodule, "test", table, title="Test set")
-            save_figures(path / "figures", figures)
-            summary = {
-                "metrics": {name: {"mean": value} for name, value in metrics.items()},
-                "epochs": done.epochs,
-                "best_epoch": done.best_epoch,
-                "seconds": done.seconds,
-                "config": {"trainer": arguments, **configuration(model, datamodule)},
-                "versions": tracking.versions(),
-            }
-            write_record(path / SUMMARY, summary, [path / "history.csv"])
-        return metrics
-
-    return in_run_dir(run_dir, "runs/fit", run, resume=False)
 
 
 @dataclass

@@ -11,13 +11,12 @@ import numpy as np
 from torch import Tensor
 
 from dlblocks import plots
-from dlblocks._files import is_rank_zero
 from dlblocks.data import DataModule
 from dlblocks.models import GenerativeModel
 from dlblocks.models.sample_quality import baselines_of, judge_model
-from dlblocks.runs.fit import fit_and_test
-from dlblocks.runs.folder import next_run_dir
-from dlblocks.runs.summary import add_to_summary, table
+from dlblocks.runs.intervals import HeldOutScores
+from dlblocks.runs.single import fit_in_folder
+from dlblocks.runs.summary import extend_summary, say_where, table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,12 +33,13 @@ def fit_and_judge(
     trainer: Mapping[str, Any] | None = None,
     logger: Literal["csv", "wandb", "tensorboard", "none"] | None = "csv",
     run_dir: str | PathLike[str] | None = None,
-) -> dict[str, float]:
+) -> HeldOutScores:
     """Fit and test a generative model, and judge its samples.
 
     The run folder is that of `fit_and_test`. ``summary.json`` also has the numbers of
     `dlblocks.models.sample_quality.judge_model`, and bits per dimension of simple models as
-    ``baselines``. ``figures`` has samples. The tables are printed.
+    ``baselines``. ``figures`` has samples, and so have W&B and TensorBoard. The tables are printed,
+    and where all is.
 
     Args:
         model: A new model.
@@ -55,30 +55,35 @@ def fit_and_judge(
         Metrics of validation and test, and on the first rank ``samples/<number>``, or with several
         samplers ``<sampler>/<number>``. The model is on the CPU then.
     """
-    folder = Path(run_dir or next_run_dir("runs/fit"))
-    metrics = fit_and_test(model, datamodule, trainer=trainer, logger=logger, run_dir=folder)
-    if not is_rank_zero():
-        return metrics
-    model.cpu()
-    count = 100 if dict(trainer or {}).get("fast_dev_run") else num_samples
-    rows = []
-    for name, options in (samplers or {"samples": {}}).items():
-        samples, found = judge_model(model, datamodule, count, **options)
-        file = f"{name.replace(' ', '_').replace(',', '')}.png"
-        plots.save(_drawn(samples[:SHOWN], model.num_classes), folder / "figures" / file)
-        rows.append({"samples": name, **found})
-        metrics |= {f"{name}/{key}": value for key, value in found.items()}
-    simple = {}
-    if model.measure == "bits_per_dim":
-        found_bits = baselines_of(model, datamodule)
-        simple = {name: float(each.mean()) for name, each in found_bits.items()}
-    baselines = {name: {"test/bits_per_dim": value} for name, value in simple.items()}
-    add_to_summary(folder, metrics, baselines=baselines)
-    for name, value in (metrics | simple).items():
-        if name.startswith(("val/", "test/")) or name in simple:
+
+    def judge(folder: Path, scores: HeldOutScores) -> tuple[dict[str, float], dict[str, Figure]]:
+        model.cpu()
+        count = 100 if dict(trainer or {}).get("fast_dev_run") else num_samples
+        rows = []
+        metrics: dict[str, float] = {}
+        figures: dict[str, Figure] = {}
+        for name, options in (samplers or {"samples": {}}).items():
+            samples, found = judge_model(model, datamodule, count, **options)
+            file = name.replace(" ", "_").replace(",", "")
+            figures[file] = _drawn(samples[:SHOWN], model.num_classes)
+            plots.save(figures[file], folder / "figures" / f"{file}.png")
+            rows.append({"samples": name, **found})
+            metrics |= {f"{name}/{key}": value for key, value in found.items()}
+        simple = {}
+        if model.measure == "bits_per_dim":
+            found_bits = baselines_of(model, datamodule)
+            simple = {name: float(each.mean()) for name, each in found_bits.items()}
+        baselines = {name: {"test/bits_per_dim": value} for name, value in simple.items()}
+        extend_summary(folder, metrics, {"baselines": baselines})
+        for name, value in (scores | simple).items():
             print(f"{name:<24}{value:.4f}")
-    print(table(rows))
-    return metrics
+        print(table(rows))
+        say_where(folder)
+        return metrics, figures
+
+    return fit_in_folder(
+        model, datamodule, trainer=trainer, logger=logger, run_dir=run_dir, also=judge
+    )
 
 
 def _drawn(samples: Tensor, num_classes: int | None) -> Figure:

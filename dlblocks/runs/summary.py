@@ -90,31 +90,68 @@ def write_results(
     """
     if not is_rank_zero():
         return
-    folder, written = Path(run_dir), [SUMMARY]
+    folder = Path(run_dir)
     if rows:
         write_rows(folder / "results.csv", rows)
-        written.append("results.csv")
     if figures:
         save_figures(folder / "figures", dict(figures))
-        written.append("figures/")
     write_json(folder / SUMMARY, {"metrics": metrics, "versions": tracking.versions(), **more})
-    print(f"Everything is in {folder}: {', '.join(written)}.", flush=True)
+    say_where(folder)
 
 
-def add_to_summary(run_dir: str | PathLike[str], metrics: Mapping[str, float], **more: Any) -> None:
-    """Add metrics to the ``summary.json`` of a fit or cross-validation.
+def add_to_summary(
+    run_dir: str | PathLike[str],
+    metrics: Mapping[str, float | Mapping[str, Any]] | None = None,
+    *,
+    figures: Mapping[str, Figure] | None = None,
+    **more: Any,
+) -> None:
+    """Add results to the run folder of a fit or cross-validation.
+
+    ``summary.json`` gets the metrics and further entries, ``figures/<name>.png`` the figures. Only
+    rank 0 writes, and prints where they are.
 
     Args:
         run_dir: The run folder.
-        metrics: Name → value.
+        metrics: Name → value, or its numbers, with ``"mean"`` among them.
+        figures: Name → figure.
         more: Further entries, such as ``baselines=…``.
+
+    Example::
+
+        scores = fit_and_test(model, data, run_dir="runs/mlp")
+        add_to_summary("runs/mlp", baselines={"linear": {"test/accuracy": 0.96}})
     """
-    path = Path(run_dir) / SUMMARY
+    if not is_rank_zero():
+        return
+    extend_summary(Path(run_dir), metrics or {}, more)
+    save_figures(Path(run_dir) / "figures", dict(figures or {}))
+    say_where(Path(run_dir))
+
+
+def extend_summary(
+    folder: Path, metrics: Mapping[str, float | Mapping[str, Any]], more: Mapping[str, Any]
+) -> None:
+    """Write metrics and further entries into ``summary.json``."""
+    path = folder / SUMMARY
     summary = read_record(path, "it is written by fit_and_test and cross_validate")
-    summary["metrics"] |= {name: {"mean": value} for name, value in metrics.items()}
+    summary["metrics"] |= {
+        name: value if isinstance(value, Mapping) else {"mean": value}
+        for name, value in metrics.items()
+    }
     check_files(path, summary, "a file of the run has changed; run it again")
-    files = [path.parent / name for name in summary.pop("files", {})]
-    write_record(path, summary | more, files)
+    files = [folder / name for name in summary.pop("files", {})]
+    write_record(path, {**summary, **more}, files)
+
+
+def say_where(folder: Path) -> None:
+    """Print which results a run folder has."""
+    kept = [
+        path.name if path.is_file() else f"{path.name}/"
+        for path in sorted(folder.iterdir())
+        if path.name in ("checkpoints", "figures") or (path.is_file() and path.name[0] != ".")
+    ]
+    print(f"Everything is in {folder}: {', '.join(kept)}.", flush=True)
 
 
 def _cell(value: Any) -> str:

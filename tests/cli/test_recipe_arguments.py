@@ -2,10 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from dlblocks.cli import recipe_arguments
+from dlblocks.cli import RecipeArguments, recipe_arguments, run_recipe
 
 SCRIPT = '''
 """
@@ -80,6 +81,45 @@ def test_wrong_arguments_are_named(parse, capsys, flag, says):
         parse(flag, lr=0.1, kind=("mlp", "cnn"), methods={"none": 1, "mixup": 2})
     assert end.value.code == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_function_gets_the_arguments_of_all_recipes(monkeypatch, capsys, tmp_path):
+    seen = {}
+
+    def main(args: RecipeArguments, width: int = 4, max_epochs: int = 2, seed: int = 3) -> None:
+        """Fit a net.
+
+        Args:
+            args: Those of all recipes.
+            width: Units of the net.
+            max_epochs: Epochs.
+            seed: Its own seed.
+        """
+        seen.update(width=width, seed=seed, args=args)
+
+    def call(*argv):
+        monkeypatch.setattr(sys, "argv", ["recipes/some.py", *argv])
+        run_recipe(main)
+
+    monkeypatch.chdir(tmp_path)
+    call("--width=8", "--logger=csv", "--devices=2", "--fast_dev_run")
+    args = seen["args"]
+    assert (seen["width"], seen["seed"], args.logger, args.fast_dev_run) == (8, 3, "csv", True)
+    assert args.run_dir == Path("runs/some")
+    assert args.trainer == {
+        "max_epochs": 2, "accelerator": "auto", "devices": 2, "precision": "32-true",
+        "fast_dev_run": True,
+    }  # fmt: skip
+    call("--seed=5", "--run_dir=here")
+    assert (seen["seed"], seen["args"].run_dir, seen["args"].logger) == (5, Path("here"), "none")
+    with pytest.raises(SystemExit):
+        call("--help")
+    said = capsys.readouterr().out
+    assert "Fit a net." in said and "Units of the net." in said and "runs/some" in said
+    assert "--args" not in said and said.count("--seed SEED") == 2
+    with pytest.raises(SystemExit):
+        call("--sead=1")
+    assert "did you mean 'seed'" in capsys.readouterr().err
 
 
 def test_a_script_has_help_and_plain_errors(tmp_path):

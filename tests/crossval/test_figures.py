@@ -11,7 +11,7 @@ from dlblocks.crossval import cross_validate, nested_cross_validate
 from dlblocks.data import ArrayDataModule
 from dlblocks.ensembles import Bagging
 from dlblocks.models import MLPClassifier
-from dlblocks.runs import fit as fitting
+from dlblocks.runs import fit_and_test
 
 X = np.random.default_rng(0).normal(size=(60, 4)).astype("float32")
 Y = np.arange(60) % 3
@@ -37,7 +37,7 @@ def bagging(data, folder):
 
 
 def once(data, folder):
-    fitting.fit_and_test(model(), data.for_fold(0, 3), run_dir=folder, **ARGUMENTS)
+    fit_and_test(model(), data.for_fold(0, 3), run_dir=folder, **ARGUMENTS)
 
 
 @pytest.mark.parametrize("run", [cross, nested, bagging, once])

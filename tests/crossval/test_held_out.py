@@ -13,10 +13,11 @@ from sklearn import metrics
 from torch.utils.data import DataLoader, TensorDataset
 
 from dlblocks.crossval import HeldOutScores, cross_validate
-from dlblocks.crossval.held_out import weighted_metrics, wilson
 from dlblocks.data import ArrayDataModule, FoldedDataModule, TabularDataModule
 from dlblocks.metrics import classification_metrics
 from dlblocks.models import MLPClassifier, MLPRegressor
+from dlblocks.runs import fit_and_test
+from dlblocks.runs.intervals import weighted_metrics, wilson
 
 CPU = {"accelerator": "cpu", "max_epochs": 2}
 
@@ -292,3 +293,41 @@ def test_a_test_that_logs_nothing(tmp_path):
     with pytest.raises(ValueError, match="nothing was logged in the test of Theirs"):
         result.test(result.refit())
     assert not (result.run_dir / "test.json").exists()
+
+
+def test_a_single_fit_has_intervals_of_its_test(tmp_path):
+    data = ArrayDataModule(*grouped_samples(), test_fraction=0.3, val_fraction=0.3)
+    found = fit_and_test(
+        MLPClassifier(2, 2, hidden=[4]), data, trainer=CPU, logger=None, run_dir=tmp_path / "run",
+        progress_bar=False,
+    )  # fmt: skip
+    right = round(found["test/accuracy"] * data.count_test())
+    expected = stats.binomtest(right, data.count_test()).proportion_ci(0.95, method="wilson")
+    assert found.interval("test/accuracy") == pytest.approx(tuple(expected))
+    low, high = found.interval("test/loss")
+    assert low < found["test/loss"] < high
+    # Validation has chosen the epoch, and is not what the intervals are about.
+    assert math.isnan(found.interval("val/accuracy")[0])
+    assert "val/accuracy" in str(found) and "it is not of the test set" in str(found)
+    predicted = dict(found.predicted.columns)
+    by_hand = HeldOutScores({"test/loss": found["test/loss"]}, predicted)
+    assert by_hand.interval("test/loss") == (low, high)
+    again = pickle.loads(pickle.dumps(found))
+    assert again.interval("test/loss") == (low, high)
+
+
+def test_a_single_fit_draws_whole_groups(tmp_path):
+    x, y = grouped_samples()
+    data = ArrayDataModule(x, y, groups=np.arange(80) // 8, test_fraction=0.3, val_fraction=0.3)
+    found = fit_and_test(
+        MLPClassifier(2, 2, hidden=[4]), data, trainer=CPU, logger=None, run_dir=tmp_path / "run",
+        progress_bar=False,
+    )  # fmt: skip
+    found.interval("test/loss")
+    assert "3 groups" in str(found)
+
+
+def grouped_samples():
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(80, 2)).astype(np.float32)
+    return x, (x.sum(1) + rng.normal(size=80) > 0).astype(int)

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import wandb
+from PIL import Image
 from scipy.optimize import linear_sum_assignment
 from torch.utils.data import DataLoader
 from torchvision.ops import box_iou
@@ -186,6 +187,22 @@ def test_new_images_become_a_table_of_boxes(run, tmp_path):
             mine[["x0", "y0", "x1", "y1"]], found["boxes"].detach(), atol=1e-3
         )
     assert len(table) == len(IMAGES)
+
+
+def test_scenes_of_another_size_are_those_of_the_detector(run, tmp_path):
+    predictor = dlblocks.load(run.run_dir / run.folds[0]["checkpoint"])
+    large = np.tile(IMAGES[:4], (1, 1, 2, 3))[..., :40, :70]
+    found = predictor.predict(large, progress_bar=False)["prediction"]
+    direct = predictor.model(torch.from_numpy(large))
+    for i, expected in enumerate(direct):
+        np.testing.assert_allclose(found[i][:, :4], expected["boxes"].detach(), atol=1e-3)
+    assert max(found.values[:, 2]) > 24 and max(found.values[:, 3]) > 24
+    for i, image in enumerate(large):
+        Image.fromarray(image[0]).save(tmp_path / f"{i}.png")
+    of_files = predictor.predict(str(tmp_path), progress_bar=False)["prediction"]
+    np.testing.assert_allclose(of_files.values, found.values, atol=1e-3)
+    with pytest.raises(ValueError, match=r"trained on samples of shape \(1, 24, 24\)"):
+        predictor.predict(np.zeros((2, 3, 24, 24), np.uint8))
 
 
 def test_refit_is_one_model(run):

@@ -48,16 +48,21 @@ def test_results_lie_in_the_run_folder(tmp_path, capsys):
     assert (tmp_path / "figures" / "losses.png").is_file()
 
 
-def test_a_summary_with_additions_still_fits_its_checksums(tmp_path):
+def test_a_summary_with_additions_still_fits_its_checksums(tmp_path, capsys):
     path = tmp_path / "summary.json"
     (tmp_path / "history.csv").write_text("epoch,loss")
     write_record(path, {"metrics": {"a": {"mean": 1.0}}}, [tmp_path / "history.csv"])
-    add_to_summary(tmp_path, {"b": 2.0}, baselines={"SVM": {"a": 0.5}})
+    figures = {"losses": plots.lines({"loss": [0.5, 0.25]})}
+    more = {"b": 2.0, "c": {"mean": 3.0, "interval": (2.0, 4.0)}}
+    add_to_summary(tmp_path, more, figures=figures, baselines={"SVM": {"a": 0.5}})
+    assert "figures/, history.csv, summary.json" in capsys.readouterr().out
+    assert (tmp_path / "figures" / "losses.png").is_file()
     found = read_record(path, "cure")
-    assert found["metrics"] == {"a": {"mean": 1.0}, "b": {"mean": 2.0}}
+    c = {"mean": 3.0, "interval": [2.0, 4.0]}
+    assert found["metrics"] == {"a": {"mean": 1.0}, "b": {"mean": 2.0}, "c": c}
     assert found["baselines"] == {"SVM": {"a": 0.5}}
     (tmp_path / "history.csv").write_text("epoch")
     with pytest.raises(ValueError, match=r"history\.csv is damaged"):
         check_files(path, found, "cure")
     with pytest.raises(ValueError, match=r"history\.csv is damaged"):
-        add_to_summary(tmp_path, {"c": 3.0})
+        add_to_summary(tmp_path, {"d": 3.0})

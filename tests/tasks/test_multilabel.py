@@ -16,8 +16,7 @@ from torch.utils.data import DataLoader
 
 from dlblocks.callbacks import CutMix, LabelSmoothing, MixUp
 from dlblocks.cli import main
-from dlblocks.crossval import CrossValidationResult, cross_validate
-from dlblocks.crossval.held_out import HeldOutScores
+from dlblocks.crossval import CrossValidationResult, HeldOutScores, cross_validate
 from dlblocks.data import ArrayDataModule, DigitsDataModule, FoldedDataModule, TabularDataModule
 from dlblocks.ensembles import AdaBoost, Bagging, GradientBoosting
 from dlblocks.models import Classifier, MLPClassifier, MLPRegressor, load
