@@ -29,8 +29,12 @@ POINTWISE = (
     nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid,
     nn.Identity, nn.Dropout,
 )  # fmt: skip
+KNOWN = (*IMAGES, *VECTORS, *POINTWISE, nn.Flatten)
+_FORWARDS: dict[Any, Any] = {kind: kind.forward for kind in (*KNOWN, nn.Sequential, CNN, MLP)}
+# What a model does with its inputs, up to the outputs of the net.
+FORWARD = {"forward", "forward_prepared"}
 Tensors = Mapping[str, Tensor]
-Layers = list[tuple[str, nn.Module]]
+Layers = list[tuple[str, Any]]
 
 
 class Chain:
@@ -53,7 +57,8 @@ class Chain:
         None if the model has another net, other layers, hooks, or a `forward` of its own.
         """
         net = model.net
-        if type(model).forward is not Model.forward or not _is_untouched(net):
+        ours = all(getattr(type(model), name) is getattr(Model, name) for name in FORWARD)
+        if not ours or FORWARD & vars(model).keys() or not _is_untouched(model, net):
             return None
         if type(net) is MLP and not net.embeddings:
             layers = [("", nn.Flatten()), *_named("net.layers", net.layers)]
@@ -63,7 +68,7 @@ class Chain:
             layers = _named("net", net)
         else:
             return None
-        return cls(layers) if _are_known(layers) else None
+        return cls(layers) if _fit_together(layers) else None
 
     def takes(self, inputs: Tensor) -> bool:
         """True if inputs (M, N, ...) have the axes that the layers expect."""
@@ -88,7 +93,7 @@ class Chain:
         if self._of_images:
             x = inputs.transpose(0, 1).flatten(1, 2)  # (N, M · C, H, W)
             if x.device.type == "cpu":
-                x = x.contiguous(memory_format=torch.channels_last)  # as fast as this or faster
+                x = x.contiguous(memory_format=torch.channels_last)  # the faster order there
         for name, layer in self.layers:
             if isinstance(layer, nn.Flatten):
                 x = (_split(x, count) if self._of_images else x).flatten(2)
@@ -104,7 +109,7 @@ class Chain:
             elif isinstance(layer, nn.BatchNorm2d):
                 x = _batch_norm(x, layer, name, tensors)
             elif isinstance(layer, nn.GroupNorm):
-                weight, bias = _flat(name, tensors)
+                weight, bias = _joined_pair(name, tensors)
                 x = F.group_norm(x, count * layer.num_groups, weight, bias, layer.eps)
             elif isinstance(layer, nn.LayerNorm):
                 x = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
@@ -120,21 +125,22 @@ class Chain:
         return x
 
 
-def _named(name: str, layer: nn.Module) -> Layers:
+def _named(name: str, layer: nn.Module | None) -> Layers:
     """Return the named layers of a chain, those of inner chains one by one."""
     if type(layer) is not nn.Sequential or not _is_untouched(layer):
         return [(name, layer)]
     # named_children() would leave out a layer that occurs a second time.
-    found = [_named(f"{name}.{key}", inner) for key, inner in layer._modules.items() if inner]
+    found = [_named(f"{name}.{key}", inner) for key, inner in layer._modules.items()]
     return [pair for part in found for pair in part]
 
 
-def _are_known(layers: Layers) -> bool:
-    """Check the layers and their order."""
+def _fit_together(layers: Layers) -> bool:
+    """Check that all layers are known, with settings that are, in a known order."""
+    # Inputs are vectors if nothing takes images or flattens them.
     is_flat = not any(type(layer) in (*IMAGES, nn.Flatten) for _, layer in layers)
     for _, layer in layers:
         kind = type(layer)
-        if kind not in (*IMAGES, *VECTORS, *POINTWISE, nn.Flatten) or not _is_untouched(layer):
+        if kind not in KNOWN or not _is_untouched(layer):
             return False
         if isinstance(layer, nn.Flatten):
             if is_flat or (layer.start_dim, layer.end_dim) != (1, -1):
@@ -142,10 +148,10 @@ def _are_known(layers: Layers) -> bool:
             is_flat = True
         elif kind in IMAGES + VECTORS and is_flat != (kind in VECTORS):
             return False
-        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) and (
-            not layer.track_running_stats or layer.momentum is None
-        ):
-            return False
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            needed = (layer.running_mean, layer.num_batches_tracked, layer.momentum)
+            if any(x is None for x in needed):
+                return False
         if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
             return False
         if isinstance(layer, nn.MaxPool2d | nn.AdaptiveMaxPool2d) and layer.return_indices:
@@ -155,11 +161,16 @@ def _are_known(layers: Layers) -> bool:
     return True
 
 
-def _is_untouched(layer: nn.Module) -> bool:
-    """True if a layer has no hooks, and the `forward` of its class."""
-    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks,
-             layer._backward_pre_hooks)  # fmt: skip
-    return not any(hooks) and "forward" not in vars(layer)
+def _is_untouched(*modules: nn.Module) -> bool:
+    """True if modules have no hooks, and the `forward` that their class had at first."""
+    for module in modules:
+        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks,
+                 module._backward_pre_hooks)  # fmt: skip
+        kind = type(module)
+        is_patched = kind.forward is not _FORWARDS.get(kind, kind.forward)
+        if any(hooks) or is_patched or "forward" in vars(module):
+            return False
+    return True
 
 
 def _split(x: Tensor, count: int) -> Tensor:
@@ -172,14 +183,10 @@ def _pair(name: str, tensors: Tensors) -> tuple[Tensor | None, Tensor | None]:
     return tensors.get(f"{name}.weight"), tensors.get(f"{name}.bias")
 
 
-def _flat(name: str, tensors: Tensors) -> tuple[Tensor | None, Tensor | None]:
+def _joined_pair(name: str, tensors: Tensors) -> tuple[Tensor | None, Tensor | None]:
     """Return weight and bias with the models' first two axes as one."""
-    weight, bias = _pair(name, tensors)
-    return _join(weight), _join(bias)
-
-
-def _join(stacked: Tensor | None) -> Tensor | None:
-    return None if stacked is None else stacked.flatten(0, 1)
+    weight, bias = (None if x is None else x.flatten(0, 1) for x in _pair(name, tensors))
+    return weight, bias
 
 
 def _batch_norm(
@@ -190,13 +197,13 @@ def _batch_norm(
     if layer.training:
         tensors[f"{name}.num_batches_tracked"].add_(1)
     momentum = layer.momentum or 0.0
-    weight, bias = _flat(name, tensors)
+    weight, bias = _joined_pair(name, tensors)
     return F.batch_norm(x, mean, var, weight, bias, layer.training, momentum, layer.eps)
 
 
 def _convolution(x: Tensor, layer: nn.Conv2d, name: str, tensors: Tensors) -> Tensor:
     """One convolution whose groups are those of all models."""
-    weight, bias = _flat(name, tensors)
+    weight, bias = _joined_pair(name, tensors)
     assert weight is not None  # for the type checker
     groups = len(tensors[f"{name}.weight"]) * layer.groups
     padding: Any = layer.padding  # a word or numbers

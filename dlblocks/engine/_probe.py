@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch.plugins import Precision
+from torch import Tensor
 
+from dlblocks._quiet import evaluating
 from dlblocks.engine._stacked_batches import Batches, BatchSource
 from dlblocks.engine._stacked_models import StackedModels
 from dlblocks.engine._support import NotVectorizable, is_out_of_memory, plain_state
 from dlblocks.models.model import Model
 
+FEW = 8  # samples on which the stack is compared with single models
 # Seconds of measuring after which no further try begins.
 ENOUGH_SECONDS = 0.04
 
@@ -74,7 +77,8 @@ def try_a_step(
             for batches in source.step(0, range(len(models))):
                 context = precision.train_step_context if training else precision.val_step_context
                 drawn = _draws_elsewhere()
-                try:
+                model = models[batches.members[0]]
+                with _refusing(model, batches, precision):
                     with context(), torch.set_grad_enabled(training):
                         losses, outputs = stack.run(
                             batches.inputs, batches.targets, batches.members, batches.weights
@@ -85,30 +89,90 @@ def try_a_step(
                         )
                         pairs = zip(params, found, strict=True)
                         used.update({name: None for name, g in pairs if g is not None})
-                except NotVectorizable:
-                    raise
-                except Exception as error:
-                    if is_out_of_memory(error):
-                        raise
-                    # If a single model fails too, the error is its own, not the stack's.
-                    _alone(models[batches.members[0]], batches, precision)
-                    raise NotVectorizable(
-                        f"{type(stack.template).__name__} cannot be computed for several models "
-                        f"together: {_short(error)}"
-                    ) from error
                 if _draws_elsewhere() != drawn:
                     raise NotVectorizable(
                         f"{type(stack.template).__name__} uses random numbers of Python or NumPy "
                         "in a step, and all models would get the same ones; draw them with torch"
                     )
-                model = models[batches.members[0]]
                 model.check_batch(outputs[0], batches.targets[0])
+                with _refusing(model, batches, precision):
+                    _check_each(stack, models, batches, precision)
+                stack.train(training)
         if plain_state(stack.template) != before:
             raise NotVectorizable(
                 f"{type(stack.template).__name__} changes its own attributes in a step, and all "
                 "models would share them"
             )
     stack.make_gradients(used)
+
+
+@contextlib.contextmanager
+def _refusing(model: Model, batches: Batches, precision: Precision) -> Iterator[None]:
+    """Turn errors of a stacked step into `NotVectorizable`, unless they are the model's own.
+
+    Args:
+        model: The first of the models.
+        batches: Their batches.
+        precision: The Trainer's precision.
+    """
+    try:
+        yield
+    except NotVectorizable:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        _alone(model, batches, precision)  # its own error
+        raise NotVectorizable(
+            f"{type(model).__name__} cannot be computed for several models together: "
+            f"{_short(error)}"
+        ) from error
+
+
+def _check_each(
+    stack: StackedModels, models: Sequence[Model], batches: Batches, precision: Precision
+) -> None:
+    """Compare the stack with each model by itself, in evaluation mode, on a few samples.
+
+    Raises:
+        NotVectorizable: Losses or outputs differ by more than rounding.
+    """
+    inputs, targets, weights = batches.inputs[:, :FEW], batches.targets[:, :FEW], batches.weights
+    weights = None if weights is None else weights[:, :FEW]
+    stack.train(False)
+    with torch.no_grad(), precision.val_step_context():
+        together = stack.run(inputs, targets, batches.members, weights)
+        for j, k in enumerate(batches.members):
+            rest = [x[j] for x in (targets, weights) if x is not None]
+            alone = _scored(models[k], inputs[j], rest)
+            mine = [found[j] for found in together]
+            if _are_close(mine, alone) or not _are_close(
+                alone, _scored(models[k], inputs[j], rest)
+            ):
+                continue  # the latter draws random numbers
+            raise NotVectorizable(
+                f"{type(models[k]).__name__} {k} has loss {alone[0].item():.6g} on its first "
+                f"samples by itself and {mine[0].item():.6g} among the others; a step depends on "
+                "more than parameters, buffers and the batch"
+            )
+
+
+def _scored(model: Model, inputs: Tensor, beside: Sequence[Tensor]) -> list[Tensor]:
+    with evaluating(model):
+        outputs = model.forward_prepared(inputs)
+        return [model.loss(outputs, *beside), outputs]
+
+
+def _are_close(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    """True if numbers differ by rounding, that of bf16 where a step computes so."""
+    for x, y in zip(found, expected, strict=True):
+        is_rough = torch.bfloat16 in (x.dtype, y.dtype) or torch.is_autocast_enabled(x.device.type)
+        rough = 0.1 if is_rough else 1e-3
+        size = float(y.abs().nan_to_num().max()) if y.numel() else 0.0
+        about = rough * size + 1e-6
+        if not torch.allclose(x.float(), y.float(), rtol=rough, atol=about, equal_nan=True):
+            return False
+    return True
 
 
 def _draws_elsewhere() -> tuple[Any, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from dlblocks._lightning import trainer_of
 from dlblocks.engine._chain import Chain
 from dlblocks.engine._support import NotVectorizable, plain_state
 from dlblocks.models.model import Model
+from dlblocks.nets import Preprocess
 from dlblocks.tasks.task import fits
 
 
@@ -23,8 +24,9 @@ class StackedModels:
 
     The parameters, buffers and gradients of model k are views of row k of the stacked tensors. An
     optimizer or a checkpoint that changes the model therefore changes the stack. A copy of the
-    first model computes for all, by `torch.func.vmap` over the leading axis: its `forward` and its
-    `loss`. Batch norm uses each model's own statistics, and dropout draws for each model.
+    first model computes for all: its net layer by layer if that is a `Chain`, else its `forward` by
+    `torch.func.vmap` over the leading axis, then its `loss`. Batch norm uses each model's own
+    statistics, and dropout draws for each model.
 
     Args:
         models: K >= 1 models with equal names, shapes and dtypes of parameters and buffers.
@@ -43,11 +45,8 @@ class StackedModels:
         self._names = [*dict(models[0].named_parameters()), *dict(models[0].named_buffers())]
         self._vmapped = _Vmapped(_Step(self.template), self._names)
         self._chain = Chain.of(self.template)
-        if self._chain is not None:
-            tail = _Step(copy.copy(self.template))
-            vars(tail.model)["_trainer"] = _NoTrainer()  # a copy drops it
-            tail.model._modules = {**tail.model._modules, "net": nn.Identity()}
-            self._after_net = _Vmapped(tail, [n for n in self._names if not n.startswith("net.")])
+        self._after_chain = _Vmapped(_AfterNet(self.template), self._names)
+        self._stacked_loss = _stacked_loss(self.template)
         self.params: dict[str, Tensor] = {}
         self.buffers: dict[str, Tensor] = {}
         self._gradients: dict[str, Tensor] = {}  # the models' gradients are views of them
@@ -84,8 +83,6 @@ class StackedModels:
         """
         for module, training in self._modes.items():
             module.training = training and mode
-        if self._chain is not None:
-            self._after_net.step.model.training = self.template.training
 
     def run(
         self,
@@ -131,11 +128,8 @@ class StackedModels:
         if self._chain is None or not self._chain.takes(inputs):
             return self._vmapped(inputs, beside, named)
         values = self._chain.forward(inputs, named, gradients)
-        task, losses = self.template.task, None
-        standard = type(self.template).loss is Model.loss
-        if task is not None and standard and fits(task, "stacked_loss", "loss"):
-            losses = task.stacked_loss(values, *beside)
-        return self._after_net(values, beside, named) if losses is None else (losses, values)
+        losses = None if self._stacked_loss is None else self._stacked_loss(values, *beside)
+        return self._after_chain(values, beside, named) if losses is None else (losses, values)
 
     def make_gradients(self, names: Iterable[str]) -> None:
         """Create gradients of 0 for these parameters.
@@ -209,6 +203,24 @@ class _Step(nn.Module):
     def forward(self, inputs: Tensor, beside: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         outputs = self.model.forward_prepared(inputs)
         return self.model.loss(outputs, *beside), outputs
+
+
+class _AfterNet(_Step):
+    """The rest of a step, from the values of the net on."""
+
+    def forward(self, values: Tensor, beside: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        task = self.model.task
+        outputs = values if task is None else task.decode(values)
+        return self.model.loss(outputs, *beside), outputs
+
+
+def _stacked_loss(model: Model) -> Callable[..., Tensor | None] | None:
+    """Return the loss of a task that is written for several models, if the model's is that one."""
+    task = model.task
+    own = type(model).loss is not Model.loss or "loss" in vars(model)
+    if task is None or own or {"loss", "decode"} & vars(task).keys():
+        return None
+    return task.stacked_loss if fits(task, "stacked_loss", "loss", "decode") else None
 
 
 class _Vmapped:
@@ -287,6 +299,7 @@ def _check_same(models: Sequence[Model]) -> None:
         return {name: (x.shape, x.dtype, x.requires_grad) for name, x in tensors.items()}
 
     _check_tensors(models[0])
+    parts = _parts(models[0])
     first, plain = described(models[0]), plain_state(models[0])
     for k, model in enumerate(models):
         mine = described(model)
@@ -301,6 +314,12 @@ def _check_same(models: Sequence[Model]) -> None:
                     f"{name} is {_said(*found)} in model {k} and {_said(*first[name])} in model 0; "
                     "models fitted together need the same architecture"
                 )
+        for path, part in _parts(model).items():
+            if part != parts.get(path):
+                raise NotVectorizable(
+                    f"{path or 'the model'} is {part} in model {k} and {parts.get(path)} in model "
+                    "0; models fitted together need the same architecture"
+                )
         if plain_state(model) != plain:
             other = plain_state(model)
             name = next(n for n in {**plain, **other} if plain.get(n) != other.get(n))
@@ -308,6 +327,19 @@ def _check_same(models: Sequence[Model]) -> None:
                 f"{name} is {other.get(name)!r} in model {k} and {plain.get(name)!r} in model 0; "
                 "only settings of the training, such as lr, may differ"
             )
+
+
+def _parts(model: Model) -> dict[str, str]:
+    """Describe each module by its path: class, settings, mode and number of hooks."""
+    found = {}
+    for path, module in model.named_modules():
+        if path.startswith("_metrics") or isinstance(module, Preprocess):
+            continue
+        text = f"{type(module).__name__}({module.extra_repr()})"
+        text += "" if module.training else " in evaluation mode"
+        hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
+        found[path] = text + (f", hooks: {hooks}" if hooks else "")
+    return found
 
 
 def _said(shape: torch.Size, dtype: torch.dtype, requires_grad: bool) -> str:

@@ -133,7 +133,13 @@ FREE = {"forward", "setup", "configure_optimizers", "hparams", "on_save_checkpoi
 def _overridden(model: Model) -> str | None:
     """Return the first overridden method that would be part of a step."""
     ours = {name for name in vars(Model) if name.startswith(("_step", "_flush", "_log", "_reset"))}
-    ours |= {"update_metrics", "compute_metrics", "reset_metrics", "flush_metrics"}
+    ours |= {
+        "outputs_and_loss",
+        "update_metrics",
+        "compute_metrics",
+        "reset_metrics",
+        "flush_metrics",
+    }
     for cls in type(model).__mro__:
         if cls.__module__.startswith("dlblocks.models."):
             return None

@@ -2,7 +2,7 @@
 
 Most of the time of a small net's fit goes into Python and into kernel launches. Here K fits share
 both. Every step computes the losses and gradients of all K models in one batched call
-(`torch.func.vmap` over stacked parameters) and updates the models in another. Each model keeps its
+(layer by layer, or by `torch.func.vmap`) and updates the models in another. Each model keeps its
 own data, initialisation, order of the data, normalisation, batch-norm statistics, dropout, changes
 of batches, gradient clipping, learning rate and schedule, choice of the best epoch and early
 stopping.

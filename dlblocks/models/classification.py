@@ -77,7 +77,8 @@ class MLPClassifier(MLPModel, Classifier):
     Args:
         in_features: Number of values of one input: 64 for 8×8 grey images.
         num_classes: Number of classes.
-        **kwargs: Net, see `dlblocks.nets.MLP`; loss and optimization, see `Classifier`.
+        **kwargs: ``hidden``, ``activation``, ``norm``, ``dropout``, ``init`` and ``embeddings`` of
+            `dlblocks.nets.MLP`; loss and optimization, see `Classifier`.
 
     Example:
         >>> import torch

@@ -64,7 +64,8 @@ class MLPRegressor(MLPModel, Regressor):
     Args:
         in_features: Number of values of one input.
         out_features: Number of target values.
-        **kwargs: Net, see `dlblocks.nets.MLP`; loss and optimization, see `Regressor`.
+        **kwargs: ``hidden``, ``activation``, ``norm``, ``dropout``, ``init`` and ``embeddings`` of
+            `dlblocks.nets.MLP`; loss and optimization, see `Regressor`.
 
     Example:
         >>> import torch

@@ -68,7 +68,8 @@ class RNNClassifier(_RNNModel, Classifier):
     Args:
         in_features: Features of a step, such as 8 for the rows of 8×8 grey images.
         num_classes: Number of classes.
-        **kwargs: Net, see `dlblocks.nets.RNN`; loss and optimization, see `Classifier`.
+        **kwargs: ``kind``, ``hidden``, ``layers``, ``bidirectional``, ``dropout``, ``readout`` and
+            ``num_tokens`` of `dlblocks.nets.RNN`; loss and optimization, see `Classifier`.
 
     Example:
         >>> model = RNNClassifier(4, 3, hidden=8)
@@ -87,7 +88,8 @@ class RNNRegressor(_RNNModel, Regressor):
     Args:
         in_features: Features of a step.
         out_features: Number of target values.
-        **kwargs: Net, see `dlblocks.nets.RNN`; loss and optimization, see `Regressor`.
+        **kwargs: ``kind``, ``hidden``, ``layers``, ``bidirectional``, ``dropout``, ``readout`` and
+            ``num_tokens`` of `dlblocks.nets.RNN`; loss and optimization, see `Regressor`.
 
     Example:
         >>> RNNRegressor(4, hidden=8)(torch.zeros(2, 5, 4)).shape

@@ -121,7 +121,7 @@ class Backbone(nn.Module):
                 f"in_channels={self.in_channels}, but the inputs have shape {tuple(shape)}; set "
                 "in_channels to the first of (C, H, W)."
             )
-        size = (self.arch, self.stem, *shape)
+        size = (repr(self.model), *shape)
         if size in _FITTING:
             return
         failed = _why_not(self.model, shape)
@@ -318,7 +318,7 @@ def _download(arch: str) -> dict[str, Tensor]:
 
 # Sizes
 
-# Nets and shapes of images that were tried: arch, stem, channels, height, width.
+# Nets, by their layers, and shapes of images (C, H, W) that fit.
 _FITTING: set[tuple[object, ...]] = set()
 
 

@@ -1,6 +1,7 @@
 """A chain of layers for several models, held against each model by itself."""
 
 import copy
+import types
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from torch import nn
 
 from dlblocks.engine._chain import Chain
 from dlblocks.engine._stacked_models import StackedModels
-from dlblocks.models import Classifier, CNNClassifier, MLPClassifier
+from dlblocks.models import Classifier, CNNClassifier, MLPClassifier, Model
+from dlblocks.tasks import MulticlassTask
 
 IMAGES, VECTORS = (3, 5, 2, 8, 8), (3, 5, 6)
 RELU = nn.ReLU()
@@ -102,6 +104,60 @@ def test_losses_gradients_and_statistics(name, members):
         torch.testing.assert_close(outputs[k], alone.eval().forward_prepared(inputs[k]))
 
 
+class Penalty(CNNClassifier):
+    def loss(self, outputs, targets):
+        return super().loss(outputs, targets) + sum(p.square().sum() for p in self.net.parameters())
+
+
+class Tempered(MulticlassTask):
+    def decode(self, outputs):
+        return outputs / 3
+
+
+class Thrice(nn.Sequential):
+    """Without layers of its own."""
+
+    def forward(self, x):
+        return 3 * x
+
+
+def hooked_model():
+    model = cnn()()
+    model.register_forward_hook(lambda module, args, output: 2 * output)
+    return model
+
+
+def own_loss():
+    model = cnn()()
+    model.loss = types.MethodType(lambda self, *args: 3 * type(self).loss(self, *args), model)
+    return model
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Penalty(2, 4, channels=[3]),
+        lambda: Model(nn.Sequential(nn.Flatten(), nn.Linear(128, 4)), Tempered(4)),
+        hooked_model,
+        own_loss,
+        classifier(nn.Flatten(), Thrice(), nn.Linear(128, 4)),
+    ],
+)
+def test_what_surrounds_the_net_counts(make):
+    stack, apart = stacked(make)
+    stack.make_gradients([name for name, p in stack.params.items() if p.requires_grad])
+    inputs, targets = torch.randn(IMAGES), torch.randint(0, 4, IMAGES[:2])
+    losses, outputs = stack.run(inputs, targets)
+    losses.sum().backward()
+    for k, model in enumerate(apart):
+        expected = model.forward_prepared(inputs[k])
+        loss = model.loss(expected, targets[k])
+        loss.backward()
+        torch.testing.assert_close((losses[k], outputs[k]), (loss, expected))
+        for mine, its in zip(stack.models[k].parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, its.grad)
+
+
 class OwnForward(CNNClassifier):
     def forward(self, inputs):
         return 2 * super().forward(inputs)
@@ -119,7 +175,7 @@ def replaced():
     return model
 
 
-def spectral():
+def normed():
     net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 4)))
     return Classifier(net, num_classes=4)
 
@@ -130,7 +186,7 @@ def spectral():
         lambda: OwnForward(2, 4),
         hooked,
         replaced,
-        spectral,
+        normed,
         classifier(nn.Flatten(2), nn.Linear(64, 4)),
         classifier(nn.Linear(8, 4), nn.Flatten()),
         classifier(nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"), nn.Flatten()),

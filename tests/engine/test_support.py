@@ -1,5 +1,6 @@
 """What looks as if it could be fitted together, and would give wrong numbers in silence."""
 
+import itertools
 import random
 
 import numpy as np
@@ -117,6 +118,40 @@ def hooked():
     return model
 
 
+ACTIVATIONS = itertools.cycle([nn.ReLU(), nn.SiLU()])
+SLOPES = itertools.cycle([0.1, 0.2])
+MODES = itertools.cycle([True, False])
+
+
+def of_layer(layer):
+    return Classifier(nn.Sequential(nn.Linear(4, 3), layer), 3)
+
+
+def one_is_evaluated():
+    return of_layer(nn.BatchNorm1d(3).train(next(MODES)))
+
+
+def one_is_hooked():
+    model = of_layer(nn.ReLU())
+    if next(MODES):
+        model.net.register_forward_hook(lambda module, args, output: 2 * output)
+    return model
+
+
+def remembers():
+    """A closure over the model's own net, which the copy of the first model would call for all."""
+    model = of_layer(nn.Sequential(nn.Linear(3, 3)))
+    before = model.net[1].forward
+    model.net[1].forward = lambda x: 2 * before(x)
+    return model
+
+
+class OwnOutputs(MLPClassifier):
+    def outputs_and_loss(self, batch):
+        outputs, loss = super().outputs_and_loss(batch)
+        return outputs, 3 * loss
+
+
 def lazy():
     return Classifier(nn.Sequential(nn.LazyLinear(3)), 3)
 
@@ -137,6 +172,12 @@ def lazy():
         (lambda: FromItsData(4, 3), r"scale is .* in model 1"),
         (hooked, "hook on its gradient"),
         (lazy, "is lazy"),
+        (lambda: of_layer(next(ACTIVATIONS)), r"net\.1 is SiLU\(\) in model 1 and ReLU\(\)"),
+        (lambda: of_layer(nn.LeakyReLU(next(SLOPES))), "net.1 is LeakyReLU"),
+        (one_is_evaluated, "in evaluation mode in model 1"),
+        (one_is_hooked, "hooks: 1 in model"),
+        (remembers, r"Classifier 1 has loss .* by itself and .* among the others"),
+        (lambda: OwnOutputs(4, 3), "overrides outputs_and_loss"),
         (lambda: MLPClassifier(4, 3, label_smoothing=random.choice([0.1, 0.2])), "label_smoothing"),
     ],
 )
