@@ -31,14 +31,16 @@ POINTWISE = (
 )  # fmt: skip
 KNOWN = (*IMAGES, *VECTORS, *POINTWISE, nn.Flatten)
 _FORWARDS: dict[Any, Any] = {kind: kind.forward for kind in (*KNOWN, nn.Sequential, CNN, MLP)}
-# What a model does with its inputs, up to the outputs of the net.
+# Methods of a model that lead to the outputs of its net.
 FORWARD = {"forward", "forward_prepared"}
 Tensors = Mapping[str, Tensor]
 Layers = list[tuple[str, Any]]
 
 
 class Chain:
-    """Layers that follow each other: those of images, a flattening, then those of vectors.
+    """Layers that follow each other.
+
+    Layers of images come first, then a flattening, then layers of vectors.
 
     Args:
         layers: Named layers of one of the models. Their modes are used, their tensors are not.
@@ -71,7 +73,7 @@ class Chain:
         return cls(layers) if _fit_together(layers) else None
 
     def takes(self, inputs: Tensor) -> bool:
-        """True if inputs (M, N, ...) have the axes that the layers expect."""
+        """True if inputs (M, N, ...) have as many axes as expected."""
         if self._of_images:
             return inputs.ndim == 5
         return inputs.ndim == 3 or self._flattens
@@ -126,7 +128,7 @@ class Chain:
 
 
 def _named(name: str, layer: nn.Module | None) -> Layers:
-    """Return the named layers of a chain, those of inner chains one by one."""
+    """Return the named layers of a chain and of its inner chains."""
     if type(layer) is not nn.Sequential or not _is_untouched(layer):
         return [(name, layer)]
     # named_children() would leave out a layer that occurs a second time.
@@ -135,7 +137,7 @@ def _named(name: str, layer: nn.Module | None) -> Layers:
 
 
 def _fit_together(layers: Layers) -> bool:
-    """Check that all layers are known, with settings that are, in a known order."""
+    """Check that layers, their settings and their order are known."""
     # Inputs are vectors if nothing takes images or flattens them.
     is_flat = not any(type(layer) in (*IMAGES, nn.Flatten) for _, layer in layers)
     for _, layer in layers:
@@ -162,7 +164,7 @@ def _fit_together(layers: Layers) -> bool:
 
 
 def _is_untouched(*modules: nn.Module) -> bool:
-    """True if modules have no hooks, and the `forward` that their class had at first."""
+    """True if modules have no hooks, and no replaced `forward`."""
     for module in modules:
         hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks,
                  module._backward_pre_hooks)  # fmt: skip

@@ -108,7 +108,9 @@ def try_a_step(
 
 @contextlib.contextmanager
 def _refusing(model: Model, batches: Batches, precision: Precision) -> Iterator[None]:
-    """Turn errors of a stacked step into `NotVectorizable`, unless they are the model's own.
+    """Turn errors of a stacked step into `NotVectorizable`.
+
+    If the first model fails by itself, too, its own error is raised.
 
     Args:
         model: The first of the models.
@@ -132,7 +134,9 @@ def _refusing(model: Model, batches: Batches, precision: Precision) -> Iterator[
 def _check_each(
     stack: StackedModels, models: Sequence[Model], batches: Batches, precision: Precision
 ) -> None:
-    """Compare the stack with each model by itself, in evaluation mode, on a few samples.
+    """Compare the stack with each model by itself.
+
+    They score a few samples in evaluation mode.
 
     Raises:
         NotVectorizable: Losses or outputs differ by more than rounding.
@@ -164,7 +168,7 @@ def _scored(model: Model, inputs: Tensor, beside: Sequence[Tensor]) -> list[Tens
 
 
 def _are_close(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
-    """True if numbers differ by rounding, that of bf16 where a step computes so."""
+    """True if numbers differ by rounding alone."""
     for x, y in zip(found, expected, strict=True):
         is_rough = torch.bfloat16 in (x.dtype, y.dtype) or torch.is_autocast_enabled(x.device.type)
         rough = 0.1 if is_rough else 1e-3

@@ -215,7 +215,7 @@ class _AfterNet(_Step):
 
 
 def _stacked_loss(model: Model) -> Callable[..., Tensor | None] | None:
-    """Return the loss of a task that is written for several models, if the model's is that one."""
+    """Return the task's loss of several models, if a model has no other."""
     task = model.task
     own = type(model).loss is not Model.loss or "loss" in vars(model)
     if task is None or own or {"loss", "decode"} & vars(task).keys():
@@ -330,7 +330,7 @@ def _check_same(models: Sequence[Model]) -> None:
 
 
 def _parts(model: Model) -> dict[str, str]:
-    """Describe each module by its path: class, settings, mode and number of hooks."""
+    """Describe class, settings, mode and hooks of each module."""
     found = {}
     for path, module in model.named_modules():
         if path.startswith("_metrics") or isinstance(module, Preprocess):
