@@ -95,9 +95,10 @@ def try_a_step(
                         "in a step, and all models would get the same ones; draw them with torch"
                     )
                 model.check_batch(outputs[0], batches.targets[0])
-                with _refusing(model, batches, precision):
-                    _check_each(stack, models, batches, precision)
-                stack.train(training)
+                if training:
+                    with _refusing(model, batches, precision):
+                        _check_each(stack, models, batches, precision)
+                    stack.train()
         if plain_state(stack.template) != before:
             raise NotVectorizable(
                 f"{type(stack.template).__name__} changes its own attributes in a step, and all "
